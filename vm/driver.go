@@ -1,0 +1,126 @@
+package vm
+
+import (
+	"context"
+	"time"
+)
+
+// Driver runs VMs on the host and keeps their files. Each method has an end: it
+// returns when ctx is done at the latest. None takes a lock of the [Manager]'s,
+// which never calls two of them at once for the same VM, but for those that
+// only look.
+type Driver interface {
+	// Platform says what VMs will run on. It asks QEMU once and remembers. It
+	// fails with a [Fault] of code [CodeQEMUUnavailable] that names the package
+	// to install.
+	Platform(ctx context.Context) (Platform, error)
+	// Admit reports whether the host could start s now: no process of the VM is
+	// left over ([CodeState]), enough memory is available
+	// ([CodeInsufficientMemory], with the numbers), its files exist.
+	Admit(ctx context.Context, s Spec) error
+
+	// Start launches QEMU for s and lets the guest run. On an error a process
+	// may be left; the caller observes and settles.
+	Start(ctx context.Context, s Spec, report Report) error
+	// Shutdown asks the guest to power off and, after o.Timeout or at once with
+	// o.Force, ends the process by harder and harder means. It returns nil when
+	// no process is left.
+	Shutdown(ctx context.Context, id string, o StopOptions, report Report) error
+	// Pause, Resume and Reset change what the guest does. Reset also lets it run.
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	Reset(ctx context.Context, id string) error
+
+	// AttachDisk plugs d into the running VM d.VMID, at the slot of its mount
+	// point. Plugging what is already plugged succeeds.
+	AttachDisk(ctx context.Context, d Disk) error
+	// DetachDisk unplugs d from the running VM d.VMID. Unplugging what is not
+	// plugged succeeds. An error of class [ErrUnavailable] means that the guest
+	// or QEMU has not let go yet.
+	DetachDisk(ctx context.Context, d Disk) error
+	// ResizeDisk grows d, plugged or not, to sizeMiB. It is [CodeInvalid] to
+	// shrink it.
+	ResizeDisk(ctx context.Context, d Disk, sizeMiB int64) error
+
+	// CreateVM makes the VM's directory and its root disk, durably; on an error
+	// nothing is left. DeleteVM removes all files of the VM, also those of one
+	// that was never finished, and succeeds if there are none.
+	CreateVM(ctx context.Context, id string, root RootDisk) error
+	DeleteVM(ctx context.Context, id string) error
+	// CreateDisk makes the file of a data disk, durably; on an error nothing is
+	// left. It fails with [CodeInsufficientStorage] when there is no room.
+	CreateDisk(ctx context.Context, id string, sizeMiB int64) error
+	// DeleteDisk removes a disk's file and succeeds if there is none.
+	DeleteDisk(ctx context.Context, id string) error
+	// DiskSize returns the size in MiB that a data disk's file really has.
+	DiskSize(ctx context.Context, id string) (int64, error)
+
+	// Observe looks at one VM. It never fails: what cannot be seen is left
+	// empty. With the process alive it also asks which data disks are plugged.
+	Observe(ctx context.Context, id string) Observation
+	// Survey looks at the whole host: cheap, no process spawned, one mute VM
+	// delays no other.
+	Survey(ctx context.Context) (Survey, error)
+}
+
+// Network connects VMs to the world.
+type Network interface {
+	// Connect prepares the host's side of the VM's NICs for a start.
+	Connect(ctx context.Context, v VM) ([]NIC, error)
+	// Disconnect removes what Connect made; it succeeds if there is nothing.
+	Disconnect(ctx context.Context, id string) error
+}
+
+// NICMode says how a NIC is connected.
+type NICMode string
+
+// NICUser is QEMU's user-mode network: outgoing connections only.
+const NICUser NICMode = "user"
+
+// A NIC is one network card of a VM and what it is connected to.
+type NIC struct {
+	Slot int // 0, 1, …: fixes its PCI address
+	MAC  string
+	Mode NICMode
+}
+
+// A Spec is everything the driver needs to know to start a VM.
+type Spec struct {
+	ID       string
+	UUID     string
+	CPUCount int
+	RAMMiB   int
+	Machine  string
+	Accel    Accel
+	Root     RootDisk
+	Disks    []Disk // in order of their slots
+	NICs     []NIC
+}
+
+// A Platform is what VMs run on.
+type Platform struct {
+	Version string // of QEMU, such as "7.2.22"
+	Machine string // the newest versioned machine type, for new VMs
+	Accel   Accel
+	Warning string // why KVM is not used although it was wanted; empty if all is well
+}
+
+// A Survey is what the host shows at one moment.
+type Survey struct {
+	VMs       map[string]Observation // by id: every VM that has a process
+	VMFiles   map[string]bool        // ids of the VMs that have files; true if the root disk is there
+	DiskFiles map[string]bool        // ids of the data disks that have a file
+}
+
+// Report tells the steps of an operation as they happen.
+type Report func(step, message string)
+
+// StopOptions say how patient a stop is.
+type StopOptions struct {
+	Force   bool          // do not ask the guest
+	Timeout time.Duration // for the guest to power off, before it is forced
+}
+
+// DefaultStopTimeout is how long a guest may take to power off when the caller
+// does not say.
+const DefaultStopTimeout = 60 * time.Second

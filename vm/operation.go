@@ -1,0 +1,79 @@
+package vm
+
+import "time"
+
+// OpState is where an operation is in its life.
+type OpState string
+
+// The states of an operation. The last three are final.
+const (
+	OpPending   OpState = "pending"
+	OpRunning   OpState = "running"
+	OpSucceeded OpState = "succeeded"
+	OpFailed    OpState = "failed"
+	OpCancelled OpState = "cancelled"
+)
+
+// Ended reports whether the operation is over.
+func (s OpState) Ended() bool { return s == OpSucceeded || s == OpFailed || s == OpCancelled }
+
+// Kind says what an operation does: the kind of resource, a dot, and an [Op] or
+// one of the disk's verbs.
+type Kind string
+
+// The kinds of operations.
+const (
+	VMCreate   Kind = "vm.create"
+	VMDelete   Kind = "vm.delete"
+	VMStart    Kind = "vm.start"
+	VMStop     Kind = "vm.stop"
+	VMRestart  Kind = "vm.restart"
+	VMPause    Kind = "vm.pause"
+	VMResume   Kind = "vm.resume"
+	VMReset    Kind = "vm.reset"
+	DiskCreate Kind = "disk.create"
+	DiskDelete Kind = "disk.delete"
+	DiskAttach Kind = "disk.attach"
+	DiskDetach Kind = "disk.detach"
+	DiskResize Kind = "disk.resize"
+)
+
+// An Operation is the record of one change: asked for, on its way, or over. It
+// survives a kill of the daemon.
+type Operation struct {
+	Seq         int64  // order of creation, unique; set by the store
+	ID          string // a UUID of version 7
+	Kind        Kind
+	Resource    string // "vms/<id>" or "disks/<id>"
+	State       OpState
+	Step        string   // what it does now, or did last
+	Progress    *int     // percent, nil when unknown
+	Problem     *Problem // why it failed or was cancelled
+	RequestedBy string
+	RequestID   string
+	CreatedAt   time.Time
+	StartedAt   time.Time // zero while pending
+	FinishedAt  time.Time // zero until it is over
+	Log         []LogLine
+}
+
+// A LogLine is one step an operation took.
+type LogLine struct {
+	At      time.Time `json:"at"`
+	Step    string    `json:"step"`
+	Message string    `json:"message"`
+}
+
+// A Problem is why an operation did not succeed.
+type Problem struct {
+	Code   Code   `json:"code"`
+	Detail string `json:"detail"`
+	Hint   string `json:"hint,omitempty"`
+}
+
+// VMResource and DiskResource name a resource as operations, locks and the
+// observer do.
+func VMResource(id string) string { return "vms/" + id }
+
+// DiskResource returns the resource name of a data disk.
+func DiskResource(id string) string { return "disks/" + id }

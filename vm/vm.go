@@ -1,0 +1,94 @@
+// Package vm is the domain of vmand: what a template, a virtual machine, a disk
+// and an operation are, the states they can be in, and the use cases that move
+// them from one state to the next.
+//
+// It imports no other package of this module; every other package imports it.
+// Handlers (package server) and the reconcile loop (package observer) change a
+// VM or a disk only through [Manager], which serializes the operations on each
+// of them. SQLite (package store), QEMU (package qemu) and the host's network
+// (package network) are reached only through the [Store], [Driver] and
+// [Network] interfaces, so a test needs none of them.
+package vm
+
+import (
+	"regexp"
+	"time"
+)
+
+// A Template is a named size of virtual machine. It never changes once made.
+type Template struct {
+	Seq       int64 // order of creation, unique; set by the store
+	Name      string
+	CPUCount  int // vCPUs
+	RAMMiB    int
+	CreatedAt time.Time
+}
+
+// Limits of what may be asked for.
+const (
+	MaxCPUs    = 256
+	MaxRAMMiB  = 4 << 20             // 4 TiB
+	MaxDiskMiB = 16 << 20            // 16 TiB
+	MaxDisks   = 24                  // data disks on one VM
+	DefaultMiB = int64(10) * gibInMi // of a root disk when nothing is said
+	gibInMi    = 1024
+)
+
+// A VM is one virtual machine as it is recorded.
+type VM struct {
+	Seq          int64  // order of creation, unique; set by the store
+	ID           string // a DNS label, unique; see [ValidName]
+	UUID         string // the SMBIOS UUID the guest sees; also QEMU's identity over QMP
+	Template     Template
+	State        State
+	Reason       Reason
+	ReasonDetail string // free text for a person: QEMU's last words, numbers; may be empty
+	Desired      Desired
+	LocalIP      string // the guest's address, empty when unknown
+	Root         RootDisk
+	Machine      string // versioned machine type, kept for the VM's life; empty before the first start
+	Accel        Accel  // of the present or the last run; empty before the first start
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
+	StartedAt    time.Time // of the present or the last run; zero before the first start
+	Revision     int64     // goes up with every change; set by the store
+}
+
+// A RootDisk is the disk a VM boots from. It belongs to the VM alone: made and
+// deleted with it.
+type RootDisk struct {
+	SizeMiB    int64
+	Base       string // absolute path of the image it is a copy-on-write overlay of, empty for none
+	BaseFormat string // qcow2 or raw; empty without a base
+}
+
+// Accel names what executes the guest's instructions.
+type Accel string
+
+// The accelerators vmand knows.
+const (
+	KVM Accel = "kvm"
+	TCG Accel = "tcg"
+)
+
+// Desired is what the user last asked of a VM.
+type Desired string
+
+// The states a user can ask for.
+const (
+	DesiredRunning Desired = "running"
+	DesiredStopped Desired = "stopped"
+)
+
+var (
+	namePattern         = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	templateNamePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+)
+
+// ValidName reports whether s may name a VM or a disk: a DNS label in lower
+// case (RFC 1123), so that a VM's id can be its guest's hostname.
+func ValidName(s string) bool { return namePattern.MatchString(s) }
+
+// ValidTemplateName reports whether s may name a template: as [ValidName], and
+// dots and underscores inside.
+func ValidTemplateName(s string) bool { return templateNamePattern.MatchString(s) }
