@@ -1,0 +1,287 @@
+package qmptest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"reflect"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Greeting is the first line the server says in a handshake: QEMU 7.2, with
+// out-of-band execution on offer.
+const Greeting = `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "qmptest"}, "capabilities": ["oob"]}}`
+
+// Peer is a client as the server's side sees it. Its methods that send may be
+// used by several goroutines; what cannot be sent, because the client has gone,
+// is lost as it would be in QEMU.
+type Peer struct {
+	server     *Server
+	sock       *net.UnixConn
+	negotiated atomic.Bool
+	sending    sync.Mutex
+
+	// Only the goroutine that serves uses what follows.
+	buf     []byte     // received and not yet consumed
+	files   []*os.File // received and not yet given to a command
+	filesAt int        // the byte of buf that came last with files
+	all     []*os.File
+}
+
+// Command is a command as the server received it.
+type Command struct {
+	Name  string
+	OOB   bool
+	Args  Args
+	ID    json.RawMessage // nil if there was none
+	Files []*os.File      // passed along; closed when the client has gone
+}
+
+// Args is a command's arguments, a JSON object, or nil.
+type Args json.RawMessage
+
+// String returns the argument called name if it is a string, else "".
+func (a Args) String(name string) string {
+	var all map[string]any
+	if len(a) == 0 || json.Unmarshal(a, &all) != nil {
+		return ""
+	}
+	s, _ := all[name].(string)
+	return s
+}
+
+// Decode stores the arguments in v as json.Unmarshal does.
+func (a Args) Decode(v any) error { return json.Unmarshal(a, v) }
+
+// Refusal is an error of a certain QMP class. See [Refuse].
+type Refusal struct{ Class, Desc string }
+
+func (r *Refusal) Error() string { return r.Class + ": " + r.Desc }
+
+// Refuse returns an error that a [Handler] answers a command with.
+func Refuse(class, desc string) error { return &Refusal{class, desc} }
+
+// Handshake greets the client and lets it negotiate capabilities.
+func (p *Peer) Handshake() {
+	p.Raw(Greeting + "\r\n")
+	cmd := p.Next()
+	if cmd.Name != "qmp_capabilities" {
+		p.fail("got %s, want qmp_capabilities first", cmd.Name)
+	}
+	p.Reply(cmd, nil)
+	p.negotiated.Store(true)
+}
+
+// Next waits for the next command, whatever it is.
+func (p *Peer) Next() Command {
+	cmd, err := p.receive()
+	if err != nil {
+		p.fail("waiting for a command: %v", err)
+	}
+	return cmd
+}
+
+// Expect waits for the next command, which must be the named one. With args, a
+// value or JSON in a json.RawMessage, its arguments must be the same JSON value.
+func (p *Peer) Expect(name string, args ...any) Command {
+	cmd, err := p.receive()
+	if err != nil {
+		p.fail("waiting for %s: %v", name, err)
+	}
+	if cmd.Name != name {
+		p.fail("got %s %s, want %s", cmd.Name, cmd.Args, name)
+	}
+	if len(args) > 0 {
+		want := encode(args[0])
+		if !sameJSON([]byte(cmd.Args), want) {
+			p.fail("%s has arguments %s, want %s", name, cmd.Args, want)
+		}
+	}
+	return cmd
+}
+
+// Reply answers cmd with a value, encoded by json.Marshal; nil stands for {}.
+func (p *Peer) Reply(cmd Command, value any) {
+	if value == nil {
+		value = struct{}{}
+	}
+	p.say(map[string]any{"return": value}, cmd.ID)
+}
+
+// Refuse answers cmd with an error.
+func (p *Peer) Refuse(cmd Command, class, desc string) {
+	p.say(map[string]any{"error": map[string]string{"class": class, "desc": desc}}, cmd.ID)
+}
+
+// Event sends an event; nil data stands for none.
+func (p *Peer) Event(name string, data any) {
+	m := map[string]any{"event": name, "timestamp": map[string]int64{"seconds": 1700000000, "microseconds": 42}}
+	if data != nil {
+		m["data"] = data
+	}
+	p.say(m, nil)
+}
+
+// Raw sends s as it is.
+func (p *Peer) Raw(s string) {
+	p.sending.Lock()
+	defer p.sending.Unlock()
+	p.sock.Write([]byte(s))
+}
+
+// Close hangs up.
+func (p *Peer) Close() { p.sock.Close() }
+
+// Hear waits until the client has hung up, and drops what it says until then.
+func (p *Peer) Hear() { p.drain() }
+
+func (p *Peer) say(m map[string]any, id json.RawMessage) {
+	if id != nil {
+		m["id"] = id
+	}
+	p.Raw(string(encode(m)) + "\r\n")
+}
+
+// handle does the handshake and lets h answer all commands.
+func (p *Peer) handle(h Handler) {
+	p.Raw(Greeting + "\r\n")
+	for {
+		cmd, err := p.receive()
+		if err != nil {
+			return // gone
+		}
+		if cmd.Name == "qmp_capabilities" {
+			p.Reply(cmd, nil)
+			p.negotiated.Store(true)
+			continue
+		}
+		value, err := h(cmd.Name, cmd.Args)
+		var refusal *Refusal
+		switch {
+		case err == nil:
+			p.Reply(cmd, value)
+		case errors.Is(err, ErrSilent):
+		case errors.Is(err, ErrHangUp):
+			p.Close()
+		case errors.As(err, &refusal):
+			p.Refuse(cmd, refusal.Class, refusal.Desc)
+		default:
+			p.Refuse(cmd, "GenericError", err.Error())
+		}
+	}
+}
+
+// receive returns the next command, or an error if the client has gone.
+func (p *Peer) receive() (Command, error) {
+	line, files, err := p.line()
+	if err != nil {
+		return Command{}, err
+	}
+	var m struct {
+		Execute   string          `json:"execute"`
+		ExecOOB   string          `json:"exec-oob"`
+		Arguments json.RawMessage `json:"arguments"`
+		ID        json.RawMessage `json:"id"`
+	}
+	if err := json.Unmarshal(line, &m); err != nil {
+		return Command{}, fmt.Errorf("the client said %q: %w", line, err)
+	}
+	cmd := Command{Name: m.Execute + m.ExecOOB, OOB: m.ExecOOB != "", Args: Args(m.Arguments), ID: m.ID, Files: files}
+	if cmd.Name != "qmp_capabilities" {
+		p.server.heard(cmd.Name)
+	}
+	return cmd, nil
+}
+
+// line returns the next line and the files that came with it.
+func (p *Peer) line() ([]byte, []*os.File, error) {
+	for {
+		if end := bytes.IndexByte(p.buf, '\n'); end >= 0 {
+			line := p.buf[:end:end]
+			p.buf = p.buf[end+1:]
+			var files []*os.File
+			if p.files != nil && end >= p.filesAt {
+				files, p.files = p.files, nil
+			}
+			p.filesAt -= end + 1
+			return line, files, nil
+		}
+		if err := p.fill(); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// fill receives some more bytes.
+func (p *Peer) fill() error {
+	chunk, control := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(16*4))
+	n, c, _, _, err := p.sock.ReadMsgUnix(chunk, control)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return errors.New("the client hung up")
+	}
+	p.buf = append(p.buf, chunk[:n]...)
+	if c == 0 {
+		return nil
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:c])
+	if err != nil {
+		return err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return err
+		}
+		for _, fd := range fds {
+			f := os.NewFile(uintptr(fd), "passed")
+			p.files, p.all = append(p.files, f), append(p.all, f)
+		}
+	}
+	p.filesAt = len(p.buf) - 1 // the kernel ends a read with the message that has files
+	return nil
+}
+
+// drain hears the client out without a word.
+func (p *Peer) drain() {
+	for p.fill() == nil {
+		p.buf = nil
+	}
+}
+
+// release frees what the client has left behind.
+func (p *Peer) release() {
+	p.server.mu.Lock()
+	p.server.peer = nil
+	p.server.mu.Unlock()
+	p.sock.Close()
+	for _, f := range p.all {
+		f.Close()
+	}
+}
+
+// encode encodes v, which is always a test's own literal.
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Appendf(nil, "%q", err.Error())
+	}
+	return b
+}
+
+// sameJSON reports whether a and b are the same JSON value.
+func sameJSON(a, b []byte) bool {
+	var x, y any
+	if json.Unmarshal(a, &x) != nil || json.Unmarshal(b, &y) != nil {
+		return bytes.Equal(a, b)
+	}
+	return reflect.DeepEqual(x, y)
+}
