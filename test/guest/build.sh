@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+# build.sh OUTDIR — builds the small Linux guest that the end-to-end tests boot.
+#
+# The guest is made of Debian packages only (cloud kernel, busybox, syslinux) and
+# of the files in root/ beside this script. It needs no root, no loop device and no
+# mount; on the host it wants apt-get, dpkg-deb and qemu-img. What else it uses
+# (mtools, cpio, strings) it takes out of the packages that it downloads.
+#
+# OUTDIR receives
+#
+#   disk.raw            the disk, 32 MiB; boots by BIOS from virtio-blk
+#   disk-NAME.qcow2     the same with one behaviour of the table VARIANTS below
+#   vmlinuz, initrd.img what is on the disk, for a direct kernel boot
+#   MANIFEST            the packages that went in
+#
+# The disk:
+#
+#   sector 0            MBR (syslinux)
+#   sector 1            boot counter, decimal text; the guest adds one at each boot
+#   sector 2            options, lines of KEY=VALUE padded with NULs (see root/init)
+#   sector 2048 ...     FAT16: syslinux, kernel, initrd
+#
+# A behaviour is therefore 512 bytes at offset 1024 of disk.raw, nothing else.
+set -euo pipefail
+export LC_ALL=C
+
+VARIANTS='
+normal
+deaf      button=ignore
+poweroff  poweroff=1
+reboot    reboot=1
+panic     panic=1
+'
+# Loaded at boot in this order, each after what it depends on.
+MODULES='virtio_pci virtio_blk virtio_scsi sd_mod button evdev pvpanic-pci pvpanic-mmio'
+CMDLINE='console=ttyS0 quiet loglevel=4 apparmor=0 audit=0 mitigations=off nokaslr edd=off tsc=reliable no_timer_check random.trust_cpu=on'
+PACKAGES='busybox-static mtools syslinux syslinux-common'
+PART_START=2048 PART_SECTORS=63488 # 1 MiB of gap, 31 MiB of FAT
+
+main() {
+	local src out
+	src=$(cd "$(dirname "$0")" && pwd)
+	mkdir -p "${1:?usage: build.sh OUTDIR}"
+	out=$(cd "$1" && pwd)
+	local stamp
+	stamp=$(cd "$src" && find . -type f | sort | xargs sha256sum | sha256sum)
+	[ "$(cat "$out/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
+	rm -f "$out/.stamp"
+
+	local cache=$out/.cache
+	mkdir -p "$cache/deb"
+	fetch "$cache"
+	unpack "$cache"
+	initrd "$src/root" "$cache" "$out/initrd.img"
+	disk "$cache" "$out"
+	variants "$out"
+	(cd "$cache/deb" && ls -- *.deb) >"$out/MANIFEST"
+	echo "$stamp" >"$out/.stamp"
+	echo "test guest: kernel $(kernel_version "$cache"), $(du -sh --exclude=.cache "$out" | cut -f1) in $out"
+}
+
+# fetch downloads the packages that are not in the cache yet. The package lists
+# are refreshed only when they are missing or name packages that are gone.
+fetch() {
+	download "$1" && return
+	if [ "$(id -u)" != 0 ]; then
+		echo "build.sh: cannot download the guest's packages; run: sudo apt-get update" >&2
+		return 1
+	fi
+	apt-get -qq update
+	download "$1"
+}
+
+download() {
+	local kernel package missing=()
+	kernel=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+	[ -n "$kernel" ] || return 1
+	for package in $kernel $PACKAGES; do
+		compgen -G "$1/deb/${package}_*.deb" >/dev/null || missing+=("$package")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	# apt would drop to its own user for the download, which may not write here.
+	(cd "$1/deb" && apt-get -qq -o APT::Sandbox::User="$(id -un)" download "${missing[@]}" >/dev/null)
+}
+
+unpack() {
+	local deb
+	mkdir -p "$1/tree"
+	for deb in "$1"/deb/*.deb; do
+		[ ! -e "$1/tree/.${deb##*/}" ] || continue
+		dpkg-deb -x "$deb" "$1/tree"
+		: >"$1/tree/.${deb##*/}"
+	done
+}
+
+kernel_version() {
+	local dirs=("$1"/tree/lib/modules/*-cloud-amd64)
+	basename "${dirs[-1]}"
+}
+
+# initrd packs busybox, the modules and the files of root/ into a cpio archive.
+# It stays uncompressed: unpacking costs more than reading under TCG.
+initrd() {
+	local root=$2/root bb=$2/tree/bin/busybox applet module
+	rm -rf "$root"
+	mkdir -p "$root"/{bin,dev,lib/modules,proc,run,sys}
+	cp -R "$1/." "$root"
+	cp "$bb" "$root/bin/"
+	for applet in $("$bb" --list); do
+		[ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
+	done
+	: >"$root/lib/modules/order"
+	for module in $MODULES; do
+		add_module "$2/tree/lib/modules/$(kernel_version "$2")" "$root/lib/modules" "$bb" "$module"
+	done
+	find "$root" -exec touch -h -d @1700000000 {} +
+	(cd "$root" && find . -mindepth 1 | sort | "$bb" cpio -o -H newc -R 0:0 >"$3" 2>/dev/null)
+}
+
+# add_module FROM TO BUSYBOX NAME copies a module after the modules it depends on.
+add_module() {
+	local name=${4//_/-} file dependency
+	! grep -qx "$name" "$2/order" || return 0
+	file=$(find "$1/kernel" -name "$name.ko" -o -name "${name//-/_}.ko")
+	[ -n "$file" ] || { echo "build.sh: no module $name in $1" >&2; return 1; }
+	for dependency in $("$3" strings "$file" | sed -n 's/^depends=//p' | tr ',' ' '); do
+		add_module "$1" "$2" "$3" "$dependency"
+	done
+	cp "$file" "$2/$name.ko"
+	echo "$name" >>"$2/order"
+}
+
+# disk makes disk.raw: MBR, control sectors, a FAT file system that syslinux boots.
+disk() {
+	local tree=$1/tree fat=$1/fat.img raw=$2/disk.raw
+	export PATH=$tree/usr/bin:$PATH # syslinux calls mtools
+	cp "$tree/boot/vmlinuz-$(kernel_version "$1")" "$2/vmlinuz"
+	printf 'DEFAULT guest\nPROMPT 0\nLABEL guest\n LINUX /vmlinuz\n INITRD /initrd.img\n APPEND %s\n' "$CMDLINE" >"$1/syslinux.cfg"
+
+	rm -f "$fat" "$raw"
+	truncate -s $((PART_SECTORS * 512)) "$fat"
+	mformat -i "$fat" -T $PART_SECTORS -h 16 -s 63 -H $PART_START -N 564d5401 -v GUEST ::
+	mcopy -i "$fat" "$2/vmlinuz" "$2/initrd.img" "$1/syslinux.cfg" ::
+	syslinux --install "$fat"
+
+	truncate -s $(((PART_START + PART_SECTORS) * 512)) "$raw"
+	dd if="$tree/usr/lib/syslinux/mbr/mbr.bin" of="$raw" bs=440 count=1 conv=notrunc status=none
+	# One active partition of type 0e (FAT16, LBA): start 0x800, length 0xf800.
+	printf 'VMT\1\0\0\x80\xfe\xff\xff\x0e\xfe\xff\xff\0\x08\0\0\0\xf8\0\0' | dd of="$raw" bs=1 seek=440 conv=notrunc status=none
+	printf '\x55\xaa' | dd of="$raw" bs=1 seek=510 conv=notrunc status=none
+	printf '0\n' | dd of="$raw" bs=512 seek=1 conv=notrunc status=none
+	dd if="$fat" of="$raw" bs=512 seek=$PART_START conv=notrunc,sparse status=none
+}
+
+variants() {
+	local name options
+	while read -r name options; do
+		[ -n "$name" ] || continue
+		cp --sparse=always "$1/disk.raw" "$1/.variant.raw"
+		printf '%s\n' "$options" | tr ' ' '\n' | dd of="$1/.variant.raw" bs=512 seek=2 conv=notrunc status=none
+		qemu-img convert -f raw -O qcow2 "$1/.variant.raw" "$1/disk-$name.qcow2"
+	done <<<"$VARIANTS"
+	rm -f "$1/.variant.raw"
+}
+
+main "$@"
