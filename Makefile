@@ -1,0 +1,57 @@
+# vmand needs git, make and Go; `make run` and `make test` see to everything else
+# (scripts/deps.sh). All of it comes as Debian packages and Go modules.
+
+GO ?= go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+STATICCHECK := $(GO) tool -modfile=tools/staticcheck/go.mod staticcheck
+VACUUM := $(GO) tool -modfile=tools/lint/go.mod vacuum
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build run test unit cover bench check lint-openapi generate guest clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install the programs that vmand runs (QEMU), if they are missing
+	@scripts/deps.sh run
+
+build: ## build ./vmand, static
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o vmand .
+
+run: deps build ## start vmand with no configuration
+	@exec ./vmand
+
+test: ## run every test, with real QEMU, and print the coverage
+	@scripts/deps.sh test
+	@$(MAKE) --no-print-directory guest
+	@scripts/test.sh
+
+unit: ## run the fast tests, which need no QEMU
+	VMAN_TEST_QEMU=off $(GO) test -short ./...
+
+cover: ## write what the last `make test` covered to build/coverage/index.html
+	$(GO) tool cover -html=build/coverage/profile -o build/coverage/index.html
+
+bench: build guest ## measure, each as a ratio to what it could be at best
+	VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest \
+		$(GO) test -count=1 -timeout=20m -run '^$$' -bench . ./test/...
+
+check: ## format, generated code, contract, vet, static analysis, packaging
+	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)"
+	$(MAKE) --no-print-directory generate lint-openapi
+	git diff --exit-code -- openapi
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+	scripts/check-unit.sh packaging/vmand.service
+
+lint-openapi: ## lint the contract: no errors and no warnings
+	$(VACUUM) lint --details --no-banner --fail-severity warn openapi/vman.yaml
+
+generate: ## regenerate the code in openapi/ from vman.yaml
+	$(GO) generate ./openapi/...
+
+guest: ## build the Linux guest of the tests in build/guest, unless it is up to date
+	@test/guest/build.sh build/guest
+
+clean: ## remove what was built
+	rm -rf vmand build

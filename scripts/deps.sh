@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# deps.sh run|test — makes sure that the programs are there which vmand (run) or its
+# tests (test) need beside git, make and Go. As root it installs through apt what is
+# missing, and only that. Otherwise it says what to install; `run` then goes on,
+# because vmand works without QEMU, except that no VM can start.
+set -euo pipefail
+
+# program : Debian package
+needed=(qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils)
+case ${1:-} in
+run) ;;
+test) needed+=(gcc:gcc /usr/include/stdlib.h:libc6-dev) ;; # the race detector needs a C compiler
+*)
+	echo "usage: deps.sh run|test" >&2
+	exit 2
+	;;
+esac
+
+missing=()
+for entry in "${needed[@]}"; do
+	program=${entry%%:*}
+	[ -e "$program" ] || command -v "$program" >/dev/null || missing+=("${entry#*:}")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+give_up() {
+	echo "deps: missing ${missing[*]}: $1" >&2
+	[ "$mode" = run ] || exit 1
+	echo "deps: going on without; vmand reports degraded health and starts no VM" >&2
+	exit 0
+}
+
+mode=$1
+command -v apt-get >/dev/null || give_up "install them with this system's package manager"
+install=(apt-get install -y --no-install-recommends "${missing[@]}")
+[ "$(id -u)" = 0 ] || give_up "run: sudo ${install[*]}"
+
+echo "deps: installing ${missing[*]}" >&2
+export DEBIAN_FRONTEND=noninteractive
+{ apt-get -qq update && "${install[@]}" -qq; } </dev/null >&2 || give_up "apt-get failed, see above"

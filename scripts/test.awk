@@ -1,0 +1,28 @@
+# Reads the output of `go test -v`. Prints a line for a package that passed and all
+# that a failed one said; writes "N passed, N failed" to the file named by counts and
+# exits with 1 if a test failed or was skipped. Subtests count as tests.
+
+/^ *--- PASS: / { passed++ }
+/^ *--- FAIL: / { failed++; here++ }
+/^ *--- SKIP: / { failed++; here++; skipped = skipped "\nskipped: " $0 }
+
+/^ok  \t/ { print $1 "\t" $2 "\t" $3; forget(); next }
+/^FAIL\t/ {
+	for (i = 1; i <= n; i++) print line[i]
+	print
+	if (!here) failed++ # did not build, panicked or ran out of time
+	bad = 1
+	forget()
+	next
+}
+/^(\?   )?\t.*(no test files|coverage: )/ { next } # a package without tests
+{ line[++n] = $0 }
+
+function forget() { n = 0; here = 0 }
+
+END {
+	for (i = 1; i <= n; i++) print line[i]
+	if (skipped != "") print substr(skipped, 2)
+	printf "%d passed, %d failed\n", passed, failed > counts
+	exit bad || failed
+}

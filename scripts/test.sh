@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# test.sh — runs every test, with the race detector, real QEMU and the test guest, and
+# fails when a test fails, when one is skipped, or when less than MIN_COVERAGE percent
+# of the hand-written statements ran. Leaves build/test.log and build/coverage/.
+#
+# What the tests find in their environment:
+#
+#   VMAN_TEST_QEMU=required  a test that needs QEMU fails where there is none
+#   VMAN_TEST_GUEST          directory of the guest that test/guest/build.sh made
+#   VMAN_TEST_BINARY         vmand, built with race detector and coverage
+#   GOCOVERDIR               where that binary leaves its coverage; pass it on
+set -euo pipefail
+cd "$(dirname "$0")/.."
+MIN_COVERAGE=${MIN_COVERAGE:-80}
+coverage=$PWD/build/coverage
+races=$PWD/build/races
+
+rm -rf "$coverage" "$races"
+mkdir -p "$coverage/data" "$races"
+export CGO_ENABLED=1 # for -race
+export GOCOVERDIR=$coverage/data
+export VMAN_TEST_QEMU=required VMAN_TEST_GUEST=$PWD/build/guest VMAN_TEST_BINARY=$PWD/build/vmand-test
+cover=(-race -covermode=atomic -coverpkg=./...)
+
+go build -cover "${cover[@]}" -o "$VMAN_TEST_BINARY" .
+status=0
+# The daemon's standard error belongs to the test that started it: races go to files.
+GORACE=log_path=$races/race go test -v -count=1 -timeout=12m -cover "${cover[@]}" ./... \
+	-args -test.gocoverdir="$GOCOVERDIR" 2>&1 |
+	tee build/test.log | awk -v counts=build/test.counts -f scripts/test.awk || status=1
+
+for race in "$races"/*; do
+	[ -e "$race" ] || continue
+	cat "$race"
+	status=1
+done
+
+# One profile of unit tests and daemon together, without generated code.
+go tool covdata textfmt -i="$GOCOVERDIR" -o "$coverage/all"
+grep -v '\.gen\.go:' "$coverage/all" >"$coverage/profile"
+total=$(go tool cover -func="$coverage/profile" | tee "$coverage/functions" | awk '/^total:/ { sub("%", "", $NF); print $NF }')
+echo "coverage: $total % of hand-written statements (at least $MIN_COVERAGE %)"
+awk -v total="$total" -v min="$MIN_COVERAGE" 'BEGIN { exit total < min }' || status=1
+
+cat build/test.counts
+exit $status
