@@ -42,9 +42,12 @@ type Driver interface {
 	// shrink it.
 	ResizeDisk(ctx context.Context, d Disk, sizeMiB int64) error
 
+	// HasVM reports whether files of a VM of this id exist, whoever made them: a
+	// new VM must never take over those of one that the records have forgotten.
+	HasVM(ctx context.Context, id string) (bool, error)
 	// CreateVM makes the VM's directory and its root disk, durably; on an error
-	// nothing is left. DeleteVM removes all files of the VM, also those of one
-	// that was never finished, and succeeds if there are none.
+	// nothing of its own is left. DeleteVM removes all files of the VM, also
+	// those of one that was never finished, and succeeds if there are none.
 	CreateVM(ctx context.Context, id string, root RootDisk) error
 	DeleteVM(ctx context.Context, id string) error
 	// CreateDisk makes the file of a data disk, durably; on an error nothing is
@@ -52,7 +55,8 @@ type Driver interface {
 	CreateDisk(ctx context.Context, id string, sizeMiB int64) error
 	// DeleteDisk removes a disk's file and succeeds if there is none.
 	DeleteDisk(ctx context.Context, id string) error
-	// DiskSize returns the size in MiB that a data disk's file really has.
+	// DiskSize returns the size in MiB that a data disk's file really has. It
+	// fails with a [Fault] of class [ErrNotFound] if there is no file.
 	DiskSize(ctx context.Context, id string) (int64, error)
 
 	// Observe looks at one VM. It never fails: what cannot be seen is left

@@ -1,0 +1,258 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// A change is one operation: what to lock, what to record before, what to do,
+// and what to record after. See [Manager.begin].
+type change struct {
+	kind        Kind
+	resources   []string // the first is the one the operation is of
+	claim       claim
+	preemptible bool
+	timeout     time.Duration // of the act
+	// intent looks at the resources, asks the state machine, and returns what
+	// to record before anything is done.
+	intent func(context.Context) (Change, error)
+	// act does it and returns what to record when it has succeeded. Nil means
+	// that recording the intent is all there is to do.
+	act func(context.Context, *run) (Change, error)
+	// truth returns what to record when act, or the recording of its outcome,
+	// has failed.
+	truth func(context.Context) (Change, error)
+}
+
+// A run is an operation on its way.
+type run struct {
+	holder *holder
+	done   chan struct{} // closed when the outcome is recorded and the lock released
+	save   func(Operation)
+
+	mu  sync.Mutex
+	op  Operation
+	err error // why it failed; read it after done
+}
+
+func (r *run) snapshot() Operation {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	op := r.op
+	op.Log = slices.Clone(op.Log)
+	return op
+}
+
+// report is the operation's [Report]: it records a step.
+func (r *run) report(step, message string) {
+	r.mu.Lock()
+	r.op.Step = step
+	r.op.Log = append(r.op.Log, LogLine{At: now(), Step: step, Message: message})
+	r.mu.Unlock()
+	r.save(r.snapshot())
+}
+
+// wait returns the operation and its error once it is over, or ctx's error. The
+// operation goes on when ctx ends.
+func (r *run) wait(ctx context.Context) (Operation, error) {
+	select {
+	case <-r.done:
+		return r.snapshot(), r.err
+	case <-ctx.Done():
+		return r.snapshot(), context.Cause(ctx)
+	}
+}
+
+// begin is the one way to change a VM or a disk: take the locks, read, ask the
+// state machine, record the intent in one transaction; then, without waiting,
+// act and record the outcome in one transaction. It returns when the intent is
+// recorded. A client that hangs up later cancels nothing.
+//
+// If act fails, or the daemon dies half-way, the intent stays recorded and
+// truth (then) or [Manager.Settle] (later) resolves it by looking at the host.
+func (m *Manager) begin(ctx context.Context, c change) (*run, error) {
+	r, actCtx, err := m.newRun(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.locks.acquire(ctx, r.holder, c.claim, c.resources...); err != nil {
+		m.forget(r)
+		return nil, err
+	}
+	intent, err := c.intent(ctx)
+	if err == nil {
+		if c.act == nil {
+			r.end(nil)
+		}
+		op := r.snapshot()
+		intent.Operation = &op
+		err = m.store.Apply(ctx, intent)
+	}
+	if err != nil {
+		m.forget(r)
+		m.locks.release(r.holder)
+		return nil, err
+	}
+	if c.act == nil {
+		m.finish(r)
+		return r, nil
+	}
+	go m.carryOut(actCtx, r, c)
+	return r, nil
+}
+
+func (m *Manager) newRun(ctx context.Context, c change) (*run, context.Context, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, nil, fmt.Errorf("make an operation id: %w", err)
+	}
+	at, caller := now(), CallerOf(ctx)
+	actCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	r := &run{done: make(chan struct{}), save: m.saveStep}
+	r.op = Operation{ID: id.String(), Kind: c.kind, Resource: c.resources[0], State: OpRunning,
+		RequestedBy: caller.Name, RequestID: caller.RequestID, CreatedAt: at, StartedAt: at, Log: []LogLine{}}
+	r.holder = &holder{opID: r.op.ID, what: fmt.Sprintf("operation %s of %s (%s)", c.kind, c.resources[0], r.op.ID),
+		preemptible: c.preemptible, cancel: cancel, released: make(chan struct{})}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closing {
+		cancel(nil)
+		return nil, nil, &Fault{Code: CodeUnavailable, Detail: "the daemon is stopping", Hint: "try again in a moment"}
+	}
+	m.running[r.op.ID] = r
+	m.wg.Add(1)
+	return r, actCtx, nil
+}
+
+// forget ends a run that recorded nothing.
+func (m *Manager) forget(r *run) {
+	r.holder.cancel(nil)
+	m.mu.Lock()
+	delete(m.running, r.op.ID)
+	m.mu.Unlock()
+	m.wg.Done()
+}
+
+// finish lets go of a run whose outcome is recorded. The lock goes first, so
+// that who waited for the operation finds its resource free.
+func (m *Manager) finish(r *run) {
+	m.locks.release(r.holder)
+	close(r.done)
+	m.forget(r)
+}
+
+func (m *Manager) carryOut(ctx context.Context, r *run, c change) {
+	defer m.finish(r)
+	actCtx, stop := context.WithTimeoutCause(ctx, c.timeout, &Fault{Code: CodeOperationFailed,
+		Detail: fmt.Sprintf("the %s was not over after %s", c.kind, c.timeout)})
+	defer stop()
+	outcome, err := m.act(actCtx, r, c)
+	if err == nil {
+		if err = m.record(ctx, r, outcome, nil); err == nil {
+			return
+		}
+	} else if cause := context.Cause(actCtx); cause != nil {
+		err = causeFault(cause, err)
+	}
+	settleCtx, stop := context.WithTimeout(context.WithoutCancel(ctx), settlePatience)
+	defer stop()
+	truth, terr := c.truth(settleCtx)
+	if terr != nil {
+		m.log.Warn("cannot see what is true after a failed operation; the observer will", "operation", r.op.ID, "resource", r.op.Resource, "err", terr)
+	}
+	if rerr := m.record(ctx, r, truth, err); rerr != nil {
+		m.log.Error("cannot record how an operation ended; it is settled later", "operation", r.op.ID, "resource", r.op.Resource, "err", rerr)
+	}
+}
+
+// act runs c.act and turns a panic into an error, so that a defect leaves no
+// lock behind.
+func (m *Manager) act(ctx context.Context, r *run, c change) (outcome Change, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			m.log.Error("panic in an operation", "operation", r.op.ID, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return c.act(ctx, r)
+}
+
+// record ends r with err and records it together with what else is true now.
+func (m *Manager) record(ctx context.Context, r *run, truth Change, err error) error {
+	r.end(err)
+	op := r.snapshot()
+	truth.Operation = &op
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), recordPatience)
+	defer stop()
+	rerr := m.store.Apply(ctx, truth)
+	if rerr != nil && err != nil {
+		// What is true may have moved on; how the operation ended has not.
+		rerr = errors.Join(rerr, m.store.Apply(ctx, Change{Operation: &op}))
+	}
+	level := m.log.Info
+	if err != nil {
+		level = m.log.Warn
+	}
+	level("operation over", "operation", op.ID, "kind", op.Kind, "resource", op.Resource, "state", op.State,
+		"took", op.FinishedAt.Sub(op.StartedAt), "request_id", op.RequestID, "err", err)
+	return rerr
+}
+
+// end sets the final state of the operation in memory.
+func (r *run) end(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.op.FinishedAt = now()
+	r.op.Problem = ProblemOf(err)
+	r.op.Progress = nil
+	switch {
+	case err == nil:
+		r.op.State = OpSucceeded
+		r.op.Progress = ptr(100)
+	case r.op.Problem.Code == CodeCancelled:
+		r.op.State = OpCancelled
+	default:
+		r.op.State = OpFailed
+	}
+	var f *Fault
+	if errors.As(err, &f) {
+		told := *f
+		told.OperationID = r.op.ID
+		err = &told
+	}
+	r.err = err
+}
+
+// causeFault says why an operation's context ended.
+func causeFault(cause, err error) error {
+	var p preempted
+	var f *Fault
+	switch {
+	case errors.As(cause, &p):
+		return &Fault{Code: CodeCancelled, Detail: p.Error(), Err: err}
+	case errors.As(cause, &f):
+		told := *f
+		told.Err = err
+		return &told
+	}
+	return err
+}
+
+// saveStep records a step while the operation goes on. That it could not be
+// recorded is no reason to stop.
+func (m *Manager) saveStep(op Operation) {
+	ctx, stop := context.WithTimeout(context.Background(), recordPatience)
+	defer stop()
+	if err := m.store.Apply(ctx, Change{Operation: &op}); err != nil {
+		m.log.Warn("cannot record an operation's step", "operation", op.ID, "step", op.Step, "err", err)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }

@@ -1,0 +1,181 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Options are what a [Manager] can be told.
+type Options struct {
+	// Base is the image that root disks are overlays of; its zero value makes
+	// empty root disks. Base.SizeMiB is the image's own size.
+	Base RootDisk
+	// Keep is how long operations that are over are remembered; 30 days if zero.
+	Keep time.Duration
+}
+
+// Manager carries out the use cases: it is the only one who changes a VM or a
+// disk. All of its methods may be called at the same time.
+type Manager struct {
+	store   Store
+	driver  Driver
+	network Network
+	o       Options
+	log     *slog.Logger
+	locks   locks
+
+	mu      sync.Mutex
+	running map[string]*run // operations on their way, by id
+	closing bool
+	wg      sync.WaitGroup
+}
+
+// NewManager returns a manager of what is recorded in s and runs on d.
+func NewManager(s Store, d Driver, n Network, o Options, log *slog.Logger) *Manager {
+	if o.Keep == 0 {
+		o.Keep = 30 * 24 * time.Hour
+	}
+	return &Manager{store: s, driver: d, network: n, o: o, log: log, running: map[string]*run{}}
+}
+
+// A Version identifies one state of one resource. Seq is never used twice, so a
+// VM made anew under an old name has another version.
+type Version struct{ Seq, Revision int64 }
+
+// A Match is a precondition on the resource to change: nil for none, else one
+// of the versions must be the present one.
+type Match []Version
+
+func (m Match) check(resource string, now Version) error {
+	if m == nil || slices.Contains(m, now) {
+		return nil
+	}
+	return &Fault{Code: CodePrecondition, Detail: resource + " has changed since the version in If-Match",
+		Hint: "read it again and repeat the request with its new ETag"}
+}
+
+// CreateTemplate records a new template.
+func (m *Manager) CreateTemplate(ctx context.Context, t Template) (Template, error) {
+	if !ValidTemplateName(t.Name) {
+		return Template{}, invalidField("/name", "must be 1 to 63 of a-z, 0-9, '-', '.' and '_', and begin and end with a letter or a digit")
+	}
+	if t.CPUCount < 1 || t.CPUCount > MaxCPUs {
+		return Template{}, invalidField("/cpu_count", "must be 1 to %d", MaxCPUs)
+	}
+	if t.RAMMiB < 1 || t.RAMMiB > MaxRAMMiB {
+		return Template{}, invalidField("/ram_amount", "must be 1 to %d MiB", MaxRAMMiB)
+	}
+	t.CreatedAt = now()
+	return m.store.CreateTemplate(ctx, t)
+}
+
+// DeleteTemplate forgets a template that no VM is made of.
+func (m *Manager) DeleteTemplate(ctx context.Context, name string, match Match) error {
+	t, err := m.store.Template(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := match.check("template "+name, Version{Seq: t.Seq}); err != nil {
+		return err
+	}
+	return m.store.DeleteTemplate(ctx, name)
+}
+
+// Busy reports whether an operation holds the resource right now.
+func (m *Manager) Busy(resource string) bool { return m.locks.busy(resource) }
+
+// Prune forgets the operations that have been over for longer than
+// [Options].Keep and returns how many.
+func (m *Manager) Prune(ctx context.Context) (int, error) {
+	return m.store.PruneOperations(ctx, now().Add(-m.o.Keep))
+}
+
+// Wait returns the operation once it is over. When ctx is done first it returns
+// the operation as it is then, without an error.
+func (m *Manager) Wait(ctx context.Context, id string) (Operation, error) {
+	m.mu.Lock()
+	r := m.running[id]
+	m.mu.Unlock()
+	if r != nil {
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+		}
+		return r.snapshot(), nil
+	}
+	return m.store.Operation(context.WithoutCancel(ctx), id)
+}
+
+// CancelOperation asks an operation to give up, and waits a moment for it.
+func (m *Manager) CancelOperation(ctx context.Context, id string) (Operation, error) {
+	m.mu.Lock()
+	r := m.running[id]
+	m.mu.Unlock()
+	if r == nil {
+		op, err := m.store.Operation(ctx, id)
+		if err != nil {
+			return Operation{}, err
+		}
+		return op, &Fault{Code: CodeNotCancellable, OperationID: id, Detail: fmt.Sprintf("operation %s is over: it has %s", id, op.State)}
+	}
+	if !r.holder.preemptible {
+		return r.snapshot(), &Fault{Code: CodeNotCancellable, OperationID: id, Detail: fmt.Sprintf("the %s cannot be cancelled", r.holder.what)}
+	}
+	r.holder.cancel(&Fault{Code: CodeCancelled, Detail: "cancelled by " + CallerOf(ctx).Name})
+	ctx, stop := context.WithTimeout(ctx, cancelPatience)
+	defer stop()
+	op, err := m.Wait(ctx, id)
+	if err == nil && (op.State == OpSucceeded || op.State == OpFailed) {
+		err = &Fault{Code: CodeNotCancellable, OperationID: id, Detail: fmt.Sprintf("operation %s was over first: it has %s", id, op.State)}
+	}
+	return op, err
+}
+
+// Close refuses new operations and waits for those on their way until ctx is
+// done; then it makes them give up, which their records say.
+func (m *Manager) Close(ctx context.Context) {
+	m.mu.Lock()
+	m.closing = true
+	m.mu.Unlock()
+	idle := make(chan struct{})
+	go func() {
+		m.wg.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+		return
+	case <-ctx.Done():
+	}
+	m.mu.Lock()
+	for _, r := range m.running {
+		r.holder.cancel(errClosing)
+	}
+	m.mu.Unlock()
+	select {
+	case <-idle:
+	case <-time.After(closePatience):
+		m.log.Warn("operations did not give up in time; they are settled at the next start")
+	}
+}
+
+const (
+	cancelPatience = 10 * time.Second
+	closePatience  = 10 * time.Second
+	recordPatience = 30 * time.Second // for one transaction, when nobody waits for it
+	settlePatience = 20 * time.Second // to find out what is true, and to end what must end
+)
+
+var errClosing = &Fault{Code: CodeInterrupted, Detail: "the daemon was stopped in the middle of the operation"}
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
+
+// isContext reports whether err says that a context ended.
+func isContext(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
