@@ -1,6 +1,6 @@
 # Reads the output of `go test -v`. Prints a line for a package that passed and all
 # that a failed one said; writes "N passed, N failed" to the file named by counts and
-# exits with 1 if a test failed or was skipped. Subtests count as tests.
+# exits with 1 if a test failed. Subtests count as tests, skipped tests as failed.
 
 /^ *--- PASS: / { passed++ }
 /^ *--- FAIL: / { failed++; here++ }

@@ -8,7 +8,6 @@
 #   VMAN_TEST_QEMU=required  a test that needs QEMU fails where there is none
 #   VMAN_TEST_GUEST          directory of the guest that test/guest/build.sh made
 #   VMAN_TEST_BINARY         vmand, built with race detector and coverage
-#   GOCOVERDIR               where that binary leaves its coverage; pass it on
 set -euo pipefail
 cd "$(dirname "$0")/.."
 MIN_COVERAGE=${MIN_COVERAGE:-80}
@@ -17,26 +16,30 @@ races=$PWD/build/races
 
 rm -rf "$coverage" "$races"
 mkdir -p "$coverage/data" "$races"
-export CGO_ENABLED=1 # for -race
-export GOCOVERDIR=$coverage/data
+export CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 # for -race; it would sleep a second at each exit
 export VMAN_TEST_QEMU=required VMAN_TEST_GUEST=$PWD/build/guest VMAN_TEST_BINARY=$PWD/build/vmand-test
-cover=(-race -covermode=atomic -coverpkg=./...)
+cover=(-race -cover -covermode=atomic -coverpkg=./...)
 
-go build -cover "${cover[@]}" -o "$VMAN_TEST_BINARY" .
+# `go test -cover` points GOCOVERDIR at a directory that it throws away, and nobody
+# reads the standard error of every daemon: the wrapper says where both go.
+go build "${cover[@]}" -o build/vmand-cover .
+cat >"$VMAN_TEST_BINARY" <<EOF
+#!/bin/sh
+GOCOVERDIR='$coverage/data' GORACE='log_path=$races/race atexit_sleep_ms=0' exec '$PWD/build/vmand-cover' "\$@"
+EOF
+chmod +x "$VMAN_TEST_BINARY"
+
 status=0
-# The daemon's standard error belongs to the test that started it: races go to files.
-GORACE=log_path=$races/race go test -v -count=1 -timeout=12m -cover "${cover[@]}" ./... \
-	-args -test.gocoverdir="$GOCOVERDIR" 2>&1 |
+go test -v -count=1 -timeout=12m "${cover[@]}" ./... -args -test.gocoverdir="$coverage/data" 2>&1 |
 	tee build/test.log | awk -v counts=build/test.counts -f scripts/test.awk || status=1
-
 for race in "$races"/*; do
 	[ -e "$race" ] || continue
 	cat "$race"
 	status=1
 done
 
-# One profile of unit tests and daemon together, without generated code.
-go tool covdata textfmt -i="$GOCOVERDIR" -o "$coverage/all"
+# One profile of tests and daemons together, without generated code.
+go tool covdata textfmt -i="$coverage/data" -o "$coverage/all"
 grep -v '\.gen\.go:' "$coverage/all" >"$coverage/profile"
 total=$(go tool cover -func="$coverage/profile" | tee "$coverage/functions" | awk '/^total:/ { sub("%", "", $NF); print $NF }')
 echo "coverage: $total % of hand-written statements (at least $MIN_COVERAGE %)"
