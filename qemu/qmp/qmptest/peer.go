@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"reflect"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -138,9 +139,6 @@ func (p *Peer) Raw(s string) {
 // Close hangs up.
 func (p *Peer) Close() { p.sock.Close() }
 
-// Hear waits until the client has hung up, and drops what it says until then.
-func (p *Peer) Hear() { p.drain() }
-
 func (p *Peer) say(m map[string]any, id json.RawMessage) {
 	if id != nil {
 		m["id"] = id
@@ -266,6 +264,13 @@ func (p *Peer) release() {
 	for _, f := range p.all {
 		f.Close()
 	}
+}
+
+// fail reports that a script cannot go on, and ends it.
+func (p *Peer) fail(format string, args ...any) {
+	p.server.t.Errorf("qmptest: "+format, args...)
+	p.Close()
+	runtime.Goexit()
 }
 
 // encode encodes v, which is always a test's own literal.

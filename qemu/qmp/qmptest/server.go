@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -182,11 +181,4 @@ func (s *Server) close() {
 	if left > 0 {
 		s.t.Errorf("qmptest: %d scripts were never used", left)
 	}
-}
-
-// fail reports that a script cannot go on, and ends it.
-func (p *Peer) fail(format string, args ...any) {
-	p.server.t.Errorf("qmptest: "+format, args...)
-	p.Close()
-	runtime.Goexit()
 }
