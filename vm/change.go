@@ -22,7 +22,7 @@ type change struct {
 	timeout     time.Duration // of the act
 	// intent looks at the resources, asks the state machine, and returns what
 	// to record before anything is done.
-	intent func(context.Context) (Change, error)
+	intent func(context.Context, *run) (Change, error)
 	// act does it and returns what to record when it has succeeded. Nil means
 	// that recording the intent is all there is to do.
 	act func(context.Context, *run) (Change, error)
@@ -33,9 +33,10 @@ type change struct {
 
 // A run is an operation on its way.
 type run struct {
-	holder *holder
-	done   chan struct{} // closed when the outcome is recorded and the lock released
-	save   func(Operation)
+	holder    *holder
+	preempted bool          // it cancelled another operation to get here
+	done      chan struct{} // closed when the outcome is recorded and the lock released
+	save      func(Operation)
 
 	mu  sync.Mutex
 	op  Operation
@@ -82,11 +83,12 @@ func (m *Manager) begin(ctx context.Context, c change) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.locks.acquire(ctx, r.holder, c.claim, c.resources...); err != nil {
+	r.preempted, err = m.locks.acquire(ctx, r.holder, c.claim, c.resources...)
+	if err != nil {
 		m.forget(r)
 		return nil, err
 	}
-	intent, err := c.intent(ctx)
+	intent, err := c.intent(ctx, r)
 	if err == nil {
 		if c.act == nil {
 			r.end(nil)

@@ -30,7 +30,7 @@ func (m *Manager) CreateDisk(ctx context.Context, n NewDisk) (Disk, error) {
 	d := Disk{ID: "disk-" + randomWord(10), SizeMiB: n.SizeMiB, MountPoint: n.MountPoint, State: DiskCreating, CreatedAt: now()}
 	r, err := m.begin(ctx, change{
 		kind: DiskCreate, resources: []string{DiskResource(d.ID)}, timeout: diskFileTimeout,
-		intent: func(context.Context) (Change, error) { return Change{NewDisk: &d}, nil },
+		intent: func(context.Context, *run) (Change, error) { return Change{NewDisk: &d}, nil },
 		act: func(ctx context.Context, r *run) (Change, error) {
 			if err := m.driver.CreateDisk(ctx, d.ID, d.SizeMiB); err != nil {
 				return Change{}, err
@@ -53,7 +53,7 @@ func (m *Manager) CreateDisk(ctx context.Context, n NewDisk) (Disk, error) {
 func (m *Manager) DeleteDisk(ctx context.Context, id string, match Match) error {
 	r, err := m.begin(ctx, change{
 		kind: DiskDelete, resources: []string{DiskResource(id)}, timeout: diskFileTimeout,
-		intent: func(ctx context.Context) (Change, error) {
+		intent: func(ctx context.Context, _ *run) (Change, error) {
 			d, err := m.store.Disk(ctx, id)
 			if err != nil {
 				return Change{}, err
@@ -96,7 +96,7 @@ func (m *Manager) lockedDisk(ctx context.Context, id string, vmID func(Disk) str
 	}
 	c.preemptible = true
 	intent := c.intent
-	c.intent = func(ctx context.Context) (Change, error) {
+	c.intent = func(ctx context.Context, r *run) (Change, error) {
 		now, err := m.store.Disk(ctx, id)
 		if err == nil && vmID(now) != on { // it moved before we had the lock
 			err = &Fault{Code: CodeBusy, Detail: fmt.Sprintf("disk %s was just attached or detached", id), Hint: "try again"}
@@ -104,7 +104,7 @@ func (m *Manager) lockedDisk(ctx context.Context, id string, vmID func(Disk) str
 		if err != nil {
 			return Change{}, err
 		}
-		return intent(ctx)
+		return intent(ctx, r)
 	}
 	c.truth = func(ctx context.Context) (Change, error) { return m.diskTruth(ctx, id) }
 	r, err := m.begin(ctx, c)
@@ -112,7 +112,7 @@ func (m *Manager) lockedDisk(ctx context.Context, id string, vmID func(Disk) str
 		return Disk{}, Operation{}, err
 	}
 	op, err := r.wait(ctx)
-	if err != nil && !(errors.Is(err, ErrUnavailable) && !isContext(err)) {
+	if err != nil && !errors.Is(err, ErrUnavailable) {
 		return Disk{}, op, err
 	}
 	d, rerr := m.store.Disk(context.WithoutCancel(ctx), id)
@@ -131,7 +131,7 @@ func (m *Manager) AttachDisk(ctx context.Context, id, vmID, mountPoint string) (
 	return m.lockedDisk(ctx, id, func(Disk) string { return vmID }, func(string) change {
 		var d Disk
 		c := change{kind: DiskAttach, timeout: plugTimeout}
-		c.intent = func(ctx context.Context) (_ Change, err error) {
+		c.intent = func(ctx context.Context, _ *run) (_ Change, err error) {
 			v, err := m.settled(ctx, vmID)
 			if err != nil {
 				return Change{}, err
@@ -197,7 +197,7 @@ func (m *Manager) DetachDisk(ctx context.Context, id string) (Disk, Operation, e
 	return m.lockedDisk(ctx, id, attachedTo, func(vmID string) change {
 		var d Disk
 		c := change{kind: DiskDetach, timeout: plugTimeout}
-		c.intent = func(ctx context.Context) (_ Change, err error) {
+		c.intent = func(ctx context.Context, _ *run) (_ Change, err error) {
 			if d, err = m.store.Disk(ctx, id); err != nil {
 				return Change{}, err
 			}
@@ -236,7 +236,7 @@ func (m *Manager) ResizeDisk(ctx context.Context, id string, sizeMiB int64, matc
 	d, _, err := m.lockedDisk(ctx, id, attachedTo, func(string) change {
 		var d Disk
 		c := change{kind: DiskResize, timeout: diskFileTimeout}
-		c.intent = func(ctx context.Context) (_ Change, err error) {
+		c.intent = func(ctx context.Context, _ *run) (_ Change, err error) {
 			if d, err = m.store.Disk(ctx, id); err != nil {
 				return Change{}, err
 			}

@@ -40,28 +40,30 @@ func (p preempted) Error() string { return "preempted by " + p.by }
 
 var errHeld = errors.New("held")
 
-// acquire takes all resources for h, or none. It fails with a [Fault] of code
+// acquire takes all resources for h, or none, and reports whether it had to
+// preempt another operation for that. It fails with a [Fault] of code
 // [CodeBusy] that names the operation in the way.
-func (l *locks) acquire(ctx context.Context, h *holder, c claim, resources ...string) error {
+func (l *locks) acquire(ctx context.Context, h *holder, c claim, resources ...string) (didPreempt bool, err error) {
 	for {
 		other := l.tryAcquire(h, resources)
 		if other == nil {
-			return nil
+			return didPreempt, nil
 		}
 		switch {
 		case other.opID == "" && !c.try:
 		case c.preempt && other.preemptible:
 			other.cancel(preempted{by: h.what})
+			didPreempt = true
 		case c.patient:
 		default:
-			return &Fault{Code: CodeBusy, OperationID: other.opID, Err: errHeld,
+			return false, &Fault{Code: CodeBusy, OperationID: other.opID, Err: errHeld,
 				Detail: fmt.Sprintf("%s is busy with the %s", resources[0], other.what),
 				Hint:   "wait for that operation to end and try again"}
 		}
 		select {
 		case <-other.released:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", resources[0], context.Cause(ctx))
+			return false, fmt.Errorf("wait for %s: %w", resources[0], context.Cause(ctx))
 		}
 	}
 }

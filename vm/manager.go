@@ -2,7 +2,6 @@ package vm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -174,8 +173,3 @@ const (
 var errClosing = &Fault{Code: CodeInterrupted, Detail: "the daemon was stopped in the middle of the operation"}
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
-
-// isContext reports whether err says that a context ended.
-func isContext(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
-}

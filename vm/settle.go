@@ -161,7 +161,7 @@ func (m *Manager) Settle(ctx context.Context, resource string) (Repair, error) {
 		}
 	}
 	h := &holder{what: "settling of " + resource, released: make(chan struct{})}
-	if err := m.locks.acquire(ctx, h, claim{try: true}, resources...); err != nil {
+	if _, err := m.locks.acquire(ctx, h, claim{try: true}, resources...); err != nil {
 		return Repair{}, err
 	}
 	defer m.locks.release(h)

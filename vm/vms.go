@@ -46,7 +46,7 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 	made := false
 	r, err := m.begin(ctx, change{
 		kind: VMCreate, resources: []string{VMResource(n.ID)}, timeout: createTimeout,
-		intent: func(ctx context.Context) (_ Change, err error) {
+		intent: func(ctx context.Context, _ *run) (_ Change, err error) {
 			v.Template, err = m.templateForVM(ctx, n.Template)
 			if err != nil {
 				return Change{}, err
@@ -160,13 +160,16 @@ type action struct {
 	to   State
 }
 
-func (a *action) intent(ctx context.Context) (Change, error) {
+func (a *action) intent(ctx context.Context, r *run) (Change, error) {
 	v, err := a.m.settled(ctx, a.id)
 	if err != nil {
 		return Change{}, err
 	}
 	from := v.State
 	via, to, ok := from.Begin(a.op)
+	if r.preempted && from == Stopped { // what it cancelled was a start: the stop has done its work
+		via, to, ok = Stopped, Stopped, true
+	}
 	if !ok {
 		return Change{}, refusal(v, a.op)
 	}
@@ -294,15 +297,22 @@ func (a *action) guest(ctx context.Context, _ *run) (Change, error) {
 // DeleteVM ends the VM, whatever it does, gives its data disks free and removes
 // it with its root disk. It cancels what is on its way for the VM.
 func (m *Manager) DeleteVM(ctx context.Context, id string, match Match) error {
+	check := func(ctx context.Context) (VM, error) {
+		v, err := m.store.VM(ctx, id)
+		if err == nil {
+			err = match.check("VM "+id, Version{v.Seq, v.Revision})
+		}
+		return v, err
+	}
+	if _, err := check(ctx); err != nil { // before anything is cancelled for it
+		return err
+	}
 	r, err := m.begin(ctx, change{
 		kind: VMDelete, resources: []string{VMResource(id)}, timeout: deleteTimeout,
 		claim: claim{preempt: true, patient: true},
-		intent: func(ctx context.Context) (Change, error) {
-			v, err := m.store.VM(ctx, id)
+		intent: func(ctx context.Context, _ *run) (Change, error) {
+			v, err := m.store.VM(ctx, id) // what was cancelled has changed it
 			if err != nil {
-				return Change{}, err
-			}
-			if err := match.check("VM "+id, Version{v.Seq, v.Revision}); err != nil {
 				return Change{}, err
 			}
 			from := v.State
