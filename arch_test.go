@@ -1,0 +1,249 @@
+package main
+
+import (
+	"bytes"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// star says which packages of this module each package may import. A new arrow is
+// a change of the design: see CONTRIBUTING.md.
+var star = map[string][]string{
+	".":                {"vm", "openapi", "server", "store", "qemu", "network", "observer"},
+	"vm":               {},
+	"vm/vmtest":        {"vm"},
+	"openapi":          {},
+	"openapi/client":   {},
+	"server":           {"vm", "openapi"},
+	"store":            {"vm"},
+	"network":          {"vm"},
+	"observer":         {"vm"},
+	"qemu":             {"vm", "qemu/qmp"},
+	"qemu/qmp":         {},
+	"qemu/qmp/qmptest": {"qemu/qmp"},
+	"test":             {},
+}
+
+// starOfTests says what the tests of a package may import beyond that.
+var starOfTests = map[string][]string{
+	".":        {"openapi/client", "vm/vmtest"},
+	"vm":       {"vm/vmtest", "store"},
+	"server":   {"vm/vmtest", "store", "openapi/client"},
+	"observer": {"vm/vmtest", "store"},
+	"qemu":     {"qemu/qmp/qmptest"},
+	"qemu/qmp": {"qemu/qmp/qmptest"},
+	"test":     {"vm", "store", "openapi", "openapi/client", "qemu/qmp"},
+}
+
+const (
+	maxFunctionLines = 60
+	maxFileLines     = 500
+)
+
+// A source is one Go file of this module.
+type source struct {
+	path      string // from the root of the module
+	dir       string // the package's, "." for main
+	test      bool   // compiled for tests only
+	generated bool
+	fset      *token.FileSet
+	ast       *ast.File
+}
+
+// lines returns how many lines n takes.
+func (s source) lines(n ast.Node) int {
+	return s.fset.Position(n.End()).Line - s.fset.Position(n.Pos()).Line + 1
+}
+
+func (s source) position(n ast.Node) token.Position {
+	p := s.fset.Position(n.Pos())
+	p.Filename = s.path
+	return p
+}
+
+// walk calls visit for every file of the checkout, except what is built or not ours.
+func walk(t *testing.T, visit func(name string)) {
+	t.Helper()
+	err := fs.WalkDir(os.DirFS("."), ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (name == ".git" || name == "build" || name == "coverage"):
+			return fs.SkipDir
+		case d.Type().IsRegular() && name != "vmand":
+			visit(name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sources parses the Go files of this module; tools/ holds modules of their own.
+func sources(t *testing.T) []source {
+	t.Helper()
+	var all []source
+	walk(t, func(name string) {
+		if path.Ext(name) != ".go" || strings.HasPrefix(name, "tools/") || strings.Contains(name, "testdata/") {
+			return
+		}
+		s := source{
+			path:      name,
+			dir:       path.Dir(name),
+			test:      strings.HasSuffix(name, "_test.go") || path.Dir(name) == "test",
+			generated: strings.HasSuffix(name, ".gen.go"),
+			fset:      token.NewFileSet(),
+		}
+		var err error
+		if s.ast, err = parser.ParseFile(s.fset, name, nil, parser.ParseComments); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, s)
+	})
+	if len(all) < 10 {
+		t.Fatalf("found only %d Go files", len(all))
+	}
+	return all
+}
+
+func TestPackagesImportOnlyWhatTheStarAllows(t *testing.T) {
+	for _, s := range sources(t) {
+		allowed, known := star[s.dir]
+		if !known {
+			t.Errorf("%s: package %s has no place in the star", s.path, s.dir)
+			continue
+		}
+		if s.test {
+			// A test in an external package imports the package itself.
+			allowed = slices.Concat(allowed, starOfTests[s.dir], []string{s.dir})
+		}
+		for _, imp := range s.ast.Imports {
+			name, _ := strconv.Unquote(imp.Path.Value)
+			if name == "vmand" {
+				name = "vmand/."
+			}
+			ours, isOurs := strings.CutPrefix(name, "vmand/")
+			if isOurs && !slices.Contains(allowed, ours) {
+				t.Errorf("%v: %s may not import %s", s.position(imp), s.dir, ours)
+			}
+		}
+	}
+}
+
+func TestEveryPackageHasOnePackageComment(t *testing.T) {
+	comments := map[string][]string{}
+	for _, s := range sources(t) {
+		if s.test && s.dir != "test" {
+			continue
+		}
+		comments[s.dir] = slices.Concat(comments[s.dir], nil)
+		if s.ast.Doc != nil {
+			comments[s.dir] = append(comments[s.dir], s.path)
+		}
+	}
+	for dir, files := range comments {
+		if len(files) != 1 {
+			t.Errorf("package %s has %d package comments, want one: %v", dir, len(files), files)
+		}
+	}
+}
+
+func TestHandWrittenCodeStaysSmall(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test || s.generated {
+			continue
+		}
+		if n := s.fset.File(s.ast.Pos()).LineCount(); n > maxFileLines {
+			t.Errorf("%s has %d lines, at most %d", s.path, n, maxFileLines)
+		}
+		for _, d := range s.ast.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && s.lines(f) > maxFunctionLines {
+				t.Errorf("%v: %s has %d lines, at most %d", s.position(f), f.Name, s.lines(f), maxFunctionLines)
+			}
+		}
+	}
+}
+
+// forbidden maps import path and name to why it is not used.
+var forbidden = map[string]struct {
+	why     string
+	inTests bool // there too
+}{
+	"time.Sleep":   {"wait for what you wait for, with a context", false},
+	"context.TODO": {"take the caller's context", false},
+	"github.com/digitalocean/go-qemu/qmp.SocketMonitor":          {"it loses replies: use vmand/qemu/qmp", true},
+	"github.com/digitalocean/go-qemu/qmp.NewSocketMonitor":       {"it loses replies: use vmand/qemu/qmp", true},
+	"github.com/digitalocean/go-qemu/qmp.LibvirtRPCMonitor":      {"there is no libvirt here", true},
+	"github.com/digitalocean/go-qemu/qmp.NewLibvirtRPCMonitor":   {"there is no libvirt here", true},
+	"github.com/digitalocean/go-qemu/qmp/raw.NewMonitor":         {"its schema is years old", true},
+	"github.com/digitalocean/go-qemu/hypervisor.NewSocketDriver": {"it loses replies: use vmand/qemu/qmp", true},
+	"github.com/digitalocean/go-qemu/hypervisor.NewRPCDriver":    {"there is no libvirt here", true},
+}
+
+func TestForbiddenFunctionsAreNotUsed(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.generated {
+			continue
+		}
+		imports := map[string]string{} // name in this file to path
+		for _, imp := range s.ast.Imports {
+			p, _ := strconv.Unquote(imp.Path.Value)
+			name := path.Base(p)
+			if imp.Name != nil {
+				name = imp.Name.Name
+			}
+			imports[name] = p
+		}
+		ast.Inspect(s.ast, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if x, ok := sel.X.(*ast.Ident); ok && x.Obj == nil {
+				if law, bad := forbidden[imports[x.Name]+"."+sel.Sel.Name]; bad && (law.inTests || !s.test) {
+					t.Errorf("%v: %s.%s: %s", s.position(sel), x.Name, sel.Sel.Name, law.why)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func TestFilesAreNamedByNoun(t *testing.T) {
+	vague := []string{"util", "utils", "helper", "helpers", "type", "types", "common", "misc", "ports"}
+	for _, s := range sources(t) {
+		name := strings.TrimSuffix(strings.TrimSuffix(path.Base(s.path), ".go"), "_test")
+		if slices.Contains(vague, name) || slices.Contains(vague, path.Base(s.dir)) {
+			t.Errorf("%s: the name says nothing about what is in it", s.path)
+		}
+	}
+}
+
+// The project builds anywhere: no file names one machine's directories, nor the
+// hosts that packages come from. (The words are cut, or this file would name them.)
+func TestNoFileNamesAMachineOrARegistry(t *testing.T) {
+	words := []string{
+		"/wo" + "rk/", "proxy.gol" + "ang.org", "sum.gol" + "ang.org", "registry.npm" + "js.org",
+		"pypi" + ".org", "crates" + ".io", "deb.deb" + "ian.org", "security.deb" + "ian.org",
+	}
+	walk(t, func(name string) {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range words {
+			if bytes.Contains(content, []byte(word)) {
+				t.Errorf("%s names %s", name, word)
+			}
+		}
+	})
+}
