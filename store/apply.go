@@ -1,0 +1,97 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"vmand/vm"
+)
+
+// Apply records c, which it only reads: who wants to know what the store has
+// set asks for the row. Disks are updated in the order given, and what is to be
+// forgotten goes last, so one change can take the disks off a VM and delete it.
+//
+// A VM or a disk that is to be updated and is gone counts as changed meanwhile;
+// one that is to be deleted and is gone is not found.
+func (s *Store) Apply(ctx context.Context, c vm.Change) error {
+	return s.write(ctx, func(tx *sqlx.Tx) error {
+		now := time.Now()
+		if c.Operation != nil {
+			if err := putOperation(ctx, tx, *c.Operation, now); err != nil {
+				return err
+			}
+		}
+		if c.NewVM != nil {
+			if err := insertVM(ctx, tx, *c.NewVM, now); err != nil {
+				return err
+			}
+		}
+		if c.VM != nil {
+			if err := updateVM(ctx, tx, *c.VM, now); err != nil {
+				return err
+			}
+		}
+		if err := applyDisks(ctx, tx, c, now); err != nil {
+			return err
+		}
+		if c.DeleteVM != "" {
+			return deleteVM(ctx, tx, c.DeleteVM)
+		}
+		return nil
+	})
+}
+
+func applyDisks(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) error {
+	if c.NewDisk != nil {
+		if err := insertDisk(ctx, tx, *c.NewDisk, now); err != nil {
+			return err
+		}
+	}
+	for _, u := range c.Disks {
+		if err := updateDisk(ctx, tx, u, now); err != nil {
+			return err
+		}
+	}
+	if c.DeleteDisk != "" {
+		return deleteDisk(ctx, tx, c.DeleteDisk)
+	}
+	return nil
+}
+
+// errNoRow says that a change met no row.
+var errNoRow = errors.New("no such row")
+
+// change runs a statement that has to change a row.
+func change(ctx context.Context, tx *sqlx.Tx, query string, args ...any) error {
+	res, err := tx.ExecContext(ctx, query, args...)
+	return changed(res, err)
+}
+
+// changeNamed is change with the arguments in the fields of one struct.
+func changeNamed(ctx context.Context, tx *sqlx.Tx, query string, arg any) error {
+	res, err := tx.NamedExecContext(ctx, query, arg)
+	return changed(res, err)
+}
+
+func changed(res sql.Result, err error) error {
+	if err != nil {
+		return err
+	}
+	n, err := res.RowsAffected()
+	if err == nil && n == 0 {
+		return errNoRow
+	}
+	return err
+}
+
+// overtaken returns the fault of a row that is not in the state it was in when
+// it was read.
+func overtaken(kind, id, from string) error {
+	return &vm.Fault{Code: vm.CodeBusy, Detail: fmt.Sprintf("%s %s is no longer %s: something else changed it", kind, id, from),
+		Hint: "look at it again and retry"}
+}

@@ -1,0 +1,99 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// Backup writes a copy of the database, as it is at one moment, to path, in
+// place of any file there: whole and durable, or not at all. Reading and
+// writing go on meanwhile.
+func (s *Store) Backup(ctx context.Context, path string) error {
+	return backup(ctx, s.path, path)
+}
+
+// backupBefore puts a copy beside the database before it is migrated to a
+// version, under a name that is free, and returns the name.
+func backupBefore(ctx context.Context, path string, version int) (string, error) {
+	target := fmt.Sprintf("%s.before-v%d", path, version)
+	name := target
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+			break
+		} else if err != nil {
+			return "", err
+		}
+		name = fmt.Sprintf("%s.%d", target, i)
+	}
+	return name, backup(ctx, path, name)
+}
+
+func backup(ctx context.Context, from, to string) (err error) {
+	dir := filepath.Dir(to)
+	temp, err := os.CreateTemp(dir, "."+filepath.Base(to)+".*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("create the backup: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(temp.Name()))
+		}
+	}()
+	if err := temp.Close(); err != nil {
+		return err
+	}
+	if err := vacuumInto(ctx, from, temp.Name()); err != nil {
+		return err
+	}
+	if _, err := inspect(ctx, temp.Name()); err != nil {
+		return fmt.Errorf("check the backup: %w", err)
+	}
+	if err := syncFile(temp.Name()); err != nil {
+		return err
+	}
+	if err := os.Rename(temp.Name(), to); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// vacuumInto copies the database to the empty file at to. It has a connection
+// of its own: the readers' may not do it, and the writer has other work.
+func vacuumInto(ctx context.Context, from, to string) (err error) {
+	db, err := sqlx.Open("sqlite", dataSource(from, commonPragmas, "", "rw"))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := db.Close(); err == nil {
+			err = e
+		}
+	}()
+	if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, to); err != nil {
+		return classify(ctx, to, err)
+	}
+	return nil
+}
+
+func syncFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,164 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"vmand/vm"
+)
+
+const operationColumns = `seq, id, kind, resource, state, step, progress, problem, requested_by, request_id,
+	created_at, started_at, finished_at, log`
+
+type operationRow struct {
+	Seq         int64          `db:"seq"`
+	ID          string         `db:"id"`
+	Kind        string         `db:"kind"`
+	Resource    string         `db:"resource"`
+	State       string         `db:"state"`
+	Step        string         `db:"step"`
+	Progress    sql.NullInt64  `db:"progress"`
+	Problem     sql.NullString `db:"problem"` // JSON
+	RequestedBy string         `db:"requested_by"`
+	RequestID   string         `db:"request_id"`
+	CreatedAt   int64          `db:"created_at"`
+	StartedAt   int64          `db:"started_at"`
+	FinishedAt  int64          `db:"finished_at"`
+	Log         string         `db:"log"` // JSON
+}
+
+func operationRowOf(o vm.Operation) (operationRow, error) {
+	r := operationRow{ID: o.ID, Kind: string(o.Kind), Resource: o.Resource, State: string(o.State), Step: o.Step,
+		RequestedBy: o.RequestedBy, RequestID: o.RequestID,
+		CreatedAt: millis(o.CreatedAt), StartedAt: millis(o.StartedAt), FinishedAt: millis(o.FinishedAt)}
+	if o.Progress != nil {
+		r.Progress = sql.NullInt64{Int64: int64(*o.Progress), Valid: true}
+	}
+	if o.Problem != nil {
+		b, err := json.Marshal(o.Problem)
+		if err != nil {
+			return r, fmt.Errorf("operation %s: encode problem: %w", o.ID, err)
+		}
+		r.Problem = sql.NullString{String: string(b), Valid: true}
+	}
+	if o.Log == nil {
+		o.Log = []vm.LogLine{}
+	}
+	b, err := json.Marshal(o.Log)
+	if err != nil {
+		return r, fmt.Errorf("operation %s: encode log: %w", o.ID, err)
+	}
+	r.Log = string(b)
+	return r, nil
+}
+
+func (r operationRow) operation() (vm.Operation, error) {
+	o := vm.Operation{Seq: r.Seq, ID: r.ID, Kind: vm.Kind(r.Kind), Resource: r.Resource, State: vm.OpState(r.State), Step: r.Step,
+		RequestedBy: r.RequestedBy, RequestID: r.RequestID,
+		CreatedAt: instant(r.CreatedAt), StartedAt: instant(r.StartedAt), FinishedAt: instant(r.FinishedAt)}
+	if r.Progress.Valid {
+		percent := int(r.Progress.Int64)
+		o.Progress = &percent
+	}
+	if r.Problem.Valid {
+		if err := json.Unmarshal([]byte(r.Problem.String), &o.Problem); err != nil {
+			return o, fmt.Errorf("operation %s: decode problem: %w", r.ID, err)
+		}
+	}
+	if err := json.Unmarshal([]byte(r.Log), &o.Log); err != nil {
+		return o, fmt.Errorf("operation %s: decode log: %w", r.ID, err)
+	}
+	return o, nil
+}
+
+// Operation returns one operation.
+func (s *Store) Operation(ctx context.Context, id string) (vm.Operation, error) {
+	var r operationRow
+	if err := s.get(ctx, &r, "operation", id, `SELECT `+operationColumns+` FROM operations WHERE id = ?`); err != nil {
+		return vm.Operation{}, err
+	}
+	return r.operation()
+}
+
+// Operations returns a page of the operations that f selects.
+func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page) ([]vm.Operation, error) {
+	q := after(p)
+	q.and("resource = ?", f.Resource)
+	q.and("kind = ?", string(f.Kind))
+	q.and("state = ?", string(f.State))
+	if f.Open {
+		q.where += " AND state IN ('pending', 'running')" // in the words of the index operations_open
+	}
+	query, args := q.sql(operationColumns, "operations", p)
+	var rows []operationRow
+	if err := s.list(ctx, &rows, query, args); err != nil {
+		return nil, err
+	}
+	list := make([]vm.Operation, len(rows))
+	for i, r := range rows {
+		o, err := r.operation()
+		if err != nil {
+			return nil, err
+		}
+		list[i] = o
+	}
+	return list, nil
+}
+
+// pruneBatch is how many operations one transaction forgets: the writers that
+// wait behind it wait for milliseconds.
+const pruneBatch = 1000
+
+// PruneOperations forgets the operations that were over before a time, in
+// several transactions when there are many, and returns how many it has
+// forgotten, also when it fails.
+func (s *Store) PruneOperations(ctx context.Context, before time.Time) (int, error) {
+	total := 0
+	for {
+		var n int64
+		err := s.write(ctx, func(tx *sqlx.Tx) error {
+			res, err := tx.ExecContext(ctx, `
+				DELETE FROM operations WHERE seq IN (
+					SELECT seq FROM operations
+					WHERE finished_at > 0 AND finished_at < ? AND state IN ('succeeded', 'failed', 'cancelled') LIMIT ?)`,
+				millis(before), pruneBatch)
+			if err == nil {
+				n, err = res.RowsAffected()
+			}
+			return err
+		})
+		if err != nil {
+			return total, err
+		}
+		total += int(n)
+		if n < pruneBatch {
+			return total, nil
+		}
+	}
+}
+
+// putOperation records o in place of what is recorded under its id, if anything.
+func putOperation(ctx context.Context, tx *sqlx.Tx, o vm.Operation, now time.Time) error {
+	r, err := operationRowOf(o)
+	if err != nil {
+		return err
+	}
+	if r.CreatedAt == 0 {
+		r.CreatedAt = now.UnixMilli()
+	}
+	_, err = tx.NamedExecContext(ctx, `
+		INSERT INTO operations (id, kind, resource, state, step, progress, problem, requested_by, request_id,
+			created_at, started_at, finished_at, log)
+		VALUES (:id, :kind, :resource, :state, :step, :progress, :problem, :requested_by, :request_id,
+			:created_at, :started_at, :finished_at, :log)
+		ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, resource = excluded.resource, state = excluded.state,
+			step = excluded.step, progress = excluded.progress, problem = excluded.problem,
+			requested_by = excluded.requested_by, request_id = excluded.request_id,
+			started_at = excluded.started_at, finished_at = excluded.finished_at, log = excluded.log`, r)
+	return err
+}

@@ -1,0 +1,228 @@
+// Package store keeps the recorded state of vmand in one SQLite database. It
+// implements the interfaces [vm.Store] and [vm.TokenStore], and holds no policy:
+// which change is legal is for package vm to say, here only that a row is still
+// in the state it is said to come from.
+//
+// Every method that writes is one transaction, on disk when the method returns.
+// Times keep their milliseconds and come back in UTC; the zero time stays zero.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"vmand/vm"
+)
+
+var (
+	_ vm.Store      = (*Store)(nil)
+	_ vm.TokenStore = (*Store)(nil)
+)
+
+// Options say where the database is.
+type Options struct {
+	Path string       // of the database file; its directory must exist
+	Log  *slog.Logger // nil for none
+
+	migrations fs.FS // nil for those of this package
+}
+
+// Store is an open database. It is safe for concurrent use.
+type Store struct {
+	path string
+	log  *slog.Logger
+	// SQLite has one writer at a time. With a pool of one connection the
+	// writers wait for each other here, in order and with a context, and never
+	// meet SQLITE_BUSY.
+	writer *sqlx.DB
+	reader *sqlx.DB
+
+	mu    sync.Mutex
+	reads map[string]*sqlx.Stmt // prepared on the reader, by their SQL
+}
+
+// readers is how many reads run at once; more of them wait.
+const readers = 4
+
+// Open opens the database at o.Path, creates it if there is none, and brings
+// its schema up to date, after a copy of what was there has been put beside it.
+// It refuses, and leaves untouched, a file that is damaged, that is something
+// else, or that a newer vmand wrote. The message of such an error says what to
+// do.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.migrations == nil {
+		o.migrations = embedded
+	}
+	if err := createFile(o.Path); err != nil {
+		return nil, err
+	}
+	if err := migrate(ctx, o); err != nil {
+		return nil, err
+	}
+	s := &Store{path: o.Path, log: o.Log, reads: make(map[string]*sqlx.Stmt)}
+	var err error
+	if s.writer, err = connect(ctx, o.Path, 1, writerPragmas, "immediate"); err != nil {
+		return nil, openError(ctx, o.Path, err)
+	}
+	if s.reader, err = connect(ctx, o.Path, readers, readerPragmas, ""); err != nil {
+		return nil, errors.Join(openError(ctx, o.Path, err), s.writer.Close())
+	}
+	return s, nil
+}
+
+// Close closes the database. What runs meanwhile ends first or fails.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, stmt := range s.reads {
+		errs = append(errs, stmt.Close())
+	}
+	clear(s.reads)
+	// The writer is last: it empties the write-ahead log into the database.
+	return errors.Join(append(errs, s.reader.Close(), s.writer.Close())...)
+}
+
+// Ping reads a page of the database.
+func (s *Store) Ping(ctx context.Context) error {
+	var n int
+	err := s.reader.GetContext(ctx, &n, `SELECT count(*) FROM (SELECT 1 FROM templates LIMIT 1)`)
+	return s.fault(ctx, err)
+}
+
+var (
+	commonPragmas = []string{"busy_timeout(5000)", "foreign_keys(1)", "trusted_schema(0)", "temp_store(MEMORY)"}
+	writerPragmas = append([]string{"journal_mode(WAL)", "synchronous(FULL)"}, commonPragmas...)
+	readerPragmas = append([]string{"query_only(1)"}, commonPragmas...)
+)
+
+// dataSource returns the name of a connection to the database at path. All that
+// a connection has to be is said in it: a pragma holds for one connection, and
+// a pool opens connections when it likes.
+func dataSource(path string, pragmas []string, txlock, mode string) string {
+	q := url.Values{"_pragma": pragmas, "mode": {mode}}
+	if txlock != "" {
+		q.Set("_txlock", txlock)
+	}
+	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}
+	return u.String()
+}
+
+// connect opens a pool of at most n connections, which it keeps, and tries one.
+func connect(ctx context.Context, path string, n int, pragmas []string, txlock string) (*sqlx.DB, error) {
+	// rw and not rwc: a file that vanished is an error and not an empty database.
+	db, err := sqlx.Open("sqlite", dataSource(path, pragmas, txlock, "rw"))
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(n)
+	db.SetMaxIdleConns(n)
+	if err := db.PingContext(ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// write runs f in a transaction and commits it if f succeeds.
+func (s *Store) write(ctx context.Context, f func(*sqlx.Tx) error) error {
+	tx, err := s.writer.BeginTxx(ctx, nil)
+	if err != nil {
+		return s.fault(ctx, err)
+	}
+	if err := f(tx); err != nil {
+		// SQLite may have rolled back already, as it does when the disk is full.
+		_ = tx.Rollback()
+		return s.fault(ctx, err)
+	}
+	return s.fault(ctx, tx.Commit())
+}
+
+// prepared returns query as a statement of the reader, prepared once.
+func (s *Store) prepared(ctx context.Context, query string) (*sqlx.Stmt, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if stmt, ok := s.reads[query]; ok {
+		return stmt, nil
+	}
+	stmt, err := s.reader.PreparexContext(ctx, query)
+	if err != nil {
+		return nil, fmt.Errorf("prepare %q: %w", query, err)
+	}
+	s.reads[query] = stmt
+	return stmt, nil
+}
+
+// get reads one row into dest. It returns the fault of a missing thing, named
+// by kind and id, if there is none.
+func (s *Store) get(ctx context.Context, dest any, kind, id, query string) error {
+	stmt, err := s.prepared(ctx, query)
+	if err == nil {
+		err = stmt.GetContext(ctx, dest, id)
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return vm.NotFound(kind, id)
+	}
+	return s.fault(ctx, err)
+}
+
+// A selection is the conditions of a list and their arguments.
+type selection struct {
+	where string
+	args  []any
+}
+
+func after(p vm.Page) selection { return selection{where: "seq > ?", args: []any{p.After}} }
+
+// and adds a condition on one argument, unless that is empty.
+func (q *selection) and(condition, arg string) {
+	if arg != "" {
+		q.where += " AND " + condition
+		q.args = append(q.args, arg)
+	}
+}
+
+// sql returns the whole query, in order of creation, and its arguments.
+func (q *selection) sql(columns, table string, p vm.Page) (string, []any) {
+	limit := -1
+	if p.Limit > 0 {
+		limit = p.Limit
+	}
+	return "SELECT " + columns + " FROM " + table + " WHERE " + q.where + " ORDER BY seq LIMIT ?", append(q.args, limit)
+}
+
+// list reads the rows of a query into dest, a pointer to a slice of rows.
+func (s *Store) list(ctx context.Context, dest any, query string, args []any) error {
+	stmt, err := s.prepared(ctx, query)
+	if err == nil {
+		err = stmt.SelectContext(ctx, dest, args...)
+	}
+	return s.fault(ctx, err)
+}
+
+// millis and instant are how times are kept: unix milliseconds, 0 for never.
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+func instant(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}
