@@ -1,0 +1,161 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+	"unicode/utf8"
+
+	"github.com/labstack/echo/v4"
+
+	"vmand/vm"
+)
+
+// maxBody is how many bytes the body of a request may have.
+const maxBody = 1 << 20
+
+// maxDepth is how deep JSON may be nested: far beyond any schema, far below
+// what costs stack.
+const maxDepth = 32
+
+// readBody reads the whole body of r and leaves it to be read again. It refuses
+// one that is too large, before reading it where its length was announced.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil, nil
+	}
+	tooLarge := &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", maxBody)}
+	if r.ContentLength > maxBody {
+		w.Header()["Connection"] = []string{"close"} // what is on its way is not read
+		return nil, tooLarge
+	}
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var big *http.MaxBytesError
+	switch {
+	case errors.As(err, &big):
+		return nil, tooLarge
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		w.Header()["Connection"] = []string{"close"}
+		return nil, &vm.Fault{Code: codeTimeout, Detail: "the body did not arrive in time"}
+	case err != nil:
+		return nil, &vm.Fault{Code: codeMalformed, Detail: "the body ended early", Err: err}
+	}
+	// The deadline was for the body: an answer may be held for longer.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	r.Body = io.NopCloser(bytes.NewReader(data))
+	return data, nil
+}
+
+// parseJSON returns the one JSON value in data as maps, slices, strings,
+// booleans, nil and [json.Number]. It is stricter than encoding/json: member
+// names that occur twice, invalid UTF-8 and anything after the value are
+// refused, as two readers of one text could understand it differently
+// (RFC 8259, 4 and 8.1).
+func parseJSON(data []byte) (any, error) {
+	if !utf8.Valid(data) {
+		return nil, malformed("the body is not UTF-8")
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	v, err := parseValue(d, 0)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, malformed("there is something after the JSON value, at byte %d", d.InputOffset())
+	}
+	return v, nil
+}
+
+func malformed(format string, args ...any) error {
+	return &vm.Fault{Code: codeMalformed, Detail: fmt.Sprintf(format, args...)}
+}
+
+func parseValue(d *json.Decoder, depth int) (any, error) {
+	if depth > maxDepth {
+		return nil, malformed("the body is nested deeper than %d levels", maxDepth)
+	}
+	t, err := d.Token()
+	if err != nil {
+		return nil, badToken(d, err)
+	}
+	switch t {
+	case json.Delim('{'):
+		return parseObject(d, depth)
+	case json.Delim('['):
+		return parseArray(d, depth)
+	}
+	return t, nil
+}
+
+func parseObject(d *json.Decoder, depth int) (any, error) {
+	object := map[string]any{}
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return nil, badToken(d, err)
+		}
+		name, _ := t.(string) // the decoder lets nothing else be a name
+		if _, twice := object[name]; twice {
+			return nil, malformed("a member name occurs twice in one object, at byte %d", d.InputOffset())
+		}
+		if object[name], err = parseValue(d, depth+1); err != nil {
+			return nil, err
+		}
+	}
+	return object, end(d)
+}
+
+func parseArray(d *json.Decoder, depth int) (any, error) {
+	array := []any{}
+	for d.More() {
+		v, err := parseValue(d, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		array = append(array, v)
+	}
+	return array, end(d)
+}
+
+// end reads the closing bracket.
+func end(d *json.Decoder) error {
+	if _, err := d.Token(); err != nil {
+		return badToken(d, err)
+	}
+	return nil
+}
+
+func badToken(d *json.Decoder, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return malformed("the body is not JSON: it ends too early")
+	}
+	return malformed("the body is not JSON, at byte %d", d.InputOffset())
+}
+
+// binder decodes the body, which is in memory and valid by now, into the
+// generated types. Echo's own binder knows fewer media types and binds parameters, too.
+type binder struct{}
+
+// Bind implements [echo.Binder].
+func (binder) Bind(into any, c echo.Context) error {
+	data, err := io.ReadAll(c.Request().Body)
+	if err != nil || len(data) == 0 {
+		return err
+	}
+	err = json.Unmarshal(data, into)
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) {
+		// 2.0 and 1e2 are integers in JSON Schema, and not in Go.
+		return invalid(vm.FieldFault{Field: pointerOf(wrong.Field), Detail: "must be a whole number, without a fraction or an exponent"})
+	}
+	if err != nil {
+		return malformed("the body is not JSON")
+	}
+	return nil
+}

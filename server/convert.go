@@ -1,0 +1,101 @@
+package server
+
+import (
+	"time"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// The functions here turn the domain's values into the API's. What they return
+// may point into what they are given.
+
+const mibPerGiB = 1024
+
+// gib returns a size in GiB; a whole number of MiB is exact in it.
+func gib(mib int64) float64 { return float64(mib) / mibPerGiB }
+
+// mib returns a size in MiB. The specification lets only whole numbers of it
+// through.
+func mib(gib float64) int64 { return int64(gib * mibPerGiB) }
+
+// optional returns nil for an empty string.
+func optional[S ~string](s *S) *S {
+	if *s == "" {
+		return nil
+	}
+	return s
+}
+
+func optionalTime(t time.Time) *openapi.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &openapi.Time{Time: t}
+}
+
+func apiTemplate(t *vm.Template) *openapi.Template {
+	return &openapi.Template{Name: t.Name, CPUCount: t.CPUCount, RAMAmount: t.RAMMiB, CreatedAt: openapi.Time{Time: t.CreatedAt}}
+}
+
+func apiVM(v *vm.VM) *openapi.VM {
+	return &openapi.VM{
+		ID:                v.ID,
+		UUID:              v.UUID,
+		VMTemplate:        openapi.VMTemplate{Name: v.Template.Name, CPUCount: v.Template.CPUCount, RAMAmount: v.Template.RAMMiB},
+		State:             openapi.VMState(v.State),
+		StateReason:       (*openapi.VMStateReason)(optional(&v.Reason)),
+		StateReasonDetail: optional(&v.ReasonDetail),
+		DesiredState:      openapi.VMDesiredState(v.Desired),
+		LocalIP:           optional(&v.LocalIP),
+		RootDiskSize:      gib(v.Root.SizeMiB),
+		MachineType:       optional(&v.Machine),
+		Accel:             (*openapi.VMAccel)(optional(&v.Accel)),
+		CreatedAt:         openapi.Time{Time: v.CreatedAt},
+		UpdatedAt:         openapi.Time{Time: v.UpdatedAt},
+		StartedAt:         optionalTime(v.StartedAt),
+	}
+}
+
+func apiDisk(d *vm.Disk) *openapi.Disk {
+	device := d.GuestDevice()
+	return &openapi.Disk{
+		ID:          d.ID,
+		Size:        gib(d.SizeMiB),
+		MountPoint:  optional(&d.MountPoint),
+		State:       openapi.DiskState(d.State),
+		StateReason: optional(&d.Reason),
+		VMID:        optional(&d.VMID),
+		GuestDevice: optional(&device),
+		CreatedAt:   openapi.Time{Time: d.CreatedAt},
+		UpdatedAt:   openapi.Time{Time: d.UpdatedAt},
+	}
+}
+
+func apiOperation(o *vm.Operation) *openapi.Operation {
+	out := &openapi.Operation{
+		ID:          o.ID,
+		Kind:        openapi.OperationKind(o.Kind),
+		Resource:    o.Resource,
+		State:       openapi.OperationState(o.State),
+		Progress:    o.Progress,
+		Step:        optional(&o.Step),
+		RequestedBy: o.RequestedBy,
+		CreatedAt:   openapi.Time{Time: o.CreatedAt},
+		StartedAt:   optionalTime(o.StartedAt),
+		FinishedAt:  optionalTime(o.FinishedAt),
+		Log:         make([]openapi.OperationLogLine, len(o.Log)),
+	}
+	if o.Problem != nil {
+		p := problem(o.Problem.Code, o.Problem.Detail, o.Problem.Hint)
+		out.Problem = &p
+	}
+	for i, l := range o.Log {
+		out.Log[i] = openapi.OperationLogLine{At: openapi.Time{Time: l.At}, Step: l.Step, Message: l.Message}
+	}
+	return out
+}
+
+func templateVersion(t *vm.Template) vm.Version { return vm.Version{Seq: t.Seq} }
+func vmVersion(v *vm.VM) vm.Version             { return vm.Version{Seq: v.Seq, Revision: v.Revision} }
+func diskVersion(d *vm.Disk) vm.Version         { return vm.Version{Seq: d.Seq, Revision: d.Revision} }

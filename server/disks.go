@@ -1,0 +1,93 @@
+package server
+
+import (
+	"context"
+	"net/http"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// CreateDisk implements [openapi.StrictServerInterface].
+func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObject) (openapi.CreateDiskResponseObject, error) {
+	d, err := s.manager.CreateDisk(ctx, vm.NewDisk{SizeMiB: mib(r.Body.Size), MountPoint: value(r.Body.MountPoint)})
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusCreated, body: apiDisk(&d), etag: etagOf(diskVersion(&d)), location: "/disks/" + d.ID}, nil
+}
+
+// ListDisks implements [openapi.StrictServerInterface].
+func (s *Server) ListDisks(ctx context.Context, r openapi.ListDisksRequestObject) (openapi.ListDisksResponseObject, error) {
+	f := vm.DiskFilter{State: vm.DiskState(value(r.Params.State)), VMID: value(r.Params.VMID)}
+	return orError(newList(ctx, "/disks", query("state", string(f.State), "vm_id", f.VMID), r.Params.Limit, r.Params.Cursor,
+		func(ctx context.Context, p vm.Page) ([]vm.Disk, error) { return s.reader.Disks(ctx, f, p) },
+		func(d *vm.Disk) int64 { return d.Seq },
+		func(d *vm.Disk) any { return apiDisk(d) }))
+}
+
+// GetDisk implements [openapi.StrictServerInterface].
+func (s *Server) GetDisk(ctx context.Context, r openapi.GetDiskRequestObject) (openapi.GetDiskResponseObject, error) {
+	d, err := s.reader.Disk(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return resource(etagOf(diskVersion(&d)), r.Params.IfNoneMatch, func() any { return apiDisk(&d) }), nil
+}
+
+// UpdateDisk implements [openapi.StrictServerInterface].
+func (s *Server) UpdateDisk(ctx context.Context, r openapi.UpdateDiskRequestObject) (openapi.UpdateDiskResponseObject, error) {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.manager.ResizeDisk(ctx, r.ID, mib(r.Body.Size), match)
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusOK, body: apiDisk(&d), etag: etagOf(diskVersion(&d))}, nil
+}
+
+// DeleteDisk implements [openapi.StrictServerInterface].
+func (s *Server) DeleteDisk(ctx context.Context, r openapi.DeleteDiskRequestObject) (openapi.DeleteDiskResponseObject, error) {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.manager.DeleteDisk(ctx, r.ID, match); err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusNoContent}, nil
+}
+
+// AttachDisk implements [openapi.StrictServerInterface].
+func (s *Server) AttachDisk(ctx context.Context, r openapi.AttachDiskRequestObject) (openapi.AttachDiskResponseObject, error) {
+	wait, err := parseWait(value(r.Params.Prefer))
+	if err != nil {
+		return nil, err
+	}
+	d, o, err := s.manager.AttachDisk(ctx, r.ID, r.Body.VMID, value(r.Body.MountPoint))
+	return orFault(moved(d, o, wait > 0, err))
+}
+
+// DetachDisk implements [openapi.StrictServerInterface].
+func (s *Server) DetachDisk(ctx context.Context, r openapi.DetachDiskRequestObject) (openapi.DetachDiskResponseObject, error) {
+	wait, err := parseWait(value(r.Params.Prefer))
+	if err != nil {
+		return nil, err
+	}
+	d, o, err := s.manager.DetachDisk(ctx, r.ID)
+	return orFault(moved(d, o, wait > 0, err))
+}
+
+// moved answers with a disk that was attached or detached, or that is still on
+// its way. Plugging takes so little time that it is always waited for.
+func moved(d vm.Disk, o vm.Operation, waited bool, err error) (answer, error) {
+	switch {
+	case err != nil:
+		return answer{}, err
+	case d.State.Transitional():
+		return answer{status: http.StatusAccepted, body: apiDisk(&d), location: "/operations/" + o.ID}, nil
+	}
+	return answer{status: http.StatusOK, body: apiDisk(&d), applied: waited}, nil
+}

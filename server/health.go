@@ -1,0 +1,36 @@
+package server
+
+import (
+	"context"
+	"net/http"
+
+	"vmand/openapi"
+)
+
+// A Health says how each part of the daemon is.
+type Health struct {
+	Database, Storage, QEMU, QEMUImg, Accel, Observer Check
+}
+
+// A Check is how one part of the daemon is.
+type Check struct {
+	Degraded bool
+	Detail   string // what is wrong and what to do, or what is worth knowing; may be empty
+}
+
+// GetHealth implements [openapi.StrictServerInterface].
+func (s *Server) GetHealth(ctx context.Context, _ openapi.GetHealthRequestObject) (openapi.GetHealthResponseObject, error) {
+	h := s.health(ctx)
+	status, overall := http.StatusOK, openapi.HealthStatusOk
+	check := func(c Check) openapi.HealthCheck {
+		if c.Degraded {
+			status, overall = http.StatusServiceUnavailable, openapi.HealthStatusDegraded
+			return openapi.HealthCheck{Status: openapi.HealthStatusDegraded, Detail: optional(&c.Detail)}
+		}
+		return openapi.HealthCheck{Status: openapi.HealthStatusOk, Detail: optional(&c.Detail)}
+	}
+	checks := openapi.HealthChecks{Database: check(h.Database), Storage: check(h.Storage), Qemu: check(h.QEMU),
+		QemuImg: check(h.QEMUImg), Accel: check(h.Accel), Observer: check(h.Observer)}
+	return answer{status: status, body: &openapi.Health{Status: overall, Service: openapi.HealthServiceVmand,
+		Version: s.o.Version, DryRun: s.o.DryRun, Checks: checks}}, nil
+}

@@ -1,0 +1,165 @@
+package server
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+const (
+	defaultLimit = 100
+	wholePage    = 500      // how many are read at a time of a list without a limit
+	flushAt      = 32 << 10 // bytes that are gathered before they are sent
+	sendTimeout  = time.Minute
+)
+
+// A list answers with a collection. What is longer than a page is read and sent
+// piece by piece and never held in memory as a whole.
+type list[T any] struct {
+	ctx  context.Context // of the request
+	read func(context.Context, vm.Page) ([]T, error)
+	seq  func(*T) int64
+	api  func(*T) any // what is sent of one
+	page []T          // the first
+	more bool         // read on after page
+	link []string
+}
+
+// newList reads the first page of a collection, so that what goes wrong can
+// still be answered with a problem. path and filter are of the request.
+func newList[T any](ctx context.Context, path string, filter url.Values, limit *openapi.Limit, cursor *openapi.Cursor,
+	read func(context.Context, vm.Page) ([]T, error), seq func(*T) int64, api func(*T) any) (list[T], error) {
+	l := list[T]{ctx: ctx, read: read, seq: seq, api: api}
+	var err error
+	if limit == nil && cursor == nil {
+		l.page, err = read(ctx, vm.Page{Limit: wholePage})
+		l.more = len(l.page) == wholePage
+		return l, err
+	}
+	page := vm.Page{Limit: defaultLimit}
+	if limit != nil {
+		page.Limit = *limit
+	}
+	if cursor != nil {
+		if page.After, err = parseCursor(*cursor); err != nil {
+			return l, err
+		}
+	}
+	n := page.Limit
+	page.Limit++ // one more tells whether there is a next page
+	if l.page, err = read(ctx, page); err != nil {
+		return l, err
+	}
+	if len(l.page) > n {
+		l.page = l.page[:n]
+		filter.Set("limit", strconv.Itoa(n))
+		filter.Set("cursor", formatCursor(seq(&l.page[n-1])))
+		l.link = []string{fmt.Sprintf(`<%s?%s>; rel="next"`, path, filter.Encode())}
+	}
+	return l, nil
+}
+
+// write sends the list. An error in the middle of it makes the caller abort the
+// connection, so that a part never looks like the whole.
+func (l list[T]) write(w http.ResponseWriter) error {
+	h := w.Header()
+	h["Content-Type"] = jsonType
+	if l.link != nil {
+		h["Link"] = l.link
+	}
+	e := getEncoder()
+	defer e.free()
+	flush := l.flusher(w, e)
+	e.buf.WriteByte('[')
+	for first := true; ; {
+		for i := range l.page {
+			if !first {
+				e.buf.WriteByte(',')
+			}
+			first = false
+			if err := e.json.Encode(l.api(&l.page[i])); err != nil {
+				return err
+			}
+			if e.buf.Len() >= flushAt {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+		}
+		if !l.more {
+			break
+		}
+		var err error
+		l.page, err = l.read(l.ctx, vm.Page{After: l.seq(&l.page[len(l.page)-1]), Limit: wholePage})
+		if err != nil {
+			return err
+		}
+		l.more = len(l.page) == wholePage
+	}
+	e.buf.WriteString("]\n")
+	return flush()
+}
+
+// flusher returns a function that sends what e has gathered. A client that does
+// not read is not waited for.
+func (l list[T]) flusher(w http.ResponseWriter, e *encoder) func() error {
+	rc := http.NewResponseController(w)
+	return func() error {
+		_ = rc.SetWriteDeadline(time.Now().Add(sendTimeout)) // a test's writer has none
+		_, err := w.Write(e.buf.Bytes())
+		e.buf.Reset()
+		return err
+	}
+}
+
+func (l list[T]) VisitListTemplatesResponse(w http.ResponseWriter) error  { return l.write(w) }
+func (l list[T]) VisitListVMsResponse(w http.ResponseWriter) error        { return l.write(w) }
+func (l list[T]) VisitListDisksResponse(w http.ResponseWriter) error      { return l.write(w) }
+func (l list[T]) VisitListOperationsResponse(w http.ResponseWriter) error { return l.write(w) }
+
+// cursorVersion is the first byte of a cursor.
+const cursorVersion = 1
+
+// formatCursor returns the cursor of the page after the entry numbered seq.
+func formatCursor(seq int64) string {
+	b := binary.AppendUvarint([]byte{cursorVersion}, uint64(seq))
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func parseCursor(s string) (seq int64, err error) {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	if err == nil && len(b) > 1 && b[0] == cursorVersion {
+		if n, size := binary.Uvarint(b[1:]); size == len(b)-1 && n <= 1<<62 {
+			return int64(n), nil
+		}
+	}
+	return 0, invalid(vm.FieldFault{Field: "cursor", Detail: "is not a cursor of a Link header"})
+}
+
+// query returns the filters that are set, for the link to the next page.
+func query(pairs ...string) url.Values {
+	v := url.Values{}
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			v.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return v
+}
+
+// value returns what p points to, or the zero value.
+func value[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
+	}
+	return *p
+}

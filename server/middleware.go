@@ -1,0 +1,188 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"vmand/vm"
+)
+
+const (
+	headerRequestID = "X-Request-Id"
+	maxRequestID    = 128
+)
+
+// Header values that never change; see answer.go.
+var (
+	nosniff = []string{"nosniff"}
+	noStore = []string{"no-store"}
+	yes     = []string{"true"}
+)
+
+// An exchange is one request and its answer on the way through the server.
+type exchange struct {
+	c      echo.Context
+	start  time.Time
+	caller vm.Caller
+	fault  *vm.Fault // what was answered, if it was a problem
+	err    error     // where it came from
+	stack  string    // of a panic
+}
+
+// middleware is all there is between the router and the handlers: it names the
+// request, lets the caller in or not, validates, answers errors and logs. It is
+// one function because it is on the way of every request.
+func (s *Server) middleware(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		x := exchange{c: c, start: time.Now()}
+		x.caller = vm.Caller{Name: "anonymous", RequestID: s.setHeaders(c)}
+		if x.err = s.guarded(&x, next); x.err != nil {
+			s.fail(&x)
+		}
+		s.logRequest(&x)
+		if x.err != nil && x.fault == nil {
+			// The answer has begun and cannot be finished: cut the connection,
+			// or what was sent could look like all of it.
+			panic(http.ErrAbortHandler)
+		}
+		return nil
+	}
+}
+
+// setHeaders sets what every answer carries and returns the request's id.
+func (s *Server) setHeaders(c echo.Context) string {
+	h := c.Response().Header()
+	ids := c.Request().Header[headerRequestID]
+	if len(ids) != 1 || !validRequestID(ids[0]) {
+		ids = []string{newRequestID()}
+	}
+	h[headerRequestID] = ids
+	h["Server"] = s.name
+	h["X-Content-Type-Options"] = nosniff
+	h["Cache-Control"] = noStore
+	if s.o.DryRun {
+		h["X-Vman-Dry-Run"] = yes
+	}
+	return ids[0]
+}
+
+func validRequestID(id string) bool {
+	for i := range len(id) {
+		b := id[i]
+		if (b < 'a' || b > 'z') && (b < 'A' || b > 'Z') && (b < '0' || b > '9') && b != '.' && b != '_' && b != '-' {
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxRequestID
+}
+
+// newRequestID returns 16 hexadecimal digits. They have to be unique in a log,
+// not secret.
+func newRequestID() string {
+	return strconv.FormatUint(rand.Uint64()|1<<63, 16)
+}
+
+// guarded carries the request out and turns a panic into an error.
+func (s *Server) guarded(x *exchange, next echo.HandlerFunc) (err error) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		if p == http.ErrAbortHandler { //nolint:errorlint // this very value is the signal
+			panic(p)
+		}
+		x.stack = string(debug.Stack())
+		err = fmt.Errorf("panic: %v", p)
+	}()
+	if err := s.admit(x); err != nil {
+		return err
+	}
+	return next(x.c)
+}
+
+// admit lets a request through to its handler: from where it may come, who
+// sends it, and what it says. Nothing of the body is read for a stranger.
+func (s *Server) admit(x *exchange) error {
+	r := x.c.Request()
+	if r.ContentLength != 0 {
+		// It holds until the body has been read, also if that is never done:
+		// net/http reads on for a while to be able to reuse the connection.
+		_ = http.NewResponseController(x.c.Response().Writer).SetReadDeadline(x.start.Add(s.o.BodyTimeout))
+	}
+	if err := s.origin.check(r); err != nil {
+		return err
+	}
+	op := s.operations[routeKey{r.Method, x.c.Path()}]
+	if op == nil || !op.open {
+		caller, err := s.auth.authenticate(r)
+		if err != nil {
+			return err
+		}
+		x.caller.Name, x.caller.Role = caller.Name, caller.Role
+	}
+	x.c.SetRequest(r.WithContext(vm.WithCaller(r.Context(), x.caller)))
+	if op == nil {
+		return nil // the router's own 404 and 405
+	}
+	return op.validate(x.c)
+}
+
+// fail answers with the problem that x.err is.
+func (s *Server) fail(x *exchange) {
+	if x.c.Response().Committed {
+		return
+	}
+	x.fault = faultOf(x.err)
+	if x.stack != "" {
+		x.fault = &vm.Fault{Code: vm.CodeInternal, Detail: "a defect of vmand; its log has it under this request id"}
+	}
+	if err := writeProblem(x.c, x.fault); err != nil {
+		x.err = errors.Join(x.err, err)
+	}
+}
+
+// logRequest writes the one line a request leaves in the log. A health check is
+// only worth it when one looks for everything.
+func (s *Server) logRequest(x *exchange) {
+	r, route := x.c.Request(), x.c.Path()
+	level := slog.LevelInfo
+	if route == "/health" {
+		level = slog.LevelDebug
+	}
+	defect := x.err != nil && (x.fault == nil || kinds[x.fault.Code].status == http.StatusInternalServerError)
+	if defect {
+		level = slog.LevelError
+	}
+	ctx := r.Context()
+	if !s.log.Enabled(ctx, level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 10)
+	attrs = append(attrs,
+		slog.String("method", r.Method),
+		slog.String("route", route),
+		slog.String("path", short(r.URL.Path)),
+		slog.Int("status", x.c.Response().Status),
+		slog.Duration("duration", time.Since(x.start)),
+		slog.String("request_id", x.caller.RequestID),
+		slog.String("caller", x.caller.Name))
+	if x.fault != nil {
+		attrs = append(attrs, slog.String("code", string(x.fault.Code)))
+	}
+	if defect || x.fault != nil && x.fault.Err != nil {
+		attrs = append(attrs, slog.Any("err", x.err))
+	}
+	if x.stack != "" {
+		attrs = append(attrs, slog.String("stack", x.stack))
+	}
+	s.log.LogAttrs(ctx, level, "request", attrs...)
+}

@@ -1,0 +1,46 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"net/http"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// ListOperations implements [openapi.StrictServerInterface].
+func (s *Server) ListOperations(ctx context.Context, r openapi.ListOperationsRequestObject) (openapi.ListOperationsResponseObject, error) {
+	f := vm.OperationFilter{Resource: value(r.Params.Resource), Kind: vm.Kind(value(r.Params.Kind)), State: vm.OpState(value(r.Params.State))}
+	return orError(newList(ctx, "/operations", query("resource", f.Resource, "kind", string(f.Kind), "state", string(f.State)), r.Params.Limit, r.Params.Cursor,
+		func(ctx context.Context, p vm.Page) ([]vm.Operation, error) { return s.reader.Operations(ctx, f, p) },
+		func(o *vm.Operation) int64 { return o.Seq },
+		func(o *vm.Operation) any { return apiOperation(o) }))
+}
+
+// GetOperation implements [openapi.StrictServerInterface].
+func (s *Server) GetOperation(ctx context.Context, r openapi.GetOperationRequestObject) (openapi.GetOperationResponseObject, error) {
+	o, err := s.reader.Operation(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	body := apiOperation(&o)
+	// An operation has no revision: its tag is a hash of what is sent.
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	hash := sha256.Sum256(b)
+	return resource(`"`+hex.EncodeToString(hash[:12])+`"`, r.Params.IfNoneMatch, func() any { return body }), nil
+}
+
+// CancelOperation implements [openapi.StrictServerInterface].
+func (s *Server) CancelOperation(ctx context.Context, r openapi.CancelOperationRequestObject) (openapi.CancelOperationResponseObject, error) {
+	o, err := s.manager.CancelOperation(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusAccepted, body: apiOperation(&o), location: "/operations/" + o.ID}, nil
+}

@@ -1,0 +1,135 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/labstack/echo/v4"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// The codes only a web server needs; package vm has the others.
+const (
+	codeMalformed        vm.Code = "malformed-body"
+	codeUnauthorized     vm.Code = "unauthorized"
+	codeForbidden        vm.Code = "forbidden"
+	codeMethodNotAllowed vm.Code = "method-not-allowed"
+	codeTimeout          vm.Code = "request-timeout"
+	codeTooLarge         vm.Code = "payload-too-large"
+	codeMediaType        vm.Code = "unsupported-media-type"
+)
+
+// A kind is what all problems of one code have in common.
+type kind struct {
+	status     int
+	title      string
+	retryAfter int // seconds after which the same request may do better; 0: it will not by itself
+}
+
+// kinds is the one place where an error meets an HTTP status.
+var kinds = map[vm.Code]kind{
+	vm.CodeInvalid:             {http.StatusBadRequest, "Invalid request", 0},
+	codeMalformed:              {http.StatusBadRequest, "Malformed body", 0},
+	codeUnauthorized:           {http.StatusUnauthorized, "Not authenticated", 0},
+	codeForbidden:              {http.StatusForbidden, "Not allowed", 0},
+	vm.CodeNotFound:            {http.StatusNotFound, "Not found", 0},
+	codeMethodNotAllowed:       {http.StatusMethodNotAllowed, "Method not allowed", 0},
+	codeTimeout:                {http.StatusRequestTimeout, "Request timeout", 0},
+	vm.CodeExists:              {http.StatusConflict, "Already exists", 0},
+	vm.CodeState:               {http.StatusConflict, "Not allowed in this state", 0},
+	vm.CodeBusy:                {http.StatusConflict, "Busy", 0},
+	vm.CodeInUse:               {http.StatusConflict, "In use", 0},
+	vm.CodeLimitReached:        {http.StatusConflict, "Limit reached", 0},
+	vm.CodeNotCancellable:      {http.StatusConflict, "Not cancellable", 0},
+	vm.CodeCancelled:           {http.StatusConflict, "Cancelled", 0},
+	vm.CodePrecondition:        {http.StatusPreconditionFailed, "Precondition failed", 0},
+	codeTooLarge:               {http.StatusRequestEntityTooLarge, "Body too large", 0},
+	codeMediaType:              {http.StatusUnsupportedMediaType, "Unsupported media type", 0},
+	vm.CodeInternal:            {http.StatusInternalServerError, "Internal error", 0},
+	vm.CodeInterrupted:         {http.StatusServiceUnavailable, "Interrupted", 1},
+	vm.CodeInsufficientMemory:  {http.StatusServiceUnavailable, "Not enough memory", 30},
+	vm.CodeQEMUUnavailable:     {http.StatusServiceUnavailable, "QEMU is not usable", 0},
+	vm.CodeQEMUUnresponsive:    {http.StatusServiceUnavailable, "QEMU does not answer", 10},
+	vm.CodeOperationFailed:     {http.StatusServiceUnavailable, "The operation failed", 0},
+	vm.CodeUnavailable:         {http.StatusServiceUnavailable, "Not available now", 5},
+	vm.CodeInsufficientStorage: {http.StatusInsufficientStorage, "Not enough storage", 0},
+}
+
+// problem completes what is known of an error by what its code says.
+func problem(code vm.Code, detail, hint string) openapi.Problem {
+	k, known := kinds[code]
+	if !known {
+		code, k = vm.CodeInternal, kinds[vm.CodeInternal]
+	}
+	return openapi.Problem{Type: "urn:vman:problem:" + string(code), Title: k.title, Status: k.status,
+		Code: openapi.ProblemCode(code), Detail: detail, Hint: hint}
+}
+
+// faultOf finds out what to tell a client of err. What is none of our own errors
+// is a defect: the client learns nothing about it and the log everything.
+func faultOf(err error) *vm.Fault {
+	var fault *vm.Fault
+	var web *echo.HTTPError
+	switch {
+	case errors.As(err, &fault):
+		return fault
+	case errors.As(err, &web):
+		return webFault(web)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &vm.Fault{Code: codeTimeout, Detail: "the request did not arrive in time"}
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return &vm.Fault{Code: vm.CodeUnavailable, Detail: "the request was not carried out in time"}
+	}
+	p := vm.ProblemOf(err)
+	if p.Code == vm.CodeInternal {
+		p.Detail = "a defect of vmand; its log has it under this request id"
+	}
+	return &vm.Fault{Code: p.Code, Detail: p.Detail, Hint: p.Hint}
+}
+
+// webFault translates what echo and the generated code answer by themselves.
+func webFault(e *echo.HTTPError) *vm.Fault {
+	switch e.Code {
+	case http.StatusNotFound:
+		return &vm.Fault{Code: vm.CodeNotFound, Detail: "there is no such path", Hint: "GET /openapi.yaml lists them all"}
+	case http.StatusMethodNotAllowed:
+		return &vm.Fault{Code: codeMethodNotAllowed, Detail: "this path does not have this method"}
+	case http.StatusRequestEntityTooLarge:
+		return &vm.Fault{Code: codeTooLarge, Detail: "the body is too large"}
+	case http.StatusUnsupportedMediaType:
+		return &vm.Fault{Code: codeMediaType, Detail: "the body's Content-Type is not one this request takes"}
+	case http.StatusInternalServerError:
+		return &vm.Fault{Code: vm.CodeInternal, Detail: "a defect of vmand; its log has it under this request id"}
+	}
+	return &vm.Fault{Code: vm.CodeInvalid, Detail: "a parameter is not valid"}
+}
+
+// writeProblem answers the request in c with what fault tells.
+func writeProblem(c echo.Context, fault *vm.Fault) error {
+	p := problem(fault.Code, fault.Detail, fault.Hint)
+	h := c.Response().Header()
+	p.Instance = c.Request().URL.EscapedPath()
+	p.RequestID = h.Get(headerRequestID)
+	p.OperationID = fault.OperationID
+	for _, f := range fault.Fields {
+		p.Errors = append(p.Errors, openapi.FieldError{Field: f.Field, Detail: f.Detail})
+	}
+	if s := kinds[fault.Code].retryAfter; s > 0 {
+		h["Retry-After"] = []string{strconv.Itoa(s)}
+	}
+	switch p.Status {
+	case http.StatusUnauthorized:
+		h["Www-Authenticate"] = []string{`Bearer realm="vmand"`}
+	case http.StatusMethodNotAllowed:
+		if allow, ok := c.Get(echo.ContextKeyHeaderAllow).(string); ok {
+			h["Allow"] = []string{strings.Replace(allow, http.MethodGet, "GET, HEAD", 1)}
+		}
+	}
+	return answer{status: p.Status, mediaType: problemType, body: &p}.write(c.Response())
+}

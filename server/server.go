@@ -1,0 +1,171 @@
+// Package server is the REST API of vmand: it lets the callers in, checks every
+// request against the specification, hands it to [vm.Manager] or reads the
+// records, and answers in JSON, errors as problems (RFC 9457).
+//
+// It decides nothing about virtual machines. Every error of the domain becomes
+// an HTTP status in one table (problem.go), whoever noticed it: the router, the
+// validation, the decoding of a body, a handler or a panic.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// Options are what a [Server] can be told.
+type Options struct {
+	Version string   // of vmand: X.Y.Z
+	DryRun  bool     // every answer says that no QEMU is ever started
+	Group   string   // name or number of the group that may use the unix socket; empty for none
+	Hosts   []string // names, besides IP addresses, localhost and the host's own, the server is called by
+	// BodyTimeout is how long the body of a request may take to arrive; 10 s if zero.
+	BodyTimeout time.Duration
+	// StopTimeout is how long requests may take to end when the server stops; 10 s if zero.
+	StopTimeout time.Duration
+}
+
+// A Manager carries out what is asked for; see [vm.Manager].
+type Manager interface {
+	CreateTemplate(ctx context.Context, t vm.Template) (vm.Template, error)
+	DeleteTemplate(ctx context.Context, name string, match vm.Match) error
+	CreateVM(ctx context.Context, n vm.NewVM) (vm.VM, error)
+	DeleteVM(ctx context.Context, id string, match vm.Match) error
+	Do(ctx context.Context, id string, op vm.Op, o vm.StopOptions) (vm.VM, vm.Operation, error)
+	Wait(ctx context.Context, id string) (vm.Operation, error)
+	CreateDisk(ctx context.Context, n vm.NewDisk) (vm.Disk, error)
+	DeleteDisk(ctx context.Context, id string, match vm.Match) error
+	AttachDisk(ctx context.Context, id, vmID, mountPoint string) (vm.Disk, vm.Operation, error)
+	DetachDisk(ctx context.Context, id string) (vm.Disk, vm.Operation, error)
+	ResizeDisk(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error)
+	CancelOperation(ctx context.Context, id string) (vm.Operation, error)
+}
+
+// Deps are the parts of vmand a [Server] works with. All are needed.
+type Deps struct {
+	Manager  Manager
+	Reader   vm.Reader
+	Tokens   vm.TokenStore
+	Health   func(context.Context) Health
+	Observer func() ObserverStatus
+	Log      *slog.Logger
+}
+
+// A Server answers the API's requests.
+type Server struct {
+	o          Options
+	manager    Manager
+	reader     vm.Reader
+	health     func(context.Context) Health
+	observer   func() ObserverStatus
+	log        *slog.Logger
+	auth       auth
+	origin     *origin
+	operations map[routeKey]*operation
+	echo       *echo.Echo
+	name       []string // value of the Server header
+
+	stopping context.Context // ends when the server begins to stop
+	stop     context.CancelFunc
+}
+
+var _ openapi.StrictServerInterface = (*Server)(nil)
+
+// New returns a server. It loads the specification, which takes some 15 ms, and
+// the tokens.
+func New(ctx context.Context, o Options, d Deps) (*Server, error) {
+	if o.BodyTimeout == 0 {
+		o.BodyTimeout = 10 * time.Second
+	}
+	if o.StopTimeout == 0 {
+		o.StopTimeout = 10 * time.Second
+	}
+	doc, err := openapi.Load()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{o: o, manager: d.Manager, reader: d.Reader, health: d.Health, observer: d.Observer, log: d.Log,
+		auth: auth{store: d.Tokens, group: o.Group}, origin: newOrigin(o.Hosts), operations: compile(doc),
+		echo: echo.New(), name: []string{"vmand/" + o.Version}}
+	if err := s.auth.reload(ctx); err != nil {
+		return nil, err
+	}
+	s.stopping, s.stop = context.WithCancel(context.Background())
+	s.echo.Binder = binder{}
+	s.echo.Use(s.middleware)
+	openapi.RegisterHandlers(s.echo, openapi.NewStrictHandler(s, nil))
+	s.registerDocs()
+	return s, nil
+}
+
+// ReloadTokens reads the tokens anew, after one was added, replaced or removed.
+func (s *Server) ReloadTokens(ctx context.Context) error { return s.auth.reload(ctx) }
+
+// ServeHTTP implements [http.Handler]. A HEAD is answered like a GET: net/http
+// leaves the body out.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodHead {
+		get := *r
+		get.Method = http.MethodGet
+		r = &get
+	}
+	s.echo.ServeHTTP(w, r)
+}
+
+// Limits of a connection. There is no limit on the time of a whole request, as
+// one may be held for minutes; bodies and lists have their own.
+const (
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 2 * time.Minute
+	maxHeaderBytes    = 32 << 10
+)
+
+// Serve answers what comes in by the listeners, and closes them. When ctx ends
+// it takes no more requests, answers those that wait for an operation at once,
+// gives the others [Options].StopTimeout to end, and returns nil. It returns an
+// error only if a listener fails. It can be called once.
+func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
+	if len(listeners) == 0 {
+		return errors.New("serve the API: there is nothing to listen on")
+	}
+	web := &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ConnContext:       enter,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	ended := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { ended <- web.Serve(l) }()
+	}
+	var failed error
+	left := len(listeners)
+	select {
+	case <-ctx.Done():
+	case err := <-ended:
+		failed = fmt.Errorf("serve the API: %w", err)
+		left--
+	}
+	s.stop()
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.o.StopTimeout)
+	defer cancel()
+	if err := web.Shutdown(grace); err != nil {
+		s.log.Warn("requests did not end in time and are cut off", "timeout", s.o.StopTimeout)
+		_ = web.Close() // what it could report is that a connection was gone already
+	}
+	for range left {
+		<-ended
+	}
+	return failed
+}

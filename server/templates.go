@@ -1,0 +1,62 @@
+package server
+
+import (
+	"context"
+	"net/http"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// CreateTemplate implements [openapi.StrictServerInterface].
+func (s *Server) CreateTemplate(ctx context.Context, r openapi.CreateTemplateRequestObject) (openapi.CreateTemplateResponseObject, error) {
+	t, err := s.manager.CreateTemplate(ctx, vm.Template{Name: r.Body.Name, CPUCount: r.Body.CPUCount, RAMMiB: r.Body.RAMAmount})
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusCreated, body: apiTemplate(&t), etag: etagOf(templateVersion(&t)), location: "/templates/" + t.Name}, nil
+}
+
+// ListTemplates implements [openapi.StrictServerInterface].
+func (s *Server) ListTemplates(ctx context.Context, r openapi.ListTemplatesRequestObject) (openapi.ListTemplatesResponseObject, error) {
+	return orError(newList(ctx, "/templates", query(), r.Params.Limit, r.Params.Cursor, s.reader.Templates,
+		func(t *vm.Template) int64 { return t.Seq },
+		func(t *vm.Template) any { return apiTemplate(t) }))
+}
+
+// GetTemplate implements [openapi.StrictServerInterface].
+func (s *Server) GetTemplate(ctx context.Context, r openapi.GetTemplateRequestObject) (openapi.GetTemplateResponseObject, error) {
+	t, err := s.reader.Template(ctx, r.Name)
+	if err != nil {
+		return nil, err
+	}
+	return resource(etagOf(templateVersion(&t)), r.Params.IfNoneMatch, func() any { return apiTemplate(&t) }), nil
+}
+
+// DeleteTemplate implements [openapi.StrictServerInterface].
+func (s *Server) DeleteTemplate(ctx context.Context, r openapi.DeleteTemplateRequestObject) (openapi.DeleteTemplateResponseObject, error) {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.manager.DeleteTemplate(ctx, r.Name, match); err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusNoContent}, nil
+}
+
+// resource answers with one resource, or that the client has it already.
+func resource(etag string, ifNoneMatch *string, body func() any) answer {
+	if ifNoneMatch != nil && matchesNone(*ifNoneMatch, etag) {
+		return answer{status: http.StatusNotModified, etag: etag}
+	}
+	return answer{status: http.StatusOK, etag: etag, body: body()}
+}
+
+// orError returns nil, and not a list with nothing in it, beside an error.
+func orError[T any](l list[T], err error) (*list[T], error) {
+	if err != nil {
+		return nil, err
+	}
+	return &l, nil
+}
