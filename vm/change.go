@@ -142,12 +142,12 @@ func (m *Manager) forget(r *run) {
 	m.wg.Done()
 }
 
-// finish lets go of a run whose outcome is recorded. The lock goes first, so
-// that who waited for the operation finds its resource free.
+// finish lets go of a run whose outcome is recorded. Those who wait for it come
+// last, so that they find its resource free.
 func (m *Manager) finish(r *run) {
 	m.locks.release(r.holder)
-	close(r.done)
 	m.forget(r)
+	close(r.done)
 }
 
 func (m *Manager) carryOut(ctx context.Context, r *run, c change) {

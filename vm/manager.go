@@ -120,7 +120,10 @@ func (m *Manager) CancelOperation(ctx context.Context, id string) (Operation, er
 		if err != nil {
 			return Operation{}, err
 		}
-		return op, &Fault{Code: CodeNotCancellable, OperationID: id, Detail: fmt.Sprintf("operation %s is over: it has %s", id, op.State)}
+		return op, overFault(op)
+	}
+	if op := r.snapshot(); op.State.Ended() {
+		return op, overFault(op)
 	}
 	if !r.holder.preemptible {
 		return r.snapshot(), &Fault{Code: CodeNotCancellable, OperationID: id, Detail: fmt.Sprintf("the %s cannot be cancelled", r.holder.what)}
@@ -130,9 +133,13 @@ func (m *Manager) CancelOperation(ctx context.Context, id string) (Operation, er
 	defer stop()
 	op, err := m.Wait(ctx, id)
 	if err == nil && (op.State == OpSucceeded || op.State == OpFailed) {
-		err = &Fault{Code: CodeNotCancellable, OperationID: id, Detail: fmt.Sprintf("operation %s was over first: it has %s", id, op.State)}
+		err = overFault(op)
 	}
 	return op, err
+}
+
+func overFault(op Operation) *Fault {
+	return &Fault{Code: CodeNotCancellable, OperationID: op.ID, Detail: fmt.Sprintf("operation %s is over: its state is %s", op.ID, op.State)}
 }
 
 // Close refuses new operations and waits for those on their way until ctx is

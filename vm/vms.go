@@ -147,7 +147,7 @@ func (m *Manager) Do(ctx context.Context, id string, op Op, o StopOptions) (VM, 
 	if err != nil {
 		return VM{}, Operation{}, err
 	}
-	return a.v, r.snapshot(), nil
+	return a.told, r.snapshot(), nil
 }
 
 // An action is one operation of [Manager.Do] on its way.
@@ -156,7 +156,8 @@ type action struct {
 	id   string
 	op   Op
 	stop StopOptions
-	v    VM // as recorded meanwhile
+	told VM // as recorded meanwhile, for the caller
+	v    VM // as it is to be recorded
 	to   State
 }
 
@@ -189,7 +190,8 @@ func (a *action) intent(ctx context.Context, r *run) (Change, error) {
 	case OpStop:
 		v.Desired = DesiredStopped
 	}
-	a.v = v
+	a.v, a.told = v, v
+	a.told.Revision++ // as the store will
 	return Change{VM: &VMUpdate{From: from, VM: v}}, nil
 }
 

@@ -1,0 +1,153 @@
+package vm_test
+
+import (
+	"context"
+	"testing"
+
+	"vmand/vm"
+)
+
+func TestADiskFromCreationToDeletion(t *testing.T) {
+	for _, running := range []bool{true, false} {
+		name := map[bool]string{true: "on a running VM", false: "on a stopped VM"}[running]
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.create("a")
+			if running {
+				w.do("a", vm.OpStart)
+			}
+			d := w.disk("")
+			got, op, err := w.AttachDisk(t.Context(), d.ID, "a", "")
+			if err != nil || got.State != vm.DiskAttached || got.MountPoint != "/dev/sdb" || op.State != vm.OpSucceeded {
+				t.Fatalf("attached as %+v, %+v, %v", got, op, err)
+			}
+			if want := "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_" + d.ID; got.GuestDevice() != want {
+				t.Errorf("guest device %s; want %s", got.GuestDevice(), want)
+			}
+			_, _, err = w.AttachDisk(t.Context(), d.ID, "a", "")
+			wantCode(t, err, vm.CodeState, "already attached")
+			wantCode(t, w.DeleteDisk(t.Context(), d.ID, nil), vm.CodeInUse, "attached")
+			if got, err = w.ResizeDisk(t.Context(), d.ID, 2048, nil); err != nil || got.SizeMiB != 2048 {
+				t.Errorf("resized to %+v, %v", got, err)
+			}
+			_, err = w.ResizeDisk(t.Context(), d.ID, 1024, nil)
+			wantCode(t, err, vm.CodeInvalid, "shrink")
+			if got, _, err = w.DetachDisk(t.Context(), d.ID); err != nil || got.State != vm.DiskAvailable || got.MountPoint != "" || got.VMID != "" {
+				t.Errorf("detached as %+v, %v", got, err)
+			}
+			_, _, err = w.DetachDisk(t.Context(), d.ID)
+			wantCode(t, err, vm.CodeState, "not attached")
+			must(t)(w.DeleteDisk(t.Context(), d.ID, nil))
+			wantCode(t, w.DeleteDisk(t.Context(), d.ID, nil), vm.CodeNotFound)
+		})
+	}
+}
+
+func TestSlotsAreGivenOnce(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	attach := func(wish, asked string) (vm.Disk, error) {
+		d, _, err := w.AttachDisk(t.Context(), w.disk(wish).ID, "a", asked)
+		return d, err
+	}
+	if d, err := attach("/dev/vdc", ""); err != nil || d.MountPoint != "/dev/vdc" {
+		t.Errorf("a wish from the creation: %+v, %v", d, err)
+	}
+	_, err := attach("", "/dev/sdc")
+	wantCode(t, err, vm.CodeInUse, "/dev/sdc", "in use")
+	_, err = attach("", "/dev/sda")
+	wantCode(t, err, vm.CodeInvalid, "/mount_point")
+	for i := range vm.MaxDisks - 1 {
+		if d, err := attach("", ""); err != nil {
+			t.Fatalf("disk %d: %+v, %v", i, d, err)
+		}
+	}
+	_, err = attach("", "")
+	wantCode(t, err, vm.CodeLimitReached, "24")
+	_, err = w.CreateDisk(t.Context(), vm.NewDisk{SizeMiB: 0})
+	wantCode(t, err, vm.CodeInvalid, "/size")
+	_, err = w.CreateDisk(t.Context(), vm.NewDisk{SizeMiB: 1, MountPoint: "/dev/hda"})
+	wantCode(t, err, vm.CodeInvalid, "/mount_point")
+	_, _, err = w.AttachDisk(t.Context(), w.disk("").ID, "nobody", "")
+	wantCode(t, err, vm.CodeNotFound)
+}
+
+func TestDeletingAVMGivesItsDisksFree(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.do("a", vm.OpStart)
+	d := w.disk("")
+	must(t)(w.AttachDisk(t.Context(), d.ID, "a", ""))
+	must(t)(w.DeleteVM(t.Context(), "a", nil))
+	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
+}
+
+func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.do("a", vm.OpStart)
+	d := w.disk("")
+	must(t)(w.AttachDisk(t.Context(), d.ID, "a", "/dev/vdq"))
+	stuck := func(_ context.Context, m, _ string) error {
+		if m == "DetachDisk" {
+			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not let go"}
+		}
+		return nil
+	}
+	w.driver.Hook = stuck
+	got, op, err := w.DetachDisk(t.Context(), d.ID)
+	if err != nil || got.State != vm.DiskDetaching || op.State != vm.OpFailed {
+		t.Fatalf("detached as %+v, %+v, %v", got, op, err)
+	}
+	// Attaching it again takes the detach back.
+	got, _, err = w.AttachDisk(t.Context(), d.ID, "a", "")
+	if err != nil || got.State != vm.DiskAttached || got.MountPoint != "/dev/vdq" {
+		t.Fatalf("attached again as %+v, %v", got, err)
+	}
+	must(t)(w.DetachDisk(t.Context(), d.ID))
+	if r, err := w.Settle(t.Context(), "disks/"+d.ID); err != nil || r.Changed {
+		t.Errorf("settled while stuck: %+v, %v", r, err)
+	}
+	w.driver.Hook = nil
+	if r, err := w.Settle(t.Context(), "disks/"+d.ID); err != nil || !r.Changed || r.Is != "available" {
+		t.Errorf("settled when let go: %+v, %v", r, err)
+	}
+	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
+	// Power-off finishes a detach as well.
+	must(t)(w.AttachDisk(t.Context(), d.ID, "a", ""))
+	w.driver.Hook = stuck
+	must(t)(w.DetachDisk(t.Context(), d.ID))
+	w.do("a", vm.OpStop)
+	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
+}
+
+func TestADiskWhoseFileIsLostSaysSo(t *testing.T) {
+	w := newWorld(t)
+	d := w.disk("")
+	w.driver.LoseDisk(d.ID)
+	if r, err := w.Settle(t.Context(), "disks/"+d.ID); err != nil || !r.Changed {
+		t.Errorf("settled: %+v, %v", r, err)
+	}
+	if got := w.wantDisk(d.ID, vm.DiskError, "", ""); got.Reason == "" {
+		t.Error("the disk does not say why")
+	}
+	must(t)(w.driver.CreateDisk(t.Context(), d.ID, 512))
+	must(t)(w.Settle(t.Context(), "disks/"+d.ID))
+	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
+}
+
+func TestAnAttachThatFailsGivesTheDiskBack(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.do("a", vm.OpStart)
+	d := w.disk("")
+	w.driver.Hook = func(_ context.Context, m, _ string) error {
+		if m == "AttachDisk" {
+			return &vm.Fault{Code: vm.CodeOperationFailed, Detail: "QEMU said no"}
+		}
+		return nil
+	}
+	_, _, err := w.AttachDisk(t.Context(), d.ID, "a", "")
+	wantCode(t, err, vm.CodeOperationFailed)
+	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
+}
