@@ -402,8 +402,8 @@ type Operation struct {
 	// Log The steps so far, oldest first.
 	Log []OperationLogLine `json:"log"`
 
-	// Problem Why the operation failed or was cancelled. Null otherwise.
-	Problem *Problem `json:"problem"`
+	// Problem Why an operation failed or was cancelled, in the terms of RFC 9457. Null for any other operation.
+	Problem *OperationProblem `json:"problem"`
 
 	// Progress How much of the work is done, in percent. Null when that cannot be told.
 	Progress *int `json:"progress"`
@@ -438,6 +438,9 @@ type OperationLogLine struct {
 	// Step The name of the step.
 	Step string `json:"step"`
 }
+
+// OperationProblem Why an operation failed or was cancelled, in the terms of RFC 9457. Null for any other operation.
+type OperationProblem = Problem
 
 // OperationState Where an operation is in its life. `succeeded`, `failed` and `cancelled` are final.
 type OperationState string
@@ -543,10 +546,10 @@ type ResourcePath = string
 
 // RestartRequest How to restart a VM.
 type RestartRequest struct {
-	// Force End the VM's process at once, without asking the guest. What it has not written yet is lost.
+	// Force End the VM's process at once, without asking the guest, before starting it again.
 	Force *bool `json:"force,omitempty"`
 
-	// TimeoutSeconds How many seconds the guest may take to shut down before its process is ended.
+	// TimeoutSeconds How many seconds the guest may take to shut down before its process is ended for the new start.
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
 
