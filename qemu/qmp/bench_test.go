@@ -8,9 +8,8 @@ import (
 	"vmand/qemu/qmp/qmptest"
 )
 
-// BenchmarkExecute measures a command and its answer, from QEMU and from the
-// test server, whose allocations count too. Allocations of the connection's
-// own are what the benchmark of QEMU shows.
+// BenchmarkExecute measures a command and its answer. With QEMU the allocations
+// are the connection's own; those of the test server count as well.
 func BenchmarkExecute(b *testing.B) {
 	servers := map[string]func(b *testing.B) *qmp.Conn{
 		"qemu": func(b *testing.B) *qmp.Conn { return launch(b).connect(b) },

@@ -1,15 +1,20 @@
 package qmp_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vmand/qemu/qmp"
 	"vmand/qemu/qmp/qmptest"
@@ -52,61 +57,64 @@ func TestRefusedCommandGivesATypedError(t *testing.T) {
 	}
 }
 
+// value is what a command returns.
+func value(n int) map[string]int { return map[string]int{"n": n} }
+
+// pairs are ways to answer two commands that run at the same time: a with 1
+// and b with 2.
+var pairs = map[string]struct {
+	script func(p *qmptest.Peer, a, b qmptest.Command)
+	strays uint64
+}{
+	"in the order they were sent": {
+		script: func(p *qmptest.Peer, a, b qmptest.Command) { p.Reply(a, value(1)); p.Reply(b, value(2)) },
+	},
+	"in another order": {
+		script: func(p *qmptest.Peer, a, b qmptest.Command) { p.Reply(b, value(2)); p.Reply(a, value(1)) },
+	},
+	"with duplicates between": {
+		script: func(p *qmptest.Peer, a, b qmptest.Command) {
+			p.Reply(a, value(1))
+			p.Reply(a, value(3))
+			p.Refuse(a, qmp.GenericError, "again")
+			p.Reply(b, value(2))
+		},
+		strays: 2,
+	},
+	"with answers nobody asked for between": {
+		script: func(p *qmptest.Peer, a, b qmptest.Command) {
+			for _, id := range []string{"999", "0", "-1", `"1"`, "1.5", "null", "{}", "18446744073709551616"} {
+				p.Raw(`{"return": {"n": 9}, "id": ` + id + "}\n")
+			}
+			p.Raw(`{"return": {"n": 9}}` + "\n")
+			p.Raw(`{"error": {"class": "GenericError", "desc": "Invalid JSON syntax"}}` + "\n")
+			p.Raw(`{"id": ` + string(a.ID) + "}\n") // neither done nor refused
+			p.Raw("{}\n\r\n\n")
+			p.Reply(a, value(1))
+			p.Reply(b, value(2))
+		},
+		strays: 12,
+	},
+	"in halves of a line": {
+		script: func(p *qmptest.Peer, a, b qmptest.Command) {
+			p.Raw(`{"return": {"n"`)
+			p.Raw(`: 1}, "id": ` + string(a.ID))
+			p.Raw("}\r")
+			p.Raw("\n" + `{"id": ` + string(b.ID) + `, "return": {"n": 2}}` + "\n")
+		},
+	},
+	"with events between": {
+		script: func(p *qmptest.Peer, a, b qmptest.Command) {
+			p.Event("STOP", nil)
+			p.Reply(a, value(1))
+			p.Event("BLOCK_JOB_READY", map[string]any{"device": "root", "offset": 1})
+			p.Reply(b, value(2))
+		},
+	},
+}
+
 func TestAnswersFindTheirCommands(t *testing.T) {
-	value := func(n int) map[string]int { return map[string]int{"n": n} }
-	// Each script answers two commands that run at the same time, a and b,
-	// with 1 and 2.
-	tests := map[string]struct {
-		script func(p *qmptest.Peer, a, b qmptest.Command)
-		strays uint64
-	}{
-		"in the order they were sent": {
-			script: func(p *qmptest.Peer, a, b qmptest.Command) { p.Reply(a, value(1)); p.Reply(b, value(2)) },
-		},
-		"in another order": {
-			script: func(p *qmptest.Peer, a, b qmptest.Command) { p.Reply(b, value(2)); p.Reply(a, value(1)) },
-		},
-		"with duplicates between": {
-			script: func(p *qmptest.Peer, a, b qmptest.Command) {
-				p.Reply(a, value(1))
-				p.Reply(a, value(3))
-				p.Refuse(a, qmp.GenericError, "again")
-				p.Reply(b, value(2))
-			},
-			strays: 2,
-		},
-		"with answers nobody asked for between": {
-			script: func(p *qmptest.Peer, a, b qmptest.Command) {
-				for _, id := range []string{"999", "0", "-1", `"1"`, "1.5", "null", "{}", "18446744073709551616"} {
-					p.Raw(`{"return": {"n": 9}, "id": ` + id + "}\n")
-				}
-				p.Raw(`{"return": {"n": 9}}` + "\n")
-				p.Raw(`{"error": {"class": "GenericError", "desc": "Invalid JSON syntax"}}` + "\n")
-				p.Raw(`{"id": ` + string(a.ID) + "}\n") // neither done nor refused
-				p.Raw("{}\n\r\n\n")
-				p.Reply(a, value(1))
-				p.Reply(b, value(2))
-			},
-			strays: 12,
-		},
-		"in halves of a line": {
-			script: func(p *qmptest.Peer, a, b qmptest.Command) {
-				p.Raw(`{"return": {"n"`)
-				p.Raw(`: 1}, "id": ` + string(a.ID))
-				p.Raw("}\r")
-				p.Raw("\n" + `{"id": ` + string(b.ID) + `, "return": {"n": 2}}` + "\n")
-			},
-		},
-		"with events between": {
-			script: func(p *qmptest.Peer, a, b qmptest.Command) {
-				p.Event("STOP", nil)
-				p.Reply(a, value(1))
-				p.Event("BLOCK_JOB_READY", map[string]any{"device": "root", "offset": 1})
-				p.Reply(b, value(2))
-			},
-		},
-	}
-	for name, tt := range tests {
+	for name, tt := range pairs {
 		t.Run(name, func(t *testing.T) {
 			c := scripted(t, func(p *qmptest.Peer) {
 				a, b := p.Next(), p.Next()
@@ -340,22 +348,87 @@ func TestBlockedWriteHonoursTheContextAndSparesTheConnection(t *testing.T) {
 }
 
 func TestHalfWrittenCommandEndsTheConnection(t *testing.T) {
-	over := make(chan struct{})
-	defer close(over)
-	c := scripted(t, func(*qmptest.Peer) { <-over })
+	c, theirs := bare(t)
+	begun := make(chan struct{})
+	go func() {
+		theirs.Read(make([]byte, 1))
+		close(begun)
+	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	failed := make(chan error)
+	go func() {
+		failed <- c.Execute(ctx, "stop", map[string]string{"fill": strings.Repeat("z", 4<<20)}, nil)
+	}()
+	wait(t, begun, "the beginning of the command")
 	waiting := make(chan error)
 	go func() { waiting <- c.Execute(patient(t), "query-status", nil, nil) }()
-	args := map[string]string{"fill": strings.Repeat("z", 4<<20)}
-	err := c.Execute(soon(t), "stop", args, nil)
-	if !errors.Is(err, qmp.ErrNotSent) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("error %v, want ErrNotSent for the deadline", err)
+	cancel()
+	if err := <-failed; !errors.Is(err, qmp.ErrNotSent) || !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want ErrNotSent for context.Canceled", err)
 	}
 	if err := c.Err(); !errors.Is(err, qmp.ErrClosed) || !strings.Contains(err.Error(), "half-written") {
 		t.Errorf("the connection's error is %v, want ErrClosed for a half-written command", err)
 	}
-	if err := <-waiting; !errors.Is(err, qmp.ErrClosed) {
-		t.Errorf("the other command's error is %v, want ErrClosed", err)
+	if err := <-waiting; !errors.Is(err, qmp.ErrClosed) || !errors.Is(err, qmp.ErrNotSent) {
+		t.Errorf("the next command's error is %v, want ErrNotSent for ErrClosed", err)
 	}
+}
+
+func TestWriteToAServerThatNoLongerReadsIsNotSent(t *testing.T) {
+	c, theirs := bare(t)
+	sub := c.Subscribe(1)
+	if err := theirs.CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	err := c.Execute(patient(t), "stop", nil, nil)
+	if !errors.Is(err, qmp.ErrNotSent) || !errors.Is(err, qmp.ErrClosed) {
+		t.Errorf("error %v, want ErrNotSent for ErrClosed", err)
+	}
+	// What it still has to say is heard.
+	if _, err := theirs.Write([]byte(`{"event": "SHUTDOWN"}` + "\n")); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-sub.C(); e.Event != "SHUTDOWN" {
+		t.Errorf("event %+v, want SHUTDOWN", e)
+	}
+}
+
+// bare returns a connection after its handshake, and the server's end of it.
+func bare(t *testing.T) (c *qmp.Conn, theirs *net.UnixConn) {
+	t.Helper()
+	ours, theirs := pair(t)
+	go func() {
+		theirs.Write([]byte(plainGreeting))
+		bufio.NewReader(theirs).ReadString('\n')
+		theirs.Write([]byte(`{"return": {}, "id": 1}` + "\n"))
+	}()
+	c, err := qmp.New(patient(t), ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c, theirs
+}
+
+// pair returns the two ends of a connected socket.
+func pair(t *testing.T) (ours, theirs *net.UnixConn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		end, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { end.Close() })
+		ends[i] = end.(*net.UnixConn)
+	}
+	return ends[0], ends[1]
 }
 
 func TestOutOfBandCommands(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"vmand/qemu/qmp"
@@ -62,6 +63,19 @@ func TestFilesArePassedAlong(t *testing.T) {
 	}
 	if _, err := a.Seek(0, io.SeekStart); err != nil {
 		t.Errorf("the caller's file was closed: %v", err)
+	}
+}
+
+func TestFilesGoWithACommandLongerThanTheSocketTakes(t *testing.T) {
+	long := strings.Repeat("z", 1<<20)
+	c := scripted(t, func(p *qmptest.Peer) {
+		cmd := p.Expect("add-fd", map[string]string{"opaque": long})
+		p.Reply(cmd, len(cmd.Files))
+	})
+	var files int
+	err := c.Execute(patient(t), "add-fd", map[string]string{"opaque": long}, &files, open(t, "content"))
+	if err != nil || files != 1 {
+		t.Errorf("%d files, %v; want 1", files, err)
 	}
 }
 

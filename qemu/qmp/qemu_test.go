@@ -72,8 +72,7 @@ func launch(t testing.TB) *machine {
 	return &machine{path, cmd.Process}
 }
 
-// connect does not use Dial's path only: a client comes in time even before
-// QEMU is up, because the socket listens already.
+// connect connects to QEMU. It is never too early: the socket listens already.
 func (m *machine) connect(t testing.TB) *qmp.Conn {
 	t.Helper()
 	c, err := qmp.Dial(patient(t), m.path)

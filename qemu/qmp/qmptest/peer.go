@@ -223,9 +223,6 @@ func (p *Peer) fill() error {
 	if err != nil {
 		return err
 	}
-	if n == 0 {
-		return errors.New("the client hung up")
-	}
 	p.buf = append(p.buf, chunk[:n]...)
 	if c == 0 {
 		return nil
