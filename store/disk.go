@@ -15,40 +15,43 @@ import (
 const diskColumns = `seq, id, size_mib, mount_point, state, reason, vm_id, created_at, updated_at, revision`
 
 type diskRow struct {
-	Seq        int64          `db:"seq"`
-	ID         string         `db:"id"`
-	SizeMiB    int64          `db:"size_mib"`
-	MountPoint string         `db:"mount_point"`
-	Slot       sql.NullInt64  `db:"slot"` // written, never read: it keeps two disks out of one slot
-	State      string         `db:"state"`
-	Reason     string         `db:"reason"`
-	VMID       sql.NullString `db:"vm_id"`
-	CreatedAt  int64          `db:"created_at"`
-	UpdatedAt  int64          `db:"updated_at"`
-	Revision   int64          `db:"revision"`
+	Seq        int64         `db:"seq"`
+	ID         string        `db:"id"`
+	SizeMiB    int64         `db:"size_mib"`
+	MountPoint text          `db:"mount_point"`
+	Slot       sql.NullInt64 `db:"slot"` // written, never read: it keeps two disks out of one slot
+	State      string        `db:"state"`
+	Reason     text          `db:"reason"`
+	VMID       text          `db:"vm_id"`
+	CreatedAt  instant       `db:"created_at"`
+	UpdatedAt  instant       `db:"updated_at"`
+	Revision   int64         `db:"revision"`
 }
 
-func diskRowOf(d vm.Disk) diskRow {
-	r := diskRow{ID: d.ID, SizeMiB: d.SizeMiB, MountPoint: d.MountPoint, State: string(d.State), Reason: d.Reason,
-		VMID: sql.NullString{String: d.VMID, Valid: d.VMID != ""}, CreatedAt: millis(d.CreatedAt)}
-	if lun, ok := vm.Slot(d.MountPoint); ok && r.VMID.Valid {
+func diskRowOf(d vm.Disk, now time.Time) diskRow {
+	if d.CreatedAt.IsZero() {
+		d.CreatedAt = now
+	}
+	r := diskRow{ID: d.ID, SizeMiB: d.SizeMiB, MountPoint: text(d.MountPoint), State: string(d.State), Reason: text(d.Reason),
+		VMID: text(d.VMID), CreatedAt: instant(d.CreatedAt), UpdatedAt: instant(now)}
+	if lun, ok := vm.Slot(d.MountPoint); ok && d.VMID != "" {
 		r.Slot = sql.NullInt64{Int64: int64(lun), Valid: true}
 	}
 	return r
 }
 
 func (r diskRow) disk() vm.Disk {
-	return vm.Disk{Seq: r.Seq, ID: r.ID, SizeMiB: r.SizeMiB, MountPoint: r.MountPoint, State: vm.DiskState(r.State), Reason: r.Reason,
-		VMID: r.VMID.String, CreatedAt: instant(r.CreatedAt), UpdatedAt: instant(r.UpdatedAt), Revision: r.Revision}
+	return vm.Disk{Seq: r.Seq, ID: r.ID, SizeMiB: r.SizeMiB, MountPoint: string(r.MountPoint), State: vm.DiskState(r.State), Reason: string(r.Reason),
+		VMID: string(r.VMID), CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
 }
 
 // Disk returns one data disk.
 func (s *Store) Disk(ctx context.Context, id string) (vm.Disk, error) {
 	var r diskRow
-	if err := s.get(ctx, &r, "disk", id, `SELECT `+diskColumns+` FROM disks WHERE id = ?`); err != nil {
-		return vm.Disk{}, err
-	}
-	return r.disk(), nil
+	err := s.one(ctx, "disk", id, `SELECT `+diskColumns+` FROM disks WHERE id = ?`, func(row *sqlx.Row) error {
+		return row.StructScan(&r)
+	})
+	return r.disk(), err
 }
 
 // Disks returns a page of the data disks that f selects.
@@ -57,26 +60,17 @@ func (s *Store) Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Dis
 	q.and("state = ?", string(f.State))
 	q.and("vm_id = ?", f.VMID)
 	query, args := q.sql(diskColumns, "disks", p)
-	var rows []diskRow
-	if err := s.list(ctx, &rows, query, args); err != nil {
-		return nil, err
-	}
-	list := make([]vm.Disk, len(rows))
-	for i, r := range rows {
-		list[i] = r.disk()
-	}
-	return list, nil
+	return list(ctx, s, query, args, func(rows *sqlx.Rows) (vm.Disk, error) {
+		var r diskRow
+		err := rows.StructScan(&r)
+		return r.disk(), err
+	})
 }
 
 func insertDisk(ctx context.Context, tx *sqlx.Tx, d vm.Disk, now time.Time) error {
-	r := diskRowOf(d)
-	r.UpdatedAt = now.UnixMilli()
-	if r.CreatedAt == 0 {
-		r.CreatedAt = r.UpdatedAt
-	}
 	_, err := tx.NamedExecContext(ctx, `
 		INSERT INTO disks (id, size_mib, mount_point, slot, state, reason, vm_id, created_at, updated_at, revision)
-		VALUES (:id, :size_mib, :mount_point, :slot, :state, :reason, :vm_id, :created_at, :updated_at, 1)`, r)
+		VALUES (:id, :size_mib, :mount_point, :slot, :state, :reason, :vm_id, :created_at, :updated_at, 1)`, diskRowOf(d, now))
 	switch {
 	case duplicate(err):
 		var known bool
@@ -94,15 +88,13 @@ func insertDisk(ctx context.Context, tx *sqlx.Tx, d vm.Disk, now time.Time) erro
 }
 
 func updateDisk(ctx context.Context, tx *sqlx.Tx, u vm.DiskUpdate, now time.Time) error {
-	r := diskRowOf(u.Disk)
-	r.UpdatedAt = now.UnixMilli()
 	err := changeNamed(ctx, tx, `
 		UPDATE disks SET size_mib = :size_mib, mount_point = :mount_point, slot = :slot, state = :state, reason = :reason,
 			vm_id = :vm_id, updated_at = :updated_at, revision = revision + 1
 		WHERE id = :id AND state = :from`, struct {
 		diskRow
 		From string `db:"from"`
-	}{r, string(u.From)})
+	}{diskRowOf(u.Disk, now), string(u.From)})
 	switch {
 	case errors.Is(err, errNoRow):
 		return overtaken("disk", u.Disk.ID, string(u.From))

@@ -16,26 +16,29 @@ const operationColumns = `seq, id, kind, resource, state, step, progress, proble
 	created_at, started_at, finished_at, log`
 
 type operationRow struct {
-	Seq         int64          `db:"seq"`
-	ID          string         `db:"id"`
-	Kind        string         `db:"kind"`
-	Resource    string         `db:"resource"`
-	State       string         `db:"state"`
-	Step        string         `db:"step"`
-	Progress    sql.NullInt64  `db:"progress"`
-	Problem     sql.NullString `db:"problem"` // JSON
-	RequestedBy string         `db:"requested_by"`
-	RequestID   string         `db:"request_id"`
-	CreatedAt   int64          `db:"created_at"`
-	StartedAt   int64          `db:"started_at"`
-	FinishedAt  int64          `db:"finished_at"`
-	Log         string         `db:"log"` // JSON
+	Seq         int64         `db:"seq"`
+	ID          string        `db:"id"`
+	Kind        string        `db:"kind"`
+	Resource    string        `db:"resource"`
+	State       string        `db:"state"`
+	Step        string        `db:"step"`
+	Progress    sql.NullInt64 `db:"progress"`
+	Problem     text          `db:"problem"` // JSON
+	RequestedBy string        `db:"requested_by"`
+	RequestID   string        `db:"request_id"`
+	CreatedAt   instant       `db:"created_at"`
+	StartedAt   instant       `db:"started_at"`
+	FinishedAt  instant       `db:"finished_at"`
+	Log         string        `db:"log"` // JSON
 }
 
-func operationRowOf(o vm.Operation) (operationRow, error) {
+func operationRowOf(o vm.Operation, now time.Time) (operationRow, error) {
+	if o.CreatedAt.IsZero() {
+		o.CreatedAt = now
+	}
 	r := operationRow{ID: o.ID, Kind: string(o.Kind), Resource: o.Resource, State: string(o.State), Step: o.Step,
 		RequestedBy: o.RequestedBy, RequestID: o.RequestID,
-		CreatedAt: millis(o.CreatedAt), StartedAt: millis(o.StartedAt), FinishedAt: millis(o.FinishedAt)}
+		CreatedAt: instant(o.CreatedAt), StartedAt: instant(o.StartedAt), FinishedAt: instant(o.FinishedAt)}
 	if o.Progress != nil {
 		r.Progress = sql.NullInt64{Int64: int64(*o.Progress), Valid: true}
 	}
@@ -44,7 +47,7 @@ func operationRowOf(o vm.Operation) (operationRow, error) {
 		if err != nil {
 			return r, fmt.Errorf("operation %s: encode problem: %w", o.ID, err)
 		}
-		r.Problem = sql.NullString{String: string(b), Valid: true}
+		r.Problem = text(b)
 	}
 	if o.Log == nil {
 		o.Log = []vm.LogLine{}
@@ -60,13 +63,13 @@ func operationRowOf(o vm.Operation) (operationRow, error) {
 func (r operationRow) operation() (vm.Operation, error) {
 	o := vm.Operation{Seq: r.Seq, ID: r.ID, Kind: vm.Kind(r.Kind), Resource: r.Resource, State: vm.OpState(r.State), Step: r.Step,
 		RequestedBy: r.RequestedBy, RequestID: r.RequestID,
-		CreatedAt: instant(r.CreatedAt), StartedAt: instant(r.StartedAt), FinishedAt: instant(r.FinishedAt)}
+		CreatedAt: time.Time(r.CreatedAt), StartedAt: time.Time(r.StartedAt), FinishedAt: time.Time(r.FinishedAt)}
 	if r.Progress.Valid {
 		percent := int(r.Progress.Int64)
 		o.Progress = &percent
 	}
-	if r.Problem.Valid {
-		if err := json.Unmarshal([]byte(r.Problem.String), &o.Problem); err != nil {
+	if r.Problem != "" {
+		if err := json.Unmarshal([]byte(r.Problem), &o.Problem); err != nil {
 			return o, fmt.Errorf("operation %s: decode problem: %w", r.ID, err)
 		}
 	}
@@ -79,7 +82,10 @@ func (r operationRow) operation() (vm.Operation, error) {
 // Operation returns one operation.
 func (s *Store) Operation(ctx context.Context, id string) (vm.Operation, error) {
 	var r operationRow
-	if err := s.get(ctx, &r, "operation", id, `SELECT `+operationColumns+` FROM operations WHERE id = ?`); err != nil {
+	err := s.one(ctx, "operation", id, `SELECT `+operationColumns+` FROM operations WHERE id = ?`, func(row *sqlx.Row) error {
+		return row.StructScan(&r)
+	})
+	if err != nil {
 		return vm.Operation{}, err
 	}
 	return r.operation()
@@ -95,19 +101,13 @@ func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page)
 		q.where += " AND state IN ('pending', 'running')" // in the words of the index operations_open
 	}
 	query, args := q.sql(operationColumns, "operations", p)
-	var rows []operationRow
-	if err := s.list(ctx, &rows, query, args); err != nil {
-		return nil, err
-	}
-	list := make([]vm.Operation, len(rows))
-	for i, r := range rows {
-		o, err := r.operation()
-		if err != nil {
-			return nil, err
+	return list(ctx, s, query, args, func(rows *sqlx.Rows) (vm.Operation, error) {
+		var r operationRow
+		if err := rows.StructScan(&r); err != nil {
+			return vm.Operation{}, err
 		}
-		list[i] = o
-	}
-	return list, nil
+		return r.operation()
+	})
 }
 
 // pruneBatch is how many operations one transaction forgets: the writers that
@@ -126,7 +126,7 @@ func (s *Store) PruneOperations(ctx context.Context, before time.Time) (int, err
 				DELETE FROM operations WHERE seq IN (
 					SELECT seq FROM operations
 					WHERE finished_at > 0 AND finished_at < ? AND state IN ('succeeded', 'failed', 'cancelled') LIMIT ?)`,
-				millis(before), pruneBatch)
+				instant(before), pruneBatch)
 			if err == nil {
 				n, err = res.RowsAffected()
 			}
@@ -144,12 +144,9 @@ func (s *Store) PruneOperations(ctx context.Context, before time.Time) (int, err
 
 // putOperation records o in place of what is recorded under its id, if anything.
 func putOperation(ctx context.Context, tx *sqlx.Tx, o vm.Operation, now time.Time) error {
-	r, err := operationRowOf(o)
+	r, err := operationRowOf(o, now)
 	if err != nil {
 		return err
-	}
-	if r.CreatedAt == 0 {
-		r.CreatedAt = now.UnixMilli()
 	}
 	_, err = tx.NamedExecContext(ctx, `
 		INSERT INTO operations (id, kind, resource, state, step, progress, problem, requested_by, request_id,

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"net/url"
 	"sync"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 	_ "modernc.org/sqlite" // the driver "sqlite"
@@ -165,17 +164,48 @@ func (s *Store) prepared(ctx context.Context, query string) (*sqlx.Stmt, error) 
 	return stmt, nil
 }
 
-// get reads one row into dest. It returns the fault of a missing thing, named
-// by kind and id, if there is none.
-func (s *Store) get(ctx context.Context, dest any, kind, id, query string) error {
+// one reads the row of kind that id names. It returns the fault of a missing
+// thing if there is none.
+func (s *Store) one(ctx context.Context, kind, id, query string, scan func(*sqlx.Row) error) error {
+	if err := ctx.Err(); err != nil {
+		return s.fault(ctx, err)
+	}
+	// To watch a context costs two goroutines, as much as half the read, which
+	// has nothing in it that could wait.
+	ctx = context.WithoutCancel(ctx)
 	stmt, err := s.prepared(ctx, query)
 	if err == nil {
-		err = stmt.GetContext(ctx, dest, id)
+		err = scan(stmt.QueryRowxContext(ctx, id))
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return vm.NotFound(kind, id)
 	}
 	return s.fault(ctx, err)
+}
+
+// list returns what scan makes of each row of a query.
+func list[T any](ctx context.Context, s *Store, query string, args []any, scan func(*sqlx.Rows) (T, error)) ([]T, error) {
+	stmt, err := s.prepared(ctx, query)
+	if err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	rows, err := stmt.QueryxContext(ctx, args...)
+	if err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	defer rows.Close()
+	all := make([]T, 0, 16)
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, s.fault(ctx, err)
+		}
+		all = append(all, v)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	return all, nil
 }
 
 // A selection is the conditions of a list and their arguments.
@@ -201,28 +231,4 @@ func (q *selection) sql(columns, table string, p vm.Page) (string, []any) {
 		limit = p.Limit
 	}
 	return "SELECT " + columns + " FROM " + table + " WHERE " + q.where + " ORDER BY seq LIMIT ?", append(q.args, limit)
-}
-
-// list reads the rows of a query into dest, a pointer to a slice of rows.
-func (s *Store) list(ctx context.Context, dest any, query string, args []any) error {
-	stmt, err := s.prepared(ctx, query)
-	if err == nil {
-		err = stmt.SelectContext(ctx, dest, args...)
-	}
-	return s.fault(ctx, err)
-}
-
-// millis and instant are how times are kept: unix milliseconds, 0 for never.
-func millis(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMilli()
-}
-
-func instant(ms int64) time.Time {
-	if ms == 0 {
-		return time.Time{}
-	}
-	return time.UnixMilli(ms).UTC()
 }

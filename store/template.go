@@ -14,48 +14,45 @@ import (
 const templateColumns = `seq, name, cpu_count, ram_mib, created_at`
 
 type templateRow struct {
-	Seq       int64  `db:"seq"`
-	Name      string `db:"name"`
-	CPUCount  int    `db:"cpu_count"`
-	RAMMiB    int    `db:"ram_mib"`
-	CreatedAt int64  `db:"created_at"`
+	Seq       int64   `db:"seq"`
+	Name      string  `db:"name"`
+	CPUCount  int     `db:"cpu_count"`
+	RAMMiB    int     `db:"ram_mib"`
+	CreatedAt instant `db:"created_at"`
 }
 
 func (r templateRow) template() vm.Template {
-	return vm.Template{Seq: r.Seq, Name: r.Name, CPUCount: r.CPUCount, RAMMiB: r.RAMMiB, CreatedAt: instant(r.CreatedAt)}
+	return vm.Template{Seq: r.Seq, Name: r.Name, CPUCount: r.CPUCount, RAMMiB: r.RAMMiB, CreatedAt: time.Time(r.CreatedAt)}
 }
 
 // Template returns one template.
 func (s *Store) Template(ctx context.Context, name string) (vm.Template, error) {
 	var r templateRow
-	if err := s.get(ctx, &r, "template", name, `SELECT `+templateColumns+` FROM templates WHERE name = ?`); err != nil {
-		return vm.Template{}, err
-	}
-	return r.template(), nil
+	err := s.one(ctx, "template", name, `SELECT `+templateColumns+` FROM templates WHERE name = ?`, func(row *sqlx.Row) error {
+		return row.StructScan(&r)
+	})
+	return r.template(), err
 }
 
 // Templates returns a page of the templates.
 func (s *Store) Templates(ctx context.Context, p vm.Page) ([]vm.Template, error) {
 	q := after(p)
 	query, args := q.sql(templateColumns, "templates", p)
-	var rows []templateRow
-	if err := s.list(ctx, &rows, query, args); err != nil {
-		return nil, err
-	}
-	list := make([]vm.Template, len(rows))
-	for i, r := range rows {
-		list[i] = r.template()
-	}
-	return list, nil
+	return list(ctx, s, query, args, func(rows *sqlx.Rows) (vm.Template, error) {
+		var r templateRow
+		err := rows.StructScan(&r)
+		return r.template(), err
+	})
 }
 
 // CreateTemplate records t, as of now unless it says when, and returns it as
 // it is recorded.
 func (s *Store) CreateTemplate(ctx context.Context, t vm.Template) (vm.Template, error) {
-	r := templateRow{Name: t.Name, CPUCount: t.CPUCount, RAMMiB: t.RAMMiB, CreatedAt: millis(t.CreatedAt)}
-	if r.CreatedAt == 0 {
-		r.CreatedAt = time.Now().UnixMilli()
+	if t.CreatedAt.IsZero() {
+		t.CreatedAt = time.Now()
 	}
+	t.CreatedAt = t.CreatedAt.UTC().Truncate(time.Millisecond)
+	r := templateRow{Name: t.Name, CPUCount: t.CPUCount, RAMMiB: t.RAMMiB, CreatedAt: instant(t.CreatedAt)}
 	err := s.write(ctx, func(tx *sqlx.Tx) error {
 		res, err := tx.NamedExecContext(ctx, `
 			INSERT INTO templates (name, cpu_count, ram_mib, created_at)

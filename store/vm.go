@@ -14,51 +14,54 @@ import (
 const vmColumns = `seq, id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired, local_ip,
 	root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision`
 
+// vmDest returns where the columns go in v. A list of VMs is what is read most:
+// scanning into place costs two thirds of what [sqlx.Rows.StructScan] does.
+func vmDest(v *vm.VM) []any {
+	return []any{(*integer64)(&v.Seq), &v.ID, &v.UUID, &v.Template.Name, (*integer)(&v.Template.CPUCount), (*integer)(&v.Template.RAMMiB),
+		(*string)(&v.State), (*string)(&v.Reason), (*text)(&v.ReasonDetail), (*string)(&v.Desired), (*text)(&v.LocalIP),
+		(*integer64)(&v.Root.SizeMiB), (*text)(&v.Root.Base), (*text)(&v.Root.BaseFormat), (*text)(&v.Machine), (*text)(&v.Accel),
+		(*instant)(&v.CreatedAt), (*instant)(&v.UpdatedAt), (*instant)(&v.StartedAt), (*integer64)(&v.Revision)}
+}
+
+// vmRow is a row as it is written.
 type vmRow struct {
-	Seq            int64  `db:"seq"`
-	ID             string `db:"id"`
-	UUID           string `db:"uuid"`
-	TemplateName   string `db:"template_name"`
-	CPUCount       int64  `db:"cpu_count"`
-	RAMMiB         int64  `db:"ram_mib"`
-	State          string `db:"state"`
-	Reason         string `db:"reason"`
-	ReasonDetail   string `db:"reason_detail"`
-	Desired        string `db:"desired"`
-	LocalIP        string `db:"local_ip"`
-	RootSizeMiB    int64  `db:"root_size_mib"`
-	RootBase       string `db:"root_base"`
-	RootBaseFormat string `db:"root_base_format"`
-	Machine        string `db:"machine"`
-	Accel          string `db:"accel"`
-	CreatedAt      int64  `db:"created_at"`
-	UpdatedAt      int64  `db:"updated_at"`
-	StartedAt      int64  `db:"started_at"`
-	Revision       int64  `db:"revision"`
+	ID             string  `db:"id"`
+	UUID           string  `db:"uuid"`
+	TemplateName   string  `db:"template_name"`
+	CPUCount       int     `db:"cpu_count"`
+	RAMMiB         int     `db:"ram_mib"`
+	State          string  `db:"state"`
+	Reason         string  `db:"reason"`
+	ReasonDetail   text    `db:"reason_detail"`
+	Desired        string  `db:"desired"`
+	LocalIP        text    `db:"local_ip"`
+	RootSizeMiB    int64   `db:"root_size_mib"`
+	RootBase       text    `db:"root_base"`
+	RootBaseFormat text    `db:"root_base_format"`
+	Machine        text    `db:"machine"`
+	Accel          text    `db:"accel"`
+	CreatedAt      instant `db:"created_at"`
+	UpdatedAt      instant `db:"updated_at"`
+	StartedAt      instant `db:"started_at"`
 }
 
-func vmRowOf(v vm.VM) vmRow {
-	return vmRow{ID: v.ID, UUID: v.UUID, TemplateName: v.Template.Name, CPUCount: int64(v.Template.CPUCount), RAMMiB: int64(v.Template.RAMMiB),
-		State: string(v.State), Reason: string(v.Reason), ReasonDetail: v.ReasonDetail, Desired: string(v.Desired), LocalIP: v.LocalIP,
-		RootSizeMiB: v.Root.SizeMiB, RootBase: v.Root.Base, RootBaseFormat: v.Root.BaseFormat, Machine: v.Machine, Accel: string(v.Accel),
-		CreatedAt: millis(v.CreatedAt), StartedAt: millis(v.StartedAt)}
-}
-
-func (r *vmRow) vm() vm.VM {
-	return vm.VM{Seq: r.Seq, ID: r.ID, UUID: r.UUID, Template: vm.Template{Name: r.TemplateName, CPUCount: int(r.CPUCount), RAMMiB: int(r.RAMMiB)},
-		State: vm.State(r.State), Reason: vm.Reason(r.Reason), ReasonDetail: r.ReasonDetail, Desired: vm.Desired(r.Desired), LocalIP: r.LocalIP,
-		Root:    vm.RootDisk{SizeMiB: r.RootSizeMiB, Base: r.RootBase, BaseFormat: r.RootBaseFormat},
-		Machine: r.Machine, Accel: vm.Accel(r.Accel), CreatedAt: instant(r.CreatedAt), UpdatedAt: instant(r.UpdatedAt),
-		StartedAt: instant(r.StartedAt), Revision: r.Revision}
+func vmRowOf(v vm.VM, now time.Time) vmRow {
+	if v.CreatedAt.IsZero() {
+		v.CreatedAt = now
+	}
+	return vmRow{ID: v.ID, UUID: v.UUID, TemplateName: v.Template.Name, CPUCount: v.Template.CPUCount, RAMMiB: v.Template.RAMMiB,
+		State: string(v.State), Reason: string(v.Reason), ReasonDetail: text(v.ReasonDetail), Desired: string(v.Desired), LocalIP: text(v.LocalIP),
+		RootSizeMiB: v.Root.SizeMiB, RootBase: text(v.Root.Base), RootBaseFormat: text(v.Root.BaseFormat), Machine: text(v.Machine), Accel: text(v.Accel),
+		CreatedAt: instant(v.CreatedAt), UpdatedAt: instant(now), StartedAt: instant(v.StartedAt)}
 }
 
 // VM returns one VM. Of its template it has the name and the sizes.
 func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
-	var r vmRow
-	if err := s.get(ctx, &r, "vm", id, `SELECT `+vmColumns+` FROM vms WHERE id = ?`); err != nil {
-		return vm.VM{}, err
-	}
-	return r.vm(), nil
+	var v vm.VM
+	err := s.one(ctx, "vm", id, `SELECT `+vmColumns+` FROM vms WHERE id = ?`, func(row *sqlx.Row) error {
+		return row.Scan(vmDest(&v)...)
+	})
+	return v, err
 }
 
 // VMs returns a page of the VMs that f selects. Of its template each has the
@@ -68,28 +71,20 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 	q.and("state = ?", string(f.State))
 	q.and("template_name = ?", f.Template)
 	query, args := q.sql(vmColumns, "vms", p)
-	var rows []vmRow
-	if err := s.list(ctx, &rows, query, args); err != nil {
-		return nil, err
-	}
-	list := make([]vm.VM, len(rows))
-	for i := range rows {
-		list[i] = rows[i].vm()
-	}
-	return list, nil
+	var v vm.VM
+	dest := vmDest(&v)
+	return list(ctx, s, query, args, func(rows *sqlx.Rows) (vm.VM, error) {
+		err := rows.Scan(dest...)
+		return v, err
+	})
 }
 
 func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) error {
-	r := vmRowOf(v)
-	r.UpdatedAt = now.UnixMilli()
-	if r.CreatedAt == 0 {
-		r.CreatedAt = r.UpdatedAt
-	}
 	_, err := tx.NamedExecContext(ctx, `
 		INSERT INTO vms (id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired, local_ip,
 			root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision)
 		VALUES (:id, :uuid, :template_name, :cpu_count, :ram_mib, :state, :reason, :reason_detail, :desired, :local_ip,
-			:root_size_mib, :root_base, :root_base_format, :machine, :accel, :created_at, :updated_at, :started_at, 1)`, r)
+			:root_size_mib, :root_base, :root_base_format, :machine, :accel, :created_at, :updated_at, :started_at, 1)`, vmRowOf(v, now))
 	switch {
 	case duplicate(err):
 		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("vm %q already exists", v.ID), Err: err}
@@ -100,8 +95,6 @@ func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) error {
 }
 
 func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) error {
-	r := vmRowOf(u.VM)
-	r.UpdatedAt = now.UnixMilli()
 	err := changeNamed(ctx, tx, `
 		UPDATE vms SET state = :state, reason = :reason, reason_detail = :reason_detail, desired = :desired, local_ip = :local_ip,
 			root_size_mib = :root_size_mib, root_base = :root_base, root_base_format = :root_base_format, machine = :machine, accel = :accel,
@@ -109,7 +102,7 @@ func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) er
 		WHERE id = :id AND state = :from`, struct {
 		vmRow
 		From string `db:"from"`
-	}{r, string(u.From)})
+	}{vmRowOf(u.VM, now), string(u.From)})
 	if errors.Is(err, errNoRow) {
 		return overtaken("vm", u.VM.ID, string(u.From))
 	}
