@@ -9,12 +9,16 @@ import (
 // digits of milliseconds. What is finer is cut off.
 type Time struct{ time.Time }
 
-const timeLayout = "2006-01-02T15:04:05.000Z"
+const (
+	timeLayout = "2006-01-02T15:04:05.000Z"
+	// AppendFormat writes nine digits of the second before it cuts some off.
+	timeRoom = len(timeLayout) + len(`""`) + 6
+)
 
 // MarshalJSON returns the quoted spelling. A year that RFC 3339 has no four
 // digits for is an error.
 func (t Time) MarshalJSON() ([]byte, error) {
-	b, err := t.AppendText(append(make([]byte, 0, len(timeLayout)+2), '"'))
+	b, err := t.AppendText(append(make([]byte, 0, timeRoom), '"'))
 	if err != nil {
 		return nil, err
 	}
@@ -23,7 +27,7 @@ func (t Time) MarshalJSON() ([]byte, error) {
 
 // MarshalText is as [Time.MarshalJSON], without quotes.
 func (t Time) MarshalText() ([]byte, error) {
-	return t.AppendText(make([]byte, 0, len(timeLayout)))
+	return t.AppendText(make([]byte, 0, timeRoom))
 }
 
 // AppendText appends the spelling to b.

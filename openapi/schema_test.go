@@ -1,0 +1,126 @@
+package openapi
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+)
+
+// decode reads a JSON text as the validator of requests does.
+func decode(text string) (any, error) {
+	d := json.NewDecoder(strings.NewReader(text))
+	d.UseNumber()
+	var v any
+	err := d.Decode(&v)
+	return v, err
+}
+
+func TestRequestsAreAcceptedAndRefused(t *testing.T) {
+	doc := load(t)
+	tests := []struct {
+		schema, text string
+		ok           bool
+	}{
+		{"DiskSize", `0.5`, true},
+		{"DiskSize", `10`, true},
+		{"DiskSize", `1e1`, true},
+		{"DiskSize", `10.25`, true},
+		{"DiskSize", `0.0009765625`, true},
+		{"DiskSize", `16383.9990234375`, true},
+		{"DiskSize", `16384`, true},
+		{"DiskSize", `16384.0009765625`, false},
+		{"DiskSize", `0.0001`, false},
+		{"DiskSize", `10.1`, false},
+		{"DiskSize", `10.00001`, false},
+		{"DiskSize", `0`, false},
+		{"DiskSize", `-1`, false},
+		{"DiskSize", `1e400`, false},
+		{"DiskSize", `-1e400`, false},
+		{"DiskSize", strings.Repeat("9", 400), false},
+		{"DiskSize", `"10"`, false},
+		{"DiskSize", `null`, false},
+		{"CPUCount", `256`, true},
+		{"CPUCount", `257`, false},
+		{"CPUCount", `0`, false},
+		{"CPUCount", `1.5`, false},
+		{"RAMAmount", `4194304`, true},
+		{"RAMAmount", `4194305`, false},
+		{"RAMAmount", strings.Repeat("9", 400), false},
+		{"ResourceId", `"web-1"`, true},
+		{"ResourceId", `"w"`, true},
+		{"ResourceId", `"` + strings.Repeat("a", 63) + `"`, true},
+		{"ResourceId", `"` + strings.Repeat("a", 64) + `"`, false},
+		{"ResourceId", `"` + strings.Repeat("a", 10000) + `"`, false},
+		{"ResourceId", `""`, false},
+		{"ResourceId", `"-web"`, false},
+		{"ResourceId", `"web-"`, false},
+		{"ResourceId", `"Web"`, false},
+		{"ResourceId", `"../web"`, false},
+		{"ResourceId", `"web\n"`, false},
+		{"ResourceId", `"web\u0000"`, false},
+		{"ResourceId", `"web,file=x"`, false},
+		{"ResourceId", `"we'b"`, false},
+		{"TemplateName", `"small_1.x"`, true},
+		{"TemplateName", `".small"`, false},
+		{"ResourcePath", `"vms/web-1"`, true},
+		{"ResourcePath", `"templates/small"`, false},
+		{"MountPoint", `"/dev/xvdz"`, true},
+		{"MountPoint", `"/dev/sda"`, false},
+		{"MountPoint", `"/dev/sdb1"`, false},
+		{"MountPoint", `"/dev/sdb\n"`, false},
+		{"CreateVM", `{"template_name":"small"}`, true},
+		{"CreateVM", `{"template_name":"small","name":"web-1","root_disk_size":0.5}`, true},
+		{"CreateVM", `{"template_name":"small","NAME":"web-1"}`, false},
+		{"CreateVM", `{"template_name":"small","name":null}`, false},
+		{"CreateVM", `{"name":"web-1"}`, false},
+		{"CreateVM", `[]`, false},
+		{"StopRequest", `{}`, true},
+		{"StopRequest", `{"force":true,"timeout_seconds":0}`, true},
+		{"StopRequest", `{"timeout_seconds":3601}`, false},
+		{"StopRequest", `{"force":"true"}`, false},
+		{"EmptyRequest", `{}`, true},
+		{"EmptyRequest", `{"force":true}`, false},
+		{"AttachDisk", `{}`, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.schema+" "+shorten(tt.text), func(t *testing.T) {
+			v, err := decode(tt.text)
+			if err == nil {
+				err = doc.Components.Schemas[tt.schema].Value.VisitJSON(v, openapi3.MultiErrors())
+			}
+			if (err == nil) != tt.ok {
+				t.Errorf("accepted: %v (%v), want %v", err == nil, err, tt.ok)
+			}
+		})
+	}
+}
+
+func shorten(s string) string {
+	if len(s) > 60 {
+		return s[:60]
+	}
+	return s
+}
+
+// What the generated types write of a resource that has no value yet is what
+// the document calls for: every property, null where there is nothing.
+func TestTheGeneratedTypesWriteNull(t *testing.T) {
+	doc := load(t)
+	now := Time{}
+	for name, value := range map[string]any{
+		"VM": VM{ID: "web-1", UUID: "6f2f1f3f-1c9a-4c33-9d6b-0f6a2f1f3f10", State: VMStateStopped, DesiredState: VMDesiredStateStopped,
+			RootDiskSize: 10, VMTemplate: VMTemplate{Name: "small", CPUCount: 1, RAMAmount: 64}, CreatedAt: now, UpdatedAt: now},
+		"Disk": Disk{ID: "disk-1", Size: 0.5, State: DiskStateAvailable, CreatedAt: now, UpdatedAt: now},
+		"Operation": Operation{ID: "op-1", Kind: OperationKindVmStart, Resource: "vms/web-1", State: OperationStatePending,
+			RequestedBy: "token admin", CreatedAt: now, Log: []OperationLogLine{}},
+		"ObserverStatus": ObserverStatus{Status: ObserverStatusStatusStarting, CheckInterval: 5, LastIssues: []Issue{}},
+		"HealthCheck":    HealthCheck{Status: HealthStatusOk},
+		"Problem":        Problem{Type: "urn:vman:problem:internal", Title: "x", Status: 500, Detail: "x", Code: ProblemCodeInternal},
+	} {
+		if err := conform(doc.Components.Schemas[name].Value, value); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
