@@ -60,7 +60,7 @@ func (s *Store) Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Dis
 	q.and("state = ?", string(f.State))
 	q.and("vm_id = ?", f.VMID)
 	query, args := q.sql(diskColumns, "disks", p)
-	return list(ctx, s, query, args, func(rows *sqlx.Rows) (vm.Disk, error) {
+	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Disk, error) {
 		var r diskRow
 		err := rows.StructScan(&r)
 		return r.disk(), err

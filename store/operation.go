@@ -101,7 +101,7 @@ func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page)
 		q.where += " AND state IN ('pending', 'running')" // in the words of the index operations_open
 	}
 	query, args := q.sql(operationColumns, "operations", p)
-	return list(ctx, s, query, args, func(rows *sqlx.Rows) (vm.Operation, error) {
+	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Operation, error) {
 		var r operationRow
 		if err := rows.StructScan(&r); err != nil {
 			return vm.Operation{}, err

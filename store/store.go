@@ -164,6 +164,10 @@ func (s *Store) prepared(ctx context.Context, query string) (*sqlx.Stmt, error) 
 	return stmt, nil
 }
 
+// shortList is how many rows are read, in a few milliseconds, whether their
+// reader still wants them or not.
+const shortList = 1000
+
 // one reads the row of kind that id names. It returns the fault of a missing
 // thing if there is none.
 func (s *Store) one(ctx context.Context, kind, id, query string, scan func(*sqlx.Row) error) error {
@@ -183,8 +187,15 @@ func (s *Store) one(ctx context.Context, kind, id, query string, scan func(*sqlx
 	return s.fault(ctx, err)
 }
 
-// list returns what scan makes of each row of a query.
-func list[T any](ctx context.Context, s *Store, query string, args []any, scan func(*sqlx.Rows) (T, error)) ([]T, error) {
+// list returns what scan makes of each row of a query for at most limit rows,
+// or, if limit is 0, for all.
+func list[T any](ctx context.Context, s *Store, query string, args []any, limit int, scan func(*sqlx.Rows) (T, error)) ([]T, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	if limit > 0 && limit <= shortList {
+		ctx = context.WithoutCancel(ctx) // as in one
+	}
 	stmt, err := s.prepared(ctx, query)
 	if err != nil {
 		return nil, s.fault(ctx, err)
@@ -194,7 +205,7 @@ func list[T any](ctx context.Context, s *Store, query string, args []any, scan f
 		return nil, s.fault(ctx, err)
 	}
 	defer rows.Close()
-	all := make([]T, 0, 16)
+	all := make([]T, 0, min(limit, shortList))
 	for rows.Next() {
 		v, err := scan(rows)
 		if err != nil {

@@ -38,7 +38,7 @@ func (s *Store) Template(ctx context.Context, name string) (vm.Template, error) 
 func (s *Store) Templates(ctx context.Context, p vm.Page) ([]vm.Template, error) {
 	q := after(p)
 	query, args := q.sql(templateColumns, "templates", p)
-	return list(ctx, s, query, args, func(rows *sqlx.Rows) (vm.Template, error) {
+	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Template, error) {
 		var r templateRow
 		err := rows.StructScan(&r)
 		return r.template(), err

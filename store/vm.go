@@ -73,7 +73,7 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 	query, args := q.sql(vmColumns, "vms", p)
 	var v vm.VM
 	dest := vmDest(&v)
-	return list(ctx, s, query, args, func(rows *sqlx.Rows) (vm.VM, error) {
+	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.VM, error) {
 		err := rows.Scan(dest...)
 		return v, err
 	})
