@@ -814,14 +814,14 @@ type UpdateDiskParams struct {
 // AttachDiskParams defines parameters for AttachDisk.
 type AttachDiskParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // DetachDiskParams defines parameters for DetachDisk.
 type DetachDiskParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
@@ -902,42 +902,42 @@ type GetVMParams struct {
 // PauseVMParams defines parameters for PauseVM.
 type PauseVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // ResetVMParams defines parameters for ResetVM.
 type ResetVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // ResumeVMParams defines parameters for ResumeVM.
 type ResumeVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // StopVMParams defines parameters for StopVM.
 type StopVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
@@ -1983,7 +1983,15 @@ type NotModifiedResponse struct {
 	Headers NotModifiedResponseHeaders
 }
 
-type OtherProblemApplicationProblemPlusJSONResponse Problem
+type OtherProblemResponseHeaders struct {
+	Allow      string
+	RetryAfter int
+}
+type OtherProblemApplicationProblemPlusJSONResponse struct {
+	Body Problem
+
+	Headers OtherProblemResponseHeaders
+}
 
 type PayloadTooLargeApplicationProblemPlusJSONResponse Problem
 
@@ -1998,7 +2006,14 @@ type UnauthorizedApplicationProblemPlusJSONResponse struct {
 	Headers UnauthorizedResponseHeaders
 }
 
-type UnavailableApplicationProblemPlusJSONResponse Problem
+type UnavailableResponseHeaders struct {
+	RetryAfter int
+}
+type UnavailableApplicationProblemPlusJSONResponse struct {
+	Body Problem
+
+	Headers UnavailableResponseHeaders
+}
 
 type UnsupportedMediaTypeApplicationProblemPlusJSONResponse Problem
 
@@ -2063,11 +2078,14 @@ func (response ListDisks403ApplicationProblemPlusJSONResponse) VisitListDisksRes
 
 type ListDisksdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response ListDisksdefaultApplicationProblemPlusJSONResponse) VisitListDisksResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -2162,9 +2180,10 @@ type CreateDisk503ApplicationProblemPlusJSONResponse struct {
 
 func (response CreateDisk503ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type CreateDisk507ApplicationProblemPlusJSONResponse struct {
@@ -2180,11 +2199,14 @@ func (response CreateDisk507ApplicationProblemPlusJSONResponse) VisitCreateDiskR
 
 type CreateDiskdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response CreateDiskdefaultApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -2276,11 +2298,14 @@ func (response DeleteDisk412ApplicationProblemPlusJSONResponse) VisitDeleteDiskR
 
 type DeleteDiskdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response DeleteDiskdefaultApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -2367,11 +2392,14 @@ func (response GetDisk404ApplicationProblemPlusJSONResponse) VisitGetDiskRespons
 
 type GetDiskdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response GetDiskdefaultApplicationProblemPlusJSONResponse) VisitGetDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -2499,9 +2527,10 @@ type UpdateDisk503ApplicationProblemPlusJSONResponse struct {
 
 func (response UpdateDisk503ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type UpdateDisk507ApplicationProblemPlusJSONResponse struct {
@@ -2517,11 +2546,14 @@ func (response UpdateDisk507ApplicationProblemPlusJSONResponse) VisitUpdateDiskR
 
 type UpdateDiskdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response UpdateDiskdefaultApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -2655,18 +2687,22 @@ type AttachDisk503ApplicationProblemPlusJSONResponse struct {
 
 func (response AttachDisk503ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type AttachDiskdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response AttachDiskdefaultApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -2800,18 +2836,22 @@ type DetachDisk503ApplicationProblemPlusJSONResponse struct {
 
 func (response DetachDisk503ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type DetachDiskdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response DetachDiskdefaultApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -2855,11 +2895,14 @@ func (response GetHealth503JSONResponse) VisitGetHealthResponse(w http.ResponseW
 
 type GetHealthdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response GetHealthdefaultApplicationProblemPlusJSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -2917,11 +2960,14 @@ func (response GetObserverStatus403ApplicationProblemPlusJSONResponse) VisitGetO
 
 type GetObserverStatusdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response GetObserverStatusdefaultApplicationProblemPlusJSONResponse) VisitGetObserverStatusResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -2988,11 +3034,14 @@ func (response ListOperations403ApplicationProblemPlusJSONResponse) VisitListOpe
 
 type ListOperationsdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response ListOperationsdefaultApplicationProblemPlusJSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3079,11 +3128,14 @@ func (response GetOperation404ApplicationProblemPlusJSONResponse) VisitGetOperat
 
 type GetOperationdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response GetOperationdefaultApplicationProblemPlusJSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3195,11 +3247,14 @@ func (response CancelOperation415ApplicationProblemPlusJSONResponse) VisitCancel
 
 type CancelOperationdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response CancelOperationdefaultApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3266,11 +3321,14 @@ func (response ListTemplates403ApplicationProblemPlusJSONResponse) VisitListTemp
 
 type ListTemplatesdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response ListTemplatesdefaultApplicationProblemPlusJSONResponse) VisitListTemplatesResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3372,11 +3430,14 @@ func (response CreateTemplate415ApplicationProblemPlusJSONResponse) VisitCreateT
 
 type CreateTemplatedefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response CreateTemplatedefaultApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3468,11 +3529,14 @@ func (response DeleteTemplate412ApplicationProblemPlusJSONResponse) VisitDeleteT
 
 type DeleteTemplatedefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response DeleteTemplatedefaultApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3559,11 +3623,14 @@ func (response GetTemplate404ApplicationProblemPlusJSONResponse) VisitGetTemplat
 
 type GetTemplatedefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response GetTemplatedefaultApplicationProblemPlusJSONResponse) VisitGetTemplateResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3630,11 +3697,14 @@ func (response ListVMs403ApplicationProblemPlusJSONResponse) VisitListVMsRespons
 
 type ListVMsdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response ListVMsdefaultApplicationProblemPlusJSONResponse) VisitListVMsResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3740,9 +3810,10 @@ type CreateVM503ApplicationProblemPlusJSONResponse struct {
 
 func (response CreateVM503ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type CreateVM507ApplicationProblemPlusJSONResponse struct {
@@ -3758,11 +3829,14 @@ func (response CreateVM507ApplicationProblemPlusJSONResponse) VisitCreateVMRespo
 
 type CreateVMdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response CreateVMdefaultApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3858,18 +3932,22 @@ type DeleteVM503ApplicationProblemPlusJSONResponse struct {
 
 func (response DeleteVM503ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type DeleteVMdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response DeleteVMdefaultApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -3956,11 +4034,14 @@ func (response GetVM404ApplicationProblemPlusJSONResponse) VisitGetVMResponse(w 
 
 type GetVMdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response GetVMdefaultApplicationProblemPlusJSONResponse) VisitGetVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -4094,18 +4175,22 @@ type PauseVM503ApplicationProblemPlusJSONResponse struct {
 
 func (response PauseVM503ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type PauseVMdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response PauseVMdefaultApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -4239,18 +4324,22 @@ type ResetVM503ApplicationProblemPlusJSONResponse struct {
 
 func (response ResetVM503ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type ResetVMdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response ResetVMdefaultApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -4384,18 +4473,22 @@ type RestartVM503ApplicationProblemPlusJSONResponse struct {
 
 func (response RestartVM503ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type RestartVMdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response RestartVMdefaultApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -4529,18 +4622,22 @@ type ResumeVM503ApplicationProblemPlusJSONResponse struct {
 
 func (response ResumeVM503ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type ResumeVMdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response ResumeVMdefaultApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -4674,18 +4771,22 @@ type StartVM503ApplicationProblemPlusJSONResponse struct {
 
 func (response StartVM503ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type StartVMdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response StartVMdefaultApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)
@@ -4819,18 +4920,22 @@ type StopVM503ApplicationProblemPlusJSONResponse struct {
 
 func (response StopVM503ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(503)
 
-	return json.NewEncoder(w).Encode(response)
+	return json.NewEncoder(w).Encode(response.Body)
 }
 
 type StopVMdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    OtherProblemResponseHeaders
 	StatusCode int
 }
 
 func (response StopVMdefaultApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
 	w.WriteHeader(response.StatusCode)
 
 	return json.NewEncoder(w).Encode(response.Body)

@@ -210,12 +210,30 @@ func checkResponse(t *testing.T, place, status string, r *openapi3.Response) {
 	if (status == "201" || status == "202") && r.Headers["Location"] == nil {
 		t.Errorf("%s has no Location", place)
 	}
+	if strings.HasPrefix(place, "GET ") && status == "200" {
+		checkRead(t, place, r)
+	}
 	if status < "400" || strings.HasSuffix(place, "/health 503") {
 		return
 	}
 	m := r.Content["application/problem+json"]
 	if m == nil || m.Schema.Ref != "#/components/schemas/Problem" || len(r.Content) != 1 {
 		t.Errorf("%s is not a problem", place)
+	}
+}
+
+// checkRead checks what goes with the answer to a GET of a resource or a list.
+func checkRead(t *testing.T, place string, r *openapi3.Response) {
+	t.Helper()
+	m := r.Content["application/json"]
+	if m == nil {
+		return
+	}
+	if isList := m.Schema.Value.Type.Is("array"); isList != (r.Headers["Link"] != nil) {
+		t.Errorf("%s and Link do not go together", place)
+	}
+	if isOne := strings.Contains(place, "}"); isOne != (r.Headers["ETag"] != nil) {
+		t.Errorf("%s and ETag do not go together", place)
 	}
 }
 

@@ -817,14 +817,14 @@ type UpdateDiskParams struct {
 // AttachDiskParams defines parameters for AttachDisk.
 type AttachDiskParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // DetachDiskParams defines parameters for DetachDisk.
 type DetachDiskParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
@@ -905,42 +905,42 @@ type GetVMParams struct {
 // PauseVMParams defines parameters for PauseVM.
 type PauseVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // ResetVMParams defines parameters for ResetVM.
 type ResetVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // ResumeVMParams defines parameters for ResumeVM.
 type ResumeVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // StopVMParams defines parameters for StopVM.
 type StopVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300. Other preferences are ignored, as RFC 7240 wants it.
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
