@@ -1,0 +1,205 @@
+// Package observer keeps the records true: every few seconds it compares what
+// is recorded with what the host shows, has the [Settler] record the truth, and
+// reports what it must not repair by itself.
+//
+// It is level-based: a pass looks at how things are and never at what happened.
+// A nudge only makes it look at one VM sooner; one that is lost costs nothing
+// but the wait for the next pass. It changes nothing but through the Settler,
+// and it never ends a process or removes a file that is not recorded.
+package observer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"vmand/vm"
+)
+
+// Host shows what is on the host. Survey is to be cheap and to come to an end
+// when ctx is done at the latest.
+type Host interface {
+	Survey(ctx context.Context) (vm.Survey, error)
+}
+
+// Records are what is recorded.
+type Records interface {
+	VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error)
+	Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Disk, error)
+	Operations(ctx context.Context, f vm.OperationFilter, p vm.Page) ([]vm.Operation, error)
+}
+
+// Settler is the one who may change a record; *vm.Manager is it.
+type Settler interface {
+	// Settle looks again under the resource's lock and records what is true.
+	// It fails with [vm.ErrBusy] at once if an operation holds the resource.
+	Settle(ctx context.Context, resource string) (vm.Repair, error)
+	// Busy reports whether an operation holds the resource now.
+	Busy(resource string) bool
+	// Prune forgets operations that have been over for long enough.
+	Prune(ctx context.Context) (int, error)
+}
+
+// Options are what an [Observer] can be told.
+type Options struct {
+	Interval time.Duration // between two passes
+}
+
+const (
+	// passTimeout ends a pass that the host or the database keeps waiting.
+	passTimeout = 30 * time.Second
+	// settleTimeout ends one repair, which may have to end a process. What it
+	// leaves undone, the next pass tries again.
+	settleTimeout = 10 * time.Second
+	// pruneInterval is how often old operations are forgotten.
+	pruneInterval = time.Hour
+	// parallel is how many repairs go on at the same time in a pass, so that a
+	// mute VM does not delay the others.
+	parallel = 8
+)
+
+// Observer is the loop. Its methods may be called at the same time.
+type Observer struct {
+	host    Host
+	records Records
+	settler Settler
+	o       Options
+	log     *slog.Logger
+
+	wake   chan struct{} // holds one: a VM is in nudged
+	wg     sync.WaitGroup
+	pruned time.Time // only the loop uses it
+
+	mu       sync.Mutex
+	nudged   map[string]bool // ids of VMs to settle soon
+	settling map[string]bool // ids of VMs being settled because of a nudge
+	status   Status
+	repaired []Issue                // by nudges since the last pass
+	since    map[finding]*suspicion // what the last pass found
+}
+
+// New returns an observer that does nothing before [Observer.Run].
+func New(h Host, r Records, s Settler, o Options, log *slog.Logger) *Observer {
+	return &Observer{host: h, records: r, settler: s, o: o, log: log, wake: make(chan struct{}, 1),
+		nudged: map[string]bool{}, settling: map[string]bool{}, since: map[finding]*suspicion{},
+		status: Status{Status: StatusStarting, CheckInterval: o.Interval}}
+}
+
+// Run makes a pass at once and then one in every interval, and settles nudged
+// VMs meanwhile. It returns when ctx is done and every repair under way has come
+// to its end. Call it once.
+func (o *Observer) Run(ctx context.Context) {
+	defer o.wg.Wait()
+	o.wg.Go(func() { o.serveNudges(ctx) })
+	ticker := time.NewTicker(o.o.Interval)
+	defer ticker.Stop()
+	for {
+		o.pass(ctx)
+		o.prune(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (o *Observer) serveNudges(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.wake:
+			o.settleNudged(ctx)
+		}
+	}
+}
+
+// Nudge asks for a look at one VM soon, without waiting for the next pass. It
+// never blocks; any number of nudges before that look are one.
+func (o *Observer) Nudge(vmID string) {
+	o.mu.Lock()
+	o.nudged[vmID] = true
+	o.mu.Unlock()
+	o.wakeUp()
+}
+
+func (o *Observer) wakeUp() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// settleNudged starts to settle every nudged VM that is not being settled
+// already; those have their turn again afterwards.
+func (o *Observer) settleNudged(ctx context.Context) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, id := range slices.Collect(maps.Keys(o.nudged)) {
+		if o.settling[id] {
+			continue
+		}
+		delete(o.nudged, id)
+		o.settling[id] = true
+		o.wg.Go(func() {
+			o.settleOne(ctx, id)
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			delete(o.settling, id)
+			if o.nudged[id] {
+				o.wakeUp()
+			}
+		})
+	}
+}
+
+func (o *Observer) settleOne(ctx context.Context, id string) {
+	resource := vm.VMResource(id)
+	a := Action{Type: VMStateMismatch, Resource: resource, Settle: true}
+	r := o.settle(ctx, a)
+	switch r.outcome {
+	case repaired:
+		a.Details = fmt.Sprintf("recorded as %s, found %s", r.repair.Was, r.repair.Is)
+		i := Issue{Type: a.Type, Resource: resource, Details: a.Details, FirstSeenAt: time.Now(), Repair: r.repair.Detail}
+		o.mu.Lock()
+		o.repaired = append(o.repaired, i)
+		o.mu.Unlock()
+		o.log.Info("repaired after an event", issueAttrs(i)...)
+	case failed:
+		if ctx.Err() == nil { // else the daemon ends, and the next one settles
+			o.log.Warn("cannot settle after an event; the next pass will try", "resource", resource, "err", r.err)
+		}
+	}
+}
+
+func (o *Observer) prune(ctx context.Context) {
+	if time.Since(o.pruned) < pruneInterval {
+		return
+	}
+	o.pruned = time.Now()
+	n, err := guard(o.log, func() (int, error) { return o.settler.Prune(ctx) })
+	switch {
+	case err != nil && ctx.Err() == nil:
+		o.log.Warn("cannot forget old operations", "err", err)
+	case n > 0:
+		o.log.Info("forgot old operations", "count", n)
+	}
+}
+
+// guard calls f and turns a panic into an error, so that a defect costs one
+// repair and not the daemon.
+func guard[T any](log *slog.Logger, f func() (T, error)) (result T, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("panic in the observer", "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return f()
+}

@@ -1,0 +1,583 @@
+package observer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vmand/vm"
+)
+
+const interval = 5 * time.Second
+
+// A world is a host, its records and the manager between them, all made up.
+type world struct {
+	mu       sync.Mutex
+	vms      map[string]vm.VM
+	disks    map[string]vm.Disk
+	open     []vm.Operation
+	seen     vm.Survey
+	surveys  int
+	settled  []string
+	busy     map[string]bool
+	held     map[string]chan struct{} // Settle of a resource waits for its channel
+	mute     map[string]bool          // Settle of a resource waits for its context
+	fail     error                    // what Survey fails with
+	failRead map[string]error         // what reading "vms", "disks" or "operations" fails with
+	settle   func(resource string) (vm.Repair, error)
+	onSurvey func()
+	prunes   int
+	pruneErr error
+}
+
+func newWorld() *world {
+	return &world{vms: map[string]vm.VM{}, disks: map[string]vm.Disk{}, busy: map[string]bool{}, held: map[string]chan struct{}{},
+		mute: map[string]bool{}, failRead: map[string]error{},
+		seen: vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]bool{}}}
+}
+
+// run adds a VM that is recorded as running and runs.
+func (w *world) run(id string) {
+	w.vms[id] = vm.VM{ID: id, State: vm.Running, Reason: vm.ReasonRequested}
+	w.seen.VMFiles[id] = true
+	w.seen.VMs[id] = vm.Observation{PID: 42, Status: vm.StatusRunning}
+}
+
+// change changes the world under its lock.
+func (w *world) change(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
+// recorded returns what is recorded of a VM now.
+func (w *world) recorded(id string) vm.VM {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.vms[id]
+}
+
+// did returns how often the observer has looked at the host, what it asked to
+// settle, and how often it pruned.
+func (w *world) did() (surveys int, settled []string, prunes int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.surveys, slices.Clone(w.settled), w.prunes
+}
+
+// settlings counts how often each resource was asked to be settled.
+func (w *world) settlings() map[string]int {
+	count := map[string]int{}
+	_, settled, _ := w.did()
+	for _, r := range settled {
+		count[r]++
+	}
+	return count
+}
+
+func (w *world) Survey(context.Context) (vm.Survey, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.surveys++
+	if w.onSurvey != nil {
+		w.onSurvey()
+	}
+	return vm.Survey{VMs: maps.Clone(w.seen.VMs), VMFiles: maps.Clone(w.seen.VMFiles), DiskFiles: maps.Clone(w.seen.DiskFiles)}, w.fail
+}
+
+func (w *world) VMs(context.Context, vm.VMFilter, vm.Page) ([]vm.VM, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.vms)), w.failRead["vms"]
+}
+
+func (w *world) Disks(context.Context, vm.DiskFilter, vm.Page) ([]vm.Disk, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.disks)), w.failRead["disks"]
+}
+
+func (w *world) Operations(_ context.Context, f vm.OperationFilter, _ vm.Page) ([]vm.Operation, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !f.Open {
+		return nil, errors.New("the observer wants the open operations only")
+	}
+	return slices.Clone(w.open), w.failRead["operations"]
+}
+
+// Settle records what vm.Settle says, as the manager does.
+func (w *world) Settle(ctx context.Context, resource string) (vm.Repair, error) {
+	w.mu.Lock()
+	w.settled = append(w.settled, resource)
+	held, mute, custom := w.held[resource], w.mute[resource], w.settle
+	w.mu.Unlock()
+	if mute {
+		<-ctx.Done()
+		return vm.Repair{}, context.Cause(ctx)
+	}
+	if held != nil {
+		<-held
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.busy[resource] {
+		return vm.Repair{}, fmt.Errorf("%s: %w", resource, vm.ErrBusy)
+	}
+	if custom != nil {
+		return custom(resource)
+	}
+	id := resource[len("vms/"):]
+	v, ok := w.vms[id]
+	if !ok {
+		return vm.Repair{}, vm.NotFound("vm", id)
+	}
+	verdict := vm.Settle(v.State, v.Reason, w.seen.VMs[id])
+	was := v.State
+	v.State, v.Reason = verdict.State, verdict.Reason
+	w.vms[id] = v
+	return vm.Repair{Changed: was != v.State, Was: string(was), Is: string(v.State), Detail: "recorded the truth"}, nil
+}
+
+func (w *world) Busy(resource string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.busy[resource]
+}
+
+func (w *world) Prune(context.Context) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.prunes++
+	return w.prunes, w.pruneErr
+}
+
+// observe runs an observer of w in a bubble of its own time, waits for its first
+// pass, and stops it after f.
+func observe(t *testing.T, w *world, f func(o *Observer)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		o := New(w, w, w, Options{Interval: interval}, slog.New(slog.DiscardHandler))
+		if s := o.Status(); s.Status != StatusStarting || s.CheckInterval != interval || !s.LastRunAt.IsZero() {
+			t.Errorf("status before the first pass is %+v", s)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			o.Run(ctx)
+			close(done)
+		}()
+		synctest.Wait()
+		f(o)
+		stop()
+		<-done
+	})
+}
+
+// after lets time pass in the bubble, and then everything come to rest.
+func after(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+func issuesOf(o *Observer) []string {
+	var out []string
+	for _, i := range o.Status().Issues {
+		line := string(i.Type) + " " + i.Resource
+		if i.Repair != "" {
+			line += ": " + i.Repair
+		}
+		out = append(out, line)
+	}
+	return out
+}
+
+func expectIssues(t *testing.T, o *Observer, want ...string) {
+	t.Helper()
+	if got := issuesOf(o); !slices.Equal(got, want) {
+		t.Errorf("issues %q, want %q", got, want)
+	}
+}
+
+func TestAPassThatFindsNothingDoesNothing(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	observe(t, w, func(o *Observer) {
+		after(3 * interval)
+		if surveys, settled, _ := w.did(); surveys != 4 || len(settled) != 0 {
+			t.Errorf("%d surveys and settled %q after three intervals, want 4 and nothing", surveys, settled)
+		}
+		if s := o.Status(); s.Status != StatusOK || s.Error != "" || time.Since(s.LastRunAt) != 0 {
+			t.Errorf("status %+v, want ok, run just now", s)
+		}
+		expectIssues(t, o)
+	})
+}
+
+func TestAVanishedProcessIsRecordedWithinAPassAndListedForOne(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	observe(t, w, func(o *Observer) {
+		w.change(func() { delete(w.seen.VMs, "a") })
+		after(interval)
+		if v := w.recorded("a"); v.State != vm.Errored || v.Reason != vm.ReasonCrashed {
+			t.Errorf("recorded %s (%s), want error (crashed)", v.State, v.Reason)
+		}
+		expectIssues(t, o, "vm_state_mismatch vms/a: recorded the truth")
+		after(interval)
+		expectIssues(t, o)
+	})
+}
+
+func TestANudgeSettlesOneVMWithoutAPass(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.run("b")
+	observe(t, w, func(o *Observer) {
+		w.change(func() {
+			delete(w.seen.VMs, "a")
+			delete(w.seen.VMs, "b")
+		})
+		after(time.Second)
+		o.Nudge("a")
+		synctest.Wait()
+		if surveys, settled, _ := w.did(); surveys != 1 || !slices.Equal(settled, []string{"vms/a"}) {
+			t.Errorf("%d surveys, settled %q; want one survey and vms/a alone", surveys, settled)
+		}
+		if a, b := w.recorded("a"), w.recorded("b"); a.State != vm.Errored || b.State != vm.Running {
+			t.Errorf("a is %s and b is %s, want error and running", a.State, b.State)
+		}
+		expectIssues(t, o, "vm_state_mismatch vms/a: recorded the truth")
+		after(interval)
+		expectIssues(t, o, "vm_state_mismatch vms/a: recorded the truth", "vm_state_mismatch vms/b: recorded the truth")
+		after(interval)
+		expectIssues(t, o)
+	})
+}
+
+func TestNudgesDuringASettlingAreOneMore(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.run("b")
+	observe(t, w, func(o *Observer) {
+		gate := make(chan struct{})
+		w.change(func() { w.held["vms/a"] = gate })
+		for range 100 {
+			o.Nudge("a")
+		}
+		synctest.Wait()
+		for range 100 {
+			o.Nudge("a")
+			o.Nudge("b")
+		}
+		synctest.Wait()
+		count := w.settlings()
+		if count["vms/a"] != 1 || count["vms/b"] == 0 {
+			t.Errorf("settled %v while a was held, want a once and b not delayed by it", count)
+		}
+		close(gate)
+		synctest.Wait()
+		count = w.settlings()
+		if count["vms/a"] != 2 {
+			t.Errorf("a was settled %d times, want once more for all nudges meanwhile", count["vms/a"])
+		}
+	})
+}
+
+func TestANudgeBeforeRunIsNotLost(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	synctest.Test(t, func(t *testing.T) {
+		o := New(w, w, w, Options{Interval: interval}, slog.New(slog.DiscardHandler))
+		o.Nudge("a")
+		ctx, stop := context.WithCancel(t.Context())
+		go o.Run(ctx)
+		synctest.Wait()
+		if _, settled, _ := w.did(); !slices.Equal(settled, []string{"vms/a"}) {
+			t.Errorf("settled %q, want vms/a", settled)
+		}
+		stop()
+	})
+}
+
+func TestANudgeThatCannotSettleLeavesItToThePass(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.settle = func(string) (vm.Repair, error) { return vm.Repair{}, errors.New("database is locked") }
+	observe(t, w, func(o *Observer) {
+		o.Nudge("a")
+		synctest.Wait()
+		expectIssues(t, o)
+	})
+}
+
+func TestABusyVMIsSkipped(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.vms["a"] = vm.VM{ID: "a", State: vm.Starting}
+	w.busy["vms/a"] = true
+	observe(t, w, func(o *Observer) {
+		after(2 * interval)
+		if _, settled, _ := w.did(); len(settled) != 0 {
+			t.Errorf("settled %q, want nobody to touch what an operation holds", settled)
+		}
+		expectIssues(t, o)
+		o.Nudge("a") // the try-lock refuses it
+		synctest.Wait()
+		expectIssues(t, o)
+		w.change(func() { w.busy = map[string]bool{} })
+		after(interval)
+		if w.recorded("a").State != vm.Running {
+			t.Errorf("recorded %s once nobody held it, want running", w.recorded("a").State)
+		}
+	})
+}
+
+func TestAVMThatBecomesBusyAfterThePlanIsSkipped(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.vms["a"] = vm.VM{ID: "a", State: vm.Starting}
+	w.settle = func(string) (vm.Repair, error) { return vm.Repair{}, vm.ErrBusy }
+	observe(t, w, func(o *Observer) {
+		after(2 * interval)
+		expectIssues(t, o)
+	})
+}
+
+func TestWhatALookUnderTheLockDoesNotConfirmIsNoIssue(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
+	w.settle = func(string) (vm.Repair, error) { return vm.Repair{}, nil }
+	observe(t, w, func(o *Observer) {
+		after(3 * interval)
+		expectIssues(t, o)
+	})
+}
+
+func TestAnOrphanIsReportedOnceASecondPassAgreesAndKeepsItsFirstSighting(t *testing.T) {
+	w := newWorld()
+	w.seen.DiskFiles["stray"] = true
+	observe(t, w, func(o *Observer) {
+		first := time.Now()
+		expectIssues(t, o)
+		for range 3 {
+			after(interval)
+			expectIssues(t, o, "orphan_disk disks/stray")
+			if at := o.Status().Issues[0].FirstSeenAt; !at.Equal(first) {
+				t.Errorf("first seen at %s, want %s", at, first)
+			}
+		}
+		w.change(func() { delete(w.seen.DiskFiles, "stray") })
+		after(interval)
+		expectIssues(t, o)
+		w.change(func() { w.seen.DiskFiles["stray"] = true })
+		after(interval)
+		expectIssues(t, o)
+		after(interval)
+		if at := o.Status().Issues[0].FirstSeenAt; !at.Equal(first.Add(5 * interval)) {
+			t.Errorf("first seen at %s, want the start of its second life %s", at, first.Add(5*interval))
+		}
+		if _, settled, _ := w.did(); len(settled) != 0 {
+			t.Errorf("settled %q, want an orphan left alone", settled)
+		}
+	})
+}
+
+func TestADeleteUnderWayIsNeverReported(t *testing.T) {
+	w := newWorld()
+	// The survey still sees the files; the records, read after it, do not.
+	w.seen.VMFiles["a"] = true
+	observe(t, w, func(o *Observer) {
+		w.change(func() { delete(w.seen.VMFiles, "a") })
+		after(interval)
+		expectIssues(t, o)
+	})
+}
+
+func TestAFailedRepairIsReportedAndTriedAgain(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
+	w.settle = func(string) (vm.Repair, error) { return vm.Repair{}, errors.New("database is locked") }
+	observe(t, w, func(o *Observer) {
+		expectIssues(t, o, "vm_state_mismatch vms/a: tried, and failed: database is locked")
+		w.change(func() { w.settle = nil })
+		after(interval)
+		expectIssues(t, o, "vm_state_mismatch vms/a: recorded the truth")
+		if at := o.Status().Issues[0].FirstSeenAt; time.Since(at) != interval {
+			t.Errorf("first seen %s ago, want one interval: it is the same issue", time.Since(at))
+		}
+	})
+}
+
+func TestAMissingDiskIsReportedWithWhatWasDone(t *testing.T) {
+	w := newWorld()
+	w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskAvailable}
+	w.settle = func(string) (vm.Repair, error) {
+		d := w.disks["d"]
+		was := d.State
+		d.State = vm.DiskError
+		w.disks["d"] = d
+		return vm.Repair{Changed: was != d.State, Was: string(was), Is: string(d.State), Detail: "recorded error"}, nil
+	}
+	observe(t, w, func(o *Observer) {
+		expectIssues(t, o, "missing_disk disks/d: recorded error")
+		after(interval)
+		expectIssues(t, o, "missing_disk disks/d")
+		after(interval)
+		expectIssues(t, o, "missing_disk disks/d")
+	})
+}
+
+func TestAReadThatFailsMakesTheStatusDegradedUntilItSucceeds(t *testing.T) {
+	for what, breakIt := range map[string]func(w *world, err error){
+		"survey the host":           func(w *world, err error) { w.fail = err },
+		"read the recorded vms":     func(w *world, err error) { w.failRead["vms"] = err },
+		"read the recorded disks":   func(w *world, err error) { w.failRead["disks"] = err },
+		"read the open operations":  func(w *world, err error) { w.failRead["operations"] = err },
+		"panic: nobody expected it": func(w *world, err error) { w.onSurvey = panicIf(err) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld()
+			w.seen.DiskFiles["stray"] = true
+			observe(t, w, func(o *Observer) {
+				after(interval)
+				w.change(func() { breakIt(w, errors.New("no luck")) })
+				after(2 * interval)
+				s := o.Status()
+				want := what + ": no luck"
+				if what == "panic: nobody expected it" {
+					want = what
+				}
+				if s.Status != StatusDegraded || s.Error != want || time.Since(s.LastRunAt) != 0 {
+					t.Errorf("status %q, error %q, last run %s ago; want degraded, %q, now", s.Status, s.Error, time.Since(s.LastRunAt), want)
+				}
+				expectIssues(t, o, "orphan_disk disks/stray") // nothing says that it is gone
+				w.change(func() { breakIt(w, nil) })
+				after(interval)
+				if s := o.Status(); s.Status != StatusOK || s.Error != "" {
+					t.Errorf("status %q, error %q after recovery, want ok", s.Status, s.Error)
+				}
+			})
+		})
+	}
+}
+
+func panicIf(err error) func() {
+	if err == nil {
+		return nil
+	}
+	return func() { panic("nobody expected it") }
+}
+
+func TestAPanicInARepairCostsOnlyThatRepair(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.run("b")
+	w.vms["a"], w.vms["b"] = vm.VM{ID: "a", State: vm.Starting}, vm.VM{ID: "b", State: vm.Starting}
+	w.settle = func(resource string) (vm.Repair, error) {
+		if resource == "vms/a" {
+			panic("a defect")
+		}
+		return vm.Repair{Changed: true, Detail: "recorded the truth"}, nil
+	}
+	observe(t, w, func(o *Observer) {
+		expectIssues(t, o, "vm_state_mismatch vms/a: tried, and failed: panic: a defect", "vm_state_mismatch vms/b: recorded the truth")
+		o.Nudge("a")
+		after(interval)
+		if surveys, _, _ := w.did(); surveys != 2 || o.Status().Status != StatusOK {
+			t.Errorf("%d surveys, status %s; want the loop to go on", surveys, o.Status().Status)
+		}
+	})
+}
+
+func TestAMuteVMDelaysNoNudgeAndNoOtherRepair(t *testing.T) {
+	w := newWorld()
+	w.run("mute")
+	w.run("b")
+	w.run("c")
+	w.vms["mute"], w.vms["b"] = vm.VM{ID: "mute", State: vm.Starting}, vm.VM{ID: "b", State: vm.Starting}
+	w.mute["vms/mute"] = true
+	observe(t, w, func(o *Observer) {
+		if w.recorded("b").State != vm.Running {
+			t.Errorf("b is %s, want it settled beside the mute one", w.recorded("b").State)
+		}
+		w.change(func() { delete(w.seen.VMs, "c") })
+		o.Nudge("c")
+		synctest.Wait()
+		if w.recorded("c").State != vm.Errored {
+			t.Errorf("c is %s, want it settled while the pass still waits", w.recorded("c").State)
+		}
+		after(settleTimeout)
+		expectIssues(t, o, "vm_state_mismatch vms/b: recorded the truth", "vm_state_mismatch vms/c: recorded the truth",
+			"vm_state_mismatch vms/mute: tried, and failed: context deadline exceeded")
+	})
+}
+
+func TestStoppingInTheMiddleOfAPassReportsNothing(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.vms["a"] = vm.VM{ID: "a", State: vm.Starting}
+	w.mute["vms/a"] = true
+	var o *Observer
+	observe(t, w, func(running *Observer) {
+		o = running
+		o.Nudge("a")
+		synctest.Wait()
+	})
+	if s := o.Status(); s.Status != StatusStarting || len(s.Issues) != 0 {
+		t.Errorf("status %+v, want no word of a pass that was cut short", s)
+	}
+}
+
+func TestOldOperationsAreForgottenOnceAnHour(t *testing.T) {
+	w := newWorld()
+	observe(t, w, func(*Observer) {
+		if _, _, prunes := w.did(); prunes != 1 {
+			t.Errorf("pruned %d times at the start, want once", prunes)
+		}
+		after(time.Hour - interval)
+		if _, _, prunes := w.did(); prunes != 1 {
+			t.Errorf("pruned %d times within the hour, want once", prunes)
+		}
+		w.change(func() { w.pruneErr = errors.New("database is locked") })
+		after(2 * interval)
+		if _, _, prunes := w.did(); prunes != 2 {
+			t.Errorf("pruned %d times after an hour, want twice", prunes)
+		}
+	})
+}
+
+// A pass over 1,000 recorded VMs, of which 50 run, when nothing differs.
+func BenchmarkPass(b *testing.B) {
+	w := newWorld()
+	for n := range 1000 {
+		id := fmt.Sprintf("vm-%04d", n)
+		if n < 50 {
+			w.run(id)
+		} else {
+			w.vms[id] = vm.VM{ID: id, State: vm.Stopped, Reason: vm.ReasonRequested}
+			w.seen.VMFiles[id] = true
+		}
+		if n%2 == 0 {
+			w.disks[id] = vm.Disk{ID: id, State: vm.DiskAvailable}
+			w.seen.DiskFiles[id] = true
+		}
+	}
+	o := New(w, w, w, Options{Interval: interval}, slog.New(slog.DiscardHandler))
+	b.ReportAllocs()
+	for b.Loop() {
+		o.pass(b.Context())
+	}
+	if s := o.Status(); s.Status != StatusOK || len(s.Issues) != 0 {
+		b.Fatalf("status %+v, want ok and nothing found", s)
+	}
+}

@@ -1,0 +1,230 @@
+package observer
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"vmand/vm"
+)
+
+func nobody(string) bool { return false }
+
+// sightings are the ways a VM can look from outside, by a short name.
+var sightings = map[string]vm.Observation{
+	"gone":      {},
+	"mute":      {PID: 42},
+	"running":   {PID: 42, Status: vm.StatusRunning},
+	"paused":    {PID: 42, Status: vm.StatusPaused},
+	"shutdown":  {PID: 42, Status: vm.StatusShutdown},
+	"prelaunch": {PID: 42, Status: vm.StatusPrelaunch},
+	"io-error":  {PID: 42, Status: "io-error"},
+	"panicked":  {PID: 42, Status: "guest-panicked"},
+}
+
+// surveyOf shows one VM with its root disk, alive or not.
+func surveyOf(id string, o vm.Observation) vm.Survey {
+	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{id: true}, DiskFiles: map[string]bool{}}
+	if o.Alive() {
+		s.VMs[id] = o
+	}
+	return s
+}
+
+func TestPlanSettlesAVMInEveryStateThatTheHostContradicts(t *testing.T) {
+	// With each recorded state, the only sightings that agree with it.
+	agree := []struct {
+		state  vm.State
+		reason vm.Reason
+		with   []string
+	}{
+		{vm.Stopped, vm.ReasonRequested, []string{"gone"}},
+		{vm.Starting, vm.ReasonRequested, nil},
+		{vm.Running, vm.ReasonRequested, []string{"mute", "running"}},
+		{vm.Paused, vm.ReasonRequested, []string{"mute", "paused"}},
+		{vm.Paused, vm.ReasonIOError, []string{"mute", "paused", "io-error"}},
+		{vm.Paused, vm.ReasonDiskFull, []string{"mute", "paused", "io-error"}},
+		{vm.Paused, vm.ReasonPanicked, []string{"mute", "paused", "panicked"}},
+		{vm.Stopping, vm.ReasonRequested, nil},
+		{vm.Errored, vm.ReasonCrashed, []string{"gone"}},
+		{vm.Errored, vm.ReasonUnreachable, []string{"mute"}},
+	}
+	covered := map[vm.State]bool{}
+	for _, row := range agree {
+		covered[row.state] = true
+		for name, seen := range sightings {
+			t.Run(fmt.Sprintf("%s (%s) seen %s", row.state, row.reason, name), func(t *testing.T) {
+				recorded := Recorded{VMs: []vm.VM{{ID: "a", State: row.state, Reason: row.reason}}}
+				plan := Plan(recorded, surveyOf("a", seen), nobody)
+				if slices.Contains(row.with, name) {
+					if len(plan) != 0 {
+						t.Fatalf("Plan = %+v, want nothing", plan)
+					}
+					return
+				}
+				if len(plan) != 1 || plan[0].Type != VMStateMismatch || plan[0].Resource != "vms/a" || !plan[0].Settle {
+					t.Fatalf("Plan = %+v, want to settle vms/a", plan)
+				}
+				if !strings.Contains(plan[0].Details, string(row.state)) {
+					t.Errorf("details %q do not name the recorded state", plan[0].Details)
+				}
+			})
+		}
+	}
+	for _, s := range vm.States {
+		if !covered[s] {
+			t.Errorf("state %s is not in the table", s)
+		}
+	}
+}
+
+func TestPlanForADataDisk(t *testing.T) {
+	const (
+		noVM       = "no vm"
+		off        = "vm off"
+		unplugged  = "not plugged"
+		pluggedIn  = "plugged"
+		unknown    = "nobody asked"
+		elsewhere  = "plugged elsewhere"
+		noSuchVM   = "no such vm"
+		available  = vm.DiskAvailable
+		attached   = vm.DiskAttached
+		consistent = IssueType("")
+	)
+	tests := []struct {
+		state vm.DiskState
+		where string
+		file  bool
+		want  []IssueType
+	}{
+		{available, noVM, true, nil},
+		{available, noVM, false, []IssueType{MissingDisk}},
+		{available, off, true, []IssueType{DiskStateInconsistent}},
+		{available, elsewhere, true, []IssueType{DiskStateInconsistent}},
+		{attached, off, true, nil},
+		{attached, off, false, []IssueType{MissingDisk}},
+		{attached, pluggedIn, true, nil},
+		{attached, unknown, true, nil},
+		{attached, unplugged, true, []IssueType{DiskStateInconsistent}},
+		{attached, unplugged, false, []IssueType{DiskStateInconsistent, MissingDisk}},
+		{attached, elsewhere, true, []IssueType{DiskStateInconsistent}},
+		{attached, noVM, true, []IssueType{DiskStateInconsistent}},
+		{attached, noSuchVM, true, []IssueType{DiskStateInconsistent}},
+		{vm.DiskCreating, noVM, false, []IssueType{DiskStateInconsistent}},
+		{vm.DiskCreating, noVM, true, []IssueType{DiskStateInconsistent}},
+		{vm.DiskAttaching, off, true, []IssueType{DiskStateInconsistent}},
+		{vm.DiskAttaching, pluggedIn, true, []IssueType{DiskStateInconsistent}},
+		{vm.DiskDetaching, pluggedIn, true, []IssueType{DiskStateInconsistent}},
+		{vm.DiskDetaching, unknown, true, []IssueType{DiskStateInconsistent}},
+		{vm.DiskError, noVM, false, []IssueType{MissingDisk}},
+		{vm.DiskError, noVM, true, []IssueType{DiskStateInconsistent}},
+	}
+	covered := map[vm.DiskState]bool{}
+	for _, tt := range tests {
+		covered[tt.state] = true
+		t.Run(fmt.Sprintf("%s, %s, file %t", tt.state, tt.where, tt.file), func(t *testing.T) {
+			d := vm.Disk{ID: "d", State: tt.state, VMID: "a"}
+			running := vm.Observation{PID: 42, Status: vm.StatusRunning}
+			recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running, Reason: vm.ReasonRequested}, {ID: "b", State: vm.Running, Reason: vm.ReasonRequested}}}
+			seen := surveyOf("a", running)
+			seen.VMs["b"], seen.VMFiles["b"] = running, true
+			switch tt.where {
+			case noVM:
+				d.VMID = ""
+			case noSuchVM:
+				d.VMID = "z"
+			case off:
+				delete(seen.VMs, "a")
+				recorded.VMs[0].State = vm.Stopped
+			case unplugged:
+				seen.VMs["a"] = vm.Observation{PID: 42, Status: vm.StatusRunning, Plugged: []string{}}
+			case pluggedIn:
+				seen.VMs["a"] = vm.Observation{PID: 42, Status: vm.StatusRunning, Plugged: []string{"d"}}
+			case elsewhere:
+				d.VMID = map[bool]string{true: "a", false: ""}[tt.state == attached]
+				seen.VMs["b"] = vm.Observation{PID: 43, Status: vm.StatusRunning, Plugged: []string{"d"}}
+			}
+			if tt.file {
+				seen.DiskFiles["d"] = true
+			}
+			recorded.Disks = []vm.Disk{d}
+			var got []IssueType
+			for _, a := range Plan(recorded, seen, nobody) {
+				got = append(got, a.Type)
+				if a.Resource != "disks/d" || !a.Settle {
+					t.Errorf("action %+v, want to settle disks/d", a)
+				}
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("Plan = %v, want %v", got, tt.want)
+			}
+		})
+	}
+	for _, s := range vm.DiskStates {
+		if !covered[s] {
+			t.Errorf("state %s is not in the table", s)
+		}
+	}
+}
+
+func TestPlanOnlyReportsWhatNobodyRecorded(t *testing.T) {
+	seen := vm.Survey{
+		VMs:       map[string]vm.Observation{"ghost": {PID: 7, Status: vm.StatusRunning}},
+		VMFiles:   map[string]bool{"ghost": true, "husk": false},
+		DiskFiles: map[string]bool{"stray": true},
+	}
+	plan := Plan(Recorded{}, seen, nobody)
+	want := []string{"orphan_disk disks/stray", "orphan_disk vms/ghost", "orphan_process vms/ghost", "orphan_disk vms/husk"}
+	if got := names(plan); !slices.Equal(got, want) {
+		t.Fatalf("Plan = %q, want %q", got, want)
+	}
+	for _, a := range plan {
+		if a.Settle || !a.Doubtful {
+			t.Errorf("%+v: want it left alone, and reported once a second pass agrees", a)
+		}
+	}
+}
+
+func TestPlanReportsAMissingRootDiskAndLeavesTheVMAlone(t *testing.T) {
+	for name, files := range map[string]map[string]bool{"no files": {}, "files without the root disk": {"a": false}} {
+		t.Run(name, func(t *testing.T) {
+			plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Stopped}}}, vm.Survey{VMFiles: files}, nobody)
+			if got := names(plan); !slices.Equal(got, []string{"missing_disk vms/a"}) || plan[0].Settle {
+				t.Errorf("Plan = %+v, want missing_disk vms/a, not settled", plan)
+			}
+		})
+	}
+}
+
+func TestPlanSettlesAnOperationNobodyCarriesOut(t *testing.T) {
+	recorded := Recorded{
+		VMs: []vm.VM{{ID: "a", State: vm.Running, Reason: vm.ReasonRequested}, {ID: "b", State: vm.Starting}},
+		Open: []vm.Operation{{ID: "1", Kind: vm.VMPause, Resource: "vms/a"}, {ID: "2", Kind: vm.DiskCreate, Resource: "disks/d"},
+			{ID: "3", Kind: vm.VMStart, Resource: "vms/b"}},
+	}
+	seen := surveyOf("a", sightings["running"])
+	seen.VMFiles["b"] = true
+	plan := Plan(recorded, seen, nobody)
+	want := []string{"disk_state_inconsistent disks/d", "vm_state_mismatch vms/a", "vm_state_mismatch vms/b"}
+	if got := names(plan); !slices.Equal(got, want) {
+		t.Errorf("Plan = %q, want %q, each once", got, want)
+	}
+}
+
+func TestPlanLeavesOutWhatAnOperationHolds(t *testing.T) {
+	recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Starting}, {ID: "b", State: vm.Starting}}}
+	seen := vm.Survey{VMFiles: map[string]bool{"a": true, "b": true, "new": true}}
+	held := func(resource string) bool { return resource != "vms/b" }
+	if got := names(Plan(recorded, seen, held)); !slices.Equal(got, []string{"vm_state_mismatch vms/b"}) {
+		t.Errorf("Plan = %q, want vms/b alone", got)
+	}
+}
+
+func names(plan []Action) []string {
+	var out []string
+	for _, a := range plan {
+		out = append(out, string(a.Type)+" "+a.Resource)
+	}
+	return out
+}

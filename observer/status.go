@@ -1,0 +1,53 @@
+package observer
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// The values of [Status].Status.
+const (
+	StatusStarting = "starting" // before the end of the first pass
+	StatusOK       = "ok"
+	StatusDegraded = "degraded" // the last pass could not look; Error says why
+)
+
+// Status is what the observer has to say for itself.
+type Status struct {
+	Status        string
+	Error         string // why Status is degraded
+	CheckInterval time.Duration
+	LastRunAt     time.Time // when the last pass began, zero before the first
+	LastDuration  time.Duration
+	// Issues are what the last pass that could look found, in order of resource
+	// and type, and what has been repaired since.
+	Issues []Issue
+}
+
+// An Issue is a disagreement between the records and the host.
+type Issue struct {
+	Type        IssueType
+	Resource    string // "vms/<id>" or "disks/<id>"
+	Details     string // for a person
+	FirstSeenAt time.Time
+	Repair      string // what was done about it, empty if nothing was
+}
+
+// Status returns a copy of the present status. It never blocks for long.
+func (o *Observer) Status() Status {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := o.status
+	s.Issues = slices.Concat(s.Issues, o.repaired)
+	slices.SortStableFunc(s.Issues, compareIssues)
+	return s
+}
+
+func compareIssues(a, b Issue) int {
+	return cmp.Or(cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.Type, b.Type))
+}
+
+func issueAttrs(i Issue) []any {
+	return []any{"issue", i.Type, "resource", i.Resource, "details", i.Details, "repair", i.Repair}
+}
