@@ -7,13 +7,13 @@ import (
 	"testing"
 	"time"
 
-	"vmand/openapi"
+	"github.com/getkin/kin-openapi/openapi3"
 )
 
 // serve answers every request with one of the contract's own examples.
 func serve(t *testing.T, status int, mediaType, example string) *ClientWithResponses {
 	t.Helper()
-	doc, err := openapi.Load()
+	doc, err := openapi3.NewLoader().LoadFromFile("../vman.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
