@@ -135,10 +135,11 @@ func formatCursor(seq int64) string {
 }
 
 func parseCursor(s string) (seq int64, err error) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err == nil && len(b) > 1 && b[0] == cursorVersion {
-		if n, size := binary.Uvarint(b[1:]); size == len(b)-1 && n <= 1<<62 {
-			return int64(n), nil
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err == nil && len(b) > 1 {
+		n, _ := binary.Uvarint(b[1:])
+		if seq = int64(n); seq >= 0 && formatCursor(seq) == s { // nothing but what we gave out
+			return seq, nil
 		}
 	}
 	return 0, invalid(vm.FieldFault{Field: "cursor", Detail: "is not a cursor of a Link header"})

@@ -103,8 +103,7 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	s.echo.Binder = binder{}
 	s.echo.Use(s.middleware)
 	openapi.RegisterHandlers(s.echo, openapi.NewStrictHandler(s, nil))
-	s.registerDocs()
-	return s, nil
+	return s, s.registerDocs()
 }
 
 // ReloadTokens reads the tokens anew, after one was added, replaced or removed.

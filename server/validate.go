@@ -38,7 +38,7 @@ type headerParam struct {
 	param *openapi3.Parameter
 }
 
-// validation options: every error is reported, and nothing is written back
+// filterOptions make the validation report every error, and write nothing back
 // into the request.
 var filterOptions = &openapi3filter.Options{MultiError: true, SkipSettingDefaults: true}
 
@@ -75,7 +75,10 @@ func (op *operation) add(p *openapi3.Parameter) {
 	case openapi3.ParameterInQuery:
 		op.query[p.Name] = p
 	case openapi3.ParameterInHeader:
-		op.header = append(op.header, headerParam{http.CanonicalHeaderKey(p.Name), p})
+		// A bad request id is replaced, not refused: see setHeaders.
+		if key := http.CanonicalHeaderKey(p.Name); key != headerRequestID {
+			op.header = append(op.header, headerParam{key, p})
+		}
 	}
 }
 
@@ -118,12 +121,16 @@ func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 		}
 	}
 	for _, h := range op.header {
-		if h.param.Required || len(r.Header[h.key]) > 0 {
+		switch lines := r.Header[h.key]; {
+		case len(lines) > 1: // several lines of a list are one list (RFC 9110, 5.3)
+			r.Header[h.key] = []string{strings.Join(lines, ", ")}
+			check(h.param)
+		case len(lines) == 1:
 			check(h.param)
 		}
 	}
 	if r.URL.RawQuery == "" {
-		return faults, nil // no parameter of a query is required: a test holds the specification to it
+		return faults, nil // a test holds the specification to requiring none
 	}
 	values, err := parseQuery(r.URL.RawQuery)
 	if err != nil {

@@ -1,0 +1,257 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/legacy"
+
+	"vmand/openapi"
+	"vmand/store"
+	"vmand/vm"
+	"vmand/vm/vmtest"
+)
+
+// An api is the whole API over the real manager and database, with a driver that
+// pretends, on a TCP address.
+type api struct {
+	*Server
+	driver  *vmtest.Driver
+	store   *store.Store
+	manager *vm.Manager
+	token   string
+	base    string // http://127.0.0.1:port
+	log     *logBuffer
+}
+
+// A logBuffer keeps the log's lines, JSON, for a test to look at.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// fixture is what newAPI starts from; a test changes what it is about.
+type fixture struct {
+	o Options
+	d Deps
+}
+
+func newAPI(t *testing.T, change ...func(*fixture)) *api {
+	t.Helper()
+	ctx := t.Context()
+	a := &api{driver: &vmtest.Driver{}, log: &logBuffer{}}
+	var err error
+	a.store, err = store.Open(ctx, store.Options{Path: filepath.Join(t.TempDir(), "vman.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.store.Close() })
+	log := slog.New(slog.NewJSONHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	a.manager = vm.NewManager(a.store, a.driver, vmtest.Network{}, vm.Options{}, log)
+	secret, hash := NewToken()
+	a.token = secret
+	if err := a.store.PutToken(ctx, vm.Token{Name: "admin", Role: vm.RoleAdmin, Hash: hash}); err != nil {
+		t.Fatal(err)
+	}
+	f := fixture{o: Options{Version: "1.2.3"}, d: Deps{Manager: a.manager, Reader: a.store, Tokens: a.store, Log: log,
+		Health:   func(context.Context) Health { return Health{QEMU: Check{Detail: "QEMU 7.2"}} },
+		Observer: func() ObserverStatus { return ObserverStatus{Status: "starting", CheckInterval: 5e9} }}}
+	for _, c := range change {
+		c(&f)
+	}
+	if a.Server, err = New(ctx, f.o, f.d); err != nil {
+		t.Fatal(err)
+	}
+	l, err := ListenTCP("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.base = "http://" + l.Addr().String()
+	a.serve(t, l)
+	return a
+}
+
+// serve runs the server until the test ends.
+func (a *api) serve(t *testing.T, l ...net.Listener) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- a.Serve(ctx, l...) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+		closing, stop := context.WithCancel(context.Background())
+		stop()
+		a.manager.Close(closing)
+	})
+}
+
+// A reply is an answer that was read and found to be what the specification says.
+type reply struct {
+	*http.Response
+	body []byte
+}
+
+func (r reply) problem(t *testing.T) openapi.Problem {
+	t.Helper()
+	var p openapi.Problem
+	if err := json.Unmarshal(r.body, &p); err != nil {
+		t.Fatalf("status %d, body %q: %v", r.StatusCode, r.body, err)
+	}
+	return p
+}
+
+func into[T any](t *testing.T, r reply) T {
+	t.Helper()
+	var v T
+	if err := json.Unmarshal(r.body, &v); err != nil {
+		t.Fatalf("status %d, body %q: %v", r.StatusCode, r.body, err)
+	}
+	return v
+}
+
+// ask sends a request with the token and returns the answer. header is a list of
+// names and values; an empty value takes a header away.
+func (a *api) ask(t *testing.T, method, path, body string, header ...string) reply {
+	t.Helper()
+	var content io.Reader
+	if body != "" {
+		content = strings.NewReader(body)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), method, a.base+path, content)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+a.token)
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i < len(header); i += 2 {
+		if header[i+1] == "" {
+			r.Header.Del(header[i])
+		} else {
+			r.Header.Add(header[i], header[i+1])
+		}
+	}
+	return send(t, http.DefaultClient, r)
+}
+
+// want is ask, and fails the test if the status is another.
+func (a *api) want(t *testing.T, status int, method, path, body string, header ...string) reply {
+	t.Helper()
+	r := a.ask(t, method, path, body, header...)
+	if r.StatusCode != status {
+		t.Fatalf("%s %s: status %d, want %d; body %s", method, path, r.StatusCode, status, r.body)
+	}
+	return r
+}
+
+func send(t *testing.T, client *http.Client, r *http.Request) reply {
+	t.Helper()
+	resp, err := client.Do(r)
+	if err != nil {
+		t.Fatalf("%s %s: %v", r.Method, r.URL, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("%s %s: read the answer: %v", r.Method, r.URL, err)
+	}
+	if err := conforms(r.Method, r.URL, resp.StatusCode, resp.Header, body); err != nil {
+		t.Errorf("%s %s: status %d: the answer is not what the specification says: %v\n%s", r.Method, r.URL, resp.StatusCode, err, body)
+	}
+	return reply{resp, body}
+}
+
+// specification is the contract, and a router of kin-openapi's for it.
+var specification = sync.OnceValues(func() (*openapi3.T, routers.Router) {
+	doc, err := openapi.Load()
+	if err != nil {
+		panic(err)
+	}
+	doc.Servers = nil // any address will do
+	for _, media := range []string{"application/yaml", "text/html"} {
+		openapi3filter.RegisterBodyDecoder(media, openapi3filter.PlainBodyDecoder)
+	}
+	router, err := legacy.NewRouter(doc)
+	if err != nil {
+		panic(err)
+	}
+	return doc, router
+})
+
+// conforms returns how an answer differs from what the specification says.
+func conforms(method string, u *url.URL, status int, header http.Header, body []byte) error {
+	doc, router := specification()
+	if method == http.MethodHead {
+		return nil // the specification has none; it is a GET's without the body
+	}
+	r := &http.Request{Method: method, URL: u, Header: http.Header{}}
+	route, params, err := router.FindRoute(r)
+	if err != nil || status == http.StatusMethodNotAllowed {
+		return conformsNowhere(doc, status, header, body)
+	}
+	in := &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: r, Route: route, PathParams: params},
+		Status:                 status, Header: header, Body: io.NopCloser(bytes.NewReader(body)),
+		Options: &openapi3filter.Options{IncludeResponseStatus: true, MultiError: true},
+	}
+	return openapi3filter.ValidateResponse(context.Background(), in)
+}
+
+// conformsNowhere checks what is answered where the specification has no
+// operation: it must still be a problem.
+func conformsNowhere(doc *openapi3.T, status int, header http.Header, body []byte) error {
+	if status == http.StatusNoContent && header.Get("Allow") != "" {
+		return nil // OPTIONS
+	}
+	var v any
+	if err := json.Unmarshal(body, &v); err != nil {
+		return err
+	}
+	for _, name := range []string{"X-Request-Id", "Server"} {
+		if header.Get(name) == "" {
+			return &openapi3filter.ResponseError{Reason: name + " is missing"}
+		}
+	}
+	return doc.Components.Schemas["Problem"].Value.VisitJSON(v, openapi3.MultiErrors())
+}
+
+// Bodies that tests begin with.
+const (
+	smallTemplate = `{"name":"small","cpu_count":2,"ram_amount":512}`
+	webVM         = `{"template_name":"small","name":"web-1"}`
+)
+
+func (a *api) withVM(t *testing.T) *api {
+	t.Helper()
+	a.want(t, 201, "POST", "/templates", smallTemplate)
+	a.want(t, 201, "POST", "/vms", webVM)
+	return a
+}

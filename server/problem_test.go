@@ -1,0 +1,170 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/labstack/echo/v4"
+
+	"vmand/vm"
+)
+
+func TestTheTableHasExactlyTheCodesOfTheSpecification(t *testing.T) {
+	doc, _ := specification()
+	var spec []vm.Code
+	for _, c := range doc.Components.Schemas["ProblemCode"].Value.Enum {
+		spec = append(spec, vm.Code(c.(string)))
+	}
+	slices.Sort(spec)
+	if ours := slices.Sorted(maps.Keys(kinds)); !slices.Equal(ours, spec) {
+		t.Errorf("ours %v\nspecification %v", ours, spec)
+	}
+	description := doc.Components.Schemas["ProblemCode"].Value.Description
+	for code, k := range kinds {
+		if !strings.Contains(description, fmt.Sprintf("`%s` (%d)", code, k.status)) {
+			t.Errorf("%s is %d here, and not in the specification's words", code, k.status)
+		}
+		if k.title == "" {
+			t.Errorf("%s has no title", code)
+		}
+	}
+}
+
+func TestEveryErrorBecomesAProblem(t *testing.T) {
+	tests := map[string]struct {
+		err    error
+		code   vm.Code
+		detail string
+	}{
+		"a fault, wrapped":          {fmt.Errorf("start: %w", &vm.Fault{Code: vm.CodeBusy, Detail: "busy", Err: errors.New("inside")}), vm.CodeBusy, "busy"},
+		"a class":                   {fmt.Errorf("store: %w", vm.ErrExists), vm.CodeExists, "store: already exists"},
+		"echo's 404":                {echo.ErrNotFound, vm.CodeNotFound, "there is no such path"},
+		"echo's 405":                {echo.ErrMethodNotAllowed, codeMethodNotAllowed, "this path does not have this method"},
+		"echo's 413":                {echo.ErrStatusRequestEntityTooLarge, codeTooLarge, "the body is too large"},
+		"echo's 415":                {echo.ErrUnsupportedMediaType, codeMediaType, "the body's Content-Type is not one this request takes"},
+		"echo's 400":                {echo.NewHTTPError(400, "Invalid format for parameter secret"), vm.CodeInvalid, "a parameter is not valid"},
+		"echo's 500":                {echo.ErrInternalServerError, vm.CodeInternal, "a defect of vmand; its log has it under this request id"},
+		"a slow body":               {fmt.Errorf("read: %w", os.ErrDeadlineExceeded), codeTimeout, "the request did not arrive in time"},
+		"a client that hung up":     {context.Canceled, vm.CodeUnavailable, "the request was not carried out in time"},
+		"anything else is a defect": {errors.New("SELECT secret"), vm.CodeInternal, "a defect of vmand; its log has it under this request id"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if f := faultOf(test.err); f.Code != test.code || f.Detail != test.detail {
+				t.Errorf("got %s: %q", f.Code, f.Detail)
+			}
+		})
+	}
+}
+
+func TestACodeNobodyKnowsIsInternal(t *testing.T) {
+	if p := problem("no-such-code", "x", ""); p.Code != "internal" || p.Status != 500 {
+		t.Errorf("got %+v", p)
+	}
+}
+
+func TestTheRouterAnswersWithProblems(t *testing.T) {
+	a := newAPI(t)
+	p := a.want(t, 404, "GET", "/nowhere", "").problem(t)
+	if p.Code != "not-found" || p.Instance != "/nowhere" || p.RequestID == "" || p.Type != "urn:vman:problem:not-found" {
+		t.Errorf("problem %+v", p)
+	}
+	a.want(t, 404, "GET", "/", "")
+	a.want(t, 404, "GET", "/vms/a/../b/c", "")
+	r := a.want(t, 405, "PUT", "/vms", "{}")
+	if r.problem(t).Code != "method-not-allowed" || r.Header.Get("Allow") != "OPTIONS, GET, HEAD, POST" {
+		t.Errorf("Allow %q, body %s", r.Header.Get("Allow"), r.body)
+	}
+	if got := r.Header.Get("Content-Type"); got != "application/problem+json" {
+		t.Errorf("Content-Type %q", got)
+	}
+	if r := a.want(t, 204, "OPTIONS", "/vms/web-1", ""); r.Header.Get("Allow") == "" {
+		t.Error("no Allow")
+	}
+}
+
+func TestHEADIsGETWithoutTheBody(t *testing.T) {
+	a := newAPI(t).withVM(t)
+	get := a.want(t, 200, "GET", "/vms/web-1", "")
+	head := a.want(t, 200, "HEAD", "/vms/web-1", "")
+	if len(head.body) != 0 || head.ContentLength != int64(len(get.body)) || head.Header.Get("ETag") != get.Header.Get("ETag") {
+		t.Errorf("%d bytes, Content-Length %d, ETag %s", len(head.body), head.ContentLength, head.Header.Get("ETag"))
+	}
+	a.want(t, 405, "HEAD", "/vms/web-1/actions/start", "")
+}
+
+// panicky is a reader with a defect.
+type panicky struct{ vm.Reader }
+
+func (panicky) VM(context.Context, string) (vm.VM, error) { panic("secret of the reader") }
+
+func (panicky) Template(context.Context, string) (vm.Template, error) {
+	return vm.Template{}, errors.New("secret of the reader")
+}
+
+func TestADefectIsA500ThatTheLogExplains(t *testing.T) {
+	a := newAPI(t, func(f *fixture) { f.d.Reader = panicky{} })
+	for path, want := range map[string]string{"/vms/web-1": "goroutine", "/templates/small": "secret of the reader"} {
+		r := a.want(t, 500, "GET", path, "", headerRequestID, "find-me"+path[1:2])
+		p := r.problem(t)
+		if p.RequestID != "find-me"+path[1:2] || strings.Contains(string(r.body), "secret") {
+			t.Errorf("%s: body %s", path, r.body)
+		}
+		found := false
+		for line := range strings.Lines(a.log.String()) {
+			found = found || strings.Contains(line, p.RequestID) && strings.Contains(line, `"ERROR"`) &&
+				strings.Contains(line, want) && strings.Contains(line, "secret of the reader")
+		}
+		if !found {
+			t.Errorf("%s: the log does not say why: %s", path, a.log)
+		}
+	}
+}
+
+// shortReader fails after a page of a list.
+type shortReader struct{ vm.Reader }
+
+func (shortReader) VMs(_ context.Context, _ vm.VMFilter, p vm.Page) ([]vm.VM, error) {
+	if p.After > 0 {
+		return nil, errors.New("the disk is gone")
+	}
+	vms := make([]vm.VM, p.Limit)
+	for i := range vms {
+		vms[i] = vm.VM{Seq: int64(i + 1), ID: fmt.Sprintf("vm-%d", i), State: vm.Stopped}
+	}
+	return vms, nil
+}
+
+func TestAListThatCannotBeFinishedIsCutOff(t *testing.T) {
+	a := newAPI(t, func(f *fixture) { f.d.Reader = shortReader{} })
+	r, err := http.NewRequestWithContext(t.Context(), "GET", a.base+"/vms", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+a.token)
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("half a list looks like a whole one")
+	}
+	if !strings.Contains(a.log.String(), "the disk is gone") {
+		t.Errorf("the log does not say why: %s", a.log)
+	}
+}
+
+func TestOperationsWithoutAProblemAreADefect(t *testing.T) {
+	if f := faultOfOperation(vm.Operation{ID: "x", State: vm.OpFailed}); f.Code != vm.CodeInternal || f.OperationID != "x" {
+		t.Errorf("got %+v", f)
+	}
+}
