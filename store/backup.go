@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/jmoiron/sqlx"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // Backup writes a copy of the database, as it is at one moment, to path, in
@@ -34,33 +35,32 @@ func backupBefore(ctx context.Context, path string, version int) (string, error)
 	return name, backup(ctx, path, name)
 }
 
-func backup(ctx context.Context, from, to string) (err error) {
-	dir := filepath.Dir(to)
-	temp, err := os.CreateTemp(dir, "."+filepath.Base(to)+".*") // mode 0600
+func backup(ctx context.Context, from, to string) error {
+	temp, err := os.CreateTemp(filepath.Dir(to), "."+filepath.Base(to)+".*") // mode 0600
 	if err != nil {
-		return fmt.Errorf("create the backup: %w", err)
+		return fileFault(err, "back up the database to "+to)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(temp.Name()))
-		}
-	}()
-	if err := temp.Close(); err != nil {
+	if err := errors.Join(temp.Close(), copyInto(ctx, from, temp.Name(), to)); err != nil {
+		return fileFault(errors.Join(err, os.Remove(temp.Name())), "back up the database to "+to)
+	}
+	return nil
+}
+
+// copyInto copies the database to the empty file temp and calls that to.
+func copyInto(ctx context.Context, from, temp, to string) error {
+	if err := vacuumInto(ctx, from, temp); err != nil {
 		return err
 	}
-	if err := vacuumInto(ctx, from, temp.Name()); err != nil {
+	if _, err := inspect(ctx, temp); err != nil {
+		return fmt.Errorf("check the copy: %w", err)
+	}
+	if err := syncFile(temp); err != nil {
 		return err
 	}
-	if _, err := inspect(ctx, temp.Name()); err != nil {
-		return fmt.Errorf("check the backup: %w", err)
-	}
-	if err := syncFile(temp.Name()); err != nil {
+	if err := os.Rename(temp, to); err != nil {
 		return err
 	}
-	if err := os.Rename(temp.Name(), to); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return syncDir(filepath.Dir(to))
 }
 
 // vacuumInto copies the database to the empty file at to. It has a connection
@@ -76,6 +76,9 @@ func vacuumInto(ctx context.Context, from, to string) (err error) {
 		}
 	}()
 	if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, to); err != nil {
+		if resultCode(err)&0xff == sqlite3.SQLITE_CORRUPT {
+			return classify(ctx, from, err)
+		}
 		return classify(ctx, to, err)
 	}
 	return nil

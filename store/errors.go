@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"syscall"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -86,4 +87,17 @@ func wayBack(path string) string {
 		beside = fmt.Sprintf("beside it are %q", found)
 	}
 	return fmt.Sprintf("put a backup in its place (%s), or move it and its -wal file away to begin with an empty one", beside)
+}
+
+// fileFault gives an error of the file system its class, unless it has one.
+func fileFault(err error, what string) error {
+	var f *vm.Fault
+	if errors.As(err, &f) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	code := vm.CodeUnavailable
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		code = vm.CodeInsufficientStorage
+	}
+	return &vm.Fault{Code: code, Detail: what, Err: err}
 }

@@ -66,14 +66,14 @@ func createFile(path string) error {
 		return errors.Join(f.Close(), syncDir(filepath.Dir(path)))
 	}
 	if !errors.Is(err, fs.ErrExist) {
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: "create the database: let vmand write to the directory " + filepath.Dir(path), Err: err}
+		return fileFault(err, "create the database; its directory has to be there and vmand has to be allowed to write to it")
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: "open the database", Err: err}
+		return fileFault(err, "open the database")
 	}
 	if !info.Mode().IsRegular() {
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("open the database: %s is not a file", path)}
+		return fileFault(fmt.Errorf("%s is not a file", path), "open the database")
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		// It has the hashes of the tokens. If it is not ours to change, SQLite
@@ -105,7 +105,7 @@ func migrate(ctx context.Context, o Options) error {
 	if version > 0 {
 		name, err := backupBefore(ctx, o.Path, len(all))
 		if err != nil {
-			return fmt.Errorf("back up the database before migrating it: %w", err)
+			return fmt.Errorf("before migrating the database: %w", err)
 		}
 		o.Log.Info("database backed up before migrating it", "backup", name, "version", version)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -91,6 +92,10 @@ func (s *Store) Operation(ctx context.Context, id string) (vm.Operation, error) 
 	return r.operation()
 }
 
+// openOnly is the condition of the index operations_open, in its words. Said the
+// other way round, SQLite would take the index by state, and sort.
+const openOnly = "state NOT IN ('succeeded', 'failed', 'cancelled')"
+
 // Operations returns a page of the operations that f selects.
 func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page) ([]vm.Operation, error) {
 	q := after(p)
@@ -98,7 +103,7 @@ func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page)
 	q.and("kind = ?", string(f.Kind))
 	q.and("state = ?", string(f.State))
 	if f.Open {
-		q.where += " AND state IN ('pending', 'running')" // in the words of the index operations_open
+		q.where += " AND " + openOnly
 	}
 	query, args := q.sql(operationColumns, "operations", p)
 	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Operation, error) {
@@ -148,14 +153,18 @@ func putOperation(ctx context.Context, tx *sqlx.Tx, o vm.Operation, now time.Tim
 	if err != nil {
 		return err
 	}
+	// Not an upsert: that uses up a seq each time.
+	err = changeNamed(ctx, tx, `
+		UPDATE operations SET kind = :kind, resource = :resource, state = :state, step = :step, progress = :progress, problem = :problem,
+			requested_by = :requested_by, request_id = :request_id, started_at = :started_at, finished_at = :finished_at, log = :log
+		WHERE id = :id`, r)
+	if !errors.Is(err, errNoRow) {
+		return err
+	}
 	_, err = tx.NamedExecContext(ctx, `
 		INSERT INTO operations (id, kind, resource, state, step, progress, problem, requested_by, request_id,
 			created_at, started_at, finished_at, log)
 		VALUES (:id, :kind, :resource, :state, :step, :progress, :problem, :requested_by, :request_id,
-			:created_at, :started_at, :finished_at, :log)
-		ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, resource = excluded.resource, state = excluded.state,
-			step = excluded.step, progress = excluded.progress, problem = excluded.problem,
-			requested_by = excluded.requested_by, request_id = excluded.request_id,
-			started_at = excluded.started_at, finished_at = excluded.finished_at, log = excluded.log`, r)
+			:created_at, :started_at, :finished_at, :log)`, r)
 	return err
 }

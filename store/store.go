@@ -76,6 +76,10 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if s.writer, err = connect(ctx, o.Path, 1, writerPragmas, "immediate"); err != nil {
 		return nil, openError(ctx, o.Path, err)
 	}
+	// SQLite opens what it may not write for reading, without a word.
+	if err := s.write(ctx, func(*sqlx.Tx) error { return nil }); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the database: %w", err), s.writer.Close())
+	}
 	if s.reader, err = connect(ctx, o.Path, readers, readerPragmas, ""); err != nil {
 		return nil, errors.Join(openError(ctx, o.Path, err), s.writer.Close())
 	}

@@ -2,8 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,14 +26,8 @@ func open(t testing.TB) *Store {
 func openAt(t testing.TB, path string) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), Options{Path: path})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Close()) })
 	return s
 }
 
@@ -40,11 +38,25 @@ func must(t testing.TB, err error) {
 	}
 }
 
+// wantFault fails the test unless err is a fault of a code, and returns it.
+func wantFault(t testing.TB, err error, code vm.Code) *vm.Fault {
+	t.Helper()
+	var f *vm.Fault
+	if !errors.As(err, &f) || f.Code != code {
+		t.Fatalf("got error %v; want a fault of code %s", err, code)
+	}
+	return f
+}
+
 func makeVM(i int) vm.VM {
 	return vm.VM{ID: fmt.Sprintf("vm-%06d", i), UUID: fmt.Sprintf("0190a5b2-7d1e-7cc3-98a4-%012d", i),
 		Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 2048}, State: vm.Running, Reason: vm.ReasonRequested,
 		Desired: vm.DesiredRunning, LocalIP: "10.0.0.17", Root: vm.RootDisk{SizeMiB: 10240, Base: "/var/lib/vman/images/debian-12.qcow2", BaseFormat: "qcow2"},
 		Machine: "pc-q35-7.2", Accel: vm.KVM, CreatedAt: at, StartedAt: at.Add(time.Minute)}
+}
+
+func makeDisk(id string) vm.Disk {
+	return vm.Disk{ID: id, SizeMiB: 1024, State: vm.DiskAvailable, CreatedAt: at}
 }
 
 func makeTemplate(t testing.TB, s *Store, name string) vm.Template {
@@ -54,17 +66,364 @@ func makeTemplate(t testing.TB, s *Store, name string) vm.Template {
 	return tmpl
 }
 
-func TestFirst(t *testing.T) {
+func apply(t testing.TB, s *Store, c vm.Change) {
+	t.Helper()
+	must(t, s.Apply(context.Background(), c))
+}
+
+func TestATemplateComesBackAsItWasRecorded(t *testing.T) {
+	s := open(t)
+	made := makeTemplate(t, s, "small")
+	want := vm.Template{Seq: 1, Name: "small", CPUCount: 2, RAMMiB: 2048, CreatedAt: at}
+	if made != want {
+		t.Errorf("created %+v; want %+v", made, want)
+	}
+	got, err := s.Template(t.Context(), "small")
+	if err != nil || got != want {
+		t.Errorf("read %+v, %v; want %+v", got, err, want)
+	}
+	now, err := s.CreateTemplate(t.Context(), vm.Template{Name: "dated", CPUCount: 1, RAMMiB: 1})
+	if err != nil || time.Since(now.CreatedAt) > time.Minute || now.CreatedAt.Location() != time.UTC {
+		t.Errorf("a template without a time got %v, %v; want now, in UTC", now.CreatedAt, err)
+	}
+	if read, err := s.Template(t.Context(), "dated"); err != nil || read != now {
+		t.Errorf("read %+v, %v; want what was returned when it was made, %+v", read, err, now)
+	}
+	list, err := s.Templates(t.Context(), vm.Page{})
+	if err != nil || !reflect.DeepEqual(list, []vm.Template{want, now}) {
+		t.Errorf("listed %+v, %v", list, err)
+	}
+}
+
+func TestTemplatesAreUniqueAndKeptWhileInUse(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	_, err := s.CreateTemplate(t.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1})
+	wantFault(t, err, vm.CodeExists)
+
+	v, w := makeVM(1), makeVM(2)
+	apply(t, s, vm.Change{NewVM: &v})
+	apply(t, s, vm.Change{NewVM: &w})
+	if f := wantFault(t, s.DeleteTemplate(t.Context(), "small"), vm.CodeInUse); !strings.Contains(f.Detail, "in use by 2 VM(s)") {
+		t.Errorf("the detail is %q; want it to say how many VMs there are", f.Detail)
+	}
+	apply(t, s, vm.Change{DeleteVM: v.ID})
+	apply(t, s, vm.Change{DeleteVM: w.ID})
+	must(t, s.DeleteTemplate(t.Context(), "small"))
+	wantFault(t, s.DeleteTemplate(t.Context(), "small"), vm.CodeNotFound)
+	_, err = s.Template(t.Context(), "small")
+	wantFault(t, err, vm.CodeNotFound)
+}
+
+func TestEveryFieldOfAVMComesBack(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	full := makeVM(1)
+	full.ReasonDetail = "QEMU's last words"
+	bare := vm.VM{ID: "bare", UUID: "u", Template: full.Template, State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, CreatedAt: at}
+	for seq, v := range []vm.VM{full, bare} {
+		apply(t, s, vm.Change{NewVM: &v})
+		got, err := s.VM(t.Context(), v.ID)
+		must(t, err)
+		if time.Since(got.UpdatedAt) > time.Minute {
+			t.Errorf("updated_at is %v; want now", got.UpdatedAt)
+		}
+		v.Seq, v.Revision, v.UpdatedAt = int64(seq+1), 1, got.UpdatedAt
+		if got != v {
+			t.Errorf("read %+v; want %+v", got, v)
+		}
+		list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{After: int64(seq)})
+		if err != nil || len(list) != 1 || list[0] != v {
+			t.Errorf("listed %+v, %v; want %+v", list, err, v)
+		}
+	}
+	_, err := s.VM(t.Context(), "none")
+	if f := wantFault(t, err, vm.CodeNotFound); !strings.Contains(f.Detail, `vm "none"`) {
+		t.Errorf("the detail %q does not name the VM", f.Detail)
+	}
+}
+
+func TestEveryFieldOfADiskComesBack(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
-	must(t, s.Apply(t.Context(), vm.Change{NewVM: &v}))
-	got, err := s.VM(t.Context(), v.ID)
+	apply(t, s, vm.Change{NewVM: &v})
+	for seq, d := range []vm.Disk{
+		{ID: "full", SizeMiB: 16 << 20, MountPoint: "/dev/vdc", State: vm.DiskDetaching, Reason: "the guest is mute", VMID: v.ID, CreatedAt: at},
+		makeDisk("bare"),
+	} {
+		apply(t, s, vm.Change{NewDisk: &d})
+		got, err := s.Disk(t.Context(), d.ID)
+		must(t, err)
+		d.Seq, d.Revision, d.UpdatedAt = int64(seq+1), 1, got.UpdatedAt
+		if got != d {
+			t.Errorf("read %+v; want %+v", got, d)
+		}
+	}
+	_, err := s.Disk(t.Context(), "none")
+	wantFault(t, err, vm.CodeNotFound)
+}
+
+func TestEveryFieldOfAnOperationComesBack(t *testing.T) {
+	s := open(t)
+	percent := 40
+	full := vm.Operation{ID: "op-1", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpFailed, Step: "launch", Progress: &percent,
+		Problem: &vm.Problem{Code: vm.CodeOperationFailed, Detail: `it said "no"`, Hint: "ask again"}, RequestedBy: "token:admin", RequestID: "r1",
+		CreatedAt: at, StartedAt: at.Add(time.Second), FinishedAt: at.Add(time.Minute),
+		Log: []vm.LogLine{{At: at, Step: "launch", Message: "line\nwith <&> \u2028"}}}
+	bare := vm.Operation{ID: "op-2", Kind: vm.DiskCreate, Resource: "disks/d", State: vm.OpPending, CreatedAt: at, Log: []vm.LogLine{}}
+	for seq, o := range []vm.Operation{full, bare} {
+		apply(t, s, vm.Change{Operation: &o})
+		got, err := s.Operation(t.Context(), o.ID)
+		must(t, err)
+		o.Seq = int64(seq + 1)
+		if !reflect.DeepEqual(got, o) {
+			t.Errorf("read %+v; want %+v", got, o)
+		}
+	}
+	_, err := s.Operation(t.Context(), "none")
+	wantFault(t, err, vm.CodeNotFound)
+}
+
+func TestAnOperationIsReplacedUnderItsID(t *testing.T) {
+	s := open(t)
+	o := vm.Operation{ID: "a", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpPending}
+	apply(t, s, vm.Change{Operation: &o})
+	first, err := s.Operation(t.Context(), "a")
 	must(t, err)
-	t.Logf("%+v", got)
-	list, err := s.VMs(t.Context(), vm.VMFilter{State: vm.Running}, vm.Page{Limit: 1})
+	for _, state := range []vm.OpState{vm.OpRunning, vm.OpSucceeded} {
+		o.State, o.FinishedAt = state, at
+		apply(t, s, vm.Change{Operation: &o})
+	}
+	got, err := s.Operation(t.Context(), "a")
 	must(t, err)
-	t.Logf("%+v", list)
-	must(t, s.Apply(t.Context(), vm.Change{DeleteVM: v.ID}))
-	must(t, s.DeleteTemplate(t.Context(), "small"))
+	if got.State != vm.OpSucceeded || !got.FinishedAt.Equal(at) || got.Seq != first.Seq || !got.CreatedAt.Equal(first.CreatedAt) {
+		t.Errorf("read %+v; want what was recorded last, in the place and of the time of the first, %+v", got, first)
+	}
+	next := vm.Operation{ID: "b", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpPending}
+	apply(t, s, vm.Change{Operation: &next})
+	if got, err := s.Operation(t.Context(), "b"); err != nil || got.Seq != first.Seq+1 {
+		t.Errorf("the next operation is number %d, %v; want %d", got.Seq, err, first.Seq+1)
+	}
+}
+
+func TestOldOperationsArePruned(t *testing.T) {
+	s := open(t)
+	over := []vm.OpState{vm.OpSucceeded, vm.OpFailed, vm.OpCancelled}
+	const old = pruneBatch + 7 // more than one transaction takes
+	for i := range old {
+		apply(t, s, vm.Change{Operation: &vm.Operation{ID: fmt.Sprint(i), Kind: vm.VMStart, Resource: "vms/a", State: over[i%3], FinishedAt: at}})
+	}
+	open := vm.Operation{ID: "open", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning, CreatedAt: at.Add(-time.Hour)}
+	apply(t, s, vm.Change{Operation: &open})
+	recent := vm.Operation{ID: "recent", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpFailed, FinishedAt: at.Add(time.Second)}
+	apply(t, s, vm.Change{Operation: &recent})
+
+	if n, err := s.PruneOperations(t.Context(), at); n != 0 || err != nil {
+		t.Errorf("pruned %d, %v; want none that is as old as the time itself", n, err)
+	}
+	if n, err := s.PruneOperations(t.Context(), at.Add(time.Second)); n != old || err != nil {
+		t.Errorf("pruned %d, %v; want %d", n, err, old)
+	}
+	left, err := s.Operations(t.Context(), vm.OperationFilter{}, vm.Page{})
+	if err != nil || len(left) != 2 || left[0].ID != "open" || left[1].ID != "recent" {
+		t.Errorf("left are %+v, %v; want the open one and the recent one", left, err)
+	}
+}
+
+func TestTokensAreReplacedByName(t *testing.T) {
+	s := open(t)
+	b := vm.Token{Name: "b", Role: vm.RoleAdmin, Hash: [32]byte{1, 2, 3}, CreatedAt: at}
+	a := vm.Token{Name: "a", Role: vm.RoleAdmin, Hash: [32]byte{0, 255}, CreatedAt: at}
+	must(t, s.PutToken(t.Context(), vm.Token{Name: "b", Role: "viewer", Hash: [32]byte{9}}))
+	must(t, s.PutToken(t.Context(), b))
+	must(t, s.PutToken(t.Context(), a))
+	got, err := s.Tokens(t.Context())
+	if err != nil || !reflect.DeepEqual(got, []vm.Token{a, b}) {
+		t.Errorf("read %+v, %v; want %+v", got, err, []vm.Token{a, b})
+	}
+}
+
+func TestListsArePagedInOrderOfCreation(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	for i := range 25 {
+		v := makeVM(100 - i) // so that no other order is the same
+		apply(t, s, vm.Change{NewVM: &v})
+	}
+	apply(t, s, vm.Change{DeleteVM: makeVM(90).ID})
+	var got []string
+	p := vm.Page{Limit: 7}
+	for {
+		list, err := s.VMs(t.Context(), vm.VMFilter{}, p)
+		must(t, err)
+		for _, v := range list {
+			got = append(got, v.ID)
+			p.After = v.Seq
+		}
+		if len(list) < p.Limit {
+			break
+		}
+	}
+	var want []string
+	for i := range 25 {
+		if i != 10 {
+			want = append(want, makeVM(100-i).ID)
+		}
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("paged through %q; want %q", got, want)
+	}
+	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{After: math.MaxInt64, Limit: 7}); err != nil || list == nil || len(list) != 0 {
+		t.Errorf("past the end there is %v, %v; want an empty list", list, err)
+	}
+	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{Limit: math.MaxInt}); err != nil || len(list) != 24 {
+		t.Errorf("the longest page has %d, %v; want 24", len(list), err)
+	}
+}
+
+func TestFiltersSelect(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	makeTemplate(t, s, "big")
+	for i, state := range []vm.State{vm.Running, vm.Stopped, vm.Running} {
+		v := makeVM(i)
+		v.State = state
+		if i == 2 {
+			v.Template.Name = "big"
+		}
+		apply(t, s, vm.Change{NewVM: &v})
+	}
+	for f, want := range map[vm.VMFilter]int{{}: 3, {State: vm.Running}: 2, {State: vm.Paused}: 0, {Template: "big"}: 1, {State: vm.Stopped, Template: "big"}: 0} {
+		if list, err := s.VMs(t.Context(), f, vm.Page{}); err != nil || len(list) != want {
+			t.Errorf("%+v selects %d, %v; want %d", f, len(list), err, want)
+		}
+	}
+	d, e := makeDisk("d"), makeDisk("e")
+	e.State, e.VMID, e.MountPoint = vm.DiskAttached, makeVM(1).ID, "/dev/sdb"
+	apply(t, s, vm.Change{NewDisk: &d})
+	apply(t, s, vm.Change{NewDisk: &e})
+	for f, want := range map[vm.DiskFilter]int{{}: 2, {State: vm.DiskAttached}: 1, {VMID: e.VMID}: 1, {VMID: "x"}: 0, {State: vm.DiskAvailable, VMID: e.VMID}: 0} {
+		if list, err := s.Disks(t.Context(), f, vm.Page{}); err != nil || len(list) != want {
+			t.Errorf("%+v selects %d, %v; want %d", f, len(list), err, want)
+		}
+	}
+	for i, state := range []vm.OpState{vm.OpPending, vm.OpRunning, vm.OpSucceeded, vm.OpFailed, vm.OpCancelled} {
+		kind, resource := vm.VMStart, "vms/a"
+		if i%2 == 1 {
+			kind, resource = vm.VMStop, "vms/b"
+		}
+		apply(t, s, vm.Change{Operation: &vm.Operation{ID: fmt.Sprint(i), Kind: kind, Resource: resource, State: state}})
+	}
+	for f, want := range map[vm.OperationFilter]int{{}: 5, {Open: true}: 2, {Open: true, Resource: "vms/b"}: 1, {Kind: vm.VMStart}: 3,
+		{State: vm.OpFailed}: 1, {State: vm.OpFailed, Open: true}: 0, {Resource: "vms/b", Kind: vm.VMStop}: 2} {
+		if list, err := s.Operations(t.Context(), f, vm.Page{}); err != nil || len(list) != want {
+			t.Errorf("%+v selects %d, %v; want %d", f, len(list), err, want)
+		}
+	}
+}
+
+func TestListsReadNoMoreThanTheyReturn(t *testing.T) {
+	s := open(t)
+	where := func(conditions ...string) string {
+		q := after(vm.Page{})
+		for _, c := range conditions {
+			q.where += " AND " + c
+		}
+		return q.where
+	}
+	for _, tt := range []struct{ table, where, plan string }{
+		{"vms", where(), "USING INTEGER PRIMARY KEY"},
+		{"vms", where("state = ?"), "USING INDEX vms_state"},
+		{"vms", where("template_name = ?"), "USING INDEX vms_template"},
+		{"disks", where("state = ?"), "USING INDEX disks_state"},
+		{"disks", where("vm_id = ?"), "USING INDEX disks_vm"},
+		{"operations", where("resource = ?"), "USING INDEX operations_resource"},
+		{"operations", where("state = ?"), "USING INDEX operations_state"},
+		{"operations", where(openOnly), "USING INDEX operations_open"},
+	} {
+		q := selection{where: tt.where}
+		query, _ := q.sql("*", tt.table, vm.Page{Limit: 10})
+		args := make([]any, strings.Count(query, "?"))
+		for i := range args {
+			args[i] = 1
+		}
+		var plan []struct {
+			ID, Parent, NotUsed int
+			Detail              string
+		}
+		must(t, s.reader.Select(&plan, "EXPLAIN QUERY PLAN "+query, args...))
+		if len(plan) != 1 || !strings.Contains(plan[0].Detail, tt.plan) {
+			t.Errorf("%s: the plan is %+v; want %s alone", query, plan, tt.plan)
+		}
+	}
+}
+
+func TestStringsAreKeptToTheByte(t *testing.T) {
+	s := open(t)
+	for i, text := range []string{
+		`'; DROP TABLE vms; --`, `" OR 1=1`, "?1 :id @x $y", "a\x00b\x1fc", "new\nline", "\xff\xfe not UTF-8", "名前 😀",
+		strings.Repeat("x", 10_000), strings.Repeat("'", 10_000), "%_*", "\\",
+	} {
+		v, d := makeVM(i), makeDisk(text)
+		v.ID, v.Template.Name, v.LocalIP, v.ReasonDetail, v.Root.Base = text, text, text, text, text
+		d.Reason = text
+		makeTemplate(t, s, text)
+		apply(t, s, vm.Change{NewVM: &v, NewDisk: &d, Operation: &vm.Operation{ID: text, Kind: vm.VMCreate, Resource: vm.VMResource(text), State: vm.OpRunning}})
+		if got, err := s.VM(t.Context(), text); err != nil || got.ID != text || got.Template.Name != text || got.LocalIP != text || got.ReasonDetail != text || got.Root.Base != text {
+			t.Errorf("%.20q: read the VM %.200q, %v", text, fmt.Sprint(got), err)
+		}
+		if got, err := s.Disk(t.Context(), text); err != nil || got.ID != text || got.Reason != text {
+			t.Errorf("%.20q: read the disk %.200q, %v", text, fmt.Sprint(got), err)
+		}
+		if got, err := s.Template(t.Context(), text); err != nil || got.Name != text {
+			t.Errorf("%.20q: read the template %.200q, %v", text, fmt.Sprint(got), err)
+		}
+		list, err := s.Operations(t.Context(), vm.OperationFilter{Resource: vm.VMResource(text)}, vm.Page{})
+		if err != nil || len(list) != 1 || list[0].ID != text {
+			t.Errorf("%.20q: found %d operations, %v; want that one", text, len(list), err)
+		}
+	}
+	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{}); err != nil || len(list) != 11 {
+		t.Errorf("there are %d VMs, %v; want 11", len(list), err)
+	}
+}
+
+func TestTheEndOfAContextIsNoFaultOfTheDatabase(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	v := makeVM(1)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, call := range map[string]func() error{
+		"get":        func() error { _, err := s.VM(ctx, "a"); return err },
+		"short list": func() error { _, err := s.VMs(ctx, vm.VMFilter{}, vm.Page{Limit: 1}); return err },
+		"whole list": func() error { _, err := s.Disks(ctx, vm.DiskFilter{}, vm.Page{}); return err },
+		"write":      func() error { return s.Apply(ctx, vm.Change{NewVM: &v}) },
+		"prune":      func() error { _, err := s.PruneOperations(ctx, at); return err },
+		"ping":       func() error { return s.Ping(ctx) },
+		"backup":     func() error { return s.Backup(ctx, filepath.Join(t.TempDir(), "b")) },
+		"open":       func() error { _, err := Open(ctx, Options{Path: filepath.Join(t.TempDir(), "x")}); return err },
+	} {
+		err := call()
+		if !errors.Is(err, context.Canceled) || errors.Is(err, vm.ErrUnavailable) {
+			t.Errorf("%s: got %v; want it to be context.Canceled and of no class", name, err)
+		}
+	}
+	if _, err := s.VM(t.Context(), v.ID); !errors.Is(err, vm.ErrNotFound) {
+		t.Errorf("got %v; want nothing to be written", err)
+	}
+}
+
+func TestPingFailsOnceTheStoreIsClosed(t *testing.T) {
+	s, err := Open(t.Context(), Options{Path: filepath.Join(t.TempDir(), "vman.db")})
+	must(t, err)
+	must(t, s.Ping(t.Context()))
+	must(t, s.Close())
+	if err := s.Ping(t.Context()); err == nil {
+		t.Error("a closed store answers")
+	}
+	if _, err := s.VM(t.Context(), "a"); err == nil || errors.Is(err, vm.ErrNotFound) {
+		t.Errorf("a closed store says %v", err)
+	}
 }

@@ -77,7 +77,7 @@ CREATE TABLE operations (
 
 CREATE INDEX operations_resource ON operations (resource, seq);
 CREATE INDEX operations_state ON operations (state, seq);
-CREATE INDEX operations_open ON operations (seq) WHERE state IN ('pending', 'running');
+CREATE INDEX operations_open ON operations (seq) WHERE state NOT IN ('succeeded', 'failed', 'cancelled');
 CREATE INDEX operations_finished ON operations (finished_at) WHERE finished_at > 0;
 
 CREATE TABLE tokens (
