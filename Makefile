@@ -23,7 +23,7 @@ run: deps build ## start vmand with no configuration
 
 test: ## run every test, with real QEMU, and print the coverage
 	@scripts/deps.sh test
-	@$(MAKE) --no-print-directory guest
+	@test/guest/build.sh build/guest
 	@scripts/test.sh
 
 unit: ## run the fast tests, which need no QEMU
@@ -37,20 +37,21 @@ bench: build guest ## measure, each as a ratio to what it could be at best
 		$(GO) test -count=1 -timeout=20m -run '^$$' -bench . ./test/...
 
 check: ## format, generated code, contract, vet, static analysis, packaging
-	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)"
+	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	$(MAKE) --no-print-directory generate lint-openapi
 	git diff --exit-code -- openapi
 	$(GO) vet ./...
-	$(STATICCHECK) ./...
+	$(STATICCHECK) $$($(GO) list ./... | grep -v /openapi)
+	$(STATICCHECK) -checks inherit,-SA1019 ./openapi/... # the generator is older than its runtime
 	scripts/check-unit.sh packaging/vmand.service
 
 lint-openapi: ## lint the contract: no errors and no warnings
-	$(VACUUM) lint --details --no-banner --fail-severity warn openapi/vman.yaml
+	$(VACUUM) lint --ruleset tools/lint/ruleset.yaml --details --no-banner --no-style --fail-severity warn openapi/vman.yaml
 
 generate: ## regenerate the code in openapi/ from vman.yaml
 	$(GO) generate ./openapi/...
 
-guest: ## build the Linux guest of the tests in build/guest, unless it is up to date
+guest: deps ## build the Linux guest of the tests in build/guest, unless it is up to date
 	@test/guest/build.sh build/guest
 
 clean: ## remove what was built

@@ -2,7 +2,8 @@
 # that a failed one said; writes "N passed, N failed" to the file named by counts and
 # exits with 1 if a test failed. Subtests count as tests, skipped tests as failed.
 
-/^ *--- PASS: / { passed++ }
+/^ *--- PASS: / { passed++; next }
+/^=== (RUN|PAUSE|CONT) / { next }
 /^ *--- FAIL: / { failed++; here++ }
 /^ *--- SKIP: / { failed++; here++; skipped = skipped "\nskipped: " $0 }
 
