@@ -112,7 +112,7 @@ func migrate(ctx context.Context, o Options) error {
 	// A migration may rebuild a table that others refer to, so references are
 	// checked at its end and not while it runs. The pragma cannot be changed
 	// inside a transaction.
-	db, err := connect(ctx, o.Path, 1, append(slices.Clone(writerPragmas), "foreign_keys(0)"), "immediate")
+	db, err := connect(ctx, o.Path, 1, migratorPragmas, "immediate")
 	if err != nil {
 		return openError(ctx, o.Path, err)
 	}

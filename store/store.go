@@ -76,8 +76,12 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if s.writer, err = connect(ctx, o.Path, 1, writerPragmas, "immediate"); err != nil {
 		return nil, openError(ctx, o.Path, err)
 	}
-	// SQLite opens what it may not write for reading, without a word.
-	if err := s.write(ctx, func(*sqlx.Tx) error { return nil }); err != nil {
+	// What may not be written SQLite opens for reading, without a word. To begin
+	// to write shows it, even if there is nothing to write.
+	if err := s.write(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM tokens WHERE FALSE`)
+		return err
+	}); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the database: %w", err), s.writer.Close())
 	}
 	if s.reader, err = connect(ctx, o.Path, readers, readerPragmas, ""); err != nil {
@@ -106,10 +110,13 @@ func (s *Store) Ping(ctx context.Context) error {
 	return s.fault(ctx, err)
 }
 
+// The driver runs the pragmas of a connection in the order of the alphabet, and
+// of two that contradict each other the last one holds.
 var (
-	commonPragmas = []string{"busy_timeout(5000)", "foreign_keys(1)", "trusted_schema(0)", "temp_store(MEMORY)"}
-	writerPragmas = append([]string{"journal_mode(WAL)", "synchronous(FULL)"}, commonPragmas...)
-	readerPragmas = append([]string{"query_only(1)"}, commonPragmas...)
+	commonPragmas   = []string{"busy_timeout(5000)", "trusted_schema(0)", "temp_store(MEMORY)"}
+	writerPragmas   = append([]string{"foreign_keys(1)", "journal_mode(WAL)", "synchronous(FULL)"}, commonPragmas...)
+	migratorPragmas = append([]string{"foreign_keys(0)", "journal_mode(WAL)", "synchronous(FULL)"}, commonPragmas...)
+	readerPragmas   = append([]string{"foreign_keys(1)", "query_only(1)"}, commonPragmas...)
 )
 
 // dataSource returns the name of a connection to the database at path. All that
