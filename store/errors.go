@@ -52,31 +52,45 @@ func classify(ctx context.Context, path string, err error) error {
 		}
 		return fmt.Errorf("database: %w: %w", cause, err)
 	}
-	switch resultCode(err) & 0xff {
-	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("database %s is locked by another program", path),
-			Hint: "end the program that has it open", Err: err}
-	case sqlite3.SQLITE_FULL:
-		return &vm.Fault{Code: vm.CodeInsufficientStorage, Detail: fmt.Sprintf("no space left to write the database %s", path),
-			Hint: "free space on the file system of " + filepath.Dir(path), Err: err}
-	case sqlite3.SQLITE_IOERR:
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("the database %s cannot be read or written", path),
-			Hint: "look for errors of the file system of " + filepath.Dir(path), Err: err}
-	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM:
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("the database %s cannot be written", path),
-			Hint: "let vmand write to the file and to its directory", Err: err}
-	case sqlite3.SQLITE_CANTOPEN:
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("the database %s cannot be opened", path),
-			Hint: "let vmand read and write the file and its directory", Err: err}
-	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-		return damaged(path, err)
+	if f := faultOf(resultCode(err), path); f != nil {
+		f.Err = err
+		return f
 	}
 	return fmt.Errorf("database %s: %w", path, err)
 }
 
+// faultOf returns what a client is told of a result code of SQLite's, nil if
+// the code means a defect.
+func faultOf(code int, path string) *vm.Fault {
+	dir := filepath.Dir(path)
+	switch code & 0xff { // the rest is detail
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL:
+		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("the database %s is locked by another program", path),
+			Hint: "end the program that has it open"}
+	case sqlite3.SQLITE_FULL:
+		return &vm.Fault{Code: vm.CodeInsufficientStorage, Detail: fmt.Sprintf("no space left to write the database %s", path),
+			Hint: "free space on the file system of " + dir}
+	case sqlite3.SQLITE_IOERR:
+		if code == sqlite3.SQLITE_IOERR_SHMSIZE { // what a full file system says to the index of the write-ahead log
+			return faultOf(sqlite3.SQLITE_FULL, path)
+		}
+		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("the database %s cannot be read or written", path),
+			Hint: "look for errors of the file system of " + dir}
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM:
+		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("the database %s cannot be written", path),
+			Hint: "let vmand write to the file and to its directory"}
+	case sqlite3.SQLITE_CANTOPEN:
+		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("the database %s cannot be opened", path),
+			Hint: "let vmand read and write the file and its directory"}
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return damaged(path, nil)
+	}
+	return nil
+}
+
 // damaged returns the fault of a database that is not to be trusted, with the
 // way out.
-func damaged(path string, err error) error {
+func damaged(path string, err error) *vm.Fault {
 	return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("database %s is damaged; it is left as it is: %s", path, wayBack(path)), Err: err}
 }
 
