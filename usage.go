@@ -1,0 +1,104 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
+)
+
+// A commandLine is what vmand was called with.
+type commandLine struct {
+	settings *pflag.FlagSet
+	file     string // --config
+	check    bool   // --check-config
+	version  bool
+	help     bool
+}
+
+// parseArgs reads the command line. What the settings' flags are given is looked
+// at together with their other sources.
+func parseArgs(args []string) (commandLine, error) {
+	c := commandLine{settings: pflag.NewFlagSet("vmand", pflag.ContinueOnError)}
+	c.settings.Usage = func() {}
+	c.settings.StringVar(&c.file, "config", "", "")
+	c.settings.BoolVar(&c.check, "check-config", false, "")
+	c.settings.BoolVar(&c.version, "version", false, "")
+	c.settings.BoolVarP(&c.help, "help", "h", false, "")
+	for _, s := range settings {
+		c.settings.String(s.flag(), "", "")
+		if _, isSwitch := s.to(new(Config)).(*bool); isSwitch {
+			c.settings.Lookup(s.flag()).NoOptDefVal = "true"
+		}
+	}
+	if err := c.settings.Parse(args); err != nil {
+		return c, fmt.Errorf("%w; vmand --help lists the flags", err)
+	}
+	if extra := c.settings.Args(); len(extra) > 0 {
+		return c, fmt.Errorf("unexpected argument %q; vmand --help lists the flags", extra[0])
+	}
+	return c, nil
+}
+
+const usageHead = `Usage: vmand [flags]
+
+vmand runs the QEMU virtual machines of this host and serves the REST API by which
+they are managed. It needs no configuration. Stopping it stops no VM.
+
+  --config FILE    read settings from FILE, not from ` + defaultConfigFile + `
+  --check-config   say whether the configuration can be used, and do nothing else
+  --version        print the version
+  -h, --help       print this
+
+Each setting is a flag, an environment variable and a key of the file; the first of
+them that is given counts, in this order.
+`
+
+// usage returns the text of --help. What it says of the settings are the
+// comments of config.yaml, so there is one place to say it.
+func usage() string {
+	var b strings.Builder
+	b.WriteString(usageHead)
+	nodes := settingNodes()
+	for _, s := range settings {
+		value := " VALUE"
+		if _, isSwitch := s.to(new(Config)).(*bool); isSwitch {
+			value = ""
+		}
+		n := nodes[s.key]
+		fmt.Fprintf(&b, "\n  --%s%s, %s, %s (default %s)\n", s.flag(), value, s.variable(), s.key, n.value)
+		for line := range strings.Lines(n.comment) {
+			fmt.Fprintf(&b, "      %s", strings.TrimPrefix(strings.TrimPrefix(line, "#"), " "))
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// A settingNode is what config.yaml says of a setting.
+type settingNode struct{ value, comment string }
+
+func settingNodes() map[string]settingNode {
+	nodes := map[string]settingNode{}
+	var document yaml.Node
+	if yaml.Unmarshal(defaultConfig, &document) == nil && len(document.Content) == 1 { // a test reads it
+		addNodes(nodes, "", document.Content[0])
+	}
+	return nodes
+}
+
+func addNodes(to map[string]settingNode, prefix string, mapping *yaml.Node) {
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		key, value := mapping.Content[i], mapping.Content[i+1]
+		if value.Kind == yaml.MappingNode {
+			addNodes(to, prefix+key.Value+".", value)
+			continue
+		}
+		text := value.Value
+		if text == "" {
+			text = "empty"
+		}
+		to[prefix+key.Value] = settingNode{value: text, comment: key.HeadComment}
+	}
+}
