@@ -1,0 +1,42 @@
+package qemu
+
+import (
+	"strconv"
+	"strings"
+)
+
+// The ids of what every VM has. They are part of a VM's identity for as long as
+// it lives: what is on the command line and what is plugged later name the same
+// things, also across versions of vmand.
+const (
+	rootDevice   = "root"      // the virtio-blk device the VM boots from
+	rootNode     = "root-disk" // its qcow2 node
+	rootFileNode = "root-file"
+	baseNode     = "base-disk" // the image that the root disk is an overlay of
+	baseFileNode = "base-file"
+
+	scsiDevice = "scsi0"
+	scsiBus    = scsiDevice + ".0"
+	pciBus     = "pcie.0"
+
+	qmpChardev      = "qmp"
+	operatorChardev = "operator"
+	serialChardev   = "console"
+)
+
+const diskDevicePrefix = "disk-"
+
+// A node-name has at most 31 characters (block.h in QEMU's source), which the
+// 20 of a data disk's id leave room for.
+func diskDevice(diskID string) string   { return diskDevicePrefix + diskID }
+func diskNode(diskID string) string     { return "data-" + diskID }
+func diskFileNode(diskID string) string { return "file-" + diskID }
+
+// diskOfDevice returns the id of the data disk that a device is, if it is one.
+func diskOfDevice(device string) (diskID string, ok bool) {
+	return strings.CutPrefix(device, diskDevicePrefix)
+}
+
+func nicDevice(slot int) string { return "nic-" + strconv.Itoa(slot) }
+func nicNetdev(slot int) string { return "net-" + strconv.Itoa(slot) }
+func rootPort(n int) string     { return "port-" + strconv.Itoa(n) }

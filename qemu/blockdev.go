@@ -1,0 +1,67 @@
+package qemu
+
+import (
+	"context"
+	"slices"
+
+	"vmand/vm"
+)
+
+const mib = 1 << 20
+
+// hasNode reports whether QEMU has a block node of a name.
+func (s *session) hasNode(ctx context.Context, name string) (bool, error) {
+	var nodes []struct {
+		Name string `json:"node-name"`
+	}
+	args := struct {
+		Flat bool `json:"flat"` // else every backing chain is described in full
+	}{true}
+	if err := s.execute(ctx, queryTimeout, "query-named-block-nodes", args, &nodes); err != nil {
+		return false, err
+	}
+	for _, n := range nodes {
+		if n.Name == name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// ResizeDisk implements [vm.Driver]. The new size is on the disk when it
+// returns.
+func (d *Driver) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) error {
+	now, err := d.DiskSize(ctx, disk.ID)
+	if err != nil {
+		return err
+	}
+	if sizeMiB < now {
+		return fault(vm.CodeInvalid, nil, "disk %s has %d MiB and cannot be made smaller (%d MiB)", disk.ID, now, sizeMiB)
+	}
+	if sizeMiB > now {
+		if err := d.grow(ctx, disk, sizeMiB*mib); err != nil {
+			return err
+		}
+	}
+	return fileFault(d.syncFile(dataDisk(disk.ID)), "grow disk %s", disk.ID)
+}
+
+// grow lets whoever has the file open do it: QEMU, if the disk is plugged.
+func (d *Driver) grow(ctx context.Context, disk vm.Disk, bytes int64) error {
+	if disk.VMID != "" {
+		s, err := d.session(disk.VMID)
+		if err != nil {
+			return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", disk.VMID)
+		}
+		if s != nil {
+			plugged, err := s.pluggedDisks(ctx)
+			if err != nil {
+				return err
+			}
+			if slices.Contains(plugged, disk.ID) {
+				return s.blockResize(ctx, diskNode(disk.ID), bytes)
+			}
+		}
+	}
+	return d.imgResize(ctx, disk.ID, bytes)
+}

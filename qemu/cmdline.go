@@ -1,0 +1,273 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"vmand/vm"
+)
+
+// Where devices sit on the root bus. A guest names its network interfaces by
+// these numbers and must find everything in its place after a restart: they
+// never change. 0x0 and 0x1f are the chipset's.
+const (
+	rootSlot  = 0x2
+	scsiSlot  = 0x3
+	rngSlot   = 0x4
+	portsSlot = 0x10 // root ports, eight functions to a slot
+)
+
+// rootPorts is how many PCIe root ports a VM has: NICs sit on the first ones,
+// the rest is for hot-plug. Each costs about 1 ms of start time.
+const rootPorts = 4
+
+// bootFDs are the numbers that the descriptors handed to QEMU have there.
+type bootFDs struct {
+	qmp, operator, serial int // listening sockets
+	base                  int // the base image, 0 if there is none
+}
+
+// baseFDSet is the number of the descriptor set that holds the base image.
+const baseFDSet = 1
+
+// device is the argument of -device and of device_add: being the same type,
+// what is there from the start and what is plugged later cannot differ.
+type device struct {
+	Driver        string  `json:"driver"`
+	ID            string  `json:"id,omitempty"`
+	Bus           string  `json:"bus,omitempty"`
+	Addr          string  `json:"addr,omitempty"`
+	Multifunction bool    `json:"multifunction,omitempty"`
+	Chassis       int     `json:"chassis,omitempty"`
+	Drive         string  `json:"drive,omitempty"`
+	LUN           int     `json:"lun,omitempty"`
+	Serial        string  `json:"serial,omitempty"`
+	DeviceID      string  `json:"device_id,omitempty"`
+	BootIndex     int     `json:"bootindex,omitempty"`
+	WriteError    string  `json:"werror,omitempty"`
+	ReadError     string  `json:"rerror,omitempty"`
+	Netdev        string  `json:"netdev,omitempty"`
+	MAC           string  `json:"mac,omitempty"`
+	ROMFile       *string `json:"romfile,omitempty"`
+}
+
+// blockNode is the argument of -blockdev and of blockdev-add.
+type blockNode struct {
+	Driver   string     `json:"driver"`
+	NodeName string     `json:"node-name"`
+	ReadOnly bool       `json:"read-only,omitempty"`
+	Discard  string     `json:"discard,omitempty"`
+	Filename string     `json:"filename,omitempty"`
+	File     *blockNode `json:"file,omitempty"`
+	Backing  any        `json:"backing,omitempty"` // a *blockNode or noBacking
+}
+
+// noBacking makes QEMU ignore the backing file a qcow2 header may name.
+var noBacking = json.RawMessage("null")
+
+// qcow2Node describes a writable qcow2 file. The cache mode is QEMU's default,
+// write-back: the guest's flushes reach the disk, so what it was told is safe
+// is safe, and it works on every file system (O_DIRECT does not).
+// discard=unmap gives back to the host what the guest trims.
+func qcow2Node(name, fileName, path string, backing any) blockNode {
+	return blockNode{
+		Driver: "qcow2", NodeName: name, Discard: "unmap",
+		File:    &blockNode{Driver: "file", NodeName: fileName, Filename: path, Discard: "unmap"},
+		Backing: backing,
+	}
+}
+
+// diskNodes and diskSCSI describe a data disk. scsi-hd on virtio-scsi can be
+// unplugged without the guest's help. Its LUN is its slot for life. A Linux
+// guest names it after device_id, which udev reads from VPD page 0x83; the
+// serial is the same for tools that read page 0x80. On an I/O error (a full
+// host disk) the guest is stopped and not told, so nothing of its is lost.
+func diskNodes(d vm.Disk, path string) blockNode {
+	return qcow2Node(diskNode(d.ID), diskFileNode(d.ID), path, noBacking)
+}
+
+func diskSCSI(d vm.Disk) (device, error) {
+	lun, ok := vm.Slot(d.MountPoint)
+	if !ok {
+		return device{}, fault(vm.CodeInvalid, nil, "disk %s has no slot: mount point %q", d.ID, d.MountPoint)
+	}
+	return device{
+		Driver: "scsi-hd", ID: diskDevice(d.ID), Bus: scsiBus, LUN: lun, Drive: diskNode(d.ID),
+		Serial: d.ID, DeviceID: d.ID, WriteError: "stop", ReadError: "stop",
+	}, nil
+}
+
+// cpuModel returns the CPU model for an accelerator. With KVM the guest gets
+// the host's. Under TCG "max" makes the guest use features that are slow to
+// emulate (AVX, five-level paging): it takes 15 to 25 % more CPU time to boot
+// than Nehalem, which is x86-64-v2, what current distributions are built for.
+func cpuModel(a vm.Accel) string {
+	if a == vm.KVM {
+		return "host"
+	}
+	return "Nehalem"
+}
+
+// commandLine returns QEMU's arguments, without the program's name. It is pure:
+// the same VM gives the same arguments, in the same order, every time.
+//
+// -S lets us look at the machine before the guest runs; -no-shutdown keeps the
+// process when the guest has powered itself off, and -action pauses a guest
+// that panicked, so that both can be seen at any later time. What a user
+// chooses gets in as JSON or as a name that was checked.
+func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string, error) {
+	machine := s.Machine
+	if machine == "" {
+		machine = caps.Machine
+	}
+	args := []string{
+		"-name", "guest=" + s.ID + ",debug-threads=on",
+		"-uuid", s.UUID,
+		"-machine", machine + ",dump-guest-core=off,vmport=off",
+		"-accel", string(s.Accel),
+		"-cpu", cpuModel(s.Accel),
+		"-smp", strconv.Itoa(s.CPUCount),
+		"-m", strconv.Itoa(s.RAMMiB) + "M",
+		"-nodefaults", "-no-user-config",
+		"-display", "none",
+		"-S", "-no-shutdown",
+		"-action", "shutdown=pause,panic=pause",
+		"-boot", "strict=on",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-pidfile", l.pidfile(s.ID),
+	}
+	args = append(args, chardevArgs(fds)...)
+	devices, err := deviceArgs(s, l, fds)
+	if err != nil {
+		return nil, err
+	}
+	return append(args, devices...), nil
+}
+
+// chardevArgs returns the two monitors, vmand's and the operator's, and the
+// serial console. Each listens on a socket made by vmand.
+func chardevArgs(fds bootFDs) []string {
+	listen := func(id string, fd int) []string {
+		return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, fd)}
+	}
+	var args []string
+	args = append(args, listen(qmpChardev, fds.qmp)...)
+	args = append(args, "-mon", "chardev="+qmpChardev+",mode=control")
+	args = append(args, listen(operatorChardev, fds.operator)...)
+	args = append(args, "-mon", "chardev="+operatorChardev+",mode=control")
+	args = append(args, listen(serialChardev, fds.serial)...)
+	return append(args, "-serial", "chardev:"+serialChardev)
+}
+
+func deviceArgs(s vm.Spec, l layout, fds bootFDs) ([]string, error) {
+	var args []string
+	add := func(option string, value any) error {
+		j, err := json.Marshal(value)
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", option, err)
+		}
+		args = append(args, option, string(j))
+		return nil
+	}
+	if fds.base != 0 {
+		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.base, baseFDSet))
+	}
+	for _, a := range machineDevices(s, l) {
+		if err := add(a.option, a.value); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range s.Disks {
+		scsi, err := diskSCSI(d)
+		if err != nil {
+			return nil, err
+		}
+		if err := add("-blockdev", diskNodes(d, l.inState(dataDisk(d.ID)))); err != nil {
+			return nil, err
+		}
+		if err := add("-device", scsi); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range s.NICs {
+		netdev, card, err := nicPair(n)
+		if err != nil {
+			return nil, err
+		}
+		if err := add("-netdev", netdev); err != nil {
+			return nil, err
+		}
+		if err := add("-device", card); err != nil {
+			return nil, err
+		}
+	}
+	return args, nil
+}
+
+type argument struct {
+	option string
+	value  any
+}
+
+// machineDevices returns what every VM has. pvpanic is the ISA variant: Linux
+// has had a driver for it since 3.9, for the PCI one only since 5.13.
+func machineDevices(s vm.Spec, l layout) []argument {
+	args := []argument{
+		{"-blockdev", rootDisk(s, l)},
+		{"-device", device{Driver: "virtio-blk-pci", ID: rootDevice, Bus: pciBus, Addr: pciAddr(rootSlot, 0), Drive: rootNode,
+			BootIndex: 1, WriteError: "stop", ReadError: "stop"}},
+		{"-device", device{Driver: "virtio-scsi-pci", ID: scsiDevice, Bus: pciBus, Addr: pciAddr(scsiSlot, 0)}},
+		{"-device", device{Driver: "virtio-rng-pci", ID: "rng0", Bus: pciBus, Addr: pciAddr(rngSlot, 0)}},
+		{"-device", device{Driver: "pvpanic", ID: "pvpanic0"}},
+	}
+	ports := rootPorts
+	for _, n := range s.NICs {
+		ports = max(ports, n.Slot+1)
+	}
+	for n := range ports {
+		args = append(args, argument{"-device", device{Driver: "pcie-root-port", ID: rootPort(n), Bus: pciBus,
+			Addr: pciAddr(portsSlot+n/8, n%8), Multifunction: n%8 == 0, Chassis: n + 1}})
+	}
+	return args
+}
+
+func rootDisk(s vm.Spec, l layout) blockNode {
+	var backing any = noBacking
+	if s.Root.Base != "" {
+		base := &blockNode{
+			Driver: s.Root.BaseFormat, NodeName: baseNode, ReadOnly: true,
+			File: &blockNode{Driver: "file", NodeName: baseFileNode, ReadOnly: true, Filename: fmt.Sprintf("/dev/fdset/%d", baseFDSet)},
+		}
+		if base.Driver == formatQcow2 {
+			base.Backing = noBacking
+		}
+		backing = base
+	}
+	return qcow2Node(rootNode, rootFileNode, l.inState(vmRootDisk(s.ID)), backing)
+}
+
+// nicPair returns the two halves of a NIC. It sits alone on its root port,
+// always at 0x0: a device anywhere else on a port is never seen by the guest.
+// Without an option ROM nothing can boot from the network.
+func nicPair(n vm.NIC) (netdev any, card device, err error) {
+	if n.Mode != vm.NICUser {
+		return nil, device{}, fault(vm.CodeInvalid, nil, "nic %d: mode %q is not known", n.Slot, n.Mode)
+	}
+	noROM := ""
+	netdev = struct {
+		Type string `json:"type"`
+		ID   string `json:"id"`
+	}{"user", nicNetdev(n.Slot)}
+	return netdev, device{
+		Driver: "virtio-net-pci", ID: nicDevice(n.Slot), Bus: rootPort(n.Slot), Addr: pciAddr(0, 0),
+		Netdev: nicNetdev(n.Slot), MAC: n.MAC, ROMFile: &noROM,
+	}, nil
+}
+
+func pciAddr(slot, function int) string {
+	if function == 0 {
+		return fmt.Sprintf("0x%x", slot)
+	}
+	return fmt.Sprintf("0x%x.0x%x", slot, function)
+}

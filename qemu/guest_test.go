@@ -1,0 +1,47 @@
+package qemu
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// The guests of the tests are boot sectors. They start in 16-bit real mode at
+// 0x7c00, after SeaBIOS has set up the q35 board: its power management
+// registers are at 0x600 (status), 0x602 (enable) and 0x604 (control).
+var (
+	// Writes "go to S5" to the control register, then: 1: hlt; jmp 1b
+	guestPowersOff = "\xba\x04\x06\xb8\x00\x20\xef\xf4\xeb\xfd"
+	// cli; 1: hlt; jmp 1b
+	guestDeaf = "\xfa\xf4\xeb\xfd"
+	// Enables the power button, sleeps till the next timer tick, looks whether
+	// it was pressed (bit 8 of the status) and if so powers off.
+	guestObeys = "\xba\x02\x06\xb8\x00\x01\xef\xba\x00\x06\xfb\xf4\xed\xf6\xc4\x01\x74\xf8\xba\x04\x06\xb8\x00\x20\xef\xeb\xef"
+	// Writes "hi\n" to the first serial port, then sleeps.
+	guestSaysHi = "\xba\xf8\x03\xb0\x68\xee\xb0\x69\xee\xb0\x0a\xee\xf4\xeb\xfd"
+	// Writes "x" to the first serial port for ever, as fast as it is taken.
+	guestChatters = "\xba\xf8\x03\xb0\x78\xee\x83\xc2\x05\xec\xa8\x20\x74\xfb\x83\xea\x05\xeb\xf0"
+	// Tells the pvpanic device that it panicked.
+	guestPanics = "\xba\x05\x05\xb0\x01\xee\xf4\xeb\xfd"
+	// If byte 0x7e of the CMOS is 0, sets it to 1 and resets the machine through
+	// port 0xcf9; else writes "r\n" to the first serial port and sleeps.
+	guestResetsOnce = "\xb0\x7e\xe6\x70\xe4\x71\x84\xc0\x75\x0d\xb0\x01\xe6\x71\xba\xf9\x0c\xb0\x06\xee\xf4\xeb\xfd" +
+		"\xba\xf8\x03\xb0\x72\xee\xb0\x0a\xee\xeb\xf2"
+)
+
+// writeGuest makes a raw disk of 1 MiB with a boot sector.
+func writeGuest(t testing.TB, dir, code string) string {
+	t.Helper()
+	disk := make([]byte, mib)
+	copy(disk, code)
+	disk[510], disk[511] = 0x55, 0xaa
+	f, err := os.CreateTemp(dir, "guest, with a comma=*.raw") // any path must do
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(disk); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Clean(f.Name())
+}

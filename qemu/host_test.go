@@ -1,0 +1,198 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"vmand/vm"
+)
+
+// needQEMU ends a test on a machine without QEMU. Where VMAN_TEST_QEMU is
+// "required" that is a failure.
+func needQEMU(t testing.TB) {
+	t.Helper()
+	for _, tool := range []string{"qemu-system-x86_64", "qemu-img"} {
+		if _, err := exec.LookPath(tool); err == nil {
+			continue
+		}
+		if os.Getenv("VMAN_TEST_QEMU") == "required" {
+			t.Fatalf("%s is not installed, and VMAN_TEST_QEMU=required", tool)
+		}
+		t.Skipf("%s is not installed", tool)
+	}
+}
+
+// testHost is a driver with real QEMU and directories of its own.
+type testHost struct {
+	*Driver
+	t   testing.TB
+	dir string
+
+	mu   sync.Mutex
+	news map[string]int // how often Notify named a VM
+}
+
+// tempDir returns a directory that the user QEMU runs as can pass through, and
+// whose path is short enough for sockets, unlike those of t.TempDir.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// newHost makes a host without VMs. At the end of the test every VM is killed.
+func newHost(t testing.TB) *testHost {
+	t.Helper()
+	needQEMU(t)
+	h := &testHost{t: t, dir: tempDir(t), news: make(map[string]int)}
+	h.open()
+	t.Cleanup(func() {
+		ids, _ := h.layout.vmIDs(pidSuffix)
+		for _, id := range ids {
+			if err := h.Shutdown(context.Background(), id, vm.StopOptions{Force: true}, nil); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// open makes the driver, as the start of vmand does.
+func (h *testHost) open() {
+	h.t.Helper()
+	d, err := New(h.t.Context(), Options{
+		StateDir: filepath.Join(h.dir, "state"), RuntimeDir: filepath.Join(h.dir, "run"), Accel: "tcg", Notify: h.notify,
+	}, testLog(h.t))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.Driver = d
+}
+
+// reopen replaces the driver by a new one, as a restart of vmand does.
+func (h *testHost) reopen() {
+	h.t.Helper()
+	if err := h.Close(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.open()
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	if testing.Verbose() {
+		return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+func (h *testHost) notify(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.news[id]++
+}
+
+// newsOf returns how often Notify has named a VM.
+func (h *testHost) newsOf(id string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.news[id]
+}
+
+// create makes the files of a VM that boots a guest of guest_test.go.
+func (h *testHost) create(id, guest string) vm.Spec {
+	h.t.Helper()
+	root := vm.RootDisk{SizeMiB: 8, Base: writeGuest(h.t, h.dir, guest), BaseFormat: formatRaw}
+	if err := h.CreateVM(h.t.Context(), id, root); err != nil {
+		h.t.Fatal(err)
+	}
+	p, err := h.Platform(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return vm.Spec{
+		ID: id, UUID: uuid.NewString(), CPUCount: 1, RAMMiB: 32, Machine: p.Machine, Accel: p.Accel, Root: root,
+		NICs: []vm.NIC{{Slot: 0, MAC: "52:54:00:12:34:56", Mode: vm.NICUser}},
+	}
+}
+
+// start makes and starts a VM.
+func (h *testHost) start(id, guest string) vm.Spec {
+	h.t.Helper()
+	s := h.create(id, guest)
+	h.startSpec(s)
+	return s
+}
+
+func (h *testHost) startSpec(s vm.Spec) {
+	h.t.Helper()
+	if err := h.Admit(h.t.Context(), s); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := h.Start(h.t.Context(), s, nil); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// disk makes a data disk for a VM.
+func (h *testHost) disk(id, vmID, mountPoint string) vm.Disk {
+	h.t.Helper()
+	if err := h.CreateDisk(h.t.Context(), id, 16); err != nil {
+		h.t.Fatal(err)
+	}
+	return vm.Disk{ID: id, VMID: vmID, MountPoint: mountPoint, SizeMiB: 16}
+}
+
+// awaitStatus waits until QEMU names a run state.
+func (h *testHost) awaitStatus(id string, want vm.RunStatus) {
+	h.t.Helper()
+	var got vm.Observation
+	await(h.t, fmt.Sprintf("vm %s is %s", id, want), func() bool {
+		got = h.Observe(h.t.Context(), id)
+		return got.Status == want
+	})
+}
+
+func (h *testHost) serialLog(id string) string {
+	b, _ := h.state.ReadFile(vmSerialLog(id))
+	return string(b)
+}
+
+// awaitSerial waits until a guest has printed something.
+func (h *testHost) awaitSerial(id, want string) {
+	h.t.Helper()
+	await(h.t, fmt.Sprintf("vm %s prints %q", id, want), func() bool { return strings.Contains(h.serialLog(id), want) })
+}
+
+// await polls a condition for up to 20 s.
+func await(t testing.TB, what string, met func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !met() {
+		if time.Now().After(deadline) {
+			t.Fatalf("it never came about that %s", what)
+		}
+		<-tick.C
+	}
+}

@@ -1,0 +1,124 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"vmand/qemu/qmp"
+	"vmand/vm"
+)
+
+// AttachDisk implements [vm.Driver].
+func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
+	scsi, err := diskSCSI(disk)
+	if err != nil {
+		return err
+	}
+	s, err := d.live(disk.VMID)
+	if err != nil {
+		return err
+	}
+	plugged, err := s.pluggedDisks(ctx)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(plugged, disk.ID) {
+		return nil
+	}
+	// A node without a device is left of an attempt that was cut short. QEMU
+	// says GenericError both when there is none and when it is in use; in that
+	// case adding it fails too.
+	if err := s.blockdevDel(ctx, diskNode(disk.ID)); err != nil && !isRefused(err) {
+		return err
+	}
+	if err := s.blockdevAdd(ctx, diskNodes(disk, d.layout.inState(dataDisk(disk.ID)))); err != nil {
+		return err
+	}
+	if err := s.deviceAdd(ctx, scsi); err != nil {
+		undo(s, disk.ID, err)
+		return err
+	}
+	return nil
+}
+
+// undo removes the node of a device that QEMU refused. If it is not known what
+// became of the device, the node is left for the next look to settle.
+func undo(s *session, diskID string, cause error) {
+	if !isRefused(cause) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	defer cancel()
+	if err := s.blockdevDel(ctx, diskNode(diskID)); err != nil {
+		s.log.Warn("a block node without a device stays", "disk_id", diskID, "error", err)
+	}
+}
+
+// DetachDisk implements [vm.Driver].
+func (d *Driver) DetachDisk(ctx context.Context, disk vm.Disk) error {
+	s, err := d.session(disk.VMID)
+	if err != nil {
+		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", disk.VMID)
+	}
+	if s == nil {
+		return nil // with the process, everything was unplugged
+	}
+	status, err := s.queryStatus(ctx)
+	if err != nil {
+		return err
+	}
+	if status == vm.StatusPrelaunch {
+		// QEMU would note the wish and forget it: the device could then only
+		// be removed by a reset.
+		return fault(vm.CodeUnavailable, nil, "vm %s has not begun to run: disk %s cannot be unplugged yet", s.id, disk.ID)
+	}
+	if err := s.unplug(ctx, diskDevice(disk.ID)); err != nil {
+		return err
+	}
+	if err := s.blockdevDel(ctx, diskNode(disk.ID)); err != nil {
+		if has, lookErr := s.hasNode(ctx, diskNode(disk.ID)); lookErr != nil || has {
+			return err
+		}
+	}
+	return nil
+}
+
+// unplug removes a device and waits until it is gone. What is not there is gone.
+func (s *session) unplug(ctx context.Context, device string) error {
+	const command = "device_del"
+	ctx, cancel := context.WithTimeout(ctx, deviceTimeout)
+	defer cancel()
+	conn, err := s.monitor(ctx)
+	if err != nil {
+		return monitorFault(s.id, command, err)
+	}
+	// Devices inside a device report their end too, under a path and no id.
+	deleted := conn.Expect(func(e qmp.Event) bool { return e.Event == "DEVICE_DELETED" && e.Data["device"] == device })
+	defer deleted.Cancel()
+	err = s.execute(ctx, queryTimeout, command, map[string]string{"id": device}, nil)
+	switch {
+	case refusedWith(err, qmp.DeviceNotFound):
+		return nil
+	case err != nil && !isRefused(err):
+		return err
+	case err != nil:
+		// It may be refused because it is on its way out already: only the
+		// event or the lack of the device tells.
+		ctx, cancel = context.WithTimeout(ctx, queryTimeout)
+		defer cancel()
+		if _, waitErr := deleted.Wait(ctx); waitErr == nil {
+			return nil
+		}
+		return err
+	}
+	if _, err := deleted.Wait(ctx); err != nil {
+		return monitorFault(s.id, "that the device "+device+" is unplugged", err)
+	}
+	return nil
+}
+
+func isRefused(err error) bool {
+	var refused *qmp.Error
+	return errors.As(err, &refused)
+}

@@ -1,0 +1,114 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vmand/vm"
+)
+
+// Names under the state directory, relative to it. Everything there survives a
+// reboot of the host.
+const (
+	disksDir     = "disks" // data disks
+	vmsDir       = "vms"   // one directory per VM
+	probesFile   = "qemu.json"
+	qcow2Suffix  = ".qcow2"
+	maxNameBytes = 63 // of a VM's id
+	maxSockPath  = 107
+)
+
+func dataDisk(diskID string) string   { return disksDir + "/" + diskID + qcow2Suffix }
+func vmDir(id string) string          { return vmsDir + "/" + id }
+func vmRootDisk(id string) string     { return vmDir(id) + "/root" + qcow2Suffix }
+func vmSerialLog(id string) string    { return vmDir(id) + "/serial.log" }   // what the guest printed
+func vmQEMULog(id string) string      { return vmDir(id) + "/qemu.log" }     // QEMU's stdout and stderr, of this run
+func vmQEMULogOld(id string) string   { return vmDir(id) + "/qemu.log.1" }   // of the run before
+func vmSerialLogOld(id string) string { return vmDir(id) + "/serial.log.1" } // what no longer fitted
+
+// Suffixes of the files in the runtime directory, which a reboot clears.
+const (
+	pidSuffix      = ".pid"    // locked by QEMU for as long as it lives
+	uuidSuffix     = ".uuid"   // which UUID its monitor must name
+	qmpSuffix      = ".qmp"    // vmand's monitor
+	operatorSuffix = ".op-qmp" // a second monitor, for the host's operator
+	serialSuffix   = ".serial" // the serial console; vmand is its one client
+	drySuffix      = ".dry"    // a VM that only pretends to run
+)
+
+var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, serialSuffix}
+
+// layout names every file. Both directories are absolute.
+type layout struct {
+	state, run string
+}
+
+func newLayout(stateDir, runtimeDir string) (layout, error) {
+	var l layout
+	for _, d := range []struct {
+		name, given string
+		to          *string
+	}{{"state", stateDir, &l.state}, {"runtime", runtimeDir, &l.run}} {
+		if d.given == "" {
+			return layout{}, fmt.Errorf("no %s directory is set", d.name)
+		}
+		abs, err := filepath.Abs(d.given)
+		if err != nil {
+			return layout{}, fmt.Errorf("%s directory: %w", d.name, err)
+		}
+		*d.to = abs
+	}
+	longest := max(len(operatorSuffix), len(serialSuffix))
+	if n := len(l.run) + len("/") + maxNameBytes + longest; n > maxSockPath {
+		return layout{}, fmt.Errorf("runtime directory %s is too long: with the longest VM id the path of a socket in it would have %d bytes, "+
+			"and the kernel takes at most %d; set a runtime_dir of at most %d bytes",
+			l.run, n, maxSockPath, maxSockPath-n+len(l.run))
+	}
+	return l, nil
+}
+
+func (l layout) inState(name string) string     { return filepath.Join(l.state, name) }
+func (l layout) inRun(id, suffix string) string { return filepath.Join(l.run, id+suffix) }
+func (l layout) pidfile(id string) string       { return l.inRun(id, pidSuffix) }
+func (l layout) removeRun(id string, suffix ...string) {
+	for _, s := range suffix {
+		os.Remove(l.inRun(id, s)) // a leftover does no harm: the next start replaces it
+	}
+}
+
+// create makes the directories, private to vmand, and lets the account that
+// QEMU runs as pass through them without listing them.
+func (l layout) create(a account) error {
+	for _, dir := range []string{l.state, l.inState(disksDir), l.inState(vmsDir), l.run} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("create directory: %w", err)
+		}
+		if err := a.admit(dir); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{l.inState(disksDir), l.run} {
+		if err := a.checkPath(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// vmIDs returns the ids of the VMs that have a file with this suffix in the
+// runtime directory.
+func (l layout) vmIDs(suffix string) ([]string, error) {
+	entries, err := os.ReadDir(l.run)
+	if err != nil {
+		return nil, fmt.Errorf("read runtime directory: %w", err)
+	}
+	var ids []string
+	for _, e := range entries {
+		if id, ok := strings.CutSuffix(e.Name(), suffix); ok && vm.ValidName(id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}

@@ -1,0 +1,106 @@
+package qemu
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"vmand/vm"
+)
+
+// What a QEMU process needs besides the guest's memory, in MiB: its own heap
+// and, under TCG, the translated code (measured: 30 and 110 with an idle guest).
+const (
+	overheadKVM = 64
+	overheadTCG = 128
+)
+
+// Admit implements [vm.Driver].
+func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {
+	if err := ctx.Err(); err != nil {
+		return monitorFault(s.ID, "start", err)
+	}
+	sess, err := d.session(s.ID)
+	if err != nil {
+		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", s.ID)
+	}
+	if sess != nil {
+		f := fault(vm.CodeState, nil, "vm %s still has a QEMU process, pid %d", s.ID, sess.proc.pid)
+		f.Hint = "stop it first"
+		return f
+	}
+	if err := d.checkFiles(s); err != nil {
+		return err
+	}
+	available, err := memAvailable()
+	if err != nil {
+		return fault(vm.CodeOperationFailed, err, "ask for the host's memory")
+	}
+	return admitMemory(s, available)
+}
+
+// admitMemory reports whether a VM fits into the host's memory. available is in
+// MiB.
+func admitMemory(s vm.Spec, available int) error {
+	overhead := overheadTCG
+	if s.Accel == vm.KVM {
+		overhead = overheadKVM
+	}
+	if s.RAMMiB+overhead <= available {
+		return nil
+	}
+	f := fault(vm.CodeInsufficientMemory, nil, "vm %s needs %d MiB of memory (%d for the guest, %d for QEMU) and the host has %d MiB available",
+		s.ID, s.RAMMiB+overhead, s.RAMMiB, overhead, available)
+	f.Hint = "stop another VM or use a smaller template"
+	return f
+}
+
+// checkFiles reports the first file of a VM that is missing.
+func (d *Driver) checkFiles(s vm.Spec) error {
+	if _, err := d.state.Stat(vmRootDisk(s.ID)); err != nil {
+		return fault(vm.CodeOperationFailed, err, "the root disk of vm %s is missing", s.ID)
+	}
+	for _, disk := range s.Disks {
+		if _, err := d.state.Stat(dataDisk(disk.ID)); err != nil {
+			return fault(vm.CodeOperationFailed, err, "the file of disk %s of vm %s is missing", disk.ID, s.ID)
+		}
+	}
+	if s.Root.Base == "" {
+		return nil
+	}
+	f, err := os.Open(s.Root.Base)
+	if err != nil {
+		return fault(vm.CodeOperationFailed, err, "the image vm %s is based on cannot be read", s.ID)
+	}
+	return f.Close()
+}
+
+// memAvailable returns the memory in MiB that the host can give without
+// swapping (proc(5), MemAvailable).
+func memAvailable() (int, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		rest, ok := strings.CutPrefix(lines.Text(), "MemAvailable:")
+		if !ok {
+			continue
+		}
+		kib, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(rest, "kB")))
+		if err != nil {
+			return 0, fmt.Errorf("read /proc/meminfo: %w", err)
+		}
+		return kib / 1024, nil
+	}
+	if err := lines.Err(); err != nil {
+		return 0, fmt.Errorf("read /proc/meminfo: %w", err)
+	}
+	return 0, errors.New("/proc/meminfo has no MemAvailable")
+}

@@ -1,0 +1,133 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"vmand/qemu/qmp"
+	"vmand/vm"
+)
+
+// How long QEMU may take to answer. What waits for a guest or a disk has more
+// time.
+const (
+	queryTimeout  = 5 * time.Second
+	deviceTimeout = 60 * time.Second
+)
+
+// execute runs a QMP command with a deadline of its own, within that of ctx.
+// The error is a fault, but for [qmp.Error] in it, which callers may look at.
+func (s *session) execute(ctx context.Context, limit time.Duration, command string, args, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return monitorFault(s.id, command, s.ask(ctx, command, args, out))
+}
+
+// ask runs a QMP command within ctx and remembers whether QEMU answers at all.
+func (s *session) ask(ctx context.Context, command string, args, out any) error {
+	conn, err := s.monitor(ctx)
+	if err == nil {
+		err = conn.Execute(ctx, command, args, out)
+	}
+	var refused *qmp.Error
+	switch {
+	case err == nil, errors.As(err, &refused):
+		s.setMute(false)
+	case errors.Is(err, context.DeadlineExceeded):
+		s.setMute(true)
+	case errors.Is(err, qmp.ErrClosed):
+		// The connection breaks when the process ends, a moment before that is seen.
+		if s.proc.waitExit(ctx.Done(), exitGrace) {
+			err = errGone
+		}
+	}
+	return err
+}
+
+// exitGrace is how long a process may take to end once its sockets are closed.
+const exitGrace = 200 * time.Millisecond
+
+func (s *session) queryStatus(ctx context.Context) (vm.RunStatus, error) {
+	var st struct {
+		Status vm.RunStatus `json:"status"`
+	}
+	err := s.execute(ctx, queryTimeout, "query-status", nil, &st)
+	return st.Status, err
+}
+
+// pluggedDisks returns the ids of the data disks that the machine has, never
+// nil.
+func (s *session) pluggedDisks(ctx context.Context) ([]string, error) {
+	var children []struct {
+		Name string `json:"name"`
+	}
+	args := map[string]string{"path": "/machine/peripheral"}
+	if err := s.execute(ctx, queryTimeout, "qom-list", args, &children); err != nil {
+		return nil, err
+	}
+	disks := []string{}
+	for _, c := range children {
+		if id, ok := diskOfDevice(c.Name); ok {
+			disks = append(disks, id)
+		}
+	}
+	return disks, nil
+}
+
+func (s *session) cont(ctx context.Context) error {
+	return s.execute(ctx, deviceTimeout, "cont", nil, nil)
+}
+
+func (s *session) stop(ctx context.Context) error {
+	return s.execute(ctx, deviceTimeout, "stop", nil, nil)
+}
+
+func (s *session) systemPowerdown(ctx context.Context) error {
+	return s.execute(ctx, queryTimeout, "system_powerdown", nil, nil)
+}
+
+// systemReset resets the machine and waits until that is done: QEMU answers
+// before.
+func (s *session) systemReset(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	const command = "system_reset"
+	conn, err := s.monitor(ctx)
+	if err != nil {
+		return monitorFault(s.id, command, err)
+	}
+	reset := conn.Expect(func(e qmp.Event) bool { return e.Event == "RESET" })
+	defer reset.Cancel()
+	if err := s.execute(ctx, queryTimeout, command, nil, nil); err != nil {
+		return err
+	}
+	_, err = reset.Wait(ctx)
+	return monitorFault(s.id, command, err)
+}
+
+func (s *session) blockdevAdd(ctx context.Context, n blockNode) error {
+	return s.execute(ctx, deviceTimeout, "blockdev-add", n, nil)
+}
+
+func (s *session) blockdevDel(ctx context.Context, node string) error {
+	return s.execute(ctx, deviceTimeout, "blockdev-del", map[string]string{"node-name": node}, nil)
+}
+
+func (s *session) deviceAdd(ctx context.Context, dev device) error {
+	return s.execute(ctx, deviceTimeout, "device_add", dev, nil)
+}
+
+func (s *session) blockResize(ctx context.Context, node string, bytes int64) error {
+	args := struct {
+		Node string `json:"node-name"`
+		Size int64  `json:"size"`
+	}{node, bytes}
+	return s.execute(ctx, deviceTimeout, "block_resize", args, nil)
+}
+
+// refusedWith reports whether QEMU refused a command with an error of a class.
+func refusedWith(err error, class string) bool {
+	var refused *qmp.Error
+	return errors.As(err, &refused) && refused.Class == class
+}

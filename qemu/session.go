@@ -1,0 +1,282 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"vmand/qemu/qmp"
+	"vmand/vm"
+)
+
+// How soon a lost connection is made again.
+const (
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 5 * time.Second
+)
+
+// session is what the driver holds of one live QEMU process: the process, one
+// monitor connection that is made again when it breaks, and the drain of the
+// serial console. It ends with the process or with the driver.
+type session struct {
+	id     string
+	proc   *process
+	layout layout
+	log    *slog.Logger
+	notify func()
+	ended  chan struct{} // closed when the goroutines are done
+
+	mu        sync.Mutex
+	conn      *qmp.Conn     // nil while there is none
+	connected chan struct{} // closed while there is one
+	impostor  error         // set if what answers is not the VM
+	mute      bool          // a question was not answered; nobody waits for the next one
+	asking    bool          // a question to a mute QEMU is under way
+}
+
+// open makes the session of a live process. d.mu is held.
+func (d *Driver) open(id string, p *process) *session {
+	s := &session{id: id, proc: p, layout: d.layout, log: d.log.With("vm_id", id), connected: make(chan struct{}), ended: make(chan struct{})}
+	s.notify = func() {
+		if d.opts.Notify != nil {
+			d.opts.Notify(id)
+		}
+	}
+	d.sessions[id] = s
+	ctx, cancel := context.WithCancel(d.ctx)
+	d.wg.Go(func() {
+		defer cancel()
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+		}
+	})
+	drained := make(chan struct{})
+	d.wg.Go(func() {
+		defer close(drained)
+		d.drainConsole(ctx, s)
+	})
+	d.wg.Go(func() {
+		defer close(s.ended)
+		s.run(ctx)
+		cancel()
+		<-drained
+		p.release()
+		d.mu.Lock()
+		if d.sessions[id] == s {
+			delete(d.sessions, id)
+		}
+		d.mu.Unlock()
+		if p.exited() {
+			s.log.Info("QEMU process has ended", "pid", p.pid, "status", p.state)
+			s.notify()
+		}
+	})
+	return s
+}
+
+// session returns the session of a VM that has a process, or nil. It finds
+// processes that a vmand before this one has started.
+func (d *Driver) session(id string) (*session, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s := d.sessions[id]; s != nil && !s.proc.exited() {
+		return s, nil
+	}
+	if d.ctx.Err() != nil || !vm.ValidName(id) {
+		return nil, nil
+	}
+	p, err := adopt(d.layout.pidfile(id))
+	if p == nil || err != nil {
+		return nil, err
+	}
+	d.log.Info("QEMU process found", "vm_id", id, "pid", p.pid)
+	return d.open(id, p), nil
+}
+
+// live returns the session of a VM, or a fault if it has no process.
+func (d *Driver) live(id string) (*session, error) {
+	s, err := d.session(id)
+	if err != nil {
+		return nil, fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+	}
+	if s == nil {
+		return nil, fault(vm.CodeState, nil, "vm %s does not run", id)
+	}
+	return s, nil
+}
+
+// adoptAll opens a session for every process that has none.
+func (d *Driver) adoptAll() error {
+	ids, err := d.layout.vmIDs(pidSuffix)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if _, err := d.session(id); err != nil {
+			d.log.Warn("cannot look at a pidfile", "vm_id", id, "error", err)
+		}
+	}
+	return nil
+}
+
+// run keeps the monitor connection until ctx is done.
+func (s *session) run(ctx context.Context) {
+	wait := firstRetry
+	for ctx.Err() == nil {
+		conn, err := s.connect(ctx)
+		if err == nil {
+			wait = firstRetry
+			s.pump(ctx, conn)
+			s.lose(conn)
+			s.notify()
+			continue
+		}
+		if ctx.Err() == nil {
+			s.log.Debug("monitor connection failed", "error", err)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
+		wait = min(2*wait, lastRetry)
+	}
+}
+
+// connect makes the connection and sees to it that the right VM is at its other
+// end, before anybody can use it.
+func (s *session) connect(ctx context.Context) (*qmp.Conn, error) {
+	conn, err := qmp.Dial(ctx, s.layout.inRun(s.id, qmpSuffix))
+	if err != nil {
+		return nil, err
+	}
+	err = s.identify(ctx, conn)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.impostor = nil
+	if errors.Is(err, errImpostor) {
+		s.impostor = err
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s.conn, s.mute = conn, false
+	close(s.connected)
+	return conn, nil
+}
+
+var errImpostor = errors.New("its monitor is not the VM's")
+
+func (s *session) identify(ctx context.Context, conn *qmp.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	want, err := os.ReadFile(s.layout.inRun(s.id, uuidSuffix))
+	if err != nil {
+		return fmt.Errorf("%w: no record of its UUID: %w", errImpostor, err)
+	}
+	var got struct {
+		UUID string `json:"UUID"`
+	}
+	if err := conn.Execute(ctx, "query-uuid", nil, &got); err != nil {
+		return err
+	}
+	if !strings.EqualFold(got.UUID, strings.TrimSpace(string(want))) {
+		return fmt.Errorf("%w: it names the UUID %s", errImpostor, got.UUID)
+	}
+	return nil
+}
+
+// lose forgets a connection that has ended.
+func (s *session) lose(conn *qmp.Conn) {
+	conn.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == conn {
+		s.conn, s.connected = nil, make(chan struct{})
+	}
+}
+
+// newsworthy are the events after which a VM or its disks may no longer be what
+// they were. Whoever is told looks for itself: an event that is missed costs
+// time and nothing else.
+var newsworthy = map[string]bool{
+	"STOP": true, "RESUME": true, "SHUTDOWN": true, "RESET": true, "SUSPEND": true, "WAKEUP": true,
+	"GUEST_PANICKED": true, "GUEST_CRASHLOADED": true, "WATCHDOG": true,
+	"BLOCK_IO_ERROR": true, "BLOCK_IMAGE_CORRUPTED": true, "DEVICE_DELETED": true,
+}
+
+// loud are those of them that an administrator should find in the log.
+var loud = map[string]bool{"GUEST_PANICKED": true, "WATCHDOG": true, "BLOCK_IO_ERROR": true, "BLOCK_IMAGE_CORRUPTED": true}
+
+// pump watches a connection until it ends.
+func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
+	events := conn.Subscribe(32)
+	defer events.Close()
+	for {
+		select {
+		case e, ok := <-events.C():
+			if !ok {
+				return
+			}
+			if loud[e.Event] {
+				s.log.Warn("QEMU reports an event", "event", e.Event, "data", e.Data)
+			}
+			if newsworthy[e.Event] || events.Lost() > 0 {
+				s.notify()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// monitor returns the connection, and waits for one if there is none.
+func (s *session) monitor(ctx context.Context) (*qmp.Conn, error) {
+	for {
+		s.mu.Lock()
+		conn, connected, impostor := s.conn, s.connected, s.impostor
+		s.mu.Unlock()
+		switch {
+		case s.proc.exited():
+			return nil, errGone
+		case impostor != nil:
+			return nil, impostor
+		case conn != nil && conn.Err() == nil:
+			return conn, nil
+		case conn != nil:
+			s.lose(conn)
+			continue
+		}
+		select {
+		case <-connected:
+		case <-s.proc.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// isMute reports whether QEMU has left a question without an answer since it
+// last gave one.
+func (s *session) isMute() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mute
+}
+
+func (s *session) setMute(mute bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mute != mute {
+		s.log.Warn("QEMU's monitor", "answers", !mute)
+	}
+	s.mute = mute
+}

@@ -1,0 +1,208 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmand/vm"
+)
+
+// startTimeout is how long QEMU may take from its launch to its first answer.
+// On an overloaded host that is seconds.
+const startTimeout = 60 * time.Second
+
+// Start implements [vm.Driver].
+func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
+	p, err := d.probe(ctx, false)
+	if err != nil {
+		return err
+	}
+	say(report, "launch", "starting QEMU %s (%s, %s)", p.Capabilities.Version, s.Machine, s.Accel)
+	sess, err := d.launch(p, s)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if _, err := sess.monitor(ctx); err != nil {
+		return d.startFault(sess, err)
+	}
+	say(report, "cont", "QEMU is ready (pid %d), letting the guest run", sess.proc.pid)
+	if err := sess.cont(ctx); err != nil {
+		return d.startFault(sess, err)
+	}
+	return nil
+}
+
+// startFault says why a VM did not start, in QEMU's own words where it ended.
+func (d *Driver) startFault(s *session, err error) error {
+	if s.proc.waitExit(nil, 0) {
+		words := d.lastWords(s.id)
+		if words == "" {
+			words = "it wrote nothing"
+		}
+		return fault(vm.CodeOperationFailed, nil, "QEMU of vm %s ended at its start (%s): %s", s.id, s.proc.state, words)
+	}
+	return monitorFault(s.id, "start", err)
+}
+
+// boot holds what QEMU gets at its start.
+type boot struct {
+	fds   bootFDs
+	files []*os.File // by their number there
+}
+
+func (b *boot) add(f *os.File) int {
+	b.files = append(b.files, f)
+	return len(b.files) - 1
+}
+
+func (b *boot) close() {
+	for _, f := range b.files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// launch prepares the files of a VM and starts its QEMU.
+func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
+	var b boot
+	defer b.close()
+	b.add(nil) // stdin is /dev/null
+	log, err := d.newQEMULog(s.ID)
+	if err != nil {
+		return nil, fileFault(err, "make the log of vm %s", s.ID)
+	}
+	b.add(log)
+	b.files = append(b.files, nil) // stderr, set below: the same file, to be closed once
+	if err := d.prepareRun(s); err != nil {
+		return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
+	}
+	for _, socket := range []struct {
+		suffix string
+		fd     *int
+	}{{qmpSuffix, &b.fds.qmp}, {operatorSuffix, &b.fds.operator}, {serialSuffix, &b.fds.serial}} {
+		f, err := listen(d.layout.inRun(s.ID, socket.suffix))
+		if err != nil {
+			return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
+		}
+		*socket.fd = b.add(f)
+	}
+	if s.Root.Base != "" {
+		f, err := os.Open(s.Root.Base)
+		if err != nil {
+			return nil, fault(vm.CodeOperationFailed, err, "open the image vm %s is based on", s.ID)
+		}
+		b.fds.base = b.add(f)
+	}
+	args, err := commandLine(p.Capabilities, s, d.layout, b.fds)
+	if err != nil {
+		return nil, err
+	}
+	files := append([]*os.File{}, b.files...)
+	files[2] = log
+	return d.spawn(s.ID, append([]string{p.Binary.Path}, args...), files)
+}
+
+// spawn starts QEMU. Nobody can look for the process between its start and its
+// registration, or it would get two sessions.
+func (d *Driver) spawn(id string, argv []string, files []*os.File) (*session, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx.Err() != nil {
+		return nil, fault(vm.CodeUnavailable, nil, "vmand is ending")
+	}
+	if s := d.sessions[id]; s != nil && !s.proc.exited() {
+		return nil, fault(vm.CodeState, nil, "vm %s already has a QEMU process, pid %d", id, s.proc.pid)
+	}
+	proc, err := start(d.account, argv, files)
+	if err != nil {
+		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
+	}
+	return d.open(id, proc), nil
+}
+
+// prepareRun makes the pidfile, which QEMU itself could not create in a
+// directory of vmand's, and records whose process it will be. A pidfile that is
+// there is kept: its lock is what keeps two QEMUs from being one VM.
+func (d *Driver) prepareRun(s vm.Spec) error {
+	f, err := os.OpenFile(d.layout.pidfile(s.ID), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := d.account.own(f); err != nil {
+		return err
+	}
+	return os.WriteFile(d.layout.inRun(s.ID, uuidSuffix), []byte(s.UUID+"\n"), 0o600)
+}
+
+// listen makes a listening socket that vmand alone can connect to, also while
+// QEMU has not begun to accept.
+func listen(path string) (*os.File, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make socket: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	// Bound sockets take the mode of the descriptor, so no moment is left in
+	// which others could connect.
+	if err := unix.Fchmod(fd, 0o600); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make socket %s private: %w", path, err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("bind %s: %w", path, err)
+	}
+	if err := unix.Listen(fd, 16); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// newQEMULog begins the log of a run and keeps that of the run before.
+func (d *Driver) newQEMULog(id string) (*os.File, error) {
+	if err := d.state.Rename(vmQEMULog(id), vmQEMULogOld(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	return d.state.OpenFile(vmQEMULog(id), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+}
+
+// lastWords returns the last lines QEMU wrote in its last run.
+func (d *Driver) lastWords(id string) string {
+	f, err := d.state.Open(vmQEMULog(id))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	return tail(f, 10)
+}
+
+// tail returns the last lines of a file, without the last line break, at most
+// 4 KiB of them.
+func tail(f *os.File, lines int) string {
+	const most = 4096
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return ""
+	}
+	buf := make([]byte, min(size, most))
+	n, _ := f.ReadAt(buf, size-int64(len(buf)))
+	text := bytes.TrimSpace(buf[:n])
+	all := strings.Split(string(bytes.ToValidUTF8(text, []byte("?"))), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}

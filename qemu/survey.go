@@ -1,0 +1,136 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"vmand/vm"
+)
+
+// observeTimeout is how long an observation waits for a QEMU.
+const observeTimeout = time.Second
+
+// Observe implements [vm.Driver].
+func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
+	s, err := d.session(id)
+	if err != nil {
+		d.log.Warn("cannot look for a QEMU process", "vm_id", id, "error", err)
+	}
+	if s != nil {
+		o := s.observe(ctx, observeTimeout)
+		if !s.proc.exited() {
+			return o
+		}
+	}
+	return vm.Observation{Log: d.lastWords(id)}
+}
+
+// observe asks QEMU what the guest does and which disks it has.
+func (s *session) observe(ctx context.Context, limit time.Duration) vm.Observation {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	o := vm.Observation{PID: s.proc.pid}
+	var err error
+	if o.Status, err = s.queryStatus(ctx); err != nil {
+		return o
+	}
+	if o.Plugged, err = s.pluggedDisks(ctx); err != nil {
+		o.Plugged = nil
+	}
+	return o
+}
+
+// survey is observe for a look at many: it does not wait for a QEMU that has
+// been mute, but leaves it a question, and gives notice once it is answered.
+func (s *session) survey(ctx context.Context, d *Driver) vm.Observation {
+	s.mu.Lock()
+	mute, ask := s.mute, s.mute && !s.asking
+	s.asking = s.asking || ask
+	s.mu.Unlock()
+	if !mute {
+		return s.observe(ctx, observeTimeout)
+	}
+	if ask {
+		d.wg.Go(func() {
+			o := s.observe(d.ctx, queryTimeout)
+			s.mu.Lock()
+			s.asking = false
+			s.mu.Unlock()
+			if o.Status != vm.StatusMute {
+				s.notify()
+			}
+		})
+	}
+	return vm.Observation{PID: s.proc.pid}
+}
+
+// Survey implements [vm.Driver].
+func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
+	if err := d.adoptAll(); err != nil {
+		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
+	}
+	seen := vm.Survey{VMs: make(map[string]vm.Observation)}
+	d.mu.Lock()
+	sessions := make([]*session, 0, len(d.sessions))
+	for _, s := range d.sessions {
+		sessions = append(sessions, s)
+	}
+	d.mu.Unlock()
+	observations := make([]vm.Observation, len(sessions))
+	var wg sync.WaitGroup
+	for i, s := range sessions {
+		wg.Go(func() { observations[i] = s.survey(ctx, d) })
+	}
+	var err error
+	if seen.VMFiles, seen.DiskFiles, err = d.surveyFiles(); err != nil {
+		wg.Wait()
+		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
+	}
+	wg.Wait()
+	for i, s := range sessions {
+		if !s.proc.exited() {
+			seen.VMs[s.id] = observations[i]
+		}
+	}
+	return seen, nil
+}
+
+// surveyFiles returns which VMs and which data disks have files.
+func (d *Driver) surveyFiles() (vms, disks map[string]bool, err error) {
+	dirs, err := d.readDir(vmsDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	vms = make(map[string]bool, len(dirs))
+	for _, e := range dirs {
+		if vm.ValidName(e.Name()) {
+			_, err := d.state.Lstat(vmRootDisk(e.Name()))
+			vms[e.Name()] = err == nil
+		}
+	}
+	files, err := d.readDir(disksDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	disks = make(map[string]bool, len(files))
+	for _, e := range files {
+		if id, ok := strings.CutSuffix(e.Name(), qcow2Suffix); ok && vm.ValidName(id) {
+			disks[id] = true
+		}
+	}
+	return vms, disks, nil
+}
+
+func (d *Driver) readDir(name string) ([]os.DirEntry, error) {
+	entries, err := fs.ReadDir(d.state.FS(), name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return entries, nil
+}
