@@ -183,7 +183,7 @@ func (d *Driver) makeTemp(name string) error {
 // removeTemps removes what a vmand that was killed has left of disks. What it
 // has left of a VM is in the VM's directory and goes with it.
 func (d *Driver) removeTemps() error {
-	entries, err := d.readDir(disksDir)
+	entries, err := readDir(d.state, disksDir)
 	if err != nil {
 		return err
 	}

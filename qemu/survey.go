@@ -88,7 +88,7 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 		wg.Go(func() { observations[i] = s.survey(ctx, d) })
 	}
 	var err error
-	if seen.VMFiles, seen.DiskFiles, err = d.surveyFiles(); err != nil {
+	if seen.VMFiles, seen.DiskFiles, err = surveyFiles(d.state); err != nil {
 		wg.Wait()
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
@@ -102,19 +102,19 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 }
 
 // surveyFiles returns which VMs and which data disks have files.
-func (d *Driver) surveyFiles() (vms, disks map[string]bool, err error) {
-	dirs, err := d.readDir(vmsDir)
+func surveyFiles(state *os.Root) (vms, disks map[string]bool, err error) {
+	dirs, err := readDir(state, vmsDir)
 	if err != nil {
 		return nil, nil, err
 	}
 	vms = make(map[string]bool, len(dirs))
 	for _, e := range dirs {
 		if vm.ValidName(e.Name()) {
-			_, err := d.state.Lstat(vmRootDisk(e.Name()))
+			_, err := state.Lstat(vmRootDisk(e.Name()))
 			vms[e.Name()] = err == nil
 		}
 	}
-	files, err := d.readDir(disksDir)
+	files, err := readDir(state, disksDir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -127,8 +127,8 @@ func (d *Driver) surveyFiles() (vms, disks map[string]bool, err error) {
 	return vms, disks, nil
 }
 
-func (d *Driver) readDir(name string) ([]os.DirEntry, error) {
-	entries, err := fs.ReadDir(d.state.FS(), name)
+func readDir(state *os.Root, name string) ([]os.DirEntry, error) {
+	entries, err := fs.ReadDir(state.FS(), name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}

@@ -1,0 +1,296 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"sync"
+
+	"vmand/vm"
+)
+
+// DryRun implements [vm.Driver] without QEMU: nothing is started, and disks are
+// small placeholder files. Its VMs are marker files in the runtime directory,
+// so a restart finds them "running".
+type DryRun struct {
+	layout layout
+	state  *os.Root
+	notify func(string)
+
+	mu sync.Mutex // guards all files
+}
+
+var _ vm.Driver = (*DryRun)(nil)
+
+// pretended is the content of a marker: what a QEMU would answer.
+type pretended struct {
+	Status  vm.RunStatus `json:"status"`
+	Plugged []string     `json:"plugged"`
+}
+
+// placeholder is the content of a pretended disk.
+type placeholder struct {
+	Note    string `json:"note"`
+	SizeMiB int64  `json:"size_mib"`
+}
+
+// NewDryRun prepares the directories of a pretended host.
+func NewDryRun(o Options) (*DryRun, error) {
+	l, err := newLayout(o.StateDir, o.RuntimeDir)
+	if err == nil {
+		err = l.create(account{})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	state, err := os.OpenRoot(l.state)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: open state directory: %w", err)
+	}
+	d := &DryRun{layout: l, state: state, notify: o.Notify}
+	if d.notify == nil {
+		d.notify = func(string) {}
+	}
+	return d, nil
+}
+
+// Close releases the directories.
+func (d *DryRun) Close() error { return d.state.Close() }
+
+// Platform implements [vm.Driver].
+func (d *DryRun) Platform(context.Context) (vm.Platform, error) {
+	return vm.Platform{Version: "0.0.0", Machine: "dry-run", Accel: vm.TCG, Warning: "dry run: no VM is really started"}, nil
+}
+
+// CheckTools says that nothing is missing, because nothing is needed.
+func (d *DryRun) CheckTools(ctx context.Context) Tools {
+	p, _ := d.Platform(ctx)
+	return Tools{QEMU: Tool{Version: "dry-run"}, Img: Tool{Version: "dry-run"}, Accel: p.Accel, Warning: p.Warning}
+}
+
+// Admit implements [vm.Driver].
+func (d *DryRun) Admit(_ context.Context, s vm.Spec) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.marker(s.ID) != nil {
+		return fault(vm.CodeState, nil, "vm %s already pretends to run", s.ID)
+	}
+	if _, err := d.state.Stat(vmRootDisk(s.ID)); err != nil {
+		return fault(vm.CodeOperationFailed, err, "the root disk of vm %s is missing", s.ID)
+	}
+	return nil
+}
+
+// Start implements [vm.Driver].
+func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := pretended{Status: vm.StatusRunning, Plugged: []string{}}
+	for _, disk := range s.Disks {
+		m.Plugged = append(m.Plugged, disk.ID)
+	}
+	say(report, "launch", "dry run: nothing is started")
+	err := d.mark(s.ID, m)
+	d.notify(s.ID)
+	return err
+}
+
+// Shutdown implements [vm.Driver]. Pretended guests obey at once.
+func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report vm.Report) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.marker(id) == nil {
+		return nil
+	}
+	if !o.Force {
+		say(report, "acpi", "dry run: the guest powers off")
+	}
+	say(report, "quit", "dry run: there is no process to end")
+	err := os.Remove(d.layout.inRun(id, drySuffix))
+	d.notify(id)
+	return fileFault(err, "end vm %s", id)
+}
+
+// Pause implements [vm.Driver].
+func (d *DryRun) Pause(_ context.Context, id string) error { return d.become(id, vm.StatusPaused) }
+
+// Resume implements [vm.Driver].
+func (d *DryRun) Resume(_ context.Context, id string) error { return d.become(id, vm.StatusRunning) }
+
+// Reset implements [vm.Driver].
+func (d *DryRun) Reset(_ context.Context, id string) error { return d.become(id, vm.StatusRunning) }
+
+func (d *DryRun) become(id string, s vm.RunStatus) error {
+	return d.change(id, func(m *pretended) { m.Status = s })
+}
+
+// AttachDisk implements [vm.Driver].
+func (d *DryRun) AttachDisk(_ context.Context, disk vm.Disk) error {
+	return d.change(disk.VMID, func(m *pretended) {
+		if !slices.Contains(m.Plugged, disk.ID) {
+			m.Plugged = append(m.Plugged, disk.ID)
+		}
+	})
+}
+
+// DetachDisk implements [vm.Driver].
+func (d *DryRun) DetachDisk(_ context.Context, disk vm.Disk) error {
+	err := d.change(disk.VMID, func(m *pretended) {
+		m.Plugged = slices.DeleteFunc(m.Plugged, func(id string) bool { return id == disk.ID })
+	})
+	if errors.Is(err, vm.ErrState) {
+		return nil
+	}
+	return err
+}
+
+// change rewrites the marker of a VM, which must have one.
+func (d *DryRun) change(id string, f func(*pretended)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := d.marker(id)
+	if m == nil {
+		return fault(vm.CodeState, nil, "vm %s does not run", id)
+	}
+	f(m)
+	return d.mark(id, *m)
+}
+
+// marker returns what a VM pretends, nil if it does not. d.mu is held.
+func (d *DryRun) marker(id string) *pretended {
+	b, err := os.ReadFile(d.layout.inRun(id, drySuffix))
+	if err != nil {
+		return nil
+	}
+	m := &pretended{Plugged: []string{}}
+	if json.Unmarshal(b, m) != nil {
+		return nil
+	}
+	return m
+}
+
+func (d *DryRun) mark(id string, m pretended) error {
+	b, err := json.Marshal(m)
+	if err == nil {
+		err = os.WriteFile(d.layout.inRun(id, drySuffix), b, 0o600)
+	}
+	return fileFault(err, "mark vm %s", id)
+}
+
+// HasVM implements [vm.Driver].
+func (d *DryRun) HasVM(_ context.Context, id string) (bool, error) {
+	_, err := d.state.Lstat(vmDir(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, fileFault(err, "look for files of vm %s", id)
+}
+
+// CreateVM implements [vm.Driver].
+func (d *DryRun) CreateVM(_ context.Context, id string, root vm.RootDisk) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.state.Mkdir(vmDir(id), 0o700); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return fault(vm.CodeExists, nil, "files of a vm %s already exist", id)
+		}
+		return fileFault(err, "make the directory of vm %s", id)
+	}
+	return d.write(vmRootDisk(id), root.SizeMiB)
+}
+
+// DeleteVM implements [vm.Driver].
+func (d *DryRun) DeleteVM(_ context.Context, id string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.layout.removeRun(id, drySuffix)
+	return fileFault(d.state.RemoveAll(vmDir(id)), "remove the files of vm %s", id)
+}
+
+// CreateDisk implements [vm.Driver].
+func (d *DryRun) CreateDisk(_ context.Context, id string, sizeMiB int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, err := d.state.Lstat(dataDisk(id)); err == nil {
+		return fault(vm.CodeExists, nil, "the file of a disk %s already exists", id)
+	}
+	return d.write(dataDisk(id), sizeMiB)
+}
+
+func (d *DryRun) write(name string, sizeMiB int64) error {
+	b, err := json.Marshal(placeholder{Note: "dry run: not a disk", SizeMiB: sizeMiB})
+	if err == nil {
+		err = d.state.WriteFile(name, b, 0o600)
+	}
+	return fileFault(err, "make %s", path.Base(name))
+}
+
+// DeleteDisk implements [vm.Driver].
+func (d *DryRun) DeleteDisk(_ context.Context, id string) error {
+	err := d.state.Remove(dataDisk(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return fileFault(err, "remove the file of disk %s", id)
+}
+
+// DiskSize implements [vm.Driver].
+func (d *DryRun) DiskSize(_ context.Context, id string) (int64, error) {
+	b, err := d.state.ReadFile(dataDisk(id))
+	if err != nil {
+		return 0, fileFault(err, "the file of disk %s", id)
+	}
+	var p placeholder
+	if err := json.Unmarshal(b, &p); err != nil {
+		return 0, fault(vm.CodeOperationFailed, err, "the file of disk %s is none of a dry run", id)
+	}
+	return p.SizeMiB, nil
+}
+
+// ResizeDisk implements [vm.Driver].
+func (d *DryRun) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) error {
+	now, err := d.DiskSize(ctx, disk.ID)
+	if err != nil {
+		return err
+	}
+	if sizeMiB < now {
+		return fault(vm.CodeInvalid, nil, "disk %s has %d MiB and cannot be made smaller (%d MiB)", disk.ID, now, sizeMiB)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.write(dataDisk(disk.ID), sizeMiB)
+}
+
+// Observe implements [vm.Driver]. A VM's process is vmand's own.
+func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := d.marker(id)
+	if m == nil {
+		return vm.Observation{}
+	}
+	return vm.Observation{PID: os.Getpid(), Status: m.Status, Plugged: m.Plugged}
+}
+
+// Survey implements [vm.Driver].
+func (d *DryRun) Survey(ctx context.Context) (vm.Survey, error) {
+	ids, err := d.layout.vmIDs(drySuffix)
+	if err != nil {
+		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
+	}
+	seen := vm.Survey{VMs: make(map[string]vm.Observation)}
+	for _, id := range ids {
+		if o := d.Observe(ctx, id); o.Alive() {
+			seen.VMs[id] = o
+		}
+	}
+	if seen.VMFiles, seen.DiskFiles, err = surveyFiles(d.state); err != nil {
+		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
+	}
+	return seen, nil
+}
