@@ -124,10 +124,17 @@ func TestWhatWasWrittenIsThereAfterReopening(t *testing.T) {
 	}
 }
 
-// filled returns the path of a closed database of many rows.
+// filledBytes is a closed database of many rows, made once.
+var filledBytes []byte
+
+// filled returns the path of a closed database of 2000 VMs.
 func filled(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "vman.db")
+	if filledBytes != nil {
+		must(t, os.WriteFile(path, filledBytes, 0o600))
+		return path
+	}
 	s, err := Open(t.Context(), Options{Path: path})
 	must(t, err)
 	makeTemplate(t, s, "small")
@@ -138,6 +145,8 @@ func filled(t *testing.T) string {
 		return nil
 	}))
 	must(t, s.Close())
+	filledBytes, err = os.ReadFile(path)
+	must(t, err)
 	return path
 }
 

@@ -39,7 +39,6 @@ type Options struct {
 // Store is an open database. It is safe for concurrent use.
 type Store struct {
 	path string
-	log  *slog.Logger
 	// SQLite has one writer at a time. With a pool of one connection the
 	// writers wait for each other here, in order and with a context, and never
 	// meet SQLITE_BUSY.
@@ -71,7 +70,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := migrate(ctx, o); err != nil {
 		return nil, err
 	}
-	s := &Store{path: o.Path, log: o.Log, reads: make(map[string]*sqlx.Stmt)}
+	s := &Store{path: o.Path, reads: make(map[string]*sqlx.Stmt)}
 	var err error
 	if s.writer, err = connect(ctx, o.Path, 1, writerPragmas, "immediate"); err != nil {
 		return nil, openError(ctx, o.Path, err)
