@@ -71,7 +71,7 @@ func (a answer) write(w http.ResponseWriter) error {
 	}
 	e := getEncoder()
 	defer e.free()
-	if err := e.json.Encode(a.body); err != nil {
+	if err := e.encode(a.body); err != nil {
 		return err
 	}
 	if a.mediaType == nil {

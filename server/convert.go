@@ -38,25 +38,6 @@ func apiTemplate(t *vm.Template) *openapi.Template {
 	return &openapi.Template{Name: t.Name, CPUCount: t.CPUCount, RAMAmount: t.RAMMiB, CreatedAt: openapi.Time{Time: t.CreatedAt}}
 }
 
-func apiVM(v *vm.VM) *openapi.VM {
-	return &openapi.VM{
-		ID:                v.ID,
-		UUID:              v.UUID,
-		VMTemplate:        openapi.VMTemplate{Name: v.Template.Name, CPUCount: v.Template.CPUCount, RAMAmount: v.Template.RAMMiB},
-		State:             openapi.VMState(v.State),
-		StateReason:       (*openapi.VMStateReason)(optional(&v.Reason)),
-		StateReasonDetail: optional(&v.ReasonDetail),
-		DesiredState:      openapi.VMDesiredState(v.Desired),
-		LocalIP:           optional(&v.LocalIP),
-		RootDiskSize:      gib(v.Root.SizeMiB),
-		MachineType:       optional(&v.Machine),
-		Accel:             (*openapi.VMAccel)(optional(&v.Accel)),
-		CreatedAt:         openapi.Time{Time: v.CreatedAt},
-		UpdatedAt:         openapi.Time{Time: v.UpdatedAt},
-		StartedAt:         optionalTime(v.StartedAt),
-	}
-}
-
 func apiDisk(d *vm.Disk) *openapi.Disk {
 	device := d.GuestDevice()
 	return &openapi.Disk{

@@ -85,7 +85,7 @@ func (l list[T]) write(w http.ResponseWriter) error {
 				e.buf.WriteByte(',')
 			}
 			first = false
-			if err := e.json.Encode(l.api(&l.page[i])); err != nil {
+			if err := e.encode(l.api(&l.page[i])); err != nil {
 				return err
 			}
 			if e.buf.Len() >= flushAt {

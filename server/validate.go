@@ -7,6 +7,8 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,15 +29,24 @@ type routeKey struct{ method, path string }
 type operation struct {
 	open   bool // anybody may call it
 	route  *routers.Route
-	path   []*openapi3.Parameter
-	query  map[string]*openapi3.Parameter
-	header []headerParam
+	path   []parameter
+	query  map[string]parameter
+	header []parameter
 	body   *openapi3.RequestBody // nil: it takes none
 }
 
-type headerParam struct {
-	key   string // canonical
-	param *openapi3.Parameter
+// A parameter is one of an operation's, with what decides quickly that a value
+// is good. What it does not let through, openapi3filter judges and explains.
+type parameter struct {
+	*openapi3.Parameter
+	key     string         // of a header, canonical
+	pattern *regexp.Regexp // nil if the schema asks for more than this and a length
+}
+
+// accepts reports whether value surely is what the schema asks for. It may
+// report false for one that is.
+func (p *parameter) accepts(value string) bool {
+	return p.pattern != nil && len(value) <= int(*p.Schema.Value.MaxLength) && p.pattern.MatchString(value)
 }
 
 // filterOptions make the validation report every error, and write nothing back
@@ -49,7 +60,7 @@ func compile(doc *openapi3.T) map[routeKey]*operation {
 		for method, o := range item.Operations() {
 			op := &operation{
 				route: &routers.Route{Spec: doc, Path: path, PathItem: item, Method: method, Operation: o},
-				query: map[string]*openapi3.Parameter{},
+				query: map[string]parameter{},
 			}
 			security := doc.Security
 			if o.Security != nil {
@@ -68,16 +79,23 @@ func compile(doc *openapi3.T) map[routeKey]*operation {
 	return ops
 }
 
-func (op *operation) add(p *openapi3.Parameter) {
-	switch p.In {
+func (op *operation) add(spec *openapi3.Parameter) {
+	p := parameter{Parameter: spec, key: http.CanonicalHeaderKey(spec.Name)}
+	s := *spec.Schema.Value
+	s.Description, s.Example, s.Extensions, s.Origin = "", nil, nil, nil
+	plain := openapi3.Schema{Type: &openapi3.Types{openapi3.TypeString}, Pattern: s.Pattern, MaxLength: s.MaxLength}
+	if s.Pattern != "" && s.MaxLength != nil && reflect.DeepEqual(s, plain) {
+		p.pattern = regexp.MustCompile(s.Pattern) // it compiles: the specification was validated
+	}
+	switch spec.In {
 	case openapi3.ParameterInPath:
 		op.path = append(op.path, p)
 	case openapi3.ParameterInQuery:
-		op.query[p.Name] = p
+		op.query[spec.Name] = p
 	case openapi3.ParameterInHeader:
 		// A bad request id is replaced, not refused: see setHeaders.
-		if key := http.CanonicalHeaderKey(p.Name); key != headerRequestID {
-			op.header = append(op.header, headerParam{key, p})
+		if p.key != headerRequestID {
+			op.header = append(op.header, p)
 		}
 	}
 }
@@ -105,38 +123,32 @@ func (op *operation) validate(c echo.Context) error {
 }
 
 func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
-	r := c.Request()
-	in := openapi3filter.RequestValidationInput{Request: r, Route: op.route, Options: filterOptions}
 	var faults []vm.FieldFault
-	check := func(p *openapi3.Parameter) {
-		if err := openapi3filter.ValidateParameter(r.Context(), &in, p); err != nil {
-			faults = append(faults, parameterFaults(p, err)...)
+	for i := range op.path {
+		if p := &op.path[i]; !p.accepts(c.Param(p.Name)) {
+			in := openapi3filter.RequestValidationInput{PathParams: map[string]string{p.Name: c.Param(p.Name)}}
+			faults = op.check(faults, c.Request(), p, in)
 		}
 	}
-	if len(op.path) > 0 {
-		in.PathParams = make(map[string]string, len(op.path))
-		for _, p := range op.path {
-			in.PathParams[p.Name] = c.Param(p.Name)
-			check(p)
+	r := c.Request()
+	for i := range op.header {
+		p := &op.header[i]
+		lines := r.Header[p.key]
+		if len(lines) == 0 {
+			continue
 		}
-	}
-	for _, h := range op.header {
-		switch lines := r.Header[h.key]; {
-		case len(lines) > 1: // several lines of a list are one list (RFC 9110, 5.3)
-			r.Header[h.key] = []string{strings.Join(lines, ", ")}
-			check(h.param)
-		case len(lines) == 1:
-			check(h.param)
+		if len(lines) > 1 { // several lines of a list are one list (RFC 9110, 5.3)
+			r.Header[p.key] = []string{strings.Join(lines, ", ")}
 		}
+		faults = op.check(faults, r, p, openapi3filter.RequestValidationInput{})
 	}
 	if r.URL.RawQuery == "" {
 		return faults, nil // a test holds the specification to requiring none
 	}
-	values, err := parseQuery(r.URL.RawQuery)
+	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, err
+		return nil, invalid(vm.FieldFault{Detail: "the query is not properly encoded"})
 	}
-	in.QueryParams = values
 	for _, name := range sortedNames(values) {
 		p, known := op.query[name]
 		switch {
@@ -145,10 +157,19 @@ func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 		case len(values[name]) > 1:
 			faults = append(faults, vm.FieldFault{Field: name, Detail: "is given more than once"})
 		default:
-			check(p)
+			faults = op.check(faults, r, &p, openapi3filter.RequestValidationInput{QueryParams: values})
 		}
 	}
 	return faults, nil
+}
+
+// check appends what is wrong with one parameter. in has the values it is in.
+func (op *operation) check(faults []vm.FieldFault, r *http.Request, p *parameter, in openapi3filter.RequestValidationInput) []vm.FieldFault {
+	in.Request, in.Route, in.Options = r, op.route, filterOptions
+	if err := openapi3filter.ValidateParameter(r.Context(), &in, p.Parameter); err != nil {
+		faults = append(faults, parameterFaults(p.Parameter, err)...)
+	}
+	return faults
 }
 
 func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
@@ -319,15 +340,6 @@ func invalid(faults ...vm.FieldFault) error {
 		detail = fmt.Sprintf("%d fields are not valid; the first: %s", n, detail)
 	}
 	return &vm.Fault{Code: vm.CodeInvalid, Detail: strings.TrimSpace(detail), Fields: faults}
-}
-
-// parseQuery decodes a query and refuses what net/url would drop in silence.
-func parseQuery(raw string) (url.Values, error) {
-	values, err := url.ParseQuery(raw)
-	if err != nil {
-		return nil, invalid(vm.FieldFault{Field: "", Detail: "the query is not properly encoded"})
-	}
-	return values, nil
 }
 
 func sortedNames[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

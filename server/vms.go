@@ -15,7 +15,7 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusCreated, body: apiVM(&v), etag: etagOf(vmVersion(&v)), location: "/vms/" + v.ID}, nil
+	return answer{status: http.StatusCreated, body: (*wireVM)(&v), etag: etagOf(vmVersion(&v)), location: "/vms/" + v.ID}, nil
 }
 
 // ListVMs implements [openapi.StrictServerInterface].
@@ -24,7 +24,7 @@ func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (o
 	return orError(newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.VM, error) { return s.reader.VMs(ctx, f, p) },
 		func(v *vm.VM) int64 { return v.Seq },
-		func(v *vm.VM) any { return apiVM(v) }))
+		func(v *vm.VM) any { return (*wireVM)(v) }))
 }
 
 // GetVM implements [openapi.StrictServerInterface].
@@ -33,7 +33,7 @@ func (s *Server) GetVM(ctx context.Context, r openapi.GetVMRequestObject) (opena
 	if err != nil {
 		return nil, err
 	}
-	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return apiVM(&v) }), nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireVM)(&v) }), nil
 }
 
 // DeleteVM implements [openapi.StrictServerInterface].
@@ -104,14 +104,14 @@ func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions,
 	}
 	switch {
 	case wait == 0 || !operation.State.Ended():
-		return answer{status: http.StatusAccepted, body: apiVM(&v), location: "/operations/" + operation.ID}, nil
+		return answer{status: http.StatusAccepted, body: (*wireVM)(&v), location: "/operations/" + operation.ID}, nil
 	case operation.State != vm.OpSucceeded:
 		return answer{}, faultOfOperation(operation)
 	}
 	if v, err = s.reader.VM(ctx, id); err != nil {
 		return answer{}, err
 	}
-	return answer{status: http.StatusOK, body: apiVM(&v), applied: true}, nil
+	return answer{status: http.StatusOK, body: (*wireVM)(&v), applied: true}, nil
 }
 
 // wait returns the operation when it is over, when the time is up, or when the
