@@ -41,6 +41,8 @@ type device struct {
 	Multifunction bool    `json:"multifunction,omitempty"`
 	Chassis       int     `json:"chassis,omitempty"`
 	Drive         string  `json:"drive,omitempty"`
+	Channel       *int    `json:"channel,omitempty"`
+	SCSIID        *int    `json:"scsi-id,omitempty"`
 	LUN           int     `json:"lun,omitempty"`
 	Serial        string  `json:"serial,omitempty"`
 	DeviceID      string  `json:"device_id,omitempty"`
@@ -79,7 +81,8 @@ func qcow2Node(name, fileName, path string, backing any) blockNode {
 }
 
 // diskNodes and diskSCSI describe a data disk. scsi-hd on virtio-scsi can be
-// unplugged without the guest's help. Its LUN is its slot for life. A Linux
+// unplugged without the guest's help. Its LUN is its slot for life; the rest of
+// its address is said too, or QEMU would give each disk another target. A Linux
 // guest names it after device_id, which udev reads from VPD page 0x83; the
 // serial is the same for tools that read page 0x80. On an I/O error (a full
 // host disk) the guest is stopped and not told, so nothing of its is lost.
@@ -92,8 +95,9 @@ func diskSCSI(d vm.Disk) (device, error) {
 	if !ok {
 		return device{}, fault(vm.CodeInvalid, nil, "disk %s has no slot: mount point %q", d.ID, d.MountPoint)
 	}
+	var zero int
 	return device{
-		Driver: "scsi-hd", ID: diskDevice(d.ID), Bus: scsiBus, LUN: lun, Drive: diskNode(d.ID),
+		Driver: "scsi-hd", ID: diskDevice(d.ID), Bus: scsiBus, Channel: &zero, SCSIID: &zero, LUN: lun, Drive: diskNode(d.ID),
 		Serial: d.ID, DeviceID: d.ID, WriteError: "stop", ReadError: "stop",
 	}, nil
 }

@@ -1,0 +1,139 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmand/qemu/qmp"
+	"vmand/vm"
+)
+
+// BenchmarkStart measures Start, from its call to the guest running, beside the
+// same command line started by hand until QEMU has answered on its monitor and
+// has let the guest run. The ratio is what the driver itself costs.
+func BenchmarkStart(b *testing.B) {
+	h := newHost(b)
+	s := h.create("bench", guestDeaf)
+	ctx := context.Background()
+	var driver, raw time.Duration
+	for b.Loop() {
+		begin := time.Now()
+		if err := h.Start(ctx, s, nil); err != nil {
+			b.Fatal(err)
+		}
+		driver += time.Since(begin)
+		if err := h.Shutdown(ctx, s.ID, vm.StopOptions{Force: true}, nil); err != nil {
+			b.Fatal(err)
+		}
+		raw += h.startByHand(s)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(driver.Seconds()*1000/float64(b.N), "driver-ms")
+	b.ReportMetric(raw.Seconds()*1000/float64(b.N), "raw-ms")
+	b.ReportMetric(float64(driver)/float64(raw), "ratio")
+}
+
+// startByHand starts QEMU with nothing but its command line and returns how long
+// it took to answer.
+func (h *testHost) startByHand(s vm.Spec) time.Duration {
+	h.t.Helper()
+	if err := h.prepareRun(s); err != nil {
+		h.t.Fatal(err)
+	}
+	log, err := os.Create(h.dir + "/raw.log")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	files := []*os.File{nil, log, log}
+	for _, suffix := range []string{qmpSuffix, operatorSuffix, serialSuffix} {
+		f, err := listen(h.layout.inRun(s.ID, suffix))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	base, err := os.Open(s.Root.Base)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	files = append(files, base)
+	args, err := commandLine(capabilities{}, s, h.layout, bootFDs{qmp: 3, operator: 4, serial: 5, base: 6})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	path, err := lookUpTool(h.opts.Binary)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	begin := time.Now()
+	p, err := start(h.account, append([]string{path}, args...), files)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, f := range files[2:] {
+		f.Close()
+	}
+	conn, err := qmp.Dial(h.t.Context(), h.layout.inRun(s.ID, qmpSuffix))
+	if err == nil {
+		err = conn.Execute(h.t.Context(), "cont", nil, nil)
+	}
+	took := time.Since(begin)
+	p.kill()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	conn.Close()
+	h.layout.removeRun(s.ID, runSuffixes...)
+	return took
+}
+
+// BenchmarkSurvey measures a look at a host with 50 running VMs, in CPU time.
+func BenchmarkSurvey(b *testing.B) {
+	const vms = 50
+	h := newHost(b)
+	for i := range vms {
+		h.start(fmt.Sprintf("bench-%d", i), guestDeaf)
+	}
+	var before, after unix.Rusage
+	unix.Getrusage(unix.RUSAGE_SELF, &before)
+	for b.Loop() {
+		seen, err := h.Survey(context.Background())
+		if err != nil || len(seen.VMs) != vms {
+			b.Fatalf("it saw %d VMs: %v", len(seen.VMs), err)
+		}
+	}
+	unix.Getrusage(unix.RUSAGE_SELF, &after)
+	cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+	b.ReportMetric(float64(cpu)/1e6/float64(b.N), "cpu-ms/op")
+}
+
+// BenchmarkDisk measures what is done to a data disk of a running VM.
+func BenchmarkDisk(b *testing.B) {
+	h := newHost(b)
+	h.start("bench", guestDeaf)
+	ctx := context.Background()
+	disk := vm.Disk{ID: "data", VMID: "bench", MountPoint: "/dev/sdb"}
+	var took [4]time.Duration
+	for b.Loop() {
+		for i, step := range []func() error{
+			func() error { return h.CreateDisk(ctx, disk.ID, 1024) },
+			func() error { return h.AttachDisk(ctx, disk) },
+			func() error { return h.DetachDisk(ctx, disk) },
+			func() error { return h.DeleteDisk(ctx, disk.ID) },
+		} {
+			begin := time.Now()
+			if err := step(); err != nil {
+				b.Fatal(err)
+			}
+			took[i] += time.Since(begin)
+		}
+	}
+	for i, name := range []string{"create-ms", "attach-ms", "detach-ms", "delete-ms"} {
+		b.ReportMetric(took[i].Seconds()*1000/float64(b.N), name)
+	}
+}

@@ -1,0 +1,104 @@
+package qemu
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"vmand/vm"
+)
+
+var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
+
+func testSpec() vm.Spec {
+	return vm.Spec{
+		ID: "web-1", UUID: "8a0f3c1e-6a3d-4f52-9d0e-5f0a1b2c3d4e", CPUCount: 2, RAMMiB: 512,
+		Machine: "pc-q35-7.2", Accel: vm.TCG, Root: vm.RootDisk{SizeMiB: 1024},
+	}
+}
+
+func TestTheCommandLineIsTheGoldenOne(t *testing.T) {
+	l := layout{state: "/var/lib/vman", run: "/run/vman"}
+	caps := capabilities{Version: "7.2.22", Machine: "pc-q35-7.2"}
+	fds := bootFDs{qmp: 3, operator: 4, serial: 5}
+	withBase := fds
+	withBase.base = 6
+	for name, c := range map[string]struct {
+		fds  bootFDs
+		spec func(*vm.Spec)
+	}{
+		"empty-root": {fds, func(*vm.Spec) {}},
+		"kvm":        {fds, func(s *vm.Spec) { s.Accel, s.Machine = vm.KVM, "" }},
+		"base-qcow2": {withBase, func(s *vm.Spec) { s.Root.Base, s.Root.BaseFormat = "/srv/a, b=c.qcow2", formatQcow2 }},
+		"base-raw":   {withBase, func(s *vm.Spec) { s.Root.Base, s.Root.BaseFormat = "/srv/debian.raw", formatRaw }},
+		"disks": {fds, func(s *vm.Spec) {
+			s.Disks = []vm.Disk{{ID: "data", MountPoint: "/dev/sdb"}, {ID: "disk-of-20-characters"[:20], MountPoint: "/dev/vdz"}}
+		}},
+		"nics": {fds, func(s *vm.Spec) {
+			s.NICs = []vm.NIC{{Slot: 0, MAC: "52:54:00:00:00:01", Mode: vm.NICUser}, {Slot: 9, MAC: "52:54:00:00:00:02", Mode: vm.NICUser}}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := testSpec()
+			c.spec(&spec)
+			args, err := commandLine(caps, spec, l, c.fds)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := strings.Join(args, "\n") + "\n"
+			golden := filepath.Join("testdata", "cmdline", name+".args")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("it is\n%s\nand was\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestTheCommandLineRefusesWhatItCannotSay(t *testing.T) {
+	for name, change := range map[string]func(*vm.Spec){
+		"a disk without a slot":  func(s *vm.Spec) { s.Disks = []vm.Disk{{ID: "data", MountPoint: "/dev/sda"}} },
+		"a NIC of unknown mode":  func(s *vm.Spec) { s.NICs = []vm.NIC{{Mode: "warp"}} },
+		"a disk without a mount": func(s *vm.Spec) { s.Disks = []vm.Disk{{ID: "data"}} },
+	} {
+		spec := testSpec()
+		change(&spec)
+		args, err := commandLine(capabilities{}, spec, layout{}, bootFDs{})
+		if code := codeOf(err); code != vm.CodeInvalid {
+			t.Errorf("%s: got %v, %v; want an error of code %s", name, args, err, vm.CodeInvalid)
+		}
+	}
+}
+
+func TestAHotPluggedDiskIsTheOneOnTheCommandLine(t *testing.T) {
+	spec := testSpec()
+	spec.Disks = []vm.Disk{{ID: "data", MountPoint: "/dev/sdc"}}
+	args, err := commandLine(capabilities{}, spec, layout{state: "/s"}, bootFDs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(args, `{"driver":"scsi-hd","id":"disk-data","bus":"scsi0.0","drive":"data-data","channel":0,"scsi-id":0,"lun":2,`+
+		`"serial":"data","device_id":"data","werror":"stop","rerror":"stop"}`) {
+		t.Errorf("the disk is not in %s", strings.Join(args, "\n"))
+	}
+	if id, ok := diskOfDevice(diskDevice("data")); !ok || id != "data" {
+		t.Errorf("the device of disk data is that of %q", id)
+	}
+	if id, ok := diskOfDevice(rootDevice); ok {
+		t.Errorf("the root disk is taken for data disk %q", id)
+	}
+	if n := len(diskFileNode(strings.Repeat("x", 20))); n > 31 {
+		t.Errorf("a node-name has %d characters", n)
+	}
+}

@@ -1,0 +1,41 @@
+package qemu
+
+import (
+	"os"
+	"os/user"
+	"testing"
+)
+
+func TestQEMUNeverRunsAsRoot(t *testing.T) {
+	a, err := newAccount("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.uid == 0 || a.gid == 0 || a.drop != (os.Geteuid() == 0) {
+		t.Errorf("it runs as %+v", a)
+	}
+	if _, err := newAccount("root"); err == nil {
+		t.Error("root was accepted")
+	}
+}
+
+func TestAUserThatIsNotThereIsRefused(t *testing.T) {
+	if a, err := newAccount("no-such-user-here"); err == nil {
+		t.Errorf("got %+v", a)
+	}
+}
+
+func TestAUserByNameIsFound(t *testing.T) {
+	name := "nobody"
+	if os.Geteuid() != 0 {
+		me, err := user.Current()
+		if err != nil {
+			t.Fatal(err)
+		}
+		name = me.Username
+	}
+	a, err := newAccount(name)
+	if err != nil || a.uid == 0 {
+		t.Errorf("got %+v, %v", a, err)
+	}
+}
