@@ -277,6 +277,9 @@ func limitOf(e *openapi3.SchemaError) string {
 	case "exclusiveMaximum":
 		return "must be less than " + number(s.Max)
 	case "multipleOf":
+		if *s.MultipleOf == 1.0/mibPerGiB {
+			return "must be a whole number of MiB, 1/1024 GiB"
+		}
 		return "must be a multiple of " + number(s.MultipleOf)
 	case "minLength":
 		return fmt.Sprintf("must have at least %d characters", s.MinLength)
