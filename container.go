@@ -187,8 +187,16 @@ func (c *container) openManager(ctx context.Context) error {
 	return c.manager.Recover(ctx)
 }
 
-// openServer opens the doors of the API.
+// openServer builds the API and opens its doors.
 func (c *container) openServer(ctx context.Context) error {
+	o := c.cfg.Server
+	o.Version, o.DryRun = version, c.cfg.DryRun
+	var err error
+	c.server, err = server.New(ctx, o, server.Deps{Manager: c.manager, Reader: c.store, Tokens: c.store,
+		Health: c.health, Observer: c.observerStatus, Log: c.log})
+	if err != nil {
+		return err
+	}
 	if c.cfg.Socket != "" {
 		l, err := server.ListenUnix(c.cfg.Socket, c.cfg.Server.Group)
 		if err != nil {
@@ -206,12 +214,7 @@ func (c *container) openServer(ctx context.Context) error {
 		}
 		c.addListener(l)
 	}
-	o := c.cfg.Server
-	o.Version, o.DryRun = version, c.cfg.DryRun
-	var err error
-	c.server, err = server.New(ctx, o, server.Deps{Manager: c.manager, Reader: c.store, Tokens: c.store,
-		Health: c.health, Observer: c.observerStatus, Log: c.log})
-	return err
+	return nil
 }
 
 func (c *container) addListener(l net.Listener) {

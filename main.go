@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -15,24 +16,23 @@ import (
 var version = "unknown"
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "vmand:", err)
 		os.Exit(1)
 	}
 }
 
-func run(args []string) (err error) {
+// run does what the command line asks for. It writes answers to stdout, logs to
+// standard error, and returns when vmand is told to stop.
+func run(args []string, stdout io.Writer) (err error) {
 	// What vmand makes is nobody else's, unless it says otherwise.
 	syscall.Umask(0o077)
 	line, err := parseArgs(args)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case line.help:
-		_, err = fmt.Print(usage())
-		return err
-	case line.version:
-		_, err = fmt.Println("vmand", version)
+	}
+	if text := line.answer(); text != "" {
+		_, err = io.WriteString(stdout, text)
 		return err
 	}
 	cfg, err := readConfig(line.settings, os.Environ(), line.file)
@@ -40,7 +40,7 @@ func run(args []string) (err error) {
 		return err
 	}
 	if line.check {
-		_, err = fmt.Println("the configuration can be used")
+		_, err = fmt.Fprintln(stdout, "the configuration can be used")
 		return err
 	}
 	// The first signal asks for an orderly end; stop gives the second one back
@@ -49,6 +49,9 @@ func run(args []string) (err error) {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	c, err := newContainer(ctx, cfg, cfg.logger(os.Stderr))
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil // told to stop before it had started
+	}
 	if err != nil {
 		return err
 	}
