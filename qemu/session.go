@@ -283,8 +283,11 @@ func (s *session) isMute() bool {
 func (s *session) setMute(mute bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mute != mute {
-		s.log.Warn("QEMU's monitor", "answers", !mute)
+	switch {
+	case mute && !s.mute:
+		s.log.Warn("QEMU does not answer", "pid", s.proc.pid)
+	case s.mute && !mute:
+		s.log.Info("QEMU answers again", "pid", s.proc.pid)
 	}
 	s.mute = mute
 }

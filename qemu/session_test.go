@@ -212,7 +212,7 @@ func TestADeviceWithoutAnAnswerKeepsItsNode(t *testing.T) {
 }
 
 func TestAnUnansweredQuitGoesOnToSignals(t *testing.T) {
-	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"quit": func(string, qmptest.Args) (any, error) { return nil, nil }}))
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"quit": func(string, qmptest.Args) (any, error) { return nil, qmptest.ErrSilent }}))
 	f.awaitStatus("web", vm.StatusRunning)
 	var told steps
 	if err := f.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, told.report); err != nil {

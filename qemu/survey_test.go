@@ -35,3 +35,17 @@ func TestASurveySeesProcessesAndFiles(t *testing.T) {
 		t.Errorf("it sees the disks %v, want %v", seen.DiskFiles, want)
 	}
 }
+
+func TestALogOfQEMUIsBounded(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestDeaf)
+	if err := os.Truncate(h.layout.inState(vmQEMULog("web")), maxQEMULog+1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Survey(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := h.state.Stat(vmQEMULog("web")); err != nil || st.Size() != 0 {
+		t.Errorf("it has %d bytes, %v", st.Size(), err)
+	}
+}
