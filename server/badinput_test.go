@@ -120,8 +120,8 @@ func quote(s string) string { return string(appendString(nil, s)) }
 func TestBadParametersAreNamed(t *testing.T) {
 	a := newAPI(t)
 	tests := map[string][]string{
-		"/vms?state=gone":                          {"state: must be one of stopped starting running paused stopping error"},
-		"/vms?colour=red&state=gone":               {"colour: is not a query parameter of this request", "state: must be one of stopped starting running paused stopping error"},
+		"/vms?state=gone":                          {"state: must be one of stopped, starting, running, paused, stopping, error"},
+		"/vms?colour=red&state=gone":               {"colour: is not a query parameter of this request", "state: must be one of stopped, starting, running, paused, stopping, error"},
 		"/vms?limit=0":                             {"limit: must be at least 1"},
 		"/vms?limit=1001":                          {"limit: must be at most 1000"},
 		"/vms?limit=many":                          {"limit: must be an integer"},

@@ -298,7 +298,11 @@ func limitOf(e *openapi3.SchemaError) string {
 	case "maxItems":
 		return fmt.Sprintf("must have at most %d items", *s.MaxItems)
 	case "enum":
-		return "must be one of " + strings.Trim(fmt.Sprint(s.Enum), "[]")
+		words := make([]string, len(s.Enum))
+		for i, word := range s.Enum {
+			words[i] = fmt.Sprint(word)
+		}
+		return "must be one of " + strings.Join(words, ", ")
 	}
 	return "is not valid"
 }
