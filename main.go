@@ -22,8 +22,7 @@ func main() {
 	}
 }
 
-// run does what the command line asks for. It writes answers to stdout, logs to
-// standard error, and returns when vmand is told to stop.
+// run does what the command line asks for, and returns when it is told to stop.
 func run(args []string, stdout io.Writer) (err error) {
 	// What vmand makes is nobody else's, unless it says otherwise.
 	syscall.Umask(0o077)

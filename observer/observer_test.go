@@ -584,29 +584,3 @@ func TestOldOperationsAreForgottenOnceAnHour(t *testing.T) {
 		}
 	})
 }
-
-// A pass over 1,000 recorded VMs, of which 50 run, when nothing differs.
-func BenchmarkPass(b *testing.B) {
-	w := newWorld()
-	for n := range 1000 {
-		id := fmt.Sprintf("vm-%04d", n)
-		if n < 50 {
-			w.run(id)
-		} else {
-			w.vms[id] = vm.VM{ID: id, State: vm.Stopped, Reason: vm.ReasonRequested}
-			w.seen.VMFiles[id] = true
-		}
-		if n%2 == 0 {
-			w.disks[id] = vm.Disk{ID: id, State: vm.DiskAvailable}
-			w.seen.DiskFiles[id] = true
-		}
-	}
-	o := New(w, w, w, Options{Interval: interval}, slog.New(slog.DiscardHandler))
-	b.ReportAllocs()
-	for b.Loop() {
-		o.pass(b.Context())
-	}
-	if s := o.Status(); s.Status != StatusOK || len(s.Issues) != 0 {
-		b.Fatalf("status %+v, want ok and nothing found", s)
-	}
-}
