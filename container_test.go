@@ -501,7 +501,7 @@ func TestASignalEndsVmandInOrder(t *testing.T) {
 	configure(t, "", nil) // without variables of the caller
 	ended := make(chan error, 1)
 	go func() {
-		ended <- run([]string{"--dry-run", "--listen=", "--state-dir", state, "--runtime-dir", run2, "--log-level=error"}, io.Discard)
+		ended <- run([]string{"--config", configFile(t, ""), "--dry-run", "--listen=", "--state-dir", state, "--runtime-dir", run2, "--log-level=error"}, io.Discard)
 	}()
 	eventually(t, func() error {
 		c, err := net.Dial("unix", filepath.Join(run2, "vmand.sock"))
@@ -531,17 +531,18 @@ func TestTheCommandLineAnswersWithoutStartingAnything(t *testing.T) {
 	t.Cleanup(func() { syscall.Umask(mask) })
 	state, run2 := directories(t)
 	configure(t, "", nil)
+	empty := configFile(t, "")
 	for word, args := range map[string][]string{
 		"vmand " + version: {"--version"},
 		"VMAN_LISTEN":      {"--help"},
-		"can be used":      {"--check-config", "--state-dir", state, "--runtime-dir", run2},
+		"can be used":      {"--check-config", "--config", empty, "--state-dir", state, "--runtime-dir", run2},
 	} {
 		var out bytes.Buffer
 		if err := run(args, &out); err != nil || !strings.Contains(out.String(), word) {
 			t.Errorf("%q: %v, said %q; want %q", args, err, out.String(), word)
 		}
 	}
-	for _, args := range [][]string{{"--nonsense"}, {"--check-config", "--qemu-accel=xen"}, {"--state-dir", "/proc/x", "--runtime-dir", run2}} {
+	for _, args := range [][]string{{"--nonsense"}, {"--check-config", "--qemu-accel=xen"}, {"--config", empty, "--state-dir", "/proc/x", "--runtime-dir", run2}} {
 		if err := run(args, io.Discard); err == nil {
 			t.Errorf("%q: no error", args)
 		}
