@@ -88,6 +88,9 @@ func (d *Driver) DeleteVM(_ context.Context, id string) error {
 	if err := d.checkFree(id); err != nil {
 		return err
 	}
+	if err := d.checkUnused(vmRootDisk(id)); err != nil {
+		return err
+	}
 	d.layout.removeRun(id, runSuffixes...)
 	return d.removeAll(vmDir(id))
 }
@@ -111,6 +114,9 @@ func (d *Driver) CreateDisk(ctx context.Context, id string, sizeMiB int64) error
 
 // DeleteDisk implements [vm.Driver].
 func (d *Driver) DeleteDisk(_ context.Context, id string) error {
+	if err := d.checkUnused(dataDisk(id)); err != nil {
+		return err
+	}
 	err := d.state.Remove(dataDisk(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -29,7 +29,11 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 	if err != nil {
 		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
 	}
-	if s != nil {
+	if s == nil { // or one that cannot be found any more
+		if err := d.checkUnused(vmRootDisk(id)); err != nil {
+			return err
+		}
+	} else {
 		if !o.Force {
 			if err := s.shutdownGuest(ctx, o.Timeout, report); err != nil {
 				return err
