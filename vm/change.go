@@ -95,7 +95,13 @@ func (m *Manager) begin(ctx context.Context, c change) (*run, error) {
 		}
 		op := r.snapshot()
 		intent.Operation = &op
-		err = m.store.Apply(ctx, intent)
+		intent.Events = append(intent.Events, operationEvent("operation.started", op))
+		if c.act == nil {
+			intent.Events = append(intent.Events, operationEvent("operation.ended", op))
+		}
+		FailPoint(string(c.kind) + ".before-intent")
+		err = m.apply(ctx, intent)
+		FailPoint(string(c.kind) + ".after-intent")
 	}
 	if err != nil {
 		m.forget(r)
@@ -119,7 +125,8 @@ func (m *Manager) newRun(ctx context.Context, c change) (*run, context.Context, 
 	actCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	r := &run{done: make(chan struct{}), save: m.saveStep}
 	r.op = Operation{ID: id.String(), Kind: c.kind, Resource: c.resources[0], State: OpRunning,
-		RequestedBy: caller.Name, RequestID: caller.RequestID, CreatedAt: at, StartedAt: at, Log: []LogLine{}}
+		RequestedBy: caller.Name, RequestID: caller.RequestID, CreatedAt: at, StartedAt: at, Log: []LogLine{},
+		Key: caller.Key, Fingerprint: caller.Fingerprint}
 	r.holder = &holder{opID: r.op.ID, what: fmt.Sprintf("operation %s of %s (%s)", c.kind, c.resources[0], r.op.ID),
 		preemptible: c.preemptible, cancel: cancel, released: make(chan struct{})}
 	m.mu.Lock()
@@ -157,7 +164,9 @@ func (m *Manager) carryOut(ctx context.Context, r *run, c change) {
 	defer stop()
 	outcome, err := m.act(actCtx, r, c)
 	if err == nil {
+		FailPoint(string(c.kind) + ".before-outcome")
 		if err = m.record(ctx, r, outcome, nil); err == nil {
+			FailPoint(string(c.kind) + ".after-outcome")
 			return
 		}
 	} else if cause := context.Cause(actCtx); cause != nil {
@@ -191,12 +200,14 @@ func (m *Manager) record(ctx context.Context, r *run, truth Change, err error) e
 	r.end(err)
 	op := r.snapshot()
 	truth.Operation = &op
+	ended := []Event{operationEvent("operation.ended", op)}
+	truth.Events = append(truth.Events, ended...)
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), recordPatience)
 	defer stop()
-	rerr := m.store.Apply(ctx, truth)
+	rerr := m.apply(ctx, truth)
 	if rerr != nil && err != nil {
 		// What is true may have moved on; how the operation ended has not.
-		rerr = errors.Join(rerr, m.store.Apply(ctx, Change{Operation: &op}))
+		rerr = errors.Join(rerr, m.apply(ctx, Change{Operation: &op, Events: ended}))
 	}
 	level := m.log.Info
 	if err != nil {
@@ -252,7 +263,7 @@ func causeFault(cause, err error) error {
 func (m *Manager) saveStep(op Operation) {
 	ctx, stop := context.WithTimeout(context.Background(), recordPatience)
 	defer stop()
-	if err := m.store.Apply(ctx, Change{Operation: &op}); err != nil {
+	if err := m.apply(ctx, Change{Operation: &op, Events: []Event{operationEvent("operation.step", op)}}); err != nil {
 		m.log.Warn("cannot record an operation's step", "operation", op.ID, "step", op.Step, "err", err)
 	}
 }

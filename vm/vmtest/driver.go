@@ -273,6 +273,19 @@ func (d *Driver) DiskSize(ctx context.Context, id string) (int64, error) {
 	return size, nil
 }
 
+// AdoptVM returns an invented root disk and no UUID.
+func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.RootDisk, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.vms[id] {
+		return "", vm.RootDisk{}, vm.NotFound("files of vm", id)
+	}
+	return "", vm.RootDisk{SizeMiB: 1024}, nil
+}
+
+// Flight returns nothing.
+func (d *Driver) Flight(ctx context.Context, id string) (vm.Flight, error) { return vm.Flight{}, nil }
+
 // Observe returns what was set or done.
 func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	d.mu.Lock()
@@ -292,15 +305,15 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]bool{}}
+	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]int64{}}
 	for id, p := range d.procs {
 		s.VMs[id] = vm.Observation{PID: p.pid, Status: p.status}
 	}
 	for id := range d.vms {
 		s.VMFiles[id] = true
 	}
-	for id := range d.disks {
-		s.DiskFiles[id] = true
+	for id, size := range d.disks {
+		s.DiskFiles[id] = size
 	}
 	return s, nil
 }
