@@ -28,15 +28,18 @@ func configure(t *testing.T, file string, env map[string]string, args ...string)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if file != "" {
-		cl.file = filepath.Join(t.TempDir(), "vman.yaml")
-		if err := os.WriteFile(cl.file, []byte(file), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	} else if _, err := os.Stat(defaultConfigFile); err == nil {
-		t.Fatalf("these tests need a host without %s", defaultConfigFile)
-	}
+	// An empty file keeps that of the host, if it has one, out.
+	cl.file = configFile(t, file)
 	return readConfig(cl.settings, os.Environ(), cl.file)
+}
+
+func configFile(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "vman.yaml")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func TestEverySettingHasADefaultAndAnExplanationInConfigYAML(t *testing.T) {
@@ -70,7 +73,7 @@ func TestTheDefaults(t *testing.T) {
 	if os.Geteuid() != 0 {
 		state, run = "/s/vman", "/r/vman"
 	}
-	if c.Listen != "127.0.0.1:8000" || c.Socket != run+"/vmand.sock" || c.StateDir != state || c.RuntimeDir != run || c.BootDisk != "" || c.DryRun || c.File != "" {
+	if c.Listen != "127.0.0.1:8000" || c.Socket != run+"/vmand.sock" || c.StateDir != state || c.RuntimeDir != run || c.BootDisk != "" || c.DryRun {
 		t.Errorf("defaults %+v", c)
 	}
 	if c.QEMU.Binary != "qemu-system-x86_64" || c.QEMU.ImgBinary != "qemu-img" || c.QEMU.Accel != "auto" || c.QEMU.User != "" {
@@ -149,7 +152,6 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fromFile.File = ""
 	for name, c := range map[string]Config{"environment": fromEnv, "flags": fromFlags} {
 		for _, s := range settings {
 			if got, want := show(s, c), show(s, fromFile); got != want {

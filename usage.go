@@ -41,6 +41,17 @@ func parseArgs(args []string) (commandLine, error) {
 	return c, nil
 }
 
+// answer returns what --help or --version asks for, empty for neither.
+func (c commandLine) answer() string {
+	switch {
+	case c.help:
+		return usage()
+	case c.version:
+		return "vmand " + version + "\n"
+	}
+	return ""
+}
+
 const usageHead = `Usage: vmand [flags]
 
 vmand runs the QEMU virtual machines of this host and serves the REST API by which

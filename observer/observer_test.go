@@ -33,6 +33,7 @@ type world struct {
 	failRead map[string]error         // what reading "vms", "disks" or "operations" fails with
 	settle   func(resource string) (vm.Repair, error)
 	onSurvey func()
+	stuck    chan struct{} // Survey waits for it, whatever its context says
 	prunes   int
 	pruneErr error
 }
@@ -83,6 +84,12 @@ func (w *world) settlings() map[string]int {
 }
 
 func (w *world) Survey(context.Context) (vm.Survey, error) {
+	w.mu.Lock()
+	stuck := w.stuck
+	w.mu.Unlock()
+	if stuck != nil {
+		<-stuck
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.surveys++
@@ -471,6 +478,28 @@ func TestAReadThatFailsMakesTheStatusDegradedUntilItSucceeds(t *testing.T) {
 	}
 }
 
+func TestAPassThatNeverEndsIsOverdue(t *testing.T) {
+	w := newWorld()
+	observe(t, w, func(o *Observer) {
+		stuck := make(chan struct{})
+		w.change(func() { w.stuck = stuck })
+		after(overdue(interval))
+		if s := o.Status(); s.Status != StatusOK {
+			t.Errorf("status %q, %q while a pass may still end, want ok", s.Status, s.Error)
+		}
+		after(time.Second)
+		if s := o.Status(); s.Status != StatusDegraded || s.Error == "" {
+			t.Errorf("status %q, %q, want degraded and why", s.Status, s.Error)
+		}
+		w.change(func() { w.stuck = nil })
+		close(stuck)
+		after(interval)
+		if s := o.Status(); s.Status != StatusOK {
+			t.Errorf("status %q, %q once passes end again, want ok", s.Status, s.Error)
+		}
+	})
+}
+
 func panicIf(err error) func() {
 	if err == nil {
 		return nil
@@ -554,30 +583,4 @@ func TestOldOperationsAreForgottenOnceAnHour(t *testing.T) {
 			t.Errorf("pruned %d times after an hour, want twice", prunes)
 		}
 	})
-}
-
-// A pass over 1,000 recorded VMs, of which 50 run, when nothing differs.
-func BenchmarkPass(b *testing.B) {
-	w := newWorld()
-	for n := range 1000 {
-		id := fmt.Sprintf("vm-%04d", n)
-		if n < 50 {
-			w.run(id)
-		} else {
-			w.vms[id] = vm.VM{ID: id, State: vm.Stopped, Reason: vm.ReasonRequested}
-			w.seen.VMFiles[id] = true
-		}
-		if n%2 == 0 {
-			w.disks[id] = vm.Disk{ID: id, State: vm.DiskAvailable}
-			w.seen.DiskFiles[id] = true
-		}
-	}
-	o := New(w, w, w, Options{Interval: interval}, slog.New(slog.DiscardHandler))
-	b.ReportAllocs()
-	for b.Loop() {
-		o.pass(b.Context())
-	}
-	if s := o.Status(); s.Status != StatusOK || len(s.Issues) != 0 {
-		b.Fatalf("status %+v, want ok and nothing found", s)
-	}
 }

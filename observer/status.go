@@ -10,7 +10,7 @@ import (
 const (
 	StatusStarting = "starting" // before the end of the first pass
 	StatusOK       = "ok"
-	StatusDegraded = "degraded" // the last pass could not look; Error says why
+	StatusDegraded = "degraded" // the last pass could not look, or the next is overdue; Error says which
 )
 
 // Status is what the observer has to say for itself.
@@ -39,10 +39,17 @@ func (o *Observer) Status() Status {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := o.status
+	if s.Status == StatusOK && time.Since(s.LastRunAt.Add(s.LastDuration)) > overdue(o.o.Interval) {
+		s.Status, s.Error = StatusDegraded, "the last pass ended at "+s.LastRunAt.Add(s.LastDuration).UTC().Format(time.RFC3339)+" and the next is overdue"
+	}
 	s.Issues = slices.Concat(s.Issues, o.repaired)
 	slices.SortStableFunc(s.Issues, compareIssues)
 	return s
 }
+
+// overdue is how long after the end of a pass the next must have ended, even if
+// the host, and then repairs, took all the time they have.
+func overdue(interval time.Duration) time.Duration { return 2*interval + passTimeout + settleTimeout }
 
 func compareIssues(a, b Issue) int {
 	return cmp.Or(cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.Type, b.Type))

@@ -133,8 +133,8 @@ func unavailable(err error, tool, pkg string) error {
 	if errors.As(err, &known) {
 		return err
 	}
-	f := fault(vm.CodeQEMUUnavailable, err, "%s cannot be used", tool)
-	f.Hint = "install the package " + pkg + " (apt-get install " + pkg + ")"
+	f := fault(vm.CodeQEMUUnavailable, err, "%s (of the Debian package %s) cannot be used", tool, pkg)
+	f.Hint = "install it: apt-get install " + pkg
 	return f
 }
 

@@ -135,7 +135,9 @@ func confine() error {
 
 // Close lets go of all VMs without touching them. It waits for its goroutines.
 func (d *Driver) Close() error {
+	d.mu.Lock() // no session is being opened now, and none will be
 	d.cancel()
+	d.mu.Unlock()
 	d.wg.Wait()
 	return d.state.Close()
 }

@@ -46,8 +46,10 @@ func fileFault(err error, format string, args ...any) error {
 		return nil
 	case errors.As(err, &known):
 		return err
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.Canceled):
 		return fault(vm.CodeCancelled, err, format, args...)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fault(vm.CodeUnavailable, err, format, args...)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fault(vm.CodeInsufficientStorage, err, format, args...)
 	case errors.Is(err, fs.ErrNotExist):

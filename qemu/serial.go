@@ -71,13 +71,16 @@ func (l *rotatingLog) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if l.f != nil && l.size+int64(len(p)) > l.max {
+	if l.f == nil {
+		if err := l.open(); err != nil {
+			return 0, err
+		}
+	}
+	if l.size > 0 && l.size+int64(len(p)) > l.max {
 		l.Close()
 		if err := l.root.Rename(l.name, l.old); err != nil {
 			return 0, err
 		}
-	}
-	if l.f == nil {
 		if err := l.open(); err != nil {
 			return 0, err
 		}

@@ -31,17 +31,17 @@ type session struct {
 	notify func()
 	ended  chan struct{} // closed when the goroutines are done
 
-	mu        sync.Mutex
-	conn      *qmp.Conn     // nil while there is none
-	connected chan struct{} // closed while there is one
-	impostor  error         // set if what answers is not the VM
-	mute      bool          // a question was not answered; nobody waits for the next one
-	asking    bool          // a question to a mute QEMU is under way
+	mu       sync.Mutex
+	conn     *qmp.Conn     // nil while there is none
+	impostor error         // set if what answers is not the VM
+	changed  chan struct{} // closed, and replaced, when conn or impostor has changed
+	mute     bool          // a question was not answered; nobody waits for the next one
+	asking   bool          // a question to a mute QEMU is under way
 }
 
 // open makes the session of a live process. d.mu is held.
 func (d *Driver) open(id string, p *process) *session {
-	s := &session{id: id, proc: p, layout: d.layout, log: d.log.With("vm_id", id), connected: make(chan struct{}), ended: make(chan struct{})}
+	s := &session{id: id, proc: p, layout: d.layout, log: d.log.With("vm_id", id), changed: make(chan struct{}), ended: make(chan struct{})}
 	s.notify = func() {
 		if d.opts.Notify != nil {
 			d.opts.Notify(id)
@@ -160,17 +160,24 @@ func (s *session) connect(ctx context.Context) (*qmp.Conn, error) {
 	err = s.identify(ctx, conn)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.impostor = nil
-	if errors.Is(err, errImpostor) {
+	switch {
+	case err == nil:
+		s.conn, s.impostor, s.mute = conn, nil, false
+	case errors.Is(err, errImpostor):
 		s.impostor = err
 	}
+	s.tell()
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	s.conn, s.mute = conn, false
-	close(s.connected)
 	return conn, nil
+}
+
+// tell wakes who waits for a connection. s.mu is held.
+func (s *session) tell() {
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 var errImpostor = errors.New("its monitor is not the VM's")
@@ -200,7 +207,8 @@ func (s *session) lose(conn *qmp.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn == conn {
-		s.conn, s.connected = nil, make(chan struct{})
+		s.conn = nil
+		s.tell()
 	}
 }
 
@@ -242,7 +250,7 @@ func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 func (s *session) monitor(ctx context.Context) (*qmp.Conn, error) {
 	for {
 		s.mu.Lock()
-		conn, connected, impostor := s.conn, s.connected, s.impostor
+		conn, changed, impostor := s.conn, s.changed, s.impostor
 		s.mu.Unlock()
 		switch {
 		case s.proc.exited():
@@ -256,7 +264,7 @@ func (s *session) monitor(ctx context.Context) (*qmp.Conn, error) {
 			continue
 		}
 		select {
-		case <-connected:
+		case <-changed:
 		case <-s.proc.done:
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -275,8 +283,11 @@ func (s *session) isMute() bool {
 func (s *session) setMute(mute bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mute != mute {
-		s.log.Warn("QEMU's monitor", "answers", !mute)
+	switch {
+	case mute && !s.mute:
+		s.log.Warn("QEMU does not answer", "pid", s.proc.pid)
+	case s.mute && !mute:
+		s.log.Info("QEMU answers again", "pid", s.proc.pid)
 	}
 	s.mute = mute
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"vmand/qemu/qmp"
 	"vmand/vm"
 )
 
@@ -18,9 +19,16 @@ func TestAStartedGuestRunsAndItsConsoleIsKept(t *testing.T) {
 	if o := h.Observe(t.Context(), "web"); o.Status != vm.StatusRunning || o.PID == 0 || o.Plugged == nil || len(o.Plugged) != 0 {
 		t.Errorf("it looks like %+v", o)
 	}
-	if _, err := os.Stat(h.layout.inRun("web", operatorSuffix)); err != nil {
-		t.Errorf("the operator has no monitor: %v", err)
+	for _, suffix := range []string{operatorSuffix, qmpSuffix, serialSuffix} {
+		if st, err := os.Stat(h.layout.inRun("web", suffix)); err != nil || st.Mode() != os.ModeSocket|0o600 {
+			t.Errorf("socket %s: %v, %v", suffix, st.Mode(), err)
+		}
 	}
+	operator, err := qmp.Dial(t.Context(), h.layout.inRun("web", operatorSuffix))
+	if err != nil {
+		t.Fatalf("the operator has no monitor: %v", err)
+	}
+	operator.Close()
 }
 
 // procStatus returns the fields of /proc/<pid>/status.

@@ -15,7 +15,8 @@ import (
 // asked again: a guest that is booting does not hear the first time.
 const (
 	pressInterval = 3 * time.Second
-	quitTimeout   = 3 * time.Second
+	quitTimeout   = 3 * time.Second  // for QEMU to answer
+	flushTimeout  = 15 * time.Second // for QEMU to end once it has: it writes out its caches
 	termTimeout   = 2 * time.Second
 	killTimeout   = 10 * time.Second
 )
@@ -116,13 +117,11 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 	}
 	if !s.isMute() {
 		say(report, "quit", "ending QEMU (pid %d)", s.proc.pid)
-		quit, cancel := context.WithTimeout(ctx, quitTimeout)
-		err := s.execute(quit, quitTimeout, "quit", nil, nil)
-		if err == nil {
-			s.proc.waitExit(quit.Done(), quitTimeout)
-		}
-		cancel()
-		if errors.Is(err, errImpostor) {
+		err := s.execute(ctx, quitTimeout, "quit", nil, nil)
+		switch {
+		case err == nil:
+			s.proc.waitExit(ctx.Done(), flushTimeout)
+		case errors.Is(err, errImpostor):
 			return err
 		}
 	}
@@ -131,11 +130,14 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		sig   unix.Signal
 		limit time.Duration
 	}{{"term", unix.SIGTERM, termTimeout}, {"kill", unix.SIGKILL, killTimeout}} {
-		if s.proc.exited() {
+		switch {
+		case s.proc.exited():
 			return nil
+		case ctx.Err() != nil:
+			return monitorFault(s.id, "quit", ctx.Err())
 		}
 		say(report, rung.step, "QEMU has not ended, sending it %s", unix.SignalName(rung.sig))
-		if err := s.proc.signal(rung.sig); err != nil {
+		if err := s.proc.signal(rung.sig); err != nil && !s.proc.exited() {
 			return fault(vm.CodeOperationFailed, err, "signal QEMU of vm %s (pid %d)", s.id, s.proc.pid)
 		}
 		s.proc.waitExit(ctx.Done(), rung.limit)

@@ -57,17 +57,44 @@ func (s *session) survey(ctx context.Context, d *Driver) vm.Observation {
 		return s.observe(ctx, observeTimeout)
 	}
 	if ask {
-		d.wg.Go(func() {
-			o := s.observe(d.ctx, queryTimeout)
-			s.mu.Lock()
-			s.asking = false
-			s.mu.Unlock()
-			if o.Status != vm.StatusMute {
-				s.notify()
-			}
-		})
+		d.askLater(s)
 	}
 	return vm.Observation{PID: s.proc.pid}
+}
+
+// askLater asks a mute QEMU without anybody waiting for it.
+func (d *Driver) askLater(s *session) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx.Err() != nil {
+		return
+	}
+	d.wg.Go(func() {
+		o := s.observe(d.ctx, queryTimeout)
+		s.mu.Lock()
+		s.asking = false
+		s.mu.Unlock()
+		if o.Status != vm.StatusMute {
+			s.notify()
+		}
+	})
+}
+
+// maxQEMULog is the size in bytes at which the log of a run begins anew.
+const maxQEMULog = 16 << 20
+
+// boundLog keeps what a guest makes QEMU complain about from filling the host's
+// disk. QEMU writes at the end, wherever that is.
+func (d *Driver) boundLog(id string) error {
+	st, err := d.state.Stat(vmQEMULog(id))
+	if err != nil || st.Size() <= maxQEMULog {
+		return err
+	}
+	f, err := d.state.OpenFile(vmQEMULog(id), os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // Survey implements [vm.Driver].
@@ -94,8 +121,12 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	}
 	wg.Wait()
 	for i, s := range sessions {
-		if !s.proc.exited() {
-			seen.VMs[s.id] = observations[i]
+		if s.proc.exited() {
+			continue
+		}
+		seen.VMs[s.id] = observations[i]
+		if err := d.boundLog(s.id); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			d.log.Warn("cannot bound the log of QEMU", "vm_id", s.id, "error", err)
 		}
 	}
 	return seen, nil

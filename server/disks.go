@@ -20,10 +20,10 @@ func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObje
 // ListDisks implements [openapi.StrictServerInterface].
 func (s *Server) ListDisks(ctx context.Context, r openapi.ListDisksRequestObject) (openapi.ListDisksResponseObject, error) {
 	f := vm.DiskFilter{State: vm.DiskState(value(r.Params.State)), VMID: value(r.Params.VMID)}
-	return orError(newList(ctx, "/disks", query("state", string(f.State), "vm_id", f.VMID), r.Params.Limit, r.Params.Cursor,
+	return newList(ctx, "/disks", query("state", string(f.State), "vm_id", f.VMID), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.Disk, error) { return s.reader.Disks(ctx, f, p) },
 		func(d *vm.Disk) int64 { return d.Seq },
-		func(d *vm.Disk) any { return apiDisk(d) }))
+		func(d *vm.Disk) any { return apiDisk(d) })
 }
 
 // GetDisk implements [openapi.StrictServerInterface].
@@ -67,7 +67,7 @@ func (s *Server) AttachDisk(ctx context.Context, r openapi.AttachDiskRequestObje
 		return nil, err
 	}
 	d, o, err := s.manager.AttachDisk(ctx, r.ID, r.Body.VMID, value(r.Body.MountPoint))
-	return orFault(moved(d, o, wait > 0, err))
+	return moved(d, o, wait > 0, err)
 }
 
 // DetachDisk implements [openapi.StrictServerInterface].
@@ -77,7 +77,7 @@ func (s *Server) DetachDisk(ctx context.Context, r openapi.DetachDiskRequestObje
 		return nil, err
 	}
 	d, o, err := s.manager.DetachDisk(ctx, r.ID)
-	return orFault(moved(d, o, wait > 0, err))
+	return moved(d, o, wait > 0, err)
 }
 
 // moved answers with a disk that was attached or detached, or that is still on

@@ -57,11 +57,12 @@ func (b *logBuffer) String() string {
 
 // fixture is what newAPI starts from; a test changes what it is about.
 type fixture struct {
-	o Options
-	d Deps
+	o    Options
+	d    Deps
+	tune func(*Server)
 }
 
-func newAPI(t *testing.T, change ...func(*fixture)) *api {
+func newAPI(t testing.TB, change ...func(*fixture)) *api {
 	t.Helper()
 	ctx := t.Context()
 	a := &api{driver: &vmtest.Driver{}, log: &logBuffer{}}
@@ -87,6 +88,9 @@ func newAPI(t *testing.T, change ...func(*fixture)) *api {
 	if a.Server, err = New(ctx, f.o, f.d); err != nil {
 		t.Fatal(err)
 	}
+	if f.tune != nil {
+		f.tune(a.Server)
+	}
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +101,7 @@ func newAPI(t *testing.T, change ...func(*fixture)) *api {
 }
 
 // serve runs the server until the test ends.
-func (a *api) serve(t *testing.T, l ...net.Listener) {
+func (a *api) serve(t testing.TB, l ...net.Listener) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- a.Serve(ctx, l...) }()

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/labstack/echo/v4"
 
 	"vmand/vm"
@@ -79,6 +80,7 @@ func TestTheRouterAnswersWithProblems(t *testing.T) {
 	}
 	a.want(t, 404, "GET", "/", "")
 	a.want(t, 404, "GET", "/vms/a/../b/c", "")
+	a.want(t, 404, "GET", "/vms/", "")
 	r := a.want(t, 405, "PUT", "/vms", "{}")
 	if r.problem(t).Code != "method-not-allowed" || r.Header.Get("Allow") != "OPTIONS, GET, HEAD, POST" {
 		t.Errorf("Allow %q, body %s", r.Header.Get("Allow"), r.body)
@@ -166,5 +168,40 @@ func TestAListThatCannotBeFinishedIsCutOff(t *testing.T) {
 func TestOperationsWithoutAProblemAreADefect(t *testing.T) {
 	if f := faultOfOperation(vm.Operation{ID: "x", State: vm.OpFailed}); f.Code != vm.CodeInternal || f.OperationID != "x" {
 		t.Errorf("got %+v", f)
+	}
+}
+
+func TestWhatAValueViolatesIsSaidInWords(t *testing.T) {
+	two, three := 2.0, uint64(3)
+	number := openapi3.Schema{Type: &openapi3.Types{"number"}, Min: &two, Max: &two, MultipleOf: &two}
+	text := openapi3.Schema{Type: &openapi3.Types{"string"}, MinLength: 3, MaxLength: &three, Format: "date", Enum: []any{"a", "b"}}
+	list := openapi3.Schema{Type: &openapi3.Types{"array"}, MinItems: 3, MaxItems: &three, MinProps: 3, MaxProps: &three}
+	tests := []struct {
+		schema *openapi3.Schema
+		field  string
+		want   string
+	}{
+		{&number, "exclusiveMinimum", "must be more than 2"},
+		{&number, "exclusiveMaximum", "must be less than 2"},
+		{&number, "multipleOf", "must be a multiple of 2"},
+		{&text, "minLength", "must have at least 3 characters"},
+		{&text, "maxLength", "must have at most 3 characters"},
+		{&text, "format", "must be a valid date"},
+		{&text, "enum", "must be one of a, b"},
+		{&text, "nullable", "must be a string"},
+		{&list, "type", "must be an array"},
+		{&list, "minItems", "must have at least 3 items"},
+		{&list, "maxItems", "must have at most 3 items"},
+		{&list, "minProperties", "must have at least 3 properties"},
+		{&list, "maxProperties", "must have at most 3 properties"},
+		{&list, "oneOf", "is not valid"},
+	}
+	for _, test := range tests {
+		if got := limitOf(&openapi3.SchemaError{Schema: test.schema, SchemaField: test.field}); got != test.want {
+			t.Errorf("%s: %q", test.field, got)
+		}
+	}
+	if got := schemaFaults(nil, errors.New("a surprise")); len(got) != 1 || got[0].Detail != "is not valid" {
+		t.Errorf("got %v", got)
 	}
 }

@@ -74,6 +74,8 @@ type Server struct {
 	echo       *echo.Echo
 	name       []string // value of the Server header
 
+	headerTimeout time.Duration // readHeaderTimeout, but for tests
+
 	stopping context.Context // ends when the server begins to stop
 	stop     context.CancelFunc
 }
@@ -95,7 +97,7 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	}
 	s := &Server{o: o, manager: d.Manager, reader: d.Reader, health: d.Health, observer: d.Observer, log: d.Log,
 		auth: auth{store: d.Tokens, group: o.Group}, origin: newOrigin(o.Hosts), operations: compile(doc),
-		echo: echo.New(), name: []string{"vmand/" + o.Version}}
+		echo: echo.New(), name: []string{"vmand/" + o.Version}, headerTimeout: readHeaderTimeout}
 	if err := s.auth.reload(ctx); err != nil {
 		return nil, err
 	}
@@ -138,7 +140,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	web := &http.Server{
 		Handler:           s,
-		ReadHeaderTimeout: readHeaderTimeout,
+		ReadHeaderTimeout: s.headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ConnContext:       enter,

@@ -19,9 +19,9 @@ func (s *Server) CreateTemplate(ctx context.Context, r openapi.CreateTemplateReq
 
 // ListTemplates implements [openapi.StrictServerInterface].
 func (s *Server) ListTemplates(ctx context.Context, r openapi.ListTemplatesRequestObject) (openapi.ListTemplatesResponseObject, error) {
-	return orError(newList(ctx, "/templates", query(), r.Params.Limit, r.Params.Cursor, s.reader.Templates,
+	return newList(ctx, "/templates", query(), r.Params.Limit, r.Params.Cursor, s.reader.Templates,
 		func(t *vm.Template) int64 { return t.Seq },
-		func(t *vm.Template) any { return apiTemplate(t) }))
+		func(t *vm.Template) any { return apiTemplate(t) })
 }
 
 // GetTemplate implements [openapi.StrictServerInterface].
@@ -51,12 +51,4 @@ func resource(etag string, ifNoneMatch *string, body func() any) answer {
 		return answer{status: http.StatusNotModified, etag: etag}
 	}
 	return answer{status: http.StatusOK, etag: etag, body: body()}
-}
-
-// orError returns nil, and not a list with nothing in it, beside an error.
-func orError[T any](l list[T], err error) (*list[T], error) {
-	if err != nil {
-		return nil, err
-	}
-	return &l, nil
 }

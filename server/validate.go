@@ -277,6 +277,9 @@ func limitOf(e *openapi3.SchemaError) string {
 	case "exclusiveMaximum":
 		return "must be less than " + number(s.Max)
 	case "multipleOf":
+		if *s.MultipleOf == 1.0/mibPerGiB {
+			return "must be a whole number of MiB, 1/1024 GiB"
+		}
 		return "must be a multiple of " + number(s.MultipleOf)
 	case "minLength":
 		return fmt.Sprintf("must have at least %d characters", s.MinLength)
@@ -295,7 +298,11 @@ func limitOf(e *openapi3.SchemaError) string {
 	case "maxItems":
 		return fmt.Sprintf("must have at most %d items", *s.MaxItems)
 	case "enum":
-		return "must be one of " + strings.Trim(fmt.Sprint(s.Enum), "[]")
+		words := make([]string, len(s.Enum))
+		for i, word := range s.Enum {
+			words[i] = fmt.Sprint(word)
+		}
+		return "must be one of " + strings.Join(words, ", ")
 	}
 	return "is not valid"
 }

@@ -21,10 +21,10 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 // ListVMs implements [openapi.StrictServerInterface].
 func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (openapi.ListVMsResponseObject, error) {
 	f := vm.VMFilter{State: vm.State(value(r.Params.State)), Template: value(r.Params.TemplateName)}
-	return orError(newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template), r.Params.Limit, r.Params.Cursor,
+	return newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.VM, error) { return s.reader.VMs(ctx, f, p) },
 		func(v *vm.VM) int64 { return v.Seq },
-		func(v *vm.VM) any { return (*wireVM)(v) }))
+		func(v *vm.VM) any { return (*wireVM)(v) })
 }
 
 // GetVM implements [openapi.StrictServerInterface].
@@ -50,32 +50,32 @@ func (s *Server) DeleteVM(ctx context.Context, r openapi.DeleteVMRequestObject) 
 
 // StartVM implements [openapi.StrictServerInterface].
 func (s *Server) StartVM(ctx context.Context, r openapi.StartVMRequestObject) (openapi.StartVMResponseObject, error) {
-	return orFault(s.act(ctx, r.ID, vm.OpStart, vm.StopOptions{}, r.Params.Prefer))
+	return s.act(ctx, r.ID, vm.OpStart, vm.StopOptions{}, r.Params.Prefer)
 }
 
 // StopVM implements [openapi.StrictServerInterface].
 func (s *Server) StopVM(ctx context.Context, r openapi.StopVMRequestObject) (openapi.StopVMResponseObject, error) {
-	return orFault(s.act(ctx, r.ID, vm.OpStop, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer))
+	return s.act(ctx, r.ID, vm.OpStop, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer)
 }
 
 // RestartVM implements [openapi.StrictServerInterface].
 func (s *Server) RestartVM(ctx context.Context, r openapi.RestartVMRequestObject) (openapi.RestartVMResponseObject, error) {
-	return orFault(s.act(ctx, r.ID, vm.OpRestart, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer))
+	return s.act(ctx, r.ID, vm.OpRestart, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer)
 }
 
 // PauseVM implements [openapi.StrictServerInterface].
 func (s *Server) PauseVM(ctx context.Context, r openapi.PauseVMRequestObject) (openapi.PauseVMResponseObject, error) {
-	return orFault(s.act(ctx, r.ID, vm.OpPause, vm.StopOptions{}, r.Params.Prefer))
+	return s.act(ctx, r.ID, vm.OpPause, vm.StopOptions{}, r.Params.Prefer)
 }
 
 // ResumeVM implements [openapi.StrictServerInterface].
 func (s *Server) ResumeVM(ctx context.Context, r openapi.ResumeVMRequestObject) (openapi.ResumeVMResponseObject, error) {
-	return orFault(s.act(ctx, r.ID, vm.OpResume, vm.StopOptions{}, r.Params.Prefer))
+	return s.act(ctx, r.ID, vm.OpResume, vm.StopOptions{}, r.Params.Prefer)
 }
 
 // ResetVM implements [openapi.StrictServerInterface].
 func (s *Server) ResetVM(ctx context.Context, r openapi.ResetVMRequestObject) (openapi.ResetVMResponseObject, error) {
-	return orFault(s.act(ctx, r.ID, vm.OpReset, vm.StopOptions{}, r.Params.Prefer))
+	return s.act(ctx, r.ID, vm.OpReset, vm.StopOptions{}, r.Params.Prefer)
 }
 
 func stopOptions(force *bool, seconds *int) vm.StopOptions {
@@ -129,12 +129,4 @@ func faultOfOperation(o vm.Operation) *vm.Fault {
 		return &vm.Fault{Code: vm.CodeInternal, OperationID: o.ID, Detail: "the operation did not succeed, and nothing says why"}
 	}
 	return &vm.Fault{Code: o.Problem.Code, Detail: o.Problem.Detail, Hint: o.Problem.Hint, OperationID: o.ID}
-}
-
-// orFault returns nil, and not an empty answer, beside an error.
-func orFault(a answer, err error) (*answer, error) {
-	if err != nil {
-		return nil, err
-	}
-	return &a, nil
 }

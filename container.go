@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"vmand/network"
+	"vmand/observer"
+	"vmand/qemu"
+	"vmand/server"
+	"vmand/store"
+	"vmand/vm"
+)
+
+const (
+	// recoverTimeout ends the settling of what was on its way when the daemon last
+	// ended; the observer goes on with what is left.
+	recoverTimeout = time.Minute
+	// closeTimeout is how long operations on their way may take to end by
+	// themselves when vmand stops.
+	closeTimeout = 5 * time.Second
+
+	databaseFile = "vman.db" // in the state directory
+	dryRunDir    = "dry-run" // in the state and the runtime directory
+)
+
+// container holds every part of vmand, each built once, in the order in which
+// they need one another. No package but this one knows more than one of them.
+type container struct {
+	cfg       Config
+	log       *slog.Logger
+	store     *store.Store
+	manager   *vm.Manager
+	observer  atomic.Pointer[observer.Observer] // nil until it is built: a driver has news before
+	server    *server.Server
+	listeners []net.Listener
+	tools     func(context.Context) qemu.Tools // what of QEMU is installed
+
+	closers []func() error // of the parts, in the order they were built
+}
+
+// newContainer builds everything and settles what the last vmand left behind.
+// When it returns, the API's doors are open and nobody answers yet.
+func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container, error) {
+	c := &container{cfg: cfg, log: log}
+	if cfg.DryRun {
+		// Nothing a dry run does is to touch the records of VMs that are real.
+		c.cfg.StateDir, c.cfg.RuntimeDir = filepath.Join(cfg.StateDir, dryRunDir), filepath.Join(cfg.RuntimeDir, dryRunDir)
+	}
+	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openManager, c.openServer} {
+		if err := build(ctx); err != nil {
+			return nil, errors.Join(err, c.close())
+		}
+	}
+	return c, nil
+}
+
+// openState takes the directories and opens what is recorded.
+func (c *container) openState(ctx context.Context) error {
+	if err := makeDir(c.cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("state_dir: %w", err)
+	}
+	if err := checkWritable(c.cfg.StateDir); err != nil {
+		return err
+	}
+	dirs := []string{c.cfg.RuntimeDir}
+	if c.cfg.DryRun {
+		dirs = []string{filepath.Dir(c.cfg.RuntimeDir), c.cfg.RuntimeDir}
+	}
+	for _, dir := range dirs { // others may pass through to the socket, which has its own mode
+		if err := makeDir(dir, 0o711); err != nil {
+			return fmt.Errorf("runtime_dir: %w", err)
+		}
+	}
+	lock, err := lockStateDir(c.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	c.closers = append(c.closers, lock.Close)
+	c.store, err = store.Open(ctx, store.Options{Path: filepath.Join(c.cfg.StateDir, databaseFile), Log: c.log})
+	if err != nil {
+		return err
+	}
+	c.closers = append(c.closers, c.store.Close)
+	return ensureAdminToken(ctx, c.store, c.cfg.StateDir, c.log)
+}
+
+// makeDir makes a directory with the ones above it. One that exists stays as it is.
+func makeDir(dir string, mode os.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, mode); err == nil {
+		return os.Chmod(dir, mode) // whatever the umask is
+	} else if !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if info, err := os.Stat(dir); err != nil {
+		return err
+	} else if !info.IsDir() {
+		return fmt.Errorf("%s is not a directory", dir)
+	}
+	return nil
+}
+
+// checkWritable finds out by doing it: mode bits say nothing about root, nor
+// about a file system that is mounted read-only.
+func checkWritable(dir string) error {
+	f, err := os.CreateTemp(dir, ".write-test-*")
+	if err != nil {
+		return fmt.Errorf("state_dir: vmand (uid %d) cannot write to %s: make it writable or set state_dir to another directory: %w", os.Geteuid(), dir, err)
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// openDriver builds what VMs run on.
+func (c *container) openDriver(ctx context.Context) error {
+	base, err := c.probeBase()
+	if err != nil {
+		return err
+	}
+	c.cfg.Manager.Base = base
+	o := c.cfg.QEMU
+	o.StateDir, o.RuntimeDir = c.cfg.StateDir, c.cfg.RuntimeDir
+	o.Notify = func(id string) {
+		if observer := c.observer.Load(); observer != nil {
+			observer.Nudge(id)
+		}
+	}
+	var driver interface {
+		vm.Driver
+		observer.Host
+		Close() error
+		CheckTools(context.Context) qemu.Tools
+	}
+	if c.cfg.DryRun {
+		driver, err = qemu.NewDryRun(o)
+	} else {
+		driver, err = qemu.New(ctx, o, c.log)
+	}
+	if err != nil {
+		return err
+	}
+	c.closers = append(c.closers, driver.Close)
+	c.tools = driver.CheckTools
+	c.manager = vm.NewManager(c.store, driver, network.NewUserMode(), c.cfg.Manager, c.log)
+	c.observer.Store(observer.New(driver, c.store, c.manager, c.cfg.Observer, c.log))
+	return nil
+}
+
+// probeBase looks once at the image that root disks are overlays of. What is
+// recorded is the file itself: a link may lead elsewhere tomorrow, and every
+// overlay would be lost.
+func (c *container) probeBase() (vm.RootDisk, error) {
+	if c.cfg.BootDisk == "" {
+		return vm.RootDisk{}, nil
+	}
+	path, err := filepath.EvalSymlinks(c.cfg.BootDisk)
+	if err != nil {
+		return vm.RootDisk{}, fmt.Errorf("default_boot_disk: %w", err)
+	}
+	format, size, err := qemu.ProbeBase(path)
+	if err != nil {
+		return vm.RootDisk{}, fmt.Errorf("default_boot_disk: %w", err)
+	}
+	return vm.RootDisk{SizeMiB: size, Base: path, BaseFormat: format}, nil
+}
+
+func (c *container) openManager(ctx context.Context) error {
+	c.closers = append(c.closers, func() error {
+		ctx, stop := context.WithTimeout(context.Background(), closeTimeout)
+		defer stop()
+		c.manager.Close(ctx)
+		return nil
+	})
+	ctx, stop := context.WithTimeout(ctx, recoverTimeout)
+	defer stop()
+	return c.manager.Recover(ctx)
+}
+
+// openServer builds the API and opens its doors.
+func (c *container) openServer(ctx context.Context) error {
+	o := c.cfg.Server
+	o.Version, o.DryRun = version, c.cfg.DryRun
+	var err error
+	c.server, err = server.New(ctx, o, server.Deps{Manager: c.manager, Reader: c.store, Tokens: c.store,
+		Health: c.health, Observer: c.observerStatus, Log: c.log})
+	if err != nil {
+		return err
+	}
+	if c.cfg.Socket != "" {
+		l, err := server.ListenUnix(c.cfg.Socket, c.cfg.Server.Group)
+		if err != nil {
+			return fmt.Errorf("socket: %w", err)
+		}
+		c.addListener(l)
+	}
+	if c.cfg.Listen != "" {
+		l, err := server.ListenTCP(c.cfg.Listen)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("listen: %w: another program uses the address: stop it, or set listen to another", err)
+		}
+		if err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+		c.addListener(l)
+	}
+	return nil
+}
+
+func (c *container) addListener(l net.Listener) {
+	c.listeners = append(c.listeners, l)
+	c.closers = append(c.closers, func() error {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) { // the server has closed it, if it came that far
+			return err
+		}
+		return nil
+	})
+}
+
+// run serves the API and observes the host until ctx ends. The VMs do not notice.
+func (c *container) run(ctx context.Context) error {
+	observing, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	wg.Go(func() { c.observer.Load().Run(observing) })
+	wg.Go(func() { c.introduce(observing) })
+	c.tell(notifyReady)
+	context.AfterFunc(ctx, func() { c.tell(notifyStopping) })
+	err := c.server.Serve(ctx, c.listeners...)
+	c.log.Info("vmand stops; the VMs go on")
+	return err
+}
+
+func (c *container) tell(state string) {
+	if err := notify(state); err != nil {
+		c.log.Warn("cannot tell the service manager", "state", state, "err", err)
+	}
+}
+
+// introduce logs what vmand works with. The first look at QEMU takes up to a
+// second, and nobody waits for it.
+func (c *container) introduce(ctx context.Context) {
+	doors := make([]string, len(c.listeners))
+	for i, l := range c.listeners {
+		doors[i] = l.Addr().String()
+	}
+	c.log.Info("vmand serves", "version", version, "listen", doors, "state_dir", c.cfg.StateDir, "config", c.cfg.File, "dry_run", c.cfg.DryRun)
+	t := c.tools(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	for program, tool := range map[string]qemu.Tool{"qemu": t.QEMU, "qemu-img": t.Img} {
+		if tool.Err != nil {
+			c.log.Warn("a program is missing", "program", program, "err", tool.Err)
+		}
+	}
+	if t.Warning != "" && !c.cfg.DryRun {
+		c.log.Warn("guests run in slow software emulation", "why", t.Warning)
+	}
+}
+
+// close takes the parts down in reverse.
+func (c *container) close() error {
+	var errs []error
+	for i := len(c.closers) - 1; i >= 0; i-- {
+		errs = append(errs, c.closers[i]())
+	}
+	c.closers = nil
+	return errors.Join(errs...)
+}

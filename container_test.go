@@ -1,0 +1,568 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"vmand/observer"
+	"vmand/server"
+	"vmand/store"
+	"vmand/vm"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// directories returns a state and a runtime directory that do not exist yet,
+// with a path that is short enough for sockets and open to other users.
+func directories(t *testing.T) (state, run string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vmand")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "s"), filepath.Join(dir, "r")
+}
+
+// dryRun configures a dry run in directories of its own.
+func dryRun(t *testing.T, args ...string) Config {
+	t.Helper()
+	state, run := directories(t)
+	c, err := configure(t, "", nil, append([]string{"--dry-run", "--listen=127.0.0.1:0", "--observer-interval=100ms",
+		"--state-dir", state, "--runtime-dir", run}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// A running is a container that serves.
+type running struct {
+	t *testing.T
+	*container
+	log  *lines
+	stop func() // ends it in order; may be called twice
+}
+
+// lines is a log that can be read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// start builds a container and runs it until the test ends.
+func start(t *testing.T, cfg Config) *running {
+	t.Helper()
+	log := &lines{}
+	ctx, cancel := context.WithCancel(t.Context())
+	c, err := newContainer(ctx, cfg, slog.New(slog.NewJSONHandler(log, nil)))
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.run(ctx) }()
+	r := &running{t: t, container: c, log: log}
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("run: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("vmand does not end\n%s", log)
+		}
+		if err := c.close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	t.Cleanup(r.stop)
+	return r
+}
+
+// call sends a request by the unix socket, or by TCP with a token, and returns
+// the answer.
+func (r *running) call(method, path, body, token string) (status int, header http.Header, answer string) {
+	r.t.Helper()
+	l := r.listeners[0]
+	if token != "" {
+		l = r.listeners[1]
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, l.Addr().Network(), l.Addr().String())
+	}}}
+	req, err := http.NewRequestWithContext(r.t.Context(), method, "http://localhost"+path, strings.NewReader(body))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	req.Header.Set("Prefer", "wait=10")
+	resp, err := client.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return resp.StatusCode, resp.Header, string(text)
+}
+
+func (r *running) want(method, path, body string, status int) string {
+	r.t.Helper()
+	got, _, answer := r.call(method, path, body, "")
+	if got != status {
+		r.t.Fatalf("%s %s answered %d %s, want %d", method, path, got, answer, status)
+	}
+	return answer
+}
+
+func (r *running) token() string {
+	r.t.Helper()
+	text, err := os.ReadFile(filepath.Join(r.cfg.StateDir, adminTokenFile))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// eventually waits until check returns nil.
+func eventually(t *testing.T, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for err := check(); err != nil; err = check() {
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+func TestAVMMadeOverTheAPIIsThereAfterARestart(t *testing.T) {
+	cfg := dryRun(t)
+	r := start(t, cfg)
+	r.want("POST", "/templates", `{"name":"small","cpu_count":1,"ram_amount":128}`, 201)
+	r.want("POST", "/vms", `{"template_name":"small","name":"a"}`, 201)
+	if got := r.want("POST", "/vms/a/actions/start", "", 200); !strings.Contains(got, `"running"`) {
+		t.Errorf("started: %s", got)
+	}
+	status, header, answer := r.call("GET", "/vms/a", "", r.token())
+	if status != 200 || header.Get("X-Vman-Dry-Run") != "true" {
+		t.Errorf("by TCP with the token: %d %s, headers %v", status, answer, header)
+	}
+	if status, _, _ := r.call("GET", "/vms/a", "", "wrong"); status != 401 {
+		t.Errorf("by TCP with a wrong token: %d, want 401", status)
+	}
+	if strings.Contains(r.log.String(), r.token()) || !strings.Contains(r.log.String(), filepath.Join(r.cfg.StateDir, adminTokenFile)) {
+		t.Errorf("the log must hold the token's path and not the token:\n%s", r.log)
+	}
+	r.stop()
+	r = start(t, cfg)
+	if got := r.want("GET", "/vms/a", "", 200); !strings.Contains(got, `"running"`) {
+		t.Errorf("after a restart: %s", got)
+	}
+	if _, err := os.Stat(filepath.Join(cfg.StateDir, databaseFile)); !os.IsNotExist(err) {
+		t.Errorf("a dry run made the real database: %v", err)
+	}
+}
+
+func TestASecondVmandIsRefusedAndNamesTheFirst(t *testing.T) {
+	cfg := dryRun(t)
+	r := start(t, cfg)
+	_, err := newContainer(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", os.Getpid())) || !strings.Contains(err.Error(), r.cfg.StateDir) {
+		t.Errorf("error %v, want one with the pid %d and the directory", err, os.Getpid())
+	}
+	r.want("GET", "/templates", "", 200)
+	r.stop()
+	start(t, cfg)
+}
+
+func TestTheObserverFindsWhatNobodyRecorded(t *testing.T) {
+	r := start(t, dryRun(t))
+	if err := os.WriteFile(filepath.Join(r.cfg.StateDir, "disks", "stray.qcow2"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		var status struct {
+			Issues []struct {
+				Type     string  `json:"issue_type"`
+				Resource string  `json:"resource_id"`
+				Repair   *string `json:"repair"`
+			} `json:"last_issues"`
+		}
+		answer := r.want("GET", "/observer/status", "", 200)
+		if err := json.Unmarshal([]byte(answer), &status); err != nil {
+			t.Fatal(err)
+		}
+		if len(status.Issues) == 1 && status.Issues[0].Type == "orphan_disk" && status.Issues[0].Resource == "stray" && status.Issues[0].Repair == nil {
+			return nil
+		}
+		return fmt.Errorf("the stray disk is not reported: %s", answer)
+	})
+	if _, err := os.Stat(filepath.Join(r.cfg.StateDir, "disks", "stray.qcow2")); err != nil {
+		t.Errorf("the stray disk was touched: %v", err)
+	}
+}
+
+func TestStartingFailsWithWhatToDo(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("KDMV, which is a VMDK"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]struct {
+		args []string
+		want []string
+	}{
+		"a file for state_dir":              {[]string{"--state-dir", file, "--dry-run=false"}, []string{"state_dir", file, "not a directory"}},
+		"a file above state_dir":            {[]string{"--state-dir", file + "/s"}, []string{"state_dir", file}},
+		"a state_dir that takes no file":    {[]string{"--state-dir", "/proc", "--dry-run=false"}, []string{"state_dir", "/proc", "uid"}},
+		"a file for runtime_dir":            {[]string{"--runtime-dir", file}, []string{"runtime_dir", file}},
+		"an address that is taken":          {[]string{"--listen", taken.Addr().String()}, []string{"listen", taken.Addr().String(), "another"}},
+		"an address that is not the host's": {[]string{"--listen", "192.0.2.1:1", "--listen-insecure"}, []string{"listen", "192.0.2.1"}},
+		"a socket in no directory":          {[]string{"--socket", "/nonexistent/s.sock"}, []string{"socket", "/nonexistent/s.sock"}},
+		"a boot disk that is not there":     {[]string{"--default-boot-disk", "/nonexistent.qcow2"}, []string{"default_boot_disk", "/nonexistent.qcow2"}},
+		"a boot disk of another format":     {[]string{"--default-boot-disk", file}, []string{"default_boot_disk", "vmdk", "convert"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			c, err := newContainer(t.Context(), dryRun(t, tt.args...), slog.New(slog.DiscardHandler))
+			if err == nil {
+				t.Fatal(c.close())
+			}
+			for _, word := range tt.want {
+				if !strings.Contains(err.Error(), word) {
+					t.Errorf("%q is not in: %v", word, err)
+				}
+			}
+		})
+	}
+}
+
+func TestADamagedDatabaseIsRefusedAndTheDirectoryLetGo(t *testing.T) {
+	cfg := dryRun(t)
+	start(t, cfg).stop()
+	db := filepath.Join(cfg.StateDir, dryRunDir, databaseFile)
+	good, err := os.ReadFile(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(db, bytes.Repeat([]byte("rubbish "), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newContainer(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), db) {
+		t.Errorf("error %v, want one that names the database", err)
+	}
+	if err := os.WriteFile(db, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start(t, cfg)
+}
+
+func TestTheBootDiskIsTheFileALinkLeadsTo(t *testing.T) {
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "v1.raw"), filepath.Join(dir, "current.raw")
+	if err := os.WriteFile(file, make([]byte, 3<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, dryRun(t, "--default-boot-disk", link))
+	if want := (vm.RootDisk{SizeMiB: 3, Base: file, BaseFormat: "raw"}); r.cfg.Manager.Base != want {
+		t.Errorf("base %+v, want %+v", r.cfg.Manager.Base, want)
+	}
+}
+
+func TestWithoutQEMUHealthIsDegradedAndTheAPIAnswers(t *testing.T) {
+	cfg := dryRun(t, "--dry-run=false", "--qemu-binary=/nonexistent/qemu-system-x86_64", "--qemu-img-binary=/nonexistent/qemu-img")
+	r := start(t, cfg)
+	status, _, answer := r.call("GET", "/health", "", "")
+	if status != 503 || !strings.Contains(answer, `"degraded"`) || !strings.Contains(answer, "qemu-utils") || !strings.Contains(answer, "unknown without QEMU") {
+		t.Errorf("health %d %s", status, answer)
+	}
+	r.want("POST", "/templates", `{"name":"small","cpu_count":1,"ram_amount":128}`, 201)
+	eventually(t, func() error {
+		if log := r.log.String(); strings.Count(log, "a program is missing") == 2 {
+			return nil
+		}
+		return fmt.Errorf("the log does not say what is missing:\n%s", r.log)
+	})
+}
+
+func TestHealthSaysWhichPartIsNotWell(t *testing.T) {
+	r := start(t, dryRun(t))
+	r.want("GET", "/health", "", 200)
+	if h := r.health(t.Context()); h.Database.Degraded || h.Storage.Degraded || !strings.Contains(h.Storage.Detail, "MiB free") {
+		t.Errorf("health %+v", h)
+	}
+	if check := checkStorage("/proc/self"); !check.Degraded || !strings.Contains(check.Detail, "/proc/self") {
+		t.Errorf("a directory that cannot be written: %+v", check)
+	}
+	if check := checkStorage("/nonexistent"); !check.Degraded {
+		t.Errorf("no directory: %+v", check)
+	}
+	bad := observer.Status{Status: observer.StatusDegraded, Error: "no luck"}
+	if check := checkObserver(bad); !check.Degraded || check.Detail != "no luck" {
+		t.Errorf("a degraded observer: %+v", check)
+	}
+	r.stop()
+	if h := r.health(t.Context()); !h.Database.Degraded || h.Database.Detail == "" {
+		t.Errorf("with the database closed: %+v", h.Database)
+	}
+}
+
+func TestTheServiceManagerIsTold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	told := func(want string) {
+		t.Helper()
+		if err := socket.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		n, err := socket.Read(buf)
+		if err != nil || string(buf[:n]) != want {
+			t.Errorf("told %q, %v; want %q", buf[:n], err, want)
+		}
+	}
+	r := start(t, dryRun(t))
+	told("READY=1")
+	r.stop()
+	told("STOPPING=1")
+	socket.Close()
+	start(t, dryRun(t)).want("GET", "/health", "", 200) // that nobody listens does no harm
+}
+
+func TestTheAdminToken(t *testing.T) {
+	open := func(t *testing.T, dir string) *store.Store {
+		t.Helper()
+		s, err := store.Open(t.Context(), store.Options{Path: filepath.Join(dir, databaseFile)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return s
+	}
+	log := slog.New(slog.DiscardHandler)
+	hashes := func(t *testing.T, s *store.Store) []vm.Token {
+		t.Helper()
+		tokens, err := s.Tokens(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tokens
+	}
+	ensure := func(t *testing.T, s *store.Store, dir string) [32]byte {
+		t.Helper()
+		if err := ensureAdminToken(t.Context(), s, dir, log); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(filepath.Join(dir, adminTokenFile))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("file %v, %v; want mode 0600", info, err)
+		}
+		hash, err := readSecret(filepath.Join(dir, adminTokenFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens := hashes(t, s)
+		if len(tokens) != 1 || tokens[0].Name != "admin" || tokens[0].Role != vm.RoleAdmin || tokens[0].Hash != hash {
+			t.Errorf("tokens %+v, want the one whose secret is in the file", tokens)
+		}
+		return hash
+	}
+	t.Run("stays the same", func(t *testing.T) {
+		dir := t.TempDir()
+		s := open(t, dir)
+		first := ensure(t, s, dir)
+		made := hashes(t, s)[0].CreatedAt
+		if again := ensure(t, s, dir); again != first || !hashes(t, s)[0].CreatedAt.Equal(made) {
+			t.Error("the token changed")
+		}
+		left, err := filepath.Glob(filepath.Join(dir, ".*"))
+		if err != nil || len(left) != 0 {
+			t.Errorf("left behind: %q, %v", left, err)
+		}
+	})
+	t.Run("is replaced when its file is removed", func(t *testing.T) {
+		dir := t.TempDir()
+		s := open(t, dir)
+		first := ensure(t, s, dir)
+		if err := os.Remove(filepath.Join(dir, adminTokenFile)); err != nil {
+			t.Fatal(err)
+		}
+		if again := ensure(t, s, dir); again == first {
+			t.Error("the old secret still lets in")
+		}
+	})
+	t.Run("is kept when the database is new", func(t *testing.T) {
+		dir := t.TempDir()
+		first := ensure(t, open(t, dir), dir)
+		if again := ensure(t, open(t, t.TempDir()), dir); again != first {
+			t.Error("the secret in the file changed")
+		}
+	})
+	t.Run("becomes private", func(t *testing.T) {
+		dir := t.TempDir()
+		s := open(t, dir)
+		ensure(t, s, dir)
+		if err := os.Chmod(filepath.Join(dir, adminTokenFile), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		ensure(t, s, dir)
+	})
+	for name, content := range map[string]string{"empty": "", "short": "secret\n", "two words": strings.Repeat("word ", 20)} {
+		t.Run("is not taken from a file that is "+name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir)
+			path := filepath.Join(dir, adminTokenFile)
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := ensureAdminToken(t.Context(), s, dir, log); err == nil || !strings.Contains(err.Error(), path) {
+				t.Errorf("error %v, want one that names the file", err)
+			}
+			if tokens := hashes(t, s); len(tokens) != 0 {
+				t.Errorf("tokens %+v, want none", tokens)
+			}
+		})
+	}
+	t.Run("needs the database", func(t *testing.T) {
+		dir := t.TempDir()
+		s := open(t, dir)
+		s.Close()
+		if err := ensureAdminToken(t.Context(), s, dir, log); err == nil {
+			t.Error("no error with the database closed")
+		}
+	})
+	t.Run("needs a directory", func(t *testing.T) {
+		if err := ensureAdminToken(t.Context(), open(t, t.TempDir()), "/nonexistent", log); err == nil {
+			t.Error("no error without a directory")
+		}
+	})
+}
+
+func TestASignalEndsVmandInOrder(t *testing.T) {
+	state, run2 := directories(t)
+	mask := syscall.Umask(0o077)
+	t.Cleanup(func() { syscall.Umask(mask) })
+	configure(t, "", nil) // without variables of the caller
+	ended := make(chan error, 1)
+	go func() {
+		ended <- run([]string{"--config", configFile(t, ""), "--dry-run", "--listen=", "--state-dir", state, "--runtime-dir", run2, "--log-level=error"}, io.Discard)
+	}()
+	eventually(t, func() error {
+		c, err := net.Dial("unix", filepath.Join(run2, "vmand.sock"))
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("vmand does not end")
+	}
+	if _, err := os.Stat(filepath.Join(run2, "vmand.sock")); !os.IsNotExist(err) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+}
+
+func TestTheCommandLineAnswersWithoutStartingAnything(t *testing.T) {
+	mask := syscall.Umask(0o077)
+	t.Cleanup(func() { syscall.Umask(mask) })
+	state, run2 := directories(t)
+	configure(t, "", nil)
+	empty := configFile(t, "")
+	for word, args := range map[string][]string{
+		"vmand " + version: {"--version"},
+		"VMAN_LISTEN":      {"--help"},
+		"can be used":      {"--check-config", "--config", empty, "--state-dir", state, "--runtime-dir", run2},
+	} {
+		var out bytes.Buffer
+		if err := run(args, &out); err != nil || !strings.Contains(out.String(), word) {
+			t.Errorf("%q: %v, said %q; want %q", args, err, out.String(), word)
+		}
+	}
+	for _, args := range [][]string{{"--nonsense"}, {"--check-config", "--qemu-accel=xen"}, {"--config", empty, "--state-dir", "/proc/x", "--runtime-dir", run2}} {
+		if err := run(args, io.Discard); err == nil {
+			t.Errorf("%q: no error", args)
+		}
+	}
+	if _, err := os.Stat(state); !os.IsNotExist(err) {
+		t.Errorf("the state directory was made: %v", err)
+	}
+}
+
+// A token made by the server is long enough to be taken back.
+func TestATokenThatIsMadeCanBeRead(t *testing.T) {
+	secret, hash := server.NewToken()
+	path := filepath.Join(t.TempDir(), adminTokenFile)
+	if err := writeFile(path, []byte(secret+"\n")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readSecret(path); err != nil || got != hash {
+		t.Errorf("hash %x, %v; want %x", got, err, hash)
+	}
+	if err := writeFile(filepath.Join(t.TempDir(), "no", "such", "directory"), nil); err == nil {
+		t.Error("a file was written where there is no directory")
+	}
+}

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmand/observer"
+	"vmand/qemu"
+	"vmand/server"
+)
+
+const (
+	// healthTimeout ends a check that hangs.
+	healthTimeout = 5 * time.Second
+	// minFree is the free space below which the database may not be able to
+	// record what happens, in bytes.
+	minFree = 64 << 20
+)
+
+// health looks at every part of vmand. That KVM is not used is worth knowing and
+// no defect.
+func (c *container) health(ctx context.Context) server.Health {
+	ctx, stop := context.WithTimeout(ctx, healthTimeout)
+	defer stop()
+	h := server.Health{Storage: checkStorage(c.cfg.StateDir), Observer: checkObserver(c.observer.Load().Status())}
+	if err := c.store.Ping(ctx); err != nil {
+		h.Database = server.Check{Degraded: true, Detail: err.Error()}
+	}
+	t := c.tools(ctx)
+	h.QEMU, h.QEMUImg = checkTool(t.QEMU), checkTool(t.Img)
+	switch {
+	case t.Accel == "":
+		h.Accel = server.Check{Degraded: true, Detail: "unknown without QEMU"}
+	case t.Warning != "":
+		h.Accel = server.Check{Detail: fmt.Sprintf("%s: %s", t.Accel, t.Warning)}
+	default:
+		h.Accel = server.Check{Detail: string(t.Accel)}
+	}
+	return h
+}
+
+func checkTool(t qemu.Tool) server.Check {
+	if t.Err != nil {
+		return server.Check{Degraded: true, Detail: t.Err.Error()}
+	}
+	return server.Check{Detail: t.Version}
+}
+
+func checkStorage(dir string) server.Check {
+	if err := unix.Access(dir, unix.W_OK); err != nil {
+		return server.Check{Degraded: true, Detail: fmt.Sprintf("%s cannot be written: %v", dir, err)}
+	}
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return server.Check{Degraded: true, Detail: fmt.Sprintf("%s: %v", dir, err)}
+	}
+	free := s.Bavail * uint64(s.Bsize)
+	return server.Check{Degraded: free < minFree, Detail: fmt.Sprintf("%d MiB free", free>>20)}
+}
+
+func checkObserver(s observer.Status) server.Check {
+	return server.Check{Degraded: s.Status == observer.StatusDegraded, Detail: s.Error}
+}
+
+// observerStatus is what the API shows of the observer.
+func (c *container) observerStatus() server.ObserverStatus {
+	s := c.observer.Load().Status()
+	out := server.ObserverStatus{Status: s.Status, CheckInterval: s.CheckInterval, LastRunAt: s.LastRunAt, LastDuration: s.LastDuration}
+	for _, i := range s.Issues {
+		out.Issues = append(out.Issues, server.Issue{Type: string(i.Type), Resource: i.Resource, Details: i.Details, FirstSeenAt: i.FirstSeenAt, Repair: i.Repair})
+	}
+	return out
+}

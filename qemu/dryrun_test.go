@@ -1,0 +1,104 @@
+package qemu
+
+import (
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"vmand/vm"
+)
+
+// newDryRun makes a pretended host; called again, as a restart does.
+func newDryRun(t *testing.T, dir string) *DryRun {
+	t.Helper()
+	d, err := NewDryRun(Options{StateDir: filepath.Join(dir, "state"), RuntimeDir: filepath.Join(dir, "run")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustFail(t *testing.T, err error, want vm.Code) {
+	t.Helper()
+	if codeOf(err) != want {
+		t.Errorf("got %v, want code %s", err, want)
+	}
+}
+
+func TestADryRunKeepsFiles(t *testing.T) {
+	d, ctx, spec := newDryRun(t, tempDir(t)), t.Context(), testSpec()
+	mustFail(t, d.Admit(ctx, spec), vm.CodeOperationFailed)
+	must(t, d.CreateVM(ctx, spec.ID, spec.Root))
+	mustFail(t, d.CreateVM(ctx, spec.ID, spec.Root), vm.CodeExists)
+	if has, err := d.HasVM(ctx, spec.ID); !has || err != nil {
+		t.Errorf("it has no files: %v", err)
+	}
+	must(t, d.CreateDisk(ctx, "data", 16))
+	mustFail(t, d.CreateDisk(ctx, "data", 16), vm.CodeExists)
+	must(t, d.ResizeDisk(ctx, vm.Disk{ID: "data"}, 32))
+	mustFail(t, d.ResizeDisk(ctx, vm.Disk{ID: "data"}, 16), vm.CodeInvalid)
+	if size, err := d.DiskSize(ctx, "data"); size != 32 || err != nil {
+		t.Errorf("it has %d MiB, %v", size, err)
+	}
+	for range 2 {
+		must(t, d.DeleteVM(ctx, spec.ID))
+		must(t, d.DeleteDisk(ctx, "data"))
+	}
+	_, err := d.DiskSize(ctx, "data")
+	mustFail(t, err, vm.CodeNotFound)
+	if has, err := d.HasVM(ctx, spec.ID); has || err != nil {
+		t.Errorf("it still has files: %v", err)
+	}
+}
+
+func TestADryRunPretendsToRun(t *testing.T) {
+	dir := tempDir(t)
+	d, ctx, spec := newDryRun(t, dir), t.Context(), testSpec()
+	disk := vm.Disk{ID: "data", VMID: spec.ID, MountPoint: "/dev/sdb"}
+	must(t, d.CreateVM(ctx, spec.ID, spec.Root))
+	must(t, d.CreateDisk(ctx, "data", 16))
+	mustFail(t, d.AttachDisk(ctx, disk), vm.CodeState)
+	must(t, d.DetachDisk(ctx, disk))
+	must(t, d.Admit(ctx, spec))
+	must(t, d.Start(ctx, spec, nil))
+	mustFail(t, d.Admit(ctx, spec), vm.CodeState)
+	must(t, d.AttachDisk(ctx, disk))
+	must(t, d.Pause(ctx, spec.ID))
+
+	d = newDryRun(t, dir)
+	seen, err := d.Survey(ctx)
+	must(t, err)
+	if got := seen.VMs[spec.ID]; got.Status != vm.StatusPaused || !slices.Equal(got.Plugged, []string{"data"}) || !got.Alive() {
+		t.Errorf("after a restart it is %+v", got)
+	}
+	if !seen.VMFiles[spec.ID] || !seen.DiskFiles["data"] {
+		t.Errorf("after a restart there is %+v", seen)
+	}
+	must(t, d.Resume(ctx, spec.ID))
+	must(t, d.Reset(ctx, spec.ID))
+	must(t, d.DetachDisk(ctx, disk))
+	if got := d.Observe(ctx, spec.ID); got.Status != vm.StatusRunning || len(got.Plugged) != 0 {
+		t.Errorf("it is %+v", got)
+	}
+	for range 2 {
+		must(t, d.Shutdown(ctx, spec.ID, vm.StopOptions{}, nil))
+	}
+	if d.Observe(ctx, spec.ID).Alive() {
+		t.Error("it pretends on")
+	}
+}
+
+func TestADryRunSaysThatItIsOne(t *testing.T) {
+	d := newDryRun(t, tempDir(t))
+	if p, err := d.Platform(t.Context()); err != nil || p.Warning == "" || d.CheckTools(t.Context()).QEMU.Err != nil {
+		t.Errorf("it is %+v, %v", p, err)
+	}
+}

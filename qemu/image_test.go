@@ -1,0 +1,188 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmand/vm"
+)
+
+// filesBelow returns the names of everything below the state directory, but for
+// what the driver keeps of its own.
+func filesBelow(t *testing.T, d *Driver) []string {
+	t.Helper()
+	var names []string
+	err := filepath.WalkDir(d.layout.state, func(path string, _ os.DirEntry, err error) error {
+		if rel, _ := filepath.Rel(d.layout.state, path); !slices.Contains([]string{".", disksDir, vmsDir, probesFile}, rel) {
+			names = append(names, rel)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func TestADiskIsMadeOnceAndIsQEMUs(t *testing.T) {
+	needQEMU(t)
+	d := newDriver(t, Options{})
+	for _, size := range []int64{16, vm.MaxDiskMiB} {
+		if err := d.CreateDisk(t.Context(), "data", size); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := d.DiskSize(t.Context(), "data"); got != size || err != nil {
+			t.Errorf("it has %d MiB, %v; want %d", got, err, size)
+		}
+		if err := d.CreateDisk(t.Context(), "data", size); codeOf(err) != vm.CodeExists {
+			t.Errorf("once more: %v", err)
+		}
+		st, err := d.state.Stat(dataDisk("data"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner := st.Sys().(*syscall.Stat_t); st.Mode().Perm() != 0o600 || int(owner.Uid) != d.account.uid || int(owner.Gid) != d.account.gid {
+			t.Errorf("it has mode %o and is %d:%d's", st.Mode().Perm(), owner.Uid, owner.Gid)
+		}
+		for range 2 {
+			if err := d.DeleteDisk(t.Context(), "data"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := d.DiskSize(t.Context(), "data"); codeOf(err) != vm.CodeNotFound {
+			t.Errorf("the size of none: %v", err)
+		}
+	}
+	if left := filesBelow(t, d); len(left) != 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+func TestAVMsFilesAreMadeAndRemoved(t *testing.T) {
+	needQEMU(t)
+	d := newDriver(t, Options{})
+	has := func(want bool) {
+		t.Helper()
+		if got, err := d.HasVM(t.Context(), "web"); got != want || err != nil {
+			t.Errorf("it has files: %v, %v; want %v", got, err, want)
+		}
+	}
+	has(false)
+	if err := d.CreateVM(t.Context(), "web", vm.RootDisk{SizeMiB: 64}); err != nil {
+		t.Fatal(err)
+	}
+	has(true)
+	if err := d.CreateVM(t.Context(), "web", vm.RootDisk{SizeMiB: 64}); codeOf(err) != vm.CodeExists {
+		t.Errorf("once more: %v", err)
+	}
+	has(true)
+	for range 2 {
+		if err := d.DeleteVM(t.Context(), "web"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has(false)
+	if left := filesBelow(t, d); len(left) != 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
+	needQEMU(t)
+	d := newDriver(t, Options{})
+	base := writeGuest(t, tempDir(t), guestDeaf)
+	if err := os.Chmod(base, 0o600); err != nil { // not for QEMU's user to open
+		t.Fatal(err)
+	}
+	if err := d.CreateVM(t.Context(), "web", vm.RootDisk{SizeMiB: 32, Base: base, BaseFormat: formatRaw}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("qemu-img", "info", "--output=json", "-U", d.layout.inState(vmRootDisk("web"))).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct {
+		Size    int64  `json:"virtual-size"`
+		Backing string `json:"backing-filename"`
+		Format  string `json:"backing-filename-format"`
+	}
+	if err := json.Unmarshal(out, &info); err != nil {
+		t.Fatal(err)
+	}
+	if info.Size != 32*mib || info.Backing != base || info.Format != formatRaw {
+		t.Errorf("it is %+v", info)
+	}
+	for what, c := range map[string]struct {
+		root vm.RootDisk
+		want vm.Code
+	}{
+		"smaller than its image": {vm.RootDisk{SizeMiB: 0, Base: base, BaseFormat: formatRaw}, vm.CodeInvalid},
+		"an image that changed":  {vm.RootDisk{SizeMiB: 32, Base: base, BaseFormat: formatQcow2}, vm.CodeOperationFailed},
+		"an image that is gone":  {vm.RootDisk{SizeMiB: 32, Base: base + ".gone", BaseFormat: formatRaw}, vm.CodeOperationFailed},
+	} {
+		if err := d.CreateVM(t.Context(), "other", c.root); codeOf(err) != c.want {
+			t.Errorf("%s: %v, want code %s", what, err, c.want)
+		}
+		if has, err := d.HasVM(t.Context(), "other"); has || err != nil {
+			t.Errorf("%s: files are left: %v", what, err)
+		}
+	}
+}
+
+func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		script string
+		want   vm.Code
+	}{
+		"the disk is full":    {"echo half >\"$5\"; echo 'qemu-img: x: Could not resize file: No space left on device' >&2; exit 1", vm.CodeInsufficientStorage},
+		"the quota is used":   {"echo 'qemu-img: x: Disk quota exceeded' >&2; exit 1", vm.CodeInsufficientStorage},
+		"it complains":        {"echo 'qemu-img: bad thing' >&2; exit 1", vm.CodeOperationFailed},
+		"it says nothing":     {"exit 1", vm.CodeOperationFailed},
+		"it takes for ever":   {"sleep 100", vm.CodeUnavailable},
+		"it removes the file": {"rm -f \"$5\"; exit 2", vm.CodeOperationFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDriver(t, Options{ImgBinary: fakeTool(t, c.script)})
+			patience := time.Minute
+			if c.want == vm.CodeUnavailable {
+				patience = 300 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if err := d.CreateDisk(ctx, "data", 16); codeOf(err) != c.want {
+				t.Errorf("a disk: %v, want code %s", err, c.want)
+			}
+			ctx, cancel = context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if err := d.CreateVM(ctx, "web", vm.RootDisk{SizeMiB: 16}); codeOf(err) != c.want {
+				t.Errorf("a VM: %v, want code %s", err, c.want)
+			}
+			if left := filesBelow(t, d); len(left) != 0 {
+				t.Errorf("left: %q", left)
+			}
+		})
+	}
+}
+
+func TestWhatAKilledDaemonHasLeftIsRemoved(t *testing.T) {
+	d := newDriver(t, Options{})
+	temp := tempName(dataDisk("data"))
+	if err := d.state.WriteFile(temp, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again, err := New(t.Context(), d.opts, d.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if left := filesBelow(t, d); len(left) != 0 {
+		t.Errorf("left: %q", left)
+	}
+}

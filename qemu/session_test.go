@@ -1,0 +1,306 @@
+package qemu
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmand/qemu/qmp"
+	"vmand/qemu/qmp/qmptest"
+	"vmand/vm"
+)
+
+// fakeHost is a driver whose one VM, "web", is a process that sleeps and a
+// scripted monitor.
+type fakeHost struct {
+	*testHost
+	server *qmptest.Server
+	sess   *session
+}
+
+const fakeUUID = "8a0f3c1e-6a3d-4f52-9d0e-5f0a1b2c3d4e"
+
+// fakeQEMU answers what every session asks, and what is in answers.
+func fakeQEMU(answers map[string]qmptest.Handler) qmptest.Handler {
+	return func(command string, args qmptest.Args) (any, error) {
+		if h := answers[command]; h != nil {
+			return h(command, args)
+		}
+		switch command {
+		case "query-uuid":
+			return map[string]string{"UUID": fakeUUID}, nil
+		case "query-status":
+			return map[string]string{"status": "running"}, nil
+		case "qom-list":
+			return []any{}, nil
+		}
+		return nil, nil
+	}
+}
+
+func newFakeHost(t *testing.T, h qmptest.Handler) *fakeHost {
+	t.Helper()
+	f := &fakeHost{testHost: &testHost{t: t, dir: tempDir(t), news: make(map[string]int)}, server: qmptest.NewServer(t)}
+	f.server.Handle(h)
+	f.open()
+	if err := os.WriteFile(f.layout.inRun("web", uuidSuffix), []byte(fakeUUID+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(f.server.Path(), f.layout.inRun("web", qmpSuffix)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if f.sess, err = f.spawn("web", []string{"/bin/sleep", "1000"}, []*os.File{nil, nil, nil}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		f.sess.proc.signal(unix.SIGKILL)
+		<-f.sess.proc.done
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+func TestAConnectionThatBreaksIsMadeAgain(t *testing.T) {
+	f := newFakeHost(t, fakeQEMU(nil))
+	f.awaitStatus("web", vm.StatusRunning)
+	news := f.newsOf("web")
+	f.server.HangUp()
+	f.awaitStatus("web", vm.StatusRunning)
+	await(t, "somebody is told", func() bool { return f.newsOf("web") > news })
+}
+
+func TestAMonitorOfAnotherVMIsNotUsed(t *testing.T) {
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"query-uuid": func(string, qmptest.Args) (any, error) {
+		return map[string]string{"UUID": "00000000-0000-0000-0000-000000000000"}, nil
+	}}))
+	await(t, "it is found out", func() bool { return strings.Contains(errorText(f.Pause(t.Context(), "web")), "not the VM's") })
+	if o := f.Observe(t.Context(), "web"); !o.Alive() || o.Status != vm.StatusMute {
+		t.Errorf("it looks like %+v", o)
+	}
+	if err := f.Shutdown(t.Context(), "web", vm.StopOptions{}, nil); err == nil {
+		t.Error("a stranger was stopped")
+	}
+	if f.sess.proc.exited() {
+		t.Error("the stranger is dead")
+	}
+	for _, c := range f.server.Commands() {
+		if c != "query-uuid" {
+			t.Errorf("the stranger was told to %s", c)
+		}
+	}
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func TestAMuteQEMUDelaysOneSurveyOnly(t *testing.T) {
+	asked, answer := make(chan struct{}, 100), make(chan struct{})
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"query-status": func(string, qmptest.Args) (any, error) {
+		asked <- struct{}{}
+		<-answer
+		return map[string]string{"status": "paused"}, nil
+	}}))
+	look := func() (vm.Observation, time.Duration) {
+		begin := time.Now()
+		seen, err := f.Survey(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seen.VMs["web"], time.Since(begin)
+	}
+	o, took := look()
+	if o.PID == 0 || o.Status != vm.StatusMute || took > 3*observeTimeout {
+		t.Errorf("at first: %+v after %v", o, took)
+	}
+	for range 3 {
+		if o, took := look(); o.PID == 0 || o.Status != vm.StatusMute || took > observeTimeout/2 {
+			t.Errorf("then: %+v after %v", o, took)
+		}
+	}
+	news := f.newsOf("web")
+	close(answer)
+	await(t, "somebody is told that it answers again", func() bool { return f.newsOf("web") > news })
+	if o, _ := look(); o.Status != vm.StatusPaused {
+		t.Errorf("in the end: %+v", o)
+	}
+}
+
+func TestEventsWakeTheObserver(t *testing.T) {
+	f := newFakeHost(t, fakeQEMU(nil))
+	f.awaitStatus("web", vm.StatusRunning)
+	for _, event := range []string{"STOP", "RESUME", "SHUTDOWN", "RESET", "GUEST_PANICKED", "BLOCK_IO_ERROR", "DEVICE_DELETED"} {
+		news := f.newsOf("web")
+		f.server.Event(event, map[string]string{"device": "disk-data"})
+		await(t, event+" is told", func() bool { return f.newsOf("web") > news })
+	}
+}
+
+func TestADeviceThatDoesNotLetGoIsUnavailable(t *testing.T) {
+	f := newFakeHost(t, fakeQEMU(nil)) // says yes to device_del, and then nothing
+	f.awaitStatus("web", vm.StatusRunning)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err := f.DetachDisk(ctx, vm.Disk{ID: "data", VMID: "web", MountPoint: "/dev/sdb"})
+	if codeOf(err) != vm.CodeQEMUUnresponsive {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestOnlyTheEventThatNamesTheDeviceEndsADetach(t *testing.T) {
+	deleted := make(chan struct{})
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"device_del": func(string, qmptest.Args) (any, error) {
+		close(deleted)
+		return nil, nil
+	}}))
+	f.awaitStatus("web", vm.StatusRunning)
+	done := make(chan error, 1)
+	go func() { done <- f.DetachDisk(t.Context(), vm.Disk{ID: "data", VMID: "web"}) }()
+	<-deleted
+	f.server.Event("DEVICE_DELETED", map[string]string{"path": "/machine/peripheral/disk-data/virtio-backend"})
+	f.server.Event("DEVICE_DELETED", map[string]string{"device": "disk-other"})
+	if f.Observe(t.Context(), "web").Status != vm.StatusRunning { // by now, both events have been read
+		t.Error("it does not answer")
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("it took another event for its own: %v", err)
+	default:
+	}
+	f.server.Event("DEVICE_DELETED", map[string]string{"device": "disk-data"})
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWhatIsNotPluggedIsDetached(t *testing.T) {
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{
+		"device_del": func(string, qmptest.Args) (any, error) {
+			return nil, qmptest.Refuse(qmp.DeviceNotFound, "no such device")
+		},
+		"blockdev-del": func(string, qmptest.Args) (any, error) {
+			return nil, qmptest.Refuse(qmp.GenericError, "Failed to find node with node-name='data-data'")
+		},
+		"query-named-block-nodes": func(string, qmptest.Args) (any, error) { return []any{}, nil },
+	}))
+	if err := f.DetachDisk(t.Context(), vm.Disk{ID: "data", VMID: "web"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestADeviceWithoutAnAnswerKeepsItsNode(t *testing.T) {
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"device_add": func(string, qmptest.Args) (any, error) { return nil, qmptest.ErrSilent }}))
+	f.awaitStatus("web", vm.StatusRunning)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := f.AttachDisk(ctx, vm.Disk{ID: "data", VMID: "web", MountPoint: "/dev/sdb"}); codeOf(err) != vm.CodeQEMUUnresponsive {
+		t.Errorf("got %v", err)
+	}
+	if all := f.server.Commands(); all[len(all)-1] != "device_add" {
+		t.Errorf("after it came %s", all[len(all)-1])
+	}
+}
+
+func TestAnUnansweredQuitGoesOnToSignals(t *testing.T) {
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"quit": func(string, qmptest.Args) (any, error) { return nil, qmptest.ErrSilent }}))
+	f.awaitStatus("web", vm.StatusRunning)
+	var told steps
+	if err := f.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, told.report); err != nil {
+		t.Fatal(err)
+	}
+	if !told.is("quit", "term") {
+		t.Errorf("steps:\n%s", told.text)
+	}
+}
+
+func TestARunningVMIsFoundAgainAndObeys(t *testing.T) {
+	h := newHost(t)
+	s := h.create("web", guestObeys)
+	s.Disks = []vm.Disk{h.disk("data", "web", "/dev/sdb")}
+	h.startSpec(s)
+	before := h.Observe(t.Context(), "web")
+	h.reopen()
+	seen, err := h.Survey(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := seen.VMs["web"]; o.PID != before.PID || o.Status != vm.StatusRunning || len(o.Plugged) != 1 {
+		t.Errorf("it was %+v and is found as %+v", before, o)
+	}
+	if err := h.DetachDisk(t.Context(), s.Disks[0]); err != nil {
+		t.Error(err)
+	}
+	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{Timeout: time.Minute}, nil); err != nil {
+		t.Fatal(err)
+	}
+	h.mustBeGone("web")
+}
+
+func TestTheEndOfAProcessThatWasFoundAgainIsSeen(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestDeaf)
+	h.reopen()
+	o := h.Observe(t.Context(), "web")
+	if err := unix.Kill(o.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the process is gone", func() bool { return !h.Observe(t.Context(), "web").Alive() })
+	await(t, "somebody is told", func() bool { return h.newsOf("web") > 0 })
+}
+
+func TestAHungQEMUThatWasFoundAgainIsKilled(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestDeaf)
+	h.suspend("web")
+	h.reopen()
+	if o := h.Observe(t.Context(), "web"); !o.Alive() || o.Status != vm.StatusMute {
+		t.Errorf("it looks like %+v", o)
+	}
+	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	h.mustBeGone("web")
+}
+
+func TestAStartThatWasCutShortIsSeen(t *testing.T) {
+	h := newHost(t)
+	s := h.create("web", guestDeaf)
+	p, err := h.probe(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.launch(p, s); err != nil {
+		t.Fatal(err)
+	}
+	h.awaitStatus("web", vm.StatusPrelaunch)
+	h.reopen()
+	h.awaitStatus("web", vm.StatusPrelaunch)
+	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	h.mustBeGone("web")
+}
+
+func TestAPidfileWithoutItsQEMUNamesNobody(t *testing.T) {
+	h := newHost(t)
+	// This process has the number that is in the file, and no lock on it.
+	if err := os.WriteFile(h.layout.pidfile("web"), []byte("1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if o := h.Observe(t.Context(), "web"); o.Alive() {
+		t.Errorf("it looks like %+v", o)
+	}
+	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil); err != nil {
+		t.Error(err)
+	}
+}

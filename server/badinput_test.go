@@ -1,0 +1,221 @@
+package server
+
+import (
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"vmand/vm"
+)
+
+func TestBadBodiesAreRefusedFieldByField(t *testing.T) {
+	a := newAPI(t)
+	digits := strings.Repeat("9", 400)
+	tests := map[string]struct {
+		path, body string
+		code       vm.Code
+		fields     []string // as "field: detail"
+	}{
+		"no body":                {"/templates", "", codeMalformed, nil},
+		"broken":                 {"/templates", `{"name":`, codeMalformed, nil},
+		"not JSON":               {"/templates", `name=small`, codeMalformed, nil},
+		"two values":             {"/templates", smallTemplate + smallTemplate, codeMalformed, nil},
+		"something after it":     {"/templates", smallTemplate + "x", codeMalformed, nil},
+		"a name twice":           {"/templates", `{"name":"a","name":"b","cpu_count":1,"ram_amount":1}`, codeMalformed, nil},
+		"not UTF-8":              {"/templates", "{\"name\":\"\xff\"}", codeMalformed, nil},
+		"nested without end":     {"/templates", strings.Repeat("[", 100000), codeMalformed, nil},
+		"a mark before it":       {"/templates", "\ufeff" + smallTemplate, codeMalformed, nil},
+		"a bad bracket":          {"/templates", `{"name":["a"}`, codeMalformed, nil},
+		"an array":               {"/templates", `[]`, vm.CodeInvalid, []string{": must be an object"}},
+		"null":                   {"/templates", `null`, vm.CodeInvalid, []string{": must be an object"}},
+		"nothing in it":          {"/templates", `{}`, vm.CodeInvalid, []string{"/cpu_count: is missing", "/name: is missing", "/ram_amount: is missing"}},
+		"an unknown property":    {"/templates", `{"name":"a","cpu_count":1,"ram_amount":1,"c~p/u":2}`, vm.CodeInvalid, []string{"/c~0p~1u: is not a known property"}},
+		"another case":           {"/templates", `{"Name":"a","cpu_count":1,"ram_amount":1}`, vm.CodeInvalid, []string{"/Name: is not a known property", "/name: is missing"}},
+		"wrong types, each":      {"/templates", `{"name":1,"cpu_count":"2","ram_amount":true}`, vm.CodeInvalid, []string{"/cpu_count: must be an integer", "/name: must be a string", "/ram_amount: must be an integer"}},
+		"null for a value":       {"/templates", `{"name":null,"cpu_count":1,"ram_amount":1}`, vm.CodeInvalid, []string{"/name: must be a string"}},
+		"too small":              {"/templates", `{"name":"a","cpu_count":0,"ram_amount":-1}`, vm.CodeInvalid, []string{"/cpu_count: must be at least 1", "/ram_amount: must be at least 1"}},
+		"too large":              {"/templates", `{"name":"a","cpu_count":257,"ram_amount":4194305}`, vm.CodeInvalid, []string{"/cpu_count: must be at most 256", "/ram_amount: must be at most 4194304"}},
+		"a fraction":             {"/templates", `{"name":"a","cpu_count":1.5,"ram_amount":1}`, vm.CodeInvalid, []string{"/cpu_count: must be an integer"}},
+		"a fraction of nothing":  {"/templates", `{"name":"a","cpu_count":2.0,"ram_amount":1}`, vm.CodeInvalid, []string{"/cpu_count: must be a whole number, without a fraction or an exponent"}},
+		"an exponent":            {"/templates", `{"name":"a","cpu_count":1e2,"ram_amount":1}`, vm.CodeInvalid, []string{"/cpu_count: must be a whole number, without a fraction or an exponent"}},
+		"400 digits":             {"/templates", `{"name":"a","cpu_count":` + digits + `,"ram_amount":1}`, vm.CodeInvalid, []string{"/cpu_count: must be an integer"}},
+		"400 digits of a size":   {"/disks", `{"size":` + digits + `}`, vm.CodeInvalid, []string{"/size: must be a number"}},
+		"an enormous exponent":   {"/disks", `{"size":1e308}`, vm.CodeInvalid, []string{"/size: must be at most 16384"}},
+		"half a MiB":             {"/disks", `{"size":0.00048828125}`, vm.CodeInvalid, []string{"/size: must be a whole number of MiB, 1/1024 GiB", "/size: must be at least 0.0009765625"}},
+		"no whole MiB":           {"/disks", `{"size":0.1}`, vm.CodeInvalid, []string{"/size: must be a whole number of MiB, 1/1024 GiB"}},
+		"a mount point":          {"/disks", `{"size":1,"mount_point":"/dev/sda"}`, vm.CodeInvalid, []string{"/mount_point: must match ^/dev/(xvd|vd|sd)[b-z]$"}},
+		"an empty mount point":   {"/disks", `{"size":1,"mount_point":""}`, vm.CodeInvalid, []string{"/mount_point: must match ^/dev/(xvd|vd|sd)[b-z]$"}},
+		"a size as text":         {"/disks", `{"size":"1"}`, vm.CodeInvalid, []string{"/size: must be a number"}},
+		"a timeout out of range": {"/vms/web-1/actions/stop", `{"timeout_seconds":3601}`, vm.CodeInvalid, []string{"/timeout_seconds: must be at most 3600"}},
+		"something for nothing":  {"/vms/web-1/actions/start", `{"force":true}`, vm.CodeInvalid, []string{"/force: is not a known property"}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			p := a.want(t, 400, "POST", test.path, test.body).problem(t)
+			var fields []string
+			for _, e := range p.Errors {
+				fields = append(fields, e.Field+": "+e.Detail)
+			}
+			slices.Sort(fields)
+			if vm.Code(p.Code) != test.code || !slices.Equal(fields, test.fields) {
+				t.Errorf("code %s, fields %q", p.Code, fields)
+			}
+		})
+	}
+}
+
+// badNames are names that must never get as far as a file, a command or SQL.
+var badNames = map[string]string{
+	"a path up":      "../../etc/passwd",
+	"a quote":        `a"b`,
+	"an apostrophe":  "a' OR '1'='1",
+	"SQL":            "x'; DROP TABLE vms; --",
+	"a comma":        "a,file=/etc/shadow",
+	"a newline":      "a\nb",
+	"a last newline": "a\n",
+	"NUL":            "a\x00b",
+	"a bell":         "a\x07",
+	"a space":        "a b",
+	"upper case":     "Web",
+	"a hyphen last":  "web-",
+	"a dot":          ".",
+	"a percent":      "%2e%2e",
+	"unicode":        "wéb",
+	"a wide letter":  "ｗeb",
+	"very long":      strings.Repeat("a", 10000),
+	"64 letters":     strings.Repeat("a", 64),
+}
+
+func TestBadNamesAreRefusedEverywhere(t *testing.T) {
+	a := newAPI(t)
+	for name, bad := range badNames {
+		t.Run(name, func(t *testing.T) {
+			for _, prefix := range []string{"/vms/", "/disks/", "/templates/", "/operations/"} {
+				r := a.want(t, 400, "GET", prefix+url.PathEscape(bad), "")
+				if p := r.problem(t); p.Code != "invalid-request" || len(p.Errors) == 0 {
+					t.Errorf("%s: %s", prefix, r.body)
+				}
+				if len(r.body) > 1000+3*len(bad) {
+					t.Errorf("%s: an answer of %d bytes", prefix, len(r.body))
+				}
+			}
+			body := `{"template_name":` + quote(bad) + `,"name":` + quote(bad) + `}`
+			p := a.want(t, 400, "POST", "/vms", body).problem(t)
+			if len(p.Errors) < 2 {
+				t.Errorf("only %v", p.Errors)
+			}
+			if strings.Contains(p.Detail, bad) {
+				t.Errorf("the value is repeated: %s", p.Detail)
+			}
+			a.want(t, 400, "GET", "/disks?vm_id="+url.QueryEscape(bad), "")
+			a.want(t, 400, "GET", "/operations?resource="+url.QueryEscape("vms/"+bad), "")
+			a.want(t, 400, "GET", "/vms?state="+url.QueryEscape(bad), "")
+		})
+	}
+}
+
+func quote(s string) string { return string(appendString(nil, s)) }
+
+func TestBadParametersAreNamed(t *testing.T) {
+	a := newAPI(t)
+	tests := map[string][]string{
+		"/vms?state=gone":                          {"state: must be one of stopped, starting, running, paused, stopping, error"},
+		"/vms?colour=red&state=gone":               {"colour: is not a query parameter of this request", "state: must be one of stopped, starting, running, paused, stopping, error"},
+		"/vms?limit=0":                             {"limit: must be at least 1"},
+		"/vms?limit=1001":                          {"limit: must be at most 1000"},
+		"/vms?limit=many":                          {"limit: must be an integer"},
+		"/vms?limit=1.5":                           {"limit: must be an integer"},
+		"/vms?limit=1e2":                           {"limit: must be an integer"},
+		"/vms?limit=" + strings.Repeat("9", 400):   {"limit: must be an integer"},
+		"/vms?limit=":                              {"limit: must not be empty"},
+		"/vms?limit=1&limit=2":                     {"limit: is given more than once"},
+		"/vms?cursor=MTAw":                         {"cursor: is not a cursor of a Link header"},
+		"/vms?cursor=":                             {"cursor: must have at least 1 characters"},
+		"/vms?cursor=" + strings.Repeat("a", 201):  {"cursor: must have at most 200 characters"},
+		"/vms?Limit=1":                             {"Limit: is not a query parameter of this request"},
+		"/vms?state=%zz":                           {": the query is not properly encoded"},
+		"/vms?state=running;limit=1":               {": the query is not properly encoded"},
+		"/health?x=1":                              {"x: is not a query parameter of this request"},
+		"/vms?" + strings.Repeat("k", 5000) + "=1": {strings.Repeat("k", 64) + "…: is not a query parameter of this request"},
+	}
+	for path, want := range tests {
+		p := a.want(t, 400, "GET", path, "").problem(t)
+		var fields []string
+		for _, e := range p.Errors {
+			fields = append(fields, e.Field+": "+e.Detail)
+		}
+		if !slices.Equal(fields, want) {
+			t.Errorf("%.60s: %q", path, fields)
+		}
+	}
+	for _, prefer := range []string{"wait=soon", "wait=-1", "wait", strings.Repeat("a", 201)} {
+		p := a.want(t, 400, "POST", "/vms/web-1/actions/start", "", "Prefer", prefer).problem(t)
+		if len(p.Errors) != 1 || p.Errors[0].Field != "Prefer" {
+			t.Errorf("%.20s: %+v", prefer, p)
+		}
+	}
+	// Two Prefer lines are one list, of which the first wait counts.
+	a.want(t, 404, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=1", "Prefer", "wait=soon")
+}
+
+func TestMediaTypesAreToldApart(t *testing.T) {
+	a := newAPI(t)
+	for media, status := range map[string]int{
+		"application/json": 201, "application/json; charset=utf-8": 201, "APPLICATION/JSON": 201,
+		"text/plain": 415, "application/x-www-form-urlencoded": 415, "application/problem+json": 415, "json": 415, "; x": 415, "application/*": 415,
+		strings.Repeat("a/", 2000): 415,
+	} {
+		r := a.want(t, status, "POST", "/templates", smallTemplate, "Content-Type", "", "Content-Type", media)
+		if status == 201 {
+			a.want(t, 204, "DELETE", "/templates/small", "")
+		} else if p := r.problem(t); p.Code != "unsupported-media-type" || p.Hint == "" {
+			t.Errorf("%s: %+v", media, p)
+		}
+	}
+	a.want(t, 415, "POST", "/templates", smallTemplate, "Content-Type", "")
+}
+
+func TestABodyWhereNoneBelongsIsRefused(t *testing.T) {
+	a := newAPI(t).withVM(t)
+	for _, r := range [][2]string{{"GET", "/vms"}, {"GET", "/health"}, {"DELETE", "/vms/web-1"}} {
+		p := a.want(t, 400, r[0], r[1], "{}").problem(t)
+		if p.Code != "invalid-request" || len(p.Errors) != 1 {
+			t.Errorf("%v: %+v", r, p)
+		}
+	}
+	a.want(t, 200, "GET", "/vms/web-1", "")
+}
+
+func TestTheSpecificationCanBeEnforced(t *testing.T) {
+	doc, _ := specification()
+	ops := compile(doc)
+	s := newAPI(t).Server
+	served := map[routeKey]bool{}
+	for _, r := range s.echo.Routes() {
+		served[routeKey{r.Method, r.Path}] = true
+		if ops[routeKey{r.Method, r.Path}] == nil {
+			t.Errorf("%s %s is served and not in the specification", r.Method, r.Path)
+		}
+	}
+	for key, op := range ops {
+		if !served[key] {
+			t.Errorf("%v is in the specification and not served", key)
+		}
+		for _, p := range op.query {
+			if p.Required {
+				t.Errorf("%v: the validation has no required query parameters, such as %s", key, p.Name)
+			}
+		}
+		for _, p := range op.header {
+			if p.Required {
+				t.Errorf("%v: the validation has no required headers, such as %s", key, p.Name)
+			}
+		}
+		for _, p := range op.path {
+			if !p.accepts("a") {
+				t.Errorf("%v: %s has no quick check", key, p.Name)
+			}
+		}
+	}
+}

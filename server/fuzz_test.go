@@ -1,0 +1,85 @@
+package server
+
+import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3filter"
+)
+
+// FuzzRequest sends anything at all. No answer may be a 500, each must be what
+// the specification says, and what was accepted must be valid by a second
+// opinion, that of openapi3filter.
+func FuzzRequest(f *testing.F) {
+	a := newAPI(f)
+	methods := []string{"GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS", "X"}
+	f.Add(uint8(1), "/templates", "", "application/json", "", "", smallTemplate)
+	f.Add(uint8(1), "/vms", "", "application/json", "", "", webVM)
+	f.Add(uint8(1), "/vms/web-1/actions/stop", "", "application/json", "Prefer", "wait=1", `{"force":true,"timeout_seconds":0}`)
+	f.Add(uint8(1), "/disks", "", "application/json; charset=utf-8", "", "", `{"size":0.5,"mount_point":"/dev/sdc"}`)
+	f.Add(uint8(1), "/disks/d/attach", "", "application/json", "", "", `{"vm_id":"web-1"}`)
+	f.Add(uint8(2), "/disks/d", "", "application/json", "If-Match", `"1-1", W/"2-2"`, `{"size":1e3}`)
+	f.Add(uint8(0), "/vms", "limit=2&state=running&template_name=small&cursor=AQE", "", "", "", "")
+	f.Add(uint8(0), "/operations", "resource=vms/web-1&kind=vm.start&state=failed", "", "", "", "")
+	f.Add(uint8(0), "/vms/web-1", "", "", "If-None-Match", `W/"1-1"`, "")
+	f.Add(uint8(3), "/templates/small", "", "", "If-Match", "*", "")
+	f.Add(uint8(0), "/openapi.json", "", "", "X-Request-Id", "\x7f", "")
+	f.Add(uint8(4), "/vms/%2e%2e", "%zz", "text/plain", "Origin", "null", "\x00")
+	f.Fuzz(func(t *testing.T, method uint8, path, query, media, name, value, body string) {
+		u, err := url.ParseRequestURI("/" + strings.TrimPrefix(path, "/"))
+		if err != nil || strings.ContainsAny(path, "?#") {
+			t.Skip()
+		}
+		u.RawQuery = query
+		r := httptest.NewRequest(methods[int(method)%len(methods)], "/", strings.NewReader(body))
+		r.URL, r.Host = u, "localhost"
+		r.Header.Set("Authorization", "Bearer "+a.token)
+		if media != "" {
+			r.Header.Set("Content-Type", media)
+		}
+		if name != "" && !strings.EqualFold(name, "Authorization") {
+			r.Header.Add(name, value)
+		}
+		w := httptest.NewRecorder()
+		second := secondOpinion(r, body)
+		a.ServeHTTP(w, r)
+		if w.Code == http.StatusInternalServerError {
+			t.Fatalf("%s %s: %s\n%s", r.Method, u, w.Body, a.log)
+		}
+		if err := conforms(r.Method, u, w.Code, w.Header(), w.Body.Bytes()); err != nil {
+			t.Fatalf("%s %s: status %d: %v", r.Method, u, w.Code, err)
+		}
+		if accepted(w.Code) && second != nil {
+			t.Fatalf("%s %s: status %d, and openapi3filter says: %v", r.Method, u, w.Code, second)
+		}
+	})
+}
+
+// accepted reports whether a status means that the request itself was fine.
+func accepted(status int) bool {
+	return status < 400 || status == 409 || status == 412 || status >= 500
+}
+
+// secondOpinion returns what openapi3filter has against a request.
+func secondOpinion(r *http.Request, body string) error {
+	_, router := specification()
+	route, params, err := router.FindRoute(r)
+	if err != nil || r.Method == http.MethodHead {
+		return nil // its router knows no HEAD and no OPTIONS
+	}
+	copied := r.Clone(r.Context())
+	copied.Body = http.NoBody
+	if body != "" {
+		copied.Body = &readCloser{bytes.NewReader([]byte(body))}
+	}
+	return openapi3filter.ValidateRequest(r.Context(), &openapi3filter.RequestValidationInput{Request: copied, Route: route, PathParams: params,
+		Options: &openapi3filter.Options{SkipSettingDefaults: true, AuthenticationFunc: openapi3filter.NoopAuthenticationFunc}})
+}
+
+type readCloser struct{ *bytes.Reader }
+
+func (*readCloser) Close() error { return nil }

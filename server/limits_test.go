@@ -1,0 +1,225 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"vmand/openapi"
+)
+
+// dial opens a connection to speak HTTP on by hand.
+func (a *api) dial(t *testing.T) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(a.base, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// head returns the beginning of a request with the token.
+func (a *api) head(format string, args ...any) string {
+	return fmt.Sprintf(format, args...) + " HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + a.token + "\r\nContent-Type: application/json\r\n"
+}
+
+// receive reads one answer from c.
+func receive(t *testing.T, c net.Conn) (*http.Response, string) {
+	t.Helper()
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+func TestAnAnnouncedLargeBodyIsRefusedUnread(t *testing.T) {
+	a := newAPI(t)
+	for name, status := range map[string]int{"with a token": 413, "without": 401} {
+		c := a.dial(t)
+		head := a.head("POST /templates")
+		if status == 401 {
+			head = strings.Replace(head, a.token, "x", 1)
+		}
+		fmt.Fprintf(c, "%sContent-Length: %d\r\n\r\n", head, 100<<20)
+		resp, body := receive(t, c) // not a byte of the body was sent
+		if resp.StatusCode != status || resp.Header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s: status %d: %s", name, resp.StatusCode, body)
+		}
+	}
+}
+
+func TestAnEndlessBodyIsCutOffWithoutFillingMemory(t *testing.T) {
+	a := newAPI(t)
+	for name, status := range map[string]int{"with a token": 413, "without": 401} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		c := a.dial(t)
+		head := a.head("POST /templates")
+		if status == 401 {
+			head = strings.Replace(head, a.token, "x", 1)
+		}
+		fmt.Fprintf(c, "%sTransfer-Encoding: chunked\r\n\r\n", head)
+		chunk := append(append([]byte("10000\r\n"), bytes.Repeat([]byte{' '}, 64<<10)...), "\r\n"...)
+		sent := 0
+		go func() {
+			for sent < 100<<20 {
+				n, err := c.Write(chunk)
+				if sent += n; err != nil {
+					return
+				}
+			}
+		}()
+		if resp, body := receive(t, c); resp.StatusCode != status {
+			t.Errorf("%s: status %d: %s", name, resp.StatusCode, body)
+		}
+		c.Close()
+		runtime.ReadMemStats(&after)
+		if grown := after.TotalAlloc - before.TotalAlloc; grown > 12<<20 {
+			t.Errorf("%s: %d MiB were allocated", name, grown>>20)
+		}
+	}
+}
+
+func TestABodyOfExactlyTheLimitIsRead(t *testing.T) {
+	a := newAPI(t)
+	padded := smallTemplate + strings.Repeat(" ", maxBody-len(smallTemplate))
+	a.want(t, 201, "POST", "/templates", padded)
+	if p := a.want(t, 413, "POST", "/templates", padded+" ").problem(t); p.Code != "payload-too-large" {
+		t.Errorf("%+v", p)
+	}
+}
+
+func TestASlowBodyIsA408(t *testing.T) {
+	a := newAPI(t, func(f *fixture) { f.o.BodyTimeout = 150 * time.Millisecond })
+	c := a.dial(t)
+	fmt.Fprintf(c, "%sContent-Length: 50\r\n\r\n{", a.head("POST /templates"))
+	resp, body := receive(t, c)
+	if resp.StatusCode != 408 || !strings.Contains(body, "request-timeout") || !resp.Close {
+		t.Errorf("status %d, close %v: %s", resp.StatusCode, resp.Close, body)
+	}
+	// A stranger's is not waited for at all, nor is the connection kept for long.
+	c = a.dial(t)
+	fmt.Fprintf(c, "%sContent-Length: 50\r\n\r\n{", strings.Replace(a.head("POST /templates"), a.token, "x", 1))
+	if resp, body := receive(t, c); resp.StatusCode != 401 {
+		t.Errorf("status %d: %s", resp.StatusCode, body)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the connection is still open: %v", err)
+	}
+}
+
+func TestABodyThatEndsEarlyIsMalformed(t *testing.T) {
+	a := newAPI(t)
+	c := a.dial(t)
+	fmt.Fprintf(c, "%sContent-Length: 50\r\n\r\n{", a.head("POST /templates"))
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if resp, body := receive(t, c); resp.StatusCode != 400 || !strings.Contains(body, "malformed-body") {
+		t.Errorf("status %d: %s", resp.StatusCode, body)
+	}
+}
+
+func TestTheDeadlineOfTheBodyDoesNotCutTheWait(t *testing.T) {
+	a := newAPI(t, func(f *fixture) { f.o.BodyTimeout = 100 * time.Millisecond }).withVM(t)
+	a.driver.Hook = hook("Start", func(ctx context.Context) error {
+		select {
+		case <-time.After(400 * time.Millisecond):
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "{}", "Prefer", "wait=20")
+}
+
+func TestSlowHeadersAreHungUpOn(t *testing.T) {
+	a := newAPI(t, func(f *fixture) { f.tune = func(s *Server) { s.headerTimeout = 150 * time.Millisecond } })
+	if readHeaderTimeout > 5*time.Second {
+		t.Errorf("headers may take %v", readHeaderTimeout)
+	}
+	c := a.dial(t)
+	io.WriteString(c, "GET /vms HTTP/1.1\r\nHost: local")
+	if _, err := io.ReadAll(c); err != nil {
+		t.Errorf("the connection was not closed: %v", err)
+	}
+}
+
+func TestAFloodOfHeadersIsRefused(t *testing.T) {
+	a := newAPI(t)
+	c := a.dial(t)
+	go func() {
+		io.WriteString(c, "GET /vms HTTP/1.1\r\nHost: localhost\r\n")
+		for i := range 100000 {
+			if _, err := fmt.Fprintf(c, "X-Flood-%d: %s\r\n", i, strings.Repeat("x", 100)); err != nil {
+				return
+			}
+		}
+	}()
+	if resp, _ := receive(t, c); resp.StatusCode != 431 {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+}
+
+func TestAClientThatHangsUpCancelsNothing(t *testing.T) {
+	a := newAPI(t).withVM(t)
+	began, release := make(chan struct{}), make(chan struct{})
+	a.driver.Hook = hook("Start", func(ctx context.Context) error {
+		close(began)
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	c := a.dial(t)
+	io.WriteString(c, a.head("POST /vms/web-1/actions/start")+"Prefer: wait=30\r\n\r\n")
+	<-began
+	c.Close()
+	ops := into[[]openapi.Operation](t, a.want(t, 200, "GET", "/operations?kind=vm.start", ""))
+	close(release)
+	o, err := a.manager.Wait(t.Context(), ops[0].ID)
+	if err != nil || o.State != "succeeded" {
+		t.Errorf("operation %+v, %v", o, err)
+	}
+}
+
+func TestStoppingAnswersWhoWaits(t *testing.T) {
+	a := newAPI(t).withVM(t)
+	began := make(chan struct{})
+	a.driver.Hook = hook("Start", func(ctx context.Context) error { close(began); <-ctx.Done(); return ctx.Err() })
+	l, err := ListenTCP("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error)
+	go func() { served <- a.Serve(ctx, l) }()
+	a.base = "http://" + l.Addr().String()
+	go func() { <-began; cancel() }()
+	a.want(t, 202, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=300")
+	if err := <-served; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		t.Error("it still listens")
+	}
+}
