@@ -372,7 +372,7 @@ func TestAnOlderDatabaseIsBackedUpAndMigrated(t *testing.T) {
 	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{}); err != nil || len(list) != 2000 {
 		t.Errorf("%d VMs are left, %v; want all", len(list), err)
 	}
-	wantFault(t, s.DeleteTemplate(t.Context(), "small"), vm.CodeInUse)
+	wantFault(t, s.Apply(t.Context(), vm.Change{DeleteTemplate: "small"}), vm.CodeInUse)
 	v := makeVM(9999)
 	v.Template.Name = "none"
 	wantFault(t, s.Apply(t.Context(), vm.Change{NewVM: &v}), vm.CodeNotFound) // the reference holds again

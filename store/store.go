@@ -181,6 +181,15 @@ const shortList = 1000
 // one reads the row of kind that id names. It returns the fault of a missing
 // thing if there is none.
 func (s *Store) one(ctx context.Context, kind, id, query string, scan func(*sqlx.Row) error) error {
+	err := s.row(ctx, query, scan, id)
+	if errors.Is(err, errNoRow) {
+		return vm.NotFound(kind, id)
+	}
+	return err
+}
+
+// row reads the row of a query, or returns errNoRow if there is none.
+func (s *Store) row(ctx context.Context, query string, scan func(*sqlx.Row) error, args ...any) error {
 	if err := ctx.Err(); err != nil {
 		return s.fault(ctx, err)
 	}
@@ -189,10 +198,10 @@ func (s *Store) one(ctx context.Context, kind, id, query string, scan func(*sqlx
 	ctx = context.WithoutCancel(ctx)
 	stmt, err := s.prepared(ctx, query)
 	if err == nil {
-		err = scan(stmt.QueryRowxContext(ctx, id))
+		err = scan(stmt.QueryRowxContext(ctx, args...))
 	}
 	if errors.Is(err, sql.ErrNoRows) {
-		return vm.NotFound(kind, id)
+		return errNoRow
 	}
 	return s.fault(ctx, err)
 }
