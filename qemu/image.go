@@ -85,12 +85,8 @@ func checkBase(root vm.RootDisk) error {
 
 // DeleteVM implements [vm.Driver].
 func (d *Driver) DeleteVM(_ context.Context, id string) error {
-	s, err := d.session(id)
-	if err != nil {
-		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
-	}
-	if s != nil {
-		return fault(vm.CodeState, nil, "vm %s still has a QEMU process, pid %d", id, s.proc.pid)
+	if err := d.checkFree(id); err != nil {
+		return err
 	}
 	d.layout.removeRun(id, runSuffixes...)
 	return d.removeAll(vmDir(id))

@@ -24,14 +24,8 @@ func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {
 	if err := ctx.Err(); err != nil {
 		return monitorFault(s.ID, "start", err)
 	}
-	sess, err := d.session(s.ID)
-	if err != nil {
-		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", s.ID)
-	}
-	if sess != nil {
-		f := fault(vm.CodeState, nil, "vm %s still has a QEMU process, pid %d", s.ID, sess.proc.pid)
-		f.Hint = "stop it first"
-		return f
+	if err := d.checkFree(s.ID); err != nil {
+		return err
 	}
 	if err := d.checkFiles(s); err != nil {
 		return err
@@ -41,6 +35,20 @@ func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {
 		return fault(vm.CodeOperationFailed, err, "ask for the host's memory")
 	}
 	return admitMemory(s, available)
+}
+
+// checkFree reports a process that a VM has already.
+func (d *Driver) checkFree(id string) error {
+	s, err := d.session(id)
+	if err != nil {
+		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+	}
+	if s == nil {
+		return nil
+	}
+	f := fault(vm.CodeState, nil, "vm %s already has a QEMU process, pid %d", id, s.proc.pid)
+	f.Hint = "stop it first"
+	return f
 }
 
 // admitMemory reports whether a VM fits into the host's memory. available is in

@@ -21,6 +21,9 @@ const startTimeout = 60 * time.Second
 
 // Start implements [vm.Driver].
 func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
+	if err := d.checkFree(s.ID); err != nil { // before anything of a running VM's is replaced
+		return err
+	}
 	p, err := d.probe(ctx, false)
 	if err != nil {
 		return err
@@ -120,9 +123,6 @@ func (d *Driver) spawn(id string, argv []string, files []*os.File) (*session, er
 	defer d.mu.Unlock()
 	if d.ctx.Err() != nil {
 		return nil, fault(vm.CodeUnavailable, nil, "vmand is ending")
-	}
-	if s := d.sessions[id]; s != nil && !s.proc.exited() {
-		return nil, fault(vm.CodeState, nil, "vm %s already has a QEMU process, pid %d", id, s.proc.pid)
 	}
 	proc, err := start(d.account, argv, files)
 	if err != nil {

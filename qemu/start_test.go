@@ -152,6 +152,7 @@ func TestAVMIsOneProcess(t *testing.T) {
 	if err := h.DeleteVM(t.Context(), "web"); codeOf(err) != vm.CodeState {
 		t.Errorf("it was deleted while it runs: %v", err)
 	}
+	h.reopen() // its sockets are still its own
 	h.awaitStatus("web", vm.StatusRunning)
 }
 

@@ -97,7 +97,7 @@ func (s *Server) guarded(x *exchange, next echo.HandlerFunc) (err error) {
 		if p == nil {
 			return
 		}
-		if p == http.ErrAbortHandler { //nolint:errorlint // this very value is the signal
+		if p == http.ErrAbortHandler { // this very value is the signal
 			panic(p)
 		}
 		x.stack = string(debug.Stack())

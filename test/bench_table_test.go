@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,11 @@ import (
 // both. At its end it prints one table. It fails only if something does not
 // work; to miss a target is for the reader to see.
 func BenchmarkDaemon(b *testing.B) {
+	load, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		b.Fatal(err)
+	}
+	fmt.Printf("%d CPUs, %s, load average before %s\n", runtime.NumCPU(), runtime.Version(), strings.Join(strings.Fields(string(load))[:3], " "))
 	var t table
 	for _, measure := range []struct {
 		name string
