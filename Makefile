@@ -27,7 +27,7 @@ test: ## run every test, with real QEMU, and print the coverage
 	@scripts/test.sh
 
 unit: ## run the fast tests, which need no QEMU
-	VMAN_TEST_QEMU=off $(GO) test -short ./...
+	VMAN_TEST_QEMU=off $(GO) test ./...
 
 cover: ## write what the last `make test` covered to build/coverage/index.html
 	$(GO) tool cover -html=build/coverage/profile -o build/coverage/index.html

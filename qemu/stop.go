@@ -49,7 +49,7 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 // process.
 func (s *session) shutdownGuest(ctx context.Context, timeout time.Duration, report vm.Report) error {
 	if timeout <= 0 {
-		timeout = vm.DefaultStopTimeout
+		return nil // no time to answer is no question
 	}
 	wait, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

@@ -50,7 +50,7 @@ func TestAGuestThatPowersItselfOffCanBeSeen(t *testing.T) {
 		t.Error("nobody was told")
 	}
 	var told steps
-	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{}, told.report); err != nil {
+	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{Timeout: time.Minute}, told.report); err != nil {
 		t.Fatal(err)
 	}
 	if !told.is("acpi", "quit") {
@@ -85,6 +85,19 @@ func TestADeafGuestIsForcedAfterTheTimeout(t *testing.T) {
 	}
 	if took := time.Since(begin); took < 500*time.Millisecond || !told.is("acpi", "quit") {
 		t.Errorf("after %v:\n%s", took, told.text)
+	}
+	h.mustBeGone("web")
+}
+
+func TestNoTimeToAnswerIsNoQuestion(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestObeys)
+	var told steps
+	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{}, told.report); err != nil {
+		t.Fatal(err)
+	}
+	if !told.is("quit") {
+		t.Errorf("steps %v", told.names)
 	}
 	h.mustBeGone("web")
 }

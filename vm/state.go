@@ -159,7 +159,10 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 			return Verdict{State: Stopped, Reason: ReasonRequested, End: true}
 		}
 		return Verdict{State: Stopped, Reason: ReasonGuestShutdown, End: true}
-	case StatusPrelaunch: // launched with -S and never let go
+	case StatusPrelaunch: // launched with -S and never let go, or reset while it was paused
+		if recorded == Running || recorded == Paused {
+			return Verdict{State: Paused, Reason: ReasonInterrupted}
+		}
 		return Verdict{State: Stopped, Reason: ReasonStartFailed, End: true}
 	default:
 		why := pausedReason(seen.Status)

@@ -68,6 +68,7 @@ func TestSettle(t *testing.T) {
 		"a launch that left nothing failed":       {vm.Starting, vm.ReasonRequested, gone, vm.Verdict{State: vm.Stopped, Reason: vm.ReasonStartFailed}},
 		"a launch that worked is running":         {vm.Starting, vm.ReasonRequested, at("running"), vm.Verdict{State: vm.Running, Reason: vm.ReasonRequested}},
 		"a launch never let go is ended":          {vm.Starting, vm.ReasonRequested, at("prelaunch"), vm.Verdict{State: vm.Stopped, Reason: vm.ReasonStartFailed, End: true}},
+		"a reset that was cut short is paused":    {vm.Running, vm.ReasonRequested, at("prelaunch"), vm.Verdict{State: vm.Paused, Reason: vm.ReasonInterrupted}},
 		"asked to stop and gone is off":           {vm.Stopping, vm.ReasonRequested, gone, vm.Verdict{State: vm.Stopped, Reason: vm.ReasonRequested}},
 		"asked to stop and off is ended":          {vm.Stopping, vm.ReasonRequested, at("shutdown"), vm.Verdict{State: vm.Stopped, Reason: vm.ReasonRequested, End: true}},
 		"asked to stop and running still runs":    {vm.Stopping, vm.ReasonRequested, at("running"), vm.Verdict{State: vm.Running, Reason: vm.ReasonRequested}},
