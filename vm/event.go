@@ -117,10 +117,11 @@ func eventsOf(c Change) []Event {
 			add("vm.state", VMResource(v.ID), map[string]any{"from": u.From, "to": v.State, "reason": v.Reason, "detail": v.ReasonDetail})
 		}
 	}
+	events = append(events, diskEvents(c)...)
 	if c.DeleteVM != "" {
 		add("vm.deleted", VMResource(c.DeleteVM), map[string]any{})
 	}
-	return append(events, diskEvents(c)...)
+	return events
 }
 
 func diskEvents(c Change) []Event {

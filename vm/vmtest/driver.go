@@ -31,6 +31,8 @@ type process struct {
 	pid     int
 	status  vm.RunStatus
 	plugged []string
+	full    bool
+	freeMiB int64
 }
 
 var _ vm.Driver = (*Driver)(nil)
@@ -45,6 +47,15 @@ func (d *Driver) Set(id string, status vm.RunStatus) {
 		return
 	}
 	d.process(id).status = status
+}
+
+// SetFull makes the VM's guest look as if it had found a disk full, with the
+// given room on it now.
+func (d *Driver) SetFull(id string, freeMiB int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.process(id)
+	p.status, p.full, p.freeMiB = "io-error", true, freeMiB
 }
 
 // LoseDisk takes a disk's file away.
@@ -165,7 +176,7 @@ func (d *Driver) guest(ctx context.Context, method, id string, to vm.RunStatus) 
 		if d.procs[id] == nil {
 			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "no process"}
 		}
-		d.procs[id].status = to
+		d.procs[id].status, d.procs[id].full = to, false
 		return nil
 	})
 }
@@ -294,7 +305,10 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	if p == nil {
 		return vm.Observation{Log: "last words"}
 	}
-	o := vm.Observation{PID: p.pid, Status: p.status}
+	o := vm.Observation{PID: p.pid, Status: p.status, NoSpace: p.full, FreeMiB: p.freeMiB}
+	if p.full {
+		o.Trouble = "/disks/root is full"
+	}
 	if p.status != vm.StatusMute {
 		o.Plugged = slices.Clone(p.plugged)
 	}
