@@ -28,10 +28,11 @@ type Status struct {
 // An Issue is a disagreement between the records and the host.
 type Issue struct {
 	Type        IssueType
-	Resource    string // "vms/<id>" or "disks/<id>"
+	Resource    string // "vms/<id>", "disks/<id>" or "storage/<path>"
 	Details     string // for a person
 	FirstSeenAt time.Time
-	Repair      string // what was done about it, empty if nothing was
+	Repair      string    // what was done about it, empty if nothing was
+	RepairedAt  time.Time // zero if it was not repaired
 }
 
 // Status returns a copy of the present status. It never blocks for long.
