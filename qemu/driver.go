@@ -46,6 +46,7 @@ type Driver struct {
 	layout  layout
 	account account
 	state   *os.Root // file access under the state directory
+	files   *fileSurvey
 
 	probing chan struct{} // held while QEMU is asked what it can do; guards probed
 	probed  probes
@@ -76,6 +77,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 	if d.state, err = os.OpenRoot(d.layout.state); err != nil {
 		return nil, fmt.Errorf("qemu: open state directory: %w", err)
 	}
+	d.files = newFileSurvey(d.state, func(id string) (int64, error) { return d.DiskSize(context.Background(), id) })
 	if err := confine(); err != nil {
 		d.state.Close()
 		return nil, fmt.Errorf("qemu: %w", err)

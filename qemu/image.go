@@ -133,7 +133,7 @@ func (d *Driver) DiskSize(_ context.Context, id string) (int64, error) {
 	if err != nil {
 		return 0, fault(vm.CodeOperationFailed, err, "read the file of disk %s", id)
 	}
-	return (h.size + mib - 1) / mib, nil
+	return h.sizeMiB(), nil
 }
 
 // createImage runs "qemu-img create" for a file of the QEMU account's, which is
@@ -259,10 +259,11 @@ func (d *Driver) runTool(ctx context.Context, argv []string) (string, error) {
 		p.kill()
 		return "", ctx.Err()
 	}
+	words := lastLines(tail(out, maxStderr), 4)
 	if p.state != "exit status 0" {
-		return tail(out, 4), errors.New(p.state)
+		return words, errors.New(p.state)
 	}
-	return tail(out, 4), nil
+	return words, nil
 }
 
 var imgVersionPattern = regexp.MustCompile(`qemu-img version (\S+)`)

@@ -184,25 +184,35 @@ func (d *Driver) newQEMULog(id string) (*os.File, error) {
 
 // lastWords returns the last lines QEMU wrote in its last run.
 func (d *Driver) lastWords(id string) string {
-	f, err := d.state.Open(vmQEMULog(id))
+	return lastLines(d.endOf(vmQEMULog(id), maxStderr), 10)
+}
+
+// maxStderr is how much in bytes of what a program wrote is shown.
+const maxStderr = 4 << 10
+
+// endOf returns the end of a file under the state directory, at most that many
+// bytes, as text without the last line break. A file that is not there is empty.
+func (d *Driver) endOf(name string, most int64) string {
+	f, err := d.state.Open(name)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	return tail(f, 10)
+	return tail(f, most)
 }
 
-// tail returns the last lines of a file, without the last line break, at most
-// 4 KiB of them.
-func tail(f *os.File, lines int) string {
-	const most = 4096
+func tail(f *os.File, most int64) string {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return ""
 	}
 	buf := make([]byte, min(size, most))
 	n, _ := f.ReadAt(buf, size-int64(len(buf)))
-	text := bytes.TrimSpace(buf[:n])
-	all := strings.Split(string(bytes.ToValidUTF8(text, []byte("?"))), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+	return string(bytes.ToValidUTF8(bytes.TrimSpace(buf[:n]), []byte("?")))
+}
+
+// lastLines returns the last lines of a text.
+func lastLines(text string, n int) string {
+	all := strings.Split(text, "\n")
+	return strings.Join(all[max(0, len(all)-n):], "\n")
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -114,12 +113,11 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	for i, s := range sessions {
 		wg.Go(func() { observations[i] = s.survey(ctx, d) })
 	}
-	var err error
-	if seen.VMFiles, seen.DiskFiles, err = surveyFiles(d.state); err != nil {
-		wg.Wait()
+	err := d.files.survey(&seen)
+	wg.Wait()
+	if err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
-	wg.Wait()
 	for i, s := range sessions {
 		if s.proc.exited() {
 			continue
@@ -130,32 +128,6 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 		}
 	}
 	return seen, nil
-}
-
-// surveyFiles returns which VMs and which data disks have files.
-func surveyFiles(state *os.Root) (vms, disks map[string]bool, err error) {
-	dirs, err := readDir(state, vmsDir)
-	if err != nil {
-		return nil, nil, err
-	}
-	vms = make(map[string]bool, len(dirs))
-	for _, e := range dirs {
-		if vm.ValidName(e.Name()) {
-			_, err := state.Lstat(vmRootDisk(e.Name()))
-			vms[e.Name()] = err == nil
-		}
-	}
-	files, err := readDir(state, disksDir)
-	if err != nil {
-		return nil, nil, err
-	}
-	disks = make(map[string]bool, len(files))
-	for _, e := range files {
-		if id, ok := strings.CutSuffix(e.Name(), qcow2Suffix); ok && vm.ValidName(id) {
-			disks[id] = true
-		}
-	}
-	return vms, disks, nil
 }
 
 func readDir(state *os.Root, name string) ([]os.DirEntry, error) {
