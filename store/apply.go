@@ -20,6 +20,9 @@ import (
 // A VM or a disk that is to be updated and is gone counts as changed meanwhile;
 // what is to be deleted and is gone is not found.
 func (s *Store) Apply(ctx context.Context, c vm.Change) error {
+	if c.NewVM != nil || c.VM != nil || c.DeleteVM != "" {
+		defer s.cache.drop() // also after an error: the commit may have been done
+	}
 	return s.write(ctx, func(tx *sqlx.Tx) error {
 		now := time.Now()
 		if c.Operation != nil {

@@ -44,6 +44,7 @@ type Store struct {
 	// meet SQLITE_BUSY.
 	writer *sqlx.DB
 	reader *sqlx.DB
+	cache  *vmCache
 
 	mu    sync.Mutex
 	reads map[string]*sqlx.Stmt // prepared on the reader, by their SQL
@@ -86,6 +87,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if s.reader, err = connect(ctx, o.Path, readers, readerPragmas, ""); err != nil {
 		return nil, errors.Join(openError(ctx, o.Path, err), s.writer.Close())
 	}
+	if s.cache, err = newVMCache(ctx, o.Path); err != nil {
+		return nil, errors.Join(openError(ctx, o.Path, err), s.reader.Close(), s.writer.Close())
+	}
 	return s, nil
 }
 
@@ -98,6 +102,7 @@ func (s *Store) Close() error {
 		errs = append(errs, stmt.Close())
 	}
 	clear(s.reads)
+	errs = append(errs, s.cache.db.Close())
 	// The writer is last: it empties the write-ahead log into the database.
 	return errors.Join(append(errs, s.reader.Close(), s.writer.Close())...)
 }

@@ -63,10 +63,17 @@ func vmRowOf(v vm.VM, now time.Time) vmRow {
 // VM returns one VM. Of its template it has the name and the sizes; of no
 // restart policy, it has [vm.RestartNever].
 func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
+	g := s.cache.generation(ctx)
+	if v, ok := g.get(id); ok {
+		return v, s.fault(ctx, ctx.Err())
+	}
 	var v vm.VM
 	err := s.one(ctx, "vm", id, `SELECT `+vmColumns+` FROM vms WHERE id = ?`, func(row *sqlx.Row) error {
 		return row.Scan(vmDest(&v)...)
 	})
+	if err == nil {
+		g.put(v)
+	}
 	return v, err
 }
 
@@ -78,6 +85,11 @@ const labelled = "labels IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(labels)
 // VMs returns a page of the VMs that f selects. Of its template each has the
 // name and the sizes, as [Store.VM] does.
 func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error) {
+	if p.Limit == 0 { // who compares all records with the host wants no old ones afterwards
+		if err := s.cache.look(ctx); err != nil {
+			return nil, s.fault(ctx, err)
+		}
+	}
 	q := after(p)
 	q.and("state = ?", string(f.State))
 	q.and("template_name = ?", f.Template)

@@ -183,11 +183,6 @@ func (d *daemon) vm(id string) openapi.VM {
 	return as[openapi.VM](d.call("GET", "/vms/"+id, nil).want(200))
 }
 
-func (d *daemon) disk(id string) openapi.Disk {
-	d.t.Helper()
-	return as[openapi.Disk](d.call("GET", "/disks/"+id, nil).want(200))
-}
-
 // newDisk makes a data disk.
 func (d *daemon) newDisk(gib float64) openapi.Disk {
 	d.t.Helper()

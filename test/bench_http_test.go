@@ -96,7 +96,7 @@ func (d *daemon) token() string {
 // benchHTTP asks a daemon of 10,000 VMs, with its defaults.
 func benchHTTP(b *testing.B, t *table) {
 	address := freeAddress(b)
-	d := newDaemon(b, "VMAN_LISTEN="+address, "VMAN_OBSERVER_INTERVAL=5s")
+	d := benchDaemon(b, "VMAN_LISTEN="+address, "VMAN_OBSERVER_INTERVAL=5s")
 	ids := record(d, 10_000)
 	d.start()
 	d.unchecked()

@@ -19,7 +19,7 @@ const (
 // calls. The guests find nothing to boot.
 func benchObserver(b *testing.B, t *table) {
 	const interval = 500 * time.Millisecond
-	d := newDaemon(b, "VMAN_OBSERVER_INTERVAL="+interval.String())
+	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL="+interval.String())
 	ids := record(d, vmsRecorded-guestsRunning)
 	d.start()
 	d.unchecked()

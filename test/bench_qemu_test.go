@@ -31,7 +31,7 @@ type manualQEMU struct {
 func byHand(d *daemon, id string) *manualQEMU {
 	d.t.Helper()
 	pid := d.pid(id)
-	h := &manualQEMU{t: d.t, dir: filepath.Join(filepath.Dir(d.state), "by-hand"), sockets: map[int]string{}}
+	h := &manualQEMU{t: d.t, dir: filepath.Join(filepath.Dir(d.runtime), "by-hand"), sockets: map[int]string{}}
 	if err := os.Mkdir(h.dir, 0o711); err != nil {
 		d.t.Fatal(err)
 	}
@@ -150,7 +150,8 @@ func (h *manualQEMU) listen(path string) *os.File {
 
 // benchStart starts and stops one VM over the API and by hand.
 func benchStart(b *testing.B, t *table) {
-	d := startDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
+	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
+	d.start()
 	d.unchecked()
 	d.template()
 	d.create("a")
@@ -180,7 +181,8 @@ func (d *daemon) forceStop(id string) {
 
 // benchCreateDisk makes disks over the API and by hand.
 func benchCreateDisk(b *testing.B, t *table) {
-	d := startDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
+	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
+	d.start()
 	d.unchecked()
 	file := filepath.Join(b.TempDir(), "disk.qcow2")
 	var values, refs []time.Duration
@@ -206,7 +208,8 @@ func createImage(t testing.TB, file string) {
 // benchHotPlug plugs a disk into a running VM and unplugs it, over the API and
 // by the QMP commands alone, on the monitor that is the operator's.
 func benchHotPlug(b *testing.B, t *table) {
-	d := startDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
+	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
+	d.start()
 	d.unchecked()
 	d.template()
 	d.create("a")

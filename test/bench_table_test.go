@@ -105,6 +105,28 @@ func millis(d time.Duration) string {
 
 func micros(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) + " us" }
 
+// benchDaemon returns a daemon that is not started, with its runtime directory
+// in memory: so is /run, where vmand has it by default.
+func benchDaemon(b *testing.B, env ...string) *daemon {
+	b.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "vmand")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			b.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o711); err != nil {
+		b.Fatal(err)
+	}
+	d := newDaemon(b, env...)
+	d.runtime = filepath.Join(dir, "r")
+	d.env = append(d.env, "VMAN_RUNTIME_DIR="+d.runtime)
+	return d
+}
+
 // took returns how long f takes.
 func took(f func()) time.Duration {
 	start := time.Now()

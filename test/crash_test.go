@@ -22,7 +22,7 @@ func TestVMsOutliveTheDaemon(t *testing.T) {
 			d.template()
 			d.create("a")
 			disk := d.newDisk(0.25)
-			start := d.call("POST", "/vms/a/actions/start", nil, wait).want(200)
+			d.do("a", "start")
 			g := d.guest("a")
 			g.says("VMT: ready")
 			pid := d.pid("a")
@@ -31,7 +31,6 @@ func TestVMsOutliveTheDaemon(t *testing.T) {
 			if v := d.vm("a"); v.State != "running" || d.pid("a") != pid {
 				t.Errorf("found again: %+v, process %d; it was %d", v, d.pid("a"), pid)
 			}
-			_ = start
 			ops := as[[]openapi.Operation](d.call("GET", "/operations?resource=vms/a&kind=vm.start", nil).want(200))
 			if len(ops) != 1 || ops[0].State != "succeeded" {
 				t.Errorf("the start's record: %+v", ops)
@@ -175,7 +174,7 @@ func TestManyClientsOnEightVMs(t *testing.T) {
 				case action == "stop" || action == "restart":
 					body = map[string]any{"force": rand.IntN(2) == 0, "timeout_seconds": rand.IntN(2)}
 				}
-				a, err := d.try("POST", path, body, []string{wait, "X-Nothing: 1"}[rand.IntN(2)])
+				a, err := d.try("POST", path, body, []string{wait, "Prefer: wait=0"}[rand.IntN(2)])
 				if err != nil {
 					t.Error(err)
 					return

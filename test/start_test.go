@@ -177,9 +177,6 @@ func TestMoreMemoryThanTheHostHas(t *testing.T) {
 
 func TestADryRunStartsNothing(t *testing.T) {
 	d := startDaemon(t, "VMAN_OPERATOR_DRY_RUN=1", "VMAN_QEMU_BINARY=/nonexistent")
-	if dirs, err := filepath.Glob(filepath.Join(d.runtime, "*", "vmand.sock")); err == nil && len(dirs) == 1 {
-		t.Log(dirs)
-	}
 	d.template()
 	d.create("a")
 	a := d.call("POST", "/vms/a/actions/start", nil, wait).want(200)
@@ -223,8 +220,6 @@ func TestTheTCPDoor(t *testing.T) {
 	d.client.Transport.(*checked).next = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	}, DisableKeepAlives: true}
-	host := "Host: " + address
-	_ = host
 	ask := func(path, authorization string) answer {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+address+path, nil)
