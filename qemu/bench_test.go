@@ -71,6 +71,11 @@ func (h *testHost) startByHand(s vm.Spec) time.Duration {
 		h.t.Fatal(err)
 	}
 	begin := time.Now()
+	pidfile, err := lockPidfile(h.layout.pidfile(s.ID), h.account) // QEMU could not make it
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	pidfile.Close()
 	p, err := start(h.account, append([]string{path}, args...), files)
 	if err != nil {
 		h.t.Fatal(err)

@@ -56,11 +56,13 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.RootDisk) erro
 		}
 		return fileFault(err, "make the directory of vm %s", id)
 	}
+	vm.FailPoint("dir.made")
 	err := d.account.admit(d.layout.inState(dir))
 	if err == nil {
 		err = d.createImage(ctx, vmRootDisk(id), args, root.SizeMiB)
 	}
 	if err == nil {
+		vm.FailPoint("image.synced")
 		err = d.syncFile(vmsDir)
 	}
 	if err != nil {
@@ -95,6 +97,7 @@ func (d *Driver) DeleteVM(_ context.Context, id string) error {
 func (d *Driver) removeAll(dir string) error {
 	err := d.state.RemoveAll(dir)
 	if err == nil {
+		vm.FailPoint("files.removed")
 		err = d.syncFile(path.Dir(dir))
 	}
 	return fileFault(err, "remove %s", d.layout.inState(dir))
@@ -116,6 +119,7 @@ func (d *Driver) DeleteDisk(_ context.Context, id string) error {
 		return nil
 	}
 	if err == nil {
+		vm.FailPoint("files.removed")
 		err = d.syncFile(disksDir)
 	}
 	return fileFault(err, "remove the file of disk %s", id)
@@ -148,15 +152,18 @@ func (d *Driver) createImage(ctx context.Context, name string, args []string, si
 			d.state.Remove(temp)
 		}
 	}()
+	vm.FailPoint("image.temp-made")
 	if err := d.runImg(ctx, append(args, d.layout.inState(temp), strconv.FormatInt(sizeMiB*mib, 10))...); err != nil {
 		return err
 	}
+	vm.FailPoint("image.created")
 	if err := d.syncFile(temp); err != nil {
 		return err
 	}
 	if err := d.state.Rename(temp, name); err != nil {
 		return err
 	}
+	vm.FailPoint("image.renamed")
 	if err := d.syncFile(path.Dir(name)); err != nil {
 		return errors.Join(err, d.state.Remove(name))
 	}

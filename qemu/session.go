@@ -91,7 +91,7 @@ func (d *Driver) session(id string) (*session, error) {
 	if d.ctx.Err() != nil || !vm.ValidName(id) {
 		return nil, nil
 	}
-	p, err := adopt(d.layout.pidfile(id))
+	p, err := adopt(d.layout.pidfile(id), d.account.uid)
 	if p == nil || err != nil {
 		return nil, err
 	}
@@ -120,6 +120,23 @@ func (d *Driver) adoptAll() error {
 	for _, id := range ids {
 		if _, err := d.session(id); err != nil {
 			d.log.Warn("cannot look at a pidfile", "vm_id", id, "error", err)
+		}
+	}
+	return nil
+}
+
+// removeStale removes what the runtime directory still holds of VMs that have no
+// process. Only before anybody can start one.
+func (d *Driver) removeStale() error {
+	for _, suffix := range runSuffixes {
+		ids, err := d.layout.vmIDs(suffix)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			if s, err := d.session(id); s == nil && err == nil {
+				d.layout.removeRun(id, runSuffixes...)
+			}
 		}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,10 +39,12 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 	if _, err := sess.monitor(ctx); err != nil {
 		return d.startFault(sess, err)
 	}
+	vm.FailPoint("monitor.connected")
 	say(report, "cont", "QEMU is ready (pid %d), letting the guest run", sess.proc.pid)
 	if err := sess.cont(ctx); err != nil {
 		return d.startFault(sess, err)
 	}
+	vm.FailPoint("guest.continued")
 	return nil
 }
 
@@ -111,38 +114,38 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	vm.FailPoint("run.prepared")
 	files := append([]*os.File{}, b.files...)
 	files[2] = log
 	return d.spawn(s.ID, append([]string{p.Binary.Path}, args...), files)
 }
 
-// spawn starts QEMU. Nobody can look for the process between its start and its
-// registration, or it would get two sessions.
+// spawn starts QEMU with the lock on its VM's pidfile. Nobody can look for the
+// process between its start and its registration, or it would get two sessions.
 func (d *Driver) spawn(id string, argv []string, files []*os.File) (*session, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ctx.Err() != nil {
 		return nil, fault(vm.CodeUnavailable, nil, "vmand is ending")
 	}
-	proc, err := start(d.account, argv, files)
+	pidfile, err := lockPidfile(d.layout.pidfile(id), d.account)
+	if errors.Is(err, errLocked) {
+		return nil, fault(vm.CodeState, err, "vm %s still has a QEMU process", id)
+	}
 	if err != nil {
 		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
 	}
+	defer pidfile.Close()
+	proc, err := start(d.account, argv, slices.Concat(files, []*os.File{pidfile}))
+	if err != nil {
+		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
+	}
+	vm.FailPoint("qemu.spawned")
 	return d.open(id, proc), nil
 }
 
-// prepareRun makes the pidfile, which QEMU itself could not create in a
-// directory of vmand's, and records whose process it will be. A pidfile that is
-// there is kept: its lock is what keeps two QEMUs from being one VM.
+// prepareRun records whose the process will be.
 func (d *Driver) prepareRun(s vm.Spec) error {
-	f, err := os.OpenFile(d.layout.pidfile(s.ID), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := d.account.own(f); err != nil {
-		return err
-	}
 	return os.WriteFile(d.layout.inRun(s.ID, uuidSuffix), []byte(s.UUID+"\n"), 0o600)
 }
 

@@ -39,8 +39,10 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 			return err
 		}
 		<-s.ended // what it still wrote to its console is in the log
+		vm.FailPoint("stop.exited")
 	}
 	d.layout.removeRun(id, runSuffixes...)
+	vm.FailPoint("run.removed")
 	return nil
 }
 
@@ -99,6 +101,7 @@ func (s *session) press(ctx context.Context, n int, report vm.Report) (off bool,
 	if err := s.systemPowerdown(ctx); err != nil {
 		return false, err
 	}
+	vm.FailPoint("stop.pressed")
 	ctx, cancel := context.WithTimeout(ctx, pressInterval)
 	defer cancel()
 	shutdown.Wait(ctx) // whatever it says, the next look at the status decides
@@ -120,6 +123,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		err := s.execute(ctx, quitTimeout, "quit", nil, nil)
 		switch {
 		case err == nil:
+			vm.FailPoint("stop.quit")
 			s.proc.waitExit(ctx.Done(), flushTimeout)
 		case errors.Is(err, errImpostor):
 			return err
@@ -175,5 +179,6 @@ func (d *Driver) Reset(ctx context.Context, id string) error {
 	if err := s.systemReset(ctx); err != nil {
 		return err
 	}
+	vm.FailPoint("guest.reset")
 	return s.cont(ctx) // does nothing if the guest runs
 }
