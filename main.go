@@ -47,6 +47,9 @@ func run(args []string, stdout io.Writer) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	if command := commands[line.command]; command != nil {
+		return command(ctx, cfg, line.operand, stdout)
+	}
 	c, err := newContainer(ctx, cfg, cfg.logger(os.Stderr))
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil // told to stop before it had started

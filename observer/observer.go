@@ -11,6 +11,7 @@
 package observer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -114,6 +115,7 @@ type Observer struct {
 
 // New returns an observer that does nothing before [Observer.Run].
 func New(h Host, r Records, s Settler, o Options, log *slog.Logger) *Observer {
+	o.Repair = cmp.Or(o.Repair, RepairAuto)
 	return &Observer{host: h, records: r, settler: s, o: o, log: log, wake: make(chan struct{}, 1), restarts: newSchedule(),
 		nudged: map[string]bool{}, settling: map[string]bool{}, since: map[finding]*suspicion{},
 		status: Status{Status: StatusStarting, CheckInterval: o.Interval}}

@@ -268,7 +268,7 @@ func observeWith(t *testing.T, w *world, options Options, f func(o *Observer)) {
 		// A channel belongs to the bubble it is made in.
 		w.news = make(chan struct{})
 		o := New(w, w, w, options, discard)
-		if s := o.Status(); s.Status != StatusStarting || s.CheckInterval != interval || !s.LastRunAt.IsZero() {
+		if s := o.Status(); s.Status != StatusStarting || s.CheckInterval != interval || s.Repair == "" || !s.LastRunAt.IsZero() {
 			t.Errorf("status before the first pass is %+v", s)
 		}
 		ctx, stop := context.WithCancel(t.Context())
@@ -754,6 +754,9 @@ func TestInReportModeNothingIsSettled(t *testing.T) {
 	w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskCreating}
 	w.open = []vm.Operation{{ID: "1", Kind: vm.VMPause, Resource: "vms/b", State: vm.OpRunning}}
 	observeWith(t, w, Options{Interval: interval, Repair: RepairReport}, func(o *Observer) {
+		if s := o.Status(); s.Repair != RepairReport {
+			t.Errorf("status %+v, want the mode in it", s)
+		}
 		o.Nudge("a")
 		synctest.Wait()
 		expectIssues(t, o) // one look is not enough

@@ -17,6 +17,7 @@ const (
 type Status struct {
 	Status        string
 	Error         string // why Status is degraded
+	Repair        string // [RepairAuto] or [RepairReport]
 	CheckInterval time.Duration
 	LastRunAt     time.Time // when the last pass began, zero before the first
 	LastDuration  time.Duration
@@ -40,6 +41,7 @@ func (o *Observer) Status() Status {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := o.status
+	s.Repair = o.o.Repair
 	if s.Status == StatusOK && time.Since(s.LastRunAt.Add(s.LastDuration)) > overdue(o.o.Interval) {
 		s.Status, s.Error = StatusDegraded, "the last pass ended at "+s.LastRunAt.Add(s.LastDuration).UTC().Format(time.RFC3339)+" and the next is overdue"
 	}
