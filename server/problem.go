@@ -51,6 +51,7 @@ var kinds = map[vm.Code]kind{
 	vm.CodePrecondition:        {http.StatusPreconditionFailed, "Precondition failed", 0},
 	codeTooLarge:               {http.StatusRequestEntityTooLarge, "Body too large", 0},
 	codeMediaType:              {http.StatusUnsupportedMediaType, "Unsupported media type", 0},
+	vm.CodeRepeated:            {http.StatusUnprocessableEntity, "Idempotency key used before", 0},
 	vm.CodeInternal:            {http.StatusInternalServerError, "Internal error", 0},
 	vm.CodeInterrupted:         {http.StatusServiceUnavailable, "Interrupted", 1},
 	vm.CodeInsufficientMemory:  {http.StatusServiceUnavailable, "Not enough memory", 30},
@@ -69,6 +70,12 @@ func problem(code vm.Code, detail, hint string) openapi.Problem {
 	}
 	return openapi.Problem{Type: "urn:vman:problem:" + string(code), Title: k.title, Status: k.status,
 		Code: openapi.ProblemCode(code), Detail: detail, Hint: hint}
+}
+
+// hasCode reports whether err is a fault of this code.
+func hasCode(err error, code vm.Code) bool {
+	var fault *vm.Fault
+	return errors.As(err, &fault) && fault.Code == code
 }
 
 // faultOf finds out what to tell a client of err. What is none of our own errors

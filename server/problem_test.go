@@ -104,7 +104,7 @@ func TestHEADIsGETWithoutTheBody(t *testing.T) {
 }
 
 // panicky is a reader with a defect.
-type panicky struct{ vm.Reader }
+type panicky struct{ Records }
 
 func (panicky) VM(context.Context, string) (vm.VM, error) { panic("secret of the reader") }
 
@@ -132,7 +132,7 @@ func TestADefectIsA500ThatTheLogExplains(t *testing.T) {
 }
 
 // shortReader fails after a page of a list.
-type shortReader struct{ vm.Reader }
+type shortReader struct{ Records }
 
 func (shortReader) VMs(_ context.Context, _ vm.VMFilter, p vm.Page) ([]vm.VM, error) {
 	if p.After > 0 {
