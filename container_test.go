@@ -248,6 +248,38 @@ func TestTheObserverFindsWhatNobodyRecorded(t *testing.T) {
 	}
 }
 
+func TestARowChangedBehindVmandsBackIsReportedAndMadeTrueUnlessItIsOnlyToBeReported(t *testing.T) {
+	for mode, want := range map[string][]string{
+		"auto":   {`"repair_mode":"auto"`, `"repaired_at":"2`, `"state":"running"`},
+		"report": {`"repair_mode":"report"`, `"repaired_at":null`, `"repair":null`, `"state":"stopped"`},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			r := start(t, dryRun(t, "--observer-interval=1s", "--observer-repair", mode))
+			r.want("POST", "/templates", `{"name":"small","cpu_count":1,"ram_amount":128}`, 201)
+			r.makeVM("a")
+			v, err := r.store.VM(t.Context(), "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			v.State = vm.Stopped
+			apply(t, r.store, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: v}})
+			eventually(t, func() error {
+				answer := r.want("GET", "/observer/status", "", 200)
+				if !strings.Contains(answer, "vm_state_mismatch") {
+					return fmt.Errorf("it is not reported: %s", answer)
+				}
+				answer += r.want("GET", "/vms/a", "", 200)
+				for _, word := range want {
+					if !strings.Contains(answer, word) {
+						t.Errorf("%s is not in %s", word, answer)
+					}
+				}
+				return nil
+			})
+		})
+	}
+}
+
 func TestStartingFailsWithWhatToDo(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
