@@ -19,14 +19,14 @@ func newDryRun(t *testing.T, dir string) *DryRun {
 	return d
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func mustFail(t *testing.T, err error, want vm.Code) {
+func mustFail(t testing.TB, err error, want vm.Code) {
 	t.Helper()
 	if codeOf(err) != want {
 		t.Errorf("got %v, want code %s", err, want)

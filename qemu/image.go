@@ -86,8 +86,8 @@ func checkBase(root vm.RootDisk) error {
 }
 
 // DeleteVM implements [vm.Driver].
-func (d *Driver) DeleteVM(_ context.Context, id string) error {
-	if err := d.checkFree(id); err != nil {
+func (d *Driver) DeleteVM(ctx context.Context, id string) error {
+	if err := d.checkFree(ctx, id); err != nil {
 		return err
 	}
 	d.layout.removeRun(id, runSuffixes...)
@@ -183,9 +183,18 @@ func (d *Driver) makeTemp(name string) error {
 	return d.account.own(f)
 }
 
-// removeTemps removes what a vmand that was killed has left of disks. What it
-// has left of a VM is in the VM's directory and goes with it.
+// removeTemps removes what a vmand that was killed has left of disks and of
+// recordings. What it has left of a VM is in the VM's directory and goes with it.
 func (d *Driver) removeTemps() error {
+	dirs, err := readDir(d.state, vmsDir)
+	if err != nil {
+		return err
+	}
+	for _, e := range dirs {
+		if err := d.state.Remove(vmCrashTemp(e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			return err
+		}
+	}
 	entries, err := readDir(d.state, disksDir)
 	if err != nil {
 		return err

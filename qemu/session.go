@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vmand/qemu/qmp"
@@ -30,6 +31,9 @@ type session struct {
 	log    *slog.Logger
 	notify func()
 	ended  chan struct{} // closed when the goroutines are done
+
+	recorder recorder
+	asked    atomic.Bool // vmand has told the process to end
 
 	mu       sync.Mutex
 	conn     *qmp.Conn     // nil while there is none
@@ -66,6 +70,9 @@ func (d *Driver) open(id string, p *process) *session {
 		s.run(ctx)
 		cancel()
 		<-drained
+		if p.exited() && !s.asked.Load() {
+			d.recordCrash(s)
+		}
 		p.release()
 		d.mu.Lock()
 		if d.sessions[id] == s {
@@ -170,7 +177,7 @@ func (s *session) run(ctx context.Context) {
 // connect makes the connection and sees to it that the right VM is at its other
 // end, before anybody can use it.
 func (s *session) connect(ctx context.Context) (*qmp.Conn, error) {
-	conn, err := qmp.Dial(ctx, s.layout.inRun(s.id, qmpSuffix))
+	conn, err := qmp.Dial(ctx, s.layout.inRun(s.id, qmpSuffix), qmp.WithTrace(s.recorder.trace))
 	if err != nil {
 		return nil, err
 	}

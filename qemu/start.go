@@ -22,7 +22,7 @@ const startTimeout = 60 * time.Second
 
 // Start implements [vm.Driver].
 func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
-	if err := d.checkFree(s.ID); err != nil { // before anything of a running VM's is replaced
+	if err := d.checkFree(ctx, s.ID); err != nil { // before anything of a running VM's is replaced
 		return err
 	}
 	p, err := d.probe(ctx, false)

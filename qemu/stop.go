@@ -119,6 +119,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		return nil
 	}
 	if !s.isMute() {
+		s.asked.Store(true)
 		say(report, "quit", "ending QEMU (pid %d)", s.proc.pid)
 		err := s.execute(ctx, quitTimeout, "quit", nil, nil)
 		switch {
@@ -126,6 +127,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 			vm.FailPoint("stop.quit")
 			s.proc.waitExit(ctx.Done(), flushTimeout)
 		case errors.Is(err, errImpostor):
+			s.asked.Store(false)
 			return err
 		}
 	}
@@ -140,6 +142,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		case ctx.Err() != nil:
 			return monitorFault(s.id, "quit", ctx.Err())
 		}
+		s.asked.Store(true)
 		say(report, rung.step, "QEMU has not ended, sending it %s", unix.SignalName(rung.sig))
 		if err := s.proc.signal(rung.sig); err != nil && !s.proc.exited() {
 			return fault(vm.CodeOperationFailed, err, "signal QEMU of vm %s (pid %d)", s.id, s.proc.pid)
