@@ -83,17 +83,39 @@ func (c *container) openState(ctx context.Context) error {
 			return fmt.Errorf("runtime_dir: %w", err)
 		}
 	}
-	lock, err := lockStateDir(c.cfg.StateDir)
-	if err != nil {
+	if err := c.lockDirs(); err != nil {
 		return err
 	}
-	c.closers = append(c.closers, lock.Close)
+	var err error
 	c.store, err = store.Open(ctx, store.Options{Path: filepath.Join(c.cfg.StateDir, databaseFile), Log: c.log})
 	if err != nil {
 		return err
 	}
 	c.closers = append(c.closers, c.store.Close)
 	return ensureAdminToken(ctx, c.store, c.cfg.StateDir, c.log)
+}
+
+// lockDirs keeps every other vmand out of both directories: one that shared only
+// the runtime directory would take the VMs of this one for its own of that name.
+func (c *container) lockDirs() error {
+	dirs := []string{c.cfg.StateDir, c.cfg.RuntimeDir}
+	if sameDir(dirs[0], dirs[1]) {
+		dirs = dirs[:1]
+	}
+	for _, dir := range dirs {
+		lock, err := lockDir(dir)
+		if err != nil {
+			return err
+		}
+		c.closers = append(c.closers, lock.Close)
+	}
+	return nil
+}
+
+func sameDir(a, b string) bool {
+	x, err1 := os.Stat(a)
+	y, err2 := os.Stat(b)
+	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
 // makeDir makes a directory with the ones above it. One that exists stays as it is.

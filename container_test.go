@@ -221,6 +221,19 @@ func TestASecondVmandIsRefusedAndNamesTheFirst(t *testing.T) {
 	start(t, cfg)
 }
 
+func TestVmandsDoNotShareARuntimeDirectory(t *testing.T) {
+	r := start(t, dryRun(t))
+	other := dryRun(t)
+	other.RuntimeDir, other.Socket = filepath.Dir(r.cfg.RuntimeDir), "" // its socket is not what is in the way
+	_, err := newContainer(t.Context(), other, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "another vmand") || !strings.Contains(err.Error(), r.cfg.RuntimeDir) {
+		t.Errorf("error %v, want one with the directory %s", err, r.cfg.RuntimeDir)
+	}
+	one := dryRun(t)
+	one.RuntimeDir, one.Socket = one.StateDir, "" // is no second vmand
+	start(t, one)
+}
+
 func TestTheObserverFindsWhatNobodyRecorded(t *testing.T) {
 	r := start(t, dryRun(t))
 	if err := os.WriteFile(filepath.Join(r.cfg.StateDir, "disks", "stray.qcow2"), []byte("{}"), 0o600); err != nil {

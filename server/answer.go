@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // Header values that never change, ready for a header map. Nobody may write to
@@ -59,8 +60,18 @@ func (a answer) created(location string) answer {
 	return a
 }
 
+// sendTimeout is how long a client may take to read what is sent to it at once.
+const sendTimeout = time.Minute
+
+// limitSending ends the connection of a client that does not read: an answer
+// waits for nobody, whoever asked. It holds until the next answer sets it anew.
+func limitSending(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(sendTimeout)) // a test's writer has none
+}
+
 // write sends a. Nothing is sent if the body cannot be encoded.
 func (a answer) write(w http.ResponseWriter) error {
+	limitSending(w)
 	h := w.Header()
 	if a.etag != "" {
 		h["Etag"] = []string{a.etag}

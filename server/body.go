@@ -51,6 +51,25 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return data, nil
 }
 
+// expectNoBody tells whether r has a body, by its first byte: anybody may ask for
+// some of what takes none, and must not fill the memory with it.
+func expectNoBody(w http.ResponseWriter, r *http.Request) ([]vm.FieldFault, error) {
+	if r.ContentLength <= 0 { // it is not known
+		switch n, err := r.Body.Read(make([]byte, 1)); {
+		case n == 0 && errors.Is(err, io.EOF):
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // as in readBody
+			return nil, nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			w.Header()["Connection"] = []string{"close"}
+			return nil, &vm.Fault{Code: codeTimeout, Detail: "the body did not arrive in time"}
+		case n == 0 && err != nil:
+			return nil, &vm.Fault{Code: codeMalformed, Detail: "the body ended early", Err: err}
+		}
+	}
+	w.Header()["Connection"] = []string{"close"} // what is on its way is not read
+	return []vm.FieldFault{{Detail: "this request takes no body"}}, nil
+}
+
 // parseJSON returns the one JSON value in data as maps, slices, strings,
 // booleans, nil and [json.Number]. It is stricter than encoding/json: member
 // names that occur twice, invalid UTF-8 and anything after the value are

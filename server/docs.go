@@ -52,6 +52,7 @@ func document(mediaType, policy string, content []byte) echo.HandlerFunc {
 		if policy != "" {
 			h.Set("Content-Security-Policy", policy)
 		}
+		limitSending(c.Response())
 		c.Response().WriteHeader(http.StatusOK)
 		_, err := c.Response().Write(content)
 		return err

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"testing"
@@ -123,6 +124,46 @@ func TestASlowBodyIsA408(t *testing.T) {
 	}
 	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the connection is still open: %v", err)
+	}
+}
+
+func TestABodyWhereNoneBelongsIsRefusedByItsFirstByte(t *testing.T) {
+	a := newAPI(t)
+	for _, framing := range []string{"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", "Content-Length: 1000000\r\n\r\n"} {
+		c := a.dial(t)
+		io.WriteString(c, "GET /health HTTP/1.1\r\nHost: localhost\r\n"+framing) // and it never ends
+		if resp, body := receive(t, c); resp.StatusCode != 400 || !resp.Close {
+			t.Errorf("status %d, close %v: %s", resp.StatusCode, resp.Close, body)
+		}
+	}
+	c := a.dial(t) // no byte is no body
+	io.WriteString(c, "GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+	if resp, body := receive(t, c); resp.StatusCode != 200 {
+		t.Errorf("status %d: %s", resp.StatusCode, body)
+	}
+}
+
+// A slowReader notes until when an answer may be sent.
+type slowReader struct {
+	*httptest.ResponseRecorder
+	until time.Time
+}
+
+func (w *slowReader) SetWriteDeadline(t time.Time) error {
+	w.until = t
+	return nil
+}
+
+func TestNoAnswerWaitsForAClientThatDoesNotRead(t *testing.T) {
+	a := newAPI(t)
+	for _, path := range []string{"/health", "/openapi.json", "/openapi.yaml", "/docs", "/templates", "/templates/none", "/nowhere"} {
+		w := &slowReader{ResponseRecorder: httptest.NewRecorder()}
+		r := httptest.NewRequest("GET", "http://localhost"+path, nil)
+		r.Header.Set("Authorization", "Bearer "+a.token)
+		a.ServeHTTP(w, r)
+		if left := time.Until(w.until); left <= 0 || left > sendTimeout {
+			t.Errorf("GET %s: status %d, may be sent until %v", path, w.Code, w.until)
+		}
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"time"
 
 	"vmand/openapi"
 	"vmand/vm"
@@ -18,7 +17,6 @@ const (
 	defaultLimit = 100
 	wholePage    = 500      // how many are read at a time of a list without a limit
 	flushAt      = 32 << 10 // bytes that are gathered before they are sent
-	sendTimeout  = time.Minute
 )
 
 // A list answers with a collection. What is longer than a page is read and sent
@@ -111,9 +109,8 @@ func (l list[T]) write(w http.ResponseWriter) error {
 // flusher returns a function that sends what e has gathered. A client that does
 // not read is not waited for.
 func (l list[T]) flusher(w http.ResponseWriter, e *encoder) func() error {
-	rc := http.NewResponseController(w)
 	return func() error {
-		_ = rc.SetWriteDeadline(time.Now().Add(sendTimeout)) // a test's writer has none
+		limitSending(w)
 		_, err := w.Write(e.buf.Bytes())
 		e.buf.Reset()
 		return err

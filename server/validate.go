@@ -189,16 +189,17 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 				Hint: "send Content-Type: " + strings.Join(sortedNames(op.body.Content), " or ")}
 		}
 	}
+	if op.body == nil {
+		return expectNoBody(c.Response(), r)
+	}
 	data, err := readBody(c.Response(), r)
 	switch {
 	case err != nil:
 		return nil, err
-	case len(data) == 0 && (op.body == nil || !op.body.Required):
+	case len(data) == 0 && !op.body.Required:
 		return nil, nil
 	case len(data) == 0:
 		return nil, malformed("the body is empty; this request needs a JSON object")
-	case op.body == nil:
-		return []vm.FieldFault{{Field: "", Detail: "this request takes no body"}}, nil
 	}
 	value, err := parseJSON(data)
 	if err != nil {

@@ -2,6 +2,7 @@ package vm_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 
 	"vmand/vm"
@@ -150,4 +151,50 @@ func TestAnAttachThatFailsGivesTheDiskBack(t *testing.T) {
 	_, _, err := w.AttachDisk(t.Context(), d.ID, "a", "")
 	wantCode(t, err, vm.CodeOperationFailed)
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
+}
+
+func TestAVMDoesNotStartWithoutADiskItHas(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	d := w.disk("")
+	if _, _, err := w.AttachDisk(t.Context(), d.ID, "a", ""); err != nil {
+		t.Fatal(err)
+	}
+	w.driver.LoseDisk(d.ID)
+	_, err := w.Settle(t.Context(), vm.DiskResource(d.ID))
+	must(t)(err)
+	w.wantDisk(d.ID, vm.DiskError, "a", "/dev/sdb")
+	_, _, err = w.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
+	wantCode(t, err, vm.CodeState, d.ID, "missing")
+	if _, _, err = w.DetachDisk(t.Context(), d.ID); err != nil {
+		t.Fatal(err)
+	}
+	w.do("a", vm.OpStart)
+}
+
+func TestAnAttachCutShortLeavesNothingInQEMU(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.do("a", vm.OpStart)
+	d := w.disk("")
+	d.State, d.VMID, d.MountPoint = vm.DiskAttaching, "a", "/dev/sdb" // the daemon was killed before the device was added
+	must(t)(w.store.Apply(t.Context(), vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}}))
+	refuse := true
+	w.driver.Hook = func(_ context.Context, method, _ string) error {
+		if method == "DetachDisk" && refuse {
+			return &vm.Fault{Code: vm.CodeUnavailable, Detail: "not yet"}
+		}
+		return nil
+	}
+	if _, err := w.Settle(t.Context(), vm.DiskResource(d.ID)); err == nil {
+		t.Error("settled although QEMU may hold the file")
+	}
+	w.wantDisk(d.ID, vm.DiskAttaching, "a", "/dev/sdb")
+	refuse = false
+	_, err := w.Settle(t.Context(), vm.DiskResource(d.ID))
+	must(t)(err)
+	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
+	if calls := w.driver.Calls(); !slices.Contains(calls, "DetachDisk "+d.ID) {
+		t.Errorf("the driver was only asked for %v", calls)
+	}
 }

@@ -123,6 +123,12 @@ func (m *Manager) diskTruth(ctx context.Context, id string) (Change, error) {
 	}
 	if verdict.Unplug && m.driver.DetachDisk(ctx, d) == nil {
 		verdict.Detach = true
+	} else if verdict.Detach && seen.Alive() {
+		// Without the device QEMU may still hold the file, and nobody else could
+		// use it: an attach or a detach was cut short.
+		if err := m.driver.DetachDisk(ctx, d); err != nil {
+			return Change{}, fmt.Errorf("take the file of disk %s back from vm %s: %w", id, d.VMID, err)
+		}
 	}
 	if verdict.Detach {
 		return Change{Disks: []DiskUpdate{release(d)}}, nil

@@ -237,10 +237,17 @@ func (m *Manager) admit(ctx context.Context, v *VM) error {
 
 // spec returns what the driver needs to start v, but for its NICs.
 func (m *Manager) spec(ctx context.Context, v VM) (Spec, error) {
-	disks, err := m.store.Disks(ctx, DiskFilter{VMID: v.ID, State: DiskAttached}, Page{})
+	disks, err := m.store.Disks(ctx, DiskFilter{VMID: v.ID}, Page{})
 	if err != nil {
 		return Spec{}, err
 	}
+	for _, d := range disks {
+		if d.State == DiskError { // what the user gave the VM is not left out in silence
+			return Spec{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("disk %s of VM %s is in state error: %s", d.ID, v.ID, d.Reason),
+				Hint: "detach it first, or bring its file back"}
+		}
+	}
+	disks = slices.DeleteFunc(disks, func(d Disk) bool { return d.State != DiskAttached })
 	slices.SortFunc(disks, func(a, b Disk) int {
 		i, _ := Slot(a.MountPoint)
 		j, _ := Slot(b.MountPoint)
