@@ -50,7 +50,7 @@ func restore(ctx context.Context, cfg Config, file string, stdout io.Writer) (er
 	if err := makeDir(state, 0o700); err != nil {
 		return fmt.Errorf("state_dir: %w", err)
 	}
-	lock, err := lockStateDir(state)
+	lock, err := lockDir(state)
 	if err != nil {
 		return err
 	}
