@@ -183,6 +183,9 @@ func (a *action) intent(ctx context.Context, r *run) (Change, error) {
 	if r.preempted && from == Stopped { // what it cancelled was a start: the stop has done its work
 		via, to, ok = Stopped, Stopped, true
 	}
+	if a.op == OpRestart && !ok && v.Desired == DesiredRunning { // a restart cut short can be repeated
+		via, to, ok = Stopping, Running, true
+	}
 	if !ok {
 		return Change{}, refusal(v, a.op)
 	}
