@@ -123,7 +123,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		say(report, "quit", "ending QEMU (pid %d)", s.proc.pid)
 		err := s.execute(ctx, quitTimeout, "quit", nil, nil)
 		switch {
-		case err == nil:
+		case err == nil, errors.Is(err, qmp.ErrClosed), errors.Is(err, errGone): // it may end before its answer is read
 			vm.FailPoint("stop.quit")
 			s.proc.waitExit(ctx.Done(), flushTimeout)
 		case errors.Is(err, errImpostor):
