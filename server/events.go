@@ -20,6 +20,8 @@ const (
 	heartbeat = 15 * time.Second
 	// eventTimeout is how long a client may take to read what is sent to it.
 	eventTimeout = 10 * time.Second
+	// stopPatience is what it has of that when the server stops.
+	stopPatience = time.Second
 )
 
 var streamType = []string{streamMedia}
@@ -118,7 +120,7 @@ func (st *stream) VisitListEventsResponse(w http.ResponseWriter) error {
 	defer st.enc.free()
 	w.Header()["Content-Type"] = streamType
 	w.WriteHeader(http.StatusOK)
-	defer context.AfterFunc(st.s.stopping, func() { _ = st.rc.SetWriteDeadline(time.Now()) })()
+	defer context.AfterFunc(st.s.stopping, func() { _ = st.rc.SetWriteDeadline(time.Now().Add(stopPatience)) })()
 	beat := time.NewTicker(st.s.heartbeat)
 	defer beat.Stop()
 	for {
