@@ -44,7 +44,9 @@ func TestEventsAreListedPageByPage(t *testing.T) {
 	if fmt.Sprint(paged) != fmt.Sprint(all) {
 		t.Errorf("page by page:\n%v\nand at once:\n%v", paged, all)
 	}
-	count := func(query string) int { return len(into[[]openapi.Event](t, a.want(t, 200, "GET", "/events?"+query, ""))) }
+	count := func(query string) int {
+		return len(into[[]openapi.Event](t, a.want(t, 200, "GET", "/events?"+query, "")))
+	}
 	last := strconv.FormatInt(all[len(all)-1].Seq, 10)
 	for query, want := range map[string]int{
 		"type=vm.state&resource=vms/web-1": 2,
@@ -350,14 +352,61 @@ func TestStoppingEndsStreamsAtOnce(t *testing.T) {
 	}
 }
 
+func TestStoppingDoesNotWaitForASlowClient(t *testing.T) {
+	a := newAPI(t)
+	l, err := ListenTCP("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.base = "http://" + l.Addr().String()
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error)
+	go func() { served <- a.Serve(ctx, narrow{l}) }()
+	sent := make(chan struct{}, 1000)
+	reader := a.reader
+	a.reader = telling{reader, sent}
+	filler := vm.Event{Type: "daemon.started", Resource: "daemon", Data: json.RawMessage(`{"x":"` + strings.Repeat("x", 10000) + `"}`)}
+	if err := a.manager.Tell(t.Context(), slices.Repeat([]vm.Event{filler}, 1000)...); err != nil {
+		t.Fatal(err)
+	}
+	c := a.dial(t)
+	if err := c.(*net.TCPConn).SetReadBuffer(4096); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(c, a.head("GET /events?since=0")+"Accept: "+streamMedia+"\r\n\r\n")
+	<-sent // it has a page to send that does not fit
+	begun := time.Now()
+	cancel()
+	if err := <-served; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+	if took := time.Since(begun); took > 5*time.Second || strings.Contains(a.log.String(), "cut off") {
+		t.Errorf("stopped after %v: %s", took, a.log)
+	}
+}
+
+// telling are records that tell when events are read.
+type telling struct {
+	Records
+	read chan struct{}
+}
+
+func (r telling) Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error) {
+	events, err := r.Records.Events(ctx, f, p)
+	r.read <- struct{}{}
+	return events, err
+}
+
 // blind is a reader of no events, or of an error.
 type blind struct {
 	Records
 	err error
 }
 
-func (b blind) Events(context.Context, vm.EventFilter, vm.Page) ([]vm.Event, error) { return nil, b.err }
-func (b blind) LastEvent(context.Context) (int64, error)                            { return 0, nil }
+func (b blind) Events(context.Context, vm.EventFilter, vm.Page) ([]vm.Event, error) {
+	return nil, b.err
+}
+func (b blind) LastEvent(context.Context) (int64, error) { return 0, nil }
 
 // quiet is a manager to whom nothing happens.
 type quiet struct{ Manager }

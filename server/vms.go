@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -81,8 +82,11 @@ func (s *Server) updateVM(ctx context.Context, id string, edits vm.VMEdits, matc
 			now = vm.Match{vmVersion(&read)}
 		}
 		v, err := s.manager.UpdateVM(ctx, id, edits, now)
-		if match != nil || !hasCode(err, vm.CodePrecondition) || try == updateTries {
+		if match != nil || !hasCode(err, vm.CodePrecondition) {
 			return v, err
+		}
+		if try == updateTries {
+			return v, &vm.Fault{Code: vm.CodeBusy, Detail: fmt.Sprintf("VM %s is being changed by others all the time", id), Hint: "try again"}
 		}
 	}
 }
