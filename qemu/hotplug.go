@@ -85,6 +85,7 @@ func (d *Driver) DetachDisk(ctx context.Context, disk vm.Disk) error {
 		}
 	}
 	vm.FailPoint("unplug.node-deleted")
+	s.forgetDamage(diskNode(disk.ID))
 	return nil
 }
 

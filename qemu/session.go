@@ -36,11 +36,12 @@ type session struct {
 	asked    atomic.Bool // vmand has told the process to end
 
 	mu       sync.Mutex
-	conn     *qmp.Conn     // nil while there is none
-	impostor error         // set if what answers is not the VM
-	changed  chan struct{} // closed, and replaced, when conn or impostor has changed
-	mute     bool          // a question was not answered; nobody waits for the next one
-	asking   bool          // a question to a mute QEMU is under way
+	conn     *qmp.Conn         // nil while there is none
+	impostor error             // set if what answers is not the VM
+	changed  chan struct{}     // closed, and replaced, when conn or impostor has changed
+	mute     bool              // a question was not answered; nobody waits for the next one
+	asking   bool              // a question to a mute QEMU is under way
+	damaged  map[string]string // disks by name whose image QEMU found damaged, and what it said
 }
 
 // open makes the session of a live process. d.mu is held.
@@ -181,7 +182,9 @@ func (s *session) connect(ctx context.Context) (*qmp.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = s.identify(ctx, conn)
+	if err = s.identify(ctx, conn); err == nil {
+		s.lookForDamage(ctx, conn)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -260,6 +263,9 @@ func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 			}
 			if loud[e.Event] {
 				s.log.Warn("QEMU reports an event", "event", e.Event, "data", e.Data)
+			}
+			if e.Event == "BLOCK_IMAGE_CORRUPTED" {
+				s.noteDamageEvent(e.Data)
 			}
 			if newsworthy[e.Event] || events.Lost() > 0 {
 				s.notify()

@@ -110,10 +110,16 @@ func (s *fileSurvey) size(id string, now sizedFile) (sizeMiB int64, holds bool) 
 
 // storageOf returns how much room the file system of a path has for us.
 func storageOf(path string) (vm.Storage, error) {
+	free, size, err := room(path)
+	return vm.Storage{Path: path, FreeMiB: free / mib, SizeMiB: size / mib}, err
+}
+
+// room returns how many bytes of the file system that path is on are free, for
+// others than root too, and how many it has.
+func room(path string) (free, size int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
-		return vm.Storage{}, fmt.Errorf("ask for the room at %s: %w", path, err)
+		return 0, 0, fmt.Errorf("ask for the room at %s: %w", path, err)
 	}
-	block := uint64(st.Frsize)
-	return vm.Storage{Path: path, FreeMiB: int64(st.Bavail * block / mib), SizeMiB: int64(st.Blocks * block / mib)}, nil
+	return int64(st.Bavail * uint64(st.Frsize)), int64(st.Blocks * uint64(st.Frsize)), nil
 }

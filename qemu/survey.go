@@ -31,13 +31,17 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 }
 
 // observe asks QEMU what the guest does and which disks it has.
-func (s *session) observe(ctx context.Context, limit time.Duration) vm.Observation {
+func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observation) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	o := vm.Observation{PID: s.proc.pid}
+	o.PID = s.proc.pid
+	defer func() { o.Trouble = join(o.Trouble, s.damage()) }() // what is known, whatever QEMU answers
 	var err error
 	if o.Status, err = s.queryStatus(ctx); err != nil {
 		return o
+	}
+	if o.Status == statusIOError {
+		s.lookForIOErrors(ctx, &o)
 	}
 	if o.Plugged, err = s.pluggedDisks(ctx); err != nil {
 		o.Plugged = nil
@@ -58,7 +62,7 @@ func (s *session) survey(ctx context.Context, d *Driver) vm.Observation {
 	if ask {
 		d.askLater(s)
 	}
-	return vm.Observation{PID: s.proc.pid}
+	return vm.Observation{PID: s.proc.pid, Trouble: s.damage()}
 }
 
 // askLater asks a mute QEMU without anybody waiting for it.
