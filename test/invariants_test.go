@@ -124,7 +124,7 @@ func (d *daemon) wrongFiles(c census, orphans []string) (found []string) {
 	}
 	for _, name := range d.names(d.runtime) {
 		id, _, _ := strings.Cut(name, ".")
-		if v := c.vms[id]; name != "vmand.sock" && !slices.Contains(orphans, "vms/"+id) &&
+		if v := c.vms[id]; name != "vmand.sock" && name != "vmand.lock" && !slices.Contains(orphans, "vms/"+id) &&
 			(v.ID == "" || v.State == "stopped") {
 			found = append(found, fmt.Sprintf("%s is left in the runtime directory, and the VM is %q", name, v.State))
 		}
