@@ -276,13 +276,16 @@ func (c *Config) directories() (state, run string) {
 	return c.StateDir, c.RuntimeDir
 }
 
-// logger returns the logger the configuration asks for, on standard error.
-func (c *Config) logger(stderr *os.File) *slog.Logger {
+// logger returns the logger the configuration asks for, on standard error, and
+// what writes the lines that still wait at the end.
+func (c *Config) logger(stderr *os.File) (log *slog.Logger, flush func()) {
 	o := &slog.HandlerOptions{Level: c.LogLevel}
+	w := newBatchWriter(stderr)
+	var h slog.Handler = slog.NewJSONHandler(w, o)
 	if c.LogFormat == "text" || c.LogFormat == "auto" && isTerminal(stderr) {
-		return slog.New(slog.NewTextHandler(stderr, o))
+		h = slog.NewTextHandler(w, o)
 	}
-	return slog.New(slog.NewJSONHandler(stderr, o))
+	return slog.New(promptHandler{h, w}), w.flush
 }
 
 // readFile returns the content of the configuration file and its name, or

@@ -404,7 +404,8 @@ func TestTheLogIsTextOnATerminalOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer out.Close()
-		log := (&Config{LogFormat: format, LogLevel: slog.LevelWarn}).logger(out)
+		log, flush := (&Config{LogFormat: format, LogLevel: slog.LevelWarn}).logger(out)
+		defer flush()
 		log.Info("not worth a line")
 		log.Warn("worth a line", "key", "value")
 		text, err := os.ReadFile(out.Name())

@@ -50,7 +50,9 @@ func run(args []string, stdout io.Writer) (err error) {
 	if command := commands[line.command]; command != nil {
 		return command(ctx, cfg, line.operand, stdout)
 	}
-	c, err := newContainer(ctx, cfg, cfg.logger(os.Stderr))
+	log, flush := cfg.logger(os.Stderr)
+	defer flush()
+	c, err := newContainer(ctx, cfg, log)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil // told to stop before it had started
 	}
