@@ -1,6 +1,7 @@
 -- seq is the order of creation and the key that lists are paged by; AUTOINCREMENT
 -- never gives one out twice, so a page never skips or repeats a row.
 -- Times are unix milliseconds, 0 for "never". Sizes say their unit.
+-- json_valid(NULL) is 0 before SQLite 3.41, so a CHECK says that NULL is fine.
 
 CREATE TABLE templates (
 	seq        INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -76,7 +77,7 @@ CREATE TABLE operations (
 	state        TEXT    NOT NULL CHECK (state IN ('pending', 'running', 'succeeded', 'failed', 'cancelled')),
 	step         TEXT    NOT NULL,
 	progress     INTEGER CHECK (progress BETWEEN 0 AND 100),
-	problem      TEXT    CHECK (json_valid(problem)),
+	problem      TEXT    CHECK (problem IS NULL OR json_valid(problem)),
 	requested_by TEXT    NOT NULL,
 	request_id   TEXT    NOT NULL,
 	created_at   INTEGER NOT NULL,
@@ -111,7 +112,7 @@ CREATE TABLE events (
 	at       INTEGER NOT NULL,
 	type     TEXT    NOT NULL,
 	resource TEXT    NOT NULL,
-	data     TEXT    CHECK (json_valid(data)),
+	data     TEXT    CHECK (data IS NULL OR json_valid(data)),
 	topic    TEXT    AS (substr(type, 1, instr(type, '.'))) VIRTUAL
 ) STRICT;
 
