@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"vmand/vm"
 )
 
@@ -86,17 +88,43 @@ func TestAVMWhoseProcessCannotBeFoundIsNotStartedAgain(t *testing.T) {
 	h.awaitStatus("web", vm.StatusRunning)
 }
 
-func TestWhatIsLeftOfADeadQEMUIsRemovedAtTheNextStart(t *testing.T) {
+func TestADeadQEMULeavesNothingInTheRuntimeDirectory(t *testing.T) {
 	h := newHost(t)
 	h.start("runs", guestDeaf)
-	h.start("web", guestDeaf)
-	if err := h.kill("web"); err != nil {
-		t.Fatal(err)
-	}
-	h.reopen()
-	left, err := filepath.Glob(h.layout.inRun("web", "*"))
-	if err != nil || len(left) != 0 {
-		t.Errorf("left: %q, %v", left, err)
+	s := h.create("web", guestDeaf)
+	for how, end := range map[string]func(){
+		"killed":                 func() { h.startSpec(s); must(t, h.kill("web")) },
+		"killed without a vmand": func() { h.startSpec(s); h.killUnseen("web") },
+		"not started": func() {
+			bad := s
+			bad.Disks = []vm.Disk{{ID: "data"}} // has no slot
+			mustFail(t, h.Start(t.Context(), bad, nil), vm.CodeInvalid)
+		},
+		"ended at its start": func() {
+			bad := s
+			bad.Machine = "pc-q35-99.9"
+			mustFail(t, h.Start(t.Context(), bad, nil), vm.CodeOperationFailed)
+			must(t, h.checkFree(t.Context(), "web"))
+		},
+	} {
+		end()
+		left, err := filepath.Glob(h.layout.inRun("web", "*"))
+		if err != nil || len(left) != 0 {
+			t.Errorf("%s: left is %q, %v", how, left, err)
+		}
 	}
 	h.awaitStatus("runs", vm.StatusRunning)
+}
+
+// killUnseen kills the process of a VM while no vmand is there.
+func (h *testHost) killUnseen(id string) {
+	h.t.Helper()
+	pid := h.Observe(h.t.Context(), id).PID
+	must(h.t, h.Close())
+	must(h.t, unix.Kill(pid, unix.SIGKILL))
+	await(h.t, "the process lets go of its pidfile", func() bool {
+		_, locked, err := lockOwner(h.layout.pidfile(id))
+		return !locked && err == nil
+	})
+	h.open()
 }

@@ -71,8 +71,11 @@ func (d *Driver) open(id string, p *process) *session {
 		s.run(ctx)
 		cancel()
 		<-drained
-		if p.exited() && !s.asked.Load() {
-			d.recordCrash(s)
+		if p.exited() {
+			if !s.asked.Load() {
+				d.recordCrash(s)
+			}
+			d.layout.removeRun(id, runSuffixes...) // a start waits for s.ended
 		}
 		p.release()
 		d.mu.Lock()
@@ -142,12 +145,18 @@ func (d *Driver) removeStale() error {
 			return err
 		}
 		for _, id := range ids {
-			if s, err := d.session(id); s == nil && err == nil {
-				d.layout.removeRun(id, runSuffixes...)
-			}
+			d.removeDead(id)
 		}
 	}
 	return nil
+}
+
+// removeDead removes what the runtime directory holds of a VM, if that has no
+// process.
+func (d *Driver) removeDead(id string) {
+	if s, err := d.session(id); s == nil && err == nil {
+		d.layout.removeRun(id, runSuffixes...)
+	}
 }
 
 // run keeps the monitor connection until ctx is done.

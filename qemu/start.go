@@ -32,6 +32,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 	say(report, "launch", "starting QEMU %s (%s, %s)", p.Capabilities.Version, s.Machine, s.Accel)
 	sess, err := d.launch(p, s)
 	if err != nil {
+		d.removeDead(s.ID)
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)

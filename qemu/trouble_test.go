@@ -157,7 +157,7 @@ func TestADamagedImageIsRemembered(t *testing.T) {
 	}
 	await(t, "it answers again", func() bool { return !f.sess.isMute() })
 
-	f.sess.forgetDamage(diskNode("data"))
+	f.sess.forgetDamage(diskDevice("data"))
 	for i := range 100 {
 		report(fmt.Sprintf("strange-%d", i), true)
 	}
@@ -176,6 +176,23 @@ func TestADamagedDiskOfARealGuestIsSeen(t *testing.T) {
 		if got := h.Observe(t.Context(), "web").Trouble; !strings.Contains(got, "the image of the root disk is damaged, QEMU does not use it") {
 			t.Errorf("the trouble is %q", got)
 		}
+	}
+}
+
+func TestDamageThatWasFoundBeforeIsAskedFor(t *testing.T) {
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"query-block": func(string, qmptest.Args) (any, error) {
+		corrupt := map[string]any{"image": map[string]any{"format-specific": map[string]any{"type": "qcow2", "data": map[string]any{"corrupt": true}}}}
+		return []any{
+			map[string]any{"qdev": "/machine/peripheral/root/virtio-backend", "inserted": corrupt}, map[string]any{"qdev": "disk-data"},
+			block("disk-fine", "ok"), map[string]any{"qdev": "cd0", "removable": true},
+		}, nil
+	}}))
+	f.awaitStatus("web", vm.StatusRunning)
+	want := fmt.Sprintf("the image of data disk data is damaged, QEMU does not use it any more: %s (it does not say how); "+
+		"the image of the root disk is damaged, QEMU goes on using it: %s (it does not say how)",
+		f.layout.inState(dataDisk("data")), f.layout.inState(vmRootDisk("web")))
+	if got := f.Observe(t.Context(), "web").Trouble; got != want {
+		t.Errorf("the trouble is %q\nwant %q", got, want)
 	}
 }
 
