@@ -57,6 +57,7 @@ type container struct {
 // When it returns, the API's doors are open and nobody answers yet.
 func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container, error) {
 	c := &container{cfg: cfg, log: log}
+	tuneMemory()
 	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.directories()
 	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openManager, c.openServer} {
 		if err := build(ctx); err != nil {
