@@ -87,7 +87,7 @@ func checkLabels(labels map[string]string) error {
 			return invalidField("/labels", "a key must be 1 to 63 of a-z, 0-9, '-', '.', '_' and '/', and begin and end with a letter or a digit")
 		}
 		if !plainText(value, MaxLabelValue, "") {
-			return invalidField("/labels/"+k, "must be text of at most %d characters without control characters", MaxLabelValue)
+			return invalidField("/labels/"+strings.ReplaceAll(k, "/", "~1"), "must be text of at most %d characters without control characters", MaxLabelValue)
 		}
 	}
 	return nil

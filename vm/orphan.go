@@ -64,7 +64,10 @@ func (m *Manager) adoptVM(ctx context.Context, id, template string) (Change, err
 
 // TerminateOrphan ends a process that no record knows; its files stay.
 func (m *Manager) TerminateOrphan(ctx context.Context, resource string) (Operation, error) {
-	_, id, _ := strings.Cut(resource, "/")
+	kind, id, _ := strings.Cut(resource, "/")
+	if kind != "vms" {
+		return Operation{}, NotFound("orphan process", resource)
+	}
 	return m.orphan(ctx, resource, change{kind: OrphanTerminate, act: func(ctx context.Context, r *run) (Change, error) {
 		if !m.driver.Observe(ctx, id).Alive() {
 			return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("%s has no process", resource)}

@@ -165,23 +165,37 @@ func (m *Manager) diskFileTruth(ctx context.Context, d Disk, state DiskState) (C
 // more, and finishes what can be finished safely. It fails with a [Fault] of
 // code [CodeBusy] at once if an operation holds the resource: that will record.
 func (m *Manager) Settle(ctx context.Context, resource string) (Repair, error) {
-	kind, id, _ := strings.Cut(resource, "/")
+	on, err := m.diskHost(ctx, resource)
+	if err != nil {
+		return Repair{}, err
+	}
 	resources := []string{resource}
-	if kind == "disks" {
-		d, err := m.store.Disk(ctx, id)
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			return Repair{}, err
-		}
-		if d.VMID != "" {
-			resources = append(resources, VMResource(d.VMID))
-		}
+	if on != "" {
+		resources = append(resources, VMResource(on))
 	}
 	h := &holder{what: "settling of " + resource, released: make(chan struct{})}
 	if _, err := m.locks.acquire(ctx, h, claim{try: true}, resources...); err != nil {
 		return Repair{}, err
 	}
 	defer m.locks.release(h)
+	if now, err := m.diskHost(ctx, resource); err != nil || now != on {
+		return Repair{}, errors.Join(err, &Fault{Code: CodeBusy, Detail: resource + " was just attached or detached"})
+	}
 	return m.settle(ctx, resource)
+}
+
+// diskHost returns the id of the VM that a disk is recorded on; empty for none,
+// and for what is no disk.
+func (m *Manager) diskHost(ctx context.Context, resource string) (string, error) {
+	kind, id, _ := strings.Cut(resource, "/")
+	if kind != "disks" {
+		return "", nil
+	}
+	d, err := m.store.Disk(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		return "", nil
+	}
+	return d.VMID, err
 }
 
 // settle does what [Manager.Settle] says, under the lock.
@@ -288,6 +302,7 @@ func (m *Manager) endInterrupted(ctx context.Context, op Operation) error {
 	op.State, op.Progress = OpSucceeded, ptr(100)
 	if !reached {
 		op.State, op.Progress = OpFailed, nil
+		op.Key = "" // the same request, repeated, is to be carried out
 		op.Problem = &Problem{Code: CodeInterrupted, Detail: "the daemon ended in the middle of the operation", Hint: "repeat the request"}
 	}
 	op.Log = append(op.Log, LogLine{At: op.FinishedAt, Step: "settled", Message: "the daemon found the operation open and settled it"})

@@ -69,6 +69,11 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 			if !made { // then the driver has undone its own
 				return Change{}, nil
 			}
+			// The row may be there although recording it has failed: a commit
+			// can be done and its answer lost.
+			if recorded, err := m.recorded(ctx, VMResource(v.ID)); recorded || err != nil {
+				return Change{}, err
+			}
 			return Change{}, m.driver.DeleteVM(ctx, v.ID)
 		},
 	})

@@ -14,8 +14,8 @@ type Why struct {
 	Agrees     bool        // the records say what is true
 	Busy       string      // the operation that changes the VM now, in words; empty for none
 	Disks      []Disk
-	Operations []Operation // those that are open, and the last ten
-	Events     []Event     // the last twenty about the VM
+	Operations []Operation // the last ten
+	Events     []Event     // the last twenty about the VM, if they are not very old
 	Flight     Flight
 	Words      []string // the present state explained, a sentence each
 }
@@ -23,6 +23,7 @@ type Why struct {
 const (
 	whyOperations = 10
 	whyEvents     = 20
+	whyBack       = 20_000 // events of all resources, behind which nobody looks
 )
 
 // Why looks at a VM from every side. It changes nothing and takes no lock.
@@ -41,7 +42,11 @@ func (m *Manager) Why(ctx context.Context, id string) (Why, error) {
 		return Why{}, err
 	}
 	w.Operations = w.Operations[max(0, len(w.Operations)-whyOperations):]
-	if w.Events, err = m.store.Events(ctx, EventFilter{Resource: VMResource(id)}, Page{}); err != nil {
+	last, err := m.store.LastEvent(ctx)
+	if err != nil {
+		return Why{}, err
+	}
+	if w.Events, err = m.store.Events(ctx, EventFilter{Resource: VMResource(id)}, Page{After: last - whyBack}); err != nil {
 		return Why{}, err
 	}
 	w.Events = w.Events[max(0, len(w.Events)-whyEvents):]
