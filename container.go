@@ -31,7 +31,11 @@ const (
 	closeTimeout = 5 * time.Second
 
 	databaseFile = "vman.db" // in the state directory
-	dryRunDir    = "dry-run" // in the state and the runtime directory
+	// databaseReserve is how many bytes are kept for the database to record what
+	// is stopped and deleted when the file system is full.
+	databaseReserve = 8 << 20
+
+	dryRunDir = "dry-run" // in the state and the runtime directory
 
 	// bootIDFile holds a word that is another one after each boot of the host
 	// (random(4)).
@@ -88,7 +92,7 @@ func (c *container) openState(ctx context.Context) error {
 		return err
 	}
 	var err error
-	c.store, err = store.Open(ctx, store.Options{Path: filepath.Join(c.cfg.StateDir, databaseFile), Log: c.log})
+	c.store, err = store.Open(ctx, store.Options{Path: filepath.Join(c.cfg.StateDir, databaseFile), Log: c.log, Reserve: databaseReserve})
 	if err != nil {
 		return err
 	}
