@@ -57,6 +57,22 @@ type container struct {
 	closers []func() error // of the parts, in the order they were built
 }
 
+// serve is the daemon's life: it builds everything and runs it until it is told
+// to stop.
+func serve(ctx context.Context, cfg Config) (err error) {
+	log, flush := cfg.logger(os.Stderr)
+	defer flush()
+	c, err := newContainer(ctx, cfg, log)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil // told to stop before it had started
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.close()) }()
+	return c.run(ctx)
+}
+
 // newContainer builds everything and settles what the last vmand left behind.
 // When it returns, the API's doors are open and nobody answers yet.
 func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container, error) {

@@ -45,6 +45,12 @@ func (m *Manager) adoptVM(ctx context.Context, id, template string) (Change, err
 	if err != nil {
 		return Change{}, err
 	}
+	// The header of a root disk is QEMU's to write, so it may name any file of
+	// the host as its base: only the operator's own image is believed.
+	if root.Base != "" && (root.Base != m.o.Base.Base || root.BaseFormat != m.o.Base.BaseFormat) {
+		return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("the root disk of VM %s is based on %s, which is not the configured default_boot_disk", id, root.Base),
+			Hint: "if that is right, configure it and adopt the VM then"}
+	}
 	seen := m.driver.Observe(ctx, id)
 	verdict := Settle(Stopped, ReasonUnknown, seen)
 	if verdict.End {
