@@ -96,8 +96,13 @@ var settings = []setting{
 	{key: "qemu.accel", to: func(c *Config) any { return &c.QEMU.Accel }, check: func(c *Config) string { return checkWord(c.QEMU.Accel, "auto", "kvm", "tcg") }},
 	{key: "qemu.user", to: func(c *Config) any { return &c.QEMU.User }},
 	{key: "observer.interval", to: func(c *Config) any { return &c.Observer.Interval }, check: checkInterval},
+	{key: "observer.repair", to: func(c *Config) any { return &c.Observer.Repair }, check: func(c *Config) string {
+		return checkWord(c.Observer.Repair, observer.RepairAuto, observer.RepairReport)
+	}},
 	{key: "observer.allow_slow", to: func(c *Config) any { return &c.ObserverAllowSlow }},
+	{key: "storage.low_mib", to: func(c *Config) any { return &c.Observer.LowMiB }, check: func(c *Config) string { return checkLeast(c.Observer.LowMiB, 0) }},
 	{key: "operations.keep", to: func(c *Config) any { return &c.Manager.Keep }, check: checkKeep},
+	{key: "events.keep", to: func(c *Config) any { return &c.Manager.KeepEvents }, check: func(c *Config) string { return checkLeast(c.Manager.KeepEvents, minEvents) }},
 	{key: "log.level", to: func(c *Config) any { return &c.LogLevel }},
 	{key: "log.format", to: func(c *Config) any { return &c.LogFormat }, check: func(c *Config) string { return checkWord(c.LogFormat, "auto", "text", "json") }},
 }
@@ -151,6 +156,7 @@ const (
 	maxInterval     = 5 * time.Second
 	maxSlowInterval = time.Hour
 	minKeep         = time.Hour
+	minEvents       = 1000
 )
 
 func checkInterval(c *Config) string {
@@ -168,6 +174,13 @@ func checkInterval(c *Config) string {
 func checkKeep(c *Config) string {
 	if c.Manager.Keep < minKeep {
 		return "must be at least 1h"
+	}
+	return ""
+}
+
+func checkLeast(value, least int) string {
+	if value < least {
+		return fmt.Sprintf("must be at least %d", least)
 	}
 	return ""
 }
@@ -254,13 +267,25 @@ func defaultRuntimeDir(root bool, stateDir string) string {
 	return filepath.Join(stateDir, "run")
 }
 
-// logger returns the logger the configuration asks for, on standard error.
-func (c *Config) logger(stderr *os.File) *slog.Logger {
-	o := &slog.HandlerOptions{Level: c.LogLevel}
-	if c.LogFormat == "text" || c.LogFormat == "auto" && isTerminal(stderr) {
-		return slog.New(slog.NewTextHandler(stderr, o))
+// directories returns the state and the runtime directory that are used:
+// nothing a dry run does is to touch the records of VMs that are real.
+func (c *Config) directories() (state, run string) {
+	if c.DryRun {
+		return filepath.Join(c.StateDir, dryRunDir), filepath.Join(c.RuntimeDir, dryRunDir)
 	}
-	return slog.New(slog.NewJSONHandler(stderr, o))
+	return c.StateDir, c.RuntimeDir
+}
+
+// logger returns the logger the configuration asks for, on standard error, and
+// what writes the lines that still wait at the end.
+func (c *Config) logger(stderr *os.File) (log *slog.Logger, flush func()) {
+	o := &slog.HandlerOptions{Level: c.LogLevel}
+	w := newBatchWriter(stderr)
+	var h slog.Handler = slog.NewJSONHandler(w, o)
+	if c.LogFormat == "text" || c.LogFormat == "auto" && isTerminal(stderr) {
+		h = slog.NewTextHandler(w, o)
+	}
+	return slog.New(promptHandler{h, w}), w.flush
 }
 
 // readFile returns the content of the configuration file and its name, or

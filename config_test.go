@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -79,6 +80,9 @@ func TestTheDefaults(t *testing.T) {
 	if c.QEMU.Binary != "qemu-system-x86_64" || c.QEMU.ImgBinary != "qemu-img" || c.QEMU.Accel != "auto" || c.QEMU.User != "" {
 		t.Errorf("qemu %+v", c.QEMU)
 	}
+	if c.Observer.Repair != "auto" || c.Observer.LowMiB != 1024 || c.Manager.KeepEvents != 100_000 {
+		t.Errorf("observer %+v, manager %+v", c.Observer, c.Manager)
+	}
 	if c.Observer.Interval != 5*time.Second || c.Manager.Keep != 720*time.Hour || c.LogLevel != slog.LevelInfo || c.LogFormat != "auto" {
 		t.Errorf("observer %+v, manager %+v, log %v %s", c.Observer, c.Manager, c.LogLevel, c.LogFormat)
 	}
@@ -117,7 +121,8 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 		"listen": "0.0.0.0:9", "listen_insecure": "true", "hosts": "a.example,b.example", "socket": dir + "/s.sock", "socket_group": "0",
 		"state_dir": dir + "/state", "runtime_dir": dir + "/run", "default_boot_disk": dir + "/boot.qcow2", "dry_run": "true",
 		"qemu.binary": "/opt/qemu", "qemu.img_binary": "/opt/qemu-img", "qemu.accel": "tcg", "qemu.user": "nobody",
-		"observer.interval": "7s", "observer.allow_slow": "true", "operations.keep": "2h", "log.level": "debug", "log.format": "json",
+		"observer.interval": "7s", "observer.allow_slow": "true", "observer.repair": "report", "storage.low_mib": "77", "operations.keep": "2h", "events.keep": "5000",
+		"log.level": "debug", "log.format": "json",
 	}
 	env, byFlag, file := map[string]string{}, []string{}, ""
 	for _, s := range settings {
@@ -128,7 +133,7 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 		env[s.variable()] = value
 		byFlag = append(byFlag, "--"+s.flag()+"="+value)
 	}
-	for _, section := range []string{"", "qemu", "observer", "operations", "log"} {
+	for _, section := range []string{"", "qemu", "observer", "storage", "operations", "events", "log"} {
 		if section != "" {
 			file += section + ":\n"
 		}
@@ -160,10 +165,11 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 		}
 	}
 	if fromFile.Listen != "0.0.0.0:9" || !fromFile.DryRun || fromFile.QEMU.User != "nobody" || fromFile.Observer.Interval != 7*time.Second ||
-		!slices.Equal(fromFile.Server.Hosts, []string{"a.example", "b.example"}) || fromFile.Server.Group != "0" || fromFile.LogLevel != slog.LevelDebug {
+		!slices.Equal(fromFile.Server.Hosts, []string{"a.example", "b.example"}) || fromFile.Server.Group != "0" || fromFile.LogLevel != slog.LevelDebug ||
+		fromFile.Observer.Repair != "report" || fromFile.Observer.LowMiB != 77 || fromFile.Manager.KeepEvents != 5000 {
 		t.Errorf("configuration %+v", fromFile)
 	}
-	want := []string{"VMAN_LISTEN", "VMAN_SOCKET", "VMAN_STATE_DIR", "VMAN_RUNTIME_DIR", "VMAN_OBSERVER_INTERVAL", "VMAN_QEMU_ACCEL", "VMAN_OPERATOR_DRY_RUN"}
+	want := []string{"VMAN_LISTEN", "VMAN_SOCKET", "VMAN_STATE_DIR", "VMAN_RUNTIME_DIR", "VMAN_OBSERVER_INTERVAL", "VMAN_OBSERVER_REPAIR", "VMAN_QEMU_ACCEL", "VMAN_OPERATOR_DRY_RUN"}
 	for _, name := range want {
 		if env[name] == "" {
 			t.Errorf("there is no variable %s", name)
@@ -184,6 +190,8 @@ func show(s setting, c Config) string {
 		return *v
 	case *bool:
 		return map[bool]string{true: "true", false: "false"}[*v]
+	case *int:
+		return strconv.Itoa(*v)
 	case *time.Duration:
 		return v.String()
 	case *[]string:
@@ -212,6 +220,12 @@ func TestWhatCannotBeMeantIsRefused(t *testing.T) {
 		"an interval that is too short":   {args: []string{"--observer-interval", "1ms"}, want: []string{"observer.interval", "100ms"}},
 		"a negative interval":             {args: []string{"--observer-interval=-5s"}, want: []string{"observer.interval", "100ms"}},
 		"operations kept too short":       {file: "operations: {keep: 1m}", want: []string{"operations.keep", "1h"}},
+		"an unknown repair":               {args: []string{"--observer-repair", "never"}, want: []string{"observer.repair", "auto, report"}},
+		"a floor that is no number":       {file: "storage: {low_mib: 1GiB}", want: []string{`storage.low_mib: "1GiB"`, "whole number"}},
+		"a floor that is no whole number": {file: "storage: {low_mib: 7.5}", want: []string{`storage.low_mib: "7.5"`, "whole number"}},
+		"a floor below nothing":           {args: []string{"--storage-low-mib=-1"}, want: []string{"storage.low_mib", "at least 0"}},
+		"an empty floor":                  {env: map[string]string{"VMAN_STORAGE_LOW_MIB": ""}, want: []string{"storage.low_mib", "whole number"}},
+		"too few events kept":             {file: "events: {keep: 999}", want: []string{"events.keep", "at least 1000"}},
 		"a scalar for a section":          {file: "observer: 5", want: []string{"observer (", "is a section"}},
 		"a list for a section":            {file: "observer: [a]", want: []string{"observer (", "is a section"}},
 		"a section for a scalar":          {file: "listen: {host: a}", want: []string{"listen (", "not a section"}},
@@ -291,6 +305,8 @@ func TestWhatCanBeMeantIsTaken(t *testing.T) {
 		"a relative directory":                 {args: []string{"--state-dir", "s"}, ok: func(c Config) bool { return filepath.IsAbs(c.StateDir) && filepath.Base(c.StateDir) == "s" }},
 		"the socket goes with runtime_dir":     {args: []string{"--runtime-dir", "/r"}, ok: func(c Config) bool { return c.Socket == "/r/vmand.sock" }},
 		"hosts as a list":                      {file: "hosts: [a, b]", ok: func(c Config) bool { return slices.Equal(c.Server.Hosts, []string{"a", "b"}) }},
+		"no floor for storage":                 {file: "storage: {low_mib: 0}", ok: func(c Config) bool { return c.Observer.LowMiB == 0 }},
+		"a floor by variable":                  {env: map[string]string{"VMAN_STORAGE_LOW_MIB": "9"}, ok: func(c Config) bool { return c.Observer.LowMiB == 9 }},
 		"what is for the tests":                {env: map[string]string{"VMAN_TEST_QEMU": "required"}, ok: func(Config) bool { return true }},
 	}
 	for name, tt := range tests {
@@ -340,7 +356,7 @@ func TestAFileThatIsAskedForMustBeThere(t *testing.T) {
 }
 
 func TestFlagsNobodyKnowsAndStrayWordsAreRefused(t *testing.T) {
-	for _, args := range [][]string{{"--lissten"}, {"start"}, {"--config"}, {"--dry-run", "true"}} {
+	for _, args := range [][]string{{"--lissten"}, {"start"}, {"backup"}, {"restore"}, {"backup", ""}, {"backup", "a", "b"}, {"--config"}, {"--dry-run", "true"}} {
 		if _, err := parseArgs(args); err == nil || !strings.Contains(err.Error(), "--help") {
 			t.Errorf("%q: error %v, want one that says where the flags are listed", args, err)
 		}
@@ -356,7 +372,7 @@ func TestHelpNamesEverySettingInAllItsForms(t *testing.T) {
 			}
 		}
 	}
-	for _, word := range []string{"--config", "--check-config", "--version", "--help", "(default 5s)"} {
+	for _, word := range []string{"--config", "--check-config", "--version", "--help", "vmand backup FILE", "vmand restore FILE", "(default 5s)"} {
 		if !strings.Contains(text, word) {
 			t.Errorf("--help does not say %s", word)
 		}
@@ -388,7 +404,8 @@ func TestTheLogIsTextOnATerminalOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer out.Close()
-		log := (&Config{LogFormat: format, LogLevel: slog.LevelWarn}).logger(out)
+		log, flush := (&Config{LogFormat: format, LogLevel: slog.LevelWarn}).logger(out)
+		defer flush()
 		log.Info("not worth a line")
 		log.Warn("worth a line", "key", "value")
 		text, err := os.ReadFile(out.Name())

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -30,7 +31,15 @@ const (
 	closeTimeout = 5 * time.Second
 
 	databaseFile = "vman.db" // in the state directory
-	dryRunDir    = "dry-run" // in the state and the runtime directory
+	// databaseReserve is how many bytes are kept for the database to record what
+	// is stopped and deleted when the file system is full.
+	databaseReserve = 8 << 20
+
+	dryRunDir = "dry-run" // in the state and the runtime directory
+
+	// bootIDFile holds a word that is another one after each boot of the host
+	// (random(4)).
+	bootIDFile = "/proc/sys/kernel/random/boot_id"
 )
 
 // container holds every part of vmand, each built once, in the order in which
@@ -48,14 +57,28 @@ type container struct {
 	closers []func() error // of the parts, in the order they were built
 }
 
+// serve is the daemon's life: it builds everything and runs it until it is told
+// to stop.
+func serve(ctx context.Context, cfg Config) (err error) {
+	log, flush := cfg.logger(os.Stderr)
+	defer flush()
+	c, err := newContainer(ctx, cfg, log)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil // told to stop before it had started
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.close()) }()
+	return c.run(ctx)
+}
+
 // newContainer builds everything and settles what the last vmand left behind.
 // When it returns, the API's doors are open and nobody answers yet.
 func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container, error) {
 	c := &container{cfg: cfg, log: log}
-	if cfg.DryRun {
-		// Nothing a dry run does is to touch the records of VMs that are real.
-		c.cfg.StateDir, c.cfg.RuntimeDir = filepath.Join(cfg.StateDir, dryRunDir), filepath.Join(cfg.RuntimeDir, dryRunDir)
-	}
+	tuneMemory()
+	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.directories()
 	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openManager, c.openServer} {
 		if err := build(ctx); err != nil {
 			return nil, errors.Join(err, c.close())
@@ -85,7 +108,7 @@ func (c *container) openState(ctx context.Context) error {
 		return err
 	}
 	var err error
-	c.store, err = store.Open(ctx, store.Options{Path: filepath.Join(c.cfg.StateDir, databaseFile), Log: c.log})
+	c.store, err = store.Open(ctx, store.Options{Path: filepath.Join(c.cfg.StateDir, databaseFile), Log: c.log, Reserve: databaseReserve})
 	if err != nil {
 		return err
 	}
@@ -206,7 +229,23 @@ func (c *container) openManager(ctx context.Context) error {
 	})
 	ctx, stop := context.WithTimeout(ctx, recoverTimeout)
 	defer stop()
-	return c.manager.Recover(ctx)
+	open, err := c.store.Operations(ctx, vm.OperationFilter{Open: true}, vm.Page{})
+	if err != nil {
+		return err
+	}
+	if err := c.manager.Recover(ctx); err != nil {
+		return err
+	}
+	c.event(ctx, "daemon.started", map[string]any{"version": version, "pid": os.Getpid(), "interrupted_operations": len(open)})
+	return nil
+}
+
+// event records one of the daemon's own. That it cannot be is no reason not to
+// go on.
+func (c *container) event(ctx context.Context, kind string, data map[string]any) {
+	if err := c.manager.Tell(ctx, vm.NewEvent(kind, "daemon", data)); err != nil {
+		c.log.Warn("cannot record an event", "type", kind, "err", err)
+	}
 }
 
 // openServer builds the API and opens its doors.
@@ -257,11 +296,34 @@ func (c *container) run(ctx context.Context) error {
 	defer stop()
 	wg.Go(func() { c.observer.Load().Run(observing) })
 	wg.Go(func() { c.introduce(observing) })
+	wg.Go(func() { c.autostart(observing) })
+	wg.Go(func() { c.takeLeave(observing) })
 	c.tell(notifyReady)
 	context.AfterFunc(ctx, func() { c.tell(notifyStopping) })
 	err := c.server.Serve(ctx, c.listeners...)
 	c.log.Info("vmand stops; the VMs go on")
 	return err
+}
+
+// autostart starts the VMs that want to be started with the host, if it was
+// booted since the last time.
+func (c *container) autostart(ctx context.Context) {
+	boot, err := os.ReadFile(bootIDFile)
+	if err == nil {
+		err = c.manager.Autostart(ctx, strings.TrimSpace(string(boot)))
+	}
+	if err != nil && ctx.Err() == nil {
+		c.log.Error("cannot start the VMs that start with the host", "err", err)
+	}
+}
+
+// takeLeave records the end when it begins, so that who follows the events is
+// told before the doors close.
+func (c *container) takeLeave(ctx context.Context) {
+	<-ctx.Done()
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer stop()
+	c.event(ctx, "daemon.stopping", map[string]any{"version": version, "pid": os.Getpid()})
 }
 
 func (c *container) tell(state string) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,7 +52,7 @@ func directories(t *testing.T) (state, run string) {
 func dryRun(t *testing.T, args ...string) Config {
 	t.Helper()
 	state, run := directories(t)
-	c, err := configure(t, "", nil, append([]string{"--dry-run", "--listen=127.0.0.1:0", "--observer-interval=100ms",
+	c, err := configure(t, "", nil, append([]string{"--dry-run", "--listen=127.0.0.1:0", "--observer-interval=100ms", "--storage-low-mib=0",
 		"--state-dir", state, "--runtime-dir", run}, args...)...)
 	if err != nil {
 		t.Fatal(err)
@@ -256,6 +258,38 @@ func TestTheObserverFindsWhatNobodyRecorded(t *testing.T) {
 	})
 	if _, err := os.Stat(filepath.Join(r.cfg.StateDir, "disks", "stray.qcow2")); err != nil {
 		t.Errorf("the stray disk was touched: %v", err)
+	}
+}
+
+func TestARowChangedBehindVmandsBackIsReportedAndMadeTrueUnlessItIsOnlyToBeReported(t *testing.T) {
+	for mode, want := range map[string][]string{
+		"auto":   {`"repair_mode":"auto"`, `"repaired_at":"2`, `"state":"running"`},
+		"report": {`"repair_mode":"report"`, `"repaired_at":null`, `"repair":null`, `"state":"stopped"`},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			r := start(t, dryRun(t, "--observer-interval=1s", "--observer-repair", mode))
+			r.want("POST", "/templates", `{"name":"small","cpu_count":1,"ram_amount":128}`, 201)
+			r.makeVM("a")
+			v, err := r.store.VM(t.Context(), "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			v.State = vm.Stopped
+			apply(t, r.store, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: v}})
+			eventually(t, func() error {
+				answer := r.want("GET", "/observer/status", "", 200)
+				if !strings.Contains(answer, "vm_state_mismatch") {
+					return fmt.Errorf("it is not reported: %s", answer)
+				}
+				answer += r.want("GET", "/vms/a", "", 200)
+				for _, word := range want {
+					if !strings.Contains(answer, word) {
+						t.Errorf("%s is not in %s", word, answer)
+					}
+				}
+				return nil
+			})
+		})
 	}
 }
 
@@ -577,5 +611,81 @@ func TestATokenThatIsMadeCanBeRead(t *testing.T) {
 	}
 	if err := writeFile(filepath.Join(t.TempDir(), "no", "such", "directory"), nil); err == nil {
 		t.Error("a file was written where there is no directory")
+	}
+}
+
+// daemonEvents returns the events of the daemon's own, oldest first.
+func daemonEvents(t *testing.T, s *store.Store) (kinds []string, data string) {
+	t.Helper()
+	events, err := s.Events(t.Context(), vm.EventFilter{Type: "daemon."}, vm.Page{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range events {
+		kinds = append(kinds, e.Type)
+		data += string(e.Data)
+	}
+	return kinds, data
+}
+
+func TestTheDaemonsStartAndItsEndAreEvents(t *testing.T) {
+	cfg := dryRun(t)
+	start(t, cfg).stop()
+	r := start(t, cfg)
+	kinds, data := daemonEvents(t, r.store)
+	if want := []string{"daemon.started", "daemon.stopping", "daemon.started"}; !slices.Equal(kinds, want) {
+		t.Errorf("events %q, want %q", kinds, want)
+	}
+	for _, word := range []string{fmt.Sprintf(`"pid":%d`, os.Getpid()), fmt.Sprintf(`"version":%q`, version), `"interrupted_operations":0`} {
+		if !strings.Contains(data, word) {
+			t.Errorf("%s is not in %s", word, data)
+		}
+	}
+	r.stop()
+	r.event(t.Context(), "daemon.started", nil) // with the database closed
+	if !strings.Contains(r.log.String(), "cannot record an event") {
+		t.Errorf("the log does not say that an event is lost:\n%s", r.log)
+	}
+}
+
+func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
+	cfg := dryRun(t)
+	r := start(t, cfg)
+	r.want("POST", "/templates", `{"name":"small","cpu_count":1,"ram_amount":128}`, 201)
+	for _, id := range []string{"a", "b"} {
+		r.want("POST", "/vms", fmt.Sprintf(`{"template_name":"small","name":%q}`, id), 201)
+		r.want("POST", "/vms/"+id+"/actions/start", "", 200)
+	}
+	if _, err := r.manager.UpdateVM(t.Context(), "a", vm.VMEdits{Autostart: &vm.Autostart{Enabled: true}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	vms := func(state string, boot string) {
+		t.Helper()
+		r.stop()
+		s, err := store.Open(t.Context(), store.Options{Path: filepath.Join(r.cfg.StateDir, databaseFile)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if boot != "" {
+			err = s.SetNote(t.Context(), "boot", boot)
+		}
+		if err := errors.Join(err, s.Close(), os.RemoveAll(r.cfg.RuntimeDir)); err != nil { // what runs is gone
+			t.Fatal(err)
+		}
+		r = start(t, cfg)
+		eventually(t, func() error {
+			a, b := r.want("GET", "/vms/a", "", 200), r.want("GET", "/vms/b", "", 200)
+			if !strings.Contains(a, `"state":"`+state+`"`) || !strings.Contains(b, `"state":"error"`) {
+				return fmt.Errorf("a: %s\nb: %s\nwant a %s and b in error", a, b, state)
+			}
+			return nil
+		})
+	}
+	vms("error", "") // the host has not booted: they crashed
+	vms("running", "another boot")
+	r.stop()
+	r.autostart(t.Context())
+	if !strings.Contains(r.log.String(), "cannot start the VMs that start with the host") {
+		t.Errorf("the log does not say that it could not look:\n%s", r.log)
 	}
 }

@@ -68,9 +68,10 @@ func checkObserver(s observer.Status) server.Check {
 // observerStatus is what the API shows of the observer.
 func (c *container) observerStatus() server.ObserverStatus {
 	s := c.observer.Load().Status()
-	out := server.ObserverStatus{Status: s.Status, CheckInterval: s.CheckInterval, LastRunAt: s.LastRunAt, LastDuration: s.LastDuration}
+	out := server.ObserverStatus{Status: s.Status, RepairMode: s.Repair, CheckInterval: s.CheckInterval, LastRunAt: s.LastRunAt, LastDuration: s.LastDuration}
 	for _, i := range s.Issues {
-		out.Issues = append(out.Issues, server.Issue{Type: string(i.Type), Resource: i.Resource, Details: i.Details, FirstSeenAt: i.FirstSeenAt, Repair: i.Repair})
+		out.Issues = append(out.Issues, server.Issue{Type: string(i.Type), Resource: i.Resource, Details: i.Details,
+			FirstSeenAt: i.FirstSeenAt, RepairedAt: i.RepairedAt, Repair: i.Repair})
 	}
 	return out
 }

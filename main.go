@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,7 +22,7 @@ func main() {
 }
 
 // run does what the command line asks for, and returns when it is told to stop.
-func run(args []string, stdout io.Writer) (err error) {
+func run(args []string, stdout io.Writer) error {
 	// What vmand makes is nobody else's, unless it says otherwise.
 	syscall.Umask(0o077)
 	line, err := parseArgs(args)
@@ -47,13 +46,8 @@ func run(args []string, stdout io.Writer) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	c, err := newContainer(ctx, cfg, cfg.logger(os.Stderr))
-	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return nil // told to stop before it had started
+	if command := commands[line.command]; command != nil {
+		return command(ctx, cfg, line.operand, stdout)
 	}
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.close()) }()
-	return c.run(ctx)
+	return serve(ctx, cfg)
 }

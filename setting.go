@@ -107,6 +107,12 @@ func assign(to, value any) (fix string) {
 		}
 	case *bool:
 		return assignBool(to, value)
+	case *int:
+		n, err := strconv.Atoi(fmt.Sprint(value))
+		*to = n
+		if err != nil {
+			return "must be a whole number"
+		}
 	case *time.Duration:
 		d, err := time.ParseDuration(text)
 		*to = d
@@ -217,12 +223,16 @@ func knownSection(key string) bool {
 	return slices.ContainsFunc(settings, func(s setting) bool { return strings.HasPrefix(s.key, key+".") })
 }
 
+// otherVariables are no settings and no mistakes: one that names a fail point
+// (package vm), in a vmand that is built with them.
+var otherVariables []string
+
 // unknownVariables complains about variables that look like vmand's and are not:
 // one that is misspelled would be ignored without a word.
 func unknownVariables(environ []string) (wrong []string) {
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
-		if !strings.HasPrefix(name, envPrefix) || strings.HasPrefix(name, testEnvPrefix) {
+		if !strings.HasPrefix(name, envPrefix) || strings.HasPrefix(name, testEnvPrefix) || slices.Contains(otherVariables, name) {
 			continue
 		}
 		if !slices.ContainsFunc(settings, func(s setting) bool { return s.variable() == name }) {

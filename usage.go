@@ -15,6 +15,8 @@ type commandLine struct {
 	check    bool   // --check-config
 	version  bool
 	help     bool
+	command  string // backup or restore, empty to serve
+	operand  string // the command's FILE
 }
 
 // parseArgs reads the command line. What the settings' flags are given is looked
@@ -35,8 +37,15 @@ func parseArgs(args []string) (commandLine, error) {
 	if err := c.settings.Parse(args); err != nil {
 		return c, fmt.Errorf("%w; vmand --help lists the flags", err)
 	}
-	if extra := c.settings.Args(); len(extra) > 0 {
-		return c, fmt.Errorf("unexpected argument %q; vmand --help lists the flags", extra[0])
+	words := c.settings.Args()
+	switch {
+	case len(words) == 0:
+	case commands[words[0]] == nil:
+		return c, fmt.Errorf("unexpected argument %q; vmand --help lists the flags", words[0])
+	case len(words) != 2 || words[1] == "":
+		return c, fmt.Errorf("vmand %s takes one FILE; see vmand --help", words[0])
+	default:
+		c.command, c.operand = words[0], words[1]
 	}
 	return c, nil
 }
@@ -53,9 +62,19 @@ func (c commandLine) answer() string {
 }
 
 const usageHead = `Usage: vmand [flags]
+       vmand backup FILE [flags]
+       vmand restore FILE [flags]
 
 vmand runs the QEMU virtual machines of this host and serves the REST API by which
 they are managed. It needs no configuration. Stopping it stops no VM.
+
+backup copies the database, all that is recorded of VMs and disks but not what is on
+them, to a new FILE, whether a vmand runs or not.
+
+restore puts such a FILE in the database's place and keeps what was there beside it, as
+vman.db.before-restore-TIME. The vmand that uses the database has to be stopped, VMs need
+not be: the next vmand finds those that run. What is newer than FILE it reports as
+orphans in GET /observer/status and leaves alone.
 
   --config FILE    read settings from FILE, not from ` + defaultConfigFile + `
   --check-config   say whether the configuration can be used, and do nothing else

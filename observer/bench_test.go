@@ -28,7 +28,7 @@ func BenchmarkPass(b *testing.B) {
 		}
 		if n%2 == 0 {
 			w.disks[id] = vm.Disk{ID: id, SizeMiB: 1024, State: vm.DiskAvailable}
-			w.seen.DiskFiles[id] = true
+			w.seen.DiskFiles[id] = 1024
 		}
 	}
 	b.Run("made up", func(b *testing.B) { benchmarkPass(b, w, w) })
@@ -61,8 +61,8 @@ func recordAll(b *testing.B, w *world) *store.Store {
 		}
 	})
 	at := time.Now()
-	template, err := s.CreateTemplate(b.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128, CreatedAt: at})
-	if err != nil {
+	template := vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128, CreatedAt: at}
+	if err := s.Apply(b.Context(), vm.Change{NewTemplate: &template}); err != nil {
 		b.Fatal(err)
 	}
 	for id, v := range w.vms {

@@ -6,9 +6,12 @@
 // A nudge only makes it look at one VM sooner; one that is lost costs nothing
 // but the wait for the next pass. It changes nothing but through the Settler,
 // and it never ends a process or removes a file that is not recorded.
+//
+// It also has VMs restarted when their policy says so.
 package observer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -29,9 +32,12 @@ type Host interface {
 
 // Records are what is recorded.
 type Records interface {
+	VM(ctx context.Context, id string) (vm.VM, error)
 	VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error)
 	Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Disk, error)
 	Operations(ctx context.Context, f vm.OperationFilter, p vm.Page) ([]vm.Operation, error)
+	Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error)
+	LastEvent(ctx context.Context) (int64, error)
 }
 
 // Settler is the one who may change a record; *vm.Manager is it.
@@ -41,13 +47,29 @@ type Settler interface {
 	Settle(ctx context.Context, resource string) (vm.Repair, error)
 	// Busy reports whether an operation holds the resource now.
 	Busy(resource string) bool
-	// Prune forgets operations that have been over for long enough.
+	// RestartDue begins the automatic restart of a VM. It fails with
+	// [vm.ErrState] if none is due.
+	RestartDue(ctx context.Context, id string) (vm.Operation, error)
+	// Tell records events.
+	Tell(ctx context.Context, events ...vm.Event) error
+	// NextEvent returns a channel that is closed when the next event is recorded.
+	NextEvent() <-chan struct{}
+	// Prune forgets operations and events that are old enough.
 	Prune(ctx context.Context) (int, error)
 }
+
+// What an observer does about what it finds.
+const (
+	RepairAuto   = "auto"   // whatever is safe
+	RepairReport = "report" // nothing
+)
 
 // Options are what an [Observer] can be told.
 type Options struct {
 	Interval time.Duration // between two passes
+	Repair   string        // [RepairAuto] or [RepairReport]; empty is auto
+	// LowMiB is how much free storage is too little; 0 for any being enough.
+	LowMiB int
 }
 
 const (
@@ -56,7 +78,11 @@ const (
 	// settleTimeout ends one repair, which may have to end a process. What it
 	// leaves undone, the next pass tries again.
 	settleTimeout = 10 * time.Second
-	// pruneInterval is how often old operations are forgotten.
+	// tellTimeout ends the recording of events.
+	tellTimeout = 5 * time.Second
+	// maxUntold is how many events wait for a database that cannot be written.
+	maxUntold = 1000
+	// pruneInterval is how often what is old is forgotten.
 	pruneInterval = time.Hour
 	// parallel is how many repairs go on at the same time in a pass, so that a
 	// mute VM does not delay the others.
@@ -71,9 +97,13 @@ type Observer struct {
 	o       Options
 	log     *slog.Logger
 
-	wake   chan struct{} // holds one: a VM is in nudged
-	wg     sync.WaitGroup
-	pruned time.Time // only the loop uses it
+	wake     chan struct{} // holds one: a VM is in nudged
+	restarts *schedule
+	wg       sync.WaitGroup
+	pruned   time.Time // only the loop uses it
+
+	telling sync.Mutex
+	untold  []vm.Event // that could not be recorded yet
 
 	mu       sync.Mutex
 	nudged   map[string]bool // ids of VMs to settle soon
@@ -85,17 +115,19 @@ type Observer struct {
 
 // New returns an observer that does nothing before [Observer.Run].
 func New(h Host, r Records, s Settler, o Options, log *slog.Logger) *Observer {
-	return &Observer{host: h, records: r, settler: s, o: o, log: log, wake: make(chan struct{}, 1),
+	o.Repair = cmp.Or(o.Repair, RepairAuto)
+	return &Observer{host: h, records: r, settler: s, o: o, log: log, wake: make(chan struct{}, 1), restarts: newSchedule(),
 		nudged: map[string]bool{}, settling: map[string]bool{}, since: map[finding]*suspicion{},
 		status: Status{Status: StatusStarting, CheckInterval: o.Interval}}
 }
 
-// Run makes a pass at once and then one in every interval, and settles nudged
-// VMs meanwhile. It returns when ctx is done and every repair under way has come
-// to its end. Call it once.
+// Run makes a pass at once and then one in every interval, and meanwhile settles
+// nudged VMs and restarts those that are due. It returns when ctx is done and
+// every repair under way has come to its end. Call it once.
 func (o *Observer) Run(ctx context.Context) {
 	defer o.wg.Wait()
 	o.wg.Go(func() { o.serveNudges(ctx) })
+	o.wg.Go(func() { o.serveRestarts(ctx) })
 	ticker := time.NewTicker(o.o.Interval)
 	defer ticker.Stop()
 	for {
@@ -121,8 +153,12 @@ func (o *Observer) serveNudges(ctx context.Context) {
 }
 
 // Nudge asks for a look at one VM soon, without waiting for the next pass. It
-// never blocks; any number of nudges before that look are one.
+// never blocks; any number of nudges before that look are one. Where nothing is
+// to be repaired it does nothing.
 func (o *Observer) Nudge(vmID string) {
+	if o.o.Repair == RepairReport {
+		return
+	}
 	o.mu.Lock()
 	o.nudged[vmID] = true
 	o.mu.Unlock()
@@ -166,11 +202,12 @@ func (o *Observer) settleOne(ctx context.Context, id string) {
 	switch r.outcome {
 	case repaired:
 		a.Details = fmt.Sprintf("recorded as %s, found %s", r.repair.Was, r.repair.Is)
-		i := Issue{Type: a.Type, Resource: resource, Details: a.Details, FirstSeenAt: time.Now(), Repair: r.repair.Detail}
+		at := time.Now()
+		i := Issue{Type: a.Type, Resource: resource, Details: a.Details, FirstSeenAt: at, Repair: r.repair.Detail, RepairedAt: at}
 		o.mu.Lock()
 		o.repaired = append(o.repaired, i)
 		o.mu.Unlock()
-		o.log.Info("repaired after an event", issueAttrs(i)...)
+		o.tell(ctx, o.announce(i, &suspicion{}))
 	case failed:
 		if ctx.Err() == nil { // else the daemon ends, and the next one settles
 			o.log.Warn("cannot settle after an event; the next pass will try", "resource", resource, "err", r.err)
@@ -186,9 +223,9 @@ func (o *Observer) prune(ctx context.Context) {
 	n, err := guard(o.log, func() (int, error) { return o.settler.Prune(ctx) })
 	switch {
 	case err != nil && ctx.Err() == nil:
-		o.log.Warn("cannot forget old operations", "err", err)
+		o.log.Warn("cannot forget what is old", "err", err)
 	case n > 0:
-		o.log.Info("forgot old operations", "count", n)
+		o.log.Info("forgot old operations and events", "count", n)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,6 +17,8 @@ import (
 )
 
 const interval = 5 * time.Second
+
+var discard = slog.New(slog.DiscardHandler)
 
 // A world is a host, its records and the manager between them, all made up.
 type world struct {
@@ -33,15 +36,21 @@ type world struct {
 	failRead map[string]error         // what reading "vms", "disks" or "operations" fails with
 	settle   func(resource string) (vm.Repair, error)
 	onSurvey func()
-	stuck    chan struct{} // Survey waits for it, whatever its context says
+	onSettle func(v *vm.VM) // has a last word on what Settle records
+	stuck    chan struct{}  // Survey waits for it, whatever its context says
 	prunes   int
 	pruneErr error
+	events   []vm.Event
+	tellErr  error
+	news     chan struct{}
+	restarts []string         // ids RestartDue was called with
+	refuse   map[string]error // what RestartDue of an id fails with
 }
 
 func newWorld() *world {
 	return &world{vms: map[string]vm.VM{}, disks: map[string]vm.Disk{}, busy: map[string]bool{}, held: map[string]chan struct{}{},
-		mute: map[string]bool{}, failRead: map[string]error{},
-		seen: vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]bool{}}}
+		mute: map[string]bool{}, failRead: map[string]error{}, refuse: map[string]error{}, news: make(chan struct{}),
+		seen: vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]int64{}}}
 }
 
 // run adds a VM that is recorded as running and runs.
@@ -96,7 +105,81 @@ func (w *world) Survey(context.Context) (vm.Survey, error) {
 	if w.onSurvey != nil {
 		w.onSurvey()
 	}
-	return vm.Survey{VMs: maps.Clone(w.seen.VMs), VMFiles: maps.Clone(w.seen.VMFiles), DiskFiles: maps.Clone(w.seen.DiskFiles)}, w.fail
+	return vm.Survey{VMs: maps.Clone(w.seen.VMs), VMFiles: maps.Clone(w.seen.VMFiles), DiskFiles: maps.Clone(w.seen.DiskFiles), Storage: w.seen.Storage}, w.fail
+}
+
+func (w *world) VM(_ context.Context, id string) (vm.VM, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v, ok := w.vms[id]
+	if !ok {
+		return v, vm.NotFound("vm", id)
+	}
+	return v, w.failRead["vm"]
+}
+
+func (w *world) Events(_ context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []vm.Event
+	for _, e := range w.events {
+		if e.Seq > p.After && strings.HasPrefix(e.Type, f.Type) && len(out) < p.Limit {
+			out = append(out, e)
+		}
+	}
+	return out, w.failRead["events"]
+}
+
+func (w *world) LastEvent(context.Context) (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return int64(len(w.events)), w.failRead["last event"]
+}
+
+// happen records events. The caller holds mu.
+func (w *world) happen(events ...vm.Event) {
+	for _, e := range events {
+		e.Seq = int64(len(w.events)) + 1
+		w.events = append(w.events, e)
+	}
+	close(w.news)
+	w.news = make(chan struct{})
+}
+
+// put records a VM as the manager does.
+func (w *world) put(v vm.VM) {
+	w.change(func() {
+		w.vms[v.ID] = v
+		w.happen(vm.NewEvent("vm.state", "vms/"+v.ID, map[string]any{}))
+	})
+}
+
+func (w *world) Tell(_ context.Context, events ...vm.Event) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.tellErr == nil {
+		w.happen(events...)
+	}
+	return w.tellErr
+}
+
+func (w *world) NextEvent() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.news
+}
+
+// told returns the events of the observer's own, as "type resource data".
+func (w *world) told() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for _, e := range w.events {
+		if strings.HasPrefix(e.Type, "observer.") {
+			out = append(out, fmt.Sprintf("%s %s %s", e.Type, e.Resource, e.Data))
+		}
+	}
+	return out
 }
 
 func (w *world) VMs(context.Context, vm.VMFilter, vm.Page) ([]vm.VM, error) {
@@ -149,7 +232,13 @@ func (w *world) Settle(ctx context.Context, resource string) (vm.Repair, error) 
 	verdict := vm.Settle(v.State, v.Reason, w.seen.VMs[id])
 	was := v.State
 	v.State, v.Reason = verdict.State, verdict.Reason
+	if w.onSettle != nil {
+		w.onSettle(&v)
+	}
 	w.vms[id] = v
+	if was != v.State {
+		w.happen(vm.NewEvent("vm.state", "vms/"+id, map[string]any{}))
+	}
 	return vm.Repair{Changed: was != v.State, Was: string(was), Is: string(v.State), Detail: "recorded the truth"}, nil
 }
 
@@ -170,9 +259,16 @@ func (w *world) Prune(context.Context) (int, error) {
 // pass, and stops it after f.
 func observe(t *testing.T, w *world, f func(o *Observer)) {
 	t.Helper()
+	observeWith(t, w, Options{Interval: interval}, f)
+}
+
+func observeWith(t *testing.T, w *world, options Options, f func(o *Observer)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		o := New(w, w, w, Options{Interval: interval}, slog.New(slog.DiscardHandler))
-		if s := o.Status(); s.Status != StatusStarting || s.CheckInterval != interval || !s.LastRunAt.IsZero() {
+		// A channel belongs to the bubble it is made in.
+		w.news = make(chan struct{})
+		o := New(w, w, w, options, discard)
+		if s := o.Status(); s.Status != StatusStarting || s.CheckInterval != interval || s.Repair == "" || !s.LastRunAt.IsZero() {
 			t.Errorf("status before the first pass is %+v", s)
 		}
 		ctx, stop := context.WithCancel(t.Context())
@@ -302,7 +398,8 @@ func TestANudgeBeforeRunIsNotLost(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	synctest.Test(t, func(t *testing.T) {
-		o := New(w, w, w, Options{Interval: interval}, slog.New(slog.DiscardHandler))
+		w.news = make(chan struct{})
+		o := New(w, w, w, Options{Interval: interval}, discard)
 		o.Nudge("a")
 		ctx, stop := context.WithCancel(t.Context())
 		go o.Run(ctx)
@@ -371,7 +468,7 @@ func TestWhatALookUnderTheLockDoesNotConfirmIsNoIssue(t *testing.T) {
 
 func TestAnOrphanIsReportedOnceASecondPassAgreesAndKeepsItsFirstSighting(t *testing.T) {
 	w := newWorld()
-	w.seen.DiskFiles["stray"] = true
+	w.seen.DiskFiles["stray"] = 1
 	observe(t, w, func(o *Observer) {
 		first := time.Now()
 		expectIssues(t, o)
@@ -385,7 +482,7 @@ func TestAnOrphanIsReportedOnceASecondPassAgreesAndKeepsItsFirstSighting(t *test
 		w.change(func() { delete(w.seen.DiskFiles, "stray") })
 		after(interval)
 		expectIssues(t, o)
-		w.change(func() { w.seen.DiskFiles["stray"] = true })
+		w.change(func() { w.seen.DiskFiles["stray"] = 1 })
 		after(interval)
 		expectIssues(t, o)
 		after(interval)
@@ -454,7 +551,7 @@ func TestAReadThatFailsMakesTheStatusDegradedUntilItSucceeds(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			w := newWorld()
-			w.seen.DiskFiles["stray"] = true
+			w.seen.DiskFiles["stray"] = 1
 			observe(t, w, func(o *Observer) {
 				after(interval)
 				w.change(func() { breakIt(w, errors.New("no luck")) })
@@ -582,5 +679,137 @@ func TestOldOperationsAreForgottenOnceAnHour(t *testing.T) {
 		if _, _, prunes := w.did(); prunes != 2 {
 			t.Errorf("pruned %d times after an hour, want twice", prunes)
 		}
+	})
+}
+
+func TestAnIssueAndItsRepairAreEvents(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.run("b")
+	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
+	w.seen.DiskFiles["stray"] = 1
+	observe(t, w, func(o *Observer) {
+		if i := o.Status().Issues[0]; !i.RepairedAt.Equal(time.Now()) || !i.FirstSeenAt.Equal(i.RepairedAt) {
+			t.Errorf("%+v, want it repaired now", i)
+		}
+		after(3 * interval)
+		if i := o.Status().Issues[0]; !i.RepairedAt.IsZero() {
+			t.Errorf("%+v, want it not repaired", i)
+		}
+		w.change(func() { delete(w.seen.VMs, "b") })
+		o.Nudge("b")
+		synctest.Wait()
+		if i := o.Status().Issues[1]; !i.RepairedAt.Equal(time.Now()) {
+			t.Errorf("%+v, want it repaired now", i)
+		}
+		want := []string{
+			`observer.issue vms/a {"details":"recorded as stopped (), but QEMU process 42 says running","issue_type":"vm_state_mismatch","repair":null}`,
+			`observer.repaired vms/a {"details":"recorded as stopped (), but QEMU process 42 says running","issue_type":"vm_state_mismatch","repair":"recorded the truth"}`,
+			`observer.issue disks/stray {"details":"there is a file of disk stray, which is not recorded; it is left alone","issue_type":"orphan_disk","repair":null}`,
+			`observer.issue vms/b {"details":"recorded as running, found error","issue_type":"vm_state_mismatch","repair":null}`,
+			`observer.repaired vms/b {"details":"recorded as running, found error","issue_type":"vm_state_mismatch","repair":"recorded the truth"}`,
+		}
+		if got := w.told(); !slices.Equal(got, want) {
+			t.Errorf("told\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
+}
+
+func TestAFailedRepairIsToldOfOnce(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
+	w.settle = func(string) (vm.Repair, error) { return vm.Repair{}, errors.New("no luck") }
+	observe(t, w, func(*Observer) {
+		after(3 * interval)
+		if got := w.told(); len(got) != 1 || !strings.Contains(got[0], `"repair":"tried, and failed: no luck"`) {
+			t.Errorf("told %q, want one event with why", got)
+		}
+	})
+}
+
+func TestEventsThatCannotBeRecordedAreToldLater(t *testing.T) {
+	w := newWorld()
+	w.seen.Storage = vm.Storage{Path: "/d", FreeMiB: 0, SizeMiB: 1000}
+	w.tellErr = errors.New("disk full")
+	observeWith(t, w, Options{Interval: interval, LowMiB: 100}, func(o *Observer) {
+		after(2 * interval)
+		expectIssues(t, o, "storage_low storage//d")
+		if got := w.told(); len(got) != 0 {
+			t.Fatalf("told %q", got)
+		}
+		w.change(func() { w.tellErr, w.seen.Storage.FreeMiB = nil, 500 })
+		after(interval)
+		expectIssues(t, o)
+		if got := w.told(); len(got) != 1 || !strings.HasPrefix(got[0], "observer.issue storage//d ") {
+			t.Errorf("told %q, want what was found before", got)
+		}
+	})
+}
+
+func TestInReportModeNothingIsSettled(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
+	w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskCreating}
+	w.open = []vm.Operation{{ID: "1", Kind: vm.VMPause, Resource: "vms/b", State: vm.OpRunning}}
+	observeWith(t, w, Options{Interval: interval, Repair: RepairReport}, func(o *Observer) {
+		if s := o.Status(); s.Repair != RepairReport {
+			t.Errorf("status %+v, want the mode in it", s)
+		}
+		o.Nudge("a")
+		synctest.Wait()
+		expectIssues(t, o) // one look is not enough
+		after(interval)
+		expectIssues(t, o, "disk_state_inconsistent disks/d", "vm_state_mismatch vms/a", "vm_state_mismatch vms/b")
+		if _, settled, _ := w.did(); len(settled) != 0 {
+			t.Errorf("settled %q, want nothing", settled)
+		}
+		if got := w.told(); len(got) != 3 || !strings.Contains(got[1], `"repair":null`) {
+			t.Errorf("told %q, want three issues without a repair", got)
+		}
+	})
+}
+
+func TestAMuteMonitorIsReportedAfterThreePassesInARow(t *testing.T) {
+	w := newWorld()
+	w.run("a")
+	mute := func(mute bool) {
+		w.change(func() {
+			o := vm.Observation{PID: 42, Status: vm.StatusRunning}
+			if mute {
+				o.Status = vm.StatusMute
+			}
+			w.seen.VMs["a"] = o
+		})
+	}
+	observe(t, w, func(o *Observer) {
+		mute(true)
+		after(2 * interval)
+		mute(false)
+		after(interval)
+		mute(true)
+		after(2 * interval)
+		expectIssues(t, o)
+		after(interval)
+		expectIssues(t, o, "qmp_unreachable vms/a")
+		mute(false)
+		after(interval)
+		expectIssues(t, o)
+	})
+}
+
+func TestARepairThatLeavesTheStateSaysWhatItDid(t *testing.T) {
+	w := newWorld()
+	w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskAvailable, SizeMiB: 1024}
+	w.seen.DiskFiles["d"] = 2048
+	w.settle = func(string) (vm.Repair, error) {
+		w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskAvailable, SizeMiB: 2048}
+		return vm.Repair{Changed: true, Was: "available", Is: "available", Detail: "recorded available in place of available"}, nil
+	}
+	observe(t, w, func(o *Observer) {
+		expectIssues(t, o, "disk_size_mismatch disks/d: recorded 2048 MiB in place of 1024 MiB")
+		after(interval)
+		expectIssues(t, o)
 	})
 }

@@ -20,6 +20,7 @@ type finding struct {
 // A suspicion is what is remembered of a finding from pass to pass.
 type suspicion struct {
 	since    time.Time
+	passes   int // that found it in a row
 	reported bool
 }
 
@@ -38,7 +39,7 @@ func (o *Observer) pass(ctx context.Context) {
 	case err != nil:
 		o.degrade(began, err)
 	default:
-		o.publish(began, plan, results)
+		o.tell(ctx, o.publish(began, plan, results))
 	}
 }
 
@@ -60,7 +61,23 @@ func (o *Observer) look(ctx context.Context) ([]Action, error) {
 	if recorded.Open, err = o.records.Operations(ctx, vm.OperationFilter{Open: true}, vm.Page{}); err != nil {
 		return nil, fmt.Errorf("read the open operations: %w", err)
 	}
-	return Plan(recorded, seen, o.settler.Busy), nil
+	o.restarts.add(recorded.VMs)
+	plan := Plan(recorded, seen, int64(o.o.LowMiB), o.settler.Busy)
+	if o.o.Repair == RepairReport {
+		for i := range plan {
+			plan[i] = plan[i].reportOnly()
+		}
+	}
+	return plan, nil
+}
+
+// reportOnly returns the action without its repair. Nobody looks under the lock
+// then, so a second pass has to confirm it.
+func (a Action) reportOnly() Action {
+	if a.Settle {
+		a.Settle, a.Passes = false, max(a.Passes, 2)
+	}
+	return a
 }
 
 // outcome is how an action ended.
@@ -108,28 +125,34 @@ func (o *Observer) settle(ctx context.Context, a Action) result {
 	case err != nil:
 		return result{outcome: failed, err: err}
 	case repair.Changed:
+		if repair.Was == repair.Is && a.Cure != "" {
+			repair.Detail = a.Cure
+		}
 		return result{outcome: repaired, repair: repair}
 	}
 	return result{}
 }
 
-// publish makes the pass's findings the status, and logs what is new in them.
-func (o *Observer) publish(began time.Time, plan []Action, results []result) {
+// publish makes the pass's findings the status, logs what is new in them, and
+// returns the events that tell of that.
+func (o *Observer) publish(began time.Time, plan []Action, results []result) []vm.Event {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	since := make(map[finding]*suspicion, len(plan))
 	var issues []Issue
+	var events []vm.Event
 	for i, a := range plan {
 		key := finding{a.Type, a.Resource}
-		s, again := o.since[key]
-		if !again {
+		s := o.since[key]
+		if s == nil {
 			s = &suspicion{since: began}
 		}
+		s.passes++
 		since[key] = s
-		if issue, ok := issueOf(a, results[i], again); ok {
+		if issue, ok := issueOf(a, results[i], s.passes); ok {
 			issue.FirstSeenAt = s.since
 			issues = append(issues, issue)
-			o.announce(issue, results[i], s)
+			events = append(events, o.announce(issue, s)...)
 		}
 	}
 	o.since = since
@@ -140,36 +163,76 @@ func (o *Observer) publish(began time.Time, plan []Action, results []result) {
 		Issues: append(issues, o.repaired...)}
 	slices.SortStableFunc(o.status.Issues, compareIssues)
 	o.repaired = nil
+	return events
 }
 
-// issueOf returns what is to be reported of an action, if anything. The survey
-// behind an action may be older than what an operation recorded meanwhile, so
-// what a look under the lock did not confirm is no issue, and what nobody looked
-// at again needs a second pass that agrees.
-func issueOf(a Action, r result, again bool) (Issue, bool) {
+// issueOf returns what is to be reported of an action that so many passes in a
+// row have found, if anything. The survey behind it may be older than what an
+// operation recorded meanwhile, so what a look under the lock did not confirm is
+// no issue, and what nobody looked at again needs another pass that agrees.
+func issueOf(a Action, r result, passes int) (Issue, bool) {
 	i := Issue{Type: a.Type, Resource: a.Resource, Details: a.Details}
 	switch r.outcome {
 	case skipped:
 		return Issue{}, false
 	case repaired:
-		i.Repair = r.repair.Detail
+		i.Repair, i.RepairedAt = r.repair.Detail, time.Now()
 		return i, true
 	case failed:
 		i.Repair = "tried, and failed: " + r.err.Error()
 		return i, true
 	}
-	return i, a.Doubtful && again
+	return i, a.Passes > 0 && passes >= a.Passes
 }
 
-// announce logs a repair, and anything else the first time it is reported.
-func (o *Observer) announce(i Issue, r result, s *suspicion) {
-	switch {
-	case r.outcome == repaired:
-		o.log.Info("repaired", issueAttrs(i)...)
-	case !s.reported:
-		o.log.Warn("records and host disagree", issueAttrs(i)...)
+// announce logs a repair, and anything else the first time it is reported. It
+// returns the events that tell of both.
+func (o *Observer) announce(i Issue, s *suspicion) (events []vm.Event) {
+	mended := !i.RepairedAt.IsZero()
+	if !s.reported {
 		s.reported = true
+		found := i
+		if mended {
+			found.Repair = ""
+		} else {
+			o.log.Warn("records and host disagree", issueAttrs(i)...)
+		}
+		events = append(events, issueEvent("observer.issue", found))
 	}
+	if mended {
+		o.log.Info("repaired", issueAttrs(i)...)
+		events = append(events, issueEvent("observer.repaired", i))
+	}
+	return events
+}
+
+func issueEvent(kind string, i Issue) vm.Event {
+	data := map[string]any{"issue_type": i.Type, "details": i.Details, "repair": nil}
+	if i.Repair != "" {
+		data["repair"] = i.Repair
+	}
+	return vm.NewEvent(kind, i.Resource, data)
+}
+
+// tell records events, and those before them that could not be recorded: what
+// was found while the disk was full is told when there is room again.
+func (o *Observer) tell(ctx context.Context, events []vm.Event) {
+	o.telling.Lock()
+	defer o.telling.Unlock()
+	o.untold = append(o.untold, events...)
+	if len(o.untold) == 0 {
+		return
+	}
+	// A repair that is done is told of, also when the daemon ends meanwhile.
+	ctx, stop := context.WithTimeout(vm.WithCaller(context.WithoutCancel(ctx), vm.Caller{Name: "observer"}), tellTimeout)
+	defer stop()
+	_, err := guard(o.log, func() (struct{}, error) { return struct{}{}, o.settler.Tell(ctx, o.untold...) })
+	if err != nil {
+		o.untold = o.untold[max(0, len(o.untold)-maxUntold):]
+		o.log.Warn("cannot record the observer's events yet", "waiting", len(o.untold), "err", err)
+		return
+	}
+	o.untold = nil
 }
 
 // degrade publishes that a pass could not look. The issues of the last one that

@@ -19,10 +19,23 @@ const (
 	MissingDisk           IssueType = "missing_disk"
 	OrphanDisk            IssueType = "orphan_disk"
 	DiskStateInconsistent IssueType = "disk_state_inconsistent"
+	DiskSizeMismatch      IssueType = "disk_size_mismatch"
+	QMPUnreachable        IssueType = "qmp_unreachable" // the process lives, its monitor is mute
+	RuntimeDrift          IssueType = "runtime_drift"   // QEMU has a disk that the records do not give its VM
+	StorageLow            IssueType = "storage_low"     // the file system of the disks is nearly full
 )
 
 // IssueTypes lists every type.
-var IssueTypes = []IssueType{VMStateMismatch, OrphanProcess, MissingDisk, OrphanDisk, DiskStateInconsistent}
+var IssueTypes = []IssueType{VMStateMismatch, OrphanProcess, MissingDisk, OrphanDisk, DiskStateInconsistent,
+	DiskSizeMismatch, QMPUnreachable, RuntimeDrift, StorageLow}
+
+const (
+	// mutePasses is for how many passes a monitor must have been mute: a QEMU that
+	// flushes a disk, or waits for a slow one, says nothing for a while.
+	mutePasses = 3
+	// lowPercent of a file system's size is too little room whatever its size is.
+	lowPercent = 5
+)
 
 // Recorded is everything that is recorded and that a host can contradict.
 type Recorded struct {
@@ -35,28 +48,35 @@ type Recorded struct {
 // resolve it. What could lose data is never to be settled.
 type Action struct {
 	Type     IssueType
-	Resource string // "vms/<id>" or "disks/<id>"
+	Resource string // "vms/<id>", "disks/<id>" or "storage/<path>"
 	Details  string // for a person
 	Settle   bool
-	// Doubtful actions rest on a survey that may be older than what an
-	// operation has just done: they are an issue once a second pass agrees.
-	Doubtful bool
+	// Passes is how many passes in a row must find it before it is an issue that
+	// the Settler, under the resource's lock, has not confirmed: a survey may be
+	// older than what an operation has just done. 0: it never is one.
+	Passes int
+	// Cure says what a settling does that leaves the state as it is.
+	Cure string
 }
 
 // Plan returns where the records disagree with what the host shows, in order of
 // resource and type, and nothing if they agree. What busy reports is left out:
-// the operation that holds it will record how it is.
-func Plan(recorded Recorded, seen vm.Survey, busy func(resource string) bool) []Action {
+// the operation that holds it will record how it is. Less free storage than
+// lowMiB, or than 5 % of all, is too little; with 0 any is enough.
+func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(resource string) bool) []Action {
 	p := planner{seen: seen, vms: make(map[string]bool, len(recorded.VMs)), disks: make(map[string]bool, len(recorded.Disks))}
 	for _, v := range recorded.VMs {
 		p.vms[v.ID] = true
 		p.vm(v)
 	}
-	p.plugged = pluggedInto(seen)
+	owner := make(map[string]string, len(recorded.Disks))
 	for _, d := range recorded.Disks {
 		p.disks[d.ID] = true
+		owner[d.ID] = d.VMID
 		p.disk(d)
 	}
+	p.drift(owner)
+	p.storage(lowMiB)
 	p.orphans()
 	p.operations(recorded.Open)
 	plan := slices.DeleteFunc(p.plan, func(a Action) bool { return busy(a.Resource) })
@@ -67,22 +87,29 @@ func Plan(recorded Recorded, seen vm.Survey, busy func(resource string) bool) []
 }
 
 type planner struct {
-	seen    vm.Survey
-	vms     map[string]bool   // ids recorded
-	disks   map[string]bool   // ids recorded
-	plugged map[string]string // disk id to the id of the VM whose QEMU has it
-	plan    []Action
+	seen  vm.Survey
+	vms   map[string]bool // ids recorded
+	disks map[string]bool // ids recorded
+	plan  []Action
 }
 
 func (p *planner) vm(v vm.VM) {
 	resource := vm.VMResource(v.ID)
 	seen := p.seen.VMs[v.ID]
-	if verdict := vm.Settle(v.State, v.Reason, seen); !agrees(v, verdict) {
+	switch verdict := vm.Settle(v.State, v.Reason, seen); {
+	case !agrees(v, verdict):
 		p.plan = append(p.plan, Action{Type: VMStateMismatch, Resource: resource, Settle: true,
 			Details: fmt.Sprintf("recorded as %s (%s), but %s", v.State, v.Reason, describe(seen))})
+	case vm.RoomAgain(v, seen):
+		p.plan = append(p.plan, Action{Type: VMStateMismatch, Resource: resource, Settle: true,
+			Details: fmt.Sprintf("paused because the file system of a disk was full; %d MiB of it are free again", seen.FreeMiB)})
+	}
+	if seen.Alive() && seen.Status == vm.StatusMute {
+		p.plan = append(p.plan, Action{Type: QMPUnreachable, Resource: resource, Passes: mutePasses,
+			Details: fmt.Sprintf("QEMU process %d lives and does not answer on its monitor; it is left alone", seen.PID)})
 	}
 	if !p.seen.VMFiles[v.ID] {
-		p.plan = append(p.plan, Action{Type: MissingDisk, Resource: resource, Doubtful: true,
+		p.plan = append(p.plan, Action{Type: MissingDisk, Resource: resource, Passes: 2,
 			Details: fmt.Sprintf("the root disk of vm %s is not there", v.ID)})
 	}
 }
@@ -108,12 +135,18 @@ func describe(seen vm.Observation) string {
 
 func (p *planner) disk(d vm.Disk) {
 	resource := vm.DiskResource(d.ID)
-	if d.State != vm.DiskCreating && !p.seen.DiskFiles[d.ID] {
-		p.plan = append(p.plan, Action{Type: MissingDisk, Resource: resource, Settle: true, Doubtful: true,
+	size, there := p.seen.DiskFiles[d.ID]
+	if d.State != vm.DiskCreating && !there {
+		p.plan = append(p.plan, Action{Type: MissingDisk, Resource: resource, Settle: true, Passes: 2,
 			Details: fmt.Sprintf("the file of disk %s is not there", d.ID)})
 	}
 	if details := p.inconsistency(d); details != "" {
-		p.plan = append(p.plan, Action{Type: DiskStateInconsistent, Resource: resource, Settle: true, Doubtful: true, Details: details})
+		p.plan = append(p.plan, Action{Type: DiskStateInconsistent, Resource: resource, Settle: true, Passes: 2, Details: details})
+	}
+	if size != 0 && size != d.SizeMiB && !d.State.Transitional() {
+		p.plan = append(p.plan, Action{Type: DiskSizeMismatch, Resource: resource, Settle: true, Passes: 2,
+			Details: fmt.Sprintf("recorded with %d MiB, but its file has %d MiB", d.SizeMiB, size),
+			Cure:    fmt.Sprintf("recorded %d MiB in place of %d MiB", size, d.SizeMiB)})
 	}
 }
 
@@ -121,27 +154,62 @@ func (p *planner) disk(d vm.Disk) {
 // Every state that is a mere intent counts: no operation is at work on it, or it
 // would be busy.
 func (p *planner) inconsistency(d vm.Disk) string {
-	host, plugged := p.plugged[d.ID]
+	_, there := p.seen.DiskFiles[d.ID]
 	switch {
 	case d.State.Transitional() && d.VMID != "":
 		return fmt.Sprintf("recorded as %s (vm %s) while no operation is at work on it", d.State, d.VMID)
 	case d.State.Transitional():
 		return fmt.Sprintf("recorded as %s while no operation is at work on it", d.State)
-	case plugged && host != d.VMID:
-		return fmt.Sprintf("recorded as %s, but the QEMU of vm %s has it", d.State, host)
 	case d.State == vm.DiskAvailable && d.VMID != "":
 		return fmt.Sprintf("recorded as available and yet on vm %s", d.VMID)
-	case d.State == vm.DiskError && p.seen.DiskFiles[d.ID]:
+	case d.State == vm.DiskError && there:
 		return "recorded as error, but its file is there"
 	case d.State != vm.DiskAttached:
 		return ""
 	case !p.vms[d.VMID]:
 		return fmt.Sprintf("recorded as attached to vm %q, which does not exist", d.VMID)
 	}
-	if seen := p.seen.VMs[d.VMID]; seen.Alive() && seen.Plugged != nil && !plugged {
+	if seen := p.seen.VMs[d.VMID]; seen.Alive() && seen.Plugged != nil && !slices.Contains(seen.Plugged, d.ID) {
 		return fmt.Sprintf("recorded as attached to vm %s, whose QEMU does not have it", d.VMID)
 	}
 	return ""
+}
+
+// drift finds the disks that the QEMU of a recorded VM has and the records do
+// not give it; owner says which VM they give each disk to. To unplug one that a
+// guest may write to could lose data, so this is only reported.
+func (p *planner) drift(owner map[string]string) {
+	for id, o := range p.seen.VMs {
+		if !p.vms[id] {
+			continue // reported as an orphan
+		}
+		var extra []string
+		for _, disk := range slices.Sorted(slices.Values(o.Plugged)) {
+			switch vmID, known := owner[disk]; {
+			case !known:
+				extra = append(extra, fmt.Sprintf("%s, which is not recorded", disk))
+			case vmID == "":
+				extra = append(extra, fmt.Sprintf("%s, which is recorded as being on no vm", disk))
+			case vmID != id:
+				extra = append(extra, fmt.Sprintf("%s, which is recorded as being on vm %s", disk, vmID))
+			}
+		}
+		if extra != nil {
+			p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(id), Passes: 2,
+				Details: fmt.Sprintf("QEMU process %d has data disk %s; it is left alone", o.PID, strings.Join(extra, "; "))})
+		}
+	}
+}
+
+// storage reports a file system of the disks that is nearly full. What is not
+// known is not reported.
+func (p *planner) storage(lowMiB int64) {
+	s := p.seen.Storage
+	floor := max(lowMiB, s.SizeMiB*lowPercent/100)
+	if lowMiB > 0 && s.SizeMiB > 0 && s.FreeMiB < floor {
+		p.plan = append(p.plan, Action{Type: StorageLow, Resource: "storage/" + s.Path, Passes: 1,
+			Details: fmt.Sprintf("%d of %d MiB are free at %s, less than %d MiB: make room before guests are paused", s.FreeMiB, s.SizeMiB, s.Path, floor)})
+	}
 }
 
 // operations finds those that nobody carries out any more, because how they
@@ -159,34 +227,24 @@ func (p *planner) operations(open []vm.Operation) {
 	}
 }
 
-func pluggedInto(seen vm.Survey) map[string]string {
-	plugged := map[string]string{}
-	for id, o := range seen.VMs {
-		for _, disk := range o.Plugged {
-			plugged[disk] = id
-		}
-	}
-	return plugged
-}
-
 // orphans finds what the host has and nobody recorded. A database restored from
 // an old backup makes every newer VM look like one, so they are only reported.
 func (p *planner) orphans() {
 	for id, o := range p.seen.VMs {
 		if !p.vms[id] {
-			p.plan = append(p.plan, Action{Type: OrphanProcess, Resource: vm.VMResource(id), Doubtful: true,
+			p.plan = append(p.plan, Action{Type: OrphanProcess, Resource: vm.VMResource(id), Passes: 2,
 				Details: fmt.Sprintf("QEMU process %d runs for vm %s, which is not recorded; it is left alone", o.PID, id)})
 		}
 	}
 	for id := range p.seen.VMFiles {
 		if !p.vms[id] {
-			p.plan = append(p.plan, Action{Type: OrphanDisk, Resource: vm.VMResource(id), Doubtful: true,
+			p.plan = append(p.plan, Action{Type: OrphanDisk, Resource: vm.VMResource(id), Passes: 2,
 				Details: fmt.Sprintf("there are files of vm %s, which is not recorded; they are left alone", id)})
 		}
 	}
 	for id := range p.seen.DiskFiles {
 		if !p.disks[id] {
-			p.plan = append(p.plan, Action{Type: OrphanDisk, Resource: vm.DiskResource(id), Doubtful: true,
+			p.plan = append(p.plan, Action{Type: OrphanDisk, Resource: vm.DiskResource(id), Passes: 2,
 				Details: fmt.Sprintf("there is a file of disk %s, which is not recorded; it is left alone", id)})
 		}
 	}

@@ -25,7 +25,7 @@ var sightings = map[string]vm.Observation{
 
 // surveyOf shows one VM with its root disk, alive or not.
 func surveyOf(id string, o vm.Observation) vm.Survey {
-	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{id: true}, DiskFiles: map[string]bool{}}
+	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{id: true}, DiskFiles: map[string]int64{}}
 	if o.Alive() {
 		s.VMs[id] = o
 	}
@@ -56,7 +56,7 @@ func TestPlanSettlesAVMInEveryStateThatTheHostContradicts(t *testing.T) {
 		for name, seen := range sightings {
 			t.Run(fmt.Sprintf("%s (%s) seen %s", row.state, row.reason, name), func(t *testing.T) {
 				recorded := Recorded{VMs: []vm.VM{{ID: "a", State: row.state, Reason: row.reason}}}
-				plan := Plan(recorded, surveyOf("a", seen), nobody)
+				plan := slices.DeleteFunc(Plan(recorded, surveyOf("a", seen), 0, nobody), func(a Action) bool { return a.Type == QMPUnreachable })
 				if slices.Contains(row.with, name) {
 					if len(plan) != 0 {
 						t.Fatalf("Plan = %+v, want nothing", plan)
@@ -101,14 +101,15 @@ func TestPlanForADataDisk(t *testing.T) {
 		{available, noVM, true, nil},
 		{available, noVM, false, []IssueType{MissingDisk}},
 		{available, off, true, []IssueType{DiskStateInconsistent}},
-		{available, elsewhere, true, []IssueType{DiskStateInconsistent}},
+		{available, elsewhere, true, []IssueType{RuntimeDrift}},
 		{attached, off, true, nil},
 		{attached, off, false, []IssueType{MissingDisk}},
 		{attached, pluggedIn, true, nil},
 		{attached, unknown, true, nil},
 		{attached, unplugged, true, []IssueType{DiskStateInconsistent}},
 		{attached, unplugged, false, []IssueType{DiskStateInconsistent, MissingDisk}},
-		{attached, elsewhere, true, []IssueType{DiskStateInconsistent}},
+		{attached, elsewhere, true, []IssueType{RuntimeDrift}},
+		{vm.DiskAttaching, elsewhere, true, []IssueType{DiskStateInconsistent, RuntimeDrift}},
 		{attached, noVM, true, []IssueType{DiskStateInconsistent}},
 		{attached, noSuchVM, true, []IssueType{DiskStateInconsistent}},
 		{vm.DiskCreating, noVM, false, []IssueType{DiskStateInconsistent}},
@@ -124,7 +125,7 @@ func TestPlanForADataDisk(t *testing.T) {
 	for _, tt := range tests {
 		covered[tt.state] = true
 		t.Run(fmt.Sprintf("%s, %s, file %t", tt.state, tt.where, tt.file), func(t *testing.T) {
-			d := vm.Disk{ID: "d", State: tt.state, VMID: "a"}
+			d := vm.Disk{ID: "d", SizeMiB: 1024, State: tt.state, VMID: "a"}
 			running := vm.Observation{PID: 42, Status: vm.StatusRunning}
 			recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running, Reason: vm.ReasonRequested}, {ID: "b", State: vm.Running, Reason: vm.ReasonRequested}}}
 			seen := surveyOf("a", running)
@@ -146,14 +147,14 @@ func TestPlanForADataDisk(t *testing.T) {
 				seen.VMs["b"] = vm.Observation{PID: 43, Status: vm.StatusRunning, Plugged: []string{"d"}}
 			}
 			if tt.file {
-				seen.DiskFiles["d"] = true
+				seen.DiskFiles["d"] = 1024
 			}
 			recorded.Disks = []vm.Disk{d}
 			var got []IssueType
-			for _, a := range Plan(recorded, seen, nobody) {
+			for _, a := range Plan(recorded, seen, 0, nobody) {
 				got = append(got, a.Type)
-				if a.Resource != "disks/d" || !a.Settle {
-					t.Errorf("action %+v, want to settle disks/d", a)
+				if drift := a.Type == RuntimeDrift; drift && (a.Resource != "vms/b" || a.Settle) || !drift && (a.Resource != "disks/d" || !a.Settle) {
+					t.Errorf("action %+v, want to settle disks/d, and what QEMU has too much left alone", a)
 				}
 			}
 			if !slices.Equal(got, tt.want) {
@@ -172,15 +173,15 @@ func TestPlanOnlyReportsWhatNobodyRecorded(t *testing.T) {
 	seen := vm.Survey{
 		VMs:       map[string]vm.Observation{"ghost": {PID: 7, Status: vm.StatusRunning}},
 		VMFiles:   map[string]bool{"ghost": true, "husk": false},
-		DiskFiles: map[string]bool{"stray": true},
+		DiskFiles: map[string]int64{"stray": 0},
 	}
-	plan := Plan(Recorded{}, seen, nobody)
+	plan := Plan(Recorded{}, seen, 0, nobody)
 	want := []string{"orphan_disk disks/stray", "orphan_disk vms/ghost", "orphan_process vms/ghost", "orphan_disk vms/husk"}
 	if got := names(plan); !slices.Equal(got, want) {
 		t.Fatalf("Plan = %q, want %q", got, want)
 	}
 	for _, a := range plan {
-		if a.Settle || !a.Doubtful {
+		if a.Settle || a.Passes != 2 {
 			t.Errorf("%+v: want it left alone, and reported once a second pass agrees", a)
 		}
 	}
@@ -189,7 +190,7 @@ func TestPlanOnlyReportsWhatNobodyRecorded(t *testing.T) {
 func TestPlanReportsAMissingRootDiskAndLeavesTheVMAlone(t *testing.T) {
 	for name, files := range map[string]map[string]bool{"no files": {}, "files without the root disk": {"a": false}} {
 		t.Run(name, func(t *testing.T) {
-			plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Stopped}}}, vm.Survey{VMFiles: files}, nobody)
+			plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Stopped}}}, vm.Survey{VMFiles: files}, 0, nobody)
 			if got := names(plan); !slices.Equal(got, []string{"missing_disk vms/a"}) || plan[0].Settle {
 				t.Errorf("Plan = %+v, want missing_disk vms/a, not settled", plan)
 			}
@@ -205,7 +206,7 @@ func TestPlanSettlesAnOperationNobodyCarriesOut(t *testing.T) {
 	}
 	seen := surveyOf("a", sightings["running"])
 	seen.VMFiles["b"] = true
-	plan := Plan(recorded, seen, nobody)
+	plan := Plan(recorded, seen, 0, nobody)
 	want := []string{"disk_state_inconsistent disks/d", "vm_state_mismatch vms/a", "vm_state_mismatch vms/b"}
 	if got := names(plan); !slices.Equal(got, want) {
 		t.Errorf("Plan = %q, want %q, each once", got, want)
@@ -216,7 +217,7 @@ func TestPlanLeavesOutWhatAnOperationHolds(t *testing.T) {
 	recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Starting}, {ID: "b", State: vm.Starting}}}
 	seen := vm.Survey{VMFiles: map[string]bool{"a": true, "b": true, "new": true}}
 	held := func(resource string) bool { return resource != "vms/b" }
-	if got := names(Plan(recorded, seen, held)); !slices.Equal(got, []string{"vm_state_mismatch vms/b"}) {
+	if got := names(Plan(recorded, seen, 0, held)); !slices.Equal(got, []string{"vm_state_mismatch vms/b"}) {
 		t.Errorf("Plan = %q, want vms/b alone", got)
 	}
 }
@@ -227,4 +228,115 @@ func names(plan []Action) []string {
 		out = append(out, string(a.Type)+" "+a.Resource)
 	}
 	return out
+}
+
+func TestPlanRecordsTheSizeThatADisksFileHas(t *testing.T) {
+	tests := []struct {
+		state vm.DiskState
+		size  int64
+		want  string
+	}{
+		{vm.DiskAvailable, 1024, ""},
+		{vm.DiskAvailable, 0, ""}, // the file cannot be read
+		{vm.DiskAvailable, 2048, "disk_size_mismatch disks/d"},
+		{vm.DiskAvailable, 1, "disk_size_mismatch disks/d"},
+		{vm.DiskAttached, 2048, "disk_size_mismatch disks/d"},
+		{vm.DiskDetaching, 2048, "disk_state_inconsistent disks/d"}, // that comes first
+	}
+	for _, tt := range tests {
+		d := vm.Disk{ID: "d", SizeMiB: 1024, State: tt.state}
+		seen := surveyOf("a", vm.Observation{})
+		recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Stopped}}, Disks: []vm.Disk{d}}
+		if tt.state != vm.DiskAvailable {
+			recorded.Disks[0].VMID = "a"
+		}
+		seen.DiskFiles["d"] = tt.size
+		plan := Plan(recorded, seen, 0, nobody)
+		if got := strings.Join(names(plan), ", "); got != tt.want {
+			t.Errorf("%s with a file of %d MiB: %q, want %q", tt.state, tt.size, got, tt.want)
+		}
+		if len(plan) == 1 && !plan[0].Settle {
+			t.Errorf("%+v: want it settled", plan[0])
+		}
+	}
+}
+
+func TestPlanReportsWhatAQEMUHasTooMuchOnce(t *testing.T) {
+	seen := surveyOf("a", vm.Observation{PID: 42, Status: vm.StatusRunning, Plugged: []string{"z", "mine", "free", "b-s"}})
+	seen.VMFiles["b"] = true
+	seen.VMs["ghost"] = vm.Observation{PID: 43, Status: vm.StatusRunning, Plugged: []string{"free"}}
+	recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running}, {ID: "b", State: vm.Stopped}}}
+	for id, on := range map[string]string{"mine": "a", "free": "", "b-s": "b"} {
+		d := vm.Disk{ID: id, SizeMiB: 1, State: vm.DiskAttached, VMID: on}
+		if on == "" {
+			d.State = vm.DiskAvailable
+		}
+		recorded.Disks = append(recorded.Disks, d)
+		seen.DiskFiles[id] = 1
+	}
+	plan := Plan(recorded, seen, 0, nobody)
+	want := []string{"orphan_process vms/ghost", "runtime_drift vms/a"}
+	got := names(plan)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Fatalf("Plan = %q, want %q", got, want)
+	}
+	drift := plan[slices.IndexFunc(plan, func(a Action) bool { return a.Type == RuntimeDrift })]
+	for _, word := range []string{"42", "b-s, which is recorded as being on vm b", "free, which is recorded as being on no vm", "z, which is not recorded"} {
+		if !strings.Contains(drift.Details, word) {
+			t.Errorf("details %q do not say %q", drift.Details, word)
+		}
+	}
+	if strings.Contains(drift.Details, "mine") || drift.Settle || drift.Passes != 2 {
+		t.Errorf("%+v: want nothing of mine, and it left alone", drift)
+	}
+}
+
+func TestPlanReportsAMonitorThatIsMuteForLong(t *testing.T) {
+	plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running}}}, surveyOf("a", sightings["mute"]), 0, nobody)
+	if len(plan) != 1 || plan[0].Type != QMPUnreachable || plan[0].Settle || plan[0].Passes != 3 || !strings.Contains(plan[0].Details, "42") {
+		t.Errorf("Plan = %+v, want one qmp_unreachable after three passes that names the process", plan)
+	}
+}
+
+func TestPlanContinuesAGuestThatFoundItsDiskFullOnceThereIsRoom(t *testing.T) {
+	full := vm.VM{ID: "a", State: vm.Paused, Reason: vm.ReasonDiskFull, Desired: vm.DesiredRunning}
+	for free, want := range map[int64]string{0: "", vm.ResumeFreeMiB - 1: "", vm.ResumeFreeMiB: "vm_state_mismatch vms/a"} {
+		seen := surveyOf("a", vm.Observation{PID: 42, Status: "io-error", NoSpace: true, FreeMiB: free})
+		plan := Plan(Recorded{VMs: []vm.VM{full}}, seen, 0, nobody)
+		if got := strings.Join(names(plan), ", "); got != want {
+			t.Errorf("with %d MiB free: %q, want %q", free, got, want)
+		}
+	}
+	stopped := full
+	stopped.Desired = vm.DesiredStopped
+	if plan := Plan(Recorded{VMs: []vm.VM{stopped}}, surveyOf("a", vm.Observation{PID: 42, Status: "io-error", NoSpace: true, FreeMiB: 99}), 0, nobody); len(plan) != 0 {
+		t.Errorf("one that is not to run: %+v, want nothing", plan)
+	}
+}
+
+func TestPlanReportsStorageThatIsNearlyFull(t *testing.T) {
+	tests := []struct {
+		free, size, low int64
+		want            bool
+	}{
+		{1024, 2000, 1024, false},
+		{1023, 2000, 1024, true},
+		{5000, 100_000, 1024, false},
+		{4999, 100_000, 1024, true}, // less than 5 %
+		{0, 100_000, 0, false},      // turned off
+		{0, 0, 1024, false},         // nobody knows
+	}
+	for _, tt := range tests {
+		plan := Plan(Recorded{}, vm.Survey{Storage: vm.Storage{Path: "/d", FreeMiB: tt.free, SizeMiB: tt.size}}, tt.low, nobody)
+		if !tt.want {
+			if len(plan) != 0 {
+				t.Errorf("%+v: %+v, want nothing", tt, plan)
+			}
+			continue
+		}
+		if len(plan) != 1 || plan[0].Type != StorageLow || plan[0].Resource != "storage//d" || plan[0].Settle || plan[0].Passes != 1 {
+			t.Errorf("%+v: %+v, want storage_low at once", tt, plan)
+		}
+	}
 }

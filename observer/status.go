@@ -17,6 +17,7 @@ const (
 type Status struct {
 	Status        string
 	Error         string // why Status is degraded
+	Repair        string // [RepairAuto] or [RepairReport]
 	CheckInterval time.Duration
 	LastRunAt     time.Time // when the last pass began, zero before the first
 	LastDuration  time.Duration
@@ -28,10 +29,11 @@ type Status struct {
 // An Issue is a disagreement between the records and the host.
 type Issue struct {
 	Type        IssueType
-	Resource    string // "vms/<id>" or "disks/<id>"
+	Resource    string // "vms/<id>", "disks/<id>" or "storage/<path>"
 	Details     string // for a person
 	FirstSeenAt time.Time
-	Repair      string // what was done about it, empty if nothing was
+	Repair      string    // what was done about it, empty if nothing was
+	RepairedAt  time.Time // zero if it was not repaired
 }
 
 // Status returns a copy of the present status. It never blocks for long.
@@ -39,6 +41,7 @@ func (o *Observer) Status() Status {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := o.status
+	s.Repair = o.o.Repair
 	if s.Status == StatusOK && time.Since(s.LastRunAt.Add(s.LastDuration)) > overdue(o.o.Interval) {
 		s.Status, s.Error = StatusDegraded, "the last pass ended at "+s.LastRunAt.Add(s.LastDuration).UTC().Format(time.RFC3339)+" and the next is overdue"
 	}

@@ -4,9 +4,10 @@
 //
 // In the generated responses an empty string in a header's field means that the
 // header is absent: whoever writes a response drops empty headers. The headers
-// that every answer carries (X-Request-Id, Server, X-Vman-Dry-Run) are the
-// business of a middleware, so they are in vman.yaml and not in the generated
-// code; so is null, which the generator would take for a word of an enum.
+// that any answer may carry (X-Request-Id, Server, X-Vman-Dry-Run,
+// Idempotency-Replayed) and the Idempotency-Key of a request are the business of
+// a middleware, so they are in vman.yaml and not in the generated code; so is
+// null, which the generator would take for a word of an enum.
 package openapi
 
 //go:generate sh generate.sh server.yaml server.gen.go

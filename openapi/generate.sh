@@ -5,9 +5,9 @@
 # writes is taken out, as the package has one.
 set -eu
 client=
-case $2 in client/*) client='/x-go-type: Time$/d' ;; esac
+case $2 in client/*) client='/x-go-type: (Time|RawJSON)$/d' ;; esac
 sed -E \
-	-e '/#\/components\/(headers|parameters)\/(RequestId|ServerVersion|DryRun)/d' \
+	-e '/#\/components\/(headers|parameters)\/(RequestId|ServerVersion|DryRun|IdempotencyKey|Replayed)/d' \
 	-e '/^ +- null$/d' \
 	-e 's/, null\]$/]/' \
 	-e "$client" vman.yaml |

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 
 	"github.com/labstack/echo/v4"
@@ -27,6 +28,27 @@ const (
 	DiskStateError     DiskState = "error"
 )
 
+// Defines values for EventType.
+const (
+	EventTypeDaemonStarted    EventType = "daemon.started"
+	EventTypeDaemonStopping   EventType = "daemon.stopping"
+	EventTypeDiskCreated      EventType = "disk.created"
+	EventTypeDiskDeleted      EventType = "disk.deleted"
+	EventTypeDiskState        EventType = "disk.state"
+	EventTypeDiskUpdated      EventType = "disk.updated"
+	EventTypeObserverIssue    EventType = "observer.issue"
+	EventTypeObserverRepaired EventType = "observer.repaired"
+	EventTypeOperationEnded   EventType = "operation.ended"
+	EventTypeOperationStarted EventType = "operation.started"
+	EventTypeOperationStep    EventType = "operation.step"
+	EventTypeTemplateCreated  EventType = "template.created"
+	EventTypeTemplateDeleted  EventType = "template.deleted"
+	EventTypeVmCreated        EventType = "vm.created"
+	EventTypeVmDeleted        EventType = "vm.deleted"
+	EventTypeVmState          EventType = "vm.state"
+	EventTypeVmUpdated        EventType = "vm.updated"
+)
+
 // Defines values for HealthService.
 const (
 	HealthServiceVmand HealthService = "vmand"
@@ -40,11 +62,21 @@ const (
 
 // Defines values for IssueType.
 const (
+	IssueTypeDiskSizeMismatch      IssueType = "disk_size_mismatch"
 	IssueTypeDiskStateInconsistent IssueType = "disk_state_inconsistent"
 	IssueTypeMissingDisk           IssueType = "missing_disk"
 	IssueTypeOrphanDisk            IssueType = "orphan_disk"
 	IssueTypeOrphanProcess         IssueType = "orphan_process"
+	IssueTypeQmpUnreachable        IssueType = "qmp_unreachable"
+	IssueTypeRuntimeDrift          IssueType = "runtime_drift"
+	IssueTypeStorageLow            IssueType = "storage_low"
 	IssueTypeVmStateMismatch       IssueType = "vm_state_mismatch"
+)
+
+// Defines values for ObserverStatusRepairMode.
+const (
+	ObserverStatusRepairModeAuto   ObserverStatusRepairMode = "auto"
+	ObserverStatusRepairModeReport ObserverStatusRepairMode = "report"
 )
 
 // Defines values for ObserverStatusStatus.
@@ -56,19 +88,26 @@ const (
 
 // Defines values for OperationKind.
 const (
-	OperationKindDiskAttach OperationKind = "disk.attach"
-	OperationKindDiskCreate OperationKind = "disk.create"
-	OperationKindDiskDelete OperationKind = "disk.delete"
-	OperationKindDiskDetach OperationKind = "disk.detach"
-	OperationKindDiskResize OperationKind = "disk.resize"
-	OperationKindVmCreate   OperationKind = "vm.create"
-	OperationKindVmDelete   OperationKind = "vm.delete"
-	OperationKindVmPause    OperationKind = "vm.pause"
-	OperationKindVmReset    OperationKind = "vm.reset"
-	OperationKindVmRestart  OperationKind = "vm.restart"
-	OperationKindVmResume   OperationKind = "vm.resume"
-	OperationKindVmStart    OperationKind = "vm.start"
-	OperationKindVmStop     OperationKind = "vm.stop"
+	OperationKindDiskAdopt       OperationKind = "disk.adopt"
+	OperationKindDiskAttach      OperationKind = "disk.attach"
+	OperationKindDiskCreate      OperationKind = "disk.create"
+	OperationKindDiskDelete      OperationKind = "disk.delete"
+	OperationKindDiskDetach      OperationKind = "disk.detach"
+	OperationKindDiskResize      OperationKind = "disk.resize"
+	OperationKindOrphanDelete    OperationKind = "orphan.delete"
+	OperationKindOrphanTerminate OperationKind = "orphan.terminate"
+	OperationKindTemplateCreate  OperationKind = "template.create"
+	OperationKindTemplateDelete  OperationKind = "template.delete"
+	OperationKindVmAdopt         OperationKind = "vm.adopt"
+	OperationKindVmCreate        OperationKind = "vm.create"
+	OperationKindVmDelete        OperationKind = "vm.delete"
+	OperationKindVmPause         OperationKind = "vm.pause"
+	OperationKindVmReset         OperationKind = "vm.reset"
+	OperationKindVmRestart       OperationKind = "vm.restart"
+	OperationKindVmResume        OperationKind = "vm.resume"
+	OperationKindVmStart         OperationKind = "vm.start"
+	OperationKindVmStop          OperationKind = "vm.stop"
+	OperationKindVmUpdate        OperationKind = "vm.update"
 )
 
 // Defines values for OperationState.
@@ -86,6 +125,7 @@ const (
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
 	ProblemCodeForbidden            ProblemCode = "forbidden"
+	ProblemCodeIdempotencyMismatch  ProblemCode = "idempotency-mismatch"
 	ProblemCodeInUse                ProblemCode = "in-use"
 	ProblemCodeInsufficientMemory   ProblemCode = "insufficient-memory"
 	ProblemCodeInsufficientStorage  ProblemCode = "insufficient-storage"
@@ -107,6 +147,26 @@ const (
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
+)
+
+// Defines values for RecordedMessageDir.
+const (
+	RecordedMessageDirCommand RecordedMessageDir = "command"
+	RecordedMessageDirEvent   RecordedMessageDir = "event"
+	RecordedMessageDirReply   RecordedMessageDir = "reply"
+)
+
+// Defines values for RestartPolicy.
+const (
+	RestartPolicyAlways    RestartPolicy = "always"
+	RestartPolicyNever     RestartPolicy = "never"
+	RestartPolicyOnFailure RestartPolicy = "on-failure"
+)
+
+// Defines values for UpdateVMDesiredState.
+const (
+	UpdateVMDesiredStateRunning UpdateVMDesiredState = "running"
+	UpdateVMDesiredStateStopped UpdateVMDesiredState = "stopped"
 )
 
 // Defines values for VMAccel.
@@ -148,6 +208,18 @@ const (
 	VMStateStopping VMState = "stopping"
 )
 
+// Defines values for WhyRecordedDesiredState.
+const (
+	WhyRecordedDesiredStateRunning WhyRecordedDesiredState = "running"
+	WhyRecordedDesiredStateStopped WhyRecordedDesiredState = "stopped"
+)
+
+// AdoptOrphan How to adopt an orphan.
+type AdoptOrphan struct {
+	// TemplateName The template the VM is to be of. Needed for a VM; a disk has none.
+	TemplateName *string `json:"template_name,omitempty"`
+}
+
 // AttachDisk The VM to attach a data disk to.
 type AttachDisk struct {
 	// MountPoint The slot of the disk in the guest. When it is not given: the one the disk was created with, else the next
@@ -157,6 +229,15 @@ type AttachDisk struct {
 	// VmId The id of the VM.
 	VMID string `json:"vm_id"`
 }
+
+// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+type Autostart = bool
+
+// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+type AutostartDelay = int
+
+// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+type AutostartOrder = int
 
 // CPUCount The number of vCPUs.
 type CPUCount = int
@@ -185,10 +266,34 @@ type CreateTemplate struct {
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
-// CreateVM A VM to create.
+// CreateVM A VM to create. Without a word about it, it is neither restarted nor started by itself.
 type CreateVM struct {
+	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+	Autostart *Autostart `json:"autostart,omitempty"`
+
+	// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+	AutostartDelay *AutostartDelay `json:"autostart_delay,omitempty"`
+
+	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
+
+	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	Description *Description `json:"description,omitempty"`
+
+	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels *Labels `json:"labels,omitempty"`
+
 	// Name The VM's id and the hostname of its guest. One is made up when it is not given.
 	Name *string `json:"name,omitempty"`
+
+	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
+	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+	//
+	// - `never`: it is not.
+	// - `on-failure`: when it crashed, could not be started, or its guest panicked.
+	// - `always`: also when its guest powered itself off.
+	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
 
 	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. When it is not given: the size of the daemon's
 	// `default_boot_disk` or 10 GiB, whichever is larger. It must not be smaller than `default_boot_disk`.
@@ -197,6 +302,9 @@ type CreateVM struct {
 	// TemplateName The name of a template, in lower case, with `-`, `.` and `_` allowed inside.
 	TemplateName TemplateName `json:"template_name"`
 }
+
+// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+type Description = string
 
 // Disk A data disk.
 type Disk struct {
@@ -253,6 +361,50 @@ type DiskState string
 
 // EmptyRequest A request that has nothing to say.
 type EmptyRequest = map[string]interface{}
+
+// Event Something that has happened.
+type Event struct {
+	// At When it happened, in UTC.
+	At Time `json:"at"`
+
+	// Data What there is to tell of an event. Which properties it has depends on the type; more may come.
+	Data EventData `json:"data"`
+
+	// Resource What it happened to: the path of a VM, a disk, a template or an operation without the leading slash, or
+	// `observer` or `daemon`.
+	Resource string `json:"resource"`
+
+	// Seq The number of an event. It only ever grows.
+	Seq EventNumber `json:"seq"`
+
+	// Type What has happened.
+	//
+	// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of what the user says of it.
+	// - `vm.state`: a VM is in another state, or in the same one for another reason.
+	// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
+	// - `template.created`, `template.deleted`: a template.
+	// - `operation.started`, `operation.step`, `operation.ended`: an operation.
+	// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
+	// - `daemon.started`, `daemon.stopping`: the daemon itself.
+	Type EventType `json:"type"`
+}
+
+// EventData What there is to tell of an event. Which properties it has depends on the type; more may come.
+type EventData = RawJSON
+
+// EventNumber The number of an event. It only ever grows.
+type EventNumber = int64
+
+// EventType What has happened.
+//
+// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of what the user says of it.
+// - `vm.state`: a VM is in another state, or in the same one for another reason.
+// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
+// - `template.created`, `template.deleted`: a template.
+// - `operation.started`, `operation.step`, `operation.ended`: an operation.
+// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
+// - `daemon.started`, `daemon.stopping`: the daemon itself.
+type EventType string
 
 // FieldError What is wrong with one field of a request.
 type FieldError struct {
@@ -332,12 +484,19 @@ type Issue struct {
 	// - `missing_disk`: the file of a recorded disk is not there.
 	// - `orphan_disk`: a disk file that belongs to nothing recorded.
 	// - `disk_state_inconsistent`: a disk is attached, or not, other than recorded.
+	// - `disk_size_mismatch`: the file of a disk has another size than recorded.
+	// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
+	// - `runtime_drift`: QEMU has other disks plugged than recorded.
+	// - `storage_low`: the file system of the disks is nearly full.
 	IssueType IssueType `json:"issue_type"`
 
 	// Repair What was done about it. Null when it was only reported.
 	Repair *string `json:"repair"`
 
-	// ResourceId The id of the VM or the disk; of an orphan, the id its process or its file names.
+	// RepairedAt When it was repaired, in UTC. Null when it was not.
+	RepairedAt *Time `json:"repaired_at"`
+
+	// ResourceId The id of the VM or the disk; of an orphan, the id its process or its file names; of storage, the path.
 	ResourceID string `json:"resource_id"`
 }
 
@@ -348,7 +507,15 @@ type Issue struct {
 // - `missing_disk`: the file of a recorded disk is not there.
 // - `orphan_disk`: a disk file that belongs to nothing recorded.
 // - `disk_state_inconsistent`: a disk is attached, or not, other than recorded.
+// - `disk_size_mismatch`: the file of a disk has another size than recorded.
+// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
+// - `runtime_drift`: QEMU has other disks plugged than recorded.
+// - `storage_low`: the file system of the disks is nearly full.
 type IssueType string
+
+// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+type Labels map[string]string
 
 // MountPoint The slot of the disk in the guest. The letter fixes the place on the virtual SCSI bus for as long as the disk is
 // on this VM: `b` is LUN 1, `z` is LUN 25. `a` is left to the root disk. The kernel of the guest may use another
@@ -372,9 +539,15 @@ type ObserverStatus struct {
 	// LastRunAt When the last pass ended, in UTC. Null before the first has.
 	LastRunAt *Time `json:"last_run_at"`
 
+	// RepairMode What the observer does about an issue that is safe to repair: `auto` repairs it, `report` only reports it.
+	RepairMode ObserverStatusRepairMode `json:"repair_mode"`
+
 	// Status `starting` before the first pass has ended, `degraded` when the last one failed or is overdue, else `ok`.
 	Status ObserverStatusStatus `json:"status"`
 }
+
+// ObserverStatusRepairMode What the observer does about an issue that is safe to repair: `auto` repairs it, `report` only reports it.
+type ObserverStatusRepairMode string
 
 // ObserverStatusStatus `starting` before the first pass has ended, `degraded` when the last one failed or is overdue, else `ok`.
 type ObserverStatusStatus string
@@ -382,7 +555,7 @@ type ObserverStatusStatus string
 // OpenAPIDocument An OpenAPI 3.0.3 document. Its shape is not this document's to define.
 type OpenAPIDocument map[string]interface{}
 
-// Operation The record of one change of a VM or a disk.
+// Operation The record of one change of a VM, a disk or a template.
 type Operation struct {
 	// CreatedAt When the operation was asked for, in UTC.
 	CreatedAt Time `json:"created_at"`
@@ -408,7 +581,7 @@ type Operation struct {
 	// RequestedBy Who asked for it, such as a token's name, a user of the unix socket, or the observer.
 	RequestedBy string `json:"requested_by"`
 
-	// Resource The path of a VM or a disk, without the leading slash.
+	// Resource The path of a VM, a disk or a template, without the leading slash.
 	Resource ResourcePath `json:"resource"`
 
 	// StartedAt When the work began, in UTC. Null while it is pending.
@@ -442,6 +615,12 @@ type OperationProblem = Problem
 // OperationState Where an operation is in its life. `succeeded`, `failed` and `cancelled` are final.
 type OperationState string
 
+// OrphanId The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
+type OrphanId = string
+
+// OrphanVMId The id of a VM that is on the host and not recorded, with its kind before a colon.
+type OrphanVMId = string
+
 // Problem An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type Problem struct {
@@ -465,6 +644,7 @@ type Problem struct {
 	// - `precondition-failed` (412): the resource is another than the one `If-Match` names.
 	// - `payload-too-large` (413): the body has more than 1 MiB.
 	// - `unsupported-media-type` (415): the body is not `application/json`.
+	// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 	// - `insufficient-memory` (503): the host has not enough free memory.
 	// - `insufficient-storage` (507): the host has not enough free disk space.
 	// - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
@@ -522,6 +702,7 @@ type Problem struct {
 // - `precondition-failed` (412): the resource is another than the one `If-Match` names.
 // - `payload-too-large` (413): the body has more than 1 MiB.
 // - `unsupported-media-type` (415): the body is not `application/json`.
+// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 // - `insufficient-memory` (503): the host has not enough free memory.
 // - `insufficient-storage` (507): the host has not enough free disk space.
 // - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
@@ -534,12 +715,65 @@ type ProblemCode string
 // RAMAmount Memory in MiB. Every guest has its own minimum; below 64 MiB hardly any boots.
 type RAMAmount = int
 
+// RecordedMessage One line on a VM's monitor.
+type RecordedMessage struct {
+	// At When it was said, in UTC.
+	At Time `json:"at"`
+
+	// Dir Who said what. A command is the daemon's; the others are QEMU's.
+	Dir RecordedMessageDir `json:"dir"`
+
+	// Text The JSON as it was, cut off after 2 KiB.
+	Text string `json:"text"`
+}
+
+// RecordedMessageDir Who said what. A command is the daemon's; the others are QEMU's.
+type RecordedMessageDir string
+
+// Recorder What the black-box recorder of a VM has.
+type Recorder struct {
+	// Crashes The last crashes, newest first.
+	Crashes []Recording `json:"crashes"`
+
+	// Now What was last said by and to a QEMU.
+	Now Recording `json:"now"`
+}
+
+// Recording What was last said by and to a QEMU.
+type Recording struct {
+	// At When it crashed or, for one that runs, when the last message was, in UTC. Null when there is nothing.
+	At *Time `json:"at"`
+
+	// Exit How the process ended. Null while it runs and when that is not known.
+	Exit *string `json:"exit"`
+
+	// Messages What was said on the monitor, oldest first.
+	Messages []RecordedMessage `json:"messages"`
+
+	// Pid The process id. Null when there is nothing.
+	Pid *int `json:"pid"`
+
+	// Serial The end of what the guest wrote to its serial console.
+	Serial string `json:"serial"`
+
+	// Stderr The end of what QEMU wrote.
+	Stderr string `json:"stderr"`
+}
+
 // ResourceId The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the hostname of
 // its guest.
 type ResourceId = string
 
-// ResourcePath The path of a VM or a disk, without the leading slash.
+// ResourcePath The path of a VM, a disk or a template, without the leading slash.
 type ResourcePath = string
+
+// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
+// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+//
+// - `never`: it is not.
+// - `on-failure`: when it crashed, could not be started, or its guest panicked.
+// - `always`: also when its guest powered itself off.
+type RestartPolicy string
 
 // RestartRequest How to restart a VM.
 type RestartRequest struct {
@@ -584,14 +818,59 @@ type UpdateDisk struct {
 	Size DiskSize `json:"size"`
 }
 
+// UpdateVM What to change of a VM. What is left out stays as it is.
+type UpdateVM struct {
+	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+	Autostart *Autostart `json:"autostart,omitempty"`
+
+	// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+	AutostartDelay *AutostartDelay `json:"autostart_delay,omitempty"`
+
+	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
+
+	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	Description *Description `json:"description,omitempty"`
+
+	// DesiredState Whether automatic restarts and the start with the host are wanted.
+	DesiredState *UpdateVMDesiredState `json:"desired_state,omitempty"`
+
+	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels *Labels `json:"labels,omitempty"`
+
+	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
+	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+	//
+	// - `never`: it is not.
+	// - `on-failure`: when it crashed, could not be started, or its guest panicked.
+	// - `always`: also when its guest powered itself off.
+	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
+}
+
+// UpdateVMDesiredState Whether automatic restarts and the start with the host are wanted.
+type UpdateVMDesiredState string
+
 // VM A virtual machine.
 type VM struct {
 	// Accel What executes the guest's instructions now, or did in the last run: the processor (`kvm`) or an emulation of
 	// it (`tcg`, some ten times slower). Null before the first start.
 	Accel *VMAccel `json:"accel"`
 
+	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+	Autostart Autostart `json:"autostart"`
+
+	// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+	AutostartDelay AutostartDelay `json:"autostart_delay"`
+
+	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+	AutostartOrder AutostartOrder `json:"autostart_order"`
+
 	// CreatedAt When the VM was created, in UTC.
 	CreatedAt Time `json:"created_at"`
+
+	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	Description Description `json:"description"`
 
 	// DesiredState What was last asked of the VM. Restart policy and recovery follow it.
 	DesiredState VMDesiredState `json:"desired_state"`
@@ -599,11 +878,29 @@ type VM struct {
 	// Id The name the VM was created with, or the one made up for it. It never changes.
 	ID string `json:"id"`
 
+	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels Labels `json:"labels"`
+
 	// LocalIp The guest's address, IPv4 or IPv6. Null when there is none that the host could reach, or none yet.
 	LocalIP *string `json:"local_ip"`
 
 	// MachineType The versioned QEMU machine type, chosen at the first start and kept for the VM's life.
 	MachineType *string `json:"machine_type"`
+
+	// NextRestartAt When the policy restarts the VM next, in UTC. Null when it does not.
+	NextRestartAt *Time `json:"next_restart_at"`
+
+	// RestartCount How often the VM was restarted by its policy in a row. Starting or stopping it begins anew.
+	RestartCount int `json:"restart_count"`
+
+	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
+	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+	//
+	// - `never`: it is not.
+	// - `on-failure`: when it crashed, could not be started, or its guest panicked.
+	// - `always`: also when its guest powered itself off.
+	RestartPolicy RestartPolicy `json:"restart_policy"`
 
 	// RootDiskSize The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
 	// MiB: 0.5 is 512 MiB.
@@ -698,12 +995,113 @@ type VMTemplate struct {
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
+// Why A VM from every side.
+type Why struct {
+	// Busy What changes the VM at this moment, in words. Null when nothing does.
+	Busy *string `json:"busy"`
+
+	// Disks The data disks of the VM.
+	Disks []Disk `json:"disks"`
+
+	// Events The last twenty events about the VM, oldest first.
+	Events []Event `json:"events"`
+
+	// Operations The last ten operations on the VM, oldest first; one that is pending or running is among them.
+	Operations []Operation `json:"operations"`
+
+	// Process The QEMU process of a VM.
+	Process WhyProcess `json:"process"`
+
+	// Qmp What the monitor of a VM's QEMU says.
+	WhyQMP WhyQMP `json:"qmp"`
+
+	// Recorded What is recorded of a VM.
+	Recorded WhyRecorded `json:"recorded"`
+
+	// Recorder What the black-box recorder of a VM has.
+	Recorder Recorder `json:"recorder"`
+
+	// Verdict What is true, given what is recorded and what the host shows.
+	Verdict WhyVerdict `json:"verdict"`
+
+	// Words The present state explained, a sentence each.
+	Words []string `json:"words"`
+}
+
+// WhyProcess The QEMU process of a VM.
+type WhyProcess struct {
+	// Alive Whether there is one.
+	Alive bool `json:"alive"`
+
+	// Pid Its process id. Null when there is none.
+	Pid *int `json:"pid"`
+}
+
+// WhyQMP What the monitor of a VM's QEMU says.
+type WhyQMP struct {
+	// Plugged The ids of the data disks that QEMU has. Null when it was not asked or did not say.
+	Plugged *[]string `json:"plugged"`
+
+	// Status QEMU's own word for what the guest does. Null when there is no process or it does not answer.
+	Status *string `json:"status"`
+
+	// Trouble What is wrong with the guest's disks or memory. Null when nothing is known to be.
+	Trouble *string `json:"trouble"`
+}
+
+// WhyRecorded What is recorded of a VM.
+type WhyRecorded struct {
+	// DesiredState What was last asked of the VM.
+	DesiredState WhyRecordedDesiredState `json:"desired_state"`
+
+	// Detail More about the reason, for a person.
+	Detail *string `json:"detail"`
+
+	// Reason Why the VM is in its state, as its `state_reason` says.
+	Reason *string `json:"reason"`
+
+	// State Where a VM is in its life. `starting` and `stopping` mean that an operation is under way.
+	//
+	// - `stopped`: there is no process.
+	// - `starting`: it was asked to start.
+	// - `running`: the guest runs.
+	// - `paused`: the process is there, the vCPUs are halted; `state_reason` says why.
+	// - `stopping`: it was asked to stop.
+	// - `error`: it ended without being asked to, or nothing can be known of it; `state_reason` says why.
+	State VMState `json:"state"`
+}
+
+// WhyRecordedDesiredState What was last asked of the VM.
+type WhyRecordedDesiredState string
+
+// WhyVerdict What is true, given what is recorded and what the host shows.
+type WhyVerdict struct {
+	// Agrees Whether the records say so too, or an operation is about to make them.
+	Agrees bool `json:"agrees"`
+
+	// Reason Why, in the words of `state_reason`.
+	Reason *string `json:"reason"`
+
+	// State Where a VM is in its life. `starting` and `stopping` mean that an operation is under way.
+	//
+	// - `stopped`: there is no process.
+	// - `starting`: it was asked to start.
+	// - `running`: the guest runs.
+	// - `paused`: the process is there, the vCPUs are halted; `state_reason` says why.
+	// - `stopping`: it was asked to stop.
+	// - `error`: it ended without being asked to, or nothing can be known of it; `state_reason` says why.
+	State VMState `json:"state"`
+}
+
 // Cursor defines model for Cursor.
 type Cursor = string
 
 // ID The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the hostname of
 // its guest.
 type ID = ResourceId
+
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
 
 // IfMatch defines model for IfMatch.
 type IfMatch = string
@@ -713,6 +1111,12 @@ type IfNoneMatch = string
 
 // Limit defines model for Limit.
 type Limit = int
+
+// OrphanID The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
+type OrphanID = OrphanId
+
+// OrphanVMID The id of a VM that is on the host and not recorded, with its kind before a colon.
+type OrphanVMID = OrphanVMId
 
 // Prefer defines model for Prefer.
 type Prefer = string
@@ -735,6 +1139,10 @@ type Conflict = Problem
 // Forbidden An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type Forbidden = Problem
+
+// IdempotencyMismatch An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type IdempotencyMismatch = Problem
 
 // InUse An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
@@ -825,6 +1233,25 @@ type DetachDiskParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// ListEventsParams defines parameters for ListEvents.
+type ListEventsParams struct {
+	// Since Only the events after the one with this number.
+	Since *EventNumber `form:"since,omitempty" json:"since,omitempty"`
+
+	// Limit The most events to return; 100 when it is not given.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Type Only the events of this type, or of the types that begin with this word and a dot, such as `vm.`.
+	Type *string `form:"type,omitempty" json:"type,omitempty"`
+
+	// Resource Only the events about this resource, which may be gone by now.
+	Resource *string `form:"resource,omitempty" json:"resource,omitempty"`
+
+	// LastEventID The number of the last event a stream's client has had; it goes before `since`. Only with
+	// `Accept: text/event-stream`.
+	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
+}
+
 // ListOperationsParams defines parameters for ListOperations.
 type ListOperationsParams struct {
 	// Resource Only the operations on this resource, which may be gone by now.
@@ -879,6 +1306,9 @@ type ListVMsParams struct {
 	// TemplateName Only the VMs made from the template of this name.
 	TemplateName *TemplateName `form:"template_name,omitempty" json:"template_name,omitempty"`
 
+	// Label Only the VMs with this label, `key=value`.
+	Label *string `form:"label,omitempty" json:"label,omitempty"`
+
 	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -897,6 +1327,13 @@ type DeleteVMParams struct {
 type GetVMParams struct {
 	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// UpdateVMParams defines parameters for UpdateVM.
+type UpdateVMParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // PauseVMParams defines parameters for PauseVM.
@@ -953,6 +1390,15 @@ type AttachDiskJSONRequestBody = AttachDisk
 // DetachDiskJSONRequestBody defines body for DetachDisk for application/json ContentType.
 type DetachDiskJSONRequestBody = EmptyRequest
 
+// AdoptOrphanJSONRequestBody defines body for AdoptOrphan for application/json ContentType.
+type AdoptOrphanJSONRequestBody = AdoptOrphan
+
+// DeleteOrphanJSONRequestBody defines body for DeleteOrphan for application/json ContentType.
+type DeleteOrphanJSONRequestBody = EmptyRequest
+
+// TerminateOrphanJSONRequestBody defines body for TerminateOrphan for application/json ContentType.
+type TerminateOrphanJSONRequestBody = EmptyRequest
+
 // CancelOperationJSONRequestBody defines body for CancelOperation for application/json ContentType.
 type CancelOperationJSONRequestBody = EmptyRequest
 
@@ -961,6 +1407,9 @@ type CreateTemplateJSONRequestBody = CreateTemplate
 
 // CreateVMJSONRequestBody defines body for CreateVM for application/json ContentType.
 type CreateVMJSONRequestBody = CreateVM
+
+// UpdateVMJSONRequestBody defines body for UpdateVM for application/json ContentType.
+type UpdateVMJSONRequestBody = UpdateVM
 
 // PauseVMJSONRequestBody defines body for PauseVM for application/json ContentType.
 type PauseVMJSONRequestBody = EmptyRequest
@@ -1003,9 +1452,21 @@ type ServerInterface interface {
 	// Detach a disk
 	// (POST /disks/{id}/detach)
 	DetachDisk(ctx echo.Context, iD ID, params DetachDiskParams) error
+	// List or follow events
+	// (GET /events)
+	ListEvents(ctx echo.Context, params ListEventsParams) error
 	// Check the daemon's health
 	// (GET /health)
 	GetHealth(ctx echo.Context) error
+	// Adopt an orphan
+	// (POST /observer/orphans/{id}/adopt)
+	AdoptOrphan(ctx echo.Context, orphanID OrphanID) error
+	// Delete the files of an orphan
+	// (POST /observer/orphans/{id}/delete)
+	DeleteOrphan(ctx echo.Context, orphanID OrphanID) error
+	// End an orphan process
+	// (POST /observer/orphans/{id}/terminate)
+	TerminateOrphan(ctx echo.Context, orphanVMID OrphanVMID) error
 	// Get the observer's status
 	// (GET /observer/status)
 	GetObserverStatus(ctx echo.Context) error
@@ -1042,6 +1503,9 @@ type ServerInterface interface {
 	// Get a VM
 	// (GET /vms/{id})
 	GetVM(ctx echo.Context, iD ID, params GetVMParams) error
+	// Change a VM
+	// (PATCH /vms/{id})
+	UpdateVM(ctx echo.Context, iD ID, params UpdateVMParams) error
 	// Pause a VM
 	// (POST /vms/{id}/actions/pause)
 	PauseVM(ctx echo.Context, iD ID, params PauseVMParams) error
@@ -1060,6 +1524,9 @@ type ServerInterface interface {
 	// Stop a VM
 	// (POST /vms/{id}/actions/stop)
 	StopVM(ctx echo.Context, iD ID, params StopVMParams) error
+	// Explain a VM's state
+	// (GET /vms/{id}/why)
+	WhyVM(ctx echo.Context, iD ID) error
 }
 
 // ServerInterfaceWrapper converts echo contexts to parameters.
@@ -1309,12 +1776,124 @@ func (w *ServerInterfaceWrapper) DetachDisk(ctx echo.Context) error {
 	return err
 }
 
+// ListEvents converts echo context to params.
+func (w *ServerInterfaceWrapper) ListEvents(ctx echo.Context) error {
+	var err error
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListEventsParams
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "since", ctx.QueryParams(), &params.Since)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter since: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "limit", ctx.QueryParams(), &params.Limit)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "type" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "type", ctx.QueryParams(), &params.Type)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter type: %s", err))
+	}
+
+	// ------------- Optional query parameter "resource" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "resource", ctx.QueryParams(), &params.Resource)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter resource: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventID EventNumber
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Last-Event-ID, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Last-Event-ID: %s", err))
+		}
+
+		params.LastEventID = &LastEventID
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListEvents(ctx, params)
+	return err
+}
+
 // GetHealth converts echo context to params.
 func (w *ServerInterfaceWrapper) GetHealth(ctx echo.Context) error {
 	var err error
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetHealth(ctx)
+	return err
+}
+
+// AdoptOrphan converts echo context to params.
+func (w *ServerInterfaceWrapper) AdoptOrphan(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var orphanID OrphanID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &orphanID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AdoptOrphan(ctx, orphanID)
+	return err
+}
+
+// DeleteOrphan converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteOrphan(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var orphanID OrphanID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &orphanID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteOrphan(ctx, orphanID)
+	return err
+}
+
+// TerminateOrphan converts echo context to params.
+func (w *ServerInterfaceWrapper) TerminateOrphan(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var orphanVMID OrphanVMID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &orphanVMID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.TerminateOrphan(ctx, orphanVMID)
 	return err
 }
 
@@ -1569,6 +2148,13 @@ func (w *ServerInterfaceWrapper) ListVMs(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter template_name: %s", err))
 	}
 
+	// ------------- Optional query parameter "label" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "label", ctx.QueryParams(), &params.Label)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter label: %s", err))
+	}
+
 	// ------------- Optional query parameter "limit" -------------
 
 	err = runtime.BindQueryParameter("form", true, false, "limit", ctx.QueryParams(), &params.Limit)
@@ -1672,6 +2258,44 @@ func (w *ServerInterfaceWrapper) GetVM(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetVM(ctx, iD, params)
+	return err
+}
+
+// UpdateVM converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateVM(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateVMParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateVM(ctx, iD, params)
 	return err
 }
 
@@ -1903,6 +2527,24 @@ func (w *ServerInterfaceWrapper) StopVM(ctx echo.Context) error {
 	return err
 }
 
+// WhyVM converts echo context to params.
+func (w *ServerInterfaceWrapper) WhyVM(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.WhyVM(ctx, iD)
+	return err
+}
+
 // This is a simple interface which specifies echo.Route addition functions which
 // are present on both echo.Echo and echo.Group, since we want to allow using
 // either of them for path registration
@@ -1938,7 +2580,11 @@ func RegisterHandlersWithBaseURL(router EchoRouter, si ServerInterface, baseURL 
 	router.PATCH(baseURL+"/disks/:id", wrapper.UpdateDisk)
 	router.POST(baseURL+"/disks/:id/attach", wrapper.AttachDisk)
 	router.POST(baseURL+"/disks/:id/detach", wrapper.DetachDisk)
+	router.GET(baseURL+"/events", wrapper.ListEvents)
 	router.GET(baseURL+"/health", wrapper.GetHealth)
+	router.POST(baseURL+"/observer/orphans/:id/adopt", wrapper.AdoptOrphan)
+	router.POST(baseURL+"/observer/orphans/:id/delete", wrapper.DeleteOrphan)
+	router.POST(baseURL+"/observer/orphans/:id/terminate", wrapper.TerminateOrphan)
 	router.GET(baseURL+"/observer/status", wrapper.GetObserverStatus)
 	router.GET(baseURL+"/operations", wrapper.ListOperations)
 	router.GET(baseURL+"/operations/:id", wrapper.GetOperation)
@@ -1951,12 +2597,14 @@ func RegisterHandlersWithBaseURL(router EchoRouter, si ServerInterface, baseURL 
 	router.POST(baseURL+"/vms", wrapper.CreateVM)
 	router.DELETE(baseURL+"/vms/:id", wrapper.DeleteVM)
 	router.GET(baseURL+"/vms/:id", wrapper.GetVM)
+	router.PATCH(baseURL+"/vms/:id", wrapper.UpdateVM)
 	router.POST(baseURL+"/vms/:id/actions/pause", wrapper.PauseVM)
 	router.POST(baseURL+"/vms/:id/actions/reset", wrapper.ResetVM)
 	router.POST(baseURL+"/vms/:id/actions/restart", wrapper.RestartVM)
 	router.POST(baseURL+"/vms/:id/actions/resume", wrapper.ResumeVM)
 	router.POST(baseURL+"/vms/:id/actions/start", wrapper.StartVM)
 	router.POST(baseURL+"/vms/:id/actions/stop", wrapper.StopVM)
+	router.GET(baseURL+"/vms/:id/why", wrapper.WhyVM)
 
 }
 
@@ -1967,6 +2615,8 @@ type BadRequestApplicationProblemPlusJSONResponse Problem
 type ConflictApplicationProblemPlusJSONResponse Problem
 
 type ForbiddenApplicationProblemPlusJSONResponse Problem
+
+type IdempotencyMismatchApplicationProblemPlusJSONResponse Problem
 
 type InUseApplicationProblemPlusJSONResponse Problem
 
@@ -2174,6 +2824,17 @@ func (response CreateDisk415ApplicationProblemPlusJSONResponse) VisitCreateDiskR
 	return json.NewEncoder(w).Encode(response)
 }
 
+type CreateDisk422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response CreateDisk422ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type CreateDisk503ApplicationProblemPlusJSONResponse struct {
 	UnavailableApplicationProblemPlusJSONResponse
 }
@@ -2292,6 +2953,17 @@ type DeleteDisk412ApplicationProblemPlusJSONResponse struct {
 func (response DeleteDisk412ApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteDisk422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteDisk422ApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
 
 	return json.NewEncoder(w).Encode(response)
 }
@@ -2521,6 +3193,17 @@ func (response UpdateDisk415ApplicationProblemPlusJSONResponse) VisitUpdateDiskR
 	return json.NewEncoder(w).Encode(response)
 }
 
+type UpdateDisk422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateDisk422ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type UpdateDisk503ApplicationProblemPlusJSONResponse struct {
 	UnavailableApplicationProblemPlusJSONResponse
 }
@@ -2681,6 +3364,17 @@ func (response AttachDisk415ApplicationProblemPlusJSONResponse) VisitAttachDiskR
 	return json.NewEncoder(w).Encode(response)
 }
 
+type AttachDisk422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response AttachDisk422ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type AttachDisk503ApplicationProblemPlusJSONResponse struct {
 	UnavailableApplicationProblemPlusJSONResponse
 }
@@ -2830,6 +3524,17 @@ func (response DetachDisk415ApplicationProblemPlusJSONResponse) VisitDetachDiskR
 	return json.NewEncoder(w).Encode(response)
 }
 
+type DetachDisk422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response DetachDisk422ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type DetachDisk503ApplicationProblemPlusJSONResponse struct {
 	UnavailableApplicationProblemPlusJSONResponse
 }
@@ -2849,6 +3554,101 @@ type DetachDiskdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response DetachDiskdefaultApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListEventsRequestObject struct {
+	Params ListEventsParams
+}
+
+type ListEventsResponseObject interface {
+	VisitListEventsResponse(w http.ResponseWriter) error
+}
+
+type ListEvents200ResponseHeaders struct {
+	Link string
+}
+
+type ListEvents200JSONResponse struct {
+	Body    []Event
+	Headers ListEvents200ResponseHeaders
+}
+
+func (response ListEvents200JSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListEvents200TexteventStreamResponse struct {
+	Body          io.Reader
+	Headers       ListEvents200ResponseHeaders
+	ContentLength int64
+}
+
+func (response ListEvents200TexteventStreamResponse) VisitListEventsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "text/event-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ListEvents400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ListEvents400ApplicationProblemPlusJSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListEvents401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ListEvents401ApplicationProblemPlusJSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListEvents403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ListEvents403ApplicationProblemPlusJSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListEventsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ListEventsdefaultApplicationProblemPlusJSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
 	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
@@ -2900,6 +3700,408 @@ type GetHealthdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetHealthdefaultApplicationProblemPlusJSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AdoptOrphanRequestObject struct {
+	OrphanID OrphanID `json:"id"`
+	Body     *AdoptOrphanJSONRequestBody
+}
+
+type AdoptOrphanResponseObject interface {
+	VisitAdoptOrphanResponse(w http.ResponseWriter) error
+}
+
+type AdoptOrphan200JSONResponse Operation
+
+func (response AdoptOrphan200JSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AdoptOrphan400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response AdoptOrphan400ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AdoptOrphan401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response AdoptOrphan401ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AdoptOrphan403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response AdoptOrphan403ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AdoptOrphan404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response AdoptOrphan404ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AdoptOrphan409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response AdoptOrphan409ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AdoptOrphan413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response AdoptOrphan413ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AdoptOrphan415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response AdoptOrphan415ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AdoptOrphan422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response AdoptOrphan422ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AdoptOrphan503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response AdoptOrphan503ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AdoptOrphandefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response AdoptOrphandefaultApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DeleteOrphanRequestObject struct {
+	OrphanID OrphanID `json:"id"`
+	Body     *DeleteOrphanJSONRequestBody
+}
+
+type DeleteOrphanResponseObject interface {
+	VisitDeleteOrphanResponse(w http.ResponseWriter) error
+}
+
+type DeleteOrphan200JSONResponse Operation
+
+func (response DeleteOrphan200JSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteOrphan400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteOrphan400ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteOrphan401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteOrphan401ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DeleteOrphan403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteOrphan403ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteOrphan404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteOrphan404ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteOrphan409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteOrphan409ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteOrphan413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteOrphan413ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteOrphan415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteOrphan415ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteOrphan422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteOrphan422ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteOrphan503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteOrphan503ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DeleteOrphandefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response DeleteOrphandefaultApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type TerminateOrphanRequestObject struct {
+	OrphanVMID OrphanVMID `json:"id"`
+	Body       *TerminateOrphanJSONRequestBody
+}
+
+type TerminateOrphanResponseObject interface {
+	VisitTerminateOrphanResponse(w http.ResponseWriter) error
+}
+
+type TerminateOrphan200JSONResponse Operation
+
+func (response TerminateOrphan200JSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TerminateOrphan400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response TerminateOrphan400ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TerminateOrphan401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response TerminateOrphan401ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type TerminateOrphan403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response TerminateOrphan403ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TerminateOrphan404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response TerminateOrphan404ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TerminateOrphan409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response TerminateOrphan409ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TerminateOrphan413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response TerminateOrphan413ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TerminateOrphan415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response TerminateOrphan415ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TerminateOrphan422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response TerminateOrphan422ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TerminateOrphan503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response TerminateOrphan503ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type TerminateOrphandefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response TerminateOrphandefaultApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
 	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
@@ -3245,6 +4447,17 @@ func (response CancelOperation415ApplicationProblemPlusJSONResponse) VisitCancel
 	return json.NewEncoder(w).Encode(response)
 }
 
+type CancelOperation422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response CancelOperation422ApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type CancelOperationdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
 	Headers    OtherProblemResponseHeaders
@@ -3428,6 +4641,17 @@ func (response CreateTemplate415ApplicationProblemPlusJSONResponse) VisitCreateT
 	return json.NewEncoder(w).Encode(response)
 }
 
+type CreateTemplate422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response CreateTemplate422ApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type CreateTemplatedefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
 	Headers    OtherProblemResponseHeaders
@@ -3523,6 +4747,17 @@ type DeleteTemplate412ApplicationProblemPlusJSONResponse struct {
 func (response DeleteTemplate412ApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteTemplate422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteTemplate422ApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
 
 	return json.NewEncoder(w).Encode(response)
 }
@@ -3804,6 +5039,17 @@ func (response CreateVM415ApplicationProblemPlusJSONResponse) VisitCreateVMRespo
 	return json.NewEncoder(w).Encode(response)
 }
 
+type CreateVM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response CreateVM422ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type CreateVM503ApplicationProblemPlusJSONResponse struct {
 	UnavailableApplicationProblemPlusJSONResponse
 }
@@ -3926,6 +5172,17 @@ func (response DeleteVM412ApplicationProblemPlusJSONResponse) VisitDeleteVMRespo
 	return json.NewEncoder(w).Encode(response)
 }
 
+type DeleteVM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteVM422ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type DeleteVM503ApplicationProblemPlusJSONResponse struct {
 	UnavailableApplicationProblemPlusJSONResponse
 }
@@ -4039,6 +5296,160 @@ type GetVMdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetVMdefaultApplicationProblemPlusJSONResponse) VisitGetVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateVMRequestObject struct {
+	ID     ID `json:"id"`
+	Params UpdateVMParams
+	Body   *UpdateVMJSONRequestBody
+}
+
+type UpdateVMResponseObject interface {
+	VisitUpdateVMResponse(w http.ResponseWriter) error
+}
+
+type UpdateVM200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateVM200JSONResponse struct {
+	Body    VM
+	Headers UpdateVM200ResponseHeaders
+}
+
+func (response UpdateVM200JSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateVM400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM400ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateVM401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM401ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateVM403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM403ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateVM404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM404ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateVM409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM409ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateVM412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM412ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateVM413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM413ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateVM415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM415ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateVM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM422ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateVM503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateVM503ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateVMdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response UpdateVMdefaultApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
 	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
@@ -4165,6 +5576,17 @@ type PauseVM415ApplicationProblemPlusJSONResponse struct {
 func (response PauseVM415ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type PauseVM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response PauseVM422ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
 
 	return json.NewEncoder(w).Encode(response)
 }
@@ -4318,6 +5740,17 @@ func (response ResetVM415ApplicationProblemPlusJSONResponse) VisitResetVMRespons
 	return json.NewEncoder(w).Encode(response)
 }
 
+type ResetVM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response ResetVM422ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type ResetVM503ApplicationProblemPlusJSONResponse struct {
 	UnavailableApplicationProblemPlusJSONResponse
 }
@@ -4463,6 +5896,17 @@ type RestartVM415ApplicationProblemPlusJSONResponse struct {
 func (response RestartVM415ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type RestartVM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response RestartVM422ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
 
 	return json.NewEncoder(w).Encode(response)
 }
@@ -4616,6 +6060,17 @@ func (response ResumeVM415ApplicationProblemPlusJSONResponse) VisitResumeVMRespo
 	return json.NewEncoder(w).Encode(response)
 }
 
+type ResumeVM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeVM422ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type ResumeVM503ApplicationProblemPlusJSONResponse struct {
 	UnavailableApplicationProblemPlusJSONResponse
 }
@@ -4761,6 +6216,17 @@ type StartVM415ApplicationProblemPlusJSONResponse struct {
 func (response StartVM415ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type StartVM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response StartVM422ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
 
 	return json.NewEncoder(w).Encode(response)
 }
@@ -4914,6 +6380,17 @@ func (response StopVM415ApplicationProblemPlusJSONResponse) VisitStopVMResponse(
 	return json.NewEncoder(w).Encode(response)
 }
 
+type StopVM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response StopVM422ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
 type StopVM503ApplicationProblemPlusJSONResponse struct {
 	UnavailableApplicationProblemPlusJSONResponse
 }
@@ -4933,6 +6410,83 @@ type StopVMdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response StopVMdefaultApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type WhyVMRequestObject struct {
+	ID ID `json:"id"`
+}
+
+type WhyVMResponseObject interface {
+	VisitWhyVMResponse(w http.ResponseWriter) error
+}
+
+type WhyVM200JSONResponse Why
+
+func (response WhyVM200JSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WhyVM400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response WhyVM400ApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WhyVM401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response WhyVM401ApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type WhyVM403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response WhyVM403ApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WhyVM404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response WhyVM404ApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WhyVMdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response WhyVMdefaultApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
 	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
@@ -4964,9 +6518,21 @@ type StrictServerInterface interface {
 	// Detach a disk
 	// (POST /disks/{id}/detach)
 	DetachDisk(ctx context.Context, request DetachDiskRequestObject) (DetachDiskResponseObject, error)
+	// List or follow events
+	// (GET /events)
+	ListEvents(ctx context.Context, request ListEventsRequestObject) (ListEventsResponseObject, error)
 	// Check the daemon's health
 	// (GET /health)
 	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
+	// Adopt an orphan
+	// (POST /observer/orphans/{id}/adopt)
+	AdoptOrphan(ctx context.Context, request AdoptOrphanRequestObject) (AdoptOrphanResponseObject, error)
+	// Delete the files of an orphan
+	// (POST /observer/orphans/{id}/delete)
+	DeleteOrphan(ctx context.Context, request DeleteOrphanRequestObject) (DeleteOrphanResponseObject, error)
+	// End an orphan process
+	// (POST /observer/orphans/{id}/terminate)
+	TerminateOrphan(ctx context.Context, request TerminateOrphanRequestObject) (TerminateOrphanResponseObject, error)
 	// Get the observer's status
 	// (GET /observer/status)
 	GetObserverStatus(ctx context.Context, request GetObserverStatusRequestObject) (GetObserverStatusResponseObject, error)
@@ -5003,6 +6569,9 @@ type StrictServerInterface interface {
 	// Get a VM
 	// (GET /vms/{id})
 	GetVM(ctx context.Context, request GetVMRequestObject) (GetVMResponseObject, error)
+	// Change a VM
+	// (PATCH /vms/{id})
+	UpdateVM(ctx context.Context, request UpdateVMRequestObject) (UpdateVMResponseObject, error)
 	// Pause a VM
 	// (POST /vms/{id}/actions/pause)
 	PauseVM(ctx context.Context, request PauseVMRequestObject) (PauseVMResponseObject, error)
@@ -5021,6 +6590,9 @@ type StrictServerInterface interface {
 	// Stop a VM
 	// (POST /vms/{id}/actions/stop)
 	StopVM(ctx context.Context, request StopVMRequestObject) (StopVMResponseObject, error)
+	// Explain a VM's state
+	// (GET /vms/{id}/why)
+	WhyVM(ctx context.Context, request WhyVMRequestObject) (WhyVMResponseObject, error)
 }
 
 type StrictHandlerFunc = strictecho.StrictEchoHandlerFunc
@@ -5237,6 +6809,31 @@ func (sh *strictHandler) DetachDisk(ctx echo.Context, iD ID, params DetachDiskPa
 	return nil
 }
 
+// ListEvents operation middleware
+func (sh *strictHandler) ListEvents(ctx echo.Context, params ListEventsParams) error {
+	var request ListEventsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListEvents(ctx.Request().Context(), request.(ListEventsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListEvents")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListEventsResponseObject); ok {
+		return validResponse.VisitListEventsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // GetHealth operation middleware
 func (sh *strictHandler) GetHealth(ctx echo.Context) error {
 	var request GetHealthRequestObject
@@ -5254,6 +6851,99 @@ func (sh *strictHandler) GetHealth(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(GetHealthResponseObject); ok {
 		return validResponse.VisitGetHealthResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AdoptOrphan operation middleware
+func (sh *strictHandler) AdoptOrphan(ctx echo.Context, orphanID OrphanID) error {
+	var request AdoptOrphanRequestObject
+
+	request.OrphanID = orphanID
+
+	var body AdoptOrphanJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AdoptOrphan(ctx.Request().Context(), request.(AdoptOrphanRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AdoptOrphan")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AdoptOrphanResponseObject); ok {
+		return validResponse.VisitAdoptOrphanResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteOrphan operation middleware
+func (sh *strictHandler) DeleteOrphan(ctx echo.Context, orphanID OrphanID) error {
+	var request DeleteOrphanRequestObject
+
+	request.OrphanID = orphanID
+
+	var body DeleteOrphanJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteOrphan(ctx.Request().Context(), request.(DeleteOrphanRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteOrphan")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteOrphanResponseObject); ok {
+		return validResponse.VisitDeleteOrphanResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// TerminateOrphan operation middleware
+func (sh *strictHandler) TerminateOrphan(ctx echo.Context, orphanVMID OrphanVMID) error {
+	var request TerminateOrphanRequestObject
+
+	request.OrphanVMID = orphanVMID
+
+	var body TerminateOrphanJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TerminateOrphan(ctx.Request().Context(), request.(TerminateOrphanRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TerminateOrphan")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(TerminateOrphanResponseObject); ok {
+		return validResponse.VisitTerminateOrphanResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -5577,6 +7267,38 @@ func (sh *strictHandler) GetVM(ctx echo.Context, iD ID, params GetVMParams) erro
 	return nil
 }
 
+// UpdateVM operation middleware
+func (sh *strictHandler) UpdateVM(ctx echo.Context, iD ID, params UpdateVMParams) error {
+	var request UpdateVMRequestObject
+
+	request.ID = iD
+	request.Params = params
+
+	var body UpdateVMJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateVM(ctx.Request().Context(), request.(UpdateVMRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateVM")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateVMResponseObject); ok {
+		return validResponse.VisitUpdateVMResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // PauseVM operation middleware
 func (sh *strictHandler) PauseVM(ctx echo.Context, iD ID, params PauseVMParams) error {
 	var request PauseVMRequestObject
@@ -5763,6 +7485,31 @@ func (sh *strictHandler) StopVM(ctx echo.Context, iD ID, params StopVMParams) er
 		return err
 	} else if validResponse, ok := response.(StopVMResponseObject); ok {
 		return validResponse.VisitStopVMResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// WhyVM operation middleware
+func (sh *strictHandler) WhyVM(ctx echo.Context, iD ID) error {
+	var request WhyVMRequestObject
+
+	request.ID = iD
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.WhyVM(ctx.Request().Context(), request.(WhyVMRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "WhyVM")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(WhyVMResponseObject); ok {
+		return validResponse.VisitWhyVMResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -15,6 +15,8 @@ const (
 	baseNode     = "base-disk" // the image that the root disk is an overlay of
 	baseFileNode = "base-file"
 
+	watchdogDevice = "watchdog0"
+
 	scsiDevice = "scsi0"
 	scsiBus    = scsiDevice + ".0"
 	pciBus     = "pcie.0"
@@ -24,12 +26,15 @@ const (
 	serialChardev   = "console"
 )
 
-const diskDevicePrefix = "disk-"
+const (
+	diskDevicePrefix = "disk-"
+	diskNodePrefix   = "data-"
+)
 
 // A node-name has at most 31 characters (block.h in QEMU's source), which the
 // 20 of a data disk's id leave room for.
 func diskDevice(diskID string) string   { return diskDevicePrefix + diskID }
-func diskNode(diskID string) string     { return "data-" + diskID }
+func diskNode(diskID string) string     { return diskNodePrefix + diskID }
 func diskFileNode(diskID string) string { return "file-" + diskID }
 
 // diskOfDevice returns the id of the data disk that a device is, if it is one.

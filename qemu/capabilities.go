@@ -226,7 +226,7 @@ func (d *Driver) examine(ctx context.Context, binary string, args ...string) (*e
 func (x *examination) explain(err error) error {
 	const grace = 100 * time.Millisecond // a connection breaks shortly before its process ends
 	x.proc.waitExit(nil, grace)
-	if words := tail(x.stderr, 4); words != "" {
+	if words := lastLines(tail(x.stderr, maxStderr), 4); words != "" {
 		return errors.New(strings.ReplaceAll(words, "\n", "; "))
 	}
 	if x.proc.exited() && x.proc.state != "" {

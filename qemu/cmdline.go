@@ -15,6 +15,7 @@ const (
 	rootSlot  = 0x2
 	scsiSlot  = 0x3
 	rngSlot   = 0x4
+	dogSlot   = 0x5
 	portsSlot = 0x10 // root ports, eight functions to a slot
 )
 
@@ -118,7 +119,8 @@ func cpuModel(a vm.Accel) string {
 //
 // -S lets us look at the machine before the guest runs; -no-shutdown keeps the
 // process when the guest has powered itself off, and -action pauses a guest
-// that panicked, so that both can be seen at any later time. What a user
+// that panicked or starved its watchdog, so that all can be seen at any later
+// time. What a user
 // chooses gets in as JSON or as a name that was checked.
 func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string, error) {
 	machine := s.Machine
@@ -136,7 +138,7 @@ func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string,
 		"-nodefaults", "-no-user-config",
 		"-display", "none",
 		"-S", "-no-shutdown",
-		"-action", "shutdown=pause,panic=pause",
+		"-action", "shutdown=pause,panic=pause,watchdog=pause",
 		"-boot", "strict=on",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-pidfile", l.pidfile(s.ID),
@@ -215,7 +217,9 @@ type argument struct {
 }
 
 // machineDevices returns what every VM has. pvpanic is the ISA variant: Linux
-// has had a driver for it since 3.9, for the PCI one only since 5.13.
+// has had a driver for it since 3.9, for the PCI one only since 5.13. The
+// watchdog sleeps until the guest wakes it; its model is the one that guests of
+// every kind have a driver for.
 func machineDevices(s vm.Spec, l layout) []argument {
 	args := []argument{
 		{"-blockdev", rootDisk(s, l)},
@@ -224,6 +228,7 @@ func machineDevices(s vm.Spec, l layout) []argument {
 		{"-device", device{Driver: "virtio-scsi-pci", ID: scsiDevice, Bus: pciBus, Addr: pciAddr(scsiSlot, 0)}},
 		{"-device", device{Driver: "virtio-rng-pci", ID: "rng0", Bus: pciBus, Addr: pciAddr(rngSlot, 0)}},
 		{"-device", device{Driver: "pvpanic", ID: "pvpanic0"}},
+		{"-device", device{Driver: "i6300esb", ID: watchdogDevice, Bus: pciBus, Addr: pciAddr(dogSlot, 0)}},
 	}
 	ports := rootPorts
 	for _, n := range s.NICs {

@@ -2,8 +2,8 @@
 //
 // Every VM is one QEMU process in a session of its own, which neither vmand's
 // end nor its upgrade touches. What a process is and does is asked of the
-// process itself, at any time and by any vmand: it lives while it holds the lock
-// on its pidfile, it is the right one if its monitor names the VM's UUID, and
+// process itself, at any time and by any vmand: it lives while it holds a lock
+// on its pidfile (pidfile.go), it is the right one if its monitor names the VM's UUID, and
 // its run state is QEMU's own. Nothing else is remembered that could be wrong.
 //
 // The command line is a pure function of the VM (cmdline.go); all paths are
@@ -46,6 +46,7 @@ type Driver struct {
 	layout  layout
 	account account
 	state   *os.Root // file access under the state directory
+	files   *fileSurvey
 
 	probing chan struct{} // held while QEMU is asked what it can do; guards probed
 	probed  probes
@@ -76,12 +77,13 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 	if d.state, err = os.OpenRoot(d.layout.state); err != nil {
 		return nil, fmt.Errorf("qemu: open state directory: %w", err)
 	}
+	d.files = newFileSurvey(d.state, func(id string) (int64, error) { return d.DiskSize(context.Background(), id) })
 	if err := confine(); err != nil {
 		d.state.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	if err := errors.Join(d.removeTemps(), d.adoptAll()); err != nil {
+	if err := errors.Join(d.removeTemps(), d.adoptAll(), d.removeStale()); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}

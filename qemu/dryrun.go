@@ -20,6 +20,7 @@ import (
 type DryRun struct {
 	layout layout
 	state  *os.Root
+	files  *fileSurvey
 	notify func(string)
 
 	mu sync.Mutex // guards all files
@@ -35,8 +36,10 @@ type pretended struct {
 
 // placeholder is the content of a pretended disk.
 type placeholder struct {
-	Note    string `json:"note"`
-	SizeMiB int64  `json:"size_mib"`
+	Note       string `json:"note"`
+	SizeMiB    int64  `json:"size_mib"`
+	Base       string `json:"base,omitempty"`
+	BaseFormat string `json:"base_format,omitempty"`
 }
 
 // NewDryRun prepares the directories of a pretended host.
@@ -53,6 +56,7 @@ func NewDryRun(o Options) (*DryRun, error) {
 		return nil, fmt.Errorf("qemu: open state directory: %w", err)
 	}
 	d := &DryRun{layout: l, state: state, notify: o.Notify}
+	d.files = newFileSurvey(state, func(id string) (int64, error) { return d.DiskSize(context.Background(), id) })
 	if d.notify == nil {
 		d.notify = func(string) {}
 	}
@@ -201,7 +205,7 @@ func (d *DryRun) CreateVM(_ context.Context, id string, root vm.RootDisk) error 
 		}
 		return fileFault(err, "make the directory of vm %s", id)
 	}
-	return d.write(vmRootDisk(id), root.SizeMiB)
+	return d.write(vmRootDisk(id), placeholder{SizeMiB: root.SizeMiB, Base: root.Base, BaseFormat: root.BaseFormat})
 }
 
 // DeleteVM implements [vm.Driver].
@@ -219,15 +223,28 @@ func (d *DryRun) CreateDisk(_ context.Context, id string, sizeMiB int64) error {
 	if _, err := d.state.Lstat(dataDisk(id)); err == nil {
 		return fault(vm.CodeExists, nil, "the file of a disk %s already exists", id)
 	}
-	return d.write(dataDisk(id), sizeMiB)
+	return d.write(dataDisk(id), placeholder{SizeMiB: sizeMiB})
 }
 
-func (d *DryRun) write(name string, sizeMiB int64) error {
-	b, err := json.Marshal(placeholder{Note: "dry run: not a disk", SizeMiB: sizeMiB})
+func (d *DryRun) write(name string, p placeholder) error {
+	p.Note = "dry run: not a disk"
+	b, err := json.Marshal(p)
 	if err == nil {
 		err = d.state.WriteFile(name, b, 0o600)
 	}
 	return fileFault(err, "make %s", path.Base(name))
+}
+
+func (d *DryRun) read(name string) (placeholder, error) {
+	b, err := d.state.ReadFile(name)
+	if err != nil {
+		return placeholder{}, fileFault(err, "read %s", name)
+	}
+	var p placeholder
+	if err := json.Unmarshal(b, &p); err != nil {
+		return placeholder{}, fault(vm.CodeOperationFailed, err, "%s is no file of a dry run", name)
+	}
+	return p, nil
 }
 
 // DeleteDisk implements [vm.Driver].
@@ -241,15 +258,22 @@ func (d *DryRun) DeleteDisk(_ context.Context, id string) error {
 
 // DiskSize implements [vm.Driver].
 func (d *DryRun) DiskSize(_ context.Context, id string) (int64, error) {
-	b, err := d.state.ReadFile(dataDisk(id))
+	p, err := d.read(dataDisk(id))
+	return p.SizeMiB, err
+}
+
+// AdoptVM implements [vm.Driver]. A pretended process has no UUID.
+func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.RootDisk, error) {
+	p, err := d.read(vmRootDisk(id))
 	if err != nil {
-		return 0, fileFault(err, "the file of disk %s", id)
+		return "", vm.RootDisk{}, err
 	}
-	var p placeholder
-	if err := json.Unmarshal(b, &p); err != nil {
-		return 0, fault(vm.CodeOperationFailed, err, "the file of disk %s is none of a dry run", id)
-	}
-	return p.SizeMiB, nil
+	return "", vm.RootDisk{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, nil
+}
+
+// Flight implements [vm.Driver]. Nothing is said to what only pretends to run.
+func (d *DryRun) Flight(ctx context.Context, id string) (vm.Flight, error) {
+	return vm.Flight{Now: vm.Recording{PID: d.Observe(ctx, id).PID}}, nil
 }
 
 // ResizeDisk implements [vm.Driver].
@@ -263,7 +287,7 @@ func (d *DryRun) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) er
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.write(dataDisk(disk.ID), sizeMiB)
+	return d.write(dataDisk(disk.ID), placeholder{SizeMiB: sizeMiB})
 }
 
 // Observe implements [vm.Driver]. A VM's process is vmand's own.
@@ -289,7 +313,7 @@ func (d *DryRun) Survey(ctx context.Context) (vm.Survey, error) {
 			seen.VMs[id] = o
 		}
 	}
-	if seen.VMFiles, seen.DiskFiles, err = surveyFiles(d.state); err != nil {
+	if err := d.files.survey(&seen); err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
 	return seen, nil

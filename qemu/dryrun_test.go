@@ -19,14 +19,14 @@ func newDryRun(t *testing.T, dir string) *DryRun {
 	return d
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func mustFail(t *testing.T, err error, want vm.Code) {
+func mustFail(t testing.TB, err error, want vm.Code) {
 	t.Helper()
 	if codeOf(err) != want {
 		t.Errorf("got %v, want code %s", err, want)
@@ -38,6 +38,9 @@ func TestADryRunKeepsFiles(t *testing.T) {
 	mustFail(t, d.Admit(ctx, spec), vm.CodeOperationFailed)
 	must(t, d.CreateVM(ctx, spec.ID, spec.Root))
 	mustFail(t, d.CreateVM(ctx, spec.ID, spec.Root), vm.CodeExists)
+	if known, root, err := d.AdoptVM(ctx, spec.ID); known != "" || root != spec.Root || err != nil {
+		t.Errorf("adopted it is %q %+v, %v", known, root, err)
+	}
 	if has, err := d.HasVM(ctx, spec.ID); !has || err != nil {
 		t.Errorf("it has no files: %v", err)
 	}
@@ -53,6 +56,8 @@ func TestADryRunKeepsFiles(t *testing.T) {
 		must(t, d.DeleteDisk(ctx, "data"))
 	}
 	_, err := d.DiskSize(ctx, "data")
+	mustFail(t, err, vm.CodeNotFound)
+	_, _, err = d.AdoptVM(ctx, spec.ID)
 	mustFail(t, err, vm.CodeNotFound)
 	if has, err := d.HasVM(ctx, spec.ID); has || err != nil {
 		t.Errorf("it still has files: %v", err)
@@ -79,7 +84,7 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	if got := seen.VMs[spec.ID]; got.Status != vm.StatusPaused || !slices.Equal(got.Plugged, []string{"data"}) || !got.Alive() {
 		t.Errorf("after a restart it is %+v", got)
 	}
-	if !seen.VMFiles[spec.ID] || !seen.DiskFiles["data"] {
+	if !seen.VMFiles[spec.ID] || seen.DiskFiles["data"] != 16 || seen.Storage.SizeMiB == 0 {
 		t.Errorf("after a restart there is %+v", seen)
 	}
 	must(t, d.Resume(ctx, spec.ID))
@@ -90,6 +95,9 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	}
 	for range 2 {
 		must(t, d.Shutdown(ctx, spec.ID, vm.StopOptions{}, nil))
+	}
+	if f, err := d.Flight(ctx, spec.ID); f.Now.PID != 0 || len(f.Crashes) != 0 || err != nil {
+		t.Errorf("recorded: %+v, %v", f, err)
 	}
 	if d.Observe(ctx, spec.ID).Alive() {
 		t.Error("it pretends on")

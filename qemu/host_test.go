@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
@@ -170,6 +171,21 @@ func (h *testHost) awaitStatus(id string, want vm.RunStatus) {
 		got = h.Observe(h.t.Context(), id)
 		return got.Status == want
 	})
+}
+
+// kill ends the process of a VM as the kernel's OOM killer does, and waits until
+// that is seen.
+func (h *testHost) kill(id string) error {
+	h.t.Helper()
+	s, err := h.live(id)
+	if err != nil {
+		return err
+	}
+	if err := s.proc.signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	<-s.ended
+	return nil
 }
 
 func (h *testHost) serialLog(id string) string {

@@ -35,10 +35,12 @@ func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 	if err := s.blockdevAdd(ctx, diskNodes(disk, d.layout.inState(dataDisk(disk.ID)))); err != nil {
 		return err
 	}
+	vm.FailPoint("plug.node-added")
 	if err := s.deviceAdd(ctx, scsi); err != nil {
 		undo(s, disk.ID, err)
 		return err
 	}
+	vm.FailPoint("plug.device-added")
 	return nil
 }
 
@@ -76,11 +78,14 @@ func (d *Driver) DetachDisk(ctx context.Context, disk vm.Disk) error {
 	if err := s.unplug(ctx, diskDevice(disk.ID)); err != nil {
 		return err
 	}
+	vm.FailPoint("unplug.device-deleted")
 	if err := s.blockdevDel(ctx, diskNode(disk.ID)); err != nil {
 		if has, lookErr := s.hasNode(ctx, diskNode(disk.ID)); lookErr != nil || has {
 			return err
 		}
 	}
+	vm.FailPoint("unplug.node-deleted")
+	s.forgetDamage(diskNode(disk.ID))
 	return nil
 }
 

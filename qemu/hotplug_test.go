@@ -138,13 +138,7 @@ func TestADiskOfAVMThatHasNotBegunIsLeftAlone(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	s.Disks = []vm.Disk{h.disk("data", "web", "/dev/sdb")}
-	p, err := h.probe(t.Context(), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := h.launch(p, s); err != nil { // as Start does, without the last step
-		t.Fatal(err)
-	}
+	h.launch(s, "") // as Start does, without the last step
 	h.awaitStatus("web", vm.StatusPrelaunch)
 	if err := h.DetachDisk(t.Context(), s.Disks[0]); codeOf(err) != vm.CodeUnavailable {
 		t.Errorf("got %v", err)

@@ -56,11 +56,13 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.RootDisk) erro
 		}
 		return fileFault(err, "make the directory of vm %s", id)
 	}
+	vm.FailPoint("dir.made")
 	err := d.account.admit(d.layout.inState(dir))
 	if err == nil {
 		err = d.createImage(ctx, vmRootDisk(id), args, root.SizeMiB)
 	}
 	if err == nil {
+		vm.FailPoint("image.synced")
 		err = d.syncFile(vmsDir)
 	}
 	if err != nil {
@@ -84,8 +86,8 @@ func checkBase(root vm.RootDisk) error {
 }
 
 // DeleteVM implements [vm.Driver].
-func (d *Driver) DeleteVM(_ context.Context, id string) error {
-	if err := d.checkFree(id); err != nil {
+func (d *Driver) DeleteVM(ctx context.Context, id string) error {
+	if err := d.checkFree(ctx, id); err != nil {
 		return err
 	}
 	if err := d.checkUnused(vmRootDisk(id)); err != nil {
@@ -98,6 +100,7 @@ func (d *Driver) DeleteVM(_ context.Context, id string) error {
 func (d *Driver) removeAll(dir string) error {
 	err := d.state.RemoveAll(dir)
 	if err == nil {
+		vm.FailPoint("files.removed")
 		err = d.syncFile(path.Dir(dir))
 	}
 	return fileFault(err, "remove %s", d.layout.inState(dir))
@@ -122,6 +125,7 @@ func (d *Driver) DeleteDisk(_ context.Context, id string) error {
 		return nil
 	}
 	if err == nil {
+		vm.FailPoint("files.removed")
 		err = d.syncFile(disksDir)
 	}
 	return fileFault(err, "remove the file of disk %s", id)
@@ -139,7 +143,7 @@ func (d *Driver) DiskSize(_ context.Context, id string) (int64, error) {
 	if err != nil {
 		return 0, fault(vm.CodeOperationFailed, err, "read the file of disk %s", id)
 	}
-	return (h.size + mib - 1) / mib, nil
+	return h.sizeMiB(), nil
 }
 
 // createImage runs "qemu-img create" for a file of the QEMU account's, which is
@@ -154,15 +158,18 @@ func (d *Driver) createImage(ctx context.Context, name string, args []string, si
 			d.state.Remove(temp)
 		}
 	}()
+	vm.FailPoint("image.temp-made")
 	if err := d.runImg(ctx, append(args, d.layout.inState(temp), strconv.FormatInt(sizeMiB*mib, 10))...); err != nil {
 		return err
 	}
+	vm.FailPoint("image.created")
 	if err := d.syncFile(temp); err != nil {
 		return err
 	}
 	if err := d.state.Rename(temp, name); err != nil {
 		return err
 	}
+	vm.FailPoint("image.renamed")
 	if err := d.syncFile(path.Dir(name)); err != nil {
 		return errors.Join(err, d.state.Remove(name))
 	}
@@ -182,9 +189,18 @@ func (d *Driver) makeTemp(name string) error {
 	return d.account.own(f)
 }
 
-// removeTemps removes what a vmand that was killed has left of disks. What it
-// has left of a VM is in the VM's directory and goes with it.
+// removeTemps removes what a vmand that was killed has left of disks and of
+// recordings. What it has left of a VM is in the VM's directory and goes with it.
 func (d *Driver) removeTemps() error {
+	dirs, err := readDir(d.state, vmsDir)
+	if err != nil {
+		return err
+	}
+	for _, e := range dirs {
+		if err := d.state.Remove(vmCrashTemp(e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			return err
+		}
+	}
 	entries, err := readDir(d.state, disksDir)
 	if err != nil {
 		return err
@@ -265,10 +281,11 @@ func (d *Driver) runTool(ctx context.Context, argv []string) (string, error) {
 		p.kill()
 		return "", ctx.Err()
 	}
+	words := lastLines(tail(out, maxStderr), 4)
 	if p.state != "exit status 0" {
-		return tail(out, 4), errors.New(p.state)
+		return words, errors.New(p.state)
 	}
-	return tail(out, 4), nil
+	return words, nil
 }
 
 var imgVersionPattern = regexp.MustCompile(`qemu-img version (\S+)`)

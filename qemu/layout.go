@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"vmand/vm"
 )
@@ -18,6 +20,8 @@ const (
 	qcow2Suffix  = ".qcow2"
 	maxNameBytes = 63 // of a VM's id
 	maxSockPath  = 107
+	crashPrefix  = "crash-"
+	crashSuffix  = ".json"
 )
 
 func dataDisk(diskID string) string   { return disksDir + "/" + diskID + qcow2Suffix }
@@ -27,6 +31,12 @@ func vmSerialLog(id string) string    { return vmDir(id) + "/serial.log" }   // 
 func vmQEMULog(id string) string      { return vmDir(id) + "/qemu.log" }     // QEMU's stdout and stderr, of this run
 func vmQEMULogOld(id string) string   { return vmDir(id) + "/qemu.log.1" }   // of the run before
 func vmSerialLogOld(id string) string { return vmDir(id) + "/serial.log.1" } // what no longer fitted
+func vmCrashTemp(id string) string    { return vmDir(id) + "/.crash" + tempSuffix }
+
+// vmCrash names the recording of a crash, vms/<id>/crash-<unix ms>.json.
+func vmCrash(id string, at time.Time) string {
+	return vmDir(id) + "/" + crashPrefix + strconv.FormatInt(at.UnixMilli(), 10) + crashSuffix
+}
 
 // Suffixes of the files in the runtime directory, which a reboot clears.
 const (

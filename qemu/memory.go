@@ -24,7 +24,7 @@ func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {
 	if err := ctx.Err(); err != nil {
 		return monitorFault(s.ID, "start", err)
 	}
-	if err := d.checkFree(s.ID); err != nil {
+	if err := d.checkFree(ctx, s.ID); err != nil {
 		return err
 	}
 	if err := d.checkFiles(s); err != nil {
@@ -37,8 +37,19 @@ func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {
 	return admitMemory(s, available)
 }
 
-// checkFree reports a process that a VM has already.
-func (d *Driver) checkFree(id string) error {
+// checkFree reports a process that a VM has already. One that has just ended has
+// let go of everything when it returns nil.
+func (d *Driver) checkFree(ctx context.Context, id string) error {
+	d.mu.Lock()
+	ending := d.sessions[id]
+	d.mu.Unlock()
+	if ending != nil && ending.proc.exited() {
+		select {
+		case <-ending.ended:
+		case <-ctx.Done():
+			return monitorFault(id, "the end of its last run", ctx.Err())
+		}
+	}
 	s, err := d.session(id)
 	if err != nil {
 		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)

@@ -3,7 +3,6 @@ package qemu
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"time"
@@ -68,51 +67,6 @@ func startHere(a account, argv []string, files []*os.File) (*process, error) {
 		return nil, errors.New("the kernel gives no pidfd (vmand needs Linux 5.4)")
 	}
 	return watch(child.Pid, fd, child)
-}
-
-// adopt returns the process that holds the lock on a pidfile, or nil if none
-// does. QEMU holds it for as long as it lives.
-func adopt(pidfile string) (*process, error) {
-	pid, err := lockOwner(pidfile)
-	if pid == 0 || err != nil {
-		return nil, err
-	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open pidfd of process %d: %w", pid, err)
-	}
-	// The process may have ended before the pidfd was opened, and its number
-	// be a stranger's. If the lock is still there, it has not.
-	again, err := lockOwner(pidfile)
-	if err != nil || again != pid {
-		unix.Close(fd)
-		return nil, err
-	}
-	return watch(pid, fd, nil)
-}
-
-// lockOwner returns the pid of the process that has a POSIX lock on a file, 0
-// if there is none or no file.
-func lockOwner(path string) (int, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_GETLK, &lock); err != nil {
-		return 0, fmt.Errorf("ask for the lock on %s: %w", path, err)
-	}
-	if lock.Type == unix.F_UNLCK {
-		return 0, nil
-	}
-	return int(lock.Pid), nil
 }
 
 func watch(pid, fd int, child *os.Process) (*process, error) {

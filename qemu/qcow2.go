@@ -22,11 +22,15 @@ const (
 // qcow2Header is what of a qcow2 header matters here (docs/interop/qcow2.txt in
 // QEMU's source).
 type qcow2Header struct {
-	size     int64 // bytes, of the disk in it
-	backing  bool  // it names a backing file
-	external bool  // its data are in another file
-	crypt    bool
+	size          int64  // bytes, of the disk in it
+	backing       string // the name of its backing file, empty if it has none
+	backingFormat string // empty if it does not say
+	external      bool   // its data are in another file
+	crypt         bool
 }
+
+// sizeMiB rounds up.
+func (h qcow2Header) sizeMiB() int64 { return (h.size + mib - 1) / mib }
 
 const (
 	qcow2Magic     = "QFI\xfb"
@@ -37,6 +41,8 @@ const (
 	incompatKnown  = incompatDirty | 1<<1 | incompatData | 1<<3 | 1<<4
 	extEnd         = 0
 	extExternal    = 0x44415441
+	extFormat      = 0xe2792aca
+	maxBackingName = 1023
 	minClusterBits = 9
 	maxClusterBits = 21
 )
@@ -65,10 +71,12 @@ func readQcow2Header(r io.ReaderAt) (qcow2Header, error) {
 	case size == 0 || size > vm.MaxDiskMiB*mib:
 		return qcow2Header{}, fmt.Errorf("qcow2 disk size of %d bytes: it must be above 0 and at most %d MiB", size, vm.MaxDiskMiB)
 	}
-	h := qcow2Header{size: int64(size), backing: be.Uint64(buf[8:]) != 0, crypt: be.Uint32(buf[32:]) != 0}
+	h := qcow2Header{size: int64(size), crypt: be.Uint32(buf[32:]) != 0}
+	if h.backing, err = backingName(r, be.Uint64(buf[8:]), be.Uint32(buf[16:])); err != nil {
+		return qcow2Header{}, err
+	}
 	if version == 2 {
-		h.external, err = hasExternalData(r, qcow2V2Header)
-		return h, err
+		return h, h.readExtensions(r, qcow2V2Header)
 	}
 	if len(buf) < qcow2V3Header {
 		return qcow2Header{}, errors.New("qcow2 header is cut off")
@@ -80,32 +88,52 @@ func readQcow2Header(r io.ReaderAt) (qcow2Header, error) {
 	case length < qcow2V3Header || length > 1<<clusterBits:
 		return qcow2Header{}, fmt.Errorf("qcow2 header length of %d is not allowed", length)
 	}
-	h.external, err = hasExternalData(r, int64(length))
-	h.external = h.external || features&incompatData != 0
-	return h, err
+	h.external = features&incompatData != 0
+	return h, h.readExtensions(r, int64(length))
 }
 
-// hasExternalData looks through the header extensions from offset on for the
-// name of a file that would hold the data.
-func hasExternalData(r io.ReaderAt, offset int64) (bool, error) {
+// backingName reads the name of the backing file, if offset is not 0.
+func backingName(r io.ReaderAt, offset uint64, length uint32) (string, error) {
+	if offset == 0 {
+		return "", nil
+	}
+	if offset > 1<<maxClusterBits || length == 0 || length > maxBackingName {
+		return "", fmt.Errorf("qcow2 backing file name of %d bytes at %d is not allowed", length, offset)
+	}
+	name := make([]byte, length)
+	if n, err := r.ReadAt(name, int64(offset)); n < len(name) {
+		return "", fmt.Errorf("read qcow2 backing file name: %w", err)
+	}
+	return string(name), nil
+}
+
+// readExtensions looks through the header extensions from offset on for the
+// name of a file that would hold the data, and for the backing file's format.
+func (h *qcow2Header) readExtensions(r io.ReaderAt, offset int64) error {
 	var ext [8]byte
 	for offset+8 <= 1<<maxClusterBits {
 		if _, err := r.ReadAt(ext[:], offset); err != nil {
 			if errors.Is(err, io.EOF) {
-				return false, nil
+				return nil
 			}
-			return false, err
+			return err
 		}
 		length := int64(binary.BigEndian.Uint32(ext[4:]))
 		switch binary.BigEndian.Uint32(ext[:4]) {
 		case extEnd:
-			return false, nil
+			return nil
 		case extExternal:
-			return true, nil
+			h.external = true
+		case extFormat:
+			format := make([]byte, min(length, maxBackingName))
+			if n, err := r.ReadAt(format, offset+8); n < len(format) {
+				return fmt.Errorf("read qcow2 backing file format: %w", err)
+			}
+			h.backingFormat = string(format)
 		}
 		offset += 8 + (length+7)&^7
 	}
-	return false, errors.New("qcow2 header extensions do not end")
+	return errors.New("qcow2 header extensions do not end")
 }
 
 // foreignFormats are images that would be nonsense if taken as raw. The name is
@@ -144,14 +172,14 @@ func ProbeBase(path string) (format string, sizeMiB int64, err error) {
 		return probeRaw(f)
 	case err != nil:
 		return "", 0, fmt.Errorf("%s: %w", path, err)
-	case h.backing:
+	case h.backing != "":
 		return "", 0, fmt.Errorf("%s has a backing file: flatten it with \"qemu-img convert\"", path)
 	case h.external:
 		return "", 0, fmt.Errorf("%s keeps its data in another file: flatten it with \"qemu-img convert\"", path)
 	case h.crypt:
 		return "", 0, fmt.Errorf("%s is encrypted", path)
 	}
-	return formatQcow2, (h.size + mib - 1) / mib, nil
+	return formatQcow2, h.sizeMiB(), nil
 }
 
 func probeRaw(f *os.File) (string, int64, error) {

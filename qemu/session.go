@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vmand/qemu/qmp"
@@ -31,12 +32,16 @@ type session struct {
 	notify func()
 	ended  chan struct{} // closed when the goroutines are done
 
+	recorder recorder
+	asked    atomic.Bool // vmand has told the process to end
+
 	mu       sync.Mutex
-	conn     *qmp.Conn     // nil while there is none
-	impostor error         // set if what answers is not the VM
-	changed  chan struct{} // closed, and replaced, when conn or impostor has changed
-	mute     bool          // a question was not answered; nobody waits for the next one
-	asking   bool          // a question to a mute QEMU is under way
+	conn     *qmp.Conn         // nil while there is none
+	impostor error             // set if what answers is not the VM
+	changed  chan struct{}     // closed, and replaced, when conn or impostor has changed
+	mute     bool              // a question was not answered; nobody waits for the next one
+	asking   bool              // a question to a mute QEMU is under way
+	damaged  map[string]string // disks by name whose image QEMU found damaged, and what it said
 }
 
 // open makes the session of a live process. d.mu is held.
@@ -66,6 +71,12 @@ func (d *Driver) open(id string, p *process) *session {
 		s.run(ctx)
 		cancel()
 		<-drained
+		if p.exited() {
+			if !s.asked.Load() {
+				d.recordCrash(s)
+			}
+			d.layout.removeRun(id, runSuffixes...) // a start waits for s.ended
+		}
 		p.release()
 		d.mu.Lock()
 		if d.sessions[id] == s {
@@ -91,7 +102,7 @@ func (d *Driver) session(id string) (*session, error) {
 	if d.ctx.Err() != nil || !vm.ValidName(id) {
 		return nil, nil
 	}
-	p, err := adopt(d.layout.pidfile(id))
+	p, err := adopt(d.layout.pidfile(id), d.account.uid)
 	if p == nil || err != nil {
 		return nil, err
 	}
@@ -125,6 +136,29 @@ func (d *Driver) adoptAll() error {
 	return nil
 }
 
+// removeStale removes what the runtime directory still holds of VMs that have no
+// process. Only before anybody can start one.
+func (d *Driver) removeStale() error {
+	for _, suffix := range runSuffixes {
+		ids, err := d.layout.vmIDs(suffix)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			d.removeDead(id)
+		}
+	}
+	return nil
+}
+
+// removeDead removes what the runtime directory holds of a VM, if that has no
+// process.
+func (d *Driver) removeDead(id string) {
+	if s, err := d.session(id); s == nil && err == nil {
+		d.layout.removeRun(id, runSuffixes...)
+	}
+}
+
 // run keeps the monitor connection until ctx is done.
 func (s *session) run(ctx context.Context) {
 	wait := firstRetry
@@ -153,11 +187,13 @@ func (s *session) run(ctx context.Context) {
 // connect makes the connection and sees to it that the right VM is at its other
 // end, before anybody can use it.
 func (s *session) connect(ctx context.Context) (*qmp.Conn, error) {
-	conn, err := qmp.Dial(ctx, s.layout.inRun(s.id, qmpSuffix))
+	conn, err := qmp.Dial(ctx, s.layout.inRun(s.id, qmpSuffix), qmp.WithTrace(s.recorder.trace))
 	if err != nil {
 		return nil, err
 	}
-	err = s.identify(ctx, conn)
+	if err = s.identify(ctx, conn); err == nil {
+		s.lookForDamage(ctx, conn)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -236,6 +272,9 @@ func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 			}
 			if loud[e.Event] {
 				s.log.Warn("QEMU reports an event", "event", e.Event, "data", e.Data)
+			}
+			if e.Event == "BLOCK_IMAGE_CORRUPTED" {
+				s.noteDamageEvent(e.Data)
 			}
 			if newsworthy[e.Event] || events.Lost() > 0 {
 				s.notify()

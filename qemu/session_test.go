@@ -275,13 +275,7 @@ func TestAHungQEMUThatWasFoundAgainIsKilled(t *testing.T) {
 func TestAStartThatWasCutShortIsSeen(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
-	p, err := h.probe(t.Context(), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := h.launch(p, s); err != nil {
-		t.Fatal(err)
-	}
+	h.launch(s, "")
 	h.awaitStatus("web", vm.StatusPrelaunch)
 	h.reopen()
 	h.awaitStatus("web", vm.StatusPrelaunch)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,7 +22,7 @@ const startTimeout = 60 * time.Second
 
 // Start implements [vm.Driver].
 func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
-	if err := d.checkFree(s.ID); err != nil { // before anything of a running VM's is replaced
+	if err := d.checkFree(ctx, s.ID); err != nil { // before anything of a running VM's is replaced
 		return err
 	}
 	p, err := d.probe(ctx, false)
@@ -31,6 +32,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 	say(report, "launch", "starting QEMU %s (%s, %s)", p.Capabilities.Version, s.Machine, s.Accel)
 	sess, err := d.launch(p, s)
 	if err != nil {
+		d.removeDead(s.ID)
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -38,10 +40,12 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 	if _, err := sess.monitor(ctx); err != nil {
 		return d.startFault(sess, err)
 	}
+	vm.FailPoint("monitor.connected")
 	say(report, "cont", "QEMU is ready (pid %d), letting the guest run", sess.proc.pid)
 	if err := sess.cont(ctx); err != nil {
 		return d.startFault(sess, err)
 	}
+	vm.FailPoint("guest.continued")
 	return nil
 }
 
@@ -111,38 +115,38 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	vm.FailPoint("run.prepared")
 	files := append([]*os.File{}, b.files...)
 	files[2] = log
 	return d.spawn(s.ID, append([]string{p.Binary.Path}, args...), files)
 }
 
-// spawn starts QEMU. Nobody can look for the process between its start and its
-// registration, or it would get two sessions.
+// spawn starts QEMU with the lock on its VM's pidfile. Nobody can look for the
+// process between its start and its registration, or it would get two sessions.
 func (d *Driver) spawn(id string, argv []string, files []*os.File) (*session, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ctx.Err() != nil {
 		return nil, fault(vm.CodeUnavailable, nil, "vmand is ending")
 	}
-	proc, err := start(d.account, argv, files)
+	pidfile, err := lockPidfile(d.layout.pidfile(id), d.account)
+	if errors.Is(err, errLocked) {
+		return nil, fault(vm.CodeState, err, "vm %s still has a QEMU process", id)
+	}
 	if err != nil {
 		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
 	}
+	defer pidfile.Close()
+	proc, err := start(d.account, argv, slices.Concat(files, []*os.File{pidfile}))
+	if err != nil {
+		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
+	}
+	vm.FailPoint("qemu.spawned")
 	return d.open(id, proc), nil
 }
 
-// prepareRun makes the pidfile, which QEMU itself could not create in a
-// directory of vmand's, and records whose process it will be. A pidfile that is
-// there is kept: its lock is what keeps two QEMUs from being one VM.
+// prepareRun records whose the process will be.
 func (d *Driver) prepareRun(s vm.Spec) error {
-	f, err := os.OpenFile(d.layout.pidfile(s.ID), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := d.account.own(f); err != nil {
-		return err
-	}
 	return os.WriteFile(d.layout.inRun(s.ID, uuidSuffix), []byte(s.UUID+"\n"), 0o600)
 }
 
@@ -184,25 +188,35 @@ func (d *Driver) newQEMULog(id string) (*os.File, error) {
 
 // lastWords returns the last lines QEMU wrote in its last run.
 func (d *Driver) lastWords(id string) string {
-	f, err := d.state.Open(vmQEMULog(id))
+	return lastLines(d.endOf(vmQEMULog(id), maxStderr), 10)
+}
+
+// maxStderr is how much in bytes of what a program wrote is shown.
+const maxStderr = 4 << 10
+
+// endOf returns the end of a file under the state directory, at most that many
+// bytes, as text without the last line break. A file that is not there is empty.
+func (d *Driver) endOf(name string, most int64) string {
+	f, err := d.state.Open(name)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	return tail(f, 10)
+	return tail(f, most)
 }
 
-// tail returns the last lines of a file, without the last line break, at most
-// 4 KiB of them.
-func tail(f *os.File, lines int) string {
-	const most = 4096
+func tail(f *os.File, most int64) string {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return ""
 	}
 	buf := make([]byte, min(size, most))
 	n, _ := f.ReadAt(buf, size-int64(len(buf)))
-	text := bytes.TrimSpace(buf[:n])
-	all := strings.Split(string(bytes.ToValidUTF8(text, []byte("?"))), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+	return string(bytes.ToValidUTF8(bytes.TrimSpace(buf[:n]), []byte("?")))
+}
+
+// lastLines returns the last lines of a text.
+func lastLines(text string, n int) string {
+	all := strings.Split(text, "\n")
+	return strings.Join(all[max(0, len(all)-n):], "\n")
 }

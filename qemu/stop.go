@@ -43,8 +43,10 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 			return err
 		}
 		<-s.ended // what it still wrote to its console is in the log
+		vm.FailPoint("stop.exited")
 	}
 	d.layout.removeRun(id, runSuffixes...)
+	vm.FailPoint("run.removed")
 	return nil
 }
 
@@ -103,6 +105,7 @@ func (s *session) press(ctx context.Context, n int, report vm.Report) (off bool,
 	if err := s.systemPowerdown(ctx); err != nil {
 		return false, err
 	}
+	vm.FailPoint("stop.pressed")
 	ctx, cancel := context.WithTimeout(ctx, pressInterval)
 	defer cancel()
 	shutdown.Wait(ctx) // whatever it says, the next look at the status decides
@@ -120,12 +123,15 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		return nil
 	}
 	if !s.isMute() {
+		s.asked.Store(true)
 		say(report, "quit", "ending QEMU (pid %d)", s.proc.pid)
 		err := s.execute(ctx, quitTimeout, "quit", nil, nil)
 		switch {
-		case err == nil:
+		case err == nil, errors.Is(err, qmp.ErrClosed), errors.Is(err, errGone): // it may end before its answer is read
+			vm.FailPoint("stop.quit")
 			s.proc.waitExit(ctx.Done(), flushTimeout)
 		case errors.Is(err, errImpostor):
+			s.asked.Store(false)
 			return err
 		}
 	}
@@ -140,6 +146,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		case ctx.Err() != nil:
 			return monitorFault(s.id, "quit", ctx.Err())
 		}
+		s.asked.Store(true)
 		say(report, rung.step, "QEMU has not ended, sending it %s", unix.SignalName(rung.sig))
 		if err := s.proc.signal(rung.sig); err != nil && !s.proc.exited() {
 			return fault(vm.CodeOperationFailed, err, "signal QEMU of vm %s (pid %d)", s.id, s.proc.pid)
@@ -179,5 +186,6 @@ func (d *Driver) Reset(ctx context.Context, id string) error {
 	if err := s.systemReset(ctx); err != nil {
 		return err
 	}
+	vm.FailPoint("guest.reset")
 	return s.cont(ctx) // does nothing if the guest runs
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -32,13 +31,17 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 }
 
 // observe asks QEMU what the guest does and which disks it has.
-func (s *session) observe(ctx context.Context, limit time.Duration) vm.Observation {
+func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observation) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	o := vm.Observation{PID: s.proc.pid}
+	o.PID = s.proc.pid
+	defer func() { o.Trouble = join(o.Trouble, s.damage()) }() // what is known, whatever QEMU answers
 	var err error
 	if o.Status, err = s.queryStatus(ctx); err != nil {
 		return o
+	}
+	if o.Status == statusIOError {
+		s.lookForIOErrors(ctx, &o)
 	}
 	if o.Plugged, err = s.pluggedDisks(ctx); err != nil {
 		o.Plugged = nil
@@ -59,7 +62,7 @@ func (s *session) survey(ctx context.Context, d *Driver) vm.Observation {
 	if ask {
 		d.askLater(s)
 	}
-	return vm.Observation{PID: s.proc.pid}
+	return vm.Observation{PID: s.proc.pid, Trouble: s.damage()}
 }
 
 // askLater asks a mute QEMU without anybody waiting for it.
@@ -114,12 +117,11 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	for i, s := range sessions {
 		wg.Go(func() { observations[i] = s.survey(ctx, d) })
 	}
-	var err error
-	if seen.VMFiles, seen.DiskFiles, err = surveyFiles(d.state); err != nil {
-		wg.Wait()
+	err := d.files.survey(&seen)
+	wg.Wait()
+	if err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
-	wg.Wait()
 	for i, s := range sessions {
 		if s.proc.exited() {
 			continue
@@ -130,32 +132,6 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 		}
 	}
 	return seen, nil
-}
-
-// surveyFiles returns which VMs and which data disks have files.
-func surveyFiles(state *os.Root) (vms, disks map[string]bool, err error) {
-	dirs, err := readDir(state, vmsDir)
-	if err != nil {
-		return nil, nil, err
-	}
-	vms = make(map[string]bool, len(dirs))
-	for _, e := range dirs {
-		if vm.ValidName(e.Name()) {
-			_, err := state.Lstat(vmRootDisk(e.Name()))
-			vms[e.Name()] = err == nil
-		}
-	}
-	files, err := readDir(state, disksDir)
-	if err != nil {
-		return nil, nil, err
-	}
-	disks = make(map[string]bool, len(files))
-	for _, e := range files {
-		if id, ok := strings.CutSuffix(e.Name(), qcow2Suffix); ok && vm.ValidName(id) {
-			disks[id] = true
-		}
-	}
-	return vms, disks, nil
 }
 
 func readDir(state *os.Root, name string) ([]os.DirEntry, error) {

@@ -31,7 +31,7 @@ func TestASurveySeesProcessesAndFiles(t *testing.T) {
 	if want := map[string]bool{"runs": true, "stopped": true, "broken": false}; !maps.Equal(seen.VMFiles, want) {
 		t.Errorf("it sees the VMs %v, want %v", seen.VMFiles, want)
 	}
-	if want := map[string]bool{"data": true}; !maps.Equal(seen.DiskFiles, want) {
+	if want := map[string]int64{"data": 16}; !maps.Equal(seen.DiskFiles, want) {
 		t.Errorf("it sees the disks %v, want %v", seen.DiskFiles, want)
 	}
 }

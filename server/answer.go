@@ -54,6 +54,12 @@ type answer struct {
 	applied   bool // Preference-Applied: wait
 }
 
+// created makes a the answer of the request that made what it shows.
+func (a answer) created(location string) answer {
+	a.status, a.location = http.StatusCreated, location
+	return a
+}
+
 // sendTimeout is how long a client may take to read what is sent to it at once.
 const sendTimeout = time.Minute
 
@@ -102,6 +108,8 @@ func (a answer) VisitGetTemplateResponse(w http.ResponseWriter) error       { re
 func (a answer) VisitDeleteTemplateResponse(w http.ResponseWriter) error    { return a.write(w) }
 func (a answer) VisitCreateVMResponse(w http.ResponseWriter) error          { return a.write(w) }
 func (a answer) VisitGetVMResponse(w http.ResponseWriter) error             { return a.write(w) }
+func (a answer) VisitUpdateVMResponse(w http.ResponseWriter) error          { return a.write(w) }
+func (a answer) VisitWhyVMResponse(w http.ResponseWriter) error             { return a.write(w) }
 func (a answer) VisitDeleteVMResponse(w http.ResponseWriter) error          { return a.write(w) }
 func (a answer) VisitStartVMResponse(w http.ResponseWriter) error           { return a.write(w) }
 func (a answer) VisitStopVMResponse(w http.ResponseWriter) error            { return a.write(w) }
@@ -119,3 +127,6 @@ func (a answer) VisitGetOperationResponse(w http.ResponseWriter) error      { re
 func (a answer) VisitCancelOperationResponse(w http.ResponseWriter) error   { return a.write(w) }
 func (a answer) VisitGetHealthResponse(w http.ResponseWriter) error         { return a.write(w) }
 func (a answer) VisitGetObserverStatusResponse(w http.ResponseWriter) error { return a.write(w) }
+func (a answer) VisitAdoptOrphanResponse(w http.ResponseWriter) error       { return a.write(w) }
+func (a answer) VisitTerminateOrphanResponse(w http.ResponseWriter) error   { return a.write(w) }
+func (a answer) VisitDeleteOrphanResponse(w http.ResponseWriter) error      { return a.write(w) }

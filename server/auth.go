@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -61,8 +62,9 @@ func (a *auth) reload(ctx context.Context) error {
 
 // A door is what a connection came in by, and who stands behind it.
 type door struct {
-	peer *unix.Ucred // of a unix socket, nil for TCP
-	err  error       // why the peer is not known
+	peer   *unix.Ucred // of a unix socket, nil for TCP
+	groups []uint32    // of the peer besides its own, if the kernel says
+	err    error       // why the peer is not known
 
 	once    sync.Once
 	allowed bool
@@ -75,24 +77,46 @@ type doorKey struct{}
 func enter(ctx context.Context, c net.Conn) context.Context {
 	d := &door{}
 	if u, ok := c.(*net.UnixConn); ok {
-		d.peer, d.err = peerOf(u)
+		d.peer, d.groups, d.err = peerOf(u)
 	}
 	return context.WithValue(ctx, doorKey{}, d)
 }
 
-// peerOf returns the credentials the process at the other end had when it
-// connected (unix(7), SO_PEERCRED).
-func peerOf(c *net.UnixConn) (*unix.Ucred, error) {
+// peerOf returns the credentials and the supplementary groups the process at the
+// other end had when it connected (unix(7), SO_PEERCRED; SO_PEERGROUPS, which
+// Linux has since 4.13). Not to know the groups is no error.
+func peerOf(c *net.UnixConn) (*unix.Ucred, []uint32, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var cred *unix.Ucred
+	var groups []uint32
 	var cerr error
 	err = raw.Control(func(fd uintptr) {
 		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		groups = peerGroups(fd)
 	})
-	return cred, errors.Join(err, cerr)
+	return cred, groups, errors.Join(err, cerr)
+}
+
+// peerGroups returns the supplementary groups of a socket's peer, none if they
+// cannot be had.
+func peerGroups(fd uintptr) []uint32 {
+	groups := make([]uint32, 64)
+	for {
+		size := uint32(len(groups) * 4)
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch {
+		case errno == 0:
+			return groups[:size/4]
+		case errno == unix.ERANGE && int(size/4) > len(groups): // size is what it takes
+			groups = make([]uint32, size/4)
+		default:
+			return nil
+		}
+	}
 }
 
 // authenticate returns who sends r. On the unix socket the kernel says it, on
@@ -103,7 +127,7 @@ func (a *auth) authenticate(r *http.Request) (vm.Caller, error) {
 		return vm.Caller{}, fmt.Errorf("read the peer's credentials: %w", d.err)
 	}
 	if d != nil && d.peer != nil {
-		d.once.Do(func() { d.allowed = a.allows(d.peer) })
+		d.once.Do(func() { d.allowed = a.allows(d.peer, d.groups) })
 		if !d.allowed {
 			return vm.Caller{}, &vm.Fault{Code: codeForbidden,
 				Detail: fmt.Sprintf("uid %d may not use this socket", d.peer.Uid), Hint: a.socketHint()}
@@ -147,8 +171,9 @@ func (a *auth) bearer(header []string) (vm.Caller, error) {
 }
 
 // allows reports whether the process at the other end of the unix socket may
-// call: root, the user vmand runs as, and the members of the group.
-func (a *auth) allows(peer *unix.Ucred) bool {
+// call: root, the user vmand runs as, and the members of the group, be it by the
+// groups the process has or by what is on record of its user.
+func (a *auth) allows(peer *unix.Ucred, groups []uint32) bool {
 	if peer.Uid == 0 || int(peer.Uid) == os.Geteuid() {
 		return true
 	}
@@ -159,15 +184,15 @@ func (a *auth) allows(peer *unix.Ucred) bool {
 	if err != nil {
 		return false // no such group, so nobody is in it
 	}
-	if int(peer.Gid) == gid {
+	if int(peer.Gid) == gid || slices.Contains(groups, uint32(gid)) {
 		return true
 	}
 	u, err := user.LookupId(strconv.Itoa(int(peer.Uid)))
 	if err != nil {
 		return false
 	}
-	groups, err := u.GroupIds()
-	return err == nil && slices.Contains(groups, strconv.Itoa(gid))
+	recorded, err := u.GroupIds()
+	return err == nil && slices.Contains(recorded, strconv.Itoa(gid))
 }
 
 // groupID returns the number of a group given by name or number.

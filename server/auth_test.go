@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -147,13 +148,84 @@ func TestWhoMayUseTheUnixSocket(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			a := auth{group: test.group}
-			if got := a.allows(&test.peer); got != test.want {
+			if got := a.allows(&test.peer, nil); got != test.want {
 				t.Errorf("got %v", got)
 			}
 			r, _ := http.NewRequestWithContext(context.WithValue(t.Context(), doorKey{}, &door{peer: &test.peer}), "GET", "/", nil)
 			_, err := a.authenticate(r)
 			if test.want != (err == nil) || err != nil && faultOf(err).Code != codeForbidden {
 				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// connectedIn returns one end of a unix socket whose other end was connected by
+// a thread in those groups, if this process may have them, and the groups it was
+// in.
+func connectedIn(t *testing.T, groups []int) (c *net.UnixConn, in []int) {
+	t.Helper()
+	type end struct {
+		fds [2]int
+		in  []int
+		err error
+	}
+	made := make(chan end)
+	go func() {
+		runtime.LockOSThread() // and the thread ends with its groups
+		var e end
+		if err := unix.Setgroups(groups); err != nil && !errors.Is(err, unix.EPERM) {
+			e.err = err
+		}
+		var err error
+		e.in, err = unix.Getgroups()
+		e.err = errors.Join(e.err, err)
+		e.fds, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		e.err = errors.Join(e.err, err)
+		made <- e
+	}()
+	e := <-made
+	if e.err != nil {
+		t.Fatal(e.err)
+	}
+	var conns [2]net.Conn
+	for i, fd := range e.fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		var err error
+		if conns[i], err = net.FileConn(f); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		t.Cleanup(func() { conns[i].Close() })
+	}
+	return conns[0].(*net.UnixConn), e.in
+}
+
+func TestAMemberNeedsNoEntryInTheGroupFile(t *testing.T) {
+	many := make([]int, 1000)
+	for i := range many {
+		many[i] = 70_000 + i
+	}
+	for name, groups := range map[string][]int{"few": {0, 70_001, 4242}, "more than are expected": many, "none": {}} {
+		t.Run(name, func(t *testing.T) {
+			c, in := connectedIn(t, groups)
+			peer, got, err := peerOf(c)
+			if err != nil || int(peer.Uid) != os.Geteuid() || len(got) != len(in) {
+				t.Fatalf("%+v is in %d groups, %v; want %d", peer, len(got), err, len(in))
+			}
+			stranger := &unix.Ucred{Uid: 4242424, Gid: 65534}
+			for _, gid := range in {
+				a := auth{group: strconv.Itoa(gid)}
+				if !a.allows(stranger, got) {
+					t.Errorf("a member of %d by its process alone is not let in", gid)
+				}
+			}
+			if a := (auth{group: "424242"}); a.allows(stranger, got) {
+				t.Error("somebody who is not in the group is let in")
+			}
+			ctx := enter(t.Context(), c)
+			if d := ctx.Value(doorKey{}).(*door); len(d.groups) != len(in) {
+				t.Errorf("the door knows %d groups; want %d", len(d.groups), len(in))
 			}
 		})
 	}

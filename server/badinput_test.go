@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -108,6 +109,8 @@ func TestBadNamesAreRefusedEverywhere(t *testing.T) {
 			if strings.Contains(p.Detail, bad) {
 				t.Errorf("the value is repeated: %s", p.Detail)
 			}
+			a.want(t, 400, "POST", "/observer/orphans/vms:"+url.PathEscape(bad)+"/delete", "")
+			a.want(t, 400, "GET", "/events?resource="+url.QueryEscape("vms/\n"+bad), "")
 			a.want(t, 400, "GET", "/disks?vm_id="+url.QueryEscape(bad), "")
 			a.want(t, 400, "GET", "/operations?resource="+url.QueryEscape("vms/"+bad), "")
 			a.want(t, 400, "GET", "/vms?state="+url.QueryEscape(bad), "")
@@ -213,7 +216,7 @@ func TestTheSpecificationCanBeEnforced(t *testing.T) {
 			}
 		}
 		for _, p := range op.path {
-			if !p.accepts("a") {
+			if !p.accepts(fmt.Sprint(p.Example)) {
 				t.Errorf("%v: %s has no quick check", key, p.Name)
 			}
 		}

@@ -22,7 +22,7 @@ func someVM(seq int64) vm.VM {
 	return vm.VM{Seq: seq, ID: fmt.Sprintf("web-%d", seq), UUID: "0d8f7a52-7c33-4d6b-8f6a-2f1f3f10aa01",
 		Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 2048}, State: vm.Running, Reason: vm.ReasonRequested,
 		Desired: vm.DesiredRunning, Root: vm.RootDisk{SizeMiB: 10240}, Machine: "pc-q35-7.2", Accel: vm.KVM,
-		CreatedAt: at, UpdatedAt: at, StartedAt: at, Revision: 3}
+		CreatedAt: at, UpdatedAt: at, StartedAt: at, Revision: 3, Restart: vm.RestartNever}
 }
 
 type oneToken struct {

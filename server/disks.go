@@ -14,7 +14,7 @@ func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusCreated, body: apiDisk(&d), etag: etagOf(diskVersion(&d)), location: "/disks/" + d.ID}, nil
+	return diskAnswer(&d).created("/disks/" + d.ID), nil
 }
 
 // ListDisks implements [openapi.StrictServerInterface].
@@ -45,7 +45,12 @@ func (s *Server) UpdateDisk(ctx context.Context, r openapi.UpdateDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: apiDisk(&d), etag: etagOf(diskVersion(&d))}, nil
+	return diskAnswer(&d), nil
+}
+
+// diskAnswer answers with a disk.
+func diskAnswer(d *vm.Disk) answer {
+	return answer{status: http.StatusOK, body: apiDisk(d), etag: etagOf(diskVersion(d))}
 }
 
 // DeleteDisk implements [openapi.StrictServerInterface].

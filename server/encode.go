@@ -30,18 +30,21 @@ type wireVM vm.VM
 
 func (v *wireVM) appendJSON(b []byte) []byte {
 	b = appendNullable(append(b, `{"accel":`...), string(v.Accel))
+	b = strconv.AppendBool(append(b, `,"autostart":`...), v.Autostart.Enabled)
+	b = strconv.AppendInt(append(b, `,"autostart_delay":`...), int64(v.Autostart.Delay/time.Second), 10)
+	b = strconv.AppendInt(append(b, `,"autostart_order":`...), int64(v.Autostart.Order), 10)
 	b = appendTime(append(b, `,"created_at":`...), v.CreatedAt)
+	b = appendString(append(b, `,"description":`...), v.Description)
 	b = appendString(append(b, `,"desired_state":`...), string(v.Desired))
 	b = appendString(append(b, `,"id":`...), v.ID)
+	b = appendLabels(append(b, `,"labels":`...), v.Labels)
 	b = appendNullable(append(b, `,"local_ip":`...), v.LocalIP)
 	b = appendNullable(append(b, `,"machine_type":`...), v.Machine)
+	b = appendNullableTime(append(b, `,"next_restart_at":`...), v.RestartAt)
+	b = strconv.AppendInt(append(b, `,"restart_count":`...), int64(v.Restarts), 10)
+	b = appendString(append(b, `,"restart_policy":`...), string(v.Restart))
 	b = strconv.AppendFloat(append(b, `,"root_disk_size":`...), gib(v.Root.SizeMiB), 'f', -1, 64)
-	b = append(b, `,"started_at":`...)
-	if v.StartedAt.IsZero() {
-		b = append(b, "null"...)
-	} else {
-		b = appendTime(b, v.StartedAt)
-	}
+	b = appendNullableTime(append(b, `,"started_at":`...), v.StartedAt)
 	b = appendString(append(b, `,"state":`...), string(v.State))
 	b = appendNullable(append(b, `,"state_reason":`...), string(v.Reason))
 	b = appendNullable(append(b, `,"state_reason_detail":`...), v.ReasonDetail)
@@ -77,6 +80,28 @@ func appendString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
+// appendLabels appends an object in the order of its keys.
+func appendLabels(b []byte, labels map[string]string) []byte {
+	if len(labels) == 0 {
+		return append(b, "{}"...)
+	}
+	comma := byte('{')
+	for _, key := range sortedNames(labels) {
+		b = appendString(append(b, comma), key)
+		b = appendString(append(b, ':'), labels[key])
+		comma = ','
+	}
+	return append(b, '}')
+}
+
+// appendNullableTime appends a time, or null for the zero time.
+func appendNullableTime(b []byte, t time.Time) []byte {
+	if t.IsZero() {
+		return append(b, "null"...)
+	}
+	return appendTime(b, t)
+}
+
 // appendTime appends a time as [openapi.Time] spells it.
 func appendTime(b []byte, t time.Time) []byte {
 	t = t.UTC()
@@ -102,4 +127,12 @@ func appendDigits(b []byte, n, width int) []byte {
 	return append(b, digits[:width]...)
 }
 
-var _ appender = (*wireVM)(nil)
+// rawJSON is JSON that is sent as it is.
+type rawJSON []byte
+
+func (r rawJSON) appendJSON(b []byte) []byte { return append(b, r...) }
+
+var (
+	_ appender = (*wireVM)(nil)
+	_ appender = rawJSON(nil)
+)

@@ -27,7 +27,22 @@ func apiVM(v *vm.VM) *openapi.VM {
 		CreatedAt:         openapi.Time{Time: v.CreatedAt},
 		UpdatedAt:         openapi.Time{Time: v.UpdatedAt},
 		StartedAt:         optionalTime(v.StartedAt),
+		Description:       v.Description,
+		Labels:            labelsOf(v),
+		RestartPolicy:     openapi.RestartPolicy(v.Restart),
+		RestartCount:      v.Restarts,
+		NextRestartAt:     optionalTime(v.RestartAt),
+		Autostart:         v.Autostart.Enabled,
+		AutostartOrder:    v.Autostart.Order,
+		AutostartDelay:    int(v.Autostart.Delay / time.Second),
 	}
+}
+
+func labelsOf(v *vm.VM) openapi.Labels {
+	if v.Labels == nil {
+		return openapi.Labels{}
+	}
+	return v.Labels
 }
 
 func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
@@ -38,6 +53,9 @@ func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
 	odd.CreatedAt = time.Date(1, 2, 3, 4, 5, 6, 7999999, time.FixedZone("", 3600))
 	large := someVM(9)
 	large.Root.SizeMiB, large.Template.RAMMiB = vm.MaxDiskMiB, vm.MaxRAMMiB
+	odd.Description, odd.Labels = "new\nline & <tab>\t", map[string]string{"z": "", "a/b": "quote \"", "a": "ü", "m.n_o-p": "1"}
+	large.Restart, large.Restarts, large.RestartAt = vm.RestartAlways, 17, large.StartedAt
+	large.Autostart = vm.Autostart{Enabled: true, Order: vm.MaxOrder, Delay: vm.MaxDelay}
 	for _, v := range []vm.VM{{}, some, odd, large} {
 		var want strings.Builder
 		e := json.NewEncoder(&want)

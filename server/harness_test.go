@@ -200,7 +200,7 @@ var specification = sync.OnceValues(func() (*openapi3.T, routers.Router) {
 		panic(err)
 	}
 	doc.Servers = nil // any address will do
-	for _, media := range []string{"application/yaml", "text/html"} {
+	for _, media := range []string{"application/yaml", "text/html", "text/event-stream"} {
 		openapi3filter.RegisterBodyDecoder(media, openapi3filter.PlainBodyDecoder)
 	}
 	router, err := legacy.NewRouter(doc)

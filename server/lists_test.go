@@ -14,7 +14,7 @@ import (
 
 // manyVMs is a reader of n VMs that exist nowhere else.
 type manyVMs struct {
-	vm.Reader
+	Records
 	n int64
 }
 
@@ -114,7 +114,7 @@ func TestAListThatCannotBeginIsAProblem(t *testing.T) {
 }
 
 // failing is a reader that cannot read.
-type failing struct{ vm.Reader }
+type failing struct{ Records }
 
 func (failing) VMs(context.Context, vm.VMFilter, vm.Page) ([]vm.VM, error) {
 	return nil, fmt.Errorf("read: %w", errors.Join(vm.ErrUnavailable))

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -106,6 +107,9 @@ func (s *Server) guarded(x *exchange, next echo.HandlerFunc) (err error) {
 	if err := s.admit(x); err != nil {
 		return err
 	}
+	if x.caller.Key != "" {
+		return s.once(x, next)
+	}
 	return next(x.c)
 }
 
@@ -129,11 +133,21 @@ func (s *Server) admit(x *exchange) error {
 		}
 		x.caller.Name, x.caller.Role = caller.Name, caller.Role
 	}
-	x.c.SetRequest(r.WithContext(vm.WithCaller(r.Context(), x.caller)))
+	ctx := vm.WithCaller(r.Context(), x.caller)
+	if op != nil && op.streams && wantsStream(r.Header) {
+		ctx = context.WithValue(ctx, streamKey{}, true)
+	}
+	x.c.SetRequest(r.WithContext(ctx))
 	if op == nil {
 		return nil // the router's own 404 and 405
 	}
-	return op.validate(x.c)
+	if err := op.validate(x.c); err != nil {
+		return err
+	}
+	if op.keyed {
+		return x.identify()
+	}
+	return nil
 }
 
 // fail answers with the problem that x.err is.
@@ -174,7 +188,7 @@ func (s *Server) logRequest(x *exchange) {
 		slog.String("route", route),
 		slog.String("path", short(r.URL.Path)),
 		slog.Int("status", x.c.Response().Status),
-		slog.Duration("duration", time.Since(x.start)),
+		slog.Float64("duration_ms", milliseconds(time.Since(x.start))),
 		slog.String("request_id", x.caller.RequestID),
 		slog.String("caller", x.caller.Name))
 	if x.fault != nil {
@@ -188,3 +202,6 @@ func (s *Server) logRequest(x *exchange) {
 	}
 	_ = s.log.Handler().Handle(ctx, line) // as the logger does: there is nowhere to report it
 }
+
+// milliseconds returns d with three digits behind the point.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 // An ObserverStatus is what the observer does and found.
 type ObserverStatus struct {
 	Status        string // "starting", "ok" or "degraded"
+	RepairMode    string // "auto" or "report"; "auto" if empty
 	CheckInterval time.Duration
 	LastRunAt     time.Time // zero before the first pass
 	LastDuration  time.Duration
@@ -20,10 +22,11 @@ type ObserverStatus struct {
 // An Issue is one disagreement between what is recorded and what the host shows.
 type Issue struct {
 	Type        string
-	Resource    string // "vms/<id>" or "disks/<id>"
+	Resource    string // "vms/<id>", "disks/<id>" or "storage/<path>"
 	Details     string
 	FirstSeenAt time.Time
-	Repair      string // what was done about it, empty if nothing was
+	RepairedAt  time.Time // zero if it was not
+	Repair      string    // what was done about it, empty if nothing was
 }
 
 // GetObserverStatus implements [openapi.StrictServerInterface].
@@ -31,18 +34,19 @@ func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusReq
 	st := s.observer()
 	out := &openapi.ObserverStatus{
 		Status:          openapi.ObserverStatusStatus(st.Status),
+		RepairMode:      openapi.ObserverStatusRepairMode(cmp.Or(st.RepairMode, "auto")),
 		CheckInterval:   st.CheckInterval.Seconds(),
 		LastIssuesCount: len(st.Issues),
 		LastIssues:      make([]openapi.Issue, len(st.Issues)),
 	}
 	if !st.LastRunAt.IsZero() {
-		ms := float64(st.LastDuration.Microseconds()) / 1000
+		ms := milliseconds(st.LastDuration)
 		out.LastRunAt, out.LastDurationMs = optionalTime(st.LastRunAt), &ms
 	}
 	for i, issue := range st.Issues {
 		_, id, _ := strings.Cut(issue.Resource, "/")
 		out.LastIssues[i] = openapi.Issue{IssueType: openapi.IssueType(issue.Type), ResourceID: id, Details: issue.Details,
-			FirstSeenAt: openapi.Time{Time: issue.FirstSeenAt}, Repair: optional(&issue.Repair)}
+			FirstSeenAt: openapi.Time{Time: issue.FirstSeenAt}, RepairedAt: optionalTime(issue.RepairedAt), Repair: optional(&issue.Repair)}
 	}
 	return answer{status: 200, body: out}, nil
 }

@@ -39,7 +39,10 @@ func (s *Server) GetOperation(ctx context.Context, r openapi.GetOperationRequest
 // CancelOperation implements [openapi.StrictServerInterface].
 func (s *Server) CancelOperation(ctx context.Context, r openapi.CancelOperationRequestObject) (openapi.CancelOperationResponseObject, error) {
 	o, err := s.manager.CancelOperation(ctx, r.ID)
-	if err != nil {
+	// It begins no operation that could know the request again. That it is
+	// cancelled already is what a repeated one is to hear.
+	repeated := vm.CallerOf(ctx).Key != "" && o.State == vm.OpCancelled
+	if err != nil && !repeated {
 		return nil, err
 	}
 	return answer{status: http.StatusAccepted, body: apiOperation(&o), location: "/operations/" + o.ID}, nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/labstack/echo/v4"
 
@@ -51,6 +52,7 @@ var kinds = map[vm.Code]kind{
 	vm.CodePrecondition:        {http.StatusPreconditionFailed, "Precondition failed", 0},
 	codeTooLarge:               {http.StatusRequestEntityTooLarge, "Body too large", 0},
 	codeMediaType:              {http.StatusUnsupportedMediaType, "Unsupported media type", 0},
+	vm.CodeRepeated:            {http.StatusUnprocessableEntity, "Idempotency key used before", 0},
 	vm.CodeInternal:            {http.StatusInternalServerError, "Internal error", 0},
 	vm.CodeInterrupted:         {http.StatusServiceUnavailable, "Interrupted", 1},
 	vm.CodeInsufficientMemory:  {http.StatusServiceUnavailable, "Not enough memory", 30},
@@ -71,6 +73,12 @@ func problem(code vm.Code, detail, hint string) openapi.Problem {
 		Code: openapi.ProblemCode(code), Detail: detail, Hint: hint}
 }
 
+// hasCode reports whether err is a fault of this code.
+func hasCode(err error, code vm.Code) bool {
+	var fault *vm.Fault
+	return errors.As(err, &fault) && fault.Code == code
+}
+
 // faultOf finds out what to tell a client of err. What is none of our own errors
 // is a defect: the client learns nothing about it and the log everything.
 func faultOf(err error) *vm.Fault {
@@ -78,7 +86,7 @@ func faultOf(err error) *vm.Fault {
 	var web *echo.HTTPError
 	switch {
 	case errors.As(err, &fault):
-		return fault
+		return withCause(fault)
 	case errors.As(err, &web):
 		return webFault(web)
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -91,6 +99,39 @@ func faultOf(err error) *vm.Fault {
 		p.Detail = "a defect of vmand; its log has it under this request id"
 	}
 	return &vm.Fault{Code: p.Code, Detail: p.Detail, Hint: p.Hint}
+}
+
+// maxCause is how many characters of a cause a client is told.
+const maxCause = 300
+
+// withCause adds to what is told of a failed operation the words of QEMU,
+// qemu-img or the kernel, as nobody else knows why it failed. All other causes
+// are for the log.
+func withCause(f *vm.Fault) *vm.Fault {
+	if f.Code != vm.CodeOperationFailed || f.Err == nil {
+		return f
+	}
+	words := printable(f.Err.Error())
+	if words == "" || strings.Contains(f.Detail, words) {
+		return f
+	}
+	told := *f
+	told.Detail += ": " + words
+	return &told
+}
+
+// printable returns s as one line of at most maxCause characters that all show.
+func printable(s string) string {
+	s = strings.Join(strings.Fields(strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)), " ")
+	if all := []rune(s); len(all) > maxCause {
+		s = string(all[:maxCause-1]) + "…"
+	}
+	return s
 }
 
 // webFault translates what echo and the generated code answer by themselves.

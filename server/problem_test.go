@@ -66,6 +66,41 @@ func TestEveryErrorBecomesAProblem(t *testing.T) {
 	}
 }
 
+func TestAFailedOperationIsToldInQEMUsOwnWords(t *testing.T) {
+	failed := func(detail, cause string) *vm.Fault {
+		return &vm.Fault{Code: vm.CodeOperationFailed, Detail: detail, Hint: "a hint", Err: errors.New(cause)}
+	}
+	tests := map[string]struct {
+		err  error
+		want string
+	}{
+		"its words": {fmt.Errorf("set: %w", failed("QEMU of vm a refused balloon", "GenericError: No balloon device")),
+			"QEMU of vm a refused balloon: GenericError: No balloon device"},
+		"no words":           {&vm.Fault{Code: vm.CodeOperationFailed, Detail: "failed"}, "failed"},
+		"empty words":        {failed("failed", "\n"), "failed"},
+		"told already":       {failed("qemu-img create: no", "no"), "qemu-img create: no"},
+		"control characters": {failed("failed", "one\x1b[31m\r\ntwo\x00\u202ethree"), "failed: one [31m two three"},
+		"too many":           {failed("failed", strings.Repeat("ä", 301)), "failed: " + strings.Repeat("ä", 299) + "…"},
+		"as many as may be":  {failed("failed", strings.Repeat("ä", 300)), "failed: " + strings.Repeat("ä", 300)},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			var before *vm.Fault
+			errors.As(test.err, &before)
+			kept := before.Detail
+			if f := faultOf(test.err); f.Detail != test.want || f.Hint != before.Hint || before.Detail != kept {
+				t.Errorf("got %q, %q; the fault itself has %q", f.Detail, f.Hint, before.Detail)
+			}
+		})
+	}
+	for code := range kinds {
+		f := faultOf(&vm.Fault{Code: code, Detail: "x", Err: errors.New("inside")})
+		if told := f.Detail != "x"; told != (code == vm.CodeOperationFailed) {
+			t.Errorf("%s: %q", code, f.Detail)
+		}
+	}
+}
+
 func TestACodeNobodyKnowsIsInternal(t *testing.T) {
 	if p := problem("no-such-code", "x", ""); p.Code != "internal" || p.Status != 500 {
 		t.Errorf("got %+v", p)
@@ -104,7 +139,7 @@ func TestHEADIsGETWithoutTheBody(t *testing.T) {
 }
 
 // panicky is a reader with a defect.
-type panicky struct{ vm.Reader }
+type panicky struct{ Records }
 
 func (panicky) VM(context.Context, string) (vm.VM, error) { panic("secret of the reader") }
 
@@ -132,7 +167,7 @@ func TestADefectIsA500ThatTheLogExplains(t *testing.T) {
 }
 
 // shortReader fails after a page of a list.
-type shortReader struct{ vm.Reader }
+type shortReader struct{ Records }
 
 func (shortReader) VMs(_ context.Context, _ vm.VMFilter, p vm.Page) ([]vm.VM, error) {
 	if p.After > 0 {

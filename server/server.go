@@ -48,12 +48,24 @@ type Manager interface {
 	DetachDisk(ctx context.Context, id string) (vm.Disk, vm.Operation, error)
 	ResizeDisk(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error)
 	CancelOperation(ctx context.Context, id string) (vm.Operation, error)
+	UpdateVM(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error)
+	Why(ctx context.Context, id string) (vm.Why, error)
+	AdoptOrphan(ctx context.Context, resource, template string) (vm.Operation, error)
+	TerminateOrphan(ctx context.Context, resource string) (vm.Operation, error)
+	DeleteOrphan(ctx context.Context, resource string) (vm.Operation, error)
+	NextEvent() <-chan struct{}
+}
+
+// Records are what is recorded, and where answers are kept; see [vm.Store].
+type Records interface {
+	vm.Reader
+	KeepReply(ctx context.Context, operationID string, r vm.Reply) error
 }
 
 // Deps are the parts of vmand a [Server] works with. All are needed.
 type Deps struct {
 	Manager  Manager
-	Reader   vm.Reader
+	Reader   Records
 	Tokens   vm.TokenStore
 	Health   func(context.Context) Health
 	Observer func() ObserverStatus
@@ -64,17 +76,20 @@ type Deps struct {
 type Server struct {
 	o          Options
 	manager    Manager
-	reader     vm.Reader
+	reader     Records
 	health     func(context.Context) Health
 	observer   func() ObserverStatus
 	log        *slog.Logger
 	auth       auth
 	origin     *origin
 	operations map[routeKey]*operation
+	keys       turns // of the requests with an Idempotency-Key
 	echo       *echo.Echo
 	name       []string // value of the Server header
 
-	headerTimeout time.Duration // readHeaderTimeout, but for tests
+	headerTimeout time.Duration // these are constants, but for tests
+	heartbeat     time.Duration
+	eventTimeout  time.Duration
 
 	stopping context.Context // ends when the server begins to stop
 	stop     context.CancelFunc
@@ -97,7 +112,8 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	}
 	s := &Server{o: o, manager: d.Manager, reader: d.Reader, health: d.Health, observer: d.Observer, log: d.Log,
 		auth: auth{store: d.Tokens, group: o.Group}, origin: newOrigin(o.Hosts), operations: compile(doc),
-		echo: echo.New(), name: []string{"vmand/" + o.Version}, headerTimeout: readHeaderTimeout}
+		echo: echo.New(), name: []string{"vmand/" + o.Version}, headerTimeout: readHeaderTimeout,
+		heartbeat: heartbeat, eventTimeout: eventTimeout}
 	if err := s.auth.reload(ctx); err != nil {
 		return nil, err
 	}
@@ -111,12 +127,13 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 // ReloadTokens reads the tokens anew, after one was added, replaced or removed.
 func (s *Server) ReloadTokens(ctx context.Context) error { return s.auth.reload(ctx) }
 
-// ServeHTTP implements [http.Handler]. A HEAD is answered like a GET: net/http
-// leaves the body out.
+// ServeHTTP implements [http.Handler]. A HEAD is answered like a GET that takes
+// any form: net/http leaves the body out.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		get := *r
-		get.Method = http.MethodGet
+		get.Method, get.Header = http.MethodGet, r.Header.Clone()
+		get.Header.Del("Accept") // or it could be held by a stream, of nothing
 		r = &get
 	}
 	s.echo.ServeHTTP(w, r)

@@ -35,20 +35,25 @@ func TestTheObserversStatusIsShown(t *testing.T) {
 	if got.Status != "starting" || got.CheckInterval != 5 || got.LastRunAt != nil || got.LastDurationMs != nil || got.LastIssuesCount != 0 {
 		t.Errorf("%+v", got)
 	}
-	st = ObserverStatus{Status: "ok", CheckInterval: 5 * time.Second, LastRunAt: time.Now(), LastDuration: 1800 * time.Microsecond,
+	if got.RepairMode != "auto" {
+		t.Errorf("repair mode %q", got.RepairMode)
+	}
+	st = ObserverStatus{Status: "ok", RepairMode: "report", CheckInterval: 5 * time.Second, LastRunAt: time.Now(), LastDuration: 1800 * time.Microsecond,
 		Issues: []Issue{
-			{Type: "vm_state_mismatch", Resource: "vms/web-1", Details: "gone", FirstSeenAt: time.Now(), Repair: "recorded as error"},
+			{Type: "vm_state_mismatch", Resource: "vms/web-1", Details: "gone", FirstSeenAt: time.Now(), RepairedAt: time.Now(), Repair: "recorded as error"},
 			{Type: "orphan_disk", Resource: "disks/disk-1", Details: "a file", FirstSeenAt: time.Now()},
+			{Type: "storage_low", Resource: "storage//var/lib/vman", Details: "1 % free", FirstSeenAt: time.Now()},
 		}}
 	got = into[openapi.ObserverStatus](t, a.want(t, 200, "GET", "/observer/status", ""))
-	if *got.LastDurationMs != 1.8 || got.LastIssuesCount != 2 || got.LastIssues[0].ResourceID != "web-1" || got.LastIssues[1].Repair != nil {
+	if *got.LastDurationMs != 1.8 || got.LastIssuesCount != 3 || got.LastIssues[0].ResourceID != "web-1" || got.LastIssues[1].Repair != nil ||
+		got.RepairMode != "report" || got.LastIssues[0].RepairedAt == nil || got.LastIssues[1].RepairedAt != nil || got.LastIssues[2].ResourceID != "/var/lib/vman" {
 		t.Errorf("%+v", got)
 	}
 }
 
 func TestAnOperationsTagChangesWithIt(t *testing.T) {
 	a := newAPI(t).withVM(t)
-	ops := into[[]openapi.Operation](t, a.want(t, 200, "GET", "/operations", ""))
+	ops := into[[]openapi.Operation](t, a.want(t, 200, "GET", "/operations?resource=vms/web-1", ""))
 	if len(ops) != 1 || ops[0].Kind != "vm.create" || ops[0].Resource != "vms/web-1" {
 		t.Fatalf("operations %+v", ops)
 	}
@@ -106,7 +111,7 @@ func TestTheLogHasALineForEachRequest(t *testing.T) {
 		switch {
 		case strings.Contains(line, "look-for-this"):
 			found++
-			for _, part := range []string{`"level":"INFO"`, `"msg":"request"`, `"method":"GET"`, `"route":"/vms/:id"`, `"path":"/vms/web-1"`, `"status":200`, `"duration":`, `"caller":"token:admin"`} {
+			for _, part := range []string{`"level":"INFO"`, `"msg":"request"`, `"method":"GET"`, `"route":"/vms/:id"`, `"path":"/vms/web-1"`, `"status":200`, `"duration_ms":0.`, `"caller":"token:admin"`} {
 				if !strings.Contains(line, part) {
 					t.Errorf("no %s in %s", part, line)
 				}
@@ -175,7 +180,7 @@ func TestRequestsThatDoNotEndAreCutOff(t *testing.T) {
 
 // hanging is a reader that does not come back.
 type hanging struct {
-	vm.Reader
+	Records
 	began, stuck chan struct{}
 }
 

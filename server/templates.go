@@ -14,7 +14,12 @@ func (s *Server) CreateTemplate(ctx context.Context, r openapi.CreateTemplateReq
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusCreated, body: apiTemplate(&t), etag: etagOf(templateVersion(&t)), location: "/templates/" + t.Name}, nil
+	return templateAnswer(&t).created("/templates/" + t.Name), nil
+}
+
+// templateAnswer answers with a template.
+func templateAnswer(t *vm.Template) answer {
+	return answer{status: http.StatusOK, body: apiTemplate(t), etag: etagOf(templateVersion(t))}
 }
 
 // ListTemplates implements [openapi.StrictServerInterface].

@@ -27,12 +27,14 @@ type routeKey struct{ method, path string }
 // An operation is what the specification says about one method of one path,
 // prepared for quick validation.
 type operation struct {
-	open   bool // anybody may call it
-	route  *routers.Route
-	path   []parameter
-	query  map[string]parameter
-	header []parameter
-	body   *openapi3.RequestBody // nil: it takes none
+	open    bool // anybody may call it
+	keyed   bool // it takes an Idempotency-Key
+	streams bool // it can answer with a stream of events
+	route   *routers.Route
+	path    []parameter
+	query   map[string]parameter
+	header  []parameter
+	body    *openapi3.RequestBody // nil: it takes none
 }
 
 // A parameter is one of an operation's, with what decides quickly that a value
@@ -67,6 +69,9 @@ func compile(doc *openapi3.T) map[routeKey]*operation {
 				security = *o.Security
 			}
 			op.open = len(security) == 0
+			if ok := o.Responses.Value("200"); ok != nil {
+				op.streams = ok.Value.Content[streamMedia] != nil
+			}
 			if o.RequestBody != nil {
 				op.body = o.RequestBody.Value
 			}
@@ -96,6 +101,7 @@ func (op *operation) add(spec *openapi3.Parameter) {
 		// A bad request id is replaced, not refused: see setHeaders.
 		if p.key != headerRequestID {
 			op.header = append(op.header, p)
+			op.keyed = op.keyed || p.key == headerKey
 		}
 	}
 }

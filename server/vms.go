@@ -2,7 +2,10 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"vmand/openapi"
@@ -11,17 +14,24 @@ import (
 
 // CreateVM implements [openapi.StrictServerInterface].
 func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) (openapi.CreateVMResponseObject, error) {
-	v, err := s.manager.CreateVM(ctx, vm.NewVM{ID: value(r.Body.Name), Template: r.Body.TemplateName, RootSizeMiB: mib(value(r.Body.RootDiskSize))})
+	b := r.Body
+	wishes := vm.VMEdits{Description: b.Description, Labels: (*map[string]string)(b.Labels), Restart: (*vm.RestartPolicy)(b.RestartPolicy)}
+	if start, some := mergeAutostart(vm.Autostart{}, b.Autostart, b.AutostartOrder, b.AutostartDelay); some {
+		wishes.Autostart = &start
+	}
+	v, err := s.manager.CreateVM(ctx, vm.NewVM{ID: value(b.Name), Template: b.TemplateName, RootSizeMiB: mib(value(b.RootDiskSize)), VMEdits: wishes})
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusCreated, body: (*wireVM)(&v), etag: etagOf(vmVersion(&v)), location: "/vms/" + v.ID}, nil
+	return vmAnswer(&v).created("/vms/" + v.ID), nil
 }
 
 // ListVMs implements [openapi.StrictServerInterface].
 func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (openapi.ListVMsResponseObject, error) {
 	f := vm.VMFilter{State: vm.State(value(r.Params.State)), Template: value(r.Params.TemplateName)}
-	return newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template), r.Params.Limit, r.Params.Cursor,
+	label := value(r.Params.Label)
+	f.Label, f.LabelValue, _ = strings.Cut(label, "=")
+	return newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template, "label", label), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.VM, error) { return s.reader.VMs(ctx, f, p) },
 		func(v *vm.VM) int64 { return v.Seq },
 		func(v *vm.VM) any { return (*wireVM)(v) })
@@ -34,6 +44,68 @@ func (s *Server) GetVM(ctx context.Context, r openapi.GetVMRequestObject) (opena
 		return nil, err
 	}
 	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireVM)(&v) }), nil
+}
+
+// UpdateVM implements [openapi.StrictServerInterface].
+func (s *Server) UpdateVM(ctx context.Context, r openapi.UpdateVMRequestObject) (openapi.UpdateVMResponseObject, error) {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
+		return nil, err
+	}
+	b := r.Body
+	edits := vm.VMEdits{Description: b.Description, Labels: (*map[string]string)(b.Labels), Restart: (*vm.RestartPolicy)(b.RestartPolicy),
+		Desired: (*vm.Desired)(b.DesiredState)}
+	v, err := s.updateVM(ctx, r.ID, edits, match, func(a vm.Autostart) (vm.Autostart, bool) {
+		return mergeAutostart(a, b.Autostart, b.AutostartOrder, b.AutostartDelay)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return vmAnswer(&v), nil
+}
+
+// updateVM changes a VM. Some of its autostart is changed by reading the whole
+// and changing that, if nobody else has changed the VM in between.
+func (s *Server) updateVM(ctx context.Context, id string, edits vm.VMEdits, match vm.Match, merge func(vm.Autostart) (vm.Autostart, bool)) (vm.VM, error) {
+	if _, some := merge(vm.Autostart{}); !some {
+		return s.manager.UpdateVM(ctx, id, edits, match)
+	}
+	for try := 1; ; try++ {
+		read, err := s.reader.VM(ctx, id)
+		if err != nil {
+			return vm.VM{}, err
+		}
+		start, _ := merge(read.Autostart)
+		edits.Autostart = &start
+		now := match
+		if match == nil || slices.Contains(match, vmVersion(&read)) {
+			now = vm.Match{vmVersion(&read)}
+		}
+		v, err := s.manager.UpdateVM(ctx, id, edits, now)
+		if match != nil || !hasCode(err, vm.CodePrecondition) {
+			return v, err
+		}
+		if try == updateTries {
+			return v, &vm.Fault{Code: vm.CodeBusy, Detail: fmt.Sprintf("VM %s is being changed by others all the time", id), Hint: "try again"}
+		}
+	}
+}
+
+// updateTries is how often a VM is read anew that changes all the time.
+const updateTries = 10
+
+// mergeAutostart returns a with what is given of it, and whether anything is.
+func mergeAutostart(a vm.Autostart, enabled *bool, order, delay *int) (vm.Autostart, bool) {
+	if enabled != nil {
+		a.Enabled = *enabled
+	}
+	if order != nil {
+		a.Order = *order
+	}
+	if delay != nil {
+		a.Delay = time.Duration(*delay) * time.Second
+	}
+	return a, enabled != nil || order != nil || delay != nil
 }
 
 // DeleteVM implements [openapi.StrictServerInterface].
@@ -97,21 +169,32 @@ func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions,
 	if err != nil {
 		return answer{}, err
 	}
+	return s.acted(ctx, v, operation, wait)
+}
+
+// acted answers with a VM that an operation acts on, v as it is meanwhile.
+func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, wait time.Duration) (answer, error) {
+	var err error
 	if wait > 0 {
-		if operation, err = s.wait(ctx, operation.ID, wait); err != nil {
+		if o, err = s.wait(ctx, o.ID, wait); err != nil {
 			return answer{}, err
 		}
 	}
 	switch {
-	case wait == 0 || !operation.State.Ended():
-		return answer{status: http.StatusAccepted, body: (*wireVM)(&v), location: "/operations/" + operation.ID}, nil
-	case operation.State != vm.OpSucceeded:
-		return answer{}, faultOfOperation(operation)
+	case wait == 0 || !o.State.Ended():
+		return answer{status: http.StatusAccepted, body: (*wireVM)(&v), location: "/operations/" + o.ID}, nil
+	case o.State != vm.OpSucceeded:
+		return answer{}, faultOfOperation(o)
 	}
-	if v, err = s.reader.VM(ctx, id); err != nil {
+	if v, err = s.reader.VM(ctx, v.ID); err != nil {
 		return answer{}, err
 	}
 	return answer{status: http.StatusOK, body: (*wireVM)(&v), applied: true}, nil
+}
+
+// vmAnswer answers with a VM.
+func vmAnswer(v *vm.VM) answer {
+	return answer{status: http.StatusOK, body: (*wireVM)(v), etag: etagOf(vmVersion(v))}
 }
 
 // wait returns the operation when it is over, when the time is up, or when the

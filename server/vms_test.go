@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -205,13 +206,119 @@ func TestATemplateInUseIsNotDeleted(t *testing.T) {
 	}
 }
 
+func TestWhatAUserSaysOfAVMCanBeChanged(t *testing.T) {
+	a := newAPI(t)
+	a.want(t, 201, "POST", "/templates", smallTemplate)
+	r := a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"web-1","description":"a","labels":{"env":"prod","app":"shop"},
+		"restart_policy":"on-failure","autostart":true,"autostart_order":7,"autostart_delay":5}`)
+	v := into[openapi.VM](t, r)
+	if v.Description != "a" || v.Labels["env"] != "prod" || v.Labels["app"] != "shop" || v.RestartPolicy != "on-failure" || !v.Autostart ||
+		v.AutostartOrder != 7 || v.AutostartDelay != 5 || v.RestartCount != 0 || v.NextRestartAt != nil {
+		t.Errorf("created %+v", v)
+	}
+	r = a.want(t, 200, "PATCH", "/vms/web-1", `{"description":"b\n","autostart_order":8}`)
+	v = into[openapi.VM](t, r)
+	if v.Description != "b\n" || len(v.Labels) != 2 || v.RestartPolicy != "on-failure" || !v.Autostart || v.AutostartOrder != 8 || v.AutostartDelay != 5 {
+		t.Errorf("changed %+v", v)
+	}
+	if got := a.want(t, 200, "GET", "/vms/web-1", ""); string(got.body) != string(r.body) || got.Header.Get("ETag") != r.Header.Get("ETag") {
+		t.Errorf("GET differs from what was answered:\n%s\n%s", r.body, got.body)
+	}
+	v = into[openapi.VM](t, a.want(t, 200, "PATCH", "/vms/web-1", `{"labels":{},"restart_policy":"never","autostart":false,"desired_state":"running"}`))
+	if len(v.Labels) != 0 || v.RestartPolicy != "never" || v.Autostart || v.AutostartOrder != 8 || v.DesiredState != "running" || v.State != "stopped" {
+		t.Errorf("changed %+v", v)
+	}
+	ops := into[[]openapi.Operation](t, a.want(t, 200, "GET", "/operations?kind=vm.update&resource=vms/web-1", ""))
+	if len(ops) != 2 || ops[0].State != "succeeded" {
+		t.Errorf("operations %+v", ops)
+	}
+	a.want(t, 400, "PATCH", "/vms/web-1", `{}`)
+	a.want(t, 404, "PATCH", "/vms/web-2", `{"autostart":true}`)
+	a.want(t, 404, "PATCH", "/vms/web-2", `{"description":"x"}`)
+	for body, field := range map[string]string{`{"labels":{"Env":"prod"}}`: "/labels", `{"labels":{"env":"a\u0007"}}`: "/labels/env",
+		`{"description":"\u0000"}`: "/description", `{"restart_policy":"often"}`: "/restart_policy", `{"state":"running"}`: "/state"} {
+		p := a.want(t, 400, "PATCH", "/vms/web-1", body).problem(t)
+		if len(p.Errors) != 1 || p.Errors[0].Field != field {
+			t.Errorf("%s: %+v", body, p)
+		}
+	}
+	p := a.want(t, 400, "POST", "/vms", `{"template_name":"small","labels":{"-":""}}`).problem(t)
+	if len(p.Errors) != 1 || p.Errors[0].Field != "/labels" {
+		t.Errorf("%+v", p)
+	}
+}
+
+func TestPreconditionsGuardChanges(t *testing.T) {
+	a := newAPI(t).withVM(t)
+	old := a.want(t, 200, "GET", "/vms/web-1", "").Header.Get("ETag")
+	for _, body := range []string{`{"description":"x"}`, `{"autostart":true}`} {
+		etag := a.want(t, 200, "GET", "/vms/web-1", "").Header.Get("ETag")
+		a.want(t, 200, "PATCH", "/vms/web-1", body, "If-Match", etag)
+		a.want(t, 412, "PATCH", "/vms/web-1", body, "If-Match", old)
+	}
+	a.want(t, 200, "PATCH", "/vms/web-1", `{"autostart":false}`, "If-Match", "*")
+	a.want(t, 400, "PATCH", "/vms/web-1", `{"autostart":false}`, "If-Match", "1-1")
+}
+
+// rival is a manager whose VM changes each time before it is changed.
+type rival struct {
+	Manager
+	times int
+}
+
+func (r *rival) UpdateVM(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error) {
+	if r.times--; r.times >= 0 {
+		order := vm.Autostart{Enabled: true, Order: 100 + r.times}
+		if _, err := r.Manager.UpdateVM(ctx, id, vm.VMEdits{Autostart: &order}, nil); err != nil {
+			return vm.VM{}, err
+		}
+	}
+	return r.Manager.UpdateVM(ctx, id, e, match)
+}
+
+func TestAPartOfTheAutostartIsChangedAndNoOther(t *testing.T) {
+	r := &rival{}
+	a := newAPI(t, func(f *fixture) { r.Manager = f.d.Manager; f.d.Manager = r }).withVM(t)
+	r.times = 3
+	v := into[openapi.VM](t, a.want(t, 200, "PATCH", "/vms/web-1", `{"autostart_delay":9}`))
+	if !v.Autostart || v.AutostartOrder != 100 || v.AutostartDelay != 9 {
+		t.Errorf("what another has changed is lost: %+v", v)
+	}
+	r.times = 100
+	a.want(t, 409, "PATCH", "/vms/web-1", `{"autostart_delay":10}`)
+}
+
+func TestVMsAreFoundByALabel(t *testing.T) {
+	a := newAPI(t)
+	a.want(t, 201, "POST", "/templates", smallTemplate)
+	for i, labels := range []string{`{"env":"prod","a/b.c":"x=y & z"}`, `{"env":"prod"}`, `{"env":""}`, `{}`} {
+		a.want(t, 201, "POST", "/vms", fmt.Sprintf(`{"template_name":"small","name":"web-%d","labels":%s}`, i, labels))
+	}
+	for query, want := range map[string]int{"label=env=prod": 2, "label=env=": 1, "label=env%3Dtest": 0, "label=a/b.c=x%3Dy+%26+z": 1, "label=env=prod&state=running": 0} {
+		if n := len(into[[]openapi.VM](t, a.want(t, 200, "GET", "/vms?"+query, ""))); n != want {
+			t.Errorf("%s: %d VMs, want %d", query, n, want)
+		}
+	}
+	r := a.want(t, 200, "GET", "/vms?limit=1&label=env=prod", "")
+	link := nextLink.FindStringSubmatch(r.Header.Get("Link"))
+	if link == nil {
+		t.Fatalf("Link %q", r.Header.Get("Link"))
+	}
+	if page := into[[]openapi.VM](t, a.want(t, 200, "GET", link[1], "")); len(page) != 1 || page[0].ID != "web-1" {
+		t.Errorf("the second page: %+v", page)
+	}
+	for _, bad := range []string{"env", "=prod", "Env=prod", "env=a%07", "env=prod&label=a=b", "env=" + strings.Repeat("x", 320)} {
+		a.want(t, 400, "GET", "/vms?label="+bad, "")
+	}
+}
+
 func TestEmptyValuesAreNullAndPresent(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	var v map[string]any
 	if err := json.Unmarshal(a.want(t, 200, "GET", "/vms/web-1", "").body, &v); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"local_ip", "machine_type", "accel", "started_at", "state_reason_detail"} {
+	for _, name := range []string{"local_ip", "machine_type", "accel", "started_at", "state_reason_detail", "next_restart_at"} {
 		if x, present := v[name]; !present || x != nil {
 			t.Errorf("%s is %v", name, x)
 		}

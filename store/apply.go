@@ -14,10 +14,11 @@ import (
 
 // Apply records c, which it only reads: who wants to know what the store has
 // set asks for the row. Disks are updated in the order given, and what is to be
-// forgotten goes last, so one change can take the disks off a VM and delete it.
+// forgotten goes last, so one change can take the disks off a VM and delete it,
+// and its template.
 //
 // A VM or a disk that is to be updated and is gone counts as changed meanwhile;
-// one that is to be deleted and is gone is not found.
+// what is to be deleted and is gone is not found.
 func (s *Store) Apply(ctx context.Context, c vm.Change) error {
 	if c.NewVM != nil || c.VM != nil || c.DeleteVM != "" {
 		defer s.cache.drop() // also after an error: the commit may have been done
@@ -29,24 +30,42 @@ func (s *Store) Apply(ctx context.Context, c vm.Change) error {
 				return err
 			}
 		}
-		if c.NewVM != nil {
-			if err := insertVM(ctx, tx, *c.NewVM, now); err != nil {
+		if c.NewTemplate != nil {
+			if err := insertTemplate(ctx, tx, *c.NewTemplate, now); err != nil {
 				return err
 			}
 		}
-		if c.VM != nil {
-			if err := updateVM(ctx, tx, *c.VM, now); err != nil {
-				return err
-			}
-		}
-		if err := applyDisks(ctx, tx, c, now); err != nil {
+		if err := applyVM(ctx, tx, c, now); err != nil {
 			return err
 		}
-		if c.DeleteVM != "" {
-			return deleteVM(ctx, tx, c.DeleteVM)
+		if c.DeleteTemplate != "" {
+			if err := deleteTemplate(ctx, tx, c.DeleteTemplate); err != nil {
+				return err
+			}
 		}
-		return nil
+		return appendEvents(ctx, tx, c.Events, now)
 	})
+}
+
+// applyVM records what c has of VMs and disks.
+func applyVM(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) error {
+	if c.NewVM != nil {
+		if err := insertVM(ctx, tx, *c.NewVM, now); err != nil {
+			return err
+		}
+	}
+	if c.VM != nil {
+		if err := updateVM(ctx, tx, *c.VM, now); err != nil {
+			return err
+		}
+	}
+	if err := applyDisks(ctx, tx, c, now); err != nil {
+		return err
+	}
+	if c.DeleteVM != "" {
+		return deleteVM(ctx, tx, c.DeleteVM)
+	}
+	return nil
 }
 
 func applyDisks(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) error {
@@ -66,7 +85,7 @@ func applyDisks(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) er
 	return nil
 }
 
-// errNoRow says that a change met no row.
+// errNoRow says that a change or a read met no row.
 var errNoRow = errors.New("no such row")
 
 // change runs a statement that has to change a row.

@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,14 +23,15 @@ func TestAnUpdateReplacesAllThatMayChange(t *testing.T) {
 	must(t, err)
 
 	u := vm.VM{ID: v.ID, UUID: "other", Template: vm.Template{Name: "other", CPUCount: 9, RAMMiB: 9}, State: vm.Paused, Reason: vm.ReasonIOError,
-		ReasonDetail: "disk", Desired: vm.DesiredStopped, Root: vm.RootDisk{SizeMiB: 77}, CreatedAt: at.AddDate(1, 0, 0), Revision: 99, Seq: 99}
+		ReasonDetail: "disk", Desired: vm.DesiredStopped, Root: vm.RootDisk{SizeMiB: 77}, CreatedAt: at.AddDate(1, 0, 0), Revision: 99, Seq: 99,
+		Description: "d", Labels: map[string]string{"a": "b"}, Restart: vm.RestartAlways, Restarts: 1, RestartAt: at, Autostart: vm.Autostart{Order: 1}}
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: u}})
 	got, err := s.VM(t.Context(), v.ID)
 	must(t, err)
 	want := u
 	want.Seq, want.UUID, want.Template, want.CreatedAt, want.Revision = before.Seq, v.UUID, v.Template, v.CreatedAt, 2
 	want.UpdatedAt = got.UpdatedAt
-	if got != want || got.UpdatedAt.Before(before.UpdatedAt) {
+	if !reflect.DeepEqual(got, want) || got.UpdatedAt.Before(before.UpdatedAt) {
 		t.Errorf("after the update: %+v; want %+v", got, want)
 	}
 
@@ -59,6 +62,8 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 	rival.VMID, rival.MountPoint = v.ID, "/dev/vdb"
 	strange := w
 	strange.State = "flying"
+	wilful := w
+	wilful.Restart = "sometimes"
 	stray := d
 	stray.VMID = "none"
 
@@ -80,11 +85,17 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 		"a disk in another state":         {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskError, Disk: d}}}, vm.CodeBusy, "disk d is no longer error"},
 		"a disk to no VM":                 {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: stray}}}, vm.CodeNotFound, `vm "none" not found`},
 		"a disk to a taken slot":          {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: second}}}, vm.CodeInUse, "mount point /dev/xvdb"},
+		"a template that is there":        {vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}, vm.CodeExists, `template "small" already exists`},
+		"a template in use":               {vm.Change{DeleteTemplate: "small"}, vm.CodeInUse, `template "small" is in use by 1 VM(s)`},
+		"no template is deleted":          {vm.Change{DeleteTemplate: "none"}, vm.CodeNotFound, `template "none" not found`},
+		"a VM of no known policy":         {vm.Change{NewVM: &wilful}, "", "CHECK constraint failed"},
+		"an event that is not JSON":       {vm.Change{Events: []vm.Event{{Type: "vm.state", Data: json.RawMessage("{")}}}, "", "CHECK constraint failed"},
 		"no disk is deleted":              {vm.Change{DeleteDisk: "none"}, vm.CodeNotFound, `disk "none" not found`},
 		"the last of several has changed": {vm.Change{NewDisk: &homeless, Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}}, vm.CodeNotFound, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt.change.Operation = &vm.Operation{ID: name, Kind: vm.VMCreate, Resource: "vms/a", State: vm.OpRunning}
+			tt.change.Events = append([]vm.Event{vm.NewEvent("vm.created", "vms/a", struct{}{})}, tt.change.Events...)
 			err := s.Apply(t.Context(), tt.change)
 			if err == nil || !strings.Contains(err.Error(), tt.detail) {
 				t.Fatalf("got %v; want %q in it", err, tt.detail)
@@ -101,6 +112,9 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 	}
 	if got, err := s.VM(t.Context(), v.ID); err != nil || got.Revision != 1 {
 		t.Errorf("the VM is at revision %d, %v; want it untouched", got.Revision, err)
+	}
+	if events, err := s.Events(t.Context(), vm.EventFilter{}, vm.Page{}); err != nil || len(events) != 0 {
+		t.Errorf("the events of what was refused are %+v, %v; want none", events, err)
 	}
 }
 

@@ -116,3 +116,68 @@ func BenchmarkApply(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkApplyEvents is BenchmarkApply with what there is to tell of it.
+func BenchmarkApplyEvents(b *testing.B) {
+	s := seeded(b, many)
+	v := makeVM(1)
+	op := vm.Operation{ID: "op", Kind: vm.VMStart, Resource: vm.VMResource(v.ID), State: vm.OpRunning}
+	events := []vm.Event{
+		vm.NewEvent("vm.state", vm.VMResource(v.ID), map[string]any{"from": vm.Starting, "to": vm.Running, "reason": v.Reason}),
+		vm.NewEvent("operation.ended", "operations/op", map[string]any{"kind": op.Kind, "resource": op.Resource, "state": op.State}),
+	}
+	defer reportCPU(b)()
+	for b.Loop() {
+		if err := s.Apply(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}, Events: events}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// manyEvents returns a store of n events, a second apart.
+func manyEvents(b *testing.B, n int) *Store {
+	b.Helper()
+	s := open(b)
+	events := make([]vm.Event, n)
+	for i := range events {
+		events[i] = vm.NewEvent(vm.EventTypes[i%len(vm.EventTypes)], vm.VMResource(fmt.Sprint("vm-", i%many)), map[string]any{"state": vm.Running})
+		events[i].At = at.Add(time.Duration(i) * time.Second)
+	}
+	apply(b, s, vm.Change{Events: events})
+	return s
+}
+
+func BenchmarkEvents100OfATopic(b *testing.B) {
+	s := manyEvents(b, 100_000)
+	defer reportCPU(b)()
+	for i := 0; b.Loop(); i++ {
+		list, err := s.Events(b.Context(), vm.EventFilter{Type: "template."}, vm.Page{After: int64(i * 7919 % 90_000), Limit: 100})
+		if err != nil || len(list) != 100 {
+			b.Fatal(len(list), err)
+		}
+	}
+}
+
+// BenchmarkPruneNoEvents is what it costs to find that there is nothing to do.
+func BenchmarkPruneNoEvents(b *testing.B) {
+	s := manyEvents(b, 100_000)
+	defer reportCPU(b)()
+	for b.Loop() {
+		if n, err := s.PruneEvents(b.Context(), at, 100_000); n != 0 || err != nil {
+			b.Fatal(n, err)
+		}
+	}
+}
+
+func BenchmarkVMs100OfALabel(b *testing.B) {
+	s := seeded(b, many)
+	_, err := s.writer.Exec(`UPDATE vms SET labels = '{"app":"shop","tier":"web"}' WHERE seq % 10 = 0`)
+	must(b, err)
+	defer reportCPU(b)()
+	for b.Loop() {
+		list, err := s.VMs(b.Context(), vm.VMFilter{Label: "tier", LabelValue: "web"}, vm.Page{Limit: 100})
+		if err != nil || len(list) != 100 {
+			b.Fatal(len(list), err)
+		}
+	}
+}

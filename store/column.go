@@ -2,6 +2,7 @@ package store
 
 import (
 	"database/sql/driver"
+	"encoding/json"
 	"fmt"
 	"time"
 )
@@ -80,4 +81,37 @@ func (i *integer64) Scan(src any) error {
 	}
 	*i = integer64(v)
 	return nil
+}
+
+// labels are kept as a JSON object, NULL for none.
+type labels map[string]string
+
+// Value implements [driver.Valuer].
+func (l labels) Value() (driver.Value, error) {
+	if len(l) == 0 {
+		return nil, nil
+	}
+	return encode(map[string]string(l))
+}
+
+// Scan implements [sql.Scanner].
+func (l *labels) Scan(src any) error {
+	*l = nil // not the map there is: the VM before has it
+	return decode(src, (*map[string]string)(l))
+}
+
+func encode(v any) (driver.Value, error) {
+	b, err := json.Marshal(v)
+	return string(b), err // a []byte would be a BLOB
+}
+
+// decode decodes a column of JSON, unless it is NULL.
+func decode(src, into any) error {
+	switch v := src.(type) {
+	case nil:
+		return nil
+	case string:
+		return json.Unmarshal([]byte(v), into)
+	}
+	return fmt.Errorf("%T in a column of JSON", src)
 }

@@ -52,7 +52,7 @@ func TestALockOfAnotherProgramIsNamed(t *testing.T) {
 	defer other.Close()
 	tx, err := other.Beginx()
 	must(t, err)
-	_, err = s.CreateTemplate(t.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1})
+	err = s.Apply(t.Context(), vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}})
 	if f := wantFault(t, err, vm.CodeUnavailable); !strings.Contains(f.Detail, s.path+" is locked") {
 		t.Errorf("the detail is %q", f.Detail)
 	}

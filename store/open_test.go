@@ -372,7 +372,7 @@ func TestAnOlderDatabaseIsBackedUpAndMigrated(t *testing.T) {
 	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{}); err != nil || len(list) != 2000 {
 		t.Errorf("%d VMs are left, %v; want all", len(list), err)
 	}
-	wantFault(t, s.DeleteTemplate(t.Context(), "small"), vm.CodeInUse)
+	wantFault(t, s.Apply(t.Context(), vm.Change{DeleteTemplate: "small"}), vm.CodeInUse)
 	v := makeVM(9999)
 	v.Template.Name = "none"
 	wantFault(t, s.Apply(t.Context(), vm.Change{NewVM: &v}), vm.CodeNotFound) // the reference holds again
@@ -427,6 +427,20 @@ func TestMigrationsAreNumberedWithoutAGap(t *testing.T) {
 		m[name] = &fstest.MapFile{}
 		if err := reopen(t.Context(), filepath.Join(t.TempDir(), "vman.db"), m); err == nil || !strings.Contains(err.Error(), "want number 2") {
 			t.Errorf("with %s: %v; want a complaint", name, err)
+		}
+	}
+}
+
+func TestEveryNullIsValidToOlderToolsToo(t *testing.T) {
+	// To them json_valid(NULL) is 0, and their integrity_check finds fault with it.
+	all, err := readMigrations(embedded)
+	must(t, err)
+	for _, m := range all {
+		for line := range strings.Lines(m.sql) {
+			before, _, found := strings.Cut(line, "json_valid(")
+			if found && !strings.HasPrefix(line, "--") && !strings.Contains(before, "NOT NULL") && !strings.HasSuffix(before, " IS NULL OR ") {
+				t.Errorf("%s refuses NULL: %s", m.name, line)
+			}
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 const operationColumns = `seq, id, kind, resource, state, step, progress, problem, requested_by, request_id,
-	created_at, started_at, finished_at, log`
+	created_at, started_at, finished_at, log, key, fingerprint`
 
 type operationRow struct {
 	Seq         int64         `db:"seq"`
@@ -31,6 +31,8 @@ type operationRow struct {
 	StartedAt   instant       `db:"started_at"`
 	FinishedAt  instant       `db:"finished_at"`
 	Log         string        `db:"log"` // JSON
+	Key         text          `db:"key"`
+	Fingerprint text          `db:"fingerprint"`
 }
 
 func operationRowOf(o vm.Operation, now time.Time) (operationRow, error) {
@@ -39,7 +41,8 @@ func operationRowOf(o vm.Operation, now time.Time) (operationRow, error) {
 	}
 	r := operationRow{ID: o.ID, Kind: string(o.Kind), Resource: o.Resource, State: string(o.State), Step: o.Step,
 		RequestedBy: o.RequestedBy, RequestID: o.RequestID,
-		CreatedAt: instant(o.CreatedAt), StartedAt: instant(o.StartedAt), FinishedAt: instant(o.FinishedAt)}
+		CreatedAt: instant(o.CreatedAt), StartedAt: instant(o.StartedAt), FinishedAt: instant(o.FinishedAt),
+		Key: text(o.Key), Fingerprint: text(o.Fingerprint)}
 	if o.Progress != nil {
 		r.Progress = sql.NullInt64{Int64: int64(*o.Progress), Valid: true}
 	}
@@ -64,7 +67,8 @@ func operationRowOf(o vm.Operation, now time.Time) (operationRow, error) {
 func (r operationRow) operation() (vm.Operation, error) {
 	o := vm.Operation{Seq: r.Seq, ID: r.ID, Kind: vm.Kind(r.Kind), Resource: r.Resource, State: vm.OpState(r.State), Step: r.Step,
 		RequestedBy: r.RequestedBy, RequestID: r.RequestID,
-		CreatedAt: time.Time(r.CreatedAt), StartedAt: time.Time(r.StartedAt), FinishedAt: time.Time(r.FinishedAt)}
+		CreatedAt: time.Time(r.CreatedAt), StartedAt: time.Time(r.StartedAt), FinishedAt: time.Time(r.FinishedAt),
+		Key: string(r.Key), Fingerprint: string(r.Fingerprint)}
 	if r.Progress.Valid {
 		percent := int(r.Progress.Int64)
 		o.Progress = &percent
@@ -115,12 +119,12 @@ func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page)
 	})
 }
 
-// pruneBatch is how many operations one transaction forgets: the writers that
+// pruneBatch is how many operations or events one transaction forgets: the writers that
 // wait behind it wait for milliseconds.
 const pruneBatch = 1000
 
-// PruneOperations forgets the operations that were over before a time, in
-// several transactions when there are many, and returns how many it has
+// PruneOperations forgets the operations that were over before a time, and the
+// replies that were kept of them, in several transactions when there are many, and returns how many it has
 // forgotten, also when it fails.
 func (s *Store) PruneOperations(ctx context.Context, before time.Time) (int, error) {
 	total := 0
@@ -156,15 +160,19 @@ func putOperation(ctx context.Context, tx *sqlx.Tx, o vm.Operation, now time.Tim
 	// Not an upsert: that uses up a seq each time.
 	err = changeNamed(ctx, tx, `
 		UPDATE operations SET kind = :kind, resource = :resource, state = :state, step = :step, progress = :progress, problem = :problem,
-			requested_by = :requested_by, request_id = :request_id, started_at = :started_at, finished_at = :finished_at, log = :log
+			requested_by = :requested_by, request_id = :request_id, started_at = :started_at, finished_at = :finished_at, log = :log,
+			key = :key, fingerprint = :fingerprint
 		WHERE id = :id`, r)
-	if !errors.Is(err, errNoRow) {
-		return err
+	if errors.Is(err, errNoRow) {
+		_, err = tx.NamedExecContext(ctx, `
+			INSERT INTO operations (id, kind, resource, state, step, progress, problem, requested_by, request_id,
+				created_at, started_at, finished_at, log, key, fingerprint)
+			VALUES (:id, :kind, :resource, :state, :step, :progress, :problem, :requested_by, :request_id,
+				:created_at, :started_at, :finished_at, :log, :key, :fingerprint)`, r)
 	}
-	_, err = tx.NamedExecContext(ctx, `
-		INSERT INTO operations (id, kind, resource, state, step, progress, problem, requested_by, request_id,
-			created_at, started_at, finished_at, log)
-		VALUES (:id, :kind, :resource, :state, :step, :progress, :problem, :requested_by, :request_id,
-			:created_at, :started_at, :finished_at, :log)`, r)
+	if duplicate(err) { // the id is new: it is the key
+		return &vm.Fault{Code: vm.CodeRepeated, Detail: fmt.Sprintf("%s has used the Idempotency-Key %q before", o.RequestedBy, o.Key),
+			Hint: "use a key of its own for each request", Err: err}
+	}
 	return err
 }

@@ -33,6 +33,11 @@ type Options struct {
 	Path string       // of the database file; its directory must exist
 	Log  *slog.Logger // nil for none
 
+	// Reserve is how many bytes to take up beside the database, in the file
+	// <Path>.reserve, while there is plenty of room. When there is none they are
+	// given back, bit by bit, to the changes that would fail. 0 for no reserve.
+	Reserve int64
+
 	migrations fs.FS // nil for those of this package
 }
 
@@ -45,6 +50,8 @@ type Store struct {
 	writer *sqlx.DB
 	reader *sqlx.DB
 	cache  *vmCache
+
+	reserve *reserve // nil for none
 
 	mu    sync.Mutex
 	reads map[string]*sqlx.Stmt // prepared on the reader, by their SQL
@@ -65,20 +72,30 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.migrations == nil {
 		o.migrations = embedded
 	}
+	r := newReserve(o)
+	var s *Store
+	err := r.retry(func() (err error) {
+		s, err = openOnce(ctx, o, r)
+		return err
+	})
+	return s, err
+}
+
+func openOnce(ctx context.Context, o Options, r *reserve) (*Store, error) {
 	if err := createFile(o.Path); err != nil {
 		return nil, err
 	}
 	if err := migrate(ctx, o); err != nil {
 		return nil, err
 	}
-	s := &Store{path: o.Path, reads: make(map[string]*sqlx.Stmt)}
+	s := &Store{path: o.Path, reserve: r, reads: make(map[string]*sqlx.Stmt)}
 	var err error
 	if s.writer, err = connect(ctx, o.Path, 1, writerPragmas, "immediate"); err != nil {
 		return nil, openError(ctx, o.Path, err)
 	}
 	// What may not be written SQLite opens for reading, without a word. To begin
 	// to write shows it, even if there is nothing to write.
-	if err := s.write(ctx, func(tx *sqlx.Tx) error {
+	if err := s.writeOnce(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, `DELETE FROM tokens WHERE FALSE`)
 		return err
 	}); err != nil {
@@ -150,8 +167,25 @@ func connect(ctx context.Context, path string, n int, pragmas []string, txlock s
 	return db, nil
 }
 
-// write runs f in a transaction and commits it if f succeeds.
+// write runs f in a transaction and commits it if f succeeds. When there is no
+// room, it makes some and begins again, and so runs f again.
 func (s *Store) write(ctx context.Context, f func(*sqlx.Tx) error) error {
+	full := false
+	return s.reserve.retry(func() error {
+		if !full {
+			err := s.writeOnce(ctx, f)
+			if full = noRoom(err); !full {
+				return err
+			}
+		}
+		// Once all that is in the log is in the database too, the log begins
+		// anew in the blocks it has. If that fails, so does the change.
+		_, _ = s.writer.ExecContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`)
+		return s.writeOnce(ctx, f)
+	})
+}
+
+func (s *Store) writeOnce(ctx context.Context, f func(*sqlx.Tx) error) error {
 	tx, err := s.writer.BeginTxx(ctx, nil)
 	if err != nil {
 		return s.fault(ctx, err)
@@ -186,6 +220,15 @@ const shortList = 1000
 // one reads the row of kind that id names. It returns the fault of a missing
 // thing if there is none.
 func (s *Store) one(ctx context.Context, kind, id, query string, scan func(*sqlx.Row) error) error {
+	err := s.row(ctx, query, scan, id)
+	if errors.Is(err, errNoRow) {
+		return vm.NotFound(kind, id)
+	}
+	return err
+}
+
+// row reads the row of a query, or returns errNoRow if there is none.
+func (s *Store) row(ctx context.Context, query string, scan func(*sqlx.Row) error, args ...any) error {
 	if err := ctx.Err(); err != nil {
 		return s.fault(ctx, err)
 	}
@@ -194,10 +237,10 @@ func (s *Store) one(ctx context.Context, kind, id, query string, scan func(*sqlx
 	ctx = context.WithoutCancel(ctx)
 	stmt, err := s.prepared(ctx, query)
 	if err == nil {
-		err = scan(stmt.QueryRowxContext(ctx, id))
+		err = scan(stmt.QueryRowxContext(ctx, args...))
 	}
 	if errors.Is(err, sql.ErrNoRows) {
-		return vm.NotFound(kind, id)
+		return errNoRow
 	}
 	return s.fault(ctx, err)
 }

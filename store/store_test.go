@@ -52,18 +52,16 @@ func makeVM(i int) vm.VM {
 	return vm.VM{ID: fmt.Sprintf("vm-%06d", i), UUID: fmt.Sprintf("0190a5b2-7d1e-7cc3-98a4-%012d", i),
 		Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 2048}, State: vm.Running, Reason: vm.ReasonRequested,
 		Desired: vm.DesiredRunning, LocalIP: "10.0.0.17", Root: vm.RootDisk{SizeMiB: 10240, Base: "/var/lib/vman/images/debian-12.qcow2", BaseFormat: "qcow2"},
-		Machine: "pc-q35-7.2", Accel: vm.KVM, CreatedAt: at, StartedAt: at.Add(time.Minute)}
+		Machine: "pc-q35-7.2", Accel: vm.KVM, CreatedAt: at, StartedAt: at.Add(time.Minute), Restart: vm.RestartNever}
 }
 
 func makeDisk(id string) vm.Disk {
 	return vm.Disk{ID: id, SizeMiB: 1024, State: vm.DiskAvailable, CreatedAt: at}
 }
 
-func makeTemplate(t testing.TB, s *Store, name string) vm.Template {
+func makeTemplate(t testing.TB, s *Store, name string) {
 	t.Helper()
-	tmpl, err := s.CreateTemplate(context.Background(), vm.Template{Name: name, CPUCount: 2, RAMMiB: 2048, CreatedAt: at})
-	must(t, err)
-	return tmpl
+	apply(t, s, vm.Change{NewTemplate: &vm.Template{Name: name, CPUCount: 2, RAMMiB: 2048, CreatedAt: at}})
 }
 
 func apply(t testing.TB, s *Store, c vm.Change) {
@@ -73,21 +71,16 @@ func apply(t testing.TB, s *Store, c vm.Change) {
 
 func TestATemplateComesBackAsItWasRecorded(t *testing.T) {
 	s := open(t)
-	made := makeTemplate(t, s, "small")
+	makeTemplate(t, s, "small")
 	want := vm.Template{Seq: 1, Name: "small", CPUCount: 2, RAMMiB: 2048, CreatedAt: at}
-	if made != want {
-		t.Errorf("created %+v; want %+v", made, want)
-	}
 	got, err := s.Template(t.Context(), "small")
 	if err != nil || got != want {
 		t.Errorf("read %+v, %v; want %+v", got, err, want)
 	}
-	now, err := s.CreateTemplate(t.Context(), vm.Template{Name: "dated", CPUCount: 1, RAMMiB: 1})
+	apply(t, s, vm.Change{NewTemplate: &vm.Template{Name: "dated", CPUCount: 1, RAMMiB: 1}})
+	now, err := s.Template(t.Context(), "dated")
 	if err != nil || time.Since(now.CreatedAt) > time.Minute || now.CreatedAt.Location() != time.UTC {
 		t.Errorf("a template without a time got %v, %v; want now, in UTC", now.CreatedAt, err)
-	}
-	if read, err := s.Template(t.Context(), "dated"); err != nil || read != now {
-		t.Errorf("read %+v, %v; want what was returned when it was made, %+v", read, err, now)
 	}
 	list, err := s.Templates(t.Context(), vm.Page{})
 	if err != nil || !reflect.DeepEqual(list, []vm.Template{want, now}) {
@@ -98,20 +91,19 @@ func TestATemplateComesBackAsItWasRecorded(t *testing.T) {
 func TestTemplatesAreUniqueAndKeptWhileInUse(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
-	_, err := s.CreateTemplate(t.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1})
-	wantFault(t, err, vm.CodeExists)
+	wantFault(t, s.Apply(t.Context(), vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}), vm.CodeExists)
+	forget := vm.Change{DeleteTemplate: "small"}
 
 	v, w := makeVM(1), makeVM(2)
 	apply(t, s, vm.Change{NewVM: &v})
 	apply(t, s, vm.Change{NewVM: &w})
-	if f := wantFault(t, s.DeleteTemplate(t.Context(), "small"), vm.CodeInUse); !strings.Contains(f.Detail, "in use by 2 VM(s)") {
+	if f := wantFault(t, s.Apply(t.Context(), forget), vm.CodeInUse); !strings.Contains(f.Detail, "in use by 2 VM(s)") {
 		t.Errorf("the detail is %q; want it to say how many VMs there are", f.Detail)
 	}
 	apply(t, s, vm.Change{DeleteVM: v.ID})
-	apply(t, s, vm.Change{DeleteVM: w.ID})
-	must(t, s.DeleteTemplate(t.Context(), "small"))
-	wantFault(t, s.DeleteTemplate(t.Context(), "small"), vm.CodeNotFound)
-	_, err = s.Template(t.Context(), "small")
+	apply(t, s, vm.Change{DeleteVM: w.ID, DeleteTemplate: "small"})
+	wantFault(t, s.Apply(t.Context(), forget), vm.CodeNotFound)
+	_, err := s.Template(t.Context(), "small")
 	wantFault(t, err, vm.CodeNotFound)
 }
 
@@ -119,8 +111,12 @@ func TestEveryFieldOfAVMComesBack(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	full := makeVM(1)
-	full.ReasonDetail = "QEMU's last words"
-	bare := vm.VM{ID: "bare", UUID: "u", Template: full.Template, State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, CreatedAt: at}
+	full.ReasonDetail, full.Description = "QEMU's last words", "two\nlines"
+	full.Labels = map[string]string{"tier": "web", "empty": ""}
+	full.Restart, full.Restarts, full.RestartAt = vm.RestartOnFailure, 3, at.Add(time.Hour)
+	full.Autostart = vm.Autostart{Enabled: true, Order: 7, Delay: 90 * time.Second}
+	bare := vm.VM{ID: "bare", UUID: "u", Template: full.Template, State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, CreatedAt: at,
+		Restart: vm.RestartNever}
 	for seq, v := range []vm.VM{full, bare} {
 		apply(t, s, vm.Change{NewVM: &v})
 		got, err := s.VM(t.Context(), v.ID)
@@ -129,11 +125,11 @@ func TestEveryFieldOfAVMComesBack(t *testing.T) {
 			t.Errorf("updated_at is %v; want now", got.UpdatedAt)
 		}
 		v.Seq, v.Revision, v.UpdatedAt = int64(seq+1), 1, got.UpdatedAt
-		if got != v {
+		if !reflect.DeepEqual(got, v) {
 			t.Errorf("read %+v; want %+v", got, v)
 		}
 		list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{After: int64(seq)})
-		if err != nil || len(list) != 1 || list[0] != v {
+		if err != nil || len(list) != 1 || !reflect.DeepEqual(list[0], v) {
 			t.Errorf("listed %+v, %v; want %+v", list, err, v)
 		}
 	}
@@ -170,7 +166,7 @@ func TestEveryFieldOfAnOperationComesBack(t *testing.T) {
 	full := vm.Operation{ID: "op-1", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpFailed, Step: "launch", Progress: &percent,
 		Problem: &vm.Problem{Code: vm.CodeOperationFailed, Detail: `it said "no"`, Hint: "ask again"}, RequestedBy: "token:admin", RequestID: "r1",
 		CreatedAt: at, StartedAt: at.Add(time.Second), FinishedAt: at.Add(time.Minute),
-		Log: []vm.LogLine{{At: at, Step: "launch", Message: "line\nwith <&> \u2028"}}}
+		Log: []vm.LogLine{{At: at, Step: "launch", Message: "line\nwith <&> \u2028"}}, Key: "k'1", Fingerprint: "sha256:0"}
 	bare := vm.Operation{ID: "op-2", Kind: vm.DiskCreate, Resource: "disks/d", State: vm.OpPending, CreatedAt: at, Log: []vm.LogLine{}}
 	for seq, o := range []vm.Operation{full, bare} {
 		apply(t, s, vm.Change{Operation: &o})
@@ -344,19 +340,29 @@ func TestListsReadNoMoreThanTheyReturn(t *testing.T) {
 	} {
 		q := selection{where: tt.where}
 		query, _ := q.sql("*", tt.table, vm.Page{Limit: 10})
-		args := make([]any, strings.Count(query, "?"))
-		for i := range args {
-			args[i] = 1
-		}
-		var plan []struct {
-			ID, Parent, NotUsed int
-			Detail              string
-		}
-		must(t, s.reader.Select(&plan, "EXPLAIN QUERY PLAN "+query, args...))
-		if len(plan) != 1 || !strings.Contains(plan[0].Detail, tt.plan) {
-			t.Errorf("%s: the plan is %+v; want %s alone", query, plan, tt.plan)
+		if plan := planOf(t, s, query); len(plan) != 1 || !strings.Contains(plan[0], tt.plan) {
+			t.Errorf("%s: the plan is %q; want %s alone", query, plan, tt.plan)
 		}
 	}
+}
+
+// planOf returns the steps SQLite takes to answer a query.
+func planOf(t *testing.T, s *Store, query string) []string {
+	t.Helper()
+	args := make([]any, strings.Count(query, "?"))
+	for i := range args {
+		args[i] = 1
+	}
+	var steps []struct {
+		ID, Parent, NotUsed int
+		Detail              string
+	}
+	must(t, s.reader.Select(&steps, "EXPLAIN QUERY PLAN "+query, args...))
+	var plan []string
+	for _, step := range steps {
+		plan = append(plan, step.Detail)
+	}
+	return plan
 }
 
 func TestStringsAreKeptToTheByte(t *testing.T) {

@@ -45,47 +45,32 @@ func (s *Store) Templates(ctx context.Context, p vm.Page) ([]vm.Template, error)
 	})
 }
 
-// CreateTemplate records t, as of now unless it says when, and returns it as
-// it is recorded.
-func (s *Store) CreateTemplate(ctx context.Context, t vm.Template) (vm.Template, error) {
+func insertTemplate(ctx context.Context, tx *sqlx.Tx, t vm.Template, now time.Time) error {
 	if t.CreatedAt.IsZero() {
-		t.CreatedAt = time.Now()
+		t.CreatedAt = now
 	}
-	t.CreatedAt = t.CreatedAt.UTC().Truncate(time.Millisecond)
-	r := templateRow{Name: t.Name, CPUCount: t.CPUCount, RAMMiB: t.RAMMiB, CreatedAt: instant(t.CreatedAt)}
-	err := s.write(ctx, func(tx *sqlx.Tx) error {
-		res, err := tx.NamedExecContext(ctx, `
-			INSERT INTO templates (name, cpu_count, ram_mib, created_at)
-			VALUES (:name, :cpu_count, :ram_mib, :created_at)`, r)
-		if duplicate(err) {
-			return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("template %q already exists", t.Name), Err: err}
-		}
-		if err == nil {
-			r.Seq, err = res.LastInsertId()
-		}
-		return err
-	})
-	if err != nil {
-		return vm.Template{}, err
+	_, err := tx.NamedExecContext(ctx, `
+		INSERT INTO templates (name, cpu_count, ram_mib, created_at)
+		VALUES (:name, :cpu_count, :ram_mib, :created_at)`,
+		templateRow{Name: t.Name, CPUCount: t.CPUCount, RAMMiB: t.RAMMiB, CreatedAt: instant(t.CreatedAt)})
+	if duplicate(err) {
+		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("template %q already exists", t.Name), Err: err}
 	}
-	return r.template(), nil
+	return err
 }
 
-// DeleteTemplate forgets a template that no VM is made of.
-func (s *Store) DeleteTemplate(ctx context.Context, name string) error {
-	return s.write(ctx, func(tx *sqlx.Tx) error {
-		var users int
-		if err := tx.GetContext(ctx, &users, `SELECT count(*) FROM vms WHERE template_name = ?`, name); err != nil {
-			return err
-		}
-		if users > 0 {
-			return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("template %q is in use by %d VM(s)", name, users),
-				Hint: "delete the VMs first"}
-		}
-		err := change(ctx, tx, `DELETE FROM templates WHERE name = ?`, name)
-		if errors.Is(err, errNoRow) {
-			return vm.NotFound("template", name)
-		}
+func deleteTemplate(ctx context.Context, tx *sqlx.Tx, name string) error {
+	var users int
+	if err := tx.GetContext(ctx, &users, `SELECT count(*) FROM vms WHERE template_name = ?`, name); err != nil {
 		return err
-	})
+	}
+	if users > 0 {
+		return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("template %q is in use by %d VM(s)", name, users),
+			Hint: "delete the VMs first"}
+	}
+	err := change(ctx, tx, `DELETE FROM templates WHERE name = ?`, name)
+	if errors.Is(err, errNoRow) {
+		return vm.NotFound("template", name)
+	}
+	return err
 }

@@ -12,7 +12,7 @@ import (
 )
 
 const vmColumns = `seq, id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired, local_ip,
-	root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision`
+	root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision, description, labels, policy`
 
 // vmDest returns where the columns go in v. A list of VMs is what is read most:
 // scanning into place costs two thirds of what [sqlx.Rows.StructScan] does.
@@ -20,7 +20,8 @@ func vmDest(v *vm.VM) []any {
 	return []any{(*integer64)(&v.Seq), &v.ID, &v.UUID, &v.Template.Name, (*integer)(&v.Template.CPUCount), (*integer)(&v.Template.RAMMiB),
 		(*string)(&v.State), (*string)(&v.Reason), (*text)(&v.ReasonDetail), (*string)(&v.Desired), (*text)(&v.LocalIP),
 		(*integer64)(&v.Root.SizeMiB), (*text)(&v.Root.Base), (*text)(&v.Root.BaseFormat), (*text)(&v.Machine), (*text)(&v.Accel),
-		(*instant)(&v.CreatedAt), (*instant)(&v.UpdatedAt), (*instant)(&v.StartedAt), (*integer64)(&v.Revision)}
+		(*instant)(&v.CreatedAt), (*instant)(&v.UpdatedAt), (*instant)(&v.StartedAt), (*integer64)(&v.Revision),
+		(*text)(&v.Description), (*labels)(&v.Labels), &policy{v}}
 }
 
 // vmRow is a row as it is written.
@@ -43,6 +44,9 @@ type vmRow struct {
 	CreatedAt      instant `db:"created_at"`
 	UpdatedAt      instant `db:"updated_at"`
 	StartedAt      instant `db:"started_at"`
+	Description    text    `db:"description"`
+	Labels         labels  `db:"labels"`
+	Policy         policy  `db:"policy"`
 }
 
 func vmRowOf(v vm.VM, now time.Time) vmRow {
@@ -52,10 +56,12 @@ func vmRowOf(v vm.VM, now time.Time) vmRow {
 	return vmRow{ID: v.ID, UUID: v.UUID, TemplateName: v.Template.Name, CPUCount: v.Template.CPUCount, RAMMiB: v.Template.RAMMiB,
 		State: string(v.State), Reason: string(v.Reason), ReasonDetail: text(v.ReasonDetail), Desired: string(v.Desired), LocalIP: text(v.LocalIP),
 		RootSizeMiB: v.Root.SizeMiB, RootBase: text(v.Root.Base), RootBaseFormat: text(v.Root.BaseFormat), Machine: text(v.Machine), Accel: text(v.Accel),
-		CreatedAt: instant(v.CreatedAt), UpdatedAt: instant(now), StartedAt: instant(v.StartedAt)}
+		CreatedAt: instant(v.CreatedAt), UpdatedAt: instant(now), StartedAt: instant(v.StartedAt),
+		Description: text(v.Description), Labels: v.Labels, Policy: policy{&v}}
 }
 
-// VM returns one VM. Of its template it has the name and the sizes.
+// VM returns one VM. Of its template it has the name and the sizes; of no
+// restart policy, it has [vm.RestartNever].
 func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
 	g := s.cache.generation(ctx)
 	if v, ok := g.get(id); ok {
@@ -71,8 +77,13 @@ func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
 	return v, err
 }
 
+// labelled is the condition of a label. A path into the JSON would have the key
+// in it, in a language of its own. That labels is not null leads to the index
+// vms_labelled: only what has labels is looked at.
+const labelled = "labels IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(labels) WHERE key = ? AND value = ?)"
+
 // VMs returns a page of the VMs that f selects. Of its template each has the
-// name and the sizes.
+// name and the sizes, as [Store.VM] does.
 func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error) {
 	if p.Limit == 0 { // who compares all records with the host wants no old ones afterwards
 		if err := s.cache.look(ctx); err != nil {
@@ -82,6 +93,10 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 	q := after(p)
 	q.and("state = ?", string(f.State))
 	q.and("template_name = ?", f.Template)
+	if f.Label != "" {
+		q.where += " AND " + labelled
+		q.args = append(q.args, f.Label, f.LabelValue)
+	}
 	query, args := q.sql(vmColumns, "vms", p)
 	var v vm.VM
 	dest := vmDest(&v)
@@ -94,9 +109,11 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) error {
 	_, err := tx.NamedExecContext(ctx, `
 		INSERT INTO vms (id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired, local_ip,
-			root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision)
+			root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision,
+			description, labels, policy)
 		VALUES (:id, :uuid, :template_name, :cpu_count, :ram_mib, :state, :reason, :reason_detail, :desired, :local_ip,
-			:root_size_mib, :root_base, :root_base_format, :machine, :accel, :created_at, :updated_at, :started_at, 1)`, vmRowOf(v, now))
+			:root_size_mib, :root_base, :root_base_format, :machine, :accel, :created_at, :updated_at, :started_at, 1,
+			:description, :labels, :policy)`, vmRowOf(v, now))
 	switch {
 	case duplicate(err):
 		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("vm %q already exists", v.ID), Err: err}
@@ -110,7 +127,8 @@ func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) er
 	err := changeNamed(ctx, tx, `
 		UPDATE vms SET state = :state, reason = :reason, reason_detail = :reason_detail, desired = :desired, local_ip = :local_ip,
 			root_size_mib = :root_size_mib, root_base = :root_base, root_base_format = :root_base_format, machine = :machine, accel = :accel,
-			started_at = :started_at, updated_at = :updated_at, revision = revision + 1
+			started_at = :started_at, description = :description, labels = :labels, policy = :policy,
+			updated_at = :updated_at, revision = revision + 1
 		WHERE id = :id AND state = :from`, struct {
 		vmRow
 		From string `db:"from"`

@@ -42,7 +42,7 @@ func record(d *daemon, n int) (ids []string) {
 	}
 	defer s.Close()
 	size := vm.Template{Name: "recorded", CPUCount: 2, RAMMiB: 2048}
-	if _, err := s.CreateTemplate(ctx, size); err != nil {
+	if err := s.Apply(ctx, vm.Change{NewTemplate: &size}); err != nil {
 		d.t.Fatal(err)
 	}
 	for i := range n {

@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -25,6 +26,7 @@ type daemon struct {
 	runtime string // VMAN_RUNTIME_DIR
 	env     []string
 	args    []string
+	binary  string // another vmand than the one under test
 	client  *http.Client
 	cmd     *exec.Cmd
 	log     string // the file its stderr goes to
@@ -86,7 +88,7 @@ func (d *daemon) launch() {
 		d.t.Fatal(err)
 	}
 	defer log.Close()
-	d.cmd = exec.Command(binary, d.args...)
+	d.cmd = exec.Command(cmp.Or(d.binary, binary), d.args...)
 	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {

@@ -245,6 +245,7 @@ func TestTheTCPDoor(t *testing.T) {
 	ask("/vms", "Bearer wrong").problem(401, "unauthorized")
 	ask("/vms", "Basic "+token).problem(401, "unauthorized")
 	ask("/vms", "Bearer "+token).want(200)
+	d.stop() // and all of the log is written
 	if strings.Contains(d.said(), token) {
 		t.Error("the token is in the log")
 	}

@@ -10,6 +10,10 @@ type Caller struct {
 	Name      string // "token:admin", "uid:0", "observer"
 	Role      Role
 	RequestID string
+	// Key is the request's Idempotency-Key, empty for none; Fingerprint says
+	// which request it is (a hash of method, path and body).
+	Key         string
+	Fingerprint string
 }
 
 // Role says what a caller may do. There is one today.

@@ -36,7 +36,7 @@ type run struct {
 	holder    *holder
 	preempted bool          // it cancelled another operation to get here
 	done      chan struct{} // closed when the outcome is recorded and the lock released
-	save      func(Operation)
+	stepped   chan struct{} // holds one: there is a step to record
 
 	mu  sync.Mutex
 	op  Operation
@@ -51,13 +51,17 @@ func (r *run) snapshot() Operation {
 	return op
 }
 
-// report is the operation's [Report]: it records a step.
+// report is the operation's [Report]: it notes a step, for [Manager.saveSteps]
+// to record.
 func (r *run) report(step, message string) {
 	r.mu.Lock()
 	r.op.Step = step
 	r.op.Log = append(r.op.Log, LogLine{At: now(), Step: step, Message: message})
 	r.mu.Unlock()
-	r.save(r.snapshot())
+	select {
+	case r.stepped <- struct{}{}:
+	default:
+	}
 }
 
 // wait returns the operation and its error once it is over, or ctx's error. The
@@ -88,14 +92,20 @@ func (m *Manager) begin(ctx context.Context, c change) (*run, error) {
 		m.forget(r)
 		return nil, err
 	}
-	intent, err := c.intent(ctx, r)
+	intent, err := m.intend(ctx, r, c)
 	if err == nil {
 		if c.act == nil {
 			r.end(nil)
 		}
 		op := r.snapshot()
 		intent.Operation = &op
-		err = m.store.Apply(ctx, intent)
+		intent.Events = append(intent.Events, operationEvent("operation.started", op))
+		if c.act == nil {
+			intent.Events = append(intent.Events, operationEvent("operation.ended", op))
+		}
+		FailPoint(string(c.kind) + ".before-intent")
+		err = m.apply(ctx, intent)
+		FailPoint(string(c.kind) + ".after-intent")
 	}
 	if err != nil {
 		m.forget(r)
@@ -117,9 +127,10 @@ func (m *Manager) newRun(ctx context.Context, c change) (*run, context.Context, 
 	}
 	at, caller := now(), CallerOf(ctx)
 	actCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	r := &run{done: make(chan struct{}), save: m.saveStep}
+	r := &run{done: make(chan struct{}), stepped: make(chan struct{}, 1)}
 	r.op = Operation{ID: id.String(), Kind: c.kind, Resource: c.resources[0], State: OpRunning,
-		RequestedBy: caller.Name, RequestID: caller.RequestID, CreatedAt: at, StartedAt: at, Log: []LogLine{}}
+		RequestedBy: caller.Name, RequestID: caller.RequestID, CreatedAt: at, StartedAt: at, Log: []LogLine{},
+		Key: caller.Key, Fingerprint: caller.Fingerprint}
 	r.holder = &holder{opID: r.op.ID, what: fmt.Sprintf("operation %s of %s (%s)", c.kind, c.resources[0], r.op.ID),
 		preemptible: c.preemptible, cancel: cancel, released: make(chan struct{})}
 	m.mu.Lock()
@@ -155,9 +166,13 @@ func (m *Manager) carryOut(ctx context.Context, r *run, c change) {
 	actCtx, stop := context.WithTimeoutCause(ctx, c.timeout, &Fault{Code: CodeOperationFailed,
 		Detail: fmt.Sprintf("the %s was not over after %s", c.kind, c.timeout)})
 	defer stop()
+	stopSaving := m.saveSteps(r)
 	outcome, err := m.act(actCtx, r, c)
+	stopSaving()
 	if err == nil {
+		FailPoint(string(c.kind) + ".before-outcome")
 		if err = m.record(ctx, r, outcome, nil); err == nil {
+			FailPoint(string(c.kind) + ".after-outcome")
 			return
 		}
 	} else if cause := context.Cause(actCtx); cause != nil {
@@ -174,16 +189,23 @@ func (m *Manager) carryOut(ctx context.Context, r *run, c change) {
 	}
 }
 
-// act runs c.act and turns a panic into an error, so that a defect leaves no
-// lock behind.
+// intend and act run c.intent and c.act and turn a panic into an error, so that
+// a defect leaves no lock behind.
+func (m *Manager) intend(ctx context.Context, r *run, c change) (intent Change, err error) {
+	defer m.caught(r, &err)
+	return c.intent(ctx, r)
+}
+
 func (m *Manager) act(ctx context.Context, r *run, c change) (outcome Change, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			m.log.Error("panic in an operation", "operation", r.op.ID, "panic", p, "stack", string(debug.Stack()))
-			err = fmt.Errorf("panic: %v", p)
-		}
-	}()
+	defer m.caught(r, &err)
 	return c.act(ctx, r)
+}
+
+func (m *Manager) caught(r *run, err *error) {
+	if p := recover(); p != nil {
+		m.log.Error("panic in an operation", "operation", r.op.ID, "panic", p, "stack", string(debug.Stack()))
+		*err = fmt.Errorf("panic: %v", p)
+	}
 }
 
 // record ends r with err and records it together with what else is true now.
@@ -191,12 +213,14 @@ func (m *Manager) record(ctx context.Context, r *run, truth Change, err error) e
 	r.end(err)
 	op := r.snapshot()
 	truth.Operation = &op
+	ended := []Event{operationEvent("operation.ended", op)}
+	truth.Events = append(truth.Events, ended...)
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), recordPatience)
 	defer stop()
-	rerr := m.store.Apply(ctx, truth)
+	rerr := m.apply(ctx, truth)
 	if rerr != nil && err != nil {
 		// What is true may have moved on; how the operation ended has not.
-		rerr = errors.Join(rerr, m.store.Apply(ctx, Change{Operation: &op}))
+		rerr = errors.Join(rerr, m.apply(ctx, Change{Operation: &op, Events: ended}))
 	}
 	level := m.log.Info
 	if err != nil {
@@ -247,12 +271,43 @@ func causeFault(cause, err error) error {
 	return err
 }
 
+// stepDelay is how long a step lasts at least to be recorded by itself: each
+// record is a write that is waited for until it is on the disk. The
+// record of what is over sooner comes with that of what follows.
+const stepDelay = 200 * time.Millisecond
+
+// saveSteps records the steps of r while it goes on, without making it wait. It
+// returns a function that ends that: what follows is the outcome.
+func (m *Manager) saveSteps(r *run) (stop func()) {
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-r.stepped:
+			case <-ended:
+				return
+			}
+			select {
+			case <-time.After(stepDelay):
+				m.saveStep(r.snapshot())
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(ended)
+		<-done
+	}
+}
+
 // saveStep records a step while the operation goes on. That it could not be
 // recorded is no reason to stop.
 func (m *Manager) saveStep(op Operation) {
 	ctx, stop := context.WithTimeout(context.Background(), recordPatience)
 	defer stop()
-	if err := m.store.Apply(ctx, Change{Operation: &op}); err != nil {
+	if err := m.apply(ctx, Change{Operation: &op, Events: []Event{operationEvent("operation.step", op)}}); err != nil {
 		m.log.Warn("cannot record an operation's step", "operation", op.ID, "step", op.Step, "err", err)
 	}
 }

@@ -59,6 +59,14 @@ type Driver interface {
 	// fails with a [Fault] of class [ErrNotFound] if there is no file.
 	DiskSize(ctx context.Context, id string) (int64, error)
 
+	// AdoptVM returns what can be known of files and a process of a VM that
+	// nobody has recorded: its UUID, empty if no process says it, and its root
+	// disk.
+	AdoptVM(ctx context.Context, id string) (uuid string, root RootDisk, err error)
+	// Flight returns the recorder's report on a VM: what was said on its
+	// monitor, its console's end and QEMU's stderr, now and at its last crashes.
+	Flight(ctx context.Context, id string) (Flight, error)
+
 	// Observe looks at one VM. It never fails: what cannot be seen is left
 	// empty. With the process alive it also asks which data disks are plugged.
 	Observe(ctx context.Context, id string) Observation
@@ -113,7 +121,37 @@ type Platform struct {
 type Survey struct {
 	VMs       map[string]Observation // by id: every VM that has a process
 	VMFiles   map[string]bool        // ids of the VMs that have files; true if the root disk is there
-	DiskFiles map[string]bool        // ids of the data disks that have a file
+	DiskFiles map[string]int64       // ids of the data disks that have a file, and its size in MiB as the guest sees it; 0 if it cannot be read
+	Storage   Storage
+}
+
+// Storage is how much room the file system of the VMs' disks has.
+type Storage struct {
+	Path             string
+	FreeMiB, SizeMiB int64
+}
+
+// A Flight is what the black-box recorder of a VM has.
+type Flight struct {
+	Now     Recording
+	Crashes []Recording // newest first, at most five
+}
+
+// A Recording is what was last said by and to a QEMU.
+type Recording struct {
+	At       time.Time // of the crash; of the newest message for a VM that runs
+	PID      int
+	Exit     string    // how the process ended, such as "signal: killed"; empty while it runs or if unknown
+	Messages []Message // on the monitor, oldest first, at most 200
+	Serial   string    // the end of what the guest wrote to its console
+	Stderr   string    // the end of what QEMU wrote
+}
+
+// A Message is one line on a VM's monitor.
+type Message struct {
+	At   time.Time `json:"at"`
+	Dir  string    `json:"dir"`  // "command", "reply" or "event"
+	Text string    `json:"text"` // JSON as it was, cut off after 2 KiB
 }
 
 // Report tells the steps of an operation as they happen.

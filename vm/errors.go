@@ -40,6 +40,7 @@ const (
 	CodeQEMUUnresponsive    Code = "qemu-unresponsive" // runs, and does not answer
 	CodeOperationFailed     Code = "operation-failed"  // QEMU or a tool of it said no
 	CodeUnavailable         Code = "unavailable"
+	CodeRepeated            Code = "idempotency-mismatch" // the Idempotency-Key was used for another request
 	CodeInternal            Code = "internal"
 )
 
@@ -61,6 +62,7 @@ var classes = map[Code]error{
 	CodeQEMUUnresponsive:    ErrUnavailable,
 	CodeOperationFailed:     ErrUnavailable,
 	CodeUnavailable:         ErrUnavailable,
+	CodeRepeated:            ErrState,
 }
 
 // A Fault is an error with what a client is told about it. Its class, one of

@@ -98,7 +98,15 @@ func (l *locks) release(h *holder) {
 
 // busy reports whether an operation or a settling holds the resource.
 func (l *locks) busy(resource string) bool {
+	return l.holderOf(resource) != ""
+}
+
+// holderOf says who holds the resource, in words; empty if nobody does.
+func (l *locks) holderOf(resource string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.held[resource] != nil
+	if h := l.held[resource]; h != nil {
+		return h.what
+	}
+	return ""
 }

@@ -16,6 +16,9 @@ type Options struct {
 	Base RootDisk
 	// Keep is how long operations that are over are remembered; 30 days if zero.
 	Keep time.Duration
+	// KeepEvents is how many events are remembered, and no longer than Keep;
+	// 100,000 if zero.
+	KeepEvents int
 }
 
 // Manager carries out the use cases: it is the only one who changes a VM or a
@@ -27,6 +30,7 @@ type Manager struct {
 	o       Options
 	log     *slog.Logger
 	locks   locks
+	feed    feed
 
 	mu      sync.Mutex
 	running map[string]*run // operations on their way, by id
@@ -38,6 +42,9 @@ type Manager struct {
 func NewManager(s Store, d Driver, n Network, o Options, log *slog.Logger) *Manager {
 	if o.Keep == 0 {
 		o.Keep = 30 * 24 * time.Hour
+	}
+	if o.KeepEvents == 0 {
+		o.KeepEvents = 100_000
 	}
 	return &Manager{store: s, driver: d, network: n, o: o, log: log, running: map[string]*run{}}
 }
@@ -58,40 +65,19 @@ func (m Match) check(resource string, now Version) error {
 		Hint: "read it again and repeat the request with its new ETag"}
 }
 
-// CreateTemplate records a new template.
-func (m *Manager) CreateTemplate(ctx context.Context, t Template) (Template, error) {
-	if !ValidTemplateName(t.Name) {
-		return Template{}, invalidField("/name", "must be 1 to 63 of a-z, 0-9, '-', '.' and '_', and begin and end with a letter or a digit")
-	}
-	if t.CPUCount < 1 || t.CPUCount > MaxCPUs {
-		return Template{}, invalidField("/cpu_count", "must be 1 to %d", MaxCPUs)
-	}
-	if t.RAMMiB < 1 || t.RAMMiB > MaxRAMMiB {
-		return Template{}, invalidField("/ram_amount", "must be 1 to %d MiB", MaxRAMMiB)
-	}
-	t.CreatedAt = now()
-	return m.store.CreateTemplate(ctx, t)
-}
-
-// DeleteTemplate forgets a template that no VM is made of.
-func (m *Manager) DeleteTemplate(ctx context.Context, name string, match Match) error {
-	t, err := m.store.Template(ctx, name)
-	if err != nil {
-		return err
-	}
-	if err := match.check("template "+name, Version{Seq: t.Seq}); err != nil {
-		return err
-	}
-	return m.store.DeleteTemplate(ctx, name)
-}
-
 // Busy reports whether an operation holds the resource right now.
 func (m *Manager) Busy(resource string) bool { return m.locks.busy(resource) }
 
 // Prune forgets the operations that have been over for longer than
-// [Options].Keep and returns how many.
+// [Options].Keep and the events that are older or too many, and returns how many.
 func (m *Manager) Prune(ctx context.Context) (int, error) {
-	return m.store.PruneOperations(ctx, now().Add(-m.o.Keep))
+	before := now().Add(-m.o.Keep)
+	operations, err := m.store.PruneOperations(ctx, before)
+	if err != nil {
+		return operations, err
+	}
+	events, err := m.store.PruneEvents(ctx, before, m.o.KeepEvents)
+	return operations + events, err
 }
 
 // Wait returns the operation once it is over. When ctx is done first it returns

@@ -23,6 +23,14 @@ type Kind string
 
 // The kinds of operations.
 const (
+	TemplateCreate  Kind = "template.create"
+	TemplateDelete  Kind = "template.delete"
+	VMEdit          Kind = "vm.update"
+	VMAdopt         Kind = "vm.adopt"
+	DiskAdopt       Kind = "disk.adopt"
+	OrphanTerminate Kind = "orphan.terminate"
+	OrphanDelete    Kind = "orphan.delete"
+
 	VMCreate   Kind = "vm.create"
 	VMDelete   Kind = "vm.delete"
 	VMStart    Kind = "vm.start"
@@ -55,6 +63,20 @@ type Operation struct {
 	StartedAt   time.Time // zero while pending
 	FinishedAt  time.Time // zero until it is over
 	Log         []LogLine
+
+	// Key is the Idempotency-Key of the request it was begun by, empty for
+	// none; with RequestedBy it is unique. Fingerprint tells whether another
+	// request under the same key is the same request.
+	Key         string
+	Fingerprint string
+}
+
+// A Reply is what a client was answered, kept for a repetition of its request.
+type Reply struct {
+	Status   int
+	Location string
+	ETag     string
+	Body     []byte
 }
 
 // A LogLine is one step an operation took.
@@ -70,6 +92,9 @@ type Problem struct {
 	Detail string `json:"detail"`
 	Hint   string `json:"hint,omitempty"`
 }
+
+// TemplateResource returns the resource name of a template.
+func TemplateResource(name string) string { return "templates/" + name }
 
 // VMResource and DiskResource name a resource as operations, locks and the
 // observer do.

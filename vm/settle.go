@@ -27,7 +27,7 @@ func (m *Manager) settled(ctx context.Context, id string) (VM, error) {
 	if err != nil {
 		return v, err
 	}
-	if err := m.store.Apply(ctx, c); err != nil {
+	if err := m.apply(ctx, c); err != nil {
 		return v, err
 	}
 	return m.store.VM(ctx, id)
@@ -47,8 +47,17 @@ func (m *Manager) vmTruth(ctx context.Context, id string) (Change, error) {
 	seen := m.driver.Observe(ctx, id)
 	verdict := Settle(v.State, v.Reason, seen)
 	detail := ""
-	if verdict.Reason == ReasonCrashed || verdict.Reason == ReasonStartFailed {
+	switch verdict.Reason {
+	case ReasonCrashed, ReasonStartFailed:
 		detail = seen.Log
+	case ReasonIOError, ReasonDiskFull:
+		detail = seen.Trouble
+	}
+	if RoomAgain(v, seen) {
+		if err := m.driver.Resume(ctx, id); err != nil {
+			return Change{}, fmt.Errorf("continue vm %s: %w", id, err)
+		}
+		verdict, detail = Verdict{State: Running, Reason: ReasonRequested}, ""
 	}
 	if verdict.End {
 		if err := m.driver.Shutdown(ctx, id, StopOptions{Force: true}, func(string, string) {}); err != nil {
@@ -68,6 +77,7 @@ func (m *Manager) vmTruth(ctx context.Context, id string) (Change, error) {
 	if verdict.State != v.State || verdict.Reason != v.Reason {
 		from := v.State
 		v.State, v.Reason, v.ReasonDetail = verdict.State, verdict.Reason, detail
+		planRestart(&v, now())
 		c.VM = &VMUpdate{From: from, VM: v}
 	}
 	return c, nil
@@ -155,23 +165,37 @@ func (m *Manager) diskFileTruth(ctx context.Context, d Disk, state DiskState) (C
 // more, and finishes what can be finished safely. It fails with a [Fault] of
 // code [CodeBusy] at once if an operation holds the resource: that will record.
 func (m *Manager) Settle(ctx context.Context, resource string) (Repair, error) {
-	kind, id, _ := strings.Cut(resource, "/")
+	on, err := m.diskHost(ctx, resource)
+	if err != nil {
+		return Repair{}, err
+	}
 	resources := []string{resource}
-	if kind == "disks" {
-		d, err := m.store.Disk(ctx, id)
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			return Repair{}, err
-		}
-		if d.VMID != "" {
-			resources = append(resources, VMResource(d.VMID))
-		}
+	if on != "" {
+		resources = append(resources, VMResource(on))
 	}
 	h := &holder{what: "settling of " + resource, released: make(chan struct{})}
 	if _, err := m.locks.acquire(ctx, h, claim{try: true}, resources...); err != nil {
 		return Repair{}, err
 	}
 	defer m.locks.release(h)
+	if now, err := m.diskHost(ctx, resource); err != nil || now != on {
+		return Repair{}, errors.Join(err, &Fault{Code: CodeBusy, Detail: resource + " was just attached or detached"})
+	}
 	return m.settle(ctx, resource)
+}
+
+// diskHost returns the id of the VM that a disk is recorded on; empty for none,
+// and for what is no disk.
+func (m *Manager) diskHost(ctx context.Context, resource string) (string, error) {
+	kind, id, _ := strings.Cut(resource, "/")
+	if kind != "disks" {
+		return "", nil
+	}
+	d, err := m.store.Disk(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		return "", nil
+	}
+	return d.VMID, err
 }
 
 // settle does what [Manager.Settle] says, under the lock.
@@ -198,7 +222,7 @@ func (m *Manager) settle(ctx context.Context, resource string) (Repair, error) {
 	}
 	changed := c.VM != nil || c.Disks != nil || c.DeleteDisk != ""
 	if changed {
-		if err := m.store.Apply(ctx, c); err != nil {
+		if err := m.apply(ctx, c); err != nil {
 			return Repair{}, err
 		}
 	}
@@ -242,6 +266,10 @@ func (m *Manager) diskState(ctx context.Context, id string) (string, error) {
 func (m *Manager) removeLeftovers(ctx context.Context, id string, open []Operation) error {
 	for _, op := range open {
 		switch op.Kind {
+		case OrphanDelete:
+			if err := m.finishOrphanDelete(ctx, op.Resource); err != nil {
+				return err
+			}
 		case VMCreate, VMDelete:
 			_, err := m.store.VM(ctx, id)
 			if errors.Is(err, ErrNotFound) {
@@ -274,29 +302,30 @@ func (m *Manager) endInterrupted(ctx context.Context, op Operation) error {
 	op.State, op.Progress = OpSucceeded, ptr(100)
 	if !reached {
 		op.State, op.Progress = OpFailed, nil
+		op.Key = "" // the same request, repeated, is to be carried out
 		op.Problem = &Problem{Code: CodeInterrupted, Detail: "the daemon ended in the middle of the operation", Hint: "repeat the request"}
 	}
 	op.Log = append(op.Log, LogLine{At: op.FinishedAt, Step: "settled", Message: "the daemon found the operation open and settled it"})
-	return m.store.Apply(ctx, Change{Operation: &op})
+	return m.apply(ctx, Change{Operation: &op, Events: []Event{operationEvent("operation.ended", op)}})
 }
 
 // reached reports whether what op was for is so now.
 func (m *Manager) reached(ctx context.Context, op Operation) (bool, error) {
 	_, id, _ := strings.Cut(op.Resource, "/")
 	switch op.Kind {
-	case VMCreate, VMDelete, VMStart, VMStop, VMPause, VMResume:
+	case VMCreate, VMAdopt, VMDelete, VMStart, VMStop, VMPause, VMResume:
 		v, err := m.store.VM(ctx, id)
 		if errors.Is(err, ErrNotFound) {
 			return op.Kind == VMDelete, nil
 		}
-		want := map[Kind]State{VMCreate: v.State, VMStart: Running, VMStop: Stopped, VMPause: Paused, VMResume: Running}[op.Kind]
+		want := map[Kind]State{VMCreate: v.State, VMAdopt: v.State, VMStart: Running, VMStop: Stopped, VMPause: Paused, VMResume: Running}[op.Kind]
 		return v.State == want, err
-	case DiskDelete, DiskAttach, DiskDetach:
+	case DiskDelete, DiskAdopt, DiskAttach, DiskDetach:
 		d, err := m.store.Disk(ctx, id)
 		if errors.Is(err, ErrNotFound) {
 			return op.Kind == DiskDelete, nil
 		}
-		want := map[Kind]DiskState{DiskAttach: DiskAttached, DiskDetach: DiskAvailable}[op.Kind]
+		want := map[Kind]DiskState{DiskAdopt: DiskAvailable, DiskAttach: DiskAttached, DiskDetach: DiskAvailable}[op.Kind]
 		return d.State == want, err
 	}
 	return false, nil // what is done in one go and leaves no trace to tell by

@@ -73,6 +73,26 @@ func TestWhatAKilledDaemonLeftIsSettled(t *testing.T) {
 	}
 }
 
+func TestARestartCutShortCanBeRepeated(t *testing.T) {
+	for _, recorded := range []vm.State{vm.Stopping, vm.Starting} {
+		t.Run(string(recorded), func(t *testing.T) {
+			w := newWorld(t)
+			w.create("a")
+			w.do("a", vm.OpStart)
+			v := w.wantVM("a", vm.Running, vm.ReasonRequested)
+			v.State = recorded
+			w.open(vm.VMRestart, "vms/a", vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: v}})
+			w.driver.Set("a", "gone")
+			must(t)(w.Recover(t.Context()))
+			w.do("a", vm.OpRestart)
+			w.wantVM("a", vm.Running, vm.ReasonRequested)
+			if n := w.driver.Processes(); n != 1 {
+				t.Errorf("%d processes", n)
+			}
+		})
+	}
+}
+
 func TestHalfMadeThingsAreRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.driver.AddVMFiles("half")

@@ -108,6 +108,13 @@ type Observation struct {
 	Status  RunStatus // what its monitor says; [StatusMute] if it did not answer in time
 	Plugged []string  // ids of the data disks QEMU has, nil when it was not asked or did not say
 	Log     string    // the last lines QEMU wrote to its stderr, only when there is no process
+	// Trouble says what is wrong with a paused guest's disks or memory, as far
+	// as QEMU says, with Status io-error: which file, how much room is left.
+	Trouble string
+	// NoSpace is set with Status io-error if a disk was full; FreeMiB is how
+	// much room its file system has now.
+	NoSpace bool
+	FreeMiB int64
 }
 
 // Alive reports whether a QEMU process of the VM exists.
@@ -158,8 +165,22 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 		}
 		return Verdict{State: Stopped, Reason: ReasonStartFailed, End: true}
 	default:
-		return Verdict{State: Paused, Reason: pausedReason(seen.Status)}
+		why := pausedReason(seen.Status)
+		if why == ReasonIOError && seen.NoSpace {
+			why = ReasonDiskFull
+		}
+		return Verdict{State: Paused, Reason: why}
 	}
+}
+
+// ResumeFreeMiB is how much room a file system must have again before a guest
+// that found it full goes on.
+const ResumeFreeMiB = 32
+
+// RoomAgain reports whether a guest that was paused because a disk was full can
+// go on by itself.
+func RoomAgain(v VM, seen Observation) bool {
+	return v.Desired == DesiredRunning && v.State == Paused && seen.NoSpace && seen.FreeMiB >= ResumeFreeMiB
 }
 
 func settleGone(recorded State, why Reason) Verdict {

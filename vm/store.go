@@ -20,23 +20,34 @@ type Reader interface {
 	// Operation returns one operation, or a [Fault] of class [ErrNotFound].
 	Operation(ctx context.Context, id string) (Operation, error)
 	Operations(ctx context.Context, f OperationFilter, p Page) ([]Operation, error)
+	// OperationByKey returns the operation that requestedBy began under an
+	// Idempotency-Key, and the reply that was kept of it, nil if none was yet;
+	// or a [Fault] of class [ErrNotFound].
+	OperationByKey(ctx context.Context, requestedBy, key string) (Operation, *Reply, error)
+	// Events returns the events after p.After, at most p.Limit.
+	Events(ctx context.Context, f EventFilter, p Page) ([]Event, error)
+	// LastEvent returns the number of the newest event there ever was, 0 for none.
+	LastEvent(ctx context.Context) (int64, error)
 }
 
 // Store is the recorded state, durable: what a method that writes has returned
 // without an error survives a power cut.
 type Store interface {
 	Reader
-	// CreateTemplate records t and returns it with what the store sets. It
-	// fails with a [Fault] of code [CodeExists].
-	CreateTemplate(ctx context.Context, t Template) (Template, error)
-	// DeleteTemplate fails with a [Fault] of class [ErrNotFound], or of code
-	// [CodeInUse] ("in use by N VM(s)") while VMs are made of it.
-	DeleteTemplate(ctx context.Context, name string) error
 	// Apply records everything in c in one transaction, or nothing.
 	Apply(ctx context.Context, c Change) error
 	// PruneOperations forgets the operations that were over before a time and
 	// returns how many.
 	PruneOperations(ctx context.Context, before time.Time) (int, error)
+	// PruneEvents forgets the events from before a time, and the oldest beyond
+	// the newest keep ones, and returns how many.
+	PruneEvents(ctx context.Context, before time.Time, keep int) (int, error)
+	// KeepReply keeps what was answered to the request that began an operation.
+	KeepReply(ctx context.Context, operationID string, r Reply) error
+	// Note and SetNote read and write a small fact the daemon keeps about
+	// itself, such as the host's boot it last saw; "" if it was never written.
+	Note(ctx context.Context, name string) (string, error)
+	SetNote(ctx context.Context, name, value string) error
 }
 
 // A Page is a part of a list: at most Limit entries (0: all of them) after the
@@ -50,6 +61,9 @@ type Page struct {
 type VMFilter struct {
 	State    State
 	Template string
+	// Label and LabelValue select the VMs with that label, if Label is not
+	// empty.
+	Label, LabelValue string
 }
 
 // A DiskFilter selects data disks; its zero value selects all.
@@ -66,17 +80,34 @@ type OperationFilter struct {
 	Open     bool // only those that are not over
 }
 
+// An EventFilter selects events; its zero value selects all.
+type EventFilter struct {
+	Type     string // a whole type such as "vm.state", or a prefix up to a dot such as "vm."
+	Resource string
+}
+
 // A Change is what one transaction records. State is written compare-and-set:
 // if a row is no longer in the state it is said to come from, nothing at all is
 // written and Apply fails with a [Fault] of class [ErrBusy]. Apply sets
 // UpdatedAt and raises Revision of every row it updates.
+//
+// An operation whose requester and key are those of another one is not
+// inserted: Apply fails with a [Fault] of code [CodeRepeated].
 type Change struct {
 	Operation *Operation // inserted if its id is new, else replaced
-	NewVM     *VM        // fails with [CodeExists], or with [ErrNotFound] if its template is gone
-	VM        *VMUpdate
-	DeleteVM  string // id; empty for none
-	NewDisk   *Disk  // fails with [CodeExists]
-	Disks     []DiskUpdate
+	Events    []Event    // appended; Seq is set by the store
+	// NewTemplate fails with [CodeExists]. DeleteTemplate is the name of a
+	// template to forget, empty for none; it fails with a [Fault] of class
+	// [ErrNotFound], or of code [CodeInUse] ("in use by N VM(s)") while VMs are
+	// made of it.
+	NewTemplate    *Template
+	DeleteTemplate string
+
+	NewVM    *VM // fails with [CodeExists], or with [ErrNotFound] if its template is gone
+	VM       *VMUpdate
+	DeleteVM string // id; empty for none
+	NewDisk  *Disk  // fails with [CodeExists]
+	Disks    []DiskUpdate
 	// DeleteDisk is the id of a disk to forget, empty for none.
 	DeleteDisk string
 }

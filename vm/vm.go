@@ -52,6 +52,21 @@ type VM struct {
 	UpdatedAt    time.Time
 	StartedAt    time.Time // of the present or the last run; zero before the first start
 	Revision     int64     // goes up with every change; set by the store
+
+	Description string
+	Labels      map[string]string // nil for none
+	Restart     RestartPolicy
+	Restarts    int       // automatic restarts in a row, see [RestartPolicy]
+	RestartAt   time.Time // when the next automatic restart is due, zero for none
+	Autostart   Autostart
+}
+
+// An Autostart says whether a VM that was last asked to run is started when the
+// host has booted, and when.
+type Autostart struct {
+	Enabled bool
+	Order   int           // lower ones first; VMs of one order in the order of their creation
+	Delay   time.Duration // to wait after it before the next one is started; whole seconds
 }
 
 // A RootDisk is the disk a VM boots from. It belongs to the VM alone: made and

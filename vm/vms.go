@@ -27,6 +27,7 @@ type NewVM struct {
 	ID          string // empty: one is made up
 	Template    string
 	RootSizeMiB int64 // 0: the size of the base image, or [DefaultMiB] without one
+	VMEdits     VMEdits
 }
 
 // CreateVM makes a stopped VM with its root disk and returns it. Nothing of it
@@ -42,7 +43,10 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 	if err != nil {
 		return VM{}, err
 	}
-	v := VM{ID: n.ID, UUID: uuid.NewString(), State: Stopped, Reason: ReasonCreated, Desired: DesiredStopped, Root: root}
+	v := VM{ID: n.ID, UUID: uuid.NewString(), State: Stopped, Reason: ReasonCreated, Desired: DesiredStopped, Root: root, Restart: RestartNever}
+	if err := n.VMEdits.apply(&v); err != nil {
+		return VM{}, err
+	}
 	made := false
 	r, err := m.begin(ctx, change{
 		kind: VMCreate, resources: []string{VMResource(n.ID)}, timeout: createTimeout,
@@ -64,6 +68,11 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 		truth: func(ctx context.Context) (Change, error) {
 			if !made { // then the driver has undone its own
 				return Change{}, nil
+			}
+			// The row may be there although recording it has failed: a commit
+			// can be done and its answer lost.
+			if recorded, err := m.recorded(ctx, VMResource(v.ID)); recorded || err != nil {
+				return Change{}, err
 			}
 			return Change{}, m.driver.DeleteVM(ctx, v.ID)
 		},
@@ -124,7 +133,11 @@ func (m *Manager) checkNew(ctx context.Context, id string) error {
 // reset, and returns the VM as it is recorded meanwhile. Use [Manager.Wait] to
 // learn how it ends. The options are for stop and restart.
 func (m *Manager) Do(ctx context.Context, id string, op Op, o StopOptions) (VM, Operation, error) {
-	a := &action{m: m, id: id, op: op, stop: o}
+	return m.do(ctx, &action{m: m, id: id, op: op, stop: o})
+}
+
+func (m *Manager) do(ctx context.Context, a *action) (VM, Operation, error) {
+	id, op, o := a.id, a.op, a.stop
 	timeout, act := pauseTimeout, a.guest
 	switch op {
 	case OpStart:
@@ -156,8 +169,9 @@ type action struct {
 	id   string
 	op   Op
 	stop StopOptions
-	told VM // as recorded meanwhile, for the caller
-	v    VM // as it is to be recorded
+	auto bool // a restart by policy
+	told VM   // as recorded meanwhile, for the caller
+	v    VM   // as it is to be recorded
 	to   State
 }
 
@@ -166,10 +180,16 @@ func (a *action) intent(ctx context.Context, r *run) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
+	if a.auto && (!wantsRestart(v) || v.RestartAt.IsZero() || v.RestartAt.After(now())) {
+		return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("no restart of VM %s is due", v.ID)}
+	}
 	from := v.State
 	via, to, ok := from.Begin(a.op)
 	if r.preempted && from == Stopped { // what it cancelled was a start: the stop has done its work
 		via, to, ok = Stopped, Stopped, true
+	}
+	if a.op == OpRestart && !ok && v.Desired == DesiredRunning { // a restart cut short can be repeated
+		via, to, ok = Stopping, Running, true
 	}
 	if !ok {
 		return Change{}, refusal(v, a.op)
@@ -184,15 +204,28 @@ func (a *action) intent(ctx context.Context, r *run) (Change, error) {
 	if via != from {
 		v.Reason, v.ReasonDetail = ReasonRequested, ""
 	}
+	a.wish(&v)
+	a.v, a.told = v, v
+	a.told.Revision++ // as the store will
+	return Change{VM: &VMUpdate{From: from, VM: v}}, nil
+}
+
+// wish records what the operation says about the VM's future.
+func (a *action) wish(v *VM) {
+	if a.auto {
+		v.Restarts++
+		v.RestartAt = time.Time{}
+		return
+	}
 	switch a.op {
 	case OpStart, OpRestart:
 		v.Desired = DesiredRunning
 	case OpStop:
 		v.Desired = DesiredStopped
+	default:
+		return
 	}
-	a.v, a.told = v, v
-	a.told.Revision++ // as the store will
-	return Change{VM: &VMUpdate{From: from, VM: v}}, nil
+	v.Restarts, v.RestartAt = 0, time.Time{}
 }
 
 // admit completes v with what it will run on and makes sure that it can.
@@ -276,9 +309,10 @@ func (a *action) restart(ctx context.Context, r *run) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	if err := a.m.store.Apply(ctx, between); err != nil {
+	if err := a.m.apply(ctx, between); err != nil {
 		return Change{}, err
 	}
+	FailPoint("vm.restart.between")
 	if err := a.m.admit(ctx, &a.v); err != nil {
 		return Change{}, err
 	}
@@ -363,9 +397,10 @@ func (m *Manager) removeVM(ctx context.Context, id string, r *run) error {
 	r.mu.Unlock()
 	op := r.snapshot()
 	gone.Operation = &op
-	if err := m.store.Apply(ctx, gone); err != nil {
+	if err := m.apply(ctx, gone); err != nil {
 		return err
 	}
+	FailPoint("vm.delete.row-gone")
 	return m.driver.DeleteVM(ctx, id)
 }
 

@@ -30,6 +30,27 @@ const (
 	DiskStateError     DiskState = "error"
 )
 
+// Defines values for EventType.
+const (
+	EventTypeDaemonStarted    EventType = "daemon.started"
+	EventTypeDaemonStopping   EventType = "daemon.stopping"
+	EventTypeDiskCreated      EventType = "disk.created"
+	EventTypeDiskDeleted      EventType = "disk.deleted"
+	EventTypeDiskState        EventType = "disk.state"
+	EventTypeDiskUpdated      EventType = "disk.updated"
+	EventTypeObserverIssue    EventType = "observer.issue"
+	EventTypeObserverRepaired EventType = "observer.repaired"
+	EventTypeOperationEnded   EventType = "operation.ended"
+	EventTypeOperationStarted EventType = "operation.started"
+	EventTypeOperationStep    EventType = "operation.step"
+	EventTypeTemplateCreated  EventType = "template.created"
+	EventTypeTemplateDeleted  EventType = "template.deleted"
+	EventTypeVmCreated        EventType = "vm.created"
+	EventTypeVmDeleted        EventType = "vm.deleted"
+	EventTypeVmState          EventType = "vm.state"
+	EventTypeVmUpdated        EventType = "vm.updated"
+)
+
 // Defines values for HealthService.
 const (
 	HealthServiceVmand HealthService = "vmand"
@@ -43,11 +64,21 @@ const (
 
 // Defines values for IssueType.
 const (
+	IssueTypeDiskSizeMismatch      IssueType = "disk_size_mismatch"
 	IssueTypeDiskStateInconsistent IssueType = "disk_state_inconsistent"
 	IssueTypeMissingDisk           IssueType = "missing_disk"
 	IssueTypeOrphanDisk            IssueType = "orphan_disk"
 	IssueTypeOrphanProcess         IssueType = "orphan_process"
+	IssueTypeQmpUnreachable        IssueType = "qmp_unreachable"
+	IssueTypeRuntimeDrift          IssueType = "runtime_drift"
+	IssueTypeStorageLow            IssueType = "storage_low"
 	IssueTypeVmStateMismatch       IssueType = "vm_state_mismatch"
+)
+
+// Defines values for ObserverStatusRepairMode.
+const (
+	ObserverStatusRepairModeAuto   ObserverStatusRepairMode = "auto"
+	ObserverStatusRepairModeReport ObserverStatusRepairMode = "report"
 )
 
 // Defines values for ObserverStatusStatus.
@@ -59,19 +90,26 @@ const (
 
 // Defines values for OperationKind.
 const (
-	OperationKindDiskAttach OperationKind = "disk.attach"
-	OperationKindDiskCreate OperationKind = "disk.create"
-	OperationKindDiskDelete OperationKind = "disk.delete"
-	OperationKindDiskDetach OperationKind = "disk.detach"
-	OperationKindDiskResize OperationKind = "disk.resize"
-	OperationKindVmCreate   OperationKind = "vm.create"
-	OperationKindVmDelete   OperationKind = "vm.delete"
-	OperationKindVmPause    OperationKind = "vm.pause"
-	OperationKindVmReset    OperationKind = "vm.reset"
-	OperationKindVmRestart  OperationKind = "vm.restart"
-	OperationKindVmResume   OperationKind = "vm.resume"
-	OperationKindVmStart    OperationKind = "vm.start"
-	OperationKindVmStop     OperationKind = "vm.stop"
+	OperationKindDiskAdopt       OperationKind = "disk.adopt"
+	OperationKindDiskAttach      OperationKind = "disk.attach"
+	OperationKindDiskCreate      OperationKind = "disk.create"
+	OperationKindDiskDelete      OperationKind = "disk.delete"
+	OperationKindDiskDetach      OperationKind = "disk.detach"
+	OperationKindDiskResize      OperationKind = "disk.resize"
+	OperationKindOrphanDelete    OperationKind = "orphan.delete"
+	OperationKindOrphanTerminate OperationKind = "orphan.terminate"
+	OperationKindTemplateCreate  OperationKind = "template.create"
+	OperationKindTemplateDelete  OperationKind = "template.delete"
+	OperationKindVmAdopt         OperationKind = "vm.adopt"
+	OperationKindVmCreate        OperationKind = "vm.create"
+	OperationKindVmDelete        OperationKind = "vm.delete"
+	OperationKindVmPause         OperationKind = "vm.pause"
+	OperationKindVmReset         OperationKind = "vm.reset"
+	OperationKindVmRestart       OperationKind = "vm.restart"
+	OperationKindVmResume        OperationKind = "vm.resume"
+	OperationKindVmStart         OperationKind = "vm.start"
+	OperationKindVmStop          OperationKind = "vm.stop"
+	OperationKindVmUpdate        OperationKind = "vm.update"
 )
 
 // Defines values for OperationState.
@@ -89,6 +127,7 @@ const (
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
 	ProblemCodeForbidden            ProblemCode = "forbidden"
+	ProblemCodeIdempotencyMismatch  ProblemCode = "idempotency-mismatch"
 	ProblemCodeInUse                ProblemCode = "in-use"
 	ProblemCodeInsufficientMemory   ProblemCode = "insufficient-memory"
 	ProblemCodeInsufficientStorage  ProblemCode = "insufficient-storage"
@@ -110,6 +149,26 @@ const (
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
+)
+
+// Defines values for RecordedMessageDir.
+const (
+	RecordedMessageDirCommand RecordedMessageDir = "command"
+	RecordedMessageDirEvent   RecordedMessageDir = "event"
+	RecordedMessageDirReply   RecordedMessageDir = "reply"
+)
+
+// Defines values for RestartPolicy.
+const (
+	RestartPolicyAlways    RestartPolicy = "always"
+	RestartPolicyNever     RestartPolicy = "never"
+	RestartPolicyOnFailure RestartPolicy = "on-failure"
+)
+
+// Defines values for UpdateVMDesiredState.
+const (
+	UpdateVMDesiredStateRunning UpdateVMDesiredState = "running"
+	UpdateVMDesiredStateStopped UpdateVMDesiredState = "stopped"
 )
 
 // Defines values for VMAccel.
@@ -151,6 +210,18 @@ const (
 	VMStateStopping VMState = "stopping"
 )
 
+// Defines values for WhyRecordedDesiredState.
+const (
+	WhyRecordedDesiredStateRunning WhyRecordedDesiredState = "running"
+	WhyRecordedDesiredStateStopped WhyRecordedDesiredState = "stopped"
+)
+
+// AdoptOrphan How to adopt an orphan.
+type AdoptOrphan struct {
+	// TemplateName The template the VM is to be of. Needed for a VM; a disk has none.
+	TemplateName *string `json:"template_name,omitempty"`
+}
+
 // AttachDisk The VM to attach a data disk to.
 type AttachDisk struct {
 	// MountPoint The slot of the disk in the guest. When it is not given: the one the disk was created with, else the next
@@ -160,6 +231,15 @@ type AttachDisk struct {
 	// VmId The id of the VM.
 	VMID string `json:"vm_id"`
 }
+
+// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+type Autostart = bool
+
+// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+type AutostartDelay = int
+
+// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+type AutostartOrder = int
 
 // CPUCount The number of vCPUs.
 type CPUCount = int
@@ -188,10 +268,34 @@ type CreateTemplate struct {
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
-// CreateVM A VM to create.
+// CreateVM A VM to create. Without a word about it, it is neither restarted nor started by itself.
 type CreateVM struct {
+	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+	Autostart *Autostart `json:"autostart,omitempty"`
+
+	// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+	AutostartDelay *AutostartDelay `json:"autostart_delay,omitempty"`
+
+	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
+
+	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	Description *Description `json:"description,omitempty"`
+
+	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels *Labels `json:"labels,omitempty"`
+
 	// Name The VM's id and the hostname of its guest. One is made up when it is not given.
 	Name *string `json:"name,omitempty"`
+
+	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
+	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+	//
+	// - `never`: it is not.
+	// - `on-failure`: when it crashed, could not be started, or its guest panicked.
+	// - `always`: also when its guest powered itself off.
+	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
 
 	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. When it is not given: the size of the daemon's
 	// `default_boot_disk` or 10 GiB, whichever is larger. It must not be smaller than `default_boot_disk`.
@@ -200,6 +304,9 @@ type CreateVM struct {
 	// TemplateName The name of a template, in lower case, with `-`, `.` and `_` allowed inside.
 	TemplateName TemplateName `json:"template_name"`
 }
+
+// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+type Description = string
 
 // Disk A data disk.
 type Disk struct {
@@ -256,6 +363,50 @@ type DiskState string
 
 // EmptyRequest A request that has nothing to say.
 type EmptyRequest = map[string]interface{}
+
+// Event Something that has happened.
+type Event struct {
+	// At When it happened, in UTC.
+	At time.Time `json:"at"`
+
+	// Data What there is to tell of an event. Which properties it has depends on the type; more may come.
+	Data EventData `json:"data"`
+
+	// Resource What it happened to: the path of a VM, a disk, a template or an operation without the leading slash, or
+	// `observer` or `daemon`.
+	Resource string `json:"resource"`
+
+	// Seq The number of an event. It only ever grows.
+	Seq EventNumber `json:"seq"`
+
+	// Type What has happened.
+	//
+	// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of what the user says of it.
+	// - `vm.state`: a VM is in another state, or in the same one for another reason.
+	// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
+	// - `template.created`, `template.deleted`: a template.
+	// - `operation.started`, `operation.step`, `operation.ended`: an operation.
+	// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
+	// - `daemon.started`, `daemon.stopping`: the daemon itself.
+	Type EventType `json:"type"`
+}
+
+// EventData What there is to tell of an event. Which properties it has depends on the type; more may come.
+type EventData map[string]interface{}
+
+// EventNumber The number of an event. It only ever grows.
+type EventNumber = int64
+
+// EventType What has happened.
+//
+// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of what the user says of it.
+// - `vm.state`: a VM is in another state, or in the same one for another reason.
+// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
+// - `template.created`, `template.deleted`: a template.
+// - `operation.started`, `operation.step`, `operation.ended`: an operation.
+// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
+// - `daemon.started`, `daemon.stopping`: the daemon itself.
+type EventType string
 
 // FieldError What is wrong with one field of a request.
 type FieldError struct {
@@ -335,12 +486,19 @@ type Issue struct {
 	// - `missing_disk`: the file of a recorded disk is not there.
 	// - `orphan_disk`: a disk file that belongs to nothing recorded.
 	// - `disk_state_inconsistent`: a disk is attached, or not, other than recorded.
+	// - `disk_size_mismatch`: the file of a disk has another size than recorded.
+	// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
+	// - `runtime_drift`: QEMU has other disks plugged than recorded.
+	// - `storage_low`: the file system of the disks is nearly full.
 	IssueType IssueType `json:"issue_type"`
 
 	// Repair What was done about it. Null when it was only reported.
 	Repair *string `json:"repair"`
 
-	// ResourceId The id of the VM or the disk; of an orphan, the id its process or its file names.
+	// RepairedAt When it was repaired, in UTC. Null when it was not.
+	RepairedAt *time.Time `json:"repaired_at"`
+
+	// ResourceId The id of the VM or the disk; of an orphan, the id its process or its file names; of storage, the path.
 	ResourceID string `json:"resource_id"`
 }
 
@@ -351,7 +509,15 @@ type Issue struct {
 // - `missing_disk`: the file of a recorded disk is not there.
 // - `orphan_disk`: a disk file that belongs to nothing recorded.
 // - `disk_state_inconsistent`: a disk is attached, or not, other than recorded.
+// - `disk_size_mismatch`: the file of a disk has another size than recorded.
+// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
+// - `runtime_drift`: QEMU has other disks plugged than recorded.
+// - `storage_low`: the file system of the disks is nearly full.
 type IssueType string
+
+// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+type Labels map[string]string
 
 // MountPoint The slot of the disk in the guest. The letter fixes the place on the virtual SCSI bus for as long as the disk is
 // on this VM: `b` is LUN 1, `z` is LUN 25. `a` is left to the root disk. The kernel of the guest may use another
@@ -375,9 +541,15 @@ type ObserverStatus struct {
 	// LastRunAt When the last pass ended, in UTC. Null before the first has.
 	LastRunAt *time.Time `json:"last_run_at"`
 
+	// RepairMode What the observer does about an issue that is safe to repair: `auto` repairs it, `report` only reports it.
+	RepairMode ObserverStatusRepairMode `json:"repair_mode"`
+
 	// Status `starting` before the first pass has ended, `degraded` when the last one failed or is overdue, else `ok`.
 	Status ObserverStatusStatus `json:"status"`
 }
+
+// ObserverStatusRepairMode What the observer does about an issue that is safe to repair: `auto` repairs it, `report` only reports it.
+type ObserverStatusRepairMode string
 
 // ObserverStatusStatus `starting` before the first pass has ended, `degraded` when the last one failed or is overdue, else `ok`.
 type ObserverStatusStatus string
@@ -385,7 +557,7 @@ type ObserverStatusStatus string
 // OpenAPIDocument An OpenAPI 3.0.3 document. Its shape is not this document's to define.
 type OpenAPIDocument map[string]interface{}
 
-// Operation The record of one change of a VM or a disk.
+// Operation The record of one change of a VM, a disk or a template.
 type Operation struct {
 	// CreatedAt When the operation was asked for, in UTC.
 	CreatedAt time.Time `json:"created_at"`
@@ -411,7 +583,7 @@ type Operation struct {
 	// RequestedBy Who asked for it, such as a token's name, a user of the unix socket, or the observer.
 	RequestedBy string `json:"requested_by"`
 
-	// Resource The path of a VM or a disk, without the leading slash.
+	// Resource The path of a VM, a disk or a template, without the leading slash.
 	Resource ResourcePath `json:"resource"`
 
 	// StartedAt When the work began, in UTC. Null while it is pending.
@@ -445,6 +617,12 @@ type OperationProblem = Problem
 // OperationState Where an operation is in its life. `succeeded`, `failed` and `cancelled` are final.
 type OperationState string
 
+// OrphanId The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
+type OrphanId = string
+
+// OrphanVMId The id of a VM that is on the host and not recorded, with its kind before a colon.
+type OrphanVMId = string
+
 // Problem An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type Problem struct {
@@ -468,6 +646,7 @@ type Problem struct {
 	// - `precondition-failed` (412): the resource is another than the one `If-Match` names.
 	// - `payload-too-large` (413): the body has more than 1 MiB.
 	// - `unsupported-media-type` (415): the body is not `application/json`.
+	// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 	// - `insufficient-memory` (503): the host has not enough free memory.
 	// - `insufficient-storage` (507): the host has not enough free disk space.
 	// - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
@@ -525,6 +704,7 @@ type Problem struct {
 // - `precondition-failed` (412): the resource is another than the one `If-Match` names.
 // - `payload-too-large` (413): the body has more than 1 MiB.
 // - `unsupported-media-type` (415): the body is not `application/json`.
+// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 // - `insufficient-memory` (503): the host has not enough free memory.
 // - `insufficient-storage` (507): the host has not enough free disk space.
 // - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
@@ -537,12 +717,65 @@ type ProblemCode string
 // RAMAmount Memory in MiB. Every guest has its own minimum; below 64 MiB hardly any boots.
 type RAMAmount = int
 
+// RecordedMessage One line on a VM's monitor.
+type RecordedMessage struct {
+	// At When it was said, in UTC.
+	At time.Time `json:"at"`
+
+	// Dir Who said what. A command is the daemon's; the others are QEMU's.
+	Dir RecordedMessageDir `json:"dir"`
+
+	// Text The JSON as it was, cut off after 2 KiB.
+	Text string `json:"text"`
+}
+
+// RecordedMessageDir Who said what. A command is the daemon's; the others are QEMU's.
+type RecordedMessageDir string
+
+// Recorder What the black-box recorder of a VM has.
+type Recorder struct {
+	// Crashes The last crashes, newest first.
+	Crashes []Recording `json:"crashes"`
+
+	// Now What was last said by and to a QEMU.
+	Now Recording `json:"now"`
+}
+
+// Recording What was last said by and to a QEMU.
+type Recording struct {
+	// At When it crashed or, for one that runs, when the last message was, in UTC. Null when there is nothing.
+	At *time.Time `json:"at"`
+
+	// Exit How the process ended. Null while it runs and when that is not known.
+	Exit *string `json:"exit"`
+
+	// Messages What was said on the monitor, oldest first.
+	Messages []RecordedMessage `json:"messages"`
+
+	// Pid The process id. Null when there is nothing.
+	Pid *int `json:"pid"`
+
+	// Serial The end of what the guest wrote to its serial console.
+	Serial string `json:"serial"`
+
+	// Stderr The end of what QEMU wrote.
+	Stderr string `json:"stderr"`
+}
+
 // ResourceId The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the hostname of
 // its guest.
 type ResourceId = string
 
-// ResourcePath The path of a VM or a disk, without the leading slash.
+// ResourcePath The path of a VM, a disk or a template, without the leading slash.
 type ResourcePath = string
+
+// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
+// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+//
+// - `never`: it is not.
+// - `on-failure`: when it crashed, could not be started, or its guest panicked.
+// - `always`: also when its guest powered itself off.
+type RestartPolicy string
 
 // RestartRequest How to restart a VM.
 type RestartRequest struct {
@@ -587,14 +820,59 @@ type UpdateDisk struct {
 	Size DiskSize `json:"size"`
 }
 
+// UpdateVM What to change of a VM. What is left out stays as it is.
+type UpdateVM struct {
+	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+	Autostart *Autostart `json:"autostart,omitempty"`
+
+	// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+	AutostartDelay *AutostartDelay `json:"autostart_delay,omitempty"`
+
+	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
+
+	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	Description *Description `json:"description,omitempty"`
+
+	// DesiredState Whether automatic restarts and the start with the host are wanted.
+	DesiredState *UpdateVMDesiredState `json:"desired_state,omitempty"`
+
+	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels *Labels `json:"labels,omitempty"`
+
+	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
+	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+	//
+	// - `never`: it is not.
+	// - `on-failure`: when it crashed, could not be started, or its guest panicked.
+	// - `always`: also when its guest powered itself off.
+	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
+}
+
+// UpdateVMDesiredState Whether automatic restarts and the start with the host are wanted.
+type UpdateVMDesiredState string
+
 // VM A virtual machine.
 type VM struct {
 	// Accel What executes the guest's instructions now, or did in the last run: the processor (`kvm`) or an emulation of
 	// it (`tcg`, some ten times slower). Null before the first start.
 	Accel *VMAccel `json:"accel"`
 
+	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+	Autostart Autostart `json:"autostart"`
+
+	// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+	AutostartDelay AutostartDelay `json:"autostart_delay"`
+
+	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+	AutostartOrder AutostartOrder `json:"autostart_order"`
+
 	// CreatedAt When the VM was created, in UTC.
 	CreatedAt time.Time `json:"created_at"`
+
+	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	Description Description `json:"description"`
 
 	// DesiredState What was last asked of the VM. Restart policy and recovery follow it.
 	DesiredState VMDesiredState `json:"desired_state"`
@@ -602,11 +880,29 @@ type VM struct {
 	// Id The name the VM was created with, or the one made up for it. It never changes.
 	ID string `json:"id"`
 
+	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels Labels `json:"labels"`
+
 	// LocalIp The guest's address, IPv4 or IPv6. Null when there is none that the host could reach, or none yet.
 	LocalIP *string `json:"local_ip"`
 
 	// MachineType The versioned QEMU machine type, chosen at the first start and kept for the VM's life.
 	MachineType *string `json:"machine_type"`
+
+	// NextRestartAt When the policy restarts the VM next, in UTC. Null when it does not.
+	NextRestartAt *time.Time `json:"next_restart_at"`
+
+	// RestartCount How often the VM was restarted by its policy in a row. Starting or stopping it begins anew.
+	RestartCount int `json:"restart_count"`
+
+	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
+	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+	//
+	// - `never`: it is not.
+	// - `on-failure`: when it crashed, could not be started, or its guest panicked.
+	// - `always`: also when its guest powered itself off.
+	RestartPolicy RestartPolicy `json:"restart_policy"`
 
 	// RootDiskSize The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
 	// MiB: 0.5 is 512 MiB.
@@ -701,12 +997,113 @@ type VMTemplate struct {
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
+// Why A VM from every side.
+type Why struct {
+	// Busy What changes the VM at this moment, in words. Null when nothing does.
+	Busy *string `json:"busy"`
+
+	// Disks The data disks of the VM.
+	Disks []Disk `json:"disks"`
+
+	// Events The last twenty events about the VM, oldest first.
+	Events []Event `json:"events"`
+
+	// Operations The last ten operations on the VM, oldest first; one that is pending or running is among them.
+	Operations []Operation `json:"operations"`
+
+	// Process The QEMU process of a VM.
+	Process WhyProcess `json:"process"`
+
+	// Qmp What the monitor of a VM's QEMU says.
+	WhyQMP WhyQMP `json:"qmp"`
+
+	// Recorded What is recorded of a VM.
+	Recorded WhyRecorded `json:"recorded"`
+
+	// Recorder What the black-box recorder of a VM has.
+	Recorder Recorder `json:"recorder"`
+
+	// Verdict What is true, given what is recorded and what the host shows.
+	Verdict WhyVerdict `json:"verdict"`
+
+	// Words The present state explained, a sentence each.
+	Words []string `json:"words"`
+}
+
+// WhyProcess The QEMU process of a VM.
+type WhyProcess struct {
+	// Alive Whether there is one.
+	Alive bool `json:"alive"`
+
+	// Pid Its process id. Null when there is none.
+	Pid *int `json:"pid"`
+}
+
+// WhyQMP What the monitor of a VM's QEMU says.
+type WhyQMP struct {
+	// Plugged The ids of the data disks that QEMU has. Null when it was not asked or did not say.
+	Plugged *[]string `json:"plugged"`
+
+	// Status QEMU's own word for what the guest does. Null when there is no process or it does not answer.
+	Status *string `json:"status"`
+
+	// Trouble What is wrong with the guest's disks or memory. Null when nothing is known to be.
+	Trouble *string `json:"trouble"`
+}
+
+// WhyRecorded What is recorded of a VM.
+type WhyRecorded struct {
+	// DesiredState What was last asked of the VM.
+	DesiredState WhyRecordedDesiredState `json:"desired_state"`
+
+	// Detail More about the reason, for a person.
+	Detail *string `json:"detail"`
+
+	// Reason Why the VM is in its state, as its `state_reason` says.
+	Reason *string `json:"reason"`
+
+	// State Where a VM is in its life. `starting` and `stopping` mean that an operation is under way.
+	//
+	// - `stopped`: there is no process.
+	// - `starting`: it was asked to start.
+	// - `running`: the guest runs.
+	// - `paused`: the process is there, the vCPUs are halted; `state_reason` says why.
+	// - `stopping`: it was asked to stop.
+	// - `error`: it ended without being asked to, or nothing can be known of it; `state_reason` says why.
+	State VMState `json:"state"`
+}
+
+// WhyRecordedDesiredState What was last asked of the VM.
+type WhyRecordedDesiredState string
+
+// WhyVerdict What is true, given what is recorded and what the host shows.
+type WhyVerdict struct {
+	// Agrees Whether the records say so too, or an operation is about to make them.
+	Agrees bool `json:"agrees"`
+
+	// Reason Why, in the words of `state_reason`.
+	Reason *string `json:"reason"`
+
+	// State Where a VM is in its life. `starting` and `stopping` mean that an operation is under way.
+	//
+	// - `stopped`: there is no process.
+	// - `starting`: it was asked to start.
+	// - `running`: the guest runs.
+	// - `paused`: the process is there, the vCPUs are halted; `state_reason` says why.
+	// - `stopping`: it was asked to stop.
+	// - `error`: it ended without being asked to, or nothing can be known of it; `state_reason` says why.
+	State VMState `json:"state"`
+}
+
 // Cursor defines model for Cursor.
 type Cursor = string
 
 // ID The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the hostname of
 // its guest.
 type ID = ResourceId
+
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
 
 // IfMatch defines model for IfMatch.
 type IfMatch = string
@@ -716,6 +1113,12 @@ type IfNoneMatch = string
 
 // Limit defines model for Limit.
 type Limit = int
+
+// OrphanID The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
+type OrphanID = OrphanId
+
+// OrphanVMID The id of a VM that is on the host and not recorded, with its kind before a colon.
+type OrphanVMID = OrphanVMId
 
 // Prefer defines model for Prefer.
 type Prefer = string
@@ -738,6 +1141,10 @@ type Conflict = Problem
 // Forbidden An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type Forbidden = Problem
+
+// IdempotencyMismatch An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type IdempotencyMismatch = Problem
 
 // InUse An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
@@ -828,6 +1235,25 @@ type DetachDiskParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// ListEventsParams defines parameters for ListEvents.
+type ListEventsParams struct {
+	// Since Only the events after the one with this number.
+	Since *EventNumber `form:"since,omitempty" json:"since,omitempty"`
+
+	// Limit The most events to return; 100 when it is not given.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Type Only the events of this type, or of the types that begin with this word and a dot, such as `vm.`.
+	Type *string `form:"type,omitempty" json:"type,omitempty"`
+
+	// Resource Only the events about this resource, which may be gone by now.
+	Resource *string `form:"resource,omitempty" json:"resource,omitempty"`
+
+	// LastEventID The number of the last event a stream's client has had; it goes before `since`. Only with
+	// `Accept: text/event-stream`.
+	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
+}
+
 // ListOperationsParams defines parameters for ListOperations.
 type ListOperationsParams struct {
 	// Resource Only the operations on this resource, which may be gone by now.
@@ -882,6 +1308,9 @@ type ListVMsParams struct {
 	// TemplateName Only the VMs made from the template of this name.
 	TemplateName *TemplateName `form:"template_name,omitempty" json:"template_name,omitempty"`
 
+	// Label Only the VMs with this label, `key=value`.
+	Label *string `form:"label,omitempty" json:"label,omitempty"`
+
 	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -900,6 +1329,13 @@ type DeleteVMParams struct {
 type GetVMParams struct {
 	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// UpdateVMParams defines parameters for UpdateVM.
+type UpdateVMParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // PauseVMParams defines parameters for PauseVM.
@@ -956,6 +1392,15 @@ type AttachDiskJSONRequestBody = AttachDisk
 // DetachDiskJSONRequestBody defines body for DetachDisk for application/json ContentType.
 type DetachDiskJSONRequestBody = EmptyRequest
 
+// AdoptOrphanJSONRequestBody defines body for AdoptOrphan for application/json ContentType.
+type AdoptOrphanJSONRequestBody = AdoptOrphan
+
+// DeleteOrphanJSONRequestBody defines body for DeleteOrphan for application/json ContentType.
+type DeleteOrphanJSONRequestBody = EmptyRequest
+
+// TerminateOrphanJSONRequestBody defines body for TerminateOrphan for application/json ContentType.
+type TerminateOrphanJSONRequestBody = EmptyRequest
+
 // CancelOperationJSONRequestBody defines body for CancelOperation for application/json ContentType.
 type CancelOperationJSONRequestBody = EmptyRequest
 
@@ -964,6 +1409,9 @@ type CreateTemplateJSONRequestBody = CreateTemplate
 
 // CreateVMJSONRequestBody defines body for CreateVM for application/json ContentType.
 type CreateVMJSONRequestBody = CreateVM
+
+// UpdateVMJSONRequestBody defines body for UpdateVM for application/json ContentType.
+type UpdateVMJSONRequestBody = UpdateVM
 
 // PauseVMJSONRequestBody defines body for PauseVM for application/json ContentType.
 type PauseVMJSONRequestBody = EmptyRequest
@@ -1085,8 +1533,26 @@ type ClientInterface interface {
 
 	DetachDisk(ctx context.Context, iD ID, params *DetachDiskParams, body DetachDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListEvents request
+	ListEvents(ctx context.Context, params *ListEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetHealth request
 	GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AdoptOrphanWithBody request with any body
+	AdoptOrphanWithBody(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	AdoptOrphan(ctx context.Context, orphanID OrphanID, body AdoptOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteOrphanWithBody request with any body
+	DeleteOrphanWithBody(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	DeleteOrphan(ctx context.Context, orphanID OrphanID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TerminateOrphanWithBody request with any body
+	TerminateOrphanWithBody(ctx context.Context, orphanVMID OrphanVMID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	TerminateOrphan(ctx context.Context, orphanVMID OrphanVMID, body TerminateOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetObserverStatus request
 	GetObserverStatus(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1130,6 +1596,11 @@ type ClientInterface interface {
 	// GetVM request
 	GetVM(ctx context.Context, iD ID, params *GetVMParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// UpdateVMWithBody request with any body
+	UpdateVMWithBody(ctx context.Context, iD ID, params *UpdateVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	UpdateVM(ctx context.Context, iD ID, params *UpdateVMParams, body UpdateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// PauseVMWithBody request with any body
 	PauseVMWithBody(ctx context.Context, iD ID, params *PauseVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -1159,6 +1630,9 @@ type ClientInterface interface {
 	StopVMWithBody(ctx context.Context, iD ID, params *StopVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	StopVM(ctx context.Context, iD ID, params *StopVMParams, body StopVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// WhyVM request
+	WhyVM(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 func (c *Client) ListDisks(ctx context.Context, params *ListDisksParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1293,8 +1767,92 @@ func (c *Client) DetachDisk(ctx context.Context, iD ID, params *DetachDiskParams
 	return c.Client.Do(req)
 }
 
+func (c *Client) ListEvents(ctx context.Context, params *ListEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListEventsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 func (c *Client) GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetHealthRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) AdoptOrphanWithBody(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAdoptOrphanRequestWithBody(c.Server, orphanID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) AdoptOrphan(ctx context.Context, orphanID OrphanID, body AdoptOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAdoptOrphanRequest(c.Server, orphanID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) DeleteOrphanWithBody(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteOrphanRequestWithBody(c.Server, orphanID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) DeleteOrphan(ctx context.Context, orphanID OrphanID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteOrphanRequest(c.Server, orphanID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) TerminateOrphanWithBody(ctx context.Context, orphanVMID OrphanVMID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTerminateOrphanRequestWithBody(c.Server, orphanVMID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) TerminateOrphan(ctx context.Context, orphanVMID OrphanVMID, body TerminateOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTerminateOrphanRequest(c.Server, orphanVMID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1485,6 +2043,30 @@ func (c *Client) GetVM(ctx context.Context, iD ID, params *GetVMParams, reqEdito
 	return c.Client.Do(req)
 }
 
+func (c *Client) UpdateVMWithBody(ctx context.Context, iD ID, params *UpdateVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateVMRequestWithBody(c.Server, iD, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) UpdateVM(ctx context.Context, iD ID, params *UpdateVMParams, body UpdateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateVMRequest(c.Server, iD, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 func (c *Client) PauseVMWithBody(ctx context.Context, iD ID, params *PauseVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewPauseVMRequestWithBody(c.Server, iD, params, contentType, body)
 	if err != nil {
@@ -1619,6 +2201,18 @@ func (c *Client) StopVMWithBody(ctx context.Context, iD ID, params *StopVMParams
 
 func (c *Client) StopVM(ctx context.Context, iD ID, params *StopVMParams, body StopVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewStopVMRequest(c.Server, iD, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) WhyVM(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewWhyVMRequest(c.Server, iD)
 	if err != nil {
 		return nil, err
 	}
@@ -2050,6 +2644,118 @@ func NewDetachDiskRequestWithBody(server string, iD ID, params *DetachDiskParams
 	return req, nil
 }
 
+// NewListEventsRequest generates requests for ListEvents
+func NewListEventsRequest(server string, params *ListEventsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/events")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "since", runtime.ParamLocationQuery, *params.Since); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "limit", runtime.ParamLocationQuery, *params.Limit); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Type != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "type", runtime.ParamLocationQuery, *params.Type); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Resource != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "resource", runtime.ParamLocationQuery, *params.Resource); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.LastEventID != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "Last-Event-ID", runtime.ParamLocationHeader, *params.LastEventID)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetHealthRequest generates requests for GetHealth
 func NewGetHealthRequest(server string) (*http.Request, error) {
 	var err error
@@ -2073,6 +2779,147 @@ func NewGetHealthRequest(server string) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewAdoptOrphanRequest calls the generic AdoptOrphan builder with application/json body
+func NewAdoptOrphanRequest(server string, orphanID OrphanID, body AdoptOrphanJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAdoptOrphanRequestWithBody(server, orphanID, "application/json", bodyReader)
+}
+
+// NewAdoptOrphanRequestWithBody generates requests for AdoptOrphan with any type of body
+func NewAdoptOrphanRequestWithBody(server string, orphanID OrphanID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, orphanID)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/observer/orphans/%s/adopt", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDeleteOrphanRequest calls the generic DeleteOrphan builder with application/json body
+func NewDeleteOrphanRequest(server string, orphanID OrphanID, body DeleteOrphanJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewDeleteOrphanRequestWithBody(server, orphanID, "application/json", bodyReader)
+}
+
+// NewDeleteOrphanRequestWithBody generates requests for DeleteOrphan with any type of body
+func NewDeleteOrphanRequestWithBody(server string, orphanID OrphanID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, orphanID)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/observer/orphans/%s/delete", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewTerminateOrphanRequest calls the generic TerminateOrphan builder with application/json body
+func NewTerminateOrphanRequest(server string, orphanVMID OrphanVMID, body TerminateOrphanJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewTerminateOrphanRequestWithBody(server, orphanVMID, "application/json", bodyReader)
+}
+
+// NewTerminateOrphanRequestWithBody generates requests for TerminateOrphan with any type of body
+func NewTerminateOrphanRequestWithBody(server string, orphanVMID OrphanVMID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, orphanVMID)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/observer/orphans/%s/terminate", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -2570,6 +3417,22 @@ func NewListVMsRequest(server string, params *ListVMsParams) (*http.Request, err
 
 		}
 
+		if params.Label != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "label", runtime.ParamLocationQuery, *params.Label); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
 		if params.Limit != nil {
 
 			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "limit", runtime.ParamLocationQuery, *params.Limit); err != nil {
@@ -2744,6 +3607,68 @@ func NewGetVMRequest(server string, iD ID, params *GetVMParams) (*http.Request, 
 			}
 
 			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewUpdateVMRequest calls the generic UpdateVM builder with application/json body
+func NewUpdateVMRequest(server string, iD ID, params *UpdateVMParams, body UpdateVMJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateVMRequestWithBody(server, iD, params, "application/json", bodyReader)
+}
+
+// NewUpdateVMRequestWithBody generates requests for UpdateVM with any type of body
+func NewUpdateVMRequestWithBody(server string, iD ID, params *UpdateVMParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("PATCH", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
 		}
 
 	}
@@ -3123,6 +4048,40 @@ func NewStopVMRequestWithBody(server string, iD ID, params *StopVMParams, conten
 	return req, nil
 }
 
+// NewWhyVMRequest generates requests for WhyVM
+func NewWhyVMRequest(server string, iD ID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/why", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -3195,8 +4154,26 @@ type ClientWithResponsesInterface interface {
 
 	DetachDiskWithResponse(ctx context.Context, iD ID, params *DetachDiskParams, body DetachDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*DetachDiskResponse, error)
 
+	// ListEventsWithResponse request
+	ListEventsWithResponse(ctx context.Context, params *ListEventsParams, reqEditors ...RequestEditorFn) (*ListEventsResponse, error)
+
 	// GetHealthWithResponse request
 	GetHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetHealthResponse, error)
+
+	// AdoptOrphanWithBodyWithResponse request with any body
+	AdoptOrphanWithBodyWithResponse(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AdoptOrphanResponse, error)
+
+	AdoptOrphanWithResponse(ctx context.Context, orphanID OrphanID, body AdoptOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*AdoptOrphanResponse, error)
+
+	// DeleteOrphanWithBodyWithResponse request with any body
+	DeleteOrphanWithBodyWithResponse(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error)
+
+	DeleteOrphanWithResponse(ctx context.Context, orphanID OrphanID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error)
+
+	// TerminateOrphanWithBodyWithResponse request with any body
+	TerminateOrphanWithBodyWithResponse(ctx context.Context, orphanVMID OrphanVMID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TerminateOrphanResponse, error)
+
+	TerminateOrphanWithResponse(ctx context.Context, orphanVMID OrphanVMID, body TerminateOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*TerminateOrphanResponse, error)
 
 	// GetObserverStatusWithResponse request
 	GetObserverStatusWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetObserverStatusResponse, error)
@@ -3240,6 +4217,11 @@ type ClientWithResponsesInterface interface {
 	// GetVMWithResponse request
 	GetVMWithResponse(ctx context.Context, iD ID, params *GetVMParams, reqEditors ...RequestEditorFn) (*GetVMResponse, error)
 
+	// UpdateVMWithBodyWithResponse request with any body
+	UpdateVMWithBodyWithResponse(ctx context.Context, iD ID, params *UpdateVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateVMResponse, error)
+
+	UpdateVMWithResponse(ctx context.Context, iD ID, params *UpdateVMParams, body UpdateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateVMResponse, error)
+
 	// PauseVMWithBodyWithResponse request with any body
 	PauseVMWithBodyWithResponse(ctx context.Context, iD ID, params *PauseVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PauseVMResponse, error)
 
@@ -3269,6 +4251,9 @@ type ClientWithResponsesInterface interface {
 	StopVMWithBodyWithResponse(ctx context.Context, iD ID, params *StopVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StopVMResponse, error)
 
 	StopVMWithResponse(ctx context.Context, iD ID, params *StopVMParams, body StopVMJSONRequestBody, reqEditors ...RequestEditorFn) (*StopVMResponse, error)
+
+	// WhyVMWithResponse request
+	WhyVMWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*WhyVMResponse, error)
 }
 
 type ListDisksResponse struct {
@@ -3306,6 +4291,7 @@ type CreateDiskResponse struct {
 	ApplicationproblemJSON403     *Forbidden
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSON507     *InsufficientStorage
 	ApplicationproblemJSONDefault *OtherProblem
@@ -3336,6 +4322,7 @@ type DeleteDiskResponse struct {
 	ApplicationproblemJSON404     *NotFound
 	ApplicationproblemJSON409     *InUse
 	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSONDefault *OtherProblem
 }
 
@@ -3394,6 +4381,7 @@ type UpdateDiskResponse struct {
 	ApplicationproblemJSON412     *PreconditionFailed
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSON507     *InsufficientStorage
 	ApplicationproblemJSONDefault *OtherProblem
@@ -3427,6 +4415,7 @@ type AttachDiskResponse struct {
 	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSONDefault *OtherProblem
 }
@@ -3459,6 +4448,7 @@ type DetachDiskResponse struct {
 	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSONDefault *OtherProblem
 }
@@ -3473,6 +4463,32 @@ func (r DetachDiskResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r DetachDiskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type ListEventsResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *[]Event
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ListEventsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListEventsResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -3498,6 +4514,102 @@ func (r GetHealthResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r GetHealthResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type AdoptOrphanResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *Operation
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r AdoptOrphanResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AdoptOrphanResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type DeleteOrphanResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *Operation
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteOrphanResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteOrphanResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type TerminateOrphanResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *Operation
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r TerminateOrphanResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TerminateOrphanResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -3594,6 +4706,7 @@ type CancelOperationResponse struct {
 	ApplicationproblemJSON409     *NotCancellable
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSONDefault *OtherProblem
 }
 
@@ -3649,6 +4762,7 @@ type CreateTemplateResponse struct {
 	ApplicationproblemJSON409     *AlreadyExists
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSONDefault *OtherProblem
 }
 
@@ -3677,6 +4791,7 @@ type DeleteTemplateResponse struct {
 	ApplicationproblemJSON404     *NotFound
 	ApplicationproblemJSON409     *InUse
 	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSONDefault *OtherProblem
 }
 
@@ -3759,6 +4874,7 @@ type CreateVMResponse struct {
 	ApplicationproblemJSON409     *AlreadyExists
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSON507     *InsufficientStorage
 	ApplicationproblemJSONDefault *OtherProblem
@@ -3789,6 +4905,7 @@ type DeleteVMResponse struct {
 	ApplicationproblemJSON404     *NotFound
 	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSONDefault *OtherProblem
 }
@@ -3836,6 +4953,39 @@ func (r GetVMResponse) StatusCode() int {
 	return 0
 }
 
+type UpdateVMResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *VM
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateVMResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateVMResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 type PauseVMResponse struct {
 	Body                          []byte
 	HTTPResponse                  *http.Response
@@ -3848,6 +4998,7 @@ type PauseVMResponse struct {
 	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSONDefault *OtherProblem
 }
@@ -3880,6 +5031,7 @@ type ResetVMResponse struct {
 	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSONDefault *OtherProblem
 }
@@ -3912,6 +5064,7 @@ type RestartVMResponse struct {
 	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSONDefault *OtherProblem
 }
@@ -3944,6 +5097,7 @@ type ResumeVMResponse struct {
 	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSONDefault *OtherProblem
 }
@@ -3976,6 +5130,7 @@ type StartVMResponse struct {
 	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSONDefault *OtherProblem
 }
@@ -4008,6 +5163,7 @@ type StopVMResponse struct {
 	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
 	ApplicationproblemJSON503     *Unavailable
 	ApplicationproblemJSONDefault *OtherProblem
 }
@@ -4022,6 +5178,33 @@ func (r StopVMResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r StopVMResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type WhyVMResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *Why
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r WhyVMResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r WhyVMResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -4123,6 +5306,15 @@ func (c *ClientWithResponses) DetachDiskWithResponse(ctx context.Context, iD ID,
 	return ParseDetachDiskResponse(rsp)
 }
 
+// ListEventsWithResponse request returning *ListEventsResponse
+func (c *ClientWithResponses) ListEventsWithResponse(ctx context.Context, params *ListEventsParams, reqEditors ...RequestEditorFn) (*ListEventsResponse, error) {
+	rsp, err := c.ListEvents(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListEventsResponse(rsp)
+}
+
 // GetHealthWithResponse request returning *GetHealthResponse
 func (c *ClientWithResponses) GetHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetHealthResponse, error) {
 	rsp, err := c.GetHealth(ctx, reqEditors...)
@@ -4130,6 +5322,57 @@ func (c *ClientWithResponses) GetHealthWithResponse(ctx context.Context, reqEdit
 		return nil, err
 	}
 	return ParseGetHealthResponse(rsp)
+}
+
+// AdoptOrphanWithBodyWithResponse request with arbitrary body returning *AdoptOrphanResponse
+func (c *ClientWithResponses) AdoptOrphanWithBodyWithResponse(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AdoptOrphanResponse, error) {
+	rsp, err := c.AdoptOrphanWithBody(ctx, orphanID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAdoptOrphanResponse(rsp)
+}
+
+func (c *ClientWithResponses) AdoptOrphanWithResponse(ctx context.Context, orphanID OrphanID, body AdoptOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*AdoptOrphanResponse, error) {
+	rsp, err := c.AdoptOrphan(ctx, orphanID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAdoptOrphanResponse(rsp)
+}
+
+// DeleteOrphanWithBodyWithResponse request with arbitrary body returning *DeleteOrphanResponse
+func (c *ClientWithResponses) DeleteOrphanWithBodyWithResponse(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error) {
+	rsp, err := c.DeleteOrphanWithBody(ctx, orphanID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteOrphanResponse(rsp)
+}
+
+func (c *ClientWithResponses) DeleteOrphanWithResponse(ctx context.Context, orphanID OrphanID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error) {
+	rsp, err := c.DeleteOrphan(ctx, orphanID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteOrphanResponse(rsp)
+}
+
+// TerminateOrphanWithBodyWithResponse request with arbitrary body returning *TerminateOrphanResponse
+func (c *ClientWithResponses) TerminateOrphanWithBodyWithResponse(ctx context.Context, orphanVMID OrphanVMID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TerminateOrphanResponse, error) {
+	rsp, err := c.TerminateOrphanWithBody(ctx, orphanVMID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTerminateOrphanResponse(rsp)
+}
+
+func (c *ClientWithResponses) TerminateOrphanWithResponse(ctx context.Context, orphanVMID OrphanVMID, body TerminateOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*TerminateOrphanResponse, error) {
+	rsp, err := c.TerminateOrphan(ctx, orphanVMID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTerminateOrphanResponse(rsp)
 }
 
 // GetObserverStatusWithResponse request returning *GetObserverStatusResponse
@@ -4264,6 +5507,23 @@ func (c *ClientWithResponses) GetVMWithResponse(ctx context.Context, iD ID, para
 	return ParseGetVMResponse(rsp)
 }
 
+// UpdateVMWithBodyWithResponse request with arbitrary body returning *UpdateVMResponse
+func (c *ClientWithResponses) UpdateVMWithBodyWithResponse(ctx context.Context, iD ID, params *UpdateVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateVMResponse, error) {
+	rsp, err := c.UpdateVMWithBody(ctx, iD, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateVMResponse(rsp)
+}
+
+func (c *ClientWithResponses) UpdateVMWithResponse(ctx context.Context, iD ID, params *UpdateVMParams, body UpdateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateVMResponse, error) {
+	rsp, err := c.UpdateVM(ctx, iD, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateVMResponse(rsp)
+}
+
 // PauseVMWithBodyWithResponse request with arbitrary body returning *PauseVMResponse
 func (c *ClientWithResponses) PauseVMWithBodyWithResponse(ctx context.Context, iD ID, params *PauseVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PauseVMResponse, error) {
 	rsp, err := c.PauseVMWithBody(ctx, iD, params, contentType, body, reqEditors...)
@@ -4364,6 +5624,15 @@ func (c *ClientWithResponses) StopVMWithResponse(ctx context.Context, iD ID, par
 		return nil, err
 	}
 	return ParseStopVMResponse(rsp)
+}
+
+// WhyVMWithResponse request returning *WhyVMResponse
+func (c *ClientWithResponses) WhyVMWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*WhyVMResponse, error) {
+	rsp, err := c.WhyVM(ctx, iD, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseWhyVMResponse(rsp)
 }
 
 // ParseListDisksResponse parses an HTTP response from a ListDisksWithResponse call
@@ -4476,6 +5745,13 @@ func ParseCreateDiskResponse(rsp *http.Response) (*CreateDiskResponse, error) {
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -4557,6 +5833,13 @@ func ParseDeleteDiskResponse(rsp *http.Response) (*DeleteDiskResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem
@@ -4708,6 +5991,13 @@ func ParseUpdateDiskResponse(rsp *http.Response) (*UpdateDiskResponse, error) {
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -4811,6 +6101,13 @@ func ParseAttachDiskResponse(rsp *http.Response) (*AttachDiskResponse, error) {
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -4907,6 +6204,13 @@ func ParseDetachDiskResponse(rsp *http.Response) (*DetachDiskResponse, error) {
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -4920,6 +6224,63 @@ func ParseDetachDiskResponse(rsp *http.Response) (*DetachDiskResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListEventsResponse parses an HTTP response from a ListEventsWithResponse call
+func ParseListEventsResponse(rsp *http.Response) (*ListEventsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListEventsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []Event
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/event-stream) unsupported
 
 	}
 
@@ -4960,6 +6321,294 @@ func ParseGetHealthResponse(rsp *http.Response) (*GetHealthResponse, error) {
 			return nil, err
 		}
 		response.JSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAdoptOrphanResponse parses an HTTP response from a AdoptOrphanWithResponse call
+func ParseAdoptOrphanResponse(rsp *http.Response) (*AdoptOrphanResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AdoptOrphanResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Operation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteOrphanResponse parses an HTTP response from a DeleteOrphanWithResponse call
+func ParseDeleteOrphanResponse(rsp *http.Response) (*DeleteOrphanResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteOrphanResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Operation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseTerminateOrphanResponse parses an HTTP response from a TerminateOrphanWithResponse call
+func ParseTerminateOrphanResponse(rsp *http.Response) (*TerminateOrphanResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TerminateOrphanResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Operation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem
@@ -5212,6 +6861,13 @@ func ParseCancelOperationResponse(rsp *http.Response) (*CancelOperationResponse,
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -5341,6 +6997,13 @@ func ParseCreateTemplateResponse(rsp *http.Response) (*CreateTemplateResponse, e
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -5408,6 +7071,13 @@ func ParseDeleteTemplateResponse(rsp *http.Response) (*DeleteTemplateResponse, e
 			return nil, err
 		}
 		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem
@@ -5599,6 +7269,13 @@ func ParseCreateVMResponse(rsp *http.Response) (*CreateVMResponse, error) {
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -5681,6 +7358,13 @@ func ParseDeleteVMResponse(rsp *http.Response) (*DeleteVMResponse, error) {
 		}
 		response.ApplicationproblemJSON412 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -5748,6 +7432,109 @@ func ParseGetVMResponse(rsp *http.Response) (*GetVMResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUpdateVMResponse parses an HTTP response from a UpdateVMWithResponse call
+func ParseUpdateVMResponse(rsp *http.Response) (*UpdateVMResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateVMResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest VM
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem
@@ -5837,6 +7624,13 @@ func ParsePauseVMResponse(rsp *http.Response) (*PauseVMResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
@@ -5934,6 +7728,13 @@ func ParseResetVMResponse(rsp *http.Response) (*ResetVMResponse, error) {
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -6029,6 +7830,13 @@ func ParseRestartVMResponse(rsp *http.Response) (*RestartVMResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
@@ -6126,6 +7934,13 @@ func ParseResumeVMResponse(rsp *http.Response) (*ResumeVMResponse, error) {
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -6221,6 +8036,13 @@ func ParseStartVMResponse(rsp *http.Response) (*StartVMResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
@@ -6318,12 +8140,80 @@ func ParseStopVMResponse(rsp *http.Response) (*StopVMResponse, error) {
 		}
 		response.ApplicationproblemJSON415 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
 		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseWhyVMResponse parses an HTTP response from a WhyVMWithResponse call
+func ParseWhyVMResponse(rsp *http.Response) (*WhyVMResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &WhyVMResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Why
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem

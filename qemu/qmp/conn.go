@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,7 @@ type Conn struct {
 	version Version
 	offered []string // capabilities in the greeting
 	oob     bool
+	trace   Trace // nil if nobody listens
 
 	writing chan struct{} // held while a command is written
 	passing chan struct{} // held from sending files to the answer, see call.files
@@ -67,7 +69,7 @@ type Conn struct {
 var _ goqemu.Monitor = (*Conn)(nil)
 
 // Dial connects to the QMP socket at path and does the handshake. See [New].
-func Dial(ctx context.Context, path string) (*Conn, error) {
+func Dial(ctx context.Context, path string, options ...Option) (*Conn, error) {
 	if len(path) > maxPath {
 		return nil, fmt.Errorf("qmp: socket path has %d bytes, at most %d fit: %s", len(path), maxPath, path)
 	}
@@ -78,7 +80,7 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("qmp: %w", err)
 	}
-	return New(ctx, s.(*net.UnixConn))
+	return New(ctx, s.(*net.UnixConn), options...)
 }
 
 // New does the QMP handshake on sock and returns a connection ready for
@@ -89,7 +91,7 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 // then hears nothing until the first is gone, as does a client of a stopped
 // QEMU. New then returns an error that wraps ctx's (at the latest after
 // [DefaultTimeout]).
-func New(ctx context.Context, sock *net.UnixConn) (*Conn, error) {
+func New(ctx context.Context, sock *net.UnixConn, options ...Option) (*Conn, error) {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
 	c := &Conn{
@@ -98,6 +100,9 @@ func New(ctx context.Context, sock *net.UnixConn) (*Conn, error) {
 		passing: make(chan struct{}, 1),
 		done:    make(chan struct{}),
 		pending: make(map[uint64]*call),
+	}
+	for _, o := range options {
+		o(c)
 	}
 	lines := newLineReader(sock)
 	if err := c.greet(ctx, lines); err != nil {
@@ -209,14 +214,19 @@ func (c *Conn) read(lines *lineReader) {
 		// themselves, json.RawMessage in its UnmarshalJSON.
 		var m message
 		if err := json.Unmarshal(line, &m); err != nil {
+			c.traced(Reply, 0, line)
 			c.end(fmt.Errorf("%w: not a QMP message: %s: %w", ErrClosed, excerpt(line), err))
 			return
 		}
-		c.mu.Lock()
 		if m.Event.Event != "" {
+			c.traced(Report, 0, line)
+			c.mu.Lock()
 			c.hub.publish(m.Event)
 		} else {
-			c.answer(&m)
+			id, _ := strconv.ParseUint(string(m.ID), 10, 64) // no call has the id 0
+			c.traced(Reply, id, line)
+			c.mu.Lock()
+			c.answer(id, &m)
 		}
 		c.mu.Unlock()
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -105,7 +104,7 @@ func (c *Conn) do(ctx context.Context, r *request, files []*os.File) (json.RawMe
 		c.withdraw(r.ID)
 		return nil, notSent(r.command(), err)
 	}
-	sent, err := c.send(ctx, line.Bytes(), rights)
+	sent, err := c.send(ctx, r.ID, line.Bytes(), rights)
 	lineBuffers.Put(line)
 	runtime.KeepAlive(files)
 	if !sent {
@@ -175,9 +174,8 @@ func (c *Conn) take(id uint64) *call {
 }
 
 // answer gives m to the call that waits for it. c.mu is held.
-func (c *Conn) answer(m *message) {
-	id, err := strconv.ParseUint(string(m.ID), 10, 64)
-	if err != nil || (m.Return == nil && m.Error == nil) {
+func (c *Conn) answer(id uint64, m *message) {
+	if m.Return == nil && m.Error == nil {
 		c.strays.Add(1)
 		return
 	}
@@ -213,11 +211,12 @@ func (c *Conn) acquire(ctx context.Context, lock chan struct{}) error {
 // send writes a line. It reports whether QEMU can have got a whole command; if
 // not, err says why. A line of which only the beginning was written cannot be
 // taken back, so the connection then ends.
-func (c *Conn) send(ctx context.Context, line, rights []byte) (sent bool, err error) {
+func (c *Conn) send(ctx context.Context, id uint64, line, rights []byte) (sent bool, err error) {
 	if err := c.acquire(ctx, c.writing); err != nil {
 		return false, err
 	}
 	defer func() { <-c.writing }()
+	c.traced(Request, id, line[:len(line)-1])
 	stop := interruptOn(ctx, c.sock.SetWriteDeadline)
 	n, err := c.write(line, rights)
 	interrupted := stop()

@@ -31,6 +31,8 @@ type process struct {
 	pid     int
 	status  vm.RunStatus
 	plugged []string
+	full    bool
+	freeMiB int64
 }
 
 var _ vm.Driver = (*Driver)(nil)
@@ -45,6 +47,15 @@ func (d *Driver) Set(id string, status vm.RunStatus) {
 		return
 	}
 	d.process(id).status = status
+}
+
+// SetFull makes the VM's guest look as if it had found a disk full, with the
+// given room on it now.
+func (d *Driver) SetFull(id string, freeMiB int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.process(id)
+	p.status, p.full, p.freeMiB = "io-error", true, freeMiB
 }
 
 // LoseDisk takes a disk's file away.
@@ -165,7 +176,7 @@ func (d *Driver) guest(ctx context.Context, method, id string, to vm.RunStatus) 
 		if d.procs[id] == nil {
 			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "no process"}
 		}
-		d.procs[id].status = to
+		d.procs[id].status, d.procs[id].full = to, false
 		return nil
 	})
 }
@@ -273,6 +284,23 @@ func (d *Driver) DiskSize(ctx context.Context, id string) (int64, error) {
 	return size, nil
 }
 
+// AdoptVM returns an invented root disk and no UUID; that of a VM called
+// "forged" names a file of the host as its base.
+func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.RootDisk, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.vms[id] {
+		return "", vm.RootDisk{}, vm.NotFound("files of vm", id)
+	}
+	if id == "forged" {
+		return "", vm.RootDisk{SizeMiB: 1024, Base: "/etc/shadow", BaseFormat: "raw"}, nil
+	}
+	return "", vm.RootDisk{SizeMiB: 1024}, nil
+}
+
+// Flight returns nothing.
+func (d *Driver) Flight(ctx context.Context, id string) (vm.Flight, error) { return vm.Flight{}, nil }
+
 // Observe returns what was set or done.
 func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	d.mu.Lock()
@@ -281,7 +309,10 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	if p == nil {
 		return vm.Observation{Log: "last words"}
 	}
-	o := vm.Observation{PID: p.pid, Status: p.status}
+	o := vm.Observation{PID: p.pid, Status: p.status, NoSpace: p.full, FreeMiB: p.freeMiB}
+	if p.full {
+		o.Trouble = "/disks/root is full"
+	}
 	if p.status != vm.StatusMute {
 		o.Plugged = slices.Clone(p.plugged)
 	}
@@ -292,15 +323,15 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]bool{}}
+	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]int64{}}
 	for id, p := range d.procs {
 		s.VMs[id] = vm.Observation{PID: p.pid, Status: p.status}
 	}
 	for id := range d.vms {
 		s.VMFiles[id] = true
 	}
-	for id := range d.disks {
-		s.DiskFiles[id] = true
+	for id, size := range d.disks {
+		s.DiskFiles[id] = size
 	}
 	return s, nil
 }

@@ -1,0 +1,32 @@
+package qemu
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"testing"
+)
+
+func TestEveryFailPointIsListed(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	must(t, err)
+	call := regexp.MustCompile(`vm\.FailPoint\("([^"]+)"\)`)
+	there, listed := map[string]bool{}, map[string]bool{}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		must(t, err)
+		for _, m := range call.FindAllSubmatch(b, -1) {
+			there[string(m[1])] = true
+		}
+	}
+	for _, names := range FailPoints {
+		for _, name := range names {
+			listed[name] = true
+		}
+	}
+	if !maps.Equal(there, listed) || len(there) < 10 {
+		t.Errorf("there are %q\nlisted are %q", slices.Sorted(maps.Keys(there)), slices.Sorted(maps.Keys(listed)))
+	}
+}

@@ -1,0 +1,162 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"vmand/vm"
+)
+
+const (
+	maxSerial  = 8 << 10 // bytes of what a guest wrote to its console that a recording has
+	maxCrashes = 5       // recordings kept of a VM
+)
+
+// Flight implements [vm.Driver]. The recordings of crashes outlive vmand.
+func (d *Driver) Flight(_ context.Context, id string) (vm.Flight, error) {
+	if !vm.ValidName(id) {
+		return vm.Flight{}, nil
+	}
+	s, err := d.session(id)
+	if err != nil {
+		return vm.Flight{}, fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+	}
+	f := vm.Flight{Now: d.recording(id, s)}
+	names, err := d.crashFiles(id)
+	if err != nil {
+		return vm.Flight{}, fileFault(err, "look for recordings of vm %s", id)
+	}
+	for _, name := range names {
+		crash, err := d.readCrash(name)
+		if err != nil {
+			d.log.Warn("cannot read the recording of a crash", "vm_id", id, "error", err)
+			continue
+		}
+		f.Crashes = append(f.Crashes, crash)
+	}
+	return f, nil
+}
+
+// recording returns what is known of a VM now; s is nil if it has no process.
+func (d *Driver) recording(id string, s *session) vm.Recording {
+	r := vm.Recording{Serial: d.endOf(vmSerialLog(id), maxSerial), Stderr: d.endOf(vmQEMULog(id), maxStderr)}
+	if s == nil {
+		return r
+	}
+	r.PID, r.Messages = s.proc.pid, s.recorder.recording()
+	if n := len(r.Messages); n > 0 {
+		r.At = r.Messages[n-1].At
+	}
+	return r
+}
+
+// crashRecord is how a [vm.Recording] is kept in a file.
+type crashRecord struct {
+	At       time.Time    `json:"at"`
+	PID      int          `json:"pid"`
+	Exit     string       `json:"exit"`
+	Messages []vm.Message `json:"messages"`
+	Serial   string       `json:"serial"`
+	Stderr   string       `json:"stderr"`
+}
+
+// recordCrash keeps the recording of a process that has ended without having
+// been asked to, and those of the crashes before it, down to the fifth.
+func (d *Driver) recordCrash(s *session) {
+	r := d.recording(s.id, s)
+	r.At, r.Exit = time.Now().UTC(), s.proc.state
+	err := d.writeCrash(s.id, r)
+	if err == nil {
+		err = d.removeOldCrashes(s.id)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // the VM has just been deleted
+		s.log.Warn("cannot keep the recording of a crash", "error", err)
+	}
+}
+
+func (d *Driver) writeCrash(id string, r vm.Recording) (err error) {
+	b, err := json.Marshal(crashRecord(r))
+	if err != nil {
+		return fmt.Errorf("encode recording: %w", err)
+	}
+	f, err := d.state.OpenFile(vmCrashTemp(id), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			d.state.Remove(vmCrashTemp(id))
+		}
+	}()
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := d.state.Rename(vmCrashTemp(id), vmCrash(id, r.At)); err != nil {
+		return err
+	}
+	return d.syncFile(vmDir(id))
+}
+
+func (d *Driver) removeOldCrashes(id string) error {
+	names, err := d.crashFiles(id)
+	if err != nil {
+		return err
+	}
+	for _, name := range names[min(maxCrashes, len(names)):] {
+		if err := d.state.Remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// crashFiles returns the names of a VM's recordings, newest first.
+func (d *Driver) crashFiles(id string) ([]string, error) {
+	entries, err := readDir(d.state, vmDir(id))
+	if err != nil {
+		return nil, err
+	}
+	var times []int64
+	for _, e := range entries {
+		if at, ok := crashTime(e.Name()); ok {
+			times = append(times, at)
+		}
+	}
+	slices.Sort(times)
+	slices.Reverse(times)
+	names := make([]string, len(times))
+	for i, at := range times {
+		names[i] = vmCrash(id, time.UnixMilli(at))
+	}
+	return names, nil
+}
+
+// crashTime returns the time, in milliseconds of the Unix epoch, in the name of
+// a recording's file.
+func crashTime(name string) (int64, bool) {
+	rest, ok := strings.CutPrefix(name, crashPrefix)
+	number, suffixed := strings.CutSuffix(rest, crashSuffix)
+	at, err := strconv.ParseInt(number, 10, 64)
+	return at, ok && suffixed && err == nil
+}
+
+func (d *Driver) readCrash(name string) (vm.Recording, error) {
+	b, err := d.state.ReadFile(name)
+	if err != nil {
+		return vm.Recording{}, err
+	}
+	var c crashRecord
+	if err := json.Unmarshal(b, &c); err != nil {
+		return vm.Recording{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return vm.Recording(c), nil
+}

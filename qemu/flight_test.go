@@ -1,0 +1,172 @@
+package qemu
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vmand/vm"
+)
+
+func (h *testHost) flight(id string) vm.Flight {
+	h.t.Helper()
+	f, err := h.Flight(h.t.Context(), id)
+	must(h.t, err)
+	return f
+}
+
+// said reports whether a recording has a message with these words in it.
+func said(r vm.Recording, dir, words string) bool {
+	return slices.ContainsFunc(r.Messages, func(m vm.Message) bool { return m.Dir == dir && strings.Contains(m.Text, words) })
+}
+
+func TestACrashIsRecorded(t *testing.T) {
+	h := newHost(t)
+	s := h.start("web", guestSaysHi)
+	h.awaitSerial("web", "hi\n")
+	must(t, h.Pause(t.Context(), "web"))
+	for range 3 {
+		h.Observe(t.Context(), "web")
+	}
+	now := h.flight("web").Now
+	if now.PID != h.Observe(t.Context(), "web").PID || now.Serial != "hi" || now.Exit != "" || time.Since(now.At) > time.Minute {
+		t.Errorf("while it runs: %+v", now)
+	}
+	before := time.Now().Truncate(time.Millisecond)
+	must(t, h.kill("web"))
+	for _, restart := range []func(){func() {}, h.reopen} {
+		restart()
+		f := h.flight("web")
+		if len(f.Crashes) != 1 || f.Now.PID != 0 || len(f.Now.Messages) != 0 {
+			t.Fatalf("it has %+v", f)
+		}
+		c := f.Crashes[0]
+		if c.PID != now.PID || c.Exit != "signal: killed" || c.Serial != "hi" || c.At.Before(before) || time.Since(c.At) > time.Minute {
+			t.Errorf("recorded: %+v", c)
+		}
+		if !said(c, "command", `"cont"`) || !said(c, "event", `"RESUME"`) || !said(c, "event", `"STOP"`) || !said(c, "reply", s.UUID) {
+			t.Errorf("the messages are %+v", c.Messages)
+		}
+		if !slices.IsSortedFunc(c.Messages, func(a, b vm.Message) int { return a.At.Compare(b.At) }) {
+			t.Errorf("the messages are out of order: %+v", c.Messages)
+		}
+		looks := 0
+		for _, m := range c.Messages {
+			if strings.Contains(m.Text, "query-status") {
+				looks++
+			}
+		}
+		if looks != 1 {
+			t.Errorf("of the looks that found the same, it has %d", looks)
+		}
+	}
+	files, err := filepath.Glob(h.layout.inState(vmDir("web") + "/*crash*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("there are the files %q, %v", files, err)
+	}
+	if st, err := os.Stat(files[0]); err != nil || st.Mode() != 0o600 {
+		t.Errorf("its mode is %v, %v", st.Mode(), err)
+	}
+}
+
+func TestTheLastFiveCrashesAreKept(t *testing.T) {
+	h := newHost(t)
+	s := h.create("web", guestDeaf)
+	var pids []int
+	for range maxCrashes + 2 {
+		h.startSpec(s)
+		pids = append(pids, h.Observe(t.Context(), "web").PID)
+		must(t, h.kill("web"))
+	}
+	slices.Reverse(pids)
+	var got []int
+	for _, c := range h.flight("web").Crashes {
+		got = append(got, c.PID)
+	}
+	if !slices.Equal(got, pids[:maxCrashes]) {
+		t.Errorf("it has the crashes of the processes %v, want %v", got, pids[:maxCrashes])
+	}
+	must(t, h.DeleteVM(t.Context(), "web"))
+	if f := h.flight("web"); len(f.Crashes) != 0 {
+		t.Errorf("after the VM it has %+v", f)
+	}
+}
+
+func TestWhatWasAskedToEndIsNoCrash(t *testing.T) {
+	h := newHost(t)
+	s := h.create("web", guestObeys)
+	for _, stop := range []vm.StopOptions{{Timeout: time.Minute}, {Force: true}} {
+		h.startSpec(s)
+		must(t, h.Shutdown(t.Context(), "web", stop, nil))
+	}
+	h.startSpec(s)
+	h.suspend("web") // so that it takes a kill
+	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
+	if f := h.flight("web"); len(f.Crashes) != 0 {
+		t.Errorf("it has %+v", f.Crashes)
+	}
+}
+
+func TestTheCrashOfAProcessThatWasFoundAgainIsRecorded(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestDeaf)
+	h.reopen()
+	h.awaitStatus("web", vm.StatusRunning)
+	must(t, h.kill("web"))
+	if f := h.flight("web"); len(f.Crashes) != 1 || f.Crashes[0].Exit != "" || !said(f.Crashes[0], "reply", `"running"`) {
+		t.Errorf("it has %+v", f.Crashes)
+	}
+}
+
+func TestAQEMUThatEndsAtItsStartIsRecorded(t *testing.T) {
+	h := newHost(t)
+	s := h.create("web", guestDeaf)
+	s.Machine = "pc-q35-99.9"
+	mustFail(t, h.Start(t.Context(), s, nil), vm.CodeOperationFailed)
+	await(t, "it is recorded", func() bool { return len(h.flight("web").Crashes) == 1 })
+	if c := h.flight("web").Crashes[0]; c.Exit != "exit status 1" || !strings.Contains(c.Stderr, "unsupported machine type") {
+		t.Errorf("recorded: %+v", c)
+	}
+}
+
+func TestADamagedRecordingHidesNoOther(t *testing.T) {
+	d := newDriver(t, Options{})
+	must(t, d.state.Mkdir(vmDir("web"), 0o700))
+	at := time.UnixMilli(1700000000000).UTC()
+	must(t, d.writeCrash("web", vm.Recording{At: at, PID: 42}))
+	for name, content := range map[string]string{
+		vmCrash("web", at.Add(time.Second)): "{", vmCrashTemp("web"): "{", vmDir("web") + "/crash-today.json": "{}",
+	} {
+		must(t, d.state.WriteFile(name, []byte(content), 0o600))
+	}
+	f, err := d.Flight(t.Context(), "web")
+	if err != nil || len(f.Crashes) != 1 || f.Crashes[0].PID != 42 || !f.Crashes[0].At.Equal(at) {
+		t.Errorf("it has %+v, %v", f, err)
+	}
+	must(t, d.removeTemps())
+	if _, err := d.state.Stat(vmCrashTemp("web")); !os.IsNotExist(err) {
+		t.Errorf("the half-written one is still there: %v", err)
+	}
+	if f, err := d.Flight(t.Context(), "../.."); err != nil || len(f.Crashes) != 0 || f.Now.Serial != "" {
+		t.Errorf("of nothing: %+v, %v", f, err)
+	}
+}
+
+func TestARecordingOfAMessageIsReadableJSON(t *testing.T) {
+	d := newDriver(t, Options{})
+	must(t, d.state.Mkdir(vmDir("web"), 0o700))
+	want := vm.Recording{At: time.UnixMilli(1).UTC(), Exit: "signal: killed", Serial: "\x1b[0m\x00", Stderr: "?",
+		Messages: []vm.Message{{At: time.UnixMilli(2).UTC(), Dir: "event", Text: `{"event": "STOP"}`}}}
+	must(t, d.writeCrash("web", want))
+	b, err := d.state.ReadFile(vmCrash("web", want.At))
+	must(t, err)
+	var got map[string]any
+	must(t, json.Unmarshal(b, &got))
+	if got["exit"] != want.Exit || got["serial"] != want.Serial || len(got["messages"].([]any)) != 1 {
+		t.Errorf("it is %s", b)
+	}
+}

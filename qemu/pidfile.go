@@ -1,0 +1,160 @@
+package qemu
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Two locks on a VM's pidfile say that its QEMU lives. A POSIX lock is taken by
+// QEMU itself once it has begun (-pidfile), and the kernel names its owner. The
+// other one (flock) is taken by vmand before QEMU is there, on a descriptor that
+// QEMU inherits: it holds from before the fork to the end of the process, so
+// there is no moment at which a vmand that is killed leaves a QEMU that the next
+// one cannot see, or starts a second time.
+
+// errLocked means that a process of the VM lives.
+var errLocked = errors.New("its pidfile is locked")
+
+// lockPidfile makes the pidfile of a VM, which QEMU could not in a directory of
+// vmand's, and returns it with the lock that QEMU is to inherit. It fails with
+// errLocked if a process has that lock.
+func lockPidfile(path string, a account) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.own(f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if err := flock(f, unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// flock takes a lock, or fails with errLocked.
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return errLocked
+		case err != nil:
+			return fmt.Errorf("lock %s: %w", f.Name(), err)
+		default:
+			return nil
+		}
+	}
+}
+
+// adopt returns the process that holds a lock on a pidfile, or nil if none does.
+// QEMU, which runs as uid, holds it for as long as it lives.
+func adopt(pidfile string, uid int) (*process, error) {
+	pid, err := holder(pidfile, uid)
+	if pid == 0 || err != nil {
+		return nil, err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open pidfd of process %d: %w", pid, err)
+	}
+	// The process may have ended before the pidfd was opened, and its number
+	// be a stranger's. If it is still the holder, it has not.
+	again, err := holder(pidfile, uid)
+	if err != nil || again != pid {
+		unix.Close(fd)
+		return nil, err
+	}
+	return watch(pid, fd, nil)
+}
+
+// A process that was just forked takes a moment until it is QEMU and has its
+// command line.
+const (
+	forkPatience = 500 * time.Millisecond
+	forkInterval = 5 * time.Millisecond
+)
+
+// holder returns the pid of the process that has a lock on a pidfile, 0 if there
+// is none or no file.
+func holder(pidfile string, uid int) (int, error) {
+	tick := time.NewTicker(forkInterval)
+	defer tick.Stop()
+	for deadline := time.Now().Add(forkPatience); ; <-tick.C {
+		pid, locked, err := lockOwner(pidfile)
+		if pid != 0 || !locked || err != nil {
+			return pid, err
+		}
+		if pid = processOf(pidfile, uid); pid != 0 {
+			return pid, nil
+		}
+		if time.Now().After(deadline) {
+			return 0, fmt.Errorf("%s is locked by a process that cannot be found", pidfile)
+		}
+	}
+}
+
+// lockOwner returns the pid of the process that has a POSIX lock on a file, 0 if
+// there is none or no file. It reports whether any process has a lock on it.
+func lockOwner(path string) (pid int, locked bool, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	defer f.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_GETLK, &lock); err != nil {
+		return 0, false, fmt.Errorf("ask for the lock on %s: %w", path, err)
+	}
+	if lock.Type != unix.F_UNLCK {
+		return int(lock.Pid), true, nil
+	}
+	err = flock(f, unix.LOCK_SH) // let go of with the descriptor
+	if errors.Is(err, errLocked) {
+		return 0, true, nil
+	}
+	return 0, false, err
+}
+
+// processOf returns the pid of the process that runs as uid and was started with
+// a pidfile, 0 if there is none. Nobody else's process is looked at: its command
+// line could say anything.
+func processOf(pidfile string, uid int) int {
+	option := []byte("\x00-pidfile\x00" + pidfile + "\x00")
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return 0
+	}
+	for _, dir := range dirs {
+		st, err := os.Stat(dir)
+		if err != nil || int(st.Sys().(*syscall.Stat_t).Uid) != uid {
+			continue
+		}
+		args, err := os.ReadFile(dir + "/cmdline")
+		if err != nil || !bytes.Contains(args, option) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+			return pid
+		}
+	}
+	return 0
+}

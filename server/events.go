@@ -1,0 +1,203 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+const (
+	streamMedia = "text/event-stream"
+	// heartbeat is how often a stream says something, for the client and what is
+	// between to know that it lives.
+	heartbeat = 15 * time.Second
+	// eventTimeout is how long a client may take to read what is sent to it.
+	eventTimeout = 10 * time.Second
+	// stopPatience is what it has of that when the server stops.
+	stopPatience = time.Second
+)
+
+var streamType = []string{streamMedia}
+
+// streamKey marks the context of a request that wants a stream.
+type streamKey struct{}
+
+// wantsStream reports whether a client asks for a stream by its name.
+func wantsStream(h http.Header) bool {
+	for _, line := range h["Accept"] {
+		for media := range strings.SplitSeq(line, ",") {
+			name, parameters, err := mime.ParseMediaType(media)
+			if quality, given := parameters["q"]; err == nil && name == streamMedia {
+				q, err := strconv.ParseFloat(quality, 64)
+				return !given || err == nil && q > 0
+			}
+		}
+	}
+	return false
+}
+
+// ListEvents implements [openapi.StrictServerInterface].
+func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObject) (openapi.ListEventsResponseObject, error) {
+	f := vm.EventFilter{Type: value(r.Params.Type), Resource: value(r.Params.Resource)}
+	if ctx.Value(streamKey{}) != nil {
+		return s.newStream(ctx, f, r.Params)
+	}
+	limit := defaultLimit
+	if r.Params.Limit != nil {
+		limit = *r.Params.Limit
+	}
+	after, err := s.knownEvent(ctx, value(r.Params.Since))
+	if err != nil {
+		return nil, err
+	}
+	l := list[vm.Event]{ctx: ctx, seq: func(e *vm.Event) int64 { return e.Seq }, api: func(e *vm.Event) any { return apiEvent(e) }}
+	if l.page, err = s.reader.Events(ctx, f, vm.Page{After: after, Limit: limit + 1}); err != nil {
+		return nil, err
+	}
+	if len(l.page) > limit {
+		l.page = l.page[:limit]
+		next := query("type", f.Type, "resource", f.Resource, "limit", strconv.Itoa(limit), "since", strconv.FormatInt(l.page[limit-1].Seq, 10))
+		l.link = []string{fmt.Sprintf(`</events?%s>; rel="next"`, next.Encode())}
+	}
+	return l, nil
+}
+
+// knownEvent returns seq, or 0 if no event has had that number yet: it is of
+// another history, which a backup that was put back has ended.
+func (s *Server) knownEvent(ctx context.Context, seq int64) (int64, error) {
+	if seq == 0 {
+		return 0, nil
+	}
+	last, err := s.reader.LastEvent(ctx)
+	if seq > last {
+		seq = 0
+	}
+	return seq, err
+}
+
+// A stream answers with events as they happen, as Server-Sent Events. It reads
+// them from the records and keeps none in memory, so it cannot lose one, however
+// slow its client is.
+type stream struct {
+	s      *Server
+	ctx    context.Context // of the request
+	filter vm.EventFilter
+	after  int64 // number of the last event that was sent
+
+	rc  *http.ResponseController
+	w   http.ResponseWriter
+	enc *encoder
+}
+
+// newStream returns the stream that goes on where the client is.
+func (s *Server) newStream(ctx context.Context, f vm.EventFilter, p openapi.ListEventsParams) (*stream, error) {
+	st := &stream{s: s, ctx: ctx, filter: f}
+	since := p.LastEventID
+	if since == nil {
+		since = p.Since
+	}
+	var err error
+	if since == nil {
+		st.after, err = s.reader.LastEvent(ctx)
+	} else {
+		st.after, err = s.knownEvent(ctx, *since)
+	}
+	return st, err
+}
+
+// VisitListEventsResponse implements [openapi.ListEventsResponseObject]. It
+// returns when the client is gone or the server stops, and an error if the events
+// cannot be read.
+func (st *stream) VisitListEventsResponse(w http.ResponseWriter) error {
+	st.w, st.rc, st.enc = w, http.NewResponseController(w), getEncoder()
+	defer st.enc.free()
+	w.Header()["Content-Type"] = streamType
+	w.WriteHeader(http.StatusOK)
+	defer context.AfterFunc(st.s.stopping, func() { _ = st.rc.SetWriteDeadline(time.Now().Add(stopPatience)) })()
+	beat := time.NewTicker(st.s.heartbeat)
+	defer beat.Stop()
+	for {
+		next := st.s.manager.NextEvent() // before the look, or one is missed
+		if ok, err := st.catchUp(); !ok {
+			return err
+		}
+		select {
+		case <-next:
+		case <-beat.C:
+			st.enc.buf.WriteString(":\n\n")
+		case <-st.ctx.Done():
+			return nil
+		case <-st.s.stopping.Done():
+			return nil
+		}
+	}
+}
+
+// catchUp sends what is gathered and every event there is by now. It reports
+// false when the stream is over.
+func (st *stream) catchUp() (bool, error) {
+	for {
+		events, err := st.s.reader.Events(st.ctx, st.filter, vm.Page{After: st.after, Limit: wholePage})
+		if st.ctx.Err() != nil || st.s.stopping.Err() != nil {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		for i := range events {
+			e := &events[i]
+			fmt.Fprintf(&st.enc.buf, "id: %d\nevent: %s\ndata: ", e.Seq, e.Type)
+			if err := st.enc.encode(apiEvent(e)); err != nil {
+				return false, err
+			}
+			st.enc.buf.WriteByte('\n')
+			st.after = e.Seq
+			if st.enc.buf.Len() >= flushAt && !st.send() {
+				return false, nil
+			}
+		}
+		if !st.send() {
+			return false, nil
+		}
+		if len(events) < wholePage {
+			return true, nil
+		}
+	}
+}
+
+// send sends what is gathered, and the answer's head if there is nothing. It
+// reports false if the client is gone, or has not read for too long.
+func (st *stream) send() bool {
+	begun := time.Now()
+	_ = st.rc.SetWriteDeadline(begun.Add(st.s.eventTimeout)) // a test's writer has none
+	if st.s.stopping.Err() != nil {                          // it has just set another deadline
+		return false
+	}
+	_, err := st.w.Write(st.enc.buf.Bytes())
+	if err == nil {
+		err = st.rc.Flush()
+	}
+	st.enc.buf.Reset()
+	if err == nil && st.ctx.Err() == nil { // net/http ends it when a flush fails
+		return true
+	}
+	if time.Since(begun) >= st.s.eventTimeout {
+		st.s.log.Info("a client of the events did not read in time and is disconnected", "request_id", vm.CallerOf(st.ctx).RequestID)
+	}
+	return false
+}
+
+func apiEvent(e *vm.Event) *openapi.Event {
+	out := &openapi.Event{Seq: e.Seq, At: openapi.Time{Time: e.At}, Type: openapi.EventType(e.Type), Resource: e.Resource, Data: e.Data}
+	if len(out.Data) == 0 {
+		out.Data = openapi.RawJSON("{}")
+	}
+	return out
+}

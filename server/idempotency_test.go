@@ -1,0 +1,439 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// forgetful are records that keep no answer, as if the daemon were killed each
+// time between the effect and the answer.
+type forgetful struct {
+	Records
+	mu   sync.Mutex
+	keep bool
+}
+
+func (f *forgetful) KeepReply(ctx context.Context, id string, r vm.Reply) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.keep {
+		return f.Records.KeepReply(ctx, id, r)
+	}
+	return errors.New("killed")
+}
+
+func (f *forgetful) remember(keep bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.keep = keep
+}
+
+// same fails the test if a repeated request was not answered as the first was.
+func same(t *testing.T, what string, first, again reply) {
+	t.Helper()
+	if again.StatusCode != first.StatusCode || string(again.body) != string(first.body) ||
+		again.Header.Get("Location") != first.Header.Get("Location") || again.Header.Get("ETag") != first.Header.Get("ETag") ||
+		again.Header.Get("Content-Type") != first.Header.Get("Content-Type") {
+		t.Errorf("%s: status %d, %v, %s\nthe first time: %d, %v, %s", what, again.StatusCode, again.Header, again.body, first.StatusCode, first.Header, first.body)
+	}
+	if first.Header.Get(headerReplayed) != "" || again.Header.Get(headerReplayed) != "true" {
+		t.Errorf("%s: %s is %q, and was %q the first time", what, headerReplayed, again.Header.Get(headerReplayed), first.Header.Get(headerReplayed))
+	}
+}
+
+// steps is a life in which every kind of operation occurs. {disk} is the id of
+// the disk that is made in it.
+var steps = []struct {
+	method, path, body, prefer string
+	status                     int
+}{
+	{"POST", "/templates", smallTemplate, "", 201},
+	{"POST", "/vms", webVM, "", 201},
+	{"PATCH", "/vms/web-1", `{"labels":{"env":"prod"},"autostart_order":3}`, "", 200},
+	{"POST", "/vms/web-1/actions/start", "", "wait=30", 200},
+	{"POST", "/disks", `{"size":1}`, "", 201},
+	{"POST", "/disks/{disk}/attach", `{"vm_id":"web-1"}`, "", 200},
+	{"PATCH", "/disks/{disk}", `{"size":2}`, "", 200},
+	{"POST", "/disks/{disk}/detach", "", "wait=1", 200},
+	{"POST", "/vms/web-1/actions/pause", "", "wait=30", 200},
+	{"POST", "/vms/web-1/actions/resume", "{}", "wait=30", 200},
+	{"POST", "/vms/web-1/actions/reset", "", "wait=30", 200},
+	{"POST", "/vms/web-1/actions/restart", `{"force":true}`, "wait=30", 200},
+	{"POST", "/vms/web-1/actions/stop", `{"force":true}`, "wait=30", 200},
+	{"DELETE", "/disks/{disk}", "", "", 204},
+	{"DELETE", "/vms/web-1", "", "", 204},
+	{"DELETE", "/templates/small", "", "", 204},
+	{"POST", "/observer/orphans/disks:lost/adopt", "", "", 200},
+	{"POST", "/observer/orphans/vms:ghost/terminate", "", "", 200},
+	{"POST", "/observer/orphans/vms:ghost/delete", "{}", "", 200},
+}
+
+func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
+	for name, kept := range map[string]bool{"with the answer kept": true, "with the answer lost": false} {
+		t.Run(name, func(t *testing.T) {
+			records := &forgetful{}
+			a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records })
+			if err := a.driver.CreateDisk(t.Context(), "lost", 1024); err != nil {
+				t.Fatal(err)
+			}
+			a.driver.AddVMFiles("ghost")
+			a.driver.Set("ghost", vm.StatusRunning)
+			disk := ""
+			for i, s := range steps {
+				what, path := s.method+" "+s.path, strings.Replace(s.path, "{disk}", disk, 1)
+				header := []string{headerKey, fmt.Sprintf("key-%d", i)}
+				if s.prefer != "" {
+					header = append(header, "Prefer", s.prefer)
+				}
+				records.remember(kept)
+				first := a.want(t, s.status, s.method, path, s.body, header...)
+				if s.path == "/disks" {
+					disk = into[openapi.Disk](t, first).ID
+				}
+				calls := len(a.driver.Calls())
+				records.remember(true)
+				same(t, what, first, a.ask(t, s.method, path, s.body, header...))
+				same(t, what+", once more", first, a.ask(t, s.method, path, s.body, header...))
+				if now := a.driver.Calls(); len(now) != calls {
+					t.Errorf("%s had a second effect: %v", what, now[calls:])
+				}
+			}
+			if !kept && !strings.Contains(a.log.String(), "cannot keep an answer") {
+				t.Error("the log does not say that answers were lost")
+			}
+		})
+	}
+}
+
+func TestAnAcceptedRequestStaysAccepted(t *testing.T) {
+	for name, kept := range map[string]bool{"with the answer kept": true, "with the answer lost": false} {
+		t.Run(name, func(t *testing.T) {
+			records := &forgetful{keep: kept}
+			a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
+			first := a.want(t, 202, "POST", "/vms/web-1/actions/start", "", headerKey, "k")
+			id := strings.TrimPrefix(first.Header.Get("Location"), "/operations/")
+			if _, err := a.manager.Wait(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			again := a.want(t, 202, "POST", "/vms/web-1/actions/start", "", headerKey, "k")
+			if again.Header.Get("Location") != first.Header.Get("Location") || into[openapi.VM](t, again).ID != "web-1" {
+				t.Errorf("%v: %s", again.Header, again.body)
+			}
+		})
+	}
+}
+
+func TestAKeyIsForOneRequestOfOneCaller(t *testing.T) {
+	a := newAPI(t)
+	first := a.want(t, 201, "POST", "/templates", smallTemplate, headerKey, "k")
+	for name, r := range map[string][3]string{
+		"another body":   {"POST", "/templates", strings.Replace(smallTemplate, "small", "large", 1)},
+		"another space":  {"POST", "/templates", smallTemplate + " "},
+		"another path":   {"POST", "/vms", webVM},
+		"another method": {"DELETE", "/templates/small", ""},
+	} {
+		p := a.want(t, 422, r[0], r[1], r[2], headerKey, "k").problem(t)
+		if p.Code != "idempotency-mismatch" || p.OperationID == "" || p.Hint == "" {
+			t.Errorf("%s: %+v", name, p)
+		}
+	}
+	same(t, "the same", first, a.ask(t, "POST", "/templates", smallTemplate, headerKey, "k"))
+	secret, hash := NewToken()
+	if err := a.store.PutToken(t.Context(), vm.Token{Name: "other", Role: vm.RoleAdmin, Hash: hash}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.ReloadTokens(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.token = secret
+	a.want(t, 409, "POST", "/templates", smallTemplate, headerKey, "k")
+	a.want(t, 204, "DELETE", "/templates/small", "", headerKey, "k")
+}
+
+func TestARefusedRequestIsJudgedAnew(t *testing.T) {
+	a := newAPI(t)
+	a.want(t, 400, "POST", "/vms", `{"template_name":"small","name":"Web"}`, headerKey, "k")
+	a.want(t, 400, "POST", "/vms", webVM, headerKey, "k")
+	a.want(t, 201, "POST", "/templates", smallTemplate)
+	r := a.want(t, 201, "POST", "/vms", webVM, headerKey, "k")
+	if got := r.Header.Get(headerReplayed); got != "" {
+		t.Errorf("%s: %q", headerReplayed, got)
+	}
+	a.want(t, 409, "POST", "/vms/web-1/actions/stop", "", headerKey, "stop")
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+	a.want(t, 202, "POST", "/vms/web-1/actions/stop", "", headerKey, "stop")
+}
+
+func TestAFailedRequestStaysFailed(t *testing.T) {
+	for name, kept := range map[string]bool{"with the answer kept": true, "with the answer lost": false} {
+		t.Run(name, func(t *testing.T) {
+			records := &forgetful{keep: kept}
+			a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
+			full := &vm.Fault{Code: vm.CodeInsufficientStorage, Detail: "no space left"}
+			mute := &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "mute"}
+			disk := into[openapi.Disk](t, a.want(t, 201, "POST", "/disks", `{"size":1}`)).ID
+			a.driver.Hook = func(_ context.Context, method, _ string) error {
+				return map[string]error{"CreateDisk": full, "Start": mute, "ResizeDisk": errors.New("secret")}[method]
+			}
+			for i, s := range []struct {
+				method, path, body string
+				status             int
+			}{
+				{"POST", "/disks", `{"size":1}`, 507},
+				{"POST", "/vms/web-1/actions/start", "", 503},
+				{"PATCH", "/disks/" + disk, `{"size":2}`, 500},
+			} {
+				header := []string{headerKey, fmt.Sprintf("key-%d", i), "Prefer", "wait=30"}
+				first := a.want(t, s.status, s.method, s.path, s.body, header...)
+				calls := len(a.driver.Calls())
+				again := a.want(t, s.status, s.method, s.path, s.body, header...)
+				one, other := first.problem(t), again.problem(t)
+				if one.Code != other.Code || again.Header.Get(headerReplayed) != "true" || strings.Contains(string(again.body), "secret") ||
+					s.status != 500 && one.OperationID != other.OperationID {
+					t.Errorf("%s\nthe first time %s", again.body, first.body)
+				}
+				if kept && s.status != 500 { // of a defect nothing is kept but the operation
+					same(t, s.path, first, again)
+				}
+				if len(a.driver.Calls()) != calls {
+					t.Errorf("%s was tried again", s.path)
+				}
+			}
+		})
+	}
+}
+
+func TestParallelRequestsUnderOneKeyMakeOneDisk(t *testing.T) {
+	a := newAPI(t)
+	release := make(chan struct{})
+	a.driver.Hook = hook("CreateDisk", func(ctx context.Context) error { <-release; return nil })
+	const n = 16
+	replies := make([]reply, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			r, err := http.NewRequest("POST", a.base+"/disks", strings.NewReader(`{"size":1}`))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r.Header.Set("Authorization", "Bearer "+a.token)
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set(headerKey, "one")
+			if i == n/2 {
+				close(release)
+			}
+			replies[i] = send(t, http.DefaultClient, r)
+		})
+	}
+	wg.Wait()
+	first := 0
+	for _, r := range replies {
+		if r.StatusCode != 201 || string(r.body) != string(replies[0].body) || r.Header.Get("Location") != replies[0].Header.Get("Location") {
+			t.Errorf("status %d, %s, %s", r.StatusCode, r.Header.Get("Location"), r.body)
+		}
+		if r.Header.Get(headerReplayed) == "" {
+			first++
+		}
+	}
+	if disks := into[[]openapi.Disk](t, a.want(t, 200, "GET", "/disks", "")); first != 1 || len(disks) != 1 {
+		t.Errorf("%d first answers, %d disks", first, len(disks))
+	}
+	if len(a.keys.taken) != 0 {
+		t.Errorf("%d keys are left", len(a.keys.taken))
+	}
+}
+
+func TestAClientThatHungUpLearnsHowItEnded(t *testing.T) {
+	a := newAPI(t)
+	began, release := make(chan struct{}), make(chan struct{})
+	a.driver.Hook = hook("CreateDisk", func(context.Context) error { close(began); <-release; return nil })
+	c := a.dial(t)
+	body := `{"size":1}`
+	fmt.Fprintf(c, "%s%s: k\r\nContent-Length: %d\r\n\r\n%s", a.head("POST /disks"), headerKey, len(body), body)
+	<-began
+	c.Close()
+	waiting := make(chan reply)
+	go func() { waiting <- a.ask(t, "POST", "/disks", body, headerKey, "k") }()
+	select {
+	case r := <-waiting:
+		t.Fatalf("answered before it was over: %s", r.body)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(release)
+	r := <-waiting
+	if r.StatusCode != 201 || r.Header.Get(headerReplayed) != "true" {
+		t.Fatalf("status %d, %v: %s", r.StatusCode, r.Header, r.body)
+	}
+	if disks := into[[]openapi.Disk](t, a.want(t, 200, "GET", "/disks", "")); len(disks) != 1 || "/disks/"+disks[0].ID != r.Header.Get("Location") {
+		t.Errorf("disks %+v", disks)
+	}
+}
+
+// openOperation records an operation as a daemon that is killed leaves it.
+func (a *api) openOperation(t *testing.T, key string, kind vm.Kind, resource string, r *http.Request, with vm.Change) {
+	t.Helper()
+	x := exchange{c: a.echo.NewContext(r, nil)}
+	r.Header.Set(headerKey, key)
+	if err := x.identify(); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now()
+	with.Operation = &vm.Operation{ID: "op-" + key, Kind: kind, Resource: resource, State: vm.OpRunning, RequestedBy: "token:admin",
+		CreatedAt: at, StartedAt: at, Key: key, Fingerprint: x.caller.Fingerprint}
+	if err := a.store.Apply(t.Context(), with); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func request(method, path, body string) *http.Request {
+	r, err := http.NewRequest(method, path, strings.NewReader(body))
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+func TestARequestThatAKillCutShortIsAnsweredByWhatWasSettled(t *testing.T) {
+	a := newAPI(t)
+	a.want(t, 201, "POST", "/templates", smallTemplate)
+	v := vm.VM{ID: "web-1", UUID: "0d8f7a52-7c33-4d6b-8f6a-2f1f3f10aa01", Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 512},
+		State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, Root: vm.RootDisk{SizeMiB: 1024}}
+	a.openOperation(t, "made", vm.VMCreate, "vms/web-1", request("POST", "/vms", webVM), vm.Change{NewVM: &v})
+	a.openOperation(t, "half", vm.DiskCreate, "disks/disk-1", request("POST", "/disks", `{"size":1}`),
+		vm.Change{NewDisk: &vm.Disk{ID: "disk-1", SizeMiB: 1024, State: vm.DiskCreating}})
+	p := a.want(t, 503, "POST", "/disks", `{"size":1}`, headerKey, "half").problem(t)
+	if p.Code != "unavailable" || p.OperationID != "op-half" {
+		t.Errorf("before it is settled: %+v", p)
+	}
+	if err := a.manager.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	made := a.want(t, 201, "POST", "/vms", webVM, headerKey, "made")
+	if made.Header.Get("Location") != "/vms/web-1" || made.Header.Get("ETag") == "" || into[openapi.VM](t, made).ID != "web-1" {
+		t.Errorf("%v: %s", made.Header, made.body)
+	}
+	// What came to nothing is carried out when it is asked for again, once.
+	half := a.want(t, 201, "POST", "/disks", `{"size":1}`, headerKey, "half")
+	if again := a.want(t, 201, "POST", "/disks", `{"size":1}`, headerKey, "half"); string(again.body) != string(half.body) {
+		t.Errorf("%s\nthe first time: %s", again.body, half.body)
+	}
+	if disks := into[[]openapi.Disk](t, a.want(t, 200, "GET", "/disks", "")); len(disks) != 1 {
+		t.Errorf("disks %+v", disks)
+	}
+}
+
+func TestWhatWasMadeAndIsGoneIsNotFound(t *testing.T) {
+	records := &forgetful{}
+	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records })
+	a.want(t, 201, "POST", "/templates", smallTemplate)
+	a.want(t, 201, "POST", "/vms", webVM, headerKey, "make")
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", headerKey, "start", "Prefer", "wait=30")
+	a.want(t, 204, "DELETE", "/vms/web-1", "")
+	a.want(t, 404, "POST", "/vms", webVM, headerKey, "make")
+	a.want(t, 404, "POST", "/vms/web-1/actions/start", "", headerKey, "start", "Prefer", "wait=30")
+	if p := a.want(t, 400, "POST", "/vms/web-1/actions/start", "", headerKey, "start", "Prefer", "wait=soon").problem(t); p.Code != "invalid-request" {
+		t.Errorf("%+v", p)
+	}
+}
+
+func TestADetachThatIsNotOverIsStillAccepted(t *testing.T) {
+	records := &forgetful{}
+	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+	disk := into[openapi.Disk](t, a.want(t, 201, "POST", "/disks", `{"size":1}`)).ID
+	a.want(t, 200, "POST", "/disks/"+disk+"/attach", `{"vm_id":"web-1"}`)
+	a.driver.Hook = hook("DetachDisk", func(context.Context) error { return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "not yet"} })
+	first := a.want(t, 202, "POST", "/disks/"+disk+"/detach", "", headerKey, "k")
+	records.remember(true)
+	same(t, "detach", first, a.ask(t, "POST", "/disks/"+disk+"/detach", "", headerKey, "k"))
+	a.driver.Hook = nil
+	if _, err := a.manager.Settle(t.Context(), "disks/"+disk); err != nil {
+		t.Fatal(err)
+	}
+	a.want(t, 202, "POST", "/disks/"+disk+"/detach", "", headerKey, "k")
+	a.want(t, 409, "POST", "/disks/"+disk+"/detach", "", headerKey, "new")
+}
+
+func TestCancellingCanBeRepeated(t *testing.T) {
+	a := newAPI(t).withVM(t)
+	a.driver.Hook = hook("Start", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+	location := a.want(t, 202, "POST", "/vms/web-1/actions/start", "").Header.Get("Location")
+	a.want(t, 202, "POST", location+"/cancel", "", headerKey, "k")
+	a.want(t, 202, "POST", location+"/cancel", "", headerKey, "k")
+	a.want(t, 409, "POST", location+"/cancel", "")
+}
+
+func TestBadKeysAreRefused(t *testing.T) {
+	a := newAPI(t)
+	for name, key := range map[string]string{"a space": "a b", "too long": strings.Repeat("k", 256), "not ASCII": "schlüssel", "a tab": "a\tb"} {
+		p := a.want(t, 400, "POST", "/templates", smallTemplate, headerKey, key).problem(t)
+		if len(p.Errors) != 1 || p.Errors[0].Field != headerKey {
+			t.Errorf("%s: %+v", name, p)
+		}
+	}
+	a.want(t, 400, "POST", "/templates", smallTemplate, headerKey, "a", headerKey, "b")
+	c := a.dial(t)
+	fmt.Fprintf(c, "%s%s:\r\nContent-Length: %d\r\n\r\n%s", a.head("POST /templates"), headerKey, len(smallTemplate), smallTemplate)
+	if resp, body := receive(t, c); resp.StatusCode != 400 {
+		t.Errorf("an empty key: status %d: %s", resp.StatusCode, body)
+	}
+	a.want(t, 201, "POST", "/templates", smallTemplate, headerKey, strings.Repeat("~", 255))
+	a.want(t, 200, "GET", "/templates", "", headerKey, "a b") // it means nothing to a GET
+}
+
+func TestTheSameRequestHasTheSameFingerprint(t *testing.T) {
+	a := newAPI(t)
+	print := func(method, target, body string) string {
+		x := exchange{c: a.echo.NewContext(request(method, target, body), nil)}
+		x.c.Request().Header.Set(headerKey, "k")
+		if err := x.identify(); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(x.c.Request().Body); err != nil || string(b) != body {
+			t.Errorf("the body is %q now, %v", b, err)
+		}
+		return x.caller.Fingerprint
+	}
+	seen := map[string]string{}
+	for _, r := range [][3]string{{"POST", "/vms", "x"}, {"PATCH", "/vms", "x"}, {"POST", "/vmsx", ""}, {"POST", "/vms?x", ""}, {"POST", "/vms", ""}} {
+		f := print(r[0], r[1], r[2])
+		if f != print(r[0], r[1], r[2]) || len(f) != 64 {
+			t.Errorf("%v: %s", r, f)
+		}
+		if other := seen[f]; other != "" {
+			t.Errorf("%v and %s have the same", r, other)
+		}
+		seen[f] = fmt.Sprint(r)
+	}
+}
+
+func TestATurnIsWaitedForNoLongerThanItsRequest(t *testing.T) {
+	var turns turns
+	if err := turns.take(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("gone")
+	cancel(gone)
+	if err := turns.take(ctx, "k"); !errors.Is(err, gone) {
+		t.Errorf("got %v", err)
+	}
+	if err := turns.take(ctx, "other"); err != nil {
+		t.Errorf("got %v", err)
+	}
+	turns.leave("k")
+	if err := turns.take(ctx, "k"); err != nil {
+		t.Errorf("got %v", err)
+	}
+}

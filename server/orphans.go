@@ -1,0 +1,45 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// AdoptOrphan implements [openapi.StrictServerInterface].
+func (s *Server) AdoptOrphan(ctx context.Context, r openapi.AdoptOrphanRequestObject) (openapi.AdoptOrphanResponseObject, error) {
+	resource, template := orphanOf(r.OrphanID), value(r.Body.TemplateName)
+	switch isVM := strings.HasPrefix(resource, "vms/"); {
+	case isVM && template == "":
+		return nil, invalid(vm.FieldFault{Field: "/template_name", Detail: "is missing: a VM is of a template"})
+	case !isVM && template != "":
+		return nil, invalid(vm.FieldFault{Field: "/template_name", Detail: "is not for a disk"})
+	}
+	o, err := s.manager.AdoptOrphan(ctx, resource, template)
+	return orphanAnswer(&o, err)
+}
+
+// TerminateOrphan implements [openapi.StrictServerInterface].
+func (s *Server) TerminateOrphan(ctx context.Context, r openapi.TerminateOrphanRequestObject) (openapi.TerminateOrphanResponseObject, error) {
+	o, err := s.manager.TerminateOrphan(ctx, orphanOf(r.OrphanVMID))
+	return orphanAnswer(&o, err)
+}
+
+// DeleteOrphan implements [openapi.StrictServerInterface].
+func (s *Server) DeleteOrphan(ctx context.Context, r openapi.DeleteOrphanRequestObject) (openapi.DeleteOrphanResponseObject, error) {
+	o, err := s.manager.DeleteOrphan(ctx, orphanOf(r.OrphanID))
+	return orphanAnswer(&o, err)
+}
+
+// orphanOf returns the resource of an orphan's id: a path has no room for a slash.
+func orphanOf(id string) string { return strings.Replace(id, ":", "/", 1) }
+
+func orphanAnswer(o *vm.Operation, err error) (answer, error) {
+	if err != nil {
+		return answer{}, err
+	}
+	return answer{status: http.StatusOK, body: apiOperation(o)}, nil
+}

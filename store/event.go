@@ -1,0 +1,112 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"vmand/vm"
+)
+
+const eventColumns = `seq, at, type, resource, data`
+
+type eventRow struct {
+	Seq      int64   `db:"seq"`
+	At       instant `db:"at"`
+	Type     string  `db:"type"`
+	Resource string  `db:"resource"`
+	Data     text    `db:"data"` // JSON
+}
+
+func (r eventRow) event() vm.Event {
+	e := vm.Event{Seq: r.Seq, At: time.Time(r.At), Type: r.Type, Resource: r.Resource}
+	if r.Data != "" {
+		e.Data = json.RawMessage(r.Data)
+	}
+	return e
+}
+
+// Events returns a page of the events that f selects. The prefix of a type ends
+// at its first dot.
+func (s *Store) Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error) {
+	q := eventSelection(f, p)
+	query, args := q.sql(eventColumns, "events", p)
+	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Event, error) {
+		var r eventRow
+		err := rows.StructScan(&r)
+		return r.event(), err
+	})
+}
+
+func eventSelection(f vm.EventFilter, p vm.Page) selection {
+	q := after(p)
+	column := "type"
+	if strings.HasSuffix(f.Type, ".") {
+		column = "topic"
+	}
+	if f.Resource != "" {
+		column = "+" + column // one resource has fewer events than a type: its index is the one to take
+	}
+	q.and(column+" = ?", f.Type)
+	q.and("resource = ?", f.Resource)
+	return q
+}
+
+// LastEvent returns the number of the newest event there ever was, whether it
+// was forgotten since or not, 0 for none.
+func (s *Store) LastEvent(ctx context.Context) (int64, error) {
+	var seq int64
+	err := s.row(ctx, `SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events'`,
+		func(row *sqlx.Row) error { return row.Scan(&seq) })
+	return seq, err
+}
+
+// PruneEvents forgets the events from before a time and all but the newest
+// keep, in several transactions when there are many, and returns how many it has
+// forgotten, also when it fails. To find them it looks at all the events, but
+// keeps no writer waiting while it does.
+func (s *Store) PruneEvents(ctx context.Context, before time.Time, keep int) (int, error) {
+	const old = ` AND (at < ? OR seq <= ?)`
+	var surplus int64 // the newest event that is one too many
+	if err := s.row(ctx, `SELECT coalesce((SELECT seq FROM events ORDER BY seq DESC LIMIT 1 OFFSET ?), 0)`,
+		func(row *sqlx.Row) error { return row.Scan(&surplus) }, keep); err != nil {
+		return 0, err
+	}
+	total, done := 0, int64(0)
+	for {
+		var last, found int64
+		if err := s.row(ctx, `SELECT coalesce(max(seq), 0), count(*) FROM (SELECT seq FROM events WHERE seq > ?`+old+` ORDER BY seq LIMIT ?)`,
+			func(row *sqlx.Row) error { return row.Scan(&last, &found) }, done, instant(before), surplus, pruneBatch); err != nil || found == 0 {
+			return total, err
+		}
+		var n int64
+		if err := s.write(ctx, func(tx *sqlx.Tx) error {
+			res, err := tx.ExecContext(ctx, `DELETE FROM events WHERE seq > ? AND seq <= ?`+old, done, last, instant(before), surplus)
+			if err == nil {
+				n, err = res.RowsAffected()
+			}
+			return err
+		}); err != nil {
+			return total, err
+		}
+		total, done = total+int(n), last
+	}
+}
+
+// appendEvents records events, those of no time as of now.
+func appendEvents(ctx context.Context, tx *sqlx.Tx, events []vm.Event, now time.Time) error {
+	for _, e := range events {
+		if e.At.IsZero() {
+			e.At = now
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO events (at, type, resource, data) VALUES (?, ?, ?, ?)`,
+			instant(e.At), e.Type, e.Resource, text(e.Data))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

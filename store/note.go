@@ -1,0 +1,28 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// Note returns what was written last under a name, "" for nothing.
+func (s *Store) Note(ctx context.Context, name string) (string, error) {
+	var value string
+	err := s.row(ctx, `SELECT value FROM notes WHERE name = ?`, func(row *sqlx.Row) error { return row.Scan(&value) }, name)
+	if errors.Is(err, errNoRow) {
+		return "", nil
+	}
+	return value, err
+}
+
+// SetNote writes a value under a name, in place of any value before.
+func (s *Store) SetNote(ctx context.Context, name, value string) error {
+	return s.write(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, `
+			INSERT INTO notes (name, value) VALUES (?, ?)
+			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
+		return err
+	})
+}

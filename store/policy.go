@@ -1,0 +1,60 @@
+package store
+
+import (
+	"database/sql/driver"
+	"time"
+
+	"vmand/vm"
+)
+
+// policy is what a VM has of its own of restarts and the start at boot, kept as
+// a JSON object, NULL for nothing.
+type policy struct{ vm *vm.VM }
+
+type policyJSON struct {
+	Restart      vm.RestartPolicy `json:"restart,omitempty"`
+	Restarts     int              `json:"restarts,omitempty"`
+	RestartAt    int64            `json:"restart_at,omitempty"` // unix milliseconds
+	Autostart    bool             `json:"autostart,omitempty"`
+	Order        int              `json:"autostart_order,omitempty"`
+	DelaySeconds int64            `json:"autostart_delay_s,omitempty"`
+}
+
+// Value implements [driver.Valuer].
+func (p policy) Value() (driver.Value, error) {
+	a := p.vm.Autostart
+	j := policyJSON{Restart: p.vm.Restart, Restarts: p.vm.Restarts,
+		Autostart: a.Enabled, Order: a.Order, DelaySeconds: int64(a.Delay / time.Second)}
+	if j.Restart == vm.RestartNever {
+		j.Restart = ""
+	}
+	if !p.vm.RestartAt.IsZero() {
+		j.RestartAt = p.vm.RestartAt.UnixMilli()
+	}
+	if j == (policyJSON{}) {
+		return nil, nil
+	}
+	return encode(j)
+}
+
+// Scan implements [sql.Scanner].
+func (p *policy) Scan(src any) error {
+	v := p.vm
+	v.Restart, v.Restarts, v.RestartAt, v.Autostart = vm.RestartNever, 0, time.Time{}, vm.Autostart{}
+	if src == nil {
+		return nil
+	}
+	var j policyJSON
+	if err := decode(src, &j); err != nil {
+		return err
+	}
+	if j.Restart != "" {
+		v.Restart = j.Restart
+	}
+	v.Restarts = j.Restarts
+	if j.RestartAt != 0 {
+		v.RestartAt = time.UnixMilli(j.RestartAt).UTC()
+	}
+	v.Autostart = vm.Autostart{Enabled: j.Autostart, Order: j.Order, Delay: time.Duration(j.DelaySeconds) * time.Second}
+	return nil
+}

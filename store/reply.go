@@ -1,0 +1,53 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jmoiron/sqlx"
+
+	"vmand/vm"
+)
+
+// OperationByKey returns the operation that requestedBy began under a key, and
+// the reply that is kept of it, nil for none.
+func (s *Store) OperationByKey(ctx context.Context, requestedBy, key string) (vm.Operation, *vm.Reply, error) {
+	var r struct {
+		operationRow
+		Status   *int   `db:"status"`
+		Location text   `db:"location"`
+		ETag     text   `db:"etag"`
+		Body     []byte `db:"body"`
+	}
+	err := s.row(ctx, `
+		SELECT `+operationColumns+`, status, location, etag, body
+		FROM operations LEFT JOIN replies ON operation = seq WHERE requested_by = ? AND key = ?`,
+		func(row *sqlx.Row) error { return row.StructScan(&r) }, requestedBy, key)
+	if errors.Is(err, errNoRow) {
+		return vm.Operation{}, nil, vm.NotFound("operation under the key", key)
+	}
+	if err != nil {
+		return vm.Operation{}, nil, err
+	}
+	o, err := r.operation()
+	if err != nil || r.Status == nil {
+		return o, nil, err
+	}
+	return o, &vm.Reply{Status: *r.Status, Location: string(r.Location), ETag: string(r.ETag), Body: r.Body}, nil
+}
+
+// KeepReply keeps r with an operation, in place of any reply kept before.
+func (s *Store) KeepReply(ctx context.Context, operationID string, r vm.Reply) error {
+	return s.write(ctx, func(tx *sqlx.Tx) error {
+		err := change(ctx, tx, `
+			INSERT INTO replies (operation, status, location, etag, body)
+			SELECT seq, ?, ?, ?, ? FROM operations WHERE id = ?
+			ON CONFLICT (operation) DO UPDATE SET status = excluded.status, location = excluded.location,
+				etag = excluded.etag, body = excluded.body`,
+			r.Status, text(r.Location), text(r.ETag), r.Body, operationID)
+		if errors.Is(err, errNoRow) {
+			return vm.NotFound("operation", operationID)
+		}
+		return err
+	})
+}

@@ -1,0 +1,265 @@
+package test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"vmand/openapi"
+)
+
+// sharedVMs are used by all clients, so that no client knows their state.
+var sharedVMs = []string{"shared-0", "shared-1"}
+
+// A belief is what a thing may be, as far as a client was told: one value when
+// the daemon has acknowledged it, several after a request without an answer.
+type belief[T comparable] []T
+
+func (b belief[T]) allows(v T) bool { return slices.Contains(b, v) }
+
+// learn takes the end of a request for after into account.
+func (b *belief[T]) learn(end outcome, after T) {
+	switch {
+	case end == acknowledged:
+		*b = belief[T]{after}
+	case end == unknown && !b.allows(after):
+		*b = append(*b, after)
+	}
+}
+
+// An outcome is what a client knows of its request.
+type outcome int
+
+const (
+	refused      outcome = iota // nothing was done
+	acknowledged                // it is done
+	unknown                     // wholly done, or not at all
+)
+
+// A tenant is a client that has a VM and disks of its own, which nobody else asks
+// anything of.
+type tenant struct {
+	*torture
+	r  *rand.Rand
+	vm string
+
+	there       belief[bool]
+	description belief[string]
+	state       string // empty: not known
+	mark        int64  // of the VM, when state was known
+	disks       map[string]*modelDisk
+	creating    *modelDisk // a disk whose request was not answered
+	accepted    []string   // operations that are to have an end
+}
+
+// A modelDisk is what a client believes of a disk.
+type modelDisk struct {
+	key   string // the Idempotency-Key of its creation
+	asked float64
+	there belief[bool]
+	size  belief[float64]
+	on    belief[string]
+}
+
+func newTenant(x *torture, i int, r *rand.Rand) *tenant {
+	return &tenant{torture: x, r: r, vm: fmt.Sprintf("own-%d", i), there: belief[bool]{false}, disks: map[string]*modelDisk{}}
+}
+
+func (c *tenant) run() {
+	for c.rest(time.Duration(c.r.IntN(120)) * time.Millisecond) {
+		c.gate.RLock()
+		c.step()
+		c.gate.RUnlock()
+	}
+}
+
+// step makes one request.
+func (c *tenant) step() {
+	if c.creating != nil {
+		c.createDisk(c.creating)
+		return
+	}
+	switch n := c.r.IntN(100); {
+	case !c.there.allows(true) || n < 3:
+		end, _ := c.send("POST", "/vms", map[string]any{"name": c.vm, "template_name": "small", "restart_policy": c.pick("never", "on-failure", "always")})
+		c.there.learn(end, true)
+		c.description.learn(end, "")
+		c.now(end, "stopped", c.marks[c.vm].Load())
+	case n < 6:
+		end, _ := c.send("DELETE", "/vms/"+c.vm, nil)
+		c.there.learn(end, false)
+		c.state = ""
+		for _, disk := range c.disks {
+			if disk.on.allows(c.vm) {
+				disk.on.learn(end, "")
+			}
+		}
+	case n < 12:
+		text := fmt.Sprint(c.r.Uint32())
+		end, _ := c.send("PATCH", "/vms/"+c.vm, map[string]any{"description": text})
+		c.description.learn(end, text)
+	case n < 55:
+		c.act(c.vm)
+	case n < 65:
+		c.act(sharedVMs[c.r.IntN(len(sharedVMs))])
+	case n < 70 || len(c.disks) == 0:
+		size := unique()
+		c.createDisk(&modelDisk{key: fmt.Sprintf("%s-%g", c.vm, size), asked: size})
+	default:
+		c.disk()
+	}
+}
+
+func (c *tenant) pick(words ...string) string { return words[c.r.IntN(len(words))] }
+
+// act does an action of a VM.
+func (c *tenant) act(id string) {
+	action := c.pick("start", "start", "stop", "stop", "restart", "pause", "resume", "reset")
+	var body any
+	if action == "stop" || action == "restart" {
+		body = map[string]any{"force": c.r.IntN(2) == 0, "timeout_seconds": c.r.IntN(2)}
+	}
+	mark := c.marks[id].Load()
+	end, _ := c.send("POST", "/vms/"+id+"/actions/"+action, body)
+	if id == c.vm {
+		c.now(end, map[string]string{"start": "running", "stop": "stopped", "restart": "running", "pause": "paused", "resume": "running", "reset": "running"}[action], mark)
+	}
+}
+
+// now is what a request for a state has come to, and the VM's mark before it.
+func (c *tenant) now(end outcome, state string, mark int64) {
+	switch end {
+	case acknowledged:
+		c.state, c.mark = state, mark
+	case unknown:
+		c.state = ""
+	}
+}
+
+// createDisk asks for a disk until there is an answer, always under the same key.
+func (c *tenant) createDisk(disk *modelDisk) {
+	end, a := c.send("POST", "/disks", map[string]any{"size": disk.asked}, "Idempotency-Key: "+disk.key)
+	c.creating = nil
+	switch {
+	case end == acknowledged:
+		made := as[openapi.Disk](a)
+		disk.there, disk.size, disk.on = belief[bool]{true}, belief[float64]{made.Size}, belief[string]{""}
+		c.disks[made.ID] = disk
+	case end == unknown && a.status == 0:
+		c.creating = disk
+	}
+}
+
+// disk does something to one of the disks.
+func (c *tenant) disk() {
+	ids := make([]string, 0, len(c.disks))
+	for id := range c.disks {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	id := ids[c.r.IntN(len(ids))]
+	disk := c.disks[id]
+	switch c.r.IntN(8) {
+	case 0:
+		end, _ := c.send("DELETE", "/disks/"+id, nil)
+		disk.there.learn(end, false)
+		if end == acknowledged {
+			delete(c.disks, id)
+		}
+	case 1:
+		size := unique()
+		end, _ := c.send("PATCH", "/disks/"+id, map[string]any{"size": size})
+		disk.size.learn(end, size)
+	case 2, 3, 4:
+		on := c.pick(c.vm, c.vm, sharedVMs[0], sharedVMs[1])
+		end, _ := c.send("POST", "/disks/"+id+"/attach", map[string]any{"vm_id": on})
+		disk.on.learn(end, on)
+	default:
+		end, _ := c.send("POST", "/disks/"+id+"/detach", nil)
+		disk.on.learn(end, "")
+	}
+}
+
+// send makes a request and says what is known of its end.
+func (c *tenant) send(method, path string, body any, headers ...string) (outcome, answer) {
+	if c.r.IntN(3) > 0 {
+		headers = append(headers, "Prefer: wait=30")
+	}
+	begun := time.Now()
+	a, err := c.try(method, path, body, headers...)
+	c.operations.Add(1)
+	switch took := time.Since(begun); {
+	case took > requestPatience-time.Second:
+		c.violation("%s %s had no answer after %s: %v", method, path, took, err)
+		return unknown, a
+	case err != nil:
+		return unknown, answer{}
+	case a.status == 202:
+		if at := a.header.Get("Location"); at != "" {
+			c.accepted = append(c.accepted, at)
+		}
+		return unknown, a
+	case a.status < 300:
+		return acknowledged, a
+	case a.status == 500:
+		c.violation("%s %s answered %s", method, path, a.body)
+		return unknown, a
+	case a.status > 500, strings.Contains(string(a.body), `"cancelled"`):
+		return unknown, a
+	}
+	c.refused.Add(1)
+	return refused, a
+}
+
+// compare is the check of what the client was told. Afterwards it believes what
+// it sees.
+func (c *tenant) compare(seen census) {
+	for _, at := range c.accepted {
+		if op := as[openapi.Operation](c.call("GET", at, nil).want(200)); op.FinishedAt == nil {
+			c.violation("%s was accepted and has no end: %+v", at, op)
+		}
+	}
+	c.accepted = nil
+	v, there := seen.vms[c.vm]
+	if !c.there.allows(there) {
+		c.violation("VM %s is there: %t; expected %v", c.vm, there, c.there)
+	}
+	if there {
+		if c.there.allows(there) && !c.description.allows(v.Description) {
+			c.violation("VM %s has the description %q; expected %q", c.vm, v.Description, c.description)
+		}
+		if c.state != "" && c.mark == c.marks[c.vm].Load() && string(v.State) != c.state {
+			c.violation("VM %s is %s (%s); it was acknowledged as %s", c.vm, v.State, word(v.StateReason), c.state)
+		}
+		c.description, c.state = belief[string]{v.Description}, ""
+	}
+	c.there = belief[bool]{there}
+	for id, disk := range c.disks {
+		is, there := seen.disks[id]
+		if !disk.there.allows(there) {
+			c.violation("disk %s is there: %t; expected %v", id, there, disk.there)
+		}
+		if !there {
+			delete(c.disks, id)
+			continue
+		}
+		if on := word(is.VMID); !disk.size.allows(is.Size) || !disk.on.allows(on) {
+			c.violation("disk %s has %g GiB and is on %q; expected %v, %q", id, is.Size, on, disk.size, disk.on)
+		}
+		disk.there, disk.size, disk.on = belief[bool]{true}, belief[float64]{is.Size}, belief[string]{word(is.VMID)}
+	}
+}
+
+// expects reports whether the client may have asked for the disk.
+func (c *tenant) expects(id string, size float64) bool {
+	return c.disks[id] != nil || c.creating != nil && c.creating.asked == size
+}
+
+var lastSize atomic.Int64
+
+// unique returns a size in GiB that nobody has asked for, so that a disk tells
+// which request it comes from. Each is larger than the one before.
+func unique() float64 { return float64(lastSize.Add(1)) / 1024 }

@@ -1,0 +1,284 @@
+package test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	tortureClients = 8
+	tortureDefault = 60 * time.Second
+	// requestPatience is more than any request may take.
+	requestPatience = 90 * time.Second
+)
+
+// A torture is a daemon with clients that do what they like, its own ends and
+// those of its QEMUs, and what the clients were told.
+type torture struct {
+	*daemon
+	gate    sync.RWMutex // held by whoever touches anything; the check holds it alone
+	tenants []*tenant
+	marks   map[string]*atomic.Int64 // by VM: how often its QEMU was meddled with
+	over    chan struct{}
+
+	operations, refused, daemonKills, daemonStops, qemuKills, qemuStops, garbage, checks, violated atomic.Int64
+}
+
+// TestTorture runs for VMAN_TEST_TORTURE seconds. The seed, of VMAN_TEST_SEED or
+// by chance, gives the same requests, but not the same moments.
+func TestTorture(t *testing.T) {
+	length, seed := tortureDefault, rand.Uint64()
+	if s := os.Getenv("VMAN_TEST_TORTURE"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		length = time.Duration(n) * time.Second
+	}
+	if s := os.Getenv("VMAN_TEST_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x := newTorture(t, seed)
+	var wg sync.WaitGroup
+	for _, c := range x.tenants {
+		wg.Go(c.run)
+	}
+	wg.Go(func() { x.meddle(rand.New(rand.NewPCG(seed, 100))) })
+	wg.Go(x.watch)
+	x.reign(rand.New(rand.NewPCG(seed, 101)), time.Now().Add(length))
+	close(x.over)
+	wg.Wait()
+	x.gate.Lock()
+	x.check()
+	x.gate.Unlock()
+	fmt.Printf("torture: seed %d, %s: %d operations, %d refused, %d daemon kills, %d daemon stops, %d QEMU kills, %d QEMU stops, %d times garbage, %d checks, %d violations\n",
+		seed, length, x.operations.Load(), x.refused.Load(), x.daemonKills.Load(), x.daemonStops.Load(), x.qemuKills.Load(), x.qemuStops.Load(),
+		x.garbage.Load(), x.checks.Load(), x.violated.Load())
+	if !t.Failed() {
+		x.clean()
+		x.nothingLeft()
+	}
+}
+
+func newTorture(t *testing.T, seed uint64) *torture {
+	t.Helper()
+	x := &torture{daemon: newDaemon(t), marks: map[string]*atomic.Int64{}, over: make(chan struct{})}
+	t.Cleanup(x.keepLog)
+	x.client.Timeout = requestPatience
+	x.start()
+	x.template()
+	for _, id := range sharedVMs {
+		x.create(id)
+		x.marks[id] = new(atomic.Int64)
+	}
+	for i := range tortureClients {
+		c := newTenant(x, i, rand.New(rand.NewPCG(seed, uint64(i))))
+		x.tenants = append(x.tenants, c)
+		x.marks[c.vm] = new(atomic.Int64)
+	}
+	return x
+}
+
+// keepLog puts all that the daemons said where it can be read when something was
+// not as it must be.
+func (x *torture) keepLog() {
+	if !x.t.Failed() {
+		return
+	}
+	kept, err := filepath.Abs(filepath.Join("..", "build", "torture.log"))
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(kept), 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(kept, []byte(x.said()), 0o600)
+	}
+	x.t.Logf("the log of vmand is in %s (%v)", kept, err)
+}
+
+// violation notes that something is so that must never be.
+func (x *torture) violation(format string, args ...any) {
+	x.violated.Add(1)
+	x.t.Errorf("violation: "+format, args...)
+}
+
+// reign ends and starts the daemon until the deadline, and has everything
+// checked after each time.
+func (x *torture) reign(r *rand.Rand, deadline time.Time) {
+	for time.Now().Before(deadline) {
+		<-time.After(time.Duration(500+r.IntN(3500)) * time.Millisecond)
+		end := r.IntN(10)
+		switch {
+		case end < 7:
+			x.kill()
+			x.daemonKills.Add(1)
+		case end < 8:
+			x.stop()
+			x.daemonStops.Add(1)
+		}
+		x.gate.Lock()
+		if end < 8 {
+			x.start()
+		}
+		x.check()
+		x.gate.Unlock()
+	}
+}
+
+// check lets everything come to rest and compares it with what it must be. The
+// caller holds the gate.
+func (x *torture) check() {
+	for id := range x.marks {
+		x.signal(id, unix.SIGCONT)
+	}
+	eventually(x.t, time.Minute, "the operations to end", func() error {
+		if a := x.call("GET", "/operations?state=running", nil).want(200); strings.TrimSpace(string(a.body)) != "[]" {
+			return errors.New(string(a.body))
+		}
+		return nil
+	})
+	x.passes(2)
+	x.checks.Add(1)
+	for _, v := range x.violations() {
+		x.violation("%s", v)
+	}
+	c := x.census()
+	for _, tenant := range x.tenants {
+		tenant.compare(c)
+	}
+	sizes := map[float64]string{}
+	for id, disk := range c.disks {
+		if other := sizes[disk.Size]; other != "" {
+			x.violation("the disks %s and %s come from one request", id, other)
+		}
+		sizes[disk.Size] = id
+		if !slices.ContainsFunc(x.tenants, func(c *tenant) bool { return c.expects(id, disk.Size) }) {
+			x.violation("disk %s (%g GiB) was asked for by nobody", id, disk.Size)
+		}
+	}
+	for id := range c.vms {
+		if x.marks[id] == nil {
+			x.violation("VM %s was asked for by nobody", id)
+		}
+	}
+}
+
+// watch looks all the time for a VM that has two QEMUs.
+func (x *torture) watch() {
+	for x.rest(100 * time.Millisecond) {
+		for id := range x.marks {
+			if pids := processes(x.t, fmt.Sprintf("%s/%s.pid", x.runtime, id)); len(pids) > 1 {
+				x.violation("VM %s has the QEMUs %v", id, pids)
+			}
+		}
+	}
+}
+
+// rest waits and reports false once the torture is over.
+func (x *torture) rest(d time.Duration) bool {
+	select {
+	case <-x.over:
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// meddle does to QEMUs what they do not expect.
+func (x *torture) meddle(r *rand.Rand) {
+	ids := slices.Clone(sharedVMs)
+	for _, c := range x.tenants {
+		ids = append(ids, c.vm)
+	}
+	for x.rest(time.Duration(r.IntN(500)) * time.Millisecond) {
+		id := ids[r.IntN(len(ids))]
+		x.gate.RLock()
+		switch r.IntN(4) {
+		case 0:
+			if x.signal(id, unix.SIGKILL) {
+				x.qemuKills.Add(1)
+			}
+		case 1:
+			if x.signal(id, unix.SIGSTOP) {
+				x.qemuStops.Add(1)
+				time.AfterFunc(time.Duration(r.IntN(8000))*time.Millisecond, func() { x.signal(id, unix.SIGCONT) })
+			}
+		default:
+			if x.babble(id, r) {
+				x.garbage.Add(1)
+			}
+		}
+		x.gate.RUnlock()
+	}
+}
+
+// signal signals the VM's QEMU, if it has one, and notes it before and after:
+// what was said of the VM's state meanwhile means nothing.
+func (x *torture) signal(id string, s unix.Signal) bool {
+	if s != unix.SIGCONT {
+		x.marks[id].Add(1)
+		defer x.marks[id].Add(1)
+	}
+	pid := x.holder(id)
+	if pid == 0 {
+		return false
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return x.holder(id) == pid && unix.PidfdSendSignal(fd, s, nil, 0) == nil
+}
+
+// holder is pid for goroutines of the test, which may not end it.
+func (x *torture) holder(id string) int {
+	f, err := os.Open(filepath.Join(x.runtime, id+".pid"))
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_GETLK, &lock); err != nil || lock.Type == unix.F_UNLCK {
+		return 0
+	}
+	return int(lock.Pid)
+}
+
+// babble writes what is no QMP to the operator's monitor and hangs up.
+func (x *torture) babble(id string, r *rand.Rand) bool {
+	ctx, stop := context.WithTimeout(context.Background(), time.Second)
+	defer stop()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(x.runtime, id+".op-qmp"))
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	noise := make([]byte, r.IntN(1<<16))
+	for i := range noise {
+		noise[i] = byte(r.Uint32())
+	}
+	texts := [][]byte{noise, []byte(strings.Repeat("{", 1<<12)), []byte("{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"no-such-command\"}\n{\"exec"),
+		[]byte("\xff\xff\"\n\n[[1,2,{}]]\n")}
+	if err := conn.SetDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		return false
+	}
+	_, err = conn.Write(texts[r.IntN(len(texts))])
+	return err == nil
+}

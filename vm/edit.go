@@ -1,0 +1,138 @@
+package vm
+
+import (
+	"context"
+	"regexp"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Limits of what a VM can be labelled with.
+const (
+	MaxLabels      = 64
+	MaxLabelValue  = 255  // characters
+	MaxDescription = 4096 // characters
+	MaxOrder       = 1000
+	MaxDelay       = time.Hour
+)
+
+var labelPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$`)
+
+// VMEdits are what can be changed of a VM at any time; nil leaves a thing as it
+// is.
+type VMEdits struct {
+	Description *string
+	Labels      *map[string]string // in place of all there were
+	Restart     *RestartPolicy
+	Autostart   *Autostart
+	// Desired says whether automatic restarts and the start at boot are wanted;
+	// it starts and stops nothing.
+	Desired *Desired
+}
+
+// apply checks e and changes v.
+func (e VMEdits) apply(v *VM) error {
+	if e.Description != nil {
+		if !plainText(*e.Description, MaxDescription, "\n\t") {
+			return invalidField("/description", "must be text of at most %d characters without control characters", MaxDescription)
+		}
+		v.Description = *e.Description
+	}
+	if e.Labels != nil {
+		if err := checkLabels(*e.Labels); err != nil {
+			return err
+		}
+		v.Labels = nil
+		if len(*e.Labels) > 0 {
+			v.Labels = *e.Labels
+		}
+	}
+	if e.Restart != nil {
+		switch *e.Restart {
+		case RestartNever, RestartOnFailure, RestartAlways:
+		default:
+			return invalidField("/restart_policy", "must be never, on-failure or always")
+		}
+		v.Restart = *e.Restart
+	}
+	if e.Autostart != nil {
+		a := *e.Autostart
+		if a.Order < 0 || a.Order > MaxOrder {
+			return invalidField("/autostart_order", "must be 0 to %d", MaxOrder)
+		}
+		if a.Delay < 0 || a.Delay > MaxDelay || a.Delay%time.Second != 0 {
+			return invalidField("/autostart_delay", "must be 0 to %d seconds", int(MaxDelay/time.Second))
+		}
+		v.Autostart = a
+	}
+	if e.Desired != nil {
+		switch *e.Desired {
+		case DesiredRunning, DesiredStopped:
+		default:
+			return invalidField("/desired_state", "must be running or stopped")
+		}
+		v.Desired = *e.Desired
+	}
+	return nil
+}
+
+func checkLabels(labels map[string]string) error {
+	if len(labels) > MaxLabels {
+		return invalidField("/labels", "must be at most %d", MaxLabels)
+	}
+	for k, value := range labels {
+		if !labelPattern.MatchString(k) {
+			return invalidField("/labels", "a key must be 1 to 63 of a-z, 0-9, '-', '.', '_' and '/', and begin and end with a letter or a digit")
+		}
+		if !plainText(value, MaxLabelValue, "") {
+			return invalidField("/labels/"+strings.ReplaceAll(k, "/", "~1"), "must be text of at most %d characters without control characters", MaxLabelValue)
+		}
+	}
+	return nil
+}
+
+// plainText reports whether s is UTF-8 of at most limit characters, with no
+// control characters but those allowed.
+func plainText(s string, limit int, allowed string) bool {
+	if !utf8.ValidString(s) || utf8.RuneCountInString(s) > limit {
+		return false
+	}
+	for _, r := range s {
+		if unicode.IsControl(r) && !strings.ContainsRune(allowed, r) {
+			return false
+		}
+	}
+	return true
+}
+
+// UpdateVM changes what is recorded of a VM's wishes, in any state, and returns
+// it.
+func (m *Manager) UpdateVM(ctx context.Context, id string, e VMEdits, match Match) (VM, error) {
+	_, err := m.begin(ctx, change{
+		kind: VMEdit, resources: []string{VMResource(id)}, timeout: templateTimeout,
+		intent: func(ctx context.Context, _ *run) (Change, error) {
+			v, err := m.store.VM(ctx, id)
+			if err != nil {
+				return Change{}, err
+			}
+			if err := match.check("VM "+id, Version{v.Seq, v.Revision}); err != nil {
+				return Change{}, err
+			}
+			if err := e.apply(&v); err != nil {
+				return Change{}, err
+			}
+			if !wantsRestart(v) {
+				v.RestartAt = time.Time{}
+			} else if v.RestartAt.IsZero() {
+				planRestart(&v, now())
+			}
+			return Change{VM: &VMUpdate{From: v.State, VM: v}}, nil
+		},
+	})
+	if err != nil {
+		return VM{}, err
+	}
+	return m.store.VM(ctx, id)
+}

@@ -1,0 +1,156 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// What the host has and nobody has recorded is an orphan. It may be a VM newer
+// than a database that was restored, so it is only ever touched when somebody
+// asks for exactly that, by one of these methods. Each takes the resource as the
+// observer reports it: "vms/<id>" or "disks/<id>".
+
+const orphanTimeout = 2 * time.Minute
+
+// AdoptOrphan records what is there: a disk's file as an available disk, a VM's
+// files and its process, if it has one, as a VM of the given template.
+func (m *Manager) AdoptOrphan(ctx context.Context, resource, template string) (Operation, error) {
+	kind, id, _ := strings.Cut(resource, "/")
+	c := change{kind: DiskAdopt, act: func(ctx context.Context, _ *run) (Change, error) {
+		size, err := m.driver.DiskSize(ctx, id)
+		if err != nil {
+			return Change{}, err
+		}
+		return Change{NewDisk: &Disk{ID: id, SizeMiB: size, State: DiskAvailable, CreatedAt: now()}}, nil
+	}}
+	if kind == "vms" {
+		c = change{kind: VMAdopt, act: func(ctx context.Context, _ *run) (Change, error) { return m.adoptVM(ctx, id, template) }}
+	}
+	return m.orphan(ctx, resource, c)
+}
+
+// adoptVM returns the change that records the files of a VM. Its state is what
+// the host shows.
+func (m *Manager) adoptVM(ctx context.Context, id, template string) (Change, error) {
+	t, err := m.templateForVM(ctx, template)
+	if err != nil {
+		return Change{}, err
+	}
+	known, root, err := m.driver.AdoptVM(ctx, id)
+	if err != nil {
+		return Change{}, err
+	}
+	// The header of a root disk is QEMU's to write, so it may name any file of
+	// the host as its base: only the operator's own image is believed.
+	if root.Base != "" && (root.Base != m.o.Base.Base || root.BaseFormat != m.o.Base.BaseFormat) {
+		return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("the root disk of VM %s is based on %s, which is not the configured default_boot_disk", id, root.Base),
+			Hint: "if that is right, configure it and adopt the VM then"}
+	}
+	seen := m.driver.Observe(ctx, id)
+	verdict := Settle(Stopped, ReasonUnknown, seen)
+	if verdict.End {
+		return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("the process of VM %s (pid %d) has done its work", id, seen.PID),
+			Hint: "terminate it, then adopt the VM's files"}
+	}
+	v := VM{ID: id, UUID: known, Template: t, State: verdict.State, Reason: verdict.Reason, Desired: DesiredStopped, Root: root,
+		Restart: RestartNever, CreatedAt: now()}
+	if v.UUID == "" {
+		v.UUID = uuid.NewString()
+	}
+	if live(v) {
+		v.Desired, v.StartedAt = DesiredRunning, now()
+	}
+	return Change{NewVM: &v}, nil
+}
+
+// TerminateOrphan ends a process that no record knows; its files stay.
+func (m *Manager) TerminateOrphan(ctx context.Context, resource string) (Operation, error) {
+	kind, id, _ := strings.Cut(resource, "/")
+	if kind != "vms" {
+		return Operation{}, NotFound("orphan process", resource)
+	}
+	return m.orphan(ctx, resource, change{kind: OrphanTerminate, act: func(ctx context.Context, r *run) (Change, error) {
+		if !m.driver.Observe(ctx, id).Alive() {
+			return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("%s has no process", resource)}
+		}
+		return Change{}, m.driver.Shutdown(ctx, id, StopOptions{Force: true}, r.report)
+	}})
+}
+
+// DeleteOrphan removes files that no record knows. Those of a process have to
+// wait until that is terminated.
+func (m *Manager) DeleteOrphan(ctx context.Context, resource string) (Operation, error) {
+	_, id, _ := strings.Cut(resource, "/")
+	return m.orphan(ctx, resource, change{kind: OrphanDelete, act: func(ctx context.Context, _ *run) (Change, error) {
+		if strings.HasPrefix(resource, "vms/") && m.driver.Observe(ctx, id).Alive() {
+			return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("%s still has a process", resource), Hint: "terminate it first"}
+		}
+		return Change{}, m.finishOrphanDelete(ctx, resource)
+	}})
+}
+
+func (m *Manager) finishOrphanDelete(ctx context.Context, resource string) error {
+	recorded, err := m.recorded(ctx, resource)
+	if err != nil || recorded {
+		return err
+	}
+	kind, id, _ := strings.Cut(resource, "/")
+	if kind == "vms" {
+		return m.driver.DeleteVM(ctx, id)
+	}
+	return m.driver.DeleteDisk(ctx, id)
+}
+
+// orphan runs an operation on something that is there and not recorded.
+func (m *Manager) orphan(ctx context.Context, resource string, c change) (Operation, error) {
+	kind, id, _ := strings.Cut(resource, "/")
+	if kind != "vms" && kind != "disks" || !ValidName(id) {
+		return Operation{}, NotFound("orphan", resource)
+	}
+	c.resources, c.timeout = []string{resource}, orphanTimeout
+	c.intent = func(ctx context.Context, _ *run) (Change, error) {
+		recorded, err := m.recorded(ctx, resource)
+		if err == nil && recorded {
+			err = &Fault{Code: CodeState, Detail: resource + " is no orphan: it is recorded"}
+		}
+		if err == nil && !m.there(ctx, kind, id) {
+			err = NotFound("orphan", resource)
+		}
+		return Change{}, err
+	}
+	c.truth = func(context.Context) (Change, error) { return Change{}, nil }
+	r, err := m.begin(ctx, c)
+	if err != nil {
+		return Operation{}, err
+	}
+	return r.wait(ctx)
+}
+
+func (m *Manager) recorded(ctx context.Context, resource string) (bool, error) {
+	kind, id, _ := strings.Cut(resource, "/")
+	var err error
+	if kind == "vms" {
+		_, err = m.store.VM(ctx, id)
+	} else {
+		_, err = m.store.Disk(ctx, id)
+	}
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// there reports whether the host has a process or files of the thing.
+func (m *Manager) there(ctx context.Context, kind, id string) bool {
+	if kind == "disks" {
+		_, err := m.driver.DiskSize(ctx, id)
+		return !errors.Is(err, ErrNotFound)
+	}
+	has, err := m.driver.HasVM(ctx, id)
+	return has || err != nil || m.driver.Observe(ctx, id).Alive()
+}

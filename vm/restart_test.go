@@ -1,0 +1,170 @@
+package vm_test
+
+import (
+	"testing"
+	"time"
+
+	"vmand/vm"
+)
+
+func (w *world) edit(id string, e vm.VMEdits) vm.VM {
+	w.t.Helper()
+	v, err := w.UpdateVM(w.t.Context(), id, e, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return v
+}
+
+// due makes a VM's automatic restart due now.
+func (w *world) due(id string) {
+	w.t.Helper()
+	v, err := w.store.VM(w.t.Context(), id)
+	if err != nil || v.RestartAt.IsZero() {
+		w.t.Fatalf("vm %s is to be restarted at %s, %v", id, v.RestartAt, err)
+	}
+	v.RestartAt = time.Now().Add(-time.Second)
+	must(w.t)(w.store.Apply(w.t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}))
+}
+
+func TestWhichEndsArePolicyFor(t *testing.T) {
+	tests := []struct {
+		policy vm.RestartPolicy
+		seen   vm.RunStatus
+		want   bool
+	}{
+		{vm.RestartNever, "gone", false}, {vm.RestartNever, "shutdown", false}, {vm.RestartNever, "guest-panicked", false},
+		{vm.RestartOnFailure, "gone", true}, {vm.RestartOnFailure, "shutdown", false}, {vm.RestartOnFailure, "guest-panicked", true},
+		{vm.RestartOnFailure, "io-error", false}, {vm.RestartOnFailure, "watchdog", true}, {vm.RestartOnFailure, "paused", false},
+		{vm.RestartAlways, "gone", true}, {vm.RestartAlways, "shutdown", true}, {vm.RestartAlways, "internal-error", true},
+	}
+	for _, tt := range tests {
+		t.Run(string(tt.policy)+" and "+string(tt.seen), func(t *testing.T) {
+			w := newWorld(t)
+			w.create("a")
+			w.edit("a", vm.VMEdits{Restart: &tt.policy})
+			w.do("a", vm.OpStart)
+			w.driver.Set("a", tt.seen)
+			must(t)(w.Settle(t.Context(), "vms/a"))
+			v, err := w.store.VM(t.Context(), "a")
+			if err != nil || v.RestartAt.IsZero() == tt.want {
+				t.Fatalf("the next restart is at %s, %v; wanted: %t", v.RestartAt, err, tt.want)
+			}
+			_, err = w.RestartDue(t.Context(), "a")
+			wantCode(t, err, vm.CodeState, "no restart")
+			if !tt.want {
+				return
+			}
+			w.due("a")
+			op, err := w.RestartDue(t.Context(), "a")
+			must(t)(err)
+			if op, err = w.Wait(t.Context(), op.ID); err != nil || op.State != vm.OpSucceeded || op.RequestedBy != "restart-policy" {
+				t.Errorf("restarted by %+v, %v", op, err)
+			}
+			if v := w.wantVM("a", vm.Running, vm.ReasonRequested); v.Restarts != 1 || !v.RestartAt.IsZero() {
+				t.Errorf("restarted as %+v", v)
+			}
+		})
+	}
+}
+
+func TestRestartsWaitLongerEachTime(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	policy := vm.RestartAlways
+	w.edit("a", vm.VMEdits{Restart: &policy})
+	w.do("a", vm.OpStart)
+	var waits []time.Duration
+	for range 11 {
+		w.driver.Set("a", "gone")
+		before := time.Now()
+		must(t)(w.Settle(t.Context(), "vms/a"))
+		v := w.wantVM("a", vm.Errored, vm.ReasonCrashed)
+		waits = append(waits, v.RestartAt.Sub(before).Round(time.Second))
+		w.due("a")
+		op, err := w.RestartDue(t.Context(), "a")
+		must(t)(err)
+		must(t)(w.Wait(t.Context(), op.ID))
+	}
+	want := []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300}
+	for i := range want {
+		if waits[i] != want[i]*time.Second {
+			t.Fatalf("waits %v; want %v seconds", waits, want)
+		}
+	}
+	// After ten minutes up it begins anew, and so it does when somebody asks.
+	v := w.wantVM("a", vm.Running, vm.ReasonRequested)
+	v.StartedAt = time.Now().Add(-10 * time.Minute)
+	must(t)(w.store.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}))
+	w.driver.Set("a", "gone")
+	must(t)(w.Settle(t.Context(), "vms/a"))
+	if v := w.wantVM("a", vm.Errored, vm.ReasonCrashed); time.Until(v.RestartAt) > 2*time.Second || v.Restarts != 0 {
+		t.Errorf("after ten minutes: %+v", v)
+	}
+	w.do("a", vm.OpStart)
+	if v := w.wantVM("a", vm.Running, vm.ReasonRequested); v.Restarts != 0 || !v.RestartAt.IsZero() {
+		t.Errorf("started by somebody: %+v", v)
+	}
+}
+
+func TestAnExplicitStopAlwaysWins(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	policy := vm.RestartAlways
+	w.edit("a", vm.VMEdits{Restart: &policy})
+	w.do("a", vm.OpStart)
+	w.driver.Set("a", "gone")
+	must(t)(w.Settle(t.Context(), "vms/a"))
+	w.due("a")
+	w.do("a", vm.OpStop)
+	_, err := w.RestartDue(t.Context(), "a")
+	wantCode(t, err, vm.CodeState, "no restart")
+	if v := w.wantVM("a", vm.Stopped, vm.ReasonRequested); !v.RestartAt.IsZero() {
+		t.Errorf("stopped: %+v", v)
+	}
+}
+
+func TestAutostartIsOncePerBoot(t *testing.T) {
+	w := newWorld(t)
+	running := vm.DesiredRunning
+	for i, id := range []string{"last", "first", "stopped", "not-wanted"} {
+		w.create(id)
+		e := vm.VMEdits{Autostart: &vm.Autostart{Enabled: id != "not-wanted", Order: 10 - i}}
+		if id != "stopped" {
+			e.Desired = &running
+		}
+		w.edit(id, e)
+	}
+	must(t)(w.Autostart(t.Context(), "boot-1"))
+	var started []string
+	for _, call := range w.driver.Calls() {
+		if len(call) > 6 && call[:6] == "Start " {
+			started = append(started, call[6:])
+		}
+	}
+	if len(started) != 2 || started[0] != "first" || started[1] != "last" {
+		t.Errorf("started %q", started)
+	}
+	w.driver.Set("first", "gone")
+	must(t)(w.Settle(t.Context(), "vms/first"))
+	must(t)(w.Autostart(t.Context(), "boot-1"))
+	w.wantVM("first", vm.Errored, vm.ReasonCrashed)
+	must(t)(w.Autostart(t.Context(), "boot-2"))
+	w.wantVM("first", vm.Running, vm.ReasonRequested)
+}
+
+func TestAGuestThatFoundTheDiskFullGoesOnWhenThereIsRoom(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.do("a", vm.OpStart)
+	w.driver.SetFull("a", 0)
+	must(t)(w.Settle(t.Context(), "vms/a"))
+	if v := w.wantVM("a", vm.Paused, vm.ReasonDiskFull); v.ReasonDetail == "" {
+		t.Error("it does not say which disk")
+	}
+	must(t)(w.Settle(t.Context(), "vms/a"))
+	w.wantVM("a", vm.Paused, vm.ReasonDiskFull)
+	w.driver.SetFull("a", vm.ResumeFreeMiB)
+	must(t)(w.Settle(t.Context(), "vms/a"))
+	w.wantVM("a", vm.Running, vm.ReasonRequested)
+}

@@ -1,0 +1,118 @@
+package vm
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// A Why puts side by side what everybody knows of a VM.
+type Why struct {
+	Recorded   VM
+	Seen       Observation // the host, just now
+	Verdict    Verdict     // what is true, given both
+	Agrees     bool        // the records say what is true
+	Busy       string      // the operation that changes the VM now, in words; empty for none
+	Disks      []Disk
+	Operations []Operation // the last ten
+	Events     []Event     // the last twenty about the VM, if they are not very old
+	Flight     Flight
+	Words      []string // the present state explained, a sentence each
+}
+
+const (
+	whyOperations = 10
+	whyEvents     = 20
+	whyBack       = 20_000 // events of all resources, behind which nobody looks
+)
+
+// Why looks at a VM from every side. It changes nothing and takes no lock.
+func (m *Manager) Why(ctx context.Context, id string) (Why, error) {
+	v, err := m.store.VM(ctx, id)
+	if err != nil {
+		return Why{}, err
+	}
+	w := Why{Recorded: v, Seen: m.driver.Observe(ctx, id), Busy: m.locks.holderOf(VMResource(id))}
+	w.Verdict = Settle(v.State, v.Reason, w.Seen)
+	w.Agrees = w.Verdict.State == v.State && !w.Verdict.End || w.Busy != ""
+	if w.Disks, err = m.store.Disks(ctx, DiskFilter{VMID: id}, Page{}); err != nil {
+		return Why{}, err
+	}
+	if w.Operations, err = m.store.Operations(ctx, OperationFilter{Resource: VMResource(id)}, Page{}); err != nil {
+		return Why{}, err
+	}
+	w.Operations = w.Operations[max(0, len(w.Operations)-whyOperations):]
+	last, err := m.store.LastEvent(ctx)
+	if err != nil {
+		return Why{}, err
+	}
+	if w.Events, err = m.store.Events(ctx, EventFilter{Resource: VMResource(id)}, Page{After: last - whyBack}); err != nil {
+		return Why{}, err
+	}
+	w.Events = w.Events[max(0, len(w.Events)-whyEvents):]
+	if w.Flight, err = m.driver.Flight(ctx, id); err != nil {
+		return Why{}, err
+	}
+	w.Words = explain(w)
+	return w, nil
+}
+
+// explain says the present state in words.
+func explain(w Why) []string {
+	v := w.Recorded
+	words := []string{fmt.Sprintf("VM %s is recorded as %s: %s.", v.ID, v.State, reasonWords(v.Reason))}
+	add := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
+	if v.ReasonDetail != "" {
+		add("What was noted then: %s", v.ReasonDetail)
+	}
+	switch {
+	case !w.Seen.Alive():
+		add("No QEMU process of it exists.")
+	case w.Seen.Status == StatusMute:
+		add("Its QEMU process %d lives and does not answer on its monitor.", w.Seen.PID)
+	default:
+		add("Its QEMU process %d lives and says that the guest is %s.", w.Seen.PID, w.Seen.Status)
+	}
+	if w.Seen.Trouble != "" {
+		add("QEMU has trouble: %s.", w.Seen.Trouble)
+	}
+	switch {
+	case w.Busy != "":
+		add("It is being changed now by the %s.", w.Busy)
+	case !w.Agrees:
+		add("That does not agree: it is really %s (%s), and the observer's next pass will record so.", w.Verdict.State, reasonWords(w.Verdict.Reason))
+	}
+	for _, d := range w.Disks {
+		if d.State != DiskAttached {
+			add("Its disk %s is %s.", d.ID, d.State)
+		} else if w.Seen.Plugged != nil && !slices.Contains(w.Seen.Plugged, d.ID) {
+			add("Its disk %s is recorded as attached, and QEMU does not have it.", d.ID)
+		}
+	}
+	add("It was last asked to be %s; its restart policy is %s, and it was restarted %d times in a row.", v.Desired, v.Restart, v.Restarts)
+	if !v.RestartAt.IsZero() {
+		add("The next automatic restart is due at %s.", v.RestartAt.UTC().Format("2006-01-02T15:04:05.000Z"))
+	}
+	return words
+}
+
+func reasonWords(r Reason) string {
+	words := map[Reason]string{
+		ReasonCreated:       "it was never started",
+		ReasonRequested:     "somebody asked for it",
+		ReasonGuestShutdown: "the guest powered itself off",
+		ReasonStartFailed:   "it could not be started",
+		ReasonCrashed:       "its QEMU process vanished",
+		ReasonIOError:       "a disk had an I/O error",
+		ReasonDiskFull:      "the file system of a disk was full",
+		ReasonPanicked:      "the guest's kernel panicked",
+		ReasonInternalError: "QEMU had an internal error",
+		ReasonWatchdog:      "the guest did not feed its watchdog",
+		ReasonUnreachable:   "its QEMU does not answer",
+		ReasonInterrupted:   "the daemon ended in the middle of an operation",
+	}[r]
+	if words == "" {
+		return "nobody knows why"
+	}
+	return words
+}
