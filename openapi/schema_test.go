@@ -142,7 +142,7 @@ func TestTheGeneratedTypesWriteNull(t *testing.T) {
 		"Disk": Disk{ID: "disk-1", Size: 0.5, State: DiskStateAvailable, CreatedAt: now, UpdatedAt: now},
 		"Operation": Operation{ID: "op-1", Kind: OperationKindVmStart, Resource: "vms/web-1", State: OperationStatePending,
 			RequestedBy: "token admin", CreatedAt: now, Log: []OperationLogLine{}},
-		"Event":          Event{Seq: 1, At: now, Type: EventTypeVmState, Resource: "vms/web-1", Data: RawJSON(`{}`)},
+		"Event": Event{Seq: 1, At: now, Type: EventTypeVmState, Resource: "vms/web-1", Data: RawJSON(`{}`)},
 		"Why": Why{Recorded: WhyRecorded{State: VMStateStopped, DesiredState: WhyRecordedDesiredStateStopped}, Verdict: WhyVerdict{State: VMStateStopped},
 			Disks: []Disk{}, Operations: []Operation{}, Events: []Event{}, Words: []string{},
 			Recorder: Recorder{Now: Recording{Messages: []RecordedMessage{}}, Crashes: []Recording{}}},

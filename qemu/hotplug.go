@@ -66,6 +66,13 @@ func (d *Driver) DetachDisk(ctx context.Context, disk vm.Disk) error {
 	if s == nil {
 		return nil // with the process, everything was unplugged
 	}
+	if err := s.detach(ctx, disk); err != nil && !s.proc.exited() {
+		return err
+	}
+	return nil
+}
+
+func (s *session) detach(ctx context.Context, disk vm.Disk) error {
 	status, err := s.queryStatus(ctx)
 	if err != nil {
 		return err

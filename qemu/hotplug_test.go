@@ -62,6 +62,24 @@ func TestADiskIsPluggedAndUnpluggedInEveryState(t *testing.T) {
 	}
 }
 
+func TestAQEMUThatDiesWhileItUnplugsHasLetGo(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestDeaf)
+	disk := h.disk("data", "web", "/dev/sdb")
+	if err := h.AttachDisk(t.Context(), disk); err != nil {
+		t.Fatal(err)
+	}
+	h.suspend("web") // so that the question is on its way when it dies
+	detached := make(chan error, 1)
+	go func() { detached <- h.DetachDisk(t.Context(), disk) }()
+	if err := h.kill("web"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-detached; err != nil {
+		t.Errorf("detached: %v", err)
+	}
+}
+
 func TestADiskOfTheStartIsUnplugged(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
