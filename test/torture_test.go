@@ -79,7 +79,7 @@ func TestTorture(t *testing.T) {
 
 func newTorture(t *testing.T, seed uint64) *torture {
 	t.Helper()
-	x := &torture{daemon: newDaemon(t), marks: map[string]*atomic.Int64{}, over: make(chan struct{})}
+	x := &torture{daemon: newDaemon(t, "VMAN_OBSERVER_INTERVAL=500ms"), marks: map[string]*atomic.Int64{}, over: make(chan struct{})}
 	t.Cleanup(x.keepLog)
 	x.client.Timeout = requestPatience
 	x.start()
