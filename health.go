@@ -50,8 +50,8 @@ func checkTool(t qemu.Tool) server.Check {
 }
 
 func checkStorage(dir string) server.Check {
-	if err := unix.Access(dir, unix.W_OK); err != nil {
-		return server.Check{Degraded: true, Detail: fmt.Sprintf("%s cannot be written: %v", dir, err)}
+	if err := checkWritable(dir); err != nil {
+		return server.Check{Degraded: true, Detail: err.Error()}
 	}
 	var s unix.Statfs_t
 	if err := unix.Statfs(dir, &s); err != nil {

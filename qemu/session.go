@@ -191,9 +191,7 @@ func (s *session) connect(ctx context.Context) (*qmp.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = s.identify(ctx, conn); err == nil {
-		s.lookForDamage(ctx, conn)
-	}
+	err = s.identify(ctx, conn)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -264,6 +262,7 @@ var loud = map[string]bool{"GUEST_PANICKED": true, "WATCHDOG": true, "BLOCK_IO_E
 func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 	events := conn.Subscribe(32)
 	defer events.Close()
+	s.lookForDamage(ctx, conn) // nobody who starts the VM waits for it
 	for {
 		select {
 		case e, ok := <-events.C():

@@ -170,7 +170,7 @@ func TestAStreamTellsWhatHappensNext(t *testing.T) {
 	stream, vms := bufio.NewReader(a.follow(t, "").Body), bufio.NewReader(a.follow(t, "?type=vm.&resource=vms/web-1").Body)
 	a.want(t, 201, "POST", "/vms", webVM)
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
-	for _, want := range []string{"operation.started", "vm.created", "operation.ended", "vm.state", "operation.started", "operation.step", "vm.state", "operation.ended"} {
+	for _, want := range []string{"operation.started", "vm.created", "operation.ended", "vm.state", "operation.started", "vm.state", "operation.ended"} {
 		e, err := nextEvent(stream)
 		if err != nil || string(e.Type) != want {
 			t.Fatalf("got %+v, %v, want %s", e, err, want)

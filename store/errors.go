@@ -83,7 +83,10 @@ func faultOf(code int, path string) *vm.Fault {
 		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("the database %s cannot be opened", path),
 			Hint: "let vmand read and write the file and its directory"}
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-		return damaged(path, nil)
+		f := damaged(path, nil)
+		// A read that fails with EIO has SQLITE_CORRUPT in the end, too.
+		f.Hint = "look for errors of the file system of " + dir + " first: they look the same"
+		return f
 	}
 	return nil
 }

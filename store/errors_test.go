@@ -27,6 +27,9 @@ func TestTheDatabasesTroubleHasItsClass(t *testing.T) {
 			t.Errorf("code %d is %+v; want %s and the path", code, f, want)
 		}
 	}
+	if f := faultOf(sqlite3.SQLITE_CORRUPT, "/srv/vman.db"); !strings.Contains(f.Hint, "file system of /srv") {
+		t.Errorf("damage has the hint %q; want the file system named, whose errors look the same", f.Hint)
+	}
 	for _, code := range []int{0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_CONSTRAINT_CHECK} {
 		if f := faultOf(code, "/srv/vman.db"); f != nil {
 			t.Errorf("code %d is %+v; want no fault, it is a defect", code, f)
