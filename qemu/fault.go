@@ -29,6 +29,8 @@ func monitorFault(id, command string, err error) error {
 		return err
 	case errors.As(err, &refused):
 		return fault(vm.CodeOperationFailed, err, "QEMU of vm %s refused %s", id, command)
+	case errors.Is(err, errGone) && errors.Is(err, qmp.ErrUnknownOutcome): // it may have done it first
+		return fault(vm.CodeOperationFailed, err, "QEMU of vm %s ended before it answered %s", id, command)
 	case errors.Is(err, errGone):
 		return fault(vm.CodeState, err, "vm %s does not run", id)
 	case errors.Is(err, context.Canceled):

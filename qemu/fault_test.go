@@ -29,6 +29,8 @@ func TestErrorsOfTheMonitorHaveAClass(t *testing.T) {
 		{nil, ""},
 		{&qmp.Error{Class: qmp.GenericError}, vm.CodeOperationFailed},
 		{errGone, vm.CodeState},
+		{fmt.Errorf("%w: %w", errGone, qmp.ErrNotSent), vm.CodeState},
+		{fmt.Errorf("%w: %w", errGone, qmp.ErrUnknownOutcome), vm.CodeOperationFailed},
 		{fmt.Errorf("x: %w: %w", qmp.ErrUnknownOutcome, context.DeadlineExceeded), vm.CodeQEMUUnresponsive},
 		{context.Canceled, vm.CodeCancelled},
 		{errImpostor, vm.CodeQEMUUnresponsive},

@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"vmand/qemu/qmp"
@@ -39,7 +40,7 @@ func (s *session) ask(ctx context.Context, command string, args, out any) error 
 	case errors.Is(err, qmp.ErrClosed):
 		// The connection breaks when the process ends, a moment before that is seen.
 		if s.proc.waitExit(ctx.Done(), exitGrace) {
-			err = errGone
+			err = fmt.Errorf("%w: %w", errGone, err)
 		}
 	}
 	return err
