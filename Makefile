@@ -7,7 +7,7 @@ STATICCHECK := $(GO) tool -modfile=tools/staticcheck/go.mod staticcheck
 VACUUM := $(GO) tool -modfile=tools/lint/go.mod vacuum
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build run test unit cover bench check lint-openapi generate guest clean
+.PHONY: help deps build run test unit cover bench torture check lint-openapi generate guest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ cover: ## write what the last `make test` covered to build/coverage/index.html
 bench: deps build ## measure, each as a ratio to the best there could be
 	VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest \
 		$(GO) test -count=1 -timeout=20m -run '^$$' -bench . -benchtime 10s ./test
+
+SECONDS ?= 120
+torture: deps build ## kill vmand and QEMUs for SECONDS=120 while clients do what they like
+	VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest VMAN_TEST_TORTURE=$(SECONDS) \
+		$(GO) test -count=1 -v -timeout=0 -run '^TestTorture$$' ./test
 
 check: ## format, generated code, contract, vet, static analysis, packaging
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"

@@ -30,7 +30,7 @@ EOF
 chmod +x "$VMAN_TEST_BINARY"
 
 status=0
-go test -v -count=1 -timeout=12m "${cover[@]}" ./... -args -test.gocoverdir="$coverage/data" 2>&1 |
+go test -v -count=1 -timeout=25m "${cover[@]}" ./... -args -test.gocoverdir="$coverage/data" 2>&1 |
 	tee build/test.log | awk -v counts=build/test.counts -f scripts/test.awk || status=1
 for race in "$races"/*; do
 	[ -e "$race" ] || continue
@@ -45,5 +45,6 @@ total=$(go tool cover -func="$coverage/profile" | tee "$coverage/functions" | aw
 echo "coverage: $total % of hand-written statements (at least $MIN_COVERAGE %)"
 awk -v total="$total" -v min="$MIN_COVERAGE" 'BEGIN { exit total < min }' || status=1
 
+grep -hE '^(fail points|torture|adoption): ' build/test.log || true
 cat build/test.counts
 exit $status
