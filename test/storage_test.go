@@ -154,7 +154,6 @@ func TestEveryRequestOnAFullFileSystem(t *testing.T) {
 		}
 	}
 	d.sane()
-	free = func() {}
 	d.clean()
 	d.nothingLeft()
 }
