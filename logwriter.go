@@ -27,6 +27,8 @@ type batchWriter struct {
 
 func newBatchWriter(out io.Writer) *batchWriter {
 	w := &batchWriter{out: out}
+	w.mu.Lock() // the timer may be the first to look
+	defer w.mu.Unlock()
 	w.timer = time.AfterFunc(logDelay, w.flush)
 	return w
 }
