@@ -153,9 +153,23 @@ func TestManyClientsOnEightVMs(t *testing.T) {
 			}
 		}
 	}()
-	enough := time.After(15 * time.Second)
 	over := make(chan struct{})
-	go func() { <-enough; close(over) }()
+	go func() { // until there was enough of both to prove something
+		defer close(over)
+		for end := time.After(3 * time.Minute); ; {
+			select {
+			case <-end:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			mu.Lock()
+			enough := counts[200]+counts[202] >= 200 && counts[409] >= 200
+			mu.Unlock()
+			if enough {
+				return
+			}
+		}
+	}()
 	for range 64 {
 		wg.Go(func() {
 			for {
