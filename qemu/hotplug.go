@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"vmand/qemu/qmp"
 	"vmand/vm"
@@ -82,12 +83,15 @@ func (s *session) detach(ctx context.Context, disk vm.Disk) error {
 		// be removed by a reset.
 		return fault(vm.CodeUnavailable, nil, "vm %s has not begun to run: disk %s cannot be unplugged yet", s.id, disk.ID)
 	}
-	if err := s.unplug(ctx, diskDevice(disk.ID)); err != nil {
+	if err := s.unplug(ctx, disk.ID); err != nil {
 		return err
 	}
 	vm.FailPoint("unplug.device-deleted")
 	if err := s.blockdevDel(ctx, diskNode(disk.ID)); err != nil {
-		if has, lookErr := s.hasNode(ctx, diskNode(disk.ID)); lookErr != nil || has {
+		switch has, lookErr := s.hasNode(ctx, diskNode(disk.ID)); {
+		case lookErr == nil && has && isRefused(err):
+			return heldFault(s.id, disk.ID, err)
+		case lookErr != nil || has:
 			return err
 		}
 	}
@@ -96,9 +100,19 @@ func (s *session) detach(ctx context.Context, disk vm.Disk) error {
 	return nil
 }
 
-// unplug removes a device and waits until it is gone. What is not there is gone.
-func (s *session) unplug(ctx context.Context, device string) error {
+// heldFault says that a disk is no more the guest's and not yet ours. QEMU 7.2
+// forgets to let go of a SCSI disk that was busy when the guest was reset.
+func heldFault(vmID, diskID string, err error) error {
+	f := fault(vm.CodeQEMUUnresponsive, err, "QEMU of vm %s has taken disk %s from the guest and does not let go of its file", vmID, diskID)
+	f.Hint = "stop or restart the VM: the disk is free then"
+	return f
+}
+
+// unplug removes the device of a disk and waits until it is gone. What is not
+// there is gone.
+func (s *session) unplug(ctx context.Context, diskID string) error {
 	const command = "device_del"
+	device := diskDevice(diskID)
 	ctx, cancel := context.WithTimeout(ctx, deviceTimeout)
 	defer cancel()
 	conn, err := s.monitor(ctx)
@@ -124,10 +138,31 @@ func (s *session) unplug(ctx context.Context, device string) error {
 		}
 		return err
 	}
-	if _, err := deleted.Wait(ctx); err != nil {
-		return monitorFault(s.id, "that the device "+device+" is unplugged", err)
+	return s.awaitUnplugged(ctx, deleted, diskID)
+}
+
+// lookInterval is how long to wait for the event that says that a device is gone
+// before looking for the device.
+const lookInterval = time.Second
+
+// awaitUnplugged waits for the event that ends an unplugging. A device that is
+// not there any more, without it, is one that QEMU has lost and will not free.
+func (s *session) awaitUnplugged(ctx context.Context, deleted *qmp.Expectation, diskID string) error {
+	for lost := false; ; {
+		round, cancel := context.WithTimeout(ctx, lookInterval)
+		_, err := deleted.Wait(round)
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+			return monitorFault(s.id, "that disk "+diskID+" is unplugged", err)
+		case lost:
+			return heldFault(s.id, diskID, err)
+		}
+		plugged, err := s.pluggedDisks(ctx)
+		lost = err == nil && !slices.Contains(plugged, diskID)
 	}
-	return nil
 }
 
 func isRefused(err error) bool {

@@ -157,6 +157,34 @@ func TestADeviceThatDoesNotLetGoIsUnavailable(t *testing.T) {
 	}
 }
 
+func TestADeviceThatQEMUHasLostIsNotWaitedForForLong(t *testing.T) {
+	gone := false
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{
+		"device_del": func(string, qmptest.Args) (any, error) {
+			if gone {
+				return nil, qmptest.Refuse(qmp.DeviceNotFound, "no such device")
+			}
+			gone = true // and no event
+			return nil, nil
+		},
+		"qom-list": func(string, qmptest.Args) (any, error) { return []any{}, nil },
+		"blockdev-del": func(string, qmptest.Args) (any, error) {
+			return nil, qmptest.Refuse(qmp.GenericError, "Node data-data is in use")
+		},
+		"query-named-block-nodes": func(string, qmptest.Args) (any, error) {
+			return []map[string]string{{"node-name": "data-data"}}, nil
+		},
+	}))
+	f.awaitStatus("web", vm.StatusRunning)
+	for range 2 { // the first time, and when it is tried again
+		begun := time.Now()
+		err := f.DetachDisk(t.Context(), vm.Disk{ID: "data", VMID: "web"})
+		if codeOf(err) != vm.CodeQEMUUnresponsive || !strings.Contains(err.Error(), "does not let go") || time.Since(begun) > deviceTimeout/2 {
+			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+	}
+}
+
 func TestOnlyTheEventThatNamesTheDeviceEndsADetach(t *testing.T) {
 	deleted := make(chan struct{})
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"device_del": func(string, qmptest.Args) (any, error) {
