@@ -178,7 +178,7 @@ func TestAnAttachCutShortLeavesNothingInQEMU(t *testing.T) {
 	w.do("a", vm.OpStart)
 	d := w.disk("")
 	d.State, d.VMID, d.MountPoint = vm.DiskAttaching, "a", "/dev/sdb" // the daemon was killed before the device was added
-	must(t)(w.store.Apply(t.Context(), vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}}))
+	id := w.open(vm.DiskAttach, vm.DiskResource(d.ID), vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}})
 	refuse := true
 	w.driver.Hook = func(_ context.Context, method, _ string) error {
 		if method == "DetachDisk" && refuse {
@@ -186,13 +186,15 @@ func TestAnAttachCutShortLeavesNothingInQEMU(t *testing.T) {
 		}
 		return nil
 	}
-	if _, err := w.Settle(t.Context(), vm.DiskResource(d.ID)); err == nil {
-		t.Error("settled although QEMU may hold the file")
+	must(t)(w.Settle(t.Context(), vm.DiskResource(d.ID)))
+	if got := w.wantDisk(d.ID, vm.DiskDetaching, "a", "/dev/sdb"); got.Reason != "not yet" {
+		t.Errorf("the disk says %q; QEMU may hold its file", got.Reason)
 	}
-	w.wantDisk(d.ID, vm.DiskAttaching, "a", "/dev/sdb")
+	if op, err := w.store.Operation(t.Context(), id); err != nil || op.State != vm.OpFailed {
+		t.Errorf("the operation nobody acts on is %s, %v", op.State, err)
+	}
 	refuse = false
-	_, err := w.Settle(t.Context(), vm.DiskResource(d.ID))
-	must(t)(err)
+	must(t)(w.Settle(t.Context(), vm.DiskResource(d.ID)))
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 	if calls := w.driver.Calls(); !slices.Contains(calls, "DetachDisk "+d.ID) {
 		t.Errorf("the driver was only asked for %v", calls)

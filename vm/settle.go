@@ -126,7 +126,11 @@ func (m *Manager) diskTruth(ctx context.Context, id string) (Change, error) {
 	} else if verdict.Detach && seen.Alive() {
 		// Without the device QEMU may still hold the file, and nobody else could
 		// use it: an attach or a detach was cut short.
-		if err := m.driver.DetachDisk(ctx, d); err != nil {
+		err := m.driver.DetachDisk(ctx, d)
+		if errors.Is(err, ErrUnavailable) { // that is what is true: it goes on being asked for
+			return detaching(d, err), nil
+		}
+		if err != nil {
 			return Change{}, fmt.Errorf("take the file of disk %s back from vm %s: %w", id, d.VMID, err)
 		}
 	}
@@ -134,6 +138,17 @@ func (m *Manager) diskTruth(ctx context.Context, id string) (Change, error) {
 		return Change{Disks: []DiskUpdate{release(d)}}, nil
 	}
 	return m.diskFileTruth(ctx, d, verdict.State)
+}
+
+// detaching returns the change that records a disk as one that its VM's QEMU
+// has not let go of, and why.
+func detaching(d Disk, why error) Change {
+	was := d
+	d.State, d.Reason = DiskDetaching, ProblemOf(why).Detail
+	if d == was {
+		return Change{}
+	}
+	return Change{Disks: []DiskUpdate{{From: was.State, Disk: d}}}
 }
 
 // diskFileTruth compares what is recorded of a disk with its file.
