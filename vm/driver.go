@@ -42,6 +42,20 @@ type Driver interface {
 	// shrink it.
 	ResizeDisk(ctx context.Context, d Disk, sizeMiB int64) error
 
+	// AttachNIC plugs a NIC into the running VM; its files may be closed
+	// afterwards. Plugging what is already plugged succeeds.
+	AttachNIC(ctx context.Context, vmID string, p Port) error
+	// DetachNIC unplugs the NIC in a slot of the running VM, which needs the
+	// guest's help. Unplugging what is not plugged succeeds. An error of class
+	// [ErrUnavailable] means that the guest or QEMU has not let go yet.
+	DetachNIC(ctx context.Context, vmID string, slot int) error
+	// SetLink pulls or puts in the cable of a NIC of the running VM.
+	SetLink(ctx context.Context, vmID string, slot int, up bool) error
+	// SetForwards makes the user-mode NIC in a slot of the running VM listen for
+	// the forwards in want, and no more for the others in had. It fails with
+	// [CodeState] if that has to wait for the next start.
+	SetForwards(ctx context.Context, vmID string, slot int, had, want []PortForward) error
+
 	// HasVM reports whether files of a VM of this id exist, whoever made them: a
 	// new VM must never take over those of one that the records have forgotten.
 	HasVM(ctx context.Context, id string) (bool, error)
@@ -75,27 +89,6 @@ type Driver interface {
 	Survey(ctx context.Context) (Survey, error)
 }
 
-// Network connects VMs to the world.
-type Network interface {
-	// Connect prepares the host's side of the VM's NICs for a start.
-	Connect(ctx context.Context, v VM) ([]NIC, error)
-	// Disconnect removes what Connect made; it succeeds if there is nothing.
-	Disconnect(ctx context.Context, id string) error
-}
-
-// NICMode says how a NIC is connected.
-type NICMode string
-
-// NICUser is QEMU's user-mode network: outgoing connections only.
-const NICUser NICMode = "user"
-
-// A NIC is one network card of a VM and what it is connected to.
-type NIC struct {
-	Slot int // 0, 1, …: fixes its PCI address
-	MAC  string
-	Mode NICMode
-}
-
 // A Spec is everything the driver needs to know to start a VM.
 type Spec struct {
 	ID       string
@@ -106,7 +99,7 @@ type Spec struct {
 	Accel    Accel
 	Root     RootDisk
 	Disks    []Disk // in order of their slots
-	NICs     []NIC
+	Ports    []Port // in order of their slots; QEMU gets copies of their files
 }
 
 // A Platform is what VMs run on.

@@ -36,9 +36,11 @@ const (
 	CodePrecondition        Code = "precondition-failed"
 	CodeInsufficientMemory  Code = "insufficient-memory"
 	CodeInsufficientStorage Code = "insufficient-storage"
-	CodeQEMUUnavailable     Code = "qemu-unavailable"  // not installed, or not usable
-	CodeQEMUUnresponsive    Code = "qemu-unresponsive" // runs, and does not answer
-	CodeOperationFailed     Code = "operation-failed"  // QEMU or a tool of it said no
+	CodeQEMUUnavailable     Code = "qemu-unavailable"    // not installed, or not usable
+	CodeQEMUUnresponsive    Code = "qemu-unresponsive"   // runs, and does not answer
+	CodeOperationFailed     Code = "operation-failed"    // QEMU or a tool of it said no
+	CodeAddressesExhausted  Code = "addresses-exhausted" // no free address on a network
+	CodeNetworkUnavailable  Code = "network-unavailable" // the host cannot have it, or has lost it
 	CodeUnavailable         Code = "unavailable"
 	CodeRepeated            Code = "idempotency-mismatch" // the Idempotency-Key was used for another request
 	CodeInternal            Code = "internal"
@@ -61,6 +63,8 @@ var classes = map[Code]error{
 	CodeQEMUUnavailable:     ErrUnavailable,
 	CodeQEMUUnresponsive:    ErrUnavailable,
 	CodeOperationFailed:     ErrUnavailable,
+	CodeAddressesExhausted:  ErrState,
+	CodeNetworkUnavailable:  ErrUnavailable,
 	CodeUnavailable:         ErrUnavailable,
 	CodeRepeated:            ErrState,
 }

@@ -23,6 +23,8 @@ var EventTypes = []string{
 	"vm.created", "vm.updated", "vm.state", "vm.deleted",
 	"disk.created", "disk.updated", "disk.state", "disk.deleted",
 	"template.created", "template.deleted",
+	"network.created", "network.updated", "network.deleted",
+	"vm.boot", "vm.address",
 	"operation.started", "operation.step", "operation.ended",
 	"observer.issue", "observer.repaired",
 	"daemon.started", "daemon.stopping",

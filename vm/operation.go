@@ -44,6 +44,15 @@ const (
 	DiskAttach Kind = "disk.attach"
 	DiskDetach Kind = "disk.detach"
 	DiskResize Kind = "disk.resize"
+
+	NetworkCreate Kind = "network.create"
+	NetworkUpdate Kind = "network.update"
+	NetworkDelete Kind = "network.delete"
+	NICAttach     Kind = "nic.attach" // of the VM
+	NICDetach     Kind = "nic.detach"
+	NICUpdate     Kind = "nic.update"
+	ForwardAdd    Kind = "port_forward.create" // of the VM
+	ForwardRemove Kind = "port_forward.delete"
 )
 
 // An Operation is the record of one change: asked for, on its way, or over. It
@@ -95,6 +104,9 @@ type Problem struct {
 
 // TemplateResource returns the resource name of a template.
 func TemplateResource(name string) string { return "templates/" + name }
+
+// NetworkResource returns the resource name of a network.
+func NetworkResource(name string) string { return "networks/" + name }
 
 // VMResource and DiskResource name a resource as operations, locks and the
 // observer do.

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"net/netip"
 	"time"
 )
 
@@ -17,6 +18,15 @@ type Reader interface {
 	// Disk returns one data disk, or a [Fault] of class [ErrNotFound].
 	Disk(ctx context.Context, id string) (Disk, error)
 	Disks(ctx context.Context, f DiskFilter, p Page) ([]Disk, error)
+	// Network returns one network, or a [Fault] of class [ErrNotFound].
+	Network(ctx context.Context, name string) (VirtualNetwork, error)
+	Networks(ctx context.Context, p Page) ([]VirtualNetwork, error)
+	// Leases returns who is on a network, in order of their addresses.
+	Leases(ctx context.Context, network string) ([]Lease, error)
+	// FreeIP returns the lowest address from first to last that no NIC on the
+	// network has and that is not in except, or a [Fault] of code
+	// [CodeAddressesExhausted].
+	FreeIP(ctx context.Context, network string, first, last netip.Addr, except []netip.Addr) (netip.Addr, error)
 	// Operation returns one operation, or a [Fault] of class [ErrNotFound].
 	Operation(ctx context.Context, id string) (Operation, error)
 	Operations(ctx context.Context, f OperationFilter, p Page) ([]Operation, error)
@@ -61,6 +71,7 @@ type Page struct {
 type VMFilter struct {
 	State    State
 	Template string
+	Network  string // that a NIC is on
 	// Label and LabelValue select the VMs with that label, if Label is not
 	// empty.
 	Label, LabelValue string
@@ -110,10 +121,33 @@ type Change struct {
 	Disks    []DiskUpdate
 	// DeleteDisk is the id of a disk to forget, empty for none.
 	DeleteDisk string
+
+	// NewNetwork fails with [CodeExists]. DeleteNetwork is the name of a network
+	// to forget, empty for none; it fails with [ErrNotFound], or with
+	// [CodeInUse] ("in use by N VM(s)") while NICs are on it.
+	NewNetwork    *VirtualNetwork
+	Network       *VirtualNetwork // replaces the one of its name; name, mode and CreatedAt never change
+	DeleteNetwork string
+	// Learned records what was seen of guests, of VMs in any state; of a VM that
+	// is gone, nothing.
+	Learned []Learned
+}
+
+// Learned is what was seen of a guest. Each time in Boot that is not zero is
+// recorded unless there is one already; with Reset all there were are forgotten
+// first. Addresses, if not nil, replace those that were learned before.
+type Learned struct {
+	VMID      string
+	Reset     bool
+	Boot      Boot
+	Addresses *[]LearnedAddress
 }
 
 // A VMUpdate replaces what is recorded of a VM, if it is still in state From.
-// The id, the UUID, the template and CreatedAt never change.
+// The id, the UUID, the template and CreatedAt never change; Boot and Learned are
+// not recorded by it. An address, a MAC or a host port that another VM has makes
+// it fail with a [Fault] of code [CodeInUse], as it does a NewVM; a network that is
+// not there, with [ErrNotFound].
 type VMUpdate struct {
 	From State
 	VM   VM

@@ -44,7 +44,6 @@ type VM struct {
 	Reason       Reason
 	ReasonDetail string // free text for a person: QEMU's last words, numbers; may be empty
 	Desired      Desired
-	LocalIP      string // the guest's address, empty when unknown
 	Root         RootDisk
 	Machine      string // versioned machine type, kept for the VM's life; empty before the first start
 	Accel        Accel  // of the present or the last run; empty before the first start
@@ -59,6 +58,12 @@ type VM struct {
 	Restarts    int       // automatic restarts in a row, see [RestartPolicy]
 	RestartAt   time.Time // when the next automatic restart is due, zero for none
 	Autostart   Autostart
+
+	NICs     []NIC         // by slot; nil for none
+	Forwards []PortForward // in the order they were made; nil for none
+	// What was seen of the guest; recorded by [Change].Learned alone.
+	Boot    Boot
+	Learned []LearnedAddress
 }
 
 // An Autostart says whether a VM that was last asked to run is started when the

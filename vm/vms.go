@@ -277,9 +277,15 @@ func (a *action) start(ctx context.Context, r *run) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	if s.NICs, err = a.m.network.Connect(ctx, a.v); err != nil {
+	networks, err := a.m.networksOf(ctx, a.v)
+	if err != nil {
 		return Change{}, err
 	}
+	if s.Ports, err = a.m.network.Connect(ctx, a.v, a.v.NICs, networks); err != nil {
+		return Change{}, err
+	}
+	defer ClosePorts(s.Ports)
+	FailPoint("network.connected")
 	if err := a.m.driver.Start(ctx, s, r.report); err != nil {
 		return Change{}, err
 	}

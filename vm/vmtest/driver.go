@@ -31,6 +31,7 @@ type process struct {
 	pid     int
 	status  vm.RunStatus
 	plugged []string
+	nics    []int
 	full    bool
 	freeMiB int64
 }
@@ -94,7 +95,7 @@ func (d *Driver) process(id string) *process {
 	}
 	if d.procs[id] == nil {
 		d.next++
-		d.procs[id] = &process{pid: 1000 + d.next, plugged: []string{}}
+		d.procs[id] = &process{pid: 1000 + d.next, plugged: []string{}, nics: []int{}}
 	}
 	return d.procs[id]
 }
@@ -153,6 +154,9 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 		p.status = vm.StatusRunning
 		for _, disk := range s.Disks {
 			p.plugged = append(p.plugged, disk.ID)
+		}
+		for _, port := range s.Ports {
+			p.nics = append(p.nics, port.Slot)
 		}
 		return nil
 	})
@@ -314,7 +318,7 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 		o.Trouble = "/disks/root is full"
 	}
 	if p.status != vm.StatusMute {
-		o.Plugged = slices.Clone(p.plugged)
+		o.Plugged, o.NICs = slices.Clone(p.plugged), slices.Clone(p.nics)
 	}
 	return o
 }
@@ -335,14 +339,3 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	}
 	return s, nil
 }
-
-// A Network is a vm.Network that connects nothing.
-type Network struct{}
-
-// Connect returns one user-mode NIC.
-func (Network) Connect(ctx context.Context, v vm.VM) ([]vm.NIC, error) {
-	return []vm.NIC{{MAC: "52:54:00:00:00:01", Mode: vm.NICUser}}, nil
-}
-
-// Disconnect does nothing.
-func (Network) Disconnect(ctx context.Context, id string) error { return nil }
