@@ -29,6 +29,8 @@ type change struct {
 	// truth returns what to record when act, or the recording of its outcome,
 	// has failed.
 	truth func(context.Context) (Change, error)
+	// after, if set, is called once nothing more will be recorded.
+	after func()
 }
 
 // A run is an operation on its way.
@@ -37,6 +39,7 @@ type run struct {
 	preempted bool          // it cancelled another operation to get here
 	done      chan struct{} // closed when the outcome is recorded and the lock released
 	stepped   chan struct{} // holds one: there is a step to record
+	after     func()
 
 	mu  sync.Mutex
 	op  Operation
@@ -127,7 +130,7 @@ func (m *Manager) newRun(ctx context.Context, c change) (*run, context.Context, 
 	}
 	at, caller := now(), CallerOf(ctx)
 	actCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	r := &run{done: make(chan struct{}), stepped: make(chan struct{}, 1)}
+	r := &run{done: make(chan struct{}), stepped: make(chan struct{}, 1), after: c.after}
 	r.op = Operation{ID: id.String(), Kind: c.kind, Resource: c.resources[0], State: OpRunning,
 		RequestedBy: caller.Name, RequestID: caller.RequestID, CreatedAt: at, StartedAt: at, Log: []LogLine{},
 		Key: caller.Key, Fingerprint: caller.Fingerprint}
@@ -147,6 +150,9 @@ func (m *Manager) newRun(ctx context.Context, c change) (*run, context.Context, 
 // forget ends a run that recorded nothing.
 func (m *Manager) forget(r *run) {
 	r.holder.cancel(nil)
+	if r.after != nil {
+		r.after()
+	}
 	m.mu.Lock()
 	delete(m.running, r.op.ID)
 	m.mu.Unlock()

@@ -95,6 +95,27 @@ func placeDisk(vmID, wish string, taken []Disk) (string, error) {
 	return wish, nil
 }
 
+// SettleNICs returns the NICs that a VM really has, given what is recorded and
+// what the host shows, and the slots that QEMU still has and should not. A NIC
+// that was being attached and is not there never came to be.
+func SettleNICs(recorded []NIC, seen Observation) (have []NIC, unplug []int) {
+	unknown := seen.Alive() && seen.NICs == nil
+	for _, n := range recorded {
+		plugged := slices.Contains(seen.NICs, n.Slot)
+		switch {
+		case n.State == NICAttached || unknown:
+		case n.State == NICAttaching && plugged:
+			n.State = NICAttached
+		case n.State == NICDetaching && plugged:
+			unplug = append(unplug, n.Slot)
+		default:
+			continue
+		}
+		have = append(have, n)
+	}
+	return have, unplug
+}
+
 // A DiskVerdict is what is really true of a disk.
 type DiskVerdict struct {
 	State  DiskState

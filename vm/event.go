@@ -112,16 +112,41 @@ func eventsOf(c Change) []Event {
 	}
 	if u := c.VM; u != nil {
 		v := u.VM
-		switch edit := c.Operation != nil && c.Operation.Kind == VMEdit; {
-		case edit:
+		switch {
+		case c.Operation != nil && isEdit(c.Operation.Kind):
 			add("vm.updated", VMResource(v.ID), map[string]any{"state": v.State})
 		case u.From != v.State || c.Operation == nil:
 			add("vm.state", VMResource(v.ID), map[string]any{"from": u.From, "to": v.State, "reason": v.Reason, "detail": v.ReasonDetail})
 		}
 	}
 	events = append(events, diskEvents(c)...)
+	events = append(events, networkEvents(c)...)
 	if c.DeleteVM != "" {
 		add("vm.deleted", VMResource(c.DeleteVM), map[string]any{})
+	}
+	return events
+}
+
+// isEdit reports whether an operation changes what a VM is and not what it does.
+func isEdit(k Kind) bool {
+	switch k {
+	case VMEdit, NICAttach, NICDetach, NICUpdate, ForwardAdd, ForwardRemove:
+		return true
+	}
+	return false
+}
+
+func networkEvents(c Change) []Event {
+	var events []Event
+	add := func(kind string, n *VirtualNetwork) {
+		if n != nil {
+			events = append(events, NewEvent(kind, NetworkResource(n.Name), map[string]any{"mode": n.Mode, "subnet": n.Subnet}))
+		}
+	}
+	add("network.created", c.NewNetwork)
+	add("network.updated", c.Network)
+	if c.DeleteNetwork != "" {
+		events = append(events, NewEvent("network.deleted", NetworkResource(c.DeleteNetwork), map[string]any{}))
 	}
 	return events
 }

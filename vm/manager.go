@@ -32,9 +32,13 @@ type Manager struct {
 	locks   locks
 	feed    feed
 
+	reserved reservations
+
 	mu      sync.Mutex
 	running map[string]*run // operations on their way, by id
 	closing bool
+	marks   map[string]Boot // what was seen of guests and is not recorded yet
+	marking bool            // somebody is about to record it
 	wg      sync.WaitGroup
 }
 

@@ -21,6 +21,8 @@ type world struct {
 	t      *testing.T
 	store  *faultyStore
 	driver *vmtest.Driver
+
+	network *vmtest.Network
 }
 
 // A faultyStore is the real store, but for what fail says.
@@ -44,14 +46,15 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, store: &faultyStore{Store: s}, driver: &vmtest.Driver{}}
-	w.Manager = vm.NewManager(w.store, w.driver, vmtest.Network{}, vm.Options{}, slog.New(slog.DiscardHandler))
+	w := &world{t: t, store: &faultyStore{Store: s}, driver: &vmtest.Driver{}, network: &vmtest.Network{}}
+	w.Manager = vm.NewManager(w.store, w.driver, w.network, vm.Options{}, slog.New(slog.DiscardHandler))
 	t.Cleanup(func() {
 		w.Close(t.Context())
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
 	})
+	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}))
 	must(t)(w.CreateTemplate(t.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128}))
 	return w
 }

@@ -188,6 +188,9 @@ const (
 	BootTCP     BootMark = "tcp"
 )
 
+// BootMarks lists every mark, in the order of a boot.
+var BootMarks = []BootMark{BootSpawned, BootMonitor, BootSerial, BootDHCP, BootTCP}
+
 // At returns the time that a mark names, to read or to set.
 func (b *Boot) At(m BootMark) *time.Time {
 	switch m {

@@ -65,6 +65,11 @@ func (m *Manager) adoptVM(ctx context.Context, id, template string) (Change, err
 	if live(v) {
 		v.Desired, v.StartedAt = DesiredRunning, now()
 	}
+	// Which NICs it had is not known: most have one, on the default network.
+	if err := m.placeNICs(ctx, &v, nil); err != nil && !errors.Is(err, ErrInvalid) {
+		return Change{}, err
+	}
+	m.release(v.NICs) // nobody else places NICs of this VM, and the records refuse what is taken
 	return Change{NewVM: &v}, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -74,10 +75,17 @@ func (m *Manager) vmTruth(ctx context.Context, id string) (Change, error) {
 			return Change{}, err
 		}
 	}
+	from := v.State
+	moved, err := m.settleNICs(ctx, &v, seen)
+	if err != nil {
+		return Change{}, err
+	}
 	if verdict.State != v.State || verdict.Reason != v.Reason {
-		from := v.State
+		moved = true
 		v.State, v.Reason, v.ReasonDetail = verdict.State, verdict.Reason, detail
 		planRestart(&v, now())
+	}
+	if moved {
 		c.VM = &VMUpdate{From: from, VM: v}
 	}
 	return c, nil
@@ -216,6 +224,9 @@ func (m *Manager) diskHost(ctx context.Context, resource string) (string, error)
 // settle does what [Manager.Settle] says, under the lock.
 func (m *Manager) settle(ctx context.Context, resource string) (Repair, error) {
 	kind, id, _ := strings.Cut(resource, "/")
+	if kind == "networks" {
+		return m.settleNetwork(ctx, resource, id)
+	}
 	open, err := m.store.Operations(ctx, OperationFilter{Resource: resource, Open: true}, Page{})
 	if err != nil {
 		return Repair{}, err
@@ -301,6 +312,10 @@ func (m *Manager) removeLeftovers(ctx context.Context, id string, open []Operati
 			if err != nil {
 				return err
 			}
+		case NICUpdate, ForwardAdd, ForwardRemove:
+			if err := m.retune(ctx, id, op); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -335,6 +350,22 @@ func (m *Manager) reached(ctx context.Context, op Operation) (bool, error) {
 		}
 		want := map[Kind]State{VMCreate: v.State, VMAdopt: v.State, VMStart: Running, VMStop: Stopped, VMPause: Paused, VMResume: Running}[op.Kind]
 		return v.State == want, err
+	case NICAttach, NICDetach:
+		v, err := m.store.VM(ctx, id)
+		if err != nil {
+			return false, ignoreNotFound(err)
+		}
+		i := slices.IndexFunc(v.NICs, func(n NIC) bool { return nicStep(n.Slot) == op.Step })
+		if op.Kind == NICDetach {
+			return i < 0, nil
+		}
+		return i >= 0 && v.NICs[i].State == NICAttached, nil
+	case NetworkCreate, NetworkUpdate, NetworkDelete:
+		_, err := m.store.Network(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			return op.Kind == NetworkDelete, nil
+		}
+		return op.Kind == NetworkCreate, err
 	case DiskDelete, DiskAdopt, DiskAttach, DiskDetach:
 		d, err := m.store.Disk(ctx, id)
 		if errors.Is(err, ErrNotFound) {
@@ -344,6 +375,13 @@ func (m *Manager) reached(ctx context.Context, op Operation) (bool, error) {
 		return d.State == want, err
 	}
 	return false, nil // what is done in one go and leaves no trace to tell by
+}
+
+func ignoreNotFound(err error) error {
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // Recover settles everything that was on its way when the daemon last ended:

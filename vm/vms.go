@@ -28,6 +28,7 @@ type NewVM struct {
 	Template    string
 	RootSizeMiB int64 // 0: the size of the base image, or [DefaultMiB] without one
 	VMEdits     VMEdits
+	NICs        *[]NewNIC // nil: one on the default network
 }
 
 // CreateVM makes a stopped VM with its root disk and returns it. Nothing of it
@@ -50,12 +51,16 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 	made := false
 	r, err := m.begin(ctx, change{
 		kind: VMCreate, resources: []string{VMResource(n.ID)}, timeout: createTimeout,
+		after: func() { m.release(v.NICs) },
 		intent: func(ctx context.Context, _ *run) (_ Change, err error) {
 			v.Template, err = m.templateForVM(ctx, n.Template)
 			if err != nil {
 				return Change{}, err
 			}
-			return Change{}, m.checkNew(ctx, n.ID)
+			if err := m.checkNew(ctx, n.ID); err != nil {
+				return Change{}, err
+			}
+			return Change{}, m.placeNICs(ctx, &v, n.NICs)
 		},
 		act: func(ctx context.Context, r *run) (Change, error) {
 			if err := m.driver.CreateVM(ctx, v.ID, v.Root); err != nil {
@@ -207,7 +212,13 @@ func (a *action) intent(ctx context.Context, r *run) (Change, error) {
 	a.wish(&v)
 	a.v, a.told = v, v
 	a.told.Revision++ // as the store will
-	return Change{VM: &VMUpdate{From: from, VM: v}}, nil
+	c := Change{VM: &VMUpdate{From: from, VM: v}}
+	if a.op == OpStart {
+		c.Learned = []Learned{{VMID: v.ID, Reset: true}}
+		a.told.Boot, a.told.Learned = Boot{}, nil
+		a.told.Revision++
+	}
+	return c, nil
 }
 
 // wish records what the operation says about the VM's future.
@@ -236,6 +247,11 @@ func (m *Manager) admit(ctx context.Context, v *VM) error {
 	}
 	v.Machine = cmp.Or(v.Machine, p.Machine)
 	v.Accel = p.Accel
+	for _, n := range v.NICs {
+		if err := m.network.Check(n.Mode); err != nil {
+			return err
+		}
+	}
 	s, err := m.spec(ctx, *v)
 	if err != nil {
 		return err
@@ -290,13 +306,29 @@ func (a *action) start(ctx context.Context, r *run) (Change, error) {
 		return Change{}, err
 	}
 	a.v.StartedAt = now()
-	return a.outcome(), nil
+	c := a.outcome()
+	c.Learned = []Learned{{VMID: a.id, Boot: bootOf(r.snapshot().Log)}}
+	return c, nil
+}
+
+// bootOf returns the times of a start's own steps.
+func bootOf(log []LogLine) (b Boot) {
+	for _, l := range log { // the last of each: a restart begins with a stop
+		switch l.Step {
+		case "launch":
+			b.Spawned = l.At
+		case "cont":
+			b.Monitor = l.At
+		}
+	}
+	return b
 }
 
 func (a *action) halt(ctx context.Context, r *run) (Change, error) {
 	if err := a.m.driver.Shutdown(ctx, a.id, a.stop, r.report); err != nil {
 		return Change{}, err
 	}
+	a.v.NICs, _ = SettleNICs(a.v.NICs, Observation{})
 	out := a.outcome()
 	var err error
 	out.Disks, err = a.m.unplugged(ctx, a.id)
@@ -315,6 +347,7 @@ func (a *action) restart(ctx context.Context, r *run) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
+	between.Learned = []Learned{{VMID: a.id, Reset: true}}
 	if err := a.m.apply(ctx, between); err != nil {
 		return Change{}, err
 	}
