@@ -15,7 +15,7 @@ import (
 // Apply records c, which it only reads: who wants to know what the store has
 // set asks for the row. Disks are updated in the order given, and what is to be
 // forgotten goes last, so one change can take the disks off a VM and delete it,
-// and its template.
+// and its template and its network.
 //
 // A VM or a disk that is to be updated and is gone counts as changed meanwhile;
 // what is to be deleted and is gone is not found.
@@ -23,6 +23,12 @@ func (s *Store) Apply(ctx context.Context, c vm.Change) error {
 	if c.NewVM != nil || c.VM != nil || c.DeleteVM != "" {
 		defer s.cache.drop() // also after an error: the commit may have been done
 	}
+	learned := false
+	defer func() {
+		if learned {
+			s.cache.drop()
+		}
+	}()
 	return s.write(ctx, func(tx *sqlx.Tx) error {
 		now := time.Now()
 		if c.Operation != nil {
@@ -35,11 +41,26 @@ func (s *Store) Apply(ctx context.Context, c vm.Change) error {
 				return err
 			}
 		}
+		if err := applyNetworks(ctx, tx, c, now); err != nil {
+			return err
+		}
 		if err := applyVM(ctx, tx, c, now); err != nil {
 			return err
 		}
+		for _, l := range c.Learned {
+			news, err := learn(ctx, tx, l, now)
+			if err != nil {
+				return err
+			}
+			learned = learned || news
+		}
 		if c.DeleteTemplate != "" {
 			if err := deleteTemplate(ctx, tx, c.DeleteTemplate); err != nil {
+				return err
+			}
+		}
+		if c.DeleteNetwork != "" {
+			if err := deleteNetwork(ctx, tx, c.DeleteNetwork); err != nil {
 				return err
 			}
 		}

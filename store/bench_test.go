@@ -90,11 +90,11 @@ func BenchmarkVMs100JSON(b *testing.B) {
 		UpdatedAt    time.Time  `json:"updated_at"`
 		StartedAt    *time.Time `json:"started_at"`
 	}
-	list := make([]object, 100)
+	list, localIP := make([]object, 100), "10.0.0.17"
 	for i := range list {
 		v := makeVM(i)
 		list[i] = object{ID: v.ID, UUID: v.UUID, Template: template{v.Template.Name, 2, 2048}, State: string(v.State),
-			Reason: string(v.Reason), Desired: string(v.Desired), LocalIP: &v.LocalIP, RootSize: 10, Machine: &v.Machine,
+			Reason: string(v.Reason), Desired: string(v.Desired), LocalIP: &localIP, RootSize: 10, Machine: &v.Machine,
 			Accel: (*string)(&v.Accel), CreatedAt: at, UpdatedAt: at, StartedAt: &at}
 	}
 	defer reportCPU(b)()

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,15 +58,22 @@ func (g *generation) get(id string) (vm.VM, bool) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	v, ok := g.vms[id]
-	return v, ok
+	return apart(v), ok
 }
 
 func (g *generation) put(v vm.VM) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.vms) < maxCached {
-		g.vms[v.ID] = v
+		g.vms[v.ID] = apart(v)
 	}
+}
+
+// apart returns v with lists of its own: who changes a NIC of what it has read
+// does not change what others read.
+func apart(v vm.VM) vm.VM {
+	v.NICs, v.Forwards, v.Learned = slices.Clone(v.NICs), slices.Clone(v.Forwards), slices.Clone(v.Learned)
+	return v
 }
 
 // generation returns the present one, after a look for foreign writes if the

@@ -51,7 +51,7 @@ func wantFault(t testing.TB, err error, code vm.Code) *vm.Fault {
 func makeVM(i int) vm.VM {
 	return vm.VM{ID: fmt.Sprintf("vm-%06d", i), UUID: fmt.Sprintf("0190a5b2-7d1e-7cc3-98a4-%012d", i),
 		Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 2048}, State: vm.Running, Reason: vm.ReasonRequested,
-		Desired: vm.DesiredRunning, LocalIP: "10.0.0.17", Root: vm.RootDisk{SizeMiB: 10240, Base: "/var/lib/vman/images/debian-12.qcow2", BaseFormat: "qcow2"},
+		Desired: vm.DesiredRunning, Root: vm.RootDisk{SizeMiB: 10240, Base: "/var/lib/vman/images/debian-12.qcow2", BaseFormat: "qcow2"},
 		Machine: "pc-q35-7.2", Accel: vm.KVM, CreatedAt: at, StartedAt: at.Add(time.Minute), Restart: vm.RestartNever}
 }
 
@@ -372,11 +372,11 @@ func TestStringsAreKeptToTheByte(t *testing.T) {
 		strings.Repeat("x", 10_000), strings.Repeat("'", 10_000), "%_*", "\\",
 	} {
 		v, d := makeVM(i), makeDisk(text)
-		v.ID, v.Template.Name, v.LocalIP, v.ReasonDetail, v.Root.Base = text, text, text, text, text
+		v.ID, v.Template.Name, v.ReasonDetail, v.Root.Base = text, text, text, text
 		d.Reason = text
 		makeTemplate(t, s, text)
 		apply(t, s, vm.Change{NewVM: &v, NewDisk: &d, Operation: &vm.Operation{ID: text, Kind: vm.VMCreate, Resource: vm.VMResource(text), State: vm.OpRunning}})
-		if got, err := s.VM(t.Context(), text); err != nil || got.ID != text || got.Template.Name != text || got.LocalIP != text || got.ReasonDetail != text || got.Root.Base != text {
+		if got, err := s.VM(t.Context(), text); err != nil || got.ID != text || got.Template.Name != text || got.ReasonDetail != text || got.Root.Base != text {
 			t.Errorf("%.20q: read the VM %.200q, %v", text, fmt.Sprint(got), err)
 		}
 		if got, err := s.Disk(t.Context(), text); err != nil || got.ID != text || got.Reason != text {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -11,17 +12,19 @@ import (
 	"vmand/vm"
 )
 
-const vmColumns = `seq, id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired, local_ip,
-	root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision, description, labels, policy`
+const vmColumns = `seq, id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired,
+	root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision, description, labels, policy,
+	nics, forwards, facts`
 
 // vmDest returns where the columns go in v. A list of VMs is what is read most:
 // scanning into place costs two thirds of what [sqlx.Rows.StructScan] does.
 func vmDest(v *vm.VM) []any {
 	return []any{(*integer64)(&v.Seq), &v.ID, &v.UUID, &v.Template.Name, (*integer)(&v.Template.CPUCount), (*integer)(&v.Template.RAMMiB),
-		(*string)(&v.State), (*string)(&v.Reason), (*text)(&v.ReasonDetail), (*string)(&v.Desired), (*text)(&v.LocalIP),
+		(*string)(&v.State), (*string)(&v.Reason), (*text)(&v.ReasonDetail), (*string)(&v.Desired),
 		(*integer64)(&v.Root.SizeMiB), (*text)(&v.Root.Base), (*text)(&v.Root.BaseFormat), (*text)(&v.Machine), (*text)(&v.Accel),
 		(*instant)(&v.CreatedAt), (*instant)(&v.UpdatedAt), (*instant)(&v.StartedAt), (*integer64)(&v.Revision),
-		(*text)(&v.Description), (*labels)(&v.Labels), &policy{v}}
+		(*text)(&v.Description), (*labels)(&v.Labels), &policy{v},
+		(*nics)(&v.NICs), (*forwards)(&v.Forwards), &facts{v}}
 }
 
 // vmRow is a row as it is written.
@@ -35,7 +38,6 @@ type vmRow struct {
 	Reason         string  `db:"reason"`
 	ReasonDetail   text    `db:"reason_detail"`
 	Desired        string  `db:"desired"`
-	LocalIP        text    `db:"local_ip"`
 	RootSizeMiB    int64   `db:"root_size_mib"`
 	RootBase       text    `db:"root_base"`
 	RootBaseFormat text    `db:"root_base_format"`
@@ -47,17 +49,27 @@ type vmRow struct {
 	Description    text    `db:"description"`
 	Labels         labels  `db:"labels"`
 	Policy         policy  `db:"policy"`
+	NICs           text    `db:"nics"`
+	Forwards       text    `db:"forwards"`
 }
 
-func vmRowOf(v vm.VM, now time.Time) vmRow {
+func vmRowOf(v vm.VM, now time.Time) (vmRow, error) {
 	if v.CreatedAt.IsZero() {
 		v.CreatedAt = now
 	}
+	nics, err := packNICs(v.NICs)
+	if err != nil {
+		return vmRow{}, fmt.Errorf("vm %s: %w", v.ID, err)
+	}
+	forwards, err := packForwards(v.Forwards)
+	if err != nil {
+		return vmRow{}, fmt.Errorf("vm %s: %w", v.ID, err)
+	}
 	return vmRow{ID: v.ID, UUID: v.UUID, TemplateName: v.Template.Name, CPUCount: v.Template.CPUCount, RAMMiB: v.Template.RAMMiB,
-		State: string(v.State), Reason: string(v.Reason), ReasonDetail: text(v.ReasonDetail), Desired: string(v.Desired), LocalIP: text(v.LocalIP),
+		State: string(v.State), Reason: string(v.Reason), ReasonDetail: text(v.ReasonDetail), Desired: string(v.Desired),
 		RootSizeMiB: v.Root.SizeMiB, RootBase: text(v.Root.Base), RootBaseFormat: text(v.Root.BaseFormat), Machine: text(v.Machine), Accel: text(v.Accel),
 		CreatedAt: instant(v.CreatedAt), UpdatedAt: instant(now), StartedAt: instant(v.StartedAt),
-		Description: text(v.Description), Labels: v.Labels, Policy: policy{&v}}
+		Description: text(v.Description), Labels: v.Labels, Policy: policy{&v}, NICs: nics, Forwards: forwards}, nil
 }
 
 // VM returns one VM. Of its template it has the name and the sizes; of no
@@ -82,6 +94,9 @@ func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
 // vms_labelled: only what has labels is looked at.
 const labelled = "labels IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(labels) WHERE key = ? AND value = ?)"
 
+// onNetwork is the condition of a NIC on a network.
+const onNetwork = "EXISTS (SELECT 1 FROM addresses WHERE vm_id = vms.id AND network = ?)"
+
 // VMs returns a page of the VMs that f selects. Of its template each has the
 // name and the sizes, as [Store.VM] does.
 func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error) {
@@ -93,6 +108,7 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 	q := after(p)
 	q.and("state = ?", string(f.State))
 	q.and("template_name = ?", f.Template)
+	q.and(onNetwork, f.Network)
 	if f.Label != "" {
 		q.where += " AND " + labelled
 		q.args = append(q.args, f.Label, f.LabelValue)
@@ -107,36 +123,68 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 }
 
 func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) error {
-	_, err := tx.NamedExecContext(ctx, `
-		INSERT INTO vms (id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired, local_ip,
+	row, err := vmRowOf(v, now)
+	if err != nil {
+		return err
+	}
+	_, err = tx.NamedExecContext(ctx, `
+		INSERT INTO vms (id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired,
 			root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision,
-			description, labels, policy)
-		VALUES (:id, :uuid, :template_name, :cpu_count, :ram_mib, :state, :reason, :reason_detail, :desired, :local_ip,
+			description, labels, policy, nics, forwards)
+		VALUES (:id, :uuid, :template_name, :cpu_count, :ram_mib, :state, :reason, :reason_detail, :desired,
 			:root_size_mib, :root_base, :root_base_format, :machine, :accel, :created_at, :updated_at, :started_at, 1,
-			:description, :labels, :policy)`, vmRowOf(v, now))
+			:description, :labels, :policy, :nics, :forwards)`, row)
 	switch {
 	case duplicate(err):
 		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("vm %q already exists", v.ID), Err: err}
 	case dangling(err):
 		return vm.NotFound("template", v.Template.Name)
+	case err != nil:
+		return err
 	}
-	return err
+	return replaceDerived(ctx, tx, v, row.NICs != "", row.Forwards != "")
 }
 
 func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) error {
-	err := changeNamed(ctx, tx, `
-		UPDATE vms SET state = :state, reason = :reason, reason_detail = :reason_detail, desired = :desired, local_ip = :local_ip,
+	row, err := vmRowOf(u.VM, now)
+	if err != nil {
+		return err
+	}
+	var newNICs, newForwards bool
+	err = tx.QueryRowxContext(ctx, `SELECT nics IS NOT ?, forwards IS NOT ? FROM vms WHERE id = ?`, row.NICs, row.Forwards, row.ID).Scan(&newNICs, &newForwards)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	err = changeNamed(ctx, tx, `
+		UPDATE vms SET state = :state, reason = :reason, reason_detail = :reason_detail, desired = :desired,
 			root_size_mib = :root_size_mib, root_base = :root_base, root_base_format = :root_base_format, machine = :machine, accel = :accel,
-			started_at = :started_at, description = :description, labels = :labels, policy = :policy,
+			started_at = :started_at, description = :description, labels = :labels, policy = :policy, nics = :nics, forwards = :forwards,
 			updated_at = :updated_at, revision = revision + 1
 		WHERE id = :id AND state = :from`, struct {
 		vmRow
 		From string `db:"from"`
-	}{vmRowOf(u.VM, now), string(u.From)})
+	}{row, string(u.From)})
 	if errors.Is(err, errNoRow) {
 		return overtaken("vm", u.VM.ID, string(u.From))
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return replaceDerived(ctx, tx, u.VM, newNICs, newForwards)
+}
+
+// replaceDerived writes again what follows from the NICs and the forwards of a
+// VM, of which few changes of a VM change anything.
+func replaceDerived(ctx context.Context, tx *sqlx.Tx, v vm.VM, newNICs, newForwards bool) error {
+	if newNICs {
+		if err := replaceAddresses(ctx, tx, v); err != nil {
+			return err
+		}
+	}
+	if newForwards {
+		return replaceHostPorts(ctx, tx, v)
+	}
+	return nil
 }
 
 func deleteVM(ctx context.Context, tx *sqlx.Tx, id string) error {
