@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # build.sh OUTDIR — builds the small Linux guest that the end-to-end tests boot.
 #
-# The guest is made of Debian packages only (cloud kernel, busybox, syslinux) and
-# of the files in root/ beside this script. It needs no root, no loop device and no
-# mount; on the host it wants apt-get, dpkg-deb and qemu-img. What else it uses
-# (mtools, cpio, strings) it takes out of the packages that it downloads.
+# The guest is made of Debian packages only (cloud kernel, busybox, syslinux, iperf3)
+# and of the files in root/, tools/ and vmt/ beside this script. It needs no root, no
+# loop device and no mount; on the host it wants apt-get, dpkg-deb, Go and qemu-img.
+# What else it uses (mtools, cpio, strings) it takes out of the packages that it
+# downloads.
 #
 # OUTDIR receives
 #
 #   disk.raw            the disk, 32 MiB; boots by BIOS from virtio-blk
 #   disk-NAME.qcow2     the same with one behaviour of the table VARIANTS below
 #   vmlinuz, initrd.img what is on the disk, for a direct kernel boot
+#   vmt                 the program in vmt/, which also the tests themselves use
 #   MANIFEST            the packages that went in
 #
 # The disk:
@@ -19,8 +21,11 @@
 #   sector 1            boot counter, decimal text; the guest adds one at each boot
 #   sector 2            options, lines of KEY=VALUE padded with NULs (see root/init)
 #   sector 2048 ...     FAT16: syslinux, kernel, initrd
+#   sector 65536 ...    with the option net=NAME: tar archive of that name, see archives
 #
-# A behaviour is therefore 512 bytes at offset 1024 of disk.raw, nothing else.
+# A behaviour without a network is therefore 512 bytes at offset 1024 of disk.raw,
+# nothing else. What the network needs is not in the initrd: the BIOS would read it
+# slowly, and for all the tests that do without.
 set -euo pipefail
 export LC_ALL=C
 
@@ -30,12 +35,20 @@ deaf      button=ignore
 poweroff  poweroff=1
 reboot    reboot=1
 panic     panic=1
+net       net=tools
+clones    net=tools clientid=ff0a0b0c0d00020000ab11f00dfeedc0ffee00
+bench     net=bench
 '
 # Loaded at boot in this order, each after what it depends on.
 MODULES='virtio_pci virtio_blk virtio_scsi sd_mod button evdev pvpanic-pci pvpanic-mmio'
+# The same, of the archive of tools.
+NET_MODULES='virtio_net virtio_console 8021q'
+# The libraries of iperf3, by name and where they are to be.
+IPERF_LIBRARIES='libiperf.so.0 libsctp.so.1 libcrypto.so.3 libc.so.6 libm.so.6'
 CMDLINE='console=ttyS0 quiet loglevel=4 apparmor=0 audit=0 mitigations=off nokaslr edd=off tsc=reliable no_timer_check random.trust_cpu=on'
-PACKAGES='busybox-static mtools syslinux syslinux-common'
+PACKAGES='busybox-static mtools syslinux syslinux-common iperf3 libiperf0 libsctp1 libssl3 libc6'
 PART_START=2048 PART_SECTORS=63488 # 1 MiB of gap, 31 MiB of FAT
+TOOLS_START=65536                  # what root/init reads from
 
 main() {
 	local src out
@@ -52,8 +65,10 @@ main() {
 	fetch "$cache"
 	unpack "$cache"
 	initrd "$src/root" "$cache" "$out/initrd.img"
+	(cd "$src/vmt" && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$out/vmt" .)
+	archives "$src/tools" "$cache" "$out/vmt"
 	disk "$cache" "$out"
-	variants "$out"
+	variants "$cache" "$out"
 	(cd "$cache/deb" && ls -- *.deb) >"$out/MANIFEST"
 	echo "$stamp" >"$out/.stamp"
 	echo "test guest: kernel $(kernel_version "$cache"), $(du -sh --exclude=.cache "$out" | cut -f1) in $out"
@@ -130,6 +145,34 @@ add_module() {
 	echo "$name" >>"$2/order"
 }
 
+# archives makes CACHE/tools.tar: vmt, the modules of NET_MODULES and the files of
+# tools/; and CACHE/bench.tar: all that and iperf3. Both are unpacked over the initrd.
+archives() {
+	local tree=$2/tools module library bb=$2/tree/bin/busybox
+	rm -rf "$tree"
+	mkdir -p "$tree"/{bin,lib/modules,lib64,usr/lib}
+	cp -R "$1/." "$tree"
+	cp "$3" "$tree/bin/vmt"
+	cp "$2/root/lib/modules/order" "$tree/lib/modules/order" # what the initrd has is not added again
+	for module in $NET_MODULES; do
+		add_module "$2/tree/lib/modules/$(kernel_version "$2")" "$tree/lib/modules" "$bb" "$module"
+	done
+	grep -vxFf "$2/root/lib/modules/order" "$tree/lib/modules/order" >"$tree/lib/modules/order-net"
+	rm "$tree/lib/modules/order"
+	archive "$tree" "$2/tools.tar"
+	cp "$2/tree/usr/bin/iperf3" "$tree/bin/"
+	cp -L "$2"/tree/lib64/ld-linux-x86-64.so.2 "$tree/lib64/"
+	for library in $IPERF_LIBRARIES; do
+		cp -L "$(find "$2"/tree/lib/x86_64-linux-gnu "$2"/tree/usr/lib/x86_64-linux-gnu -name "$library" | head -n 1)" "$tree/usr/lib/"
+	done
+	archive "$tree" "$2/bench.tar"
+}
+
+archive() {
+	find "$1" -exec touch -h -d @1700000000 {} +
+	tar -C "$1" --sort=name --owner=0 --group=0 -cf "$2" .
+}
+
 # disk makes disk.raw: MBR, control sectors, a FAT file system that syslinux boots.
 disk() {
 	local tree=$1/tree fat=$1/fat.img raw=$2/disk.raw
@@ -152,15 +195,18 @@ disk() {
 	dd if="$fat" of="$raw" bs=512 seek=$PART_START conv=notrunc,sparse status=none
 }
 
+# variants makes disk-NAME.qcow2 of CACHE and OUT/disk.raw.
 variants() {
-	local name options
+	local name options archive raw=$1/variant.raw
 	while read -r name options; do
 		[ -n "$name" ] || continue
-		cp --sparse=always "$1/disk.raw" "$1/.variant.raw"
-		printf '%s\n' "$options" | tr ' ' '\n' | dd of="$1/.variant.raw" bs=512 seek=2 conv=notrunc status=none
-		qemu-img convert -f raw -O qcow2 "$1/.variant.raw" "$1/disk-$name.qcow2"
+		cp --sparse=always "$2/disk.raw" "$raw"
+		printf '%s\n' "$options" | tr ' ' '\n' | dd of="$raw" bs=512 seek=2 conv=notrunc status=none
+		archive=$(sed -n 's/.*\bnet=\([a-z]*\).*/\1/p' <<<"$options")
+		[ -z "$archive" ] || dd if="$1/$archive.tar" of="$raw" bs=512 seek=$TOOLS_START conv=notrunc status=none
+		qemu-img convert -f raw -O qcow2 "$raw" "$2/disk-$name.qcow2"
 	done <<<"$VARIANTS"
-	rm -f "$1/.variant.raw"
+	rm -f "$raw"
 }
 
 main "$@"

@@ -1,0 +1,51 @@
+# Functions of the test guest's network, shared by init and the event handlers.
+
+net_up() {
+	local module
+	while read -r module; do insmod /lib/modules/$module.ko; done </lib/modules/order-net
+	mkdir -p /etc /run/nic /tmp
+	ip link set lo up
+	vmt serve >/run/serve.log 2>&1 &
+}
+
+nics() { # every NIC and port that is there
+	local path
+	for path in /sys/class/net/*; do
+		[ ! -e $path/device ] || nic_add ${path##*/}
+	done
+	for path in /sys/class/virtio-ports/*; do
+		[ ! -e $path ] || port_add ${path##*/}
+	done
+}
+
+port_add() { # NAME: an agent, once; it ends with its port
+	mkdir /run/agent.$1 2>/dev/null || return 0
+	{
+		vmt agent /dev/$1 >/run/agent.$1/log 2>&1
+		rm -r /run/agent.$1
+	} &
+}
+
+nic_add() { # NAME: said once, whether init or the kernel's event finds it first
+	mkdir /run/nic/$1 2>/dev/null || return 0
+	say nic-add name=$1 mac=$(cat /sys/class/net/$1/address) mtu=$(cat /sys/class/net/$1/mtu)
+	ip link set $1 up
+	dhcp $1
+}
+
+nic_remove() { # NAME
+	[ -e /run/nic/$1 ] || return 0
+	nodhcp $1
+	rm -r /run/nic/$1
+	say nic-remove name=$1
+}
+
+dhcp() { # NAME: until nodhcp
+	local id=$(opt clientid)
+	udhcpc -f -i $1 -s /lib/udhcpc -p /run/nic/$1/pid -T 1 -t 20 -A 1 ${id:+-C -x 0x3d:$id} \
+		-O staticroutes -O ntpsrv -O mtu -O search >/run/nic/$1/log 2>&1 &
+}
+
+nodhcp() { # NAME
+	kill $(cat /run/nic/$1/pid 2>/dev/null) 2>/dev/null
+}

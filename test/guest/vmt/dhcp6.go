@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv6"
+	"github.com/insomniacslk/dhcp/dhcpv6/nclient6"
+)
+
+// dhcp6 INTERFACE asks for an address as a DHCPv6 client does (solicit,
+// advertise, request, reply) and prints what it gets, one KEY=VALUE a line.
+func dhcp6(ctx context.Context, args []string) error {
+	if len(args) != 1 {
+		return errors.New("usage: vmt dhcp6 INTERFACE")
+	}
+	ifi, err := net.InterfaceByName(args[0])
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", args[0], err)
+	}
+	client, err := nclient6.New(args[0], nclient6.WithTimeout(2*time.Second), nclient6.WithRetry(5))
+	if err != nil {
+		return fmt.Errorf("open a DHCPv6 client: %w", err)
+	}
+	defer client.Close()
+	// The identity association's id is the interface's, as of most clients.
+	iaid := [4]byte(ifi.HardwareAddr[2:6])
+	advertise, err := client.Solicit(ctx, dhcpv6.WithIAID(iaid), dhcpv6.WithRequestedOptions(dhcpv6.OptionDNSRecursiveNameServer, dhcpv6.OptionDomainSearchList))
+	if err != nil {
+		return fmt.Errorf("solicit: %w", err)
+	}
+	reply, err := client.Request(ctx, advertise)
+	if err != nil {
+		return fmt.Errorf("request: %w", err)
+	}
+	if status := reply.Options.Status(); status != nil && status.StatusCode != 0 {
+		return fmt.Errorf("refused: %s", status)
+	}
+	ia := reply.Options.OneIANA()
+	if ia == nil || ia.Options.OneAddress() == nil {
+		return fmt.Errorf("no address in %s", reply.Summary())
+	}
+	fmt.Printf("address=%s\n", ia.Options.OneAddress().IPv6Addr)
+	for _, server := range reply.Options.DNS() {
+		fmt.Printf("dns=%s\n", server)
+	}
+	if labels := reply.Options.DomainSearchList(); labels != nil {
+		for _, name := range labels.Labels {
+			fmt.Printf("search=%s\n", name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,49 @@
+// Command vmt is what the end-to-end tests use inside the test guest, and in the
+// network namespaces they make: it runs commands for the host, answers on the
+// customary ports, sends and captures raw frames, and holds and measures TCP
+// connections.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// commands are what vmt can do. Each returns when it is done, or when its
+// context is: at the latest when vmt gets SIGTERM.
+var commands = map[string]func(ctx context.Context, args []string) error{
+	"agent":   agent,
+	"serve":   serve,
+	"send":    send,
+	"capture": capture,
+	"hold":    hold,
+	"push":    push,
+	"pull":    pull,
+	"dhcp6":   dhcp6,
+}
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "vmt:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) == 0 || commands[args[0]] == nil {
+		var names []string
+		for name := range commands {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		return fmt.Errorf("usage: vmt %s ...", strings.Join(names, "|"))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return commands[args[0]](ctx, args[1:])
+}
