@@ -1,12 +1,34 @@
 // Package dhcp tells the guests of a network the addresses that are recorded for
-// them, by DHCPv4 and DHCPv6.
+// them, by DHCPv4 and DHCPv6. It has no pool and decides nothing: who has which
+// address is asked of a directory, by the MAC of the NIC alone.
 package dhcp
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
 
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/server4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
+
+	"vmand/network/guard"
 	"vmand/vm"
+)
+
+// What guests may make the server do.
+const (
+	requestsPerSecond = 10 // of one MAC; a client that works sends 4 messages and then one a day
+	requestsBurst     = 30
+	clientsRoom       = 4096 // MACs that are told apart
+	workers           = 4
+	lookupTime        = 2 * time.Second // clients ask again after 4 (RFC 2131, section 4.1)
+	maxDHCPv4Packet   = 1500
 )
 
 // A Directory knows who has which address. A miss is an error of class
@@ -20,25 +42,248 @@ type Options struct {
 	Interface string            // the server is bound to it; it has the gateway's addresses
 	Network   vm.VirtualNetwork // of mode nat or isolated
 	Directory Directory
-	Acked     func(vm.Lease) // called after a DHCPv4 address was confirmed; one at a time; nil for nobody
-	Log       *slog.Logger
+	// Acked is called after a DHCPv4 address was confirmed, one call at a time; it
+	// holds up no client, and of several confirmations for one MAC it may hear the
+	// last only. A call may still run when [Server.Close] has returned. Nil for nobody.
+	Acked func(vm.Lease)
+	Log   *slog.Logger
 }
 
 // A Server answers DHCP on one interface.
-type Server struct{}
+type Server struct {
+	name      string
+	index     int // of the interface
+	directory Directory
+	log       *guard.Log
+	clients   *guard.Clients[[6]byte]
+	leases    *leases
+	udp4      *net.UDPConn
+
+	ctx     context.Context // of the server's life
+	end     context.CancelFunc
+	readers sync.WaitGroup
+
+	mu      sync.Mutex
+	network vm.VirtualNetwork
+	v6      *sockets6 // nil without IPv6
+	end6    context.CancelFunc
+	err     error
+}
 
 // New makes a server that serves until [Server.Close]. Its sockets are made in
 // the network namespace of the calling thread.
-func New(o Options) (*Server, error) { return &Server{}, nil }
+func New(o Options) (*Server, error) {
+	udp4, err := server4.NewIPv4UDPConn(o.Interface, &net.UDPAddr{IP: net.IPv4zero, Port: dhcpv4.ServerPort})
+	if err != nil {
+		return nil, fmt.Errorf("listen to DHCP on %s: %w", o.Interface, err)
+	}
+	index, err := guard.InterfaceIndex(udp4, o.Interface)
+	if err != nil {
+		return nil, errors.Join(err, udp4.Close())
+	}
+	s := &Server{
+		name:      o.Interface,
+		index:     index,
+		directory: o.Directory,
+		log:       guard.NewLog(o.Log.With("network", o.Network.Name)),
+		clients:   guard.NewClients[[6]byte](requestsPerSecond, requestsBurst, clientsRoom),
+		leases:    newLeases(o.Acked),
+		udp4:      udp4,
+		network:   o.Network,
+	}
+	s.ctx, s.end = context.WithCancel(context.Background())
+	s.Update(o.Network)
+	if err := s.Err(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.readers.Go(func() {
+		s.fail(guard.Datagrams[netip.AddrPort]{
+			Read: udp4.ReadFromUDPAddrPort, Handle: s.handle4, Size: maxDHCPv4Packet, Workers: workers, Log: s.log,
+		}.Serve(s.ctx))
+	})
+	if o.Acked != nil {
+		go s.leases.tell(s.ctx)
+	}
+	return s, nil
+}
 
-// Update makes the server tell from now on what n says.
-func (s *Server) Update(n vm.VirtualNetwork) {}
+// Update makes the server tell from now on what n says. Sockets that this takes
+// are made in the network namespace of the calling thread; [Server.Err] reports
+// if they cannot be.
+func (s *Server) Update(n vm.VirtualNetwork) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.network = n
+	switch {
+	case s.ctx.Err() != nil:
+	case n.IPv6.IsValid() && s.v6 == nil:
+		v6, err := listen6(s.name, s.index)
+		if err != nil {
+			s.failLocked(err)
+			return
+		}
+		s.serve6(v6)
+	case !n.IPv6.IsValid() && s.v6 != nil:
+		s.close6()
+	}
+}
+
+// serve6 starts the reader of DHCPv6; s.mu is held.
+func (s *Server) serve6(v6 *sockets6) {
+	ctx, end := context.WithCancel(s.ctx)
+	s.v6, s.end6 = v6, end
+	s.readers.Go(func() {
+		s.fail(guard.Datagrams[sender]{
+			Read: v6.read, Size: maxDHCPv6Packet, Workers: workers, Log: s.log,
+			Handle: func(packet []byte, from sender) { s.handle6(v6, packet, from) },
+		}.Serve(ctx))
+	})
+}
+
+// close6 ends the reader of DHCPv6; s.mu is held.
+func (s *Server) close6() error {
+	if s.v6 == nil {
+		return nil
+	}
+	s.end6()
+	err := s.v6.Close()
+	s.v6 = nil
+	return err
+}
 
 // Leases returns what has been confirmed since the server started, by MAC.
-func (s *Server) Leases() map[string]vm.Lease { return nil }
+func (s *Server) Leases() map[string]vm.Lease { return s.leases.all(time.Now()) }
 
-// Err returns nil while the server serves, else why it does not.
-func (s *Server) Err() error { return nil }
+// Err returns nil while the server serves, else why it does not: a socket has
+// failed or could not be made, the interface is gone, or it was closed.
+func (s *Server) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	return guard.StillThere(s.udp4, s.name, s.index)
+}
 
-// Close ends the server and waits for its goroutines.
-func (s *Server) Close() error { return nil }
+func (s *Server) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failLocked(err)
+}
+
+func (s *Server) failLocked(err error) {
+	if s.err == nil {
+		s.err = err
+	}
+}
+
+// Close ends the server and waits for its goroutines, but for a call of Acked.
+func (s *Server) Close() error {
+	s.end()
+	s.mu.Lock()
+	s.failLocked(net.ErrClosed)
+	err := s.close6()
+	s.mu.Unlock()
+	err = errors.Join(err, s.udp4.Close())
+	s.readers.Wait()
+	return err
+}
+
+func (s *Server) config() vm.VirtualNetwork {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.network
+}
+
+// lookup returns the recorded lease of a MAC; not ok if there is none, or the
+// MAC asks too often, or the directory fails: then the server is silent.
+func (s *Server) lookup(n vm.VirtualNetwork, mac [6]byte) (vm.Lease, bool) {
+	if !s.clients.Allow(mac) {
+		return vm.Lease{}, false
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, lookupTime)
+	defer cancel()
+	l, err := s.directory.LeaseByMAC(ctx, n.Name, net.HardwareAddr(mac[:]).String())
+	switch {
+	case errors.Is(err, vm.ErrNotFound):
+		return vm.Lease{}, false
+	case err != nil:
+		if s.ctx.Err() == nil {
+			s.log.Warn("a lease cannot be looked up, so a DHCP client gets no answer", "err", err)
+		}
+		return vm.Lease{}, false
+	}
+	s.clients.Know(mac)
+	l.MAC = net.HardwareAddr(mac[:]).String()
+	return l, true
+}
+
+// handle4 answers one DHCPv4 packet.
+func (s *Server) handle4(packet []byte, _ netip.AddrPort) {
+	m, err := dhcpv4.FromBytes(packet)
+	if err != nil || !acceptable4(m) {
+		return
+	}
+	n := s.config()
+	lease, ok := s.lookup(n, [6]byte(m.ClientHWAddr))
+	if !ok || !lease.IP.Is4() {
+		return
+	}
+	r, what := reply4(m, n, lease)
+	if r != nil {
+		if _, err := s.udp4.WriteToUDPAddrPort(r.ToBytes(), destination4(r)); err != nil {
+			if s.ctx.Err() == nil {
+				s.log.Warn("a DHCP answer cannot be sent", "mac", lease.MAC, "err", err)
+			}
+			return
+		}
+	}
+	s.record(lease, what, true)
+}
+
+// handle6 answers one IPv6 packet with a DHCPv6 message in it.
+func (s *Server) handle6(v6 *sockets6, packet []byte, from sender) {
+	payload, source, ok := payload6(packet)
+	if !ok || !source.Addr().IsLinkLocalUnicast() {
+		return // clients use a link-local address (RFC 8415, section 13.1)
+	}
+	m, err := dhcpv6.MessageFromBytes(payload) // fails for a relay's
+	if err != nil {
+		return
+	}
+	n := s.config()
+	if !acceptable6(m, serverDUID(n)) {
+		return
+	}
+	lease, ok := s.lookup(n, from.mac)
+	if !ok {
+		return
+	}
+	r, what := reply6(m, n, lease)
+	if r == nil {
+		return
+	}
+	if err := v6.send(r.ToBytes(), source.Addr()); err != nil {
+		if s.ctx.Err() == nil {
+			s.log.Warn("a DHCPv6 answer cannot be sent", "mac", lease.MAC, "err", err)
+		}
+		return
+	}
+	if what == released {
+		what = nothing // the lease that is listed is of both families
+	}
+	s.record(lease, what, false)
+}
+
+// record notes what an exchange meant.
+func (s *Server) record(l vm.Lease, what outcome, tell bool) {
+	switch what {
+	case confirmed:
+		s.leases.confirm(l, time.Now(), tell)
+	case released:
+		s.leases.forget(l.MAC)
+	case declined:
+		s.leases.forget(l.MAC)
+		s.log.Warn("a guest says that its address is in use by another machine", "vm", l.VMID, "mac", l.MAC, "ip", l.IP)
+	}
+}
