@@ -18,6 +18,24 @@ const (
 	BearerAuthScopes = "bearerAuth.Scopes"
 )
 
+// Defines values for CreateNICLink.
+const (
+	CreateNICLinkDown CreateNICLink = "down"
+	CreateNICLinkUp   CreateNICLink = "up"
+)
+
+// Defines values for CreateNICModel.
+const (
+	CreateNICModelE1000e CreateNICModel = "e1000e"
+	CreateNICModelVirtio CreateNICModel = "virtio"
+)
+
+// Defines values for CreatePortForwardProtocol.
+const (
+	CreatePortForwardProtocolTcp CreatePortForwardProtocol = "tcp"
+	CreatePortForwardProtocolUdp CreatePortForwardProtocol = "udp"
+)
+
 // Defines values for DiskState.
 const (
 	DiskStateAttached  DiskState = "attached"
@@ -36,6 +54,9 @@ const (
 	EventTypeDiskDeleted      EventType = "disk.deleted"
 	EventTypeDiskState        EventType = "disk.state"
 	EventTypeDiskUpdated      EventType = "disk.updated"
+	EventTypeNetworkCreated   EventType = "network.created"
+	EventTypeNetworkDeleted   EventType = "network.deleted"
+	EventTypeNetworkUpdated   EventType = "network.updated"
 	EventTypeObserverIssue    EventType = "observer.issue"
 	EventTypeObserverRepaired EventType = "observer.repaired"
 	EventTypeOperationEnded   EventType = "operation.ended"
@@ -43,6 +64,8 @@ const (
 	EventTypeOperationStep    EventType = "operation.step"
 	EventTypeTemplateCreated  EventType = "template.created"
 	EventTypeTemplateDeleted  EventType = "template.deleted"
+	EventTypeVmAddress        EventType = "vm.address"
+	EventTypeVmBoot           EventType = "vm.boot"
 	EventTypeVmCreated        EventType = "vm.created"
 	EventTypeVmDeleted        EventType = "vm.deleted"
 	EventTypeVmState          EventType = "vm.state"
@@ -65,12 +88,40 @@ const (
 	IssueTypeDiskSizeMismatch      IssueType = "disk_size_mismatch"
 	IssueTypeDiskStateInconsistent IssueType = "disk_state_inconsistent"
 	IssueTypeMissingDisk           IssueType = "missing_disk"
+	IssueTypeNetworkDrift          IssueType = "network_drift"
 	IssueTypeOrphanDisk            IssueType = "orphan_disk"
 	IssueTypeOrphanProcess         IssueType = "orphan_process"
 	IssueTypeQmpUnreachable        IssueType = "qmp_unreachable"
 	IssueTypeRuntimeDrift          IssueType = "runtime_drift"
 	IssueTypeStorageLow            IssueType = "storage_low"
 	IssueTypeVmStateMismatch       IssueType = "vm_state_mismatch"
+)
+
+// Defines values for NICLink.
+const (
+	NICLinkDown NICLink = "down"
+	NICLinkUp   NICLink = "up"
+)
+
+// Defines values for NICModel.
+const (
+	NICModelE1000e NICModel = "e1000e"
+	NICModelVirtio NICModel = "virtio"
+)
+
+// Defines values for NICState.
+const (
+	NICStateAttached  NICState = "attached"
+	NICStateAttaching NICState = "attaching"
+	NICStateDetaching NICState = "detaching"
+)
+
+// Defines values for NetworkMode.
+const (
+	NetworkModeBridge   NetworkMode = "bridge"
+	NetworkModeIsolated NetworkMode = "isolated"
+	NetworkModeNat      NetworkMode = "nat"
+	NetworkModeUser     NetworkMode = "user"
 )
 
 // Defines values for ObserverStatusRepairMode.
@@ -88,26 +139,34 @@ const (
 
 // Defines values for OperationKind.
 const (
-	OperationKindDiskAdopt       OperationKind = "disk.adopt"
-	OperationKindDiskAttach      OperationKind = "disk.attach"
-	OperationKindDiskCreate      OperationKind = "disk.create"
-	OperationKindDiskDelete      OperationKind = "disk.delete"
-	OperationKindDiskDetach      OperationKind = "disk.detach"
-	OperationKindDiskResize      OperationKind = "disk.resize"
-	OperationKindOrphanDelete    OperationKind = "orphan.delete"
-	OperationKindOrphanTerminate OperationKind = "orphan.terminate"
-	OperationKindTemplateCreate  OperationKind = "template.create"
-	OperationKindTemplateDelete  OperationKind = "template.delete"
-	OperationKindVmAdopt         OperationKind = "vm.adopt"
-	OperationKindVmCreate        OperationKind = "vm.create"
-	OperationKindVmDelete        OperationKind = "vm.delete"
-	OperationKindVmPause         OperationKind = "vm.pause"
-	OperationKindVmReset         OperationKind = "vm.reset"
-	OperationKindVmRestart       OperationKind = "vm.restart"
-	OperationKindVmResume        OperationKind = "vm.resume"
-	OperationKindVmStart         OperationKind = "vm.start"
-	OperationKindVmStop          OperationKind = "vm.stop"
-	OperationKindVmUpdate        OperationKind = "vm.update"
+	OperationKindDiskAdopt         OperationKind = "disk.adopt"
+	OperationKindDiskAttach        OperationKind = "disk.attach"
+	OperationKindDiskCreate        OperationKind = "disk.create"
+	OperationKindDiskDelete        OperationKind = "disk.delete"
+	OperationKindDiskDetach        OperationKind = "disk.detach"
+	OperationKindDiskResize        OperationKind = "disk.resize"
+	OperationKindNetworkCreate     OperationKind = "network.create"
+	OperationKindNetworkDelete     OperationKind = "network.delete"
+	OperationKindNetworkUpdate     OperationKind = "network.update"
+	OperationKindNicAttach         OperationKind = "nic.attach"
+	OperationKindNicDetach         OperationKind = "nic.detach"
+	OperationKindNicUpdate         OperationKind = "nic.update"
+	OperationKindOrphanDelete      OperationKind = "orphan.delete"
+	OperationKindOrphanTerminate   OperationKind = "orphan.terminate"
+	OperationKindPortForwardCreate OperationKind = "port_forward.create"
+	OperationKindPortForwardDelete OperationKind = "port_forward.delete"
+	OperationKindTemplateCreate    OperationKind = "template.create"
+	OperationKindTemplateDelete    OperationKind = "template.delete"
+	OperationKindVmAdopt           OperationKind = "vm.adopt"
+	OperationKindVmCreate          OperationKind = "vm.create"
+	OperationKindVmDelete          OperationKind = "vm.delete"
+	OperationKindVmPause           OperationKind = "vm.pause"
+	OperationKindVmReset           OperationKind = "vm.reset"
+	OperationKindVmRestart         OperationKind = "vm.restart"
+	OperationKindVmResume          OperationKind = "vm.resume"
+	OperationKindVmStart           OperationKind = "vm.start"
+	OperationKindVmStop            OperationKind = "vm.stop"
+	OperationKindVmUpdate          OperationKind = "vm.update"
 )
 
 // Defines values for OperationState.
@@ -121,6 +180,7 @@ const (
 
 // Defines values for ProblemCode.
 const (
+	ProblemCodeAddressesExhausted   ProblemCode = "addresses-exhausted"
 	ProblemCodeAlreadyExists        ProblemCode = "already-exists"
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
@@ -136,6 +196,7 @@ const (
 	ProblemCodeLimitReached         ProblemCode = "limit-reached"
 	ProblemCodeMalformedBody        ProblemCode = "malformed-body"
 	ProblemCodeMethodNotAllowed     ProblemCode = "method-not-allowed"
+	ProblemCodeNetworkUnavailable   ProblemCode = "network-unavailable"
 	ProblemCodeNotCancellable       ProblemCode = "not-cancellable"
 	ProblemCodeNotFound             ProblemCode = "not-found"
 	ProblemCodeOperationFailed      ProblemCode = "operation-failed"
@@ -147,6 +208,12 @@ const (
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
+)
+
+// Defines values for Protocol.
+const (
+	ProtocolTcp Protocol = "tcp"
+	ProtocolUdp Protocol = "udp"
 )
 
 // Defines values for RecordedMessageDir.
@@ -179,6 +246,12 @@ const (
 const (
 	VMDesiredStateRunning VMDesiredState = "running"
 	VMDesiredStateStopped VMDesiredState = "stopped"
+)
+
+// Defines values for VMLocalIpSource.
+const (
+	VMLocalIpSourceAssigned  VMLocalIpSource = "assigned"
+	VMLocalIpSourceNeighbour VMLocalIpSource = "neighbour"
 )
 
 // Defines values for VMStateReason.
@@ -239,6 +312,24 @@ type AutostartDelay = int
 // AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
 type AutostartOrder = int
 
+// Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
+type Boot struct {
+	// DhcpAckAt When the guest first confirmed its address.
+	DHCPAckAt *Time `json:"dhcp_ack_at"`
+
+	// FirstSerialAt When the guest wrote its first byte to the console.
+	FirstSerialAt *Time `json:"first_serial_at"`
+
+	// FirstTcpAt When the guest first answered on a TCP port that `wait_for` named.
+	FirstTCPAt *Time `json:"first_tcp_at"`
+
+	// QmpReadyAt When its QEMU first answered.
+	QMPReadyAt *Time `json:"qmp_ready_at"`
+
+	// SpawnedAt When its QEMU was launched.
+	SpawnedAt *Time `json:"spawned_at"`
+}
+
 // CPUCount The number of vCPUs.
 type CPUCount = int
 
@@ -253,6 +344,113 @@ type CreateDisk struct {
 	// MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
 }
+
+// CreateNIC A NIC to give to a VM. It takes the lowest free slot.
+type CreateNIC struct {
+	// Ip The IPv4 address to have, of the network's subnet. The lowest free one when it is not given. Only a network
+	// of mode `nat` or `isolated` gives out addresses.
+	IP *string `json:"ip,omitempty"`
+
+	// Link Whether the cable is in.
+	Link *CreateNICLink `json:"link,omitempty"`
+
+	// Mac The Ethernet address to have. When it is not given, it follows from the VM's UUID and the slot.
+	MAC *string `json:"mac,omitempty"`
+
+	// Model The kind of card that the guest sees.
+	Model *CreateNICModel `json:"model,omitempty"`
+
+	// Network The network to be on. The default network, `vman0`, when it is not given.
+	Network *string `json:"network,omitempty"`
+
+	// RateIn The most that the guest gets, in kbit/s. 0 is no limit.
+	RateIn *int `json:"rate_in,omitempty"`
+
+	// RateOut The most that the guest sends, in kbit/s. 0 is no limit.
+	RateOut *int `json:"rate_out,omitempty"`
+}
+
+// CreateNICLink Whether the cable is in.
+type CreateNICLink string
+
+// CreateNICModel The kind of card that the guest sees.
+type CreateNICModel string
+
+// CreateNetwork A network to create.
+type CreateNetwork struct {
+	// Bridge The bridge of the host. Needed by mode `bridge`, and of no other.
+	Bridge *string `json:"bridge,omitempty"`
+
+	// Dns The name servers that guests are told of. Without any: the gateway, which answers for `domain` and asks the
+	// host's for the rest. Of modes `nat` and `isolated`.
+	DNS *[]IPv4Address `json:"dns,omitempty"`
+
+	// Domain The domain that VMs on the network are in. When it is not given: the name of the network and `.internal`.
+	// Not of mode `bridge`.
+	Domain *string `json:"domain,omitempty"`
+
+	// Gateway The host's address in the subnet. Its first one when it is not given. Not of mode `bridge`.
+	Gateway *string `json:"gateway,omitempty"`
+
+	// Ipv6Subnet An IPv6 /64. No IPv6 when it is not given. Of modes `nat` and `isolated`.
+	IPv6Subnet *string `json:"ipv6_subnet,omitempty"`
+
+	// IsolateVms Whether guests cannot reach one another. Not of mode `user`, whose guests never do.
+	IsolateVMs *bool `json:"isolate_vms,omitempty"`
+
+	// Mode What a network is connected to. It never changes.
+	//
+	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+	//   port forward.
+	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
+	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+	//   reaches in but by a port forward.
+	Mode NetworkMode `json:"mode"`
+
+	// Mtu The largest packet, in bytes. With IPv6 at least 1280.
+	MTU *int `json:"mtu,omitempty"`
+
+	// Name The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	Name NetworkName `json:"name"`
+
+	// Ntp The time servers that guests are told of. Of modes `nat` and `isolated`.
+	NTP *[]IPv4Address `json:"ntp,omitempty"`
+
+	// Restrict Whether guests can neither reach out nor the host. Of mode `user`.
+	Restrict *bool `json:"restrict,omitempty"`
+
+	// Routes What guests are told of besides the way to the gateway. Of modes `nat` and `isolated`.
+	Routes *[]NetworkRoute `json:"routes,omitempty"`
+
+	// Subnet The IPv4 subnet, with a prefix length of /16 to /29. When it is not given: `192.168.100.0/24`, or the next
+	// private /24 that neither the host nor another network uses. Not of mode `bridge`.
+	Subnet *string `json:"subnet,omitempty"`
+
+	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. 0 is none. Of mode `bridge`.
+	VLANID *int `json:"vlan_id,omitempty"`
+}
+
+// CreatePortForward A port of the host to lead to a guest.
+type CreatePortForward struct {
+	// GuestPort The port of the guest.
+	GuestPort int `json:"guest_port"`
+
+	// HostAddress The IPv4 address of the host to listen on; `0.0.0.0` is every one.
+	HostAddress *string `json:"host_address,omitempty"`
+
+	// HostPort The port of the host.
+	HostPort int `json:"host_port"`
+
+	// Nic The slot of the NIC that it goes to.
+	NIC *int `json:"nic,omitempty"`
+
+	// Protocol What the port numbers belong to.
+	Protocol *CreatePortForwardProtocol `json:"protocol,omitempty"`
+}
+
+// CreatePortForwardProtocol What the port numbers belong to.
+type CreatePortForwardProtocol string
 
 // CreateTemplate A template to create.
 type CreateTemplate struct {
@@ -286,6 +484,9 @@ type CreateVM struct {
 
 	// Name The VM's id and the hostname of its guest. One is made up when it is not given.
 	Name *string `json:"name,omitempty"`
+
+	// Nics The NICs, by slot. When they are not given: one on the default network, `vman0`. An empty list: none.
+	NICs *[]CreateNIC `json:"nics,omitempty"`
 
 	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
 	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
@@ -359,6 +560,9 @@ type DiskSize = float64
 // - `error`: something is wrong with it; `state_reason` says what.
 type DiskState string
 
+// Domain A DNS name in lower case. A VM on the network is called by its id in front of it.
+type Domain = string
+
 // EmptyRequest A request that has nothing to say.
 type EmptyRequest = map[string]interface{}
 
@@ -370,7 +574,7 @@ type Event struct {
 	// Data What there is to tell of an event. Which properties it has depends on the type; more may come.
 	Data EventData `json:"data"`
 
-	// Resource What it happened to: the path of a VM, a disk, a template or an operation without the leading slash, or
+	// Resource What it happened to: the path of a VM, a disk, a network, a template or an operation without the leading slash, or
 	// `observer` or `daemon`.
 	Resource string `json:"resource"`
 
@@ -383,6 +587,9 @@ type Event struct {
 	// - `vm.state`: a VM is in another state, or in the same one for another reason.
 	// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 	// - `template.created`, `template.deleted`: a template.
+	// - `network.created`, `network.updated`, `network.deleted`: a network.
+	// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
+	// - `vm.address`: a guest has another address that nobody gave it.
 	// - `operation.started`, `operation.step`, `operation.ended`: an operation.
 	// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
 	// - `daemon.started`, `daemon.stopping`: the daemon itself.
@@ -401,6 +608,9 @@ type EventNumber = int64
 // - `vm.state`: a VM is in another state, or in the same one for another reason.
 // - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 // - `template.created`, `template.deleted`: a template.
+// - `network.created`, `network.updated`, `network.deleted`: a network.
+// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
+// - `vm.address`: a guest has another address that nobody gave it.
 // - `operation.started`, `operation.step`, `operation.ended`: an operation.
 // - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
 // - `daemon.started`, `daemon.stopping`: the daemon itself.
@@ -469,6 +679,9 @@ type HealthChecks struct {
 // HealthStatus Whether it does its work.
 type HealthStatus string
 
+// IPv4Address An IPv4 address.
+type IPv4Address = string
+
 // Issue One disagreement between what is recorded and what the host shows.
 type Issue struct {
 	// Details What was found, for a person.
@@ -488,6 +701,7 @@ type Issue struct {
 	// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 	// - `runtime_drift`: QEMU has other disks plugged than recorded.
 	// - `storage_low`: the file system of the disks is nearly full.
+	// - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 	IssueType IssueType `json:"issue_type"`
 
 	// Repair What was done about it. Null when it was only reported.
@@ -496,7 +710,7 @@ type Issue struct {
 	// RepairedAt When it was repaired, in UTC. Null when it was not.
 	RepairedAt *Time `json:"repaired_at"`
 
-	// ResourceId The id of the VM or the disk; of an orphan, the id its process or its file names; of storage, the path.
+	// ResourceId The id of the VM or the disk, the name of the network; of an orphan, the id its process or its file names; of storage, the path.
 	ResourceID string `json:"resource_id"`
 }
 
@@ -511,16 +725,272 @@ type Issue struct {
 // - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 // - `runtime_drift`: QEMU has other disks plugged than recorded.
 // - `storage_low`: the file system of the disks is nearly full.
+// - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 type IssueType string
 
 // Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 // begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 type Labels map[string]string
 
+// Lease Who has an address on a network.
+type Lease struct {
+	// AckedAt When DHCP last confirmed the address, in UTC. Null when it has not since the daemon started.
+	AckedAt *Time `json:"acked_at"`
+
+	// ExpiresAt When the guest has to ask again at the latest, in UTC. Null as `acked_at`.
+	ExpiresAt *Time `json:"expires_at"`
+
+	// Hostname The name that DHCP gives the guest and DNS answers.
+	Hostname string `json:"hostname"`
+
+	// Ip The IPv4 address. Null when the daemon does not give it out.
+	IP *string `json:"ip"`
+
+	// Ipv6 The IPv6 address. Null when it has none.
+	IPv6 *string `json:"ipv6"`
+
+	// Mac The Ethernet address of the NIC.
+	MAC string `json:"mac"`
+
+	// Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
+	Slot Slot `json:"slot"`
+
+	// VmId The id of the VM.
+	VMID string `json:"vm_id"`
+}
+
+// MTU The largest packet of the network, in bytes. With IPv6 at least 1280.
+type MTU = int
+
 // MountPoint The slot of the disk in the guest. The letter fixes the place on the virtual SCSI bus for as long as the disk is
 // on this VM: `b` is LUN 1, `z` is LUN 25. `a` is left to the root disk. The kernel of the guest may use another
 // name; `guest_device` is always right.
 type MountPoint = string
+
+// NIC A network card of a VM.
+type NIC struct {
+	// Ip The IPv4 address that the guest is given. Null on a network of mode `bridge`.
+	IP *string `json:"ip"`
+
+	// Ipv6 The IPv6 address that the guest is given. Null on a network without an `ipv6_subnet`.
+	IPv6 *string `json:"ipv6"`
+
+	// Link Whether the cable is in.
+	Link NICLink `json:"link"`
+
+	// Mac The Ethernet address, in lower case.
+	MAC string `json:"mac"`
+
+	// Mode What a network is connected to. It never changes.
+	//
+	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+	//   port forward.
+	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
+	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+	//   reaches in but by a port forward.
+	Mode NetworkMode `json:"mode"`
+
+	// Model The kind of card that the guest sees: `virtio`, or `e1000e` (an Intel 82574L) for guests without a driver for it.
+	Model NICModel `json:"model"`
+
+	// Network The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	Network NetworkName `json:"network"`
+
+	// RateIn The most that passes, in kbit/s. 0 is no limit.
+	RateIn NICRate `json:"rate_in"`
+
+	// RateOut The most that passes, in kbit/s. 0 is no limit.
+	RateOut NICRate `json:"rate_out"`
+
+	// Reason Why the NIC is still in this state, for a person. Null when there is nothing to say.
+	Reason *string `json:"reason"`
+
+	// Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
+	Slot Slot `json:"slot"`
+
+	// State Where a NIC is in its life.
+	//
+	// - `attaching`: it is on its way to the guest.
+	// - `attached`: the VM has it.
+	// - `detaching`: the guest was asked to let go of it and has not yet.
+	State NICState `json:"state"`
+}
+
+// NICLink Whether the cable is in.
+type NICLink string
+
+// NICModel The kind of card that the guest sees: `virtio`, or `e1000e` (an Intel 82574L) for guests without a driver for it.
+type NICModel string
+
+// NICRate The most that passes, in kbit/s. 0 is no limit.
+type NICRate = int
+
+// NICState Where a NIC is in its life.
+//
+// - `attaching`: it is on its way to the guest.
+// - `attached`: the VM has it.
+// - `detaching`: the guest was asked to let go of it and has not yet.
+type NICState string
+
+// Network What is configured of a network.
+type Network struct {
+	// Bridge The bridge on the host. Null with mode `user`.
+	Bridge *string `json:"bridge"`
+
+	// CreatedAt When the network was created, in UTC.
+	CreatedAt Time `json:"created_at"`
+
+	// Dns The name servers that guests are told of. Without any, the gateway.
+	DNS []IPv4Address `json:"dns"`
+
+	// Domain The domain that VMs on the network are in. Null with mode `bridge`.
+	Domain *string `json:"domain"`
+
+	// Gateway The host's address in the subnet. Null with mode `bridge`.
+	Gateway *string `json:"gateway"`
+
+	// Ipv6Subnet The IPv6 subnet, a /64. Null without IPv6.
+	IPv6Subnet *string `json:"ipv6_subnet"`
+
+	// IsolateVms Whether guests cannot reach one another.
+	IsolateVMs bool `json:"isolate_vms"`
+
+	// Mode What a network is connected to. It never changes.
+	//
+	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+	//   port forward.
+	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
+	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+	//   reaches in but by a port forward.
+	Mode NetworkMode `json:"mode"`
+
+	// Mtu The largest packet of the network, in bytes. With IPv6 at least 1280.
+	MTU MTU `json:"mtu"`
+
+	// Name The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	Name NetworkName `json:"name"`
+
+	// Ntp The time servers that guests are told of.
+	NTP []IPv4Address `json:"ntp"`
+
+	// Restrict Whether guests can neither reach out nor the host.
+	Restrict bool `json:"restrict"`
+
+	// Routes What guests are told of besides the way to the gateway.
+	Routes []NetworkRoute `json:"routes"`
+
+	// Subnet The IPv4 subnet, with its prefix length. Null with mode `bridge`.
+	Subnet *string `json:"subnet"`
+
+	// UpdatedAt When the network last changed, in UTC.
+	UpdatedAt Time `json:"updated_at"`
+
+	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. Null for none.
+	VLANID *int `json:"vlan_id"`
+}
+
+// NetworkDetails A network, who is on it, and how it is on the host.
+type NetworkDetails struct {
+	// Bridge The bridge on the host. Null with mode `user`.
+	Bridge *string `json:"bridge"`
+
+	// CreatedAt When the network was created, in UTC.
+	CreatedAt Time `json:"created_at"`
+
+	// Dns The name servers that guests are told of. Without any, the gateway.
+	DNS []IPv4Address `json:"dns"`
+
+	// Domain The domain that VMs on the network are in. Null with mode `bridge`.
+	Domain *string `json:"domain"`
+
+	// FreeAddresses How many IPv4 addresses no NIC has. Null when the daemon does not give them out.
+	FreeAddresses *int `json:"free_addresses"`
+
+	// Gateway The host's address in the subnet. Null with mode `bridge`.
+	Gateway *string `json:"gateway"`
+
+	// Interfaces The interfaces of the host that belong to the network, the bridge first.
+	Interfaces []string `json:"interfaces"`
+
+	// Ipv6Subnet The IPv6 subnet, a /64. Null without IPv6.
+	IPv6Subnet *string `json:"ipv6_subnet"`
+
+	// IsolateVms Whether guests cannot reach one another.
+	IsolateVMs bool `json:"isolate_vms"`
+
+	// Leases The NICs on the network, in the order of their addresses.
+	Leases []Lease `json:"leases"`
+
+	// Mode What a network is connected to. It never changes.
+	//
+	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+	//   port forward.
+	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
+	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+	//   reaches in but by a port forward.
+	Mode NetworkMode `json:"mode"`
+
+	// Mtu The largest packet of the network, in bytes. With IPv6 at least 1280.
+	MTU MTU `json:"mtu"`
+
+	// Name The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	Name NetworkName `json:"name"`
+
+	// Ntp The time servers that guests are told of.
+	NTP []IPv4Address `json:"ntp"`
+
+	// Problems What is wrong on the host that keeps the network from working. Empty when nothing is.
+	Problems []NetworkProblem `json:"problems"`
+
+	// Restrict Whether guests can neither reach out nor the host.
+	Restrict bool `json:"restrict"`
+
+	// Routes What guests are told of besides the way to the gateway.
+	Routes []NetworkRoute `json:"routes"`
+
+	// Subnet The IPv4 subnet, with its prefix length. Null with mode `bridge`.
+	Subnet *string `json:"subnet"`
+
+	// UpdatedAt When the network last changed, in UTC.
+	UpdatedAt Time `json:"updated_at"`
+
+	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. Null for none.
+	VLANID *int `json:"vlan_id"`
+}
+
+// NetworkMode What a network is connected to. It never changes.
+//
+//   - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+//     port forward.
+//   - `isolated`: a bridge of its own, whose guests reach one another and the host.
+//   - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+//   - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+//     reaches in but by a port forward.
+type NetworkMode string
+
+// NetworkName The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+type NetworkName = string
+
+// NetworkProblem Something on the host that is in a network's way.
+type NetworkProblem struct {
+	// Detail What is wrong, for a person.
+	Detail string `json:"detail"`
+
+	// Fix What to do about it, a command where there is one.
+	Fix string `json:"fix"`
+}
+
+// NetworkRoute A way that guests are told of (RFC 3442).
+type NetworkRoute struct {
+	// Destination The IPv4 subnet it leads to, with its prefix length.
+	Destination string `json:"destination"`
+
+	// Gateway The IPv4 address, of the network's subnet, that it goes by.
+	Gateway string `json:"gateway"`
+}
 
 // ObserverStatus What the observer does and found.
 type ObserverStatus struct {
@@ -555,7 +1025,7 @@ type ObserverStatusStatus string
 // OpenAPIDocument An OpenAPI 3.0.3 document. Its shape is not this document's to define.
 type OpenAPIDocument map[string]interface{}
 
-// Operation The record of one change of a VM, a disk or a template.
+// Operation The record of one change of a VM, a disk, a network or a template.
 type Operation struct {
 	// CreatedAt When the operation was asked for, in UTC.
 	CreatedAt Time `json:"created_at"`
@@ -581,7 +1051,7 @@ type Operation struct {
 	// RequestedBy Who asked for it, such as a token's name, a user of the unix socket, or the observer.
 	RequestedBy string `json:"requested_by"`
 
-	// Resource The path of a VM, a disk or a template, without the leading slash.
+	// Resource The path of a VM, a disk, a network or a template, without the leading slash.
 	Resource ResourcePath `json:"resource"`
 
 	// StartedAt When the work began, in UTC. Null while it is pending.
@@ -621,6 +1091,27 @@ type OrphanId = string
 // OrphanVMId The id of a VM that is on the host and not recorded, with its kind before a colon.
 type OrphanVMId = string
 
+// PortForward A port of the host that leads to a guest.
+type PortForward struct {
+	// GuestPort The port of the guest.
+	GuestPort int `json:"guest_port"`
+
+	// HostAddress The IPv4 address of the host that it listens on; `0.0.0.0` is every one.
+	HostAddress string `json:"host_address"`
+
+	// HostPort The port of the host.
+	HostPort int `json:"host_port"`
+
+	// Id The port forward's id. It never changes and no other one ever has it.
+	ID string `json:"id"`
+
+	// Nic The slot of the NIC that it goes to.
+	NIC int `json:"nic"`
+
+	// Protocol What the port numbers belong to.
+	Protocol Protocol `json:"protocol"`
+}
+
 // Problem An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type Problem struct {
@@ -636,7 +1127,8 @@ type Problem struct {
 	// - `already-exists` (409): the name is taken.
 	// - `invalid-state` (409): the state does not allow it, such as starting what runs.
 	// - `busy` (409): another operation on the same VM or disk is under way; `operation_id` names it.
-	// - `in-use` (409): something else still needs it: a template has VMs, a disk is attached, a slot is taken.
+	// - `in-use` (409): something else needs it: a template has VMs, a disk is attached, an address or a port is taken.
+	// - `addresses-exhausted` (409): the network has no free address.
 	// - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
 	// - `not-cancellable` (409): the operation is over, or past the point of no return.
 	// - `cancelled` (409): the operation was cancelled before it was done.
@@ -650,6 +1142,7 @@ type Problem struct {
 	// - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
 	// - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
 	// - `operation-failed` (503): QEMU, or a tool of it, refused.
+	// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
 	// - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 	// - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 	Code ProblemCode `json:"code"`
@@ -694,7 +1187,8 @@ type Problem struct {
 // - `already-exists` (409): the name is taken.
 // - `invalid-state` (409): the state does not allow it, such as starting what runs.
 // - `busy` (409): another operation on the same VM or disk is under way; `operation_id` names it.
-// - `in-use` (409): something else still needs it: a template has VMs, a disk is attached, a slot is taken.
+// - `in-use` (409): something else needs it: a template has VMs, a disk is attached, an address or a port is taken.
+// - `addresses-exhausted` (409): the network has no free address.
 // - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
 // - `not-cancellable` (409): the operation is over, or past the point of no return.
 // - `cancelled` (409): the operation was cancelled before it was done.
@@ -708,9 +1202,13 @@ type Problem struct {
 // - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
 // - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
 // - `operation-failed` (503): QEMU, or a tool of it, refused.
+// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
 // - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 // - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 type ProblemCode string
+
+// Protocol What the port numbers belong to.
+type Protocol string
 
 // RAMAmount Memory in MiB. Every guest has its own minimum; below 64 MiB hardly any boots.
 type RAMAmount = int
@@ -764,7 +1262,7 @@ type Recording struct {
 // its guest.
 type ResourceId = string
 
-// ResourcePath The path of a VM, a disk or a template, without the leading slash.
+// ResourcePath The path of a VM, a disk, a network or a template, without the leading slash.
 type ResourcePath = string
 
 // RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
@@ -784,6 +1282,12 @@ type RestartRequest struct {
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
 
+// Routes What guests are told of besides the way to the gateway.
+type Routes = []NetworkRoute
+
+// Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
+type Slot = int
+
 // StopRequest How to stop a VM.
 type StopRequest struct {
 	// Force End the VM's process at once, without asking the guest. What it has not written yet is lost.
@@ -792,6 +1296,9 @@ type StopRequest struct {
 	// TimeoutSeconds How many seconds the guest may take to shut down before its process is ended.
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
+
+// Subnet An IPv4 subnet with its prefix length, /16 to /29.
+type Subnet = string
 
 // Template A named size of virtual machine.
 type Template struct {
@@ -816,6 +1323,54 @@ type UpdateDisk struct {
 	// Size The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
 	// MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
+}
+
+// UpdateNIC What to change of a NIC. What is left out stays as it is.
+type UpdateNIC struct {
+	// Link Whether the cable is in.
+	Link *NICLink `json:"link,omitempty"`
+
+	// RateIn The most that passes, in kbit/s. 0 is no limit.
+	RateIn *NICRate `json:"rate_in,omitempty"`
+
+	// RateOut The most that passes, in kbit/s. 0 is no limit.
+	RateOut *NICRate `json:"rate_out,omitempty"`
+}
+
+// UpdateNetwork What to change of a network. What is left out stays as it is.
+type UpdateNetwork struct {
+	// Dns The name servers that guests are told of. Without any, the gateway.
+	DNS *[]IPv4Address `json:"dns,omitempty"`
+
+	// Domain A DNS name in lower case. A VM on the network is called by its id in front of it.
+	Domain *Domain `json:"domain,omitempty"`
+
+	// Gateway An IPv4 address.
+	Gateway *IPv4Address `json:"gateway,omitempty"`
+
+	// Ipv6Subnet An IPv6 /64. An empty one takes IPv6 away.
+	IPv6Subnet *string `json:"ipv6_subnet,omitempty"`
+
+	// IsolateVms Whether guests cannot reach one another.
+	IsolateVMs *bool `json:"isolate_vms,omitempty"`
+
+	// Mtu The largest packet of the network, in bytes. With IPv6 at least 1280.
+	MTU *MTU `json:"mtu,omitempty"`
+
+	// Ntp The time servers that guests are told of.
+	NTP *[]IPv4Address `json:"ntp,omitempty"`
+
+	// Restrict Whether guests can neither reach out nor the host.
+	Restrict *bool `json:"restrict,omitempty"`
+
+	// Routes What guests are told of besides the way to the gateway.
+	Routes *Routes `json:"routes,omitempty"`
+
+	// Subnet An IPv4 subnet with its prefix length, /16 to /29.
+	Subnet *Subnet `json:"subnet,omitempty"`
+
+	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. 0 is none.
+	VLANID *int `json:"vlan_id,omitempty"`
 }
 
 // UpdateVM What to change of a VM. What is left out stays as it is.
@@ -866,6 +1421,9 @@ type VM struct {
 	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
 	AutostartOrder AutostartOrder `json:"autostart_order"`
 
+	// Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
+	Boot Boot `json:"boot"`
+
 	// CreatedAt When the VM was created, in UTC.
 	CreatedAt Time `json:"created_at"`
 
@@ -882,14 +1440,31 @@ type VM struct {
 	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 	Labels Labels `json:"labels"`
 
-	// LocalIp The guest's address, IPv4 or IPv6. Null when there is none that the host could reach, or none yet.
+	// LocalIp The guest's address, that of the first NIC which has one. Null when none is given or known; see
+	// `reachable_from_host`.
 	LocalIP *string `json:"local_ip"`
+
+	// LocalIpSource How `local_ip` is known. Null without one.
+	//
+	// - `assigned`: the daemon gives it to the guest, and lets it have no other.
+	// - `neighbour`: nobody gave it; the host has seen it on the network.
+	LocalIPSource *VMLocalIpSource `json:"local_ip_source"`
 
 	// MachineType The versioned QEMU machine type, chosen at the first start and kept for the VM's life.
 	MachineType *string `json:"machine_type"`
 
 	// NextRestartAt When the policy restarts the VM next, in UTC. Null when it does not.
 	NextRestartAt *Time `json:"next_restart_at"`
+
+	// Nics The NICs, by slot.
+	NICs []NIC `json:"nics"`
+
+	// PortForwards The ports of the host that lead to the guest, oldest first.
+	PortForwards []PortForward `json:"port_forwards"`
+
+	// ReachableFromHost Whether the host can open connections to `local_ip`. With a network of mode `user` it cannot: use a port
+	// forward.
+	ReachableFromHost bool `json:"reachable_from_host"`
 
 	// RestartCount How often the VM was restarted by its policy in a row. Starting or stopping it begins anew.
 	RestartCount int `json:"restart_count"`
@@ -955,6 +1530,12 @@ type VMAccel string
 
 // VMDesiredState What was last asked of the VM. Restart policy and recovery follow it.
 type VMDesiredState string
+
+// VMLocalIpSource How `local_ip` is known. Null without one.
+//
+// - `assigned`: the daemon gives it to the guest, and lets it have no other.
+// - `neighbour`: nobody gave it; the host has seen it on the network.
+type VMLocalIpSource string
 
 // VMStateReason Why the VM is in its state.
 //
@@ -1112,17 +1693,27 @@ type IfNoneMatch = string
 // Limit defines model for Limit.
 type Limit = int
 
+// NICSlot defines model for NICSlot.
+type NICSlot = int
+
 // OrphanID The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
 type OrphanID = OrphanId
 
 // OrphanVMID The id of a VM that is on the host and not recorded, with its kind before a colon.
 type OrphanVMID = OrphanVMId
 
+// ForwardID The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the hostname of
+// its guest.
+type ForwardID = ResourceId
+
 // Prefer defines model for Prefer.
 type Prefer = string
 
 // RequestId defines model for RequestId.
 type RequestId = string
+
+// WaitFor defines model for WaitFor.
+type WaitFor = string
 
 // AlreadyExists An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
@@ -1171,6 +1762,10 @@ type PayloadTooLarge = Problem
 // PreconditionFailed An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type PreconditionFailed = Problem
+
+// Taken An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type Taken = Problem
 
 // Unauthorized An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
@@ -1252,6 +1847,35 @@ type ListEventsParams struct {
 	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
 }
 
+// ListNetworksParams defines parameters for ListNetworks.
+type ListNetworksParams struct {
+	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// DeleteNetworkParams defines parameters for DeleteNetwork.
+type DeleteNetworkParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetNetworkParams defines parameters for GetNetwork.
+type GetNetworkParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// UpdateNetworkParams defines parameters for UpdateNetwork.
+type UpdateNetworkParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // ListOperationsParams defines parameters for ListOperations.
 type ListOperationsParams struct {
 	// Resource Only the operations on this resource, which may be gone by now.
@@ -1309,6 +1933,9 @@ type ListVMsParams struct {
 	// Label Only the VMs with this label, `key=value`.
 	Label *string `form:"label,omitempty" json:"label,omitempty"`
 
+	// Network Only the VMs with a NIC on the network of this name.
+	Network *NetworkName `form:"network,omitempty" json:"network,omitempty"`
+
 	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -1352,6 +1979,11 @@ type ResetVMParams struct {
 
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
+	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
+	// DHCP, `port:N` until something in the guest answers on TCP port N. It needs `Prefer: wait`, whose time is for
+	// both. When that is over the answer is 202, and the VM goes on.
+	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
+
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
 	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
@@ -1366,6 +1998,11 @@ type ResumeVMParams struct {
 
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
+	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
+	// DHCP, `port:N` until something in the guest answers on TCP port N. It needs `Prefer: wait`, whose time is for
+	// both. When that is over the answer is 202, and the VM goes on.
+	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
+
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
 	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
@@ -1376,6 +2013,39 @@ type StopVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
 	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// DetachNICParams defines parameters for DetachNIC.
+type DetachNICParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetNICParams defines parameters for GetNIC.
+type GetNICParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// UpdateNICParams defines parameters for UpdateNIC.
+type UpdateNICParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RemovePortForwardParams defines parameters for RemovePortForward.
+type RemovePortForwardParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetPortForwardParams defines parameters for GetPortForward.
+type GetPortForwardParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateDiskJSONRequestBody defines body for CreateDisk for application/json ContentType.
@@ -1389,6 +2059,12 @@ type AttachDiskJSONRequestBody = AttachDisk
 
 // DetachDiskJSONRequestBody defines body for DetachDisk for application/json ContentType.
 type DetachDiskJSONRequestBody = EmptyRequest
+
+// CreateNetworkJSONRequestBody defines body for CreateNetwork for application/json ContentType.
+type CreateNetworkJSONRequestBody = CreateNetwork
+
+// UpdateNetworkJSONRequestBody defines body for UpdateNetwork for application/json ContentType.
+type UpdateNetworkJSONRequestBody = UpdateNetwork
 
 // AdoptOrphanJSONRequestBody defines body for AdoptOrphan for application/json ContentType.
 type AdoptOrphanJSONRequestBody = AdoptOrphan
@@ -1429,6 +2105,15 @@ type StartVMJSONRequestBody = EmptyRequest
 // StopVMJSONRequestBody defines body for StopVM for application/json ContentType.
 type StopVMJSONRequestBody = StopRequest
 
+// AttachNICJSONRequestBody defines body for AttachNIC for application/json ContentType.
+type AttachNICJSONRequestBody = CreateNIC
+
+// UpdateNICJSONRequestBody defines body for UpdateNIC for application/json ContentType.
+type UpdateNICJSONRequestBody = UpdateNIC
+
+// AddPortForwardJSONRequestBody defines body for AddPortForward for application/json ContentType.
+type AddPortForwardJSONRequestBody = CreatePortForward
+
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
 	// List disks
@@ -1458,6 +2143,21 @@ type ServerInterface interface {
 	// Check the daemon's health
 	// (GET /health)
 	GetHealth(ctx echo.Context) error
+	// List networks
+	// (GET /networks)
+	ListNetworks(ctx echo.Context, params ListNetworksParams) error
+	// Create a network
+	// (POST /networks)
+	CreateNetwork(ctx echo.Context) error
+	// Delete a network
+	// (DELETE /networks/{name})
+	DeleteNetwork(ctx echo.Context, name NetworkName, params DeleteNetworkParams) error
+	// Get a network
+	// (GET /networks/{name})
+	GetNetwork(ctx echo.Context, name NetworkName, params GetNetworkParams) error
+	// Change a network
+	// (PATCH /networks/{name})
+	UpdateNetwork(ctx echo.Context, name NetworkName, params UpdateNetworkParams) error
 	// Adopt an orphan
 	// (POST /observer/orphans/{id}/adopt)
 	AdoptOrphan(ctx echo.Context, orphanID OrphanID) error
@@ -1524,6 +2224,33 @@ type ServerInterface interface {
 	// Stop a VM
 	// (POST /vms/{id}/actions/stop)
 	StopVM(ctx echo.Context, iD ID, params StopVMParams) error
+	// List the NICs of a VM
+	// (GET /vms/{id}/nics)
+	ListNICs(ctx echo.Context, iD ID) error
+	// Attach a NIC
+	// (POST /vms/{id}/nics)
+	AttachNIC(ctx echo.Context, iD ID) error
+	// Detach a NIC
+	// (DELETE /vms/{id}/nics/{slot})
+	DetachNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params DetachNICParams) error
+	// Get a NIC
+	// (GET /vms/{id}/nics/{slot})
+	GetNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params GetNICParams) error
+	// Change a NIC
+	// (PATCH /vms/{id}/nics/{slot})
+	UpdateNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params UpdateNICParams) error
+	// List the port forwards of a VM
+	// (GET /vms/{id}/port_forwards)
+	ListPortForwards(ctx echo.Context, iD ID) error
+	// Forward a port to a VM
+	// (POST /vms/{id}/port_forwards)
+	AddPortForward(ctx echo.Context, iD ID) error
+	// Remove a port forward
+	// (DELETE /vms/{id}/port_forwards/{forward_id})
+	RemovePortForward(ctx echo.Context, iD ID, forwardID ForwardID, params RemovePortForwardParams) error
+	// Get a port forward
+	// (GET /vms/{id}/port_forwards/{forward_id})
+	GetPortForward(ctx echo.Context, iD ID, forwardID ForwardID, params GetPortForwardParams) error
 	// Explain a VM's state
 	// (GET /vms/{id}/why)
 	WhyVM(ctx echo.Context, iD ID) error
@@ -1843,6 +2570,158 @@ func (w *ServerInterfaceWrapper) GetHealth(ctx echo.Context) error {
 	return err
 }
 
+// ListNetworks converts echo context to params.
+func (w *ServerInterfaceWrapper) ListNetworks(ctx echo.Context) error {
+	var err error
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListNetworksParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "limit", ctx.QueryParams(), &params.Limit)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListNetworks(ctx, params)
+	return err
+}
+
+// CreateNetwork converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateNetwork(ctx echo.Context) error {
+	var err error
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateNetwork(ctx)
+	return err
+}
+
+// DeleteNetwork converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteNetwork(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "name" -------------
+	var name NetworkName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", ctx.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteNetworkParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteNetwork(ctx, name, params)
+	return err
+}
+
+// GetNetwork converts echo context to params.
+func (w *ServerInterfaceWrapper) GetNetwork(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "name" -------------
+	var name NetworkName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", ctx.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetNetworkParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetNetwork(ctx, name, params)
+	return err
+}
+
+// UpdateNetwork converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateNetwork(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "name" -------------
+	var name NetworkName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", ctx.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateNetworkParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateNetwork(ctx, name, params)
+	return err
+}
+
 // AdoptOrphan converts echo context to params.
 func (w *ServerInterfaceWrapper) AdoptOrphan(ctx echo.Context) error {
 	var err error
@@ -2155,6 +3034,13 @@ func (w *ServerInterfaceWrapper) ListVMs(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter label: %s", err))
 	}
 
+	// ------------- Optional query parameter "network" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "network", ctx.QueryParams(), &params.Network)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter network: %s", err))
+	}
+
 	// ------------- Optional query parameter "limit" -------------
 
 	err = runtime.BindQueryParameter("form", true, false, "limit", ctx.QueryParams(), &params.Limit)
@@ -2390,6 +3276,12 @@ func (w *ServerInterfaceWrapper) RestartVM(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params RestartVMParams
+	// ------------- Optional query parameter "wait_for" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "wait_for", ctx.QueryParams(), &params.WaitFor)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter wait_for: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "Prefer" -------------
@@ -2466,6 +3358,12 @@ func (w *ServerInterfaceWrapper) StartVM(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params StartVMParams
+	// ------------- Optional query parameter "wait_for" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "wait_for", ctx.QueryParams(), &params.WaitFor)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter wait_for: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "Prefer" -------------
@@ -2527,6 +3425,308 @@ func (w *ServerInterfaceWrapper) StopVM(ctx echo.Context) error {
 	return err
 }
 
+// ListNICs converts echo context to params.
+func (w *ServerInterfaceWrapper) ListNICs(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListNICs(ctx, iD)
+	return err
+}
+
+// AttachNIC converts echo context to params.
+func (w *ServerInterfaceWrapper) AttachNIC(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AttachNIC(ctx, iD)
+	return err
+}
+
+// DetachNIC converts echo context to params.
+func (w *ServerInterfaceWrapper) DetachNIC(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// ------------- Path parameter "slot" -------------
+	var nICSlot NICSlot
+
+	err = runtime.BindStyledParameterWithOptions("simple", "slot", ctx.Param("slot"), &nICSlot, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter slot: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DetachNICParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DetachNIC(ctx, iD, nICSlot, params)
+	return err
+}
+
+// GetNIC converts echo context to params.
+func (w *ServerInterfaceWrapper) GetNIC(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// ------------- Path parameter "slot" -------------
+	var nICSlot NICSlot
+
+	err = runtime.BindStyledParameterWithOptions("simple", "slot", ctx.Param("slot"), &nICSlot, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter slot: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetNICParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetNIC(ctx, iD, nICSlot, params)
+	return err
+}
+
+// UpdateNIC converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateNIC(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// ------------- Path parameter "slot" -------------
+	var nICSlot NICSlot
+
+	err = runtime.BindStyledParameterWithOptions("simple", "slot", ctx.Param("slot"), &nICSlot, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter slot: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateNICParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateNIC(ctx, iD, nICSlot, params)
+	return err
+}
+
+// ListPortForwards converts echo context to params.
+func (w *ServerInterfaceWrapper) ListPortForwards(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListPortForwards(ctx, iD)
+	return err
+}
+
+// AddPortForward converts echo context to params.
+func (w *ServerInterfaceWrapper) AddPortForward(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AddPortForward(ctx, iD)
+	return err
+}
+
+// RemovePortForward converts echo context to params.
+func (w *ServerInterfaceWrapper) RemovePortForward(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// ------------- Path parameter "forward_id" -------------
+	var forwardID ForwardID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "forward_id", ctx.Param("forward_id"), &forwardID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter forward_id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RemovePortForwardParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RemovePortForward(ctx, iD, forwardID, params)
+	return err
+}
+
+// GetPortForward converts echo context to params.
+func (w *ServerInterfaceWrapper) GetPortForward(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// ------------- Path parameter "forward_id" -------------
+	var forwardID ForwardID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "forward_id", ctx.Param("forward_id"), &forwardID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter forward_id: %s", err))
+	}
+
+	ctx.Set(BearerAuthScopes, []string{})
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetPortForwardParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetPortForward(ctx, iD, forwardID, params)
+	return err
+}
+
 // WhyVM converts echo context to params.
 func (w *ServerInterfaceWrapper) WhyVM(ctx echo.Context) error {
 	var err error
@@ -2582,6 +3782,11 @@ func RegisterHandlersWithBaseURL(router EchoRouter, si ServerInterface, baseURL 
 	router.POST(baseURL+"/disks/:id/detach", wrapper.DetachDisk)
 	router.GET(baseURL+"/events", wrapper.ListEvents)
 	router.GET(baseURL+"/health", wrapper.GetHealth)
+	router.GET(baseURL+"/networks", wrapper.ListNetworks)
+	router.POST(baseURL+"/networks", wrapper.CreateNetwork)
+	router.DELETE(baseURL+"/networks/:name", wrapper.DeleteNetwork)
+	router.GET(baseURL+"/networks/:name", wrapper.GetNetwork)
+	router.PATCH(baseURL+"/networks/:name", wrapper.UpdateNetwork)
 	router.POST(baseURL+"/observer/orphans/:id/adopt", wrapper.AdoptOrphan)
 	router.POST(baseURL+"/observer/orphans/:id/delete", wrapper.DeleteOrphan)
 	router.POST(baseURL+"/observer/orphans/:id/terminate", wrapper.TerminateOrphan)
@@ -2604,6 +3809,15 @@ func RegisterHandlersWithBaseURL(router EchoRouter, si ServerInterface, baseURL 
 	router.POST(baseURL+"/vms/:id/actions/resume", wrapper.ResumeVM)
 	router.POST(baseURL+"/vms/:id/actions/start", wrapper.StartVM)
 	router.POST(baseURL+"/vms/:id/actions/stop", wrapper.StopVM)
+	router.GET(baseURL+"/vms/:id/nics", wrapper.ListNICs)
+	router.POST(baseURL+"/vms/:id/nics", wrapper.AttachNIC)
+	router.DELETE(baseURL+"/vms/:id/nics/:slot", wrapper.DetachNIC)
+	router.GET(baseURL+"/vms/:id/nics/:slot", wrapper.GetNIC)
+	router.PATCH(baseURL+"/vms/:id/nics/:slot", wrapper.UpdateNIC)
+	router.GET(baseURL+"/vms/:id/port_forwards", wrapper.ListPortForwards)
+	router.POST(baseURL+"/vms/:id/port_forwards", wrapper.AddPortForward)
+	router.DELETE(baseURL+"/vms/:id/port_forwards/:forward_id", wrapper.RemovePortForward)
+	router.GET(baseURL+"/vms/:id/port_forwards/:forward_id", wrapper.GetPortForward)
 	router.GET(baseURL+"/vms/:id/why", wrapper.WhyVM)
 
 }
@@ -2646,6 +3860,8 @@ type OtherProblemApplicationProblemPlusJSONResponse struct {
 type PayloadTooLargeApplicationProblemPlusJSONResponse Problem
 
 type PreconditionFailedApplicationProblemPlusJSONResponse Problem
+
+type TakenApplicationProblemPlusJSONResponse Problem
 
 type UnauthorizedResponseHeaders struct {
 	WWWAuthenticate string
@@ -3700,6 +4916,582 @@ type GetHealthdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetHealthdefaultApplicationProblemPlusJSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListNetworksRequestObject struct {
+	Params ListNetworksParams
+}
+
+type ListNetworksResponseObject interface {
+	VisitListNetworksResponse(w http.ResponseWriter) error
+}
+
+type ListNetworks200ResponseHeaders struct {
+	Link string
+}
+
+type ListNetworks200JSONResponse struct {
+	Body    []Network
+	Headers ListNetworks200ResponseHeaders
+}
+
+func (response ListNetworks200JSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListNetworks400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ListNetworks400ApplicationProblemPlusJSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListNetworks401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ListNetworks401ApplicationProblemPlusJSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListNetworks403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ListNetworks403ApplicationProblemPlusJSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListNetworksdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ListNetworksdefaultApplicationProblemPlusJSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateNetworkRequestObject struct {
+	Body *CreateNetworkJSONRequestBody
+}
+
+type CreateNetworkResponseObject interface {
+	VisitCreateNetworkResponse(w http.ResponseWriter) error
+}
+
+type CreateNetwork201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type CreateNetwork201JSONResponse struct {
+	Body    Network
+	Headers CreateNetwork201ResponseHeaders
+}
+
+func (response CreateNetwork201JSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateNetwork400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response CreateNetwork400ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateNetwork401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response CreateNetwork401ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateNetwork403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response CreateNetwork403ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateNetwork409ApplicationProblemPlusJSONResponse struct {
+	TakenApplicationProblemPlusJSONResponse
+}
+
+func (response CreateNetwork409ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateNetwork413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response CreateNetwork413ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateNetwork415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response CreateNetwork415ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateNetwork422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response CreateNetwork422ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateNetwork503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response CreateNetwork503ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateNetworkdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response CreateNetworkdefaultApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DeleteNetworkRequestObject struct {
+	Name   NetworkName `json:"name"`
+	Params DeleteNetworkParams
+}
+
+type DeleteNetworkResponseObject interface {
+	VisitDeleteNetworkResponse(w http.ResponseWriter) error
+}
+
+type DeleteNetwork204Response struct {
+}
+
+func (response DeleteNetwork204Response) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteNetwork400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteNetwork400ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteNetwork401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteNetwork401ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DeleteNetwork403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteNetwork403ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteNetwork404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteNetwork404ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteNetwork409ApplicationProblemPlusJSONResponse struct {
+	InUseApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteNetwork409ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteNetwork412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteNetwork412ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteNetwork422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteNetwork422ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteNetwork503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteNetwork503ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DeleteNetworkdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response DeleteNetworkdefaultApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetNetworkRequestObject struct {
+	Name   NetworkName `json:"name"`
+	Params GetNetworkParams
+}
+
+type GetNetworkResponseObject interface {
+	VisitGetNetworkResponse(w http.ResponseWriter) error
+}
+
+type GetNetwork200ResponseHeaders struct {
+	ETag string
+}
+
+type GetNetwork200JSONResponse struct {
+	Body    NetworkDetails
+	Headers GetNetwork200ResponseHeaders
+}
+
+func (response GetNetwork200JSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetNetwork304Response = NotModifiedResponse
+
+func (response GetNetwork304Response) VisitGetNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetNetwork400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetNetwork400ApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetNetwork401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetNetwork401ApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetNetwork403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetNetwork403ApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetNetwork404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetNetwork404ApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetNetworkdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetNetworkdefaultApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateNetworkRequestObject struct {
+	Name   NetworkName `json:"name"`
+	Params UpdateNetworkParams
+	Body   *UpdateNetworkJSONRequestBody
+}
+
+type UpdateNetworkResponseObject interface {
+	VisitUpdateNetworkResponse(w http.ResponseWriter) error
+}
+
+type UpdateNetwork200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateNetwork200JSONResponse struct {
+	Body    Network
+	Headers UpdateNetwork200ResponseHeaders
+}
+
+func (response UpdateNetwork200JSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateNetwork400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork400ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNetwork401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork401ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateNetwork403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork403ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNetwork404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork404ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNetwork409ApplicationProblemPlusJSONResponse struct {
+	InUseApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork409ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNetwork412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork412ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNetwork413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork413ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNetwork415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork415ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNetwork422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork422ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNetwork503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNetwork503ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateNetworkdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response UpdateNetworkdefaultApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
 	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
@@ -5007,7 +6799,7 @@ func (response CreateVM403ApplicationProblemPlusJSONResponse) VisitCreateVMRespo
 }
 
 type CreateVM409ApplicationProblemPlusJSONResponse struct {
-	AlreadyExistsApplicationProblemPlusJSONResponse
+	TakenApplicationProblemPlusJSONResponse
 }
 
 func (response CreateVM409ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
@@ -6418,6 +8210,1073 @@ func (response StopVMdefaultApplicationProblemPlusJSONResponse) VisitStopVMRespo
 	return json.NewEncoder(w).Encode(response.Body)
 }
 
+type ListNICsRequestObject struct {
+	ID ID `json:"id"`
+}
+
+type ListNICsResponseObject interface {
+	VisitListNICsResponse(w http.ResponseWriter) error
+}
+
+type ListNICs200JSONResponse []NIC
+
+func (response ListNICs200JSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListNICs400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ListNICs400ApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListNICs401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ListNICs401ApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListNICs403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ListNICs403ApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListNICs404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response ListNICs404ApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListNICsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ListNICsdefaultApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AttachNICRequestObject struct {
+	ID   ID `json:"id"`
+	Body *AttachNICJSONRequestBody
+}
+
+type AttachNICResponseObject interface {
+	VisitAttachNICResponse(w http.ResponseWriter) error
+}
+
+type AttachNIC201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type AttachNIC201JSONResponse struct {
+	Body    NIC
+	Headers AttachNIC201ResponseHeaders
+}
+
+func (response AttachNIC201JSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AttachNIC202ResponseHeaders struct {
+	Location string
+}
+
+type AttachNIC202JSONResponse struct {
+	Body    NIC
+	Headers AttachNIC202ResponseHeaders
+}
+
+func (response AttachNIC202JSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AttachNIC400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response AttachNIC400ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachNIC401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response AttachNIC401ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AttachNIC403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response AttachNIC403ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachNIC404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response AttachNIC404ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachNIC409ApplicationProblemPlusJSONResponse struct {
+	TakenApplicationProblemPlusJSONResponse
+}
+
+func (response AttachNIC409ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachNIC413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response AttachNIC413ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachNIC415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response AttachNIC415ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachNIC422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response AttachNIC422ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachNIC503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response AttachNIC503ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AttachNICdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response AttachNICdefaultApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DetachNICRequestObject struct {
+	ID      ID      `json:"id"`
+	NICSlot NICSlot `json:"slot"`
+	Params  DetachNICParams
+}
+
+type DetachNICResponseObject interface {
+	VisitDetachNICResponse(w http.ResponseWriter) error
+}
+
+type DetachNIC202ResponseHeaders struct {
+	Location string
+}
+
+type DetachNIC202JSONResponse struct {
+	Body    NIC
+	Headers DetachNIC202ResponseHeaders
+}
+
+func (response DetachNIC202JSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DetachNIC204Response struct {
+}
+
+func (response DetachNIC204Response) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DetachNIC400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response DetachNIC400ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DetachNIC401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response DetachNIC401ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DetachNIC403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response DetachNIC403ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DetachNIC404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response DetachNIC404ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DetachNIC409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response DetachNIC409ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DetachNIC412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response DetachNIC412ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DetachNIC422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response DetachNIC422ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DetachNIC503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response DetachNIC503ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DetachNICdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response DetachNICdefaultApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetNICRequestObject struct {
+	ID      ID      `json:"id"`
+	NICSlot NICSlot `json:"slot"`
+	Params  GetNICParams
+}
+
+type GetNICResponseObject interface {
+	VisitGetNICResponse(w http.ResponseWriter) error
+}
+
+type GetNIC200ResponseHeaders struct {
+	ETag string
+}
+
+type GetNIC200JSONResponse struct {
+	Body    NIC
+	Headers GetNIC200ResponseHeaders
+}
+
+func (response GetNIC200JSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetNIC304Response = NotModifiedResponse
+
+func (response GetNIC304Response) VisitGetNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetNIC400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetNIC400ApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetNIC401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetNIC401ApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetNIC403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetNIC403ApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetNIC404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetNIC404ApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetNICdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetNICdefaultApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateNICRequestObject struct {
+	ID      ID      `json:"id"`
+	NICSlot NICSlot `json:"slot"`
+	Params  UpdateNICParams
+	Body    *UpdateNICJSONRequestBody
+}
+
+type UpdateNICResponseObject interface {
+	VisitUpdateNICResponse(w http.ResponseWriter) error
+}
+
+type UpdateNIC200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateNIC200JSONResponse struct {
+	Body    NIC
+	Headers UpdateNIC200ResponseHeaders
+}
+
+func (response UpdateNIC200JSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateNIC400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC400ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNIC401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC401ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateNIC403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC403ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNIC404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC404ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNIC409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC409ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNIC412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC412ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNIC413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC413ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNIC415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC415ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNIC422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC422ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateNIC503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateNIC503ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateNICdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response UpdateNICdefaultApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListPortForwardsRequestObject struct {
+	ID ID `json:"id"`
+}
+
+type ListPortForwardsResponseObject interface {
+	VisitListPortForwardsResponse(w http.ResponseWriter) error
+}
+
+type ListPortForwards200JSONResponse []PortForward
+
+func (response ListPortForwards200JSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListPortForwards400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ListPortForwards400ApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListPortForwards401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ListPortForwards401ApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListPortForwards403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ListPortForwards403ApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListPortForwards404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response ListPortForwards404ApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListPortForwardsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ListPortForwardsdefaultApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AddPortForwardRequestObject struct {
+	ID   ID `json:"id"`
+	Body *AddPortForwardJSONRequestBody
+}
+
+type AddPortForwardResponseObject interface {
+	VisitAddPortForwardResponse(w http.ResponseWriter) error
+}
+
+type AddPortForward201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type AddPortForward201JSONResponse struct {
+	Body    PortForward
+	Headers AddPortForward201ResponseHeaders
+}
+
+func (response AddPortForward201JSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AddPortForward400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response AddPortForward400ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AddPortForward401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response AddPortForward401ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AddPortForward403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response AddPortForward403ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AddPortForward404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response AddPortForward404ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AddPortForward409ApplicationProblemPlusJSONResponse struct {
+	TakenApplicationProblemPlusJSONResponse
+}
+
+func (response AddPortForward409ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AddPortForward413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response AddPortForward413ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AddPortForward415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response AddPortForward415ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AddPortForward422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response AddPortForward422ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AddPortForward503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response AddPortForward503ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AddPortForwarddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response AddPortForwarddefaultApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type RemovePortForwardRequestObject struct {
+	ID        ID        `json:"id"`
+	ForwardID ForwardID `json:"forward_id"`
+	Params    RemovePortForwardParams
+}
+
+type RemovePortForwardResponseObject interface {
+	VisitRemovePortForwardResponse(w http.ResponseWriter) error
+}
+
+type RemovePortForward204Response struct {
+}
+
+func (response RemovePortForward204Response) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type RemovePortForward400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response RemovePortForward400ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type RemovePortForward401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response RemovePortForward401ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type RemovePortForward403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response RemovePortForward403ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type RemovePortForward404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response RemovePortForward404ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type RemovePortForward409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response RemovePortForward409ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type RemovePortForward412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response RemovePortForward412ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type RemovePortForward422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response RemovePortForward422ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type RemovePortForward503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response RemovePortForward503ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type RemovePortForwarddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response RemovePortForwarddefaultApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetPortForwardRequestObject struct {
+	ID        ID        `json:"id"`
+	ForwardID ForwardID `json:"forward_id"`
+	Params    GetPortForwardParams
+}
+
+type GetPortForwardResponseObject interface {
+	VisitGetPortForwardResponse(w http.ResponseWriter) error
+}
+
+type GetPortForward200ResponseHeaders struct {
+	ETag string
+}
+
+type GetPortForward200JSONResponse struct {
+	Body    PortForward
+	Headers GetPortForward200ResponseHeaders
+}
+
+func (response GetPortForward200JSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetPortForward304Response = NotModifiedResponse
+
+func (response GetPortForward304Response) VisitGetPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetPortForward400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetPortForward400ApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetPortForward401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetPortForward401ApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetPortForward403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetPortForward403ApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetPortForward404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetPortForward404ApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetPortForwarddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetPortForwarddefaultApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
 type WhyVMRequestObject struct {
 	ID ID `json:"id"`
 }
@@ -6524,6 +9383,21 @@ type StrictServerInterface interface {
 	// Check the daemon's health
 	// (GET /health)
 	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
+	// List networks
+	// (GET /networks)
+	ListNetworks(ctx context.Context, request ListNetworksRequestObject) (ListNetworksResponseObject, error)
+	// Create a network
+	// (POST /networks)
+	CreateNetwork(ctx context.Context, request CreateNetworkRequestObject) (CreateNetworkResponseObject, error)
+	// Delete a network
+	// (DELETE /networks/{name})
+	DeleteNetwork(ctx context.Context, request DeleteNetworkRequestObject) (DeleteNetworkResponseObject, error)
+	// Get a network
+	// (GET /networks/{name})
+	GetNetwork(ctx context.Context, request GetNetworkRequestObject) (GetNetworkResponseObject, error)
+	// Change a network
+	// (PATCH /networks/{name})
+	UpdateNetwork(ctx context.Context, request UpdateNetworkRequestObject) (UpdateNetworkResponseObject, error)
 	// Adopt an orphan
 	// (POST /observer/orphans/{id}/adopt)
 	AdoptOrphan(ctx context.Context, request AdoptOrphanRequestObject) (AdoptOrphanResponseObject, error)
@@ -6590,6 +9464,33 @@ type StrictServerInterface interface {
 	// Stop a VM
 	// (POST /vms/{id}/actions/stop)
 	StopVM(ctx context.Context, request StopVMRequestObject) (StopVMResponseObject, error)
+	// List the NICs of a VM
+	// (GET /vms/{id}/nics)
+	ListNICs(ctx context.Context, request ListNICsRequestObject) (ListNICsResponseObject, error)
+	// Attach a NIC
+	// (POST /vms/{id}/nics)
+	AttachNIC(ctx context.Context, request AttachNICRequestObject) (AttachNICResponseObject, error)
+	// Detach a NIC
+	// (DELETE /vms/{id}/nics/{slot})
+	DetachNIC(ctx context.Context, request DetachNICRequestObject) (DetachNICResponseObject, error)
+	// Get a NIC
+	// (GET /vms/{id}/nics/{slot})
+	GetNIC(ctx context.Context, request GetNICRequestObject) (GetNICResponseObject, error)
+	// Change a NIC
+	// (PATCH /vms/{id}/nics/{slot})
+	UpdateNIC(ctx context.Context, request UpdateNICRequestObject) (UpdateNICResponseObject, error)
+	// List the port forwards of a VM
+	// (GET /vms/{id}/port_forwards)
+	ListPortForwards(ctx context.Context, request ListPortForwardsRequestObject) (ListPortForwardsResponseObject, error)
+	// Forward a port to a VM
+	// (POST /vms/{id}/port_forwards)
+	AddPortForward(ctx context.Context, request AddPortForwardRequestObject) (AddPortForwardResponseObject, error)
+	// Remove a port forward
+	// (DELETE /vms/{id}/port_forwards/{forward_id})
+	RemovePortForward(ctx context.Context, request RemovePortForwardRequestObject) (RemovePortForwardResponseObject, error)
+	// Get a port forward
+	// (GET /vms/{id}/port_forwards/{forward_id})
+	GetPortForward(ctx context.Context, request GetPortForwardRequestObject) (GetPortForwardResponseObject, error)
 	// Explain a VM's state
 	// (GET /vms/{id}/why)
 	WhyVM(ctx context.Context, request WhyVMRequestObject) (WhyVMResponseObject, error)
@@ -6851,6 +9752,144 @@ func (sh *strictHandler) GetHealth(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(GetHealthResponseObject); ok {
 		return validResponse.VisitGetHealthResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListNetworks operation middleware
+func (sh *strictHandler) ListNetworks(ctx echo.Context, params ListNetworksParams) error {
+	var request ListNetworksRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListNetworks(ctx.Request().Context(), request.(ListNetworksRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListNetworks")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListNetworksResponseObject); ok {
+		return validResponse.VisitListNetworksResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateNetwork operation middleware
+func (sh *strictHandler) CreateNetwork(ctx echo.Context) error {
+	var request CreateNetworkRequestObject
+
+	var body CreateNetworkJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateNetwork(ctx.Request().Context(), request.(CreateNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateNetwork")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateNetworkResponseObject); ok {
+		return validResponse.VisitCreateNetworkResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteNetwork operation middleware
+func (sh *strictHandler) DeleteNetwork(ctx echo.Context, name NetworkName, params DeleteNetworkParams) error {
+	var request DeleteNetworkRequestObject
+
+	request.Name = name
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteNetwork(ctx.Request().Context(), request.(DeleteNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteNetwork")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteNetworkResponseObject); ok {
+		return validResponse.VisitDeleteNetworkResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetNetwork operation middleware
+func (sh *strictHandler) GetNetwork(ctx echo.Context, name NetworkName, params GetNetworkParams) error {
+	var request GetNetworkRequestObject
+
+	request.Name = name
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetNetwork(ctx.Request().Context(), request.(GetNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetNetwork")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetNetworkResponseObject); ok {
+		return validResponse.VisitGetNetworkResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdateNetwork operation middleware
+func (sh *strictHandler) UpdateNetwork(ctx echo.Context, name NetworkName, params UpdateNetworkParams) error {
+	var request UpdateNetworkRequestObject
+
+	request.Name = name
+	request.Params = params
+
+	var body UpdateNetworkJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateNetwork(ctx.Request().Context(), request.(UpdateNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateNetwork")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateNetworkResponseObject); ok {
+		return validResponse.VisitUpdateNetworkResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -7485,6 +10524,259 @@ func (sh *strictHandler) StopVM(ctx echo.Context, iD ID, params StopVMParams) er
 		return err
 	} else if validResponse, ok := response.(StopVMResponseObject); ok {
 		return validResponse.VisitStopVMResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListNICs operation middleware
+func (sh *strictHandler) ListNICs(ctx echo.Context, iD ID) error {
+	var request ListNICsRequestObject
+
+	request.ID = iD
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListNICs(ctx.Request().Context(), request.(ListNICsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListNICs")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListNICsResponseObject); ok {
+		return validResponse.VisitListNICsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AttachNIC operation middleware
+func (sh *strictHandler) AttachNIC(ctx echo.Context, iD ID) error {
+	var request AttachNICRequestObject
+
+	request.ID = iD
+
+	var body AttachNICJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AttachNIC(ctx.Request().Context(), request.(AttachNICRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AttachNIC")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AttachNICResponseObject); ok {
+		return validResponse.VisitAttachNICResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DetachNIC operation middleware
+func (sh *strictHandler) DetachNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params DetachNICParams) error {
+	var request DetachNICRequestObject
+
+	request.ID = iD
+	request.NICSlot = nICSlot
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DetachNIC(ctx.Request().Context(), request.(DetachNICRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DetachNIC")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DetachNICResponseObject); ok {
+		return validResponse.VisitDetachNICResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetNIC operation middleware
+func (sh *strictHandler) GetNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params GetNICParams) error {
+	var request GetNICRequestObject
+
+	request.ID = iD
+	request.NICSlot = nICSlot
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetNIC(ctx.Request().Context(), request.(GetNICRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetNIC")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetNICResponseObject); ok {
+		return validResponse.VisitGetNICResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdateNIC operation middleware
+func (sh *strictHandler) UpdateNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params UpdateNICParams) error {
+	var request UpdateNICRequestObject
+
+	request.ID = iD
+	request.NICSlot = nICSlot
+	request.Params = params
+
+	var body UpdateNICJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateNIC(ctx.Request().Context(), request.(UpdateNICRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateNIC")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateNICResponseObject); ok {
+		return validResponse.VisitUpdateNICResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListPortForwards operation middleware
+func (sh *strictHandler) ListPortForwards(ctx echo.Context, iD ID) error {
+	var request ListPortForwardsRequestObject
+
+	request.ID = iD
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListPortForwards(ctx.Request().Context(), request.(ListPortForwardsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListPortForwards")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListPortForwardsResponseObject); ok {
+		return validResponse.VisitListPortForwardsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AddPortForward operation middleware
+func (sh *strictHandler) AddPortForward(ctx echo.Context, iD ID) error {
+	var request AddPortForwardRequestObject
+
+	request.ID = iD
+
+	var body AddPortForwardJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddPortForward(ctx.Request().Context(), request.(AddPortForwardRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddPortForward")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AddPortForwardResponseObject); ok {
+		return validResponse.VisitAddPortForwardResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RemovePortForward operation middleware
+func (sh *strictHandler) RemovePortForward(ctx echo.Context, iD ID, forwardID ForwardID, params RemovePortForwardParams) error {
+	var request RemovePortForwardRequestObject
+
+	request.ID = iD
+	request.ForwardID = forwardID
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RemovePortForward(ctx.Request().Context(), request.(RemovePortForwardRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RemovePortForward")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RemovePortForwardResponseObject); ok {
+		return validResponse.VisitRemovePortForwardResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetPortForward operation middleware
+func (sh *strictHandler) GetPortForward(ctx echo.Context, iD ID, forwardID ForwardID, params GetPortForwardParams) error {
+	var request GetPortForwardRequestObject
+
+	request.ID = iD
+	request.ForwardID = forwardID
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPortForward(ctx.Request().Context(), request.(GetPortForwardRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPortForward")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetPortForwardResponseObject); ok {
+		return validResponse.VisitGetPortForwardResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -20,6 +20,24 @@ const (
 	BearerAuthScopes = "bearerAuth.Scopes"
 )
 
+// Defines values for CreateNICLink.
+const (
+	CreateNICLinkDown CreateNICLink = "down"
+	CreateNICLinkUp   CreateNICLink = "up"
+)
+
+// Defines values for CreateNICModel.
+const (
+	CreateNICModelE1000e CreateNICModel = "e1000e"
+	CreateNICModelVirtio CreateNICModel = "virtio"
+)
+
+// Defines values for CreatePortForwardProtocol.
+const (
+	CreatePortForwardProtocolTcp CreatePortForwardProtocol = "tcp"
+	CreatePortForwardProtocolUdp CreatePortForwardProtocol = "udp"
+)
+
 // Defines values for DiskState.
 const (
 	DiskStateAttached  DiskState = "attached"
@@ -38,6 +56,9 @@ const (
 	EventTypeDiskDeleted      EventType = "disk.deleted"
 	EventTypeDiskState        EventType = "disk.state"
 	EventTypeDiskUpdated      EventType = "disk.updated"
+	EventTypeNetworkCreated   EventType = "network.created"
+	EventTypeNetworkDeleted   EventType = "network.deleted"
+	EventTypeNetworkUpdated   EventType = "network.updated"
 	EventTypeObserverIssue    EventType = "observer.issue"
 	EventTypeObserverRepaired EventType = "observer.repaired"
 	EventTypeOperationEnded   EventType = "operation.ended"
@@ -45,6 +66,8 @@ const (
 	EventTypeOperationStep    EventType = "operation.step"
 	EventTypeTemplateCreated  EventType = "template.created"
 	EventTypeTemplateDeleted  EventType = "template.deleted"
+	EventTypeVmAddress        EventType = "vm.address"
+	EventTypeVmBoot           EventType = "vm.boot"
 	EventTypeVmCreated        EventType = "vm.created"
 	EventTypeVmDeleted        EventType = "vm.deleted"
 	EventTypeVmState          EventType = "vm.state"
@@ -67,12 +90,40 @@ const (
 	IssueTypeDiskSizeMismatch      IssueType = "disk_size_mismatch"
 	IssueTypeDiskStateInconsistent IssueType = "disk_state_inconsistent"
 	IssueTypeMissingDisk           IssueType = "missing_disk"
+	IssueTypeNetworkDrift          IssueType = "network_drift"
 	IssueTypeOrphanDisk            IssueType = "orphan_disk"
 	IssueTypeOrphanProcess         IssueType = "orphan_process"
 	IssueTypeQmpUnreachable        IssueType = "qmp_unreachable"
 	IssueTypeRuntimeDrift          IssueType = "runtime_drift"
 	IssueTypeStorageLow            IssueType = "storage_low"
 	IssueTypeVmStateMismatch       IssueType = "vm_state_mismatch"
+)
+
+// Defines values for NICLink.
+const (
+	NICLinkDown NICLink = "down"
+	NICLinkUp   NICLink = "up"
+)
+
+// Defines values for NICModel.
+const (
+	NICModelE1000e NICModel = "e1000e"
+	NICModelVirtio NICModel = "virtio"
+)
+
+// Defines values for NICState.
+const (
+	NICStateAttached  NICState = "attached"
+	NICStateAttaching NICState = "attaching"
+	NICStateDetaching NICState = "detaching"
+)
+
+// Defines values for NetworkMode.
+const (
+	NetworkModeBridge   NetworkMode = "bridge"
+	NetworkModeIsolated NetworkMode = "isolated"
+	NetworkModeNat      NetworkMode = "nat"
+	NetworkModeUser     NetworkMode = "user"
 )
 
 // Defines values for ObserverStatusRepairMode.
@@ -90,26 +141,34 @@ const (
 
 // Defines values for OperationKind.
 const (
-	OperationKindDiskAdopt       OperationKind = "disk.adopt"
-	OperationKindDiskAttach      OperationKind = "disk.attach"
-	OperationKindDiskCreate      OperationKind = "disk.create"
-	OperationKindDiskDelete      OperationKind = "disk.delete"
-	OperationKindDiskDetach      OperationKind = "disk.detach"
-	OperationKindDiskResize      OperationKind = "disk.resize"
-	OperationKindOrphanDelete    OperationKind = "orphan.delete"
-	OperationKindOrphanTerminate OperationKind = "orphan.terminate"
-	OperationKindTemplateCreate  OperationKind = "template.create"
-	OperationKindTemplateDelete  OperationKind = "template.delete"
-	OperationKindVmAdopt         OperationKind = "vm.adopt"
-	OperationKindVmCreate        OperationKind = "vm.create"
-	OperationKindVmDelete        OperationKind = "vm.delete"
-	OperationKindVmPause         OperationKind = "vm.pause"
-	OperationKindVmReset         OperationKind = "vm.reset"
-	OperationKindVmRestart       OperationKind = "vm.restart"
-	OperationKindVmResume        OperationKind = "vm.resume"
-	OperationKindVmStart         OperationKind = "vm.start"
-	OperationKindVmStop          OperationKind = "vm.stop"
-	OperationKindVmUpdate        OperationKind = "vm.update"
+	OperationKindDiskAdopt         OperationKind = "disk.adopt"
+	OperationKindDiskAttach        OperationKind = "disk.attach"
+	OperationKindDiskCreate        OperationKind = "disk.create"
+	OperationKindDiskDelete        OperationKind = "disk.delete"
+	OperationKindDiskDetach        OperationKind = "disk.detach"
+	OperationKindDiskResize        OperationKind = "disk.resize"
+	OperationKindNetworkCreate     OperationKind = "network.create"
+	OperationKindNetworkDelete     OperationKind = "network.delete"
+	OperationKindNetworkUpdate     OperationKind = "network.update"
+	OperationKindNicAttach         OperationKind = "nic.attach"
+	OperationKindNicDetach         OperationKind = "nic.detach"
+	OperationKindNicUpdate         OperationKind = "nic.update"
+	OperationKindOrphanDelete      OperationKind = "orphan.delete"
+	OperationKindOrphanTerminate   OperationKind = "orphan.terminate"
+	OperationKindPortForwardCreate OperationKind = "port_forward.create"
+	OperationKindPortForwardDelete OperationKind = "port_forward.delete"
+	OperationKindTemplateCreate    OperationKind = "template.create"
+	OperationKindTemplateDelete    OperationKind = "template.delete"
+	OperationKindVmAdopt           OperationKind = "vm.adopt"
+	OperationKindVmCreate          OperationKind = "vm.create"
+	OperationKindVmDelete          OperationKind = "vm.delete"
+	OperationKindVmPause           OperationKind = "vm.pause"
+	OperationKindVmReset           OperationKind = "vm.reset"
+	OperationKindVmRestart         OperationKind = "vm.restart"
+	OperationKindVmResume          OperationKind = "vm.resume"
+	OperationKindVmStart           OperationKind = "vm.start"
+	OperationKindVmStop            OperationKind = "vm.stop"
+	OperationKindVmUpdate          OperationKind = "vm.update"
 )
 
 // Defines values for OperationState.
@@ -123,6 +182,7 @@ const (
 
 // Defines values for ProblemCode.
 const (
+	ProblemCodeAddressesExhausted   ProblemCode = "addresses-exhausted"
 	ProblemCodeAlreadyExists        ProblemCode = "already-exists"
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
@@ -138,6 +198,7 @@ const (
 	ProblemCodeLimitReached         ProblemCode = "limit-reached"
 	ProblemCodeMalformedBody        ProblemCode = "malformed-body"
 	ProblemCodeMethodNotAllowed     ProblemCode = "method-not-allowed"
+	ProblemCodeNetworkUnavailable   ProblemCode = "network-unavailable"
 	ProblemCodeNotCancellable       ProblemCode = "not-cancellable"
 	ProblemCodeNotFound             ProblemCode = "not-found"
 	ProblemCodeOperationFailed      ProblemCode = "operation-failed"
@@ -149,6 +210,12 @@ const (
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
+)
+
+// Defines values for Protocol.
+const (
+	ProtocolTcp Protocol = "tcp"
+	ProtocolUdp Protocol = "udp"
 )
 
 // Defines values for RecordedMessageDir.
@@ -181,6 +248,12 @@ const (
 const (
 	VMDesiredStateRunning VMDesiredState = "running"
 	VMDesiredStateStopped VMDesiredState = "stopped"
+)
+
+// Defines values for VMLocalIpSource.
+const (
+	VMLocalIpSourceAssigned  VMLocalIpSource = "assigned"
+	VMLocalIpSourceNeighbour VMLocalIpSource = "neighbour"
 )
 
 // Defines values for VMStateReason.
@@ -241,6 +314,24 @@ type AutostartDelay = int
 // AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
 type AutostartOrder = int
 
+// Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
+type Boot struct {
+	// DhcpAckAt When the guest first confirmed its address.
+	DHCPAckAt *time.Time `json:"dhcp_ack_at"`
+
+	// FirstSerialAt When the guest wrote its first byte to the console.
+	FirstSerialAt *time.Time `json:"first_serial_at"`
+
+	// FirstTcpAt When the guest first answered on a TCP port that `wait_for` named.
+	FirstTCPAt *time.Time `json:"first_tcp_at"`
+
+	// QmpReadyAt When its QEMU first answered.
+	QMPReadyAt *time.Time `json:"qmp_ready_at"`
+
+	// SpawnedAt When its QEMU was launched.
+	SpawnedAt *time.Time `json:"spawned_at"`
+}
+
 // CPUCount The number of vCPUs.
 type CPUCount = int
 
@@ -255,6 +346,113 @@ type CreateDisk struct {
 	// MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
 }
+
+// CreateNIC A NIC to give to a VM. It takes the lowest free slot.
+type CreateNIC struct {
+	// Ip The IPv4 address to have, of the network's subnet. The lowest free one when it is not given. Only a network
+	// of mode `nat` or `isolated` gives out addresses.
+	IP *string `json:"ip,omitempty"`
+
+	// Link Whether the cable is in.
+	Link *CreateNICLink `json:"link,omitempty"`
+
+	// Mac The Ethernet address to have. When it is not given, it follows from the VM's UUID and the slot.
+	MAC *string `json:"mac,omitempty"`
+
+	// Model The kind of card that the guest sees.
+	Model *CreateNICModel `json:"model,omitempty"`
+
+	// Network The network to be on. The default network, `vman0`, when it is not given.
+	Network *string `json:"network,omitempty"`
+
+	// RateIn The most that the guest gets, in kbit/s. 0 is no limit.
+	RateIn *int `json:"rate_in,omitempty"`
+
+	// RateOut The most that the guest sends, in kbit/s. 0 is no limit.
+	RateOut *int `json:"rate_out,omitempty"`
+}
+
+// CreateNICLink Whether the cable is in.
+type CreateNICLink string
+
+// CreateNICModel The kind of card that the guest sees.
+type CreateNICModel string
+
+// CreateNetwork A network to create.
+type CreateNetwork struct {
+	// Bridge The bridge of the host. Needed by mode `bridge`, and of no other.
+	Bridge *string `json:"bridge,omitempty"`
+
+	// Dns The name servers that guests are told of. Without any: the gateway, which answers for `domain` and asks the
+	// host's for the rest. Of modes `nat` and `isolated`.
+	DNS *[]IPv4Address `json:"dns,omitempty"`
+
+	// Domain The domain that VMs on the network are in. When it is not given: the name of the network and `.internal`.
+	// Not of mode `bridge`.
+	Domain *string `json:"domain,omitempty"`
+
+	// Gateway The host's address in the subnet. Its first one when it is not given. Not of mode `bridge`.
+	Gateway *string `json:"gateway,omitempty"`
+
+	// Ipv6Subnet An IPv6 /64. No IPv6 when it is not given. Of modes `nat` and `isolated`.
+	IPv6Subnet *string `json:"ipv6_subnet,omitempty"`
+
+	// IsolateVms Whether guests cannot reach one another. Not of mode `user`, whose guests never do.
+	IsolateVMs *bool `json:"isolate_vms,omitempty"`
+
+	// Mode What a network is connected to. It never changes.
+	//
+	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+	//   port forward.
+	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
+	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+	//   reaches in but by a port forward.
+	Mode NetworkMode `json:"mode"`
+
+	// Mtu The largest packet, in bytes. With IPv6 at least 1280.
+	MTU *int `json:"mtu,omitempty"`
+
+	// Name The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	Name NetworkName `json:"name"`
+
+	// Ntp The time servers that guests are told of. Of modes `nat` and `isolated`.
+	NTP *[]IPv4Address `json:"ntp,omitempty"`
+
+	// Restrict Whether guests can neither reach out nor the host. Of mode `user`.
+	Restrict *bool `json:"restrict,omitempty"`
+
+	// Routes What guests are told of besides the way to the gateway. Of modes `nat` and `isolated`.
+	Routes *[]NetworkRoute `json:"routes,omitempty"`
+
+	// Subnet The IPv4 subnet, with a prefix length of /16 to /29. When it is not given: `192.168.100.0/24`, or the next
+	// private /24 that neither the host nor another network uses. Not of mode `bridge`.
+	Subnet *string `json:"subnet,omitempty"`
+
+	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. 0 is none. Of mode `bridge`.
+	VLANID *int `json:"vlan_id,omitempty"`
+}
+
+// CreatePortForward A port of the host to lead to a guest.
+type CreatePortForward struct {
+	// GuestPort The port of the guest.
+	GuestPort int `json:"guest_port"`
+
+	// HostAddress The IPv4 address of the host to listen on; `0.0.0.0` is every one.
+	HostAddress *string `json:"host_address,omitempty"`
+
+	// HostPort The port of the host.
+	HostPort int `json:"host_port"`
+
+	// Nic The slot of the NIC that it goes to.
+	NIC *int `json:"nic,omitempty"`
+
+	// Protocol What the port numbers belong to.
+	Protocol *CreatePortForwardProtocol `json:"protocol,omitempty"`
+}
+
+// CreatePortForwardProtocol What the port numbers belong to.
+type CreatePortForwardProtocol string
 
 // CreateTemplate A template to create.
 type CreateTemplate struct {
@@ -288,6 +486,9 @@ type CreateVM struct {
 
 	// Name The VM's id and the hostname of its guest. One is made up when it is not given.
 	Name *string `json:"name,omitempty"`
+
+	// Nics The NICs, by slot. When they are not given: one on the default network, `vman0`. An empty list: none.
+	NICs *[]CreateNIC `json:"nics,omitempty"`
 
 	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
 	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
@@ -361,6 +562,9 @@ type DiskSize = float64
 // - `error`: something is wrong with it; `state_reason` says what.
 type DiskState string
 
+// Domain A DNS name in lower case. A VM on the network is called by its id in front of it.
+type Domain = string
+
 // EmptyRequest A request that has nothing to say.
 type EmptyRequest = map[string]interface{}
 
@@ -372,7 +576,7 @@ type Event struct {
 	// Data What there is to tell of an event. Which properties it has depends on the type; more may come.
 	Data EventData `json:"data"`
 
-	// Resource What it happened to: the path of a VM, a disk, a template or an operation without the leading slash, or
+	// Resource What it happened to: the path of a VM, a disk, a network, a template or an operation without the leading slash, or
 	// `observer` or `daemon`.
 	Resource string `json:"resource"`
 
@@ -385,6 +589,9 @@ type Event struct {
 	// - `vm.state`: a VM is in another state, or in the same one for another reason.
 	// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 	// - `template.created`, `template.deleted`: a template.
+	// - `network.created`, `network.updated`, `network.deleted`: a network.
+	// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
+	// - `vm.address`: a guest has another address that nobody gave it.
 	// - `operation.started`, `operation.step`, `operation.ended`: an operation.
 	// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
 	// - `daemon.started`, `daemon.stopping`: the daemon itself.
@@ -403,6 +610,9 @@ type EventNumber = int64
 // - `vm.state`: a VM is in another state, or in the same one for another reason.
 // - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 // - `template.created`, `template.deleted`: a template.
+// - `network.created`, `network.updated`, `network.deleted`: a network.
+// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
+// - `vm.address`: a guest has another address that nobody gave it.
 // - `operation.started`, `operation.step`, `operation.ended`: an operation.
 // - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
 // - `daemon.started`, `daemon.stopping`: the daemon itself.
@@ -471,6 +681,9 @@ type HealthChecks struct {
 // HealthStatus Whether it does its work.
 type HealthStatus string
 
+// IPv4Address An IPv4 address.
+type IPv4Address = string
+
 // Issue One disagreement between what is recorded and what the host shows.
 type Issue struct {
 	// Details What was found, for a person.
@@ -490,6 +703,7 @@ type Issue struct {
 	// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 	// - `runtime_drift`: QEMU has other disks plugged than recorded.
 	// - `storage_low`: the file system of the disks is nearly full.
+	// - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 	IssueType IssueType `json:"issue_type"`
 
 	// Repair What was done about it. Null when it was only reported.
@@ -498,7 +712,7 @@ type Issue struct {
 	// RepairedAt When it was repaired, in UTC. Null when it was not.
 	RepairedAt *time.Time `json:"repaired_at"`
 
-	// ResourceId The id of the VM or the disk; of an orphan, the id its process or its file names; of storage, the path.
+	// ResourceId The id of the VM or the disk, the name of the network; of an orphan, the id its process or its file names; of storage, the path.
 	ResourceID string `json:"resource_id"`
 }
 
@@ -513,16 +727,272 @@ type Issue struct {
 // - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 // - `runtime_drift`: QEMU has other disks plugged than recorded.
 // - `storage_low`: the file system of the disks is nearly full.
+// - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 type IssueType string
 
 // Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 // begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 type Labels map[string]string
 
+// Lease Who has an address on a network.
+type Lease struct {
+	// AckedAt When DHCP last confirmed the address, in UTC. Null when it has not since the daemon started.
+	AckedAt *time.Time `json:"acked_at"`
+
+	// ExpiresAt When the guest has to ask again at the latest, in UTC. Null as `acked_at`.
+	ExpiresAt *time.Time `json:"expires_at"`
+
+	// Hostname The name that DHCP gives the guest and DNS answers.
+	Hostname string `json:"hostname"`
+
+	// Ip The IPv4 address. Null when the daemon does not give it out.
+	IP *string `json:"ip"`
+
+	// Ipv6 The IPv6 address. Null when it has none.
+	IPv6 *string `json:"ipv6"`
+
+	// Mac The Ethernet address of the NIC.
+	MAC string `json:"mac"`
+
+	// Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
+	Slot Slot `json:"slot"`
+
+	// VmId The id of the VM.
+	VMID string `json:"vm_id"`
+}
+
+// MTU The largest packet of the network, in bytes. With IPv6 at least 1280.
+type MTU = int
+
 // MountPoint The slot of the disk in the guest. The letter fixes the place on the virtual SCSI bus for as long as the disk is
 // on this VM: `b` is LUN 1, `z` is LUN 25. `a` is left to the root disk. The kernel of the guest may use another
 // name; `guest_device` is always right.
 type MountPoint = string
+
+// NIC A network card of a VM.
+type NIC struct {
+	// Ip The IPv4 address that the guest is given. Null on a network of mode `bridge`.
+	IP *string `json:"ip"`
+
+	// Ipv6 The IPv6 address that the guest is given. Null on a network without an `ipv6_subnet`.
+	IPv6 *string `json:"ipv6"`
+
+	// Link Whether the cable is in.
+	Link NICLink `json:"link"`
+
+	// Mac The Ethernet address, in lower case.
+	MAC string `json:"mac"`
+
+	// Mode What a network is connected to. It never changes.
+	//
+	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+	//   port forward.
+	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
+	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+	//   reaches in but by a port forward.
+	Mode NetworkMode `json:"mode"`
+
+	// Model The kind of card that the guest sees: `virtio`, or `e1000e` (an Intel 82574L) for guests without a driver for it.
+	Model NICModel `json:"model"`
+
+	// Network The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	Network NetworkName `json:"network"`
+
+	// RateIn The most that passes, in kbit/s. 0 is no limit.
+	RateIn NICRate `json:"rate_in"`
+
+	// RateOut The most that passes, in kbit/s. 0 is no limit.
+	RateOut NICRate `json:"rate_out"`
+
+	// Reason Why the NIC is still in this state, for a person. Null when there is nothing to say.
+	Reason *string `json:"reason"`
+
+	// Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
+	Slot Slot `json:"slot"`
+
+	// State Where a NIC is in its life.
+	//
+	// - `attaching`: it is on its way to the guest.
+	// - `attached`: the VM has it.
+	// - `detaching`: the guest was asked to let go of it and has not yet.
+	State NICState `json:"state"`
+}
+
+// NICLink Whether the cable is in.
+type NICLink string
+
+// NICModel The kind of card that the guest sees: `virtio`, or `e1000e` (an Intel 82574L) for guests without a driver for it.
+type NICModel string
+
+// NICRate The most that passes, in kbit/s. 0 is no limit.
+type NICRate = int
+
+// NICState Where a NIC is in its life.
+//
+// - `attaching`: it is on its way to the guest.
+// - `attached`: the VM has it.
+// - `detaching`: the guest was asked to let go of it and has not yet.
+type NICState string
+
+// Network What is configured of a network.
+type Network struct {
+	// Bridge The bridge on the host. Null with mode `user`.
+	Bridge *string `json:"bridge"`
+
+	// CreatedAt When the network was created, in UTC.
+	CreatedAt time.Time `json:"created_at"`
+
+	// Dns The name servers that guests are told of. Without any, the gateway.
+	DNS []IPv4Address `json:"dns"`
+
+	// Domain The domain that VMs on the network are in. Null with mode `bridge`.
+	Domain *string `json:"domain"`
+
+	// Gateway The host's address in the subnet. Null with mode `bridge`.
+	Gateway *string `json:"gateway"`
+
+	// Ipv6Subnet The IPv6 subnet, a /64. Null without IPv6.
+	IPv6Subnet *string `json:"ipv6_subnet"`
+
+	// IsolateVms Whether guests cannot reach one another.
+	IsolateVMs bool `json:"isolate_vms"`
+
+	// Mode What a network is connected to. It never changes.
+	//
+	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+	//   port forward.
+	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
+	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+	//   reaches in but by a port forward.
+	Mode NetworkMode `json:"mode"`
+
+	// Mtu The largest packet of the network, in bytes. With IPv6 at least 1280.
+	MTU MTU `json:"mtu"`
+
+	// Name The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	Name NetworkName `json:"name"`
+
+	// Ntp The time servers that guests are told of.
+	NTP []IPv4Address `json:"ntp"`
+
+	// Restrict Whether guests can neither reach out nor the host.
+	Restrict bool `json:"restrict"`
+
+	// Routes What guests are told of besides the way to the gateway.
+	Routes []NetworkRoute `json:"routes"`
+
+	// Subnet The IPv4 subnet, with its prefix length. Null with mode `bridge`.
+	Subnet *string `json:"subnet"`
+
+	// UpdatedAt When the network last changed, in UTC.
+	UpdatedAt time.Time `json:"updated_at"`
+
+	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. Null for none.
+	VLANID *int `json:"vlan_id"`
+}
+
+// NetworkDetails A network, who is on it, and how it is on the host.
+type NetworkDetails struct {
+	// Bridge The bridge on the host. Null with mode `user`.
+	Bridge *string `json:"bridge"`
+
+	// CreatedAt When the network was created, in UTC.
+	CreatedAt time.Time `json:"created_at"`
+
+	// Dns The name servers that guests are told of. Without any, the gateway.
+	DNS []IPv4Address `json:"dns"`
+
+	// Domain The domain that VMs on the network are in. Null with mode `bridge`.
+	Domain *string `json:"domain"`
+
+	// FreeAddresses How many IPv4 addresses no NIC has. Null when the daemon does not give them out.
+	FreeAddresses *int `json:"free_addresses"`
+
+	// Gateway The host's address in the subnet. Null with mode `bridge`.
+	Gateway *string `json:"gateway"`
+
+	// Interfaces The interfaces of the host that belong to the network, the bridge first.
+	Interfaces []string `json:"interfaces"`
+
+	// Ipv6Subnet The IPv6 subnet, a /64. Null without IPv6.
+	IPv6Subnet *string `json:"ipv6_subnet"`
+
+	// IsolateVms Whether guests cannot reach one another.
+	IsolateVMs bool `json:"isolate_vms"`
+
+	// Leases The NICs on the network, in the order of their addresses.
+	Leases []Lease `json:"leases"`
+
+	// Mode What a network is connected to. It never changes.
+	//
+	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+	//   port forward.
+	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
+	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+	//   reaches in but by a port forward.
+	Mode NetworkMode `json:"mode"`
+
+	// Mtu The largest packet of the network, in bytes. With IPv6 at least 1280.
+	MTU MTU `json:"mtu"`
+
+	// Name The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	Name NetworkName `json:"name"`
+
+	// Ntp The time servers that guests are told of.
+	NTP []IPv4Address `json:"ntp"`
+
+	// Problems What is wrong on the host that keeps the network from working. Empty when nothing is.
+	Problems []NetworkProblem `json:"problems"`
+
+	// Restrict Whether guests can neither reach out nor the host.
+	Restrict bool `json:"restrict"`
+
+	// Routes What guests are told of besides the way to the gateway.
+	Routes []NetworkRoute `json:"routes"`
+
+	// Subnet The IPv4 subnet, with its prefix length. Null with mode `bridge`.
+	Subnet *string `json:"subnet"`
+
+	// UpdatedAt When the network last changed, in UTC.
+	UpdatedAt time.Time `json:"updated_at"`
+
+	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. Null for none.
+	VLANID *int `json:"vlan_id"`
+}
+
+// NetworkMode What a network is connected to. It never changes.
+//
+//   - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
+//     port forward.
+//   - `isolated`: a bridge of its own, whose guests reach one another and the host.
+//   - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
+//   - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
+//     reaches in but by a port forward.
+type NetworkMode string
+
+// NetworkName The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+type NetworkName = string
+
+// NetworkProblem Something on the host that is in a network's way.
+type NetworkProblem struct {
+	// Detail What is wrong, for a person.
+	Detail string `json:"detail"`
+
+	// Fix What to do about it, a command where there is one.
+	Fix string `json:"fix"`
+}
+
+// NetworkRoute A way that guests are told of (RFC 3442).
+type NetworkRoute struct {
+	// Destination The IPv4 subnet it leads to, with its prefix length.
+	Destination string `json:"destination"`
+
+	// Gateway The IPv4 address, of the network's subnet, that it goes by.
+	Gateway string `json:"gateway"`
+}
 
 // ObserverStatus What the observer does and found.
 type ObserverStatus struct {
@@ -557,7 +1027,7 @@ type ObserverStatusStatus string
 // OpenAPIDocument An OpenAPI 3.0.3 document. Its shape is not this document's to define.
 type OpenAPIDocument map[string]interface{}
 
-// Operation The record of one change of a VM, a disk or a template.
+// Operation The record of one change of a VM, a disk, a network or a template.
 type Operation struct {
 	// CreatedAt When the operation was asked for, in UTC.
 	CreatedAt time.Time `json:"created_at"`
@@ -583,7 +1053,7 @@ type Operation struct {
 	// RequestedBy Who asked for it, such as a token's name, a user of the unix socket, or the observer.
 	RequestedBy string `json:"requested_by"`
 
-	// Resource The path of a VM, a disk or a template, without the leading slash.
+	// Resource The path of a VM, a disk, a network or a template, without the leading slash.
 	Resource ResourcePath `json:"resource"`
 
 	// StartedAt When the work began, in UTC. Null while it is pending.
@@ -623,6 +1093,27 @@ type OrphanId = string
 // OrphanVMId The id of a VM that is on the host and not recorded, with its kind before a colon.
 type OrphanVMId = string
 
+// PortForward A port of the host that leads to a guest.
+type PortForward struct {
+	// GuestPort The port of the guest.
+	GuestPort int `json:"guest_port"`
+
+	// HostAddress The IPv4 address of the host that it listens on; `0.0.0.0` is every one.
+	HostAddress string `json:"host_address"`
+
+	// HostPort The port of the host.
+	HostPort int `json:"host_port"`
+
+	// Id The port forward's id. It never changes and no other one ever has it.
+	ID string `json:"id"`
+
+	// Nic The slot of the NIC that it goes to.
+	NIC int `json:"nic"`
+
+	// Protocol What the port numbers belong to.
+	Protocol Protocol `json:"protocol"`
+}
+
 // Problem An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type Problem struct {
@@ -638,7 +1129,8 @@ type Problem struct {
 	// - `already-exists` (409): the name is taken.
 	// - `invalid-state` (409): the state does not allow it, such as starting what runs.
 	// - `busy` (409): another operation on the same VM or disk is under way; `operation_id` names it.
-	// - `in-use` (409): something else still needs it: a template has VMs, a disk is attached, a slot is taken.
+	// - `in-use` (409): something else needs it: a template has VMs, a disk is attached, an address or a port is taken.
+	// - `addresses-exhausted` (409): the network has no free address.
 	// - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
 	// - `not-cancellable` (409): the operation is over, or past the point of no return.
 	// - `cancelled` (409): the operation was cancelled before it was done.
@@ -652,6 +1144,7 @@ type Problem struct {
 	// - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
 	// - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
 	// - `operation-failed` (503): QEMU, or a tool of it, refused.
+	// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
 	// - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 	// - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 	Code ProblemCode `json:"code"`
@@ -696,7 +1189,8 @@ type Problem struct {
 // - `already-exists` (409): the name is taken.
 // - `invalid-state` (409): the state does not allow it, such as starting what runs.
 // - `busy` (409): another operation on the same VM or disk is under way; `operation_id` names it.
-// - `in-use` (409): something else still needs it: a template has VMs, a disk is attached, a slot is taken.
+// - `in-use` (409): something else needs it: a template has VMs, a disk is attached, an address or a port is taken.
+// - `addresses-exhausted` (409): the network has no free address.
 // - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
 // - `not-cancellable` (409): the operation is over, or past the point of no return.
 // - `cancelled` (409): the operation was cancelled before it was done.
@@ -710,9 +1204,13 @@ type Problem struct {
 // - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
 // - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
 // - `operation-failed` (503): QEMU, or a tool of it, refused.
+// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
 // - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 // - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 type ProblemCode string
+
+// Protocol What the port numbers belong to.
+type Protocol string
 
 // RAMAmount Memory in MiB. Every guest has its own minimum; below 64 MiB hardly any boots.
 type RAMAmount = int
@@ -766,7 +1264,7 @@ type Recording struct {
 // its guest.
 type ResourceId = string
 
-// ResourcePath The path of a VM, a disk or a template, without the leading slash.
+// ResourcePath The path of a VM, a disk, a network or a template, without the leading slash.
 type ResourcePath = string
 
 // RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
@@ -786,6 +1284,12 @@ type RestartRequest struct {
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
 
+// Routes What guests are told of besides the way to the gateway.
+type Routes = []NetworkRoute
+
+// Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
+type Slot = int
+
 // StopRequest How to stop a VM.
 type StopRequest struct {
 	// Force End the VM's process at once, without asking the guest. What it has not written yet is lost.
@@ -794,6 +1298,9 @@ type StopRequest struct {
 	// TimeoutSeconds How many seconds the guest may take to shut down before its process is ended.
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
+
+// Subnet An IPv4 subnet with its prefix length, /16 to /29.
+type Subnet = string
 
 // Template A named size of virtual machine.
 type Template struct {
@@ -818,6 +1325,54 @@ type UpdateDisk struct {
 	// Size The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
 	// MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
+}
+
+// UpdateNIC What to change of a NIC. What is left out stays as it is.
+type UpdateNIC struct {
+	// Link Whether the cable is in.
+	Link *NICLink `json:"link,omitempty"`
+
+	// RateIn The most that passes, in kbit/s. 0 is no limit.
+	RateIn *NICRate `json:"rate_in,omitempty"`
+
+	// RateOut The most that passes, in kbit/s. 0 is no limit.
+	RateOut *NICRate `json:"rate_out,omitempty"`
+}
+
+// UpdateNetwork What to change of a network. What is left out stays as it is.
+type UpdateNetwork struct {
+	// Dns The name servers that guests are told of. Without any, the gateway.
+	DNS *[]IPv4Address `json:"dns,omitempty"`
+
+	// Domain A DNS name in lower case. A VM on the network is called by its id in front of it.
+	Domain *Domain `json:"domain,omitempty"`
+
+	// Gateway An IPv4 address.
+	Gateway *IPv4Address `json:"gateway,omitempty"`
+
+	// Ipv6Subnet An IPv6 /64. An empty one takes IPv6 away.
+	IPv6Subnet *string `json:"ipv6_subnet,omitempty"`
+
+	// IsolateVms Whether guests cannot reach one another.
+	IsolateVMs *bool `json:"isolate_vms,omitempty"`
+
+	// Mtu The largest packet of the network, in bytes. With IPv6 at least 1280.
+	MTU *MTU `json:"mtu,omitempty"`
+
+	// Ntp The time servers that guests are told of.
+	NTP *[]IPv4Address `json:"ntp,omitempty"`
+
+	// Restrict Whether guests can neither reach out nor the host.
+	Restrict *bool `json:"restrict,omitempty"`
+
+	// Routes What guests are told of besides the way to the gateway.
+	Routes *Routes `json:"routes,omitempty"`
+
+	// Subnet An IPv4 subnet with its prefix length, /16 to /29.
+	Subnet *Subnet `json:"subnet,omitempty"`
+
+	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. 0 is none.
+	VLANID *int `json:"vlan_id,omitempty"`
 }
 
 // UpdateVM What to change of a VM. What is left out stays as it is.
@@ -868,6 +1423,9 @@ type VM struct {
 	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
 	AutostartOrder AutostartOrder `json:"autostart_order"`
 
+	// Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
+	Boot Boot `json:"boot"`
+
 	// CreatedAt When the VM was created, in UTC.
 	CreatedAt time.Time `json:"created_at"`
 
@@ -884,14 +1442,31 @@ type VM struct {
 	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 	Labels Labels `json:"labels"`
 
-	// LocalIp The guest's address, IPv4 or IPv6. Null when there is none that the host could reach, or none yet.
+	// LocalIp The guest's address, that of the first NIC which has one. Null when none is given or known; see
+	// `reachable_from_host`.
 	LocalIP *string `json:"local_ip"`
+
+	// LocalIpSource How `local_ip` is known. Null without one.
+	//
+	// - `assigned`: the daemon gives it to the guest, and lets it have no other.
+	// - `neighbour`: nobody gave it; the host has seen it on the network.
+	LocalIPSource *VMLocalIpSource `json:"local_ip_source"`
 
 	// MachineType The versioned QEMU machine type, chosen at the first start and kept for the VM's life.
 	MachineType *string `json:"machine_type"`
 
 	// NextRestartAt When the policy restarts the VM next, in UTC. Null when it does not.
 	NextRestartAt *time.Time `json:"next_restart_at"`
+
+	// Nics The NICs, by slot.
+	NICs []NIC `json:"nics"`
+
+	// PortForwards The ports of the host that lead to the guest, oldest first.
+	PortForwards []PortForward `json:"port_forwards"`
+
+	// ReachableFromHost Whether the host can open connections to `local_ip`. With a network of mode `user` it cannot: use a port
+	// forward.
+	ReachableFromHost bool `json:"reachable_from_host"`
 
 	// RestartCount How often the VM was restarted by its policy in a row. Starting or stopping it begins anew.
 	RestartCount int `json:"restart_count"`
@@ -957,6 +1532,12 @@ type VMAccel string
 
 // VMDesiredState What was last asked of the VM. Restart policy and recovery follow it.
 type VMDesiredState string
+
+// VMLocalIpSource How `local_ip` is known. Null without one.
+//
+// - `assigned`: the daemon gives it to the guest, and lets it have no other.
+// - `neighbour`: nobody gave it; the host has seen it on the network.
+type VMLocalIpSource string
 
 // VMStateReason Why the VM is in its state.
 //
@@ -1114,17 +1695,27 @@ type IfNoneMatch = string
 // Limit defines model for Limit.
 type Limit = int
 
+// NICSlot defines model for NICSlot.
+type NICSlot = int
+
 // OrphanID The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
 type OrphanID = OrphanId
 
 // OrphanVMID The id of a VM that is on the host and not recorded, with its kind before a colon.
 type OrphanVMID = OrphanVMId
 
+// ForwardID The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the hostname of
+// its guest.
+type ForwardID = ResourceId
+
 // Prefer defines model for Prefer.
 type Prefer = string
 
 // RequestId defines model for RequestId.
 type RequestId = string
+
+// WaitFor defines model for WaitFor.
+type WaitFor = string
 
 // AlreadyExists An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
@@ -1173,6 +1764,10 @@ type PayloadTooLarge = Problem
 // PreconditionFailed An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type PreconditionFailed = Problem
+
+// Taken An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type Taken = Problem
 
 // Unauthorized An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
@@ -1254,6 +1849,35 @@ type ListEventsParams struct {
 	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
 }
 
+// ListNetworksParams defines parameters for ListNetworks.
+type ListNetworksParams struct {
+	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// DeleteNetworkParams defines parameters for DeleteNetwork.
+type DeleteNetworkParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetNetworkParams defines parameters for GetNetwork.
+type GetNetworkParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// UpdateNetworkParams defines parameters for UpdateNetwork.
+type UpdateNetworkParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // ListOperationsParams defines parameters for ListOperations.
 type ListOperationsParams struct {
 	// Resource Only the operations on this resource, which may be gone by now.
@@ -1311,6 +1935,9 @@ type ListVMsParams struct {
 	// Label Only the VMs with this label, `key=value`.
 	Label *string `form:"label,omitempty" json:"label,omitempty"`
 
+	// Network Only the VMs with a NIC on the network of this name.
+	Network *NetworkName `form:"network,omitempty" json:"network,omitempty"`
+
 	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -1354,6 +1981,11 @@ type ResetVMParams struct {
 
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
+	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
+	// DHCP, `port:N` until something in the guest answers on TCP port N. It needs `Prefer: wait`, whose time is for
+	// both. When that is over the answer is 202, and the VM goes on.
+	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
+
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
 	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
@@ -1368,6 +2000,11 @@ type ResumeVMParams struct {
 
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
+	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
+	// DHCP, `port:N` until something in the guest answers on TCP port N. It needs `Prefer: wait`, whose time is for
+	// both. When that is over the answer is 202, and the VM goes on.
+	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
+
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
 	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
@@ -1378,6 +2015,39 @@ type StopVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
 	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// DetachNICParams defines parameters for DetachNIC.
+type DetachNICParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetNICParams defines parameters for GetNIC.
+type GetNICParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// UpdateNICParams defines parameters for UpdateNIC.
+type UpdateNICParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RemovePortForwardParams defines parameters for RemovePortForward.
+type RemovePortForwardParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetPortForwardParams defines parameters for GetPortForward.
+type GetPortForwardParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateDiskJSONRequestBody defines body for CreateDisk for application/json ContentType.
@@ -1391,6 +2061,12 @@ type AttachDiskJSONRequestBody = AttachDisk
 
 // DetachDiskJSONRequestBody defines body for DetachDisk for application/json ContentType.
 type DetachDiskJSONRequestBody = EmptyRequest
+
+// CreateNetworkJSONRequestBody defines body for CreateNetwork for application/json ContentType.
+type CreateNetworkJSONRequestBody = CreateNetwork
+
+// UpdateNetworkJSONRequestBody defines body for UpdateNetwork for application/json ContentType.
+type UpdateNetworkJSONRequestBody = UpdateNetwork
 
 // AdoptOrphanJSONRequestBody defines body for AdoptOrphan for application/json ContentType.
 type AdoptOrphanJSONRequestBody = AdoptOrphan
@@ -1430,6 +2106,15 @@ type StartVMJSONRequestBody = EmptyRequest
 
 // StopVMJSONRequestBody defines body for StopVM for application/json ContentType.
 type StopVMJSONRequestBody = StopRequest
+
+// AttachNICJSONRequestBody defines body for AttachNIC for application/json ContentType.
+type AttachNICJSONRequestBody = CreateNIC
+
+// UpdateNICJSONRequestBody defines body for UpdateNIC for application/json ContentType.
+type UpdateNICJSONRequestBody = UpdateNIC
+
+// AddPortForwardJSONRequestBody defines body for AddPortForward for application/json ContentType.
+type AddPortForwardJSONRequestBody = CreatePortForward
 
 // RequestEditorFn  is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -1539,6 +2224,25 @@ type ClientInterface interface {
 	// GetHealth request
 	GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListNetworks request
+	ListNetworks(ctx context.Context, params *ListNetworksParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateNetworkWithBody request with any body
+	CreateNetworkWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	CreateNetwork(ctx context.Context, body CreateNetworkJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteNetwork request
+	DeleteNetwork(ctx context.Context, name NetworkName, params *DeleteNetworkParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetNetwork request
+	GetNetwork(ctx context.Context, name NetworkName, params *GetNetworkParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateNetworkWithBody request with any body
+	UpdateNetworkWithBody(ctx context.Context, name NetworkName, params *UpdateNetworkParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	UpdateNetwork(ctx context.Context, name NetworkName, params *UpdateNetworkParams, body UpdateNetworkJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// AdoptOrphanWithBody request with any body
 	AdoptOrphanWithBody(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -1630,6 +2334,39 @@ type ClientInterface interface {
 	StopVMWithBody(ctx context.Context, iD ID, params *StopVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	StopVM(ctx context.Context, iD ID, params *StopVMParams, body StopVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListNICs request
+	ListNICs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AttachNICWithBody request with any body
+	AttachNICWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	AttachNIC(ctx context.Context, iD ID, body AttachNICJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DetachNIC request
+	DetachNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *DetachNICParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetNIC request
+	GetNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *GetNICParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateNICWithBody request with any body
+	UpdateNICWithBody(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	UpdateNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, body UpdateNICJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListPortForwards request
+	ListPortForwards(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddPortForwardWithBody request with any body
+	AddPortForwardWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	AddPortForward(ctx context.Context, iD ID, body AddPortForwardJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RemovePortForward request
+	RemovePortForward(ctx context.Context, iD ID, forwardID ForwardID, params *RemovePortForwardParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetPortForward request
+	GetPortForward(ctx context.Context, iD ID, forwardID ForwardID, params *GetPortForwardParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// WhyVM request
 	WhyVM(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1781,6 +2518,90 @@ func (c *Client) ListEvents(ctx context.Context, params *ListEventsParams, reqEd
 
 func (c *Client) GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetHealthRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) ListNetworks(ctx context.Context, params *ListNetworksParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListNetworksRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) CreateNetworkWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateNetworkRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) CreateNetwork(ctx context.Context, body CreateNetworkJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateNetworkRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) DeleteNetwork(ctx context.Context, name NetworkName, params *DeleteNetworkParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteNetworkRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) GetNetwork(ctx context.Context, name NetworkName, params *GetNetworkParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetNetworkRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) UpdateNetworkWithBody(ctx context.Context, name NetworkName, params *UpdateNetworkParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateNetworkRequestWithBody(c.Server, name, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) UpdateNetwork(ctx context.Context, name NetworkName, params *UpdateNetworkParams, body UpdateNetworkJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateNetworkRequest(c.Server, name, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2201,6 +3022,150 @@ func (c *Client) StopVMWithBody(ctx context.Context, iD ID, params *StopVMParams
 
 func (c *Client) StopVM(ctx context.Context, iD ID, params *StopVMParams, body StopVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewStopVMRequest(c.Server, iD, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) ListNICs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListNICsRequest(c.Server, iD)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) AttachNICWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAttachNICRequestWithBody(c.Server, iD, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) AttachNIC(ctx context.Context, iD ID, body AttachNICJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAttachNICRequest(c.Server, iD, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) DetachNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *DetachNICParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDetachNICRequest(c.Server, iD, nICSlot, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) GetNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *GetNICParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetNICRequest(c.Server, iD, nICSlot, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) UpdateNICWithBody(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateNICRequestWithBody(c.Server, iD, nICSlot, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) UpdateNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, body UpdateNICJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateNICRequest(c.Server, iD, nICSlot, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) ListPortForwards(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListPortForwardsRequest(c.Server, iD)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) AddPortForwardWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddPortForwardRequestWithBody(c.Server, iD, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) AddPortForward(ctx context.Context, iD ID, body AddPortForwardJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddPortForwardRequest(c.Server, iD, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) RemovePortForward(ctx context.Context, iD ID, forwardID ForwardID, params *RemovePortForwardParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRemovePortForwardRequest(c.Server, iD, forwardID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) GetPortForward(ctx context.Context, iD ID, forwardID ForwardID, params *GetPortForwardParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetPortForwardRequest(c.Server, iD, forwardID, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2778,6 +3743,271 @@ func NewGetHealthRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListNetworksRequest generates requests for ListNetworks
+func NewListNetworksRequest(server string, params *ListNetworksParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/networks")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "limit", runtime.ParamLocationQuery, *params.Limit); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "cursor", runtime.ParamLocationQuery, *params.Cursor); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateNetworkRequest calls the generic CreateNetwork builder with application/json body
+func NewCreateNetworkRequest(server string, body CreateNetworkJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateNetworkRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewCreateNetworkRequestWithBody generates requests for CreateNetwork with any type of body
+func NewCreateNetworkRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/networks")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDeleteNetworkRequest generates requests for DeleteNetwork
+func NewDeleteNetworkRequest(server string, name NetworkName, params *DeleteNetworkParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "name", runtime.ParamLocationPath, name)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/networks/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetNetworkRequest generates requests for GetNetwork
+func NewGetNetworkRequest(server string, name NetworkName, params *GetNetworkParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "name", runtime.ParamLocationPath, name)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/networks/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewUpdateNetworkRequest calls the generic UpdateNetwork builder with application/json body
+func NewUpdateNetworkRequest(server string, name NetworkName, params *UpdateNetworkParams, body UpdateNetworkJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateNetworkRequestWithBody(server, name, params, "application/json", bodyReader)
+}
+
+// NewUpdateNetworkRequestWithBody generates requests for UpdateNetwork with any type of body
+func NewUpdateNetworkRequestWithBody(server string, name NetworkName, params *UpdateNetworkParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "name", runtime.ParamLocationPath, name)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/networks/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("PATCH", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -3433,6 +4663,22 @@ func NewListVMsRequest(server string, params *ListVMsParams) (*http.Request, err
 
 		}
 
+		if params.Network != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "network", runtime.ParamLocationQuery, *params.Network); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
 		if params.Limit != nil {
 
 			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "limit", runtime.ParamLocationQuery, *params.Limit); err != nil {
@@ -3837,6 +5083,28 @@ func NewRestartVMRequestWithBody(server string, iD ID, params *RestartVMParams, 
 		return nil, err
 	}
 
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.WaitFor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "wait_for", runtime.ParamLocationQuery, *params.WaitFor); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
 	req, err := http.NewRequest("POST", queryURL.String(), body)
 	if err != nil {
 		return nil, err
@@ -3961,6 +5229,28 @@ func NewStartVMRequestWithBody(server string, iD ID, params *StartVMParams, cont
 		return nil, err
 	}
 
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.WaitFor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "wait_for", runtime.ParamLocationQuery, *params.WaitFor); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
 	req, err := http.NewRequest("POST", queryURL.String(), body)
 	if err != nil {
 		return nil, err
@@ -4041,6 +5331,461 @@ func NewStopVMRequestWithBody(server string, iD ID, params *StopVMParams, conten
 			}
 
 			req.Header.Set("Prefer", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListNICsRequest generates requests for ListNICs
+func NewListNICsRequest(server string, iD ID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/nics", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAttachNICRequest calls the generic AttachNIC builder with application/json body
+func NewAttachNICRequest(server string, iD ID, body AttachNICJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAttachNICRequestWithBody(server, iD, "application/json", bodyReader)
+}
+
+// NewAttachNICRequestWithBody generates requests for AttachNIC with any type of body
+func NewAttachNICRequestWithBody(server string, iD ID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/nics", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDetachNICRequest generates requests for DetachNIC
+func NewDetachNICRequest(server string, iD ID, nICSlot NICSlot, params *DetachNICParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithLocation("simple", false, "slot", runtime.ParamLocationPath, nICSlot)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/nics/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetNICRequest generates requests for GetNIC
+func NewGetNICRequest(server string, iD ID, nICSlot NICSlot, params *GetNICParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithLocation("simple", false, "slot", runtime.ParamLocationPath, nICSlot)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/nics/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewUpdateNICRequest calls the generic UpdateNIC builder with application/json body
+func NewUpdateNICRequest(server string, iD ID, nICSlot NICSlot, params *UpdateNICParams, body UpdateNICJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateNICRequestWithBody(server, iD, nICSlot, params, "application/json", bodyReader)
+}
+
+// NewUpdateNICRequestWithBody generates requests for UpdateNIC with any type of body
+func NewUpdateNICRequestWithBody(server string, iD ID, nICSlot NICSlot, params *UpdateNICParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithLocation("simple", false, "slot", runtime.ParamLocationPath, nICSlot)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/nics/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("PATCH", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListPortForwardsRequest generates requests for ListPortForwards
+func NewListPortForwardsRequest(server string, iD ID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/port_forwards", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddPortForwardRequest calls the generic AddPortForward builder with application/json body
+func NewAddPortForwardRequest(server string, iD ID, body AddPortForwardJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddPortForwardRequestWithBody(server, iD, "application/json", bodyReader)
+}
+
+// NewAddPortForwardRequestWithBody generates requests for AddPortForward with any type of body
+func NewAddPortForwardRequestWithBody(server string, iD ID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/port_forwards", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRemovePortForwardRequest generates requests for RemovePortForward
+func NewRemovePortForwardRequest(server string, iD ID, forwardID ForwardID, params *RemovePortForwardParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithLocation("simple", false, "forward_id", runtime.ParamLocationPath, forwardID)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/port_forwards/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetPortForwardRequest generates requests for GetPortForward
+func NewGetPortForwardRequest(server string, iD ID, forwardID ForwardID, params *GetPortForwardParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithLocation("simple", false, "forward_id", runtime.ParamLocationPath, forwardID)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/port_forwards/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
 		}
 
 	}
@@ -4160,6 +5905,25 @@ type ClientWithResponsesInterface interface {
 	// GetHealthWithResponse request
 	GetHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetHealthResponse, error)
 
+	// ListNetworksWithResponse request
+	ListNetworksWithResponse(ctx context.Context, params *ListNetworksParams, reqEditors ...RequestEditorFn) (*ListNetworksResponse, error)
+
+	// CreateNetworkWithBodyWithResponse request with any body
+	CreateNetworkWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateNetworkResponse, error)
+
+	CreateNetworkWithResponse(ctx context.Context, body CreateNetworkJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateNetworkResponse, error)
+
+	// DeleteNetworkWithResponse request
+	DeleteNetworkWithResponse(ctx context.Context, name NetworkName, params *DeleteNetworkParams, reqEditors ...RequestEditorFn) (*DeleteNetworkResponse, error)
+
+	// GetNetworkWithResponse request
+	GetNetworkWithResponse(ctx context.Context, name NetworkName, params *GetNetworkParams, reqEditors ...RequestEditorFn) (*GetNetworkResponse, error)
+
+	// UpdateNetworkWithBodyWithResponse request with any body
+	UpdateNetworkWithBodyWithResponse(ctx context.Context, name NetworkName, params *UpdateNetworkParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateNetworkResponse, error)
+
+	UpdateNetworkWithResponse(ctx context.Context, name NetworkName, params *UpdateNetworkParams, body UpdateNetworkJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateNetworkResponse, error)
+
 	// AdoptOrphanWithBodyWithResponse request with any body
 	AdoptOrphanWithBodyWithResponse(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AdoptOrphanResponse, error)
 
@@ -4251,6 +6015,39 @@ type ClientWithResponsesInterface interface {
 	StopVMWithBodyWithResponse(ctx context.Context, iD ID, params *StopVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StopVMResponse, error)
 
 	StopVMWithResponse(ctx context.Context, iD ID, params *StopVMParams, body StopVMJSONRequestBody, reqEditors ...RequestEditorFn) (*StopVMResponse, error)
+
+	// ListNICsWithResponse request
+	ListNICsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListNICsResponse, error)
+
+	// AttachNICWithBodyWithResponse request with any body
+	AttachNICWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AttachNICResponse, error)
+
+	AttachNICWithResponse(ctx context.Context, iD ID, body AttachNICJSONRequestBody, reqEditors ...RequestEditorFn) (*AttachNICResponse, error)
+
+	// DetachNICWithResponse request
+	DetachNICWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *DetachNICParams, reqEditors ...RequestEditorFn) (*DetachNICResponse, error)
+
+	// GetNICWithResponse request
+	GetNICWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *GetNICParams, reqEditors ...RequestEditorFn) (*GetNICResponse, error)
+
+	// UpdateNICWithBodyWithResponse request with any body
+	UpdateNICWithBodyWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateNICResponse, error)
+
+	UpdateNICWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, body UpdateNICJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateNICResponse, error)
+
+	// ListPortForwardsWithResponse request
+	ListPortForwardsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error)
+
+	// AddPortForwardWithBodyWithResponse request with any body
+	AddPortForwardWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddPortForwardResponse, error)
+
+	AddPortForwardWithResponse(ctx context.Context, iD ID, body AddPortForwardJSONRequestBody, reqEditors ...RequestEditorFn) (*AddPortForwardResponse, error)
+
+	// RemovePortForwardWithResponse request
+	RemovePortForwardWithResponse(ctx context.Context, iD ID, forwardID ForwardID, params *RemovePortForwardParams, reqEditors ...RequestEditorFn) (*RemovePortForwardResponse, error)
+
+	// GetPortForwardWithResponse request
+	GetPortForwardWithResponse(ctx context.Context, iD ID, forwardID ForwardID, params *GetPortForwardParams, reqEditors ...RequestEditorFn) (*GetPortForwardResponse, error)
 
 	// WhyVMWithResponse request
 	WhyVMWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*WhyVMResponse, error)
@@ -4514,6 +6311,153 @@ func (r GetHealthResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r GetHealthResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type ListNetworksResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *[]Network
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ListNetworksResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListNetworksResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type CreateNetworkResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON201                       *Network
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON409     *Taken
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateNetworkResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateNetworkResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type DeleteNetworkResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *InUse
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteNetworkResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteNetworkResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type GetNetworkResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *NetworkDetails
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r GetNetworkResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetNetworkResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type UpdateNetworkResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *Network
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *InUse
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateNetworkResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateNetworkResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -4871,7 +6815,7 @@ type CreateVMResponse struct {
 	ApplicationproblemJSON400     *BadRequest
 	ApplicationproblemJSON401     *Unauthorized
 	ApplicationproblemJSON403     *Forbidden
-	ApplicationproblemJSON409     *AlreadyExists
+	ApplicationproblemJSON409     *Taken
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
 	ApplicationproblemJSON422     *IdempotencyMismatch
@@ -5184,6 +7128,273 @@ func (r StopVMResponse) StatusCode() int {
 	return 0
 }
 
+type ListNICsResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *[]NIC
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ListNICsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListNICsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type AttachNICResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON201                       *NIC
+	JSON202                       *NIC
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Taken
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r AttachNICResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AttachNICResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type DetachNICResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON202                       *NIC
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r DetachNICResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DetachNICResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type GetNICResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *NIC
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r GetNICResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetNICResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type UpdateNICResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *NIC
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateNICResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateNICResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type ListPortForwardsResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *[]PortForward
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ListPortForwardsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListPortForwardsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type AddPortForwardResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON201                       *PortForward
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Taken
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r AddPortForwardResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddPortForwardResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type RemovePortForwardResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r RemovePortForwardResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RemovePortForwardResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type GetPortForwardResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *PortForward
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r GetPortForwardResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetPortForwardResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 type WhyVMResponse struct {
 	Body                          []byte
 	HTTPResponse                  *http.Response
@@ -5322,6 +7533,67 @@ func (c *ClientWithResponses) GetHealthWithResponse(ctx context.Context, reqEdit
 		return nil, err
 	}
 	return ParseGetHealthResponse(rsp)
+}
+
+// ListNetworksWithResponse request returning *ListNetworksResponse
+func (c *ClientWithResponses) ListNetworksWithResponse(ctx context.Context, params *ListNetworksParams, reqEditors ...RequestEditorFn) (*ListNetworksResponse, error) {
+	rsp, err := c.ListNetworks(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListNetworksResponse(rsp)
+}
+
+// CreateNetworkWithBodyWithResponse request with arbitrary body returning *CreateNetworkResponse
+func (c *ClientWithResponses) CreateNetworkWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateNetworkResponse, error) {
+	rsp, err := c.CreateNetworkWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateNetworkResponse(rsp)
+}
+
+func (c *ClientWithResponses) CreateNetworkWithResponse(ctx context.Context, body CreateNetworkJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateNetworkResponse, error) {
+	rsp, err := c.CreateNetwork(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateNetworkResponse(rsp)
+}
+
+// DeleteNetworkWithResponse request returning *DeleteNetworkResponse
+func (c *ClientWithResponses) DeleteNetworkWithResponse(ctx context.Context, name NetworkName, params *DeleteNetworkParams, reqEditors ...RequestEditorFn) (*DeleteNetworkResponse, error) {
+	rsp, err := c.DeleteNetwork(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteNetworkResponse(rsp)
+}
+
+// GetNetworkWithResponse request returning *GetNetworkResponse
+func (c *ClientWithResponses) GetNetworkWithResponse(ctx context.Context, name NetworkName, params *GetNetworkParams, reqEditors ...RequestEditorFn) (*GetNetworkResponse, error) {
+	rsp, err := c.GetNetwork(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetNetworkResponse(rsp)
+}
+
+// UpdateNetworkWithBodyWithResponse request with arbitrary body returning *UpdateNetworkResponse
+func (c *ClientWithResponses) UpdateNetworkWithBodyWithResponse(ctx context.Context, name NetworkName, params *UpdateNetworkParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateNetworkResponse, error) {
+	rsp, err := c.UpdateNetworkWithBody(ctx, name, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateNetworkResponse(rsp)
+}
+
+func (c *ClientWithResponses) UpdateNetworkWithResponse(ctx context.Context, name NetworkName, params *UpdateNetworkParams, body UpdateNetworkJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateNetworkResponse, error) {
+	rsp, err := c.UpdateNetwork(ctx, name, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateNetworkResponse(rsp)
 }
 
 // AdoptOrphanWithBodyWithResponse request with arbitrary body returning *AdoptOrphanResponse
@@ -5624,6 +7896,111 @@ func (c *ClientWithResponses) StopVMWithResponse(ctx context.Context, iD ID, par
 		return nil, err
 	}
 	return ParseStopVMResponse(rsp)
+}
+
+// ListNICsWithResponse request returning *ListNICsResponse
+func (c *ClientWithResponses) ListNICsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListNICsResponse, error) {
+	rsp, err := c.ListNICs(ctx, iD, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListNICsResponse(rsp)
+}
+
+// AttachNICWithBodyWithResponse request with arbitrary body returning *AttachNICResponse
+func (c *ClientWithResponses) AttachNICWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AttachNICResponse, error) {
+	rsp, err := c.AttachNICWithBody(ctx, iD, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAttachNICResponse(rsp)
+}
+
+func (c *ClientWithResponses) AttachNICWithResponse(ctx context.Context, iD ID, body AttachNICJSONRequestBody, reqEditors ...RequestEditorFn) (*AttachNICResponse, error) {
+	rsp, err := c.AttachNIC(ctx, iD, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAttachNICResponse(rsp)
+}
+
+// DetachNICWithResponse request returning *DetachNICResponse
+func (c *ClientWithResponses) DetachNICWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *DetachNICParams, reqEditors ...RequestEditorFn) (*DetachNICResponse, error) {
+	rsp, err := c.DetachNIC(ctx, iD, nICSlot, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDetachNICResponse(rsp)
+}
+
+// GetNICWithResponse request returning *GetNICResponse
+func (c *ClientWithResponses) GetNICWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *GetNICParams, reqEditors ...RequestEditorFn) (*GetNICResponse, error) {
+	rsp, err := c.GetNIC(ctx, iD, nICSlot, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetNICResponse(rsp)
+}
+
+// UpdateNICWithBodyWithResponse request with arbitrary body returning *UpdateNICResponse
+func (c *ClientWithResponses) UpdateNICWithBodyWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateNICResponse, error) {
+	rsp, err := c.UpdateNICWithBody(ctx, iD, nICSlot, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateNICResponse(rsp)
+}
+
+func (c *ClientWithResponses) UpdateNICWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, body UpdateNICJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateNICResponse, error) {
+	rsp, err := c.UpdateNIC(ctx, iD, nICSlot, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateNICResponse(rsp)
+}
+
+// ListPortForwardsWithResponse request returning *ListPortForwardsResponse
+func (c *ClientWithResponses) ListPortForwardsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error) {
+	rsp, err := c.ListPortForwards(ctx, iD, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListPortForwardsResponse(rsp)
+}
+
+// AddPortForwardWithBodyWithResponse request with arbitrary body returning *AddPortForwardResponse
+func (c *ClientWithResponses) AddPortForwardWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddPortForwardResponse, error) {
+	rsp, err := c.AddPortForwardWithBody(ctx, iD, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddPortForwardResponse(rsp)
+}
+
+func (c *ClientWithResponses) AddPortForwardWithResponse(ctx context.Context, iD ID, body AddPortForwardJSONRequestBody, reqEditors ...RequestEditorFn) (*AddPortForwardResponse, error) {
+	rsp, err := c.AddPortForward(ctx, iD, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddPortForwardResponse(rsp)
+}
+
+// RemovePortForwardWithResponse request returning *RemovePortForwardResponse
+func (c *ClientWithResponses) RemovePortForwardWithResponse(ctx context.Context, iD ID, forwardID ForwardID, params *RemovePortForwardParams, reqEditors ...RequestEditorFn) (*RemovePortForwardResponse, error) {
+	rsp, err := c.RemovePortForward(ctx, iD, forwardID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRemovePortForwardResponse(rsp)
+}
+
+// GetPortForwardWithResponse request returning *GetPortForwardResponse
+func (c *ClientWithResponses) GetPortForwardWithResponse(ctx context.Context, iD ID, forwardID ForwardID, params *GetPortForwardParams, reqEditors ...RequestEditorFn) (*GetPortForwardResponse, error) {
+	rsp, err := c.GetPortForward(ctx, iD, forwardID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetPortForwardResponse(rsp)
 }
 
 // WhyVMWithResponse request returning *WhyVMResponse
@@ -6321,6 +8698,395 @@ func ParseGetHealthResponse(rsp *http.Response) (*GetHealthResponse, error) {
 			return nil, err
 		}
 		response.JSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListNetworksResponse parses an HTTP response from a ListNetworksWithResponse call
+func ParseListNetworksResponse(rsp *http.Response) (*ListNetworksResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListNetworksResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []Network
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateNetworkResponse parses an HTTP response from a CreateNetworkWithResponse call
+func ParseCreateNetworkResponse(rsp *http.Response) (*CreateNetworkResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateNetworkResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Network
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Taken
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteNetworkResponse parses an HTTP response from a DeleteNetworkWithResponse call
+func ParseDeleteNetworkResponse(rsp *http.Response) (*DeleteNetworkResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteNetworkResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest InUse
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetNetworkResponse parses an HTTP response from a GetNetworkWithResponse call
+func ParseGetNetworkResponse(rsp *http.Response) (*GetNetworkResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetNetworkResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest NetworkDetails
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUpdateNetworkResponse parses an HTTP response from a UpdateNetworkWithResponse call
+func ParseUpdateNetworkResponse(rsp *http.Response) (*UpdateNetworkResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateNetworkResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Network
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest InUse
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem
@@ -7249,7 +10015,7 @@ func ParseCreateVMResponse(rsp *http.Response) (*CreateVMResponse, error) {
 		response.ApplicationproblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
-		var dest AlreadyExists
+		var dest Taken
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -8153,6 +10919,723 @@ func ParseStopVMResponse(rsp *http.Response) (*StopVMResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListNICsResponse parses an HTTP response from a ListNICsWithResponse call
+func ParseListNICsResponse(rsp *http.Response) (*ListNICsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListNICsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []NIC
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAttachNICResponse parses an HTTP response from a AttachNICWithResponse call
+func ParseAttachNICResponse(rsp *http.Response) (*AttachNICResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AttachNICResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest NIC
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest NIC
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Taken
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDetachNICResponse parses an HTTP response from a DetachNICWithResponse call
+func ParseDetachNICResponse(rsp *http.Response) (*DetachNICResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DetachNICResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest NIC
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetNICResponse parses an HTTP response from a GetNICWithResponse call
+func ParseGetNICResponse(rsp *http.Response) (*GetNICResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetNICResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest NIC
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUpdateNICResponse parses an HTTP response from a UpdateNICWithResponse call
+func ParseUpdateNICResponse(rsp *http.Response) (*UpdateNICResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateNICResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest NIC
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListPortForwardsResponse parses an HTTP response from a ListPortForwardsWithResponse call
+func ParseListPortForwardsResponse(rsp *http.Response) (*ListPortForwardsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListPortForwardsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []PortForward
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAddPortForwardResponse parses an HTTP response from a AddPortForwardWithResponse call
+func ParseAddPortForwardResponse(rsp *http.Response) (*AddPortForwardResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddPortForwardResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest PortForward
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Taken
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRemovePortForwardResponse parses an HTTP response from a RemovePortForwardWithResponse call
+func ParseRemovePortForwardResponse(rsp *http.Response) (*RemovePortForwardResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RemovePortForwardResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetPortForwardResponse parses an HTTP response from a GetPortForwardWithResponse call
+func ParseGetPortForwardResponse(rsp *http.Response) (*GetPortForwardResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetPortForwardResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PortForward
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem

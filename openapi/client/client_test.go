@@ -49,7 +49,8 @@ func start(t *testing.T, c *ClientWithResponses) *StartVMResponse {
 
 func TestTheClientReadsAResource(t *testing.T) {
 	r := start(t, serve(t, http.StatusOK, "application/json", "VMRunning"))
-	if r.JSON200 == nil || r.JSON200.State != VMStateRunning || r.JSON200.LocalIP != nil {
+	if r.JSON200 == nil || r.JSON200.State != VMStateRunning || r.JSON200.NextRestartAt != nil || *r.JSON200.LocalIP != "192.168.100.2" ||
+		len(r.JSON200.NICs) != 1 || r.JSON200.Boot.FirstTCPAt != nil {
 		t.Fatalf("read %+v from %s", r.JSON200, r.Body)
 	}
 	if want := time.Date(2026, 3, 1, 9, 5, 0, 250e6, time.UTC); !r.JSON200.UpdatedAt.Equal(want) {
