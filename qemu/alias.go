@@ -29,6 +29,7 @@ const (
 const (
 	diskDevicePrefix = "disk-"
 	diskNodePrefix   = "data-"
+	nicDevicePrefix  = "nic-"
 )
 
 // A node-name has at most 31 characters (block.h in QEMU's source), which the
@@ -42,6 +43,13 @@ func diskOfDevice(device string) (diskID string, ok bool) {
 	return strings.CutPrefix(device, diskDevicePrefix)
 }
 
-func nicDevice(slot int) string { return "nic-" + strconv.Itoa(slot) }
+// nicOfDevice returns the slot of the NIC that a device is, if it is one.
+func nicOfDevice(device string) (slot int, ok bool) {
+	number, ok := strings.CutPrefix(device, nicDevicePrefix)
+	slot, err := strconv.Atoi(number)
+	return slot, ok && err == nil
+}
+
+func nicDevice(slot int) string { return nicDevicePrefix + strconv.Itoa(slot) }
 func nicNetdev(slot int) string { return "net-" + strconv.Itoa(slot) }
 func rootPort(n int) string     { return "port-" + strconv.Itoa(n) }

@@ -19,14 +19,15 @@ const (
 	portsSlot = 0x10 // root ports, eight functions to a slot
 )
 
-// rootPorts is how many PCIe root ports a VM has: NICs sit on the first ones,
-// the rest is for hot-plug. Each costs about 1 ms of start time.
-const rootPorts = 4
+// rootPorts is how many PCIe root ports a VM has: one for each NIC it can get.
+// Each costs about 1 ms of start time.
+const rootPorts = vm.MaxNICs
 
 // bootFDs are the numbers that the descriptors handed to QEMU have there.
 type bootFDs struct {
 	qmp, operator, serial int // listening sockets
 	base                  int // the base image, 0 if there is none
+	ports                 []portFDs
 }
 
 // baseFDSet is the number of the descriptor set that holds the base image.
@@ -52,6 +53,7 @@ type device struct {
 	ReadError     string  `json:"rerror,omitempty"`
 	Netdev        string  `json:"netdev,omitempty"`
 	MAC           string  `json:"mac,omitempty"`
+	HostMTU       int     `json:"host_mtu,omitempty"`
 	ROMFile       *string `json:"romfile,omitempty"`
 }
 
@@ -196,8 +198,12 @@ func deviceArgs(s vm.Spec, l layout, fds bootFDs) ([]string, error) {
 			return nil, err
 		}
 	}
-	for _, n := range s.NICs {
-		netdev, card, err := nicPair(n)
+	for i, p := range s.Ports {
+		var files portFDs
+		if i < len(fds.ports) {
+			files = fds.ports[i]
+		}
+		netdev, card, err := nicPair(p, files)
 		if err != nil {
 			return nil, err
 		}
@@ -230,11 +236,7 @@ func machineDevices(s vm.Spec, l layout) []argument {
 		{"-device", device{Driver: "pvpanic", ID: "pvpanic0"}},
 		{"-device", device{Driver: "i6300esb", ID: watchdogDevice, Bus: pciBus, Addr: pciAddr(dogSlot, 0)}},
 	}
-	ports := rootPorts
-	for _, n := range s.NICs {
-		ports = max(ports, n.Slot+1)
-	}
-	for n := range ports {
+	for n := range rootPorts {
 		args = append(args, argument{"-device", device{Driver: "pcie-root-port", ID: rootPort(n), Bus: pciBus,
 			Addr: pciAddr(portsSlot+n/8, n%8), Multifunction: n%8 == 0, Chassis: n + 1}})
 	}
@@ -254,24 +256,6 @@ func rootDisk(s vm.Spec, l layout) blockNode {
 		backing = base
 	}
 	return qcow2Node(rootNode, rootFileNode, l.inState(vmRootDisk(s.ID)), backing)
-}
-
-// nicPair returns the two halves of a NIC. It sits alone on its root port,
-// always at 0x0: a device anywhere else on a port is never seen by the guest.
-// Without an option ROM nothing can boot from the network.
-func nicPair(n vm.NIC) (netdev any, card device, err error) {
-	if n.Mode != vm.NICUser {
-		return nil, device{}, fault(vm.CodeInvalid, nil, "nic %d: mode %q is not known", n.Slot, n.Mode)
-	}
-	noROM := ""
-	netdev = struct {
-		Type string `json:"type"`
-		ID   string `json:"id"`
-	}{"user", nicNetdev(n.Slot)}
-	return netdev, device{
-		Driver: "virtio-net-pci", ID: nicDevice(n.Slot), Bus: rootPort(n.Slot), Addr: pciAddr(0, 0),
-		Netdev: nicNetdev(n.Slot), MAC: n.MAC, ROMFile: &noROM,
-	}, nil
 }
 
 func pciAddr(slot, function int) string {

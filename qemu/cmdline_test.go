@@ -2,6 +2,8 @@ package qemu
 
 import (
 	"flag"
+	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,12 +22,26 @@ func testSpec() vm.Spec {
 	}
 }
 
+// testPort returns the port of a NIC; userPort one that needs nothing of the host.
+func testPort(slot int, kind vm.PortKind) vm.Port {
+	n := vm.NIC{Slot: slot, MAC: fmt.Sprintf("52:54:00:12:34:%02x", slot), Model: vm.NICVirtio}
+	return vm.Port{NIC: n, Kind: kind}
+}
+
+func userPort(slot int) vm.Port {
+	p := testPort(slot, vm.PortUser)
+	p.IP, p.Subnet, p.Gateway = netip.MustParseAddr("10.0.2.15"), netip.MustParsePrefix("10.0.2.0/24"), netip.MustParseAddr("10.0.2.2")
+	return p
+}
+
 func TestTheCommandLineIsTheGoldenOne(t *testing.T) {
 	l := layout{state: "/var/lib/vman", run: "/run/vman"}
 	caps := capabilities{Version: "7.2.22", Machine: "pc-q35-7.2"}
 	fds := bootFDs{qmp: 3, operator: 4, serial: 5}
 	withBase := fds
 	withBase.base = 6
+	taps := fds
+	taps.ports = []portFDs{{"6", "7"}, {"8", ""}, {"9", ""}}
 	for name, c := range map[string]struct {
 		fds  bootFDs
 		spec func(*vm.Spec)
@@ -37,8 +53,22 @@ func TestTheCommandLineIsTheGoldenOne(t *testing.T) {
 		"disks": {fds, func(s *vm.Spec) {
 			s.Disks = []vm.Disk{{ID: "data", MountPoint: "/dev/sdb"}, {ID: "disk-of-20-characters"[:20], MountPoint: "/dev/vdz"}}
 		}},
-		"nics": {fds, func(s *vm.Spec) {
-			s.NICs = []vm.NIC{{Slot: 0, MAC: "52:54:00:00:00:01", Mode: vm.NICUser}, {Slot: 9, MAC: "52:54:00:00:00:02", Mode: vm.NICUser}}
+		"nics-user": {fds, func(s *vm.Spec) {
+			s.Ports = []vm.Port{userPort(0), userPort(7)}
+			s.Ports[0].Domain, s.Ports[0].Restrict = "vman, internal", true
+			s.Ports[0].Forwards = []vm.PortForward{
+				{Protocol: vm.TCP, HostAddress: netip.MustParseAddr("127.0.0.1"), HostPort: 8080, GuestPort: 80},
+				{Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: 5353, GuestPort: 53},
+			}
+			s.Ports[1].Gateway, s.Ports[1].IP = netip.MustParseAddr("10.0.2.3"), netip.MustParseAddr("10.0.2.4")
+		}},
+		"nics-tap": {taps, func(s *vm.Spec) {
+			s.Ports = []vm.Port{testPort(0, vm.PortTap), testPort(1, vm.PortTap), testPort(2, vm.PortTap)}
+			s.Ports[0].MTU = 9000
+			s.Ports[2].Model, s.Ports[2].MTU = vm.NICE1000e, 9000
+		}},
+		"nics-stream": {taps, func(s *vm.Spec) {
+			s.Ports = []vm.Port{testPort(1, vm.PortStream)}
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,7 +99,25 @@ func TestTheCommandLineIsTheGoldenOne(t *testing.T) {
 func TestTheCommandLineRefusesWhatItCannotSay(t *testing.T) {
 	for name, change := range map[string]func(*vm.Spec){
 		"a disk without a slot":  func(s *vm.Spec) { s.Disks = []vm.Disk{{ID: "data", MountPoint: "/dev/sda"}} },
-		"a NIC of unknown mode":  func(s *vm.Spec) { s.NICs = []vm.NIC{{Mode: "warp"}} },
+		"a port of no kind":      func(s *vm.Spec) { s.Ports = []vm.Port{testPort(0, "warp")} },
+		"a tap without a file":   func(s *vm.Spec) { s.Ports = []vm.Port{testPort(0, vm.PortTap)} },
+		"a slot beyond the last": func(s *vm.Spec) { s.Ports = []vm.Port{userPort(vm.MaxNICs)} },
+		"a NIC of no model": func(s *vm.Spec) {
+			s.Ports = []vm.Port{userPort(0)}
+			s.Ports[0].Model = "ne2k"
+		},
+		"a user NIC without an address": func(s *vm.Spec) {
+			s.Ports = []vm.Port{userPort(0)}
+			s.Ports[0].IP = netip.Addr{}
+		},
+		"a forward of no protocol": func(s *vm.Spec) {
+			s.Ports = []vm.Port{userPort(0)}
+			s.Ports[0].Forwards = []vm.PortForward{{Protocol: "tcp:0.0.0.0", HostAddress: netip.IPv4Unspecified(), HostPort: 1, GuestPort: 1}}
+		},
+		"a forward to no port": func(s *vm.Spec) {
+			s.Ports = []vm.Port{userPort(0)}
+			s.Ports[0].Forwards = []vm.PortForward{{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 1, GuestPort: 65536}}
+		},
 		"a disk without a mount": func(s *vm.Spec) { s.Disks = []vm.Disk{{ID: "data"}} },
 	} {
 		spec := testSpec()

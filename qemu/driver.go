@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +37,10 @@ type Options struct {
 	// Notify, if set, is called when there may be news of a VM: an event, the end
 	// of its process. It must return at once.
 	Notify func(vmID string)
+	// Mark, if set, is called when something happens in the boot of a VM that
+	// nobody but the driver sees: [vm.BootSerial], once in each run that this
+	// driver has started. It must return at once.
+	Mark func(vmID string, m vm.BootMark, at time.Time)
 }
 
 // Driver runs VMs with QEMU. Its methods may be called at any time by any

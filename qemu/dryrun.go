@@ -32,6 +32,7 @@ var _ vm.Driver = (*DryRun)(nil)
 type pretended struct {
 	Status  vm.RunStatus `json:"status"`
 	Plugged []string     `json:"plugged"`
+	NICs    []int        `json:"nics"`
 }
 
 // placeholder is the content of a pretended disk.
@@ -94,9 +95,12 @@ func (d *DryRun) Admit(_ context.Context, s vm.Spec) error {
 func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	m := pretended{Status: vm.StatusRunning, Plugged: []string{}}
+	m := pretended{Status: vm.StatusRunning, Plugged: []string{}, NICs: []int{}}
 	for _, disk := range s.Disks {
 		m.Plugged = append(m.Plugged, disk.ID)
+	}
+	for _, p := range s.Ports {
+		m.NICs = append(m.NICs, p.Slot)
 	}
 	say(report, "launch", "dry run: nothing is started")
 	err := d.mark(s.ID, m)
@@ -153,6 +157,37 @@ func (d *DryRun) DetachDisk(_ context.Context, disk vm.Disk) error {
 	return err
 }
 
+// AttachNIC implements [vm.Driver].
+func (d *DryRun) AttachNIC(_ context.Context, vmID string, p vm.Port) error {
+	return d.change(vmID, func(m *pretended) {
+		if !slices.Contains(m.NICs, p.Slot) {
+			m.NICs = append(m.NICs, p.Slot)
+			slices.Sort(m.NICs)
+		}
+	})
+}
+
+// DetachNIC implements [vm.Driver]. Pretended guests let go at once.
+func (d *DryRun) DetachNIC(_ context.Context, vmID string, slot int) error {
+	err := d.change(vmID, func(m *pretended) {
+		m.NICs = slices.DeleteFunc(m.NICs, func(n int) bool { return n == slot })
+	})
+	if errors.Is(err, vm.ErrState) {
+		return nil
+	}
+	return err
+}
+
+// SetLink implements [vm.Driver].
+func (d *DryRun) SetLink(_ context.Context, vmID string, _ int, _ bool) error {
+	return d.change(vmID, func(*pretended) {})
+}
+
+// SetForwards implements [vm.Driver]. Nothing listens.
+func (d *DryRun) SetForwards(_ context.Context, vmID string, _ int, _, _ []vm.PortForward) error {
+	return d.change(vmID, func(*pretended) {})
+}
+
 // change rewrites the marker of a VM, which must have one.
 func (d *DryRun) change(id string, f func(*pretended)) error {
 	d.mu.Lock()
@@ -171,7 +206,7 @@ func (d *DryRun) marker(id string) *pretended {
 	if err != nil {
 		return nil
 	}
-	m := &pretended{Plugged: []string{}}
+	m := &pretended{Plugged: []string{}, NICs: []int{}}
 	if json.Unmarshal(b, m) != nil {
 		return nil
 	}
@@ -298,7 +333,7 @@ func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
 	if m == nil {
 		return vm.Observation{}
 	}
-	return vm.Observation{PID: os.Getpid(), Status: m.Status, Plugged: m.Plugged}
+	return vm.Observation{PID: os.Getpid(), Status: m.Status, Plugged: m.Plugged, NICs: m.NICs}
 }
 
 // Survey implements [vm.Driver].

@@ -132,7 +132,7 @@ func (h *testHost) create(id, guest string) vm.Spec {
 	}
 	return vm.Spec{
 		ID: id, UUID: uuid.NewString(), CPUCount: 1, RAMMiB: 32, Machine: p.Machine, Accel: p.Accel, Root: root,
-		NICs: []vm.NIC{{Slot: 0, MAC: "52:54:00:12:34:56", Mode: vm.NICUser}},
+		Ports: []vm.Port{userPort(0)},
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"time"
 
 	"vmand/qemu/qmp"
@@ -18,18 +20,19 @@ const (
 )
 
 // execute runs a QMP command with a deadline of its own, within that of ctx.
-// The error is a fault, but for [qmp.Error] in it, which callers may look at.
-func (s *session) execute(ctx context.Context, limit time.Duration, command string, args, out any) error {
+// The error is a fault, but for [qmp.Error] in it, which callers may look at. The
+// files go along, and stay the caller's.
+func (s *session) execute(ctx context.Context, limit time.Duration, command string, args, out any, files ...*os.File) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return monitorFault(s.id, command, s.ask(ctx, command, args, out))
+	return monitorFault(s.id, command, s.ask(ctx, command, args, out, files...))
 }
 
 // ask runs a QMP command within ctx and remembers whether QEMU answers at all.
-func (s *session) ask(ctx context.Context, command string, args, out any) error {
+func (s *session) ask(ctx context.Context, command string, args, out any, files ...*os.File) error {
 	conn, err := s.monitor(ctx)
 	if err == nil {
-		err = conn.Execute(ctx, command, args, out)
+		err = conn.Execute(ctx, command, args, out, files...)
 	}
 	var refused *qmp.Error
 	switch {
@@ -57,23 +60,38 @@ func (s *session) queryStatus(ctx context.Context) (vm.RunStatus, error) {
 	return st.Status, err
 }
 
-// pluggedDisks returns the ids of the data disks that the machine has, never
+// peripherals are the devices of a machine that can be plugged, neither list
 // nil.
-func (s *session) pluggedDisks(ctx context.Context) ([]string, error) {
+type peripherals struct {
+	disks []string // ids of the data disks
+	nics  []int    // slots of the NICs, in order
+}
+
+func (s *session) peripherals(ctx context.Context) (peripherals, error) {
 	var children []struct {
 		Name string `json:"name"`
 	}
 	args := map[string]string{"path": "/machine/peripheral"}
 	if err := s.execute(ctx, queryTimeout, "qom-list", args, &children); err != nil {
-		return nil, err
+		return peripherals{}, err
 	}
-	disks := []string{}
+	has := peripherals{disks: []string{}, nics: []int{}}
 	for _, c := range children {
 		if id, ok := diskOfDevice(c.Name); ok {
-			disks = append(disks, id)
+			has.disks = append(has.disks, id)
+		}
+		if slot, ok := nicOfDevice(c.Name); ok {
+			has.nics = append(has.nics, slot)
 		}
 	}
-	return disks, nil
+	slices.Sort(has.nics) // QEMU's order is that of a hash table
+	return has, nil
+}
+
+// pluggedDisks returns the ids of the data disks that the machine has.
+func (s *session) pluggedDisks(ctx context.Context) ([]string, error) {
+	has, err := s.peripherals(ctx)
+	return has.disks, err
 }
 
 func (s *session) cont(ctx context.Context) error {

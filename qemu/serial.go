@@ -18,6 +18,7 @@ const maxSerialLog = 16 << 20
 func (d *Driver) drainConsole(ctx context.Context, s *session) {
 	w := &rotatingLog{root: d.state, name: vmSerialLog(s.id), old: vmSerialLogOld(s.id), max: maxSerialLog}
 	defer w.Close()
+	heard := &firstWrite{Writer: w, tell: s.heard}
 	wait := firstRetry
 	for ctx.Err() == nil {
 		var dialer net.Dialer
@@ -25,7 +26,7 @@ func (d *Driver) drainConsole(ctx context.Context, s *session) {
 		if err == nil {
 			wait = firstRetry
 			hangUp := context.AfterFunc(ctx, func() { sock.SetReadDeadline(time.Now().Add(lastWords)) })
-			drain(sock, w)
+			drain(sock, heard)
 			hangUp()
 			sock.Close()
 		} else if ctx.Err() == nil {
@@ -39,6 +40,20 @@ func (d *Driver) drainConsole(ctx context.Context, s *session) {
 		t.Stop()
 		wait = min(2*wait, lastRetry)
 	}
+}
+
+// firstWrite passes writes on and tells of the first that is not empty.
+type firstWrite struct {
+	io.Writer
+	tell func() // nil once told
+}
+
+func (f *firstWrite) Write(p []byte) (int, error) {
+	if len(p) > 0 && f.tell != nil {
+		f.tell()
+		f.tell = nil
+	}
+	return f.Writer.Write(p)
 }
 
 // lastWords is how long what an ended QEMU has written is still read.

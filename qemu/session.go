@@ -30,6 +30,7 @@ type session struct {
 	layout layout
 	log    *slog.Logger
 	notify func()
+	heard  func()        // to be called at the first byte from the console; nil if nobody wants to know, or it may not be the first
 	ended  chan struct{} // closed when the goroutines are done
 
 	recorder recorder
@@ -51,6 +52,9 @@ func (d *Driver) open(id string, p *process) *session {
 		if d.opts.Notify != nil {
 			d.opts.Notify(id)
 		}
+	}
+	if d.opts.Mark != nil && p.child != nil {
+		s.heard = func() { d.opts.Mark(id, vm.BootSerial, time.Now()) }
 	}
 	d.sessions[id] = s
 	ctx, cancel := context.WithCancel(d.ctx)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,6 +42,14 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 		return d.startFault(sess, err)
 	}
 	vm.FailPoint("monitor.connected")
+	for _, p := range s.Ports { // the command line has no word for it
+		if !p.LinkDown {
+			continue
+		}
+		if err := sess.setLink(ctx, p.Slot, false); err != nil {
+			return d.startFault(sess, err)
+		}
+	}
 	say(report, "cont", "QEMU is ready (pid %d), letting the guest run", sess.proc.pid)
 	if err := sess.cont(ctx); err != nil {
 		return d.startFault(sess, err)
@@ -65,18 +74,38 @@ func (d *Driver) startFault(s *session, err error) error {
 type boot struct {
 	fds   bootFDs
 	files []*os.File // by their number there
+	own   []*os.File // those of them that are ours to close
 }
 
+// add gives QEMU a file of ours and returns its number there; lend one that
+// stays the caller's.
 func (b *boot) add(f *os.File) int {
+	b.own = append(b.own, f)
+	return b.lend(f)
+}
+
+func (b *boot) lend(f *os.File) int {
 	b.files = append(b.files, f)
 	return len(b.files) - 1
 }
 
 func (b *boot) close() {
-	for _, f := range b.files {
-		if f != nil {
-			f.Close()
+	for _, f := range b.own {
+		f.Close()
+	}
+}
+
+// connect lends the files of ports.
+func (b *boot) connect(ports []vm.Port) {
+	for _, p := range ports {
+		var fds portFDs
+		if len(p.Files) > 0 {
+			fds.file = strconv.Itoa(b.lend(p.Files[0]))
 		}
+		if p.VHost != nil && p.Model == vm.NICVirtio { // no other card can use it
+			fds.vhost = strconv.Itoa(b.lend(p.VHost))
+		}
+		b.fds.ports = append(b.fds.ports, fds)
 	}
 }
 
@@ -84,13 +113,13 @@ func (b *boot) close() {
 func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	var b boot
 	defer b.close()
-	b.add(nil) // stdin is /dev/null
+	b.lend(nil) // stdin is /dev/null
 	log, err := d.newQEMULog(s.ID)
 	if err != nil {
 		return nil, fileFault(err, "make the log of vm %s", s.ID)
 	}
 	b.add(log)
-	b.files = append(b.files, nil) // stderr, set below: the same file, to be closed once
+	b.lend(log) // stdout and stderr are the same file
 	if err := d.prepareRun(s); err != nil {
 		return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
 	}
@@ -111,14 +140,13 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 		}
 		b.fds.base = b.add(f)
 	}
+	b.connect(s.Ports)
 	args, err := commandLine(p.Capabilities, s, d.layout, b.fds)
 	if err != nil {
 		return nil, err
 	}
 	vm.FailPoint("run.prepared")
-	files := append([]*os.File{}, b.files...)
-	files[2] = log
-	return d.spawn(s.ID, append([]string{p.Binary.Path}, args...), files)
+	return d.spawn(s.ID, append([]string{p.Binary.Path}, args...), b.files)
 }
 
 // spawn starts QEMU with the lock on its VM's pidfile. Nobody can look for the

@@ -30,7 +30,8 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	return vm.Observation{Log: d.lastWords(id)}
 }
 
-// observe asks QEMU what the guest does and which disks it has.
+// observe asks QEMU what the guest does and which disks and NICs it
+// has.
 func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observation) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -43,8 +44,8 @@ func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observ
 	if o.Status == statusIOError {
 		s.lookForIOErrors(ctx, &o)
 	}
-	if o.Plugged, err = s.pluggedDisks(ctx); err != nil {
-		o.Plugged = nil
+	if has, err := s.peripherals(ctx); err == nil {
+		o.Plugged, o.NICs = has.disks, has.nics
 	}
 	return o
 }
