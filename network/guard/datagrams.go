@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -127,4 +128,34 @@ func StillThere(socket syscall.Conn, name string, index int) error {
 		return fmt.Errorf("interface %s was replaced by another of its name", name)
 	}
 	return nil
+}
+
+// LinkAddress returns the Ethernet address that an interface has in the network
+// namespace of a socket.
+func LinkAddress(socket syscall.Conn, name string) (net.HardwareAddr, error) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	// struct ifreq: the name, then a struct sockaddr with the address after its family.
+	var request struct {
+		name   [unix.IFNAMSIZ]byte
+		family uint16
+		data   [22]byte
+	}
+	if len(name) >= len(request.name) {
+		return nil, fmt.Errorf("interface %q: %w", name, unix.EINVAL)
+	}
+	copy(request.name[:], name)
+	var errno unix.Errno
+	err = raw.Control(func(fd uintptr) {
+		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCGIFHWADDR, uintptr(unsafe.Pointer(&request)))
+	})
+	if err != nil {
+		return nil, err
+	}
+	if errno != 0 {
+		return nil, fmt.Errorf("address of interface %s: %w", name, errno)
+	}
+	return net.HardwareAddr(request.data[:6]), nil
 }
