@@ -26,7 +26,8 @@ type daemon struct {
 	runtime string // VMAN_RUNTIME_DIR
 	env     []string
 	args    []string
-	binary  string // another vmand than the one under test
+	binary  string     // another vmand than the one under test
+	host    *namespace // where it runs; nil: where the test does
 	client  *http.Client
 	cmd     *exec.Cmd
 	log     string // the file its stderr goes to
@@ -91,7 +92,11 @@ func (d *daemon) launch() {
 	d.cmd = exec.Command(cmp.Or(d.binary, binary), d.args...)
 	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if err := d.cmd.Start(); err != nil {
+	start := d.cmd.Start
+	if d.host != nil {
+		start = func() error { return d.host.start(d.cmd) }
+	}
+	if err := start(); err != nil {
 		d.t.Fatal(err)
 	}
 	d.exited = make(chan error, 1)

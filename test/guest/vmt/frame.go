@@ -96,8 +96,8 @@ func packetSocket(name string, protocol uint16) (int, *unix.SockaddrLinklayer, e
 	return fd, address, nil
 }
 
-// capture [-for DURATION] INTERFACE prints the frames that arrive on an interface,
-// in hexadecimal; those that leave by it are not shown.
+// capture [-for DURATION] INTERFACE prints "capturing" and then the frames that
+// arrive on an interface, in hexadecimal; those that leave by it are not shown.
 func capture(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("capture", flag.ContinueOnError)
 	lasting := flags.Duration("for", time.Hour, "how long to go on")
@@ -122,6 +122,7 @@ func capture(ctx context.Context, args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *lasting)
 	defer cancel()
+	fmt.Println("capturing")
 	buf, oob := make([]byte, chunk), make([]byte, 256)
 	for ctx.Err() == nil {
 		n, oobn, _, from, err := unix.Recvmsg(fd, buf, oob, 0)
