@@ -1,0 +1,152 @@
+package dns
+
+import (
+	"container/list"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// The bounds of a cache.
+const (
+	maxEntries    = 4096
+	maxCacheBytes = 4 << 20
+	maxEntryBytes = 16 << 10
+	entryOverhead = 256             // what a map, a list and a name take, about
+	maxTTL        = time.Hour       // of what there is
+	maxNegative   = 5 * time.Minute // of what there is not (RFC 2308, section 5, allows up to 3 h)
+)
+
+// A key is what an answer of others depends on.
+type key struct {
+	name         string // in lower case
+	qtype        uint16
+	do, checking bool // the bits DO and CD
+}
+
+func keyOf(q *dns.Msg) key {
+	k := key{name: strings.ToLower(q.Question[0].Name), qtype: q.Question[0].Qtype, checking: q.CheckingDisabled}
+	if o := q.IsEdns0(); o != nil {
+		k.do = o.Do()
+	}
+	return k
+}
+
+type entry struct {
+	key     key
+	message []byte // as on the wire: little memory, and nobody can change it
+	stored  time.Time
+	expires time.Time
+}
+
+func (e *entry) size() int { return len(e.message) + len(e.key.name) + entryOverhead }
+
+// A cache keeps answers of other servers for as long as they say, the most
+// recently used ones if there is no room for all.
+type cache struct {
+	mu      sync.Mutex
+	entries map[key]*list.Element // of *entry
+	used    *list.List            // the most recent first
+	bytes   int
+	hits    int
+}
+
+func newCache() *cache { return &cache{entries: map[key]*list.Element{}, used: list.New()} }
+
+// get returns what is known about a question, with the time it is still good for.
+func (c *cache) get(k key, now time.Time) *dns.Msg {
+	c.mu.Lock()
+	element, ok := c.entries[k]
+	if !ok {
+		c.mu.Unlock()
+		return nil
+	}
+	e := element.Value.(*entry)
+	if !now.Before(e.expires) {
+		c.remove(element)
+		c.mu.Unlock()
+		return nil
+	}
+	c.used.MoveToFront(element)
+	c.hits++
+	c.mu.Unlock()
+
+	m := new(dns.Msg)
+	if m.Unpack(e.message) != nil {
+		return nil
+	}
+	age := uint32(now.Sub(e.stored) / time.Second)
+	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
+		for _, rr := range section {
+			h := rr.Header()
+			h.Ttl -= min(h.Ttl, age)
+		}
+	}
+	return m
+}
+
+// put keeps an answer, if it may be kept. It has no OPT record.
+func (c *cache) put(k key, m *dns.Msg, now time.Time) {
+	ttl := lifetime(m)
+	if ttl <= 0 {
+		return
+	}
+	packed, err := m.Pack()
+	if err != nil || len(packed) > maxEntryBytes {
+		return
+	}
+	e := &entry{key: k, message: packed, stored: now, expires: now.Add(ttl)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if old, ok := c.entries[k]; ok {
+		c.remove(old)
+	}
+	c.entries[k] = c.used.PushFront(e)
+	c.bytes += e.size()
+	for len(c.entries) > maxEntries || c.bytes > maxCacheBytes {
+		c.remove(c.used.Back())
+	}
+}
+
+// remove forgets an entry; c.mu is held.
+func (c *cache) remove(element *list.Element) {
+	e := c.used.Remove(element).(*entry)
+	delete(c.entries, e.key)
+	c.bytes -= e.size()
+}
+
+// clear forgets everything: who answers has changed.
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.entries, c.used, c.bytes = map[key]*list.Element{}, list.New(), 0
+}
+
+// lifetime returns how long an answer may be kept: as long as its record with
+// the shortest life, or, if it says that there is none, as long as the SOA record
+// in it allows (RFC 2308, section 5). Zero for an answer that may not be.
+func lifetime(m *dns.Msg) time.Duration {
+	if m.Truncated || (m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError) {
+		return 0
+	}
+	negative := m.Rcode == dns.RcodeNameError || len(m.Answer) == 0
+	ttl, authority := maxTTL, false
+	if negative {
+		ttl = maxNegative
+	}
+	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
+		for _, rr := range section {
+			ttl = min(ttl, time.Duration(rr.Header().Ttl)*time.Second)
+			if soa, ok := rr.(*dns.SOA); ok && negative {
+				authority = true
+				ttl = min(ttl, time.Duration(soa.Minttl)*time.Second)
+			}
+		}
+	}
+	if negative && !authority {
+		return 0
+	}
+	return ttl
+}
