@@ -15,7 +15,14 @@ import (
 	"vmand/vm"
 )
 
-const leaseColumns = `network, vm_id, slot, mac, ip, ipv6`
+const (
+	leaseColumns = `network, vm_id, slot, mac, ip, ipv6`
+
+	leaseByMAC  = `SELECT ` + leaseColumns + ` FROM addresses WHERE network = ? AND mac = ?`
+	leaseByName = `SELECT ` + leaseColumns + ` FROM addresses WHERE vm_id = ? AND +network = ? ORDER BY slot LIMIT 1`
+	leaseByIP   = `SELECT ` + leaseColumns + ` FROM addresses WHERE network = ? AND ip = ?`
+	leaseByIPv6 = `SELECT ` + leaseColumns + ` FROM addresses WHERE network = ? AND ipv6 = ?`
+)
 
 // leaseDest returns where the columns go in l.
 func leaseDest(l *vm.Lease) []any {
@@ -37,21 +44,21 @@ func (s *Store) Leases(ctx context.Context, network string) ([]vm.Lease, error) 
 // LeaseByMAC returns who has a MAC address, in lower case with colons, on a
 // network.
 func (s *Store) LeaseByMAC(ctx context.Context, network, mac string) (vm.Lease, error) {
-	return s.lease(ctx, mac, `SELECT `+leaseColumns+` FROM addresses WHERE network = ? AND mac = ?`, network, mac)
+	return s.lease(ctx, mac, leaseByMAC, network, mac)
 }
 
 // LeaseByName returns the NIC in the lowest slot that the VM called hostname,
 // its id, has on a network.
 func (s *Store) LeaseByName(ctx context.Context, network, hostname string) (vm.Lease, error) {
-	return s.lease(ctx, hostname, `SELECT `+leaseColumns+` FROM addresses WHERE vm_id = ? AND network = ? ORDER BY slot LIMIT 1`, hostname, network)
+	return s.lease(ctx, hostname, leaseByName, hostname, network)
 }
 
 // LeaseByIP returns who was given an IPv4 or an IPv6 address on a network.
 func (s *Store) LeaseByIP(ctx context.Context, network string, ip netip.Addr) (vm.Lease, error) {
 	if a := ip.Unmap(); a.Is4() {
-		return s.lease(ctx, ip.String(), `SELECT `+leaseColumns+` FROM addresses WHERE network = ? AND ip = ?`, network, ipv4(a))
+		return s.lease(ctx, ip.String(), leaseByIP, network, ipv4(a))
 	}
-	return s.lease(ctx, ip.String(), `SELECT `+leaseColumns+` FROM addresses WHERE network = ? AND ipv6 = ?`, network, address(ip.WithZone("")))
+	return s.lease(ctx, ip.String(), leaseByIPv6, network, address(ip.WithZone("")))
 }
 
 // lease reads the lease of what is wanted.
@@ -66,19 +73,23 @@ func (s *Store) lease(ctx context.Context, wanted, query string, args ...any) (v
 }
 
 // lowestFree looks for the lowest address that no row has from ?2 to ?3 on the
-// network ?1. Of n rows, one of the lowest n+1 addresses is free; whether it is
-// in their lower half follows from how many rows that half has, and so on: all
-// in all, 2n entries of an index are counted. To look up the next address of
-// each would cost several times as much.
+// network ?1. Where there are n rows, one of the lowest n+1 addresses is free;
+// whether it is in their lower half follows from how many rows that half has,
+// and so on: all in all, 2n entries of an index are counted. To look up the next
+// address of each would cost several times as much.
+//
+// The free address is one of size from low on. A first step counts the rows of
+// the lower half, a second one leaves the half that has a free one.
 const lowestFree = `
-	WITH RECURSIVE search (low, high) AS (
-		SELECT ?2, ?2 + count(*) FROM addresses WHERE network = ?1 AND ip BETWEEN ?2 AND ?3
+	WITH RECURSIVE search (low, size, taken) AS (
+		SELECT ?2, count(*) + 1, NULL FROM addresses WHERE network = ?1 AND ip BETWEEN ?2 AND ?3
 		UNION ALL
-		SELECT iif(full, middle + 1, low), iif(full, high, middle) FROM (
-			SELECT low, high, (low + high) / 2 AS middle,
-				(SELECT count(*) FROM addresses WHERE network = ?1 AND ip BETWEEN low AND (low + high) / 2) = (low + high) / 2 - low + 1 AS full
-			FROM search WHERE low < high))
-	SELECT low FROM search WHERE low = high`
+		SELECT
+			iif(taken = size / 2, low + size / 2, low),
+			CASE WHEN taken IS NULL THEN size WHEN taken = size / 2 THEN size - size / 2 ELSE size / 2 END,
+			iif(taken IS NULL, (SELECT count(*) FROM addresses WHERE network = ?1 AND ip BETWEEN low AND low + size / 2 - 1), NULL)
+		FROM search WHERE size > 1)
+	SELECT low FROM search WHERE size = 1`
 
 // FreeIP returns the lowest address from first to last, both IPv4, that no NIC
 // on the network has and that is not in except. It does not take it: who

@@ -42,20 +42,15 @@ func packFacts(v *vm.VM) text {
 // Scan implements [sql.Scanner].
 func (f *facts) Scan(src any) error {
 	f.vm.Boot, f.vm.Learned = vm.Boot{}, nil
-	var packed text
-	if err := packed.Scan(src); err != nil {
-		return err
+	c := unpack(src)
+	if c.more() {
+		f.vm.Boot = vm.Boot{Spawned: c.time(','), Monitor: c.time(','), Serial: c.time(','), DHCP: c.time(','), TCP: c.time(';')}
 	}
-	first := true
-	return unpack("facts", string(packed), func(c *cursor) {
-		if first {
-			first = false
-			f.vm.Boot = vm.Boot{Spawned: c.time(','), Monitor: c.time(','), Serial: c.time(','), DHCP: c.time(','), TCP: c.time(';')}
-			return
-		}
+	for c.more() {
 		f.vm.Learned = append(f.vm.Learned, vm.LearnedAddress{
-			Slot: int(c.number(',', vm.MaxNICs-1)), IP: c.addr(','), Source: oneOf(c, ',', sources), At: c.time(';')})
-	})
+			Slot: int(c.number(',', vm.MaxNICs-1)), IP: c.addr(','), Source: oneOf(&c, ',', sources), At: c.time(';')})
+	}
+	return c.err
 }
 
 // learn records what was seen of a guest and reports whether anything is new.

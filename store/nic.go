@@ -52,26 +52,24 @@ type nics []vm.NIC
 // Scan implements [sql.Scanner].
 func (l *nics) Scan(src any) error {
 	*l = nil // not the slice there is: the VM before has it
-	var packed text
-	if err := packed.Scan(src); err != nil {
-		return err
-	}
-	return unpack("nics", string(packed), func(c *cursor) {
+	c := unpack(src)
+	for c.more() {
 		*l = append(*l, vm.NIC{
 			Slot:     int(c.number(',', vm.MaxNICs-1)),
 			Network:  c.word(','),
-			Mode:     oneOf(c, ',', networkModes),
+			Mode:     oneOf(&c, ',', networkModes),
 			MAC:      c.word(','),
-			Model:    oneOf(c, ',', nicModels),
+			Model:    oneOf(&c, ',', nicModels),
 			IP:       c.addr(','),
 			IPv6:     c.addr(','),
 			RateIn:   int(c.number(',', maxNumber)),
 			RateOut:  int(c.number(',', maxNumber)),
-			LinkDown: oneOf(c, ',', links) == "down",
-			State:    oneOf(c, ',', nicStates),
+			LinkDown: oneOf(&c, ',', links) == "down",
+			State:    oneOf(&c, ',', nicStates),
 			Reason:   c.freeText(';'),
 		})
-	})
+	}
+	return c.err
 }
 
 // packForwards returns the column forwards, as packNICs does.
@@ -98,18 +96,16 @@ type forwards []vm.PortForward
 // Scan implements [sql.Scanner].
 func (l *forwards) Scan(src any) error {
 	*l = nil
-	var packed text
-	if err := packed.Scan(src); err != nil {
-		return err
-	}
-	return unpack("forwards", string(packed), func(c *cursor) {
+	c := unpack(src)
+	for c.more() {
 		*l = append(*l, vm.PortForward{
 			ID:          c.word(','),
 			Slot:        int(c.number(',', vm.MaxNICs-1)),
-			Protocol:    oneOf(c, ',', protocols),
+			Protocol:    oneOf(&c, ',', protocols),
 			HostAddress: c.addr(','),
 			HostPort:    int(c.number(',', maxPort)),
 			GuestPort:   int(c.number(';', maxPort)),
 		})
-	})
+	}
+	return c.err
 }

@@ -24,17 +24,16 @@ type cursor struct {
 	err  error
 }
 
-// unpack calls record until all of text is read.
-func unpack(column, text string, record func(*cursor)) error {
-	c := cursor{rest: text}
-	for c.rest != "" && c.err == nil {
-		record(&c)
-	}
-	if c.err != nil {
-		return fmt.Errorf("column %s is %q: %w", column, text, c.err)
-	}
-	return nil
+// unpack returns a cursor on a column.
+func unpack(src any) (c cursor) {
+	var packed text
+	c.err = packed.Scan(src)
+	c.rest = string(packed)
+	return c
 }
+
+// more reports whether there is another record.
+func (c *cursor) more() bool { return c.rest != "" && c.err == nil }
 
 func (c *cursor) fail(what, field string) {
 	if c.err == nil {
