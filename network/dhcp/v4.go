@@ -190,10 +190,10 @@ func route4(to netip.Prefix, gateway netip.Addr) *dhcpv4.Route {
 // addressOf returns an address of a message, unless it is absent or 0.0.0.0.
 func addressOf(ip net.IP) (netip.Addr, bool) {
 	a, ok := netip.AddrFromSlice(ip)
-	if !ok || a.IsUnspecified() {
+	if a = a.Unmap(); !ok || a.IsUnspecified() {
 		return netip.Addr{}, false
 	}
-	return a.Unmap(), true
+	return a, true
 }
 
 // v4 returns the IPv4 addresses among some, v6 the others.

@@ -50,8 +50,7 @@ type Options struct {
 
 // A Server answers DNS queries on one interface.
 type Server struct {
-	name      string
-	index     int // of the interface
+	name      string // of the interface
 	directory Directory
 	log       *guard.Log
 	clients   *guard.Clients[netip.Addr]
@@ -128,10 +127,11 @@ func (s *Server) Update(n vm.VirtualNetwork) {
 
 // A listener is the sockets of one address.
 type listener struct {
-	ctx context.Context
-	end context.CancelFunc
-	udp *net.UDPConn
-	tcp *net.TCPListener
+	ctx   context.Context
+	end   context.CancelFunc
+	udp   *net.UDPConn
+	tcp   *net.TCPListener
+	index int // of the interface
 }
 
 func (l *listener) close() error {
@@ -153,7 +153,7 @@ func (s *Server) listen(a netip.Addr) (*listener, error) {
 	}
 	l := &listener{udp: udp.(*net.UDPConn), tcp: tcp.(*net.TCPListener)}
 	l.ctx, l.end = context.WithCancel(s.ctx)
-	if s.index, err = guard.InterfaceIndex(l.udp, s.name); err != nil {
+	if l.index, err = guard.InterfaceIndex(l.udp, s.name); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	s.work.Go(func() {
@@ -189,7 +189,7 @@ func (s *Server) Err() error {
 		return s.err
 	}
 	for _, l := range s.listeners {
-		if err := guard.StillThere(l.udp, s.name, s.index); err != nil {
+		if err := guard.StillThere(l.udp, s.name, l.index); err != nil {
 			return err
 		}
 	}

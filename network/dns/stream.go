@@ -111,12 +111,7 @@ func (s *Server) resolve(b []byte, client netip.Addr) []byte {
 	z := s.config()
 	r, final := screen(q, client, z)
 	if !final && !s.local(s.ctx, z, q, r) {
-		if s.forwards.take(client) {
-			s.remote(s.ctx, z, q, r)
-			s.forwards.give(client)
-		} else {
-			r.Rcode = dns.RcodeServerFailure
-		}
+		s.forward(z, q, r, client)
 	}
 	answer, err := pack(r, q, true)
 	if err != nil {
@@ -124,6 +119,17 @@ func (s *Server) resolve(b []byte, client netip.Addr) []byte {
 		return nil
 	}
 	return answer
+}
+
+// forward fills in r, the reply to q, from what others say, if the client may
+// have them asked now.
+func (s *Server) forward(z zone, q, r *dns.Msg, client netip.Addr) {
+	if !s.forwards.take(client) {
+		r.Rcode = dns.RcodeServerFailure
+		return
+	}
+	defer s.forwards.give(client)
+	s.remote(s.ctx, z, q, r)
 }
 
 // A quota is how many of something there may be at once, in all and of one client.

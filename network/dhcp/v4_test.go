@@ -1,0 +1,200 @@
+package dhcp
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"vmand/network/guard/linktest"
+	"vmand/vm"
+)
+
+var (
+	testNetwork = vm.VirtualNetwork{
+		Name: "net0", Mode: vm.NetworkNAT, Bridge: linktest.HostInterface,
+		Subnet: netip.MustParsePrefix("192.168.77.0/24"), Gateway: netip.MustParseAddr("192.168.77.1"),
+		IPv6: netip.MustParsePrefix("fd00:77::/64"), Domain: "vm.internal", MTU: 1400,
+	}
+	testLease = vm.Lease{
+		Network: "net0", VMID: "web", MAC: linktest.GuestMAC.String(), Hostname: "web",
+		IP: netip.MustParseAddr("192.168.77.9"), IPv6: netip.MustParseAddr("fd00:77::9"),
+	}
+)
+
+func message4(t testing.TB, kind dhcpv4.MessageType, with ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
+	t.Helper()
+	m, err := dhcpv4.New(append([]dhcpv4.Modifier{dhcpv4.WithHwAddr(linktest.GuestMAC), dhcpv4.WithMessageType(kind)}, with...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func asks(ip string) dhcpv4.Modifier { return dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.ParseIP(ip))) }
+func has(ip string) dhcpv4.Modifier  { return dhcpv4.WithClientIP(net.ParseIP(ip)) }
+func to(ip string) dhcpv4.Modifier {
+	return dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.ParseIP(ip)))
+}
+
+func TestAClientGetsTheRecordedAddressOrNone(t *testing.T) {
+	const ours, other, gateway = "192.168.77.9", "192.168.77.10", "192.168.77.1"
+	none := dhcpv4.MessageTypeNone
+	for name, c := range map[string]struct {
+		request *dhcpv4.DHCPv4
+		reply   dhcpv4.MessageType
+		what    outcome
+		to      string
+	}{
+		"discover":                      {message4(t, dhcpv4.MessageTypeDiscover), dhcpv4.MessageTypeOffer, nothing, "255.255.255.255"},
+		"discover, with a wish":         {message4(t, dhcpv4.MessageTypeDiscover, asks(other)), dhcpv4.MessageTypeOffer, nothing, "255.255.255.255"},
+		"select":                        {message4(t, dhcpv4.MessageTypeRequest, asks(ours), to(gateway)), dhcpv4.MessageTypeAck, confirmed, "255.255.255.255"},
+		"select another address":        {message4(t, dhcpv4.MessageTypeRequest, asks(other), to(gateway)), dhcpv4.MessageTypeNak, nothing, "255.255.255.255"},
+		"select another server":         {message4(t, dhcpv4.MessageTypeRequest, asks(ours), to(other)), none, nothing, ""},
+		"reboot":                        {message4(t, dhcpv4.MessageTypeRequest, asks(ours)), dhcpv4.MessageTypeAck, confirmed, "255.255.255.255"},
+		"reboot with another address":   {message4(t, dhcpv4.MessageTypeRequest, asks(other)), dhcpv4.MessageTypeNak, nothing, "255.255.255.255"},
+		"renew":                         {message4(t, dhcpv4.MessageTypeRequest, has(ours)), dhcpv4.MessageTypeAck, confirmed, ours},
+		"renew another address":         {message4(t, dhcpv4.MessageTypeRequest, has(other)), dhcpv4.MessageTypeNak, nothing, "255.255.255.255"},
+		"request nothing":               {message4(t, dhcpv4.MessageTypeRequest), none, nothing, ""},
+		"inform":                        {message4(t, dhcpv4.MessageTypeInform, has(ours)), dhcpv4.MessageTypeAck, nothing, ours},
+		"inform with another address":   {message4(t, dhcpv4.MessageTypeInform, has(other)), none, nothing, ""},
+		"decline":                       {message4(t, dhcpv4.MessageTypeDecline, asks(ours), to(gateway)), none, declined, ""},
+		"release":                       {message4(t, dhcpv4.MessageTypeRelease, has(ours), to(gateway)), none, released, ""},
+		"release of another address":    {message4(t, dhcpv4.MessageTypeRelease, has(other), to(gateway)), none, nothing, ""},
+		"what only servers send: offer": {message4(t, dhcpv4.MessageTypeOffer), none, nothing, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, what := reply4(c.request, testNetwork, testLease)
+			if what != c.what {
+				t.Errorf("outcome %v, want %v", what, c.what)
+			}
+			if r == nil {
+				if c.reply != none {
+					t.Fatalf("silence, want %v", c.reply)
+				}
+				return
+			}
+			if r.MessageType() != c.reply {
+				t.Fatalf("answer %v, want %v", r.MessageType(), c.reply)
+			}
+			if r.TransactionID != c.request.TransactionID || !bytes.Equal(r.ClientHWAddr, c.request.ClientHWAddr) {
+				t.Error("the answer is to another request")
+			}
+			if got := destination4(r).Addr().String(); got != c.to {
+				t.Errorf("sent to %s, want %s", got, c.to)
+			}
+			gives := c.reply == dhcpv4.MessageTypeOffer || c.what == confirmed
+			if got := r.YourIPAddr.Equal(net.ParseIP(ours)); got != gives {
+				t.Errorf("gives the address %v, want %v: %v", got, gives, r)
+			}
+			if got := r.IPAddressLeaseTime(0) == 24*time.Hour; got != gives {
+				t.Errorf("gives a lease time %v, want %v", got, gives)
+			}
+		})
+	}
+}
+
+func TestAnAnswerTellsWhatTheNetworkSays(t *testing.T) {
+	n := testNetwork
+	n.NTP = []netip.Addr{netip.MustParseAddr("192.168.77.3"), netip.MustParseAddr("fd00::3")}
+	n.Routes = []vm.Route{{Destination: netip.MustParsePrefix("10.8.0.0/16"), Gateway: netip.MustParseAddr("192.168.77.2")}}
+	ack := func(n vm.VirtualNetwork) *dhcpv4.DHCPv4 {
+		m := message4(t, dhcpv4.MessageTypeRequest, asks("192.168.77.9"), dhcpv4.WithOption(dhcpv4.OptClientIdentifier([]byte("clone"))))
+		r, _ := reply4(m, n, testLease)
+		parsed, err := dhcpv4.FromBytes(r.ToBytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parsed
+	}
+	options := func(r *dhcpv4.DHCPv4) map[string]string {
+		m := map[string]string{"router": "", "routes": "", "ntp": ""}
+		for k, o := range map[string]dhcpv4.OptionCode{"mask": dhcpv4.OptionSubnetMask, "router": dhcpv4.OptionRouter,
+			"dns": dhcpv4.OptionDomainNameServer, "domain": dhcpv4.OptionDomainName, "search": dhcpv4.OptionDNSDomainSearchList,
+			"mtu": dhcpv4.OptionInterfaceMTU, "routes": dhcpv4.OptionClasslessStaticRoute, "ntp": dhcpv4.OptionNTPServers,
+			"host": dhcpv4.OptionHostName, "server": dhcpv4.OptionServerIdentifier, "t1": dhcpv4.OptionRenewTimeValue,
+			"t2": dhcpv4.OptionRebindingTimeValue, "client": dhcpv4.OptionClientIdentifier} {
+			m[k] = string(r.GetOneOption(o))
+		}
+		return m
+	}
+	want := map[string]string{
+		"mask": "\xff\xff\xff\x00", "router": "\xc0\xa8\x4d\x01", "dns": "\xc0\xa8\x4d\x01", "domain": "vm.internal",
+		"search": "\x02vm\x08internal\x00", "mtu": "\x05\x78", "ntp": "\xc0\xa8\x4d\x03", "host": "web", "server": "\xc0\xa8\x4d\x01",
+		"t1": "\x00\x00\xa8\xc0", "t2": "\x00\x01\x27\x50", "client": "clone",
+		// 10.8.0.0/16 by .2, and 0.0.0.0/0 by the gateway
+		"routes": "\x10\x0a\x08\xc0\xa8\x4d\x02" + "\x00\xc0\xa8\x4d\x01",
+	}
+	compare := func(what string, got map[string]string) {
+		t.Helper()
+		for k := range want {
+			if got[k] != want[k] {
+				t.Errorf("%s: option %s is %q, want %q", what, k, got[k], want[k])
+			}
+		}
+	}
+	compare("nat", options(ack(n)))
+
+	n.Mode = vm.NetworkIsolated
+	want["router"], want["routes"] = "", "\x10\x0a\x08\xc0\xa8\x4d\x02"
+	compare("isolated", options(ack(n)))
+
+	n.Routes, n.DNS = nil, []netip.Addr{netip.MustParseAddr("9.9.9.9"), netip.MustParseAddr("2620:fe::fe")}
+	want["routes"], want["dns"] = "", "\x09\x09\x09\x09"
+	compare("with servers of its own", options(ack(n)))
+}
+
+func TestWhatNoClientOfTheLinkSendsIsIgnored(t *testing.T) {
+	if !acceptable4(message4(t, dhcpv4.MessageTypeDiscover)) {
+		t.Fatal("a good request is not acceptable")
+	}
+	for name, spoil := range map[string]func(*dhcpv4.DHCPv4){
+		"a reply":             func(m *dhcpv4.DHCPv4) { m.OpCode = dhcpv4.OpcodeBootReply },
+		"through a relay":     func(m *dhcpv4.DHCPv4) { m.GatewayIPAddr = net.IPv4(10, 0, 0, 1) },
+		"of another hardware": func(m *dhcpv4.DHCPv4) { m.HWType = 32 },
+		"a short address":     func(m *dhcpv4.DHCPv4) { m.ClientHWAddr = m.ClientHWAddr[:5] },
+		"a long address":      func(m *dhcpv4.DHCPv4) { m.ClientHWAddr = make([]byte, 16) },
+		"a group's address":   func(m *dhcpv4.DHCPv4) { m.ClientHWAddr = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} },
+		"no address":          func(m *dhcpv4.DHCPv4) { m.ClientHWAddr = make([]byte, 6) },
+		"BOOTP":               func(m *dhcpv4.DHCPv4) { m.DeleteOption(dhcpv4.OptionDHCPMessageType) },
+	} {
+		m := message4(t, dhcpv4.MessageTypeDiscover)
+		spoil(m)
+		if acceptable4(m) {
+			t.Errorf("%s is acceptable", name)
+		}
+	}
+}
+
+func FuzzDHCPv4(f *testing.F) {
+	for _, kind := range []dhcpv4.MessageType{dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeInform, dhcpv4.MessageTypeRelease} {
+		f.Add(message4(f, kind, asks("192.168.77.9")).ToBytes())
+		f.Add(message4(f, kind, has("192.168.77.9"), to("192.168.77.1")).ToBytes())
+	}
+	f.Fuzz(func(t *testing.T, packet []byte) {
+		m, err := dhcpv4.FromBytes(packet)
+		if err != nil || !acceptable4(m) {
+			return
+		}
+		r, what := reply4(m, testNetwork, testLease)
+		if r == nil {
+			if what == confirmed {
+				t.Fatal("confirmed without an answer")
+			}
+			return
+		}
+		parsed, err := dhcpv4.FromBytes(r.ToBytes())
+		if err != nil {
+			t.Fatalf("the answer cannot be read: %v", err)
+		}
+		if y := parsed.YourIPAddr; !y.IsUnspecified() && !y.Equal(testLease.IP.AsSlice()) {
+			t.Fatalf("gives the address %v", y)
+		}
+		if a := destination4(parsed).Addr(); a != testLease.IP && a.String() != "255.255.255.255" {
+			t.Fatalf("sent to %v", a)
+		}
+	})
+}
