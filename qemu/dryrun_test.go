@@ -72,16 +72,26 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	must(t, d.CreateDisk(ctx, "data", 16))
 	mustFail(t, d.AttachDisk(ctx, disk), vm.CodeState)
 	must(t, d.DetachDisk(ctx, disk))
+	mustFail(t, d.AttachNIC(ctx, spec.ID, userPort(2)), vm.CodeState)
+	mustFail(t, d.SetLink(ctx, spec.ID, 0, true), vm.CodeState)
+	must(t, d.DetachNIC(ctx, spec.ID, 2))
 	must(t, d.Admit(ctx, spec))
+	spec.Ports = []vm.Port{userPort(3)}
 	must(t, d.Start(ctx, spec, nil))
 	mustFail(t, d.Admit(ctx, spec), vm.CodeState)
 	must(t, d.AttachDisk(ctx, disk))
+	for range 2 {
+		must(t, d.AttachNIC(ctx, spec.ID, userPort(2)))
+	}
+	must(t, d.SetLink(ctx, spec.ID, 2, false))
+	must(t, d.SetForwards(ctx, spec.ID, 2, nil, nil))
 	must(t, d.Pause(ctx, spec.ID))
 
 	d = newDryRun(t, dir)
 	seen, err := d.Survey(ctx)
 	must(t, err)
-	if got := seen.VMs[spec.ID]; got.Status != vm.StatusPaused || !slices.Equal(got.Plugged, []string{"data"}) || !got.Alive() {
+	if got := seen.VMs[spec.ID]; got.Status != vm.StatusPaused || !slices.Equal(got.Plugged, []string{"data"}) ||
+		!slices.Equal(got.NICs, []int{2, 3}) || !got.Alive() {
 		t.Errorf("after a restart it is %+v", got)
 	}
 	if !seen.VMFiles[spec.ID] || seen.DiskFiles["data"] != 16 || seen.Storage.SizeMiB == 0 {
@@ -90,7 +100,8 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	must(t, d.Resume(ctx, spec.ID))
 	must(t, d.Reset(ctx, spec.ID))
 	must(t, d.DetachDisk(ctx, disk))
-	if got := d.Observe(ctx, spec.ID); got.Status != vm.StatusRunning || len(got.Plugged) != 0 {
+	must(t, d.DetachNIC(ctx, spec.ID, 3))
+	if got := d.Observe(ctx, spec.ID); got.Status != vm.StatusRunning || len(got.Plugged) != 0 || !slices.Equal(got.NICs, []int{2}) {
 		t.Errorf("it is %+v", got)
 	}
 	for range 2 {

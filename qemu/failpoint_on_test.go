@@ -29,6 +29,11 @@ func pass(t *testing.T, h *testHost) {
 	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Timeout: time.Minute}, nil))
 	must(t, h.DeleteVM(t.Context(), "web"))
 	must(t, h.DeleteDisk(t.Context(), "data"))
+	h.start("net", guestEjects)
+	must(t, h.AttachNIC(t.Context(), "net", userPort(1)))
+	must(t, h.DetachNIC(t.Context(), "net", 1))
+	must(t, h.Shutdown(t.Context(), "net", vm.StopOptions{Force: true}, nil))
+	must(t, h.DeleteVM(t.Context(), "net"))
 }
 
 func TestEveryFailPointIsReached(t *testing.T) {
@@ -54,8 +59,10 @@ func TestEveryFailPointIsReached(t *testing.T) {
 			if got := child.ProcessState.String(); got != "signal: killed" {
 				t.Fatalf("it ended with %s\n%s", got, out)
 			}
-			must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
-			must(t, h.DeleteVM(t.Context(), "web"))
+			for _, id := range []string{"web", "net"} {
+				must(t, h.Shutdown(t.Context(), id, vm.StopOptions{Force: true}, nil))
+				must(t, h.DeleteVM(t.Context(), id))
+			}
 			must(t, h.DeleteDisk(t.Context(), "data"))
 			if left := filesBelow(t, h.Driver); len(left) != 0 {
 				t.Errorf("files are left: %q", left)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,8 +40,9 @@ type testHost struct {
 	t   testing.TB
 	dir string
 
-	mu   sync.Mutex
-	news map[string]int // how often Notify named a VM
+	mu    sync.Mutex
+	news  map[string]int // how often Notify named a VM
+	marks []string       // what Mark was told, as "<vm> <mark>"
 }
 
 // tempDir returns a directory that the user QEMU runs as can pass through, and
@@ -82,7 +84,7 @@ func newHost(t testing.TB) *testHost {
 func (h *testHost) open() {
 	h.t.Helper()
 	d, err := New(h.t.Context(), Options{
-		StateDir: filepath.Join(h.dir, "state"), RuntimeDir: filepath.Join(h.dir, "run"), Accel: "tcg", Notify: h.notify,
+		StateDir: filepath.Join(h.dir, "state"), RuntimeDir: filepath.Join(h.dir, "run"), Accel: "tcg", Notify: h.notify, Mark: h.mark,
 	}, testLog(h.t))
 	if err != nil {
 		h.t.Fatal(err)
@@ -110,6 +112,22 @@ func (h *testHost) notify(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.news[id]++
+}
+
+func (h *testHost) mark(id string, m vm.BootMark, at time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if time.Since(at) > time.Minute {
+		h.t.Errorf("mark %s of vm %s has the time %v", m, id, at)
+	}
+	h.marks = append(h.marks, id+" "+string(m))
+}
+
+// marksTold returns what Mark was told.
+func (h *testHost) marksTold() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.marks)
 }
 
 // newsOf returns how often Notify has named a VM.

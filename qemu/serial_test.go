@@ -2,8 +2,11 @@ package qemu
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
+
+	"vmand/vm"
 )
 
 func TestASerialLogIsRotatedAndBounded(t *testing.T) {
@@ -57,6 +60,29 @@ func TestAGuestThatChattersIsNeverHeldUp(t *testing.T) {
 	grown("the log grows beyond what a socket holds", 300_000)
 	h.reopen()
 	grown("the log grows after a restart of vmand", 300_000)
+}
+
+func TestTheFirstByteOfARunIsTold(t *testing.T) {
+	h := newHost(t)
+	h.start("mute", guestDeaf)
+	h.start("web", guestChatters)
+	await(t, "it is told", func() bool { return len(h.marksTold()) > 0 })
+	grown := func() {
+		t.Helper()
+		begin := h.serialSize("web")
+		await(t, "the guest writes on", func() bool { return h.serialSize("web") > begin+10_000 })
+	}
+	grown()
+	must(t, h.Reset(t.Context(), "web"))
+	grown()
+	h.reopen() // what comes now is not the first
+	grown()
+	if got := h.marksTold(); !slices.Equal(got, []string{"web serial"}) {
+		t.Errorf("told: %q", got)
+	}
+	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
+	h.start("web2", guestSaysHi)
+	await(t, "the next run is told", func() bool { return slices.Equal(h.marksTold(), []string{"web serial", "web2 serial"}) })
 }
 
 func (h *testHost) serialSize(id string) int64 {

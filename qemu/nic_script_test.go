@@ -1,0 +1,184 @@
+package qemu
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vmand/qemu/qmp/qmptest"
+	"vmand/vm"
+)
+
+// conversation is what is said about a NIC, one word for each command, to a
+// QEMU that has half of one from an attempt that was cut short.
+type conversation struct {
+	mu      sync.Mutex
+	said    []string
+	plugged bool
+	status  vm.RunStatus
+	refuse  string // the command that is refused
+	silent  string // the command that is not answered
+	deleted int    // which device_del the guest hears, 0 for none
+	server  *qmptest.Server
+}
+
+func (c *conversation) answer(command string, args qmptest.Args) (any, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	word := strings.TrimSpace(command + " " + args.String("fdname") + args.String("id") + args.String("name"))
+	c.said = append(c.said, word)
+	switch command {
+	case c.refuse:
+		return nil, qmptest.Refuse("GenericError", "no")
+	case c.silent:
+		return nil, qmptest.ErrSilent
+	case "device_add":
+		c.plugged = true
+	case "device_del":
+		if !c.plugged {
+			return nil, qmptest.Refuse("DeviceNotFound", "Device 'nic-1' not found")
+		}
+		if c.deleted--; c.deleted == 0 {
+			c.plugged = false
+			c.server.Event("DEVICE_DELETED", map[string]string{"path": "/machine/peripheral/nic-1/virtio-backend"})
+			c.server.Event("DEVICE_DELETED", map[string]string{"device": "nic-1", "path": "/machine/peripheral/nic-1"})
+		}
+	}
+	return nil, nil
+}
+
+// newConversation makes a VM "web" whose monitor is c.
+func newConversation(t *testing.T, c *conversation) *fakeHost {
+	answers := map[string]qmptest.Handler{
+		"query-status": func(string, qmptest.Args) (any, error) { return map[string]vm.RunStatus{"status": c.status}, nil },
+		"qom-list": func(string, qmptest.Args) (any, error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			names := []map[string]string{{"name": "type"}, {"name": "nic-x"}, {"name": "port-1"}, {"name": "disk-data"}}
+			if c.plugged {
+				names = append(names, map[string]string{"name": "nic-1"})
+			}
+			return names, nil
+		},
+	}
+	for _, command := range []string{"getfd", "closefd", "netdev_add", "netdev_del", "device_add", "device_del", "set_link"} {
+		answers[command] = c.answer
+	}
+	if c.status == "" {
+		c.status = vm.StatusRunning
+	}
+	f := newFakeHost(t, fakeQEMU(answers))
+	c.server = f.server
+	f.awaitStatus("web", c.status)
+	return f
+}
+
+func (c *conversation) was() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.said)
+}
+
+func TestANICIsPluggedStepByStep(t *testing.T) {
+	begin := []string{"netdev_del net-1", "getfd net-1-file", "getfd net-1-vhost", "netdev_add net-1"}
+	undo := []string{"netdev_del net-1", "closefd net-1-file", "closefd net-1-vhost"}
+	for name, c := range map[string]struct {
+		conversation
+		down bool
+		want vm.Code
+		said []string
+	}{
+		"all is well":             {said: slices.Concat(begin, []string{"device_add nic-1"})},
+		"the cable is out":        {down: true, said: slices.Concat(begin, []string{"set_link net-1", "device_add nic-1", "set_link net-1"})},
+		"it is there":             {conversation: conversation{plugged: true}},
+		"nothing runs yet":        {conversation: conversation{status: vm.StatusPrelaunch}, want: vm.CodeUnavailable},
+		"a file is refused":       {conversation: conversation{refuse: "getfd"}, want: vm.CodeOperationFailed, said: slices.Concat(begin[:2], undo)},
+		"the host's half is":      {conversation: conversation{refuse: "netdev_add"}, want: vm.CodeOperationFailed, said: slices.Concat(begin, undo)},
+		"the card is":             {conversation: conversation{refuse: "device_add"}, want: vm.CodeOperationFailed, said: slices.Concat(begin, []string{"device_add nic-1"}, undo)},
+		"no word of the card":     {conversation: conversation{silent: "device_add"}, want: vm.CodeQEMUUnresponsive, said: slices.Concat(begin, []string{"device_add nic-1"})},
+		"the old half cannot go":  {conversation: conversation{refuse: "netdev_del"}, want: vm.CodeOperationFailed, said: begin[:1]},
+		"no word of the old half": {conversation: conversation{silent: "netdev_del"}, want: vm.CodeQEMUUnresponsive, said: begin[:1]},
+		"the guest does not run":  {conversation: conversation{status: vm.StatusPaused}, said: slices.Concat(begin, []string{"device_add nic-1"})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newConversation(t, &c.conversation)
+			null, err := os.Open(os.DevNull)
+			must(t, err)
+			p := testPort(1, vm.PortTap)
+			p.Files, p.VHost, p.LinkDown = []*os.File{null}, null, c.down
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			if c.silent != "" {
+				ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+			}
+			defer cancel()
+			mustFail(t, f.AttachNIC(ctx, "web", p), c.want)
+			if got := c.was(); !slices.Equal(got, c.said) {
+				t.Errorf("said: %q\nwant: %q", got, c.said)
+			}
+			null.Close()
+		})
+	}
+}
+
+func TestANICIsUnpluggedStepByStep(t *testing.T) {
+	for name, c := range map[string]struct {
+		conversation
+		want vm.Code
+		said []string
+	}{
+		"the guest hears":                {conversation: conversation{plugged: true, deleted: 1}, said: []string{"device_del nic-1", "netdev_del net-1"}},
+		"it hears the second time":       {conversation: conversation{plugged: true, deleted: 2}, said: []string{"device_del nic-1", "device_del nic-1", "netdev_del net-1"}},
+		"the card is gone":               {said: []string{"device_del nic-1", "netdev_del net-1"}},
+		"nothing runs yet":               {conversation: conversation{plugged: true, status: vm.StatusPrelaunch}, want: vm.CodeUnavailable},
+		"the guest is paused":            {conversation: conversation{plugged: true, status: vm.StatusPaused}, want: vm.CodeUnavailable, said: []string{"device_del nic-1"}},
+		"the guest has panicked":         {conversation: conversation{plugged: true, status: "guest-panicked"}, want: vm.CodeUnavailable, said: []string{"device_del nic-1"}},
+		"QEMU is mute":                   {conversation: conversation{plugged: true, silent: "device_del"}, want: vm.CodeQEMUUnresponsive, said: []string{"device_del nic-1"}},
+		"the host's half cannot go":      {conversation: conversation{refuse: "netdev_del"}, want: vm.CodeOperationFailed, said: []string{"device_del nic-1", "netdev_del net-1"}},
+		"the guest is silent":            {conversation: conversation{plugged: true}, want: vm.CodeUnavailable, said: []string{"device_del nic-1", "device_del nic-1"}},
+		"it is on its way out, it seems": {conversation: conversation{plugged: true, refuse: "device_del"}, want: vm.CodeUnavailable, said: []string{"device_del nic-1", "device_del nic-1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newConversation(t, &c.conversation)
+			ctx, cancel := context.WithTimeout(t.Context(), lookInterval*3/2)
+			defer cancel()
+			mustFail(t, f.DetachNIC(ctx, "web", 1), c.want)
+			if got := c.was(); !slices.Equal(got, c.said) {
+				t.Errorf("said: %q\nwant: %q", got, c.said)
+			}
+		})
+	}
+}
+
+func TestOneQuestionTellsAllThatIsPlugged(t *testing.T) {
+	c := conversation{plugged: true}
+	f := newConversation(t, &c)
+	before := len(f.server.Commands())
+	o := f.Observe(t.Context(), "web")
+	if !slices.Equal(o.NICs, []int{1}) || !slices.Equal(o.Plugged, []string{"data"}) {
+		t.Errorf("it looks like %+v", o)
+	}
+	if asked := f.server.Commands()[before:]; !slices.Equal(asked, []string{"query-status", "qom-list"}) {
+		t.Errorf("asked: %q", asked)
+	}
+}
+
+func TestWhatQEMUSaysOfAForwardHasACode(t *testing.T) {
+	for said, want := range map[string]vm.Code{
+		"": "",
+		"Could not set up host forwarding rule 'tcp:127.0.0.1:80-:80'\r\n": vm.CodeInUse,
+		"could not set up host forwarding rule 'tcp:127.0.0.1:80-:80'\r\n": vm.CodeInUse,
+		"unrecognized netdev id 'net-0'\r\n":                               vm.CodeOperationFailed,
+	} {
+		f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"human-monitor-command": func(_ string, args qmptest.Args) (any, error) {
+			if args.String("command-line") == "info usernet" {
+				return "Hub -1 (net-0):\r\n", nil
+			}
+			return said, nil
+		}}))
+		mustFail(t, f.SetForwards(t.Context(), "web", 0, nil, []vm.PortForward{forwardTo(80, 80)}), want)
+	}
+}
