@@ -86,7 +86,7 @@ func (c *conversation) was() []string {
 func TestANICIsPluggedStepByStep(t *testing.T) {
 	begin := []string{"netdev_del net-1", "getfd net-1-file", "getfd net-1-vhost", "netdev_add net-1"}
 	undo := []string{"netdev_del net-1", "closefd net-1-file", "closefd net-1-vhost"}
-	for name, c := range map[string]struct {
+	for name, c := range map[string]*struct {
 		conversation
 		down bool
 		want vm.Code
@@ -125,7 +125,7 @@ func TestANICIsPluggedStepByStep(t *testing.T) {
 }
 
 func TestANICIsUnpluggedStepByStep(t *testing.T) {
-	for name, c := range map[string]struct {
+	for name, c := range map[string]*struct {
 		conversation
 		want vm.Code
 		said []string
