@@ -405,6 +405,8 @@ func TestTheEndOfAContextIsNoFaultOfTheDatabase(t *testing.T) {
 		"get":        func() error { _, err := s.VM(ctx, "a"); return err },
 		"short list": func() error { _, err := s.VMs(ctx, vm.VMFilter{}, vm.Page{Limit: 1}); return err },
 		"whole list": func() error { _, err := s.Disks(ctx, vm.DiskFilter{}, vm.Page{}); return err },
+		"lease":      func() error { _, err := s.LeaseByMAC(ctx, "lan", "m"); return err },
+		"free":       func() error { _, err := s.FreeIP(ctx, "lan", crowdedIP(0), crowdedIP(9), nil); return err },
 		"write":      func() error { return s.Apply(ctx, vm.Change{NewVM: &v}) },
 		"prune":      func() error { _, err := s.PruneOperations(ctx, at); return err },
 		"ping":       func() error { return s.Ping(ctx) },
