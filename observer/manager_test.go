@@ -44,7 +44,7 @@ func inDaemon(t *testing.T, f func(t *testing.T, d *daemon)) {
 			t.Fatal(err)
 		}
 		d := &daemon{t: t, store: s, driver: &vmtest.Driver{}}
-		d.manager = vm.NewManager(s, d.driver, vmtest.Network{}, vm.Options{}, discard)
+		d.manager = vm.NewManager(s, d.driver, &vmtest.Network{}, vm.Options{}, discard)
 		d.observer = New(thoroughHost{d.driver}, s, d.manager, Options{Interval: interval}, discard)
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -70,7 +70,7 @@ func (d *daemon) start(id string, policy vm.RestartPolicy) {
 			d.t.Fatal(err)
 		}
 	}
-	if _, err := d.manager.CreateVM(d.t.Context(), vm.NewVM{ID: id, Template: "small", VMEdits: vm.VMEdits{Restart: &policy}}); err != nil {
+	if _, err := d.manager.CreateVM(d.t.Context(), vm.NewVM{ID: id, Template: "small", NICs: &[]vm.NewNIC{}, VMEdits: vm.VMEdits{Restart: &policy}}); err != nil {
 		d.t.Fatal(err)
 	}
 	_, op, err := d.manager.Do(d.t.Context(), id, vm.OpStart, vm.StopOptions{})

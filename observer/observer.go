@@ -50,6 +50,9 @@ type Settler interface {
 	// RestartDue begins the automatic restart of a VM. It fails with
 	// [vm.ErrState] if none is due.
 	RestartDue(ctx context.Context, id string) (vm.Operation, error)
+	// ReconcileNetworks compares the networks on the host with the records, given
+	// the VMs as recorded, and with repair makes the host as it is wanted.
+	ReconcileNetworks(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error)
 	// Tell records events.
 	Tell(ctx context.Context, events ...vm.Event) error
 	// NextEvent returns a channel that is closed when the next event is recorded.

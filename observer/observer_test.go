@@ -43,6 +43,9 @@ type world struct {
 	events   []vm.Event
 	tellErr  error
 	news     chan struct{}
+	drift    []vm.Drift
+	driftErr error
+	repairs  []bool           // what ReconcileNetworks was asked for
 	restarts []string         // ids RestartDue was called with
 	refuse   map[string]error // what RestartDue of an id fails with
 }
@@ -72,6 +75,18 @@ func (w *world) recorded(id string) vm.VM {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.vms[id]
+}
+
+// ReconcileNetworks finds what the test has said, and repairs what has no error.
+func (w *world) ReconcileNetworks(_ context.Context, _ []vm.VM, repair bool) ([]vm.Drift, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.repairs = append(w.repairs, repair)
+	drift := slices.Clone(w.drift)
+	for i := range drift {
+		drift[i].Repaired = repair && drift[i].Err == nil
+	}
+	return drift, w.driftErr
 }
 
 // did returns how often the observer has looked at the host, what it asked to

@@ -28,11 +28,17 @@ type suspicion struct {
 func (o *Observer) pass(ctx context.Context) {
 	began := time.Now()
 	passCtx, stop := context.WithTimeout(ctx, passTimeout)
-	plan, err := guard(o.log, func() ([]Action, error) { return o.look(passCtx) })
-	stop()
+	defer stop()
+	var vms []vm.VM
+	plan, err := guard(o.log, func() (plan []Action, err error) {
+		plan, vms, err = o.look(passCtx)
+		return plan, err
+	})
 	var results []result
 	if err == nil {
 		results = o.act(ctx, plan)
+		drift, repaired := o.networks(passCtx, vms)
+		plan, results = append(plan, drift...), append(results, repaired...)
 	}
 	switch {
 	case ctx.Err() != nil: // asked to end: a pass cut short proves nothing
@@ -46,20 +52,20 @@ func (o *Observer) pass(ctx context.Context) {
 // look observes the host before it reads the records: a VM created in between
 // then shows as recorded and not there, which Settle knows, and never as an
 // orphan.
-func (o *Observer) look(ctx context.Context) ([]Action, error) {
+func (o *Observer) look(ctx context.Context) ([]Action, []vm.VM, error) {
 	seen, err := o.host.Survey(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("survey the host: %w", err)
+		return nil, nil, fmt.Errorf("survey the host: %w", err)
 	}
 	var recorded Recorded
 	if recorded.VMs, err = o.records.VMs(ctx, vm.VMFilter{}, vm.Page{}); err != nil {
-		return nil, fmt.Errorf("read the recorded vms: %w", err)
+		return nil, nil, fmt.Errorf("read the recorded vms: %w", err)
 	}
 	if recorded.Disks, err = o.records.Disks(ctx, vm.DiskFilter{}, vm.Page{}); err != nil {
-		return nil, fmt.Errorf("read the recorded disks: %w", err)
+		return nil, nil, fmt.Errorf("read the recorded disks: %w", err)
 	}
 	if recorded.Open, err = o.records.Operations(ctx, vm.OperationFilter{Open: true}, vm.Page{}); err != nil {
-		return nil, fmt.Errorf("read the open operations: %w", err)
+		return nil, nil, fmt.Errorf("read the open operations: %w", err)
 	}
 	o.restarts.add(recorded.VMs)
 	plan := Plan(recorded, seen, int64(o.o.LowMiB), o.settler.Busy)
@@ -68,7 +74,7 @@ func (o *Observer) look(ctx context.Context) ([]Action, error) {
 			plan[i] = plan[i].reportOnly()
 		}
 	}
-	return plan, nil
+	return plan, recorded.VMs, nil
 }
 
 // reportOnly returns the action without its repair. Nobody looks under the lock

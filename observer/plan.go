@@ -23,11 +23,12 @@ const (
 	QMPUnreachable        IssueType = "qmp_unreachable" // the process lives, its monitor is mute
 	RuntimeDrift          IssueType = "runtime_drift"   // QEMU has a disk that the records do not give its VM
 	StorageLow            IssueType = "storage_low"     // the file system of the disks is nearly full
+	NetworkDrift          IssueType = "network_drift"   // a network on the host is not as it is recorded
 )
 
 // IssueTypes lists every type.
 var IssueTypes = []IssueType{VMStateMismatch, OrphanProcess, MissingDisk, OrphanDisk, DiskStateInconsistent,
-	DiskSizeMismatch, QMPUnreachable, RuntimeDrift, StorageLow}
+	DiskSizeMismatch, QMPUnreachable, RuntimeDrift, StorageLow, NetworkDrift}
 
 const (
 	// mutePasses is for how many passes a monitor must have been mute: a QEMU that
@@ -48,7 +49,7 @@ type Recorded struct {
 // resolve it. What could lose data is never to be settled.
 type Action struct {
 	Type     IssueType
-	Resource string // "vms/<id>", "disks/<id>" or "storage/<path>"
+	Resource string // "vms/<id>", "disks/<id>", "networks/<name>" or "storage/<path>"
 	Details  string // for a person
 	Settle   bool
 	// Passes is how many passes in a row must find it before it is an issue that
@@ -68,6 +69,7 @@ func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(resource st
 	for _, v := range recorded.VMs {
 		p.vms[v.ID] = true
 		p.vm(v)
+		p.nics(v)
 	}
 	owner := make(map[string]string, len(recorded.Disks))
 	for _, d := range recorded.Disks {

@@ -41,7 +41,7 @@ const (
 func (m *Manager) Await(ctx context.Context, id string, c Condition) (VM, error) {
 	for {
 		news := m.NextEvent()
-		v, err := m.store.VM(ctx, id)
+		v, err := m.store.VM(context.WithoutCancel(ctx), id)
 		if err != nil {
 			return v, err
 		}
@@ -53,7 +53,7 @@ func (m *Manager) Await(ctx context.Context, id string, c Condition) (VM, error)
 			return v, err
 		}
 		if holds {
-			return m.store.VM(ctx, id)
+			return m.store.VM(context.WithoutCancel(ctx), id)
 		}
 		var again <-chan time.Time
 		if c.Port != 0 {

@@ -64,7 +64,7 @@ func TestEveryChangeIsAnEvent(t *testing.T) {
 			got = append(got, e.Type+" "+strings.ReplaceAll(e.Resource, d.ID, "d"))
 		}
 	}
-	want := []string{"template.created templates/small", "vm.created vms/a", "vm.state vms/a", "vm.state vms/a", "disk.created disks/d", "disk.state disks/d",
+	want := []string{"network.created networks/vman0", "template.created templates/small", "vm.created vms/a", "vm.state vms/a", "vm.state vms/a", "disk.created disks/d", "disk.state disks/d",
 		"disk.state disks/d", "disk.state disks/d", "vm.state vms/a", "vm.state vms/a", "disk.state disks/d", "vm.deleted vms/a"}
 	if strings.Join(got, ", ") != strings.Join(want, ", ") {
 		t.Errorf("events %q; want %q", got, want)

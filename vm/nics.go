@@ -53,6 +53,9 @@ func (m *Manager) release(nics []NIC) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, n := range nics {
+		if len(r.taken[n.Network]) == 0 {
+			continue
+		}
 		r.taken[n.Network] = slices.DeleteFunc(r.taken[n.Network], func(a netip.Addr) bool { return a == n.IP })
 		if len(r.taken[n.Network]) == 0 {
 			delete(r.taken, n.Network)

@@ -1,0 +1,84 @@
+package observer
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"vmand/vm"
+)
+
+func TestNetworksThatDriftedAreReportedWithWhatWasDone(t *testing.T) {
+	tests := map[string]struct {
+		repair   string
+		drift    vm.Drift
+		err      error
+		want     string // of the issue's repair
+		repaired bool
+	}{
+		"repaired":              {RepairAuto, vm.Drift{Resource: "networks/vman0", Details: "the bridge is down"}, nil, "made so again", true},
+		"not to be repaired":    {RepairReport, vm.Drift{Resource: "networks/vman0", Details: "the bridge is down"}, nil, "", false},
+		"failed":                {RepairAuto, vm.Drift{Resource: "vms/a", Details: "the tap is gone", Err: errors.New("no way")}, nil, "tried, and failed: no way", false},
+		"nothing could be seen": {RepairAuto, vm.Drift{}, errors.New("no netlink"), "tried, and failed: no netlink", false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				if tt.drift.Resource != "" {
+					w.drift = []vm.Drift{tt.drift}
+				}
+				w.driftErr = tt.err
+				o := New(w, w, w, Options{Interval: interval, Repair: tt.repair}, discard)
+				o.pass(t.Context())
+				issues := o.Status().Issues
+				if len(issues) != 1 || issues[0].Type != NetworkDrift || issues[0].Repair != tt.want || issues[0].RepairedAt.IsZero() == tt.repaired {
+					t.Fatalf("issues: %+v", issues)
+				}
+				if want := tt.repair == RepairAuto; w.repairs[0] != want {
+					t.Errorf("asked to repair: %t", w.repairs[0])
+				}
+				if !slices.ContainsFunc(w.events, func(e vm.Event) bool {
+					return e.Type == "observer.issue" && strings.Contains(string(e.Data), "network_drift")
+				}) {
+					t.Errorf("events: %+v", w.events)
+				}
+			})
+		})
+	}
+}
+
+func TestNICsThatQEMUContradictsAreFound(t *testing.T) {
+	nic := func(slot int, s vm.NICState) vm.NIC { return vm.NIC{Slot: slot, Network: "vman0", State: s} }
+	tests := map[string]struct {
+		nics   []vm.NIC
+		seen   []int
+		want   string
+		settle bool
+	}{
+		"as recorded":     {[]vm.NIC{nic(0, vm.NICAttached)}, []int{0}, "", false},
+		"not known":       {[]vm.NIC{nic(0, vm.NICAttached)}, nil, "", false},
+		"half taken away": {[]vm.NIC{nic(0, vm.NICDetaching)}, []int{0}, "recorded as detaching", true},
+		"half put in":     {[]vm.NIC{nic(0, vm.NICAttaching)}, []int{}, "recorded as attaching", true},
+		"one more":        {nil, []int{3}, "slot 3, which is not recorded", false},
+		"one less":        {[]vm.NIC{nic(0, vm.NICAttached), nic(1, vm.NICAttached)}, []int{0}, "nic 1 is recorded", false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			v := vm.VM{ID: "a", State: vm.Running, Reason: vm.ReasonRequested, NICs: tt.nics}
+			seen := vm.Survey{VMs: map[string]vm.Observation{"a": {PID: 7, Status: vm.StatusRunning, NICs: tt.seen}}, VMFiles: map[string]bool{"a": true}}
+			plan := Plan(Recorded{VMs: []vm.VM{v}}, seen, 0, func(string) bool { return false })
+			if tt.want == "" {
+				if len(plan) != 0 {
+					t.Errorf("plan: %+v", plan)
+				}
+				return
+			}
+			if len(plan) != 1 || plan[0].Type != RuntimeDrift || plan[0].Settle != tt.settle || !strings.Contains(plan[0].Details, tt.want) {
+				t.Errorf("plan: %+v", plan)
+			}
+		})
+	}
+}

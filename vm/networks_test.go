@@ -1,0 +1,278 @@
+package vm_test
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"vmand/vm"
+)
+
+func (w *world) vm(id string) vm.VM {
+	w.t.Helper()
+	v, err := w.store.VM(w.t.Context(), id)
+	must(w.t)(err)
+	return v
+}
+
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func TestAVMHasItsAddressFromTheMomentItIsMade(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.create("b")
+	for id, want := range map[string]string{"a": "192.168.100.2", "b": "192.168.100.3"} {
+		v := w.vm(id)
+		if ip, source := v.LocalIP(); ip != addr(want) || source != vm.SourceAssigned || !v.ReachableFromHost() {
+			t.Errorf("vm %s has %s (%s), want %s", id, ip, source, want)
+		}
+		if v.NICs[0].MAC != vm.MACOf(v.UUID, 0) {
+			t.Errorf("mac %s", v.NICs[0].MAC)
+		}
+	}
+	must(t)(w.DeleteVM(t.Context(), "a", nil))
+	w.create("c")
+	c := w.vm("c")
+	if ip, _ := c.LocalIP(); ip != addr("192.168.100.2") {
+		t.Errorf("the lowest free address is 192.168.100.2, not %s", ip)
+	}
+}
+
+func TestManyVMsAtOnceGetAnAddressEach(t *testing.T) {
+	w := newWorld(t)
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "vm-" + string(rune('a'+i%26)) + string(rune('a'+i/26)), Template: "small"}))
+		})
+	}
+	wg.Wait()
+	leases, err := w.store.Leases(t.Context(), vm.DefaultNetwork)
+	must(t)(err)
+	for i, l := range leases {
+		if want := netip.AddrFrom4([4]byte{192, 168, 100, byte(i + 2)}); l.IP != want {
+			t.Errorf("lease %d is %s, want %s", i, l.IP, want)
+		}
+	}
+	if len(leases) != 40 {
+		t.Errorf("%d leases", len(leases))
+	}
+}
+
+func TestAddressesAndNICsThatCannotBe(t *testing.T) {
+	w := newWorld(t)
+	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "tiny", Mode: vm.NetworkIsolated, Subnet: prefix("10.9.9.0/29")}))
+	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
+	for i := range 5 {
+		must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "t" + string(rune('0'+i)), Template: "small", NICs: &[]vm.NewNIC{{Network: "tiny"}}}))
+	}
+	tests := map[string]struct {
+		nic  vm.NewNIC
+		code vm.Code
+		says string
+	}{
+		"exhausted":        {vm.NewNIC{Network: "tiny"}, vm.CodeAddressesExhausted, "tiny"},
+		"taken":            {vm.NewNIC{Network: "tiny", IP: addr("10.9.9.3")}, vm.CodeInUse, "10.9.9.3"},
+		"the gateway":      {vm.NewNIC{Network: "tiny", IP: addr("10.9.9.1")}, vm.CodeInvalid, "/nics/0/ip"},
+		"the broadcast":    {vm.NewNIC{Network: "tiny", IP: addr("10.9.9.7")}, vm.CodeInvalid, "/nics/0/ip"},
+		"elsewhere":        {vm.NewNIC{Network: "tiny", IP: addr("10.9.8.2")}, vm.CodeInvalid, "/nics/0/ip"},
+		"on a foreign one": {vm.NewNIC{Network: "lan", IP: addr("10.0.0.2")}, vm.CodeInvalid, "/nics/0/ip"},
+		"no such network":  {vm.NewNIC{Network: "none"}, vm.CodeInvalid, "/nics/0/network"},
+		"a group address":  {vm.NewNIC{MAC: "01:00:5e:00:00:01"}, vm.CodeInvalid, "/nics/0/mac"},
+		"no MAC":           {vm.NewNIC{MAC: "52:54"}, vm.CodeInvalid, "/nics/0/mac"},
+		"an unknown model": {vm.NewNIC{Model: "ne2k"}, vm.CodeInvalid, "/nics/0/model"},
+		"a negative rate":  {vm.NewNIC{RateOut: -1}, vm.CodeInvalid, "/nics/0/rate_out"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := w.CreateVM(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{tt.nic}})
+			wantCode(t, err, tt.code, tt.says)
+		})
+	}
+	_, err := w.CreateVM(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{}, {}, {}, {}, {}, {}, {}, {}, {}}})
+	wantCode(t, err, vm.CodeInvalid, "/nics")
+	// What was refused has taken no address.
+	must(t)(w.DeleteVM(t.Context(), "t3", nil))
+	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{Network: "tiny", IP: addr("10.9.9.5")}}}))
+	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "y", Template: "small", NICs: &[]vm.NewNIC{}}))
+	y := w.vm("y")
+	if ip, source := y.LocalIP(); ip.IsValid() || source != "" || y.ReachableFromHost() {
+		t.Errorf("a VM without NICs has %s (%s)", ip, source)
+	}
+}
+
+func TestNetworksThatCannotBe(t *testing.T) {
+	w := newWorld(t)
+	tests := map[string]struct {
+		n    vm.VirtualNetwork
+		code vm.Code
+		says string
+	}{
+		"a long name":          {vm.VirtualNetwork{Name: "a234567890123456", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
+		"no mode":              {vm.VirtualNetwork{Name: "n"}, vm.CodeInvalid, "/mode"},
+		"again":                {vm.VirtualNetwork{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}, vm.CodeExists, vm.DefaultNetwork},
+		"a subnet taken":       {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("192.168.0.0/16")}, vm.CodeInUse, "/subnet"},
+		"a huge subnet":        {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/8")}, vm.CodeInvalid, "/subnet"},
+		"a tiny subnet":        {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/30")}, vm.CodeInvalid, "/subnet"},
+		"bits of a host":       {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.1/24")}, vm.CodeInvalid, "/subnet"},
+		"multicast":            {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("224.0.1.0/24")}, vm.CodeInvalid, "/subnet"},
+		"a foreign gateway":    {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Gateway: addr("10.0.1.1")}, vm.CodeInvalid, "/gateway"},
+		"IPv6 of another size": {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, IPv6: prefix("fd00::/48")}, vm.CodeInvalid, "/ipv6_subnet"},
+		"no bridge":            {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkBridge}, vm.CodeInvalid, "/bridge"},
+		"a bridge of its own":  {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Bridge: "br0"}, vm.CodeInvalid, "/bridge"},
+		"a subnet of others":   {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", Subnet: prefix("10.0.0.0/24")}, vm.CodeInvalid, "/subnet"},
+		"a vlan of our own":    {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, VLAN: 7}, vm.CodeInvalid, "/vlan_id"},
+		"a vlan too high":      {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", VLAN: 4095}, vm.CodeInvalid, "/vlan_id"},
+		"a small MTU":          {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, MTU: 100}, vm.CodeInvalid, "/mtu"},
+		"no domain":            {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Domain: "not a domain"}, vm.CodeInvalid, "/domain"},
+		"no server":            {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, DNS: []netip.Addr{addr("0.0.0.0")}}, vm.CodeInvalid, "/dns"},
+		"a route from afar":    {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Routes: []vm.Route{{Destination: prefix("10.1.0.0/16"), Gateway: addr("10.2.0.1")}}}, vm.CodeInvalid, "/routes"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := w.CreateNetwork(t.Context(), tt.n)
+			wantCode(t, err, tt.code, tt.says)
+		})
+	}
+	if calls := w.network.Calls(); !slices.Equal(calls, []string{"Admit vman0", "Up vman0"}) {
+		t.Errorf("the host was asked for %v", calls)
+	}
+}
+
+func TestANetworkFromCreationToDeletion(t *testing.T) {
+	w := newWorld(t)
+	n, err := w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "lab", Mode: vm.NetworkIsolated, IPv6: prefix("fd00:1:2:3::/64")})
+	must(t)(err)
+	if n.Subnet != prefix("10.0.0.0/24") || n.Gateway != addr("10.0.0.1") || n.Domain != "lab.internal" || n.Bridge != "lab" {
+		t.Errorf("made as %+v", n)
+	}
+	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{Network: "lab"}}}))
+	if got := w.vm("a").NICs[0]; got.IP != addr("10.0.0.2") || got.IPv6 != addr("fd00:1:2:3::2") {
+		t.Errorf("nic: %+v", got)
+	}
+	_, err = w.UpdateNetwork(t.Context(), "lab", vm.NetworkEdits{Subnet: ptr(prefix("10.5.0.0/24"))}, nil)
+	wantCode(t, err, vm.CodeInUse, "VMs such as a")
+	n, err = w.UpdateNetwork(t.Context(), "lab", vm.NetworkEdits{Domain: ptr("lab.example.org"), MTU: ptr(1400)}, nil)
+	must(t)(err)
+	if n.Domain != "lab.example.org" || n.MTU != 1400 || n.Revision != 2 {
+		t.Errorf("updated to %+v", n)
+	}
+	_, err = w.UpdateNetwork(t.Context(), "lab", vm.NetworkEdits{MTU: ptr(1400)}, vm.Match{{Seq: n.Seq, Revision: 1}})
+	wantCode(t, err, vm.CodePrecondition)
+	r, err := w.NetworkStatus(t.Context(), "lab")
+	must(t)(err)
+	if r.Free != 252 || len(r.Leases) != 1 {
+		t.Errorf("report: %+v", r)
+	}
+	wantCode(t, w.DeleteNetwork(t.Context(), "lab", nil), vm.CodeInUse, "in use by 1 VM")
+	must(t)(w.DeleteVM(t.Context(), "a", nil))
+	must(t)(w.DeleteNetwork(t.Context(), "lab", nil))
+	_, err = w.NetworkStatus(t.Context(), "lab")
+	wantCode(t, err, vm.CodeNotFound)
+	if calls := w.network.Calls(); !slices.Contains(calls, "Down lab") {
+		t.Errorf("the host was asked for %v", calls)
+	}
+}
+
+func TestANetworkThatCannotBeMadeIsNotThere(t *testing.T) {
+	w := newWorld(t)
+	w.network.Hook = func(_ context.Context, method, name string) error {
+		if method == "Up" {
+			return &vm.Fault{Code: vm.CodeNetworkUnavailable, Detail: "no bridges here"}
+		}
+		return nil
+	}
+	_, err := w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "lab", Mode: vm.NetworkNAT})
+	wantCode(t, err, vm.CodeNetworkUnavailable, "no bridges")
+	_, err = w.NetworkStatus(t.Context(), "lab")
+	wantCode(t, err, vm.CodeNotFound)
+	if calls := w.network.Calls(); calls[len(calls)-1] != "Down lab" {
+		t.Errorf("the host was asked for %v", calls)
+	}
+}
+
+func TestTheFirstStartMakesTheDefaultNetworkOnce(t *testing.T) {
+	w := newWorld(t)
+	must(t)(w.DeleteNetwork(t.Context(), vm.DefaultNetwork, nil))
+	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "old", Template: "small", NICs: &[]vm.NewNIC{}}))
+	must(t)(w.PrepareNetworks(t.Context()))
+	n, err := w.store.Network(t.Context(), vm.DefaultNetwork)
+	must(t)(err)
+	if n.Mode != vm.NetworkNAT || n.Subnet != prefix("192.168.100.0/24") {
+		t.Errorf("made as %+v", n)
+	}
+	// A VM from before has the network it had.
+	old := w.vm("old")
+	if ip, _ := old.LocalIP(); ip != addr("10.0.2.15") || old.ReachableFromHost() || old.NICs[0].MAC != vm.MACOf(old.UUID, 0) {
+		t.Errorf("the old VM has %+v", old.NICs)
+	}
+	must(t)(w.DeleteNetwork(t.Context(), vm.DefaultNetwork, nil))
+	must(t)(w.PrepareNetworks(t.Context()))
+	_, err = w.store.Network(t.Context(), vm.DefaultNetwork)
+	wantCode(t, err, vm.CodeNotFound)
+	_, err = w.CreateVM(t.Context(), vm.NewVM{ID: "x", Template: "small"})
+	wantCode(t, err, vm.CodeInvalid, "/nics/0/network")
+}
+
+func TestWithoutPrivilegeTheDefaultNetworkIsOfModeUser(t *testing.T) {
+	w := newWorld(t)
+	must(t)(w.DeleteNetwork(t.Context(), vm.DefaultNetwork, nil))
+	w.network.Hook = func(_ context.Context, method, name string) error {
+		if method == "Check" && name == string(vm.NetworkNAT) {
+			return &vm.Fault{Code: vm.CodeNetworkUnavailable, Detail: "not root"}
+		}
+		return nil
+	}
+	must(t)(w.PrepareNetworks(t.Context()))
+	w.create("a")
+	v := w.vm("a")
+	if ip, source := v.LocalIP(); ip != addr("10.0.2.15") || source != vm.SourceAssigned || v.ReachableFromHost() {
+		t.Errorf("the VM has %s (%s)", ip, source)
+	}
+}
+
+func TestMarksOfABoot(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.do("a", vm.OpStart)
+	v := w.vm("a")
+	if v.Boot.Spawned.IsZero() || !v.Boot.DHCP.IsZero() {
+		t.Errorf("after the start: %+v", v.Boot)
+	}
+	at := time.Now().UTC().Truncate(time.Millisecond)
+	got := make(chan error, 1)
+	go func() {
+		_, err := w.Await(t.Context(), "a", vm.Condition{IP: true})
+		got <- err
+	}()
+	w.Mark("a", vm.BootDHCP, at)
+	must(t)(<-got)
+	w.Mark("a", vm.BootDHCP, at.Add(time.Hour)) // a lease renewed
+	must(t)(w.Await(t.Context(), "a", vm.Condition{Port: 22}))
+	v = w.vm("a")
+	if !v.Boot.DHCP.Equal(at) || v.Boot.TCP.IsZero() {
+		t.Errorf("marked: %+v", v.Boot)
+	}
+	w.do("a", vm.OpStop)
+	_, err := w.Await(t.Context(), "a", vm.Condition{IP: true})
+	wantCode(t, err, vm.CodeState, "ended")
+	w.do("a", vm.OpStart)
+	if v = w.vm("a"); !v.Boot.DHCP.IsZero() || v.Boot.Spawned.IsZero() {
+		t.Errorf("a new run has the marks of the old one: %+v", v.Boot)
+	}
+	ctx, stop := context.WithCancelCause(t.Context())
+	stop(context.DeadlineExceeded)
+	if _, err := w.Await(ctx, "a", vm.Condition{IP: true}); err != context.DeadlineExceeded {
+		t.Errorf("waited until %v", err)
+	}
+	for _, s := range []string{"", "ip ", "port:", "port:0", "port:65536", "port:+1", "port:022", "agent"} {
+		_, err := vm.ParseCondition(s)
+		wantCode(t, err, vm.CodeInvalid, "wait_for")
+	}
+}
+
+func ptr[T any](v T) *T { return &v }

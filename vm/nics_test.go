@@ -1,0 +1,216 @@
+package vm_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+
+	"vmand/vm"
+)
+
+func TestANICFromPlugToUnplug(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	for _, running := range []bool{false, true} {
+		if running {
+			w.do("a", vm.OpStart)
+		}
+		n, op, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+		must(t)(err)
+		if n.Slot != 1 || n.State != vm.NICAttached || n.IP != addr("192.168.100.3") || op.State != vm.OpSucceeded {
+			t.Errorf("running %t: attached %+v, %+v", running, n, op)
+		}
+		if got := w.vm("a").NICs; len(got) != 2 || got[1] != n {
+			t.Errorf("recorded %+v", got)
+		}
+		_, gone, _, err := w.DetachNIC(t.Context(), "a", 1)
+		if err != nil || !gone || len(w.vm("a").NICs) != 1 {
+			t.Errorf("running %t: gone %t, %v, %+v", running, gone, err, w.vm("a").NICs)
+		}
+	}
+	_, _, _, err := w.DetachNIC(t.Context(), "a", 1)
+	wantCode(t, err, vm.CodeNotFound)
+	for range vm.MaxNICs - 1 {
+		_, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+		must(t)(err)
+	}
+	_, _, err = w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+	wantCode(t, err, vm.CodeLimitReached)
+}
+
+func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.do("a", vm.OpStart)
+	w.driver.Hook = func(_ context.Context, m, _ string) error {
+		if m == "DetachNIC" {
+			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not let go"}
+		}
+		return nil
+	}
+	n, gone, op, err := w.DetachNIC(t.Context(), "a", 0)
+	if err != nil || gone || n.State != vm.NICDetaching || op.State != vm.OpFailed {
+		t.Fatalf("detached: %+v, %t, %+v, %v", n, gone, op, err)
+	}
+	must(t)(w.Settle(t.Context(), "vms/a"))
+	if got := w.vm("a").NICs; len(got) != 1 || got[0].State != vm.NICDetaching {
+		t.Errorf("settled while held: %+v", got)
+	}
+	w.driver.Hook = nil
+	if r, err := w.Settle(t.Context(), "vms/a"); err != nil || !r.Changed || len(w.vm("a").NICs) != 0 {
+		t.Errorf("settled when let go: %+v, %v, %+v", r, err, w.vm("a").NICs)
+	}
+	// Power-off finishes a detach as well.
+	must(t)(w.AttachNIC(t.Context(), "a", vm.NewNIC{}))
+	w.driver.Hook = func(_ context.Context, m, _ string) error {
+		if m == "DetachNIC" {
+			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not let go"}
+		}
+		return nil
+	}
+	must(t)(w.DetachNIC(t.Context(), "a", 0))
+	w.do("a", vm.OpStop)
+	if got := w.vm("a").NICs; len(got) != 0 {
+		t.Errorf("stopped with %+v", got)
+	}
+}
+
+func TestANICThatCannotBePluggedIsNotThere(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.do("a", vm.OpStart)
+	w.driver.Hook = func(_ context.Context, m, _ string) error {
+		if m == "AttachNIC" {
+			return &vm.Fault{Code: vm.CodeOperationFailed, Detail: "QEMU said no"}
+		}
+		return nil
+	}
+	_, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+	wantCode(t, err, vm.CodeOperationFailed, "said no")
+	if got := w.vm("a").NICs; len(got) != 1 {
+		t.Errorf("recorded %+v", got)
+	}
+	w.driver.Hook = nil
+	n, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+	must(t)(err)
+	if n.IP != addr("192.168.100.3") {
+		t.Errorf("the failed one keeps its address: the next has %s", n.IP)
+	}
+}
+
+func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
+	tests := map[string]struct {
+		kind    vm.Kind
+		state   vm.NICState
+		plugged bool
+		want    int // NICs
+		ended   vm.OpState
+	}{
+		"an attach that had worked":  {vm.NICAttach, vm.NICAttaching, true, 1, vm.OpSucceeded},
+		"an attach before anything":  {vm.NICAttach, vm.NICAttaching, false, 0, vm.OpFailed},
+		"a detach that had worked":   {vm.NICDetach, vm.NICDetaching, false, 0, vm.OpSucceeded},
+		"a detach before its answer": {vm.NICDetach, vm.NICDetaching, true, 0, vm.OpSucceeded},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{}}))
+			w.do("a", vm.OpStart)
+			n, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+			must(t)(err)
+			if !tt.plugged {
+				must(t)(w.driver.DetachNIC(t.Context(), "a", 0))
+			}
+			v := w.vm("a")
+			n.State = tt.state
+			v.NICs = []vm.NIC{n}
+			at := v.CreatedAt
+			op := vm.Operation{ID: "op", Kind: tt.kind, Resource: "vms/a", State: vm.OpRunning, Step: "nic-0", RequestedBy: "test", CreatedAt: at, StartedAt: at, Log: []vm.LogLine{}}
+			must(t)(w.store.Apply(t.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}}))
+			must(t)(w.Settle(t.Context(), "vms/a"))
+			got := w.vm("a").NICs
+			ended, err := w.store.Operation(t.Context(), "op")
+			if err != nil || len(got) != tt.want || ended.State != tt.ended {
+				t.Errorf("nics %+v, operation %s, %v", got, ended.State, err)
+			}
+			if len(got) == 1 && got[0].State != vm.NICAttached {
+				t.Errorf("the NIC is %s", got[0].State)
+			}
+		})
+	}
+}
+
+func TestAPortForwardFromCreationToDeletion(t *testing.T) {
+	w := newWorld(t)
+	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "lab", Mode: vm.NetworkIsolated}))
+	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "mine", Mode: vm.NetworkUser}))
+	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{}, {Network: "lab"}, {Network: "mine"}}}))
+	w.create("b")
+	w.do("a", vm.OpStart)
+	f, err := w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	must(t)(err)
+	if f.Protocol != vm.TCP || f.HostAddress.String() != "0.0.0.0" || !slices.Equal(w.vm("a").Forwards, []vm.PortForward{f}) {
+		t.Errorf("added %+v", f)
+	}
+	for name, tt := range map[string]struct {
+		vm   string
+		f    vm.PortForward
+		code vm.Code
+		says string
+	}{
+		"taken":            {"b", vm.PortForward{HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
+		"taken in part":    {"b", vm.PortForward{HostAddress: addr("127.0.0.1"), HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
+		"no such nic":      {"b", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "/nic"},
+		"an isolated nic":  {"a", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "isolated"},
+		"no host port":     {"b", vm.PortForward{GuestPort: 80}, vm.CodeInvalid, "/host_port"},
+		"no guest port":    {"b", vm.PortForward{HostPort: 80}, vm.CodeInvalid, "/guest_port"},
+		"IPv6":             {"b", vm.PortForward{HostAddress: addr("::1"), HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "/host_address"},
+		"another protocol": {"b", vm.PortForward{Protocol: "sctp", HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "/protocol"},
+	} {
+		_, err := w.AddForward(t.Context(), tt.vm, tt.f)
+		if err == nil {
+			t.Errorf("%s: accepted", name)
+			continue
+		}
+		wantCode(t, err, tt.code, tt.says)
+	}
+	must(t)(w.AddForward(t.Context(), "b", vm.PortForward{Protocol: vm.UDP, HostPort: 8080, GuestPort: 80}))
+	must(t)(w.AddForward(t.Context(), "a", vm.PortForward{Slot: 2, HostPort: 8081, GuestPort: 80}))
+	if calls := strings.Join(w.driver.Calls(), ","); !strings.Contains(calls, "SetForwards a") {
+		t.Errorf("the driver was asked for %s", calls)
+	}
+	must(t)(w.RemoveForward(t.Context(), "a", f.ID))
+	wantCode(t, w.RemoveForward(t.Context(), "a", f.ID), vm.CodeNotFound)
+	must(t)(w.AddForward(t.Context(), "b", vm.PortForward{HostPort: 8080, GuestPort: 80}))
+}
+
+func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	w.do("a", vm.OpStart)
+	w.network.Hook = func(_ context.Context, method, _ string) error {
+		if method == "Update" {
+			return &vm.Fault{Code: vm.CodeNetworkUnavailable, Detail: "no rules here"}
+		}
+		return nil
+	}
+	_, err := w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	wantCode(t, err, vm.CodeNetworkUnavailable)
+	if got := w.vm("a").Forwards; len(got) != 0 {
+		t.Errorf("recorded %+v", got)
+	}
+	_, err = w.UpdateNIC(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000)}, nil)
+	wantCode(t, err, vm.CodeNetworkUnavailable)
+	if got := w.vm("a").NICs[0]; got.RateIn != 0 {
+		t.Errorf("recorded %+v", got)
+	}
+	w.network.Hook = nil
+	n, err := w.UpdateNIC(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000), LinkDown: ptr(true)}, nil)
+	if err != nil || n.RateIn != 1000 || !n.LinkDown || w.vm("a").NICs[0] != n {
+		t.Errorf("updated to %+v, %v", n, err)
+	}
+	if calls := w.driver.Calls(); !slices.Contains(calls, "SetLink a") {
+		t.Errorf("the driver was asked for %v", calls)
+	}
+}
