@@ -1,55 +1,197 @@
-// Package network connects virtual machines to the world.
-//
-// There is one way today, QEMU's user-mode network (libslirp): a guest reaches
-// out through ordinary sockets of its QEMU process, nobody reaches in, and
-// nothing is set up on the host, so no privilege is needed. It implements
-// [vm.Network] and imports package vm alone.
-//
-// A guest on a user-mode network also reaches every service that listens on
-// the host's own 127.0.0.1, under the address 10.0.2.2. Loopback is therefore
-// no protection: what listens there, this daemon's API included, has to ask for
-// credentials of its own.
 package network
 
 import (
+	"bufio"
 	"context"
-	"crypto/sha256"
+	"errors"
 	"fmt"
-	"net"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
 
-// UserMode gives each VM one NIC on a user-mode network of its own.
-type UserMode struct{}
+// passtPatience is how long passt may take until it serves.
+const passtPatience = 5 * time.Second
 
-var _ vm.Network = (*UserMode)(nil)
+// passtUser is the user and group that passt runs as if vmand is root.
+const passtUser = 65534
 
-// NewUserMode returns the user-mode network. It holds nothing and does no I/O.
-func NewUserMode() *UserMode { return &UserMode{} }
-
-// Connect returns the VM's only NIC, slot 0. Its MAC follows from the VM's UUID,
-// so a VM keeps it for life and from host to host. It never blocks.
-func (*UserMode) Connect(_ context.Context, v vm.VM) ([]vm.NIC, error) {
-	if v.UUID == "" {
-		return nil, fmt.Errorf("connect vm %s: it has no uuid to derive a mac address from", v.ID)
+// connectUser returns a port of a network of mode user: a connection to a passt
+// where it is installed, else QEMU's own user-mode network, which can restrict
+// guests to their forwards and passt cannot.
+//
+// With QEMU's own, a guest reaches every service that listens on the host's
+// 127.0.0.1, under the gateway's address. Loopback is therefore no protection:
+// what listens there, this daemon's API included, has to ask for credentials.
+func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.VirtualNetwork) (vm.Port, error) {
+	p := vm.Port{NIC: nic, Kind: vm.PortUser, MTU: nw.MTU, Subnet: nw.Subnet, Gateway: userGateway(nw),
+		Domain: nw.Domain, Restrict: nw.Restrict, Forwards: forwardsOf(v, nic.Slot)}
+	if nw.Restrict {
+		return p, nil
 	}
-	return []vm.NIC{{Slot: 0, MAC: macOf(v.UUID, 0).String(), Mode: vm.NICUser}}, nil
+	program, err := exec.LookPath(n.o.Passt)
+	if err != nil {
+		return p, nil
+	}
+	f, err := n.startPasst(ctx, program, v.ID, p, nw)
+	if err != nil {
+		return vm.Port{}, unavailable(err, "start passt for NIC %d of vm %s", nic.Slot, v.ID)
+	}
+	return vm.Port{NIC: nic, Kind: vm.PortStream, Files: []*os.File{f}, MTU: nw.MTU}, nil
 }
 
-// Disconnect has nothing to remove: the network ends with the QEMU process.
-func (*UserMode) Disconnect(context.Context, string) error { return nil }
+// userGateway returns the address that guests reach the outside through: the
+// subnet's second, as libslirp has it, if the network does not say.
+func userGateway(nw vm.VirtualNetwork) netip.Addr {
+	if nw.Gateway.IsValid() || !nw.Subnet.IsValid() {
+		return nw.Gateway
+	}
+	return nw.Subnet.Addr().Next().Next()
+}
 
-// macOf returns the MAC address of the NIC in a slot of the VM with the given
-// UUID: the octet 0x52 and the first 40 bits of the SHA-256 of both.
-//
-// In 0x52 the bit "locally administered" is set and the bit "group" is not
-// (IEEE 802, section 8.4), so no vendor owns the address and it is a unicast
-// one. QEMU's customary prefix 52:54:00 would leave 24 bits, and a thousand VMs
-// on one network would then hold two alike in one case of 34; with 40 bits it
-// is one in two million.
-func macOf(uuid string, slot int) net.HardwareAddr {
-	sum := sha256.Sum256([]byte(uuid + "/nic/" + strconv.Itoa(slot)))
-	return append(net.HardwareAddr{0x52}, sum[:5]...)
+func forwardsOf(v vm.VM, slot int) []vm.PortForward {
+	var of []vm.PortForward
+	for _, f := range v.Forwards {
+		if f.Slot == slot {
+			of = append(of, f)
+		}
+	}
+	return of
+}
+
+// passtArgs returns passt's command line. Its end of the connection is file 3,
+// and it ends when the other end is closed. It writes its pid to its standard
+// output when it serves.
+func passtArgs(p vm.Port, nw vm.VirtualNetwork) []string {
+	dns := p.Gateway.Next().String()
+	args := []string{"--foreground", "--quiet", "--fd", "3", "--pid", "/proc/self/fd/1", "--no-map-gw", "--ipv4-only",
+		"--address", p.IP.String(), "--netmask", strconv.Itoa(p.Subnet.Bits()), "--gateway", p.Gateway.String(),
+		"--mtu", strconv.Itoa(mtu(nw))}
+	if len(nw.DNS) == 0 {
+		args = append(args, "--dns", dns, "--dns-forward", dns)
+	}
+	for _, a := range nw.DNS {
+		args = append(args, "--dns", a.String())
+	}
+	if p.Domain != "" {
+		args = append(args, "--search", p.Domain)
+	}
+	none := map[vm.Protocol]bool{vm.TCP: true, vm.UDP: true}
+	for _, f := range p.Forwards {
+		none[f.Protocol] = false
+		ports := fmt.Sprintf("%d:%d", f.HostPort, f.GuestPort)
+		if f.HostAddress.IsValid() && !f.HostAddress.IsUnspecified() {
+			ports = f.HostAddress.String() + "/" + ports
+		}
+		args = append(args, "--"+string(f.Protocol)+"-ports", ports)
+	}
+	for _, proto := range []vm.Protocol{vm.TCP, vm.UDP} {
+		if none[proto] {
+			args = append(args, "--"+string(proto)+"-ports", "none")
+		}
+	}
+	return args
+}
+
+// startPasst starts a passt and returns the other end of its connection when it
+// serves. It survives this daemon and ends with QEMU.
+func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port, nw vm.VirtualNetwork) (*os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	here, there := os.NewFile(uintptr(fds[0]), "passt"), os.NewFile(uintptr(fds[1]), "qemu")
+	defer there.Close()
+	pid, stdout, err := os.Pipe()
+	if err != nil {
+		here.Close()
+		return nil, err
+	}
+	defer pid.Close()
+	defer stdout.Close()
+	stderr, err := n.passtLog(id, p.Slot)
+	if err != nil {
+		here.Close()
+		return nil, err
+	}
+	defer stderr.Close()
+	cmd := exec.Command(program, passtArgs(p, nw)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = "/", stdout, stderr, []*os.File{there}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr.Credential = n.o.User
+		if n.o.User == nil {
+			cmd.SysProcAttr.Credential = &syscall.Credential{Uid: passtUser, Gid: passtUser}
+		}
+		err = stdout.Chown(int(cmd.SysProcAttr.Credential.Uid), int(cmd.SysProcAttr.Credential.Gid)) // it opens it by name
+	}
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		here.Close()
+		return nil, err
+	}
+	go cmd.Wait() // or it would stay a zombie
+	stdout.Close()
+	if err := serves(ctx, pid); err != nil {
+		here.Close() // that ends it
+		return nil, errors.Join(err, said(stderr))
+	}
+	return here, nil
+}
+
+// passtLog returns the file that a passt's stderr goes to. It is no pipe to us,
+// which would end with this daemon and passt with it.
+func (n *Networks) passtLog(id string, slot int) (*os.File, error) {
+	name := filepath.Join(n.o.RuntimeDir, fmt.Sprintf("passt-%s-%d.log", id, slot))
+	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+}
+
+func (n *Networks) removePasstLogs(id string) error {
+	names, err := filepath.Glob(filepath.Join(n.o.RuntimeDir, "passt-"+id+"-[0-9].log"))
+	for _, name := range names {
+		if e := os.Remove(name); e != nil && !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// serves waits until passt has written its pid.
+func serves(ctx context.Context, pid *os.File) error {
+	deadline := time.Now().Add(passtPatience)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	if err := pid.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { pid.SetReadDeadline(time.Now()) })
+	defer stop()
+	_, err := bufio.NewReader(pid).ReadString('\n')
+	if errors.Is(err, io.EOF) {
+		return errors.New("it has ended")
+	}
+	return err
+}
+
+// said returns the end of what a program has written to a file, as an error.
+func said(f *os.File) error {
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, 16<<10))
+	if text := strings.TrimSpace(string(b)); text != "" {
+		lines := strings.Split(text, "\n")
+		return errors.New(lines[len(lines)-1])
+	}
+	return err
 }

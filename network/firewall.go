@@ -1,0 +1,399 @@
+package network
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// elementsAtOnce is how many elements go into one message, whose attributes
+	// have at most 64 KiB.
+	elementsAtOnce = 256
+	// batchBytes is room in the socket for the largest batch, which is sent at once.
+	batchBytes = 8 << 20
+	// nobody owns the elements that a daemon before this one has left.
+	nobody = ""
+)
+
+// firewall is our two tables. What is in their sets has an owner: a network or a
+// VM. It is changed element by element where that goes, and rebuilt in one
+// atomic batch where not, so that there is no moment without rules.
+type firewall struct {
+	owners map[string]map[element]bool
+	holder map[element]string // the reverse of owners
+
+	generation uint32 // of the host's rule set after our last look at our tables
+	sure       bool   // nothing of ours can be missing as long as the generation stays
+}
+
+// newFirewall returns the firewall with what a daemon before this one has left
+// in it, and an error if the kernel has no nftables.
+func newFirewall() (*firewall, error) {
+	f := &firewall{}
+	f.clear()
+	if _, err := generation(); err != nil {
+		return nil, fmt.Errorf("the kernel has no nftables, or does not let us: %w", err)
+	}
+	seen, err := readTables()
+	if err != nil {
+		return nil, fmt.Errorf("read the nftables rules: %w", err)
+	}
+	if seen == nil {
+		return f, nil
+	}
+	f.give(nobody, seen.elements)
+	return f, nil
+}
+
+func (f *firewall) close() {}
+
+func (f *firewall) clear() {
+	f.owners, f.holder = map[string]map[element]bool{}, map[element]string{}
+}
+
+// give records that an owner has elements, and takes them from whoever had them.
+func (f *firewall) give(owner string, elements []element) {
+	has := make(map[element]bool, len(elements))
+	for _, e := range elements {
+		if old, held := f.holder[e]; held && old != owner {
+			delete(f.owners[old], e)
+		}
+		has[e] = true
+		f.holder[e] = owner
+	}
+	for e := range f.owners[owner] {
+		if !has[e] {
+			delete(f.holder, e)
+		}
+	}
+	f.owners[owner] = has
+	if len(has) == 0 {
+		delete(f.owners, owner)
+	}
+}
+
+// set makes elements all that an owner has in the tables.
+func (f *firewall) set(owner string, elements []element) error {
+	want := make(map[element]bool, len(elements))
+	var add, remove []element
+	for _, e := range elements {
+		if _, held := f.holder[e]; !held && !want[e] {
+			add = append(add, e)
+		}
+		want[e] = true
+		if old, held := f.rival(e); held && !want[old] {
+			remove = append(remove, old) // a map has one value for a key
+		}
+	}
+	for e := range f.owners[owner] {
+		if !want[e] && !slices.Contains(remove, e) {
+			remove = append(remove, e)
+		}
+	}
+	if len(add)+len(remove) == 0 {
+		f.give(owner, elements)
+		return nil
+	}
+	for _, e := range remove {
+		if old := f.holder[e]; old != owner {
+			delete(f.owners[old], e)
+			delete(f.holder, e)
+		}
+	}
+	f.give(owner, elements)
+	err := f.write(func(c *batch) { c.change(add, remove) })
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) {
+		return f.rebuild() // somebody has been there
+	}
+	return err
+}
+
+// rival returns the element that has the key of e in a map, with another value.
+// Only adopted ones can be that, or those of an owner that changes.
+func (f *firewall) rival(e element) (element, bool) {
+	if e.data == "" {
+		return element{}, false
+	}
+	for old := range f.holder {
+		if old.set == e.set && old.key == e.key && old.data != e.data {
+			return old, true
+		}
+	}
+	return element{}, false
+}
+
+// rebuild replaces both tables as a whole.
+func (f *firewall) rebuild() error {
+	return f.write(func(c *batch) { c.build(slices.Collect(maps.Keys(f.holder))) })
+}
+
+// write sends one batch, and keeps count of the generations.
+func (f *firewall) write(fill func(*batch)) error {
+	b, err := newBatch()
+	if err != nil {
+		return err
+	}
+	fill(b)
+	if err := b.send(); err != nil {
+		f.sure = false
+		return err
+	}
+	now, err := generation()
+	if err != nil {
+		f.sure = false
+		return err
+	}
+	f.sure = f.sure && now == f.generation+1 // else somebody else has written too
+	f.generation = now
+	return nil
+}
+
+// faults returns what of the tables is not as it was written, in words; it is
+// cheap if the generation of the host's rules is the one of our last look.
+func (f *firewall) faults() ([]string, error) {
+	now, err := generation()
+	if err != nil {
+		return nil, err
+	}
+	if f.sure && now == f.generation {
+		return nil, nil
+	}
+	seen, err := readTables()
+	if err != nil {
+		return nil, err
+	}
+	found := seen.faults(f.holder)
+	again, err := generation()
+	if err != nil {
+		return nil, err
+	}
+	f.generation, f.sure = again, len(found) == 0 && again == now
+	return found, nil
+}
+
+// generation returns the number of the host's present rule set, which every
+// change of it raises.
+func generation() (uint32, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	req.AddRawData([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0})
+	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
+	}
+	for _, a := range answers {
+		if len(a) < 4 {
+			continue
+		}
+		attrs, err := nl.ParseRouteAttr(a[4:])
+		if err != nil {
+			return 0, err
+		}
+		for _, at := range attrs {
+			if at.Attr.Type == unix.NFTA_GEN_ID && len(at.Value) == 4 {
+				return binary.BigEndian.Uint32(at.Value), nil
+			}
+		}
+	}
+	return 0, errors.New("the kernel has not said the generation of the rules")
+}
+
+// batch is one transaction.
+type batch struct {
+	conn *nftables.Conn
+	sets map[string]*nftables.Set
+	err  error
+}
+
+// newBatch has a connection of its own: one that an error has left half-read
+// would answer the next batch with what is left.
+func newBatch() (*batch, error) {
+	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+		if err := c.SetWriteBuffer(batchBytes); err != nil {
+			return err
+		}
+		return c.SetReadBuffer(batchBytes)
+	}))
+	if err != nil {
+		return nil, err
+	}
+	b := &batch{conn: conn, sets: map[string]*nftables.Set{}}
+	for _, s := range setSpecs() {
+		b.sets[s.name] = s.set()
+	}
+	return b, nil
+}
+
+func (s setSpec) set() *nftables.Set {
+	set := &nftables.Set{Table: s.table, Name: s.name, Interval: s.interval, IsMap: s.data != nil, KeyType: s.key[0]}
+	if len(s.key) > 1 {
+		set.Concatenation, set.KeyType = true, nftables.MustConcatSetType(s.key...)
+	} else if s.key[0] == nftables.TypeIFName {
+		set.KeyByteOrder = binaryutil.NativeEndian // for `nft list` alone
+	}
+	if len(s.data) == 1 {
+		set.DataType = s.data[0]
+	} else if len(s.data) > 1 {
+		set.DataType = nftables.MustConcatSetType(s.data...)
+	}
+	return set
+}
+
+// build replaces the tables. Adding a table before it is deleted makes that
+// succeed whether or not there was one.
+func (b *batch) build(elements []element) {
+	for _, t := range []*nftables.Table{inetTable, bridgeTable} {
+		b.conn.AddTable(t)
+		b.conn.DelTable(t)
+		b.conn.AddTable(t)
+	}
+	policy := nftables.ChainPolicyAccept
+	chains := chainSpecs()
+	for _, c := range chains {
+		chain := &nftables.Chain{Table: c.table, Name: c.name}
+		if c.hook != nil {
+			chain.Type, chain.Hooknum, chain.Priority, chain.Policy = c.kind, c.hook, nftables.ChainPriorityRef(nftables.ChainPriority(c.priority)), &policy
+		}
+		b.conn.AddChain(chain)
+	}
+	for _, s := range setSpecs() {
+		b.fail(b.conn.AddSet(b.sets[s.name], nil))
+	}
+	b.change(elements, nil)
+	for _, c := range chains {
+		for _, r := range c.rules {
+			b.addRule(c.table, c.name, r)
+		}
+	}
+}
+
+func (b *batch) addRule(t *nftables.Table, chain string, r ruleSpec) {
+	b.conn.AddRule(&nftables.Rule{Table: t, Chain: &nftables.Chain{Table: t, Name: chain}, Exprs: r.exprs,
+		UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment)})
+}
+
+// change removes elements and adds others.
+func (b *batch) change(add, remove []element) {
+	b.eachSet(remove, func(set *nftables.Set, elements []nftables.SetElement) {
+		b.fail(b.conn.SetDeleteElements(set, elements))
+	})
+	for _, e := range remove {
+		if e.set == setRates {
+			chain := &nftables.Chain{Table: bridgeTable, Name: rateChain(e)}
+			b.conn.FlushChain(chain)
+			b.conn.DelChain(chain)
+		}
+	}
+	for _, e := range add {
+		if e.set == setRates {
+			b.conn.AddChain(&nftables.Chain{Table: bridgeTable, Name: rateChain(e)})
+			b.addRule(bridgeTable, rateChain(e), rateRule(e))
+		}
+	}
+	b.eachSet(add, func(set *nftables.Set, elements []nftables.SetElement) {
+		b.fail(b.conn.SetAddElements(set, elements))
+	})
+}
+
+// eachSet calls f with the elements of each set, in an order that is always the
+// same.
+func (b *batch) eachSet(elements []element, f func(*nftables.Set, []nftables.SetElement)) {
+	slices.SortFunc(elements, func(x, y element) int {
+		return strings.Compare(x.set+"\x00"+x.key, y.set+"\x00"+y.key)
+	})
+	var bySet = map[string][]nftables.SetElement{}
+	for _, e := range elements {
+		bySet[e.set] = append(bySet[e.set], e.kernel())
+	}
+	for _, s := range setSpecs() {
+		for some := range slices.Chunk(bySet[s.name], elementsAtOnce) {
+			f(b.sets[s.name], some)
+		}
+	}
+}
+
+func (e element) kernel() nftables.SetElement {
+	k := nftables.SetElement{Key: []byte(e.key), IntervalEnd: e.end}
+	switch {
+	case e.set == setRates:
+		k.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: rateChain(e)}
+	case e.data != "":
+		k.Val = []byte(e.data)
+	}
+	return k
+}
+
+// rateChain is the chain that limits what comes from a tap.
+func rateChain(e element) string { return "rate-" + strings.TrimRight(e.key, "\x00") }
+
+// rateRule drops what is over a rate. It is a limit of nftables because not
+// every kernel has the police action of tc, and because it counts before the
+// bridge copies a frame to several ports. A tenth of a second may come at once,
+// and always a few of the largest segments a guest hands over.
+func rateRule(e element) ruleSpec {
+	rate := binary.BigEndian.Uint64([]byte(e.data))
+	burst := min(max(rate/10, 256<<10), 1<<31)
+	return ruleSpec{comment: fmt.Sprintf("over %d kbit/s", rate*8/1000), exprs: all(load(
+		&expr.Limit{Type: expr.LimitTypePktBytes, Rate: rate, Unit: expr.LimitTimeSecond, Burst: uint32(burst), Over: true}), drop())}
+}
+
+func (b *batch) fail(err error) { b.err = errors.Join(b.err, err) }
+
+func (b *batch) send() error {
+	if b.err != nil {
+		return b.err
+	}
+	return b.conn.Flush()
+}
+
+// taps returns the interfaces that an owner has in the tables.
+func (f *firewall) taps(owner string) []string {
+	var names []string
+	for e := range f.owners[owner] {
+		if e.set == setAssigned || e.set == setLearned {
+			names = append(names, strings.TrimRight(e.key, "\x00"))
+		}
+	}
+	return names
+}
+
+// settle compares the tables that a daemon before this one has left with what
+// is wanted, besides what this daemon has let pass itself. With keep that is
+// from now on what is to be in them.
+func (f *firewall) settle(want map[string][]element, keep bool) ([]string, error) {
+	now, err := generation()
+	if err != nil {
+		return nil, err
+	}
+	seen, err := readTables()
+	if err != nil {
+		return nil, err
+	}
+	next := &firewall{}
+	next.clear()
+	for owner, elements := range f.owners {
+		if owner != nobody {
+			next.give(owner, slices.Collect(maps.Keys(elements)))
+		}
+	}
+	for _, owner := range sorted(want) {
+		next.give(owner, want[owner])
+	}
+	found := seen.faults(next.holder)
+	if keep {
+		next.generation, next.sure = now, len(found) == 0
+		*f = *next
+	}
+	return found, nil
+}
