@@ -26,8 +26,9 @@ type daemon struct {
 	runtime string // VMAN_RUNTIME_DIR
 	env     []string
 	args    []string
-	binary  string     // another vmand than the one under test
-	host    *namespace // where it runs; nil: where the test does
+	binary  string              // another vmand than the one under test
+	host    *namespace          // where it runs; nil: where the test does
+	user    *syscall.Credential // who it runs as; nil: who the test does
 	client  *http.Client
 	cmd     *exec.Cmd
 	log     string // the file its stderr goes to
@@ -52,7 +53,7 @@ func newDaemon(t testing.TB, env ...string) *daemon {
 	}
 	d := &daemon{t: t, state: filepath.Join(dir, "s"), runtime: filepath.Join(dir, "r"), log: filepath.Join(dir, "log")}
 	d.env = append([]string{"VMAN_STATE_DIR=" + d.state, "VMAN_RUNTIME_DIR=" + d.runtime, "VMAN_LISTEN=", "VMAN_QEMU_ACCEL=tcg",
-		"VMAN_OBSERVER_INTERVAL=1s"}, env...)
+		"VMAN_OBSERVER_INTERVAL=1s", "VMAN_NETWORK_MODE=user"}, env...) // no test touches the host's own network
 	d.client = &http.Client{Transport: &checked{t: t, next: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(d.runtime, "vmand.sock"))
@@ -92,6 +93,9 @@ func (d *daemon) launch() {
 	d.cmd = exec.Command(cmp.Or(d.binary, binary), d.args...)
 	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if d.user != nil {
+		d.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: d.user}
+	}
 	start := d.cmd.Start
 	if d.host != nil {
 		start = func() error { return d.host.start(d.cmd) }

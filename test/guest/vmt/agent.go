@@ -47,7 +47,7 @@ func agent(ctx context.Context, args []string) error {
 		line, err := in.ReadBytes('\n')
 		switch {
 		case errors.Is(err, io.EOF):
-			time.Sleep(portPause)
+			pause(ctx, portPause)
 			continue
 		case err != nil:
 			return fmt.Errorf("read %s: %w", args[0], err)

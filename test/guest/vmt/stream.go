@@ -66,7 +66,7 @@ func hold(ctx context.Context, args []string) error {
 			return fmt.Errorf("after %d echoes: sent %q, got %q", n, line, got)
 		}
 		longest = max(longest, time.Since(sent))
-		time.Sleep(20 * time.Millisecond)
+		pause(ctx, 20*time.Millisecond)
 	}
 	fmt.Printf("echoes=%d longest_ms=%d\n", n, longest.Milliseconds())
 	return nil
