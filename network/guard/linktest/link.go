@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -90,7 +91,30 @@ func (l *Link) build(n vm.VirtualNetwork) error {
 	if err := configure(HostInterface, addresses...); err != nil {
 		return err
 	}
-	return l.Guest(func() error { return configure(GuestInterface, netip.MustParsePrefix("fe80::2/64")) })
+	err = l.Guest(func() error { return configure(GuestInterface, netip.MustParsePrefix("fe80::2/64")) })
+	return errors.Join(err, waitUp(HostInterface), l.Guest(func() error { return waitUp(GuestInterface) }))
+}
+
+// waitUp waits until the kernel has seen that an interface has a carrier: what is
+// sent before is lost.
+func waitUp(name string) error {
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return fmt.Errorf("interface %s is not up after 10 s", name)
+		}
+	}
 }
 
 // namespace makes a namespace whose interfaces make no addresses of their own,
