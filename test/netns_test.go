@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -275,7 +276,8 @@ func (n *namespace) get(address string) (string, error) {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-	client := &http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return conn, nil }, DisableKeepAlives: true}}
+	dialed := func(context.Context, string, string) (net.Conn, error) { return conn, nil }
+	client := &http.Client{Transport: &http.Transport{DialContext: dialed, DisableKeepAlives: true}}
 	resp, err := client.Get("http://" + address + "/")
 	if err != nil {
 		return "", err

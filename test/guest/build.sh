@@ -204,7 +204,9 @@ variants() {
 		printf '%s\n' "$options" | tr ' ' '\n' | dd of="$raw" bs=512 seek=2 conv=notrunc status=none
 		archive=$(sed -n 's/.*\bnet=\([a-z]*\).*/\1/p' <<<"$options")
 		[ -z "$archive" ] || dd if="$1/$archive.tar" of="$raw" bs=512 seek=$TOOLS_START conv=notrunc status=none
-		qemu-img convert -f raw -O qcow2 "$raw" "$2/disk-$name.qcow2"
+		# Made aside: a QEMU that has the old one open keeps it.
+		qemu-img convert -f raw -O qcow2 "$raw" "$1/variant.qcow2"
+		mv "$1/variant.qcow2" "$2/disk-$name.qcow2"
 	done <<<"$VARIANTS"
 	rm -f "$raw"
 }

@@ -42,7 +42,7 @@ func run(args []string) error {
 			names = append(names, name)
 		}
 		slices.Sort(names)
-		return fmt.Errorf("usage: vmt %s ...", strings.Join(names, "|"))
+		return fmt.Errorf("usage: vmt %s ARGUMENTS", strings.Join(names, "|"))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
