@@ -9,7 +9,7 @@ set -euo pipefail
 needed=(qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils)
 case ${1:-} in
 run) ;;
-test) needed+=(gcc:gcc /usr/include/stdlib.h:libc6-dev /sbin/mkfs.ext4:e2fsprogs findmnt:util-linux mount:mount) ;; # a C compiler for the race detector, file systems to break
+test) needed+=(passt:passt gcc:gcc /usr/include/stdlib.h:libc6-dev /sbin/mkfs.ext4:e2fsprogs findmnt:util-linux mount:mount) ;; # passt for user-mode networks, a C compiler for the race detector, file systems to break
 *)
 	echo "usage: deps.sh run|test" >&2
 	exit 2
