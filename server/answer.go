@@ -130,3 +130,16 @@ func (a answer) VisitGetObserverStatusResponse(w http.ResponseWriter) error { re
 func (a answer) VisitAdoptOrphanResponse(w http.ResponseWriter) error       { return a.write(w) }
 func (a answer) VisitTerminateOrphanResponse(w http.ResponseWriter) error   { return a.write(w) }
 func (a answer) VisitDeleteOrphanResponse(w http.ResponseWriter) error      { return a.write(w) }
+func (a answer) VisitCreateNetworkResponse(w http.ResponseWriter) error     { return a.write(w) }
+func (a answer) VisitGetNetworkResponse(w http.ResponseWriter) error        { return a.write(w) }
+func (a answer) VisitUpdateNetworkResponse(w http.ResponseWriter) error     { return a.write(w) }
+func (a answer) VisitDeleteNetworkResponse(w http.ResponseWriter) error     { return a.write(w) }
+func (a answer) VisitAttachNICResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a answer) VisitListNICsResponse(w http.ResponseWriter) error          { return a.write(w) }
+func (a answer) VisitGetNICResponse(w http.ResponseWriter) error            { return a.write(w) }
+func (a answer) VisitUpdateNICResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a answer) VisitDetachNICResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a answer) VisitAddPortForwardResponse(w http.ResponseWriter) error    { return a.write(w) }
+func (a answer) VisitListPortForwardsResponse(w http.ResponseWriter) error  { return a.write(w) }
+func (a answer) VisitGetPortForwardResponse(w http.ResponseWriter) error    { return a.write(w) }
+func (a answer) VisitRemovePortForwardResponse(w http.ResponseWriter) error { return a.write(w) }

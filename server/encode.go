@@ -1,10 +1,12 @@
 package server
 
 import (
+	"net/netip"
 	"strconv"
 	"time"
 	"unicode/utf8"
 
+	"vmand/openapi"
 	"vmand/vm"
 )
 
@@ -33,14 +35,20 @@ func (v *wireVM) appendJSON(b []byte) []byte {
 	b = strconv.AppendBool(append(b, `,"autostart":`...), v.Autostart.Enabled)
 	b = strconv.AppendInt(append(b, `,"autostart_delay":`...), int64(v.Autostart.Delay/time.Second), 10)
 	b = strconv.AppendInt(append(b, `,"autostart_order":`...), int64(v.Autostart.Order), 10)
+	b = appendBoot(append(b, `,"boot":`...), &v.Boot)
 	b = appendTime(append(b, `,"created_at":`...), v.CreatedAt)
 	b = appendString(append(b, `,"description":`...), v.Description)
 	b = appendString(append(b, `,"desired_state":`...), string(v.Desired))
 	b = appendString(append(b, `,"id":`...), v.ID)
 	b = appendLabels(append(b, `,"labels":`...), v.Labels)
-	b = appendNullable(append(b, `,"local_ip":`...), v.LocalIP)
+	ip, source := (*vm.VM)(v).LocalIP()
+	b = appendAddr(append(b, `,"local_ip":`...), ip)
+	b = appendNullable(append(b, `,"local_ip_source":`...), string(source))
 	b = appendNullable(append(b, `,"machine_type":`...), v.Machine)
 	b = appendNullableTime(append(b, `,"next_restart_at":`...), v.RestartAt)
+	b = appendList(append(b, `,"nics":`...), v.NICs, appendNIC)
+	b = appendList(append(b, `,"port_forwards":`...), v.Forwards, appendForward)
+	b = strconv.AppendBool(append(b, `,"reachable_from_host":`...), (*vm.VM)(v).ReachableFromHost())
 	b = strconv.AppendInt(append(b, `,"restart_count":`...), int64(v.Restarts), 10)
 	b = appendString(append(b, `,"restart_policy":`...), string(v.Restart))
 	b = strconv.AppendFloat(append(b, `,"root_disk_size":`...), gib(v.Root.SizeMiB), 'f', -1, 64)
@@ -54,6 +62,89 @@ func (v *wireVM) appendJSON(b []byte) []byte {
 	b = appendString(append(b, `,"name":`...), v.Template.Name)
 	b = strconv.AppendInt(append(b, `,"ram_amount":`...), int64(v.Template.RAMMiB), 10)
 	return append(b, "}}\n"...)
+}
+
+// appendBoot appends the times of a boot, as they are in a VM.
+func appendBoot(b []byte, boot *vm.Boot) []byte {
+	b = appendNullableTime(append(b, `{"dhcp_ack_at":`...), boot.DHCP)
+	b = appendNullableTime(append(b, `,"first_serial_at":`...), boot.Serial)
+	b = appendNullableTime(append(b, `,"first_tcp_at":`...), boot.TCP)
+	b = appendNullableTime(append(b, `,"qmp_ready_at":`...), boot.Monitor)
+	b = appendNullableTime(append(b, `,"spawned_at":`...), boot.Spawned)
+	return append(b, '}')
+}
+
+// A wireNIC is a NIC, and wireNICs are those of a VM, as [wireVM] has them.
+type (
+	wireNIC  vm.NIC
+	wireNICs []vm.NIC
+)
+
+func (n *wireNIC) appendJSON(b []byte) []byte { return append(appendNIC(b, (*vm.NIC)(n)), '\n') }
+func (n wireNICs) appendJSON(b []byte) []byte { return append(appendList(b, n, appendNIC), '\n') }
+
+func appendNIC(b []byte, n *vm.NIC) []byte {
+	link := openapi.NICLinkUp
+	if n.LinkDown {
+		link = openapi.NICLinkDown
+	}
+	b = appendAddr(append(b, `{"ip":`...), n.IP)
+	b = appendAddr(append(b, `,"ipv6":`...), n.IPv6)
+	b = appendString(append(b, `,"link":`...), string(link))
+	b = appendString(append(b, `,"mac":`...), n.MAC)
+	b = appendString(append(b, `,"mode":`...), string(n.Mode))
+	b = appendString(append(b, `,"model":`...), string(n.Model))
+	b = appendString(append(b, `,"network":`...), n.Network)
+	b = strconv.AppendInt(append(b, `,"rate_in":`...), int64(n.RateIn), 10)
+	b = strconv.AppendInt(append(b, `,"rate_out":`...), int64(n.RateOut), 10)
+	b = appendNullable(append(b, `,"reason":`...), n.Reason)
+	b = strconv.AppendInt(append(b, `,"slot":`...), int64(n.Slot), 10)
+	b = appendString(append(b, `,"state":`...), string(n.State))
+	return append(b, '}')
+}
+
+// A wireForward is a port forward, and wireForwards are those of a VM, as
+// [wireVM] has them.
+type (
+	wireForward  vm.PortForward
+	wireForwards []vm.PortForward
+)
+
+func (f *wireForward) appendJSON(b []byte) []byte {
+	return append(appendForward(b, (*vm.PortForward)(f)), '\n')
+}
+func (f wireForwards) appendJSON(b []byte) []byte {
+	return append(appendList(b, f, appendForward), '\n')
+}
+
+func appendForward(b []byte, f *vm.PortForward) []byte {
+	b = strconv.AppendInt(append(b, `{"guest_port":`...), int64(f.GuestPort), 10)
+	b = appendAddr(append(b, `,"host_address":`...), f.HostAddress)
+	b = strconv.AppendInt(append(b, `,"host_port":`...), int64(f.HostPort), 10)
+	b = appendString(append(b, `,"id":`...), f.ID)
+	b = strconv.AppendInt(append(b, `,"nic":`...), int64(f.Slot), 10)
+	b = appendString(append(b, `,"protocol":`...), string(f.Protocol))
+	return append(b, '}')
+}
+
+// appendList appends an array.
+func appendList[T any](b []byte, list []T, one func([]byte, *T) []byte) []byte {
+	b = append(b, '[')
+	for i := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = one(b, &list[i])
+	}
+	return append(b, ']')
+}
+
+// appendAddr appends an address, or null for the zero one.
+func appendAddr(b []byte, a netip.Addr) []byte {
+	if !a.IsValid() {
+		return append(b, "null"...)
+	}
+	return append(a.AppendTo(append(b, '"')), '"')
 }
 
 // appendNullable appends a string, or null for an empty one.
@@ -134,5 +225,9 @@ func (r rawJSON) appendJSON(b []byte) []byte { return append(b, r...) }
 
 var (
 	_ appender = (*wireVM)(nil)
+	_ appender = (*wireNIC)(nil)
+	_ appender = wireNICs(nil)
+	_ appender = (*wireForward)(nil)
+	_ appender = wireForwards(nil)
 	_ appender = rawJSON(nil)
 )

@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 // apiVM is the VM as the generated code has it.
 func apiVM(v *vm.VM) *openapi.VM {
+	ip, source := v.LocalIP()
 	return &openapi.VM{
 		ID:                v.ID,
 		UUID:              v.UUID,
@@ -20,22 +22,51 @@ func apiVM(v *vm.VM) *openapi.VM {
 		StateReason:       (*openapi.VMStateReason)(optional(&v.Reason)),
 		StateReasonDetail: optional(&v.ReasonDetail),
 		DesiredState:      openapi.VMDesiredState(v.Desired),
-		LocalIP:           optional(&v.LocalIP),
-		RootDiskSize:      gib(v.Root.SizeMiB),
-		MachineType:       optional(&v.Machine),
-		Accel:             (*openapi.VMAccel)(optional(&v.Accel)),
-		CreatedAt:         openapi.Time{Time: v.CreatedAt},
-		UpdatedAt:         openapi.Time{Time: v.UpdatedAt},
-		StartedAt:         optionalTime(v.StartedAt),
-		Description:       v.Description,
-		Labels:            labelsOf(v),
-		RestartPolicy:     openapi.RestartPolicy(v.Restart),
-		RestartCount:      v.Restarts,
-		NextRestartAt:     optionalTime(v.RestartAt),
-		Autostart:         v.Autostart.Enabled,
-		AutostartOrder:    v.Autostart.Order,
-		AutostartDelay:    int(v.Autostart.Delay / time.Second),
+		LocalIP:           optionalAddr(ip),
+		LocalIPSource:     (*openapi.VMLocalIpSource)(optional(&source)),
+		ReachableFromHost: v.ReachableFromHost(),
+		NICs:              apiNICs(v.NICs),
+		PortForwards:      apiForwards(v.Forwards),
+		Boot: openapi.Boot{SpawnedAt: optionalTime(v.Boot.Spawned), QMPReadyAt: optionalTime(v.Boot.Monitor), FirstSerialAt: optionalTime(v.Boot.Serial),
+			DHCPAckAt: optionalTime(v.Boot.DHCP), FirstTCPAt: optionalTime(v.Boot.TCP)},
+		RootDiskSize:   gib(v.Root.SizeMiB),
+		MachineType:    optional(&v.Machine),
+		Accel:          (*openapi.VMAccel)(optional(&v.Accel)),
+		CreatedAt:      openapi.Time{Time: v.CreatedAt},
+		UpdatedAt:      openapi.Time{Time: v.UpdatedAt},
+		StartedAt:      optionalTime(v.StartedAt),
+		Description:    v.Description,
+		Labels:         labelsOf(v),
+		RestartPolicy:  openapi.RestartPolicy(v.Restart),
+		RestartCount:   v.Restarts,
+		NextRestartAt:  optionalTime(v.RestartAt),
+		Autostart:      v.Autostart.Enabled,
+		AutostartOrder: v.Autostart.Order,
+		AutostartDelay: int(v.Autostart.Delay / time.Second),
 	}
+}
+
+func apiNICs(nics []vm.NIC) []openapi.NIC {
+	out := make([]openapi.NIC, len(nics))
+	for i := range nics {
+		n := &nics[i]
+		out[i] = openapi.NIC{Slot: n.Slot, Network: n.Network, Mode: openapi.NetworkMode(n.Mode), MAC: n.MAC, Model: openapi.NICModel(n.Model),
+			IP: optionalAddr(n.IP), IPv6: optionalAddr(n.IPv6), RateIn: n.RateIn, RateOut: n.RateOut, Link: openapi.NICLinkUp,
+			State: openapi.NICState(n.State), Reason: optional(&n.Reason)}
+		if n.LinkDown {
+			out[i].Link = openapi.NICLinkDown
+		}
+	}
+	return out
+}
+
+func apiForwards(forwards []vm.PortForward) []openapi.PortForward {
+	out := make([]openapi.PortForward, len(forwards))
+	for i, f := range forwards {
+		out[i] = openapi.PortForward{ID: f.ID, NIC: f.Slot, Protocol: openapi.Protocol(f.Protocol), HostAddress: f.HostAddress.String(),
+			HostPort: f.HostPort, GuestPort: f.GuestPort}
+	}
+	return out
 }
 
 func labelsOf(v *vm.VM) openapi.Labels {
@@ -49,7 +80,14 @@ func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
 	some := someVM(7)
 	odd := someVM(8)
 	odd.ReasonDetail = "quote \" back \\ slash\n\ttab \x00 \x7f <b>&amp;</b> ü \u2028 \xff"
-	odd.LocalIP, odd.Root.SizeMiB = "fe80::1", 1
+	odd.Root.SizeMiB = 1
+	odd.NICs = []vm.NIC{{Slot: 1, Network: "lan", Mode: vm.NetworkBridge, MAC: "52:00:00:00:00:01", Model: vm.NICE1000e, LinkDown: true,
+		State: vm.NICDetaching, Reason: "the guest's \"driver\" <b>"}, {Slot: 7, Network: "lab", Mode: vm.NetworkUser,
+		IP: netip.MustParseAddr("10.0.2.15"), IPv6: netip.MustParseAddr("fd00::2"), RateIn: vm.MaxRateKbit, RateOut: 1, State: vm.NICAttaching}}
+	odd.Learned = []vm.LearnedAddress{{Slot: 1, IP: netip.MustParseAddr("fe80::1"), Source: vm.SourceNeighbour}}
+	odd.Forwards = []vm.PortForward{{ID: "pf-a", Slot: 7, Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: 65535, GuestPort: 1},
+		{ID: "pf-b", Slot: 7, Protocol: vm.TCP, HostAddress: netip.MustParseAddr("127.0.0.1"), HostPort: 1, GuestPort: 65535}}
+	odd.Boot = vm.Boot{Spawned: odd.StartedAt, Serial: odd.StartedAt}
 	odd.CreatedAt = time.Date(1, 2, 3, 4, 5, 6, 7999999, time.FixedZone("", 3600))
 	large := someVM(9)
 	large.Root.SizeMiB, large.Template.RAMMiB = vm.MaxDiskMiB, vm.MaxRAMMiB
@@ -65,6 +103,18 @@ func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
 		}
 		if got := string((*wireVM)(&v).appendJSON(nil)); got != want.String() {
 			t.Errorf("got  %s\nwant %s", got, want.String())
+		}
+		for _, part := range []struct {
+			ours appender
+			api  any
+		}{{wireNICs(v.NICs), apiNICs(v.NICs)}, {wireForwards(v.Forwards), apiForwards(v.Forwards)}} {
+			want.Reset()
+			if err := e.Encode(part.api); err != nil {
+				t.Fatal(err)
+			}
+			if got := string(part.ours.appendJSON(nil)); got != want.String() {
+				t.Errorf("got  %s\nwant %s", got, want.String())
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -79,7 +80,12 @@ func nextTag(list string) (tag string, weak bool, rest string, ok bool) {
 	return tag, weak, strings.TrimSpace(rest), ok
 }
 
+// seenPart is what the tag of a resource has after its version for what is seen
+// of the host. It is not what a precondition is about.
+var seenPart = regexp.MustCompile(`\.[0-9a-f]{16}"$`)
+
 func parseTag(tag string) (vm.Version, bool) {
+	tag = seenPart.ReplaceAllString(tag, `"`)
 	seq, rev, ok := strings.Cut(strings.Trim(tag, `"`), "-")
 	if !ok {
 		return vm.Version{}, false

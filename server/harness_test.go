@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -30,6 +31,7 @@ import (
 type api struct {
 	*Server
 	driver  *vmtest.Driver
+	network *vmtest.Network
 	store   *store.Store
 	manager *vm.Manager
 	token   string
@@ -65,15 +67,19 @@ type fixture struct {
 func newAPI(t testing.TB, change ...func(*fixture)) *api {
 	t.Helper()
 	ctx := t.Context()
-	a := &api{driver: &vmtest.Driver{}, log: &logBuffer{}}
+	a := &api{driver: &vmtest.Driver{}, network: &vmtest.Network{}, log: &logBuffer{}}
 	var err error
 	a.store, err = store.Open(ctx, store.Options{Path: filepath.Join(t.TempDir(), "vman.db")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.store.Close() })
+	if err := a.store.Apply(ctx, vm.Change{NewNetwork: &vm.VirtualNetwork{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT, Bridge: vm.DefaultNetwork,
+		Subnet: netip.MustParsePrefix("192.168.100.0/24"), Gateway: netip.MustParseAddr("192.168.100.1"), Domain: "vman0.internal"}}); err != nil {
+		t.Fatal(err)
+	}
 	log := slog.New(slog.NewJSONHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	a.manager = vm.NewManager(a.store, a.driver, vmtest.Network{}, vm.Options{}, log)
+	a.manager = vm.NewManager(a.store, a.driver, a.network, vm.Options{}, log)
 	secret, hash := NewToken()
 	a.token = secret
 	if err := a.store.PutToken(ctx, vm.Token{Name: "admin", Role: vm.RoleAdmin, Hash: hash}); err != nil {

@@ -81,7 +81,7 @@ func (s *Server) once(x *exchange, next echo.HandlerFunc) error {
 		return keptAnswer(*reply).write(x.c.Response())
 	}
 	return s.answerAndKeep(x, func(c echo.Context) error {
-		a, err := s.answerOf(ctx, o, c.Request().Header.Get("Prefer"))
+		a, err := s.answerOf(ctx, o, c)
 		if err != nil {
 			return err
 		}

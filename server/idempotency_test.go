@@ -52,7 +52,7 @@ func same(t *testing.T, what string, first, again reply) {
 }
 
 // steps is a life in which every kind of operation occurs. {disk} is the id of
-// the disk that is made in it.
+// the disk that is made in it, {forward} of the port forward.
 var steps = []struct {
 	method, path, body, prefer string
 	status                     int
@@ -60,7 +60,15 @@ var steps = []struct {
 	{"POST", "/templates", smallTemplate, "", 201},
 	{"POST", "/vms", webVM, "", 201},
 	{"PATCH", "/vms/web-1", `{"labels":{"env":"prod"},"autostart_order":3}`, "", 200},
+	{"POST", "/networks", `{"name":"lab","mode":"isolated"}`, "", 201},
+	{"PATCH", "/networks/lab", `{"domain":"lab.example"}`, "", 200},
+	{"POST", "/vms/web-1/nics", `{"network":"lab"}`, "", 201},
 	{"POST", "/vms/web-1/actions/start", "", "wait=30", 200},
+	{"POST", "/vms/web-1/nics", `{"network":"lab","rate_in":5}`, "", 201},
+	{"PATCH", "/vms/web-1/nics/2", `{"link":"down"}`, "", 200},
+	{"POST", "/vms/web-1/port_forwards", `{"host_port":2222,"guest_port":22}`, "", 201},
+	{"DELETE", "/vms/web-1/port_forwards/{forward}", "", "", 204},
+	{"DELETE", "/vms/web-1/nics/2", "", "", 204},
 	{"POST", "/disks", `{"size":1}`, "", 201},
 	{"POST", "/disks/{disk}/attach", `{"vm_id":"web-1"}`, "", 200},
 	{"PATCH", "/disks/{disk}", `{"size":2}`, "", 200},
@@ -71,6 +79,8 @@ var steps = []struct {
 	{"POST", "/vms/web-1/actions/restart", `{"force":true}`, "wait=30", 200},
 	{"POST", "/vms/web-1/actions/stop", `{"force":true}`, "wait=30", 200},
 	{"DELETE", "/disks/{disk}", "", "", 204},
+	{"DELETE", "/vms/web-1/nics/1", "", "", 204},
+	{"DELETE", "/networks/lab", "", "", 204},
 	{"DELETE", "/vms/web-1", "", "", 204},
 	{"DELETE", "/templates/small", "", "", 204},
 	{"POST", "/observer/orphans/disks:lost/adopt", "", "", 200},
@@ -88,9 +98,9 @@ func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
 			}
 			a.driver.AddVMFiles("ghost")
 			a.driver.Set("ghost", vm.StatusRunning)
-			disk := ""
+			disk, forward := "", ""
 			for i, s := range steps {
-				what, path := s.method+" "+s.path, strings.Replace(s.path, "{disk}", disk, 1)
+				what, path := s.method+" "+s.path, strings.NewReplacer("{disk}", disk, "{forward}", forward).Replace(s.path)
 				header := []string{headerKey, fmt.Sprintf("key-%d", i)}
 				if s.prefer != "" {
 					header = append(header, "Prefer", s.prefer)
@@ -100,12 +110,18 @@ func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
 				if s.path == "/disks" {
 					disk = into[openapi.Disk](t, first).ID
 				}
-				calls := len(a.driver.Calls())
+				if s.method == "POST" && strings.HasSuffix(s.path, "/port_forwards") {
+					forward = into[openapi.PortForward](t, first).ID
+				}
+				calls, made := len(a.driver.Calls()), len(a.network.Calls())
 				records.remember(true)
 				same(t, what, first, a.ask(t, s.method, path, s.body, header...))
 				same(t, what+", once more", first, a.ask(t, s.method, path, s.body, header...))
 				if now := a.driver.Calls(); len(now) != calls {
 					t.Errorf("%s had a second effect: %v", what, now[calls:])
+				}
+				if now := a.network.Calls(); len(now) != made {
+					t.Errorf("%s had a second effect: %v", what, now[made:])
 				}
 			}
 			if !kept && !strings.Contains(a.log.String(), "cannot keep an answer") {

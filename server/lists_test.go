@@ -73,7 +73,7 @@ func TestListsComePageByPage(t *testing.T) {
 
 func TestTheLinkKeepsTheFilters(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.d.Reader = manyVMs{n: 250} })
-	r := a.want(t, 200, "GET", "/vms?limit=3&template_name=small&state=running", "")
+	r := a.want(t, 200, "GET", "/vms?limit=3&template_name=small&state=running&network=vman0", "")
 	link := nextLink.FindStringSubmatch(r.Header.Get("Link"))
 	if link == nil {
 		t.Fatalf("Link %q", r.Header.Get("Link"))
@@ -82,7 +82,7 @@ func TestTheLinkKeepsTheFilters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if q := u.Query(); q.Get("limit") != "3" || q.Get("template_name") != "small" || q.Get("state") != "running" || len(q) != 4 {
+	if q := u.Query(); q.Get("limit") != "3" || q.Get("template_name") != "small" || q.Get("state") != "running" || q.Get("network") != "vman0" || len(q) != 5 {
 		t.Errorf("query %v", q)
 	}
 }

@@ -32,3 +32,24 @@ func parseWait(header string) (time.Duration, error) {
 	}
 	return 0, nil
 }
+
+// A hold is how long an answer is held, and what for besides the end of the
+// operation.
+type hold struct {
+	wait  time.Duration // 0: it is not held
+	until vm.Condition  // zero: nothing
+}
+
+// parseHold reads a Prefer header and a wait_for parameter, either of them empty
+// for none.
+func parseHold(prefer, waitFor string) (hold, error) {
+	wait, err := parseWait(prefer)
+	if err != nil || waitFor == "" {
+		return hold{wait: wait}, err
+	}
+	if wait == 0 {
+		return hold{}, invalid(vm.FieldFault{Field: "wait_for", Detail: "needs the header Prefer: wait=N with the seconds to wait at most"})
+	}
+	until, err := vm.ParseCondition(waitFor)
+	return hold{wait, until}, err
+}

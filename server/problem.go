@@ -46,6 +46,7 @@ var kinds = map[vm.Code]kind{
 	vm.CodeState:               {http.StatusConflict, "Not allowed in this state", 0},
 	vm.CodeBusy:                {http.StatusConflict, "Busy", 0},
 	vm.CodeInUse:               {http.StatusConflict, "In use", 0},
+	vm.CodeAddressesExhausted:  {http.StatusConflict, "No free address", 0},
 	vm.CodeLimitReached:        {http.StatusConflict, "Limit reached", 0},
 	vm.CodeNotCancellable:      {http.StatusConflict, "Not cancellable", 0},
 	vm.CodeCancelled:           {http.StatusConflict, "Cancelled", 0},
@@ -59,6 +60,7 @@ var kinds = map[vm.Code]kind{
 	vm.CodeQEMUUnavailable:     {http.StatusServiceUnavailable, "QEMU is not usable", 0},
 	vm.CodeQEMUUnresponsive:    {http.StatusServiceUnavailable, "QEMU does not answer", 10},
 	vm.CodeOperationFailed:     {http.StatusServiceUnavailable, "The operation failed", 0},
+	vm.CodeNetworkUnavailable:  {http.StatusServiceUnavailable, "Network not available", 0},
 	vm.CodeUnavailable:         {http.StatusServiceUnavailable, "Not available now", 5},
 	vm.CodeInsufficientStorage: {http.StatusInsufficientStorage, "Not enough storage", 0},
 }

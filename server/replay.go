@@ -4,17 +4,21 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/labstack/echo/v4"
 
 	"vmand/vm"
 )
 
 // answerOf returns what the request that began o is answered when its own answer
 // was not kept, because the client or the daemon was gone before: what the
-// handler would have answered, with the resource as it is now.
-func (s *Server) answerOf(ctx context.Context, o vm.Operation, prefer string) (answer, error) {
-	wait, err := parseWait(prefer)
+// handler would have answered, with the resource as it is now. c is of the
+// repeated request.
+func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (answer, error) {
+	h, err := parseHold(c.Request().Header.Get("Prefer"), c.QueryParam("wait_for"))
 	if err != nil {
 		return answer{}, err
 	}
@@ -25,7 +29,7 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, prefer string) (a
 		if err != nil {
 			return answer{}, err
 		}
-		a, err := s.acted(ctx, v, o, wait)
+		a, err := s.acted(ctx, v, o, h)
 		return a, anew(err)
 	}
 	if o, err = s.wait(ctx, o.ID, maxWait*time.Second); err != nil {
@@ -35,11 +39,17 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, prefer string) (a
 		return answer{}, &vm.Fault{Code: vm.CodeUnavailable, OperationID: o.ID, Detail: "the operation of the first request with this key is not over yet",
 			Hint: "repeat the request in a moment"}
 	}
-	if o.Kind == vm.DiskAttach || o.Kind == vm.DiskDetach {
-		return s.movedBy(ctx, o, id, wait > 0)
+	switch o.Kind {
+	case vm.DiskAttach, vm.DiskDetach:
+		return s.movedBy(ctx, o, id, h.wait > 0)
+	case vm.NICAttach, vm.NICDetach:
+		return s.pluggedBy(ctx, o, id, c.Param("slot"))
 	}
 	if o.State != vm.OpSucceeded {
 		return answer{}, anew(faultOfOperation(o))
+	}
+	if o.Kind == vm.NICUpdate {
+		return s.nicAnswer(ctx, id, slotOf(c.Param("slot")))
 	}
 	return s.succeeded(ctx, o, id)
 }
@@ -47,10 +57,13 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, prefer string) (a
 // succeeded answers the request that began o, on the resource of this id.
 func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string) (answer, error) {
 	switch o.Kind {
-	case vm.TemplateDelete, vm.VMDelete, vm.DiskDelete:
+	case vm.TemplateDelete, vm.VMDelete, vm.DiskDelete, vm.NetworkDelete, vm.ForwardRemove:
 		return answer{status: http.StatusNoContent}, nil
 	case vm.VMAdopt, vm.DiskAdopt, vm.OrphanTerminate, vm.OrphanDelete:
 		return answer{status: http.StatusOK, body: apiOperation(&o)}, nil
+	}
+	if o.Kind == vm.ForwardAdd {
+		return s.forwardCreated(ctx, id, o.Step)
 	}
 	var a answer
 	var err error
@@ -63,13 +76,17 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string) (answ
 		var v vm.VM
 		v, err = s.reader.VM(ctx, id)
 		a = vmAnswer(&v)
+	case "networks":
+		var n vm.VirtualNetwork
+		n, err = s.reader.Network(ctx, id)
+		a = networkAnswer(&n)
 	default:
 		var d vm.Disk
 		d, err = s.reader.Disk(ctx, id)
 		a = diskAnswer(&d)
 	}
 	switch o.Kind {
-	case vm.TemplateCreate, vm.VMCreate, vm.DiskCreate:
+	case vm.TemplateCreate, vm.VMCreate, vm.DiskCreate, vm.NetworkCreate:
 		a = a.created("/" + o.Resource)
 	}
 	return a, err
@@ -86,6 +103,44 @@ func (s *Server) movedBy(ctx context.Context, o vm.Operation, id string, waited 
 		return moved(d, o, waited, nil)
 	}
 	return answer{}, anew(fault)
+}
+
+// pluggedBy answers the request to attach or to detach a NIC, whose slot is in
+// the path only when it is to be detached.
+func (s *Server) pluggedBy(ctx context.Context, o vm.Operation, id, slot string) (answer, error) {
+	if o.Kind == vm.NICDetach && o.State == vm.OpSucceeded {
+		return answer{status: http.StatusNoContent}, nil
+	}
+	if o.Kind == vm.NICAttach {
+		slot = strings.TrimPrefix(o.Step, "nic-")
+	}
+	a, err := s.nicAnswer(ctx, id, slotOf(slot))
+	if o.State == vm.OpSucceeded {
+		return a.created(nicPath(id, slotOf(slot))), err
+	}
+	fault := faultOfOperation(o)
+	gone := errors.Is(err, vm.ErrNotFound)
+	if err != nil && !gone {
+		return a, err
+	}
+	n, _ := a.body.(*wireNIC)
+	switch {
+	case !errors.Is(fault, vm.ErrUnavailable):
+	case o.Kind == vm.NICDetach && gone:
+		return answer{status: http.StatusNoContent}, nil
+	case o.Kind == vm.NICDetach && n.State == vm.NICDetaching:
+		return nicAccepted((*vm.NIC)(n), o), nil
+	}
+	return answer{}, anew(fault)
+}
+
+// slotOf returns the number of a slot, -1 of what is none.
+func slotOf(s string) int {
+	slot, err := strconv.Atoi(s)
+	if err != nil {
+		return -1
+	}
+	return slot
 }
 
 // anew makes the hint of a problem that is answered again and again say how to

@@ -54,6 +54,16 @@ type Manager interface {
 	TerminateOrphan(ctx context.Context, resource string) (vm.Operation, error)
 	DeleteOrphan(ctx context.Context, resource string) (vm.Operation, error)
 	NextEvent() <-chan struct{}
+	CreateNetwork(ctx context.Context, n vm.VirtualNetwork) (vm.VirtualNetwork, error)
+	UpdateNetwork(ctx context.Context, name string, e vm.NetworkEdits, match vm.Match) (vm.VirtualNetwork, error)
+	DeleteNetwork(ctx context.Context, name string, match vm.Match) error
+	NetworkStatus(ctx context.Context, name string) (vm.NetworkReport, error)
+	AttachNIC(ctx context.Context, vmID string, n vm.NewNIC) (vm.NIC, vm.Operation, error)
+	DetachNIC(ctx context.Context, vmID string, slot int) (vm.NIC, bool, vm.Operation, error)
+	UpdateNIC(ctx context.Context, vmID string, slot int, e vm.NICEdits, match vm.Match) (vm.NIC, error)
+	AddForward(ctx context.Context, vmID string, f vm.PortForward) (vm.PortForward, error)
+	RemoveForward(ctx context.Context, vmID, forwardID string) error
+	Await(ctx context.Context, vmID string, c vm.Condition) (vm.VM, error)
 }
 
 // Records are what is recorded, and where answers are kept; see [vm.Store].

@@ -19,7 +19,12 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 	if start, some := mergeAutostart(vm.Autostart{}, b.Autostart, b.AutostartOrder, b.AutostartDelay); some {
 		wishes.Autostart = &start
 	}
-	v, err := s.manager.CreateVM(ctx, vm.NewVM{ID: value(b.Name), Template: b.TemplateName, RootSizeMiB: mib(value(b.RootDiskSize)), VMEdits: wishes})
+	var p addressParser
+	nics := newNICs(&p, b.NICs)
+	if err := p.err(); err != nil {
+		return nil, err
+	}
+	v, err := s.manager.CreateVM(ctx, vm.NewVM{ID: value(b.Name), Template: b.TemplateName, RootSizeMiB: mib(value(b.RootDiskSize)), VMEdits: wishes, NICs: nics})
 	if err != nil {
 		return nil, err
 	}
@@ -28,10 +33,10 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 
 // ListVMs implements [openapi.StrictServerInterface].
 func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (openapi.ListVMsResponseObject, error) {
-	f := vm.VMFilter{State: vm.State(value(r.Params.State)), Template: value(r.Params.TemplateName)}
+	f := vm.VMFilter{State: vm.State(value(r.Params.State)), Template: value(r.Params.TemplateName), Network: value(r.Params.Network)}
 	label := value(r.Params.Label)
 	f.Label, f.LabelValue, _ = strings.Cut(label, "=")
-	return newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template, "label", label), r.Params.Limit, r.Params.Cursor,
+	return newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template, "network", f.Network, "label", label), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.VM, error) { return s.reader.VMs(ctx, f, p) },
 		func(v *vm.VM) int64 { return v.Seq },
 		func(v *vm.VM) any { return (*wireVM)(v) })
@@ -122,32 +127,32 @@ func (s *Server) DeleteVM(ctx context.Context, r openapi.DeleteVMRequestObject) 
 
 // StartVM implements [openapi.StrictServerInterface].
 func (s *Server) StartVM(ctx context.Context, r openapi.StartVMRequestObject) (openapi.StartVMResponseObject, error) {
-	return s.act(ctx, r.ID, vm.OpStart, vm.StopOptions{}, r.Params.Prefer)
+	return s.act(ctx, r.ID, vm.OpStart, vm.StopOptions{}, r.Params.Prefer, r.Params.WaitFor)
 }
 
 // StopVM implements [openapi.StrictServerInterface].
 func (s *Server) StopVM(ctx context.Context, r openapi.StopVMRequestObject) (openapi.StopVMResponseObject, error) {
-	return s.act(ctx, r.ID, vm.OpStop, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer)
+	return s.act(ctx, r.ID, vm.OpStop, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer, nil)
 }
 
 // RestartVM implements [openapi.StrictServerInterface].
 func (s *Server) RestartVM(ctx context.Context, r openapi.RestartVMRequestObject) (openapi.RestartVMResponseObject, error) {
-	return s.act(ctx, r.ID, vm.OpRestart, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer)
+	return s.act(ctx, r.ID, vm.OpRestart, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer, r.Params.WaitFor)
 }
 
 // PauseVM implements [openapi.StrictServerInterface].
 func (s *Server) PauseVM(ctx context.Context, r openapi.PauseVMRequestObject) (openapi.PauseVMResponseObject, error) {
-	return s.act(ctx, r.ID, vm.OpPause, vm.StopOptions{}, r.Params.Prefer)
+	return s.act(ctx, r.ID, vm.OpPause, vm.StopOptions{}, r.Params.Prefer, nil)
 }
 
 // ResumeVM implements [openapi.StrictServerInterface].
 func (s *Server) ResumeVM(ctx context.Context, r openapi.ResumeVMRequestObject) (openapi.ResumeVMResponseObject, error) {
-	return s.act(ctx, r.ID, vm.OpResume, vm.StopOptions{}, r.Params.Prefer)
+	return s.act(ctx, r.ID, vm.OpResume, vm.StopOptions{}, r.Params.Prefer, nil)
 }
 
 // ResetVM implements [openapi.StrictServerInterface].
 func (s *Server) ResetVM(ctx context.Context, r openapi.ResetVMRequestObject) (openapi.ResetVMResponseObject, error) {
-	return s.act(ctx, r.ID, vm.OpReset, vm.StopOptions{}, r.Params.Prefer)
+	return s.act(ctx, r.ID, vm.OpReset, vm.StopOptions{}, r.Params.Prefer, nil)
 }
 
 func stopOptions(force *bool, seconds *int) vm.StopOptions {
@@ -158,10 +163,10 @@ func stopOptions(force *bool, seconds *int) vm.StopOptions {
 	return o
 }
 
-// act begins an operation on a VM and waits for its end as long as the client
-// prefers.
-func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions, prefer *string) (answer, error) {
-	wait, err := parseWait(value(prefer))
+// act begins an operation on a VM and waits for its end, and for what is to be so
+// after it, as long as the client prefers.
+func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions, prefer, waitFor *string) (answer, error) {
+	h, err := parseHold(value(prefer), value(waitFor))
 	if err != nil {
 		return answer{}, err
 	}
@@ -169,22 +174,37 @@ func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions,
 	if err != nil {
 		return answer{}, err
 	}
-	return s.acted(ctx, v, operation, wait)
+	return s.acted(ctx, v, operation, h)
 }
 
 // acted answers with a VM that an operation acts on, v as it is meanwhile.
-func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, wait time.Duration) (answer, error) {
-	var err error
-	if wait > 0 {
-		if o, err = s.wait(ctx, o.ID, wait); err != nil {
-			return answer{}, err
-		}
+func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (answer, error) {
+	accepted := func() answer {
+		return answer{status: http.StatusAccepted, body: (*wireVM)(&v), location: "/operations/" + o.ID}
 	}
+	if h.wait == 0 {
+		return accepted(), nil
+	}
+	held, release := s.hold(ctx, h.wait)
+	defer release()
+	o, err := s.manager.Wait(held, o.ID)
 	switch {
-	case wait == 0 || !o.State.Ended():
-		return answer{status: http.StatusAccepted, body: (*wireVM)(&v), location: "/operations/" + o.ID}, nil
+	case err != nil:
+		return answer{}, err
+	case !o.State.Ended():
+		return accepted(), nil
 	case o.State != vm.OpSucceeded:
 		return answer{}, faultOfOperation(o)
+	}
+	if h.until != (vm.Condition{}) {
+		_, err := s.manager.Await(held, v.ID, h.until)
+		switch {
+		case err != nil && held.Err() != nil: // the time is up
+			v, err = s.reader.VM(ctx, v.ID)
+			return accepted(), err
+		case err != nil:
+			return answer{}, err
+		}
 	}
 	if v, err = s.reader.VM(ctx, v.ID); err != nil {
 		return answer{}, err
@@ -200,10 +220,17 @@ func vmAnswer(v *vm.VM) answer {
 // wait returns the operation when it is over, when the time is up, or when the
 // server stops.
 func (s *Server) wait(ctx context.Context, id string, timeout time.Duration) (vm.Operation, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	defer context.AfterFunc(s.stopping, cancel)()
-	return s.manager.Wait(ctx, id)
+	held, release := s.hold(ctx, timeout)
+	defer release()
+	return s.manager.Wait(held, id)
+}
+
+// hold returns a context for what an answer is held for: it ends when the time is
+// up and when the server stops.
+func (s *Server) hold(ctx context.Context, timeout time.Duration) (held context.Context, release func()) {
+	held, cancel := context.WithTimeout(ctx, timeout)
+	stop := context.AfterFunc(s.stopping, cancel)
+	return held, func() { stop(); cancel() }
 }
 
 // faultOfOperation returns why an operation did not succeed.

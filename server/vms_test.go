@@ -314,11 +314,12 @@ func TestVMsAreFoundByALabel(t *testing.T) {
 
 func TestEmptyValuesAreNullAndPresent(t *testing.T) {
 	a := newAPI(t).withVM(t)
+	a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"bare","nics":[]}`)
 	var v map[string]any
-	if err := json.Unmarshal(a.want(t, 200, "GET", "/vms/web-1", "").body, &v); err != nil {
+	if err := json.Unmarshal(a.want(t, 200, "GET", "/vms/bare", "").body, &v); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"local_ip", "machine_type", "accel", "started_at", "state_reason_detail", "next_restart_at"} {
+	for _, name := range []string{"local_ip", "local_ip_source", "machine_type", "accel", "started_at", "state_reason_detail", "next_restart_at"} {
 		if x, present := v[name]; !present || x != nil {
 			t.Errorf("%s is %v", name, x)
 		}

@@ -1,0 +1,76 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"slices"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// AddPortForward implements [openapi.StrictServerInterface].
+func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardRequestObject) (openapi.AddPortForwardResponseObject, error) {
+	b := r.Body
+	var p addressParser
+	f := vm.PortForward{Slot: value(b.NIC), Protocol: vm.Protocol(value(b.Protocol)), HostAddress: value(p.addr("/host_address", b.HostAddress)),
+		HostPort: b.HostPort, GuestPort: b.GuestPort}
+	if err := p.err(); err != nil {
+		return nil, err
+	}
+	f, err := s.manager.AddForward(ctx, r.ID, f)
+	if err != nil {
+		return nil, err
+	}
+	return s.forwardCreated(ctx, r.ID, f.ID)
+}
+
+// ListPortForwards implements [openapi.StrictServerInterface].
+func (s *Server) ListPortForwards(ctx context.Context, r openapi.ListPortForwardsRequestObject) (openapi.ListPortForwardsResponseObject, error) {
+	v, err := s.reader.VM(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusOK, body: wireForwards(v.Forwards)}, nil
+}
+
+// GetPortForward implements [openapi.StrictServerInterface].
+func (s *Server) GetPortForward(ctx context.Context, r openapi.GetPortForwardRequestObject) (openapi.GetPortForwardResponseObject, error) {
+	v, f, err := s.forward(ctx, r.ID, r.ForwardID)
+	if err != nil {
+		return nil, err
+	}
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireForward)(&f) }), nil
+}
+
+// RemovePortForward implements [openapi.StrictServerInterface].
+func (s *Server) RemovePortForward(ctx context.Context, r openapi.RemovePortForwardRequestObject) (openapi.RemovePortForwardResponseObject, error) {
+	if err := s.matchVM(ctx, r.ID, r.Params.IfMatch); err != nil {
+		return nil, err
+	}
+	if err := s.manager.RemoveForward(ctx, r.ID, r.ForwardID); err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusNoContent}, nil
+}
+
+// forward returns a VM and one of its port forwards.
+func (s *Server) forward(ctx context.Context, id, forwardID string) (vm.VM, vm.PortForward, error) {
+	v, err := s.reader.VM(ctx, id)
+	if err != nil {
+		return v, vm.PortForward{}, err
+	}
+	i := slices.IndexFunc(v.Forwards, func(f vm.PortForward) bool { return f.ID == forwardID })
+	if i < 0 {
+		return v, vm.PortForward{}, vm.NotFound("port forward of vm "+id, forwardID)
+	}
+	return v, v.Forwards[i], nil
+}
+
+// forwardCreated answers the request that made a port forward. Its tag is its
+// VM's.
+func (s *Server) forwardCreated(ctx context.Context, id, forwardID string) (answer, error) {
+	v, f, err := s.forward(ctx, id, forwardID)
+	a := answer{body: (*wireForward)(&f), etag: etagOf(vmVersion(&v))}
+	return a.created("/vms/" + id + "/port_forwards/" + forwardID), err
+}

@@ -1,0 +1,137 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// AttachNIC implements [openapi.StrictServerInterface].
+func (s *Server) AttachNIC(ctx context.Context, r openapi.AttachNICRequestObject) (openapi.AttachNICResponseObject, error) {
+	var p addressParser
+	want := newNIC(&p, "", r.Body)
+	if err := p.err(); err != nil {
+		return nil, err
+	}
+	n, o, err := s.manager.AttachNIC(ctx, r.ID, want)
+	switch {
+	case err != nil:
+		return nil, err
+	case n.State == vm.NICAttaching:
+		return nicAccepted(&n, o), nil
+	}
+	a, err := s.nicAnswer(ctx, r.ID, n.Slot)
+	return a.created(nicPath(r.ID, n.Slot)), err
+}
+
+// newNIC reads what is asked of a NIC, which is at field of the request.
+func newNIC(p *addressParser, field string, b *openapi.CreateNIC) vm.NewNIC {
+	return vm.NewNIC{Network: value(b.Network), IP: value(p.addr(field+"/ip", b.IP)), MAC: value(b.MAC), Model: vm.NICModel(value(b.Model)),
+		RateIn: value(b.RateIn), RateOut: value(b.RateOut), LinkDown: value(b.Link) == openapi.CreateNICLinkDown}
+}
+
+// newNICs reads what is asked of the NICs of a VM: nil if nothing is.
+func newNICs(p *addressParser, list *[]openapi.CreateNIC) *[]vm.NewNIC {
+	if list == nil {
+		return nil
+	}
+	out := make([]vm.NewNIC, len(*list))
+	for i := range *list {
+		out[i] = newNIC(p, fmt.Sprintf("/nics/%d", i), &(*list)[i])
+	}
+	return &out
+}
+
+// ListNICs implements [openapi.StrictServerInterface].
+func (s *Server) ListNICs(ctx context.Context, r openapi.ListNICsRequestObject) (openapi.ListNICsResponseObject, error) {
+	v, err := s.reader.VM(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusOK, body: wireNICs(v.NICs)}, nil
+}
+
+// GetNIC implements [openapi.StrictServerInterface].
+func (s *Server) GetNIC(ctx context.Context, r openapi.GetNICRequestObject) (openapi.GetNICResponseObject, error) {
+	v, n, err := s.nic(ctx, r.ID, r.NICSlot)
+	if err != nil {
+		return nil, err
+	}
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireNIC)(&n) }), nil
+}
+
+// UpdateNIC implements [openapi.StrictServerInterface].
+func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject) (openapi.UpdateNICResponseObject, error) {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
+		return nil, err
+	}
+	e := vm.NICEdits{RateIn: r.Body.RateIn, RateOut: r.Body.RateOut}
+	if link := r.Body.Link; link != nil {
+		down := *link == openapi.NICLinkDown
+		e.LinkDown = &down
+	}
+	if _, err := s.manager.UpdateNIC(ctx, r.ID, r.NICSlot, e, match); err != nil {
+		return nil, err
+	}
+	return s.nicAnswer(ctx, r.ID, r.NICSlot)
+}
+
+// DetachNIC implements [openapi.StrictServerInterface].
+func (s *Server) DetachNIC(ctx context.Context, r openapi.DetachNICRequestObject) (openapi.DetachNICResponseObject, error) {
+	if err := s.matchVM(ctx, r.ID, r.Params.IfMatch); err != nil {
+		return nil, err
+	}
+	n, gone, o, err := s.manager.DetachNIC(ctx, r.ID, r.NICSlot)
+	switch {
+	case err != nil:
+		return nil, err
+	case gone:
+		return answer{status: http.StatusNoContent}, nil
+	}
+	return nicAccepted(&n, o), nil
+}
+
+// matchVM checks an If-Match header against a VM.
+func (s *Server) matchVM(ctx context.Context, id string, ifMatch *string) error {
+	match, err := parseMatch(value(ifMatch))
+	if match == nil || err != nil {
+		return err
+	}
+	v, err := s.reader.VM(ctx, id)
+	if err == nil && !slices.Contains(match, vmVersion(&v)) {
+		err = &vm.Fault{Code: vm.CodePrecondition, Detail: "VM " + id + " has changed since the version in If-Match", Hint: "read it again"}
+	}
+	return err
+}
+
+// nic returns a VM and one of its NICs.
+func (s *Server) nic(ctx context.Context, id string, slot int) (vm.VM, vm.NIC, error) {
+	v, err := s.reader.VM(ctx, id)
+	if err != nil {
+		return v, vm.NIC{}, err
+	}
+	i := slices.IndexFunc(v.NICs, func(n vm.NIC) bool { return n.Slot == slot })
+	if i < 0 {
+		return v, vm.NIC{}, vm.NotFound("nic of vm "+id, fmt.Sprint(slot))
+	}
+	return v, v.NICs[i], nil
+}
+
+// nicAnswer answers with a NIC as it is recorded now, so that it and the tag, its
+// VM's, go together.
+func (s *Server) nicAnswer(ctx context.Context, id string, slot int) (answer, error) {
+	v, n, err := s.nic(ctx, id, slot)
+	return answer{status: http.StatusOK, body: (*wireNIC)(&n), etag: etagOf(vmVersion(&v))}, err
+}
+
+// nicAccepted answers with a NIC on its way, which an operation is about.
+func nicAccepted(n *vm.NIC, o vm.Operation) answer {
+	return answer{status: http.StatusAccepted, body: (*wireNIC)(n), location: "/operations/" + o.ID}
+}
+
+func nicPath(id string, slot int) string { return fmt.Sprintf("/vms/%s/nics/%d", id, slot) }

@@ -1,0 +1,231 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+func TestAVMIsMadeWithTheNICsThatAreAskedFor(t *testing.T) {
+	a := newAPI(t)
+	a.want(t, 201, "POST", "/templates", smallTemplate)
+	a.want(t, 201, "POST", "/networks", `{"name":"lab","mode":"isolated","subnet":"10.9.0.0/24","ipv6_subnet":"fd00:9::/64"}`)
+	r := a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"web-1","nics":[
+		{"network":"lab","ip":"10.9.0.77","mac":"52:00:00:AA:00:01","model":"e1000e","rate_in":100,"rate_out":200,"link":"down"},{}]}`)
+	v := into[openapi.VM](t, r)
+	if len(v.NICs) != 2 || len(v.PortForwards) != 0 || *v.LocalIP != "10.9.0.77" || v.Boot.SpawnedAt != nil {
+		t.Fatalf("%s", r.body)
+	}
+	n := v.NICs[0]
+	if n.Slot != 0 || n.Network != "lab" || n.Mode != "isolated" || n.MAC != "52:00:00:aa:00:01" || n.Model != "e1000e" || *n.IP != "10.9.0.77" ||
+		*n.IPv6 != "fd00:9::4d" || n.RateIn != 100 || n.RateOut != 200 || n.Link != "down" || n.State != "attached" || n.Reason != nil {
+		t.Errorf("%+v", n)
+	}
+	n = v.NICs[1]
+	if n.Slot != 1 || n.Network != "vman0" || n.Model != "virtio" || *n.IP != "192.168.100.2" || n.IPv6 != nil || n.Link != "up" || n.RateIn != 0 {
+		t.Errorf("%+v", n)
+	}
+	list := a.want(t, 200, "GET", "/vms/web-1/nics", "")
+	if got := into[[]openapi.NIC](t, list); len(got) != 2 || got[0].MAC != v.NICs[0].MAC {
+		t.Errorf("%s", list.body)
+	}
+	if v := into[openapi.VM](t, a.want(t, 201, "POST", "/vms", `{"template_name":"small","nics":[]}`)); len(v.NICs) != 0 || v.LocalIP != nil || v.ReachableFromHost {
+		t.Errorf("without NICs: %+v", v)
+	}
+	for body, want := range map[string][2]string{
+		`[{"network":"lab","ip":"10.9.0.77"}]`:  {"in-use", "/nics/0/ip"},
+		`[{},{"ip":"10.9.0.78"}]`:               {"invalid-request", "/nics/1/ip"},
+		`[{"network":"none"}]`:                  {"invalid-request", "/nics/0/network"},
+		`[{"network":"lab","ip":"10.9.0.1"}]`:   {"invalid-request", "/nics/0/ip"},
+		`[{"network":"lab","ip":"10.9.0.255"}]`: {"invalid-request", "/nics/0/ip"},
+		`[{},{"mac":"53:00:00:00:00:01"}]`:      {"invalid-request", "/nics/1/mac"},
+		`[{"mac":"00:00:00:00:00:00"}]`:         {"invalid-request", "/nics/0/mac"},
+	} {
+		status := 400
+		if want[0] == "in-use" {
+			status = 409
+		}
+		p := a.want(t, status, "POST", "/vms", `{"template_name":"small","nics":`+body+`}`).problem(t)
+		if string(p.Code) != want[0] || len(p.Errors) != 1 || p.Errors[0].Field != want[1] {
+			t.Errorf("%s: %+v", body, p)
+		}
+	}
+}
+
+func TestANICIsPluggedChangedAndUnplugged(t *testing.T) {
+	for _, state := range []string{"running", "stopped"} {
+		t.Run(state, func(t *testing.T) {
+			a := newAPI(t).withVM(t)
+			if state == "running" {
+				a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+			}
+			r := a.want(t, 201, "POST", "/vms/web-1/nics", `{"ip":"192.168.100.50"}`)
+			n := into[openapi.NIC](t, r)
+			if n.Slot != 1 || *n.IP != "192.168.100.50" || n.State != "attached" || r.Header.Get("Location") != "/vms/web-1/nics/1" {
+				t.Errorf("%v %s", r.Header, r.body)
+			}
+			got := a.want(t, 200, "GET", "/vms/web-1/nics/1", "")
+			if string(got.body) != string(r.body) || got.Header.Get("ETag") != r.Header.Get("ETag") {
+				t.Errorf("%v %s", got.Header, got.body)
+			}
+			old := got.Header.Get("ETag")
+			a.want(t, 304, "GET", "/vms/web-1/nics/1", "", "If-None-Match", old)
+			n = into[openapi.NIC](t, a.want(t, 200, "PATCH", "/vms/web-1/nics/1", `{"rate_in":1000,"link":"down"}`, "If-Match", old))
+			if n.RateIn != 1000 || n.RateOut != 0 || n.Link != "down" {
+				t.Errorf("%+v", n)
+			}
+			n = into[openapi.NIC](t, a.want(t, 200, "PATCH", "/vms/web-1/nics/1", `{"rate_in":0,"rate_out":7,"link":"up"}`))
+			if n.RateIn != 0 || n.RateOut != 7 || n.Link != "up" {
+				t.Errorf("%+v", n)
+			}
+			a.want(t, 412, "PATCH", "/vms/web-1/nics/1", `{"rate_in":1}`, "If-Match", old)
+			a.want(t, 412, "DELETE", "/vms/web-1/nics/1", "", "If-Match", old)
+			a.want(t, 400, "DELETE", "/vms/web-1/nics/1", "", "If-Match", "x")
+			a.want(t, 400, "PATCH", "/vms/web-1/nics/1", `{"rate_in":1}`, "If-Match", "x")
+			a.want(t, 204, "DELETE", "/vms/web-1/nics/1", "", "If-Match", a.want(t, 200, "GET", "/vms/web-1/nics/1", "").Header.Get("ETag"))
+			for _, method := range []string{"GET", "DELETE"} {
+				a.want(t, 404, method, "/vms/web-1/nics/1", "")
+				a.want(t, 404, method, "/vms/web-2/nics/0", "")
+			}
+			a.want(t, 404, "PATCH", "/vms/web-1/nics/1", `{"rate_in":1}`)
+			a.want(t, 404, "POST", "/vms/web-2/nics", `{}`)
+			a.want(t, 404, "GET", "/vms/web-2/nics", "")
+		})
+	}
+}
+
+func TestANICThatCannotBeIsRefused(t *testing.T) {
+	a := newAPI(t).withVM(t)
+	a.want(t, 201, "POST", "/networks", `{"name":"alone","mode":"user"}`)
+	for body, want := range map[string][2]string{
+		`{"ip":"192.168.100.2"}`:               {"in-use", "/ip"},
+		`{"network":"none"}`:                   {"invalid-request", "/network"},
+		`{"mac":"01:00:5e:00:00:01"}`:          {"invalid-request", "/mac"},
+		`{"network":"alone","ip":"10.0.2.99"}`: {"invalid-request", "/ip"},
+	} {
+		status := 400
+		if want[0] == "in-use" {
+			status = 409
+		}
+		p := a.want(t, status, "POST", "/vms/web-1/nics", body).problem(t)
+		if string(p.Code) != want[0] || len(p.Errors) != 1 || p.Errors[0].Field != want[1] {
+			t.Errorf("%s: %+v", body, p)
+		}
+	}
+	for body, field := range map[string]string{`{}`: "", `{"rate_in":-1}`: "/rate_in", `{"rate_out":1.5}`: "/rate_out", `{"link":"sideways"}`: "/link",
+		`{"ip":"192.168.100.3"}`: "/ip", `{"link":null}`: "/link"} {
+		p := a.want(t, 400, "PATCH", "/vms/web-1/nics/0", body).problem(t)
+		if len(p.Errors) != 1 || p.Errors[0].Field != field {
+			t.Errorf("%s: %+v", body, p)
+		}
+	}
+	for _, slot := range []string{"8", "-1", "x", "1.5", "999999999999999999999"} {
+		if p := a.want(t, 400, "GET", "/vms/web-1/nics/"+slot, "").problem(t); len(p.Errors) != 1 || p.Errors[0].Field != "slot" {
+			t.Errorf("%s: %+v", slot, p)
+		}
+	}
+	for range 7 {
+		a.want(t, 201, "POST", "/vms/web-1/nics", `{}`)
+	}
+	if p := a.want(t, 409, "POST", "/vms/web-1/nics", `{}`).problem(t); p.Code != "limit-reached" {
+		t.Errorf("%+v", p)
+	}
+}
+
+func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
+	records := &forgetful{}
+	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+	a.driver.Hook = hook("DetachNIC", func(context.Context) error { return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "not yet"} })
+	first := a.want(t, 202, "DELETE", "/vms/web-1/nics/0", "", headerKey, "k")
+	if n := into[openapi.NIC](t, first); n.State != "detaching" || !strings.HasPrefix(first.Header.Get("Location"), "/operations/") {
+		t.Errorf("%v %s", first.Header, first.body)
+	}
+	a.want(t, 200, "GET", first.Header.Get("Location"), "")
+	same(t, "detach, with the answer lost", first, a.ask(t, "DELETE", "/vms/web-1/nics/0", "", headerKey, "k"))
+	a.driver.Hook = nil
+	if _, err := a.manager.Settle(t.Context(), "vms/web-1"); err != nil {
+		t.Fatal(err)
+	}
+	a.want(t, 404, "GET", "/vms/web-1/nics/0", "")
+	a.want(t, 204, "DELETE", "/vms/web-1/nics/0", "", headerKey, "k")
+}
+
+// slow is a manager whose guests take a NIC after the answer.
+type slow struct{ Manager }
+
+func (s slow) AttachNIC(ctx context.Context, id string, n vm.NewNIC) (vm.NIC, vm.Operation, error) {
+	nic, o, err := s.Manager.AttachNIC(ctx, id, n)
+	nic.State = vm.NICAttaching
+	return nic, o, err
+}
+
+func TestANICOnItsWayIsAccepted(t *testing.T) {
+	a := newAPI(t, func(f *fixture) { f.d.Manager = slow{f.d.Manager} }).withVM(t)
+	r := a.want(t, 202, "POST", "/vms/web-1/nics", `{}`)
+	if into[openapi.NIC](t, r).State != "attaching" {
+		t.Errorf("%s", r.body)
+	}
+	if o := into[openapi.Operation](t, a.want(t, 200, "GET", r.Header.Get("Location"), "")); o.Kind != "nic.attach" {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestAPluggingThatFailsIsToldAgain(t *testing.T) {
+	records := &forgetful{}
+	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+	a.driver.Hook = hook("AttachNIC", func(context.Context) error { return &vm.Fault{Code: vm.CodeOperationFailed, Detail: "refused"} })
+	for range 2 {
+		if p := a.want(t, 503, "POST", "/vms/web-1/nics", `{}`, headerKey, "k").problem(t); p.Code != "operation-failed" || p.OperationID == "" {
+			t.Errorf("%+v", p)
+		}
+	}
+	if n := len(into[[]openapi.NIC](t, a.want(t, 200, "GET", "/vms/web-1/nics", ""))); n != 1 {
+		t.Errorf("%d NICs", n)
+	}
+}
+
+func TestPortsAreForwarded(t *testing.T) {
+	a := newAPI(t).withVM(t)
+	a.want(t, 201, "POST", "/networks", `{"name":"inside","mode":"isolated"}`)
+	a.want(t, 201, "POST", "/vms/web-1/nics", `{"network":"inside"}`)
+	r := a.want(t, 201, "POST", "/vms/web-1/port_forwards", `{"host_port":2222,"guest_port":22}`)
+	f := into[openapi.PortForward](t, r)
+	if f.NIC != 0 || f.Protocol != "tcp" || f.HostAddress != "0.0.0.0" || f.HostPort != 2222 || f.GuestPort != 22 ||
+		r.Header.Get("Location") != "/vms/web-1/port_forwards/"+f.ID {
+		t.Errorf("%v %s", r.Header, r.body)
+	}
+	got := a.want(t, 200, "GET", "/vms/web-1/port_forwards/"+f.ID, "")
+	if string(got.body) != string(r.body) || got.Header.Get("ETag") != r.Header.Get("ETag") {
+		t.Errorf("%v %s", got.Header, got.body)
+	}
+	a.want(t, 304, "GET", "/vms/web-1/port_forwards/"+f.ID, "", "If-None-Match", got.Header.Get("ETag"))
+	a.want(t, 201, "POST", "/vms/web-1/port_forwards", `{"protocol":"udp","host_address":"127.0.0.1","host_port":2222,"guest_port":53,"nic":0}`)
+	list := into[[]openapi.PortForward](t, a.want(t, 200, "GET", "/vms/web-1/port_forwards", ""))
+	v := into[openapi.VM](t, a.want(t, 200, "GET", "/vms/web-1", ""))
+	if len(list) != 2 || list[1].Protocol != "udp" || list[1].HostAddress != "127.0.0.1" || fmt.Sprint(v.PortForwards) != fmt.Sprint(list) {
+		t.Errorf("%+v, in the VM %+v", list, v.PortForwards)
+	}
+	if p := a.want(t, 409, "POST", "/vms/web-1/port_forwards", `{"host_port":2222,"guest_port":23}`).problem(t); p.Code != "in-use" {
+		t.Errorf("%+v", p)
+	}
+	for body, field := range map[string]string{`{"host_port":1,"guest_port":1,"nic":7}`: "/nic", `{"host_port":1,"guest_port":1,"nic":1}`: "/nic",
+		`{"host_port":1,"guest_port":1,"host_address":"224.0.0.1"}`: "/host_address"} {
+		if p := a.want(t, 400, "POST", "/vms/web-1/port_forwards", body).problem(t); len(p.Errors) != 1 || p.Errors[0].Field != field {
+			t.Errorf("%s: %+v", body, p)
+		}
+	}
+	a.want(t, 412, "DELETE", "/vms/web-1/port_forwards/"+f.ID, "", "If-Match", `"0-0"`)
+	a.want(t, 204, "DELETE", "/vms/web-1/port_forwards/"+f.ID, "")
+	for _, method := range []string{"GET", "DELETE"} {
+		a.want(t, 404, method, "/vms/web-1/port_forwards/"+f.ID, "")
+		a.want(t, 404, method, "/vms/web-2/port_forwards/"+f.ID, "")
+	}
+	a.want(t, 404, "GET", "/vms/web-2/port_forwards", "")
+	a.want(t, 404, "POST", "/vms/web-2/port_forwards", `{"host_port":1,"guest_port":1}`)
+}
