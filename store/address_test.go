@@ -307,14 +307,11 @@ func TestAFreeAddressAmongManyIsFoundQuickly(t *testing.T) {
 	}))
 	for _, hole := range []int{0, 1, 29_999, 30_000, n - 1, n} {
 		for i := range 2 { // with and without the hole before it
-			took := time.Duration(1 << 62)
-			for range 5 { // the best of some: the machine has other work
-				start := time.Now()
-				got, err := s.FreeIP(t.Context(), "lan", crowdedIP(0), netip.MustParseAddr("10.0.255.254"), nil)
-				took = min(took, time.Since(start))
-				if want := []netip.Addr{crowdedIP(n), crowdedIP(hole)}[i]; err != nil || got != want {
-					t.Fatalf("hole %d: got %s, %v; want %s", hole, got, err, want)
-				}
+			start := time.Now()
+			got, err := s.FreeIP(t.Context(), "lan", crowdedIP(0), netip.MustParseAddr("10.0.255.254"), nil)
+			took := time.Since(start)
+			if want := []netip.Addr{crowdedIP(n), crowdedIP(hole)}[i]; err != nil || got != want {
+				t.Fatalf("hole %d: got %s, %v; want %s", hole, got, err, want)
 			}
 			if took > time.Second {
 				t.Errorf("hole %d: found after %v", hole, took)
@@ -323,7 +320,7 @@ func TestAFreeAddressAmongManyIsFoundQuickly(t *testing.T) {
 			if i == 1 {
 				set[0], set[1] = set[1], set[0]
 			}
-			_, err := s.writer.Exec(`UPDATE addresses SET ip = ?2 WHERE ip = ?1`, set...)
+			_, err = s.writer.Exec(`UPDATE addresses SET ip = ?2 WHERE ip = ?1`, set...)
 			must(t, err)
 		}
 	}
