@@ -1,0 +1,291 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"vmand/network/guard/linktest"
+	"vmand/vm"
+)
+
+var testNetwork = vm.VirtualNetwork{
+	Name: "net0", Mode: vm.NetworkNAT, Bridge: linktest.HostInterface,
+	Subnet: netip.MustParsePrefix("192.168.77.0/24"), Gateway: netip.MustParseAddr("192.168.77.1"),
+	IPv6: netip.MustParsePrefix("fd00:77::/64"), Domain: "vm.internal",
+}
+
+// book is a directory with one lease, and with a name that cannot be looked up.
+type book struct{}
+
+var testLease = vm.Lease{Network: "net0", Hostname: "web", IP: netip.MustParseAddr("192.168.77.9"), IPv6: netip.MustParseAddr("fd00:77::9")}
+
+func (book) LeaseByName(_ context.Context, network, name string) (vm.Lease, error) {
+	switch {
+	case network == "net0" && name == "web":
+		return testLease, nil
+	case name == "broken":
+		return vm.Lease{}, errors.New("the disk is full")
+	}
+	return vm.Lease{}, vm.NotFound("lease", name)
+}
+
+func (book) LeaseByIP(_ context.Context, network string, ip netip.Addr) (vm.Lease, error) {
+	if network == "net0" && (ip == testLease.IP || ip == testLease.IPv6) {
+		return testLease, nil
+	}
+	return vm.Lease{}, vm.NotFound("lease", ip.String())
+}
+
+func question(name string, qtype uint16) *dns.Msg { return new(dns.Msg).SetQuestion(name, qtype) }
+
+func TestTheZoneAnswersForItsNamesAndForNoOthers(t *testing.T) {
+	const half6 = "0.0.0.0.0.0.0.0.7.7.0.0.0.0.d.f.ip6.arpa." // of the /64
+	for _, c := range []struct {
+		name  string
+		qtype uint16
+		ours  bool
+		rcode int
+		want  string // what the answer ends with; empty for none
+	}{
+		{"web.vm.internal.", dns.TypeA, true, dns.RcodeSuccess, "192.168.77.9"},
+		{"WEB.vm.Internal.", dns.TypeA, true, dns.RcodeSuccess, "192.168.77.9"},
+		{"web.vm.internal.", dns.TypeAAAA, true, dns.RcodeSuccess, "fd00:77::9"},
+		{"web.vm.internal.", dns.TypeMX, true, dns.RcodeSuccess, ""},
+		{"nobody.vm.internal.", dns.TypeA, true, dns.RcodeNameError, ""},
+		{"a.web.vm.internal.", dns.TypeA, true, dns.RcodeNameError, ""},
+		{`we\.b.vm.internal.`, dns.TypeA, true, dns.RcodeNameError, ""},
+		{"_gateway.vm.internal.", dns.TypeA, true, dns.RcodeSuccess, "192.168.77.1"},
+		{"_gateway.vm.internal.", dns.TypeAAAA, true, dns.RcodeSuccess, "fd00:77::1"},
+		{"vm.internal.", dns.TypeA, true, dns.RcodeSuccess, ""},
+		{"vm.internal.", dns.TypeNS, true, dns.RcodeSuccess, "_gateway.vm.internal."},
+		{"vm.internal.", dns.TypeSOA, true, dns.RcodeSuccess, "5"},
+		{"xvm.internal.", dns.TypeA, false, 0, ""},
+		{"internal.", dns.TypeA, false, 0, ""},
+		{"example.com.", dns.TypeA, false, 0, ""},
+		{".", dns.TypeNS, false, 0, ""},
+		{"9.77.168.192.in-addr.arpa.", dns.TypePTR, true, dns.RcodeSuccess, "web.vm.internal."},
+		{"1.77.168.192.in-addr.arpa.", dns.TypePTR, true, dns.RcodeSuccess, "_gateway.vm.internal."},
+		{"9.77.168.192.in-addr.arpa.", dns.TypeA, true, dns.RcodeSuccess, ""},
+		{"10.77.168.192.in-addr.arpa.", dns.TypePTR, true, dns.RcodeNameError, ""},
+		{"77.168.192.in-addr.arpa.", dns.TypeSOA, true, dns.RcodeSuccess, "5"},
+		{"9.78.168.192.in-addr.arpa.", dns.TypePTR, false, 0, ""},
+		{"168.192.in-addr.arpa.", dns.TypePTR, false, 0, ""},
+		{"009.77.168.192.in-addr.arpa.", dns.TypePTR, false, 0, ""},
+		{"256.77.168.192.in-addr.arpa.", dns.TypePTR, false, 0, ""},
+		{"1.9.77.168.192.in-addr.arpa.", dns.TypePTR, false, 0, ""},
+		{"9.0.0.0." + half6, dns.TypePTR, true, dns.RcodeSuccess, ""},
+		{half6, dns.TypeSOA, true, dns.RcodeSuccess, "5"},
+		{half6[2:], dns.TypeSOA, false, 0, ""},
+	} {
+		r := new(dns.Msg).SetReply(question(c.name, c.qtype))
+		ours, err := newZone(testNetwork).answer(t.Context(), book{}, r)
+		if err != nil || ours != c.ours || r.Rcode != c.rcode {
+			t.Errorf("%s %s: ours %v, rcode %d, error %v; want %v, %d", c.name, dns.TypeToString[c.qtype], ours, r.Rcode, err, c.ours, c.rcode)
+			continue
+		}
+		switch {
+		case !ours:
+		case !r.Authoritative:
+			t.Errorf("%s: not authoritative", c.name)
+		case c.want == "" && (len(r.Answer) > 0 || len(r.Ns) != 1 || r.Ns[0].Header().Rrtype != dns.TypeSOA):
+			t.Errorf("%s %s: want nothing but an SOA record, got %v", c.name, dns.TypeToString[c.qtype], r)
+		case c.want != "" && (len(r.Answer) != 1 || !strings.HasSuffix(r.Answer[0].String(), c.want)):
+			t.Errorf("%s %s: %v, want %s", c.name, dns.TypeToString[c.qtype], r.Answer, c.want)
+		}
+		if _, err := r.Pack(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+func TestReverseNamesOfEveryLengthAreOfTheirSubnet(t *testing.T) {
+	for prefix, want := range map[string]string{
+		"192.168.77.0/24": "77.168.192.in-addr.arpa.", "192.168.76.0/22": "168.192.in-addr.arpa.",
+		"192.168.77.128/25": "77.168.192.in-addr.arpa.", "10.0.0.0/8": "10.in-addr.arpa.",
+		"fd00:77::/64": "0.0.0.0.0.0.0.0.7.7.0.0.0.0.d.f.ip6.arpa.",
+	} {
+		if got := reverseName(netip.MustParsePrefix(prefix)); got != want {
+			t.Errorf("%s: %s, want %s", prefix, got, want)
+		}
+	}
+	ip := netip.MustParseAddr("fd00:77::9")
+	name, err := dns.ReverseAddr(ip.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := new(dns.Msg).SetReply(question(name, dns.TypePTR))
+	if _, err := newZone(testNetwork).answer(t.Context(), book{}, r); err != nil || len(r.Answer) != 1 || !strings.HasSuffix(r.Answer[0].String(), "web.vm.internal.") {
+		t.Errorf("%v, %v", r, err)
+	}
+}
+
+func TestQueriesThatAreNotToBeAnsweredAreNot(t *testing.T) {
+	inside := netip.MustParseAddr("192.168.77.9")
+	with := func(f func(*dns.Msg)) *dns.Msg {
+		q := question("example.com.", dns.TypeA)
+		f(q)
+		return q
+	}
+	for name, c := range map[string]struct {
+		q      *dns.Msg
+		client string
+		want   int // -1: it is answered
+	}{
+		"from the subnet":     {question("example.com.", dns.TypeA), "192.168.77.9", -1},
+		"from the prefix":     {question("example.com.", dns.TypeA), "fd00:77::9", -1},
+		"from the link":       {question("example.com.", dns.TypeA), "fe80::9", -1},
+		"from outside":        {question("example.com.", dns.TypeA), "192.168.78.9", dns.RcodeRefused},
+		"from outside, IPv6":  {question("example.com.", dns.TypeA), "fd00:78::9", dns.RcodeRefused},
+		"a transfer":          {question("vm.internal.", dns.TypeAXFR), "", dns.RcodeRefused},
+		"a part of one":       {question("vm.internal.", dns.TypeIXFR), "", dns.RcodeRefused},
+		"anything":            {question("vm.internal.", dns.TypeANY), "", dns.RcodeRefused},
+		"two questions":       {with(func(q *dns.Msg) { q.Question = append(q.Question, q.Question[0]) }), "", dns.RcodeFormatError},
+		"no question":         {with(func(q *dns.Msg) { q.Question = nil }), "", dns.RcodeFormatError},
+		"another class":       {with(func(q *dns.Msg) { q.Question[0].Qclass = dns.ClassCHAOS }), "", dns.RcodeRefused},
+		"an update":           {with(func(q *dns.Msg) { q.Opcode = dns.OpcodeUpdate }), "", dns.RcodeNotImplemented},
+		"a later EDNS":        {with(func(q *dns.Msg) { q.SetEdns0(1232, false); q.IsEdns0().SetVersion(1) }), "", dns.RcodeBadVers},
+		"with an answer":      {with(func(q *dns.Msg) { q.Answer = append(q.Answer, &dns.A{Hdr: header(".", dns.TypeA, 0)}) }), "", dns.RcodeFormatError},
+		"a type of new times": {question("example.com.", dns.TypeHTTPS), "", -1},
+	} {
+		client := inside
+		if c.client != "" {
+			client = netip.MustParseAddr(c.client)
+		}
+		r, final := screen(c.q, client, newZone(testNetwork))
+		if final != (c.want >= 0) || (final && r.Rcode != c.want) {
+			t.Errorf("%s: final %v, rcode %s", name, final, dns.RcodeToString[r.Rcode])
+		}
+		if b, err := pack(r, c.q, false); err != nil || len(b) > 512 {
+			t.Errorf("%s: %d bytes, %v", name, len(b), err)
+		}
+	}
+}
+
+func record(t testing.TB, s string) dns.RR {
+	t.Helper()
+	rr, err := dns.NewRR(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rr
+}
+
+func TestTheCacheKeepsAnswersAsLongAsTheySay(t *testing.T) {
+	soa := "example.com. 3600 IN SOA a. b. 1 2 3 4 60"
+	for name, c := range map[string]struct {
+		rcode       int
+		answer, ns  string
+		truncated   bool
+		wantSeconds int
+	}{
+		"an answer":            {answer: "x. 300 IN A 1.2.3.4", wantSeconds: 300},
+		"a long one":           {answer: "x. 300000 IN A 1.2.3.4", wantSeconds: 3600},
+		"one that is over":     {answer: "x. 0 IN A 1.2.3.4"},
+		"half of one":          {answer: "x. 300 IN A 1.2.3.4", truncated: true},
+		"no such name":         {rcode: dns.RcodeNameError, ns: soa, wantSeconds: 60},
+		"no such data":         {ns: soa, wantSeconds: 60},
+		"no such name, no SOA": {rcode: dns.RcodeNameError},
+		"a failure":            {rcode: dns.RcodeServerFailure, ns: soa},
+	} {
+		m := question("x.", dns.TypeA)
+		m.Rcode, m.Truncated = c.rcode, c.truncated
+		if c.answer != "" {
+			m.Answer = []dns.RR{record(t, c.answer)}
+		}
+		if c.ns != "" {
+			m.Ns = []dns.RR{record(t, c.ns)}
+		}
+		if got := lifetime(m); got != time.Duration(c.wantSeconds)*time.Second {
+			t.Errorf("%s: %v, want %d s", name, got, c.wantSeconds)
+		}
+	}
+
+	now := time.Now()
+	c := newCache()
+	m := question("x.", dns.TypeA)
+	m.Answer = []dns.RR{record(t, "x. 300 IN A 1.2.3.4")}
+	k := keyOf(m)
+	c.put(k, m, now)
+	if got := c.get(k, now.Add(100*time.Second)); got == nil || got.Answer[0].Header().Ttl != 200 {
+		t.Errorf("after 100 s: %v", got)
+	}
+	if got := c.get(k, now.Add(300*time.Second)); got != nil || len(c.entries) != 0 || c.bytes != 0 {
+		t.Errorf("after 300 s: %v, %d entries, %d bytes", got, len(c.entries), c.bytes)
+	}
+}
+
+func TestTheCacheHasBounds(t *testing.T) {
+	now := time.Now()
+	fill := func(n int, text string) *cache {
+		c := newCache()
+		for i := range n {
+			m := question(strings.Repeat("a", i%50+1)+"."+strings.Repeat("b", i/50%50+1)+"."+strings.Repeat("c", i/2500+1)+".", dns.TypeTXT)
+			m.Answer = []dns.RR{&dns.TXT{Hdr: header("x.", dns.TypeTXT, 300), Txt: []string{text, text, text, text, text, text, text, text}}}
+			c.put(keyOf(m), m, now)
+		}
+		return c
+	}
+	if c := fill(2*maxEntries, "x"); len(c.entries) != maxEntries || c.used.Len() != maxEntries {
+		t.Errorf("%d entries, %d in use", len(c.entries), c.used.Len())
+	}
+	c := fill(2*maxEntries, strings.Repeat("x", 250))
+	sum := 0
+	for _, e := range c.entries {
+		sum += e.Value.(*entry).size()
+	}
+	if c.bytes > maxCacheBytes || c.bytes != sum {
+		t.Errorf("%d bytes, counted %d", c.bytes, sum)
+	}
+}
+
+func FuzzDNS(f *testing.F) {
+	for _, q := range []*dns.Msg{question("web.vm.internal.", dns.TypeA), question("9.77.168.192.in-addr.arpa.", dns.TypePTR),
+		question("vm.internal.", dns.TypeAXFR), question("example.com.", dns.TypeA).SetEdns0(4096, true)} {
+		b, err := q.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	z := newZone(testNetwork)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		q := new(dns.Msg)
+		if err := q.Unpack(b); err != nil {
+			if r := unreadable(b); r != nil && (len(r) != 12 || r[2]&0x80 == 0) {
+				t.Fatalf("answer %x", r)
+			}
+			return
+		}
+		r, final := screen(q, testLease.IP, z)
+		if !final {
+			ours, err := z.answer(t.Context(), book{}, r)
+			if err != nil {
+				return // the name "broken"
+			}
+			if !ours {
+				if k := keyOf(q); k.qtype != q.Question[0].Qtype {
+					t.Fatal("another key")
+				}
+				if _, err := queryFor(q).Pack(); err != nil {
+					return // a name that cannot be packed again
+				}
+			}
+		}
+		answer, err := pack(r, q, false)
+		if err != nil {
+			return
+		}
+		if len(answer) > udpSize {
+			t.Fatalf("an answer of %d bytes", len(answer))
+		}
+		if err := new(dns.Msg).Unpack(answer); err != nil {
+			t.Fatalf("the answer to %v cannot be read: %v", q, err)
+		}
+	})
+}
