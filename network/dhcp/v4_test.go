@@ -34,8 +34,10 @@ func message4(t testing.TB, kind dhcpv4.MessageType, with ...dhcpv4.Modifier) *d
 	return m
 }
 
-func asks(ip string) dhcpv4.Modifier { return dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.ParseIP(ip))) }
-func has(ip string) dhcpv4.Modifier  { return dhcpv4.WithClientIP(net.ParseIP(ip)) }
+func asks(ip string) dhcpv4.Modifier {
+	return dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.ParseIP(ip)))
+}
+func has(ip string) dhcpv4.Modifier { return dhcpv4.WithClientIP(net.ParseIP(ip)) }
 func to(ip string) dhcpv4.Modifier {
 	return dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.ParseIP(ip)))
 }

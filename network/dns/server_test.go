@@ -1,0 +1,394 @@
+package dns
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"vmand/network/guard/linktest"
+)
+
+// upstream is a resolver on the machine that runs the tests.
+type upstream struct {
+	address netip.AddrPort
+	queries atomic.Int64
+	streams atomic.Int64 // of them, those by TCP
+}
+
+// newUpstream makes a resolver that says 203.0.113.5 to everything: to names that
+// begin with "big" after a good deal of other things, to "none" that there is no
+// such name, to "forged" first something that nobody asked for.
+func newUpstream(t testing.TB) *upstream {
+	t.Helper()
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &upstream{address: udp.LocalAddr().(*net.UDPAddr).AddrPort()}
+	tcp, err := net.Listen("tcp", u.address.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := func(stream bool) dns.HandlerFunc {
+		return func(w dns.ResponseWriter, q *dns.Msg) {
+			u.queries.Add(1)
+			if stream {
+				u.streams.Add(1)
+			}
+			w.WriteMsg(u.answer(w, q, stream))
+		}
+	}
+	for _, s := range []*dns.Server{{PacketConn: udp, Handler: handler(false)}, {Listener: tcp, Handler: handler(true)}} {
+		started := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		go s.ActivateAndServe()
+		<-started
+		t.Cleanup(func() { s.Shutdown() })
+	}
+	return u
+}
+
+func (u *upstream) answer(w dns.ResponseWriter, q *dns.Msg, stream bool) *dns.Msg {
+	r := new(dns.Msg).SetReply(q)
+	name := q.Question[0].Name
+	switch {
+	case strings.HasPrefix(name, "none"):
+		r.Rcode = dns.RcodeNameError
+		r.Ns = []dns.RR{&dns.SOA{Hdr: header("example.com.", dns.TypeSOA, 60), Ns: "a.", Mbox: "b.", Minttl: 60}}
+		return r
+	case strings.HasPrefix(name, "big"):
+		for i := range 100 {
+			r.Answer = append(r.Answer, &dns.A{Hdr: header(name, dns.TypeA, 60), A: net.IPv4(203, 0, 113, byte(i))})
+		}
+		if !stream {
+			r.Truncate(512)
+		}
+		return r
+	case strings.HasPrefix(name, "forged"):
+		for _, spoil := range []func(*dns.Msg){func(m *dns.Msg) { m.Id++ }, func(m *dns.Msg) { m.Question[0].Name = "other.example.com." },
+			func(m *dns.Msg) { m.Response = false }} {
+			forged := r.Copy()
+			forged.Answer = []dns.RR{&dns.A{Hdr: header(name, dns.TypeA, 60), A: net.IPv4(6, 6, 6, 6)}}
+			spoil(forged)
+			w.WriteMsg(forged)
+		}
+	}
+	r.Answer = []dns.RR{&dns.A{Hdr: header(name, dns.TypeA, 60), A: net.IPv4(203, 0, 113, 5)}}
+	return r
+}
+
+// bench is a server on a link, a guest of the network and a resolver of the host.
+type bench struct {
+	*Server
+	link *linktest.Link
+	up   *upstream
+	log  *linktest.Log
+}
+
+func newBench(t testing.TB) *bench {
+	t.Helper()
+	b := &bench{link: linktest.New(t, testNetwork), up: newUpstream(t), log: new(linktest.Log)}
+	err := b.link.Host(func() (err error) {
+		b.Server, err = New(Options{Interface: linktest.HostInterface, Network: testNetwork, Directory: book{},
+			Upstreams: []netip.AddrPort{b.up.address}, Log: b.log.Logger()})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	b.link.GiveGuest(t, netip.PrefixFrom(testLease.IP, 24))
+	b.link.GiveGuest(t, netip.PrefixFrom(testLease.IPv6, 64))
+	return b
+}
+
+// cached returns a number that the cache knows.
+func (b *bench) cached(number func(*cache) int) int {
+	b.cache.mu.Lock()
+	defer b.cache.mu.Unlock()
+	return number(b.cache)
+}
+
+// ask sends a query from the guest.
+func (b *bench) ask(network string, server netip.Addr, q *dns.Msg) (r *dns.Msg, err error) {
+	err = b.link.Guest(func() error {
+		c := dns.Client{Net: network, Timeout: 8 * time.Second}
+		r, _, err = c.Exchange(q, netip.AddrPortFrom(server, 53).String())
+		return err
+	})
+	return r, err
+}
+
+func (b *bench) mustAsk(t testing.TB, network string, server netip.Addr, q *dns.Msg) *dns.Msg {
+	t.Helper()
+	r, err := b.ask(network, server, q)
+	if err != nil {
+		t.Fatalf("%s to %v: %v", network, server, err)
+	}
+	return r
+}
+
+func addresses(m *dns.Msg) (a []string) {
+	for _, rr := range m.Answer {
+		if r, ok := rr.(*dns.A); ok {
+			a = append(a, r.A.String())
+		}
+	}
+	return a
+}
+
+func TestGuestsAreAnsweredByUDPAndTCPOverIPv4AndIPv6(t *testing.T) {
+	b := newBench(t)
+	for _, network := range []string{"udp", "tcp"} {
+		for _, server := range []netip.Addr{testNetwork.Gateway, testNetwork.GatewayIPv6()} {
+			if r := b.mustAsk(t, network, server, question("web.vm.internal.", dns.TypeA)); !slices.Equal(addresses(r), []string{"192.168.77.9"}) {
+				t.Errorf("%s to %v: %v", network, server, r)
+			}
+			if r := b.mustAsk(t, network, server, question("www.example.com.", dns.TypeA)); !slices.Equal(addresses(r), []string{"203.0.113.5"}) || !r.RecursionAvailable {
+				t.Errorf("%s to %v: %v", network, server, r)
+			}
+		}
+	}
+	if r := b.mustAsk(t, "udp", testNetwork.Gateway, question("broken.vm.internal.", dns.TypeA)); r.Rcode != dns.RcodeServerFailure {
+		t.Errorf("a name that cannot be looked up: %v", r)
+	}
+}
+
+func TestWhatOthersSayIsAskedOnceAndCheckedAndCut(t *testing.T) {
+	b := newBench(t)
+	asked := func() int64 { return b.up.queries.Swap(0) }
+	for range 3 {
+		b.mustAsk(t, "udp", testNetwork.Gateway, question("www.example.com.", dns.TypeA))
+		b.mustAsk(t, "udp", testNetwork.Gateway, question("WWW.example.com.", dns.TypeA))
+	}
+	if n, hits := asked(), b.cached(func(c *cache) int { return c.hits }); n != 1 || hits != 5 {
+		t.Errorf("the resolver was asked %d times, %d answers came from the cache", n, hits)
+	}
+	for range 2 {
+		if r := b.mustAsk(t, "udp", testNetwork.Gateway, question("none.example.com.", dns.TypeA)); r.Rcode != dns.RcodeNameError || len(r.Ns) != 1 {
+			t.Errorf("a name that is not: %v", r)
+		}
+	}
+	if n := asked(); n != 1 {
+		t.Errorf("the resolver was asked %d times for a name that is not", n)
+	}
+	if r := b.mustAsk(t, "udp", testNetwork.Gateway, question("forged.example.com.", dns.TypeA)); !slices.Equal(addresses(r), []string{"203.0.113.5"}) {
+		t.Errorf("with forged answers: %v", r)
+	}
+	if r := b.mustAsk(t, "udp", testNetwork.Gateway, question("big.example.com.", dns.TypeA)); !r.Truncated || b.up.streams.Load() != 1 {
+		t.Errorf("a long answer by UDP: %d records, %d TCP queries", len(r.Answer), b.up.streams.Load())
+	}
+	if r := b.mustAsk(t, "tcp", testNetwork.Gateway, question("big.example.com.", dns.TypeA)); r.Truncated || len(r.Answer) != 100 {
+		t.Errorf("a long answer by TCP: %d records", len(r.Answer))
+	}
+	asked()
+	q := question("www.example.org.", dns.TypeA)
+	q.RecursionDesired = false
+	if r := b.mustAsk(t, "udp", testNetwork.Gateway, q); r.Rcode != dns.RcodeRefused || asked() != 0 {
+		t.Errorf("a query that wants no recursion: %v", r)
+	}
+}
+
+func TestWhoeverIsNotOfTheNetworkIsRefused(t *testing.T) {
+	b := newBench(t)
+	stranger := netip.MustParsePrefix("198.51.100.9/24")
+	b.link.GiveGuest(t, stranger)
+	if err := b.link.Host(func() error { return linktest.AddRoute(linktest.HostInterface, stranger.Masked()) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, network := range []string{"udp", "tcp"} {
+		err := b.link.Guest(func() error {
+			dialer := &net.Dialer{LocalAddr: &net.UDPAddr{IP: stranger.Addr().AsSlice()}}
+			if network == "tcp" {
+				dialer.LocalAddr = &net.TCPAddr{IP: stranger.Addr().AsSlice()}
+			}
+			c := dns.Client{Net: network, Dialer: dialer, Timeout: 5 * time.Second}
+			r, _, err := c.Exchange(question("www.example.com.", dns.TypeA), "192.168.77.1:53")
+			switch {
+			case network == "udp" && (err != nil || r.Rcode != dns.RcodeRefused):
+				return fmt.Errorf("answer %v, %v", r, err)
+			case network == "tcp" && err == nil:
+				return fmt.Errorf("answer %v", r)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("%s: %v", network, err)
+		}
+	}
+	if n := b.up.queries.Load(); n != 0 {
+		t.Errorf("the resolver was asked %d times", n)
+	}
+}
+
+func TestAFloodOfQueriesChangesNothing(t *testing.T) {
+	b := newBench(t)
+	before := heap()
+	const packets = 100_000
+	if err := b.link.Guest(func() error { return flood(packets) }); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a guest is answered", func() bool {
+		r, err := b.ask("tcp", testNetwork.Gateway, question("web.vm.internal.", dns.TypeA))
+		return err == nil && len(r.Answer) == 1
+	})
+	grown := heap() - before
+	t.Logf("after %d packets: heap %+d KiB, %d queries to the resolver, %d cache entries, %d bytes of log",
+		packets, grown>>10, b.up.queries.Load(), b.cached(func(c *cache) int { return len(c.entries) }), len(b.log.String()))
+	if grown > 16<<20 {
+		t.Errorf("the heap has grown by %d bytes", grown)
+	}
+	if n := strings.Count(b.log.String(), "\n"); n > 30 {
+		t.Errorf("%d lines in the log", n)
+	}
+	if err := b.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// flood sends packets to the server from the guest: a third noise, a third
+// queries spoilt in one byte, a third good ones for names that nobody has.
+func flood(packets int) error {
+	conn, err := net.Dial("udp", "192.168.77.1:53")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range packets {
+		var b []byte
+		if i%3 == 0 {
+			b = make([]byte, random.IntN(1400))
+			for j := range b {
+				b[j] = byte(random.Uint32())
+			}
+		} else if b, err = question(fmt.Sprintf("n%d.example.com.", i), dns.TypeA).Pack(); err != nil {
+			return err
+		} else if i%3 == 1 {
+			b[random.IntN(len(b))] = byte(random.Uint32())
+		}
+		if _, err := conn.Write(b); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return fmt.Errorf("send packet %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// heap returns the bytes of reachable objects.
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// eventually waits until something is so.
+func eventually(t testing.TB, what string, so func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !so() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
+
+func TestTCPConnectionsOfOneGuestAreFew(t *testing.T) {
+	b := newBench(t)
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	refused := 0
+	for range 2 * maxStreamsClient {
+		err := b.link.Guest(func() error {
+			c, err := net.Dial("tcp", "192.168.77.1:53")
+			if err == nil {
+				conns = append(conns, c)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range conns {
+		c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			refused++
+		}
+	}
+	if refused != maxStreamsClient {
+		t.Errorf("%d of %d connections were closed", refused, len(conns))
+	}
+}
+
+func TestUpstreamsAreThoseOfTheFileAndNeverOurselves(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "resolv.conf")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u := &upstreams{file: file}
+	now := time.Now()
+	servers := func(want ...string) (changed bool) {
+		t.Helper()
+		now = now.Add(lookEvery)
+		got, changed := u.list(now, testNetwork.Gateway, testNetwork.GatewayIPv6())
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("servers %v, want %v", got, want)
+		}
+		return changed
+	}
+	servers()
+	write("# comment\nnameserver 127.0.0.53\nnameserver 192.168.77.1\noptions edns0\nnameserver nonsense\nnameserver fe80::1%eth0\n")
+	servers("127.0.0.53:53", "[fe80::1%eth0]:53")
+	u.answered(netip.MustParseAddrPort("[fe80::1%eth0]:53"))
+	servers("[fe80::1%eth0]:53", "127.0.0.53:53")
+	write("nameserver 9.9.9.9\n")
+	if !servers("9.9.9.9:53") {
+		t.Error("the change was not told")
+	}
+	if servers("9.9.9.9:53") {
+		t.Error("a change was told twice")
+	}
+}
+
+func TestAnEndIsTold(t *testing.T) {
+	b := newBench(t)
+	if err := b.Err(); err != nil {
+		t.Fatal(err)
+	}
+	b.link.Cut(t)
+	if b.Err() == nil {
+		t.Error("no error though the interface is gone")
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := b.Err(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("error %v", err)
+	}
+}
