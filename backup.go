@@ -17,6 +17,7 @@ import (
 var commands = map[string]func(ctx context.Context, cfg Config, file string, stdout io.Writer) error{
 	"backup":  backup,
 	"restore": restore,
+	"network": manageNetworks,
 }
 
 // backup copies the database to a new file, whether a vmand uses it or not.

@@ -17,6 +17,7 @@ import (
 
 	_ "embed"
 
+	"vmand/network"
 	"vmand/observer"
 	"vmand/qemu"
 	"vmand/server"
@@ -47,6 +48,7 @@ type Config struct {
 
 	Server   server.Options
 	QEMU     qemu.Options
+	Network  network.Options
 	Observer observer.Options
 	Manager  vm.Options
 
@@ -95,6 +97,10 @@ var settings = []setting{
 	{key: "qemu.img_binary", to: func(c *Config) any { return &c.QEMU.ImgBinary }, check: func(c *Config) string { return checkGiven(c.QEMU.ImgBinary) }},
 	{key: "qemu.accel", to: func(c *Config) any { return &c.QEMU.Accel }, check: func(c *Config) string { return checkWord(c.QEMU.Accel, "auto", "kvm", "tcg") }},
 	{key: "qemu.user", to: func(c *Config) any { return &c.QEMU.User }},
+	{key: "network.mode", to: func(c *Config) any { return &c.Network.Mode }, check: func(c *Config) string {
+		return checkWord(c.Network.Mode, network.ModeAuto, network.ModeBridge, network.ModeUser)
+	}},
+	{key: "network.passt", to: func(c *Config) any { return &c.Network.Passt }, check: func(c *Config) string { return checkGiven(c.Network.Passt) }},
 	{key: "observer.interval", to: func(c *Config) any { return &c.Observer.Interval }, check: checkInterval},
 	{key: "observer.repair", to: func(c *Config) any { return &c.Observer.Repair }, check: func(c *Config) string {
 		return checkWord(c.Observer.Repair, observer.RepairAuto, observer.RepairReport)

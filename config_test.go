@@ -120,7 +120,7 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 	values := map[string]string{
 		"listen": "0.0.0.0:9", "listen_insecure": "true", "hosts": "a.example,b.example", "socket": dir + "/s.sock", "socket_group": "0",
 		"state_dir": dir + "/state", "runtime_dir": dir + "/run", "default_boot_disk": dir + "/boot.qcow2", "dry_run": "true",
-		"qemu.binary": "/opt/qemu", "qemu.img_binary": "/opt/qemu-img", "qemu.accel": "tcg", "qemu.user": "nobody",
+		"qemu.binary": "/opt/qemu", "qemu.img_binary": "/opt/qemu-img", "qemu.accel": "tcg", "qemu.user": "nobody", "network.mode": "user", "network.passt": "/opt/passt",
 		"observer.interval": "7s", "observer.allow_slow": "true", "observer.repair": "report", "storage.low_mib": "77", "operations.keep": "2h", "events.keep": "5000",
 		"log.level": "debug", "log.format": "json",
 	}
@@ -133,7 +133,7 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 		env[s.variable()] = value
 		byFlag = append(byFlag, "--"+s.flag()+"="+value)
 	}
-	for _, section := range []string{"", "qemu", "observer", "storage", "operations", "events", "log"} {
+	for _, section := range []string{"", "qemu", "network", "observer", "storage", "operations", "events", "log"} {
 		if section != "" {
 			file += section + ":\n"
 		}

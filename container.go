@@ -48,13 +48,23 @@ type container struct {
 	cfg       Config
 	log       *slog.Logger
 	store     *store.Store
-	manager   *vm.Manager
+	driver    driver
+	manager   atomic.Pointer[vm.Manager]        // nil until it is built: a driver may see something before
 	observer  atomic.Pointer[observer.Observer] // nil until it is built: a driver has news before
 	server    *server.Server
 	listeners []net.Listener
 	tools     func(context.Context) qemu.Tools // what of QEMU is installed
+	networks  *network.Networks
 
 	closers []func() error // of the parts, in the order they were built
+}
+
+// A driver is what VMs run on.
+type driver interface {
+	vm.Driver
+	observer.Host
+	Close() error
+	CheckTools(context.Context) qemu.Tools
 }
 
 // serve is the daemon's life: it builds everything and runs it until it is told
@@ -79,7 +89,7 @@ func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container
 	c := &container{cfg: cfg, log: log}
 	tuneMemory()
 	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.directories()
-	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openManager, c.openServer} {
+	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openNetworks, c.openManager, c.openServer} {
 		if err := build(ctx); err != nil {
 			return nil, errors.Join(err, c.close())
 		}
@@ -181,12 +191,8 @@ func (c *container) openDriver(ctx context.Context) error {
 			observer.Nudge(id)
 		}
 	}
-	var driver interface {
-		vm.Driver
-		observer.Host
-		Close() error
-		CheckTools(context.Context) qemu.Tools
-	}
+	o.Mark = c.mark
+	var driver driver
 	if c.cfg.DryRun {
 		driver, err = qemu.NewDryRun(o)
 	} else {
@@ -196,10 +202,32 @@ func (c *container) openDriver(ctx context.Context) error {
 		return err
 	}
 	c.closers = append(c.closers, driver.Close)
-	c.tools = driver.CheckTools
-	c.manager = vm.NewManager(c.store, driver, network.NewUserMode(), c.cfg.Manager, c.log)
-	c.observer.Store(observer.New(driver, c.store, c.manager, c.cfg.Observer, c.log))
+	c.driver, c.tools = driver, driver.CheckTools
 	return nil
+}
+
+// openNetworks builds what VMs are connected to.
+func (c *container) openNetworks(context.Context) error {
+	o := c.cfg.Network
+	o.RuntimeDir, o.Directory = c.cfg.RuntimeDir, c.store
+	o.Acked = func(l vm.Lease) { c.mark(l.VMID, vm.BootDHCP, l.Acked) }
+	if c.cfg.DryRun {
+		o.Mode = network.ModeUser // which makes nothing on the host
+	}
+	var err error
+	if c.networks, err = network.New(o, c.log); err != nil {
+		return err
+	}
+	c.closers = append(c.closers, c.networks.Close)
+	return nil
+}
+
+// mark notes what was seen of a guest. The driver may see something before there
+// is a manager: of VMs that ran before, whose marks are recorded already.
+func (c *container) mark(vmID string, m vm.BootMark, at time.Time) {
+	if manager := c.manager.Load(); manager != nil {
+		manager.Mark(vmID, m, at)
+	}
 }
 
 // probeBase looks once at the image that root disks are overlays of. What is
@@ -221,10 +249,13 @@ func (c *container) probeBase() (vm.RootDisk, error) {
 }
 
 func (c *container) openManager(ctx context.Context) error {
+	manager := vm.NewManager(c.store, c.driver, c.networks, c.cfg.Manager, c.log)
+	c.manager.Store(manager)
+	c.observer.Store(observer.New(c.driver, c.store, manager, c.cfg.Observer, c.log))
 	c.closers = append(c.closers, func() error {
 		ctx, stop := context.WithTimeout(context.Background(), closeTimeout)
 		defer stop()
-		c.manager.Close(ctx)
+		manager.Close(ctx)
 		return nil
 	})
 	ctx, stop := context.WithTimeout(ctx, recoverTimeout)
@@ -233,7 +264,10 @@ func (c *container) openManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.manager.Recover(ctx); err != nil {
+	if err := manager.PrepareNetworks(ctx); err != nil {
+		return err
+	}
+	if err := manager.Recover(ctx); err != nil {
 		return err
 	}
 	c.event(ctx, "daemon.started", map[string]any{"version": version, "pid": os.Getpid(), "interrupted_operations": len(open)})
@@ -243,7 +277,7 @@ func (c *container) openManager(ctx context.Context) error {
 // event records one of the daemon's own. That it cannot be is no reason not to
 // go on.
 func (c *container) event(ctx context.Context, kind string, data map[string]any) {
-	if err := c.manager.Tell(ctx, vm.NewEvent(kind, "daemon", data)); err != nil {
+	if err := c.manager.Load().Tell(ctx, vm.NewEvent(kind, "daemon", data)); err != nil {
 		c.log.Warn("cannot record an event", "type", kind, "err", err)
 	}
 }
@@ -253,7 +287,7 @@ func (c *container) openServer(ctx context.Context) error {
 	o := c.cfg.Server
 	o.Version, o.DryRun = version, c.cfg.DryRun
 	var err error
-	c.server, err = server.New(ctx, o, server.Deps{Manager: c.manager, Reader: c.store, Tokens: c.store,
+	c.server, err = server.New(ctx, o, server.Deps{Manager: c.manager.Load(), Reader: c.store, Tokens: c.store,
 		Health: c.health, Observer: c.observerStatus, Log: c.log})
 	if err != nil {
 		return err
@@ -310,7 +344,7 @@ func (c *container) run(ctx context.Context) error {
 func (c *container) autostart(ctx context.Context) {
 	boot, err := os.ReadFile(bootIDFile)
 	if err == nil {
-		err = c.manager.Autostart(ctx, strings.TrimSpace(string(boot)))
+		err = c.manager.Load().Autostart(ctx, strings.TrimSpace(string(boot)))
 	}
 	if err != nil && ctx.Err() == nil {
 		c.log.Error("cannot start the VMs that start with the host", "err", err)
@@ -340,6 +374,9 @@ func (c *container) introduce(ctx context.Context) {
 		doors[i] = l.Addr().String()
 	}
 	c.log.Info("vmand serves", "version", version, "listen", doors, "state_dir", c.cfg.StateDir, "config", c.cfg.File, "dry_run", c.cfg.DryRun)
+	if mode, why := c.networks.Mode(); mode == network.ModeUser && !c.cfg.DryRun {
+		c.log.Info("VMs are connected in user mode: they are reached by port forwards alone", "why", why)
+	}
 	t := c.tools(ctx)
 	if ctx.Err() != nil {
 		return

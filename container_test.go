@@ -656,7 +656,7 @@ func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
 		r.want("POST", "/vms", fmt.Sprintf(`{"template_name":"small","name":%q}`, id), 201)
 		r.want("POST", "/vms/"+id+"/actions/start", "", 200)
 	}
-	if _, err := r.manager.UpdateVM(t.Context(), "a", vm.VMEdits{Autostart: &vm.Autostart{Enabled: true}}, nil); err != nil {
+	if _, err := r.manager.Load().UpdateVM(t.Context(), "a", vm.VMEdits{Autostart: &vm.Autostart{Enabled: true}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	vms := func(state string, boot string) {

@@ -43,7 +43,7 @@ func parseArgs(args []string) (commandLine, error) {
 	case commands[words[0]] == nil:
 		return c, fmt.Errorf("unexpected argument %q; vmand --help lists the flags", words[0])
 	case len(words) != 2 || words[1] == "":
-		return c, fmt.Errorf("vmand %s takes one FILE; see vmand --help", words[0])
+		return c, fmt.Errorf("vmand %s takes one more word; see vmand --help", words[0])
 	default:
 		c.command, c.operand = words[0], words[1]
 	}
@@ -64,6 +64,7 @@ func (c commandLine) answer() string {
 const usageHead = `Usage: vmand [flags]
        vmand backup FILE [flags]
        vmand restore FILE [flags]
+       vmand network teardown [flags]
 
 vmand runs the QEMU virtual machines of this host and serves the REST API by which
 they are managed. It needs no configuration. Stopping it stops no VM.
@@ -75,6 +76,9 @@ restore puts such a FILE in the database's place and keeps what was there beside
 vman.db.before-restore-TIME. The vmand that uses the database has to be stopped, VMs need
 not be: the next vmand finds those that run. What is newer than FILE it reports as
 orphans in GET /observer/status and leaves alone.
+
+network teardown removes from the host all that vmand has made for its networks: bridges,
+taps, firewall rules. VMs that run lose their connections; the next vmand makes it again.
 
   --config FILE    read settings from FILE, not from ` + defaultConfigFile + `
   --check-config   say whether the configuration can be used, and do nothing else
