@@ -96,10 +96,9 @@ func protocol(p byte) match {
 	return all(load(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}), equal(p))
 }
 
-// protocolKnown holds if the kernel has found the transport header: not if it
-// lies beyond the first fragment.
-func protocolKnown() match {
-	return load(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, &expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: []byte{0}})
+// laterFragment holds for an IPv6 fragment with an offset.
+func laterFragment() match {
+	return all(load(&expr.Exthdr{DestRegister: reg, Type: unix.IPPROTO_FRAGMENT, Offset: 2, Len: 2, Op: expr.ExthdrOpIpv6}), masked(0xff, 0xf8), differs(0, 0))
 }
 
 func udpFrom(port uint16) match {

@@ -13,7 +13,6 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,6 +33,11 @@ type firewall struct {
 	owners map[string]map[element]bool
 	holder map[element]string // the reverse of owners
 
+	// Both sockets are kept: the kernel ends a netfilter socket only when a grace
+	// period has passed since the last deletion of any rule, which takes 10 ms.
+	conn  *nftables.Conn // for batches
+	asker *netlink.Conn  // for the generation
+
 	generation uint32 // of the host's rule set after our last look at our tables
 	sure       bool   // nothing of ours can be missing as long as the generation stays
 }
@@ -43,11 +47,12 @@ type firewall struct {
 func newFirewall() (*firewall, error) {
 	f := &firewall{}
 	f.clear()
-	if _, err := generation(); err != nil {
+	if err := f.open(); err != nil {
 		return nil, fmt.Errorf("the kernel has no nftables, or does not let us: %w", err)
 	}
 	seen, err := readTables()
 	if err != nil {
+		f.close()
 		return nil, fmt.Errorf("read the nftables rules: %w", err)
 	}
 	if seen == nil {
@@ -57,7 +62,34 @@ func newFirewall() (*firewall, error) {
 	return f, nil
 }
 
-func (f *firewall) close() {}
+func (f *firewall) open() (err error) {
+	if f.asker, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
+		return err
+	}
+	if err = f.dial(); err == nil {
+		_, err = f.ask()
+	}
+	if err != nil {
+		f.close()
+	}
+	return err
+}
+
+func (f *firewall) dial() (err error) {
+	f.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetWriteBuffer(batchBytes), c.SetReadBuffer(batchBytes))
+	}))
+	return err
+}
+
+func (f *firewall) close() {
+	if f.conn != nil {
+		f.conn.CloseLasting()
+	}
+	if f.asker != nil {
+		f.asker.Close()
+	}
+}
 
 func (f *firewall) clear() {
 	f.owners, f.holder = map[string]map[element]bool{}, map[element]string{}
@@ -139,18 +171,24 @@ func (f *firewall) rebuild() error {
 	return f.write(func(c *batch) { c.build(slices.Collect(maps.Keys(f.holder))) })
 }
 
-// write sends one batch, and keeps count of the generations.
+// write sends one batch, and keeps count of the generations. A connection on
+// which something failed is given up: what is left unread on it would be taken
+// for the answer to the next batch.
 func (f *firewall) write(fill func(*batch)) error {
-	b, err := newBatch()
-	if err != nil {
-		return err
+	if f.conn == nil {
+		if err := f.dial(); err != nil {
+			return err
+		}
 	}
+	b := newBatch(f.conn)
 	fill(b)
 	if err := b.send(); err != nil {
 		f.sure = false
+		f.conn.CloseLasting()
+		f.conn = nil
 		return err
 	}
-	now, err := generation()
+	now, err := f.ask()
 	if err != nil {
 		f.sure = false
 		return err
@@ -163,7 +201,7 @@ func (f *firewall) write(fill func(*batch)) error {
 // faults returns what of the tables is not as it was written, in words; it is
 // cheap if the generation of the host's rules is the one of our last look.
 func (f *firewall) faults() ([]string, error) {
-	now, err := generation()
+	now, err := f.ask()
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +213,7 @@ func (f *firewall) faults() ([]string, error) {
 		return nil, err
 	}
 	found := seen.faults(f.holder)
-	again, err := generation()
+	again, err := f.ask()
 	if err != nil {
 		return nil, err
 	}
@@ -183,26 +221,27 @@ func (f *firewall) faults() ([]string, error) {
 	return found, nil
 }
 
-// generation returns the number of the host's present rule set, which every
-// change of it raises.
-func generation() (uint32, error) {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
-	req.AddRawData([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0})
-	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+// ask returns the number of the host's present rule set, its generation, which
+// every change of it raises.
+func (f *firewall) ask() (uint32, error) {
+	answers, err := f.asker.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+	})
 	if err != nil {
 		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
 	}
 	for _, a := range answers {
-		if len(a) < 4 {
+		if len(a.Data) < 4 {
 			continue
 		}
-		attrs, err := nl.ParseRouteAttr(a[4:])
+		attrs, err := netlink.UnmarshalAttributes(a.Data[4:])
 		if err != nil {
 			return 0, err
 		}
 		for _, at := range attrs {
-			if at.Attr.Type == unix.NFTA_GEN_ID && len(at.Value) == 4 {
-				return binary.BigEndian.Uint32(at.Value), nil
+			if at.Type == unix.NFTA_GEN_ID && len(at.Data) == 4 {
+				return binary.BigEndian.Uint32(at.Data), nil
 			}
 		}
 	}
@@ -216,23 +255,12 @@ type batch struct {
 	err  error
 }
 
-// newBatch has a connection of its own: one that an error has left half-read
-// would answer the next batch with what is left.
-func newBatch() (*batch, error) {
-	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
-		if err := c.SetWriteBuffer(batchBytes); err != nil {
-			return err
-		}
-		return c.SetReadBuffer(batchBytes)
-	}))
-	if err != nil {
-		return nil, err
-	}
+func newBatch(conn *nftables.Conn) *batch {
 	b := &batch{conn: conn, sets: map[string]*nftables.Set{}}
 	for _, s := range setSpecs() {
 		b.sets[s.name] = s.set()
 	}
-	return b, nil
+	return b
 }
 
 func (s setSpec) set() *nftables.Set {
@@ -372,7 +400,7 @@ func (f *firewall) taps(owner string) []string {
 // is wanted, besides what this daemon has let pass itself. With keep that is
 // from now on what is to be in them.
 func (f *firewall) settle(want map[string][]element, keep bool) ([]string, error) {
-	now, err := generation()
+	now, err := f.ask()
 	if err != nil {
 		return nil, err
 	}
@@ -380,7 +408,7 @@ func (f *firewall) settle(want map[string][]element, keep bool) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	next := &firewall{}
+	next := &firewall{conn: f.conn, asker: f.asker}
 	next.clear()
 	for owner, elements := range f.owners {
 		if owner != nobody {

@@ -49,6 +49,11 @@ func enterNamespace(t testing.TB) {
 		before.Close()
 		runtime.UnlockOSThread()
 	})
+	for _, name := range []string{forward4, forward6} { // a new namespace may have the host's
+		if err := setSysctl(name, "0"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		t.Fatal(err)

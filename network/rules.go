@@ -188,7 +188,7 @@ func guardChains() []chainSpec {
 			ruleSpec{"IPv6", all(etherType(ethIPv6), goTo("ipv6"))},
 			ruleSpec{"VLAN tags and all else", drop()},
 		),
-		arpChain(), ipv4Chain(), ipv6Chain(), targetChain(),
+		arpChain(), ipv4Chain(), ipv6Chain(), targetChain(), wholeChain(),
 		chain("learned",
 			ruleSpec{"another MAC", all(fromMAC, notIn(setMACs), drop())},
 			ruleSpec{"another MAC in ARP", all(etherType(ethARP), iifname(), netField(8, 6, regAfter), notIn(setMACs), drop())},
@@ -198,6 +198,7 @@ func guardChains() []chainSpec {
 			ruleSpec{"DHCPv6 servers", all(udpFrom(dhcp6), drop())},
 			ruleSpec{"router advertisements", all(icmpv6Type(icmpv6RA), drop())},
 			ruleSpec{"redirects", all(icmpv6Type(icmpv6Redirect), drop())},
+			ruleSpec{"IPv6", all(etherType(ethIPv6), goTo("whole"))},
 		),
 	}
 }
@@ -237,8 +238,8 @@ func ipv6Chain() chainSpec {
 		{"address probes", all(unspecified, icmpv6Type(icmpv6NS), accept())},
 		{"router solicitations", all(unspecified, icmpv6Type(icmpv6RS), accept())},
 		{"multicast reports", all(unspecified, icmpv6Type(icmpv6MLDReport), accept())},
-		{"link-local addresses", all(netField(8, 2, reg), masked(0xff, 0xc0), equal(0xfe, 0x80), protocolKnown(), accept())},
-		{"its own address", all(iifname(), netField(8, 16, regAfter), in(setIPs6), protocolKnown(), accept())},
+		{"link-local addresses", all(netField(8, 2, reg), masked(0xff, 0xc0), equal(0xfe, 0x80), goTo("whole"))},
+		{"its own address", all(iifname(), netField(8, 16, regAfter), in(setIPs6), goTo("whole"))},
 		{"all else", drop()},
 	}}
 }
@@ -250,6 +251,17 @@ func targetChain() chainSpec {
 		{"the gateway's address", all(transportField(8, 16, reg), equal(bytesOf(gatewayLinkLocal.Addr())...), drop())},
 		{"link-local addresses", all(transportField(8, 2, reg), masked(0xff, 0xc0), equal(0xfe, 0x80), back())},
 		{"its own address", all(iifname(), transportField(8, 16, regAfter), in(setIPs6), back())},
+		{"all else", drop()},
+	}}
+}
+
+// wholeChain accepts IPv6 whose transport header the rules before have seen.
+// Where extension headers push it beyond the first fragment, they have not, and
+// a router advertisement would get by (RFC 7113).
+func wholeChain() chainSpec {
+	return chainSpec{table: bridgeTable, name: "whole", rules: []ruleSpec{
+		{"what could be read", all(transportField(0, 1, reg), load(&expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: []byte{0}}), accept())},
+		{"fragments but the first", all(laterFragment(), accept())},
 		{"all else", drop()},
 	}}
 }

@@ -1,0 +1,327 @@
+package network
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"vmand/vm"
+)
+
+// vnetHeader is what stands before each frame on a tap with IFF_VNET_HDR.
+const vnetHeader = 10
+
+// cable sends and receives the frames of one guest.
+type cable struct {
+	t   testing.TB
+	tap *os.File
+	mac net.HardwareAddr
+	ip  netip.Addr
+	ip6 netip.Addr
+}
+
+func plug(t testing.TB, n *Networks, v vm.VM, nw vm.VirtualNetwork) cable {
+	t.Helper()
+	mac, err := net.ParseMAC(v.NICs[0].MAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cable{t, connect(t, n, v, nw), mac, v.NICs[0].IP, v.NICs[0].IPv6}
+}
+
+func (c cable) send(frame []byte) {
+	c.t.Helper()
+	if len(frame) < 60 {
+		frame = append(frame, make([]byte, 60-len(frame))...)
+	}
+	if _, err := c.tap.Write(append(make([]byte, vnetHeader), frame...)); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// hears returns whether something with the mark in it arrives before the frame
+// with the end in it does.
+func (c cable) hears(mark, end []byte) bool {
+	c.t.Helper()
+	if err := c.tap.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		c.t.Fatal(err)
+	}
+	heard := false
+	for buf := make([]byte, 64<<10); ; {
+		k, err := c.tap.Read(buf)
+		if err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				c.t.Fatalf("the good frame has not arrived; the other: %v", heard)
+			}
+			c.t.Fatal(err)
+		}
+		heard = heard || bytes.Contains(buf[:k], mark)
+		if bytes.Contains(buf[:k], end) {
+			return heard
+		}
+	}
+}
+
+var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+func ether(src net.HardwareAddr, kind uint16, payload ...[]byte) []byte {
+	f := append(append(append([]byte{}, broadcast...), src...), byte(kind>>8), byte(kind))
+	return append(f, bytes.Join(payload, nil)...)
+}
+
+func arp(src, sender net.HardwareAddr, op uint16, ip netip.Addr, mark []byte) []byte {
+	return ether(src, ethARP, []byte{0, 1, 8, 0, 6, 4}, binary.BigEndian.AppendUint16(nil, op), sender, ip.AsSlice(), make([]byte, 6), []byte{192, 168, 100, 99}, mark)
+}
+
+func ipv4(mac net.HardwareAddr, src, dst netip.Addr, proto byte, payload ...[]byte) []byte {
+	body := bytes.Join(payload, nil)
+	h := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, proto, 0, 0}
+	binary.BigEndian.PutUint16(h[2:], uint16(20+len(body)))
+	h = append(append(h, src.AsSlice()...), dst.AsSlice()...)
+	binary.BigEndian.PutUint16(h[10:], checksum(h))
+	return ether(mac, ethIPv4, h, body)
+}
+
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+func udp(from, to uint16, mark []byte) []byte {
+	b := binary.BigEndian.AppendUint16(nil, from)
+	b = binary.BigEndian.AppendUint16(b, to)
+	b = binary.BigEndian.AppendUint16(b, uint16(8+len(mark)))
+	return append(append(b, 0, 0), mark...)
+}
+
+func ipv6(mac net.HardwareAddr, src netip.Addr, proto byte, payload ...[]byte) []byte {
+	body := bytes.Join(payload, nil)
+	h := []byte{0x60, 0, 0, 0, byte(len(body) >> 8), byte(len(body)), proto, 255}
+	h = append(append(h, src.AsSlice()...), netip.MustParseAddr("ff02::1").AsSlice()...)
+	return ether(mac, ethIPv6, h, body)
+}
+
+func icmp6(kind byte, target netip.Addr, mark []byte) []byte {
+	return append(append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, target.AsSlice()...), mark...)
+}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// A frameCase is a frame that a guest sends, and whether it may arrive.
+type frameCase struct {
+	name    string
+	arrives bool
+	frame   func(c cable, mark []byte) []byte
+}
+
+var assignedFrames = []frameCase{
+	{"ARP from its own address", true, func(c cable, m []byte) []byte { return arp(c.mac, c.mac, 2, c.ip, m) }},
+	{"an ARP probe", true, func(c cable, m []byte) []byte { return arp(c.mac, c.mac, 1, addr("0.0.0.0"), m) }},
+	{"an ARP answer from nobody", false, func(c cable, m []byte) []byte { return arp(c.mac, c.mac, 2, addr("0.0.0.0"), m) }},
+	{"ARP from the gateway's address", false, func(c cable, m []byte) []byte { return arp(c.mac, c.mac, 2, addr("192.168.100.1"), m) }},
+	{"ARP from another MAC inside", false, func(c cable, m []byte) []byte { return arp(c.mac, bridgeMAC("vman0"), 2, c.ip, m) }},
+	{"ARP of another protocol", false, func(c cable, m []byte) []byte {
+		f := arp(c.mac, c.mac, 2, c.ip, m)
+		f[14+4] = 8
+		return f
+	}},
+	{"another MAC", false, func(c cable, m []byte) []byte { return arp(bridgeMAC("x"), bridgeMAC("x"), 2, c.ip, m) }},
+	{"IPv4 from its own address", true, func(c cable, m []byte) []byte {
+		return ipv4(c.mac, c.ip, addr("192.168.100.255"), 17, udp(4000, 4000, m))
+	}},
+	{"IPv4 from a neighbour's address", false, func(c cable, m []byte) []byte {
+		return ipv4(c.mac, addr("192.168.100.11"), addr("192.168.100.255"), 17, udp(4000, 4000, m))
+	}},
+	{"a DHCP request", true, func(c cable, m []byte) []byte {
+		return ipv4(c.mac, addr("0.0.0.0"), addr("255.255.255.255"), 17, udp(68, 67, m))
+	}},
+	{"something else from 0.0.0.0", false, func(c cable, m []byte) []byte {
+		return ipv4(c.mac, addr("0.0.0.0"), addr("255.255.255.255"), 17, udp(68, 4000, m))
+	}},
+	{"a DHCP offer", false, func(c cable, m []byte) []byte {
+		return ipv4(c.mac, c.ip, addr("255.255.255.255"), 17, udp(67, 68, m))
+	}},
+	{"an ICMP redirect", false, func(c cable, m []byte) []byte {
+		return ipv4(c.mac, c.ip, addr("192.168.100.255"), 1, []byte{5, 1, 0, 0, 0, 0, 0, 0}, m)
+	}},
+	{"IPv6 from its own address", true, func(c cable, m []byte) []byte { return ipv6(c.mac, c.ip6, 17, udp(4000, 4000, m)) }},
+	{"IPv6 from a link-local address", true, func(c cable, m []byte) []byte { return ipv6(c.mac, addr("fe80::1234"), 17, udp(4000, 4000, m)) }},
+	{"IPv6 from a neighbour's address", false, func(c cable, m []byte) []byte { return ipv6(c.mac, addr("fd00:64::b"), 17, udp(4000, 4000, m)) }},
+	{"IPv6 from the gateway's address", false, func(c cable, m []byte) []byte { return ipv6(c.mac, addr("fe80::1"), 17, udp(4000, 4000, m)) }},
+	{"a router advertisement", false, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, addr("fe80::1234"), 58, icmp6(icmpv6RA, addr("::"), m))
+	}},
+	{"a router advertisement behind an extension header", false, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, addr("fe80::1234"), 60, []byte{58, 0, 1, 4, 0, 0, 0, 0}, icmp6(icmpv6RA, addr("::"), m))
+	}},
+	{"a transport header beyond the first fragment", false, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, addr("fe80::1234"), 44, []byte{60, 0, 0, 1, 0, 0, 0, 9}, []byte{58, 200, 1, 4, 0, 0, 0, 0}, m)
+	}},
+	{"a first fragment with its transport header", true, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, c.ip6, 44, []byte{17, 0, 0, 1, 0, 0, 0, 9}, udp(4000, 4000, m))
+	}},
+	{"a later fragment", true, func(c cable, m []byte) []byte { return ipv6(c.mac, c.ip6, 44, []byte{17, 0, 0, 8, 0, 0, 0, 9}, m) }},
+	{"an ICMPv6 redirect", false, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, addr("fe80::1234"), 58, icmp6(icmpv6Redirect, addr("::"), m))
+	}},
+	{"a DHCPv6 answer", false, func(c cable, m []byte) []byte { return ipv6(c.mac, addr("fe80::1234"), 17, udp(547, 546, m)) }},
+	{"a neighbour advertisement of its own", true, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, c.ip6, 58, icmp6(icmpv6NA, c.ip6, m))
+	}},
+	{"a neighbour advertisement for a neighbour", false, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, c.ip6, 58, icmp6(icmpv6NA, addr("fd00:64::b"), m))
+	}},
+	{"a neighbour advertisement for the gateway", false, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, c.ip6, 58, icmp6(icmpv6NA, addr("fe80::1"), m))
+	}},
+	{"a probe for its own address", true, func(c cable, m []byte) []byte { return ipv6(c.mac, addr("::"), 58, icmp6(icmpv6NS, c.ip6, m)) }},
+	{"a probe for a neighbour's address", false, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, addr("::"), 58, icmp6(icmpv6NS, addr("fd00:64::b"), m))
+	}},
+	{"a frame with a VLAN tag", false, func(c cable, m []byte) []byte {
+		f := arp(c.mac, c.mac, 2, c.ip, m)
+		return append(append(append([]byte{}, f[:12]...), 0x81, 0, 0, 5), f[12:]...)
+	}},
+	{"a frame with two VLAN tags", false, func(c cable, m []byte) []byte {
+		f := arp(c.mac, c.mac, 2, c.ip, m)
+		return append(append(append([]byte{}, f[:12]...), 0x88, 0xa8, 0, 5, 0x81, 0, 0, 5), f[12:]...)
+	}},
+	{"another Ethernet type", false, func(c cable, m []byte) []byte { return ether(c.mac, 0x88cc, m) }},
+	{"an LLC frame", false, func(c cable, m []byte) []byte { return ether(c.mac, 40, m) }},
+}
+
+var learnedFrames = []frameCase{
+	{"ARP from any address", true, func(c cable, m []byte) []byte { return arp(c.mac, c.mac, 2, addr("10.1.2.3"), m) }},
+	{"IPv4 from any address", true, func(c cable, m []byte) []byte {
+		return ipv4(c.mac, addr("10.1.2.3"), addr("10.1.2.255"), 17, udp(4000, 4000, m))
+	}},
+	{"another Ethernet type", true, func(c cable, m []byte) []byte { return ether(c.mac, 0x88b5, m) }},
+	{"another MAC", false, func(c cable, m []byte) []byte { return arp(bridgeMAC("x"), bridgeMAC("x"), 2, addr("10.1.2.3"), m) }},
+	{"another MAC inside ARP", false, func(c cable, m []byte) []byte { return arp(c.mac, bridgeMAC("x"), 2, addr("10.1.2.3"), m) }},
+	{"a DHCP offer", false, func(c cable, m []byte) []byte {
+		return ipv4(c.mac, addr("10.1.2.3"), addr("255.255.255.255"), 17, udp(67, 68, m))
+	}},
+	{"a router advertisement", false, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, addr("fe80::1234"), 58, icmp6(icmpv6RA, addr("::"), m))
+	}},
+	{"a transport header beyond the first fragment", false, func(c cable, m []byte) []byte {
+		return ipv6(c.mac, addr("fe80::1234"), 44, []byte{60, 0, 0, 1, 0, 0, 0, 9}, []byte{58, 200, 1, 4, 0, 0, 0, 0}, m)
+	}},
+	{"a DHCPv6 answer", false, func(c cable, m []byte) []byte { return ipv6(c.mac, addr("fe80::1234"), 17, udp(547, 546, m)) }},
+	{"a frame with a VLAN tag", false, func(c cable, m []byte) []byte {
+		f := arp(c.mac, c.mac, 2, addr("10.1.2.3"), m)
+		return append(append(append([]byte{}, f[:12]...), 0x81, 0, 0, 5), f[12:]...)
+	}},
+}
+
+// sendAll sends each frame and then one that arrives for sure.
+func sendAll(t *testing.T, from, to cable, cases []frameCase, sure func(mark []byte) []byte) {
+	t.Helper()
+	// With br_netfilter, connection tracking holds fragments back until it has all.
+	if err := setSysctl("bridge/bridge-nf-call-ip6tables", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for i, c := range cases {
+		mark := []byte("mark-" + hex.EncodeToString([]byte{byte(i), 0xa5}) + "-of-a-test-frame")
+		end := []byte("end-" + hex.EncodeToString([]byte{byte(i), 0x5a}) + "-of-a-test-frame")
+		from.send(c.frame(from, mark))
+		from.send(sure(end))
+		if got := to.hears(mark, end); got != c.arrives {
+			t.Errorf("%s: arrives %v, want %v", c.name, got, c.arrives)
+		}
+	}
+}
+
+func TestGuestsSendOnlyAsThemselves(t *testing.T) {
+	n := newHost(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	a, b := plug(t, n, guest("a", nw, 10), nw), plug(t, n, guest("b", nw, 11), nw)
+	sendAll(t, a, b, assignedFrames, func(m []byte) []byte { return arp(a.mac, a.mac, 2, a.ip, m) })
+}
+
+func TestGuestsOnTheHostsBridgesHaveAnyAddressButOneMAC(t *testing.T) {
+	n := newHost(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "br0"
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(link(t, "br0")); err != nil {
+		t.Fatal(err)
+	}
+	nw := vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0", Revision: 1}
+	up(t, n, nw)
+	va := guest("a", nw, 0)
+	a, b := plug(t, n, va, nw), plug(t, n, guest("b", nw, 0), nw)
+	sendAll(t, a, b, learnedFrames, func(m []byte) []byte { return arp(a.mac, a.mac, 2, addr("10.1.2.3"), m) })
+
+	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: link(t, "br0").Attrs().Index, IP: net.IPv4(10, 1, 2, 3), HardwareAddr: a.mac,
+		State: netlink.NUD_STALE, Family: netlink.FAMILY_V4}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := n.Reconcile(t.Context(), vm.Wanted{Networks: []vm.VirtualNetwork{nw}, VMs: []vm.VM{va}}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := s.Learned["a"]; len(l) != 1 || l[0].IP != addr("10.1.2.3") || l[0].Source != vm.SourceNeighbour {
+		t.Errorf("learned %+v", s.Learned)
+	}
+	nw.VLAN = 5
+	if err := n.Up(t.Context(), nw); codeOf(err) != vm.CodeNetworkUnavailable {
+		t.Errorf("a VLAN on a bridge that filters none: %v", err)
+	}
+}
+
+func TestIsolatedGuestsDoNotReachOneAnother(t *testing.T) {
+	n := newHost(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	a, b := plug(t, n, guest("a", nw, 10), nw), plug(t, n, guest("b", nw, 11), nw)
+	nw.IsolateVMs, nw.Revision = true, 2
+	up(t, n, nw)
+	mark, end := []byte("from-one-isolated-guest-to-another"), []byte("after-the-isolation-was-taken-away")
+	a.send(arp(a.mac, a.mac, 2, a.ip, mark))
+	nw.IsolateVMs, nw.Revision = false, 3
+	up(t, n, nw)
+	a.send(arp(a.mac, a.mac, 2, a.ip, end))
+	if b.hears(mark, end) {
+		t.Error("a frame of an isolated guest has arrived")
+	}
+}
+
+func TestAGuestCannotSendFasterThanItsRate(t *testing.T) {
+	n := newHost(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	va := guest("a", nw, 10)
+	va.NICs[0].RateOut = 8 // kbit/s, so that what may come at once is all that comes
+	a := plug(t, n, va, nw)
+	plug(t, n, guest("b", nw, 11), nw)
+	big := make([]byte, 1400)
+	for range 1000 { // 1.4 MB
+		a.send(ipv4(a.mac, a.ip, addr("192.168.100.255"), 17, udp(4000, 4000, big)))
+	}
+	va.NICs[0].RateOut, va.Revision = 0, 2
+	if err := n.Update(t.Context(), va, map[string]vm.VirtualNetwork{nw.Name: nw}); err != nil {
+		t.Fatal(err)
+	}
+	before := link(t, tapName("b", 0)).Attrs().Statistics.TxPackets + link(t, tapName("b", 0)).Attrs().Statistics.TxDropped
+	if before > 300 {
+		t.Errorf("%d of 1000 frames have arrived at 8 kbit/s", before)
+	}
+}
