@@ -13,9 +13,13 @@ import (
 // sweepEvery is how often a full table is searched for clients to forget.
 const sweepEvery = time.Second
 
+// strangersFactor is how much more all strangers together may ask than one.
+const strangersFactor = 20
+
 // Clients limits how often each client is served. It has room for a number of
 // clients; those beyond it share one bucket. Clients that are known to be no
-// invention of a flood have room of their own: see [Clients.Know].
+// invention of a flood have room of their own: see [Clients.Know]. All others
+// together may ask 20 times what one may.
 type Clients[K comparable] struct {
 	limit rate.Limit
 	burst int
@@ -24,7 +28,8 @@ type Clients[K comparable] struct {
 	mu        sync.Mutex
 	strangers map[K]*rate.Limiter
 	known     map[K]*rate.Limiter
-	rest      *rate.Limiter
+	all       *rate.Limiter // of the strangers
+	rest      *rate.Limiter // of the strangers that there is no room for
 	swept     time.Time
 }
 
@@ -36,7 +41,8 @@ func NewClients[K comparable](limit rate.Limit, burst, room int) *Clients[K] {
 		limit: limit, burst: burst, room: room,
 		strangers: map[K]*rate.Limiter{},
 		known:     map[K]*rate.Limiter{},
-		rest:      rate.NewLimiter(limit*10, burst*10),
+		all:       rate.NewLimiter(limit*strangersFactor, burst*strangersFactor),
+		rest:      rate.NewLimiter(limit, burst),
 	}
 }
 
@@ -51,12 +57,12 @@ func (c *Clients[K]) Allow(k K) bool {
 	l, ok := c.strangers[k]
 	if !ok {
 		if c.full(c.strangers, now) {
-			return c.rest.AllowN(now, 1)
+			return c.rest.AllowN(now, 1) && c.all.AllowN(now, 1)
 		}
 		l = rate.NewLimiter(c.limit, c.burst)
 		c.strangers[k] = l
 	}
-	return l.AllowN(now, 1)
+	return l.AllowN(now, 1) && c.all.AllowN(now, 1)
 }
 
 // Know gives a client a bucket that strangers cannot take.

@@ -62,7 +62,7 @@ type Advertiser struct {
 
 	ctx    context.Context // of the advertiser's life
 	end    context.CancelFunc
-	asked  chan struct{} // holds a token when a guest without an address has asked
+	asked  chan struct{} // holds a token when all nodes are to be told
 	change chan struct{} // holds a token when the network has changed
 	loops  sync.WaitGroup
 
@@ -150,8 +150,8 @@ func (a *Advertiser) read(b []byte) (int, solicitor, error) {
 	return n, s, nil
 }
 
-// handle answers one solicitation: to whoever asked, or to all nodes if that one
-// has no address yet.
+// handle answers one solicitation: to whoever asked, or, soon, to all nodes if
+// that one has no address yet or too many ask.
 func (a *Advertiser) handle(b []byte, s solicitor) {
 	if !validSolicitation(b, s.source, s.hops) {
 		return
@@ -160,11 +160,8 @@ func (a *Advertiser) handle(b []byte, s solicitor) {
 	if !n.IPv6.IsValid() {
 		return
 	}
-	if s.source.IsUnspecified() {
+	if s.source.IsUnspecified() || !a.clients.Allow(s.source) {
 		signal(a.asked)
-		return
-	}
-	if !a.clients.Allow(s.source) {
 		return
 	}
 	if err := a.send(n, false, s.source); err != nil && a.ctx.Err() == nil {
