@@ -6,7 +6,6 @@ package dhcp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/insomniacslk/dhcp/dhcpv4/server4"
 	"github.com/insomniacslk/dhcp/dhcpv6"
 
 	"vmand/network/guard"
@@ -28,7 +26,6 @@ const (
 	clientsRoom       = 4096 // MACs that are told apart
 	workers           = 4
 	lookupTime        = 2 * time.Second // clients ask again after 4 (RFC 2131, section 4.1)
-	maxDHCPv4Packet   = 1500
 )
 
 // A Directory knows who has which address. A miss is an error of class
@@ -57,7 +54,7 @@ type Server struct {
 	log       *guard.Log
 	clients   *guard.Clients[[6]byte]
 	leases    *leases
-	udp4      *net.UDPConn
+	v4        *sockets
 
 	ctx     context.Context // of the server's life
 	end     context.CancelFunc
@@ -65,7 +62,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	network vm.VirtualNetwork
-	v6      *sockets6 // nil without IPv6
+	v6      *sockets // nil without IPv6
 	end6    context.CancelFunc
 	err     error
 }
@@ -73,13 +70,13 @@ type Server struct {
 // New makes a server that serves until [Server.Close]. Its sockets are made in
 // the network namespace of the calling thread.
 func New(o Options) (*Server, error) {
-	udp4, err := server4.NewIPv4UDPConn(o.Interface, &net.UDPAddr{IP: net.IPv4zero, Port: dhcpv4.ServerPort})
+	v4, err := listen4(o.Interface)
 	if err != nil {
-		return nil, fmt.Errorf("listen to DHCP on %s: %w", o.Interface, err)
+		return nil, err
 	}
-	index, err := guard.InterfaceIndex(udp4, o.Interface)
+	index, err := guard.InterfaceIndex(v4.udp, o.Interface)
 	if err != nil {
-		return nil, errors.Join(err, udp4.Close())
+		return nil, errors.Join(err, v4.Close())
 	}
 	s := &Server{
 		name:      o.Interface,
@@ -88,7 +85,7 @@ func New(o Options) (*Server, error) {
 		log:       guard.NewLog(o.Log.With("network", o.Network.Name)),
 		clients:   guard.NewClients[[6]byte](requestsPerSecond, requestsBurst, clientsRoom),
 		leases:    newLeases(o.Acked),
-		udp4:      udp4,
+		v4:        v4,
 		network:   o.Network,
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
@@ -96,11 +93,7 @@ func New(o Options) (*Server, error) {
 	if err := s.Err(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.readers.Go(func() {
-		s.fail(guard.Datagrams[netip.AddrPort]{
-			Read: udp4.ReadFromUDPAddrPort, Handle: s.handle4, Size: maxDHCPv4Packet, Workers: workers, Log: s.log,
-		}.Serve(s.ctx))
-	})
+	s.serve(s.ctx, v4, s.handle4)
 	if o.Acked != nil {
 		go s.leases.tell(s.ctx)
 	}
@@ -117,26 +110,24 @@ func (s *Server) Update(n vm.VirtualNetwork) {
 	switch {
 	case s.ctx.Err() != nil:
 	case n.IPv6.IsValid() && s.v6 == nil:
-		v6, err := listen6(s.name, s.index)
+		v6, err := listen6(s.name)
 		if err != nil {
 			s.failLocked(err)
 			return
 		}
-		s.serve6(v6)
+		s.v6 = v6
+		var ctx context.Context
+		ctx, s.end6 = context.WithCancel(s.ctx)
+		s.serve(ctx, v6, func(packet []byte, mac [6]byte) { s.handle6(v6, packet, mac) })
 	case !n.IPv6.IsValid() && s.v6 != nil:
 		s.close6()
 	}
 }
 
-// serve6 starts the reader of DHCPv6; s.mu is held.
-func (s *Server) serve6(v6 *sockets6) {
-	ctx, end := context.WithCancel(s.ctx)
-	s.v6, s.end6 = v6, end
+// serve starts the reader of some sockets.
+func (s *Server) serve(ctx context.Context, from *sockets, handle func([]byte, [6]byte)) {
 	s.readers.Go(func() {
-		s.fail(guard.Datagrams[sender]{
-			Read: v6.read, Size: maxDHCPv6Packet, Workers: workers, Log: s.log,
-			Handle: func(packet []byte, from sender) { s.handle6(v6, packet, from) },
-		}.Serve(ctx))
+		s.fail(guard.Datagrams[[6]byte]{Read: from.read, Handle: handle, Size: maxPacket, Workers: workers, Log: s.log}.Serve(ctx))
 	})
 }
 
@@ -162,7 +153,7 @@ func (s *Server) Err() error {
 	if s.err != nil {
 		return s.err
 	}
-	return guard.StillThere(s.udp4, s.name, s.index)
+	return guard.StillThere(s.v4.udp, s.name, s.index)
 }
 
 func (s *Server) fail(err error) {
@@ -184,7 +175,7 @@ func (s *Server) Close() error {
 	s.failLocked(net.ErrClosed)
 	err := s.close6()
 	s.mu.Unlock()
-	err = errors.Join(err, s.udp4.Close())
+	err = errors.Join(err, s.v4.Close())
 	s.readers.Wait()
 	return err
 }
@@ -218,20 +209,24 @@ func (s *Server) lookup(n vm.VirtualNetwork, mac [6]byte) (vm.Lease, bool) {
 	return l, true
 }
 
-// handle4 answers one DHCPv4 packet.
-func (s *Server) handle4(packet []byte, _ netip.AddrPort) {
-	m, err := dhcpv4.FromBytes(packet)
-	if err != nil || !acceptable4(m) {
+// handle4 answers one IPv4 packet with a DHCPv4 message in it.
+func (s *Server) handle4(packet []byte, mac [6]byte) {
+	payload, ok := payload4(packet)
+	if !ok {
 		return
 	}
+	m, err := dhcpv4.FromBytes(payload)
+	if err != nil || !acceptable4(m) || [6]byte(m.ClientHWAddr) != mac {
+		return // whoever asks for another machine is that machine's enemy
+	}
 	n := s.config()
-	lease, ok := s.lookup(n, [6]byte(m.ClientHWAddr))
+	lease, ok := s.lookup(n, mac)
 	if !ok || !lease.IP.Is4() {
 		return
 	}
 	r, what := reply4(m, n, lease)
 	if r != nil {
-		if _, err := s.udp4.WriteToUDPAddrPort(r.ToBytes(), destination4(r)); err != nil {
+		if err := s.v4.send(r.ToBytes(), destination4(r)); err != nil {
 			if s.ctx.Err() == nil {
 				s.log.Warn("a DHCP answer cannot be sent", "mac", lease.MAC, "err", err)
 			}
@@ -242,9 +237,9 @@ func (s *Server) handle4(packet []byte, _ netip.AddrPort) {
 }
 
 // handle6 answers one IPv6 packet with a DHCPv6 message in it.
-func (s *Server) handle6(v6 *sockets6, packet []byte, from sender) {
+func (s *Server) handle6(v6 *sockets, packet []byte, mac [6]byte) {
 	payload, source, ok := payload6(packet)
-	if !ok || !source.Addr().IsLinkLocalUnicast() {
+	if !ok || !source.IsLinkLocalUnicast() {
 		return // clients use a link-local address (RFC 8415, section 13.1)
 	}
 	m, err := dhcpv6.MessageFromBytes(payload) // fails for a relay's
@@ -255,7 +250,7 @@ func (s *Server) handle6(v6 *sockets6, packet []byte, from sender) {
 	if !acceptable6(m, serverDUID(n)) {
 		return
 	}
-	lease, ok := s.lookup(n, from.mac)
+	lease, ok := s.lookup(n, mac)
 	if !ok {
 		return
 	}
@@ -263,7 +258,7 @@ func (s *Server) handle6(v6 *sockets6, packet []byte, from sender) {
 	if r == nil {
 		return
 	}
-	if err := v6.send(r.ToBytes(), source.Addr()); err != nil {
+	if err := v6.send(r.ToBytes(), netip.AddrPortFrom(source, dhcpv6.DefaultClientPort)); err != nil {
 		if s.ctx.Err() == nil {
 			s.log.Warn("a DHCPv6 answer cannot be sent", "mac", lease.MAC, "err", err)
 		}

@@ -185,8 +185,17 @@ func TestNobodyUnknownGetsAnAnswerNorAnybodyWhenTheDirectoryFails(t *testing.T) 
 		_, err := b.client(t, o...).DiscoverOffer(ctx)
 		return err
 	}
-	if err := ask(nclient4.WithHWAddr(net.HardwareAddr{0x52, 9, 9, 9, 9, 9})); err == nil {
+	other := testLease
+	other.MAC = "52:09:09:09:09:09"
+	b.book.mu.Lock()
+	delete(b.book.leases, testLease.MAC)
+	b.book.leases[other.MAC] = other
+	b.book.mu.Unlock()
+	if err := ask(); err == nil {
 		t.Error("a stranger got an offer")
+	}
+	if err := ask(nclient4.WithHWAddr(net.HardwareAddr{0x52, 9, 9, 9, 9, 9})); err == nil {
+		t.Error("a stranger got an offer that is another machine's")
 	}
 	b.book.mu.Lock()
 	b.book.err = errors.New("the disk is full")
@@ -374,6 +383,9 @@ func BenchmarkExchange(b *testing.B) {
 		bench.book.mu.Lock()
 		bench.book.leases[l.MAC] = l
 		bench.book.mu.Unlock()
+		if err := bench.link.SetGuestMAC(mac); err != nil {
+			b.Fatal(err)
+		}
 		c := bench.client(b, nclient4.WithHWAddr(mac))
 		start := time.Now()
 		if _, err := c.Request(context.Background()); err != nil {

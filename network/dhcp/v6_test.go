@@ -141,7 +141,7 @@ func FuzzDHCPv6(f *testing.F) {
 	} {
 		b := m.ToBytes()
 		packet := append(append([]byte(nil), header...), b...)
-		packet[udpLength], packet[udpLength+1] = byte((len(b)+headerUDP)>>8), byte(len(b)+headerUDP)
+		packet[headerIPv6+udpLength], packet[headerIPv6+udpLength+1] = byte((len(b)+headerUDP)>>8), byte(len(b)+headerUDP)
 		f.Add(packet)
 	}
 	f.Fuzz(func(t *testing.T, packet []byte) {

@@ -185,6 +185,17 @@ func (l *Link) GiveGuest(t testing.TB, a netip.Prefix) {
 	}
 }
 
+// SetGuestMAC gives the guest's interface another address.
+func (l *Link) SetGuestMAC(mac net.HardwareAddr) error {
+	return l.Guest(func() error {
+		link, err := netlink.LinkByName(GuestInterface)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetHardwareAddr(link, mac)
+	})
+}
+
 // Cut removes the cable and both interfaces.
 func (l *Link) Cut(t testing.TB) {
 	t.Helper()
