@@ -12,3 +12,4 @@ package openapi
 
 //go:generate sh generate.sh server.yaml server.gen.go
 //go:generate sh generate.sh client.yaml client/client.gen.go
+//go:generate go run ./requests vman.yaml requests.json
