@@ -91,6 +91,7 @@ func (d *daemon) launch() {
 	d.cmd = exec.Command(cmp.Or(d.binary, binary), d.args...)
 	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // as a service
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
