@@ -14,10 +14,6 @@ import (
 	strictecho "github.com/oapi-codegen/runtime/strictmiddleware/echo"
 )
 
-const (
-	BearerAuthScopes = "bearerAuth.Scopes"
-)
-
 // Defines values for DiskState.
 const (
 	DiskStateAttached  DiskState = "attached"
@@ -1538,8 +1534,6 @@ type ServerInterfaceWrapper struct {
 func (w *ServerInterfaceWrapper) ListDisks(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListDisksParams
 	// ------------- Optional query parameter "state" -------------
@@ -1579,8 +1573,6 @@ func (w *ServerInterfaceWrapper) ListDisks(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateDisk(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CreateDisk(ctx)
 	return err
@@ -1596,8 +1588,6 @@ func (w *ServerInterfaceWrapper) DeleteDisk(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteDiskParams
@@ -1635,8 +1625,6 @@ func (w *ServerInterfaceWrapper) GetDisk(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetDiskParams
 
@@ -1672,8 +1660,6 @@ func (w *ServerInterfaceWrapper) UpdateDisk(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params UpdateDiskParams
@@ -1711,8 +1697,6 @@ func (w *ServerInterfaceWrapper) AttachDisk(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params AttachDiskParams
 
@@ -1749,8 +1733,6 @@ func (w *ServerInterfaceWrapper) DetachDisk(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DetachDiskParams
 
@@ -1779,8 +1761,6 @@ func (w *ServerInterfaceWrapper) DetachDisk(ctx echo.Context) error {
 // ListEvents converts echo context to params.
 func (w *ServerInterfaceWrapper) ListEvents(ctx echo.Context) error {
 	var err error
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListEventsParams
@@ -1854,8 +1834,6 @@ func (w *ServerInterfaceWrapper) AdoptOrphan(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.AdoptOrphan(ctx, orphanID)
 	return err
@@ -1871,8 +1849,6 @@ func (w *ServerInterfaceWrapper) DeleteOrphan(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.DeleteOrphan(ctx, orphanID)
@@ -1890,8 +1866,6 @@ func (w *ServerInterfaceWrapper) TerminateOrphan(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.TerminateOrphan(ctx, orphanVMID)
 	return err
@@ -1901,8 +1875,6 @@ func (w *ServerInterfaceWrapper) TerminateOrphan(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) GetObserverStatus(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetObserverStatus(ctx)
 	return err
@@ -1911,8 +1883,6 @@ func (w *ServerInterfaceWrapper) GetObserverStatus(ctx echo.Context) error {
 // ListOperations converts echo context to params.
 func (w *ServerInterfaceWrapper) ListOperations(ctx echo.Context) error {
 	var err error
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListOperationsParams
@@ -1967,8 +1937,6 @@ func (w *ServerInterfaceWrapper) GetOperation(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetOperationParams
 
@@ -2005,8 +1973,6 @@ func (w *ServerInterfaceWrapper) CancelOperation(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CancelOperation(ctx, iD)
 	return err
@@ -2015,8 +1981,6 @@ func (w *ServerInterfaceWrapper) CancelOperation(ctx echo.Context) error {
 // ListTemplates converts echo context to params.
 func (w *ServerInterfaceWrapper) ListTemplates(ctx echo.Context) error {
 	var err error
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListTemplatesParams
@@ -2043,8 +2007,6 @@ func (w *ServerInterfaceWrapper) ListTemplates(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateTemplate(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CreateTemplate(ctx)
 	return err
@@ -2060,8 +2022,6 @@ func (w *ServerInterfaceWrapper) DeleteTemplate(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteTemplateParams
@@ -2099,8 +2059,6 @@ func (w *ServerInterfaceWrapper) GetTemplate(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetTemplateParams
 
@@ -2129,8 +2087,6 @@ func (w *ServerInterfaceWrapper) GetTemplate(ctx echo.Context) error {
 // ListVMs converts echo context to params.
 func (w *ServerInterfaceWrapper) ListVMs(ctx echo.Context) error {
 	var err error
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListVMsParams
@@ -2178,8 +2134,6 @@ func (w *ServerInterfaceWrapper) ListVMs(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateVM(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CreateVM(ctx)
 	return err
@@ -2195,8 +2149,6 @@ func (w *ServerInterfaceWrapper) DeleteVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteVMParams
@@ -2234,8 +2186,6 @@ func (w *ServerInterfaceWrapper) GetVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetVMParams
 
@@ -2271,8 +2221,6 @@ func (w *ServerInterfaceWrapper) UpdateVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params UpdateVMParams
@@ -2310,8 +2258,6 @@ func (w *ServerInterfaceWrapper) PauseVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params PauseVMParams
 
@@ -2347,8 +2293,6 @@ func (w *ServerInterfaceWrapper) ResetVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ResetVMParams
@@ -2386,8 +2330,6 @@ func (w *ServerInterfaceWrapper) RestartVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params RestartVMParams
 
@@ -2423,8 +2365,6 @@ func (w *ServerInterfaceWrapper) ResumeVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ResumeVMParams
@@ -2462,8 +2402,6 @@ func (w *ServerInterfaceWrapper) StartVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params StartVMParams
 
@@ -2500,8 +2438,6 @@ func (w *ServerInterfaceWrapper) StopVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params StopVMParams
 
@@ -2537,8 +2473,6 @@ func (w *ServerInterfaceWrapper) WhyVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.WhyVM(ctx, iD)
