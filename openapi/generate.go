@@ -7,8 +7,10 @@
 // that any answer may carry (X-Request-Id, Server, X-Vman-Dry-Run,
 // Idempotency-Replayed) and the Idempotency-Key of a request are the business of
 // a middleware, so they are in vman.yaml and not in the generated code; so is
+// who may call, which it would note down with every request for nobody; and
 // null, which the generator would take for a word of an enum.
 package openapi
 
 //go:generate sh generate.sh server.yaml server.gen.go
 //go:generate sh generate.sh client.yaml client/client.gen.go
+//go:generate go run ./requests vman.yaml requests.json

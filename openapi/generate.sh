@@ -9,6 +9,8 @@ case $2 in client/*) client='/x-go-type: (Time|RawJSON)$/d' ;; esac
 sed -E \
 	-e '/#\/components\/(headers|parameters)\/(RequestId|ServerVersion|DryRun|IdempotencyKey|Replayed)/d' \
 	-e '/^ +- null$/d' \
+	-e '/^security:$/,/^$/d' \
+	-e '/^ +security: \[\]$/d' \
 	-e 's/, null\]$/]/' \
 	-e "$client" vman.yaml |
 	go tool -modfile=../tools/go.mod oapi-codegen -config "$1" -o "$2" /dev/stdin

@@ -14,10 +14,6 @@ import (
 	strictecho "github.com/oapi-codegen/runtime/strictmiddleware/echo"
 )
 
-const (
-	BearerAuthScopes = "bearerAuth.Scopes"
-)
-
 // Defines values for CreateNICLink.
 const (
 	CreateNICLinkDown CreateNICLink = "down"
@@ -2265,8 +2261,6 @@ type ServerInterfaceWrapper struct {
 func (w *ServerInterfaceWrapper) ListDisks(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListDisksParams
 	// ------------- Optional query parameter "state" -------------
@@ -2306,8 +2300,6 @@ func (w *ServerInterfaceWrapper) ListDisks(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateDisk(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CreateDisk(ctx)
 	return err
@@ -2323,8 +2315,6 @@ func (w *ServerInterfaceWrapper) DeleteDisk(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteDiskParams
@@ -2362,8 +2352,6 @@ func (w *ServerInterfaceWrapper) GetDisk(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetDiskParams
 
@@ -2399,8 +2387,6 @@ func (w *ServerInterfaceWrapper) UpdateDisk(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params UpdateDiskParams
@@ -2438,8 +2424,6 @@ func (w *ServerInterfaceWrapper) AttachDisk(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params AttachDiskParams
 
@@ -2476,8 +2460,6 @@ func (w *ServerInterfaceWrapper) DetachDisk(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DetachDiskParams
 
@@ -2506,8 +2488,6 @@ func (w *ServerInterfaceWrapper) DetachDisk(ctx echo.Context) error {
 // ListEvents converts echo context to params.
 func (w *ServerInterfaceWrapper) ListEvents(ctx echo.Context) error {
 	var err error
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListEventsParams
@@ -2574,8 +2554,6 @@ func (w *ServerInterfaceWrapper) GetHealth(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) ListNetworks(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListNetworksParams
 	// ------------- Optional query parameter "limit" -------------
@@ -2601,8 +2579,6 @@ func (w *ServerInterfaceWrapper) ListNetworks(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateNetwork(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CreateNetwork(ctx)
 	return err
@@ -2618,8 +2594,6 @@ func (w *ServerInterfaceWrapper) DeleteNetwork(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteNetworkParams
@@ -2657,8 +2631,6 @@ func (w *ServerInterfaceWrapper) GetNetwork(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetNetworkParams
 
@@ -2694,8 +2666,6 @@ func (w *ServerInterfaceWrapper) UpdateNetwork(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params UpdateNetworkParams
@@ -2733,8 +2703,6 @@ func (w *ServerInterfaceWrapper) AdoptOrphan(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.AdoptOrphan(ctx, orphanID)
 	return err
@@ -2750,8 +2718,6 @@ func (w *ServerInterfaceWrapper) DeleteOrphan(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.DeleteOrphan(ctx, orphanID)
@@ -2769,8 +2735,6 @@ func (w *ServerInterfaceWrapper) TerminateOrphan(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.TerminateOrphan(ctx, orphanVMID)
 	return err
@@ -2780,8 +2744,6 @@ func (w *ServerInterfaceWrapper) TerminateOrphan(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) GetObserverStatus(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetObserverStatus(ctx)
 	return err
@@ -2790,8 +2752,6 @@ func (w *ServerInterfaceWrapper) GetObserverStatus(ctx echo.Context) error {
 // ListOperations converts echo context to params.
 func (w *ServerInterfaceWrapper) ListOperations(ctx echo.Context) error {
 	var err error
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListOperationsParams
@@ -2846,8 +2806,6 @@ func (w *ServerInterfaceWrapper) GetOperation(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetOperationParams
 
@@ -2884,8 +2842,6 @@ func (w *ServerInterfaceWrapper) CancelOperation(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CancelOperation(ctx, iD)
 	return err
@@ -2894,8 +2850,6 @@ func (w *ServerInterfaceWrapper) CancelOperation(ctx echo.Context) error {
 // ListTemplates converts echo context to params.
 func (w *ServerInterfaceWrapper) ListTemplates(ctx echo.Context) error {
 	var err error
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListTemplatesParams
@@ -2922,8 +2876,6 @@ func (w *ServerInterfaceWrapper) ListTemplates(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateTemplate(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CreateTemplate(ctx)
 	return err
@@ -2939,8 +2891,6 @@ func (w *ServerInterfaceWrapper) DeleteTemplate(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteTemplateParams
@@ -2978,8 +2928,6 @@ func (w *ServerInterfaceWrapper) GetTemplate(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetTemplateParams
 
@@ -3008,8 +2956,6 @@ func (w *ServerInterfaceWrapper) GetTemplate(ctx echo.Context) error {
 // ListVMs converts echo context to params.
 func (w *ServerInterfaceWrapper) ListVMs(ctx echo.Context) error {
 	var err error
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListVMsParams
@@ -3064,8 +3010,6 @@ func (w *ServerInterfaceWrapper) ListVMs(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateVM(ctx echo.Context) error {
 	var err error
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CreateVM(ctx)
 	return err
@@ -3081,8 +3025,6 @@ func (w *ServerInterfaceWrapper) DeleteVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteVMParams
@@ -3120,8 +3062,6 @@ func (w *ServerInterfaceWrapper) GetVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetVMParams
 
@@ -3157,8 +3097,6 @@ func (w *ServerInterfaceWrapper) UpdateVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params UpdateVMParams
@@ -3196,8 +3134,6 @@ func (w *ServerInterfaceWrapper) PauseVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params PauseVMParams
 
@@ -3234,8 +3170,6 @@ func (w *ServerInterfaceWrapper) ResetVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ResetVMParams
 
@@ -3271,8 +3205,6 @@ func (w *ServerInterfaceWrapper) RestartVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params RestartVMParams
@@ -3316,8 +3248,6 @@ func (w *ServerInterfaceWrapper) ResumeVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ResumeVMParams
 
@@ -3353,8 +3283,6 @@ func (w *ServerInterfaceWrapper) StartVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params StartVMParams
@@ -3398,8 +3326,6 @@ func (w *ServerInterfaceWrapper) StopVM(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params StopVMParams
 
@@ -3436,8 +3362,6 @@ func (w *ServerInterfaceWrapper) ListNICs(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ListNICs(ctx, iD)
 	return err
@@ -3453,8 +3377,6 @@ func (w *ServerInterfaceWrapper) AttachNIC(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.AttachNIC(ctx, iD)
@@ -3479,8 +3401,6 @@ func (w *ServerInterfaceWrapper) DetachNIC(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter slot: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DetachNICParams
@@ -3526,8 +3446,6 @@ func (w *ServerInterfaceWrapper) GetNIC(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter slot: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetNICParams
 
@@ -3572,8 +3490,6 @@ func (w *ServerInterfaceWrapper) UpdateNIC(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter slot: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params UpdateNICParams
 
@@ -3610,8 +3526,6 @@ func (w *ServerInterfaceWrapper) ListPortForwards(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ListPortForwards(ctx, iD)
 	return err
@@ -3627,8 +3541,6 @@ func (w *ServerInterfaceWrapper) AddPortForward(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.AddPortForward(ctx, iD)
@@ -3653,8 +3565,6 @@ func (w *ServerInterfaceWrapper) RemovePortForward(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter forward_id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params RemovePortForwardParams
@@ -3700,8 +3610,6 @@ func (w *ServerInterfaceWrapper) GetPortForward(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter forward_id: %s", err))
 	}
 
-	ctx.Set(BearerAuthScopes, []string{})
-
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetPortForwardParams
 
@@ -3737,8 +3645,6 @@ func (w *ServerInterfaceWrapper) WhyVM(ctx echo.Context) error {
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
-
-	ctx.Set(BearerAuthScopes, []string{})
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.WhyVM(ctx, iD)

@@ -33,6 +33,7 @@ type Options struct {
 	ImgBinary  string // of qemu-img, the same way
 	Accel      string // auto, kvm or tcg; default auto
 	User       string // that QEMU runs as, when vmand is root; default vman-qemu if it exists, else a fixed free uid
+	Nice       int    // nice value that QEMU runs with, if that is higher than vmand's
 
 	// Notify, if set, is called when there may be news of a VM: an event, the end
 	// of its process. It must return at once.
@@ -117,6 +118,7 @@ func prepare(o Options, log *slog.Logger) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.nice = o.Nice
 	if err := l.create(a); err != nil {
 		return nil, err
 	}

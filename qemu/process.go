@@ -23,7 +23,7 @@ type process struct {
 
 // start launches the program argv[0] as a. The process gets files as its
 // descriptors 0, 1, 2, … and no other, an empty environment but for the locale,
-// and none of vmand's privileges. It outlives vmand.
+// and none of vmand's privileges, its priority among them. It outlives vmand.
 func start(a account, argv []string, files []*os.File) (*process, error) {
 	type result struct {
 		p   *process
@@ -50,6 +50,11 @@ func startHere(a account, argv []string, files []*os.File) (*process, error) {
 	// would be inherited. Kernels before 4.3 do not have them.
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
 		return nil, fmt.Errorf("drop capabilities: %w", err)
+	}
+	if raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil && 20-raw < a.nice { // of this thread, getpriority(2)
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, a.nice); err != nil {
+			return nil, fmt.Errorf("give up priority: %w", err)
+		}
 	}
 	fd := -1
 	attr := a.sysProcAttr()

@@ -42,18 +42,38 @@ func (s *fileSurvey) survey(seen *vm.Survey) error {
 	if err != nil {
 		return err
 	}
-	seen.VMFiles = make(map[string]bool, len(dirs))
-	for _, e := range dirs {
-		if vm.ValidName(e.Name()) {
-			_, err := s.state.Lstat(vmRootDisk(e.Name()))
-			seen.VMFiles[e.Name()] = err == nil
-		}
+	if seen.VMFiles, err = s.rootDisks(dirs); err != nil {
+		return err
 	}
 	if seen.DiskFiles, err = s.disks(); err != nil {
 		return err
 	}
 	seen.Storage, err = storageOf(s.state.Name())
 	return err
+}
+
+// rootDisks returns which of the VMs that have a directory have a root disk. It
+// asks one question of the kernel for each: [os.Root] asks five. A directory that
+// is a link would be followed, only to learn whether there is such a file in it.
+func (s *fileSurvey) rootDisks(dirs []os.DirEntry) (map[string]bool, error) {
+	all := make(map[string]bool, len(dirs))
+	if len(dirs) == 0 {
+		return all, nil // there may be no directory of VMs yet
+	}
+	vms, err := s.state.Open(vmsDir)
+	if err != nil {
+		return nil, err
+	}
+	defer vms.Close()
+	fd := int(vms.Fd())
+	for _, e := range dirs {
+		if vm.ValidName(e.Name()) {
+			var st unix.Stat_t
+			name := strings.TrimPrefix(vmRootDisk(e.Name()), vmsDir+"/")
+			all[e.Name()] = unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+		}
+	}
+	return all, nil
 }
 
 // disks returns the sizes in MiB of the data disks that have a file.

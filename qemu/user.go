@@ -34,6 +34,7 @@ type account struct {
 	uid, gid int
 	groups   []uint32
 	drop     bool // vmand runs as root and gives up its rights for them
+	nice     int  // their nice value, if that is higher than vmand's
 }
 
 func newAccount(name string) (account, error) {

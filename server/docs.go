@@ -27,28 +27,26 @@ var (
 
 // registerDocs adds what the specification tags as documentation: itself, and
 // the page that shows it.
-func (s *Server) registerDocs() error {
-	spec := openapi.JSON()
-	if spec == nil {
-		return errors.New("convert the API's specification to JSON")
-	}
+func (s *Server) registerDocs() {
 	page := strings.NewReplacer("{{style}}", docsStyle, "{{script}}", docsScript).Replace(docsPage)
 	policy := "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'" +
 		"; style-src " + sourceHash(docsStyle) + "; script-src " + sourceHash(docsScript)
-	s.echo.GET("/openapi.yaml", document("application/yaml", "", openapi.YAML()))
-	s.echo.GET("/openapi.json", document("application/json", "", spec))
-	s.echo.GET("/docs", document("text/html; charset=utf-8", policy, []byte(page)))
-	return nil
+	s.echo.GET("/openapi.yaml", document("application/yaml", "", openapi.YAML))
+	s.echo.GET("/openapi.json", document("application/json", "", openapi.JSON))
+	s.echo.GET("/docs", document("text/html; charset=utf-8", policy, func() []byte { return []byte(page) }))
 }
 
-// document returns a handler that answers with these bytes. policy is a
+// document returns a handler that answers with what read returns. policy is a
 // Content-Security-Policy, empty for none.
-func document(mediaType, policy string, content []byte) echo.HandlerFunc {
-	length := strconv.Itoa(len(content))
+func document(mediaType, policy string, read func() []byte) echo.HandlerFunc {
 	return func(c echo.Context) error {
+		content := read()
+		if content == nil {
+			return errors.New("convert the API's specification to JSON")
+		}
 		h := c.Response().Header()
 		h.Set("Content-Type", mediaType)
-		h.Set("Content-Length", length)
+		h.Set("Content-Length", strconv.Itoa(len(content)))
 		if policy != "" {
 			h.Set("Content-Security-Policy", policy)
 		}

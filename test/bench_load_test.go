@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -129,6 +130,7 @@ func startReference(t testing.TB, program, what string, input []byte) *reference
 	}
 	r := &reference{t: t, cmd: exec.Command(program, what, file)}
 	r.cmd.Stderr = os.Stderr
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // like the daemon
 	var err error
 	if r.in, err = r.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)

@@ -32,6 +32,7 @@ func BenchmarkDaemon(b *testing.B) {
 		{"Start", benchStart},
 		{"HTTP", benchHTTP},
 		{"Observer", benchObserver},
+		{"Paused", benchPaused},
 		{"CreateDisk", benchCreateDisk},
 		{"HotPlug", benchHotPlug},
 	} {

@@ -93,9 +93,7 @@ func (d *daemon) launch() {
 	d.cmd = exec.Command(cmp.Or(d.binary, binary), d.args...)
 	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if d.user != nil {
-		d.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: d.user}
-	}
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: d.user} // as a service
 	start := d.cmd.Start
 	if d.host != nil {
 		start = func() error { return d.host.start(d.cmd) }

@@ -16,10 +16,6 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
-const (
-	BearerAuthScopes = "bearerAuth.Scopes"
-)
-
 // Defines values for CreateNICLink.
 const (
 	CreateNICLinkDown CreateNICLink = "down"

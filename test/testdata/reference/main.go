@@ -27,6 +27,7 @@ func main() {
 	if len(os.Args) != 3 {
 		log.Fatal("usage: reference echo|encode FILE")
 	}
+	raisePriority()
 	body, err := os.ReadFile(os.Args[2])
 	if err != nil {
 		log.Fatal(err)
@@ -41,6 +42,15 @@ func main() {
 	}
 	if err != nil {
 		log.Fatal(err)
+	}
+}
+
+// raisePriority gives the reference what vmand gives itself (priority.go there),
+// or the two would not compete with the clients alike. Its session is its own.
+func raisePriority() {
+	nice := -10
+	if _, _, errno := syscall.AllThreadsSyscall(syscall.SYS_SETPRIORITY, syscall.PRIO_PROCESS, 0, uintptr(nice)); errno == 0 {
+		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(nice)), 0)
 	}
 }
 
