@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -333,6 +334,24 @@ func BenchmarkConnectDisconnect(b *testing.B) {
 		b.StartTimer()
 		if err := n.Disconnect(b.Context(), v.ID); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkPassWithoutDrift(b *testing.B) {
+	n := newHost(b)
+	nw := natNetwork()
+	up(b, n, nw)
+	w := vm.Wanted{Networks: []vm.VirtualNetwork{nw}}
+	for i := range 100 {
+		v := guest("vm-"+strconv.Itoa(i), nw, byte(10+i))
+		connect(b, n, v, nw)
+		w.VMs = append(w.VMs, v)
+	}
+	reconcile(b, n, w, true)
+	for b.Loop() {
+		if d := reconcile(b, n, w, true); len(d) != 0 {
+			b.Fatal(d)
 		}
 	}
 }

@@ -27,6 +27,7 @@ type pass struct {
 	networks map[string]vm.VirtualNetwork
 	survey   vm.NetworkSurvey
 
+	fresh     map[string]bool // ids of the VMs whose records are newer than their rules
 	links     map[string]netlink.Link
 	addresses map[int][]netip.Prefix // by index of the interface
 }
@@ -35,10 +36,7 @@ type pass struct {
 // addresses while the rules of the host stay as they were. Rules are replaced in
 // one step and bridges stay, so no connection of a guest is cut.
 func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.NetworkSurvey, error) {
-	p := &pass{Networks: n, repair: repair, networks: make(map[string]vm.VirtualNetwork, len(w.Networks))}
-	for _, nw := range w.Networks {
-		p.networks[nw.Name] = nw
-	}
+	p := &pass{Networks: n, repair: repair, networks: make(map[string]vm.VirtualNetwork, len(w.Networks)), fresh: map[string]bool{}}
 	if n.mode == ModeUser {
 		for _, nw := range w.Networks {
 			if err := n.Check(nw.Mode); err != nil {
@@ -49,6 +47,14 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	w.Networks = slices.Clone(w.Networks)
+	for i, nw := range w.Networks {
+		// What Up was told after the records were read is newer.
+		if s := n.serving[nw.Name]; s != nil && s.network.Revision >= nw.Revision {
+			w.Networks[i] = s.network
+		}
+		p.networks[nw.Name] = w.Networks[i]
+	}
 	if err := p.look(); err != nil {
 		return p.survey, err
 	}
@@ -161,6 +167,7 @@ func (p *pass) newer(w vm.Wanted) map[string][]element {
 	for _, v := range w.VMs {
 		if revision, known := p.revisions[v.ID]; !known || v.Revision > revision {
 			want[vmOwner(v.ID)] = vmElements(v)
+			p.fresh[v.ID] = true
 		}
 	}
 	return want
@@ -265,7 +272,7 @@ func (p *pass) nic(v vm.VM, nic vm.NIC) {
 	if fault != "" {
 		p.found(resource, fault, func() error { return p.fitTap(nw, tap, bridge) })
 	}
-	if !p.repair {
+	if _, known := p.shaped[name]; !p.repair || known && !p.fresh[v.ID] {
 		return
 	}
 	if err := p.reshape(name, a.Index, nic.RateIn); err != nil && !gone(err) {

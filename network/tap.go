@@ -107,6 +107,7 @@ func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Vi
 		err = n.fitTap(nw, tap, bridge)
 	}
 	if err == nil {
+		n.forget(name)
 		err = n.shape(name, tap.Attrs().Index, nic.RateIn)
 	}
 	if err != nil {
@@ -197,6 +198,13 @@ func (n *Networks) shape(name string, index, kbit int) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.reshape(name, index, kbit)
+}
+
+// forget notes that a tap is new, and so without a limit.
+func (n *Networks) forget(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.shaped[name] = 0
 }
 
 // reshape is shape for a caller that holds n.mu.
