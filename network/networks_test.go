@@ -184,10 +184,11 @@ func TestTheNextDaemonFindsAllAsItWas(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := newNetworks(t, options(t))
-	for _, d := range reconcile(t, next, w, true) {
-		if !strings.Contains(d.Details, "served") {
-			t.Errorf("the next daemon finds %+v", d)
-		}
+	if d := reconcile(t, next, w, true); len(d) != 0 {
+		t.Errorf("the next daemon finds %+v", d)
+	}
+	if err := next.serving[nw.Name].fault(link(t, nw.Bridge).Attrs().Index); err != nil {
+		t.Errorf("the next daemon does not serve: %v", err)
 	}
 	if after, err := next.firewall.ask(); err != nil || after != before {
 		t.Errorf("the rules were written again: generation %d, was %d, %v", after, before, err)

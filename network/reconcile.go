@@ -187,9 +187,10 @@ func (p *pass) network(nw vm.VirtualNetwork) bool {
 	}
 	faults := p.faults(nw)
 	if len(faults) == 0 {
-		if s := p.serving[nw.Name]; s.network.Revision < nw.Revision && p.repair {
+		// A daemon that has just begun serves nobody yet: that is no drift.
+		if s := p.serving[nw.Name]; p.repair && (s == nil || s.network.Revision < nw.Revision) {
 			if err := p.serve(nw); err != nil {
-				p.found(resource, "DHCP and DNS serve an older record", func() error { return err })
+				p.found(resource, "the network as it is recorded is not served", func() error { return err })
 			}
 		}
 		return false
@@ -232,8 +233,10 @@ func (p *pass) faults(nw vm.VirtualNetwork) []string {
 			faults = append(faults, fmt.Sprintf("the sysctl net/%s is %s, not %s", name, got, wanted[name]))
 		}
 	}
-	if err := p.serving[nw.Name].fault(a.Index); err != nil {
-		faults = append(faults, err.Error())
+	if s := p.serving[nw.Name]; s != nil {
+		if err := s.fault(a.Index); err != nil {
+			faults = append(faults, err.Error())
+		}
 	}
 	return faults
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -19,7 +20,13 @@ func (n *Networks) Status(ctx context.Context, nw vm.VirtualNetwork) vm.NetworkS
 	problem := func(fix, format string, args ...any) {
 		s.Problems = append(s.Problems, vm.NetworkProblem{Detail: fmt.Sprintf(format, args...), Fix: fix})
 	}
-	if nw.Mode == vm.NetworkUser || ctx.Err() != nil {
+	if ctx.Err() != nil {
+		return s
+	}
+	if nw.Mode == vm.NetworkUser {
+		if _, err := exec.LookPath(n.o.Passt); err != nil && !nw.Restrict {
+			problem("install passt, or make a network with restrict", "guests reach what listens on the host's 127.0.0.1, under the address %s: passt, which keeps them from it, is not installed", userGateway(nw))
+		}
 		return s
 	}
 	if err := n.Check(nw.Mode); err != nil {

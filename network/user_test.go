@@ -51,6 +51,13 @@ func TestWithoutPasstAUserModeNICIsQEMUs(t *testing.T) {
 	if p.Kind != vm.PortUser || p.Gateway != nw.Gateway || p.Subnet != nw.Subnet || p.Domain != nw.Domain || !slices.Equal(p.Forwards, []vm.PortForward{f}) {
 		t.Errorf("port %+v", p)
 	}
+	if s := n.Status(t.Context(), nw); len(s.Problems) != 1 || !strings.Contains(s.Problems[0].Fix, "passt") {
+		t.Errorf("status %+v", s)
+	}
+	nw.Restrict = true
+	if s := n.Status(t.Context(), nw); len(s.Problems) != 0 {
+		t.Errorf("status of a restricted network %+v", s)
+	}
 }
 
 func TestUserModeHasNoBridges(t *testing.T) {
