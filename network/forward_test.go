@@ -180,6 +180,15 @@ func newOutside(t testing.TB) place {
 	return p
 }
 
+// A pathCheck is a connection, and from which address it arrives; empty if it
+// does not.
+type pathCheck struct {
+	what    string
+	from    place
+	to      string
+	arrives string
+}
+
 func TestPacketsGoWhereTheNetworkSays(t *testing.T) {
 	n := newHost(t)
 	outside := newOutside(t)
@@ -203,12 +212,7 @@ func TestPacketsGoWhereTheNetworkSays(t *testing.T) {
 	host := place{t, a.home, a.home}
 	host.serve("192.168.100.1:9998")
 	host.serve("192.168.102.1:9998")
-	for _, check := range []struct {
-		what    string
-		from    place
-		to      string
-		arrives string
-	}{
+	checks := []pathCheck{
 		{"a guest reaches the outside as the host", a, "203.0.113.2:80", "203.0.113.1"},
 		{"a guest reaches its neighbour", b, "192.168.100.10:80", "192.168.100.11"},
 		{"a guest reaches the gateway", a, "192.168.100.1:9998", "192.168.100.10"},
@@ -222,14 +226,23 @@ func TestPacketsGoWhereTheNetworkSays(t *testing.T) {
 		{"the outside reaches one of an address", outside, "203.0.113.1:8081", "203.0.113.2"},
 		{"the host reaches a forwarded port", host, "203.0.113.1:8080", "203.0.113.1"},
 		{"the host reaches it by loopback", host, "127.0.0.1:8080", "192.168.100.1"},
+		{"a guest reaches its own forwarded port", a, "203.0.113.1:8080", "192.168.100.1"},
 		{"a neighbour reaches a forwarded port", b, "203.0.113.1:8080", "192.168.100.1"},
 		{"a guest of another network reaches it", c, "203.0.113.1:8080", "192.168.100.1"},
 		{"a guest of an isolated network does not", d, "203.0.113.1:8080", ""},
 		{"a forward of an address is none of another", host, "127.0.0.1:8081", ""},
-	} {
-		got := check.from.reach(check.to)
-		if got != check.arrives {
-			t.Errorf("%s: arrives from %q, want %q", check.what, got, check.arrives)
+	}
+	for _, bridged := range []string{"0", "1"} {
+		if err := setSysctl("bridge/bridge-nf-call-iptables", bridged); errors.Is(err, os.ErrNotExist) {
+			t.Log("without br_netfilter")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		for _, check := range checks {
+			got := check.from.reach(check.to)
+			if got != check.arrives {
+				t.Errorf("with bridge-nf-call-iptables=%s, %s: arrives from %q, want %q", bridged, check.what, got, check.arrives)
+			}
 		}
 	}
 	if err := n.Probe(t.Context(), va, 80); err != nil {

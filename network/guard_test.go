@@ -325,3 +325,27 @@ func TestAGuestCannotSendFasterThanItsRate(t *testing.T) {
 		t.Errorf("%d of 1000 frames have arrived at 8 kbit/s", before)
 	}
 }
+
+func TestAGuestDoesNotHearWhatItSendsToAll(t *testing.T) {
+	n := newHost(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	a, b := plug(t, n, guest("a", nw, 10), nw), plug(t, n, guest("b", nw, 11), nw)
+	for _, c := range []struct {
+		to    string
+		hears bool
+	}{{"ff:ff:ff:ff:ff:ff", false}, {"33:33:ff:00:00:0a", false}, {"52:00:00:00:00:99", false}, {a.mac.String(), true}} {
+		mark, end := []byte("to "+c.to+" from a guest"), []byte("after what went to "+c.to)
+		to, err := net.ParseMAC(c.to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := arp(a.mac, a.mac, 2, a.ip, mark)
+		copy(f, to)
+		a.send(f)
+		b.send(arp(b.mac, b.mac, 2, b.ip, end))
+		if got := a.hears(mark, end); got != c.hears {
+			t.Errorf("what a guest sends to %s comes back: %v, want %v", c.to, got, c.hears)
+		}
+	}
+}

@@ -145,7 +145,8 @@ func silence(name string) error {
 	return err
 }
 
-// fitTap makes a tap as its network is: MTU, bridge, VLAN, isolation, up.
+// fitTap makes a tap as its network is: MTU, bridge, isolation, hairpin mode,
+// VLAN, up.
 func (n *Networks) fitTap(nw vm.VirtualNetwork, tap, bridge netlink.Link) error {
 	a := tap.Attrs()
 	if a.MTU != mtu(nw) && (nw.MTU != 0 || nw.Mode.Managed()) {
@@ -162,6 +163,13 @@ func (n *Networks) fitTap(nw vm.VirtualNetwork, tap, bridge netlink.Link) error 
 	if !joins || nw.IsolateVMs {
 		if err := n.links.LinkSetIsolated(tap, nw.IsolateVMs); err != nil {
 			return fmt.Errorf("isolate it: %w", err)
+		}
+	}
+	// With br_netfilter, what a guest sends to its own port forward is given its
+	// new destination before the bridge knows of it, and goes back by the same port.
+	if !joins || nw.Mode == vm.NetworkNAT {
+		if err := n.links.LinkSetHairpin(tap, nw.Mode == vm.NetworkNAT); err != nil {
+			return fmt.Errorf("set its hairpin mode: %w", err)
 		}
 	}
 	if nw.VLAN != 0 {
