@@ -55,6 +55,7 @@ type Options struct {
 	Directory  Directory           // the recorded leases
 	Acked      func(vm.Lease)      // called when DHCP has confirmed an address; nil for nobody
 	Passt      string              // the program; empty: "passt"
+	Nice       int                 // nice value that passt runs with, if that is higher than vmand's
 	User       *syscall.Credential // whom passt runs as if vmand is root; nil: uid and gid 65534
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -136,7 +137,7 @@ func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port
 		err = stdout.Chown(int(cmd.SysProcAttr.Credential.Uid), int(cmd.SysProcAttr.Credential.Gid)) // it opens it by name
 	}
 	if err == nil {
-		err = cmd.Start()
+		err = startAs(cmd, n.o.Nice)
 	}
 	if err != nil {
 		here.Close()
@@ -149,6 +150,31 @@ func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port
 		return nil, errors.Join(err, said(stderr))
 	}
 	return here, nil
+}
+
+// startAs starts a program with a nice value, if that is higher than vmand's, and
+// without the capabilities that vmand may hold for the network.
+func startAs(cmd *exec.Cmd, nice int) error {
+	started := make(chan error, 1)
+	go func() {
+		// What is set on this thread is inherited by the process. The thread is
+		// never unlocked, so it ends with the goroutine.
+		runtime.LockOSThread()
+		started <- startHere(cmd, nice)
+	}()
+	return <-started
+}
+
+func startHere(cmd *exec.Cmd, nice int) error {
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) { // before Linux 4.3 there are none
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	if raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil && 20-raw < nice { // of this thread, getpriority(2)
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
+			return fmt.Errorf("give up priority: %w", err)
+		}
+	}
+	return cmd.Start()
 }
 
 // passtLog returns the file that a passt's stderr goes to. It is no pipe to us,

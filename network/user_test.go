@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -173,9 +174,11 @@ func until(t *testing.T, otherwise string, holds func() bool) {
 	}
 }
 
-func TestAPasstThatEndsAtOnceIsSaid(t *testing.T) {
+// failingPasst returns a program that says something, as a shell has it, and ends.
+func failingPasst(t *testing.T, says string) string {
+	t.Helper()
 	passt := filepath.Join(t.TempDir(), "passt")
-	if err := os.WriteFile(passt, []byte("#!/bin/sh\necho no room for me >&2\nexit 1\n"), 0o755); err != nil {
+	if err := os.WriteFile(passt, []byte("#!/bin/sh\necho "+says+" >&2\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for dir := filepath.Dir(passt); dir != "/" && os.Geteuid() == 0; dir = filepath.Dir(dir) {
@@ -185,11 +188,27 @@ func TestAPasstThatEndsAtOnceIsSaid(t *testing.T) {
 			}
 		}
 	}
-	n := userNetworks(t, passt)
+	return passt
+}
+
+func TestAPasstThatEndsAtOnceIsSaid(t *testing.T) {
+	n := userNetworks(t, failingPasst(t, "no room for me"))
 	v, nw := userGuest(), userNetwork()
 	_, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.VirtualNetwork{nw.Name: nw})
 	if codeOf(err) != vm.CodeNetworkUnavailable || !strings.Contains(err.Error(), "no room for me") {
 		t.Errorf("Connect: %v", err)
+	}
+}
+
+func TestPasstHasNotThePriorityOfTheDaemon(t *testing.T) {
+	n := userNetworks(t, failingPasst(t, "its nice value is $(nice)."))
+	v, nw := userGuest(), userNetwork()
+	for _, nice := range []int{18, 19} {
+		n.o.Nice = nice
+		want := fmt.Sprintf("its nice value is %d.", nice)
+		if _, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.VirtualNetwork{nw.Name: nw}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Connect: %v, want %q", err, want)
+		}
 	}
 }
 
