@@ -59,10 +59,10 @@ func (f PortForward) check() error {
 }
 
 // RemoveForward ends a port forward, at once if the VM runs.
-func (m *Manager) RemoveForward(ctx context.Context, vmID, id string) error {
+func (m *Manager) RemoveForward(ctx context.Context, vmID, id string, match Match) error {
 	var had []PortForward
 	var slot int
-	return m.tune(ctx, tuning{kind: ForwardRemove, vmID: vmID, step: id, late: true, edit: func(_ context.Context, v *VM) error {
+	return m.tune(ctx, tuning{kind: ForwardRemove, vmID: vmID, match: match, step: id, late: true, edit: func(_ context.Context, v *VM) error {
 		i := slices.IndexFunc(v.Forwards, func(f PortForward) bool { return f.ID == id })
 		if i < 0 {
 			return NotFound("port forward of vm "+vmID, id)

@@ -84,10 +84,7 @@ func (m *Manager) planNetwork(ctx context.Context, n VirtualNetwork) (VirtualNet
 		n.Subnet = userSubnet
 	}
 	if n.Subnet.IsValid() && !n.Gateway.IsValid() {
-		n.Gateway = n.Subnet.Masked().Addr().Next()
-		if n.Mode == NetworkUser {
-			n.Gateway = n.Gateway.Next() // where users of QEMU know it
-		}
+		n.Gateway = n.usualGateway()
 	}
 	if err := n.check(); err != nil {
 		return n, err
@@ -100,6 +97,17 @@ var (
 	firstSubnet   = netip.MustParsePrefix("192.168.100.0/24")
 	userGuestHost = 15 // the last octet that QEMU's user-mode network gives its guest
 )
+
+// usualGateway returns the gateway of a network that does not say another: the
+// first address of its subnet, or with mode user the second, where users of QEMU
+// know it.
+func (n VirtualNetwork) usualGateway() netip.Addr {
+	first := n.Subnet.Masked().Addr().Next()
+	if n.Mode == NetworkUser {
+		return first.Next()
+	}
+	return first
+}
 
 // placeSubnet finds a subnet for n, or makes sure that the one it is to have is
 // no other network's.
@@ -162,7 +170,7 @@ func (e NetworkEdits) apply(n *VirtualNetwork) (addresses bool) {
 	if e.Subnet != nil && *e.Subnet != n.Subnet {
 		n.Subnet = *e.Subnet
 		if e.Gateway == nil && n.Subnet.IsValid() {
-			n.Gateway = n.Subnet.Masked().Addr().Next()
+			n.Gateway = n.usualGateway()
 		}
 	}
 	set(&n.Gateway, e.Gateway)

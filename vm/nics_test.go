@@ -24,13 +24,15 @@ func TestANICFromPlugToUnplug(t *testing.T) {
 		if got := w.vm("a").NICs; len(got) != 2 || got[1] != n {
 			t.Errorf("recorded %+v", got)
 		}
-		_, gone, _, err := w.DetachNIC(t.Context(), "a", 1)
+		_, gone, _, err := w.DetachNIC(t.Context(), "a", 1, nil)
 		if err != nil || !gone || len(w.vm("a").NICs) != 1 {
 			t.Errorf("running %t: gone %t, %v, %+v", running, gone, err, w.vm("a").NICs)
 		}
 	}
-	_, _, _, err := w.DetachNIC(t.Context(), "a", 1)
+	_, _, _, err := w.DetachNIC(t.Context(), "a", 1, nil)
 	wantCode(t, err, vm.CodeNotFound)
+	_, _, _, err = w.DetachNIC(t.Context(), "a", 0, vm.Match{{Seq: 1, Revision: 1}})
+	wantCode(t, err, vm.CodePrecondition)
 	for range vm.MaxNICs - 1 {
 		_, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
 		must(t)(err)
@@ -49,7 +51,7 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 		}
 		return nil
 	}
-	n, gone, op, err := w.DetachNIC(t.Context(), "a", 0)
+	n, gone, op, err := w.DetachNIC(t.Context(), "a", 0, nil)
 	if err != nil || gone || n.State != vm.NICDetaching || op.State != vm.OpFailed {
 		t.Fatalf("detached: %+v, %t, %+v, %v", n, gone, op, err)
 	}
@@ -69,7 +71,7 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 		}
 		return nil
 	}
-	must(t)(w.DetachNIC(t.Context(), "a", 0))
+	must(t)(w.DetachNIC(t.Context(), "a", 0, nil))
 	w.do("a", vm.OpStop)
 	if got := w.vm("a").NICs; len(got) != 0 {
 		t.Errorf("stopped with %+v", got)
@@ -180,8 +182,8 @@ func TestAPortForwardFromCreationToDeletion(t *testing.T) {
 	if calls := strings.Join(w.driver.Calls(), ","); !strings.Contains(calls, "SetForwards a") {
 		t.Errorf("the driver was asked for %s", calls)
 	}
-	must(t)(w.RemoveForward(t.Context(), "a", f.ID))
-	wantCode(t, w.RemoveForward(t.Context(), "a", f.ID), vm.CodeNotFound)
+	must(t)(w.RemoveForward(t.Context(), "a", f.ID, nil))
+	wantCode(t, w.RemoveForward(t.Context(), "a", f.ID, nil), vm.CodeNotFound)
 	must(t)(w.AddForward(t.Context(), "b", vm.PortForward{HostPort: 8080, GuestPort: 80}))
 }
 
