@@ -180,14 +180,15 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 		})},
 		{"the bridge deleted", link("vman0", netlink.LinkDel)},
 		{"forwarding off", func() error {
-			return l.host.try(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0) })
+			l.host.write("net/ipv4/ip_forward", "0")
+			return nil
 		}},
 	}
 	me := newStation(t, d.vm("a").NICs[0].MAC, *d.vm("a").LocalIP)
 	victim := newStation(t, d.vm("b").NICs[0].MAC, *d.vm("b").LocalIP)
 	b.sniff("eth0")
 	for i, broken := range breaks {
-		t.Run(broken.what, func(t *testing.T) {
+		l.part(d, broken.what, func(t *testing.T) {
 			if err := broken.f(); err != nil {
 				t.Fatal(err)
 			}
@@ -200,7 +201,7 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 				}
 			}
 			eventually(t, 10*time.Second, "the guest to reach out", func() error {
-				_, code, err := a.try("", "wget -q -T 2 -O /dev/null http://"+farAddress+"/")
+				_, code, err := a.try("", "timeout 3 wget -q -O /dev/null http://"+farAddress+"/")
 				if err == nil && code != 0 {
 					err = errNotYet
 				}
