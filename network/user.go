@@ -44,11 +44,43 @@ func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.V
 	if err != nil {
 		return p, nil
 	}
+	if len(nw.DNS) == 0 {
+		nw.DNS = resolvers(resolvConf, resolvedConf)
+	}
 	f, err := n.startPasst(ctx, program, v.ID, p, nw)
 	if err != nil {
 		return vm.Port{}, unavailable(err, "start passt for NIC %d of vm %s", nic.Slot, v.ID)
 	}
 	return vm.Port{NIC: nic, Kind: vm.PortStream, Files: []*os.File{f}, MTU: nw.MTU}, nil
+}
+
+// Files that name the host's resolvers; the second has those behind a local stub
+// (systemd-resolved(8)).
+const (
+	resolvConf   = "/etc/resolv.conf"
+	resolvedConf = "/run/systemd/resolve/resolv.conf"
+)
+
+// resolvers returns the IPv4 resolvers that a guest can ask itself, and not only
+// the host, of the first file that names any.
+func resolvers(files ...string) []netip.Addr {
+	for _, file := range files {
+		text, _ := os.ReadFile(file) // one that is not there names nobody
+		var found []netip.Addr
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Fields(line)
+			if len(fields) < 2 || fields[0] != "nameserver" {
+				continue
+			}
+			if a, err := netip.ParseAddr(fields[1]); err == nil && a.Is4() && !a.IsLoopback() {
+				found = append(found, a)
+			}
+		}
+		if len(found) > 0 {
+			return found
+		}
+	}
+	return nil
 }
 
 // userGateway returns the address that guests reach the outside through: the
@@ -74,7 +106,7 @@ func forwardsOf(v vm.VM, slot int) []vm.PortForward {
 // and it ends when the other end is closed. It writes its pid to its standard
 // output when it serves.
 func passtArgs(p vm.Port, nw vm.VirtualNetwork) []string {
-	dns := p.Gateway.Next().String()
+	dns := p.Gateway.Next().String() // passt's own forwarder, which old versions cannot lead anywhere
 	args := []string{"--foreground", "--quiet", "--fd", "3", "--pid", "/proc/self/fd/1", "--no-map-gw", "--ipv4-only",
 		"--address", p.IP.String(), "--netmask", strconv.Itoa(p.Subnet.Bits()), "--gateway", p.Gateway.String(),
 		"--mtu", strconv.Itoa(mtu(nw))}

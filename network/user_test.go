@@ -92,6 +92,31 @@ func TestPasstArgumentsCarryTheRecord(t *testing.T) {
 	}
 }
 
+func TestGuestsOfPasstAskResolversTheyCanReach(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	plain := file("plain", "search a.example\nnameserver 192.0.2.1\n# nameserver 192.0.2.9\nnameserver 2001:db8::1\nnameserver 192.0.2.2")
+	stub := file("stub", "nameserver 127.0.0.53\nnameserver\nnameserver nonsense\n")
+	for _, c := range []struct {
+		files []string
+		want  []netip.Addr
+	}{
+		{[]string{plain, stub}, []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}},
+		{[]string{stub, plain}, []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}},
+		{[]string{stub, filepath.Join(dir, "missing")}, nil},
+	} {
+		if got := resolvers(c.files...); !slices.Equal(got, c.want) {
+			t.Errorf("resolvers of %q are %v; want %v", c.files, got, c.want)
+		}
+	}
+}
+
 // freePort returns a TCP port that nobody listens on.
 func freePort(t *testing.T) int {
 	t.Helper()
