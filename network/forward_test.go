@@ -240,6 +240,9 @@ func TestPacketsGoWhereTheNetworkSays(t *testing.T) {
 		}
 		for _, check := range checks {
 			got := check.from.reach(check.to)
+			if got == "" && check.arrives != "" { // a busy host may be slow
+				got = check.from.reach(check.to)
+			}
 			if got != check.arrives {
 				t.Errorf("with bridge-nf-call-iptables=%s, %s: arrives from %q, want %q", bridged, check.what, got, check.arrives)
 			}

@@ -71,6 +71,23 @@ func TestANetworkIsABridgeWithItsAddressesAndRules(t *testing.T) {
 	if err := n.Down(t.Context(), nw); err != nil {
 		t.Errorf("Down again: %v", err)
 	}
+	up(t, n, nw)
+	if err := n.Down(t.Context(), vm.VirtualNetwork{Name: nw.Name, Bridge: nw.Bridge}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := netlink.LinkByName("vman0"); err == nil {
+		t.Error("the bridge of a network that is recorded no more is left")
+	}
+}
+
+func TestABridgeOfOursIsNoBridgeOfTheHost(t *testing.T) {
+	n := newHost(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	lan := vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: nw.Bridge, Revision: 1}
+	if err := n.Admit(t.Context(), lan); codeOf(err) != vm.CodeNetworkUnavailable || !strings.Contains(err.Error(), "another network") {
+		t.Errorf("Admit: %v", err)
+	}
 }
 
 func TestAForeignInterfaceIsNeverTouched(t *testing.T) {

@@ -273,7 +273,12 @@ func (p *pass) nic(v vm.VM, nic vm.NIC) {
 		fault = fmt.Sprintf("the interface %s of NIC %d has the MTU %d, not %d", name, nic.Slot, a.MTU, mtu(nw))
 	}
 	if fault != "" {
-		p.found(resource, fault, func() error { return p.fitTap(nw, tap, bridge) })
+		p.found(resource, fault, func() error {
+			if err := p.fitTap(nw, tap, bridge); err != nil {
+				return err
+			}
+			return p.pin(tap, nic.MAC)
+		})
 	}
 	if _, known := p.shaped[name]; !p.repair || known && !p.fresh[v.ID] {
 		return

@@ -67,6 +67,7 @@ func TestElementsAreWhatTheRecordsSay(t *testing.T) {
 	got := vmElements(v)
 	want := []element{
 		{set: setAssigned, key: tap},
+		{set: setHairpins, key: tap + tap},
 		{set: setMACs, key: tap + string(bytesOfMAC(t, mac)) + "\x00\x00"},
 		{set: setIPs, key: tap + v4},
 		{set: setIPs6, key: tap + string(addr("fd00:64::a").AsSlice())},

@@ -80,6 +80,10 @@ func openTap(name string) (*os.File, error) {
 // connectTap makes the tap of a NIC and puts it on its bridge.
 func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.VirtualNetwork) (p vm.Port, err error) {
 	name := tapName(v.UUID, nic.Slot)
+	if nw.Mode.Managed() && nic.MAC == bridgeMAC(nw.Bridge).String() {
+		return p, &vm.Fault{Code: vm.CodeInvalid, Detail: fmt.Sprintf("NIC %d of vm %s has the MAC address of the gateway of network %s", nic.Slot, v.ID, nw.Name),
+			Hint: "give it another one"}
+	}
 	p = vm.Port{NIC: nic, Kind: vm.PortTap, MTU: nw.MTU}
 	bridge, err := n.bridgeOf(nw)
 	if err != nil {
@@ -105,6 +109,9 @@ func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Vi
 	}
 	if err == nil {
 		err = n.fitTap(nw, tap, bridge)
+	}
+	if err == nil {
+		err = n.pin(tap, nic.MAC)
 	}
 	if err == nil {
 		n.forget(name)
@@ -145,8 +152,8 @@ func silence(name string) error {
 	return err
 }
 
-// fitTap makes a tap as its network is: MTU, bridge, isolation, hairpin mode,
-// VLAN, up.
+// fitTap makes a tap as its network is: MTU, bridge, isolation, no learning,
+// hairpin mode, VLAN, up.
 func (n *Networks) fitTap(nw vm.VirtualNetwork, tap, bridge netlink.Link) error {
 	a := tap.Attrs()
 	if a.MTU != mtu(nw) && (nw.MTU != 0 || nw.Mode.Managed()) {
@@ -165,6 +172,11 @@ func (n *Networks) fitTap(nw vm.VirtualNetwork, tap, bridge netlink.Link) error 
 			return fmt.Errorf("isolate it: %w", err)
 		}
 	}
+	// A bridge learns from frames to reserved group addresses too, which no rule
+	// sees, so a guest could take the MAC of another: where it is, pin says.
+	if err := n.links.LinkSetLearning(tap, false); err != nil {
+		return fmt.Errorf("keep the bridge from learning by it: %w", err)
+	}
 	// With br_netfilter, what a guest sends to its own port forward is given its
 	// new destination before the bridge knows of it, and goes back by the same port.
 	if !joins || nw.Mode == vm.NetworkNAT {
@@ -181,6 +193,20 @@ func (n *Networks) fitTap(nw vm.VirtualNetwork, tap, bridge netlink.Link) error 
 		if err := n.links.LinkSetUp(tap); err != nil {
 			return fmt.Errorf("bring it up: %w", err)
 		}
+	}
+	return nil
+}
+
+// pin tells the bridge that a tap is on which MAC is behind it, in every VLAN
+// that the tap is in.
+func (n *Networks) pin(tap netlink.Link, mac string) error {
+	address, err := net.ParseMAC(mac)
+	if err == nil {
+		err = n.links.NeighSet(&netlink.Neigh{LinkIndex: tap.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP,
+			Flags: netlink.NTF_MASTER, HardwareAddr: address})
+	}
+	if err != nil {
+		return fmt.Errorf("tell the bridge of %s: %w", mac, err)
 	}
 	return nil
 }

@@ -25,6 +25,9 @@ func (m *Manager) CreateNetwork(ctx context.Context, n VirtualNetwork) (VirtualN
 	if !ValidName(n.Name) || len(n.Name) > maxNetworkName {
 		return n, invalidField("/name", "must be 1 to %d of a-z, 0-9 and '-', and begin and end with a letter or a digit", maxNetworkName)
 	}
+	if n.Name == "all" || n.Name == "default" {
+		return n, invalidField("/name", "%q is what the kernel calls the settings of all interfaces: no interface can have that name", n.Name)
+	}
 	made := false
 	r, err := m.begin(ctx, change{
 		kind: NetworkCreate, resources: []string{NetworkResource(n.Name), allNetworks}, timeout: networkTimeout, claim: claim{patient: true},
