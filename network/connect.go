@@ -50,8 +50,9 @@ func (n *Networks) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, networks
 	return ports, nil
 }
 
-// admit lets pass what a VM may send and get.
+// admit lets pass what a VM may send and get, and nothing else.
 func (n *Networks) admit(v vm.VM) error {
+	defer n.cut()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.revisions[v.ID] = v.Revision
@@ -96,6 +97,7 @@ func (n *Networks) Disconnect(ctx context.Context, id string) error {
 	if n.mode == ModeUser {
 		return nil
 	}
+	defer n.cut()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.revisions, id)

@@ -292,6 +292,65 @@ func TestGuestsDoNotReachTheHostsLoopback(t *testing.T) {
 	}
 }
 
+func TestAFlowEndsWithItsForward(t *testing.T) {
+	n := newHost(t)
+	outside := newOutside(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	v := guest("a", nw, 10)
+	v.Forwards = []vm.PortForward{{Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: 5000, GuestPort: 7}}
+	networks := map[string]vm.VirtualNetwork{nw.Name: nw}
+	var server, client net.PacketConn
+	var err error
+	newGuest(t, n, v, nw).do(func() { server, err = net.ListenPacket("udp4", "0.0.0.0:7") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	outside.do(func() { client, err = net.ListenPacket("udp4", "203.0.113.2:4000") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { client.Close() }()
+	arrives := func(within time.Duration) bool {
+		t.Helper()
+		if _, err := client.WriteTo([]byte("hello"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("203.0.113.1:5000"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := server.ReadFrom(make([]byte, 16))
+		return err == nil
+	}
+	if !arrives(5 * time.Second) {
+		t.Fatal("nothing arrives by the forward")
+	}
+	forwards := v.Forwards
+	v.Forwards, v.Revision = nil, 2
+	if err := n.Update(t.Context(), v, networks); err != nil {
+		t.Fatal(err)
+	}
+	if arrives(300 * time.Millisecond) {
+		t.Error("a flow goes on without its forward")
+	}
+	v.Forwards, v.Revision = forwards, 3
+	if err := n.Update(t.Context(), v, networks); err != nil {
+		t.Fatal(err)
+	}
+	client.Close() // what it sent in between is a flow of its own, to the host
+	outside.do(func() { client, err = net.ListenPacket("udp4", "203.0.113.2:4001") })
+	if err != nil || !arrives(5*time.Second) {
+		t.Fatalf("nothing arrives by the forward made anew: %v", err)
+	}
+	if err := n.Disconnect(t.Context(), v.ID); err != nil {
+		t.Fatal(err)
+	}
+	if arrives(300 * time.Millisecond) {
+		t.Error("a flow goes on without its VM")
+	}
+}
+
 func TestAConnectionOutlivesTheDaemonAndARebuildOfTheRules(t *testing.T) {
 	enterNamespace(t)
 	o := options(t)
