@@ -45,6 +45,10 @@ func (d *daemon) violations(orphans ...string) []string {
 	}
 	found = append(found, d.wrongVMs(c, orphans)...)
 	found = append(found, d.wrongDisks(c, orphans)...)
+	found = append(found, d.wrongNICs(c)...)
+	if d.host != nil {
+		found = append(found, d.wrongNetworks(c)...)
+	}
 	return append(found, d.wrongFiles(c, orphans)...)
 }
 
@@ -124,6 +128,9 @@ func (d *daemon) wrongFiles(c census, orphans []string) (found []string) {
 	}
 	for _, name := range d.names(d.runtime) {
 		id, _, _ := strings.Cut(name, ".")
+		if of, ok := strings.CutPrefix(id, "passt-"); ok {
+			id = of[:max(0, strings.LastIndexByte(of, '-'))]
+		}
 		if v := c.vms[id]; name != "vmand.sock" && name != "vmand.lock" && !slices.Contains(orphans, "vms/"+id) &&
 			(v.ID == "" || v.State == "stopped") {
 			found = append(found, fmt.Sprintf("%s is left in the runtime directory, and the VM is %q", name, v.State))
