@@ -18,8 +18,8 @@ package network
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"sync"
 	"syscall"
@@ -66,7 +66,7 @@ type Networks struct {
 	log   *slog.Logger
 	mode  string
 	why   string
-	owner net.Listener    // holds the name that only one daemon can have; nil in mode user
+	owner io.Closer       // holds the port that only one daemon can have; nil in mode user
 	links *netlink.Handle // nil if the host has no netlink
 
 	mu        sync.Mutex // guards everything that follows, and every change of the host but taps

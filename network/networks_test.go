@@ -373,3 +373,32 @@ func BenchmarkPassWithoutDrift(b *testing.B) {
 		}
 	}
 }
+
+func TestOneDaemonHasTheNetworksOfANamespace(t *testing.T) {
+	enterNamespace(t)
+	if err := netlink.LinkSetDown(link(t, "lo")); err != nil {
+		t.Fatal(err)
+	}
+	owner, err := claim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := claim(); codeOf(err) != vm.CodeInUse {
+		t.Errorf("a second claim: %v", err)
+	}
+	newPlace(t).do(func() {
+		other, err := claim()
+		if err != nil {
+			t.Errorf("a claim in another namespace: %v", err)
+			return
+		}
+		other.Close()
+	})
+	if err := owner.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if owner, err = claim(); err != nil {
+		t.Fatalf("a claim after the first was given up: %v", err)
+	}
+	owner.Close()
+}
