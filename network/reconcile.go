@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -165,12 +166,15 @@ func (p *pass) newer(w vm.Wanted) map[string][]element {
 			want[networkOwner(nw.Name)] = networkElements(nw)
 		}
 	}
+	alive := make(map[string]bool, len(w.VMs))
 	for _, v := range w.VMs {
+		alive[v.ID] = true
 		if revision, known := p.revisions[v.ID]; !known || v.Revision > revision {
 			want[vmOwner(v.ID)] = vmElements(v)
 			p.fresh[v.ID] = true
 		}
 	}
+	maps.DeleteFunc(p.revisions, func(id string, revision int64) bool { return revision == disconnected && !alive[id] })
 	return want
 }
 

@@ -9,13 +9,12 @@ import (
 var tapSeams = []string{"tap.made", "tap.bridged", "rules.added"}
 
 // networkOperations are those on networks, NICs and port forwards, and what they
-// add to starts and ends. Those that are untold are recorded with the intent and
-// only made so on the host afterwards: they are done, and told as interrupted.
+// add to starts and ends.
 var networkOperations = []operation{
 	{name: "network.create", nat: true, inner: []string{"bridge.made", "network.up"},
 		request: func(x target) (string, string, any) { return "POST", "/networks", network(x) }, status: 201,
 		done: there(networkPath), refused: 409, why: "already exists"},
-	{name: "network.update", nat: true, prepare: networked, untold: true,
+	{name: "network.update", nat: true, prepare: networked,
 		request: func(x target) (string, string, any) {
 			return "PATCH", networkPath(x), map[string]any{"isolate_vms": true, "domain": "new.example"}
 		}, status: 200,
@@ -37,12 +36,12 @@ var networkOperations = []operation{
 	{name: "nic.detach", prepare: stopped, request: remove(nicPath), status: 204, done: hasNone, refused: 404},
 	{name: "nic.detach, running", nat: true, guest: "normal", inner: []string{"nic.device-deleted", "nic.netdev-deleted"}, prepare: booted,
 		request: remove(nicPath), status: 204, done: hasNone, refused: 404},
-	{name: "nic.update", nat: true, prepare: stopped, request: limit, status: 200, done: limited, untold: true},
-	{name: "nic.update, running", nat: true, prepare: running, request: limit, status: 200, done: limited, untold: true},
+	{name: "nic.update", nat: true, prepare: stopped, request: limit, status: 200, done: limited},
+	{name: "nic.update, running", nat: true, prepare: running, request: limit, status: 200, done: limited},
 
 	{name: "port_forward.create", prepare: stopped, request: forward, status: 201, done: hasForward, refused: 409, why: "in-use"},
 	{name: "port_forward.create, running", nat: true, prepare: running, request: forward, status: 201, done: hasForward, refused: 409, why: "in-use"},
-	{name: "port_forward.delete", prepare: both(stopped, forwarded), request: remove(forwardPath), status: 204, done: hasNoForward, refused: 404, untold: true},
+	{name: "port_forward.delete", prepare: both(stopped, forwarded), request: remove(forwardPath), status: 204, done: hasNoForward, refused: 404},
 	{name: "port_forward.delete, running", nat: true, prepare: both(running, forwarded), request: remove(forwardPath), status: 204, done: hasNoForward, refused: 404},
 }
 

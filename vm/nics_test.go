@@ -216,3 +216,35 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 		t.Errorf("the driver was asked for %v", calls)
 	}
 }
+
+// TestWhatIsRecordedWithTheIntentIsDone has the daemon killed after the intent of
+// a change that is recorded with it.
+func TestWhatIsRecordedWithTheIntentIsDone(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	f, err := w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	must(t)(err)
+	v := w.vm("a")
+	for _, tt := range []struct {
+		kind     vm.Kind
+		resource string
+		step     string
+		ended    vm.OpState
+		forwards int
+	}{
+		{vm.NetworkUpdate, "networks/vman0", "", vm.OpSucceeded, 1},
+		{vm.NICUpdate, "vms/a", "", vm.OpSucceeded, 1},
+		{vm.ForwardRemove, "vms/a", "pf-gone", vm.OpSucceeded, 1},
+		{vm.ForwardRemove, "vms/a", f.ID, vm.OpFailed, 1},
+		{vm.ForwardAdd, "vms/a", f.ID, vm.OpFailed, 0}, // the request repeated adds it again
+	} {
+		op := vm.Operation{ID: string(tt.kind) + tt.step, Kind: tt.kind, Resource: tt.resource, State: vm.OpRunning, Step: tt.step, RequestedBy: "test",
+			CreatedAt: v.CreatedAt, StartedAt: v.CreatedAt, Log: []vm.LogLine{}}
+		must(t)(w.store.Apply(t.Context(), vm.Change{Operation: &op}))
+		must(t)(w.Settle(t.Context(), tt.resource))
+		ended, err := w.store.Operation(t.Context(), op.ID)
+		if err != nil || ended.State != tt.ended || len(w.vm("a").Forwards) != tt.forwards {
+			t.Errorf("%s: %s, %v, forwards %v", op.ID, ended.State, err, w.vm("a").Forwards)
+		}
+	}
+}
