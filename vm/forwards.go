@@ -32,6 +32,9 @@ func (m *Manager) AddForward(ctx context.Context, vmID string, f PortForward) (P
 		if mode := v.NICs[i].Mode; mode != NetworkNAT && mode != NetworkUser {
 			return invalidField("/nic", "NIC %d is on a network of mode %s: ports are forwarded on networks of mode nat and user", f.Slot, mode)
 		}
+		if err := m.network.Check(v.NICs[i].Mode); err != nil {
+			return err
+		}
 		if len(v.Forwards) >= MaxForwards {
 			return &Fault{Code: CodeLimitReached, Detail: fmt.Sprintf("VM %s already has %d port forwards, the most there can be", vmID, MaxForwards)}
 		}

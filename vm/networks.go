@@ -139,7 +139,7 @@ func (m *Manager) placeSubnet(ctx context.Context, n *VirtualNetwork) error {
 	if err != nil {
 		return err
 	}
-	if why != "" {
+	if why != "" && n.Name == DefaultNetwork { // the others cannot all have it
 		m.log.Warn("a network gets another subnet than the usual one", "network", n.Name, "subnet", free, "usual", firstSubnet, "why", why)
 	}
 	n.Subnet = free

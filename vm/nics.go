@@ -347,6 +347,11 @@ func (m *Manager) UpdateNIC(ctx context.Context, vmID string, slot int, e NICEdi
 		set(&n.RateIn, e.RateIn)
 		set(&n.RateOut, e.RateOut)
 		set(&n.LinkDown, e.LinkDown)
+		if n.RateIn != was.RateIn || n.RateOut != was.RateOut {
+			if err := m.network.Check(n.Mode); err != nil {
+				return err
+			}
+		}
 		v.NICs = slices.Clone(v.NICs)
 		v.NICs[nicIndex(*v, slot)] = n
 		return n.checkRates("")

@@ -207,6 +207,16 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 	if got := w.vm("a").NICs[0]; got.RateIn != 0 {
 		t.Errorf("recorded %+v", got)
 	}
+	w.network.Hook = func(_ context.Context, method, mode string) error {
+		if method == "Check" && mode == string(vm.NetworkNAT) {
+			return &vm.Fault{Code: vm.CodeNetworkUnavailable, Detail: "not as this daemon was started"}
+		}
+		return nil
+	}
+	_, err = w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	wantCode(t, err, vm.CodeNetworkUnavailable, "was started")
+	_, err = w.UpdateNIC(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000)}, nil)
+	wantCode(t, err, vm.CodeNetworkUnavailable, "was started")
 	w.network.Hook = nil
 	n, err := w.UpdateNIC(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000), LinkDown: ptr(true)}, nil)
 	if err != nil || n.RateIn != 1000 || !n.LinkDown || w.vm("a").NICs[0] != n {
