@@ -332,12 +332,7 @@ func (d *daemon) remove(x target) {
 			d.call("POST", "/observer/orphans/"+orphan+"/delete", nil)
 		}
 	}
-	left := d.violations()
-	if len(left) > 0 { // a pass that had begun before may have made rules again
-		d.passes(2)
-		left = d.violations()
-	}
-	for _, v := range left {
+	for _, v := range d.violations() {
 		d.t.Error("at the end: " + v)
 	}
 }

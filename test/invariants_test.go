@@ -13,13 +13,17 @@ import (
 
 // A census is what the API says there is.
 type census struct {
-	vms   map[string]openapi.VM
-	disks map[string]openapi.Disk
+	vms      map[string]openapi.VM
+	disks    map[string]openapi.Disk
+	networks map[string]bool
 }
 
 func (d *daemon) census() census {
 	d.t.Helper()
-	c := census{map[string]openapi.VM{}, map[string]openapi.Disk{}}
+	c := census{map[string]openapi.VM{}, map[string]openapi.Disk{}, map[string]bool{}}
+	for _, n := range as[[]openapi.Network](d.call("GET", "/networks", nil).want(200)) {
+		c.networks[n.Name] = true
+	}
 	for _, v := range as[[]openapi.VM](d.call("GET", "/vms", nil).want(200)) {
 		c.vms[v.ID] = v
 	}

@@ -27,8 +27,12 @@ func (d *daemon) wrongNICs(c census) (found []string) {
 		if d.pid(id) == 0 || v.State != "running" && v.State != "paused" {
 			continue
 		}
+		said, ok := d.monitor(id, "info network")
+		if !ok {
+			continue
+		}
 		cards := 0
-		for line := range strings.Lines(d.monitor(id, "info network")) {
+		for line := range strings.Lines(said) {
 			// A card, and below it what it is connected to.
 			switch {
 			case strings.HasPrefix(line, " "):
@@ -46,19 +50,18 @@ func (d *daemon) wrongNICs(c census) (found []string) {
 }
 
 // monitor runs a command of QEMU's human monitor and returns what it prints,
-// nothing if QEMU is just ending.
-func (d *daemon) monitor(id, command string) string {
+// and false if QEMU does not answer, because it ends just now.
+func (d *daemon) monitor(id, command string) (out string, ok bool) {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(d.t.Context(), 10*time.Second)
 	defer cancel()
 	monitor, err := qmp.Dial(ctx, filepath.Join(d.runtime, id+".op-qmp"))
 	if err != nil {
-		return ""
+		return "", false
 	}
 	defer monitor.Close()
-	var out string
-	_ = monitor.Execute(ctx, "human-monitor-command", map[string]any{"command-line": command}, &out)
-	return out
+	err = monitor.Execute(ctx, "human-monitor-command", map[string]any{"command-line": command}, &out)
+	return out, err == nil
 }
 
 // wrongNetworks compares what is recorded with the interfaces and the rules of
