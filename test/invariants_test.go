@@ -124,6 +124,9 @@ func (d *daemon) wrongFiles(c census, orphans []string) (found []string) {
 	}
 	for _, name := range d.names(d.runtime) {
 		id, _, _ := strings.Cut(name, ".")
+		if port, ok := strings.CutPrefix(id, "passt-"); ok { // of a NIC in user mode: passt-ID-SLOT
+			id = port[:max(0, strings.LastIndex(port, "-"))]
+		}
 		if v := c.vms[id]; name != "vmand.sock" && name != "vmand.lock" && !slices.Contains(orphans, "vms/"+id) &&
 			(v.ID == "" || v.State == "stopped") {
 			found = append(found, fmt.Sprintf("%s is left in the runtime directory, and the VM is %q", name, v.State))
