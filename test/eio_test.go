@@ -138,7 +138,9 @@ func TestAGuestWhoseDiskFailsIsPausedAndLosesNothing(t *testing.T) {
 	t.Run("flushes of a data disk", func(t *testing.T) { d.failedFlush(guest, f, data, block) })
 	d.call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, wait).want(200)
 	for _, file := range []string{data, filepath.Join("vms", "a", "root.qcow2")} {
-		if out, err := exec.Command("qemu-img", "check", "-q", "-f", "qcow2", filepath.Join(d.state, file)).CombinedOutput(); err != nil {
+		// What QEMU had to give up leaves clusters that nobody uses, at most (3, qemu-img(1)).
+		cmd := exec.Command("qemu-img", "check", "-q", "-f", "qcow2", filepath.Join(d.state, file))
+		if out, err := cmd.CombinedOutput(); err != nil && cmd.ProcessState.ExitCode() != 3 {
 			t.Errorf("check %s: %v\n%s", file, err, out)
 		}
 	}
