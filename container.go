@@ -265,6 +265,9 @@ func (c *container) openManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := manager.AfterBoot(ctx, c.boot()); err != nil {
+		return err
+	}
 	if err := manager.PrepareNetworks(ctx); err != nil {
 		return err
 	}
@@ -340,14 +343,19 @@ func (c *container) run(ctx context.Context) error {
 	return err
 }
 
+// boot returns the word for the host's present boot.
+func (c *container) boot() string {
+	id, err := os.ReadFile(bootIDFile)
+	if err != nil { // a host without it is one that has never been booted anew
+		c.log.Warn("cannot tell one boot of the host from another", "err", err)
+	}
+	return strings.TrimSpace(string(id))
+}
+
 // autostart starts the VMs that want to be started with the host, if it was
 // booted since the last time.
 func (c *container) autostart(ctx context.Context) {
-	boot, err := os.ReadFile(bootIDFile)
-	if err == nil {
-		err = c.manager.Load().Autostart(ctx, strings.TrimSpace(string(boot)))
-	}
-	if err != nil && ctx.Err() == nil {
+	if err := c.manager.Load().Autostart(ctx, c.boot()); err != nil && ctx.Err() == nil {
 		c.log.Error("cannot start the VMs that start with the host", "err", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // A Repair is what a settling found and did.
@@ -83,7 +84,9 @@ func (m *Manager) vmTruth(ctx context.Context, id string) (Change, error) {
 	if verdict.State != v.State || verdict.Reason != v.Reason {
 		moved = true
 		v.State, v.Reason, v.ReasonDetail = verdict.State, verdict.Reason, detail
-		planRestart(&v, now())
+		if planRestart(&v, now()); !seen.Alive() && m.lostWithBoot(v) {
+			v.RestartAt, v.ReasonDetail = time.Time{}, "the host was booted while it ran"
+		}
 	}
 	if moved {
 		c.VM = &VMUpdate{From: from, VM: v}
