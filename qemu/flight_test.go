@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -107,6 +108,34 @@ func TestWhatWasAskedToEndIsNoCrash(t *testing.T) {
 	h.suspend("web") // so that it takes a kill
 	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
 	if f := h.flight("web"); len(f.Crashes) != 0 {
+		t.Errorf("it has %+v", f.Crashes)
+	}
+}
+
+func TestWhatThePreviousVmandAskedToEndIsNoCrash(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestDeaf)
+	h.suspend("web") // so that it does not end while this vmand is there
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := h.Shutdown(ctx, "web", vm.StopOptions{Force: true}, nil); err == nil {
+		t.Fatal("a suspended process has ended")
+	}
+	h.reopen()
+	must(t, h.kill("web"))
+	if f := h.flight("web"); len(f.Crashes) != 0 {
+		t.Errorf("it has %+v", f.Crashes)
+	}
+}
+
+func TestWhatWasNotToldToEndAfterAllCanCrash(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestDeaf)
+	must(t, os.WriteFile(h.layout.inRun("web", quitSuffix), nil, 0o600)) // and then vmand was killed
+	h.reopen()
+	h.awaitStatus("web", vm.StatusRunning)
+	must(t, h.kill("web"))
+	if f := h.flight("web"); len(f.Crashes) != 1 {
 		t.Errorf("it has %+v", f.Crashes)
 	}
 }
