@@ -306,9 +306,14 @@ var loud = map[string]bool{"GUEST_PANICKED": true, "WATCHDOG": true, "BLOCK_IO_E
 func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 	events := conn.Subscribe(32)
 	defer events.Close()
-	s.lookForDamage(ctx, conn) // nobody who starts the VM waits for it
+	look := time.NewTimer(damageDelay)
+	defer look.Stop()
 	for {
 		select {
+		case <-look.C:
+			if s.lookForDamage(ctx, conn) {
+				s.notify()
+			}
 		case e, ok := <-events.C():
 			if !ok {
 				return
