@@ -200,12 +200,17 @@ func (s *session) run(ctx context.Context) {
 // connect makes the connection and sees to it that the right VM is at its other
 // end, before anybody can use it.
 func (s *session) connect(ctx context.Context) (*qmp.Conn, error) {
-	conn, err := qmp.Dial(ctx, s.layout.inRun(s.id, qmpSuffix), qmp.WithTrace(s.recorder.trace))
+	var who identity
+	options := []qmp.Option{qmp.WithTrace(s.recorder.trace)}
+	if !s.ours { // else nobody else can answer
+		options = append(options, qmp.First("query-uuid", &who))
+	}
+	conn, err := qmp.Dial(ctx, s.layout.inRun(s.id, qmpSuffix), options...)
 	if err != nil {
 		return nil, err
 	}
-	if !s.ours { // then nobody else can have answered
-		err = s.identify(ctx, conn)
+	if !s.ours {
+		err = s.identify(who)
 	}
 	if err == nil && s.wasAsked.Swap(false) { // it goes on answering: it was not told, after all
 		s.layout.removeRun(s.id, quitSuffix)
@@ -234,18 +239,16 @@ func (s *session) tell() {
 
 var errImpostor = errors.New("its monitor is not the VM's")
 
-func (s *session) identify(ctx context.Context, conn *qmp.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
+// identity is what query-uuid says.
+type identity struct {
+	UUID string `json:"UUID"`
+}
+
+// identify returns errImpostor if another VM has answered.
+func (s *session) identify(got identity) error {
 	want, err := s.uuid()
 	if err != nil {
 		return fmt.Errorf("%w: no record of its UUID: %w", errImpostor, err)
-	}
-	var got struct {
-		UUID string `json:"UUID"`
-	}
-	if err := conn.Execute(ctx, "query-uuid", nil, &got); err != nil {
-		return err
 	}
 	if !strings.EqualFold(got.UUID, want) {
 		return fmt.Errorf("%w: it names the UUID %s", errImpostor, got.UUID)

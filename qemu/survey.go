@@ -36,6 +36,15 @@ func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observ
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	o.PID = s.proc.pid
+	type answer struct {
+		has peripherals
+		err error
+	}
+	plugged := make(chan answer, 1)
+	go func() { // a busy QEMU is waited for once
+		has, err := s.peripherals(ctx)
+		plugged <- answer{has, err}
+	}()
 	defer func() { o.Trouble = join(o.Trouble, s.damage()) }() // what is known, whatever QEMU answers
 	var err error
 	if o.Status, err = s.queryStatus(ctx); err != nil {
@@ -44,8 +53,8 @@ func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observ
 	if o.Status == statusIOError {
 		s.lookForIOErrors(ctx, &o)
 	}
-	if has, err := s.peripherals(ctx); err == nil {
-		o.Plugged, o.NICs = has.disks, has.nics
+	if a := <-plugged; a.err == nil {
+		o.Plugged, o.NICs = a.has.disks, a.has.nics
 	}
 	return o
 }

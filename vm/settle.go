@@ -424,6 +424,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 	return nil
 }
 
-// recoverParallel bounds how many resources are settled at once: each costs a
-// few round trips to a QEMU, and one that is mute its deadline.
-const recoverParallel = 16
+// recoverParallel bounds how many resources are settled at once: each waits for a
+// few answers of a QEMU, which take long on a host that is busy, and does little
+// itself; one that is mute costs its deadline.
+const recoverParallel = 64
