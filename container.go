@@ -90,7 +90,7 @@ func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container
 	tuneMemory()
 	c.cfg.QEMU.Nice = raisePriority()
 	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.directories()
-	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openNetworks, c.openManager, c.openServer} {
+	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openNetworks, c.openManager, c.openDoors} {
 		if err := build(ctx); err != nil {
 			return nil, errors.Join(err, c.close())
 		}
@@ -271,7 +271,9 @@ func (c *container) openManager(ctx context.Context) error {
 	if err := manager.PrepareNetworks(ctx); err != nil {
 		return err
 	}
-	if err := manager.Recover(ctx); err != nil {
+	built := make(chan error, 1)
+	go func() { built <- c.buildServer(ctx) }() // which computes, while this waits for QEMUs
+	if err := errors.Join(manager.Recover(ctx), <-built); err != nil {
 		return err
 	}
 	c.event(ctx, "daemon.started", map[string]any{"version": version, "pid": os.Getpid(), "interrupted_operations": len(open)})
@@ -286,16 +288,18 @@ func (c *container) event(ctx context.Context, kind string, data map[string]any)
 	}
 }
 
-// openServer builds the API and opens its doors.
-func (c *container) openServer(ctx context.Context) error {
+// buildServer builds the API.
+func (c *container) buildServer(ctx context.Context) error {
 	o := c.cfg.Server
 	o.Version, o.DryRun = version, c.cfg.DryRun
 	var err error
 	c.server, err = server.New(ctx, o, server.Deps{Manager: c.manager.Load(), Reader: c.store, Tokens: c.store,
 		Health: c.health, Observer: c.observerStatus, Log: c.log})
-	if err != nil {
-		return err
-	}
+	return err
+}
+
+// openDoors has the API's addresses listen.
+func (c *container) openDoors(context.Context) error {
 	if c.cfg.Socket != "" {
 		l, err := server.ListenUnix(c.cfg.Socket, c.cfg.Server.Group)
 		if err != nil {
