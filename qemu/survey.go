@@ -99,7 +99,9 @@ const maxQEMULog = 16 << 20
 // boundLog keeps what a guest makes QEMU complain about from filling the host's
 // disk. QEMU writes at the end, wherever that is.
 func (d *Driver) boundLog(id string) error {
-	st, err := d.state.Stat(vmQEMULog(id))
+	// Done for each VM in each pass: through the root it would be four calls, and
+	// what is only looked at needs no such care.
+	st, err := os.Lstat(d.layout.inState(vmQEMULog(id)))
 	if err != nil || st.Size() <= maxQEMULog {
 		return err
 	}
