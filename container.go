@@ -91,7 +91,7 @@ func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container
 	c.cfg.QEMU.Nice = raisePriority()
 	c.cfg.Network.Nice = c.cfg.QEMU.Nice
 	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.directories()
-	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openNetworks, c.openManager, c.openServer} {
+	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openNetworks, c.openManager, c.openDoors} {
 		if err := build(ctx); err != nil {
 			return nil, errors.Join(err, c.close())
 		}
@@ -266,10 +266,15 @@ func (c *container) openManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := manager.AfterBoot(ctx, c.boot()); err != nil {
+		return err
+	}
 	if err := manager.PrepareNetworks(ctx); err != nil {
 		return err
 	}
-	if err := manager.Recover(ctx); err != nil {
+	built := make(chan error, 1)
+	go func() { built <- c.buildServer(ctx) }() // which computes, while this waits for QEMUs
+	if err := errors.Join(manager.Recover(ctx), <-built); err != nil {
 		return err
 	}
 	c.event(ctx, "daemon.started", map[string]any{"version": version, "pid": os.Getpid(), "interrupted_operations": len(open)})
@@ -284,16 +289,18 @@ func (c *container) event(ctx context.Context, kind string, data map[string]any)
 	}
 }
 
-// openServer builds the API and opens its doors.
-func (c *container) openServer(ctx context.Context) error {
+// buildServer builds the API.
+func (c *container) buildServer(ctx context.Context) error {
 	o := c.cfg.Server
 	o.Version, o.DryRun = version, c.cfg.DryRun
 	var err error
 	c.server, err = server.New(ctx, o, server.Deps{Manager: c.manager.Load(), Reader: c.store, Tokens: c.store,
 		Health: c.health, Observer: c.observerStatus, Log: c.log})
-	if err != nil {
-		return err
-	}
+	return err
+}
+
+// openDoors has the API's addresses listen.
+func (c *container) openDoors(context.Context) error {
 	if c.cfg.Socket != "" {
 		l, err := server.ListenUnix(c.cfg.Socket, c.cfg.Server.Group)
 		if err != nil {
@@ -341,14 +348,19 @@ func (c *container) run(ctx context.Context) error {
 	return err
 }
 
+// boot returns the word for the host's present boot.
+func (c *container) boot() string {
+	id, err := os.ReadFile(bootIDFile)
+	if err != nil { // a host without it is one that has never been booted anew
+		c.log.Warn("cannot tell one boot of the host from another", "err", err)
+	}
+	return strings.TrimSpace(string(id))
+}
+
 // autostart starts the VMs that want to be started with the host, if it was
 // booted since the last time.
 func (c *container) autostart(ctx context.Context) {
-	boot, err := os.ReadFile(bootIDFile)
-	if err == nil {
-		err = c.manager.Load().Autostart(ctx, strings.TrimSpace(string(boot)))
-	}
-	if err != nil && ctx.Err() == nil {
+	if err := c.manager.Load().Autostart(ctx, c.boot()); err != nil && ctx.Err() == nil {
 		c.log.Error("cannot start the VMs that start with the host", "err", err)
 	}
 }

@@ -659,6 +659,7 @@ func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
 	if _, err := r.manager.Load().UpdateVM(t.Context(), "a", vm.VMEdits{Autostart: &vm.Autostart{Enabled: true}}, nil); err != nil {
 		t.Fatal(err)
 	}
+	policy := vm.RestartAlways
 	vms := func(state string, boot string) {
 		t.Helper()
 		r.stop()
@@ -681,7 +682,11 @@ func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
 			return nil
 		})
 	}
-	vms("error", "") // the host has not booted: they crashed
+	vms("error", "")                                                                                          // the host has not booted: they crashed
+	if _, err := r.manager.Load().UpdateVM(t.Context(), "b", vm.VMEdits{Restart: &policy}, nil); err != nil { // which is none to start with the host
+		t.Fatal(err)
+	}
+	r.want("POST", "/vms/b/actions/start", "", 200)
 	vms("running", "another boot")
 	r.stop()
 	r.autostart(t.Context())

@@ -24,9 +24,7 @@ func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.RootDisk, e
 	}
 	// The session talks only to a monitor that names the UUID of the runtime
 	// directory.
-	var got struct {
-		UUID string `json:"UUID"`
-	}
+	var got identity
 	if err := s.execute(ctx, queryTimeout, "query-uuid", nil, &got); err != nil {
 		return "", vm.RootDisk{}, err
 	}

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -26,7 +27,7 @@ func said(r vm.Recording, dir, words string) bool {
 
 func TestACrashIsRecorded(t *testing.T) {
 	h := newHost(t)
-	s := h.start("web", guestSaysHi)
+	h.start("web", guestSaysHi)
 	h.awaitSerial("web", "hi\n")
 	must(t, h.Pause(t.Context(), "web"))
 	for range 3 {
@@ -48,7 +49,7 @@ func TestACrashIsRecorded(t *testing.T) {
 		if c.PID != now.PID || c.Exit != "signal: killed" || c.Serial != "hi" || c.At.Before(before) || time.Since(c.At) > time.Minute {
 			t.Errorf("recorded: %+v", c)
 		}
-		if !said(c, "command", `"cont"`) || !said(c, "event", `"RESUME"`) || !said(c, "event", `"STOP"`) || !said(c, "reply", s.UUID) {
+		if !said(c, "command", `"cont"`) || !said(c, "event", `"RESUME"`) || !said(c, "event", `"STOP"`) || !said(c, "reply", "paused") {
 			t.Errorf("the messages are %+v", c.Messages)
 		}
 		if !slices.IsSortedFunc(c.Messages, func(a, b vm.Message) int { return a.At.Compare(b.At) }) {
@@ -107,6 +108,34 @@ func TestWhatWasAskedToEndIsNoCrash(t *testing.T) {
 	h.suspend("web") // so that it takes a kill
 	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
 	if f := h.flight("web"); len(f.Crashes) != 0 {
+		t.Errorf("it has %+v", f.Crashes)
+	}
+}
+
+func TestWhatThePreviousVmandAskedToEndIsNoCrash(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestDeaf)
+	h.suspend("web") // so that it does not end while this vmand is there
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := h.Shutdown(ctx, "web", vm.StopOptions{Force: true}, nil); err == nil {
+		t.Fatal("a suspended process has ended")
+	}
+	h.reopen()
+	must(t, h.kill("web"))
+	if f := h.flight("web"); len(f.Crashes) != 0 {
+		t.Errorf("it has %+v", f.Crashes)
+	}
+}
+
+func TestWhatWasNotToldToEndAfterAllCanCrash(t *testing.T) {
+	h := newHost(t)
+	h.start("web", guestDeaf)
+	must(t, os.WriteFile(h.layout.inRun("web", quitSuffix), nil, 0o600)) // and then vmand was killed
+	h.reopen()
+	h.awaitStatus("web", vm.StatusRunning)
+	must(t, h.kill("web"))
+	if f := h.flight("web"); len(f.Crashes) != 1 {
 		t.Errorf("it has %+v", f.Crashes)
 	}
 }

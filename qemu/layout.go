@@ -45,10 +45,11 @@ const (
 	qmpSuffix      = ".qmp"    // vmand's monitor
 	operatorSuffix = ".op-qmp" // a second monitor, for the host's operator
 	serialSuffix   = ".serial" // the serial console; vmand is its one client
+	quitSuffix     = ".quit"   // there once vmand has told the process to end
 	drySuffix      = ".dry"    // a VM that only pretends to run
 )
 
-var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, serialSuffix}
+var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, serialSuffix, quitSuffix}
 
 // layout names every file. Both directories are absolute.
 type layout struct {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,6 +37,8 @@ type session struct {
 
 	recorder recorder
 	asked    atomic.Bool // vmand has told the process to end
+	wasAsked atomic.Bool // the one before may have, and nothing was heard of it since
+	ours     bool        // this vmand has started it, with the socket of its monitor
 
 	mu       sync.Mutex
 	conn     *qmp.Conn         // nil while there is none
@@ -45,9 +49,14 @@ type session struct {
 	damaged  map[string]string // disks by name whose image QEMU found damaged, and what it said
 }
 
-// open makes the session of a live process. d.mu is held.
-func (d *Driver) open(id string, p *process) *session {
-	s := &session{id: id, proc: p, layout: d.layout, log: d.log.With("vm_id", id), changed: make(chan struct{}), ended: make(chan struct{})}
+// open makes the session of a live process, ours if this vmand has made the
+// socket that it has for its monitor. d.mu is held.
+func (d *Driver) open(id string, p *process, ours bool) *session {
+	s := &session{id: id, proc: p, ours: ours, layout: d.layout, log: d.log.With("vm_id", id), changed: make(chan struct{}), ended: make(chan struct{})}
+	if p.child == nil {
+		_, err := os.Stat(d.layout.inRun(id, quitSuffix))
+		s.wasAsked.Store(err == nil)
+	}
 	s.notify = func() {
 		if d.opts.Notify != nil {
 			d.opts.Notify(id)
@@ -76,7 +85,7 @@ func (d *Driver) open(id string, p *process) *session {
 		cancel()
 		<-drained
 		if p.exited() {
-			if !s.asked.Load() {
+			if !s.asked.Load() && !s.wasAsked.Load() {
 				d.recordCrash(s)
 			}
 			d.layout.removeRun(id, runSuffixes...) // a start waits for s.ended
@@ -111,7 +120,7 @@ func (d *Driver) session(id string) (*session, error) {
 		return nil, err
 	}
 	d.log.Info("QEMU process found", "vm_id", id, "pid", p.pid)
-	return d.open(id, p), nil
+	return d.open(id, p, false), nil
 }
 
 // live returns the session of a VM, or a fault if it has no process.
@@ -191,11 +200,21 @@ func (s *session) run(ctx context.Context) {
 // connect makes the connection and sees to it that the right VM is at its other
 // end, before anybody can use it.
 func (s *session) connect(ctx context.Context) (*qmp.Conn, error) {
-	conn, err := qmp.Dial(ctx, s.layout.inRun(s.id, qmpSuffix), qmp.WithTrace(s.recorder.trace))
+	var who identity
+	options := []qmp.Option{qmp.WithTrace(s.recorder.trace)}
+	if !s.ours { // else nobody else can answer
+		options = append(options, qmp.First("query-uuid", &who))
+	}
+	conn, err := qmp.Dial(ctx, s.layout.inRun(s.id, qmpSuffix), options...)
 	if err != nil {
 		return nil, err
 	}
-	err = s.identify(ctx, conn)
+	if !s.ours {
+		err = s.identify(who)
+	}
+	if err == nil && s.wasAsked.Swap(false) { // it goes on answering: it was not told, after all
+		s.layout.removeRun(s.id, quitSuffix)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -220,23 +239,47 @@ func (s *session) tell() {
 
 var errImpostor = errors.New("its monitor is not the VM's")
 
-func (s *session) identify(ctx context.Context, conn *qmp.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	want, err := os.ReadFile(s.layout.inRun(s.id, uuidSuffix))
+// identity is what query-uuid says.
+type identity struct {
+	UUID string `json:"UUID"`
+}
+
+// identify returns errImpostor if another VM has answered.
+func (s *session) identify(got identity) error {
+	want, err := s.uuid()
 	if err != nil {
 		return fmt.Errorf("%w: no record of its UUID: %w", errImpostor, err)
 	}
-	var got struct {
-		UUID string `json:"UUID"`
-	}
-	if err := conn.Execute(ctx, "query-uuid", nil, &got); err != nil {
-		return err
-	}
-	if !strings.EqualFold(got.UUID, strings.TrimSpace(string(want))) {
+	if !strings.EqualFold(got.UUID, want) {
 		return fmt.Errorf("%w: it names the UUID %s", errImpostor, got.UUID)
 	}
 	return nil
+}
+
+// uuid returns the UUID that the VM's monitor must name: the one that was noted
+// at its start. If that note is lost, the process that holds the lock on the
+// VM's pidfile says on its command line what it was started as, and the note is
+// written again.
+func (s *session) uuid() (string, error) {
+	file := s.layout.inRun(s.id, uuidSuffix)
+	noted, err := os.ReadFile(file)
+	if err == nil {
+		return strings.TrimSpace(string(noted)), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	args, rerr := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.proc.pid))
+	if rerr != nil || s.proc.exited() { // its number may be another's by now
+		return "", errors.Join(err, rerr)
+	}
+	words := strings.Split(string(args), "\x00")
+	at := slices.Index(words, "-uuid") + 1
+	if at == 0 || at == len(words) || !slices.Contains(words, s.layout.pidfile(s.id)) {
+		return "", err
+	}
+	s.log.Warn("the note of the VM's UUID is lost, its process says it", "pid", s.proc.pid, "uuid", words[at])
+	return words[at], os.WriteFile(file, []byte(words[at]+"\n"), 0o600)
 }
 
 // lose forgets a connection that has ended.
@@ -266,9 +309,14 @@ var loud = map[string]bool{"GUEST_PANICKED": true, "WATCHDOG": true, "BLOCK_IO_E
 func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 	events := conn.Subscribe(32)
 	defer events.Close()
-	s.lookForDamage(ctx, conn) // nobody who starts the VM waits for it
+	look := time.NewTimer(damageDelay)
+	defer look.Stop()
 	for {
 		select {
+		case <-look.C:
+			if s.lookForDamage(ctx, conn) {
+				s.notify()
+			}
 		case e, ok := <-events.C():
 			if !ok {
 				return

@@ -54,7 +54,7 @@ func newFakeHost(t *testing.T, h qmptest.Handler) *fakeHost {
 		t.Fatal(err)
 	}
 	var err error
-	if f.sess, err = f.spawn("web", []string{"/bin/sleep", "1000"}, []*os.File{nil, nil, nil}); err != nil {
+	if f.sess, err = f.spawn("web", []string{"/bin/sleep", "1000"}, []*os.File{nil, nil, nil}, false); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -284,6 +284,20 @@ func TestTheEndOfAProcessThatWasFoundAgainIsSeen(t *testing.T) {
 	}
 	await(t, "the process is gone", func() bool { return !h.Observe(t.Context(), "web").Alive() })
 	await(t, "somebody is told", func() bool { return h.newsOf("web") > 0 })
+}
+
+func TestARunningVMWhoseNoteIsLostIsKnownByItsCommandLine(t *testing.T) {
+	h := newHost(t)
+	s := h.start("web", guestDeaf)
+	note := h.layout.inRun("web", uuidSuffix)
+	must(t, os.Remove(note))
+	h.reopen()
+	h.awaitStatus("web", vm.StatusRunning)
+	if b, err := os.ReadFile(note); err != nil || strings.TrimSpace(string(b)) != s.UUID {
+		t.Errorf("the note is %q, %v; want %s", b, err, s.UUID)
+	}
+	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
+	h.mustBeGone("web")
 }
 
 func TestAHungQEMUThatWasFoundAgainIsKilled(t *testing.T) {

@@ -146,12 +146,13 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 		return nil, err
 	}
 	vm.FailPoint("run.prepared")
-	return d.spawn(s.ID, append([]string{p.Binary.Path}, args...), b.files)
+	return d.spawn(s.ID, append([]string{p.Binary.Path}, args...), b.files, true)
 }
 
 // spawn starts QEMU with the lock on its VM's pidfile. Nobody can look for the
 // process between its start and its registration, or it would get two sessions.
-func (d *Driver) spawn(id string, argv []string, files []*os.File) (*session, error) {
+// It is ours if the socket of its monitor is among the files.
+func (d *Driver) spawn(id string, argv []string, files []*os.File, ours bool) (*session, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ctx.Err() != nil {
@@ -170,11 +171,12 @@ func (d *Driver) spawn(id string, argv []string, files []*os.File) (*session, er
 		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
 	}
 	vm.FailPoint("qemu.spawned")
-	return d.open(id, proc), nil
+	return d.open(id, proc, ours), nil
 }
 
 // prepareRun records whose the process will be.
 func (d *Driver) prepareRun(s vm.Spec) error {
+	d.layout.removeRun(s.ID, quitSuffix) // of a process whose end nobody saw
 	return os.WriteFile(d.layout.inRun(s.ID, uuidSuffix), []byte(s.UUID+"\n"), 0o600)
 }
 

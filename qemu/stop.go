@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"errors"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -123,7 +124,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		return nil
 	}
 	if !s.isMute() {
-		s.asked.Store(true)
+		s.markAsked()
 		say(report, "quit", "ending QEMU (pid %d)", s.proc.pid)
 		err := s.execute(ctx, quitTimeout, "quit", nil, nil)
 		switch {
@@ -132,6 +133,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 			s.proc.waitExit(ctx.Done(), flushTimeout)
 		case errors.Is(err, errImpostor):
 			s.asked.Store(false)
+			s.layout.removeRun(s.id, quitSuffix)
 			return err
 		}
 	}
@@ -146,7 +148,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		case ctx.Err() != nil:
 			return monitorFault(s.id, "quit", ctx.Err())
 		}
-		s.asked.Store(true)
+		s.markAsked()
 		say(report, rung.step, "QEMU has not ended, sending it %s", unix.SignalName(rung.sig))
 		if err := s.proc.signal(rung.sig); err != nil && !s.proc.exited() {
 			return fault(vm.CodeOperationFailed, err, "signal QEMU of vm %s (pid %d)", s.id, s.proc.pid)
@@ -157,6 +159,17 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		return fault(vm.CodeQEMUUnresponsive, ctx.Err(), "QEMU of vm %s (pid %d) does not end, even though killed", s.id, s.proc.pid)
 	}
 	return nil
+}
+
+// markAsked notes that the process is told to end, for this vmand and for the
+// next one, which may see it end. Without the note that looks like a crash.
+func (s *session) markAsked() {
+	if s.asked.Swap(true) {
+		return
+	}
+	if err := os.WriteFile(s.layout.inRun(s.id, quitSuffix), nil, 0o600); err != nil {
+		s.log.Warn("cannot note that QEMU is told to end", "error", err)
+	}
 }
 
 // Pause implements [vm.Driver].

@@ -36,6 +36,15 @@ func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observ
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	o.PID = s.proc.pid
+	type answer struct {
+		has peripherals
+		err error
+	}
+	plugged := make(chan answer, 1)
+	go func() { // a busy QEMU is waited for once
+		has, err := s.peripherals(ctx)
+		plugged <- answer{has, err}
+	}()
 	defer func() { o.Trouble = join(o.Trouble, s.damage()) }() // what is known, whatever QEMU answers
 	var err error
 	if o.Status, err = s.queryStatus(ctx); err != nil {
@@ -44,8 +53,8 @@ func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observ
 	if o.Status == statusIOError {
 		s.lookForIOErrors(ctx, &o)
 	}
-	if has, err := s.peripherals(ctx); err == nil {
-		o.Plugged, o.NICs = has.disks, has.nics
+	if a := <-plugged; a.err == nil {
+		o.Plugged, o.NICs = a.has.disks, a.has.nics
 	}
 	return o
 }
@@ -90,7 +99,9 @@ const maxQEMULog = 16 << 20
 // boundLog keeps what a guest makes QEMU complain about from filling the host's
 // disk. QEMU writes at the end, wherever that is.
 func (d *Driver) boundLog(id string) error {
-	st, err := d.state.Stat(vmQEMULog(id))
+	// Done for each VM in each pass: through the root it would be four calls, and
+	// what is only looked at needs no such care.
+	st, err := os.Lstat(d.layout.inState(vmQEMULog(id)))
 	if err != nil || st.Size() <= maxQEMULog {
 		return err
 	}

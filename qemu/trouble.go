@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"vmand/qemu/qmp"
 	"vmand/vm"
@@ -45,6 +46,7 @@ func (s *session) lookForIOErrors(ctx context.Context, o *vm.Observation) {
 	if err := s.execute(ctx, queryTimeout, "query-block", nil, &disks); err != nil {
 		return
 	}
+	s.noteDamaged(disks)
 	var words []string
 	for _, d := range disks {
 		name, path := s.nameDisk(deviceOf(d.Device))
@@ -96,21 +98,33 @@ func (s *session) nameDisk(alias string) (name, path string) {
 // and vm.MaxDisks others.
 const maxDamaged = 1 + vm.MaxDisks
 
-// lookForDamage asks which images were found damaged while nobody listened: at
-// the very start of QEMU, or while vmand was not there.
-func (s *session) lookForDamage(ctx context.Context, conn *qmp.Conn) {
+// damageDelay is how long after a connection is made QEMU is asked for damage:
+// it takes milliseconds over the answer, and one who starts a VM, or many at
+// once, waits for what is behind it in the queue.
+const damageDelay = time.Second
+
+// lookForDamage asks which images were found damaged while nobody listened, at
+// the very start of QEMU or while vmand was not there, and reports whether any was.
+func (s *session) lookForDamage(ctx context.Context, conn *qmp.Conn) bool {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	var disks []blockInfo
 	if err := conn.Execute(ctx, "query-block", nil, &disks); err != nil {
 		s.log.Debug("cannot ask for damaged images", "error", err)
-		return
+		return false
 	}
+	return s.noteDamaged(disks)
+}
+
+// noteDamaged remembers which of the disks are damaged and reports whether any is.
+func (s *session) noteDamaged(disks []blockInfo) (any bool) {
 	for _, d := range disks {
 		if closed := d.Inserted == nil && !d.Removable; closed || d.Inserted != nil && d.Inserted.Image.Specific.Data.Corrupt {
 			s.noteDamage(deviceOf(d.Device), "", closed)
+			any = true
 		}
 	}
+	return any
 }
 
 // noteDamageEvent remembers what QEMU says in a BLOCK_IMAGE_CORRUPTED.

@@ -16,6 +16,8 @@ import (
 	"log/slog"
 	"net/url"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	_ "modernc.org/sqlite" // the driver "sqlite"
@@ -52,6 +54,8 @@ type Store struct {
 	cache  *vmCache
 
 	reserve *reserve // nil for none
+
+	unwritable atomic.Bool // the last change found the database so
 
 	mu    sync.Mutex
 	reads map[string]*sqlx.Stmt // prepared on the reader, by their SQL
@@ -124,10 +128,17 @@ func (s *Store) Close() error {
 	return errors.Join(append(errs, s.reader.Close(), s.writer.Close())...)
 }
 
-// Ping reads a page of the database.
+// pingNote is the note that tries whether the database can be written.
+const pingNote = "ping"
+
+// Ping reads a page of the database. If the last change could not be written, it
+// also writes one, and so finds out whether that is still so.
 func (s *Store) Ping(ctx context.Context) error {
 	var n int
 	err := s.reader.GetContext(ctx, &n, `SELECT count(*) FROM (SELECT 1 FROM templates LIMIT 1)`)
+	if err == nil && s.unwritable.Load() {
+		return s.SetNote(ctx, pingNote, time.Now().UTC().Format(time.RFC3339Nano))
+	}
 	return s.fault(ctx, err)
 }
 
@@ -169,7 +180,8 @@ func connect(ctx context.Context, path string, n int, pragmas []string, txlock s
 
 // write runs f in a transaction and commits it if f succeeds. When there is no
 // room, it makes some and begins again, and so runs f again.
-func (s *Store) write(ctx context.Context, f func(*sqlx.Tx) error) error {
+func (s *Store) write(ctx context.Context, f func(*sqlx.Tx) error) (err error) {
+	defer func() { s.noteWrite(err) }()
 	full := false
 	return s.reserve.retry(func() error {
 		if !full {
@@ -183,6 +195,16 @@ func (s *Store) write(ctx context.Context, f func(*sqlx.Tx) error) error {
 		_, _ = s.writer.ExecContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`)
 		return s.writeOnce(ctx, f)
 	})
+}
+
+// noteWrite remembers whether a change that ended with err shows that the
+// database can be written, or that it cannot.
+func (s *Store) noteWrite(err error) {
+	if err == nil {
+		s.unwritable.Store(false)
+	} else if faultOf(resultCode(err), s.path) != nil {
+		s.unwritable.Store(true)
+	}
 }
 
 func (s *Store) writeOnce(ctx context.Context, f func(*sqlx.Tx) error) error {

@@ -2,8 +2,10 @@ package test
 
 import (
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,12 +51,29 @@ func benchPaused(b *testing.B, t *table) {
 	d.start()
 	d.unchecked()
 	d.call("POST", "/templates", map[string]any{"name": "small", "cpu_count": 1, "ram_amount": 16}).want(201)
+	ids := make(chan string)
+	var wg sync.WaitGroup
+	for range 2 * runtime.NumCPU() {
+		wg.Go(func() {
+			for id := range ids {
+				for _, action := range []string{"start", "pause"} { // before the next one is there: a firmware costs time
+					if a, err := d.try("POST", "/vms/"+id+"/actions/"+action, nil, wait); err != nil || a.status != 200 {
+						b.Errorf("%s of %s: %v, %d %s", action, id, err, a.status, a.body)
+					}
+				}
+			}
+		})
+	}
 	for i := range guestsPaused {
 		id := fmt.Sprintf("paused-%03d", i)
-		d.create(id)
-		for _, action := range []string{"start", "pause"} { // before the next one is there: a firmware costs time
-			d.do(id, action)
-		}
+		// A process beside each QEMU for its NIC is nothing a pass looks at.
+		d.call("POST", "/vms", map[string]any{"template_name": "small", "name": id, "nics": []any{}}).want(201)
+		ids <- id
+	}
+	close(ids)
+	wg.Wait()
+	if b.Failed() {
+		return
 	}
 	cpu := d.passCPU(b)
 	t.add("observer pass over 1,000 VMs, 200 paused: CPU", millis(cpu), "", 0, "under 50 ms", cpu < 50*time.Millisecond)

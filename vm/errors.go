@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Every error that leaves this package, or a package that implements one of its
@@ -111,9 +112,22 @@ func NotFound(kind, id string) *Fault {
 	return &Fault{Code: CodeNotFound, Detail: fmt.Sprintf("%s %q not found", kind, id)}
 }
 
+// maxDetail is how many bytes are recorded of what ended an operation. QEMU and
+// the tools that say it may say any amount.
+const maxDetail = 4 << 10
+
 // ProblemOf returns what is to be recorded of an error that ended an operation.
 // An error of no class is a defect: its text stays in the log.
 func ProblemOf(err error) *Problem {
+	p := problemOf(err)
+	if p != nil && len(p.Detail) > maxDetail {
+		const cut = "…"
+		p.Detail = strings.ToValidUTF8(p.Detail[:maxDetail-len(cut)], "") + cut
+	}
+	return p
+}
+
+func problemOf(err error) *Problem {
 	if err == nil {
 		return nil
 	}

@@ -33,6 +33,7 @@ type Manager struct {
 	feed    feed
 
 	reserved reservations
+	before   map[string]time.Time // when VMs were last started, before the host was booted; set by AfterBoot alone
 
 	mu      sync.Mutex
 	running map[string]*run // operations on their way, by id

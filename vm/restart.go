@@ -88,6 +88,40 @@ func (m *Manager) RestartDue(ctx context.Context, id string) (Operation, error) 
 // bootNote is the note that holds the host's boot for which Autostart is done.
 const bootNote = "boot"
 
+// AfterBoot is told the host's boot before [Manager.Recover] looks for what was
+// lost. If it is another than the one for which Autostart is done, what ran in
+// the boot before is not restarted by its policy, which would disregard the
+// order: what is to start with the host says so.
+func (m *Manager) AfterBoot(ctx context.Context, boot string) error {
+	done, err := m.store.Note(ctx, bootNote)
+	if err != nil || done == boot {
+		return err
+	}
+	vms, err := m.store.VMs(ctx, VMFilter{}, Page{})
+	if err != nil {
+		return err
+	}
+	m.before = map[string]time.Time{}
+	for _, v := range vms {
+		m.before[v.ID] = v.StartedAt
+		if v.RestartAt.IsZero() {
+			continue
+		}
+		v.RestartAt = time.Time{}
+		if err := m.apply(ctx, Change{VM: &VMUpdate{From: v.State, VM: v}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lostWithBoot reports whether v, which has no process, was last started before
+// the host was booted.
+func (m *Manager) lostWithBoot(v VM) bool {
+	at, known := m.before[v.ID]
+	return known && at.Equal(v.StartedAt)
+}
+
 // Autostart starts, once in each boot of the host, the VMs that want to be
 // started with it: those that were last asked to run. It goes by their order
 // and waits each VM's delay. One that cannot start does not keep the others

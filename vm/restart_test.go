@@ -1,6 +1,7 @@
 package vm_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -151,6 +152,41 @@ func TestAutostartIsOncePerBoot(t *testing.T) {
 	w.wantVM("first", vm.Errored, vm.ReasonCrashed)
 	must(t)(w.Autostart(t.Context(), "boot-2"))
 	w.wantVM("first", vm.Running, vm.ReasonRequested)
+}
+
+func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
+	w := newWorld(t)
+	policy := vm.RestartAlways
+	must(t)(w.Autostart(t.Context(), "boot-1"))
+	for _, id := range []string{"ran", "was-due", "runs"} {
+		w.create(id)
+		w.edit(id, vm.VMEdits{Restart: &policy})
+		w.do(id, vm.OpStart)
+	}
+	w.driver.Set("was-due", "gone")
+	must(t)(w.Settle(t.Context(), "vms/was-due"))
+	w.due("was-due")
+	must(t)(w.AfterBoot(t.Context(), "boot-1")) // the same: nothing changes
+	w.due("was-due")
+	w.driver.Set("ran", "gone")
+	must(t)(w.AfterBoot(t.Context(), "boot-2"))
+	must(t)(w.Recover(t.Context()))
+	must(t)(w.Autostart(t.Context(), "boot-2"))
+	for _, id := range []string{"ran", "was-due"} {
+		if v := w.wantVM(id, vm.Errored, vm.ReasonCrashed); !v.RestartAt.IsZero() || v.Desired != vm.DesiredRunning {
+			t.Errorf("%s: %+v", id, v)
+		}
+	}
+	if v := w.wantVM("ran", vm.Errored, vm.ReasonCrashed); !strings.Contains(v.ReasonDetail, "booted") {
+		t.Errorf("the detail is %q", v.ReasonDetail)
+	}
+	w.wantVM("runs", vm.Running, vm.ReasonRequested)
+	// What is started since is restarted as ever.
+	<-time.After(2 * time.Millisecond) // times have milliseconds
+	w.do("ran", vm.OpStart)
+	w.driver.Set("ran", "gone")
+	must(t)(w.Settle(t.Context(), "vms/ran"))
+	w.due("ran")
 }
 
 func TestAGuestThatFoundTheDiskFullGoesOnWhenThereIsRoom(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // A Repair is what a settling found and did.
@@ -83,7 +84,9 @@ func (m *Manager) vmTruth(ctx context.Context, id string) (Change, error) {
 	if verdict.State != v.State || verdict.Reason != v.Reason {
 		moved = true
 		v.State, v.Reason, v.ReasonDetail = verdict.State, verdict.Reason, detail
-		planRestart(&v, now())
+		if planRestart(&v, now()); !seen.Alive() && m.lostWithBoot(v) {
+			v.RestartAt, v.ReasonDetail = time.Time{}, "the host was booted while it ran"
+		}
 	}
 	if moved {
 		c.VM = &VMUpdate{From: from, VM: v}
@@ -427,6 +430,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 	return nil
 }
 
-// recoverParallel bounds how many resources are settled at once: each costs a
-// few round trips to a QEMU, and one that is mute its deadline.
-const recoverParallel = 16
+// recoverParallel bounds how many resources are settled at once: each waits for a
+// few answers of a QEMU, which take long on a host that is busy, and does little
+// itself; one that is mute costs its deadline.
+const recoverParallel = 64

@@ -48,11 +48,13 @@ const maxPath = 107
 // goroutines at once; none of them can block the others, or the reading of the
 // socket, for longer than its own context allows.
 type Conn struct {
-	sock    *net.UnixConn
-	version Version
-	offered []string // capabilities in the greeting
-	oob     bool
-	trace   Trace // nil if nobody listens
+	sock     *net.UnixConn
+	version  Version
+	offered  []string // capabilities in the greeting
+	oob      bool
+	trace    Trace    // nil if nobody listens
+	first    *request // see First
+	firstOut any
 
 	writing chan struct{} // held while a command is written
 	passing chan struct{} // held from sending files to the answer, see call.files
@@ -118,12 +120,39 @@ func New(ctx context.Context, sock *net.UnixConn, options ...Option) (*Conn, err
 	if slices.Contains(c.offered, "oob") {
 		enable.Enable = []string{"oob"}
 	}
-	if err := c.Execute(ctx, "qmp_capabilities", enable, nil); err != nil {
+	if err := c.negotiate(ctx, &request{Execute: "qmp_capabilities", Arguments: enable}); err != nil {
 		c.Close()
 		return nil, err
 	}
 	c.oob = enable.Enable != nil
 	return c, nil
+}
+
+// First has a command sent together with the handshake, whose answer is stored
+// in out as [Conn.Execute] does: a QEMU that is busy is waited for once.
+// Without an answer there is no connection.
+func First(command string, out any) Option {
+	return func(c *Conn) { c.first, c.firstOut = &request{Execute: command}, out }
+}
+
+// negotiate ends the handshake. QEMU takes commands in their order, and the one
+// that follows does not have to wait until this one is answered.
+func (c *Conn) negotiate(ctx context.Context, capabilities *request) error {
+	k, err := c.begin(ctx, capabilities, nil)
+	if err != nil {
+		return err
+	}
+	var next *call
+	if c.first != nil {
+		if next, err = c.begin(ctx, c.first, nil); err != nil {
+			return err
+		}
+	}
+	if _, err = c.await(ctx, capabilities, k); err != nil || next == nil {
+		return err
+	}
+	value, err := c.await(ctx, c.first, next)
+	return decode(c.first.command(), value, c.firstOut, err)
 }
 
 // greet reads QEMU's greeting, which is the first thing it says.

@@ -87,6 +87,15 @@ var lineBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // do sends a command and waits for its answer.
 func (c *Conn) do(ctx context.Context, r *request, files []*os.File) (json.RawMessage, error) {
+	k, err := c.begin(ctx, r, files)
+	if err != nil {
+		return nil, err
+	}
+	return c.await(ctx, r, k)
+}
+
+// begin sends a command, whose answer is to be awaited.
+func (c *Conn) begin(ctx context.Context, r *request, files []*os.File) (*call, error) {
 	rights, err := unixRights(files)
 	if err != nil {
 		return nil, notSent(r.command(), err)
@@ -111,7 +120,7 @@ func (c *Conn) do(ctx context.Context, r *request, files []*os.File) (json.RawMe
 		c.withdraw(r.ID)
 		return nil, notSent(r.command(), err)
 	}
-	return c.await(ctx, r, k)
+	return k, nil
 }
 
 // await waits for the answer to a command that was sent.
