@@ -16,6 +16,7 @@ const (
 	scsiSlot  = 0x3
 	rngSlot   = 0x4
 	dogSlot   = 0x5
+	vportSlot = 0x6
 	portsSlot = 0x10 // root ports, eight functions to a slot
 )
 
@@ -25,9 +26,9 @@ const rootPorts = vm.MaxNICs
 
 // bootFDs are the numbers that the descriptors handed to QEMU have there.
 type bootFDs struct {
-	qmp, operator, serial int // listening sockets
-	base                  int // the base image, 0 if there is none
-	ports                 []portFDs
+	qmp, operator, serial, agent int // listening sockets
+	base                         int // the base image, 0 if there is none
+	ports                        []portFDs
 }
 
 // baseFDSet is the number of the descriptor set that holds the base image.
@@ -55,6 +56,9 @@ type device struct {
 	MAC           string  `json:"mac,omitempty"`
 	HostMTU       int     `json:"host_mtu,omitempty"`
 	ROMFile       *string `json:"romfile,omitempty"`
+	Number        int     `json:"nr,omitempty"`
+	Chardev       string  `json:"chardev,omitempty"`
+	Name          string  `json:"name,omitempty"`
 }
 
 // blockNode is the argument of -blockdev and of blockdev-add.
@@ -153,8 +157,8 @@ func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string,
 	return append(args, devices...), nil
 }
 
-// chardevArgs returns the two monitors, vmand's and the operator's, and the
-// serial console. Each listens on a socket made by vmand.
+// chardevArgs returns the two monitors, vmand's and the operator's, the serial
+// console and the way to the guest agent. Each listens on a socket made by vmand.
 func chardevArgs(fds bootFDs) []string {
 	listen := func(id string, fd int) []string {
 		return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, fd)}
@@ -165,7 +169,8 @@ func chardevArgs(fds bootFDs) []string {
 	args = append(args, listen(operatorChardev, fds.operator)...)
 	args = append(args, "-mon", "chardev="+operatorChardev+",mode=control")
 	args = append(args, listen(serialChardev, fds.serial)...)
-	return append(args, "-serial", "chardev:"+serialChardev)
+	args = append(args, "-serial", "chardev:"+serialChardev)
+	return append(args, listen(agentChardev, fds.agent)...)
 }
 
 func deviceArgs(s vm.Spec, l layout, fds bootFDs) ([]string, error) {
@@ -235,6 +240,8 @@ func machineDevices(s vm.Spec, l layout) []argument {
 		{"-device", device{Driver: "virtio-rng-pci", ID: "rng0", Bus: pciBus, Addr: pciAddr(rngSlot, 0)}},
 		{"-device", device{Driver: "pvpanic", ID: "pvpanic0"}},
 		{"-device", device{Driver: "i6300esb", ID: watchdogDevice, Bus: pciBus, Addr: pciAddr(dogSlot, 0)}},
+		{"-device", device{Driver: "virtio-serial-pci", ID: vportsDevice, Bus: pciBus, Addr: pciAddr(vportSlot, 0)}},
+		{"-device", device{Driver: "virtserialport", ID: agentDevice, Bus: vportsBus, Number: 1, Chardev: agentChardev, Name: agentPortName}},
 	}
 	for n := range rootPorts {
 		args = append(args, argument{"-device", device{Driver: "pcie-root-port", ID: rootPort(n), Bus: pciBus,

@@ -45,10 +45,11 @@ const (
 	qmpSuffix      = ".qmp"    // vmand's monitor
 	operatorSuffix = ".op-qmp" // a second monitor, for the host's operator
 	serialSuffix   = ".serial" // the serial console; vmand is its one client
+	agentSuffix    = ".qga"    // the guest agent's port; vmand is its one client
 	drySuffix      = ".dry"    // a VM that only pretends to run
 )
 
-var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, serialSuffix}
+var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, serialSuffix, agentSuffix}
 
 // layout names every file. Both directories are absolute.
 type layout struct {

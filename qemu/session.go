@@ -33,6 +33,8 @@ type session struct {
 	heard  func()        // to be called at the first byte from the console; nil if nobody wants to know, or it may not be the first
 	ended  chan struct{} // closed when the goroutines are done
 
+	agent *agent
+
 	recorder recorder
 	asked    atomic.Bool // vmand has told the process to end
 
@@ -56,6 +58,7 @@ func (d *Driver) open(id string, p *process) *session {
 	if d.opts.Mark != nil && p.child != nil {
 		s.heard = func() { d.opts.Mark(id, vm.BootSerial, time.Now()) }
 	}
+	s.agent = newAgent(s, d.opts.Mark)
 	d.sessions[id] = s
 	ctx, cancel := context.WithCancel(d.ctx)
 	d.wg.Go(func() {
@@ -70,11 +73,17 @@ func (d *Driver) open(id string, p *process) *session {
 		defer close(drained)
 		d.drainConsole(ctx, s)
 	})
+	tended := make(chan struct{})
+	d.wg.Go(func() {
+		defer close(tended)
+		s.agent.run(ctx)
+	})
 	d.wg.Go(func() {
 		defer close(s.ended)
 		s.run(ctx)
 		cancel()
 		<-drained
+		<-tended
 		if p.exited() {
 			if !s.asked.Load() {
 				d.recordCrash(s)
@@ -267,7 +276,8 @@ func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 	events := conn.Subscribe(32)
 	defer events.Close()
 	s.lookForDamage(ctx, conn) // nobody who starts the VM waits for it
-	for {
+	s.lookForAgent(ctx, conn)
+	for lost := uint64(0); ; {
 		select {
 		case e, ok := <-events.C():
 			if !ok {
@@ -279,8 +289,15 @@ func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 			if e.Event == "BLOCK_IMAGE_CORRUPTED" {
 				s.noteDamageEvent(e.Data)
 			}
+			if e.Event == "VSERPORT_CHANGE" {
+				s.noteAgentEvent(e.Data)
+			}
 			if newsworthy[e.Event] || events.Lost() > 0 {
 				s.notify()
+			}
+			if n := events.Lost(); n != lost {
+				lost = n
+				s.lookForAgent(ctx, conn)
 			}
 		case <-ctx.Done():
 			return

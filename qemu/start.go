@@ -126,7 +126,7 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	for _, socket := range []struct {
 		suffix string
 		fd     *int
-	}{{qmpSuffix, &b.fds.qmp}, {operatorSuffix, &b.fds.operator}, {serialSuffix, &b.fds.serial}} {
+	}{{qmpSuffix, &b.fds.qmp}, {operatorSuffix, &b.fds.operator}, {serialSuffix, &b.fds.serial}, {agentSuffix, &b.fds.agent}} {
 		f, err := listen(d.layout.inRun(s.ID, socket.suffix))
 		if err != nil {
 			return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
