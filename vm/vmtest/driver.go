@@ -18,6 +18,9 @@ type Driver struct {
 	// method's name and the id of its VM or disk. It may block, and the error
 	// it returns is the method's.
 	Hook func(ctx context.Context, method, id string) error
+	// Run, when set, is what a program in a guest does. Without it cat echoes its
+	// input, and everything else does nothing.
+	Run func(id string, c vm.GuestCommand) vm.GuestResult
 
 	mu    sync.Mutex
 	procs map[string]*process
@@ -25,6 +28,12 @@ type Driver struct {
 	disks map[string]int64
 	next  int
 	calls []string
+
+	agents map[string]vm.Agent      // as a test has set them
+	wrote  map[string][]byte        // files of guests, by id and path
+	logs   map[string][]byte        // of consoles
+	typing map[string]*console      // who types
+	news   map[string]chan struct{} // closed when something happens on a console
 }
 
 type process struct {
@@ -44,7 +53,7 @@ func (d *Driver) Set(id string, status vm.RunStatus) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if status == "gone" {
-		delete(d.procs, id)
+		d.end(id)
 		return
 	}
 	d.process(id).status = status
@@ -152,6 +161,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 		}
 		p := d.process(s.ID)
 		p.status = vm.StatusRunning
+		d.print(s.ID, []byte("login: "))
 		for _, disk := range s.Disks {
 			p.plugged = append(p.plugged, disk.ID)
 		}
@@ -170,7 +180,7 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 	}
 	report("quit", "pretending")
 	return d.do(ctx, method, id, func() error {
-		delete(d.procs, id)
+		d.end(id)
 		return nil
 	})
 }
