@@ -76,10 +76,18 @@ func (a *agent) heard() {
 	}
 }
 
-// lose notes that there was no answer. a.mu is held.
-func (a *agent) lose() {
+// lose notes that there was no answer, and when to ask again: when nobody but
+// vmand itself asked, after twice the time of before. a.mu is held.
+func (a *agent) lose(ours bool) {
+	switch {
+	case ours:
+		a.wait = min(max(firstPing, 2*a.wait), pingInterval)
+	case a.answers:
+		a.wait = firstPing
+	default:
+		return
+	}
 	a.answers = false
-	a.wait = min(max(firstPing, 2*a.wait), pingInterval)
 	a.askAt = time.Now().Add(a.wait)
 	if !a.thawAt.IsZero() {
 		a.thawAt = a.askAt // nobody can say whether it is still frozen
@@ -115,11 +123,29 @@ func (a *agent) setPort(open bool) {
 	}
 }
 
-// noteAgentEvent notes what QEMU says in a VSERPORT_CHANGE.
-func (s *session) noteAgentEvent(data map[string]any) {
-	open, ok := data["open"].(bool)
-	if ok && data["id"] == agentDevice {
-		s.agent.setPort(open)
+// noteAgentEvent notes what an event says of the agent.
+func (s *session) noteAgentEvent(e qmp.Event) {
+	switch e.Event {
+	case "VSERPORT_CHANGE":
+		open, ok := e.Data["open"].(bool)
+		if ok && e.Data["id"] == agentDevice {
+			s.agent.setPort(open)
+		}
+	case "RESUME":
+		s.agent.again()
+	}
+}
+
+// again asks a silent agent at once: its guest runs again.
+func (a *agent) again() {
+	a.mu.Lock()
+	silent := a.open && !a.answers
+	if silent {
+		a.askAt, a.wait = time.Now(), 0
+	}
+	a.mu.Unlock()
+	if silent {
+		a.poke()
 	}
 }
 
@@ -190,7 +216,10 @@ func (a *agent) tend(ctx context.Context) time.Duration {
 	case !open:
 		return 0
 	case thaw:
-		err = a.thaw(ctx)
+		if err = a.thaw(ctx); err != nil || !ask {
+			break
+		}
+		fallthrough
 	case ask:
 		err = a.ping(ctx)
 	}
@@ -198,7 +227,7 @@ func (a *agent) tend(ctx context.Context) time.Duration {
 	defer a.mu.Unlock()
 	switch {
 	case isLost(err):
-		a.lose()
+		a.lose(true)
 	case errors.Is(err, qga.ErrBusy):
 		a.askAt = time.Now().Add(firstPing)
 	}

@@ -70,7 +70,7 @@ func (a *agent) asked(err error) error {
 		return fault(vm.CodeGuestRefused, nil, "the guest agent of vm %s refuses: %s", id, refused)
 	case isLost(err):
 		a.mu.Lock()
-		a.lose()
+		a.lose(false)
 		a.mu.Unlock()
 		a.poke()
 		return silent("does not answer")

@@ -289,9 +289,7 @@ func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 			if e.Event == "BLOCK_IMAGE_CORRUPTED" {
 				s.noteDamageEvent(e.Data)
 			}
-			if e.Event == "VSERPORT_CHANGE" {
-				s.noteAgentEvent(e.Data)
-			}
+			s.noteAgentEvent(e)
 			if newsworthy[e.Event] || events.Lost() > 0 {
 				s.notify()
 			}
