@@ -117,6 +117,9 @@ func (c *Client) call(ctx context.Context, limit time.Duration, max int, command
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", command, err)
 	}
+	if ctx.Err() != nil {
+		return cause(ctx, command, ctx.Err()) // and keep the connection
+	}
 	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
