@@ -27,12 +27,19 @@ const rootPorts = vm.MaxNICs
 // bootFDs are the numbers that the descriptors handed to QEMU have there.
 type bootFDs struct {
 	qmp, operator, serial, agent int // listening sockets
+	serialLog                    int // what the guest prints is appended to it
 	base                         int // the base image, 0 if there is none
 	ports                        []portFDs
 }
 
-// baseFDSet is the number of the descriptor set that holds the base image.
-const baseFDSet = 1
+// Numbers of the descriptor sets that hold the base image and the serial log.
+const (
+	baseFDSet      = 1
+	serialLogFDSet = 2
+)
+
+// serialLogOption is how a QEMU is told to write the serial log itself.
+const serialLogOption = ",logfile=/dev/fdset/"
 
 // device is the argument of -device and of device_add: being the same type,
 // what is there from the start and what is plugged later cannot differ.
@@ -168,7 +175,9 @@ func chardevArgs(fds bootFDs) []string {
 	args = append(args, "-mon", "chardev="+qmpChardev+",mode=control")
 	args = append(args, listen(operatorChardev, fds.operator)...)
 	args = append(args, "-mon", "chardev="+operatorChardev+",mode=control")
+	args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.serialLog, serialLogFDSet))
 	args = append(args, listen(serialChardev, fds.serial)...)
+	args[len(args)-1] += serialLogOption + strconv.Itoa(serialLogFDSet) + ",logappend=on"
 	args = append(args, "-serial", "chardev:"+serialChardev)
 	return append(args, listen(agentChardev, fds.agent)...)
 }

@@ -24,14 +24,13 @@ const (
 	crashSuffix  = ".json"
 )
 
-func dataDisk(diskID string) string   { return disksDir + "/" + diskID + qcow2Suffix }
-func vmDir(id string) string          { return vmsDir + "/" + id }
-func vmRootDisk(id string) string     { return vmDir(id) + "/root" + qcow2Suffix }
-func vmSerialLog(id string) string    { return vmDir(id) + "/serial.log" }   // what the guest printed
-func vmQEMULog(id string) string      { return vmDir(id) + "/qemu.log" }     // QEMU's stdout and stderr, of this run
-func vmQEMULogOld(id string) string   { return vmDir(id) + "/qemu.log.1" }   // of the run before
-func vmSerialLogOld(id string) string { return vmDir(id) + "/serial.log.1" } // what no longer fitted
-func vmCrashTemp(id string) string    { return vmDir(id) + "/.crash" + tempSuffix }
+func dataDisk(diskID string) string { return disksDir + "/" + diskID + qcow2Suffix }
+func vmDir(id string) string        { return vmsDir + "/" + id }
+func vmRootDisk(id string) string   { return vmDir(id) + "/root" + qcow2Suffix }
+func vmSerialLog(id string) string  { return vmDir(id) + "/serial.log" } // what the guest printed
+func vmQEMULog(id string) string    { return vmDir(id) + "/qemu.log" }   // QEMU's stdout and stderr, of this run
+func vmQEMULogOld(id string) string { return vmDir(id) + "/qemu.log.1" } // of the run before
+func vmCrashTemp(id string) string  { return vmDir(id) + "/.crash" + tempSuffix }
 
 // vmCrash names the recording of a crash, vms/<id>/crash-<unix ms>.json.
 func vmCrash(id string, at time.Time) string {

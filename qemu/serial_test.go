@@ -1,51 +1,275 @@
 package qemu
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
 	"os"
+	"path/filepath"
 	"slices"
-	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
 
-func TestASerialLogIsRotatedAndBounded(t *testing.T) {
-	root, err := os.OpenRoot(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
+// fakeSerial does with a console's socket and its log what QEMU does.
+type fakeSerial struct {
+	t      testing.TB
+	state  *os.Root
+	path   string
+	socket net.Listener
+
+	mu   sync.Mutex
+	log  *os.File
+	conn net.Conn // nil while nobody is connected
+}
+
+// newFakeSerial makes the console of a VM "web" in a state directory.
+func newFakeSerial(t testing.TB, dir string) *fakeSerial {
+	t.Helper()
+	state, err := os.OpenRoot(dir)
+	must(t, err)
+	must(t, state.MkdirAll(vmDir("web"), 0o700))
+	f := &fakeSerial{t: t, state: state, path: filepath.Join(dir, "serial")}
+	f.log, err = openSerialLog(state, "web")
+	must(t, err)
+	f.socket, err = net.Listen("unix", f.path)
+	must(t, err)
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			conn, err := f.socket.Accept()
+			if err != nil {
+				return
+			}
+			f.hangUp()
+			f.mu.Lock()
+			f.conn = conn
+			f.mu.Unlock()
+		}
+	})
+	t.Cleanup(func() {
+		f.socket.Close()
+		accepting.Wait()
+		f.hangUp()
+		f.log.Close()
+		state.Close()
+	})
+	return f
+}
+
+func (f *fakeSerial) hangUp() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.conn != nil {
+		f.conn.Close()
+		f.conn = nil
 	}
-	defer root.Close()
-	l := &rotatingLog{root: root, name: "log", old: "log.1", max: 8}
-	for _, word := range []string{"one", "two", "three", "four", "five"} {
-		if _, err := l.Write([]byte(word)); err != nil {
-			t.Fatal(err)
+}
+
+// print prints as a guest does: to the socket, if anybody is there, then to the log.
+func (f *fakeSerial) print(p []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.conn != nil {
+		if _, err := f.conn.Write(p); err != nil {
+			f.conn.Close()
+			f.conn = nil
 		}
 	}
-	l.Close()
-	l = &rotatingLog{root: root, name: "log", old: "log.1", max: 8} // as after a restart
-	defer l.Close()
-	if _, err := l.Write([]byte("sixty")); err != nil {
+	if _, err := f.log.Write(p); err != nil {
+		f.t.Error(err)
+	}
+}
+
+// line returns the guest's end of the connection.
+func (f *fakeSerial) line() (conn net.Conn) {
+	f.t.Helper()
+	await(f.t, "the hub is connected", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		conn = f.conn
+		return conn != nil
+	})
+	return conn
+}
+
+// connect makes a hub, as a vmand does that finds the VM. It ends with end, at
+// the latest with the test.
+func (f *fakeSerial) connect(limits serialLimits) (h *serialHub, end func(why error)) {
+	f.t.Helper()
+	h = newSerialHub(f.state, "web", testLog(f.t), false)
+	h.limits = limits
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { h.run(ctx, f.path, nil) })
+	end = func(why error) {
+		cancel()
+		running.Wait()
+		h.close(why)
+	}
+	f.t.Cleanup(func() { end(io.EOF) })
+	return h, end
+}
+
+// smallLimits make a log short.
+var smallLimits = serialLimits{most: 64 << 10, keep: 32 << 10, grain: 16 << 10, reserve: 8 << 10, patience: 100 * time.Millisecond}
+
+// letters returns n bytes that tell where in a stream they are.
+func letters(from, n int64) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = 'a' + byte((from+int64(i))*7%26)
+	}
+	return p
+}
+
+func TestASerialLogIsBoundedAndItsOffsetsStay(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, end := f.connect(smallLimits)
+	f.line()
+	var printed int64
+	for range 100 {
+		f.print(letters(printed, 5000))
+		printed += 5000
+		await(t, "it is seen", func() bool { _, end := h.bounds(); return end == printed })
+		if begin, _ := h.bounds(); printed-begin > 64<<10 || printed > 64<<10 && printed-begin < 32<<10 {
+			t.Fatalf("of %d bytes the log begins at %d", printed, begin)
+		}
+	}
+	wasBegin, _ := h.bounds()
+	var st unix.Stat_t
+	must(t, unix.Stat(filepath.Join(f.state.Name(), vmSerialLog("web")), &st))
+	if st.Size != printed || st.Blocks*512 > 64<<10+16<<10 {
+		t.Errorf("the file has %d bytes and takes %d", st.Size, st.Blocks*512)
+	}
+	readLog := func(offset, begin int64, hub *serialHub) {
+		t.Helper()
+		log, end, err := openConsoleLog(f.state, "web", hub, offset)
+		must(t, err)
+		defer log.Close()
+		got, err := io.ReadAll(log)
+		if err != nil || end != printed || !bytes.Equal(got, letters(begin, printed-begin)) {
+			t.Errorf("from %d on there are %d bytes up to %d, %v; want them from %d", offset, len(got), end, err, begin)
+		}
+	}
+	readAll := func(hub *serialHub) {
+		t.Helper()
+		for _, c := range []struct{ offset, begin int64 }{
+			{0, wasBegin}, {wasBegin + 5, wasBegin + 5}, {printed, printed}, {printed + 9, printed}, {-7, printed - 7}, {-1 << 40, wasBegin},
+		} {
+			readLog(c.offset, c.begin, hub)
+		}
+	}
+	readAll(h)
+	end(io.EOF)
+	readAll(nil)
+	again, _ := f.connect(smallLimits) // as after a restart
+	if begin, end := again.bounds(); begin != wasBegin || end != printed {
+		t.Errorf("later it goes from %d to %d, want %d to %d", begin, end, wasBegin, printed)
+	}
+}
+
+func TestALogThatIsCutWhileItIsReadIsNotMadeUp(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, _ := f.connect(smallLimits)
+	f.line()
+	f.print(letters(0, 1000))
+	log, _, err := openConsoleLog(f.state, "web", h, 0)
+	must(t, err)
+	defer log.Close()
+	f.print(letters(1000, 100_000))
+	await(t, "it is cut", func() bool { begin, _ := h.bounds(); return begin > 1000 })
+	_, err = log.Read(make([]byte, 10))
+	mustFail(t, err, vm.CodeUnavailable)
+}
+
+func TestAVMThatNeverRanHasAnEmptyLog(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	for _, id := range []string{"other", "../web"} {
+		log, end, err := openConsoleLog(f.state, id, nil, 0)
+		if id != "other" {
+			mustFail(t, err, vm.CodeNotFound)
+			continue
+		}
+		must(t, err)
+		if got, err := io.ReadAll(log); len(got) != 0 || end != 0 || err != nil {
+			t.Errorf("it has %q up to %d, %v", got, end, err)
+		}
+		must(t, log.Close())
+	}
+}
+
+func TestALogThatSomebodyHasEmptiedGoesOn(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, _ := f.connect(smallLimits)
+	f.line()
+	f.print(letters(0, 1000))
+	await(t, "it is seen", func() bool { _, end := h.bounds(); return end == 1000 })
+	c, err := h.join(vm.ConsoleOptions{})
+	must(t, err)
+	defer c.Close()
+	must(t, f.log.Truncate(0))
+	f.print([]byte("more"))
+	await(t, "it is seen", func() bool { _, end := h.bounds(); return end == 4 })
+	_, err = c.Read(make([]byte, 10))
+	mustFail(t, err, vm.CodeUnavailable)
+}
+
+func TestWhatIsPrintedOnAFullDiskTakesTheLogsOwnRoom(t *testing.T) {
+	dir := tempDir(t)
+	smallDisk(t, dir, 1*mib)
+	f := newFakeSerial(t, dir)
+	h, _ := f.connect(smallLimits)
+	f.line()
+	var printed int64
+	print := func() {
+		f.print(letters(printed, 1000))
+		printed += 1000
+		await(t, "it is seen", func() bool { _, end := h.bounds(); return end == printed })
+	}
+	for range 40 {
+		print()
+	}
+	hog, err := f.state.Create("hog")
+	must(t, err)
+	defer hog.Close()
+	for err == nil {
+		_, err = hog.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"log.1": "fourfive", "log": "sixty"} {
-		if got, err := root.ReadFile(name); string(got) != want || err != nil {
-			t.Errorf("%s has %q, %v; want %q", name, got, err, want)
-		}
+	for range 200 {
+		print() // f.print says what was not kept
 	}
 }
 
 func TestWhatCannotBeKeptIsStillRead(t *testing.T) {
 	root, err := os.OpenRoot(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer root.Close()
-	l := &rotatingLog{root: root, name: "gone/log", old: "gone/log.1", max: 10}
-	defer l.Close()
-	r := strings.NewReader(strings.Repeat("x", 100_000))
-	drain(r, l)
-	if r.Len() != 0 {
-		t.Errorf("%d bytes were not read", r.Len())
+	for _, keeper := range []bool{true, false} {
+		h := newSerialHub(root, "gone", testLog(t), keeper)
+		ours, guest := net.Pipe()
+		go func() {
+			guest.Write(bytes.Repeat([]byte("x"), 100_000))
+			guest.Close()
+		}()
+		told := 0
+		if left := h.drain(ours, func() { told++ }); told != 1 || left != nil {
+			t.Errorf("it is told %d times", told)
+		}
+		if _, err := guest.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("not all was read: %v", err)
+		}
+		h.close(io.EOF)
 	}
 }
 

@@ -33,7 +33,8 @@ type session struct {
 	heard  func()        // to be called at the first byte from the console; nil if nobody wants to know, or it may not be the first
 	ended  chan struct{} // closed when the goroutines are done
 
-	agent *agent
+	agent   *agent
+	console *serialHub
 
 	recorder recorder
 	asked    atomic.Bool // vmand has told the process to end
@@ -59,6 +60,7 @@ func (d *Driver) open(id string, p *process) *session {
 		s.heard = func() { d.opts.Mark(id, vm.BootSerial, time.Now()) }
 	}
 	s.agent = newAgent(s, d.opts.Mark)
+	s.console = newSerialHub(d.state, id, s.log, !keepsSerialLog(p.pid))
 	d.sessions[id] = s
 	ctx, cancel := context.WithCancel(d.ctx)
 	d.wg.Go(func() {
@@ -71,7 +73,8 @@ func (d *Driver) open(id string, p *process) *session {
 	drained := make(chan struct{})
 	d.wg.Go(func() {
 		defer close(drained)
-		d.drainConsole(ctx, s)
+		s.console.run(ctx, d.layout.inRun(id, serialSuffix), s.heard)
+		s.console.closeAfter(p)
 	})
 	tended := make(chan struct{})
 	d.wg.Go(func() {

@@ -133,6 +133,11 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 		}
 		*socket.fd = b.add(f)
 	}
+	console, err := openSerialLog(d.state, s.ID)
+	if err != nil {
+		return nil, fileFault(err, "make the console log of vm %s", s.ID)
+	}
+	b.fds.serialLog = b.add(console)
 	if s.Root.Base != "" {
 		f, err := os.Open(s.Root.Base)
 		if err != nil {
