@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"vmand/vm"
 )
@@ -26,10 +27,10 @@ const rootPorts = vm.MaxNICs
 
 // bootFDs are the numbers that the descriptors handed to QEMU have there.
 type bootFDs struct {
-	qmp, operator, serial, agent int // listening sockets
-	serialLog                    int // what the guest prints is appended to it
-	base                         int // the base image, 0 if there is none
-	ports                        []portFDs
+	qmp, operator, agent int // listening sockets
+	serialLog            int // what the guest prints is appended to it
+	base                 int // the base image, 0 if there is none
+	ports                []portFDs
 }
 
 // Numbers of the descriptor sets that hold the base image and the serial log.
@@ -37,9 +38,6 @@ const (
 	baseFDSet      = 1
 	serialLogFDSet = 2
 )
-
-// serialLogOption is how a QEMU is told to write the serial log itself.
-const serialLogOption = ",logfile=/dev/fdset/"
 
 // device is the argument of -device and of device_add: being the same type,
 // what is there from the start and what is plugged later cannot differ.
@@ -156,7 +154,7 @@ func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string,
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-pidfile", l.pidfile(s.ID),
 	}
-	args = append(args, chardevArgs(fds)...)
+	args = append(args, chardevArgs(fds, l.inRun(s.ID, consoleSuffix))...)
 	devices, err := deviceArgs(s, l, fds)
 	if err != nil {
 		return nil, err
@@ -165,8 +163,9 @@ func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string,
 }
 
 // chardevArgs returns the two monitors, vmand's and the operator's, the serial
-// console and the way to the guest agent. Each listens on a socket made by vmand.
-func chardevArgs(fds bootFDs) []string {
+// console, whose files have names that begin with console, and the way to the
+// guest agent. What listens does so on a socket made by vmand.
+func chardevArgs(fds bootFDs, console string) []string {
 	listen := func(id string, fd int) []string {
 		return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, fd)}
 	}
@@ -176,8 +175,8 @@ func chardevArgs(fds bootFDs) []string {
 	args = append(args, listen(operatorChardev, fds.operator)...)
 	args = append(args, "-mon", "chardev="+operatorChardev+",mode=control")
 	args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.serialLog, serialLogFDSet))
-	args = append(args, listen(serialChardev, fds.serial)...)
-	args[len(args)-1] += serialLogOption + strconv.Itoa(serialLogFDSet) + ",logappend=on"
+	args = append(args, "-chardev", fmt.Sprintf("pipe,id=%s,path=%s,logfile=/dev/fdset/%d,logappend=on",
+		serialChardev, strings.ReplaceAll(console, ",", ",,"), serialLogFDSet))
 	args = append(args, "-serial", "chardev:"+serialChardev)
 	return append(args, listen(agentChardev, fds.agent)...)
 }

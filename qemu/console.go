@@ -146,6 +146,7 @@ func (h *serialHub) join(o vm.ConsoleOptions) (*console, error) {
 		h.typist = c
 		h.interrupt()
 	}
+	h.follow()
 	h.lookHere()
 	c.log.at = max(h.begin, h.end-max(0, o.Scrollback))
 	return c, nil
@@ -154,8 +155,8 @@ func (h *serialHub) join(o vm.ConsoleOptions) (*console, error) {
 // interrupt ends a write that is under way. h.mu is held, and who was writing is
 // the typist no more.
 func (h *serialHub) interrupt() {
-	if h.sock != nil {
-		h.sock.SetWriteDeadline(time.Unix(1, 0))
+	if h.line != nil {
+		h.line.SetWriteDeadline(time.Unix(1, 0))
 	}
 }
 
@@ -212,29 +213,30 @@ func (c *console) Write(p []byte) (int, error) {
 func (h *serialHub) typeIn(c *console, p []byte) (int, error) {
 	h.typing.Lock()
 	defer h.typing.Unlock()
-	deadline := time.NewTimer(h.limits.patience)
-	defer deadline.Stop()
-	for {
-		h.mu.Lock()
-		sock, changed, err := h.sock, h.wait(), h.mayType(c)
-		if err == nil && sock != nil {
-			sock.SetWriteDeadline(time.Now().Add(h.limits.patience)) // not after an interrupt
-		}
-		h.mu.Unlock()
-		if err != nil {
-			return 0, err
-		}
-		if sock != nil {
-			n, err := sock.Write(p)
-			return n, h.typeFault(c, err)
-		}
-		select {
-		case <-changed:
-		case <-c.closed:
-		case <-deadline.C:
-			return 0, fault(vm.CodeUnavailable, nil, "the console of vm %s is not connected", h.id)
-		}
+	line, err := h.pickUp(c)
+	if err != nil {
+		return 0, err
 	}
+	n, err := line.Write(p)
+	return n, h.typeFault(c, err)
+}
+
+// pickUp returns the line to the guest for somebody to write to, once.
+func (h *serialHub) pickUp(c *console) (line, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.mayType(c); err != nil {
+		return nil, err
+	}
+	if h.line == nil {
+		line, err := h.dial()
+		if err != nil {
+			return nil, fault(vm.CodeUnavailable, err, "the console of vm %s cannot be typed on", h.id)
+		}
+		h.line = line
+	}
+	h.line.SetWriteDeadline(time.Now().Add(h.limits.patience)) // an interrupt comes after it
+	return h.line, nil
 }
 
 // mayType says why somebody cannot type. h.mu is held.
@@ -266,6 +268,7 @@ func (h *serialHub) typeFault(c *console, err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return fault(vm.CodeUnavailable, nil, "the guest of vm %s does not take in what is typed", h.id)
 	}
+	h.hangUp()
 	return fault(vm.CodeUnavailable, err, "type on the console of vm %s", h.id)
 }
 
@@ -279,6 +282,7 @@ func (c *console) Close() error {
 			h.typist = nil
 			h.interrupt()
 		}
+		h.unfollow()
 		h.mu.Unlock()
 		c.reads.Lock() // whoever reads has seen it
 		defer c.reads.Unlock()

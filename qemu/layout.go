@@ -39,16 +39,18 @@ func vmCrash(id string, at time.Time) string {
 
 // Suffixes of the files in the runtime directory, which a reboot clears.
 const (
-	pidSuffix      = ".pid"    // locked by QEMU for as long as it lives
-	uuidSuffix     = ".uuid"   // which UUID its monitor must name
-	qmpSuffix      = ".qmp"    // vmand's monitor
-	operatorSuffix = ".op-qmp" // a second monitor, for the host's operator
-	serialSuffix   = ".serial" // the serial console; vmand is its one client
-	agentSuffix    = ".qga"    // the guest agent's port; vmand is its one client
-	drySuffix      = ".dry"    // a VM that only pretends to run
+	pidSuffix        = ".pid"                 // locked by QEMU for as long as it lives
+	uuidSuffix       = ".uuid"                // which UUID its monitor must name
+	qmpSuffix        = ".qmp"                 // vmand's monitor
+	operatorSuffix   = ".op-qmp"              // a second monitor, for the host's operator
+	consoleSuffix    = ".tty"                 // the serial console: QEMU adds .in and .out
+	consoleInSuffix  = consoleSuffix + ".in"  // a FIFO, for what is typed
+	consoleOutSuffix = consoleSuffix + ".out" // leads to nowhere: what is printed is in the serial log
+	agentSuffix      = ".qga"                 // the guest agent's port; vmand is its one client
+	drySuffix        = ".dry"                 // a VM that only pretends to run
 )
 
-var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, serialSuffix, agentSuffix}
+var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, agentSuffix, consoleInSuffix, consoleOutSuffix}
 
 // layout names every file. Both directories are absolute.
 type layout struct {
@@ -70,7 +72,7 @@ func newLayout(stateDir, runtimeDir string) (layout, error) {
 		}
 		*d.to = abs
 	}
-	longest := max(len(operatorSuffix), len(serialSuffix))
+	longest := max(len(operatorSuffix), len(agentSuffix))
 	if n := len(l.run) + len("/") + maxNameBytes + longest; n > maxSockPath {
 		return layout{}, fmt.Errorf("runtime directory %s is too long: with the longest VM id the path of a socket in it would have %d bytes, "+
 			"and the kernel takes at most %d; set a runtime_dir of at most %d bytes",

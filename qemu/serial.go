@@ -1,15 +1,12 @@
 package qemu
 
 import (
-	"bytes"
-	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -18,30 +15,33 @@ import (
 	"vmand/vm"
 )
 
-// serialHub is vmand's end of a VM's serial console: the one client of its
-// socket, and where all who read and type meet.
+// serialHub is where all who read a VM's serial console, and who types on it, meet.
 //
 // QEMU itself appends what the guest prints to the serial log, so nothing is lost
 // while no vmand looks, and there is one place that says what was printed: the
-// log. Everybody reads that file, each at a position of their own, and what comes
-// by the socket only says that there is more. So what is old and what is live
-// join by themselves, across restarts of vmand too, and a reader who is slow
-// costs no memory. The price is that nothing bounds the log of a guest that
-// chatters while no vmand runs; the next one does at once.
+// log. Everybody reads that file, each at a position of their own; inotify says
+// that there is more. So what is old and what is live join by themselves, across
+// restarts of vmand too, a reader who is slow costs no memory, and nothing that
+// vmand does or does not do can hold up a guest. The price is that nothing bounds
+// the log of a guest that chatters while no vmand runs; the next one does at once.
+//
+// What is typed goes through a FIFO. A socket would not do: QEMU 7.2 writes a byte
+// to the log, and once more each time it tries again, when a socket's buffer is
+// full (qemu_chr_write_buffer in chardev/char.c), and that happens after some 300
+// bytes that are printed one by one.
 //
 // The log is bounded by a hole at its beginning, which the file system makes
 // while QEMU appends: no byte can slip through, as one would between copying a
 // log and emptying it, and an offset in the file means the same for its life.
 type serialHub struct {
-	state *os.Root
-	id    string
-	log   *slog.Logger
-	// keeper means that who prints does not write the log, and the hub does: QEMUs
-	// that an older vmand has started, and dry runs.
-	keeper bool
+	state  *os.Root
+	id     string
+	log    *slog.Logger
+	watch  *serialWatch         // nil if print is told what is printed
+	dial   func() (line, error) // to the guest
 	limits serialLimits
 
-	typing sync.Mutex // held over a write to sock; taken before mu
+	typing sync.Mutex // held over a write to line; taken before mu
 
 	mu         sync.Mutex
 	file       *os.File // nil if there is no log
@@ -49,11 +49,17 @@ type serialHub struct {
 	reserved   int64    // up to where the file system holds room for it
 	over       error    // what readers get at the end, once there will be no more
 	changed    chan struct{}
-	sock       net.Conn // nil while there is no connection
+	heard      func()   // to be called when more is printed; nil once it was, or if nobody wants to know
+	followers  int      // how many want to know at once that there is more
+	line       line     // nil if it is not open
 	typist     *console // nil if nobody types
 	lost       bool     // a complaint about the log was logged
-	again      *time.Timer
-	pause      time.Duration // until the log is looked at again
+}
+
+// A line leads to a guest.
+type line interface {
+	io.WriteCloser
+	SetWriteDeadline(time.Time) error
 }
 
 // serialLimits are constants, but for tests.
@@ -66,23 +72,54 @@ type serialLimits struct {
 
 var usualLimits = serialLimits{most: 32 << 20, keep: 16 << 20, grain: 1 << 20, reserve: 64 << 10, patience: 5 * time.Second}
 
-// lastWords is how long what an ended QEMU has written is still read.
-const lastWords = 100 * time.Millisecond
+// openHub makes the hub of a VM's console. heard, if not nil, is called once, when
+// more is printed than the log has.
+func (d *Driver) openHub(id string, log *slog.Logger, heard func()) *serialHub {
+	fifo := d.layout.inRun(id, consoleInSuffix)
+	return newSerialHub(&serialHub{state: d.state, id: id, log: log, watch: d.watch, heard: heard, dial: func() (line, error) {
+		return os.OpenFile(fifo, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	}})
+}
 
-// maxTyped is how much the kernel holds of what was typed and not taken in; it
-// counts twice what it is told (socket(7)).
-const maxTyped = 64 << 10
-
-func newSerialHub(state *os.Root, id string, log *slog.Logger, keeper bool) *serialHub {
-	h := &serialHub{state: state, id: id, log: log, keeper: keeper, limits: usualLimits}
-	h.look()
+// newSerialHub opens a hub that has state, id, log and what else it is to have.
+func newSerialHub(h *serialHub) *serialHub {
+	h.limits = usualLimits
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	heard := h.heard
+	h.heard = nil
+	h.lookHere()
+	if heard != nil { // of what is printed from now on
+		h.heard = heard
+		h.follow()
+	}
+	if h.watch != nil {
+		h.watch.add(h)
+	}
 	return h
 }
 
-// keepsSerialLog reports whether a process was told to write the log itself.
-func keepsSerialLog(pid int) bool {
-	b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-	return bytes.Contains(b, []byte(serialLogOption))
+// makeConsole makes what QEMU's end of a console is: two files, of which it reads
+// one and writes the other. What the guest prints gets into the log on its way.
+func (l layout) makeConsole(id string, a account) error {
+	in, out := l.inRun(id, consoleInSuffix), l.inRun(id, consoleOutSuffix)
+	for _, name := range []string{in, out} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := unix.Mkfifo(in, 0o600); err != nil {
+		return fmt.Errorf("make %s: %w", in, err)
+	}
+	f, err := os.OpenFile(in, os.O_RDWR, 0) // does not wait for another
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := a.own(f); err != nil {
+		return err
+	}
+	return os.Symlink(os.DevNull, out)
 }
 
 // openSerialLog opens, or makes, the log that a QEMU appends to.
@@ -90,95 +127,28 @@ func openSerialLog(state *os.Root, id string) (*os.File, error) {
 	return state.OpenFile(vmSerialLog(id), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 }
 
-// run keeps the connection to a console's socket, and reads, until ctx is done: a
-// guest whose console nobody drains stops at its next word. heard, if not nil, is
-// called at the first byte.
-func (h *serialHub) run(ctx context.Context, path string, heard func()) {
-	wait := firstRetry
-	for ctx.Err() == nil {
-		var dialer net.Dialer
-		sock, err := dialer.DialContext(ctx, "unix", path)
-		if err == nil {
-			wait = firstRetry
-			hangUp := context.AfterFunc(ctx, func() { sock.SetReadDeadline(time.Now().Add(lastWords)) })
-			heard = h.drain(sock, heard)
-			hangUp()
-		} else if ctx.Err() == nil {
-			h.log.Debug("serial console connection failed", "error", err)
-		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-		}
-		t.Stop()
-		wait = min(2*wait, lastRetry)
-	}
-}
-
-// drain reads from a connection until it ends, whether it can be kept or not,
-// and closes it. It returns heard, or nil if that was called.
-func (h *serialHub) drain(sock net.Conn, heard func()) func() {
-	if s, ok := sock.(*net.UnixConn); ok {
-		s.SetWriteBuffer(maxTyped / 2) // else more waits
-	}
-	h.connect(sock)
-	defer h.connect(nil)
-	defer sock.Close()
-	buf := make([]byte, 4096)
-	for {
-		n, err := sock.Read(buf)
-		if n > 0 {
-			if heard != nil {
-				heard()
-				heard = nil
-			}
-			h.print(buf[:n])
-		}
-		if err != nil {
-			return heard
-		}
-	}
-}
-
-func (h *serialHub) connect(sock net.Conn) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.sock = sock
-	h.tell()
-}
-
-// print notes that the guest has printed something. QEMU writes it to the log
-// just after it sends it, so there may be more in the log a moment later.
+// print appends to the log in QEMU's place.
 func (h *serialHub) print(p []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.keeper && h.opened() {
+	if h.opened() {
 		h.file.Write(p) // what cannot be kept is lost
-	}
-	h.lookHere()
-	if h.keeper {
-		return
-	}
-	h.pause = time.Millisecond
-	if h.again == nil {
-		h.again = time.AfterFunc(h.pause, h.lookAgain)
-	} else {
-		h.again.Reset(h.pause)
+		h.lookHere()
 	}
 }
 
-// lookAgain looks at the log after 1, 4, 16, … ms and a last time after a second.
-func (h *serialHub) lookAgain() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.over != nil {
-		return
+// follow has the log watched, until as many have called unfollow. h.mu is held.
+func (h *serialHub) follow() {
+	h.followers++
+	if h.followers == 1 && h.file != nil && h.watch != nil {
+		h.watch.follow(h, h.file)
 	}
-	h.lookHere()
-	if h.pause < time.Second {
-		h.pause *= 4
-		h.again.Reset(h.pause)
+}
+
+func (h *serialHub) unfollow() {
+	h.followers--
+	if h.followers == 0 && h.watch != nil {
+		h.watch.unfollow(h)
 	}
 }
 
@@ -203,6 +173,11 @@ func (h *serialHub) lookHere() {
 	}
 	h.end = end
 	h.tell()
+	if h.heard != nil {
+		h.heard()
+		h.heard = nil
+		h.unfollow()
+	}
 	if h.end-h.begin > h.limits.most {
 		h.trim(h.limits.keep)
 	}
@@ -223,6 +198,9 @@ func (h *serialHub) opened() bool {
 		return false
 	}
 	h.file, h.begin = f, firstData(f)
+	if h.followers > 0 && h.watch != nil {
+		h.watch.follow(h, f)
+	}
 	return true
 }
 
@@ -298,24 +276,30 @@ func (h *serialHub) wait() <-chan struct{} {
 // errEnding is what readers get when vmand ends and the VM does not.
 var errEnding = fault(vm.CodeUnavailable, nil, "vmand is ending")
 
-// close ends the hub, and a connection that is left. Readers get why after the
-// last byte.
+// close ends the hub. Readers get why after the last byte.
 func (h *serialHub) close(why error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.sock != nil {
-		h.sock.Close()
-	}
 	h.lookHere()
 	h.over = why
-	if h.again != nil {
-		h.again.Stop()
+	if h.watch != nil {
+		h.watch.remove(h)
 	}
+	h.interrupt()
+	h.hangUp()
 	if h.file != nil {
 		h.file.Close()
 		h.file = nil
 	}
 	h.tell()
+}
+
+// hangUp closes the line. h.mu is held.
+func (h *serialHub) hangUp() {
+	if h.line != nil {
+		h.line.Close()
+		h.line = nil
+	}
 }
 
 // closeAfter ends the hub of a process that has ended, or that vmand lets go of.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,104 +17,75 @@ import (
 	"vmand/vm"
 )
 
-// fakeSerial does with a console's socket and its log what QEMU does.
+// fakeSerial does with a console's files what QEMU does.
 type fakeSerial struct {
 	t      testing.TB
+	layout layout
 	state  *os.Root
-	path   string
-	socket net.Listener
-
-	mu   sync.Mutex
-	log  *os.File
-	conn net.Conn // nil while nobody is connected
+	log    *os.File // for what is printed
+	line   *os.File // for what is typed
 }
 
-// newFakeSerial makes the console of a VM "web" in a state directory.
+// newFakeSerial makes the console of a VM "web" in a directory.
 func newFakeSerial(t testing.TB, dir string) *fakeSerial {
 	t.Helper()
 	state, err := os.OpenRoot(dir)
 	must(t, err)
 	must(t, state.MkdirAll(vmDir("web"), 0o700))
-	f := &fakeSerial{t: t, state: state, path: filepath.Join(dir, "serial")}
+	f := &fakeSerial{t: t, layout: layout{state: dir, run: dir}, state: state}
+	must(t, f.layout.makeConsole("web", account{}))
 	f.log, err = openSerialLog(state, "web")
 	must(t, err)
-	f.socket, err = net.Listen("unix", f.path)
+	f.line, err = os.OpenFile(f.layout.inRun("web", consoleInSuffix), os.O_RDWR, 0)
 	must(t, err)
-	var accepting sync.WaitGroup
-	accepting.Go(func() {
-		for {
-			conn, err := f.socket.Accept()
-			if err != nil {
-				return
-			}
-			f.hangUp()
-			f.mu.Lock()
-			f.conn = conn
-			f.mu.Unlock()
-		}
-	})
 	t.Cleanup(func() {
-		f.socket.Close()
-		accepting.Wait()
-		f.hangUp()
+		f.line.Close()
 		f.log.Close()
 		state.Close()
 	})
 	return f
 }
 
-func (f *fakeSerial) hangUp() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.conn != nil {
-		f.conn.Close()
-		f.conn = nil
-	}
-}
-
-// print prints as a guest does: to the socket, if anybody is there, then to the log.
 func (f *fakeSerial) print(p []byte) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.conn != nil {
-		if _, err := f.conn.Write(p); err != nil {
-			f.conn.Close()
-			f.conn = nil
-		}
-	}
 	if _, err := f.log.Write(p); err != nil {
 		f.t.Error(err)
 	}
 }
 
-// line returns the guest's end of the connection.
-func (f *fakeSerial) line() (conn net.Conn) {
+// reads ends the test if the guest does not read what was typed.
+func (f *fakeSerial) reads(want string) {
 	f.t.Helper()
-	await(f.t, "the hub is connected", func() bool {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		conn = f.conn
-		return conn != nil
-	})
-	return conn
+	buf := make([]byte, len(want))
+	if _, err := io.ReadFull(f.line, buf); string(buf) != want || err != nil {
+		f.t.Fatalf("the guest reads %q, %v; want %q", buf, err, want)
+	}
 }
 
 // connect makes a hub, as a vmand does that finds the VM. It ends with end, at
 // the latest with the test.
 func (f *fakeSerial) connect(limits serialLimits) (h *serialHub, end func(why error)) {
 	f.t.Helper()
-	h = newSerialHub(f.state, "web", testLog(f.t), false)
-	h.limits = limits
+	d := &Driver{layout: f.layout, state: f.state, watch: newSerialWatch(testLog(f.t))}
 	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() { h.run(ctx, f.path, nil) })
+	var watching sync.WaitGroup
+	watching.Go(func() { d.watch.run(ctx) })
+	h = d.openHub("web", testLog(f.t), func() {})
+	h.mu.Lock()
+	h.limits = limits
+	h.mu.Unlock()
 	end = func(why error) {
-		cancel()
-		running.Wait()
 		h.close(why)
+		cancel()
+		watching.Wait()
 	}
 	f.t.Cleanup(func() { end(io.EOF) })
 	return h, end
+}
+
+// awaitEnd waits until the hub has seen that much, without being told to look.
+func (h *serialHub) awaitEnd(t testing.TB, want int64) {
+	t.Helper()
+	await(t, "it is seen", func() bool { _, end := h.bounds(); return end == want })
 }
 
 // smallLimits make a log short.
@@ -133,12 +103,11 @@ func letters(from, n int64) []byte {
 func TestASerialLogIsBoundedAndItsOffsetsStay(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, end := f.connect(smallLimits)
-	f.line()
 	var printed int64
 	for range 100 {
 		f.print(letters(printed, 5000))
 		printed += 5000
-		await(t, "it is seen", func() bool { _, end := h.bounds(); return end == printed })
+		h.look()
 		if begin, _ := h.bounds(); printed-begin > 64<<10 || printed > 64<<10 && printed-begin < 32<<10 {
 			t.Fatalf("of %d bytes the log begins at %d", printed, begin)
 		}
@@ -179,13 +148,12 @@ func TestASerialLogIsBoundedAndItsOffsetsStay(t *testing.T) {
 func TestALogThatIsCutWhileItIsReadIsNotMadeUp(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, _ := f.connect(smallLimits)
-	f.line()
 	f.print(letters(0, 1000))
 	log, _, err := openConsoleLog(f.state, "web", h, 0)
 	must(t, err)
 	defer log.Close()
 	f.print(letters(1000, 100_000))
-	await(t, "it is cut", func() bool { begin, _ := h.bounds(); return begin > 1000 })
+	h.look()
 	_, err = log.Read(make([]byte, 10))
 	mustFail(t, err, vm.CodeUnavailable)
 }
@@ -209,15 +177,14 @@ func TestAVMThatNeverRanHasAnEmptyLog(t *testing.T) {
 func TestALogThatSomebodyHasEmptiedGoesOn(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, _ := f.connect(smallLimits)
-	f.line()
 	f.print(letters(0, 1000))
-	await(t, "it is seen", func() bool { _, end := h.bounds(); return end == 1000 })
+	h.look()
 	c, err := h.join(vm.ConsoleOptions{})
 	must(t, err)
 	defer c.Close()
 	must(t, f.log.Truncate(0))
 	f.print([]byte("more"))
-	await(t, "it is seen", func() bool { _, end := h.bounds(); return end == 4 })
+	h.awaitEnd(t, 4) // c follows it
 	_, err = c.Read(make([]byte, 10))
 	mustFail(t, err, vm.CodeUnavailable)
 }
@@ -227,12 +194,11 @@ func TestWhatIsPrintedOnAFullDiskTakesTheLogsOwnRoom(t *testing.T) {
 	smallDisk(t, dir, 1*mib)
 	f := newFakeSerial(t, dir)
 	h, _ := f.connect(smallLimits)
-	f.line()
 	var printed int64
 	print := func() {
 		f.print(letters(printed, 1000))
 		printed += 1000
-		await(t, "it is seen", func() bool { _, end := h.bounds(); return end == printed })
+		h.look()
 	}
 	for range 40 {
 		print()
@@ -251,25 +217,50 @@ func TestWhatIsPrintedOnAFullDiskTakesTheLogsOwnRoom(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeKeptIsStillRead(t *testing.T) {
-	root, err := os.OpenRoot(t.TempDir())
+func TestALogIsFollowedWithoutInotify(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, _ := f.connect(smallLimits)
+	must(t, h.watch.inotify.Close())
+	c, err := h.join(vm.ConsoleOptions{})
 	must(t, err)
-	defer root.Close()
-	for _, keeper := range []bool{true, false} {
-		h := newSerialHub(root, "gone", testLog(t), keeper)
-		ours, guest := net.Pipe()
-		go func() {
-			guest.Write(bytes.Repeat([]byte("x"), 100_000))
-			guest.Close()
-		}()
-		told := 0
-		if left := h.drain(ours, func() { told++ }); told != 1 || left != nil {
-			t.Errorf("it is told %d times", told)
+	defer c.Close()
+	f.print([]byte("hello"))
+	buf := make([]byte, 5)
+	if _, err := io.ReadFull(c, buf); err != nil || string(buf) != "hello" {
+		t.Errorf("it reads %q, %v", buf, err)
+	}
+}
+
+func TestALogIsWatchedOnlyWhileSomebodyWantsToKnow(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, end := f.connect(smallLimits)
+	watched := func() bool {
+		h.watch.mu.Lock()
+		defer h.watch.mu.Unlock()
+		return len(h.watch.of) == 1 && h.watch.hubs[h] != noWatch
+	}
+	if !watched() {
+		t.Error("its first byte would not be seen")
+	}
+	f.print([]byte("x"))
+	await(t, "the first byte is seen", func() bool { return !watched() })
+	for range 2 {
+		one, err := h.join(vm.ConsoleOptions{})
+		must(t, err)
+		two, err := h.join(vm.ConsoleOptions{})
+		must(t, err)
+		one.Close()
+		if !watched() {
+			t.Error("it is not watched although somebody reads")
 		}
-		if _, err := guest.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
-			t.Errorf("not all was read: %v", err)
+		two.Close()
+		if watched() {
+			t.Error("it is watched although nobody reads")
 		}
-		h.close(io.EOF)
+	}
+	end(io.EOF)
+	if n := len(h.watch.hubs); n != 0 {
+		t.Errorf("%d hubs are left", n)
 	}
 }
 

@@ -60,7 +60,7 @@ func (d *Driver) open(id string, p *process) *session {
 		s.heard = func() { d.opts.Mark(id, vm.BootSerial, time.Now()) }
 	}
 	s.agent = newAgent(s, d.opts.Mark)
-	s.console = newSerialHub(d.state, id, s.log, !keepsSerialLog(p.pid))
+	s.console = d.openHub(id, s.log, s.heard)
 	d.sessions[id] = s
 	ctx, cancel := context.WithCancel(d.ctx)
 	d.wg.Go(func() {
@@ -69,12 +69,6 @@ func (d *Driver) open(id string, p *process) *session {
 		case <-p.done:
 		case <-ctx.Done():
 		}
-	})
-	drained := make(chan struct{})
-	d.wg.Go(func() {
-		defer close(drained)
-		s.console.run(ctx, d.layout.inRun(id, serialSuffix), s.heard)
-		s.console.closeAfter(p)
 	})
 	tended := make(chan struct{})
 	d.wg.Go(func() {
@@ -85,7 +79,7 @@ func (d *Driver) open(id string, p *process) *session {
 		defer close(s.ended)
 		s.run(ctx)
 		cancel()
-		<-drained
+		s.console.closeAfter(p)
 		<-tended
 		if p.exited() {
 			if !s.asked.Load() {

@@ -126,7 +126,7 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	for _, socket := range []struct {
 		suffix string
 		fd     *int
-	}{{qmpSuffix, &b.fds.qmp}, {operatorSuffix, &b.fds.operator}, {serialSuffix, &b.fds.serial}, {agentSuffix, &b.fds.agent}} {
+	}{{qmpSuffix, &b.fds.qmp}, {operatorSuffix, &b.fds.operator}, {agentSuffix, &b.fds.agent}} {
 		f, err := listen(d.layout.inRun(s.ID, socket.suffix))
 		if err != nil {
 			return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
@@ -178,8 +178,11 @@ func (d *Driver) spawn(id string, argv []string, files []*os.File) (*session, er
 	return d.open(id, proc), nil
 }
 
-// prepareRun records whose the process will be.
+// prepareRun records whose the process will be, and makes its console.
 func (d *Driver) prepareRun(s vm.Spec) error {
+	if err := d.layout.makeConsole(s.ID, d.account); err != nil {
+		return fmt.Errorf("make its console: %w", err)
+	}
 	return os.WriteFile(d.layout.inRun(s.ID, uuidSuffix), []byte(s.UUID+"\n"), 0o600)
 }
 
