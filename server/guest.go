@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -74,6 +75,9 @@ func guestCommand(b *openapi.ExecRequest) (vm.GuestCommand, error) {
 	}
 	env := value(b.Env)
 	for _, name := range sortedNames(env) {
+		if strings.Contains(name, "=") {
+			return c, invalid(vm.FieldFault{Field: "/env", Detail: "has a name with a '=' in it"})
+		}
 		c.Env = append(c.Env, name+"="+env[name])
 	}
 	if b.StdinBase64 == nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"vmand/vm"
 )
@@ -37,6 +38,7 @@ type Driver struct {
 }
 
 type process struct {
+	since   time.Time
 	pid     int
 	status  vm.RunStatus
 	plugged []string
@@ -104,7 +106,7 @@ func (d *Driver) process(id string) *process {
 	}
 	if d.procs[id] == nil {
 		d.next++
-		d.procs[id] = &process{pid: 1000 + d.next, plugged: []string{}, nics: []int{}}
+		d.procs[id] = &process{since: time.Now().UTC(), pid: 1000 + d.next, plugged: []string{}, nics: []int{}}
 	}
 	return d.procs[id]
 }

@@ -166,13 +166,14 @@ func (d *Driver) Agent(id string) vm.Agent {
 }
 
 func (d *Driver) agent(id string) vm.Agent {
-	if p := d.procs[id]; p == nil || p.status != vm.StatusRunning {
+	p := d.procs[id]
+	if p == nil || p.status != vm.StatusRunning {
 		return vm.Agent{State: vm.AgentAbsent}
 	}
 	if a, ok := d.agents[id]; ok {
 		return a
 	}
-	return vm.Agent{State: vm.AgentConnected, Version: "7.2.0"}
+	return vm.Agent{State: vm.AgentConnected, Version: "7.2.0", LastSeenAt: p.since}
 }
 
 // ask does something through a guest agent that answers.
