@@ -139,17 +139,18 @@ func goodVHDX() []byte {
 	}
 	m := b[2*mib:]
 	copy(m, "metadata")
-	le.PutUint16(m[10:], 3)
-	for i, g := range [][16]byte{guidParameters, guidSize, guidSector} {
+	le.PutUint16(m[10:], 5)
+	for i, g := range [][16]byte{guidParameters, guidSize, guidSector, guidPhysical, guidPage83} {
 		e := m[32+32*i:]
 		copy(e, g[:])
 		le.PutUint32(e[16:], uint32(64<<10+8*i))
-		le.PutUint32(e[20:], 8)
+		le.PutUint32(e[20:], []uint32{8, 8, 4, 4, 16}[i])
 		le.PutUint32(e[24:], 4)
 	}
 	le.PutUint32(m[64<<10:], mib)
 	le.PutUint64(m[64<<10+8:], 4*mib)
 	le.PutUint32(m[64<<10+16:], 512)
+	le.PutUint32(m[64<<10+24:], 512)
 	le.PutUint64(b[3*mib:], 4*mib|6)
 	resealVHDX(b)
 	return b

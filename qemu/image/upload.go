@@ -71,8 +71,9 @@ func (i *Importer) Append(ctx context.Context, name string, offset int64, r io.R
 	}
 	defer mark.Close()
 	err = errors.Join(f.Truncate(offset), i.syncDir())
-	if offset == 0 {
-		err = errors.Join(err, mark.Truncate(0)) // it may be of an upload before
+	if offset == 0 { // its number may be of an upload before, and later the disk may be full
+		_, failure := mark.WriteAt(fmt.Appendf(nil, "%0*d", markBytes, 0), 0)
+		err = errors.Join(err, failure)
 	}
 	if err != nil {
 		return durable, fmt.Errorf("open the upload: %w", err)

@@ -67,7 +67,7 @@ func (x *xzReader) Read(p []byte) (int, error) {
 		x.check.Write(p[:n])
 		x.here, x.total = x.here+uint64(n), x.total+uint64(n)
 		switch {
-		case errors.Is(err, io.EOF):
+		case err == io.EOF: // itself: an error of what brings the file may have one in it
 			x.err = x.endBlock()
 		case err != nil:
 			x.err = err
@@ -118,7 +118,7 @@ func (x *xzReader) openStream() error {
 	x.read, x.blocks, x.whole = 0, 0, 0
 	for first := x.total == 0 && x.count == 0; ; {
 		head, err := x.in.Peek(4)
-		if len(head) == 0 && errors.Is(err, io.EOF) && !first {
+		if len(head) == 0 && err == io.EOF && !first {
 			return io.EOF
 		}
 		if err != nil {
@@ -278,7 +278,7 @@ func (x *xzReader) uvarint() (uint64, error) { return binary.ReadUvarint(x) }
 
 // noEOF is for where a file must not end.
 func noEOF(err error) error {
-	if errors.Is(err, io.EOF) {
+	if err == io.EOF {
 		return io.ErrUnexpectedEOF
 	}
 	return err
