@@ -46,6 +46,9 @@ func run(args []string, stdout io.Writer) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	if line.command == consoleCommand {
+		return console(ctx, cfg, line.operand, line.console, standard{os.Stdin, os.Stdout, os.Stderr})
+	}
 	if command := commands[line.command]; command != nil {
 		return command(ctx, cfg, line.operand, stdout)
 	}

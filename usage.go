@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -15,8 +16,9 @@ type commandLine struct {
 	check    bool   // --check-config
 	version  bool
 	help     bool
-	command  string // backup or restore, empty to serve
-	operand  string // the command's FILE
+	command  string // such as backup, empty to serve
+	operand  string // the command's FILE or VM
+	console  consoleFlags
 }
 
 // parseArgs reads the command line. What the settings' flags are given is looked
@@ -28,6 +30,8 @@ func parseArgs(args []string) (commandLine, error) {
 	c.settings.BoolVar(&c.check, "check-config", false, "")
 	c.settings.BoolVar(&c.version, "version", false, "")
 	c.settings.BoolVarP(&c.help, "help", "h", false, "")
+	c.settings.BoolVar(&c.console.readOnly, "read-only", false, "")
+	c.settings.BoolVar(&c.console.takeOver, "take-over", false, "")
 	for _, s := range settings {
 		c.settings.String(s.flag(), "", "")
 		if _, isSwitch := s.to(new(Config)).(*bool); isSwitch {
@@ -39,8 +43,12 @@ func parseArgs(args []string) (commandLine, error) {
 	}
 	words := c.settings.Args()
 	switch {
+	case c.console != (consoleFlags{}) && (len(words) == 0 || words[0] != consoleCommand):
+		return c, errors.New("--read-only and --take-over are for vmand console; see vmand --help")
+	case c.console.readOnly && c.console.takeOver:
+		return c, errors.New("--read-only and --take-over exclude each other; see vmand --help")
 	case len(words) == 0:
-	case commands[words[0]] == nil:
+	case commands[words[0]] == nil && words[0] != consoleCommand:
 		return c, fmt.Errorf("unexpected argument %q; vmand --help lists the flags", words[0])
 	case len(words) != 2 || words[1] == "":
 		return c, fmt.Errorf("vmand %s takes one more word; see vmand --help", words[0])
@@ -65,6 +73,7 @@ const usageHead = `Usage: vmand [flags]
        vmand backup FILE [flags]
        vmand restore FILE [flags]
        vmand network teardown [flags]
+       vmand console VM [flags]
 
 vmand runs the QEMU virtual machines of this host and serves the REST API by which
 they are managed. It needs no configuration. Stopping it stops no VM.
@@ -79,6 +88,13 @@ orphans in GET /observer/status and leaves alone.
 
 network teardown removes from the host all that vmand has made for its networks: bridges,
 taps, firewall rules. VMs that run lose their connections; the next vmand makes it again.
+
+console connects the terminal to the serial console of a VM, through the socket of the
+vmand that runs. Enter ~ . leaves it, Enter ~ ? tells what else there is. What is no
+terminal is passed on as it is, until the VM's run is over.
+
+  --read-only      of console: show what the guest prints, and type nothing
+  --take-over      of console: type in the place of whoever does; they are cut off
 
   --config FILE    read settings from FILE, not from ` + defaultConfigFile + `
   --check-config   say whether the configuration can be used, and do nothing else

@@ -14,6 +14,13 @@ import (
 	strictecho "github.com/oapi-codegen/runtime/strictmiddleware/echo"
 )
 
+// Defines values for AgentState.
+const (
+	AgentStateAbsent    AgentState = "absent"
+	AgentStateConnected AgentState = "connected"
+	AgentStateSilent    AgentState = "silent"
+)
+
 // Defines values for CreateNICLink.
 const (
 	CreateNICLinkDown CreateNICLink = "down"
@@ -64,6 +71,7 @@ const (
 	EventTypeVmBoot           EventType = "vm.boot"
 	EventTypeVmCreated        EventType = "vm.created"
 	EventTypeVmDeleted        EventType = "vm.deleted"
+	EventTypeVmGuest          EventType = "vm.guest"
 	EventTypeVmState          EventType = "vm.state"
 	EventTypeVmUpdated        EventType = "vm.updated"
 )
@@ -177,10 +185,12 @@ const (
 // Defines values for ProblemCode.
 const (
 	ProblemCodeAddressesExhausted   ProblemCode = "addresses-exhausted"
+	ProblemCodeAgentUnavailable     ProblemCode = "agent-unavailable"
 	ProblemCodeAlreadyExists        ProblemCode = "already-exists"
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
 	ProblemCodeForbidden            ProblemCode = "forbidden"
+	ProblemCodeGuestRefused         ProblemCode = "guest-refused"
 	ProblemCodeIdempotencyMismatch  ProblemCode = "idempotency-mismatch"
 	ProblemCodeInUse                ProblemCode = "in-use"
 	ProblemCodeInsufficientMemory   ProblemCode = "insufficient-memory"
@@ -203,7 +213,9 @@ const (
 	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
+	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
+	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
 )
 
 // Defines values for Protocol.
@@ -289,6 +301,29 @@ type AdoptOrphan struct {
 	TemplateName *string `json:"template_name,omitempty"`
 }
 
+// Agent What is known of a VM's guest agent, without asking it. The VM's entity tag says nothing of `last_seen_at`.
+type Agent struct {
+	// LastSeenAt When it last answered, in UTC. Null when it never has.
+	LastSeenAt *Time `json:"last_seen_at"`
+
+	// State Whether a guest agent answers.
+	//
+	// - `connected`: it does.
+	// - `silent`: it has answered, or something in the guest listens, and it does not answer now.
+	// - `absent`: the VM does not run, or nothing in the guest has ever listened.
+	State AgentState `json:"state"`
+
+	// Version The version it says it is of. Null when that is not known.
+	Version *string `json:"version"`
+}
+
+// AgentState Whether a guest agent answers.
+//
+// - `connected`: it does.
+// - `silent`: it has answered, or something in the guest listens, and it does not answer now.
+// - `absent`: the VM does not run, or nothing in the guest has ever listened.
+type AgentState string
+
 // AttachDisk The VM to attach a data disk to.
 type AttachDisk struct {
 	// MountPoint The slot of the disk in the guest. When it is not given: the one the disk was created with, else the next
@@ -310,6 +345,9 @@ type AutostartOrder = int
 
 // Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
 type Boot struct {
+	// AgentAt When the guest agent gave its first answer.
+	AgentAt *Time `json:"agent_at"`
+
 	// DhcpAckAt When the guest first confirmed its address.
 	DHCPAckAt *Time `json:"dhcp_ack_at"`
 
@@ -328,6 +366,25 @@ type Boot struct {
 
 // CPUCount The number of vCPUs.
 type CPUCount = int
+
+// ConsoleTicket A ticket for the console of one VM, good for one connection.
+type ConsoleTicket struct {
+	// ExpiresAt When it can no longer be used, in UTC.
+	ExpiresAt Time `json:"expires_at"`
+
+	// Ticket The ticket. It is a secret.
+	Ticket string `json:"ticket"`
+
+	// Url The path and the query to join the console with, relative to this daemon. `take_over` and `scrollback` can be
+	// added.
+	URL string `json:"url"`
+}
+
+// CreateConsoleTicket What a ticket for a console is for.
+type CreateConsoleTicket struct {
+	// Write Whether its bearer may type.
+	Write *bool `json:"write,omitempty"`
+}
 
 // CreateDisk A data disk to create.
 type CreateDisk struct {
@@ -496,6 +553,9 @@ type CreateVM struct {
 	// `default_boot_disk` or 10 GiB, whichever is larger. It must not be smaller than `default_boot_disk`.
 	RootDiskSize *float64 `json:"root_disk_size,omitempty"`
 
+	// Start Whether to start the VM once it is created.
+	Start *bool `json:"start,omitempty"`
+
 	// TemplateName The name of a template, in lower case, with `-`, `.` and `_` allowed inside.
 	TemplateName TemplateName `json:"template_name"`
 }
@@ -586,6 +646,7 @@ type Event struct {
 	// - `network.created`, `network.updated`, `network.deleted`: a network.
 	// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
 	// - `vm.address`: a guest has another address that nobody gave it.
+	// - `vm.guest`: somebody had a guest run a program, write a file, set a password or trim its disks.
 	// - `operation.started`, `operation.step`, `operation.ended`: an operation.
 	// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
 	// - `daemon.started`, `daemon.stopping`: the daemon itself.
@@ -607,10 +668,57 @@ type EventNumber = int64
 // - `network.created`, `network.updated`, `network.deleted`: a network.
 // - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
 // - `vm.address`: a guest has another address that nobody gave it.
+// - `vm.guest`: somebody had a guest run a program, write a file, set a password or trim its disks.
 // - `operation.started`, `operation.step`, `operation.ended`: an operation.
 // - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
 // - `daemon.started`, `daemon.stopping`: the daemon itself.
 type EventType string
+
+// ExecRequest A program to run in a guest.
+type ExecRequest struct {
+	// Command The program, by its path or, if the agent's own PATH has it, its name, and its arguments.
+	Command []string `json:"command"`
+
+	// Env The environment of the program: values by name, and nothing else. When it is not given the program has the
+	// agent's own.
+	Env *map[string]string `json:"env,omitempty"`
+
+	// Stdin What the program reads, as text. Not with `stdin_base64`.
+	Stdin *string `json:"stdin,omitempty"`
+
+	// StdinBase64 What the program reads, in base64 (RFC 4648, section 4). Not with `stdin`.
+	StdinBase64 *string `json:"stdin_base64,omitempty"`
+
+	// TimeoutSeconds How long to wait for the program to end.
+	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
+}
+
+// ExecResult How a program in a guest ended, or what is known of it while it runs.
+type ExecResult struct {
+	// ExitCode The exit code. Null while it runs and when a signal ended it.
+	ExitCode *int `json:"exit_code"`
+
+	// Exited Whether the program has ended.
+	Exited bool `json:"exited"`
+
+	// Signal The number of the signal that ended it. Null when none did.
+	Signal *int `json:"signal"`
+
+	// Stderr What it wrote to its standard error. Null when that is not valid UTF-8.
+	Stderr *string `json:"stderr"`
+
+	// StderrBase64 The standard error in base64 when it is not valid UTF-8, else null.
+	StderrBase64 *string `json:"stderr_base64"`
+
+	// Stdout What it wrote to its standard output. Null when that is not valid UTF-8.
+	Stdout *string `json:"stdout"`
+
+	// StdoutBase64 The standard output in base64 when it is not valid UTF-8, else null.
+	StdoutBase64 *string `json:"stdout_base64"`
+
+	// Truncated Whether only a part of the output was kept; 16 MiB of each stream are.
+	Truncated bool `json:"truncated"`
+}
 
 // FieldError What is wrong with one field of a request.
 type FieldError struct {
@@ -619,6 +727,69 @@ type FieldError struct {
 
 	// Field A JSON pointer (RFC 6901) into the body, or the name of a parameter or a header.
 	Field string `json:"field"`
+}
+
+// Guest What a guest says of itself. Nothing in it can be relied on.
+type Guest struct {
+	// Filesystems Its mounted file systems.
+	Filesystems []GuestFilesystem `json:"filesystems"`
+
+	// Hostname Its name. Null when it does not say.
+	Hostname *string `json:"hostname"`
+
+	// Interfaces Its network interfaces, the loopback included.
+	Interfaces []GuestInterface `json:"interfaces"`
+
+	// Os The operating system of a guest, as it names itself. What it does not say is null.
+	Os GuestOS `json:"os"`
+}
+
+// GuestFilesystem A mounted file system of a guest.
+type GuestFilesystem struct {
+	// Disks The serial numbers of the disks it is on.
+	Disks []string `json:"disks"`
+
+	// MountPoint Where it is mounted.
+	MountPoint string `json:"mount_point"`
+
+	// TotalBytes How many bytes it has. Null when the guest does not say.
+	TotalBytes *int64 `json:"total_bytes"`
+
+	// Type Its type, such as `ext4`.
+	Type string `json:"type"`
+
+	// UsedBytes How many bytes of it are used. Null when the guest does not say.
+	UsedBytes *int64 `json:"used_bytes"`
+}
+
+// GuestInterface A network interface of a guest.
+type GuestInterface struct {
+	// Addresses The addresses with the lengths of their prefixes.
+	Addresses []string `json:"addresses"`
+
+	// Mac The MAC address. Null without one.
+	MAC *string `json:"mac"`
+
+	// Name The name it has in the guest.
+	Name string `json:"name"`
+}
+
+// GuestOS The operating system of a guest, as it names itself. What it does not say is null.
+type GuestOS struct {
+	// Id The short name, such as `debian`.
+	ID *string `json:"id"`
+
+	// Kernel The release of the kernel.
+	Kernel *string `json:"kernel"`
+
+	// Machine The architecture, such as `x86_64`.
+	Machine *string `json:"machine"`
+
+	// Name The name, such as `Debian GNU/Linux`.
+	Name *string `json:"name"`
+
+	// Version The version, such as `12 (bookworm)`.
+	Version *string `json:"version"`
 }
 
 // Health How the daemon is.
@@ -1118,6 +1289,7 @@ type Problem struct {
 	//
 	// - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 	// - `malformed-body` (400): the body is not JSON.
+	// - `unsafe-image` (400): the image could do harm when it is opened, such as one that refers to other files.
 	// - `unauthorized` (401): there is no token, or a wrong one.
 	// - `forbidden` (403): the caller may not do this.
 	// - `not-found` (404): there is no such resource, or no such path.
@@ -1130,11 +1302,13 @@ type Problem struct {
 	// - `addresses-exhausted` (409): the network has no free address.
 	// - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
 	// - `not-cancellable` (409): the operation is over, or past the point of no return.
+	// - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
 	// - `cancelled` (409): the operation was cancelled before it was done.
 	// - `interrupted` (503): the daemon ended in the middle of the operation.
 	// - `precondition-failed` (412): the resource is another than the one `If-Match` names.
-	// - `payload-too-large` (413): the body has more than 1 MiB.
-	// - `unsupported-media-type` (415): the body is not `application/json`.
+	// - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
+	// - `unsupported-media-type` (415): the body is not of the media type that the request takes.
+	// - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
 	// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 	// - `insufficient-memory` (503): the host has not enough free memory.
 	// - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1142,6 +1316,7 @@ type Problem struct {
 	// - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
 	// - `operation-failed` (503): QEMU, or a tool of it, refused.
 	// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
+	// - `agent-unavailable` (503): no guest agent answers in the VM.
 	// - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 	// - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 	Code ProblemCode `json:"code"`
@@ -1178,6 +1353,7 @@ type Problem struct {
 //
 // - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 // - `malformed-body` (400): the body is not JSON.
+// - `unsafe-image` (400): the image could do harm when it is opened, such as one that refers to other files.
 // - `unauthorized` (401): there is no token, or a wrong one.
 // - `forbidden` (403): the caller may not do this.
 // - `not-found` (404): there is no such resource, or no such path.
@@ -1190,11 +1366,13 @@ type Problem struct {
 // - `addresses-exhausted` (409): the network has no free address.
 // - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
 // - `not-cancellable` (409): the operation is over, or past the point of no return.
+// - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
 // - `cancelled` (409): the operation was cancelled before it was done.
 // - `interrupted` (503): the daemon ended in the middle of the operation.
 // - `precondition-failed` (412): the resource is another than the one `If-Match` names.
-// - `payload-too-large` (413): the body has more than 1 MiB.
-// - `unsupported-media-type` (415): the body is not `application/json`.
+// - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
+// - `unsupported-media-type` (415): the body is not of the media type that the request takes.
+// - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
 // - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 // - `insufficient-memory` (503): the host has not enough free memory.
 // - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1202,6 +1380,7 @@ type Problem struct {
 // - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
 // - `operation-failed` (503): QEMU, or a tool of it, refused.
 // - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
+// - `agent-unavailable` (503): no guest agent answers in the VM.
 // - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 // - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 type ProblemCode string
@@ -1283,6 +1462,15 @@ type RestartRequest struct {
 
 // Routes What guests are told of besides the way to the gateway.
 type Routes = []NetworkRoute
+
+// SetPassword Another password for a user of a guest.
+type SetPassword struct {
+	// Password The password.
+	Password string `json:"password"`
+
+	// User The name of the user, which the guest has to have.
+	User string `json:"user"`
+}
 
 // Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
 type Slot = int
@@ -1410,6 +1598,9 @@ type VM struct {
 	// Accel What executes the guest's instructions now, or did in the last run: the processor (`kvm`) or an emulation of
 	// it (`tcg`, some ten times slower). Null before the first start.
 	Accel *VMAccel `json:"accel"`
+
+	// Agent What is known of a VM's guest agent, without asking it. The VM's entity tag says nothing of `last_seen_at`.
+	Agent Agent `json:"agent"`
 
 	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
 	Autostart Autostart `json:"autostart"`
@@ -1778,6 +1969,10 @@ type Unavailable = Problem
 // not apply.
 type UnsupportedMediaType = Problem
 
+// UpgradeRequired An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type UpgradeRequired = Problem
+
 // ListDisksParams defines parameters for ListDisks.
 type ListDisksParams struct {
 	// State Only the disks in this state.
@@ -1942,6 +2137,20 @@ type ListVMsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// CreateVMParams defines parameters for CreateVM.
+type CreateVMParams struct {
+	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
+	// DHCP, `port:N` until something in the guest answers on TCP port N, `agent` until the guest agent does,
+	// `cloud-init` until cloud-init says through the agent that it is done or disabled, or is not there. When cloud-init
+	// has failed the answer is 409 `guest-refused` with what it says. It needs `Prefer: wait`, whose time is for
+	// everything. When that is over the answer is 202, and the VM goes on.
+	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
+
+	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
 // DeleteVMParams defines parameters for DeleteVM.
 type DeleteVMParams struct {
 	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
@@ -1979,8 +2188,10 @@ type ResetVMParams struct {
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
 	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
-	// DHCP, `port:N` until something in the guest answers on TCP port N. It needs `Prefer: wait`, whose time is for
-	// both. When that is over the answer is 202, and the VM goes on.
+	// DHCP, `port:N` until something in the guest answers on TCP port N, `agent` until the guest agent does,
+	// `cloud-init` until cloud-init says through the agent that it is done or disabled, or is not there. When cloud-init
+	// has failed the answer is 409 `guest-refused` with what it says. It needs `Prefer: wait`, whose time is for
+	// everything. When that is over the answer is 202, and the VM goes on.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
@@ -1998,8 +2209,10 @@ type ResumeVMParams struct {
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
 	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
-	// DHCP, `port:N` until something in the guest answers on TCP port N. It needs `Prefer: wait`, whose time is for
-	// both. When that is over the answer is 202, and the VM goes on.
+	// DHCP, `port:N` until something in the guest answers on TCP port N, `agent` until the guest agent does,
+	// `cloud-init` until cloud-init says through the agent that it is done or disabled, or is not there. When cloud-init
+	// has failed the answer is 409 `guest-refused` with what it says. It needs `Prefer: wait`, whose time is for
+	// everything. When that is over the answer is 202, and the VM goes on.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
@@ -2012,6 +2225,45 @@ type StopVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
 	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// OpenConsoleParams defines parameters for OpenConsole.
+type OpenConsoleParams struct {
+	// Write Whether to be the one who types.
+	Write *bool `form:"write,omitempty" json:"write,omitempty"`
+
+	// TakeOver Whether whoever types now only reads from then on. Only with `write`.
+	TakeOver *bool `form:"take_over,omitempty" json:"take_over,omitempty"`
+
+	// Scrollback How many bytes of what the guest wrote before come first; 64 KiB when it is not given.
+	Scrollback *int `form:"scrollback,omitempty" json:"scrollback,omitempty"`
+
+	// Ticket A ticket for this console, in place of a token.
+	Ticket *string `form:"ticket,omitempty" json:"ticket,omitempty"`
+}
+
+// GetConsoleLogParams defines parameters for GetConsoleLog.
+type GetConsoleLogParams struct {
+	// Offset Where to begin, in bytes since the log began. Not with `tail`.
+	Offset *int64 `form:"offset,omitempty" json:"offset,omitempty"`
+
+	// Tail How many bytes of the end to return. Not with `offset`.
+	Tail *int64 `form:"tail,omitempty" json:"tail,omitempty"`
+
+	// Follow Whether to go on with what the guest writes. `1` counts as `true`.
+	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
+// ReadFileParams defines parameters for ReadFile.
+type ReadFileParams struct {
+	// Path The absolute path of the file in the guest. A `+` stands for a space; encode it as `%2B`.
+	Path string `form:"path" json:"path"`
+}
+
+// WriteFileParams defines parameters for WriteFile.
+type WriteFileParams struct {
+	// Path The absolute path of the file in the guest. A `+` stands for a space; encode it as `%2B`.
+	Path string `form:"path" json:"path"`
 }
 
 // DetachNICParams defines parameters for DetachNIC.
@@ -2098,11 +2350,23 @@ type RestartVMJSONRequestBody = RestartRequest
 // ResumeVMJSONRequestBody defines body for ResumeVM for application/json ContentType.
 type ResumeVMJSONRequestBody = EmptyRequest
 
+// SetPasswordJSONRequestBody defines body for SetPassword for application/json ContentType.
+type SetPasswordJSONRequestBody = SetPassword
+
 // StartVMJSONRequestBody defines body for StartVM for application/json ContentType.
 type StartVMJSONRequestBody = EmptyRequest
 
 // StopVMJSONRequestBody defines body for StopVM for application/json ContentType.
 type StopVMJSONRequestBody = StopRequest
+
+// TrimVMJSONRequestBody defines body for TrimVM for application/json ContentType.
+type TrimVMJSONRequestBody = EmptyRequest
+
+// CreateConsoleTicketJSONRequestBody defines body for CreateConsoleTicket for application/json ContentType.
+type CreateConsoleTicketJSONRequestBody = CreateConsoleTicket
+
+// ExecCommandJSONRequestBody defines body for ExecCommand for application/json ContentType.
+type ExecCommandJSONRequestBody = ExecRequest
 
 // AttachNICJSONRequestBody defines body for AttachNIC for application/json ContentType.
 type AttachNICJSONRequestBody = CreateNIC
@@ -2195,7 +2459,7 @@ type ServerInterface interface {
 	ListVMs(ctx echo.Context, params ListVMsParams) error
 	// Create a VM
 	// (POST /vms)
-	CreateVM(ctx echo.Context) error
+	CreateVM(ctx echo.Context, params CreateVMParams) error
 	// Delete a VM
 	// (DELETE /vms/{id})
 	DeleteVM(ctx echo.Context, iD ID, params DeleteVMParams) error
@@ -2217,12 +2481,39 @@ type ServerInterface interface {
 	// Resume a VM
 	// (POST /vms/{id}/actions/resume)
 	ResumeVM(ctx echo.Context, iD ID, params ResumeVMParams) error
+	// Set a guest user's password
+	// (POST /vms/{id}/actions/set-password)
+	SetPassword(ctx echo.Context, iD ID) error
 	// Start a VM
 	// (POST /vms/{id}/actions/start)
 	StartVM(ctx echo.Context, iD ID, params StartVMParams) error
 	// Stop a VM
 	// (POST /vms/{id}/actions/stop)
 	StopVM(ctx echo.Context, iD ID, params StopVMParams) error
+	// Give unused blocks back
+	// (POST /vms/{id}/actions/trim)
+	TrimVM(ctx echo.Context, iD ID) error
+	// Join the serial console
+	// (GET /vms/{id}/console)
+	OpenConsole(ctx echo.Context, iD ID, params OpenConsoleParams) error
+	// Read what the guest wrote to its console
+	// (GET /vms/{id}/console/log)
+	GetConsoleLog(ctx echo.Context, iD ID, params GetConsoleLogParams) error
+	// Make a ticket for the console
+	// (POST /vms/{id}/console/tickets)
+	CreateConsoleTicket(ctx echo.Context, iD ID) error
+	// Run a program in the guest
+	// (POST /vms/{id}/exec)
+	ExecCommand(ctx echo.Context, iD ID) error
+	// Read a file of the guest
+	// (GET /vms/{id}/files)
+	ReadFile(ctx echo.Context, iD ID, params ReadFileParams) error
+	// Write a file of the guest
+	// (PUT /vms/{id}/files)
+	WriteFile(ctx echo.Context, iD ID, params WriteFileParams) error
+	// Ask the guest about itself
+	// (GET /vms/{id}/guest)
+	GetGuest(ctx echo.Context, iD ID) error
 	// List the NICs of a VM
 	// (GET /vms/{id}/nics)
 	ListNICs(ctx echo.Context, iD ID) error
@@ -3013,8 +3304,34 @@ func (w *ServerInterfaceWrapper) ListVMs(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateVM(ctx echo.Context) error {
 	var err error
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateVMParams
+	// ------------- Optional query parameter "wait_for" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "wait_for", ctx.QueryParams(), &params.WaitFor)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter wait_for: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Prefer, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Prefer: %s", err))
+		}
+
+		params.Prefer = &Prefer
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.CreateVM(ctx)
+	err = w.Handler.CreateVM(ctx, params)
 	return err
 }
 
@@ -3276,6 +3593,22 @@ func (w *ServerInterfaceWrapper) ResumeVM(ctx echo.Context) error {
 	return err
 }
 
+// SetPassword converts echo context to params.
+func (w *ServerInterfaceWrapper) SetPassword(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SetPassword(ctx, iD)
+	return err
+}
+
 // StartVM converts echo context to params.
 func (w *ServerInterfaceWrapper) StartVM(ctx echo.Context) error {
 	var err error
@@ -3351,6 +3684,205 @@ func (w *ServerInterfaceWrapper) StopVM(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.StopVM(ctx, iD, params)
+	return err
+}
+
+// TrimVM converts echo context to params.
+func (w *ServerInterfaceWrapper) TrimVM(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.TrimVM(ctx, iD)
+	return err
+}
+
+// OpenConsole converts echo context to params.
+func (w *ServerInterfaceWrapper) OpenConsole(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params OpenConsoleParams
+	// ------------- Optional query parameter "write" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "write", ctx.QueryParams(), &params.Write)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter write: %s", err))
+	}
+
+	// ------------- Optional query parameter "take_over" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "take_over", ctx.QueryParams(), &params.TakeOver)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter take_over: %s", err))
+	}
+
+	// ------------- Optional query parameter "scrollback" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "scrollback", ctx.QueryParams(), &params.Scrollback)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter scrollback: %s", err))
+	}
+
+	// ------------- Optional query parameter "ticket" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "ticket", ctx.QueryParams(), &params.Ticket)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter ticket: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.OpenConsole(ctx, iD, params)
+	return err
+}
+
+// GetConsoleLog converts echo context to params.
+func (w *ServerInterfaceWrapper) GetConsoleLog(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetConsoleLogParams
+	// ------------- Optional query parameter "offset" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "offset", ctx.QueryParams(), &params.Offset)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter offset: %s", err))
+	}
+
+	// ------------- Optional query parameter "tail" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "tail", ctx.QueryParams(), &params.Tail)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter tail: %s", err))
+	}
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "follow", ctx.QueryParams(), &params.Follow)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter follow: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetConsoleLog(ctx, iD, params)
+	return err
+}
+
+// CreateConsoleTicket converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateConsoleTicket(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateConsoleTicket(ctx, iD)
+	return err
+}
+
+// ExecCommand converts echo context to params.
+func (w *ServerInterfaceWrapper) ExecCommand(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ExecCommand(ctx, iD)
+	return err
+}
+
+// ReadFile converts echo context to params.
+func (w *ServerInterfaceWrapper) ReadFile(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ReadFileParams
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameter("form", true, true, "path", ctx.QueryParams(), &params.Path)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter path: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ReadFile(ctx, iD, params)
+	return err
+}
+
+// WriteFile converts echo context to params.
+func (w *ServerInterfaceWrapper) WriteFile(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params WriteFileParams
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameter("form", true, true, "path", ctx.QueryParams(), &params.Path)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter path: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.WriteFile(ctx, iD, params)
+	return err
+}
+
+// GetGuest converts echo context to params.
+func (w *ServerInterfaceWrapper) GetGuest(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetGuest(ctx, iD)
 	return err
 }
 
@@ -3716,8 +4248,17 @@ func RegisterHandlersWithBaseURL(router EchoRouter, si ServerInterface, baseURL 
 	router.POST(baseURL+"/vms/:id/actions/reset", wrapper.ResetVM)
 	router.POST(baseURL+"/vms/:id/actions/restart", wrapper.RestartVM)
 	router.POST(baseURL+"/vms/:id/actions/resume", wrapper.ResumeVM)
+	router.POST(baseURL+"/vms/:id/actions/set-password", wrapper.SetPassword)
 	router.POST(baseURL+"/vms/:id/actions/start", wrapper.StartVM)
 	router.POST(baseURL+"/vms/:id/actions/stop", wrapper.StopVM)
+	router.POST(baseURL+"/vms/:id/actions/trim", wrapper.TrimVM)
+	router.GET(baseURL+"/vms/:id/console", wrapper.OpenConsole)
+	router.GET(baseURL+"/vms/:id/console/log", wrapper.GetConsoleLog)
+	router.POST(baseURL+"/vms/:id/console/tickets", wrapper.CreateConsoleTicket)
+	router.POST(baseURL+"/vms/:id/exec", wrapper.ExecCommand)
+	router.GET(baseURL+"/vms/:id/files", wrapper.ReadFile)
+	router.PUT(baseURL+"/vms/:id/files", wrapper.WriteFile)
+	router.GET(baseURL+"/vms/:id/guest", wrapper.GetGuest)
 	router.GET(baseURL+"/vms/:id/nics", wrapper.ListNICs)
 	router.POST(baseURL+"/vms/:id/nics", wrapper.AttachNIC)
 	router.DELETE(baseURL+"/vms/:id/nics/:slot", wrapper.DetachNIC)
@@ -3791,6 +4332,15 @@ type UnavailableApplicationProblemPlusJSONResponse struct {
 }
 
 type UnsupportedMediaTypeApplicationProblemPlusJSONResponse Problem
+
+type UpgradeRequiredResponseHeaders struct {
+	Upgrade string
+}
+type UpgradeRequiredApplicationProblemPlusJSONResponse struct {
+	Body Problem
+
+	Headers UpgradeRequiredResponseHeaders
+}
 
 type ListDisksRequestObject struct {
 	Params ListDisksParams
@@ -6647,7 +7197,8 @@ func (response ListVMsdefaultApplicationProblemPlusJSONResponse) VisitListVMsRes
 }
 
 type CreateVMRequestObject struct {
-	Body *CreateVMJSONRequestBody
+	Params CreateVMParams
+	Body   *CreateVMJSONRequestBody
 }
 
 type CreateVMResponseObject interface {
@@ -6655,8 +7206,9 @@ type CreateVMResponseObject interface {
 }
 
 type CreateVM201ResponseHeaders struct {
-	ETag     string
-	Location string
+	ETag              string
+	Location          string
+	PreferenceApplied string
 }
 
 type CreateVM201JSONResponse struct {
@@ -6668,7 +7220,25 @@ func (response CreateVM201JSONResponse) VisitCreateVMResponse(w http.ResponseWri
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
 	w.WriteHeader(201)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateVM202ResponseHeaders struct {
+	Location string
+}
+
+type CreateVM202JSONResponse struct {
+	Body    VM
+	Headers CreateVM202ResponseHeaders
+}
+
+func (response CreateVM202JSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
 
 	return json.NewEncoder(w).Encode(response.Body)
 }
@@ -7799,6 +8369,128 @@ func (response ResumeVMdefaultApplicationProblemPlusJSONResponse) VisitResumeVMR
 	return json.NewEncoder(w).Encode(response.Body)
 }
 
+type SetPasswordRequestObject struct {
+	ID   ID `json:"id"`
+	Body *SetPasswordJSONRequestBody
+}
+
+type SetPasswordResponseObject interface {
+	VisitSetPasswordResponse(w http.ResponseWriter) error
+}
+
+type SetPassword204Response struct {
+}
+
+func (response SetPassword204Response) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type SetPassword400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response SetPassword400ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetPassword401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response SetPassword401ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type SetPassword403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response SetPassword403ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetPassword404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response SetPassword404ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetPassword409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response SetPassword409ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetPassword413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response SetPassword413ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetPassword415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response SetPassword415ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetPassword503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response SetPassword503ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type SetPassworddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response SetPassworddefaultApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
 type StartVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params StartVMParams
@@ -8111,6 +8803,939 @@ type StopVMdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response StopVMdefaultApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type TrimVMRequestObject struct {
+	ID   ID `json:"id"`
+	Body *TrimVMJSONRequestBody
+}
+
+type TrimVMResponseObject interface {
+	VisitTrimVMResponse(w http.ResponseWriter) error
+}
+
+type TrimVM204Response struct {
+}
+
+func (response TrimVM204Response) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type TrimVM400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response TrimVM400ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TrimVM401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response TrimVM401ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type TrimVM403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response TrimVM403ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TrimVM404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response TrimVM404ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TrimVM409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response TrimVM409ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TrimVM413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response TrimVM413ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TrimVM415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response TrimVM415ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type TrimVM503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response TrimVM503ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type TrimVMdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response TrimVMdefaultApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type OpenConsoleRequestObject struct {
+	ID     ID `json:"id"`
+	Params OpenConsoleParams
+}
+
+type OpenConsoleResponseObject interface {
+	VisitOpenConsoleResponse(w http.ResponseWriter) error
+}
+
+type OpenConsole101ResponseHeaders struct {
+	Upgrade string
+}
+
+type OpenConsole101Response struct {
+	Headers OpenConsole101ResponseHeaders
+}
+
+func (response OpenConsole101Response) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+	w.Header().Set("Upgrade", fmt.Sprint(response.Headers.Upgrade))
+	w.WriteHeader(101)
+	return nil
+}
+
+type OpenConsole400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response OpenConsole400ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type OpenConsole401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response OpenConsole401ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type OpenConsole403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response OpenConsole403ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type OpenConsole404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response OpenConsole404ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type OpenConsole409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response OpenConsole409ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type OpenConsole426ApplicationProblemPlusJSONResponse struct {
+	UpgradeRequiredApplicationProblemPlusJSONResponse
+}
+
+func (response OpenConsole426ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Upgrade", fmt.Sprint(response.Headers.Upgrade))
+	w.WriteHeader(426)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type OpenConsole503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response OpenConsole503ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type OpenConsoledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response OpenConsoledefaultApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetConsoleLogRequestObject struct {
+	ID     ID `json:"id"`
+	Params GetConsoleLogParams
+}
+
+type GetConsoleLogResponseObject interface {
+	VisitGetConsoleLogResponse(w http.ResponseWriter) error
+}
+
+type GetConsoleLog200ResponseHeaders struct {
+	XVmanConsoleEnd int64
+}
+
+type GetConsoleLog200ApplicationoctetStreamResponse struct {
+	Body          io.Reader
+	Headers       GetConsoleLog200ResponseHeaders
+	ContentLength int64
+}
+
+func (response GetConsoleLog200ApplicationoctetStreamResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("X-Vman-Console-End", fmt.Sprint(response.Headers.XVmanConsoleEnd))
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetConsoleLog400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsoleLog400ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetConsoleLog401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsoleLog401ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetConsoleLog403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsoleLog403ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetConsoleLog404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsoleLog404ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetConsoleLog409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsoleLog409ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetConsoleLog503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetConsoleLog503ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetConsoleLogdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetConsoleLogdefaultApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateConsoleTicketRequestObject struct {
+	ID   ID `json:"id"`
+	Body *CreateConsoleTicketJSONRequestBody
+}
+
+type CreateConsoleTicketResponseObject interface {
+	VisitCreateConsoleTicketResponse(w http.ResponseWriter) error
+}
+
+type CreateConsoleTicket201ResponseHeaders struct {
+	Location string
+}
+
+type CreateConsoleTicket201JSONResponse struct {
+	Body    ConsoleTicket
+	Headers CreateConsoleTicket201ResponseHeaders
+}
+
+func (response CreateConsoleTicket201JSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateConsoleTicket400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsoleTicket400ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateConsoleTicket401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsoleTicket401ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateConsoleTicket403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsoleTicket403ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateConsoleTicket404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsoleTicket404ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateConsoleTicket409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsoleTicket409ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateConsoleTicket413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsoleTicket413ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateConsoleTicket415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response CreateConsoleTicket415ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateConsoleTicketdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response CreateConsoleTicketdefaultApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ExecCommandRequestObject struct {
+	ID   ID `json:"id"`
+	Body *ExecCommandJSONRequestBody
+}
+
+type ExecCommandResponseObject interface {
+	VisitExecCommandResponse(w http.ResponseWriter) error
+}
+
+type ExecCommand200JSONResponse ExecResult
+
+func (response ExecCommand200JSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ExecCommand400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ExecCommand400ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ExecCommand401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ExecCommand401ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ExecCommand403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ExecCommand403ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ExecCommand404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response ExecCommand404ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ExecCommand409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response ExecCommand409ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ExecCommand413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response ExecCommand413ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ExecCommand415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response ExecCommand415ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ExecCommand503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ExecCommand503ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ExecCommanddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ExecCommanddefaultApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ReadFileRequestObject struct {
+	ID     ID `json:"id"`
+	Params ReadFileParams
+}
+
+type ReadFileResponseObject interface {
+	VisitReadFileResponse(w http.ResponseWriter) error
+}
+
+type ReadFile200ApplicationoctetStreamResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ReadFile200ApplicationoctetStreamResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ReadFile400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ReadFile400ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ReadFile401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ReadFile401ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ReadFile403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ReadFile403ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ReadFile404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response ReadFile404ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ReadFile409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response ReadFile409ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ReadFile503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ReadFile503ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ReadFiledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ReadFiledefaultApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type WriteFileRequestObject struct {
+	ID     ID `json:"id"`
+	Params WriteFileParams
+	Body   io.Reader
+}
+
+type WriteFileResponseObject interface {
+	VisitWriteFileResponse(w http.ResponseWriter) error
+}
+
+type WriteFile204Response struct {
+}
+
+func (response WriteFile204Response) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type WriteFile400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response WriteFile400ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WriteFile401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response WriteFile401ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type WriteFile403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response WriteFile403ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WriteFile404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response WriteFile404ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WriteFile409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response WriteFile409ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WriteFile413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response WriteFile413ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WriteFile415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response WriteFile415ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type WriteFile503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response WriteFile503ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type WriteFiledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response WriteFiledefaultApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetGuestRequestObject struct {
+	ID ID `json:"id"`
+}
+
+type GetGuestResponseObject interface {
+	VisitGetGuestResponse(w http.ResponseWriter) error
+}
+
+type GetGuest200JSONResponse Guest
+
+func (response GetGuest200JSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetGuest400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetGuest400ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetGuest401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetGuest401ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetGuest403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetGuest403ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetGuest404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetGuest404ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetGuest409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response GetGuest409ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetGuest503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetGuest503ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetGuestdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetGuestdefaultApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
 	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
@@ -9367,12 +10992,39 @@ type StrictServerInterface interface {
 	// Resume a VM
 	// (POST /vms/{id}/actions/resume)
 	ResumeVM(ctx context.Context, request ResumeVMRequestObject) (ResumeVMResponseObject, error)
+	// Set a guest user's password
+	// (POST /vms/{id}/actions/set-password)
+	SetPassword(ctx context.Context, request SetPasswordRequestObject) (SetPasswordResponseObject, error)
 	// Start a VM
 	// (POST /vms/{id}/actions/start)
 	StartVM(ctx context.Context, request StartVMRequestObject) (StartVMResponseObject, error)
 	// Stop a VM
 	// (POST /vms/{id}/actions/stop)
 	StopVM(ctx context.Context, request StopVMRequestObject) (StopVMResponseObject, error)
+	// Give unused blocks back
+	// (POST /vms/{id}/actions/trim)
+	TrimVM(ctx context.Context, request TrimVMRequestObject) (TrimVMResponseObject, error)
+	// Join the serial console
+	// (GET /vms/{id}/console)
+	OpenConsole(ctx context.Context, request OpenConsoleRequestObject) (OpenConsoleResponseObject, error)
+	// Read what the guest wrote to its console
+	// (GET /vms/{id}/console/log)
+	GetConsoleLog(ctx context.Context, request GetConsoleLogRequestObject) (GetConsoleLogResponseObject, error)
+	// Make a ticket for the console
+	// (POST /vms/{id}/console/tickets)
+	CreateConsoleTicket(ctx context.Context, request CreateConsoleTicketRequestObject) (CreateConsoleTicketResponseObject, error)
+	// Run a program in the guest
+	// (POST /vms/{id}/exec)
+	ExecCommand(ctx context.Context, request ExecCommandRequestObject) (ExecCommandResponseObject, error)
+	// Read a file of the guest
+	// (GET /vms/{id}/files)
+	ReadFile(ctx context.Context, request ReadFileRequestObject) (ReadFileResponseObject, error)
+	// Write a file of the guest
+	// (PUT /vms/{id}/files)
+	WriteFile(ctx context.Context, request WriteFileRequestObject) (WriteFileResponseObject, error)
+	// Ask the guest about itself
+	// (GET /vms/{id}/guest)
+	GetGuest(ctx context.Context, request GetGuestRequestObject) (GetGuestResponseObject, error)
 	// List the NICs of a VM
 	// (GET /vms/{id}/nics)
 	ListNICs(ctx context.Context, request ListNICsRequestObject) (ListNICsResponseObject, error)
@@ -10135,8 +11787,10 @@ func (sh *strictHandler) ListVMs(ctx echo.Context, params ListVMsParams) error {
 }
 
 // CreateVM operation middleware
-func (sh *strictHandler) CreateVM(ctx echo.Context) error {
+func (sh *strictHandler) CreateVM(ctx echo.Context, params CreateVMParams) error {
 	var request CreateVMRequestObject
+
+	request.Params = params
 
 	var body CreateVMJSONRequestBody
 	if err := ctx.Bind(&body); err != nil {
@@ -10375,6 +12029,37 @@ func (sh *strictHandler) ResumeVM(ctx echo.Context, iD ID, params ResumeVMParams
 	return nil
 }
 
+// SetPassword operation middleware
+func (sh *strictHandler) SetPassword(ctx echo.Context, iD ID) error {
+	var request SetPasswordRequestObject
+
+	request.ID = iD
+
+	var body SetPasswordJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SetPassword(ctx.Request().Context(), request.(SetPasswordRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetPassword")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SetPasswordResponseObject); ok {
+		return validResponse.VisitSetPasswordResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // StartVM operation middleware
 func (sh *strictHandler) StartVM(ctx echo.Context, iD ID, params StartVMParams) error {
 	var request StartVMRequestObject
@@ -10433,6 +12118,230 @@ func (sh *strictHandler) StopVM(ctx echo.Context, iD ID, params StopVMParams) er
 		return err
 	} else if validResponse, ok := response.(StopVMResponseObject); ok {
 		return validResponse.VisitStopVMResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// TrimVM operation middleware
+func (sh *strictHandler) TrimVM(ctx echo.Context, iD ID) error {
+	var request TrimVMRequestObject
+
+	request.ID = iD
+
+	var body TrimVMJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TrimVM(ctx.Request().Context(), request.(TrimVMRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TrimVM")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(TrimVMResponseObject); ok {
+		return validResponse.VisitTrimVMResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// OpenConsole operation middleware
+func (sh *strictHandler) OpenConsole(ctx echo.Context, iD ID, params OpenConsoleParams) error {
+	var request OpenConsoleRequestObject
+
+	request.ID = iD
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.OpenConsole(ctx.Request().Context(), request.(OpenConsoleRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "OpenConsole")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(OpenConsoleResponseObject); ok {
+		return validResponse.VisitOpenConsoleResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetConsoleLog operation middleware
+func (sh *strictHandler) GetConsoleLog(ctx echo.Context, iD ID, params GetConsoleLogParams) error {
+	var request GetConsoleLogRequestObject
+
+	request.ID = iD
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetConsoleLog(ctx.Request().Context(), request.(GetConsoleLogRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetConsoleLog")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetConsoleLogResponseObject); ok {
+		return validResponse.VisitGetConsoleLogResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateConsoleTicket operation middleware
+func (sh *strictHandler) CreateConsoleTicket(ctx echo.Context, iD ID) error {
+	var request CreateConsoleTicketRequestObject
+
+	request.ID = iD
+
+	var body CreateConsoleTicketJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateConsoleTicket(ctx.Request().Context(), request.(CreateConsoleTicketRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateConsoleTicket")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateConsoleTicketResponseObject); ok {
+		return validResponse.VisitCreateConsoleTicketResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ExecCommand operation middleware
+func (sh *strictHandler) ExecCommand(ctx echo.Context, iD ID) error {
+	var request ExecCommandRequestObject
+
+	request.ID = iD
+
+	var body ExecCommandJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ExecCommand(ctx.Request().Context(), request.(ExecCommandRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ExecCommand")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ExecCommandResponseObject); ok {
+		return validResponse.VisitExecCommandResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ReadFile operation middleware
+func (sh *strictHandler) ReadFile(ctx echo.Context, iD ID, params ReadFileParams) error {
+	var request ReadFileRequestObject
+
+	request.ID = iD
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ReadFile(ctx.Request().Context(), request.(ReadFileRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReadFile")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ReadFileResponseObject); ok {
+		return validResponse.VisitReadFileResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// WriteFile operation middleware
+func (sh *strictHandler) WriteFile(ctx echo.Context, iD ID, params WriteFileParams) error {
+	var request WriteFileRequestObject
+
+	request.ID = iD
+	request.Params = params
+
+	request.Body = ctx.Request().Body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.WriteFile(ctx.Request().Context(), request.(WriteFileRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "WriteFile")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(WriteFileResponseObject); ok {
+		return validResponse.VisitWriteFileResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetGuest operation middleware
+func (sh *strictHandler) GetGuest(ctx echo.Context, iD ID) error {
+	var request GetGuestRequestObject
+
+	request.ID = iD
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetGuest(ctx.Request().Context(), request.(GetGuestRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetGuest")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetGuestResponseObject); ok {
+		return validResponse.VisitGetGuestResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

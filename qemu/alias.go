@@ -17,6 +17,11 @@ const (
 
 	watchdogDevice = "watchdog0"
 
+	vportsDevice  = "vports0" // the controller of virtio serial ports
+	vportsBus     = vportsDevice + ".0"
+	agentDevice   = "agent0"                 // the port of the guest agent
+	agentPortName = "org.qemu.guest_agent.0" // its name in the guest: where the agent looks for it
+
 	scsiDevice = "scsi0"
 	scsiBus    = scsiDevice + ".0"
 	pciBus     = "pcie.0"
@@ -24,6 +29,7 @@ const (
 	qmpChardev      = "qmp"
 	operatorChardev = "operator"
 	serialChardev   = "console"
+	agentChardev    = "agent"
 )
 
 const (

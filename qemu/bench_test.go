@@ -50,7 +50,7 @@ func (h *testHost) startByHand(s vm.Spec) time.Duration {
 		h.t.Fatal(err)
 	}
 	files := []*os.File{nil, log, log}
-	for _, suffix := range []string{qmpSuffix, operatorSuffix, serialSuffix} {
+	for _, suffix := range []string{qmpSuffix, operatorSuffix} {
 		f, err := listen(h.layout.inRun(s.ID, suffix))
 		if err != nil {
 			h.t.Fatal(err)
@@ -61,8 +61,13 @@ func (h *testHost) startByHand(s vm.Spec) time.Duration {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	files = append(files, base)
-	args, err := commandLine(capabilities{}, s, h.layout, bootFDs{qmp: 3, operator: 4, serial: 5, base: 6})
+	console, err := openSerialLog(h.state, s.ID)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer console.Close()
+	files = append(files, base, console)
+	args, err := commandLine(capabilities{}, s, h.layout, bootFDs{qmp: 3, operator: 4, base: 6, serialLog: 7})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"vmand/vm"
 )
@@ -16,6 +17,7 @@ const (
 	scsiSlot  = 0x3
 	rngSlot   = 0x4
 	dogSlot   = 0x5
+	vportSlot = 0x6
 	portsSlot = 0x10 // root ports, eight functions to a slot
 )
 
@@ -25,13 +27,17 @@ const rootPorts = vm.MaxNICs
 
 // bootFDs are the numbers that the descriptors handed to QEMU have there.
 type bootFDs struct {
-	qmp, operator, serial int // listening sockets
-	base                  int // the base image, 0 if there is none
-	ports                 []portFDs
+	qmp, operator, agent int // listening sockets
+	serialLog            int // what the guest prints is appended to it
+	base                 int // the base image, 0 if there is none
+	ports                []portFDs
 }
 
-// baseFDSet is the number of the descriptor set that holds the base image.
-const baseFDSet = 1
+// Numbers of the descriptor sets that hold the base image and the serial log.
+const (
+	baseFDSet      = 1
+	serialLogFDSet = 2
+)
 
 // device is the argument of -device and of device_add: being the same type,
 // what is there from the start and what is plugged later cannot differ.
@@ -55,6 +61,9 @@ type device struct {
 	MAC           string  `json:"mac,omitempty"`
 	HostMTU       int     `json:"host_mtu,omitempty"`
 	ROMFile       *string `json:"romfile,omitempty"`
+	Number        int     `json:"nr,omitempty"`
+	Chardev       string  `json:"chardev,omitempty"`
+	Name          string  `json:"name,omitempty"`
 }
 
 // blockNode is the argument of -blockdev and of blockdev-add.
@@ -145,7 +154,7 @@ func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string,
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-pidfile", l.pidfile(s.ID),
 	}
-	args = append(args, chardevArgs(fds)...)
+	args = append(args, chardevArgs(fds, l.inRun(s.ID, consoleSuffix))...)
 	devices, err := deviceArgs(s, l, fds)
 	if err != nil {
 		return nil, err
@@ -153,9 +162,10 @@ func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string,
 	return append(args, devices...), nil
 }
 
-// chardevArgs returns the two monitors, vmand's and the operator's, and the
-// serial console. Each listens on a socket made by vmand.
-func chardevArgs(fds bootFDs) []string {
+// chardevArgs returns the two monitors, vmand's and the operator's, the serial
+// console, whose files have names that begin with console, and the way to the
+// guest agent. What listens does so on a socket made by vmand.
+func chardevArgs(fds bootFDs, console string) []string {
 	listen := func(id string, fd int) []string {
 		return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, fd)}
 	}
@@ -164,8 +174,11 @@ func chardevArgs(fds bootFDs) []string {
 	args = append(args, "-mon", "chardev="+qmpChardev+",mode=control")
 	args = append(args, listen(operatorChardev, fds.operator)...)
 	args = append(args, "-mon", "chardev="+operatorChardev+",mode=control")
-	args = append(args, listen(serialChardev, fds.serial)...)
-	return append(args, "-serial", "chardev:"+serialChardev)
+	args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.serialLog, serialLogFDSet))
+	args = append(args, "-chardev", fmt.Sprintf("pipe,id=%s,path=%s,logfile=/dev/fdset/%d,logappend=on",
+		serialChardev, strings.ReplaceAll(console, ",", ",,"), serialLogFDSet))
+	args = append(args, "-serial", "chardev:"+serialChardev)
+	return append(args, listen(agentChardev, fds.agent)...)
 }
 
 func deviceArgs(s vm.Spec, l layout, fds bootFDs) ([]string, error) {
@@ -235,6 +248,8 @@ func machineDevices(s vm.Spec, l layout) []argument {
 		{"-device", device{Driver: "virtio-rng-pci", ID: "rng0", Bus: pciBus, Addr: pciAddr(rngSlot, 0)}},
 		{"-device", device{Driver: "pvpanic", ID: "pvpanic0"}},
 		{"-device", device{Driver: "i6300esb", ID: watchdogDevice, Bus: pciBus, Addr: pciAddr(dogSlot, 0)}},
+		{"-device", device{Driver: "virtio-serial-pci", ID: vportsDevice, Bus: pciBus, Addr: pciAddr(vportSlot, 0)}},
+		{"-device", device{Driver: "virtserialport", ID: agentDevice, Bus: vportsBus, Number: 1, Chardev: agentChardev, Name: agentPortName}},
 	}
 	for n := range rootPorts {
 		args = append(args, argument{"-device", device{Driver: "pcie-root-port", ID: rootPort(n), Bus: pciBus,

@@ -53,6 +53,7 @@ type Driver struct {
 	account account
 	state   *os.Root // file access under the state directory
 	files   *fileSurvey
+	watch   *serialWatch
 
 	probing chan struct{} // held while QEMU is asked what it can do; guards probed
 	probed  probes
@@ -89,6 +90,8 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	d.watch = newSerialWatch(d.log)
+	d.wg.Go(func() { d.watch.run(d.ctx) })
 	if err := errors.Join(d.removeTemps(), d.adoptAll(), d.removeStale()); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("qemu: %w", err)

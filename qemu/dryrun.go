@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -23,7 +24,8 @@ type DryRun struct {
 	files  *fileSurvey
 	notify func(string)
 
-	mu sync.Mutex // guards all files
+	mu       sync.Mutex // guards all files, and consoles
+	consoles map[string]*serialHub
 }
 
 var _ vm.Driver = (*DryRun)(nil)
@@ -65,7 +67,10 @@ func NewDryRun(o Options) (*DryRun, error) {
 }
 
 // Close releases the directories.
-func (d *DryRun) Close() error { return d.state.Close() }
+func (d *DryRun) Close() error {
+	d.endConsoles()
+	return d.state.Close()
+}
 
 // Platform implements [vm.Driver].
 func (d *DryRun) Platform(context.Context) (vm.Platform, error) {
@@ -119,6 +124,7 @@ func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report
 		say(report, "acpi", "dry run: the guest powers off")
 	}
 	say(report, "quit", "dry run: there is no process to end")
+	d.endConsole(id, io.EOF)
 	err := os.Remove(d.layout.inRun(id, drySuffix))
 	d.notify(id)
 	return fileFault(err, "end vm %s", id)
@@ -247,6 +253,7 @@ func (d *DryRun) CreateVM(_ context.Context, id string, root vm.RootDisk) error 
 func (d *DryRun) DeleteVM(_ context.Context, id string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.endConsole(id, io.EOF)
 	d.layout.removeRun(id, drySuffix)
 	return fileFault(d.state.RemoveAll(vmDir(id)), "remove the files of vm %s", id)
 }

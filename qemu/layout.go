@@ -24,14 +24,13 @@ const (
 	crashSuffix  = ".json"
 )
 
-func dataDisk(diskID string) string   { return disksDir + "/" + diskID + qcow2Suffix }
-func vmDir(id string) string          { return vmsDir + "/" + id }
-func vmRootDisk(id string) string     { return vmDir(id) + "/root" + qcow2Suffix }
-func vmSerialLog(id string) string    { return vmDir(id) + "/serial.log" }   // what the guest printed
-func vmQEMULog(id string) string      { return vmDir(id) + "/qemu.log" }     // QEMU's stdout and stderr, of this run
-func vmQEMULogOld(id string) string   { return vmDir(id) + "/qemu.log.1" }   // of the run before
-func vmSerialLogOld(id string) string { return vmDir(id) + "/serial.log.1" } // what no longer fitted
-func vmCrashTemp(id string) string    { return vmDir(id) + "/.crash" + tempSuffix }
+func dataDisk(diskID string) string { return disksDir + "/" + diskID + qcow2Suffix }
+func vmDir(id string) string        { return vmsDir + "/" + id }
+func vmRootDisk(id string) string   { return vmDir(id) + "/root" + qcow2Suffix }
+func vmSerialLog(id string) string  { return vmDir(id) + "/serial.log" } // what the guest printed
+func vmQEMULog(id string) string    { return vmDir(id) + "/qemu.log" }   // QEMU's stdout and stderr, of this run
+func vmQEMULogOld(id string) string { return vmDir(id) + "/qemu.log.1" } // of the run before
+func vmCrashTemp(id string) string  { return vmDir(id) + "/.crash" + tempSuffix }
 
 // vmCrash names the recording of a crash, vms/<id>/crash-<unix ms>.json.
 func vmCrash(id string, at time.Time) string {
@@ -40,16 +39,19 @@ func vmCrash(id string, at time.Time) string {
 
 // Suffixes of the files in the runtime directory, which a reboot clears.
 const (
-	pidSuffix      = ".pid"    // locked by QEMU for as long as it lives
-	uuidSuffix     = ".uuid"   // which UUID its monitor must name
-	qmpSuffix      = ".qmp"    // vmand's monitor
-	operatorSuffix = ".op-qmp" // a second monitor, for the host's operator
-	serialSuffix   = ".serial" // the serial console; vmand is its one client
-	quitSuffix     = ".quit"   // there once vmand has told the process to end
-	drySuffix      = ".dry"    // a VM that only pretends to run
+	pidSuffix        = ".pid"                 // locked by QEMU for as long as it lives
+	uuidSuffix       = ".uuid"                // which UUID its monitor must name
+	qmpSuffix        = ".qmp"                 // vmand's monitor
+	operatorSuffix   = ".op-qmp"              // a second monitor, for the host's operator
+	consoleSuffix    = ".tty"                 // the serial console: QEMU adds .in and .out
+	consoleInSuffix  = consoleSuffix + ".in"  // a FIFO, for what is typed
+	consoleOutSuffix = consoleSuffix + ".out" // leads to nowhere: what is printed is in the serial log
+	agentSuffix      = ".qga"                 // the guest agent's port; vmand is its one client
+	quitSuffix       = ".quit"                // there once vmand has told the process to end
+	drySuffix        = ".dry"                 // a VM that only pretends to run
 )
 
-var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, serialSuffix, quitSuffix}
+var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, agentSuffix, consoleInSuffix, consoleOutSuffix, quitSuffix}
 
 // layout names every file. Both directories are absolute.
 type layout struct {
@@ -71,7 +73,7 @@ func newLayout(stateDir, runtimeDir string) (layout, error) {
 		}
 		*d.to = abs
 	}
-	longest := max(len(operatorSuffix), len(serialSuffix))
+	longest := max(len(operatorSuffix), len(agentSuffix))
 	if n := len(l.run) + len("/") + maxNameBytes + longest; n > maxSockPath {
 		return layout{}, fmt.Errorf("runtime directory %s is too long: with the longest VM id the path of a socket in it would have %d bytes, "+
 			"and the kernel takes at most %d; set a runtime_dir of at most %d bytes",

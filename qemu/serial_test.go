@@ -1,51 +1,266 @@
 package qemu
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
 	"os"
+	"path/filepath"
 	"slices"
-	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
 
-func TestASerialLogIsRotatedAndBounded(t *testing.T) {
-	root, err := os.OpenRoot(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
-	l := &rotatingLog{root: root, name: "log", old: "log.1", max: 8}
-	for _, word := range []string{"one", "two", "three", "four", "five"} {
-		if _, err := l.Write([]byte(word)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l.Close()
-	l = &rotatingLog{root: root, name: "log", old: "log.1", max: 8} // as after a restart
-	defer l.Close()
-	if _, err := l.Write([]byte("sixty")); err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]string{"log.1": "fourfive", "log": "sixty"} {
-		if got, err := root.ReadFile(name); string(got) != want || err != nil {
-			t.Errorf("%s has %q, %v; want %q", name, got, err, want)
-		}
+// fakeSerial does with a console's files what QEMU does.
+type fakeSerial struct {
+	t      testing.TB
+	layout layout
+	state  *os.Root
+	log    *os.File // for what is printed
+	line   *os.File // for what is typed
+}
+
+// newFakeSerial makes the console of a VM "web" in a directory.
+func newFakeSerial(t testing.TB, dir string) *fakeSerial {
+	t.Helper()
+	state, err := os.OpenRoot(dir)
+	must(t, err)
+	must(t, state.MkdirAll(vmDir("web"), 0o700))
+	f := &fakeSerial{t: t, layout: layout{state: dir, run: dir}, state: state}
+	must(t, f.layout.makeConsole("web", account{}))
+	f.log, err = openSerialLog(state, "web")
+	must(t, err)
+	f.line, err = os.OpenFile(f.layout.inRun("web", consoleInSuffix), os.O_RDWR, 0)
+	must(t, err)
+	t.Cleanup(func() {
+		f.line.Close()
+		f.log.Close()
+		state.Close()
+	})
+	return f
+}
+
+func (f *fakeSerial) print(p []byte) {
+	if _, err := f.log.Write(p); err != nil {
+		f.t.Error(err)
 	}
 }
 
-func TestWhatCannotBeKeptIsStillRead(t *testing.T) {
-	root, err := os.OpenRoot(t.TempDir())
-	if err != nil {
+// reads ends the test if the guest does not read what was typed.
+func (f *fakeSerial) reads(want string) {
+	f.t.Helper()
+	buf := make([]byte, len(want))
+	if _, err := io.ReadFull(f.line, buf); string(buf) != want || err != nil {
+		f.t.Fatalf("the guest reads %q, %v; want %q", buf, err, want)
+	}
+}
+
+// connect makes a hub, as a vmand does that finds the VM. It ends with end, at
+// the latest with the test.
+func (f *fakeSerial) connect(limits serialLimits) (h *serialHub, end func(why error)) {
+	f.t.Helper()
+	d := &Driver{layout: f.layout, state: f.state, watch: newSerialWatch(testLog(f.t))}
+	ctx, cancel := context.WithCancel(context.Background())
+	var watching sync.WaitGroup
+	watching.Go(func() { d.watch.run(ctx) })
+	h = d.openHub("web", testLog(f.t), func() {})
+	h.mu.Lock()
+	h.limits = limits
+	h.mu.Unlock()
+	end = func(why error) {
+		h.close(why)
+		cancel()
+		watching.Wait()
+	}
+	f.t.Cleanup(func() { end(io.EOF) })
+	return h, end
+}
+
+// awaitEnd waits until the hub has seen that much, without being told to look.
+func (h *serialHub) awaitEnd(t testing.TB, want int64) {
+	t.Helper()
+	await(t, "it is seen", func() bool { _, end := h.bounds(); return end == want })
+}
+
+// smallLimits make a log short.
+var smallLimits = serialLimits{most: 64 << 10, keep: 32 << 10, grain: 16 << 10, reserve: 8 << 10, patience: 100 * time.Millisecond}
+
+// letters returns n bytes that tell where in a stream they are.
+func letters(from, n int64) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = 'a' + byte((from+int64(i))*7%26)
+	}
+	return p
+}
+
+func TestASerialLogIsBoundedAndItsOffsetsStay(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, end := f.connect(smallLimits)
+	var printed int64
+	for range 100 {
+		f.print(letters(printed, 5000))
+		printed += 5000
+		h.look()
+		if begin, _ := h.bounds(); printed-begin > 64<<10 || printed > 64<<10 && printed-begin < 32<<10 {
+			t.Fatalf("of %d bytes the log begins at %d", printed, begin)
+		}
+	}
+	wasBegin, _ := h.bounds()
+	var st unix.Stat_t
+	must(t, unix.Stat(filepath.Join(f.state.Name(), vmSerialLog("web")), &st))
+	if st.Size != printed || st.Blocks*512 > 64<<10+16<<10 {
+		t.Errorf("the file has %d bytes and takes %d", st.Size, st.Blocks*512)
+	}
+	readLog := func(offset, begin int64, hub *serialHub) {
+		t.Helper()
+		log, end, err := openConsoleLog(f.state, "web", hub, offset)
+		must(t, err)
+		defer log.Close()
+		got, err := io.ReadAll(log)
+		if err != nil || end != printed || !bytes.Equal(got, letters(begin, printed-begin)) {
+			t.Errorf("from %d on there are %d bytes up to %d, %v; want them from %d", offset, len(got), end, err, begin)
+		}
+	}
+	readAll := func(hub *serialHub) {
+		t.Helper()
+		for _, c := range []struct{ offset, begin int64 }{
+			{0, wasBegin}, {wasBegin + 5, wasBegin + 5}, {printed, printed}, {printed + 9, printed}, {-7, printed - 7}, {-1 << 40, wasBegin},
+		} {
+			readLog(c.offset, c.begin, hub)
+		}
+	}
+	readAll(h)
+	end(io.EOF)
+	readAll(nil)
+	again, _ := f.connect(smallLimits) // as after a restart
+	if begin, end := again.bounds(); begin != wasBegin || end != printed {
+		t.Errorf("later it goes from %d to %d, want %d to %d", begin, end, wasBegin, printed)
+	}
+}
+
+func TestALogThatIsCutWhileItIsReadIsNotMadeUp(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, _ := f.connect(smallLimits)
+	f.print(letters(0, 1000))
+	log, _, err := openConsoleLog(f.state, "web", h, 0)
+	must(t, err)
+	defer log.Close()
+	f.print(letters(1000, 100_000))
+	h.look()
+	_, err = log.Read(make([]byte, 10))
+	mustFail(t, err, vm.CodeUnavailable)
+}
+
+func TestAVMThatNeverRanHasAnEmptyLog(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	for _, id := range []string{"other", "../web"} {
+		log, end, err := openConsoleLog(f.state, id, nil, 0)
+		if id != "other" {
+			mustFail(t, err, vm.CodeNotFound)
+			continue
+		}
+		must(t, err)
+		if got, err := io.ReadAll(log); len(got) != 0 || end != 0 || err != nil {
+			t.Errorf("it has %q up to %d, %v", got, end, err)
+		}
+		must(t, log.Close())
+	}
+}
+
+func TestALogThatSomebodyHasEmptiedGoesOn(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, _ := f.connect(smallLimits)
+	f.print(letters(0, 1000))
+	h.look()
+	c, err := h.join(vm.ConsoleOptions{})
+	must(t, err)
+	defer c.Close()
+	must(t, f.log.Truncate(0))
+	f.print([]byte("more"))
+	h.awaitEnd(t, 4) // c follows it
+	_, err = c.Read(make([]byte, 10))
+	mustFail(t, err, vm.CodeUnavailable)
+}
+
+func TestWhatIsPrintedOnAFullDiskTakesTheLogsOwnRoom(t *testing.T) {
+	dir := tempDir(t)
+	smallDisk(t, dir, 1*mib)
+	f := newFakeSerial(t, dir)
+	h, _ := f.connect(smallLimits)
+	var printed int64
+	print := func() {
+		f.print(letters(printed, 1000))
+		printed += 1000
+		h.look()
+	}
+	for range 40 {
+		print()
+	}
+	hog, err := f.state.Create("hog")
+	must(t, err)
+	defer hog.Close()
+	for err == nil {
+		_, err = hog.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatal(err)
 	}
-	defer root.Close()
-	l := &rotatingLog{root: root, name: "gone/log", old: "gone/log.1", max: 10}
-	defer l.Close()
-	r := strings.NewReader(strings.Repeat("x", 100_000))
-	drain(r, l)
-	if r.Len() != 0 {
-		t.Errorf("%d bytes were not read", r.Len())
+	for range 200 {
+		print() // f.print says what was not kept
+	}
+}
+
+func TestALogIsFollowedWithoutInotify(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, _ := f.connect(smallLimits)
+	must(t, h.watch.inotify.Close())
+	c, err := h.join(vm.ConsoleOptions{})
+	must(t, err)
+	defer c.Close()
+	f.print([]byte("hello"))
+	buf := make([]byte, 5)
+	if _, err := io.ReadFull(c, buf); err != nil || string(buf) != "hello" {
+		t.Errorf("it reads %q, %v", buf, err)
+	}
+}
+
+func TestALogIsWatchedOnlyWhileSomebodyWantsToKnow(t *testing.T) {
+	f := newFakeSerial(t, tempDir(t))
+	h, end := f.connect(smallLimits)
+	watched := func() bool {
+		h.watch.mu.Lock()
+		defer h.watch.mu.Unlock()
+		return len(h.watch.of) == 1 && h.watch.hubs[h] != noWatch
+	}
+	if !watched() {
+		t.Error("its first byte would not be seen")
+	}
+	f.print([]byte("x"))
+	await(t, "the first byte is seen", func() bool { return !watched() })
+	for range 2 {
+		one, err := h.join(vm.ConsoleOptions{})
+		must(t, err)
+		two, err := h.join(vm.ConsoleOptions{})
+		must(t, err)
+		one.Close()
+		if !watched() {
+			t.Error("it is not watched although somebody reads")
+		}
+		two.Close()
+		if watched() {
+			t.Error("it is watched although nobody reads")
+		}
+	}
+	end(io.EOF)
+	if n := len(h.watch.hubs); n != 0 {
+		t.Errorf("%d hubs are left", n)
 	}
 }
 

@@ -35,6 +35,9 @@ type session struct {
 	heard  func()        // to be called at the first byte from the console; nil if nobody wants to know, or it may not be the first
 	ended  chan struct{} // closed when the goroutines are done
 
+	agent   *agent
+	console *serialHub
+
 	recorder recorder
 	asked    atomic.Bool // vmand has told the process to end
 	wasAsked atomic.Bool // the one before may have, and nothing was heard of it since
@@ -65,6 +68,8 @@ func (d *Driver) open(id string, p *process, ours bool) *session {
 	if d.opts.Mark != nil && p.child != nil {
 		s.heard = func() { d.opts.Mark(id, vm.BootSerial, time.Now()) }
 	}
+	s.agent = newAgent(s, d.opts.Mark)
+	s.console = d.openHub(id, s.log, s.heard)
 	d.sessions[id] = s
 	ctx, cancel := context.WithCancel(d.ctx)
 	d.wg.Go(func() {
@@ -74,16 +79,17 @@ func (d *Driver) open(id string, p *process, ours bool) *session {
 		case <-ctx.Done():
 		}
 	})
-	drained := make(chan struct{})
+	tended := make(chan struct{})
 	d.wg.Go(func() {
-		defer close(drained)
-		d.drainConsole(ctx, s)
+		defer close(tended)
+		s.agent.run(ctx)
 	})
 	d.wg.Go(func() {
 		defer close(s.ended)
 		s.run(ctx)
 		cancel()
-		<-drained
+		s.console.closeAfter(p)
+		<-tended
 		if p.exited() {
 			if !s.asked.Load() && !s.wasAsked.Load() {
 				d.recordCrash(s)
@@ -311,9 +317,10 @@ func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 	defer events.Close()
 	look := time.NewTimer(damageDelay)
 	defer look.Stop()
-	for {
+	for lost := uint64(0); ; {
 		select {
 		case <-look.C:
+			s.lookForAgent(ctx, conn)
 			if s.lookForDamage(ctx, conn) {
 				s.notify()
 			}
@@ -327,8 +334,13 @@ func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 			if e.Event == "BLOCK_IMAGE_CORRUPTED" {
 				s.noteDamageEvent(e.Data)
 			}
+			s.noteAgentEvent(e)
 			if newsworthy[e.Event] || events.Lost() > 0 {
 				s.notify()
+			}
+			if n := events.Lost(); n != lost {
+				lost = n
+				s.lookForAgent(ctx, conn)
 			}
 		case <-ctx.Done():
 			return

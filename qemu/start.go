@@ -126,13 +126,18 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	for _, socket := range []struct {
 		suffix string
 		fd     *int
-	}{{qmpSuffix, &b.fds.qmp}, {operatorSuffix, &b.fds.operator}, {serialSuffix, &b.fds.serial}} {
+	}{{qmpSuffix, &b.fds.qmp}, {operatorSuffix, &b.fds.operator}, {agentSuffix, &b.fds.agent}} {
 		f, err := listen(d.layout.inRun(s.ID, socket.suffix))
 		if err != nil {
 			return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
 		}
 		*socket.fd = b.add(f)
 	}
+	console, err := openSerialLog(d.state, s.ID)
+	if err != nil {
+		return nil, fileFault(err, "make the console log of vm %s", s.ID)
+	}
+	b.fds.serialLog = b.add(console)
 	if s.Root.Base != "" {
 		f, err := os.Open(s.Root.Base)
 		if err != nil {
@@ -174,9 +179,12 @@ func (d *Driver) spawn(id string, argv []string, files []*os.File, ours bool) (*
 	return d.open(id, proc, ours), nil
 }
 
-// prepareRun records whose the process will be.
+// prepareRun records whose the process will be, and makes its console.
 func (d *Driver) prepareRun(s vm.Spec) error {
 	d.layout.removeRun(s.ID, quitSuffix) // of a process whose end nobody saw
+	if err := d.layout.makeConsole(s.ID, d.account); err != nil {
+		return fmt.Errorf("make its console: %w", err)
+	}
 	return os.WriteFile(d.layout.inRun(s.ID, uuidSuffix), []byte(s.UUID+"\n"), 0o600)
 }
 

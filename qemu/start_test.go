@@ -19,7 +19,7 @@ func TestAStartedGuestRunsAndItsConsoleIsKept(t *testing.T) {
 	if o := h.Observe(t.Context(), "web"); o.Status != vm.StatusRunning || o.PID == 0 || o.Plugged == nil || len(o.Plugged) != 0 {
 		t.Errorf("it looks like %+v", o)
 	}
-	for _, suffix := range []string{operatorSuffix, qmpSuffix, serialSuffix} {
+	for _, suffix := range []string{operatorSuffix, qmpSuffix} {
 		if st, err := os.Stat(h.layout.inRun("web", suffix)); err != nil || st.Mode() != os.ModeSocket|0o600 {
 			t.Errorf("socket %s: %v, %v", suffix, st.Mode(), err)
 		}

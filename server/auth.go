@@ -46,18 +46,26 @@ type token struct {
 	caller vm.Caller
 }
 
-// reload reads the tokens anew.
-func (a *auth) reload(ctx context.Context) error {
+// reload reads the tokens anew and returns the names of the callers whose token is
+// no longer what it was.
+func (a *auth) reload(ctx context.Context) (gone map[string]bool, err error) {
 	stored, err := a.store.Tokens(ctx)
 	if err != nil {
-		return fmt.Errorf("load the API tokens: %w", err)
+		return nil, fmt.Errorf("load the API tokens: %w", err)
 	}
 	tokens := make([]token, len(stored))
 	for i, t := range stored {
 		tokens[i] = token{hash: t.Hash, caller: vm.Caller{Name: "token:" + t.Name, Role: t.Role}}
 	}
-	a.tokens.Store(&tokens)
-	return nil
+	gone = map[string]bool{}
+	if old := a.tokens.Swap(&tokens); old != nil {
+		for _, t := range *old {
+			if !slices.Contains(tokens, t) {
+				gone[t.caller.Name] = true
+			}
+		}
+	}
+	return gone, nil
 }
 
 // A door is what a connection came in by, and who stands behind it.
@@ -238,6 +246,14 @@ func (o *origin) check(r *http.Request) error {
 		return &vm.Fault{Code: codeForbidden, Detail: "a web page of another origin may not change anything here"}
 	}
 	return nil
+}
+
+// checkConnection is check for a request that a page could turn into a connection
+// it can read from: a browser's rules for reading answers do not hold for it.
+func (o *origin) checkConnection(r *http.Request) error {
+	asked := *r
+	asked.Method = http.MethodPost // to be judged as a change is
+	return o.check(&asked)
 }
 
 // known reports whether host, with or without a port, is a name of this server.

@@ -248,11 +248,6 @@ func TestTheSpecificationCanBeEnforced(t *testing.T) {
 		if !served[key] {
 			t.Errorf("%v is in the specification and not served", key)
 		}
-		for _, p := range op.query {
-			if p.Required {
-				t.Errorf("%v: the validation has no required query parameters, such as %s", key, p.Name)
-			}
-		}
 		for _, p := range op.header {
 			if p.Required {
 				t.Errorf("%v: the validation has no required headers, such as %s", key, p.Name)

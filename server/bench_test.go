@@ -38,12 +38,17 @@ func (o oneToken) Tokens(context.Context) ([]vm.Token, error) {
 	return []vm.Token{{Name: "admin", Role: vm.RoleAdmin, Hash: o.hash}}, nil
 }
 
+// agents is a manager whose agents all answer.
+type agents struct{ Manager }
+
+func (agents) Agent(string) vm.Agent { return someAgent }
+
 // benchServer returns a server with records that cost nothing to read and a log
 // that is written and thrown away.
 func benchServer(b *testing.B) (*Server, string) {
 	secret, hash := NewToken()
 	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
-	s, err := New(b.Context(), Options{Version: "1.2.3"}, Deps{Reader: manyVMs{n: 10000}, Tokens: oneToken{hash: hash}, Log: log})
+	s, err := New(b.Context(), Options{Version: "1.2.3"}, Deps{Manager: agents{}, Reader: manyVMs{n: 10000}, Tokens: oneToken{hash: hash}, Log: log})
 	if err != nil {
 		b.Fatal(err)
 	}

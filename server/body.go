@@ -51,6 +51,52 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return data, nil
 }
 
+// stream makes the body of a request one that is read as it comes: at most limit
+// bytes (0: any number), each part of it within the time a whole small one has.
+func (s *Server) stream(c echo.Context, limit uint64) error {
+	r, w := c.Request(), c.Response()
+	b := &streamedBody{ReadCloser: r.Body, control: http.NewResponseController(w.Writer), timeout: s.o.BodyTimeout}
+	if limit > 0 {
+		b.tooLarge = &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", limit)}
+		if r.ContentLength > int64(limit) {
+			w.Header()["Connection"] = []string{"close"} // what is on its way is not read
+			return b.tooLarge
+		}
+		b.ReadCloser = http.MaxBytesReader(w, r.Body, int64(limit))
+	}
+	r.Body = b
+	return nil
+}
+
+// A streamedBody is a body that is read as it comes.
+type streamedBody struct {
+	io.ReadCloser
+	control  *http.ResponseController
+	timeout  time.Duration // for some of it to arrive
+	tooLarge *vm.Fault
+	fault    *vm.Fault // that has ended it
+}
+
+func (b *streamedBody) Read(p []byte) (int, error) {
+	_ = b.control.SetReadDeadline(time.Now().Add(b.timeout)) // a test's writer has none
+	n, err := b.ReadCloser.Read(p)
+	var big *http.MaxBytesError
+	switch {
+	case err == nil:
+		return n, nil
+	case errors.Is(err, io.EOF):
+		_ = b.control.SetReadDeadline(time.Time{}) // as in readBody
+		return n, err
+	case errors.As(err, &big):
+		b.fault = b.tooLarge
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		b.fault = &vm.Fault{Code: codeTimeout, Detail: "the body did not arrive in time"}
+	default:
+		b.fault = &vm.Fault{Code: codeMalformed, Detail: "the body ended early", Err: err}
+	}
+	return n, b.fault
+}
+
 // expectNoBody tells whether r has a body, by its first byte: anybody may ask for
 // some of what takes none, and must not fill the memory with it.
 func expectNoBody(w http.ResponseWriter, r *http.Request) ([]vm.FieldFault, error) {

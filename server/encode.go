@@ -28,10 +28,20 @@ func (e *encoder) encode(v any) error {
 // of the [openapi.VM] with its values, which a test asserts. It is written by
 // hand because VMs are what is read most, and the general encoder takes longer
 // over a list of them than the database does.
-type wireVM vm.VM
+type wireVM struct {
+	*vm.VM
+	agent vm.Agent
+}
+
+// wire returns v with what is known of its agent.
+func (s *Server) wire(v *vm.VM) *wireVM { return &wireVM{v, s.manager.Agent(v.ID)} }
 
 func (v *wireVM) appendJSON(b []byte) []byte {
 	b = appendNullable(append(b, `{"accel":`...), string(v.Accel))
+	b = appendNullableTime(append(b, `,"agent":{"last_seen_at":`...), v.agent.LastSeenAt)
+	b = appendString(append(b, `,"state":`...), string(v.agent.State))
+	b = appendNullable(append(b, `,"version":`...), v.agent.Version)
+	b = append(b, '}')
 	b = strconv.AppendBool(append(b, `,"autostart":`...), v.Autostart.Enabled)
 	b = strconv.AppendInt(append(b, `,"autostart_delay":`...), int64(v.Autostart.Delay/time.Second), 10)
 	b = strconv.AppendInt(append(b, `,"autostart_order":`...), int64(v.Autostart.Order), 10)
@@ -41,14 +51,14 @@ func (v *wireVM) appendJSON(b []byte) []byte {
 	b = appendString(append(b, `,"desired_state":`...), string(v.Desired))
 	b = appendString(append(b, `,"id":`...), v.ID)
 	b = appendLabels(append(b, `,"labels":`...), v.Labels)
-	ip, source := (*vm.VM)(v).LocalIP()
+	ip, source := v.LocalIP()
 	b = appendAddr(append(b, `,"local_ip":`...), ip)
 	b = appendNullable(append(b, `,"local_ip_source":`...), string(source))
 	b = appendNullable(append(b, `,"machine_type":`...), v.Machine)
 	b = appendNullableTime(append(b, `,"next_restart_at":`...), v.RestartAt)
 	b = appendList(append(b, `,"nics":`...), v.NICs, appendNIC)
 	b = appendList(append(b, `,"port_forwards":`...), v.Forwards, appendForward)
-	b = strconv.AppendBool(append(b, `,"reachable_from_host":`...), (*vm.VM)(v).ReachableFromHost())
+	b = strconv.AppendBool(append(b, `,"reachable_from_host":`...), v.ReachableFromHost())
 	b = strconv.AppendInt(append(b, `,"restart_count":`...), int64(v.Restarts), 10)
 	b = appendString(append(b, `,"restart_policy":`...), string(v.Restart))
 	b = strconv.AppendFloat(append(b, `,"root_disk_size":`...), gib(v.Root.SizeMiB), 'f', -1, 64)
@@ -66,7 +76,8 @@ func (v *wireVM) appendJSON(b []byte) []byte {
 
 // appendBoot appends the times of a boot, as they are in a VM.
 func appendBoot(b []byte, boot *vm.Boot) []byte {
-	b = appendNullableTime(append(b, `{"dhcp_ack_at":`...), boot.DHCP)
+	b = appendNullableTime(append(b, `{"agent_at":`...), boot.Agent)
+	b = appendNullableTime(append(b, `,"dhcp_ack_at":`...), boot.DHCP)
 	b = appendNullableTime(append(b, `,"first_serial_at":`...), boot.Serial)
 	b = appendNullableTime(append(b, `,"first_tcp_at":`...), boot.TCP)
 	b = appendNullableTime(append(b, `,"qmp_ready_at":`...), boot.Monitor)

@@ -11,6 +11,8 @@ import (
 	"vmand/vm"
 )
 
+var someAgent = vm.Agent{State: vm.AgentConnected, Version: "7.2.17", LastSeenAt: time.Date(2026, 3, 1, 9, 5, 9, 120e6, time.UTC)}
+
 // apiVM is the VM as the generated code has it.
 func apiVM(v *vm.VM) *openapi.VM {
 	ip, source := v.LocalIP()
@@ -27,7 +29,8 @@ func apiVM(v *vm.VM) *openapi.VM {
 		ReachableFromHost: v.ReachableFromHost(),
 		NICs:              apiNICs(v.NICs),
 		PortForwards:      apiForwards(v.Forwards),
-		Boot: openapi.Boot{SpawnedAt: optionalTime(v.Boot.Spawned), QMPReadyAt: optionalTime(v.Boot.Monitor), FirstSerialAt: optionalTime(v.Boot.Serial),
+		Agent:             openapi.Agent{State: openapi.AgentStateConnected, Version: optional(&someAgent.Version), LastSeenAt: optionalTime(someAgent.LastSeenAt)},
+		Boot: openapi.Boot{AgentAt: optionalTime(v.Boot.Agent), SpawnedAt: optionalTime(v.Boot.Spawned), QMPReadyAt: optionalTime(v.Boot.Monitor), FirstSerialAt: optionalTime(v.Boot.Serial),
 			DHCPAckAt: optionalTime(v.Boot.DHCP), FirstTCPAt: optionalTime(v.Boot.TCP)},
 		RootDiskSize:   gib(v.Root.SizeMiB),
 		MachineType:    optional(&v.Machine),
@@ -101,7 +104,7 @@ func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
 		if err := e.Encode(apiVM(&v)); err != nil {
 			t.Fatal(err)
 		}
-		if got := string((*wireVM)(&v).appendJSON(nil)); got != want.String() {
+		if got := string((&wireVM{&v, someAgent}).appendJSON(nil)); got != want.String() {
 			t.Errorf("got  %s\nwant %s", got, want.String())
 		}
 		for _, part := range []struct {

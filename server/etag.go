@@ -1,6 +1,9 @@
 package server
 
 import (
+	"fmt"
+	"hash/fnv"
+	"io"
 	"regexp"
 	"strconv"
 	"strings"
@@ -17,6 +20,18 @@ func etagOf(v vm.Version) string {
 	b = append(b, '-')
 	b = strconv.AppendInt(b, v.Revision, 10)
 	return string(append(b, '"'))
+}
+
+// etag returns the entity tag of a VM with what is seen of its agent: whether it
+// answers, and its version.
+func (v *wireVM) etag() string {
+	tag := etagOf(vmVersion(v.VM))
+	if v.agent.State == vm.AgentAbsent {
+		return tag
+	}
+	hash := fnv.New64a()
+	_, _ = io.WriteString(hash, string(v.agent.State)+" "+v.agent.Version) // a hash takes everything
+	return fmt.Sprintf(`%s.%016x"`, tag[:len(tag)-1], hash.Sum64())
 }
 
 // parseMatch returns the precondition an If-Match header states (RFC 9110,

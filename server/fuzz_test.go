@@ -2,11 +2,15 @@ package server
 
 import (
 	"bytes"
+	"errors"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/getkin/kin-openapi/openapi3filter"
 )
@@ -38,6 +42,14 @@ func FuzzRequest(f *testing.F) {
 	f.Add(uint8(2), "/vms/web-1/nics/0", "", "application/json", "", "", `{"rate_in":1}`)
 	f.Add(uint8(1), "/vms/web-1/port_forwards", "", "application/json", "", "", `{"host_port":2222,"guest_port":22,"host_address":"127.0.0.1"}`)
 	f.Add(uint8(1), "/vms/web-1/actions/start", "wait_for=port:22", "", "Prefer", "wait=1", "")
+	f.Add(uint8(1), "/vms", "wait_for=agent", "application/json", "Prefer", "wait=1", `{"template_name":"small","start":true}`)
+	f.Add(uint8(1), "/vms/web-1/exec", "", "application/json", "", "", `{"command":["cat","-"],"env":{"A":"b"},"stdin_base64":"eA==","timeout_seconds":1}`)
+	f.Add(uint8(4), "/vms/web-1/files", "path=/a%20b", "application/octet-stream", "", "", "content")
+	f.Add(uint8(0), "/vms/web-1/files", "path=/a", "", "", "", "")
+	f.Add(uint8(1), "/vms/web-1/actions/set-password", "", "application/json", "", "", `{"user":"root","password":"x"}`)
+	f.Add(uint8(0), "/vms/web-1/console", "write=1&take_over=1&scrollback=9", "", "Upgrade", "vman-console", "")
+	f.Add(uint8(0), "/vms/web-1/console/log", "tail=3", "", "", "", "")
+	f.Add(uint8(1), "/vms/web-1/console/tickets", "", "application/json", "", "", `{"write":true}`)
 	f.Add(uint8(3), "/templates/small", "", "", "If-Match", "*", "")
 	f.Add(uint8(0), "/openapi.json", "", "", "X-Request-Id", "\x7f", "")
 	f.Add(uint8(4), "/vms/%2e%2e", "%zz", "text/plain", "Origin", "null", "\x00")
@@ -45,6 +57,9 @@ func FuzzRequest(f *testing.F) {
 		u, err := url.ParseRequestURI("/" + strings.TrimPrefix(path, "/"))
 		if err != nil || strings.ContainsAny(path, "?#") {
 			t.Skip()
+		}
+		if strings.Contains(query, "follow") {
+			t.Skip() // a log that is followed has no end either
 		}
 		u.RawQuery = query
 		r := httptest.NewRequest(methods[int(method)%len(methods)], "/", strings.NewReader(body))
@@ -96,3 +111,43 @@ func secondOpinion(r *http.Request, body string) error {
 type readCloser struct{ *bytes.Reader }
 
 func (*readCloser) Close() error { return nil }
+
+// FuzzUpgrade asks for a console in any way at all, and sends anything at all on
+// what it gets. The server answers with what HTTP allows or hands the connection
+// over, and every connection ends with its client.
+func FuzzUpgrade(f *testing.F) {
+	a := newAPI(f)
+	a.boot(f)
+	key := "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+	f.Add("?write=true&take_over=true", "Connection: Upgrade\r\nUpgrade: websocket\r\n"+key, []byte{0x82, 0x81, 1, 2, 3, 4, 'x' ^ 1})
+	f.Add("?write=true&take_over=true", "Connection: Upgrade\r\nUpgrade: websocket\r\n"+key, []byte{0x02, 0x80, 0, 0, 0, 0, 0x89, 0x80, 1, 2, 3, 4, 0x80, 0x80, 0, 0, 0, 0})
+	f.Add("", "Connection: Upgrade\r\nUpgrade: websocket\r\n"+key, []byte{0x88, 0x82, 0, 0, 0, 0, 3, 0xe8})
+	f.Add("", "Connection: Upgrade\r\nUpgrade: websocket\r\n"+key, []byte{0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0})
+	f.Add("?scrollback=0", "Connection: keep-alive, Upgrade\r\nUpgrade: vman-console\r\n", []byte("ls\r\n\x00\xff"))
+	f.Add("?ticket=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "Upgrade: websocket, vman-console\r\nContent-Length: 3\r\n", []byte("abc"))
+	f.Add("?write=1", "Connection: Upgrade\r\nUpgrade: vman-console\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n", []byte("0\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, query, header string, sent []byte) {
+		c, err := net.Dial("tcp", strings.TrimPrefix(a.base, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		request := "GET /vms/web-1/console" + query + " HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + a.token + "\r\n" + header + "\r\n"
+		if _, err := c.Write(append([]byte(request), sent...)); err != nil {
+			return // it has had enough
+		}
+		_ = c.(*net.TCPConn).CloseWrite()
+		answer, err := io.ReadAll(io.LimitReader(c, 1<<20))
+		var late net.Error
+		if errors.As(err, &late) && late.Timeout() {
+			t.Fatalf("%q %q: no end", request, sent)
+		}
+		if bytes.HasPrefix(answer, []byte("HTTP/1.1 500")) || len(answer) > 0 && !bytes.HasPrefix(answer, []byte("HTTP/1.")) {
+			t.Fatalf("%q: %q", request, answer)
+		}
+		if log := a.log.take(); strings.Contains(log, "panic") || strings.Contains(log, "a defect") {
+			t.Fatalf("%q %q: %s", request, sent, log)
+		}
+	})
+}

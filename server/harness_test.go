@@ -57,6 +57,14 @@ func (b *logBuffer) String() string {
 	return b.buf.String()
 }
 
+// take returns what was written since the last time.
+func (b *logBuffer) take() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.buf.Reset()
+	return b.buf.String()
+}
+
 // fixture is what newAPI starts from; a test changes what it is about.
 type fixture struct {
 	o    Options

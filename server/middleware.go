@@ -126,14 +126,16 @@ func (s *Server) admit(x *exchange) error {
 		return err
 	}
 	op := s.operations[routeKey{r.Method, x.c.Path()}]
+	by := approach{Request: r}
 	if op == nil || !op.open {
-		caller, err := s.auth.authenticate(r)
-		if err != nil {
+		if err := s.enter(x, op, &by); err != nil {
 			return err
 		}
-		x.caller.Name, x.caller.Role = caller.Name, caller.Role
 	}
 	ctx := vm.WithCaller(r.Context(), x.caller)
+	if op != nil && op.connects {
+		ctx = context.WithValue(ctx, approachKey{}, &by)
+	}
 	if op != nil && op.streams && wantsStream(r.Header) {
 		ctx = context.WithValue(ctx, streamKey{}, true)
 	}
@@ -147,7 +149,40 @@ func (s *Server) admit(x *exchange) error {
 	if op.keyed {
 		return x.identify()
 	}
+	if r.Method != http.MethodGet && len(r.Header[headerKey]) > 0 {
+		return invalid(vm.FieldFault{Field: headerKey, Detail: "is not for this request, which cannot be repeated"})
+	}
+	if limit, ok := op.streamed(r); ok {
+		return s.stream(x.c, limit)
+	}
 	return nil
+}
+
+// enter finds out who sends a request, and whether they may send it.
+func (s *Server) enter(x *exchange, op *operation, by *approach) error {
+	r := x.c.Request()
+	if op != nil && op.connects {
+		if err := s.origin.checkConnection(r); err != nil {
+			return err
+		}
+		if secret := r.URL.Query().Get("ticket"); secret != "" {
+			k, err := s.tickets.redeem(secret, x.c.Param("id"))
+			if err != nil {
+				return err
+			}
+			by.ticket, x.caller.Name, x.caller.Role = k, k.caller.Name, k.caller.Role
+			return nil
+		}
+	}
+	caller, err := s.auth.authenticate(r)
+	if err != nil {
+		return err
+	}
+	x.caller.Name, x.caller.Role = caller.Name, caller.Role
+	if op == nil {
+		return nil
+	}
+	return permit(x.caller, op.role)
 }
 
 // fail answers with the problem that x.err is.
@@ -172,7 +207,14 @@ func (s *Server) logRequest(x *exchange) {
 	if route == "/health" {
 		level = slog.LevelDebug
 	}
-	defect := x.err != nil && (x.fault == nil || kinds[x.fault.Code].status == http.StatusInternalServerError)
+	defect := false
+	if x.err != nil {
+		fault := x.fault
+		if fault == nil { // what was sent had begun
+			fault = faultOf(x.err)
+		}
+		defect = kinds[fault.Code].status == http.StatusInternalServerError
+	}
 	if defect {
 		level = slog.LevelError
 	}

@@ -24,6 +24,7 @@ const (
 	codeTimeout          vm.Code = "request-timeout"
 	codeTooLarge         vm.Code = "payload-too-large"
 	codeMediaType        vm.Code = "unsupported-media-type"
+	codeUpgradeRequired  vm.Code = "upgrade-required"
 )
 
 // A kind is what all problems of one code have in common.
@@ -37,6 +38,7 @@ type kind struct {
 var kinds = map[vm.Code]kind{
 	vm.CodeInvalid:             {http.StatusBadRequest, "Invalid request", 0},
 	codeMalformed:              {http.StatusBadRequest, "Malformed body", 0},
+	vm.CodeUnsafeImage:         {http.StatusBadRequest, "Unsafe image", 0},
 	codeUnauthorized:           {http.StatusUnauthorized, "Not authenticated", 0},
 	codeForbidden:              {http.StatusForbidden, "Not allowed", 0},
 	vm.CodeNotFound:            {http.StatusNotFound, "Not found", 0},
@@ -49,10 +51,12 @@ var kinds = map[vm.Code]kind{
 	vm.CodeAddressesExhausted:  {http.StatusConflict, "No free address", 0},
 	vm.CodeLimitReached:        {http.StatusConflict, "Limit reached", 0},
 	vm.CodeNotCancellable:      {http.StatusConflict, "Not cancellable", 0},
+	vm.CodeGuestRefused:        {http.StatusConflict, "The guest refused", 0},
 	vm.CodeCancelled:           {http.StatusConflict, "Cancelled", 0},
 	vm.CodePrecondition:        {http.StatusPreconditionFailed, "Precondition failed", 0},
 	codeTooLarge:               {http.StatusRequestEntityTooLarge, "Body too large", 0},
 	codeMediaType:              {http.StatusUnsupportedMediaType, "Unsupported media type", 0},
+	codeUpgradeRequired:        {http.StatusUpgradeRequired, "Upgrade required", 0},
 	vm.CodeRepeated:            {http.StatusUnprocessableEntity, "Idempotency key used before", 0},
 	vm.CodeInternal:            {http.StatusInternalServerError, "Internal error", 0},
 	vm.CodeInterrupted:         {http.StatusServiceUnavailable, "Interrupted", 1},
@@ -61,6 +65,7 @@ var kinds = map[vm.Code]kind{
 	vm.CodeQEMUUnresponsive:    {http.StatusServiceUnavailable, "QEMU does not answer", 10},
 	vm.CodeOperationFailed:     {http.StatusServiceUnavailable, "The operation failed", 0},
 	vm.CodeNetworkUnavailable:  {http.StatusServiceUnavailable, "Network not available", 0},
+	vm.CodeAgentUnavailable:    {http.StatusServiceUnavailable, "No guest agent answers", 5},
 	vm.CodeUnavailable:         {http.StatusServiceUnavailable, "Not available now", 5},
 	vm.CodeInsufficientStorage: {http.StatusInsufficientStorage, "Not enough storage", 0},
 }
@@ -169,6 +174,9 @@ func writeProblem(c echo.Context, fault *vm.Fault) error {
 	switch p.Status {
 	case http.StatusUnauthorized:
 		h["Www-Authenticate"] = []string{`Bearer realm="vmand"`}
+	case http.StatusUpgradeRequired:
+		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, protocols // RFC 9110, 7.8 and 15.5.22
+		h["Sec-Websocket-Version"] = []string{"13"}
 	case http.StatusMethodNotAllowed:
 		if allow, ok := c.Get(echo.ContextKeyHeaderAllow).(string); ok {
 			h["Allow"] = []string{strings.Replace(allow, http.MethodGet, "GET, HEAD", 1)}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"vmand/openapi"
 	"vmand/vm"
 )
 
@@ -51,11 +52,11 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (
 	if o.Kind == vm.NICUpdate {
 		return s.nicAnswer(ctx, id, slotOf(c.Param("slot")))
 	}
-	return s.succeeded(ctx, o, id)
+	return s.succeeded(ctx, o, id, h, c)
 }
 
 // succeeded answers the request that began o, on the resource of this id.
-func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string) (answer, error) {
+func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hold, c echo.Context) (answer, error) {
 	switch o.Kind {
 	case vm.TemplateDelete, vm.VMDelete, vm.DiskDelete, vm.NetworkDelete, vm.ForwardRemove:
 		return answer{status: http.StatusNoContent}, nil
@@ -75,7 +76,12 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string) (answ
 	case "vms":
 		var v vm.VM
 		v, err = s.reader.VM(ctx, id)
-		a = vmAnswer(&v)
+		if err == nil && o.Kind == vm.VMCreate {
+			if a, started, err := s.startedAgain(ctx, v, o, h, c); started {
+				return a, err
+			}
+		}
+		a = s.vmAnswer(&v)
 	case "networks":
 		var n vm.VirtualNetwork
 		n, err = s.reader.Network(ctx, id)
@@ -90,6 +96,26 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string) (answ
 		a = a.created("/" + o.Resource)
 	}
 	return a, err
+}
+
+// startedAgain goes on with a request to create a VM and to start it, which has
+// created v: the first start since then is its own. It reports false if the
+// request asks for none.
+func (s *Server) startedAgain(ctx context.Context, v vm.VM, created vm.Operation, h hold, c echo.Context) (a answer, started bool, err error) {
+	var b openapi.CreateVM
+	if err := c.Bind(&b); err != nil || !value(b.Start) {
+		return a, err != nil, err
+	}
+	starts, err := s.reader.Operations(ctx, vm.OperationFilter{Resource: vm.VMResource(v.ID), Kind: vm.VMStart}, vm.Page{After: created.Seq, Limit: 1})
+	if err != nil {
+		return a, true, err
+	}
+	if len(starts) == 0 {
+		a, err = s.startCreated(ctx, v, h)
+	} else {
+		a, err = s.startedCreated(ctx, v, starts[0], h)
+	}
+	return a, true, anew(err)
 }
 
 // movedBy answers the request to attach or detach a disk.

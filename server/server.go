@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -65,6 +66,15 @@ type Manager interface {
 	RemoveForward(ctx context.Context, vmID, forwardID string, match vm.Match) error
 	Await(ctx context.Context, vmID string, c vm.Condition) (vm.VM, error)
 	CanAwait(ctx context.Context, vmID string, c vm.Condition) error
+	Agent(id string) vm.Agent
+	GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error)
+	Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.GuestResult, error)
+	ReadFile(ctx context.Context, id, path string, w io.Writer) error
+	WriteFile(ctx context.Context, id, path string, r io.Reader) error
+	SetPassword(ctx context.Context, id, user, password string) error
+	Trim(ctx context.Context, id string) error
+	Console(ctx context.Context, id string, o vm.ConsoleOptions) (vm.Console, error)
+	ConsoleLog(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error)
 }
 
 // Records are what is recorded, and where answers are kept; see [vm.Store].
@@ -95,6 +105,8 @@ type Server struct {
 	origin     *origin
 	operations map[routeKey]*operation
 	keys       turns // of the requests with an Idempotency-Key
+	tickets    tickets
+	consoles   consoles
 	echo       *echo.Echo
 	name       []string // value of the Server header
 
@@ -125,7 +137,7 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 		auth: auth{store: d.Tokens, group: o.Group}, origin: newOrigin(o.Hosts), operations: compile(doc),
 		echo: echo.New(), name: []string{"vmand/" + o.Version}, headerTimeout: readHeaderTimeout,
 		heartbeat: heartbeat, eventTimeout: eventTimeout}
-	if err := s.auth.reload(ctx); err != nil {
+	if _, err := s.auth.reload(ctx); err != nil {
 		return nil, err
 	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
@@ -137,7 +149,17 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 }
 
 // ReloadTokens reads the tokens anew, after one was added, replaced or removed.
-func (s *Server) ReloadTokens(ctx context.Context) error { return s.auth.reload(ctx) }
+// Who came with one that is no longer what it was is no longer connected to any
+// console.
+func (s *Server) ReloadTokens(ctx context.Context) error {
+	gone, err := s.auth.reload(ctx)
+	s.tickets.revoke(gone)
+	s.consoles.revoke(gone)
+	return err
+}
+
+// headKey marks the context of a HEAD, which is answered like a GET.
+type headKey struct{}
 
 // ServeHTTP implements [http.Handler]. A HEAD is answered like a GET that takes
 // any form: net/http leaves the body out.
@@ -146,7 +168,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		get := *r
 		get.Method, get.Header = http.MethodGet, r.Header.Clone()
 		get.Header.Del("Accept") // or it could be held by a stream, of nothing
-		r = &get
+		get.Header.Del("Upgrade")
+		r = get.WithContext(context.WithValue(r.Context(), headKey{}, true))
 	}
 	s.echo.ServeHTTP(w, r)
 }
@@ -197,5 +220,6 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	for range left {
 		<-ended
 	}
+	s.consoles.wait(2 * stopPatience) // they are nothing a web server waits for
 	return failed
 }

@@ -30,11 +30,15 @@ type operation struct {
 	open    bool // anybody may call it
 	keyed   bool // it takes an Idempotency-Key
 	streams bool // it can answer with a stream of events
-	route   *routers.Route
-	path    []parameter
-	query   map[string]parameter
-	header  []parameter
-	body    *openapi3.RequestBody // nil: it takes none
+	// connects: its connection can become another, and it takes a ticket.
+	connects bool
+	role     vm.Role // that it needs
+	route    *routers.Route
+	path     []parameter
+	query    map[string]parameter
+	must     []string // the query parameters that have to be there
+	header   []parameter
+	body     *openapi3.RequestBody // nil: it takes none
 }
 
 // A parameter is one of an operation's, with what decides quickly that a value
@@ -69,6 +73,7 @@ func compile(doc *openapi3.T) map[routeKey]*operation {
 				security = *o.Security
 			}
 			op.open = len(security) == 0
+			op.role = needs(o.OperationID, method)
 			if ok := o.Responses.Value("200"); ok != nil {
 				op.streams = ok.Value.Content[streamMedia] != nil
 			}
@@ -97,6 +102,10 @@ func (op *operation) add(spec *openapi3.Parameter) {
 		op.path = append(op.path, p)
 	case openapi3.ParameterInQuery:
 		op.query[spec.Name] = p
+		op.connects = op.connects || spec.Name == "ticket"
+		if spec.Required {
+			op.must = append(op.must, spec.Name)
+		}
 	case openapi3.ParameterInHeader:
 		// A bad request id is replaced, not refused: see setHeaders.
 		if p.key != headerRequestID {
@@ -148,12 +157,17 @@ func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 		}
 		faults = op.check(faults, r, p, openapi3filter.RequestValidationInput{})
 	}
-	if r.URL.RawQuery == "" {
-		return faults, nil // a test holds the specification to requiring none
+	if r.URL.RawQuery == "" && len(op.must) == 0 {
+		return faults, nil
 	}
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, invalid(vm.FieldFault{Detail: "the query is not properly encoded"})
+	}
+	for _, name := range op.must {
+		if len(values[name]) == 0 {
+			faults = append(faults, vm.FieldFault{Field: name, Detail: "is missing"})
+		}
 	}
 	for _, name := range sortedNames(values) {
 		p, known := op.query[name]
@@ -192,6 +206,9 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 	if op.body == nil {
 		return expectNoBody(c.Response(), r)
 	}
+	if _, ok := op.streamed(r); ok {
+		return nil, nil // it is read as it comes
+	}
 	data, err := readBody(c.Response(), r)
 	switch {
 	case err != nil:
@@ -209,6 +226,26 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 	schema := op.body.Content[media].Schema.Value
 	err = schema.VisitJSON(value, openapi3.VisitAsRequest(), openapi3.MultiErrors())
 	return schemaFaults(nil, err), nil
+}
+
+// streamed reports whether the body of r is no JSON but bytes, which are read as
+// they come, and how many there may be, 0 for any number.
+func (op *operation) streamed(r *http.Request) (limit uint64, ok bool) {
+	if op.body == nil {
+		return 0, false
+	}
+	media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	content := op.body.Content[media]
+	if content == nil && r.ContentLength == 0 { // of no body there is no need to say the type
+		content = op.body.Content["application/octet-stream"]
+	}
+	if content == nil || content.Schema.Value.Format != "binary" {
+		return 0, false
+	}
+	if most := content.Schema.Value.MaxLength; most != nil {
+		limit = *most
+	}
+	return limit, true
 }
 
 // parameterFaults tells what is wrong with a parameter.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -15,6 +16,13 @@ import (
 // CreateVM implements [openapi.StrictServerInterface].
 func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) (openapi.CreateVMResponseObject, error) {
 	b := r.Body
+	h, err := parseHold(value(r.Params.Prefer), value(r.Params.WaitFor))
+	if err != nil {
+		return nil, err
+	}
+	if h.until != (vm.Condition{}) && !value(b.Start) {
+		return nil, invalid(vm.FieldFault{Field: "wait_for", Detail: "needs start: what is not started comes to nothing"})
+	}
 	wishes := vm.VMEdits{Description: b.Description, Labels: (*map[string]string)(b.Labels), Restart: (*vm.RestartPolicy)(b.RestartPolicy)}
 	if start, some := mergeAutostart(vm.Autostart{}, b.Autostart, b.AutostartOrder, b.AutostartDelay); some {
 		wishes.Autostart = &start
@@ -28,18 +36,58 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	return vmAnswer(&v).created("/vms/" + v.ID), nil
+	if value(b.Start) {
+		return s.startCreated(ctx, v, h)
+	}
+	return s.vmAnswer(&v).created("/vms/" + v.ID), nil
+}
+
+// startCreated starts a VM that the request has created, and answers that. A start
+// that fails leaves the VM.
+func (s *Server) startCreated(ctx context.Context, v vm.VM, h hold) (answer, error) {
+	caller := vm.CallerOf(ctx)
+	caller.Key, caller.Fingerprint = "", "" // which are the creation's
+	started, o, err := s.manager.Do(vm.WithCaller(ctx, caller), v.ID, vm.OpStart, vm.StopOptions{})
+	if err != nil {
+		return answer{}, notStarted(v.ID, err)
+	}
+	return s.startedCreated(ctx, started, o, h)
+}
+
+// startedCreated answers the request that has created v and started it by o.
+func (s *Server) startedCreated(ctx context.Context, v vm.VM, o vm.Operation, h hold) (answer, error) {
+	a, err := s.acted(ctx, v, o, h)
+	if err != nil {
+		return a, notStarted(v.ID, err)
+	}
+	if a.status != http.StatusOK {
+		return a, nil
+	}
+	a.etag = a.body.(*wireVM).etag()
+	return a.created("/vms/" + v.ID), nil
+}
+
+// notStarted makes a problem say that there is a VM all the same.
+func notStarted(id string, err error) error {
+	var f *vm.Fault
+	if !errors.As(err, &f) {
+		return err
+	}
+	told := *f
+	told.Detail = fmt.Sprintf("VM %s was created, but: %s", id, f.Detail)
+	return &told
 }
 
 // ListVMs implements [openapi.StrictServerInterface].
 func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (openapi.ListVMsResponseObject, error) {
 	f := vm.VMFilter{State: vm.State(value(r.Params.State)), Template: value(r.Params.TemplateName), Network: value(r.Params.Network)}
 	label := value(r.Params.Label)
+	var one wireVM // that is being sent
 	f.Label, f.LabelValue, _ = strings.Cut(label, "=")
 	return newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template, "network", f.Network, "label", label), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.VM, error) { return s.reader.VMs(ctx, f, p) },
 		func(v *vm.VM) int64 { return v.Seq },
-		func(v *vm.VM) any { return (*wireVM)(v) })
+		func(v *vm.VM) any { one = wireVM{v, s.manager.Agent(v.ID)}; return &one })
 }
 
 // GetVM implements [openapi.StrictServerInterface].
@@ -48,7 +96,8 @@ func (s *Server) GetVM(ctx context.Context, r openapi.GetVMRequestObject) (opena
 	if err != nil {
 		return nil, err
 	}
-	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireVM)(&v) }), nil
+	w := s.wire(&v)
+	return resource(w.etag(), r.Params.IfNoneMatch, func() any { return w }), nil
 }
 
 // UpdateVM implements [openapi.StrictServerInterface].
@@ -66,7 +115,7 @@ func (s *Server) UpdateVM(ctx context.Context, r openapi.UpdateVMRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	return vmAnswer(&v), nil
+	return s.vmAnswer(&v), nil
 }
 
 // updateVM changes a VM. Some of its autostart is changed by reading the whole
@@ -185,7 +234,7 @@ func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions,
 // acted answers with a VM that an operation acts on, v as it is meanwhile.
 func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (answer, error) {
 	accepted := func() answer {
-		return answer{status: http.StatusAccepted, body: (*wireVM)(&v), location: "/operations/" + o.ID}
+		return answer{status: http.StatusAccepted, body: s.wire(&v), location: "/operations/" + o.ID}
 	}
 	if h.wait == 0 {
 		return accepted(), nil
@@ -214,12 +263,13 @@ func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (an
 	if v, err = s.reader.VM(ctx, v.ID); err != nil {
 		return answer{}, err
 	}
-	return answer{status: http.StatusOK, body: (*wireVM)(&v), applied: true}, nil
+	return answer{status: http.StatusOK, body: s.wire(&v), applied: true}, nil
 }
 
 // vmAnswer answers with a VM.
-func vmAnswer(v *vm.VM) answer {
-	return answer{status: http.StatusOK, body: (*wireVM)(v), etag: etagOf(vmVersion(v))}
+func (s *Server) vmAnswer(v *vm.VM) answer {
+	w := s.wire(v)
+	return answer{status: http.StatusOK, body: w, etag: w.etag()}
 }
 
 // wait returns the operation when it is over, when the time is up, or when the

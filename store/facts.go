@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -16,7 +17,9 @@ import (
 // its boot and then the addresses that were learned, NULL for nothing.
 type facts struct{ vm *vm.VM }
 
-var bootMarks = [...]vm.BootMark{vm.BootSpawned, vm.BootMonitor, vm.BootSerial, vm.BootDHCP, vm.BootTCP}
+// bootMarks are the times of a boot as they are kept. New ones are added at the
+// end; a record from before there was an agent ends without it.
+var bootMarks = [...]vm.BootMark{vm.BootSpawned, vm.BootMonitor, vm.BootSerial, vm.BootDHCP, vm.BootTCP, vm.BootAgent}
 
 func packFacts(v *vm.VM) text {
 	if v.Boot == (vm.Boot{}) && len(v.Learned) == 0 {
@@ -44,13 +47,24 @@ func (f *facts) Scan(src any) error {
 	f.vm.Boot, f.vm.Learned = vm.Boot{}, nil
 	c := unpack(src)
 	if c.more() {
-		f.vm.Boot = vm.Boot{Spawned: c.time(','), Monitor: c.time(','), Serial: c.time(','), DHCP: c.time(','), TCP: c.time(';')}
+		f.vm.Boot = c.boot()
 	}
 	for c.more() {
 		f.vm.Learned = append(f.vm.Learned, vm.LearnedAddress{
 			Slot: int(c.number(',', vm.MaxNICs-1)), IP: c.addr(','), Source: oneOf(&c, ',', sources), At: c.time(';')})
 	}
 	return c.err
+}
+
+// boot returns the record of a boot's times.
+func (c *cursor) boot() vm.Boot {
+	b := vm.Boot{Spawned: c.time(','), Monitor: c.time(','), Serial: c.time(','), DHCP: c.time(',')}
+	if comma, end := strings.IndexByte(c.rest, ','), strings.IndexByte(c.rest, ';'); comma < 0 || end < comma {
+		b.TCP = c.time(';') // from before there was an agent
+		return b
+	}
+	b.TCP, b.Agent = c.time(','), c.time(';')
+	return b
 }
 
 // learn records what was seen of a guest and reports whether anything is new.

@@ -3,6 +3,7 @@ package store
 import (
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,8 +33,8 @@ func TestWhatIsLearnedOfAGuestIsRecordedOnce(t *testing.T) {
 		{"no addresses where there are none", vm.Learned{Reset: true, Addresses: &[]vm.LearnedAddress{}}, vm.Boot{}, nil, false},
 		{"two times", vm.Learned{Boot: vm.Boot{Spawned: second(1), DHCP: second(4)}}, vm.Boot{Spawned: second(1), DHCP: second(4)}, nil, true},
 		{"a later time", vm.Learned{Boot: vm.Boot{DHCP: second(5)}}, vm.Boot{Spawned: second(1), DHCP: second(4)}, nil, false},
-		{"the others", vm.Learned{Boot: vm.Boot{Monitor: second(2), Serial: second(3), DHCP: second(5), TCP: second(5)}},
-			vm.Boot{Spawned: second(1), Monitor: second(2), Serial: second(3), DHCP: second(4), TCP: second(5)}, nil, true},
+		{"the others", vm.Learned{Boot: vm.Boot{Monitor: second(2), Serial: second(3), DHCP: second(5), Agent: second(6), TCP: second(5)}},
+			vm.Boot{Spawned: second(1), Monitor: second(2), Serial: second(3), DHCP: second(4), Agent: second(6), TCP: second(5)}, nil, true},
 		{"a new run with addresses", vm.Learned{Reset: true, Boot: vm.Boot{Spawned: second(6)}, Addresses: &some}, vm.Boot{Spawned: second(6)}, some, true},
 		{"the same addresses", vm.Learned{Addresses: &some}, vm.Boot{Spawned: second(6)}, some, false},
 		{"one address less", vm.Learned{Addresses: &[]vm.LearnedAddress{some[0]}}, vm.Boot{Spawned: second(6)}, some[:1], true},
@@ -81,5 +82,25 @@ func TestAnUpdateLeavesWhatWasLearnedAlone(t *testing.T) {
 	}
 	if got := s.mustVM(t, v.ID); !reflect.DeepEqual(got.Learned, known) {
 		t.Errorf("read %+v; want what was learned before", got.Learned)
+	}
+}
+
+func TestTimesOfABootFromBeforeThereWereAgentsAreRead(t *testing.T) {
+	var v vm.VM
+	for packed, agent := range map[string]int64{"1,2,3,4,5;": 0, "1,2,3,4,5;0,10.0.0.9,dhcp,7;": 0, "1,2,3,4,5,6;": 6, "1,2,3,4,5,6;0,10.0.0.9,dhcp,7;": 6} {
+		packed = strings.ReplaceAll(packed, "dhcp", string(vm.SourceNeighbour))
+		if err := (&facts{&v}).Scan(packed); err != nil {
+			t.Errorf("%s: %v", packed, err)
+			continue
+		}
+		if v.Boot.TCP.UnixMilli() != 5 || v.Boot.Agent.IsZero() != (agent == 0) || agent != 0 && v.Boot.Agent.UnixMilli() != agent {
+			t.Errorf("%s: %+v", packed, v.Boot)
+		}
+		if len(v.Learned) != strings.Count(packed, "10.0.0.9") {
+			t.Errorf("%s: addresses %v", packed, v.Learned)
+		}
+	}
+	if err := (&facts{&v}).Scan("1,2,3,4,5,6,7;"); err == nil {
+		t.Error("a record of seven times is read")
 	}
 }

@@ -12,32 +12,56 @@ import (
 
 // A Condition is what one can wait for of a guest.
 type Condition struct {
-	IP   bool // the guest has confirmed its address
-	Port int  // a TCP port of the guest answers; 0: not waited for
+	IP        bool // the guest has confirmed its address
+	Port      int  // a TCP port of the guest answers; 0: not waited for
+	Agent     bool // the guest agent answers
+	CloudInit bool // cloud-init in the guest is done, disabled or not there
 }
 
-// ParseCondition reads "ip" or "port:22".
+// ParseCondition reads "ip", "port:22", "agent" or "cloud-init".
 func ParseCondition(s string) (Condition, error) {
-	if s == "ip" {
+	switch s {
+	case "ip":
 		return Condition{IP: true}, nil
+	case "agent":
+		return Condition{Agent: true}, nil
+	case "cloud-init":
+		return Condition{CloudInit: true}, nil
 	}
 	if number, ok := strings.CutPrefix(s, "port:"); ok {
 		if port, err := strconv.Atoi(number); err == nil && port >= 1 && port <= 65535 && strconv.Itoa(port) == number {
 			return Condition{Port: port}, nil
 		}
 	}
-	return Condition{}, invalidField("wait_for", "%q is not ip or port:N with N from 1 to 65535", s)
+	return Condition{}, invalidField("wait_for", "%q is not ip, agent, cloud-init or port:N with N from 1 to 65535", s)
 }
 
-// Pauses between two tries to reach a guest's port.
+// Pauses between two tries to find out about a guest.
 const (
-	probeInterval = 100 * time.Millisecond
-	probeTimeout  = time.Second
+	probeInterval     = 100 * time.Millisecond
+	probeTimeout      = time.Second
+	agentInterval     = 250 * time.Millisecond
+	cloudInitInterval = 2 * time.Second
 )
+
+// interval returns after how long to look at a guest again, 0 if an event tells
+// when.
+func (c Condition) interval() time.Duration {
+	switch {
+	case c.Port != 0:
+		return probeInterval
+	case c.Agent:
+		return agentInterval
+	case c.CloudInit:
+		return cloudInitInterval
+	}
+	return 0
+}
 
 // Await waits until the condition holds for a VM that was started and returns
 // the VM. It fails with ctx's error when that ends before, with [CodeState] when the VM
-// ends before, and with [CodeInvalid] when it could never be known.
+// ends before, with [CodeInvalid] when it could never be known, and with
+// [CodeGuestRefused] when cloud-init has failed or cannot be asked.
 func (m *Manager) Await(ctx context.Context, id string, c Condition) (VM, error) {
 	for {
 		news := m.NextEvent()
@@ -59,8 +83,8 @@ func (m *Manager) Await(ctx context.Context, id string, c Condition) (VM, error)
 			return m.store.VM(context.WithoutCancel(ctx), id)
 		}
 		var again <-chan time.Time
-		if c.Port != 0 {
-			again = time.After(probeInterval)
+		if pause := c.interval(); pause != 0 {
+			again = time.After(pause)
 		}
 		select {
 		case <-news:
@@ -87,6 +111,13 @@ func (m *Manager) CanAwait(ctx context.Context, id string, c Condition) error {
 func (m *Manager) holds(ctx context.Context, v VM, c Condition) (bool, error) {
 	if c.IP {
 		return !v.Boot.DHCP.IsZero() || len(v.Learned) > 0, nil
+	}
+	if c.Agent {
+		a := m.driver.Agent(v.ID)
+		return a.State == AgentConnected && !a.LastSeenAt.Before(v.Boot.Spawned), nil
+	}
+	if c.CloudInit {
+		return m.cloudInitDone(ctx, v.ID)
 	}
 	probe, stop := context.WithTimeout(ctx, probeTimeout)
 	defer stop()

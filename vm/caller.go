@@ -16,11 +16,21 @@ type Caller struct {
 	Fingerprint string
 }
 
-// Role says what a caller may do. There is one today.
+// Role says what a caller may do.
 type Role string
 
-// RoleAdmin may do everything.
-const RoleAdmin Role = "admin"
+// The roles, each of which may do what those before it may.
+const (
+	RoleViewer   Role = "viewer"   // look
+	RoleOperator Role = "operator" // change things, and look into guests
+	RoleAdmin    Role = "admin"    // everything
+)
+
+var ranks = map[Role]int{RoleViewer: 1, RoleOperator: 2, RoleAdmin: 3}
+
+// May reports whether r includes what needs another role. One that is not known
+// includes nothing.
+func (r Role) May(need Role) bool { return ranks[r] > 0 && ranks[r] >= ranks[need] }
 
 type callerKey struct{}
 

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"io"
 	"time"
 )
 
@@ -80,6 +81,11 @@ type Driver interface {
 	// Flight returns the recorder's report on a VM: what was said on its
 	// monitor, its console's end and QEMU's stderr, now and at its last crashes.
 	Flight(ctx context.Context, id string) (Flight, error)
+
+	// Console and ConsoleLog are as [Manager.Console] and [Manager.ConsoleLog] say.
+	Console(ctx context.Context, id string, o ConsoleOptions) (Console, error)
+	ConsoleLog(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error)
+	GuestAgent
 
 	// Observe looks at one VM. It never fails: what cannot be seen is left
 	// empty. With the process alive it also asks which data disks are plugged.

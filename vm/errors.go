@@ -42,6 +42,9 @@ const (
 	CodeOperationFailed     Code = "operation-failed"    // QEMU or a tool of it said no
 	CodeAddressesExhausted  Code = "addresses-exhausted" // no free address on a network
 	CodeNetworkUnavailable  Code = "network-unavailable" // the host cannot have it, or has lost it
+	CodeAgentUnavailable    Code = "agent-unavailable"   // no guest agent answers
+	CodeGuestRefused        Code = "guest-refused"       // the guest agent said no
+	CodeUnsafeImage         Code = "unsafe-image"        // opening it could do harm
 	CodeUnavailable         Code = "unavailable"
 	CodeRepeated            Code = "idempotency-mismatch" // the Idempotency-Key was used for another request
 	CodeInternal            Code = "internal"
@@ -66,6 +69,9 @@ var classes = map[Code]error{
 	CodeOperationFailed:     ErrUnavailable,
 	CodeAddressesExhausted:  ErrState,
 	CodeNetworkUnavailable:  ErrUnavailable,
+	CodeAgentUnavailable:    ErrUnavailable,
+	CodeGuestRefused:        ErrUnavailable,
+	CodeUnsafeImage:         ErrInvalid,
 	CodeUnavailable:         ErrUnavailable,
 	CodeRepeated:            ErrState,
 }

@@ -24,7 +24,7 @@ var EventTypes = []string{
 	"disk.created", "disk.updated", "disk.state", "disk.deleted",
 	"template.created", "template.deleted",
 	"network.created", "network.updated", "network.deleted",
-	"vm.boot", "vm.address",
+	"vm.boot", "vm.address", "vm.guest",
 	"operation.started", "operation.step", "operation.ended",
 	"observer.issue", "observer.repaired",
 	"daemon.started", "daemon.stopping",

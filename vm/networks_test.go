@@ -271,7 +271,7 @@ func TestMarksOfABoot(t *testing.T) {
 	if _, err := w.Await(ctx, "a", vm.Condition{IP: true}); err != context.DeadlineExceeded {
 		t.Errorf("waited until %v", err)
 	}
-	for _, s := range []string{"", "ip ", "port:", "port:0", "port:65536", "port:+1", "port:022", "agent"} {
+	for _, s := range []string{"", "ip ", "port:", "port:0", "port:65536", "port:+1", "port:022", "agents", "cloud-init:1"} {
 		_, err := vm.ParseCondition(s)
 		wantCode(t, err, vm.CodeInvalid, "wait_for")
 	}

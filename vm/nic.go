@@ -173,6 +173,7 @@ type Boot struct {
 	Monitor time.Time // QEMU answered
 	Serial  time.Time // the guest wrote its first byte to the console
 	DHCP    time.Time // the guest has confirmed its address
+	Agent   time.Time // the guest agent gave its first answer
 	TCP     time.Time // somebody who waited for it got an answer on a TCP port
 }
 
@@ -185,11 +186,12 @@ const (
 	BootMonitor BootMark = "monitor"
 	BootSerial  BootMark = "serial"
 	BootDHCP    BootMark = "dhcp"
+	BootAgent   BootMark = "agent"
 	BootTCP     BootMark = "tcp"
 )
 
 // BootMarks lists every mark, in the order of a boot.
-var BootMarks = []BootMark{BootSpawned, BootMonitor, BootSerial, BootDHCP, BootTCP}
+var BootMarks = []BootMark{BootSpawned, BootMonitor, BootSerial, BootDHCP, BootAgent, BootTCP}
 
 // At returns the time that a mark names, to read or to set.
 func (b *Boot) At(m BootMark) *time.Time {
@@ -202,6 +204,8 @@ func (b *Boot) At(m BootMark) *time.Time {
 		return &b.Serial
 	case BootDHCP:
 		return &b.DHCP
+	case BootAgent:
+		return &b.Agent
 	case BootTCP:
 		return &b.TCP
 	}

@@ -16,6 +16,13 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for AgentState.
+const (
+	AgentStateAbsent    AgentState = "absent"
+	AgentStateConnected AgentState = "connected"
+	AgentStateSilent    AgentState = "silent"
+)
+
 // Defines values for CreateNICLink.
 const (
 	CreateNICLinkDown CreateNICLink = "down"
@@ -66,6 +73,7 @@ const (
 	EventTypeVmBoot           EventType = "vm.boot"
 	EventTypeVmCreated        EventType = "vm.created"
 	EventTypeVmDeleted        EventType = "vm.deleted"
+	EventTypeVmGuest          EventType = "vm.guest"
 	EventTypeVmState          EventType = "vm.state"
 	EventTypeVmUpdated        EventType = "vm.updated"
 )
@@ -179,10 +187,12 @@ const (
 // Defines values for ProblemCode.
 const (
 	ProblemCodeAddressesExhausted   ProblemCode = "addresses-exhausted"
+	ProblemCodeAgentUnavailable     ProblemCode = "agent-unavailable"
 	ProblemCodeAlreadyExists        ProblemCode = "already-exists"
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
 	ProblemCodeForbidden            ProblemCode = "forbidden"
+	ProblemCodeGuestRefused         ProblemCode = "guest-refused"
 	ProblemCodeIdempotencyMismatch  ProblemCode = "idempotency-mismatch"
 	ProblemCodeInUse                ProblemCode = "in-use"
 	ProblemCodeInsufficientMemory   ProblemCode = "insufficient-memory"
@@ -205,7 +215,9 @@ const (
 	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
+	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
+	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
 )
 
 // Defines values for Protocol.
@@ -291,6 +303,29 @@ type AdoptOrphan struct {
 	TemplateName *string `json:"template_name,omitempty"`
 }
 
+// Agent What is known of a VM's guest agent, without asking it. The VM's entity tag says nothing of `last_seen_at`.
+type Agent struct {
+	// LastSeenAt When it last answered, in UTC. Null when it never has.
+	LastSeenAt *time.Time `json:"last_seen_at"`
+
+	// State Whether a guest agent answers.
+	//
+	// - `connected`: it does.
+	// - `silent`: it has answered, or something in the guest listens, and it does not answer now.
+	// - `absent`: the VM does not run, or nothing in the guest has ever listened.
+	State AgentState `json:"state"`
+
+	// Version The version it says it is of. Null when that is not known.
+	Version *string `json:"version"`
+}
+
+// AgentState Whether a guest agent answers.
+//
+// - `connected`: it does.
+// - `silent`: it has answered, or something in the guest listens, and it does not answer now.
+// - `absent`: the VM does not run, or nothing in the guest has ever listened.
+type AgentState string
+
 // AttachDisk The VM to attach a data disk to.
 type AttachDisk struct {
 	// MountPoint The slot of the disk in the guest. When it is not given: the one the disk was created with, else the next
@@ -312,6 +347,9 @@ type AutostartOrder = int
 
 // Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
 type Boot struct {
+	// AgentAt When the guest agent gave its first answer.
+	AgentAt *time.Time `json:"agent_at"`
+
 	// DhcpAckAt When the guest first confirmed its address.
 	DHCPAckAt *time.Time `json:"dhcp_ack_at"`
 
@@ -330,6 +368,25 @@ type Boot struct {
 
 // CPUCount The number of vCPUs.
 type CPUCount = int
+
+// ConsoleTicket A ticket for the console of one VM, good for one connection.
+type ConsoleTicket struct {
+	// ExpiresAt When it can no longer be used, in UTC.
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// Ticket The ticket. It is a secret.
+	Ticket string `json:"ticket"`
+
+	// Url The path and the query to join the console with, relative to this daemon. `take_over` and `scrollback` can be
+	// added.
+	URL string `json:"url"`
+}
+
+// CreateConsoleTicket What a ticket for a console is for.
+type CreateConsoleTicket struct {
+	// Write Whether its bearer may type.
+	Write *bool `json:"write,omitempty"`
+}
 
 // CreateDisk A data disk to create.
 type CreateDisk struct {
@@ -498,6 +555,9 @@ type CreateVM struct {
 	// `default_boot_disk` or 10 GiB, whichever is larger. It must not be smaller than `default_boot_disk`.
 	RootDiskSize *float64 `json:"root_disk_size,omitempty"`
 
+	// Start Whether to start the VM once it is created.
+	Start *bool `json:"start,omitempty"`
+
 	// TemplateName The name of a template, in lower case, with `-`, `.` and `_` allowed inside.
 	TemplateName TemplateName `json:"template_name"`
 }
@@ -588,6 +648,7 @@ type Event struct {
 	// - `network.created`, `network.updated`, `network.deleted`: a network.
 	// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
 	// - `vm.address`: a guest has another address that nobody gave it.
+	// - `vm.guest`: somebody had a guest run a program, write a file, set a password or trim its disks.
 	// - `operation.started`, `operation.step`, `operation.ended`: an operation.
 	// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
 	// - `daemon.started`, `daemon.stopping`: the daemon itself.
@@ -609,10 +670,57 @@ type EventNumber = int64
 // - `network.created`, `network.updated`, `network.deleted`: a network.
 // - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
 // - `vm.address`: a guest has another address that nobody gave it.
+// - `vm.guest`: somebody had a guest run a program, write a file, set a password or trim its disks.
 // - `operation.started`, `operation.step`, `operation.ended`: an operation.
 // - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
 // - `daemon.started`, `daemon.stopping`: the daemon itself.
 type EventType string
+
+// ExecRequest A program to run in a guest.
+type ExecRequest struct {
+	// Command The program, by its path or, if the agent's own PATH has it, its name, and its arguments.
+	Command []string `json:"command"`
+
+	// Env The environment of the program: values by name, and nothing else. When it is not given the program has the
+	// agent's own.
+	Env *map[string]string `json:"env,omitempty"`
+
+	// Stdin What the program reads, as text. Not with `stdin_base64`.
+	Stdin *string `json:"stdin,omitempty"`
+
+	// StdinBase64 What the program reads, in base64 (RFC 4648, section 4). Not with `stdin`.
+	StdinBase64 *string `json:"stdin_base64,omitempty"`
+
+	// TimeoutSeconds How long to wait for the program to end.
+	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
+}
+
+// ExecResult How a program in a guest ended, or what is known of it while it runs.
+type ExecResult struct {
+	// ExitCode The exit code. Null while it runs and when a signal ended it.
+	ExitCode *int `json:"exit_code"`
+
+	// Exited Whether the program has ended.
+	Exited bool `json:"exited"`
+
+	// Signal The number of the signal that ended it. Null when none did.
+	Signal *int `json:"signal"`
+
+	// Stderr What it wrote to its standard error. Null when that is not valid UTF-8.
+	Stderr *string `json:"stderr"`
+
+	// StderrBase64 The standard error in base64 when it is not valid UTF-8, else null.
+	StderrBase64 *string `json:"stderr_base64"`
+
+	// Stdout What it wrote to its standard output. Null when that is not valid UTF-8.
+	Stdout *string `json:"stdout"`
+
+	// StdoutBase64 The standard output in base64 when it is not valid UTF-8, else null.
+	StdoutBase64 *string `json:"stdout_base64"`
+
+	// Truncated Whether only a part of the output was kept; 16 MiB of each stream are.
+	Truncated bool `json:"truncated"`
+}
 
 // FieldError What is wrong with one field of a request.
 type FieldError struct {
@@ -621,6 +729,69 @@ type FieldError struct {
 
 	// Field A JSON pointer (RFC 6901) into the body, or the name of a parameter or a header.
 	Field string `json:"field"`
+}
+
+// Guest What a guest says of itself. Nothing in it can be relied on.
+type Guest struct {
+	// Filesystems Its mounted file systems.
+	Filesystems []GuestFilesystem `json:"filesystems"`
+
+	// Hostname Its name. Null when it does not say.
+	Hostname *string `json:"hostname"`
+
+	// Interfaces Its network interfaces, the loopback included.
+	Interfaces []GuestInterface `json:"interfaces"`
+
+	// Os The operating system of a guest, as it names itself. What it does not say is null.
+	Os GuestOS `json:"os"`
+}
+
+// GuestFilesystem A mounted file system of a guest.
+type GuestFilesystem struct {
+	// Disks The serial numbers of the disks it is on.
+	Disks []string `json:"disks"`
+
+	// MountPoint Where it is mounted.
+	MountPoint string `json:"mount_point"`
+
+	// TotalBytes How many bytes it has. Null when the guest does not say.
+	TotalBytes *int64 `json:"total_bytes"`
+
+	// Type Its type, such as `ext4`.
+	Type string `json:"type"`
+
+	// UsedBytes How many bytes of it are used. Null when the guest does not say.
+	UsedBytes *int64 `json:"used_bytes"`
+}
+
+// GuestInterface A network interface of a guest.
+type GuestInterface struct {
+	// Addresses The addresses with the lengths of their prefixes.
+	Addresses []string `json:"addresses"`
+
+	// Mac The MAC address. Null without one.
+	MAC *string `json:"mac"`
+
+	// Name The name it has in the guest.
+	Name string `json:"name"`
+}
+
+// GuestOS The operating system of a guest, as it names itself. What it does not say is null.
+type GuestOS struct {
+	// Id The short name, such as `debian`.
+	ID *string `json:"id"`
+
+	// Kernel The release of the kernel.
+	Kernel *string `json:"kernel"`
+
+	// Machine The architecture, such as `x86_64`.
+	Machine *string `json:"machine"`
+
+	// Name The name, such as `Debian GNU/Linux`.
+	Name *string `json:"name"`
+
+	// Version The version, such as `12 (bookworm)`.
+	Version *string `json:"version"`
 }
 
 // Health How the daemon is.
@@ -1120,6 +1291,7 @@ type Problem struct {
 	//
 	// - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 	// - `malformed-body` (400): the body is not JSON.
+	// - `unsafe-image` (400): the image could do harm when it is opened, such as one that refers to other files.
 	// - `unauthorized` (401): there is no token, or a wrong one.
 	// - `forbidden` (403): the caller may not do this.
 	// - `not-found` (404): there is no such resource, or no such path.
@@ -1132,11 +1304,13 @@ type Problem struct {
 	// - `addresses-exhausted` (409): the network has no free address.
 	// - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
 	// - `not-cancellable` (409): the operation is over, or past the point of no return.
+	// - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
 	// - `cancelled` (409): the operation was cancelled before it was done.
 	// - `interrupted` (503): the daemon ended in the middle of the operation.
 	// - `precondition-failed` (412): the resource is another than the one `If-Match` names.
-	// - `payload-too-large` (413): the body has more than 1 MiB.
-	// - `unsupported-media-type` (415): the body is not `application/json`.
+	// - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
+	// - `unsupported-media-type` (415): the body is not of the media type that the request takes.
+	// - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
 	// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 	// - `insufficient-memory` (503): the host has not enough free memory.
 	// - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1144,6 +1318,7 @@ type Problem struct {
 	// - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
 	// - `operation-failed` (503): QEMU, or a tool of it, refused.
 	// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
+	// - `agent-unavailable` (503): no guest agent answers in the VM.
 	// - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 	// - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 	Code ProblemCode `json:"code"`
@@ -1180,6 +1355,7 @@ type Problem struct {
 //
 // - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 // - `malformed-body` (400): the body is not JSON.
+// - `unsafe-image` (400): the image could do harm when it is opened, such as one that refers to other files.
 // - `unauthorized` (401): there is no token, or a wrong one.
 // - `forbidden` (403): the caller may not do this.
 // - `not-found` (404): there is no such resource, or no such path.
@@ -1192,11 +1368,13 @@ type Problem struct {
 // - `addresses-exhausted` (409): the network has no free address.
 // - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
 // - `not-cancellable` (409): the operation is over, or past the point of no return.
+// - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
 // - `cancelled` (409): the operation was cancelled before it was done.
 // - `interrupted` (503): the daemon ended in the middle of the operation.
 // - `precondition-failed` (412): the resource is another than the one `If-Match` names.
-// - `payload-too-large` (413): the body has more than 1 MiB.
-// - `unsupported-media-type` (415): the body is not `application/json`.
+// - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
+// - `unsupported-media-type` (415): the body is not of the media type that the request takes.
+// - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
 // - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 // - `insufficient-memory` (503): the host has not enough free memory.
 // - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1204,6 +1382,7 @@ type Problem struct {
 // - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
 // - `operation-failed` (503): QEMU, or a tool of it, refused.
 // - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
+// - `agent-unavailable` (503): no guest agent answers in the VM.
 // - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 // - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 type ProblemCode string
@@ -1285,6 +1464,15 @@ type RestartRequest struct {
 
 // Routes What guests are told of besides the way to the gateway.
 type Routes = []NetworkRoute
+
+// SetPassword Another password for a user of a guest.
+type SetPassword struct {
+	// Password The password.
+	Password string `json:"password"`
+
+	// User The name of the user, which the guest has to have.
+	User string `json:"user"`
+}
 
 // Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
 type Slot = int
@@ -1412,6 +1600,9 @@ type VM struct {
 	// Accel What executes the guest's instructions now, or did in the last run: the processor (`kvm`) or an emulation of
 	// it (`tcg`, some ten times slower). Null before the first start.
 	Accel *VMAccel `json:"accel"`
+
+	// Agent What is known of a VM's guest agent, without asking it. The VM's entity tag says nothing of `last_seen_at`.
+	Agent Agent `json:"agent"`
 
 	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
 	Autostart Autostart `json:"autostart"`
@@ -1780,6 +1971,10 @@ type Unavailable = Problem
 // not apply.
 type UnsupportedMediaType = Problem
 
+// UpgradeRequired An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type UpgradeRequired = Problem
+
 // ListDisksParams defines parameters for ListDisks.
 type ListDisksParams struct {
 	// State Only the disks in this state.
@@ -1944,6 +2139,20 @@ type ListVMsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// CreateVMParams defines parameters for CreateVM.
+type CreateVMParams struct {
+	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
+	// DHCP, `port:N` until something in the guest answers on TCP port N, `agent` until the guest agent does,
+	// `cloud-init` until cloud-init says through the agent that it is done or disabled, or is not there. When cloud-init
+	// has failed the answer is 409 `guest-refused` with what it says. It needs `Prefer: wait`, whose time is for
+	// everything. When that is over the answer is 202, and the VM goes on.
+	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
+
+	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
 // DeleteVMParams defines parameters for DeleteVM.
 type DeleteVMParams struct {
 	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
@@ -1981,8 +2190,10 @@ type ResetVMParams struct {
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
 	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
-	// DHCP, `port:N` until something in the guest answers on TCP port N. It needs `Prefer: wait`, whose time is for
-	// both. When that is over the answer is 202, and the VM goes on.
+	// DHCP, `port:N` until something in the guest answers on TCP port N, `agent` until the guest agent does,
+	// `cloud-init` until cloud-init says through the agent that it is done or disabled, or is not there. When cloud-init
+	// has failed the answer is 409 `guest-refused` with what it says. It needs `Prefer: wait`, whose time is for
+	// everything. When that is over the answer is 202, and the VM goes on.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
@@ -2000,8 +2211,10 @@ type ResumeVMParams struct {
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
 	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
-	// DHCP, `port:N` until something in the guest answers on TCP port N. It needs `Prefer: wait`, whose time is for
-	// both. When that is over the answer is 202, and the VM goes on.
+	// DHCP, `port:N` until something in the guest answers on TCP port N, `agent` until the guest agent does,
+	// `cloud-init` until cloud-init says through the agent that it is done or disabled, or is not there. When cloud-init
+	// has failed the answer is 409 `guest-refused` with what it says. It needs `Prefer: wait`, whose time is for
+	// everything. When that is over the answer is 202, and the VM goes on.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
@@ -2014,6 +2227,45 @@ type StopVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
 	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
 	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// OpenConsoleParams defines parameters for OpenConsole.
+type OpenConsoleParams struct {
+	// Write Whether to be the one who types.
+	Write *bool `form:"write,omitempty" json:"write,omitempty"`
+
+	// TakeOver Whether whoever types now only reads from then on. Only with `write`.
+	TakeOver *bool `form:"take_over,omitempty" json:"take_over,omitempty"`
+
+	// Scrollback How many bytes of what the guest wrote before come first; 64 KiB when it is not given.
+	Scrollback *int `form:"scrollback,omitempty" json:"scrollback,omitempty"`
+
+	// Ticket A ticket for this console, in place of a token.
+	Ticket *string `form:"ticket,omitempty" json:"ticket,omitempty"`
+}
+
+// GetConsoleLogParams defines parameters for GetConsoleLog.
+type GetConsoleLogParams struct {
+	// Offset Where to begin, in bytes since the log began. Not with `tail`.
+	Offset *int64 `form:"offset,omitempty" json:"offset,omitempty"`
+
+	// Tail How many bytes of the end to return. Not with `offset`.
+	Tail *int64 `form:"tail,omitempty" json:"tail,omitempty"`
+
+	// Follow Whether to go on with what the guest writes. `1` counts as `true`.
+	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
+// ReadFileParams defines parameters for ReadFile.
+type ReadFileParams struct {
+	// Path The absolute path of the file in the guest. A `+` stands for a space; encode it as `%2B`.
+	Path string `form:"path" json:"path"`
+}
+
+// WriteFileParams defines parameters for WriteFile.
+type WriteFileParams struct {
+	// Path The absolute path of the file in the guest. A `+` stands for a space; encode it as `%2B`.
+	Path string `form:"path" json:"path"`
 }
 
 // DetachNICParams defines parameters for DetachNIC.
@@ -2100,11 +2352,23 @@ type RestartVMJSONRequestBody = RestartRequest
 // ResumeVMJSONRequestBody defines body for ResumeVM for application/json ContentType.
 type ResumeVMJSONRequestBody = EmptyRequest
 
+// SetPasswordJSONRequestBody defines body for SetPassword for application/json ContentType.
+type SetPasswordJSONRequestBody = SetPassword
+
 // StartVMJSONRequestBody defines body for StartVM for application/json ContentType.
 type StartVMJSONRequestBody = EmptyRequest
 
 // StopVMJSONRequestBody defines body for StopVM for application/json ContentType.
 type StopVMJSONRequestBody = StopRequest
+
+// TrimVMJSONRequestBody defines body for TrimVM for application/json ContentType.
+type TrimVMJSONRequestBody = EmptyRequest
+
+// CreateConsoleTicketJSONRequestBody defines body for CreateConsoleTicket for application/json ContentType.
+type CreateConsoleTicketJSONRequestBody = CreateConsoleTicket
+
+// ExecCommandJSONRequestBody defines body for ExecCommand for application/json ContentType.
+type ExecCommandJSONRequestBody = ExecRequest
 
 // AttachNICJSONRequestBody defines body for AttachNIC for application/json ContentType.
 type AttachNICJSONRequestBody = CreateNIC
@@ -2289,9 +2553,9 @@ type ClientInterface interface {
 	ListVMs(ctx context.Context, params *ListVMsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateVMWithBody request with any body
-	CreateVMWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateVMWithBody(ctx context.Context, params *CreateVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	CreateVM(ctx context.Context, body CreateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateVM(ctx context.Context, params *CreateVMParams, body CreateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteVM request
 	DeleteVM(ctx context.Context, iD ID, params *DeleteVMParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2324,6 +2588,11 @@ type ClientInterface interface {
 
 	ResumeVM(ctx context.Context, iD ID, params *ResumeVMParams, body ResumeVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// SetPasswordWithBody request with any body
+	SetPasswordWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	SetPassword(ctx context.Context, iD ID, body SetPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// StartVMWithBody request with any body
 	StartVMWithBody(ctx context.Context, iD ID, params *StartVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -2333,6 +2602,36 @@ type ClientInterface interface {
 	StopVMWithBody(ctx context.Context, iD ID, params *StopVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	StopVM(ctx context.Context, iD ID, params *StopVMParams, body StopVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TrimVMWithBody request with any body
+	TrimVMWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	TrimVM(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// OpenConsole request
+	OpenConsole(ctx context.Context, iD ID, params *OpenConsoleParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetConsoleLog request
+	GetConsoleLog(ctx context.Context, iD ID, params *GetConsoleLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateConsoleTicketWithBody request with any body
+	CreateConsoleTicketWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	CreateConsoleTicket(ctx context.Context, iD ID, body CreateConsoleTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExecCommandWithBody request with any body
+	ExecCommandWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	ExecCommand(ctx context.Context, iD ID, body ExecCommandJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReadFile request
+	ReadFile(ctx context.Context, iD ID, params *ReadFileParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// WriteFileWithBody request with any body
+	WriteFileWithBody(ctx context.Context, iD ID, params *WriteFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetGuest request
+	GetGuest(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListNICs request
 	ListNICs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2815,8 +3114,8 @@ func (c *Client) ListVMs(ctx context.Context, params *ListVMsParams, reqEditors 
 	return c.Client.Do(req)
 }
 
-func (c *Client) CreateVMWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateVMRequestWithBody(c.Server, contentType, body)
+func (c *Client) CreateVMWithBody(ctx context.Context, params *CreateVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateVMRequestWithBody(c.Server, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2827,8 +3126,8 @@ func (c *Client) CreateVMWithBody(ctx context.Context, contentType string, body 
 	return c.Client.Do(req)
 }
 
-func (c *Client) CreateVM(ctx context.Context, body CreateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateVMRequest(c.Server, body)
+func (c *Client) CreateVM(ctx context.Context, params *CreateVMParams, body CreateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateVMRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2983,6 +3282,30 @@ func (c *Client) ResumeVM(ctx context.Context, iD ID, params *ResumeVMParams, bo
 	return c.Client.Do(req)
 }
 
+func (c *Client) SetPasswordWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetPasswordRequestWithBody(c.Server, iD, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) SetPassword(ctx context.Context, iD ID, body SetPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetPasswordRequest(c.Server, iD, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 func (c *Client) StartVMWithBody(ctx context.Context, iD ID, params *StartVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewStartVMRequestWithBody(c.Server, iD, params, contentType, body)
 	if err != nil {
@@ -3021,6 +3344,138 @@ func (c *Client) StopVMWithBody(ctx context.Context, iD ID, params *StopVMParams
 
 func (c *Client) StopVM(ctx context.Context, iD ID, params *StopVMParams, body StopVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewStopVMRequest(c.Server, iD, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) TrimVMWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTrimVMRequestWithBody(c.Server, iD, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) TrimVM(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTrimVMRequest(c.Server, iD, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) OpenConsole(ctx context.Context, iD ID, params *OpenConsoleParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewOpenConsoleRequest(c.Server, iD, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) GetConsoleLog(ctx context.Context, iD ID, params *GetConsoleLogParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetConsoleLogRequest(c.Server, iD, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) CreateConsoleTicketWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateConsoleTicketRequestWithBody(c.Server, iD, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) CreateConsoleTicket(ctx context.Context, iD ID, body CreateConsoleTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateConsoleTicketRequest(c.Server, iD, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) ExecCommandWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExecCommandRequestWithBody(c.Server, iD, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) ExecCommand(ctx context.Context, iD ID, body ExecCommandJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExecCommandRequest(c.Server, iD, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) ReadFile(ctx context.Context, iD ID, params *ReadFileParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReadFileRequest(c.Server, iD, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) WriteFileWithBody(ctx context.Context, iD ID, params *WriteFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewWriteFileRequestWithBody(c.Server, iD, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) GetGuest(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetGuestRequest(c.Server, iD)
 	if err != nil {
 		return nil, err
 	}
@@ -4722,18 +5177,18 @@ func NewListVMsRequest(server string, params *ListVMsParams) (*http.Request, err
 }
 
 // NewCreateVMRequest calls the generic CreateVM builder with application/json body
-func NewCreateVMRequest(server string, body CreateVMJSONRequestBody) (*http.Request, error) {
+func NewCreateVMRequest(server string, params *CreateVMParams, body CreateVMJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewCreateVMRequestWithBody(server, "application/json", bodyReader)
+	return NewCreateVMRequestWithBody(server, params, "application/json", bodyReader)
 }
 
 // NewCreateVMRequestWithBody generates requests for CreateVM with any type of body
-func NewCreateVMRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+func NewCreateVMRequestWithBody(server string, params *CreateVMParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -4751,12 +5206,49 @@ func NewCreateVMRequestWithBody(server string, contentType string, body io.Reade
 		return nil, err
 	}
 
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.WaitFor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "wait_for", runtime.ParamLocationQuery, *params.WaitFor); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
 	req, err := http.NewRequest("POST", queryURL.String(), body)
 	if err != nil {
 		return nil, err
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.Prefer != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "Prefer", runtime.ParamLocationHeader, *params.Prefer)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam0)
+		}
+
+	}
 
 	return req, nil
 }
@@ -5191,6 +5683,53 @@ func NewResumeVMRequestWithBody(server string, iD ID, params *ResumeVMParams, co
 	return req, nil
 }
 
+// NewSetPasswordRequest calls the generic SetPassword builder with application/json body
+func NewSetPasswordRequest(server string, iD ID, body SetPasswordJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetPasswordRequestWithBody(server, iD, "application/json", bodyReader)
+}
+
+// NewSetPasswordRequestWithBody generates requests for SetPassword with any type of body
+func NewSetPasswordRequestWithBody(server string, iD ID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/actions/set-password", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewStartVMRequest calls the generic StartVM builder with application/json body
 func NewStartVMRequest(server string, iD ID, params *StartVMParams, body StartVMJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -5332,6 +5871,479 @@ func NewStopVMRequestWithBody(server string, iD ID, params *StopVMParams, conten
 			req.Header.Set("Prefer", headerParam0)
 		}
 
+	}
+
+	return req, nil
+}
+
+// NewTrimVMRequest calls the generic TrimVM builder with application/json body
+func NewTrimVMRequest(server string, iD ID, body TrimVMJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewTrimVMRequestWithBody(server, iD, "application/json", bodyReader)
+}
+
+// NewTrimVMRequestWithBody generates requests for TrimVM with any type of body
+func NewTrimVMRequestWithBody(server string, iD ID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/actions/trim", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewOpenConsoleRequest generates requests for OpenConsole
+func NewOpenConsoleRequest(server string, iD ID, params *OpenConsoleParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/console", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Write != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "write", runtime.ParamLocationQuery, *params.Write); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.TakeOver != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "take_over", runtime.ParamLocationQuery, *params.TakeOver); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Scrollback != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "scrollback", runtime.ParamLocationQuery, *params.Scrollback); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Ticket != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "ticket", runtime.ParamLocationQuery, *params.Ticket); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetConsoleLogRequest generates requests for GetConsoleLog
+func NewGetConsoleLogRequest(server string, iD ID, params *GetConsoleLogParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/console/log", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Offset != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "offset", runtime.ParamLocationQuery, *params.Offset); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Tail != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "tail", runtime.ParamLocationQuery, *params.Tail); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Follow != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "follow", runtime.ParamLocationQuery, *params.Follow); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateConsoleTicketRequest calls the generic CreateConsoleTicket builder with application/json body
+func NewCreateConsoleTicketRequest(server string, iD ID, body CreateConsoleTicketJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateConsoleTicketRequestWithBody(server, iD, "application/json", bodyReader)
+}
+
+// NewCreateConsoleTicketRequestWithBody generates requests for CreateConsoleTicket with any type of body
+func NewCreateConsoleTicketRequestWithBody(server string, iD ID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/console/tickets", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewExecCommandRequest calls the generic ExecCommand builder with application/json body
+func NewExecCommandRequest(server string, iD ID, body ExecCommandJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewExecCommandRequestWithBody(server, iD, "application/json", bodyReader)
+}
+
+// NewExecCommandRequestWithBody generates requests for ExecCommand with any type of body
+func NewExecCommandRequestWithBody(server string, iD ID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/exec", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewReadFileRequest generates requests for ReadFile
+func NewReadFileRequest(server string, iD ID, params *ReadFileParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/files", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if queryFrag, err := runtime.StyleParamWithLocation("form", true, "path", runtime.ParamLocationQuery, params.Path); err != nil {
+			return nil, err
+		} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+			return nil, err
+		} else {
+			for k, v := range parsed {
+				for _, v2 := range v {
+					queryValues.Add(k, v2)
+				}
+			}
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewWriteFileRequestWithBody generates requests for WriteFile with any type of body
+func NewWriteFileRequestWithBody(server string, iD ID, params *WriteFileParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/files", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if queryFrag, err := runtime.StyleParamWithLocation("form", true, "path", runtime.ParamLocationQuery, params.Path); err != nil {
+			return nil, err
+		} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+			return nil, err
+		} else {
+			for k, v := range parsed {
+				for _, v2 := range v {
+					queryValues.Add(k, v2)
+				}
+			}
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
+	req, err := http.NewRequest("PUT", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetGuestRequest generates requests for GetGuest
+func NewGetGuestRequest(server string, iD ID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/guest", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
 	}
 
 	return req, nil
@@ -5970,9 +6982,9 @@ type ClientWithResponsesInterface interface {
 	ListVMsWithResponse(ctx context.Context, params *ListVMsParams, reqEditors ...RequestEditorFn) (*ListVMsResponse, error)
 
 	// CreateVMWithBodyWithResponse request with any body
-	CreateVMWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateVMResponse, error)
+	CreateVMWithBodyWithResponse(ctx context.Context, params *CreateVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateVMResponse, error)
 
-	CreateVMWithResponse(ctx context.Context, body CreateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateVMResponse, error)
+	CreateVMWithResponse(ctx context.Context, params *CreateVMParams, body CreateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateVMResponse, error)
 
 	// DeleteVMWithResponse request
 	DeleteVMWithResponse(ctx context.Context, iD ID, params *DeleteVMParams, reqEditors ...RequestEditorFn) (*DeleteVMResponse, error)
@@ -6005,6 +7017,11 @@ type ClientWithResponsesInterface interface {
 
 	ResumeVMWithResponse(ctx context.Context, iD ID, params *ResumeVMParams, body ResumeVMJSONRequestBody, reqEditors ...RequestEditorFn) (*ResumeVMResponse, error)
 
+	// SetPasswordWithBodyWithResponse request with any body
+	SetPasswordWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetPasswordResponse, error)
+
+	SetPasswordWithResponse(ctx context.Context, iD ID, body SetPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*SetPasswordResponse, error)
+
 	// StartVMWithBodyWithResponse request with any body
 	StartVMWithBodyWithResponse(ctx context.Context, iD ID, params *StartVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StartVMResponse, error)
 
@@ -6014,6 +7031,36 @@ type ClientWithResponsesInterface interface {
 	StopVMWithBodyWithResponse(ctx context.Context, iD ID, params *StopVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StopVMResponse, error)
 
 	StopVMWithResponse(ctx context.Context, iD ID, params *StopVMParams, body StopVMJSONRequestBody, reqEditors ...RequestEditorFn) (*StopVMResponse, error)
+
+	// TrimVMWithBodyWithResponse request with any body
+	TrimVMWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TrimVMResponse, error)
+
+	TrimVMWithResponse(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*TrimVMResponse, error)
+
+	// OpenConsoleWithResponse request
+	OpenConsoleWithResponse(ctx context.Context, iD ID, params *OpenConsoleParams, reqEditors ...RequestEditorFn) (*OpenConsoleResponse, error)
+
+	// GetConsoleLogWithResponse request
+	GetConsoleLogWithResponse(ctx context.Context, iD ID, params *GetConsoleLogParams, reqEditors ...RequestEditorFn) (*GetConsoleLogResponse, error)
+
+	// CreateConsoleTicketWithBodyWithResponse request with any body
+	CreateConsoleTicketWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateConsoleTicketResponse, error)
+
+	CreateConsoleTicketWithResponse(ctx context.Context, iD ID, body CreateConsoleTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateConsoleTicketResponse, error)
+
+	// ExecCommandWithBodyWithResponse request with any body
+	ExecCommandWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ExecCommandResponse, error)
+
+	ExecCommandWithResponse(ctx context.Context, iD ID, body ExecCommandJSONRequestBody, reqEditors ...RequestEditorFn) (*ExecCommandResponse, error)
+
+	// ReadFileWithResponse request
+	ReadFileWithResponse(ctx context.Context, iD ID, params *ReadFileParams, reqEditors ...RequestEditorFn) (*ReadFileResponse, error)
+
+	// WriteFileWithBodyWithResponse request with any body
+	WriteFileWithBodyWithResponse(ctx context.Context, iD ID, params *WriteFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*WriteFileResponse, error)
+
+	// GetGuestWithResponse request
+	GetGuestWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*GetGuestResponse, error)
 
 	// ListNICsWithResponse request
 	ListNICsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListNICsResponse, error)
@@ -6811,6 +7858,7 @@ type CreateVMResponse struct {
 	Body                          []byte
 	HTTPResponse                  *http.Response
 	JSON201                       *VM
+	JSON202                       *VM
 	ApplicationproblemJSON400     *BadRequest
 	ApplicationproblemJSON401     *Unauthorized
 	ApplicationproblemJSON403     *Forbidden
@@ -7061,6 +8109,36 @@ func (r ResumeVMResponse) StatusCode() int {
 	return 0
 }
 
+type SetPasswordResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r SetPasswordResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetPasswordResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 type StartVMResponse struct {
 	Body                          []byte
 	HTTPResponse                  *http.Response
@@ -7121,6 +8199,241 @@ func (r StopVMResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r StopVMResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type TrimVMResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r TrimVMResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TrimVMResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type OpenConsoleResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON426     *UpgradeRequired
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r OpenConsoleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r OpenConsoleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type GetConsoleLogResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r GetConsoleLogResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetConsoleLogResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type CreateConsoleTicketResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON201                       *ConsoleTicket
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateConsoleTicketResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateConsoleTicketResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type ExecCommandResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *ExecResult
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ExecCommandResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExecCommandResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type ReadFileResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ReadFileResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReadFileResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type WriteFileResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r WriteFileResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r WriteFileResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type GetGuestResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *Guest
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r GetGuestResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetGuestResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -7744,16 +9057,16 @@ func (c *ClientWithResponses) ListVMsWithResponse(ctx context.Context, params *L
 }
 
 // CreateVMWithBodyWithResponse request with arbitrary body returning *CreateVMResponse
-func (c *ClientWithResponses) CreateVMWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateVMResponse, error) {
-	rsp, err := c.CreateVMWithBody(ctx, contentType, body, reqEditors...)
+func (c *ClientWithResponses) CreateVMWithBodyWithResponse(ctx context.Context, params *CreateVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateVMResponse, error) {
+	rsp, err := c.CreateVMWithBody(ctx, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
 	return ParseCreateVMResponse(rsp)
 }
 
-func (c *ClientWithResponses) CreateVMWithResponse(ctx context.Context, body CreateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateVMResponse, error) {
-	rsp, err := c.CreateVM(ctx, body, reqEditors...)
+func (c *ClientWithResponses) CreateVMWithResponse(ctx context.Context, params *CreateVMParams, body CreateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateVMResponse, error) {
+	rsp, err := c.CreateVM(ctx, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -7863,6 +9176,23 @@ func (c *ClientWithResponses) ResumeVMWithResponse(ctx context.Context, iD ID, p
 	return ParseResumeVMResponse(rsp)
 }
 
+// SetPasswordWithBodyWithResponse request with arbitrary body returning *SetPasswordResponse
+func (c *ClientWithResponses) SetPasswordWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetPasswordResponse, error) {
+	rsp, err := c.SetPasswordWithBody(ctx, iD, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetPasswordResponse(rsp)
+}
+
+func (c *ClientWithResponses) SetPasswordWithResponse(ctx context.Context, iD ID, body SetPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*SetPasswordResponse, error) {
+	rsp, err := c.SetPassword(ctx, iD, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetPasswordResponse(rsp)
+}
+
 // StartVMWithBodyWithResponse request with arbitrary body returning *StartVMResponse
 func (c *ClientWithResponses) StartVMWithBodyWithResponse(ctx context.Context, iD ID, params *StartVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StartVMResponse, error) {
 	rsp, err := c.StartVMWithBody(ctx, iD, params, contentType, body, reqEditors...)
@@ -7895,6 +9225,102 @@ func (c *ClientWithResponses) StopVMWithResponse(ctx context.Context, iD ID, par
 		return nil, err
 	}
 	return ParseStopVMResponse(rsp)
+}
+
+// TrimVMWithBodyWithResponse request with arbitrary body returning *TrimVMResponse
+func (c *ClientWithResponses) TrimVMWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TrimVMResponse, error) {
+	rsp, err := c.TrimVMWithBody(ctx, iD, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTrimVMResponse(rsp)
+}
+
+func (c *ClientWithResponses) TrimVMWithResponse(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*TrimVMResponse, error) {
+	rsp, err := c.TrimVM(ctx, iD, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTrimVMResponse(rsp)
+}
+
+// OpenConsoleWithResponse request returning *OpenConsoleResponse
+func (c *ClientWithResponses) OpenConsoleWithResponse(ctx context.Context, iD ID, params *OpenConsoleParams, reqEditors ...RequestEditorFn) (*OpenConsoleResponse, error) {
+	rsp, err := c.OpenConsole(ctx, iD, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseOpenConsoleResponse(rsp)
+}
+
+// GetConsoleLogWithResponse request returning *GetConsoleLogResponse
+func (c *ClientWithResponses) GetConsoleLogWithResponse(ctx context.Context, iD ID, params *GetConsoleLogParams, reqEditors ...RequestEditorFn) (*GetConsoleLogResponse, error) {
+	rsp, err := c.GetConsoleLog(ctx, iD, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetConsoleLogResponse(rsp)
+}
+
+// CreateConsoleTicketWithBodyWithResponse request with arbitrary body returning *CreateConsoleTicketResponse
+func (c *ClientWithResponses) CreateConsoleTicketWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateConsoleTicketResponse, error) {
+	rsp, err := c.CreateConsoleTicketWithBody(ctx, iD, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateConsoleTicketResponse(rsp)
+}
+
+func (c *ClientWithResponses) CreateConsoleTicketWithResponse(ctx context.Context, iD ID, body CreateConsoleTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateConsoleTicketResponse, error) {
+	rsp, err := c.CreateConsoleTicket(ctx, iD, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateConsoleTicketResponse(rsp)
+}
+
+// ExecCommandWithBodyWithResponse request with arbitrary body returning *ExecCommandResponse
+func (c *ClientWithResponses) ExecCommandWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ExecCommandResponse, error) {
+	rsp, err := c.ExecCommandWithBody(ctx, iD, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExecCommandResponse(rsp)
+}
+
+func (c *ClientWithResponses) ExecCommandWithResponse(ctx context.Context, iD ID, body ExecCommandJSONRequestBody, reqEditors ...RequestEditorFn) (*ExecCommandResponse, error) {
+	rsp, err := c.ExecCommand(ctx, iD, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExecCommandResponse(rsp)
+}
+
+// ReadFileWithResponse request returning *ReadFileResponse
+func (c *ClientWithResponses) ReadFileWithResponse(ctx context.Context, iD ID, params *ReadFileParams, reqEditors ...RequestEditorFn) (*ReadFileResponse, error) {
+	rsp, err := c.ReadFile(ctx, iD, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReadFileResponse(rsp)
+}
+
+// WriteFileWithBodyWithResponse request with arbitrary body returning *WriteFileResponse
+func (c *ClientWithResponses) WriteFileWithBodyWithResponse(ctx context.Context, iD ID, params *WriteFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*WriteFileResponse, error) {
+	rsp, err := c.WriteFileWithBody(ctx, iD, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseWriteFileResponse(rsp)
+}
+
+// GetGuestWithResponse request returning *GetGuestResponse
+func (c *ClientWithResponses) GetGuestWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*GetGuestResponse, error) {
+	rsp, err := c.GetGuest(ctx, iD, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetGuestResponse(rsp)
 }
 
 // ListNICsWithResponse request returning *ListNICsResponse
@@ -9992,6 +11418,13 @@ func ParseCreateVMResponse(rsp *http.Response) (*CreateVMResponse, error) {
 		}
 		response.JSON201 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest VM
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest BadRequest
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -10725,6 +12158,88 @@ func ParseResumeVMResponse(rsp *http.Response) (*ResumeVMResponse, error) {
 	return response, nil
 }
 
+// ParseSetPasswordResponse parses an HTTP response from a SetPasswordWithResponse call
+func ParseSetPasswordResponse(rsp *http.Response) (*SetPasswordResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetPasswordResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseStartVMResponse parses an HTTP response from a StartVMWithResponse call
 func ParseStartVMResponse(rsp *http.Response) (*StartVMResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -10911,6 +12426,627 @@ func ParseStopVMResponse(rsp *http.Response) (*StopVMResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseTrimVMResponse parses an HTTP response from a TrimVMWithResponse call
+func ParseTrimVMResponse(rsp *http.Response) (*TrimVMResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TrimVMResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseOpenConsoleResponse parses an HTTP response from a OpenConsoleWithResponse call
+func ParseOpenConsoleResponse(rsp *http.Response) (*OpenConsoleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &OpenConsoleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 426:
+		var dest UpgradeRequired
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON426 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetConsoleLogResponse parses an HTTP response from a GetConsoleLogWithResponse call
+func ParseGetConsoleLogResponse(rsp *http.Response) (*GetConsoleLogResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetConsoleLogResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateConsoleTicketResponse parses an HTTP response from a CreateConsoleTicketWithResponse call
+func ParseCreateConsoleTicketResponse(rsp *http.Response) (*CreateConsoleTicketResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateConsoleTicketResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest ConsoleTicket
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseExecCommandResponse parses an HTTP response from a ExecCommandWithResponse call
+func ParseExecCommandResponse(rsp *http.Response) (*ExecCommandResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExecCommandResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ExecResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseReadFileResponse parses an HTTP response from a ReadFileWithResponse call
+func ParseReadFileResponse(rsp *http.Response) (*ReadFileResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReadFileResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseWriteFileResponse parses an HTTP response from a WriteFileWithResponse call
+func ParseWriteFileResponse(rsp *http.Response) (*WriteFileResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &WriteFileResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetGuestResponse parses an HTTP response from a GetGuestWithResponse call
+func ParseGetGuestResponse(rsp *http.Response) (*GetGuestResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetGuestResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Guest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # build.sh OUTDIR — builds the small Linux guest that the end-to-end tests boot.
 #
-# The guest is made of Debian packages only (cloud kernel, busybox, syslinux, iperf3)
+# The guest is made of Debian packages only (cloud kernel, busybox, syslinux, iperf3,
+# qemu-guest-agent)
 # and of the files in root/, tools/ and vmt/ beside this script. It needs no root, no
 # loop device and no mount; on the host it wants apt-get, dpkg-deb, Go and qemu-img.
 # What else it uses (mtools, cpio, strings) it takes out of the packages that it
@@ -38,15 +39,19 @@ panic     panic=1
 net       net=tools
 clones    net=tools clientid=ff0a0b0c0d00020000ab11f00dfeedc0ffee00
 bench     net=bench
+agent     net=agent
 '
 # Loaded at boot in this order, each after what it depends on.
 MODULES='virtio_pci virtio_blk virtio_scsi sd_mod button evdev pvpanic-pci pvpanic-mmio'
 # The same, of the archive of tools.
 NET_MODULES='virtio_net virtio_console virtio-rng 8021q' # virtio-rng, or programs wait for random numbers
+# The libraries of qemu-ga, by name.
+AGENT_LIBRARIES='libudev.so.1 libnuma.so.1 liburing.so.2 libglib-2.0.so.0 libgmodule-2.0.so.0 libpcre2-8.so.0 libm.so.6 libc.so.6'
 # The libraries of iperf3, by name and where they are to be.
 IPERF_LIBRARIES='libiperf.so.0 libsctp.so.1 libcrypto.so.3 libc.so.6 libm.so.6'
 CMDLINE='console=ttyS0 quiet loglevel=4 apparmor=0 audit=0 mitigations=off nokaslr edd=off tsc=reliable no_timer_check random.trust_cpu=on'
-PACKAGES='busybox-static mtools syslinux syslinux-common iperf3 libiperf0 libsctp1 libssl3 libc6'
+PACKAGES='busybox-static mtools syslinux syslinux-common iperf3 libiperf0 libsctp1 libssl3 libc6
+	qemu-guest-agent libglib2.0-0 libnuma1 libudev1 liburing2 libpcre2-8-0'
 PART_START=2048 PART_SECTORS=63488 # 1 MiB of gap, 31 MiB of FAT
 TOOLS_START=65536                  # what root/init reads from
 
@@ -146,11 +151,12 @@ add_module() {
 }
 
 # archives makes CACHE/tools.tar: vmt, the modules of NET_MODULES and the files of
-# tools/; and CACHE/bench.tar: all that and iperf3. Both are unpacked over the initrd.
+# tools/; CACHE/agent.tar: all that and qemu-ga; and CACHE/bench.tar: all of
+# tools.tar and iperf3. Each is unpacked over the initrd.
 archives() {
-	local tree=$2/tools module library bb=$2/tree/bin/busybox
-	rm -rf "$tree"
-	mkdir -p "$tree"/{bin,lib/modules,lib64,usr/lib}
+	local tree=$2/tools module bb=$2/tree/bin/busybox
+	rm -rf "$tree" "$2/agent"
+	mkdir -p "$tree"/{bin,lib/modules}
 	cp -R "$1/." "$tree"
 	cp "$3" "$tree/bin/vmt"
 	cp "$2/root/lib/modules/order" "$tree/lib/modules/order" # what the initrd has is not added again
@@ -160,12 +166,22 @@ archives() {
 	grep -vxFf "$2/root/lib/modules/order" "$tree/lib/modules/order" >"$tree/lib/modules/order-net"
 	rm "$tree/lib/modules/order"
 	archive "$tree" "$2/tools.tar"
-	cp "$2/tree/usr/bin/iperf3" "$tree/bin/"
-	cp -L "$2"/tree/lib64/ld-linux-x86-64.so.2 "$tree/lib64/"
-	for library in $IPERF_LIBRARIES; do
-		cp -L "$(find "$2"/tree/lib/x86_64-linux-gnu "$2"/tree/usr/lib/x86_64-linux-gnu -name "$library" | head -n 1)" "$tree/usr/lib/"
-	done
+	cp -R "$tree" "$2/agent"
+	program "$2" "$2/agent" usr/sbin/qemu-ga $AGENT_LIBRARIES
+	archive "$2/agent" "$2/agent.tar"
+	program "$2" "$tree" usr/bin/iperf3 $IPERF_LIBRARIES
 	archive "$tree" "$2/bench.tar"
+}
+
+# program CACHE TO FILE LIBRARY... adds a program of a package, and its libraries.
+program() {
+	local library
+	mkdir -p "$2"/{bin,lib64,usr/lib}
+	cp "$1/tree/$3" "$2/bin/"
+	cp -L "$1"/tree/lib64/ld-linux-x86-64.so.2 "$2/lib64/"
+	for library in "${@:4}"; do
+		cp -L "$(find "$1"/tree/lib/x86_64-linux-gnu "$1"/tree/usr/lib/x86_64-linux-gnu -name "$library" | head -n 1)" "$2/usr/lib/"
+	done
 }
 
 archive() {

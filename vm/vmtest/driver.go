@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"vmand/vm"
 )
@@ -18,6 +19,9 @@ type Driver struct {
 	// method's name and the id of its VM or disk. It may block, and the error
 	// it returns is the method's.
 	Hook func(ctx context.Context, method, id string) error
+	// Run, when set, is what a program in a guest does. Without it cat echoes its
+	// input, and everything else does nothing.
+	Run func(id string, c vm.GuestCommand) vm.GuestResult
 
 	mu    sync.Mutex
 	procs map[string]*process
@@ -25,9 +29,16 @@ type Driver struct {
 	disks map[string]int64
 	next  int
 	calls []string
+
+	agents map[string]vm.Agent      // as a test has set them
+	wrote  map[string][]byte        // files of guests, by id and path
+	logs   map[string][]byte        // of consoles
+	typing map[string]*console      // who types
+	news   map[string]chan struct{} // closed when something happens on a console
 }
 
 type process struct {
+	since   time.Time
 	pid     int
 	status  vm.RunStatus
 	plugged []string
@@ -44,7 +55,7 @@ func (d *Driver) Set(id string, status vm.RunStatus) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if status == "gone" {
-		delete(d.procs, id)
+		d.end(id)
 		return
 	}
 	d.process(id).status = status
@@ -95,7 +106,7 @@ func (d *Driver) process(id string) *process {
 	}
 	if d.procs[id] == nil {
 		d.next++
-		d.procs[id] = &process{pid: 1000 + d.next, plugged: []string{}, nics: []int{}}
+		d.procs[id] = &process{since: time.Now().UTC(), pid: 1000 + d.next, plugged: []string{}, nics: []int{}}
 	}
 	return d.procs[id]
 }
@@ -152,6 +163,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 		}
 		p := d.process(s.ID)
 		p.status = vm.StatusRunning
+		d.print(s.ID, []byte("login: "))
 		for _, disk := range s.Disks {
 			p.plugged = append(p.plugged, disk.ID)
 		}
@@ -170,7 +182,7 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 	}
 	report("quit", "pretending")
 	return d.do(ctx, method, id, func() error {
-		delete(d.procs, id)
+		d.end(id)
 		return nil
 	})
 }

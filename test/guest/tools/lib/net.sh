@@ -20,10 +20,21 @@ nics() { # every NIC and port that is there
 
 port_add() { # NAME: an agent, once; it ends with its port
 	mkdir /run/agent.$1 2>/dev/null || return 0
+	if [ "$(cat /sys/class/virtio-ports/$1/name)" = org.qemu.guest_agent.0 ]; then
+		[ ! -x /bin/qemu-ga ] || qga $1
+		return 0
+	fi
 	{
 		vmt agent /dev/$1 >/run/agent.$1/log 2>&1
 		rm -r /run/agent.$1
 	} &
+}
+
+qga() { # NAME: starts the QEMU guest agent on a port
+	mkdir -p /dev/virtio-ports /var/run
+	ln -sf /dev/$1 /dev/virtio-ports/org.qemu.guest_agent.0
+	qemu-ga -d -t /run -f /run/qemu-ga.pid -l /run/qemu-ga.log
+	say agent-start port=$1
 }
 
 nic_add() { # NAME: said once, whether init or the kernel's event finds it first

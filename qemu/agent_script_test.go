@@ -1,0 +1,96 @@
+package qemu
+
+import (
+	"context"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"vmand/vm"
+)
+
+// scriptedAgent returns an agent of a VM, with its port open, whose other end does
+// what serve says with each connection.
+func scriptedAgent(t *testing.T, serve func(net.Conn)) *agent {
+	t.Helper()
+	l, err := newLayout(tempDir(t), tempDir(t))
+	must(t, err)
+	socket, err := net.Listen("unix", l.inRun("web", agentSuffix))
+	must(t, err)
+	s := &session{id: "web", layout: l, log: testLog(t), proc: &process{done: make(chan struct{})}}
+	a := newAgent(s, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := socket.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				serve(conn)
+			})
+		}
+	})
+	wg.Go(func() { a.run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		socket.Close()
+		wg.Wait()
+	})
+	a.setPort(true)
+	return a
+}
+
+func TestAGuestThatTalksNonsenseForEverIsSilentAndAskedSeldom(t *testing.T) {
+	var connections, sent atomic.Int64
+	noise := make([]byte, 64<<10)
+	for i := range noise {
+		noise[i] = "\xff{\"return\": 1}\n"[i%15]
+	}
+	a := scriptedAgent(t, func(conn net.Conn) {
+		connections.Add(1)
+		for {
+			n, err := conn.Write(noise)
+			sent.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	await(t, "it was asked twice", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.wait >= 2*firstPing
+	})
+	if got := a.known(); got.State != vm.AgentSilent || !got.LastSeenAt.IsZero() {
+		t.Errorf("it is %+v", got)
+	}
+	if n, bytes := connections.Load(), sent.Load(); n > 2 || bytes > n*(4<<20) {
+		t.Errorf("%d connections, %d bytes taken", n, bytes)
+	}
+}
+
+func TestAPortThatClosesEndsTheQuestionUnderWay(t *testing.T) {
+	a := scriptedAgent(t, func(conn net.Conn) {
+		buf := make([]byte, 1024)
+		for {
+			if _, err := conn.Read(buf); err != nil {
+				return
+			}
+		}
+	})
+	begin := time.Now()
+	closing := time.AfterFunc(50*time.Millisecond, func() { a.setPort(false) })
+	defer closing.Stop()
+	err := a.asked(a.client.Ping(t.Context()))
+	if took := time.Since(begin); codeOf(err) != vm.CodeAgentUnavailable || took > 2*time.Second {
+		t.Errorf("after %v: %v", took, err)
+	}
+	if got := a.known(); got.State != vm.AgentSilent {
+		t.Errorf("it is %+v", got)
+	}
+}

@@ -1,0 +1,256 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"vmand/qemu/qga"
+	"vmand/vm"
+)
+
+const (
+	// fileTimeout is how long it may take to copy a file to or from a guest.
+	fileTimeout = 10 * time.Minute
+	// freezeTimeout is how long it may take to freeze a guest.
+	freezeTimeout = 20 * time.Second
+)
+
+var _ vm.GuestAgent = (*Driver)(nil)
+
+// Agent implements [vm.GuestAgent].
+func (d *Driver) Agent(id string) vm.Agent {
+	d.mu.Lock()
+	s := d.sessions[id]
+	d.mu.Unlock()
+	if s == nil || s.proc.exited() {
+		return vm.Agent{State: vm.AgentAbsent}
+	}
+	return s.agent.known()
+}
+
+// reachable returns the agent of a VM if something in the guest listens to it.
+func (d *Driver) reachable(id string) (*agent, error) {
+	s, err := d.live(id)
+	if err != nil {
+		return nil, err
+	}
+	a := s.agent
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.open {
+		return a, nil
+	}
+	f := fault(vm.CodeAgentUnavailable, nil, "no guest agent runs in vm %s", id)
+	f.Hint = "install qemu-guest-agent in the guest and start it there"
+	if !a.there {
+		f.Hint = "vmand does not know yet whether it has one; if that stays so, the VM was started by a vmand without guest agents: restart it"
+	}
+	return nil, f
+}
+
+// asked notes how a question to an agent ended, and gives an error its class.
+func (a *agent) asked(err error) error {
+	if err == nil {
+		return nil
+	}
+	var known *vm.Fault
+	var refused *qga.Error
+	id := a.session.id
+	silent := func(what string) error {
+		f := fault(vm.CodeAgentUnavailable, err, "the guest agent of vm %s %s", id, what)
+		f.Hint = "see whether the guest runs and is not overloaded, and restart qemu-guest-agent in it"
+		return f
+	}
+	switch {
+	case errors.As(err, &known):
+		return err
+	case errors.As(err, &refused):
+		return fault(vm.CodeGuestRefused, nil, "the guest agent of vm %s refuses: %s", id, refused)
+	case isLost(err):
+		a.mu.Lock()
+		a.lose(false)
+		a.mu.Unlock()
+		a.poke()
+		return silent("does not answer")
+	case a.session.proc.exited():
+		return fault(vm.CodeState, err, "vm %s does not run", id)
+	case errors.Is(err, qga.ErrBusy), errors.Is(err, context.DeadlineExceeded):
+		return silent("has not answered in time")
+	case errors.Is(err, context.Canceled):
+		return fault(vm.CodeCancelled, err, "the question to the guest agent of vm %s was cancelled", id)
+	}
+	return fault(vm.CodeUnavailable, err, "talk to the guest agent of vm %s", id)
+}
+
+// GuestInfo implements [vm.GuestAgent]. What the agent refuses to say is left
+// empty, unless that is everything.
+func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error) {
+	a, err := d.reachable(id)
+	if err != nil {
+		return vm.GuestInfo{}, err
+	}
+	var g vm.GuestInfo
+	questions := []func() error{
+		func() (err error) {
+			g.Hostname, err = a.client.Hostname(ctx)
+			return err
+		},
+		func() error {
+			os, err := a.client.OS(ctx)
+			g.OS = vm.GuestOS(os)
+			return err
+		},
+		func() error {
+			all, err := a.client.Interfaces(ctx)
+			for _, i := range all {
+				g.Interfaces = append(g.Interfaces, vm.GuestInterface(i))
+			}
+			return err
+		},
+		func() error {
+			all, err := a.client.Filesystems(ctx)
+			for _, f := range all {
+				g.Filesystems = append(g.Filesystems, vm.GuestFilesystem(f))
+			}
+			return err
+		},
+	}
+	var last error
+	said := false
+	for _, question := range questions {
+		var refused *qga.Error
+		err := question()
+		if err != nil && !errors.As(err, &refused) {
+			return vm.GuestInfo{}, a.asked(err)
+		}
+		if err != nil {
+			last = err
+		}
+		said = said || err == nil
+	}
+	if !said {
+		return vm.GuestInfo{}, a.asked(last)
+	}
+	return g, nil
+}
+
+// Exec implements [vm.GuestAgent].
+func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.GuestResult, error) {
+	if len(c.Stdin) > vm.MaxGuestStdin {
+		return vm.GuestResult{}, fault(vm.CodeInvalid, nil, "the standard input has %d bytes, at most %d are taken", len(c.Stdin), vm.MaxGuestStdin)
+	}
+	a, err := d.reachable(id)
+	if err != nil {
+		return vm.GuestResult{}, err
+	}
+	r, err := a.client.Exec(ctx, qga.Program{Path: c.Path, Args: c.Args, Env: c.Env, Stdin: c.Stdin}, c.Timeout)
+	if err != nil {
+		return vm.GuestResult{}, a.asked(err)
+	}
+	result := vm.GuestResult(r)
+	for _, out := range []*[]byte{&result.Stdout, &result.Stderr} {
+		if len(*out) > vm.MaxGuestOutput {
+			*out, result.Truncated = (*out)[:vm.MaxGuestOutput], true
+		}
+	}
+	return result, nil
+}
+
+// ReadFile implements [vm.GuestAgent].
+func (d *Driver) ReadFile(ctx context.Context, id, path string, w io.Writer, limit int64) error {
+	a, err := d.reachable(id)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel()
+	return a.copied(id, path, limit, a.client.ReadFile(ctx, path, w, limit))
+}
+
+// WriteFile implements [vm.GuestAgent]. When it fails, the file has a part of r.
+func (d *Driver) WriteFile(ctx context.Context, id, path string, r io.Reader) error {
+	a, err := d.reachable(id)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel()
+	return a.copied(id, path, vm.MaxGuestFile, a.client.WriteFile(ctx, path, r, vm.MaxGuestFile))
+}
+
+// copied is asked for what ends the copying of a file.
+func (a *agent) copied(id, path string, limit int64, err error) error {
+	if errors.Is(err, qga.ErrTooLarge) {
+		return fault(vm.CodeInvalid, err, "file %q of vm %s has more than %d bytes", path, id, limit)
+	}
+	return a.asked(err)
+}
+
+// SetPassword implements [vm.GuestAgent].
+func (d *Driver) SetPassword(ctx context.Context, id, user, password string) error {
+	a, err := d.reachable(id)
+	if err != nil {
+		return err
+	}
+	return a.asked(a.client.SetPassword(ctx, user, password))
+}
+
+// Trim implements [vm.GuestAgent].
+func (d *Driver) Trim(ctx context.Context, id string) error {
+	a, err := d.reachable(id)
+	if err != nil {
+		return err
+	}
+	return a.asked(a.client.Trim(ctx))
+}
+
+// Freeze implements [vm.GuestAgent]. What is not thawed after [freezeLease] thaws
+// by itself, and so does what is frozen when vmand ends; after a kill of vmand the
+// next one thaws it as soon as it finds the VM.
+func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
+	a, err := d.reachable(id)
+	if err != nil {
+		return 0, err
+	}
+	a.mu.Lock()
+	if a.frozen || due(a.thawAt) {
+		a.mu.Unlock()
+		return 0, fault(vm.CodeBusy, nil, "the file systems of vm %s are frozen already, or about to thaw", id)
+	}
+	a.frozen, a.thawAt = true, time.Now().Add(freezeTimeout+freezeLease)
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
+	n, err := a.client.Freeze(ctx)
+	a.mu.Lock()
+	a.thawAt = time.Now()
+	if err == nil {
+		a.thawAt = a.thawAt.Add(freezeLease)
+	}
+	a.mu.Unlock()
+	a.poke()
+	return n, a.asked(err)
+}
+
+// Thaw implements [vm.GuestAgent]. It fails with [vm.CodeState] if the guest had
+// thawed before: what was done meanwhile was not done to file systems at rest.
+func (d *Driver) Thaw(ctx context.Context, id string) error {
+	a, err := d.reachable(id)
+	if err != nil {
+		return err
+	}
+	n, err := a.client.Thaw(ctx)
+	if err != nil {
+		return a.asked(err)
+	}
+	a.mu.Lock()
+	held := a.frozen
+	a.frozen, a.thawAt = false, time.Time{}
+	a.mu.Unlock()
+	if !held {
+		return fault(vm.CodeState, nil, "the file systems of vm %s were not frozen any more (%d thawed now)", id, n)
+	}
+	return nil
+}

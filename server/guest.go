@@ -1,0 +1,190 @@
+package server
+
+import (
+	"context"
+	"encoding/base64"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+const (
+	// execTimeout is how long a program in a guest is waited for when the caller
+	// does not say.
+	execTimeout = 30 * time.Second
+	// execSlack is what a guest has besides, to begin it and to tell its output.
+	execSlack = 30 * time.Second
+)
+
+// GetGuest implements [openapi.StrictServerInterface].
+func (s *Server) GetGuest(ctx context.Context, r openapi.GetGuestRequestObject) (openapi.GetGuestResponseObject, error) {
+	g, err := s.manager.GuestInfo(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusOK, body: apiGuest(&g)}, nil
+}
+
+func apiGuest(g *vm.GuestInfo) *openapi.Guest {
+	out := &openapi.Guest{
+		Hostname: optional(&g.Hostname),
+		Os: openapi.GuestOS{ID: optional(&g.OS.ID), Name: optional(&g.OS.Name), Version: optional(&g.OS.Version),
+			Kernel: optional(&g.OS.Kernel), Machine: optional(&g.OS.Machine)},
+		Interfaces:  make([]openapi.GuestInterface, len(g.Interfaces)),
+		Filesystems: make([]openapi.GuestFilesystem, len(g.Filesystems)),
+	}
+	for i, n := range g.Interfaces {
+		out.Interfaces[i] = openapi.GuestInterface{Name: n.Name, MAC: optional(&n.MAC), Addresses: make([]string, len(n.Addresses))}
+		for j, a := range n.Addresses {
+			out.Interfaces[i].Addresses[j] = a.String()
+		}
+	}
+	for i, f := range g.Filesystems {
+		out.Filesystems[i] = openapi.GuestFilesystem{MountPoint: f.MountPoint, Type: f.Type, Disks: append([]string{}, f.Disks...)}
+		if f.TotalBytes > 0 {
+			out.Filesystems[i].UsedBytes, out.Filesystems[i].TotalBytes = &f.UsedBytes, &f.TotalBytes
+		}
+	}
+	return out
+}
+
+// ExecCommand implements [openapi.StrictServerInterface].
+func (s *Server) ExecCommand(ctx context.Context, r openapi.ExecCommandRequestObject) (openapi.ExecCommandResponseObject, error) {
+	c, err := guestCommand(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	held, release := s.hold(ctx, c.Timeout+execSlack)
+	defer release()
+	result, err := s.manager.Exec(held, r.ID, c)
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusOK, body: apiResult(&result)}, nil
+}
+
+func guestCommand(b *openapi.ExecRequest) (vm.GuestCommand, error) {
+	c := vm.GuestCommand{Path: b.Command[0], Args: b.Command[1:], Stdin: []byte(value(b.Stdin)), Timeout: execTimeout}
+	if b.TimeoutSeconds != nil {
+		c.Timeout = time.Duration(*b.TimeoutSeconds) * time.Second
+	}
+	env := value(b.Env)
+	for _, name := range sortedNames(env) {
+		if strings.Contains(name, "=") {
+			return c, invalid(vm.FieldFault{Field: "/env", Detail: "has a name with a '=' in it"})
+		}
+		c.Env = append(c.Env, name+"="+env[name])
+	}
+	if b.StdinBase64 == nil {
+		return c, nil
+	}
+	if b.Stdin != nil {
+		return c, invalid(vm.FieldFault{Field: "/stdin_base64", Detail: "must not be given together with stdin"})
+	}
+	var err error
+	if c.Stdin, err = base64.StdEncoding.Strict().DecodeString(*b.StdinBase64); err != nil {
+		return c, invalid(vm.FieldFault{Field: "/stdin_base64", Detail: "must be base64"})
+	}
+	return c, nil
+}
+
+func apiResult(r *vm.GuestResult) *openapi.ExecResult {
+	out := &openapi.ExecResult{Exited: r.Exited, Truncated: r.Truncated}
+	switch {
+	case r.Exited && r.Signal != 0:
+		out.Signal = &r.Signal
+	case r.Exited:
+		out.ExitCode = &r.ExitCode
+	}
+	out.Stdout, out.StdoutBase64 = textOrBase64(r.Stdout)
+	out.Stderr, out.StderrBase64 = textOrBase64(r.Stderr)
+	return out
+}
+
+// textOrBase64 returns one of the two.
+func textOrBase64(b []byte) (text, encoded *string) {
+	if utf8.Valid(b) {
+		s := string(b)
+		return &s, nil
+	}
+	s := base64.StdEncoding.EncodeToString(b)
+	return nil, &s
+}
+
+// SetPassword implements [openapi.StrictServerInterface].
+func (s *Server) SetPassword(ctx context.Context, r openapi.SetPasswordRequestObject) (openapi.SetPasswordResponseObject, error) {
+	if err := s.manager.SetPassword(ctx, r.ID, r.Body.User, r.Body.Password); err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusNoContent}, nil
+}
+
+// TrimVM implements [openapi.StrictServerInterface].
+func (s *Server) TrimVM(ctx context.Context, r openapi.TrimVMRequestObject) (openapi.TrimVMResponseObject, error) {
+	if err := s.manager.Trim(ctx, r.ID); err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusNoContent}, nil
+}
+
+// ReadFile implements [openapi.StrictServerInterface].
+func (s *Server) ReadFile(ctx context.Context, r openapi.ReadFileRequestObject) (openapi.ReadFileResponseObject, error) {
+	return guestFile{read: func(w io.Writer) error { return s.manager.ReadFile(ctx, r.ID, r.Params.Path, w) }}, nil
+}
+
+// WriteFile implements [openapi.StrictServerInterface].
+func (s *Server) WriteFile(ctx context.Context, r openapi.WriteFileRequestObject) (openapi.WriteFileResponseObject, error) {
+	err := s.manager.WriteFile(ctx, r.ID, r.Params.Path, r.Body)
+	if body, ok := r.Body.(*streamedBody); ok && body.fault != nil {
+		return nil, body.fault // whatever came of it further on
+	}
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusNoContent}, nil
+}
+
+// A guestFile answers with a file of a guest as it comes. Before its first byte an
+// error is a problem; after it the connection is cut.
+type guestFile struct {
+	read func(w io.Writer) error
+}
+
+// VisitReadFileResponse implements [openapi.ReadFileResponseObject].
+func (f guestFile) VisitReadFileResponse(w http.ResponseWriter) error {
+	out := &byteStream{w: w}
+	if err := f.read(out); err != nil {
+		return err
+	}
+	out.begin()
+	return nil
+}
+
+var bytesType = []string{"application/octet-stream"}
+
+// A byteStream sends bytes as they come. A client that does not read them is not
+// waited for.
+type byteStream struct {
+	w     http.ResponseWriter
+	begun bool
+}
+
+func (s *byteStream) begin() {
+	if !s.begun {
+		s.begun = true
+		limitSending(s.w)
+		s.w.Header()["Content-Type"] = bytesType
+		s.w.WriteHeader(http.StatusOK)
+	}
+}
+
+func (s *byteStream) Write(p []byte) (int, error) {
+	s.begin()
+	limitSending(s.w)
+	return s.w.Write(p)
+}

@@ -1,0 +1,268 @@
+package vmtest
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/netip"
+	"slices"
+
+	"vmand/vm"
+)
+
+// Say makes the VM's guest write to its console.
+func (d *Driver) Say(id, text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.print(id, []byte(text))
+}
+
+// print writes to a console. The caller holds mu.
+func (d *Driver) print(id string, text []byte) {
+	if d.logs == nil {
+		d.logs = map[string][]byte{}
+	}
+	d.logs[id] = append(d.logs[id], text...)
+	d.wake(id)
+}
+
+// end takes the VM's process away. The caller holds mu.
+func (d *Driver) end(id string) {
+	delete(d.procs, id)
+	delete(d.typing, id)
+	d.wake(id)
+}
+
+func (d *Driver) wake(id string) {
+	if c := d.news[id]; c != nil {
+		close(c)
+		delete(d.news, id)
+	}
+}
+
+// Console joins a console on which a guest has said "login: " when it was
+// started and says what is typed, as a terminal's echo does.
+func (d *Driver) Console(ctx context.Context, id string, o vm.ConsoleOptions) (vm.Console, error) {
+	var c *console
+	err := d.do(ctx, "Console", id, func() error {
+		p := d.procs[id]
+		if p == nil {
+			return &vm.Fault{Code: vm.CodeState, Detail: "vm " + id + " does not run"}
+		}
+		if o.Write && d.typing[id] != nil && !o.TakeOver {
+			return &vm.Fault{Code: vm.CodeBusy, Detail: "somebody else types on the console of vm " + id}
+		}
+		end := int64(len(d.logs[id]))
+		c = &console{d: d, id: id, p: p, at: max(0, end-o.Scrollback), closed: make(chan struct{})}
+		if o.Write {
+			if d.typing == nil {
+				d.typing = map[string]*console{}
+			}
+			d.typing[id] = c
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+type console struct {
+	d      *Driver
+	id     string
+	p      *process
+	at     int64
+	closed chan struct{}
+}
+
+func (c *console) Read(p []byte) (int, error) {
+	for {
+		n, news, err := c.next(p)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		select {
+		case <-news:
+		case <-c.closed:
+			return 0, io.ErrClosedPipe
+		}
+	}
+}
+
+// next reads what there is, or returns a channel to wait on.
+func (c *console) next(p []byte) (int, <-chan struct{}, error) {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	if n := copy(p, c.d.logs[c.id][c.at:]); n > 0 {
+		c.at += int64(n)
+		return n, nil, nil
+	}
+	if c.d.procs[c.id] != c.p {
+		return 0, nil, io.EOF
+	}
+	if c.d.news == nil {
+		c.d.news = map[string]chan struct{}{}
+	}
+	if c.d.news[c.id] == nil {
+		c.d.news[c.id] = make(chan struct{})
+	}
+	return 0, c.d.news[c.id], nil
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	if c.d.typing[c.id] != c {
+		return 0, &vm.Fault{Code: vm.CodeState, Detail: "this connection only reads"}
+	}
+	c.d.print(c.id, p)
+	return len(p), nil
+}
+
+func (c *console) Close() error {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	select {
+	case <-c.closed:
+		return nil
+	default:
+	}
+	close(c.closed)
+	if c.d.typing[c.id] == c {
+		delete(c.d.typing, c.id)
+	}
+	return nil
+}
+
+// ConsoleLog returns what was said on a console.
+func (d *Driver) ConsoleLog(ctx context.Context, id string, offset int64) (io.ReadCloser, int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	log := d.logs[id]
+	end := int64(len(log))
+	if offset < 0 {
+		offset += end
+	}
+	return io.NopCloser(bytes.NewReader(slices.Clone(log[min(max(0, offset), end):]))), end, nil
+}
+
+// SetAgent sets what is known of a VM's guest agent, and with it whether it
+// answers. Without it an agent does while the VM runs.
+func (d *Driver) SetAgent(id string, a vm.Agent) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.agents == nil {
+		d.agents = map[string]vm.Agent{}
+	}
+	d.agents[id] = a
+}
+
+// Agent is connected while the VM runs, unless it was set.
+func (d *Driver) Agent(id string) vm.Agent {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.agent(id)
+}
+
+func (d *Driver) agent(id string) vm.Agent {
+	p := d.procs[id]
+	if p == nil || p.status != vm.StatusRunning {
+		return vm.Agent{State: vm.AgentAbsent}
+	}
+	if a, ok := d.agents[id]; ok {
+		return a
+	}
+	return vm.Agent{State: vm.AgentConnected, Version: "7.2.0", LastSeenAt: p.since}
+}
+
+// ask does something through a guest agent that answers.
+func (d *Driver) ask(ctx context.Context, method, id string, act func()) error {
+	return d.do(ctx, method, id, func() error {
+		if d.agent(id).State != vm.AgentConnected {
+			return &vm.Fault{Code: vm.CodeAgentUnavailable, Detail: "no guest agent of vm " + id + " answers"}
+		}
+		act()
+		return nil
+	})
+}
+
+// GuestInfo returns an invented guest.
+func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error) {
+	info := vm.GuestInfo{Hostname: id, OS: vm.GuestOS{ID: "debian", Name: "Debian GNU/Linux"},
+		Interfaces:  []vm.GuestInterface{{Name: "lo", Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8")}}},
+		Filesystems: []vm.GuestFilesystem{{MountPoint: "/", Type: "ext4", UsedBytes: 1, TotalBytes: 2, Disks: []string{"root"}}}}
+	return info, d.ask(ctx, "GuestInfo", id, func() {})
+}
+
+// Exec does what Run says.
+func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.GuestResult, error) {
+	r := vm.GuestResult{Exited: true}
+	err := d.ask(ctx, "Exec", id, func() {
+		switch {
+		case d.Run != nil:
+			r = d.Run(id, c)
+		case c.Path == "cat":
+			r.Stdout = c.Stdin
+		}
+	})
+	return r, err
+}
+
+// ReadFile copies what WriteFile has written, or "content".
+func (d *Driver) ReadFile(ctx context.Context, id, path string, w io.Writer, limit int64) error {
+	content := []byte("content")
+	err := d.ask(ctx, "ReadFile", id, func() {
+		if b, ok := d.wrote[id+" "+path]; ok {
+			content = b
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(content[:min(int64(len(content)), limit)]); err != nil {
+		return err
+	}
+	if int64(len(content)) > limit {
+		return &vm.Fault{Code: vm.CodeInvalid, Detail: "the file is too large"}
+	}
+	return nil
+}
+
+// WriteFile keeps what r has.
+func (d *Driver) WriteFile(ctx context.Context, id, path string, r io.Reader) error {
+	if err := d.ask(ctx, "WriteFile", id, func() {}); err != nil {
+		return err
+	}
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.wrote == nil {
+		d.wrote = map[string][]byte{}
+	}
+	d.wrote[id+" "+path] = b
+	return nil
+}
+
+// SetPassword does nothing.
+func (d *Driver) SetPassword(ctx context.Context, id, user, password string) error {
+	return d.ask(ctx, "SetPassword", id, func() {})
+}
+
+// Trim does nothing.
+func (d *Driver) Trim(ctx context.Context, id string) error {
+	return d.ask(ctx, "Trim", id, func() {})
+}
+
+// Freeze does nothing.
+func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
+	return 1, d.ask(ctx, "Freeze", id, func() {})
+}
+
+// Thaw does nothing.
+func (d *Driver) Thaw(ctx context.Context, id string) error {
+	return d.ask(ctx, "Thaw", id, func() {})
+}
