@@ -38,7 +38,6 @@ type kind struct {
 var kinds = map[vm.Code]kind{
 	vm.CodeInvalid:             {http.StatusBadRequest, "Invalid request", 0},
 	codeMalformed:              {http.StatusBadRequest, "Malformed body", 0},
-	vm.CodeUnsafeImage:         {http.StatusBadRequest, "Unsafe image", 0},
 	codeUnauthorized:           {http.StatusUnauthorized, "Not authenticated", 0},
 	codeForbidden:              {http.StatusForbidden, "Not allowed", 0},
 	vm.CodeNotFound:            {http.StatusNotFound, "Not found", 0},

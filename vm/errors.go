@@ -44,7 +44,6 @@ const (
 	CodeNetworkUnavailable  Code = "network-unavailable" // the host cannot have it, or has lost it
 	CodeAgentUnavailable    Code = "agent-unavailable"   // no guest agent answers
 	CodeGuestRefused        Code = "guest-refused"       // the guest agent said no
-	CodeUnsafeImage         Code = "unsafe-image"        // opening it could do harm
 	CodeUnavailable         Code = "unavailable"
 	CodeRepeated            Code = "idempotency-mismatch" // the Idempotency-Key was used for another request
 	CodeInternal            Code = "internal"
@@ -71,7 +70,6 @@ var classes = map[Code]error{
 	CodeNetworkUnavailable:  ErrUnavailable,
 	CodeAgentUnavailable:    ErrUnavailable,
 	CodeGuestRefused:        ErrUnavailable,
-	CodeUnsafeImage:         ErrInvalid,
 	CodeUnavailable:         ErrUnavailable,
 	CodeRepeated:            ErrState,
 }

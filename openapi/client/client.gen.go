@@ -215,7 +215,6 @@ const (
 	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
-	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
 	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
 )
@@ -1291,7 +1290,6 @@ type Problem struct {
 	//
 	// - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 	// - `malformed-body` (400): the body is not JSON.
-	// - `unsafe-image` (400): the image could do harm when it is opened, such as one that refers to other files.
 	// - `unauthorized` (401): there is no token, or a wrong one.
 	// - `forbidden` (403): the caller may not do this.
 	// - `not-found` (404): there is no such resource, or no such path.
@@ -1355,7 +1353,6 @@ type Problem struct {
 //
 // - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 // - `malformed-body` (400): the body is not JSON.
-// - `unsafe-image` (400): the image could do harm when it is opened, such as one that refers to other files.
 // - `unauthorized` (401): there is no token, or a wrong one.
 // - `forbidden` (403): the caller may not do this.
 // - `not-found` (404): there is no such resource, or no such path.
