@@ -89,6 +89,7 @@ func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container
 	c := &container{cfg: cfg, log: log}
 	tuneMemory()
 	c.cfg.QEMU.Nice = raisePriority()
+	c.cfg.Network.Nice = c.cfg.QEMU.Nice
 	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.directories()
 	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openNetworks, c.openManager, c.openDoors} {
 		if err := build(ctx); err != nil {

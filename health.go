@@ -26,6 +26,10 @@ func (c *container) health(ctx context.Context) server.Health {
 	ctx, stop := context.WithTimeout(ctx, healthTimeout)
 	defer stop()
 	h := server.Health{Storage: checkStorage(c.cfg.StateDir), Observer: checkObserver(c.observer.Load().Status())}
+	mode, why := c.networks.Mode()
+	if h.Network.Detail = mode; why != "" {
+		h.Network.Detail += ": " + why
+	}
 	if err := c.store.Ping(ctx); err != nil {
 		h.Database = server.Check{Degraded: true, Detail: err.Error()}
 	}

@@ -66,6 +66,11 @@ func (n *Networks) hostBridge(nw vm.VirtualNetwork) (netlink.Link, error) {
 	if !ok {
 		return nil, unavailable(nil, "the host's interface %s is a %s, not a bridge", nw.Bridge, l.Type())
 	}
+	if ours(l) {
+		f := unavailable(nil, "the bridge %s is of another network of vmand", nw.Bridge)
+		f.Hint = "put the NICs on that network"
+		return nil, f
+	}
 	if nw.VLAN != 0 && (b.VlanFiltering == nil || !*b.VlanFiltering) {
 		f := unavailable(nil, "the bridge %s does not filter VLANs, so guests of network %s cannot be put into VLAN %d", nw.Bridge, nw.Name, nw.VLAN)
 		f.Hint = fmt.Sprintf("ip link set %s type bridge vlan_filtering 1", nw.Bridge)
@@ -261,12 +266,13 @@ func (n *Networks) fitPorts(nw vm.VirtualNetwork) error {
 	return nil
 }
 
-// Down implements [vm.Network].
+// Down implements [vm.Network]. Of a network that is recorded no more the name
+// is all that is known: what is removed is told by its mark.
 func (n *Networks) Down(ctx context.Context, nw vm.VirtualNetwork) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if n.mode == ModeUser || !nw.Mode.Managed() {
+	if n.mode == ModeUser || nw.Mode == vm.NetworkBridge || nw.Mode == vm.NetworkUser {
 		return nil
 	}
 	n.mu.Lock()

@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"vmand/vm"
 )
@@ -50,8 +51,9 @@ func (n *Networks) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, networks
 	return ports, nil
 }
 
-// admit lets pass what a VM may send and get.
+// admit lets pass what a VM may send and get, and nothing else.
 func (n *Networks) admit(v vm.VM) error {
+	defer n.cut()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.revisions[v.ID] = v.Revision
@@ -85,6 +87,10 @@ func (n *Networks) Update(ctx context.Context, v vm.VM, _ map[string]vm.VirtualN
 	return n.admit(v)
 }
 
+// disconnected is the revision of a VM that has been disconnected: a pass whose
+// records are older is not to let it pass again.
+const disconnected = math.MaxInt64
+
 // Disconnect implements [vm.Network]. The taps have gone with QEMU.
 func (n *Networks) Disconnect(ctx context.Context, id string) error {
 	if err := ctx.Err(); err != nil {
@@ -96,9 +102,10 @@ func (n *Networks) Disconnect(ctx context.Context, id string) error {
 	if n.mode == ModeUser {
 		return nil
 	}
+	defer n.cut()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.revisions, id)
+	n.revisions[id] = disconnected
 	for _, tap := range n.firewall.taps(vmOwner(id)) {
 		delete(n.shaped, tap)
 		delete(n.absent, tap)

@@ -84,6 +84,9 @@ func nicElements(nic vm.NIC, tap string) []element {
 		set = setAssigned
 	}
 	all := []element{{set: set, key: name}}
+	if nic.Mode == vm.NetworkNAT {
+		all = append(all, element{set: setHairpins, key: name + name})
+	}
 	if mac, err := net.ParseMAC(nic.MAC); err == nil && len(mac) == 6 {
 		all = append(all, element{set: setMACs, key: name + string(mac) + "\x00\x00"})
 	}

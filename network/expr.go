@@ -35,6 +35,11 @@ func load(e ...expr.Any) match { return e }
 func iifname() match { return load(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}) }
 func oifname() match { return load(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg}) }
 
+// fromTo loads the interface that a packet came from, and the one it goes to.
+func fromTo() match {
+	return all(iifname(), load(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: regAfter}))
+}
+
 func field(base expr.PayloadBase, offset, length, to uint32) match {
 	return load(&expr.Payload{DestRegister: to, Base: base, Offset: offset, Len: length})
 }

@@ -38,6 +38,8 @@ type firewall struct {
 	conn  *nftables.Conn // for batches
 	asker *netlink.Conn  // for the generation
 
+	flows *flows
+
 	generation uint32 // of the host's rule set after our last look at our tables
 	sure       bool   // nothing of ours can be missing as long as the generation stays
 }
@@ -66,7 +68,10 @@ func (f *firewall) open() (err error) {
 	if f.asker, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
 		return err
 	}
-	if err = f.dial(); err == nil {
+	if f.flows, err = newFlows(); err == nil {
+		err = f.dial()
+	}
+	if err == nil {
 		_, err = f.ask()
 	}
 	if err != nil {
@@ -88,6 +93,9 @@ func (f *firewall) close() {
 	}
 	if f.asker != nil {
 		f.asker.Close()
+	}
+	if f.flows != nil {
+		f.flows.kernel.Close()
 	}
 }
 
@@ -145,6 +153,7 @@ func (f *firewall) set(owner string, elements []element) error {
 		}
 	}
 	f.give(owner, elements)
+	f.flows.over(remove)
 	err := f.write(func(c *batch) { c.change(add, remove) })
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) {
 		return f.rebuild() // somebody has been there
@@ -408,7 +417,7 @@ func (f *firewall) settle(want map[string][]element, keep bool) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	next := &firewall{conn: f.conn, asker: f.asker}
+	next := &firewall{conn: f.conn, asker: f.asker, flows: f.flows}
 	next.clear()
 	for owner, elements := range f.owners {
 		if owner != nobody {

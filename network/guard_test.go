@@ -287,6 +287,35 @@ func TestGuestsOnTheHostsBridgesHaveAnyAddressButOneMAC(t *testing.T) {
 	}
 }
 
+// Frames to the reserved group addresses go to the host past every rule of the
+// bridge, which learns nothing by them all the same.
+func TestNobodyTakesAMACOfAnother(t *testing.T) {
+	n := newHost(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	a, b, c := plug(t, n, guest("a", nw, 10), nw), plug(t, n, guest("b", nw, 11), nw), plug(t, n, guest("c", nw, 12), nw)
+	to := func(to, from net.HardwareAddr, kind uint16, payload []byte) []byte {
+		f := ether(from, kind, payload)
+		copy(f, to)
+		return f
+	}
+	b.send(arp(b.mac, b.mac, 2, b.ip, nil)) // as a guest that works does
+	for _, last := range []byte{0, 2, 3, 0x0e} {
+		a.send(to(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, last}, b.mac, 0x88cc, []byte("I am another")))
+	}
+	secret, end := []byte("what only one guest may hear"), []byte("and what all hear after it")
+	f := arp(c.mac, c.mac, 2, c.ip, secret)
+	copy(f, b.mac)
+	c.send(f)
+	c.send(arp(c.mac, c.mac, 2, c.ip, end))
+	if !b.hears(secret, end) {
+		t.Error("a guest does not hear what is sent to it")
+	}
+	if a.hears(secret, end) {
+		t.Error("a guest hears what is sent to another")
+	}
+}
+
 func TestIsolatedGuestsDoNotReachOneAnother(t *testing.T) {
 	n := newHost(t)
 	nw := natNetwork()
@@ -323,5 +352,29 @@ func TestAGuestCannotSendFasterThanItsRate(t *testing.T) {
 	before := link(t, tapName("b", 0)).Attrs().Statistics.TxPackets + link(t, tapName("b", 0)).Attrs().Statistics.TxDropped
 	if before > 300 {
 		t.Errorf("%d of 1000 frames have arrived at 8 kbit/s", before)
+	}
+}
+
+func TestAGuestDoesNotHearWhatItSendsToAll(t *testing.T) {
+	n := newHost(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	a, b := plug(t, n, guest("a", nw, 10), nw), plug(t, n, guest("b", nw, 11), nw)
+	for _, c := range []struct {
+		to    string
+		hears bool
+	}{{"ff:ff:ff:ff:ff:ff", false}, {"33:33:ff:00:00:0a", false}, {"52:00:00:00:00:99", false}, {a.mac.String(), true}} {
+		mark, end := []byte("to "+c.to+" from a guest"), []byte("after what went to "+c.to)
+		to, err := net.ParseMAC(c.to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := arp(a.mac, a.mac, 2, a.ip, mark)
+		copy(f, to)
+		a.send(f)
+		b.send(arp(b.mac, b.mac, 2, b.ip, end))
+		if got := a.hears(mark, end); got != c.hears {
+			t.Errorf("what a guest sends to %s comes back: %v, want %v", c.to, got, c.hears)
+		}
 	}
 }

@@ -18,8 +18,8 @@ package network
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"sync"
 	"syscall"
@@ -55,6 +55,7 @@ type Options struct {
 	Directory  Directory           // the recorded leases
 	Acked      func(vm.Lease)      // called when DHCP has confirmed an address; nil for nobody
 	Passt      string              // the program; empty: "passt"
+	Nice       int                 // nice value that passt runs with, if that is higher than vmand's
 	User       *syscall.Credential // whom passt runs as if vmand is root; nil: uid and gid 65534
 }
 
@@ -65,7 +66,7 @@ type Networks struct {
 	log   *slog.Logger
 	mode  string
 	why   string
-	owner net.Listener    // holds the name that only one daemon can have; nil in mode user
+	owner io.Closer       // holds the port that only one daemon can have; nil in mode user
 	links *netlink.Handle // nil if the host has no netlink
 
 	mu        sync.Mutex // guards everything that follows, and every change of the host but taps

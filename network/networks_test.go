@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -69,6 +70,23 @@ func TestANetworkIsABridgeWithItsAddressesAndRules(t *testing.T) {
 	}
 	if err := n.Down(t.Context(), nw); err != nil {
 		t.Errorf("Down again: %v", err)
+	}
+	up(t, n, nw)
+	if err := n.Down(t.Context(), vm.VirtualNetwork{Name: nw.Name, Bridge: nw.Bridge}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := netlink.LinkByName("vman0"); err == nil {
+		t.Error("the bridge of a network that is recorded no more is left")
+	}
+}
+
+func TestABridgeOfOursIsNoBridgeOfTheHost(t *testing.T) {
+	n := newHost(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	lan := vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: nw.Bridge, Revision: 1}
+	if err := n.Admit(t.Context(), lan); codeOf(err) != vm.CodeNetworkUnavailable || !strings.Contains(err.Error(), "another network") {
+		t.Errorf("Admit: %v", err)
 	}
 }
 
@@ -183,10 +201,11 @@ func TestTheNextDaemonFindsAllAsItWas(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := newNetworks(t, options(t))
-	for _, d := range reconcile(t, next, w, true) {
-		if !strings.Contains(d.Details, "served") {
-			t.Errorf("the next daemon finds %+v", d)
-		}
+	if d := reconcile(t, next, w, true); len(d) != 0 {
+		t.Errorf("the next daemon finds %+v", d)
+	}
+	if err := next.serving[nw.Name].fault(link(t, nw.Bridge).Attrs().Index); err != nil {
+		t.Errorf("the next daemon does not serve: %v", err)
 	}
 	if after, err := next.firewall.ask(); err != nil || after != before {
 		t.Errorf("the rules were written again: generation %d, was %d, %v", after, before, err)
@@ -335,4 +354,51 @@ func BenchmarkConnectDisconnect(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+func BenchmarkPassWithoutDrift(b *testing.B) {
+	n := newHost(b)
+	nw := natNetwork()
+	up(b, n, nw)
+	w := vm.Wanted{Networks: []vm.VirtualNetwork{nw}}
+	for i := range 100 {
+		v := guest("vm-"+strconv.Itoa(i), nw, byte(10+i))
+		connect(b, n, v, nw)
+		w.VMs = append(w.VMs, v)
+	}
+	reconcile(b, n, w, true)
+	for b.Loop() {
+		if d := reconcile(b, n, w, true); len(d) != 0 {
+			b.Fatal(d)
+		}
+	}
+}
+
+func TestOneDaemonHasTheNetworksOfANamespace(t *testing.T) {
+	enterNamespace(t)
+	if err := netlink.LinkSetDown(link(t, "lo")); err != nil {
+		t.Fatal(err)
+	}
+	owner, err := claim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := claim(); codeOf(err) != vm.CodeInUse {
+		t.Errorf("a second claim: %v", err)
+	}
+	newPlace(t).do(func() {
+		other, err := claim()
+		if err != nil {
+			t.Errorf("a claim in another namespace: %v", err)
+			return
+		}
+		other.Close()
+	})
+	if err := owner.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if owner, err = claim(); err != nil {
+		t.Fatalf("a claim after the first was given up: %v", err)
+	}
+	owner.Close()
 }

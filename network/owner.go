@@ -1,9 +1,12 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 
@@ -12,24 +15,31 @@ import (
 	"vmand/vm"
 )
 
-// ownerName is a unix socket in the abstract name space, of which each network
-// namespace has its own: whoever listens on it manages the namespace's networks.
-// It vanishes with its process, however that ends.
-const ownerName = "@vmand-networks"
+// ownerAddress is a UDP port of loopback, of which each network namespace has its
+// own: whoever has it manages the namespace's networks. It vanishes with its
+// process, however that ends, and only root can have it, so that no user of the
+// host can keep vmand from its networks. The address is "vma" in ASCII, and nobody
+// listens on the port of POP2 any more.
+var ownerAddress = netip.MustParseAddrPort("127.118.109.97:109")
 
 const tunDevice = "/dev/net/tun"
 
-// claim makes this process the one that manages the networks. Nobody connects
-// to the listener.
-func claim() (net.Listener, error) {
-	l, err := net.Listen("unix", ownerName)
+// claim makes this process the one that manages the networks. Nobody sends to
+// the socket. Loopback may be down, so the address is taken without it.
+func claim() (io.Closer, error) {
+	bind := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
+		return errors.Join(err, failed)
+	}}
+	s, err := bind.ListenPacket(context.Background(), "udp4", ownerAddress.String())
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, &vm.Fault{Code: vm.CodeInUse, Detail: "another vmand manages the networks of this host"}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", ownerName, err)
+		return nil, fmt.Errorf("take UDP port %s: %w", ownerAddress, err)
 	}
-	return l, nil
+	return s, nil
 }
 
 // privileged reports why this process may not administer the network; nil if it may.

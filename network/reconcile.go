@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -27,6 +28,7 @@ type pass struct {
 	networks map[string]vm.VirtualNetwork
 	survey   vm.NetworkSurvey
 
+	fresh     map[string]bool // ids of the VMs whose records are newer than their rules
 	links     map[string]netlink.Link
 	addresses map[int][]netip.Prefix // by index of the interface
 }
@@ -35,10 +37,7 @@ type pass struct {
 // addresses while the rules of the host stay as they were. Rules are replaced in
 // one step and bridges stay, so no connection of a guest is cut.
 func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.NetworkSurvey, error) {
-	p := &pass{Networks: n, repair: repair, networks: make(map[string]vm.VirtualNetwork, len(w.Networks))}
-	for _, nw := range w.Networks {
-		p.networks[nw.Name] = nw
-	}
+	p := &pass{Networks: n, repair: repair, networks: make(map[string]vm.VirtualNetwork, len(w.Networks)), fresh: map[string]bool{}}
 	if n.mode == ModeUser {
 		for _, nw := range w.Networks {
 			if err := n.Check(nw.Mode); err != nil {
@@ -47,8 +46,17 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 		}
 		return p.survey, ctx.Err()
 	}
+	defer n.cut()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	w.Networks = slices.Clone(w.Networks)
+	for i, nw := range w.Networks {
+		// What Up was told after the records were read is newer.
+		if s := n.serving[nw.Name]; s != nil && s.network.Revision >= nw.Revision {
+			w.Networks[i] = s.network
+		}
+		p.networks[nw.Name] = w.Networks[i]
+	}
 	if err := p.look(); err != nil {
 		return p.survey, err
 	}
@@ -158,11 +166,15 @@ func (p *pass) newer(w vm.Wanted) map[string][]element {
 			want[networkOwner(nw.Name)] = networkElements(nw)
 		}
 	}
+	alive := make(map[string]bool, len(w.VMs))
 	for _, v := range w.VMs {
+		alive[v.ID] = true
 		if revision, known := p.revisions[v.ID]; !known || v.Revision > revision {
 			want[vmOwner(v.ID)] = vmElements(v)
+			p.fresh[v.ID] = true
 		}
 	}
+	maps.DeleteFunc(p.revisions, func(id string, revision int64) bool { return revision == disconnected && !alive[id] })
 	return want
 }
 
@@ -180,9 +192,10 @@ func (p *pass) network(nw vm.VirtualNetwork) bool {
 	}
 	faults := p.faults(nw)
 	if len(faults) == 0 {
-		if s := p.serving[nw.Name]; s.network.Revision < nw.Revision && p.repair {
+		// A daemon that has just begun serves nobody yet: that is no drift.
+		if s := p.serving[nw.Name]; p.repair && (s == nil || s.network.Revision < nw.Revision) {
 			if err := p.serve(nw); err != nil {
-				p.found(resource, "DHCP and DNS serve an older record", func() error { return err })
+				p.found(resource, "the network as it is recorded is not served", func() error { return err })
 			}
 		}
 		return false
@@ -225,8 +238,10 @@ func (p *pass) faults(nw vm.VirtualNetwork) []string {
 			faults = append(faults, fmt.Sprintf("the sysctl net/%s is %s, not %s", name, got, wanted[name]))
 		}
 	}
-	if err := p.serving[nw.Name].fault(a.Index); err != nil {
-		faults = append(faults, err.Error())
+	if s := p.serving[nw.Name]; s != nil {
+		if err := s.fault(a.Index); err != nil {
+			faults = append(faults, err.Error())
+		}
 	}
 	return faults
 }
@@ -263,9 +278,14 @@ func (p *pass) nic(v vm.VM, nic vm.NIC) {
 		fault = fmt.Sprintf("the interface %s of NIC %d has the MTU %d, not %d", name, nic.Slot, a.MTU, mtu(nw))
 	}
 	if fault != "" {
-		p.found(resource, fault, func() error { return p.fitTap(nw, tap, bridge) })
+		p.found(resource, fault, func() error {
+			if err := p.fitTap(nw, tap, bridge); err != nil {
+				return err
+			}
+			return p.pin(tap, nic.MAC)
+		})
 	}
-	if !p.repair {
+	if _, known := p.shaped[name]; !p.repair || known && !p.fresh[v.ID] {
 		return
 	}
 	if err := p.reshape(name, a.Index, nic.RateIn); err != nil && !gone(err) {

@@ -31,6 +31,7 @@ const (
 	setIPs      = "ips"      // interface . IPv4 address that a guest sends from
 	setIPs6     = "ips6"     // interface . IPv6 address that a guest sends from
 	setRates    = "rates"    // interface: the chain that limits what a guest sends
+	setHairpins = "hairpins" // interface . interface: a tap in hairpin mode and itself
 )
 
 // A setSpec says what a set is made of.
@@ -60,6 +61,7 @@ func setSpecs() []setSpec {
 		{table: bridgeTable, name: setIPs, key: of{ifn, ip}},
 		{table: bridgeTable, name: setIPs6, key: of{ifn, ip6}},
 		{table: bridgeTable, name: setRates, key: of{ifn}, data: of{nftables.TypeVerdict}},
+		{table: bridgeTable, name: setHairpins, key: of{ifn, ifn}},
 	}
 }
 
@@ -107,6 +109,9 @@ func chainSpecs() []chainSpec {
 		{inetTable, "output", nat, out, priorityDNAT, dnat},
 		{inetTable, "postrouting", nat, post, prioritySNAT, postroutingRules()},
 		{inetTable, "forward", filter, forward, priorityFilter, forwardRules()},
+		{bridgeTable, "forward", filter, forward, priorityGuard, []ruleSpec{
+			{"nobody hears its own broadcasts", all(fromTo(), in(setHairpins), oifname(), etherField(0, 6, regAfter), notIn(setMACs), drop())},
+		}},
 		{bridgeTable, "prerouting", filter, pre, priorityGuard, []ruleSpec{
 			{"rate limits", all(iifname(), jumpBy(setRates))},
 			{"guests with assigned addresses", all(iifname(), in(setAssigned), goTo("assigned"))},
@@ -141,9 +146,8 @@ func postroutingRules() []ruleSpec {
 // forwardRules let guests reach one another and, on networks of mode nat, out.
 // Frames within one bridge come by here too where br_netfilter is on.
 func forwardRules() []ruleSpec {
-	fromTo := all(iifname(), load(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: regAfter}))
 	return []ruleSpec{
-		{"within a network", all(fromTo, in(setWithin), accept())},
+		{"within a network", all(fromTo(), in(setWithin), accept())},
 		{"answers", all(established(), accept())},
 		{"isolated networks do not forward", all(iifname(), in(setBridges), iifname(), notIn(setNAT), drop())},
 		{"port forwards", all(oifname(), in(setNAT), forwarded(), accept())},

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 
 	"vmand/vm"
 )
@@ -19,7 +21,13 @@ func (n *Networks) Status(ctx context.Context, nw vm.VirtualNetwork) vm.NetworkS
 	problem := func(fix, format string, args ...any) {
 		s.Problems = append(s.Problems, vm.NetworkProblem{Detail: fmt.Sprintf(format, args...), Fix: fix})
 	}
-	if nw.Mode == vm.NetworkUser || ctx.Err() != nil {
+	if ctx.Err() != nil {
+		return s
+	}
+	if nw.Mode == vm.NetworkUser {
+		if _, err := exec.LookPath(n.o.Passt); err != nil && !nw.Restrict {
+			problem("install passt, or make a network with restrict", "guests reach what listens on the host's 127.0.0.1, under the address %s: passt, which keeps them from it, is not installed", userGateway(nw))
+		}
 		return s
 	}
 	if err := n.Check(nw.Mode); err != nil {
@@ -43,15 +51,10 @@ func (n *Networks) Status(ctx context.Context, nw vm.VirtualNetwork) vm.NetworkS
 		}
 		slices.Sort(s.Interfaces[1:])
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if serving := n.serving[nw.Name]; serving != nil && serving.dhcp != nil {
-		s.Leases = serving.dhcp.Leases()
-	}
-	if nw.Mode.Managed() && bridge != nil {
-		if err := n.serving[nw.Name].fault(bridge.Attrs().Index); err != nil {
-			problem("see who has the ports: ss -lnp 'sport = 53 or sport = 67'", "%v", err)
-		}
+	leases, fault := n.served(nw, bridge)
+	s.Leases = leases
+	if fault != nil {
+		problem("see who has the ports: ss -lnp 'sport = 53 or sport = 67'", "%v", fault)
 	}
 	if on, err := getSysctl(forward4); nw.Mode == vm.NetworkNAT && err == nil && on != "1" {
 		problem("sysctl -w net.ipv4.ip_forward=1", "the host does not forward packets: net.ipv4.ip_forward is %s", on)
@@ -64,6 +67,21 @@ func (n *Networks) Status(ctx context.Context, nw vm.VirtualNetwork) vm.NetworkS
 		s.Problems = append(s.Problems, rivals...)
 	}
 	return s
+}
+
+// served returns what DHCP has confirmed on a network, and what of it is not
+// served.
+func (n *Networks) served(nw vm.VirtualNetwork, bridge netlink.Link) (leases map[string]vm.Lease, fault error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	serving := n.serving[nw.Name]
+	if serving != nil && serving.dhcp != nil {
+		leases = serving.dhcp.Leases()
+	}
+	if nw.Mode.Managed() && bridge != nil {
+		fault = serving.fault(bridge.Attrs().Index)
+	}
+	return leases, fault
 }
 
 // bridgedFramesFiltered reports whether br_netfilter shows the frames within a

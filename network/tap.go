@@ -80,6 +80,10 @@ func openTap(name string) (*os.File, error) {
 // connectTap makes the tap of a NIC and puts it on its bridge.
 func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.VirtualNetwork) (p vm.Port, err error) {
 	name := tapName(v.UUID, nic.Slot)
+	if nw.Mode.Managed() && nic.MAC == bridgeMAC(nw.Bridge).String() {
+		return p, &vm.Fault{Code: vm.CodeInvalid, Detail: fmt.Sprintf("NIC %d of vm %s has the MAC address of the gateway of network %s", nic.Slot, v.ID, nw.Name),
+			Hint: "give it another one"}
+	}
 	p = vm.Port{NIC: nic, Kind: vm.PortTap, MTU: nw.MTU}
 	bridge, err := n.bridgeOf(nw)
 	if err != nil {
@@ -107,6 +111,10 @@ func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Vi
 		err = n.fitTap(nw, tap, bridge)
 	}
 	if err == nil {
+		err = n.pin(tap, nic.MAC)
+	}
+	if err == nil {
+		n.forget(name)
 		err = n.shape(name, tap.Attrs().Index, nic.RateIn)
 	}
 	if err != nil {
@@ -144,7 +152,8 @@ func silence(name string) error {
 	return err
 }
 
-// fitTap makes a tap as its network is: MTU, bridge, VLAN, isolation, up.
+// fitTap makes a tap as its network is: MTU, bridge, isolation, no learning,
+// hairpin mode, VLAN, up.
 func (n *Networks) fitTap(nw vm.VirtualNetwork, tap, bridge netlink.Link) error {
 	a := tap.Attrs()
 	if a.MTU != mtu(nw) && (nw.MTU != 0 || nw.Mode.Managed()) {
@@ -163,6 +172,18 @@ func (n *Networks) fitTap(nw vm.VirtualNetwork, tap, bridge netlink.Link) error 
 			return fmt.Errorf("isolate it: %w", err)
 		}
 	}
+	// A bridge learns from frames to reserved group addresses too, which no rule
+	// sees, so a guest could take the MAC of another: where it is, pin says.
+	if err := n.links.LinkSetLearning(tap, false); err != nil {
+		return fmt.Errorf("keep the bridge from learning by it: %w", err)
+	}
+	// With br_netfilter, what a guest sends to its own port forward is given its
+	// new destination before the bridge knows of it, and goes back by the same port.
+	if !joins || nw.Mode == vm.NetworkNAT {
+		if err := n.links.LinkSetHairpin(tap, nw.Mode == vm.NetworkNAT); err != nil {
+			return fmt.Errorf("set its hairpin mode: %w", err)
+		}
+	}
 	if nw.VLAN != 0 {
 		if err := n.tag(tap, nw.VLAN); err != nil {
 			return err
@@ -172,6 +193,20 @@ func (n *Networks) fitTap(nw vm.VirtualNetwork, tap, bridge netlink.Link) error 
 		if err := n.links.LinkSetUp(tap); err != nil {
 			return fmt.Errorf("bring it up: %w", err)
 		}
+	}
+	return nil
+}
+
+// pin tells the bridge that a tap is on which MAC is behind it, in every VLAN
+// that the tap is in.
+func (n *Networks) pin(tap netlink.Link, mac string) error {
+	address, err := net.ParseMAC(mac)
+	if err == nil {
+		err = n.links.NeighSet(&netlink.Neigh{LinkIndex: tap.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP,
+			Flags: netlink.NTF_MASTER, HardwareAddr: address})
+	}
+	if err != nil {
+		return fmt.Errorf("tell the bridge of %s: %w", mac, err)
 	}
 	return nil
 }
@@ -197,6 +232,13 @@ func (n *Networks) shape(name string, index, kbit int) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.reshape(name, index, kbit)
+}
+
+// forget notes that a tap is new, and so without a limit.
+func (n *Networks) forget(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.shaped[name] = 0
 }
 
 // reshape is shape for a caller that holds n.mu.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,11 +44,43 @@ func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.V
 	if err != nil {
 		return p, nil
 	}
+	if len(nw.DNS) == 0 {
+		nw.DNS = resolvers(resolvConf, resolvedConf)
+	}
 	f, err := n.startPasst(ctx, program, v.ID, p, nw)
 	if err != nil {
 		return vm.Port{}, unavailable(err, "start passt for NIC %d of vm %s", nic.Slot, v.ID)
 	}
 	return vm.Port{NIC: nic, Kind: vm.PortStream, Files: []*os.File{f}, MTU: nw.MTU}, nil
+}
+
+// Files that name the host's resolvers; the second has those behind a local stub
+// (systemd-resolved(8)).
+const (
+	resolvConf   = "/etc/resolv.conf"
+	resolvedConf = "/run/systemd/resolve/resolv.conf"
+)
+
+// resolvers returns the IPv4 resolvers that a guest can ask itself, and not only
+// the host, of the first file that names any.
+func resolvers(files ...string) []netip.Addr {
+	for _, file := range files {
+		text, _ := os.ReadFile(file) // one that is not there names nobody
+		var found []netip.Addr
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Fields(line)
+			if len(fields) < 2 || fields[0] != "nameserver" {
+				continue
+			}
+			if a, err := netip.ParseAddr(fields[1]); err == nil && a.Is4() && !a.IsLoopback() {
+				found = append(found, a)
+			}
+		}
+		if len(found) > 0 {
+			return found
+		}
+	}
+	return nil
 }
 
 // userGateway returns the address that guests reach the outside through: the
@@ -73,7 +106,7 @@ func forwardsOf(v vm.VM, slot int) []vm.PortForward {
 // and it ends when the other end is closed. It writes its pid to its standard
 // output when it serves.
 func passtArgs(p vm.Port, nw vm.VirtualNetwork) []string {
-	dns := p.Gateway.Next().String()
+	dns := p.Gateway.Next().String() // passt's own forwarder, which old versions cannot lead anywhere
 	args := []string{"--foreground", "--quiet", "--fd", "3", "--pid", "/proc/self/fd/1", "--no-map-gw", "--ipv4-only",
 		"--address", p.IP.String(), "--netmask", strconv.Itoa(p.Subnet.Bits()), "--gateway", p.Gateway.String(),
 		"--mtu", strconv.Itoa(mtu(nw))}
@@ -136,7 +169,7 @@ func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port
 		err = stdout.Chown(int(cmd.SysProcAttr.Credential.Uid), int(cmd.SysProcAttr.Credential.Gid)) // it opens it by name
 	}
 	if err == nil {
-		err = cmd.Start()
+		err = startAs(cmd, n.o.Nice)
 	}
 	if err != nil {
 		here.Close()
@@ -149,6 +182,31 @@ func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port
 		return nil, errors.Join(err, said(stderr))
 	}
 	return here, nil
+}
+
+// startAs starts a program with a nice value, if that is higher than vmand's, and
+// without the capabilities that vmand may hold for the network.
+func startAs(cmd *exec.Cmd, nice int) error {
+	started := make(chan error, 1)
+	go func() {
+		// What is set on this thread is inherited by the process. The thread is
+		// never unlocked, so it ends with the goroutine.
+		runtime.LockOSThread()
+		started <- startHere(cmd, nice)
+	}()
+	return <-started
+}
+
+func startHere(cmd *exec.Cmd, nice int) error {
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) { // before Linux 4.3 there are none
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	if raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil && 20-raw < nice { // of this thread, getpriority(2)
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
+			return fmt.Errorf("give up priority: %w", err)
+		}
+	}
+	return cmd.Start()
 }
 
 // passtLog returns the file that a passt's stderr goes to. It is no pipe to us,

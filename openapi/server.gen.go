@@ -659,6 +659,9 @@ type HealthChecks struct {
 	// Database How one part of the daemon is.
 	Database HealthCheck `json:"database"`
 
+	// Network How one part of the daemon is.
+	Network HealthCheck `json:"network"`
+
 	// Observer How one part of the daemon is.
 	Observer HealthCheck `json:"observer"`
 

@@ -15,8 +15,12 @@ func TestAStartIsHeldUntilTheGuestHasItsAddress(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	done := make(chan reply, 1)
 	go func() { done <- a.ask(t, "POST", "/vms/web-1/actions/start?wait_for=ip", "", "Prefer", "wait=30") }()
-	for into[openapi.VM](t, a.want(t, 200, "GET", "/vms/web-1", "")).State != "running" {
-		<-a.manager.NextEvent()
+	for {
+		next := a.manager.NextEvent() // before the look, or one is missed
+		if into[openapi.VM](t, a.want(t, 200, "GET", "/vms/web-1", "")).State == "running" {
+			break
+		}
+		<-next
 	}
 	select {
 	case r := <-done:

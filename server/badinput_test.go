@@ -13,11 +13,7 @@ import (
 func TestBadBodiesAreRefusedFieldByField(t *testing.T) {
 	a := newAPI(t)
 	digits := strings.Repeat("9", 400)
-	tests := map[string]struct {
-		path, body string
-		code       vm.Code
-		fields     []string // as "field: detail"
-	}{
+	tests := map[string]refusal{
 		"no body":                {"/templates", "", codeMalformed, nil},
 		"broken":                 {"/templates", `{"name":`, codeMalformed, nil},
 		"not JSON":               {"/templates", `name=small`, codeMalformed, nil},
@@ -49,7 +45,37 @@ func TestBadBodiesAreRefusedFieldByField(t *testing.T) {
 		"an empty mount point":   {"/disks", `{"size":1,"mount_point":""}`, vm.CodeInvalid, []string{"/mount_point: must match ^/dev/(xvd|vd|sd)[b-z]$"}},
 		"a size as text":         {"/disks", `{"size":"1"}`, vm.CodeInvalid, []string{"/size: must be a number"}},
 		"a timeout out of range": {"/vms/web-1/actions/stop", `{"timeout_seconds":3601}`, vm.CodeInvalid, []string{"/timeout_seconds: must be at most 3600"}},
-		"a network, empty":       {"/networks", `{}`, vm.CodeInvalid, []string{"/mode: is missing", "/name: is missing"}},
+		"something for nothing":  {"/vms/web-1/actions/start", `{"force":true}`, vm.CodeInvalid, []string{"/force: is not a known property"}},
+	}
+	refuse(t, a, tests)
+}
+
+// refusal is a body and what is told of it, fields as "field: detail".
+type refusal struct {
+	path, body string
+	code       vm.Code
+	fields     []string
+}
+
+func refuse(t *testing.T, a *api, tests map[string]refusal) {
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			p := a.want(t, 400, "POST", test.path, test.body).problem(t)
+			var fields []string
+			for _, e := range p.Errors {
+				fields = append(fields, e.Field+": "+e.Detail)
+			}
+			slices.Sort(fields)
+			if vm.Code(p.Code) != test.code || !slices.Equal(fields, test.fields) {
+				t.Errorf("code %s, fields %q", p.Code, fields)
+			}
+		})
+	}
+}
+
+func TestBadBodiesOfNetworksAreRefusedFieldByField(t *testing.T) {
+	refuse(t, newAPI(t), map[string]refusal{
+		"a network, empty": {"/networks", `{}`, vm.CodeInvalid, []string{"/mode: is missing", "/name: is missing"}},
 		"a network's words": {"/networks", `{"name":"a-name-of-more-than-15","mode":"bridged","bridge":"","domain":"-","subnet":1,"gateway":null}`, vm.CodeInvalid,
 			[]string{"/bridge: must have at least 1 characters", "/bridge: must match ^[^\\x00-\\x20\\x7f/:]+$",
 				"/domain: must match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$",
@@ -76,21 +102,7 @@ func TestBadBodiesAreRefusedFieldByField(t *testing.T) {
 				"/protocol: must be one of tcp, udp"}},
 		"a port forward, empty":    {"/vms/web-1/port_forwards", `{}`, vm.CodeInvalid, []string{"/guest_port: is missing", "/host_port: is missing"}},
 		"a port forward's address": {"/vms/web-1/port_forwards", `{"host_port":1,"guest_port":1,"host_address":"localhost"}`, vm.CodeInvalid, []string{"/host_address: must be an IPv4 address such as 192.168.100.1"}},
-		"something for nothing":    {"/vms/web-1/actions/start", `{"force":true}`, vm.CodeInvalid, []string{"/force: is not a known property"}},
-	}
-	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			p := a.want(t, 400, "POST", test.path, test.body).problem(t)
-			var fields []string
-			for _, e := range p.Errors {
-				fields = append(fields, e.Field+": "+e.Detail)
-			}
-			slices.Sort(fields)
-			if vm.Code(p.Code) != test.code || !slices.Equal(fields, test.fields) {
-				t.Errorf("code %s, fields %q", p.Code, fields)
-			}
-		})
-	}
+	})
 }
 
 // badNames are names that must never get as far as a file, a command or SQL.

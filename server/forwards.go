@@ -45,10 +45,11 @@ func (s *Server) GetPortForward(ctx context.Context, r openapi.GetPortForwardReq
 
 // RemovePortForward implements [openapi.StrictServerInterface].
 func (s *Server) RemovePortForward(ctx context.Context, r openapi.RemovePortForwardRequestObject) (openapi.RemovePortForwardResponseObject, error) {
-	if err := s.matchVM(ctx, r.ID, r.Params.IfMatch); err != nil {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
 		return nil, err
 	}
-	if err := s.manager.RemoveForward(ctx, r.ID, r.ForwardID); err != nil {
+	if err := s.manager.RemoveForward(ctx, r.ID, r.ForwardID, match); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil

@@ -9,7 +9,7 @@ import (
 
 // A Health says how each part of the daemon is.
 type Health struct {
-	Database, Storage, QEMU, QEMUImg, Accel, Observer Check
+	Database, Storage, QEMU, QEMUImg, Accel, Network, Observer Check
 }
 
 // A Check is how one part of the daemon is.
@@ -30,7 +30,7 @@ func (s *Server) GetHealth(ctx context.Context, _ openapi.GetHealthRequestObject
 		return openapi.HealthCheck{Status: openapi.HealthStatusOk, Detail: optional(&c.Detail)}
 	}
 	checks := openapi.HealthChecks{Database: check(h.Database), Storage: check(h.Storage), Qemu: check(h.QEMU),
-		QemuImg: check(h.QEMUImg), Accel: check(h.Accel), Observer: check(h.Observer)}
+		QemuImg: check(h.QEMUImg), Accel: check(h.Accel), Network: check(h.Network), Observer: check(h.Observer)}
 	return answer{status: status, body: &openapi.Health{Status: overall, Service: openapi.HealthServiceVmand,
 		Version: s.o.Version, DryRun: s.o.DryRun, Checks: checks}}, nil
 }

@@ -83,10 +83,11 @@ func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject
 
 // DetachNIC implements [openapi.StrictServerInterface].
 func (s *Server) DetachNIC(ctx context.Context, r openapi.DetachNICRequestObject) (openapi.DetachNICResponseObject, error) {
-	if err := s.matchVM(ctx, r.ID, r.Params.IfMatch); err != nil {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
 		return nil, err
 	}
-	n, gone, o, err := s.manager.DetachNIC(ctx, r.ID, r.NICSlot)
+	n, gone, o, err := s.manager.DetachNIC(ctx, r.ID, r.NICSlot, match)
 	switch {
 	case err != nil:
 		return nil, err
@@ -94,19 +95,6 @@ func (s *Server) DetachNIC(ctx context.Context, r openapi.DetachNICRequestObject
 		return answer{status: http.StatusNoContent}, nil
 	}
 	return nicAccepted(&n, o), nil
-}
-
-// matchVM checks an If-Match header against a VM.
-func (s *Server) matchVM(ctx context.Context, id string, ifMatch *string) error {
-	match, err := parseMatch(value(ifMatch))
-	if match == nil || err != nil {
-		return err
-	}
-	v, err := s.reader.VM(ctx, id)
-	if err == nil && !slices.Contains(match, vmVersion(&v)) {
-		err = &vm.Fault{Code: vm.CodePrecondition, Detail: "VM " + id + " has changed since the version in If-Match", Hint: "read it again"}
-	}
-	return err
 }
 
 // nic returns a VM and one of its NICs.

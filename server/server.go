@@ -59,11 +59,12 @@ type Manager interface {
 	DeleteNetwork(ctx context.Context, name string, match vm.Match) error
 	NetworkStatus(ctx context.Context, name string) (vm.NetworkReport, error)
 	AttachNIC(ctx context.Context, vmID string, n vm.NewNIC) (vm.NIC, vm.Operation, error)
-	DetachNIC(ctx context.Context, vmID string, slot int) (vm.NIC, bool, vm.Operation, error)
+	DetachNIC(ctx context.Context, vmID string, slot int, match vm.Match) (vm.NIC, bool, vm.Operation, error)
 	UpdateNIC(ctx context.Context, vmID string, slot int, e vm.NICEdits, match vm.Match) (vm.NIC, error)
 	AddForward(ctx context.Context, vmID string, f vm.PortForward) (vm.PortForward, error)
-	RemoveForward(ctx context.Context, vmID, forwardID string) error
+	RemoveForward(ctx context.Context, vmID, forwardID string, match vm.Match) error
 	Await(ctx context.Context, vmID string, c vm.Condition) (vm.VM, error)
+	CanAwait(ctx context.Context, vmID string, c vm.Condition) error
 }
 
 // Records are what is recorded, and where answers are kept; see [vm.Store].

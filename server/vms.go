@@ -170,6 +170,11 @@ func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions,
 	if err != nil {
 		return answer{}, err
 	}
+	if h.until != (vm.Condition{}) { // before anything is done
+		if err := s.manager.CanAwait(ctx, id, h.until); err != nil {
+			return answer{}, err
+		}
+	}
 	v, operation, err := s.manager.Do(ctx, id, op, o)
 	if err != nil {
 		return answer{}, err

@@ -35,6 +35,9 @@ func BenchmarkDaemon(b *testing.B) {
 		{"Paused", benchPaused},
 		{"CreateDisk", benchCreateDisk},
 		{"HotPlug", benchHotPlug},
+		{"NetworkStart", benchNetworkStart},
+		{"DHCP", benchDHCP},
+		{"Throughput", benchThroughput},
 	} {
 		b.Run(measure.name, func(b *testing.B) {
 			measure.run(b, &t)

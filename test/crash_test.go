@@ -122,6 +122,11 @@ func (d *daemon) clean() {
 	for _, tmpl := range as[[]openapi.Template](d.call("GET", "/templates", nil).want(200)) {
 		d.call("DELETE", "/templates/"+tmpl.Name, nil).want(204)
 	}
+	for name := range d.census().networks {
+		if name != "vman0" {
+			d.call("DELETE", "/networks/"+name, nil).want(204)
+		}
+	}
 }
 
 // TestManyClientsOnEightVMs has 64 clients do what they like on the same VMs.

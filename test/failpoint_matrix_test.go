@@ -11,7 +11,7 @@ import (
 // The seams inside the acts, in the order in which they are reached.
 var (
 	imageSeams = []string{"image.temp-made", "image.created", "image.renamed"}
-	startSeams = []string{"run.prepared", "qemu.spawned", "monitor.connected", "guest.continued"}
+	startSeams = []string{"network.connected", "run.prepared", "qemu.spawned", "monitor.connected", "guest.continued"}
 	endSeams   = []string{"stop.quit", "stop.exited", "run.removed"}
 	stopSeams  = join([]string{"stop.pressed"}, endSeams)
 )

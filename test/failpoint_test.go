@@ -62,7 +62,7 @@ func TestEveryOperationSurvivesAKillAtEverySeam(t *testing.T) {
 			}
 		})
 	}
-	for _, op := range operations {
+	for _, op := range everyOperation() {
 		todo <- op
 	}
 	close(todo)
@@ -73,7 +73,7 @@ func TestEveryOperationSurvivesAKillAtEverySeam(t *testing.T) {
 // TestEveryFailPointIsInTheMatrix looks for those in the source.
 func TestEveryFailPointIsInTheMatrix(t *testing.T) {
 	known := map[string]bool{}
-	for _, op := range operations {
+	for _, op := range everyOperation() {
 		for _, point := range op.points() {
 			known[point] = true
 		}
@@ -107,6 +107,8 @@ func TestEveryFailPointIsInTheMatrix(t *testing.T) {
 type target struct {
 	vm, disk string // their ids
 	pid      int    // of the VM's QEMU
+	n        int    // of the pair, from 1
+	forward  string // id of a port forward
 }
 
 // An operation is one kind of change in one situation, and where in it the
@@ -115,6 +117,8 @@ type operation struct {
 	name  string   // the kind, and the situation behind a comma
 	inner []string // the seams inside the act that it reaches
 	once  bool     // recording the intent is all there is to do: there is no outcome
+	guest string   // the variant that VMs boot; empty: none
+	nat   bool     // the daemon has a host of its own, with bridges
 	// prepare makes what is needed; the daemon is killed afterwards, and behind,
 	// if there is one, changes the records meanwhile.
 	prepare func(d *daemon, x *target)
@@ -136,6 +140,8 @@ type operation struct {
 	d *daemon
 	n int
 }
+
+func everyOperation() []operation { return slices.Concat(operations, networkOperations) }
 
 var seams = []string{".before-intent", ".after-intent", ".before-outcome", ".after-outcome"}
 
@@ -163,6 +169,13 @@ func (op *operation) begin(t *testing.T) *daemon {
 	if op.d == nil {
 		op.d = newDaemon(t, "VMAN_OBSERVER_INTERVAL=250ms")
 		op.d.binary, _ = failBinary()
+		if op.guest != "" {
+			op.d.env = append(op.d.env, bootDisk(op.guest))
+		}
+		if op.nat {
+			op.d.host = newNamespace(t, "host")
+			op.d.env = append(op.d.env, "VMAN_NETWORK_MODE=bridge")
+		}
 		op.d.start()
 		op.d.template()
 	}
@@ -183,7 +196,7 @@ func (op *operation) survives(group *testing.T, point string) bool {
 	ok := group.Run(point, func(t *testing.T) {
 		defer d.tells(d.tells(t))
 		op.n++
-		x := target{vm: fmt.Sprintf("vm-%d", op.n)}
+		x := target{vm: fmt.Sprintf("vm-%d", op.n), n: op.n}
 		if op.prepare != nil {
 			op.prepare(d, &x)
 		}
@@ -213,6 +226,9 @@ func (op *operation) survives(group *testing.T, point string) bool {
 func (d *daemon) tells(t testing.TB) testing.TB {
 	before := d.t
 	d.t = t
+	if d.host != nil {
+		d.host.t = t
+	}
 	d.client.Transport.(*checked).t = t
 	return before
 }
@@ -306,6 +322,7 @@ func (op *operation) repeat(d *daemon, x target) {
 func (d *daemon) remove(x target) {
 	d.t.Helper()
 	d.call("DELETE", "/vms/"+x.vm, nil)
+	d.call("DELETE", "/networks/"+x.vm, nil)
 	for _, disk := range as[[]openapi.Disk](d.call("GET", "/disks", nil).want(200)) {
 		d.call("DELETE", "/disks/"+disk.ID, nil).want(204)
 	}

@@ -19,7 +19,7 @@ import (
 func TestTheMainJob(t *testing.T) {
 	d := startDaemon(t, bootDisk("normal"))
 	d.template()
-	if v := d.create("web-1"); v.State != "stopped" || v.DesiredState != "stopped" || v.LocalIP != nil {
+	if v := d.create("web-1"); v.State != "stopped" || v.DesiredState != "stopped" || v.LocalIP == nil || *v.LocalIP != "10.0.2.15" || v.ReachableFromHost {
 		t.Errorf("created: %+v", v)
 	}
 	disk := d.newDisk(1)

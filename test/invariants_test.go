@@ -13,13 +13,17 @@ import (
 
 // A census is what the API says there is.
 type census struct {
-	vms   map[string]openapi.VM
-	disks map[string]openapi.Disk
+	vms      map[string]openapi.VM
+	disks    map[string]openapi.Disk
+	networks map[string]bool
 }
 
 func (d *daemon) census() census {
 	d.t.Helper()
-	c := census{map[string]openapi.VM{}, map[string]openapi.Disk{}}
+	c := census{map[string]openapi.VM{}, map[string]openapi.Disk{}, map[string]bool{}}
+	for _, n := range as[[]openapi.Network](d.call("GET", "/networks", nil).want(200)) {
+		c.networks[n.Name] = true
+	}
 	for _, v := range as[[]openapi.VM](d.call("GET", "/vms", nil).want(200)) {
 		c.vms[v.ID] = v
 	}
@@ -45,6 +49,10 @@ func (d *daemon) violations(orphans ...string) []string {
 	}
 	found = append(found, d.wrongVMs(c, orphans)...)
 	found = append(found, d.wrongDisks(c, orphans)...)
+	found = append(found, d.wrongNICs(c)...)
+	if d.host != nil {
+		found = append(found, d.wrongNetworks(c)...)
+	}
 	return append(found, d.wrongFiles(c, orphans)...)
 }
 
@@ -124,8 +132,8 @@ func (d *daemon) wrongFiles(c census, orphans []string) (found []string) {
 	}
 	for _, name := range d.names(d.runtime) {
 		id, _, _ := strings.Cut(name, ".")
-		if port, ok := strings.CutPrefix(id, "passt-"); ok { // of a NIC in user mode: passt-ID-SLOT
-			id = port[:max(0, strings.LastIndex(port, "-"))]
+		if of, ok := strings.CutPrefix(id, "passt-"); ok {
+			id = of[:max(0, strings.LastIndexByte(of, '-'))]
 		}
 		if v := c.vms[id]; name != "vmand.sock" && name != "vmand.lock" && !slices.Contains(orphans, "vms/"+id) &&
 			(v.ID == "" || v.State == "stopped") {

@@ -48,6 +48,7 @@ func newLab(t testing.TB) *lab {
 		n.route("", outsideAddress)
 	}
 	l.host.replace("/etc/resolv.conf", "nameserver "+outsideAddress+"\n")
+	l.host.write("net/ipv4/ip_forward", "0") // the kernel may copy it from where the test runs
 	l.outside.serve()
 	l.outside.names()
 	return l
@@ -62,6 +63,26 @@ func (l *lab) daemon(t testing.TB, env ...string) *daemon {
 	d.start()
 	d.template()
 	return d
+}
+
+// part runs a part of a test: what fails in it is the part's, also of the
+// namespaces, the daemon and its guests.
+func (l *lab) part(d *daemon, name string, f func(t *testing.T)) {
+	group, ok := d.t.(*testing.T)
+	if !ok {
+		d.t.Fatal("only a test has parts")
+	}
+	group.Run(name, func(t *testing.T) {
+		defer l.tells(d, group)
+		l.tells(d, t)
+		f(t)
+	})
+}
+
+// tells makes t the test that the failures are of.
+func (l *lab) tells(d *daemon, t testing.TB) {
+	d.tells(t)
+	l.host.t, l.outside.t, l.other.t = t, t, t
 }
 
 // serve runs the services of `vmt serve` in the namespace until the test ends.

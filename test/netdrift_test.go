@@ -180,14 +180,15 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 		})},
 		{"the bridge deleted", link("vman0", netlink.LinkDel)},
 		{"forwarding off", func() error {
-			return l.host.try(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0) })
+			l.host.write("net/ipv4/ip_forward", "0")
+			return nil
 		}},
 	}
 	me := newStation(t, d.vm("a").NICs[0].MAC, *d.vm("a").LocalIP)
 	victim := newStation(t, d.vm("b").NICs[0].MAC, *d.vm("b").LocalIP)
 	b.sniff("eth0")
 	for i, broken := range breaks {
-		t.Run(broken.what, func(t *testing.T) {
+		l.part(d, broken.what, func(t *testing.T) {
 			if err := broken.f(); err != nil {
 				t.Fatal(err)
 			}
@@ -200,7 +201,7 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 				}
 			}
 			eventually(t, 10*time.Second, "the guest to reach out", func() error {
-				_, code, err := a.try("", "wget -q -T 2 -O /dev/null http://"+farAddress+"/")
+				_, code, err := a.try("", "timeout 3 wget -q -O /dev/null http://"+farAddress+"/")
 				if err == nil && code != 0 {
 					err = errNotYet
 				}
@@ -340,24 +341,34 @@ func TestAnOrdinaryUser(t *testing.T) {
 	if v := d.create("a"); v.LocalIP == nil || v.ReachableFromHost {
 		t.Errorf("created: %+v", v)
 	}
-	d.forward("a", "tcp", "0.0.0.0", 8080, 80)
+	tcp := d.forward("a", "tcp", "0.0.0.0", 8080, 80)
+	udp := map[string]any{"protocol": "udp", "host_address": "0.0.0.0", "host_port": 7007, "guest_port": 7}
 	d.do("a", "start")
-	for _, address := range []string{"127.0.0.1", hostAddress} {
-		l.host.answers(address + ":8080")
-	}
-	l.other.answers(hostAddress + ":8080")
-	a := d.shell("a")
-	if got := d.guest("a").says(ipSaid.String())[2]; !strings.HasPrefix(got, *d.vm("a").LocalIP+"/") {
-		t.Errorf("the guest has %s; the VM says %s", got, *d.vm("a").LocalIP)
-	}
-	a.reaches(farAddress)
-	a.reaches("www.example")
-	d.forward("a", "udp", "0.0.0.0", 7007, 7) // while it runs
+	l.leads(d)
+	// passt has its forwards from its command line.
+	d.call("POST", "/vms/a/port_forwards", udp).problem(409, "invalid-state", "while it runs")
+	d.forceStop("a")
+	d.call("POST", "/vms/a/port_forwards", udp).want(201)
+	d.do("a", "start")
+	l.leads(d)
 	if got := echoUDP(t, l.other, hostAddress+":7007"); got != "hello" {
 		t.Errorf("the echo by UDP is %q", got)
 	}
 	d.kill()
 	d.start()
+	l.other.answers(hostAddress + ":8080")
+	d.forceStop("a")
+	d.stop()
+	d.env = append(d.env, "VMAN_NETWORK_PASST=/nonexistent/passt") // QEMU's own network, from here on
+	d.start()
+	d.do("a", "start")
+	l.leads(d)
+	d.call("DELETE", "/vms/a/port_forwards/"+tcp.ID, nil).want(204)
+	if conn, err := l.other.dial(hostAddress + ":8080"); err == nil {
+		conn.Close()
+		t.Error("a forward is open that is deleted")
+	}
+	d.forward("a", "tcp", hostAddress, 8080, 80)
 	l.other.answers(hostAddress + ":8080")
 	if uid := statusOf(t, d.pid("a"), "Uid"); !strings.HasPrefix(uid, fmt.Sprint(nobody)) {
 		t.Errorf("QEMU runs as %s", uid)
@@ -365,6 +376,22 @@ func TestAnOrdinaryUser(t *testing.T) {
 	if a := d.call("POST", "/networks", map[string]any{"name": "red", "mode": "nat"}); a.status != http.StatusServiceUnavailable {
 		t.Errorf("a bridge without privilege: %d %s", a.status, a.body)
 	}
+}
+
+// leads fails the test unless VM a of a user-mode network, which has just been
+// started, is reached by the forward of port 8080, and reaches out itself.
+func (l *lab) leads(d *daemon) {
+	d.t.Helper()
+	a := d.shell("a")
+	for _, address := range []string{"127.0.0.1", hostAddress} {
+		l.host.answers(address + ":8080")
+	}
+	l.other.answers(hostAddress + ":8080")
+	if got := a.run("ip -4 addr show dev eth0"); !strings.Contains(got, "inet "+*d.vm("a").LocalIP+"/") {
+		d.t.Errorf("the guest has %s; the VM says %s", got, *d.vm("a").LocalIP)
+	}
+	a.reaches(farAddress)
+	a.reaches("www.example")
 }
 
 // homeOf gives the daemon's directory to a user, with a copy of the guest's disk

@@ -213,6 +213,12 @@ func (n *namespace) sysctl(name string) string {
 	return strings.TrimSpace(string(value))
 }
 
+// write sets a setting.
+func (n *namespace) write(name, value string) {
+	n.t.Helper()
+	n.must("set "+name, func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0) })
+}
+
 // replace shows a file with another content to the processes of the namespace.
 func (n *namespace) replace(file, content string) {
 	n.t.Helper()

@@ -65,7 +65,7 @@ func TestNICsComeAndGoWhileTheGuestRuns(t *testing.T) {
 		})
 	}
 	cable("down", "0")
-	a.reachesNot("10.50.0.1")
+	a.tries("10.50.0.1")()
 	a.reaches(farAddress) // by the other NIC
 	cable("up", "1")
 	eventually(t, 20*time.Second, "the second NIC to work again", func() error {
@@ -100,44 +100,27 @@ func TestRateLimits(t *testing.T) {
 	d := l.daemon(t)
 	d.create("a")
 	a := d.up("a")[0]
-	measure := func() (in, out float64) {
-		return a.number("vmt pull -for 4s %s:19", farAddress), a.number("vmt push -for 4s %s:9", farAddress)
-	}
-	limit := func(in, out int) {
-		d.call("PATCH", "/vms/a/nics/0", map[string]any{"rate_in": in, "rate_out": out}).want(200)
-	}
-	freeIn, freeOut := measure()
+	const limitIn, limitOut = 15000, 10000 // kbit/s
+	// The kernel's limit on what leaves the guest lets a second's bytes and 256 KiB
+	// pass at once, of the three seconds that are measured.
 	near := func(what string, got, limit float64) {
-		t.Helper()
 		t.Logf("%s: %.0f kbit/s, %.2f of the limit", what, got, got/limit)
-		if got < 0.6*limit || got > 1.15*limit {
+		if got < 0.6*limit || got > 1.4*limit {
 			t.Errorf("%s is %.0f kbit/s with a limit of %.0f", what, got, limit)
 		}
 	}
 	free := func(what string, got, limit float64) {
-		t.Helper()
-		if got < 3*limit {
+		t.Logf("%s: %.0f kbit/s without a limit", what, got)
+		if got < 2*limit {
 			t.Errorf("%s is %.0f kbit/s without a limit: no more than with %.0f", what, got, limit)
 		}
 	}
-	free("in", freeIn, 3000)
-	free("out", freeOut, 2000)
-	limit(3000, 0)
-	in, out := measure()
-	near("in", in, 3000)
-	free("out", out, 2000)
-	limit(0, 2000)
-	in, out = measure()
-	free("in", in, 3000)
-	near("out", out, 2000)
-	limit(3000, 2000)
-	in, out = measure()
-	near("in", in, 3000)
-	near("out", out, 2000)
-	limit(0, 0)
-	in, out = measure()
-	free("in", in, 3000)
-	free("out", out, 2000)
+	for _, limits := range []struct{ in, out int }{{0, 0}, {limitIn, 0}, {0, limitOut}, {limitIn, limitOut}, {0, 0}} {
+		d.call("PATCH", "/vms/a/nics/0", map[string]any{"rate_in": limits.in, "rate_out": limits.out}).want(200)
+		check := map[bool]func(string, float64, float64){true: near, false: free}
+		check[limits.in > 0]("in", a.number("vmt pull -for 2s %s:19", farAddress), limitIn)
+		check[limits.out > 0]("out", a.number("vmt push -for 3s %s:9", farAddress), limitOut)
+	}
 }
 
 func TestNetworksDoNotReachOneAnother(t *testing.T) {
@@ -155,8 +138,9 @@ func TestNetworksDoNotReachOneAnother(t *testing.T) {
 		shells[s.id] = s
 	}
 	ip := func(id string) string { return *d.vm(id).LocalIP }
+	var apart []func()
 	for _, id := range ids {
-		shells[id].run("ping -c 1 -W 5 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p')")
+		shells[id].run("ping -c 1 -W 5 %s", *d.network(d.vm(id).NICs[0].Network).Gateway)
 		if _, err := l.host.get(ip(id) + ":80"); err != nil {
 			t.Errorf("the host does not reach %s: %v", id, err)
 		}
@@ -166,15 +150,17 @@ func TestNetworksDoNotReachOneAnother(t *testing.T) {
 		}
 		for _, other := range ids {
 			if id != other && id+other != "de" && id+other != "ed" {
-				shells[id].reachesNot(ip(other))
+				apart = append(apart, shells[id].tries(ip(other)))
 			}
 		}
+	}
+	apart = append(apart, shells["d"].tries(farAddress), shells["d"].tries(outsideAddress))
+	for _, none := range apart {
+		none()
 	}
 	for _, id := range []string{"r", "b"} {
 		shells[id].reaches(farAddress)
 	}
-	shells["d"].reachesNot(farAddress)
-	shells["d"].reachesNot(outsideAddress)
 	shells["d"].reaches(ip("e"))
 	d.call("POST", "/vms/d/port_forwards", map[string]any{"host_port": 8080, "guest_port": 80}).want(400)
 }
@@ -189,8 +175,9 @@ func TestGuestsThatAreIsolatedReachOnlyOut(t *testing.T) {
 	a, b, ipA, ipB := shells[0], shells[1], *d.vm("a").LocalIP, *d.vm("b").LocalIP
 	apart := func() {
 		t.Helper()
-		a.reachesNot(ipB)
-		b.reachesNot(ipA)
+		none := []func(){a.tries(ipB), b.tries(ipA)}
+		none[0]()
+		none[1]()
 		a.reaches(farAddress)
 		a.reaches("www.example")
 		a.run("ping -c 1 -W 5 10.9.0.1")
@@ -215,11 +202,15 @@ func TestIPv6(t *testing.T) {
 	shells := d.up("a", "b")
 	for _, s := range shells {
 		want := *d.vm(s.id).NICs[0].IPv6
+		// Linux looks for a second whether an address is free before it uses it.
+		usable := "until ip -6 addr show dev eth0 | grep %s/ | grep -qv tentative; do usleep 50000; done"
+		s.run(usable, newStation(t, d.vm(s.id).NICs[0].MAC, *d.vm(s.id).LocalIP).link)
 		got := s.run("vmt dhcp6 eth0")
 		if lines := strings.Split(got, "\n"); lines[0] != "address="+want || !slices.Contains(lines, "dns=fd00:6::1") {
 			t.Errorf("DHCPv6 told %s %q; want %s", s.id, got, want)
 		}
-		s.run("ip -6 addr add %s/128 dev eth0 nodad", want)
+		s.run("ip -6 addr add %s/128 dev eth0", want)
+		s.run(usable, want)
 		if routes := s.run("ip -6 route"); !strings.Contains(routes, "default via fe80::") || !strings.Contains(routes, "fd00:6::/64") {
 			t.Errorf("the routes of %s are %q", s.id, routes)
 		}
@@ -230,7 +221,7 @@ func TestIPv6(t *testing.T) {
 	if got := shells[0].run("nslookup -type=aaaa b.six.internal"); !strings.Contains(got, ipB) {
 		t.Errorf("the AAAA of b is %q; want %s", got, ipB)
 	}
-	if got := shells[0].run("nslookup -type=ptr %s", ipB); !strings.Contains(got, "b.six.internal") {
+	if got := shells[0].run("nslookup %s", ipB); !strings.Contains(got, "b.six.internal") {
 		t.Errorf("the PTR of %s is %q", ipB, got)
 	}
 }

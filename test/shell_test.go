@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"vmand/qemu/qmp"
@@ -27,7 +26,7 @@ const shellPort = "port-3"
 // A shell runs commands in a guest that has a network, whatever that network
 // does: through a virtio serial port that the operator's monitor plugs.
 type shell struct {
-	t    testing.TB
+	d    *daemon // whose test is told what fails
 	id   string
 	conn net.Conn
 
@@ -63,7 +62,7 @@ func (d *daemon) shell(id string) *shell {
 	if err != nil {
 		d.t.Fatalf("QEMU of %s does not connect the shell: %v", id, err)
 	}
-	s := &shell{t: d.t, id: id, conn: conn, waiting: map[int64]chan shellReply{}}
+	s := &shell{d: d, id: id, conn: conn, waiting: map[int64]chan shellReply{}}
 	d.t.Cleanup(func() { conn.Close() })
 	go s.read()
 	s.run("true")
@@ -151,28 +150,28 @@ func (s *shell) try(stdin, line string) (string, int, error) {
 
 // run runs a line of shell that must succeed, and returns what it printed.
 func (s *shell) run(format string, args ...any) string {
-	s.t.Helper()
+	s.d.t.Helper()
 	line := fmt.Sprintf(format, args...)
 	out, code, err := s.try("", line)
 	if err != nil {
-		s.t.Fatal(err)
+		s.d.t.Fatal(err)
 	}
 	if code != 0 {
-		s.t.Fatalf("guest %s: %q ended with %d:\n%s", s.id, line, code, out)
+		s.d.t.Fatalf("guest %s: %q ended with %d:\n%s", s.id, line, code, out)
 	}
 	return out
 }
 
 // fails runs a line of shell that must not succeed.
 func (s *shell) fails(format string, args ...any) {
-	s.t.Helper()
+	s.d.t.Helper()
 	line := fmt.Sprintf(format, args...)
 	out, code, err := s.try("", line)
 	if err != nil {
-		s.t.Fatal(err)
+		s.d.t.Fatal(err)
 	}
 	if code == 0 {
-		s.t.Errorf("guest %s: %q succeeded:\n%s", s.id, line, out)
+		s.d.t.Errorf("guest %s: %q succeeded:\n%s", s.id, line, out)
 	}
 }
 
@@ -199,36 +198,36 @@ func (s *shell) start(format string, args ...any) func() (string, error) {
 
 // number runs a line of shell that prints one.
 func (s *shell) number(format string, args ...any) float64 {
-	s.t.Helper()
+	s.d.t.Helper()
 	out := s.run(format, args...)
 	n, err := strconv.ParseFloat(out, 64)
 	if err != nil {
-		s.t.Fatalf("guest %s printed %q: %v", s.id, out, err)
+		s.d.t.Fatalf("guest %s printed %q: %v", s.id, out, err)
 	}
 	return n
 }
 
 // send sends raw frames on an interface of the guest.
 func (s *shell) send(name string, frames ...[]byte) {
-	s.t.Helper()
+	s.d.t.Helper()
 	var lines []string
 	for _, f := range frames {
 		lines = append(lines, hex.EncodeToString(f))
 	}
 	if out, code, err := s.try(strings.Join(lines, "\n"), "vmt send "+name); err != nil || code != 0 {
-		s.t.Fatalf("guest %s sends on %s: %d %s %v", s.id, name, code, out, err)
+		s.d.t.Fatalf("guest %s sends on %s: %d %s %v", s.id, name, code, out, err)
 	}
 }
 
 // sniff begins to capture what arrives on an interface of the guest; heard
 // returns it.
 func (s *shell) sniff(name string) {
-	s.t.Helper()
+	s.d.t.Helper()
 	s.run("vmt capture %[1]s >/run/capture.%[1]s 2>&1 & until grep -q capturing /run/capture.%[1]s; do usleep 20000; done", name)
 }
 
 func (s *shell) heard(name string) [][]byte {
-	s.t.Helper()
+	s.d.t.Helper()
 	var frames [][]byte
 	for _, line := range strings.Fields(s.run("tail -n +2 /run/capture.%s", name)) {
 		if frame, err := hex.DecodeString(line); err == nil { // the last line may not be whole
@@ -240,8 +239,8 @@ func (s *shell) heard(name string) [][]byte {
 
 // waitHeard waits until a frame with the words has arrived.
 func (s *shell) waitHeard(name, words string) {
-	s.t.Helper()
-	eventually(s.t, 10*time.Second, fmt.Sprintf("guest %s to hear %q", s.id, words), func() error {
+	s.d.t.Helper()
+	eventually(s.d.t, 10*time.Second, fmt.Sprintf("guest %s to hear %q", s.id, words), func() error {
 		if count(s.heard(name), words) == 0 {
 			return errNotYet
 		}

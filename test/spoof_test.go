@@ -62,7 +62,7 @@ func spoofed(t *testing.T, me, victim, gateway station) map[string][][]byte {
 		"sp:tag-twice":          {tagged(0, tagged(0, to4(me.mac, gateway.ip, "sp:tag-twice")))},
 		"sp:fragment":           {ether(victim.mac, me.mac, etherIPv4, ipv4(gateway.ip, victim.ip, protoUDP, 1480, false, []byte("sp:fragment")))},
 		"sp:offer-in-fragments": offerInFragments(me, broadcast, offer),
-		"sp:multicast6":         {ether(net.HardwareAddr{0x33, 0x33, 0, 1, 0, 2}, me.mac, etherIPv6, ipv6(victim.link, every6, protoUDP, udp(victim.link, every6, 546, 547, []byte("sp:multicast6"))))},
+		"sp:multicast6":         {ether(net.HardwareAddr{0x33, 0x33, 0, 1, 0, 2}, me.mac, etherIPv6, ipv6(victim.ip6, every6, protoUDP, udp(victim.ip6, every6, 546, 547, []byte("sp:multicast6"))))},
 	}
 }
 
@@ -73,6 +73,16 @@ func offerInFragments(me station, to netip.Addr, packet []byte) [][]byte {
 	return [][]byte{
 		ether(everyMAC, me.mac, etherIPv4, ipv4(me.ip, to, protoUDP, 0, true, packet[:cut])),
 		ether(everyMAC, me.mac, etherIPv4, ipv4(me.ip, to, protoUDP, cut, false, packet[cut:])),
+	}
+}
+
+// inFragments sends a packet in two parts, as the host may put it together on its
+// way; its last words are in the second.
+func inFragments(from, to station, packet []byte) [][]byte {
+	cut := 24
+	return [][]byte{
+		ether(to.mac, from.mac, etherIPv4, ipv4(from.ip, to.ip, protoUDP, 0, true, packet[:cut])),
+		ether(to.mac, from.mac, etherIPv4, ipv4(from.ip, to.ip, protoUDP, cut, false, packet[cut:])),
 	}
 }
 
@@ -93,7 +103,7 @@ func honest(me, victim station) map[string][][]byte {
 	return map[string][][]byte{
 		"ok:arp":      {ether(everyMAC, me.mac, etherARP, arp(arpReply, me.mac, me.ip, victim.mac, victim.ip, "ok:arp"))},
 		"ok:ip":       {ether(victim.mac, me.mac, etherIPv4, ipv4(me.ip, victim.ip, protoUDP, 0, false, udp(me.ip, victim.ip, 1000, 7777, []byte("ok:ip"))))},
-		"ok:fragment": {ether(victim.mac, me.mac, etherIPv4, ipv4(me.ip, victim.ip, protoUDP, 1480, false, []byte("ok:fragment")))},
+		"ok:fragment": inFragments(me, victim, udp(me.ip, victim.ip, 1000, 7777, []byte("a whole packet, which has ok:fragment at its end"))),
 		"ok:ip6":      {ether(victim.mac, me.mac, etherIPv6, ipv6(me.ip6, victim.ip6, protoUDP, udp(me.ip6, victim.ip6, 1000, 7777, []byte("ok:ip6"))))},
 		"ok:link":     {ether(victim.mac, me.mac, etherIPv6, ipv6(me.link, victim.link, protoUDP, udp(me.link, victim.link, 1000, 7777, []byte("ok:link"))))},
 		"ok:na":       {ether(allNodeMAC, me.mac, etherIPv6, ipv6(me.link, allNodes, protoICMPv6, neighbourAdvertisement(me.link, allNodes, me.ip6, me.mac, "ok:na")))},
@@ -113,7 +123,7 @@ func TestSpoofedPacketsDoNotArrive(t *testing.T) {
 		s.ip6 = netip.MustParseAddr(*v.NICs[0].IPv6)
 		stations = append(stations, s)
 	}
-	gateway := station{ip: netip.MustParseAddr("192.168.100.1"), ip6: netip.MustParseAddr("fd00:100::1")}
+	gateway := station{ip: netip.MustParseAddr("192.168.100.1"), ip6: netip.MustParseAddr("fd00:100::1"), link: netip.MustParseAddr("fe80::1")}
 	l.host.must("look at the bridge", func() error {
 		ifi, err := net.InterfaceByName("vman0")
 		if err != nil {
@@ -122,7 +132,6 @@ func TestSpoofedPacketsDoNotArrive(t *testing.T) {
 		gateway.mac = ifi.HardwareAddr
 		return nil
 	})
-	gateway.link = newStation(t, gateway.mac.String(), "192.168.100.1").link
 	shells := d.up("a", "b")
 	a, b := shells[0], shells[1]
 	b.sniff("eth0")

@@ -53,6 +53,12 @@ type tenant struct {
 	disks       map[string]*modelDisk
 	creating    *modelDisk // a disk whose request was not answered
 	accepted    []string   // operations that are to have an end
+
+	nics    belief[int]  // how many the VM has
+	forward belief[int]  // the guest's port that the tenant's port of the host leads to; 0: none
+	network belief[bool] // whether the tenant's network is there
+	number  int          // of the tenant
+	leads   string       // id of the forward, as far as known
 }
 
 // A modelDisk is what a client believes of a disk.
@@ -65,7 +71,8 @@ type modelDisk struct {
 }
 
 func newTenant(x *torture, i int, r *rand.Rand) *tenant {
-	return &tenant{torture: x, r: r, vm: fmt.Sprintf("own-%d", i), there: belief[bool]{false}, disks: map[string]*modelDisk{}}
+	return &tenant{torture: x, r: r, vm: fmt.Sprintf("own-%d", i), there: belief[bool]{false}, disks: map[string]*modelDisk{},
+		nics: belief[int]{1}, forward: belief[int]{0}, network: belief[bool]{false}, number: i}
 }
 
 func (c *tenant) run() {
@@ -87,6 +94,8 @@ func (c *tenant) step() {
 		end, _ := c.send("POST", "/vms", map[string]any{"name": c.vm, "template_name": "small", "restart_policy": c.pick("never", "on-failure", "always")})
 		c.there.learn(end, true)
 		c.description.learn(end, "")
+		c.nics.learn(end, 1)
+		c.forward.learn(end, 0)
 		c.now(end, "stopped", c.marks[c.vm].Load())
 	case n < 6:
 		end, _ := c.send("DELETE", "/vms/"+c.vm, nil)
@@ -101,7 +110,13 @@ func (c *tenant) step() {
 		text := fmt.Sprint(c.r.Uint32())
 		end, _ := c.send("PATCH", "/vms/"+c.vm, map[string]any{"description": text})
 		c.description.learn(end, text)
-	case n < 55:
+	case n < 17:
+		c.nic()
+	case n < 22:
+		c.lead()
+	case n < 25:
+		c.net()
+	case n < 57:
 		c.act(c.vm)
 	case n < 65:
 		c.act(sharedVMs[c.r.IntN(len(sharedVMs))])
@@ -151,6 +166,77 @@ func (c *tenant) createDisk(disk *modelDisk) {
 	case end == unknown && a.status == 0:
 		c.creating = disk
 	}
+}
+
+// nic plugs a NIC into the VM or unplugs one. Nobody in the guest lets go of it
+// while the VM runs.
+func (c *tenant) nic() {
+	end, more := refused, 1
+	if c.r.IntN(2) == 0 {
+		end, _ = c.send("POST", "/vms/"+c.vm+"/nics", map[string]any{})
+	} else {
+		more = -1
+		end, _ = c.send("DELETE", "/vms/"+c.vm+"/nics/1", nil)
+	}
+	if end == refused {
+		return
+	}
+	after := belief[int]{}
+	for _, n := range c.nics {
+		after = append(after, n+more)
+	}
+	if end == unknown {
+		after = append(after, c.nics...)
+	}
+	c.nics = after
+}
+
+// lead makes or ends the tenant's port forward.
+func (c *tenant) lead() {
+	if c.r.IntN(3) > 0 || c.leads == "" {
+		to := 1 + c.r.IntN(1000)
+		end, a := c.send("POST", "/vms/"+c.vm+"/port_forwards", map[string]any{"host_port": 30000 + c.number, "guest_port": to})
+		if c.forward.learn(end, to); end == acknowledged {
+			c.leads = as[openapi.PortForward](a).ID
+		}
+		return
+	}
+	end, _ := c.send("DELETE", "/vms/"+c.vm+"/port_forwards/"+c.leads, nil)
+	c.forward.learn(end, 0)
+}
+
+// net makes or deletes the tenant's network.
+func (c *tenant) net() {
+	name := fmt.Sprintf("net-%d", c.number)
+	if c.r.IntN(2) == 0 {
+		end, _ := c.send("POST", "/networks", map[string]any{"name": name, "mode": "nat", "subnet": fmt.Sprintf("10.60.%d.0/24", c.number)})
+		c.network.learn(end, true)
+		return
+	}
+	end, _ := c.send("DELETE", "/networks/"+name, nil)
+	c.network.learn(end, false)
+}
+
+// compareNetwork is compare for what the tenant has of networks.
+func (c *tenant) compareNetwork(v openapi.VM, there, network bool) {
+	if !c.network.allows(network) {
+		c.violation("the network of %s is there: %t; expected %v", c.vm, network, c.network)
+	}
+	c.network = belief[bool]{network}
+	if !there {
+		return
+	}
+	to := 0
+	for _, f := range v.PortForwards {
+		to, c.leads = f.GuestPort, f.ID
+	}
+	if len(v.PortForwards) > 1 || !c.forward.allows(to) {
+		c.violation("VM %s has the port forwards %+v; expected one to %v", c.vm, v.PortForwards, c.forward)
+	}
+	if !c.nics.allows(len(v.NICs)) {
+		c.violation("VM %s has the NICs %+v; expected %v of them", c.vm, v.NICs, c.nics)
+	}
+	c.forward, c.nics = belief[int]{to}, belief[int]{len(v.NICs)}
 }
 
 // disk does something to one of the disks.
@@ -236,6 +322,7 @@ func (c *tenant) compare(seen census) {
 		}
 		c.description, c.state = belief[string]{v.Description}, ""
 	}
+	c.compareNetwork(v, there && c.there.allows(true), seen.networks[fmt.Sprintf("net-%d", c.number)])
 	c.there = belief[bool]{there}
 	for id, disk := range c.disks {
 		is, there := seen.disks[id]

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/openapi"
 	"vmand/qemu/qmp"
 )
 
@@ -81,8 +82,9 @@ func TestTorture(t *testing.T) {
 
 func newTorture(t *testing.T, seed uint64) *torture {
 	t.Helper()
-	x := &torture{daemon: newDaemon(t, "VMAN_OBSERVER_INTERVAL=500ms"), marks: map[string]*atomic.Int64{}, over: make(chan struct{})}
+	x := &torture{daemon: newDaemon(t, "VMAN_OBSERVER_INTERVAL=500ms", "VMAN_NETWORK_MODE=bridge"), marks: map[string]*atomic.Int64{}, over: make(chan struct{})}
 	t.Cleanup(x.keepLog)
+	x.host = newNamespace(t, "host")
 	x.client.Timeout = requestPatience
 	x.start()
 	x.template()
@@ -186,6 +188,7 @@ func (x *torture) lasting() map[string]bool {
 			return nil
 		})
 		x.freeLost()
+		x.unplug()
 		x.passes(2)
 		still := map[string]bool{}
 		for _, v := range x.violations() {
@@ -212,6 +215,19 @@ func (x *torture) freeLost() {
 		x.lost.Add(1)
 		x.marks[vmID].Add(1)
 		if a := x.call("POST", "/vms/"+vmID+"/actions/stop", map[string]any{"force": true}, wait); a.status != 200 && a.status != 409 {
+			x.violation("%s answered %d %s", a.what, a.status, a.body)
+		}
+	}
+}
+
+// unplug stops the VMs of NICs that no guest lets go of: those go with their QEMU.
+func (x *torture) unplug() {
+	for id, v := range x.census().vms {
+		if x.holder(id) == 0 || !slices.ContainsFunc(v.NICs, func(n openapi.NIC) bool { return n.State == "detaching" }) {
+			continue
+		}
+		x.marks[id].Add(1)
+		if a := x.call("POST", "/vms/"+id+"/actions/stop", map[string]any{"force": true}, wait); a.status != 200 && a.status != 409 {
 			x.violation("%s answered %d %s", a.what, a.status, a.body)
 		}
 	}

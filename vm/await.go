@@ -48,6 +48,9 @@ func (m *Manager) Await(ctx context.Context, id string, c Condition) (VM, error)
 		if v.State != Running && v.State != Starting && v.State != Paused {
 			return v, &Fault{Code: CodeState, Detail: fmt.Sprintf("VM %s ended while it was waited for: it is %s (%s)", id, v.State, v.Reason)}
 		}
+		if err := m.CanAwait(context.WithoutCancel(ctx), id, c); err != nil {
+			return v, err
+		}
 		holds, err := m.holds(ctx, v, c)
 		if err != nil {
 			return v, err
@@ -68,11 +71,21 @@ func (m *Manager) Await(ctx context.Context, id string, c Condition) (VM, error)
 	}
 }
 
+// CanAwait reports whether the condition can ever be known to hold for a VM, as a
+// [Fault] of code [CodeInvalid] if not.
+func (m *Manager) CanAwait(ctx context.Context, id string, c Condition) error {
+	v, err := m.store.VM(ctx, id)
+	if err != nil {
+		return err
+	}
+	if c.IP && !slices.ContainsFunc(v.NICs, func(n NIC) bool { return n.Mode != NetworkUser }) {
+		return invalidField("wait_for", "VM %s has no NIC whose address can be seen from the host: wait for a forwarded port instead", v.ID)
+	}
+	return nil
+}
+
 func (m *Manager) holds(ctx context.Context, v VM, c Condition) (bool, error) {
 	if c.IP {
-		if !slices.ContainsFunc(v.NICs, func(n NIC) bool { return n.Mode != NetworkUser }) {
-			return false, invalidField("wait_for", "VM %s has no NIC whose address can be seen from the host: wait for a forwarded port instead", v.ID)
-		}
 		return !v.Boot.DHCP.IsZero() || len(v.Learned) > 0, nil
 	}
 	probe, stop := context.WithTimeout(ctx, probeTimeout)

@@ -1,6 +1,7 @@
 package vm_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -135,6 +136,9 @@ func TestOrphansAreTheOperatorsToDecide(t *testing.T) {
 	must(t)(w.TerminateOrphan(t.Context(), "vms/stray"))
 	if n := w.driver.Processes(); n != 1 {
 		t.Errorf("%d processes", n)
+	}
+	if calls := w.network.Calls(); !slices.Contains(calls, "Disconnect stray") {
+		t.Errorf("what the host had for the process stays: the network did %q", calls)
 	}
 }
 

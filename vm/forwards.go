@@ -32,6 +32,9 @@ func (m *Manager) AddForward(ctx context.Context, vmID string, f PortForward) (P
 		if mode := v.NICs[i].Mode; mode != NetworkNAT && mode != NetworkUser {
 			return invalidField("/nic", "NIC %d is on a network of mode %s: ports are forwarded on networks of mode nat and user", f.Slot, mode)
 		}
+		if err := m.network.Check(v.NICs[i].Mode); err != nil {
+			return err
+		}
 		if len(v.Forwards) >= MaxForwards {
 			return &Fault{Code: CodeLimitReached, Detail: fmt.Sprintf("VM %s already has %d port forwards, the most there can be", vmID, MaxForwards)}
 		}
@@ -59,10 +62,10 @@ func (f PortForward) check() error {
 }
 
 // RemoveForward ends a port forward, at once if the VM runs.
-func (m *Manager) RemoveForward(ctx context.Context, vmID, id string) error {
+func (m *Manager) RemoveForward(ctx context.Context, vmID, id string, match Match) error {
 	var had []PortForward
 	var slot int
-	return m.tune(ctx, tuning{kind: ForwardRemove, vmID: vmID, step: id, late: true, edit: func(_ context.Context, v *VM) error {
+	return m.tune(ctx, tuning{kind: ForwardRemove, vmID: vmID, match: match, step: id, late: true, edit: func(_ context.Context, v *VM) error {
 		i := slices.IndexFunc(v.Forwards, func(f PortForward) bool { return f.ID == id })
 		if i < 0 {
 			return NotFound("port forward of vm "+vmID, id)

@@ -25,6 +25,9 @@ func (m *Manager) CreateNetwork(ctx context.Context, n VirtualNetwork) (VirtualN
 	if !ValidName(n.Name) || len(n.Name) > maxNetworkName {
 		return n, invalidField("/name", "must be 1 to %d of a-z, 0-9 and '-', and begin and end with a letter or a digit", maxNetworkName)
 	}
+	if n.Name == "all" || n.Name == "default" {
+		return n, invalidField("/name", "%q is what the kernel calls the settings of all interfaces: no interface can have that name", n.Name)
+	}
 	made := false
 	r, err := m.begin(ctx, change{
 		kind: NetworkCreate, resources: []string{NetworkResource(n.Name), allNetworks}, timeout: networkTimeout, claim: claim{patient: true},
@@ -84,10 +87,7 @@ func (m *Manager) planNetwork(ctx context.Context, n VirtualNetwork) (VirtualNet
 		n.Subnet = userSubnet
 	}
 	if n.Subnet.IsValid() && !n.Gateway.IsValid() {
-		n.Gateway = n.Subnet.Masked().Addr().Next()
-		if n.Mode == NetworkUser {
-			n.Gateway = n.Gateway.Next() // where users of QEMU know it
-		}
+		n.Gateway = n.usualGateway()
 	}
 	if err := n.check(); err != nil {
 		return n, err
@@ -100,6 +100,17 @@ var (
 	firstSubnet   = netip.MustParsePrefix("192.168.100.0/24")
 	userGuestHost = 15 // the last octet that QEMU's user-mode network gives its guest
 )
+
+// usualGateway returns the gateway of a network that does not say another: the
+// first address of its subnet, or with mode user the second, where users of QEMU
+// know it.
+func (n VirtualNetwork) usualGateway() netip.Addr {
+	first := n.Subnet.Masked().Addr().Next()
+	if n.Mode == NetworkUser {
+		return first.Next()
+	}
+	return first
+}
 
 // placeSubnet finds a subnet for n, or makes sure that the one it is to have is
 // no other network's.
@@ -128,7 +139,7 @@ func (m *Manager) placeSubnet(ctx context.Context, n *VirtualNetwork) error {
 	if err != nil {
 		return err
 	}
-	if why != "" {
+	if why != "" && n.Name == DefaultNetwork { // the others cannot all have it
 		m.log.Warn("a network gets another subnet than the usual one", "network", n.Name, "subnet", free, "usual", firstSubnet, "why", why)
 	}
 	n.Subnet = free
@@ -162,7 +173,7 @@ func (e NetworkEdits) apply(n *VirtualNetwork) (addresses bool) {
 	if e.Subnet != nil && *e.Subnet != n.Subnet {
 		n.Subnet = *e.Subnet
 		if e.Gateway == nil && n.Subnet.IsValid() {
-			n.Gateway = n.Subnet.Masked().Addr().Next()
+			n.Gateway = n.usualGateway()
 		}
 	}
 	set(&n.Gateway, e.Gateway)

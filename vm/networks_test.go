@@ -113,6 +113,8 @@ func TestNetworksThatCannotBe(t *testing.T) {
 		says string
 	}{
 		"a long name":          {vm.VirtualNetwork{Name: "a234567890123456", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
+		"the kernel's all":     {vm.VirtualNetwork{Name: "all", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
+		"its default":          {vm.VirtualNetwork{Name: "default", Mode: vm.NetworkUser}, vm.CodeInvalid, "/name"},
 		"no mode":              {vm.VirtualNetwork{Name: "n"}, vm.CodeInvalid, "/mode"},
 		"again":                {vm.VirtualNetwork{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}, vm.CodeExists, vm.DefaultNetwork},
 		"a subnet taken":       {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("192.168.0.0/16")}, vm.CodeInUse, "/subnet"},

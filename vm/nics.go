@@ -101,6 +101,9 @@ func (n NIC) checkRates(field string) error {
 		if rate < 0 || rate > MaxRateKbit {
 			return invalidField(field+f, "must be 1 to %d kbit/s, or 0 for no limit", MaxRateKbit)
 		}
+		if rate > 0 && n.Mode == NetworkUser {
+			return invalidField(field+f, "a NIC on a network of mode user has no limits")
+		}
 	}
 	return nil
 }
@@ -265,12 +268,15 @@ func (v *VM) withoutNIC(slot int) {
 // guest. It reports whether the NIC is gone: one that the guest has not let go of
 // is returned as detaching, is asked for again, and goes with the VM's QEMU at the
 // latest.
-func (m *Manager) DetachNIC(ctx context.Context, vmID string, slot int) (n NIC, gone bool, op Operation, err error) {
+func (m *Manager) DetachNIC(ctx context.Context, vmID string, slot int, match Match) (n NIC, gone bool, op Operation, err error) {
 	var v VM
 	r, err := m.begin(ctx, change{
 		kind: NICDetach, resources: []string{VMResource(vmID)}, timeout: nicTimeout, preemptible: true,
 		intent: func(ctx context.Context, r *run) (_ Change, err error) {
 			if v, n, err = m.nicOf(ctx, vmID, slot); err != nil {
+				return Change{}, err
+			}
+			if err := match.check("VM "+vmID, Version{v.Seq, v.Revision}); err != nil {
 				return Change{}, err
 			}
 			r.report(nicStep(slot), "on network "+n.Network)
@@ -341,8 +347,10 @@ func (m *Manager) UpdateNIC(ctx context.Context, vmID string, slot int, e NICEdi
 		set(&n.RateIn, e.RateIn)
 		set(&n.RateOut, e.RateOut)
 		set(&n.LinkDown, e.LinkDown)
-		if (n.RateIn != 0 || n.RateOut != 0) && n.Mode == NetworkUser {
-			return invalidField("/rate_in", "a NIC on a network of mode user has no limits")
+		if n.RateIn != was.RateIn || n.RateOut != was.RateOut {
+			if err := m.network.Check(n.Mode); err != nil {
+				return err
+			}
 		}
 		v.NICs = slices.Clone(v.NICs)
 		v.NICs[nicIndex(*v, slot)] = n

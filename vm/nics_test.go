@@ -24,13 +24,15 @@ func TestANICFromPlugToUnplug(t *testing.T) {
 		if got := w.vm("a").NICs; len(got) != 2 || got[1] != n {
 			t.Errorf("recorded %+v", got)
 		}
-		_, gone, _, err := w.DetachNIC(t.Context(), "a", 1)
+		_, gone, _, err := w.DetachNIC(t.Context(), "a", 1, nil)
 		if err != nil || !gone || len(w.vm("a").NICs) != 1 {
 			t.Errorf("running %t: gone %t, %v, %+v", running, gone, err, w.vm("a").NICs)
 		}
 	}
-	_, _, _, err := w.DetachNIC(t.Context(), "a", 1)
+	_, _, _, err := w.DetachNIC(t.Context(), "a", 1, nil)
 	wantCode(t, err, vm.CodeNotFound)
+	_, _, _, err = w.DetachNIC(t.Context(), "a", 0, vm.Match{{Seq: 1, Revision: 1}})
+	wantCode(t, err, vm.CodePrecondition)
 	for range vm.MaxNICs - 1 {
 		_, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
 		must(t)(err)
@@ -49,7 +51,7 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 		}
 		return nil
 	}
-	n, gone, op, err := w.DetachNIC(t.Context(), "a", 0)
+	n, gone, op, err := w.DetachNIC(t.Context(), "a", 0, nil)
 	if err != nil || gone || n.State != vm.NICDetaching || op.State != vm.OpFailed {
 		t.Fatalf("detached: %+v, %t, %+v, %v", n, gone, op, err)
 	}
@@ -69,7 +71,7 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 		}
 		return nil
 	}
-	must(t)(w.DetachNIC(t.Context(), "a", 0))
+	must(t)(w.DetachNIC(t.Context(), "a", 0, nil))
 	w.do("a", vm.OpStop)
 	if got := w.vm("a").NICs; len(got) != 0 {
 		t.Errorf("stopped with %+v", got)
@@ -180,8 +182,8 @@ func TestAPortForwardFromCreationToDeletion(t *testing.T) {
 	if calls := strings.Join(w.driver.Calls(), ","); !strings.Contains(calls, "SetForwards a") {
 		t.Errorf("the driver was asked for %s", calls)
 	}
-	must(t)(w.RemoveForward(t.Context(), "a", f.ID))
-	wantCode(t, w.RemoveForward(t.Context(), "a", f.ID), vm.CodeNotFound)
+	must(t)(w.RemoveForward(t.Context(), "a", f.ID, nil))
+	wantCode(t, w.RemoveForward(t.Context(), "a", f.ID, nil), vm.CodeNotFound)
 	must(t)(w.AddForward(t.Context(), "b", vm.PortForward{HostPort: 8080, GuestPort: 80}))
 }
 
@@ -205,6 +207,16 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 	if got := w.vm("a").NICs[0]; got.RateIn != 0 {
 		t.Errorf("recorded %+v", got)
 	}
+	w.network.Hook = func(_ context.Context, method, mode string) error {
+		if method == "Check" && mode == string(vm.NetworkNAT) {
+			return &vm.Fault{Code: vm.CodeNetworkUnavailable, Detail: "not as this daemon was started"}
+		}
+		return nil
+	}
+	_, err = w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	wantCode(t, err, vm.CodeNetworkUnavailable, "was started")
+	_, err = w.UpdateNIC(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000)}, nil)
+	wantCode(t, err, vm.CodeNetworkUnavailable, "was started")
 	w.network.Hook = nil
 	n, err := w.UpdateNIC(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000), LinkDown: ptr(true)}, nil)
 	if err != nil || n.RateIn != 1000 || !n.LinkDown || w.vm("a").NICs[0] != n {
@@ -212,5 +224,37 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 	}
 	if calls := w.driver.Calls(); !slices.Contains(calls, "SetLink a") {
 		t.Errorf("the driver was asked for %v", calls)
+	}
+}
+
+// TestWhatIsRecordedWithTheIntentIsDone has the daemon killed after the intent of
+// a change that is recorded with it.
+func TestWhatIsRecordedWithTheIntentIsDone(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	f, err := w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	must(t)(err)
+	v := w.vm("a")
+	for _, tt := range []struct {
+		kind     vm.Kind
+		resource string
+		step     string
+		ended    vm.OpState
+		forwards int
+	}{
+		{vm.NetworkUpdate, "networks/vman0", "", vm.OpSucceeded, 1},
+		{vm.NICUpdate, "vms/a", "", vm.OpSucceeded, 1},
+		{vm.ForwardRemove, "vms/a", "pf-gone", vm.OpSucceeded, 1},
+		{vm.ForwardRemove, "vms/a", f.ID, vm.OpFailed, 1},
+		{vm.ForwardAdd, "vms/a", f.ID, vm.OpFailed, 0}, // the request repeated adds it again
+	} {
+		op := vm.Operation{ID: string(tt.kind) + tt.step, Kind: tt.kind, Resource: tt.resource, State: vm.OpRunning, Step: tt.step, RequestedBy: "test",
+			CreatedAt: v.CreatedAt, StartedAt: v.CreatedAt, Log: []vm.LogLine{}}
+		must(t)(w.store.Apply(t.Context(), vm.Change{Operation: &op}))
+		must(t)(w.Settle(t.Context(), tt.resource))
+		ended, err := w.store.Operation(t.Context(), op.ID)
+		if err != nil || ended.State != tt.ended || len(w.vm("a").Forwards) != tt.forwards {
+			t.Errorf("%s: %s, %v, forwards %v", op.ID, ended.State, err, w.vm("a").Forwards)
+		}
 	}
 }

@@ -83,7 +83,10 @@ func (m *Manager) TerminateOrphan(ctx context.Context, resource string) (Operati
 		if !m.driver.Observe(ctx, id).Alive() {
 			return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("%s has no process", resource)}
 		}
-		return Change{}, m.driver.Shutdown(ctx, id, StopOptions{Force: true}, r.report)
+		if err := m.driver.Shutdown(ctx, id, StopOptions{Force: true}, r.report); err != nil {
+			return Change{}, err
+		}
+		return Change{}, m.network.Disconnect(ctx, id)
 	}})
 }
 
@@ -106,6 +109,9 @@ func (m *Manager) finishOrphanDelete(ctx context.Context, resource string) error
 	}
 	kind, id, _ := strings.Cut(resource, "/")
 	if kind == "vms" {
+		if err := m.network.Disconnect(ctx, id); err != nil { // a kill may have come between this and the process's end
+			return err
+		}
 		return m.driver.DeleteVM(ctx, id)
 	}
 	return m.driver.DeleteDisk(ctx, id)

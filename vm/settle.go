@@ -363,12 +363,18 @@ func (m *Manager) reached(ctx context.Context, op Operation) (bool, error) {
 			return i < 0, nil
 		}
 		return i >= 0 && v.NICs[i].State == NICAttached, nil
-	case NetworkCreate, NetworkUpdate, NetworkDelete:
+	case NICUpdate: // recorded with the intent, and made so by who settled
+		return true, nil
+	case ForwardAdd, ForwardRemove:
+		v, err := m.store.VM(ctx, id)
+		there := slices.ContainsFunc(v.Forwards, func(f PortForward) bool { return f.ID == op.Step })
+		return err == nil && there == (op.Kind == ForwardAdd), ignoreNotFound(err)
+	case NetworkCreate, NetworkUpdate, NetworkDelete: // an update is recorded with the intent
 		_, err := m.store.Network(ctx, id)
 		if errors.Is(err, ErrNotFound) {
 			return op.Kind == NetworkDelete, nil
 		}
-		return op.Kind == NetworkCreate, err
+		return op.Kind != NetworkDelete, err
 	case DiskDelete, DiskAdopt, DiskAttach, DiskDetach:
 		d, err := m.store.Disk(ctx, id)
 		if errors.Is(err, ErrNotFound) {

@@ -89,6 +89,16 @@ func explain(w Why) []string {
 			add("Its disk %s is recorded as attached, and QEMU does not have it.", d.ID)
 		}
 	}
+	for _, n := range v.NICs {
+		switch plugged := slices.Contains(w.Seen.NICs, n.Slot); {
+		case n.State != NICAttached:
+			add("Its NIC %d is %s.", n.Slot, n.State)
+		case w.Seen.NICs != nil && !plugged:
+			add("Its NIC %d is recorded, and QEMU does not have it.", n.Slot)
+		case n.LinkDown:
+			add("The cable of its NIC %d is out.", n.Slot)
+		}
+	}
 	add("It was last asked to be %s; its restart policy is %s, and it was restarted %d times in a row.", v.Desired, v.Restart, v.Restarts)
 	if !v.RestartAt.IsZero() {
 		add("The next automatic restart is due at %s.", v.RestartAt.UTC().Format("2006-01-02T15:04:05.000Z"))

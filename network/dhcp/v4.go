@@ -59,7 +59,7 @@ func reply4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork, lease vm.Lease) (*dhcpv4.DHCP
 		switch {
 		case !wanted.IsValid():
 			return nil, nothing
-		case wanted != lease.IP:
+		case wanted != lease.IP || (ciaddr.IsValid() && ciaddr != lease.IP):
 			return refusal4(m, n), nothing
 		}
 		return answer4(m, n, lease, dhcpv4.MessageTypeAck), confirmed
@@ -82,7 +82,9 @@ func reply4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork, lease vm.Lease) (*dhcpv4.DHCP
 // address and no times (RFC 2131, section 4.3.5).
 func answer4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork, lease vm.Lease, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	r := skeleton4(m, n, kind)
-	r.ClientIPAddr = m.ClientIPAddr
+	if kind == dhcpv4.MessageTypeAck {
+		r.ClientIPAddr = m.ClientIPAddr // zero or the recorded one
+	}
 	if m.MessageType() != dhcpv4.MessageTypeInform {
 		r.YourIPAddr = lease.IP.AsSlice()
 		r.UpdateOption(dhcpv4.OptIPAddressLeaseTime(leaseTime))

@@ -61,6 +61,8 @@ func TestAClientGetsTheRecordedAddressOrNone(t *testing.T) {
 		"reboot with another address":   {message4(t, dhcpv4.MessageTypeRequest, asks(other)), dhcpv4.MessageTypeNak, nothing, "255.255.255.255"},
 		"renew":                         {message4(t, dhcpv4.MessageTypeRequest, has(ours)), dhcpv4.MessageTypeAck, confirmed, ours},
 		"renew another address":         {message4(t, dhcpv4.MessageTypeRequest, has(other)), dhcpv4.MessageTypeNak, nothing, "255.255.255.255"},
+		"select, for another":           {message4(t, dhcpv4.MessageTypeRequest, asks(ours), has(other)), dhcpv4.MessageTypeNak, nothing, "255.255.255.255"},
+		"discover, from another":        {message4(t, dhcpv4.MessageTypeDiscover, has(other)), dhcpv4.MessageTypeOffer, nothing, "255.255.255.255"},
 		"request nothing":               {message4(t, dhcpv4.MessageTypeRequest), none, nothing, ""},
 		"inform":                        {message4(t, dhcpv4.MessageTypeInform, has(ours)), dhcpv4.MessageTypeAck, nothing, ours},
 		"inform with another address":   {message4(t, dhcpv4.MessageTypeInform, has(other)), none, nothing, ""},

@@ -233,7 +233,7 @@ func (s *Server) config() zone {
 // that a slow one of them does not delay what is known here.
 func (s *Server) handle(udp *net.UDPConn, b []byte, from netip.AddrPort) {
 	client := from.Addr().Unmap().WithZone("")
-	if !s.clients.Allow(client) {
+	if !s.clients.Allow(bucket(client)) {
 		return
 	}
 	q := new(dns.Msg)
@@ -252,17 +252,26 @@ func (s *Server) handle(udp *net.UDPConn, b []byte, from netip.AddrPort) {
 		s.reply(udp, r, q, from)
 		return
 	}
-	if !s.forwards.take(client) {
+	if !s.forwards.take(bucket(client)) {
 		r.Rcode = dns.RcodeServerFailure
 		s.reply(udp, r, q, from)
 		return
 	}
 	s.work.Go(func() {
 		defer s.log.Recover()
-		defer s.forwards.give(client)
+		defer s.forwards.give(bucket(client))
 		s.remote(s.ctx, z, q, r)
 		s.reply(udp, r, q, from)
 	})
+}
+
+// bucket returns whom the limits of a client are of. A guest may have as many
+// link-local addresses as it likes, so all of them together are one client.
+func bucket(client netip.Addr) netip.Addr {
+	if client.Is6() && client.IsLinkLocalUnicast() {
+		return netip.MustParseAddr("fe80::")
+	}
+	return client
 }
 
 func (s *Server) reply(udp *net.UDPConn, r, q *dns.Msg, to netip.AddrPort) {

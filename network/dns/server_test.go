@@ -392,3 +392,18 @@ func TestAnEndIsTold(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+func TestAGuestIsOneClientWhateverItsLinkLocalAddresses(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"fe80::1234", "fe80::5678", true}, {"fe80::1234", "fd00:77::1234", false},
+		{"192.168.77.2", "192.168.77.3", false}, {"192.168.77.2", "192.168.77.2", true},
+	} {
+		a, b := bucket(netip.MustParseAddr(c.a)), bucket(netip.MustParseAddr(c.b))
+		if got := a == b; got != c.same {
+			t.Errorf("%s and %s are limited together: %v, want %v", c.a, c.b, got, c.same)
+		}
+	}
+}

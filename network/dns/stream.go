@@ -50,13 +50,13 @@ func (s *Server) accept(l *listener) error {
 		}
 		remote, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 		client := remote.Addr().Unmap().WithZone("")
-		if !s.config().allows(client) || !s.streams.take(client) {
+		if !s.config().allows(client) || !s.streams.take(bucket(client)) {
 			conn.Close()
 			continue
 		}
 		s.work.Go(func() {
 			defer s.log.Recover()
-			defer s.streams.give(client)
+			defer s.streams.give(bucket(client))
 			defer conn.Close()
 			defer context.AfterFunc(l.ctx, func() { conn.Close() })()
 			s.converse(conn, client)
@@ -69,7 +69,7 @@ func (s *Server) converse(conn net.Conn, client netip.Addr) {
 	for range maxStreamQueries {
 		conn.SetDeadline(time.Now().Add(streamIdle))
 		b, err := readMessage(conn)
-		if err != nil || !s.clients.Allow(client) {
+		if err != nil || !s.clients.Allow(bucket(client)) {
 			return
 		}
 		answer := s.resolve(b, client)
@@ -124,11 +124,11 @@ func (s *Server) resolve(b []byte, client netip.Addr) []byte {
 // forward fills in r, the reply to q, from what others say, if the client may
 // have them asked now.
 func (s *Server) forward(z zone, q, r *dns.Msg, client netip.Addr) {
-	if !s.forwards.take(client) {
+	if !s.forwards.take(bucket(client)) {
 		r.Rcode = dns.RcodeServerFailure
 		return
 	}
-	defer s.forwards.give(client)
+	defer s.forwards.give(bucket(client))
 	s.remote(s.ctx, z, q, r)
 }
 

@@ -42,7 +42,7 @@ bench     net=bench
 # Loaded at boot in this order, each after what it depends on.
 MODULES='virtio_pci virtio_blk virtio_scsi sd_mod button evdev pvpanic-pci pvpanic-mmio'
 # The same, of the archive of tools.
-NET_MODULES='virtio_net virtio_console 8021q'
+NET_MODULES='virtio_net virtio_console virtio-rng 8021q' # virtio-rng, or programs wait for random numbers
 # The libraries of iperf3, by name and where they are to be.
 IPERF_LIBRARIES='libiperf.so.0 libsctp.so.1 libcrypto.so.3 libc.so.6 libm.so.6'
 CMDLINE='console=ttyS0 quiet loglevel=4 apparmor=0 audit=0 mitigations=off nokaslr edd=off tsc=reliable no_timer_check random.trust_cpu=on'

@@ -1,0 +1,406 @@
+package network
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"vmand/vm"
+)
+
+// A place is a network namespace that a test connects from and listens in.
+type place struct {
+	t    testing.TB
+	ns   netns.NsHandle
+	home netns.NsHandle // of the test's thread
+}
+
+// newPlace returns a namespace beside the one the test's thread is in.
+func newPlace(t testing.TB) place {
+	t.Helper()
+	home, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close(); home.Close() })
+	p := place{t, ns, home}
+	p.do(func() {
+		if err := netlink.LinkSetUp(link(t, "lo")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := netns.Set(home); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// do runs f in the namespace.
+func (p place) do(f func()) {
+	p.t.Helper()
+	if err := netns.Set(p.ns); err != nil {
+		p.t.Fatal(err)
+	}
+	defer func() {
+		if err := netns.Set(p.home); err != nil {
+			p.t.Error(err)
+		}
+	}()
+	f()
+}
+
+// configure gives an interface of the namespace an address, and a way to all else.
+func (p place) configure(name, address, gateway string) {
+	p.t.Helper()
+	p.do(func() {
+		l := link(p.t, name)
+		a, err := netlink.ParseAddr(address)
+		if err == nil {
+			err = netlink.AddrAdd(l, a)
+		}
+		if err == nil {
+			err = netlink.LinkSetUp(l)
+		}
+		if err == nil && gateway != "" {
+			err = netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(gateway)})
+		}
+		if err != nil {
+			p.t.Fatal(err)
+		}
+	})
+}
+
+// serve answers each connection with the address it comes from.
+func (p place) serve(address string) {
+	p.t.Helper()
+	p.do(func() {
+		l, err := net.Listen("tcp4", address)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		p.t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprintln(c, c.RemoteAddr().(*net.TCPAddr).IP)
+				c.Close()
+			}
+		}()
+	})
+}
+
+// reach returns from which address a connection to address arrives; empty if
+// it does not.
+func (p place) reach(address string) (from string) {
+	p.t.Helper()
+	p.do(func() { from = reach(p.t, address) })
+	return from
+}
+
+func reach(t testing.TB, address string) string {
+	c, err := net.DialTimeout("tcp4", address, 700*time.Millisecond)
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	s := bufio.NewScanner(c)
+	s.Scan()
+	return s.Text()
+}
+
+// newGuest returns a namespace that is on the network as a VM is: its interface
+// eth0 is the other end of the VM's tap.
+func newGuest(t testing.TB, n *Networks, v vm.VM, nw vm.VirtualNetwork) place {
+	t.Helper()
+	outer := connect(t, n, v, nw)
+	p := newPlace(t)
+	p.do(func() {
+		inner, err := openTap("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { inner.Close() })
+		mac, err := net.ParseMAC(v.NICs[0].MAC)
+		if err == nil {
+			err = netlink.LinkSetHardwareAddr(link(t, "eth0"), mac)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		go pump(inner, outer)
+		go pump(outer, inner)
+	})
+	p.configure("eth0", v.NICs[0].IP.String()+"/24", nw.Gateway.String())
+	return p
+}
+
+func pump(to, from *os.File) {
+	buf := make([]byte, 70<<10)
+	for {
+		k, err := from.Read(buf)
+		if err == nil {
+			_, err = to.Write(buf[:k])
+		}
+		if errors.Is(err, os.ErrClosed) {
+			return
+		}
+	}
+}
+
+// newOutside returns a namespace that the host reaches through up0.
+func newOutside(t testing.TB) place {
+	t.Helper()
+	p := newPlace(t)
+	a := netlink.NewLinkAttrs()
+	a.Name = "up0"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: a, PeerName: "out0", PeerNamespace: netlink.NsFd(int(p.ns))}); err != nil {
+		t.Fatal(err)
+	}
+	host := place{t, p.home, p.home}
+	host.configure("up0", "203.0.113.1/24", "")
+	p.configure("out0", "203.0.113.2/24", "203.0.113.1")
+	return p
+}
+
+// A pathCheck is a connection, and from which address it arrives; empty if it
+// does not.
+type pathCheck struct {
+	what    string
+	from    place
+	to      string
+	arrives string
+}
+
+func TestPacketsGoWhereTheNetworkSays(t *testing.T) {
+	n := newHost(t)
+	outside := newOutside(t)
+	outside.serve("203.0.113.2:80")
+	nat := natNetwork()
+	other := vm.VirtualNetwork{Name: "other", Mode: vm.NetworkNAT, Bridge: "other", Revision: 1,
+		Subnet: netip.MustParsePrefix("192.168.101.0/24"), Gateway: addr("192.168.101.1")}
+	lonely := vm.VirtualNetwork{Name: "lonely", Mode: vm.NetworkIsolated, Bridge: "lonely", Revision: 1,
+		Subnet: netip.MustParsePrefix("192.168.102.0/24"), Gateway: addr("192.168.102.1")}
+	for _, nw := range []vm.VirtualNetwork{nat, other, lonely} {
+		up(t, n, nw)
+	}
+	va := guest("a", nat, 10)
+	va.Forwards = []vm.PortForward{
+		{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80},
+		{Protocol: vm.TCP, HostAddress: addr("203.0.113.1"), HostPort: 8081, GuestPort: 80},
+	}
+	a, b := newGuest(t, n, va, nat), newGuest(t, n, guest("b", nat, 11), nat)
+	c, d := newGuest(t, n, guest("c", other, 10), other), newGuest(t, n, guest("d", lonely, 10), lonely)
+	a.serve("0.0.0.0:80")
+	host := place{t, a.home, a.home}
+	host.serve("192.168.100.1:9998")
+	host.serve("192.168.102.1:9998")
+	checks := []pathCheck{
+		{"a guest reaches the outside as the host", a, "203.0.113.2:80", "203.0.113.1"},
+		{"a guest reaches its neighbour", b, "192.168.100.10:80", "192.168.100.11"},
+		{"a guest reaches the gateway", a, "192.168.100.1:9998", "192.168.100.10"},
+		{"a guest of an isolated network reaches the gateway", d, "192.168.102.1:9998", "192.168.102.10"},
+		{"a guest of an isolated network stays inside", d, "203.0.113.2:80", ""},
+		{"a guest does not reach another network", c, "192.168.100.10:80", ""},
+		{"nor does one of an isolated network", d, "192.168.100.10:80", ""},
+		{"the host reaches a guest", host, "192.168.100.10:80", "192.168.100.1"},
+		{"the outside reaches no guest", outside, "192.168.100.10:80", ""},
+		{"the outside reaches a forwarded port", outside, "203.0.113.1:8080", "203.0.113.2"},
+		{"the outside reaches one of an address", outside, "203.0.113.1:8081", "203.0.113.2"},
+		{"the host reaches a forwarded port", host, "203.0.113.1:8080", "203.0.113.1"},
+		{"the host reaches it by loopback", host, "127.0.0.1:8080", "192.168.100.1"},
+		{"a guest reaches its own forwarded port", a, "203.0.113.1:8080", "192.168.100.1"},
+		{"a neighbour reaches a forwarded port", b, "203.0.113.1:8080", "192.168.100.1"},
+		{"a guest of another network reaches it", c, "203.0.113.1:8080", "192.168.100.1"},
+		{"a guest of an isolated network does not", d, "203.0.113.1:8080", ""},
+		{"a forward of an address is none of another", host, "127.0.0.1:8081", ""},
+	}
+	for _, bridged := range []string{"0", "1"} {
+		if err := setSysctl("bridge/bridge-nf-call-iptables", bridged); errors.Is(err, os.ErrNotExist) {
+			t.Log("without br_netfilter")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		for _, check := range checks {
+			got := check.from.reach(check.to)
+			if got == "" && check.arrives != "" { // a busy host may be slow
+				got = check.from.reach(check.to)
+			}
+			if got != check.arrives {
+				t.Errorf("with bridge-nf-call-iptables=%s, %s: arrives from %q, want %q", bridged, check.what, got, check.arrives)
+			}
+		}
+	}
+	if err := n.Probe(t.Context(), va, 80); err != nil {
+		t.Errorf("Probe of a port that answers: %v", err)
+	}
+	if err := n.Probe(t.Context(), va, 81); codeOf(err) != vm.CodeNetworkUnavailable {
+		t.Errorf("Probe of a port that does not: %v", err)
+	}
+}
+
+func TestGuestsDoNotReachTheHostsLoopback(t *testing.T) {
+	n := newHost(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	a := plug(t, n, guest("a", nw, 10), nw)
+	listen := func(address string) net.PacketConn {
+		c, err := net.ListenPacket("udp4", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	loopback, gateway := listen("127.0.0.1:9999"), listen("192.168.100.1:9998")
+	send := func(to string, port uint16) {
+		f := ipv4(a.mac, a.ip, addr(to), 17, udp(4000, port, []byte("hello")))
+		copy(f, bridgeMAC("vman0"))
+		a.send(f)
+	}
+	receives := func(c net.PacketConn, within time.Duration) bool {
+		if err := c.SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := c.ReadFrom(make([]byte, 64))
+		return err == nil
+	}
+	send("127.0.0.1", 9999)
+	send("192.168.100.1", 9998)
+	if !receives(gateway, 5*time.Second) {
+		t.Fatal("the gateway has not received what came after")
+	}
+	if receives(loopback, time.Millisecond) {
+		t.Error("a guest has reached the host's 127.0.0.1")
+	}
+}
+
+func TestAFlowEndsWithItsForward(t *testing.T) {
+	n := newHost(t)
+	outside := newOutside(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	v := guest("a", nw, 10)
+	v.Forwards = []vm.PortForward{{Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: 5000, GuestPort: 7}}
+	networks := map[string]vm.VirtualNetwork{nw.Name: nw}
+	var server, client net.PacketConn
+	var err error
+	newGuest(t, n, v, nw).do(func() { server, err = net.ListenPacket("udp4", "0.0.0.0:7") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	outside.do(func() { client, err = net.ListenPacket("udp4", "203.0.113.2:4000") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { client.Close() }()
+	arrives := func(within time.Duration) bool {
+		t.Helper()
+		if _, err := client.WriteTo([]byte("hello"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("203.0.113.1:5000"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := server.ReadFrom(make([]byte, 16))
+		return err == nil
+	}
+	if !arrives(5 * time.Second) {
+		t.Fatal("nothing arrives by the forward")
+	}
+	forwards := v.Forwards
+	v.Forwards, v.Revision = nil, 2
+	if err := n.Update(t.Context(), v, networks); err != nil {
+		t.Fatal(err)
+	}
+	if arrives(300 * time.Millisecond) {
+		t.Error("a flow goes on without its forward")
+	}
+	v.Forwards, v.Revision = forwards, 3
+	if err := n.Update(t.Context(), v, networks); err != nil {
+		t.Fatal(err)
+	}
+	client.Close() // what it sent in between is a flow of its own, to the host
+	outside.do(func() { client, err = net.ListenPacket("udp4", "203.0.113.2:4001") })
+	if err != nil || !arrives(5*time.Second) {
+		t.Fatalf("nothing arrives by the forward made anew: %v", err)
+	}
+	if err := n.Disconnect(t.Context(), v.ID); err != nil {
+		t.Fatal(err)
+	}
+	if arrives(300 * time.Millisecond) {
+		t.Error("a flow goes on without its VM")
+	}
+}
+
+func TestAConnectionOutlivesTheDaemonAndARebuildOfTheRules(t *testing.T) {
+	enterNamespace(t)
+	o := options(t)
+	n := newNetworks(t, o)
+	outside := newOutside(t)
+	nw := natNetwork()
+	up(t, n, nw)
+	v := guest("a", nw, 10)
+	v.Forwards = []vm.PortForward{{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 7}}
+	a := newGuest(t, n, v, nw)
+	w := vm.Wanted{Networks: []vm.VirtualNetwork{nw}, VMs: []vm.VM{v}}
+	settledPass(t, n, w)
+	var server, client net.Conn
+	var l net.Listener
+	var err error
+	a.do(func() { l, err = net.Listen("tcp4", "0.0.0.0:7") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside.do(func() { client, err = net.DialTimeout("tcp4", "203.0.113.1:8080", 2*time.Second) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if server, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	talk := func(when string) {
+		t.Helper()
+		if _, err := fmt.Fprintln(client, when); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := bufio.NewReader(server).ReadString('\n'); err != nil || got != when+"\n" {
+			t.Fatalf("%s: %q, %v", when, got, err)
+		}
+	}
+	talk("at first")
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	talk("without a daemon")
+	next := newNetworks(t, o)
+	settledPass(t, next, w)
+	talk("with the next daemon")
+	if err := next.firewall.rebuild(); err != nil {
+		t.Fatal(err)
+	}
+	talk("after a rebuild")
+}

@@ -1,0 +1,126 @@
+package network
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"vmand/vm"
+)
+
+func TestAFreeSubnetOverlapsNothing(t *testing.T) {
+	used := func(prefixes ...string) (all []usedSubnet) {
+		for _, p := range prefixes {
+			all = append(all, usedSubnet{netip.MustParsePrefix(p), "the host has a route to " + p})
+		}
+		return all
+	}
+	for _, c := range []struct {
+		used []usedSubnet
+		want string
+	}{
+		{nil, "192.168.100.0/24"},
+		{used("192.168.101.0/24", "10.0.0.0/8"), "192.168.100.0/24"},
+		{used("192.168.100.7/32"), "192.168.101.0/24"},
+		{used("192.168.0.0/16"), "172.16.0.0/24"},
+		{used("192.168.0.0/16", "172.16.0.0/13"), "172.24.0.0/24"},
+		{used("192.168.0.0/16", "172.16.0.0/12", "10.0.0.0/15"), "10.2.0.0/24"},
+		{used("192.168.96.0/19", "192.168.128.0/17"), "192.168.0.0/24"},
+		{used("192.168.0.0/16", "172.16.0.0/12", "10.0.0.0/8"), ""},
+	} {
+		got, why, ok := freeSubnet(netip.MustParsePrefix("192.168.100.0/24"), c.used)
+		if ok != (c.want != "") || ok && got.String() != c.want {
+			t.Errorf("%v: %s, %v, want %s", c.used, got, ok, c.want)
+		}
+		if ok && (why == "") != (c.want == "192.168.100.0/24") {
+			t.Errorf("%v: why %q", c.used, why)
+		}
+	}
+}
+
+func TestTheHostsRoutesAreNotTaken(t *testing.T) {
+	n := newHost(t)
+	newOutside(t)
+	free, why, err := n.FreeSubnet(t.Context(), netip.MustParsePrefix("203.0.113.0/24"), []netip.Prefix{netip.MustParsePrefix("192.168.100.0/23")})
+	if err != nil || free.String() != "192.168.102.0/24" || !strings.Contains(why, "up0") {
+		t.Errorf("FreeSubnet = %s, %q, %v", free, why, err)
+	}
+	nw := natNetwork()
+	nw.Subnet, nw.Gateway = netip.MustParsePrefix("203.0.113.0/24"), addr("203.0.113.1")
+	if err := n.Admit(t.Context(), nw); codeOf(err) != vm.CodeInUse {
+		t.Errorf("Admit: %v", err)
+	}
+}
+
+func TestElementsAreWhatTheRecordsSay(t *testing.T) {
+	nw := natNetwork()
+	v := guest("web", nw, 10)
+	v.NICs[0].RateOut = 8
+	v.Forwards = []vm.PortForward{
+		{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80},
+		{Protocol: vm.UDP, HostAddress: addr("203.0.113.1"), HostPort: 53, GuestPort: 5353},
+		{Slot: 4, Protocol: vm.TCP, HostPort: 1, GuestPort: 1}, // of a NIC that is gone
+	}
+	tap := string(ifname(tapName("web", 0)))
+	mac, v4 := v.NICs[0].MAC, "\xc0\xa8\x64\x0a"
+	got := vmElements(v)
+	want := []element{
+		{set: setAssigned, key: tap},
+		{set: setHairpins, key: tap + tap},
+		{set: setMACs, key: tap + string(bytesOfMAC(t, mac)) + "\x00\x00"},
+		{set: setIPs, key: tap + v4},
+		{set: setIPs6, key: tap + string(addr("fd00:64::a").AsSlice())},
+		{set: setRates, key: tap, data: "\x00\x00\x00\x00\x00\x00\x03\xe8"},
+		{set: setAnywhere, key: "\x06\x00\x00\x00\x1f\x90\x00\x00", data: v4 + "\x00\x50\x00\x00"},
+		{set: setForwards, key: "\xcb\x00\x71\x01\x11\x00\x00\x00\x00\x35\x00\x00", data: v4 + "\x14\xe9\x00\x00"},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("elements\n%+v\nwant\n%+v", got, want)
+	}
+	bridge := string(ifname("vman0"))
+	wantNetwork := []element{
+		{set: setBridges, key: bridge}, {set: setWithin, key: bridge + bridge}, {set: setNAT, key: bridge},
+		{set: setSubnets, key: "\xc0\xa8\x64\x00"}, {set: setSubnets, key: "\xc0\xa8\x65\x00", end: true},
+		{set: setSubnets6, key: string(addr("fd00:64::").AsSlice())}, {set: setSubnets6, key: string(addr("fd00:64:0:1::").AsSlice()), end: true},
+	}
+	if got := networkElements(nw); !slices.Equal(got, wantNetwork) {
+		t.Errorf("elements\n%+v\nwant\n%+v", got, wantNetwork)
+	}
+	nw.Mode, nw.IsolateVMs = vm.NetworkIsolated, true
+	if got := networkElements(nw); !slices.Equal(got, wantNetwork[:1]) {
+		t.Errorf("elements of an isolated network of isolated guests: %+v", got)
+	}
+}
+
+func bytesOfMAC(t *testing.T, mac string) []byte {
+	v := vm.VM{NICs: []vm.NIC{{MAC: mac}}}
+	return mustMAC(t, v)
+}
+
+func TestARangeEndsAfterItsLastAddress(t *testing.T) {
+	for prefix, after := range map[string]string{"10.0.0.0/24": "10.0.1.0", "10.0.255.0/24": "10.1.0.0", "10.0.0.0/8": "11.0.0.0",
+		"192.168.100.128/25": "192.168.101.0", "192.168.100.0/30": "192.168.100.4", "fd00:0:0:ffff::/64": "fd00:0:1::"} {
+		got := rangeElements("s", netip.MustParsePrefix(prefix))
+		if got[1].key != string(addr(after).AsSlice()) || !got[1].end {
+			t.Errorf("%s ends before %v, want %s", prefix, []byte(got[1].key), after)
+		}
+	}
+}
+
+func TestTapNamesFitAndDiffer(t *testing.T) {
+	seen := map[string]bool{}
+	for _, uuid := range []string{"0b0e2c6e-4f0a-4a7e-9d6c-0d6d4c1f6a11", "0b0e2c6e-4f0a-4a7e-9d6c-0d6d4c1f6a12"} {
+		for slot := range vm.MaxNICs {
+			name := tapName(uuid, slot)
+			if len(name) > 15 || seen[name] {
+				t.Errorf("%s of %s, slot %d", name, uuid, slot)
+			}
+			seen[name] = true
+		}
+	}
+	// The next daemon looks for the same names.
+	if got := tapName("0b0e2c6e-4f0a-4a7e-9d6c-0d6d4c1f6a11", 0); got != "vt443f2ca9ad-0" {
+		t.Errorf("tapName = %s", got)
+	}
+}
