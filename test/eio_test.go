@@ -228,15 +228,21 @@ func requestsWhile(t *testing.T, fails func(op, path string) bool, always bool) 
 		}
 	}
 	d.sane()
+	d.nextFindsTheSame()
+	d.clean()
+	d.nothingLeft()
+}
+
+// nextFindsTheSame fails the test if another daemon finds other records.
+func (d *daemon) nextFindsTheSame() {
+	d.t.Helper()
 	before := d.records()
 	d.kill()
 	d.start()
 	d.sane()
 	if now := d.records(); now != before {
-		t.Errorf("the next daemon finds\n%s\nand the one before had\n%s", now, before)
+		d.t.Errorf("the next daemon finds\n%s\nand the one before had\n%s", now, before)
 	}
-	d.clean()
-	d.nothingLeft()
 }
 
 // records is what is recorded of everything, in words that do not change by

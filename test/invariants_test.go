@@ -132,8 +132,8 @@ func (d *daemon) wrongFiles(c census, orphans []string) (found []string) {
 	}
 	for _, name := range d.names(d.runtime) {
 		id, _, _ := strings.Cut(name, ".")
-		if port, ok := strings.CutPrefix(id, "passt-"); ok { // of a NIC in user mode: passt-ID-SLOT
-			id = port[:max(0, strings.LastIndex(port, "-"))]
+		if of, ok := strings.CutPrefix(id, "passt-"); ok {
+			id = of[:max(0, strings.LastIndexByte(of, '-'))]
 		}
 		if v := c.vms[id]; name != "vmand.sock" && name != "vmand.lock" && !slices.Contains(orphans, "vms/"+id) &&
 			(v.ID == "" || v.State == "stopped") {
