@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,8 +37,9 @@ func readLines(r io.Reader, at *atomic.Int64) (first, last int64, err error) {
 		if err != nil {
 			return first, last, fmt.Errorf("after line %d: %w", last, err)
 		}
-		var n int64
-		if _, err := fmt.Sscanf(line, "line %d\n", &n); err != nil || last != 0 && n != last+1 {
+		number, isLine := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "line ")
+		n, err := strconv.ParseInt(number, 10, 64)
+		if !isLine || err != nil || last != 0 && n != last+1 {
 			return first, last, fmt.Errorf("after line %d there is %q", last, line)
 		}
 		if first == 0 {
@@ -48,16 +51,18 @@ func readLines(r io.Reader, at *atomic.Int64) (first, last int64, err error) {
 }
 
 func TestEveryReaderSeesAnUnbrokenStream(t *testing.T) {
-	const readers, lines, most = 20, 100_000, 8_000 // most: what a reader may be behind, in lines
+	const readers, lines = 20, 100_000
 	f := newFakeSerial(t, tempDir(t))
 	limits := smallLimits
-	limits.most, limits.keep = 512<<10, 256<<10 // a line has 12 bytes at most
+	limits.most, limits.keep = 512<<10, 256<<10
+	const ahead = 10_000 // lines, of 12 bytes at most, that the guest may be ahead of a reader
 	h, end := f.connect(limits)
 	f.print([]byte("the guest begins\n"))
 	var all sync.WaitGroup
-	var at [readers]atomic.Int64 // the last line that a reader has seen, 0 if it has not begun
-	join := func(i int) {
-		c, err := h.join(vm.ConsoleOptions{Scrollback: rand.Int64N(200_000)})
+	var at [readers]atomic.Int64 // the last line that a reader has seen
+	join := func(i int, now int64) {
+		at[i].Store(now)
+		c, err := h.join(vm.ConsoleOptions{Scrollback: rand.Int64N(100_000)})
 		must(t, err)
 		all.Go(func() {
 			defer c.Close()
@@ -67,7 +72,7 @@ func TestEveryReaderSeesAnUnbrokenStream(t *testing.T) {
 			at[i].Store(lines) // nobody waits for it
 		})
 	}
-	joined := 0
+	joined, next := 0, rand.Int64N(2*lines/readers) // when the next one joins
 	for n := int64(1); n <= lines; {
 		var p []byte
 		for range min(1+rand.Int64N(100), lines-n+1) {
@@ -75,24 +80,21 @@ func TestEveryReaderSeesAnUnbrokenStream(t *testing.T) {
 			n++
 		}
 		f.print(p)
-		if joined < readers && n > int64(joined)*(lines-10_000)/readers && rand.IntN(3) == 0 {
-			join(joined)
+		if joined < readers && n > next {
+			join(joined, n)
 			joined++
+			next = n + rand.Int64N(2*(lines-n)/(readers-int64(joined)+1)+1)
 		}
-		await(t, "the readers are not too far behind", func() bool {
-			for i := range joined {
-				if n-at[i].Load() > most && (at[i].Load() > 0 || n > int64(i+1)*(lines-10_000)/readers+most/2) {
-					return false
-				}
+		for i := range joined {
+			for at[i].Load() < n-ahead {
+				runtime.Gosched()
 			}
-			return true
-		})
+		}
 	}
 	for ; joined < readers; joined++ {
-		join(joined)
+		join(joined, lines)
 	}
-	size := h.sizeNow(t)
-	h.awaitEnd(t, size)
+	h.awaitEnd(t, h.sizeNow(t))
 	end(io.EOF)
 	all.Wait()
 	if begin, _ := h.bounds(); begin == 0 {

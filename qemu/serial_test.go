@@ -65,7 +65,12 @@ func (f *fakeSerial) reads(want string) {
 // the latest with the test.
 func (f *fakeSerial) connect(limits serialLimits) (h *serialHub, end func(why error)) {
 	f.t.Helper()
-	d := &Driver{layout: f.layout, state: f.state, watch: newSerialWatch(testLog(f.t))}
+	return f.connectWatched(limits, newSerialWatch(testLog(f.t)))
+}
+
+func (f *fakeSerial) connectWatched(limits serialLimits, w *serialWatch) (h *serialHub, end func(why error)) {
+	f.t.Helper()
+	d := &Driver{layout: f.layout, state: f.state, watch: w}
 	ctx, cancel := context.WithCancel(context.Background())
 	var watching sync.WaitGroup
 	watching.Go(func() { d.watch.run(ctx) })
@@ -219,8 +224,10 @@ func TestWhatIsPrintedOnAFullDiskTakesTheLogsOwnRoom(t *testing.T) {
 
 func TestALogIsFollowedWithoutInotify(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
-	h, _ := f.connect(smallLimits)
-	must(t, h.watch.inotify.Close())
+	w := newSerialWatch(testLog(t))
+	must(t, w.inotify.Close())
+	w.inotify = nil // as where the kernel gives none
+	h, _ := f.connectWatched(smallLimits, w)
 	c, err := h.join(vm.ConsoleOptions{})
 	must(t, err)
 	defer c.Close()
