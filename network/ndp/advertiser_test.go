@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -228,7 +227,7 @@ func TestAFloodOfSolicitationsIsAnsweredRarely(t *testing.T) {
 		}
 	}
 	grown := heap() - before
-	t.Log(fmt.Sprintf("%d solicitations: %d answers, heap %+d KiB, %d bytes of log", packets, answers, grown>>10, len(log.String())))
+	t.Logf("%d solicitations: %d answers, heap %+d KiB, %d bytes of log", packets, answers, grown>>10, len(log.String()))
 	if answers > 60 || answers == 0 {
 		t.Errorf("%d answers", answers)
 	}
