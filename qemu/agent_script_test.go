@@ -75,17 +75,31 @@ func TestAGuestThatTalksNonsenseForEverIsSilentAndAskedSeldom(t *testing.T) {
 }
 
 func TestAPortThatClosesEndsTheQuestionUnderWay(t *testing.T) {
+	asked := make(chan struct{}, 1)
 	a := scriptedAgent(t, func(conn net.Conn) {
 		buf := make([]byte, 1024)
 		for {
 			if _, err := conn.Read(buf); err != nil {
 				return
 			}
+			select {
+			case asked <- struct{}{}:
+			default:
+			}
 		}
 	})
 	begin := time.Now()
-	closing := time.AfterFunc(50*time.Millisecond, func() { a.setPort(false) })
-	defer closing.Stop()
+	go func() {
+		for { // the agent's own question may come first
+			select {
+			case <-asked:
+				a.setPort(false)
+				a.client.Drop()
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}()
 	err := a.asked(a.client.Ping(t.Context()))
 	if took := time.Since(begin); codeOf(err) != vm.CodeAgentUnavailable || took > 2*time.Second {
 		t.Errorf("after %v: %v", took, err)

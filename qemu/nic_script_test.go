@@ -72,7 +72,9 @@ func newConversation(t *testing.T, c *conversation) *fakeHost {
 		c.status = vm.StatusRunning
 	}
 	f := newFakeHost(t, fakeQEMU(answers))
+	c.mu.Lock()
 	c.server = f.server
+	c.mu.Unlock()
 	f.awaitStatus("web", c.status)
 	return f
 }
