@@ -25,6 +25,7 @@ type manualQEMU struct {
 	dir     string
 	cmd     exec.Cmd       // to be started
 	sockets map[int]string // paths of the listening sockets it gets, by number
+	log     int            // the number of the file it gets for its console's log
 }
 
 // byHand returns how to start the QEMU of a VM that runs by hand.
@@ -49,18 +50,36 @@ func byHand(d *daemon, id string) *manualQEMU {
 	h.cmd = exec.Cmd{Path: program, Dir: "/", Env: read("environ"),
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Credential: credential(d.t, pid)}}
 	socket := regexp.MustCompile(`^socket,id=([a-z]+),fd=(\d+),`)
+	set := regexp.MustCompile(`^fd=(\d+),set=\d+$`)
 	for _, arg := range read("cmdline") {
 		h.cmd.Args = append(h.cmd.Args, strings.ReplaceAll(arg, d.runtime, h.dir))
 		if m := socket.FindStringSubmatch(arg); m != nil {
 			fd, _ := strconv.Atoi(m[2]) // the pattern admits nothing else
 			h.sockets[fd] = filepath.Join(h.dir, m[1])
 		}
+		if m := set.FindStringSubmatch(arg); m != nil {
+			h.log, _ = strconv.Atoi(m[1])
+		}
 	}
 	if len(h.sockets) < 3 {
 		d.t.Fatalf("the command line has not all of the sockets: %q", h.cmd.Args)
 	}
 	h.makePidfile(id)
+	h.makeConsole(id)
 	return h
+}
+
+// makeConsole makes what the console is typed on and printed to.
+func (h *manualQEMU) makeConsole(id string) {
+	h.t.Helper()
+	in := filepath.Join(h.dir, id+".tty.in")
+	if err := unix.Mkfifo(in, 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	h.give(in)
+	if err := os.Symlink(os.DevNull, filepath.Join(h.dir, id+".tty.out")); err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 // credential returns who a process runs as.
@@ -104,13 +123,23 @@ func (h *manualQEMU) give(file string) {
 func (h *manualQEMU) start() (time.Duration, func() time.Duration) {
 	h.t.Helper()
 	cmd := h.cmd
-	for fd, path := range h.sockets {
+	give := func(fd int, f *os.File) {
 		for len(cmd.ExtraFiles) <= fd-3 {
 			cmd.ExtraFiles = append(cmd.ExtraFiles, nil)
 		}
-		cmd.ExtraFiles[fd-3] = h.listen(path)
-		defer cmd.ExtraFiles[fd-3].Close()
+		cmd.ExtraFiles[fd-3] = f
 	}
+	for fd, path := range h.sockets {
+		f := h.listen(path)
+		defer f.Close()
+		give(fd, f)
+	}
+	log, err := os.OpenFile(filepath.Join(h.dir, "serial.log"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer log.Close()
+	give(h.log, log)
 	var monitor *qmp.Conn
 	started := took(func() {
 		if err := cmd.Start(); err != nil {

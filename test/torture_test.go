@@ -24,7 +24,7 @@ import (
 
 const (
 	tortureClients = 8
-	tortureDefault = 60 * time.Second
+	tortureDefault = 120 * time.Second
 	// requestPatience is more than any request may take.
 	requestPatience = 90 * time.Second
 )
