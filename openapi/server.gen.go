@@ -257,6 +257,7 @@ const (
 
 // Defines values for VMLocalIpSource.
 const (
+	VMLocalIpSourceAgent     VMLocalIpSource = "agent"
 	VMLocalIpSourceAssigned  VMLocalIpSource = "assigned"
 	VMLocalIpSourceNeighbour VMLocalIpSource = "neighbour"
 )
@@ -1634,6 +1635,7 @@ type VM struct {
 	// LocalIpSource How `local_ip` is known. Null without one.
 	//
 	// - `assigned`: the daemon gives it to the guest, and lets it have no other.
+	// - `agent`: nobody gave it; the guest's agent says so.
 	// - `neighbour`: nobody gave it; the host has seen it on the network.
 	LocalIPSource *VMLocalIpSource `json:"local_ip_source"`
 
@@ -1721,6 +1723,7 @@ type VMDesiredState string
 // VMLocalIpSource How `local_ip` is known. Null without one.
 //
 // - `assigned`: the daemon gives it to the guest, and lets it have no other.
+// - `agent`: nobody gave it; the guest's agent says so.
 // - `neighbour`: nobody gave it; the host has seen it on the network.
 type VMLocalIpSource string
 

@@ -80,7 +80,7 @@ func learn(ctx context.Context, tx *sqlx.Tx, l vm.Learned, now time.Time) (bool,
 	}
 	before := packFacts(&v)
 	if l.Reset {
-		v.Boot = vm.Boot{}
+		v.Boot, v.Learned = vm.Boot{}, nil
 	}
 	for _, mark := range bootMarks {
 		if at := v.Boot.At(mark); at.IsZero() {

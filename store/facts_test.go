@@ -38,8 +38,9 @@ func TestWhatIsLearnedOfAGuestIsRecordedOnce(t *testing.T) {
 		{"a new run with addresses", vm.Learned{Reset: true, Boot: vm.Boot{Spawned: second(6)}, Addresses: &some}, vm.Boot{Spawned: second(6)}, some, true},
 		{"the same addresses", vm.Learned{Addresses: &some}, vm.Boot{Spawned: second(6)}, some, false},
 		{"one address less", vm.Learned{Addresses: &[]vm.LearnedAddress{some[0]}}, vm.Boot{Spawned: second(6)}, some[:1], true},
-		{"only addresses", vm.Learned{Reset: true}, vm.Boot{}, some[:1], true},
-		{"no addresses", vm.Learned{Addresses: &[]vm.LearnedAddress{}}, vm.Boot{}, nil, true},
+		{"no addresses", vm.Learned{Addresses: &[]vm.LearnedAddress{}}, vm.Boot{Spawned: second(6)}, nil, true},
+		{"both again", vm.Learned{Boot: vm.Boot{DHCP: second(7)}, Addresses: &some}, vm.Boot{Spawned: second(6), DHCP: second(7)}, some, true},
+		{"a new run of which nothing is known", vm.Learned{Reset: true}, vm.Boot{}, nil, true},
 	} {
 		before := s.mustVM(t, v.ID)
 		kept := s.cache.now.Load()

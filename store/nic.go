@@ -14,7 +14,7 @@ var (
 	nicStates    = []vm.NICState{vm.NICAttached, vm.NICAttaching, vm.NICDetaching}
 	links        = []string{"up", "down"}
 	protocols    = []vm.Protocol{vm.TCP, vm.UDP}
-	sources      = []vm.AddressSource{vm.SourceNeighbour, vm.SourceAssigned}
+	sources      = []vm.AddressSource{vm.SourceNeighbour, vm.SourceAgent, vm.SourceAssigned}
 )
 
 // packNICs returns the column nics. What would not come back as it is, is a

@@ -38,8 +38,9 @@ type Manager struct {
 	mu      sync.Mutex
 	running map[string]*run // operations on their way, by id
 	closing bool
-	marks   map[string]Boot // what was seen of guests and is not recorded yet
-	marking bool            // somebody is about to record it
+	marks   map[string]Boot      // what was seen of guests and is not recorded yet
+	marking bool                 // somebody is about to record it
+	asked   map[string]time.Time // when a guest's agent was last asked for its addresses, by VM id
 	wg      sync.WaitGroup
 }
 

@@ -91,16 +91,12 @@ func (m *Manager) ReconcileNetworks(ctx context.Context, vms []VM, repair bool) 
 	if err != nil {
 		return nil, err
 	}
-	var c Change
 	for _, v := range w.VMs {
-		if learned := seen.Learned[v.ID]; !sameAddresses(learned, v.Learned) {
-			c.Learned = append(c.Learned, Learned{VMID: v.ID, Addresses: &learned})
-			c.Events = append(c.Events, NewEvent("vm.address", VMResource(v.ID), map[string]any{"addresses": learned}))
+		if found := seen.Learned[v.ID]; len(found) > 0 {
+			err = errors.Join(err, m.recordLearned(ctx, v, preferAgent(found, m.saidByAgent(v))))
 		}
 	}
-	if c.Learned != nil {
-		err = m.apply(ctx, c)
-	}
+	m.askAgents(w.VMs)
 	return seen.Drift, err
 }
 

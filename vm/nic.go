@@ -70,6 +70,7 @@ type AddressSource string
 // The sources of addresses.
 const (
 	SourceAssigned  AddressSource = "assigned"  // vmand gives it to the guest, and lets it have no other
+	SourceAgent     AddressSource = "agent"     // the guest's agent says so
 	SourceNeighbour AddressSource = "neighbour" // the host's kernel has seen it on the network
 )
 

@@ -259,6 +259,7 @@ const (
 
 // Defines values for VMLocalIpSource.
 const (
+	VMLocalIpSourceAgent     VMLocalIpSource = "agent"
 	VMLocalIpSourceAssigned  VMLocalIpSource = "assigned"
 	VMLocalIpSourceNeighbour VMLocalIpSource = "neighbour"
 )
@@ -1636,6 +1637,7 @@ type VM struct {
 	// LocalIpSource How `local_ip` is known. Null without one.
 	//
 	// - `assigned`: the daemon gives it to the guest, and lets it have no other.
+	// - `agent`: nobody gave it; the guest's agent says so.
 	// - `neighbour`: nobody gave it; the host has seen it on the network.
 	LocalIPSource *VMLocalIpSource `json:"local_ip_source"`
 
@@ -1723,6 +1725,7 @@ type VMDesiredState string
 // VMLocalIpSource How `local_ip` is known. Null without one.
 //
 // - `assigned`: the daemon gives it to the guest, and lets it have no other.
+// - `agent`: nobody gave it; the guest's agent says so.
 // - `neighbour`: nobody gave it; the host has seen it on the network.
 type VMLocalIpSource string
 

@@ -30,6 +30,8 @@ type Driver struct {
 	next  int
 	calls []string
 
+	interfaces []vm.GuestInterface // of every guest, besides lo
+
 	agents map[string]vm.Agent      // as a test has set them
 	wrote  map[string][]byte        // files of guests, by id and path
 	logs   map[string][]byte        // of consoles

@@ -192,7 +192,15 @@ func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error)
 	info := vm.GuestInfo{Hostname: id, OS: vm.GuestOS{ID: "debian", Name: "Debian GNU/Linux"},
 		Interfaces:  []vm.GuestInterface{{Name: "lo", Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8")}}},
 		Filesystems: []vm.GuestFilesystem{{MountPoint: "/", Type: "ext4", UsedBytes: 1, TotalBytes: 2, Disks: []string{"root"}}}}
-	return info, d.ask(ctx, "GuestInfo", id, func() {})
+	err := d.ask(ctx, "GuestInfo", id, func() { info.Interfaces = append(info.Interfaces, d.interfaces...) })
+	return info, err
+}
+
+// SetInterfaces makes every guest say that it has these too.
+func (d *Driver) SetInterfaces(interfaces ...vm.GuestInterface) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.interfaces = interfaces
 }
 
 // Exec does what Run says.
