@@ -278,3 +278,23 @@ func TestMarksOfABoot(t *testing.T) {
 }
 
 func ptr[T any](v T) *T { return &v }
+
+// TestAVMIsToldAsItIsRecorded compares what a start returns with the record while
+// it goes on: a client names that version in its next request.
+func TestAVMIsToldAsItIsRecorded(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	for range 2 { // the second start has a boot to forget
+		reached, release := w.blockOn("Start")
+		told, op, err := w.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
+		must(t)(err)
+		<-reached
+		if v := w.vm("a"); v.Revision != told.Revision || v.State != told.State || v.Boot != told.Boot {
+			t.Errorf("told %s, revision %d, %+v; recorded %s, revision %d, %+v", told.State, told.Revision, told.Boot, v.State, v.Revision, v.Boot)
+		}
+		release()
+		must(t)(w.Wait(t.Context(), op.ID))
+		w.driver.Hook = nil
+		w.do("a", vm.OpStop)
+	}
+}

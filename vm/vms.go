@@ -215,8 +215,10 @@ func (a *action) intent(ctx context.Context, r *run) (Change, error) {
 	c := Change{VM: &VMUpdate{From: from, VM: v}}
 	if a.op == OpStart {
 		c.Learned = []Learned{{VMID: v.ID, Reset: true}}
+		if v.Boot != (Boot{}) || len(v.Learned) > 0 {
+			a.told.Revision++
+		}
 		a.told.Boot, a.told.Learned = Boot{}, nil
-		a.told.Revision++
 	}
 	return c, nil
 }
