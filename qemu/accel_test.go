@@ -56,7 +56,7 @@ func TestAutoEndsInAnAcceleratorThatWorks(t *testing.T) {
 	}
 	begin := time.Now()
 	again, err := d.Platform(t.Context())
-	if took := time.Since(begin); again != p || err != nil || took > 50*time.Millisecond {
+	if took := time.Since(begin); again != p || err != nil || took > 2*time.Second {
 		t.Errorf("then %+v, %v after %v", again, err, took)
 	}
 }

@@ -167,7 +167,7 @@ func (h *testHost) testExec(t *testing.T) {
 	}
 	begin := time.Now()
 	r, err = h.Exec(t.Context(), "web", vm.GuestCommand{Path: "/bin/sleep", Args: []string{"5"}, Timeout: 100 * time.Millisecond})
-	if err != nil || r.Exited || time.Since(begin) > 3*time.Second {
+	if err != nil || r.Exited || time.Since(begin) > 15*time.Second {
 		t.Errorf("after %v: %+v, %v", time.Since(begin), r, err)
 	}
 	begin = time.Now()
@@ -263,7 +263,7 @@ func (h *testHost) testDeadlines(t *testing.T) {
 		begin := time.Now()
 		_, err := h.GuestInfo(ctx, "web")
 		cancel()
-		if took := time.Since(begin); codeOf(err) != vm.CodeAgentUnavailable || took > 2*time.Second {
+		if took := time.Since(begin); codeOf(err) != vm.CodeAgentUnavailable || took > 15*time.Second {
 			t.Errorf("after %v: %v", took, err)
 		}
 	}
