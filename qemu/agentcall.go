@@ -21,10 +21,12 @@ var _ vm.GuestAgent = (*Driver)(nil)
 
 // Agent implements [vm.GuestAgent].
 func (d *Driver) Agent(id string) vm.Agent {
-	d.mu.Lock()
-	s := d.sessions[id]
-	d.mu.Unlock()
-	if s == nil || s.proc.exited() {
+	known, ok := d.known.Load(id)
+	if !ok {
+		return vm.Agent{State: vm.AgentAbsent}
+	}
+	s := known.(*session)
+	if s.proc.exited() {
 		return vm.Agent{State: vm.AgentAbsent}
 	}
 	return s.agent.known()

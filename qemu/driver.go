@@ -66,6 +66,8 @@ type Driver struct {
 	sessions map[string]*session
 	img      fileIdentity // of the qemu-img that imgIs is the version of; guarded by mu too
 	imgIs    string
+
+	known sync.Map // the sessions again, for who only reads: nobody who looks at a VM waits for the start of another
 }
 
 var _ vm.Driver = (*Driver)(nil)

@@ -71,6 +71,7 @@ func (d *Driver) open(id string, p *process, ours bool) *session {
 	s.agent = newAgent(s, d.opts.Mark)
 	s.console = d.openHub(id, s.log, s.heard)
 	d.sessions[id] = s
+	d.known.Store(id, s)
 	ctx, cancel := context.WithCancel(d.ctx)
 	d.wg.Go(func() {
 		defer cancel()
@@ -100,6 +101,7 @@ func (d *Driver) open(id string, p *process, ours bool) *session {
 		d.mu.Lock()
 		if d.sessions[id] == s {
 			delete(d.sessions, id)
+			d.known.Delete(id)
 		}
 		d.mu.Unlock()
 		if p.exited() {
