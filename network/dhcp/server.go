@@ -59,12 +59,12 @@ type Server struct {
 	ctx     context.Context // of the server's life
 	end     context.CancelFunc
 	readers sync.WaitGroup
+	ended   guard.End
 
 	mu      sync.Mutex
 	network vm.VirtualNetwork
 	v6      *sockets // nil without IPv6
 	end6    context.CancelFunc
-	err     error
 }
 
 // New makes a server that serves until [Server.Close]. Its sockets are made in
@@ -112,7 +112,7 @@ func (s *Server) Update(n vm.VirtualNetwork) {
 	case n.IPv6.IsValid() && s.v6 == nil:
 		v6, err := listen6(s.name)
 		if err != nil {
-			s.failLocked(err)
+			s.ended.Because(err)
 			return
 		}
 		s.v6 = v6
@@ -127,7 +127,7 @@ func (s *Server) Update(n vm.VirtualNetwork) {
 // serve starts the reader of some sockets.
 func (s *Server) serve(ctx context.Context, from *sockets, handle func([]byte, [6]byte)) {
 	s.readers.Go(func() {
-		s.fail(guard.Datagrams[[6]byte]{Read: from.read, Handle: handle, Size: maxPacket, Workers: workers, Log: s.log}.Serve(ctx))
+		s.ended.Because(guard.Datagrams[[6]byte]{Read: from.read, Handle: handle, Size: maxPacket, Workers: workers, Log: s.log}.Serve(ctx))
 	})
 }
 
@@ -148,31 +148,17 @@ func (s *Server) Leases() map[string]vm.Lease { return s.leases.all(time.Now()) 
 // Err returns nil while the server serves, else why it does not: a socket has
 // failed or could not be made, the interface is gone, or it was closed.
 func (s *Server) Err() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err != nil {
-		return s.err
+	if err := s.ended.Err(); err != nil {
+		return err
 	}
 	return guard.StillThere(s.v4.udp, s.name, s.index)
-}
-
-func (s *Server) fail(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.failLocked(err)
-}
-
-func (s *Server) failLocked(err error) {
-	if s.err == nil {
-		s.err = err
-	}
 }
 
 // Close ends the server and waits for its goroutines, but for a call of Acked.
 func (s *Server) Close() error {
 	s.end()
+	s.ended.Because(net.ErrClosed)
 	s.mu.Lock()
-	s.failLocked(net.ErrClosed)
 	err := s.close6()
 	s.mu.Unlock()
 	err = errors.Join(err, s.v4.Close())

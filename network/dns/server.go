@@ -57,9 +57,10 @@ type Server struct {
 	upstreams *upstreams
 	cache     *cache
 
-	ctx  context.Context // of the server's life
-	end  context.CancelFunc
-	work sync.WaitGroup
+	ctx   context.Context // of the server's life
+	end   context.CancelFunc
+	work  sync.WaitGroup
+	ended guard.End
 
 	forwards *quota // queries that others are asked about now
 	streams  *quota // TCP connections
@@ -67,7 +68,6 @@ type Server struct {
 	mu        sync.Mutex
 	zone      zone
 	listeners map[netip.Addr]*listener
-	err       error
 }
 
 // New makes a server that serves until [Server.Close]. Its sockets are made in
@@ -118,7 +118,7 @@ func (s *Server) Update(n vm.VirtualNetwork) {
 		}
 		l, err := s.listen(a)
 		if err != nil {
-			s.failLocked(err)
+			s.ended.Because(err)
 			return
 		}
 		s.listeners[a] = l
@@ -157,12 +157,12 @@ func (s *Server) listen(a netip.Addr) (*listener, error) {
 		return nil, errors.Join(err, l.close())
 	}
 	s.work.Go(func() {
-		s.fail(guard.Datagrams[netip.AddrPort]{
+		s.ended.Because(guard.Datagrams[netip.AddrPort]{
 			Read: l.udp.ReadFromUDPAddrPort, Size: maxQuery, Workers: workers, Log: s.log,
 			Handle: func(b []byte, from netip.AddrPort) { s.handle(l.udp, b, from) },
 		}.Serve(l.ctx))
 	})
-	s.work.Go(func() { s.fail(s.accept(l)) })
+	s.work.Go(func() { s.ended.Because(s.accept(l)) })
 	return l, nil
 }
 
@@ -183,11 +183,11 @@ func (s *Server) bind(network, _ string, c syscall.RawConn) error {
 // Err returns nil while the server serves, else why it does not: a socket has
 // failed or could not be made, the interface is gone, or it was closed.
 func (s *Server) Err() error {
+	if err := s.ended.Err(); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil {
-		return s.err
-	}
 	for _, l := range s.listeners {
 		if err := guard.StillThere(l.udp, s.name, l.index); err != nil {
 			return err
@@ -196,23 +196,11 @@ func (s *Server) Err() error {
 	return nil
 }
 
-func (s *Server) fail(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.failLocked(err)
-}
-
-func (s *Server) failLocked(err error) {
-	if s.err == nil {
-		s.err = err
-	}
-}
-
 // Close ends the server and waits for its goroutines.
 func (s *Server) Close() error {
 	s.end()
+	s.ended.Because(net.ErrClosed)
 	s.mu.Lock()
-	s.failLocked(net.ErrClosed)
 	var err error
 	for a, l := range s.listeners {
 		err = errors.Join(err, l.close())

@@ -65,10 +65,10 @@ type Advertiser struct {
 	asked  chan struct{} // holds a token when all nodes are to be told
 	change chan struct{} // holds a token when the network has changed
 	loops  sync.WaitGroup
+	ended  guard.End
 
 	mu      sync.Mutex
 	network vm.VirtualNetwork
-	err     error
 }
 
 // New makes an advertiser that works until [Advertiser.Close]; without IPv6 in
@@ -100,7 +100,7 @@ func New(o Options) (*Advertiser, error) {
 	a.ctx, a.end = context.WithCancel(context.Background())
 	a.loops.Go(a.advertise)
 	a.loops.Go(func() {
-		a.fail(guard.Datagrams[solicitor]{Read: a.read, Handle: a.handle, Size: maxMessage, Workers: 1, Log: a.log}.Serve(a.ctx))
+		a.ended.Because(guard.Datagrams[solicitor]{Read: a.read, Handle: a.handle, Size: maxMessage, Workers: 1, Log: a.log}.Serve(a.ctx))
 	})
 	return a, nil
 }
@@ -275,21 +275,11 @@ func (a *Advertiser) config() vm.VirtualNetwork {
 	return a.network
 }
 
-func (a *Advertiser) fail(err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.err == nil {
-		a.err = err
-	}
-}
-
 // Err returns nil while the advertiser works, else why it does not: its socket
 // has failed, the interface is gone, or it was closed.
 func (a *Advertiser) Err() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.err != nil {
-		return a.err
+	if err := a.ended.Err(); err != nil {
+		return err
 	}
 	return guard.StillThere(a.raw, a.name, a.index)
 }
@@ -299,7 +289,7 @@ func (a *Advertiser) Err() error {
 // one must not cut them off.
 func (a *Advertiser) Close() error {
 	a.end()
-	a.fail(net.ErrClosed)
+	a.ended.Because(net.ErrClosed)
 	err := a.raw.Close()
 	a.loops.Wait()
 	return err
