@@ -68,11 +68,11 @@ func vmElements(v vm.VM) []element {
 		all = append(all, nicElements(nic, tapName(v.UUID, nic.Slot))...)
 	}
 	for _, f := range v.Forwards {
-		i := slices.IndexFunc(v.NICs, func(n vm.NIC) bool { return n.Slot == f.Slot })
-		if i < 0 || v.NICs[i].Mode != vm.NetworkNAT || !v.NICs[i].IP.Is4() {
+		nic, err := v.NIC(f.Slot)
+		if err != nil || nic.Mode != vm.NetworkNAT || !nic.IP.Is4() {
 			continue
 		}
-		all = append(all, forwardElement(f, v.NICs[i].IP))
+		all = append(all, forwardElement(f, nic.IP))
 	}
 	return all
 }

@@ -36,7 +36,7 @@ const passtUser = 65534
 // what listens there, this daemon's API included, has to ask for credentials.
 func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.VirtualNetwork) (vm.Port, error) {
 	p := vm.Port{NIC: nic, Kind: vm.PortUser, MTU: nw.MTU, Subnet: nw.Subnet, Gateway: userGateway(nw),
-		Domain: nw.Domain, Restrict: nw.Restrict, Forwards: forwardsOf(v, nic.Slot)}
+		Domain: nw.Domain, Restrict: nw.Restrict, Forwards: vm.ForwardsTo(v.Forwards, nic.Slot)}
 	if nw.Restrict {
 		return p, nil
 	}
@@ -90,16 +90,6 @@ func userGateway(nw vm.VirtualNetwork) netip.Addr {
 		return nw.Gateway
 	}
 	return nw.Subnet.Addr().Next().Next()
-}
-
-func forwardsOf(v vm.VM, slot int) []vm.PortForward {
-	var of []vm.PortForward
-	for _, f := range v.Forwards {
-		if f.Slot == slot {
-			of = append(of, f)
-		}
-	}
-	return of
 }
 
 // passtArgs returns passt's command line. Its end of the connection is file 3,

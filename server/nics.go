@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"slices"
 
 	"vmand/openapi"
 	"vmand/vm"
@@ -103,11 +102,8 @@ func (s *Server) nic(ctx context.Context, id string, slot int) (vm.VM, vm.NIC, e
 	if err != nil {
 		return v, vm.NIC{}, err
 	}
-	i := slices.IndexFunc(v.NICs, func(n vm.NIC) bool { return n.Slot == slot })
-	if i < 0 {
-		return v, vm.NIC{}, vm.NotFound("nic of vm "+id, fmt.Sprint(slot))
-	}
-	return v, v.NICs[i], nil
+	n, err := v.NIC(slot)
+	return v, n, err
 }
 
 // nicAnswer answers with a NIC as it is recorded now, so that it and the tag, its

@@ -25,14 +25,14 @@ func (m *Manager) AddForward(ctx context.Context, vmID string, f PortForward) (P
 	}
 	var had []PortForward
 	err := m.tune(ctx, tuning{kind: ForwardAdd, vmID: vmID, step: f.ID, edit: func(ctx context.Context, v *VM) error {
-		i := slices.IndexFunc(v.NICs, func(n NIC) bool { return n.Slot == f.Slot })
-		if i < 0 {
+		n, err := v.NIC(f.Slot)
+		if err != nil {
 			return invalidField("/nic", "VM %s has no NIC in slot %d", vmID, f.Slot)
 		}
-		if mode := v.NICs[i].Mode; mode != NetworkNAT && mode != NetworkUser {
-			return invalidField("/nic", "NIC %d is on a network of mode %s: ports are forwarded on networks of mode nat and user", f.Slot, mode)
+		if n.Mode != NetworkNAT && n.Mode != NetworkUser {
+			return invalidField("/nic", "NIC %d is on a network of mode %s: ports are forwarded on networks of mode nat and user", f.Slot, n.Mode)
 		}
-		if err := m.network.Check(v.NICs[i].Mode); err != nil {
+		if err := m.network.Check(n.Mode); err != nil {
 			return err
 		}
 		if len(v.Forwards) >= MaxForwards {
@@ -78,13 +78,13 @@ func (m *Manager) RemoveForward(ctx context.Context, vmID, id string, match Matc
 
 // forward makes a running VM's forwards to the NIC in a slot so.
 func (m *Manager) forward(ctx context.Context, v VM, slot int, had []PortForward) error {
-	if i := slices.IndexFunc(v.NICs, func(n NIC) bool { return n.Slot == slot }); i >= 0 && v.NICs[i].Mode == NetworkUser {
-		return m.driver.SetForwards(ctx, v.ID, slot, forwardsTo(had, slot), forwardsTo(v.Forwards, slot))
+	if n, err := v.NIC(slot); err == nil && n.Mode == NetworkUser {
+		return m.driver.SetForwards(ctx, v.ID, slot, ForwardsTo(had, slot), ForwardsTo(v.Forwards, slot))
 	}
 	return m.passFor(ctx, v)
 }
 
-// forwardsTo returns the forwards that go to the NIC in a slot.
-func forwardsTo(all []PortForward, slot int) []PortForward {
+// ForwardsTo returns those of all forwards that go to the NIC in a slot.
+func ForwardsTo(all []PortForward, slot int) []PortForward {
 	return slices.DeleteFunc(slices.Clone(all), func(f PortForward) bool { return f.Slot != slot })
 }

@@ -82,6 +82,16 @@ type LearnedAddress struct {
 	At     time.Time     `json:"at"`
 }
 
+// NIC returns the NIC in a slot of v, or a [Fault] of class [ErrNotFound].
+func (v *VM) NIC(slot int) (NIC, error) {
+	for _, n := range v.NICs {
+		if n.Slot == slot {
+			return n, nil
+		}
+	}
+	return NIC{}, NotFound("nic of vm "+v.ID, strconv.Itoa(slot))
+}
+
 // LocalIP returns the guest's address and how it is known: that of the first
 // NIC which has one. Both are zero if none is known.
 func (v *VM) LocalIP() (netip.Addr, AddressSource) {

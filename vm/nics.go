@@ -213,7 +213,7 @@ func (m *Manager) AttachNIC(ctx context.Context, vmID string, want NewNIC) (NIC,
 // freeSlot returns the lowest slot of v that has no NIC.
 func freeSlot(v VM) (int, error) {
 	for slot := range MaxNICs {
-		if !slices.ContainsFunc(v.NICs, func(n NIC) bool { return n.Slot == slot }) {
+		if _, err := v.NIC(slot); err != nil {
 			return slot, nil
 		}
 	}
@@ -250,12 +250,8 @@ func (m *Manager) nicOf(ctx context.Context, vmID string, slot int) (VM, NIC, er
 	if err != nil {
 		return v, NIC{}, err
 	}
-	for _, n := range v.NICs {
-		if n.Slot == slot {
-			return v, n, nil
-		}
-	}
-	return v, NIC{}, NotFound("nic of vm "+vmID, fmt.Sprint(slot))
+	n, err := v.NIC(slot)
+	return v, n, err
 }
 
 // withoutNIC takes a NIC, and what is forwarded to it, from v.

@@ -102,8 +102,8 @@ func (m *Manager) reapply(ctx context.Context, v VM, had []PortForward) error {
 	for _, n := range v.NICs {
 		errs = append(errs, m.driver.SetLink(ctx, v.ID, n.Slot, !n.LinkDown))
 		if n.Mode == NetworkUser && len(had) > 0 {
-			errs = append(errs, m.driver.SetForwards(ctx, v.ID, n.Slot, forwardsTo(had, n.Slot), nil),
-				m.driver.SetForwards(ctx, v.ID, n.Slot, nil, forwardsTo(v.Forwards, n.Slot)))
+			errs = append(errs, m.driver.SetForwards(ctx, v.ID, n.Slot, ForwardsTo(had, n.Slot), nil),
+				m.driver.SetForwards(ctx, v.ID, n.Slot, nil, ForwardsTo(v.Forwards, n.Slot)))
 		}
 	}
 	return errors.Join(append(errs, m.passFor(ctx, v))...)
