@@ -156,7 +156,7 @@ func database(t *testing.T, cfg Config) *store.Store {
 	}
 	t.Cleanup(func() { s.Close() })
 	template := vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128}
-	a := vm.VM{ID: "a", UUID: "a", Template: template, State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, Root: vm.RootDisk{SizeMiB: 1}}
+	a := vm.VM{ID: "a", UUID: "a", Template: template, State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, Root: vm.DiskFile{SizeMiB: 1}}
 	apply(t, s, vm.Change{NewTemplate: &template})
 	apply(t, s, vm.Change{NewVM: &a})
 	return s
@@ -178,9 +178,9 @@ func TestWhatABackupHadInTheMakingIsNotDestroyedByARestore(t *testing.T) {
 	apply(t, s, vm.Change{Operation: &making})
 	deleting := vm.Operation{ID: "2", Kind: vm.DiskDelete, Resource: "disks/back", State: vm.OpRunning, CreatedAt: time.Now(), Log: []vm.LogLine{}}
 	apply(t, s, vm.Change{Operation: &deleting})
-	apply(t, s, vm.Change{NewDisk: &vm.Disk{ID: "made", SizeMiB: 1, State: vm.DiskCreating}})
-	apply(t, s, vm.Change{NewDisk: &vm.Disk{ID: "leaving", SizeMiB: 1, State: vm.DiskDetaching, VMID: "a", MountPoint: "/dev/sdb"}})
-	apply(t, s, vm.Change{NewDisk: &vm.Disk{ID: "quiet", SizeMiB: 1, State: vm.DiskAvailable}})
+	apply(t, s, vm.Change{NewDisk: &vm.Disk{ID: "made", DiskFile: vm.DiskFile{SizeMiB: 1}, State: vm.DiskCreating}})
+	apply(t, s, vm.Change{NewDisk: &vm.Disk{ID: "leaving", DiskFile: vm.DiskFile{SizeMiB: 1}, State: vm.DiskDetaching, VMID: "a", MountPoint: "/dev/sdb"}})
+	apply(t, s, vm.Change{NewDisk: &vm.Disk{ID: "quiet", DiskFile: vm.DiskFile{SizeMiB: 1}, State: vm.DiskAvailable}})
 	file := filepath.Join(t.TempDir(), "backup")
 	if _, err := command(t, cfg, "backup", file); err != nil {
 		t.Fatal(err)

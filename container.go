@@ -235,19 +235,19 @@ func (c *container) mark(vmID string, m vm.BootMark, at time.Time) {
 // probeBase looks once at the image that root disks are overlays of. What is
 // recorded is the file itself: a link may lead elsewhere tomorrow, and every
 // overlay would be lost.
-func (c *container) probeBase() (vm.RootDisk, error) {
+func (c *container) probeBase() (vm.DiskFile, error) {
 	if c.cfg.BootDisk == "" {
-		return vm.RootDisk{}, nil
+		return vm.DiskFile{}, nil
 	}
 	path, err := filepath.EvalSymlinks(c.cfg.BootDisk)
 	if err != nil {
-		return vm.RootDisk{}, fmt.Errorf("default_boot_disk: %w", err)
+		return vm.DiskFile{}, fmt.Errorf("default_boot_disk: %w", err)
 	}
 	format, size, err := qemu.ProbeBase(path)
 	if err != nil {
-		return vm.RootDisk{}, fmt.Errorf("default_boot_disk: %w", err)
+		return vm.DiskFile{}, fmt.Errorf("default_boot_disk: %w", err)
 	}
-	return vm.RootDisk{SizeMiB: size, Base: path, BaseFormat: format}, nil
+	return vm.DiskFile{SizeMiB: size, Base: path, BaseFormat: format}, nil
 }
 
 func (c *container) openManager(ctx context.Context) error {

@@ -362,7 +362,7 @@ func TestTheBootDiskIsTheFileALinkLeadsTo(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := start(t, dryRun(t, "--default-boot-disk", link))
-	if want := (vm.RootDisk{SizeMiB: 3, Base: file, BaseFormat: "raw"}); r.cfg.Manager.Base != want {
+	if want := (vm.DiskFile{SizeMiB: 3, Base: file, BaseFormat: "raw"}); r.cfg.Manager.Base != want {
 		t.Errorf("base %+v, want %+v", r.cfg.Manager.Base, want)
 	}
 }

@@ -27,7 +27,7 @@ func BenchmarkPass(b *testing.B) {
 			w.seen.VMFiles[id] = true
 		}
 		if n%2 == 0 {
-			w.disks[id] = vm.Disk{ID: id, SizeMiB: 1024, State: vm.DiskAvailable}
+			w.disks[id] = vm.Disk{ID: id, DiskFile: vm.DiskFile{SizeMiB: 1024}, State: vm.DiskAvailable}
 			w.seen.DiskFiles[id] = 1024
 		}
 	}
@@ -66,7 +66,7 @@ func recordAll(b *testing.B, w *world) *store.Store {
 		b.Fatal(err)
 	}
 	for id, v := range w.vms {
-		v.UUID, v.Template, v.Desired, v.Root, v.CreatedAt, v.UpdatedAt = id, template, vm.DesiredStopped, vm.RootDisk{SizeMiB: 10240}, at, at
+		v.UUID, v.Template, v.Desired, v.Root, v.CreatedAt, v.UpdatedAt = id, template, vm.DesiredStopped, vm.DiskFile{SizeMiB: 10240}, at, at
 		if err := s.Apply(b.Context(), vm.Change{NewVM: &v}); err != nil {
 			b.Fatal(err)
 		}

@@ -816,10 +816,10 @@ func TestAMuteMonitorIsReportedAfterThreePassesInARow(t *testing.T) {
 
 func TestARepairThatLeavesTheStateSaysWhatItDid(t *testing.T) {
 	w := newWorld()
-	w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskAvailable, SizeMiB: 1024}
+	w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskAvailable, DiskFile: vm.DiskFile{SizeMiB: 1024}}
 	w.seen.DiskFiles["d"] = 2048
 	w.settle = func(string) (vm.Repair, error) {
-		w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskAvailable, SizeMiB: 2048}
+		w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskAvailable, DiskFile: vm.DiskFile{SizeMiB: 2048}}
 		return vm.Repair{Changed: true, Was: "available", Is: "available", Detail: "recorded available in place of available"}, nil
 	}
 	observe(t, w, func(o *Observer) {

@@ -125,7 +125,7 @@ func TestPlanForADataDisk(t *testing.T) {
 	for _, tt := range tests {
 		covered[tt.state] = true
 		t.Run(fmt.Sprintf("%s, %s, file %t", tt.state, tt.where, tt.file), func(t *testing.T) {
-			d := vm.Disk{ID: "d", SizeMiB: 1024, State: tt.state, VMID: "a"}
+			d := vm.Disk{ID: "d", DiskFile: vm.DiskFile{SizeMiB: 1024}, State: tt.state, VMID: "a"}
 			running := vm.Observation{PID: 42, Status: vm.StatusRunning}
 			recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running, Reason: vm.ReasonRequested}, {ID: "b", State: vm.Running, Reason: vm.ReasonRequested}}}
 			seen := surveyOf("a", running)
@@ -244,7 +244,7 @@ func TestPlanRecordsTheSizeThatADisksFileHas(t *testing.T) {
 		{vm.DiskDetaching, 2048, "disk_state_inconsistent disks/d"}, // that comes first
 	}
 	for _, tt := range tests {
-		d := vm.Disk{ID: "d", SizeMiB: 1024, State: tt.state}
+		d := vm.Disk{ID: "d", DiskFile: vm.DiskFile{SizeMiB: 1024}, State: tt.state}
 		seen := surveyOf("a", vm.Observation{})
 		recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Stopped}}, Disks: []vm.Disk{d}}
 		if tt.state != vm.DiskAvailable {
@@ -267,7 +267,7 @@ func TestPlanReportsWhatAQEMUHasTooMuchOnce(t *testing.T) {
 	seen.VMs["ghost"] = vm.Observation{PID: 43, Status: vm.StatusRunning, Plugged: []string{"free"}}
 	recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running}, {ID: "b", State: vm.Stopped}}}
 	for id, on := range map[string]string{"mine": "a", "free": "", "b-s": "b"} {
-		d := vm.Disk{ID: id, SizeMiB: 1, State: vm.DiskAttached, VMID: on}
+		d := vm.Disk{ID: id, DiskFile: vm.DiskFile{SizeMiB: 1}, State: vm.DiskAttached, VMID: on}
 		if on == "" {
 			d.State = vm.DiskAvailable
 		}

@@ -40,7 +40,7 @@ func linuxGuest(t testing.TB, variant string) string {
 // startAgent starts a VM with an agent and waits until that answers.
 func (h *testHost) startAgent(id string) {
 	h.t.Helper()
-	root := vm.RootDisk{SizeMiB: 64, Base: linuxGuest(h.t, "agent"), BaseFormat: formatQcow2}
+	root := vm.DiskFile{SizeMiB: 64, Base: linuxGuest(h.t, "agent"), BaseFormat: formatQcow2}
 	must(h.t, h.CreateVM(h.t.Context(), id, root))
 	s := h.create(id+"-model", guestDeaf)
 	s.ID, s.RAMMiB, s.Root = id, 192, root

@@ -67,7 +67,7 @@ func TestWithoutQEMUTheDriverSaysWhatToInstall(t *testing.T) {
 	mustName(err, "qemu-system-x86")
 	mustName(d.Start(t.Context(), testSpec(), nil), "qemu-system-x86")
 	mustName(d.CreateDisk(t.Context(), "data", 16), "qemu-utils")
-	mustName(d.CreateVM(t.Context(), "web", vm.RootDisk{SizeMiB: 16}), "qemu-utils")
+	mustName(d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}), "qemu-utils")
 	tools := d.CheckTools(t.Context())
 	mustName(tools.QEMU.Err, "qemu-system-x86")
 	mustName(tools.Img.Err, "qemu-utils")

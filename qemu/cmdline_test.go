@@ -18,7 +18,7 @@ var update = flag.Bool("update", false, "write the golden files instead of compa
 func testSpec() vm.Spec {
 	return vm.Spec{
 		ID: "web-1", UUID: "8a0f3c1e-6a3d-4f52-9d0e-5f0a1b2c3d4e", CPUCount: 2, RAMMiB: 512,
-		Machine: "pc-q35-7.2", Accel: vm.TCG, Root: vm.RootDisk{SizeMiB: 1024},
+		Machine: "pc-q35-7.2", Accel: vm.TCG, Root: vm.DiskFile{SizeMiB: 1024},
 	}
 }
 

@@ -237,7 +237,7 @@ func (d *DryRun) HasVM(_ context.Context, id string) (bool, error) {
 }
 
 // CreateVM implements [vm.Driver].
-func (d *DryRun) CreateVM(_ context.Context, id string, root vm.RootDisk) error {
+func (d *DryRun) CreateVM(_ context.Context, id string, root vm.DiskFile) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.state.Mkdir(vmDir(id), 0o700); err != nil {
@@ -305,12 +305,12 @@ func (d *DryRun) DiskSize(_ context.Context, id string) (int64, error) {
 }
 
 // AdoptVM implements [vm.Driver]. A pretended process has no UUID.
-func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.RootDisk, error) {
+func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, error) {
 	p, err := d.read(vmRootDisk(id))
 	if err != nil {
-		return "", vm.RootDisk{}, err
+		return "", vm.DiskFile{}, err
 	}
-	return "", vm.RootDisk{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, nil
+	return "", vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, nil
 }
 
 // Flight implements [vm.Driver]. Nothing is said to what only pretends to run.

@@ -20,7 +20,7 @@ const failPointDir = "VMAN_TEST_FAILPOINT_DIR"
 func pass(t *testing.T, h *testHost) {
 	s := h.create("web", guestObeys)
 	must(t, h.CreateDisk(t.Context(), "data", 16))
-	disk := vm.Disk{ID: "data", VMID: "web", MountPoint: "/dev/sdb", SizeMiB: 16}
+	disk := vm.Disk{ID: "data", VMID: "web", MountPoint: "/dev/sdb", DiskFile: vm.DiskFile{SizeMiB: 16}}
 	h.startSpec(s)
 	must(t, h.AttachDisk(t.Context(), disk))
 	must(t, h.ResizeDisk(t.Context(), disk, 24))

@@ -140,7 +140,7 @@ func (h *testHost) newsOf(id string) int {
 // create makes the files of a VM that boots a guest of guest_test.go.
 func (h *testHost) create(id, guest string) vm.Spec {
 	h.t.Helper()
-	root := vm.RootDisk{SizeMiB: 8, Base: writeGuest(h.t, h.dir, guest), BaseFormat: formatRaw}
+	root := vm.DiskFile{SizeMiB: 8, Base: writeGuest(h.t, h.dir, guest), BaseFormat: formatRaw}
 	if err := h.CreateVM(h.t.Context(), id, root); err != nil {
 		h.t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func (h *testHost) disk(id, vmID, mountPoint string) vm.Disk {
 	if err := h.CreateDisk(h.t.Context(), id, 16); err != nil {
 		h.t.Fatal(err)
 	}
-	return vm.Disk{ID: id, VMID: vmID, MountPoint: mountPoint, SizeMiB: 16}
+	return vm.Disk{ID: id, VMID: vmID, MountPoint: mountPoint, DiskFile: vm.DiskFile{SizeMiB: 16}}
 }
 
 // awaitStatus waits until QEMU names a run state.

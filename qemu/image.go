@@ -39,7 +39,7 @@ func (d *Driver) HasVM(_ context.Context, id string) (bool, error) {
 }
 
 // CreateVM implements [vm.Driver].
-func (d *Driver) CreateVM(ctx context.Context, id string, root vm.RootDisk) error {
+func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile) error {
 	args := []string{"create", "-q", "-f", formatQcow2}
 	if root.Base != "" {
 		if err := checkBase(root); err != nil {
@@ -72,7 +72,7 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.RootDisk) erro
 }
 
 // checkBase reports what is wrong with the image a root disk is to be based on.
-func checkBase(root vm.RootDisk) error {
+func checkBase(root vm.DiskFile) error {
 	format, size, err := ProbeBase(root.Base)
 	switch {
 	case err != nil:

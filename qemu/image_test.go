@@ -75,11 +75,11 @@ func TestAVMsFilesAreMadeAndRemoved(t *testing.T) {
 		}
 	}
 	has(false)
-	if err := d.CreateVM(t.Context(), "web", vm.RootDisk{SizeMiB: 64}); err != nil {
+	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 64}); err != nil {
 		t.Fatal(err)
 	}
 	has(true)
-	if err := d.CreateVM(t.Context(), "web", vm.RootDisk{SizeMiB: 64}); codeOf(err) != vm.CodeExists {
+	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 64}); codeOf(err) != vm.CodeExists {
 		t.Errorf("once more: %v", err)
 	}
 	has(true)
@@ -101,7 +101,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 	if err := os.Chmod(base, 0o600); err != nil { // not for QEMU's user to open
 		t.Fatal(err)
 	}
-	if err := d.CreateVM(t.Context(), "web", vm.RootDisk{SizeMiB: 32, Base: base, BaseFormat: formatRaw}); err != nil {
+	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 32, Base: base, BaseFormat: formatRaw}); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.Command("qemu-img", "info", "--output=json", "-U", d.layout.inState(vmRootDisk("web"))).Output()
@@ -120,12 +120,12 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 		t.Errorf("it is %+v", info)
 	}
 	for what, c := range map[string]struct {
-		root vm.RootDisk
+		root vm.DiskFile
 		want vm.Code
 	}{
-		"smaller than its image": {vm.RootDisk{SizeMiB: 0, Base: base, BaseFormat: formatRaw}, vm.CodeInvalid},
-		"an image that changed":  {vm.RootDisk{SizeMiB: 32, Base: base, BaseFormat: formatQcow2}, vm.CodeOperationFailed},
-		"an image that is gone":  {vm.RootDisk{SizeMiB: 32, Base: base + ".gone", BaseFormat: formatRaw}, vm.CodeOperationFailed},
+		"smaller than its image": {vm.DiskFile{SizeMiB: 0, Base: base, BaseFormat: formatRaw}, vm.CodeInvalid},
+		"an image that changed":  {vm.DiskFile{SizeMiB: 32, Base: base, BaseFormat: formatQcow2}, vm.CodeOperationFailed},
+		"an image that is gone":  {vm.DiskFile{SizeMiB: 32, Base: base + ".gone", BaseFormat: formatRaw}, vm.CodeOperationFailed},
 	} {
 		if err := d.CreateVM(t.Context(), "other", c.root); codeOf(err) != c.want {
 			t.Errorf("%s: %v, want code %s", what, err, c.want)
@@ -161,7 +161,7 @@ func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
 			}
 			ctx, cancel = context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			if err := d.CreateVM(ctx, "web", vm.RootDisk{SizeMiB: 16}); codeOf(err) != c.want {
+			if err := d.CreateVM(ctx, "web", vm.DiskFile{SizeMiB: 16}); codeOf(err) != c.want {
 				t.Errorf("a VM: %v, want code %s", err, c.want)
 			}
 			if left := filesBelow(t, d); len(left) != 0 {

@@ -22,7 +22,7 @@ func someVM(seq int64) vm.VM {
 	at := time.Date(2026, 3, 1, 9, 4, 59, 802e6, time.UTC)
 	return vm.VM{Seq: seq, ID: fmt.Sprintf("web-%d", seq), UUID: "0d8f7a52-7c33-4d6b-8f6a-2f1f3f10aa01",
 		Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 2048}, State: vm.Running, Reason: vm.ReasonRequested,
-		Desired: vm.DesiredRunning, Root: vm.RootDisk{SizeMiB: 10240}, Machine: "pc-q35-7.2", Accel: vm.KVM,
+		Desired: vm.DesiredRunning, Root: vm.DiskFile{SizeMiB: 10240}, Machine: "pc-q35-7.2", Accel: vm.KVM,
 		CreatedAt: at, UpdatedAt: at, StartedAt: at, Revision: 3, Restart: vm.RestartNever,
 		NICs: []vm.NIC{{Network: vm.DefaultNetwork, Mode: vm.NetworkNAT, MAC: "52:a1:0c:7e:43:19", Model: vm.NICVirtio,
 			IP: netip.AddrFrom4([4]byte{192, 168, byte(seq >> 8), byte(seq)}), State: vm.NICAttached}},

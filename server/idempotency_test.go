@@ -324,10 +324,10 @@ func TestARequestThatAKillCutShortIsAnsweredByWhatWasSettled(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	v := vm.VM{ID: "web-1", UUID: "0d8f7a52-7c33-4d6b-8f6a-2f1f3f10aa01", Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 512},
-		State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, Root: vm.RootDisk{SizeMiB: 1024}}
+		State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, Root: vm.DiskFile{SizeMiB: 1024}}
 	a.openOperation(t, "made", vm.VMCreate, "vms/web-1", request("POST", "/vms", webVM), vm.Change{NewVM: &v})
 	a.openOperation(t, "half", vm.DiskCreate, "disks/disk-1", request("POST", "/disks", `{"size":1}`),
-		vm.Change{NewDisk: &vm.Disk{ID: "disk-1", SizeMiB: 1024, State: vm.DiskCreating}})
+		vm.Change{NewDisk: &vm.Disk{ID: "disk-1", DiskFile: vm.DiskFile{SizeMiB: 1024}, State: vm.DiskCreating}})
 	p := a.want(t, 503, "POST", "/disks", `{"size":1}`, headerKey, "half").problem(t)
 	if p.Code != "unavailable" || p.OperationID != "op-half" {
 		t.Errorf("before it is settled: %+v", p)

@@ -23,7 +23,7 @@ func TestAnUpdateReplacesAllThatMayChange(t *testing.T) {
 	must(t, err)
 
 	u := vm.VM{ID: v.ID, UUID: "other", Template: vm.Template{Name: "other", CPUCount: 9, RAMMiB: 9}, State: vm.Paused, Reason: vm.ReasonIOError,
-		ReasonDetail: "disk", Desired: vm.DesiredStopped, Root: vm.RootDisk{SizeMiB: 77}, CreatedAt: at.AddDate(1, 0, 0), Revision: 99, Seq: 99,
+		ReasonDetail: "disk", Desired: vm.DesiredStopped, Root: vm.DiskFile{SizeMiB: 77}, CreatedAt: at.AddDate(1, 0, 0), Revision: 99, Seq: 99,
 		Description: "d", Labels: map[string]string{"a": "b"}, Restart: vm.RestartAlways, Restarts: 1, RestartAt: at, Autostart: vm.Autostart{Order: 1}}
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: u}})
 	got, err := s.VM(t.Context(), v.ID)

@@ -41,7 +41,7 @@ func diskRowOf(d vm.Disk, now time.Time) diskRow {
 }
 
 func (r diskRow) disk() vm.Disk {
-	return vm.Disk{Seq: r.Seq, ID: r.ID, SizeMiB: r.SizeMiB, MountPoint: string(r.MountPoint), State: vm.DiskState(r.State), Reason: string(r.Reason),
+	return vm.Disk{Seq: r.Seq, ID: r.ID, DiskFile: vm.DiskFile{SizeMiB: r.SizeMiB}, MountPoint: string(r.MountPoint), State: vm.DiskState(r.State), Reason: string(r.Reason),
 		VMID: string(r.VMID), CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
 }
 

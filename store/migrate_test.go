@@ -47,11 +47,11 @@ func TestADatabaseOfTheFirstVersionKeepsAllItHas(t *testing.T) {
 	small := vm.Template{Name: "small", CPUCount: 2, RAMMiB: 2048}
 	want := []vm.VM{
 		{Seq: 2, ID: "full", UUID: "u1", Template: small, State: vm.Running, Reason: vm.ReasonRequested, ReasonDetail: "why", Desired: vm.DesiredRunning,
-			Root: vm.RootDisk{SizeMiB: 10240, Base: "/base.qcow2", BaseFormat: "qcow2"}, Machine: "pc-q35-7.2", Accel: vm.KVM,
+			Root: vm.DiskFile{SizeMiB: 10240, Base: "/base.qcow2", BaseFormat: "qcow2"}, Machine: "pc-q35-7.2", Accel: vm.KVM,
 			CreatedAt: at, UpdatedAt: ms(1), StartedAt: ms(2), Revision: 7, Description: "two\nlines", Labels: map[string]string{"tier": "web"},
 			Restart: vm.RestartAlways, Restarts: 3},
 		{Seq: 3, ID: "bare", UUID: "u2", Template: small, State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped,
-			Root: vm.RootDisk{SizeMiB: 1024}, CreatedAt: at, UpdatedAt: at, Revision: 1, Restart: vm.RestartNever},
+			Root: vm.DiskFile{SizeMiB: 1024}, CreatedAt: at, UpdatedAt: at, Revision: 1, Restart: vm.RestartNever},
 	}
 	if vms, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{}); err != nil || !reflect.DeepEqual(vms, want) {
 		t.Errorf("the VMs are %+v, %v; want %+v", vms, err, want)

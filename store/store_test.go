@@ -51,12 +51,12 @@ func wantFault(t testing.TB, err error, code vm.Code) *vm.Fault {
 func makeVM(i int) vm.VM {
 	return vm.VM{ID: fmt.Sprintf("vm-%06d", i), UUID: fmt.Sprintf("0190a5b2-7d1e-7cc3-98a4-%012d", i),
 		Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 2048}, State: vm.Running, Reason: vm.ReasonRequested,
-		Desired: vm.DesiredRunning, Root: vm.RootDisk{SizeMiB: 10240, Base: "/var/lib/vman/images/debian-12.qcow2", BaseFormat: "qcow2"},
+		Desired: vm.DesiredRunning, Root: vm.DiskFile{SizeMiB: 10240, Base: "/var/lib/vman/images/debian-12.qcow2", BaseFormat: "qcow2"},
 		Machine: "pc-q35-7.2", Accel: vm.KVM, CreatedAt: at, StartedAt: at.Add(time.Minute), Restart: vm.RestartNever}
 }
 
 func makeDisk(id string) vm.Disk {
-	return vm.Disk{ID: id, SizeMiB: 1024, State: vm.DiskAvailable, CreatedAt: at}
+	return vm.Disk{ID: id, DiskFile: vm.DiskFile{SizeMiB: 1024}, State: vm.DiskAvailable, CreatedAt: at}
 }
 
 func makeTemplate(t testing.TB, s *Store, name string) {

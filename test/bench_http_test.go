@@ -65,7 +65,7 @@ func record(d *daemon, n int) (ids []string) {
 func recordOne(ctx context.Context, s *store.Store, id string, size vm.Template) error {
 	at := time.Now().Add(-time.Hour)
 	return s.Apply(ctx, vm.Change{NewVM: &vm.VM{ID: id, UUID: uuid.NewString(), Template: size,
-		State: vm.Stopped, Reason: vm.ReasonRequested, Desired: vm.DesiredStopped, Root: vm.RootDisk{SizeMiB: 10 << 10},
+		State: vm.Stopped, Reason: vm.ReasonRequested, Desired: vm.DesiredStopped, Root: vm.DiskFile{SizeMiB: 10 << 10},
 		Machine: "pc-q35-7.2", Accel: vm.TCG, CreatedAt: at, StartedAt: at.Add(time.Minute)}})
 }
 

@@ -30,9 +30,9 @@ func (s DiskState) Transitional() bool {
 
 // A Disk is a data disk: it outlives the VMs it is attached to.
 type Disk struct {
-	Seq        int64  // order of creation, unique; set by the store
-	ID         string // a DNS label of at most 20 characters: it is the serial the guest reads
-	SizeMiB    int64
+	Seq int64  // order of creation, unique; set by the store
+	ID  string // a DNS label of at most 20 characters: it is the serial the guest reads
+	DiskFile
 	MountPoint string // the wished or the present slot, such as /dev/sdb; may be empty
 	State      DiskState
 	Reason     string // why, in words, when State is error or detaching; may be empty

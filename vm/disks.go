@@ -27,12 +27,12 @@ func (m *Manager) CreateDisk(ctx context.Context, n NewDisk) (Disk, error) {
 	if _, ok := Slot(n.MountPoint); n.MountPoint != "" && !ok {
 		return Disk{}, invalidField("/mount_point", "must be /dev/sdb to /dev/sdz, or the same with vd or xvd")
 	}
-	d := Disk{ID: "disk-" + randomWord(10), SizeMiB: n.SizeMiB, MountPoint: n.MountPoint, State: DiskCreating, CreatedAt: now()}
+	d := Disk{ID: "disk-" + randomWord(10), DiskFile: DiskFile{SizeMiB: n.SizeMiB}, MountPoint: n.MountPoint, State: DiskCreating, CreatedAt: now()}
 	r, err := m.begin(ctx, change{
 		kind: DiskCreate, resources: []string{DiskResource(d.ID)}, timeout: diskFileTimeout,
 		intent: func(context.Context, *run) (Change, error) { return Change{NewDisk: &d}, nil },
 		act: func(ctx context.Context, r *run) (Change, error) {
-			if err := m.driver.CreateDisk(ctx, d.ID, d.SizeMiB); err != nil {
+			if err := m.driver.CreateDisk(ctx, d.ID, d.DiskFile, nil, nil); err != nil {
 				return Change{}, err
 			}
 			d.State = DiskAvailable

@@ -63,21 +63,30 @@ type Driver interface {
 	// CreateVM makes the VM's directory and its root disk, durably; on an error
 	// nothing of its own is left. DeleteVM removes all files of the VM, also
 	// those of one that was never finished, and succeeds if there are none.
-	CreateVM(ctx context.Context, id string, root RootDisk) error
+	// The root disk is empty or an overlay; with from it is a copy of that.
+	CreateVM(ctx context.Context, id string, root DiskFile, from *CopySource, progress func(done, total int64)) error
 	DeleteVM(ctx context.Context, id string) error
-	// CreateDisk makes the file of a data disk, durably; on an error nothing is
-	// left. It fails with [CodeInsufficientStorage] when there is no room.
-	CreateDisk(ctx context.Context, id string, sizeMiB int64) error
+	// CreateDisk makes the file of a data disk, durably, as CreateVM makes a root
+	// disk; on an error nothing is left. Both fail with [CodeInsufficientStorage]
+	// when there is no room.
+	CreateDisk(ctx context.Context, id string, file DiskFile, from *CopySource, progress func(done, total int64)) error
 	// DeleteDisk removes a disk's file and succeeds if there is none.
 	DeleteDisk(ctx context.Context, id string) error
 	// DiskSize returns the size in MiB that a data disk's file really has. It
 	// fails with a [Fault] of class [ErrNotFound] if there is no file.
 	DiskSize(ctx context.Context, id string) (int64, error)
 
+	// SetCDROMs makes the drives of the running VM those in want, by id and content,
+	// and no others. What a guest reads from a drive that goes is lost to it.
+	SetCDROMs(ctx context.Context, vmID string, want []CDROM) error
+	// WriteSeed makes the ISO image of a VM's seed, of files by name, durably. A QEMU
+	// that runs keeps the one it has.
+	WriteSeed(ctx context.Context, vmID string, files map[string][]byte) error
+
 	// AdoptVM returns what can be known of files and a process of a VM that
 	// nobody has recorded: its UUID, empty if no process says it, and its root
 	// disk.
-	AdoptVM(ctx context.Context, id string) (uuid string, root RootDisk, err error)
+	AdoptVM(ctx context.Context, id string) (uuid string, root DiskFile, err error)
 	// Flight returns the recorder's report on a VM: what was said on its
 	// monitor, its console's end and QEMU's stderr, now and at its last crashes.
 	Flight(ctx context.Context, id string) (Flight, error)
@@ -86,6 +95,7 @@ type Driver interface {
 	Console(ctx context.Context, id string, o ConsoleOptions) (Console, error)
 	ConsoleLog(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error)
 	GuestAgent
+	Images
 
 	// Observe looks at one VM. It never fails: what cannot be seen is left
 	// empty. With the process alive it also asks which data disks are plugged.
@@ -103,8 +113,9 @@ type Spec struct {
 	RAMMiB   int
 	Machine  string
 	Accel    Accel
-	Root     RootDisk
+	Root     DiskFile
 	Disks    []Disk // in order of their slots
+	CDROMs   []CDROM
 	Ports    []Port // in order of their slots; QEMU gets copies of their files
 }
 
@@ -121,6 +132,7 @@ type Survey struct {
 	VMs       map[string]Observation // by id: every VM that has a process
 	VMFiles   map[string]bool        // ids of the VMs that have files; true if the root disk is there
 	DiskFiles map[string]int64       // ids of the data disks that have a file, and its size in MiB as the guest sees it; 0 if it cannot be read
+	Images    map[string]int64       // SHA-256 of the content of images there is, and its size in bytes
 	Storage   Storage
 }
 

@@ -44,6 +44,10 @@ const (
 	CodeNetworkUnavailable  Code = "network-unavailable" // the host cannot have it, or has lost it
 	CodeAgentUnavailable    Code = "agent-unavailable"   // no guest agent answers
 	CodeGuestRefused        Code = "guest-refused"       // the guest agent said no
+	CodeUnsafeImage         Code = "unsafe-image"        // what was brought is no image, or a harmful one
+	CodeChecksumMismatch    Code = "checksum-mismatch"   // what was brought is not what was said
+	CodeTooLarge            Code = "image-too-large"     // beyond what is configured
+	CodeFetchFailed         Code = "fetch-failed"        // an image could not be downloaded
 	CodeUnavailable         Code = "unavailable"
 	CodeRepeated            Code = "idempotency-mismatch" // the Idempotency-Key was used for another request
 	CodeInternal            Code = "internal"
@@ -70,6 +74,10 @@ var classes = map[Code]error{
 	CodeNetworkUnavailable:  ErrUnavailable,
 	CodeAgentUnavailable:    ErrUnavailable,
 	CodeGuestRefused:        ErrUnavailable,
+	CodeUnsafeImage:         ErrInvalid,
+	CodeChecksumMismatch:    ErrInvalid,
+	CodeTooLarge:            ErrInvalid,
+	CodeFetchFailed:         ErrUnavailable,
 	CodeUnavailable:         ErrUnavailable,
 	CodeRepeated:            ErrState,
 }

@@ -23,6 +23,7 @@ var EventTypes = []string{
 	"vm.created", "vm.updated", "vm.state", "vm.deleted",
 	"disk.created", "disk.updated", "disk.state", "disk.deleted",
 	"template.created", "template.deleted",
+	"image.created", "image.updated", "image.state", "image.deleted",
 	"network.created", "network.updated", "network.deleted",
 	"vm.boot", "vm.address", "vm.guest",
 	"operation.started", "operation.step", "operation.ended",

@@ -13,7 +13,7 @@ import (
 type Options struct {
 	// Base is the image that root disks are overlays of; its zero value makes
 	// empty root disks. Base.SizeMiB is the image's own size.
-	Base RootDisk
+	Base DiskFile
 	// Keep is how long operations that are over are remembered; 30 days if zero.
 	Keep time.Duration
 	// KeepEvents is how many events are remembered, and no longer than Keep;

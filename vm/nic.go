@@ -186,6 +186,9 @@ type Boot struct {
 	DHCP    time.Time // the guest has confirmed its address
 	Agent   time.Time // the guest agent gave its first answer
 	TCP     time.Time // somebody who waited for it got an answer on a TCP port
+	// CloudInit is when cloud-init said that it is done, or has nothing to do;
+	// CloudInitFailed when it said that it has failed.
+	CloudInit, CloudInitFailed time.Time
 }
 
 // A BootMark names one time of a [Boot].
@@ -199,10 +202,13 @@ const (
 	BootDHCP    BootMark = "dhcp"
 	BootAgent   BootMark = "agent"
 	BootTCP     BootMark = "tcp"
+
+	BootCloudInit       BootMark = "cloud-init"
+	BootCloudInitFailed BootMark = "cloud-init-failed"
 )
 
 // BootMarks lists every mark, in the order of a boot.
-var BootMarks = []BootMark{BootSpawned, BootMonitor, BootSerial, BootDHCP, BootAgent, BootTCP}
+var BootMarks = []BootMark{BootSpawned, BootMonitor, BootSerial, BootDHCP, BootAgent, BootTCP, BootCloudInit, BootCloudInitFailed}
 
 // At returns the time that a mark names, to read or to set.
 func (b *Boot) At(m BootMark) *time.Time {
@@ -219,6 +225,10 @@ func (b *Boot) At(m BootMark) *time.Time {
 		return &b.Agent
 	case BootTCP:
 		return &b.TCP
+	case BootCloudInit:
+		return &b.CloudInit
+	case BootCloudInitFailed:
+		return &b.CloudInitFailed
 	}
 	return new(time.Time)
 }

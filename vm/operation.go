@@ -45,6 +45,14 @@ const (
 	DiskDetach Kind = "disk.detach"
 	DiskResize Kind = "disk.resize"
 
+	ImageCreate  Kind = "image.create"
+	ImageUpload  Kind = "image.upload"
+	ImageEdit    Kind = "image.update"
+	ImageDelete  Kind = "image.delete"
+	CDROMAttach  Kind = "cdrom.attach" // of the VM
+	CDROMEject   Kind = "cdrom.eject"
+	CloudInitSet Kind = "cloud_init.update"
+
 	NetworkCreate Kind = "network.create"
 	NetworkUpdate Kind = "network.update"
 	NetworkDelete Kind = "network.delete"

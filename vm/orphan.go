@@ -26,7 +26,7 @@ func (m *Manager) AdoptOrphan(ctx context.Context, resource, template string) (O
 		if err != nil {
 			return Change{}, err
 		}
-		return Change{NewDisk: &Disk{ID: id, SizeMiB: size, State: DiskAvailable, CreatedAt: now()}}, nil
+		return Change{NewDisk: &Disk{ID: id, DiskFile: DiskFile{SizeMiB: size}, State: DiskAvailable, CreatedAt: now()}}, nil
 	}}
 	if kind == "vms" {
 		c = change{kind: VMAdopt, act: func(ctx context.Context, _ *run) (Change, error) { return m.adoptVM(ctx, id, template) }}

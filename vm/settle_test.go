@@ -102,7 +102,7 @@ func TestHalfMadeThingsAreRemoved(t *testing.T) {
 	for _, id := range []string{
 		w.open(vm.VMCreate, "vms/half", vm.Change{}),
 		w.open(vm.VMDelete, "vms/gone", vm.Change{}),
-		w.open(vm.DiskCreate, "disks/half", vm.Change{NewDisk: &vm.Disk{ID: "half", SizeMiB: 1, State: vm.DiskCreating, CreatedAt: time.Now()}}),
+		w.open(vm.DiskCreate, "disks/half", vm.Change{NewDisk: &vm.Disk{ID: "half", DiskFile: vm.DiskFile{SizeMiB: 1}, State: vm.DiskCreating, CreatedAt: time.Now()}}),
 		w.open(vm.DiskDelete, "disks/gone", vm.Change{}),
 	} {
 		t.Cleanup(func() {

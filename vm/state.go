@@ -108,6 +108,7 @@ type Observation struct {
 	Status  RunStatus // what its monitor says; [StatusMute] if it did not answer in time
 	Plugged []string  // ids of the data disks QEMU has, nil when it was not asked or did not say
 	NICs    []int     // slots of the NICs QEMU has, nil when it was not asked or did not say
+	CDROMs  []string  // ids of the CD-ROM drives QEMU has, nil when it was not asked or did not say
 	Log     string    // the last lines QEMU wrote to its stderr, only when there is no process
 	// Trouble says what is wrong with a paused guest's disks or memory, as far
 	// as QEMU says, with Status io-error: which file, how much room is left.

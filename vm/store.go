@@ -18,6 +18,12 @@ type Reader interface {
 	// Disk returns one data disk, or a [Fault] of class [ErrNotFound].
 	Disk(ctx context.Context, id string) (Disk, error)
 	Disks(ctx context.Context, f DiskFilter, p Page) ([]Disk, error)
+	// Image returns one image, or a [Fault] of class [ErrNotFound].
+	Image(ctx context.Context, name string) (Image, error)
+	Images(ctx context.Context, f ImageFilter, p Page) ([]Image, error)
+	// Seed returns what is recorded of a VM's cloud-init data, or a [Fault] of class
+	// [ErrNotFound] if nothing is.
+	Seed(ctx context.Context, vmID string) (Seed, error)
 	// Network returns one network, or a [Fault] of class [ErrNotFound].
 	Network(ctx context.Context, name string) (VirtualNetwork, error)
 	Networks(ctx context.Context, p Page) ([]VirtualNetwork, error)
@@ -83,6 +89,14 @@ type DiskFilter struct {
 	VMID  string
 }
 
+// An ImageFilter selects images; its zero value selects all.
+type ImageFilter struct {
+	State  ImageState
+	SHA256 string
+	// Label and LabelValue are as in [VMFilter].
+	Label, LabelValue string
+}
+
 // An OperationFilter selects operations; its zero value selects all.
 type OperationFilter struct {
 	Resource string
@@ -122,6 +136,16 @@ type Change struct {
 	// DeleteDisk is the id of a disk to forget, empty for none.
 	DeleteDisk string
 
+	// NewImage fails with [CodeExists]. DeleteImage is the name of an image to
+	// forget, empty for none; it fails with [ErrNotFound], or with [CodeInUse] ("in
+	// use by N VM(s) and M disk(s)") while its content is the base of a disk or in a
+	// drive and no other image that is available has it.
+	NewImage    *Image
+	Image       *ImageUpdate
+	DeleteImage string
+	// Seed replaces what is recorded of the seed of a VM, which must be there.
+	Seed *Seed
+
 	// NewNetwork fails with [CodeExists]. DeleteNetwork is the name of a network
 	// to forget, empty for none; it fails with [ErrNotFound], or with
 	// [CodeInUse] ("in use by N VM(s)") while NICs are on it.
@@ -158,4 +182,11 @@ type VMUpdate struct {
 type DiskUpdate struct {
 	From DiskState
 	Disk Disk
+}
+
+// An ImageUpdate replaces what is recorded of an image, if it is still in state
+// From. The name, the source and CreatedAt never change.
+type ImageUpdate struct {
+	From  ImageState
+	Image Image
 }

@@ -44,9 +44,9 @@ type VM struct {
 	Reason       Reason
 	ReasonDetail string // free text for a person: QEMU's last words, numbers; may be empty
 	Desired      Desired
-	Root         RootDisk
-	Machine      string // versioned machine type, kept for the VM's life; empty before the first start
-	Accel        Accel  // of the present or the last run; empty before the first start
+	Root         DiskFile // the disk it boots from: its own, made and deleted with it
+	Machine      string   // versioned machine type, kept for the VM's life; empty before the first start
+	Accel        Accel    // of the present or the last run; empty before the first start
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
 	StartedAt    time.Time // of the present or the last run; zero before the first start
@@ -61,6 +61,7 @@ type VM struct {
 
 	NICs     []NIC         // by slot; nil for none
 	Forwards []PortForward // in the order they were made; nil for none
+	CDROMs   []CDROM       // the seed first, then by number; nil for none
 	// What was seen of the guest; recorded by [Change].Learned alone.
 	Boot    Boot
 	Learned []LearnedAddress
@@ -72,14 +73,6 @@ type Autostart struct {
 	Enabled bool
 	Order   int           // lower ones first; VMs of one order in the order of their creation
 	Delay   time.Duration // to wait after it before the next one is started; whole seconds
-}
-
-// A RootDisk is the disk a VM boots from. It belongs to the VM alone: made and
-// deleted with it.
-type RootDisk struct {
-	SizeMiB    int64
-	Base       string // absolute path of the image it is a copy-on-write overlay of, empty for none
-	BaseFormat string // qcow2 or raw; empty without a base
 }
 
 // Accel names what executes the guest's instructions.

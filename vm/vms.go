@@ -63,7 +63,7 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 			return Change{}, m.placeNICs(ctx, &v, n.NICs)
 		},
 		act: func(ctx context.Context, r *run) (Change, error) {
-			if err := m.driver.CreateVM(ctx, v.ID, v.Root); err != nil {
+			if err := m.driver.CreateVM(ctx, v.ID, v.Root, nil, nil); err != nil {
 				return Change{}, err
 			}
 			made = true
@@ -91,7 +91,7 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 	return m.store.VM(ctx, v.ID)
 }
 
-func (m *Manager) rootDisk(sizeMiB int64) (RootDisk, error) {
+func (m *Manager) rootDisk(sizeMiB int64) (DiskFile, error) {
 	root := m.o.Base
 	if sizeMiB == 0 {
 		root.SizeMiB = cmp.Or(root.SizeMiB, DefaultMiB)

@@ -30,6 +30,8 @@ type Driver struct {
 	next  int
 	calls []string
 
+	images images
+
 	interfaces []vm.GuestInterface // of every guest, besides lo
 
 	agents map[string]vm.Agent      // as a test has set them
@@ -45,6 +47,7 @@ type process struct {
 	status  vm.RunStatus
 	plugged []string
 	nics    []int
+	cdroms  []string
 	full    bool
 	freeMiB int64
 }
@@ -108,7 +111,7 @@ func (d *Driver) process(id string) *process {
 	}
 	if d.procs[id] == nil {
 		d.next++
-		d.procs[id] = &process{since: time.Now().UTC(), pid: 1000 + d.next, plugged: []string{}, nics: []int{}}
+		d.procs[id] = &process{since: time.Now().UTC(), pid: 1000 + d.next, plugged: []string{}, nics: []int{}, cdroms: []string{}}
 	}
 	return d.procs[id]
 }
@@ -172,6 +175,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 		for _, port := range s.Ports {
 			p.nics = append(p.nics, port.Slot)
 		}
+		p.cdroms = cdromIDs(s.CDROMs)
 		return nil
 	})
 }
@@ -254,7 +258,7 @@ func (d *Driver) HasVM(ctx context.Context, id string) (bool, error) {
 }
 
 // CreateVM makes the VM's files.
-func (d *Driver) CreateVM(ctx context.Context, id string, root vm.RootDisk) error {
+func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
 	return d.do(ctx, "CreateVM", id, func() error {
 		if d.vms[id] {
 			return &vm.Fault{Code: vm.CodeExists, Detail: "files exist"}
@@ -273,12 +277,12 @@ func (d *Driver) DeleteVM(ctx context.Context, id string) error {
 }
 
 // CreateDisk makes a disk's file.
-func (d *Driver) CreateDisk(ctx context.Context, id string, sizeMiB int64) error {
+func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
 	return d.do(ctx, "CreateDisk", id, func() error {
 		if d.disks == nil {
 			d.disks = map[string]int64{}
 		}
-		d.disks[id] = sizeMiB
+		d.disks[id] = file.SizeMiB
 		return nil
 	})
 }
@@ -304,16 +308,16 @@ func (d *Driver) DiskSize(ctx context.Context, id string) (int64, error) {
 
 // AdoptVM returns an invented root disk and no UUID; that of a VM called
 // "forged" names a file of the host as its base.
-func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.RootDisk, error) {
+func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.vms[id] {
-		return "", vm.RootDisk{}, vm.NotFound("files of vm", id)
+		return "", vm.DiskFile{}, vm.NotFound("files of vm", id)
 	}
 	if id == "forged" {
-		return "", vm.RootDisk{SizeMiB: 1024, Base: "/etc/shadow", BaseFormat: "raw"}, nil
+		return "", vm.DiskFile{SizeMiB: 1024, Base: "/etc/shadow", BaseFormat: "raw"}, nil
 	}
-	return "", vm.RootDisk{SizeMiB: 1024}, nil
+	return "", vm.DiskFile{SizeMiB: 1024}, nil
 }
 
 // Flight returns nothing.
@@ -332,7 +336,7 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 		o.Trouble = "/disks/root is full"
 	}
 	if p.status != vm.StatusMute {
-		o.Plugged, o.NICs = slices.Clone(p.plugged), slices.Clone(p.nics)
+		o.Plugged, o.NICs, o.CDROMs = slices.Clone(p.plugged), slices.Clone(p.nics), slices.Clone(p.cdroms)
 	}
 	return o
 }
@@ -341,7 +345,7 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]int64{}}
+	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]int64{}, Images: map[string]int64{}}
 	for id, p := range d.procs {
 		s.VMs[id] = vm.Observation{PID: p.pid, Status: p.status}
 	}
@@ -350,6 +354,9 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	}
 	for id, size := range d.disks {
 		s.DiskFiles[id] = size
+	}
+	for sum, content := range d.images.contents {
+		s.Images[sum] = int64(len(content))
 	}
 	return s, nil
 }
