@@ -165,13 +165,23 @@ func (m *Manager) noteContent(ctx context.Context, i *Image, c ImageContent) err
 
 // UploadImage makes an image of what r has, which is all of it unless there is
 // more to come ([Manager.ContinueUpload]). It returns when r is read to its end. An
-// upload that breaks off can go on; one that is refused is gone.
+// upload that breaks off can go on, or begin anew; one that is refused is gone.
 func (m *Manager) UploadImage(ctx context.Context, n NewImage, r io.Reader, more bool) (Image, Operation, error) {
 	i, err := n.image(ImageUploading, "upload")
 	if err != nil {
 		return Image{}, Operation{}, err
 	}
 	c := m.importing(&i)
+	c.intent = func(ctx context.Context, _ *run) (Change, error) {
+		begun, err := m.store.Image(ctx, i.Name)
+		if errors.Is(err, ErrNotFound) || err == nil && begun.State != ImageUploading {
+			return Change{NewImage: &i}, nil // which fails if there is one
+		}
+		if err != nil {
+			return Change{}, err
+		}
+		return Change{Image: &ImageUpdate{From: ImageUploading, Image: i}}, m.driver.DropUpload(ctx, i.Name)
+	}
 	return m.upload(ctx, &i, c, 0, r, more)
 }
 
