@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"sort"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -183,22 +184,48 @@ var (
 )
 
 // yamlFault puts a line before an error of the parser. The package leaves out the
-// first line, counts lines from 0 where the grammar is violated, and knows none of
-// an alias without an anchor.
+// first line; where the grammar is violated it names another one than it means;
+// and of an alias without an anchor it names none.
 func yamlFault(err error, text string) error {
-	line, detail := 1, strings.TrimPrefix(err.Error(), "yaml: ")
-	if m := yamlLine.FindStringSubmatch(detail); m != nil {
-		fmt.Sscan(m[1], &line)
-		detail = m[2]
-		if strings.HasPrefix(detail, "did not find expected") {
-			line++
-		}
+	line, detail := parseFault(err)
+	if strings.HasPrefix(detail, grammarFault) {
+		line = grammarLine(text, line, detail)
 	}
 	if m := yamlAnchor.FindStringSubmatch(detail); m != nil {
 		before, _, _ := strings.Cut(text, "*"+m[1])
 		line = 1 + strings.Count(before, "\n")
 	}
 	return fmt.Errorf("line %d: %s", line, detail)
+}
+
+const grammarFault = "did not find expected"
+
+func parseFault(err error) (line int, detail string) {
+	line, detail = 1, strings.TrimPrefix(err.Error(), "yaml: ")
+	if m := yamlLine.FindStringSubmatch(detail); m != nil {
+		fmt.Sscan(m[1], &line)
+		detail = m[2]
+	}
+	return line, detail
+}
+
+// grammarLine returns the line up to which text must be read to meet a fault. A
+// long text is not read that often: then it is the one where the block with the
+// fault begins.
+func grammarLine(text string, line int, detail string) int {
+	if len(text) > MaxNetworkConfig {
+		return line + 1
+	}
+	lines := strings.SplitAfter(text, "\n")
+	return 1 + sort.Search(len(lines)-1, func(i int) bool {
+		var doc yaml.Node
+		err := yaml.Unmarshal([]byte(strings.Join(lines[:i+1], "")), &doc)
+		if err == nil {
+			return false
+		}
+		_, also := parseFault(err)
+		return also == detail
+	})
 }
 
 // uniqueKeys reports a key that a mapping in n has twice: cloud-init would take
