@@ -20,7 +20,7 @@ import (
 // guestImage returns a variant of the test guest as it is.
 func guestImage(t testing.TB, variant string) []byte {
 	t.Helper()
-	content, err := os.ReadFile(filepath.Join(guestDir, "disk-"+variant+".qcow2"))
+	content, err := os.ReadFile(filepath.Join(guests, "disk-"+variant+".qcow2"))
 	if err != nil {
 		t.Fatal(err)
 	}
