@@ -7,7 +7,7 @@ STATICCHECK := $(GO) tool -modfile=tools/staticcheck/go.mod staticcheck
 VACUUM := $(GO) tool -modfile=tools/lint/go.mod vacuum
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build run test unit cover bench torture check lint-openapi generate guest clean
+.PHONY: help deps build run test unit cover bench torture check lint-openapi generate guest debian clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ generate: ## regenerate the code in openapi/ from vman.yaml
 
 guest: deps ## build the Linux guest of the tests in build/guest, unless it is up to date
 	@test/guest/build.sh build/guest
+
+debian: ## build a Debian cloud image for tests in build/debian, unless it is up to date
+	@scripts/deps.sh debian
+	@test/debian/build.sh build/debian
 
 clean: ## remove what was built
 	rm -rf vmand build

@@ -211,7 +211,7 @@ func imageFault(err error, format string, args ...any) error {
 	case errors.As(err, &large):
 		f := fault(vm.CodeTooLarge, nil, "%v", large)
 		if !large.Virtual {
-			f.Hint = "the setting images.max says how large an image may be"
+			f.Hint = "the setting images.max_gib says how large an image may be"
 		}
 		return f
 	case errors.As(err, &mismatch):

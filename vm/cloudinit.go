@@ -1,5 +1,27 @@
 package vm
 
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Limits of cloud-init data.
+const (
+	MaxSSHKeys       = 64        // of the default user, and of each other one
+	MaxSSHKeyBytes   = 16 << 10  // of one public key
+	MaxCloudUsers    = 64        // besides the default user
+	MaxUserGroups    = 64        // of one user
+	MaxUserData      = 512 << 10 // bytes; of vendor data too
+	MaxNetworkConfig = 64 << 10  // bytes
+	maxSudoRule      = 1024      // characters
+)
+
 // A CloudInit is what cloud-init in a guest is told at its first boot.
 type CloudInit struct {
 	Hostname          string      `json:"hostname,omitempty"` // empty: the VM's id
@@ -28,4 +50,143 @@ type Seed struct {
 	// Instance goes up when the guest is to take all of it on anew: it is in the
 	// instance id, by which cloud-init knows whether it has been here before.
 	Instance int
+}
+
+var (
+	userPattern = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
+	// The hashes of crypt(5) that guests of today know: MD5, bcrypt, SHA-256,
+	// SHA-512, yescrypt and gost-yescrypt.
+	hashPattern = regexp.MustCompile(`^(\$1\$[!-#%-9;-~]{1,8}\$[./0-9A-Za-z]{22}` +
+		`|\$2[aby]\$[0-9]{2}\$[./0-9A-Za-z]{53}` +
+		`|\$5\$(rounds=[0-9]{1,9}\$)?[!-#%-9;-~]{1,16}\$[./0-9A-Za-z]{43}` +
+		`|\$6\$(rounds=[0-9]{1,9}\$)?[!-#%-9;-~]{1,16}\$[./0-9A-Za-z]{86}` +
+		`|\$g?y\$[./0-9A-Za-z]+\$[./0-9A-Za-z]{0,86}\$[./0-9A-Za-z]{43})$`)
+	sshKeyTypes = []string{"ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
+		"sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"}
+)
+
+// check reports what is wrong with c as a [Fault] of code [CodeInvalid]. prefix
+// is where the request has c: empty for its root.
+func (c CloudInit) check(prefix string) error {
+	if c.Hostname != "" && !validHostname(c.Hostname) {
+		return invalidField(prefix+"/hostname", "must be a host name in lower case: labels of 1 to 63 of a-z, 0-9 and '-' with dots between them, at most 253 characters, and no IP address")
+	}
+	if err := checkSSHKeys(prefix+"/ssh_authorized_keys", c.SSHAuthorizedKeys); err != nil {
+		return err
+	}
+	if len(c.Users) > MaxCloudUsers {
+		return invalidField(prefix+"/users", "must be at most %d", MaxCloudUsers)
+	}
+	named := map[string]int{}
+	for i, u := range c.Users {
+		field := fmt.Sprintf("%s/users/%d", prefix, i)
+		if err := u.check(field); err != nil {
+			return err
+		}
+		if first, ok := named[u.Name]; ok {
+			return invalidField(field+"/name", "%q is the name of user %d too", u.Name, first)
+		}
+		named[u.Name] = i
+	}
+	if err := checkHash(prefix+"/password_hash", c.PasswordHash); err != nil {
+		return err
+	}
+	if err := checkUserData(prefix+"/user_data", c.UserData); err != nil {
+		return err
+	}
+	if err := checkUserData(prefix+"/vendor_data", c.VendorData); err != nil {
+		return err
+	}
+	return checkNetworkConfig(prefix+"/network_config", c.NetworkConfig)
+}
+
+// validHostname reports whether cloud-init takes s for a host name: of an IPv4
+// address it would make "ip-192-0-2-1".
+func validHostname(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err != nil && len(s) <= 253 && !slices.ContainsFunc(strings.Split(s, "."), func(label string) bool { return !ValidName(label) })
+}
+
+func (u CloudUser) check(field string) error {
+	if !userPattern.MatchString(u.Name) {
+		return invalidField(field+"/name", "must be 1 to 32 of a-z, 0-9, '_' and '-', and begin with a letter or '_'")
+	}
+	if u.Name == "default" {
+		return invalidField(field+"/name", "default is cloud-init's word for the image's own user, whose keys and password are given beside users")
+	}
+	if err := checkSSHKeys(field+"/ssh_authorized_keys", u.SSHAuthorizedKeys); err != nil {
+		return err
+	}
+	if err := checkHash(field+"/password_hash", u.PasswordHash); err != nil {
+		return err
+	}
+	if !plainText(u.Sudo, maxSudoRule, "") {
+		return invalidField(field+"/sudo", "must be one line of at most %d characters, a rule such as ALL=(ALL) NOPASSWD:ALL", maxSudoRule)
+	}
+	if len(u.Groups) > MaxUserGroups {
+		return invalidField(field+"/groups", "must be at most %d", MaxUserGroups)
+	}
+	for i, g := range u.Groups {
+		if !userPattern.MatchString(g) {
+			return invalidField(fmt.Sprintf("%s/groups/%d", field, i), "must be 1 to 32 of a-z, 0-9, '_' and '-', and begin with a letter or '_'")
+		}
+	}
+	if u.Shell != "" && (!path.IsAbs(u.Shell) || !plainText(u.Shell, 255, "") || strings.Contains(u.Shell, ":")) {
+		return invalidField(field+"/shell", "must be an absolute path of at most 255 characters, without ':' and control characters")
+	}
+	return nil
+}
+
+// checkHash does not show the value: it may be the password itself.
+func checkHash(field, hash string) error {
+	if hash == "" || hashPattern.MatchString(hash) {
+		return nil
+	}
+	f := invalidField(field, "must be a password's hash as in crypt(5), which begins with $1$, $2a$, $2b$, $2y$, $5$, $6$, $y$ or $gy$, and not the password")
+	f.Hint = "openssl passwd -6 asks for a password and prints its hash"
+	return f
+}
+
+func checkSSHKeys(field string, keys []string) error {
+	if len(keys) > MaxSSHKeys {
+		return invalidField(field, "must be at most %d", MaxSSHKeys)
+	}
+	for i, key := range keys {
+		if why := sshKeyFault(key); why != "" {
+			return invalidField(fmt.Sprintf("%s/%d", field, i), "%s", why)
+		}
+	}
+	return nil
+}
+
+// sshKeyFault says why key is no line of a public key file, without showing it:
+// it may be the private key. It is empty if key is one.
+func sshKeyFault(key string) string {
+	if len(key) > MaxSSHKeyBytes || !plainText(key, MaxSSHKeyBytes, "") {
+		return fmt.Sprintf("must be one line of at most %d KiB without control characters, the content of a .pub file", MaxSSHKeyBytes>>10)
+	}
+	words := strings.Fields(key)
+	if len(words) < 2 || !slices.Contains(sshKeyTypes, words[0]) {
+		return "must be a public key, without options before it: " + strings.Join(sshKeyTypes, ", ") + ", then the key in base64, then a comment if there is one"
+	}
+	blob, err := base64.StdEncoding.DecodeString(words[1])
+	if err != nil {
+		return "the word after " + words[0] + " is not base64"
+	}
+	// A key is a row of strings, each after its length (RFC 4253, section 6.6);
+	// the first is its type again.
+	for n := 0; len(blob) > 0; n++ {
+		if len(blob) < 4 || uint64(len(blob)-4) < uint64(binary.BigEndian.Uint32(blob)) {
+			return "the key is cut off"
+		}
+		size := 4 + int(binary.BigEndian.Uint32(blob))
+		if n == 0 && string(blob[4:size]) != words[0] {
+			return "the key is not of the type " + words[0] + " that is before it"
+		}
+		if n == 0 && size == len(blob) {
+			return "the key is cut off"
+		}
+		blob = blob[size:]
+	}
+	return ""
 }

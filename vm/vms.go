@@ -15,7 +15,7 @@ import (
 
 // Deadlines of what is done to a VM.
 const (
-	createTimeout = 2 * time.Minute
+	createTimeout = 24 * time.Hour // it may have to copy an image
 	startTimeout  = 2 * time.Minute
 	stopSlack     = time.Minute // beyond the guest's own time: the rungs that force it
 	pauseTimeout  = 30 * time.Second
@@ -26,9 +26,13 @@ const (
 type NewVM struct {
 	ID          string // empty: one is made up
 	Template    string
-	RootSizeMiB int64 // 0: the size of the base image, or [DefaultMiB] without one
+	Image       string // that its root disk is made of; empty: the daemon's boot image, or none
+	FullClone   bool   // the root disk is a copy of the image, and no overlay of it
+	RootSizeMiB int64  // 0: the size of the image, or [DefaultMiB] without one
 	VMEdits     VMEdits
 	NICs        *[]NewNIC // nil: one on the default network
+	CDROMs      []NewCDROM
+	CloudInit   *CloudInit // nil: the guest gets no seed
 }
 
 // CreateVM makes a stopped VM with its root disk and returns it. Nothing of it
@@ -40,18 +44,20 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 	if !ValidName(n.ID) {
 		return VM{}, invalidField("/name", "must be 1 to 63 of a-z, 0-9 and '-', and begin and end with a letter or a digit")
 	}
-	root, err := m.rootDisk(n.RootSizeMiB)
-	if err != nil {
-		return VM{}, err
-	}
-	v := VM{ID: n.ID, UUID: uuid.NewString(), State: Stopped, Reason: ReasonCreated, Desired: DesiredStopped, Root: root, Restart: RestartNever}
+	v := VM{ID: n.ID, UUID: uuid.NewString(), State: Stopped, Reason: ReasonCreated, Desired: DesiredStopped, Restart: RestartNever}
 	if err := n.VMEdits.apply(&v); err != nil {
 		return VM{}, err
 	}
+	if n.CloudInit != nil {
+		if err := n.CloudInit.check("/cloud_init"); err != nil {
+			return VM{}, err
+		}
+	}
+	var media media
 	made := false
 	r, err := m.begin(ctx, change{
 		kind: VMCreate, resources: []string{VMResource(n.ID)}, timeout: createTimeout,
-		after: func() { m.release(v.NICs) },
+		after: func() { m.release(v.NICs); m.letGo(media.held) },
 		intent: func(ctx context.Context, _ *run) (_ Change, err error) {
 			v.Template, err = m.templateForVM(ctx, n.Template)
 			if err != nil {
@@ -60,15 +66,22 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 			if err := m.checkNew(ctx, n.ID); err != nil {
 				return Change{}, err
 			}
+			if err := m.placeMedia(ctx, &v, n, &media); err != nil {
+				return Change{}, err
+			}
 			return Change{}, m.placeNICs(ctx, &v, n.NICs)
 		},
 		act: func(ctx context.Context, r *run) (Change, error) {
-			if err := m.driver.CreateVM(ctx, v.ID, v.Root, nil, nil); err != nil {
+			if err := m.driver.CreateVM(ctx, v.ID, v.Root, media.from, r.progress); err != nil {
 				return Change{}, err
 			}
 			made = true
 			v.CreatedAt = now()
-			return Change{NewVM: &v}, nil
+			c := Change{NewVM: &v}
+			if n.CloudInit != nil {
+				c.Seed = &Seed{VMID: v.ID, CloudInit: *n.CloudInit}
+			}
+			return c, nil
 		},
 		truth: func(ctx context.Context) (Change, error) {
 			if !made { // then the driver has undone its own
@@ -91,14 +104,55 @@ func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
 	return m.store.VM(ctx, v.ID)
 }
 
-func (m *Manager) rootDisk(sizeMiB int64) (DiskFile, error) {
+// media is what a new VM's disk and drives are made of, besides what is recorded.
+type media struct {
+	held []Image // which are not to be deleted meanwhile
+	from *CopySource
+}
+
+// placeMedia gives v, which is new, its root disk and its drives. What it holds is
+// in use also after an error.
+func (m *Manager) placeMedia(ctx context.Context, v *VM, n NewVM, use *media) (err error) {
+	if n.CloudInit != nil {
+		v.CDROMs = append(v.CDROMs, CDROM{ID: SeedCDROM})
+	}
+	for i, w := range n.CDROMs {
+		image, err := m.insert(ctx, v, w, fmt.Sprintf("/cdroms/%d", i))
+		if image.SHA256 != "" {
+			use.held = append(use.held, image)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if n.Image == "" {
+		if n.FullClone {
+			return invalidField("/full_clone", "needs an image to copy")
+		}
+		v.Root, err = m.bootDisk(n.RootSizeMiB)
+		return err
+	}
+	image, err := m.holdImage(ctx, n.Image, "/image")
+	if err != nil {
+		return err
+	}
+	use.held = append(use.held, image)
+	if v.Root, err = overlayOf(image, n.RootSizeMiB, "/root_disk_size", "/image"); err == nil && n.FullClone {
+		use.from = &CopySource{File: v.Root}
+		v.Root.Base, v.Root.BaseFormat = "", ""
+	}
+	return err
+}
+
+// bootDisk returns the root disk of a VM that is made of no image.
+func (m *Manager) bootDisk(sizeMiB int64) (DiskFile, error) {
 	root := m.o.Base
 	if sizeMiB == 0 {
 		root.SizeMiB = cmp.Or(root.SizeMiB, DefaultMiB)
 		return root, nil
 	}
-	if sizeMiB < 1 || sizeMiB > MaxDiskMiB {
-		return root, invalidField("/root_disk_size", "must be 1 MiB to %d GiB", MaxDiskMiB/gibInMi)
+	if err := checkSize(sizeMiB, "/root_disk_size"); err != nil {
+		return root, err
 	}
 	if sizeMiB < root.SizeMiB {
 		return root, invalidField("/root_disk_size", "must be at least %g GiB, the size of the default boot disk", float64(root.SizeMiB)/gibInMi)
@@ -280,7 +334,7 @@ func (m *Manager) spec(ctx context.Context, v VM) (Spec, error) {
 		return i - j
 	})
 	return Spec{ID: v.ID, UUID: v.UUID, CPUCount: v.Template.CPUCount, RAMMiB: v.Template.RAMMiB,
-		Machine: v.Machine, Accel: v.Accel, Root: v.Root, Disks: disks}, nil
+		Machine: v.Machine, Accel: v.Accel, Root: v.Root, Disks: disks, CDROMs: v.CDROMs}, nil
 }
 
 // outcome returns the change that records a.v in the state it was to reach.
@@ -297,6 +351,9 @@ func (a *action) start(ctx context.Context, r *run) (Change, error) {
 	}
 	networks, err := a.m.networksOf(ctx, a.v)
 	if err != nil {
+		return Change{}, err
+	}
+	if err := a.m.writeSeed(ctx, a.v, networks); err != nil {
 		return Change{}, err
 	}
 	if s.Ports, err = a.m.network.Connect(ctx, a.v, a.v.NICs, networks); err != nil {
