@@ -12,8 +12,6 @@ import (
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/iso9660"
-
-	"vmand/vm"
 )
 
 const (
@@ -150,11 +148,9 @@ func finishSeed(state *os.Root, a account, temp, name string) error {
 	if err := errors.Join(a.lend(f), f.Sync()); err != nil {
 		return err
 	}
-	vm.FailPoint("seed.made")
 	if err := state.Rename(temp, name); err != nil {
 		return err
 	}
-	vm.FailPoint("seed.renamed")
 	dir, err := state.Open(path.Dir(name))
 	if err != nil {
 		return err
