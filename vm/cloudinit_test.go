@@ -140,6 +140,7 @@ func TestUserDataIsWhatCloudInitKnows(t *testing.T) {
 		{"#cloud-config\na: 1\n---\nb: 2\n", "line 3: a second document"},
 		{"#cloud-config\na: 1\n---\n[\n", "line "},
 		{"#cloud-config\n" + strings.Repeat("[", 20000), "depth"},
+		{"#cloud-config\na: [" + strings.Repeat("b,", maxYAMLNodes) + "]\n", "more than 50000 values"},
 	} {
 		field := ""
 		if c.says != "" {
