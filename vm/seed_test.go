@@ -26,13 +26,15 @@ func TestSeedFilesOfEveryCombination(t *testing.T) {
 	v := VM{ID: "web", UUID: "u-1"}
 	structured := CloudInit{SSHAuthorizedKeys: []string{sshKey}, PasswordHash: cryptMD5, Users: []CloudUser{
 		{Name: "ann", Groups: []string{"adm", "sudo"}, Sudo: "ALL=(ALL) NOPASSWD:ALL", Shell: "/bin/bash", PasswordHash: cryptMD5}, {Name: "on"}}}
-	const ours = `#cloud-config
-ssh_authorized_keys:
+	const head = "#cloud-config\n"
+	const keys = `ssh_authorized_keys:
     - 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPDL3bzSUQQpe6c5vbMWXGX6WTmDfwFZ6DEEcznRSrqp me@home: #1'
-user:
+`
+	const own = `user:
     hashed_passwd: $1$saltsalt$qjXMvbEw8oaL.CzflDtaK/
     lock_passwd: false
-users:
+`
+	const others = `users:
     - default
     - name: ann
       groups: adm,sudo
@@ -52,10 +54,10 @@ users:
 		{false, user, "", user, none},
 		{false, "", vendor, "#cloud-config\n{}\n", vendor},
 		{false, user, vendor, user, vendor},
-		{true, "", "", ours, none},
-		{true, user, "", user, ours},
-		{true, "", vendor, ours, vendor},
-		{true, user, vendor, user, ours + "|" + vendor},
+		{true, "", "", head + keys + others, head + own},
+		{true, user, "", user, head + keys + own + others},
+		{true, "", vendor, head + keys + others, head + own + "|" + vendor},
+		{true, user, vendor, user, head + keys + own + others + "|" + vendor},
 	} {
 		var data CloudInit
 		if c.structured {
