@@ -22,19 +22,20 @@ func TestAnInstanceIDChangesWhenAllIsToBeTakenOnAnew(t *testing.T) {
 	}
 }
 
-func TestSeedFilesOfEveryCombination(t *testing.T) {
-	v := VM{ID: "web", UUID: "u-1"}
-	structured := CloudInit{SSHAuthorizedKeys: []string{sshKey}, PasswordHash: cryptMD5, Users: []CloudUser{
-		{Name: "ann", Groups: []string{"adm", "sudo"}, Sudo: "ALL=(ALL) NOPASSWD:ALL", Shell: "/bin/bash", PasswordHash: cryptMD5}, {Name: "on"}}}
-	const head = "#cloud-config\n"
-	const keys = `ssh_authorized_keys:
+var structured = CloudInit{SSHAuthorizedKeys: []string{sshKey}, PasswordHash: cryptMD5, Users: []CloudUser{
+	{Name: "ann", Groups: []string{"adm", "sudo"}, Sudo: "ALL=(ALL) NOPASSWD:ALL", Shell: "/bin/bash", PasswordHash: cryptMD5}, {Name: "on"}}}
+
+// What structured says as #cloud-config.
+const (
+	head = "#cloud-config\n"
+	keys = `ssh_authorized_keys:
     - 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPDL3bzSUQQpe6c5vbMWXGX6WTmDfwFZ6DEEcznRSrqp me@home: #1'
 `
-	const own = `user:
+	own = `user:
     hashed_passwd: $1$saltsalt$qjXMvbEw8oaL.CzflDtaK/
     lock_passwd: false
 `
-	const others = `users:
+	others = `users:
     - default
     - name: ann
       groups: adm,sudo
@@ -44,6 +45,10 @@ func TestSeedFilesOfEveryCombination(t *testing.T) {
       lock_passwd: false
     - name: "on"
 `
+)
+
+func TestSeedFilesOfEveryCombination(t *testing.T) {
+	v := VM{ID: "web", UUID: "u-1"}
 	const user, vendor, none = "#!/bin/sh\ntrue", "#cloud-config\na: ü\n", "-"
 	for _, c := range []struct {
 		structured         bool
