@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -22,6 +23,10 @@ const (
 	elementsAtOnce = 256
 	// batchBytes is room in the socket for the largest batch, which is sent at once.
 	batchBytes = 8 << 20
+	// A tap that is gone is forgotten after a while. One that a full meter has no
+	// room for is not limited; there are no more taps than a bridge has ports, 1023.
+	meterMemory = time.Minute
+	meterRoom   = 16 << 10
 	// nobody owns the elements that a daemon before this one has left.
 	nobody = ""
 )
@@ -278,6 +283,9 @@ func (s setSpec) set() *nftables.Set {
 		set.Concatenation, set.KeyType = true, nftables.MustConcatSetType(s.key...)
 	} else if s.key[0] == nftables.TypeIFName {
 		set.KeyByteOrder = binaryutil.NativeEndian // for `nft list` alone
+	}
+	if s.meter {
+		set.Dynamic, set.HasTimeout, set.Timeout, set.Size = true, true, meterMemory, meterRoom
 	}
 	if len(s.data) == 1 {
 		set.DataType = s.data[0]

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
@@ -26,6 +27,9 @@ type cable struct {
 	mac net.HardwareAddr
 	ip  netip.Addr
 	ip6 netip.Addr
+
+	name    string
+	dropped uint64 // frames that its queue had no room for
 }
 
 func plug(t testing.TB, n *Networks, v vm.VM, nw vm.VirtualNetwork) cable {
@@ -34,7 +38,7 @@ func plug(t testing.TB, n *Networks, v vm.VM, nw vm.VirtualNetwork) cable {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return cable{t, connect(t, n, v, nw), mac, v.NICs[0].IP, v.NICs[0].IPv6}
+	return cable{t: t, tap: connect(t, n, v, nw), mac: mac, ip: v.NICs[0].IP, ip6: v.NICs[0].IPv6, name: tapName(v.UUID, 0)}
 }
 
 func (c cable) send(frame []byte) {
@@ -68,6 +72,31 @@ func (c cable) hears(mark, end []byte) bool {
 			return heard
 		}
 	}
+}
+
+// arrived returns how many frames have come since it was asked last, whether or
+// not the queue of the tap had room for them.
+func (c *cable) arrived() int {
+	c.t.Helper()
+	raw, err := c.tap.SyscallConn()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	n := 0
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		for buf := make([]byte, 64<<10); failed == nil; n++ {
+			_, failed = unix.Read(int(fd), buf)
+		}
+		return true
+	})
+	if err != nil || !errors.Is(failed, unix.EAGAIN) {
+		c.t.Fatal(err, failed)
+	}
+	dropped := link(c.t, c.name).Attrs().Statistics.TxDropped
+	n += int(dropped-c.dropped) - 1
+	c.dropped = dropped
+	return n
 }
 
 var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
@@ -254,8 +283,9 @@ func TestGuestsSendOnlyAsThemselves(t *testing.T) {
 	sendAll(t, a, b, assignedFrames, func(m []byte) []byte { return arp(a.mac, a.mac, 2, a.ip, m) })
 }
 
-func TestGuestsOnTheHostsBridgesHaveAnyAddressButOneMAC(t *testing.T) {
-	n := newHost(t)
+// hostNetwork returns a network on a bridge that the host has of its own.
+func hostNetwork(t testing.TB) vm.VirtualNetwork {
+	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "br0"
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
@@ -264,7 +294,12 @@ func TestGuestsOnTheHostsBridgesHaveAnyAddressButOneMAC(t *testing.T) {
 	if err := netlink.LinkSetUp(link(t, "br0")); err != nil {
 		t.Fatal(err)
 	}
-	nw := vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0", Revision: 1}
+	return vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0", Revision: 1}
+}
+
+func TestGuestsOnTheHostsBridgesHaveAnyAddressButOneMAC(t *testing.T) {
+	n := newHost(t)
+	nw := hostNetwork(t)
 	up(t, n, nw)
 	va := guest("a", nw, 0)
 	a, b := plug(t, n, va, nw), plug(t, n, guest("b", nw, 0), nw)
@@ -339,19 +374,71 @@ func TestAGuestCannotSendFasterThanItsRate(t *testing.T) {
 	up(t, n, nw)
 	va := guest("a", nw, 10)
 	va.NICs[0].RateOut = 8 // kbit/s, so that what may come at once is all that comes
-	a := plug(t, n, va, nw)
-	plug(t, n, guest("b", nw, 11), nw)
+	a, b := plug(t, n, va, nw), plug(t, n, guest("b", nw, 11), nw)
+	to := func(f []byte) []byte {
+		copy(f, b.mac)
+		return f
+	}
 	big := make([]byte, 1400)
 	for range 1000 { // 1.4 MB
-		a.send(ipv4(a.mac, a.ip, addr("192.168.100.255"), 17, udp(4000, 4000, big)))
+		a.send(to(ipv4(a.mac, a.ip, b.ip, 17, udp(4000, 4000, big))))
+	}
+	if got := b.arrived(); got < 100 || got > 300 {
+		t.Errorf("%d of 1000 frames have arrived at 8 kbit/s", got)
 	}
 	va.NICs[0].RateOut, va.Revision = 0, 2
 	if err := n.Update(t.Context(), va, map[string]vm.VirtualNetwork{nw.Name: nw}); err != nil {
 		t.Fatal(err)
 	}
-	before := link(t, tapName("b", 0)).Attrs().Statistics.TxPackets + link(t, tapName("b", 0)).Attrs().Statistics.TxDropped
-	if before > 300 {
-		t.Errorf("%d of 1000 frames have arrived at 8 kbit/s", before)
+	for range 1000 {
+		a.send(to(ipv4(a.mac, a.ip, b.ip, 17, udp(4000, 4000, big))))
+	}
+	if got := b.arrived(); got < 1000 {
+		t.Errorf("%d of 1000 frames have arrived without a limit", got)
+	}
+}
+
+func TestAGuestThatFloodsLeavesRoomForTheOthers(t *testing.T) {
+	for name, network := range map[string]func(testing.TB) vm.VirtualNetwork{
+		"assigned": func(testing.TB) vm.VirtualNetwork { return natNetwork() },
+		"learned":  hostNetwork,
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newHost(t)
+			nw := network(t)
+			up(t, n, nw)
+			a, b, c := plug(t, n, guest("a", nw, 10), nw), plug(t, n, guest("b", nw, 11), nw), plug(t, n, guest("c", nw, 12), nw)
+			a.ip, c.ip = addr("192.168.100.10"), addr("192.168.100.12") // on the host's bridge any will do
+			frame := func(from cable, to string, mark []byte) []byte {
+				mac, err := net.ParseMAC(to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				f := arp(from.mac, from.mac, 2, from.ip, mark)
+				copy(f, mac)
+				return f
+			}
+			b.arrived() // what the host says when a network begins
+			start := time.Now()
+			for range 2000 {
+				a.send(frame(a, "ff:ff:ff:ff:ff:ff", nil))
+				a.send(frame(a, "33:33:00:00:00:fb", nil))
+				a.send(frame(a, "52:00:00:00:00:99", nil)) // nobody's
+			}
+			got := b.arrived()
+			// However long that took: what may arrive grows with it. The host may say a little too.
+			if most := stormBurst + int(stormRate*time.Since(start).Seconds()) + 20; got < stormBurst || got > most {
+				t.Errorf("%d of 6000 frames have arrived; want %d to %d", got, stormBurst, most)
+			}
+			for _, to := range []string{b.mac.String(), "ff:ff:ff:ff:ff:ff"} {
+				mark, end := []byte("from another guest to "+to), []byte("after what went to "+to)
+				c.send(frame(c, to, mark))
+				c.send(frame(c, to, end))
+				if !b.hears(mark, end) {
+					t.Errorf("what another guest sends to %s has not arrived", to)
+				}
+			}
+		})
 	}
 }
 

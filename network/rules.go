@@ -32,6 +32,7 @@ const (
 	setIPs6     = "ips6"     // interface . IPv6 address that a guest sends from
 	setRates    = "rates"    // interface: the chain that limits what a guest sends
 	setHairpins = "hairpins" // interface . interface: a tap in hairpin mode and itself
+	setStorms   = "storms"   // interface: the kernel's own, with what each tap has sent to all of late
 )
 
 // A setSpec says what a set is made of.
@@ -41,6 +42,7 @@ type setSpec struct {
 	key      []nftables.SetDatatype
 	data     []nftables.SetDatatype // of a map
 	interval bool
+	meter    bool // the rules themselves fill it
 }
 
 func setSpecs() []setSpec {
@@ -62,6 +64,7 @@ func setSpecs() []setSpec {
 		{table: bridgeTable, name: setIPs6, key: of{ifn, ip6}},
 		{table: bridgeTable, name: setRates, key: of{ifn}, data: of{nftables.TypeVerdict}},
 		{table: bridgeTable, name: setHairpins, key: of{ifn, ifn}},
+		{table: bridgeTable, name: setStorms, key: of{ifn}, meter: true},
 	}
 }
 
@@ -111,6 +114,7 @@ func chainSpecs() []chainSpec {
 		{inetTable, "forward", filter, forward, priorityFilter, forwardRules()},
 		{bridgeTable, "forward", filter, forward, priorityGuard, []ruleSpec{
 			{"nobody hears its own broadcasts", all(fromTo(), in(setHairpins), oifname(), etherField(0, 6, regAfter), notIn(setMACs), drop())},
+			strangers(setAssigned), strangers(setLearned),
 		}},
 		{bridgeTable, "prerouting", filter, pre, priorityGuard, []ruleSpec{
 			{"rate limits", all(iifname(), jumpBy(setRates))},
@@ -119,6 +123,31 @@ func chainSpecs() []chainSpec {
 		}},
 	}
 	return append(chains, guardChains()...)
+}
+
+// strangers keeps from a guest the frames to one other machine. A bridge sends
+// those to a MAC that nobody has to all, so a guest could flood all by them.
+func strangers(taps string) ruleSpec {
+	return ruleSpec{"what is for another machine", all(oifname(), in(taps), etherField(0, 1, reg), masked(1), equal(0),
+		oifname(), etherField(0, 6, regAfter), notIn(setMACs), drop())}
+}
+
+// Broadcasts and multicasts of one guest. The queue of a tap has room for 1000
+// frames, so what a guest may send to all at once leaves room for what is sent to
+// the others alone, and the rate leaves the slowest of them time to read it.
+const (
+	stormRate  = 1000 // frames a second
+	stormBurst = 500
+)
+
+// storm drops what a guest sends to all beyond that. A guest that floods would
+// otherwise fill the queues of all others, and they would lose the answers to
+// what they ask.
+func storm() ruleSpec {
+	return ruleSpec{"broadcast storms", all(etherField(0, 1, reg), masked(1), equal(1), iifname(), load(&expr.Dynset{
+		SrcRegKey: reg, SetName: setStorms, Operation: unix.NFT_DYNSET_OP_UPDATE,
+		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: stormRate, Unit: expr.LimitTimeSecond, Burst: stormBurst, Over: true}},
+	}), drop())}
 }
 
 // portOf loads the protocol and the destination port.
@@ -186,6 +215,7 @@ func guardChains() []chainSpec {
 	fromMAC := all(iifname(), etherField(6, 6, regAfter))
 	return []chainSpec{
 		chain("assigned",
+			storm(),
 			ruleSpec{"another MAC", all(fromMAC, notIn(setMACs), drop())},
 			ruleSpec{"ARP", all(etherType(ethARP), goTo("arp"))},
 			ruleSpec{"IPv4", all(etherType(ethIPv4), goTo("ipv4"))},
@@ -194,6 +224,7 @@ func guardChains() []chainSpec {
 		),
 		arpChain(), ipv4Chain(), ipv6Chain(), targetChain(), wholeChain(),
 		chain("learned",
+			storm(),
 			ruleSpec{"another MAC", all(fromMAC, notIn(setMACs), drop())},
 			ruleSpec{"another MAC in ARP", all(etherType(ethARP), iifname(), netField(8, 6, regAfter), notIn(setMACs), drop())},
 			ruleSpec{"VLAN tags", all(etherType(ethVLAN), drop())},

@@ -86,7 +86,7 @@ func rateOf(r *nftables.Rule) (string, bool) {
 
 func (seen *seenTables) readSets(conn *nftables.Conn, rates map[string]string) error {
 	for _, spec := range setSpecs() {
-		if !seen.sets[spec.name] {
+		if !seen.sets[spec.name] || spec.meter {
 			continue
 		}
 		elements, err := conn.GetSetElements(spec.set())

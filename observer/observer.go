@@ -35,6 +35,7 @@ type Records interface {
 	VM(ctx context.Context, id string) (vm.VM, error)
 	VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error)
 	Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Disk, error)
+	Images(ctx context.Context, f vm.ImageFilter, p vm.Page) ([]vm.Image, error)
 	Operations(ctx context.Context, f vm.OperationFilter, p vm.Page) ([]vm.Operation, error)
 	Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error)
 	LastEvent(ctx context.Context) (int64, error)

@@ -25,6 +25,7 @@ type world struct {
 	mu       sync.Mutex
 	vms      map[string]vm.VM
 	disks    map[string]vm.Disk
+	images   []vm.Image
 	open     []vm.Operation
 	seen     vm.Survey
 	surveys  int
@@ -201,6 +202,12 @@ func (w *world) VMs(context.Context, vm.VMFilter, vm.Page) ([]vm.VM, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Collect(maps.Values(w.vms)), w.failRead["vms"]
+}
+
+func (w *world) Images(context.Context, vm.ImageFilter, vm.Page) ([]vm.Image, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.images), w.failRead["images"]
 }
 
 func (w *world) Disks(context.Context, vm.DiskFilter, vm.Page) ([]vm.Disk, error) {

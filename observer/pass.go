@@ -64,6 +64,9 @@ func (o *Observer) look(ctx context.Context) ([]Action, []vm.VM, error) {
 	if recorded.Disks, err = o.records.Disks(ctx, vm.DiskFilter{}, vm.Page{}); err != nil {
 		return nil, nil, fmt.Errorf("read the recorded disks: %w", err)
 	}
+	if recorded.Images, err = o.records.Images(ctx, vm.ImageFilter{}, vm.Page{}); err != nil {
+		return nil, nil, fmt.Errorf("read the recorded images: %w", err)
+	}
 	if recorded.Open, err = o.records.Operations(ctx, vm.OperationFilter{Open: true}, vm.Page{}); err != nil {
 		return nil, nil, fmt.Errorf("read the open operations: %w", err)
 	}

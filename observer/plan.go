@@ -24,11 +24,13 @@ const (
 	RuntimeDrift          IssueType = "runtime_drift"   // QEMU has a disk that the records do not give its VM
 	StorageLow            IssueType = "storage_low"     // the file system of the disks is nearly full
 	NetworkDrift          IssueType = "network_drift"   // a network on the host is not as it is recorded
+	MissingImage          IssueType = "missing_image"   // an image is recorded without its content, or not as it is
+	OrphanImage           IssueType = "orphan_image"    // there is content that no image has
 )
 
 // IssueTypes lists every type.
 var IssueTypes = []IssueType{VMStateMismatch, OrphanProcess, MissingDisk, OrphanDisk, DiskStateInconsistent,
-	DiskSizeMismatch, QMPUnreachable, RuntimeDrift, StorageLow, NetworkDrift}
+	DiskSizeMismatch, QMPUnreachable, RuntimeDrift, StorageLow, NetworkDrift, MissingImage, OrphanImage}
 
 const (
 	// mutePasses is for how many passes a monitor must have been mute: a QEMU that
@@ -40,16 +42,17 @@ const (
 
 // Recorded is everything that is recorded and that a host can contradict.
 type Recorded struct {
-	VMs   []vm.VM
-	Disks []vm.Disk
-	Open  []vm.Operation // those that are not over
+	VMs    []vm.VM
+	Disks  []vm.Disk
+	Images []vm.Image
+	Open   []vm.Operation // those that are not over
 }
 
 // An Action is one disagreement, and whether the [Settler] is to be asked to
 // resolve it. What could lose data is never to be settled.
 type Action struct {
 	Type     IssueType
-	Resource string // "vms/<id>", "disks/<id>", "networks/<name>" or "storage/<path>"
+	Resource string // "vms/<id>", "disks/<id>", "images/<name>" or, of an orphan, "images/<sha256>", "networks/<name>", "storage/<path>"
 	Details  string // for a person
 	Settle   bool
 	// Passes is how many passes in a row must find it before it is an issue that
@@ -70,6 +73,7 @@ func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(resource st
 		p.vms[v.ID] = true
 		p.vm(v)
 		p.nics(v)
+		p.drives(v)
 	}
 	owner := make(map[string]string, len(recorded.Disks))
 	for _, d := range recorded.Disks {
@@ -77,6 +81,7 @@ func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(resource st
 		owner[d.ID] = d.VMID
 		p.disk(d)
 	}
+	p.images(recorded.Images)
 	p.drift(owner)
 	p.storage(lowMiB)
 	p.orphans()
@@ -203,6 +208,50 @@ func (p *planner) drift(owner map[string]string) {
 	}
 }
 
+// drives finds a VM whose CD-ROM drives are not those that are recorded: a change
+// of them was cut short.
+func (p *planner) drives(v vm.VM) {
+	seen := p.seen.VMs[v.ID]
+	if v.State != vm.Running && v.State != vm.Paused || vm.SameCDROMs(v, seen) {
+		return
+	}
+	p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(v.ID), Settle: true, Passes: 2,
+		Details: fmt.Sprintf("QEMU process %d has the CD-ROM drives %q, which are not those recorded", seen.PID, seen.CDROMs),
+		Cure:    "made the CD-ROM drives those recorded"})
+}
+
+// images finds the images whose content is not as it is recorded, and content that
+// no image has: the disks of orphans may be based on it, so it is only reported. When
+// the host does not say what content there is, nothing is known.
+func (p *planner) images(recorded []vm.Image) {
+	if p.seen.Images == nil {
+		return
+	}
+	known := map[string]bool{}
+	for _, i := range recorded {
+		known[i.SHA256] = true
+		_, there := p.seen.Images[i.SHA256]
+		details := ""
+		switch {
+		case i.State == vm.ImageImporting:
+			details = fmt.Sprintf("image %s is recorded as importing while no operation is at work on it", i.Name)
+		case i.State == vm.ImageAvailable && !there:
+			details = fmt.Sprintf("the content of image %s is not there", i.Name)
+		case i.State == vm.ImageError && there:
+			details = fmt.Sprintf("image %s is recorded as error, but its content is there", i.Name)
+		}
+		if details != "" {
+			p.plan = append(p.plan, Action{Type: MissingImage, Resource: vm.ImageResource(i.Name), Settle: true, Passes: 2, Details: details})
+		}
+	}
+	for sum := range p.seen.Images {
+		if !known[sum] {
+			p.plan = append(p.plan, Action{Type: OrphanImage, Resource: vm.ImageResource(sum), Passes: 2,
+				Details: "there is content that no image has; it is left alone, as disks that are not recorded may be based on it"})
+		}
+	}
+}
+
 // storage reports a file system of the disks that is nearly full. What is not
 // known is not reported.
 func (p *planner) storage(lowMiB int64) {
@@ -220,8 +269,11 @@ func (p *planner) operations(open []vm.Operation) {
 	for _, op := range open {
 		a := Action{Type: VMStateMismatch, Resource: op.Resource, Settle: true,
 			Details: fmt.Sprintf("operation %s (%s) is recorded as %s while nobody is at work on it", op.ID, op.Kind, op.State)}
-		if strings.HasPrefix(op.Resource, "disks/") {
+		switch kind, _, _ := strings.Cut(op.Resource, "/"); kind {
+		case "disks":
 			a.Type = DiskStateInconsistent
+		case "images":
+			a.Type = MissingImage
 		}
 		if !slices.ContainsFunc(p.plan, func(b Action) bool { return b.Type == a.Type && b.Resource == a.Resource }) {
 			p.plan = append(p.plan, a)

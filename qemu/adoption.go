@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"path/filepath"
+	"slices"
 
 	"vmand/vm"
 )
@@ -31,31 +32,62 @@ func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, e
 	return got.UUID, root, nil
 }
 
+// AdoptDisk implements [vm.Driver].
+func (d *Driver) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
+	if !vm.ValidName(id) {
+		return vm.DiskFile{}, vm.NotFound("disk", id)
+	}
+	return d.ownFile(dataDisk(id), "disk "+id)
+}
+
 // rootDisk returns what the header of a VM's root disk says.
 func (d *Driver) rootDisk(id string) (vm.DiskFile, error) {
 	if !vm.ValidName(id) {
 		return vm.DiskFile{}, vm.NotFound("VM", id)
 	}
-	f, err := d.state.Open(vmRootDisk(id))
+	return d.ownFile(vmRootDisk(id), "the root disk of vm "+id)
+}
+
+// ownFile returns what the header of a disk's file says; what is the disk in words.
+func (d *Driver) ownFile(name, what string) (vm.DiskFile, error) {
+	f, err := d.state.Open(name)
 	if err != nil {
-		return vm.DiskFile{}, fileFault(err, "the root disk of vm %s", id)
+		return vm.DiskFile{}, fileFault(err, "%s", what)
 	}
 	defer f.Close()
 	h, err := readQcow2Header(f)
 	if err != nil {
-		return vm.DiskFile{}, fault(vm.CodeOperationFailed, err, "read the root disk of vm %s", id)
+		return vm.DiskFile{}, fault(vm.CodeOperationFailed, err, "read %s", what)
 	}
-	switch {
-	case h.external || h.crypt:
-		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "the root disk of vm %s is none that vmand has made", id)
-	case h.backing == "":
-	case !filepath.IsAbs(h.backing), h.backingFormat != formatQcow2 && h.backingFormat != formatRaw:
-		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "the root disk of vm %s is based on %q (%q), which vmand has not made it on",
-			id, h.backing, h.backingFormat)
+	if h.external || h.crypt {
+		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "%s is none that vmand has made", what)
 	}
-	r := vm.DiskFile{SizeMiB: h.sizeMiB(), Base: h.backing}
-	if r.Base != "" {
-		r.BaseFormat = h.backingFormat
+	r := vm.DiskFile{SizeMiB: h.sizeMiB()}
+	if h.backing == "" {
+		return r, nil
+	}
+	r.Base, r.BaseFormat = d.baseOfHeader(h)
+	if r.Base == "" {
+		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "%s is based on %q (%q), which vmand has not made it on",
+			what, h.backing, h.backingFormat)
 	}
 	return r, nil
+}
+
+// baseOfHeader returns what a header says that a file is an overlay of, empty if
+// vmand makes none on that: content of images, or an image of the operator's, whose
+// place is his, but for where ours are.
+func (d *Driver) baseOfHeader(h qcow2Header) (base, format string) {
+	dir, name := filepath.Split(h.backing)
+	switch {
+	case vm.ValidContent(name) && h.backing == d.layout.content(name):
+		if vm.ImageFormat(h.backingFormat) == vm.FormatISO || !slices.Contains(vm.ImageFormats, vm.ImageFormat(h.backingFormat)) {
+			return "", ""
+		}
+		return vm.ContentBase(name), h.backingFormat
+	case !filepath.IsAbs(h.backing), filepath.Clean(dir) == d.layout.inState(imagesDir),
+		h.backingFormat != formatQcow2 && h.backingFormat != formatRaw:
+		return "", ""
+	}
+	return h.backing, h.backingFormat
 }

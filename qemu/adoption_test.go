@@ -33,7 +33,7 @@ func TestAForgottenVMSaysWhatItIs(t *testing.T) {
 
 func TestAForgottenVMThatDoesNotSayWhoItIsIsNotAdopted(t *testing.T) {
 	f := newFakeHost(t, fakeQEMU(nil))
-	must(t, f.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}))
+	must(t, f.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, nil, nil))
 	if known, _, err := f.AdoptVM(t.Context(), "web"); known != fakeUUID || err != nil {
 		t.Errorf("it is %q, %v", known, err)
 	}
@@ -55,7 +55,7 @@ func TestARootDiskThatVmandHasNotMadeIsNotAdopted(t *testing.T) {
 		"a base behind a proxy": {"-u", "-F", "raw", "-b", "nbd://host/secret"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			must(t, d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}))
+			must(t, d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, nil, nil))
 			path := d.layout.inState(vmRootDisk("web"))
 			must(t, os.Remove(path))
 			args := append(append([]string{"create", "-q", "-f", "qcow2"}, args...), path, "16M")

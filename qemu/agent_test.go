@@ -41,7 +41,7 @@ func linuxGuest(t testing.TB, variant string) string {
 func (h *testHost) startAgent(id string) {
 	h.t.Helper()
 	root := vm.DiskFile{SizeMiB: 64, Base: linuxGuest(h.t, "agent"), BaseFormat: formatQcow2}
-	must(h.t, h.CreateVM(h.t.Context(), id, root))
+	must(h.t, h.CreateVM(h.t.Context(), id, root, nil, nil))
 	s := h.create(id+"-model", guestDeaf)
 	s.ID, s.RAMMiB, s.Root = id, 192, root
 	h.startSpec(s)

@@ -36,6 +36,7 @@ const (
 	diskDevicePrefix = "disk-"
 	diskNodePrefix   = "data-"
 	nicDevicePrefix  = "nic-"
+	cdromPrefix      = "cdrom-" // of the device and of its node
 )
 
 // A node-name has at most 31 characters (block.h in QEMU's source), which the
@@ -43,6 +44,19 @@ const (
 func diskDevice(diskID string) string   { return diskDevicePrefix + diskID }
 func diskNode(diskID string) string     { return diskNodePrefix + diskID }
 func diskFileNode(diskID string) string { return "file-" + diskID }
+
+// The content of an image that a data disk is an overlay of.
+func diskBaseNode(diskID string) string     { return "image-" + diskID }
+func diskBaseFileNode(diskID string) string { return "imgfile-" + diskID }
+
+func cdromAlias(cdromID string) string    { return cdromPrefix + cdromID }
+func cdromFileNode(cdromID string) string { return "cdfile-" + cdromID }
+
+// cdromOfAlias returns the id of the CD-ROM drive that a device or a node is, if it
+// is one.
+func cdromOfAlias(alias string) (cdromID string, ok bool) {
+	return strings.CutPrefix(alias, cdromPrefix)
+}
 
 // diskOfDevice returns the id of the data disk that a device is, if it is one.
 func diskOfDevice(device string) (diskID string, ok bool) {

@@ -127,7 +127,7 @@ func BenchmarkSurvey(b *testing.B) {
 func BenchmarkSurveyDisks(b *testing.B) {
 	const disks = 1000
 	h := newHost(b)
-	must(b, h.CreateDisk(b.Context(), "first", 16))
+	must(b, h.CreateDisk(b.Context(), "first", vm.DiskFile{SizeMiB: 16}, nil, nil))
 	image, err := h.state.ReadFile(dataDisk("first"))
 	must(b, err)
 	for i := range disks - 1 {
@@ -156,7 +156,7 @@ func BenchmarkDisk(b *testing.B) {
 	var took [4]time.Duration
 	for b.Loop() {
 		for i, step := range []func() error{
-			func() error { return h.CreateDisk(ctx, disk.ID, 1024) },
+			func() error { return h.CreateDisk(ctx, disk.ID, vm.DiskFile{SizeMiB: 1024}, nil, nil) },
 			func() error { return h.AttachDisk(ctx, disk) },
 			func() error { return h.DetachDisk(ctx, disk) },
 			func() error { return h.DeleteDisk(ctx, disk.ID) },

@@ -9,23 +9,26 @@ import (
 
 const mib = 1 << 20
 
-// hasNode reports whether QEMU has a block node of a name.
-func (s *session) hasNode(ctx context.Context, name string) (bool, error) {
-	var nodes []struct {
-		Name string `json:"node-name"`
-	}
+// namedNode is a block node that QEMU has.
+type namedNode struct {
+	Name string `json:"node-name"`
+	File string `json:"file"` // the path of the file below it
+}
+
+// nodes returns the block nodes that QEMU has.
+func (s *session) nodes(ctx context.Context) ([]namedNode, error) {
+	var nodes []namedNode
 	args := struct {
 		Flat bool `json:"flat"` // else every backing chain is described in full
 	}{true}
-	if err := s.execute(ctx, queryTimeout, "query-named-block-nodes", args, &nodes); err != nil {
-		return false, err
-	}
-	for _, n := range nodes {
-		if n.Name == name {
-			return true, nil
-		}
-	}
-	return false, nil
+	err := s.execute(ctx, queryTimeout, "query-named-block-nodes", args, &nodes)
+	return nodes, err
+}
+
+// hasNode reports whether QEMU has a block node of a name.
+func (s *session) hasNode(ctx context.Context, name string) (bool, error) {
+	nodes, err := s.nodes(ctx)
+	return slices.ContainsFunc(nodes, func(n namedNode) bool { return n.Name == name }), err
 }
 
 // ResizeDisk implements [vm.Driver]. The new size is on the disk when it

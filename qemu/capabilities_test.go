@@ -66,8 +66,11 @@ func TestWithoutQEMUTheDriverSaysWhatToInstall(t *testing.T) {
 	}
 	mustName(err, "qemu-system-x86")
 	mustName(d.Start(t.Context(), testSpec(), nil), "qemu-system-x86")
-	mustName(d.CreateDisk(t.Context(), "data", 16), "qemu-utils")
-	mustName(d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}), "qemu-utils")
+	must(t, d.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 16}, nil, nil)) // which needs none
+	copied := &vm.CopySource{Resource: "disks/data", File: vm.DiskFile{SizeMiB: 16}}
+	mustName(d.ResizeDisk(t.Context(), vm.Disk{ID: "data"}, 32), "qemu-utils")
+	mustName(d.CreateDisk(t.Context(), "copy", vm.DiskFile{SizeMiB: 16}, copied, nil), "qemu-utils")
+	mustName(d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, copied, nil), "qemu-utils")
 	tools := d.CheckTools(t.Context())
 	mustName(tools.QEMU.Err, "qemu-system-x86")
 	mustName(tools.Img.Err, "qemu-utils")

@@ -51,7 +51,7 @@ type device struct {
 	Drive         string  `json:"drive,omitempty"`
 	Channel       *int    `json:"channel,omitempty"`
 	SCSIID        *int    `json:"scsi-id,omitempty"`
-	LUN           int     `json:"lun,omitempty"`
+	LUN           *int    `json:"lun,omitempty"`
 	Serial        string  `json:"serial,omitempty"`
 	DeviceID      string  `json:"device_id,omitempty"`
 	BootIndex     int     `json:"bootindex,omitempty"`
@@ -64,54 +64,6 @@ type device struct {
 	Number        int     `json:"nr,omitempty"`
 	Chardev       string  `json:"chardev,omitempty"`
 	Name          string  `json:"name,omitempty"`
-}
-
-// blockNode is the argument of -blockdev and of blockdev-add.
-type blockNode struct {
-	Driver   string     `json:"driver"`
-	NodeName string     `json:"node-name"`
-	ReadOnly bool       `json:"read-only,omitempty"`
-	Discard  string     `json:"discard,omitempty"`
-	Filename string     `json:"filename,omitempty"`
-	File     *blockNode `json:"file,omitempty"`
-	Backing  any        `json:"backing,omitempty"` // a *blockNode or noBacking
-}
-
-// noBacking makes QEMU ignore the backing file a qcow2 header may name.
-var noBacking = json.RawMessage("null")
-
-// qcow2Node describes a writable qcow2 file. The cache mode is QEMU's default,
-// write-back: the guest's flushes reach the disk, so what it was told is safe
-// is safe, and it works on every file system (O_DIRECT does not).
-// discard=unmap gives back to the host what the guest trims.
-func qcow2Node(name, fileName, path string, backing any) blockNode {
-	return blockNode{
-		Driver: "qcow2", NodeName: name, Discard: "unmap",
-		File:    &blockNode{Driver: "file", NodeName: fileName, Filename: path, Discard: "unmap"},
-		Backing: backing,
-	}
-}
-
-// diskNodes and diskSCSI describe a data disk. scsi-hd on virtio-scsi can be
-// unplugged without the guest's help. Its LUN is its slot for life; the rest of
-// its address is said too, or QEMU would give each disk another target. A Linux
-// guest names it after device_id, which udev reads from VPD page 0x83; the
-// serial is the same for tools that read page 0x80. On an I/O error (a full
-// host disk) the guest is stopped and not told, so nothing of its is lost.
-func diskNodes(d vm.Disk, path string) blockNode {
-	return qcow2Node(diskNode(d.ID), diskFileNode(d.ID), path, noBacking)
-}
-
-func diskSCSI(d vm.Disk) (device, error) {
-	lun, ok := vm.Slot(d.MountPoint)
-	if !ok {
-		return device{}, fault(vm.CodeInvalid, nil, "disk %s has no slot: mount point %q", d.ID, d.MountPoint)
-	}
-	var zero int
-	return device{
-		Driver: "scsi-hd", ID: diskDevice(d.ID), Bus: scsiBus, Channel: &zero, SCSIID: &zero, LUN: lun, Drive: diskNode(d.ID),
-		Serial: d.ID, DeviceID: d.ID, WriteError: "stop", ReadError: "stop",
-	}, nil
 }
 
 // cpuModel returns the CPU model for an accelerator. With KVM the guest gets
@@ -204,10 +156,22 @@ func deviceArgs(s vm.Spec, l layout, fds bootFDs) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := add("-blockdev", diskNodes(d, l.inState(dataDisk(d.ID)))); err != nil {
+		if err := add("-blockdev", diskNodes(d, l)); err != nil {
 			return nil, err
 		}
 		if err := add("-device", scsi); err != nil {
+			return nil, err
+		}
+	}
+	for _, c := range s.CDROMs {
+		drive, err := cdromSCSI(c)
+		if err != nil {
+			return nil, err
+		}
+		if err := add("-blockdev", cdromNodes(s.ID, c, l)); err != nil {
+			return nil, err
+		}
+		if err := add("-device", drive); err != nil {
 			return nil, err
 		}
 	}
@@ -243,7 +207,7 @@ func machineDevices(s vm.Spec, l layout) []argument {
 	args := []argument{
 		{"-blockdev", rootDisk(s, l)},
 		{"-device", device{Driver: "virtio-blk-pci", ID: rootDevice, Bus: pciBus, Addr: pciAddr(rootSlot, 0), Drive: rootNode,
-			BootIndex: 1, WriteError: "stop", ReadError: "stop"}},
+			BootIndex: vm.RootBootIndex, WriteError: "stop", ReadError: "stop"}},
 		{"-device", device{Driver: "virtio-scsi-pci", ID: scsiDevice, Bus: pciBus, Addr: pciAddr(scsiSlot, 0)}},
 		{"-device", device{Driver: "virtio-rng-pci", ID: "rng0", Bus: pciBus, Addr: pciAddr(rngSlot, 0)}},
 		{"-device", device{Driver: "pvpanic", ID: "pvpanic0"}},
@@ -256,21 +220,6 @@ func machineDevices(s vm.Spec, l layout) []argument {
 			Addr: pciAddr(portsSlot+n/8, n%8), Multifunction: n%8 == 0, Chassis: n + 1}})
 	}
 	return args
-}
-
-func rootDisk(s vm.Spec, l layout) blockNode {
-	var backing any = noBacking
-	if s.Root.Base != "" {
-		base := &blockNode{
-			Driver: s.Root.BaseFormat, NodeName: baseNode, ReadOnly: true,
-			File: &blockNode{Driver: "file", NodeName: baseFileNode, ReadOnly: true, Filename: fmt.Sprintf("/dev/fdset/%d", baseFDSet)},
-		}
-		if base.Driver == formatQcow2 {
-			base.Backing = noBacking
-		}
-		backing = base
-	}
-	return qcow2Node(rootNode, rootFileNode, l.inState(vmRootDisk(s.ID)), backing)
 }
 
 func pciAddr(slot, function int) string {

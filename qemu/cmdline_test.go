@@ -53,6 +53,16 @@ func TestTheCommandLineIsTheGoldenOne(t *testing.T) {
 		"disks": {fds, func(s *vm.Spec) {
 			s.Disks = []vm.Disk{{ID: "data", MountPoint: "/dev/sdb"}, {ID: "disk-of-20-characters"[:20], MountPoint: "/dev/vdz"}}
 		}},
+		"contents": {fds, func(s *vm.Spec) {
+			s.Root.Base, s.Root.BaseFormat = vm.ContentBase(strings.Repeat("0a", 32)), "vmdk"
+			for i, format := range []string{"qcow2", "raw", "vhdx", "vdi"} {
+				f := vm.DiskFile{Base: vm.ContentBase(strings.Repeat("0b", 32)), BaseFormat: format}
+				s.Disks = append(s.Disks, vm.Disk{ID: format, MountPoint: fmt.Sprintf("/dev/sd%c", 'b'+i), DiskFile: f})
+			}
+		}},
+		"cdroms": {fds, func(s *vm.Spec) {
+			s.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-1", SHA256: strings.Repeat("0c", 32), BootIndex: 1}, {ID: "cd-4", SHA256: strings.Repeat("0d", 32)}}
+		}},
 		"nics-user": {fds, func(s *vm.Spec) {
 			s.Ports = []vm.Port{userPort(0), userPort(7)}
 			s.Ports[0].Domain, s.Ports[0].Restrict = "vman, internal", true
@@ -99,6 +109,10 @@ func TestTheCommandLineIsTheGoldenOne(t *testing.T) {
 func TestTheCommandLineRefusesWhatItCannotSay(t *testing.T) {
 	for name, change := range map[string]func(*vm.Spec){
 		"a disk without a slot":  func(s *vm.Spec) { s.Disks = []vm.Disk{{ID: "data", MountPoint: "/dev/sda"}} },
+		"a drive of no number":   func(s *vm.Spec) { s.CDROMs = []vm.CDROM{{ID: "cd-5", SHA256: strings.Repeat("0c", 32)}} },
+		"a drive of the seed's":  func(s *vm.Spec) { s.CDROMs = []vm.CDROM{{ID: "cd-0", SHA256: strings.Repeat("0c", 32)}} },
+		"a drive of a name":      func(s *vm.Spec) { s.CDROMs = []vm.CDROM{{ID: "floppy", SHA256: strings.Repeat("0c", 32)}} },
+		"a drive without a disc": func(s *vm.Spec) { s.CDROMs = []vm.CDROM{{ID: "cd-1", SHA256: "../../etc/passwd"}} },
 		"a port of no kind":      func(s *vm.Spec) { s.Ports = []vm.Port{testPort(0, "warp")} },
 		"a tap without a file":   func(s *vm.Spec) { s.Ports = []vm.Port{testPort(0, vm.PortTap)} },
 		"a slot beyond the last": func(s *vm.Spec) { s.Ports = []vm.Port{userPort(vm.MaxNICs)} },
@@ -146,7 +160,14 @@ func TestAHotPluggedDiskIsTheOneOnTheCommandLine(t *testing.T) {
 	if id, ok := diskOfDevice(rootDevice); ok {
 		t.Errorf("the root disk is taken for data disk %q", id)
 	}
-	if n := len(diskFileNode(strings.Repeat("x", 20))); n > 31 {
-		t.Errorf("a node-name has %d characters", n)
+	names := map[string]bool{"root": true, "base": true} // those of every VM
+	longest := strings.Repeat("x", 20)
+	for _, name := range []string{diskNode(longest), diskFileNode(longest), diskBaseNode(longest), diskBaseFileNode(longest),
+		cdromAlias(vm.SeedCDROM), cdromFileNode(vm.SeedCDROM)} {
+		prefix, _, _ := strings.Cut(name, "-")
+		if len(name) > 31 || names[prefix] {
+			t.Errorf("a node has the name %s", name)
+		}
+		names[prefix] = true
 	}
 }

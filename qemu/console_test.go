@@ -340,7 +340,7 @@ func TestNothingOfAGuestsIsLostOverRestarts(t *testing.T) {
 
 func TestADryRunHasAConsole(t *testing.T) {
 	d, ctx, spec := newDryRun(t, tempDir(t)), t.Context(), testSpec()
-	must(t, d.CreateVM(ctx, spec.ID, spec.Root))
+	must(t, d.CreateVM(ctx, spec.ID, spec.Root, nil, nil))
 	_, err := d.Console(ctx, spec.ID, vm.ConsoleOptions{})
 	mustFail(t, err, vm.CodeState)
 	must(t, d.Start(ctx, spec, nil))

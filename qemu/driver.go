@@ -34,6 +34,7 @@ type Options struct {
 	Accel      string // auto, kvm or tcg; default auto
 	User       string // that QEMU runs as, when vmand is root; default vman-qemu if it exists, else a fixed free uid
 	Nice       int    // nice value that QEMU runs with, if that is higher than vmand's
+	Images     ImageOptions
 
 	// Notify, if set, is called when there may be news of a VM: an event, the end
 	// of its process. It must return at once.
@@ -47,6 +48,7 @@ type Options struct {
 // Driver runs VMs with QEMU. Its methods may be called at any time by any
 // goroutine, as [vm.Driver] says.
 type Driver struct {
+	*contents
 	opts    Options
 	log     *slog.Logger
 	layout  layout
@@ -86,8 +88,13 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 	if d.state, err = os.OpenRoot(d.layout.state); err != nil {
 		return nil, fmt.Errorf("qemu: open state directory: %w", err)
 	}
+	if d.contents, err = openContents(d.layout, d.account, o.Images); err != nil {
+		d.state.Close()
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
 	d.files = newFileSurvey(d.state, func(id string) (int64, error) { return d.DiskSize(context.Background(), id) })
 	if err := confine(); err != nil {
+		d.contents.close()
 		d.state.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
@@ -153,7 +160,7 @@ func (d *Driver) Close() error {
 	d.cancel()
 	d.mu.Unlock()
 	d.wg.Wait()
-	return d.state.Close()
+	return errors.Join(d.contents.close(), d.state.Close())
 }
 
 // Platform implements [vm.Driver].

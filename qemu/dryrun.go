@@ -16,9 +16,10 @@ import (
 )
 
 // DryRun implements [vm.Driver] without QEMU: nothing is started, and disks are
-// small placeholder files. Its VMs are marker files in the runtime directory,
+// small placeholder files. Images are real. Its VMs are marker files in the runtime directory,
 // so a restart finds them "running".
 type DryRun struct {
+	*contents
 	layout layout
 	state  *os.Root
 	files  *fileSurvey
@@ -35,6 +36,7 @@ type pretended struct {
 	Status  vm.RunStatus `json:"status"`
 	Plugged []string     `json:"plugged"`
 	NICs    []int        `json:"nics"`
+	CDROMs  []string     `json:"cdroms"`
 }
 
 // placeholder is the content of a pretended disk.
@@ -59,6 +61,10 @@ func NewDryRun(o Options) (*DryRun, error) {
 		return nil, fmt.Errorf("qemu: open state directory: %w", err)
 	}
 	d := &DryRun{layout: l, state: state, notify: o.Notify}
+	if d.contents, err = openContents(l, account{}, o.Images); err != nil {
+		state.Close()
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
 	d.files = newFileSurvey(state, func(id string) (int64, error) { return d.DiskSize(context.Background(), id) })
 	if d.notify == nil {
 		d.notify = func(string) {}
@@ -69,7 +75,7 @@ func NewDryRun(o Options) (*DryRun, error) {
 // Close releases the directories.
 func (d *DryRun) Close() error {
 	d.endConsoles()
-	return d.state.Close()
+	return errors.Join(d.contents.close(), d.state.Close())
 }
 
 // Platform implements [vm.Driver].
@@ -100,7 +106,7 @@ func (d *DryRun) Admit(_ context.Context, s vm.Spec) error {
 func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	m := pretended{Status: vm.StatusRunning, Plugged: []string{}, NICs: []int{}}
+	m := pretended{Status: vm.StatusRunning, Plugged: []string{}, NICs: []int{}, CDROMs: idsOf(s.CDROMs)}
 	for _, disk := range s.Disks {
 		m.Plugged = append(m.Plugged, disk.ID)
 	}
@@ -194,6 +200,11 @@ func (d *DryRun) SetForwards(_ context.Context, vmID string, _ int, _, _ []vm.Po
 	return d.change(vmID, func(*pretended) {})
 }
 
+// SetCDROMs implements [vm.Driver].
+func (d *DryRun) SetCDROMs(_ context.Context, vmID string, want []vm.CDROM) error {
+	return d.change(vmID, func(m *pretended) { m.CDROMs = idsOf(want) })
+}
+
 // change rewrites the marker of a VM, which must have one.
 func (d *DryRun) change(id string, f func(*pretended)) error {
 	d.mu.Lock()
@@ -212,7 +223,7 @@ func (d *DryRun) marker(id string) *pretended {
 	if err != nil {
 		return nil
 	}
-	m := &pretended{Plugged: []string{}, NICs: []int{}}
+	m := &pretended{Plugged: []string{}, NICs: []int{}, CDROMs: []string{}}
 	if json.Unmarshal(b, m) != nil {
 		return nil
 	}
@@ -236,8 +247,8 @@ func (d *DryRun) HasVM(_ context.Context, id string) (bool, error) {
 	return err == nil, fileFault(err, "look for files of vm %s", id)
 }
 
-// CreateVM implements [vm.Driver].
-func (d *DryRun) CreateVM(_ context.Context, id string, root vm.DiskFile) error {
+// CreateVM implements [vm.Driver]. A copy is made at once, of nothing.
+func (d *DryRun) CreateVM(_ context.Context, id string, root vm.DiskFile, _ *vm.CopySource, _ func(done, total int64)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.state.Mkdir(vmDir(id), 0o700); err != nil {
@@ -258,14 +269,40 @@ func (d *DryRun) DeleteVM(_ context.Context, id string) error {
 	return fileFault(d.state.RemoveAll(vmDir(id)), "remove the files of vm %s", id)
 }
 
-// CreateDisk implements [vm.Driver].
-func (d *DryRun) CreateDisk(_ context.Context, id string, sizeMiB int64) error {
+// CreateDisk implements [vm.Driver], as CreateVM.
+func (d *DryRun) CreateDisk(_ context.Context, id string, file vm.DiskFile, _ *vm.CopySource, _ func(done, total int64)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, err := d.state.Lstat(dataDisk(id)); err == nil {
 		return fault(vm.CodeExists, nil, "the file of a disk %s already exists", id)
 	}
-	return d.write(dataDisk(id), placeholder{SizeMiB: sizeMiB})
+	return d.write(dataDisk(id), placeholder{SizeMiB: file.SizeMiB, Base: file.Base, BaseFormat: file.BaseFormat})
+}
+
+// WriteSeed implements [vm.Driver].
+func (d *DryRun) WriteSeed(_ context.Context, vmID string, files map[string][]byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return fileFault(writeSeed(d.state, account{}, vmID, files), "write the cloud-init seed of vm %s", vmID)
+}
+
+// ImageOfDisk implements [vm.Images]. There is nothing to copy, so the image is one
+// of an empty disk of that size.
+func (d *DryRun) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Import) (vm.ImageContent, error) {
+	temp := d.importer.TempName()
+	f, err := makeTemp(d.contents.root, temp, account{})
+	if err != nil {
+		return vm.ImageContent{}, fileFault(err, "make an image of %s", from.Resource)
+	}
+	defer f.Close()
+	if err := writeQcow2(f, from.File.SizeMiB*mib, "", ""); err != nil {
+		return vm.ImageContent{}, imageFault(errors.Join(err, d.contents.discard(temp)), "make an image of %s", from.Resource)
+	}
+	got, err := d.importer.Adopt(ctx, temp, want(i))
+	if err != nil {
+		return vm.ImageContent{}, imageFault(err, "make an image of %s", from.Resource)
+	}
+	return contentOf(got), nil
 }
 
 func (d *DryRun) write(name string, p placeholder) error {
@@ -304,6 +341,12 @@ func (d *DryRun) DiskSize(_ context.Context, id string) (int64, error) {
 	return p.SizeMiB, err
 }
 
+// AdoptDisk implements [vm.Driver].
+func (d *DryRun) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
+	p, err := d.read(dataDisk(id))
+	return vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, err
+}
+
 // AdoptVM implements [vm.Driver]. A pretended process has no UUID.
 func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, error) {
 	p, err := d.read(vmRootDisk(id))
@@ -329,7 +372,7 @@ func (d *DryRun) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) er
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.write(dataDisk(disk.ID), placeholder{SizeMiB: sizeMiB})
+	return d.write(dataDisk(disk.ID), placeholder{SizeMiB: sizeMiB, Base: disk.Base, BaseFormat: disk.BaseFormat})
 }
 
 // Observe implements [vm.Driver]. A VM's process is vmand's own.
@@ -340,7 +383,7 @@ func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
 	if m == nil {
 		return vm.Observation{}
 	}
-	return vm.Observation{PID: os.Getpid(), Status: m.Status, Plugged: m.Plugged, NICs: m.NICs}
+	return vm.Observation{PID: os.Getpid(), Status: m.Status, Plugged: m.Plugged, NICs: m.NICs, CDROMs: m.CDROMs}
 }
 
 // Survey implements [vm.Driver].
@@ -355,7 +398,11 @@ func (d *DryRun) Survey(ctx context.Context) (vm.Survey, error) {
 			seen.VMs[id] = o
 		}
 	}
-	if err := d.files.survey(&seen); err != nil {
+	err = d.files.survey(&seen)
+	if err == nil {
+		seen.Images, err = d.importer.Contents()
+	}
+	if err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
 	return seen, nil

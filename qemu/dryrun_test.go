@@ -36,16 +36,16 @@ func mustFail(t testing.TB, err error, want vm.Code) {
 func TestADryRunKeepsFiles(t *testing.T) {
 	d, ctx, spec := newDryRun(t, tempDir(t)), t.Context(), testSpec()
 	mustFail(t, d.Admit(ctx, spec), vm.CodeOperationFailed)
-	must(t, d.CreateVM(ctx, spec.ID, spec.Root))
-	mustFail(t, d.CreateVM(ctx, spec.ID, spec.Root), vm.CodeExists)
+	must(t, d.CreateVM(ctx, spec.ID, spec.Root, nil, nil))
+	mustFail(t, d.CreateVM(ctx, spec.ID, spec.Root, nil, nil), vm.CodeExists)
 	if known, root, err := d.AdoptVM(ctx, spec.ID); known != "" || root != spec.Root || err != nil {
 		t.Errorf("adopted it is %q %+v, %v", known, root, err)
 	}
 	if has, err := d.HasVM(ctx, spec.ID); !has || err != nil {
 		t.Errorf("it has no files: %v", err)
 	}
-	must(t, d.CreateDisk(ctx, "data", 16))
-	mustFail(t, d.CreateDisk(ctx, "data", 16), vm.CodeExists)
+	must(t, d.CreateDisk(ctx, "data", vm.DiskFile{SizeMiB: 16}, nil, nil))
+	mustFail(t, d.CreateDisk(ctx, "data", vm.DiskFile{SizeMiB: 16}, nil, nil), vm.CodeExists)
 	must(t, d.ResizeDisk(ctx, vm.Disk{ID: "data"}, 32))
 	mustFail(t, d.ResizeDisk(ctx, vm.Disk{ID: "data"}, 16), vm.CodeInvalid)
 	if size, err := d.DiskSize(ctx, "data"); size != 32 || err != nil {
@@ -68,8 +68,8 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	dir := tempDir(t)
 	d, ctx, spec := newDryRun(t, dir), t.Context(), testSpec()
 	disk := vm.Disk{ID: "data", VMID: spec.ID, MountPoint: "/dev/sdb"}
-	must(t, d.CreateVM(ctx, spec.ID, spec.Root))
-	must(t, d.CreateDisk(ctx, "data", 16))
+	must(t, d.CreateVM(ctx, spec.ID, spec.Root, nil, nil))
+	must(t, d.CreateDisk(ctx, "data", vm.DiskFile{SizeMiB: 16}, nil, nil))
 	mustFail(t, d.AttachDisk(ctx, disk), vm.CodeState)
 	must(t, d.DetachDisk(ctx, disk))
 	mustFail(t, d.AttachNIC(ctx, spec.ID, userPort(2)), vm.CodeState)

@@ -19,7 +19,7 @@ const failPointDir = "VMAN_TEST_FAILPOINT_DIR"
 // pass does, on a host, everything that reaches a fail point.
 func pass(t *testing.T, h *testHost) {
 	s := h.create("web", guestObeys)
-	must(t, h.CreateDisk(t.Context(), "data", 16))
+	must(t, h.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 16}, nil, nil))
 	disk := vm.Disk{ID: "data", VMID: "web", MountPoint: "/dev/sdb", DiskFile: vm.DiskFile{SizeMiB: 16}}
 	h.startSpec(s)
 	must(t, h.AttachDisk(t.Context(), disk))

@@ -141,7 +141,7 @@ func (h *testHost) newsOf(id string) int {
 func (h *testHost) create(id, guest string) vm.Spec {
 	h.t.Helper()
 	root := vm.DiskFile{SizeMiB: 8, Base: writeGuest(h.t, h.dir, guest), BaseFormat: formatRaw}
-	if err := h.CreateVM(h.t.Context(), id, root); err != nil {
+	if err := h.CreateVM(h.t.Context(), id, root, nil, nil); err != nil {
 		h.t.Fatal(err)
 	}
 	p, err := h.Platform(h.t.Context())
@@ -175,7 +175,7 @@ func (h *testHost) startSpec(s vm.Spec) {
 // disk makes a data disk for a VM.
 func (h *testHost) disk(id, vmID, mountPoint string) vm.Disk {
 	h.t.Helper()
-	if err := h.CreateDisk(h.t.Context(), id, 16); err != nil {
+	if err := h.CreateDisk(h.t.Context(), id, vm.DiskFile{SizeMiB: 16}, nil, nil); err != nil {
 		h.t.Fatal(err)
 	}
 	return vm.Disk{ID: id, VMID: vmID, MountPoint: mountPoint, DiskFile: vm.DiskFile{SizeMiB: 16}}

@@ -33,12 +33,12 @@ func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 	if err := s.blockdevDel(ctx, diskNode(disk.ID)); err != nil && !isRefused(err) {
 		return err
 	}
-	if err := s.blockdevAdd(ctx, diskNodes(disk, d.layout.inState(dataDisk(disk.ID)))); err != nil {
+	if err := s.blockdevAdd(ctx, diskNodes(disk, d.layout)); err != nil {
 		return err
 	}
 	vm.FailPoint("plug.node-added")
 	if err := s.deviceAdd(ctx, scsi); err != nil {
-		undo(s, disk.ID, err)
+		undo(s, diskNode(disk.ID), err)
 		return err
 	}
 	vm.FailPoint("plug.device-added")
@@ -47,14 +47,14 @@ func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 
 // undo removes the node of a device that QEMU refused. If it is not known what
 // became of the device, the node is left for the next look to settle.
-func undo(s *session, diskID string, cause error) {
+func undo(s *session, node string, cause error) {
 	if !isRefused(cause) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
-	if err := s.blockdevDel(ctx, diskNode(diskID)); err != nil {
-		s.log.Warn("a block node without a device stays", "disk_id", diskID, "error", err)
+	if err := s.blockdevDel(ctx, node); err != nil {
+		s.log.Warn("a block node without a device stays", "node", node, "error", err)
 	}
 }
 
@@ -83,36 +83,47 @@ func (s *session) detach(ctx context.Context, disk vm.Disk) error {
 		// be removed by a reset.
 		return fault(vm.CodeUnavailable, nil, "vm %s has not begun to run: disk %s cannot be unplugged yet", s.id, disk.ID)
 	}
-	if err := s.unplug(ctx, disk.ID); err != nil {
+	name := "disk " + disk.ID
+	if err := s.unplug(ctx, diskDevice(disk.ID), name); err != nil {
 		return err
 	}
 	vm.FailPoint("unplug.device-deleted")
-	if err := s.blockdevDel(ctx, diskNode(disk.ID)); err != nil {
-		switch has, lookErr := s.hasNode(ctx, diskNode(disk.ID)); {
-		case lookErr == nil && has && isRefused(err):
-			return heldFault(s.id, disk.ID, err)
-		case lookErr != nil || has:
-			return err
-		}
+	if err := s.removeNode(ctx, diskNode(disk.ID), name); err != nil {
+		return err
 	}
 	vm.FailPoint("unplug.node-deleted")
 	s.forgetDamage(diskNode(disk.ID))
 	return nil
 }
 
-// heldFault says that a disk is no more the guest's and not yet ours. QEMU 7.2
+// removeNode removes the node of a device that is gone, with those below it. What
+// is not there is gone.
+func (s *session) removeNode(ctx context.Context, node, name string) error {
+	err := s.blockdevDel(ctx, node)
+	if err == nil {
+		return nil
+	}
+	switch has, lookErr := s.hasNode(ctx, node); {
+	case lookErr == nil && has && isRefused(err):
+		return heldFault(s.id, name, err)
+	case lookErr != nil || has:
+		return err
+	}
+	return nil
+}
+
+// heldFault says that a disk or a drive, called name, is no more the guest's and not yet ours. QEMU 7.2
 // forgets to let go of a SCSI disk that was busy when the guest was reset.
-func heldFault(vmID, diskID string, err error) error {
-	f := fault(vm.CodeQEMUUnresponsive, err, "QEMU of vm %s has taken disk %s from the guest and does not let go of its file", vmID, diskID)
-	f.Hint = "stop or restart the VM: the disk is free then"
+func heldFault(vmID, name string, err error) error {
+	f := fault(vm.CodeQEMUUnresponsive, err, "QEMU of vm %s has taken %s from the guest and does not let go of its file", vmID, name)
+	f.Hint = "stop or restart the VM: the file is free then"
 	return f
 }
 
-// unplug removes the device of a disk and waits until it is gone. What is not
-// there is gone.
-func (s *session) unplug(ctx context.Context, diskID string) error {
+// unplug removes a device on the SCSI bus, called name, and waits until it is gone.
+// What is not there is gone.
+func (s *session) unplug(ctx context.Context, device, name string) error {
 	const command = "device_del"
-	device := diskDevice(diskID)
 	ctx, cancel := context.WithTimeout(ctx, deviceTimeout)
 	defer cancel()
 	conn, err := s.monitor(ctx)
@@ -138,7 +149,7 @@ func (s *session) unplug(ctx context.Context, diskID string) error {
 		}
 		return err
 	}
-	return s.awaitUnplugged(ctx, deleted, diskID)
+	return s.awaitUnplugged(ctx, deleted, device, name)
 }
 
 // lookInterval is how long to wait for the event that says that a device is gone
@@ -147,7 +158,7 @@ const lookInterval = time.Second
 
 // awaitUnplugged waits for the event that ends an unplugging. A device that is
 // not there any more, without it, is one that QEMU has lost and will not free.
-func (s *session) awaitUnplugged(ctx context.Context, deleted *qmp.Expectation, diskID string) error {
+func (s *session) awaitUnplugged(ctx context.Context, deleted *qmp.Expectation, device, name string) error {
 	for lost := false; ; {
 		round, cancel := context.WithTimeout(ctx, lookInterval)
 		_, err := deleted.Wait(round)
@@ -156,12 +167,12 @@ func (s *session) awaitUnplugged(ctx context.Context, deleted *qmp.Expectation, 
 		case err == nil:
 			return nil
 		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
-			return monitorFault(s.id, "that disk "+diskID+" is unplugged", err)
+			return monitorFault(s.id, "that "+name+" is unplugged", err)
 		case lost:
-			return heldFault(s.id, diskID, err)
+			return heldFault(s.id, name, err)
 		}
-		plugged, err := s.pluggedDisks(ctx)
-		lost = err == nil && !slices.Contains(plugged, diskID)
+		has, err := s.peripherals(ctx)
+		lost = err == nil && !slices.Contains(has.names, device)
 	}
 }
 

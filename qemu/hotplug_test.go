@@ -141,7 +141,7 @@ func TestAnAttachCutShortIsFinishedByTheNext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.blockdevAdd(t.Context(), diskNodes(disk, h.layout.inState(dataDisk("data")))); err != nil {
+	if err := s.blockdevAdd(t.Context(), diskNodes(disk, h.layout)); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.AttachDisk(t.Context(), disk); err != nil {

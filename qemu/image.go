@@ -3,23 +3,15 @@ package qemu
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path"
-	"regexp"
-	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
-
-// imgTimeout bounds a run of qemu-img. Nothing it is used for here copies data.
-const imgTimeout = 2 * time.Minute
 
 const tempSuffix = ".tmp"
 
@@ -39,15 +31,10 @@ func (d *Driver) HasVM(_ context.Context, id string) (bool, error) {
 }
 
 // CreateVM implements [vm.Driver].
-func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile) error {
-	args := []string{"create", "-q", "-f", formatQcow2}
-	if root.Base != "" {
-		if err := checkBase(root); err != nil {
-			return err
-		}
-		// With -u the base is not opened: it is the operator's, and whoever
-		// qemu-img runs as may not read it.
-		args = append(args, "-u", "-F", root.BaseFormat, "-b", root.Base)
+func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
+	fill, err := d.filler(ctx, root, from, progress)
+	if err != nil {
+		return err
 	}
 	dir := vmDir(id)
 	if err := d.state.Mkdir(dir, 0o700); err != nil {
@@ -57,9 +44,9 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile) erro
 		return fileFault(err, "make the directory of vm %s", id)
 	}
 	vm.FailPoint("dir.made")
-	err := d.account.admit(d.layout.inState(dir))
+	err = d.account.admit(d.layout.inState(dir))
 	if err == nil {
-		err = d.createImage(ctx, vmRootDisk(id), args, root.SizeMiB)
+		err = d.createImage(vmRootDisk(id), fill)
 	}
 	if err == nil {
 		vm.FailPoint("image.synced")
@@ -71,18 +58,29 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile) erro
 	return nil
 }
 
-// checkBase reports what is wrong with the image a root disk is to be based on.
-func checkBase(root vm.DiskFile) error {
-	format, size, err := ProbeBase(root.Base)
-	switch {
-	case err != nil:
-		return fault(vm.CodeOperationFailed, err, "the boot image cannot be used")
-	case format != root.BaseFormat:
-		return fault(vm.CodeOperationFailed, nil, "the boot image %s has become %s, it was %s", root.Base, format, root.BaseFormat)
-	case size > root.SizeMiB:
-		return fault(vm.CodeInvalid, nil, "a root disk of %d MiB is smaller than the boot image, which has %d MiB", root.SizeMiB, size)
+// checkBase reports what is wrong with what a file is to be an overlay of, and
+// returns the name for its header. The header is not what QEMU goes by.
+func (d *Driver) checkBase(file vm.DiskFile) (string, error) {
+	path, format, size := file.Base, "", int64(0)
+	if content, ok := file.Content(); ok {
+		info, err := d.info(content)
+		if err != nil {
+			return "", fault(vm.CodeOperationFailed, err, "image %s (content %s) cannot be used", file.Image, content)
+		}
+		path, format, size = d.layout.content(content), string(info.Format), ceilMiB(info.VirtualBytes)
+	} else {
+		var err error
+		if format, size, err = ProbeBase(file.Base); err != nil {
+			return "", fault(vm.CodeOperationFailed, err, "the boot image cannot be used")
+		}
 	}
-	return nil
+	switch {
+	case format != file.BaseFormat:
+		return "", fault(vm.CodeOperationFailed, nil, "the image %s is %s, and was to be %s", path, format, file.BaseFormat)
+	case size > file.SizeMiB:
+		return "", fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than its image, which has %d MiB", file.SizeMiB, size)
+	}
+	return path, nil
 }
 
 // DeleteVM implements [vm.Driver].
@@ -107,12 +105,36 @@ func (d *Driver) removeAll(dir string) error {
 }
 
 // CreateDisk implements [vm.Driver].
-func (d *Driver) CreateDisk(ctx context.Context, id string, sizeMiB int64) error {
+func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
 	if _, err := d.state.Lstat(dataDisk(id)); err == nil {
 		return fault(vm.CodeExists, nil, "the file of a disk %s already exists: %s", id, d.layout.inState(dataDisk(id)))
 	}
-	err := d.createImage(ctx, dataDisk(id), []string{"create", "-q", "-f", formatQcow2}, sizeMiB)
-	return fileFault(err, "make disk %s", id)
+	if _, ok := file.Content(); !ok && file.Base != "" {
+		return fault(vm.CodeInvalid, nil, "disk %s cannot be based on %q: only on the content of images", id, file.Base)
+	}
+	fill, err := d.filler(ctx, file, from, progress)
+	if err != nil {
+		return err
+	}
+	return fileFault(d.createImage(dataDisk(id), fill), "make disk %s", id)
+}
+
+// A filler makes an empty file a disk; path is that of the file.
+type filler func(f *os.File, path string) error
+
+// filler returns what makes the file of a disk what it is to be.
+func (d *Driver) filler(ctx context.Context, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) (filler, error) {
+	if from != nil {
+		return d.copier(ctx, *from, file.SizeMiB, progress)
+	}
+	backing := ""
+	if file.Base != "" {
+		var err error
+		if backing, err = d.checkBase(file); err != nil {
+			return nil, err
+		}
+	}
+	return func(f *os.File, _ string) error { return writeQcow2(f, file.SizeMiB*mib, backing, file.BaseFormat) }, nil
 }
 
 // DeleteDisk implements [vm.Driver].
@@ -146,24 +168,26 @@ func (d *Driver) DiskSize(_ context.Context, id string) (int64, error) {
 	return h.sizeMiB(), nil
 }
 
-// createImage runs "qemu-img create" for a file of the QEMU account's, which is
-// there, finished and on the disk, when it returns nil, and not at all if not.
-func (d *Driver) createImage(ctx context.Context, name string, args []string, sizeMiB int64) (err error) {
+// createImage makes a file of the QEMU account's, which is there, finished and on
+// the disk, when it returns nil, and not at all if not.
+func (d *Driver) createImage(name string, fill filler) (err error) {
 	temp := tempName(name)
-	if err := d.makeTemp(temp); err != nil {
+	f, err := makeTemp(d.state, temp, d.account)
+	if err != nil {
 		return err
 	}
+	defer f.Close()
 	defer func() {
 		if err != nil {
 			d.state.Remove(temp)
 		}
 	}()
 	vm.FailPoint("image.temp-made")
-	if err := d.runImg(ctx, append(args, d.layout.inState(temp), strconv.FormatInt(sizeMiB*mib, 10))...); err != nil {
+	if err := fill(f, d.layout.inState(temp)); err != nil {
 		return err
 	}
 	vm.FailPoint("image.created")
-	if err := d.syncFile(temp); err != nil {
+	if err := f.Sync(); err != nil {
 		return err
 	}
 	if err := d.state.Rename(temp, name); err != nil {
@@ -176,29 +200,34 @@ func (d *Driver) createImage(ctx context.Context, name string, args []string, si
 	return nil
 }
 
-// makeTemp makes an empty file that qemu-img can write to.
-func (d *Driver) makeTemp(name string) error {
-	if err := d.state.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+// makeTemp makes an empty file that the account can write to.
+func makeTemp(dir *os.Root, name string, a account) (*os.File, error) {
+	if err := dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	f, err := d.state.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := dir.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer f.Close()
-	return d.account.own(f)
+	if err := a.own(f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
-// removeTemps removes what a vmand that was killed has left of disks and of
-// recordings. What it has left of a VM is in the VM's directory and goes with it.
+// removeTemps removes what a vmand that was killed has left of disks, recordings and
+// seeds. What it has left of a VM is in the VM's directory and goes with it.
 func (d *Driver) removeTemps() error {
 	dirs, err := readDir(d.state, vmsDir)
 	if err != nil {
 		return err
 	}
 	for _, e := range dirs {
-		if err := d.state.Remove(vmCrashTemp(e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-			return err
+		for _, temp := range []string{vmCrashTemp(e.Name()), tempName(vmSeed(e.Name()))} {
+			if err := d.state.RemoveAll(temp); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+				return err
+			}
 		}
 	}
 	entries, err := readDir(d.state, disksDir)
@@ -223,109 +252,4 @@ func (d *Driver) syncFile(name string) error {
 	}
 	defer f.Close()
 	return f.Sync()
-}
-
-func (d *Driver) imgResize(ctx context.Context, diskID string, bytes int64) error {
-	err := d.runImg(ctx, "resize", "-q", "-f", formatQcow2, d.layout.inState(dataDisk(diskID)), strconv.FormatInt(bytes, 10))
-	return fileFault(err, "grow disk %s", diskID)
-}
-
-// imgLimits is what qemu-img may use: 2 GiB of addresses, a minute of CPU.
-var imgLimits = []string{"--as=2147483648", "--cpu=60", "--nofile=64"}
-
-// runImg runs qemu-img as the account QEMU runs as. prlimit is what sets the
-// limits, because a Go program cannot between fork and exec; it is a part of
-// util-linux, which every Linux host has.
-func (d *Driver) runImg(ctx context.Context, args ...string) error {
-	img, err := lookUpTool(d.opts.ImgBinary)
-	if err != nil {
-		return unavailable(err, d.opts.ImgBinary, "qemu-utils")
-	}
-	prlimit, err := lookUpTool("prlimit")
-	if err != nil {
-		return unavailable(err, "prlimit", "util-linux")
-	}
-	argv := append(append([]string{prlimit}, imgLimits...), "--", img)
-	words, err := d.runTool(ctx, append(argv, args...))
-	switch {
-	case err == nil:
-		return nil
-	case strings.Contains(strings.ToLower(words), unix.ENOSPC.Error()):
-		return fmt.Errorf("qemu-img %s: %w", args[0], unix.ENOSPC)
-	case strings.Contains(strings.ToLower(words), unix.EDQUOT.Error()):
-		return fmt.Errorf("qemu-img %s: %w", args[0], unix.EDQUOT)
-	case words != "":
-		return fault(vm.CodeOperationFailed, nil, "qemu-img %s: %s", args[0], words)
-	default:
-		return fmt.Errorf("qemu-img %s: %w", args[0], err)
-	}
-}
-
-// runTool runs a program to its end and returns the last lines it wrote.
-func (d *Driver) runTool(ctx context.Context, argv []string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, imgTimeout)
-	defer cancel()
-	out, err := memoryFile("output")
-	if err != nil {
-		return "", err
-	}
-	defer out.Close()
-	p, err := start(d.account, argv, []*os.File{nil, out, out})
-	if err != nil {
-		return "", err
-	}
-	select {
-	case <-p.done:
-		p.release()
-	case <-ctx.Done():
-		p.kill()
-		return "", ctx.Err()
-	}
-	words := lastLines(tail(out, maxStderr), 4)
-	if p.state != "exit status 0" {
-		return words, errors.New(p.state)
-	}
-	return words, nil
-}
-
-var imgVersionPattern = regexp.MustCompile(`qemu-img version (\S+)`)
-
-// imgVersion returns the version of qemu-img, which it asks for once.
-func (d *Driver) imgVersion(ctx context.Context) (string, error) {
-	path, err := lookUpTool(d.opts.ImgBinary)
-	if err != nil {
-		return "", unavailable(err, d.opts.ImgBinary, "qemu-utils")
-	}
-	id, err := identify(path)
-	if err != nil {
-		return "", unavailable(err, path, "qemu-utils")
-	}
-	d.mu.Lock()
-	known, version := d.img, d.imgIs
-	d.mu.Unlock()
-	if known == id {
-		return version, nil
-	}
-	words, err := d.runTool(ctx, []string{path, "--version"})
-	m := imgVersionPattern.FindStringSubmatch(words)
-	if err == nil && m == nil {
-		err = fmt.Errorf("it says %q when asked for its version", words)
-	}
-	if err != nil {
-		return "", unavailable(err, path, "qemu-utils")
-	}
-	d.mu.Lock()
-	d.img, d.imgIs = id, m[1]
-	d.mu.Unlock()
-	return m[1], nil
-}
-
-// lookPath is exec.LookPath, with the error of a program that is not there as
-// it should read.
-func lookPath(name string) (string, error) {
-	path, err := exec.LookPath(name)
-	if errors.Is(err, exec.ErrNotFound) {
-		return "", errors.New("it is not installed")
-	}
-	return path, err
 }

@@ -20,7 +20,7 @@ func filesBelow(t *testing.T, d *Driver) []string {
 	t.Helper()
 	var names []string
 	err := filepath.WalkDir(d.layout.state, func(path string, _ os.DirEntry, err error) error {
-		if rel, _ := filepath.Rel(d.layout.state, path); !slices.Contains([]string{".", disksDir, vmsDir, probesFile}, rel) {
+		if rel, _ := filepath.Rel(d.layout.state, path); !slices.Contains([]string{".", disksDir, vmsDir, imagesDir, probesFile}, rel) {
 			names = append(names, rel)
 		}
 		return err
@@ -35,13 +35,13 @@ func TestADiskIsMadeOnceAndIsQEMUs(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{})
 	for _, size := range []int64{16, vm.MaxDiskMiB} {
-		if err := d.CreateDisk(t.Context(), "data", size); err != nil {
+		if err := d.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: size}, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := d.DiskSize(t.Context(), "data"); got != size || err != nil {
 			t.Errorf("it has %d MiB, %v; want %d", got, err, size)
 		}
-		if err := d.CreateDisk(t.Context(), "data", size); codeOf(err) != vm.CodeExists {
+		if err := d.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: size}, nil, nil); codeOf(err) != vm.CodeExists {
 			t.Errorf("once more: %v", err)
 		}
 		st, err := d.state.Stat(dataDisk("data"))
@@ -75,11 +75,11 @@ func TestAVMsFilesAreMadeAndRemoved(t *testing.T) {
 		}
 	}
 	has(false)
-	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 64}); err != nil {
+	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 64}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	has(true)
-	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 64}); codeOf(err) != vm.CodeExists {
+	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 64}, nil, nil); codeOf(err) != vm.CodeExists {
 		t.Errorf("once more: %v", err)
 	}
 	has(true)
@@ -101,7 +101,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 	if err := os.Chmod(base, 0o600); err != nil { // not for QEMU's user to open
 		t.Fatal(err)
 	}
-	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 32, Base: base, BaseFormat: formatRaw}); err != nil {
+	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 32, Base: base, BaseFormat: formatRaw}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.Command("qemu-img", "info", "--output=json", "-U", d.layout.inState(vmRootDisk("web"))).Output()
@@ -127,7 +127,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 		"an image that changed":  {vm.DiskFile{SizeMiB: 32, Base: base, BaseFormat: formatQcow2}, vm.CodeOperationFailed},
 		"an image that is gone":  {vm.DiskFile{SizeMiB: 32, Base: base + ".gone", BaseFormat: formatRaw}, vm.CodeOperationFailed},
 	} {
-		if err := d.CreateVM(t.Context(), "other", c.root); codeOf(err) != c.want {
+		if err := d.CreateVM(t.Context(), "other", c.root, nil, nil); codeOf(err) != c.want {
 			t.Errorf("%s: %v, want code %s", what, err, c.want)
 		}
 		if has, err := d.HasVM(t.Context(), "other"); has || err != nil {
@@ -141,29 +141,38 @@ func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
 		script string
 		want   vm.Code
 	}{
-		"the disk is full":    {"echo half >\"$5\"; echo 'qemu-img: x: Could not resize file: No space left on device' >&2; exit 1", vm.CodeInsufficientStorage},
+		"the disk is full":    {"echo half >\"$8\"; echo 'qemu-img: x: Could not resize file: No space left on device' >&2; exit 1", vm.CodeInsufficientStorage},
 		"the quota is used":   {"echo 'qemu-img: x: Disk quota exceeded' >&2; exit 1", vm.CodeInsufficientStorage},
 		"it complains":        {"echo 'qemu-img: bad thing' >&2; exit 1", vm.CodeOperationFailed},
 		"it says nothing":     {"exit 1", vm.CodeOperationFailed},
 		"it takes for ever":   {"sleep 100", vm.CodeUnavailable},
-		"it removes the file": {"rm -f \"$5\"; exit 2", vm.CodeOperationFailed},
+		"another has it open": {"echo 'Is another process using the image [x]?' >&2; exit 1", vm.CodeState},
+		"it removes the file": {"rm -f \"$8\"; exit 2", vm.CodeOperationFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDriver(t, Options{ImgBinary: fakeTool(t, c.script)})
+			must(t, d.CreateDisk(t.Context(), "source", vm.DiskFile{SizeMiB: 16}, nil, nil))
+			source := vm.CopySource{Resource: "disks/source", File: vm.DiskFile{SizeMiB: 16}}
 			patience := time.Minute
 			if c.want == vm.CodeUnavailable {
 				patience = 300 * time.Millisecond
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			if err := d.CreateDisk(ctx, "data", 16); codeOf(err) != c.want {
+			if err := d.CreateDisk(ctx, "data", vm.DiskFile{SizeMiB: 16}, &source, nil); codeOf(err) != c.want {
 				t.Errorf("a disk: %v, want code %s", err, c.want)
 			}
 			ctx, cancel = context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			if err := d.CreateVM(ctx, "web", vm.DiskFile{SizeMiB: 16}); codeOf(err) != c.want {
+			if err := d.CreateVM(ctx, "web", vm.DiskFile{SizeMiB: 16}, &source, nil); codeOf(err) != c.want {
 				t.Errorf("a VM: %v, want code %s", err, c.want)
 			}
+			ctx, cancel = context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if _, err := d.ImageOfDisk(ctx, source, vm.Import{}); codeOf(err) != c.want && name != "it removes the file" {
+				t.Errorf("an image: %v, want code %s", err, c.want)
+			}
+			must(t, d.DeleteDisk(t.Context(), "source"))
 			if left := filesBelow(t, d); len(left) != 0 {
 				t.Errorf("left: %q", left)
 			}

@@ -14,8 +14,9 @@ import (
 // Names under the state directory, relative to it. Everything there survives a
 // reboot of the host.
 const (
-	disksDir     = "disks" // data disks
-	vmsDir       = "vms"   // one directory per VM
+	disksDir     = "disks"  // data disks
+	vmsDir       = "vms"    // one directory per VM
+	imagesDir    = "images" // content of images, by SHA-256
 	probesFile   = "qemu.json"
 	qcow2Suffix  = ".qcow2"
 	maxNameBytes = 63 // of a VM's id
@@ -27,6 +28,7 @@ const (
 func dataDisk(diskID string) string { return disksDir + "/" + diskID + qcow2Suffix }
 func vmDir(id string) string        { return vmsDir + "/" + id }
 func vmRootDisk(id string) string   { return vmDir(id) + "/root" + qcow2Suffix }
+func vmSeed(id string) string       { return vmDir(id) + "/seed.iso" }   // for cloud-init
 func vmSerialLog(id string) string  { return vmDir(id) + "/serial.log" } // what the guest printed
 func vmQEMULog(id string) string    { return vmDir(id) + "/qemu.log" }   // QEMU's stdout and stderr, of this run
 func vmQEMULogOld(id string) string { return vmDir(id) + "/qemu.log.1" } // of the run before
@@ -83,6 +85,7 @@ func newLayout(stateDir, runtimeDir string) (layout, error) {
 }
 
 func (l layout) inState(name string) string     { return filepath.Join(l.state, name) }
+func (l layout) content(sha256 string) string   { return filepath.Join(l.state, imagesDir, sha256) }
 func (l layout) inRun(id, suffix string) string { return filepath.Join(l.run, id+suffix) }
 func (l layout) pidfile(id string) string       { return l.inRun(id, pidSuffix) }
 func (l layout) removeRun(id string, suffix ...string) {
@@ -94,7 +97,7 @@ func (l layout) removeRun(id string, suffix ...string) {
 // create makes the directories, private to vmand, and lets the account that
 // QEMU runs as pass through them without listing them.
 func (l layout) create(a account) error {
-	for _, dir := range []string{l.state, l.inState(disksDir), l.inState(vmsDir), l.run} {
+	for _, dir := range []string{l.state, l.inState(disksDir), l.inState(vmsDir), l.inState(imagesDir), l.run} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("create directory: %w", err)
 		}
@@ -102,7 +105,7 @@ func (l layout) create(a account) error {
 			return err
 		}
 	}
-	for _, dir := range []string{l.inState(disksDir), l.run} {
+	for _, dir := range []string{l.inState(disksDir), l.inState(imagesDir), l.run} {
 		if err := a.checkPath(dir); err != nil {
 			return err
 		}

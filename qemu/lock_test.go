@@ -14,10 +14,10 @@ import (
 func TestFilesThatAProcessUsesAreNotRemoved(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{})
-	if err := d.CreateVM(t.Context(), "a", vm.DiskFile{SizeMiB: 16}); err != nil {
+	if err := d.CreateVM(t.Context(), "a", vm.DiskFile{SizeMiB: 16}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.CreateDisk(t.Context(), "data", 16); err != nil {
+	if err := d.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 16}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	var held []*os.File

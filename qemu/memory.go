@@ -87,9 +87,15 @@ func (d *Driver) checkFiles(s vm.Spec) error {
 		if _, err := d.state.Stat(dataDisk(disk.ID)); err != nil {
 			return fault(vm.CodeOperationFailed, err, "the file of disk %s of vm %s is missing", disk.ID, s.ID)
 		}
+		if err := d.checkBaseOf(disk.DiskFile, "disk "+disk.ID+" of vm "+s.ID); err != nil {
+			return err
+		}
 	}
-	if s.Root.Base == "" {
-		return nil
+	if err := d.checkCDROMs(s.ID, s.CDROMs); err != nil {
+		return err
+	}
+	if _, ok := s.Root.Content(); ok || s.Root.Base == "" {
+		return d.checkBaseOf(s.Root, "the root disk of vm "+s.ID)
 	}
 	f, err := os.Open(s.Root.Base)
 	if err != nil {

@@ -60,11 +60,12 @@ func (s *session) queryStatus(ctx context.Context) (vm.RunStatus, error) {
 	return st.Status, err
 }
 
-// peripherals are the devices of a machine that can be plugged, neither list
-// nil.
+// peripherals are the devices of a machine that can be plugged, no list nil.
 type peripherals struct {
-	disks []string // ids of the data disks
-	nics  []int    // slots of the NICs, in order
+	disks  []string // ids of the data disks
+	nics   []int    // slots of the NICs, in order
+	cdroms []string // ids of the CD-ROM drives, in order
+	names  []string // of all devices
 }
 
 func (s *session) peripherals(ctx context.Context) (peripherals, error) {
@@ -75,8 +76,12 @@ func (s *session) peripherals(ctx context.Context) (peripherals, error) {
 	if err := s.execute(ctx, queryTimeout, "qom-list", args, &children); err != nil {
 		return peripherals{}, err
 	}
-	has := peripherals{disks: []string{}, nics: []int{}}
+	has := peripherals{disks: []string{}, nics: []int{}, cdroms: []string{}}
 	for _, c := range children {
+		has.names = append(has.names, c.Name)
+		if id, ok := cdromOfAlias(c.Name); ok {
+			has.cdroms = append(has.cdroms, id)
+		}
 		if id, ok := diskOfDevice(c.Name); ok {
 			has.disks = append(has.disks, id)
 		}
@@ -85,6 +90,7 @@ func (s *session) peripherals(ctx context.Context) (peripherals, error) {
 		}
 	}
 	slices.Sort(has.nics) // QEMU's order is that of a hash table
+	slices.Sort(has.cdroms)
 	return has, nil
 }
 

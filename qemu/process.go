@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ type process struct {
 	pidfd *os.File
 	child *os.Process   // nil if a vmand before this one started it
 	done  chan struct{} // closed when the process has ended (and is reaped)
+	gone  chan struct{} // closed when it is released
 	state string        // how it ended, such as "exit status 1"; valid once done is closed, empty if unknown
 }
 
@@ -25,6 +27,15 @@ type process struct {
 // descriptors 0, 1, 2, … and no other, an empty environment but for the locale,
 // and none of vmand's privileges, its priority among them. It outlives vmand.
 func start(a account, argv []string, files []*os.File) (*process, error) {
+	return startOn(a, argv, files, false)
+}
+
+// startTied is start of a process that the kernel ends with vmand.
+func startTied(a account, argv []string, files []*os.File) (*process, error) {
+	return startOn(a, argv, files, true)
+}
+
+func startOn(a account, argv []string, files []*os.File, tied bool) (*process, error) {
 	type result struct {
 		p   *process
 		err error
@@ -35,14 +46,20 @@ func start(a account, argv []string, files []*os.File) (*process, error) {
 		// never unlocked, so it ends with the goroutine.
 		runtime.LockOSThread()
 		var r result
-		r.p, r.err = startHere(a, argv, files)
+		r.p, r.err = startHere(a, argv, files, tied)
 		started <- r
+		if tied && r.err == nil { // the end of its parent's thread is what ends it
+			select {
+			case <-r.p.done:
+			case <-r.p.gone:
+			}
+		}
 	}()
 	r := <-started
 	return r.p, r.err
 }
 
-func startHere(a account, argv []string, files []*os.File) (*process, error) {
+func startHere(a account, argv []string, files []*os.File, tied bool) (*process, error) {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("give up new privileges: %w", err)
 	}
@@ -59,6 +76,9 @@ func startHere(a account, argv []string, files []*os.File) (*process, error) {
 	fd := -1
 	attr := a.sysProcAttr()
 	attr.PidFD = &fd
+	if tied {
+		attr.Pdeathsig = syscall.SIGKILL
+	}
 	child, err := os.StartProcess(argv[0], argv, &os.ProcAttr{
 		Dir: "/", Files: files, Sys: attr,
 		Env: []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -79,7 +99,7 @@ func watch(pid, fd int, child *os.Process) (*process, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)
 	}
-	p := &process{pid: pid, pidfd: os.NewFile(uintptr(fd), "pidfd"), child: child, done: make(chan struct{})}
+	p := &process{pid: pid, pidfd: os.NewFile(uintptr(fd), "pidfd"), child: child, done: make(chan struct{}), gone: make(chan struct{})}
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)
@@ -150,7 +170,10 @@ func (p *process) waitExit(stop <-chan struct{}, limit time.Duration) bool {
 }
 
 // release lets go of a process without ending it.
-func (p *process) release() { p.pidfd.Close() }
+func (p *process) release() {
+	p.pidfd.Close()
+	close(p.gone)
+}
 
 // kill ends a process of ours that is of no further use and waits for its end.
 func (p *process) kill() {

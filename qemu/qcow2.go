@@ -17,6 +17,7 @@ import (
 const (
 	formatQcow2 = "qcow2"
 	formatRaw   = "raw"
+	formatVMDK  = "vmdk"
 )
 
 // qcow2Header is what of a qcow2 header matters here (docs/interop/qcow2.txt in

@@ -138,7 +138,7 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 		return nil, fileFault(err, "make the console log of vm %s", s.ID)
 	}
 	b.fds.serialLog = b.add(console)
-	if s.Root.Base != "" {
+	if _, ok := s.Root.Content(); !ok && s.Root.Base != "" {
 		f, err := os.Open(s.Root.Base)
 		if err != nil {
 			return nil, fault(vm.CodeOperationFailed, err, "open the image vm %s is based on", s.ID)

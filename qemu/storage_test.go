@@ -36,7 +36,7 @@ func TestASurveyReadsADiskOnlyWhenItHasChanged(t *testing.T) {
 		}
 	}
 	for i := range 3 {
-		must(t, d.CreateDisk(t.Context(), fmt.Sprintf("d%d", i), 16))
+		must(t, d.CreateDisk(t.Context(), fmt.Sprintf("d%d", i), vm.DiskFile{SizeMiB: 16}, nil, nil))
 	}
 	look(map[string]int64{"d0": 16, "d1": 16, "d2": 16}, 3)
 	look(map[string]int64{"d0": 16, "d1": 16, "d2": 16}, 3) // so new that they could change unseen

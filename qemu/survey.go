@@ -54,7 +54,7 @@ func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observ
 		s.lookForIOErrors(ctx, &o)
 	}
 	if a := <-plugged; a.err == nil {
-		o.Plugged, o.NICs = a.has.disks, a.has.nics
+		o.Plugged, o.NICs, o.CDROMs = a.has.disks, a.has.nics, a.has.cdroms
 	}
 	return o
 }
@@ -130,6 +130,9 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 		wg.Go(func() { observations[i] = s.survey(ctx, d) })
 	}
 	err := d.files.survey(&seen)
+	if err == nil {
+		seen.Images, err = d.importer.Contents()
+	}
 	wg.Wait()
 	if err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")

@@ -91,6 +91,9 @@ func (s *session) nameDisk(alias string) (name, path string) {
 			return "data disk " + id, s.layout.inState(dataDisk(id))
 		}
 	}
+	if id, ok := cdromOfAlias(alias); ok {
+		return "CD-ROM drive " + id, s.layout.inState(imagesDir)
+	}
 	return fmt.Sprintf("the disk %q", alias), s.layout.state
 }
 

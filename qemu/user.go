@@ -104,6 +104,18 @@ func (a account) own(f *os.File) error {
 	return f.Chown(a.uid, a.gid)
 }
 
+// lend makes f readable for the account, and for nobody to write.
+func (a account) lend(f *os.File) error {
+	if !a.drop {
+		return f.Chmod(0o400)
+	}
+	// First the mode: the file may be the account's until then, and its to write.
+	if err := f.Chmod(0o440); err != nil {
+		return err
+	}
+	return f.Chown(0, a.gid)
+}
+
 // admit lets the account pass through a directory of vmand's, if it cannot yet.
 func (a account) admit(dir string) error {
 	if !a.drop || a.as(func() error { return canTraverse(dir) }) == nil {
@@ -142,6 +154,17 @@ func (a account) checkPath(dir string) error {
 func canTraverse(dir string) error {
 	var st unix.Stat_t
 	return unix.Stat(dir+"/.", &st)
+}
+
+// canRead reports why the account cannot read a file.
+func (a account) canRead(path string) error {
+	return a.as(func() error {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	})
 }
 
 // as runs f with the account's rights over files. Only the thread f runs on

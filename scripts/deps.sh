@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# deps.sh run|test — makes sure that the programs are there which vmand (run) or its
-# tests (test) need beside git, make and Go. As root it installs through apt what is
-# missing, and only that. Otherwise it says what to install; `run` then goes on,
-# because vmand works without QEMU, except that no VM can start.
+# deps.sh run|test|debian — makes sure that the programs are there which vmand (run),
+# its tests (test) or their image of Debian (debian) need beside git, make and Go. As
+# root it installs through apt what is missing, and only that. Otherwise it says what
+# to install; `run` then goes on, because vmand works without QEMU, except that no VM
+# can start.
 set -euo pipefail
 
 # program : Debian package
@@ -10,8 +11,9 @@ needed=(qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils)
 case ${1:-} in
 run) ;;
 test) needed+=(passt:passt gcc:gcc /usr/include/stdlib.h:libc6-dev /sbin/mkfs.ext4:e2fsprogs findmnt:util-linux mount:mount) ;; # passt for user-mode networks, a C compiler for the race detector, file systems to break
+debian) needed+=(mmdebstrap:mmdebstrap /sbin/mke2fs:e2fsprogs) ;;
 *)
-	echo "usage: deps.sh run|test" >&2
+	echo "usage: deps.sh run|test|debian" >&2
 	exit 2
 	;;
 esac

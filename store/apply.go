@@ -15,9 +15,9 @@ import (
 // Apply records c, which it only reads: who wants to know what the store has
 // set asks for the row. Disks are updated in the order given, and what is to be
 // forgotten goes last, so one change can take the disks off a VM and delete it,
-// and its template and its network.
+// and its template, its network and its image.
 //
-// A VM or a disk that is to be updated and is gone counts as changed meanwhile;
+// A VM, a disk or an image that is to be updated and is gone counts as changed meanwhile;
 // what is to be deleted and is gone is not found.
 func (s *Store) Apply(ctx context.Context, c vm.Change) error {
 	if c.NewVM != nil || c.VM != nil || c.DeleteVM != "" {
@@ -44,6 +44,9 @@ func (s *Store) Apply(ctx context.Context, c vm.Change) error {
 		if err := applyNetworks(ctx, tx, c, now); err != nil {
 			return err
 		}
+		if err := applyImages(ctx, tx, c, now); err != nil {
+			return err
+		}
 		if err := applyVM(ctx, tx, c, now); err != nil {
 			return err
 		}
@@ -54,21 +57,32 @@ func (s *Store) Apply(ctx context.Context, c vm.Change) error {
 			}
 			learned = learned || news
 		}
-		if c.DeleteTemplate != "" {
-			if err := deleteTemplate(ctx, tx, c.DeleteTemplate); err != nil {
-				return err
-			}
-		}
-		if c.DeleteNetwork != "" {
-			if err := deleteNetwork(ctx, tx, c.DeleteNetwork); err != nil {
-				return err
-			}
+		if err := forget(ctx, tx, c); err != nil {
+			return err
 		}
 		return appendEvents(ctx, tx, c.Events, now)
 	})
 }
 
-// applyVM records what c has of VMs and disks.
+// forget deletes what VMs and disks are made of.
+func forget(ctx context.Context, tx *sqlx.Tx, c vm.Change) error {
+	if c.DeleteTemplate != "" {
+		if err := deleteTemplate(ctx, tx, c.DeleteTemplate); err != nil {
+			return err
+		}
+	}
+	if c.DeleteNetwork != "" {
+		if err := deleteNetwork(ctx, tx, c.DeleteNetwork); err != nil {
+			return err
+		}
+	}
+	if c.DeleteImage != "" {
+		return deleteImage(ctx, tx, c.DeleteImage)
+	}
+	return nil
+}
+
+// applyVM records what c has of VMs, their seeds and disks.
 func applyVM(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) error {
 	if c.NewVM != nil {
 		if err := insertVM(ctx, tx, *c.NewVM, now); err != nil {
@@ -77,6 +91,11 @@ func applyVM(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) error
 	}
 	if c.VM != nil {
 		if err := updateVM(ctx, tx, *c.VM, now); err != nil {
+			return err
+		}
+	}
+	if c.Seed != nil {
+		if err := putSeed(ctx, tx, *c.Seed); err != nil {
 			return err
 		}
 	}

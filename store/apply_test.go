@@ -37,7 +37,8 @@ func TestAnUpdateReplacesAllThatMayChange(t *testing.T) {
 
 	d := makeDisk("d")
 	apply(t, s, vm.Change{NewDisk: &d})
-	d.SizeMiB, d.MountPoint, d.State, d.Reason, d.VMID = 2048, "/dev/vdb", vm.DiskAttaching, "why", v.ID
+	d.MountPoint, d.State, d.Reason, d.VMID = "/dev/vdb", vm.DiskAttaching, "why", v.ID
+	d.DiskFile = madeOf("debian", someSum)
 	apply(t, s, vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}})
 	gotDisk, err := s.Disk(t.Context(), "d")
 	must(t, err)

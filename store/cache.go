@@ -72,7 +72,7 @@ func (g *generation) put(v vm.VM) {
 // apart returns v with lists of its own: who changes a NIC of what it has read
 // does not change what others read.
 func apart(v vm.VM) vm.VM {
-	v.NICs, v.Forwards, v.Learned = slices.Clone(v.NICs), slices.Clone(v.Forwards), slices.Clone(v.Learned)
+	v.NICs, v.Forwards, v.CDROMs, v.Learned = slices.Clone(v.NICs), slices.Clone(v.Forwards), slices.Clone(v.CDROMs), slices.Clone(v.Learned)
 	return v
 }
 

@@ -12,12 +12,15 @@ import (
 	"vmand/vm"
 )
 
-const diskColumns = `seq, id, size_mib, mount_point, state, reason, vm_id, created_at, updated_at, revision`
+const diskColumns = `seq, id, size_mib, image, base, base_format, mount_point, state, reason, vm_id, created_at, updated_at, revision`
 
 type diskRow struct {
 	Seq        int64         `db:"seq"`
 	ID         string        `db:"id"`
 	SizeMiB    int64         `db:"size_mib"`
+	Image      text          `db:"image"`
+	Base       text          `db:"base"`
+	BaseFormat text          `db:"base_format"`
 	MountPoint text          `db:"mount_point"`
 	Slot       sql.NullInt64 `db:"slot"` // written, never read: it keeps two disks out of one slot
 	State      string        `db:"state"`
@@ -32,8 +35,8 @@ func diskRowOf(d vm.Disk, now time.Time) diskRow {
 	if d.CreatedAt.IsZero() {
 		d.CreatedAt = now
 	}
-	r := diskRow{ID: d.ID, SizeMiB: d.SizeMiB, MountPoint: text(d.MountPoint), State: string(d.State), Reason: text(d.Reason),
-		VMID: text(d.VMID), CreatedAt: instant(d.CreatedAt), UpdatedAt: instant(now)}
+	r := diskRow{ID: d.ID, SizeMiB: d.SizeMiB, Image: text(d.Image), Base: text(d.Base), BaseFormat: text(d.BaseFormat),
+		MountPoint: text(d.MountPoint), State: string(d.State), Reason: text(d.Reason), VMID: text(d.VMID), CreatedAt: instant(d.CreatedAt), UpdatedAt: instant(now)}
 	if lun, ok := vm.Slot(d.MountPoint); ok && d.VMID != "" {
 		r.Slot = sql.NullInt64{Int64: int64(lun), Valid: true}
 	}
@@ -41,8 +44,10 @@ func diskRowOf(d vm.Disk, now time.Time) diskRow {
 }
 
 func (r diskRow) disk() vm.Disk {
-	return vm.Disk{Seq: r.Seq, ID: r.ID, DiskFile: vm.DiskFile{SizeMiB: r.SizeMiB}, MountPoint: string(r.MountPoint), State: vm.DiskState(r.State), Reason: string(r.Reason),
-		VMID: string(r.VMID), CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
+	return vm.Disk{Seq: r.Seq, ID: r.ID,
+		DiskFile:   vm.DiskFile{SizeMiB: r.SizeMiB, Image: string(r.Image), Base: string(r.Base), BaseFormat: string(r.BaseFormat)},
+		MountPoint: string(r.MountPoint), State: vm.DiskState(r.State), Reason: string(r.Reason), VMID: string(r.VMID),
+		CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
 }
 
 // Disk returns one data disk.
@@ -69,8 +74,8 @@ func (s *Store) Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Dis
 
 func insertDisk(ctx context.Context, tx *sqlx.Tx, d vm.Disk, now time.Time) error {
 	_, err := tx.NamedExecContext(ctx, `
-		INSERT INTO disks (id, size_mib, mount_point, slot, state, reason, vm_id, created_at, updated_at, revision)
-		VALUES (:id, :size_mib, :mount_point, :slot, :state, :reason, :vm_id, :created_at, :updated_at, 1)`, diskRowOf(d, now))
+		INSERT INTO disks (id, size_mib, image, base, base_format, mount_point, slot, state, reason, vm_id, created_at, updated_at, revision)
+		VALUES (:id, :size_mib, :image, :base, :base_format, :mount_point, :slot, :state, :reason, :vm_id, :created_at, :updated_at, 1)`, diskRowOf(d, now))
 	switch {
 	case duplicate(err):
 		var known bool
@@ -89,8 +94,8 @@ func insertDisk(ctx context.Context, tx *sqlx.Tx, d vm.Disk, now time.Time) erro
 
 func updateDisk(ctx context.Context, tx *sqlx.Tx, u vm.DiskUpdate, now time.Time) error {
 	err := changeNamed(ctx, tx, `
-		UPDATE disks SET size_mib = :size_mib, mount_point = :mount_point, slot = :slot, state = :state, reason = :reason,
-			vm_id = :vm_id, updated_at = :updated_at, revision = revision + 1
+		UPDATE disks SET size_mib = :size_mib, image = :image, base = :base, base_format = :base_format,
+			mount_point = :mount_point, slot = :slot, state = :state, reason = :reason, vm_id = :vm_id, updated_at = :updated_at, revision = revision + 1
 		WHERE id = :id AND state = :from`, struct {
 		diskRow
 		From string `db:"from"`

@@ -18,8 +18,9 @@ import (
 type facts struct{ vm *vm.VM }
 
 // bootMarks are the times of a boot as they are kept. New ones are added at the
-// end; a record from before there was an agent ends without it.
-var bootMarks = [...]vm.BootMark{vm.BootSpawned, vm.BootMonitor, vm.BootSerial, vm.BootDHCP, vm.BootTCP, vm.BootAgent}
+// end; a record from before there were the last ones ends without them.
+var bootMarks = [...]vm.BootMark{vm.BootSpawned, vm.BootMonitor, vm.BootSerial, vm.BootDHCP, vm.BootTCP, vm.BootAgent,
+	vm.BootCloudInit, vm.BootCloudInitFailed}
 
 func packFacts(v *vm.VM) text {
 	if v.Boot == (vm.Boot{}) && len(v.Learned) == 0 {
@@ -57,13 +58,12 @@ func (f *facts) Scan(src any) error {
 }
 
 // boot returns the record of a boot's times.
-func (c *cursor) boot() vm.Boot {
-	b := vm.Boot{Spawned: c.time(','), Monitor: c.time(','), Serial: c.time(','), DHCP: c.time(',')}
-	if comma, end := strings.IndexByte(c.rest, ','), strings.IndexByte(c.rest, ';'); comma < 0 || end < comma {
-		b.TCP = c.time(';') // from before there was an agent
-		return b
+func (c *cursor) boot() (b vm.Boot) {
+	last := min(strings.Count(c.rest[:strings.IndexByte(c.rest, ';')+1], ","), len(bootMarks)-1)
+	for _, mark := range bootMarks[:last] {
+		*b.At(mark) = c.time(',')
 	}
-	b.TCP, b.Agent = c.time(','), c.time(';')
+	*b.At(bootMarks[last]) = c.time(';')
 	return b
 }
 

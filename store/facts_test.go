@@ -3,7 +3,6 @@ package store
 import (
 	"net/netip"
 	"reflect"
-	"strings"
 	"testing"
 	"time"
 
@@ -33,8 +32,8 @@ func TestWhatIsLearnedOfAGuestIsRecordedOnce(t *testing.T) {
 		{"no addresses where there are none", vm.Learned{Reset: true, Addresses: &[]vm.LearnedAddress{}}, vm.Boot{}, nil, false},
 		{"two times", vm.Learned{Boot: vm.Boot{Spawned: second(1), DHCP: second(4)}}, vm.Boot{Spawned: second(1), DHCP: second(4)}, nil, true},
 		{"a later time", vm.Learned{Boot: vm.Boot{DHCP: second(5)}}, vm.Boot{Spawned: second(1), DHCP: second(4)}, nil, false},
-		{"the others", vm.Learned{Boot: vm.Boot{Monitor: second(2), Serial: second(3), DHCP: second(5), Agent: second(6), TCP: second(5)}},
-			vm.Boot{Spawned: second(1), Monitor: second(2), Serial: second(3), DHCP: second(4), Agent: second(6), TCP: second(5)}, nil, true},
+		{"the others", vm.Learned{Boot: vm.Boot{Monitor: second(2), Serial: second(3), DHCP: second(5), Agent: second(6), TCP: second(5), CloudInit: second(7), CloudInitFailed: second(8)}},
+			vm.Boot{Spawned: second(1), Monitor: second(2), Serial: second(3), DHCP: second(4), Agent: second(6), TCP: second(5), CloudInit: second(7), CloudInitFailed: second(8)}, nil, true},
 		{"a new run with addresses", vm.Learned{Reset: true, Boot: vm.Boot{Spawned: second(6)}, Addresses: &some}, vm.Boot{Spawned: second(6)}, some, true},
 		{"the same addresses", vm.Learned{Addresses: &some}, vm.Boot{Spawned: second(6)}, some, false},
 		{"one address less", vm.Learned{Addresses: &[]vm.LearnedAddress{some[0]}}, vm.Boot{Spawned: second(6)}, some[:1], true},
@@ -86,22 +85,32 @@ func TestAnUpdateLeavesWhatWasLearnedAlone(t *testing.T) {
 	}
 }
 
-func TestTimesOfABootFromBeforeThereWereAgentsAreRead(t *testing.T) {
+func TestTimesOfABootFromBeforeThereWereTheLastOnesAreRead(t *testing.T) {
 	var v vm.VM
-	for packed, agent := range map[string]int64{"1,2,3,4,5;": 0, "1,2,3,4,5;0,10.0.0.9,dhcp,7;": 0, "1,2,3,4,5,6;": 6, "1,2,3,4,5,6;0,10.0.0.9,dhcp,7;": 6} {
-		packed = strings.ReplaceAll(packed, "dhcp", string(vm.SourceNeighbour))
-		if err := (&facts{&v}).Scan(packed); err != nil {
-			t.Errorf("%s: %v", packed, err)
-			continue
-		}
-		if v.Boot.TCP.UnixMilli() != 5 || v.Boot.Agent.IsZero() != (agent == 0) || agent != 0 && v.Boot.Agent.UnixMilli() != agent {
-			t.Errorf("%s: %+v", packed, v.Boot)
-		}
-		if len(v.Learned) != strings.Count(packed, "10.0.0.9") {
-			t.Errorf("%s: addresses %v", packed, v.Learned)
+	ms := func(n int64) time.Time { return time.UnixMilli(n).UTC() }
+	boot := vm.Boot{Spawned: ms(1), Monitor: ms(2), Serial: ms(3), DHCP: ms(4), TCP: ms(5)}
+	withAgent := boot
+	withAgent.Agent = ms(6)
+	all := withAgent
+	all.CloudInit, all.CloudInitFailed = ms(7), ms(8)
+	learned := []vm.LearnedAddress{{IP: netip.MustParseAddr("10.0.0.9"), Source: vm.SourceNeighbour, At: ms(9)}}
+	for packed, want := range map[string]vm.Boot{"1,2,3,4,5;": boot, "1,2,3,4,5,6;": withAgent, "1,2,3,4,5,6,7,8;": all, "1,2,3,4,5,0,0,0;": boot} {
+		for _, want := range []vm.VM{{Boot: want}, {Boot: want, Learned: learned}} {
+			packed := packed
+			if want.Learned != nil {
+				packed += "0,10.0.0.9,neighbour,9;"
+			}
+			if err := (&facts{&v}).Scan(packed); err != nil || v.Boot != want.Boot || !reflect.DeepEqual(v.Learned, want.Learned) {
+				t.Errorf("%s: read %+v and %+v, %v; want %+v and %+v", packed, v.Boot, v.Learned, err, want.Boot, want.Learned)
+			}
 		}
 	}
-	if err := (&facts{&v}).Scan("1,2,3,4,5,6,7;"); err == nil {
-		t.Error("a record of seven times is read")
+	if packed := packFacts(&vm.VM{Boot: all}); packed != "1,2,3,4,5,6,7,8;" {
+		t.Errorf("all times are packed as %q", packed)
+	}
+	for _, bad := range []string{"1,2,3,4,5,6,7,8,9;", "1,2,3,4,5,6,7,8,9;0,10.0.0.9,neighbour,9;", "1,2,3,4,5,6,7,8", "1,2,3,4,5,6,7,;", ";"} {
+		if err := (&facts{&v}).Scan(bad); err == nil {
+			t.Errorf("%s is read", bad)
+		}
 	}
 }

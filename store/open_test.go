@@ -191,7 +191,7 @@ func TestADatabaseThatCannotBeUsedIsLeftAlone(t *testing.T) {
 		}, []string{"is damaged", "vman.db.before-v7"}},
 		"a word": {func(t *testing.T, path string) { must(t, os.WriteFile(path, []byte("hello"), 0o600)) }, []string{"is damaged"}},
 		"of the future": {func(t *testing.T, path string) { run(t, path, "PRAGMA user_version = 99") },
-			[]string{"version 99", "up to 2", "install the newer vmand", "restore the backup"}},
+			[]string{"version 99", "up to 3", "install the newer vmand", "restore the backup"}},
 		"of another program": {func(t *testing.T, path string) {
 			must(t, os.Remove(path))
 			run(t, path, "PRAGMA user_version = 1; CREATE TABLE bookmarks (url)")
@@ -335,8 +335,8 @@ func versions(t testing.TB, n int) fstest.MapFS {
 	all, err := readMigrations(embedded)
 	must(t, err)
 	all = append(all,
-		migration{name: "0003_note.sql", sql: `ALTER TABLE templates ADD COLUMN note TEXT;`},
-		migration{name: "0004_rebuild.sql", sql: `
+		migration{name: "0004_note.sql", sql: `ALTER TABLE templates ADD COLUMN note TEXT;`},
+		migration{name: "0005_rebuild.sql", sql: `
 			CREATE TABLE rebuilt (seq INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, cpu_count INTEGER NOT NULL,
 				ram_mib INTEGER NOT NULL, created_at INTEGER NOT NULL, note TEXT) STRICT;
 			INSERT INTO rebuilt SELECT seq, name, cpu_count, ram_mib, created_at, note FROM templates;
@@ -360,11 +360,11 @@ func reopen(ctx context.Context, path string, m fs.FS) error {
 
 func TestAnOlderDatabaseIsBackedUpAndMigrated(t *testing.T) {
 	path := filled(t)
-	must(t, reopen(t.Context(), path, versions(t, 4)))
-	if version, err := inspect(t.Context(), path); version != 4 || err != nil {
-		t.Errorf("the database is of version %d, %v; want 4", version, err)
+	must(t, reopen(t.Context(), path, versions(t, 5)))
+	if version, err := inspect(t.Context(), path); version != 5 || err != nil {
+		t.Errorf("the database is of version %d, %v; want 5", version, err)
 	}
-	s, err := Open(t.Context(), Options{Path: path, migrations: versions(t, 4)})
+	s, err := Open(t.Context(), Options{Path: path, migrations: versions(t, 5)})
 	must(t, err)
 	defer s.Close()
 	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{}); err != nil || len(list) != 2000 {
@@ -375,19 +375,19 @@ func TestAnOlderDatabaseIsBackedUpAndMigrated(t *testing.T) {
 	v.Template.Name = "none"
 	wantFault(t, s.Apply(t.Context(), vm.Change{NewVM: &v}), vm.CodeNotFound) // the reference holds again
 
-	if info, err := os.Stat(path + ".before-v4"); err != nil || info.Mode() != 0o600 {
+	if info, err := os.Stat(path + ".before-v5"); err != nil || info.Mode() != 0o600 {
 		t.Fatalf("the backup: %v, %v; want it there for its owner alone", info, err)
 	}
-	old := openAt(t, path+".before-v4")
+	old := openAt(t, path+".before-v5")
 	if list, err := old.VMs(t.Context(), vm.VMFilter{}, vm.Page{}); err != nil || len(list) != 2000 {
 		t.Errorf("%d VMs are in the backup, %v; want all", len(list), err)
 	}
-	must(t, reopen(t.Context(), path, versions(t, 4))) // nothing to do: no second backup
+	must(t, reopen(t.Context(), path, versions(t, 5))) // nothing to do: no second backup
 	if found, _ := filepath.Glob(path + ".before*"); len(found) > 3 {
 		t.Errorf("there are %q; want one backup, with the two files of the store that has it open", found)
 	}
-	err = reopen(t.Context(), path, versions(t, 3))
-	if f := wantFault(t, err, vm.CodeUnavailable); !strings.Contains(f.Detail, "version 4") || !strings.Contains(f.Detail, ".before-v4") {
+	err = reopen(t.Context(), path, versions(t, 4))
+	if f := wantFault(t, err, vm.CodeUnavailable); !strings.Contains(f.Detail, "version 5") || !strings.Contains(f.Detail, ".before-v5") {
 		t.Errorf("the older vmand says %q; want the version and the backup", f)
 	}
 }
@@ -399,22 +399,22 @@ func TestAMigrationThatFailsChangesNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filled(t)
-			m := versions(t, 3)
-			m["0004_bad.sql"] = &fstest.MapFile{Data: []byte(sql)}
+			m := versions(t, 4)
+			m["0005_bad.sql"] = &fstest.MapFile{Data: []byte(sql)}
 			for range 2 {
-				if err := reopen(t.Context(), path, m); err == nil || !strings.Contains(err.Error(), "0004_bad.sql") {
+				if err := reopen(t.Context(), path, m); err == nil || !strings.Contains(err.Error(), "0005_bad.sql") {
 					t.Fatalf("got %v; want the name of the migration", err)
 				}
 			}
-			if version, err := inspect(t.Context(), path); version != 3 || err != nil {
-				t.Errorf("the database is of version %d, %v; want 3, the last that succeeded", version, err)
+			if version, err := inspect(t.Context(), path); version != 4 || err != nil {
+				t.Errorf("the database is of version %d, %v; want 4, the last that succeeded", version, err)
 			}
-			for name, want := range map[string]int{path + ".before-v4": 2, path + ".before-v4.2": 3} {
+			for name, want := range map[string]int{path + ".before-v5": 3, path + ".before-v5.2": 4} {
 				if version, err := inspect(t.Context(), name); version != want || err != nil {
 					t.Errorf("%s is of version %d, %v; want %d", filepath.Base(name), version, err, want)
 				}
 			}
-			must(t, reopen(t.Context(), path, versions(t, 4)))
+			must(t, reopen(t.Context(), path, versions(t, 5)))
 		})
 	}
 }

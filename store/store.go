@@ -315,6 +315,19 @@ func (q *selection) and(condition, arg string) {
 	}
 }
 
+// labelled is the condition of a label. A path into the JSON would have the key
+// in it, in a language of its own. That labels is not null leads to the index of
+// the table: only what has labels is looked at.
+const labelled = "labels IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(labels) WHERE key = ? AND value = ?)"
+
+// andLabel adds the condition of a label, unless key is empty.
+func (q *selection) andLabel(key, value string) {
+	if key != "" {
+		q.where += " AND " + labelled
+		q.args = append(q.args, key, value)
+	}
+}
+
 // sql returns the whole query, in order of creation, and its arguments.
 func (q *selection) sql(columns, table string, p vm.Page) (string, []any) {
 	limit := -1

@@ -145,7 +145,7 @@ func TestEveryFieldOfADiskComesBack(t *testing.T) {
 	v := makeVM(1)
 	apply(t, s, vm.Change{NewVM: &v})
 	for seq, d := range []vm.Disk{
-		{ID: "full", SizeMiB: 16 << 20, MountPoint: "/dev/vdc", State: vm.DiskDetaching, Reason: "the guest is mute", VMID: v.ID, CreatedAt: at},
+		{ID: "full", DiskFile: vm.DiskFile{SizeMiB: 16 << 20, Image: "debian", Base: vm.ContentBase(someSum), BaseFormat: "qcow2"}, MountPoint: "/dev/vdc", State: vm.DiskDetaching, Reason: "the guest is mute", VMID: v.ID, CreatedAt: at},
 		makeDisk("bare"),
 	} {
 		apply(t, s, vm.Change{NewDisk: &d})

@@ -14,7 +14,7 @@ import (
 
 const vmColumns = `seq, id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired,
 	root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision, description, labels, policy,
-	nics, forwards, facts`
+	nics, forwards, facts, image, cdroms`
 
 // vmDest returns where the columns go in v. A list of VMs is what is read most:
 // scanning into place costs two thirds of what [sqlx.Rows.StructScan] does.
@@ -24,7 +24,7 @@ func vmDest(v *vm.VM) []any {
 		(*integer64)(&v.Root.SizeMiB), (*text)(&v.Root.Base), (*text)(&v.Root.BaseFormat), (*text)(&v.Machine), (*text)(&v.Accel),
 		(*instant)(&v.CreatedAt), (*instant)(&v.UpdatedAt), (*instant)(&v.StartedAt), (*integer64)(&v.Revision),
 		(*text)(&v.Description), (*labels)(&v.Labels), &policy{v},
-		(*nics)(&v.NICs), (*forwards)(&v.Forwards), &facts{v}}
+		(*nics)(&v.NICs), (*forwards)(&v.Forwards), &facts{v}, (*text)(&v.Root.Image), (*cdroms)(&v.CDROMs)}
 }
 
 // vmRow is a row as it is written.
@@ -51,6 +51,8 @@ type vmRow struct {
 	Policy         policy  `db:"policy"`
 	NICs           text    `db:"nics"`
 	Forwards       text    `db:"forwards"`
+	Image          text    `db:"image"`
+	CDROMs         text    `db:"cdroms"`
 }
 
 func vmRowOf(v vm.VM, now time.Time) (vmRow, error) {
@@ -65,11 +67,16 @@ func vmRowOf(v vm.VM, now time.Time) (vmRow, error) {
 	if err != nil {
 		return vmRow{}, fmt.Errorf("vm %s: %w", v.ID, err)
 	}
+	cdroms, err := packCDROMs(v.CDROMs)
+	if err != nil {
+		return vmRow{}, fmt.Errorf("vm %s: %w", v.ID, err)
+	}
 	return vmRow{ID: v.ID, UUID: v.UUID, TemplateName: v.Template.Name, CPUCount: v.Template.CPUCount, RAMMiB: v.Template.RAMMiB,
 		State: string(v.State), Reason: string(v.Reason), ReasonDetail: text(v.ReasonDetail), Desired: string(v.Desired),
 		RootSizeMiB: v.Root.SizeMiB, RootBase: text(v.Root.Base), RootBaseFormat: text(v.Root.BaseFormat), Machine: text(v.Machine), Accel: text(v.Accel),
 		CreatedAt: instant(v.CreatedAt), UpdatedAt: instant(now), StartedAt: instant(v.StartedAt),
-		Description: text(v.Description), Labels: v.Labels, Policy: policy{&v}, NICs: nics, Forwards: forwards}, nil
+		Description: text(v.Description), Labels: v.Labels, Policy: policy{&v}, NICs: nics, Forwards: forwards,
+		Image: text(v.Root.Image), CDROMs: cdroms}, nil
 }
 
 // VM returns one VM. Of its template it has the name and the sizes; of no
@@ -89,11 +96,6 @@ func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
 	return v, err
 }
 
-// labelled is the condition of a label. A path into the JSON would have the key
-// in it, in a language of its own. That labels is not null leads to the index
-// vms_labelled: only what has labels is looked at.
-const labelled = "labels IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(labels) WHERE key = ? AND value = ?)"
-
 // onNetwork is the condition of a NIC on a network. The plus keeps SQLite from
 // the index by network, which would look at all that is on it for each VM.
 const onNetwork = "EXISTS (SELECT 1 FROM addresses WHERE vm_id = vms.id AND +network = ?)"
@@ -110,10 +112,7 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 	q.and("state = ?", string(f.State))
 	q.and("template_name = ?", f.Template)
 	q.and(onNetwork, f.Network)
-	if f.Label != "" {
-		q.where += " AND " + labelled
-		q.args = append(q.args, f.Label, f.LabelValue)
-	}
+	q.andLabel(f.Label, f.LabelValue)
 	query, args := q.sql(vmColumns, "vms", p)
 	var v vm.VM
 	dest := vmDest(&v)
@@ -131,10 +130,10 @@ func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) error {
 	_, err = tx.NamedExecContext(ctx, `
 		INSERT INTO vms (id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired,
 			root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision,
-			description, labels, policy, nics, forwards)
+			description, labels, policy, nics, forwards, image, cdroms)
 		VALUES (:id, :uuid, :template_name, :cpu_count, :ram_mib, :state, :reason, :reason_detail, :desired,
 			:root_size_mib, :root_base, :root_base_format, :machine, :accel, :created_at, :updated_at, :started_at, 1,
-			:description, :labels, :policy, :nics, :forwards)`, row)
+			:description, :labels, :policy, :nics, :forwards, :image, :cdroms)`, row)
 	switch {
 	case duplicate(err):
 		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("vm %q already exists", v.ID), Err: err}
@@ -143,7 +142,7 @@ func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) error {
 	case err != nil:
 		return err
 	}
-	return replaceDerived(ctx, tx, v, row.NICs != "", row.Forwards != "")
+	return replaceDerived(ctx, tx, v, derived{nics: row.NICs != "", forwards: row.Forwards != "", contents: len(contentsOf(v)) > 0})
 }
 
 func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) error {
@@ -151,8 +150,9 @@ func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) er
 	if err != nil {
 		return err
 	}
-	var newNICs, newForwards bool
-	err = tx.QueryRowxContext(ctx, `SELECT nics IS NOT ?, forwards IS NOT ? FROM vms WHERE id = ?`, row.NICs, row.Forwards, row.ID).Scan(&newNICs, &newForwards)
+	var news derived
+	err = tx.QueryRowxContext(ctx, `SELECT nics IS NOT ?, forwards IS NOT ?, root_base IS NOT ? OR cdroms IS NOT ? FROM vms WHERE id = ?`,
+		row.NICs, row.Forwards, row.RootBase, row.CDROMs, row.ID).Scan(&news.nics, &news.forwards, &news.contents)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
@@ -160,7 +160,7 @@ func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) er
 		UPDATE vms SET state = :state, reason = :reason, reason_detail = :reason_detail, desired = :desired,
 			root_size_mib = :root_size_mib, root_base = :root_base, root_base_format = :root_base_format, machine = :machine, accel = :accel,
 			started_at = :started_at, description = :description, labels = :labels, policy = :policy, nics = :nics, forwards = :forwards,
-			updated_at = :updated_at, revision = revision + 1
+			image = :image, cdroms = :cdroms, updated_at = :updated_at, revision = revision + 1
 		WHERE id = :id AND state = :from`, struct {
 		vmRow
 		From string `db:"from"`
@@ -171,19 +171,27 @@ func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) er
 	if err != nil {
 		return err
 	}
-	return replaceDerived(ctx, tx, u.VM, newNICs, newForwards)
+	return replaceDerived(ctx, tx, u.VM, news)
 }
 
-// replaceDerived writes again what follows from the NICs and the forwards of a
-// VM, of which few changes of a VM change anything.
-func replaceDerived(ctx context.Context, tx *sqlx.Tx, v vm.VM, newNICs, newForwards bool) error {
-	if newNICs {
+// derived says what is new of that which other tables follow from.
+type derived struct{ nics, forwards, contents bool }
+
+// replaceDerived writes again what follows from the NICs, the forwards, the root
+// disk and the drives of a VM, of which few changes of a VM change anything.
+func replaceDerived(ctx context.Context, tx *sqlx.Tx, v vm.VM, news derived) error {
+	if news.nics {
 		if err := replaceAddresses(ctx, tx, v); err != nil {
 			return err
 		}
 	}
-	if newForwards {
-		return replaceHostPorts(ctx, tx, v)
+	if news.forwards {
+		if err := replaceHostPorts(ctx, tx, v); err != nil {
+			return err
+		}
+	}
+	if news.contents {
+		return replaceContents(ctx, tx, v)
 	}
 	return nil
 }

@@ -76,8 +76,8 @@ type answer struct {
 	body   []byte
 }
 
-// call sends a request; body may be nil, a string to send as it is, or anything
-// to send as JSON. Headers are "Name: value".
+// call sends a request; body may be nil, a string to send as it is, bytes that are
+// no JSON, or anything to send as JSON. Headers are "Name: value".
 func (d *daemon) call(method, path string, body any, headers ...string) answer {
 	d.t.Helper()
 	a, err := d.try(method, path, body, headers...)
@@ -90,10 +90,13 @@ func (d *daemon) call(method, path string, body any, headers ...string) answer {
 // try is call for goroutines of the test, which may not end it.
 func (d *daemon) try(method, path string, body any, headers ...string) (answer, error) {
 	var r io.Reader
+	media := "application/json"
 	switch b := body.(type) {
 	case nil:
 	case string:
 		r = strings.NewReader(b)
+	case []byte:
+		r, media = bytes.NewReader(b), "application/octet-stream"
 	default:
 		text, err := json.Marshal(b)
 		if err != nil {
@@ -106,7 +109,7 @@ func (d *daemon) try(method, path string, body any, headers ...string) (answer, 
 		return answer{}, err
 	}
 	if r != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", media)
 	}
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, ": ")

@@ -109,6 +109,7 @@ type target struct {
 	pid      int    // of the VM's QEMU
 	n        int    // of the pair, from 1
 	forward  string // id of a port forward
+	image    string // name of an image
 }
 
 // An operation is one kind of change in one situation, and where in it the
@@ -119,6 +120,7 @@ type operation struct {
 	once  bool     // recording the intent is all there is to do: there is no outcome
 	guest string   // the variant that VMs boot; empty: none
 	nat   bool     // the daemon has a host of its own, with bridges
+	env   []string // of the daemon, besides the usual
 	// prepare makes what is needed; the daemon is killed afterwards, and behind,
 	// if there is one, changes the records meanwhile.
 	prepare func(d *daemon, x *target)
@@ -141,7 +143,9 @@ type operation struct {
 	n int
 }
 
-func everyOperation() []operation { return slices.Concat(operations, networkOperations) }
+func everyOperation() []operation {
+	return slices.Concat(operations, networkOperations, imageOperations)
+}
 
 var seams = []string{".before-intent", ".after-intent", ".before-outcome", ".after-outcome"}
 
@@ -167,7 +171,7 @@ func (op *operation) points() []string {
 func (op *operation) begin(t *testing.T) *daemon {
 	t.Helper()
 	if op.d == nil {
-		op.d = newDaemon(t, "VMAN_OBSERVER_INTERVAL=250ms")
+		op.d = newDaemon(t, append(op.env, "VMAN_OBSERVER_INTERVAL=250ms")...)
 		op.d.binary, _ = failBinary()
 		if op.guest != "" {
 			op.d.env = append(op.d.env, bootDisk(op.guest))
@@ -323,6 +327,7 @@ func (d *daemon) remove(x target) {
 	d.t.Helper()
 	d.call("DELETE", "/vms/"+x.vm, nil)
 	d.call("DELETE", "/networks/"+x.vm, nil)
+	defer d.noImages() // once nothing is made of them any more
 	for _, disk := range as[[]openapi.Disk](d.call("GET", "/disks", nil).want(200)) {
 		d.call("DELETE", "/disks/"+disk.ID, nil).want(204)
 	}
@@ -331,6 +336,14 @@ func (d *daemon) remove(x target) {
 			d.call("POST", "/observer/orphans/"+orphan+"/terminate", nil)
 			d.call("POST", "/observer/orphans/"+orphan+"/delete", nil)
 		}
+	}
+}
+
+// noImages deletes all images and looks whether anything is left.
+func (d *daemon) noImages() {
+	d.t.Helper()
+	for name := range d.census().images {
+		d.call("DELETE", "/images/"+name, nil).want(204)
 	}
 	for _, v := range d.violations() {
 		d.t.Error("at the end: " + v)

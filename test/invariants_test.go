@@ -16,13 +16,17 @@ type census struct {
 	vms      map[string]openapi.VM
 	disks    map[string]openapi.Disk
 	networks map[string]bool
+	images   map[string]openapi.Image
 }
 
 func (d *daemon) census() census {
 	d.t.Helper()
-	c := census{map[string]openapi.VM{}, map[string]openapi.Disk{}, map[string]bool{}}
+	c := census{map[string]openapi.VM{}, map[string]openapi.Disk{}, map[string]bool{}, map[string]openapi.Image{}}
 	for _, n := range as[[]openapi.Network](d.call("GET", "/networks", nil).want(200)) {
 		c.networks[n.Name] = true
+	}
+	for _, i := range as[[]openapi.Image](d.call("GET", "/images", nil).want(200)) {
+		c.images[i.Name] = i
 	}
 	for _, v := range as[[]openapi.VM](d.call("GET", "/vms", nil).want(200)) {
 		c.vms[v.ID] = v
@@ -49,6 +53,7 @@ func (d *daemon) violations(orphans ...string) []string {
 	}
 	found = append(found, d.wrongVMs(c, orphans)...)
 	found = append(found, d.wrongDisks(c, orphans)...)
+	found = append(found, d.wrongImages(c, orphans)...)
 	found = append(found, d.wrongNICs(c)...)
 	if d.host != nil {
 		found = append(found, d.wrongNetworks(c)...)
@@ -96,6 +101,38 @@ func (d *daemon) wrongDisks(c census, orphans []string) (found []string) {
 	return found
 }
 
+// wrongImages compares the images with the files of their content.
+func (d *daemon) wrongImages(c census, orphans []string) (found []string) {
+	want := map[string]bool{}
+	for name, i := range c.images {
+		switch i.State {
+		case "available":
+			want[*i.Sha256] = true
+		case "uploading": // a file for what has come, and one that says how much of it is durable
+			want[".upload-"+name+".part"], want[".upload-"+name+".offset"] = false, false
+		default:
+			found = append(found, fmt.Sprintf("image %s is %s", name, i.State))
+		}
+	}
+	for _, r := range orphans {
+		if sum, ok := strings.CutPrefix(r, "images/"); ok {
+			want[sum] = true
+		}
+	}
+	for _, name := range d.names(filepath.Join(d.state, "images")) {
+		if _, ok := want[name]; !ok {
+			found = append(found, "images/"+name+" is nobody's")
+		}
+		delete(want, name)
+	}
+	for name, needed := range want {
+		if needed {
+			found = append(found, "images/"+name+" is missing")
+		}
+	}
+	return found
+}
+
 // wrongFiles compares what is recorded with the files.
 func (d *daemon) wrongFiles(c census, orphans []string) (found []string) {
 	want := map[string]bool{}
@@ -109,7 +146,9 @@ func (d *daemon) wrongFiles(c census, orphans []string) (found []string) {
 		if id, ok := strings.CutPrefix(r, "disks/"); ok {
 			r = filepath.Join("disks", id+".qcow2")
 		}
-		want[r] = true
+		if !strings.HasPrefix(r, "images/") {
+			want[r] = true
+		}
 	}
 	for _, dir := range []string{"vms", "disks"} {
 		for _, name := range d.names(filepath.Join(d.state, dir)) {

@@ -59,12 +59,14 @@ type tenant struct {
 	network belief[bool] // whether the tenant's network is there
 	number  int          // of the tenant
 	leads   string       // id of the forward, as far as known
+	image   belief[bool] // whether the tenant's image is available
 }
 
 // A modelDisk is what a client believes of a disk.
 type modelDisk struct {
 	key   string // the Idempotency-Key of its creation
 	asked float64
+	image string // that it is of, empty for none
 	there belief[bool]
 	size  belief[float64]
 	on    belief[string]
@@ -72,7 +74,7 @@ type modelDisk struct {
 
 func newTenant(x *torture, i int, r *rand.Rand) *tenant {
 	return &tenant{torture: x, r: r, vm: fmt.Sprintf("own-%d", i), there: belief[bool]{false}, disks: map[string]*modelDisk{},
-		nics: belief[int]{1}, forward: belief[int]{0}, network: belief[bool]{false}, number: i}
+		nics: belief[int]{1}, forward: belief[int]{0}, network: belief[bool]{false}, image: belief[bool]{false}, number: i}
 }
 
 func (c *tenant) run() {
@@ -116,13 +118,19 @@ func (c *tenant) step() {
 		c.lead()
 	case n < 25:
 		c.net()
+	case n < 30:
+		c.picture()
 	case n < 57:
 		c.act(c.vm)
 	case n < 65:
 		c.act(sharedVMs[c.r.IntN(len(sharedVMs))])
 	case n < 70 || len(c.disks) == 0:
 		size := unique()
-		c.createDisk(&modelDisk{key: fmt.Sprintf("%s-%g", c.vm, size), asked: size})
+		disk := &modelDisk{key: fmt.Sprintf("%s-%g", c.vm, size), asked: size}
+		if c.r.IntN(2) == 0 && c.image.allows(true) {
+			disk.image = c.imageName()
+		}
+		c.createDisk(disk)
 	default:
 		c.disk()
 	}
@@ -156,7 +164,11 @@ func (c *tenant) now(end outcome, state string, mark int64) {
 
 // createDisk asks for a disk until there is an answer, always under the same key.
 func (c *tenant) createDisk(disk *modelDisk) {
-	end, a := c.send("POST", "/disks", map[string]any{"size": disk.asked}, "Idempotency-Key: "+disk.key)
+	body := map[string]any{"size": disk.asked}
+	if disk.image != "" {
+		body["image"] = disk.image
+	}
+	end, a := c.send("POST", "/disks", body, "Idempotency-Key: "+disk.key)
 	c.creating = nil
 	switch {
 	case end == acknowledged:
@@ -215,6 +227,19 @@ func (c *tenant) net() {
 	}
 	end, _ := c.send("DELETE", "/networks/"+name, nil)
 	c.network.learn(end, false)
+}
+
+func (c *tenant) imageName() string { return fmt.Sprintf("img-%d", c.number) }
+
+// picture brings in the tenant's image or deletes it, which a disk of it forbids.
+func (c *tenant) picture() {
+	if c.r.IntN(3) > 0 {
+		end, _ := c.send("POST", "/images?name="+c.imageName(), rawImage(c.r.IntN(4))) // some have the same content
+		c.image.learn(end, true)
+		return
+	}
+	end, _ := c.send("DELETE", "/images/"+c.imageName(), nil)
+	c.image.learn(end, false)
 }
 
 // compareNetwork is compare for what the tenant has of networks.
@@ -324,6 +349,11 @@ func (c *tenant) compare(seen census) {
 	}
 	c.compareNetwork(v, there && c.there.allows(true), seen.networks[fmt.Sprintf("net-%d", c.number)])
 	c.there = belief[bool]{there}
+	available := seen.images[c.imageName()].State == "available"
+	if !c.image.allows(available) {
+		c.violation("image %s is available: %t; expected %v", c.imageName(), available, c.image)
+	}
+	c.image = belief[bool]{available}
 	for id, disk := range c.disks {
 		is, there := seen.disks[id]
 		if !disk.there.allows(there) {

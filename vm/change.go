@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -66,6 +67,36 @@ func (r *run) report(step, message string) {
 	default:
 	}
 }
+
+// progress is the operation's [Import].Progress: it notes how far the operation is,
+// for [Manager.saveSteps] to record.
+func (r *run) progress(done, total int64) {
+	r.mu.Lock()
+	step, _, _ := strings.Cut(r.op.Step, ":")
+	if total > 0 {
+		percent := int(min(done*100/total, 99)) // what follows is a part of it
+		if r.op.Progress != nil && *r.op.Progress == percent {
+			r.mu.Unlock()
+			return
+		}
+		r.op.Progress = &percent
+	} else {
+		step = fmt.Sprintf("%s: %d MiB", step, done/progressMiB*progressMiB>>20)
+		if r.op.Step == step {
+			r.mu.Unlock()
+			return
+		}
+		r.op.Step = step
+	}
+	r.mu.Unlock()
+	select {
+	case r.stepped <- struct{}{}:
+	default:
+	}
+}
+
+// progressMiB is how often progress is told of what has no known end, in bytes.
+const progressMiB = 64 << 20
 
 // wait returns the operation and its error once it is over, or ctx's error. The
 // operation goes on when ctx ends.

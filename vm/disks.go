@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,31 +16,49 @@ const (
 
 // A NewDisk is what is asked of a data disk to make.
 type NewDisk struct {
-	SizeMiB    int64
+	SizeMiB    int64  // 0: that of what it is made of
 	MountPoint string // where it is to be attached, later; may be empty
+	Image      string // that it is an overlay of; empty for none
+	FromDisk   string // the id of a data disk that is not attached, or of a stopped VM, to copy; empty for none
 }
 
-// CreateDisk makes an empty data disk and returns it when it is durable.
-func (m *Manager) CreateDisk(ctx context.Context, n NewDisk) (Disk, error) {
-	if n.SizeMiB < 1 || n.SizeMiB > MaxDiskMiB {
-		return Disk{}, invalidField("/size", "must be 1 MiB to %d GiB", MaxDiskMiB/gibInMi)
+func (n NewDisk) check() error {
+	if n.Image != "" && n.FromDisk != "" {
+		return invalidField("/from_disk", "give either image or from_disk")
+	}
+	if n.SizeMiB != 0 || n.Image == "" && n.FromDisk == "" {
+		if err := checkSize(n.SizeMiB, "/size"); err != nil {
+			return err
+		}
 	}
 	if _, ok := Slot(n.MountPoint); n.MountPoint != "" && !ok {
-		return Disk{}, invalidField("/mount_point", "must be /dev/sdb to /dev/sdz, or the same with vd or xvd")
+		return invalidField("/mount_point", "must be /dev/sdb to /dev/sdz, or the same with vd or xvd")
 	}
-	d := Disk{ID: "disk-" + randomWord(10), DiskFile: DiskFile{SizeMiB: n.SizeMiB}, MountPoint: n.MountPoint, State: DiskCreating, CreatedAt: now()}
-	r, err := m.begin(ctx, change{
-		kind: DiskCreate, resources: []string{DiskResource(d.ID)}, timeout: diskFileTimeout,
-		intent: func(context.Context, *run) (Change, error) { return Change{NewDisk: &d}, nil },
-		act: func(ctx context.Context, r *run) (Change, error) {
-			if err := m.driver.CreateDisk(ctx, d.ID, d.DiskFile, nil, nil); err != nil {
+	return nil
+}
+
+// CreateDisk makes a data disk, empty or of an image, and returns it when it is
+// durable.
+func (m *Manager) CreateDisk(ctx context.Context, n NewDisk) (Disk, error) {
+	if err := n.check(); err != nil {
+		return Disk{}, err
+	}
+	d := Disk{ID: newDiskID(), DiskFile: DiskFile{SizeMiB: n.SizeMiB}, MountPoint: n.MountPoint, State: DiskCreating, CreatedAt: now()}
+	c := m.making(&d, nil)
+	if n.Image != "" {
+		var held []Image
+		c.after = func() { m.letGo(held) }
+		c.intent = func(ctx context.Context, _ *run) (Change, error) {
+			i, err := m.holdImage(ctx, n.Image, "/image")
+			if err != nil {
 				return Change{}, err
 			}
-			d.State = DiskAvailable
-			return Change{Disks: []DiskUpdate{{From: DiskCreating, Disk: d}}}, nil
-		},
-		truth: func(ctx context.Context) (Change, error) { return m.diskTruth(ctx, d.ID) },
-	})
+			held = append(held, i)
+			d.DiskFile, err = overlayOf(i, n.SizeMiB, "/size", "/image")
+			return Change{NewDisk: &d}, err
+		}
+	}
+	r, err := m.begin(ctx, c)
 	if err != nil {
 		return Disk{}, err
 	}
@@ -47,6 +66,69 @@ func (m *Manager) CreateDisk(ctx context.Context, n NewDisk) (Disk, error) {
 		return Disk{}, err
 	}
 	return m.store.Disk(ctx, d.ID)
+}
+
+// CopyDisk begins to make a data disk that is a copy of another disk, n.FromDisk,
+// and returns it as it is recorded meanwhile. Use [Manager.Wait] to learn how that
+// ends: a disk that could not be made is gone again.
+func (m *Manager) CopyDisk(ctx context.Context, n NewDisk) (Disk, Operation, error) {
+	if err := n.check(); err != nil {
+		return Disk{}, Operation{}, err
+	}
+	resource, err := m.copied(ctx, n.FromDisk)
+	if err != nil {
+		return Disk{}, Operation{}, err
+	}
+	d := Disk{ID: newDiskID(), MountPoint: n.MountPoint, State: DiskCreating, CreatedAt: now()}
+	var from CopySource
+	c := m.making(&d, &from)
+	c.resources = append(c.resources, resource)
+	c.intent = func(ctx context.Context, _ *run) (_ Change, err error) {
+		if from, err = m.copySource(ctx, resource); err != nil {
+			return Change{}, err
+		}
+		d.SizeMiB = cmp.Or(n.SizeMiB, from.File.SizeMiB)
+		if d.SizeMiB < from.File.SizeMiB {
+			return Change{}, invalidField("/size", "must be at least %g GiB, the size of what is copied", float64(from.File.SizeMiB)/gibInMi)
+		}
+		d.Image = from.File.Image
+		return Change{NewDisk: &d}, nil
+	}
+	r, err := m.begin(ctx, c)
+	if err != nil {
+		return Disk{}, Operation{}, err
+	}
+	recorded := d
+	if now, err := m.store.Disk(ctx, d.ID); err == nil { // else it has failed by now
+		recorded = now
+	}
+	return recorded, r.snapshot(), nil
+}
+
+func newDiskID() string { return "disk-" + randomWord(10) }
+
+// making returns the change that makes a disk, empty, an overlay or a copy.
+func (m *Manager) making(d *Disk, from *CopySource) change {
+	timeout := diskFileTimeout
+	if from != nil {
+		timeout = importTimeout
+	}
+	return change{
+		kind: DiskCreate, resources: []string{DiskResource(d.ID)}, timeout: timeout, preemptible: from != nil,
+		intent: func(context.Context, *run) (Change, error) { return Change{NewDisk: d}, nil },
+		act: func(ctx context.Context, r *run) (Change, error) {
+			if from != nil {
+				r.report("copy", "from "+from.Resource)
+			}
+			if err := m.driver.CreateDisk(ctx, d.ID, d.DiskFile, from, r.progress); err != nil {
+				return Change{}, err
+			}
+			made := *d
+			made.State = DiskAvailable
+			return Change{Disks: []DiskUpdate{{From: DiskCreating, Disk: made}}}, nil
+		},
+		truth: func(ctx context.Context) (Change, error) { return m.diskTruth(ctx, d.ID) },
+	}
 }
 
 // DeleteDisk removes a disk that is not attached.
@@ -230,8 +312,8 @@ func (m *Manager) DetachDisk(ctx context.Context, id string) (Disk, Operation, e
 
 // ResizeDisk grows a disk, attached or not, and returns it.
 func (m *Manager) ResizeDisk(ctx context.Context, id string, sizeMiB int64, match Match) (Disk, error) {
-	if sizeMiB < 1 || sizeMiB > MaxDiskMiB {
-		return Disk{}, invalidField("/size", "must be 1 MiB to %d GiB", MaxDiskMiB/gibInMi)
+	if err := checkSize(sizeMiB, "/size"); err != nil {
+		return Disk{}, err
 	}
 	d, _, err := m.lockedDisk(ctx, id, attachedTo, func(string) change {
 		var d Disk

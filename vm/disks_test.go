@@ -132,7 +132,7 @@ func TestADiskWhoseFileIsLostSaysSo(t *testing.T) {
 	if got := w.wantDisk(d.ID, vm.DiskError, "", ""); got.Reason == "" {
 		t.Error("the disk does not say why")
 	}
-	must(t)(w.driver.CreateDisk(t.Context(), d.ID, 512))
+	must(t)(w.driver.CreateDisk(t.Context(), d.ID, vm.DiskFile{SizeMiB: 512}, nil, nil))
 	must(t)(w.Settle(t.Context(), "disks/"+d.ID))
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }

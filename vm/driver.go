@@ -83,6 +83,9 @@ type Driver interface {
 	// that runs keeps the one it has.
 	WriteSeed(ctx context.Context, vmID string, files map[string][]byte) error
 
+	// AdoptDisk returns what the header of a data disk's file says. It fails with a
+	// [Fault] of class [ErrNotFound] if there is no file.
+	AdoptDisk(ctx context.Context, id string) (DiskFile, error)
 	// AdoptVM returns what can be known of files and a process of a VM that
 	// nobody has recorded: its UUID, empty if no process says it, and its root
 	// disk.

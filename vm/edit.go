@@ -35,8 +35,8 @@ type VMEdits struct {
 // apply checks e and changes v.
 func (e VMEdits) apply(v *VM) error {
 	if e.Description != nil {
-		if !plainText(*e.Description, MaxDescription, "\n\t") {
-			return invalidField("/description", "must be text of at most %d characters without control characters", MaxDescription)
+		if err := checkDescription(*e.Description); err != nil {
+			return err
 		}
 		v.Description = *e.Description
 	}
@@ -74,6 +74,13 @@ func (e VMEdits) apply(v *VM) error {
 			return invalidField("/desired_state", "must be running or stopped")
 		}
 		v.Desired = *e.Desired
+	}
+	return nil
+}
+
+func checkDescription(text string) error {
+	if !plainText(text, MaxDescription, "\n\t") {
+		return invalidField("/description", "must be text of at most %d characters without control characters", MaxDescription)
 	}
 	return nil
 }

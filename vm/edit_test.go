@@ -103,8 +103,8 @@ func TestOrphansAreTheOperatorsToDecide(t *testing.T) {
 	w.create("known")
 	w.driver.AddVMFiles("web")
 	w.driver.Set("web", vm.StatusRunning)
-	must(t)(w.driver.CreateDisk(t.Context(), "data", 700))
-	must(t)(w.driver.CreateDisk(t.Context(), "junk", 1))
+	must(t)(w.driver.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 700}, nil, nil))
+	must(t)(w.driver.CreateDisk(t.Context(), "junk", vm.DiskFile{SizeMiB: 1}, nil, nil))
 
 	_, err := w.DeleteOrphan(t.Context(), "vms/web")
 	wantCode(t, err, vm.CodeState, "process")

@@ -14,7 +14,7 @@ type Event struct {
 	Seq      int64 // unique, never used twice; set by the store
 	At       time.Time
 	Type     string // such as "vm.state"; see [EventTypes]
-	Resource string // "vms/<id>", "disks/<id>", "templates/<name>", "operations/<id>", "observer", "daemon"
+	Resource string // "vms/<id>", "disks/<id>", "images/<name>", "templates/<name>", "operations/<id>", "observer", "daemon"
 	Data     json.RawMessage
 }
 
@@ -90,6 +90,9 @@ func operationEvent(kind string, op Operation) Event {
 	if op.Step != "" {
 		data["step"] = op.Step
 	}
+	if op.Progress != nil {
+		data["progress"] = *op.Progress
+	}
 	if op.Problem != nil {
 		data["problem"] = op.Problem
 	}
@@ -121,6 +124,7 @@ func eventsOf(c Change) []Event {
 		}
 	}
 	events = append(events, diskEvents(c)...)
+	events = append(events, imageEvents(c)...)
 	events = append(events, networkEvents(c)...)
 	if c.DeleteVM != "" {
 		add("vm.deleted", VMResource(c.DeleteVM), map[string]any{})
@@ -131,7 +135,7 @@ func eventsOf(c Change) []Event {
 // isEdit reports whether an operation changes what a VM is and not what it does.
 func isEdit(k Kind) bool {
 	switch k {
-	case VMEdit, NICAttach, NICDetach, NICUpdate, ForwardAdd, ForwardRemove:
+	case VMEdit, NICAttach, NICDetach, NICUpdate, ForwardAdd, ForwardRemove, CDROMAttach, CDROMEject, CloudInitSet:
 		return true
 	}
 	return false
@@ -148,6 +152,25 @@ func networkEvents(c Change) []Event {
 	add("network.updated", c.Network)
 	if c.DeleteNetwork != "" {
 		events = append(events, NewEvent("network.deleted", NetworkResource(c.DeleteNetwork), map[string]any{}))
+	}
+	return events
+}
+
+func imageEvents(c Change) []Event {
+	var events []Event
+	if i := c.NewImage; i != nil {
+		events = append(events, NewEvent("image.created", ImageResource(i.Name), map[string]any{"state": i.State, "source": i.Source}))
+	}
+	if u := c.Image; u != nil {
+		kind := "image.state"
+		if u.From == u.Image.State {
+			kind = "image.updated"
+		}
+		events = append(events, NewEvent(kind, ImageResource(u.Image.Name),
+			map[string]any{"from": u.From, "to": u.Image.State, "sha256": u.Image.SHA256, "size_bytes": u.Image.Bytes}))
+	}
+	if c.DeleteImage != "" {
+		events = append(events, NewEvent("image.deleted", ImageResource(c.DeleteImage), map[string]any{}))
 	}
 	return events
 }

@@ -2,8 +2,6 @@ package vm
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -116,69 +114,6 @@ func (m *Manager) enterGuest(ctx context.Context, id, action, name, value string
 		data[name] = value
 	}
 	return m.Tell(ctx, NewEvent("vm.guest", VMResource(id), data))
-}
-
-// cloudInitTimeout is how long cloud-init may take to say how far it is.
-const cloudInitTimeout = 15 * time.Second
-
-// cloudInitDone asks cloud-init in a guest, through the agent, whether it is done.
-// One that is disabled or not there has nothing to do. One that has failed is an
-// error in its own words; a guest that does not answer is not done.
-func (m *Manager) cloudInitDone(ctx context.Context, id string) (bool, error) {
-	if m.driver.Agent(id).State != AgentConnected {
-		return false, nil
-	}
-	ctx, stop := context.WithTimeout(ctx, cloudInitTimeout)
-	defer stop()
-	// By a shell, whose exit code tells a program that is not there from one that
-	// the agent may not run.
-	r, err := m.driver.Exec(ctx, id, GuestCommand{Path: "/bin/sh", Args: []string{"-c", "exec cloud-init status --format=json"}, Timeout: cloudInitTimeout})
-	var f *Fault
-	switch {
-	case errors.As(err, &f) && f.Code == CodeGuestRefused:
-		return false, err // by its rules, which do not change
-	case err != nil, !r.Exited:
-		return false, nil
-	case r.ExitCode == exitNotFound:
-		return true, nil
-	}
-	return cloudInitSays(id, r)
-}
-
-// exitNotFound is the exit code of a shell that does not find a program (POSIX,
-// Shell Command Language, 2.8.2).
-const exitNotFound = 127
-
-// exitUsage is the exit code of a cloud-init that does not know an option.
-const exitUsage = 2
-
-// cloudInitSays reads what cloud-init status --format=json has written. What
-// cannot be read may be better the next time, unless it has no such option.
-func cloudInitSays(id string, r GuestResult) (bool, error) {
-	var says struct {
-		Status string   `json:"status"`
-		Detail string   `json:"detail"`
-		Errors []string `json:"errors"`
-	}
-	if err := json.Unmarshal(r.Stdout, &says); err != nil {
-		if r.ExitCode != exitUsage {
-			return false, nil
-		}
-		return false, &Fault{Code: CodeGuestRefused, Detail: fmt.Sprintf("cloud-init of VM %s does not say how far it is", id), Err: err,
-			Hint: "it takes a cloud-init that knows status --format=json: wait for the agent or for a port instead"}
-	}
-	switch says.Status {
-	case "done", "disabled":
-		return true, nil
-	case "error":
-		words := strings.Join(says.Errors, "; ")
-		if words == "" {
-			words = says.Detail
-		}
-		return false, &Fault{Code: CodeGuestRefused, Detail: fmt.Sprintf("cloud-init of VM %s has failed: %s", id, printable(words)),
-			Hint: "see /var/log/cloud-init.log in the guest"}
-	}
-	return false, nil
 }
 
 // maxGuestWords is how many characters of what a guest says are told.

@@ -33,6 +33,7 @@ type Manager struct {
 	feed    feed
 
 	reserved reservations
+	contents contents
 	before   map[string]time.Time // when VMs were last started, before the host was booted; set by AfterBoot alone
 
 	mu      sync.Mutex
@@ -41,6 +42,7 @@ type Manager struct {
 	marks   map[string]Boot      // what was seen of guests and is not recorded yet
 	marking bool                 // somebody is about to record it
 	asked   map[string]time.Time // when a guest's agent was last asked for its addresses, by VM id
+	booting map[string]time.Time // when a guest's cloud-init was last asked how far it is, by VM id
 	wg      sync.WaitGroup
 }
 

@@ -97,6 +97,7 @@ func (m *Manager) ReconcileNetworks(ctx context.Context, vms []VM, repair bool) 
 		}
 	}
 	m.askAgents(w.VMs)
+	m.askCloudInits(vms)
 	return seen.Drift, err
 }
 

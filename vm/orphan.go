@@ -22,11 +22,11 @@ const orphanTimeout = 2 * time.Minute
 func (m *Manager) AdoptOrphan(ctx context.Context, resource, template string) (Operation, error) {
 	kind, id, _ := strings.Cut(resource, "/")
 	c := change{kind: DiskAdopt, act: func(ctx context.Context, _ *run) (Change, error) {
-		size, err := m.driver.DiskSize(ctx, id)
-		if err != nil {
-			return Change{}, err
+		file, err := m.driver.AdoptDisk(ctx, id)
+		if err == nil {
+			err = m.believe(ctx, &file, resource)
 		}
-		return Change{NewDisk: &Disk{ID: id, DiskFile: DiskFile{SizeMiB: size}, State: DiskAvailable, CreatedAt: now()}}, nil
+		return Change{NewDisk: &Disk{ID: id, DiskFile: file, State: DiskAvailable, CreatedAt: now()}}, err
 	}}
 	if kind == "vms" {
 		c = change{kind: VMAdopt, act: func(ctx context.Context, _ *run) (Change, error) { return m.adoptVM(ctx, id, template) }}
@@ -45,11 +45,8 @@ func (m *Manager) adoptVM(ctx context.Context, id, template string) (Change, err
 	if err != nil {
 		return Change{}, err
 	}
-	// The header of a root disk is QEMU's to write, so it may name any file of
-	// the host as its base: only the operator's own image is believed.
-	if root.Base != "" && (root.Base != m.o.Base.Base || root.BaseFormat != m.o.Base.BaseFormat) {
-		return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("the root disk of VM %s is based on %s, which is not the configured default_boot_disk", id, root.Base),
-			Hint: "if that is right, configure it and adopt the VM then"}
+	if err := m.believe(ctx, &root, VMResource(id)); err != nil {
+		return Change{}, err
 	}
 	seen := m.driver.Observe(ctx, id)
 	verdict := Settle(Stopped, ReasonUnknown, seen)
@@ -71,6 +68,30 @@ func (m *Manager) adoptVM(ctx context.Context, id, template string) (Change, err
 	}
 	m.release(v.NICs) // nobody else places NICs of this VM, and the records refuse what is taken
 	return Change{NewVM: &v}, nil
+}
+
+// believe checks what the header of a disk that is to be adopted says it is based
+// on, and completes it. The header is QEMU's to write, so it may name any file of
+// the host: only the operator's own image and those that are recorded are believed.
+func (m *Manager) believe(ctx context.Context, f *DiskFile, resource string) error {
+	if f.Base == "" || f.Base == m.o.Base.Base && f.BaseFormat == m.o.Base.BaseFormat {
+		return nil
+	}
+	sum, ok := f.Content()
+	if !ok {
+		return &Fault{Code: CodeState, Detail: fmt.Sprintf("the disk of %s is based on %s, which is neither an image nor the configured default_boot_disk", resource, f.Base),
+			Hint: "if that is right, configure it and adopt it then"}
+	}
+	images, err := m.store.Images(ctx, ImageFilter{SHA256: sum, State: ImageAvailable}, Page{Limit: 1})
+	if err != nil {
+		return err
+	}
+	if len(images) == 0 || string(images[0].Layout) != f.BaseFormat {
+		return &Fault{Code: CodeState, Detail: fmt.Sprintf("the disk of %s is based on content of format %s that no image has: %s", resource, f.BaseFormat, sum),
+			Hint: "bring that image in again and adopt it then"}
+	}
+	f.Image = images[0].Name
+	return nil
 }
 
 // TerminateOrphan ends a process that no record knows; its files stay.
@@ -108,6 +129,11 @@ func (m *Manager) finishOrphanDelete(ctx context.Context, resource string) error
 		return err
 	}
 	kind, id, _ := strings.Cut(resource, "/")
+	if kind == "images" {
+		m.contents.mu.Lock()
+		defer m.contents.mu.Unlock()
+		return m.dropContent(ctx, id)
+	}
 	if kind == "vms" {
 		if err := m.network.Disconnect(ctx, id); err != nil { // a kill may have come between this and the process's end
 			return err
@@ -120,7 +146,8 @@ func (m *Manager) finishOrphanDelete(ctx context.Context, resource string) error
 // orphan runs an operation on something that is there and not recorded.
 func (m *Manager) orphan(ctx context.Context, resource string, c change) (Operation, error) {
 	kind, id, _ := strings.Cut(resource, "/")
-	if kind != "vms" && kind != "disks" || !ValidName(id) {
+	known := (kind == "vms" || kind == "disks") && ValidName(id) || kind == "images" && ValidContent(id)
+	if !known || kind == "images" && c.kind != OrphanDelete {
 		return Operation{}, NotFound("orphan", resource)
 	}
 	c.resources, c.timeout = []string{resource}, orphanTimeout
@@ -145,9 +172,13 @@ func (m *Manager) orphan(ctx context.Context, resource string, c change) (Operat
 func (m *Manager) recorded(ctx context.Context, resource string) (bool, error) {
 	kind, id, _ := strings.Cut(resource, "/")
 	var err error
-	if kind == "vms" {
+	switch kind {
+	case "vms":
 		_, err = m.store.VM(ctx, id)
-	} else {
+	case "images": // by its content
+		images, err := m.store.Images(ctx, ImageFilter{SHA256: id}, Page{Limit: 1})
+		return len(images) > 0, err
+	default:
 		_, err = m.store.Disk(ctx, id)
 	}
 	if errors.Is(err, ErrNotFound) {
@@ -158,6 +189,10 @@ func (m *Manager) recorded(ctx context.Context, resource string) (bool, error) {
 
 // there reports whether the host has a process or files of the thing.
 func (m *Manager) there(ctx context.Context, kind, id string) bool {
+	if kind == "images" {
+		has, err := m.driver.HasImage(ctx, id)
+		return has || err != nil
+	}
 	if kind == "disks" {
 		_, err := m.driver.DiskSize(ctx, id)
 		return !errors.Is(err, ErrNotFound)

@@ -186,7 +186,7 @@ func (m *Manager) diskFileTruth(ctx context.Context, d Disk, state DiskState) (C
 	return Change{Disks: []DiskUpdate{{From: was.State, Disk: d}}}, nil
 }
 
-// Settle makes what is recorded of a VM or a disk true: it looks at the host and
+// Settle makes what is recorded of a VM, a disk or an image true: it looks at the host and
 // records what it finds, ends what is left of an operation nobody acts on any
 // more, and finishes what can be finished safely. It fails with a [Fault] of
 // code [CodeBusy] at once if an operation holds the resource: that will record.
@@ -238,8 +238,11 @@ func (m *Manager) settle(ctx context.Context, resource string) (Repair, error) {
 		return Repair{}, err
 	}
 	truth, was := m.diskTruth, m.diskState
-	if kind == "vms" {
+	switch kind {
+	case "vms":
 		truth, was = m.vmTruth, m.vmState
+	case "images":
+		truth, was = m.imageTruth, m.imageState
 	}
 	before, err := was(ctx, id)
 	if err != nil {
@@ -249,11 +252,18 @@ func (m *Manager) settle(ctx context.Context, resource string) (Repair, error) {
 	if err != nil {
 		return Repair{}, err
 	}
-	changed := c.VM != nil || c.Disks != nil || c.DeleteDisk != ""
+	changed := c.VM != nil || c.Disks != nil || c.DeleteDisk != "" || c.Image != nil || c.DeleteImage != ""
 	if changed {
 		if err := m.apply(ctx, c); err != nil {
 			return Repair{}, err
 		}
+	}
+	if kind == "vms" {
+		drives, err := m.settleCDROMs(ctx, id)
+		if err != nil {
+			return Repair{}, err
+		}
+		changed = changed || drives
 	}
 	after, err := was(ctx, id)
 	if err != nil {
@@ -315,7 +325,11 @@ func (m *Manager) removeLeftovers(ctx context.Context, id string, open []Operati
 			if err != nil {
 				return err
 			}
-		case NICUpdate, ForwardAdd, ForwardRemove:
+		case ImageDelete:
+			if err := m.settleImageDelete(ctx, id, op); err != nil {
+				return err
+			}
+		case NICUpdate, ForwardAdd, ForwardRemove, CDROMAttach, CDROMEject, CloudInitSet:
 			if err := m.retune(ctx, id, op); err != nil {
 				return err
 			}
@@ -363,8 +377,14 @@ func (m *Manager) reached(ctx context.Context, op Operation) (bool, error) {
 			return i < 0, nil
 		}
 		return i >= 0 && v.NICs[i].State == NICAttached, nil
-	case NICUpdate: // recorded with the intent, and made so by who settled
+	case NICUpdate, CDROMAttach, CDROMEject: // recorded with the intent, and made so by who settled
 		return true, nil
+	case ImageCreate, ImageUpload, ImageDelete:
+		i, err := m.store.Image(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			return op.Kind == ImageDelete, nil
+		}
+		return op.Kind != ImageDelete && i.State == ImageAvailable, err
 	case ForwardAdd, ForwardRemove:
 		v, err := m.store.VM(ctx, id)
 		there := slices.ContainsFunc(v.Forwards, func(f PortForward) bool { return f.ID == op.Step })
@@ -406,6 +426,10 @@ func (m *Manager) Recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the VMs: %w", err)
 	}
+	images, err := m.store.Images(ctx, ImageFilter{}, Page{})
+	if err != nil {
+		return fmt.Errorf("read the images: %w", err)
+	}
 	todo := map[string]bool{}
 	for _, op := range open {
 		todo[op.Resource] = true
@@ -413,6 +437,11 @@ func (m *Manager) Recover(ctx context.Context) error {
 	for _, v := range vms {
 		if v.State != Stopped {
 			todo[VMResource(v.ID)] = true
+		}
+	}
+	for _, i := range images {
+		if i.State != ImageAvailable {
+			todo[ImageResource(i.Name)] = true
 		}
 	}
 	slots := make(chan struct{}, recoverParallel)

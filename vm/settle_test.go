@@ -97,8 +97,8 @@ func TestHalfMadeThingsAreRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.driver.AddVMFiles("half")
 	w.driver.AddVMFiles("gone")
-	must(t)(w.driver.CreateDisk(t.Context(), "half", 1))
-	must(t)(w.driver.CreateDisk(t.Context(), "gone", 1))
+	must(t)(w.driver.CreateDisk(t.Context(), "half", vm.DiskFile{SizeMiB: 1}, nil, nil))
+	must(t)(w.driver.CreateDisk(t.Context(), "gone", vm.DiskFile{SizeMiB: 1}, nil, nil))
 	for _, id := range []string{
 		w.open(vm.VMCreate, "vms/half", vm.Change{}),
 		w.open(vm.VMDelete, "vms/gone", vm.Change{}),

@@ -19,13 +19,15 @@ type tuning struct {
 	late  bool
 	edit  func(context.Context, *VM) error
 	apply func(context.Context, VM) error
+	seed  *Seed  // to be recorded with it, nil for none
+	after func() // if set, is called once nothing more will be recorded
 }
 
 func (m *Manager) tune(ctx context.Context, t tuning) error {
 	var was, v VM
-	edited := func() Change { return Change{VM: &VMUpdate{From: v.State, VM: v}} }
+	edited := func() Change { return Change{VM: &VMUpdate{From: v.State, VM: v}, Seed: t.seed} }
 	r, err := m.begin(ctx, change{
-		kind: t.kind, resources: []string{VMResource(t.vmID)}, timeout: nicTimeout, preemptible: true,
+		kind: t.kind, resources: []string{VMResource(t.vmID)}, timeout: nicTimeout, preemptible: true, after: t.after,
 		intent: func(ctx context.Context, r *run) (_ Change, err error) {
 			if v, err = m.settled(ctx, t.vmID); err != nil {
 				return Change{}, err
@@ -59,7 +61,7 @@ func (m *Manager) tune(ctx context.Context, t tuning) error {
 			if err != nil || t.late {
 				return Change{}, err
 			}
-			now.NICs, now.Forwards = was.NICs, was.Forwards
+			now.NICs, now.Forwards, now.CDROMs = was.NICs, was.Forwards, was.CDROMs
 			return Change{VM: &VMUpdate{From: now.State, VM: now}}, nil
 		},
 	})
@@ -86,7 +88,7 @@ func (m *Manager) retune(ctx context.Context, id string, op Operation) error {
 	}
 	if m.driver.Observe(ctx, id).Alive() {
 		if err := m.reapply(ctx, v, had); err != nil {
-			m.log.Warn("cannot make a running VM's network cards as they are recorded; its next start will", "vm_id", id, "err", err)
+			m.log.Warn("cannot make a running VM's network cards and drives as they are recorded; its next start will", "vm_id", id, "err", err)
 		}
 	}
 	if len(v.Forwards) == len(had) {
@@ -95,10 +97,10 @@ func (m *Manager) retune(ctx context.Context, id string, op Operation) error {
 	return m.apply(ctx, Change{VM: &VMUpdate{From: v.State, VM: v}})
 }
 
-// reapply tells a running VM all that can be tuned of its NICs. Which forwards
+// reapply tells a running VM all that can be tuned of its NICs and its drives. Which forwards
 // its QEMU has is not known: those it may have are taken away first.
 func (m *Manager) reapply(ctx context.Context, v VM, had []PortForward) error {
-	var errs []error
+	errs := []error{m.setCDROMs(ctx, v)}
 	for _, n := range v.NICs {
 		errs = append(errs, m.driver.SetLink(ctx, v.ID, n.Slot, !n.LinkDown))
 		if n.Mode == NetworkUser && len(had) > 0 {

@@ -4,135 +4,20 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/google/uuid"
 )
 
 // Deadlines of what is done to a VM.
 const (
-	createTimeout = 2 * time.Minute
+	createTimeout = 24 * time.Hour // it may have to copy an image
 	startTimeout  = 2 * time.Minute
 	stopSlack     = time.Minute // beyond the guest's own time: the rungs that force it
 	pauseTimeout  = 30 * time.Second
 	deleteTimeout = 2 * time.Minute
 )
-
-// A NewVM is what is asked of a VM to make.
-type NewVM struct {
-	ID          string // empty: one is made up
-	Template    string
-	RootSizeMiB int64 // 0: the size of the base image, or [DefaultMiB] without one
-	VMEdits     VMEdits
-	NICs        *[]NewNIC // nil: one on the default network
-}
-
-// CreateVM makes a stopped VM with its root disk and returns it. Nothing of it
-// can be seen before it is complete.
-func (m *Manager) CreateVM(ctx context.Context, n NewVM) (VM, error) {
-	if n.ID == "" {
-		n.ID = "vm-" + randomWord(8)
-	}
-	if !ValidName(n.ID) {
-		return VM{}, invalidField("/name", "must be 1 to 63 of a-z, 0-9 and '-', and begin and end with a letter or a digit")
-	}
-	root, err := m.rootDisk(n.RootSizeMiB)
-	if err != nil {
-		return VM{}, err
-	}
-	v := VM{ID: n.ID, UUID: uuid.NewString(), State: Stopped, Reason: ReasonCreated, Desired: DesiredStopped, Root: root, Restart: RestartNever}
-	if err := n.VMEdits.apply(&v); err != nil {
-		return VM{}, err
-	}
-	made := false
-	r, err := m.begin(ctx, change{
-		kind: VMCreate, resources: []string{VMResource(n.ID)}, timeout: createTimeout,
-		after: func() { m.release(v.NICs) },
-		intent: func(ctx context.Context, _ *run) (_ Change, err error) {
-			v.Template, err = m.templateForVM(ctx, n.Template)
-			if err != nil {
-				return Change{}, err
-			}
-			if err := m.checkNew(ctx, n.ID); err != nil {
-				return Change{}, err
-			}
-			return Change{}, m.placeNICs(ctx, &v, n.NICs)
-		},
-		act: func(ctx context.Context, r *run) (Change, error) {
-			if err := m.driver.CreateVM(ctx, v.ID, v.Root, nil, nil); err != nil {
-				return Change{}, err
-			}
-			made = true
-			v.CreatedAt = now()
-			return Change{NewVM: &v}, nil
-		},
-		truth: func(ctx context.Context) (Change, error) {
-			if !made { // then the driver has undone its own
-				return Change{}, nil
-			}
-			// The row may be there although recording it has failed: a commit
-			// can be done and its answer lost.
-			if recorded, err := m.recorded(ctx, VMResource(v.ID)); recorded || err != nil {
-				return Change{}, err
-			}
-			return Change{}, m.driver.DeleteVM(ctx, v.ID)
-		},
-	})
-	if err != nil {
-		return VM{}, err
-	}
-	if _, err := r.wait(ctx); err != nil {
-		return VM{}, err
-	}
-	return m.store.VM(ctx, v.ID)
-}
-
-func (m *Manager) rootDisk(sizeMiB int64) (DiskFile, error) {
-	root := m.o.Base
-	if sizeMiB == 0 {
-		root.SizeMiB = cmp.Or(root.SizeMiB, DefaultMiB)
-		return root, nil
-	}
-	if sizeMiB < 1 || sizeMiB > MaxDiskMiB {
-		return root, invalidField("/root_disk_size", "must be 1 MiB to %d GiB", MaxDiskMiB/gibInMi)
-	}
-	if sizeMiB < root.SizeMiB {
-		return root, invalidField("/root_disk_size", "must be at least %g GiB, the size of the default boot disk", float64(root.SizeMiB)/gibInMi)
-	}
-	root.SizeMiB = sizeMiB
-	return root, nil
-}
-
-// templateForVM returns the template a VM is to be made of. That it is not
-// there is a fault of the request and not of its path.
-func (m *Manager) templateForVM(ctx context.Context, name string) (Template, error) {
-	t, err := m.store.Template(ctx, name)
-	if errors.Is(err, ErrNotFound) {
-		return t, invalidField("/template_name", "template %q not found", name)
-	}
-	return t, err
-}
-
-// checkNew makes sure that neither the records nor the host know a VM of this id.
-func (m *Manager) checkNew(ctx context.Context, id string) error {
-	_, err := m.store.VM(ctx, id)
-	if err == nil {
-		return &Fault{Code: CodeExists, Detail: fmt.Sprintf("VM %s already exists", id)}
-	}
-	if !errors.Is(err, ErrNotFound) {
-		return err
-	}
-	left, err := m.driver.HasVM(ctx, id)
-	if err == nil && left {
-		err = &Fault{Code: CodeExists, Detail: fmt.Sprintf("files of a VM %s already exist on this host, although there is no record of it", id),
-			Hint: "take another name, or look at GET /observer/status and move the files away"}
-	}
-	return err
-}
 
 // Do begins an operation on a VM, one of start, stop, restart, pause, resume and
 // reset, and returns the VM as it is recorded meanwhile. Use [Manager.Wait] to
@@ -280,7 +165,7 @@ func (m *Manager) spec(ctx context.Context, v VM) (Spec, error) {
 		return i - j
 	})
 	return Spec{ID: v.ID, UUID: v.UUID, CPUCount: v.Template.CPUCount, RAMMiB: v.Template.RAMMiB,
-		Machine: v.Machine, Accel: v.Accel, Root: v.Root, Disks: disks}, nil
+		Machine: v.Machine, Accel: v.Accel, Root: v.Root, Disks: disks, CDROMs: v.CDROMs}, nil
 }
 
 // outcome returns the change that records a.v in the state it was to reach.
@@ -297,6 +182,9 @@ func (a *action) start(ctx context.Context, r *run) (Change, error) {
 	}
 	networks, err := a.m.networksOf(ctx, a.v)
 	if err != nil {
+		return Change{}, err
+	}
+	if err := a.m.writeSeed(ctx, a.v, networks); err != nil {
 		return Change{}, err
 	}
 	if s.Ports, err = a.m.network.Connect(ctx, a.v, a.v.NICs, networks); err != nil {

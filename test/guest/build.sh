@@ -44,7 +44,7 @@ agent     net=agent
 # Loaded at boot in this order, each after what it depends on.
 MODULES='virtio_pci virtio_blk virtio_scsi sd_mod button evdev pvpanic-pci pvpanic-mmio'
 # The same, of the archive of tools.
-NET_MODULES='virtio_net virtio_console virtio-rng 8021q' # virtio-rng, or programs wait for random numbers
+NET_MODULES='virtio_net virtio_console virtio-rng 8021q sr_mod isofs' # virtio-rng, or programs wait for random numbers
 # The libraries of qemu-ga, by name.
 AGENT_LIBRARIES='libudev.so.1 libnuma.so.1 liburing.so.2 libglib-2.0.so.0 libgmodule-2.0.so.0 libpcre2-8.so.0 libm.so.6 libc.so.6'
 # The libraries of iperf3, by name and where they are to be.

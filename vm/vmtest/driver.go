@@ -306,6 +306,12 @@ func (d *Driver) DiskSize(ctx context.Context, id string) (int64, error) {
 	return size, nil
 }
 
+// AdoptDisk returns a disk without a base.
+func (d *Driver) AdoptDisk(ctx context.Context, id string) (vm.DiskFile, error) {
+	size, err := d.DiskSize(ctx, id)
+	return vm.DiskFile{SizeMiB: size}, err
+}
+
 // AdoptVM returns an invented root disk and no UUID; that of a VM called
 // "forged" names a file of the host as its base.
 func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, error) {

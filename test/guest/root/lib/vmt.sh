@@ -25,8 +25,15 @@ listening() { # ACPID: does it hold the button's device, and uevent its netlink 
 
 disk() { # add|remove NAME: said once, whether init or the kernel's event finds it first
 	case $1 in
-	add) mkdir /run/disk.$2 2>/dev/null && say disk-add name=$2 bytes=$(bytes $2) ro=$(cat /sys/block/$2/ro) $(identity $2) ;;
-	remove) rmdir /run/disk.$2 && say disk-remove name=$2 ;;
+	add)
+		mkdir /run/disk.$2 2>/dev/null || return 0
+		say disk-add name=$2 bytes=$(bytes $2) ro=$(cat /sys/block/$2/ro) $(identity $2)
+		case $2 in sr*) . /lib/net.sh && disc $2 ;; esac # only what comes with that has a driver for it
+		;;
+	remove)
+		case $2 in sr*) umount -l /mnt/$2 ;; esac
+		rmdir /run/disk.$2 && say disk-remove name=$2
+		;;
 	resize) say disk-resize name=$2 bytes=$(bytes $2) ;;
 	esac
 }

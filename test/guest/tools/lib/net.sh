@@ -18,6 +18,14 @@ nics() { # every NIC and port that is there
 	done
 }
 
+disc() { # NAME: mounts a CD-ROM on /mnt/NAME, and tells of a cloud-init seed
+	mkdir -p /mnt/$1
+	mount -t iso9660 -o ro /dev/$1 /mnt/$1 || return 0
+	say disc name=$1 label=$(dd if=/dev/$1 bs=1 skip=32808 count=32 2>/dev/null | tr -d ' ') files=$(ls /mnt/$1 | paste -s -d,)
+	[ ! -e /mnt/$1/meta-data ] ||
+		say seed instance=$(sed -n 's/^instance-id: //p' /mnt/$1/meta-data) hostname=$(sed -n 's/^local-hostname: //p' /mnt/$1/meta-data)
+}
+
 port_add() { # NAME: an agent, once; it ends with its port
 	mkdir /run/agent.$1 2>/dev/null || return 0
 	if [ "$(cat /sys/class/virtio-ports/$1/name)" = org.qemu.guest_agent.0 ]; then

@@ -1,0 +1,201 @@
+package qemu
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+
+	"vmand/vm"
+)
+
+// cdromTarget is the SCSI target of the CD-ROM drives; the disks are at 0.
+const cdromTarget = 1
+
+// cdromNodes describes what is in a drive.
+func cdromNodes(vmID string, c vm.CDROM, l layout) blockNode {
+	return *readNode(formatRaw, cdromAlias(c.ID), cdromFileNode(c.ID), cdromFile(vmID, c, l))
+}
+
+// cdromFile returns the path of what is in a drive.
+func cdromFile(vmID string, c vm.CDROM, l layout) string {
+	if c.ID == vm.SeedCDROM {
+		return l.inState(vmSeed(vmID))
+	}
+	return l.content(c.SHA256)
+}
+
+// cdromSCSI describes the drive itself. Like a disk's, its address is its own for
+// life: the seed's drive is the first, for what looks there, then they come in the order
+// of their numbers. What cannot be read, the guest is told.
+func cdromSCSI(c vm.CDROM) (device, error) {
+	lun, target, channel := 0, cdromTarget, 0
+	if c.ID != vm.SeedCDROM {
+		number, _ := strings.CutPrefix(c.ID, "cd-")
+		var err error
+		if lun, err = strconv.Atoi(number); err != nil || lun < 1 || lun > vm.MaxCDROMs {
+			return device{}, fault(vm.CodeInvalid, nil, "no CD-ROM drive can be called %q", c.ID)
+		}
+		if !vm.ValidContent(c.SHA256) {
+			return device{}, fault(vm.CodeInvalid, nil, "CD-ROM drive %s has no content: %q", c.ID, c.SHA256)
+		}
+	}
+	return device{
+		Driver: "scsi-cd", ID: cdromAlias(c.ID), Bus: scsiBus, Channel: &channel, SCSIID: &target, LUN: &lun, Drive: cdromAlias(c.ID),
+		BootIndex: c.BootIndex,
+	}, nil
+}
+
+// SetCDROMs implements [vm.Driver].
+func (d *Driver) SetCDROMs(ctx context.Context, vmID string, want []vm.CDROM) error {
+	for _, c := range want {
+		if _, err := cdromSCSI(c); err != nil {
+			return err
+		}
+	}
+	if err := d.checkCDROMs(vmID, want); err != nil {
+		return err
+	}
+	s, err := d.live(vmID)
+	if err != nil {
+		return err
+	}
+	has, err := s.cdroms(ctx)
+	if err != nil {
+		return err
+	}
+	var missing []vm.CDROM
+	for _, c := range want {
+		if has[c.ID] == (drive{true, cdromFile(vmID, c, d.layout)}) {
+			delete(has, c.ID)
+		} else {
+			missing = append(missing, c)
+		}
+	}
+	if err := s.ejectAll(ctx, has); err != nil {
+		return err
+	}
+	for _, c := range missing {
+		if err := s.insert(ctx, c, d.layout); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drive is what QEMU has of a CD-ROM drive.
+type drive struct {
+	device bool   // or only a node, left of an attempt that was cut short
+	file   string // empty without a node
+}
+
+// cdroms returns the CD-ROM drives by id, and their leftovers.
+func (s *session) cdroms(ctx context.Context) (map[string]drive, error) {
+	has, err := s.peripherals(ctx)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := s.nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]drive)
+	for _, id := range has.cdroms {
+		all[id] = drive{device: true}
+	}
+	for _, n := range nodes {
+		if id, ok := cdromOfAlias(n.Name); ok {
+			all[id] = drive{device: all[id].device, file: n.File}
+		}
+	}
+	return all, nil
+}
+
+// ejectAll takes drives away with what is in them.
+func (s *session) ejectAll(ctx context.Context, drives map[string]drive) error {
+	if len(drives) == 0 {
+		return nil
+	}
+	status, err := s.queryStatus(ctx)
+	if err != nil {
+		return err
+	}
+	for id, has := range drives {
+		if has.device && status == vm.StatusPrelaunch {
+			// As with a disk: QEMU would note the wish and forget it.
+			return fault(vm.CodeUnavailable, nil, "vm %s has not begun to run: CD-ROM drive %s cannot be unplugged yet", s.id, id)
+		}
+		name := "CD-ROM drive " + id
+		if has.device {
+			if err := s.unplug(ctx, cdromAlias(id), name); err != nil {
+				return err
+			}
+		}
+		vm.FailPoint("cdrom.device-deleted")
+		if err := s.removeNode(ctx, cdromAlias(id), name); err != nil {
+			return err
+		}
+		vm.FailPoint("cdrom.node-deleted")
+	}
+	return nil
+}
+
+// insert plugs a drive, of which nothing is there.
+func (s *session) insert(ctx context.Context, c vm.CDROM, l layout) error {
+	scsi, err := cdromSCSI(c)
+	if err != nil {
+		return err
+	}
+	if err := s.blockdevAdd(ctx, cdromNodes(s.id, c, l)); err != nil {
+		return err
+	}
+	vm.FailPoint("cdrom.node-added")
+	if err := s.deviceAdd(ctx, scsi); err != nil {
+		undo(s, cdromAlias(c.ID), err)
+		return err
+	}
+	vm.FailPoint("cdrom.device-added")
+	return nil
+}
+
+// checkCDROMs reports the first drive of a VM that there is nothing to put into.
+func (d *Driver) checkCDROMs(vmID string, drives []vm.CDROM) error {
+	for _, c := range drives {
+		if c.ID == vm.SeedCDROM {
+			if _, err := d.state.Stat(vmSeed(vmID)); err != nil {
+				return fault(vm.CodeOperationFailed, err, "the cloud-init seed of vm %s is missing", vmID)
+			}
+		} else if err := d.checkContent(c.SHA256); err != nil {
+			return fault(vm.CodeOperationFailed, err, "image %s (content %s), which is in the CD-ROM drive %s of vm %s, cannot be read", c.Image, c.SHA256, c.ID, vmID)
+		}
+	}
+	return nil
+}
+
+// checkContent reports why QEMU cannot read content.
+func (d *Driver) checkContent(sha256 string) error {
+	return d.account.canRead(d.layout.content(sha256))
+}
+
+// checkBaseOf reports why QEMU cannot read the content that a file is an overlay of.
+// What the operator's image is, whoever opens it sees.
+func (d *Driver) checkBaseOf(f vm.DiskFile, what string) error {
+	content, ok := f.Content()
+	if !ok {
+		return nil
+	}
+	if err := d.checkContent(content); err != nil {
+		return fault(vm.CodeOperationFailed, err, "image %s (content %s), which %s is based on, cannot be read", f.Image, content, what)
+	}
+	return nil
+}
+
+// idsOf returns the ids of drives in order.
+func idsOf(drives []vm.CDROM) []string {
+	ids := []string{}
+	for _, c := range drives {
+		ids = append(ids, c.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}

@@ -1,0 +1,255 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"vmand/qemu/image"
+	"vmand/vm"
+)
+
+// ImageOptions is what may become content of images.
+type ImageOptions struct {
+	MaxBytes     int64          // of an image, as it is transferred and as it is stored; 0 for 1 TiB
+	AllowPrivate []netip.Prefix // addresses beyond the public Internet that may be downloaded from
+}
+
+// contents keeps the content of images in a directory. It implements all of
+// [vm.Images] that needs no QEMU.
+type contents struct {
+	root     *os.Root
+	importer *image.Importer
+	fetcher  *image.Fetcher
+
+	mu    sync.Mutex
+	infos map[string]image.Info // by SHA-256: what was looked at, which never changes
+}
+
+func openContents(l layout, a account, o ImageOptions) (*contents, error) {
+	c := &contents{infos: make(map[string]image.Info)}
+	var err error
+	if c.root, err = os.OpenRoot(l.inState(imagesDir)); err != nil {
+		return nil, fmt.Errorf("open the directory of images: %w", err)
+	}
+	c.importer, err = image.NewImporter(c.root, image.Options{MaxBytes: o.MaxBytes, MaxVirtualBytes: vm.MaxDiskMiB * mib, Seal: a.lend})
+	if err != nil {
+		c.root.Close()
+		return nil, err
+	}
+	c.fetcher = image.NewFetcher(c.importer, image.FetchOptions{AllowPrivate: o.AllowPrivate})
+	return c, nil
+}
+
+func (c *contents) close() error { return c.root.Close() }
+
+// info returns what content is laid out as, and how large the disk in it is.
+func (c *contents) info(sha256 string) (image.Info, error) {
+	c.mu.Lock()
+	known, ok := c.infos[sha256]
+	c.mu.Unlock()
+	f, err := c.importer.Open(sha256)
+	if err != nil {
+		return image.Info{}, err
+	}
+	defer f.Close()
+	if ok {
+		return known, nil
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return image.Info{}, err
+	}
+	if known, err = image.Inspect(f, st.Size()); err != nil {
+		return image.Info{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.infos[sha256] = known
+	return known, nil
+}
+
+// want says to package image what is wanted of an import.
+func want(i vm.Import) image.Want {
+	w := image.Want{Sum: image.Sum(i.Sum), Format: image.Format(i.Format), Progress: i.Progress}
+	if i.Ready != nil {
+		w.Ready = func(c image.Content) error {
+			if err := i.Ready(contentOf(c)); err != nil {
+				return err
+			}
+			vm.FailPoint("content.ready")
+			return nil
+		}
+	}
+	return w
+}
+
+func contentOf(c image.Content) vm.ImageContent {
+	return vm.ImageContent{SHA256: c.SHA256, Layout: vm.ImageFormat(c.Format), VirtualMiB: ceilMiB(c.VirtualBytes), Bytes: c.Bytes}
+}
+
+func ceilMiB(bytes int64) int64 { return (bytes + mib - 1) / mib }
+
+// CheckURL implements [vm.Images].
+func (c *contents) CheckURL(url string) error {
+	err := image.CheckURL(url)
+	var refused *image.Refused
+	if !errors.As(err, &refused) {
+		return nil
+	}
+	f := fault(vm.CodeInvalid, nil, "/url: %s", refused.Reason)
+	f.Fields = []vm.FieldFault{{Field: "/url", Detail: refused.Reason}}
+	return f
+}
+
+// FetchImage implements [vm.Images].
+func (c *contents) FetchImage(ctx context.Context, url string, i vm.Import) (vm.ImageContent, error) {
+	got, err := c.fetcher.Fetch(ctx, url, want(i))
+	if err != nil {
+		return vm.ImageContent{}, fetchFault(ctx, err)
+	}
+	vm.FailPoint("content.named")
+	return contentOf(got), nil
+}
+
+// source remembers the error of what brings an image, to tell it from those of
+// what stores it.
+type source struct {
+	io.Reader
+	err error
+}
+
+// Read implements [io.Reader].
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
+}
+
+// UploadImage implements [vm.Images]. An error of r's is returned as it is.
+func (c *contents) UploadImage(ctx context.Context, name string, offset int64, r io.Reader) (int64, error) {
+	s := &source{Reader: r}
+	at, err := c.importer.Append(ctx, name, offset, s)
+	if s.err != nil && errors.Is(err, s.err) {
+		return at, fmt.Errorf("upload image %s: %w", name, s.err)
+	}
+	return at, imageFault(err, "upload image %s", name)
+}
+
+// Uploaded implements [vm.Images].
+func (c *contents) Uploaded(_ context.Context, name string) (int64, error) {
+	at, err := c.importer.Uploaded(name)
+	return at, imageFault(err, "look at the upload of image %s", name)
+}
+
+// FinishUpload implements [vm.Images].
+func (c *contents) FinishUpload(ctx context.Context, name string, i vm.Import) (vm.ImageContent, error) {
+	got, err := c.importer.Finish(ctx, name, want(i))
+	if err != nil {
+		return vm.ImageContent{}, imageFault(err, "finish the upload of image %s", name)
+	}
+	vm.FailPoint("content.named")
+	return contentOf(got), nil
+}
+
+// DropUpload implements [vm.Images].
+func (c *contents) DropUpload(_ context.Context, name string) error {
+	return imageFault(c.importer.Drop(name), "drop the upload of image %s", name)
+}
+
+// HasImage implements [vm.Images].
+func (c *contents) HasImage(_ context.Context, sha256 string) (bool, error) {
+	has, err := c.importer.Has(sha256)
+	return has, fileFault(err, "look for content %s", sha256)
+}
+
+// OpenImage implements [vm.Images].
+func (c *contents) OpenImage(_ context.Context, sha256 string) (io.ReadSeekCloser, error) {
+	f, err := c.importer.Open(sha256)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, vm.NotFound("content", sha256)
+	}
+	if err != nil {
+		return nil, fileFault(err, "open content %s", sha256)
+	}
+	return f, nil
+}
+
+// DeleteImage implements [vm.Images].
+func (c *contents) DeleteImage(_ context.Context, sha256 string) error {
+	c.mu.Lock()
+	delete(c.infos, sha256)
+	c.mu.Unlock()
+	err := c.importer.Delete(sha256)
+	if err == nil {
+		vm.FailPoint("content.deleted")
+	}
+	return fileFault(err, "delete content %s", sha256)
+}
+
+// imageFault gives an error of package image its class. One that has a class, such
+// as that of [vm.Import].Ready, keeps it.
+func imageFault(err error, format string, args ...any) error {
+	var unsafe *image.Unsafe
+	var large *image.TooLarge
+	var mismatch *image.Mismatch
+	var offset *image.OffsetError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &unsafe):
+		return fault(vm.CodeUnsafeImage, nil, "%v", unsafe)
+	case errors.As(err, &large):
+		f := fault(vm.CodeTooLarge, nil, "%v", large)
+		if !large.Virtual {
+			f.Hint = "the setting images.max_gib says how large an image may be"
+		}
+		return f
+	case errors.As(err, &mismatch):
+		return fault(vm.CodeChecksumMismatch, nil, "%v", mismatch)
+	case errors.As(err, &offset):
+		return fault(vm.CodePrecondition, nil, "%v", offset)
+	case errors.Is(err, image.ErrBusy):
+		return fault(vm.CodeBusy, err, format, args...)
+	}
+	return fileFault(err, format, args...)
+}
+
+// fetchFault is imageFault of a download: what is not of this host is of the
+// network.
+func fetchFault(ctx context.Context, err error) error {
+	var known *vm.Fault
+	var path *fs.PathError
+	var refused *image.Refused
+	switch {
+	case errors.As(err, &known):
+		return err
+	case errors.As(err, &refused):
+		f := fault(vm.CodeFetchFailed, err, "download the image")
+		if refused.Private {
+			f.Hint = "the setting images.allow_private lists the private addresses that images may be downloaded from"
+		}
+		return f
+	case errors.As(err, new(*image.Unsafe)), errors.As(err, new(*image.TooLarge)), errors.As(err, new(*image.Mismatch)),
+		errors.As(err, &path), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), ctx.Err() != nil:
+		return imageFault(err, "download the image")
+	}
+	return fault(vm.CodeFetchFailed, err, "download the image")
+}
+
+// discard removes a file that has not become content.
+func (c *contents) discard(temp string) error {
+	if err := c.root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

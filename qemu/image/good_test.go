@@ -1,0 +1,150 @@
+package image
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// needTools ends a test on a machine without these programs. Where VMAN_TEST_QEMU
+// is "required" that is a failure.
+func needTools(t testing.TB, tools ...string) {
+	t.Helper()
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err == nil {
+			continue
+		}
+		if os.Getenv("VMAN_TEST_QEMU") == "required" {
+			t.Fatalf("%s is not installed, and VMAN_TEST_QEMU=required", tool)
+		}
+		t.Skipf("%s is not installed", tool)
+	}
+}
+
+func run(t testing.TB, dir, name string, args ...string) []byte {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v: %s", name, args, err, out)
+	}
+	return out
+}
+
+// goodImages makes images with qemu-img, of data and empty ones, and returns what
+// they are by their name.
+func goodImages(t testing.TB, dir string) map[string]Info {
+	t.Helper()
+	data := make([]byte, 9*mib)
+	for i := range data[:5*mib] {
+		data[mib+i/3*2] = byte(i * 7919 >> 8)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "data"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]Info{"data": {Raw, 9 * mib}}
+	for i, c := range []struct {
+		format  Format
+		options string
+	}{
+		{Qcow2, ""}, {Qcow2, "compat=0.10"}, {Qcow2, "cluster_size=512"}, {Qcow2, "cluster_size=4k"}, {Qcow2, "cluster_size=2M,extended_l2=on"},
+		{Qcow2, "compression_type=zstd"}, {Qcow2, "lazy_refcounts=on"}, {Qcow2, "refcount_bits=1"}, {Qcow2, "refcount_bits=64"}, {Qcow2, "preallocation=metadata"},
+		{Qcow2, "compat=v3"}, {Raw, ""}, {VMDK, ""}, {VMDK, "subformat=streamOptimized"}, {VMDK, "compat6"}, {VMDK, "zeroed_grain=on"},
+		{VDI, ""}, {VDI, "static=on"}, {VHDX, ""}, {VHDX, "subformat=fixed"}, {VHDX, "block_size=1M"}, {VHDX, "block_size=256M"},
+	} {
+		name := string(c.format) + "-" + strings.NewReplacer("=", "-", ",", "-").Replace(c.options)
+		args := []string{"-O", string(c.format)}
+		if c.options != "" {
+			args = append(args, "-o", c.options)
+		}
+		run(t, dir, "qemu-img", append(append([]string{"convert", "-q", "-f", "raw"}, args...), "data", name)...)
+		all[name] = Info{c.format, 9 * mib}
+		if i == 5 {
+			run(t, dir, "qemu-img", append(append([]string{"convert", "-q", "-c", "-f", "raw"}, args...), "data", name+"-c")...)
+			all[name+"-c"] = Info{c.format, 9 * mib}
+		}
+	}
+	for _, f := range []Format{Qcow2, VMDK, VDI, VHDX, Raw} {
+		size := map[bool]string{true: "100G", false: "2040G"}[f == VDI]
+		run(t, dir, "qemu-img", "create", "-q", "-f", string(f), "large-"+string(f), size)
+		all["large-"+string(f)] = Info{f, map[bool]int64{true: 100 << 30, false: 2040 << 30}[f == VDI]}
+	}
+	run(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "snapshots", "1G")
+	for _, s := range []string{"one", "two", "three"} {
+		run(t, dir, "qemu-img", "snapshot", "-c", s, "snapshots")
+	}
+	run(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "bitmaps", "1G")
+	for _, s := range []string{"one", "two"} {
+		run(t, dir, "qemu-img", "bitmap", "--add", "bitmaps", s)
+	}
+	all["snapshots"], all["bitmaps"] = Info{Qcow2, 1 << 30}, Info{Qcow2, 1 << 30}
+	return all
+}
+
+func TestImagesOfQEMUAreAccepted(t *testing.T) {
+	needTools(t, "qemu-img")
+	dir := t.TempDir()
+	for name, want := range goodImages(t, dir) {
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Inspect(f, st.Size()); err != nil || got != want {
+			t.Errorf("%s: got %+v, %v; want %+v", name, got, err, want)
+		}
+	}
+}
+
+// QEMU refuses what it cannot open, so images made here are what they seem.
+func TestQEMUAcceptsWhatHostileImagesAreMadeOf(t *testing.T) {
+	needTools(t, "qemu-img")
+	dir := t.TempDir()
+	for format, good := range map[Format]func() []byte{Qcow2: goodQcow2, VMDK: goodVMDK, VDI: goodVDI, VHDX: goodVHDX} {
+		name := filepath.Join(dir, string(format))
+		if err := os.WriteFile(name, good(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out := run(t, dir, "qemu-img", "info", "-f", string(format), name)
+		if !bytes.Contains(out, []byte("file format: "+string(format))) {
+			t.Errorf("%s: %s", format, out)
+		}
+	}
+}
+
+func TestImagesOfTheToolsAreImportedCompressed(t *testing.T) {
+	needTools(t, "qemu-img", "xz", "zstd", "gzip")
+	dir := t.TempDir()
+	run(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "image", "10G")
+	i, store := testImporter(t, Options{})
+	var want Content
+	for _, c := range []string{"", "gzip -9", "xz", "xz -9 -C sha256", "xz -0 -C crc32", "xz -C none", "xz -T2 --block-size=64KiB", "zstd", "zstd -19", "zstd --ultra -22 --long=27"} {
+		b, err := os.ReadFile(filepath.Join(dir, "image"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c != "" {
+			b = run(t, dir, "sh", "-c", c+" -q -c < image 2>/dev/null || "+c+" -c < image")
+		}
+		got, err := i.Import(t.Context(), bytes.NewReader(b), Want{})
+		if err != nil {
+			t.Errorf("%s: %v", c, err)
+			continue
+		}
+		if want.SHA256 == "" {
+			want = got
+		}
+		if got != want {
+			t.Errorf("%s: got %+v, want %+v", c, got, want)
+		}
+	}
+	wantFiles(t, store, want.SHA256)
+}

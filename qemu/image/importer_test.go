@@ -1,0 +1,266 @@
+package image
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/iotest"
+
+	"golang.org/x/sys/unix"
+)
+
+func testImporter(t testing.TB, o Options) (*Importer, string) {
+	t.Helper()
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	i, err := NewImporter(root, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i, dir
+}
+
+// wantFiles checks the names of all files in a directory.
+func wantFiles(t testing.TB, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, filepath.Base(e.Name()))
+	}
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("files %q, want %q", got, want)
+	}
+}
+
+// noise returns bytes that do not compress and are a raw image.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{1}).Read(b)
+	return b
+}
+
+func sumOf(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
+
+func TestContentIsStoredOnceWhateverItComesIn(t *testing.T) {
+	i, dir := testImporter(t, Options{})
+	b := noise(mib + 512)
+	clear(b[256<<10 : 768<<10])
+	want := Content{SHA256: sumOf(b), Bytes: int64(len(b)), Info: Info{Raw, int64(len(b))}}
+	for name, in := range map[string][]byte{"as it is": b, "gzip": gzipped(t, b), "xz": xzed(t, b), "zstd": zstded(t, b)} {
+		var last int64
+		given := Sum{SHA256: strings.ToUpper(sumOf(in)), SHA512: fmt.Sprintf("%x", sha512.Sum512(in))}
+		got, err := i.Import(t.Context(), iotest.HalfReader(bytes.NewReader(in)), Want{Sum: given, Progress: func(n, _ int64) { last = n }})
+		if err != nil || got != want {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
+		if last != int64(len(in)) {
+			t.Errorf("%s: the progress ends at %d of %d", name, last, len(in))
+		}
+	}
+	wantFiles(t, dir, want.SHA256)
+	stored, err := os.ReadFile(filepath.Join(dir, want.SHA256))
+	if err != nil || !bytes.Equal(stored, b) {
+		t.Errorf("the stored content differs: %v", err)
+	}
+	st, err := os.Stat(filepath.Join(dir, want.SHA256))
+	if err != nil || st.Mode() != contentMode {
+		t.Errorf("mode %v, %v", st.Mode(), err)
+	}
+	if used := st.Sys().(*syscall.Stat_t).Blocks * 512; used > mib-256<<10 {
+		t.Errorf("%d bytes on disk: zeros take room", used)
+	}
+	all, err := i.Contents()
+	if err != nil || len(all) != 1 || all[want.SHA256] != want.Bytes {
+		t.Errorf("contents %v, %v", all, err)
+	}
+	if err := i.Delete(want.SHA256); err != nil {
+		t.Error(err)
+	}
+	if _, err := i.Open(want.SHA256); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("open deleted content: %v", err)
+	}
+	if err := i.Delete(want.SHA256); err != nil {
+		t.Error(err)
+	}
+	wantFiles(t, dir)
+}
+
+func repeated(t *testing.T, c byte, n int) []byte {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	write(t, w, bytes.Repeat([]byte{c}, n))
+	return out.Bytes()
+}
+
+// xzBlocks returns an xz stream whose blocks begin with a header of a dictionary
+// size, and are empty.
+func xzBlocks(n int, dict byte) []byte {
+	sum := func(b []byte) []byte { return le.AppendUint32(nil, crc32.ChecksumIEEE(b)) }
+	out := append([]byte(xzMagic), 0, 0)
+	out = append(out, sum(out[6:8])...)
+	h := []byte{2, 0, xzLZMA2, 1, dict, 0, 0, 0}
+	block := slices.Concat(h, sum(h), []byte{0, 0, 0, 0})
+	return append(out, bytes.Repeat(block, n)...)
+}
+
+func TestWhatExpandsToTooMuchIsRefused(t *testing.T) {
+	i, dir := testImporter(t, Options{MaxBytes: 256 * mib, MaxVirtualBytes: 512 << 20})
+	window := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xff, 0x01, 0x00, 0x00}
+	truncated := zstded(t, noise(mib))[:mib/2]
+	large := goodQcow2()
+	for name, c := range map[string]struct {
+		in     []byte
+		reason string
+	}{
+		"a bomb":                    {repeated(t, 'x', 100*mib), "expand to more"},
+		"more than is allowed":      {repeated(t, 0, 257*mib), "larger than"},
+		"a larger disk":             {large, "the disk in the image is larger"},
+		"two layers":                {gzipped(t, gzipped(t, goodRaw())), "it is gzip"},
+		"an xz dictionary of 1 GiB": {xzBlocks(1, 36), "dictionary"},
+		"tiny xz blocks":            {xzBlocks(5000, 12), "too many small blocks"},
+		"a zstd window of 1 TiB":    {window, "window"},
+		"a cut off gzip":            {gzipped(t, noise(mib))[:mib/2], "gzip stream is broken: unexpected EOF"},
+		"a cut off xz":              {xzed(t, noise(mib/4))[:mib/8], "xz stream is broken: unexpected EOF"},
+		"a cut off zstd":            {truncated, "zstd stream is broken"},
+		"garbage behind gzip":       {append(gzipped(t, goodRaw()), "garbage"...), "gzip stream is broken"},
+		"garbage behind xz":         {append(xzed(t, goodRaw()), "garbage"...), "xz stream is broken"},
+		"garbage behind zstd":       {append(zstded(t, goodRaw()), "garbage"...), "zstd stream is broken"},
+		"a changed byte in xz":      {func() []byte { b := xzed(t, noise(mib/4)); b[mib/8]++; return b }(), "xz stream is broken"},
+	} {
+		got, err := i.Import(t.Context(), bytes.NewReader(c.in), Want{})
+		if err == nil || !strings.Contains(err.Error(), c.reason) || !errors.As(err, new(*Unsafe)) && !errors.As(err, new(*TooLarge)) {
+			t.Errorf("%s: %+v, %v; want %q", name, got, err, c.reason)
+		}
+	}
+	wantFiles(t, dir)
+}
+
+func TestAWrongSumLeavesNothing(t *testing.T) {
+	i, dir := testImporter(t, Options{})
+	b := goodRaw()
+	for _, in := range [][]byte{b, gzipped(t, b)} {
+		for _, sum := range []Sum{{SHA256: sumOf([]byte("other"))}, {SHA512: sumOf([]byte("other"))}, {SHA256: sumOf(in), SHA512: "00"}} {
+			var mismatch *Mismatch
+			if _, err := i.Import(t.Context(), bytes.NewReader(in), Want{Sum: sum}); !errors.As(err, &mismatch) {
+				t.Errorf("%+v: %v", sum, err)
+			}
+		}
+	}
+	wantFiles(t, dir)
+}
+
+func TestABrokenSourceLeavesNothing(t *testing.T) {
+	i, dir := testImporter(t, Options{})
+	lost := errors.New("lost")
+	for name, b := range map[string][]byte{"raw": noise(mib), "gzip": gzipped(t, noise(mib)), "xz": xzed(t, noise(mib/2+512)), "zstd": zstded(t, noise(mib))} {
+		for _, failure := range []error{lost, io.ErrUnexpectedEOF, fmt.Errorf("closed: %w", io.EOF)} {
+			r := io.MultiReader(bytes.NewReader(b[:len(b)/2]), iotest.ErrReader(failure))
+			if c, err := i.Import(t.Context(), r, Want{}); !errors.Is(err, failure) || errors.As(err, new(*Unsafe)) {
+				t.Errorf("%s: %+v, %v; want %v", name, c, err, failure)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if _, err := i.Import(ctx, bytes.NewReader(b), Want{Progress: func(int64, int64) { cancel() }}); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: cancelled: %v", name, err)
+		}
+	}
+	wantFiles(t, dir)
+}
+
+func TestAFullDiskIsSaidClearlyAndLeavesNothing(t *testing.T) {
+	i, dir := testImporter(t, Options{})
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
+		if errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required" {
+			t.Skip("mounting a small file system takes root")
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if i, err = NewImporter(root, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.Import(t.Context(), bytes.NewReader(noise(4*mib)), Want{}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("import: %v", err)
+	}
+	wantFiles(t, dir)
+	n, err := i.Append(t.Context(), "disk", 0, bytes.NewReader(noise(4*mib)))
+	if !errors.Is(err, unix.ENOSPC) || n < mib {
+		t.Errorf("upload: %d, %v", n, err)
+	}
+	if at, err := i.Uploaded("disk"); err != nil || at != n {
+		t.Errorf("uploaded %d, %v; want %d", at, err, n)
+	}
+	if err := i.Drop("disk"); err != nil {
+		t.Error(err)
+	}
+	wantFiles(t, dir)
+}
+
+func TestAFileOfQEMUIsAdopted(t *testing.T) {
+	i, dir := testImporter(t, Options{})
+	b := goodQcow2()
+	for range 2 {
+		temp := i.TempName()
+		if err := os.WriteFile(filepath.Join(dir, temp), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := i.Adopt(t.Context(), temp, Want{}); err != nil || c.SHA256 != sumOf(b) || c.Format != Qcow2 {
+			t.Errorf("%+v, %v", c, err)
+		}
+	}
+	wantFiles(t, dir, sumOf(b))
+	temp := i.TempName()
+	if err := os.WriteFile(filepath.Join(dir, temp), []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.Adopt(t.Context(), temp, Want{}); !errors.As(err, new(*Unsafe)) {
+		t.Error(err)
+	}
+	wantFiles(t, dir, sumOf(b))
+}
+
+func TestTheNextImporterRemovesWhatAKillLeft(t *testing.T) {
+	i, dir := testImporter(t, Options{})
+	if _, err := i.Append(t.Context(), "disk", 0, bytes.NewReader(goodRaw())); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, i.TempName()), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewImporter(i.dir, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	wantFiles(t, dir, ".upload-disk.part", ".upload-disk.offset")
+}

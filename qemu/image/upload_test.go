@@ -1,0 +1,178 @@
+package image
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"testing/iotest"
+)
+
+// sendPieces appends in pieces, each but the last cut off by an error.
+func sendPieces(t *testing.T, i *Importer, name string, b []byte, pieces int) {
+	t.Helper()
+	lost := errors.New("connection lost")
+	for n := range pieces {
+		at, err := i.Uploaded(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := len(b) * (n + 1) / pieces
+		var r io.Reader = bytes.NewReader(b[at:end])
+		var want error
+		if n < pieces-1 {
+			r, want = io.MultiReader(r, iotest.ErrReader(lost)), lost
+		}
+		got, err := i.Append(t.Context(), name, at, r)
+		if !errors.Is(err, want) || got != int64(end) {
+			t.Fatalf("piece %d: offset %d, %v; want %d, %v", n, got, err, end, want)
+		}
+	}
+}
+
+func TestAnUploadGoesOnWhereItBrokeOff(t *testing.T) {
+	b := noise(mib + 512)
+	clear(b[mib/2 : mib/2+256<<10])
+	for name, in := range map[string][]byte{"raw": b, "gzip": gzipped(t, b), "xz": xzed(t, b), "zstd": zstded(t, b)} {
+		i, dir := testImporter(t, Options{})
+		sendPieces(t, i, "disk", in, 7)
+		c, err := i.Finish(t.Context(), "disk", Want{Sum: Sum{SHA256: sumOf(in)}})
+		if err != nil || c.SHA256 != sumOf(b) || c.Bytes != int64(len(b)) {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+		wantFiles(t, dir, sumOf(b))
+		if at, err := i.Uploaded("disk"); at != 0 || err != nil {
+			t.Errorf("%s: finished, and %d uploaded, %v", name, at, err)
+		}
+	}
+}
+
+func TestAnUploadGoesOnAfterVmandWasKilled(t *testing.T) {
+	b := noise(3 * mib)
+	i, dir := testImporter(t, Options{})
+	sendPieces(t, i, "disk", b[:mib], 1)
+	// More came, but that it is durable was not recorded.
+	f, err := os.OpenFile(filepath.Join(dir, ".upload-disk.part"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, mib)); err != nil {
+		t.Fatal(err)
+	}
+	i, err = NewImporter(i.dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at, err := i.Uploaded("disk"); err != nil || at != mib {
+		t.Fatalf("uploaded %d, %v", at, err)
+	}
+	sendPieces(t, i, "disk", b, 2)
+	c, err := i.Finish(t.Context(), "disk", Want{})
+	if err != nil || c.SHA256 != sumOf(b) {
+		t.Errorf("%+v, %v", c, err)
+	}
+	wantFiles(t, dir, sumOf(b))
+}
+
+func TestAPieceAtAnotherOffsetIsRefused(t *testing.T) {
+	i, _ := testImporter(t, Options{})
+	sendPieces(t, i, "disk", goodRaw(), 1)
+	for _, at := range []int64{0, 1, 1023, 1025, -1} {
+		var offset *OffsetError
+		if n, err := i.Append(t.Context(), "disk", at, bytes.NewReader(goodRaw())); !errors.As(err, &offset) || offset.Want != 1024 || n != 1024 {
+			t.Errorf("at %d: %d, %v", at, n, err)
+		}
+	}
+	for _, name := range []string{"", "..", "a/b", ".x", "a\x00b"} {
+		if _, err := i.Append(t.Context(), name, 0, bytes.NewReader(nil)); err == nil {
+			t.Errorf("an upload has the name %q", name)
+		}
+	}
+}
+
+func TestAnUploadThatIsRefusedCanGoOn(t *testing.T) {
+	i, dir := testImporter(t, Options{MaxBytes: 4 * mib})
+	b := noise(mib)
+	sendPieces(t, i, "disk", b[:mib-7], 1)
+	if _, err := i.Finish(t.Context(), "disk", Want{}); !errors.As(err, new(*Unsafe)) {
+		t.Errorf("half of it: %v", err)
+	}
+	sendPieces(t, i, "disk", b, 1)
+	if _, err := i.Finish(t.Context(), "disk", Want{Sum: Sum{SHA512: "00"}}); !errors.As(err, new(*Mismatch)) {
+		t.Errorf("a wrong sum: %v", err)
+	}
+	var large *TooLarge
+	if _, err := i.Append(t.Context(), "disk", mib, bytes.NewReader(noise(4*mib))); !errors.As(err, &large) || large.Max != 4*mib {
+		t.Errorf("too much: %v", err)
+	}
+	if err := i.Drop("disk"); err != nil {
+		t.Error(err)
+	}
+	if err := i.Drop("disk"); err != nil {
+		t.Error(err)
+	}
+	wantFiles(t, dir)
+	if _, err := i.Finish(t.Context(), "disk", Want{}); err == nil {
+		t.Error("an upload that was dropped was finished")
+	}
+}
+
+func TestOneAtATimeIsAtAnUpload(t *testing.T) {
+	i, _ := testImporter(t, Options{})
+	r, w := io.Pipe()
+	done := make(chan error)
+	go func() {
+		_, err := i.Append(t.Context(), "disk", 0, r)
+		done <- err
+	}()
+	if _, err := w.Write(goodRaw()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.Append(t.Context(), "disk", 0, bytes.NewReader(nil)); !errors.Is(err, ErrBusy) {
+		t.Errorf("append: %v", err)
+	}
+	if _, err := i.Finish(t.Context(), "disk", Want{}); !errors.Is(err, ErrBusy) {
+		t.Errorf("finish: %v", err)
+	}
+	if err := i.Drop("disk"); !errors.Is(err, ErrBusy) {
+		t.Errorf("drop: %v", err)
+	}
+	w.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// used returns how many bytes the files of a directory take on the disk.
+func used(t *testing.T, dir string) (n int64) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if st, err := e.Info(); err == nil { // or it is gone by now
+			n += st.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+	}
+	return n
+}
+
+func TestACompressedUploadIsNotOnTheDiskTwice(t *testing.T) {
+	i, dir := testImporter(t, Options{})
+	b := noise(96 * mib)
+	sendPieces(t, i, "disk", zstded(t, b), 1)
+	var most int64
+	c, err := i.Finish(t.Context(), "disk", Want{Progress: func(int64, int64) { most = max(most, used(t, dir)) }})
+	if err != nil || c.SHA256 != sumOf(b) {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if most > 128*mib {
+		t.Errorf("%d MiB on the disk for an image of 96 MiB", most>>20)
+	}
+	wantFiles(t, dir, sumOf(b))
+}

@@ -1,0 +1,91 @@
+package qemu
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// The layout of the images that vmand makes: clusters of 64 KiB; the header, the
+// refcount table, the only refcount block, the L1 table. None of the guest's
+// clusters is there yet, so the L1 table is a hole.
+const (
+	newClusterBits  = 16
+	newCluster      = 1 << newClusterBits
+	newRefTableAt   = 1 * newCluster
+	newRefBlockAt   = 2 * newCluster
+	newL1At         = 3 * newCluster
+	newHeaderBytes  = 112
+	newRefcountBits = 4 // as a power of two
+	bytesPerL1      = newCluster / 8 * newCluster
+)
+
+// writeQcow2 makes an empty file of w's a qcow2 image (docs/interop/qcow2.txt in
+// QEMU's source) without data for a disk of so many bytes. With the name of a backing
+// file it is an overlay of that, which is laid out as backingFormat.
+func writeQcow2(w io.WriterAt, size int64, backing, backingFormat string) error {
+	header, err := qcow2Head(size, backing, backingFormat)
+	if err != nil {
+		return err
+	}
+	be := binary.BigEndian
+	clusters := int64(newL1At/newCluster) + ceilDiv(l1Entries(size)*8, newCluster)
+	refcounts := make([]byte, 2*clusters)
+	for i := range clusters {
+		be.PutUint16(refcounts[2*i:], 1)
+	}
+	for _, part := range []struct {
+		at int64
+		b  []byte
+	}{
+		{clusters*newCluster - 1, []byte{0}}, // the file ends with a whole cluster
+		{newRefTableAt, be.AppendUint64(nil, newRefBlockAt)},
+		{newRefBlockAt, refcounts},
+		{0, header},
+	} {
+		if _, err := w.WriteAt(part.b, part.at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// qcow2Head returns the header, its extensions and the name of the backing file.
+func qcow2Head(size int64, backing, backingFormat string) ([]byte, error) {
+	if len(backing) > maxBackingName {
+		return nil, fmt.Errorf("the path of the image it is based on has %d bytes, at most %d are possible", len(backing), maxBackingName)
+	}
+	if (backing == "") != (backingFormat == "") {
+		return nil, errors.New("a backing file and its format go together")
+	}
+	be := binary.BigEndian
+	h := make([]byte, newHeaderBytes, newCluster)
+	copy(h, qcow2Magic)
+	be.PutUint32(h[4:], 3)
+	be.PutUint32(h[20:], newClusterBits)
+	be.PutUint64(h[24:], uint64(size))
+	be.PutUint32(h[36:], uint32(l1Entries(size)))
+	be.PutUint64(h[40:], newL1At)
+	be.PutUint64(h[48:], newRefTableAt)
+	be.PutUint32(h[56:], 1) // clusters of the refcount table
+	be.PutUint32(h[96:], newRefcountBits)
+	be.PutUint32(h[100:], newHeaderBytes)
+	if backing != "" {
+		h = be.AppendUint32(h, extFormat)
+		h = be.AppendUint32(h, uint32(len(backingFormat)))
+		h = append(h, backingFormat...)
+		h = append(h, make([]byte, -len(h)&7)...)
+	}
+	h = append(h, make([]byte, 8)...) // the extensions end
+	if backing != "" {
+		be.PutUint64(h[8:], uint64(len(h)))
+		be.PutUint32(h[16:], uint32(len(backing)))
+		h = append(h, backing...)
+	}
+	return h, nil
+}
+
+func l1Entries(size int64) int64 { return ceilDiv(size, bytesPerL1) }
+
+func ceilDiv(a, b int64) int64 { return (a + b - 1) / b }

@@ -1,0 +1,87 @@
+package store
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"vmand/vm"
+)
+
+func TestEveryFieldOfADriveAndOfAVMsImageComesBack(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	full, bare := makeVM(0), makeVM(1)
+	full.Root = madeOf("debian-12", someSum)
+	full.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-4", Image: "a.b_c", SHA256: otherSum, BootIndex: 99}, {ID: "cd-1", Image: "x", SHA256: someSum}}
+	apply(t, s, vm.Change{NewVM: &full})
+	apply(t, s, vm.Change{NewVM: &bare})
+	list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{})
+	must(t, err)
+	for i, want := range []vm.VM{full, bare} { // what is read of one VM is not another's
+		for _, got := range []vm.VM{list[i], s.mustVM(t, want.ID)} {
+			if got.Root != want.Root || !reflect.DeepEqual(got.CDROMs, want.CDROMs) {
+				t.Errorf("read %+v and %+v; want %+v and %+v", got.Root, got.CDROMs, want.Root, want.CDROMs)
+			}
+		}
+	}
+	for range 2 { // the first reads the row, the second what is kept of it
+		v := s.mustVM(t, full.ID)
+		v.CDROMs[1].Image = "changed"
+		if again := s.mustVM(t, full.ID); again.CDROMs[1].Image != "a.b_c" {
+			t.Fatalf("what one reader changed, another reads: %+v", again.CDROMs)
+		}
+	}
+	full.Root.Image, full.CDROMs = "", full.CDROMs[:1]
+	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: full.State, VM: full}})
+	if got := s.mustVM(t, full.ID); got.Root != full.Root || !reflect.DeepEqual(got.CDROMs, full.CDROMs) {
+		t.Errorf("read %+v, %+v; want %+v, %+v", got.Root, got.CDROMs, full.Root, full.CDROMs)
+	}
+	full.CDROMs = []vm.CDROM{}
+	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: full.State, VM: full}})
+	var plain int
+	must(t, s.reader.Get(&plain, `SELECT count(*) FROM vms WHERE image IS NULL AND cdroms IS NULL`))
+	if got := s.mustVM(t, full.ID); got.CDROMs != nil || plain != 2 {
+		t.Errorf("read %+v, and %d VMs of 2 have nothing of their own; want none", got.CDROMs, plain)
+	}
+}
+
+func TestDrivesThatWouldNotComeBackAreNotRecorded(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	v := makeVM(0)
+	apply(t, s, vm.Change{NewVM: &v})
+	for name, d := range map[string]vm.CDROM{
+		"no id":                 {Image: "a", SHA256: someSum},
+		"an id with a comma":    {ID: "c,d"},
+		"an image with a comma": {ID: "cd-1", Image: "a,b"},
+		"a sum with a comma":    {ID: "cd-1", SHA256: ","},
+		"an index below 0":      {ID: "cd-1", BootIndex: -1},
+	} {
+		bad := v
+		bad.CDROMs = []vm.CDROM{d}
+		if err := s.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: bad.State, VM: bad}}); err == nil || vm.ProblemOf(err).Code != vm.CodeInternal {
+			t.Errorf("%s: %v; want an error of no class", name, err)
+		}
+		bad.ID, bad.UUID = "new", "new"
+		if err := s.Apply(t.Context(), vm.Change{NewVM: &bad}); err == nil {
+			t.Errorf("%s: a new VM of it is recorded", name)
+		}
+	}
+	const good = "seed,,,0;cd-1,a,5a,7;"
+	var l cdroms
+	must(t, l.Scan(good))
+	for i := range good { // cut off anywhere but between records
+		if whole := i == 0 || good[i-1] == ';'; (l.Scan(good[:i]) == nil) != whole {
+			t.Errorf("%q: want an error: %t", good[:i], !whole)
+		}
+	}
+	for _, bad := range []string{strings.Replace(good, "7", "07", 1), strings.Replace(good, "seed", "", 1), good + ";"} {
+		if l.Scan(bad) == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+	if l.Scan(int64(1)) == nil {
+		t.Error("a number is taken")
+	}
+}

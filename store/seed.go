@@ -1,0 +1,37 @@
+package store
+
+import (
+	"context"
+
+	"github.com/jmoiron/sqlx"
+
+	"vmand/vm"
+)
+
+// Seed returns what is recorded of a VM's cloud-init data.
+func (s *Store) Seed(ctx context.Context, vmID string) (vm.Seed, error) {
+	d := vm.Seed{VMID: vmID}
+	var spec string
+	err := s.one(ctx, "cloud-init data of vm", vmID, `SELECT spec, instance FROM seeds WHERE vm_id = ?`, func(row *sqlx.Row) error {
+		return row.Scan(&spec, &d.Instance)
+	})
+	if err == nil {
+		err = decode(spec, &d.CloudInit)
+	}
+	return d, err
+}
+
+// putSeed records d in place of what is recorded of its VM's seed, if anything.
+func putSeed(ctx context.Context, tx *sqlx.Tx, d vm.Seed) error {
+	spec, err := encode(d.CloudInit)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `
+		INSERT INTO seeds (vm_id, spec, instance) VALUES (?, ?, ?)
+		ON CONFLICT (vm_id) DO UPDATE SET spec = excluded.spec, instance = excluded.instance`, d.VMID, spec, d.Instance)
+	if dangling(err) {
+		return vm.NotFound("vm", d.VMID)
+	}
+	return err
+}

@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# build.sh OUTDIR — builds OUTDIR/debian-12.qcow2, a Debian 12 as clouds have it, for
+# the end-to-end test with a real guest.
+#
+# It is Debian's packages and the files in root/ beside this script, nothing else. As
+# an image for many machines it has no machine-id, no host keys and no instance:
+# cloud-init and systemd make them at the first boot of each. The seed is a volume
+# `cidata` (NoCloud); user-data, growpart, resizefs and a network-config for
+# systemd-networkd work as in any cloud image, qemu-guest-agent runs, and the console
+# is ttyS0. What only costs time where there is no KVM is left out: timers, a journal
+# on the disk, RSA keys, modules of cloud-init for other clouds.
+#
+# It needs root (the files of an image belong to root), mmdebstrap, mke2fs and
+# qemu-img, but no loop device: tools are run in the tree of the image, which is then
+# written into the file by mke2fs. The installed packages are kept in OUTDIR/.cache.
+#
+# The disk, 2 GiB, GPT, boots by BIOS from virtio-blk or virtio-scsi:
+#
+#   sector 0         GRUB's boot.img
+#   14  sector 2048  GRUB's core.img
+#   1   sector 4096  ext4, label debian-root; the last, so that it can grow
+set -euo pipefail
+export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
+
+PACKAGES='linux-image-cloud-amd64 lz4 grub-pc-bin systemd-sysv systemd-resolved
+	libnss-myhostname dbus udev cloud-init cloud-guest-utils qemu-guest-agent
+	openssh-server sudo iproute2 iputils-ping netbase e2fsprogs'
+MASKED='apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer
+	fstrim.timer e2scrub_reap.service systemd-pstore.service systemd-binfmt.service
+	systemd-update-utmp.service systemd-update-utmp-runlevel.service'
+SECTORS=4194304
+CORE_START=2048 ROOT_START=4096
+
+main() {
+	local src out
+	src=$(cd "$(dirname "$0")" && pwd)
+	mkdir -p "${1:?usage: build.sh OUTDIR}/.cache"
+	out=$(cd "$1" && pwd)
+	local stamp
+	stamp=$(cd "$src" && find . -type f | sort | xargs sha256sum | sha256sum)
+	[ "$(cat "$out/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
+	[ "$(id -u)" = 0 ] || { echo "build.sh: the image of Debian is built by root" >&2; return 1; }
+	rm -f "$out/.stamp"
+
+	root=$out/.cache/root # not local: the trap is run outside
+	trap 'rm -rf "$root" "$root.raw"' EXIT
+	rm -rf "$root"
+	install_packages "$out/.cache"
+	configure "$src/root"
+	disk
+	# Made aside: a QEMU that has the old one open keeps it.
+	qemu-img convert -f raw -O qcow2 "$root.raw" "$root.qcow2"
+	mv "$root.qcow2" "$out/debian-12.qcow2"
+	echo "$stamp" >"$out/.stamp"
+	echo "debian: $(du -sh "$out/debian-12.qcow2" | cut -f1) in $out/debian-12.qcow2"
+}
+
+# install_packages CACHE makes the tree of the packages. What takes minutes is kept,
+# by what it was made of.
+install_packages() {
+	local base
+	base=$1/base-$({ declare -f mmdebstrap_base; echo "$PACKAGES"; } | sha256sum | cut -c1-16).tar
+	if [ ! -e "$base" ]; then
+		rm -f "$1"/base-*
+		mmdebstrap_base "$1/base-new.tar"
+		mv "$1/base-new.tar" "$base"
+	fi
+	mkdir "$root"
+	tar -C "$root" --numeric-owner --xattrs --xattrs-include='*' -xpf "$base"
+}
+
+mmdebstrap_base() {
+	# The initrd is made by configure, once, with its modules known.
+	INITRD=No mmdebstrap --quiet --mode=root --variant=apt --format=tar \
+		--include="$(echo $PACKAGES | tr ' ' ',')" \
+		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/i18n/*' \
+		bookworm "$1"
+}
+
+# configure FILES turns the tree into that of an image.
+configure() {
+	tar -C "$1" --owner=0 --group=0 --mode=u=rwX,go=rX -c . | tar -C "$root" --no-overwrite-dir -x
+	rm -rf "$root"/etc/ssh/ssh_host_* "$root"/var/lib/cloud "$root"/var/log/* "$root"/run/*
+	# Empty, not "uninitialized": that would be a first boot with presets and questions.
+	: >"$root/etc/machine-id"
+	inside systemctl --quiet enable systemd-networkd
+	inside systemctl --quiet mask $MASKED
+	inside update-initramfs -c -k all
+	ln -sf "$(cd "$root" && echo boot/initrd.img-*)" "$root/initrd.img"
+}
+
+# disk makes the file beside the tree.
+disk() {
+	local raw=$root.raw tmp=$root/tmp
+	truncate -s $((SECTORS * 512)) "$tmp/disk"
+	inside sfdisk --quiet /tmp/disk <<-END
+		label: gpt
+		14: start=$CORE_START, size=$((ROOT_START - CORE_START)), type=21686148-6449-6E6F-744E-656564454649
+		1: start=$ROOT_START, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709
+	END
+	inside grub-mkimage -O i386-pc -o /tmp/core -p '(,gpt1)/boot/grub' biosdisk part_gpt ext2 normal linux
+	put 0 bs=440 count=1 <"$root/usr/lib/grub/i386-pc/boot.img"
+	put $((CORE_START * 512)) bs=1M <"$tmp/core"
+	# Where the rest of GRUB is. grub-bios-setup would write it, but wants a device.
+	number $CORE_START | put $((0x5c)) bs=8
+	number $((CORE_START + 1)) | put $((CORE_START * 512 + 0x1f4)) bs=8
+	mv "$tmp/disk" "$raw"
+	rm "$tmp/core"
+	mke2fs -q -t ext4 -L debian-root -m 1 -d "$root" \
+		-E offset=$((ROOT_START * 512)) "$raw" $(((SECTORS - 33 - ROOT_START) / 8)) # in blocks of 4 KiB
+}
+
+# put OFFSET OPTION... writes stdin into the disk.
+put() {
+	dd of="$root/tmp/disk" oflag=seek_bytes seek="$1" "${@:2}" conv=notrunc status=none
+}
+
+# number N prints N as eight bytes, little-endian.
+number() {
+	local i
+	for i in 0 8 16 24 32 40 48 56; do
+		printf "\\x$(printf %x $(($1 >> i & 255)))"
+	done
+}
+
+inside() {
+	env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C chroot "$root" "$@"
+}
+
+main "$@"

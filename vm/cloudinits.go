@@ -1,0 +1,237 @@
+package vm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A CloudInitView is what a guest gets of cloud-init data, with its secrets
+// masked, and what cloud-init in the guest says.
+type CloudInitView struct {
+	InstanceID string
+	Spec       CloudInit
+	Attached   bool              // the drive with the seed is there
+	Files      map[string]string // of the seed, by name, as they are made at the next start
+	// Guest is what cloud-init in the guest says; nil if it cannot be asked.
+	Guest   *CloudInitStatus
+	Version Version // of the VM
+}
+
+// A CloudInitStatus is what cloud-init in a guest says of itself.
+type CloudInitStatus struct {
+	Status string // "done", "running", "error", "disabled" and others; [CloudInitAbsent] if there is none
+	Detail string
+	Errors []string
+}
+
+// CloudInitAbsent is the status of a guest that has no cloud-init.
+const CloudInitAbsent = "absent"
+
+// CloudInit returns what is recorded of a VM's cloud-init data, with what the guest
+// says where it can be asked. It fails with [ErrNotFound] if nothing is recorded.
+func (m *Manager) CloudInit(ctx context.Context, id string) (CloudInitView, error) {
+	v, err := m.store.VM(ctx, id)
+	if err != nil {
+		return CloudInitView{}, err
+	}
+	s, err := m.store.Seed(ctx, id)
+	if err != nil {
+		return CloudInitView{}, err
+	}
+	networks, err := m.networksOf(ctx, v)
+	if err != nil {
+		return CloudInitView{}, err
+	}
+	view := CloudInitView{InstanceID: s.InstanceID(v), Spec: s.masked(), Files: map[string]string{}, Version: Version{v.Seq, v.Revision}}
+	_, noDrive := v.CDROM(SeedCDROM)
+	view.Attached = noDrive == nil
+	for name, content := range seedFiles(v, s, networks) {
+		view.Files[name] = maskSeedFile(name, content)
+	}
+	if v.State == Running {
+		if says, err := m.cloudInitStatus(ctx, id); err == nil && says.Status != "" {
+			view.Guest = &says
+		}
+	}
+	return view, nil
+}
+
+// SetCloudInit replaces a VM's cloud-init data. The guest gets them at the VM's next
+// start, and takes all of them on anew if it is to be reprovisioned; otherwise
+// cloud-init does what it does at every boot. A seed that was ejected is put in again.
+func (m *Manager) SetCloudInit(ctx context.Context, vmID string, c CloudInit, reprovision bool, match Match) (CloudInitView, error) {
+	if err := c.check(""); err != nil {
+		return CloudInitView{}, err
+	}
+	s := Seed{VMID: vmID, CloudInit: c}
+	err := m.tune(ctx, tuning{kind: CloudInitSet, vmID: vmID, match: match, late: true, seed: &s, edit: func(ctx context.Context, v *VM) error {
+		had, err := m.store.Seed(ctx, vmID)
+		switch {
+		case errors.Is(err, ErrNotFound):
+		case err != nil:
+			return err
+		default:
+			s.Instance = had.Instance
+			if reprovision {
+				s.Instance++
+			}
+		}
+		if _, err := v.CDROM(SeedCDROM); err != nil {
+			v.CDROMs = append(slices.Clone(v.CDROMs), CDROM{ID: SeedCDROM})
+			slices.SortFunc(v.CDROMs, orderCDROMs)
+		}
+		return nil
+	}, apply: func(ctx context.Context, v VM) error {
+		networks, err := m.networksOf(ctx, v)
+		if err == nil {
+			err = m.driver.WriteSeed(ctx, vmID, seedFiles(v, s, networks))
+		}
+		if err != nil {
+			return err
+		}
+		return m.setCDROMs(ctx, v)
+	}})
+	if err != nil {
+		return CloudInitView{}, err
+	}
+	return m.CloudInit(ctx, vmID)
+}
+
+// writeSeed makes the seed of a VM that is about to start, if it has a drive for it.
+func (m *Manager) writeSeed(ctx context.Context, v VM, networks map[string]VirtualNetwork) error {
+	if _, err := v.CDROM(SeedCDROM); err != nil {
+		return nil
+	}
+	s, err := m.store.Seed(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	return m.driver.WriteSeed(ctx, v.ID, seedFiles(v, s, networks))
+}
+
+// cloudInitTimeout is how long cloud-init may take to say how far it is.
+const cloudInitTimeout = 15 * time.Second
+
+// cloudInitStatus asks cloud-init in a guest, through the agent, how far it is. A
+// guest that does not answer has an empty status. It fails with [CodeGuestRefused]
+// if it can never be asked.
+func (m *Manager) cloudInitStatus(ctx context.Context, id string) (CloudInitStatus, error) {
+	if m.driver.Agent(id).State != AgentConnected {
+		return CloudInitStatus{}, nil
+	}
+	ctx, stop := context.WithTimeout(ctx, cloudInitTimeout)
+	defer stop()
+	// By a shell, whose exit code tells a program that is not there from one that
+	// the agent may not run.
+	r, err := m.driver.Exec(ctx, id, GuestCommand{Path: "/bin/sh", Args: []string{"-c", "exec cloud-init status --format=json"}, Timeout: cloudInitTimeout})
+	var f *Fault
+	switch {
+	case errors.As(err, &f) && f.Code == CodeGuestRefused:
+		return CloudInitStatus{}, err // by its rules, which do not change
+	case err != nil, !r.Exited:
+		return CloudInitStatus{}, nil
+	case r.ExitCode == exitNotFound:
+		return CloudInitStatus{Status: CloudInitAbsent}, nil
+	}
+	return cloudInitSays(id, r)
+}
+
+// exitNotFound is the exit code of a shell that does not find a program (POSIX,
+// Shell Command Language, 2.8.2).
+const exitNotFound = 127
+
+// exitUsage is the exit code of a cloud-init that does not know an option.
+const exitUsage = 2
+
+// maxGuestErrors is how many errors of a guest are told.
+const maxGuestErrors = 20
+
+// cloudInitSays reads what cloud-init status --format=json has written. What
+// cannot be read may be better the next time, unless it has no such option.
+func cloudInitSays(id string, r GuestResult) (CloudInitStatus, error) {
+	var says struct {
+		Status string   `json:"status"`
+		Detail string   `json:"detail"`
+		Errors []string `json:"errors"`
+	}
+	if err := json.Unmarshal(r.Stdout, &says); err != nil {
+		if r.ExitCode != exitUsage {
+			return CloudInitStatus{}, nil
+		}
+		return CloudInitStatus{}, &Fault{Code: CodeGuestRefused, Detail: fmt.Sprintf("cloud-init of VM %s does not say how far it is", id), Err: err,
+			Hint: "it takes a cloud-init that knows status --format=json: wait for the agent or for a port instead"}
+	}
+	s := CloudInitStatus{Status: printable(says.Status), Detail: printable(says.Detail)}
+	for _, e := range says.Errors[:min(len(says.Errors), maxGuestErrors)] {
+		s.Errors = append(s.Errors, printable(e))
+	}
+	return s, nil
+}
+
+// over reports whether cloud-init has nothing more to do, and how it has failed.
+func (s CloudInitStatus) over(id string) (bool, error) {
+	switch s.Status {
+	case "done", "disabled", CloudInitAbsent:
+		return true, nil
+	case "error":
+		words := strings.Join(s.Errors, "; ")
+		if words == "" {
+			words = s.Detail
+		}
+		return false, &Fault{Code: CodeGuestRefused, Detail: fmt.Sprintf("cloud-init of VM %s has failed: %s", id, printable(words)),
+			Hint: "see /var/log/cloud-init.log in the guest"}
+	}
+	return false, nil
+}
+
+// cloudInitDone asks cloud-init in a guest whether it is done, and notes that it
+// is, or that it has failed, which is an error in its own words. A guest that does
+// not answer is not done.
+func (m *Manager) cloudInitDone(ctx context.Context, id string) (bool, error) {
+	s, err := m.cloudInitStatus(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	done, err := s.over(id)
+	switch {
+	case done:
+		m.Mark(id, BootCloudInit, now())
+	case err != nil:
+		m.Mark(id, BootCloudInitFailed, now())
+	}
+	return done, err
+}
+
+// askCloudInits asks the guests that have a seed how far their cloud-init is, until
+// it is over, so that the times of a boot are known although nobody waits. It does
+// not wait.
+func (m *Manager) askCloudInits(vms []VM) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	asked := make(map[string]time.Time, len(m.booting))
+	for _, v := range vms {
+		_, noSeed := v.CDROM(SeedCDROM)
+		over := !v.Boot.CloudInit.IsZero() || !v.Boot.CloudInitFailed.IsZero()
+		if noSeed != nil || over || m.driver.Agent(v.ID).State != AgentConnected {
+			continue
+		}
+		asked[v.ID] = m.booting[v.ID]
+		if !m.closing && time.Since(asked[v.ID]) >= bootInterval {
+			asked[v.ID] = time.Now()
+			m.wg.Go(func() {
+				if _, err := m.cloudInitDone(context.Background(), v.ID); err != nil {
+					m.log.Info("cloud-init of a guest is not well", "vm_id", v.ID, "err", err)
+				}
+			})
+		}
+	}
+	m.booting = asked // and those that are gone are forgotten
+}
+
+// bootInterval is how often the cloud-init of a guest is asked how far it is.
+const bootInterval = 10 * time.Second
