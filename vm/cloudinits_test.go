@@ -30,7 +30,7 @@ func TestASeedIsMadeAtTheStart(t *testing.T) {
 	}
 	w.do("a", vm.OpStart)
 	files := w.driver.SeedOf("a")
-	for name, words := range map[string][]string{"meta-data": {v.UUID, "host"}, "user-data": {somePassword}, "network-config": {v.NICs[0].MAC}} {
+	for name, words := range map[string][]string{"meta-data": {v.UUID, "host"}, "vendor-data": {somePassword}, "network-config": {v.NICs[0].MAC}} {
 		for _, word := range words {
 			if !strings.Contains(string(files[name]), word) {
 				t.Errorf("%s does not have %q:\n%s", name, word, files[name])
@@ -39,7 +39,7 @@ func TestASeedIsMadeAtTheStart(t *testing.T) {
 	}
 	view, err := w.CloudInit(t.Context(), "a")
 	must(t)(err)
-	if view.InstanceID != v.UUID || !view.Attached || view.Spec.PasswordHash != "***" || strings.Contains(view.Files["user-data"], somePassword) || view.Guest != nil {
+	if view.InstanceID != v.UUID || !view.Attached || view.Spec.PasswordHash != "***" || !strings.Contains(view.Files["vendor-data"], "hashed_passwd: \"***\"") || view.Guest != nil {
 		t.Errorf("shown are %+v", view)
 	}
 	if seen := w.driver.Observe(t.Context(), "a"); len(seen.CDROMs) != 1 {
