@@ -52,6 +52,9 @@ type Config struct {
 	Observer observer.Options
 	Manager  vm.Options
 
+	ImagesMaxGiB       int
+	ImagesAllowPrivate []string // addresses and prefixes
+
 	ObserverAllowSlow bool
 	LogLevel          slog.Level
 	LogFormat         string // auto, text or json
@@ -107,6 +110,8 @@ var settings = []setting{
 	}},
 	{key: "observer.allow_slow", to: func(c *Config) any { return &c.ObserverAllowSlow }},
 	{key: "storage.low_mib", to: func(c *Config) any { return &c.Observer.LowMiB }, check: func(c *Config) string { return checkLeast(c.Observer.LowMiB, 0) }},
+	{key: "images.max_gib", to: func(c *Config) any { return &c.ImagesMaxGiB }, check: checkImageSize},
+	{key: "images.allow_private", to: func(c *Config) any { return &c.ImagesAllowPrivate }, check: checkPrivate},
 	{key: "operations.keep", to: func(c *Config) any { return &c.Manager.Keep }, check: checkKeep},
 	{key: "events.keep", to: func(c *Config) any { return &c.Manager.KeepEvents }, check: func(c *Config) string { return checkLeast(c.Manager.KeepEvents, minEvents) }},
 	{key: "log.level", to: func(c *Config) any { return &c.LogLevel }},
@@ -173,6 +178,30 @@ func checkInterval(c *Config) string {
 		return "must be at most 1h"
 	case interval > maxInterval && !c.ObserverAllowSlow:
 		return "is longer than 5s, and a VM that ends unseen is noticed that late: set observer.allow_slow to true if you mean it"
+	}
+	return ""
+}
+
+func checkImageSize(c *Config) string {
+	if c.ImagesMaxGiB < 1 || c.ImagesMaxGiB > maxImageGiB {
+		return fmt.Sprintf("must be 1 to %d", maxImageGiB)
+	}
+	c.QEMU.Images.MaxBytes = int64(c.ImagesMaxGiB) << 30
+	return ""
+}
+
+const maxImageGiB = 16 << 10 // as large as a disk can be
+
+func checkPrivate(c *Config) string {
+	for _, s := range c.ImagesAllowPrivate {
+		p, err := netip.ParsePrefix(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil && a.Zone() == "" {
+			p, err = a.Prefix(a.BitLen())
+		}
+		if err != nil {
+			return "must be a list of addresses and subnets, such as [10.0.0.0/8, 127.0.0.1]"
+		}
+		c.QEMU.Images.AllowPrivate = append(c.QEMU.Images.AllowPrivate, p.Masked())
 	}
 	return ""
 }

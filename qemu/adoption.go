@@ -32,22 +32,35 @@ func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, e
 	return got.UUID, root, nil
 }
 
+// AdoptDisk implements [vm.Driver].
+func (d *Driver) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
+	if !vm.ValidName(id) {
+		return vm.DiskFile{}, vm.NotFound("disk", id)
+	}
+	return d.ownFile(dataDisk(id), "disk "+id)
+}
+
 // rootDisk returns what the header of a VM's root disk says.
 func (d *Driver) rootDisk(id string) (vm.DiskFile, error) {
 	if !vm.ValidName(id) {
 		return vm.DiskFile{}, vm.NotFound("VM", id)
 	}
-	f, err := d.state.Open(vmRootDisk(id))
+	return d.ownFile(vmRootDisk(id), "the root disk of vm "+id)
+}
+
+// ownFile returns what the header of a disk's file says; what is the disk in words.
+func (d *Driver) ownFile(name, what string) (vm.DiskFile, error) {
+	f, err := d.state.Open(name)
 	if err != nil {
-		return vm.DiskFile{}, fileFault(err, "the root disk of vm %s", id)
+		return vm.DiskFile{}, fileFault(err, "%s", what)
 	}
 	defer f.Close()
 	h, err := readQcow2Header(f)
 	if err != nil {
-		return vm.DiskFile{}, fault(vm.CodeOperationFailed, err, "read the root disk of vm %s", id)
+		return vm.DiskFile{}, fault(vm.CodeOperationFailed, err, "read %s", what)
 	}
 	if h.external || h.crypt {
-		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "the root disk of vm %s is none that vmand has made", id)
+		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "%s is none that vmand has made", what)
 	}
 	r := vm.DiskFile{SizeMiB: h.sizeMiB()}
 	if h.backing == "" {
@@ -55,8 +68,8 @@ func (d *Driver) rootDisk(id string) (vm.DiskFile, error) {
 	}
 	r.Base, r.BaseFormat = d.baseOfHeader(h)
 	if r.Base == "" {
-		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "the root disk of vm %s is based on %q (%q), which vmand has not made it on",
-			id, h.backing, h.backingFormat)
+		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "%s is based on %q (%q), which vmand has not made it on",
+			what, h.backing, h.backingFormat)
 	}
 	return r, nil
 }

@@ -71,6 +71,7 @@ func TestWithoutQEMUTheDriverSaysWhatToInstall(t *testing.T) {
 	mustName(d.ResizeDisk(t.Context(), vm.Disk{ID: "data"}, 32), "qemu-utils")
 	mustName(d.CreateDisk(t.Context(), "copy", vm.DiskFile{SizeMiB: 16}, copied, nil), "qemu-utils")
 	mustName(d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, copied, nil), "qemu-utils")
+	must(t, d.DeleteDisk(t.Context(), "data"))
 	tools := d.CheckTools(t.Context())
 	mustName(tools.QEMU.Err, "qemu-system-x86")
 	mustName(tools.Img.Err, "qemu-utils")

@@ -80,13 +80,7 @@ func (c *contents) info(sha256 string) (image.Info, error) {
 func want(i vm.Import) image.Want {
 	w := image.Want{Sum: image.Sum(i.Sum), Format: image.Format(i.Format), Progress: i.Progress}
 	if i.Ready != nil {
-		w.Ready = func(c image.Content) error {
-			if err := i.Ready(contentOf(c)); err != nil {
-				return err
-			}
-			vm.FailPoint("content.ready")
-			return nil
-		}
+		w.Ready = func(c image.Content) error { return i.Ready(contentOf(c)) }
 	}
 	return w
 }
@@ -115,7 +109,6 @@ func (c *contents) FetchImage(ctx context.Context, url string, i vm.Import) (vm.
 	if err != nil {
 		return vm.ImageContent{}, fetchFault(ctx, err)
 	}
-	vm.FailPoint("content.named")
 	return contentOf(got), nil
 }
 
@@ -157,7 +150,6 @@ func (c *contents) FinishUpload(ctx context.Context, name string, i vm.Import) (
 	if err != nil {
 		return vm.ImageContent{}, imageFault(err, "finish the upload of image %s", name)
 	}
-	vm.FailPoint("content.named")
 	return contentOf(got), nil
 }
 
@@ -189,11 +181,7 @@ func (c *contents) DeleteImage(_ context.Context, sha256 string) error {
 	c.mu.Lock()
 	delete(c.infos, sha256)
 	c.mu.Unlock()
-	err := c.importer.Delete(sha256)
-	if err == nil {
-		vm.FailPoint("content.deleted")
-	}
-	return fileFault(err, "delete content %s", sha256)
+	return fileFault(c.importer.Delete(sha256), "delete content %s", sha256)
 }
 
 // imageFault gives an error of package image its class. One that has a class, such
@@ -211,7 +199,7 @@ func imageFault(err error, format string, args ...any) error {
 	case errors.As(err, &large):
 		f := fault(vm.CodeTooLarge, nil, "%v", large)
 		if !large.Virtual {
-			f.Hint = "the setting images.max says how large an image may be"
+			f.Hint = "the setting images.max_gib says how large an image may be"
 		}
 		return f
 	case errors.As(err, &mismatch):

@@ -189,7 +189,6 @@ func (d *Driver) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Impor
 	if err != nil {
 		return vm.ImageContent{}, imageFault(err, "make an image of %s", source.name)
 	}
-	vm.FailPoint("content.named")
 	return contentOf(got), nil
 }
 

@@ -341,6 +341,12 @@ func (d *DryRun) DiskSize(_ context.Context, id string) (int64, error) {
 	return p.SizeMiB, err
 }
 
+// AdoptDisk implements [vm.Driver].
+func (d *DryRun) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
+	p, err := d.read(dataDisk(id))
+	return vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, err
+}
+
 // AdoptVM implements [vm.Driver]. A pretended process has no UUID.
 func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, error) {
 	p, err := d.read(vmRootDisk(id))

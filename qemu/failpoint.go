@@ -12,9 +12,7 @@ var (
 	imagePoints = []string{"image.temp-made", "image.created", "image.renamed"}
 	startPoints = []string{"run.prepared", "qemu.spawned", "monitor.connected", "guest.continued"}
 	endPoints   = []string{"stop.quit", "stop.exited", "run.removed"}
-	// An import records that there is content, and names it.
-	contentPoints = []string{"content.ready", "content.named"}
-	stopPoints    = slices.Concat([]string{"stop.pressed"}, endPoints)
+	stopPoints  = slices.Concat([]string{"stop.pressed"}, endPoints)
 )
 
 // FailPoints lists the [vm.FailPoint] calls of this package by the operations
@@ -37,14 +35,8 @@ var FailPoints = map[vm.Kind][]string{
 	vm.NICAttach: {"nic.netdev-added", "nic.device-added"}, // of a VM that runs, as is a detach
 	vm.NICDetach: {"nic.device-deleted", "nic.netdev-deleted"},
 
-	vm.ImageCreate: contentPoints,
-	vm.ImageUpload: contentPoints,
-	vm.ImageDelete: {"content.deleted"},
-
 	vm.CDROMAttach: {"cdrom.node-added", "cdrom.device-added"}, // of a VM that runs, as is an eject
 	vm.CDROMEject:  {"cdrom.device-deleted", "cdrom.node-deleted"},
-
-	vm.CloudInitSet: {"seed.made", "seed.renamed"}, // where a seed is written
 
 	vm.OrphanTerminate: endPoints,
 	vm.OrphanDelete:    {"files.removed"},

@@ -3,6 +3,8 @@
 package qemu
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -16,6 +18,9 @@ import (
 // failPointDir names the directory of the host that a test's child works on.
 const failPointDir = "VMAN_TEST_FAILPOINT_DIR"
 
+// failPointDisc is what is in a drive: a raw image will do.
+var failPointDisc = make([]byte, mib)
+
 // pass does, on a host, everything that reaches a fail point.
 func pass(t *testing.T, h *testHost) {
 	s := h.create("web", guestObeys)
@@ -25,6 +30,9 @@ func pass(t *testing.T, h *testHost) {
 	must(t, h.AttachDisk(t.Context(), disk))
 	must(t, h.ResizeDisk(t.Context(), disk, 24))
 	must(t, h.DetachDisk(t.Context(), disk))
+	disc := []vm.CDROM{{ID: "cd-1", Image: "disc", SHA256: h.content(failPointDisc)}}
+	must(t, h.SetCDROMs(t.Context(), "web", disc))
+	must(t, h.SetCDROMs(t.Context(), "web", nil))
 	must(t, h.Reset(t.Context(), "web"))
 	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Timeout: time.Minute}, nil))
 	must(t, h.DeleteVM(t.Context(), "web"))
@@ -64,6 +72,7 @@ func TestEveryFailPointIsReached(t *testing.T) {
 				must(t, h.DeleteVM(t.Context(), id))
 			}
 			must(t, h.DeleteDisk(t.Context(), "data"))
+			must(t, h.DeleteImage(t.Context(), fmt.Sprintf("%x", sha256.Sum256(failPointDisc))))
 			if left := filesBelow(t, h.Driver); len(left) != 0 {
 				t.Errorf("files are left: %q", left)
 			}

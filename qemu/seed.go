@@ -2,19 +2,27 @@ package qemu
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path"
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/iso9660"
-
-	"vmand/vm"
 )
 
-// seedLabel is what cloud-init looks for (its data source NoCloud).
-const seedLabel = "cidata"
+const (
+	seedLabel = "cidata"                       // what cloud-init looks for (its data source NoCloud)
+	seedLast  = "vmand"                        // the name of the last file
+	maxSeed   = 64 << 20                       // bytes
+	isoSector = 2048                           // of an ISO image
+	isoFirst  = 16                             // the number of the sector of the first volume descriptor
+	isoEnd    = 255                            // the kind of the last
+	isoTime   = "\x46\x01\x01\x00\x00\x00\x00" // 1970, as directories have it
+)
 
 // WriteSeed implements [vm.Driver].
 func (d *Driver) WriteSeed(_ context.Context, vmID string, files map[string][]byte) error {
@@ -45,8 +53,13 @@ func makeSeed(state *os.Root, temp string, files map[string][]byte) error {
 	if err := state.Mkdir(workspace, 0o755); err != nil {
 		return err
 	}
+	// The library writes a sector too many after a file that is empty or ends with a
+	// sector, over what comes next: after the last file, the directory of Joliet. So the
+	// last one is ours.
+	files = maps.Clone(files)
+	files[seedLast] = []byte("made by vmand\n")
 	for name, content := range files {
-		if name == "" || path.Base(name) != name {
+		if name == "" || path.Base(name) != name || name > seedLast {
 			return fmt.Errorf("a seed has no file of the name %q", name)
 		}
 		if err := state.WriteFile(workspace+"/"+name, content, 0o644); err != nil {
@@ -58,14 +71,71 @@ func makeSeed(state *os.Root, temp string, files map[string][]byte) error {
 		return err
 	}
 	defer f.Close()
-	iso, err := iso9660.Create(file.New(f, false), 0, 0, 2048, state.Name()+"/"+workspace)
+	iso, err := iso9660.Create(file.New(f, false), 0, 0, isoSector, state.Name()+"/"+workspace)
 	if err != nil {
 		return err
 	}
 	if err := iso.Finalize(iso9660.FinalizeOptions{RockRidge: true, Joliet: true, VolumeIdentifier: seedLabel}); err != nil {
 		return err
 	}
-	return nil
+	return polishISO(f)
+}
+
+// polishISO makes every time in an ISO image the same, so that the same files make
+// the same image, and rounds up to whole sectors what has to be (ECMA-119).
+func polishISO(f *os.File) error {
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, maxSeed))
+	if err != nil {
+		return err
+	}
+	le := binary.LittleEndian
+	for at := isoFirst * isoSector; at+isoSector <= len(b) && b[at] != isoEnd; at += isoSector {
+		descriptor := b[at : at+isoSector]
+		if end := int(le.Uint32(descriptor[80:])) * isoSector; end > len(b) {
+			b = append(b, make([]byte, end-len(b))...)
+			descriptor = b[at : at+isoSector]
+		}
+		for i := range 2 { // made, changed
+			copy(descriptor[813+17*i:], "1970010100000000\x00")
+		}
+		for i := range 2 { // expires, is valid from: not said
+			copy(descriptor[847+17*i:], "0000000000000000\x00")
+		}
+		root := descriptor[156:190]
+		start := int(le.Uint32(root[2:])) * isoSector
+		polishRecord(root)
+		end := start + int(le.Uint32(root[10:]))
+		if start > end || end > len(b) {
+			return errors.New("the directory of the ISO image is not in it")
+		}
+		for record := b[start:end]; len(record) > 0 && record[0] > 33 && int(record[0]) <= len(record); record = record[record[0]:] {
+			polishRecord(record[:record[0]])
+		}
+	}
+	_, err = f.WriteAt(b, 0)
+	return err
+}
+
+// polishRecord does so with a record of a directory, whose length in bytes is in it.
+func polishRecord(r []byte) {
+	copy(r[18:], isoTime)
+	name := int(r[32])
+	if r[25]&2 != 0 { // a directory
+		size := (binary.LittleEndian.Uint32(r[10:]) + isoSector - 1) / isoSector * isoSector
+		binary.LittleEndian.PutUint32(r[10:], size)
+		binary.BigEndian.PutUint32(r[14:], size)
+	}
+	if 33+name+(name+1)%2 > len(r) {
+		return
+	}
+	// Entries of Rock Ridge: two letters, a length, a version.
+	for e := r[33+name+(name+1)%2:]; len(e) > 4 && e[2] >= 4 && int(e[2]) <= len(e); e = e[e[2]:] {
+		if string(e[:2]) == "TF" {
+			for at := 5; at+len(isoTime) <= int(e[2]); at += len(isoTime) {
+				copy(e[at:], isoTime)
+			}
+		}
+	}
 }
 
 // finishSeed gives a seed to who reads it, and its name.
@@ -78,11 +148,9 @@ func finishSeed(state *os.Root, a account, temp, name string) error {
 	if err := errors.Join(a.lend(f), f.Sync()); err != nil {
 		return err
 	}
-	vm.FailPoint("seed.made")
 	if err := state.Rename(temp, name); err != nil {
 		return err
 	}
-	vm.FailPoint("seed.renamed")
 	dir, err := state.Open(path.Dir(name))
 	if err != nil {
 		return err

@@ -264,3 +264,71 @@ func TestTheNextImporterRemovesWhatAKillLeft(t *testing.T) {
 	}
 	wantFiles(t, dir, ".upload-disk.part", ".upload-disk.offset")
 }
+
+func TestContentIsSaidToBeReadyBeforeItHasItsName(t *testing.T) {
+	i, dir := testImporter(t, Options{})
+	b := goodQcow2()
+	full := errors.New("the records are full")
+	for name, bring := range map[string]func(w Want) (Content, error){
+		"import": func(w Want) (Content, error) { return i.Import(t.Context(), bytes.NewReader(gzipped(t, b)), w) },
+		"adopt": func(w Want) (Content, error) {
+			temp := i.TempName()
+			if err := os.WriteFile(filepath.Join(dir, temp), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return i.Adopt(t.Context(), temp, w)
+		},
+		"upload": func(w Want) (Content, error) {
+			if at, err := i.Uploaded("disk"); err != nil || at == 0 {
+				sendPieces(t, i, "disk", b, 2)
+			}
+			return i.Finish(t.Context(), "disk", w)
+		},
+	} {
+		var told []Content
+		fails := func(c Content) error {
+			told = append(told, c)
+			if has, err := i.Has(c.SHA256); has || err != nil {
+				t.Errorf("%s: it has its name already, %v", name, err)
+			}
+			return full
+		}
+		if c, err := bring(Want{Ready: fails}); !errors.Is(err, full) || c != (Content{}) {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+		if all, err := i.Contents(); len(all) != 0 || err != nil {
+			t.Errorf("%s: content is left: %v, %v", name, all, err)
+		}
+		if c, err := bring(Want{Format: VMDK}); !errors.As(err, new(*Unsafe)) {
+			t.Errorf("%s as vmdk: %+v, %v", name, c, err)
+		}
+		c, err := bring(Want{Format: Qcow2, Ready: func(Content) error { return nil }})
+		if err != nil || len(told) != 1 || told[0] != c {
+			t.Errorf("%s: %+v, %v, and told was %+v", name, c, err, told)
+		}
+		if has, err := i.Has(c.SHA256); !has || err != nil {
+			t.Errorf("%s: it has no name, %v", name, err)
+		}
+		wantFiles(t, dir, sumOf(b))
+		if err := i.Delete(c.SHA256); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestContentIsSealedAlsoWhenItIsThereAlready(t *testing.T) {
+	i, dir := testImporter(t, Options{Seal: func(f *os.File) error { return f.Chmod(0o440) }})
+	for range 2 {
+		c, err := i.Import(t.Context(), bytes.NewReader(goodRaw()), Want{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, c.SHA256)
+		if st, err := os.Stat(path); err != nil || st.Mode() != 0o440 {
+			t.Errorf("mode %v, %v", st.Mode(), err)
+		}
+		if err := os.Chmod(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
