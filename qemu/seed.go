@@ -15,13 +15,15 @@ import (
 )
 
 const (
-	seedLabel = "cidata"                       // what cloud-init looks for (its data source NoCloud)
-	seedLast  = "vmand"                        // the name of the last file
-	maxSeed   = 64 << 20                       // bytes
-	isoSector = 2048                           // of an ISO image
-	isoFirst  = 16                             // the number of the sector of the first volume descriptor
-	isoEnd    = 255                            // the kind of the last
-	isoTime   = "\x46\x01\x01\x00\x00\x00\x00" // 1970, as directories have it
+	seedLabel  = "cidata" // what cloud-init looks for (its data source NoCloud)
+	seedLast   = "vmand"  // the name of the last file
+	maxSeed    = 64 << 20 // bytes
+	isoSector  = 2048     // of an ISO image
+	isoFirst   = 16       // the number of the sector of the first volume descriptor
+	isoEnd     = 255      // the kind of the last
+	isoPrimary = 1        // that of the first
+	isoJoliet  = 2
+	isoTime    = "\x46\x01\x01\x00\x00\x00\x00" // 1970, as directories have it
 )
 
 // WriteSeed implements [vm.Driver].
@@ -91,6 +93,9 @@ func polishISO(f *os.File) error {
 	le := binary.LittleEndian
 	for at := isoFirst * isoSector; at+isoSector <= len(b) && b[at] != isoEnd; at += isoSector {
 		descriptor := b[at : at+isoSector]
+		if kind := b[at]; kind != isoPrimary && kind != isoJoliet {
+			continue
+		}
 		if end := int(le.Uint32(descriptor[80:])) * isoSector; end > len(b) {
 			b = append(b, make([]byte, end-len(b))...)
 			descriptor = b[at : at+isoSector]
