@@ -84,7 +84,7 @@ func makeSeed(state *os.Root, temp string, files map[string][]byte) error {
 }
 
 // polishISO makes every time in an ISO image the same, so that the same files make
-// the same image, and rounds up to whole sectors what has to be (ECMA-119).
+// the same image, and pads what has to be padded (ECMA-119).
 func polishISO(f *os.File) error {
 	b, err := io.ReadAll(io.NewSectionReader(f, 0, maxSeed))
 	if err != nil {
@@ -100,6 +100,7 @@ func polishISO(f *os.File) error {
 			b = append(b, make([]byte, end-len(b))...)
 			descriptor = b[at : at+isoSector]
 		}
+		padLabel(descriptor[40:72], b[at] == isoJoliet)
 		for i := range 2 { // made, changed
 			copy(descriptor[813+17*i:], "1970010100000000\x00")
 		}
@@ -119,6 +120,15 @@ func polishISO(f *os.File) error {
 	}
 	_, err = f.WriteAt(b, 0)
 	return err
+}
+
+// padLabel pads the name of a volume with spaces, where the library writes zeros.
+func padLabel(label []byte, wide bool) {
+	for i := range label {
+		if label[i] == 0 && (!wide || i%2 == 1) {
+			label[i] = ' '
+		}
+	}
 }
 
 // polishRecord does so with a record of a directory, whose length in bytes is in it.
