@@ -32,8 +32,7 @@ func cdromSCSI(c vm.CDROM) (device, error) {
 	lun, target, channel := 0, cdromTarget, 0
 	if c.ID != vm.SeedCDROM {
 		number, _ := strings.CutPrefix(c.ID, "cd-")
-		var err error
-		if lun, err = strconv.Atoi(number); err != nil || lun < 1 || lun > vm.MaxCDROMs {
+		if lun, _ = strconv.Atoi(number); lun < 1 || lun > vm.MaxCDROMs || c.ID != "cd-"+strconv.Itoa(lun) {
 			return device{}, fault(vm.CodeInvalid, nil, "no CD-ROM drive can be called %q", c.ID)
 		}
 		if !vm.ValidContent(c.SHA256) {

@@ -80,10 +80,18 @@ func (c *contents) info(sha256 string) (image.Info, error) {
 func want(i vm.Import) image.Want {
 	w := image.Want{Sum: image.Sum(i.Sum), Format: image.Format(i.Format), Progress: i.Progress}
 	if i.Ready != nil {
-		w.Ready = func(c image.Content) error { return i.Ready(contentOf(c)) }
+		w.Ready = func(c image.Content) error {
+			if err := i.Ready(contentOf(c)); err != nil {
+				return &readyError{err}
+			}
+			return nil
+		}
 	}
 	return w
 }
+
+// readyError is an error of [vm.Import].Ready, which is not for this package to class.
+type readyError struct{ error }
 
 func contentOf(c image.Content) vm.ImageContent {
 	return vm.ImageContent{SHA256: c.SHA256, Layout: vm.ImageFormat(c.Format), VirtualMiB: ceilMiB(c.VirtualBytes), Bytes: c.Bytes}
@@ -184,9 +192,9 @@ func (c *contents) DeleteImage(_ context.Context, sha256 string) error {
 	return fileFault(c.importer.Delete(sha256), "delete content %s", sha256)
 }
 
-// imageFault gives an error of package image its class. One that has a class, such
-// as that of [vm.Import].Ready, keeps it.
+// imageFault gives an error of package image its class.
 func imageFault(err error, format string, args ...any) error {
+	var ready *readyError
 	var unsafe *image.Unsafe
 	var large *image.TooLarge
 	var mismatch *image.Mismatch
@@ -194,6 +202,8 @@ func imageFault(err error, format string, args ...any) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &ready):
+		return ready.error
 	case errors.As(err, &unsafe):
 		return fault(vm.CodeUnsafeImage, nil, "%v", unsafe)
 	case errors.As(err, &large):
@@ -215,19 +225,16 @@ func imageFault(err error, format string, args ...any) error {
 // fetchFault is imageFault of a download: what is not of this host is of the
 // network.
 func fetchFault(ctx context.Context, err error) error {
-	var known *vm.Fault
 	var path *fs.PathError
 	var refused *image.Refused
 	switch {
-	case errors.As(err, &known):
-		return err
 	case errors.As(err, &refused):
 		f := fault(vm.CodeFetchFailed, err, "download the image")
 		if refused.Private {
 			f.Hint = "the setting images.allow_private lists the private addresses that images may be downloaded from"
 		}
 		return f
-	case errors.As(err, new(*image.Unsafe)), errors.As(err, new(*image.TooLarge)), errors.As(err, new(*image.Mismatch)),
+	case errors.As(err, new(*readyError)), errors.As(err, new(*image.Unsafe)), errors.As(err, new(*image.TooLarge)), errors.As(err, new(*image.Mismatch)),
 		errors.As(err, &path), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), ctx.Err() != nil:
 		return imageFault(err, "download the image")
 	}

@@ -211,6 +211,9 @@ func TestWhatIsWrongWithAnImageHasACode(t *testing.T) {
 				t.Errorf("the hint does not name %s: %q", hint, f.Hint)
 			}
 		}
+		if _, err := d.FetchImage(t.Context(), url+"/image", vm.Import{Ready: func(vm.ImageContent) error { return full }}); err != full {
+			t.Errorf("what Ready returns has become %v", err)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		_, err := d.FetchImage(ctx, url+"/image", vm.Import{Progress: func(int64, int64) { cancel() }})
 		mustFail(t, err, vm.CodeCancelled)

@@ -85,13 +85,15 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	}
 	must(t, d.SetLink(ctx, spec.ID, 2, false))
 	must(t, d.SetForwards(ctx, spec.ID, 2, nil, nil))
+	must(t, d.WriteSeed(ctx, spec.ID, map[string][]byte{"meta-data": []byte("instance-id: 1\n")}))
+	must(t, d.SetCDROMs(ctx, spec.ID, []vm.CDROM{{ID: "cd-2"}, {ID: "cd-1"}}))
 	must(t, d.Pause(ctx, spec.ID))
 
 	d = newDryRun(t, dir)
 	seen, err := d.Survey(ctx)
 	must(t, err)
 	if got := seen.VMs[spec.ID]; got.Status != vm.StatusPaused || !slices.Equal(got.Plugged, []string{"data"}) ||
-		!slices.Equal(got.NICs, []int{2, 3}) || !got.Alive() {
+		!slices.Equal(got.NICs, []int{2, 3}) || !slices.Equal(got.CDROMs, []string{"cd-1", "cd-2"}) || !got.Alive() {
 		t.Errorf("after a restart it is %+v", got)
 	}
 	if !seen.VMFiles[spec.ID] || seen.DiskFiles["data"] != 16 || seen.Storage.SizeMiB == 0 {
@@ -112,6 +114,23 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	}
 	if d.Observe(ctx, spec.ID).Alive() {
 		t.Error("it pretends on")
+	}
+}
+
+func TestADryRunMakesAnEmptyImageOfADisk(t *testing.T) {
+	d, ctx := newDryRun(t, tempDir(t)), t.Context()
+	file := vm.DiskFile{SizeMiB: 16}
+	must(t, d.CreateDisk(ctx, "data", file, nil, nil))
+	c, err := d.ImageOfDisk(ctx, vm.CopySource{Resource: "disks/data", File: file}, vm.Import{})
+	if err != nil || c.Layout != vm.FormatQcow2 || c.VirtualMiB != 16 {
+		t.Errorf("it is %+v, %v", c, err)
+	}
+	file.Base, file.BaseFormat = vm.ContentBase(c.SHA256), string(c.Layout)
+	must(t, d.CreateDisk(ctx, "overlay", file, nil, nil))
+	must(t, d.ResizeDisk(ctx, vm.Disk{ID: "overlay", DiskFile: file}, 32))
+	file.SizeMiB = 32
+	if got, err := d.AdoptDisk(ctx, "overlay"); got != file || err != nil {
+		t.Errorf("adopted it is %+v, %v", got, err)
 	}
 }
 

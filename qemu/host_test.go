@@ -220,7 +220,12 @@ func (h *testHost) awaitSerial(id, want string) {
 // await polls a condition for up to 20 s.
 func await(t testing.TB, what string, met func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	awaitFor(t, 20*time.Second, what, met)
+}
+
+func awaitFor(t testing.TB, limit time.Duration, what string, met func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !met() {

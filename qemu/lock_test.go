@@ -10,6 +10,13 @@ import (
 	"vmand/vm"
 )
 
+// lockFile locks one of the bytes that QEMU locks, the way it does.
+func lockFile(t testing.TB, f *os.File) {
+	t.Helper()
+	lock := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart, Start: 201, Len: 1}
+	must(t, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock))
+}
+
 // A process whose pidfile is lost is not found, but what it uses is not removed.
 func TestFilesThatAProcessUsesAreNotRemoved(t *testing.T) {
 	needQEMU(t)
@@ -27,11 +34,7 @@ func TestFilesThatAProcessUsesAreNotRemoved(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		// One of the bytes that QEMU locks, the way it does.
-		lock := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart, Start: 201, Len: 1}
-		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
-			t.Fatal(err)
-		}
+		lockFile(t, f)
 		held = append(held, f)
 	}
 	remove := map[string]func() error{

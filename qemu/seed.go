@@ -15,13 +15,15 @@ import (
 )
 
 const (
-	seedLabel = "cidata"                       // what cloud-init looks for (its data source NoCloud)
-	seedLast  = "vmand"                        // the name of the last file
-	maxSeed   = 64 << 20                       // bytes
-	isoSector = 2048                           // of an ISO image
-	isoFirst  = 16                             // the number of the sector of the first volume descriptor
-	isoEnd    = 255                            // the kind of the last
-	isoTime   = "\x46\x01\x01\x00\x00\x00\x00" // 1970, as directories have it
+	seedLabel  = "cidata" // what cloud-init looks for (its data source NoCloud)
+	seedLast   = "vmand"  // the name of the last file
+	maxSeed    = 64 << 20 // bytes
+	isoSector  = 2048     // of an ISO image
+	isoFirst   = 16       // the number of the sector of the first volume descriptor
+	isoEnd     = 255      // the kind of the last
+	isoPrimary = 1        // that of the first
+	isoJoliet  = 2
+	isoTime    = "\x46\x01\x01\x00\x00\x00\x00" // 1970, as directories have it
 )
 
 // WriteSeed implements [vm.Driver].
@@ -82,7 +84,7 @@ func makeSeed(state *os.Root, temp string, files map[string][]byte) error {
 }
 
 // polishISO makes every time in an ISO image the same, so that the same files make
-// the same image, and rounds up to whole sectors what has to be (ECMA-119).
+// the same image, and pads what has to be padded (ECMA-119).
 func polishISO(f *os.File) error {
 	b, err := io.ReadAll(io.NewSectionReader(f, 0, maxSeed))
 	if err != nil {
@@ -91,10 +93,14 @@ func polishISO(f *os.File) error {
 	le := binary.LittleEndian
 	for at := isoFirst * isoSector; at+isoSector <= len(b) && b[at] != isoEnd; at += isoSector {
 		descriptor := b[at : at+isoSector]
+		if kind := b[at]; kind != isoPrimary && kind != isoJoliet {
+			continue
+		}
 		if end := int(le.Uint32(descriptor[80:])) * isoSector; end > len(b) {
 			b = append(b, make([]byte, end-len(b))...)
 			descriptor = b[at : at+isoSector]
 		}
+		padLabel(descriptor[40:72], b[at] == isoJoliet)
 		for i := range 2 { // made, changed
 			copy(descriptor[813+17*i:], "1970010100000000\x00")
 		}
@@ -114,6 +120,15 @@ func polishISO(f *os.File) error {
 	}
 	_, err = f.WriteAt(b, 0)
 	return err
+}
+
+// padLabel pads the name of a volume with spaces, where the library writes zeros.
+func padLabel(label []byte, wide bool) {
+	for i := range label {
+		if label[i] == 0 && (!wide || i%2 == 1) {
+			label[i] = ' '
+		}
+	}
 }
 
 // polishRecord does so with a record of a directory, whose length in bytes is in it.

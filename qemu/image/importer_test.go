@@ -191,7 +191,7 @@ func TestABrokenSourceLeavesNothing(t *testing.T) {
 }
 
 func TestAFullDiskIsSaidClearlyAndLeavesNothing(t *testing.T) {
-	i, dir := testImporter(t, Options{})
+	_, dir := testImporter(t, Options{})
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
 		if errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required" {
 			t.Skip("mounting a small file system takes root")
@@ -208,7 +208,8 @@ func TestAFullDiskIsSaidClearlyAndLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if i, err = NewImporter(root, Options{}); err != nil {
+	i, err := NewImporter(root, Options{})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := i.Import(t.Context(), bytes.NewReader(noise(4*mib)), Want{}); !errors.Is(err, unix.ENOSPC) {

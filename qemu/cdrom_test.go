@@ -1,0 +1,182 @@
+package qemu
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/diskfs/go-diskfs/backend/file"
+	"github.com/diskfs/go-diskfs/filesystem/iso9660"
+
+	"vmand/vm"
+)
+
+// disc makes an ISO image that a BIOS can boot a guest of guest_test.go from.
+func disc(t testing.TB, guest string) string {
+	t.Helper()
+	dir := t.TempDir()
+	workspace := filepath.Join(dir, "files")
+	must(t, os.Mkdir(workspace, 0o755))
+	sector := make([]byte, isoSector)
+	copy(sector, guest)
+	must(t, os.WriteFile(filepath.Join(workspace, "boot.bin"), sector, 0o644))
+	must(t, os.WriteFile(filepath.Join(workspace, "z"), []byte("z"), 0o644))
+	f, err := os.Create(filepath.Join(dir, "disc.iso"))
+	must(t, err)
+	defer f.Close()
+	iso, err := iso9660.Create(file.New(f, false), 0, 0, isoSector, workspace)
+	must(t, err)
+	boot := &iso9660.ElToritoEntry{Platform: iso9660.BIOS, Emulation: iso9660.NoEmulation, BootFile: "/boot.bin"}
+	must(t, iso.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: "DISC", ElTorito: &iso9660.ElTorito{Entries: []*iso9660.ElToritoEntry{boot}}}))
+	return f.Name()
+}
+
+// guestSaysCD is guestSaysHi with other letters.
+var guestSaysCD = strings.NewReplacer("\x68", "c", "\x69", "d").Replace(guestSaysHi)
+
+func TestWhatBootsFirstIsChosenByBootIndex(t *testing.T) {
+	h := newHost(t)
+	cd := h.bringFile(disc(t, guestSaysCD))
+	if cd.Layout != vm.FormatISO {
+		t.Fatalf("the disc is %+v", cd)
+	}
+	for id, c := range map[string]struct {
+		index int
+		says  string
+	}{
+		"disc":  {vm.RootBootIndex - 1, "cd\n"},
+		"disk":  {vm.RootBootIndex + 1, "hi\n"},
+		"never": {0, "hi\n"},
+	} {
+		s := h.create(id, guestSaysHi)
+		s.CDROMs = []vm.CDROM{{ID: "cd-2", Image: "disc", SHA256: cd.SHA256, BootIndex: c.index}}
+		h.startSpec(s)
+		h.awaitSerial(id, c.says)
+		if got := h.serialLog(id); strings.Contains(got, "hi") && strings.Contains(got, "cd") {
+			t.Errorf("%s: both have booted: %q", id, got)
+		}
+	}
+	// An empty root disk cannot be booted from: then the disc is.
+	s := h.createOn("empty", vm.DiskFile{SizeMiB: 8})
+	s.CDROMs = []vm.CDROM{{ID: "cd-1", Image: "disc", SHA256: cd.SHA256, BootIndex: 99}}
+	h.startSpec(s)
+	h.awaitSerial("empty", "cd\n")
+}
+
+// drives returns the ids and the files of a VM's CD-ROM drives, from its monitor.
+func (h *testHost) drives(id string) map[string]string {
+	h.t.Helper()
+	s, err := h.live(id)
+	must(h.t, err)
+	has, err := s.cdroms(h.t.Context())
+	must(h.t, err)
+	all := map[string]string{}
+	for id, d := range has {
+		if !d.device {
+			h.t.Errorf("half of drive %s is there: %+v", id, d)
+		}
+		all[id] = d.file
+	}
+	return all
+}
+
+func TestDrivesComeAndGoWhileAVMRuns(t *testing.T) {
+	for name, c := range map[string]struct {
+		guest  string
+		before func(h *testHost)
+	}{
+		"running":  {guestDeaf, func(h *testHost) { h.awaitStatus("web", vm.StatusRunning) }},
+		"paused":   {guestDeaf, func(h *testHost) { must(h.t, h.Pause(h.t.Context(), "web")) }},
+		"panicked": {guestPanics, func(h *testHost) { h.awaitStatus("web", "guest-panicked") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, ctx := newHost(t), t.Context()
+			first, second := h.content(rawImage("first")), h.content(rawImage("second"))
+			s := h.create("web", c.guest)
+			must(t, h.WriteSeed(ctx, "web", map[string][]byte{"meta-data": []byte("instance-id: 1\n")}))
+			drive := func(id, content string) vm.CDROM { return vm.CDROM{ID: id, Image: "disc", SHA256: content} }
+			s.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, drive("cd-3", first)}
+			h.startSpec(s)
+			c.before(h)
+			for _, want := range [][]vm.CDROM{
+				s.CDROMs, // nothing to do
+				{{ID: vm.SeedCDROM}, drive("cd-1", first), drive("cd-2", first), drive("cd-3", second), drive("cd-4", second)},
+				{drive("cd-1", second), drive("cd-2", first)}, // other content in one, the same in the other
+				{},
+				{{ID: vm.SeedCDROM}},
+				nil,
+			} {
+				for range 2 {
+					must(t, h.SetCDROMs(ctx, "web", want))
+					if o := h.Observe(ctx, "web"); o.CDROMs == nil || !slices.Equal(o.CDROMs, idsOf(want)) {
+						t.Fatalf("the drives are %q, want %+v", o.CDROMs, want)
+					}
+				}
+				files := h.drives("web")
+				for _, d := range want {
+					if got := files[d.ID]; got != cdromFile("web", d, h.layout) {
+						t.Errorf("in drive %s is %s", d.ID, got)
+					}
+				}
+			}
+			if got := h.nodeNames("web"); len(got) != 4 {
+				t.Errorf("nodes are left: %q", got)
+			}
+			if got := h.plugged("web"); len(got) != 0 {
+				t.Errorf("drives are taken for disks: %q", got)
+			}
+		})
+	}
+}
+
+func TestHalfADriveIsMadeWholeOrTakenAway(t *testing.T) {
+	h, ctx := newHost(t), t.Context()
+	content := h.content(rawImage("disc"))
+	h.start("web", guestDeaf)
+	s, err := h.live("web")
+	must(t, err)
+	one, two := vm.CDROM{ID: "cd-1", SHA256: content}, vm.CDROM{ID: "cd-2", SHA256: content}
+	must(t, s.blockdevAdd(ctx, cdromNodes("web", one, h.layout)))
+	must(t, s.blockdevAdd(ctx, cdromNodes("web", two, h.layout)))
+	must(t, h.SetCDROMs(ctx, "web", []vm.CDROM{two}))
+	if got := h.drives("web"); len(got) != 1 || got["cd-2"] != h.layout.content(content) {
+		t.Errorf("the drives are %v", got)
+	}
+	// The first is there, and the second refused: its address is taken.
+	taken, err := cdromSCSI(vm.CDROM{ID: "cd-3", SHA256: content})
+	must(t, err)
+	taken.ID, taken.Drive = "other", ""
+	must(t, s.deviceAdd(ctx, taken))
+	mustFail(t, h.SetCDROMs(ctx, "web", []vm.CDROM{one, two, {ID: "cd-3", SHA256: content}}), vm.CodeOperationFailed)
+	if got := h.drives("web"); len(got) != 2 {
+		t.Errorf("the drives are %v", got)
+	}
+}
+
+func TestDrivesThatCannotBeAreRefused(t *testing.T) {
+	h, ctx := newHost(t), t.Context()
+	content := h.content(rawImage("disc"))
+	s := h.create("web", guestDeaf)
+	s.CDROMs = []vm.CDROM{{ID: "cd-1", SHA256: content}}
+	mustFail(t, h.SetCDROMs(ctx, "web", s.CDROMs), vm.CodeState)
+	h.launch(s, "") // as Start does, without the last step
+	h.awaitStatus("web", vm.StatusPrelaunch)
+	mustFail(t, h.SetCDROMs(ctx, "web", nil), vm.CodeUnavailable)
+	must(t, h.SetCDROMs(ctx, "web", s.CDROMs))
+	for what, d := range map[string]vm.CDROM{
+		"content that is gone":     {ID: "cd-2", Image: "gone", SHA256: strings.Repeat("00", 32)},
+		"a seed that is not there": {ID: vm.SeedCDROM},
+	} {
+		if err := h.SetCDROMs(ctx, "web", append(s.CDROMs, d)); codeOf(err) != vm.CodeOperationFailed {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for _, id := range []string{"cd-0", "cd-5", "cd-", "cd-01", "1", "disk"} {
+		mustFail(t, h.SetCDROMs(ctx, "web", []vm.CDROM{{ID: id, SHA256: content}}), vm.CodeInvalid)
+	}
+	if got := h.drives("web"); len(got) != 1 {
+		t.Errorf("the drives are %v", got)
+	}
+}

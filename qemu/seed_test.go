@@ -1,0 +1,173 @@
+package qemu
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unicode/utf16"
+
+	"github.com/diskfs/go-diskfs/backend/file"
+	"github.com/diskfs/go-diskfs/filesystem/iso9660"
+
+	"vmand/qemu/image"
+	"vmand/vm"
+)
+
+func (d *Driver) seed(t testing.TB, vmID string, files map[string][]byte) []byte {
+	t.Helper()
+	must(t, d.WriteSeed(t.Context(), vmID, files))
+	b, err := d.state.ReadFile(vmSeed(vmID))
+	must(t, err)
+	return b
+}
+
+// jolietFiles returns the files of an ISO image as one that knows Joliet sees them.
+func jolietFiles(t testing.TB, b []byte) map[string][]byte {
+	t.Helper()
+	le := binary.LittleEndian
+	descriptor := b[(isoFirst+1)*isoSector:]
+	if descriptor[0] != isoJoliet || !bytes.HasPrefix(descriptor[88:], []byte("%/")) {
+		t.Fatalf("there is no Joliet: %q", descriptor[:128])
+	}
+	extent := func(r []byte) []byte {
+		at, size := int(le.Uint32(r[2:]))*isoSector, int(le.Uint32(r[10:]))
+		return b[at : at+size]
+	}
+	files := map[string][]byte{}
+	for dir := extent(descriptor[156:]); dir[0] != 0; dir = dir[dir[0]:] {
+		name := dir[33 : 33+int(dir[32])]
+		if len(name) == 1 { // the directory itself, and the one above
+			continue
+		}
+		var letters []uint16
+		for ; len(name) > 0; name = name[2:] {
+			letters = append(letters, binary.BigEndian.Uint16(name))
+		}
+		files[strings.TrimSuffix(string(utf16.Decode(letters)), ";1")] = slices.Clone(extent(dir))
+	}
+	return files
+}
+
+// rockRidgeFiles returns the files of an ISO image as Linux sees them.
+func rockRidgeFiles(t testing.TB, path string) map[string][]byte {
+	t.Helper()
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	iso, err := iso9660.Read(file.New(f, true), 0, 0, isoSector)
+	must(t, err)
+	if label := iso.Label(); label != fmt.Sprintf("%-32s", "cidata") {
+		t.Errorf("the label is %q", label)
+	}
+	files := map[string][]byte{}
+	entries, err := iso.ReadDir(".")
+	must(t, err)
+	for _, e := range entries {
+		if files[e.Name()], err = fs.ReadFile(iso, e.Name()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return files
+}
+
+func TestASeedHasItsFilesUnderTheirNames(t *testing.T) {
+	d := newDriver(t, Options{})
+	must(t, d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, nil, nil))
+	text := func(n int) []byte { return bytes.Repeat([]byte("text\n"), n/5+1)[:n] }
+	for _, size := range []int{0, 1, isoSector - 1, isoSector, isoSector + 1, 3 * isoSector, 200_000} {
+		files := map[string][]byte{"meta-data": text(size), "network-config": text(isoSector), "user-data": text(size), "vendor-data": text(size)}
+		b := d.seed(t, "web", files)
+		if !bytes.Equal(b, d.seed(t, "web", files)) {
+			t.Errorf("%d bytes: the same files make another image", size)
+		}
+		if info, err := image.Inspect(bytes.NewReader(b), int64(len(b))); err != nil || info.Format != image.ISO || info.VirtualBytes != int64(len(b)) {
+			t.Errorf("%d bytes: it is %+v, %v", size, info, err)
+		}
+		files[seedLast] = []byte("made by vmand\n")
+		for extension, got := range map[string]map[string][]byte{
+			"Joliet": jolietFiles(t, b), "Rock Ridge": rockRidgeFiles(t, d.layout.inState(vmSeed("web"))),
+		} {
+			if !maps.EqualFunc(got, files, bytes.Equal) {
+				t.Errorf("%d bytes: by %s there are %q", size, extension, slices.Sorted(maps.Keys(got)))
+			}
+		}
+	}
+}
+
+func TestASeedIsForTheUserOfQEMUAlone(t *testing.T) {
+	d := newDriver(t, Options{})
+	must(t, d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, nil, nil))
+	d.seed(t, "web", map[string][]byte{"user-data": []byte("#cloud-config\n")})
+	st, err := d.state.Stat(vmSeed("web"))
+	must(t, err)
+	if os.Geteuid() == 0 {
+		if owner := st.Sys().(*syscall.Stat_t); st.Mode() != 0o440 || owner.Uid != 0 || int(owner.Gid) != d.account.gid {
+			t.Errorf("it has mode %v and is %d:%d's", st.Mode(), owner.Uid, owner.Gid)
+		}
+	}
+	must(t, d.account.canRead(d.layout.inState(vmSeed("web"))))
+	entries, err := os.ReadDir(d.layout.inState(vmDir("web")))
+	if err != nil || len(entries) != 2 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+	mustFail(t, d.WriteSeed(t.Context(), "none", nil), vm.CodeNotFound)
+	for _, name := range []string{"", "..", "a/b", "zz"} {
+		mustFail(t, d.WriteSeed(t.Context(), "web", map[string][]byte{name: nil}), vm.CodeOperationFailed)
+	}
+	// What a kill leaves goes with the next start.
+	must(t, d.state.MkdirAll(tempName(vmSeed("web"))+"/files", 0o700))
+	must(t, d.removeTemps())
+	if entries, err = os.ReadDir(d.layout.inState(vmDir("web"))); err != nil || len(entries) != 2 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+	must(t, d.DeleteVM(t.Context(), "web"))
+}
+
+// guestTimeout is how long the Linux guest may take to boot.
+const guestTimeout = 2 * time.Minute
+
+func (h *testHost) awaitGuest(id, pattern string) {
+	h.t.Helper()
+	want := regexp.MustCompile(pattern)
+	awaitFor(h.t, guestTimeout, fmt.Sprintf("vm %s prints %q", id, pattern), func() bool { return want.MatchString(h.serialLog(id)) })
+}
+
+func TestALinuxGuestOfAnImageReadsItsSeedAndItsDiscs(t *testing.T) {
+	h, ctx := newHost(t), t.Context()
+	linux := h.bringFile(linuxGuest(t, "net"))
+	other := h.bringFile(disc(t, guestDeaf))
+	s := h.createOn("web", overlay(linux, 64))
+	s.RAMMiB, s.CDROMs = 192, []vm.CDROM{{ID: vm.SeedCDROM}}
+	s.Ports = []vm.Port{userPort(0)}
+	must(t, h.WriteSeed(ctx, "web", map[string][]byte{
+		"meta-data": []byte("instance-id: first-1\nlocal-hostname: web\n"), "network-config": []byte("version: 2\n"), "user-data": []byte("#cloud-config\n{}\n"),
+	}))
+	h.startSpec(s)
+	h.awaitGuest("web", `VMT: disc name=sr0 label=cidata files=meta-data,network-config,user-data`)
+	h.awaitGuest("web", `VMT: seed instance=first-1 hostname=web`)
+	h.awaitGuest("web", `VMT: ready `)
+	drives := []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-1", Image: "disc", SHA256: other.SHA256}}
+	must(t, h.SetCDROMs(ctx, "web", drives))
+	h.awaitGuest("web", `VMT: disc name=sr1 label=DISC files=boot.bin`)
+	must(t, h.SetCDROMs(ctx, "web", drives[1:]))
+	h.awaitGuest("web", `VMT: disk-remove name=sr0`)
+
+	// The same again, as data: a disk of an image is what the image has.
+	data := overlay(h.bringFile(converted(t, writeGuest(t, h.dir, guestDeaf), "vdi")), 16)
+	must(t, h.CreateDisk(ctx, "data", data, nil, nil))
+	must(t, h.AttachDisk(ctx, vm.Disk{ID: "data", VMID: "web", MountPoint: "/dev/sdb", DiskFile: data}))
+	h.awaitGuest("web", `VMT: disk-add name=sd. bytes=16777216 ro=0 serial=data `)
+	if _, err := os.Stat(filepath.Join(h.layout.state, vmSeed("web"))); err != nil {
+		t.Error(err)
+	}
+}
