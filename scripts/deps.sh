@@ -11,7 +11,7 @@ needed=(qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils)
 case ${1:-} in
 run) ;;
 test) needed+=(passt:passt gcc:gcc /usr/include/stdlib.h:libc6-dev /sbin/mkfs.ext4:e2fsprogs findmnt:util-linux mount:mount) ;; # passt for user-mode networks, a C compiler for the race detector, file systems to break
-debian) needed+=(mmdebstrap:mmdebstrap /sbin/mke2fs:e2fsprogs) ;;
+debian) needed+=(mmdebstrap:mmdebstrap mount:mount /sbin/mke2fs:e2fsprogs) ;;
 *)
 	echo "usage: deps.sh run|test|debian" >&2
 	exit 2
