@@ -38,7 +38,7 @@ func benchClone(b *testing.B, t *table) {
 	defer s.Close()
 	file := filepath.Join(dir, "disk.qcow2")
 	byHand := func() {
-		base := filepath.Join(d.state, "images", *large.Sha256)
+		base := filepath.Join(d.state, "images", *large.SHA256)
 		if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, file).CombinedOutput(); err != nil {
 			b.Fatalf("qemu-img: %v\n%s", err, out)
 		}

@@ -112,7 +112,7 @@ func TestDebian(t *testing.T) {
 		if v.State != "running" || v.Boot.CloudInitResult == nil || *v.Boot.CloudInitResult != "done" {
 			t.Fatalf("%s is %+v\n%s", name, v, d.call("GET", "/vms/"+name+"/cloud_init", nil).body)
 		}
-		for what, at := range map[string]*openapi.Time{"first serial byte": v.Boot.FirstSerialAt, "DHCP ACK": v.Boot.DhcpAckAt, "agent": v.Boot.AgentAt, "cloud-init": v.Boot.CloudInitAt} {
+		for what, at := range map[string]*openapi.Time{"first serial byte": v.Boot.FirstSerialAt, "DHCP ACK": v.Boot.DHCPAckAt, "agent": v.Boot.AgentAt, "cloud-init": v.Boot.CloudInitAt} {
 			if at == nil {
 				t.Errorf("the boot of %s has no %s: %+v", name, what, v.Boot)
 				continue

@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	endian "encoding/binary"
 
 	"fmt"
 	"net/http"
@@ -88,15 +89,15 @@ func isoImage(n int) []byte {
 	const sector, root = 2048, 18
 	b := make([]byte, 19*sector)
 	both := func(at int, n uint32) {
-		binary.LittleEndian.PutUint32(b[at:], n)
-		binary.BigEndian.PutUint32(b[at+4:], n)
+		endian.LittleEndian.PutUint32(b[at:], n)
+		endian.BigEndian.PutUint32(b[at+4:], n)
 	}
 	pvd := 16 * sector
 	copy(b[pvd:], "\x01CD001\x01")
 	copy(b[pvd+40:], fmt.Sprintf("DISC%d", n))
 	both(pvd+80, 19)
-	binary.LittleEndian.PutUint16(b[pvd+128:], sector)
-	binary.BigEndian.PutUint16(b[pvd+130:], sector)
+	endian.LittleEndian.PutUint16(b[pvd+128:], sector)
+	endian.BigEndian.PutUint16(b[pvd+130:], sector)
 	record := pvd + 156
 	b[record], b[record+25], b[record+32] = 34, 2, 1
 	both(record+2, root)
@@ -147,8 +148,8 @@ func insert(x target) (string, string, any) {
 	return "POST", "/vms/" + x.vm + "/cdroms", map[string]any{"image": x.image, "boot_index": 1}
 }
 
-func inserted(d *daemon, x target) bool { return len(d.vm(x.vm).Cdroms) > 0 }
-func ejected(d *daemon, x target) bool  { return len(d.vm(x.vm).Cdroms) == 0 }
+func inserted(d *daemon, x target) bool { return len(d.vm(x.vm).CDROMs) > 0 }
+func ejected(d *daemon, x target) bool  { return len(d.vm(x.vm).CDROMs) == 0 }
 
 func seed(x target) (string, string, any) {
 	return "PUT", "/vms/" + x.vm + "/cloud_init", map[string]any{"hostname": "seeded"}

@@ -34,14 +34,14 @@ func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
 	content := guestImage(t, "agent")
 	sum := sha256.Sum256(content)
 	i := as[openapi.Image](d.call("POST", "/images?name=guest&sha256="+hex.EncodeToString(sum[:]), content).want(201))
-	if i.State != "available" || *i.Sha256 != hex.EncodeToString(sum[:]) || string(*i.Format) != "qcow2" || *i.SizeBytes != int64(len(content)) {
+	if i.State != "available" || *i.SHA256 != hex.EncodeToString(sum[:]) || string(*i.Format) != "qcow2" || *i.SizeBytes != int64(len(content)) {
 		t.Errorf("uploaded: %+v", i)
 	}
 	d.upload("disc", isoImage(1))
 	v := as[openapi.VM](d.call("POST", "/vms?wait_for=agent", map[string]any{"template_name": "small", "name": "a", "image": "guest", "start": true,
 		"root_disk_size": 1, "cdroms": []any{map[string]any{"image": "disc"}}, "cloud_init": map[string]any{"hostname": "seeded"}},
 		"Prefer: wait=240").want(201))
-	if v.State != "running" || v.Image == nil || *v.Image != "guest" || len(v.Cdroms) != 2 || v.Boot.AgentAt == nil {
+	if v.State != "running" || v.Image == nil || *v.Image != "guest" || len(v.CDROMs) != 2 || v.Boot.AgentAt == nil {
 		t.Fatalf("started: %+v", v)
 	}
 	g := d.guest("a")
@@ -85,7 +85,7 @@ func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
 		d.kill()
 		d.start()
 		d.passes(2)
-		if got := d.vm("a"); got.State != "running" || len(got.Cdroms) != 1 {
+		if got := d.vm("a"); got.State != "running" || len(got.CDROMs) != 1 {
 			t.Errorf("after a kill: %+v", got)
 		}
 	})
@@ -140,7 +140,7 @@ func TestAnImageIsDownloaded(t *testing.T) {
 	sum := sha256.Sum256(content)
 	body := map[string]any{"name": "a", "url": s.URL + "/good?token=secret", "sha256": hex.EncodeToString(sum[:])}
 	i := as[openapi.Image](d.call("POST", "/images", body, wait).want(201))
-	if i.State != "available" || i.Source != s.URL+"/good" || *i.Sha256 != hex.EncodeToString(sum[:]) {
+	if i.State != "available" || i.Source != s.URL+"/good" || *i.SHA256 != hex.EncodeToString(sum[:]) {
 		t.Errorf("downloaded: %+v", i)
 	}
 	for _, log := range []string{d.said(), string(d.call("GET", "/events?limit=1000", nil).body), string(d.call("GET", "/operations", nil).body)} {
@@ -183,7 +183,7 @@ func TestAnUploadGoesOnAfterAKill(t *testing.T) {
 	d.call("PATCH", "/images/a/content?offset=1", content[1:]).problem(412, "precondition-failed", fmt.Sprint(half))
 	i = as[openapi.Image](d.call("PATCH", fmt.Sprintf("/images/a/content?offset=%d", half), content[half:]).want(200))
 	sum := sha256.Sum256(content)
-	if i.State != "available" || *i.Sha256 != hex.EncodeToString(sum[:]) {
+	if i.State != "available" || *i.SHA256 != hex.EncodeToString(sum[:]) {
 		t.Errorf("all of it: %+v", i)
 	}
 	part := d.call("GET", "/images/a/content", nil, "Range: bytes=16-31").want(206)
@@ -200,7 +200,7 @@ func TestAnImageThatIsLostIsSaid(t *testing.T) {
 	d.template()
 	i := d.upload("a", rawImage(1))
 	d.call("POST", "/vms", map[string]any{"template_name": "small", "name": "v", "image": "a"}).want(201)
-	file := filepath.Join(d.state, "images", *i.Sha256)
+	file := filepath.Join(d.state, "images", *i.SHA256)
 	if err := os.Rename(file, file+".away"); err != nil {
 		t.Fatal(err)
 	}

@@ -107,7 +107,7 @@ func (d *daemon) wrongImages(c census, orphans []string) (found []string) {
 	for name, i := range c.images {
 		switch i.State {
 		case "available":
-			want[*i.Sha256] = true
+			want[*i.SHA256] = true
 		case "uploading": // a file for what has come, and one that says how much of it is durable
 			want[".upload-"+name+".part"], want[".upload-"+name+".offset"] = false, false
 		default:
