@@ -157,14 +157,14 @@ func (s *session) insert(ctx context.Context, c vm.CDROM, l layout) error {
 	return nil
 }
 
-// checkCDROMs reports the first drive of a VM that there is nothing to put into.
+// checkCDROMs reports the first drive of a VM that there is nothing to put into. A
+// seed is made just before it is put in.
 func (d *Driver) checkCDROMs(vmID string, drives []vm.CDROM) error {
 	for _, c := range drives {
 		if c.ID == vm.SeedCDROM {
-			if _, err := d.state.Stat(vmSeed(vmID)); err != nil {
-				return fault(vm.CodeOperationFailed, err, "the cloud-init seed of vm %s is missing", vmID)
-			}
-		} else if err := d.checkContent(c.SHA256); err != nil {
+			continue
+		}
+		if err := d.checkContent(c.SHA256); err != nil {
 			return fault(vm.CodeOperationFailed, err, "image %s (content %s), which is in the CD-ROM drive %s of vm %s, cannot be read", c.Image, c.SHA256, c.ID, vmID)
 		}
 	}

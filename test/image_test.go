@@ -158,7 +158,7 @@ func TestAnImageIsDownloaded(t *testing.T) {
 		t.Errorf("accepted: %+v", i)
 	}
 	d.call("DELETE", "/images/b", nil).problem(409, "busy")
-	d.call("POST", a.header.Get("Location")+"/cancel", nil).want(200)
+	d.call("POST", a.header.Get("Location")+"/cancel", nil).want(202)
 	d.call("GET", "/images/b", nil).want(404)
 	d.call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/slow"}).want(202)
 	d.kill()

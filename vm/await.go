@@ -114,10 +114,19 @@ func (m *Manager) holds(ctx context.Context, v VM, c Condition) (bool, error) {
 	}
 	if c.Agent {
 		a := m.driver.Agent(v.ID)
-		return a.State == AgentConnected && !a.LastSeenAt.Before(v.Boot.Spawned), nil
+		if a.State != AgentConnected || a.LastSeenAt.Before(v.Boot.Spawned) {
+			return false, nil
+		}
+		m.Mark(v.ID, BootAgent, a.LastSeenAt)
+		m.saveMarks() // so that whoever has waited for it sees it
+		return true, nil
 	}
 	if c.CloudInit {
-		return m.cloudInitDone(ctx, v.ID)
+		done, err := m.cloudInitDone(ctx, v.ID)
+		if done || err != nil {
+			m.saveMarks()
+		}
+		return done, err
 	}
 	probe, stop := context.WithTimeout(ctx, probeTimeout)
 	defer stop()
