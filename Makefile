@@ -7,7 +7,7 @@ STATICCHECK := $(GO) tool -modfile=tools/staticcheck/go.mod staticcheck
 VACUUM := $(GO) tool -modfile=tools/lint/go.mod vacuum
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build run test unit cover bench torture check lint-openapi generate guest debian clean
+.PHONY: help deps build run test unit cover bench torture check lint-openapi generate guest debian test-debian clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,7 @@ check: ## format, generated code, contract, vet, static analysis, packaging
 	$(MAKE) --no-print-directory generate lint-openapi
 	git diff --exit-code -- openapi
 	$(GO) vet ./...
+	$(GO) vet -tags debian ./test
 	$(STATICCHECK) $$($(GO) list ./... | grep -v /openapi)
 	$(STATICCHECK) -checks inherit,-SA1019 ./openapi/... # the generator is older than its runtime
 	scripts/check-unit.sh packaging/vmand.service
@@ -62,6 +63,10 @@ guest: deps ## build the Linux guest of the tests in build/guest, unless it is u
 debian: ## build a Debian cloud image for tests in build/debian, unless it is up to date
 	@scripts/deps.sh debian
 	@test/debian/build.sh build/debian
+
+test-debian: deps build debian guest ## go from a cloud image of Debian to SSH, with a real one; minutes without KVM
+	VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest VMAN_TEST_DEBIAN=$(CURDIR)/build/debian/debian-12.qcow2 \
+		$(GO) test -count=1 -v -timeout=60m -tags debian -run '^TestDebian$$' ./test
 
 clean: ## remove what was built
 	rm -rf vmand build

@@ -121,7 +121,7 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 		"listen": "0.0.0.0:9", "listen_insecure": "true", "hosts": "a.example,b.example", "socket": dir + "/s.sock", "socket_group": "0",
 		"state_dir": dir + "/state", "runtime_dir": dir + "/run", "default_boot_disk": dir + "/boot.qcow2", "dry_run": "true",
 		"qemu.binary": "/opt/qemu", "qemu.img_binary": "/opt/qemu-img", "qemu.accel": "tcg", "qemu.user": "nobody", "network.mode": "user", "network.passt": "/opt/passt",
-		"observer.interval": "7s", "observer.allow_slow": "true", "observer.repair": "report", "storage.low_mib": "77", "operations.keep": "2h", "events.keep": "5000",
+		"observer.interval": "7s", "observer.allow_slow": "true", "observer.repair": "report", "storage.low_mib": "77", "images.max_gib": "9", "images.allow_private": "10.0.0.7", "operations.keep": "2h", "events.keep": "5000",
 		"log.level": "debug", "log.format": "json",
 	}
 	env, byFlag, file := map[string]string{}, []string{}, ""
@@ -133,7 +133,7 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 		env[s.variable()] = value
 		byFlag = append(byFlag, "--"+s.flag()+"="+value)
 	}
-	for _, section := range []string{"", "qemu", "network", "observer", "storage", "operations", "events", "log"} {
+	for _, section := range []string{"", "qemu", "network", "observer", "storage", "images", "operations", "events", "log"} {
 		if section != "" {
 			file += section + ":\n"
 		}
@@ -168,6 +168,9 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 		!slices.Equal(fromFile.Server.Hosts, []string{"a.example", "b.example"}) || fromFile.Server.Group != "0" || fromFile.LogLevel != slog.LevelDebug ||
 		fromFile.Observer.Repair != "report" || fromFile.Observer.LowMiB != 77 || fromFile.Manager.KeepEvents != 5000 {
 		t.Errorf("configuration %+v", fromFile)
+	}
+	if images := fromFile.QEMU.Images; images.MaxBytes != 9<<30 || len(images.AllowPrivate) != 1 || images.AllowPrivate[0].String() != "10.0.0.7/32" {
+		t.Errorf("of images: %+v", images)
 	}
 	want := []string{"VMAN_LISTEN", "VMAN_SOCKET", "VMAN_STATE_DIR", "VMAN_RUNTIME_DIR", "VMAN_OBSERVER_INTERVAL", "VMAN_OBSERVER_REPAIR", "VMAN_QEMU_ACCEL", "VMAN_OPERATOR_DRY_RUN"}
 	for _, name := range want {
@@ -224,6 +227,10 @@ func TestWhatCannotBeMeantIsRefused(t *testing.T) {
 		"a floor that is no number":       {file: "storage: {low_mib: 1GiB}", want: []string{`storage.low_mib: "1GiB"`, "whole number"}},
 		"a floor that is no whole number": {file: "storage: {low_mib: 7.5}", want: []string{`storage.low_mib: "7.5"`, "whole number"}},
 		"a floor below nothing":           {args: []string{"--storage-low-mib=-1"}, want: []string{"storage.low_mib", "at least 0"}},
+		"images of no size":               {file: "images: {max_gib: 0}", want: []string{"images.max_gib", "1 to 16384"}},
+		"images beyond all disks":         {file: "images: {max_gib: 16385}", want: []string{"images.max_gib", "1 to 16384"}},
+		"no address":                      {file: "images: {allow_private: [10.0.0.0/33]}", want: []string{"images.allow_private", "10.0.0.0/8"}},
+		"a name for an address":           {args: []string{"--images-allow-private=localhost"}, want: []string{"images.allow_private", "127.0.0.1"}},
 		"an empty floor":                  {env: map[string]string{"VMAN_STORAGE_LOW_MIB": ""}, want: []string{"storage.low_mib", "whole number"}},
 		"too few events kept":             {file: "events: {keep: 999}", want: []string{"events.keep", "at least 1000"}},
 		"a scalar for a section":          {file: "observer: 5", want: []string{"observer (", "is a section"}},

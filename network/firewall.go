@@ -24,7 +24,7 @@ const (
 	// batchBytes is room in the socket for the largest batch, which is sent at once.
 	batchBytes = 8 << 20
 	// A tap that is gone is forgotten after a while. One that a full meter has no
-	// room for is not limited; there are no more taps than a bridge has ports, 1023.
+	// room for is not limited: there is room for 16 bridges with all their ports.
 	meterMemory = time.Minute
 	meterRoom   = 16 << 10
 	// nobody owns the elements that a daemon before this one has left.

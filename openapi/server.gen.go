@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/labstack/echo/v4"
 	"github.com/oapi-codegen/runtime"
@@ -19,6 +20,22 @@ const (
 	AgentStateAbsent    AgentState = "absent"
 	AgentStateConnected AgentState = "connected"
 	AgentStateSilent    AgentState = "silent"
+)
+
+// Defines values for BootCloudInitResult.
+const (
+	BootCloudInitResultDone  BootCloudInitResult = "done"
+	BootCloudInitResultError BootCloudInitResult = "error"
+)
+
+// Defines values for ContentFormat.
+const (
+	ContentFormatIso   ContentFormat = "iso"
+	ContentFormatQcow2 ContentFormat = "qcow2"
+	ContentFormatRaw   ContentFormat = "raw"
+	ContentFormatVdi   ContentFormat = "vdi"
+	ContentFormatVhdx  ContentFormat = "vhdx"
+	ContentFormatVmdk  ContentFormat = "vmdk"
 )
 
 // Defines values for CreateNICLink.
@@ -57,6 +74,10 @@ const (
 	EventTypeDiskDeleted      EventType = "disk.deleted"
 	EventTypeDiskState        EventType = "disk.state"
 	EventTypeDiskUpdated      EventType = "disk.updated"
+	EventTypeImageCreated     EventType = "image.created"
+	EventTypeImageDeleted     EventType = "image.deleted"
+	EventTypeImageState       EventType = "image.state"
+	EventTypeImageUpdated     EventType = "image.updated"
 	EventTypeNetworkCreated   EventType = "network.created"
 	EventTypeNetworkDeleted   EventType = "network.deleted"
 	EventTypeNetworkUpdated   EventType = "network.updated"
@@ -87,13 +108,33 @@ const (
 	HealthStatusOk       HealthStatus = "ok"
 )
 
+// Defines values for ImageFormat.
+const (
+	ImageFormatIso   ImageFormat = "iso"
+	ImageFormatQcow2 ImageFormat = "qcow2"
+	ImageFormatRaw   ImageFormat = "raw"
+	ImageFormatVdi   ImageFormat = "vdi"
+	ImageFormatVhdx  ImageFormat = "vhdx"
+	ImageFormatVmdk  ImageFormat = "vmdk"
+)
+
+// Defines values for ImageState.
+const (
+	ImageStateAvailable ImageState = "available"
+	ImageStateError     ImageState = "error"
+	ImageStateImporting ImageState = "importing"
+	ImageStateUploading ImageState = "uploading"
+)
+
 // Defines values for IssueType.
 const (
 	IssueTypeDiskSizeMismatch      IssueType = "disk_size_mismatch"
 	IssueTypeDiskStateInconsistent IssueType = "disk_state_inconsistent"
 	IssueTypeMissingDisk           IssueType = "missing_disk"
+	IssueTypeMissingImage          IssueType = "missing_image"
 	IssueTypeNetworkDrift          IssueType = "network_drift"
 	IssueTypeOrphanDisk            IssueType = "orphan_disk"
+	IssueTypeOrphanImage           IssueType = "orphan_image"
 	IssueTypeOrphanProcess         IssueType = "orphan_process"
 	IssueTypeQmpUnreachable        IssueType = "qmp_unreachable"
 	IssueTypeRuntimeDrift          IssueType = "runtime_drift"
@@ -143,12 +184,19 @@ const (
 
 // Defines values for OperationKind.
 const (
+	OperationKindCdromAttach       OperationKind = "cdrom.attach"
+	OperationKindCdromEject        OperationKind = "cdrom.eject"
+	OperationKindCloudInitUpdate   OperationKind = "cloud_init.update"
 	OperationKindDiskAdopt         OperationKind = "disk.adopt"
 	OperationKindDiskAttach        OperationKind = "disk.attach"
 	OperationKindDiskCreate        OperationKind = "disk.create"
 	OperationKindDiskDelete        OperationKind = "disk.delete"
 	OperationKindDiskDetach        OperationKind = "disk.detach"
 	OperationKindDiskResize        OperationKind = "disk.resize"
+	OperationKindImageCreate       OperationKind = "image.create"
+	OperationKindImageDelete       OperationKind = "image.delete"
+	OperationKindImageUpdate       OperationKind = "image.update"
+	OperationKindImageUpload       OperationKind = "image.upload"
 	OperationKindNetworkCreate     OperationKind = "network.create"
 	OperationKindNetworkDelete     OperationKind = "network.delete"
 	OperationKindNetworkUpdate     OperationKind = "network.update"
@@ -189,9 +237,12 @@ const (
 	ProblemCodeAlreadyExists        ProblemCode = "already-exists"
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
+	ProblemCodeChecksumMismatch     ProblemCode = "checksum-mismatch"
+	ProblemCodeFetchFailed          ProblemCode = "fetch-failed"
 	ProblemCodeForbidden            ProblemCode = "forbidden"
 	ProblemCodeGuestRefused         ProblemCode = "guest-refused"
 	ProblemCodeIdempotencyMismatch  ProblemCode = "idempotency-mismatch"
+	ProblemCodeImageTooLarge        ProblemCode = "image-too-large"
 	ProblemCodeInUse                ProblemCode = "in-use"
 	ProblemCodeInsufficientMemory   ProblemCode = "insufficient-memory"
 	ProblemCodeInsufficientStorage  ProblemCode = "insufficient-storage"
@@ -210,9 +261,11 @@ const (
 	ProblemCodePreconditionFailed   ProblemCode = "precondition-failed"
 	ProblemCodeQemuUnavailable      ProblemCode = "qemu-unavailable"
 	ProblemCodeQemuUnresponsive     ProblemCode = "qemu-unresponsive"
+	ProblemCodeRangeNotSatisfiable  ProblemCode = "range-not-satisfiable"
 	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
+	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
 	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
 )
@@ -348,6 +401,12 @@ type Boot struct {
 	// AgentAt When the guest agent gave its first answer.
 	AgentAt *Time `json:"agent_at"`
 
+	// CloudInitAt When cloud-init in the guest was first seen to be through.
+	CloudInitAt *Time `json:"cloud_init_at"`
+
+	// CloudInitResult How that ended: `done`, which is also that it has nothing to do, or `error`.
+	CloudInitResult *BootCloudInitResult `json:"cloud_init_result"`
+
 	// DhcpAckAt When the guest first confirmed its address.
 	DHCPAckAt *Time `json:"dhcp_ack_at"`
 
@@ -364,8 +423,151 @@ type Boot struct {
 	SpawnedAt *Time `json:"spawned_at"`
 }
 
+// BootCloudInitResult How that ended: `done`, which is also that it has nothing to do, or `error`.
+type BootCloudInitResult string
+
+// CDROM A CD-ROM drive of a VM. It is there as long as there is something in it.
+type CDROM struct {
+	// BootIndex When it is booted from, at a start; the root disk has 10. Null when it never is.
+	BootIndex *int `json:"boot_index"`
+
+	// Id The drive's id, `seed` for that of the cloud-init data.
+	ID string `json:"id"`
+
+	// Image The name of the image in it, as it was when it was put in. Null for the cloud-init data.
+	Image *string `json:"image"`
+}
+
+// CDROMId The id of a CD-ROM drive of a VM.
+type CDROMId = string
+
 // CPUCount The number of vCPUs.
 type CPUCount = int
+
+// CloudInit What cloud-init in a guest is told, which reads it from a CD-ROM drive, `seed`.
+type CloudInit struct {
+	// Hostname The guest's hostname, in lower case, with its domain if that is wanted. When it is not given, the VM's id.
+	Hostname *string `json:"hostname,omitempty"`
+
+	// NetworkConfig The network configuration of the guest, in cloud-init's version 1 or 2. When it is not given, one is made for the
+	// VM's NICs.
+	NetworkConfig *string `json:"network_config,omitempty"`
+
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
+	// secret: no answer and no log has it.
+	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
+
+	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
+
+	// UserData More for cloud-init to do, in a format of its own that says itself what it is, such as a `#cloud-config` or a
+	// script. What it says goes before what follows from the other properties.
+	UserData *string `json:"user_data,omitempty"`
+
+	// Users Users to make besides the image's default one.
+	Users *[]CloudInitUser `json:"users,omitempty"`
+
+	// VendorData As `user_data`, of less weight.
+	VendorData *string `json:"vendor_data,omitempty"`
+}
+
+// CloudInitDetails What cloud-init in the guest of a VM is told, and what it says.
+type CloudInitDetails struct {
+	// Attached Whether the VM has the drive with the data.
+	Attached bool `json:"attached"`
+
+	// Files The files of the cloud-init data as the guest gets them at its next start, without secrets.
+	Files CloudInitFiles `json:"files"`
+
+	// Hostname The guest's hostname.
+	Hostname string `json:"hostname"`
+
+	// InstanceId By which cloud-init knows whether it has taken on the data before.
+	InstanceID string `json:"instance_id"`
+
+	// PasswordHash `***` when the default user has a password, else null.
+	PasswordHash *string `json:"password_hash"`
+
+	// SshAuthorizedKeys Public keys for SSH, of the image's default user.
+	SSHAuthorizedKeys []string `json:"ssh_authorized_keys"`
+
+	// Status What cloud-init says of itself, as `CloudInitStatus`. Null when no guest agent answers, or does not know.
+	Status *CloudInitStatus `json:"status"`
+
+	// Users Users besides that.
+	Users []CloudInitUserDetails `json:"users"`
+}
+
+// CloudInitFiles The files of the cloud-init data as the guest gets them at its next start, without secrets.
+type CloudInitFiles struct {
+	// MetaData Who the guest is.
+	MetaData *string `json:"meta-data"`
+
+	// NetworkConfig The network configuration. Null when there is none.
+	NetworkConfig *string `json:"network-config"`
+
+	// UserData What is to be done.
+	UserData *string `json:"user-data"`
+
+	// VendorData What is to be done by `vendor_data`. Null without it.
+	VendorData *string `json:"vendor-data"`
+}
+
+// CloudInitStatus What cloud-init in a guest says of itself.
+type CloudInitStatus struct {
+	// Detail More about that. Null when it says nothing.
+	Detail *string `json:"detail"`
+
+	// Errors What went wrong.
+	Errors []string `json:"errors"`
+
+	// Status In its own words, such as `running`, `done`, `error`, `disabled` or `not run`; `absent` when the guest does not
+	// have it.
+	Status string `json:"status"`
+}
+
+// CloudInitUser A user that cloud-init makes.
+type CloudInitUser struct {
+	// Groups More groups that the user is in.
+	Groups *[]string `json:"groups,omitempty"`
+
+	// Name The user's name.
+	Name string `json:"name"`
+
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
+	// secret: no answer and no log has it.
+	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
+
+	// Shell The absolute path of the user's shell. The guest's own when it is not given.
+	Shell *string `json:"shell,omitempty"`
+
+	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
+
+	// Sudo What the user may do as others, a rule as in sudoers(5). Nothing when it is not given.
+	Sudo *string `json:"sudo,omitempty"`
+}
+
+// CloudInitUserDetails A user that cloud-init makes.
+type CloudInitUserDetails struct {
+	// Groups More groups that the user is in.
+	Groups []string `json:"groups"`
+
+	// Name The user's name.
+	Name string `json:"name"`
+
+	// PasswordHash `***` when the user has a password, else null.
+	PasswordHash *string `json:"password_hash"`
+
+	// Shell The path of the user's shell. Null for the guest's own.
+	Shell *string `json:"shell"`
+
+	// SshAuthorizedKeys Public keys for SSH.
+	SSHAuthorizedKeys []string `json:"ssh_authorized_keys"`
+
+	// Sudo What the user may do as others, as in sudoers(5). Null for nothing.
+	Sudo *string `json:"sudo"`
+}
 
 // ConsoleTicket A ticket for the console of one VM, good for one connection.
 type ConsoleTicket struct {
@@ -380,22 +582,68 @@ type ConsoleTicket struct {
 	URL string `json:"url"`
 }
 
+// ContentFormat How the content of an image is laid out. Asked for of a new one, with a `url` or its bytes, any when it is not given.
+type ContentFormat string
+
+// CreateCDROM A CD-ROM drive to attach.
+type CreateCDROM struct {
+	// BootIndex When the drive is booted from, at a start: before the root disk with a number lower than 10, which is that of the root
+	// disk, else when the root disk cannot be. When it is not given it is never booted from.
+	BootIndex *int `json:"boot_index,omitempty"`
+
+	// Image The image in the drive, an available one of format `iso`.
+	Image string `json:"image"`
+}
+
 // CreateConsoleTicket What a ticket for a console is for.
 type CreateConsoleTicket struct {
 	// Write Whether its bearer may type.
 	Write *bool `json:"write,omitempty"`
 }
 
-// CreateDisk A data disk to create.
+// CreateDisk A data disk to create. With neither `image` nor `from_disk` it is empty, and has to have a `size`.
 type CreateDisk struct {
+	// FromDisk The id of what the disk is a copy of: a data disk that is not attached, or a stopped VM, for its root disk. Not with `image`.
+	FromDisk *string `json:"from_disk,omitempty"`
+
+	// Image The image that the disk is an overlay of, an available one of any format but `iso`.
+	Image *string `json:"image,omitempty"`
+
 	// MountPoint The slot of the disk in the guest. The letter fixes the place on the virtual SCSI bus for as long as the disk is
 	// on this VM: `b` is LUN 1, `z` is LUN 25. `a` is left to the root disk. The kernel of the guest may use another
 	// name; `guest_device` is always right.
 	MountPoint *MountPoint `json:"mount_point,omitempty"`
 
-	// Size The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
-	// MiB: 0.5 is 512 MiB.
-	Size DiskSize `json:"size"`
+	// Size The size in GiB, a whole number of MiB. When it is not given: that of what the disk is made of. It must not be smaller.
+	Size *float64 `json:"size,omitempty"`
+}
+
+// CreateImage An image to create, of exactly one of `url` and `from_disk`.
+type CreateImage struct {
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	Description *Description `json:"description,omitempty"`
+
+	// Format How the content of an image is laid out. Asked for of a new one, with a `url` or its bytes, any when it is not given.
+	Format *ContentFormat `json:"format,omitempty"`
+
+	// FromDisk The id of what it is a copy of, a data disk that is not attached or a stopped VM, for its root disk.
+	FromDisk *string `json:"from_disk,omitempty"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels *Labels `json:"labels,omitempty"`
+
+	// Name The name of an image, in lower case, with `-`, `.` and `_` allowed inside.
+	Name ImageName `json:"name"`
+
+	// Sha256 The SHA-256 that what is downloaded is to have. Only with `url`.
+	SHA256 *string `json:"sha256,omitempty"`
+
+	// Sha512 The SHA-512 that what is downloaded is to have. Only with `url`.
+	SHA512 *string `json:"sha512,omitempty"`
+
+	// Url Where to download it from, by `http` or `https`.
+	URL *string `json:"url,omitempty"`
 }
 
 // CreateNIC A NIC to give to a VM. It takes the lowest free slot.
@@ -528,10 +776,22 @@ type CreateVM struct {
 	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
 	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
 
-	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	// Cdroms The CD-ROM drives, besides that of `cloud_init`.
+	CDROMs *[]CreateCDROM `json:"cdroms,omitempty"`
+
+	// CloudInit What cloud-init in a guest is told, which reads it from a CD-ROM drive, `seed`.
+	CloudInit *CloudInit `json:"cloud_init,omitempty"`
+
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
 	Description *Description `json:"description,omitempty"`
 
-	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// FullClone Whether the root disk is a copy of the `image`, which it needs no more then, and not an overlay of it.
+	FullClone *bool `json:"full_clone,omitempty"`
+
+	// Image The image that the root disk is made of, an available one of any format but `iso`.
+	Image *string `json:"image,omitempty"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 	Labels *Labels `json:"labels,omitempty"`
 
@@ -549,8 +809,8 @@ type CreateVM struct {
 	// - `always`: also when its guest powered itself off.
 	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
 
-	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. When it is not given: the size of the daemon's
-	// `default_boot_disk` or 10 GiB, whichever is larger. It must not be smaller than `default_boot_disk`.
+	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. When it is not given: the size of the `image`, or without
+	// one of the daemon's `default_boot_disk`, or 10 GiB, whichever is larger. It must not be smaller than what it is made of.
 	RootDiskSize *float64 `json:"root_disk_size,omitempty"`
 
 	// Start Whether to start the VM once it is created.
@@ -560,7 +820,7 @@ type CreateVM struct {
 	TemplateName TemplateName `json:"template_name"`
 }
 
-// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
 type Description = string
 
 // Disk A data disk.
@@ -574,6 +834,9 @@ type Disk struct {
 
 	// Id The disk's id. It is the serial number the guest reads from the disk.
 	ID string `json:"id"`
+
+	// Image The name of the image that the disk was made of, as it was then. Null when it was made of none.
+	Image *string `json:"image"`
 
 	// MountPoint The slot the disk has on its VM, or is to have on the next one. Null when the next free one will do.
 	MountPoint *string `json:"mount_point"`
@@ -630,8 +893,8 @@ type Event struct {
 	// Data What there is to tell of an event. Which properties it has depends on the type; more may come.
 	Data EventData `json:"data"`
 
-	// Resource What it happened to: the path of a VM, a disk, a network, a template or an operation without the leading slash, or
-	// `observer` or `daemon`.
+	// Resource What it happened to: the path of a VM, a disk, an image, a network, a template or an operation without the leading
+	// slash, or `observer` or `daemon`.
 	Resource string `json:"resource"`
 
 	// Seq The number of an event. It only ever grows.
@@ -643,6 +906,7 @@ type Event struct {
 	// - `vm.state`: a VM is in another state, or in the same one for another reason.
 	// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 	// - `template.created`, `template.deleted`: a template.
+	// - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
 	// - `network.created`, `network.updated`, `network.deleted`: a network.
 	// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
 	// - `vm.address`: a guest has another address that nobody gave it.
@@ -665,6 +929,7 @@ type EventNumber = int64
 // - `vm.state`: a VM is in another state, or in the same one for another reason.
 // - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 // - `template.created`, `template.deleted`: a template.
+// - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
 // - `network.created`, `network.updated`, `network.deleted`: a network.
 // - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
 // - `vm.address`: a guest has another address that nobody gave it.
@@ -852,6 +1117,69 @@ type HealthStatus string
 // IPv4Address An IPv4 address.
 type IPv4Address = string
 
+// Image An image.
+type Image struct {
+	// CreatedAt When the image was created, in UTC.
+	CreatedAt Time `json:"created_at"`
+
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	Description Description `json:"description"`
+
+	// Format How the content is laid out. Null until there is some.
+	Format *ImageFormat `json:"format"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels Labels `json:"labels"`
+
+	// Name The name of an image, in lower case, with `-`, `.` and `_` allowed inside.
+	Name ImageName `json:"name"`
+
+	// Sha256 The SHA-256 of the content as it is stored, in lower case. Null until there is some.
+	SHA256 *string `json:"sha256"`
+
+	// SizeBytes How many bytes are stored. Null until there is content.
+	SizeBytes *int64 `json:"size_bytes"`
+
+	// Source Where it comes from: `upload`, the URL it was downloaded from, without a query, or the path of the disk or the VM it is
+	// a copy of, without the leading slash.
+	Source string `json:"source"`
+
+	// State Where an image is in its life.
+	//
+	// - `importing`: its content is being downloaded or copied.
+	// - `uploading`: there is more to come of its content.
+	// - `available`: it can be used.
+	// - `error`: its content is gone; `state_reason` says more.
+	State ImageState `json:"state"`
+
+	// StateReason Why the image is in its state, for a person. Null when there is nothing to say.
+	StateReason *string `json:"state_reason"`
+
+	// UpdatedAt When the image last changed, in UTC.
+	UpdatedAt Time `json:"updated_at"`
+
+	// UploadedBytes How many bytes of the upload have come and are safe. Null when it is not being uploaded.
+	UploadedBytes *int64 `json:"uploaded_bytes"`
+
+	// VirtualSize The size of the disk in it, in GiB, a whole number of MiB. Null until it is known.
+	VirtualSize *float64 `json:"virtual_size"`
+}
+
+// ImageFormat How the content is laid out. Null until there is some.
+type ImageFormat string
+
+// ImageName The name of an image, in lower case, with `-`, `.` and `_` allowed inside.
+type ImageName = string
+
+// ImageState Where an image is in its life.
+//
+// - `importing`: its content is being downloaded or copied.
+// - `uploading`: there is more to come of its content.
+// - `available`: it can be used.
+// - `error`: its content is gone; `state_reason` says more.
+type ImageState string
+
 // Issue One disagreement between what is recorded and what the host shows.
 type Issue struct {
 	// Details What was found, for a person.
@@ -871,6 +1199,8 @@ type Issue struct {
 	// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 	// - `runtime_drift`: QEMU has other disks plugged than recorded.
 	// - `storage_low`: the file system of the disks is nearly full.
+	// - `missing_image`: the content of a recorded image is not there.
+	// - `orphan_image`: the content of an image that belongs to nothing recorded.
 	// - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 	IssueType IssueType `json:"issue_type"`
 
@@ -880,7 +1210,8 @@ type Issue struct {
 	// RepairedAt When it was repaired, in UTC. Null when it was not.
 	RepairedAt *Time `json:"repaired_at"`
 
-	// ResourceId The id of the VM or the disk, the name of the network; of an orphan, the id its process or its file names; of storage, the path.
+	// ResourceId The id of the VM or the disk, the name of the network or the image; of an orphan, the id or the SHA-256 that its process
+	// or its file names; of storage, the path.
 	ResourceID string `json:"resource_id"`
 }
 
@@ -895,10 +1226,12 @@ type Issue struct {
 // - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 // - `runtime_drift`: QEMU has other disks plugged than recorded.
 // - `storage_low`: the file system of the disks is nearly full.
+// - `missing_image`: the content of a recorded image is not there.
+// - `orphan_image`: the content of an image that belongs to nothing recorded.
 // - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 type IssueType string
 
-// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 // begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 type Labels map[string]string
 
@@ -1195,7 +1528,7 @@ type ObserverStatusStatus string
 // OpenAPIDocument An OpenAPI 3.0.3 document. Its shape is not this document's to define.
 type OpenAPIDocument map[string]interface{}
 
-// Operation The record of one change of a VM, a disk, a network or a template.
+// Operation The record of one change of a VM, a disk, an image, a network or a template.
 type Operation struct {
 	// CreatedAt When the operation was asked for, in UTC.
 	CreatedAt Time `json:"created_at"`
@@ -1221,7 +1554,8 @@ type Operation struct {
 	// RequestedBy Who asked for it, such as a token's name, a user of the unix socket, or the observer.
 	RequestedBy string `json:"requested_by"`
 
-	// Resource The path of a VM, a disk, a network or a template, without the leading slash.
+	// Resource The path of a VM, a disk, a network, a template or an image, without the leading slash. The content of an image that nobody
+	// has recorded has its SHA-256 for a name.
 	Resource ResourcePath `json:"resource"`
 
 	// StartedAt When the work began, in UTC. Null while it is pending.
@@ -1255,11 +1589,19 @@ type OperationProblem = Problem
 // OperationState Where an operation is in its life. `succeeded`, `failed` and `cancelled` are final.
 type OperationState string
 
+// OrphanFilesId The id of a VM or a disk, or the SHA-256 of the content of an image, that is on the host and not recorded, with its
+// kind before a colon.
+type OrphanFilesId = string
+
 // OrphanId The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
 type OrphanId = string
 
 // OrphanVMId The id of a VM that is on the host and not recorded, with its kind before a colon.
 type OrphanVMId = string
+
+// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
+// secret: no answer and no log has it.
+type PasswordHash = string
 
 // PortForward A port of the host that leads to a guest.
 type PortForward struct {
@@ -1289,6 +1631,8 @@ type Problem struct {
 	//
 	// - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 	// - `malformed-body` (400): the body is not JSON.
+	// - `unsafe-image` (400): what was brought is no image, or a harmful one.
+	// - `checksum-mismatch` (400): what was brought has another sum than was said.
 	// - `unauthorized` (401): there is no token, or a wrong one.
 	// - `forbidden` (403): the caller may not do this.
 	// - `not-found` (404): there is no such resource, or no such path.
@@ -1304,10 +1648,12 @@ type Problem struct {
 	// - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
 	// - `cancelled` (409): the operation was cancelled before it was done.
 	// - `interrupted` (503): the daemon ended in the middle of the operation.
-	// - `precondition-failed` (412): the resource is another than the one `If-Match` names.
+	// - `precondition-failed` (412): the resource is another than the one `If-Match` names, or the upload goes on elsewhere.
 	// - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
+	// - `image-too-large` (413): an image is larger than is configured.
 	// - `unsupported-media-type` (415): the body is not of the media type that the request takes.
 	// - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
+	// - `range-not-satisfiable` (416): the content has no such part.
 	// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 	// - `insufficient-memory` (503): the host has not enough free memory.
 	// - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1316,6 +1662,7 @@ type Problem struct {
 	// - `operation-failed` (503): QEMU, or a tool of it, refused.
 	// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
 	// - `agent-unavailable` (503): no guest agent answers in the VM.
+	// - `fetch-failed` (503): an image could not be downloaded; the `hint` says what to do.
 	// - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 	// - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 	Code ProblemCode `json:"code"`
@@ -1352,6 +1699,8 @@ type Problem struct {
 //
 // - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 // - `malformed-body` (400): the body is not JSON.
+// - `unsafe-image` (400): what was brought is no image, or a harmful one.
+// - `checksum-mismatch` (400): what was brought has another sum than was said.
 // - `unauthorized` (401): there is no token, or a wrong one.
 // - `forbidden` (403): the caller may not do this.
 // - `not-found` (404): there is no such resource, or no such path.
@@ -1367,10 +1716,12 @@ type Problem struct {
 // - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
 // - `cancelled` (409): the operation was cancelled before it was done.
 // - `interrupted` (503): the daemon ended in the middle of the operation.
-// - `precondition-failed` (412): the resource is another than the one `If-Match` names.
+// - `precondition-failed` (412): the resource is another than the one `If-Match` names, or the upload goes on elsewhere.
 // - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
+// - `image-too-large` (413): an image is larger than is configured.
 // - `unsupported-media-type` (415): the body is not of the media type that the request takes.
 // - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
+// - `range-not-satisfiable` (416): the content has no such part.
 // - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 // - `insufficient-memory` (503): the host has not enough free memory.
 // - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1379,6 +1730,7 @@ type Problem struct {
 // - `operation-failed` (503): QEMU, or a tool of it, refused.
 // - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
 // - `agent-unavailable` (503): no guest agent answers in the VM.
+// - `fetch-failed` (503): an image could not be downloaded; the `hint` says what to do.
 // - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 // - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 type ProblemCode string
@@ -1438,7 +1790,8 @@ type Recording struct {
 // its guest.
 type ResourceId = string
 
-// ResourcePath The path of a VM, a disk, a network or a template, without the leading slash.
+// ResourcePath The path of a VM, a disk, a network, a template or an image, without the leading slash. The content of an image that nobody
+// has recorded has its SHA-256 for a name.
 type ResourcePath = string
 
 // RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
@@ -1460,6 +1813,45 @@ type RestartRequest struct {
 
 // Routes What guests are told of besides the way to the gateway.
 type Routes = []NetworkRoute
+
+// SHA256 A SHA-256, in hexadecimal digits.
+type SHA256 = string
+
+// SHA512 A SHA-512, in hexadecimal digits.
+type SHA512 = string
+
+// SSHAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+type SSHAuthorizedKeys = []string
+
+// SetCloudInit What cloud-init in a guest is told from now on, in place of all that it was.
+type SetCloudInit struct {
+	// Hostname The guest's hostname, in lower case, with its domain if that is wanted. When it is not given, the VM's id.
+	Hostname *string `json:"hostname,omitempty"`
+
+	// NetworkConfig The network configuration of the guest, in cloud-init's version 1 or 2. When it is not given, one is made for the
+	// VM's NICs.
+	NetworkConfig *string `json:"network_config,omitempty"`
+
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
+	// secret: no answer and no log has it.
+	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
+
+	// Reprovision Whether the guest is to take on all of it, as at its first boot, even if it has taken on such data before.
+	Reprovision *bool `json:"reprovision,omitempty"`
+
+	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
+
+	// UserData More for cloud-init to do, in a format of its own that says itself what it is, such as a `#cloud-config` or a
+	// script. What it says goes before what follows from the other properties.
+	UserData *string `json:"user_data,omitempty"`
+
+	// Users Users to make besides the image's default one.
+	Users *[]CloudInitUser `json:"users,omitempty"`
+
+	// VendorData As `user_data`, of less weight.
+	VendorData *string `json:"vendor_data,omitempty"`
+}
 
 // SetPassword Another password for a user of a guest.
 type SetPassword struct {
@@ -1508,6 +1900,16 @@ type UpdateDisk struct {
 	// Size The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
 	// MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
+}
+
+// UpdateImage What to change of an image. What is left out stays as it is.
+type UpdateImage struct {
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	Description *Description `json:"description,omitempty"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels *Labels `json:"labels,omitempty"`
 }
 
 // UpdateNIC What to change of a NIC. What is left out stays as it is.
@@ -1569,13 +1971,13 @@ type UpdateVM struct {
 	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
 	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
 
-	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
 	Description *Description `json:"description,omitempty"`
 
 	// DesiredState Whether automatic restarts and the start with the host are wanted.
 	DesiredState *UpdateVMDesiredState `json:"desired_state,omitempty"`
 
-	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 	Labels *Labels `json:"labels,omitempty"`
 
@@ -1612,10 +2014,13 @@ type VM struct {
 	// Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
 	Boot Boot `json:"boot"`
 
+	// Cdroms The CD-ROM drives, that of the cloud-init data first.
+	CDROMs []CDROM `json:"cdroms"`
+
 	// CreatedAt When the VM was created, in UTC.
 	CreatedAt Time `json:"created_at"`
 
-	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
 	Description Description `json:"description"`
 
 	// DesiredState What was last asked of the VM. Restart policy and recovery follow it.
@@ -1624,7 +2029,10 @@ type VM struct {
 	// Id The name the VM was created with, or the one made up for it. It never changes.
 	ID string `json:"id"`
 
-	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// Image The name of the image that the root disk was made of, as it was then. Null when it was made of none.
+	Image *string `json:"image"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 	Labels Labels `json:"labels"`
 
@@ -1864,6 +2272,9 @@ type WhyVerdict struct {
 	State VMState `json:"state"`
 }
 
+// CDROMID The id of a CD-ROM drive of a VM.
+type CDROMID = CDROMId
+
 // Cursor defines model for Cursor.
 type Cursor = string
 
@@ -1885,6 +2296,10 @@ type Limit = int
 
 // NICSlot defines model for NICSlot.
 type NICSlot = int
+
+// OrphanFilesID The id of a VM or a disk, or the SHA-256 of the content of an image, that is on the host and not recorded, with its
+// kind before a colon.
+type OrphanFilesID = OrphanFilesId
 
 // OrphanID The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
 type OrphanID = OrphanId
@@ -1908,6 +2323,10 @@ type WaitFor = string
 // AlreadyExists An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type AlreadyExists = Problem
+
+// BadImage An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type BadImage = Problem
 
 // BadRequest An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
@@ -1953,6 +2372,10 @@ type PayloadTooLarge = Problem
 // not apply.
 type PreconditionFailed = Problem
 
+// RangeNotSatisfiable An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type RangeNotSatisfiable = Problem
+
 // Taken An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type Taken = Problem
@@ -1986,6 +2409,13 @@ type ListDisksParams struct {
 
 	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateDiskParams defines parameters for CreateDisk.
+type CreateDiskParams struct {
+	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // DeleteDiskParams defines parameters for DeleteDisk.
@@ -2039,6 +2469,90 @@ type ListEventsParams struct {
 	// LastEventID The number of the last event a stream's client has had; it goes before `since`. Only with
 	// `Accept: text/event-stream`.
 	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
+}
+
+// ListImagesParams defines parameters for ListImages.
+type ListImagesParams struct {
+	// State Only the images in this state.
+	State *ImageState `form:"state,omitempty" json:"state,omitempty"`
+
+	// Label Only the images with this label, `key=value`.
+	Label *string `form:"label,omitempty" json:"label,omitempty"`
+
+	// Sha256 Only the images whose stored content has this SHA-256.
+	SHA256 *SHA256 `form:"sha256,omitempty" json:"sha256,omitempty"`
+
+	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateImageParams defines parameters for CreateImage.
+type CreateImageParams struct {
+	// Name The name of the image. Only, and then required, with `application/octet-stream`, as all parameters of the query.
+	Name *ImageName `form:"name,omitempty" json:"name,omitempty"`
+
+	// Sha256 The SHA-256 the bytes are to have, in hexadecimal digits.
+	SHA256 *SHA256 `form:"sha256,omitempty" json:"sha256,omitempty"`
+
+	// Sha512 The SHA-512 the bytes are to have, in hexadecimal digits.
+	SHA512 *SHA512 `form:"sha512,omitempty" json:"sha512,omitempty"`
+
+	// Format The format that the image is to have; any when it is not given.
+	Format *ContentFormat `form:"format,omitempty" json:"format,omitempty"`
+
+	// Description What the image is for.
+	Description *Description `form:"description,omitempty" json:"description,omitempty"`
+
+	// More Whether more is to come than this body.
+	More *bool `form:"more,omitempty" json:"more,omitempty"`
+
+	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// DeleteImageParams defines parameters for DeleteImage.
+type DeleteImageParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetImageParams defines parameters for GetImage.
+type GetImageParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// UpdateImageParams defines parameters for UpdateImage.
+type UpdateImageParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ReadImageParams defines parameters for ReadImage.
+type ReadImageParams struct {
+	// Range The part to return.
+	Range *string `json:"Range,omitempty"`
+
+	// IfRange The entity tag of the content that the part is of; of any other all is returned.
+	IfRange *string `json:"If-Range,omitempty"`
+
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// ContinueUploadParams defines parameters for ContinueUpload.
+type ContinueUploadParams struct {
+	// Offset Where the body belongs, in bytes from the beginning. It has to be `uploaded_bytes`.
+	Offset int64 `form:"offset" json:"offset"`
+
+	// More Whether more is to come than this body.
+	More *bool `form:"more,omitempty" json:"more,omitempty"`
 }
 
 // ListNetworksParams defines parameters for ListNetworks.
@@ -2227,6 +2741,26 @@ type StopVMParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// EjectCDROMParams defines parameters for EjectCDROM.
+type EjectCDROMParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetCDROMParams defines parameters for GetCDROM.
+type GetCDROMParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// SetCloudInitParams defines parameters for SetCloudInit.
+type SetCloudInitParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // OpenConsoleParams defines parameters for OpenConsole.
 type OpenConsoleParams struct {
 	// Write Whether to be the one who types.
@@ -2311,6 +2845,12 @@ type AttachDiskJSONRequestBody = AttachDisk
 // DetachDiskJSONRequestBody defines body for DetachDisk for application/json ContentType.
 type DetachDiskJSONRequestBody = EmptyRequest
 
+// CreateImageJSONRequestBody defines body for CreateImage for application/json ContentType.
+type CreateImageJSONRequestBody = CreateImage
+
+// UpdateImageJSONRequestBody defines body for UpdateImage for application/json ContentType.
+type UpdateImageJSONRequestBody = UpdateImage
+
 // CreateNetworkJSONRequestBody defines body for CreateNetwork for application/json ContentType.
 type CreateNetworkJSONRequestBody = CreateNetwork
 
@@ -2362,6 +2902,12 @@ type StopVMJSONRequestBody = StopRequest
 // TrimVMJSONRequestBody defines body for TrimVM for application/json ContentType.
 type TrimVMJSONRequestBody = EmptyRequest
 
+// AttachCDROMJSONRequestBody defines body for AttachCDROM for application/json ContentType.
+type AttachCDROMJSONRequestBody = CreateCDROM
+
+// SetCloudInitJSONRequestBody defines body for SetCloudInit for application/json ContentType.
+type SetCloudInitJSONRequestBody = SetCloudInit
+
 // CreateConsoleTicketJSONRequestBody defines body for CreateConsoleTicket for application/json ContentType.
 type CreateConsoleTicketJSONRequestBody = CreateConsoleTicket
 
@@ -2384,7 +2930,7 @@ type ServerInterface interface {
 	ListDisks(ctx echo.Context, params ListDisksParams) error
 	// Create a disk
 	// (POST /disks)
-	CreateDisk(ctx echo.Context) error
+	CreateDisk(ctx echo.Context, params CreateDiskParams) error
 	// Delete a disk
 	// (DELETE /disks/{id})
 	DeleteDisk(ctx echo.Context, iD ID, params DeleteDiskParams) error
@@ -2406,6 +2952,27 @@ type ServerInterface interface {
 	// Check the daemon's health
 	// (GET /health)
 	GetHealth(ctx echo.Context) error
+	// List images
+	// (GET /images)
+	ListImages(ctx echo.Context, params ListImagesParams) error
+	// Create an image
+	// (POST /images)
+	CreateImage(ctx echo.Context, params CreateImageParams) error
+	// Delete an image
+	// (DELETE /images/{name})
+	DeleteImage(ctx echo.Context, name ImageName, params DeleteImageParams) error
+	// Get an image
+	// (GET /images/{name})
+	GetImage(ctx echo.Context, name ImageName, params GetImageParams) error
+	// Change an image
+	// (PATCH /images/{name})
+	UpdateImage(ctx echo.Context, name ImageName, params UpdateImageParams) error
+	// Read an image's content
+	// (GET /images/{name}/content)
+	ReadImage(ctx echo.Context, name ImageName, params ReadImageParams) error
+	// Go on with the upload of an image
+	// (PATCH /images/{name}/content)
+	ContinueUpload(ctx echo.Context, name ImageName, params ContinueUploadParams) error
 	// List networks
 	// (GET /networks)
 	ListNetworks(ctx echo.Context, params ListNetworksParams) error
@@ -2426,7 +2993,7 @@ type ServerInterface interface {
 	AdoptOrphan(ctx echo.Context, orphanID OrphanID) error
 	// Delete the files of an orphan
 	// (POST /observer/orphans/{id}/delete)
-	DeleteOrphan(ctx echo.Context, orphanID OrphanID) error
+	DeleteOrphan(ctx echo.Context, orphanFilesID OrphanFilesID) error
 	// End an orphan process
 	// (POST /observer/orphans/{id}/terminate)
 	TerminateOrphan(ctx echo.Context, orphanVMID OrphanVMID) error
@@ -2493,6 +3060,24 @@ type ServerInterface interface {
 	// Give unused blocks back
 	// (POST /vms/{id}/actions/trim)
 	TrimVM(ctx echo.Context, iD ID) error
+	// List the CD-ROM drives of a VM
+	// (GET /vms/{id}/cdroms)
+	ListCDROMs(ctx echo.Context, iD ID) error
+	// Attach a CD-ROM drive
+	// (POST /vms/{id}/cdroms)
+	AttachCDROM(ctx echo.Context, iD ID) error
+	// Eject a CD-ROM
+	// (DELETE /vms/{id}/cdroms/{cdrom_id})
+	EjectCDROM(ctx echo.Context, iD ID, cDROMID CDROMID, params EjectCDROMParams) error
+	// Get a CD-ROM drive
+	// (GET /vms/{id}/cdroms/{cdrom_id})
+	GetCDROM(ctx echo.Context, iD ID, cDROMID CDROMID, params GetCDROMParams) error
+	// Get a VM's cloud-init data
+	// (GET /vms/{id}/cloud_init)
+	GetCloudInit(ctx echo.Context, iD ID) error
+	// Set a VM's cloud-init data
+	// (PUT /vms/{id}/cloud_init)
+	SetCloudInit(ctx echo.Context, iD ID, params SetCloudInitParams) error
 	// Join the serial console
 	// (GET /vms/{id}/console)
 	OpenConsole(ctx echo.Context, iD ID, params OpenConsoleParams) error
@@ -2594,8 +3179,28 @@ func (w *ServerInterfaceWrapper) ListDisks(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateDisk(ctx echo.Context) error {
 	var err error
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateDiskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Prefer, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Prefer: %s", err))
+		}
+
+		params.Prefer = &Prefer
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.CreateDisk(ctx)
+	err = w.Handler.CreateDisk(ctx, params)
 	return err
 }
 
@@ -2844,6 +3449,328 @@ func (w *ServerInterfaceWrapper) GetHealth(ctx echo.Context) error {
 	return err
 }
 
+// ListImages converts echo context to params.
+func (w *ServerInterfaceWrapper) ListImages(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListImagesParams
+	// ------------- Optional query parameter "state" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "state", ctx.QueryParams(), &params.State)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter state: %s", err))
+	}
+
+	// ------------- Optional query parameter "label" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "label", ctx.QueryParams(), &params.Label)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter label: %s", err))
+	}
+
+	// ------------- Optional query parameter "sha256" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "sha256", ctx.QueryParams(), &params.SHA256)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sha256: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "limit", ctx.QueryParams(), &params.Limit)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListImages(ctx, params)
+	return err
+}
+
+// CreateImage converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateImage(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateImageParams
+	// ------------- Optional query parameter "name" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "name", ctx.QueryParams(), &params.Name)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// ------------- Optional query parameter "sha256" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "sha256", ctx.QueryParams(), &params.SHA256)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sha256: %s", err))
+	}
+
+	// ------------- Optional query parameter "sha512" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "sha512", ctx.QueryParams(), &params.SHA512)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sha512: %s", err))
+	}
+
+	// ------------- Optional query parameter "format" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "format", ctx.QueryParams(), &params.Format)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter format: %s", err))
+	}
+
+	// ------------- Optional query parameter "description" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "description", ctx.QueryParams(), &params.Description)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter description: %s", err))
+	}
+
+	// ------------- Optional query parameter "more" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "more", ctx.QueryParams(), &params.More)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter more: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Prefer, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Prefer: %s", err))
+		}
+
+		params.Prefer = &Prefer
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateImage(ctx, params)
+	return err
+}
+
+// DeleteImage converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteImage(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "name" -------------
+	var name ImageName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", ctx.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteImageParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteImage(ctx, name, params)
+	return err
+}
+
+// GetImage converts echo context to params.
+func (w *ServerInterfaceWrapper) GetImage(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "name" -------------
+	var name ImageName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", ctx.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetImageParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetImage(ctx, name, params)
+	return err
+}
+
+// UpdateImage converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateImage(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "name" -------------
+	var name ImageName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", ctx.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateImageParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateImage(ctx, name, params)
+	return err
+}
+
+// ReadImage converts echo context to params.
+func (w *ServerInterfaceWrapper) ReadImage(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "name" -------------
+	var name ImageName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", ctx.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ReadImageParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Range" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Range")]; found {
+		var Range string
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Range, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Range", valueList[0], &Range, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Range: %s", err))
+		}
+
+		params.Range = &Range
+	}
+	// ------------- Optional header parameter "If-Range" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Range")]; found {
+		var IfRange string
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Range, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Range", valueList[0], &IfRange, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Range: %s", err))
+		}
+
+		params.IfRange = &IfRange
+	}
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ReadImage(ctx, name, params)
+	return err
+}
+
+// ContinueUpload converts echo context to params.
+func (w *ServerInterfaceWrapper) ContinueUpload(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "name" -------------
+	var name ImageName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", ctx.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ContinueUploadParams
+	// ------------- Required query parameter "offset" -------------
+
+	err = runtime.BindQueryParameter("form", true, true, "offset", ctx.QueryParams(), &params.Offset)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter offset: %s", err))
+	}
+
+	// ------------- Optional query parameter "more" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "more", ctx.QueryParams(), &params.More)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter more: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ContinueUpload(ctx, name, params)
+	return err
+}
+
 // ListNetworks converts echo context to params.
 func (w *ServerInterfaceWrapper) ListNetworks(ctx echo.Context) error {
 	var err error
@@ -3006,15 +3933,15 @@ func (w *ServerInterfaceWrapper) AdoptOrphan(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) DeleteOrphan(ctx echo.Context) error {
 	var err error
 	// ------------- Path parameter "id" -------------
-	var orphanID OrphanID
+	var orphanFilesID OrphanFilesID
 
-	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &orphanID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &orphanFilesID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.DeleteOrphan(ctx, orphanID)
+	err = w.Handler.DeleteOrphan(ctx, orphanFilesID)
 	return err
 }
 
@@ -3703,6 +4630,178 @@ func (w *ServerInterfaceWrapper) TrimVM(ctx echo.Context) error {
 	return err
 }
 
+// ListCDROMs converts echo context to params.
+func (w *ServerInterfaceWrapper) ListCDROMs(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListCDROMs(ctx, iD)
+	return err
+}
+
+// AttachCDROM converts echo context to params.
+func (w *ServerInterfaceWrapper) AttachCDROM(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AttachCDROM(ctx, iD)
+	return err
+}
+
+// EjectCDROM converts echo context to params.
+func (w *ServerInterfaceWrapper) EjectCDROM(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// ------------- Path parameter "cdrom_id" -------------
+	var cDROMID CDROMID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "cdrom_id", ctx.Param("cdrom_id"), &cDROMID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cdrom_id: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params EjectCDROMParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.EjectCDROM(ctx, iD, cDROMID, params)
+	return err
+}
+
+// GetCDROM converts echo context to params.
+func (w *ServerInterfaceWrapper) GetCDROM(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// ------------- Path parameter "cdrom_id" -------------
+	var cDROMID CDROMID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "cdrom_id", ctx.Param("cdrom_id"), &cDROMID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cdrom_id: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetCDROMParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetCDROM(ctx, iD, cDROMID, params)
+	return err
+}
+
+// GetCloudInit converts echo context to params.
+func (w *ServerInterfaceWrapper) GetCloudInit(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetCloudInit(ctx, iD)
+	return err
+}
+
+// SetCloudInit converts echo context to params.
+func (w *ServerInterfaceWrapper) SetCloudInit(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SetCloudInitParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SetCloudInit(ctx, iD, params)
+	return err
+}
+
 // OpenConsole converts echo context to params.
 func (w *ServerInterfaceWrapper) OpenConsole(ctx echo.Context) error {
 	var err error
@@ -4223,6 +5322,13 @@ func RegisterHandlersWithBaseURL(router EchoRouter, si ServerInterface, baseURL 
 	router.POST(baseURL+"/disks/:id/detach", wrapper.DetachDisk)
 	router.GET(baseURL+"/events", wrapper.ListEvents)
 	router.GET(baseURL+"/health", wrapper.GetHealth)
+	router.GET(baseURL+"/images", wrapper.ListImages)
+	router.POST(baseURL+"/images", wrapper.CreateImage)
+	router.DELETE(baseURL+"/images/:name", wrapper.DeleteImage)
+	router.GET(baseURL+"/images/:name", wrapper.GetImage)
+	router.PATCH(baseURL+"/images/:name", wrapper.UpdateImage)
+	router.GET(baseURL+"/images/:name/content", wrapper.ReadImage)
+	router.PATCH(baseURL+"/images/:name/content", wrapper.ContinueUpload)
 	router.GET(baseURL+"/networks", wrapper.ListNetworks)
 	router.POST(baseURL+"/networks", wrapper.CreateNetwork)
 	router.DELETE(baseURL+"/networks/:name", wrapper.DeleteNetwork)
@@ -4252,6 +5358,12 @@ func RegisterHandlersWithBaseURL(router EchoRouter, si ServerInterface, baseURL 
 	router.POST(baseURL+"/vms/:id/actions/start", wrapper.StartVM)
 	router.POST(baseURL+"/vms/:id/actions/stop", wrapper.StopVM)
 	router.POST(baseURL+"/vms/:id/actions/trim", wrapper.TrimVM)
+	router.GET(baseURL+"/vms/:id/cdroms", wrapper.ListCDROMs)
+	router.POST(baseURL+"/vms/:id/cdroms", wrapper.AttachCDROM)
+	router.DELETE(baseURL+"/vms/:id/cdroms/:cdrom_id", wrapper.EjectCDROM)
+	router.GET(baseURL+"/vms/:id/cdroms/:cdrom_id", wrapper.GetCDROM)
+	router.GET(baseURL+"/vms/:id/cloud_init", wrapper.GetCloudInit)
+	router.PUT(baseURL+"/vms/:id/cloud_init", wrapper.SetCloudInit)
 	router.GET(baseURL+"/vms/:id/console", wrapper.OpenConsole)
 	router.GET(baseURL+"/vms/:id/console/log", wrapper.GetConsoleLog)
 	router.POST(baseURL+"/vms/:id/console/tickets", wrapper.CreateConsoleTicket)
@@ -4273,6 +5385,8 @@ func RegisterHandlersWithBaseURL(router EchoRouter, si ServerInterface, baseURL 
 }
 
 type AlreadyExistsApplicationProblemPlusJSONResponse Problem
+
+type BadImageApplicationProblemPlusJSONResponse Problem
 
 type BadRequestApplicationProblemPlusJSONResponse Problem
 
@@ -4310,6 +5424,15 @@ type OtherProblemApplicationProblemPlusJSONResponse struct {
 type PayloadTooLargeApplicationProblemPlusJSONResponse Problem
 
 type PreconditionFailedApplicationProblemPlusJSONResponse Problem
+
+type RangeNotSatisfiableResponseHeaders struct {
+	ContentRange string
+}
+type RangeNotSatisfiableApplicationProblemPlusJSONResponse struct {
+	Body Problem
+
+	Headers RangeNotSatisfiableResponseHeaders
+}
 
 type TakenApplicationProblemPlusJSONResponse Problem
 
@@ -4417,7 +5540,8 @@ func (response ListDisksdefaultApplicationProblemPlusJSONResponse) VisitListDisk
 }
 
 type CreateDiskRequestObject struct {
-	Body *CreateDiskJSONRequestBody
+	Params CreateDiskParams
+	Body   *CreateDiskJSONRequestBody
 }
 
 type CreateDiskResponseObject interface {
@@ -4425,8 +5549,9 @@ type CreateDiskResponseObject interface {
 }
 
 type CreateDisk201ResponseHeaders struct {
-	ETag     string
-	Location string
+	ETag              string
+	Location          string
+	PreferenceApplied string
 }
 
 type CreateDisk201JSONResponse struct {
@@ -4438,7 +5563,25 @@ func (response CreateDisk201JSONResponse) VisitCreateDiskResponse(w http.Respons
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
 	w.WriteHeader(201)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateDisk202ResponseHeaders struct {
+	Location string
+}
+
+type CreateDisk202JSONResponse struct {
+	Body    Disk
+	Headers CreateDisk202ResponseHeaders
+}
+
+func (response CreateDisk202JSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
 
 	return json.NewEncoder(w).Encode(response.Body)
 }
@@ -4473,6 +5616,17 @@ type CreateDisk403ApplicationProblemPlusJSONResponse struct {
 func (response CreateDisk403ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateDisk409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response CreateDisk409ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
 
 	return json.NewEncoder(w).Encode(response)
 }
@@ -5383,6 +6537,968 @@ func (response GetHealthdefaultApplicationProblemPlusJSONResponse) VisitGetHealt
 	return json.NewEncoder(w).Encode(response.Body)
 }
 
+type ListImagesRequestObject struct {
+	Params ListImagesParams
+}
+
+type ListImagesResponseObject interface {
+	VisitListImagesResponse(w http.ResponseWriter) error
+}
+
+type ListImages200ResponseHeaders struct {
+	Link string
+}
+
+type ListImages200JSONResponse struct {
+	Body    []Image
+	Headers ListImages200ResponseHeaders
+}
+
+func (response ListImages200JSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListImages400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ListImages400ApplicationProblemPlusJSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListImages401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ListImages401ApplicationProblemPlusJSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListImages403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ListImages403ApplicationProblemPlusJSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListImagesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ListImagesdefaultApplicationProblemPlusJSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateImageRequestObject struct {
+	Params   CreateImageParams
+	JSONBody *CreateImageJSONRequestBody
+	Body     io.Reader
+}
+
+type CreateImageResponseObject interface {
+	VisitCreateImageResponse(w http.ResponseWriter) error
+}
+
+type CreateImage201ResponseHeaders struct {
+	ETag              string
+	Location          string
+	PreferenceApplied string
+}
+
+type CreateImage201JSONResponse struct {
+	Body    Image
+	Headers CreateImage201ResponseHeaders
+}
+
+func (response CreateImage201JSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
+	w.WriteHeader(201)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateImage202ResponseHeaders struct {
+	Location string
+}
+
+type CreateImage202JSONResponse struct {
+	Body    Image
+	Headers CreateImage202ResponseHeaders
+}
+
+func (response CreateImage202JSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateImage400ApplicationProblemPlusJSONResponse struct {
+	BadImageApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage400ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateImage401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage401ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateImage403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage403ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateImage404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage404ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateImage409ApplicationProblemPlusJSONResponse struct {
+	TakenApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage409ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateImage413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage413ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateImage415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage415ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateImage422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage422ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateImage503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage503ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type CreateImage507ApplicationProblemPlusJSONResponse struct {
+	InsufficientStorageApplicationProblemPlusJSONResponse
+}
+
+func (response CreateImage507ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(507)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type CreateImagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response CreateImagedefaultApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DeleteImageRequestObject struct {
+	Name   ImageName `json:"name"`
+	Params DeleteImageParams
+}
+
+type DeleteImageResponseObject interface {
+	VisitDeleteImageResponse(w http.ResponseWriter) error
+}
+
+type DeleteImage204Response struct {
+}
+
+func (response DeleteImage204Response) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteImage400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteImage400ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteImage401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteImage401ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DeleteImage403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteImage403ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteImage404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteImage404ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteImage409ApplicationProblemPlusJSONResponse struct {
+	InUseApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteImage409ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteImage412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteImage412ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteImage422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteImage422ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type DeleteImage503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteImage503ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type DeleteImagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response DeleteImagedefaultApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetImageRequestObject struct {
+	Name   ImageName `json:"name"`
+	Params GetImageParams
+}
+
+type GetImageResponseObject interface {
+	VisitGetImageResponse(w http.ResponseWriter) error
+}
+
+type GetImage200ResponseHeaders struct {
+	ETag string
+}
+
+type GetImage200JSONResponse struct {
+	Body    Image
+	Headers GetImage200ResponseHeaders
+}
+
+func (response GetImage200JSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetImage304Response = NotModifiedResponse
+
+func (response GetImage304Response) VisitGetImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetImage400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetImage400ApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetImage401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetImage401ApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetImage403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetImage403ApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetImage404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetImage404ApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetImagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetImagedefaultApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateImageRequestObject struct {
+	Name   ImageName `json:"name"`
+	Params UpdateImageParams
+	Body   *UpdateImageJSONRequestBody
+}
+
+type UpdateImageResponseObject interface {
+	VisitUpdateImageResponse(w http.ResponseWriter) error
+}
+
+type UpdateImage200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateImage200JSONResponse struct {
+	Body    Image
+	Headers UpdateImage200ResponseHeaders
+}
+
+func (response UpdateImage200JSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateImage400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage400ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateImage401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage401ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateImage403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage403ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateImage404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage404ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateImage409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage409ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateImage412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage412ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateImage413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage413ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateImage415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage415ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateImage422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage422ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type UpdateImage503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateImage503ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type UpdateImagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response UpdateImagedefaultApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ReadImageRequestObject struct {
+	Name   ImageName `json:"name"`
+	Params ReadImageParams
+}
+
+type ReadImageResponseObject interface {
+	VisitReadImageResponse(w http.ResponseWriter) error
+}
+
+type ReadImage200ResponseHeaders struct {
+	AcceptRanges       string
+	ContentDisposition string
+	ETag               string
+}
+
+type ReadImage200ApplicationoctetStreamResponse struct {
+	Body          io.Reader
+	Headers       ReadImage200ResponseHeaders
+	ContentLength int64
+}
+
+func (response ReadImage200ApplicationoctetStreamResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("Accept-Ranges", fmt.Sprint(response.Headers.AcceptRanges))
+	w.Header().Set("Content-Disposition", fmt.Sprint(response.Headers.ContentDisposition))
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ReadImage206ResponseHeaders struct {
+	AcceptRanges       string
+	ContentDisposition string
+	ContentRange       string
+	ETag               string
+}
+
+type ReadImage206ApplicationoctetStreamResponse struct {
+	Body          io.Reader
+	Headers       ReadImage206ResponseHeaders
+	ContentLength int64
+}
+
+func (response ReadImage206ApplicationoctetStreamResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("Accept-Ranges", fmt.Sprint(response.Headers.AcceptRanges))
+	w.Header().Set("Content-Disposition", fmt.Sprint(response.Headers.ContentDisposition))
+	w.Header().Set("Content-Range", fmt.Sprint(response.Headers.ContentRange))
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(206)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ReadImage304Response = NotModifiedResponse
+
+func (response ReadImage304Response) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(304)
+	return nil
+}
+
+type ReadImage400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ReadImage400ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ReadImage401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ReadImage401ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ReadImage403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ReadImage403ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ReadImage404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response ReadImage404ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ReadImage409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response ReadImage409ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ReadImage416ApplicationProblemPlusJSONResponse struct {
+	RangeNotSatisfiableApplicationProblemPlusJSONResponse
+}
+
+func (response ReadImage416ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Range", fmt.Sprint(response.Headers.ContentRange))
+	w.WriteHeader(416)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ReadImage503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ReadImage503ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ReadImagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ReadImagedefaultApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ContinueUploadRequestObject struct {
+	Name   ImageName `json:"name"`
+	Params ContinueUploadParams
+	Body   io.Reader
+}
+
+type ContinueUploadResponseObject interface {
+	VisitContinueUploadResponse(w http.ResponseWriter) error
+}
+
+type ContinueUpload200ResponseHeaders struct {
+	ETag string
+}
+
+type ContinueUpload200JSONResponse struct {
+	Body    Image
+	Headers ContinueUpload200ResponseHeaders
+}
+
+func (response ContinueUpload200JSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ContinueUpload202ResponseHeaders struct {
+	Location string
+}
+
+type ContinueUpload202JSONResponse struct {
+	Body    Image
+	Headers ContinueUpload202ResponseHeaders
+}
+
+func (response ContinueUpload202JSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ContinueUpload400ApplicationProblemPlusJSONResponse struct {
+	BadImageApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload400ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ContinueUpload401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload401ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ContinueUpload403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload403ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ContinueUpload404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload404ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ContinueUpload409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload409ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ContinueUpload412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload412ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ContinueUpload413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload413ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ContinueUpload415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload415ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ContinueUpload503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload503ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ContinueUpload507ApplicationProblemPlusJSONResponse struct {
+	InsufficientStorageApplicationProblemPlusJSONResponse
+}
+
+func (response ContinueUpload507ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(507)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ContinueUploaddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ContinueUploaddefaultApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
 type ListNetworksRequestObject struct {
 	Params ListNetworksParams
 }
@@ -6094,8 +8210,8 @@ func (response AdoptOrphandefaultApplicationProblemPlusJSONResponse) VisitAdoptO
 }
 
 type DeleteOrphanRequestObject struct {
-	OrphanID OrphanID `json:"id"`
-	Body     *DeleteOrphanJSONRequestBody
+	OrphanFilesID OrphanFilesID `json:"id"`
+	Body          *DeleteOrphanJSONRequestBody
 }
 
 type DeleteOrphanResponseObject interface {
@@ -8933,6 +11049,695 @@ func (response TrimVMdefaultApplicationProblemPlusJSONResponse) VisitTrimVMRespo
 	return json.NewEncoder(w).Encode(response.Body)
 }
 
+type ListCDROMsRequestObject struct {
+	ID ID `json:"id"`
+}
+
+type ListCDROMsResponseObject interface {
+	VisitListCDROMsResponse(w http.ResponseWriter) error
+}
+
+type ListCDROMs200JSONResponse []CDROM
+
+func (response ListCDROMs200JSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListCDROMs400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response ListCDROMs400ApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListCDROMs401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response ListCDROMs401ApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type ListCDROMs403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response ListCDROMs403ApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListCDROMs404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response ListCDROMs404ApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type ListCDROMsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ListCDROMsdefaultApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AttachCDROMRequestObject struct {
+	ID   ID `json:"id"`
+	Body *AttachCDROMJSONRequestBody
+}
+
+type AttachCDROMResponseObject interface {
+	VisitAttachCDROMResponse(w http.ResponseWriter) error
+}
+
+type AttachCDROM201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type AttachCDROM201JSONResponse struct {
+	Body    CDROM
+	Headers AttachCDROM201ResponseHeaders
+}
+
+func (response AttachCDROM201JSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AttachCDROM400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response AttachCDROM400ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachCDROM401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response AttachCDROM401ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AttachCDROM403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response AttachCDROM403ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachCDROM404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response AttachCDROM404ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachCDROM409ApplicationProblemPlusJSONResponse struct {
+	TakenApplicationProblemPlusJSONResponse
+}
+
+func (response AttachCDROM409ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachCDROM413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response AttachCDROM413ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachCDROM415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response AttachCDROM415ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachCDROM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response AttachCDROM422ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type AttachCDROM503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response AttachCDROM503ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type AttachCDROMdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response AttachCDROMdefaultApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type EjectCDROMRequestObject struct {
+	ID      ID      `json:"id"`
+	CDROMID CDROMID `json:"cdrom_id"`
+	Params  EjectCDROMParams
+}
+
+type EjectCDROMResponseObject interface {
+	VisitEjectCDROMResponse(w http.ResponseWriter) error
+}
+
+type EjectCDROM204Response struct {
+}
+
+func (response EjectCDROM204Response) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type EjectCDROM400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response EjectCDROM400ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type EjectCDROM401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response EjectCDROM401ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type EjectCDROM403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response EjectCDROM403ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type EjectCDROM404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response EjectCDROM404ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type EjectCDROM409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response EjectCDROM409ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type EjectCDROM412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response EjectCDROM412ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type EjectCDROM422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response EjectCDROM422ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type EjectCDROM503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response EjectCDROM503ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type EjectCDROMdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response EjectCDROMdefaultApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetCDROMRequestObject struct {
+	ID      ID      `json:"id"`
+	CDROMID CDROMID `json:"cdrom_id"`
+	Params  GetCDROMParams
+}
+
+type GetCDROMResponseObject interface {
+	VisitGetCDROMResponse(w http.ResponseWriter) error
+}
+
+type GetCDROM200ResponseHeaders struct {
+	ETag string
+}
+
+type GetCDROM200JSONResponse struct {
+	Body    CDROM
+	Headers GetCDROM200ResponseHeaders
+}
+
+func (response GetCDROM200JSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetCDROM304Response = NotModifiedResponse
+
+func (response GetCDROM304Response) VisitGetCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetCDROM400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetCDROM400ApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetCDROM401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetCDROM401ApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetCDROM403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetCDROM403ApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetCDROM404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetCDROM404ApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetCDROMdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetCDROMdefaultApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetCloudInitRequestObject struct {
+	ID ID `json:"id"`
+}
+
+type GetCloudInitResponseObject interface {
+	VisitGetCloudInitResponse(w http.ResponseWriter) error
+}
+
+type GetCloudInit200ResponseHeaders struct {
+	ETag string
+}
+
+type GetCloudInit200JSONResponse struct {
+	Body    CloudInitDetails
+	Headers GetCloudInit200ResponseHeaders
+}
+
+func (response GetCloudInit200JSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetCloudInit400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response GetCloudInit400ApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetCloudInit401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response GetCloudInit401ApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type GetCloudInit403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response GetCloudInit403ApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetCloudInit404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response GetCloudInit404ApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type GetCloudInitdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetCloudInitdefaultApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type SetCloudInitRequestObject struct {
+	ID     ID `json:"id"`
+	Params SetCloudInitParams
+	Body   *SetCloudInitJSONRequestBody
+}
+
+type SetCloudInitResponseObject interface {
+	VisitSetCloudInitResponse(w http.ResponseWriter) error
+}
+
+type SetCloudInit200ResponseHeaders struct {
+	ETag string
+}
+
+type SetCloudInit200JSONResponse struct {
+	Body    CloudInitDetails
+	Headers SetCloudInit200ResponseHeaders
+}
+
+func (response SetCloudInit200JSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type SetCloudInit400ApplicationProblemPlusJSONResponse struct {
+	BadRequestApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit400ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetCloudInit401ApplicationProblemPlusJSONResponse struct {
+	UnauthorizedApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit401ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
+	w.WriteHeader(401)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type SetCloudInit403ApplicationProblemPlusJSONResponse struct {
+	ForbiddenApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit403ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(403)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetCloudInit404ApplicationProblemPlusJSONResponse struct {
+	NotFoundApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit404ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetCloudInit409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit409ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetCloudInit412ApplicationProblemPlusJSONResponse struct {
+	PreconditionFailedApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit412ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(412)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetCloudInit413ApplicationProblemPlusJSONResponse struct {
+	PayloadTooLargeApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit413ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetCloudInit415ApplicationProblemPlusJSONResponse struct {
+	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit415ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(415)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetCloudInit422ApplicationProblemPlusJSONResponse struct {
+	IdempotencyMismatchApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit422ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetCloudInit503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit503ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(503)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
+type SetCloudInit507ApplicationProblemPlusJSONResponse struct {
+	InsufficientStorageApplicationProblemPlusJSONResponse
+}
+
+func (response SetCloudInit507ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(507)
+
+	return json.NewEncoder(w).Encode(response)
+}
+
+type SetCloudInitdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    OtherProblemResponseHeaders
+	StatusCode int
+}
+
+func (response SetCloudInitdefaultApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+
+	return json.NewEncoder(w).Encode(response.Body)
+}
+
 type OpenConsoleRequestObject struct {
 	ID     ID `json:"id"`
 	Params OpenConsoleParams
@@ -10917,6 +13722,27 @@ type StrictServerInterface interface {
 	// Check the daemon's health
 	// (GET /health)
 	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
+	// List images
+	// (GET /images)
+	ListImages(ctx context.Context, request ListImagesRequestObject) (ListImagesResponseObject, error)
+	// Create an image
+	// (POST /images)
+	CreateImage(ctx context.Context, request CreateImageRequestObject) (CreateImageResponseObject, error)
+	// Delete an image
+	// (DELETE /images/{name})
+	DeleteImage(ctx context.Context, request DeleteImageRequestObject) (DeleteImageResponseObject, error)
+	// Get an image
+	// (GET /images/{name})
+	GetImage(ctx context.Context, request GetImageRequestObject) (GetImageResponseObject, error)
+	// Change an image
+	// (PATCH /images/{name})
+	UpdateImage(ctx context.Context, request UpdateImageRequestObject) (UpdateImageResponseObject, error)
+	// Read an image's content
+	// (GET /images/{name}/content)
+	ReadImage(ctx context.Context, request ReadImageRequestObject) (ReadImageResponseObject, error)
+	// Go on with the upload of an image
+	// (PATCH /images/{name}/content)
+	ContinueUpload(ctx context.Context, request ContinueUploadRequestObject) (ContinueUploadResponseObject, error)
 	// List networks
 	// (GET /networks)
 	ListNetworks(ctx context.Context, request ListNetworksRequestObject) (ListNetworksResponseObject, error)
@@ -11004,6 +13830,24 @@ type StrictServerInterface interface {
 	// Give unused blocks back
 	// (POST /vms/{id}/actions/trim)
 	TrimVM(ctx context.Context, request TrimVMRequestObject) (TrimVMResponseObject, error)
+	// List the CD-ROM drives of a VM
+	// (GET /vms/{id}/cdroms)
+	ListCDROMs(ctx context.Context, request ListCDROMsRequestObject) (ListCDROMsResponseObject, error)
+	// Attach a CD-ROM drive
+	// (POST /vms/{id}/cdroms)
+	AttachCDROM(ctx context.Context, request AttachCDROMRequestObject) (AttachCDROMResponseObject, error)
+	// Eject a CD-ROM
+	// (DELETE /vms/{id}/cdroms/{cdrom_id})
+	EjectCDROM(ctx context.Context, request EjectCDROMRequestObject) (EjectCDROMResponseObject, error)
+	// Get a CD-ROM drive
+	// (GET /vms/{id}/cdroms/{cdrom_id})
+	GetCDROM(ctx context.Context, request GetCDROMRequestObject) (GetCDROMResponseObject, error)
+	// Get a VM's cloud-init data
+	// (GET /vms/{id}/cloud_init)
+	GetCloudInit(ctx context.Context, request GetCloudInitRequestObject) (GetCloudInitResponseObject, error)
+	// Set a VM's cloud-init data
+	// (PUT /vms/{id}/cloud_init)
+	SetCloudInit(ctx context.Context, request SetCloudInitRequestObject) (SetCloudInitResponseObject, error)
 	// Join the serial console
 	// (GET /vms/{id}/console)
 	OpenConsole(ctx context.Context, request OpenConsoleRequestObject) (OpenConsoleResponseObject, error)
@@ -11095,8 +13939,10 @@ func (sh *strictHandler) ListDisks(ctx echo.Context, params ListDisksParams) err
 }
 
 // CreateDisk operation middleware
-func (sh *strictHandler) CreateDisk(ctx echo.Context) error {
+func (sh *strictHandler) CreateDisk(ctx echo.Context, params CreateDiskParams) error {
 	var request CreateDiskRequestObject
+
+	request.Params = params
 
 	var body CreateDiskJSONRequestBody
 	if err := ctx.Bind(&body); err != nil {
@@ -11319,6 +14165,204 @@ func (sh *strictHandler) GetHealth(ctx echo.Context) error {
 	return nil
 }
 
+// ListImages operation middleware
+func (sh *strictHandler) ListImages(ctx echo.Context, params ListImagesParams) error {
+	var request ListImagesRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListImages(ctx.Request().Context(), request.(ListImagesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListImages")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListImagesResponseObject); ok {
+		return validResponse.VisitListImagesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateImage operation middleware
+func (sh *strictHandler) CreateImage(ctx echo.Context, params CreateImageParams) error {
+	var request CreateImageRequestObject
+
+	request.Params = params
+	if strings.HasPrefix(ctx.Request().Header.Get("Content-Type"), "application/json") {
+		var body CreateImageJSONRequestBody
+		if err := ctx.Bind(&body); err != nil {
+			return err
+		}
+		request.JSONBody = &body
+	}
+	if strings.HasPrefix(ctx.Request().Header.Get("Content-Type"), "application/octet-stream") {
+		request.Body = ctx.Request().Body
+	}
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateImage(ctx.Request().Context(), request.(CreateImageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateImage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateImageResponseObject); ok {
+		return validResponse.VisitCreateImageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteImage operation middleware
+func (sh *strictHandler) DeleteImage(ctx echo.Context, name ImageName, params DeleteImageParams) error {
+	var request DeleteImageRequestObject
+
+	request.Name = name
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteImage(ctx.Request().Context(), request.(DeleteImageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteImage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteImageResponseObject); ok {
+		return validResponse.VisitDeleteImageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetImage operation middleware
+func (sh *strictHandler) GetImage(ctx echo.Context, name ImageName, params GetImageParams) error {
+	var request GetImageRequestObject
+
+	request.Name = name
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetImage(ctx.Request().Context(), request.(GetImageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetImage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetImageResponseObject); ok {
+		return validResponse.VisitGetImageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdateImage operation middleware
+func (sh *strictHandler) UpdateImage(ctx echo.Context, name ImageName, params UpdateImageParams) error {
+	var request UpdateImageRequestObject
+
+	request.Name = name
+	request.Params = params
+
+	var body UpdateImageJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateImage(ctx.Request().Context(), request.(UpdateImageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateImage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateImageResponseObject); ok {
+		return validResponse.VisitUpdateImageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ReadImage operation middleware
+func (sh *strictHandler) ReadImage(ctx echo.Context, name ImageName, params ReadImageParams) error {
+	var request ReadImageRequestObject
+
+	request.Name = name
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ReadImage(ctx.Request().Context(), request.(ReadImageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReadImage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ReadImageResponseObject); ok {
+		return validResponse.VisitReadImageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ContinueUpload operation middleware
+func (sh *strictHandler) ContinueUpload(ctx echo.Context, name ImageName, params ContinueUploadParams) error {
+	var request ContinueUploadRequestObject
+
+	request.Name = name
+	request.Params = params
+
+	request.Body = ctx.Request().Body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ContinueUpload(ctx.Request().Context(), request.(ContinueUploadRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ContinueUpload")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ContinueUploadResponseObject); ok {
+		return validResponse.VisitContinueUploadResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // ListNetworks operation middleware
 func (sh *strictHandler) ListNetworks(ctx echo.Context, params ListNetworksParams) error {
 	var request ListNetworksRequestObject
@@ -11489,10 +14533,10 @@ func (sh *strictHandler) AdoptOrphan(ctx echo.Context, orphanID OrphanID) error 
 }
 
 // DeleteOrphan operation middleware
-func (sh *strictHandler) DeleteOrphan(ctx echo.Context, orphanID OrphanID) error {
+func (sh *strictHandler) DeleteOrphan(ctx echo.Context, orphanFilesID OrphanFilesID) error {
 	var request DeleteOrphanRequestObject
 
-	request.OrphanID = orphanID
+	request.OrphanFilesID = orphanFilesID
 
 	var body DeleteOrphanJSONRequestBody
 	if err := ctx.Bind(&body); err != nil {
@@ -12149,6 +15193,173 @@ func (sh *strictHandler) TrimVM(ctx echo.Context, iD ID) error {
 		return err
 	} else if validResponse, ok := response.(TrimVMResponseObject); ok {
 		return validResponse.VisitTrimVMResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListCDROMs operation middleware
+func (sh *strictHandler) ListCDROMs(ctx echo.Context, iD ID) error {
+	var request ListCDROMsRequestObject
+
+	request.ID = iD
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListCDROMs(ctx.Request().Context(), request.(ListCDROMsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListCDROMs")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListCDROMsResponseObject); ok {
+		return validResponse.VisitListCDROMsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AttachCDROM operation middleware
+func (sh *strictHandler) AttachCDROM(ctx echo.Context, iD ID) error {
+	var request AttachCDROMRequestObject
+
+	request.ID = iD
+
+	var body AttachCDROMJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AttachCDROM(ctx.Request().Context(), request.(AttachCDROMRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AttachCDROM")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AttachCDROMResponseObject); ok {
+		return validResponse.VisitAttachCDROMResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// EjectCDROM operation middleware
+func (sh *strictHandler) EjectCDROM(ctx echo.Context, iD ID, cDROMID CDROMID, params EjectCDROMParams) error {
+	var request EjectCDROMRequestObject
+
+	request.ID = iD
+	request.CDROMID = cDROMID
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.EjectCDROM(ctx.Request().Context(), request.(EjectCDROMRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "EjectCDROM")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(EjectCDROMResponseObject); ok {
+		return validResponse.VisitEjectCDROMResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetCDROM operation middleware
+func (sh *strictHandler) GetCDROM(ctx echo.Context, iD ID, cDROMID CDROMID, params GetCDROMParams) error {
+	var request GetCDROMRequestObject
+
+	request.ID = iD
+	request.CDROMID = cDROMID
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetCDROM(ctx.Request().Context(), request.(GetCDROMRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetCDROM")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetCDROMResponseObject); ok {
+		return validResponse.VisitGetCDROMResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetCloudInit operation middleware
+func (sh *strictHandler) GetCloudInit(ctx echo.Context, iD ID) error {
+	var request GetCloudInitRequestObject
+
+	request.ID = iD
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetCloudInit(ctx.Request().Context(), request.(GetCloudInitRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetCloudInit")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetCloudInitResponseObject); ok {
+		return validResponse.VisitGetCloudInitResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SetCloudInit operation middleware
+func (sh *strictHandler) SetCloudInit(ctx echo.Context, iD ID, params SetCloudInitParams) error {
+	var request SetCloudInitRequestObject
+
+	request.ID = iD
+	request.Params = params
+
+	var body SetCloudInitJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SetCloudInit(ctx.Request().Context(), request.(SetCloudInitRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetCloudInit")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SetCloudInitResponseObject); ok {
+		return validResponse.VisitSetCloudInitResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

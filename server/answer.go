@@ -149,3 +149,14 @@ func (a answer) VisitGetGuestResponse(w http.ResponseWriter) error            { 
 func (a answer) VisitExecCommandResponse(w http.ResponseWriter) error         { return a.write(w) }
 func (a answer) VisitWriteFileResponse(w http.ResponseWriter) error           { return a.write(w) }
 func (a answer) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error { return a.write(w) }
+func (a answer) VisitCreateImageResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a answer) VisitGetImageResponse(w http.ResponseWriter) error            { return a.write(w) }
+func (a answer) VisitUpdateImageResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a answer) VisitDeleteImageResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a answer) VisitContinueUploadResponse(w http.ResponseWriter) error      { return a.write(w) }
+func (a answer) VisitAttachCDROMResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a answer) VisitListCDROMsResponse(w http.ResponseWriter) error          { return a.write(w) }
+func (a answer) VisitGetCDROMResponse(w http.ResponseWriter) error            { return a.write(w) }
+func (a answer) VisitEjectCDROMResponse(w http.ResponseWriter) error          { return a.write(w) }
+func (a answer) VisitGetCloudInitResponse(w http.ResponseWriter) error        { return a.write(w) }
+func (a answer) VisitSetCloudInitResponse(w http.ResponseWriter) error        { return a.write(w) }

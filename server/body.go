@@ -74,7 +74,8 @@ type streamedBody struct {
 	control  *http.ResponseController
 	timeout  time.Duration // for some of it to arrive
 	tooLarge *vm.Fault
-	fault    *vm.Fault // that has ended it
+	fault    *vm.Fault // that has ended it early
+	ended    bool      // all of it was read
 }
 
 func (b *streamedBody) Read(p []byte) (int, error) {
@@ -85,6 +86,7 @@ func (b *streamedBody) Read(p []byte) (int, error) {
 	case err == nil:
 		return n, nil
 	case errors.Is(err, io.EOF):
+		b.ended = true
 		_ = b.control.SetReadDeadline(time.Time{}) // as in readBody
 		return n, err
 	case errors.As(err, &big):

@@ -43,6 +43,7 @@ func apiDisk(d *vm.Disk) *openapi.Disk {
 	return &openapi.Disk{
 		ID:          d.ID,
 		Size:        gib(d.SizeMiB),
+		Image:       optional(&d.Image),
 		MountPoint:  optional(&d.MountPoint),
 		State:       openapi.DiskState(d.State),
 		StateReason: optional(&d.Reason),
@@ -80,3 +81,4 @@ func apiOperation(o *vm.Operation) *openapi.Operation {
 func templateVersion(t *vm.Template) vm.Version { return vm.Version{Seq: t.Seq} }
 func vmVersion(v *vm.VM) vm.Version             { return vm.Version{Seq: v.Seq, Revision: v.Revision} }
 func diskVersion(d *vm.Disk) vm.Version         { return vm.Version{Seq: d.Seq, Revision: d.Revision} }
+func imageVersion(i *vm.Image) vm.Version       { return vm.Version{Seq: i.Seq, Revision: i.Revision} }

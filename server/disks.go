@@ -10,11 +10,33 @@ import (
 
 // CreateDisk implements [openapi.StrictServerInterface].
 func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObject) (openapi.CreateDiskResponseObject, error) {
-	d, err := s.manager.CreateDisk(ctx, vm.NewDisk{SizeMiB: mib(r.Body.Size), MountPoint: value(r.Body.MountPoint)})
+	wait, err := parseWait(value(r.Params.Prefer))
 	if err != nil {
 		return nil, err
 	}
-	return diskAnswer(&d).created("/disks/" + d.ID), nil
+	b := r.Body
+	if b.Size == nil && b.Image == nil && b.FromDisk == nil {
+		return nil, invalid(vm.FieldFault{Field: "/size", Detail: "is missing: it can be left out only of a disk that is made of an image or of another disk"})
+	}
+	n := vm.NewDisk{SizeMiB: mib(value(b.Size)), MountPoint: value(b.MountPoint), Image: value(b.Image), FromDisk: value(b.FromDisk)}
+	if n.FromDisk == "" {
+		d, err := s.manager.CreateDisk(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		return diskAnswer(&d).created("/disks/" + d.ID), nil
+	}
+	d, o, err := s.manager.CopyDisk(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	return s.made(ctx, diskAnswer(&d), o, wait, func() (answer, error) { return s.diskNow(ctx, d.ID) })
+}
+
+// diskNow answers with a disk that was made.
+func (s *Server) diskNow(ctx context.Context, id string) (answer, error) {
+	d, err := s.reader.Disk(ctx, id)
+	return diskAnswer(&d).created("/disks/" + id), err
 }
 
 // ListDisks implements [openapi.StrictServerInterface].

@@ -46,10 +46,12 @@ func (v *wireVM) appendJSON(b []byte) []byte {
 	b = strconv.AppendInt(append(b, `,"autostart_delay":`...), int64(v.Autostart.Delay/time.Second), 10)
 	b = strconv.AppendInt(append(b, `,"autostart_order":`...), int64(v.Autostart.Order), 10)
 	b = appendBoot(append(b, `,"boot":`...), &v.Boot)
+	b = appendList(append(b, `,"cdroms":`...), v.CDROMs, appendCDROM)
 	b = appendTime(append(b, `,"created_at":`...), v.CreatedAt)
 	b = appendString(append(b, `,"description":`...), v.Description)
 	b = appendString(append(b, `,"desired_state":`...), string(v.Desired))
 	b = appendString(append(b, `,"id":`...), v.ID)
+	b = appendNullable(append(b, `,"image":`...), v.Root.Image)
 	b = appendLabels(append(b, `,"labels":`...), v.Labels)
 	ip, source := v.LocalIP()
 	b = appendAddr(append(b, `,"local_ip":`...), ip)
@@ -77,11 +79,47 @@ func (v *wireVM) appendJSON(b []byte) []byte {
 // appendBoot appends the times of a boot, as they are in a VM.
 func appendBoot(b []byte, boot *vm.Boot) []byte {
 	b = appendNullableTime(append(b, `{"agent_at":`...), boot.Agent)
+	at, result := cloudInitOf(boot)
+	b = appendNullableTime(append(b, `,"cloud_init_at":`...), at)
+	b = appendNullable(append(b, `,"cloud_init_result":`...), string(result))
 	b = appendNullableTime(append(b, `,"dhcp_ack_at":`...), boot.DHCP)
 	b = appendNullableTime(append(b, `,"first_serial_at":`...), boot.Serial)
 	b = appendNullableTime(append(b, `,"first_tcp_at":`...), boot.TCP)
 	b = appendNullableTime(append(b, `,"qmp_ready_at":`...), boot.Monitor)
 	b = appendNullableTime(append(b, `,"spawned_at":`...), boot.Spawned)
+	return append(b, '}')
+}
+
+// cloudInitOf returns when cloud-init was through, and how that ended.
+func cloudInitOf(boot *vm.Boot) (at time.Time, result openapi.BootCloudInitResult) {
+	switch {
+	case !boot.CloudInit.IsZero():
+		return boot.CloudInit, openapi.BootCloudInitResultDone
+	case !boot.CloudInitFailed.IsZero():
+		return boot.CloudInitFailed, openapi.BootCloudInitResultError
+	}
+	return at, result
+}
+
+// A wireCDROM is a CD-ROM drive, and wireCDROMs are those of a VM, as [wireVM] has
+// them.
+type (
+	wireCDROM  vm.CDROM
+	wireCDROMs []vm.CDROM
+)
+
+func (c *wireCDROM) appendJSON(b []byte) []byte { return append(appendCDROM(b, (*vm.CDROM)(c)), '\n') }
+func (c wireCDROMs) appendJSON(b []byte) []byte { return append(appendList(b, c, appendCDROM), '\n') }
+
+func appendCDROM(b []byte, c *vm.CDROM) []byte {
+	b = append(b, `{"boot_index":`...)
+	if c.BootIndex == 0 {
+		b = append(b, "null"...)
+	} else {
+		b = strconv.AppendInt(b, int64(c.BootIndex), 10)
+	}
+	b = appendString(append(b, `,"id":`...), c.ID)
+	b = appendNullable(append(b, `,"image":`...), c.Image)
 	return append(b, '}')
 }
 
@@ -236,6 +274,8 @@ func (r rawJSON) appendJSON(b []byte) []byte { return append(b, r...) }
 
 var (
 	_ appender = (*wireVM)(nil)
+	_ appender = (*wireCDROM)(nil)
+	_ appender = wireCDROMs(nil)
 	_ appender = (*wireNIC)(nil)
 	_ appender = wireNICs(nil)
 	_ appender = (*wireForward)(nil)

@@ -16,6 +16,13 @@ var someAgent = vm.Agent{State: vm.AgentConnected, Version: "7.2.17", LastSeenAt
 // apiVM is the VM as the generated code has it.
 func apiVM(v *vm.VM) *openapi.VM {
 	ip, source := v.LocalIP()
+	at, result := v.Boot.CloudInit, openapi.BootCloudInitResultDone
+	if at.IsZero() {
+		at, result = v.Boot.CloudInitFailed, openapi.BootCloudInitResultError
+	}
+	if at.IsZero() {
+		result = ""
+	}
 	return &openapi.VM{
 		ID:                v.ID,
 		UUID:              v.UUID,
@@ -29,9 +36,11 @@ func apiVM(v *vm.VM) *openapi.VM {
 		ReachableFromHost: v.ReachableFromHost(),
 		NICs:              apiNICs(v.NICs),
 		PortForwards:      apiForwards(v.Forwards),
+		CDROMs:            apiCDROMs(v.CDROMs),
+		Image:             optional(&v.Root.Image),
 		Agent:             openapi.Agent{State: openapi.AgentStateConnected, Version: optional(&someAgent.Version), LastSeenAt: optionalTime(someAgent.LastSeenAt)},
 		Boot: openapi.Boot{AgentAt: optionalTime(v.Boot.Agent), SpawnedAt: optionalTime(v.Boot.Spawned), QMPReadyAt: optionalTime(v.Boot.Monitor), FirstSerialAt: optionalTime(v.Boot.Serial),
-			DHCPAckAt: optionalTime(v.Boot.DHCP), FirstTCPAt: optionalTime(v.Boot.TCP)},
+			DHCPAckAt: optionalTime(v.Boot.DHCP), FirstTCPAt: optionalTime(v.Boot.TCP), CloudInitAt: optionalTime(at), CloudInitResult: optional(&result)},
 		RootDiskSize:   gib(v.Root.SizeMiB),
 		MachineType:    optional(&v.Machine),
 		Accel:          (*openapi.VMAccel)(optional(&v.Accel)),
@@ -72,6 +81,18 @@ func apiForwards(forwards []vm.PortForward) []openapi.PortForward {
 	return out
 }
 
+func apiCDROMs(cdroms []vm.CDROM) []openapi.CDROM {
+	out := make([]openapi.CDROM, len(cdroms))
+	for i := range cdroms {
+		c := &cdroms[i]
+		out[i] = openapi.CDROM{ID: c.ID, Image: optional(&c.Image)}
+		if c.BootIndex != 0 {
+			out[i].BootIndex = &c.BootIndex
+		}
+	}
+	return out
+}
+
 func labelsOf(v *vm.VM) openapi.Labels {
 	if v.Labels == nil {
 		return openapi.Labels{}
@@ -91,8 +112,12 @@ func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
 	odd.Forwards = []vm.PortForward{{ID: "pf-a", Slot: 7, Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: 65535, GuestPort: 1},
 		{ID: "pf-b", Slot: 7, Protocol: vm.TCP, HostAddress: netip.MustParseAddr("127.0.0.1"), HostPort: 1, GuestPort: 65535}}
 	odd.Boot = vm.Boot{Spawned: odd.StartedAt, Serial: odd.StartedAt}
-	odd.CreatedAt = time.Date(1, 2, 3, 4, 5, 6, 7999999, time.FixedZone("", 3600))
 	large := someVM(9)
+	odd.Boot.CloudInitFailed = odd.StartedAt
+	large.Boot.CloudInit, large.Boot.CloudInitFailed = large.StartedAt, large.StartedAt.Add(time.Second)
+	odd.Root.Image = "debian-12"
+	odd.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-1", Image: "netinst", SHA256: "00", BootIndex: 99}, {ID: "cd-4", Image: "a.b_c"}}
+	odd.CreatedAt = time.Date(1, 2, 3, 4, 5, 6, 7999999, time.FixedZone("", 3600))
 	large.Root.SizeMiB, large.Template.RAMMiB = vm.MaxDiskMiB, vm.MaxRAMMiB
 	odd.Description, odd.Labels = "new\nline & <tab>\t", map[string]string{"z": "", "a/b": "quote \"", "a": "ü", "m.n_o-p": "1"}
 	large.Restart, large.Restarts, large.RestartAt = vm.RestartAlways, 17, large.StartedAt
@@ -110,7 +135,7 @@ func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
 		for _, part := range []struct {
 			ours appender
 			api  any
-		}{{wireNICs(v.NICs), apiNICs(v.NICs)}, {wireForwards(v.Forwards), apiForwards(v.Forwards)}} {
+		}{{wireNICs(v.NICs), apiNICs(v.NICs)}, {wireForwards(v.Forwards), apiForwards(v.Forwards)}, {wireCDROMs(v.CDROMs), apiCDROMs(v.CDROMs)}} {
 			want.Reset()
 			if err := e.Encode(part.api); err != nil {
 				t.Fatal(err)

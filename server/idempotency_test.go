@@ -93,7 +93,7 @@ func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			records := &forgetful{}
 			a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records })
-			if err := a.driver.CreateDisk(t.Context(), "lost", 1024); err != nil {
+			if err := a.driver.CreateDisk(t.Context(), "lost", vm.DiskFile{SizeMiB: 1024}, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			a.driver.AddVMFiles("ghost")

@@ -121,6 +121,7 @@ func (l list[T]) VisitListTemplatesResponse(w http.ResponseWriter) error  { retu
 func (l list[T]) VisitListVMsResponse(w http.ResponseWriter) error        { return l.write(w) }
 func (l list[T]) VisitListNetworksResponse(w http.ResponseWriter) error   { return l.write(w) }
 func (l list[T]) VisitListDisksResponse(w http.ResponseWriter) error      { return l.write(w) }
+func (l list[T]) VisitListImagesResponse(w http.ResponseWriter) error     { return l.write(w) }
 func (l list[T]) VisitListOperationsResponse(w http.ResponseWriter) error { return l.write(w) }
 func (l list[T]) VisitListEventsResponse(w http.ResponseWriter) error     { return l.write(w) }
 

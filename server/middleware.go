@@ -146,13 +146,14 @@ func (s *Server) admit(x *exchange) error {
 	if err := op.validate(x.c); err != nil {
 		return err
 	}
-	if op.keyed {
+	limit, streamed := op.streamed(r)
+	if op.keyed && !streamed {
 		return x.identify()
 	}
 	if r.Method != http.MethodGet && len(r.Header[headerKey]) > 0 {
 		return invalid(vm.FieldFault{Field: headerKey, Detail: "is not for this request, which cannot be repeated"})
 	}
-	if limit, ok := op.streamed(r); ok {
+	if streamed {
 		return s.stream(x.c, limit)
 	}
 	return nil
@@ -189,6 +190,9 @@ func (s *Server) enter(x *exchange, op *operation, by *approach) error {
 func (s *Server) fail(x *exchange) {
 	if x.c.Response().Committed {
 		return
+	}
+	if b, ok := x.c.Request().Body.(*streamedBody); ok && !b.ended {
+		x.c.Response().Header()["Connection"] = []string{"close"} // what is on its way is not read
 	}
 	x.fault = faultOf(x.err)
 	if x.stack != "" {

@@ -30,7 +30,7 @@ func (s *Server) TerminateOrphan(ctx context.Context, r openapi.TerminateOrphanR
 
 // DeleteOrphan implements [openapi.StrictServerInterface].
 func (s *Server) DeleteOrphan(ctx context.Context, r openapi.DeleteOrphanRequestObject) (openapi.DeleteOrphanResponseObject, error) {
-	o, err := s.manager.DeleteOrphan(ctx, orphanOf(r.OrphanID))
+	o, err := s.manager.DeleteOrphan(ctx, orphanOf(r.OrphanFilesID))
 	return orphanAnswer(&o, err)
 }
 

@@ -11,7 +11,7 @@ import (
 func TestOrphansAreAdoptedEndedAndDeletedWhenAskedFor(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	for _, id := range []string{"disk-1", "disk-2"} {
-		if err := a.driver.CreateDisk(t.Context(), id, 512); err != nil {
+		if err := a.driver.CreateDisk(t.Context(), id, vm.DiskFile{SizeMiB: 512}, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

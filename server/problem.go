@@ -25,6 +25,7 @@ const (
 	codeTooLarge         vm.Code = "payload-too-large"
 	codeMediaType        vm.Code = "unsupported-media-type"
 	codeUpgradeRequired  vm.Code = "upgrade-required"
+	codeRange            vm.Code = "range-not-satisfiable"
 )
 
 // A kind is what all problems of one code have in common.
@@ -38,6 +39,8 @@ type kind struct {
 var kinds = map[vm.Code]kind{
 	vm.CodeInvalid:             {http.StatusBadRequest, "Invalid request", 0},
 	codeMalformed:              {http.StatusBadRequest, "Malformed body", 0},
+	vm.CodeUnsafeImage:         {http.StatusBadRequest, "Unsafe image", 0},
+	vm.CodeChecksumMismatch:    {http.StatusBadRequest, "Checksum mismatch", 0},
 	codeUnauthorized:           {http.StatusUnauthorized, "Not authenticated", 0},
 	codeForbidden:              {http.StatusForbidden, "Not allowed", 0},
 	vm.CodeNotFound:            {http.StatusNotFound, "Not found", 0},
@@ -54,7 +57,9 @@ var kinds = map[vm.Code]kind{
 	vm.CodeCancelled:           {http.StatusConflict, "Cancelled", 0},
 	vm.CodePrecondition:        {http.StatusPreconditionFailed, "Precondition failed", 0},
 	codeTooLarge:               {http.StatusRequestEntityTooLarge, "Body too large", 0},
+	vm.CodeTooLarge:            {http.StatusRequestEntityTooLarge, "Image too large", 0},
 	codeMediaType:              {http.StatusUnsupportedMediaType, "Unsupported media type", 0},
+	codeRange:                  {http.StatusRequestedRangeNotSatisfiable, "No such range", 0},
 	codeUpgradeRequired:        {http.StatusUpgradeRequired, "Upgrade required", 0},
 	vm.CodeRepeated:            {http.StatusUnprocessableEntity, "Idempotency key used before", 0},
 	vm.CodeInternal:            {http.StatusInternalServerError, "Internal error", 0},
@@ -65,6 +70,7 @@ var kinds = map[vm.Code]kind{
 	vm.CodeOperationFailed:     {http.StatusServiceUnavailable, "The operation failed", 0},
 	vm.CodeNetworkUnavailable:  {http.StatusServiceUnavailable, "Network not available", 0},
 	vm.CodeAgentUnavailable:    {http.StatusServiceUnavailable, "No guest agent answers", 5},
+	vm.CodeFetchFailed:         {http.StatusServiceUnavailable, "Download failed", 0},
 	vm.CodeUnavailable:         {http.StatusServiceUnavailable, "Not available now", 5},
 	vm.CodeInsufficientStorage: {http.StatusInsufficientStorage, "Not enough storage", 0},
 }

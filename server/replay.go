@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,10 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (
 		}
 		a, err := s.acted(ctx, v, o, h)
 		return a, anew(err)
+	case vm.ImageCreate, vm.DiskCreate:
+		if a, made, err := s.madeAgain(ctx, o, id, h, c); made {
+			return a, anew(err)
+		}
 	}
 	if o, err = s.wait(ctx, o.ID, maxWait*time.Second); err != nil {
 		return answer{}, err
@@ -58,14 +63,28 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (
 // succeeded answers the request that began o, on the resource of this id.
 func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hold, c echo.Context) (answer, error) {
 	switch o.Kind {
-	case vm.TemplateDelete, vm.VMDelete, vm.DiskDelete, vm.NetworkDelete, vm.ForwardRemove:
+	case vm.TemplateDelete, vm.VMDelete, vm.DiskDelete, vm.ImageDelete, vm.NetworkDelete, vm.ForwardRemove, vm.CDROMEject:
 		return answer{status: http.StatusNoContent}, nil
 	case vm.VMAdopt, vm.DiskAdopt, vm.OrphanTerminate, vm.OrphanDelete:
 		return answer{status: http.StatusOK, body: apiOperation(&o)}, nil
 	}
-	if o.Kind == vm.ForwardAdd {
+	switch o.Kind {
+	case vm.ForwardAdd:
 		return s.forwardCreated(ctx, id, o.Step)
+	case vm.CDROMAttach:
+		return s.cdromAttachedBy(ctx, o, id, c)
+	case vm.CloudInitSet:
+		view, err := s.manager.CloudInit(ctx, id)
+		if err != nil {
+			return answer{}, err
+		}
+		return cloudInitAnswer(id, &view)
 	}
+	return s.changed(ctx, o, id, h, c)
+}
+
+// changed answers the request that began o with the resource as it is now.
+func (s *Server) changed(ctx context.Context, o vm.Operation, id string, h hold, c echo.Context) (answer, error) {
 	var a answer
 	var err error
 	switch kind, _, _ := strings.Cut(o.Resource, "/"); kind {
@@ -82,6 +101,10 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hol
 			}
 		}
 		a = s.vmAnswer(&v)
+	case "images":
+		var i vm.Image
+		i, err = s.reader.Image(ctx, id)
+		a = imageAnswer(&i)
 	case "networks":
 		var n vm.VirtualNetwork
 		n, err = s.reader.Network(ctx, id)
@@ -116,6 +139,48 @@ func (s *Server) startedAgain(ctx context.Context, v vm.VM, created vm.Operation
 		a, err = s.startedCreated(ctx, v, starts[0], h)
 	}
 	return a, true, anew(err)
+}
+
+// madeAgain answers the request to import an image or to copy a disk, which goes on
+// after the first answer. It reports false for another one.
+func (s *Server) madeAgain(ctx context.Context, o vm.Operation, id string, h hold, c echo.Context) (a answer, made bool, err error) {
+	now := func() (answer, error) { return s.imageNow(ctx, id) }
+	if o.Kind == vm.DiskCreate {
+		var b openapi.CreateDisk
+		if err := c.Bind(&b); err != nil || b.FromDisk == nil {
+			return a, err != nil, err
+		}
+		now = func() (answer, error) { return s.diskNow(ctx, id) }
+	}
+	meanwhile, err := now()
+	if err != nil && o.State.Ended() && o.State != vm.OpSucceeded {
+		return a, true, faultOfOperation(o) // and it is gone
+	}
+	if err != nil {
+		return a, true, err
+	}
+	a, err = s.made(ctx, meanwhile, o, h.wait, now)
+	return a, true, err
+}
+
+// cdromAttachedBy answers the request to attach a CD-ROM drive: the newest one with
+// what it asks for.
+func (s *Server) cdromAttachedBy(ctx context.Context, o vm.Operation, id string, c echo.Context) (answer, error) {
+	var b openapi.CreateCDROM
+	if err := c.Bind(&b); err != nil {
+		return answer{}, err
+	}
+	v, err := s.reader.VM(ctx, id)
+	if err != nil {
+		return answer{}, err
+	}
+	want := newCDROM(&b)
+	for _, d := range slices.Backward(v.CDROMs) {
+		if d.Image == want.Image && d.BootIndex == want.BootIndex {
+			return s.cdromAttached(ctx, id, d.ID)
+		}
+	}
+	return answer{}, &vm.Fault{Code: vm.CodeNotFound, OperationID: o.ID, Detail: "the CD-ROM drive that the first request with this key has attached is gone"}
 }
 
 // movedBy answers the request to attach or detach a disk.

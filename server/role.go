@@ -7,10 +7,11 @@ import (
 )
 
 // needs returns the role that an operation of the specification takes: to look
-// for who reads, to operate for who changes something or looks into a guest.
+// for who reads, to operate for who changes something or looks into a guest or an
+// image.
 func needs(operationID, method string) vm.Role {
 	switch operationID {
-	case "readFile":
+	case "readFile", "readImage":
 		return vm.RoleOperator
 	case "createConsoleTicket": // to read, and what it is to type is checked there
 		return vm.RoleViewer

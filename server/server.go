@@ -48,6 +48,13 @@ type Manager interface {
 	AttachDisk(ctx context.Context, id, vmID, mountPoint string) (vm.Disk, vm.Operation, error)
 	DetachDisk(ctx context.Context, id string) (vm.Disk, vm.Operation, error)
 	ResizeDisk(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error)
+	CopyDisk(ctx context.Context, n vm.NewDisk) (vm.Disk, vm.Operation, error)
+	CreateImage(ctx context.Context, n vm.NewImage) (vm.Image, vm.Operation, error)
+	UploadImage(ctx context.Context, n vm.NewImage, r io.Reader, more bool) (vm.Image, vm.Operation, error)
+	ContinueUpload(ctx context.Context, name string, offset int64, r io.Reader, more bool) (vm.Image, vm.Operation, error)
+	UpdateImage(ctx context.Context, name string, e vm.ImageEdits, match vm.Match) (vm.Image, error)
+	DeleteImage(ctx context.Context, name string, match vm.Match) error
+	OpenImage(ctx context.Context, name string) (vm.Image, io.ReadSeekCloser, error)
 	CancelOperation(ctx context.Context, id string) (vm.Operation, error)
 	UpdateVM(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error)
 	Why(ctx context.Context, id string) (vm.Why, error)
@@ -64,6 +71,10 @@ type Manager interface {
 	UpdateNIC(ctx context.Context, vmID string, slot int, e vm.NICEdits, match vm.Match) (vm.NIC, error)
 	AddForward(ctx context.Context, vmID string, f vm.PortForward) (vm.PortForward, error)
 	RemoveForward(ctx context.Context, vmID, forwardID string, match vm.Match) error
+	AttachCDROM(ctx context.Context, vmID string, n vm.NewCDROM) (vm.CDROM, error)
+	EjectCDROM(ctx context.Context, vmID, id string, match vm.Match) error
+	CloudInit(ctx context.Context, vmID string) (vm.CloudInitView, error)
+	SetCloudInit(ctx context.Context, vmID string, c vm.CloudInit, reprovision bool, match vm.Match) (vm.CloudInitView, error)
 	Await(ctx context.Context, vmID string, c vm.Condition) (vm.VM, error)
 	CanAwait(ctx context.Context, vmID string, c vm.Condition) error
 	Agent(id string) vm.Agent

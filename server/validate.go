@@ -198,9 +198,13 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 		return nil, nil
 	}
 	if op.body != nil && r.ContentLength != 0 {
-		if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || op.body.Content[media] == nil {
+		media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+		if err != nil || op.body.Content[media] == nil {
 			return nil, &vm.Fault{Code: codeMediaType, Detail: "the body's Content-Type is not one this request takes",
 				Hint: "send Content-Type: " + strings.Join(sortedNames(op.body.Content), " or ")}
+		}
+		if len(op.body.Content) > 1 { // the generated code knows one spelling of each
+			r.Header["Content-Type"] = []string{media}
 		}
 	}
 	if op.body == nil {
@@ -236,7 +240,7 @@ func (op *operation) streamed(r *http.Request) (limit uint64, ok bool) {
 	}
 	media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	content := op.body.Content[media]
-	if content == nil && r.ContentLength == 0 { // of no body there is no need to say the type
+	if content == nil && r.ContentLength == 0 && len(op.body.Content) == 1 { // of no body there is no need to say the type
 		content = op.body.Content["application/octet-stream"]
 	}
 	if content == nil || content.Schema.Value.Format != "binary" {

@@ -32,7 +32,12 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	v, err := s.manager.CreateVM(ctx, vm.NewVM{ID: value(b.Name), Template: b.TemplateName, RootSizeMiB: mib(value(b.RootDiskSize)), VMEdits: wishes, NICs: nics})
+	n := vm.NewVM{ID: value(b.Name), Template: b.TemplateName, RootSizeMiB: mib(value(b.RootDiskSize)), VMEdits: wishes, NICs: nics,
+		Image: value(b.Image), FullClone: value(b.FullClone), CloudInit: newCloudInit(b.CloudInit)}
+	for _, c := range value(b.CDROMs) {
+		n.CDROMs = append(n.CDROMs, newCDROM(&c))
+	}
+	v, err := s.manager.CreateVM(ctx, n)
 	if err != nil {
 		return nil, err
 	}

@@ -233,3 +233,22 @@ func TestNumbersAreNeverUsedTwice(t *testing.T) {
 		t.Error("no error without a database")
 	}
 }
+
+func TestNumbersAreRaisedOfTablesThatAreStillToCome(t *testing.T) {
+	path, older := filepath.Join(t.TempDir(), "vman.db"), filepath.Join(t.TempDir(), "older.db")
+	must(t, reopen(t.Context(), path, versions(t, 2))) // there are no images yet
+	s, err := Open(t.Context(), Options{Path: older})
+	must(t, err)
+	for _, name := range []string{"one", "two"} {
+		i := makeImage(name, someSum)
+		apply(t, s, vm.Change{NewImage: &i})
+	}
+	must(t, s.Close())
+	must(t, RaiseNumbers(t.Context(), path, older))
+	s = openAt(t, path)
+	i := makeImage("three", someSum)
+	apply(t, s, vm.Change{NewImage: &i})
+	if got, err := s.Image(t.Context(), "three"); err != nil || got.Seq != 3 {
+		t.Errorf("%+v, %v; want number 3", got, err)
+	}
+}

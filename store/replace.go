@@ -95,7 +95,8 @@ func foldLog(ctx context.Context, path string) error {
 
 // RaiseNumbers makes the database at path go on counting where the one at older
 // is, if that has come further. A number that a client knows an event or a
-// version of something by is then never given to another one.
+// version of something by is then never given to another one, nor is that of a
+// table that the database gets only when it is migrated.
 func RaiseNumbers(ctx context.Context, path, older string) error {
 	db, err := connect(ctx, path, 1, commonPragmas, "")
 	if err != nil {
@@ -110,7 +111,7 @@ func RaiseNumbers(ctx context.Context, path, older string) error {
 		UPDATE main.sqlite_sequence AS s SET seq = o.seq FROM older.sqlite_sequence AS o WHERE o.name = s.name AND o.seq > s.seq;
 		INSERT INTO main.sqlite_sequence (name, seq)
 			SELECT o.name, o.seq FROM older.sqlite_sequence AS o
-			WHERE o.name NOT IN (SELECT name FROM main.sqlite_sequence) AND o.name IN (SELECT name FROM main.sqlite_schema WHERE type = 'table');
+			WHERE o.name NOT IN (SELECT name FROM main.sqlite_sequence);
 		COMMIT`)
 	return classify(ctx, path, err)
 }

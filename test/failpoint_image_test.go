@@ -2,7 +2,7 @@ package test
 
 import (
 	"bytes"
-	"encoding/binary"
+
 	"fmt"
 	"net/http"
 	"net/http/httptest"

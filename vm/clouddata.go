@@ -175,7 +175,22 @@ func parseYAML(text string) (*yaml.Node, error) {
 	case !errors.Is(err, io.EOF):
 		return nil, yamlFault(err, text)
 	}
+	if countNodes(doc.Content[0]) > maxYAMLNodes {
+		return nil, fmt.Errorf("line 1: has more than %d values", maxYAMLNodes)
+	}
 	return doc.Content[0], uniqueKeys(doc.Content[0])
+}
+
+// maxYAMLNodes bounds what is done with a document that is nothing but commas;
+// those of people have some hundred.
+const maxYAMLNodes = 50_000
+
+func countNodes(n *yaml.Node) int {
+	count := 1
+	for _, c := range n.Content {
+		count += countNodes(c)
+	}
+	return count
 }
 
 var (

@@ -76,46 +76,97 @@ func maskConfig(text string) string {
 	return maskOutline(text)
 }
 
-// secretWords are what is in the name of a secret.
-const secretWords = `passwd|password|passphrase|secret|token|credential|authorization|` +
-	`(?:private|access|api|auth|encryption|registration|activation|validation|signing|shared|account|preshared)[_-]?key`
-
-var (
-	secretName = regexp.MustCompile(`(?i)` + secretWords + `|^psk$|[_-]psk$|[_-]private$`)
-
-	// In text of any kind:
-	assignedSecret = regexp.MustCompile(`(?im)([\w.-]*(?:` + secretWords + `)[\w.-]*)(["'\]}]*[ \t]*[:=]+[ \t]*)(\S.*)$`)
-	secretOption   = regexp.MustCompile(`(?im)(--?[\w-]*(?:` + secretWords + `)[\w-]*[ \t]+)(\S.*)$`)
-	pipedPassword  = regexp.MustCompile(`(?m)\S.*(\|[ \t]*(?:sudo[ \t]+)?(?:/usr/sbin/)?chpasswd\b)`)
-	urlPassword    = regexp.MustCompile(`(://[^/\s:@]*:)[^\s@/]+@`)
-	cryptHash      = regexp.MustCompile(`\$(?:1|2[aby]|5|6|g?y)\$[./0-9A-Za-z=$,!-]+`)
-	pemKey         = regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z0-9 ]*-----`)
-)
+// secretWords are what is in the name of a secret, with nothing or an underscore
+// where these have an underscore.
+var secretWords = func() (words []string) {
+	for _, w := range []string{"passwd", "password", "passphrase", "secret", "token", "credential", "authorization",
+		"private_key", "access_key", "api_key", "auth_key", "encryption_key", "registration_key", "activation_key",
+		"validation_key", "signing_key", "shared_key", "account_key"} {
+		words = append(words, w)
+		if plain := strings.ReplaceAll(w, "_", ""); plain != w {
+			words = append(words, plain)
+		}
+	}
+	return words
+}()
 
 // isSecretName reports whether a key of that name has a secret as its value.
 func isSecretName(name string) bool {
-	switch strings.ToLower(strings.ReplaceAll(name, "-", "_")) {
+	name = strings.ToLower(strings.ReplaceAll(name, "-", "_"))
+	switch name {
 	case "chpasswd", "lock_passwd": // a mapping of which some is secret; a bool
 		return false
+	case "psk":
+		return true
 	}
-	return secretName.MatchString(name)
+	return strings.HasSuffix(name, "_psk") || strings.HasSuffix(name, "_private") ||
+		slices.ContainsFunc(secretWords, func(w string) bool { return strings.Contains(name, w) })
 }
 
+var (
+	pipedPassword = regexp.MustCompile(`\S.*(\|[ \t]*(?:sudo[ \t]+)?(?:/usr/sbin/)?chpasswd\b)`)
+	urlPassword   = regexp.MustCompile(`(://[^/\s:@]*:)[^\s@/]+@`)
+	cryptHash     = regexp.MustCompile(`\$(?:1|2[aby]|5|6|g?y)\$[./0-9A-Za-z=$,!-]+`)
+	pemKey        = regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z0-9 ]*-----`)
+	blockHeader   = regexp.MustCompile(`^[|>][-+0-9]*$`)
+)
+
 // maskLines masks, in text of any kind, what is assigned to a name of a secret,
-// to the end of the line, hashes of passwords, and private keys.
+// to the end of the line, passwords in URLs and hashes of passwords, and private
+// keys.
 func maskLines(text string) string {
-	text = maskPEM(text)
-	text = pipedPassword.ReplaceAllString(text, masked+" $1")
-	text = assignedSecret.ReplaceAllStringFunc(text, func(s string) string {
-		m := assignedSecret.FindStringSubmatch(s)
-		if !isSecretName(m[1]) || strings.Trim(m[3], `"', `) == masked || blockHeader.MatchString(m[3]) {
-			return s
+	lines := strings.SplitAfter(maskPEM(text), "\n")
+	for i, line := range lines {
+		if strings.Contains(line, "chpasswd") {
+			line = pipedPassword.ReplaceAllString(line, masked+" $1")
 		}
-		return m[1] + m[2] + masked
-	})
-	text = secretOption.ReplaceAllString(text, "${1}"+masked)
-	text = urlPassword.ReplaceAllString(text, "${1}"+masked+"@")
-	return cryptHash.ReplaceAllLiteralString(text, masked)
+		if _, at := secretIn(line, isSecretName); at >= 0 {
+			if value := strings.TrimSpace(line[at:]); strings.Trim(value, `"', `) != masked && !blockHeader.MatchString(value) {
+				line = line[:at] + maskWords(line[at:])
+			}
+		}
+		if strings.Contains(line, "://") && strings.Contains(line, "@") {
+			line = urlPassword.ReplaceAllString(line, "${1}"+masked+"@")
+		}
+		if strings.Contains(line, "$") {
+			line = cryptHash.ReplaceAllLiteralString(line, masked)
+		}
+		lines[i] = line
+	}
+	return strings.Join(lines, "")
+}
+
+// secretIn returns the first name in a line for which is says yes, and where what
+// follows it begins: after a colon or an equals sign, or the space after an option
+// such as --password. Without one at is -1.
+func secretIn(line string, is func(string) bool) (name string, at int) {
+	for i, next := 0, 0; i < len(line); i = next {
+		end := i
+		next = i + 1
+		switch line[i] {
+		case ':', '=':
+			end = len(strings.TrimRight(strings.TrimRight(line[:i], " \t"), "\"']}"))
+			for next < len(line) && (line[next] == ':' || line[next] == '=') {
+				next++
+			}
+		case ' ', '\t':
+			if next == len(line) || line[next] == '-' {
+				continue
+			}
+		default:
+			continue
+		}
+		begin := len(strings.TrimRightFunc(line[:end], inName))
+		name = line[begin:end]
+		if (strings.HasPrefix(name, "-") || line[i] == ':' || line[i] == '=') && is(name) {
+			return name, next
+		}
+	}
+	return "", -1
+}
+
+func inName(r rune) bool {
+	return r == '_' || r == '-' || r == '.' || unicode.IsLetter(r) || unicode.IsDigit(r)
 }
 
 // maskPEM masks private keys line by line. One without an end goes on to the end.
@@ -151,9 +202,6 @@ func maskWords(text string) string {
 	return strings.Join(lines, "")
 }
 
-// outlineKey is what looks like a key of a mapping, wherever in a line.
-var outlineKey = regexp.MustCompile(`([\w.-]+)["']?[ \t]*[:=]`)
-
 // maskOutline masks what is, or may be, YAML that cannot be read: as maskLines,
 // and all that is indented below a name of a secret.
 func maskOutline(text string) string {
@@ -168,20 +216,15 @@ func maskOutline(text string) string {
 			continue
 		}
 		below = -1
-		for _, m := range outlineKey.FindAllStringSubmatchIndex(line, -1) {
-			if name := line[m[2]:m[3]]; isSecretName(name) || strings.EqualFold(name, "chpasswd") {
-				below = indent
-				if v := strings.TrimSpace(line[m[1]:]); v != "" && !blockHeader.MatchString(v) {
-					lines[i] = line[:m[1]] + maskWords(line[m[1]:])
-				}
-				break
+		if _, at := secretIn(line, func(name string) bool { return isSecretName(name) || strings.EqualFold(name, "chpasswd") }); at >= 0 {
+			below = indent
+			if v := strings.TrimSpace(line[at:]); !blockHeader.MatchString(v) {
+				lines[i] = line[:at] + maskWords(line[at:])
 			}
 		}
 	}
 	return maskLines(strings.Join(lines, ""))
 }
-
-var blockHeader = regexp.MustCompile(`^[|>][-+0-9]*$`)
 
 // maskMessage masks a MIME message, or a part of one.
 func maskMessage(text string, depth int) string {

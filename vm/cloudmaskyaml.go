@@ -11,12 +11,12 @@ import (
 
 // maskYAML masks the secrets of a YAML document where they stand in its text, so
 // that comments, order and lines stay. It reports false if the text cannot be
-// read. patch says that the document is a JSON patch.
+// read, or is no more than a string. patch says that it is a JSON patch.
 func maskYAML(text string, patch bool) (string, bool) {
 	bom := strings.HasPrefix(text, "\ufeff")
 	text = strings.TrimPrefix(text, "\ufeff")
 	root, _ := parseYAML(text)
-	if root == nil {
+	if root == nil || root.Kind == yaml.ScalarNode {
 		return "", false
 	}
 	found := findSecrets(root, patch)
@@ -167,7 +167,7 @@ func (s *secrets) maskTree(root *yaml.Node) *yaml.Node {
 		case s.secret[n]:
 			n.Value, n.Style, n.Tag = masked, yaml.DoubleQuotedStyle, "!!str"
 		case !s.kept[n]:
-			n.Value = maskLines(n.Value)
+			n.Value = maskOutline(n.Value)
 		}
 	}
 	return root
@@ -217,7 +217,8 @@ func maskScalar(text string, n *yaml.Node, secret bool) (start, end int, with st
 		if len(n.Value) < len("token=x") || !strings.ContainsAny(n.Value, ":=$|-") {
 			return start, start, ""
 		}
-		if with = maskLines(n.Value); with == n.Value {
+		// Its lines may have been at the margin, as those of a document are.
+		if with = maskOutline(n.Value); with == n.Value {
 			return start, start, ""
 		}
 		with = strconv.Quote(with)

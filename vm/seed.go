@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -35,31 +36,42 @@ func seedFiles(v VM, s Seed, networks map[string]VirtualNetwork) map[string][]by
 	if s.NetworkConfig == "" {
 		files["network-config"] = networkConfig(v.NICs, networks)
 	}
-	ours, user, vendor := s.document(), s.UserData, s.VendorData
-	switch {
-	case user == "":
-		// NoCloud wants the file; a document without a mapping is a warning.
-		user = cmp.Or(ours, markConfig+"\n{}\n")
-	case vendor == "":
-		vendor = ours
-	case ours != "":
-		vendor = multipartData(ours, vendor)
+	user, inVendor := s.UserData, s.document()
+	if user == "" {
+		doc := inVendor
+		inVendor, doc.User = seedConfig{User: doc.User}, nil
+		// NoCloud wants the file; one without a mapping is a warning.
+		user = cmp.Or(doc.String(), markConfig+"\n{}\n")
 	}
 	files["user-data"] = []byte(user)
-	if vendor != "" {
-		files["vendor-data"] = []byte(vendor)
+	vendor := slices.DeleteFunc([]string{inVendor.String(), s.VendorData}, func(d string) bool { return d == "" })
+	switch len(vendor) {
+	case 1:
+		files["vendor-data"] = []byte(vendor[0])
+	case 2:
+		files["vendor-data"] = []byte(multipartData(vendor...))
 	}
 	return files
 }
 
 // A seedConfig is what cloud-init is told in #cloud-config of the structured
-// fields.
+// fields. The host name is in the meta data.
 type seedConfig struct {
 	SSHAuthorizedKeys []string `yaml:"ssh_authorized_keys,omitempty"` // of the default user
 	// User is merged into the image's own user, and wins. An entry named default
-	// in Users would lose against it in cloud-init before 23.1.
+	// in Users would lose against it in cloud-init before 26.2. This one has no
+	// name, for nobody knows it, and in user data cloud-init would warn of that
+	// and call itself degraded; it does not look so closely at vendor data.
 	User  *seedUser `yaml:"user,omitempty"`
 	Users []any     `yaml:"users,omitempty"` // "default", then a seedUser each
+}
+
+// String returns c as user data; empty if it says nothing.
+func (c seedConfig) String() string {
+	if len(c.SSHAuthorizedKeys) == 0 && c.User == nil && len(c.Users) == 0 {
+		return ""
+	}
+	return markConfig + "\n" + string(toYAML(c))
 }
 
 type seedUser struct {
@@ -78,12 +90,8 @@ func (u *seedUser) setPassword(hash string) {
 	}
 }
 
-// document returns what the structured fields say, as #cloud-config; empty if
-// they say nothing. The host name is in the meta data.
-func (c CloudInit) document() string {
-	if len(c.SSHAuthorizedKeys) == 0 && len(c.Users) == 0 && c.PasswordHash == "" {
-		return ""
-	}
+// document returns what the structured fields say.
+func (c CloudInit) document() seedConfig {
 	doc := seedConfig{SSHAuthorizedKeys: c.SSHAuthorizedKeys}
 	if c.PasswordHash != "" {
 		doc.User = &seedUser{}
@@ -97,7 +105,7 @@ func (c CloudInit) document() string {
 		user.setPassword(u.PasswordHash)
 		doc.Users = append(doc.Users, user)
 	}
-	return markConfig + "\n" + string(toYAML(doc))
+	return doc
 }
 
 // toYAML is for values that are nothing but structs, maps, slices, strings,

@@ -22,17 +22,20 @@ func TestAnInstanceIDChangesWhenAllIsToBeTakenOnAnew(t *testing.T) {
 	}
 }
 
-func TestSeedFilesOfEveryCombination(t *testing.T) {
-	v := VM{ID: "web", UUID: "u-1"}
-	structured := CloudInit{SSHAuthorizedKeys: []string{sshKey}, PasswordHash: cryptMD5, Users: []CloudUser{
-		{Name: "ann", Groups: []string{"adm", "sudo"}, Sudo: "ALL=(ALL) NOPASSWD:ALL", Shell: "/bin/bash", PasswordHash: cryptMD5}, {Name: "on"}}}
-	const ours = `#cloud-config
-ssh_authorized_keys:
+var structured = CloudInit{SSHAuthorizedKeys: []string{sshKey}, PasswordHash: cryptMD5, Users: []CloudUser{
+	{Name: "ann", Groups: []string{"adm", "sudo"}, Sudo: "ALL=(ALL) NOPASSWD:ALL", Shell: "/bin/bash", PasswordHash: cryptMD5}, {Name: "on"}}}
+
+// What structured says as #cloud-config.
+const (
+	head = "#cloud-config\n"
+	keys = `ssh_authorized_keys:
     - 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPDL3bzSUQQpe6c5vbMWXGX6WTmDfwFZ6DEEcznRSrqp me@home: #1'
-user:
+`
+	own = `user:
     hashed_passwd: $1$saltsalt$qjXMvbEw8oaL.CzflDtaK/
     lock_passwd: false
-users:
+`
+	others = `users:
     - default
     - name: ann
       groups: adm,sudo
@@ -42,6 +45,10 @@ users:
       lock_passwd: false
     - name: "on"
 `
+)
+
+func TestSeedFilesOfEveryCombination(t *testing.T) {
+	v := VM{ID: "web", UUID: "u-1"}
 	const user, vendor, none = "#!/bin/sh\ntrue", "#cloud-config\na: ü\n", "-"
 	for _, c := range []struct {
 		structured         bool
@@ -52,10 +59,10 @@ users:
 		{false, user, "", user, none},
 		{false, "", vendor, "#cloud-config\n{}\n", vendor},
 		{false, user, vendor, user, vendor},
-		{true, "", "", ours, none},
-		{true, user, "", user, ours},
-		{true, "", vendor, ours, vendor},
-		{true, user, vendor, user, ours + "|" + vendor},
+		{true, "", "", head + keys + others, head + own},
+		{true, user, "", user, head + keys + own + others},
+		{true, "", vendor, head + keys + others, head + own + "|" + vendor},
+		{true, user, vendor, user, head + keys + own + others + "|" + vendor},
 	} {
 		var data CloudInit
 		if c.structured {

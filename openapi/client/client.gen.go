@@ -23,6 +23,22 @@ const (
 	AgentStateSilent    AgentState = "silent"
 )
 
+// Defines values for BootCloudInitResult.
+const (
+	BootCloudInitResultDone  BootCloudInitResult = "done"
+	BootCloudInitResultError BootCloudInitResult = "error"
+)
+
+// Defines values for ContentFormat.
+const (
+	ContentFormatIso   ContentFormat = "iso"
+	ContentFormatQcow2 ContentFormat = "qcow2"
+	ContentFormatRaw   ContentFormat = "raw"
+	ContentFormatVdi   ContentFormat = "vdi"
+	ContentFormatVhdx  ContentFormat = "vhdx"
+	ContentFormatVmdk  ContentFormat = "vmdk"
+)
+
 // Defines values for CreateNICLink.
 const (
 	CreateNICLinkDown CreateNICLink = "down"
@@ -59,6 +75,10 @@ const (
 	EventTypeDiskDeleted      EventType = "disk.deleted"
 	EventTypeDiskState        EventType = "disk.state"
 	EventTypeDiskUpdated      EventType = "disk.updated"
+	EventTypeImageCreated     EventType = "image.created"
+	EventTypeImageDeleted     EventType = "image.deleted"
+	EventTypeImageState       EventType = "image.state"
+	EventTypeImageUpdated     EventType = "image.updated"
 	EventTypeNetworkCreated   EventType = "network.created"
 	EventTypeNetworkDeleted   EventType = "network.deleted"
 	EventTypeNetworkUpdated   EventType = "network.updated"
@@ -89,13 +109,33 @@ const (
 	HealthStatusOk       HealthStatus = "ok"
 )
 
+// Defines values for ImageFormat.
+const (
+	ImageFormatIso   ImageFormat = "iso"
+	ImageFormatQcow2 ImageFormat = "qcow2"
+	ImageFormatRaw   ImageFormat = "raw"
+	ImageFormatVdi   ImageFormat = "vdi"
+	ImageFormatVhdx  ImageFormat = "vhdx"
+	ImageFormatVmdk  ImageFormat = "vmdk"
+)
+
+// Defines values for ImageState.
+const (
+	ImageStateAvailable ImageState = "available"
+	ImageStateError     ImageState = "error"
+	ImageStateImporting ImageState = "importing"
+	ImageStateUploading ImageState = "uploading"
+)
+
 // Defines values for IssueType.
 const (
 	IssueTypeDiskSizeMismatch      IssueType = "disk_size_mismatch"
 	IssueTypeDiskStateInconsistent IssueType = "disk_state_inconsistent"
 	IssueTypeMissingDisk           IssueType = "missing_disk"
+	IssueTypeMissingImage          IssueType = "missing_image"
 	IssueTypeNetworkDrift          IssueType = "network_drift"
 	IssueTypeOrphanDisk            IssueType = "orphan_disk"
+	IssueTypeOrphanImage           IssueType = "orphan_image"
 	IssueTypeOrphanProcess         IssueType = "orphan_process"
 	IssueTypeQmpUnreachable        IssueType = "qmp_unreachable"
 	IssueTypeRuntimeDrift          IssueType = "runtime_drift"
@@ -145,12 +185,19 @@ const (
 
 // Defines values for OperationKind.
 const (
+	OperationKindCdromAttach       OperationKind = "cdrom.attach"
+	OperationKindCdromEject        OperationKind = "cdrom.eject"
+	OperationKindCloudInitUpdate   OperationKind = "cloud_init.update"
 	OperationKindDiskAdopt         OperationKind = "disk.adopt"
 	OperationKindDiskAttach        OperationKind = "disk.attach"
 	OperationKindDiskCreate        OperationKind = "disk.create"
 	OperationKindDiskDelete        OperationKind = "disk.delete"
 	OperationKindDiskDetach        OperationKind = "disk.detach"
 	OperationKindDiskResize        OperationKind = "disk.resize"
+	OperationKindImageCreate       OperationKind = "image.create"
+	OperationKindImageDelete       OperationKind = "image.delete"
+	OperationKindImageUpdate       OperationKind = "image.update"
+	OperationKindImageUpload       OperationKind = "image.upload"
 	OperationKindNetworkCreate     OperationKind = "network.create"
 	OperationKindNetworkDelete     OperationKind = "network.delete"
 	OperationKindNetworkUpdate     OperationKind = "network.update"
@@ -191,9 +238,12 @@ const (
 	ProblemCodeAlreadyExists        ProblemCode = "already-exists"
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
+	ProblemCodeChecksumMismatch     ProblemCode = "checksum-mismatch"
+	ProblemCodeFetchFailed          ProblemCode = "fetch-failed"
 	ProblemCodeForbidden            ProblemCode = "forbidden"
 	ProblemCodeGuestRefused         ProblemCode = "guest-refused"
 	ProblemCodeIdempotencyMismatch  ProblemCode = "idempotency-mismatch"
+	ProblemCodeImageTooLarge        ProblemCode = "image-too-large"
 	ProblemCodeInUse                ProblemCode = "in-use"
 	ProblemCodeInsufficientMemory   ProblemCode = "insufficient-memory"
 	ProblemCodeInsufficientStorage  ProblemCode = "insufficient-storage"
@@ -212,9 +262,11 @@ const (
 	ProblemCodePreconditionFailed   ProblemCode = "precondition-failed"
 	ProblemCodeQemuUnavailable      ProblemCode = "qemu-unavailable"
 	ProblemCodeQemuUnresponsive     ProblemCode = "qemu-unresponsive"
+	ProblemCodeRangeNotSatisfiable  ProblemCode = "range-not-satisfiable"
 	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
+	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
 	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
 )
@@ -350,6 +402,12 @@ type Boot struct {
 	// AgentAt When the guest agent gave its first answer.
 	AgentAt *time.Time `json:"agent_at"`
 
+	// CloudInitAt When cloud-init in the guest was first seen to be through.
+	CloudInitAt *time.Time `json:"cloud_init_at"`
+
+	// CloudInitResult How that ended: `done`, which is also that it has nothing to do, or `error`.
+	CloudInitResult *BootCloudInitResult `json:"cloud_init_result"`
+
 	// DhcpAckAt When the guest first confirmed its address.
 	DHCPAckAt *time.Time `json:"dhcp_ack_at"`
 
@@ -366,8 +424,151 @@ type Boot struct {
 	SpawnedAt *time.Time `json:"spawned_at"`
 }
 
+// BootCloudInitResult How that ended: `done`, which is also that it has nothing to do, or `error`.
+type BootCloudInitResult string
+
+// CDROM A CD-ROM drive of a VM. It is there as long as there is something in it.
+type CDROM struct {
+	// BootIndex When it is booted from, at a start; the root disk has 10. Null when it never is.
+	BootIndex *int `json:"boot_index"`
+
+	// Id The drive's id, `seed` for that of the cloud-init data.
+	ID string `json:"id"`
+
+	// Image The name of the image in it, as it was when it was put in. Null for the cloud-init data.
+	Image *string `json:"image"`
+}
+
+// CDROMId The id of a CD-ROM drive of a VM.
+type CDROMId = string
+
 // CPUCount The number of vCPUs.
 type CPUCount = int
+
+// CloudInit What cloud-init in a guest is told, which reads it from a CD-ROM drive, `seed`.
+type CloudInit struct {
+	// Hostname The guest's hostname, in lower case, with its domain if that is wanted. When it is not given, the VM's id.
+	Hostname *string `json:"hostname,omitempty"`
+
+	// NetworkConfig The network configuration of the guest, in cloud-init's version 1 or 2. When it is not given, one is made for the
+	// VM's NICs.
+	NetworkConfig *string `json:"network_config,omitempty"`
+
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
+	// secret: no answer and no log has it.
+	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
+
+	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
+
+	// UserData More for cloud-init to do, in a format of its own that says itself what it is, such as a `#cloud-config` or a
+	// script. What it says goes before what follows from the other properties.
+	UserData *string `json:"user_data,omitempty"`
+
+	// Users Users to make besides the image's default one.
+	Users *[]CloudInitUser `json:"users,omitempty"`
+
+	// VendorData As `user_data`, of less weight.
+	VendorData *string `json:"vendor_data,omitempty"`
+}
+
+// CloudInitDetails What cloud-init in the guest of a VM is told, and what it says.
+type CloudInitDetails struct {
+	// Attached Whether the VM has the drive with the data.
+	Attached bool `json:"attached"`
+
+	// Files The files of the cloud-init data as the guest gets them at its next start, without secrets.
+	Files CloudInitFiles `json:"files"`
+
+	// Hostname The guest's hostname.
+	Hostname string `json:"hostname"`
+
+	// InstanceId By which cloud-init knows whether it has taken on the data before.
+	InstanceID string `json:"instance_id"`
+
+	// PasswordHash `***` when the default user has a password, else null.
+	PasswordHash *string `json:"password_hash"`
+
+	// SshAuthorizedKeys Public keys for SSH, of the image's default user.
+	SSHAuthorizedKeys []string `json:"ssh_authorized_keys"`
+
+	// Status What cloud-init says of itself, as `CloudInitStatus`. Null when no guest agent answers, or does not know.
+	Status *CloudInitStatus `json:"status"`
+
+	// Users Users besides that.
+	Users []CloudInitUserDetails `json:"users"`
+}
+
+// CloudInitFiles The files of the cloud-init data as the guest gets them at its next start, without secrets.
+type CloudInitFiles struct {
+	// MetaData Who the guest is.
+	MetaData *string `json:"meta-data"`
+
+	// NetworkConfig The network configuration. Null when there is none.
+	NetworkConfig *string `json:"network-config"`
+
+	// UserData What is to be done.
+	UserData *string `json:"user-data"`
+
+	// VendorData What is to be done by `vendor_data`. Null without it.
+	VendorData *string `json:"vendor-data"`
+}
+
+// CloudInitStatus What cloud-init in a guest says of itself.
+type CloudInitStatus struct {
+	// Detail More about that. Null when it says nothing.
+	Detail *string `json:"detail"`
+
+	// Errors What went wrong.
+	Errors []string `json:"errors"`
+
+	// Status In its own words, such as `running`, `done`, `error`, `disabled` or `not run`; `absent` when the guest does not
+	// have it.
+	Status string `json:"status"`
+}
+
+// CloudInitUser A user that cloud-init makes.
+type CloudInitUser struct {
+	// Groups More groups that the user is in.
+	Groups *[]string `json:"groups,omitempty"`
+
+	// Name The user's name.
+	Name string `json:"name"`
+
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
+	// secret: no answer and no log has it.
+	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
+
+	// Shell The absolute path of the user's shell. The guest's own when it is not given.
+	Shell *string `json:"shell,omitempty"`
+
+	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
+
+	// Sudo What the user may do as others, a rule as in sudoers(5). Nothing when it is not given.
+	Sudo *string `json:"sudo,omitempty"`
+}
+
+// CloudInitUserDetails A user that cloud-init makes.
+type CloudInitUserDetails struct {
+	// Groups More groups that the user is in.
+	Groups []string `json:"groups"`
+
+	// Name The user's name.
+	Name string `json:"name"`
+
+	// PasswordHash `***` when the user has a password, else null.
+	PasswordHash *string `json:"password_hash"`
+
+	// Shell The path of the user's shell. Null for the guest's own.
+	Shell *string `json:"shell"`
+
+	// SshAuthorizedKeys Public keys for SSH.
+	SSHAuthorizedKeys []string `json:"ssh_authorized_keys"`
+
+	// Sudo What the user may do as others, as in sudoers(5). Null for nothing.
+	Sudo *string `json:"sudo"`
+}
 
 // ConsoleTicket A ticket for the console of one VM, good for one connection.
 type ConsoleTicket struct {
@@ -382,22 +583,68 @@ type ConsoleTicket struct {
 	URL string `json:"url"`
 }
 
+// ContentFormat How the content of an image is laid out. Asked for of a new one, with a `url` or its bytes, any when it is not given.
+type ContentFormat string
+
+// CreateCDROM A CD-ROM drive to attach.
+type CreateCDROM struct {
+	// BootIndex When the drive is booted from, at a start: before the root disk with a number lower than 10, which is that of the root
+	// disk, else when the root disk cannot be. When it is not given it is never booted from.
+	BootIndex *int `json:"boot_index,omitempty"`
+
+	// Image The image in the drive, an available one of format `iso`.
+	Image string `json:"image"`
+}
+
 // CreateConsoleTicket What a ticket for a console is for.
 type CreateConsoleTicket struct {
 	// Write Whether its bearer may type.
 	Write *bool `json:"write,omitempty"`
 }
 
-// CreateDisk A data disk to create.
+// CreateDisk A data disk to create. With neither `image` nor `from_disk` it is empty, and has to have a `size`.
 type CreateDisk struct {
+	// FromDisk The id of what the disk is a copy of: a data disk that is not attached, or a stopped VM, for its root disk. Not with `image`.
+	FromDisk *string `json:"from_disk,omitempty"`
+
+	// Image The image that the disk is an overlay of, an available one of any format but `iso`.
+	Image *string `json:"image,omitempty"`
+
 	// MountPoint The slot of the disk in the guest. The letter fixes the place on the virtual SCSI bus for as long as the disk is
 	// on this VM: `b` is LUN 1, `z` is LUN 25. `a` is left to the root disk. The kernel of the guest may use another
 	// name; `guest_device` is always right.
 	MountPoint *MountPoint `json:"mount_point,omitempty"`
 
-	// Size The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
-	// MiB: 0.5 is 512 MiB.
-	Size DiskSize `json:"size"`
+	// Size The size in GiB, a whole number of MiB. When it is not given: that of what the disk is made of. It must not be smaller.
+	Size *float64 `json:"size,omitempty"`
+}
+
+// CreateImage An image to create, of exactly one of `url` and `from_disk`.
+type CreateImage struct {
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	Description *Description `json:"description,omitempty"`
+
+	// Format How the content of an image is laid out. Asked for of a new one, with a `url` or its bytes, any when it is not given.
+	Format *ContentFormat `json:"format,omitempty"`
+
+	// FromDisk The id of what it is a copy of, a data disk that is not attached or a stopped VM, for its root disk.
+	FromDisk *string `json:"from_disk,omitempty"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels *Labels `json:"labels,omitempty"`
+
+	// Name The name of an image, in lower case, with `-`, `.` and `_` allowed inside.
+	Name ImageName `json:"name"`
+
+	// Sha256 The SHA-256 that what is downloaded is to have. Only with `url`.
+	SHA256 *string `json:"sha256,omitempty"`
+
+	// Sha512 The SHA-512 that what is downloaded is to have. Only with `url`.
+	SHA512 *string `json:"sha512,omitempty"`
+
+	// Url Where to download it from, by `http` or `https`.
+	URL *string `json:"url,omitempty"`
 }
 
 // CreateNIC A NIC to give to a VM. It takes the lowest free slot.
@@ -530,10 +777,22 @@ type CreateVM struct {
 	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
 	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
 
-	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	// Cdroms The CD-ROM drives, besides that of `cloud_init`.
+	CDROMs *[]CreateCDROM `json:"cdroms,omitempty"`
+
+	// CloudInit What cloud-init in a guest is told, which reads it from a CD-ROM drive, `seed`.
+	CloudInit *CloudInit `json:"cloud_init,omitempty"`
+
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
 	Description *Description `json:"description,omitempty"`
 
-	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// FullClone Whether the root disk is a copy of the `image`, which it needs no more then, and not an overlay of it.
+	FullClone *bool `json:"full_clone,omitempty"`
+
+	// Image The image that the root disk is made of, an available one of any format but `iso`.
+	Image *string `json:"image,omitempty"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 	Labels *Labels `json:"labels,omitempty"`
 
@@ -551,8 +810,8 @@ type CreateVM struct {
 	// - `always`: also when its guest powered itself off.
 	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
 
-	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. When it is not given: the size of the daemon's
-	// `default_boot_disk` or 10 GiB, whichever is larger. It must not be smaller than `default_boot_disk`.
+	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. When it is not given: the size of the `image`, or without
+	// one of the daemon's `default_boot_disk`, or 10 GiB, whichever is larger. It must not be smaller than what it is made of.
 	RootDiskSize *float64 `json:"root_disk_size,omitempty"`
 
 	// Start Whether to start the VM once it is created.
@@ -562,7 +821,7 @@ type CreateVM struct {
 	TemplateName TemplateName `json:"template_name"`
 }
 
-// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
 type Description = string
 
 // Disk A data disk.
@@ -576,6 +835,9 @@ type Disk struct {
 
 	// Id The disk's id. It is the serial number the guest reads from the disk.
 	ID string `json:"id"`
+
+	// Image The name of the image that the disk was made of, as it was then. Null when it was made of none.
+	Image *string `json:"image"`
 
 	// MountPoint The slot the disk has on its VM, or is to have on the next one. Null when the next free one will do.
 	MountPoint *string `json:"mount_point"`
@@ -632,8 +894,8 @@ type Event struct {
 	// Data What there is to tell of an event. Which properties it has depends on the type; more may come.
 	Data EventData `json:"data"`
 
-	// Resource What it happened to: the path of a VM, a disk, a network, a template or an operation without the leading slash, or
-	// `observer` or `daemon`.
+	// Resource What it happened to: the path of a VM, a disk, an image, a network, a template or an operation without the leading
+	// slash, or `observer` or `daemon`.
 	Resource string `json:"resource"`
 
 	// Seq The number of an event. It only ever grows.
@@ -645,6 +907,7 @@ type Event struct {
 	// - `vm.state`: a VM is in another state, or in the same one for another reason.
 	// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 	// - `template.created`, `template.deleted`: a template.
+	// - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
 	// - `network.created`, `network.updated`, `network.deleted`: a network.
 	// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
 	// - `vm.address`: a guest has another address that nobody gave it.
@@ -667,6 +930,7 @@ type EventNumber = int64
 // - `vm.state`: a VM is in another state, or in the same one for another reason.
 // - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 // - `template.created`, `template.deleted`: a template.
+// - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
 // - `network.created`, `network.updated`, `network.deleted`: a network.
 // - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
 // - `vm.address`: a guest has another address that nobody gave it.
@@ -854,6 +1118,69 @@ type HealthStatus string
 // IPv4Address An IPv4 address.
 type IPv4Address = string
 
+// Image An image.
+type Image struct {
+	// CreatedAt When the image was created, in UTC.
+	CreatedAt time.Time `json:"created_at"`
+
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	Description Description `json:"description"`
+
+	// Format How the content is laid out. Null until there is some.
+	Format *ImageFormat `json:"format"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels Labels `json:"labels"`
+
+	// Name The name of an image, in lower case, with `-`, `.` and `_` allowed inside.
+	Name ImageName `json:"name"`
+
+	// Sha256 The SHA-256 of the content as it is stored, in lower case. Null until there is some.
+	SHA256 *string `json:"sha256"`
+
+	// SizeBytes How many bytes are stored. Null until there is content.
+	SizeBytes *int64 `json:"size_bytes"`
+
+	// Source Where it comes from: `upload`, the URL it was downloaded from, without a query, or the path of the disk or the VM it is
+	// a copy of, without the leading slash.
+	Source string `json:"source"`
+
+	// State Where an image is in its life.
+	//
+	// - `importing`: its content is being downloaded or copied.
+	// - `uploading`: there is more to come of its content.
+	// - `available`: it can be used.
+	// - `error`: its content is gone; `state_reason` says more.
+	State ImageState `json:"state"`
+
+	// StateReason Why the image is in its state, for a person. Null when there is nothing to say.
+	StateReason *string `json:"state_reason"`
+
+	// UpdatedAt When the image last changed, in UTC.
+	UpdatedAt time.Time `json:"updated_at"`
+
+	// UploadedBytes How many bytes of the upload have come and are safe. Null when it is not being uploaded.
+	UploadedBytes *int64 `json:"uploaded_bytes"`
+
+	// VirtualSize The size of the disk in it, in GiB, a whole number of MiB. Null until it is known.
+	VirtualSize *float64 `json:"virtual_size"`
+}
+
+// ImageFormat How the content is laid out. Null until there is some.
+type ImageFormat string
+
+// ImageName The name of an image, in lower case, with `-`, `.` and `_` allowed inside.
+type ImageName = string
+
+// ImageState Where an image is in its life.
+//
+// - `importing`: its content is being downloaded or copied.
+// - `uploading`: there is more to come of its content.
+// - `available`: it can be used.
+// - `error`: its content is gone; `state_reason` says more.
+type ImageState string
+
 // Issue One disagreement between what is recorded and what the host shows.
 type Issue struct {
 	// Details What was found, for a person.
@@ -873,6 +1200,8 @@ type Issue struct {
 	// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 	// - `runtime_drift`: QEMU has other disks plugged than recorded.
 	// - `storage_low`: the file system of the disks is nearly full.
+	// - `missing_image`: the content of a recorded image is not there.
+	// - `orphan_image`: the content of an image that belongs to nothing recorded.
 	// - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 	IssueType IssueType `json:"issue_type"`
 
@@ -882,7 +1211,8 @@ type Issue struct {
 	// RepairedAt When it was repaired, in UTC. Null when it was not.
 	RepairedAt *time.Time `json:"repaired_at"`
 
-	// ResourceId The id of the VM or the disk, the name of the network; of an orphan, the id its process or its file names; of storage, the path.
+	// ResourceId The id of the VM or the disk, the name of the network or the image; of an orphan, the id or the SHA-256 that its process
+	// or its file names; of storage, the path.
 	ResourceID string `json:"resource_id"`
 }
 
@@ -897,10 +1227,12 @@ type Issue struct {
 // - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 // - `runtime_drift`: QEMU has other disks plugged than recorded.
 // - `storage_low`: the file system of the disks is nearly full.
+// - `missing_image`: the content of a recorded image is not there.
+// - `orphan_image`: the content of an image that belongs to nothing recorded.
 // - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 type IssueType string
 
-// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 // begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 type Labels map[string]string
 
@@ -1197,7 +1529,7 @@ type ObserverStatusStatus string
 // OpenAPIDocument An OpenAPI 3.0.3 document. Its shape is not this document's to define.
 type OpenAPIDocument map[string]interface{}
 
-// Operation The record of one change of a VM, a disk, a network or a template.
+// Operation The record of one change of a VM, a disk, an image, a network or a template.
 type Operation struct {
 	// CreatedAt When the operation was asked for, in UTC.
 	CreatedAt time.Time `json:"created_at"`
@@ -1223,7 +1555,8 @@ type Operation struct {
 	// RequestedBy Who asked for it, such as a token's name, a user of the unix socket, or the observer.
 	RequestedBy string `json:"requested_by"`
 
-	// Resource The path of a VM, a disk, a network or a template, without the leading slash.
+	// Resource The path of a VM, a disk, a network, a template or an image, without the leading slash. The content of an image that nobody
+	// has recorded has its SHA-256 for a name.
 	Resource ResourcePath `json:"resource"`
 
 	// StartedAt When the work began, in UTC. Null while it is pending.
@@ -1257,11 +1590,19 @@ type OperationProblem = Problem
 // OperationState Where an operation is in its life. `succeeded`, `failed` and `cancelled` are final.
 type OperationState string
 
+// OrphanFilesId The id of a VM or a disk, or the SHA-256 of the content of an image, that is on the host and not recorded, with its
+// kind before a colon.
+type OrphanFilesId = string
+
 // OrphanId The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
 type OrphanId = string
 
 // OrphanVMId The id of a VM that is on the host and not recorded, with its kind before a colon.
 type OrphanVMId = string
+
+// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
+// secret: no answer and no log has it.
+type PasswordHash = string
 
 // PortForward A port of the host that leads to a guest.
 type PortForward struct {
@@ -1291,6 +1632,8 @@ type Problem struct {
 	//
 	// - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 	// - `malformed-body` (400): the body is not JSON.
+	// - `unsafe-image` (400): what was brought is no image, or a harmful one.
+	// - `checksum-mismatch` (400): what was brought has another sum than was said.
 	// - `unauthorized` (401): there is no token, or a wrong one.
 	// - `forbidden` (403): the caller may not do this.
 	// - `not-found` (404): there is no such resource, or no such path.
@@ -1306,10 +1649,12 @@ type Problem struct {
 	// - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
 	// - `cancelled` (409): the operation was cancelled before it was done.
 	// - `interrupted` (503): the daemon ended in the middle of the operation.
-	// - `precondition-failed` (412): the resource is another than the one `If-Match` names.
+	// - `precondition-failed` (412): the resource is another than the one `If-Match` names, or the upload goes on elsewhere.
 	// - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
+	// - `image-too-large` (413): an image is larger than is configured.
 	// - `unsupported-media-type` (415): the body is not of the media type that the request takes.
 	// - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
+	// - `range-not-satisfiable` (416): the content has no such part.
 	// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 	// - `insufficient-memory` (503): the host has not enough free memory.
 	// - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1318,6 +1663,7 @@ type Problem struct {
 	// - `operation-failed` (503): QEMU, or a tool of it, refused.
 	// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
 	// - `agent-unavailable` (503): no guest agent answers in the VM.
+	// - `fetch-failed` (503): an image could not be downloaded; the `hint` says what to do.
 	// - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 	// - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 	Code ProblemCode `json:"code"`
@@ -1354,6 +1700,8 @@ type Problem struct {
 //
 // - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 // - `malformed-body` (400): the body is not JSON.
+// - `unsafe-image` (400): what was brought is no image, or a harmful one.
+// - `checksum-mismatch` (400): what was brought has another sum than was said.
 // - `unauthorized` (401): there is no token, or a wrong one.
 // - `forbidden` (403): the caller may not do this.
 // - `not-found` (404): there is no such resource, or no such path.
@@ -1369,10 +1717,12 @@ type Problem struct {
 // - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
 // - `cancelled` (409): the operation was cancelled before it was done.
 // - `interrupted` (503): the daemon ended in the middle of the operation.
-// - `precondition-failed` (412): the resource is another than the one `If-Match` names.
+// - `precondition-failed` (412): the resource is another than the one `If-Match` names, or the upload goes on elsewhere.
 // - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
+// - `image-too-large` (413): an image is larger than is configured.
 // - `unsupported-media-type` (415): the body is not of the media type that the request takes.
 // - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
+// - `range-not-satisfiable` (416): the content has no such part.
 // - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 // - `insufficient-memory` (503): the host has not enough free memory.
 // - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1381,6 +1731,7 @@ type Problem struct {
 // - `operation-failed` (503): QEMU, or a tool of it, refused.
 // - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
 // - `agent-unavailable` (503): no guest agent answers in the VM.
+// - `fetch-failed` (503): an image could not be downloaded; the `hint` says what to do.
 // - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
 // - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
 type ProblemCode string
@@ -1440,7 +1791,8 @@ type Recording struct {
 // its guest.
 type ResourceId = string
 
-// ResourcePath The path of a VM, a disk, a network or a template, without the leading slash.
+// ResourcePath The path of a VM, a disk, a network, a template or an image, without the leading slash. The content of an image that nobody
+// has recorded has its SHA-256 for a name.
 type ResourcePath = string
 
 // RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
@@ -1462,6 +1814,45 @@ type RestartRequest struct {
 
 // Routes What guests are told of besides the way to the gateway.
 type Routes = []NetworkRoute
+
+// SHA256 A SHA-256, in hexadecimal digits.
+type SHA256 = string
+
+// SHA512 A SHA-512, in hexadecimal digits.
+type SHA512 = string
+
+// SSHAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+type SSHAuthorizedKeys = []string
+
+// SetCloudInit What cloud-init in a guest is told from now on, in place of all that it was.
+type SetCloudInit struct {
+	// Hostname The guest's hostname, in lower case, with its domain if that is wanted. When it is not given, the VM's id.
+	Hostname *string `json:"hostname,omitempty"`
+
+	// NetworkConfig The network configuration of the guest, in cloud-init's version 1 or 2. When it is not given, one is made for the
+	// VM's NICs.
+	NetworkConfig *string `json:"network_config,omitempty"`
+
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
+	// secret: no answer and no log has it.
+	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
+
+	// Reprovision Whether the guest is to take on all of it, as at its first boot, even if it has taken on such data before.
+	Reprovision *bool `json:"reprovision,omitempty"`
+
+	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
+
+	// UserData More for cloud-init to do, in a format of its own that says itself what it is, such as a `#cloud-config` or a
+	// script. What it says goes before what follows from the other properties.
+	UserData *string `json:"user_data,omitempty"`
+
+	// Users Users to make besides the image's default one.
+	Users *[]CloudInitUser `json:"users,omitempty"`
+
+	// VendorData As `user_data`, of less weight.
+	VendorData *string `json:"vendor_data,omitempty"`
+}
 
 // SetPassword Another password for a user of a guest.
 type SetPassword struct {
@@ -1510,6 +1901,16 @@ type UpdateDisk struct {
 	// Size The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
 	// MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
+}
+
+// UpdateImage What to change of an image. What is left out stays as it is.
+type UpdateImage struct {
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	Description *Description `json:"description,omitempty"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	Labels *Labels `json:"labels,omitempty"`
 }
 
 // UpdateNIC What to change of a NIC. What is left out stays as it is.
@@ -1571,13 +1972,13 @@ type UpdateVM struct {
 	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
 	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
 
-	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
 	Description *Description `json:"description,omitempty"`
 
 	// DesiredState Whether automatic restarts and the start with the host are wanted.
 	DesiredState *UpdateVMDesiredState `json:"desired_state,omitempty"`
 
-	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 	Labels *Labels `json:"labels,omitempty"`
 
@@ -1614,10 +2015,13 @@ type VM struct {
 	// Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
 	Boot Boot `json:"boot"`
 
+	// Cdroms The CD-ROM drives, that of the cloud-init data first.
+	CDROMs []CDROM `json:"cdroms"`
+
 	// CreatedAt When the VM was created, in UTC.
 	CreatedAt time.Time `json:"created_at"`
 
-	// Description What the VM is for, in words of the user's, without control characters but new lines and tabs.
+	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
 	Description Description `json:"description"`
 
 	// DesiredState What was last asked of the VM. Restart policy and recovery follow it.
@@ -1626,7 +2030,10 @@ type VM struct {
 	// Id The name the VM was created with, or the one made up for it. It never changes.
 	ID string `json:"id"`
 
-	// Labels Words of the user's own to tell VMs apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
+	// Image The name of the image that the root disk was made of, as it was then. Null when it was made of none.
+	Image *string `json:"image"`
+
+	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
 	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
 	Labels Labels `json:"labels"`
 
@@ -1866,6 +2273,9 @@ type WhyVerdict struct {
 	State VMState `json:"state"`
 }
 
+// CDROMID The id of a CD-ROM drive of a VM.
+type CDROMID = CDROMId
+
 // Cursor defines model for Cursor.
 type Cursor = string
 
@@ -1887,6 +2297,10 @@ type Limit = int
 
 // NICSlot defines model for NICSlot.
 type NICSlot = int
+
+// OrphanFilesID The id of a VM or a disk, or the SHA-256 of the content of an image, that is on the host and not recorded, with its
+// kind before a colon.
+type OrphanFilesID = OrphanFilesId
 
 // OrphanID The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
 type OrphanID = OrphanId
@@ -1910,6 +2324,10 @@ type WaitFor = string
 // AlreadyExists An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type AlreadyExists = Problem
+
+// BadImage An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type BadImage = Problem
 
 // BadRequest An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
@@ -1955,6 +2373,10 @@ type PayloadTooLarge = Problem
 // not apply.
 type PreconditionFailed = Problem
 
+// RangeNotSatisfiable An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
+// not apply.
+type RangeNotSatisfiable = Problem
+
 // Taken An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
 // not apply.
 type Taken = Problem
@@ -1988,6 +2410,13 @@ type ListDisksParams struct {
 
 	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateDiskParams defines parameters for CreateDisk.
+type CreateDiskParams struct {
+	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // DeleteDiskParams defines parameters for DeleteDisk.
@@ -2041,6 +2470,90 @@ type ListEventsParams struct {
 	// LastEventID The number of the last event a stream's client has had; it goes before `since`. Only with
 	// `Accept: text/event-stream`.
 	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
+}
+
+// ListImagesParams defines parameters for ListImages.
+type ListImagesParams struct {
+	// State Only the images in this state.
+	State *ImageState `form:"state,omitempty" json:"state,omitempty"`
+
+	// Label Only the images with this label, `key=value`.
+	Label *string `form:"label,omitempty" json:"label,omitempty"`
+
+	// Sha256 Only the images whose stored content has this SHA-256.
+	SHA256 *SHA256 `form:"sha256,omitempty" json:"sha256,omitempty"`
+
+	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateImageParams defines parameters for CreateImage.
+type CreateImageParams struct {
+	// Name The name of the image. Only, and then required, with `application/octet-stream`, as all parameters of the query.
+	Name *ImageName `form:"name,omitempty" json:"name,omitempty"`
+
+	// Sha256 The SHA-256 the bytes are to have, in hexadecimal digits.
+	SHA256 *SHA256 `form:"sha256,omitempty" json:"sha256,omitempty"`
+
+	// Sha512 The SHA-512 the bytes are to have, in hexadecimal digits.
+	SHA512 *SHA512 `form:"sha512,omitempty" json:"sha512,omitempty"`
+
+	// Format The format that the image is to have; any when it is not given.
+	Format *ContentFormat `form:"format,omitempty" json:"format,omitempty"`
+
+	// Description What the image is for.
+	Description *Description `form:"description,omitempty" json:"description,omitempty"`
+
+	// More Whether more is to come than this body.
+	More *bool `form:"more,omitempty" json:"more,omitempty"`
+
+	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// DeleteImageParams defines parameters for DeleteImage.
+type DeleteImageParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetImageParams defines parameters for GetImage.
+type GetImageParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// UpdateImageParams defines parameters for UpdateImage.
+type UpdateImageParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ReadImageParams defines parameters for ReadImage.
+type ReadImageParams struct {
+	// Range The part to return.
+	Range *string `json:"Range,omitempty"`
+
+	// IfRange The entity tag of the content that the part is of; of any other all is returned.
+	IfRange *string `json:"If-Range,omitempty"`
+
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// ContinueUploadParams defines parameters for ContinueUpload.
+type ContinueUploadParams struct {
+	// Offset Where the body belongs, in bytes from the beginning. It has to be `uploaded_bytes`.
+	Offset int64 `form:"offset" json:"offset"`
+
+	// More Whether more is to come than this body.
+	More *bool `form:"more,omitempty" json:"more,omitempty"`
 }
 
 // ListNetworksParams defines parameters for ListNetworks.
@@ -2229,6 +2742,26 @@ type StopVMParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// EjectCDROMParams defines parameters for EjectCDROM.
+type EjectCDROMParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetCDROMParams defines parameters for GetCDROM.
+type GetCDROMParams struct {
+	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// SetCloudInitParams defines parameters for SetCloudInit.
+type SetCloudInitParams struct {
+	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
+	// by now.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // OpenConsoleParams defines parameters for OpenConsole.
 type OpenConsoleParams struct {
 	// Write Whether to be the one who types.
@@ -2313,6 +2846,12 @@ type AttachDiskJSONRequestBody = AttachDisk
 // DetachDiskJSONRequestBody defines body for DetachDisk for application/json ContentType.
 type DetachDiskJSONRequestBody = EmptyRequest
 
+// CreateImageJSONRequestBody defines body for CreateImage for application/json ContentType.
+type CreateImageJSONRequestBody = CreateImage
+
+// UpdateImageJSONRequestBody defines body for UpdateImage for application/json ContentType.
+type UpdateImageJSONRequestBody = UpdateImage
+
 // CreateNetworkJSONRequestBody defines body for CreateNetwork for application/json ContentType.
 type CreateNetworkJSONRequestBody = CreateNetwork
 
@@ -2363,6 +2902,12 @@ type StopVMJSONRequestBody = StopRequest
 
 // TrimVMJSONRequestBody defines body for TrimVM for application/json ContentType.
 type TrimVMJSONRequestBody = EmptyRequest
+
+// AttachCDROMJSONRequestBody defines body for AttachCDROM for application/json ContentType.
+type AttachCDROMJSONRequestBody = CreateCDROM
+
+// SetCloudInitJSONRequestBody defines body for SetCloudInit for application/json ContentType.
+type SetCloudInitJSONRequestBody = SetCloudInit
 
 // CreateConsoleTicketJSONRequestBody defines body for CreateConsoleTicket for application/json ContentType.
 type CreateConsoleTicketJSONRequestBody = CreateConsoleTicket
@@ -2456,9 +3001,9 @@ type ClientInterface interface {
 	ListDisks(ctx context.Context, params *ListDisksParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateDiskWithBody request with any body
-	CreateDiskWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateDiskWithBody(ctx context.Context, params *CreateDiskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	CreateDisk(ctx context.Context, body CreateDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateDisk(ctx context.Context, params *CreateDiskParams, body CreateDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteDisk request
 	DeleteDisk(ctx context.Context, iD ID, params *DeleteDiskParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2487,6 +3032,31 @@ type ClientInterface interface {
 	// GetHealth request
 	GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListImages request
+	ListImages(ctx context.Context, params *ListImagesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateImageWithBody request with any body
+	CreateImageWithBody(ctx context.Context, params *CreateImageParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	CreateImage(ctx context.Context, params *CreateImageParams, body CreateImageJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteImage request
+	DeleteImage(ctx context.Context, name ImageName, params *DeleteImageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetImage request
+	GetImage(ctx context.Context, name ImageName, params *GetImageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateImageWithBody request with any body
+	UpdateImageWithBody(ctx context.Context, name ImageName, params *UpdateImageParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	UpdateImage(ctx context.Context, name ImageName, params *UpdateImageParams, body UpdateImageJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReadImage request
+	ReadImage(ctx context.Context, name ImageName, params *ReadImageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ContinueUploadWithBody request with any body
+	ContinueUploadWithBody(ctx context.Context, name ImageName, params *ContinueUploadParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListNetworks request
 	ListNetworks(ctx context.Context, params *ListNetworksParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -2512,9 +3082,9 @@ type ClientInterface interface {
 	AdoptOrphan(ctx context.Context, orphanID OrphanID, body AdoptOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteOrphanWithBody request with any body
-	DeleteOrphanWithBody(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	DeleteOrphanWithBody(ctx context.Context, orphanFilesID OrphanFilesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	DeleteOrphan(ctx context.Context, orphanID OrphanID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	DeleteOrphan(ctx context.Context, orphanFilesID OrphanFilesID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// TerminateOrphanWithBody request with any body
 	TerminateOrphanWithBody(ctx context.Context, orphanVMID OrphanVMID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2608,6 +3178,28 @@ type ClientInterface interface {
 
 	TrimVM(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListCDROMs request
+	ListCDROMs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AttachCDROMWithBody request with any body
+	AttachCDROMWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	AttachCDROM(ctx context.Context, iD ID, body AttachCDROMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// EjectCDROM request
+	EjectCDROM(ctx context.Context, iD ID, cDROMID CDROMID, params *EjectCDROMParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetCDROM request
+	GetCDROM(ctx context.Context, iD ID, cDROMID CDROMID, params *GetCDROMParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetCloudInit request
+	GetCloudInit(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetCloudInitWithBody request with any body
+	SetCloudInitWithBody(ctx context.Context, iD ID, params *SetCloudInitParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	SetCloudInit(ctx context.Context, iD ID, params *SetCloudInitParams, body SetCloudInitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// OpenConsole request
 	OpenConsole(ctx context.Context, iD ID, params *OpenConsoleParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -2682,8 +3274,8 @@ func (c *Client) ListDisks(ctx context.Context, params *ListDisksParams, reqEdit
 	return c.Client.Do(req)
 }
 
-func (c *Client) CreateDiskWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateDiskRequestWithBody(c.Server, contentType, body)
+func (c *Client) CreateDiskWithBody(ctx context.Context, params *CreateDiskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateDiskRequestWithBody(c.Server, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2694,8 +3286,8 @@ func (c *Client) CreateDiskWithBody(ctx context.Context, contentType string, bod
 	return c.Client.Do(req)
 }
 
-func (c *Client) CreateDisk(ctx context.Context, body CreateDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateDiskRequest(c.Server, body)
+func (c *Client) CreateDisk(ctx context.Context, params *CreateDiskParams, body CreateDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateDiskRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2826,6 +3418,114 @@ func (c *Client) GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (
 	return c.Client.Do(req)
 }
 
+func (c *Client) ListImages(ctx context.Context, params *ListImagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListImagesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) CreateImageWithBody(ctx context.Context, params *CreateImageParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateImageRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) CreateImage(ctx context.Context, params *CreateImageParams, body CreateImageJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateImageRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) DeleteImage(ctx context.Context, name ImageName, params *DeleteImageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteImageRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) GetImage(ctx context.Context, name ImageName, params *GetImageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetImageRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) UpdateImageWithBody(ctx context.Context, name ImageName, params *UpdateImageParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateImageRequestWithBody(c.Server, name, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) UpdateImage(ctx context.Context, name ImageName, params *UpdateImageParams, body UpdateImageJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateImageRequest(c.Server, name, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) ReadImage(ctx context.Context, name ImageName, params *ReadImageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReadImageRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) ContinueUploadWithBody(ctx context.Context, name ImageName, params *ContinueUploadParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewContinueUploadRequestWithBody(c.Server, name, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 func (c *Client) ListNetworks(ctx context.Context, params *ListNetworksParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListNetworksRequest(c.Server, params)
 	if err != nil {
@@ -2934,8 +3634,8 @@ func (c *Client) AdoptOrphan(ctx context.Context, orphanID OrphanID, body AdoptO
 	return c.Client.Do(req)
 }
 
-func (c *Client) DeleteOrphanWithBody(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewDeleteOrphanRequestWithBody(c.Server, orphanID, contentType, body)
+func (c *Client) DeleteOrphanWithBody(ctx context.Context, orphanFilesID OrphanFilesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteOrphanRequestWithBody(c.Server, orphanFilesID, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2946,8 +3646,8 @@ func (c *Client) DeleteOrphanWithBody(ctx context.Context, orphanID OrphanID, co
 	return c.Client.Do(req)
 }
 
-func (c *Client) DeleteOrphan(ctx context.Context, orphanID OrphanID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewDeleteOrphanRequest(c.Server, orphanID, body)
+func (c *Client) DeleteOrphan(ctx context.Context, orphanFilesID OrphanFilesID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteOrphanRequest(c.Server, orphanFilesID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3378,6 +4078,102 @@ func (c *Client) TrimVM(ctx context.Context, iD ID, body TrimVMJSONRequestBody, 
 	return c.Client.Do(req)
 }
 
+func (c *Client) ListCDROMs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListCDROMsRequest(c.Server, iD)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) AttachCDROMWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAttachCDROMRequestWithBody(c.Server, iD, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) AttachCDROM(ctx context.Context, iD ID, body AttachCDROMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAttachCDROMRequest(c.Server, iD, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) EjectCDROM(ctx context.Context, iD ID, cDROMID CDROMID, params *EjectCDROMParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEjectCDROMRequest(c.Server, iD, cDROMID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) GetCDROM(ctx context.Context, iD ID, cDROMID CDROMID, params *GetCDROMParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCDROMRequest(c.Server, iD, cDROMID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) GetCloudInit(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCloudInitRequest(c.Server, iD)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) SetCloudInitWithBody(ctx context.Context, iD ID, params *SetCloudInitParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetCloudInitRequestWithBody(c.Server, iD, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) SetCloudInit(ctx context.Context, iD ID, params *SetCloudInitParams, body SetCloudInitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetCloudInitRequest(c.Server, iD, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 func (c *Client) OpenConsole(ctx context.Context, iD ID, params *OpenConsoleParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewOpenConsoleRequest(c.Server, iD, params)
 	if err != nil {
@@ -3740,18 +4536,18 @@ func NewListDisksRequest(server string, params *ListDisksParams) (*http.Request,
 }
 
 // NewCreateDiskRequest calls the generic CreateDisk builder with application/json body
-func NewCreateDiskRequest(server string, body CreateDiskJSONRequestBody) (*http.Request, error) {
+func NewCreateDiskRequest(server string, params *CreateDiskParams, body CreateDiskJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewCreateDiskRequestWithBody(server, "application/json", bodyReader)
+	return NewCreateDiskRequestWithBody(server, params, "application/json", bodyReader)
 }
 
 // NewCreateDiskRequestWithBody generates requests for CreateDisk with any type of body
-func NewCreateDiskRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+func NewCreateDiskRequestWithBody(server string, params *CreateDiskParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -3775,6 +4571,21 @@ func NewCreateDiskRequestWithBody(server string, contentType string, body io.Rea
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.Prefer != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "Prefer", runtime.ParamLocationHeader, *params.Prefer)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam0)
+		}
+
+	}
 
 	return req, nil
 }
@@ -4202,6 +5013,577 @@ func NewGetHealthRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewListImagesRequest generates requests for ListImages
+func NewListImagesRequest(server string, params *ListImagesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/images")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.State != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "state", runtime.ParamLocationQuery, *params.State); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Label != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "label", runtime.ParamLocationQuery, *params.Label); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.SHA256 != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "sha256", runtime.ParamLocationQuery, *params.SHA256); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "limit", runtime.ParamLocationQuery, *params.Limit); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "cursor", runtime.ParamLocationQuery, *params.Cursor); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateImageRequest calls the generic CreateImage builder with application/json body
+func NewCreateImageRequest(server string, params *CreateImageParams, body CreateImageJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateImageRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateImageRequestWithBody generates requests for CreateImage with any type of body
+func NewCreateImageRequestWithBody(server string, params *CreateImageParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/images")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Name != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "name", runtime.ParamLocationQuery, *params.Name); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.SHA256 != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "sha256", runtime.ParamLocationQuery, *params.SHA256); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.SHA512 != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "sha512", runtime.ParamLocationQuery, *params.SHA512); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "format", runtime.ParamLocationQuery, *params.Format); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Description != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "description", runtime.ParamLocationQuery, *params.Description); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.More != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "more", runtime.ParamLocationQuery, *params.More); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.Prefer != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "Prefer", runtime.ParamLocationHeader, *params.Prefer)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteImageRequest generates requests for DeleteImage
+func NewDeleteImageRequest(server string, name ImageName, params *DeleteImageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "name", runtime.ParamLocationPath, name)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/images/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetImageRequest generates requests for GetImage
+func NewGetImageRequest(server string, name ImageName, params *GetImageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "name", runtime.ParamLocationPath, name)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/images/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewUpdateImageRequest calls the generic UpdateImage builder with application/json body
+func NewUpdateImageRequest(server string, name ImageName, params *UpdateImageParams, body UpdateImageJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateImageRequestWithBody(server, name, params, "application/json", bodyReader)
+}
+
+// NewUpdateImageRequestWithBody generates requests for UpdateImage with any type of body
+func NewUpdateImageRequestWithBody(server string, name ImageName, params *UpdateImageParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "name", runtime.ParamLocationPath, name)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/images/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("PATCH", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewReadImageRequest generates requests for ReadImage
+func NewReadImageRequest(server string, name ImageName, params *ReadImageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "name", runtime.ParamLocationPath, name)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/images/%s/content", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.Range != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "Range", runtime.ParamLocationHeader, *params.Range)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Range", headerParam0)
+		}
+
+		if params.IfRange != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithLocation("simple", false, "If-Range", runtime.ParamLocationHeader, *params.IfRange)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Range", headerParam1)
+		}
+
+		if params.IfNoneMatch != nil {
+			var headerParam2 string
+
+			headerParam2, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam2)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewContinueUploadRequestWithBody generates requests for ContinueUpload with any type of body
+func NewContinueUploadRequestWithBody(server string, name ImageName, params *ContinueUploadParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "name", runtime.ParamLocationPath, name)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/images/%s/content", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if queryFrag, err := runtime.StyleParamWithLocation("form", true, "offset", runtime.ParamLocationQuery, params.Offset); err != nil {
+			return nil, err
+		} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+			return nil, err
+		} else {
+			for k, v := range parsed {
+				for _, v2 := range v {
+					queryValues.Add(k, v2)
+				}
+			}
+		}
+
+		if params.More != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "more", runtime.ParamLocationQuery, *params.More); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
+	req, err := http.NewRequest("PATCH", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListNetworksRequest generates requests for ListNetworks
 func NewListNetworksRequest(server string, params *ListNetworksParams) (*http.Request, error) {
 	var err error
@@ -4515,23 +5897,23 @@ func NewAdoptOrphanRequestWithBody(server string, orphanID OrphanID, contentType
 }
 
 // NewDeleteOrphanRequest calls the generic DeleteOrphan builder with application/json body
-func NewDeleteOrphanRequest(server string, orphanID OrphanID, body DeleteOrphanJSONRequestBody) (*http.Request, error) {
+func NewDeleteOrphanRequest(server string, orphanFilesID OrphanFilesID, body DeleteOrphanJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewDeleteOrphanRequestWithBody(server, orphanID, "application/json", bodyReader)
+	return NewDeleteOrphanRequestWithBody(server, orphanFilesID, "application/json", bodyReader)
 }
 
 // NewDeleteOrphanRequestWithBody generates requests for DeleteOrphan with any type of body
-func NewDeleteOrphanRequestWithBody(server string, orphanID OrphanID, contentType string, body io.Reader) (*http.Request, error) {
+func NewDeleteOrphanRequestWithBody(server string, orphanFilesID OrphanFilesID, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
 
-	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, orphanID)
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, orphanFilesID)
 	if err != nil {
 		return nil, err
 	}
@@ -5923,6 +7305,295 @@ func NewTrimVMRequestWithBody(server string, iD ID, contentType string, body io.
 	return req, nil
 }
 
+// NewListCDROMsRequest generates requests for ListCDROMs
+func NewListCDROMsRequest(server string, iD ID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/cdroms", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAttachCDROMRequest calls the generic AttachCDROM builder with application/json body
+func NewAttachCDROMRequest(server string, iD ID, body AttachCDROMJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAttachCDROMRequestWithBody(server, iD, "application/json", bodyReader)
+}
+
+// NewAttachCDROMRequestWithBody generates requests for AttachCDROM with any type of body
+func NewAttachCDROMRequestWithBody(server string, iD ID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/cdroms", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewEjectCDROMRequest generates requests for EjectCDROM
+func NewEjectCDROMRequest(server string, iD ID, cDROMID CDROMID, params *EjectCDROMParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithLocation("simple", false, "cdrom_id", runtime.ParamLocationPath, cDROMID)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/cdroms/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetCDROMRequest generates requests for GetCDROM
+func NewGetCDROMRequest(server string, iD ID, cDROMID CDROMID, params *GetCDROMParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithLocation("simple", false, "cdrom_id", runtime.ParamLocationPath, cDROMID)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/cdroms/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetCloudInitRequest generates requests for GetCloudInit
+func NewGetCloudInitRequest(server string, iD ID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/cloud_init", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("GET", queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetCloudInitRequest calls the generic SetCloudInit builder with application/json body
+func NewSetCloudInitRequest(server string, iD ID, params *SetCloudInitParams, body SetCloudInitJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetCloudInitRequestWithBody(server, iD, params, "application/json", bodyReader)
+}
+
+// NewSetCloudInitRequestWithBody generates requests for SetCloudInit with any type of body
+func NewSetCloudInitRequestWithBody(server string, iD ID, params *SetCloudInitParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/cloud_init", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("PUT", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-Match", runtime.ParamLocationHeader, *params.IfMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewOpenConsoleRequest generates requests for OpenConsole
 func NewOpenConsoleRequest(server string, iD ID, params *OpenConsoleParams) (*http.Request, error) {
 	var err error
@@ -6885,9 +8556,9 @@ type ClientWithResponsesInterface interface {
 	ListDisksWithResponse(ctx context.Context, params *ListDisksParams, reqEditors ...RequestEditorFn) (*ListDisksResponse, error)
 
 	// CreateDiskWithBodyWithResponse request with any body
-	CreateDiskWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateDiskResponse, error)
+	CreateDiskWithBodyWithResponse(ctx context.Context, params *CreateDiskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateDiskResponse, error)
 
-	CreateDiskWithResponse(ctx context.Context, body CreateDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateDiskResponse, error)
+	CreateDiskWithResponse(ctx context.Context, params *CreateDiskParams, body CreateDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateDiskResponse, error)
 
 	// DeleteDiskWithResponse request
 	DeleteDiskWithResponse(ctx context.Context, iD ID, params *DeleteDiskParams, reqEditors ...RequestEditorFn) (*DeleteDiskResponse, error)
@@ -6916,6 +8587,31 @@ type ClientWithResponsesInterface interface {
 	// GetHealthWithResponse request
 	GetHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetHealthResponse, error)
 
+	// ListImagesWithResponse request
+	ListImagesWithResponse(ctx context.Context, params *ListImagesParams, reqEditors ...RequestEditorFn) (*ListImagesResponse, error)
+
+	// CreateImageWithBodyWithResponse request with any body
+	CreateImageWithBodyWithResponse(ctx context.Context, params *CreateImageParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateImageResponse, error)
+
+	CreateImageWithResponse(ctx context.Context, params *CreateImageParams, body CreateImageJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateImageResponse, error)
+
+	// DeleteImageWithResponse request
+	DeleteImageWithResponse(ctx context.Context, name ImageName, params *DeleteImageParams, reqEditors ...RequestEditorFn) (*DeleteImageResponse, error)
+
+	// GetImageWithResponse request
+	GetImageWithResponse(ctx context.Context, name ImageName, params *GetImageParams, reqEditors ...RequestEditorFn) (*GetImageResponse, error)
+
+	// UpdateImageWithBodyWithResponse request with any body
+	UpdateImageWithBodyWithResponse(ctx context.Context, name ImageName, params *UpdateImageParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateImageResponse, error)
+
+	UpdateImageWithResponse(ctx context.Context, name ImageName, params *UpdateImageParams, body UpdateImageJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateImageResponse, error)
+
+	// ReadImageWithResponse request
+	ReadImageWithResponse(ctx context.Context, name ImageName, params *ReadImageParams, reqEditors ...RequestEditorFn) (*ReadImageResponse, error)
+
+	// ContinueUploadWithBodyWithResponse request with any body
+	ContinueUploadWithBodyWithResponse(ctx context.Context, name ImageName, params *ContinueUploadParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ContinueUploadResponse, error)
+
 	// ListNetworksWithResponse request
 	ListNetworksWithResponse(ctx context.Context, params *ListNetworksParams, reqEditors ...RequestEditorFn) (*ListNetworksResponse, error)
 
@@ -6941,9 +8637,9 @@ type ClientWithResponsesInterface interface {
 	AdoptOrphanWithResponse(ctx context.Context, orphanID OrphanID, body AdoptOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*AdoptOrphanResponse, error)
 
 	// DeleteOrphanWithBodyWithResponse request with any body
-	DeleteOrphanWithBodyWithResponse(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error)
+	DeleteOrphanWithBodyWithResponse(ctx context.Context, orphanFilesID OrphanFilesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error)
 
-	DeleteOrphanWithResponse(ctx context.Context, orphanID OrphanID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error)
+	DeleteOrphanWithResponse(ctx context.Context, orphanFilesID OrphanFilesID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error)
 
 	// TerminateOrphanWithBodyWithResponse request with any body
 	TerminateOrphanWithBodyWithResponse(ctx context.Context, orphanVMID OrphanVMID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TerminateOrphanResponse, error)
@@ -7037,6 +8733,28 @@ type ClientWithResponsesInterface interface {
 
 	TrimVMWithResponse(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*TrimVMResponse, error)
 
+	// ListCDROMsWithResponse request
+	ListCDROMsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error)
+
+	// AttachCDROMWithBodyWithResponse request with any body
+	AttachCDROMWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AttachCDROMResponse, error)
+
+	AttachCDROMWithResponse(ctx context.Context, iD ID, body AttachCDROMJSONRequestBody, reqEditors ...RequestEditorFn) (*AttachCDROMResponse, error)
+
+	// EjectCDROMWithResponse request
+	EjectCDROMWithResponse(ctx context.Context, iD ID, cDROMID CDROMID, params *EjectCDROMParams, reqEditors ...RequestEditorFn) (*EjectCDROMResponse, error)
+
+	// GetCDROMWithResponse request
+	GetCDROMWithResponse(ctx context.Context, iD ID, cDROMID CDROMID, params *GetCDROMParams, reqEditors ...RequestEditorFn) (*GetCDROMResponse, error)
+
+	// GetCloudInitWithResponse request
+	GetCloudInitWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*GetCloudInitResponse, error)
+
+	// SetCloudInitWithBodyWithResponse request with any body
+	SetCloudInitWithBodyWithResponse(ctx context.Context, iD ID, params *SetCloudInitParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetCloudInitResponse, error)
+
+	SetCloudInitWithResponse(ctx context.Context, iD ID, params *SetCloudInitParams, body SetCloudInitJSONRequestBody, reqEditors ...RequestEditorFn) (*SetCloudInitResponse, error)
+
 	// OpenConsoleWithResponse request
 	OpenConsoleWithResponse(ctx context.Context, iD ID, params *OpenConsoleParams, reqEditors ...RequestEditorFn) (*OpenConsoleResponse, error)
 
@@ -7129,9 +8847,11 @@ type CreateDiskResponse struct {
 	Body                          []byte
 	HTTPResponse                  *http.Response
 	JSON201                       *Disk
+	JSON202                       *Disk
 	ApplicationproblemJSON400     *BadRequest
 	ApplicationproblemJSON401     *Unauthorized
 	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSON413     *PayloadTooLarge
 	ApplicationproblemJSON415     *UnsupportedMediaType
 	ApplicationproblemJSON422     *IdempotencyMismatch
@@ -7357,6 +9077,219 @@ func (r GetHealthResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r GetHealthResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type ListImagesResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *[]Image
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ListImagesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListImagesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type CreateImageResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON201                       *Image
+	JSON202                       *Image
+	ApplicationproblemJSON400     *BadImage
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Taken
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSON507     *InsufficientStorage
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateImageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateImageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type DeleteImageResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *InUse
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteImageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteImageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type GetImageResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *Image
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r GetImageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetImageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type UpdateImageResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *Image
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateImageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateImageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type ReadImageResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON416     *RangeNotSatisfiable
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ReadImageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReadImageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type ContinueUploadResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *Image
+	JSON202                       *Image
+	ApplicationproblemJSON400     *BadImage
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSON507     *InsufficientStorage
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ContinueUploadResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ContinueUploadResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -8235,6 +10168,183 @@ func (r TrimVMResponse) StatusCode() int {
 	return 0
 }
 
+type ListCDROMsResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *[]CDROM
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r ListCDROMsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListCDROMsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type AttachCDROMResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON201                       *CDROM
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Taken
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r AttachCDROMResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AttachCDROMResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type EjectCDROMResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r EjectCDROMResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r EjectCDROMResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type GetCDROMResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *CDROM
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r GetCDROMResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetCDROMResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type GetCloudInitResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *CloudInitDetails
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r GetCloudInitResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetCloudInitResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type SetCloudInitResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *CloudInitDetails
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON412     *PreconditionFailed
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSON507     *InsufficientStorage
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r SetCloudInitResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetCloudInitResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 type OpenConsoleResponse struct {
 	Body                          []byte
 	HTTPResponse                  *http.Response
@@ -8744,16 +10854,16 @@ func (c *ClientWithResponses) ListDisksWithResponse(ctx context.Context, params 
 }
 
 // CreateDiskWithBodyWithResponse request with arbitrary body returning *CreateDiskResponse
-func (c *ClientWithResponses) CreateDiskWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateDiskResponse, error) {
-	rsp, err := c.CreateDiskWithBody(ctx, contentType, body, reqEditors...)
+func (c *ClientWithResponses) CreateDiskWithBodyWithResponse(ctx context.Context, params *CreateDiskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateDiskResponse, error) {
+	rsp, err := c.CreateDiskWithBody(ctx, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
 	return ParseCreateDiskResponse(rsp)
 }
 
-func (c *ClientWithResponses) CreateDiskWithResponse(ctx context.Context, body CreateDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateDiskResponse, error) {
-	rsp, err := c.CreateDisk(ctx, body, reqEditors...)
+func (c *ClientWithResponses) CreateDiskWithResponse(ctx context.Context, params *CreateDiskParams, body CreateDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateDiskResponse, error) {
+	rsp, err := c.CreateDisk(ctx, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -8847,6 +10957,85 @@ func (c *ClientWithResponses) GetHealthWithResponse(ctx context.Context, reqEdit
 	return ParseGetHealthResponse(rsp)
 }
 
+// ListImagesWithResponse request returning *ListImagesResponse
+func (c *ClientWithResponses) ListImagesWithResponse(ctx context.Context, params *ListImagesParams, reqEditors ...RequestEditorFn) (*ListImagesResponse, error) {
+	rsp, err := c.ListImages(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListImagesResponse(rsp)
+}
+
+// CreateImageWithBodyWithResponse request with arbitrary body returning *CreateImageResponse
+func (c *ClientWithResponses) CreateImageWithBodyWithResponse(ctx context.Context, params *CreateImageParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateImageResponse, error) {
+	rsp, err := c.CreateImageWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateImageResponse(rsp)
+}
+
+func (c *ClientWithResponses) CreateImageWithResponse(ctx context.Context, params *CreateImageParams, body CreateImageJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateImageResponse, error) {
+	rsp, err := c.CreateImage(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateImageResponse(rsp)
+}
+
+// DeleteImageWithResponse request returning *DeleteImageResponse
+func (c *ClientWithResponses) DeleteImageWithResponse(ctx context.Context, name ImageName, params *DeleteImageParams, reqEditors ...RequestEditorFn) (*DeleteImageResponse, error) {
+	rsp, err := c.DeleteImage(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteImageResponse(rsp)
+}
+
+// GetImageWithResponse request returning *GetImageResponse
+func (c *ClientWithResponses) GetImageWithResponse(ctx context.Context, name ImageName, params *GetImageParams, reqEditors ...RequestEditorFn) (*GetImageResponse, error) {
+	rsp, err := c.GetImage(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetImageResponse(rsp)
+}
+
+// UpdateImageWithBodyWithResponse request with arbitrary body returning *UpdateImageResponse
+func (c *ClientWithResponses) UpdateImageWithBodyWithResponse(ctx context.Context, name ImageName, params *UpdateImageParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateImageResponse, error) {
+	rsp, err := c.UpdateImageWithBody(ctx, name, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateImageResponse(rsp)
+}
+
+func (c *ClientWithResponses) UpdateImageWithResponse(ctx context.Context, name ImageName, params *UpdateImageParams, body UpdateImageJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateImageResponse, error) {
+	rsp, err := c.UpdateImage(ctx, name, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateImageResponse(rsp)
+}
+
+// ReadImageWithResponse request returning *ReadImageResponse
+func (c *ClientWithResponses) ReadImageWithResponse(ctx context.Context, name ImageName, params *ReadImageParams, reqEditors ...RequestEditorFn) (*ReadImageResponse, error) {
+	rsp, err := c.ReadImage(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReadImageResponse(rsp)
+}
+
+// ContinueUploadWithBodyWithResponse request with arbitrary body returning *ContinueUploadResponse
+func (c *ClientWithResponses) ContinueUploadWithBodyWithResponse(ctx context.Context, name ImageName, params *ContinueUploadParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ContinueUploadResponse, error) {
+	rsp, err := c.ContinueUploadWithBody(ctx, name, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseContinueUploadResponse(rsp)
+}
+
 // ListNetworksWithResponse request returning *ListNetworksResponse
 func (c *ClientWithResponses) ListNetworksWithResponse(ctx context.Context, params *ListNetworksParams, reqEditors ...RequestEditorFn) (*ListNetworksResponse, error) {
 	rsp, err := c.ListNetworks(ctx, params, reqEditors...)
@@ -8926,16 +11115,16 @@ func (c *ClientWithResponses) AdoptOrphanWithResponse(ctx context.Context, orpha
 }
 
 // DeleteOrphanWithBodyWithResponse request with arbitrary body returning *DeleteOrphanResponse
-func (c *ClientWithResponses) DeleteOrphanWithBodyWithResponse(ctx context.Context, orphanID OrphanID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error) {
-	rsp, err := c.DeleteOrphanWithBody(ctx, orphanID, contentType, body, reqEditors...)
+func (c *ClientWithResponses) DeleteOrphanWithBodyWithResponse(ctx context.Context, orphanFilesID OrphanFilesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error) {
+	rsp, err := c.DeleteOrphanWithBody(ctx, orphanFilesID, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
 	return ParseDeleteOrphanResponse(rsp)
 }
 
-func (c *ClientWithResponses) DeleteOrphanWithResponse(ctx context.Context, orphanID OrphanID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error) {
-	rsp, err := c.DeleteOrphan(ctx, orphanID, body, reqEditors...)
+func (c *ClientWithResponses) DeleteOrphanWithResponse(ctx context.Context, orphanFilesID OrphanFilesID, body DeleteOrphanJSONRequestBody, reqEditors ...RequestEditorFn) (*DeleteOrphanResponse, error) {
+	rsp, err := c.DeleteOrphan(ctx, orphanFilesID, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -9244,6 +11433,76 @@ func (c *ClientWithResponses) TrimVMWithResponse(ctx context.Context, iD ID, bod
 	return ParseTrimVMResponse(rsp)
 }
 
+// ListCDROMsWithResponse request returning *ListCDROMsResponse
+func (c *ClientWithResponses) ListCDROMsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error) {
+	rsp, err := c.ListCDROMs(ctx, iD, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListCDROMsResponse(rsp)
+}
+
+// AttachCDROMWithBodyWithResponse request with arbitrary body returning *AttachCDROMResponse
+func (c *ClientWithResponses) AttachCDROMWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AttachCDROMResponse, error) {
+	rsp, err := c.AttachCDROMWithBody(ctx, iD, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAttachCDROMResponse(rsp)
+}
+
+func (c *ClientWithResponses) AttachCDROMWithResponse(ctx context.Context, iD ID, body AttachCDROMJSONRequestBody, reqEditors ...RequestEditorFn) (*AttachCDROMResponse, error) {
+	rsp, err := c.AttachCDROM(ctx, iD, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAttachCDROMResponse(rsp)
+}
+
+// EjectCDROMWithResponse request returning *EjectCDROMResponse
+func (c *ClientWithResponses) EjectCDROMWithResponse(ctx context.Context, iD ID, cDROMID CDROMID, params *EjectCDROMParams, reqEditors ...RequestEditorFn) (*EjectCDROMResponse, error) {
+	rsp, err := c.EjectCDROM(ctx, iD, cDROMID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEjectCDROMResponse(rsp)
+}
+
+// GetCDROMWithResponse request returning *GetCDROMResponse
+func (c *ClientWithResponses) GetCDROMWithResponse(ctx context.Context, iD ID, cDROMID CDROMID, params *GetCDROMParams, reqEditors ...RequestEditorFn) (*GetCDROMResponse, error) {
+	rsp, err := c.GetCDROM(ctx, iD, cDROMID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetCDROMResponse(rsp)
+}
+
+// GetCloudInitWithResponse request returning *GetCloudInitResponse
+func (c *ClientWithResponses) GetCloudInitWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*GetCloudInitResponse, error) {
+	rsp, err := c.GetCloudInit(ctx, iD, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetCloudInitResponse(rsp)
+}
+
+// SetCloudInitWithBodyWithResponse request with arbitrary body returning *SetCloudInitResponse
+func (c *ClientWithResponses) SetCloudInitWithBodyWithResponse(ctx context.Context, iD ID, params *SetCloudInitParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetCloudInitResponse, error) {
+	rsp, err := c.SetCloudInitWithBody(ctx, iD, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetCloudInitResponse(rsp)
+}
+
+func (c *ClientWithResponses) SetCloudInitWithResponse(ctx context.Context, iD ID, params *SetCloudInitParams, body SetCloudInitJSONRequestBody, reqEditors ...RequestEditorFn) (*SetCloudInitResponse, error) {
+	rsp, err := c.SetCloudInit(ctx, iD, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetCloudInitResponse(rsp)
+}
+
 // OpenConsoleWithResponse request returning *OpenConsoleResponse
 func (c *ClientWithResponses) OpenConsoleWithResponse(ctx context.Context, iD ID, params *OpenConsoleParams, reqEditors ...RequestEditorFn) (*OpenConsoleResponse, error) {
 	rsp, err := c.OpenConsole(ctx, iD, params, reqEditors...)
@@ -9512,6 +11771,13 @@ func ParseCreateDiskResponse(rsp *http.Response) (*CreateDiskResponse, error) {
 		}
 		response.JSON201 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Disk
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest BadRequest
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -9532,6 +11798,13 @@ func ParseCreateDiskResponse(rsp *http.Response) (*CreateDiskResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
 		var dest PayloadTooLarge
@@ -10123,6 +12396,601 @@ func ParseGetHealthResponse(rsp *http.Response) (*GetHealthResponse, error) {
 			return nil, err
 		}
 		response.JSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListImagesResponse parses an HTTP response from a ListImagesWithResponse call
+func ParseListImagesResponse(rsp *http.Response) (*ListImagesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListImagesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []Image
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateImageResponse parses an HTTP response from a CreateImageWithResponse call
+func ParseCreateImageResponse(rsp *http.Response) (*CreateImageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateImageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Image
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Image
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadImage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Taken
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest InsufficientStorage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteImageResponse parses an HTTP response from a DeleteImageWithResponse call
+func ParseDeleteImageResponse(rsp *http.Response) (*DeleteImageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteImageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest InUse
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetImageResponse parses an HTTP response from a GetImageWithResponse call
+func ParseGetImageResponse(rsp *http.Response) (*GetImageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetImageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Image
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUpdateImageResponse parses an HTTP response from a UpdateImageWithResponse call
+func ParseUpdateImageResponse(rsp *http.Response) (*UpdateImageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateImageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Image
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseReadImageResponse parses an HTTP response from a ReadImageWithResponse call
+func ParseReadImageResponse(rsp *http.Response) (*ReadImageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReadImageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 416:
+		var dest RangeNotSatisfiable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON416 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseContinueUploadResponse parses an HTTP response from a ContinueUploadWithResponse call
+func ParseContinueUploadResponse(rsp *http.Response) (*ContinueUploadResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ContinueUploadResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Image
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Image
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadImage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest InsufficientStorage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem
@@ -12515,6 +15383,477 @@ func ParseTrimVMResponse(rsp *http.Response) (*TrimVMResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListCDROMsResponse parses an HTTP response from a ListCDROMsWithResponse call
+func ParseListCDROMsResponse(rsp *http.Response) (*ListCDROMsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListCDROMsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []CDROM
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAttachCDROMResponse parses an HTTP response from a AttachCDROMWithResponse call
+func ParseAttachCDROMResponse(rsp *http.Response) (*AttachCDROMResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AttachCDROMResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest CDROM
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Taken
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseEjectCDROMResponse parses an HTTP response from a EjectCDROMWithResponse call
+func ParseEjectCDROMResponse(rsp *http.Response) (*EjectCDROMResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &EjectCDROMResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetCDROMResponse parses an HTTP response from a GetCDROMWithResponse call
+func ParseGetCDROMResponse(rsp *http.Response) (*GetCDROMResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetCDROMResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CDROM
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetCloudInitResponse parses an HTTP response from a GetCloudInitWithResponse call
+func ParseGetCloudInitResponse(rsp *http.Response) (*GetCloudInitResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetCloudInitResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CloudInitDetails
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetCloudInitResponse parses an HTTP response from a SetCloudInitWithResponse call
+func ParseSetCloudInitResponse(rsp *http.Response) (*SetCloudInitResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetCloudInitResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CloudInitDetails
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest PreconditionFailed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest InsufficientStorage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem

@@ -1,0 +1,71 @@
+package server
+
+import (
+	"context"
+	"net/http"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// AttachCDROM implements [openapi.StrictServerInterface].
+func (s *Server) AttachCDROM(ctx context.Context, r openapi.AttachCDROMRequestObject) (openapi.AttachCDROMResponseObject, error) {
+	c, err := s.manager.AttachCDROM(ctx, r.ID, newCDROM(r.Body))
+	if err != nil {
+		return nil, err
+	}
+	return s.cdromAttached(ctx, r.ID, c.ID)
+}
+
+// newCDROM reads what is asked of a CD-ROM drive.
+func newCDROM(b *openapi.CreateCDROM) vm.NewCDROM {
+	return vm.NewCDROM{Image: b.Image, BootIndex: value(b.BootIndex)}
+}
+
+// cdromAttached answers the request that has attached a drive, with it as it is
+// recorded now.
+func (s *Server) cdromAttached(ctx context.Context, vmID, id string) (answer, error) {
+	v, c, err := s.cdrom(ctx, vmID, id)
+	a := answer{body: (*wireCDROM)(&c), etag: etagOf(vmVersion(&v))}
+	return a.created("/vms/" + vmID + "/cdroms/" + id), err
+}
+
+// ListCDROMs implements [openapi.StrictServerInterface].
+func (s *Server) ListCDROMs(ctx context.Context, r openapi.ListCDROMsRequestObject) (openapi.ListCDROMsResponseObject, error) {
+	v, err := s.reader.VM(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusOK, body: wireCDROMs(v.CDROMs)}, nil
+}
+
+// GetCDROM implements [openapi.StrictServerInterface].
+func (s *Server) GetCDROM(ctx context.Context, r openapi.GetCDROMRequestObject) (openapi.GetCDROMResponseObject, error) {
+	v, c, err := s.cdrom(ctx, r.ID, r.CDROMID)
+	if err != nil {
+		return nil, err
+	}
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireCDROM)(&c) }), nil
+}
+
+// EjectCDROM implements [openapi.StrictServerInterface].
+func (s *Server) EjectCDROM(ctx context.Context, r openapi.EjectCDROMRequestObject) (openapi.EjectCDROMResponseObject, error) {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.manager.EjectCDROM(ctx, r.ID, r.CDROMID, match); err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusNoContent}, nil
+}
+
+// cdrom returns a VM and one of its drives.
+func (s *Server) cdrom(ctx context.Context, vmID, id string) (vm.VM, vm.CDROM, error) {
+	v, err := s.reader.VM(ctx, vmID)
+	if err != nil {
+		return v, vm.CDROM{}, err
+	}
+	c, err := v.CDROM(id)
+	return v, c, err
+}

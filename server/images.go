@@ -1,0 +1,310 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"vmand/openapi"
+	"vmand/vm"
+)
+
+// CreateImage implements [openapi.StrictServerInterface].
+func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestObject) (openapi.CreateImageResponseObject, error) {
+	if r.JSONBody == nil {
+		return s.uploadImage(ctx, r)
+	}
+	wait, err := parseWait(value(r.Params.Prefer))
+	if err != nil {
+		return nil, err
+	}
+	if err := checkImport(r.JSONBody, &r.Params); err != nil {
+		return nil, err
+	}
+	b := r.JSONBody
+	i, o, err := s.manager.CreateImage(ctx, vm.NewImage{Name: b.Name, URL: value(b.URL), FromDisk: value(b.FromDisk),
+		Sum: vm.ImageSum{SHA256: value(b.SHA256), SHA512: value(b.SHA512)}, Format: vm.ImageFormat(value(b.Format)),
+		Description: value(b.Description), Labels: value(b.Labels)})
+	if err != nil {
+		return nil, err
+	}
+	return s.made(ctx, imageAnswer(&i), o, wait, func() (answer, error) { return s.imageNow(ctx, i.Name) })
+}
+
+// checkImport finds what goes with another kind of image than b asks for.
+func checkImport(b *openapi.CreateImage, p *openapi.CreateImageParams) error {
+	var faults []vm.FieldFault
+	for _, parameter := range []struct {
+		name  string
+		given bool
+	}{{"name", p.Name != nil}, {"sha256", p.SHA256 != nil}, {"sha512", p.SHA512 != nil}, {"format", p.Format != nil},
+		{"description", p.Description != nil}, {"more", p.More != nil}} {
+		if parameter.given {
+			faults = append(faults, vm.FieldFault{Field: parameter.name, Detail: "is only for a body of application/octet-stream"})
+		}
+	}
+	switch {
+	case b.URL == nil && b.FromDisk == nil:
+		faults = append(faults, vm.FieldFault{Field: "/url", Detail: "is missing: give either url or from_disk, or send the bytes of the image"})
+	case b.URL != nil && b.FromDisk != nil:
+		faults = append(faults, vm.FieldFault{Field: "/from_disk", Detail: "must not be given together with url"})
+	case b.FromDisk != nil && (b.SHA256 != nil || b.SHA512 != nil || b.Format != nil):
+		faults = append(faults, vm.FieldFault{Field: "/from_disk", Detail: "must not be given together with sha256, sha512 or format"})
+	}
+	if len(faults) > 0 {
+		return invalid(faults...)
+	}
+	return nil
+}
+
+// made answers with what an operation makes: as it is meanwhile, or, if the client
+// prefers to wait and it is made by then, as now returns it.
+func (s *Server) made(ctx context.Context, meanwhile answer, o vm.Operation, wait time.Duration, now func() (answer, error)) (answer, error) {
+	meanwhile.status, meanwhile.location, meanwhile.etag = http.StatusAccepted, "/operations/"+o.ID, ""
+	if wait == 0 {
+		return meanwhile, nil
+	}
+	o, err := s.wait(ctx, o.ID, wait)
+	switch {
+	case err != nil:
+		return answer{}, err
+	case !o.State.Ended():
+		return meanwhile, nil
+	case o.State != vm.OpSucceeded:
+		return answer{}, faultOfOperation(o)
+	}
+	a, err := now()
+	a.applied = true
+	return a, err
+}
+
+// uploadImage makes an image of the request's body.
+func (s *Server) uploadImage(ctx context.Context, r openapi.CreateImageRequestObject) (answer, error) {
+	p := &r.Params
+	if p.Name == nil {
+		return answer{}, invalid(vm.FieldFault{Field: "name", Detail: "is missing"})
+	}
+	i, o, err := s.manager.UploadImage(ctx, vm.NewImage{Name: *p.Name, Sum: vm.ImageSum{SHA256: value(p.SHA256), SHA512: value(p.SHA512)},
+		Format: vm.ImageFormat(value(p.Format)), Description: value(p.Description)}, r.Body, value(p.More))
+	if a, more, err := uploaded(&i, o, r.Body, err); more || err != nil {
+		return a, inQuery(err)
+	}
+	return imageAnswer(&i).created("/images/" + i.Name), nil
+}
+
+// inQuery makes an error of fields of a body one of the parameters of the same names.
+func inQuery(err error) error {
+	var f *vm.Fault
+	if !errors.As(err, &f) || len(f.Fields) == 0 {
+		return err
+	}
+	told := *f
+	told.Fields = make([]vm.FieldFault, len(f.Fields))
+	for i, field := range f.Fields {
+		told.Fields[i] = vm.FieldFault{Field: strings.TrimPrefix(field.Field, "/"), Detail: field.Detail}
+	}
+	told.Detail = strings.TrimPrefix(told.Detail, "/")
+	return &told
+}
+
+// ContinueUpload implements [openapi.StrictServerInterface].
+func (s *Server) ContinueUpload(ctx context.Context, r openapi.ContinueUploadRequestObject) (openapi.ContinueUploadResponseObject, error) {
+	i, o, err := s.manager.ContinueUpload(ctx, r.Name, r.Params.Offset, r.Body, value(r.Params.More))
+	a, _, err := uploaded(&i, o, r.Body, err)
+	return a, err
+}
+
+// uploaded answers a request with bytes of an image, and reports whether there is
+// more to come. The body is not read any longer.
+func uploaded(i *vm.Image, o vm.Operation, body io.Reader, err error) (a answer, more bool, _ error) {
+	if b, ok := body.(*streamedBody); ok && b.fault != nil {
+		told := *b.fault // whatever came of it further on
+		told.Hint = "the upload can go on: uploaded_bytes of the image says where"
+		return a, false, &told
+	}
+	if err != nil {
+		return a, false, err
+	}
+	a = imageAnswer(i)
+	if i.State == vm.ImageUploading {
+		a.status, a.location, a.etag = http.StatusAccepted, "/operations/"+o.ID, ""
+		return a, true, nil
+	}
+	return a, false, nil
+}
+
+// ListImages implements [openapi.StrictServerInterface].
+func (s *Server) ListImages(ctx context.Context, r openapi.ListImagesRequestObject) (openapi.ListImagesResponseObject, error) {
+	label := value(r.Params.Label)
+	f := vm.ImageFilter{State: vm.ImageState(value(r.Params.State)), SHA256: strings.ToLower(value(r.Params.SHA256))}
+	f.Label, f.LabelValue, _ = strings.Cut(label, "=")
+	return newList(ctx, "/images", query("state", string(f.State), "label", label, "sha256", f.SHA256), r.Params.Limit, r.Params.Cursor,
+		func(ctx context.Context, p vm.Page) ([]vm.Image, error) { return s.reader.Images(ctx, f, p) },
+		func(i *vm.Image) int64 { return i.Seq },
+		func(i *vm.Image) any { return apiImage(i) })
+}
+
+// GetImage implements [openapi.StrictServerInterface].
+func (s *Server) GetImage(ctx context.Context, r openapi.GetImageRequestObject) (openapi.GetImageResponseObject, error) {
+	i, err := s.reader.Image(ctx, r.Name)
+	if err != nil {
+		return nil, err
+	}
+	return resource(etagOf(imageVersion(&i)), r.Params.IfNoneMatch, func() any { return apiImage(&i) }), nil
+}
+
+// UpdateImage implements [openapi.StrictServerInterface].
+func (s *Server) UpdateImage(ctx context.Context, r openapi.UpdateImageRequestObject) (openapi.UpdateImageResponseObject, error) {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
+		return nil, err
+	}
+	i, err := s.manager.UpdateImage(ctx, r.Name, vm.ImageEdits{Description: r.Body.Description, Labels: (*map[string]string)(r.Body.Labels)}, match)
+	if err != nil {
+		return nil, err
+	}
+	return imageAnswer(&i), nil
+}
+
+// DeleteImage implements [openapi.StrictServerInterface].
+func (s *Server) DeleteImage(ctx context.Context, r openapi.DeleteImageRequestObject) (openapi.DeleteImageResponseObject, error) {
+	match, err := parseMatch(value(r.Params.IfMatch))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.manager.DeleteImage(ctx, r.Name, match); err != nil {
+		return nil, err
+	}
+	return answer{status: http.StatusNoContent}, nil
+}
+
+// imageAnswer answers with an image.
+func imageAnswer(i *vm.Image) answer {
+	return answer{status: http.StatusOK, body: apiImage(i), etag: etagOf(imageVersion(i))}
+}
+
+// imageNow answers with an image that was made.
+func (s *Server) imageNow(ctx context.Context, name string) (answer, error) {
+	i, err := s.reader.Image(ctx, name)
+	return imageAnswer(&i).created("/images/" + name), err
+}
+
+func apiImage(i *vm.Image) *openapi.Image {
+	out := &openapi.Image{Name: i.Name, State: openapi.ImageState(i.State), StateReason: optional(&i.Reason), Source: i.Source,
+		Description: i.Description, Labels: i.Labels, CreatedAt: openapi.Time{Time: i.CreatedAt}, UpdatedAt: openapi.Time{Time: i.UpdatedAt}}
+	if out.Labels == nil {
+		out.Labels = openapi.Labels{}
+	}
+	if i.State == vm.ImageUploading {
+		out.UploadedBytes = &i.Uploaded
+	}
+	if i.SHA256 != "" {
+		size := gib(i.VirtualMiB)
+		out.Format, out.SHA256, out.VirtualSize, out.SizeBytes = (*openapi.ImageFormat)(&i.Layout), &i.SHA256, &size, &i.Bytes
+	}
+	return out
+}
+
+// ReadImage implements [openapi.StrictServerInterface].
+func (s *Server) ReadImage(ctx context.Context, r openapi.ReadImageRequestObject) (openapi.ReadImageResponseObject, error) {
+	i, content, err := s.manager.OpenImage(ctx, r.Name)
+	if err != nil {
+		return nil, err
+	}
+	get := &http.Request{Method: http.MethodGet, Header: http.Header{}}
+	if ctx.Value(headKey{}) != nil {
+		get.Method = http.MethodHead // net/http would leave out the body, and read it all the same
+	}
+	for name, v := range map[string]*string{"If-Range": r.Params.IfRange, "If-None-Match": r.Params.IfNoneMatch, "Range": r.Params.Range} {
+		if v != nil && (name != "Range" || oneRange.MatchString(*v)) {
+			get.Header.Set(name, *v)
+		}
+	}
+	return imageContent{image: i, content: content, request: get}, nil
+}
+
+// oneRange matches the ranges that are honoured; others are ignored, as RFC 9110,
+// 14.2, lets a server do. A client gains nothing by several.
+var oneRange = regexp.MustCompile(`^bytes=([0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})$`)
+
+// imageContent answers with the content of an image.
+type imageContent struct {
+	image   vm.Image
+	content io.ReadSeekCloser
+	request *http.Request // that asks for it
+}
+
+// VisitReadImageResponse implements [openapi.ReadImageResponseObject].
+func (c imageContent) VisitReadImageResponse(w http.ResponseWriter) error {
+	defer c.content.Close()
+	h := w.Header()
+	h["Etag"] = []string{`"` + c.image.SHA256 + `"`}
+	h["Content-Type"] = bytesType
+	h["Content-Disposition"] = []string{`attachment; filename="` + c.image.Name + "." + string(c.image.Layout) + `"`}
+	out := &contentWriter{ResponseWriter: w, content: c.content}
+	http.ServeContent(out, c.request, "", time.Time{}, out)
+	if out.refused == 0 {
+		return out.err
+	}
+	h["Cache-Control"] = noStore // which net/http takes away
+	for _, name := range []string{"Etag", "Content-Disposition", "Accept-Ranges"} {
+		h.Del(name)
+	}
+	if out.refused != http.StatusRequestedRangeNotSatisfiable {
+		return fmt.Errorf("read the content of image %s: status %d: %w", c.image.Name, out.refused, out.err)
+	}
+	h["Content-Range"] = []string{"bytes */" + strconv.FormatInt(c.image.Bytes, 10)}
+	return &vm.Fault{Code: codeRange, Detail: "the content has " + strconv.FormatInt(c.image.Bytes, 10) + " bytes"}
+}
+
+// A contentWriter is between [http.ServeContent], the content and the client. It
+// keeps errors, which that function does not return, and its words in place of
+// the content, which are no problem. A client that does not read is not
+// waited for.
+type contentWriter struct {
+	http.ResponseWriter
+	content io.ReadSeeker
+	refused int   // the status of what it says instead, 0 if it sends the content
+	err     error // of either side
+}
+
+func (c *contentWriter) WriteHeader(status int) {
+	if status >= http.StatusBadRequest {
+		c.refused = status
+		return
+	}
+	limitSending(c.ResponseWriter)
+	c.ResponseWriter.WriteHeader(status)
+}
+
+func (c *contentWriter) Write(p []byte) (int, error) {
+	if c.refused != 0 {
+		return len(p), nil
+	}
+	limitSending(c.ResponseWriter)
+	n, err := c.ResponseWriter.Write(p)
+	c.err = err
+	return n, err
+}
+
+func (c *contentWriter) Read(p []byte) (int, error) {
+	n, err := c.content.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		c.err = err
+	}
+	return n, err
+}
+
+func (c *contentWriter) Seek(offset int64, whence int) (int64, error) {
+	n, err := c.content.Seek(offset, whence)
+	if err != nil {
+		c.err = err
+	}
+	return n, err
+}

@@ -1,0 +1,189 @@
+package vm_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vmand/vm"
+)
+
+const somePassword = "$6$salt$yQ6ZWr3nFm3dVZLcYVkjYtxPHvTMsKrEJwRHSfNKpBgFhRnZbJqS2oNwAtqmC0mKjUHwDHDjvNHHkz0qWm2X5/"
+
+func (w *world) seeded(id string, c vm.CloudInit) vm.VM {
+	w.t.Helper()
+	v, err := w.CreateVM(w.t.Context(), vm.NewVM{ID: id, Template: "small", CloudInit: &c})
+	must(w.t)(err)
+	return v
+}
+
+func TestASeedIsMadeAtTheStart(t *testing.T) {
+	w := newWorld(t)
+	v := w.seeded("a", vm.CloudInit{Hostname: "host", PasswordHash: somePassword})
+	if len(v.CDROMs) != 1 || v.CDROMs[0].ID != vm.SeedCDROM {
+		t.Errorf("its drives are %+v", v.CDROMs)
+	}
+	if w.driver.SeedOf("a") != nil {
+		t.Error("there is a seed before the start")
+	}
+	w.do("a", vm.OpStart)
+	files := w.driver.SeedOf("a")
+	for name, words := range map[string][]string{"meta-data": {v.UUID, "host"}, "vendor-data": {somePassword}, "network-config": {v.NICs[0].MAC}} {
+		for _, word := range words {
+			if !strings.Contains(string(files[name]), word) {
+				t.Errorf("%s does not have %q:\n%s", name, word, files[name])
+			}
+		}
+	}
+	view, err := w.CloudInit(t.Context(), "a")
+	must(t)(err)
+	if view.InstanceID != v.UUID || !view.Attached || view.Spec.PasswordHash != "***" || !strings.Contains(view.Files["vendor-data"], "hashed_passwd: \"***\"") || view.Guest != nil {
+		t.Errorf("shown are %+v", view)
+	}
+	if seen := w.driver.Observe(t.Context(), "a"); len(seen.CDROMs) != 1 {
+		t.Errorf("QEMU has the drives %q", seen.CDROMs)
+	}
+	w.create("b")
+	_, err = w.CloudInit(t.Context(), "b")
+	wantCode(t, err, vm.CodeNotFound)
+	_, err = w.CloudInit(t.Context(), "c")
+	wantCode(t, err, vm.CodeNotFound)
+}
+
+func TestBadCloudInitDataAreRefusedAtOnce(t *testing.T) {
+	w := newWorld(t)
+	bad := vm.CloudInit{UserData: "#cloud-config\na: [1\n"}
+	_, err := w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", CloudInit: &bad})
+	wantCode(t, err, vm.CodeInvalid, "/cloud_init/user_data", "line ")
+	w.create("a")
+	_, err = w.SetCloudInit(t.Context(), "a", bad, false, nil)
+	if f := wantCode(t, err, vm.CodeInvalid); f.Fields[0].Field != "/user_data" {
+		t.Errorf("%+v", f)
+	}
+}
+
+func TestCloudInitDataAreEdited(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	v := w.vm("a")
+	view, err := w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "one"}, false, nil)
+	must(t)(err)
+	if !view.Attached || view.InstanceID != v.UUID {
+		t.Errorf("given to a VM that had none: %+v", view)
+	}
+	view, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "two"}, false, nil)
+	must(t)(err)
+	if view.InstanceID != v.UUID || !strings.Contains(view.Files["meta-data"], "two") {
+		t.Errorf("edited: %+v", view)
+	}
+	view, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "two"}, true, nil)
+	must(t)(err)
+	if view.InstanceID != v.UUID+"-1" {
+		t.Errorf("to be provisioned anew: %+v", view)
+	}
+	must(t)(w.EjectCDROM(t.Context(), "a", vm.SeedCDROM, nil))
+	if view, err = w.CloudInit(t.Context(), "a"); err != nil || view.Attached {
+		t.Errorf("ejected: %+v, %v", view, err)
+	}
+	w.do("a", vm.OpStart)
+	if w.driver.SeedOf("a") != nil {
+		t.Error("a seed was made that is not attached")
+	}
+	// Put in again while the VM runs.
+	view, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "three"}, false, nil)
+	must(t)(err)
+	if seen := w.driver.Observe(t.Context(), "a"); !view.Attached || len(seen.CDROMs) != 1 || !strings.Contains(string(w.driver.SeedOf("a")["meta-data"]), "three") {
+		t.Errorf("put in again: %+v, QEMU has %q", view, seen.CDROMs)
+	}
+	_, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{}, false, vm.Match{{Seq: 1, Revision: 1}})
+	wantCode(t, err, vm.CodePrecondition)
+	w.driver.Hook = func(_ context.Context, m, _ string) error {
+		if m == "WriteSeed" {
+			return &vm.Fault{Code: vm.CodeInsufficientStorage, Detail: "the disk is full"}
+		}
+		return nil
+	}
+	_, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "four"}, false, nil)
+	wantCode(t, err, vm.CodeInsufficientStorage)
+	if view, err = w.CloudInit(t.Context(), "a"); err != nil || !strings.Contains(view.Files["meta-data"], "three") {
+		t.Errorf("after an edit that failed: %+v, %v", view, err)
+	}
+}
+
+func TestWhatCloudInitInTheGuestSaysIsNoted(t *testing.T) {
+	w := newWorld(t)
+	says := `{"status": "running"}`
+	w.driver.Run = func(string, vm.GuestCommand) vm.GuestResult {
+		return vm.GuestResult{Exited: true, Stdout: []byte(says)}
+	}
+	w.seeded("a", vm.CloudInit{})
+	w.do("a", vm.OpStart)
+	w.driver.SetAgent("a", vm.Agent{State: vm.AgentConnected, LastSeenAt: time.Now()})
+	view, err := w.CloudInit(t.Context(), "a")
+	must(t)(err)
+	if view.Guest == nil || view.Guest.Status != "running" {
+		t.Errorf("it says %+v", view.Guest)
+	}
+	says = `{"status": "error", "errors": ["no\u001b luck"]}`
+	view, err = w.CloudInit(t.Context(), "a")
+	must(t)(err)
+	if view.Guest == nil || view.Guest.Status != "error" || len(view.Guest.Errors) != 1 || view.Guest.Errors[0] != "no luck" {
+		t.Errorf("it says %+v", view.Guest)
+	}
+	_, err = w.Await(t.Context(), "a", vm.Condition{CloudInit: true})
+	wantCode(t, err, vm.CodeGuestRefused, "no luck")
+	w.noted("a", func(b vm.Boot) bool { return !b.CloudInitFailed.IsZero() && b.CloudInit.IsZero() })
+}
+
+// noted waits until what was seen of a guest is recorded.
+func (w *world) noted(id string, holds func(vm.Boot) bool) {
+	w.t.Helper()
+	for {
+		news := w.NextEvent()
+		if holds(w.vm(id).Boot) {
+			return
+		}
+		select {
+		case <-news:
+		case <-time.After(10 * time.Second):
+			w.t.Fatalf("of the boot is noted %+v", w.vm(id).Boot)
+		}
+	}
+}
+
+func TestCloudInitIsAskedThoughNobodyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		says := `{"status": "running"}`
+		asked := 0
+		w.driver.Run = func(string, vm.GuestCommand) vm.GuestResult {
+			asked++
+			return vm.GuestResult{Exited: true, Stdout: []byte(says)}
+		}
+		w.seeded("a", vm.CloudInit{})
+		w.create("b") // which has no seed
+		pass := func() {
+			must(t)(w.ReconcileNetworks(t.Context(), []vm.VM{w.vm("a"), w.vm("b")}, true))
+			synctest.Wait()
+		}
+		for _, id := range []string{"a", "b"} {
+			w.do(id, vm.OpStart)
+			w.driver.SetAgent(id, vm.Agent{State: vm.AgentConnected, LastSeenAt: time.Now()})
+		}
+		pass()
+		pass()
+		if asked != 1 {
+			t.Fatalf("asked %d times in two passes at once", asked)
+		}
+		says = `{"status": "done"}`
+		time.Sleep(time.Minute)
+		pass()
+		time.Sleep(time.Minute)
+		pass()
+		if b := w.vm("a").Boot; asked != 2 || b.CloudInit.IsZero() || !b.CloudInitFailed.IsZero() {
+			t.Errorf("asked %d times; noted %+v", asked, b)
+		}
+	})
+}
