@@ -52,9 +52,6 @@ func (d *Driver) SetCDROMs(ctx context.Context, vmID string, want []vm.CDROM) er
 			return err
 		}
 	}
-	if err := d.checkCDROMs(vmID, want); err != nil {
-		return err
-	}
 	s, err := d.live(vmID)
 	if err != nil {
 		return err
@@ -70,6 +67,9 @@ func (d *Driver) SetCDROMs(ctx context.Context, vmID string, want []vm.CDROM) er
 		} else {
 			missing = append(missing, c)
 		}
+	}
+	if err := d.checkCDROMs(vmID, missing); err != nil { // what a drive that stays has, it has open
+		return err
 	}
 	if err := s.ejectAll(ctx, has); err != nil {
 		return err

@@ -144,6 +144,14 @@ func TestHalfADriveIsMadeWholeOrTakenAway(t *testing.T) {
 	if got := h.drives("web"); len(got) != 1 || got["cd-2"] != h.layout.content(content) {
 		t.Errorf("the drives are %v", got)
 	}
+	// What is in a drive may be lost: it stays, and the others can be changed.
+	lost := h.content(rawImage("lost"))
+	three := vm.CDROM{ID: "cd-3", SHA256: lost}
+	must(t, h.SetCDROMs(ctx, "web", []vm.CDROM{two, three}))
+	must(t, h.DeleteImage(ctx, lost))
+	must(t, h.SetCDROMs(ctx, "web", []vm.CDROM{three}))
+	must(t, h.SetCDROMs(ctx, "web", []vm.CDROM{two}))
+	mustFail(t, h.SetCDROMs(ctx, "web", []vm.CDROM{two, three}), vm.CodeOperationFailed)
 	// The first is there, and the second refused: its address is taken.
 	taken, err := cdromSCSI(vm.CDROM{ID: "cd-3", SHA256: content})
 	must(t, err)
