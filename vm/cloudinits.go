@@ -89,7 +89,7 @@ func (m *Manager) SetCloudInit(ctx context.Context, vmID string, c CloudInit, re
 	}, apply: func(ctx context.Context, v VM) error {
 		networks, err := m.networksOf(ctx, v)
 		if err == nil {
-			err = m.driver.WriteSeed(ctx, vmID, seedFiles(v, s, networks))
+			err = m.makeSeed(ctx, v, s, networks)
 		}
 		if err != nil {
 			return err
@@ -111,7 +111,15 @@ func (m *Manager) writeSeed(ctx context.Context, v VM, networks map[string]Virtu
 	if err != nil {
 		return err
 	}
-	return m.driver.WriteSeed(ctx, v.ID, seedFiles(v, s, networks))
+	return m.makeSeed(ctx, v, s, networks)
+}
+
+func (m *Manager) makeSeed(ctx context.Context, v VM, s Seed, networks map[string]VirtualNetwork) error {
+	if err := m.driver.WriteSeed(ctx, v.ID, seedFiles(v, s, networks)); err != nil {
+		return err
+	}
+	FailPoint("seed.written")
+	return nil
 }
 
 // cloudInitTimeout is how long cloud-init may take to say how far it is.
