@@ -492,7 +492,7 @@ type CloudInitDetails struct {
 	// SshAuthorizedKeys Public keys for SSH, of the image's default user.
 	SSHAuthorizedKeys []string `json:"ssh_authorized_keys"`
 
-	// Status What cloud-init says of itself, as `CloudInitStatus`. Null when no guest agent answers, or does not know.
+	// Status What cloud-init in a guest says of itself. Null when no guest agent answers, or does not know.
 	Status *CloudInitStatus `json:"status"`
 
 	// Users Users besides that.
@@ -510,11 +510,11 @@ type CloudInitFiles struct {
 	// UserData What is to be done.
 	UserData *string `json:"user-data"`
 
-	// VendorData What is to be done by `vendor_data`. Null without it.
+	// VendorData What else is to be done. Null when there is nothing.
 	VendorData *string `json:"vendor-data"`
 }
 
-// CloudInitStatus What cloud-init in a guest says of itself.
+// CloudInitStatus What cloud-init in a guest says of itself. Null when no guest agent answers, or does not know.
 type CloudInitStatus struct {
 	// Detail More about that. Null when it says nothing.
 	Detail *string `json:"detail"`
