@@ -333,6 +333,7 @@ func TestWhatIsDoneInAGuestIsOnRecordWithoutSecrets(t *testing.T) {
 
 func TestRolesAreHeldTo(t *testing.T) {
 	a := running(t)
+	a.upload(t, "a", "x")
 	viewer, operator, odd := a.as(t, vm.RoleViewer), a.as(t, vm.RoleOperator), a.as(t, "king")
 	for _, test := range []struct {
 		method, path, body      string
@@ -353,10 +354,20 @@ func TestRolesAreHeldTo(t *testing.T) {
 		{"POST", "/vms/web-1/actions/trim", "", 403, 204},
 		{"PATCH", "/vms/web-1", `{"description":"x"}`, 403, 200},
 		{"DELETE", "/disks/none", "", 403, 404},
+		{"GET", "/images", "", 200, 200},
+		{"GET", "/images/a", "", 200, 200},
+		{"GET", "/images/a/content", "", 403, 200},
+		{"POST", "/images", `{"name":"b"}`, 403, 400},
+		{"PATCH", "/images/a/content?offset=0", `{}`, 403, 415},
+		{"DELETE", "/images/b", "", 403, 404},
+		{"GET", "/vms/web-1/cloud_init", "", 404, 404},
+		{"PUT", "/vms/web-1/cloud_init", `{"x":1}`, 403, 400},
+		{"GET", "/vms/web-1/cdroms", "", 200, 200},
+		{"POST", "/vms/web-1/cdroms", `{}`, 403, 400},
 		{"GET", "/nowhere", "", 404, 404},
 	} {
 		header := func(who []string) []string {
-			if test.method == "PUT" {
+			if test.method == "PUT" && test.body == "x" {
 				return append(append([]string{}, who...), octets...)
 			}
 			return who

@@ -63,7 +63,21 @@ var steps = []struct {
 	{"POST", "/networks", `{"name":"lab","mode":"isolated"}`, "", 201},
 	{"PATCH", "/networks/lab", `{"domain":"lab.example"}`, "", 200},
 	{"POST", "/vms/web-1/nics", `{"network":"lab"}`, "", 201},
+	{"POST", "/images", `{"name":"iso","url":"http://images.example/iso"}`, "wait=30", 201},
+	{"PATCH", "/images/iso", `{"labels":{"a":"b"}}`, "", 200},
+	{"POST", "/images", `{"name":"golden","from_disk":"web-1"}`, "wait=30", 201},
+	{"POST", "/vms", `{"template_name":"small","name":"web-2","image":"golden","cloud_init":{},"cdroms":[{"image":"iso"}]}`, "", 201},
+	{"POST", "/disks", `{"image":"golden"}`, "", 201},
+	{"DELETE", "/disks/{disk}", "", "", 204},
+	{"POST", "/disks", `{"from_disk":"web-2"}`, "wait=30", 201},
+	{"DELETE", "/disks/{disk}", "", "", 204},
+	{"DELETE", "/vms/web-2", "", "", 204},
+	{"DELETE", "/images/golden", "", "", 204},
+	{"POST", "/vms/web-1/cdroms", `{"image":"iso"}`, "", 201},
+	{"PUT", "/vms/web-1/cloud_init", `{"hostname":"x","reprovision":true}`, "", 200},
 	{"POST", "/vms/web-1/actions/start", "", "wait=30", 200},
+	{"POST", "/vms/web-1/cdroms", `{"image":"iso","boot_index":1}`, "", 201},
+	{"DELETE", "/vms/web-1/cdroms/cd-1", "", "", 204},
 	{"POST", "/vms/web-1/nics", `{"network":"lab","rate_in":5}`, "", 201},
 	{"PATCH", "/vms/web-1/nics/2", `{"link":"down"}`, "", 200},
 	{"POST", "/vms/web-1/port_forwards", `{"host_port":2222,"guest_port":22}`, "", 201},
@@ -96,6 +110,7 @@ func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
 			if err := a.driver.CreateDisk(t.Context(), "lost", vm.DiskFile{SizeMiB: 1024}, nil, nil); err != nil {
 				t.Fatal(err)
 			}
+			a.driver.Offer("http://images.example/iso", []byte("iso"))
 			a.driver.AddVMFiles("ghost")
 			a.driver.Set("ghost", vm.StatusRunning)
 			disk, forward := "", ""
