@@ -145,7 +145,7 @@ func ofImage(more map[string]any) func(target) (string, string, any) {
 }
 
 func insert(x target) (string, string, any) {
-	return "POST", "/vms/" + x.vm + "/cdroms", map[string]any{"image": x.image, "boot_index": 1}
+	return "POST", "/vms/" + x.vm + "/cdroms", map[string]any{"image": x.image}
 }
 
 func inserted(d *daemon, x target) bool { return len(d.vm(x.vm).CDROMs) > 0 }

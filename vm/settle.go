@@ -377,6 +377,8 @@ func (m *Manager) reached(ctx context.Context, op Operation) (bool, error) {
 			return i < 0, nil
 		}
 		return i >= 0 && v.NICs[i].State == NICAttached, nil
+	case CloudInitSet:
+		return op.Step == stepRecorded, nil
 	case NICUpdate, CDROMAttach, CDROMEject: // recorded with the intent, and made so by who settled
 		return true, nil
 	case ImageCreate, ImageUpload, ImageDelete:

@@ -23,6 +23,9 @@ type tuning struct {
 	after func() // if set, is called once nothing more will be recorded
 }
 
+// stepRecorded is the step of an operation that has done its work with its intent.
+const stepRecorded = "recorded"
+
 func (m *Manager) tune(ctx context.Context, t tuning) error {
 	var was, v VM
 	edited := func() Change { return Change{VM: &VMUpdate{From: v.State, VM: v}, Seed: t.seed} }
@@ -44,6 +47,9 @@ func (m *Manager) tune(ctx context.Context, t tuning) error {
 			}
 			if t.late && live(v) {
 				return Change{}, nil
+			}
+			if t.seed != nil {
+				r.report(stepRecorded, "for the next start")
 			}
 			return edited(), nil
 		},
