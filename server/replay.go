@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -72,7 +71,7 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hol
 	case vm.ForwardAdd:
 		return s.forwardCreated(ctx, id, o.Step)
 	case vm.CDROMAttach:
-		return s.cdromAttachedBy(ctx, o, id, c)
+		return s.cdromAttached(ctx, id, o.Step)
 	case vm.CloudInitSet:
 		view, err := s.manager.CloudInit(ctx, id)
 		if err != nil {
@@ -161,26 +160,6 @@ func (s *Server) madeAgain(ctx context.Context, o vm.Operation, id string, h hol
 	}
 	a, err = s.made(ctx, meanwhile, o, h.wait, now)
 	return a, true, err
-}
-
-// cdromAttachedBy answers the request to attach a CD-ROM drive: the newest one with
-// what it asks for.
-func (s *Server) cdromAttachedBy(ctx context.Context, o vm.Operation, id string, c echo.Context) (answer, error) {
-	var b openapi.CreateCDROM
-	if err := c.Bind(&b); err != nil {
-		return answer{}, err
-	}
-	v, err := s.reader.VM(ctx, id)
-	if err != nil {
-		return answer{}, err
-	}
-	want := newCDROM(&b)
-	for _, d := range slices.Backward(v.CDROMs) {
-		if d.Image == want.Image && d.BootIndex == want.BootIndex {
-			return s.cdromAttached(ctx, id, d.ID)
-		}
-	}
-	return answer{}, &vm.Fault{Code: vm.CodeNotFound, OperationID: o.ID, Detail: "the CD-ROM drive that the first request with this key has attached is gone"}
 }
 
 // movedBy answers the request to attach or detach a disk.

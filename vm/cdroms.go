@@ -88,7 +88,7 @@ func (m *Manager) AttachCDROM(ctx context.Context, vmID string, want NewCDROM) (
 			}
 		}
 		return err
-	}, apply: m.setCDROMs, after: func() { m.letGo(held) }})
+	}, step: func() string { return c.ID }, apply: m.setCDROMs, after: func() { m.letGo(held) }})
 	return c, err
 }
 

@@ -94,7 +94,7 @@ var secretWords = func() (words []string) {
 func isSecretName(name string) bool {
 	name = strings.ToLower(strings.ReplaceAll(name, "-", "_"))
 	switch name {
-	case "chpasswd", "lock_passwd": // a mapping of which some is secret; a bool
+	case "chpasswd", "lock_passwd", "nopasswd": // a mapping of which some is secret; a bool; a word of sudoers(5)
 		return false
 	case "psk":
 		return true

@@ -30,6 +30,7 @@ func TestSecretsInCloudConfigAreMaskedWhereTheyStand(t *testing.T) {
 		{"characters", "#cloud-config\n{\"ä\u00a0ö\": é, password: s3crét, z: ü}\n", "#cloud-config\n{\"ä\u00a0ö\": é, password: \"***\", z: ü}\n"},
 		{"blocks", "#cloud-config\na:\n  secret: |-\n    s3cret\n\n     s3cret\n  # c\n  b: c\nssh_keys:\n  rsa_private: >2\n      s3cret\n    s3cret\n  rsa_public: ssh-rsa AAAA\n",
 			"#cloud-config\na:\n  secret: |-\n    ***\n\n     ***\n  # c\n  b: c\nssh_keys:\n  rsa_private: >2\n      ***\n    ***\n  rsa_public: ssh-rsa AAAA\n"},
+		{"a rule of sudo", "#cloud-config\nusers:\n- sudo: ALL=(ALL) NOPASSWD:ALL\n  passwd: s3cret\n", "#cloud-config\nusers:\n- sudo: ALL=(ALL) NOPASSWD:ALL\n  passwd: \"***\"\n"},
 		{"the last block", "#cloud-config\ntoken: |\n  s3cret", "#cloud-config\ntoken: |\n  ***"},
 		{"tags and anchors", "#cloud-config\npassword: !!str &p s3cret\nx: &q s3cret2\ntoken: *q\nlock_passwd: true\n",
 			"#cloud-config\npassword: !!str &p \"***\"\nx: &q \"***\"\ntoken: *q\nlock_passwd: true\n"},

@@ -24,7 +24,7 @@ func (m *Manager) AddForward(ctx context.Context, vmID string, f PortForward) (P
 		return f, err
 	}
 	var had []PortForward
-	err := m.tune(ctx, tuning{kind: ForwardAdd, vmID: vmID, step: f.ID, edit: func(ctx context.Context, v *VM) error {
+	err := m.tune(ctx, tuning{kind: ForwardAdd, vmID: vmID, step: func() string { return f.ID }, edit: func(ctx context.Context, v *VM) error {
 		n, err := v.NIC(f.Slot)
 		if err != nil {
 			return invalidField("/nic", "VM %s has no NIC in slot %d", vmID, f.Slot)
@@ -65,7 +65,7 @@ func (f PortForward) check() error {
 func (m *Manager) RemoveForward(ctx context.Context, vmID, id string, match Match) error {
 	var had []PortForward
 	var slot int
-	return m.tune(ctx, tuning{kind: ForwardRemove, vmID: vmID, match: match, step: id, late: true, edit: func(_ context.Context, v *VM) error {
+	return m.tune(ctx, tuning{kind: ForwardRemove, vmID: vmID, match: match, step: func() string { return id }, late: true, edit: func(_ context.Context, v *VM) error {
 		i := slices.IndexFunc(v.Forwards, func(f PortForward) bool { return f.ID == id })
 		if i < 0 {
 			return NotFound("port forward of vm "+vmID, id)

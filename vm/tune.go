@@ -13,7 +13,7 @@ type tuning struct {
 	kind  Kind
 	vmID  string
 	match Match
-	step  string // what [Manager.retune] knows it by
+	step  func() string // after edit: what [Manager.retune], and who answers a repeated request, know it by; nil for nothing
 	// late records what edit has done only once apply has succeeded: what is taken
 	// away is recorded until it is gone.
 	late  bool
@@ -42,8 +42,8 @@ func (m *Manager) tune(ctx context.Context, t tuning) error {
 			if err := t.edit(ctx, &v); err != nil {
 				return Change{}, err
 			}
-			if t.step != "" {
-				r.report(t.step, "")
+			if t.step != nil {
+				r.report(t.step(), "")
 			}
 			if t.late && live(v) {
 				return Change{}, nil
