@@ -69,9 +69,11 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hol
 	}
 	switch o.Kind {
 	case vm.ForwardAdd:
-		return s.forwardCreated(ctx, id, o.Step)
+		a, err := s.forwardCreated(ctx, id, o.Step)
+		return a, since(o, err)
 	case vm.CDROMAttach:
-		return s.cdromAttached(ctx, id, o.Step)
+		a, err := s.cdromAttached(ctx, id, o.Step)
+		return a, since(o, err)
 	case vm.CloudInitSet:
 		view, err := s.manager.CloudInit(ctx, id)
 		if err != nil {
@@ -222,5 +224,16 @@ func anew(err error) error {
 	}
 	told := *fault
 	told.Hint = "repeat the request with a new Idempotency-Key"
+	return &told
+}
+
+// since says of what an operation has made, and is gone since, which one that was.
+func since(o vm.Operation, err error) error {
+	var f *vm.Fault
+	if !errors.As(err, &f) {
+		return err
+	}
+	told := *f
+	told.OperationID = o.ID
 	return &told
 }
