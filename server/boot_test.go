@@ -44,7 +44,7 @@ func TestAStartIsHeldUntilCloudInitIsDone(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	var says atomic.Pointer[[]vm.GuestResult]
 	a.driver.Run = func(_ string, c vm.GuestCommand) vm.GuestResult {
-		if c.Path != "/bin/sh" || !strings.Contains(strings.Join(c.Args, " "), "cloud-init status --format=json") {
+		if c.Path != "/bin/sh" || !strings.Contains(strings.Join(c.Args, " "), "/run/cloud-init") {
 			t.Errorf("%+v", c)
 		}
 		left := *says.Load()
@@ -54,24 +54,25 @@ func TestAStartIsHeldUntilCloudInitIsDone(t *testing.T) {
 		}
 		return left[0]
 	}
-	json := func(code int, text string) vm.GuestResult {
-		return vm.GuestResult{Exited: true, ExitCode: code, Stdout: []byte(text)}
+	tells := func(word, rest string) vm.GuestResult {
+		return vm.GuestResult{Exited: true, Stdout: []byte(word + "\n" + rest)}
 	}
 	for name, test := range map[string]struct {
 		says   []vm.GuestResult
 		status int
 		detail string
 	}{
-		"done at once":      {[]vm.GuestResult{json(0, `{"status":"done","errors":[]}`)}, 200, ""},
-		"done later":        {[]vm.GuestResult{json(0, `{"status":"running"}`), json(2, `{"status":"done","extended_status":"degraded done"}`)}, 200, ""},
-		"disabled":          {[]vm.GuestResult{json(0, `{"status":"disabled"}`)}, 200, ""},
-		"not there":         {[]vm.GuestResult{json(127, "")}, 200, ""},
-		"nothing yet":       {[]vm.GuestResult{json(1, "Traceback"), json(0, `{"status":"done"}`)}, 200, ""},
-		"failed":            {[]vm.GuestResult{json(1, `{"status":"error","errors":["no\u001b[31m key","and\nmore"]}`)}, 409, "no [31m key; and more"},
-		"failed, no errors": {[]vm.GuestResult{json(1, `{"status":"error","detail":"because","errors":[]}`)}, 409, "because"},
-		"too old":           {[]vm.GuestResult{json(2, "")}, 409, "does not say"},
-		"still running":     {[]vm.GuestResult{json(0, `{"status":"running"}`)}, 202, ""},
-		"a silent one":      {[]vm.GuestResult{{}}, 202, ""},
+		"done at once":    {[]vm.GuestResult{tells("result", `{"v1":{"datasource":"DataSourceNoCloud","errors":[]}}`)}, 200, ""},
+		"done later":      {[]vm.GuestResult{tells("running", `{"v1":{"stage":"init"}}`), tells("result", `{"v1":{"errors":[]}}`)}, 200, ""},
+		"disabled":        {[]vm.GuestResult{tells("disabled", "")}, 200, ""},
+		"not there":       {[]vm.GuestResult{tells("absent", "")}, 200, ""},
+		"half written":    {[]vm.GuestResult{tells("running", `{"v1":`), tells("result", ``), tells("result", `{"v1":{"errors":[]}}`)}, 200, ""},
+		"failed":          {[]vm.GuestResult{tells("result", `{"v1":{"errors":["no\u001b[31m key","and\nmore"]}}`)}, 409, "no [31m key; and more"},
+		"not run":         {[]vm.GuestResult{tells("not run", "")}, 202, ""},
+		"nonsense":        {[]vm.GuestResult{tells("hello", `{"v1":{}}`)}, 202, ""},
+		"still running":   {[]vm.GuestResult{tells("running", `{"v1":{"stage":null}}`)}, 202, ""},
+		"a failing shell": {[]vm.GuestResult{{Exited: true, ExitCode: 2, Stdout: []byte("absent")}}, 202, ""},
+		"a silent one":    {[]vm.GuestResult{{}}, 202, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			says.Store(&test.says)

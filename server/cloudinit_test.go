@@ -68,7 +68,7 @@ func TestAGuestSaysHowFarItsCloudInitIs(t *testing.T) {
 	a.want(t, 200, "PUT", "/vms/web-1/cloud_init", `{}`)
 	a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentConnected, Version: "7.2", LastSeenAt: time.Now()})
 	a.driver.Run = func(string, vm.GuestCommand) vm.GuestResult {
-		return vm.GuestResult{Exited: true, Stdout: []byte(`{"status":"error","detail":"","errors":["no\u0007 such disk"]}`)}
+		return vm.GuestResult{Exited: true, Stdout: []byte("result\n" + `{"v1":{"errors":["no\u0007 such disk"]}}`)}
 	}
 	r := a.want(t, 200, "GET", "/vms/web-1/cloud_init", "")
 	c := into[openapi.CloudInitDetails](t, r)
@@ -76,7 +76,7 @@ func TestAGuestSaysHowFarItsCloudInitIs(t *testing.T) {
 		t.Errorf("%s", r.body)
 	}
 	a.driver.Run = func(string, vm.GuestCommand) vm.GuestResult {
-		return vm.GuestResult{Exited: true, Stdout: []byte(`{"status":"done","detail":"x","errors":[]}`)}
+		return vm.GuestResult{Exited: true, Stdout: []byte("result\n" + `{"v1":{"datasource":"x","errors":[]}}`)}
 	}
 	done := a.want(t, 200, "GET", "/vms/web-1/cloud_init", "")
 	if done.Header.Get("ETag") == r.Header.Get("ETag") {

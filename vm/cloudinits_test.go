@@ -114,7 +114,7 @@ func TestCloudInitDataAreEdited(t *testing.T) {
 
 func TestWhatCloudInitInTheGuestSaysIsNoted(t *testing.T) {
 	w := newWorld(t)
-	says := `{"status": "running"}`
+	says := "running\n{\"v1\": {\"stage\": \"modules-config\"}}"
 	w.driver.Run = func(string, vm.GuestCommand) vm.GuestResult {
 		return vm.GuestResult{Exited: true, Stdout: []byte(says)}
 	}
@@ -126,7 +126,7 @@ func TestWhatCloudInitInTheGuestSaysIsNoted(t *testing.T) {
 	if view.Guest == nil || view.Guest.Status != "running" {
 		t.Errorf("it says %+v", view.Guest)
 	}
-	says = `{"status": "error", "errors": ["no\u001b luck"]}`
+	says = "result\n{\"v1\": {\"errors\": [\"no\\u001b luck\"]}}"
 	view, err = w.CloudInit(t.Context(), "a")
 	must(t)(err)
 	if view.Guest == nil || view.Guest.Status != "error" || len(view.Guest.Errors) != 1 || view.Guest.Errors[0] != "no luck" {
@@ -156,7 +156,7 @@ func (w *world) noted(id string, holds func(vm.Boot) bool) {
 func TestCloudInitIsAskedThoughNobodyWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		says := `{"status": "running"}`
+		says := "running\n{\"v1\": {\"stage\": \"modules-config\"}}"
 		asked := 0
 		w.driver.Run = func(string, vm.GuestCommand) vm.GuestResult {
 			asked++
@@ -177,7 +177,7 @@ func TestCloudInitIsAskedThoughNobodyWaits(t *testing.T) {
 		if asked != 1 {
 			t.Fatalf("asked %d times in two passes at once", asked)
 		}
-		says = `{"status": "done"}`
+		says = "result\n{\"v1\": {\"datasource\": \"DataSourceNoCloud\", \"errors\": []}}"
 		time.Sleep(time.Minute)
 		pass()
 		time.Sleep(time.Minute)

@@ -522,7 +522,7 @@ type CloudInitStatus struct {
 	// Errors What went wrong.
 	Errors []string `json:"errors"`
 
-	// Status In its own words, such as `running`, `done`, `error`, `disabled` or `not run`; `absent` when the guest does not
+	// Status One of `not run`, `running`, `done`, `error`, `disabled`; `absent` when the guest does not
 	// have it.
 	Status string `json:"status"`
 }
