@@ -204,6 +204,15 @@ func TestARefusedUploadIsGone(t *testing.T) {
 	}
 }
 
+func TestAnUploadThatTheRecordsHaveForgottenIsNotContinued(t *testing.T) {
+	w := newWorld(t)
+	must(t)(w.driver.UploadImage(t.Context(), "x", 0, strings.NewReader("of before")))
+	i, _, err := w.UploadImage(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("good"), false)
+	if err != nil || i.State != vm.ImageAvailable || i.SHA256 != sumOf("good") {
+		t.Errorf("it is %+v, %v", i, err)
+	}
+}
+
 func TestWhatAKillLeavesOfAnImport(t *testing.T) {
 	content := vm.ImageContent{SHA256: sumOf("c"), Layout: vm.FormatRaw, VirtualMiB: 16, Bytes: 1}
 	tests := map[string]struct {
