@@ -9,7 +9,7 @@ import (
 
 func TestPlanComparesImagesWithTheirContent(t *testing.T) {
 	image := func(name, sum string, s vm.ImageState) vm.Image {
-		return vm.Image{Name: name, State: s, ImageContent: vm.ImageContent{SHA256: sum}}
+		return vm.Image{Name: name, State: s, ImageContent: vm.ImageContent{SHA256: sum, Bytes: 5}}
 	}
 	tests := map[string]struct {
 		recorded []vm.Image
@@ -22,6 +22,7 @@ func TestPlanComparesImagesWithTheirContent(t *testing.T) {
 		"content is gone":            {[]vm.Image{image("a", "1", vm.ImageAvailable)}, map[string]int64{}, []string{"missing_image images/a"}, true},
 		"that is known":              {[]vm.Image{image("a", "1", vm.ImageError)}, map[string]int64{}, nil, false},
 		"content is back":            {[]vm.Image{image("a", "1", vm.ImageError)}, map[string]int64{"1": 5}, []string{"missing_image images/a"}, true},
+		"content was cut off":        {[]vm.Image{image("a", "1", vm.ImageAvailable)}, map[string]int64{"1": 4}, []string{"missing_image images/a"}, false},
 		"nobody imports it":          {[]vm.Image{image("a", "", vm.ImageImporting)}, map[string]int64{}, []string{"missing_image images/a"}, true},
 		"an upload that may go on":   {[]vm.Image{image("a", "", vm.ImageUploading)}, map[string]int64{}, nil, false},
 		"content that no image has":  {nil, map[string]int64{"1": 5}, []string{"orphan_image images/1"}, false},

@@ -230,8 +230,8 @@ func (p *planner) images(recorded []vm.Image) {
 	known := map[string]bool{}
 	for _, i := range recorded {
 		known[i.SHA256] = true
-		_, there := p.seen.Images[i.SHA256]
-		details := ""
+		size, there := p.seen.Images[i.SHA256]
+		details, settle := "", true
 		switch {
 		case i.State == vm.ImageImporting:
 			details = fmt.Sprintf("image %s is recorded as importing while no operation is at work on it", i.Name)
@@ -239,9 +239,11 @@ func (p *planner) images(recorded []vm.Image) {
 			details = fmt.Sprintf("the content of image %s is not there", i.Name)
 		case i.State == vm.ImageError && there:
 			details = fmt.Sprintf("image %s is recorded as error, but its content is there", i.Name)
+		case i.State == vm.ImageAvailable && size != i.Bytes: // whoever changed it, what is based on it is damaged
+			details, settle = fmt.Sprintf("the content of image %s (%s) has %d bytes, and had %d: bring the same in again to replace it", i.Name, i.SHA256, size, i.Bytes), false
 		}
 		if details != "" {
-			p.plan = append(p.plan, Action{Type: MissingImage, Resource: vm.ImageResource(i.Name), Settle: true, Passes: 2, Details: details})
+			p.plan = append(p.plan, Action{Type: MissingImage, Resource: vm.ImageResource(i.Name), Settle: settle, Passes: 2, Details: details})
 		}
 	}
 	for sum := range p.seen.Images {

@@ -174,11 +174,13 @@ func (m *Manager) UploadImage(ctx context.Context, n NewImage, r io.Reader, more
 	c := m.importing(&i)
 	c.intent = func(ctx context.Context, _ *run) (Change, error) {
 		begun, err := m.store.Image(ctx, i.Name)
-		if errors.Is(err, ErrNotFound) || err == nil && begun.State != ImageUploading {
-			return Change{NewImage: &i}, nil // which fails if there is one
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrNotFound): // of which something may be left all the same: the records may have been restored
+			return Change{NewImage: &i}, m.driver.DropUpload(ctx, i.Name)
+		case err != nil:
 			return Change{}, err
+		case begun.State != ImageUploading:
+			return Change{NewImage: &i}, nil // which fails, as there is one
 		}
 		return Change{Image: &ImageUpdate{From: ImageUploading, Image: i}}, m.driver.DropUpload(ctx, i.Name)
 	}

@@ -204,6 +204,15 @@ func TestARefusedUploadIsGone(t *testing.T) {
 	}
 }
 
+func TestAnUploadThatTheRecordsHaveForgottenIsNotContinued(t *testing.T) {
+	w := newWorld(t)
+	must(t)(w.driver.UploadImage(t.Context(), "x", 0, strings.NewReader("of before")))
+	i, _, err := w.UploadImage(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("good"), false)
+	if err != nil || i.State != vm.ImageAvailable || i.SHA256 != sumOf("good") {
+		t.Errorf("it is %+v, %v", i, err)
+	}
+}
+
 func TestWhatAKillLeavesOfAnImport(t *testing.T) {
 	content := vm.ImageContent{SHA256: sumOf("c"), Layout: vm.FormatRaw, VirtualMiB: 16, Bytes: 1}
 	tests := map[string]struct {
@@ -465,6 +474,18 @@ func TestOrphansOfImages(t *testing.T) {
 	must(t)(w.store.Apply(t.Context(), vm.Change{DeleteImage: "x"}))
 	_, err = w.AdoptOrphan(t.Context(), resource, "")
 	wantCode(t, err, vm.CodeNotFound)
+	// What is based on it is not recorded either, and is nothing without it.
+	base := vm.DiskFile{SizeMiB: 16, Base: vm.ContentBase(i.SHA256), BaseFormat: "raw"}
+	must(t)(w.driver.CreateDisk(t.Context(), "data", base, nil, nil))
+	_, err = w.DeleteOrphan(t.Context(), resource)
+	wantCode(t, err, vm.CodeInUse, "disks/data")
+	must(t)(w.DeleteOrphan(t.Context(), "disks/data"))
+	if err := w.driver.CreateVM(t.Context(), "web", base, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.DeleteOrphan(t.Context(), resource)
+	wantCode(t, err, vm.CodeInUse, "vms/web")
+	must(t)(w.DeleteOrphan(t.Context(), "vms/web"))
 	must(t)(w.DeleteOrphan(t.Context(), resource))
 	if got := w.driver.Contents(); len(got) != 0 {
 		t.Errorf("the contents %q are left", got)

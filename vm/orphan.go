@@ -119,8 +119,51 @@ func (m *Manager) DeleteOrphan(ctx context.Context, resource string) (Operation,
 		if strings.HasPrefix(resource, "vms/") && m.driver.Observe(ctx, id).Alive() {
 			return Change{}, &Fault{Code: CodeState, Detail: fmt.Sprintf("%s still has a process", resource), Hint: "terminate it first"}
 		}
+		if strings.HasPrefix(resource, "images/") {
+			if err := m.checkUnneeded(ctx, id); err != nil {
+				return Change{}, err
+			}
+		}
 		return Change{}, m.finishOrphanDelete(ctx, resource)
 	}})
+}
+
+// checkUnneeded reports the first orphan that is based on content, which the records
+// do not tell: without the content nothing of it could be read any more.
+func (m *Manager) checkUnneeded(ctx context.Context, sha256 string) error {
+	seen, err := m.driver.Survey(ctx)
+	if err != nil {
+		return err
+	}
+	files := map[string]func(context.Context, string) (DiskFile, error){}
+	for id := range seen.DiskFiles {
+		files[DiskResource(id)] = m.driver.AdoptDisk
+	}
+	for id := range seen.VMFiles {
+		files[VMResource(id)] = func(ctx context.Context, id string) (DiskFile, error) {
+			_, root, err := m.driver.AdoptVM(ctx, id)
+			return root, err
+		}
+	}
+	for resource, look := range files {
+		if recorded, err := m.recorded(ctx, resource); err != nil || recorded {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		_, id, _ := strings.Cut(resource, "/")
+		file, err := look(ctx, id)
+		if err != nil && seen.VMs[id].Alive() { // it may be a QEMU that does not answer
+			return err
+		}
+		// What else cannot be read is nothing that could be adopted.
+		if base, _ := file.Content(); err == nil && base == sha256 {
+			return &Fault{Code: CodeInUse, Detail: fmt.Sprintf("the disk of %s, which is not recorded either, is based on content %s", resource, sha256),
+				Hint: "delete that first, or bring the image in again and adopt it"}
+		}
+	}
+	return nil
 }
 
 func (m *Manager) finishOrphanDelete(ctx context.Context, resource string) error {

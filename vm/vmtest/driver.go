@@ -264,6 +264,7 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 			return &vm.Fault{Code: vm.CodeExists, Detail: "files exist"}
 		}
 		d.files()[id] = true
+		d.made(vm.VMResource(id), root)
 		return nil
 	})
 }
@@ -283,6 +284,7 @@ func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, fr
 			d.disks = map[string]int64{}
 		}
 		d.disks[id] = file.SizeMiB
+		d.made(vm.DiskResource(id), file)
 		return nil
 	})
 }
@@ -306,14 +308,17 @@ func (d *Driver) DiskSize(ctx context.Context, id string) (int64, error) {
 	return size, nil
 }
 
-// AdoptDisk returns a disk without a base.
+// AdoptDisk returns a disk with the base it was made on.
 func (d *Driver) AdoptDisk(ctx context.Context, id string) (vm.DiskFile, error) {
 	size, err := d.DiskSize(ctx, id)
-	return vm.DiskFile{SizeMiB: size}, err
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.images.bases[vm.DiskResource(id)]
+	return vm.DiskFile{SizeMiB: size, Base: f.Base, BaseFormat: f.BaseFormat}, err
 }
 
-// AdoptVM returns an invented root disk and no UUID; that of a VM called
-// "forged" names a file of the host as its base.
+// AdoptVM returns an invented root disk, with the base it was made on, and no UUID;
+// that of a VM called "forged" names a file of the host as its base.
 func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -323,7 +328,8 @@ func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, e
 	if id == "forged" {
 		return "", vm.DiskFile{SizeMiB: 1024, Base: "/etc/shadow", BaseFormat: "raw"}, nil
 	}
-	return "", vm.DiskFile{SizeMiB: 1024}, nil
+	f := d.images.bases[vm.VMResource(id)]
+	return "", vm.DiskFile{SizeMiB: 1024, Base: f.Base, BaseFormat: f.BaseFormat}, nil
 }
 
 // Flight returns nothing.

@@ -19,6 +19,15 @@ type images struct {
 	contents map[string][]byte // by SHA-256
 	uploads  map[string][]byte // by name
 	seeds    map[string]map[string][]byte
+	bases    map[string]vm.DiskFile // of disks and root disks, by resource
+}
+
+// made remembers what a file is based on. The caller holds the lock.
+func (d *Driver) made(resource string, f vm.DiskFile) {
+	if d.images.bases == nil {
+		d.images.bases = map[string]vm.DiskFile{}
+	}
+	d.images.bases[resource] = f
 }
 
 // Offer makes bytes available for download at a URL.
