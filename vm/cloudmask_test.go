@@ -43,6 +43,9 @@ func TestSecretsInCloudConfigAreMaskedWhereTheyStand(t *testing.T) {
 		{"chpasswd's list", "#cloud-config\nchpasswd: {list: [root:s3cret, 'a:s3cret'], expire: false}\n", "#cloud-config\nchpasswd: {list: [\"***\", \"***\"], expire: false}\n"},
 		{"commands", "#cloud-config\nruncmd:\n- echo root:s3cret | chpasswd\n- [sh, -c, \"TOKEN=s3cret x\"]\n- |\n  export API_KEY=s3cret\n  date\n- curl https://u:s3cret@example.org/\n- date\n",
 			"#cloud-config\nruncmd:\n- \"*** | chpasswd\"\n- [sh, -c, \"TOKEN=***\"]\n- |\n  export API_KEY=***\n  date\n- \"curl https://u:***@example.org/\"\n- date\n"},
+		{"arguments", "#cloud-config\nruncmd:\n- [mysql, --password, s3cret, -u, root]\n- [x, --token=s3cret, --pass, \"s3cret\"]\n- [passwd, root]\n",
+			"#cloud-config\nruncmd:\n- [mysql, --password, \"***\", -u, root]\n- [x, \"--token=***\", --pass, \"***\"]\n- [passwd, root]\n"},
+		{"short names", "#!/bin/sh\nPASS=s3cret\nexport DB_PASS=s3cret MYSQL_PWD=s3cret\nbypass=1\n", "#!/bin/sh\nPASS=***\nexport DB_PASS=***\nbypass=1\n"},
 		{"comments", "#cloud-config\n# password: s3cret\na: b # token=s3cret\n", "#cloud-config\n# password: ***\na: b # token=***\n"},
 		{"a hash", "#cloud-config\na: x\nb: " + cryptSHA + "\n", "#cloud-config\na: x\nb: \"***\"\n"},
 		{"files", "#cloud-config\nwrite_files:\n- path: /etc/a.conf\n  content: |\n    password=shown\n- {path: /etc/b.key, content: s3cret}\n- path: /x\n  encoding: b64\n  content: " +

@@ -107,7 +107,11 @@ func (s *secrets) walk(n *yaml.Node, in within) {
 			s.secret[n] = true
 		}
 	case yaml.SequenceNode:
-		for _, c := range n.Content {
+		for i, c := range n.Content {
+			if i > 0 && isSecretOption(resolve(n.Content[i-1]).Value) { // the arguments of a command
+				s.walk(c, secretive)
+				continue
+			}
 			s.walk(c, in)
 		}
 	case yaml.MappingNode:
@@ -119,6 +123,11 @@ func (s *secrets) walk(n *yaml.Node, in within) {
 			s.file(n)
 		}
 	}
+}
+
+// isSecretOption reports whether the argument after s is a secret: --password.
+func isSecretOption(s string) bool {
+	return strings.HasPrefix(s, "-") && isSecretName(s) && strings.TrimLeftFunc(s, inName) == ""
 }
 
 // valueWithin says what the value of a key is part of, in a mapping that is part
