@@ -48,9 +48,9 @@ func TestSecretsInCloudConfigAreMaskedWhereTheyStand(t *testing.T) {
 		{"short names", "#!/bin/sh\nPASS=s3cret\nexport DB_PASS=s3cret MYSQL_PWD=s3cret\nbypass=1\n", "#!/bin/sh\nPASS=***\nexport DB_PASS=***\nbypass=1\n"},
 		{"comments", "#cloud-config\n# password: s3cret\na: b # token=s3cret\n", "#cloud-config\n# password: ***\na: b # token=***\n"},
 		{"a hash", "#cloud-config\na: x\nb: " + cryptSHA + "\n", "#cloud-config\na: x\nb: \"***\"\n"},
-		{"files", "#cloud-config\nwrite_files:\n- path: /etc/a.conf\n  content: |\n    password=shown\n- {path: /etc/b.key, content: s3cret}\n- path: /x\n  encoding: b64\n  content: " +
+		{"files", "#cloud-config\nwrite_files:\n- path: /etc/a.conf\n  content: |\n    # shown\n    password=s3cret\n- {path: /etc/b.key, content: s3cret}\n- {path: /z, content: !!binary " + base64.StdEncoding.EncodeToString([]byte("a\nTOKEN=s3cret\n")) + "}\n- path: /x\n  encoding: b64\n  content: " +
 			base64.StdEncoding.EncodeToString([]byte(privateKey)) + "\n- path: /y\n  content: |\n" + indented(privateKey),
-			"#cloud-config\nwrite_files:\n- path: /etc/a.conf\n  content: |\n    password=shown\n- {path: /etc/b.key, content: \"***\"}\n- path: /x\n  encoding: b64\n  content: \"***\"\n- path: /y\n  content: |\n    ***\n    ***\n    ***\n    ***\n"},
+			"#cloud-config\nwrite_files:\n- path: /etc/a.conf\n  content: |\n    # shown\n    password=***\n- {path: /etc/b.key, content: \"***\"}\n- {path: /z, content: !!binary \"***\"}\n- path: /x\n  encoding: b64\n  content: \"***\"\n- path: /y\n  content: |\n    ***\n    ***\n    ***\n    ***\n"},
 		{"a private key elsewhere", "#cloud-config\na:\n- |\n" + indented(privateKey) + "- b\n", "#cloud-config\na:\n- |\n    ***\n    ***\n    ***\n    ***\n- b\n"},
 		{"the same key twice", "#cloud-config\npassword: s3cret\npassword: s3cret2\n", "#cloud-config\npassword: \"***\"\npassword: \"***\"\n"},
 		{"no YAML", "#cloud-config\nchpasswd:\n  list: |\n    root:s3cret\na: b: c\npassword: >\n  s3cret\nb: [\n- token: s3cret\n  more: x\n",
