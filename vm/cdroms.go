@@ -94,13 +94,19 @@ func (m *Manager) AttachCDROM(ctx context.Context, vmID string, want NewCDROM) (
 
 // EjectCDROM takes a drive with what is in it from a VM, at once if the VM runs.
 func (m *Manager) EjectCDROM(ctx context.Context, vmID, id string, match Match) error {
+	var held []Image // the drive comes back if QEMU does not let go of it
 	return m.tune(ctx, tuning{kind: CDROMEject, vmID: vmID, match: match, edit: func(_ context.Context, v *VM) error {
-		if _, err := v.CDROM(id); err != nil {
+		c, err := v.CDROM(id)
+		if err != nil {
 			return err
 		}
+		m.contents.mu.Lock()
+		m.contents.hold(c.SHA256)
+		m.contents.mu.Unlock()
+		held = append(held, Image{ImageContent: ImageContent{SHA256: c.SHA256}})
 		v.CDROMs = slices.DeleteFunc(slices.Clone(v.CDROMs), func(c CDROM) bool { return c.ID == id })
 		return nil
-	}, apply: m.setCDROMs})
+	}, apply: m.setCDROMs, after: func() { m.letGo(held) }})
 }
 
 // setCDROMs makes the drives of a running VM those that are recorded.

@@ -96,10 +96,10 @@ func isSecretName(name string) bool {
 	switch name {
 	case "chpasswd", "lock_passwd", "nopasswd": // a mapping of which some is secret; a bool; a word of sudoers(5)
 		return false
-	case "psk":
+	case "psk", "pass":
 		return true
 	}
-	return strings.HasSuffix(name, "_psk") || strings.HasSuffix(name, "_private") ||
+	return strings.HasSuffix(name, "_psk") || strings.HasSuffix(name, "_pass") || strings.HasSuffix(name, "pwd") || strings.HasSuffix(name, "_private") ||
 		slices.ContainsFunc(secretWords, func(w string) bool { return strings.Contains(name, w) })
 }
 

@@ -43,11 +43,14 @@ func TestSecretsInCloudConfigAreMaskedWhereTheyStand(t *testing.T) {
 		{"chpasswd's list", "#cloud-config\nchpasswd: {list: [root:s3cret, 'a:s3cret'], expire: false}\n", "#cloud-config\nchpasswd: {list: [\"***\", \"***\"], expire: false}\n"},
 		{"commands", "#cloud-config\nruncmd:\n- echo root:s3cret | chpasswd\n- [sh, -c, \"TOKEN=s3cret x\"]\n- |\n  export API_KEY=s3cret\n  date\n- curl https://u:s3cret@example.org/\n- date\n",
 			"#cloud-config\nruncmd:\n- \"*** | chpasswd\"\n- [sh, -c, \"TOKEN=***\"]\n- |\n  export API_KEY=***\n  date\n- \"curl https://u:***@example.org/\"\n- date\n"},
+		{"arguments", "#cloud-config\nruncmd:\n- [mysql, --password, s3cret, -u, root]\n- [x, --token=s3cret, --pass, \"s3cret\"]\n- [passwd, root]\n",
+			"#cloud-config\nruncmd:\n- [mysql, --password, \"***\", -u, root]\n- [x, \"--token=***\", --pass, \"***\"]\n- [passwd, root]\n"},
+		{"short names", "#!/bin/sh\nPASS=s3cret\nexport DB_PASS=s3cret MYSQL_PWD=s3cret\nbypass=1\n", "#!/bin/sh\nPASS=***\nexport DB_PASS=***\nbypass=1\n"},
 		{"comments", "#cloud-config\n# password: s3cret\na: b # token=s3cret\n", "#cloud-config\n# password: ***\na: b # token=***\n"},
 		{"a hash", "#cloud-config\na: x\nb: " + cryptSHA + "\n", "#cloud-config\na: x\nb: \"***\"\n"},
-		{"files", "#cloud-config\nwrite_files:\n- path: /etc/a.conf\n  content: |\n    password=shown\n- {path: /etc/b.key, content: s3cret}\n- path: /x\n  encoding: b64\n  content: " +
+		{"files", "#cloud-config\nwrite_files:\n- path: /etc/a.conf\n  content: |\n    # shown\n    password=s3cret\n- {path: /etc/b.key, content: s3cret}\n- {path: /z, content: !!binary " + base64.StdEncoding.EncodeToString([]byte("a\nTOKEN=s3cret\n")) + "}\n- path: /x\n  encoding: b64\n  content: " +
 			base64.StdEncoding.EncodeToString([]byte(privateKey)) + "\n- path: /y\n  content: |\n" + indented(privateKey),
-			"#cloud-config\nwrite_files:\n- path: /etc/a.conf\n  content: |\n    password=shown\n- {path: /etc/b.key, content: \"***\"}\n- path: /x\n  encoding: b64\n  content: \"***\"\n- path: /y\n  content: |\n    ***\n    ***\n    ***\n    ***\n"},
+			"#cloud-config\nwrite_files:\n- path: /etc/a.conf\n  content: |\n    # shown\n    password=***\n- {path: /etc/b.key, content: \"***\"}\n- {path: /z, content: !!binary \"***\"}\n- path: /x\n  encoding: b64\n  content: \"***\"\n- path: /y\n  content: |\n    ***\n    ***\n    ***\n    ***\n"},
 		{"a private key elsewhere", "#cloud-config\na:\n- |\n" + indented(privateKey) + "- b\n", "#cloud-config\na:\n- |\n    ***\n    ***\n    ***\n    ***\n- b\n"},
 		{"the same key twice", "#cloud-config\npassword: s3cret\npassword: s3cret2\n", "#cloud-config\npassword: \"***\"\npassword: \"***\"\n"},
 		{"no YAML", "#cloud-config\nchpasswd:\n  list: |\n    root:s3cret\na: b: c\npassword: >\n  s3cret\nb: [\n- token: s3cret\n  more: x\n",

@@ -55,8 +55,7 @@ const (
 type secrets struct {
 	order  []*yaml.Node // all nodes, in the order of the text
 	secret map[*yaml.Node]bool
-	kept   map[*yaml.Node]bool // shown as they are: the contents of files
-	keyed  int                 // how many secrets are known by their keys
+	keyed  int // how many secrets are known by their keys
 	seen   map[visit]bool
 }
 
@@ -66,7 +65,7 @@ type visit struct {
 }
 
 func findSecrets(root *yaml.Node, patch bool) *secrets {
-	s := &secrets{secret: map[*yaml.Node]bool{}, kept: map[*yaml.Node]bool{}, seen: map[visit]bool{}}
+	s := &secrets{secret: map[*yaml.Node]bool{}, seen: map[visit]bool{}}
 	s.list(root)
 	in := nothing
 	if patch {
@@ -107,7 +106,11 @@ func (s *secrets) walk(n *yaml.Node, in within) {
 			s.secret[n] = true
 		}
 	case yaml.SequenceNode:
-		for _, c := range n.Content {
+		for i, c := range n.Content {
+			if i > 0 && isSecretOption(resolve(n.Content[i-1]).Value) { // the arguments of a command
+				s.walk(c, secretive)
+				continue
+			}
 			s.walk(c, in)
 		}
 	case yaml.MappingNode:
@@ -119,6 +122,11 @@ func (s *secrets) walk(n *yaml.Node, in within) {
 			s.file(n)
 		}
 	}
+}
+
+// isSecretOption reports whether the argument after s is a secret: --password.
+func isSecretOption(s string) bool {
+	return strings.HasPrefix(s, "-") && isSecretName(s) && strings.TrimLeftFunc(s, inName) == ""
 }
 
 // valueWithin says what the value of a key is part of, in a mapping that is part
@@ -135,8 +143,8 @@ func valueWithin(in within, key string) within {
 	return nothing
 }
 
-// file decides about the content of one of write_files: it may be what somebody
-// looks for, and it may be a private key.
+// file decides about the content of one of write_files: it may be a private key,
+// and what is encoded cannot be masked in part.
 func (s *secrets) file(n *yaml.Node) {
 	content := valueOf(n, "content")
 	if content == nil || content.Kind != yaml.ScalarNode {
@@ -148,14 +156,10 @@ func (s *secrets) file(n *yaml.Node) {
 			*to = strings.ToLower(v.Value)
 		}
 	}
-	plain := content.Value
-	if data, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(plain), "")); err == nil {
-		plain += string(data)
-	}
-	if strings.HasSuffix(path, "key") || strings.HasSuffix(path, "pem") || strings.Contains(encoding, "gz") || strings.Contains(plain, "PRIVATE KEY") {
+	data, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(content.Value), ""))
+	encoded := err == nil && maskOutline(string(data)) != string(data)
+	if strings.HasSuffix(path, "key") || strings.HasSuffix(path, "pem") || strings.Contains(encoding, "gz") || encoded || strings.Contains(content.Value, "PRIVATE KEY") {
 		s.secret[content] = true
-	} else {
-		s.kept[content] = true
 	}
 }
 
@@ -166,7 +170,7 @@ func (s *secrets) maskTree(root *yaml.Node) *yaml.Node {
 		case n.Kind != yaml.ScalarNode:
 		case s.secret[n]:
 			n.Value, n.Style, n.Tag = masked, yaml.DoubleQuotedStyle, "!!str"
-		case !s.kept[n]:
+		default:
 			n.Value = maskOutline(n.Value)
 		}
 	}
@@ -180,7 +184,7 @@ func maskSpans(text string, found *secrets) string {
 	var b strings.Builder
 	done := 0
 	for i, n := range found.order {
-		if n.Kind != yaml.ScalarNode || found.kept[n] && !found.secret[n] {
+		if n.Kind != yaml.ScalarNode {
 			continue
 		}
 		from, to := c.seek(n), len(text)

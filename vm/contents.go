@@ -31,11 +31,16 @@ func (m *Manager) holdImage(ctx context.Context, name, field string) (Image, err
 	if err != nil {
 		return i, err
 	}
-	if m.contents.held == nil {
-		m.contents.held = map[string]int{}
-	}
-	m.contents.held[i.SHA256]++
+	m.contents.hold(i.SHA256)
 	return i, nil
+}
+
+// hold is for who has c.mu.
+func (c *contents) hold(sha256 string) {
+	if c.held == nil {
+		c.held = map[string]int{}
+	}
+	c.held[sha256]++
 }
 
 // letGo ends what holdImage began, for each of the images.

@@ -308,7 +308,7 @@ func (m *Manager) removeImage(ctx context.Context, name string, r *run) error {
 		return err
 	}
 	if i.SHA256 != "" && m.contents.held[i.SHA256] > 0 {
-		return &Fault{Code: CodeInUse, Detail: fmt.Sprintf("a disk is being made of image %s", name), Hint: "try again when that is over"}
+		return &Fault{Code: CodeInUse, Detail: fmt.Sprintf("an operation is at work with the content of image %s", name), Hint: "try again when that is over"}
 	}
 	r.mu.Lock()
 	r.op.Step = contentStep + i.SHA256

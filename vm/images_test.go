@@ -291,22 +291,6 @@ func TestAnImageWhoseContentIsLost(t *testing.T) {
 	}
 }
 
-func TestContentThatIsAboutToBeUsedStays(t *testing.T) {
-	w := newWorld(t)
-	w.fetch("x", "c")
-	reached, release := w.blockOn("CreateVM")
-	made := make(chan error, 1)
-	go func() {
-		_, err := w.CreateVM(context.WithoutCancel(t.Context()), vm.NewVM{ID: "a", Template: "small", Image: "x"})
-		made <- err
-	}()
-	<-reached
-	wantCode(t, w.DeleteImage(t.Context(), "x", nil), vm.CodeInUse, "being made")
-	release()
-	must(t)(<-made)
-	wantCode(t, w.DeleteImage(t.Context(), "x", nil), vm.CodeInUse, "1 VM")
-}
-
 func TestDisksAndVMsOfImages(t *testing.T) {
 	w := newWorld(t)
 	raw, iso := w.fetch("raw", "c"), w.fetch("iso", "iso")
@@ -463,33 +447,4 @@ func TestDrivesThatQEMUHasNotAreSettled(t *testing.T) {
 	if r, err = w.Settle(t.Context(), "vms/a"); err != nil || r.Changed {
 		t.Errorf("settled again: %+v, %v", r, err)
 	}
-}
-
-func TestOrphansOfImages(t *testing.T) {
-	w := newWorld(t)
-	i := w.fetch("x", "c")
-	resource := "images/" + i.SHA256
-	_, err := w.DeleteOrphan(t.Context(), resource)
-	wantCode(t, err, vm.CodeState, "no orphan")
-	must(t)(w.store.Apply(t.Context(), vm.Change{DeleteImage: "x"}))
-	_, err = w.AdoptOrphan(t.Context(), resource, "")
-	wantCode(t, err, vm.CodeNotFound)
-	// What is based on it is not recorded either, and is nothing without it.
-	base := vm.DiskFile{SizeMiB: 16, Base: vm.ContentBase(i.SHA256), BaseFormat: "raw"}
-	must(t)(w.driver.CreateDisk(t.Context(), "data", base, nil, nil))
-	_, err = w.DeleteOrphan(t.Context(), resource)
-	wantCode(t, err, vm.CodeInUse, "disks/data")
-	must(t)(w.DeleteOrphan(t.Context(), "disks/data"))
-	if err := w.driver.CreateVM(t.Context(), "web", base, nil, nil); err != nil {
-		t.Fatal(err)
-	}
-	_, err = w.DeleteOrphan(t.Context(), resource)
-	wantCode(t, err, vm.CodeInUse, "vms/web")
-	must(t)(w.DeleteOrphan(t.Context(), "vms/web"))
-	must(t)(w.DeleteOrphan(t.Context(), resource))
-	if got := w.driver.Contents(); len(got) != 0 {
-		t.Errorf("the contents %q are left", got)
-	}
-	_, err = w.DeleteOrphan(t.Context(), resource)
-	wantCode(t, err, vm.CodeNotFound)
 }

@@ -21,22 +21,23 @@ const orphanTimeout = 2 * time.Minute
 // files and its process, if it has one, as a VM of the given template.
 func (m *Manager) AdoptOrphan(ctx context.Context, resource, template string) (Operation, error) {
 	kind, id, _ := strings.Cut(resource, "/")
-	c := change{kind: DiskAdopt, act: func(ctx context.Context, _ *run) (Change, error) {
+	var held []Image
+	c := change{kind: DiskAdopt, after: func() { m.letGo(held) }, act: func(ctx context.Context, _ *run) (Change, error) {
 		file, err := m.driver.AdoptDisk(ctx, id)
 		if err == nil {
-			err = m.believe(ctx, &file, resource)
+			held, err = m.believe(ctx, &file, resource)
 		}
 		return Change{NewDisk: &Disk{ID: id, DiskFile: file, State: DiskAvailable, CreatedAt: now()}}, err
 	}}
 	if kind == "vms" {
-		c = change{kind: VMAdopt, act: func(ctx context.Context, _ *run) (Change, error) { return m.adoptVM(ctx, id, template) }}
+		c.kind, c.act = VMAdopt, func(ctx context.Context, _ *run) (Change, error) { return m.adoptVM(ctx, id, template, &held) }
 	}
 	return m.orphan(ctx, resource, c)
 }
 
 // adoptVM returns the change that records the files of a VM. Its state is what
-// the host shows.
-func (m *Manager) adoptVM(ctx context.Context, id, template string) (Change, error) {
+// the host shows. The images in held are held until it is recorded.
+func (m *Manager) adoptVM(ctx context.Context, id, template string, held *[]Image) (Change, error) {
 	t, err := m.templateForVM(ctx, template)
 	if err != nil {
 		return Change{}, err
@@ -45,7 +46,7 @@ func (m *Manager) adoptVM(ctx context.Context, id, template string) (Change, err
 	if err != nil {
 		return Change{}, err
 	}
-	if err := m.believe(ctx, &root, VMResource(id)); err != nil {
+	if *held, err = m.believe(ctx, &root, VMResource(id)); err != nil {
 		return Change{}, err
 	}
 	seen := m.driver.Observe(ctx, id)
@@ -73,25 +74,29 @@ func (m *Manager) adoptVM(ctx context.Context, id, template string) (Change, err
 // believe checks what the header of a disk that is to be adopted says it is based
 // on, and completes it. The header is QEMU's to write, so it may name any file of
 // the host: only the operator's own image and those that are recorded are believed.
-func (m *Manager) believe(ctx context.Context, f *DiskFile, resource string) error {
+// It returns the image that it is based on, held.
+func (m *Manager) believe(ctx context.Context, f *DiskFile, resource string) ([]Image, error) {
 	if f.Base == "" || f.Base == m.o.Base.Base && f.BaseFormat == m.o.Base.BaseFormat {
-		return nil
+		return nil, nil
 	}
 	sum, ok := f.Content()
 	if !ok {
-		return &Fault{Code: CodeState, Detail: fmt.Sprintf("the disk of %s is based on %s, which is neither an image nor the configured default_boot_disk", resource, f.Base),
+		return nil, &Fault{Code: CodeState, Detail: fmt.Sprintf("the disk of %s is based on %s, which is neither an image nor the configured default_boot_disk", resource, f.Base),
 			Hint: "if that is right, configure it and adopt it then"}
 	}
+	m.contents.mu.Lock()
+	defer m.contents.mu.Unlock()
 	images, err := m.store.Images(ctx, ImageFilter{SHA256: sum, State: ImageAvailable}, Page{Limit: 1})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(images) == 0 || string(images[0].Layout) != f.BaseFormat {
-		return &Fault{Code: CodeState, Detail: fmt.Sprintf("the disk of %s is based on content of format %s that no image has: %s", resource, f.BaseFormat, sum),
+		return nil, &Fault{Code: CodeState, Detail: fmt.Sprintf("the disk of %s is based on content of format %s that no image has: %s", resource, f.BaseFormat, sum),
 			Hint: "bring that image in again and adopt it then"}
 	}
 	f.Image = images[0].Name
-	return nil
+	m.contents.hold(sum)
+	return images, nil
 }
 
 // TerminateOrphan ends a process that no record knows; its files stay.
