@@ -221,7 +221,10 @@ func (i *Importer) Adopt(ctx context.Context, temp string, w Want) (c Content, e
 		return Content{}, err
 	}
 	defer f.Close()
-	if err := f.Chown(os.Geteuid(), os.Getegid()); err != nil { // its maker cannot change it any more
+	if err := f.Chown(os.Geteuid(), os.Getegid()); err != nil { // its maker cannot open it any more
+		return Content{}, err
+	}
+	if err := awaitReaders(ctx, f); err != nil {
 		return Content{}, err
 	}
 	content := sha256.New()

@@ -252,6 +252,26 @@ func TestAFileOfQEMUIsAdopted(t *testing.T) {
 	wantFiles(t, dir, sumOf(b))
 }
 
+// Who may write a file when it becomes content could change it later.
+func TestAFileThatSomebodyMayStillWriteIsNotAdopted(t *testing.T) {
+	i, dir := testImporter(t, Options{})
+	temp := i.TempName()
+	f, err := os.Create(filepath.Join(dir, temp))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(goodQcow2()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // it would wait for a while
+	if _, err := i.Adopt(ctx, temp, Want{}); err == nil || !strings.Contains(err.Error(), "open to write") {
+		t.Errorf("it is adopted: %v", err)
+	}
+	wantFiles(t, dir)
+}
+
 func TestTheNextImporterRemovesWhatAKillLeft(t *testing.T) {
 	i, dir := testImporter(t, Options{})
 	if _, err := i.Append(t.Context(), "disk", 0, bytes.NewReader(goodRaw())); err != nil {
