@@ -1199,7 +1199,7 @@ type Issue struct {
 	// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 	// - `runtime_drift`: QEMU has other disks plugged than recorded.
 	// - `storage_low`: the file system of the disks is nearly full.
-	// - `missing_image`: the content of a recorded image is not there.
+	// - `missing_image`: the content of a recorded image is not there, or is not what it was: it has another size.
 	// - `orphan_image`: the content of an image that belongs to nothing recorded.
 	// - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 	IssueType IssueType `json:"issue_type"`
@@ -1226,7 +1226,7 @@ type Issue struct {
 // - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
 // - `runtime_drift`: QEMU has other disks plugged than recorded.
 // - `storage_low`: the file system of the disks is nearly full.
-// - `missing_image`: the content of a recorded image is not there.
+// - `missing_image`: the content of a recorded image is not there, or is not what it was: it has another size.
 // - `orphan_image`: the content of an image that belongs to nothing recorded.
 // - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
 type IssueType string

@@ -231,7 +231,7 @@ func (s *Server) ReadImage(ctx context.Context, r openapi.ReadImageRequestObject
 
 // oneRange matches the ranges that are honoured; others are ignored, as RFC 9110,
 // 14.2, lets a server do. A client gains nothing by several.
-var oneRange = regexp.MustCompile(`^bytes=([0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})$`)
+var oneRange = regexp.MustCompile(`^bytes=([0-9]{1,18}-[0-9]{0,18}|-0*[1-9][0-9]{0,17})$`)
 
 // imageContent answers with the content of an image.
 type imageContent struct {
