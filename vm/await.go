@@ -160,8 +160,11 @@ func (m *Manager) Mark(id string, mark BootMark, at time.Time) {
 	}
 }
 
-// saveMarks records what was noted. What is known already changes nothing.
+// saveMarks records what was noted, and returns when all that was noted before is
+// recorded, also by somebody else. What is known already changes nothing.
 func (m *Manager) saveMarks() {
+	m.saving.Lock()
+	defer m.saving.Unlock()
 	m.mu.Lock()
 	marks := m.marks
 	m.marks, m.marking = nil, false

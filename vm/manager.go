@@ -36,6 +36,8 @@ type Manager struct {
 	contents contents
 	before   map[string]time.Time // when VMs were last started, before the host was booted; set by AfterBoot alone
 
+	saving sync.Mutex // held while marks are recorded; taken before mu
+
 	mu      sync.Mutex
 	running map[string]*run // operations on their way, by id
 	closing bool
