@@ -46,7 +46,7 @@ func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
 	}
 	g := d.guest("a")
 	g.says("VMT: seed instance=" + v.UUID + " hostname=seeded")
-	g.says(`VMT: disc name=sr\d label=DISC1`)
+	g.says(`VMT: disk-add name=sr\d bytes=38912 ro=1`)
 	if got := d.runs("a", "cat /mnt/sr*/user-data | head -n 1; blockdev --getsize64 /dev/vda"); got != "#cloud-config\n1073741824" {
 		t.Errorf("the guest has %q", got)
 	}
@@ -76,7 +76,7 @@ func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
 	t.Run("discs come and go", func(t *testing.T) {
 		d.upload("other", isoImage(2))
 		c := as[openapi.CDROM](d.call("POST", "/vms/a/cdroms", map[string]any{"image": "other"}).want(201))
-		seen := g.says(`VMT: disc name=(sr\d) label=DISC2`)
+		seen := g.says(`VMT: disk-add name=(sr\d) bytes=38912 ro=1`)
 		d.call("DELETE", "/images/other", nil).problem(409, "in-use", "1 VM")
 		d.call("DELETE", "/vms/a/cdroms/"+c.ID, nil).want(204)
 		g.says("VMT: disk-remove name=" + seen[1])

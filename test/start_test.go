@@ -148,7 +148,8 @@ func TestWithoutQEMUTheDaemonRuns(t *testing.T) {
 	if health.Status != "degraded" || health.Checks.Qemu.Status != "degraded" || health.Checks.Database.Status != "ok" {
 		t.Errorf("health: %+v", health)
 	}
-	p := d.call("POST", "/vms", map[string]any{"template_name": "small"}).problem(503, "qemu-unavailable")
+	disk := d.newDisk(1) // which takes no program
+	p := d.call("PATCH", "/disks/"+disk.ID, map[string]any{"size": 2}).problem(503, "qemu-unavailable")
 	if !strings.Contains(p.Detail+p.Hint, "qemu-utils") {
 		t.Errorf("the problem does not name the package: %+v", p)
 	}
