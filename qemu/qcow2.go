@@ -31,7 +31,7 @@ type qcow2Header struct {
 }
 
 // sizeMiB rounds up.
-func (h qcow2Header) sizeMiB() int64 { return (h.size + mib - 1) / mib }
+func (h qcow2Header) sizeMiB() int64 { return ceilMiB(h.size) }
 
 const (
 	qcow2Magic     = "QFI\xfb"
@@ -201,5 +201,5 @@ func probeRaw(f *os.File) (string, int64, error) {
 	if size == 0 || size > vm.MaxDiskMiB*mib {
 		return "", 0, fmt.Errorf("%s has %d bytes: an image must have more than 0 and at most %d MiB", f.Name(), size, vm.MaxDiskMiB)
 	}
-	return formatRaw, (size + mib - 1) / mib, nil
+	return formatRaw, ceilMiB(size), nil
 }

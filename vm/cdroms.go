@@ -22,6 +22,12 @@ func (v VM) CDROM(id string) (CDROM, error) {
 	return CDROM{}, NotFound("CD-ROM drive of VM "+v.ID, id)
 }
 
+// hasSeed reports whether v has the drive for its seed.
+func (v VM) hasSeed() bool {
+	_, err := v.CDROM(SeedCDROM)
+	return err == nil
+}
+
 // insert gives v another drive. The image it returns is held unless it is zero,
 // also after an error: [Manager.letGo]. field is where the request names it.
 func (m *Manager) insert(ctx context.Context, v *VM, want NewCDROM, field string) (Image, error) {

@@ -62,6 +62,11 @@ func (r *run) report(step, message string) {
 	r.op.Step = step
 	r.op.Log = append(r.op.Log, LogLine{At: now(), Step: step, Message: message})
 	r.mu.Unlock()
+	r.hasStepped()
+}
+
+// hasStepped tells [Manager.saveSteps] that there is something to record.
+func (r *run) hasStepped() {
 	select {
 	case r.stepped <- struct{}{}:
 	default:
@@ -81,7 +86,7 @@ func (r *run) progress(done, total int64) {
 		}
 		r.op.Progress = &percent
 	} else {
-		step = fmt.Sprintf("%s: %d MiB", step, done/progressMiB*progressMiB>>20)
+		step = fmt.Sprintf("%s: %d MiB", step, done/progressBytes*progressBytes>>20)
 		if r.op.Step == step {
 			r.mu.Unlock()
 			return
@@ -89,14 +94,11 @@ func (r *run) progress(done, total int64) {
 		r.op.Step = step
 	}
 	r.mu.Unlock()
-	select {
-	case r.stepped <- struct{}{}:
-	default:
-	}
+	r.hasStepped()
 }
 
-// progressMiB is how often progress is told of what has no known end, in bytes.
-const progressMiB = 64 << 20
+// progressBytes is how often progress is told of what has no known end.
+const progressBytes = 64 << 20
 
 // wait returns the operation and its error once it is over, or ctx's error. The
 // operation goes on when ctx ends.

@@ -47,9 +47,7 @@ func (m *Manager) CloudInit(ctx context.Context, id string) (CloudInitView, erro
 	if err != nil {
 		return CloudInitView{}, err
 	}
-	view := CloudInitView{InstanceID: s.InstanceID(v), Spec: s.masked(), Files: map[string]string{}, Version: Version{v.Seq, v.Revision}}
-	_, noDrive := v.CDROM(SeedCDROM)
-	view.Attached = noDrive == nil
+	view := CloudInitView{InstanceID: s.InstanceID(v), Spec: s.masked(), Files: map[string]string{}, Version: Version{v.Seq, v.Revision}, Attached: v.hasSeed()}
 	for name, content := range seedFiles(v, s, networks) {
 		view.Files[name] = maskSeedFile(name, content)
 	}
@@ -81,7 +79,7 @@ func (m *Manager) SetCloudInit(ctx context.Context, vmID string, c CloudInit, re
 				s.Instance++
 			}
 		}
-		if _, err := v.CDROM(SeedCDROM); err != nil {
+		if !v.hasSeed() {
 			v.CDROMs = append(slices.Clone(v.CDROMs), CDROM{ID: SeedCDROM})
 			slices.SortFunc(v.CDROMs, orderCDROMs)
 		}
@@ -104,7 +102,7 @@ func (m *Manager) SetCloudInit(ctx context.Context, vmID string, c CloudInit, re
 
 // writeSeed makes the seed of a VM that is about to start, if it has a drive for it.
 func (m *Manager) writeSeed(ctx context.Context, v VM, networks map[string]VirtualNetwork) error {
-	if _, err := v.CDROM(SeedCDROM); err != nil {
+	if !v.hasSeed() {
 		return nil
 	}
 	s, err := m.store.Seed(ctx, v.ID)
@@ -231,9 +229,8 @@ func (m *Manager) askCloudInits(vms []VM) {
 	defer m.mu.Unlock()
 	asked := make(map[string]time.Time, len(m.booting))
 	for _, v := range vms {
-		_, noSeed := v.CDROM(SeedCDROM)
 		over := !v.Boot.CloudInit.IsZero() || !v.Boot.CloudInitFailed.IsZero()
-		if noSeed != nil || over || m.driver.Agent(v.ID).State != AgentConnected {
+		if !v.hasSeed() || over || m.driver.Agent(v.ID).State != AgentConnected {
 			continue
 		}
 		asked[v.ID] = m.booting[v.ID]

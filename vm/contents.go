@@ -109,7 +109,7 @@ func (m *Manager) copySource(ctx context.Context, resource string) (CopySource, 
 	case d.VMID != "":
 		err = &Fault{Code: CodeInUse, Detail: fmt.Sprintf("disk %s is attached to VM %s", id, d.VMID), Hint: "detach it first"}
 	case d.State != DiskAvailable:
-		err = &Fault{Code: CodeState, Detail: fmt.Sprintf("disk %s is not available: it is in state %s", id, d.State)}
+		err = notAvailable(d)
 	}
 	return CopySource{Resource: resource, File: d.DiskFile}, err
 }

@@ -257,7 +257,7 @@ func (m *Manager) toAttach(ctx context.Context, id string, v VM, mountPoint stri
 	case d.VMID != "":
 		return d, from, &Fault{Code: CodeState, Detail: fmt.Sprintf("disk %s is already attached to VM %s", id, d.VMID), Hint: "detach it first"}
 	case d.State != DiskAvailable:
-		return d, from, &Fault{Code: CodeState, Detail: fmt.Sprintf("disk %s is not available: it is in state %s", id, d.State)}
+		return d, from, notAvailable(d)
 	case v.State == Errored:
 		return d, from, &Fault{Code: CodeState, Detail: fmt.Sprintf("VM %s is in state error", v.ID), Hint: "stop it first"}
 	}
@@ -343,6 +343,10 @@ func (m *Manager) ResizeDisk(ctx context.Context, id string, sizeMiB int64, matc
 		return c
 	})
 	return d, err
+}
+
+func notAvailable(d Disk) *Fault {
+	return &Fault{Code: CodeState, Detail: fmt.Sprintf("disk %s is not available: it is in state %s", d.ID, d.State)}
 }
 
 func attachedTo(d Disk) string { return d.VMID }
