@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vmand/failpoint"
 	"vmand/vm"
 )
 
@@ -54,7 +55,7 @@ func (n *Networks) find(name string) (netlink.Link, error) {
 }
 
 // hostBridge returns the bridge of a network of mode bridge.
-func (n *Networks) hostBridge(nw vm.VirtualNetwork) (netlink.Link, error) {
+func (n *Networks) hostBridge(nw vm.Network) (netlink.Link, error) {
 	l, err := n.find(nw.Bridge)
 	if err != nil {
 		return nil, err
@@ -79,8 +80,8 @@ func (n *Networks) hostBridge(nw vm.VirtualNetwork) (netlink.Link, error) {
 	return l, nil
 }
 
-// Up implements [vm.Network].
-func (n *Networks) Up(ctx context.Context, nw vm.VirtualNetwork) error {
+// Up implements [vm.HostNetwork].
+func (n *Networks) Up(ctx context.Context, nw vm.Network) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -96,7 +97,7 @@ func (n *Networks) Up(ctx context.Context, nw vm.VirtualNetwork) error {
 }
 
 // up makes a network without a look at its ports. The caller holds n.mu.
-func (n *Networks) up(nw vm.VirtualNetwork) error {
+func (n *Networks) up(nw vm.Network) error {
 	if nw.Mode == vm.NetworkBridge {
 		_, err := n.hostBridge(nw)
 		return err
@@ -116,7 +117,7 @@ func (n *Networks) up(nw vm.VirtualNetwork) error {
 }
 
 // raise makes the bridge of a network, or what is wrong of it.
-func (n *Networks) raise(nw vm.VirtualNetwork) error {
+func (n *Networks) raise(nw vm.Network) error {
 	link, err := n.find(nw.Bridge)
 	if err != nil {
 		return err
@@ -139,24 +140,24 @@ func (n *Networks) raise(nw vm.VirtualNetwork) error {
 
 // makeBridge adds a bridge. The spanning tree protocol is off, as the kernel has
 // it; a port then forwards at once, whatever the forward delay.
-func (n *Networks) makeBridge(nw vm.VirtualNetwork) (netlink.Link, error) {
+func (n *Networks) makeBridge(nw vm.Network) (netlink.Link, error) {
 	a := netlink.NewLinkAttrs()
 	a.Name, a.MTU, a.HardwareAddr = nw.Bridge, mtu(nw), bridgeMAC(nw.Bridge)
 	if err := n.links.LinkAdd(&netlink.Bridge{LinkAttrs: a}); err != nil {
 		return nil, err
 	}
-	vm.FailPoint("bridge.made")
+	failpoint.Hit("bridge.made")
 	return n.links.LinkByName(nw.Bridge)
 }
 
-func mtu(nw vm.VirtualNetwork) int {
+func mtu(nw vm.Network) int {
 	if nw.MTU == 0 {
 		return defaultMTU
 	}
 	return nw.MTU
 }
 
-func (n *Networks) fitBridge(nw vm.VirtualNetwork, link netlink.Link) error {
+func (n *Networks) fitBridge(nw vm.Network, link netlink.Link) error {
 	a := link.Attrs()
 	if a.Alias != alias {
 		if err := n.links.LinkSetAlias(link, alias); err != nil {
@@ -188,7 +189,7 @@ func (n *Networks) fitBridge(nw vm.VirtualNetwork, link netlink.Link) error {
 // the host's 127.0.0.1 to a forwarded port cannot leave through the bridge (what
 // guests send to 127.0.0.0/8 is dropped by a rule). Nobody on a bridge tells
 // the host of routers, and a network without IPv6 has none of it.
-func bridgeSysctls(nw vm.VirtualNetwork) map[string]string {
+func bridgeSysctls(nw vm.Network) map[string]string {
 	v4, v6 := "ipv4/conf/"+nw.Bridge+"/", "ipv6/conf/"+nw.Bridge+"/"
 	values := map[string]string{v4 + "route_localnet": "1"}
 	if !nw.IPv6.IsValid() {
@@ -202,7 +203,7 @@ func bridgeSysctls(nw vm.VirtualNetwork) map[string]string {
 }
 
 // addresses returns those that a network's bridge is to have.
-func addresses(nw vm.VirtualNetwork) []netip.Prefix {
+func addresses(nw vm.Network) []netip.Prefix {
 	all := []netip.Prefix{netip.PrefixFrom(nw.Gateway, nw.Subnet.Bits())}
 	if nw.IPv6.IsValid() {
 		all = append(all, netip.PrefixFrom(nw.GatewayIPv6(), nw.IPv6.Bits()), gatewayLinkLocal)
@@ -211,7 +212,7 @@ func addresses(nw vm.VirtualNetwork) []netip.Prefix {
 }
 
 // address gives a bridge its addresses, and takes those away that are not its.
-func (n *Networks) address(nw vm.VirtualNetwork, link netlink.Link) error {
+func (n *Networks) address(nw vm.Network, link netlink.Link) error {
 	has, err := n.links.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list its addresses: %w", err)
@@ -246,7 +247,7 @@ func addressOf(a netlink.Addr) netip.Prefix {
 }
 
 // fitPorts makes the taps that are on a network as the network is now.
-func (n *Networks) fitPorts(nw vm.VirtualNetwork) error {
+func (n *Networks) fitPorts(nw vm.Network) error {
 	bridge, err := n.find(nw.Bridge)
 	if err != nil || bridge == nil {
 		return err
@@ -266,9 +267,9 @@ func (n *Networks) fitPorts(nw vm.VirtualNetwork) error {
 	return nil
 }
 
-// Down implements [vm.Network]. Of a network that is recorded no more the name
+// Down implements [vm.HostNetwork]. Of a network that is recorded no more the name
 // is all that is known: what is removed is told by its mark.
-func (n *Networks) Down(ctx context.Context, nw vm.VirtualNetwork) error {
+func (n *Networks) Down(ctx context.Context, nw vm.Network) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"math"
 
+	"vmand/failpoint"
 	"vmand/vm"
 )
 
-// Connect implements [vm.Network]. The rules are there before anybody can send
+// Connect implements [vm.HostNetwork]. The rules are there before anybody can send
 // through a tap: nobody has its file but us.
-func (n *Networks) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, networks map[string]vm.VirtualNetwork) (ports []vm.Port, err error) {
+func (n *Networks) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, networks map[string]vm.Network) (ports []vm.Port, err error) {
 	if v.UUID == "" {
 		return nil, fmt.Errorf("connect vm %s: it has no uuid to name its interfaces after", v.ID)
 	}
@@ -47,7 +48,7 @@ func (n *Networks) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, networks
 	if err := n.admit(v); err != nil {
 		return ports, err
 	}
-	vm.FailPoint("rules.added")
+	failpoint.Hit("rules.added")
 	return ports, nil
 }
 
@@ -63,8 +64,8 @@ func (n *Networks) admit(v vm.VM) error {
 	return nil
 }
 
-// Update implements [vm.Network].
-func (n *Networks) Update(ctx context.Context, v vm.VM, _ map[string]vm.VirtualNetwork) error {
+// Update implements [vm.HostNetwork].
+func (n *Networks) Update(ctx context.Context, v vm.VM, _ map[string]vm.Network) error {
 	if err := ctx.Err(); err != nil || n.mode == ModeUser {
 		return err
 	}
@@ -91,7 +92,7 @@ func (n *Networks) Update(ctx context.Context, v vm.VM, _ map[string]vm.VirtualN
 // records are older is not to let it pass again.
 const disconnected = math.MaxInt64
 
-// Disconnect implements [vm.Network]. The taps have gone with QEMU.
+// Disconnect implements [vm.HostNetwork]. The taps have gone with QEMU.
 func (n *Networks) Disconnect(ctx context.Context, id string) error {
 	if err := ctx.Err(); err != nil {
 		return err

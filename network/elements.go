@@ -23,7 +23,7 @@ func networkOwner(name string) string { return "network/" + name }
 func vmOwner(id string) string        { return "vm/" + id }
 
 // networkElements returns what is in the sets because of a network.
-func networkElements(n vm.VirtualNetwork) []element {
+func networkElements(n vm.Network) []element {
 	if !n.Mode.Managed() {
 		return nil
 	}

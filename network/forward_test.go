@@ -128,7 +128,7 @@ func reach(t testing.TB, address string) string {
 
 // newGuest returns a namespace that is on the network as a VM is: its interface
 // eth0 is the other end of the VM's tap.
-func newGuest(t testing.TB, n *Networks, v vm.VM, nw vm.VirtualNetwork) place {
+func newGuest(t testing.TB, n *Networks, v vm.VM, nw vm.Network) place {
 	t.Helper()
 	outer := connect(t, n, v, nw)
 	p := newPlace(t)
@@ -194,11 +194,11 @@ func TestPacketsGoWhereTheNetworkSays(t *testing.T) {
 	outside := newOutside(t)
 	outside.serve("203.0.113.2:80")
 	nat := natNetwork()
-	other := vm.VirtualNetwork{Name: "other", Mode: vm.NetworkNAT, Bridge: "other", Revision: 1,
+	other := vm.Network{Name: "other", Mode: vm.NetworkNAT, Bridge: "other", Revision: 1,
 		Subnet: netip.MustParsePrefix("192.168.101.0/24"), Gateway: addr("192.168.101.1")}
-	lonely := vm.VirtualNetwork{Name: "lonely", Mode: vm.NetworkIsolated, Bridge: "lonely", Revision: 1,
+	lonely := vm.Network{Name: "lonely", Mode: vm.NetworkIsolated, Bridge: "lonely", Revision: 1,
 		Subnet: netip.MustParsePrefix("192.168.102.0/24"), Gateway: addr("192.168.102.1")}
-	for _, nw := range []vm.VirtualNetwork{nat, other, lonely} {
+	for _, nw := range []vm.Network{nat, other, lonely} {
 		up(t, n, nw)
 	}
 	va := guest("a", nat, 10)
@@ -299,7 +299,7 @@ func TestAFlowEndsWithItsForward(t *testing.T) {
 	up(t, n, nw)
 	v := guest("a", nw, 10)
 	v.Forwards = []vm.PortForward{{Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: 5000, GuestPort: 7}}
-	networks := map[string]vm.VirtualNetwork{nw.Name: nw}
+	networks := map[string]vm.Network{nw.Name: nw}
 	var server, client net.PacketConn
 	var err error
 	newGuest(t, n, v, nw).do(func() { server, err = net.ListenPacket("udp4", "0.0.0.0:7") })
@@ -361,7 +361,7 @@ func TestAConnectionOutlivesTheDaemonAndARebuildOfTheRules(t *testing.T) {
 	v := guest("a", nw, 10)
 	v.Forwards = []vm.PortForward{{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 7}}
 	a := newGuest(t, n, v, nw)
-	w := vm.Wanted{Networks: []vm.VirtualNetwork{nw}, VMs: []vm.VM{v}}
+	w := vm.Wanted{Networks: []vm.Network{nw}, VMs: []vm.VM{v}}
 	settledPass(t, n, w)
 	var server, client net.Conn
 	var l net.Listener

@@ -32,7 +32,7 @@ type cable struct {
 	dropped uint64 // frames that its queue had no room for
 }
 
-func plug(t testing.TB, n *Networks, v vm.VM, nw vm.VirtualNetwork) cable {
+func plug(t testing.TB, n *Networks, v vm.VM, nw vm.Network) cable {
 	t.Helper()
 	mac, err := net.ParseMAC(v.NICs[0].MAC)
 	if err != nil {
@@ -284,7 +284,7 @@ func TestGuestsSendOnlyAsThemselves(t *testing.T) {
 }
 
 // hostNetwork returns a network on a bridge that the host has of its own.
-func hostNetwork(t testing.TB) vm.VirtualNetwork {
+func hostNetwork(t testing.TB) vm.Network {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "br0"
@@ -294,7 +294,7 @@ func hostNetwork(t testing.TB) vm.VirtualNetwork {
 	if err := netlink.LinkSetUp(link(t, "br0")); err != nil {
 		t.Fatal(err)
 	}
-	return vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0", Revision: 1}
+	return vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0", Revision: 1}
 }
 
 func TestGuestsOnTheHostsBridgesHaveAnyAddressButOneMAC(t *testing.T) {
@@ -309,7 +309,7 @@ func TestGuestsOnTheHostsBridgesHaveAnyAddressButOneMAC(t *testing.T) {
 		State: netlink.NUD_STALE, Family: netlink.FAMILY_V4}); err != nil {
 		t.Fatal(err)
 	}
-	s, err := n.Reconcile(t.Context(), vm.Wanted{Networks: []vm.VirtualNetwork{nw}, VMs: []vm.VM{va}}, true)
+	s, err := n.Reconcile(t.Context(), vm.Wanted{Networks: []vm.Network{nw}, VMs: []vm.VM{va}}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +387,7 @@ func TestAGuestCannotSendFasterThanItsRate(t *testing.T) {
 		t.Errorf("%d of 1000 frames have arrived at 8 kbit/s", got)
 	}
 	va.NICs[0].RateOut, va.Revision = 0, 2
-	if err := n.Update(t.Context(), va, map[string]vm.VirtualNetwork{nw.Name: nw}); err != nil {
+	if err := n.Update(t.Context(), va, map[string]vm.Network{nw.Name: nw}); err != nil {
 		t.Fatal(err)
 	}
 	for range 1000 {
@@ -399,8 +399,8 @@ func TestAGuestCannotSendFasterThanItsRate(t *testing.T) {
 }
 
 func TestAGuestThatFloodsLeavesRoomForTheOthers(t *testing.T) {
-	for name, network := range map[string]func(testing.TB) vm.VirtualNetwork{
-		"assigned": func(testing.TB) vm.VirtualNetwork { return natNetwork() },
+	for name, network := range map[string]func(testing.TB) vm.Network{
+		"assigned": func(testing.TB) vm.Network { return natNetwork() },
 		"learned":  hostNetwork,
 	} {
 		t.Run(name, func(t *testing.T) {

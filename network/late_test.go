@@ -14,7 +14,7 @@ func TestAPassWithOldRecordsLetsNobodyPassAgain(t *testing.T) {
 	up(t, n, nw)
 	v := guest("web", nw, 10)
 	tap := connect(t, n, v, nw)
-	old := vm.Wanted{Networks: []vm.VirtualNetwork{nw}, VMs: []vm.VM{v}}
+	old := vm.Wanted{Networks: []vm.Network{nw}, VMs: []vm.VM{v}}
 	reconcile(t, n, old, true)
 	tap.Close() // with QEMU
 	if err := n.Disconnect(t.Context(), v.ID); err != nil {

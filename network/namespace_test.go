@@ -98,14 +98,14 @@ func newNetworks(t testing.TB, o Options) *Networks {
 }
 
 // natNetwork is a network as the records have it.
-func natNetwork() vm.VirtualNetwork {
-	return vm.VirtualNetwork{Name: "vman0", Mode: vm.NetworkNAT, Bridge: "vman0", Domain: "vm.internal", Revision: 1,
+func natNetwork() vm.Network {
+	return vm.Network{Name: "vman0", Mode: vm.NetworkNAT, Bridge: "vman0", Domain: "vm.internal", Revision: 1,
 		Subnet: netip.MustParsePrefix("192.168.100.0/24"), Gateway: netip.MustParseAddr("192.168.100.1"),
 		IPv6: netip.MustParsePrefix("fd00:64::/64")}
 }
 
 // guest returns a VM with one NIC on a network, whose address ends in host.
-func guest(id string, nw vm.VirtualNetwork, host byte) vm.VM {
+func guest(id string, nw vm.Network, host byte) vm.VM {
 	nic := vm.NIC{Network: nw.Name, Mode: nw.Mode, MAC: vm.MACOf(id, 0), Model: vm.NICVirtio, State: vm.NICAttached}
 	if nw.Mode.Managed() {
 		a := nw.Subnet.Addr().As4()
@@ -116,7 +116,7 @@ func guest(id string, nw vm.VirtualNetwork, host byte) vm.VM {
 	return vm.VM{ID: id, UUID: id, Revision: 1, NICs: []vm.NIC{nic}}
 }
 
-func up(t testing.TB, n *Networks, nw vm.VirtualNetwork) {
+func up(t testing.TB, n *Networks, nw vm.Network) {
 	t.Helper()
 	if err := n.Up(t.Context(), nw); err != nil {
 		t.Fatal(err)
@@ -124,9 +124,9 @@ func up(t testing.TB, n *Networks, nw vm.VirtualNetwork) {
 }
 
 // connect returns the tap of a VM's only NIC.
-func connect(t testing.TB, n *Networks, v vm.VM, nw vm.VirtualNetwork) *os.File {
+func connect(t testing.TB, n *Networks, v vm.VM, nw vm.Network) *os.File {
 	t.Helper()
-	ports, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.VirtualNetwork{nw.Name: nw})
+	ports, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,7 @@ type Options struct {
 }
 
 // Networks are the networks of the host's network namespace that vmand was
-// started in. They implement [vm.Network].
+// started in. They implement [vm.HostNetwork].
 type Networks struct {
 	o     Options
 	log   *slog.Logger
@@ -80,7 +80,7 @@ type Networks struct {
 	revisions map[string]int64     // by VM id: which its rules are of
 }
 
-var _ vm.Network = (*Networks)(nil)
+var _ vm.HostNetwork = (*Networks)(nil)
 
 // New returns the networks of the calling thread's network namespace. In mode
 // bridge it fails where they cannot be had or another daemon has them. It
@@ -167,7 +167,7 @@ func (n *Networks) Close() error {
 	return nil
 }
 
-// Check implements [vm.Network].
+// Check implements [vm.HostNetwork].
 func (n *Networks) Check(mode vm.NetworkMode) error {
 	if mode == vm.NetworkUser || n.mode == ModeBridge {
 		return nil

@@ -58,7 +58,7 @@ func TestANetworkIsABridgeWithItsAddressesAndRules(t *testing.T) {
 			t.Errorf("%s = %s, %v, want %s", name, got, err, want)
 		}
 	}
-	settledPass(t, n, vm.Wanted{Networks: []vm.VirtualNetwork{nw}})
+	settledPass(t, n, vm.Wanted{Networks: []vm.Network{nw}})
 	if err := n.Admit(t.Context(), nw); err != nil {
 		t.Errorf("Admit of our own bridge: %v", err)
 	}
@@ -72,7 +72,7 @@ func TestANetworkIsABridgeWithItsAddressesAndRules(t *testing.T) {
 		t.Errorf("Down again: %v", err)
 	}
 	up(t, n, nw)
-	if err := n.Down(t.Context(), vm.VirtualNetwork{Name: nw.Name, Bridge: nw.Bridge}); err != nil {
+	if err := n.Down(t.Context(), vm.Network{Name: nw.Name, Bridge: nw.Bridge}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := netlink.LinkByName("vman0"); err == nil {
@@ -84,7 +84,7 @@ func TestABridgeOfOursIsNoBridgeOfTheHost(t *testing.T) {
 	n := newHost(t)
 	nw := natNetwork()
 	up(t, n, nw)
-	lan := vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: nw.Bridge, Revision: 1}
+	lan := vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: nw.Bridge, Revision: 1}
 	if err := n.Admit(t.Context(), lan); codeOf(err) != vm.CodeNetworkUnavailable || !strings.Contains(err.Error(), "another network") {
 		t.Errorf("Admit: %v", err)
 	}
@@ -110,7 +110,7 @@ func TestAForeignInterfaceIsNeverTouched(t *testing.T) {
 	if b := link(t, "vman0"); b.Attrs().Alias != "" || b.Attrs().Flags&net.FlagUp != 0 {
 		t.Errorf("the foreign bridge was changed: %+v", b.Attrs())
 	}
-	d := reconcile(t, n, vm.Wanted{Networks: []vm.VirtualNetwork{nw}}, true)
+	d := reconcile(t, n, vm.Wanted{Networks: []vm.Network{nw}}, true)
 	if !slices.ContainsFunc(d, func(d vm.Drift) bool { return d.Err != nil && strings.Contains(d.Details, "not vmand's") }) {
 		t.Errorf("Reconcile finds %+v", d)
 	}
@@ -122,7 +122,7 @@ func TestDriftIsSeenAndRepaired(t *testing.T) {
 	v := guest("web", nw, 10)
 	up(t, n, nw)
 	connect(t, n, v, nw)
-	w := vm.Wanted{Networks: []vm.VirtualNetwork{nw}, VMs: []vm.VM{v}}
+	w := vm.Wanted{Networks: []vm.Network{nw}, VMs: []vm.VM{v}}
 	settledPass(t, n, w)
 	tap := tapName(v.UUID, 0)
 	for what, spoil := range map[string]func() error{
@@ -181,7 +181,7 @@ func TestTheNextDaemonFindsAllAsItWas(t *testing.T) {
 	v.Forwards = []vm.PortForward{{Slot: 0, Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80}}
 	up(t, n, nw)
 	connect(t, n, v, nw)
-	w := vm.Wanted{Networks: []vm.VirtualNetwork{nw}, VMs: []vm.VM{v}}
+	w := vm.Wanted{Networks: []vm.Network{nw}, VMs: []vm.VM{v}}
 	settledPass(t, n, w)
 	before, err := n.firewall.ask()
 	if err != nil {
@@ -305,7 +305,7 @@ func TestRatesAndForwardsChangeLive(t *testing.T) {
 	up(t, n, nw)
 	v := guest("web", nw, 10)
 	connect(t, n, v, nw)
-	networks := map[string]vm.VirtualNetwork{nw.Name: nw}
+	networks := map[string]vm.Network{nw.Name: nw}
 	for _, rate := range []int{8000, 64, 0, 1_000_000} {
 		v.NICs[0].RateIn, v.NICs[0].RateOut, v.Revision = rate, rate, v.Revision+1
 		v.Forwards = []vm.PortForward{{Protocol: vm.UDP, HostAddress: netip.MustParseAddr("127.0.0.1"), HostPort: 5353, GuestPort: 53 + rate%7}}
@@ -341,7 +341,7 @@ func BenchmarkConnectDisconnect(b *testing.B) {
 	up(b, n, nw)
 	v := guest("web", nw, 10)
 	v.Forwards = []vm.PortForward{{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80}}
-	networks := map[string]vm.VirtualNetwork{nw.Name: nw}
+	networks := map[string]vm.Network{nw.Name: nw}
 	for b.Loop() {
 		ports, err := n.Connect(b.Context(), v, v.NICs, networks)
 		if err != nil {
@@ -360,7 +360,7 @@ func BenchmarkPassWithoutDrift(b *testing.B) {
 	n := newHost(b)
 	nw := natNetwork()
 	up(b, n, nw)
-	w := vm.Wanted{Networks: []vm.VirtualNetwork{nw}}
+	w := vm.Wanted{Networks: []vm.Network{nw}}
 	for i := range 100 {
 		v := guest("vm-"+strconv.Itoa(i), nw, byte(10+i))
 		connect(b, n, v, nw)

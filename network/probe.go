@@ -23,7 +23,7 @@ const (
 	forwardPatience = 300 * time.Millisecond
 )
 
-// CheckHostPort implements [vm.Network]. A forward to a network of mode nat does
+// CheckHostPort implements [vm.HostNetwork]. A forward to a network of mode nat does
 // not listen itself, so it is in nobody's way but takes what comes to the port.
 func (n *Networks) CheckHostPort(ctx context.Context, f vm.PortForward) error {
 	address := netip.AddrPortFrom(f.HostAddress, uint16(f.HostPort)).String()
@@ -56,7 +56,7 @@ func (n *Networks) CheckHostPort(ctx context.Context, f vm.PortForward) error {
 	return unavailable(err, "listen on %s", address)
 }
 
-// Probe implements [vm.Network].
+// Probe implements [vm.HostNetwork].
 func (n *Networks) Probe(ctx context.Context, v vm.VM, port int) error {
 	ctx, cancel := context.WithTimeout(ctx, probePatience)
 	defer cancel()

@@ -25,7 +25,7 @@ const forgetAfter = time.Minute
 type pass struct {
 	*Networks
 	repair   bool
-	networks map[string]vm.VirtualNetwork
+	networks map[string]vm.Network
 	survey   vm.NetworkSurvey
 
 	fresh     map[string]bool // ids of the VMs whose records are newer than their rules
@@ -33,11 +33,11 @@ type pass struct {
 	addresses map[int][]netip.Prefix // by index of the interface
 }
 
-// Reconcile implements [vm.Network]. It costs one dump of the links and of the
+// Reconcile implements [vm.HostNetwork]. It costs one dump of the links and of the
 // addresses while the rules of the host stay as they were. Rules are replaced in
 // one step and bridges stay, so no connection of a guest is cut.
 func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.NetworkSurvey, error) {
-	p := &pass{Networks: n, repair: repair, networks: make(map[string]vm.VirtualNetwork, len(w.Networks)), fresh: map[string]bool{}}
+	p := &pass{Networks: n, repair: repair, networks: make(map[string]vm.Network, len(w.Networks)), fresh: map[string]bool{}}
 	if n.mode == ModeUser {
 		for _, nw := range w.Networks {
 			if err := n.Check(nw.Mode); err != nil {
@@ -179,7 +179,7 @@ func (p *pass) newer(w vm.Wanted) map[string][]element {
 }
 
 // network compares one network and reports whether it was made anew.
-func (p *pass) network(nw vm.VirtualNetwork) bool {
+func (p *pass) network(nw vm.Network) bool {
 	if nw.Mode == vm.NetworkUser {
 		return false
 	}
@@ -205,7 +205,7 @@ func (p *pass) network(nw vm.VirtualNetwork) bool {
 }
 
 // faults returns what is wrong with a network of our own, in words.
-func (p *pass) faults(nw vm.VirtualNetwork) []string {
+func (p *pass) faults(nw vm.Network) []string {
 	link := p.links[nw.Bridge]
 	if link == nil {
 		return []string{fmt.Sprintf("the bridge %s is missing", nw.Bridge)}

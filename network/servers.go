@@ -13,14 +13,14 @@ import (
 
 // A server answers the guests of one network.
 type server interface {
-	Update(vm.VirtualNetwork)
+	Update(vm.Network)
 	Err() error
 	Close() error
 }
 
 // servers are those of one network; nil for one that is not served.
 type servers struct {
-	network vm.VirtualNetwork
+	network vm.Network
 	bridge  int // its index: of a bridge that was made again, servers are dead
 	dhcp    *dhcp.Server
 	dns     *dns.Server
@@ -66,13 +66,13 @@ func (s *servers) fault(bridge int) error {
 }
 
 // moved reports whether servers have to be made anew for what a network is now.
-func (s *servers) moved(nw vm.VirtualNetwork) bool {
+func (s *servers) moved(nw vm.Network) bool {
 	return s.network.Bridge != nw.Bridge || s.network.Gateway != nw.Gateway || s.network.Subnet != nw.Subnet || s.network.IPv6 != nw.IPv6
 }
 
 // serve makes the servers of a network, or tells them what it is now. The
 // caller holds n.mu.
-func (n *Networks) serve(nw vm.VirtualNetwork) error {
+func (n *Networks) serve(nw vm.Network) error {
 	link, err := n.bridgeOf(nw)
 	if err != nil {
 		return err

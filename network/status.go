@@ -15,8 +15,8 @@ import (
 	"vmand/vm"
 )
 
-// Status implements [vm.Network].
-func (n *Networks) Status(ctx context.Context, nw vm.VirtualNetwork) vm.NetworkStatus {
+// Status implements [vm.HostNetwork].
+func (n *Networks) Status(ctx context.Context, nw vm.Network) vm.NetworkStatus {
 	var s vm.NetworkStatus
 	problem := func(fix, format string, args ...any) {
 		s.Problems = append(s.Problems, vm.NetworkProblem{Detail: fmt.Sprintf(format, args...), Fix: fix})
@@ -71,7 +71,7 @@ func (n *Networks) Status(ctx context.Context, nw vm.VirtualNetwork) vm.NetworkS
 
 // served returns what DHCP has confirmed on a network, and what of it is not
 // served.
-func (n *Networks) served(nw vm.VirtualNetwork, bridge netlink.Link) (leases map[string]vm.Lease, fault error) {
+func (n *Networks) served(nw vm.Network, bridge netlink.Link) (leases map[string]vm.Lease, fault error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	serving := n.serving[nw.Name]

@@ -13,7 +13,7 @@ import (
 	"vmand/vm"
 )
 
-// FreeSubnet implements [vm.Network].
+// FreeSubnet implements [vm.HostNetwork].
 func (n *Networks) FreeSubnet(ctx context.Context, wish netip.Prefix, taken []netip.Prefix) (netip.Prefix, string, error) {
 	if err := ctx.Err(); err != nil {
 		return netip.Prefix{}, "", err
@@ -140,8 +140,8 @@ func privateSubnets(yield func(netip.Prefix) bool) {
 		all([4]byte{172, 16, 0, 0}, 16<<8) && all([4]byte{10, 0, 0, 0}, 1<<16)
 }
 
-// Admit implements [vm.Network].
-func (n *Networks) Admit(ctx context.Context, nw vm.VirtualNetwork) error {
+// Admit implements [vm.HostNetwork].
+func (n *Networks) Admit(ctx context.Context, nw vm.Network) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vmand/failpoint"
 	"vmand/vm"
 )
 
@@ -78,7 +79,7 @@ func openTap(name string) (*os.File, error) {
 }
 
 // connectTap makes the tap of a NIC and puts it on its bridge.
-func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.VirtualNetwork) (p vm.Port, err error) {
+func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Network) (p vm.Port, err error) {
 	name := tapName(v.UUID, nic.Slot)
 	if nw.Mode.Managed() && nic.MAC == bridgeMAC(nw.Bridge).String() {
 		return p, &vm.Fault{Code: vm.CodeInvalid, Detail: fmt.Sprintf("NIC %d of vm %s has the MAC address of the gateway of network %s", nic.Slot, v.ID, nw.Name),
@@ -99,7 +100,7 @@ func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Vi
 			f.Close()
 		}
 	}()
-	vm.FailPoint("tap.made")
+	failpoint.Hit("tap.made")
 	tap, err := n.links.LinkByName(name)
 	if err == nil {
 		err = n.links.LinkSetAlias(tap, tapAlias(v.ID, nic.Slot))
@@ -120,7 +121,7 @@ func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Vi
 	if err != nil {
 		return p, unavailable(err, "put the tap %s of vm %s on the bridge %s", name, v.ID, nw.Bridge)
 	}
-	vm.FailPoint("tap.bridged")
+	failpoint.Hit("tap.bridged")
 	if vhost, err := os.OpenFile(vhostDevice, os.O_RDWR, 0); err == nil {
 		p.VHost = vhost
 	}
@@ -128,7 +129,7 @@ func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Vi
 }
 
 // bridgeOf returns the bridge of a network that is up.
-func (n *Networks) bridgeOf(nw vm.VirtualNetwork) (netlink.Link, error) {
+func (n *Networks) bridgeOf(nw vm.Network) (netlink.Link, error) {
 	if nw.Mode == vm.NetworkBridge {
 		return n.hostBridge(nw)
 	}
@@ -154,7 +155,7 @@ func silence(name string) error {
 
 // fitTap makes a tap as its network is: MTU, bridge, isolation, no learning,
 // hairpin mode, VLAN, up.
-func (n *Networks) fitTap(nw vm.VirtualNetwork, tap, bridge netlink.Link) error {
+func (n *Networks) fitTap(nw vm.Network, tap, bridge netlink.Link) error {
 	a := tap.Attrs()
 	if a.MTU != mtu(nw) && (nw.MTU != 0 || nw.Mode.Managed()) {
 		if err := n.links.LinkSetMTU(tap, mtu(nw)); err != nil {

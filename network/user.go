@@ -34,7 +34,7 @@ const passtUser = 65534
 // With QEMU's own, a guest reaches every service that listens on the host's
 // 127.0.0.1, under the gateway's address. Loopback is therefore no protection:
 // what listens there, this daemon's API included, has to ask for credentials.
-func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.VirtualNetwork) (vm.Port, error) {
+func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Network) (vm.Port, error) {
 	p := vm.Port{NIC: nic, Kind: vm.PortUser, MTU: nw.MTU, Subnet: nw.Subnet, Gateway: userGateway(nw),
 		Domain: nw.Domain, Restrict: nw.Restrict, Forwards: vm.ForwardsTo(v.Forwards, nic.Slot)}
 	if nw.Restrict {
@@ -85,7 +85,7 @@ func resolvers(files ...string) []netip.Addr {
 
 // userGateway returns the address that guests reach the outside through: the
 // subnet's second, as libslirp has it, if the network does not say.
-func userGateway(nw vm.VirtualNetwork) netip.Addr {
+func userGateway(nw vm.Network) netip.Addr {
 	if nw.Gateway.IsValid() || !nw.Subnet.IsValid() {
 		return nw.Gateway
 	}
@@ -95,7 +95,7 @@ func userGateway(nw vm.VirtualNetwork) netip.Addr {
 // passtArgs returns passt's command line. Its end of the connection is file 3,
 // and it ends when the other end is closed. It writes its pid to its standard
 // output when it serves.
-func passtArgs(p vm.Port, nw vm.VirtualNetwork) []string {
+func passtArgs(p vm.Port, nw vm.Network) []string {
 	dns := p.Gateway.Next().String() // passt's own forwarder, which old versions cannot lead anywhere
 	args := []string{"--foreground", "--quiet", "--fd", "3", "--pid", "/proc/self/fd/1", "--no-map-gw", "--ipv4-only",
 		"--address", p.IP.String(), "--netmask", strconv.Itoa(p.Subnet.Bits()), "--gateway", p.Gateway.String(),
@@ -128,7 +128,7 @@ func passtArgs(p vm.Port, nw vm.VirtualNetwork) []string {
 
 // startPasst starts a passt and returns the other end of its connection when it
 // serves. It survives this daemon and ends with QEMU.
-func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port, nw vm.VirtualNetwork) (*os.File, error) {
+func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port, nw vm.Network) (*os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err

@@ -21,8 +21,8 @@ import (
 	"vmand/vm"
 )
 
-func userNetwork() vm.VirtualNetwork {
-	return vm.VirtualNetwork{Name: "user0", Mode: vm.NetworkUser, Domain: "vm.internal", Revision: 1,
+func userNetwork() vm.Network {
+	return vm.Network{Name: "user0", Mode: vm.NetworkUser, Domain: "vm.internal", Revision: 1,
 		Subnet: netip.MustParsePrefix("10.0.2.0/24"), Gateway: addr("10.0.2.2")}
 }
 
@@ -44,7 +44,7 @@ func TestWithoutPasstAUserModeNICIsQEMUs(t *testing.T) {
 	f := vm.PortForward{Slot: 0, Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: 2222, GuestPort: 22}
 	v := userGuest(f, vm.PortForward{Slot: 3, Protocol: vm.TCP, HostPort: 1})
 	nw := userNetwork()
-	ports, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.VirtualNetwork{nw.Name: nw})
+	ports, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestUserModeHasNoBridges(t *testing.T) {
 	if err := n.Check(vm.NetworkUser); err != nil {
 		t.Error(err)
 	}
-	if d := reconcile(t, n, vm.Wanted{Networks: []vm.VirtualNetwork{nw, userNetwork()}}, true); len(d) != 1 || d[0].Err == nil {
+	if d := reconcile(t, n, vm.Wanted{Networks: []vm.Network{nw, userNetwork()}}, true); len(d) != 1 || d[0].Err == nil {
 		t.Errorf("Reconcile finds %+v", d)
 	}
 }
@@ -139,7 +139,7 @@ func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 	port := freePort(t)
 	v := userGuest(vm.PortForward{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80})
 	nw := userNetwork()
-	ports, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.VirtualNetwork{nw.Name: nw})
+	ports, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func failingPasst(t *testing.T, says string) string {
 func TestAPasstThatEndsAtOnceIsSaid(t *testing.T) {
 	n := userNetworks(t, failingPasst(t, "no room for me"))
 	v, nw := userGuest(), userNetwork()
-	_, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.VirtualNetwork{nw.Name: nw})
+	_, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})
 	if codeOf(err) != vm.CodeNetworkUnavailable || !strings.Contains(err.Error(), "no room for me") {
 		t.Errorf("Connect: %v", err)
 	}
@@ -231,7 +231,7 @@ func TestPasstHasNotThePriorityOfTheDaemon(t *testing.T) {
 	for _, nice := range []int{18, 19} {
 		n.o.Nice = nice
 		want := fmt.Sprintf("its nice value is %d.", nice)
-		if _, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.VirtualNetwork{nw.Name: nw}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Connect: %v, want %q", err, want)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"vmand/failpoint"
 	"vmand/vm"
 )
 
@@ -45,7 +46,7 @@ func (d *Driver) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) er
 		if err := d.grow(ctx, disk, sizeMiB*mib); err != nil {
 			return err
 		}
-		vm.FailPoint("resize.grown")
+		failpoint.Hit("resize.grown")
 	}
 	return fileFault(d.syncFile(dataDisk(disk.ID)), "grow disk %s", disk.ID)
 }

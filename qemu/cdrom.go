@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"vmand/failpoint"
 	"vmand/vm"
 )
 
@@ -130,11 +131,11 @@ func (s *session) ejectAll(ctx context.Context, drives map[string]drive) error {
 				return err
 			}
 		}
-		vm.FailPoint("cdrom.device-deleted")
+		failpoint.Hit("cdrom.device-deleted")
 		if err := s.removeNode(ctx, cdromAlias(id), name); err != nil {
 			return err
 		}
-		vm.FailPoint("cdrom.node-deleted")
+		failpoint.Hit("cdrom.node-deleted")
 	}
 	return nil
 }
@@ -148,12 +149,12 @@ func (s *session) insert(ctx context.Context, c vm.CDROM, l layout) error {
 	if err := s.blockdevAdd(ctx, cdromNodes(s.id, c, l)); err != nil {
 		return err
 	}
-	vm.FailPoint("cdrom.node-added")
+	failpoint.Hit("cdrom.node-added")
 	if err := s.deviceAdd(ctx, scsi); err != nil {
 		undo(s, cdromAlias(c.ID), err)
 		return err
 	}
-	vm.FailPoint("cdrom.device-added")
+	failpoint.Hit("cdrom.device-added")
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"vmand/failpoint"
 	"vmand/qemu/qmp"
 	"vmand/vm"
 )
@@ -36,12 +37,12 @@ func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 	if err := s.blockdevAdd(ctx, diskNodes(disk, d.layout)); err != nil {
 		return err
 	}
-	vm.FailPoint("plug.node-added")
+	failpoint.Hit("plug.node-added")
 	if err := s.deviceAdd(ctx, scsi); err != nil {
 		undo(s, diskNode(disk.ID), err)
 		return err
 	}
-	vm.FailPoint("plug.device-added")
+	failpoint.Hit("plug.device-added")
 	return nil
 }
 
@@ -87,11 +88,11 @@ func (s *session) detach(ctx context.Context, disk vm.Disk) error {
 	if err := s.unplug(ctx, diskDevice(disk.ID), name); err != nil {
 		return err
 	}
-	vm.FailPoint("unplug.device-deleted")
+	failpoint.Hit("unplug.device-deleted")
 	if err := s.removeNode(ctx, diskNode(disk.ID), name); err != nil {
 		return err
 	}
-	vm.FailPoint("unplug.node-deleted")
+	failpoint.Hit("unplug.node-deleted")
 	s.forgetDamage(diskNode(disk.ID))
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/failpoint"
 	"vmand/vm"
 )
 
@@ -43,13 +44,13 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 		}
 		return fileFault(err, "make the directory of vm %s", id)
 	}
-	vm.FailPoint("dir.made")
+	failpoint.Hit("dir.made")
 	err = d.account.admit(d.layout.inState(dir))
 	if err == nil {
 		err = d.createImage(vmRootDisk(id), fill)
 	}
 	if err == nil {
-		vm.FailPoint("image.synced")
+		failpoint.Hit("image.synced")
 		err = d.syncFile(vmsDir)
 	}
 	if err != nil {
@@ -98,7 +99,7 @@ func (d *Driver) DeleteVM(ctx context.Context, id string) error {
 func (d *Driver) removeAll(dir string) error {
 	err := d.state.RemoveAll(dir)
 	if err == nil {
-		vm.FailPoint("files.removed")
+		failpoint.Hit("files.removed")
 		err = d.syncFile(path.Dir(dir))
 	}
 	return fileFault(err, "remove %s", d.layout.inState(dir))
@@ -147,7 +148,7 @@ func (d *Driver) DeleteDisk(_ context.Context, id string) error {
 		return nil
 	}
 	if err == nil {
-		vm.FailPoint("files.removed")
+		failpoint.Hit("files.removed")
 		err = d.syncFile(disksDir)
 	}
 	return fileFault(err, "remove the file of disk %s", id)
@@ -182,18 +183,18 @@ func (d *Driver) createImage(name string, fill filler) (err error) {
 			d.state.Remove(temp)
 		}
 	}()
-	vm.FailPoint("image.temp-made")
+	failpoint.Hit("image.temp-made")
 	if err := fill(f, d.layout.inState(temp)); err != nil {
 		return err
 	}
-	vm.FailPoint("image.created")
+	failpoint.Hit("image.created")
 	if err := f.Sync(); err != nil {
 		return err
 	}
 	if err := d.state.Rename(temp, name); err != nil {
 		return err
 	}
-	vm.FailPoint("image.renamed")
+	failpoint.Hit("image.renamed")
 	if err := d.syncFile(path.Dir(name)); err != nil {
 		return errors.Join(err, d.state.Remove(name))
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"vmand/failpoint"
 	"vmand/qemu/qmp"
 	"vmand/vm"
 )
@@ -43,7 +44,7 @@ func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
 		s.undoNIC(p.Slot, err)
 		return err
 	}
-	vm.FailPoint("nic.device-added")
+	failpoint.Hit("nic.device-added")
 	return nil
 }
 
@@ -66,7 +67,7 @@ func (s *session) plugNIC(ctx context.Context, p vm.Port, host netdev, card devi
 	if err := s.execute(ctx, deviceTimeout, "netdev_add", host, nil); err != nil {
 		return err
 	}
-	vm.FailPoint("nic.netdev-added")
+	failpoint.Hit("nic.netdev-added")
 	if p.LinkDown {
 		if err := s.setLink(ctx, p.Slot, false); err != nil {
 			return err
@@ -164,11 +165,11 @@ func (s *session) detachNIC(ctx context.Context, slot int) error {
 	if err := s.unplugNIC(ctx, slot); err != nil {
 		return err
 	}
-	vm.FailPoint("nic.device-deleted")
+	failpoint.Hit("nic.device-deleted")
 	if err := s.netdevDel(ctx, slot); err != nil {
 		return err
 	}
-	vm.FailPoint("nic.netdev-deleted")
+	failpoint.Hit("nic.netdev-deleted")
 	return nil
 }
 

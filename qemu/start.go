@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/failpoint"
 	"vmand/vm"
 )
 
@@ -41,7 +42,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 	if _, err := sess.monitor(ctx); err != nil {
 		return d.startFault(sess, err)
 	}
-	vm.FailPoint("monitor.connected")
+	failpoint.Hit("monitor.connected")
 	for _, p := range s.Ports { // the command line has no word for it
 		if !p.LinkDown {
 			continue
@@ -54,7 +55,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 	if err := sess.cont(ctx); err != nil {
 		return d.startFault(sess, err)
 	}
-	vm.FailPoint("guest.continued")
+	failpoint.Hit("guest.continued")
 	return nil
 }
 
@@ -150,7 +151,7 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	vm.FailPoint("run.prepared")
+	failpoint.Hit("run.prepared")
 	return d.spawn(s.ID, append([]string{p.Binary.Path}, args...), b.files, true)
 }
 
@@ -175,7 +176,7 @@ func (d *Driver) spawn(id string, argv []string, files []*os.File, ours bool) (*
 	if err != nil {
 		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
 	}
-	vm.FailPoint("qemu.spawned")
+	failpoint.Hit("qemu.spawned")
 	return d.open(id, proc, ours), nil
 }
 

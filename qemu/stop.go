@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/failpoint"
 	"vmand/qemu/qmp"
 	"vmand/vm"
 )
@@ -44,10 +45,10 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 			return err
 		}
 		<-s.ended // what it still wrote to its console is in the log
-		vm.FailPoint("stop.exited")
+		failpoint.Hit("stop.exited")
 	}
 	d.layout.removeRun(id, runSuffixes...)
-	vm.FailPoint("run.removed")
+	failpoint.Hit("run.removed")
 	return nil
 }
 
@@ -106,7 +107,7 @@ func (s *session) press(ctx context.Context, n int, report vm.Report) (off bool,
 	if err := s.systemPowerdown(ctx); err != nil {
 		return false, err
 	}
-	vm.FailPoint("stop.pressed")
+	failpoint.Hit("stop.pressed")
 	ctx, cancel := context.WithTimeout(ctx, pressInterval)
 	defer cancel()
 	shutdown.Wait(ctx) // whatever it says, the next look at the status decides
@@ -129,7 +130,7 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		err := s.execute(ctx, quitTimeout, "quit", nil, nil)
 		switch {
 		case err == nil, errors.Is(err, qmp.ErrClosed), errors.Is(err, errGone): // it may end before its answer is read
-			vm.FailPoint("stop.quit")
+			failpoint.Hit("stop.quit")
 			s.proc.waitExit(ctx.Done(), flushTimeout)
 		case errors.Is(err, errImpostor):
 			s.asked.Store(false)
@@ -199,6 +200,6 @@ func (d *Driver) Reset(ctx context.Context, id string) error {
 	if err := s.systemReset(ctx); err != nil {
 		return err
 	}
-	vm.FailPoint("guest.reset")
+	failpoint.Hit("guest.reset")
 	return s.cont(ctx) // does nothing if the guest runs
 }

@@ -18,7 +18,7 @@ import (
 func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkRequestObject) (openapi.CreateNetworkResponseObject, error) {
 	b := r.Body
 	var p addressParser
-	n := vm.VirtualNetwork{Name: b.Name, Mode: vm.NetworkMode(b.Mode), Bridge: value(b.Bridge),
+	n := vm.Network{Name: b.Name, Mode: vm.NetworkMode(b.Mode), Bridge: value(b.Bridge),
 		Subnet: value(p.prefix("/subnet", b.Subnet)), Gateway: value(p.addr("/gateway", b.Gateway)), IPv6: value(p.prefix("/ipv6_subnet", b.IPv6Subnet)),
 		DNS: value(p.addrs("/dns", b.DNS)), NTP: value(p.addrs("/ntp", b.NTP)), Routes: value(p.routes("/routes", b.Routes)),
 		Domain: value(b.Domain), MTU: value(b.MTU), VLAN: value(b.VLANID), IsolateVMs: value(b.IsolateVMs), Restrict: value(b.Restrict)}
@@ -35,8 +35,8 @@ func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkReque
 // ListNetworks implements [openapi.StrictServerInterface].
 func (s *Server) ListNetworks(ctx context.Context, r openapi.ListNetworksRequestObject) (openapi.ListNetworksResponseObject, error) {
 	return newList(ctx, "/networks", query(), r.Params.Limit, r.Params.Cursor, s.reader.Networks,
-		func(n *vm.VirtualNetwork) int64 { return n.Seq },
-		func(n *vm.VirtualNetwork) any { return apiNetwork(n) })
+		func(n *vm.Network) int64 { return n.Seq },
+		func(n *vm.Network) any { return apiNetwork(n) })
 }
 
 // GetNetwork implements [openapi.StrictServerInterface].
@@ -95,18 +95,18 @@ func (s *Server) DeleteNetwork(ctx context.Context, r openapi.DeleteNetworkReque
 }
 
 // networkAnswer answers with what is configured of a network.
-func networkAnswer(n *vm.VirtualNetwork) answer {
+func networkAnswer(n *vm.Network) answer {
 	return answer{status: http.StatusOK, body: apiNetwork(n), etag: etagOf(networkVersion(n))}
 }
 
-func networkVersion(n *vm.VirtualNetwork) vm.Version {
+func networkVersion(n *vm.Network) vm.Version {
 	return vm.Version{Seq: n.Seq, Revision: n.Revision}
 }
 
 // usualMTU is the MTU, in bytes, of a network that has none of its own.
 const usualMTU = 1500
 
-func apiNetwork(n *vm.VirtualNetwork) *openapi.Network {
+func apiNetwork(n *vm.Network) *openapi.Network {
 	out := &openapi.Network{Name: n.Name, Mode: openapi.NetworkMode(n.Mode), Bridge: optional(&n.Bridge), Gateway: optionalAddr(n.Gateway),
 		DNS: apiAddrs(n.DNS), NTP: apiAddrs(n.NTP), Routes: make([]openapi.NetworkRoute, len(n.Routes)),
 		Domain: optional(&n.Domain), MTU: n.MTU, IsolateVMs: n.IsolateVMs, Restrict: n.Restrict,

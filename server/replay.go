@@ -107,7 +107,7 @@ func (s *Server) changed(ctx context.Context, o vm.Operation, id string, h hold,
 		i, err = s.reader.Image(ctx, id)
 		a = imageAnswer(&i)
 	case "networks":
-		var n vm.VirtualNetwork
+		var n vm.Network
 		n, err = s.reader.Network(ctx, id)
 		a = networkAnswer(&n)
 	default:

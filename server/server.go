@@ -62,8 +62,8 @@ type Manager interface {
 	TerminateOrphan(ctx context.Context, resource string) (vm.Operation, error)
 	DeleteOrphan(ctx context.Context, resource string) (vm.Operation, error)
 	NextEvent() <-chan struct{}
-	CreateNetwork(ctx context.Context, n vm.VirtualNetwork) (vm.VirtualNetwork, error)
-	UpdateNetwork(ctx context.Context, name string, e vm.NetworkEdits, match vm.Match) (vm.VirtualNetwork, error)
+	CreateNetwork(ctx context.Context, n vm.Network) (vm.Network, error)
+	UpdateNetwork(ctx context.Context, name string, e vm.NetworkEdits, match vm.Match) (vm.Network, error)
 	DeleteNetwork(ctx context.Context, name string, match vm.Match) error
 	NetworkStatus(ctx context.Context, name string) (vm.NetworkReport, error)
 	AttachNIC(ctx context.Context, vmID string, n vm.NewNIC) (vm.NIC, vm.Operation, error)

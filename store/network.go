@@ -37,7 +37,7 @@ type networkRow struct {
 	Revision   int64                `db:"revision"`
 }
 
-func networkRowOf(n vm.VirtualNetwork, now time.Time) networkRow {
+func networkRowOf(n vm.Network, now time.Time) networkRow {
 	if n.CreatedAt.IsZero() {
 		n.CreatedAt = now
 	}
@@ -46,15 +46,15 @@ func networkRowOf(n vm.VirtualNetwork, now time.Time) networkRow {
 		IsolateVMs: n.IsolateVMs, Restricted: n.Restrict, CreatedAt: instant(n.CreatedAt), UpdatedAt: instant(now)}
 }
 
-func (r networkRow) network() vm.VirtualNetwork {
-	return vm.VirtualNetwork{Seq: r.Seq, Name: r.Name, Mode: vm.NetworkMode(r.Mode), Bridge: string(r.Bridge), Subnet: netip.Prefix(r.Subnet),
+func (r networkRow) network() vm.Network {
+	return vm.Network{Seq: r.Seq, Name: r.Name, Mode: vm.NetworkMode(r.Mode), Bridge: string(r.Bridge), Subnet: netip.Prefix(r.Subnet),
 		Gateway: netip.Addr(r.Gateway), IPv6: netip.Prefix(r.IPv6), DNS: r.DNS, NTP: r.NTP, Routes: r.Routes, Domain: string(r.Domain),
 		MTU: r.MTU, VLAN: r.VLAN, IsolateVMs: r.IsolateVMs, Restrict: r.Restricted,
 		CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
 }
 
 // Network returns one network.
-func (s *Store) Network(ctx context.Context, name string) (vm.VirtualNetwork, error) {
+func (s *Store) Network(ctx context.Context, name string) (vm.Network, error) {
 	var r networkRow
 	err := s.one(ctx, "network", name, `SELECT `+networkColumns+` FROM networks WHERE name = ?`, func(row *sqlx.Row) error {
 		return row.StructScan(&r)
@@ -63,10 +63,10 @@ func (s *Store) Network(ctx context.Context, name string) (vm.VirtualNetwork, er
 }
 
 // Networks returns a page of the networks.
-func (s *Store) Networks(ctx context.Context, p vm.Page) ([]vm.VirtualNetwork, error) {
+func (s *Store) Networks(ctx context.Context, p vm.Page) ([]vm.Network, error) {
 	q := after(p)
 	query, args := q.sql(networkColumns, "networks", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.VirtualNetwork, error) {
+	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Network, error) {
 		var r networkRow
 		err := rows.StructScan(&r)
 		return r.network(), err
@@ -87,7 +87,7 @@ func applyNetworks(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time)
 	return nil
 }
 
-func insertNetwork(ctx context.Context, tx *sqlx.Tx, n vm.VirtualNetwork, now time.Time) error {
+func insertNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time) error {
 	_, err := tx.NamedExecContext(ctx, `
 		INSERT INTO networks (name, mode, bridge, subnet, gateway, ipv6, dns, ntp, routes, domain, mtu, vlan, isolate_vms, restricted,
 			created_at, updated_at, revision)
@@ -99,7 +99,7 @@ func insertNetwork(ctx context.Context, tx *sqlx.Tx, n vm.VirtualNetwork, now ti
 	return err
 }
 
-func updateNetwork(ctx context.Context, tx *sqlx.Tx, n vm.VirtualNetwork, now time.Time) error {
+func updateNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time) error {
 	err := changeNamed(ctx, tx, `
 		UPDATE networks SET bridge = :bridge, subnet = :subnet, gateway = :gateway, ipv6 = :ipv6, dns = :dns, ntp = :ntp, routes = :routes,
 			domain = :domain, mtu = :mtu, vlan = :vlan, isolate_vms = :isolate_vms, restricted = :restricted,

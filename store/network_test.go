@@ -12,12 +12,12 @@ import (
 
 func makeNetwork(t testing.TB, s *Store, name string) {
 	t.Helper()
-	apply(t, s, vm.Change{NewNetwork: &vm.VirtualNetwork{Name: name, Mode: vm.NetworkNAT, Bridge: name,
+	apply(t, s, vm.Change{NewNetwork: &vm.Network{Name: name, Mode: vm.NetworkNAT, Bridge: name,
 		Subnet: netip.MustParsePrefix("10.0.0.0/16"), Gateway: netip.MustParseAddr("10.0.0.1"), CreatedAt: at}})
 }
 
-func fullNetwork() vm.VirtualNetwork {
-	return vm.VirtualNetwork{Name: "full", Mode: vm.NetworkNAT, Bridge: "full", Subnet: netip.MustParsePrefix("192.168.7.0/24"),
+func fullNetwork() vm.Network {
+	return vm.Network{Name: "full", Mode: vm.NetworkNAT, Bridge: "full", Subnet: netip.MustParsePrefix("192.168.7.0/24"),
 		Gateway: netip.MustParseAddr("192.168.7.1"), IPv6: netip.MustParsePrefix("fd00:7::/64"),
 		DNS: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}, NTP: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
 		Routes: []vm.Route{{Destination: netip.MustParsePrefix("172.16.0.0/12"), Gateway: netip.MustParseAddr("192.168.7.9")}},
@@ -26,9 +26,9 @@ func fullNetwork() vm.VirtualNetwork {
 
 func TestEveryFieldOfANetworkComesBack(t *testing.T) {
 	s := open(t)
-	bare := vm.VirtualNetwork{Name: "bare", Mode: vm.NetworkBridge, Bridge: "br0", CreatedAt: at}
-	var want []vm.VirtualNetwork
-	for seq, n := range []vm.VirtualNetwork{fullNetwork(), bare} {
+	bare := vm.Network{Name: "bare", Mode: vm.NetworkBridge, Bridge: "br0", CreatedAt: at}
+	var want []vm.Network
+	for seq, n := range []vm.Network{fullNetwork(), bare} {
 		apply(t, s, vm.Change{NewNetwork: &n})
 		got, err := s.Network(t.Context(), n.Name)
 		must(t, err)

@@ -78,7 +78,7 @@ func TestEveryFailPointIsInTheMatrix(t *testing.T) {
 			known[point] = true
 		}
 	}
-	call := regexp.MustCompile(`\bFailPoint\((?:string\(c\.kind\) \+ )?"([^"]+)"\)`)
+	call := regexp.MustCompile(`\bfailpoint\.Hit\((?:string\(c\.kind\) \+ )?"([^"]+)"\)`)
 	found := 0
 	for _, dir := range []string{"vm", "qemu", "store", "server", "network", "observer"} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"vmand/failpoint"
 
 	"github.com/google/uuid"
 )
@@ -139,9 +140,9 @@ func (m *Manager) begin(ctx context.Context, c change) (*run, error) {
 		if c.act == nil {
 			intent.Events = append(intent.Events, operationEvent("operation.ended", op))
 		}
-		FailPoint(string(c.kind) + ".before-intent")
+		failpoint.Hit(string(c.kind) + ".before-intent")
 		err = m.apply(ctx, intent)
-		FailPoint(string(c.kind) + ".after-intent")
+		failpoint.Hit(string(c.kind) + ".after-intent")
 	}
 	if err != nil {
 		m.forget(r)
@@ -209,9 +210,9 @@ func (m *Manager) carryOut(ctx context.Context, r *run, c change) {
 	outcome, err := m.act(actCtx, r, c)
 	stopSaving()
 	if err == nil {
-		FailPoint(string(c.kind) + ".before-outcome")
+		failpoint.Hit(string(c.kind) + ".before-outcome")
 		if err = m.record(ctx, r, outcome, nil); err == nil {
-			FailPoint(string(c.kind) + ".after-outcome")
+			failpoint.Hit(string(c.kind) + ".after-outcome")
 			return
 		}
 	} else if cause := context.Cause(actCtx); cause != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"vmand/failpoint"
 )
 
 // A CloudInitView is what a guest gets of cloud-init data, with its secrets
@@ -101,7 +102,7 @@ func (m *Manager) SetCloudInit(ctx context.Context, vmID string, c CloudInit, re
 }
 
 // writeSeed makes the seed of a VM that is about to start, if it has a drive for it.
-func (m *Manager) writeSeed(ctx context.Context, v VM, networks map[string]VirtualNetwork) error {
+func (m *Manager) writeSeed(ctx context.Context, v VM, networks map[string]Network) error {
 	if !v.hasSeed() {
 		return nil
 	}
@@ -112,11 +113,11 @@ func (m *Manager) writeSeed(ctx context.Context, v VM, networks map[string]Virtu
 	return m.makeSeed(ctx, v, s, networks)
 }
 
-func (m *Manager) makeSeed(ctx context.Context, v VM, s Seed, networks map[string]VirtualNetwork) error {
+func (m *Manager) makeSeed(ctx context.Context, v VM, s Seed, networks map[string]Network) error {
 	if err := m.driver.WriteSeed(ctx, v.ID, seedFiles(v, s, networks)); err != nil {
 		return err
 	}
-	FailPoint("seed.written")
+	failpoint.Hit("seed.written")
 	return nil
 }
 

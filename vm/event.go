@@ -143,7 +143,7 @@ func isEdit(k Kind) bool {
 
 func networkEvents(c Change) []Event {
 	var events []Event
-	add := func(kind string, n *VirtualNetwork) {
+	add := func(kind string, n *Network) {
 		if n != nil {
 			events = append(events, NewEvent(kind, NetworkResource(n.Name), map[string]any{"mode": n.Mode, "subnet": n.Subnet}))
 		}

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"time"
+	"vmand/failpoint"
 )
 
 // importTimeout is how long bringing an image in may take: a slow line, a large
@@ -145,7 +146,7 @@ func (m *Manager) bring(i *Image, step string, get func(context.Context, Import)
 		if err != nil {
 			return Change{}, err
 		}
-		FailPoint("image.stored")
+		failpoint.Hit("image.stored")
 		i.State, i.Uploaded = ImageAvailable, 0
 		return Change{Image: &ImageUpdate{From: from, Image: *i}}, nil
 	}
@@ -159,7 +160,7 @@ func (m *Manager) noteContent(ctx context.Context, i *Image, c ImageContent) err
 	defer m.contents.mu.Unlock()
 	i.ImageContent = c
 	err := m.apply(ctx, Change{Image: &ImageUpdate{From: i.State, Image: *i}})
-	FailPoint("image.noted")
+	failpoint.Hit("image.noted")
 	return err
 }
 
@@ -218,7 +219,7 @@ func (m *Manager) upload(ctx context.Context, i *Image, c change, offset int64, 
 		if err != nil {
 			return Change{}, err
 		}
-		FailPoint("image.uploaded")
+		failpoint.Hit("image.uploaded")
 		if more {
 			i.Uploaded = come
 			return Change{Image: &ImageUpdate{From: i.State, Image: *i}}, nil
@@ -317,7 +318,7 @@ func (m *Manager) removeImage(ctx context.Context, name string, r *run) error {
 	if err := m.apply(ctx, Change{Operation: &op, DeleteImage: name}); err != nil {
 		return err
 	}
-	FailPoint("image.delete.row-gone")
+	failpoint.Hit("image.delete.row-gone")
 	if err := m.driver.DropUpload(ctx, name); err != nil {
 		return err
 	}

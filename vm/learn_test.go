@@ -12,7 +12,7 @@ import (
 // the host, whose network gives it its address.
 func TestAnAddressIsWhatTheAgentSaysElseWhatTheHostHasSeen(t *testing.T) {
 	w := newWorld(t)
-	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
+	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
 	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{Network: "lan"}}}))
 	w.do("a", vm.OpStart)
 	mac := w.vm("a").NICs[0].MAC

@@ -26,7 +26,7 @@ type Options struct {
 type Manager struct {
 	store   Store
 	driver  Driver
-	network Network
+	network HostNetwork
 	o       Options
 	log     *slog.Logger
 	locks   locks
@@ -49,7 +49,7 @@ type Manager struct {
 }
 
 // NewManager returns a manager of what is recorded in s and runs on d.
-func NewManager(s Store, d Driver, n Network, o Options, log *slog.Logger) *Manager {
+func NewManager(s Store, d Driver, n HostNetwork, o Options, log *slog.Logger) *Manager {
 	if o.Keep == 0 {
 		o.Keep = 30 * 24 * time.Hour
 	}

@@ -54,7 +54,7 @@ func newWorld(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}))
+	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}))
 	must(t)(w.CreateTemplate(t.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128}))
 	return w
 }

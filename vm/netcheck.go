@@ -18,7 +18,7 @@ const (
 )
 
 // checkMode makes sure that n has only what its mode knows.
-func (n VirtualNetwork) checkMode() error {
+func (n Network) checkMode() error {
 	managed := n.Mode.Managed()
 	switch n.Mode {
 	case NetworkNAT, NetworkIsolated, NetworkBridge, NetworkUser:
@@ -52,7 +52,7 @@ func (n VirtualNetwork) checkMode() error {
 }
 
 // check makes sure that n, complete, is a network that can be.
-func (n VirtualNetwork) check() error {
+func (n Network) check() error {
 	if err := n.checkMode(); err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (n VirtualNetwork) check() error {
 	return nil
 }
 
-func (n VirtualNetwork) checkAddresses() error {
+func (n Network) checkAddresses() error {
 	if n.Mode == NetworkBridge {
 		return nil
 	}
@@ -120,7 +120,7 @@ func (n VirtualNetwork) checkAddresses() error {
 }
 
 // userGuest returns the address of the one guest of a user-mode network.
-func (n VirtualNetwork) userGuest() netip.Addr {
+func (n Network) userGuest() netip.Addr {
 	a := n.Subnet.Addr()
 	for range userGuestHost {
 		a = a.Next()

@@ -86,7 +86,7 @@ func (m *Manager) ReconcileNetworks(ctx context.Context, vms []VM, repair bool) 
 		return nil, err
 	}
 	// What is being changed is left to who changes it.
-	w.Networks = slices.DeleteFunc(w.Networks, func(n VirtualNetwork) bool { return m.locks.busy(NetworkResource(n.Name)) })
+	w.Networks = slices.DeleteFunc(w.Networks, func(n Network) bool { return m.locks.busy(NetworkResource(n.Name)) })
 	seen, err := m.network.Reconcile(ctx, w, repair)
 	if err != nil {
 		return nil, err
@@ -153,7 +153,7 @@ func (m *Manager) firstNetworks(ctx context.Context) error {
 			return err
 		}
 	}
-	n := VirtualNetwork{Name: DefaultNetwork, Mode: NetworkNAT}
+	n := Network{Name: DefaultNetwork, Mode: NetworkNAT}
 	if err := m.network.Check(NetworkNAT); err != nil {
 		n.Mode = NetworkUser
 		m.log.Info("the default network needs no privilege, and nobody reaches its guests but by port forwards", "network", n.Name, "why", err)
@@ -168,7 +168,7 @@ func (m *Manager) firstNetworks(ctx context.Context) error {
 }
 
 func (m *Manager) moveLegacy(ctx context.Context, vms []VM) error {
-	if _, err := m.CreateNetwork(ctx, VirtualNetwork{Name: legacyUser, Mode: NetworkUser}); err != nil && !errors.Is(err, ErrExists) {
+	if _, err := m.CreateNetwork(ctx, Network{Name: legacyUser, Mode: NetworkUser}); err != nil && !errors.Is(err, ErrExists) {
 		return err
 	}
 	for _, v := range vms {

@@ -29,8 +29,8 @@ const (
 // addresses, each another one.
 func (m NetworkMode) Managed() bool { return m == NetworkNAT || m == NetworkIsolated }
 
-// A VirtualNetwork is a network that NICs of VMs are on.
-type VirtualNetwork struct {
+// A Network is a network that NICs of VMs are on.
+type Network struct {
 	Seq        int64  // order of creation, unique; set by the store
 	Name       string // a DNS label of at most 15 characters, unique: it names the bridge too
 	Mode       NetworkMode
@@ -58,7 +58,7 @@ type Route struct {
 }
 
 // GatewayIPv6 returns the host's address in n.IPv6, its first; zero without one.
-func (n VirtualNetwork) GatewayIPv6() netip.Addr {
+func (n Network) GatewayIPv6() netip.Addr {
 	if !n.IPv6.IsValid() {
 		return netip.Addr{}
 	}
@@ -67,7 +67,7 @@ func (n VirtualNetwork) GatewayIPv6() netip.Addr {
 
 // AddressIPv6 returns the IPv6 address of the NIC that has an IPv4 address of
 // n: the same distance from the start of the subnet. Zero without IPv6.
-func (n VirtualNetwork) AddressIPv6(ip netip.Addr) netip.Addr {
+func (n Network) AddressIPv6(ip netip.Addr) netip.Addr {
 	if !n.IPv6.IsValid() || !ip.Is4() || !n.Subnet.Contains(ip) {
 		return netip.Addr{}
 	}
@@ -78,10 +78,10 @@ func (n VirtualNetwork) AddressIPv6(ip netip.Addr) netip.Addr {
 	return netip.AddrFrom16(a)
 }
 
-// Network is the host's side of the networks. Each method has an end: it returns
+// HostNetwork is the host's side of the networks. Each method has an end: it returns
 // when ctx is done at the latest. All may be called at any time by any
 // goroutine; the [Manager] never calls two that change the same VM at once.
-type Network interface {
+type HostNetwork interface {
 	// Check reports why this host cannot have networks of a mode, as a [Fault] of
 	// code [CodeNetworkUnavailable] that says what to do; nil if it can.
 	Check(mode NetworkMode) error
@@ -92,20 +92,20 @@ type Network interface {
 	// Admit reports whether n, which is not there yet, could be made: the bridge
 	// exists with mode bridge, and nothing of its name otherwise; no route of the
 	// host leads into its subnet.
-	Admit(ctx context.Context, n VirtualNetwork) error
+	Admit(ctx context.Context, n Network) error
 	// Up makes n, or what is missing or wrong of it, and serves it (DHCP, DNS,
 	// router advertisements) as n says now. Down removes all of it; it succeeds if
 	// there is nothing.
-	Up(ctx context.Context, n VirtualNetwork) error
-	Down(ctx context.Context, n VirtualNetwork) error
+	Up(ctx context.Context, n Network) error
+	Down(ctx context.Context, n Network) error
 
 	// Connect makes the host's side of the given ones of v's NICs, for a QEMU that
 	// is about to get them, and lets pass what v may send and get. Whoever called
 	// it closes the ports when QEMU has them: what nobody has open vanishes.
-	Connect(ctx context.Context, v VM, nics []NIC, networks map[string]VirtualNetwork) ([]Port, error)
+	Connect(ctx context.Context, v VM, nics []NIC, networks map[string]Network) ([]Port, error)
 	// Update lets pass, of a VM that has a process, what its NICs and forwards now
 	// say: addresses, rates, port forwards. Those of a user-mode NIC are QEMU's.
-	Update(ctx context.Context, v VM, networks map[string]VirtualNetwork) error
+	Update(ctx context.Context, v VM, networks map[string]Network) error
 	// Disconnect removes what Connect and Update made for a VM; it succeeds if
 	// there is nothing.
 	Disconnect(ctx context.Context, id string) error
@@ -122,12 +122,12 @@ type Network interface {
 	// host so; without, it changes nothing.
 	Reconcile(ctx context.Context, w Wanted, repair bool) (NetworkSurvey, error)
 	// Status looks at one network.
-	Status(ctx context.Context, n VirtualNetwork) NetworkStatus
+	Status(ctx context.Context, n Network) NetworkStatus
 }
 
 // Wanted is all that is to be there of networks.
 type Wanted struct {
-	Networks []VirtualNetwork
+	Networks []Network
 	VMs      []VM // those that have a process
 }
 

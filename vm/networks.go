@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+	"vmand/failpoint"
 )
 
 // DefaultNetwork is the name of the network that a VM is on when nothing else is
@@ -21,7 +22,7 @@ const (
 
 // CreateNetwork makes a network, on the host and in the records, and returns it.
 // Without a subnet it gets one that is free.
-func (m *Manager) CreateNetwork(ctx context.Context, n VirtualNetwork) (VirtualNetwork, error) {
+func (m *Manager) CreateNetwork(ctx context.Context, n Network) (Network, error) {
 	if !ValidName(n.Name) || len(n.Name) > maxNetworkName {
 		return n, invalidField("/name", "must be 1 to %d of a-z, 0-9 and '-', and begin and end with a letter or a digit", maxNetworkName)
 	}
@@ -40,7 +41,7 @@ func (m *Manager) CreateNetwork(ctx context.Context, n VirtualNetwork) (VirtualN
 			if err := m.network.Up(ctx, n); err != nil {
 				return Change{}, err
 			}
-			FailPoint("network.up")
+			failpoint.Hit("network.up")
 			n.CreatedAt = now()
 			return Change{NewNetwork: &n}, nil
 		},
@@ -61,7 +62,7 @@ func (m *Manager) CreateNetwork(ctx context.Context, n VirtualNetwork) (VirtualN
 }
 
 // planNetwork completes and checks a network that is to be made.
-func (m *Manager) planNetwork(ctx context.Context, n VirtualNetwork) (VirtualNetwork, error) {
+func (m *Manager) planNetwork(ctx context.Context, n Network) (Network, error) {
 	switch _, err := m.store.Network(ctx, n.Name); {
 	case err == nil:
 		return n, &Fault{Code: CodeExists, Detail: fmt.Sprintf("network %s already exists", n.Name)}
@@ -104,7 +105,7 @@ var (
 // usualGateway returns the gateway of a network that does not say another: the
 // first address of its subnet, or with mode user the second, where users of QEMU
 // know it.
-func (n VirtualNetwork) usualGateway() netip.Addr {
+func (n Network) usualGateway() netip.Addr {
 	first := n.Subnet.Masked().Addr().Next()
 	if n.Mode == NetworkUser {
 		return first.Next()
@@ -114,7 +115,7 @@ func (n VirtualNetwork) usualGateway() netip.Addr {
 
 // placeSubnet finds a subnet for n, or makes sure that the one it is to have is
 // no other network's.
-func (m *Manager) placeSubnet(ctx context.Context, n *VirtualNetwork) error {
+func (m *Manager) placeSubnet(ctx context.Context, n *Network) error {
 	others, err := m.store.Networks(ctx, Page{})
 	if err != nil {
 		return err
@@ -168,7 +169,7 @@ func set[T any](to, from *T) {
 }
 
 // apply changes n, and reports whether that needs the network to be unused.
-func (e NetworkEdits) apply(n *VirtualNetwork) (addresses bool) {
+func (e NetworkEdits) apply(n *Network) (addresses bool) {
 	was := *n
 	if e.Subnet != nil && *e.Subnet != n.Subnet {
 		n.Subnet = *e.Subnet
@@ -190,8 +191,8 @@ func (e NetworkEdits) apply(n *VirtualNetwork) (addresses bool) {
 }
 
 // UpdateNetwork changes a network and returns it.
-func (m *Manager) UpdateNetwork(ctx context.Context, name string, e NetworkEdits, match Match) (VirtualNetwork, error) {
-	var n VirtualNetwork
+func (m *Manager) UpdateNetwork(ctx context.Context, name string, e NetworkEdits, match Match) (Network, error) {
+	var n Network
 	r, err := m.begin(ctx, change{
 		kind: NetworkUpdate, resources: []string{NetworkResource(name), allNetworks}, timeout: networkTimeout, claim: claim{patient: true},
 		intent: func(ctx context.Context, _ *run) (_ Change, err error) {
@@ -262,14 +263,14 @@ func (m *Manager) DeleteNetwork(ctx context.Context, name string, match Match) e
 func (m *Manager) networkLeftover(ctx context.Context, name string) error {
 	_, err := m.store.Network(ctx, name)
 	if errors.Is(err, ErrNotFound) {
-		return m.network.Down(ctx, VirtualNetwork{Name: name, Bridge: name})
+		return m.network.Down(ctx, Network{Name: name, Bridge: name})
 	}
 	return err
 }
 
 // A NetworkReport is a network as it is recorded and as it is on the host.
 type NetworkReport struct {
-	Network VirtualNetwork
+	Network Network
 	Leases  []Lease // in order of their addresses
 	Free    int     // addresses that are not taken; -1 if vmand does not give them out
 	Status  NetworkStatus
@@ -297,8 +298,8 @@ func (m *Manager) NetworkStatus(ctx context.Context, name string) (NetworkReport
 }
 
 // networksOf returns the networks that a VM's NICs are on, by name.
-func (m *Manager) networksOf(ctx context.Context, v VM) (map[string]VirtualNetwork, error) {
-	networks := make(map[string]VirtualNetwork, len(v.NICs))
+func (m *Manager) networksOf(ctx context.Context, v VM) (map[string]Network, error) {
+	networks := make(map[string]Network, len(v.NICs))
 	for _, n := range v.NICs {
 		if _, known := networks[n.Network]; known {
 			continue

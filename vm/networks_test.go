@@ -65,8 +65,8 @@ func TestManyVMsAtOnceGetAnAddressEach(t *testing.T) {
 
 func TestAddressesAndNICsThatCannotBe(t *testing.T) {
 	w := newWorld(t)
-	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "tiny", Mode: vm.NetworkIsolated, Subnet: prefix("10.9.9.0/29")}))
-	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
+	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "tiny", Mode: vm.NetworkIsolated, Subnet: prefix("10.9.9.0/29")}))
+	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
 	for i := range 5 {
 		must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "t" + string(rune('0'+i)), Template: "small", NICs: &[]vm.NewNIC{{Network: "tiny"}}}))
 	}
@@ -108,31 +108,31 @@ func TestAddressesAndNICsThatCannotBe(t *testing.T) {
 func TestNetworksThatCannotBe(t *testing.T) {
 	w := newWorld(t)
 	tests := map[string]struct {
-		n    vm.VirtualNetwork
+		n    vm.Network
 		code vm.Code
 		says string
 	}{
-		"a long name":          {vm.VirtualNetwork{Name: "a234567890123456", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
-		"the kernel's all":     {vm.VirtualNetwork{Name: "all", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
-		"its default":          {vm.VirtualNetwork{Name: "default", Mode: vm.NetworkUser}, vm.CodeInvalid, "/name"},
-		"no mode":              {vm.VirtualNetwork{Name: "n"}, vm.CodeInvalid, "/mode"},
-		"again":                {vm.VirtualNetwork{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}, vm.CodeExists, vm.DefaultNetwork},
-		"a subnet taken":       {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("192.168.0.0/16")}, vm.CodeInUse, "/subnet"},
-		"a huge subnet":        {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/8")}, vm.CodeInvalid, "/subnet"},
-		"a tiny subnet":        {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/30")}, vm.CodeInvalid, "/subnet"},
-		"bits of a host":       {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.1/24")}, vm.CodeInvalid, "/subnet"},
-		"multicast":            {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("224.0.1.0/24")}, vm.CodeInvalid, "/subnet"},
-		"a foreign gateway":    {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Gateway: addr("10.0.1.1")}, vm.CodeInvalid, "/gateway"},
-		"IPv6 of another size": {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, IPv6: prefix("fd00::/48")}, vm.CodeInvalid, "/ipv6_subnet"},
-		"no bridge":            {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkBridge}, vm.CodeInvalid, "/bridge"},
-		"a bridge of its own":  {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Bridge: "br0"}, vm.CodeInvalid, "/bridge"},
-		"a subnet of others":   {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", Subnet: prefix("10.0.0.0/24")}, vm.CodeInvalid, "/subnet"},
-		"a vlan of our own":    {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, VLAN: 7}, vm.CodeInvalid, "/vlan_id"},
-		"a vlan too high":      {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", VLAN: 4095}, vm.CodeInvalid, "/vlan_id"},
-		"a small MTU":          {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, MTU: 100}, vm.CodeInvalid, "/mtu"},
-		"no domain":            {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Domain: "not a domain"}, vm.CodeInvalid, "/domain"},
-		"no server":            {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, DNS: []netip.Addr{addr("0.0.0.0")}}, vm.CodeInvalid, "/dns"},
-		"a route from afar":    {vm.VirtualNetwork{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Routes: []vm.Route{{Destination: prefix("10.1.0.0/16"), Gateway: addr("10.2.0.1")}}}, vm.CodeInvalid, "/routes"},
+		"a long name":          {vm.Network{Name: "a234567890123456", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
+		"the kernel's all":     {vm.Network{Name: "all", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
+		"its default":          {vm.Network{Name: "default", Mode: vm.NetworkUser}, vm.CodeInvalid, "/name"},
+		"no mode":              {vm.Network{Name: "n"}, vm.CodeInvalid, "/mode"},
+		"again":                {vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}, vm.CodeExists, vm.DefaultNetwork},
+		"a subnet taken":       {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("192.168.0.0/16")}, vm.CodeInUse, "/subnet"},
+		"a huge subnet":        {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/8")}, vm.CodeInvalid, "/subnet"},
+		"a tiny subnet":        {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/30")}, vm.CodeInvalid, "/subnet"},
+		"bits of a host":       {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.1/24")}, vm.CodeInvalid, "/subnet"},
+		"multicast":            {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("224.0.1.0/24")}, vm.CodeInvalid, "/subnet"},
+		"a foreign gateway":    {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Gateway: addr("10.0.1.1")}, vm.CodeInvalid, "/gateway"},
+		"IPv6 of another size": {vm.Network{Name: "n", Mode: vm.NetworkNAT, IPv6: prefix("fd00::/48")}, vm.CodeInvalid, "/ipv6_subnet"},
+		"no bridge":            {vm.Network{Name: "n", Mode: vm.NetworkBridge}, vm.CodeInvalid, "/bridge"},
+		"a bridge of its own":  {vm.Network{Name: "n", Mode: vm.NetworkNAT, Bridge: "br0"}, vm.CodeInvalid, "/bridge"},
+		"a subnet of others":   {vm.Network{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", Subnet: prefix("10.0.0.0/24")}, vm.CodeInvalid, "/subnet"},
+		"a vlan of our own":    {vm.Network{Name: "n", Mode: vm.NetworkNAT, VLAN: 7}, vm.CodeInvalid, "/vlan_id"},
+		"a vlan too high":      {vm.Network{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", VLAN: 4095}, vm.CodeInvalid, "/vlan_id"},
+		"a small MTU":          {vm.Network{Name: "n", Mode: vm.NetworkNAT, MTU: 100}, vm.CodeInvalid, "/mtu"},
+		"no domain":            {vm.Network{Name: "n", Mode: vm.NetworkNAT, Domain: "not a domain"}, vm.CodeInvalid, "/domain"},
+		"no server":            {vm.Network{Name: "n", Mode: vm.NetworkNAT, DNS: []netip.Addr{addr("0.0.0.0")}}, vm.CodeInvalid, "/dns"},
+		"a route from afar":    {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Routes: []vm.Route{{Destination: prefix("10.1.0.0/16"), Gateway: addr("10.2.0.1")}}}, vm.CodeInvalid, "/routes"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -147,7 +147,7 @@ func TestNetworksThatCannotBe(t *testing.T) {
 
 func TestANetworkFromCreationToDeletion(t *testing.T) {
 	w := newWorld(t)
-	n, err := w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "lab", Mode: vm.NetworkIsolated, IPv6: prefix("fd00:1:2:3::/64")})
+	n, err := w.CreateNetwork(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated, IPv6: prefix("fd00:1:2:3::/64")})
 	must(t)(err)
 	if n.Subnet != prefix("10.0.0.0/24") || n.Gateway != addr("10.0.0.1") || n.Domain != "lab.internal" || n.Bridge != "lab" {
 		t.Errorf("made as %+v", n)
@@ -188,7 +188,7 @@ func TestANetworkThatCannotBeMadeIsNotThere(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "lab", Mode: vm.NetworkNAT})
+	_, err := w.CreateNetwork(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkNAT})
 	wantCode(t, err, vm.CodeNetworkUnavailable, "no bridges")
 	_, err = w.NetworkStatus(t.Context(), "lab")
 	wantCode(t, err, vm.CodeNotFound)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"vmand/failpoint"
 )
 
 // A NewNIC is what is asked of a NIC.
@@ -109,7 +110,7 @@ func (n NIC) checkRates(field string) error {
 }
 
 // placeIP gives n its address on a network.
-func (m *Manager) placeIP(ctx context.Context, n *NIC, network VirtualNetwork, want netip.Addr, field string) (err error) {
+func (m *Manager) placeIP(ctx context.Context, n *NIC, network Network, want netip.Addr, field string) (err error) {
 	if !network.Mode.Managed() {
 		if network.Mode == NetworkUser {
 			n.IP = network.userGuest()
@@ -240,7 +241,7 @@ func (m *Manager) plugNIC(ctx context.Context, v VM, n NIC) error {
 		return err
 	}
 	defer ClosePorts(ports)
-	FailPoint("network.connected")
+	failpoint.Hit("network.connected")
 	return m.driver.AttachNIC(ctx, v.ID, ports[0])
 }
 

@@ -145,8 +145,8 @@ func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
 
 func TestAPortForwardFromCreationToDeletion(t *testing.T) {
 	w := newWorld(t)
-	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "lab", Mode: vm.NetworkIsolated}))
-	must(t)(w.CreateNetwork(t.Context(), vm.VirtualNetwork{Name: "mine", Mode: vm.NetworkUser}))
+	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated}))
+	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "mine", Mode: vm.NetworkUser}))
 	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{}, {Network: "lab"}, {Network: "mine"}}}))
 	w.create("b")
 	w.do("a", vm.OpStart)

@@ -28,7 +28,7 @@ func (s Seed) InstanceID(v VM) string {
 // The structured fields become one #cloud-config document. It is the user data if
 // none is given, and else vendor data, whose keys those of user data replace. A
 // given vendor data follows it, and its keys replace those before them.
-func seedFiles(v VM, s Seed, networks map[string]VirtualNetwork) map[string][]byte {
+func seedFiles(v VM, s Seed, networks map[string]Network) map[string][]byte {
 	files := map[string][]byte{
 		"meta-data":      toYAML(map[string]string{"instance-id": s.InstanceID(v), "local-hostname": cmp.Or(s.Hostname, v.ID)}),
 		"network-config": []byte(s.NetworkConfig),
@@ -146,7 +146,7 @@ const routeMetric = 100
 //
 // Without set-name NICs keep the names that the guest gives them. netplan refuses
 // metrics that differ between DHCPv4 and DHCPv6.
-func networkConfig(nics []NIC, networks map[string]VirtualNetwork) []byte {
+func networkConfig(nics []NIC, networks map[string]Network) []byte {
 	config := networkV2{Version: 2, Ethernets: map[string]ethernet{}}
 	for i, n := range nics {
 		e := ethernet{DHCP4: true, DHCP6: networks[n.Network].IPv6.IsValid(), DHCPIdentifier: "mac", Optional: i > 0}

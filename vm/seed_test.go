@@ -155,7 +155,7 @@ func TestMetaDataNamesTheGuest(t *testing.T) {
 }
 
 func TestNetworkConfigOfNICs(t *testing.T) {
-	networks := map[string]VirtualNetwork{"four": {}, "six": {IPv6: netip.MustParsePrefix("fd00::/64")}}
+	networks := map[string]Network{"four": {}, "six": {IPv6: netip.MustParsePrefix("fd00::/64")}}
 	v := VM{ID: "a", NICs: []NIC{{Slot: 0, Network: "four", MAC: "52:54:00:12:34:56"}, {Slot: 1, Network: "four", MAC: "52:54:00:00:00:01"},
 		{Slot: 4, Network: "six", MAC: "52:54:00:00:00:04"}}}
 	for _, c := range []struct {

@@ -25,8 +25,8 @@ type Reader interface {
 	// [ErrNotFound] if nothing is.
 	Seed(ctx context.Context, vmID string) (Seed, error)
 	// Network returns one network, or a [Fault] of class [ErrNotFound].
-	Network(ctx context.Context, name string) (VirtualNetwork, error)
-	Networks(ctx context.Context, p Page) ([]VirtualNetwork, error)
+	Network(ctx context.Context, name string) (Network, error)
+	Networks(ctx context.Context, p Page) ([]Network, error)
 	// Leases returns who is on a network, in order of their addresses.
 	Leases(ctx context.Context, network string) ([]Lease, error)
 	// FreeIP returns the lowest address from first to last that no NIC on the
@@ -149,8 +149,8 @@ type Change struct {
 	// NewNetwork fails with [CodeExists]. DeleteNetwork is the name of a network
 	// to forget, empty for none; it fails with [ErrNotFound], or with
 	// [CodeInUse] ("in use by N VM(s)") while NICs are on it.
-	NewNetwork    *VirtualNetwork
-	Network       *VirtualNetwork // replaces the one of its name; name, mode and CreatedAt never change
+	NewNetwork    *Network
+	Network       *Network // replaces the one of its name; name, mode and CreatedAt never change
 	DeleteNetwork string
 	// Learned records what was seen of guests, of VMs in any state; of a VM that
 	// is gone, nothing.

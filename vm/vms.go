@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"vmand/failpoint"
 )
 
 // Deadlines of what is done to a VM.
@@ -191,7 +192,7 @@ func (a *action) start(ctx context.Context, r *run) (Change, error) {
 		return Change{}, err
 	}
 	defer ClosePorts(s.Ports)
-	FailPoint("network.connected")
+	failpoint.Hit("network.connected")
 	if err := a.m.driver.Start(ctx, s, r.report); err != nil {
 		return Change{}, err
 	}
@@ -241,7 +242,7 @@ func (a *action) restart(ctx context.Context, r *run) (Change, error) {
 	if err := a.m.apply(ctx, between); err != nil {
 		return Change{}, err
 	}
-	FailPoint("vm.restart.between")
+	failpoint.Hit("vm.restart.between")
 	if err := a.m.admit(ctx, &a.v); err != nil {
 		return Change{}, err
 	}
@@ -329,7 +330,7 @@ func (m *Manager) removeVM(ctx context.Context, id string, r *run) error {
 	if err := m.apply(ctx, gone); err != nil {
 		return err
 	}
-	FailPoint("vm.delete.row-gone")
+	failpoint.Hit("vm.delete.row-gone")
 	return m.driver.DeleteVM(ctx, id)
 }
 

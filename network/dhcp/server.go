@@ -36,8 +36,8 @@ type Directory interface {
 
 // Options are what a [Server] is made of.
 type Options struct {
-	Interface string            // the server is bound to it; it has the gateway's addresses
-	Network   vm.VirtualNetwork // of mode nat or isolated
+	Interface string     // the server is bound to it; it has the gateway's addresses
+	Network   vm.Network // of mode nat or isolated
 	Directory Directory
 	// Acked is called after a DHCPv4 address was confirmed, one call at a time; it
 	// holds up no client, and of several confirmations for one MAC it may hear the
@@ -62,7 +62,7 @@ type Server struct {
 	ended   guard.End
 
 	mu      sync.Mutex
-	network vm.VirtualNetwork
+	network vm.Network
 	v6      *sockets // nil without IPv6
 	end6    context.CancelFunc
 }
@@ -103,7 +103,7 @@ func New(o Options) (*Server, error) {
 // Update makes the server tell from now on what n says. Sockets that this takes
 // are made in the network namespace of the calling thread; [Server.Err] reports
 // if they cannot be.
-func (s *Server) Update(n vm.VirtualNetwork) {
+func (s *Server) Update(n vm.Network) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.network = n
@@ -166,7 +166,7 @@ func (s *Server) Close() error {
 	return err
 }
 
-func (s *Server) config() vm.VirtualNetwork {
+func (s *Server) config() vm.Network {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.network
@@ -174,7 +174,7 @@ func (s *Server) config() vm.VirtualNetwork {
 
 // lookup returns the recorded lease of a MAC; not ok if there is none, or the
 // MAC asks too often, or the directory fails: then the server is silent.
-func (s *Server) lookup(n vm.VirtualNetwork, mac [6]byte) (vm.Lease, bool) {
+func (s *Server) lookup(n vm.Network, mac [6]byte) (vm.Lease, bool) {
 	if !s.clients.Allow(mac) {
 		return vm.Lease{}, false
 	}

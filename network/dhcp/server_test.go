@@ -56,7 +56,7 @@ type bench struct {
 	log   *linktest.Log
 }
 
-func newBench(t testing.TB, n vm.VirtualNetwork) *bench {
+func newBench(t testing.TB, n vm.Network) *bench {
 	t.Helper()
 	b := &bench{
 		link:  linktest.New(t, n),

@@ -42,7 +42,7 @@ func acceptable4(m *dhcpv4.DHCPv4) bool {
 
 // reply4 returns the answer to a client whose recorded address is that of lease,
 // nil for none (RFC 2131, section 4.3).
-func reply4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork, lease vm.Lease) (*dhcpv4.DHCPv4, outcome) {
+func reply4(m *dhcpv4.DHCPv4, n vm.Network, lease vm.Lease) (*dhcpv4.DHCPv4, outcome) {
 	server, named := addressOf(m.ServerIdentifier())
 	if named && server != n.Gateway {
 		return nil, nothing // it speaks to another server
@@ -80,7 +80,7 @@ func reply4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork, lease vm.Lease) (*dhcpv4.DHCP
 
 // answer4 returns an offer or an acknowledgement. That of an INFORM gives no
 // address and no times (RFC 2131, section 4.3.5).
-func answer4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork, lease vm.Lease, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
+func answer4(m *dhcpv4.DHCPv4, n vm.Network, lease vm.Lease, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	r := skeleton4(m, n, kind)
 	if kind == dhcpv4.MessageTypeAck {
 		r.ClientIPAddr = m.ClientIPAddr // zero or the recorded one
@@ -122,7 +122,7 @@ func answer4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork, lease vm.Lease, kind dhcpv4.
 // refusal4 returns the answer to a client that asks for an address not its own.
 // It has to reach a client without an address, so it is broadcast (RFC 2131,
 // section 4.1).
-func refusal4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork) *dhcpv4.DHCPv4 {
+func refusal4(m *dhcpv4.DHCPv4, n vm.Network) *dhcpv4.DHCPv4 {
 	r := skeleton4(m, n, dhcpv4.MessageTypeNak)
 	r.SetBroadcast()
 	r.UpdateOption(dhcpv4.OptMessage("the address belongs to another machine"))
@@ -131,7 +131,7 @@ func refusal4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork) *dhcpv4.DHCPv4 {
 
 // skeleton4 returns what all answers have in common. The client identifier goes
 // back as it came (RFC 6842), and means nothing here: cloned guests share it.
-func skeleton4(m *dhcpv4.DHCPv4, n vm.VirtualNetwork, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
+func skeleton4(m *dhcpv4.DHCPv4, n vm.Network, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	zero := net.IPv4zero.To4()
 	r := &dhcpv4.DHCPv4{
 		OpCode:        dhcpv4.OpcodeBootReply,
@@ -166,7 +166,7 @@ func destination4(r *dhcpv4.DHCPv4) netip.AddrPort {
 
 // routes4 returns the routes that guests are told of. A client that gets any
 // ignores the router option, so the way to the gateway is among them (RFC 3442).
-func routes4(n vm.VirtualNetwork) []*dhcpv4.Route {
+func routes4(n vm.Network) []*dhcpv4.Route {
 	var routes []*dhcpv4.Route
 	hasDefault := false
 	for _, r := range n.Routes {

@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	testNetwork = vm.VirtualNetwork{
+	testNetwork = vm.Network{
 		Name: "net0", Mode: vm.NetworkNAT, Bridge: linktest.HostInterface,
 		Subnet: netip.MustParsePrefix("192.168.77.0/24"), Gateway: netip.MustParseAddr("192.168.77.1"),
 		IPv6: netip.MustParsePrefix("fd00:77::/64"), Domain: "vm.internal", MTU: 1400,
@@ -106,7 +106,7 @@ func TestAnAnswerTellsWhatTheNetworkSays(t *testing.T) {
 	n := testNetwork
 	n.NTP = []netip.Addr{netip.MustParseAddr("192.168.77.3"), netip.MustParseAddr("fd00::3")}
 	n.Routes = []vm.Route{{Destination: netip.MustParsePrefix("10.8.0.0/16"), Gateway: netip.MustParseAddr("192.168.77.2")}}
-	ack := func(n vm.VirtualNetwork) *dhcpv4.DHCPv4 {
+	ack := func(n vm.Network) *dhcpv4.DHCPv4 {
 		m := message4(t, dhcpv4.MessageTypeRequest, asks("192.168.77.9"), dhcpv4.WithOption(dhcpv4.OptClientIdentifier([]byte("clone"))))
 		r, _ := reply4(m, n, testLease)
 		parsed, err := dhcpv4.FromBytes(r.ToBytes())

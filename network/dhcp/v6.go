@@ -15,7 +15,7 @@ import (
 // serverDUID returns how the server of a network calls itself. It is made of the
 // name, so that clients which renew find the same server after a restart of the
 // daemon or of the host (RFC 8415, section 11; RFC 6355).
-func serverDUID(n vm.VirtualNetwork) *dhcpv6.DUIDUUID {
+func serverDUID(n vm.Network) *dhcpv6.DUIDUUID {
 	sum := sha256.Sum256([]byte("vmand dhcpv6 " + n.Name))
 	d := &dhcpv6.DUIDUUID{UUID: [16]byte(sum[:16])}
 	d.UUID[6] = d.UUID[6]&0x0f | 0x80 // version 8, free form, and the variant (RFC 9562)
@@ -40,7 +40,7 @@ func acceptable6(m *dhcpv6.Message, server dhcpv6.DUID) bool {
 
 // reply6 returns the answer to a client whose recorded address is that of lease,
 // nil for none (RFC 8415, section 18.3).
-func reply6(m *dhcpv6.Message, n vm.VirtualNetwork, lease vm.Lease) (*dhcpv6.Message, outcome) {
+func reply6(m *dhcpv6.Message, n vm.Network, lease vm.Lease) (*dhcpv6.Message, outcome) {
 	server := serverDUID(n)
 	if !acceptable6(m, server) {
 		return nil, nothing
@@ -82,7 +82,7 @@ func reply6(m *dhcpv6.Message, n vm.VirtualNetwork, lease vm.Lease) (*dhcpv6.Mes
 
 // give6 answers the identity associations of m: the first one gets the address,
 // for a NIC has one; further ones, and those for prefixes, get none.
-func give6(r, m *dhcpv6.Message, n vm.VirtualNetwork, lease vm.Lease) outcome {
+func give6(r, m *dhcpv6.Message, n vm.Network, lease vm.Lease) outcome {
 	given := nothing
 	for _, asked := range m.Options.IANA() {
 		ia := &dhcpv6.OptIANA{IaId: asked.IaId}
@@ -135,7 +135,7 @@ func confirmation6(m *dhcpv6.Message, lease vm.Lease) (*dhcpv6.OptStatusCode, bo
 
 // configure6 adds what does not depend on the client: DNS servers and the search
 // list (RFC 3646), NTP servers (RFC 5908).
-func configure6(r *dhcpv6.Message, n vm.VirtualNetwork) {
+func configure6(r *dhcpv6.Message, n vm.Network) {
 	servers := v6(n.DNS)
 	if len(n.DNS) == 0 {
 		servers = []net.IP{n.GatewayIPv6().AsSlice()}

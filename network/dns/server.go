@@ -41,8 +41,8 @@ type Directory interface {
 
 // Options are what a [Server] is made of.
 type Options struct {
-	Interface string            // the server is bound to it; it has the gateway's addresses
-	Network   vm.VirtualNetwork // of mode nat or isolated
+	Interface string     // the server is bound to it; it has the gateway's addresses
+	Network   vm.Network // of mode nat or isolated
 	Directory Directory
 	Upstreams []netip.AddrPort // who is asked for the rest; nil: whom /etc/resolv.conf names, now and later
 	Log       *slog.Logger
@@ -95,7 +95,7 @@ func New(o Options) (*Server, error) {
 // Update makes the server answer from now on what n says. Sockets that this takes
 // are made in the network namespace of the calling thread; [Server.Err] reports
 // if they cannot be.
-func (s *Server) Update(n vm.VirtualNetwork) {
+func (s *Server) Update(n vm.Network) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.zone = newZone(n)

@@ -22,11 +22,11 @@ const (
 
 // A zone is what a network answers for by itself.
 type zone struct {
-	network vm.VirtualNetwork
+	network vm.Network
 	domain  string // in lower case, with a dot at the end; empty for none
 }
 
-func newZone(n vm.VirtualNetwork) zone {
+func newZone(n vm.Network) zone {
 	z := zone{network: n}
 	if n.Domain != "" {
 		z.domain = dns.CanonicalName(n.Domain)

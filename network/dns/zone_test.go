@@ -14,7 +14,7 @@ import (
 	"vmand/vm"
 )
 
-var testNetwork = vm.VirtualNetwork{
+var testNetwork = vm.Network{
 	Name: "net0", Mode: vm.NetworkNAT, Bridge: linktest.HostInterface,
 	Subnet: netip.MustParsePrefix("192.168.77.0/24"), Gateway: netip.MustParseAddr("192.168.77.1"),
 	IPv6: netip.MustParsePrefix("fd00:77::/64"), Domain: "vm.internal",

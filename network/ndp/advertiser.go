@@ -46,8 +46,8 @@ var (
 
 // Options are what an [Advertiser] is made of.
 type Options struct {
-	Interface string            // the advertiser is bound to it; it has the address fe80::1
-	Network   vm.VirtualNetwork // of mode nat or isolated
+	Interface string     // the advertiser is bound to it; it has the address fe80::1
+	Network   vm.Network // of mode nat or isolated
 	Log       *slog.Logger
 }
 
@@ -68,7 +68,7 @@ type Advertiser struct {
 	ended  guard.End
 
 	mu      sync.Mutex
-	network vm.VirtualNetwork
+	network vm.Network
 }
 
 // New makes an advertiser that works until [Advertiser.Close]; without IPv6 in
@@ -233,7 +233,7 @@ func (a *Advertiser) tell(last *time.Time, sent *int, retry *time.Duration) time
 
 // send sends the advertisement for a network. The interface is asked for its
 // address each time: that of a bridge may change with its ports.
-func (a *Advertiser) send(n vm.VirtualNetwork, withdrawn bool, to netip.Addr) error {
+func (a *Advertiser) send(n vm.Network, withdrawn bool, to netip.Addr) error {
 	link, err := guard.LinkAddress(a.raw, a.name)
 	if err != nil {
 		return err
@@ -246,7 +246,7 @@ func (a *Advertiser) send(n vm.VirtualNetwork, withdrawn bool, to netip.Addr) er
 // Update makes the advertiser tell from now on what n says. If n has no IPv6
 // prefix any more, or another one, guests are told at once that the old one is
 // over. It does nothing if n says nothing new.
-func (a *Advertiser) Update(n vm.VirtualNetwork) {
+func (a *Advertiser) Update(n vm.Network) {
 	a.mu.Lock()
 	old := a.network
 	a.network = n
@@ -269,7 +269,7 @@ func signal(c chan struct{}) {
 	}
 }
 
-func (a *Advertiser) config() vm.VirtualNetwork {
+func (a *Advertiser) config() vm.Network {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.network

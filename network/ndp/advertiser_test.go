@@ -19,7 +19,7 @@ import (
 	"vmand/vm"
 )
 
-var testNetwork = vm.VirtualNetwork{
+var testNetwork = vm.Network{
 	Name: "net0", Mode: vm.NetworkNAT, Bridge: linktest.HostInterface,
 	Subnet: netip.MustParsePrefix("192.168.77.0/24"), Gateway: netip.MustParseAddr("192.168.77.1"),
 	IPv6: netip.MustParsePrefix("fd00:77::/64"), Domain: "vm.internal", MTU: 1400,
@@ -100,7 +100,7 @@ type guest struct {
 	raw net.PacketConn
 }
 
-func newBench(t *testing.T, n vm.VirtualNetwork) (*Advertiser, *guest, *linktest.Link, *linktest.Log) {
+func newBench(t *testing.T, n vm.Network) (*Advertiser, *guest, *linktest.Link, *linktest.Log) {
 	t.Helper()
 	l, log, g := linktest.New(t, n), new(linktest.Log), new(guest)
 	err := l.Guest(func() (err error) {

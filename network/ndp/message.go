@@ -41,7 +41,7 @@ const (
 // interface with the given link-layer address; withdrawn, it says that there is
 // no router any more and that what it told is over (section 6.2.5). The checksum
 // is left to the kernel, which fills it in for ICMPv6 sockets.
-func advertisement(n vm.VirtualNetwork, link net.HardwareAddr, withdrawn bool) []byte {
+func advertisement(n vm.Network, link net.HardwareAddr, withdrawn bool) []byte {
 	router, prefix, server := routerLifetime, prefixLifetime, serverLifetime
 	if withdrawn {
 		router, prefix, server = 0, 0, 0
@@ -74,7 +74,7 @@ func appendSeconds(b []byte, d time.Duration) []byte {
 }
 
 // appendServers adds the recursive DNS servers (RFC 8106, section 5.1).
-func appendServers(b []byte, n vm.VirtualNetwork, lifetime time.Duration) []byte {
+func appendServers(b []byte, n vm.Network, lifetime time.Duration) []byte {
 	servers := []netip.Addr{n.GatewayIPv6()}
 	if len(n.DNS) > 0 {
 		servers = nil

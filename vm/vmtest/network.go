@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-// A Network is a vm.Network that makes nothing on the host and remembers what it
+// A Network is a vm.HostNetwork that makes nothing on the host and remembers what it
 // was told. Its zero value is ready.
 type Network struct {
 	// Hook, when set, is called before every method that acts, with the
@@ -23,7 +23,7 @@ type Network struct {
 	found map[string][]vm.LearnedAddress
 }
 
-var _ vm.Network = (*Network)(nil)
+var _ vm.HostNetwork = (*Network)(nil)
 
 func (n *Network) do(ctx context.Context, method, name string) error {
 	if n.Hook != nil {
@@ -84,20 +84,20 @@ func (n *Network) FreeSubnet(ctx context.Context, wish netip.Prefix, taken []net
 }
 
 // Admit asks the hook.
-func (n *Network) Admit(ctx context.Context, v vm.VirtualNetwork) error {
+func (n *Network) Admit(ctx context.Context, v vm.Network) error {
 	return n.do(ctx, "Admit", v.Name)
 }
 
 // Up does nothing.
-func (n *Network) Up(ctx context.Context, v vm.VirtualNetwork) error { return n.do(ctx, "Up", v.Name) }
+func (n *Network) Up(ctx context.Context, v vm.Network) error { return n.do(ctx, "Up", v.Name) }
 
 // Down does nothing.
-func (n *Network) Down(ctx context.Context, v vm.VirtualNetwork) error {
+func (n *Network) Down(ctx context.Context, v vm.Network) error {
 	return n.do(ctx, "Down", v.Name)
 }
 
 // Connect returns user-mode ports.
-func (n *Network) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, _ map[string]vm.VirtualNetwork) ([]vm.Port, error) {
+func (n *Network) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, _ map[string]vm.Network) ([]vm.Port, error) {
 	ports := make([]vm.Port, len(nics))
 	for i, nic := range nics {
 		ports[i] = vm.Port{NIC: nic, Kind: vm.PortUser}
@@ -106,7 +106,7 @@ func (n *Network) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, _ map[str
 }
 
 // Update does nothing.
-func (n *Network) Update(ctx context.Context, v vm.VM, _ map[string]vm.VirtualNetwork) error {
+func (n *Network) Update(ctx context.Context, v vm.VM, _ map[string]vm.Network) error {
 	return n.do(ctx, "Update", v.ID)
 }
 
@@ -138,6 +138,6 @@ func (n *Network) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.N
 }
 
 // Status returns the network's bridge.
-func (n *Network) Status(ctx context.Context, v vm.VirtualNetwork) vm.NetworkStatus {
+func (n *Network) Status(ctx context.Context, v vm.Network) vm.NetworkStatus {
 	return vm.NetworkStatus{Interfaces: []string{v.Bridge}}
 }

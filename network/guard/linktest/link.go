@@ -40,7 +40,7 @@ type Link struct {
 // the network's gateway and fe80::1, the guest has only the link-local address
 // fe80::2. Without the right to, the test is skipped; with VMAN_TEST_QEMU=required
 // that is a failure.
-func New(t testing.TB, n vm.VirtualNetwork) *Link {
+func New(t testing.TB, n vm.Network) *Link {
 	t.Helper()
 	l := &Link{host: -1, guest: -1}
 	t.Cleanup(func() {
@@ -71,7 +71,7 @@ func onThread(f func() error) error {
 	return <-result
 }
 
-func (l *Link) build(n vm.VirtualNetwork) error {
+func (l *Link) build(n vm.Network) error {
 	var err error
 	if l.guest, err = namespace(); err != nil {
 		return fmt.Errorf("make the guest's namespace: %w", err)

@@ -1,6 +1,6 @@
 //go:build failpoints
 
-package vm
+package failpoint
 
 import (
 	"os"
@@ -10,8 +10,6 @@ import (
 	"syscall"
 )
 
-// failPoint is the name in VMAN_FAILPOINT, "name" or "name#n" for the n-th time
-// it is reached.
 var failPoint, failAt = parseFailPoint(os.Getenv("VMAN_FAILPOINT"))
 
 var failHits atomic.Int64
@@ -24,9 +22,7 @@ func parseFailPoint(s string) (string, int64) {
 	return name, 1
 }
 
-// FailPoint ends the daemon here as kill -9 does, if the environment variable
-// VMAN_FAILPOINT names this place.
-func FailPoint(name string) {
+func hit(name string) {
 	if name == failPoint && failHits.Add(1) == failAt {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // nothing happens after the kill
