@@ -7,43 +7,43 @@ import (
 	"vmand/vm"
 )
 
-// Agent implements [vm.GuestAgent]: a VM that only pretends to run has no guest.
+// Agent implements [vm.Guests]: a VM that only pretends to run has no guest.
 func (d *DryRun) Agent(id string) vm.Agent { return vm.Agent{State: vm.AgentAbsent} }
 
 func noGuest(id string) error {
 	return fault(vm.CodeAgentUnavailable, nil, "no guest agent runs in vm %s: it only pretends to run", id)
 }
 
-// GuestInfo implements [vm.GuestAgent].
+// GuestInfo implements [vm.Guests].
 func (d *DryRun) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error) {
 	return vm.GuestInfo{}, noGuest(id)
 }
 
-// Exec implements [vm.GuestAgent].
+// Exec implements [vm.Guests].
 func (d *DryRun) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.GuestResult, error) {
 	return vm.GuestResult{}, noGuest(id)
 }
 
-// ReadFile implements [vm.GuestAgent].
+// ReadFile implements [vm.Guests].
 func (d *DryRun) ReadFile(ctx context.Context, id, path string, w io.Writer, limit int64) error {
 	return noGuest(id)
 }
 
-// WriteFile implements [vm.GuestAgent].
+// WriteFile implements [vm.Guests].
 func (d *DryRun) WriteFile(ctx context.Context, id, path string, r io.Reader) error {
 	return noGuest(id)
 }
 
-// SetPassword implements [vm.GuestAgent].
+// SetPassword implements [vm.Guests].
 func (d *DryRun) SetPassword(ctx context.Context, id, user, password string) error {
 	return noGuest(id)
 }
 
-// Trim implements [vm.GuestAgent].
+// Trim implements [vm.Guests].
 func (d *DryRun) Trim(ctx context.Context, id string) error { return noGuest(id) }
 
-// Freeze implements [vm.GuestAgent].
+// Freeze implements [vm.Guests].
 func (d *DryRun) Freeze(ctx context.Context, id string) (int, error) { return 0, noGuest(id) }
 
-// Thaw implements [vm.GuestAgent].
+// Thaw implements [vm.Guests].
 func (d *DryRun) Thaw(ctx context.Context, id string) error { return noGuest(id) }

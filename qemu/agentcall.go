@@ -17,9 +17,9 @@ const (
 	freezeTimeout = 20 * time.Second
 )
 
-var _ vm.GuestAgent = (*Driver)(nil)
+var _ vm.Guests = (*Driver)(nil)
 
-// Agent implements [vm.GuestAgent].
+// Agent implements [vm.Guests].
 func (d *Driver) Agent(id string) vm.Agent {
 	known, ok := d.known.Load(id)
 	if !ok {
@@ -86,7 +86,7 @@ func (a *agent) asked(err error) error {
 	return fault(vm.CodeUnavailable, err, "talk to the guest agent of vm %s", id)
 }
 
-// GuestInfo implements [vm.GuestAgent]. What the agent refuses to say is left
+// GuestInfo implements [vm.Guests]. What the agent refuses to say is left
 // empty, unless that is everything.
 func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error) {
 	a, err := d.reachable(id)
@@ -138,7 +138,7 @@ func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error)
 	return g, nil
 }
 
-// Exec implements [vm.GuestAgent].
+// Exec implements [vm.Guests].
 func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.GuestResult, error) {
 	if len(c.Stdin) > vm.MaxGuestStdin {
 		return vm.GuestResult{}, fault(vm.CodeInvalid, nil, "the standard input has %d bytes, at most %d are taken", len(c.Stdin), vm.MaxGuestStdin)
@@ -160,7 +160,7 @@ func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.Gue
 	return result, nil
 }
 
-// ReadFile implements [vm.GuestAgent].
+// ReadFile implements [vm.Guests].
 func (d *Driver) ReadFile(ctx context.Context, id, path string, w io.Writer, limit int64) error {
 	a, err := d.reachable(id)
 	if err != nil {
@@ -171,7 +171,7 @@ func (d *Driver) ReadFile(ctx context.Context, id, path string, w io.Writer, lim
 	return a.copied(id, path, limit, a.client.ReadFile(ctx, path, w, limit))
 }
 
-// WriteFile implements [vm.GuestAgent]. When it fails, the file has a part of r.
+// WriteFile implements [vm.Guests]. When it fails, the file has a part of r.
 func (d *Driver) WriteFile(ctx context.Context, id, path string, r io.Reader) error {
 	a, err := d.reachable(id)
 	if err != nil {
@@ -190,7 +190,7 @@ func (a *agent) copied(id, path string, limit int64, err error) error {
 	return a.asked(err)
 }
 
-// SetPassword implements [vm.GuestAgent].
+// SetPassword implements [vm.Guests].
 func (d *Driver) SetPassword(ctx context.Context, id, user, password string) error {
 	a, err := d.reachable(id)
 	if err != nil {
@@ -199,7 +199,7 @@ func (d *Driver) SetPassword(ctx context.Context, id, user, password string) err
 	return a.asked(a.client.SetPassword(ctx, user, password))
 }
 
-// Trim implements [vm.GuestAgent].
+// Trim implements [vm.Guests].
 func (d *Driver) Trim(ctx context.Context, id string) error {
 	a, err := d.reachable(id)
 	if err != nil {
@@ -208,7 +208,7 @@ func (d *Driver) Trim(ctx context.Context, id string) error {
 	return a.asked(a.client.Trim(ctx))
 }
 
-// Freeze implements [vm.GuestAgent]. What is not thawed after [freezeLease] thaws
+// Freeze implements [vm.Guests]. What is not thawed after [freezeLease] thaws
 // by itself, and so does what is frozen when vmand ends; after a kill of vmand the
 // next one thaws it as soon as it finds the VM.
 func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
@@ -236,7 +236,7 @@ func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
 	return n, a.asked(err)
 }
 
-// Thaw implements [vm.GuestAgent]. It fails with [vm.CodeState] if the guest had
+// Thaw implements [vm.Guests]. It fails with [vm.CodeState] if the guest had
 // thawed before: what was done meanwhile was not done to file systems at rest.
 func (d *Driver) Thaw(ctx context.Context, id string) error {
 	a, err := d.reachable(id)

@@ -76,11 +76,11 @@ const (
 	MaxGuestFile   = 64 << 20
 )
 
-// GuestAgent talks to the agents in guests. Every method has an end, whatever the
+// Guests talks to the agents in guests. Every method has an end, whatever the
 // guest does, and none needs a lock: a guest that lies, floods or is silent harms
 // nobody. Each fails with a [Fault] of code [CodeAgentUnavailable] when no agent
 // answers, and of code [CodeGuestRefused] with the agent's words when it says no.
-type GuestAgent interface {
+type Guests interface {
 	// Agent says what is known, without asking.
 	Agent(id string) Agent
 	GuestInfo(ctx context.Context, id string) (GuestInfo, error)

@@ -6,11 +6,23 @@ import (
 	"time"
 )
 
-// Driver runs VMs on the host and keeps their files. Each method has an end: it
-// returns when ctx is done at the latest. None takes a lock of the [Manager]'s,
-// which never calls two of them at once for the same VM, but for those that
-// only look.
+// Driver runs VMs on the host and keeps their files. Every method returns at the
+// latest when ctx is done, and none takes a lock of the manager's. The manager
+// never calls two methods that change the same VM at once.
+//
+// It is the sum of what its consumers need: take the narrowest part.
 type Driver interface {
+	Machines
+	Plugger
+	Files
+	Guests
+	Consoles
+	Images
+	Host
+}
+
+// Machines starts and ends the QEMU processes of VMs.
+type Machines interface {
 	// Platform says what VMs will run on. It asks QEMU once and remembers. It
 	// fails with a [Fault] of code [CodeQEMUUnavailable] that names the package
 	// to install.
@@ -31,7 +43,10 @@ type Driver interface {
 	Pause(ctx context.Context, id string) error
 	Resume(ctx context.Context, id string) error
 	Reset(ctx context.Context, id string) error
+}
 
+// Plugger changes the devices of running VMs.
+type Plugger interface {
 	// AttachDisk plugs d into the running VM d.VMID, at the slot of its mount
 	// point. Plugging what is already plugged succeeds.
 	AttachDisk(ctx context.Context, d Disk) error
@@ -39,10 +54,6 @@ type Driver interface {
 	// plugged succeeds. An error of class [ErrUnavailable] means that the guest
 	// or QEMU has not let go yet.
 	DetachDisk(ctx context.Context, d Disk) error
-	// ResizeDisk grows d, plugged or not, to sizeMiB. It is [CodeInvalid] to
-	// shrink it.
-	ResizeDisk(ctx context.Context, d Disk, sizeMiB int64) error
-
 	// AttachNIC plugs a NIC into the running VM; its files may be closed
 	// afterwards. Plugging what is already plugged succeeds.
 	AttachNIC(ctx context.Context, vmID string, p Port) error
@@ -57,6 +68,13 @@ type Driver interface {
 	// [CodeState] if that has to wait for the next start.
 	SetForwards(ctx context.Context, vmID string, slot int, had, want []PortForward) error
 
+	// SetCDROMs makes the drives of the running VM those in want, by id and content,
+	// and no others. What a guest reads from a drive that goes is lost to it.
+	SetCDROMs(ctx context.Context, vmID string, want []CDROM) error
+}
+
+// Files keeps the files of VMs and of data disks.
+type Files interface {
 	// HasVM reports whether files of a VM of this id exist, whoever made them: a
 	// new VM must never take over those of one that the records have forgotten.
 	HasVM(ctx context.Context, id string) (bool, error)
@@ -75,10 +93,10 @@ type Driver interface {
 	// DiskSize returns the size in MiB that a data disk's file really has. It
 	// fails with a [Fault] of class [ErrNotFound] if there is no file.
 	DiskSize(ctx context.Context, id string) (int64, error)
+	// ResizeDisk grows d, plugged or not, to sizeMiB. It is [CodeInvalid] to
+	// shrink it.
+	ResizeDisk(ctx context.Context, d Disk, sizeMiB int64) error
 
-	// SetCDROMs makes the drives of the running VM those in want, by id and content,
-	// and no others. What a guest reads from a drive that goes is lost to it.
-	SetCDROMs(ctx context.Context, vmID string, want []CDROM) error
 	// WriteSeed makes the ISO image of a VM's seed, of files by name, durably. A QEMU
 	// that runs keeps the one it has.
 	WriteSeed(ctx context.Context, vmID string, files map[string][]byte) error
@@ -90,22 +108,30 @@ type Driver interface {
 	// nobody has recorded: its UUID, empty if no process says it, and its root
 	// disk.
 	AdoptVM(ctx context.Context, id string) (uuid string, root DiskFile, err error)
-	// Flight returns the recorder's report on a VM: what was said on its
-	// monitor, its console's end and QEMU's stderr, now and at its last crashes.
-	Flight(ctx context.Context, id string) (Flight, error)
+}
 
-	// Console and ConsoleLog are as [Manager.Console] and [Manager.ConsoleLog] say.
+// Consoles connects to the serial consoles of VMs.
+type Consoles interface {
+	// Console joins the serial console of a running VM. It fails with [CodeBusy] if
+	// another connection types and o does not take over.
 	Console(ctx context.Context, id string, o ConsoleOptions) (Console, error)
+	// ConsoleLog returns what the guest of a VM, running or not, wrote to its console,
+	// as far as it is kept, from offset on, and the offset of its end. A negative
+	// offset counts from the end.
 	ConsoleLog(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error)
-	GuestAgent
-	Images
+}
 
+// Host shows what runs on the host and what is on its disks.
+type Host interface {
 	// Observe looks at one VM. It never fails: what cannot be seen is left
 	// empty. With the process alive it also asks which data disks are plugged.
 	Observe(ctx context.Context, id string) Observation
 	// Survey looks at the whole host: cheap, no process spawned, one mute VM
 	// delays no other.
 	Survey(ctx context.Context) (Survey, error)
+	// Flight returns the recorder's report on a VM: what was said on its
+	// monitor, its console's end and QEMU's stderr, now and at its last crashes.
+	Flight(ctx context.Context, id string) (Flight, error)
 }
 
 // A Spec is everything the driver needs to know to start a VM.
