@@ -31,18 +31,23 @@ var EventTypes = []string{
 	"daemon.started", "daemon.stopping",
 }
 
-// NewEvent returns an event of now; data must encode to a JSON object.
+// NewEvent returns an event; data must encode to a JSON object. Its time is set when
+// it is recorded.
 func NewEvent(kind, resource string, data any) Event {
 	text, err := json.Marshal(data)
 	if err != nil { // what is told is made of strings and numbers
 		text, _ = json.Marshal(map[string]string{"error": fmt.Sprint(err)})
 	}
-	return Event{At: now(), Type: kind, Resource: resource, Data: text}
+	return Event{Type: kind, Resource: resource, Data: text}
 }
 
 // apply records c and the events it makes, and wakes whoever waits for events.
 func (m *Manager) apply(ctx context.Context, c Change) error {
 	c.Events = append(eventsOf(c), c.Events...)
+	at := now()
+	for i := range c.Events {
+		c.Events[i].At = at
+	}
 	if err := m.store.Apply(ctx, c); err != nil {
 		return err
 	}

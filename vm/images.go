@@ -27,14 +27,14 @@ type NewImage struct {
 }
 
 // image returns the image to be recorded, in a state and from a source.
-func (n NewImage) image(state ImageState, source string) (Image, error) {
+func (n NewImage) image(state ImageState, source string, at time.Time) (Image, error) {
 	if !ValidTemplateName(n.Name) {
 		return Image{}, invalidField("/name", "must be 1 to 63 of a-z, 0-9, '-', '.' and '_', and begin and end with a letter or a digit")
 	}
 	if err := n.Sum.check("/"); err != nil {
 		return Image{}, err
 	}
-	i := Image{Name: n.Name, State: state, Sum: n.Sum, Format: n.Format, Source: source, CreatedAt: now()}
+	i := Image{Name: n.Name, State: state, Sum: n.Sum, Format: n.Format, Source: source, CreatedAt: at}
 	return i, ImageEdits{Description: &n.Description, Labels: &n.Labels}.apply(&i)
 }
 
@@ -77,7 +77,7 @@ func (m *Manager) CreateImage(ctx context.Context, n NewImage) (Image, Operation
 		}
 		source = sourceOf(n.URL)
 	}
-	i, err := n.image(ImageImporting, source)
+	i, err := n.image(ImageImporting, source, now())
 	if err != nil {
 		return Image{}, Operation{}, err
 	}
@@ -168,7 +168,7 @@ func (m *Manager) noteContent(ctx context.Context, i *Image, c ImageContent) err
 // more to come ([Manager.ContinueUpload]). It returns when r is read to its end. An
 // upload that breaks off can go on, or begin anew; one that is refused is gone.
 func (m *Manager) UploadImage(ctx context.Context, n NewImage, r io.Reader, more bool) (Image, Operation, error) {
-	i, err := n.image(ImageUploading, "upload")
+	i, err := n.image(ImageUploading, "upload", now())
 	if err != nil {
 		return Image{}, Operation{}, err
 	}

@@ -333,6 +333,12 @@ type NICEdits struct {
 	LinkDown        *bool
 }
 
+func (e NICEdits) apply(n *NIC) {
+	set(&n.RateIn, e.RateIn)
+	set(&n.RateOut, e.RateOut)
+	set(&n.LinkDown, e.LinkDown)
+}
+
 // UpdateNIC changes a NIC, at once if the VM runs, and returns it.
 func (m *Manager) UpdateNIC(ctx context.Context, vmID string, slot int, e NICEdits, match Match) (NIC, error) {
 	var n, was NIC
@@ -341,9 +347,7 @@ func (m *Manager) UpdateNIC(ctx context.Context, vmID string, slot int, e NICEdi
 			return err
 		}
 		was = n
-		set(&n.RateIn, e.RateIn)
-		set(&n.RateOut, e.RateOut)
-		set(&n.LinkDown, e.LinkDown)
+		e.apply(&n)
 		if n.RateIn != was.RateIn || n.RateOut != was.RateOut {
 			if err := m.network.Check(n.Mode); err != nil {
 				return err
