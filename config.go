@@ -17,11 +17,11 @@ import (
 
 	_ "embed"
 
+	"vmand/manager"
 	"vmand/network"
 	"vmand/observer"
 	"vmand/qemu"
 	"vmand/server"
-	"vmand/vm"
 )
 
 // defaultConfig is config.yaml, where every setting has its default and its
@@ -50,7 +50,7 @@ type Config struct {
 	QEMU     qemu.Options
 	Network  network.Options
 	Observer observer.Options
-	Manager  vm.Options
+	Manager  manager.Options
 
 	ImagesMaxGiB       int
 	ImagesAllowPrivate []string // addresses and prefixes

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmand/manager"
 	"vmand/network"
 	"vmand/observer"
 	"vmand/qemu"
@@ -49,7 +50,7 @@ type container struct {
 	log       *slog.Logger
 	store     *store.Store
 	driver    driver
-	manager   atomic.Pointer[vm.Manager]        // nil until it is built: a driver may see something before
+	manager   atomic.Pointer[manager.Engine]    // nil until it is built: a driver may see something before
 	observer  atomic.Pointer[observer.Observer] // nil until it is built: a driver has news before
 	server    *server.Server
 	listeners []net.Listener
@@ -228,7 +229,7 @@ func (c *container) openNetworks(context.Context) error {
 // is a manager: of VMs that ran before, whose marks are recorded already.
 func (c *container) mark(vmID string, m vm.BootMark, at time.Time) {
 	if manager := c.manager.Load(); manager != nil {
-		manager.Mark(vmID, m, at)
+		manager.Guests.Mark(vmID, m, at)
 	}
 }
 
@@ -251,13 +252,14 @@ func (c *container) probeBase() (vm.DiskFile, error) {
 }
 
 func (c *container) openManager(ctx context.Context) error {
-	manager := vm.NewManager(c.store, c.driver, c.networks, c.cfg.Manager, c.log)
-	c.manager.Store(manager)
-	c.observer.Store(observer.New(c.driver, c.store, manager, c.cfg.Observer, c.log))
+	engine := manager.New(c.store, c.driver, c.networks, c.cfg.Manager, c.log)
+	c.manager.Store(engine)
+	c.observer.Store(observer.New(c.cfg.Observer, observer.Deps{Host: c.driver, Records: c.store, Settler: engine,
+		Restarter: engine.VMs, Networks: engine.Networks, Log: c.log}))
 	c.closers = append(c.closers, func() error {
 		ctx, stop := context.WithTimeout(context.Background(), closeTimeout)
 		defer stop()
-		manager.Close(ctx)
+		engine.Close(ctx)
 		return nil
 	})
 	ctx, stop := context.WithTimeout(ctx, recoverTimeout)
@@ -266,19 +268,26 @@ func (c *container) openManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := manager.AfterBoot(ctx, c.boot()); err != nil {
+	if err := engine.VMs.AfterBoot(ctx, c.boot()); err != nil {
 		return err
 	}
-	if err := manager.PrepareNetworks(ctx); err != nil {
+	if err := engine.Networks.Prepare(ctx); err != nil {
 		return err
 	}
 	built := make(chan error, 1)
 	go func() { built <- c.buildServer(ctx) }() // which computes, while this waits for QEMUs
-	if err := errors.Join(manager.Recover(ctx), <-built); err != nil {
+	if err := errors.Join(engine.Recover(ctx), <-built); err != nil {
 		return err
 	}
 	c.event(ctx, "daemon.started", map[string]any{"version": version, "pid": os.Getpid(), "interrupted_operations": len(open)})
 	return nil
+}
+
+// services returns the use cases of an engine as the API names them.
+func services(e *manager.Engine) server.Services {
+	return server.Services{Templates: e.Templates, VMs: e.VMs, Disks: e.Disks, Images: e.Images, Networks: e.Networks, NICs: e.NICs,
+		Forwards: e.Forwards, CDROMs: e.CDROMs, CloudInits: e.CloudInits, Guests: e.Guests, Consoles: e.Consoles,
+		Orphans: e.Orphans, Operations: e.Operations, Events: e}
 }
 
 // event records one of the daemon's own. That it cannot be is no reason not to
@@ -294,7 +303,7 @@ func (c *container) buildServer(ctx context.Context) error {
 	o := c.cfg.Server
 	o.Version, o.DryRun = version, c.cfg.DryRun
 	var err error
-	c.server, err = server.New(ctx, o, server.Deps{Manager: c.manager.Load(), Reader: c.store, Tokens: c.store,
+	c.server, err = server.New(ctx, o, server.Deps{Services: services(c.manager.Load()), Reader: c.store, Tokens: c.store,
 		Health: c.health, Observer: c.observerStatus, Log: c.log})
 	return err
 }
@@ -360,7 +369,7 @@ func (c *container) boot() string {
 // autostart starts the VMs that want to be started with the host, if it was
 // booted since the last time.
 func (c *container) autostart(ctx context.Context) {
-	if err := c.manager.Load().Autostart(ctx, c.boot()); err != nil && ctx.Err() == nil {
+	if err := c.manager.Load().VMs.Autostart(ctx, c.boot()); err != nil && ctx.Err() == nil {
 		c.log.Error("cannot start the VMs that start with the host", "err", err)
 	}
 }
