@@ -174,9 +174,9 @@ func apply(t *testing.T, s *store.Store, c vm.Change) {
 func TestWhatABackupHadInTheMakingIsNotDestroyedByARestore(t *testing.T) {
 	cfg := dryRun(t)
 	s := database(t, cfg)
-	making := vm.Operation{ID: "1", Kind: vm.VMCreate, Resource: "vms/made", State: vm.OpRunning, CreatedAt: time.Now(), Log: []vm.LogLine{}}
+	making := vm.Operation{ID: "1", Kind: vm.VMCreate, Resource: vm.VMResource("made"), State: vm.OpRunning, CreatedAt: time.Now(), Log: []vm.LogLine{}}
 	apply(t, s, vm.Change{Operation: &making})
-	deleting := vm.Operation{ID: "2", Kind: vm.DiskDelete, Resource: "disks/back", State: vm.OpRunning, CreatedAt: time.Now(), Log: []vm.LogLine{}}
+	deleting := vm.Operation{ID: "2", Kind: vm.DiskDelete, Resource: vm.DiskResource("back"), State: vm.OpRunning, CreatedAt: time.Now(), Log: []vm.LogLine{}}
 	apply(t, s, vm.Change{Operation: &deleting})
 	apply(t, s, vm.Change{NewDisk: &vm.Disk{ID: "made", DiskFile: vm.DiskFile{SizeMiB: 1}, State: vm.DiskCreating}})
 	apply(t, s, vm.Change{NewDisk: &vm.Disk{ID: "leaving", DiskFile: vm.DiskFile{SizeMiB: 1}, State: vm.DiskDetaching, VMID: "a", MountPoint: "/dev/sdb"}})

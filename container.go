@@ -293,7 +293,7 @@ func services(e *manager.Engine) server.Services {
 // event records one of the daemon's own. That it cannot be is no reason not to
 // go on.
 func (c *container) event(ctx context.Context, kind string, data map[string]any) {
-	if err := c.manager.Load().Tell(ctx, vm.NewEvent(kind, "daemon", data)); err != nil {
+	if err := c.manager.Load().Tell(ctx, vm.NewEvent(kind, vm.Resource{Kind: vm.DaemonKind}, data)); err != nil {
 		c.log.Warn("cannot record an event", "type", kind, "err", err)
 	}
 }
