@@ -61,7 +61,7 @@ func (c *CloudInits) Set(ctx context.Context, vmID string, spec vm.CloudInit, re
 		}
 		if !v.HasSeed() {
 			v.CDROMs = append(slices.Clone(v.CDROMs), vm.CDROM{ID: vm.SeedCDROM})
-			slices.SortFunc(v.CDROMs, vm.OrderCDROMs)
+			slices.SortFunc(v.CDROMs, vm.CompareCDROMs)
 		}
 		return nil
 	}, apply: func(ctx context.Context, v vm.VM) error {
@@ -179,7 +179,7 @@ func (c *CloudInits) done(ctx context.Context, id string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	done, err := s.Over(id)
+	done, err := s.Finished(id)
 	switch {
 	case done:
 		c.Guests.Mark(id, vm.BootCloudInit, now())

@@ -28,7 +28,7 @@ func (s *Images) hold(ctx context.Context, name, field string) (vm.Image, error)
 		return i, vm.InvalidField(field, "image %q not found", name)
 	}
 	if err == nil {
-		err = i.Usable()
+		err = i.CheckAvailable()
 	}
 	if err != nil {
 		return i, err
@@ -87,7 +87,7 @@ func (s *Disks) copySource(ctx context.Context, resource string) (vm.CopySource,
 	case d.VMID != "":
 		err = &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("disk %s is attached to VM %s", id, d.VMID), Hint: "detach it first"}
 	case d.State != vm.DiskAvailable:
-		err = vm.NotAvailable(d)
+		err = d.NotAvailable()
 	}
 	return vm.CopySource{Resource: resource, File: d.DiskFile}, err
 }

@@ -124,7 +124,7 @@ func (s *VMs) placeMedia(ctx context.Context, v *vm.VM, n vm.NewVM, use *media) 
 		return err
 	}
 	use.held = append(use.held, image)
-	if v.Root, err = vm.OverlayOf(image, n.RootSizeMiB, "/root_disk_size", "/image"); err == nil && n.FullClone {
+	if v.Root, err = image.Overlay(n.RootSizeMiB, "/root_disk_size", "/image"); err == nil && n.FullClone {
 		use.from = &vm.CopySource{File: v.Root}
 		v.Root.Base, v.Root.BaseFormat = "", ""
 	}

@@ -33,7 +33,7 @@ func (s *Disks) Create(ctx context.Context, n vm.NewDisk) (vm.Disk, error) {
 				return vm.Change{}, err
 			}
 			held = append(held, i)
-			d.DiskFile, err = vm.OverlayOf(i, n.SizeMiB, "/size", "/image")
+			d.DiskFile, err = i.Overlay(n.SizeMiB, "/size", "/image")
 			return vm.Change{NewDisk: &d}, err
 		}
 	}
@@ -202,7 +202,7 @@ func (s *Disks) Attach(ctx context.Context, id, vmID, mountPoint string) (vm.Dis
 				return vm.Change{}, err
 			}
 			d.State = vm.DiskAttaching
-			if !vm.Live(v) {
+			if !v.Live() {
 				d.State = vm.DiskAttached
 			}
 			return vm.Change{Disks: []vm.DiskUpdate{{From: from, Disk: d}}}, nil
@@ -236,7 +236,7 @@ func (s *Disks) toAttach(ctx context.Context, id string, v vm.VM, mountPoint str
 	case d.VMID != "":
 		return d, from, &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("disk %s is already attached to VM %s", id, d.VMID), Hint: "detach it first"}
 	case d.State != vm.DiskAvailable:
-		return d, from, vm.NotAvailable(d)
+		return d, from, d.NotAvailable()
 	case v.State == vm.Errored:
 		return d, from, &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("VM %s is in state error", v.ID), Hint: "stop it first"}
 	}
@@ -248,7 +248,7 @@ func (s *Disks) toAttach(ctx context.Context, id string, v vm.VM, mountPoint str
 		mountPoint = d.MountPoint
 	}
 	d.VMID = v.ID
-	d.MountPoint, err = vm.PlaceDisk(v.ID, mountPoint, taken)
+	d.MountPoint, err = v.PlaceDisk(mountPoint, taken)
 	return d, from, err
 }
 
@@ -269,8 +269,8 @@ func (s *Disks) Detach(ctx context.Context, id string) (vm.Disk, vm.Operation, e
 			if err != nil {
 				return vm.Change{}, err
 			}
-			if !vm.Live(v) && v.State != vm.Errored {
-				return vm.Change{Disks: []vm.DiskUpdate{vm.Release(d)}}, nil
+			if !v.Live() && v.State != vm.Errored {
+				return vm.Change{Disks: []vm.DiskUpdate{d.Released()}}, nil
 			}
 			from := d.State
 			d.State = vm.DiskDetaching
@@ -283,7 +283,7 @@ func (s *Disks) Detach(ctx context.Context, id string) (vm.Disk, vm.Operation, e
 			if err := s.driver.DetachDisk(ctx, d); err != nil {
 				return vm.Change{}, err
 			}
-			return vm.Change{Disks: []vm.DiskUpdate{vm.Release(d)}}, nil
+			return vm.Change{Disks: []vm.DiskUpdate{d.Released()}}, nil
 		}
 		return c
 	})

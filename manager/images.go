@@ -295,7 +295,7 @@ func (s *Images) dropContent(ctx context.Context, sha256 string) error {
 func (s *Images) Open(ctx context.Context, name string) (vm.Image, io.ReadSeekCloser, error) {
 	i, err := s.store.Image(ctx, name)
 	if err == nil {
-		err = i.Usable()
+		err = i.CheckAvailable()
 	}
 	if err != nil {
 		return i, nil, err

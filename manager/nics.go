@@ -100,9 +100,9 @@ func (s *NICs) placeIP(ctx context.Context, n *vm.NIC, network vm.Network, want 
 		}
 		return nil
 	}
-	first, last := network.Subnet.Addr().Next(), vm.LastAddr(network.Subnet).Prev()
+	first, last := network.HostRange()
 	if want.IsValid() {
-		if !vm.UsableAddr(network.Subnet, want) || want == network.Gateway {
+		if !network.CanAssign(want) {
 			return vm.InvalidField(field, "%s is not an address for a guest in %s of network %s", want, network.Subnet, network.Name)
 		}
 		first, last = want, want
@@ -156,18 +156,18 @@ func (s *NICs) Attach(ctx context.Context, vmID string, want vm.NewNIC) (vm.NIC,
 			if v, err = s.VMs.settled(ctx, vmID); err != nil {
 				return vm.Change{}, err
 			}
-			slot, err := vm.FreeNICSlot(v)
+			slot, err := v.FreeNICSlot()
 			if err != nil {
 				return vm.Change{}, err
 			}
 			if n, err = s.place(ctx, v, slot, want, ""); err != nil {
 				return vm.Change{}, err
 			}
-			if vm.Live(v) {
+			if v.Live() {
 				n.State = vm.NICAttaching
 			}
 			r.report(nicStep(slot), "on network "+n.Network)
-			v.NICs = slices.Insert(slices.Clone(v.NICs), vm.NICIndex(v, slot), n)
+			v.NICs = slices.Insert(slices.Clone(v.NICs), v.NICIndex(slot), n)
 			return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
 		},
 		act: func(ctx context.Context, _ *run) (vm.Change, error) {
@@ -179,7 +179,7 @@ func (s *NICs) Attach(ctx context.Context, vmID string, want vm.NewNIC) (vm.NIC,
 			}
 			n.State = vm.NICAttached
 			v.NICs = slices.Clone(v.NICs)
-			v.NICs[vm.NICIndex(v, n.Slot)] = n
+			v.NICs[v.NICIndex(n.Slot)] = n
 			return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
 		},
 		truth: func(ctx context.Context) (vm.Change, error) { return s.VMs.truth(ctx, vmID) },
@@ -235,13 +235,13 @@ func (s *NICs) Detach(ctx context.Context, vmID string, slot int, match vm.Match
 				return vm.Change{}, err
 			}
 			r.report(nicStep(slot), "on network "+n.Network)
-			if !vm.Live(v) {
+			if !v.Live() {
 				v.RemoveNIC(slot)
 				return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
 			}
 			n.State, n.Reason = vm.NICDetaching, ""
 			v.NICs = slices.Clone(v.NICs)
-			v.NICs[vm.NICIndex(v, slot)] = n
+			v.NICs[v.NICIndex(slot)] = n
 			return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
 		},
 		act: func(ctx context.Context, _ *run) (vm.Change, error) {
@@ -299,7 +299,7 @@ func (s *NICs) Update(ctx context.Context, vmID string, slot int, e vm.NICEdits,
 			}
 		}
 		v.NICs = slices.Clone(v.NICs)
-		v.NICs[vm.NICIndex(*v, slot)] = n
+		v.NICs[v.NICIndex(slot)] = n
 		return n.CheckRates("")
 	}, apply: func(ctx context.Context, v vm.VM) error {
 		if n.LinkDown != was.LinkDown {

@@ -62,7 +62,7 @@ func (s *Orphans) adoptVM(ctx context.Context, id, template string, held *[]vm.I
 	if v.UUID == "" {
 		v.UUID = uuid.NewString()
 	}
-	if vm.Live(v) {
+	if v.Live() {
 		v.Desired, v.StartedAt = vm.DesiredRunning, now()
 	}
 	// Which NICs it had is not known: most have one, on the default network.

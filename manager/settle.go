@@ -50,7 +50,7 @@ func (s *VMs) truth(ctx context.Context, id string) (vm.Change, error) {
 	case vm.ReasonIOError, vm.ReasonDiskFull:
 		detail = seen.Trouble
 	}
-	if vm.RoomAgain(v, seen) {
+	if v.HasRoomAgain(seen) {
 		if err := s.driver.Resume(ctx, id); err != nil {
 			return vm.Change{}, fmt.Errorf("continue vm %s: %w", id, err)
 		}
@@ -79,7 +79,7 @@ func (s *VMs) truth(ctx context.Context, id string) (vm.Change, error) {
 	if verdict.State != v.State || verdict.Reason != v.Reason {
 		moved = true
 		v.State, v.Reason, v.ReasonDetail = verdict.State, verdict.Reason, detail
-		if vm.PlanRestart(&v, now()); !seen.Alive() && s.lostWithBoot(v) {
+		if v.PlanRestart(now()); !seen.Alive() && s.lostWithBoot(v) {
 			v.RestartAt, v.ReasonDetail = time.Time{}, "the host was booted while it ran"
 		}
 	}
@@ -99,7 +99,7 @@ func (s *Disks) unplugged(ctx context.Context, vmID string) ([]vm.DiskUpdate, er
 	var updates []vm.DiskUpdate
 	for _, d := range disks {
 		if vm.SettleDisk(d, vm.Observation{}).Detach {
-			updates = append(updates, vm.Release(d))
+			updates = append(updates, d.Released())
 		}
 	}
 	return updates, nil
@@ -141,7 +141,7 @@ func (s *Disks) truth(ctx context.Context, id string) (vm.Change, error) {
 		}
 	}
 	if verdict.Detach {
-		return vm.Change{Disks: []vm.DiskUpdate{vm.Release(d)}}, nil
+		return vm.Change{Disks: []vm.DiskUpdate{d.Released()}}, nil
 	}
 	return s.fileTruth(ctx, d, verdict.State)
 }

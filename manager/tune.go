@@ -47,7 +47,7 @@ func (s *VMs) liveEdit(ctx context.Context, t tuning) error {
 			if t.step != nil {
 				r.report(t.step(), "")
 			}
-			if t.late && vm.Live(v) {
+			if t.late && v.Live() {
 				return vm.Change{}, nil
 			}
 			if t.seed != nil {
@@ -56,7 +56,7 @@ func (s *VMs) liveEdit(ctx context.Context, t tuning) error {
 			return edited(), nil
 		},
 		act: func(ctx context.Context, _ *run) (vm.Change, error) {
-			if !vm.Live(v) {
+			if !v.Live() {
 				return vm.Change{}, nil
 			}
 			if err := t.apply(ctx, v); err != nil || !t.late {

@@ -73,7 +73,7 @@ func (a *action) intent(ctx context.Context, r *run) (vm.Change, error) {
 	if err != nil {
 		return vm.Change{}, err
 	}
-	if a.auto && (!vm.WantsRestart(v) || v.RestartAt.IsZero() || v.RestartAt.After(now())) {
+	if a.auto && (!v.WantsRestart() || v.RestartAt.IsZero() || v.RestartAt.After(now())) {
 		return vm.Change{}, &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("no restart of VM %s is due", v.ID)}
 	}
 	from := v.State
@@ -322,7 +322,7 @@ func (s *VMs) remove(ctx context.Context, id string, r *run) error {
 	}
 	gone := vm.Change{DeleteVM: id}
 	for _, d := range disks {
-		gone.Disks = append(gone.Disks, vm.Release(d))
+		gone.Disks = append(gone.Disks, d.Released())
 	}
 	r.mu.Lock()
 	r.op.Step = "remove-files"

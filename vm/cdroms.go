@@ -26,8 +26,8 @@ func (v VM) HasSeed() bool {
 	return err == nil
 }
 
-// OrderCDROMs puts the seed first and the others in the order of their numbers.
-func OrderCDROMs(a, b CDROM) int {
+// CompareCDROMs puts the seed first and the others in the order of their numbers.
+func CompareCDROMs(a, b CDROM) int {
 	switch {
 	case a.ID == b.ID:
 		return 0
@@ -39,7 +39,7 @@ func OrderCDROMs(a, b CDROM) int {
 
 // SameCDROMs reports whether QEMU has the drives that are recorded of v; what QEMU
 // did not say counts as so.
-func SameCDROMs(v VM, seen Observation) bool {
+func (v VM) SameCDROMs(seen Observation) bool {
 	if seen.CDROMs == nil {
 		return true
 	}

@@ -27,8 +27,8 @@ type CloudInitStatus struct {
 // CloudInitAbsent is the status of a guest that has no cloud-init.
 const CloudInitAbsent = "absent"
 
-// Over reports whether cloud-init has nothing more to do, and how it has failed.
-func (s CloudInitStatus) Over(id string) (bool, error) {
+// Finished reports whether cloud-init has nothing more to do, and how it has failed.
+func (s CloudInitStatus) Finished(id string) (bool, error) {
 	switch s.Status {
 	case "done", "disabled", CloudInitAbsent:
 		return true, nil

@@ -1,8 +1,9 @@
 package vm
 
-// OverlayOf returns the file of a disk that is a copy-on-write overlay of an image.
-// sizeMiB is the wished size, 0 for that of the image; field says where.
-func OverlayOf(i Image, sizeMiB int64, sizeField, imageField string) (DiskFile, error) {
+// Overlay returns the file of a disk that is a copy-on-write overlay of i. sizeMiB is
+// the requested size, 0 for the size of i. sizeField and imageField are the fields of
+// the request that a [Fault] of code [CodeInvalid] names.
+func (i Image) Overlay(sizeMiB int64, sizeField, imageField string) (DiskFile, error) {
 	f := DiskFile{SizeMiB: sizeMiB, Image: i.Name, Base: ContentBase(i.SHA256), BaseFormat: string(i.Layout)}
 	switch {
 	case i.Layout == FormatISO:

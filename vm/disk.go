@@ -66,9 +66,9 @@ func Slot(mountPoint string) (lun int, ok bool) {
 
 // PlaceDisk returns the mount point for a disk on a VM that already has the
 // disks taken: wish if it is free, and the lowest free one if wish is empty.
-func PlaceDisk(vmID, wish string, taken []Disk) (string, error) {
+func (v VM) PlaceDisk(wish string, taken []Disk) (string, error) {
 	if len(taken) >= MaxDisks {
-		return "", &Fault{Code: CodeLimitReached, Detail: fmt.Sprintf("vm %s already has %d data disks, the most there can be", vmID, len(taken)),
+		return "", &Fault{Code: CodeLimitReached, Detail: fmt.Sprintf("vm %s already has %d data disks, the most there can be", v.ID, len(taken)),
 			Hint: "detach a disk first"}
 	}
 	owner := make(map[int]string, len(taken))
@@ -89,7 +89,7 @@ func PlaceDisk(vmID, wish string, taken []Disk) (string, error) {
 		return "", InvalidField("/mount_point", "%q is not a mount point: use /dev/sdb to /dev/sdz, or the same with vd or xvd", wish)
 	}
 	if owner[lun] != "" {
-		return "", &Fault{Code: CodeInUse, Detail: fmt.Sprintf("mount point %s of vm %s is in use by disk %s", wish, vmID, owner[lun]),
+		return "", &Fault{Code: CodeInUse, Detail: fmt.Sprintf("mount point %s of vm %s is in use by disk %s", wish, v.ID, owner[lun]),
 			Hint: "leave mount_point out to get the next free one"}
 	}
 	return wish, nil

@@ -27,15 +27,16 @@ func (n NewDisk) Check() error {
 	return nil
 }
 
-func NotAvailable(d Disk) *Fault {
+// NotAvailable returns the [Fault] that says that d is not available.
+func (d Disk) NotAvailable() *Fault {
 	return &Fault{Code: CodeState, Detail: fmt.Sprintf("disk %s is not available: it is in state %s", d.ID, d.State)}
 }
 
-// Live reports whether v has a QEMU to plug disks into.
-func Live(v VM) bool { return v.State == Running || v.State == Paused }
+// Live reports whether v has a QEMU process whose devices can be changed.
+func (v VM) Live() bool { return v.State == Running || v.State == Paused }
 
-// Release returns the update that gives a disk free.
-func Release(d Disk) DiskUpdate {
+// Released returns the update that detaches d from its VM and makes it available.
+func (d Disk) Released() DiskUpdate {
 	from := d.State
 	d.State, d.VMID, d.MountPoint, d.Reason = DiskAvailable, "", "", ""
 	return DiskUpdate{From: from, Disk: d}

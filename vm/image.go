@@ -136,8 +136,8 @@ type Images interface {
 	DeleteImage(ctx context.Context, sha256 string) error
 }
 
-// Usable reports why nothing can be made of an image now; nil if it can.
-func (i Image) Usable() error {
+// CheckAvailable reports why nothing can be made of an image now; nil if it can.
+func (i Image) CheckAvailable() error {
 	if i.State == ImageAvailable {
 		return nil
 	}

@@ -107,7 +107,7 @@ func (n Network) checkAddresses() error {
 		return InvalidField("/subnet", "%s is of a range that hosts cannot have", s)
 	case n.Mode == NetworkUser && s.Bits() > 27:
 		return InvalidField("/subnet", "must be at most a /27 with mode user, whose guest is the 15th")
-	case !UsableAddr(s, n.Gateway):
+	case !isHostAddr(s, n.Gateway):
 		return InvalidField("/gateway", "%s is not an address that a host in %s can have", n.Gateway, s)
 	case n.Mode == NetworkUser && n.Gateway == n.UserGuest():
 		return InvalidField("/gateway", "%s is the guest's", n.Gateway)
@@ -128,13 +128,22 @@ func (n Network) UserGuest() netip.Addr {
 	return a
 }
 
-// usable reports whether a host in the subnet can have the address.
-func UsableAddr(s netip.Prefix, a netip.Addr) bool {
-	return a.Is4() && s.Contains(a) && a != s.Addr() && a != LastAddr(s)
+// HostRange returns the first and the last address that a host in n's IPv4 subnet can have.
+func (n Network) HostRange() (first, last netip.Addr) {
+	return n.Subnet.Addr().Next(), lastAddr(n.Subnet).Prev()
 }
 
-// LastAddr returns the last address of an IPv4 subnet, its broadcast address.
-func LastAddr(s netip.Prefix) netip.Addr {
+// CanAssign reports whether a NIC on n can have the IPv4 address a: it is in the subnet
+// and not the gateway.
+func (n Network) CanAssign(a netip.Addr) bool { return isHostAddr(n.Subnet, a) && a != n.Gateway }
+
+// isHostAddr reports whether a host in the IPv4 subnet s can have the address a.
+func isHostAddr(s netip.Prefix, a netip.Addr) bool {
+	return a.Is4() && s.Contains(a) && a != s.Addr() && a != lastAddr(s)
+}
+
+// lastAddr returns the last address of an IPv4 subnet, its broadcast address.
+func lastAddr(s netip.Prefix) netip.Addr {
 	a := s.Masked().Addr().As4()
 	for i := s.Bits(); i < 32; i++ {
 		a[i/8] |= 0x80 >> (i % 8)

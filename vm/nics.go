@@ -29,7 +29,7 @@ func (n NIC) CheckRates(field string) error {
 }
 
 // FreeNICSlot returns the lowest slot of v that has no NIC.
-func FreeNICSlot(v VM) (int, error) {
+func (v *VM) FreeNICSlot() (int, error) {
 	for slot := range MaxNICs {
 		if _, err := v.NIC(slot); err != nil {
 			return slot, nil
@@ -38,8 +38,8 @@ func FreeNICSlot(v VM) (int, error) {
 	return 0, &Fault{Code: CodeLimitReached, Detail: fmt.Sprintf("VM %s already has %d NICs, the most there can be", v.ID, MaxNICs), Hint: "remove one first"}
 }
 
-// NICIndex returns where in v.NICs the NIC of a slot is, or belongs.
-func NICIndex(v VM, slot int) int {
+// NICIndex returns the index in v.NICs of the NIC in a slot, or where to insert it.
+func (v *VM) NICIndex(slot int) int {
 	i, _ := slices.BinarySearchFunc(v.NICs, slot, func(n NIC, slot int) int { return n.Slot - slot })
 	return i
 }

@@ -179,9 +179,9 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 // that found it full goes on.
 const ResumeFreeMiB = 32
 
-// RoomAgain reports whether a guest that was paused because a disk was full can
+// HasRoomAgain reports whether a guest that was paused because a disk was full can
 // go on by itself.
-func RoomAgain(v VM, seen Observation) bool {
+func (v VM) HasRoomAgain(seen Observation) bool {
 	return v.Desired == DesiredRunning && v.State == Paused && seen.NoSpace && seen.FreeMiB >= ResumeFreeMiB
 }
 
