@@ -1,8 +1,6 @@
 package vm
 
-import (
-	"time"
-)
+import "time"
 
 // RestartPolicy says when a VM that ended without being asked to is started
 // again. An explicit stop always wins: only what was last asked to run is ever
