@@ -106,7 +106,7 @@ func (a *powerAction) intent(ctx context.Context, r *run) (vm.Change, error) {
 	if err != nil {
 		return vm.Change{}, err
 	}
-	if a.auto && (!vm.WantsRestart(v) || v.RestartAt.IsZero() || v.RestartAt.After(now())) {
+	if a.auto && (!v.WantsRestart() || v.RestartAt.IsZero() || v.RestartAt.After(now())) {
 		return vm.Change{}, &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("no restart of VM %s is due", v.ID)}
 	}
 	from := v.State

@@ -98,9 +98,9 @@ func (s *NICs) placeIP(ctx context.Context, n *vm.NIC, network vm.Network, want 
 		}
 		return nil
 	}
-	first, last := network.Subnet.Addr().Next(), vm.LastAddr(network.Subnet).Prev()
+	first, last := network.HostRange()
 	if want.IsValid() {
-		if !vm.UsableAddr(network.Subnet, want) || want == network.Gateway {
+		if !network.CanAssign(want) {
 			return vm.InvalidField(field, "%s is not an address for a guest in %s of network %s", want, network.Subnet, network.Name)
 		}
 		first, last = want, want

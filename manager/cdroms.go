@@ -61,7 +61,7 @@ func (s *CDROMs) insert(ctx context.Context, v *vm.VM, want vm.NewCDROM, field s
 	}
 	c.SHA256 = image.SHA256
 	v.CDROMs = append(slices.Clone(v.CDROMs), c)
-	slices.SortFunc(v.CDROMs, vm.OrderCDROMs)
+	slices.SortFunc(v.CDROMs, vm.CompareCDROMs)
 	return c, image, nil
 }
 
@@ -129,10 +129,10 @@ func (s *CDROMs) plug(ctx context.Context, v vm.VM) error {
 // settleOf makes the drives of a live VM match its record and reports whether they did not.
 func (s *CDROMs) settleOf(ctx context.Context, id string) (bool, error) {
 	v, err := s.store.VM(ctx, id)
-	if err != nil || !vm.Live(v) {
+	if err != nil || !v.Live() {
 		return false, ignoreNotFound(err)
 	}
-	if vm.SameCDROMs(v, s.driver.Observe(ctx, id)) {
+	if v.SameCDROMs(s.driver.Observe(ctx, id)) {
 		return false, nil
 	}
 	return true, s.plug(ctx, v)

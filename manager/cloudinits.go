@@ -95,7 +95,7 @@ func (x *seedReplacement) edit(ctx context.Context, v *vm.VM) (vm.Target, error)
 	}
 	if !v.HasSeed() {
 		v.CDROMs = append(slices.Clone(v.CDROMs), vm.CDROM{ID: vm.SeedCDROM})
-		slices.SortFunc(v.CDROMs, vm.OrderCDROMs)
+		slices.SortFunc(v.CDROMs, vm.CompareCDROMs)
 	}
 	return vm.Target{CDROM: vm.SeedCDROM}, nil
 }
@@ -213,7 +213,7 @@ func (s *CloudInits) done(ctx context.Context, id string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	done, err := status.Over(id)
+	done, err := status.Finished(id)
 	switch {
 	case done:
 		s.Guests.Mark(id, vm.BootCloudInit, now())

@@ -97,7 +97,7 @@ func (a *attachment) intent(ctx context.Context, _ *run) (vm.Change, error) {
 		return vm.Change{}, err
 	}
 	a.d.State = vm.DiskAttaching
-	if !vm.Live(v) {
+	if !v.Live() {
 		a.d.State = vm.DiskAttached
 	}
 	return vm.Change{Disks: []vm.DiskUpdate{{From: from, Disk: a.d}}}, nil
@@ -121,7 +121,7 @@ func (a *attachment) place(ctx context.Context, v vm.VM) (from vm.DiskState, err
 			Hint:   "detach it first",
 		}
 	case d.State != vm.DiskAvailable:
-		return "", vm.NotAvailable(*d)
+		return "", d.NotAvailable()
 	case v.State == vm.Errored:
 		return "", &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("VM %s is in state error", v.ID), Hint: "stop it first"}
 	}
@@ -133,7 +133,7 @@ func (a *attachment) place(ctx context.Context, v vm.VM) (from vm.DiskState, err
 		a.mountPoint = d.MountPoint
 	}
 	d.VMID = v.ID
-	d.MountPoint, err = vm.PlaceDisk(v.ID, a.mountPoint, taken)
+	d.MountPoint, err = v.PlaceDisk(a.mountPoint, taken)
 	return d.State, err
 }
 
@@ -174,8 +174,8 @@ func (x *detachment) intent(ctx context.Context, _ *run) (_ vm.Change, err error
 	if err != nil {
 		return vm.Change{}, err
 	}
-	if !vm.Live(v) && v.State != vm.Errored {
-		return vm.Change{Disks: []vm.DiskUpdate{vm.Release(x.d)}}, nil
+	if !v.Live() && v.State != vm.Errored {
+		return vm.Change{Disks: []vm.DiskUpdate{x.d.Released()}}, nil
 	}
 	from := x.d.State
 	x.d.State = vm.DiskDetaching
@@ -189,7 +189,7 @@ func (x *detachment) act(ctx context.Context, _ *run) (vm.Change, error) {
 	if err := x.s.driver.DetachDisk(ctx, x.d); err != nil {
 		return vm.Change{}, err
 	}
-	return vm.Change{Disks: []vm.DiskUpdate{vm.Release(x.d)}}, nil
+	return vm.Change{Disks: []vm.DiskUpdate{x.d.Released()}}, nil
 }
 
 // Resize grows a disk, attached or not, and returns it.

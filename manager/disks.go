@@ -144,7 +144,7 @@ func (c *diskCreation) overlay(ctx context.Context) error {
 		return err
 	}
 	c.held = append(c.held, i)
-	c.d.DiskFile, err = vm.OverlayOf(i, c.n.SizeMiB, "/size", "/image")
+	c.d.DiskFile, err = i.Overlay(c.n.SizeMiB, "/size", "/image")
 	return err
 }
 
@@ -209,7 +209,7 @@ func (s *Disks) copySource(ctx context.Context, resource vm.Resource) (vm.CopySo
 	case d.VMID != "":
 		err = attachedFault(d)
 	case d.State != vm.DiskAvailable:
-		err = vm.NotAvailable(d)
+		err = d.NotAvailable()
 	}
 	return vm.CopySource{Resource: resource, File: d.DiskFile}, err
 }
@@ -289,7 +289,7 @@ func (s *Disks) truth(ctx context.Context, id string) (vm.Change, error) {
 		}
 	}
 	if verdict.Detach {
-		return vm.Change{Disks: []vm.DiskUpdate{vm.Release(d)}}, nil
+		return vm.Change{Disks: []vm.DiskUpdate{d.Released()}}, nil
 	}
 	return s.fileTruth(ctx, d, verdict.State)
 }
@@ -348,7 +348,7 @@ func (s *Disks) unplugged(ctx context.Context, vmID string) ([]vm.DiskUpdate, er
 	var updates []vm.DiskUpdate
 	for _, d := range disks {
 		if vm.SettleDisk(d, vm.Observation{}).Detach {
-			updates = append(updates, vm.Release(d))
+			updates = append(updates, d.Released())
 		}
 	}
 	return updates, nil

@@ -53,7 +53,7 @@ func (s *Images) hold(ctx context.Context, name, field string) (vm.Image, error)
 		return vm.Image{}, vm.InvalidField(field, "image %q not found", name)
 	}
 	if err == nil {
-		err = i.Usable()
+		err = i.CheckAvailable()
 	}
 	if err != nil {
 		return vm.Image{}, err
@@ -309,7 +309,7 @@ func finishImageDelete(ctx context.Context, e *Engine, op vm.Operation) error {
 func (s *Images) Open(ctx context.Context, name string) (vm.Image, io.ReadSeekCloser, error) {
 	i, err := s.store.Image(ctx, name)
 	if err == nil {
-		err = i.Usable()
+		err = i.CheckAvailable()
 	}
 	if err != nil {
 		return i, nil, err

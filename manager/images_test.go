@@ -410,7 +410,7 @@ func TestCDROMDrives(t *testing.T) {
 		}
 		_, err := w.CDROMs.Attach(t.Context(), "a", vm.NewCDROM{Image: "iso"})
 		wantCode(t, err, vm.CodeLimitReached)
-		if seen := w.driver.Observe(t.Context(), "a"); running && !vm.SameCDROMs(w.vm("a"), seen) {
+		if seen := w.driver.Observe(t.Context(), "a"); running && !w.vm("a").SameCDROMs(seen) {
 			t.Errorf("QEMU has %q", seen.CDROMs)
 		}
 		for n := vm.MaxCDROMs; n >= 1; n-- {
@@ -441,7 +441,7 @@ func TestDrivesThatQEMUHasNotAreSettled(t *testing.T) {
 	must(t)(w.driver.SetCDROMs(t.Context(), "a", nil))
 	r, err := w.Settle(t.Context(), vm.VMResource("a"))
 	must(t)(err)
-	if seen := w.driver.Observe(t.Context(), "a"); !r.Changed || !vm.SameCDROMs(w.vm("a"), seen) {
+	if seen := w.driver.Observe(t.Context(), "a"); !r.Changed || !w.vm("a").SameCDROMs(seen) {
 		t.Errorf("%+v: QEMU has %q", r, seen.CDROMs)
 	}
 	if r, err = w.Settle(t.Context(), vm.VMResource("a")); err != nil || r.Changed {

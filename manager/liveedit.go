@@ -51,7 +51,7 @@ func (l *liveEdit) intent(ctx context.Context, r *run) (_ vm.Change, err error) 
 	if err != nil {
 		return vm.Change{}, err
 	}
-	target.Recorded = !l.late || !vm.Live(l.v)
+	target.Recorded = !l.late || !l.v.Live()
 	r.aim(target)
 	if !target.Recorded {
 		return vm.Change{}, nil
@@ -71,7 +71,7 @@ func (l *liveEdit) edited() vm.Change {
 }
 
 func (l *liveEdit) act(ctx context.Context, _ *run) (vm.Change, error) {
-	if !vm.Live(l.v) {
+	if !l.v.Live() {
 		return vm.Change{}, nil
 	}
 	if err := l.apply(ctx, l.v); err != nil || !l.late {

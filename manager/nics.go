@@ -76,19 +76,19 @@ func (a *nicAttachment) intent(ctx context.Context, r *run) (_ vm.Change, err er
 	if a.v, err = a.s.VMs.settled(ctx, a.vmID); err != nil {
 		return vm.Change{}, err
 	}
-	slot, err := vm.FreeNICSlot(a.v)
+	slot, err := a.v.FreeNICSlot()
 	if err != nil {
 		return vm.Change{}, err
 	}
 	if a.n, err = a.s.place(ctx, a.v, slot, a.want, ""); err != nil {
 		return vm.Change{}, err
 	}
-	if vm.Live(a.v) {
+	if a.v.Live() {
 		a.n.State = vm.NICAttaching
 	}
 	r.aim(vm.Target{NIC: &slot})
 	r.report("attach", fmt.Sprintf("NIC %d on network %s", slot, a.n.Network))
-	a.v.NICs = slices.Insert(slices.Clone(a.v.NICs), vm.NICIndex(a.v, slot), a.n)
+	a.v.NICs = slices.Insert(slices.Clone(a.v.NICs), a.v.NICIndex(slot), a.n)
 	return vm.Change{VM: &vm.VMUpdate{From: a.v.State, VM: a.v}}, nil
 }
 
@@ -101,7 +101,7 @@ func (a *nicAttachment) act(ctx context.Context, _ *run) (vm.Change, error) {
 	}
 	a.n.State = vm.NICAttached
 	a.v.NICs = slices.Clone(a.v.NICs)
-	a.v.NICs[vm.NICIndex(a.v, a.n.Slot)] = a.n
+	a.v.NICs[a.v.NICIndex(a.n.Slot)] = a.n
 	return vm.Change{VM: &vm.VMUpdate{From: a.v.State, VM: a.v}}, nil
 }
 
@@ -184,10 +184,10 @@ func (x *nicDetachment) intent(ctx context.Context, r *run) (_ vm.Change, err er
 	r.aim(vm.Target{NIC: &x.slot})
 	r.report("detach", fmt.Sprintf("NIC %d from network %s", x.slot, x.n.Network))
 	from := x.v.State
-	if vm.Live(x.v) {
+	if x.v.Live() {
 		x.n.State, x.n.Reason = vm.NICDetaching, ""
 		x.v.NICs = slices.Clone(x.v.NICs)
-		x.v.NICs[vm.NICIndex(x.v, x.slot)] = x.n
+		x.v.NICs[x.v.NICIndex(x.slot)] = x.n
 	} else {
 		x.v.RemoveNIC(x.slot)
 	}
@@ -237,7 +237,7 @@ func (u *nicChange) edit(_ context.Context, v *vm.VM) (_ vm.Target, err error) {
 		}
 	}
 	v.NICs = slices.Clone(v.NICs)
-	v.NICs[vm.NICIndex(*v, u.slot)] = u.n
+	v.NICs[v.NICIndex(u.slot)] = u.n
 	return target, u.n.CheckRates("")
 }
 

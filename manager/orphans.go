@@ -169,7 +169,7 @@ func (a *vmAdoption) act(ctx context.Context, _ *run) (vm.Change, error) {
 	if v.UUID == "" {
 		v.UUID = uuid.NewString()
 	}
-	if vm.Live(v) {
+	if v.Live() {
 		v.Desired, v.StartedAt = vm.DesiredRunning, now()
 	}
 	// Which NICs it had is not known: most VMs have one, on the default network.

@@ -135,7 +135,7 @@ func (c *creation) placeMedia(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c.v.Root, err = vm.OverlayOf(image, c.n.RootSizeMiB, "/root_disk_size", "/image")
+	c.v.Root, err = image.Overlay(c.n.RootSizeMiB, "/root_disk_size", "/image")
 	if err == nil && c.n.FullClone {
 		c.from = &vm.CopySource{File: c.v.Root}
 		c.v.Root.Base, c.v.Root.BaseFormat = "", ""

@@ -25,10 +25,10 @@ func (s *VMs) Update(ctx context.Context, id string, e vm.VMEdits, match vm.Matc
 		if err := e.Apply(&v); err != nil {
 			return vm.Change{}, err
 		}
-		if !vm.WantsRestart(v) {
+		if !v.WantsRestart() {
 			v.RestartAt = time.Time{}
 		} else if v.RestartAt.IsZero() {
-			vm.PlanRestart(&v, now())
+			v.PlanRestart(now())
 		}
 		return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
 	})

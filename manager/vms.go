@@ -50,7 +50,7 @@ func (s *VMs) truth(ctx context.Context, id string) (vm.Change, error) {
 	case vm.ReasonIOError, vm.ReasonDiskFull:
 		detail = seen.Trouble
 	}
-	if vm.RoomAgain(v, seen) {
+	if v.HasRoomAgain(seen) {
 		if err := s.driver.Resume(ctx, id); err != nil {
 			return vm.Change{}, fmt.Errorf("resume VM %s: %w", id, err)
 		}
@@ -79,7 +79,7 @@ func (s *VMs) truth(ctx context.Context, id string) (vm.Change, error) {
 	if verdict.State != v.State || verdict.Reason != v.Reason {
 		moved = true
 		v.State, v.Reason, v.ReasonDetail = verdict.State, verdict.Reason, detail
-		vm.PlanRestart(&v, now())
+		v.PlanRestart(now())
 		if !seen.Alive() && s.lostWithBoot(v) {
 			v.RestartAt, v.ReasonDetail = time.Time{}, "the host was booted while it ran"
 		}

@@ -40,6 +40,6 @@ func (s *VMs) Why(ctx context.Context, id string) (vm.Why, error) {
 	if w.Flight, err = s.driver.Flight(ctx, id); err != nil {
 		return vm.Why{}, err
 	}
-	w.Words = vm.Explain(w)
+	w.Words = w.Explain()
 	return w, nil
 }

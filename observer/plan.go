@@ -107,7 +107,7 @@ func (p *planner) vm(v vm.VM) {
 	case !agrees(v, verdict):
 		p.plan = append(p.plan, Action{Type: VMStateMismatch, Resource: resource, Settle: true,
 			Details: fmt.Sprintf("recorded as %s (%s), but %s", v.State, v.Reason, describe(seen))})
-	case vm.RoomAgain(v, seen):
+	case v.HasRoomAgain(seen):
 		p.plan = append(p.plan, Action{Type: VMStateMismatch, Resource: resource, Settle: true,
 			Details: fmt.Sprintf("paused because the file system of a disk was full; %d MiB of it are free again", seen.FreeMiB)})
 	}
@@ -212,7 +212,7 @@ func (p *planner) drift(owner map[string]string) {
 // of them was cut short.
 func (p *planner) drives(v vm.VM) {
 	seen := p.seen.VMs[v.ID]
-	if v.State != vm.Running && v.State != vm.Paused || vm.SameCDROMs(v, seen) {
+	if v.State != vm.Running && v.State != vm.Paused || v.SameCDROMs(seen) {
 		return
 	}
 	p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(v.ID), Settle: true, Passes: 2,

@@ -13,12 +13,12 @@ import (
 
 // Limits of cloud-init data.
 const (
-	MaxSSHKeys       = 64        // of the default user, and of each other one
-	MaxSSHKeyBytes   = 16 << 10  // of one public key
-	MaxCloudUsers    = 64        // besides the default user
-	MaxUserGroups    = 64        // of one user
-	MaxUserData      = 512 << 10 // bytes; of vendor data too
-	MaxNetworkConfig = 64 << 10  // bytes
+	maxSSHKeys       = 64        // of the default user, and of each other one
+	maxSSHKeyBytes   = 16 << 10  // of one public key
+	maxCloudUsers    = 64        // besides the default user
+	maxUserGroups    = 64        // of one user
+	maxUserData      = 512 << 10 // bytes; of vendor data too
+	maxNetworkConfig = 64 << 10  // bytes
 	maxSudoRule      = 1024      // characters
 )
 
@@ -43,15 +43,6 @@ type CloudUser struct {
 	Shell             string   `json:"shell,omitempty"` // absolute path
 }
 
-// A Seed is what is recorded of a VM's cloud-init data.
-type Seed struct {
-	VMID string
-	CloudInit
-	// Instance goes up when the guest is to take all of it on anew: it is in the
-	// instance id, by which cloud-init knows whether it has been here before.
-	Instance int
-}
-
 var (
 	userPattern = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
 	// The hashes of crypt(5) that guests of today know: MD5, bcrypt, SHA-256,
@@ -74,8 +65,8 @@ func (c CloudInit) Check(prefix string) error {
 	if err := checkSSHKeys(prefix+"/ssh_authorized_keys", c.SSHAuthorizedKeys); err != nil {
 		return err
 	}
-	if len(c.Users) > MaxCloudUsers {
-		return InvalidField(prefix+"/users", "must be at most %d", MaxCloudUsers)
+	if len(c.Users) > maxCloudUsers {
+		return InvalidField(prefix+"/users", "must be at most %d", maxCloudUsers)
 	}
 	named := map[string]int{}
 	for i, u := range c.Users {
@@ -123,8 +114,8 @@ func (u CloudUser) check(field string) error {
 	if !plainText(u.Sudo, maxSudoRule, "") {
 		return InvalidField(field+"/sudo", "must be one line of at most %d characters, a rule such as ALL=(ALL) NOPASSWD:ALL", maxSudoRule)
 	}
-	if len(u.Groups) > MaxUserGroups {
-		return InvalidField(field+"/groups", "must be at most %d", MaxUserGroups)
+	if len(u.Groups) > maxUserGroups {
+		return InvalidField(field+"/groups", "must be at most %d", maxUserGroups)
 	}
 	for i, g := range u.Groups {
 		if !userPattern.MatchString(g) {
@@ -148,8 +139,8 @@ func checkHash(field, hash string) error {
 }
 
 func checkSSHKeys(field string, keys []string) error {
-	if len(keys) > MaxSSHKeys {
-		return InvalidField(field, "must be at most %d", MaxSSHKeys)
+	if len(keys) > maxSSHKeys {
+		return InvalidField(field, "must be at most %d", maxSSHKeys)
 	}
 	for i, key := range keys {
 		if why := sshKeyFault(key); why != "" {
@@ -162,8 +153,8 @@ func checkSSHKeys(field string, keys []string) error {
 // sshKeyFault says why key is no line of a public key file, without showing it:
 // it may be the private key. It is empty if key is one.
 func sshKeyFault(key string) string {
-	if len(key) > MaxSSHKeyBytes || !plainText(key, MaxSSHKeyBytes, "") {
-		return fmt.Sprintf("must be one line of at most %d KiB without control characters, the content of a .pub file", MaxSSHKeyBytes>>10)
+	if len(key) > maxSSHKeyBytes || !plainText(key, maxSSHKeyBytes, "") {
+		return fmt.Sprintf("must be one line of at most %d KiB without control characters, the content of a .pub file", maxSSHKeyBytes>>10)
 	}
 	words := strings.Fields(key)
 	if len(words) < 2 || !slices.Contains(sshKeyTypes, words[0]) {
@@ -189,4 +180,38 @@ func sshKeyFault(key string) string {
 		blob = blob[size:]
 	}
 	return ""
+}
+
+// A CloudInitView is what a guest gets of cloud-init data, with its secrets
+// masked, and what cloud-init in the guest says.
+type CloudInitView struct {
+	InstanceID string
+	Spec       CloudInit
+	Attached   bool              // the drive with the seed is there
+	Files      map[string]string // of the seed, by name, as they are made at the next start
+	// Guest is what cloud-init in the guest says; nil if it cannot be asked.
+	Guest   *CloudInitStatus
+	Version Version // of the VM
+}
+
+// A CloudInitStatus is what cloud-init in a guest says of itself.
+type CloudInitStatus struct {
+	Status string // "done", "running", "error", "disabled" and others; [CloudInitAbsent] if there is none
+	Detail string
+	Errors []string
+}
+
+// CloudInitAbsent is the status of a guest that has no cloud-init.
+const CloudInitAbsent = "absent"
+
+// Finished reports whether cloud-init has nothing more to do, and how it has failed.
+func (s CloudInitStatus) Finished(id string) (bool, error) {
+	switch s.Status {
+	case "done", "disabled", CloudInitAbsent:
+		return true, nil
+	case "error":
+		return false, &Fault{Code: CodeGuestRefused, Detail: fmt.Sprintf("cloud-init of VM %s has failed: %s", id, Printable(strings.Join(s.Errors, "; "))),
+			Hint: "see /var/log/cloud-init.log in the guest"}
+	}
+	return false, nil
 }

@@ -45,14 +45,14 @@ func TestCloudInitDataIsTakenOrRefusedByField(t *testing.T) {
 		{"cut off", CloudInit{SSHAuthorizedKeys: []string{strings.Fields(sshKey)[0] + " " + strings.Fields(sshKey)[1][:60]}}, "/ssh_authorized_keys/0", "cut off"},
 		{"type alone", CloudInit{SSHAuthorizedKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5"}}, "/ssh_authorized_keys/0", "cut off"},
 		{"no base64", CloudInit{SSHAuthorizedKeys: []string{"ssh-rsa !!"}}, "/ssh_authorized_keys/0", "base64"},
-		{"a big key", CloudInit{SSHAuthorizedKeys: []string{sshKey + strings.Repeat("x", MaxSSHKeyBytes)}}, "/ssh_authorized_keys/0", "16 KiB"},
-		{"many keys", CloudInit{SSHAuthorizedKeys: make([]string, MaxSSHKeys+1)}, "/ssh_authorized_keys", "64"},
+		{"a big key", CloudInit{SSHAuthorizedKeys: []string{sshKey + strings.Repeat("x", maxSSHKeyBytes)}}, "/ssh_authorized_keys/0", "16 KiB"},
+		{"many keys", CloudInit{SSHAuthorizedKeys: make([]string, maxSSHKeys+1)}, "/ssh_authorized_keys", "64"},
 
 		{"a user's name", CloudInit{Users: []CloudUser{{Name: "ann"}, {Name: "Bob"}}}, "/users/1/name", ""},
 		{"no user's name", CloudInit{Users: []CloudUser{{}}}, "/users/0/name", ""},
 		{"the default user", CloudInit{Users: []CloudUser{{Name: "default"}}}, "/users/0/name", "beside users"},
 		{"the same user", CloudInit{Users: []CloudUser{{Name: "ann"}, {Name: "bob"}, {Name: "ann"}}}, "/users/2/name", "user 0"},
-		{"many users", CloudInit{Users: make([]CloudUser, MaxCloudUsers+1)}, "/users", "64"},
+		{"many users", CloudInit{Users: make([]CloudUser, maxCloudUsers+1)}, "/users", "64"},
 		{"a user's key", CloudInit{Users: []CloudUser{{Name: "ann", SSHAuthorizedKeys: []string{"x"}}}}, "/users/0/ssh_authorized_keys/0", ""},
 		{"a user's hash", CloudInit{Users: []CloudUser{{Name: "ann", PasswordHash: "x"}}}, "/users/0/password_hash", "crypt(5)"},
 		{"a user's rule", CloudInit{Users: []CloudUser{{Name: "ann", Sudo: "ALL\nALL"}}}, "/users/0/sudo", "one line"},
@@ -126,7 +126,7 @@ func TestUserDataIsWhatCloudInitKnows(t *testing.T) {
 		{" ", "begins with"},
 		{"#!/bin/sh\n\x00", "NUL"},
 		{"#!/bin/sh\n\xff", "UTF-8"},
-		{"#!/bin/sh\n" + strings.Repeat("x", MaxUserData), "512 KiB"},
+		{"#!/bin/sh\n" + strings.Repeat("x", maxUserData), "512 KiB"},
 
 		{"#cloud-config\n", "line 1: there is no document"},
 		{"#cloud-config\n- a\n", "line 2: the document must be a mapping"},
@@ -165,7 +165,7 @@ func TestANetworkConfigHasAVersion(t *testing.T) {
 		{"- version: 2\n", "line 1: the document must be a mapping"},
 		{"version: 2\nversion: 2\n", `line 2: the key "version" is on line 1`},
 		{"version: 2\n:", "line "},
-		{"version: 2\n#" + strings.Repeat("x", MaxNetworkConfig), "64 KiB"},
+		{"version: 2\n#" + strings.Repeat("x", maxNetworkConfig), "64 KiB"},
 	} {
 		field := ""
 		if c.says != "" {

@@ -1,8 +1,6 @@
 package vm
 
-import (
-	"io"
-)
+import "io"
 
 // ConsoleOptions say how to join a serial console.
 type ConsoleOptions struct {

@@ -18,9 +18,6 @@ const (
 	ImageError     ImageState = "error" // its content is missing
 )
 
-// ImageStates lists every state of an image.
-var ImageStates = []ImageState{ImageImporting, ImageUploading, ImageAvailable, ImageError}
-
 // ImageFormat is how the content of an image is laid out.
 type ImageFormat string
 
@@ -57,6 +54,39 @@ type Image struct {
 	Revision    int64 // goes up with every change; set by the store
 }
 
+// Version returns the recorded version of the image.
+func (i Image) Version() Version { return Version{i.Seq, i.Revision} }
+
+// CheckAvailable reports why nothing can be made of an image now; nil if it can.
+func (i Image) CheckAvailable() error {
+	if i.State == ImageAvailable {
+		return nil
+	}
+	f := &Fault{Code: CodeState, Detail: fmt.Sprintf("image %s is not available: it is %s", i.Name, i.State)}
+	if i.State == ImageUploading {
+		f.Hint = "finish its upload first"
+	}
+	return f
+}
+
+// Overlay returns the file of a disk that is a copy-on-write overlay of i. sizeMiB is
+// the requested size, 0 for the size of i. sizeField and imageField are the fields of
+// the request that a [Fault] of code [CodeInvalid] names.
+func (i Image) Overlay(sizeMiB int64, sizeField, imageField string) (DiskFile, error) {
+	f := DiskFile{SizeMiB: sizeMiB, Image: i.Name, Base: ContentBase(i.SHA256), BaseFormat: string(i.Layout)}
+	switch {
+	case i.Layout == FormatISO:
+		bad := InvalidField(imageField, "image %q is an ISO image, which nothing can be written to", i.Name)
+		bad.Hint = "give it to a VM as a CD-ROM: cdroms"
+		return f, bad
+	case sizeMiB == 0:
+		f.SizeMiB = i.VirtualMiB
+	case sizeMiB < i.VirtualMiB:
+		return f, InvalidField(sizeField, "must be at least %g GiB, the size of image %s", float64(i.VirtualMiB)/MiBPerGiB, i.Name)
+	}
+	return f, CheckDiskSize(f.SizeMiB, sizeField)
+}
+
 // ImageContent is what is stored of images.
 type ImageContent struct {
 	SHA256     string // of the stored bytes, in lower-case hex, computed here
@@ -89,6 +119,54 @@ func isHex(s string) bool {
 		}
 	}
 	return true
+}
+
+// A NewImage is what is asked of an image to make.
+type NewImage struct {
+	Name        string
+	URL         string // where to download it from; empty for none
+	FromDisk    string // the id of a data disk that is not attached, or of a stopped VM; empty for none
+	Sum         ImageSum
+	Format      ImageFormat // what it has to be; empty for any
+	Description string
+	Labels      map[string]string
+}
+
+// Record returns the image to be recorded, in a state and from a source.
+func (n NewImage) Record(state ImageState, source string, at time.Time) (Image, error) {
+	if !ValidTemplateName(n.Name) {
+		return Image{}, InvalidField("/name", "must be 1 to 63 of a-z, 0-9, '-', '.' and '_', and begin and end with a letter or a digit")
+	}
+	if err := n.Sum.check("/"); err != nil {
+		return Image{}, err
+	}
+	i := Image{Name: n.Name, State: state, Sum: n.Sum, Format: n.Format, Source: source, CreatedAt: at}
+	return i, ImageEdits{Description: &n.Description, Labels: &n.Labels}.Apply(&i)
+}
+
+// ImageEdits are what can be changed of an image; nil leaves a thing as it is.
+type ImageEdits struct {
+	Description *string
+	Labels      *map[string]string // in place of all there were
+}
+
+func (e ImageEdits) Apply(i *Image) error {
+	if e.Description != nil {
+		if err := checkDescription(*e.Description); err != nil {
+			return err
+		}
+		i.Description = *e.Description
+	}
+	if e.Labels != nil {
+		if err := checkLabels(*e.Labels); err != nil {
+			return err
+		}
+		i.Labels = nil
+		if len(*e.Labels) > 0 {
+			i.Labels = *e.Labels
+		}
+	}
+	return nil
 }
 
 // An Import is how content is brought in.
@@ -131,16 +209,4 @@ type Images interface {
 	OpenImage(ctx context.Context, sha256 string) (io.ReadSeekCloser, error)
 	// DeleteImage removes content and succeeds if there is none.
 	DeleteImage(ctx context.Context, sha256 string) error
-}
-
-// Usable reports why nothing can be made of an image now; nil if it can.
-func (i Image) Usable() error {
-	if i.State == ImageAvailable {
-		return nil
-	}
-	f := &Fault{Code: CodeState, Detail: fmt.Sprintf("image %s is not available: it is %s", i.Name, i.State)}
-	if i.State == ImageUploading {
-		f.Hint = "finish its upload first"
-	}
-	return f
 }

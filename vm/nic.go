@@ -2,9 +2,10 @@ package vm
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"net"
 	"net/netip"
-	"os"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -64,6 +65,94 @@ func MACOf(uuid string, slot int) string {
 	return net.HardwareAddr(append([]byte{0x52}, sum[:5]...)).String()
 }
 
+func (n NIC) CheckRates(field string) error {
+	for f, rate := range map[string]int{"/rate_in": n.RateIn, "/rate_out": n.RateOut} {
+		if rate < 0 || rate > MaxRateKbit {
+			return InvalidField(field+f, "must be 1 to %d kbit/s, or 0 for no limit", MaxRateKbit)
+		}
+		if rate > 0 && n.Mode == NetworkUser {
+			return InvalidField(field+f, "a NIC on a network of mode user has no limits")
+		}
+	}
+	return nil
+}
+
+// NIC returns the NIC in a slot of v, or a [Fault] of class [ErrNotFound].
+func (v *VM) NIC(slot int) (NIC, error) {
+	for _, n := range v.NICs {
+		if n.Slot == slot {
+			return n, nil
+		}
+	}
+	return NIC{}, NotFound("nic of vm "+v.ID, strconv.Itoa(slot))
+}
+
+// NICIndex returns the index in v.NICs of the NIC in a slot, or where to insert it.
+func (v *VM) NICIndex(slot int) int {
+	i, _ := slices.BinarySearchFunc(v.NICs, slot, func(n NIC, slot int) int { return n.Slot - slot })
+	return i
+}
+
+// FreeNICSlot returns the lowest slot of v that has no NIC.
+func (v *VM) FreeNICSlot() (int, error) {
+	for slot := range MaxNICs {
+		if _, err := v.NIC(slot); err != nil {
+			return slot, nil
+		}
+	}
+	return 0, &Fault{Code: CodeLimitReached, Detail: fmt.Sprintf("VM %s already has %d NICs, the most there can be", v.ID, MaxNICs), Hint: "remove one first"}
+}
+
+// RemoveNIC takes a NIC, and what is forwarded to it, from v.
+func (v *VM) RemoveNIC(slot int) {
+	v.NICs = slices.DeleteFunc(slices.Clone(v.NICs), func(n NIC) bool { return n.Slot == slot })
+	v.Forwards = slices.DeleteFunc(slices.Clone(v.Forwards), func(f PortForward) bool { return f.Slot == slot })
+}
+
+// A NewNIC is what is asked of a NIC.
+type NewNIC struct {
+	Network         string     // empty: [DefaultNetwork]
+	IP              netip.Addr // zero: the lowest free one
+	MAC             string     // empty: one that follows from the VM's UUID
+	Model           NICModel   // empty: virtio
+	RateIn, RateOut int        // kbit/s, 0: no limit
+	LinkDown        bool
+}
+
+// NICEdits are what can be changed of a NIC at any time; nil leaves a thing as
+// it is.
+type NICEdits struct {
+	RateIn, RateOut *int // kbit/s, 0: no limit
+	LinkDown        *bool
+}
+
+func (e NICEdits) Apply(n *NIC) {
+	set(&n.RateIn, e.RateIn)
+	set(&n.RateOut, e.RateOut)
+	set(&n.LinkDown, e.LinkDown)
+}
+
+// SettleNICs returns the NICs that a VM really has, given what is recorded and
+// what the host shows, and the slots that QEMU still has and should not. A NIC
+// that was being attached and is not there never came to be.
+func SettleNICs(recorded []NIC, seen Observation) (have []NIC, unplug []int) {
+	unknown := seen.Alive() && seen.NICs == nil
+	for _, n := range recorded {
+		plugged := slices.Contains(seen.NICs, n.Slot)
+		switch {
+		case n.State == NICAttached || unknown:
+		case n.State == NICAttaching && plugged:
+			n.State = NICAttached
+		case n.State == NICDetaching && plugged:
+			unplug = append(unplug, n.Slot)
+		default:
+			continue
+		}
+		have = append(have, n)
+	}
+	return have, unplug
+}
+
 // An AddressSource says how an address of a guest is known.
 type AddressSource string
 
@@ -80,16 +169,6 @@ type LearnedAddress struct {
 	IP     netip.Addr    `json:"ip"`
 	Source AddressSource `json:"source"`
 	At     time.Time     `json:"at"`
-}
-
-// NIC returns the NIC in a slot of v, or a [Fault] of class [ErrNotFound].
-func (v *VM) NIC(slot int) (NIC, error) {
-	for _, n := range v.NICs {
-		if n.Slot == slot {
-			return n, nil
-		}
-	}
-	return NIC{}, NotFound("nic of vm "+v.ID, strconv.Itoa(slot))
 }
 
 // LocalIP returns the guest's address and how it is known: that of the first
@@ -118,117 +197,4 @@ func (v *VM) ReachableFromHost() bool {
 		}
 	}
 	return ip.IsValid()
-}
-
-// PortKind says through what the frames of a NIC go.
-type PortKind string
-
-// The kinds of ports.
-const (
-	PortTap    PortKind = "tap"    // Files[0] is a tap
-	PortStream PortKind = "stream" // Files[0] is a connected stream socket, each frame after its length in 4 bytes
-	PortUser   PortKind = "user"   // QEMU's own user-mode network (libslirp)
-)
-
-// A Port is what a NIC is connected to, as QEMU gets it.
-type Port struct {
-	NIC
-	Kind  PortKind
-	Files []*os.File
-	VHost *os.File // /dev/vhost-net, for a tap; nil for none
-	MTU   int      // 0: 1500
-
-	// For PortUser:
-	Subnet   netip.Prefix
-	Gateway  netip.Addr // the host, as the guest sees it
-	Domain   string
-	Restrict bool
-	Forwards []PortForward
-}
-
-// ClosePorts closes the files of ports; those of QEMU stay open.
-func ClosePorts(ports []Port) {
-	for _, p := range ports {
-		for _, f := range p.Files {
-			f.Close()
-		}
-		if p.VHost != nil {
-			p.VHost.Close()
-		}
-	}
-}
-
-// A Protocol is what a port number belongs to.
-type Protocol string
-
-// The protocols of port forwards.
-const (
-	TCP Protocol = "tcp"
-	UDP Protocol = "udp"
-)
-
-// A PortForward leads what arrives on a port of the host to a port of a guest.
-type PortForward struct {
-	ID          string // "pf-" and a random word, unique
-	Slot        int    // of the NIC it goes to
-	Protocol    Protocol
-	HostAddress netip.Addr // IPv4; 0.0.0.0 for every address of the host
-	HostPort    int
-	GuestPort   int
-}
-
-// Boot is when what happened in the present or the last run of a VM; what has
-// not, or was not seen, is zero.
-type Boot struct {
-	Spawned time.Time // QEMU was launched
-	Monitor time.Time // QEMU answered
-	Serial  time.Time // the guest wrote its first byte to the console
-	DHCP    time.Time // the guest has confirmed its address
-	Agent   time.Time // the guest agent gave its first answer
-	TCP     time.Time // somebody who waited for it got an answer on a TCP port
-	// CloudInit is when cloud-init said that it is done, or has nothing to do;
-	// CloudInitFailed when it said that it has failed.
-	CloudInit, CloudInitFailed time.Time
-}
-
-// A BootMark names one time of a [Boot].
-type BootMark string
-
-// The marks of a boot.
-const (
-	BootSpawned BootMark = "spawned"
-	BootMonitor BootMark = "monitor"
-	BootSerial  BootMark = "serial"
-	BootDHCP    BootMark = "dhcp"
-	BootAgent   BootMark = "agent"
-	BootTCP     BootMark = "tcp"
-
-	BootCloudInit       BootMark = "cloud-init"
-	BootCloudInitFailed BootMark = "cloud-init-failed"
-)
-
-// BootMarks lists every mark, in the order of a boot.
-var BootMarks = []BootMark{BootSpawned, BootMonitor, BootSerial, BootDHCP, BootAgent, BootTCP, BootCloudInit, BootCloudInitFailed}
-
-// At returns the time that a mark names, to read or to set.
-func (b *Boot) At(m BootMark) *time.Time {
-	switch m {
-	case BootSpawned:
-		return &b.Spawned
-	case BootMonitor:
-		return &b.Monitor
-	case BootSerial:
-		return &b.Serial
-	case BootDHCP:
-		return &b.DHCP
-	case BootAgent:
-		return &b.Agent
-	case BootTCP:
-		return &b.TCP
-	case BootCloudInit:
-		return &b.CloudInit
-	case BootCloudInitFailed:
-		return &b.CloudInitFailed
-	}
-	return new(time.Time)
 }

@@ -1,8 +1,6 @@
 package vm
 
-import (
-	"time"
-)
+import "time"
 
 // RestartPolicy says when a VM that ended without being asked to is started
 // again. An explicit stop always wins: only what was last asked to run is ever
@@ -28,8 +26,8 @@ const (
 
 // PlanRestart sets when v, which has just been found in its present state, is
 // to be restarted, if its policy wants that, and clears what was set otherwise.
-func PlanRestart(v *VM, at time.Time) {
-	if !WantsRestart(*v) {
+func (v *VM) PlanRestart(at time.Time) {
+	if !v.WantsRestart() {
 		v.RestartAt = time.Time{}
 		return
 	}
@@ -40,7 +38,7 @@ func PlanRestart(v *VM, at time.Time) {
 }
 
 // WantsRestart reports whether v's policy asks for a restart from its state.
-func WantsRestart(v VM) bool {
+func (v VM) WantsRestart() bool {
 	if v.Desired != DesiredRunning {
 		return false
 	}

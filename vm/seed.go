@@ -13,6 +13,15 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
+// A Seed is what is recorded of a VM's cloud-init data.
+type Seed struct {
+	VMID string
+	CloudInit
+	// Instance goes up when the guest is to take all of it on anew: it is in the
+	// instance id, by which cloud-init knows whether it has been here before.
+	Instance int
+}
+
 // InstanceID returns the instance id that the guest of v is told: its UUID, and
 // after it how often it was to take all of it on anew, if it was.
 func (s Seed) InstanceID(v VM) string {

@@ -47,7 +47,6 @@ type Op string
 
 // The operations on a VM.
 const (
-	OpCreate  Op = "create"
 	OpStart   Op = "start"
 	OpStop    Op = "stop"
 	OpRestart Op = "restart"
@@ -175,16 +174,6 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 	}
 }
 
-// ResumeFreeMiB is how much room a file system must have again before a guest
-// that found it full goes on.
-const ResumeFreeMiB = 32
-
-// RoomAgain reports whether a guest that was paused because a disk was full can
-// go on by itself.
-func RoomAgain(v VM, seen Observation) bool {
-	return v.Desired == DesiredRunning && v.State == Paused && seen.NoSpace && seen.FreeMiB >= ResumeFreeMiB
-}
-
 func settleGone(recorded State, why Reason) Verdict {
 	switch {
 	case recorded == Starting:
@@ -204,4 +193,21 @@ func pausedReason(s RunStatus) Reason {
 		return r
 	}
 	return ReasonUnknown
+}
+
+// A Repair is what a settling found and did.
+type Repair struct {
+	Changed bool
+	Was, Is string // the states, before and after
+	Detail  string // what was done, in words
+}
+
+// ResumeFreeMiB is how much room a file system must have again before a guest
+// that found it full goes on.
+const ResumeFreeMiB = 32
+
+// HasRoomAgain reports whether a guest that was paused because a disk was full can
+// go on by itself.
+func (v VM) HasRoomAgain(seen Observation) bool {
+	return v.Desired == DesiredRunning && v.State == Paused && seen.NoSpace && seen.FreeMiB >= ResumeFreeMiB
 }

@@ -9,29 +9,7 @@
 // its ports: [Store], [Driver] and [HostNetwork].
 package vm
 
-import (
-	"regexp"
-	"time"
-)
-
-// A Template is a named size of virtual machine. It never changes once made.
-type Template struct {
-	Seq       int64 // order of creation, unique; set by the store
-	Name      string
-	CPUCount  int // vCPUs
-	RAMMiB    int
-	CreatedAt time.Time
-}
-
-// Limits of what may be asked for.
-const (
-	MaxCPUs    = 256
-	MaxRAMMiB  = 4 << 20               // 4 TiB
-	MaxDiskMiB = 16 << 20              // 16 TiB
-	MaxDisks   = 24                    // data disks on one VM
-	DefaultMiB = int64(10) * MiBPerGiB // of a root disk when nothing is said
-	MiBPerGiB  = 1024
-)
+import "time"
 
 // A VM is one virtual machine as it is recorded.
 type VM struct {
@@ -66,6 +44,12 @@ type VM struct {
 	Learned []LearnedAddress
 }
 
+// Limits of an [Autostart].
+const (
+	MaxOrder = 1000
+	MaxDelay = time.Hour
+)
+
 // An Autostart says whether a VM that was last asked to run is started when the
 // host has booted, and when.
 type Autostart struct {
@@ -92,15 +76,85 @@ const (
 	DesiredStopped Desired = "stopped"
 )
 
-var (
-	namePattern         = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	templateNamePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
-)
+// Live reports whether v has a QEMU process whose devices can be changed.
+func (v VM) Live() bool { return v.State == Running || v.State == Paused }
 
-// ValidName reports whether s may name a VM or a disk: a DNS label in lower
-// case (RFC 1123), so that a VM's id can be its guest's hostname.
-func ValidName(s string) bool { return namePattern.MatchString(s) }
+// Version returns the recorded version of the VM.
+func (v VM) Version() Version { return Version{v.Seq, v.Revision} }
 
-// ValidTemplateName reports whether s may name a template: as [ValidName], and
-// dots and underscores inside.
-func ValidTemplateName(s string) bool { return templateNamePattern.MatchString(s) }
+// A NewVM is what is asked of a VM to make.
+type NewVM struct {
+	ID          string // empty: one is made up
+	Template    string
+	Image       string // that its root disk is made of; empty: the daemon's boot image, or none
+	FullClone   bool   // the root disk is a copy of the image, and no overlay of it
+	RootSizeMiB int64  // 0: the size of the image, or [DefaultMiB] without one
+	VMEdits     VMEdits
+	NICs        *[]NewNIC // nil: one on the default network
+	CDROMs      []NewCDROM
+	CloudInit   *CloudInit // nil: the guest gets no seed
+}
+
+// VMEdits are what can be changed of a VM at any time; nil leaves a thing as it
+// is.
+type VMEdits struct {
+	Description *string
+	Labels      *map[string]string // in place of all there were
+	Restart     *RestartPolicy
+	Autostart   *Autostart
+	// Desired says whether automatic restarts and the start at boot are wanted;
+	// it starts and stops nothing.
+	Desired *Desired
+}
+
+// Apply checks e and changes v.
+func (e VMEdits) Apply(v *VM) error {
+	if e.Description != nil {
+		if err := checkDescription(*e.Description); err != nil {
+			return err
+		}
+		v.Description = *e.Description
+	}
+	if e.Labels != nil {
+		if err := checkLabels(*e.Labels); err != nil {
+			return err
+		}
+		v.Labels = nil
+		if len(*e.Labels) > 0 {
+			v.Labels = *e.Labels
+		}
+	}
+	if e.Restart != nil {
+		switch *e.Restart {
+		case RestartNever, RestartOnFailure, RestartAlways:
+		default:
+			return InvalidField("/restart_policy", "must be never, on-failure or always")
+		}
+		v.Restart = *e.Restart
+	}
+	if e.Autostart != nil {
+		a := *e.Autostart
+		if a.Order < 0 || a.Order > MaxOrder {
+			return InvalidField("/autostart_order", "must be 0 to %d", MaxOrder)
+		}
+		if a.Delay < 0 || a.Delay > MaxDelay || a.Delay%time.Second != 0 {
+			return InvalidField("/autostart_delay", "must be 0 to %d seconds", int(MaxDelay/time.Second))
+		}
+		v.Autostart = a
+	}
+	if e.Desired != nil {
+		switch *e.Desired {
+		case DesiredRunning, DesiredStopped:
+		default:
+			return InvalidField("/desired_state", "must be running or stopped")
+		}
+		v.Desired = *e.Desired
+	}
+	return nil
+}
+
+func set[T any](to, from *T) {
+	if from != nil {
+		*to = *from
+	}
+}

@@ -20,7 +20,7 @@ type Why struct {
 }
 
 // Explain says the present state in words.
-func Explain(w Why) []string {
+func (w Why) Explain() []string {
 	v := w.Recorded
 	words := []string{fmt.Sprintf("VM %s is recorded as %s: %s.", v.ID, v.State, reasonWords(v.Reason))}
 	add := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }

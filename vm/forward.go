@@ -1,11 +1,31 @@
 package vm
 
 import (
+	"net/netip"
 	"slices"
 )
 
 // MaxForwards is how many port forwards a VM can have.
 const MaxForwards = 64
+
+// A Protocol is what a port number belongs to.
+type Protocol string
+
+// The protocols of port forwards.
+const (
+	TCP Protocol = "tcp"
+	UDP Protocol = "udp"
+)
+
+// A PortForward leads what arrives on a port of the host to a port of a guest.
+type PortForward struct {
+	ID          string // "pf-" and a random word, unique
+	Slot        int    // of the NIC it goes to
+	Protocol    Protocol
+	HostAddress netip.Addr // IPv4; 0.0.0.0 for every address of the host
+	HostPort    int
+	GuestPort   int
+}
 
 func (f PortForward) Check() error {
 	if f.Protocol != TCP && f.Protocol != UDP {

@@ -74,7 +74,7 @@ func checkUserData(field, data string) error {
 	if data == "" {
 		return nil
 	}
-	if err := checkText(field, data, MaxUserData); err != nil {
+	if err := checkText(field, data, maxUserData); err != nil {
 		return err
 	}
 	root, kind := "", yaml.Kind(0)
@@ -109,7 +109,7 @@ func checkNetworkConfig(field, config string) error {
 	if config == "" {
 		return nil
 	}
-	if err := checkText(field, config, MaxNetworkConfig); err != nil {
+	if err := checkText(field, config, maxNetworkConfig); err != nil {
 		return err
 	}
 	n, err := parseYAML(config)
@@ -228,7 +228,7 @@ func parseFault(err error) (line int, detail string) {
 // long text is not read that often: then it is the one where the block with the
 // fault begins.
 func grammarLine(text string, line int, detail string) int {
-	if len(text) > MaxNetworkConfig {
+	if len(text) > maxNetworkConfig {
 		return line + 1
 	}
 	lines := strings.SplitAfter(text, "\n")
