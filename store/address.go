@@ -33,7 +33,7 @@ func leaseDest(l *vm.Lease) []any {
 // have none by VM and slot. It does not know what DHCP has confirmed.
 func (s *Store) Leases(ctx context.Context, network string) ([]vm.Lease, error) {
 	return list(ctx, s, `SELECT `+leaseColumns+` FROM addresses WHERE network = ? ORDER BY ip, vm_id, slot`, []any{network}, 0,
-		func(rows *sqlx.Rows) (vm.Lease, error) {
+		func(rows scanner) (vm.Lease, error) {
 			var l vm.Lease
 			err := rows.Scan(leaseDest(&l)...)
 			l.Hostname = l.VMID

@@ -46,7 +46,7 @@ func TestAnAddressIsGivenToOneNICOnly(t *testing.T) {
 		v, u := withNICs(3, tt.nics...), other
 		u.NICs = tt.nics
 		for _, c := range []vm.Change{{NewVM: &v}, {VM: &vm.VMUpdate{From: u.State, VM: u}}} {
-			err := s.Apply(t.Context(), c)
+			err := s.applyErr(t.Context(), c)
 			if err == nil || !strings.Contains(err.Error(), tt.detail) {
 				t.Errorf("%s: got %v; want %q in it", tt.name, err, tt.detail)
 				continue
@@ -145,7 +145,7 @@ func TestOneOfManyGetsAnAddress(t *testing.T) {
 			v := withNICs(i, makeNIC(0, "lan", "10.0.0.7"))
 			v.NICs[0].MAC = vm.MACOf(v.UUID, 0)
 			v.Forwards = []vm.PortForward{makeForward("pf-a", vm.TCP, fmt.Sprintf("127.0.0.1:%d", i+1))}
-			err := s.Apply(t.Context(), vm.Change{NewVM: &v})
+			err := s.applyErr(t.Context(), vm.Change{NewVM: &v})
 			var f *vm.Fault
 			switch {
 			case err == nil:

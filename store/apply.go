@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -12,24 +13,24 @@ import (
 	"vmand/vm"
 )
 
-// Apply records c, which it only reads: who wants to know what the store has
-// set asks for the row. Disks are updated in the order given, and what is to be
-// forgotten goes last, so one change can take the disks off a VM and delete it,
-// and its template, its network and its image.
+// Apply records c, which it only reads, and returns the rows it wrote. It updates
+// disks in the order given and deletes last, so one change can detach the disks
+// of a VM and delete the VM, its template, its network and its image.
 //
-// A VM, a disk or an image that is to be updated and is gone counts as changed meanwhile;
-// what is to be deleted and is gone is not found.
-func (s *Store) Apply(ctx context.Context, c vm.Change) error {
+// An update of a VM, a disk or an image that does not exist fails as if the row
+// had changed meanwhile; a deletion fails with [vm.ErrNotFound].
+func (s *Store) Apply(ctx context.Context, c vm.Change) (vm.Applied, error) {
 	if c.NewVM != nil || c.VM != nil || c.DeleteVM != "" {
 		defer s.cache.drop() // also after an error: the commit may have been done
 	}
-	learned := false
+	var done vm.Applied
 	defer func() {
-		if learned {
+		if len(done.Learned) > 0 {
 			s.cache.drop()
 		}
 	}()
-	return s.write(ctx, func(tx *sqlx.Tx) error {
+	err := s.write(ctx, func(tx *sqlx.Tx) error {
+		done = vm.Applied{}
 		now := time.Now()
 		if c.Operation != nil {
 			if err := putOperation(ctx, tx, *c.Operation, now); err != nil {
@@ -50,18 +51,95 @@ func (s *Store) Apply(ctx context.Context, c vm.Change) error {
 		if err := applyVM(ctx, tx, c, now); err != nil {
 			return err
 		}
+		var learned []string
 		for _, l := range c.Learned {
 			news, err := learn(ctx, tx, l, now)
 			if err != nil {
 				return err
 			}
-			learned = learned || news
+			if news {
+				learned = append(learned, l.VMID)
+			}
 		}
 		if err := forget(ctx, tx, c); err != nil {
 			return err
 		}
-		return appendEvents(ctx, tx, c.Events, now)
+		if err := appendEvents(ctx, tx, c.Events, now); err != nil {
+			return err
+		}
+		return readBack(ctx, tx, c, learned, &done)
 	})
+	if err != nil {
+		return vm.Applied{}, err
+	}
+	return done, nil
+}
+
+// readBack fills done with the rows that c wrote and that still exist. learned
+// lists the VMs that c.Learned changed.
+func readBack(ctx context.Context, tx *sqlx.Tx, c vm.Change, learned []string, done *vm.Applied) (err error) {
+	if t := c.NewTemplate; t != nil {
+		done.Template, err = rowInTx(ctx, tx, templateByName, t.Name, scanTemplate)
+	}
+	if v := cmp.Or(c.NewVM, updated(c.VM)); v != nil && err == nil {
+		done.VM, err = rowInTx(ctx, tx, vmByID, v.ID, scanVM)
+	}
+	for _, id := range diskIDs(c) {
+		var d *vm.Disk
+		if err == nil {
+			d, err = rowInTx(ctx, tx, diskByID, id, scanDisk)
+		}
+		if d != nil {
+			done.Disks = append(done.Disks, *d)
+		}
+	}
+	if c.NewImage != nil && err == nil {
+		done.Image, err = rowInTx(ctx, tx, imageByName, c.NewImage.Name, scanImage)
+	}
+	if c.Image != nil && err == nil {
+		done.Image, err = rowInTx(ctx, tx, imageByName, c.Image.Image.Name, scanImage)
+	}
+	if n := cmp.Or(c.NewNetwork, c.Network); n != nil && err == nil {
+		done.Network, err = rowInTx(ctx, tx, networkByName, n.Name, scanNetwork)
+	}
+	for _, id := range learned {
+		var v *vm.VM
+		if err == nil {
+			v, err = rowInTx(ctx, tx, vmByID, id, scanVM)
+		}
+		if v != nil {
+			done.Learned = append(done.Learned, *v)
+		}
+	}
+	return err
+}
+
+// updated returns the VM in u, nil if u is nil.
+func updated(u *vm.VMUpdate) *vm.VM {
+	if u == nil {
+		return nil
+	}
+	return &u.VM
+}
+
+// diskIDs returns the ids of the disks that c inserts and updates.
+func diskIDs(c vm.Change) (ids []string) {
+	if c.NewDisk != nil {
+		ids = append(ids, c.NewDisk.ID)
+	}
+	for _, u := range c.Disks {
+		ids = append(ids, u.Disk.ID)
+	}
+	return ids
+}
+
+// rowInTx returns the row of a query inside tx, or nil if there is none.
+func rowInTx[T any](ctx context.Context, tx *sqlx.Tx, query, id string, scan func(scanner) (T, error)) (*T, error) {
+	row, err := scan(tx.QueryRowxContext(ctx, query, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	return &row, err
 }
 
 // forget deletes what VMs and disks are made of.

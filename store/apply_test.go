@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"strings"
 	"sync"
@@ -97,7 +98,7 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tt.change.Operation = &vm.Operation{ID: name, Kind: vm.VMCreate, Resource: "vms/a", State: vm.OpRunning}
 			tt.change.Events = append([]vm.Event{vm.NewEvent("vm.created", "vms/a", struct{}{})}, tt.change.Events...)
-			err := s.Apply(t.Context(), tt.change)
+			err := s.applyErr(t.Context(), tt.change)
 			if err == nil || !strings.Contains(err.Error(), tt.detail) {
 				t.Fatalf("got %v; want %q in it", err, tt.detail)
 			}
@@ -180,7 +181,7 @@ func TestOneOfManyWinsACompareAndSet(t *testing.T) {
 			all.Go(func() {
 				u := v
 				u.State, u.ReasonDetail = to, fmt.Sprint(i)
-				err := s.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: from, VM: u},
+				err := s.applyErr(t.Context(), vm.Change{VM: &vm.VMUpdate{From: from, VM: u},
 					Operation: &vm.Operation{ID: fmt.Sprint(round, i), Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning}})
 				switch {
 				case err == nil:
@@ -218,19 +219,99 @@ func TestReadersAndWritersDoNotDisturbEachOther(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			must(s.Apply(ctx, vm.Change{NewVM: &v}))
+			must(s.applyErr(ctx, vm.Change{NewVM: &v}))
 			for n := range 5 {
 				got, err := s.VM(ctx, v.ID)
 				must(err)
 				if got.Revision != int64(n+1) {
 					t.Errorf("read revision %d just after %d was written", got.Revision, n+1)
 				}
-				must(s.Apply(ctx, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: got}}))
+				must(s.applyErr(ctx, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: got}}))
 				_, err = s.VMs(ctx, vm.VMFilter{State: vm.Running}, vm.Page{})
 				must(err)
 			}
-			must(s.Apply(ctx, vm.Change{DeleteVM: v.ID}))
+			must(s.applyErr(ctx, vm.Change{DeleteVM: v.ID}))
 		})
 	}
 	all.Wait()
+}
+
+func TestApplyReturnsTheRowsItWrote(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	makeNetwork(t, s, "lan")
+	// wantApplied checks that each row in done is the one that is read now.
+	wantApplied := func(done, want vm.Applied) {
+		t.Helper()
+		read := func(err error) { t.Helper(); must(t, err) }
+		var err error
+		if want.Template != nil {
+			*want.Template, err = s.Template(t.Context(), want.Template.Name)
+			read(err)
+		}
+		if want.VM != nil {
+			*want.VM, err = s.VM(t.Context(), want.VM.ID)
+			read(err)
+		}
+		for i := range want.Disks {
+			want.Disks[i], err = s.Disk(t.Context(), want.Disks[i].ID)
+			read(err)
+		}
+		if want.Image != nil {
+			*want.Image, err = s.Image(t.Context(), want.Image.Name)
+			read(err)
+		}
+		if want.Network != nil {
+			*want.Network, err = s.Network(t.Context(), want.Network.Name)
+			read(err)
+		}
+		for i := range want.Learned {
+			want.Learned[i], err = s.VM(t.Context(), want.Learned[i].ID)
+			read(err)
+		}
+		if !reflect.DeepEqual(done, want) {
+			t.Errorf("applied %+v; want %+v", done, want)
+		}
+	}
+
+	v, d, e, i, n := makeVM(1), makeDisk("d"), makeDisk("e"), fullImage(), fullNetwork()
+	v.NICs, v.Labels = []vm.NIC{makeNIC(0, "lan", "10.0.0.7")}, map[string]string{"a": "b"}
+	big := vm.Template{Name: "big", CPUCount: 8, RAMMiB: 8}
+	done := apply(t, s, vm.Change{NewTemplate: &big, NewVM: &v, NewDisk: &d, NewImage: &i, NewNetwork: &n})
+	wantApplied(done, vm.Applied{Template: &big, VM: &vm.VM{ID: v.ID}, Disks: []vm.Disk{d}, Image: &i, Network: &n})
+	if done.VM.Seq != 1 || done.VM.Revision != 1 || done.VM.UpdatedAt.IsZero() {
+		t.Errorf("applied %+v; want what the store sets in it", done.VM)
+	}
+	done.VM.NICs[0].Network = "changed"
+	if v.NICs[0].Network != "lan" || s.mustVM(t, v.ID).NICs[0].Network != "lan" {
+		t.Error("the applied VM shares its NICs with the change or with readers")
+	}
+
+	// An update keeps what never changes, and Learned counts as well.
+	apply(t, s, vm.Change{NewDisk: &e})
+	u := v
+	u.UUID, u.Description = "other", "changed"
+	known := []vm.LearnedAddress{{IP: netip.MustParseAddr("10.0.0.9"), Source: vm.SourceNeighbour, At: at}}
+	done = apply(t, s, vm.Change{
+		VM:      &vm.VMUpdate{From: v.State, VM: u},
+		Disks:   []vm.DiskUpdate{{From: e.State, Disk: e}, {From: d.State, Disk: d}},
+		Image:   &vm.ImageUpdate{From: vm.ImageError, Image: i},
+		Network: &n,
+		Learned: []vm.Learned{{VMID: "gone"}, {VMID: v.ID, Addresses: &known}},
+	})
+	wantApplied(done, vm.Applied{VM: &vm.VM{ID: v.ID}, Disks: []vm.Disk{e, d}, Image: &i, Network: &n, Learned: []vm.VM{{ID: v.ID}}})
+	if done.VM.UUID != v.UUID || done.VM.Revision != 3 || len(done.VM.Learned) != 1 {
+		t.Errorf("applied %+v; want UUID %s, revision 3 and what was learned", done.VM, v.UUID)
+	}
+
+	// What is deleted in the same change was not written, and neither was what
+	// taught nothing new.
+	off := vm.DiskUpdate{From: d.State, Disk: d}
+	done = apply(t, s, vm.Change{Disks: []vm.DiskUpdate{off}, DeleteDisk: d.ID, VM: &vm.VMUpdate{From: v.State, VM: u}, DeleteVM: v.ID})
+	wantApplied(done, vm.Applied{})
+	wantApplied(apply(t, s, vm.Change{Learned: []vm.Learned{{VMID: v.ID, Addresses: &known}}}), vm.Applied{})
+	done, err := s.Apply(t.Context(), vm.Change{NewDisk: &d, NewTemplate: &big})
+	if err == nil || !reflect.DeepEqual(done, vm.Applied{}) {
+		t.Errorf("a change that is refused: applied %+v, %v; want an error alone", done, err)
+	}
 }

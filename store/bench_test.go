@@ -106,7 +106,7 @@ func BenchmarkApply(b *testing.B) {
 	op := vm.Operation{ID: "op", Kind: vm.VMStart, Resource: vm.VMResource(v.ID), State: vm.OpRunning}
 	defer reportCPU(b)()
 	for b.Loop() {
-		if err := s.Apply(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}}); err != nil {
+		if err := s.applyErr(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -123,7 +123,7 @@ func BenchmarkApplyEvents(b *testing.B) {
 	}
 	defer reportCPU(b)()
 	for b.Loop() {
-		if err := s.Apply(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}, Events: events}); err != nil {
+		if err := s.applyErr(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}, Events: events}); err != nil {
 			b.Fatal(err)
 		}
 	}

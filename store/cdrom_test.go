@@ -60,11 +60,11 @@ func TestDrivesThatWouldNotComeBackAreNotRecorded(t *testing.T) {
 	} {
 		bad := v
 		bad.CDROMs = []vm.CDROM{d}
-		if err := s.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: bad.State, VM: bad}}); err == nil || vm.ProblemOf(err).Code != vm.CodeInternal {
+		if err := s.applyErr(t.Context(), vm.Change{VM: &vm.VMUpdate{From: bad.State, VM: bad}}); err == nil || vm.ProblemOf(err).Code != vm.CodeInternal {
 			t.Errorf("%s: %v; want an error of no class", name, err)
 		}
 		bad.ID, bad.UUID = "new", "new"
-		if err := s.Apply(t.Context(), vm.Change{NewVM: &bad}); err == nil {
+		if err := s.applyErr(t.Context(), vm.Change{NewVM: &bad}); err == nil {
 			t.Errorf("%s: a new VM of it is recorded", name)
 		}
 	}

@@ -50,13 +50,17 @@ func (r diskRow) disk() vm.Disk {
 		CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
 }
 
+const diskByID = `SELECT ` + diskColumns + ` FROM disks WHERE id = ?`
+
+func scanDisk(row scanner) (vm.Disk, error) {
+	var r diskRow
+	err := row.StructScan(&r)
+	return r.disk(), err
+}
+
 // Disk returns one data disk.
 func (s *Store) Disk(ctx context.Context, id string) (vm.Disk, error) {
-	var r diskRow
-	err := s.one(ctx, "disk", id, `SELECT `+diskColumns+` FROM disks WHERE id = ?`, func(row *sqlx.Row) error {
-		return row.StructScan(&r)
-	})
-	return r.disk(), err
+	return one(ctx, s, "disk", id, diskByID, scanDisk)
 }
 
 // Disks returns a page of the data disks that f selects.
@@ -65,11 +69,7 @@ func (s *Store) Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Dis
 	q.and("state = ?", string(f.State))
 	q.and("vm_id = ?", f.VMID)
 	query, args := q.sql(diskColumns, "disks", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Disk, error) {
-		var r diskRow
-		err := rows.StructScan(&r)
-		return r.disk(), err
-	})
+	return list(ctx, s, query, args, p.Limit, scanDisk)
 }
 
 func insertDisk(ctx context.Context, tx *sqlx.Tx, d vm.Disk, now time.Time) error {

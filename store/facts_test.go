@@ -76,7 +76,7 @@ func TestAnUpdateLeavesWhatWasLearnedAlone(t *testing.T) {
 		"a slot that there is not": {Slot: vm.MaxNICs, IP: known[0].IP, Source: vm.SourceNeighbour},
 		"a source that is none":    {IP: known[0].IP, Source: "rumour"},
 	} {
-		if err := s.Apply(t.Context(), vm.Change{Learned: []vm.Learned{{VMID: v.ID, Addresses: &[]vm.LearnedAddress{l}}}}); err == nil {
+		if err := s.applyErr(t.Context(), vm.Change{Learned: []vm.Learned{{VMID: v.ID, Addresses: &[]vm.LearnedAddress{l}}}}); err == nil {
 			t.Errorf("%s is recorded", name)
 		}
 	}

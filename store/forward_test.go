@@ -34,7 +34,7 @@ func TestAHostPortLeadsToOneGuestOnly(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			v := other
 			v.Forwards = tt.forwards
-			err := s.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
+			err := s.applyErr(t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 			got := s.mustVM(t, v.ID)
 			if tt.detail == "" {
 				if err != nil || !reflect.DeepEqual(got.Forwards, tt.forwards) {
@@ -52,7 +52,7 @@ func TestAHostPortLeadsToOneGuestOnly(t *testing.T) {
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: other.State, VM: other}})
 	v := makeVM(2)
 	v.Forwards = owner.Forwards[:1]
-	wantFault(t, s.Apply(t.Context(), vm.Change{NewVM: &v}), vm.CodeInUse)
+	wantFault(t, s.applyErr(t.Context(), vm.Change{NewVM: &v}), vm.CodeInUse)
 	if _, err := s.VM(t.Context(), v.ID); !errors.Is(err, vm.ErrNotFound) {
 		t.Errorf("the VM that was refused is there: %v", err)
 	}

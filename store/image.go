@@ -54,13 +54,17 @@ func (r imageRow) image() vm.Image {
 		CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
 }
 
+const imageByName = `SELECT ` + imageColumns + ` FROM images WHERE name = ?`
+
+func scanImage(row scanner) (vm.Image, error) {
+	var r imageRow
+	err := row.StructScan(&r)
+	return r.image(), err
+}
+
 // Image returns one image.
 func (s *Store) Image(ctx context.Context, name string) (vm.Image, error) {
-	var r imageRow
-	err := s.one(ctx, "image", name, `SELECT `+imageColumns+` FROM images WHERE name = ?`, func(row *sqlx.Row) error {
-		return row.StructScan(&r)
-	})
-	return r.image(), err
+	return one(ctx, s, "image", name, imageByName, scanImage)
 }
 
 // Images returns a page of the images that f selects.
@@ -70,11 +74,7 @@ func (s *Store) Images(ctx context.Context, f vm.ImageFilter, p vm.Page) ([]vm.I
 	q.and("sha256 = ?", f.SHA256)
 	q.andLabel(f.Label, f.LabelValue)
 	query, args := q.sql(imageColumns, "images", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Image, error) {
-		var r imageRow
-		err := rows.StructScan(&r)
-		return r.image(), err
-	})
+	return list(ctx, s, query, args, p.Limit, scanImage)
 }
 
 // applyImages makes and updates the images of c; they come before what may be

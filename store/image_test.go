@@ -66,7 +66,7 @@ func TestAnImageIsUpdatedFromTheStateItWasIn(t *testing.T) {
 	apply(t, s, vm.Change{NewImage: &first})
 	i := fullImage()
 	i.CreatedAt, i.Seq, i.Revision = at.AddDate(1, 0, 0), 99, 99
-	f := wantFault(t, s.Apply(t.Context(), vm.Change{Image: &vm.ImageUpdate{From: vm.ImageImporting, Image: i}}), vm.CodeBusy)
+	f := wantFault(t, s.applyErr(t.Context(), vm.Change{Image: &vm.ImageUpdate{From: vm.ImageImporting, Image: i}}), vm.CodeBusy)
 	if f.Detail != "image full is no longer importing: something else changed it" {
 		t.Errorf("the detail is %q", f.Detail)
 	}
@@ -103,7 +103,7 @@ func TestWhatCannotBeDoneWithAnImageIsRefused(t *testing.T) {
 		"none is deleted":       {vm.Change{DeleteImage: "none"}, vm.CodeNotFound, `image "none" not found`},
 	} {
 		tt.change.Operation = &vm.Operation{ID: name, Kind: vm.ImageCreate, Resource: "images/debian", State: vm.OpRunning}
-		err := s.Apply(t.Context(), tt.change)
+		err := s.applyErr(t.Context(), tt.change)
 		if err == nil || !strings.Contains(err.Error(), tt.detail) {
 			t.Errorf("%s: %v; want %q in it", name, err, tt.detail)
 		} else if tt.code != "" {
@@ -159,7 +159,7 @@ func TestAnImageIsKeptWhileItsContentIsInUse(t *testing.T) {
 	apply(t, s, vm.Change{NewImage: &i})
 	wantUse := func(what string, vms, disks int) {
 		t.Helper()
-		err := s.Apply(t.Context(), vm.Change{DeleteImage: "debian", Events: []vm.Event{vm.NewEvent("image.deleted", "images/debian", nil)}})
+		err := s.applyErr(t.Context(), vm.Change{DeleteImage: "debian", Events: []vm.Event{vm.NewEvent("image.deleted", "images/debian", nil)}})
 		f := wantFault(t, err, vm.CodeInUse)
 		if want := fmt.Sprintf("image debian is in use by %d VM(s) and %d disk(s)", vms, disks); f.Detail != want || f.Hint == "" {
 			t.Errorf("%s: %q, %q; want %q and what to do", what, f.Detail, f.Hint, want)
@@ -243,7 +243,7 @@ func TestAnImageIsDeletedWhenItsContentKeepsAName(t *testing.T) {
 		if tt.other != "" {
 			apply(t, s, vm.Change{NewImage: &other})
 		}
-		err := s.Apply(t.Context(), vm.Change{DeleteImage: "a"})
+		err := s.applyErr(t.Context(), vm.Change{DeleteImage: "a"})
 		if tt.kept {
 			wantFault(t, err, vm.CodeInUse)
 		} else if err != nil {

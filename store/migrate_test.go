@@ -63,8 +63,8 @@ func TestADatabaseOfTheFirstVersionKeepsAllItHas(t *testing.T) {
 	}
 
 	// It goes on as it would have, and an old VM can get what is new.
-	wantFault(t, s.Apply(t.Context(), vm.Change{DeleteTemplate: "small"}), vm.CodeInUse)
-	wantFault(t, s.Apply(t.Context(), vm.Change{DeleteVM: "full"}), vm.CodeInUse)
+	wantFault(t, s.applyErr(t.Context(), vm.Change{DeleteTemplate: "small"}), vm.CodeInUse)
+	wantFault(t, s.applyErr(t.Context(), vm.Change{DeleteVM: "full"}), vm.CodeInUse)
 	makeNetwork(t, s, "lan")
 	full := want[0]
 	full.NICs = []vm.NIC{makeNIC(0, "lan", "10.0.0.7")}
@@ -171,7 +171,7 @@ func TestADatabaseOfTheSecondVersionKeepsAllItHas(t *testing.T) {
 		!reflect.DeepEqual(got.Learned, full.Learned) {
 		t.Errorf("read %+v; want what was given to it", got)
 	}
-	if f := wantFault(t, s.Apply(t.Context(), vm.Change{DeleteImage: "debian"}), vm.CodeInUse); f.Detail != "image debian is in use by 1 VM(s) and 1 disk(s)" {
+	if f := wantFault(t, s.applyErr(t.Context(), vm.Change{DeleteImage: "debian"}), vm.CodeInUse); f.Detail != "image debian is in use by 1 VM(s) and 1 disk(s)" {
 		t.Errorf("the detail is %q", f.Detail)
 	}
 	wantWhole(t, s)

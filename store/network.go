@@ -53,24 +53,24 @@ func (r networkRow) network() vm.Network {
 		CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
 }
 
+const networkByName = `SELECT ` + networkColumns + ` FROM networks WHERE name = ?`
+
+func scanNetwork(row scanner) (vm.Network, error) {
+	var r networkRow
+	err := row.StructScan(&r)
+	return r.network(), err
+}
+
 // Network returns one network.
 func (s *Store) Network(ctx context.Context, name string) (vm.Network, error) {
-	var r networkRow
-	err := s.one(ctx, "network", name, `SELECT `+networkColumns+` FROM networks WHERE name = ?`, func(row *sqlx.Row) error {
-		return row.StructScan(&r)
-	})
-	return r.network(), err
+	return one(ctx, s, "network", name, networkByName, scanNetwork)
 }
 
 // Networks returns a page of the networks.
 func (s *Store) Networks(ctx context.Context, p vm.Page) ([]vm.Network, error) {
 	q := after(p)
 	query, args := q.sql(networkColumns, "networks", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Network, error) {
-		var r networkRow
-		err := rows.StructScan(&r)
-		return r.network(), err
-	})
+	return list(ctx, s, query, args, p.Limit, scanNetwork)
 }
 
 // applyNetworks makes and replaces the networks of c; they come before the VMs

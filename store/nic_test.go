@@ -123,12 +123,12 @@ func TestWhatWouldNotComeBackIsNotRecorded(t *testing.T) {
 	} {
 		bad := s.mustVM(t, good.ID)
 		spoil(&bad.NICs[0], &bad.Forwards[0])
-		err := s.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: bad.State, VM: bad}})
+		err := s.applyErr(t.Context(), vm.Change{VM: &vm.VMUpdate{From: bad.State, VM: bad}})
 		if err == nil || vm.ProblemOf(err).Code != vm.CodeInternal {
 			t.Errorf("%s: %v; want an error of no class", name, err)
 		}
 		bad.ID, bad.UUID = "new", "new"
-		if err := s.Apply(t.Context(), vm.Change{NewVM: &bad}); err == nil {
+		if err := s.applyErr(t.Context(), vm.Change{NewVM: &bad}); err == nil {
 			t.Errorf("%s: a new VM of it is recorded", name)
 		}
 	}

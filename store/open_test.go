@@ -370,10 +370,10 @@ func TestAnOlderDatabaseIsBackedUpAndMigrated(t *testing.T) {
 	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{}); err != nil || len(list) != 2000 {
 		t.Errorf("%d VMs are left, %v; want all", len(list), err)
 	}
-	wantFault(t, s.Apply(t.Context(), vm.Change{DeleteTemplate: "small"}), vm.CodeInUse)
+	wantFault(t, s.applyErr(t.Context(), vm.Change{DeleteTemplate: "small"}), vm.CodeInUse)
 	v := makeVM(9999)
 	v.Template.Name = "none"
-	wantFault(t, s.Apply(t.Context(), vm.Change{NewVM: &v}), vm.CodeNotFound) // the reference holds again
+	wantFault(t, s.applyErr(t.Context(), vm.Change{NewVM: &v}), vm.CodeNotFound) // the reference holds again
 
 	if info, err := os.Stat(path + ".before-v5"); err != nil || info.Mode() != 0o600 {
 		t.Fatalf("the backup: %v, %v; want it there for its owner alone", info, err)

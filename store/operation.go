@@ -105,16 +105,17 @@ func (t *target) Scan(src any) error {
 	return decode(src, (*vm.Target)(t))
 }
 
-// Operation returns one operation.
-func (s *Store) Operation(ctx context.Context, id string) (vm.Operation, error) {
+func scanOperation(row scanner) (vm.Operation, error) {
 	var r operationRow
-	err := s.one(ctx, "operation", id, `SELECT `+operationColumns+` FROM operations WHERE id = ?`, func(row *sqlx.Row) error {
-		return row.StructScan(&r)
-	})
-	if err != nil {
+	if err := row.StructScan(&r); err != nil {
 		return vm.Operation{}, err
 	}
 	return r.operation()
+}
+
+// Operation returns one operation.
+func (s *Store) Operation(ctx context.Context, id string) (vm.Operation, error) {
+	return one(ctx, s, "operation", id, `SELECT `+operationColumns+` FROM operations WHERE id = ?`, scanOperation)
 }
 
 // openOnly is the condition of the index operations_open, in its words. Said the
@@ -131,13 +132,7 @@ func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page)
 		q.where += " AND " + openOnly
 	}
 	query, args := q.sql(operationColumns, "operations", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Operation, error) {
-		var r operationRow
-		if err := rows.StructScan(&r); err != nil {
-			return vm.Operation{}, err
-		}
-		return r.operation()
-	})
+	return list(ctx, s, query, args, p.Limit, scanOperation)
 }
 
 // pruneBatch is how many operations or events one transaction forgets: the writers that

@@ -25,24 +25,24 @@ func (r templateRow) template() vm.Template {
 	return vm.Template{Seq: r.Seq, Name: r.Name, CPUCount: r.CPUCount, RAMMiB: r.RAMMiB, CreatedAt: time.Time(r.CreatedAt)}
 }
 
+const templateByName = `SELECT ` + templateColumns + ` FROM templates WHERE name = ?`
+
+func scanTemplate(row scanner) (vm.Template, error) {
+	var r templateRow
+	err := row.StructScan(&r)
+	return r.template(), err
+}
+
 // Template returns one template.
 func (s *Store) Template(ctx context.Context, name string) (vm.Template, error) {
-	var r templateRow
-	err := s.one(ctx, "template", name, `SELECT `+templateColumns+` FROM templates WHERE name = ?`, func(row *sqlx.Row) error {
-		return row.StructScan(&r)
-	})
-	return r.template(), err
+	return one(ctx, s, "template", name, templateByName, scanTemplate)
 }
 
 // Templates returns a page of the templates.
 func (s *Store) Templates(ctx context.Context, p vm.Page) ([]vm.Template, error) {
 	q := after(p)
 	query, args := q.sql(templateColumns, "templates", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Template, error) {
-		var r templateRow
-		err := rows.StructScan(&r)
-		return r.template(), err
-	})
+	return list(ctx, s, query, args, p.Limit, scanTemplate)
 }
 
 func insertTemplate(ctx context.Context, tx *sqlx.Tx, t vm.Template, now time.Time) error {

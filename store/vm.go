@@ -79,6 +79,14 @@ func vmRowOf(v vm.VM, now time.Time) (vmRow, error) {
 		Image: text(v.Root.Image), CDROMs: cdroms}, nil
 }
 
+const vmByID = `SELECT ` + vmColumns + ` FROM vms WHERE id = ?`
+
+func scanVM(row scanner) (vm.VM, error) {
+	var v vm.VM
+	err := row.Scan(vmDest(&v)...)
+	return v, err
+}
+
 // VM returns one VM. Of its template it has the name and the sizes; of no
 // restart policy, it has [vm.RestartNever].
 func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
@@ -86,10 +94,7 @@ func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
 	if v, ok := g.get(id); ok {
 		return v, s.fault(ctx, ctx.Err())
 	}
-	var v vm.VM
-	err := s.one(ctx, "vm", id, `SELECT `+vmColumns+` FROM vms WHERE id = ?`, func(row *sqlx.Row) error {
-		return row.Scan(vmDest(&v)...)
-	})
+	v, err := one(ctx, s, "vm", id, vmByID, scanVM)
 	if err == nil {
 		g.put(v)
 	}
@@ -116,7 +121,7 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 	query, args := q.sql(vmColumns, "vms", p)
 	var v vm.VM
 	dest := vmDest(&v)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.VM, error) {
+	return list(ctx, s, query, args, p.Limit, func(rows scanner) (vm.VM, error) {
 		err := rows.Scan(dest...)
 		return v, err
 	})

@@ -43,7 +43,7 @@ func NewEvent(kind, resource string, data any) Event {
 // apply records c and the events it makes, and wakes whoever waits for events.
 func (m *Manager) apply(ctx context.Context, c Change) error {
 	c.Events = append(eventsOf(c), c.Events...)
-	if err := m.store.Apply(ctx, c); err != nil {
+	if _, err := m.store.Apply(ctx, c); err != nil {
 		return err
 	}
 	if len(c.Events) > 0 {
