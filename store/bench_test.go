@@ -18,7 +18,7 @@ const many = 10_000
 func seeded(t testing.TB, n int) *Store {
 	t.Helper()
 	s := crowded(t, n)
-	_, err := s.writer.Exec(`UPDATE vms SET facts = ?`, packFacts(&vm.VM{Boot: vm.Boot{Spawned: at, Monitor: at, Serial: at, DHCP: at, TCP: at}}))
+	_, err := s.writer.Exec(`UPDATE vms SET boot = ?`, boot{Spawned: at, Monitor: at, Serial: at, DHCP: at, TCP: at})
 	must(t, err)
 	return s
 }

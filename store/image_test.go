@@ -97,7 +97,7 @@ func TestWhatCannotBeDoneWithAnImageIsRefused(t *testing.T) {
 		code   vm.Code // none for a defect
 		detail string
 	}{
-		"one that is there":     {vm.Change{NewImage: &i}, vm.CodeExists, `image "debian" already exists`},
+		"one that is there":     {vm.Change{NewImage: &i}, vm.CodeExists, `image debian already exists`},
 		"one of no known state": {vm.Change{NewImage: &strange}, "", "CHECK constraint failed"},
 		"an update of none":     {vm.Change{Image: &vm.ImageUpdate{From: vm.ImageAvailable, Image: stray}}, vm.CodeBusy, "image none is no longer available"},
 		"none is deleted":       {vm.Change{DeleteImage: "none"}, vm.CodeNotFound, `image "none" not found`},
@@ -261,7 +261,7 @@ func TestImagesAndTheirUsersAreFoundByIndex(t *testing.T) {
 		q.and("state = ?", string(f.State))
 		q.and("sha256 = ?", f.SHA256)
 		q.andLabel(f.Label, f.LabelValue)
-		query, _ := q.sql(imageColumns, "images", vm.Page{Limit: 10})
+		query, _ := q.sql(imageTable.list, "images", vm.Page{Limit: 10})
 		return query
 	}
 	for query, want := range map[string][]string{

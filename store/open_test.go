@@ -138,7 +138,8 @@ func filled(t *testing.T) string {
 	makeTemplate(t, s, "small")
 	must(t, s.write(t.Context(), func(tx *sqlx.Tx) error {
 		for i := range 2000 {
-			must(t, insertVM(t.Context(), tx, makeVM(i), at))
+			_, err := insertVM(t.Context(), tx, makeVM(i), at)
+			must(t, err)
 		}
 		return nil
 	}))

@@ -63,9 +63,9 @@ CREATE INDEX images_sha256 ON images (sha256, seq) WHERE sha256 IS NOT NULL;
 CREATE INDEX images_labelled ON images (seq) WHERE labels IS NOT NULL;
 
 -- cpu_count and ram_mib copy the template's, which never change, so that a VM is
--- read without a join. image is the image that the root disk was made of. labels
--- is a JSON object of strings. policy is a JSON object of the restart policy and
--- autostart. nics, forwards, facts and cdroms are packed text.
+-- read without a join. labels is a JSON object of strings, policy a JSON object of
+-- the restart policy and autostart, boot a JSON object of times by boot mark. nics,
+-- forwards, cdroms and learned are JSON arrays of objects.
 CREATE TABLE vms (
 	seq              INTEGER PRIMARY KEY AUTOINCREMENT,
 	id               TEXT    NOT NULL UNIQUE,
@@ -78,9 +78,9 @@ CREATE TABLE vms (
 	reason_detail    TEXT,
 	desired          TEXT    NOT NULL CHECK (desired IN ('running', 'stopped')),
 	root_size_mib    INTEGER NOT NULL,
+	root_image       TEXT,
 	root_base        TEXT,
 	root_base_format TEXT,
-	image            TEXT,
 	machine          TEXT,
 	accel            TEXT    CHECK (accel IN ('kvm', 'tcg')),
 	created_at       INTEGER NOT NULL,
@@ -89,24 +89,27 @@ CREATE TABLE vms (
 	revision         INTEGER NOT NULL,
 	description      TEXT,
 	labels           TEXT    CHECK (json_type(labels) = 'object'),
-	policy           TEXT    CHECK (json_type(policy) = 'object' AND coalesce(policy ->> '$.restart', 'never') IN ('never', 'on-failure', 'always')),
-	nics             TEXT,
-	forwards         TEXT,
-	cdroms           TEXT,
-	facts            TEXT
+	policy           TEXT    CHECK (json_type(policy) = 'object'
+		AND coalesce(policy ->> '$.restart', 'never') IN ('never', 'on-failure', 'always')),
+	nics             TEXT    CHECK (json_type(nics) = 'array'),
+	forwards         TEXT    CHECK (json_type(forwards) = 'array'),
+	cdroms           TEXT    CHECK (json_type(cdroms) = 'array'),
+	boot             TEXT    CHECK (json_type(boot) = 'object'),
+	learned          TEXT    CHECK (json_type(learned) = 'array')
 ) STRICT;
 
 CREATE INDEX vms_state ON vms (state, seq);
 CREATE INDEX vms_template ON vms (template_name, seq);
 CREATE INDEX vms_labelled ON vms (seq) WHERE labels IS NOT NULL;
 
--- The tables addresses, host_ports and vm_contents are indexes: they repeat what
--- the columns nics, forwards, root_base and cdroms of vms say, and are written in
--- the same transaction, to keep values unique and to find their holder.
+-- vm_addresses, vm_host_ports and vm_contents are indexes of the columns nics,
+-- forwards, root_base and cdroms of vms. They hold no fact of their own: the store
+-- rewrites them in the transaction that writes the column. They keep addresses, MAC
+-- addresses and host ports unique and find the VM that has one.
 
 -- ip is an IPv4 address as a number. ip and ipv6 are NULL on networks that do not
 -- give each guest an address of its own.
-CREATE TABLE addresses (
+CREATE TABLE vm_addresses (
 	vm_id   TEXT    NOT NULL REFERENCES vms (id) ON DELETE CASCADE,
 	slot    INTEGER NOT NULL,
 	network TEXT    NOT NULL REFERENCES networks (name) ON DELETE RESTRICT,
@@ -116,13 +119,13 @@ CREATE TABLE addresses (
 	PRIMARY KEY (vm_id, slot)
 ) STRICT, WITHOUT ROWID;
 
-CREATE UNIQUE INDEX addresses_mac ON addresses (network, mac);
-CREATE UNIQUE INDEX addresses_ip ON addresses (network, ip) WHERE ip IS NOT NULL;
-CREATE UNIQUE INDEX addresses_ipv6 ON addresses (network, ipv6) WHERE ipv6 IS NOT NULL;
+CREATE UNIQUE INDEX vm_addresses_mac ON vm_addresses (network, mac);
+CREATE UNIQUE INDEX vm_addresses_ip ON vm_addresses (network, ip) WHERE ip IS NOT NULL;
+CREATE UNIQUE INDEX vm_addresses_ipv6 ON vm_addresses (network, ipv6) WHERE ipv6 IS NOT NULL;
 
 -- An index cannot express that 0.0.0.0 is every address of the host: the store
 -- checks that before it writes a row.
-CREATE TABLE host_ports (
+CREATE TABLE vm_host_ports (
 	vm_id        TEXT    NOT NULL REFERENCES vms (id) ON DELETE CASCADE,
 	id           TEXT    NOT NULL,
 	protocol     TEXT    NOT NULL CHECK (protocol IN ('tcp', 'udp')),
@@ -131,7 +134,7 @@ CREATE TABLE host_ports (
 	PRIMARY KEY (vm_id, id)
 ) STRICT, WITHOUT ROWID;
 
-CREATE UNIQUE INDEX host_ports_port ON host_ports (protocol, host_port, host_address);
+CREATE UNIQUE INDEX vm_host_ports_port ON vm_host_ports (protocol, host_port, host_address);
 
 CREATE TABLE vm_contents (
 	vm_id  TEXT NOT NULL REFERENCES vms (id) ON DELETE CASCADE,
