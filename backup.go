@@ -113,7 +113,7 @@ func dropIntents(ctx context.Context, s *store.Store) error {
 		op.State, op.Progress, op.FinishedAt = vm.OpFailed, nil, at
 		op.Problem = &vm.Problem{Code: vm.CodeInterrupted, Detail: "the operation was on its way in a backup that was restored"}
 		op.Log = append(op.Log, vm.LogLine{At: at, Step: "restored", Message: "the database was restored from a backup"})
-		if err := s.Apply(ctx, vm.Change{Operation: &op}); err != nil {
+		if _, err := s.Apply(ctx, vm.Change{Operation: &op}); err != nil {
 			return err
 		}
 	}
@@ -132,7 +132,7 @@ func dropIntents(ctx context.Context, s *store.Store) error {
 		default:
 			continue
 		}
-		if err := s.Apply(ctx, c); err != nil {
+		if _, err := s.Apply(ctx, c); err != nil {
 			return err
 		}
 	}

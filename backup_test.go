@@ -164,7 +164,7 @@ func database(t *testing.T, cfg Config) *store.Store {
 
 func apply(t *testing.T, s *store.Store, c vm.Change) {
 	t.Helper()
-	if err := s.Apply(t.Context(), c); err != nil {
+	if _, err := s.Apply(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
 }

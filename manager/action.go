@@ -86,19 +86,18 @@ func (s *VMs) do(ctx context.Context, a *powerAction) (vm.VM, vm.Operation, erro
 	if err != nil {
 		return vm.VM{}, vm.Operation{}, err
 	}
-	return a.recorded, r.snapshot(), nil
+	return *r.intended.VM, r.snapshot(), nil
 }
 
 // A powerAction is one operation of [VMs.Do].
 type powerAction struct {
-	s        *VMs
-	id       string
-	op       vm.Op
-	stop     vm.StopOptions
-	auto     bool  // a restart by policy
-	recorded vm.VM // as the intent is recorded, for the caller
-	v        vm.VM // as it will be recorded
-	to       vm.State
+	s    *VMs
+	id   string
+	op   vm.Op
+	stop vm.StopOptions
+	auto bool  // a restart by policy
+	v    vm.VM // as it will be recorded
+	to   vm.State
 }
 
 func (a *powerAction) intent(ctx context.Context, r *run) (vm.Change, error) {
@@ -131,15 +130,10 @@ func (a *powerAction) intent(ctx context.Context, r *run) (vm.Change, error) {
 		v.Reason, v.ReasonDetail = vm.ReasonRequested, ""
 	}
 	a.recordDesired(&v)
-	a.v, a.recorded = v, v
-	a.recorded.Revision++ // as the store will
+	a.v = v
 	c := vm.Change{VM: &vm.VMUpdate{From: from, VM: v}}
 	if a.op == vm.OpStart {
 		c.Learned = []vm.Learned{{VMID: v.ID, Reset: true}}
-		if v.Boot != (vm.Boot{}) || len(v.Learned) > 0 {
-			a.recorded.Revision++
-		}
-		a.recorded.Boot, a.recorded.Learned = vm.Boot{}, nil
 	}
 	return c, nil
 }

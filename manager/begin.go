@@ -68,7 +68,7 @@ func (e *Engine) recordIntent(ctx context.Context, r *run, performs bool) (err e
 		intent.Events = append(intent.Events, operationEvent("operation.ended", op))
 	}
 	failpoint.Hit(string(r.kind) + ".before-intent")
-	err = e.apply(ctx, intent)
+	r.intended, err = e.commit(ctx, intent)
 	failpoint.Hit(string(r.kind) + ".after-intent")
 	return err
 }

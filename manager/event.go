@@ -9,18 +9,22 @@ import (
 // apply records c together with the events that follow from it, and wakes those that
 // wait for events.
 func (e *Engine) apply(ctx context.Context, c vm.Change) error {
+	_, err := e.commit(ctx, c)
+	return err
+}
+
+// commit is apply. It also returns what was written.
+func (e *Engine) commit(ctx context.Context, c vm.Change) (vm.Applied, error) {
 	c.Events = append(e.eventsOf(c), c.Events...)
 	at := now()
 	for i := range c.Events {
 		c.Events[i].At = at
 	}
-	if err := e.store.Apply(ctx, c); err != nil {
-		return err
-	}
-	if len(c.Events) > 0 {
+	written, err := e.store.Apply(ctx, c)
+	if err == nil && len(c.Events) > 0 {
 		e.feed.wake()
 	}
-	return nil
+	return written, err
 }
 
 // Tell records events of the daemon's own.

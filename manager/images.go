@@ -218,10 +218,11 @@ func (s *Images) Update(ctx context.Context, name string, e vm.ImageEdits, match
 		}
 		return vm.Change{Image: &vm.ImageUpdate{From: i.State, Image: i}}, nil
 	})
-	if _, err := s.begin(ctx, imageEdit.request(record, vm.ImageResource(name))); err != nil {
+	r, err := s.begin(ctx, imageEdit.request(record, vm.ImageResource(name)))
+	if err != nil {
 		return vm.Image{}, err
 	}
-	return s.store.Image(ctx, name)
+	return *r.intended.Image, nil
 }
 
 // Delete forgets an image, and removes its content if no other image has it. It fails with

@@ -32,10 +32,10 @@ type faultyStore struct {
 	fail func(vm.Change) error
 }
 
-func (s *faultyStore) Apply(ctx context.Context, c vm.Change) error {
+func (s *faultyStore) Apply(ctx context.Context, c vm.Change) (vm.Applied, error) {
 	if s.fail != nil {
 		if err := s.fail(c); err != nil {
-			return err
+			return vm.Applied{}, err
 		}
 	}
 	return s.Store.Apply(ctx, c)

@@ -21,6 +21,7 @@ type run struct {
 	preempted bool          // it cancelled another operation to get its resources
 	done      chan struct{} // closed when the outcome is recorded and the lock released
 	stepped   chan struct{} // holds one: there is a step to record
+	intended  vm.Applied    // what the intent wrote; read it after begin
 
 	mu  sync.Mutex
 	op  vm.Operation

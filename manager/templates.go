@@ -35,10 +35,11 @@ func (s *Templates) Create(ctx context.Context, t vm.Template) (vm.Template, err
 	}
 	t.CreatedAt = now()
 	record := recording(func(context.Context) (vm.Change, error) { return vm.Change{NewTemplate: &t}, nil })
-	if _, err := s.begin(ctx, templateCreate.request(record, vm.TemplateResource(t.Name))); err != nil {
+	r, err := s.begin(ctx, templateCreate.request(record, vm.TemplateResource(t.Name)))
+	if err != nil {
 		return vm.Template{}, err
 	}
-	return s.store.Template(ctx, t.Name)
+	return *r.intended.Template, nil
 }
 
 // Delete forgets a template. It fails with [vm.CodeInUse] while VMs are made of it.

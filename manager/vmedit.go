@@ -32,8 +32,9 @@ func (s *VMs) Update(ctx context.Context, id string, e vm.VMEdits, match vm.Matc
 		}
 		return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
 	})
-	if _, err := s.begin(ctx, vmEdit.request(record, vm.VMResource(id))); err != nil {
+	r, err := s.begin(ctx, vmEdit.request(record, vm.VMResource(id)))
+	if err != nil {
 		return vm.VM{}, err
 	}
-	return s.store.VM(ctx, id)
+	return *r.intended.VM, nil
 }

@@ -62,18 +62,18 @@ func recordAll(b *testing.B, w *world) *store.Store {
 	})
 	at := time.Now()
 	template := vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128, CreatedAt: at}
-	if err := s.Apply(b.Context(), vm.Change{NewTemplate: &template}); err != nil {
+	if _, err := s.Apply(b.Context(), vm.Change{NewTemplate: &template}); err != nil {
 		b.Fatal(err)
 	}
 	for id, v := range w.vms {
 		v.UUID, v.Template, v.Desired, v.Root, v.CreatedAt, v.UpdatedAt = id, template, vm.DesiredStopped, vm.DiskFile{SizeMiB: 10240}, at, at
-		if err := s.Apply(b.Context(), vm.Change{NewVM: &v}); err != nil {
+		if _, err := s.Apply(b.Context(), vm.Change{NewVM: &v}); err != nil {
 			b.Fatal(err)
 		}
 	}
 	for _, d := range w.disks {
 		d.CreatedAt, d.UpdatedAt = at, at
-		if err := s.Apply(b.Context(), vm.Change{NewDisk: &d}); err != nil {
+		if _, err := s.Apply(b.Context(), vm.Change{NewDisk: &d}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -135,7 +135,7 @@ func TestARowChangedBehindTheDaemonsBackIsMadeTrueByTheNextPass(t *testing.T) {
 		after(interval)
 		v := d.vm("a")
 		v.State = vm.Stopped
-		if err := d.store.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: v}}); err != nil {
+		if _, err := d.store.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: v}}); err != nil {
 			t.Fatal(err)
 		}
 		after(interval)

@@ -83,7 +83,7 @@ func newAPI(t testing.TB, change ...func(*fixture)) *api {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.store.Close() })
-	if err := a.store.Apply(ctx, vm.Change{NewNetwork: &vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT, Bridge: vm.DefaultNetwork,
+	if _, err := a.store.Apply(ctx, vm.Change{NewNetwork: &vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT, Bridge: vm.DefaultNetwork,
 		Subnet: netip.MustParsePrefix("192.168.100.0/24"), Gateway: netip.MustParseAddr("192.168.100.1"), Domain: "vman0.internal"}}); err != nil {
 		t.Fatal(err)
 	}

@@ -322,7 +322,7 @@ func (a *api) openOperation(t *testing.T, key string, kind vm.Kind, resource str
 	at := time.Now()
 	with.Operation = &vm.Operation{ID: "op-" + key, Kind: kind, Resource: vm.ParseResource(resource), State: vm.OpRunning, RequestedBy: "token:admin",
 		CreatedAt: at, StartedAt: at, Key: key, Fingerprint: x.caller.Fingerprint}
-	if err := a.store.Apply(t.Context(), with); err != nil {
+	if _, err := a.store.Apply(t.Context(), with); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -18,10 +18,10 @@ import (
 const (
 	leaseColumns = `network, vm_id, slot, mac, ip, ipv6`
 
-	leaseByMAC  = `SELECT ` + leaseColumns + ` FROM addresses WHERE network = ? AND mac = ?`
-	leaseByName = `SELECT ` + leaseColumns + ` FROM addresses WHERE vm_id = ? AND +network = ? ORDER BY slot LIMIT 1`
-	leaseByIP   = `SELECT ` + leaseColumns + ` FROM addresses WHERE network = ? AND ip = ?`
-	leaseByIPv6 = `SELECT ` + leaseColumns + ` FROM addresses WHERE network = ? AND ipv6 = ?`
+	leaseByMAC  = `SELECT ` + leaseColumns + ` FROM vm_addresses WHERE network = ? AND mac = ?`
+	leaseByName = `SELECT ` + leaseColumns + ` FROM vm_addresses WHERE vm_id = ? AND +network = ? ORDER BY slot LIMIT 1`
+	leaseByIP   = `SELECT ` + leaseColumns + ` FROM vm_addresses WHERE network = ? AND ip = ?`
+	leaseByIPv6 = `SELECT ` + leaseColumns + ` FROM vm_addresses WHERE network = ? AND ipv6 = ?`
 )
 
 // leaseDest returns where the columns go in l.
@@ -32,8 +32,8 @@ func leaseDest(l *vm.Lease) []any {
 // Leases returns who is on a network, in order of their addresses, those that
 // have none by VM and slot. It does not know what DHCP has confirmed.
 func (s *Store) Leases(ctx context.Context, network string) ([]vm.Lease, error) {
-	return list(ctx, s, `SELECT `+leaseColumns+` FROM addresses WHERE network = ? ORDER BY ip, vm_id, slot`, []any{network}, 0,
-		func(rows *sqlx.Rows) (vm.Lease, error) {
+	return list(ctx, s, `SELECT `+leaseColumns+` FROM vm_addresses WHERE network = ? ORDER BY ip, vm_id, slot`, []any{network}, 0,
+		func(rows scanner) (vm.Lease, error) {
 			var l vm.Lease
 			err := rows.Scan(leaseDest(&l)...)
 			l.Hostname = l.VMID
@@ -82,12 +82,12 @@ func (s *Store) lease(ctx context.Context, wanted, query string, args ...any) (v
 // the lower half, a second one leaves the half that has a free one.
 const lowestFree = `
 	WITH RECURSIVE search (low, size, taken) AS (
-		SELECT ?2, count(*) + 1, NULL FROM addresses WHERE network = ?1 AND ip BETWEEN ?2 AND ?3
+		SELECT ?2, count(*) + 1, NULL FROM vm_addresses WHERE network = ?1 AND ip BETWEEN ?2 AND ?3
 		UNION ALL
 		SELECT
 			iif(taken = size / 2, low + size / 2, low),
 			CASE WHEN taken IS NULL THEN size WHEN taken = size / 2 THEN size - size / 2 ELSE size / 2 END,
-			iif(taken IS NULL, (SELECT count(*) FROM addresses WHERE network = ?1 AND ip BETWEEN low AND low + size / 2 - 1), NULL)
+			iif(taken IS NULL, (SELECT count(*) FROM vm_addresses WHERE network = ?1 AND ip BETWEEN low AND low + size / 2 - 1), NULL)
 		FROM search WHERE size > 1)
 	SELECT low FROM search WHERE size = 1`
 
@@ -134,7 +134,7 @@ func countBetween(first, last netip.Addr, except []netip.Addr) int {
 // replaceAddresses records who has the addresses of the NICs of a VM, in place
 // of those it had before.
 func replaceAddresses(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
-	if _, err := tx.ExecContext(ctx, `DELETE FROM addresses WHERE vm_id = ?`, v.ID); err != nil {
+	if _, err := tx.ExecContext(ctx, `DELETE FROM vm_addresses WHERE vm_id = ?`, v.ID); err != nil {
 		return err
 	}
 	for _, n := range v.NICs {
@@ -142,7 +142,7 @@ func replaceAddresses(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
 		if n.Mode.Managed() {
 			ip, ip6 = n.IP, n.IPv6
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO addresses (vm_id, slot, network, mac, ip, ipv6) VALUES (?, ?, ?, ?, ?, ?)`,
+		_, err := tx.ExecContext(ctx, `INSERT INTO vm_addresses (vm_id, slot, network, mac, ip, ipv6) VALUES (?, ?, ?, ?, ?, ?)`,
 			v.ID, n.Slot, n.Network, n.MAC, ipv4(ip), address(ip6))
 		switch {
 		case duplicate(err):
@@ -169,10 +169,14 @@ func addressTaken(ctx context.Context, tx *sqlx.Tx, n vm.NIC, cause error) error
 	} {
 		var id string
 		var slot int
-		err := tx.QueryRowxContext(ctx, `SELECT vm_id, slot FROM addresses WHERE network = ? AND `+tt.condition, n.Network, tt.value).Scan(&id, &slot)
+		err := tx.QueryRowxContext(ctx, `SELECT vm_id, slot FROM vm_addresses WHERE network = ? AND `+tt.condition, n.Network, tt.value).Scan(&id, &slot)
 		if err == nil {
-			return &vm.Fault{Code: vm.CodeInUse, Hint: tt.hint, Err: cause,
-				Detail: fmt.Sprintf("%s on network %q is in use by NIC %d of vm %s", tt.what, n.Network, slot, id)}
+			return &vm.Fault{
+				Code:   vm.CodeInUse,
+				Detail: fmt.Sprintf("%s on network %s is in use by NIC %d of VM %s", tt.what, n.Network, slot, id),
+				Hint:   tt.hint,
+				Err:    cause,
+			}
 		}
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err

@@ -35,18 +35,18 @@ func TestAnAddressIsGivenToOneNICOnly(t *testing.T) {
 		code   vm.Code
 		detail string
 	}{
-		{"the address", []vm.NIC{makeNIC(0, "lan", "10.0.0.7")}, vm.CodeInUse, `address 10.0.0.7 on network "lan" is in use by NIC 2 of vm vm-000001`},
-		{"the MAC", []vm.NIC{sameMAC}, vm.CodeInUse, `MAC address ` + sameMAC.MAC + ` on network "lan" is in use by NIC 2 of vm vm-000001`},
-		{"the IPv6 address", []vm.NIC{sameIPv6}, vm.CodeInUse, `address fd00::7 on network "lan" is in use by NIC 2 of vm vm-000001`},
-		{"the second NIC", []vm.NIC{makeNIC(0, "dmz", "10.0.0.7"), makeNIC(1, "lan", "10.0.0.7")}, vm.CodeInUse, `address 10.0.0.7 on network "lan"`},
-		{"twice in one VM", []vm.NIC{makeNIC(0, "lan", "10.0.0.9"), twin}, vm.CodeInUse, "address 10.0.0.9 on network \"lan\" is in use by NIC 0 of vm "},
+		{"the address", []vm.NIC{makeNIC(0, "lan", "10.0.0.7")}, vm.CodeInUse, `address 10.0.0.7 on network lan is in use by NIC 2 of VM vm-000001`},
+		{"the MAC", []vm.NIC{sameMAC}, vm.CodeInUse, `MAC address ` + sameMAC.MAC + ` on network lan is in use by NIC 2 of VM vm-000001`},
+		{"the IPv6 address", []vm.NIC{sameIPv6}, vm.CodeInUse, `address fd00::7 on network lan is in use by NIC 2 of VM vm-000001`},
+		{"the second NIC", []vm.NIC{makeNIC(0, "dmz", "10.0.0.7"), makeNIC(1, "lan", "10.0.0.7")}, vm.CodeInUse, `address 10.0.0.7 on network lan`},
+		{"twice in one VM", []vm.NIC{makeNIC(0, "lan", "10.0.0.9"), twin}, vm.CodeInUse, "address 10.0.0.9 on network lan is in use by NIC 0 of VM "},
 		{"no such network", []vm.NIC{lost}, vm.CodeNotFound, `network "none" not found`},
 		{"two in a slot", []vm.NIC{makeNIC(0, "lan", "10.0.0.9"), makeNIC(0, "lan", "10.0.0.10")}, "", "constraint failed"},
 	} {
 		v, u := withNICs(3, tt.nics...), other
 		u.NICs = tt.nics
 		for _, c := range []vm.Change{{NewVM: &v}, {VM: &vm.VMUpdate{From: u.State, VM: u}}} {
-			err := s.Apply(t.Context(), c)
+			err := s.applyErr(t.Context(), c)
 			if err == nil || !strings.Contains(err.Error(), tt.detail) {
 				t.Errorf("%s: got %v; want %q in it", tt.name, err, tt.detail)
 				continue
@@ -115,10 +115,10 @@ func TestAddressesAreWrittenAgainOnlyWhenTheyChange(t *testing.T) {
 	v.Forwards = []vm.PortForward{makeForward("pf-a", vm.TCP, "0.0.0.0:80")}
 	apply(t, s, vm.Change{NewVM: &v})
 	written := func() (n int) {
-		must(t, s.reader.Get(&n, `SELECT (SELECT count(*) FROM addresses) + (SELECT count(*) FROM host_ports)`))
+		must(t, s.reader.Get(&n, `SELECT (SELECT count(*) FROM vm_addresses) + (SELECT count(*) FROM vm_host_ports)`))
 		return n
 	}
-	_, err := s.writer.Exec(`DELETE FROM addresses; DELETE FROM host_ports`) // to see them written
+	_, err := s.writer.Exec(`DELETE FROM vm_addresses; DELETE FROM vm_host_ports`) // to see them written
 	must(t, err)
 	v.Description = "changed"
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
@@ -145,7 +145,7 @@ func TestOneOfManyGetsAnAddress(t *testing.T) {
 			v := withNICs(i, makeNIC(0, "lan", "10.0.0.7"))
 			v.NICs[0].MAC = vm.MACOf(v.UUID, 0)
 			v.Forwards = []vm.PortForward{makeForward("pf-a", vm.TCP, fmt.Sprintf("127.0.0.1:%d", i+1))}
-			err := s.Apply(t.Context(), vm.Change{NewVM: &v})
+			err := s.applyErr(t.Context(), vm.Change{NewVM: &v})
 			var f *vm.Fault
 			switch {
 			case err == nil:
@@ -161,7 +161,7 @@ func TestOneOfManyGetsAnAddress(t *testing.T) {
 	leases, err := s.Leases(t.Context(), "lan")
 	must(t, err)
 	var ports int
-	must(t, s.reader.Get(&ports, `SELECT count(*) FROM host_ports`))
+	must(t, s.reader.Get(&ports, `SELECT count(*) FROM vm_host_ports`))
 	if won.Load() != 1 || len(vms) != 1 || len(leases) != 1 || ports != 1 {
 		t.Errorf("%d won, there are %d VMs, %d leases and %d ports; want one of each", won.Load(), len(vms), len(leases), ports)
 	}
@@ -221,9 +221,9 @@ func TestLeasesAreFoundByWhatAPacketSays(t *testing.T) {
 func TestALeaseIsFoundWithOneLookAtAnIndex(t *testing.T) {
 	s := open(t)
 	for query, index := range map[string]string{
-		leaseByMAC:  "USING INDEX addresses_mac (network=? AND mac=?)",
-		leaseByIP:   "USING INDEX addresses_ip (network=? AND ip=?)",
-		leaseByIPv6: "USING INDEX addresses_ipv6 (network=? AND ipv6=?)",
+		leaseByMAC:  "USING INDEX vm_addresses_mac (network=? AND mac=?)",
+		leaseByIP:   "USING INDEX vm_addresses_ip (network=? AND ip=?)",
+		leaseByIPv6: "USING INDEX vm_addresses_ipv6 (network=? AND ipv6=?)",
 		leaseByName: "USING PRIMARY KEY (vm_id=?)",
 	} {
 		if plan := planOf(t, s, query); len(plan) != 1 || !strings.Contains(plan[0], index) {
@@ -301,7 +301,7 @@ func TestAFreeAddressAmongManyIsFound(t *testing.T) {
 	apply(t, s, vm.Change{NewVM: &v})
 	must(t, s.write(t.Context(), func(tx *sqlx.Tx) error {
 		_, err := tx.Exec(`WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ? - 1)
-			INSERT INTO addresses (vm_id, slot, network, mac, ip) SELECT ?, i, 'lan', i, ? + i FROM n`, n, v.ID, ipv4(crowdedIP(0)))
+			INSERT INTO vm_addresses (vm_id, slot, network, mac, ip) SELECT ?, i, 'lan', i, ? + i FROM n`, n, v.ID, ipv4(crowdedIP(0)))
 		return err
 	}))
 	for _, hole := range []int{0, 1, n/2 - 1, n / 2, n - 1, n} {
@@ -314,7 +314,7 @@ func TestAFreeAddressAmongManyIsFound(t *testing.T) {
 			if i == 1 {
 				set[0], set[1] = set[1], set[0]
 			}
-			_, err = s.writer.Exec(`UPDATE addresses SET ip = ?2 WHERE ip = ?1`, set...)
+			_, err = s.writer.Exec(`UPDATE vm_addresses SET ip = ?2 WHERE ip = ?1`, set...)
 			must(t, err)
 		}
 	}

@@ -2,9 +2,9 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -12,135 +12,199 @@ import (
 	"vmand/vm"
 )
 
-// Apply records c, which it only reads: who wants to know what the store has
-// set asks for the row. Disks are updated in the order given, and what is to be
-// forgotten goes last, so one change can take the disks off a VM and delete it,
-// and its template, its network and its image.
+// Apply records c, which it only reads, and returns the rows it wrote. It updates
+// disks in the order given and deletes last, so one change can detach the disks
+// of a VM and delete the VM, its template, its network and its image.
 //
-// A VM, a disk or an image that is to be updated and is gone counts as changed meanwhile;
-// what is to be deleted and is gone is not found.
-func (s *Store) Apply(ctx context.Context, c vm.Change) error {
+// An update of a VM, a disk or an image that does not exist fails as if the row
+// had changed meanwhile; a deletion fails with [vm.ErrNotFound].
+func (s *Store) Apply(ctx context.Context, c vm.Change) (vm.Applied, error) {
 	if c.NewVM != nil || c.VM != nil || c.DeleteVM != "" {
 		defer s.cache.drop() // also after an error: the commit may have been done
 	}
-	learned := false
+	var done vm.Applied
 	defer func() {
-		if learned {
+		if len(done.Learned) > 0 {
 			s.cache.drop()
 		}
 	}()
-	return s.write(ctx, func(tx *sqlx.Tx) error {
-		now := time.Now()
-		if c.Operation != nil {
-			if err := putOperation(ctx, tx, *c.Operation, now); err != nil {
-				return err
-			}
-		}
-		if c.NewTemplate != nil {
-			if err := insertTemplate(ctx, tx, *c.NewTemplate, now); err != nil {
-				return err
-			}
-		}
-		if err := applyNetworks(ctx, tx, c, now); err != nil {
-			return err
-		}
-		if err := applyImages(ctx, tx, c, now); err != nil {
-			return err
-		}
-		if err := applyVM(ctx, tx, c, now); err != nil {
-			return err
-		}
-		for _, l := range c.Learned {
-			news, err := learn(ctx, tx, l, now)
-			if err != nil {
-				return err
-			}
-			learned = learned || news
-		}
-		if err := forget(ctx, tx, c); err != nil {
-			return err
-		}
-		return appendEvents(ctx, tx, c.Events, now)
+	err := s.write(ctx, func(tx *sqlx.Tx) (err error) {
+		done, err = applyIn(ctx, tx, c, time.Now())
+		return err
 	})
+	if err != nil {
+		return vm.Applied{}, err
+	}
+	return done, nil
 }
 
-// forget deletes what VMs and disks are made of.
-func forget(ctx context.Context, tx *sqlx.Tx, c vm.Change) error {
-	if c.DeleteTemplate != "" {
-		if err := deleteTemplate(ctx, tx, c.DeleteTemplate); err != nil {
+// applyIn is [Store.Apply] inside a transaction. What a row may refer to is written
+// before it and deleted after it.
+func applyIn(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) (done vm.Applied, err error) {
+	if c.Operation != nil {
+		if err := putOperation(ctx, tx, *c.Operation, now); err != nil {
+			return done, err
+		}
+	}
+	if err := applyParts(ctx, tx, c, now, &done); err != nil {
+		return done, err
+	}
+	if err := applyVM(ctx, tx, c, now, &done); err != nil {
+		return done, err
+	}
+	if err := applyDisks(ctx, tx, c, now, &done); err != nil {
+		return done, err
+	}
+	if err := applyLearned(ctx, tx, c, now, &done); err != nil {
+		return done, err
+	}
+	if err := deleteRows(ctx, tx, c, &done); err != nil {
+		return done, err
+	}
+	return done, appendEvents(ctx, tx, c.Events, now)
+}
+
+// applyParts records the template, the network and the image of c.
+func applyParts(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, done *vm.Applied) (err error) {
+	if c.NewTemplate != nil {
+		if done.Template, err = written(insertTemplate(ctx, tx, *c.NewTemplate, now)); err != nil {
 			return err
 		}
 	}
-	if c.DeleteNetwork != "" {
-		if err := deleteNetwork(ctx, tx, c.DeleteNetwork); err != nil {
+	if c.NewNetwork != nil {
+		if done.Network, err = written(insertNetwork(ctx, tx, *c.NewNetwork, now)); err != nil {
 			return err
 		}
 	}
-	if c.DeleteImage != "" {
-		return deleteImage(ctx, tx, c.DeleteImage)
+	if c.Network != nil {
+		if done.Network, err = written(updateNetwork(ctx, tx, *c.Network, now)); err != nil {
+			return err
+		}
 	}
-	return nil
+	if c.NewImage != nil {
+		if done.Image, err = written(insertImage(ctx, tx, *c.NewImage, now)); err != nil {
+			return err
+		}
+	}
+	if c.Image != nil {
+		done.Image, err = written(updateImage(ctx, tx, *c.Image, now))
+	}
+	return err
 }
 
-// applyVM records what c has of VMs, their seeds and disks.
-func applyVM(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) error {
+// applyVM records the VM of c and its seed.
+func applyVM(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, done *vm.Applied) (err error) {
 	if c.NewVM != nil {
-		if err := insertVM(ctx, tx, *c.NewVM, now); err != nil {
+		if done.VM, err = written(insertVM(ctx, tx, *c.NewVM, now)); err != nil {
 			return err
 		}
 	}
 	if c.VM != nil {
-		if err := updateVM(ctx, tx, *c.VM, now); err != nil {
+		if done.VM, err = written(updateVM(ctx, tx, *c.VM, now)); err != nil {
 			return err
 		}
 	}
 	if c.Seed != nil {
-		if err := putSeed(ctx, tx, *c.Seed); err != nil {
-			return err
-		}
-	}
-	if err := applyDisks(ctx, tx, c, now); err != nil {
-		return err
-	}
-	if c.DeleteVM != "" {
-		return deleteVM(ctx, tx, c.DeleteVM)
+		return putSeed(ctx, tx, *c.Seed)
 	}
 	return nil
 }
 
-func applyDisks(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) error {
+// applyDisks records the new disk of c, then its updates in their order.
+func applyDisks(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, done *vm.Applied) error {
 	if c.NewDisk != nil {
-		if err := insertDisk(ctx, tx, *c.NewDisk, now); err != nil {
+		d, err := insertDisk(ctx, tx, *c.NewDisk, now)
+		if err != nil {
 			return err
 		}
+		done.Disks = append(done.Disks, d)
 	}
 	for _, u := range c.Disks {
-		if err := updateDisk(ctx, tx, u, now); err != nil {
+		d, err := updateDisk(ctx, tx, u, now)
+		if err != nil {
 			return err
 		}
-	}
-	if c.DeleteDisk != "" {
-		return deleteDisk(ctx, tx, c.DeleteDisk)
+		done.Disks = append(done.Disks, d)
 	}
 	return nil
 }
 
-// errNoRow says that a change or a read met no row.
+// applyLearned records what c has learned of guests.
+func applyLearned(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, done *vm.Applied) error {
+	for _, l := range c.Learned {
+		v, err := learn(ctx, tx, l, now)
+		if err != nil {
+			return err
+		}
+		if v == nil {
+			continue
+		}
+		done.Learned = append(done.Learned, *v)
+		if done.VM != nil && done.VM.ID == v.ID {
+			done.VM = v
+		}
+	}
+	return nil
+}
+
+// deleteRows deletes what c deletes, from the database and from done.
+func deleteRows(ctx context.Context, tx *sqlx.Tx, c vm.Change, done *vm.Applied) error {
+	for _, d := range []struct {
+		name string
+		row  func(ctx context.Context, tx *sqlx.Tx, name string) error
+	}{
+		{c.DeleteDisk, deleteDisk},
+		{c.DeleteVM, deleteVM},
+		{c.DeleteTemplate, deleteTemplate},
+		{c.DeleteNetwork, deleteNetwork},
+		{c.DeleteImage, deleteImage},
+	} {
+		if d.name == "" {
+			continue
+		}
+		if err := d.row(ctx, tx, d.name); err != nil {
+			return err
+		}
+	}
+	if done.Template != nil && done.Template.Name == c.DeleteTemplate {
+		done.Template = nil
+	}
+	if done.Network != nil && done.Network.Name == c.DeleteNetwork {
+		done.Network = nil
+	}
+	if done.Image != nil && done.Image.Name == c.DeleteImage {
+		done.Image = nil
+	}
+	if done.VM != nil && done.VM.ID == c.DeleteVM {
+		done.VM = nil
+	}
+	done.Disks = without(done.Disks, func(d vm.Disk) bool { return d.ID == c.DeleteDisk })
+	done.Learned = without(done.Learned, func(v vm.VM) bool { return v.ID == c.DeleteVM })
+	return nil
+}
+
+// without is [slices.DeleteFunc], but returns nil if nothing is left.
+func without[T any](list []T, del func(T) bool) []T {
+	if list = slices.DeleteFunc(list, del); len(list) == 0 {
+		return nil
+	}
+	return list
+}
+
+// written returns a pointer to a row that was written, nil with an error.
+func written[T any](row T, err error) (*T, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &row, nil
+}
+
+// errNoRow means that a change or a read matched no row.
 var errNoRow = errors.New("no such row")
 
-// change runs a statement that has to change a row.
+// change runs a statement and returns errNoRow if it changed no row.
 func change(ctx context.Context, tx *sqlx.Tx, query string, args ...any) error {
 	res, err := tx.ExecContext(ctx, query, args...)
-	return changed(res, err)
-}
-
-// changeNamed is change with the arguments in the fields of one struct.
-func changeNamed(ctx context.Context, tx *sqlx.Tx, query string, arg any) error {
-	res, err := tx.NamedExecContext(ctx, query, arg)
-	return changed(res, err)
-}
-
-func changed(res sql.Result, err error) error {
 	if err != nil {
 		return err
 	}
@@ -151,9 +215,12 @@ func changed(res sql.Result, err error) error {
 	return err
 }
 
-// overtaken returns the fault of a row that is not in the state it was in when
-// it was read.
+// overtaken returns the fault of a row that is no longer in the state it was read
+// in.
 func overtaken(kind, id, from string) error {
-	return &vm.Fault{Code: vm.CodeBusy, Detail: fmt.Sprintf("%s %s is no longer %s: something else changed it", kind, id, from),
-		Hint: "look at it again and retry"}
+	return &vm.Fault{
+		Code:   vm.CodeBusy,
+		Detail: fmt.Sprintf("%s %s is no longer %s: something else changed it", kind, id, from),
+		Hint:   "read it again and retry",
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"strings"
 	"sync"
@@ -73,21 +74,21 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 		code   vm.Code // none for a defect
 		detail string
 	}{
-		"a VM that is there":              {vm.Change{NewVM: &v}, vm.CodeExists, `vm "vm-000001" already exists`},
+		"a VM that is there":              {vm.Change{NewVM: &v}, vm.CodeExists, `VM vm-000001 already exists`},
 		"a VM of no template":             {vm.Change{NewVM: &orphan}, vm.CodeNotFound, `template "none" not found`},
 		"a VM of no known state":          {vm.Change{NewVM: &strange}, "", "CHECK constraint failed"},
-		"a VM in another state":           {vm.Change{VM: &vm.VMUpdate{From: vm.Stopped, VM: v}}, vm.CodeBusy, "vm vm-000001 is no longer stopped"},
-		"an update of a VM that is gone":  {vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: w}}, vm.CodeBusy, "vm vm-000002 is no longer running"},
+		"a VM in another state":           {vm.Change{VM: &vm.VMUpdate{From: vm.Stopped, VM: v}}, vm.CodeBusy, "VM vm-000001 is no longer stopped"},
+		"an update of a VM that is gone":  {vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: w}}, vm.CodeBusy, "VM vm-000002 is no longer running"},
 		"a VM with a disk is deleted":     {vm.Change{DeleteVM: v.ID}, vm.CodeInUse, "still has data disks"},
 		"no VM is deleted":                {vm.Change{DeleteVM: "none"}, vm.CodeNotFound, `vm "none" not found`},
-		"a disk that is there":            {vm.Change{NewDisk: &d}, vm.CodeExists, `disk "d" already exists`},
+		"a disk that is there":            {vm.Change{NewDisk: &d}, vm.CodeExists, `disk d already exists`},
 		"a disk of no VM":                 {vm.Change{NewDisk: &homeless}, vm.CodeNotFound, `vm "none" not found`},
-		"a new disk in a taken slot":      {vm.Change{NewDisk: &rival}, vm.CodeInUse, "mount point /dev/vdb of vm vm-000001 is in use"},
+		"a new disk in a taken slot":      {vm.Change{NewDisk: &rival}, vm.CodeInUse, "mount point /dev/vdb of VM vm-000001 is in use"},
 		"a disk in another state":         {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskError, Disk: d}}}, vm.CodeBusy, "disk d is no longer error"},
 		"a disk to no VM":                 {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: stray}}}, vm.CodeNotFound, `vm "none" not found`},
 		"a disk to a taken slot":          {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: second}}}, vm.CodeInUse, "mount point /dev/xvdb"},
-		"a template that is there":        {vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}, vm.CodeExists, `template "small" already exists`},
-		"a template in use":               {vm.Change{DeleteTemplate: "small"}, vm.CodeInUse, `template "small" is in use by 1 VM(s)`},
+		"a template that is there":        {vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}, vm.CodeExists, `template small already exists`},
+		"a template in use":               {vm.Change{DeleteTemplate: "small"}, vm.CodeInUse, `template small is in use by 1 VM(s)`},
 		"no template is deleted":          {vm.Change{DeleteTemplate: "none"}, vm.CodeNotFound, `template "none" not found`},
 		"a VM of no known policy":         {vm.Change{NewVM: &wilful}, "", "CHECK constraint failed"},
 		"an event that is not JSON":       {vm.Change{Events: []vm.Event{{Type: "vm.state", Data: json.RawMessage("{")}}}, "", "CHECK constraint failed"},
@@ -97,7 +98,7 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tt.change.Operation = &vm.Operation{ID: name, Kind: vm.VMCreate, Resource: vm.VMResource("a"), State: vm.OpRunning}
 			tt.change.Events = append([]vm.Event{vm.NewEvent("vm.created", vm.VMResource("a"), struct{}{})}, tt.change.Events...)
-			err := s.Apply(t.Context(), tt.change)
+			err := s.applyErr(t.Context(), tt.change)
 			if err == nil || !strings.Contains(err.Error(), tt.detail) {
 				t.Fatalf("got %v; want %q in it", err, tt.detail)
 			}
@@ -180,7 +181,7 @@ func TestOneOfManyWinsACompareAndSet(t *testing.T) {
 			all.Go(func() {
 				u := v
 				u.State, u.ReasonDetail = to, fmt.Sprint(i)
-				err := s.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: from, VM: u},
+				err := s.applyErr(t.Context(), vm.Change{VM: &vm.VMUpdate{From: from, VM: u},
 					Operation: &vm.Operation{ID: fmt.Sprint(round, i), Kind: vm.VMStart, Resource: vm.VMResource("a"), State: vm.OpRunning}})
 				switch {
 				case err == nil:
@@ -218,19 +219,99 @@ func TestReadersAndWritersDoNotDisturbEachOther(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			must(s.Apply(ctx, vm.Change{NewVM: &v}))
+			must(s.applyErr(ctx, vm.Change{NewVM: &v}))
 			for n := range 5 {
 				got, err := s.VM(ctx, v.ID)
 				must(err)
 				if got.Revision != int64(n+1) {
 					t.Errorf("read revision %d just after %d was written", got.Revision, n+1)
 				}
-				must(s.Apply(ctx, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: got}}))
+				must(s.applyErr(ctx, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: got}}))
 				_, err = s.VMs(ctx, vm.VMFilter{State: vm.Running}, vm.Page{})
 				must(err)
 			}
-			must(s.Apply(ctx, vm.Change{DeleteVM: v.ID}))
+			must(s.applyErr(ctx, vm.Change{DeleteVM: v.ID}))
 		})
 	}
 	all.Wait()
+}
+
+func TestApplyReturnsTheRowsItWrote(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	makeNetwork(t, s, "lan")
+	// wantApplied checks that each row in done is the one that is read now.
+	wantApplied := func(done, want vm.Applied) {
+		t.Helper()
+		read := func(err error) { t.Helper(); must(t, err) }
+		var err error
+		if want.Template != nil {
+			*want.Template, err = s.Template(t.Context(), want.Template.Name)
+			read(err)
+		}
+		if want.VM != nil {
+			*want.VM, err = s.VM(t.Context(), want.VM.ID)
+			read(err)
+		}
+		for i := range want.Disks {
+			want.Disks[i], err = s.Disk(t.Context(), want.Disks[i].ID)
+			read(err)
+		}
+		if want.Image != nil {
+			*want.Image, err = s.Image(t.Context(), want.Image.Name)
+			read(err)
+		}
+		if want.Network != nil {
+			*want.Network, err = s.Network(t.Context(), want.Network.Name)
+			read(err)
+		}
+		for i := range want.Learned {
+			want.Learned[i], err = s.VM(t.Context(), want.Learned[i].ID)
+			read(err)
+		}
+		if !reflect.DeepEqual(done, want) {
+			t.Errorf("applied %+v; want %+v", done, want)
+		}
+	}
+
+	v, d, e, i, n := makeVM(1), makeDisk("d"), makeDisk("e"), fullImage(), fullNetwork()
+	v.NICs, v.Labels = []vm.NIC{makeNIC(0, "lan", "10.0.0.7")}, map[string]string{"a": "b"}
+	big := vm.Template{Name: "big", CPUCount: 8, RAMMiB: 8}
+	done := apply(t, s, vm.Change{NewTemplate: &big, NewVM: &v, NewDisk: &d, NewImage: &i, NewNetwork: &n})
+	wantApplied(done, vm.Applied{Template: &big, VM: &vm.VM{ID: v.ID}, Disks: []vm.Disk{d}, Image: &i, Network: &n})
+	if done.VM.Seq != 1 || done.VM.Revision != 1 || done.VM.UpdatedAt.IsZero() {
+		t.Errorf("applied %+v; want what the store sets in it", done.VM)
+	}
+	done.VM.NICs[0].Network = "changed"
+	if v.NICs[0].Network != "lan" || s.mustVM(t, v.ID).NICs[0].Network != "lan" {
+		t.Error("the applied VM shares its NICs with the change or with readers")
+	}
+
+	// An update keeps what never changes, and Learned counts as well.
+	apply(t, s, vm.Change{NewDisk: &e})
+	u := v
+	u.UUID, u.Description = "other", "changed"
+	known := []vm.LearnedAddress{{IP: netip.MustParseAddr("10.0.0.9"), Source: vm.SourceNeighbour, At: at}}
+	done = apply(t, s, vm.Change{
+		VM:      &vm.VMUpdate{From: v.State, VM: u},
+		Disks:   []vm.DiskUpdate{{From: e.State, Disk: e}, {From: d.State, Disk: d}},
+		Image:   &vm.ImageUpdate{From: vm.ImageError, Image: i},
+		Network: &n,
+		Learned: []vm.Learned{{VMID: "gone"}, {VMID: v.ID, Addresses: &known}},
+	})
+	wantApplied(done, vm.Applied{VM: &vm.VM{ID: v.ID}, Disks: []vm.Disk{e, d}, Image: &i, Network: &n, Learned: []vm.VM{{ID: v.ID}}})
+	if done.VM.UUID != v.UUID || done.VM.Revision != 3 || len(done.VM.Learned) != 1 {
+		t.Errorf("applied %+v; want UUID %s, revision 3 and what was learned", done.VM, v.UUID)
+	}
+
+	// What is deleted in the same change was not written, and neither was what
+	// taught nothing new.
+	off := vm.DiskUpdate{From: d.State, Disk: d}
+	done = apply(t, s, vm.Change{Disks: []vm.DiskUpdate{off}, DeleteDisk: d.ID, VM: &vm.VMUpdate{From: v.State, VM: u}, DeleteVM: v.ID})
+	wantApplied(done, vm.Applied{})
+	wantApplied(apply(t, s, vm.Change{Learned: []vm.Learned{{VMID: v.ID, Addresses: &known}}}), vm.Applied{})
+	done, err := s.Apply(t.Context(), vm.Change{NewDisk: &d, NewTemplate: &big})
+	if err == nil || !reflect.DeepEqual(done, vm.Applied{}) {
+		t.Errorf("a change that is refused: applied %+v, %v; want an error alone", done, err)
+	}
 }

@@ -21,7 +21,7 @@ func TestABackupOfABusyDatabaseIsWhole(t *testing.T) {
 		for i := 0; ctx.Err() == nil; i++ {
 			v := makeVM(i)
 			op := vm.Operation{ID: v.ID, Kind: vm.VMCreate, Resource: vm.VMResource(v.ID), State: vm.OpSucceeded}
-			if err := s.Apply(t.Context(), vm.Change{NewVM: &v, Operation: &op}); err != nil {
+			if err := s.applyErr(t.Context(), vm.Change{NewVM: &v, Operation: &op}); err != nil {
 				t.Error(err)
 				break
 			}

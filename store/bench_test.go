@@ -18,7 +18,7 @@ const many = 10_000
 func seeded(t testing.TB, n int) *Store {
 	t.Helper()
 	s := crowded(t, n)
-	_, err := s.writer.Exec(`UPDATE vms SET facts = ?`, packFacts(&vm.VM{Boot: vm.Boot{Spawned: at, Monitor: at, Serial: at, DHCP: at, TCP: at}}))
+	_, err := s.writer.Exec(`UPDATE vms SET boot = ?`, boot{Spawned: at, Monitor: at, Serial: at, DHCP: at, TCP: at})
 	must(t, err)
 	return s
 }
@@ -106,7 +106,7 @@ func BenchmarkApply(b *testing.B) {
 	op := vm.Operation{ID: "op", Kind: vm.VMStart, Resource: vm.VMResource(v.ID), State: vm.OpRunning}
 	defer reportCPU(b)()
 	for b.Loop() {
-		if err := s.Apply(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}}); err != nil {
+		if err := s.applyErr(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -123,7 +123,7 @@ func BenchmarkApplyEvents(b *testing.B) {
 	}
 	defer reportCPU(b)()
 	for b.Loop() {
-		if err := s.Apply(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}, Events: events}); err != nil {
+		if err := s.applyErr(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}, Events: events}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/jmoiron/sqlx"
+
 	"vmand/vm"
 )
 
@@ -234,21 +236,19 @@ func TestNumbersAreNeverUsedTwice(t *testing.T) {
 	}
 }
 
-func TestNumbersAreRaisedOfTablesThatAreStillToCome(t *testing.T) {
+func TestNumbersAreRaisedOfTablesThatAMigrationAddsLater(t *testing.T) {
 	path, older := filepath.Join(t.TempDir(), "vman.db"), filepath.Join(t.TempDir(), "older.db")
-	must(t, reopen(t.Context(), path, versions(t, 2))) // there are no images yet
-	s, err := Open(t.Context(), Options{Path: older})
-	must(t, err)
-	for _, name := range []string{"one", "two"} {
-		i := makeImage(name, someSum)
-		apply(t, s, vm.Change{NewImage: &i})
-	}
-	must(t, s.Close())
+	must(t, reopen(t.Context(), path, versions(t, 1))) // without the table of gadgets
+	must(t, reopen(t.Context(), older, versions(t, 2)))
+	run(t, older, `INSERT INTO gadgets (name) VALUES ('one'), ('two')`)
 	must(t, RaiseNumbers(t.Context(), path, older))
-	s = openAt(t, path)
-	i := makeImage("three", someSum)
-	apply(t, s, vm.Change{NewImage: &i})
-	if got, err := s.Image(t.Context(), "three"); err != nil || got.Seq != 3 {
-		t.Errorf("%+v, %v; want number 3", got, err)
+	must(t, reopen(t.Context(), path, versions(t, 2)))
+	run(t, path, `INSERT INTO gadgets (name) VALUES ('three')`)
+	db, err := sqlx.Open("sqlite", dataSource(path, nil, "", "ro"))
+	must(t, err)
+	defer db.Close()
+	var seq int
+	if err := db.Get(&seq, `SELECT seq FROM gadgets WHERE name = 'three'`); err != nil || seq != 3 {
+		t.Errorf("the new row has number %d, %v; want 3", seq, err)
 	}
 }

@@ -4,7 +4,10 @@ import (
 	"database/sql/driver"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"time"
+
+	"vmand/vm"
 )
 
 // text is a string that is NULL when it is empty: a NULL is read in half the time.
@@ -37,10 +40,7 @@ type instant time.Time
 
 // Value implements [driver.Valuer].
 func (i instant) Value() (driver.Value, error) {
-	if time.Time(i).IsZero() {
-		return int64(0), nil
-	}
-	return time.Time(i).UnixMilli(), nil
+	return millis(time.Time(i)), nil
 }
 
 // Scan implements [sql.Scanner].
@@ -49,10 +49,7 @@ func (i *instant) Scan(src any) error {
 	if !ok {
 		return fmt.Errorf("%T in a column of milliseconds", src)
 	}
-	*i = instant{}
-	if ms != 0 {
-		*i = instant(time.UnixMilli(ms).UTC())
-	}
+	*i = instant(timeOf(ms))
 	return nil
 }
 
@@ -80,6 +77,22 @@ func (i *integer64) Scan(src any) error {
 		return fmt.Errorf("%T in a column of integers", src)
 	}
 	*i = integer64(v)
+	return nil
+}
+
+// resource is kept as its name, such as "vms/web-1".
+type resource vm.Resource
+
+// Value implements [driver.Valuer].
+func (r resource) Value() (driver.Value, error) { return vm.Resource(r).String(), nil }
+
+// Scan implements [sql.Scanner].
+func (r *resource) Scan(src any) error {
+	var t text
+	if err := t.Scan(src); err != nil {
+		return err
+	}
+	*r = resource(vm.ParseResource(string(t)))
 	return nil
 }
 
@@ -114,4 +127,84 @@ func decode(src, into any) error {
 		return json.Unmarshal([]byte(v), into)
 	}
 	return fmt.Errorf("%T in a column of JSON", src)
+}
+
+// prefix and address are stored as text, NULL for none.
+type (
+	prefix  netip.Prefix
+	address netip.Addr
+)
+
+// Value implements [driver.Valuer].
+func (p prefix) Value() (driver.Value, error) {
+	if !netip.Prefix(p).IsValid() {
+		return nil, nil
+	}
+	return netip.Prefix(p).String(), nil
+}
+
+// Scan implements [sql.Scanner].
+func (p *prefix) Scan(src any) error {
+	var t text
+	if err := t.Scan(src); err != nil || t == "" {
+		*p = prefix{}
+		return err
+	}
+	parsed, err := netip.ParsePrefix(string(t))
+	*p = prefix(parsed)
+	return err
+}
+
+// Value implements [driver.Valuer].
+func (a address) Value() (driver.Value, error) {
+	if !netip.Addr(a).IsValid() {
+		return nil, nil
+	}
+	return netip.Addr(a).String(), nil
+}
+
+// Scan implements [sql.Scanner].
+func (a *address) Scan(src any) error {
+	var t text
+	if err := t.Scan(src); err != nil || t == "" {
+		*a = address{}
+		return err
+	}
+	parsed, err := netip.ParseAddr(string(t))
+	*a = address(parsed)
+	return err
+}
+
+// jsonList is stored as a JSON array, NULL for none.
+type jsonList[T any] []T
+
+// Value implements [driver.Valuer].
+func (l jsonList[T]) Value() (driver.Value, error) {
+	if len(l) == 0 {
+		return nil, nil
+	}
+	return encode([]T(l))
+}
+
+// Scan implements [sql.Scanner].
+func (l *jsonList[T]) Scan(src any) error {
+	*l = nil
+	return decode(src, (*[]T)(l))
+}
+
+// jsonPointer is a pointer that is stored as JSON, NULL for nil.
+type jsonPointer[T any] struct{ p **T }
+
+// Value implements [driver.Valuer].
+func (j jsonPointer[T]) Value() (driver.Value, error) {
+	if *j.p == nil {
+		return nil, nil
+	}
+	return encode(*j.p)
+}
+
+// Scan implements [sql.Scanner].
+func (j *jsonPointer[T]) Scan(src any) error {
+	*j.p = nil
+	return decode(src, j.p)
 }

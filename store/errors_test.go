@@ -55,7 +55,7 @@ func TestALockOfAnotherProgramIsNamed(t *testing.T) {
 	defer other.Close()
 	tx, err := other.Beginx()
 	must(t, err)
-	err = s.Apply(t.Context(), vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}})
+	err = s.applyErr(t.Context(), vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}})
 	if f := wantFault(t, err, vm.CodeUnavailable); !strings.Contains(f.Detail, s.path+" is locked") {
 		t.Errorf("the detail is %q", f.Detail)
 	}
@@ -72,7 +72,7 @@ func fillUp(t *testing.T, s *Store) (n int, err error) {
 		if n > 10_000 {
 			t.Fatal("there is no end of room")
 		}
-		err = s.Apply(t.Context(), vm.Change{Operation: &vm.Operation{ID: "fill" + message[:n%7] + strings.Repeat("i", n), Kind: vm.VMStart,
+		err = s.applyErr(t.Context(), vm.Change{Operation: &vm.Operation{ID: "fill" + message[:n%7] + strings.Repeat("i", n), Kind: vm.VMStart,
 			Resource: vm.VMResource("a"), State: vm.OpRunning, Log: []vm.LogLine{{At: at, Message: message}}}})
 	}
 	return n - 1, err

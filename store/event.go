@@ -34,7 +34,7 @@ func (r eventRow) event() vm.Event {
 func (s *Store) Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error) {
 	q := eventSelection(f, p)
 	query, args := q.sql(eventColumns, "events", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Event, error) {
+	return list(ctx, s, query, args, p.Limit, func(rows scanner) (vm.Event, error) {
 		var r eventRow
 		err := rows.StructScan(&r)
 		return r.event(), err

@@ -19,14 +19,14 @@ const everyAddress = "0.0.0.0"
 // those that did before. No other transaction writes meanwhile, so what is not
 // taken when it is looked at is not taken when it is written.
 func replaceHostPorts(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
-	if _, err := tx.ExecContext(ctx, `DELETE FROM host_ports WHERE vm_id = ?`, v.ID); err != nil {
+	if _, err := tx.ExecContext(ctx, `DELETE FROM vm_host_ports WHERE vm_id = ?`, v.ID); err != nil {
 		return err
 	}
 	for _, f := range v.Forwards {
 		if err := portTaken(ctx, tx, f); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO host_ports (vm_id, id, protocol, host_address, host_port) VALUES (?, ?, ?, ?, ?)`,
+		if _, err := tx.ExecContext(ctx, `INSERT INTO vm_host_ports (vm_id, id, protocol, host_address, host_port) VALUES (?, ?, ?, ?, ?)`,
 			v.ID, f.ID, string(f.Protocol), address(f.HostAddress), f.HostPort); err != nil {
 			return err
 		}
@@ -39,7 +39,7 @@ func replaceHostPorts(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
 func portTaken(ctx context.Context, tx *sqlx.Tx, f vm.PortForward) error {
 	var id, forward, listens string
 	err := tx.QueryRowxContext(ctx, `
-		SELECT vm_id, id, host_address FROM host_ports
+		SELECT vm_id, id, host_address FROM vm_host_ports
 		WHERE protocol = ?1 AND host_port = ?2 AND (host_address = ?3 OR host_address = ?4 OR ?3 = ?4) LIMIT 1`,
 		string(f.Protocol), f.HostPort, address(f.HostAddress), everyAddress).Scan(&id, &forward, &listens)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -48,7 +48,8 @@ func portTaken(ctx context.Context, tx *sqlx.Tx, f vm.PortForward) error {
 	if err != nil {
 		return err
 	}
-	detail := fmt.Sprintf("host port %s %s is in use by port forward %s of vm %s", f.Protocol, netip.AddrPortFrom(f.HostAddress, uint16(f.HostPort)), forward, id)
+	port := netip.AddrPortFrom(f.HostAddress, uint16(f.HostPort))
+	detail := fmt.Sprintf("host port %s %s is in use by port forward %s of VM %s", f.Protocol, port, forward, id)
 	if listens != f.HostAddress.String() {
 		detail += ", which listens on " + listens
 	}

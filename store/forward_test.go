@@ -20,21 +20,21 @@ func TestAHostPortLeadsToOneGuestOnly(t *testing.T) {
 		forwards []vm.PortForward
 		detail   string // none for taken
 	}{
-		"the same":                  {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.1:81")}, "host port tcp 192.0.2.1:81 is in use by port forward pf-one of vm vm-000000"},
-		"one of all":                {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.9:80")}, "host port tcp 192.0.2.9:80 is in use by port forward pf-all of vm vm-000000, which listens on 0.0.0.0"},
-		"all and all":               {[]vm.PortForward{makeForward("pf-x", vm.TCP, "0.0.0.0:80")}, "host port tcp 0.0.0.0:80 is in use by port forward pf-all of vm vm-000000"},
-		"all but for one":           {[]vm.PortForward{makeForward("pf-x", vm.TCP, "0.0.0.0:81")}, "host port tcp 0.0.0.0:81 is in use by port forward pf-one of vm vm-000000, which listens on 192.0.2.1"},
+		"the same":                  {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.1:81")}, "host port tcp 192.0.2.1:81 is in use by port forward pf-one of VM vm-000000"},
+		"one of all":                {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.9:80")}, "host port tcp 192.0.2.9:80 is in use by port forward pf-all of VM vm-000000, which listens on 0.0.0.0"},
+		"all and all":               {[]vm.PortForward{makeForward("pf-x", vm.TCP, "0.0.0.0:80")}, "host port tcp 0.0.0.0:80 is in use by port forward pf-all of VM vm-000000"},
+		"all but for one":           {[]vm.PortForward{makeForward("pf-x", vm.TCP, "0.0.0.0:81")}, "host port tcp 0.0.0.0:81 is in use by port forward pf-one of VM vm-000000, which listens on 192.0.2.1"},
 		"another protocol":          {[]vm.PortForward{makeForward("pf-x", vm.UDP, "0.0.0.0:80")}, ""},
 		"another port":              {[]vm.PortForward{makeForward("pf-x", vm.TCP, "0.0.0.0:82")}, ""},
 		"another address":           {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.2:81")}, ""},
-		"two of one VM's own":       {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.2:90"), makeForward("pf-y", vm.TCP, "0.0.0.0:90")}, "pf-x of vm vm-000001, which listens on 192.0.2.2"},
+		"two of one VM's own":       {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.2:90"), makeForward("pf-y", vm.TCP, "0.0.0.0:90")}, "pf-x of VM vm-000001, which listens on 192.0.2.2"},
 		"two that go side by side":  {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.2:90"), makeForward("pf-y", vm.TCP, "192.0.2.3:90")}, ""},
 		"its own port on all of it": {[]vm.PortForward{makeForward("pf-x", vm.TCP, "0.0.0.0:90")}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := other
 			v.Forwards = tt.forwards
-			err := s.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
+			err := s.applyErr(t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 			got := s.mustVM(t, v.ID)
 			if tt.detail == "" {
 				if err != nil || !reflect.DeepEqual(got.Forwards, tt.forwards) {
@@ -52,7 +52,7 @@ func TestAHostPortLeadsToOneGuestOnly(t *testing.T) {
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: other.State, VM: other}})
 	v := makeVM(2)
 	v.Forwards = owner.Forwards[:1]
-	wantFault(t, s.Apply(t.Context(), vm.Change{NewVM: &v}), vm.CodeInUse)
+	wantFault(t, s.applyErr(t.Context(), vm.Change{NewVM: &v}), vm.CodeInUse)
 	if _, err := s.VM(t.Context(), v.ID); !errors.Is(err, vm.ErrNotFound) {
 		t.Errorf("the VM that was refused is there: %v", err)
 	}

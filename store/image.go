@@ -12,55 +12,32 @@ import (
 	"vmand/vm"
 )
 
-const imageColumns = `seq, name, state, reason, sha256, layout, virtual_mib, bytes, sum_sha256, sum_sha512, format, uploaded, source,
-	description, labels, created_at, updated_at, revision`
-
-type imageRow struct {
-	Seq         int64   `db:"seq"`
-	Name        string  `db:"name"`
-	State       string  `db:"state"`
-	Reason      text    `db:"reason"`
-	SHA256      text    `db:"sha256"`
-	Layout      text    `db:"layout"`
-	VirtualMiB  int64   `db:"virtual_mib"`
-	Bytes       int64   `db:"bytes"`
-	SumSHA256   text    `db:"sum_sha256"`
-	SumSHA512   text    `db:"sum_sha512"`
-	Format      text    `db:"format"`
-	Uploaded    int64   `db:"uploaded"`
-	Source      string  `db:"source"`
-	Description text    `db:"description"`
-	Labels      labels  `db:"labels"`
-	CreatedAt   instant `db:"created_at"`
-	UpdatedAt   instant `db:"updated_at"`
-	Revision    int64   `db:"revision"`
-}
-
-func imageRowOf(i vm.Image, now time.Time) imageRow {
-	if i.CreatedAt.IsZero() {
-		i.CreatedAt = now
-	}
-	return imageRow{Name: i.Name, State: string(i.State), Reason: text(i.Reason),
-		SHA256: text(i.SHA256), Layout: text(i.Layout), VirtualMiB: i.VirtualMiB, Bytes: i.Bytes,
-		SumSHA256: text(i.Sum.SHA256), SumSHA512: text(i.Sum.SHA512), Format: text(i.Format), Uploaded: i.Uploaded, Source: i.Source,
-		Description: text(i.Description), Labels: i.Labels, CreatedAt: instant(i.CreatedAt), UpdatedAt: instant(now)}
-}
-
-func (r imageRow) image() vm.Image {
-	return vm.Image{Seq: r.Seq, Name: r.Name, State: vm.ImageState(r.State), Reason: string(r.Reason),
-		ImageContent: vm.ImageContent{SHA256: string(r.SHA256), Layout: vm.ImageFormat(r.Layout), VirtualMiB: r.VirtualMiB, Bytes: r.Bytes},
-		Sum:          vm.ImageSum{SHA256: string(r.SumSHA256), SHA512: string(r.SumSHA512)},
-		Format:       vm.ImageFormat(r.Format), Uploaded: r.Uploaded, Source: r.Source, Description: string(r.Description), Labels: r.Labels,
-		CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
-}
+// The first content columns are NULL until the content is stored; sum_sha256,
+// sum_sha512 and format are what the request demands.
+var imageTable = newTable("images",
+	column[vm.Image]{"seq", readOnly, func(i *vm.Image) any { return (*integer64)(&i.Seq) }},
+	column[vm.Image]{"name", fixed, func(i *vm.Image) any { return &i.Name }},
+	column[vm.Image]{"state", mutable, func(i *vm.Image) any { return (*string)(&i.State) }},
+	column[vm.Image]{"reason", mutable, func(i *vm.Image) any { return (*text)(&i.Reason) }},
+	column[vm.Image]{"sha256", mutable, func(i *vm.Image) any { return (*text)(&i.SHA256) }},
+	column[vm.Image]{"layout", mutable, func(i *vm.Image) any { return (*text)(&i.Layout) }},
+	column[vm.Image]{"virtual_mib", mutable, func(i *vm.Image) any { return (*integer64)(&i.VirtualMiB) }},
+	column[vm.Image]{"bytes", mutable, func(i *vm.Image) any { return (*integer64)(&i.Bytes) }},
+	column[vm.Image]{"sum_sha256", mutable, func(i *vm.Image) any { return (*text)(&i.Sum.SHA256) }},
+	column[vm.Image]{"sum_sha512", mutable, func(i *vm.Image) any { return (*text)(&i.Sum.SHA512) }},
+	column[vm.Image]{"format", mutable, func(i *vm.Image) any { return (*text)(&i.Format) }},
+	column[vm.Image]{"uploaded", mutable, func(i *vm.Image) any { return (*integer64)(&i.Uploaded) }},
+	column[vm.Image]{"source", fixed, func(i *vm.Image) any { return &i.Source }},
+	column[vm.Image]{"description", mutable, func(i *vm.Image) any { return (*text)(&i.Description) }},
+	column[vm.Image]{"labels", mutable, func(i *vm.Image) any { return (*labels)(&i.Labels) }},
+	column[vm.Image]{"created_at", fixed, func(i *vm.Image) any { return (*instant)(&i.CreatedAt) }},
+	column[vm.Image]{"updated_at", mutable, func(i *vm.Image) any { return (*instant)(&i.UpdatedAt) }},
+	column[vm.Image]{"revision", counter, func(i *vm.Image) any { return (*integer64)(&i.Revision) }},
+)
 
 // Image returns one image.
 func (s *Store) Image(ctx context.Context, name string) (vm.Image, error) {
-	var r imageRow
-	err := s.one(ctx, "image", name, `SELECT `+imageColumns+` FROM images WHERE name = ?`, func(row *sqlx.Row) error {
-		return row.StructScan(&r)
-	})
-	return r.image(), err
+	return one(ctx, s, "image", name, imageTable.all+" WHERE name = ?", imageTable.scan)
 }
 
 // Images returns a page of the images that f selects.
@@ -69,60 +46,37 @@ func (s *Store) Images(ctx context.Context, f vm.ImageFilter, p vm.Page) ([]vm.I
 	q.and("state = ?", string(f.State))
 	q.and("sha256 = ?", f.SHA256)
 	q.andLabel(f.Label, f.LabelValue)
-	query, args := q.sql(imageColumns, "images", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Image, error) {
-		var r imageRow
-		err := rows.StructScan(&r)
-		return r.image(), err
-	})
+	query, args := q.sql(imageTable.list, "images", p)
+	return list(ctx, s, query, args, p.Limit, imageTable.scanner())
 }
 
-// applyImages makes and updates the images of c; they come before what may be
-// made of them, as the deletion of one comes after.
-func applyImages(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) error {
-	if c.NewImage != nil {
-		if err := insertImage(ctx, tx, *c.NewImage, now); err != nil {
-			return err
-		}
+func insertImage(ctx context.Context, tx *sqlx.Tx, i vm.Image, now time.Time) (vm.Image, error) {
+	if i.CreatedAt.IsZero() {
+		i.CreatedAt = now
 	}
-	if c.Image != nil {
-		return updateImage(ctx, tx, *c.Image, now)
-	}
-	return nil
-}
-
-func insertImage(ctx context.Context, tx *sqlx.Tx, i vm.Image, now time.Time) error {
-	_, err := tx.NamedExecContext(ctx, `
-		INSERT INTO images (name, state, reason, sha256, layout, virtual_mib, bytes, sum_sha256, sum_sha512, format, uploaded, source,
-			description, labels, created_at, updated_at, revision)
-		VALUES (:name, :state, :reason, :sha256, :layout, :virtual_mib, :bytes, :sum_sha256, :sum_sha512, :format, :uploaded, :source,
-			:description, :labels, :created_at, :updated_at, 1)`, imageRowOf(i, now))
+	i.UpdatedAt = now
+	row, err := imageTable.insertRow(ctx, tx, i)
 	if duplicate(err) {
-		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("image %q already exists", i.Name), Err: err}
+		return row, &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("image %s already exists", i.Name), Err: err}
 	}
-	return err
+	return row, err
 }
 
-func updateImage(ctx context.Context, tx *sqlx.Tx, u vm.ImageUpdate, now time.Time) error {
-	err := changeNamed(ctx, tx, `
-		UPDATE images SET state = :state, reason = :reason, sha256 = :sha256, layout = :layout, virtual_mib = :virtual_mib, bytes = :bytes,
-			sum_sha256 = :sum_sha256, sum_sha512 = :sum_sha512, format = :format, uploaded = :uploaded,
-			description = :description, labels = :labels, updated_at = :updated_at, revision = revision + 1
-		WHERE name = :name AND state = :from`, struct {
-		imageRow
-		From string `db:"from"`
-	}{imageRowOf(u.Image, now), string(u.From)})
+func updateImage(ctx context.Context, tx *sqlx.Tx, u vm.ImageUpdate, now time.Time) (vm.Image, error) {
+	u.Image.UpdatedAt = now
+	row, err := imageTable.updateRow(ctx, tx, u.Image, "name = ? AND state = ?", u.Image.Name, string(u.From))
 	if errors.Is(err, errNoRow) {
-		return overtaken("image", u.Image.Name, string(u.From))
+		return row, overtaken("image", u.Image.Name, string(u.From))
 	}
-	return err
+	return row, err
 }
 
-// contentUsers counts what uses the content of the image ?1 and would be left
-// with content that has no name. What is still to get its content has none that
-// anything could use, even if it is the same as that of others.
+// contentUsers counts the VMs and the disks that use the content of image ?1 and
+// that no other available image names. An image that is not imported yet has no
+// content that anything could use, even if others have the same.
 const contentUsers = `
-	SELECT (SELECT count(*) FROM vm_contents WHERE sha256 = i.sha256), (SELECT count(*) FROM disks WHERE base = ?2 || i.sha256)
+	SELECT (SELECT count(*) FROM vm_contents WHERE sha256 = i.sha256),
+		(SELECT count(*) FROM disks WHERE base = ?2 || i.sha256)
 	FROM images AS i
 	WHERE name = ?1 AND state IN ('available', 'error')
 		AND NOT EXISTS (SELECT 1 FROM images WHERE sha256 = i.sha256 AND state = 'available' AND name <> ?1)`
@@ -134,8 +88,11 @@ func deleteImage(ctx context.Context, tx *sqlx.Tx, name string) error {
 		return err
 	}
 	if vms+disks > 0 {
-		return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("image %s is in use by %d VM(s) and %d disk(s)", name, vms, disks),
-			Hint: "delete the VMs and the disks that were made of it, and eject it from CD-ROM drives, first"}
+		return &vm.Fault{
+			Code:   vm.CodeInUse,
+			Detail: fmt.Sprintf("image %s is in use by %d VM(s) and %d disk(s)", name, vms, disks),
+			Hint:   "first delete the VMs and the disks that were made of it, and eject it from CD-ROM drives",
+		}
 	}
 	err = change(ctx, tx, `DELETE FROM images WHERE name = ?`, name)
 	if errors.Is(err, errNoRow) {

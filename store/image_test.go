@@ -66,7 +66,7 @@ func TestAnImageIsUpdatedFromTheStateItWasIn(t *testing.T) {
 	apply(t, s, vm.Change{NewImage: &first})
 	i := fullImage()
 	i.CreatedAt, i.Seq, i.Revision = at.AddDate(1, 0, 0), 99, 99
-	f := wantFault(t, s.Apply(t.Context(), vm.Change{Image: &vm.ImageUpdate{From: vm.ImageImporting, Image: i}}), vm.CodeBusy)
+	f := wantFault(t, s.applyErr(t.Context(), vm.Change{Image: &vm.ImageUpdate{From: vm.ImageImporting, Image: i}}), vm.CodeBusy)
 	if f.Detail != "image full is no longer importing: something else changed it" {
 		t.Errorf("the detail is %q", f.Detail)
 	}
@@ -97,13 +97,13 @@ func TestWhatCannotBeDoneWithAnImageIsRefused(t *testing.T) {
 		code   vm.Code // none for a defect
 		detail string
 	}{
-		"one that is there":     {vm.Change{NewImage: &i}, vm.CodeExists, `image "debian" already exists`},
+		"one that is there":     {vm.Change{NewImage: &i}, vm.CodeExists, `image debian already exists`},
 		"one of no known state": {vm.Change{NewImage: &strange}, "", "CHECK constraint failed"},
 		"an update of none":     {vm.Change{Image: &vm.ImageUpdate{From: vm.ImageAvailable, Image: stray}}, vm.CodeBusy, "image none is no longer available"},
 		"none is deleted":       {vm.Change{DeleteImage: "none"}, vm.CodeNotFound, `image "none" not found`},
 	} {
 		tt.change.Operation = &vm.Operation{ID: name, Kind: vm.ImageCreate, Resource: vm.ImageResource("debian"), State: vm.OpRunning}
-		err := s.Apply(t.Context(), tt.change)
+		err := s.applyErr(t.Context(), tt.change)
 		if err == nil || !strings.Contains(err.Error(), tt.detail) {
 			t.Errorf("%s: %v; want %q in it", name, err, tt.detail)
 		} else if tt.code != "" {
@@ -159,7 +159,7 @@ func TestAnImageIsKeptWhileItsContentIsInUse(t *testing.T) {
 	apply(t, s, vm.Change{NewImage: &i})
 	wantUse := func(what string, vms, disks int) {
 		t.Helper()
-		err := s.Apply(t.Context(), vm.Change{DeleteImage: "debian", Events: []vm.Event{vm.NewEvent("image.deleted", vm.ImageResource("debian"), nil)}})
+		err := s.applyErr(t.Context(), vm.Change{DeleteImage: "debian", Events: []vm.Event{vm.NewEvent("image.deleted", vm.ImageResource("debian"), nil)}})
 		f := wantFault(t, err, vm.CodeInUse)
 		if want := fmt.Sprintf("image debian is in use by %d VM(s) and %d disk(s)", vms, disks); f.Detail != want || f.Hint == "" {
 			t.Errorf("%s: %q, %q; want %q and what to do", what, f.Detail, f.Hint, want)
@@ -243,7 +243,7 @@ func TestAnImageIsDeletedWhenItsContentKeepsAName(t *testing.T) {
 		if tt.other != "" {
 			apply(t, s, vm.Change{NewImage: &other})
 		}
-		err := s.Apply(t.Context(), vm.Change{DeleteImage: "a"})
+		err := s.applyErr(t.Context(), vm.Change{DeleteImage: "a"})
 		if tt.kept {
 			wantFault(t, err, vm.CodeInUse)
 		} else if err != nil {
@@ -261,7 +261,7 @@ func TestImagesAndTheirUsersAreFoundByIndex(t *testing.T) {
 		q.and("state = ?", string(f.State))
 		q.and("sha256 = ?", f.SHA256)
 		q.andLabel(f.Label, f.LabelValue)
-		query, _ := q.sql(imageColumns, "images", vm.Page{Limit: 10})
+		query, _ := q.sql(imageTable.list, "images", vm.Page{Limit: 10})
 		return query
 	}
 	for query, want := range map[string][]string{

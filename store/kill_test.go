@@ -40,7 +40,7 @@ func writeUntilKilled(path string) error {
 				v := makeVM(0)
 				v.ID = fmt.Sprintf("%d-%d-%d", os.Getpid(), w, i)
 				v.UUID = v.ID
-				if err := s.Apply(context.Background(), vm.Change{NewVM: &v,
+				if err := s.applyErr(context.Background(), vm.Change{NewVM: &v,
 					Operation: &vm.Operation{ID: v.ID, Kind: vm.VMCreate, Resource: vm.VMResource(v.ID), State: vm.OpRunning}}); err != nil {
 					failed <- err
 					return

@@ -61,7 +61,7 @@ func TestALabelIsLookedForOnlyInWhatHasLabels(t *testing.T) {
 	s := open(t)
 	q := after(vm.Page{})
 	q.where += " AND " + labelled
-	query, _ := q.sql(vmColumns, "vms", vm.Page{Limit: 10})
+	query, _ := q.sql(vmTable.list, "vms", vm.Page{Limit: 10})
 	plan := planOf(t, s, query)
 	if len(plan) == 0 || !strings.Contains(plan[0], "USING INDEX vms_labelled (seq>?)") || strings.Contains(fmt.Sprint(plan), "TEMP B-TREE") {
 		t.Errorf("the plan is %q; want the index of those with labels, in its order", plan)

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,179 +12,75 @@ import (
 	"vmand/vm"
 )
 
-const networkColumns = `seq, name, mode, bridge, subnet, gateway, ipv6, dns, ntp, routes, domain, mtu, vlan, isolate_vms, restricted,
-	created_at, updated_at, revision`
-
-type networkRow struct {
-	Seq        int64                `db:"seq"`
-	Name       string               `db:"name"`
-	Mode       string               `db:"mode"`
-	Bridge     text                 `db:"bridge"`
-	Subnet     prefix               `db:"subnet"`
-	Gateway    address              `db:"gateway"`
-	IPv6       prefix               `db:"ipv6"`
-	DNS        jsonList[netip.Addr] `db:"dns"`
-	NTP        jsonList[netip.Addr] `db:"ntp"`
-	Routes     jsonList[vm.Route]   `db:"routes"`
-	Domain     text                 `db:"domain"`
-	MTU        int                  `db:"mtu"`
-	VLAN       int                  `db:"vlan"`
-	IsolateVMs bool                 `db:"isolate_vms"`
-	Restricted bool                 `db:"restricted"`
-	CreatedAt  instant              `db:"created_at"`
-	UpdatedAt  instant              `db:"updated_at"`
-	Revision   int64                `db:"revision"`
-}
-
-func networkRowOf(n vm.Network, now time.Time) networkRow {
-	if n.CreatedAt.IsZero() {
-		n.CreatedAt = now
-	}
-	return networkRow{Name: n.Name, Mode: string(n.Mode), Bridge: text(n.Bridge), Subnet: prefix(n.Subnet), Gateway: address(n.Gateway),
-		IPv6: prefix(n.IPv6), DNS: n.DNS, NTP: n.NTP, Routes: n.Routes, Domain: text(n.Domain), MTU: n.MTU, VLAN: n.VLAN,
-		IsolateVMs: n.IsolateVMs, Restricted: n.Restrict, CreatedAt: instant(n.CreatedAt), UpdatedAt: instant(now)}
-}
-
-func (r networkRow) network() vm.Network {
-	return vm.Network{Seq: r.Seq, Name: r.Name, Mode: vm.NetworkMode(r.Mode), Bridge: string(r.Bridge), Subnet: netip.Prefix(r.Subnet),
-		Gateway: netip.Addr(r.Gateway), IPv6: netip.Prefix(r.IPv6), DNS: r.DNS, NTP: r.NTP, Routes: r.Routes, Domain: string(r.Domain),
-		MTU: r.MTU, VLAN: r.VLAN, IsolateVMs: r.IsolateVMs, Restrict: r.Restricted,
-		CreatedAt: time.Time(r.CreatedAt), UpdatedAt: time.Time(r.UpdatedAt), Revision: r.Revision}
-}
+var networkTable = newTable("networks",
+	column[vm.Network]{"seq", readOnly, func(n *vm.Network) any { return (*integer64)(&n.Seq) }},
+	column[vm.Network]{"name", fixed, func(n *vm.Network) any { return &n.Name }},
+	column[vm.Network]{"mode", fixed, func(n *vm.Network) any { return (*string)(&n.Mode) }},
+	column[vm.Network]{"bridge", mutable, func(n *vm.Network) any { return (*text)(&n.Bridge) }},
+	column[vm.Network]{"subnet", mutable, func(n *vm.Network) any { return (*prefix)(&n.Subnet) }},
+	column[vm.Network]{"gateway", mutable, func(n *vm.Network) any { return (*address)(&n.Gateway) }},
+	column[vm.Network]{"ipv6", mutable, func(n *vm.Network) any { return (*prefix)(&n.IPv6) }},
+	column[vm.Network]{"dns", mutable, func(n *vm.Network) any { return (*jsonList[netip.Addr])(&n.DNS) }},
+	column[vm.Network]{"ntp", mutable, func(n *vm.Network) any { return (*jsonList[netip.Addr])(&n.NTP) }},
+	column[vm.Network]{"routes", mutable, func(n *vm.Network) any { return (*jsonList[vm.Route])(&n.Routes) }},
+	column[vm.Network]{"domain", mutable, func(n *vm.Network) any { return (*text)(&n.Domain) }},
+	column[vm.Network]{"mtu", mutable, func(n *vm.Network) any { return (*integer)(&n.MTU) }},
+	column[vm.Network]{"vlan", mutable, func(n *vm.Network) any { return (*integer)(&n.VLAN) }},
+	column[vm.Network]{"isolate_vms", mutable, func(n *vm.Network) any { return &n.IsolateVMs }},
+	column[vm.Network]{"restricted", mutable, func(n *vm.Network) any { return &n.Restrict }},
+	column[vm.Network]{"created_at", fixed, func(n *vm.Network) any { return (*instant)(&n.CreatedAt) }},
+	column[vm.Network]{"updated_at", mutable, func(n *vm.Network) any { return (*instant)(&n.UpdatedAt) }},
+	column[vm.Network]{"revision", counter, func(n *vm.Network) any { return (*integer64)(&n.Revision) }},
+)
 
 // Network returns one network.
 func (s *Store) Network(ctx context.Context, name string) (vm.Network, error) {
-	var r networkRow
-	err := s.one(ctx, "network", name, `SELECT `+networkColumns+` FROM networks WHERE name = ?`, func(row *sqlx.Row) error {
-		return row.StructScan(&r)
-	})
-	return r.network(), err
+	return one(ctx, s, "network", name, networkTable.all+" WHERE name = ?", networkTable.scan)
 }
 
 // Networks returns a page of the networks.
 func (s *Store) Networks(ctx context.Context, p vm.Page) ([]vm.Network, error) {
 	q := after(p)
-	query, args := q.sql(networkColumns, "networks", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Network, error) {
-		var r networkRow
-		err := rows.StructScan(&r)
-		return r.network(), err
-	})
+	query, args := q.sql(networkTable.list, "networks", p)
+	return list(ctx, s, query, args, p.Limit, networkTable.scanner())
 }
 
-// applyNetworks makes and replaces the networks of c; they come before the VMs
-// that may be on them, as the deletion of one comes after.
-func applyNetworks(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) error {
-	if c.NewNetwork != nil {
-		if err := insertNetwork(ctx, tx, *c.NewNetwork, now); err != nil {
-			return err
-		}
+func insertNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time) (vm.Network, error) {
+	if n.CreatedAt.IsZero() {
+		n.CreatedAt = now
 	}
-	if c.Network != nil {
-		return updateNetwork(ctx, tx, *c.Network, now)
-	}
-	return nil
-}
-
-func insertNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time) error {
-	_, err := tx.NamedExecContext(ctx, `
-		INSERT INTO networks (name, mode, bridge, subnet, gateway, ipv6, dns, ntp, routes, domain, mtu, vlan, isolate_vms, restricted,
-			created_at, updated_at, revision)
-		VALUES (:name, :mode, :bridge, :subnet, :gateway, :ipv6, :dns, :ntp, :routes, :domain, :mtu, :vlan, :isolate_vms, :restricted,
-			:created_at, :updated_at, 1)`, networkRowOf(n, now))
+	n.UpdatedAt = now
+	row, err := networkTable.insertRow(ctx, tx, n)
 	if duplicate(err) {
-		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("network %q already exists", n.Name), Err: err}
+		return row, &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("network %s already exists", n.Name), Err: err}
 	}
-	return err
+	return row, err
 }
 
-func updateNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time) error {
-	err := changeNamed(ctx, tx, `
-		UPDATE networks SET bridge = :bridge, subnet = :subnet, gateway = :gateway, ipv6 = :ipv6, dns = :dns, ntp = :ntp, routes = :routes,
-			domain = :domain, mtu = :mtu, vlan = :vlan, isolate_vms = :isolate_vms, restricted = :restricted,
-			updated_at = :updated_at, revision = revision + 1
-		WHERE name = :name`, networkRowOf(n, now))
+func updateNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time) (vm.Network, error) {
+	n.UpdatedAt = now
+	row, err := networkTable.updateRow(ctx, tx, n, "name = ?", n.Name)
 	if errors.Is(err, errNoRow) {
-		return vm.NotFound("network", n.Name)
+		return row, vm.NotFound("network", n.Name)
 	}
-	return err
+	return row, err
 }
 
 func deleteNetwork(ctx context.Context, tx *sqlx.Tx, name string) error {
 	var users int
-	if err := tx.GetContext(ctx, &users, `SELECT count(DISTINCT vm_id) FROM addresses WHERE network = ?`, name); err != nil {
+	if err := tx.GetContext(ctx, &users, `SELECT count(DISTINCT vm_id) FROM vm_addresses WHERE network = ?`, name); err != nil {
 		return err
 	}
 	if users > 0 {
-		return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("network %q is in use by %d VM(s)", name, users),
-			Hint: "delete their NICs on it, or the VMs, first"}
+		return &vm.Fault{
+			Code:   vm.CodeInUse,
+			Detail: fmt.Sprintf("network %s is in use by %d VM(s)", name, users),
+			Hint:   "first delete their NICs on it, or the VMs",
+		}
 	}
 	err := change(ctx, tx, `DELETE FROM networks WHERE name = ?`, name)
 	if errors.Is(err, errNoRow) {
 		return vm.NotFound("network", name)
 	}
 	return err
-}
-
-// prefix and address are kept as text, NULL for none.
-type (
-	prefix  netip.Prefix
-	address netip.Addr
-)
-
-// Value implements [driver.Valuer].
-func (p prefix) Value() (driver.Value, error) {
-	if !netip.Prefix(p).IsValid() {
-		return nil, nil
-	}
-	return netip.Prefix(p).String(), nil
-}
-
-// Scan implements [sql.Scanner].
-func (p *prefix) Scan(src any) error {
-	var t text
-	if err := t.Scan(src); err != nil || t == "" {
-		*p = prefix{}
-		return err
-	}
-	parsed, err := netip.ParsePrefix(string(t))
-	*p = prefix(parsed)
-	return err
-}
-
-// Value implements [driver.Valuer].
-func (a address) Value() (driver.Value, error) {
-	if !netip.Addr(a).IsValid() {
-		return nil, nil
-	}
-	return netip.Addr(a).String(), nil
-}
-
-// Scan implements [sql.Scanner].
-func (a *address) Scan(src any) error {
-	var t text
-	if err := t.Scan(src); err != nil || t == "" {
-		*a = address{}
-		return err
-	}
-	parsed, err := netip.ParseAddr(string(t))
-	*a = address(parsed)
-	return err
-}
-
-// jsonList is kept as a JSON array, NULL for none.
-type jsonList[T any] []T
-
-// Value implements [driver.Valuer].
-func (l jsonList[T]) Value() (driver.Value, error) {
-	if len(l) == 0 {
-		return nil, nil
-	}
-	return encode([]T(l))
-}
-
-// Scan implements [sql.Scanner].
-func (l *jsonList[T]) Scan(src any) error {
-	*l = nil
-	return decode(src, (*[]T)(l))
 }

@@ -69,7 +69,8 @@ func crowded(t testing.TB, n int) *Store {
 	tx, err := s.writer.Beginx()
 	must(t, err)
 	for i := range n {
-		must(t, insertVM(context.Background(), tx, crowdedVM(i), at))
+		_, err := insertVM(context.Background(), tx, crowdedVM(i), at)
+		must(t, err)
 	}
 	must(t, tx.Commit())
 	return s

@@ -74,10 +74,10 @@ func TestNetworksAreUniqueAndKeptWhileInUse(t *testing.T) {
 	makeNetwork(t, s, "lan")
 	n := fullNetwork()
 	n.Name = "lan"
-	wantFault(t, s.Apply(t.Context(), vm.Change{NewNetwork: &n}), vm.CodeExists)
+	wantFault(t, s.applyErr(t.Context(), vm.Change{NewNetwork: &n}), vm.CodeExists)
 	n.Name = "none"
 	for _, c := range []vm.Change{{Network: &n}, {DeleteNetwork: "none"}} {
-		if f := wantFault(t, s.Apply(t.Context(), c), vm.CodeNotFound); f.Detail != `network "none" not found` {
+		if f := wantFault(t, s.applyErr(t.Context(), c), vm.CodeNotFound); f.Detail != `network "none" not found` {
 			t.Errorf("the detail is %q", f.Detail)
 		}
 	}
@@ -87,7 +87,7 @@ func TestNetworksAreUniqueAndKeptWhileInUse(t *testing.T) {
 	v, w := withNICs(0, makeNIC(0, "lan", "10.0.0.7"), makeNIC(1, "lan", "10.0.0.8")), withNICs(1, makeNIC(0, "lan", "10.0.0.9"))
 	apply(t, s, vm.Change{NewVM: &v})
 	apply(t, s, vm.Change{NewVM: &w})
-	if f := wantFault(t, s.Apply(t.Context(), vm.Change{DeleteNetwork: "lan"}), vm.CodeInUse); f.Detail != `network "lan" is in use by 2 VM(s)` {
+	if f := wantFault(t, s.applyErr(t.Context(), vm.Change{DeleteNetwork: "lan"}), vm.CodeInUse); f.Detail != `network lan is in use by 2 VM(s)` {
 		t.Errorf("the detail is %q; want it to say how many VMs there are", f.Detail)
 	}
 	apply(t, s, vm.Change{DeleteVM: v.ID})
@@ -116,7 +116,7 @@ func TestACopyHasTheNetworksAndTheirLeases(t *testing.T) {
 	}
 	w := makeVM(1)
 	w.Forwards = v.Forwards
-	wantFault(t, c.Apply(t.Context(), vm.Change{NewVM: &w}), vm.CodeInUse)
+	wantFault(t, c.applyErr(t.Context(), vm.Change{NewVM: &w}), vm.CodeInUse)
 }
 
 func TestVMsAreSelectedByNetwork(t *testing.T) {
@@ -160,7 +160,7 @@ func TestVMsAreSelectedByNetwork(t *testing.T) {
 	}
 	q := after(vm.Page{})
 	q.and(onNetwork, "lan")
-	query, _ := q.sql(vmColumns, "vms", vm.Page{Limit: 10})
+	query, _ := q.sql(vmTable.list, "vms", vm.Page{Limit: 10})
 	if plan := strings.Join(planOf(t, s, query), "; "); !strings.Contains(plan, "USING PRIMARY KEY (vm_id=?)") || strings.Contains(plan, "TEMP") {
 		t.Errorf("the plan is %s; want it to look each VM up, in their order", plan)
 	}

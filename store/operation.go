@@ -2,9 +2,7 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"database/sql/driver"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -14,79 +12,25 @@ import (
 	"vmand/vm"
 )
 
-const operationColumns = `seq, id, kind, resource, target, state, step, progress, problem, requested_by, request_id,
-	created_at, started_at, finished_at, log, key, fingerprint`
-
-type operationRow struct {
-	Seq         int64         `db:"seq"`
-	ID          string        `db:"id"`
-	Kind        string        `db:"kind"`
-	Resource    string        `db:"resource"`
-	Target      target        `db:"target"`
-	State       string        `db:"state"`
-	Step        string        `db:"step"`
-	Progress    sql.NullInt64 `db:"progress"`
-	Problem     text          `db:"problem"` // JSON
-	RequestedBy string        `db:"requested_by"`
-	RequestID   string        `db:"request_id"`
-	CreatedAt   instant       `db:"created_at"`
-	StartedAt   instant       `db:"started_at"`
-	FinishedAt  instant       `db:"finished_at"`
-	Log         string        `db:"log"` // JSON
-	Key         text          `db:"key"`
-	Fingerprint text          `db:"fingerprint"`
-}
-
-func operationRowOf(o vm.Operation, now time.Time) (operationRow, error) {
-	if o.CreatedAt.IsZero() {
-		o.CreatedAt = now
-	}
-	r := operationRow{ID: o.ID, Kind: string(o.Kind), Resource: o.Resource.String(), Target: target(o.Target),
-		State: string(o.State), Step: o.Step,
-		RequestedBy: o.RequestedBy, RequestID: o.RequestID,
-		CreatedAt: instant(o.CreatedAt), StartedAt: instant(o.StartedAt), FinishedAt: instant(o.FinishedAt),
-		Key: text(o.Key), Fingerprint: text(o.Fingerprint)}
-	if o.Progress != nil {
-		r.Progress = sql.NullInt64{Int64: int64(*o.Progress), Valid: true}
-	}
-	if o.Problem != nil {
-		b, err := json.Marshal(o.Problem)
-		if err != nil {
-			return r, fmt.Errorf("operation %s: encode problem: %w", o.ID, err)
-		}
-		r.Problem = text(b)
-	}
-	if o.Log == nil {
-		o.Log = []vm.LogLine{}
-	}
-	b, err := json.Marshal(o.Log)
-	if err != nil {
-		return r, fmt.Errorf("operation %s: encode log: %w", o.ID, err)
-	}
-	r.Log = string(b)
-	return r, nil
-}
-
-func (r operationRow) operation() (vm.Operation, error) {
-	o := vm.Operation{Seq: r.Seq, ID: r.ID, Kind: vm.Kind(r.Kind), Resource: vm.ParseResource(r.Resource), Target: vm.Target(r.Target),
-		State: vm.OpState(r.State), Step: r.Step,
-		RequestedBy: r.RequestedBy, RequestID: r.RequestID,
-		CreatedAt: time.Time(r.CreatedAt), StartedAt: time.Time(r.StartedAt), FinishedAt: time.Time(r.FinishedAt),
-		Key: string(r.Key), Fingerprint: string(r.Fingerprint)}
-	if r.Progress.Valid {
-		percent := int(r.Progress.Int64)
-		o.Progress = &percent
-	}
-	if r.Problem != "" {
-		if err := json.Unmarshal([]byte(r.Problem), &o.Problem); err != nil {
-			return o, fmt.Errorf("operation %s: decode problem: %w", r.ID, err)
-		}
-	}
-	if err := json.Unmarshal([]byte(r.Log), &o.Log); err != nil {
-		return o, fmt.Errorf("operation %s: decode log: %w", r.ID, err)
-	}
-	return o, nil
-}
+var operationTable = newTable("operations",
+	column[vm.Operation]{"seq", readOnly, func(o *vm.Operation) any { return (*integer64)(&o.Seq) }},
+	column[vm.Operation]{"id", fixed, func(o *vm.Operation) any { return &o.ID }},
+	column[vm.Operation]{"kind", mutable, func(o *vm.Operation) any { return (*string)(&o.Kind) }},
+	column[vm.Operation]{"resource", mutable, func(o *vm.Operation) any { return (*resource)(&o.Resource) }},
+	column[vm.Operation]{"target", mutable, func(o *vm.Operation) any { return (*target)(&o.Target) }},
+	column[vm.Operation]{"state", mutable, func(o *vm.Operation) any { return (*string)(&o.State) }},
+	column[vm.Operation]{"step", mutable, func(o *vm.Operation) any { return &o.Step }},
+	column[vm.Operation]{"progress", mutable, func(o *vm.Operation) any { return &o.Progress }},
+	column[vm.Operation]{"problem", mutable, func(o *vm.Operation) any { return &jsonPointer[vm.Problem]{&o.Problem} }},
+	column[vm.Operation]{"requested_by", mutable, func(o *vm.Operation) any { return &o.RequestedBy }},
+	column[vm.Operation]{"request_id", mutable, func(o *vm.Operation) any { return &o.RequestID }},
+	column[vm.Operation]{"created_at", fixed, func(o *vm.Operation) any { return (*instant)(&o.CreatedAt) }},
+	column[vm.Operation]{"started_at", mutable, func(o *vm.Operation) any { return (*instant)(&o.StartedAt) }},
+	column[vm.Operation]{"finished_at", mutable, func(o *vm.Operation) any { return (*instant)(&o.FinishedAt) }},
+	column[vm.Operation]{"log", mutable, func(o *vm.Operation) any { return (*operationLog)(&o.Log) }},
+	column[vm.Operation]{"key", mutable, func(o *vm.Operation) any { return (*text)(&o.Key) }},
+	column[vm.Operation]{"fingerprint", mutable, func(o *vm.Operation) any { return (*text)(&o.Fingerprint) }},
+)
 
 // target is stored as a JSON object, NULL for the whole resource.
 type target vm.Target
@@ -105,16 +49,27 @@ func (t *target) Scan(src any) error {
 	return decode(src, (*vm.Target)(t))
 }
 
+// operationLog is stored as a JSON array. It is read as an empty list and not as
+// nil if it has no lines.
+type operationLog []vm.LogLine
+
+// Value implements [driver.Valuer].
+func (l operationLog) Value() (driver.Value, error) {
+	if l == nil {
+		return "[]", nil
+	}
+	return encode([]vm.LogLine(l))
+}
+
+// Scan implements [sql.Scanner].
+func (l *operationLog) Scan(src any) error {
+	*l = nil // a list must not write into the array of the row before
+	return decode(src, (*[]vm.LogLine)(l))
+}
+
 // Operation returns one operation.
 func (s *Store) Operation(ctx context.Context, id string) (vm.Operation, error) {
-	var r operationRow
-	err := s.one(ctx, "operation", id, `SELECT `+operationColumns+` FROM operations WHERE id = ?`, func(row *sqlx.Row) error {
-		return row.StructScan(&r)
-	})
-	if err != nil {
-		return vm.Operation{}, err
-	}
-	return r.operation()
+	return one(ctx, s, "operation", id, operationTable.all+" WHERE id = ?", operationTable.scan)
 }
 
 // openOnly is the condition of the index operations_open, in its words. Said the
@@ -130,14 +85,8 @@ func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page)
 	if f.Open {
 		q.where += " AND " + openOnly
 	}
-	query, args := q.sql(operationColumns, "operations", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Operation, error) {
-		var r operationRow
-		if err := rows.StructScan(&r); err != nil {
-			return vm.Operation{}, err
-		}
-		return r.operation()
-	})
+	query, args := q.sql(operationTable.list, "operations", p)
+	return list(ctx, s, query, args, p.Limit, operationTable.scanner())
 }
 
 // pruneBatch is how many operations or events one transaction forgets: the writers that
@@ -172,28 +121,23 @@ func (s *Store) PruneOperations(ctx context.Context, before time.Time) (int, err
 	}
 }
 
-// putOperation records o in place of what is recorded under its id, if anything.
+// putOperation inserts o, or replaces the operation with its id.
 func putOperation(ctx context.Context, tx *sqlx.Tx, o vm.Operation, now time.Time) error {
-	r, err := operationRowOf(o, now)
-	if err != nil {
-		return err
+	if o.CreatedAt.IsZero() {
+		o.CreatedAt = now
 	}
-	// Not an upsert: that uses up a seq each time.
-	err = changeNamed(ctx, tx, `
-		UPDATE operations SET kind = :kind, resource = :resource, target = :target, state = :state, step = :step, progress = :progress, problem = :problem,
-			requested_by = :requested_by, request_id = :request_id, started_at = :started_at, finished_at = :finished_at, log = :log,
-			key = :key, fingerprint = :fingerprint
-		WHERE id = :id`, r)
+	// An upsert would use up a number of the sequence each time.
+	err := change(ctx, tx, operationTable.update+" WHERE id = ?", append(operationTable.updateArgs(&o), o.ID)...)
 	if errors.Is(err, errNoRow) {
-		_, err = tx.NamedExecContext(ctx, `
-			INSERT INTO operations (id, kind, resource, target, state, step, progress, problem, requested_by, request_id,
-				created_at, started_at, finished_at, log, key, fingerprint)
-			VALUES (:id, :kind, :resource, :target, :state, :step, :progress, :problem, :requested_by, :request_id,
-				:created_at, :started_at, :finished_at, :log, :key, :fingerprint)`, r)
+		_, err = tx.ExecContext(ctx, operationTable.insert, operationTable.insertArgs(&o)...)
 	}
-	if duplicate(err) { // the id is new: it is the key
-		return &vm.Fault{Code: vm.CodeRepeated, Detail: fmt.Sprintf("%s has used the Idempotency-Key %q before", o.RequestedBy, o.Key),
-			Hint: "use a key of its own for each request", Err: err}
+	if duplicate(err) { // the id is new, so it is the key
+		return &vm.Fault{
+			Code:   vm.CodeRepeated,
+			Detail: fmt.Sprintf("%s has used the Idempotency-Key %q before", o.RequestedBy, o.Key),
+			Hint:   "use a key of its own for each request",
+			Err:    err,
+		}
 	}
 	return err
 }

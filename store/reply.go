@@ -12,28 +12,21 @@ import (
 // OperationByKey returns the operation that requestedBy began under a key, and
 // the reply that is kept of it, nil for none.
 func (s *Store) OperationByKey(ctx context.Context, requestedBy, key string) (vm.Operation, *vm.Reply, error) {
-	var r struct {
-		operationRow
-		Status   *int   `db:"status"`
-		Location text   `db:"location"`
-		ETag     text   `db:"etag"`
-		Body     []byte `db:"body"`
-	}
-	err := s.row(ctx, `
-		SELECT `+operationColumns+`, status, location, etag, body
-		FROM operations LEFT JOIN replies ON operation = seq WHERE requested_by = ? AND key = ?`,
-		func(row *sqlx.Row) error { return row.StructScan(&r) }, requestedBy, key)
+	const joined = " LEFT JOIN replies ON operation = seq WHERE requested_by = ? AND key = ?"
+	query := "SELECT " + operationTable.list + ", status, location, etag, body FROM operations" + joined
+	var o vm.Operation
+	var r vm.Reply
+	var status *int // NULL if no reply is kept
+	dest := append(operationTable.dest(&o), &status, (*text)(&r.Location), (*text)(&r.ETag), &r.Body)
+	err := s.row(ctx, query, func(row *sqlx.Row) error { return row.Scan(dest...) }, requestedBy, key)
 	if errors.Is(err, errNoRow) {
 		return vm.Operation{}, nil, vm.NotFound("operation under the key", key)
 	}
-	if err != nil {
-		return vm.Operation{}, nil, err
-	}
-	o, err := r.operation()
-	if err != nil || r.Status == nil {
+	if err != nil || status == nil {
 		return o, nil, err
 	}
-	return o, &vm.Reply{Status: *r.Status, Location: string(r.Location), ETag: string(r.ETag), Body: r.Body}, nil
+	r.Status = *status
+	return o, &r, nil
 }
 
 // KeepReply keeps r with an operation, in place of any reply kept before.

@@ -24,7 +24,7 @@ func TestAKeyNamesOneOperationOfItsRequester(t *testing.T) {
 	for _, id := range []string{"d", "e"} { // without a key there is nothing to repeat
 		apply(t, s, vm.Change{Operation: keyed(id, "token:x", "")})
 	}
-	err := s.Apply(t.Context(), vm.Change{Operation: keyed("f", "token:x", "k"), Events: []vm.Event{{Type: "a.b"}}})
+	err := s.applyErr(t.Context(), vm.Change{Operation: keyed("f", "token:x", "k"), Events: []vm.Event{{Type: "a.b"}}})
 	if f := wantFault(t, err, vm.CodeRepeated); !strings.Contains(f.Detail, `token:x has used the Idempotency-Key "k" before`) {
 		t.Errorf("the detail is %q; want the requester and the key", f.Detail)
 	}
@@ -63,7 +63,7 @@ func TestOneOfManyWithTheSameKeyWins(t *testing.T) {
 		for i := range 32 {
 			all.Go(func() {
 				o := keyed(fmt.Sprint(round, "-", i), "token:x", fmt.Sprint(round))
-				err := s.Apply(t.Context(), vm.Change{Operation: o, Events: []vm.Event{{Type: "operation.started", Resource: vm.OperationResource(o.ID)}}})
+				err := s.applyErr(t.Context(), vm.Change{Operation: o, Events: []vm.Event{{Type: "operation.started", Resource: vm.OperationResource(o.ID)}}})
 				var f *vm.Fault
 				switch {
 				case err == nil:

@@ -10,15 +10,15 @@ import (
 
 // Seed returns what is recorded of a VM's cloud-init data.
 func (s *Store) Seed(ctx context.Context, vmID string) (vm.Seed, error) {
-	d := vm.Seed{VMID: vmID}
-	var spec string
-	err := s.one(ctx, "cloud-init data of vm", vmID, `SELECT spec, instance FROM seeds WHERE vm_id = ?`, func(row *sqlx.Row) error {
-		return row.Scan(&spec, &d.Instance)
+	const query = `SELECT spec, instance FROM seeds WHERE vm_id = ?`
+	return one(ctx, s, "cloud-init data of vm", vmID, query, func(row scanner) (vm.Seed, error) {
+		d := vm.Seed{VMID: vmID}
+		var spec string
+		if err := row.Scan(&spec, &d.Instance); err != nil {
+			return d, err
+		}
+		return d, decode(spec, &d.CloudInit)
 	})
-	if err == nil {
-		err = decode(spec, &d.CloudInit)
-	}
-	return d, err
 }
 
 // putSeed records d in place of what is recorded of its VM's seed, if anything.

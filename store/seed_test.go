@@ -27,7 +27,7 @@ func TestASeedIsKeptWithItsVM(t *testing.T) {
 		t.Errorf("the detail is %q", f.Detail)
 	}
 	bare := vm.Seed{VMID: w.ID}
-	f := wantFault(t, s.Apply(t.Context(), vm.Change{Seed: &bare}), vm.CodeNotFound)
+	f := wantFault(t, s.applyErr(t.Context(), vm.Change{Seed: &bare}), vm.CodeNotFound)
 	if f.Detail != `vm "vm-000001" not found` {
 		t.Errorf("the detail is %q", f.Detail)
 	}
@@ -39,7 +39,7 @@ func TestASeedIsKeptWithItsVM(t *testing.T) {
 	again := vm.Seed{VMID: v.ID, Instance: 4, CloudInit: vm.CloudInit{UserData: "u"}}
 	apply(t, s, vm.Change{Seed: &again, VM: &vm.VMUpdate{From: v.State, VM: v}})
 	wantSeed(again)
-	wantFault(t, s.Apply(t.Context(), vm.Change{Seed: &full, VM: &vm.VMUpdate{From: vm.Stopping, VM: v}}), vm.CodeBusy)
+	wantFault(t, s.applyErr(t.Context(), vm.Change{Seed: &full, VM: &vm.VMUpdate{From: vm.Stopping, VM: v}}), vm.CodeBusy)
 	wantSeed(again)
 
 	// It goes with its VM, and a later one of the same id does not get it.

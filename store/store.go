@@ -239,14 +239,24 @@ func (s *Store) prepared(ctx context.Context, query string) (*sqlx.Stmt, error) 
 // reader still wants them or not.
 const shortList = 1000
 
-// one reads the row of kind that id names. It returns the fault of a missing
-// thing if there is none.
-func (s *Store) one(ctx context.Context, kind, id, query string, scan func(*sqlx.Row) error) error {
-	err := s.row(ctx, query, scan, id)
+// A scanner is one row of a result: [*sqlx.Row] or [*sqlx.Rows].
+type scanner interface {
+	Scan(dest ...any) error
+	StructScan(dest any) error
+}
+
+// one returns the row of query for id, or the fault that the kind of thing id
+// names does not exist.
+func one[T any](ctx context.Context, s *Store, kind, id, query string, scan func(scanner) (T, error)) (T, error) {
+	var found T
+	err := s.row(ctx, query, func(row *sqlx.Row) (err error) {
+		found, err = scan(row)
+		return err
+	}, id)
 	if errors.Is(err, errNoRow) {
-		return vm.NotFound(kind, id)
+		err = vm.NotFound(kind, id)
 	}
-	return err
+	return found, err
 }
 
 // row reads the row of a query, or returns errNoRow if there is none.
@@ -269,7 +279,7 @@ func (s *Store) row(ctx context.Context, query string, scan func(*sqlx.Row) erro
 
 // list returns what scan makes of each row of a query for at most limit rows,
 // or, if limit is 0, for all.
-func list[T any](ctx context.Context, s *Store, query string, args []any, limit int, scan func(*sqlx.Rows) (T, error)) ([]T, error) {
+func list[T any](ctx context.Context, s *Store, query string, args []any, limit int, scan func(scanner) (T, error)) ([]T, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, s.fault(ctx, err)
 	}

@@ -64,9 +64,17 @@ func makeTemplate(t testing.TB, s *Store, name string) {
 	apply(t, s, vm.Change{NewTemplate: &vm.Template{Name: name, CPUCount: 2, RAMMiB: 2048, CreatedAt: at}})
 }
 
-func apply(t testing.TB, s *Store, c vm.Change) {
+func apply(t testing.TB, s *Store, c vm.Change) vm.Applied {
 	t.Helper()
-	must(t, s.Apply(context.Background(), c))
+	done, err := s.Apply(context.Background(), c)
+	must(t, err)
+	return done
+}
+
+// applyErr is [Store.Apply] without what it wrote.
+func (s *Store) applyErr(ctx context.Context, c vm.Change) error {
+	_, err := s.Apply(ctx, c)
+	return err
 }
 
 func TestATemplateComesBackAsItWasRecorded(t *testing.T) {
@@ -91,18 +99,18 @@ func TestATemplateComesBackAsItWasRecorded(t *testing.T) {
 func TestTemplatesAreUniqueAndKeptWhileInUse(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
-	wantFault(t, s.Apply(t.Context(), vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}), vm.CodeExists)
+	wantFault(t, s.applyErr(t.Context(), vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}), vm.CodeExists)
 	forget := vm.Change{DeleteTemplate: "small"}
 
 	v, w := makeVM(1), makeVM(2)
 	apply(t, s, vm.Change{NewVM: &v})
 	apply(t, s, vm.Change{NewVM: &w})
-	if f := wantFault(t, s.Apply(t.Context(), forget), vm.CodeInUse); !strings.Contains(f.Detail, "in use by 2 VM(s)") {
+	if f := wantFault(t, s.applyErr(t.Context(), forget), vm.CodeInUse); !strings.Contains(f.Detail, "in use by 2 VM(s)") {
 		t.Errorf("the detail is %q; want it to say how many VMs there are", f.Detail)
 	}
 	apply(t, s, vm.Change{DeleteVM: v.ID})
 	apply(t, s, vm.Change{DeleteVM: w.ID, DeleteTemplate: "small"})
-	wantFault(t, s.Apply(t.Context(), forget), vm.CodeNotFound)
+	wantFault(t, s.applyErr(t.Context(), forget), vm.CodeNotFound)
 	_, err := s.Template(t.Context(), "small")
 	wantFault(t, err, vm.CodeNotFound)
 }
@@ -420,7 +428,7 @@ func TestTheEndOfAContextIsNoFaultOfTheDatabase(t *testing.T) {
 		"whole list": func() error { _, err := s.Disks(ctx, vm.DiskFilter{}, vm.Page{}); return err },
 		"lease":      func() error { _, err := s.LeaseByMAC(ctx, "lan", "m"); return err },
 		"free":       func() error { _, err := s.FreeIP(ctx, "lan", crowdedIP(0), crowdedIP(9), nil); return err },
-		"write":      func() error { return s.Apply(ctx, vm.Change{NewVM: &v}) },
+		"write":      func() error { return s.applyErr(ctx, vm.Change{NewVM: &v}) },
 		"prune":      func() error { _, err := s.PruneOperations(ctx, at); return err },
 		"ping":       func() error { return s.Ping(ctx) },
 		"backup":     func() error { return s.Backup(ctx, filepath.Join(t.TempDir(), "b")) },

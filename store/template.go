@@ -11,52 +11,35 @@ import (
 	"vmand/vm"
 )
 
-const templateColumns = `seq, name, cpu_count, ram_mib, created_at`
-
-type templateRow struct {
-	Seq       int64   `db:"seq"`
-	Name      string  `db:"name"`
-	CPUCount  int     `db:"cpu_count"`
-	RAMMiB    int     `db:"ram_mib"`
-	CreatedAt instant `db:"created_at"`
-}
-
-func (r templateRow) template() vm.Template {
-	return vm.Template{Seq: r.Seq, Name: r.Name, CPUCount: r.CPUCount, RAMMiB: r.RAMMiB, CreatedAt: time.Time(r.CreatedAt)}
-}
+var templateTable = newTable("templates",
+	column[vm.Template]{"seq", readOnly, func(t *vm.Template) any { return (*integer64)(&t.Seq) }},
+	column[vm.Template]{"name", fixed, func(t *vm.Template) any { return &t.Name }},
+	column[vm.Template]{"cpu_count", fixed, func(t *vm.Template) any { return (*integer)(&t.CPUCount) }},
+	column[vm.Template]{"ram_mib", fixed, func(t *vm.Template) any { return (*integer)(&t.RAMMiB) }},
+	column[vm.Template]{"created_at", fixed, func(t *vm.Template) any { return (*instant)(&t.CreatedAt) }},
+)
 
 // Template returns one template.
 func (s *Store) Template(ctx context.Context, name string) (vm.Template, error) {
-	var r templateRow
-	err := s.one(ctx, "template", name, `SELECT `+templateColumns+` FROM templates WHERE name = ?`, func(row *sqlx.Row) error {
-		return row.StructScan(&r)
-	})
-	return r.template(), err
+	return one(ctx, s, "template", name, templateTable.all+" WHERE name = ?", templateTable.scan)
 }
 
 // Templates returns a page of the templates.
 func (s *Store) Templates(ctx context.Context, p vm.Page) ([]vm.Template, error) {
 	q := after(p)
-	query, args := q.sql(templateColumns, "templates", p)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.Template, error) {
-		var r templateRow
-		err := rows.StructScan(&r)
-		return r.template(), err
-	})
+	query, args := q.sql(templateTable.list, "templates", p)
+	return list(ctx, s, query, args, p.Limit, templateTable.scanner())
 }
 
-func insertTemplate(ctx context.Context, tx *sqlx.Tx, t vm.Template, now time.Time) error {
+func insertTemplate(ctx context.Context, tx *sqlx.Tx, t vm.Template, now time.Time) (vm.Template, error) {
 	if t.CreatedAt.IsZero() {
 		t.CreatedAt = now
 	}
-	_, err := tx.NamedExecContext(ctx, `
-		INSERT INTO templates (name, cpu_count, ram_mib, created_at)
-		VALUES (:name, :cpu_count, :ram_mib, :created_at)`,
-		templateRow{Name: t.Name, CPUCount: t.CPUCount, RAMMiB: t.RAMMiB, CreatedAt: instant(t.CreatedAt)})
+	row, err := templateTable.insertRow(ctx, tx, t)
 	if duplicate(err) {
-		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("template %q already exists", t.Name), Err: err}
+		return row, &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("template %s already exists", t.Name), Err: err}
 	}
-	return err
+	return row, err
 }
 
 func deleteTemplate(ctx context.Context, tx *sqlx.Tx, name string) error {
@@ -65,8 +48,11 @@ func deleteTemplate(ctx context.Context, tx *sqlx.Tx, name string) error {
 		return err
 	}
 	if users > 0 {
-		return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("template %q is in use by %d VM(s)", name, users),
-			Hint: "delete the VMs first"}
+		return &vm.Fault{
+			Code:   vm.CodeInUse,
+			Detail: fmt.Sprintf("template %s is in use by %d VM(s)", name, users),
+			Hint:   "delete the VMs first",
+		}
 	}
 	err := change(ctx, tx, `DELETE FROM templates WHERE name = ?`, name)
 	if errors.Is(err, errNoRow) {

@@ -19,7 +19,7 @@ type tokenRow struct {
 // Tokens returns every token, in order of their names.
 func (s *Store) Tokens(ctx context.Context) ([]vm.Token, error) {
 	const query = `SELECT name, role, hash, created_at FROM tokens ORDER BY name`
-	return list(ctx, s, query, nil, 0, func(rows *sqlx.Rows) (vm.Token, error) {
+	return list(ctx, s, query, nil, 0, func(rows scanner) (vm.Token, error) {
 		var r tokenRow
 		if err := rows.StructScan(&r); err != nil {
 			return vm.Token{}, err

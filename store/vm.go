@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -12,84 +11,47 @@ import (
 	"vmand/vm"
 )
 
-const vmColumns = `seq, id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired,
-	root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision, description, labels, policy,
-	nics, forwards, facts, image, cdroms`
+// vmTable is the one list of a VM's columns. boot and learned are written by
+// learn alone.
+var vmTable = newTable("vms",
+	column[vm.VM]{"seq", readOnly, func(v *vm.VM) any { return (*integer64)(&v.Seq) }},
+	column[vm.VM]{"id", fixed, func(v *vm.VM) any { return &v.ID }},
+	column[vm.VM]{"uuid", fixed, func(v *vm.VM) any { return &v.UUID }},
+	column[vm.VM]{"template_name", fixed, func(v *vm.VM) any { return &v.Template.Name }},
+	column[vm.VM]{"cpu_count", fixed, func(v *vm.VM) any { return (*integer)(&v.Template.CPUCount) }},
+	column[vm.VM]{"ram_mib", fixed, func(v *vm.VM) any { return (*integer)(&v.Template.RAMMiB) }},
+	column[vm.VM]{"state", mutable, func(v *vm.VM) any { return (*string)(&v.State) }},
+	column[vm.VM]{"reason", mutable, func(v *vm.VM) any { return (*string)(&v.Reason) }},
+	column[vm.VM]{"reason_detail", mutable, func(v *vm.VM) any { return (*text)(&v.ReasonDetail) }},
+	column[vm.VM]{"desired", mutable, func(v *vm.VM) any { return (*string)(&v.Desired) }},
+	column[vm.VM]{"root_size_mib", mutable, func(v *vm.VM) any { return (*integer64)(&v.Root.SizeMiB) }},
+	column[vm.VM]{"root_image", mutable, func(v *vm.VM) any { return (*text)(&v.Root.Image) }},
+	column[vm.VM]{"root_base", mutable, func(v *vm.VM) any { return (*text)(&v.Root.Base) }},
+	column[vm.VM]{"root_base_format", mutable, func(v *vm.VM) any { return (*text)(&v.Root.BaseFormat) }},
+	column[vm.VM]{"machine", mutable, func(v *vm.VM) any { return (*text)(&v.Machine) }},
+	column[vm.VM]{"accel", mutable, func(v *vm.VM) any { return (*text)(&v.Accel) }},
+	column[vm.VM]{"created_at", fixed, func(v *vm.VM) any { return (*instant)(&v.CreatedAt) }},
+	column[vm.VM]{"updated_at", mutable, func(v *vm.VM) any { return (*instant)(&v.UpdatedAt) }},
+	column[vm.VM]{"started_at", mutable, func(v *vm.VM) any { return (*instant)(&v.StartedAt) }},
+	column[vm.VM]{"revision", counter, func(v *vm.VM) any { return (*integer64)(&v.Revision) }},
+	column[vm.VM]{"description", mutable, func(v *vm.VM) any { return (*text)(&v.Description) }},
+	column[vm.VM]{"labels", mutable, func(v *vm.VM) any { return (*labels)(&v.Labels) }},
+	column[vm.VM]{"policy", mutable, func(v *vm.VM) any { return &policy{v} }},
+	column[vm.VM]{"nics", mutable, func(v *vm.VM) any { return (*nics)(&v.NICs) }},
+	column[vm.VM]{"forwards", mutable, func(v *vm.VM) any { return (*forwards)(&v.Forwards) }},
+	column[vm.VM]{"cdroms", mutable, func(v *vm.VM) any { return (*cdroms)(&v.CDROMs) }},
+	column[vm.VM]{"boot", readOnly, func(v *vm.VM) any { return (*boot)(&v.Boot) }},
+	column[vm.VM]{"learned", readOnly, func(v *vm.VM) any { return (*learnedAddresses)(&v.Learned) }},
+)
 
-// vmDest returns where the columns go in v. A list of VMs is what is read most:
-// scanning into place costs two thirds of what [sqlx.Rows.StructScan] does.
-func vmDest(v *vm.VM) []any {
-	return []any{(*integer64)(&v.Seq), &v.ID, &v.UUID, &v.Template.Name, (*integer)(&v.Template.CPUCount), (*integer)(&v.Template.RAMMiB),
-		(*string)(&v.State), (*string)(&v.Reason), (*text)(&v.ReasonDetail), (*string)(&v.Desired),
-		(*integer64)(&v.Root.SizeMiB), (*text)(&v.Root.Base), (*text)(&v.Root.BaseFormat), (*text)(&v.Machine), (*text)(&v.Accel),
-		(*instant)(&v.CreatedAt), (*instant)(&v.UpdatedAt), (*instant)(&v.StartedAt), (*integer64)(&v.Revision),
-		(*text)(&v.Description), (*labels)(&v.Labels), &policy{v},
-		(*nics)(&v.NICs), (*forwards)(&v.Forwards), &facts{v}, (*text)(&v.Root.Image), (*cdroms)(&v.CDROMs)}
-}
-
-// vmRow is a row as it is written.
-type vmRow struct {
-	ID             string  `db:"id"`
-	UUID           string  `db:"uuid"`
-	TemplateName   string  `db:"template_name"`
-	CPUCount       int     `db:"cpu_count"`
-	RAMMiB         int     `db:"ram_mib"`
-	State          string  `db:"state"`
-	Reason         string  `db:"reason"`
-	ReasonDetail   text    `db:"reason_detail"`
-	Desired        string  `db:"desired"`
-	RootSizeMiB    int64   `db:"root_size_mib"`
-	RootBase       text    `db:"root_base"`
-	RootBaseFormat text    `db:"root_base_format"`
-	Machine        text    `db:"machine"`
-	Accel          text    `db:"accel"`
-	CreatedAt      instant `db:"created_at"`
-	UpdatedAt      instant `db:"updated_at"`
-	StartedAt      instant `db:"started_at"`
-	Description    text    `db:"description"`
-	Labels         labels  `db:"labels"`
-	Policy         policy  `db:"policy"`
-	NICs           text    `db:"nics"`
-	Forwards       text    `db:"forwards"`
-	Image          text    `db:"image"`
-	CDROMs         text    `db:"cdroms"`
-}
-
-func vmRowOf(v vm.VM, now time.Time) (vmRow, error) {
-	if v.CreatedAt.IsZero() {
-		v.CreatedAt = now
-	}
-	nics, err := packNICs(v.NICs)
-	if err != nil {
-		return vmRow{}, fmt.Errorf("vm %s: %w", v.ID, err)
-	}
-	forwards, err := packForwards(v.Forwards)
-	if err != nil {
-		return vmRow{}, fmt.Errorf("vm %s: %w", v.ID, err)
-	}
-	cdroms, err := packCDROMs(v.CDROMs)
-	if err != nil {
-		return vmRow{}, fmt.Errorf("vm %s: %w", v.ID, err)
-	}
-	return vmRow{ID: v.ID, UUID: v.UUID, TemplateName: v.Template.Name, CPUCount: v.Template.CPUCount, RAMMiB: v.Template.RAMMiB,
-		State: string(v.State), Reason: string(v.Reason), ReasonDetail: text(v.ReasonDetail), Desired: string(v.Desired),
-		RootSizeMiB: v.Root.SizeMiB, RootBase: text(v.Root.Base), RootBaseFormat: text(v.Root.BaseFormat), Machine: text(v.Machine), Accel: text(v.Accel),
-		CreatedAt: instant(v.CreatedAt), UpdatedAt: instant(now), StartedAt: instant(v.StartedAt),
-		Description: text(v.Description), Labels: v.Labels, Policy: policy{&v}, NICs: nics, Forwards: forwards,
-		Image: text(v.Root.Image), CDROMs: cdroms}, nil
-}
-
-// VM returns one VM. Of its template it has the name and the sizes; of no
-// restart policy, it has [vm.RestartNever].
+// VM returns one VM. Its template has only the name and the sizes. A VM without a
+// restart policy has [vm.RestartNever].
 func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
 	g := s.cache.generation(ctx)
 	if v, ok := g.get(id); ok {
 		return v, s.fault(ctx, ctx.Err())
 	}
-	var v vm.VM
-	err := s.one(ctx, "vm", id, `SELECT `+vmColumns+` FROM vms WHERE id = ?`, func(row *sqlx.Row) error {
-		return row.Scan(vmDest(&v)...)
-	})
+	v, err := one(ctx, s, "vm", id, vmTable.all+" WHERE id = ?", vmTable.scan)
 	if err == nil {
 		g.put(v)
 	}
@@ -97,13 +59,12 @@ func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
 }
 
 // onNetwork is the condition of a NIC on a network. The plus keeps SQLite from
-// the index by network, which would look at all that is on it for each VM.
-const onNetwork = "EXISTS (SELECT 1 FROM addresses WHERE vm_id = vms.id AND +network = ?)"
+// the index by network, which would read every NIC on it for each VM.
+const onNetwork = "EXISTS (SELECT 1 FROM vm_addresses WHERE vm_id = vms.id AND +network = ?)"
 
-// VMs returns a page of the VMs that f selects. Of its template each has the
-// name and the sizes, as [Store.VM] does.
+// VMs returns a page of the VMs that f selects, as [Store.VM] returns them.
 func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error) {
-	if p.Limit == 0 { // who compares all records with the host wants no old ones afterwards
+	if p.Limit == 0 { // a whole list is compared with the host: stale VMs must not follow
 		if err := s.cache.look(ctx); err != nil {
 			return nil, s.fault(ctx, err)
 		}
@@ -113,87 +74,49 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 	q.and("template_name = ?", f.Template)
 	q.and(onNetwork, f.Network)
 	q.andLabel(f.Label, f.LabelValue)
-	query, args := q.sql(vmColumns, "vms", p)
-	var v vm.VM
-	dest := vmDest(&v)
-	return list(ctx, s, query, args, p.Limit, func(rows *sqlx.Rows) (vm.VM, error) {
-		err := rows.Scan(dest...)
-		return v, err
-	})
+	query, args := q.sql(vmTable.list, "vms", p)
+	return list(ctx, s, query, args, p.Limit, vmTable.scanner())
 }
 
-func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) error {
-	row, err := vmRowOf(v, now)
-	if err != nil {
-		return err
+func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) (vm.VM, error) {
+	if err := checkVM(v); err != nil {
+		return v, err
 	}
-	_, err = tx.NamedExecContext(ctx, `
-		INSERT INTO vms (id, uuid, template_name, cpu_count, ram_mib, state, reason, reason_detail, desired,
-			root_size_mib, root_base, root_base_format, machine, accel, created_at, updated_at, started_at, revision,
-			description, labels, policy, nics, forwards, image, cdroms)
-		VALUES (:id, :uuid, :template_name, :cpu_count, :ram_mib, :state, :reason, :reason_detail, :desired,
-			:root_size_mib, :root_base, :root_base_format, :machine, :accel, :created_at, :updated_at, :started_at, 1,
-			:description, :labels, :policy, :nics, :forwards, :image, :cdroms)`, row)
+	if v.CreatedAt.IsZero() {
+		v.CreatedAt = now
+	}
+	v.UpdatedAt = now
+	row, err := vmTable.insertRow(ctx, tx, v)
 	switch {
 	case duplicate(err):
-		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("vm %q already exists", v.ID), Err: err}
+		return v, &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("VM %s already exists", v.ID), Err: err}
 	case dangling(err):
-		return vm.NotFound("template", v.Template.Name)
+		return v, vm.NotFound("template", v.Template.Name)
 	case err != nil:
-		return err
+		return v, err
 	}
-	return replaceDerived(ctx, tx, v, derived{nics: row.NICs != "", forwards: row.Forwards != "", contents: len(contentsOf(v)) > 0})
+	return row, replaceIndexes(ctx, tx, vm.VM{}, row)
 }
 
-func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) error {
-	row, err := vmRowOf(u.VM, now)
-	if err != nil {
-		return err
+func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) (vm.VM, error) {
+	if err := checkVM(u.VM); err != nil {
+		return u.VM, err
 	}
-	var news derived
-	err = tx.QueryRowxContext(ctx, `SELECT nics IS NOT ?, forwards IS NOT ?, root_base IS NOT ? OR cdroms IS NOT ? FROM vms WHERE id = ?`,
-		row.NICs, row.Forwards, row.RootBase, row.CDROMs, row.ID).Scan(&news.nics, &news.forwards, &news.contents)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
-	}
-	err = changeNamed(ctx, tx, `
-		UPDATE vms SET state = :state, reason = :reason, reason_detail = :reason_detail, desired = :desired,
-			root_size_mib = :root_size_mib, root_base = :root_base, root_base_format = :root_base_format, machine = :machine, accel = :accel,
-			started_at = :started_at, description = :description, labels = :labels, policy = :policy, nics = :nics, forwards = :forwards,
-			image = :image, cdroms = :cdroms, updated_at = :updated_at, revision = revision + 1
-		WHERE id = :id AND state = :from`, struct {
-		vmRow
-		From string `db:"from"`
-	}{row, string(u.From)})
-	if errors.Is(err, errNoRow) {
-		return overtaken("vm", u.VM.ID, string(u.From))
+	// The transaction holds the write lock, so nothing changes the row between the
+	// two statements.
+	before, err := vmTable.row(ctx, tx, "id = ?", u.VM.ID)
+	if errors.Is(err, errNoRow) || err == nil && before.State != u.From {
+		return before, overtaken("VM", u.VM.ID, string(u.From))
 	}
 	if err != nil {
-		return err
+		return before, err
 	}
-	return replaceDerived(ctx, tx, u.VM, news)
-}
-
-// derived says what is new of that which other tables follow from.
-type derived struct{ nics, forwards, contents bool }
-
-// replaceDerived writes again what follows from the NICs, the forwards, the root
-// disk and the drives of a VM, of which few changes of a VM change anything.
-func replaceDerived(ctx context.Context, tx *sqlx.Tx, v vm.VM, news derived) error {
-	if news.nics {
-		if err := replaceAddresses(ctx, tx, v); err != nil {
-			return err
-		}
+	u.VM.UpdatedAt = now
+	row, err := vmTable.updateRow(ctx, tx, u.VM, "seq = ?", before.Seq)
+	if err != nil {
+		return row, err
 	}
-	if news.forwards {
-		if err := replaceHostPorts(ctx, tx, v); err != nil {
-			return err
-		}
-	}
-	if news.contents {
-		return replaceContents(ctx, tx, v)
-	}
-	return nil
+	return row, replaceIndexes(ctx, tx, before, row)
 }
 
 func deleteVM(ctx context.Context, tx *sqlx.Tx, id string) error {
@@ -202,7 +125,12 @@ func deleteVM(ctx context.Context, tx *sqlx.Tx, id string) error {
 	case errors.Is(err, errNoRow):
 		return vm.NotFound("vm", id)
 	case dangling(err):
-		return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("vm %q still has data disks", id), Hint: "detach them first", Err: err}
+		return &vm.Fault{
+			Code:   vm.CodeInUse,
+			Detail: fmt.Sprintf("VM %s still has data disks", id),
+			Hint:   "detach them first",
+			Err:    err,
+		}
 	}
 	return err
 }

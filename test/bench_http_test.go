@@ -42,7 +42,7 @@ func record(d *daemon, n int) (ids []string) {
 	}
 	defer s.Close()
 	size := vm.Template{Name: "recorded", CPUCount: 2, RAMMiB: 2048}
-	if err := s.Apply(ctx, vm.Change{NewTemplate: &size}); err != nil {
+	if _, err := s.Apply(ctx, vm.Change{NewTemplate: &size}); err != nil {
 		d.t.Fatal(err)
 	}
 	for i := range n {
@@ -64,9 +64,10 @@ func record(d *daemon, n int) (ids []string) {
 
 func recordOne(ctx context.Context, s *store.Store, id string, size vm.Template) error {
 	at := time.Now().Add(-time.Hour)
-	return s.Apply(ctx, vm.Change{NewVM: &vm.VM{ID: id, UUID: uuid.NewString(), Template: size,
+	_, err := s.Apply(ctx, vm.Change{NewVM: &vm.VM{ID: id, UUID: uuid.NewString(), Template: size,
 		State: vm.Stopped, Reason: vm.ReasonRequested, Desired: vm.DesiredStopped, Root: vm.DiskFile{SizeMiB: 10 << 10},
 		Machine: "pc-q35-7.2", Accel: vm.TCG, CreatedAt: at, StartedAt: at.Add(time.Minute)}})
+	return err
 }
 
 // freeAddress returns a TCP address that nobody listens on.

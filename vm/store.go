@@ -50,8 +50,9 @@ type Reader interface {
 // without an error survives a power cut.
 type Store interface {
 	Reader
-	// Apply records everything in c in one transaction, or nothing.
-	Apply(ctx context.Context, c Change) error
+	// Apply records everything in c in one transaction, or nothing, and returns
+	// the rows it wrote.
+	Apply(ctx context.Context, c Change) (Applied, error)
 	// PruneOperations forgets the operations that were over before a time and
 	// returns how many.
 	PruneOperations(ctx context.Context, before time.Time) (int, error)
@@ -161,6 +162,18 @@ type Change struct {
 // change.
 func (c Change) Empty() bool {
 	return c.VM == nil && len(c.Disks) == 0 && c.DeleteDisk == "" && c.Image == nil && c.DeleteImage == ""
+}
+
+// Applied is what [Store.Apply] wrote: the rows as they are recorded at the end of
+// its transaction, with all that the store sets (Seq, Revision, UpdatedAt). What
+// the change did not write, or deleted, is nil.
+type Applied struct {
+	Template *Template // of NewTemplate
+	VM       *VM       // of NewVM or VM, with what Learned says of it
+	Disks    []Disk    // of NewDisk, then of Disks in their order
+	Image    *Image    // of NewImage or Image
+	Network  *Network  // of NewNetwork or Network
+	Learned  []VM      // of Learned, in its order: those that it changed
 }
 
 // Learned is what was seen of a guest. Each time in Boot that is not zero is

@@ -1,7 +1,8 @@
--- seq is the order of creation and the key that lists are paged by; AUTOINCREMENT
--- never gives one out twice, so a page never skips or repeats a row.
--- Times are unix milliseconds, 0 for "never". Sizes say their unit.
--- json_valid(NULL) is 0 before SQLite 3.41, so a CHECK says that NULL is fine.
+-- seq is the order of creation and the key that lists are paged by. AUTOINCREMENT
+-- never reuses a number, so a page never skips or repeats a row.
+-- Times are Unix milliseconds, 0 for "never". Sizes carry their unit in the name.
+-- Addresses are text. A column that may be NULL is NULL when there is no value.
+-- json_valid(NULL) is 0 before SQLite 3.41, so a CHECK that uses it allows NULL.
 
 CREATE TABLE templates (
 	seq        INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -11,8 +12,60 @@ CREATE TABLE templates (
 	created_at INTEGER NOT NULL
 ) STRICT;
 
--- cpu_count and ram_mib are copies of the template's, which never change: a VM
--- is read without a join.
+-- dns, ntp and routes are JSON arrays.
+CREATE TABLE networks (
+	seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+	name        TEXT    NOT NULL UNIQUE,
+	mode        TEXT    NOT NULL CHECK (mode IN ('nat', 'isolated', 'bridge', 'user')),
+	bridge      TEXT,
+	subnet      TEXT,
+	gateway     TEXT,
+	ipv6        TEXT,
+	dns         TEXT    CHECK (json_type(dns) = 'array'),
+	ntp         TEXT    CHECK (json_type(ntp) = 'array'),
+	routes      TEXT    CHECK (json_type(routes) = 'array'),
+	domain      TEXT,
+	mtu         INTEGER NOT NULL,
+	vlan        INTEGER NOT NULL,
+	isolate_vms INTEGER NOT NULL CHECK (isolate_vms IN (0, 1)),
+	restricted  INTEGER NOT NULL CHECK (restricted IN (0, 1)),
+	created_at  INTEGER NOT NULL,
+	updated_at  INTEGER NOT NULL,
+	revision    INTEGER NOT NULL
+) STRICT;
+
+-- The content columns (sha256 to bytes) are NULL or 0 until the content is known.
+-- Two images may have the same content. sum_sha256, sum_sha512 and format are what
+-- the request demands.
+CREATE TABLE images (
+	seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+	name        TEXT    NOT NULL UNIQUE,
+	state       TEXT    NOT NULL CHECK (state IN ('importing', 'uploading', 'available', 'error')),
+	reason      TEXT,
+	sha256      TEXT,
+	layout      TEXT,
+	virtual_mib INTEGER NOT NULL,
+	bytes       INTEGER NOT NULL,
+	sum_sha256  TEXT,
+	sum_sha512  TEXT,
+	format      TEXT,
+	uploaded    INTEGER NOT NULL,
+	source      TEXT    NOT NULL,
+	description TEXT,
+	labels      TEXT    CHECK (json_type(labels) = 'object'),
+	created_at  INTEGER NOT NULL,
+	updated_at  INTEGER NOT NULL,
+	revision    INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX images_state ON images (state, seq);
+CREATE INDEX images_sha256 ON images (sha256, seq) WHERE sha256 IS NOT NULL;
+CREATE INDEX images_labelled ON images (seq) WHERE labels IS NOT NULL;
+
+-- cpu_count and ram_mib copy the template's, which never change, so that a VM is
+-- read without a join. labels is a JSON object of strings, policy a JSON object of
+-- the restart policy and autostart, boot a JSON object of times by boot mark. nics,
+-- forwards, cdroms and learned are JSON arrays of objects.
 CREATE TABLE vms (
 	seq              INTEGER PRIMARY KEY AUTOINCREMENT,
 	id               TEXT    NOT NULL UNIQUE,
@@ -24,8 +77,8 @@ CREATE TABLE vms (
 	reason           TEXT    NOT NULL,
 	reason_detail    TEXT,
 	desired          TEXT    NOT NULL CHECK (desired IN ('running', 'stopped')),
-	local_ip         TEXT,
 	root_size_mib    INTEGER NOT NULL,
+	root_image       TEXT,
 	root_base        TEXT,
 	root_base_format TEXT,
 	machine          TEXT,
@@ -34,25 +87,79 @@ CREATE TABLE vms (
 	updated_at       INTEGER NOT NULL,
 	started_at       INTEGER NOT NULL,
 	revision         INTEGER NOT NULL,
-
-	-- NULL unless there is something out of the ordinary. labels is a JSON
-	-- object of strings. policy is a JSON object of what is seldom set, when to
-	-- restart the VM and when to start it: a column of its own for each of its
-	-- members would make a list a tenth slower to read.
 	description      TEXT,
-	labels           TEXT CHECK (json_type(labels) = 'object'),
-	policy           TEXT CHECK (json_type(policy) = 'object' AND coalesce(policy ->> '$.restart', 'never') IN ('never', 'on-failure', 'always'))
+	labels           TEXT    CHECK (json_type(labels) = 'object'),
+	policy           TEXT    CHECK (json_type(policy) = 'object'
+		AND coalesce(policy ->> '$.restart', 'never') IN ('never', 'on-failure', 'always')),
+	nics             TEXT    CHECK (json_type(nics) = 'array'),
+	forwards         TEXT    CHECK (json_type(forwards) = 'array'),
+	cdroms           TEXT    CHECK (json_type(cdroms) = 'array'),
+	boot             TEXT    CHECK (json_type(boot) = 'object'),
+	learned          TEXT    CHECK (json_type(learned) = 'array')
 ) STRICT;
 
 CREATE INDEX vms_state ON vms (state, seq);
 CREATE INDEX vms_template ON vms (template_name, seq);
 CREATE INDEX vms_labelled ON vms (seq) WHERE labels IS NOT NULL;
 
+-- vm_addresses, vm_host_ports and vm_contents are indexes of the columns nics,
+-- forwards, root_base and cdroms of vms. They hold no fact of their own: the store
+-- rewrites them in the transaction that writes the column. They keep addresses, MAC
+-- addresses and host ports unique and find the VM that has one.
+
+-- ip is an IPv4 address as a number. ip and ipv6 are NULL on networks that do not
+-- give each guest an address of its own.
+CREATE TABLE vm_addresses (
+	vm_id   TEXT    NOT NULL REFERENCES vms (id) ON DELETE CASCADE,
+	slot    INTEGER NOT NULL,
+	network TEXT    NOT NULL REFERENCES networks (name) ON DELETE RESTRICT,
+	mac     TEXT    NOT NULL,
+	ip      INTEGER CHECK (ip BETWEEN 0 AND 4294967295),
+	ipv6    TEXT,
+	PRIMARY KEY (vm_id, slot)
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX vm_addresses_mac ON vm_addresses (network, mac);
+CREATE UNIQUE INDEX vm_addresses_ip ON vm_addresses (network, ip) WHERE ip IS NOT NULL;
+CREATE UNIQUE INDEX vm_addresses_ipv6 ON vm_addresses (network, ipv6) WHERE ipv6 IS NOT NULL;
+
+-- An index cannot express that 0.0.0.0 is every address of the host: the store
+-- checks that before it writes a row.
+CREATE TABLE vm_host_ports (
+	vm_id        TEXT    NOT NULL REFERENCES vms (id) ON DELETE CASCADE,
+	id           TEXT    NOT NULL,
+	protocol     TEXT    NOT NULL CHECK (protocol IN ('tcp', 'udp')),
+	host_address TEXT    NOT NULL,
+	host_port    INTEGER NOT NULL CHECK (host_port BETWEEN 1 AND 65535),
+	PRIMARY KEY (vm_id, id)
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX vm_host_ports_port ON vm_host_ports (protocol, host_port, host_address);
+
+CREATE TABLE vm_contents (
+	vm_id  TEXT NOT NULL REFERENCES vms (id) ON DELETE CASCADE,
+	sha256 TEXT NOT NULL,
+	PRIMARY KEY (vm_id, sha256)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX vm_contents_sha256 ON vm_contents (sha256);
+
+-- spec is JSON. It is not a column of vms, so that a list of VMs does not read
+-- past it.
+CREATE TABLE seeds (
+	vm_id    TEXT    NOT NULL PRIMARY KEY REFERENCES vms (id) ON DELETE CASCADE,
+	spec     TEXT    NOT NULL CHECK (json_type(spec) = 'object'),
+	instance INTEGER NOT NULL
+) STRICT;
+
 -- slot is the LUN that mount_point stands for, NULL unless the disk is on a VM.
 CREATE TABLE disks (
 	seq         INTEGER PRIMARY KEY AUTOINCREMENT,
 	id          TEXT    NOT NULL UNIQUE,
 	size_mib    INTEGER NOT NULL CHECK (size_mib > 0),
+	image       TEXT,
+	base        TEXT,
+	base_format TEXT,
 	mount_point TEXT,
 	slot        INTEGER,
 	state       TEXT    NOT NULL CHECK (state IN ('creating', 'available', 'attaching', 'attached', 'detaching', 'error')),
@@ -66,9 +173,10 @@ CREATE TABLE disks (
 CREATE INDEX disks_state ON disks (state, seq);
 CREATE INDEX disks_vm ON disks (vm_id, seq) WHERE vm_id IS NOT NULL;
 CREATE UNIQUE INDEX disks_slot ON disks (vm_id, slot) WHERE slot IS NOT NULL;
+CREATE INDEX disks_base ON disks (base) WHERE base IS NOT NULL;
 
--- target, problem and log are JSON; target is NULL for the whole resource. key is NULL for an operation that may be asked for
--- any number of times.
+-- target, problem and log are JSON. target is NULL for the whole resource; key is
+-- NULL for an operation that may be requested any number of times.
 CREATE TABLE operations (
 	seq          INTEGER PRIMARY KEY AUTOINCREMENT,
 	id           TEXT    NOT NULL UNIQUE,
@@ -93,11 +201,10 @@ CREATE INDEX operations_resource ON operations (resource, seq);
 CREATE INDEX operations_state ON operations (state, seq);
 CREATE INDEX operations_open ON operations (seq) WHERE state NOT IN ('succeeded', 'failed', 'cancelled');
 CREATE INDEX operations_finished ON operations (finished_at) WHERE finished_at > 0;
-
 CREATE UNIQUE INDEX operations_key ON operations (requested_by, key) WHERE key IS NOT NULL;
 
--- What was answered to the requests that began operations: apart from them, so
--- that a list of operations does not read over it.
+-- The replies to the requests that began operations. They are not columns of
+-- operations, so that a list of operations does not read past them.
 CREATE TABLE replies (
 	operation INTEGER PRIMARY KEY REFERENCES operations (seq) ON DELETE CASCADE,
 	status    INTEGER NOT NULL,
@@ -106,8 +213,8 @@ CREATE TABLE replies (
 	body      BLOB
 ) STRICT;
 
--- topic is the type up to its dot. An event is written far more often than the
--- old ones are forgotten, so there is no index on the time.
+-- topic is the type up to its first dot. Events are written far more often than old
+-- ones are deleted, so there is no index on the time.
 CREATE TABLE events (
 	seq      INTEGER PRIMARY KEY AUTOINCREMENT,
 	at       INTEGER NOT NULL,
@@ -121,7 +228,7 @@ CREATE INDEX events_type ON events (type, seq);
 CREATE INDEX events_topic ON events (topic, seq);
 CREATE INDEX events_resource ON events (resource, seq);
 
--- Small facts vmand keeps about itself.
+-- Small facts that vmand keeps about itself.
 CREATE TABLE notes (
 	name  TEXT NOT NULL PRIMARY KEY,
 	value TEXT NOT NULL

@@ -76,41 +76,11 @@ func TestAnUpdateLeavesWhatWasLearnedAlone(t *testing.T) {
 		"a slot that there is not": {Slot: vm.MaxNICs, IP: known[0].IP, Source: vm.SourceNeighbour},
 		"a source that is none":    {IP: known[0].IP, Source: "rumour"},
 	} {
-		if err := s.Apply(t.Context(), vm.Change{Learned: []vm.Learned{{VMID: v.ID, Addresses: &[]vm.LearnedAddress{l}}}}); err == nil {
+		if err := s.applyErr(t.Context(), vm.Change{Learned: []vm.Learned{{VMID: v.ID, Addresses: &[]vm.LearnedAddress{l}}}}); err == nil {
 			t.Errorf("%s is recorded", name)
 		}
 	}
 	if got := s.mustVM(t, v.ID); !reflect.DeepEqual(got.Learned, known) {
 		t.Errorf("read %+v; want what was learned before", got.Learned)
-	}
-}
-
-func TestTimesOfABootFromBeforeThereWereTheLastOnesAreRead(t *testing.T) {
-	var v vm.VM
-	ms := func(n int64) time.Time { return time.UnixMilli(n).UTC() }
-	boot := vm.Boot{Spawned: ms(1), Monitor: ms(2), Serial: ms(3), DHCP: ms(4), TCP: ms(5)}
-	withAgent := boot
-	withAgent.Agent = ms(6)
-	all := withAgent
-	all.CloudInit, all.CloudInitFailed = ms(7), ms(8)
-	learned := []vm.LearnedAddress{{IP: netip.MustParseAddr("10.0.0.9"), Source: vm.SourceNeighbour, At: ms(9)}}
-	for packed, want := range map[string]vm.Boot{"1,2,3,4,5;": boot, "1,2,3,4,5,6;": withAgent, "1,2,3,4,5,6,7,8;": all, "1,2,3,4,5,0,0,0;": boot} {
-		for _, want := range []vm.VM{{Boot: want}, {Boot: want, Learned: learned}} {
-			packed := packed
-			if want.Learned != nil {
-				packed += "0,10.0.0.9,neighbour,9;"
-			}
-			if err := (&facts{&v}).Scan(packed); err != nil || v.Boot != want.Boot || !reflect.DeepEqual(v.Learned, want.Learned) {
-				t.Errorf("%s: read %+v and %+v, %v; want %+v and %+v", packed, v.Boot, v.Learned, err, want.Boot, want.Learned)
-			}
-		}
-	}
-	if packed := packFacts(&vm.VM{Boot: all}); packed != "1,2,3,4,5,6,7,8;" {
-		t.Errorf("all times are packed as %q", packed)
-	}
-	for _, bad := range []string{"1,2,3,4,5,6,7,8,9;", "1,2,3,4,5,6,7,8,9;0,10.0.0.9,neighbour,9;", "1,2,3,4,5,6,7,8", "1,2,3,4,5,6,7,;", ";"} {
-		if err := (&facts{&v}).Scan(bad); err == nil {
-			t.Errorf("%s is read", bad)
-		}
 	}
 }
