@@ -11,6 +11,9 @@ import (
 )
 
 const (
+	gzipMagic = "\x1f\x8b\x08"
+	zstdMagic = "\x28\xb5\x2f\xfd"
+
 	// maxZstdWindow is what the zstd program accepts without being asked to take more.
 	maxZstdWindow = 128 << 20
 
@@ -29,12 +32,12 @@ type expansion struct {
 }
 
 var expansions = []expansion{
-	{"gzip", "\x1f\x8b\x08", func(in *bufio.Reader) (io.Reader, func(), error) {
+	{"gzip", gzipMagic, func(in *bufio.Reader) (io.Reader, func(), error) {
 		r, err := gzip.NewReader(in)
 		return r, func() {}, err
 	}},
 	{"xz", xzMagic, func(in *bufio.Reader) (io.Reader, func(), error) { return newXZReader(in), func() {}, nil }},
-	{"zstd", "\x28\xb5\x2f\xfd", func(in *bufio.Reader) (io.Reader, func(), error) {
+	{"zstd", zstdMagic, func(in *bufio.Reader) (io.Reader, func(), error) {
 		// Concurrency 1 decodes in the caller, one block at a time.
 		r, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderMaxMemory(1<<62))
 		if err != nil {

@@ -268,8 +268,8 @@ func hostile(secret string) []hostileImage {
 		{"qcow2 with a bitmaps extension cut off", goodQcow2, withExtension(extBitmaps, make([]byte, 8)), "bitmaps"},
 		{"qcow2 with a bitmap with a huge table", goodQcow2, both(withExtension(extBitmaps, bitmapsExtension(1, 24, 5*cluster)), put32be(5*cluster+8, 1<<31)), "bitmap"},
 		{"qcow2 that is cut off", func() []byte { return goodQcow2()[:60] }, nil, "outside"},
-		{"qcow2 that is an iso too", func() []byte { return goodQcow2() }, func(b []byte) { copy(b[isoStart:], goodISO()[isoStart:]) }, "at a time"},
-		{"qcow2 that is a vdi too", goodQcow2, func(b []byte) { copy(b[0x40:], vdiMagic) }, "at a time"},
+		{"qcow2 that is an iso too", func() []byte { return goodQcow2() }, func(b []byte) { copy(b[isoStart:], goodISO()[isoStart:]) }, "at the same time"},
+		{"qcow2 that is a vdi too", goodQcow2, func(b []byte) { copy(b[0x40:], vdiMagic) }, "at the same time"},
 
 		{"vmdk descriptor", goodRaw, text("# Disk DescriptorFile\nversion=1\nRW 2048 FLAT \"" + secret + "\" 0\n"), "descriptor"},
 		{"vmdk descriptor as QEMU probes it", goodRaw, text("# hello\n\nversion=1\nRW 2048 FLAT \"" + secret + "\" 0\n"), "descriptor"},

@@ -65,7 +65,7 @@ func unsafef(format string, args ...any) error { return &Unsafe{fmt.Sprintf(form
 // that is refused, and an error of r's as it is. Whatever the image says,
 // it makes at most 4096 reads of at most 64 KiB and keeps at most 8 MiB.
 func Inspect(r io.ReaderAt, size int64) (Info, error) {
-	s := &source{r: r, size: size, buf: make([]byte, chunkBytes)}
+	s := newSource(r, size)
 	switch {
 	case size <= 0:
 		return Info{}, unsafef("it is empty")

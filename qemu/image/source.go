@@ -17,8 +17,10 @@ type source struct {
 	r     io.ReaderAt
 	size  int64
 	reads int
-	buf   []byte // of chunkBytes, for table
+	buf   []byte // of chunkBytes, for table; made by its first call
 }
+
+func newSource(r io.ReaderAt, size int64) *source { return &source{r: r, size: size} }
 
 // fill reads the bytes of the image at off; those past its end are zeros.
 func (s *source) fill(p []byte, off uint64) error {
@@ -58,6 +60,9 @@ func (s *source) has(off, length uint64) bool {
 // table calls each for every entry of a table of so many bytes at off. The entry
 // is valid during the call.
 func (s *source) table(off, length uint64, entry int, each func(b []byte) error) error {
+	if s.buf == nil {
+		s.buf = make([]byte, chunkBytes)
+	}
 	for length >= uint64(entry) {
 		p := s.buf[:min(length, chunkBytes)]
 		p = p[:len(p)/entry*entry]

@@ -1,4 +1,4 @@
-package qemu
+package image
 
 import (
 	"encoding/json"
@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"vmand/vm"
 )
 
 // imageInfo is what "qemu-img info" says of an image.
@@ -50,7 +48,7 @@ func img(t testing.TB, args ...string) {
 }
 
 func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
-	needQEMU(t)
+	needTools(t, "qemu-img")
 	dir := t.TempDir()
 	base := filepath.Join(dir, "base, with a comma=.raw")
 	if err := os.WriteFile(base, make([]byte, mib), 0o600); err != nil {
@@ -58,17 +56,17 @@ func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
 	}
 	for name, backing := range map[string][2]string{
 		"alone":          {},
-		"on raw":         {base, formatRaw},
-		"on vmdk":        {"/no/such/file", formatVMDK},
-		"on a long path": {"/" + strings.Repeat("a", maxBackingName-1), formatQcow2},
+		"on raw":         {base, string(Raw)},
+		"on vmdk":        {"/no/such/file", string(VMDK)},
+		"on a long path": {"/" + strings.Repeat("a", maxNameBytes-1), string(Qcow2)},
 	} {
-		for _, size := range []int64{mib, 511 * mib, 512 * mib, 513 * mib, 10 << 30, vm.MaxDiskMiB * mib} {
+		for _, size := range []int64{mib, 511 * mib, 512 * mib, 513 * mib, 10 << 30, maxVirtual} {
 			ours, theirs := filepath.Join(dir, "ours"), filepath.Join(dir, "theirs")
 			f, err := os.Create(ours)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := writeQcow2(f, size, backing[0], backing[1]); err != nil {
+			if err := WriteQcow2(f, size, backing[0], backing[1]); err != nil {
 				t.Fatal(err)
 			}
 			args := []string{"create", "-q", "-f", "qcow2"}
@@ -93,7 +91,7 @@ func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
 func jsonNumber(n int64) string { b, _ := json.Marshal(n); return string(b) }
 
 func TestAnEmptyImageCanBeWrittenTo(t *testing.T) {
-	needQEMU(t)
+	needTools(t, "qemu-img")
 	dir := t.TempDir()
 	ours, data := filepath.Join(dir, "ours"), filepath.Join(dir, "data")
 	f, err := os.Create(ours)
@@ -102,7 +100,7 @@ func TestAnEmptyImageCanBeWrittenTo(t *testing.T) {
 	}
 	defer f.Close()
 	size := int64(64 * mib)
-	if err := writeQcow2(f, size, "", ""); err != nil {
+	if err := WriteQcow2(f, size, "", ""); err != nil {
 		t.Fatal(err)
 	}
 	content := make([]byte, size)
@@ -121,8 +119,8 @@ func TestAnEmptyImageCanBeWrittenTo(t *testing.T) {
 func TestABackingFileHasAFormatAndANameThatFits(t *testing.T) {
 	for name, c := range map[string][2]string{
 		"no format":   {"/base", ""},
-		"no name":     {"", formatRaw},
-		"a long name": {"/" + strings.Repeat("a", maxBackingName), formatRaw},
+		"no name":     {"", string(Raw)},
+		"a long name": {"/" + strings.Repeat("a", maxNameBytes), string(Raw)},
 	} {
 		if _, err := qcow2Head(mib, c[0], c[1]); err == nil {
 			t.Errorf("%s is written", name)
@@ -140,7 +138,7 @@ func BenchmarkEmptyImage(b *testing.B) {
 		if err := f.Truncate(0); err != nil {
 			b.Fatal(err)
 		}
-		if err := writeQcow2(f, 16<<30, "/var/lib/vman/images/"+strings.Repeat("0a", 32), formatQcow2); err != nil {
+		if err := WriteQcow2(f, 16<<30, "/var/lib/vman/images/"+strings.Repeat("0a", 32), string(Qcow2)); err != nil {
 			b.Fatal(err)
 		}
 	}
