@@ -89,7 +89,7 @@ func detect(s *source) (Format, error) {
 	}
 	switch {
 	case len(found) > 1:
-		return "", unsafef("it is %s at the same time", strings.Join(found, " and "))
+		return "", unsafef("the file is %s at the same time", strings.Join(found, " and "))
 	case len(found) == 0:
 		return Raw, checkRaw(s, head)
 	}
@@ -97,7 +97,7 @@ func detect(s *source) (Format, error) {
 	case Qcow2, VMDK, VHDX, VDI, ISO:
 		return f, nil
 	}
-	return "", unsafef("it is %s, which is not accepted", found[0])
+	return "", unsafef("the file is %s, which is not accepted", found[0])
 }
 
 // isISO reports whether the file has the magic of an ISO 9660 volume.
@@ -116,26 +116,28 @@ func checkRaw(s *source, head []byte) error {
 		}
 		for _, t := range trailers {
 			if bytes.HasPrefix(tail, []byte(t.magic)) {
-				return unsafef("it is %s, which is not accepted", t.format)
+				return unsafef("the file is %s, which is not accepted", t.format)
 			}
 		}
 	}
-	// QEMU takes a text for a vmdk descriptor when its first line that is not a
-	// comment says a version (vmdk_probe in its block/vmdk.c).
+	// QEMU takes a text file as a vmdk descriptor if its first line that is not a
+	// comment is a version (vmdk_probe in its block/vmdk.c).
 	text := head
 	for len(text) > 0 && (text[0] == '#' || text[0] == '\n' || text[0] == '\r' || text[0] == ' ') {
 		_, rest, _ := bytes.Cut(text, []byte{'\n'})
 		text = rest
 	}
 	if bytes.HasPrefix(text, []byte("version=")) {
-		return unsafef("it is a vmdk descriptor, which is not accepted")
+		return unsafef("the file is a vmdk descriptor, which is not accepted")
 	}
 	return nil
 }
 
+// inspectRaw returns the size of a raw disk in bytes.
 func inspectRaw(s *source) (uint64, error) {
 	if s.size%sectorBytes != 0 {
-		return 0, unsafef("it is of no known format, and for a raw disk its %d bytes are not whole sectors of %d", s.size, sectorBytes)
+		return 0, unsafef("the file is of no known format, and its %d bytes are not a multiple of %d as on a raw disk",
+			s.size, sectorBytes)
 	}
 	return uint64(s.size), nil
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,12 +10,12 @@ import (
 )
 
 // ProbeBase returns the format, [Qcow2] or [Raw], and the disk size of the image at
-// path, which root disks are to be overlays of. The image is the operator's, so its
-// tables are not inspected and a raw image may have any size above 0.
+// path. It is for an image that the operator chose as the base of root disks: unlike
+// [Inspect] it does not read the tables, and a raw image may have any size above 0.
 //
-// It reads the header itself and starts no program: QEMU's own probing, and every
-// QEMU tool that opens an image of unknown origin, follows the names of other files
-// in it. ProbeBase refuses an image with such names, and other formats.
+// ProbeBase reads the header itself and starts no program: QEMU's probing, and every
+// QEMU tool that opens an image, follows the names of other files in it. ProbeBase
+// refuses an image with such names, and other formats.
 func ProbeBase(path string) (Info, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // opening a named pipe must not block
 	if err != nil {
@@ -55,7 +56,8 @@ func probeBase(s *source) (Info, error) {
 		}
 	}
 	if s.size == 0 || s.size > maxVirtual {
-		return Info{}, fmt.Errorf("it has %d bytes: an image must have at least 1 and at most %d", s.size, int64(maxVirtual))
+		return Info{}, fmt.Errorf("it has %d bytes: an image must have at least 1 and at most %d",
+			s.size, int64(maxVirtual))
 	}
 	return Info{Format: Raw, VirtualBytes: s.size}, nil
 }
@@ -66,11 +68,11 @@ func probeQcow2(s *source) (Info, error) {
 	case err != nil:
 		return Info{}, err
 	case h.Backing != "":
-		return Info{}, fmt.Errorf("it has a backing file: flatten it with \"qemu-img convert\"")
+		return Info{}, errors.New("it has a backing file: flatten it with \"qemu-img convert\"")
 	case h.ExternalData:
-		return Info{}, fmt.Errorf("its data is in another file: flatten it with \"qemu-img convert\"")
+		return Info{}, errors.New("its data is in another file: flatten it with \"qemu-img convert\"")
 	case h.Encrypted:
-		return Info{}, fmt.Errorf("it is encrypted")
+		return Info{}, errors.New("it is encrypted")
 	}
 	return Info{Format: Qcow2, VirtualBytes: h.VirtualBytes}, nil
 }

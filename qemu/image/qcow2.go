@@ -31,12 +31,11 @@ const (
 	extBitmaps = 0x23852875
 )
 
-// Qcow2Header is the header of a qcow2 image with its extensions: what the image
-// says about itself before any of its tables is read.
+// Qcow2Header is the header of a qcow2 image with its extensions.
 type Qcow2Header struct {
 	VirtualBytes  int64  // size of the disk, above 0 and at most 16 TiB
 	Backing       string // name of the backing file, empty if there is none
-	BackingFormat string // empty if the header does not say
+	BackingFormat string // empty if the header does not name it
 	ExternalData  bool   // the guest's data is in another file
 	Encrypted     bool
 
@@ -65,11 +64,11 @@ type extension struct {
 	off, length uint64
 }
 
-// ReadQcow2Header reads the header of a qcow2 image of size bytes, which may come
-// from anywhere. It checks that the header is well formed and follows no name in
-// it; it does not look at the tables of the image and does not refuse features:
-// [Inspect] does. It returns an [*Unsafe] error if the image is not qcow2 or its
-// header is malformed, and an error of r unchanged.
+// ReadQcow2Header reads the header of a qcow2 image of size bytes, which need not be
+// trusted. It checks that the header is well formed and follows no name in it. Unlike
+// [Inspect], it does not read the tables of the image and accepts all known features.
+// It returns an [*Unsafe] error if the image is not qcow2 or its header is malformed,
+// and an error of r unchanged.
 func ReadQcow2Header(r io.ReaderAt, size int64) (Qcow2Header, error) {
 	return readQcow2Header(newSource(r, size))
 }
@@ -80,7 +79,7 @@ func readQcow2Header(s *source) (Qcow2Header, error) {
 		return Qcow2Header{}, err
 	}
 	if string(b[:len(qcow2Magic)]) != qcow2Magic {
-		return Qcow2Header{}, unsafef("it is not a qcow2 image")
+		return Qcow2Header{}, unsafef("the file is not a qcow2 image")
 	}
 	var h Qcow2Header
 	if err := h.parseV2(b); err != nil {
@@ -111,11 +110,12 @@ func (h *Qcow2Header) parseV2(b []byte) error {
 	size := be.Uint64(b[24:])
 	switch {
 	case h.version != 2 && h.version != 3:
-		return unsafef("qcow2 of version %d", h.version)
+		return unsafef("qcow2 version %d is not supported", h.version)
 	case clusterBits < minClusterBits || clusterBits > maxClusterBits:
-		return unsafef("qcow2 clusters of 2^%d bytes", clusterBits)
+		return unsafef("qcow2 clusters of 2^%d bytes are not supported", clusterBits)
 	case size == 0 || size > maxVirtual:
-		return unsafef("a qcow2 disk of %d bytes: it must have at least 1 and at most %d", size, int64(maxVirtual))
+		return unsafef("a qcow2 disk of %d bytes is not supported: it must have at least 1 and at most %d",
+			size, int64(maxVirtual))
 	}
 	h.VirtualBytes = int64(size)
 	h.backingOffset = be.Uint64(b[8:])
@@ -141,7 +141,7 @@ func (h *Qcow2Header) parseV3(b []byte) error {
 	h.bytes = uint64(be.Uint32(b[100:]))
 	switch {
 	case h.bytes < v3HeaderBytes || h.bytes > h.cluster:
-		return unsafef("a qcow2 header of %d bytes", h.bytes)
+		return unsafef("a qcow2 header of %d bytes is not allowed", h.bytes)
 	case h.features&^uint64(incompatKnown) != 0:
 		return unsafef("unknown qcow2 features %#x", h.features)
 	}
@@ -160,7 +160,8 @@ func (h *Qcow2Header) readBacking(s *source) error {
 	}
 	if h.backingBytes == 0 || h.backingBytes > maxNameBytes ||
 		h.backingOffset > h.cluster || uint64(h.backingBytes) > h.cluster-h.backingOffset {
-		return unsafef("a qcow2 backing file with a name of %d bytes at %#x", h.backingBytes, h.backingOffset)
+		return unsafef("the name of a qcow2 backing file cannot have %d bytes at %#x",
+			h.backingBytes, h.backingOffset)
 	}
 	name, err := s.read("the name of the backing file", h.backingOffset, int(h.backingBytes))
 	if err != nil {
@@ -189,7 +190,7 @@ func (h *Qcow2Header) readExtensions(s *source) error {
 			return nil
 		}
 		if ext.length > h.cluster-off {
-			return unsafef("a qcow2 header extension of %d bytes", ext.length)
+			return unsafef("a qcow2 header extension of %d bytes is not allowed", ext.length)
 		}
 		switch ext.kind {
 		case extData:

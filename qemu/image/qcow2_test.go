@@ -13,6 +13,7 @@ import (
 )
 
 func TestProbeBase(t *testing.T) {
+	t.Parallel()
 	needTools(t, "qemu-img")
 	dir := t.TempDir()
 	img := func(args ...string) {
@@ -84,6 +85,7 @@ func readHeader(b []byte) (Qcow2Header, error) {
 }
 
 func TestMalformedQcow2HeadersAreRefused(t *testing.T) {
+	t.Parallel()
 	if h, err := readHeader(header(func([]byte) {})); err != nil || h.VirtualBytes != 1<<30 {
 		t.Fatalf("the unchanged header: %+v, %v", h, err)
 	}
@@ -108,10 +110,11 @@ func TestMalformedQcow2HeadersAreRefused(t *testing.T) {
 }
 
 func TestReadQcow2Header(t *testing.T) {
-	backing := both(
-		put64be(8, 256), put32be(16, 5), func(h []byte) { copy(h[256:], "/base") },
-		withExtension(extFormat, []byte("raw")),
-	)
+	t.Parallel()
+	name := both(put64be(8, 256), put32be(16, 5), func(h []byte) { copy(h[256:], "/base") })
+	backing := both(name, withExtension(extFormat, []byte("raw")))
+	second := both(put32be(104, 7), put32be(108, 3), put32be(120, extData))
+	full := both(put32be(104, 7), put32be(108, 512-112))
 	for name, c := range map[string]struct {
 		change func([]byte)
 		want   Qcow2Header
@@ -121,10 +124,10 @@ func TestReadQcow2Header(t *testing.T) {
 		"marked as corrupt":            {put64be(72, incompatCorrupt), Qcow2Header{}},
 		"encrypted":                    {put32be(32, 1), Qcow2Header{Encrypted: true}},
 		"external data by feature":     {put64be(72, incompatData), Qcow2Header{ExternalData: true}},
-		"external data by extension":   {both(put32be(104, 7), put32be(108, 3), put32be(120, extData)), Qcow2Header{ExternalData: true}},
+		"external data by extension":   {second, Qcow2Header{ExternalData: true}},
 		"a backing file":               {backing, Qcow2Header{Backing: "/base", BackingFormat: "raw"}},
-		"a backing file, version 2":    {both(put32be(4, 2), put64be(8, 256), put32be(16, 5), func(h []byte) { copy(h[256:], "/base") }), Qcow2Header{Backing: "/base"}},
-		"extensions that fill the end": {both(put32be(20, 9), put32be(104, 7), put32be(108, 512-112)), Qcow2Header{}},
+		"a backing file, version 2":    {both(put32be(4, 2), name), Qcow2Header{Backing: "/base"}},
+		"an extension to the very end": {both(put32be(20, 9), full), Qcow2Header{}},
 	} {
 		if c.want.VirtualBytes == 0 {
 			c.want.VirtualBytes = 1 << 30

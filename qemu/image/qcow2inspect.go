@@ -55,23 +55,24 @@ func (h *Qcow2Header) check() error {
 	compressed := h.features&incompatComp != 0
 	switch {
 	case h.backingOffset != 0 || h.backingBytes != 0:
-		return unsafef("it has a backing file")
+		return unsafef("the image has a backing file")
 	case h.Encrypted:
-		return unsafef("it is encrypted")
+		return unsafef("the image is encrypted")
 	case h.VirtualBytes%sectorBytes != 0:
-		return unsafef("a qcow2 disk of %d bytes", h.VirtualBytes)
+		return unsafef("a qcow2 disk of %d bytes is not supported: it must be a multiple of %d",
+			h.VirtualBytes, sectorBytes)
 	case h.bytes%8 != 0:
-		return unsafef("a qcow2 header of %d bytes", h.bytes)
+		return unsafef("a qcow2 header of %d bytes is not allowed", h.bytes)
 	case h.ExternalData || h.autoclear&autoclearRaw != 0:
-		return unsafef("its data is in another file")
+		return unsafef("the data of the image is in another file")
 	case h.features&incompatCorrupt != 0:
-		return unsafef("it is marked as corrupt")
+		return unsafef("the image is marked as corrupt")
 	case h.features&incompatL2Ext != 0 && h.cluster < minL2ExtCluster:
-		return unsafef("qcow2 subclusters in clusters of %d bytes", h.cluster)
+		return unsafef("qcow2 subclusters in clusters of %d bytes are not allowed", h.cluster)
 	case h.refcountOrder > maxRefcountBits:
-		return unsafef("qcow2 reference counts of 2^%d bits", h.refcountOrder)
+		return unsafef("qcow2 reference counts of 2^%d bits are not supported", h.refcountOrder)
 	case compressed && (!long || h.compression != 1), !compressed && h.compression != 0:
-		return unsafef("an unknown qcow2 compression")
+		return unsafef("the qcow2 compression is not known")
 	}
 	return nil
 }
@@ -89,20 +90,23 @@ func (q *qcow2) addExtensions() error {
 	return nil
 }
 
-// addBitmaps checks the directory of bitmaps and where it leads.
+// addBitmaps checks the directory of bitmaps, and the offsets in it.
 func (q *qcow2) addBitmaps(off, length uint64) error {
 	const entryBytes = 24
-	if length != 24 {
-		return unsafef("a qcow2 bitmaps extension of %d bytes", length)
+	const extensionBytes = 24
+	if length != extensionBytes {
+		return unsafef("a qcow2 bitmaps extension of %d bytes is not allowed", length)
 	}
-	h, err := q.read("the bitmaps extension", off, 24)
+	h, err := q.read("the bitmaps extension", off, extensionBytes)
 	if err != nil {
 		return err
 	}
 	be := binary.BigEndian
-	count, bytes, dir := be.Uint32(h), be.Uint64(h[8:]), be.Uint64(h[16:])
-	if count == 0 || count > maxBitmaps || be.Uint32(h[4:]) != 0 || bytes > maxBitmapDir || bytes < uint64(count)*entryBytes || dir%q.cluster != 0 || dir == 0 {
-		return unsafef("%d qcow2 bitmaps in a directory of %d bytes at %#x", count, bytes, dir)
+	count, reserved := be.Uint32(h), be.Uint32(h[4:])
+	bytes, dir := be.Uint64(h[8:]), be.Uint64(h[16:])
+	if count == 0 || count > maxBitmaps || reserved != 0 ||
+		bytes > maxBitmapDir || bytes < uint64(count)*entryBytes || dir == 0 || dir%q.cluster != 0 {
+		return unsafef("%d qcow2 bitmaps in a directory of %d bytes at %#x are not allowed", count, bytes, dir)
 	}
 	if err := q.claim("the bitmap directory", dir, bytes); err != nil {
 		return err
@@ -110,7 +114,7 @@ func (q *qcow2) addBitmaps(off, length uint64) error {
 	end := dir + bytes
 	for at := dir; count > 0; count-- {
 		if at+entryBytes > end {
-			return unsafef("the bitmap directory is cut off")
+			return unsafef("the qcow2 bitmap directory is cut off")
 		}
 		e, err := q.read("a bitmap", at, entryBytes)
 		if err != nil {
@@ -119,7 +123,8 @@ func (q *qcow2) addBitmaps(off, length uint64) error {
 		table, entries := be.Uint64(e), uint64(be.Uint32(e[8:]))
 		name, extra := uint64(be.Uint16(e[18:])), uint64(be.Uint32(e[20:]))
 		if name > maxNameBytes || extra > maxNameBytes || entries*8 > maxTableBytes || table%q.cluster != 0 {
-			return unsafef("a qcow2 bitmap of %d clusters at %#x with a name of %d bytes", entries, table, name)
+			return unsafef("a qcow2 bitmap of %d clusters at %#x with a name of %d bytes is not allowed",
+				entries, table, name)
 		}
 		if entries > 0 {
 			if err := q.claim("a bitmap table", table, entries*8); err != nil {
@@ -131,7 +136,7 @@ func (q *qcow2) addBitmaps(off, length uint64) error {
 	return nil
 }
 
-// addSnapshots checks the table of internal snapshots and where it leads.
+// addSnapshots checks the table of internal snapshots, and the offsets in it.
 func (q *qcow2) addSnapshots() error {
 	const entryBytes = 40
 	off, count := q.snapshots, q.snapshotCount
@@ -139,7 +144,7 @@ func (q *qcow2) addSnapshots() error {
 		return nil
 	}
 	if count > maxSnapshots || off%q.cluster != 0 {
-		return unsafef("%d qcow2 snapshots at %#x", count, off)
+		return unsafef("%d qcow2 snapshots at %#x are not allowed", count, off)
 	}
 	be := binary.BigEndian
 	at := off
@@ -149,12 +154,15 @@ func (q *qcow2) addSnapshots() error {
 			return err
 		}
 		table, entries := be.Uint64(e), uint64(be.Uint32(e[8:]))
-		id, name, extra := uint64(be.Uint16(e[12:])), uint64(be.Uint16(e[14:])), uint64(be.Uint32(e[36:]))
-		if id > maxNameBytes || name > maxNameBytes || extra > maxNameBytes || entries*8 > maxTableBytes || table%q.cluster != 0 {
-			return unsafef("a qcow2 snapshot with a table of %d entries at %#x and a name of %d bytes", entries, table, name)
+		id, name := uint64(be.Uint16(e[12:])), uint64(be.Uint16(e[14:]))
+		extra := uint64(be.Uint32(e[36:]))
+		if id > maxNameBytes || name > maxNameBytes || extra > maxNameBytes ||
+			entries*8 > maxTableBytes || table%q.cluster != 0 {
+			return unsafef("a qcow2 snapshot with a table of %d entries at %#x and a name of %d bytes is not allowed",
+				entries, table, name)
 		}
 		if entries > 0 {
-			if err := q.claim("a snapshot's table", table, entries*8); err != nil {
+			if err := q.claim("the L1 table of a snapshot", table, entries*8); err != nil {
 				return err
 			}
 		}
@@ -163,7 +171,8 @@ func (q *qcow2) addSnapshots() error {
 	return q.claim("the snapshot table", off, at-off)
 }
 
-// claim notes a use of a part of the file; its last cluster may be cut off.
+// claim adds a region. It refuses one outside the file, except that the last cluster
+// of the file may be cut off.
 func (q *qcow2) claim(name string, off, length uint64) error {
 	end := alignUp(uint64(q.source.size), q.cluster)
 	if off == 0 || off >= uint64(q.source.size) || length > end-off {
@@ -186,11 +195,11 @@ func (q *qcow2) checkTables() error {
 	}
 	switch {
 	case entries*8 > maxTableBytes || l1%q.cluster != 0:
-		return unsafef("a qcow2 L1 table of %d entries at %#x", entries, l1)
+		return unsafef("a qcow2 L1 table of %d entries at %#x is not allowed", entries, l1)
 	case entries < ceilDiv(size, q.cluster*perL2):
-		return unsafef("a qcow2 L1 table of %d entries for %d bytes", entries, size)
+		return unsafef("a qcow2 L1 table of %d entries is too small for %d bytes", entries, size)
 	case countBytes == 0 || countBytes > maxTableBytes || counts%q.cluster != 0:
-		return unsafef("a qcow2 refcount table of %d bytes at %#x", countBytes, counts)
+		return unsafef("a qcow2 refcount table of %d bytes at %#x is not allowed", countBytes, counts)
 	}
 	if err := q.claim("the L1 table", l1, entries*8); err != nil {
 		return err
@@ -202,23 +211,30 @@ func (q *qcow2) checkTables() error {
 		return err
 	}
 	q.blocks = make([]uint64, 0, min(entries+countBytes/8, uint64(q.source.size)/q.cluster+1))
-	err := q.table(l1, entries*8, 8, func(b []byte) error { return q.lead("an L2 table", be.Uint64(b)&offsetMask) })
-	if err == nil {
-		err = q.table(counts, countBytes, 8, func(b []byte) error { return q.lead("a refcount block", be.Uint64(b)&refcountMask) })
+	err := q.table(l1, entries*8, 8, func(b []byte) error {
+		return q.addBlock("an L2 table", be.Uint64(b)&offsetMask)
+	})
+	if err != nil {
+		return err
 	}
+	err = q.table(counts, countBytes, 8, func(b []byte) error {
+		return q.addBlock("a refcount block", be.Uint64(b)&refcountMask)
+	})
 	if err != nil {
 		return err
 	}
 	return unique("qcow2 tables", q.blocks)
 }
 
-// lead checks where an entry of a table leads.
-func (q *qcow2) lead(what string, off uint64) error {
+// addBlock checks the offset in an entry of a table, and notes it in q.blocks.
+func (q *qcow2) addBlock(what string, off uint64) error {
 	switch {
 	case off == 0:
 		return nil
-	case off%q.cluster != 0 || off >= uint64(q.source.size):
-		return unsafef("%s is outside the file, or not at a cluster: %#x", what, off)
+	case off >= uint64(q.source.size):
+		return unsafef("%s is outside the file: %#x", what, off)
+	case off%q.cluster != 0:
+		return unsafef("%s does not begin at a cluster: %#x", what, off)
 	}
 	if name := q.used.at(off, q.cluster); name != "" {
 		return unsafef("%s overlaps %s", what, name)

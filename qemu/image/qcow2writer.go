@@ -52,13 +52,14 @@ func WriteQcow2(w io.WriterAt, size int64, backing, backingFormat string) error 
 	return nil
 }
 
-// qcow2Head returns the header, its extensions and the name of the backing file.
+// qcow2Head returns the header with its extensions and the name of the backing file.
 func qcow2Head(size int64, backing, backingFormat string) ([]byte, error) {
 	if len(backing) > maxNameBytes {
-		return nil, fmt.Errorf("the path of the backing file has %d bytes, qcow2 allows at most %d", len(backing), maxNameBytes)
+		return nil, fmt.Errorf("the path of the backing file has %d bytes, qcow2 allows at most %d",
+			len(backing), maxNameBytes)
 	}
 	if (backing == "") != (backingFormat == "") {
-		return nil, errors.New("a backing file and its format go together")
+		return nil, errors.New("a backing file needs a format, and a format a backing file")
 	}
 	be := binary.BigEndian
 	h := make([]byte, newHeaderBytes, newCluster)
@@ -78,7 +79,7 @@ func qcow2Head(size int64, backing, backingFormat string) ([]byte, error) {
 		h = append(h, backingFormat...)
 		h = append(h, make([]byte, -len(h)&7)...)
 	}
-	h = append(h, make([]byte, 8)...) // the extensions end
+	h = append(h, make([]byte, 8)...) // end of the extensions
 	if backing != "" {
 		be.PutUint64(h[8:], uint64(len(h)))
 		be.PutUint32(h[16:], uint32(len(backing)))

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// imageInfo is what "qemu-img info" says of an image.
+// imageInfo is the part of the output of "qemu-img info" that the tests compare.
 type imageInfo struct {
 	Size     int64  `json:"virtual-size"`
 	Format   string `json:"format"`
@@ -47,7 +47,8 @@ func img(t testing.TB, args ...string) {
 	}
 }
 
-func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
+func TestWriteQcow2MakesTheImageOfQEMUImg(t *testing.T) {
+	t.Parallel()
 	needTools(t, "qemu-img")
 	dir := t.TempDir()
 	base := filepath.Join(dir, "base, with a comma=.raw")
@@ -75,8 +76,9 @@ func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
 			}
 			f.Close()
 			img(t, append(args, theirs, jsonNumber(size))...)
-			if got, want := infoOf(t, ours), infoOf(t, theirs); got != want || got.Size != size || got.Backing != backing[0] {
-				t.Errorf("%s, %d bytes: it is\n%+v\nand should be\n%+v", name, size, got, want)
+			got, want := infoOf(t, ours), infoOf(t, theirs)
+			if got != want || got.Size != size || got.Backing != backing[0] {
+				t.Errorf("%s, %d bytes: got\n%+v\nwant\n%+v", name, size, got, want)
 			}
 			if backing[0] == "" || backing[0] == base {
 				img(t, "check", "-q", ours)
@@ -90,7 +92,8 @@ func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
 
 func jsonNumber(n int64) string { b, _ := json.Marshal(n); return string(b) }
 
-func TestAnEmptyImageCanBeWrittenTo(t *testing.T) {
+func TestTheImageOfWriteQcow2CanBeFilled(t *testing.T) {
+	t.Parallel()
 	needTools(t, "qemu-img")
 	dir := t.TempDir()
 	ours, data := filepath.Join(dir, "ours"), filepath.Join(dir, "data")
@@ -116,14 +119,15 @@ func TestAnEmptyImageCanBeWrittenTo(t *testing.T) {
 	img(t, "check", "-q", ours)
 }
 
-func TestABackingFileHasAFormatAndANameThatFits(t *testing.T) {
+func TestWriteQcow2RefusesABadBackingFile(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string][2]string{
 		"no format":   {"/base", ""},
 		"no name":     {"", string(Raw)},
 		"a long name": {"/" + strings.Repeat("a", maxNameBytes), string(Raw)},
 	} {
 		if _, err := qcow2Head(mib, c[0], c[1]); err == nil {
-			t.Errorf("%s is written", name)
+			t.Errorf("%s: the header is written", name)
 		}
 	}
 }
@@ -134,11 +138,12 @@ func BenchmarkEmptyImage(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer f.Close()
+	content := "/var/lib/vman/images/" + strings.Repeat("0a", 32)
 	for b.Loop() {
 		if err := f.Truncate(0); err != nil {
 			b.Fatal(err)
 		}
-		if err := WriteQcow2(f, 16<<30, "/var/lib/vman/images/"+strings.Repeat("0a", 32), string(Qcow2)); err != nil {
+		if err := WriteQcow2(f, 16<<30, content, string(Qcow2)); err != nil {
 			b.Fatal(err)
 		}
 	}
