@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"vmand/qemu/image"
 	"vmand/vm"
 )
 
@@ -55,21 +56,21 @@ func (d *Driver) ownFile(name, what string) (vm.DiskFile, error) {
 		return vm.DiskFile{}, fileFault(err, "%s", what)
 	}
 	defer f.Close()
-	h, err := readQcow2Header(f)
+	h, err := readHeader(f)
 	if err != nil {
 		return vm.DiskFile{}, fault(vm.CodeOperationFailed, err, "read %s", what)
 	}
-	if h.external || h.crypt {
+	if h.ExternalData || h.Encrypted {
 		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "%s is none that vmand has made", what)
 	}
-	r := vm.DiskFile{SizeMiB: h.sizeMiB()}
-	if h.backing == "" {
+	r := vm.DiskFile{SizeMiB: ceilMiB(h.VirtualBytes)}
+	if h.Backing == "" {
 		return r, nil
 	}
 	r.Base, r.BaseFormat = d.baseOfHeader(h)
 	if r.Base == "" {
 		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "%s is based on %q (%q), which vmand has not made it on",
-			what, h.backing, h.backingFormat)
+			what, h.Backing, h.BackingFormat)
 	}
 	return r, nil
 }
@@ -77,17 +78,17 @@ func (d *Driver) ownFile(name, what string) (vm.DiskFile, error) {
 // baseOfHeader returns what a header says that a file is an overlay of, empty if
 // vmand makes none on that: content of images, or an image of the operator's, whose
 // place is his, but for where ours are.
-func (d *Driver) baseOfHeader(h qcow2Header) (base, format string) {
-	dir, name := filepath.Split(h.backing)
+func (d *Driver) baseOfHeader(h image.Qcow2Header) (base, format string) {
+	dir, name := filepath.Split(h.Backing)
 	switch {
-	case vm.ValidContent(name) && h.backing == d.layout.content(name):
-		if vm.ImageFormat(h.backingFormat) == vm.FormatISO || !slices.Contains(vm.ImageFormats, vm.ImageFormat(h.backingFormat)) {
+	case vm.ValidContent(name) && h.Backing == d.layout.content(name):
+		if vm.ImageFormat(h.BackingFormat) == vm.FormatISO || !slices.Contains(vm.ImageFormats, vm.ImageFormat(h.BackingFormat)) {
 			return "", ""
 		}
-		return vm.ContentBase(name), h.backingFormat
-	case !filepath.IsAbs(h.backing), filepath.Clean(dir) == d.layout.inState(imagesDir),
-		h.backingFormat != formatQcow2 && h.backingFormat != formatRaw:
+		return vm.ContentBase(name), h.BackingFormat
+	case !filepath.IsAbs(h.Backing), filepath.Clean(dir) == d.layout.inState(imagesDir),
+		h.BackingFormat != formatQcow2 && h.BackingFormat != formatRaw:
 		return "", ""
 	}
-	return h.backing, h.backingFormat
+	return h.Backing, h.BackingFormat
 }

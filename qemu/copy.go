@@ -44,7 +44,7 @@ func (d *Driver) copier(ctx context.Context, from vm.CopySource, sizeMiB int64, 
 		return nil, fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than what it is a copy of: %s has %d MiB", sizeMiB, source.name, ceilMiB(source.bytes))
 	}
 	return func(f *os.File, path string) error {
-		if err := writeQcow2(f, sizeMiB*mib, "", ""); err != nil {
+		if err := image.WriteQcow2(f, sizeMiB*mib, "", ""); err != nil {
 			return err
 		}
 		return d.convert(ctx, source, path, 0, progress)
@@ -96,12 +96,12 @@ func (d *Driver) diskSource(file vm.DiskFile, name, who string) (copySource, err
 		return copySource{}, fileFault(err, "the file of %s", who)
 	}
 	defer f.Close()
-	h, err := readQcow2Header(f)
+	h, err := readHeader(f)
 	switch {
 	case err != nil:
 		return copySource{}, fault(vm.CodeOperationFailed, err, "read the file of %s", who)
-	case h.external || h.crypt || (h.backing == "") != (file.Base == ""):
-		return copySource{}, fault(vm.CodeOperationFailed, nil, "the file of %s is not what vmand has made: it is based on %q", who, h.backing)
+	case h.ExternalData || h.Encrypted || (h.Backing == "") != (file.Base == ""):
+		return copySource{}, fault(vm.CodeOperationFailed, nil, "the file of %s is not what vmand has made: it is based on %q", who, h.Backing)
 	}
 	if err := d.checkUnused(name); err != nil {
 		return copySource{}, err
@@ -112,7 +112,7 @@ func (d *Driver) diskSource(file vm.DiskFile, name, who string) (copySource, err
 			return copySource{}, err
 		}
 	}
-	return copySource{node, h.size, who}, nil
+	return copySource{node, h.VirtualBytes, who}, nil
 }
 
 // copiedBase returns what a disk that is copied is an overlay of. qemu-img has to
@@ -198,7 +198,7 @@ func (d *Driver) copyInto(ctx context.Context, source copySource, temp string, p
 		return err
 	}
 	defer f.Close()
-	if err := writeQcow2(f, source.bytes, "", ""); err != nil {
+	if err := image.WriteQcow2(f, source.bytes, "", ""); err != nil {
 		return err
 	}
 	return d.convert(ctx, source, d.layout.content(temp), d.opts.Images.MaxBytes, progress)

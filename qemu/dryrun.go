@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"vmand/qemu/image"
 	"vmand/vm"
 )
 
@@ -296,7 +297,7 @@ func (d *DryRun) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Impor
 	if err != nil {
 		return vm.ImageContent{}, fileFault(err, "make an image of %s", from.Resource)
 	}
-	if err := errors.Join(writeQcow2(f, from.File.SizeMiB*mib, "", ""), f.Close()); err != nil {
+	if err := errors.Join(image.WriteQcow2(f, from.File.SizeMiB*mib, "", ""), f.Close()); err != nil {
 		return vm.ImageContent{}, imageFault(errors.Join(err, d.contents.discard(temp)), "make an image of %s", from.Resource)
 	}
 	got, err := d.importer.Adopt(ctx, temp, want(i))

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmand/failpoint"
+	"vmand/qemu/image"
 	"vmand/vm"
 )
 
@@ -135,7 +136,9 @@ func (d *Driver) filler(ctx context.Context, file vm.DiskFile, from *vm.CopySour
 			return nil, err
 		}
 	}
-	return func(f *os.File, _ string) error { return writeQcow2(f, file.SizeMiB*mib, backing, file.BaseFormat) }, nil
+	return func(f *os.File, _ string) error {
+		return image.WriteQcow2(f, file.SizeMiB*mib, backing, file.BaseFormat)
+	}, nil
 }
 
 // DeleteDisk implements [vm.Driver].
@@ -162,11 +165,11 @@ func (d *Driver) DiskSize(_ context.Context, id string) (int64, error) {
 		return 0, fileFault(err, "the file of disk %s", id)
 	}
 	defer f.Close()
-	h, err := readQcow2Header(f)
+	h, err := readHeader(f)
 	if err != nil {
 		return 0, fault(vm.CodeOperationFailed, err, "read the file of disk %s", id)
 	}
-	return h.sizeMiB(), nil
+	return ceilMiB(h.VirtualBytes), nil
 }
 
 // createImage makes a file of the QEMU account's, which is there, finished and on

@@ -11,84 +11,104 @@ import (
 )
 
 const (
-	// maxZstdWindow is what the zstd program accepts without being asked to take more.
+	gzipMagic = "\x1f\x8b\x08"
+	zstdMagic = "\x28\xb5\x2f\xfd"
+
+	// maxZstdWindow is the largest window that the zstd program accepts by default.
 	maxZstdWindow = 128 << 20
 
-	// maxRatio is how many bytes that are not zero one transferred byte may become,
-	// beyond the first bombAllowance of them. Blocks of zeros take no room and are
-	// bounded by Options.MaxBytes alone: an empty disk is honest.
+	// maxRatio is how many bytes that are not zero one transferred byte may expand to,
+	// after the first bombAllowance bytes. Blocks of zeros take no room on the disk, so
+	// only Options.MaxBytes limits them: an empty disk is an honest image.
 	maxRatio      = 256
 	bombAllowance = 64 << 20
 )
 
-// expansion is what an image is transferred in.
-type expansion struct {
-	name  string // "" for an image as it is
+// A compression is a format that an image can be compressed with. The zero value
+// is no compression.
+type compression struct {
+	name  string
 	magic string
-	open  func(*bufio.Reader) (io.Reader, func(), error)
+	open  func(*bufio.Reader) (r io.Reader, closeReader func(), err error)
 }
 
-var expansions = []expansion{
-	{"gzip", "\x1f\x8b\x08", func(in *bufio.Reader) (io.Reader, func(), error) {
-		r, err := gzip.NewReader(in)
-		return r, func() {}, err
-	}},
-	{"xz", xzMagic, func(in *bufio.Reader) (io.Reader, func(), error) { return newXZReader(in), func() {}, nil }},
-	{"zstd", "\x28\xb5\x2f\xfd", func(in *bufio.Reader) (io.Reader, func(), error) {
-		// Concurrency 1 decodes in the caller, one block at a time.
-		r, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderMaxMemory(1<<62))
-		if err != nil {
-			return nil, func() {}, err
-		}
-		return r, r.Close, nil
-	}},
+var compressions = []compression{
+	{"gzip", gzipMagic, openGzip},
+	{"xz", xzMagic, openXZ},
+	{"zstd", zstdMagic, openZstd},
 }
 
-// expansionOf returns what a stream that begins so is compressed by, without
-// taking anything from it. There is one layer: what it expands to is looked at as an
-// image, and a compressed one is refused.
-func expansionOf(in *bufio.Reader) (expansion, error) {
+func openGzip(in *bufio.Reader) (io.Reader, func(), error) {
+	r, err := gzip.NewReader(in)
+	return r, func() {}, err
+}
+
+func openXZ(in *bufio.Reader) (io.Reader, func(), error) {
+	return newXZReader(in), func() {}, nil
+}
+
+func openZstd(in *bufio.Reader) (io.Reader, func(), error) {
+	r, err := zstd.NewReader(in,
+		zstd.WithDecoderConcurrency(1), // decodes in the caller, one block at a time
+		zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(maxZstdWindow),
+		zstd.WithDecoderMaxMemory(1<<62),
+	)
+	if err != nil {
+		return nil, func() {}, err
+	}
+	return r, r.Close, nil
+}
+
+// detectCompression returns the compression of a stream by its first bytes, which it
+// leaves in the buffer. Only one layer is expanded: the expanded stream is inspected
+// as an image, and a compressed image is refused.
+func detectCompression(in *bufio.Reader) (compression, error) {
 	head, err := in.Peek(len(xzMagic))
 	if err != nil && !errors.Is(err, io.EOF) {
-		return expansion{}, err
+		return compression{}, err
 	}
-	for _, e := range expansions {
-		if strings.HasPrefix(string(head), e.magic) {
-			return e, nil
+	for _, c := range compressions {
+		if strings.HasPrefix(string(head), c.magic) {
+			return c, nil
 		}
 	}
-	return expansion{}, nil
+	return compression{}, nil
 }
 
-// expand returns what in expands to, and what to call in the end.
-func (e expansion) expand(in *bufio.Reader) (io.Reader, func(), error) {
-	if e.open == nil {
+// used reports whether the stream is compressed.
+func (c compression) used() bool { return c.open != nil }
+
+// expand returns a reader of the expanded stream, and a function that closes it.
+func (c compression) expand(in *bufio.Reader) (io.Reader, func(), error) {
+	if !c.used() {
 		return in, func() {}, nil
 	}
-	r, end, err := e.open(in)
+	r, closeReader, err := c.open(in)
 	if err != nil {
-		return nil, nil, e.fault(err)
+		return nil, nil, c.wrap(err)
 	}
-	return &expander{e, r}, end, nil
+	return &expander{c, r}, closeReader, nil
 }
 
-// fault says of a decoder's error which format could not be read.
-func (e expansion) fault(err error) error {
-	var arrival *arrivalError
+// wrap adds the name of the format to an error of the decoder. An [inputError] is
+// returned unchanged.
+func (c compression) wrap(err error) error {
+	var input *inputError
 	switch {
-	case errors.As(err, &arrival):
-		return arrival
+	case errors.As(err, &input):
+		return input
 	case errors.Is(err, zstd.ErrWindowSizeExceeded):
 		return unsafef("the zstd stream needs a window of more than %d MiB", maxZstdWindow/mib)
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
-	return unsafef("the %s stream is broken: %v", e.name, err)
+	return unsafef("the %s stream is broken: %v", c.name, err)
 }
 
-// expander names the format in the errors of a decoder.
+// expander reads an expanded stream and wraps the errors of the decoder.
 type expander struct {
-	expansion
+	compression
 	r io.Reader
 }
 
@@ -96,13 +116,24 @@ type expander struct {
 func (e *expander) Read(p []byte) (int, error) {
 	n, err := e.r.Read(p)
 	if err != nil && err != io.EOF {
-		err = e.fault(err)
+		err = e.wrap(err)
 	}
 	return n, err
 }
 
-// arrivalError is an error of what brings an image, as it passes a decoder.
-type arrivalError struct{ err error }
+// inputError marks an error of the reader that an image is imported from, so that it
+// is still recognized after it passed through a decoder.
+type inputError struct{ err error }
 
-func (e *arrivalError) Error() string { return e.err.Error() }
-func (e *arrivalError) Unwrap() error { return e.err }
+func (e *inputError) Error() string { return e.err.Error() }
+func (e *inputError) Unwrap() error { return e.err }
+
+// unwrapInput returns the error of the reader that an image is imported from, or err
+// if it is of another origin.
+func unwrapInput(err error) error {
+	var input *inputError
+	if errors.As(err, &input) {
+		return input.err
+	}
+	return err
+}

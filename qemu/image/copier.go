@@ -14,28 +14,30 @@ import (
 const (
 	copyBuffers     = 4
 	copyBufferBytes = 256 << 10
-	holeBytes       = 64 << 10 // the smallest hole that is left
+	holeBytes       = 64 << 10 // smallest hole that is left
 	writebackBytes  = 8 << 20
 )
 
-// copier writes a stream to a file and hashes it at the same time, on another
-// processor where there is one. Blocks of zeros become holes.
+// copier writes a stream to a file and hashes it in a second goroutine. Blocks of
+// zeros become holes.
 type copier struct {
-	f      *os.File
-	at     int64     // where in the file it begins; what is there and beyond are holes
-	sum    hash.Hash // nil for none
-	max    int64     // where in the file it must have ended
-	every  int64     // how many bytes to write between two calls of sync
-	sync   func(at int64) error
-	ratio  func() int64 // how many bytes have been transferred for it; nil for no limit
-	filled int64        // bytes that are not in holes
-	pushed int64        // up to where the kernel was told to write
+	f          *os.File
+	at         int64     // offset of the next byte; the file has only holes from the first one on
+	sum        hash.Hash // nil for none
+	max        int64     // highest offset that the copy may reach
+	syncEvery  int64     // bytes between two calls of sync
+	sync       func(at int64) error
+	inputBytes func() int64 // transferred bytes, to limit the ratio; nil for no limit
+	filled     int64        // bytes written that are not in holes
+	pushed     int64        // offset up to which writeback has been started
 }
 
-// run copies r to its end and returns where in the file that is, also with an
-// error: up to there the file is as it should be, but nothing of it is durable.
+// run copies r until its end and returns the offset it reached, also with an error.
+// Up to that offset the file has the content of r, but it is not durable.
 func (c *copier) run(r io.Reader) (int64, error) {
-	free, full, done := make(chan []byte, copyBuffers), make(chan []byte, copyBuffers), make(chan struct{})
+	free := make(chan []byte, copyBuffers)
+	full := make(chan []byte, copyBuffers)
+	done := make(chan struct{})
 	for range copyBuffers {
 		free <- make([]byte, copyBufferBytes)
 	}
@@ -45,16 +47,19 @@ func (c *copier) run(r io.Reader) (int64, error) {
 			if c.sum != nil {
 				c.sum.Write(b)
 			}
-			free <- b[:copyBufferBytes] // c has written it before it takes it
+			free <- b[:copyBufferBytes]
 		}
 	}()
-	defer func() { close(full); <-done }()
+	defer func() {
+		close(full)
+		<-done
+	}()
 	c.pushed = c.at
 	for synced := c.at; ; {
 		b := <-free
 		n, err := io.ReadFull(r, b)
 		if b = b[:n]; n > 0 {
-			// What cannot be written is not hashed: the sum is that of the file.
+			// Write before hashing: the sum must not include bytes that the file lacks.
 			if err := c.write(b); err != nil {
 				return c.at, err
 			}
@@ -63,13 +68,13 @@ func (c *copier) run(r io.Reader) (int64, error) {
 		}
 		switch {
 		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-			if isArrival(err) {
+			if isInputError(err) { // not the EOF of io.ReadFull
 				return c.at, err
 			}
 			return c.at, c.f.Truncate(c.at)
 		case err != nil:
 			return c.at, err
-		case c.sync != nil && c.at-synced >= c.every:
+		case c.sync != nil && c.at-synced >= c.syncEvery:
 			if err := c.sync(c.at); err != nil {
 				return c.at, err
 			}
@@ -78,19 +83,16 @@ func (c *copier) run(r io.Reader) (int64, error) {
 	}
 }
 
-// isArrival tells an end that was brought from one that is io.ReadFull's.
-func isArrival(err error) bool {
-	var a *arrivalError
-	return errors.As(err, &a)
-}
+func isInputError(err error) bool { return errors.As(err, new(*inputError)) }
 
+// write writes b at c.at, leaving out blocks of zeros.
 func (c *copier) write(b []byte) error {
 	if int64(len(b)) > c.max-c.at {
 		return &TooLarge{Max: c.max}
 	}
 	for from := 0; from < len(b); {
 		to := from
-		for to < len(b) && !zero(b[to:min(to+holeBytes, len(b))]) {
+		for to < len(b) && !isZero(b[to:min(to+holeBytes, len(b))]) {
 			to = min(to+holeBytes, len(b))
 		}
 		if to == from {
@@ -103,21 +105,33 @@ func (c *copier) write(b []byte) error {
 		c.filled += int64(to - from)
 		from = to
 	}
-	if c.ratio != nil && c.filled > bombAllowance && (c.filled-bombAllowance)/maxRatio > c.ratio() {
-		return unsafef("%d transferred bytes expand to more than %d", c.ratio(), c.filled)
+	if err := c.checkRatio(); err != nil {
+		return err
 	}
 	if end := c.at + int64(len(b)); end-c.pushed >= writebackBytes {
-		// So that the disk is busy before the end. Whether it works does not matter.
+		// Best effort: start writing now, so that the final fsync has less to do.
 		_ = unix.SyncFileRange(int(c.f.Fd()), c.pushed, end-c.pushed, unix.SYNC_FILE_RANGE_WRITE)
 		c.pushed = end
 	}
 	return nil
 }
 
-// zero reports whether all bytes are.
-func zero(b []byte) bool {
+// checkRatio refuses a compression bomb.
+func (c *copier) checkRatio() error {
+	if c.inputBytes == nil || c.filled <= bombAllowance {
+		return nil
+	}
+	if in := c.inputBytes(); (c.filled-bombAllowance)/maxRatio > in {
+		return unsafef("%d transferred bytes expand to more than %d", in, c.filled)
+	}
+	return nil
+}
+
+// isZero reports whether all bytes of b are zero.
+func isZero(b []byte) bool {
+	ne := binary.NativeEndian
 	for ; len(b) >= 32; b = b[32:] {
-		if binary.NativeEndian.Uint64(b)|binary.NativeEndian.Uint64(b[8:])|binary.NativeEndian.Uint64(b[16:])|binary.NativeEndian.Uint64(b[24:]) != 0 {
+		if ne.Uint64(b)|ne.Uint64(b[8:])|ne.Uint64(b[16:])|ne.Uint64(b[24:]) != 0 {
 			return false
 		}
 	}
@@ -129,29 +143,30 @@ func zero(b []byte) bool {
 	return true
 }
 
-// arrival is what is transferred: counted, bounded, and cancelled by its context.
-type arrival struct {
+// input reads an image as it is transferred. It counts the bytes, limits them, and
+// fails when its context is done.
+type input struct {
 	ctx      context.Context
 	r        io.Reader
 	n, max   int64
 	progress func(done int64)
 }
 
-// Read implements [io.Reader]. Every error but the end is an [arrivalError].
-func (a *arrival) Read(p []byte) (int, error) {
-	if err := a.ctx.Err(); err != nil {
-		return 0, &arrivalError{context.Cause(a.ctx)}
+// Read implements [io.Reader]. Every error except io.EOF is an [inputError].
+func (in *input) Read(p []byte) (int, error) {
+	if err := in.ctx.Err(); err != nil {
+		return 0, &inputError{context.Cause(in.ctx)}
 	}
-	n, err := a.r.Read(p)
-	a.n += int64(n)
-	if a.n > a.max {
-		return 0, &arrivalError{&TooLarge{Max: a.max}}
+	n, err := in.r.Read(p)
+	in.n += int64(n)
+	if in.n > in.max {
+		return 0, &inputError{&TooLarge{Max: in.max}}
 	}
-	if n > 0 && a.progress != nil {
-		a.progress(a.n)
+	if n > 0 && in.progress != nil {
+		in.progress(in.n)
 	}
 	if err != nil && err != io.EOF {
-		err = &arrivalError{err}
+		err = &inputError{err}
 	}
 	return n, err
 }

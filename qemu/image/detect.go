@@ -5,25 +5,63 @@ import (
 	"strings"
 )
 
-// signatures are what images, and what is often taken for one, begin with. The
-// formats that are not ours have their names here, for the error.
-var signatures = []struct {
-	format string
+// A signature is the bytes at an offset by which a format is recognized.
+type signature struct {
+	name   string // of the format: a [Format], or a name for the error message
 	offset int
 	magic  string
-}{
-	{string(Qcow2), 0, qcow2Magic}, {string(VMDK), 0, vmdkMagic}, {string(VHDX), 0, vhdxMagic}, {string(VDI), 0x40, vdiMagic},
-	{"an old vmdk (COWD)", 0, "COWD"}, {"a vmdk descriptor", 0, "# Disk DescriptorFile"},
-	{"vpc (VHD)", 0, "conectix"}, {"qed", 0, "QED\x00"}, {"luks", 0, "LUKS\xba\xbe"}, {"bochs", 0, "Bochs Virtual HD Image"},
-	{"parallels", 0, "WithoutFreeSpace"}, {"parallels", 0, "WithouFreSpacExt"}, {"cloop", 0, "#!/bin/sh\n#V2.0 Format"},
-	{"gzip", 0, "\x1f\x8b\x08"}, {"xz", 0, xzMagic}, {"zstd", 0, "\x28\xb5\x2f\xfd"}, {"bzip2", 0, "BZh"},
-	{"lz4", 0, "\x04\x22\x4d\x18"}, {"zip", 0, "PK\x03\x04"}, {"7z", 0, "7z\xbc\xaf\x27\x1c"},
-	{"a tar archive (an OVA?)", 257, "ustar"}, {"a web page", 0, "<!DOCTYPE"}, {"a web page", 0, "<!doctype"}, {"a web page", 0, "<html"},
+	driver string // QEMU's driver, for the formats that ProbeBase refuses
 }
 
-// trailers are what formats without a header end with, in the last sector.
+// signatures are the formats of images, and of files that are often mistaken for
+// images. The magic of ISO is not in the first sector; see isISO.
+var signatures = []signature{
+	{name: string(Qcow2), magic: qcow2Magic},
+	{name: string(VMDK), magic: vmdkMagic, driver: "vmdk"},
+	{name: string(VHDX), magic: vhdxMagic, driver: "vhdx"},
+	{name: string(VDI), offset: 0x40, magic: vdiMagic, driver: "vdi"},
+
+	{name: "an old vmdk (COWD)", magic: "COWD", driver: "vmdk"},
+	{name: "a vmdk descriptor", magic: "# Disk DescriptorFile", driver: "vmdk"},
+	{name: "vpc (VHD)", magic: vpcMagic, driver: "vpc"},
+	{name: "qed", magic: "QED\x00", driver: "qed"},
+	{name: "luks", magic: "LUKS\xba\xbe", driver: "luks"},
+	{name: "parallels", magic: "WithoutFreeSpace", driver: "parallels"},
+	{name: "parallels", magic: "WithouFreSpacExt", driver: "parallels"},
+	{name: "bochs", magic: "Bochs Virtual HD Image"},
+	{name: "cloop", magic: "#!/bin/sh\n#V2.0 Format"},
+
+	{name: "gzip", magic: gzipMagic},
+	{name: "xz", magic: xzMagic},
+	{name: "zstd", magic: zstdMagic},
+	{name: "bzip2", magic: "BZh"},
+	{name: "lz4", magic: "\x04\x22\x4d\x18"},
+	{name: "zip", magic: "PK\x03\x04"},
+	{name: "7z", magic: "7z\xbc\xaf\x27\x1c"},
+	{name: "a tar archive (an OVA?)", offset: 257, magic: "ustar"},
+	{name: "a web page", magic: "<!DOCTYPE"},
+	{name: "a web page", magic: "<!doctype"},
+	{name: "a web page", magic: "<html"},
+}
+
+// signaturesIn returns the signatures that the first sector of a file has.
+func signaturesIn(head []byte) []signature {
+	var found []signature
+	for _, sig := range signatures {
+		if bytes.HasPrefix(head[sig.offset:], []byte(sig.magic)) {
+			found = append(found, sig)
+		}
+	}
+	return found
+}
+
+// vpcMagic begins a dynamic VHD and the last sector of a fixed one.
+const vpcMagic = "conectix"
+
+// trailers are the formats without a header, by the beginning of the last sector.
 var trailers = []struct{ format, magic string }{
-	{"vpc (VHD)", "conectix"}, {"dmg", "koly"},
+	{"vpc (VHD)", vpcMagic},
+	{"dmg", "koly"},
 }
 
 const (
@@ -31,29 +69,27 @@ const (
 	isoMagic = "CD001"
 )
 
-// detect returns the format of an image by its first bytes. It refuses one that
-// is two at a time, and those that would only be nonsense as raw.
+// detect returns the format of an image by its first bytes. It refuses a file that
+// is of two formats, and formats that would be misread as raw.
 func detect(s *source) (Format, error) {
 	head := make([]byte, sectorBytes)
 	if err := s.fill(head, 0); err != nil {
 		return "", err
 	}
 	var found []string
-	for _, sig := range signatures {
-		if bytes.HasPrefix(head[sig.offset:], []byte(sig.magic)) {
-			found = append(found, sig.format)
-		}
+	for _, sig := range signaturesIn(head) {
+		found = append(found, sig.name)
 	}
-	id := make([]byte, len(isoMagic))
-	if err := s.fill(id, isoStart+1); err != nil {
+	iso, err := isISO(s)
+	if err != nil {
 		return "", err
 	}
-	if string(id) == isoMagic {
+	if iso {
 		found = append(found, string(ISO))
 	}
 	switch {
 	case len(found) > 1:
-		return "", unsafef("it is %s at a time", strings.Join(found, " and "))
+		return "", unsafef("the file is %s at the same time", strings.Join(found, " and "))
 	case len(found) == 0:
 		return Raw, checkRaw(s, head)
 	}
@@ -61,10 +97,17 @@ func detect(s *source) (Format, error) {
 	case Qcow2, VMDK, VHDX, VDI, ISO:
 		return f, nil
 	}
-	return "", unsafef("it is %s, which is not accepted", found[0])
+	return "", unsafef("the file is %s, which is not accepted", found[0])
 }
 
-// checkRaw refuses what has no header and is not raw either.
+// isISO reports whether the file has the magic of an ISO 9660 volume.
+func isISO(s *source) (bool, error) {
+	id := make([]byte, len(isoMagic))
+	err := s.fill(id, isoStart+1)
+	return string(id) == isoMagic, err
+}
+
+// checkRaw refuses a file without a signature that QEMU would not take as raw.
 func checkRaw(s *source, head []byte) error {
 	if s.size >= sectorBytes {
 		tail := make([]byte, sectorBytes)
@@ -73,26 +116,28 @@ func checkRaw(s *source, head []byte) error {
 		}
 		for _, t := range trailers {
 			if bytes.HasPrefix(tail, []byte(t.magic)) {
-				return unsafef("it is %s, which is not accepted", t.format)
+				return unsafef("the file is %s, which is not accepted", t.format)
 			}
 		}
 	}
-	// QEMU takes a text for a vmdk descriptor when its first line that is not a
-	// comment says a version (vmdk_probe in its block/vmdk.c).
+	// QEMU takes a text file as a vmdk descriptor if its first line that is not a
+	// comment is a version (vmdk_probe in its block/vmdk.c).
 	text := head
 	for len(text) > 0 && (text[0] == '#' || text[0] == '\n' || text[0] == '\r' || text[0] == ' ') {
 		_, rest, _ := bytes.Cut(text, []byte{'\n'})
 		text = rest
 	}
 	if bytes.HasPrefix(text, []byte("version=")) {
-		return unsafef("it is a vmdk descriptor, which is not accepted")
+		return unsafef("the file is a vmdk descriptor, which is not accepted")
 	}
 	return nil
 }
 
+// inspectRaw returns the size of a raw disk in bytes.
 func inspectRaw(s *source) (uint64, error) {
 	if s.size%sectorBytes != 0 {
-		return 0, unsafef("it is of no known format, and for a raw disk its %d bytes are not whole sectors of %d", s.size, sectorBytes)
+		return 0, unsafef("the file is of no known format, and its %d bytes are not a multiple of %d as on a raw disk",
+			s.size, sectorBytes)
 	}
 	return uint64(s.size), nil
 }

@@ -13,11 +13,12 @@ import (
 )
 
 var (
-	errChanged = errors.New("the connection broke, and the server cannot go on with the same content")
-	errStalled = errors.New("the server sends nothing more")
+	errChanged = errors.New("the connection broke, and the server cannot resume with the same content")
+	errStalled = errors.New("the server stopped sending")
 )
 
-// download reads content over as many connections as it takes.
+// download reads content over one or more connections. It resumes a broken connection
+// at the offset where it broke.
 type download struct {
 	ctx context.Context
 	f   *Fetcher
@@ -27,11 +28,11 @@ type download struct {
 	cancel    context.CancelCauseFunc
 	stall     *time.Timer
 	at        int64  // bytes read
-	total     int64  // 0 before the first answer, -1 for unknown
-	validator string // what to ask the server for the same content with
-	failures  int    // connections in a row that brought next to nothing
-	mark      int64  // at when the last connection broke
-	broken    error  // what ended the connection, after the bytes that were read
+	total     int64  // 0 before the first answer, -1 if it is not known
+	validator string // identifies the content in a request to resume
+	failures  int    // consecutive connections that brought less than progressBytes
+	mark      int64  // value of at when the last connection broke
+	broken    error  // the error that ended the connection, handled by the next Read
 }
 
 // Read implements [io.Reader].
@@ -64,7 +65,8 @@ func (d *download) Read(p []byte) (int, error) {
 	}
 }
 
-// retry waits before the next attempt, or returns err if there is none.
+// retry waits with back-off before the next attempt. It returns err if there is no
+// next attempt.
 func (d *download) retry(err error) error {
 	if d.ctx.Err() == nil && errors.Is(err, context.Canceled) {
 		err = errStalled
@@ -74,7 +76,7 @@ func (d *download) retry(err error) error {
 	}
 	d.mark = d.at
 	d.close()
-	if !passing(err) || d.ctx.Err() != nil {
+	if !isTemporary(err) || d.ctx.Err() != nil {
 		return err
 	}
 	if d.failures++; d.failures >= d.f.opts.Attempts {
@@ -90,19 +92,22 @@ func (d *download) retry(err error) error {
 	}
 }
 
-// passing reports whether a failure may be over when it is tried again.
-func passing(err error) bool {
-	var refused *Refused
+// isTemporary reports whether a download that failed with err may succeed when it is
+// retried.
+func isTemporary(err error) bool {
 	var status *StatusError
-	var certificate *tls.CertificateVerificationError
 	switch {
-	case errors.As(err, &refused), errors.As(err, &certificate), errors.Is(err, errChanged):
+	case errors.As(err, new(*Refused)),
+		errors.As(err, new(*TooLarge)),
+		errors.As(err, new(*tls.CertificateVerificationError)),
+		errors.Is(err, errChanged):
 		return false
 	case errors.As(err, &status):
-		return status.Status >= 500 || status.Status == http.StatusTooManyRequests || status.Status == http.StatusRequestTimeout
+		return status.Status >= 500 ||
+			status.Status == http.StatusTooManyRequests ||
+			status.Status == http.StatusRequestTimeout
 	}
-	var large *TooLarge
-	return !errors.As(err, &large)
+	return true
 }
 
 func (d *download) close() {
@@ -110,12 +115,12 @@ func (d *download) close() {
 		return
 	}
 	d.stall.Stop()
-	d.cancel(nil) // first: closing a body may read the rest of it
+	d.cancel(nil) // first, because closing a body may read the rest of it
 	d.body.Close()
 	d.body = nil
 }
 
-// connect asks for the content from where it broke off.
+// connect requests the content from offset d.at on.
 func (d *download) connect() (err error) {
 	ctx, cancel := context.WithCancelCause(d.ctx)
 	defer func() {
@@ -123,27 +128,19 @@ func (d *download) connect() (err error) {
 			cancel(nil)
 		}
 	}()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, d.url, nil)
+	r, err := d.request(ctx)
 	if err != nil {
 		return err
 	}
-	r.Header.Set("User-Agent", "vmand")
-	r.Header.Set("Accept-Encoding", "identity")
-	if d.at > 0 {
-		if d.validator == "" {
-			return errChanged
-		}
-		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", d.at))
-		r.Header.Set("If-Range", d.validator)
-	}
 	resp, err := d.f.client.Do(r)
 	if err != nil {
-		var outer *url.Error // says the URL, which our caller does
+		var outer *url.Error // names the URL, which the error of Fetch does too
 		if errors.As(err, &outer) {
 			err = outer.Err
 		}
-		if strings.Contains(err.Error(), "Location header") { // net/http quotes it
-			err = refusef("a redirect to what is no URL")
+		if strings.Contains(err.Error(), "Location header") {
+			// The error of net/http quotes the header, which may hold a secret.
+			err = refusef("a redirect to an invalid URL")
 		}
 		return err
 	}
@@ -155,6 +152,23 @@ func (d *download) connect() (err error) {
 	d.body, d.cancel = resp.Body, cancel
 	d.stall = time.AfterFunc(d.f.opts.Stall, func() { cancel(errStalled) })
 	return nil
+}
+
+func (d *download) request(ctx context.Context) (*http.Request, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, d.url, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("User-Agent", "vmand")
+	r.Header.Set("Accept-Encoding", "identity")
+	if d.at > 0 {
+		if d.validator == "" {
+			return nil, errChanged
+		}
+		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", d.at))
+		r.Header.Set("If-Range", d.validator)
+	}
+	return r, nil
 }
 
 // accept checks that an answer is the content, or the rest of the same content.
@@ -169,20 +183,23 @@ func (d *download) accept(resp *http.Response) error {
 		return nil
 	case d.at > 0 && resp.StatusCode == http.StatusPartialContent:
 		var from, to, total int64
-		if n, _ := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &total); n < 2 || from != d.at || d.total > 0 && total != d.total {
+		n, _ := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &total)
+		if n < 2 || from != d.at || d.total > 0 && total != d.total {
 			return errChanged
 		}
 		if validator != "" && validator != d.validator {
 			return errChanged
 		}
 		return nil
-	case d.at > 0 && (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusRequestedRangeNotSatisfiable):
+	case d.at > 0 && resp.StatusCode == http.StatusOK,
+		d.at > 0 && resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
 		return errChanged
 	}
 	return &StatusError{resp.StatusCode}
 }
 
-// validatorOf returns the strong validator of an answer, or the next best.
+// validatorOf returns the strong validator of an answer, or else its modification
+// time, or "".
 func validatorOf(h http.Header) string {
 	if tag := h.Get("ETag"); strings.HasPrefix(tag, `"`) {
 		return tag

@@ -20,34 +20,35 @@ const (
 	maxRestarts    = 3
 	maxBackoff     = 30 * time.Second
 	dialTimeout    = 15 * time.Second
-	progressBytes  = mib // that make a connection count as one that worked
+	progressBytes  = mib // a connection that brings fewer bytes counts as failed
 )
 
-// FetchOptions is where images may be fetched from, and how patiently.
+// FetchOptions says which addresses a [Fetcher] may connect to, and when it gives up.
 type FetchOptions struct {
-	AllowPrivate []netip.Prefix // beyond the public Internet; 0.0.0.0/0 and ::/0 for everything
-	Stall        time.Duration  // without a byte, until a connection is given up; 0 for 30 s
-	Attempts     int            // connections in a row that bring less than 1 MiB; 0 for 5
+	AllowPrivate []netip.Prefix // besides the public Internet; 0.0.0.0/0 and ::/0 for all addresses
+	Stall        time.Duration  // a connection without a byte for so long is closed; 0 for 30 s
+	Attempts     int            // consecutive connections that bring less than 1 MiB; 0 for 5
 	Backoff      time.Duration  // before the second attempt, doubled for each, at most 30 s; 0 for 1 s
-	RootCAs      *x509.CertPool // nil for the host's
+	RootCAs      *x509.CertPool // nil for those of the host
 }
 
-// StatusError is an answer of a server that is no content.
+// StatusError is the error for an answer of the server that is not content.
 type StatusError struct{ Status int }
 
 func (e *StatusError) Error() string {
 	return fmt.Sprintf("the server answers %d %s", e.Status, http.StatusText(e.Status))
 }
 
-// A Fetcher downloads images by HTTP into an [Importer].
+// A Fetcher downloads images over HTTP into an [Importer]. It is safe for concurrent
+// use.
 type Fetcher struct {
 	importer *Importer
 	opts     FetchOptions
 	client   *http.Client
 }
 
-// NewFetcher returns a fetcher. It uses no proxy, whatever the environment says: a
-// proxy would connect to addresses nobody here has seen.
+// NewFetcher returns a fetcher. It ignores the proxy variables of the environment: a
+// proxy would connect to addresses that the fetcher cannot check.
 func NewFetcher(i *Importer, o FetchOptions) *Fetcher {
 	if o.Stall == 0 {
 		o.Stall = 30 * time.Second
@@ -58,7 +59,7 @@ func NewFetcher(i *Importer, o FetchOptions) *Fetcher {
 	if o.Backoff == 0 {
 		o.Backoff = time.Second
 	}
-	dialer := &net.Dialer{Timeout: dialTimeout, Control: control(o.AllowPrivate)}
+	dialer := &net.Dialer{Timeout: dialTimeout, Control: dialControl(o.AllowPrivate)}
 	transport := &http.Transport{
 		DialContext:            dialer.DialContext,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.RootCAs},
@@ -68,12 +69,13 @@ func NewFetcher(i *Importer, o FetchOptions) *Fetcher {
 		DisableCompression:     true,
 		DisableKeepAlives:      true,
 	}
-	return &Fetcher{importer: i, opts: o, client: &http.Client{Transport: transport, CheckRedirect: checkRedirect}}
+	client := &http.Client{Transport: transport, CheckRedirect: checkRedirect}
+	return &Fetcher{importer: i, opts: o, client: client}
 }
 
-// insecure marks the context of a request that may leave TLS, because the content
-// is checked against a sum.
-type insecure struct{}
+// allowDowngrade is the context key of a request that may be redirected from https to
+// http, because the content has a checksum.
+type allowDowngrade struct{}
 
 func checkRedirect(r *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
@@ -82,14 +84,15 @@ func checkRedirect(r *http.Request, via []*http.Request) error {
 	if err := checkURL(r.URL); err != nil {
 		return err
 	}
-	if r.URL.Scheme == "http" && via[len(via)-1].URL.Scheme == "https" && r.Context().Value(insecure{}) == nil {
-		return refusef("a redirect from https to http, for content without a checksum")
+	downgrade := r.URL.Scheme == "http" && via[len(via)-1].URL.Scheme == "https"
+	if downgrade && r.Context().Value(allowDowngrade{}) == nil {
+		return refusef("a redirect from https to http for content without a checksum")
 	}
 	return nil
 }
 
-// CheckURL returns what is wrong ([*Refused]) with a URL to fetch from, as far as it
-// shows without connecting.
+// CheckURL returns a [*Refused] error if the URL cannot be fetched. It does not connect
+// to the server.
 func CheckURL(s string) error {
 	_, err := parseURL(s)
 	return err
@@ -97,11 +100,11 @@ func CheckURL(s string) error {
 
 func parseURL(s string) (*url.URL, error) {
 	if len(s) > maxURLBytes {
-		return nil, refusef("a URL of %d bytes, at most %d are allowed", len(s), maxURLBytes)
+		return nil, refusef("the URL has %d bytes, at most %d are allowed", len(s), maxURLBytes)
 	}
 	u, err := url.Parse(s)
 	if err != nil {
-		return nil, refusef("not a URL") // the error would quote it, with a password
+		return nil, refusef("not a URL") // err quotes the URL, which may hold a password
 	}
 	u.Fragment = ""
 	return u, checkURL(u)
@@ -110,34 +113,34 @@ func parseURL(s string) (*url.URL, error) {
 func checkURL(u *url.URL) error {
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https":
-		return refusef("a URL of scheme %.20q: it must be http or https", u.Scheme)
+		return refusef("the URL has the scheme %.20q: it must be http or https", u.Scheme)
 	case u.Hostname() == "":
-		return refusef("a URL without a host")
+		return refusef("the URL has no host")
 	case u.User != nil:
-		return refusef("a URL with a user name")
+		return refusef("the URL has a user name")
 	}
 	return nil
 }
 
-// Fetch downloads and imports what a URL leads to. Connections that break are
-// resumed where they broke, as long as the server has the same content there. It
-// fails as [Importer.Import] does, and with [*Refused] and [*StatusError]. Its errors do
-// not tell the query of the URL, which may hold a key.
+// Fetch downloads and imports the content of a URL. It resumes broken connections
+// while the server has the same content, and starts again if the content changed. It
+// fails as [Importer.Import] does, and with [*Refused] and [*StatusError]. Its errors
+// do not contain the query of the URL, which may hold a key.
 func (f *Fetcher) Fetch(ctx context.Context, address string, w Want) (Content, error) {
 	u, err := parseURL(address)
 	if err != nil {
 		return Content{}, err
 	}
 	if w.Sum != (Sum{}) {
-		ctx = context.WithValue(ctx, insecure{}, true)
+		ctx = context.WithValue(ctx, allowDowngrade{}, true)
 	}
 	for restarts := 0; ; restarts++ {
-		here := w
 		d := &download{ctx: ctx, f: f, url: u.String()}
-		if told := w.Progress; told != nil {
-			here.Progress = func(done, _ int64) { told(done, max(d.total, 0)) }
+		want := w
+		if w.Progress != nil {
+			want.Progress = func(done, _ int64) { w.Progress(done, max(d.total, 0)) }
 		}
-		c, err := f.importer.Import(ctx, d, here)
+		c, err := f.importer.Import(ctx, d, want)
 		d.close()
 		if errors.Is(err, errChanged) && restarts < maxRestarts {
 			continue

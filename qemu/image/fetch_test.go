@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,16 +30,16 @@ func testFetcher(t *testing.T, o FetchOptions) (*Fetcher, string) {
 	return NewFetcher(i, o), dir
 }
 
-// origin is a server of content that breaks connections.
+// origin is a server of content that breaks its connections.
 type origin struct {
 	content []byte
 	etag    string
-	breakAt int64 // of each answer, after so many bytes; 0 for never
-	hang    bool  // instead of breaking, send nothing more
+	breakAt int64 // bytes of each answer before the connection breaks; 0 for never
+	hang    bool  // stop sending instead of breaking the connection
 	ranges  bool
 
 	mu       sync.Mutex
-	requests []string // the ranges asked for
+	requests []string // Range header of each request
 }
 
 func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -50,7 +51,8 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", etag)
 	}
 	from, total := int64(0), int64(len(content))
-	if s, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && o.ranges && r.Header.Get("If-Range") == etag {
+	s, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
+	if ok && o.ranges && r.Header.Get("If-Range") == etag {
 		from, _ = strconv.ParseInt(strings.TrimSuffix(s, "-"), 10, 64)
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, total-1, total))
 	}
@@ -73,7 +75,8 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
-func (o *origin) asked() []string {
+// rangesRequested returns the Range header of each request so far.
+func (o *origin) rangesRequested() []string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return append([]string(nil), o.requests...)
@@ -86,6 +89,7 @@ func serve(t *testing.T, h http.Handler) string {
 }
 
 func TestABrokenDownloadIsResumed(t *testing.T) {
+	t.Parallel()
 	b := noise(4 * mib)
 	for name, c := range map[string]struct {
 		content []byte
@@ -97,14 +101,22 @@ func TestABrokenDownloadIsResumed(t *testing.T) {
 	} {
 		o := c.o
 		o.content = c.content
-		f, dir := testFetcher(t, FetchOptions{AllowPrivate: loopback, Stall: 300 * time.Millisecond})
+		opts := FetchOptions{AllowPrivate: loopback}
+		if o.hang {
+			opts.Stall = 700 * time.Millisecond
+		}
+		f, dir := testFetcher(t, opts)
 		var last, size int64
-		got, err := f.Fetch(t.Context(), serve(t, o), Want{Sum: Sum{SHA256: sumOf(o.content)}, Progress: func(done, total int64) { last, size = done, total }})
+		got, err := f.Fetch(t.Context(), serve(t, o), Want{
+			Sum:      Sum{SHA256: sumOf(o.content)},
+			Progress: func(done, total int64) { last, size = done, total },
+		})
 		if err != nil || got.SHA256 != sumOf(b) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
-		if r := o.asked(); len(r) != 3 || r[0] != "" || r[1] != "bytes=1536000-" || r[2] != "bytes=3072000-" {
-			t.Errorf("%s: asked for %q", name, r)
+		wantRanges := []string{"", "bytes=1536000-", "bytes=3072000-"}
+		if r := o.rangesRequested(); !slices.Equal(r, wantRanges) {
+			t.Errorf("%s: requested ranges %q, want %q", name, r, wantRanges)
 		}
 		if last != int64(len(o.content)) || size != last {
 			t.Errorf("%s: progress %d of %d", name, last, size)
@@ -113,15 +125,18 @@ func TestABrokenDownloadIsResumed(t *testing.T) {
 	}
 }
 
-func TestADownloadThatCannotBeResumedBeginsAnew(t *testing.T) {
+func TestADownloadThatCannotBeResumedStartsAgain(t *testing.T) {
+	t.Parallel()
 	b := noise(4 * mib)
 	for name, c := range map[string]struct {
 		o     *origin
-		after func(o *origin) // one request
+		after func(o *origin) // called before the second request
 	}{
-		"no ranges":       {&origin{etag: `"one"`}, func(o *origin) { o.breakAt = 0 }},
-		"no validator":    {&origin{ranges: true}, func(o *origin) { o.breakAt = 0 }},
-		"changed content": {&origin{ranges: true, etag: `"one"`}, func(o *origin) { o.content, o.etag, o.breakAt = b, `"two"`, 0 }},
+		"no ranges":    {&origin{etag: `"one"`}, func(o *origin) { o.breakAt = 0 }},
+		"no validator": {&origin{ranges: true}, func(o *origin) { o.breakAt = 0 }},
+		"changed content": {&origin{ranges: true, etag: `"one"`}, func(o *origin) {
+			o.content, o.etag, o.breakAt = b, `"two"`, 0
+		}},
 	} {
 		o := c.o
 		o.content, o.breakAt = b, mib
@@ -148,21 +163,32 @@ func TestADownloadThatCannotBeResumedBeginsAnew(t *testing.T) {
 }
 
 func TestADownloadGivesUp(t *testing.T) {
+	t.Parallel()
 	b := noise(2 * mib)
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+	}
+	longHeader := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X", strings.Repeat("x", 1<<20))
+	}
+	webPage := func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("<!DOCTYPE html>")) }
 	for name, c := range map[string]struct {
 		h        http.Handler
 		sum      Sum
 		attempts int
 		reason   string
 	}{
-		"always broken":       {&origin{content: b, ranges: true, etag: `"one"`, breakAt: 1000}, Sum{}, 4, "gave up after 4 attempts"},
-		"not there":           {http.NotFoundHandler(), Sum{}, 1, "404"},
-		"always busy":         {http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }), Sum{}, 4, "503"},
-		"another sum":         {&origin{content: b}, Sum{SHA256: sumOf(nil)}, 1, "should be"},
-		"too large":           {&origin{content: make([]byte, 65*mib)}, Sum{}, 1, "larger than"},
-		"endless headers":     {http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", 1<<20)) }), Sum{}, 4, "header"},
-		"a web page":          {http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("<!DOCTYPE html>")) }), Sum{}, 1, "web page"},
-		"a part not asked of": {http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(206) }), Sum{}, 1, "206"},
+		"always broken": {
+			&origin{content: b, ranges: true, etag: `"one"`, breakAt: 1000},
+			Sum{}, 4, "gave up after 4 attempts",
+		},
+		"not found":         {http.NotFoundHandler(), Sum{}, 1, "404"},
+		"always busy":       {status(503), Sum{}, 4, "503"},
+		"another sum":       {&origin{content: b}, Sum{SHA256: sumOf(nil)}, 1, "should be"},
+		"too large":         {&origin{content: make([]byte, 65*mib)}, Sum{}, 1, "larger than"},
+		"endless headers":   {http.HandlerFunc(longHeader), Sum{}, 4, "header"},
+		"a web page":        {http.HandlerFunc(webPage), Sum{}, 1, "web page"},
+		"unrequested range": {status(206), Sum{}, 1, "206"},
 	} {
 		f, dir := testFetcher(t, FetchOptions{AllowPrivate: loopback, Attempts: 4})
 		var mu sync.Mutex
@@ -183,16 +209,19 @@ func TestADownloadGivesUp(t *testing.T) {
 }
 
 func TestADownloadIsCancelled(t *testing.T) {
+	t.Parallel()
 	o := &origin{content: noise(mib), breakAt: 1000, hang: true}
 	f, dir := testFetcher(t, FetchOptions{AllowPrivate: loopback})
 	ctx, cancel := context.WithCancel(t.Context())
-	if _, err := f.Fetch(ctx, serve(t, o), Want{Progress: func(int64, int64) { cancel() }}); !errors.Is(err, context.Canceled) {
-		t.Error(err)
+	_, err := f.Fetch(ctx, serve(t, o), Want{Progress: func(int64, int64) { cancel() }})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 	wantFiles(t, dir)
 }
 
-func TestRedirectsAreFollowedWithCare(t *testing.T) {
+func TestRedirectsToRefusedURLsAreNotFollowed(t *testing.T) {
+	t.Parallel()
 	content := goodRaw()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/image", func(w http.ResponseWriter, _ *http.Request) { w.Write(content) })
@@ -214,9 +243,17 @@ func TestRedirectsAreFollowedWithCare(t *testing.T) {
 		t.Errorf("ten redirects: %+v, %v", c, err)
 	}
 	for _, path := range []string{
-		"/hop/11", "/to?u=file:///etc/shadow", "/to?u=ftp://127.0.0.1/", "/to?u=" + strings.Replace(url, "://", "://user:secret@", 1) + "/image",
-		"/to?u=http://169.254.169.254/latest/meta-data", "/to?u=http://10.0.0.1/", "/to?u=http://[::1]:1/", "/to?u=http://[::ffff:10.0.0.1]/",
-		"/to?u=http://[fe80::1%2525lo]/", "/to?u=http://0.0.0.0:1/", "/to?u=http:///image",
+		"/hop/11",
+		"/to?u=file:///etc/shadow",
+		"/to?u=ftp://127.0.0.1/",
+		"/to?u=" + strings.Replace(url, "://", "://user:secret@", 1) + "/image",
+		"/to?u=http://169.254.169.254/latest/meta-data",
+		"/to?u=http://10.0.0.1/",
+		"/to?u=http://[::1]:1/",
+		"/to?u=http://[::ffff:10.0.0.1]/",
+		"/to?u=http://[fe80::1%2525lo]/",
+		"/to?u=http://0.0.0.0:1/",
+		"/to?u=http:///image",
 	} {
 		start := time.Now()
 		_, err := f.Fetch(t.Context(), url+path, Want{})
@@ -229,11 +266,21 @@ func TestRedirectsAreFollowedWithCare(t *testing.T) {
 	}
 }
 
-func TestURLsAreCheckedFirst(t *testing.T) {
+func TestCheckURL(t *testing.T) {
+	t.Parallel()
 	for url, ok := range map[string]bool{
-		"https://example.com/a.qcow2?x=y#z": true, "http://example.com": true,
-		"": false, "/a": false, "file:///etc/passwd": false, "ftp://example.com/a": false, "https://": false, "https://user@example.com/a": false,
-		"https://a:b@example.com/a": false, "http://exa mple.com": false, "http://example.com/\x00": false, "https://example.com/" + strings.Repeat("a", 2048): false,
+		"https://example.com/a.qcow2?x=y#z": true,
+		"http://example.com":                true,
+		"":                                  false,
+		"/a":                                false,
+		"file:///etc/passwd":                false,
+		"ftp://example.com/a":               false,
+		"https://":                          false,
+		"https://user@example.com/a":        false,
+		"https://a:b@example.com/a":         false,
+		"http://exa mple.com":               false,
+		"http://example.com/\x00":           false,
+		"https://example.com/" + strings.Repeat("a", 2048): false,
 	} {
 		if err := CheckURL(url); (err == nil) != ok || !ok && !errors.As(err, new(*Refused)) {
 			t.Errorf("%.60q: %v", url, err)
@@ -241,12 +288,14 @@ func TestURLsAreCheckedFirst(t *testing.T) {
 	}
 }
 
-func TestNamesOfThisHostAreRefusedWhenTheyAreConnectedTo(t *testing.T) {
+func TestNamesOfTheHostItselfAreRefusedByAddress(t *testing.T) {
+	t.Parallel()
 	url := serve(t, &origin{content: goodRaw()})
 	f, dir := testFetcher(t, FetchOptions{})
 	for _, host := range []string{"127.0.0.1", "localhost", "127.1", "0"} {
 		u := strings.Replace(url, "127.0.0.1", host, 1)
-		if _, err := f.Fetch(t.Context(), u, Want{}); err == nil || !errors.As(err, new(*Refused)) && !strings.Contains(err.Error(), "lookup") {
+		_, err := f.Fetch(t.Context(), u, Want{})
+		if err == nil || !errors.As(err, new(*Refused)) && !strings.Contains(err.Error(), "lookup") {
 			t.Errorf("%s: %v", u, err)
 		}
 	}
@@ -254,29 +303,46 @@ func TestNamesOfThisHostAreRefusedWhenTheyAreConnectedTo(t *testing.T) {
 }
 
 func TestAddressesOutsideThePublicInternetAreRefused(t *testing.T) {
-	for address, want := range map[string]bool{
-		"8.8.8.8": true, "1.1.1.1": true, "2606:4700::1111": true, "2a01:4f8::1": true, "::ffff:8.8.8.8": true, "64:ff9b::8.8.8.8": true, "2002:808:808::1": true,
-		"0.0.0.0": false, "10.1.2.3": false, "100.64.0.1": false, "100.127.255.255": false, "127.0.0.1": false, "127.255.0.1": false, "169.254.169.254": false,
-		"172.16.0.1": false, "172.31.255.255": false, "192.0.0.1": false, "192.168.0.1": false, "198.18.0.1": false, "224.0.0.1": false, "239.1.1.1": false,
-		"255.255.255.255": false, "240.0.0.1": false, "192.0.2.1": false, "198.51.100.1": false, "203.0.113.1": false,
-		"::": false, "::1": false, "::127.0.0.1": false, "::ffff:127.0.0.1": false, "::ffff:169.254.169.254": false, "fe80::1": false, "fe80::1%lo": false, "fc00::1": false,
-		"fd00:ec2::254": false, "ff02::1": false, "64:ff9b::10.0.0.1": false, "64:ff9b::a9fe:a9fe": false, "64:ff9b:1::1": false, "2002:7f00:1::": false, "2002:a9fe:a9fe::": false,
-		"2001:db8::1": false, "2001::1": false, "fec0::1": false, "100::1": false, "4000::1": false,
+	t.Parallel()
+	addresses := map[string]bool{} // by address: it is public
+	for _, a := range []string{
+		"8.8.8.8", "1.1.1.1", "2606:4700::1111", "2a01:4f8::1",
+		"::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1",
 	} {
+		addresses[a] = true
+	}
+	for _, a := range []string{
+		"0.0.0.0", "10.1.2.3", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.0.1",
+		"169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.168.0.1",
+		"198.18.0.1", "224.0.0.1", "239.1.1.1", "255.255.255.255", "240.0.0.1", "192.0.2.1",
+		"198.51.100.1", "203.0.113.1",
+
+		"::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:169.254.169.254",
+		"fe80::1", "fe80::1%lo", "fc00::1", "fd00:ec2::254", "ff02::1",
+		"64:ff9b::10.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1",
+		"2002:7f00:1::", "2002:a9fe:a9fe::",
+		"2001:db8::1", "2001::1", "fec0::1", "100::1", "4000::1",
+	} {
+		addresses[a] = false
+	}
+	for address, want := range addresses {
 		a := netip.MustParseAddr(address)
-		if got := public(a, nil); got != want {
-			t.Errorf("%s: public %v", address, got)
+		if got := isPublic(a, nil); got != want {
+			t.Errorf("%s: isPublic is %v", address, got)
 		}
 		network := map[bool]string{true: "tcp6", false: "tcp4"}[a.Is6()]
-		if err := control(nil)(network, netip.AddrPortFrom(a, 80).String(), nil); (err == nil) != want {
+		if err := dialControl(nil)(network, netip.AddrPortFrom(a, 80).String(), nil); (err == nil) != want {
 			t.Errorf("%s: %v", address, err)
 		}
-		if !public(a.WithZone(""), prefixes("0.0.0.0/0", "::/0")) {
+		if !isPublic(a.WithZone(""), prefixes("0.0.0.0/0", "::/0")) {
 			t.Errorf("%s is refused, though everything is allowed", address)
 		}
 	}
-	if !public(netip.MustParseAddr("::ffff:10.0.0.1"), prefixes("10.0.0.0/8")) || public(netip.MustParseAddr("10.0.0.1"), prefixes("10.1.0.0/16")) {
-		t.Error("what is allowed is not what was said")
+	if !isPublic(netip.MustParseAddr("::ffff:10.0.0.1"), prefixes("10.0.0.0/8")) {
+		t.Error("an allowed IPv4 address is refused in its IPv6 form")
+	}
+	if isPublic(netip.MustParseAddr("10.0.0.1"), prefixes("10.1.0.0/16")) {
+		t.Error("an address outside the allowed range is accepted")
 	}
 }
 
@@ -289,7 +355,8 @@ func TestCertificatesAreVerifiedAndProxiesNotUsed(t *testing.T) {
 	s.StartTLS()
 	defer s.Close()
 	f, _ := testFetcher(t, FetchOptions{AllowPrivate: loopback})
-	if _, err := f.Fetch(t.Context(), s.URL, Want{}); err == nil || !strings.Contains(err.Error(), "certificate") || strings.Contains(err.Error(), "attempts") {
+	_, err := f.Fetch(t.Context(), s.URL, Want{})
+	if err == nil || !strings.Contains(err.Error(), "certificate") || strings.Contains(err.Error(), "attempts") {
 		t.Errorf("an unknown authority: %v", err)
 	}
 	roots := x509.NewCertPool()
@@ -309,7 +376,8 @@ func TestCertificatesAreVerifiedAndProxiesNotUsed(t *testing.T) {
 	}
 }
 
-func TestNoErrorTellsWhatIsSecretInAURL(t *testing.T) {
+func TestNoErrorHasTheSecretsOfAURL(t *testing.T) {
+	t.Parallel()
 	f, dir := testFetcher(t, FetchOptions{AllowPrivate: loopback, Attempts: 1})
 	url := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
@@ -326,8 +394,13 @@ func TestNoErrorTellsWhatIsSecretInAURL(t *testing.T) {
 		}
 	}))
 	for _, u := range []string{
-		url + "/image?key=secret", url + "/leads-nowhere?key=secret", url + "/leads-away?key=secret", url + "/breaks?key=secret",
-		"http://user:secret@127.0.0.1/image", "http://127.0.0.1/\x00secret", "http://127.0.0.1:1/image?key=secret#secret",
+		url + "/image?key=secret",
+		url + "/leads-nowhere?key=secret",
+		url + "/leads-away?key=secret",
+		url + "/breaks?key=secret",
+		"http://user:secret@127.0.0.1/image",
+		"http://127.0.0.1/\x00secret",
+		"http://127.0.0.1:1/image?key=secret#secret",
 	} {
 		if _, err := f.Fetch(t.Context(), u, Want{}); err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v", u, err)

@@ -2,17 +2,22 @@ package image
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// needTools ends a test on a machine without these programs. Where VMAN_TEST_QEMU
-// is "required" that is a failure.
+// needTools skips a test if one of the programs is not installed, or VMAN_TEST_QEMU
+// is "off". If VMAN_TEST_QEMU is "required", a missing program is a failure.
 func needTools(t testing.TB, tools ...string) {
 	t.Helper()
+	if os.Getenv("VMAN_TEST_QEMU") == "off" {
+		t.Skip("VMAN_TEST_QEMU=off")
+	}
 	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err == nil {
 			continue
@@ -35,8 +40,8 @@ func run(t testing.TB, dir, name string, args ...string) []byte {
 	return out
 }
 
-// goodImages makes images with qemu-img, of data and empty ones, and returns what
-// they are by their name.
+// goodImages makes images with qemu-img, some with data and some empty, and returns
+// the Info that Inspect must return for each, by file name.
 func goodImages(t testing.TB, dir string) map[string]Info {
 	t.Helper()
 	data := make([]byte, 9*mib)
@@ -47,31 +52,40 @@ func goodImages(t testing.TB, dir string) map[string]Info {
 		t.Fatal(err)
 	}
 	all := map[string]Info{"data": {Raw, 9 * mib}}
-	for i, c := range []struct {
-		format  Format
-		options string
-	}{
-		{Qcow2, ""}, {Qcow2, "compat=0.10"}, {Qcow2, "cluster_size=512"}, {Qcow2, "cluster_size=4k"}, {Qcow2, "cluster_size=2M,extended_l2=on"},
-		{Qcow2, "compression_type=zstd"}, {Qcow2, "lazy_refcounts=on"}, {Qcow2, "refcount_bits=1"}, {Qcow2, "refcount_bits=64"}, {Qcow2, "preallocation=metadata"},
-		{Qcow2, "compat=v3"}, {Raw, ""}, {VMDK, ""}, {VMDK, "subformat=streamOptimized"}, {VMDK, "compat6"}, {VMDK, "zeroed_grain=on"},
-		{VDI, ""}, {VDI, "static=on"}, {VHDX, ""}, {VHDX, "subformat=fixed"}, {VHDX, "block_size=1M"}, {VHDX, "block_size=256M"},
+	for format, options := range map[Format][]string{
+		Qcow2: {
+			"", "compat=0.10", "compat=v3",
+			"cluster_size=512", "cluster_size=4k", "cluster_size=2M,extended_l2=on",
+			"compression_type=zstd", "lazy_refcounts=on", "preallocation=metadata",
+			"refcount_bits=1", "refcount_bits=64",
+		},
+		Raw:  {""},
+		VMDK: {"", "subformat=streamOptimized", "compat6", "zeroed_grain=on"},
+		VDI:  {"", "static=on"},
+		VHDX: {"", "subformat=fixed", "block_size=1M", "block_size=256M"},
 	} {
-		name := string(c.format) + "-" + strings.NewReplacer("=", "-", ",", "-").Replace(c.options)
-		args := []string{"-O", string(c.format)}
-		if c.options != "" {
-			args = append(args, "-o", c.options)
-		}
-		run(t, dir, "qemu-img", append(append([]string{"convert", "-q", "-f", "raw"}, args...), "data", name)...)
-		all[name] = Info{c.format, 9 * mib}
-		if i == 5 {
-			run(t, dir, "qemu-img", append(append([]string{"convert", "-q", "-c", "-f", "raw"}, args...), "data", name+"-c")...)
-			all[name+"-c"] = Info{c.format, 9 * mib}
+		for _, o := range options {
+			name := string(format) + "-" + strings.NewReplacer("=", "-", ",", "-").Replace(o)
+			args := []string{"convert", "-q", "-f", "raw", "-O", string(format)}
+			if o != "" {
+				args = append(args, "-o", o)
+			}
+			run(t, dir, "qemu-img", append(slices.Clone(args), "data", name)...)
+			all[name] = Info{format, 9 * mib}
+			if o == "compression_type=zstd" {
+				run(t, dir, "qemu-img", append(args, "-c", "data", name+"-c")...)
+				all[name+"-c"] = Info{format, 9 * mib}
+			}
 		}
 	}
 	for _, f := range []Format{Qcow2, VMDK, VDI, VHDX, Raw} {
-		size := map[bool]string{true: "100G", false: "2040G"}[f == VDI]
-		run(t, dir, "qemu-img", "create", "-q", "-f", string(f), "large-"+string(f), size)
-		all["large-"+string(f)] = Info{f, map[bool]int64{true: 100 << 30, false: 2040 << 30}[f == VDI]}
+		gib := 2040
+		if f == VDI {
+			gib = 100
+		}
+		name := "large-" + string(f)
+		run(t, dir, "qemu-img", "create", "-q", "-f", string(f), name, fmt.Sprintf("%dG", gib))
+		all[name] = Info{f, int64(gib) << 30}
 	}
 	run(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "snapshots", "1G")
 	for _, s := range []string{"one", "two", "three"} {
@@ -86,6 +100,7 @@ func goodImages(t testing.TB, dir string) map[string]Info {
 }
 
 func TestImagesOfQEMUAreAccepted(t *testing.T) {
+	t.Parallel()
 	needTools(t, "qemu-img")
 	dir := t.TempDir()
 	for name, want := range goodImages(t, dir) {
@@ -104,11 +119,18 @@ func TestImagesOfQEMUAreAccepted(t *testing.T) {
 	}
 }
 
-// QEMU refuses what it cannot open, so images made here are what they seem.
-func TestQEMUAcceptsWhatHostileImagesAreMadeOf(t *testing.T) {
+// QEMU refuses a malformed image, so the hostile images are well formed except for
+// their one change.
+func TestQEMUAcceptsTheGoodImages(t *testing.T) {
+	t.Parallel()
 	needTools(t, "qemu-img")
 	dir := t.TempDir()
-	for format, good := range map[Format]func() []byte{Qcow2: goodQcow2, VMDK: goodVMDK, VDI: goodVDI, VHDX: goodVHDX} {
+	for format, good := range map[Format]func() []byte{
+		Qcow2: goodQcow2,
+		VMDK:  goodVMDK,
+		VDI:   goodVDI,
+		VHDX:  goodVHDX,
+	} {
 		name := filepath.Join(dir, string(format))
 		if err := os.WriteFile(name, good(), 0o600); err != nil {
 			t.Fatal(err)
@@ -120,13 +142,19 @@ func TestQEMUAcceptsWhatHostileImagesAreMadeOf(t *testing.T) {
 	}
 }
 
-func TestImagesOfTheToolsAreImportedCompressed(t *testing.T) {
+func TestImagesCompressedByTheToolsAreImported(t *testing.T) {
+	t.Parallel()
 	needTools(t, "qemu-img", "xz", "zstd", "gzip")
 	dir := t.TempDir()
 	run(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "image", "10G")
 	i, store := testImporter(t, Options{})
 	var want Content
-	for _, c := range []string{"", "gzip -9", "xz", "xz -9 -C sha256", "xz -0 -C crc32", "xz -C none", "xz -T2 --block-size=64KiB", "zstd", "zstd -19", "zstd --ultra -22 --long=27"} {
+	for _, c := range []string{
+		"",
+		"gzip -9",
+		"xz", "xz -9 -C sha256", "xz -0 -C crc32", "xz -C none", "xz -T2 --block-size=64KiB",
+		"zstd", "zstd -19", "zstd --ultra -22 --long=27",
+	} {
 		b, err := os.ReadFile(filepath.Join(dir, "image"))
 		if err != nil {
 			t.Fatal(err)

@@ -2,7 +2,6 @@ package image
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -55,7 +54,7 @@ func wantFiles(t testing.TB, dir string, want ...string) {
 	}
 }
 
-// noise returns bytes that do not compress and are a raw image.
+// noise returns n bytes that do not compress. Inspect takes them as a raw image.
 func noise(n int) []byte {
 	b := make([]byte, n)
 	rand.NewChaCha8([32]byte{1}).Read(b)
@@ -64,15 +63,23 @@ func noise(n int) []byte {
 
 func sumOf(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
 
-func TestContentIsStoredOnceWhateverItComesIn(t *testing.T) {
+func TestContentIsStoredOnceInEveryCompression(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{})
 	b := noise(mib + 512)
 	clear(b[256<<10 : 768<<10])
 	want := Content{SHA256: sumOf(b), Bytes: int64(len(b)), Info: Info{Raw, int64(len(b))}}
-	for name, in := range map[string][]byte{"as it is": b, "gzip": gzipped(t, b), "xz": xzed(t, b), "zstd": zstded(t, b)} {
+	for name, in := range map[string][]byte{
+		"none": b,
+		"gzip": gzipped(t, b),
+		"xz":   xzed(t, b),
+		"zstd": zstded(t, b),
+	} {
 		var last int64
-		given := Sum{SHA256: strings.ToUpper(sumOf(in)), SHA512: fmt.Sprintf("%x", sha512.Sum512(in))}
-		got, err := i.Import(t.Context(), iotest.HalfReader(bytes.NewReader(in)), Want{Sum: given, Progress: func(n, _ int64) { last = n }})
+		got, err := i.Import(t.Context(), iotest.HalfReader(bytes.NewReader(in)), Want{
+			Sum:      Sum{SHA256: strings.ToUpper(sumOf(in)), SHA512: fmt.Sprintf("%x", sha512.Sum512(in))},
+			Progress: func(n, _ int64) { last = n },
+		})
 		if err != nil || got != want {
 			t.Errorf("%s: got %+v, %v", name, got, err)
 		}
@@ -90,7 +97,7 @@ func TestContentIsStoredOnceWhateverItComesIn(t *testing.T) {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
 	if used := st.Sys().(*syscall.Stat_t).Blocks * 512; used > mib-256<<10 {
-		t.Errorf("%d bytes on disk: zeros take room", used)
+		t.Errorf("%d bytes on disk: blocks of zeros take room", used)
 	}
 	all, err := i.Contents()
 	if err != nil || len(all) != 1 || all[want.SHA256] != want.Bytes {
@@ -100,7 +107,7 @@ func TestContentIsStoredOnceWhateverItComesIn(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := i.Open(want.SHA256); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("open deleted content: %v", err)
+		t.Errorf("open of deleted content: %v", err)
 	}
 	if err := i.Delete(want.SHA256); err != nil {
 		t.Error(err)
@@ -108,15 +115,14 @@ func TestContentIsStoredOnceWhateverItComesIn(t *testing.T) {
 	wantFiles(t, dir)
 }
 
+// repeated returns n bytes c, compressed with gzip; n is a multiple of 1 MiB. Each MiB
+// is a gzip member of its own, so that only one of them is compressed here.
 func repeated(t *testing.T, c byte, n int) []byte {
-	var out bytes.Buffer
-	w := gzip.NewWriter(&out)
-	write(t, w, bytes.Repeat([]byte{c}, n))
-	return out.Bytes()
+	return bytes.Repeat(gzipped(t, bytes.Repeat([]byte{c}, mib)), n/mib)
 }
 
-// xzBlocks returns an xz stream whose blocks begin with a header of a dictionary
-// size, and are empty.
+// xzBlocks returns the beginning of an xz stream with n empty blocks; dict is the
+// encoded dictionary size in their headers.
 func xzBlocks(n int, dict byte) []byte {
 	sum := func(b []byte) []byte { return le.AppendUint32(nil, crc32.ChecksumIEEE(b)) }
 	out := append([]byte(xzMagic), 0, 0)
@@ -126,43 +132,51 @@ func xzBlocks(n int, dict byte) []byte {
 	return append(out, bytes.Repeat(block, n)...)
 }
 
-func TestWhatExpandsToTooMuchIsRefused(t *testing.T) {
+func TestBrokenAndOversizedStreamsAreRefused(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{MaxBytes: 256 * mib, MaxVirtualBytes: 512 << 20})
 	window := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xff, 0x01, 0x00, 0x00}
 	truncated := zstded(t, noise(mib))[:mib/2]
-	large := goodQcow2()
+	changed := xzed(t, noise(mib/4))
+	changed[mib/8]++
 	for name, c := range map[string]struct {
 		in     []byte
 		reason string
 	}{
 		"a bomb":                    {repeated(t, 'x', 100*mib), "expand to more"},
 		"more than is allowed":      {repeated(t, 0, 257*mib), "larger than"},
-		"a larger disk":             {large, "the disk in the image is larger"},
-		"two layers":                {gzipped(t, gzipped(t, goodRaw())), "it is gzip"},
+		"a larger disk":             {goodQcow2(), "the disk in the image is larger"},
+		"two layers":                {gzipped(t, gzipped(t, goodRaw())), "the file is gzip"},
 		"an xz dictionary of 1 GiB": {xzBlocks(1, 36), "dictionary"},
 		"tiny xz blocks":            {xzBlocks(5000, 12), "too many small blocks"},
 		"a zstd window of 1 TiB":    {window, "window"},
 		"a cut off gzip":            {gzipped(t, noise(mib))[:mib/2], "gzip stream is broken: unexpected EOF"},
 		"a cut off xz":              {xzed(t, noise(mib/4))[:mib/8], "xz stream is broken: unexpected EOF"},
 		"a cut off zstd":            {truncated, "zstd stream is broken"},
-		"garbage behind gzip":       {append(gzipped(t, goodRaw()), "garbage"...), "gzip stream is broken"},
-		"garbage behind xz":         {append(xzed(t, goodRaw()), "garbage"...), "xz stream is broken"},
-		"garbage behind zstd":       {append(zstded(t, goodRaw()), "garbage"...), "zstd stream is broken"},
-		"a changed byte in xz":      {func() []byte { b := xzed(t, noise(mib/4)); b[mib/8]++; return b }(), "xz stream is broken"},
+		"garbage after gzip":        {append(gzipped(t, goodRaw()), "garbage"...), "gzip stream is broken"},
+		"garbage after xz":          {append(xzed(t, goodRaw()), "garbage"...), "xz stream is broken"},
+		"garbage after zstd":        {append(zstded(t, goodRaw()), "garbage"...), "zstd stream is broken"},
+		"a changed byte in xz":      {changed, "xz stream is broken"},
 	} {
 		got, err := i.Import(t.Context(), bytes.NewReader(c.in), Want{})
-		if err == nil || !strings.Contains(err.Error(), c.reason) || !errors.As(err, new(*Unsafe)) && !errors.As(err, new(*TooLarge)) {
-			t.Errorf("%s: %+v, %v; want %q", name, got, err, c.reason)
+		refused := errors.As(err, new(*Unsafe)) || errors.As(err, new(*TooLarge))
+		if !refused || !strings.Contains(err.Error(), c.reason) {
+			t.Errorf("%s: got %+v, %v; want %q", name, got, err, c.reason)
 		}
 	}
 	wantFiles(t, dir)
 }
 
-func TestAWrongSumLeavesNothing(t *testing.T) {
+func TestAWrongSumLeavesNoFile(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{})
 	b := goodRaw()
 	for _, in := range [][]byte{b, gzipped(t, b)} {
-		for _, sum := range []Sum{{SHA256: sumOf([]byte("other"))}, {SHA512: sumOf([]byte("other"))}, {SHA256: sumOf(in), SHA512: "00"}} {
+		for _, sum := range []Sum{
+			{SHA256: sumOf([]byte("other"))},
+			{SHA512: sumOf([]byte("other"))},
+			{SHA256: sumOf(in), SHA512: "00"},
+		} {
 			var mismatch *Mismatch
 			if _, err := i.Import(t.Context(), bytes.NewReader(in), Want{Sum: sum}); !errors.As(err, &mismatch) {
 				t.Errorf("%+v: %v", sum, err)
@@ -172,10 +186,16 @@ func TestAWrongSumLeavesNothing(t *testing.T) {
 	wantFiles(t, dir)
 }
 
-func TestABrokenSourceLeavesNothing(t *testing.T) {
+func TestABrokenReaderLeavesNoFile(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{})
 	lost := errors.New("lost")
-	for name, b := range map[string][]byte{"raw": noise(mib), "gzip": gzipped(t, noise(mib)), "xz": xzed(t, noise(mib/2+512)), "zstd": zstded(t, noise(mib))} {
+	for name, b := range map[string][]byte{
+		"raw":  noise(mib),
+		"gzip": gzipped(t, noise(mib)),
+		"xz":   xzed(t, noise(mib/2+512)),
+		"zstd": zstded(t, noise(mib)),
+	} {
 		for _, failure := range []error{lost, io.ErrUnexpectedEOF, fmt.Errorf("closed: %w", io.EOF)} {
 			r := io.MultiReader(bytes.NewReader(b[:len(b)/2]), iotest.ErrReader(failure))
 			if c, err := i.Import(t.Context(), r, Want{}); !errors.Is(err, failure) || errors.As(err, new(*Unsafe)) {
@@ -183,18 +203,20 @@ func TestABrokenSourceLeavesNothing(t *testing.T) {
 			}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		if _, err := i.Import(ctx, bytes.NewReader(b), Want{Progress: func(int64, int64) { cancel() }}); !errors.Is(err, context.Canceled) {
+		_, err := i.Import(ctx, bytes.NewReader(b), Want{Progress: func(int64, int64) { cancel() }})
+		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: cancelled: %v", name, err)
 		}
 	}
 	wantFiles(t, dir)
 }
 
-func TestAFullDiskIsSaidClearlyAndLeavesNothing(t *testing.T) {
+func TestAFullDiskFailsWithENOSPCAndLeavesNoFile(t *testing.T) {
+	t.Parallel()
 	_, dir := testImporter(t, Options{})
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
 		if errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required" {
-			t.Skip("mounting a small file system takes root")
+			t.Skip("mounting a small file system needs root")
 		}
 		t.Fatal(err)
 	}
@@ -229,7 +251,8 @@ func TestAFullDiskIsSaidClearlyAndLeavesNothing(t *testing.T) {
 	wantFiles(t, dir)
 }
 
-func TestAFileOfQEMUIsAdopted(t *testing.T) {
+func TestAdopt(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{})
 	b := goodQcow2()
 	for range 2 {
@@ -247,13 +270,14 @@ func TestAFileOfQEMUIsAdopted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := i.Adopt(t.Context(), temp, Want{}); !errors.As(err, new(*Unsafe)) {
-		t.Error(err)
+		t.Errorf("a file that is not an image: %v", err)
 	}
 	wantFiles(t, dir, sumOf(b))
 }
 
-// Who may write a file when it becomes content could change it later.
-func TestAFileThatSomebodyMayStillWriteIsNotAdopted(t *testing.T) {
+// A process that has the file open for writing could change the content later.
+func TestAFileOpenForWritingIsNotAdopted(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{})
 	temp := i.TempName()
 	f, err := os.Create(filepath.Join(dir, temp))
@@ -265,14 +289,15 @@ func TestAFileThatSomebodyMayStillWriteIsNotAdopted(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel() // it would wait for a while
-	if _, err := i.Adopt(ctx, temp, Want{}); err == nil || !strings.Contains(err.Error(), "open to write") {
-		t.Errorf("it is adopted: %v", err)
+	cancel() // do not wait for the writer to close the file
+	if _, err := i.Adopt(ctx, temp, Want{}); err == nil || !strings.Contains(err.Error(), "open for writing") {
+		t.Errorf("got %v, want an error: the file is open for writing", err)
 	}
 	wantFiles(t, dir)
 }
 
-func TestTheNextImporterRemovesWhatAKillLeft(t *testing.T) {
+func TestNewImporterRemovesUnfinishedImports(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{})
 	if _, err := i.Append(t.Context(), "disk", 0, bytes.NewReader(goodRaw())); err != nil {
 		t.Fatal(err)
@@ -286,12 +311,15 @@ func TestTheNextImporterRemovesWhatAKillLeft(t *testing.T) {
 	wantFiles(t, dir, ".upload-disk.part", ".upload-disk.offset")
 }
 
-func TestContentIsSaidToBeReadyBeforeItHasItsName(t *testing.T) {
+func TestReadyIsCalledBeforeContentHasItsName(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{})
 	b := goodQcow2()
 	full := errors.New("the records are full")
-	for name, bring := range map[string]func(w Want) (Content, error){
-		"import": func(w Want) (Content, error) { return i.Import(t.Context(), bytes.NewReader(gzipped(t, b)), w) },
+	for name, importAs := range map[string]func(w Want) (Content, error){
+		"import": func(w Want) (Content, error) {
+			return i.Import(t.Context(), bytes.NewReader(gzipped(t, b)), w)
+		},
 		"adopt": func(w Want) (Content, error) {
 			temp := i.TempName()
 			if err := os.WriteFile(filepath.Join(dir, temp), b, 0o600); err != nil {
@@ -306,29 +334,29 @@ func TestContentIsSaidToBeReadyBeforeItHasItsName(t *testing.T) {
 			return i.Finish(t.Context(), "disk", w)
 		},
 	} {
-		var told []Content
+		var ready []Content
 		fails := func(c Content) error {
-			told = append(told, c)
+			ready = append(ready, c)
 			if has, err := i.Has(c.SHA256); has || err != nil {
-				t.Errorf("%s: it has its name already, %v", name, err)
+				t.Errorf("%s: the content has its name before Ready returns, %v", name, err)
 			}
 			return full
 		}
-		if c, err := bring(Want{Ready: fails}); !errors.Is(err, full) || c != (Content{}) {
+		if c, err := importAs(Want{Ready: fails}); !errors.Is(err, full) || c != (Content{}) {
 			t.Errorf("%s: %+v, %v", name, c, err)
 		}
 		if all, err := i.Contents(); len(all) != 0 || err != nil {
-			t.Errorf("%s: content is left: %v, %v", name, all, err)
+			t.Errorf("%s: content remains after Ready failed: %v, %v", name, all, err)
 		}
-		if c, err := bring(Want{Format: VMDK}); !errors.As(err, new(*Unsafe)) {
+		if c, err := importAs(Want{Format: VMDK}); !errors.As(err, new(*Unsafe)) {
 			t.Errorf("%s as vmdk: %+v, %v", name, c, err)
 		}
-		c, err := bring(Want{Format: Qcow2, Ready: func(Content) error { return nil }})
-		if err != nil || len(told) != 1 || told[0] != c {
-			t.Errorf("%s: %+v, %v, and told was %+v", name, c, err, told)
+		c, err := importAs(Want{Format: Qcow2, Ready: func(Content) error { return nil }})
+		if err != nil || len(ready) != 1 || ready[0] != c {
+			t.Errorf("%s: got %+v, %v; Ready got %+v", name, c, err, ready)
 		}
 		if has, err := i.Has(c.SHA256); !has || err != nil {
-			t.Errorf("%s: it has no name, %v", name, err)
+			t.Errorf("%s: the content has no name, %v", name, err)
 		}
 		wantFiles(t, dir, sumOf(b))
 		if err := i.Delete(c.SHA256); err != nil {
@@ -337,7 +365,8 @@ func TestContentIsSaidToBeReadyBeforeItHasItsName(t *testing.T) {
 	}
 }
 
-func TestContentIsSealedAlsoWhenItIsThereAlready(t *testing.T) {
+func TestExistingContentIsSealedAgain(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{Seal: func(f *os.File) error { return f.Chmod(0o440) }})
 	for range 2 {
 		c, err := i.Import(t.Context(), bytes.NewReader(goodRaw()), Want{})

@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 )
 
-// ISO 9660 (ECMA-119): descriptors from sector 16 on. QEMU hands an ISO to the
-// guest as it is; what is checked is that it is one, and whole.
+// ISO 9660 (ECMA-119): the descriptors begin at sector 16. QEMU passes an ISO to the
+// guest unchanged, so the inspection only checks that the file is a complete ISO.
 const (
 	isoSector      = 2048
 	isoBoot        = 0
@@ -13,9 +13,11 @@ const (
 	isoEnd         = 255
 	maxDescriptors = 64
 	directoryFlag  = 2
+	minRecordBytes = 34 // of a directory record
 	elTorito       = "EL TORITO SPECIFICATION"
 )
 
+// inspectISO checks an ISO and returns its size in bytes, in whole sectors of 512.
 func inspectISO(s *source) (uint64, error) {
 	primary := false
 	for i := range uint64(maxDescriptors) {
@@ -24,7 +26,7 @@ func inspectISO(s *source) (uint64, error) {
 			return 0, err
 		}
 		if string(d[1:6]) != isoMagic {
-			return 0, unsafef("volume descriptor %d of the iso is none", i)
+			return 0, unsafef("volume descriptor %d of the iso has no signature", i)
 		}
 		switch d[0] {
 		case isoEnd:
@@ -42,9 +44,10 @@ func inspectISO(s *source) (uint64, error) {
 			return 0, err
 		}
 	}
-	return 0, unsafef("the iso's volume descriptors do not end")
+	return 0, unsafef("the volume descriptors of the iso do not end")
 }
 
+// checkVolume checks the primary volume descriptor.
 func checkVolume(s *source, d []byte) error {
 	blocks, ok1 := both32(d[80:])
 	block, ok2 := both16(d[128:])
@@ -53,26 +56,30 @@ func checkVolume(s *source, d []byte) error {
 	length, ok4 := both32(root[10:])
 	switch {
 	case !ok1 || !ok2 || !ok3 || !ok4:
-		return unsafef("the iso's volume descriptor contradicts itself")
-	case block != isoSector || blocks == 0 || !s.has(0, uint64(blocks)*isoSector):
-		return unsafef("the iso is cut off: %d blocks of %d bytes in a file of %d", blocks, block, s.size)
-	case root[0] < 34 || root[25]&directoryFlag == 0 || at == 0 || !s.has(uint64(at)*isoSector, uint64(length)):
-		return unsafef("the iso's root directory is outside the file, or none")
+		return unsafef("the volume descriptor of the iso contradicts itself")
+	case block != isoSector || blocks == 0 || !s.contains(0, uint64(blocks)*isoSector):
+		return unsafef("the iso is cut off: it has %d blocks of %d bytes in a file of %d bytes", blocks, block, s.size)
+	case root[0] < minRecordBytes || root[25]&directoryFlag == 0:
+		return unsafef("the root directory of the iso is malformed")
+	case at == 0 || !s.contains(uint64(at)*isoSector, uint64(length)):
+		return unsafef("the root directory of the iso is outside the file")
 	}
 	return nil
 }
 
+// checkBoot checks a boot record.
 func checkBoot(s *source, d []byte) error {
 	if string(d[7:7+len(elTorito)]) != elTorito {
 		return nil
 	}
-	if at := uint64(binary.LittleEndian.Uint32(d[71:])); !s.has(at*isoSector, isoSector) {
-		return unsafef("the iso's boot catalog is outside the file: sector %d", at)
+	if at := uint64(binary.LittleEndian.Uint32(d[71:])); !s.contains(at*isoSector, isoSector) {
+		return unsafef("the boot catalog of the iso is outside the file: sector %d", at)
 	}
 	return nil
 }
 
-// both32 reads a number that is there in both byte orders.
+// both32 reads a number that is stored in both byte orders, and reports whether they
+// agree.
 func both32(b []byte) (uint32, bool) {
 	n := binary.LittleEndian.Uint32(b)
 	return n, n == binary.BigEndian.Uint32(b[4:])

@@ -12,22 +12,24 @@ const (
 	maxReads   = 4096
 )
 
-// source reads an image within bounds.
+// source reads an image and limits the number of reads.
 type source struct {
 	r     io.ReaderAt
 	size  int64
 	reads int
-	buf   []byte // of chunkBytes, for table
+	buf   []byte // of chunkBytes, for table; allocated by its first call
 }
 
-// fill reads the bytes of the image at off; those past its end are zeros.
+func newSource(r io.ReaderAt, size int64) *source { return &source{r: r, size: size} }
+
+// fill reads the bytes of the image at off. Bytes beyond the end of the image are zero.
 func (s *source) fill(p []byte, off uint64) error {
 	clear(p)
 	if off >= uint64(s.size) {
 		return nil
 	}
 	if s.reads++; s.reads > maxReads {
-		return unsafef("its tables are too large to look at")
+		return unsafef("the tables of the image are too large to inspect")
 	}
 	want := int(min(uint64(len(p)), uint64(s.size)-off))
 	n, err := s.r.ReadAt(p[:want], int64(off))
@@ -35,29 +37,33 @@ func (s *source) fill(p []byte, off uint64) error {
 	case n == want:
 		return nil
 	case err == nil, errors.Is(err, io.EOF):
-		return io.ErrUnexpectedEOF // it is shorter than was said
+		return io.ErrUnexpectedEOF // the reader is shorter than size
 	default:
 		return err
 	}
 }
 
-// read returns n bytes at off, all of which must be in the image.
+// read returns n bytes at off. It refuses the image if they are not all in it; what
+// names them in the error.
 func (s *source) read(what string, off uint64, n int) ([]byte, error) {
-	if !s.has(off, uint64(n)) {
+	if !s.contains(off, uint64(n)) {
 		return nil, unsafef("%s is outside the file", what)
 	}
 	p := make([]byte, n)
 	return p, s.fill(p, off)
 }
 
-// has reports whether length bytes at off are in the image.
-func (s *source) has(off, length uint64) bool {
+// contains reports whether length bytes at off are in the image.
+func (s *source) contains(off, length uint64) bool {
 	return off <= uint64(s.size) && length <= uint64(s.size)-off
 }
 
-// table calls each for every entry of a table of so many bytes at off. The entry
-// is valid during the call.
+// table calls each for every entry of a table of length bytes at off. The entry is
+// valid only during the call.
 func (s *source) table(off, length uint64, entry int, each func(b []byte) error) error {
+	if s.buf == nil {
+		s.buf = make([]byte, chunkBytes)
+	}
 	for length >= uint64(entry) {
 		p := s.buf[:min(length, chunkBytes)]
 		p = p[:len(p)/entry*entry]
@@ -74,19 +80,22 @@ func (s *source) table(off, length uint64, entry int, each func(b []byte) error)
 	return nil
 }
 
-// A region is a part of the file that has one use.
+// A region is a part of the file that is used for one thing.
 type region struct {
 	name       string
 	start, end uint64
 }
 
+func (r region) length() uint64 { return r.end - r.start }
+
+// regions are the parts of the file that are known to be used.
 type regions []region
 
 func (r *regions) add(name string, start, length uint64) {
 	*r = append(*r, region{name, start, start + length})
 }
 
-// check sorts the regions and refuses two that overlap.
+// check sorts the regions and refuses the image if two overlap.
 func (r regions) check() error {
 	slices.SortFunc(r, func(a, b region) int { return cmp.Compare(a.start, b.start) })
 	for i := 1; i < len(r); i++ {
@@ -97,8 +106,8 @@ func (r regions) check() error {
 	return nil
 }
 
-// at returns the name of the region, of those that check has sorted, that a block
-// at start overlaps, or "".
+// at returns the name of a region that overlaps the block at start, or "". The regions
+// must be sorted by check.
 func (r regions) at(start, length uint64) string {
 	i, _ := slices.BinarySearchFunc(r, start, func(e region, start uint64) int {
 		if e.end <= start {
@@ -112,25 +121,25 @@ func (r regions) at(start, length uint64) string {
 	return ""
 }
 
-// unique refuses a block that two entries of tables lead to.
+// unique refuses the image if two entries of tables lead to the same offset.
 func unique(what string, offsets []uint64) error {
 	slices.Sort(offsets)
 	for i := 1; i < len(offsets); i++ {
 		if offsets[i] == offsets[i-1] {
-			return unsafef("two %s are in one place, %#x", what, offsets[i])
+			return unsafef("two %s are in the same place: %#x", what, offsets[i])
 		}
 	}
 	return nil
 }
 
-// bitset has a bit per block of a file of at most maxFile in blocks of 1 MiB, so
-// at most 2.2 MiB.
+// bitset has one bit per block. For a file of maxFile bytes in blocks of 1 MiB it
+// takes 2.2 MiB.
 type bitset []uint64
 
 func newBitset(n uint64) bitset { return make(bitset, n/64+1) }
 
-// take sets a bit and reports whether it was set, or is beyond the last.
-func (b bitset) take(i uint64) bool {
+// testAndSet sets a bit and reports whether it was set before, or is out of range.
+func (b bitset) testAndSet(i uint64) bool {
 	if i/64 >= uint64(len(b)) {
 		return true
 	}

@@ -20,39 +20,48 @@ import (
 
 const (
 	uploadPrefix = ".upload-"
-	partSuffix   = ".part"   // what has come
-	markSuffix   = ".offset" // how much of it is durable, in decimal
-	markBytes    = 20
+	partSuffix   = ".part"   // the received bytes
+	offsetSuffix = ".offset" // how many of them are durable, in decimal
+	offsetDigits = 20
 	syncEvery    = 64 << 20
 	punchEvery   = 8 << 20
 )
 
-// ErrBusy is that somebody else is at the same upload.
-var ErrBusy = errors.New("somebody else is at this upload")
+// ErrBusy is the error for an upload that another request is working on.
+var ErrBusy = errors.New("another request is working on this upload")
 
-// OffsetError is a piece of an upload that does not begin where the last ended.
+// OffsetError is the error for a piece of an upload that does not begin at the end
+// of the previous piece.
 type OffsetError struct{ Want int64 }
 
-func (e *OffsetError) Error() string { return fmt.Sprintf("the upload goes on at offset %d", e.Want) }
+func (e *OffsetError) Error() string {
+	return fmt.Sprintf("the next piece of the upload must begin at offset %d", e.Want)
+}
 
-// upload is what is known of an upload besides its files.
+// upload is the state of an upload that is not in its files.
 type upload struct {
-	sum    hash.Hash // of the first summed bytes of it; nil for none
+	sum    hash.Hash // of the first summed bytes; nil for none
 	summed int64
 }
 
+// forget drops the hash.
+func (u *upload) forget() { u.sum, u.summed = nil, 0 }
+
 var uploadName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$`)
 
-// Append adds what r has to an upload at an offset, which must be Uploaded's
-// ([*OffsetError]), and returns the new one, also with an error: what has come
-// up to there is durable. It does not return before r ends or fails; ctx is looked
-// at between two reads.
+func partName(upload string) string   { return uploadPrefix + upload + partSuffix }
+func offsetName(upload string) string { return uploadPrefix + upload + offsetSuffix }
+
+// Append appends the content of r to an upload and returns the new offset, up to which
+// the upload is durable; it does so also with an error. offset must equal the value of
+// Uploaded, otherwise Append fails with [*OffsetError]. Append blocks until r ends or
+// fails, and checks ctx between two reads.
 func (i *Importer) Append(ctx context.Context, name string, offset int64, r io.Reader) (int64, error) {
-	u, err := i.take(name)
+	u, err := i.acquire(name)
 	if err != nil {
 		return 0, err
 	}
-	defer i.put(name, u)
+	defer i.release(name, u)
 	durable, err := i.durable(name)
 	if err != nil {
 		return 0, err
@@ -60,106 +69,151 @@ func (i *Importer) Append(ctx context.Context, name string, offset int64, r io.R
 	if offset != durable {
 		return durable, &OffsetError{durable}
 	}
-	f, err := i.dir.OpenFile(uploadPrefix+name+partSuffix, os.O_RDWR|os.O_CREATE, 0o600)
+	p, err := i.openPart(name, offset)
 	if err != nil {
 		return durable, fmt.Errorf("open the upload: %w", err)
 	}
-	defer f.Close()
-	mark, err := i.dir.OpenFile(uploadPrefix+name+markSuffix, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return durable, fmt.Errorf("open the upload: %w", err)
-	}
-	defer mark.Close()
-	err = errors.Join(f.Truncate(offset), i.syncDir())
-	if offset == 0 { // its number may be of an upload before, and later the disk may be full
-		_, failure := mark.WriteAt(fmt.Appendf(nil, "%0*d", markBytes, 0), 0)
-		err = errors.Join(err, failure)
-	}
-	if err != nil {
-		return durable, fmt.Errorf("open the upload: %w", err)
-	}
-	return i.append(ctx, u, f, mark, offset, r)
+	defer p.close()
+	return i.append(ctx, u, p, r)
 }
 
-func (i *Importer) append(ctx context.Context, u *upload, f, mark *os.File, durable int64, r io.Reader) (int64, error) {
-	record := func(at int64) error {
-		if err := errors.Join(f.Truncate(at), f.Sync()); err != nil {
-			return err
-		}
-		if _, err := mark.WriteAt(fmt.Appendf(nil, "%0*d", markBytes, at), 0); err != nil {
-			return err
-		}
-		if err := mark.Sync(); err != nil {
-			return err
-		}
-		durable = at
-		return nil
+// part is the pair of files of an upload.
+type part struct {
+	content *os.File
+	offset  *os.File
+	durable int64
+}
+
+// openPart opens the files of an upload, and creates them if they do not exist. It
+// cuts the content at durable.
+func (i *Importer) openPart(name string, durable int64) (*part, error) {
+	content, err := i.dir.OpenFile(partName(name), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
 	}
-	c := &copier{f: f, at: durable, max: i.opts.MaxBytes, every: syncEvery, sync: record}
+	offset, err := i.dir.OpenFile(offsetName(name), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		content.Close()
+		return nil, err
+	}
+	p := &part{content: content, offset: offset, durable: durable}
+	err = errors.Join(content.Truncate(durable), i.syncDir())
 	if durable == 0 {
+		// The number may be that of an earlier upload. Overwrite it now: later the disk
+		// may be full.
+		err = errors.Join(err, p.writeOffset(0))
+	}
+	if err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *part) close() {
+	p.content.Close()
+	p.offset.Close()
+}
+
+func (p *part) writeOffset(at int64) error {
+	_, err := p.offset.WriteAt(fmt.Appendf(nil, "%0*d", offsetDigits, at), 0)
+	return err
+}
+
+// record makes the content up to at durable, and then the offset.
+func (p *part) record(at int64) error {
+	if err := errors.Join(p.content.Truncate(at), p.content.Sync()); err != nil {
+		return err
+	}
+	if err := p.writeOffset(at); err != nil {
+		return err
+	}
+	if err := p.offset.Sync(); err != nil {
+		return err
+	}
+	p.durable = at
+	return nil
+}
+
+// append copies r to the end of an upload.
+func (i *Importer) append(ctx context.Context, u *upload, p *part, r io.Reader) (int64, error) {
+	c := &copier{
+		f:         p.content,
+		at:        p.durable,
+		max:       i.opts.MaxBytes,
+		syncEvery: syncEvery,
+		sync:      p.record,
+	}
+	if p.durable == 0 {
 		u.sum, u.summed = sha256.New(), 0
 	}
-	if u.summed == durable {
+	if u.summed == p.durable {
 		c.sum = u.sum
 	}
-	end, err := c.run(&arrival{ctx: ctx, r: r, max: i.opts.MaxBytes})
+	end, err := c.run(&input{ctx: ctx, r: r, max: i.opts.MaxBytes})
 	if c.sum != nil {
 		u.summed = end
 	}
-	if end > durable {
-		err = errors.Join(err, record(end))
+	if end > p.durable {
+		err = errors.Join(err, p.record(end))
 	}
-	if u.summed > durable {
-		u.sum, u.summed = nil, 0 // of bytes that will come again
+	if u.summed > p.durable {
+		u.forget() // the hash has bytes that the client will send again
 	}
 	if err != nil {
-		return durable, fmt.Errorf("upload the image: %w", plain(err))
+		return p.durable, fmt.Errorf("upload the image: %w", unwrapInput(err))
 	}
-	return durable, nil
+	return p.durable, nil
 }
 
-// Uploaded returns how many bytes of an upload are durable, 0 if there is none.
+// Uploaded returns how many bytes of an upload are durable, 0 if it does not exist.
 func (i *Importer) Uploaded(name string) (int64, error) {
-	if !uploadName.MatchString(name) {
-		return 0, fmt.Errorf("an upload cannot have the name %.100q", name)
+	if err := checkUploadName(name); err != nil {
+		return 0, err
 	}
 	return i.durable(name)
 }
 
+func checkUploadName(name string) error {
+	if !uploadName.MatchString(name) {
+		return fmt.Errorf("an upload cannot have the name %.100q", name)
+	}
+	return nil
+}
+
 func (i *Importer) durable(name string) (int64, error) {
-	part, err := i.dir.Lstat(uploadPrefix + name + partSuffix)
+	content, err := i.dir.Lstat(partName(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
 	if err != nil {
 		return 0, err
 	}
-	mark, err := i.dir.ReadFile(uploadPrefix + name + markSuffix)
+	offset, err := i.dir.ReadFile(offsetName(name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, err
 	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(mark)), 10, 64)
-	if err != nil || n < 0 || n > part.Size() {
-		return 0, nil // killed before anything was durable
+	n, err := strconv.ParseInt(strings.TrimSpace(string(offset)), 10, 64)
+	if err != nil || n < 0 || n > content.Size() {
+		return 0, nil // vmand was killed before anything was durable
 	}
 	return n, nil
 }
 
-// Finish makes content of an upload. What is said of [Importer.Import] holds for
-// it, but that an upload stays, and can go on, unless it was being expanded: then its
-// first bytes are no longer there.
+// Finish makes content of an upload. It fails as [Importer.Import] does, but the upload
+// then remains and can be continued. A compressed upload that failed while it was
+// expanded does not remain: its first bytes were freed.
 func (i *Importer) Finish(ctx context.Context, name string, w Want) (Content, error) {
-	u, err := i.take(name)
+	u, err := i.acquire(name)
 	if err != nil {
 		return Content{}, err
 	}
-	defer i.put(name, u)
+	defer i.release(name, u)
 	size, err := i.durable(name)
 	if err != nil {
 		return Content{}, err
 	}
-	part := uploadPrefix + name + partSuffix
-	f, err := i.dir.OpenFile(part, os.O_RDWR, 0)
+	f, err := i.dir.OpenFile(partName(name), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Content{}, fmt.Errorf("nothing was uploaded: %w", err)
 	}
@@ -170,30 +224,32 @@ func (i *Importer) Finish(ctx context.Context, name string, w Want) (Content, er
 	if err := f.Truncate(size); err != nil {
 		return Content{}, err
 	}
-	packed, err := expansionOf(bufio.NewReader(io.NewSectionReader(f, 0, size)))
+	packed, err := detectCompression(bufio.NewReader(io.NewSectionReader(f, 0, size)))
 	if err != nil {
 		return Content{}, err
 	}
-	if err := u.verify(ctx, f, size, w.Sum, packed.open == nil); err != nil {
+	needSHA256 := !packed.used() || w.Sum.SHA256 != ""
+	if err := u.verify(ctx, f, size, w.Sum, needSHA256); err != nil {
 		return Content{}, err
 	}
 	var c Content
-	if packed.open == nil {
-		c, err = i.keep(f, part, u.sum, w)
+	if packed.used() {
+		c, err = i.expandUpload(ctx, f, partName(name), size, w)
 	} else {
-		c, err = i.expandUpload(ctx, f, part, size, w)
+		c, err = i.store(f, partName(name), u.sum, w)
+		if err != nil {
+			return Content{}, err
+		}
 	}
-	if err != nil && packed.open == nil {
-		return Content{}, err
-	}
-	u.sum, u.summed = nil, 0
-	return c, errors.Join(err, i.remove(uploadPrefix+name+markSuffix), i.syncDir())
+	u.forget()
+	return c, errors.Join(err, i.remove(offsetName(name)), i.syncDir())
 }
 
-// verify checks the sums of an upload, and hashes what Append has not: all of it
-// when vmand was started anew in between. With own set it needs the SHA-256 in any case.
-func (u *upload) verify(ctx context.Context, f *os.File, size int64, want Sum, own bool) error {
-	if (own || want.SHA256 != "") && (u.sum == nil || u.summed != size) {
+// verify checks the checksums of an upload. If needSHA256 is set, u.sum is the hash of
+// all bytes afterwards; verify reads the file if Append has not hashed all of it, as
+// after a restart of vmand.
+func (u *upload) verify(ctx context.Context, f *os.File, size int64, want Sum, needSHA256 bool) error {
+	if needSHA256 && (u.sum == nil || u.summed != size) {
 		u.sum, u.summed = sha256.New(), 0
 		if err := hashFile(ctx, f, 0, u.sum); err != nil {
 			u.sum = nil
@@ -201,8 +257,11 @@ func (u *upload) verify(ctx context.Context, f *os.File, size int64, want Sum, o
 		}
 		u.summed = size
 	}
-	if err := compare("sha256", want.SHA256, u.sum); err != nil || want.SHA512 == "" {
+	if err := compare("sha256", want.SHA256, u.sum); err != nil {
 		return err
+	}
+	if want.SHA512 == "" {
+		return nil
 	}
 	h := sha512.New()
 	if err := hashFile(ctx, f, 0, h); err != nil {
@@ -211,51 +270,57 @@ func (u *upload) verify(ctx context.Context, f *os.File, size int64, want Sum, o
 	return compare("sha512", want.SHA512, h)
 }
 
-// expandUpload imports a compressed upload from its file, which it gives back
-// part by part. So that nobody takes the rest for an upload, it is renamed first.
-func (i *Importer) expandUpload(ctx context.Context, f *os.File, part string, size int64, w Want) (Content, error) {
+// expandUpload imports a compressed upload from its file and frees the file part by
+// part. It renames the file first, so that after a kill the rest of it is not taken
+// for an upload.
+func (i *Importer) expandUpload(
+	ctx context.Context, f *os.File, part string, size int64, w Want,
+) (Content, error) {
 	temp := i.TempName()
 	if err := errors.Join(i.dir.Rename(part, temp), i.syncDir()); err != nil {
 		return Content{}, err
 	}
-	w.Sum = Sum{} // which verify has checked
-	c, err := i.importFrom(ctx, &punching{f: f}, size, w)
+	w.Sum = Sum{} // verify has checked it
+	c, err := i.importFrom(ctx, &punchReader{f: f}, size, w)
 	return c, errors.Join(err, i.remove(temp))
 }
 
-// punching reads a file once and frees what was read. Where the file system
-// cannot, the file is there until all is expanded.
-type punching struct {
+// punchReader reads a file once and frees the parts it has read. Freeing is best
+// effort: without support of the file system, the file keeps its size until it is
+// removed.
+type punchReader struct {
 	f         *os.File
 	at, freed int64
 }
 
 // Read implements [io.Reader].
-func (p *punching) Read(b []byte) (int, error) {
+func (p *punchReader) Read(b []byte) (int, error) {
 	n, err := p.f.ReadAt(b, p.at)
 	p.at += int64(n)
 	if p.at-p.freed >= punchEvery {
-		_ = unix.Fallocate(int(p.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, p.freed, p.at-p.freed)
+		const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+		_ = unix.Fallocate(int(p.f.Fd()), mode, p.freed, p.at-p.freed)
 		p.freed = p.at
 	}
 	return n, err
 }
 
-// Drop forgets an upload. It succeeds if there is none.
+// Drop removes an upload. It is idempotent.
 func (i *Importer) Drop(name string) error {
-	u, err := i.take(name)
+	u, err := i.acquire(name)
 	if err != nil {
 		return err
 	}
-	defer i.put(name, u)
-	u.sum, u.summed = nil, 0
-	return errors.Join(i.remove(uploadPrefix+name+partSuffix), i.remove(uploadPrefix+name+markSuffix), i.syncDir())
+	defer i.release(name, u)
+	u.forget()
+	return errors.Join(i.remove(partName(name)), i.remove(offsetName(name)), i.syncDir())
 }
 
-// take gives an upload to its caller alone until put.
-func (i *Importer) take(name string) (*upload, error) {
-	if !uploadName.MatchString(name) {
-		return nil, fmt.Errorf("an upload cannot have the name %.100q", name)
+// acquire returns the state of an upload, which the caller has to itself until it
+// calls release. It returns ErrBusy if another caller has it.
+func (i *Importer) acquire(name string) (*upload, error) {
+	if err := checkUploadName(name); err != nil {
+		return nil, err
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -270,7 +335,7 @@ func (i *Importer) take(name string) (*upload, error) {
 	return u, nil
 }
 
-func (i *Importer) put(name string, u *upload) {
+func (i *Importer) release(name string, u *upload) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if u.sum == nil {

@@ -11,7 +11,7 @@ import (
 	"testing/iotest"
 )
 
-// sendPieces appends in pieces, each but the last cut off by an error.
+// sendPieces appends b in pieces. All but the last end with an error.
 func sendPieces(t *testing.T, i *Importer, name string, b []byte, pieces int) {
 	t.Helper()
 	lost := errors.New("connection lost")
@@ -33,10 +33,16 @@ func sendPieces(t *testing.T, i *Importer, name string, b []byte, pieces int) {
 	}
 }
 
-func TestAnUploadGoesOnWhereItBrokeOff(t *testing.T) {
+func TestAnUploadIsResumed(t *testing.T) {
+	t.Parallel()
 	b := noise(mib + 512)
 	clear(b[mib/2 : mib/2+256<<10])
-	for name, in := range map[string][]byte{"raw": b, "gzip": gzipped(t, b), "xz": xzed(t, b), "zstd": zstded(t, b)} {
+	for name, in := range map[string][]byte{
+		"raw":  b,
+		"gzip": gzipped(t, b),
+		"xz":   xzed(t, b),
+		"zstd": zstded(t, b),
+	} {
 		i, dir := testImporter(t, Options{})
 		sendPieces(t, i, "disk", in, 7)
 		c, err := i.Finish(t.Context(), "disk", Want{Sum: Sum{SHA256: sumOf(in)}})
@@ -45,16 +51,17 @@ func TestAnUploadGoesOnWhereItBrokeOff(t *testing.T) {
 		}
 		wantFiles(t, dir, sumOf(b))
 		if at, err := i.Uploaded("disk"); at != 0 || err != nil {
-			t.Errorf("%s: finished, and %d uploaded, %v", name, at, err)
+			t.Errorf("%s: %d bytes uploaded after Finish, %v", name, at, err)
 		}
 	}
 }
 
-func TestAnUploadGoesOnAfterVmandWasKilled(t *testing.T) {
+func TestAnUploadIsResumedAfterAKill(t *testing.T) {
+	t.Parallel()
 	b := noise(3 * mib)
 	i, dir := testImporter(t, Options{})
 	sendPieces(t, i, "disk", b[:mib], 1)
-	// More came, but that it is durable was not recorded.
+	// More bytes arrived, but their offset was not recorded.
 	f, err := os.OpenFile(filepath.Join(dir, ".upload-disk.part"), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -79,35 +86,39 @@ func TestAnUploadGoesOnAfterVmandWasKilled(t *testing.T) {
 }
 
 func TestAPieceAtAnotherOffsetIsRefused(t *testing.T) {
+	t.Parallel()
 	i, _ := testImporter(t, Options{})
 	sendPieces(t, i, "disk", goodRaw(), 1)
 	for _, at := range []int64{0, 1, 1023, 1025, -1} {
 		var offset *OffsetError
-		if n, err := i.Append(t.Context(), "disk", at, bytes.NewReader(goodRaw())); !errors.As(err, &offset) || offset.Want != 1024 || n != 1024 {
+		n, err := i.Append(t.Context(), "disk", at, bytes.NewReader(goodRaw()))
+		if !errors.As(err, &offset) || offset.Want != 1024 || n != 1024 {
 			t.Errorf("at %d: %d, %v", at, n, err)
 		}
 	}
 	for _, name := range []string{"", "..", "a/b", ".x", "a\x00b"} {
 		if _, err := i.Append(t.Context(), name, 0, bytes.NewReader(nil)); err == nil {
-			t.Errorf("an upload has the name %q", name)
+			t.Errorf("the name %q is accepted", name)
 		}
 	}
 }
 
-func TestAnUploadThatIsRefusedCanGoOn(t *testing.T) {
+func TestARefusedUploadCanBeContinued(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{MaxBytes: 4 * mib})
 	b := noise(mib)
 	sendPieces(t, i, "disk", b[:mib-7], 1)
 	if _, err := i.Finish(t.Context(), "disk", Want{}); !errors.As(err, new(*Unsafe)) {
-		t.Errorf("half of it: %v", err)
+		t.Errorf("an incomplete upload: %v", err)
 	}
 	sendPieces(t, i, "disk", b, 1)
 	if _, err := i.Finish(t.Context(), "disk", Want{Sum: Sum{SHA512: "00"}}); !errors.As(err, new(*Mismatch)) {
 		t.Errorf("a wrong sum: %v", err)
 	}
 	var large *TooLarge
-	if _, err := i.Append(t.Context(), "disk", mib, bytes.NewReader(noise(4*mib))); !errors.As(err, &large) || large.Max != 4*mib {
-		t.Errorf("too much: %v", err)
+	_, err := i.Append(t.Context(), "disk", mib, bytes.NewReader(noise(4*mib)))
+	if !errors.As(err, &large) || large.Max != 4*mib {
+		t.Errorf("more than MaxBytes: %v", err)
 	}
 	if err := i.Drop("disk"); err != nil {
 		t.Error(err)
@@ -117,11 +128,12 @@ func TestAnUploadThatIsRefusedCanGoOn(t *testing.T) {
 	}
 	wantFiles(t, dir)
 	if _, err := i.Finish(t.Context(), "disk", Want{}); err == nil {
-		t.Error("an upload that was dropped was finished")
+		t.Error("a dropped upload can be finished")
 	}
 }
 
-func TestOneAtATimeIsAtAnUpload(t *testing.T) {
+func TestAnUploadHasOneCallerAtATime(t *testing.T) {
+	t.Parallel()
 	i, _ := testImporter(t, Options{})
 	r, w := io.Pipe()
 	done := make(chan error)
@@ -147,15 +159,15 @@ func TestOneAtATimeIsAtAnUpload(t *testing.T) {
 	}
 }
 
-// used returns how many bytes the files of a directory take on the disk.
-func used(t *testing.T, dir string) (n int64) {
+// diskUse returns how many bytes the files of a directory take on the disk.
+func diskUse(t *testing.T, dir string) (n int64) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if st, err := e.Info(); err == nil { // or it is gone by now
+		if st, err := e.Info(); err == nil { // no error: the file was not removed since ReadDir
 			n += st.Sys().(*syscall.Stat_t).Blocks * 512
 		}
 	}
@@ -163,11 +175,14 @@ func used(t *testing.T, dir string) (n int64) {
 }
 
 func TestACompressedUploadIsNotOnTheDiskTwice(t *testing.T) {
+	t.Parallel()
 	i, dir := testImporter(t, Options{})
 	b := noise(96 * mib)
 	sendPieces(t, i, "disk", zstded(t, b), 1)
 	var most int64
-	c, err := i.Finish(t.Context(), "disk", Want{Progress: func(int64, int64) { most = max(most, used(t, dir)) }})
+	c, err := i.Finish(t.Context(), "disk", Want{
+		Progress: func(int64, int64) { most = max(most, diskUse(t, dir)) },
+	})
 	if err != nil || c.SHA256 != sumOf(b) {
 		t.Fatalf("%+v, %v", c, err)
 	}

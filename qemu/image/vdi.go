@@ -5,52 +5,108 @@ import (
 	"encoding/binary"
 )
 
-// The VDI format: VirtualBox's, as QEMU's block/vdi.c describes it.
+// The VDI format of VirtualBox, as QEMU's block/vdi.c describes it.
 const (
 	vdiMagic = "\x7f\x10\xda\xbe"
 
 	vdiHeaderBytes = 0x1c8
 	vdiVersion     = 0x00010001
-	vdiMinHeader   = 0x180 // the size the header states, which begins at 0x48
+	vdiHeaderAt    = 0x48  // of the field with the size of the header, which counts from there
+	vdiMinHeader   = 0x180 // of that size plus vdiHeaderAt
 	vdiDynamic     = 1
 	vdiStatic      = 2
-	vdiBlockBytes  = mib // the only size QEMU knows
+	vdiBlockBytes  = mib // the only size that QEMU supports
 	vdiDiscarded   = 0xfffffffe
 )
 
+// vdi is the header of a VDI image.
+type vdi struct {
+	version, kind     uint32
+	header            uint64 // bytes
+	mapAt, dataAt     uint64
+	size              uint64 // of the disk, bytes
+	sector            uint32
+	block, blockExtra uint32 // bytes
+	blocks, allocated uint64
+	links             []byte // UUIDs of the parent and of its last change
+}
+
+func parseVDI(h []byte) vdi {
+	le := binary.LittleEndian
+	return vdi{
+		version:    le.Uint32(h[0x44:]),
+		header:     uint64(le.Uint32(h[vdiHeaderAt:])) + vdiHeaderAt,
+		kind:       le.Uint32(h[0x4c:]),
+		mapAt:      uint64(le.Uint32(h[0x154:])),
+		dataAt:     uint64(le.Uint32(h[0x158:])),
+		sector:     le.Uint32(h[0x168:]),
+		size:       le.Uint64(h[0x170:]),
+		block:      le.Uint32(h[0x178:]),
+		blockExtra: le.Uint32(h[0x17c:]),
+		blocks:     uint64(le.Uint32(h[0x180:])),
+		allocated:  uint64(le.Uint32(h[0x184:])),
+		links:      h[0x1a8:0x1c8],
+	}
+}
+
+// inspectVDI checks a VDI image and returns the size of its disk in bytes.
 func inspectVDI(s *source) (uint64, error) {
-	h, err := s.read("the vdi header", 0, vdiHeaderBytes)
+	b, err := s.read("the vdi header", 0, vdiHeaderBytes)
 	if err != nil {
 		return 0, err
 	}
-	le := binary.LittleEndian
-	size, blocks, allocated := le.Uint64(h[0x170:]), uint64(le.Uint32(h[0x180:])), uint64(le.Uint32(h[0x184:]))
-	mapAt, dataAt := uint64(le.Uint32(h[0x154:])), uint64(le.Uint32(h[0x158:]))
-	header := uint64(le.Uint32(h[0x48:])) + 0x48
-	switch kind := le.Uint32(h[0x4c:]); {
-	case le.Uint32(h[0x44:]) != vdiVersion || header < vdiMinHeader || header > sectorBytes:
-		return 0, unsafef("vdi of version %#x with a header of %d bytes", le.Uint32(h[0x44:]), header)
-	case kind != vdiDynamic && kind != vdiStatic:
-		return 0, unsafef("vdi of type %d: one that depends on another is not accepted", kind)
-	case !bytes.Equal(h[0x1a8:0x1c8], make([]byte, 32)):
-		return 0, unsafef("the vdi has a parent")
-	case le.Uint32(h[0x168:]) != sectorBytes || le.Uint32(h[0x178:]) != vdiBlockBytes || le.Uint32(h[0x17c:]) != 0:
-		return 0, unsafef("vdi sectors of %d, blocks of %d and %d bytes", le.Uint32(h[0x168:]), le.Uint32(h[0x178:]), le.Uint32(h[0x17c:]))
-	case size == 0 || size > maxVirtual || blocks < ceilDiv(size, vdiBlockBytes) || blocks > maxVirtual/vdiBlockBytes || allocated > blocks:
-		return 0, unsafef("a vdi disk of %d bytes with %d blocks, %d of them allocated", size, blocks, allocated)
-	case mapAt < sectorBytes || mapAt%sectorBytes != 0 || dataAt%sectorBytes != 0:
-		return 0, unsafef("a vdi block map at %#x and data at %#x", mapAt, dataAt)
-	case !s.has(mapAt, blocks*4) || mapAt+blocks*4 > dataAt || allocated > 0 && !s.has(dataAt, (allocated-1)*vdiBlockBytes+1):
-		return 0, unsafef("the vdi block map or its data are outside the file, or overlap")
+	h := parseVDI(b)
+	if err := h.check(); err != nil {
+		return 0, err
 	}
-	seen := newBitset(allocated)
-	return size, s.table(mapAt, blocks*4, 4, func(b []byte) error {
-		block := uint64(le.Uint32(b))
+	return h.size, h.checkMap(s)
+}
+
+func (h vdi) check() error {
+	switch {
+	case h.version != vdiVersion || h.header < vdiMinHeader || h.header > sectorBytes:
+		return unsafef("vdi version %#x with a header of %d bytes is not supported", h.version, h.header)
+	case h.kind != vdiDynamic && h.kind != vdiStatic:
+		return unsafef("vdi type %d depends on another image or is not known", h.kind)
+	case !bytes.Equal(h.links, make([]byte, len(h.links))):
+		return unsafef("the vdi has a parent")
+	case h.sector != sectorBytes || h.block != vdiBlockBytes || h.blockExtra != 0:
+		return unsafef("vdi sectors of %d bytes and blocks of %d and %d bytes are not supported",
+			h.sector, h.block, h.blockExtra)
+	case h.size == 0 || h.size > maxVirtual,
+		h.blocks < ceilDiv(h.size, vdiBlockBytes) || h.blocks > maxVirtual/vdiBlockBytes,
+		h.allocated > h.blocks:
+		return unsafef("a vdi disk of %d bytes cannot have %d blocks, %d of them allocated",
+			h.size, h.blocks, h.allocated)
+	case h.mapAt < sectorBytes || h.mapAt%sectorBytes != 0 || h.dataAt%sectorBytes != 0:
+		return unsafef("a vdi block map at %#x with data at %#x is not allowed", h.mapAt, h.dataAt)
+	}
+	return nil
+}
+
+// checkMap checks that the block map is in the file, and that each of its entries
+// leads to a block of its own in the file.
+func (h vdi) checkMap(s *source) error {
+	length := h.blocks * 4
+	switch {
+	case !s.contains(h.mapAt, length):
+		return unsafef("the vdi block map is outside the file")
+	case h.mapAt+length > h.dataAt:
+		return unsafef("the vdi block map and the data overlap")
+	case h.allocated > 0 && !s.contains(h.dataAt, (h.allocated-1)*vdiBlockBytes+1):
+		return unsafef("the vdi data is outside the file")
+	}
+	seen := newBitset(h.allocated)
+	return s.table(h.mapAt, length, 4, func(b []byte) error {
+		block := uint64(binary.LittleEndian.Uint32(b))
 		if block >= vdiDiscarded {
 			return nil
 		}
-		if block >= allocated || seen.take(block) {
-			return unsafef("vdi block %d is outside the file, or used twice", block)
+		if block >= h.allocated {
+			return unsafef("vdi block %d is outside the file", block)
+		}
+		if seen.testAndSet(block) {
+			return unsafef("vdi block %d is used twice", block)
 		}
 		return nil
 	})

@@ -14,22 +14,22 @@ const (
 
 	vhdxHeaderBytes  = 4 << 10
 	vhdxRegionsBytes = 64 << 10
-	vhdxFirstRegion  = mib
+	vhdxFirstRegion  = mib // offset of the lowest region
 	vhdxMaxEntries   = 2047
 	vhdxEntryBytes   = 32
 	vhdxMaxMetadata  = 16 * mib
-	vhdxMinItem      = 64 << 10 // in the metadata region
+	vhdxMinItem      = 64 << 10 // lowest offset of an item in the metadata region
 	vhdxMinBlock     = mib
 	vhdxMaxBlock     = 256 * mib
 	vhdxMaxBAT       = 64 * mib
-	vhdxRequired     = 1 // of a region
+	vhdxRequired     = 1 // flag of a region
 	vhdxItemRequired = 4
 	vhdxHasParent    = 2
-	vhdxPresent      = 6 // states of a block
+	vhdxPresent      = 6 // state of a block
 	vhdxPartial      = 7
 )
 
-// GUIDs in the order of the bytes in the file.
+// The GUIDs, with the bytes in the order of the file.
 var (
 	guidBAT        = guid("6677c22d23f600429d64115e9bfd4a08")
 	guidMetadata   = guid("06a27c8b90479a4bb8fe575f050f886e")
@@ -49,9 +49,9 @@ func guid(s string) (g [16]byte) {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sealed reports whether a structure begins with its signature and has the
-// checksum it says, which is in its bytes 4 to 7.
-func sealed(b []byte, signature string) bool {
+// hasChecksum reports whether a structure begins with its signature, and bytes 4 to 7
+// are its checksum.
+func hasChecksum(b []byte, signature string) bool {
 	if string(b[:4]) != signature {
 		return false
 	}
@@ -60,19 +60,25 @@ func sealed(b []byte, signature string) bool {
 	return crc32.Update(sum, castagnoli, b[8:]) == binary.LittleEndian.Uint32(b[4:])
 }
 
-// vhdx is what of a VHDX image is known so far.
+// vhdx is the inspection of a VHDX image.
 type vhdx struct {
 	*source
 	used          regions
-	bat, metadata region
+	bat, metadata region // bat is the block allocation table
 	blockBytes    uint64
-	size, sector  uint64
+	size, sector  uint64 // of the disk, bytes
 }
 
+// inspectVHDX checks a VHDX image and returns the size of its disk in bytes.
 func inspectVHDX(s *source) (uint64, error) {
 	v := &vhdx{source: s}
 	v.used.add("the header", 0, vhdxFirstRegion)
-	for _, step := range []func() error{v.readHeader, v.readRegions, v.readMetadata, v.checkBAT} {
+	for _, step := range []func() error{
+		v.readHeader,
+		v.readRegions,
+		v.readMetadata,
+		v.checkBAT,
+	} {
 		if err := step(); err != nil {
 			return 0, err
 		}
@@ -80,7 +86,7 @@ func inspectVHDX(s *source) (uint64, error) {
 	return v.size, nil
 }
 
-// readHeader finds the current one of the two headers.
+// readHeader reads the current header of the two, and claims the log.
 func (v *vhdx) readHeader() error {
 	le := binary.LittleEndian
 	var current []byte
@@ -89,7 +95,7 @@ func (v *vhdx) readHeader() error {
 		if err != nil {
 			return err
 		}
-		if sealed(h, "head") && (current == nil || le.Uint64(h[8:]) > le.Uint64(current[8:])) {
+		if hasChecksum(h, "head") && (current == nil || le.Uint64(h[8:]) > le.Uint64(current[8:])) {
 			current = h
 		}
 	}
@@ -97,25 +103,25 @@ func (v *vhdx) readHeader() error {
 		return unsafef("the vhdx has no valid header")
 	}
 	if le.Uint16(current[64:]) != 0 || le.Uint16(current[66:]) != 1 {
-		return unsafef("vhdx of version %d", le.Uint16(current[66:]))
+		return unsafef("vhdx version %d is not supported", le.Uint16(current[66:]))
 	}
 	if !bytes.Equal(current[48:64], make([]byte, 16)) {
-		return unsafef("the vhdx was not closed: its log would have to be replayed")
+		return unsafef("the vhdx was not closed: its log must be replayed")
 	}
 	return v.claim("the log", le.Uint64(current[72:]), uint64(le.Uint32(current[68:])))
 }
 
-// claim notes a region, which is whole MiB at a whole MiB.
+// claim adds a region. Its offset and length must be a multiple of 1 MiB.
 func (v *vhdx) claim(name string, off, length uint64) error {
-	if off < vhdxFirstRegion || off%mib != 0 || length == 0 || length%mib != 0 || !v.has(off, length) {
-		return unsafef("%s of the vhdx is outside the file: %d bytes at %#x", name, length, off)
+	if off < vhdxFirstRegion || off%mib != 0 || length == 0 || length%mib != 0 || !v.contains(off, length) {
+		return unsafef("%s of the vhdx is outside the file or not aligned: %d bytes at %#x", name, length, off)
 	}
 	v.used.add(name, off, length)
 	return nil
 }
 
-// readRegions finds where the tables are. The second copy is for when the first
-// is damaged.
+// readRegions reads the region table: its first copy, or the second if the first is
+// damaged.
 func (v *vhdx) readRegions() error {
 	le := binary.LittleEndian
 	var table []byte
@@ -124,7 +130,7 @@ func (v *vhdx) readRegions() error {
 		if err != nil {
 			return err
 		}
-		if sealed(b, "regi") {
+		if hasChecksum(b, "regi") {
 			table = b
 			break
 		}
@@ -133,36 +139,48 @@ func (v *vhdx) readRegions() error {
 		return unsafef("the vhdx has no valid region table")
 	}
 	for i := range int(le.Uint32(table[8:])) {
-		e := table[16+i*vhdxEntryBytes:]
-		off, length := le.Uint64(e[16:]), uint64(le.Uint32(e[24:]))
-		name, to := "another region", (*region)(nil)
-		switch [16]byte(e[:16]) {
-		case guidBAT:
-			name, to = "the block table", &v.bat
-		case guidMetadata:
-			name, to = "the metadata", &v.metadata
-		default:
-			if le.Uint32(e[28:])&vhdxRequired != 0 {
-				return unsafef("the vhdx needs a region that is not known, %x", e[:16])
-			}
-		}
-		if err := v.claim(name, off, length); err != nil {
+		if err := v.readRegion(table[16+i*vhdxEntryBytes:]); err != nil {
 			return err
 		}
-		if to != nil {
-			if to.end != 0 {
-				return unsafef("the vhdx has %s twice", name)
-			}
-			*to = region{name, off, off + length}
-		}
 	}
-	if v.bat.end == 0 || v.metadata.end == 0 || v.metadata.end-v.metadata.start > vhdxMaxMetadata || v.metadata.end-v.metadata.start < vhdxMinItem {
-		return unsafef("the vhdx lacks a block table or metadata")
+	if v.bat.end == 0 || v.metadata.end == 0 {
+		return unsafef("the vhdx has no block table or no metadata")
+	}
+	if n := v.metadata.length(); n < vhdxMinItem || n > vhdxMaxMetadata {
+		return unsafef("vhdx metadata of %d bytes is not allowed", n)
 	}
 	return v.used.check()
 }
 
-// readMetadata reads the sizes.
+// readRegion reads an entry of the region table.
+func (v *vhdx) readRegion(e []byte) error {
+	le := binary.LittleEndian
+	off, length := le.Uint64(e[16:]), uint64(le.Uint32(e[24:]))
+	name, to := "another region", (*region)(nil)
+	switch [16]byte(e[:16]) {
+	case guidBAT:
+		name, to = "the block table", &v.bat
+	case guidMetadata:
+		name, to = "the metadata", &v.metadata
+	default:
+		if le.Uint32(e[28:])&vhdxRequired != 0 {
+			return unsafef("the vhdx needs a region that is not known: %x", e[:16])
+		}
+	}
+	if err := v.claim(name, off, length); err != nil {
+		return err
+	}
+	if to == nil {
+		return nil
+	}
+	if to.end != 0 {
+		return unsafef("the vhdx has %s twice", name)
+	}
+	*to = region{name, off, off + length}
+	return nil
+}
+
+// readMetadata reads the sizes of the disk, its sectors and its blocks.
 func (v *vhdx) readMetadata() error {
 	le := binary.LittleEndian
 	b, err := v.read("the vhdx metadata", v.metadata.start, vhdxRegionsBytes)
@@ -176,7 +194,7 @@ func (v *vhdx) readMetadata() error {
 	for i := range count {
 		e := b[32+i*vhdxEntryBytes:][:vhdxEntryBytes]
 		off, length := uint64(le.Uint32(e[16:])), uint64(le.Uint32(e[20:]))
-		if length > 0 && off < vhdxMinItem || off+length > v.metadata.end-v.metadata.start {
+		if length > 0 && off < vhdxMinItem || off+length > v.metadata.length() {
 			return unsafef("a vhdx metadata item is outside its region: %d bytes at %#x", length, off)
 		}
 		if err := v.readItem([16]byte(e[:16]), le.Uint32(e[24:]), v.metadata.start+off, length); err != nil {
@@ -184,15 +202,17 @@ func (v *vhdx) readMetadata() error {
 		}
 	}
 	switch {
-	case v.size == 0 || v.size > maxVirtual || v.sector != 512 && v.sector != 4096 || v.size%v.sector != 0:
-		return unsafef("a vhdx disk of %d bytes in sectors of %d", v.size, v.sector)
+	case v.size == 0 || v.size > maxVirtual,
+		v.sector != 512 && v.sector != 4096,
+		v.size%v.sector != 0:
+		return unsafef("a vhdx disk of %d bytes with sectors of %d bytes is not supported", v.size, v.sector)
 	case bits.OnesCount64(v.blockBytes) != 1 || v.blockBytes < vhdxMinBlock || v.blockBytes > vhdxMaxBlock:
-		return unsafef("vhdx blocks of %d bytes", v.blockBytes)
+		return unsafef("vhdx blocks of %d bytes are not supported", v.blockBytes)
 	}
 	return nil
 }
 
-// readItem reads one item of the metadata.
+// readItem reads a metadata item.
 func (v *vhdx) readItem(id [16]byte, flags uint32, off, length uint64) error {
 	le := binary.LittleEndian
 	var want int
@@ -207,12 +227,12 @@ func (v *vhdx) readItem(id [16]byte, flags uint32, off, length uint64) error {
 		return nil
 	default:
 		if flags&vhdxItemRequired != 0 {
-			return unsafef("the vhdx needs a metadata item that is not known, %x", id)
+			return unsafef("the vhdx needs a metadata item that is not known: %x", id)
 		}
 		return nil
 	}
 	if length < uint64(want) {
-		return unsafef("a vhdx metadata item of %d bytes", length)
+		return unsafef("a vhdx metadata item of %d bytes is too short", length)
 	}
 	b, err := v.read("a vhdx metadata item", off, want)
 	if err != nil {
@@ -232,14 +252,14 @@ func (v *vhdx) readItem(id [16]byte, flags uint32, off, length uint64) error {
 	return nil
 }
 
-// checkBAT checks where the blocks are: one state and place per block, and after
-// every so many of them an entry that only a disk with a parent uses.
+// checkBAT checks the block allocation table. It has an entry with state and offset for
+// each block, and after every ratio entries one that only a disk with a parent uses.
 func (v *vhdx) checkBAT() error {
 	blocks := ceilDiv(v.size, v.blockBytes)
 	ratio := (1 << 23) * v.sector / v.blockBytes
 	length := (blocks + (blocks-1)/ratio) * 8
-	if length > vhdxMaxBAT || length > v.bat.end-v.bat.start {
-		return unsafef("a vhdx block table of %d bytes for %d blocks", v.bat.end-v.bat.start, blocks)
+	if length > vhdxMaxBAT || length > v.bat.length() {
+		return unsafef("a vhdx block table of %d bytes for %d blocks is not allowed", v.bat.length(), blocks)
 	}
 	seen := newBitset(ceilDiv(uint64(v.source.size), mib))
 	var i uint64
@@ -251,15 +271,15 @@ func (v *vhdx) checkBAT() error {
 		case i%(ratio+1) == 0 || state != vhdxPresent && state != vhdxPartial:
 			return nil
 		case state == vhdxPartial:
-			return unsafef("a vhdx block is in a parent")
+			return unsafef("a vhdx block is in a parent image")
 		case off < vhdxFirstRegion || off >= uint64(v.source.size):
 			return unsafef("a vhdx block is outside the file: %#x", off)
 		}
 		if name := v.used.at(off, v.blockBytes); name != "" {
 			return unsafef("a vhdx block overlaps %s", name)
 		}
-		if seen.take(off / mib) {
-			return unsafef("two vhdx blocks are in one place, %#x", off)
+		if seen.testAndSet(off / mib) {
+			return unsafef("two vhdx blocks are in the same place: %#x", off)
 		}
 		return nil
 	})

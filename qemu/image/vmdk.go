@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// The VMDK format: VMware's "Virtual Disk Format 5.0", and what QEMU's
-// block/vmdk.c makes of it. Only a file with everything in it is accepted.
+// The VMDK format: VMware's "Virtual Disk Format 5.0", as QEMU's block/vmdk.c reads it.
+// Only a file that holds the whole image is accepted.
 const (
 	vmdkMagic = "KDMV"
 
 	vmdkHeaderBytes  = 512
-	descriptorSector = 1  // where QEMU looks for a parent, whatever the header says
-	descriptorRead   = 20 // sectors QEMU reads there
+	descriptorSector = 1  // QEMU looks for a parent there, not at the offset in the header
+	descriptorRead   = 20 // sectors that QEMU reads there
 	maxDescriptor    = 128
 	tableEntries     = 512
 	grainTableBytes  = tableEntries * 4
@@ -24,7 +24,7 @@ const (
 	maxGrain         = 2048
 	maxGrainDirBytes = 2 * mib
 	tablesAtEnd      = math.MaxUint64
-	footerFromEnd    = 1536 // of its marker; the footer and the end marker follow
+	footerFromEnd    = 1536 // bytes from the marker of the footer to the end of the file
 	footerMarker     = 3
 
 	vmdkHasRedundant  = 1 << 1
@@ -39,19 +39,28 @@ type vmdk struct {
 	descriptor, descriptorSize uint64
 	entries                    uint32
 	redundantTables, tables    uint64
-	newlines, compress         bool // newlines: the test for a transfer as text is intact
+	newlines                   bool // the newlines are intact, so the file was not transferred as text
+	compress                   bool
 }
 
 func parseVMDK(h []byte) vmdk {
 	le := binary.LittleEndian
 	return vmdk{
-		version: le.Uint32(h[4:]), flags: le.Uint32(h[8:]), capacity: le.Uint64(h[12:]), grain: le.Uint64(h[20:]),
-		descriptor: le.Uint64(h[28:]), descriptorSize: le.Uint64(h[36:]), entries: le.Uint32(h[44:]),
-		redundantTables: le.Uint64(h[48:]), tables: le.Uint64(h[56:]),
-		newlines: string(h[73:77]) == "\n \r\n", compress: le.Uint16(h[77:]) == 1,
+		version:         le.Uint32(h[4:]),
+		flags:           le.Uint32(h[8:]),
+		capacity:        le.Uint64(h[12:]),
+		grain:           le.Uint64(h[20:]),
+		descriptor:      le.Uint64(h[28:]),
+		descriptorSize:  le.Uint64(h[36:]),
+		entries:         le.Uint32(h[44:]),
+		redundantTables: le.Uint64(h[48:]),
+		tables:          le.Uint64(h[56:]),
+		newlines:        string(h[73:77]) == "\n \r\n",
+		compress:        le.Uint16(h[77:]) == 1,
 	}
 }
 
+// inspectVMDK checks a VMDK image and returns the size of its disk in bytes.
 func inspectVMDK(s *source) (uint64, error) {
 	b, err := s.read("the vmdk header", 0, vmdkHeaderBytes)
 	if err != nil {
@@ -75,26 +84,27 @@ func inspectVMDK(s *source) (uint64, error) {
 func (h vmdk) check() error {
 	switch {
 	case h.version < 1 || h.version > 3 || h.flags&^uint32(vmdkFlags) != 0:
-		return unsafef("vmdk of version %d with flags %#x", h.version, h.flags)
+		return unsafef("vmdk version %d with flags %#x is not supported", h.version, h.flags)
 	case !h.newlines:
-		return unsafef("the vmdk was transferred as text and is damaged")
+		return unsafef("the vmdk was transferred as text, which damaged it")
 	case h.capacity == 0:
-		return unsafef("the vmdk has no data of its own") // QEMU would open what its descriptor names
+		return unsafef("the vmdk has no data of its own") // QEMU would open the files that its descriptor names
 	case h.capacity > maxVirtual/sectorBytes:
-		return unsafef("a vmdk disk of %d sectors", h.capacity)
+		return unsafef("a vmdk disk of %d sectors is too large", h.capacity)
 	case bits.OnesCount64(h.grain) != 1 || h.grain < minGrain || h.grain > maxGrain:
-		return unsafef("vmdk grains of %d sectors", h.grain)
+		return unsafef("vmdk grains of %d sectors are not supported", h.grain)
 	case h.entries != tableEntries:
-		return unsafef("vmdk grain tables of %d entries", h.entries)
+		return unsafef("vmdk grain tables of %d entries are not supported", h.entries)
 	case h.flags&vmdkHasCompressed != 0 && !h.compress:
-		return unsafef("an unknown vmdk compression")
+		return unsafef("the vmdk compression is not known")
 	case h.descriptor != descriptorSector || h.descriptorSize == 0 || h.descriptorSize > maxDescriptor:
-		return unsafef("a vmdk descriptor of %d sectors at sector %d", h.descriptorSize, h.descriptor)
+		return unsafef("a vmdk descriptor of %d sectors at sector %d is not supported", h.descriptorSize, h.descriptor)
 	}
 	return nil
 }
 
-// footer returns the header of a stream, which is the last but one sector.
+// footer returns the second copy of the header, which a stream-optimized image has in
+// the last sector but one.
 func (h vmdk) footer(s *source) (vmdk, error) {
 	if s.size < footerFromEnd+vmdkHeaderBytes || s.size%sectorBytes != 0 {
 		return vmdk{}, unsafef("the vmdk footer is outside the file")
@@ -106,20 +116,21 @@ func (h vmdk) footer(s *source) (vmdk, error) {
 	f := parseVMDK(b[sectorBytes:])
 	le := binary.LittleEndian
 	switch {
-	case le.Uint32(b[8:]) != 0 || le.Uint32(b[12:]) != footerMarker || string(b[sectorBytes:sectorBytes+4]) != vmdkMagic:
-		return vmdk{}, unsafef("the vmdk has no footer where one should be")
+	case le.Uint32(b[8:]) != 0 || le.Uint32(b[12:]) != footerMarker,
+		string(b[sectorBytes:sectorBytes+len(vmdkMagic)]) != vmdkMagic:
+		return vmdk{}, unsafef("the vmdk has no footer")
 	case f.tables == tablesAtEnd, f.capacity != h.capacity, f.grain != h.grain:
 		return vmdk{}, unsafef("the vmdk footer contradicts the header")
 	}
 	return f, f.check()
 }
 
-// checkTables checks the grain directories and that the tables are in the file.
+// checkTables checks the grain directories, and that the grain tables are in the file.
 func (h vmdk) checkTables(s *source) error {
 	entries := ceilDiv(h.capacity, h.grain*tableEntries)
 	length := entries * 4
 	if length > maxGrainDirBytes {
-		return unsafef("a vmdk grain directory of %d entries", entries)
+		return unsafef("a vmdk grain directory of %d entries is too large", entries)
 	}
 	var used regions
 	used.add("the header", 0, (descriptorSector+h.descriptorSize)*sectorBytes)
@@ -128,7 +139,7 @@ func (h vmdk) checkTables(s *source) error {
 		directories = append(directories, h.redundantTables)
 	}
 	for _, sector := range directories {
-		if sector > maxFile/sectorBytes || !s.has(sector*sectorBytes, length) {
+		if sector > maxFile/sectorBytes || !s.contains(sector*sectorBytes, length) {
 			return unsafef("the vmdk grain directory is outside the file: sector %d", sector)
 		}
 		used.add("a grain directory", sector*sectorBytes, length)
@@ -138,17 +149,7 @@ func (h vmdk) checkTables(s *source) error {
 	}
 	for _, sector := range directories {
 		err := s.table(sector*sectorBytes, length, 4, func(b []byte) error {
-			at := uint64(binary.LittleEndian.Uint32(b)) * sectorBytes
-			if at <= sectorBytes { // 0 and 1 stand for no table, and for one of zeros
-				return nil
-			}
-			if !s.has(at, grainTableBytes) {
-				return unsafef("a vmdk grain table is outside the file: %#x", at)
-			}
-			if name := used.at(at, grainTableBytes); name != "" {
-				return unsafef("a vmdk grain table overlaps %s", name)
-			}
-			return nil
+			return checkGrainTable(s, used, binary.LittleEndian.Uint32(b))
 		})
 		if err != nil {
 			return err
@@ -157,10 +158,27 @@ func (h vmdk) checkTables(s *source) error {
 	return nil
 }
 
+// checkGrainTable checks the sector in an entry of a grain directory. Sectors 0 and 1
+// stand for no table and for a table of zeros.
+func checkGrainTable(s *source, used regions, sector uint32) error {
+	if sector <= 1 {
+		return nil
+	}
+	at := uint64(sector) * sectorBytes
+	if !s.contains(at, grainTableBytes) {
+		return unsafef("a vmdk grain table is outside the file: %#x", at)
+	}
+	if name := used.at(at, grainTableBytes); name != "" {
+		return unsafef("a vmdk grain table overlaps %s", name)
+	}
+	return nil
+}
+
 var extentLine = regexp.MustCompile(`^(RW|RDONLY|NOACCESS)\s+\d+\s+(\S+)\s+"[^"/\\]+"$`)
 
-// checkDescriptor checks the text that says what the image consists of. QEMU
-// looks for a parent anywhere in the sectors it reads, so do we.
+// checkDescriptor checks the text that lists the files of the image. Like QEMU, it
+// looks for a parent anywhere in the first descriptorRead sectors, also after the end
+// of the text.
 func (h vmdk) checkDescriptor(s *source) error {
 	text := make([]byte, max(h.descriptorSize, descriptorRead)*sectorBytes)
 	if err := s.fill(text, descriptorSector*sectorBytes); err != nil {
@@ -173,34 +191,51 @@ func (h vmdk) checkDescriptor(s *source) error {
 	if !bytes.HasPrefix(text, []byte("# Disk DescriptorFile")) {
 		return unsafef("the vmdk has no descriptor")
 	}
-	extents, kind := 0, ""
+	var d vmdkDescriptor
 	for line := range strings.Lines(string(text)) {
-		line = strings.TrimSpace(line)
-		key, value, isSetting := strings.Cut(line, "=")
-		value = strings.Trim(strings.TrimSpace(value), `"`)
-		key = strings.ToLower(strings.TrimSpace(key))
-		switch {
-		case line == "" || line[0] == '#':
-		case extentKind(line) != "":
-			if extents++; extentKind(line) != "SPARSE" {
-				return unsafef("a vmdk extent that is not in the file: %.100q", line)
-			}
-		case !isSetting || strings.HasPrefix(line, "RW") || strings.HasPrefix(line, "RDONLY"):
-			return unsafef("a line of the vmdk descriptor: %.100q", line)
-		case key == "parentcid" && !strings.EqualFold(value, "ffffffff"), key == "changetrackpath":
-			return unsafef("the vmdk needs another file: %.100q", line)
-		case key == "createtype":
-			kind = value
+		if err := d.parseLine(strings.TrimSpace(line)); err != nil {
+			return err
 		}
 	}
-	if extents != 1 || kind != "monolithicSparse" && kind != "streamOptimized" {
-		return unsafef("a vmdk of type %.40q with %d extents: it must be monolithicSparse or streamOptimized, with one", kind, extents)
+	if d.extents != 1 || d.createType != "monolithicSparse" && d.createType != "streamOptimized" {
+		return unsafef("a vmdk of type %.40q with %d extents is not supported: "+
+			"it must be monolithicSparse or streamOptimized with 1 extent", d.createType, d.extents)
 	}
 	return nil
 }
 
-// extentKind returns the type of the extent that a line of a descriptor names, ""
-// if it names none.
+type vmdkDescriptor struct {
+	extents    int
+	createType string
+}
+
+// parseLine parses a line of the descriptor and refuses it if it names another file.
+func (d *vmdkDescriptor) parseLine(line string) error {
+	if line == "" || line[0] == '#' {
+		return nil
+	}
+	if kind := extentKind(line); kind != "" {
+		if d.extents++; kind != "SPARSE" {
+			return unsafef("a vmdk extent is not in the file: %.100q", line)
+		}
+		return nil
+	}
+	key, value, isSetting := strings.Cut(line, "=")
+	key = strings.ToLower(strings.TrimSpace(key))
+	value = strings.Trim(strings.TrimSpace(value), `"`)
+	switch {
+	case !isSetting || strings.HasPrefix(line, "RW") || strings.HasPrefix(line, "RDONLY"):
+		return unsafef("the vmdk descriptor has an invalid line: %.100q", line)
+	case key == "parentcid" && !strings.EqualFold(value, "ffffffff"), key == "changetrackpath":
+		return unsafef("the vmdk needs another file: %.100q", line)
+	case key == "createtype":
+		d.createType = value
+	}
+	return nil
+}
+
+// extentKind returns the type of extent on a line of a descriptor, or "" if the line
+// is not an extent.
 func extentKind(line string) string {
 	if m := extentLine.FindStringSubmatch(line); m != nil {
 		return m[2]

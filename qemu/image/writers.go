@@ -15,12 +15,15 @@ const (
 	writersPoll     = 10 * time.Millisecond
 )
 
-// awaitReaders sees to it that nobody has a file open that could change it still: who
-// opened it while it was his keeps the right to. The kernel grants a lease to read
-// only then. f is open to read alone. A child between fork and exec may have the
-// descriptor that the file was made with for a moment. Where the file system knows no
-// leases (NFS), nothing can be said.
-func awaitReaders(ctx context.Context, f *os.File) error {
+// awaitNoWriters waits until no process has f open for writing. Such a process could
+// still change the file after a change of owner, since permissions are checked when a
+// file is opened. f must be open for reading only.
+//
+// The kernel grants a read lease only on a file that is not open for writing. A child
+// between fork and exec may hold a descriptor of the file for a moment, so the lease is
+// retried for 2 s. On a file system without leases (NFS), awaitNoWriters returns nil at
+// once: there the state cannot be determined.
+func awaitNoWriters(ctx context.Context, f *os.File) error {
 	ctx, stop := context.WithTimeout(ctx, writersPatience)
 	defer stop()
 	poll := time.NewTicker(writersPoll)
@@ -37,7 +40,7 @@ func awaitReaders(ctx context.Context, f *os.File) error {
 		select {
 		case <-poll.C:
 		case <-ctx.Done():
-			return fmt.Errorf("somebody has the file that is to be an image open to write: %w", context.Cause(ctx))
+			return fmt.Errorf("the image file is still open for writing in a process: %w", context.Cause(ctx))
 		}
 	}
 }

@@ -10,46 +10,49 @@ import (
 	"hash/crc32"
 	"hash/crc64"
 	"io"
+	"slices"
 
 	"github.com/ulikunitz/xz/lzma"
 )
 
-// The container of the xz format ("The .xz File Format" 1.0.4). It is read here
-// and not by package xz, which makes room for as large a dictionary as a block
-// asks for, up to 4 GiB, and keeps a record of every block, however small.
+// The container of the xz format ("The .xz File Format" 1.0.4). Package xz is not used
+// for it: it allocates the dictionary that a block asks for, up to 4 GiB, and keeps a
+// record of every block, however small.
 const (
 	xzMagic       = "\xfd7zXZ\x00"
 	xzFooterMagic = "YZ"
 	xzLZMA2       = 0x21
 
-	// maxXZDict is the dictionary of xz -9.
+	// maxXZDict is the dictionary size of xz -9.
 	maxXZDict = 64 << 20
 	minXZDict = 4 << 10
-	// A stream may have this many blocks, and one more for every 64 KiB it
-	// expands to: each costs a dictionary.
+	// A stream may have freeXZBlocks blocks, and one more for every 64 KiB it expands
+	// to: each block costs the allocation of a dictionary.
 	freeXZBlocks = 256
 	xzBlockBytes = 64 << 10
 )
 
 var (
-	errXZ     = errors.New("it is not valid xz")
-	errXZDict = errors.New("its dictionary is larger than 64 MiB")
+	errXZ       = errors.New("not valid xz")
+	errXZDict   = errors.New("the dictionary is larger than 64 MiB")
+	errXZBlocks = errors.New("too many small blocks")
+	errXZSum    = errors.New("a block has a wrong checksum")
 )
 
 // xzReader expands an xz file of one or more streams.
 type xzReader struct {
 	in     *bufio.Reader
-	read   int64 // of in, in this stream
-	crc    hash.Hash32
-	flags  [2]byte
-	open   bool // in a stream
-	check  hash.Hash
+	read   int64       // bytes of in that were read in this stream
+	crc    hash.Hash32 // of the header bytes since the last Reset
+	flags  [2]byte     // of the stream
+	open   bool        // a stream has begun and not ended
+	check  hash.Hash   // of the block
 	block  *lzma.Reader2
-	begin  int64 // of the block, in the terms of read
-	blocks uint64
-	here   uint64 // bytes this block has expanded to
-	whole  uint64 // bytes of all blocks of this stream
-	total  uint64 // of all streams
+	begin  int64  // value of read at the begin of the block
+	blocks uint64 // of this stream
+	here   uint64 // bytes that this block expanded to
+	whole  uint64 // bytes that the blocks of this stream expanded to
+	total  uint64 // bytes that all streams expanded to
 	count  uint64 // blocks of all streams
 	err    error
 }
@@ -67,7 +70,7 @@ func (x *xzReader) Read(p []byte) (int, error) {
 		x.check.Write(p[:n])
 		x.here, x.total = x.here+uint64(n), x.total+uint64(n)
 		switch {
-		case err == io.EOF: // itself: an error of what brings the file may have one in it
+		case err == io.EOF: // not errors.Is: an error of the input may wrap io.EOF
 			x.err = x.endBlock()
 		case err != nil:
 			x.err = err
@@ -82,7 +85,7 @@ func (x *xzReader) Read(p []byte) (int, error) {
 	return 0, x.err
 }
 
-// xzBody is the file as the decoder of a block sees it.
+// xzBody is the input of the decoder of a block. It counts the bytes.
 type xzBody struct{ x *xzReader }
 
 func (b xzBody) Read(p []byte) (int, error) {
@@ -91,7 +94,7 @@ func (b xzBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// next goes to the next block; io.EOF after the last.
+// next opens the next block. It returns io.EOF after the last.
 func (x *xzReader) next() error {
 	if !x.open {
 		if err := x.openStream(); err != nil {
@@ -114,6 +117,8 @@ func (x *xzReader) next() error {
 	return x.openBlock(append([]byte{size}, rest...))
 }
 
+// openStream reads the header of a stream, and the padding before it. It returns
+// io.EOF at the end of the file.
 func (x *xzReader) openStream() error {
 	x.read, x.blocks, x.whole = 0, 0, 0
 	for first := x.total == 0 && x.count == 0; ; {
@@ -127,7 +132,7 @@ func (x *xzReader) openStream() error {
 		if !bytes.Equal(head, make([]byte, 4)) || first {
 			break
 		}
-		if _, err := x.in.Discard(4); err != nil { // padding
+		if _, err := x.in.Discard(4); err != nil {
 			return err
 		}
 	}
@@ -135,7 +140,8 @@ func (x *xzReader) openStream() error {
 	if err != nil {
 		return err
 	}
-	if string(h[:6]) != xzMagic || h[6] != 0 || crc32.ChecksumIEEE(h[6:8]) != binary.LittleEndian.Uint32(h[8:]) {
+	sum := binary.LittleEndian.Uint32(h[8:])
+	if string(h[:6]) != xzMagic || h[6] != 0 || crc32.ChecksumIEEE(h[6:8]) != sum {
 		return errXZ
 	}
 	x.flags = [2]byte(h[6:8])
@@ -157,7 +163,7 @@ func (x *xzReader) openStream() error {
 
 var crc64ECMA = crc64.MakeTable(crc64.ECMA)
 
-// openBlock reads the header of a block: one filter, LZMA2.
+// openBlock reads the header of a block, which must have LZMA2 as its only filter.
 func (x *xzReader) openBlock(h []byte) error {
 	end := len(h) - 4
 	if crc32.ChecksumIEEE(h[:end]) != binary.LittleEndian.Uint32(h[end:]) || h[1]&^0xc0 != 0 {
@@ -165,19 +171,22 @@ func (x *xzReader) openBlock(h []byte) error {
 	}
 	r := bytes.NewReader(h[2:end])
 	expands := uint64(maxXZDict)
-	for _, has := range []byte{0x40, 0x80} { // how long it is, how long it gets
-		if h[1]&has != 0 {
-			n, err := binary.ReadUvarint(r)
-			if err != nil {
-				return errXZ
-			}
-			if has == 0x80 {
-				expands = n
-			}
+	const hasSize, hasExpandedSize = 0x40, 0x80
+	for _, flag := range []byte{hasSize, hasExpandedSize} {
+		if h[1]&flag == 0 {
+			continue
+		}
+		n, err := binary.ReadUvarint(r)
+		if err != nil {
+			return errXZ
+		}
+		if flag == hasExpandedSize {
+			expands = n
 		}
 	}
-	filter := make([]byte, 3) // its number, the size of its properties, those
-	if _, err := io.ReadFull(r, filter); err != nil || filter[0] != xzLZMA2 || filter[1] != 1 || filter[2] > 40 {
+	filter := make([]byte, 3) // id, size of the properties, properties
+	_, err := io.ReadFull(r, filter)
+	if err != nil || filter[0] != xzLZMA2 || filter[1] != 1 || filter[2] > 40 {
 		return errXZ
 	}
 	dict := uint64(2|filter[2]&1) << (filter[2]/2 + 11)
@@ -185,16 +194,15 @@ func (x *xzReader) openBlock(h []byte) error {
 		return errXZDict
 	}
 	if x.count++; x.count > freeXZBlocks+x.total/xzBlockBytes {
-		return errors.New("it has too many small blocks")
+		return errXZBlocks
 	}
 	x.check.Reset()
 	x.here = 0
-	var err error
 	x.block, err = lzma.Reader2Config{DictCap: int(max(minXZDict, min(dict, expands)))}.NewReader2(xzBody{x})
 	return err
 }
 
-// endBlock reads what is after the data of a block.
+// endBlock reads the padding and the checksum after the data of a block.
 func (x *xzReader) endBlock() error {
 	x.block = nil
 	x.blocks, x.whole = x.blocks+1, x.whole+x.here
@@ -207,18 +215,17 @@ func (x *xzReader) endBlock() error {
 		return err
 	}
 	want := x.check.Sum(nil)
-	if x.check.Size() < sha256.Size { // the shorter ones are little-endian
-		for i, j := 0, len(want)-1; i < j; i, j = i+1, j-1 {
-			want[i], want[j] = want[j], want[i]
-		}
+	if x.check.Size() < sha256.Size { // CRCs are little-endian
+		slices.Reverse(want)
 	}
-	if !zero(pad) || !bytes.Equal(sum, want) {
-		return errors.New("a block has a wrong checksum")
+	if !isZero(pad) || !bytes.Equal(sum, want) {
+		return errXZSum
 	}
 	return nil
 }
 
-// endStream reads the index, which must count what there was, and the footer.
+// endStream reads the footer and the index of a stream. The index must have the number
+// of blocks and their total size.
 func (x *xzReader) endStream() error {
 	records, err := x.uvarint()
 	if err != nil {
@@ -249,7 +256,7 @@ func (x *xzReader) endStream() error {
 		return err
 	}
 	le := binary.LittleEndian
-	if !zero(pad) || le.Uint32(f) != crc || le.Uint32(f[4:]) != crc32.ChecksumIEEE(f[8:14]) ||
+	if !isZero(pad) || le.Uint32(f) != crc || le.Uint32(f[4:]) != crc32.ChecksumIEEE(f[8:14]) ||
 		int64(le.Uint32(f[8:])) != size/4-1 || [2]byte(f[12:14]) != x.flags || string(f[14:]) != xzFooterMagic {
 		return errXZ
 	}
@@ -257,7 +264,7 @@ func (x *xzReader) endStream() error {
 	return nil
 }
 
-// bytes reads n bytes, at most 1 KiB, for a checksum too.
+// bytes reads n bytes, at most 1 KiB, and adds them to x.crc.
 func (x *xzReader) bytes(n int) ([]byte, error) {
 	p := make([]byte, n)
 	k, err := io.ReadFull(x.in, p)
@@ -276,7 +283,7 @@ func (x *xzReader) ReadByte() (byte, error) { return x.byte() }
 
 func (x *xzReader) uvarint() (uint64, error) { return binary.ReadUvarint(x) }
 
-// noEOF is for where a file must not end.
+// noEOF returns io.ErrUnexpectedEOF for io.EOF: the file must not end here.
 func noEOF(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -284,7 +291,7 @@ func noEOF(err error) error {
 	return err
 }
 
-// noCheck stands for no checksum.
+// noCheck is the hash of a stream without checksums.
 type noCheck struct{}
 
 func (noCheck) Write(p []byte) (int, error) { return len(p), nil }

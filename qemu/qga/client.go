@@ -1,15 +1,15 @@
-// Package qga speaks the protocol of the QEMU guest agent: commands and replies
-// that are lines of JSON, over a port into the guest.
+// Package qga speaks the protocol of the QEMU guest agent: commands and replies are
+// lines of JSON, sent over a port of the guest.
 //
-// Nothing a guest says is trusted. A reply has a limit in bytes, depth and number
-// of elements; nothing is read but while a command waits for its reply, so a guest
-// that floods fills its own buffers and no more; every command ends with its
-// context and with a time limit of its own; what is returned is valid, bounded
-// text without control characters, or parsed.
+// Nothing from a guest is trusted. A reply is limited in bytes, depth and number of
+// elements. The client reads only while a command waits for its reply, so a guest that
+// floods fills only its own buffers. Every command ends with its context and with a
+// time limit of its own. Returned text is valid UTF-8, bounded, and has no control
+// characters; everything else is parsed.
 //
-// Replies carry no id. A connection is therefore begun with a number that the
-// agent has to repeat (guest-sync-delimited), and one on which anything was not as
-// it should be, such as a reply that came too late, is closed.
+// Replies have no id. So each connection begins with a number that the agent must
+// repeat (guest-sync-delimited), and a connection is closed after any irregularity,
+// such as a late reply.
 package qga
 
 import (
@@ -27,26 +27,26 @@ import (
 	"time"
 )
 
-// Limits of what one reply may cost.
+// Limits on the size of a reply, in bytes.
 const (
-	maxLine = 1 << 20  // bytes of a usual reply
-	maxLong = 46 << 20 // bytes of one with a program's output: twice 16 MiB in base64, and a little
-	maxSkip = 2 << 20  // bytes passed over on a new connection: what was on its way
+	maxLine = 1 << 20  // of most replies
+	maxLong = 46 << 20 // of one with a program's output: 2 × 16 MiB in base64, and the rest
+	maxSkip = 2 << 20  // skipped on a new connection: replies to an earlier connection
 )
 
-// longReplies is how many replies of more than maxLine bytes are read at a time,
-// of all guests: a hundred guests that lie must not cost a hundred times maxLong.
+// longReplies limits how many replies of more than maxLine bytes are read at a time,
+// over all guests: a hundred malicious guests must not cost a hundred times maxLong.
 var longReplies = make(chan struct{}, 2)
 
-// The errors that are not the agent's own ([Error]).
+// The errors that do not come from the agent. Those that do are of type [*Error].
 var (
 	ErrClosed  = errors.New("the client is closed")
 	ErrSilent  = errors.New("the guest agent does not answer")
-	ErrBusy    = errors.New("the guest agent is busy with what it was asked before")
-	ErrGarbage = errors.New("what answers is not a guest agent, or a broken one")
+	ErrBusy    = errors.New("the guest agent is busy with an earlier command")
+	ErrGarbage = errors.New("the guest agent sends invalid replies")
 )
 
-// An Error is what an agent says when it does not do what it was asked.
+// An Error is an agent's refusal of a command.
 type Error struct {
 	Command string
 	Class   string
@@ -55,35 +55,35 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Command + ": " + e.Desc }
 
-// Dial makes a connection to an agent's port.
+// Dial connects to an agent's port.
 type Dial func(context.Context) (net.Conn, error)
 
-// A Client talks to one agent, one command at a time: who calls while another's
-// command is under way waits for it, within its context. It keeps a connection
-// from the first call on and makes it again when it broke. Its methods may be
-// called at any time by any goroutine.
+// A Client talks to one agent, one command at a time: a call blocks until the commands
+// before it have ended, or its context is done. The first call connects, and later
+// calls reuse the connection or replace a broken one. A Client is safe for concurrent
+// use.
 //
-// They fail with an [*Error] if the agent refuses, with the error of ctx if that
-// is done, and else with [ErrBusy], [ErrSilent], [ErrGarbage] or [ErrClosed]. After
-// any but the first and [ErrBusy] it is not known whether the agent has done, or will still do, what it
-// was asked.
+// The methods fail with an [*Error] if the agent refuses the command, with the error of
+// ctx if it is done, and otherwise with [ErrBusy], [ErrSilent], [ErrGarbage] or
+// [ErrClosed]. Except after an [*Error] and [ErrBusy], it is not known whether the agent
+// has executed the command, or will.
 type Client struct {
-	dial  Dial
-	heard func()
-	turn  chan struct{} // held by whose command is under way; guards conn.in
+	dial    Dial
+	onReply func()
+	turn    chan struct{} // held by the call with a running command; guards conn.in
 
-	mu     sync.Mutex // guards what follows; never held while blocking
+	mu     sync.Mutex // guards the fields below; never held while blocking
 	conn   *conn      // nil for none
 	closed bool
 }
 
-// NewClient returns a client. It does not connect. It calls heard after every
-// reply, also one that refuses; that must return at once.
-func NewClient(dial Dial, heard func()) *Client {
-	return &Client{dial: dial, heard: heard, turn: make(chan struct{}, 1)}
+// NewClient returns a client without connecting it. The client calls onReply after
+// every reply, including refusals; onReply must not block.
+func NewClient(dial Dial, onReply func()) *Client {
+	return &Client{dial: dial, onReply: onReply, turn: make(chan struct{}, 1)}
 }
 
-// Drop closes the connection; a command under way fails. The next makes a new one.
+// Drop closes the connection; a running command fails. The next command reconnects.
 func (c *Client) Drop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -93,7 +93,7 @@ func (c *Client) Drop() {
 	}
 }
 
-// Close ends the client for good: commands under way fail, and all later ones.
+// Close closes the client: a running command fails, and so do all later ones.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true
@@ -101,15 +101,17 @@ func (c *Client) Close() {
 	c.Drop()
 }
 
-// A conn is a connection to an agent, which answers on it in step.
+// A conn is a connection to an agent. After sync, replies on it match the commands.
 type conn struct {
 	net.Conn
 	in *lines
 }
 
-// call runs one command that takes at most limit, and decodes its reply, of at
-// most max bytes, into out unless that is nil.
-func (c *Client) call(ctx context.Context, limit time.Duration, max int, command string, args, out any) error {
+// call runs one command, for at most limit, and decodes its reply, of at most maxBytes,
+// into out unless out is nil.
+func (c *Client) call(
+	ctx context.Context, limit time.Duration, maxBytes int, command string, args, out any,
+) error {
 	request, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
@@ -118,37 +120,38 @@ func (c *Client) call(ctx context.Context, limit time.Duration, max int, command
 		return fmt.Errorf("encode %s: %w", command, err)
 	}
 	if ctx.Err() != nil {
-		return cause(ctx, command, ctx.Err()) // and keep the connection
+		return wrap(ctx, command, ctx.Err()) // the connection stays usable
 	}
-	whole := ctx
+	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {
 	case c.turn <- struct{}{}:
 	case <-ctx.Done():
-		return cause(whole, command, ErrBusy)
+		return wrap(caller, command, ErrBusy)
 	}
 	defer func() { <-c.turn }()
 	conn, err := c.connected(ctx)
 	if err != nil {
-		return cause(whole, command, err)
+		return wrap(caller, command, err)
 	}
 	defer conn.in.unlock()
-	line, err := conn.exchange(ctx, append(request, '\n'), max)
+	line, err := conn.exchange(ctx, append(request, '\n'), maxBytes)
 	if err == nil {
 		err = decode(command, line, out)
 	}
 	var refused *Error
 	if err == nil || errors.As(err, &refused) {
-		c.heard()
+		c.onReply()
 		return err
 	}
 	c.forget(conn)
-	return cause(whole, command, err)
+	return wrap(caller, command, err)
 }
 
-// cause says why a command failed: because of the caller, or of the guest.
-func cause(ctx context.Context, command string, err error) error {
+// wrap adds the command to err. An error that is not of the caller's context and not of
+// another class becomes ErrSilent.
+func wrap(ctx context.Context, command string, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", command, ctx.Err())
@@ -158,8 +161,8 @@ func cause(ctx context.Context, command string, err error) error {
 	return fmt.Errorf("%s: %w: %w", command, ErrSilent, err)
 }
 
-// connected returns the connection, and makes it if there is none. The turn is
-// the caller's.
+// connected returns the connection, after connecting if there is none. The caller must
+// hold c.turn.
 func (c *Client) connected(ctx context.Context) (*conn, error) {
 	c.mu.Lock()
 	conn, closed := c.conn, c.closed
@@ -167,10 +170,10 @@ func (c *Client) connected(ctx context.Context) (*conn, error) {
 	switch {
 	case closed:
 		return nil, ErrClosed
-	case conn != nil && !conn.in.rest():
+	case conn != nil && !conn.in.buffered():
 		return conn, nil
 	case conn != nil:
-		c.forget(conn) // somebody spoke who was not asked
+		c.forget(conn) // the guest sent something that no command asked for
 	}
 	sock, err := c.dial(ctx)
 	if err != nil {
@@ -192,7 +195,7 @@ func (c *Client) connected(ctx context.Context) (*conn, error) {
 	return conn, nil
 }
 
-// forget closes a connection, which is used no more.
+// forget closes a connection and does not use it again.
 func (c *Client) forget(conn *conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -204,16 +207,16 @@ func (c *Client) forget(conn *conn) {
 
 func newConn(sock net.Conn) *conn { return &conn{sock, &lines{from: sock}} }
 
-// delimiter is in no JSON. An agent that reads it forgets what it has read of a
-// command, and sends it before its answer to guest-sync-delimited.
+// delimiter is a byte that JSON never contains. When the agent reads it, it drops an
+// incomplete command. It sends it before its reply to guest-sync-delimited.
 const delimiter = 0xff
 
-// sync brings the two ends in step: whatever is read before the agent repeats a
-// number of this moment is an answer to somebody else.
+// sync sends the agent a random number and skips everything it reads until the agent
+// repeats the number: replies to commands of an earlier connection.
 func (c *conn) sync(ctx context.Context) error {
 	var random [8]byte
 	rand.Read(random[:])
-	id := int64(binary.LittleEndian.Uint64(random[:]) >> 16) // fits a double too
+	id := int64(binary.LittleEndian.Uint64(random[:]) >> 16) // 48 bits, which a double can hold too
 	stop := c.interruptOn(ctx)
 	defer stop()
 	defer c.in.unlock()
@@ -228,24 +231,25 @@ func (c *conn) sync(ctx context.Context) error {
 			return err
 		}
 		left -= len(line) + 1
-		if i := bytes.LastIndexByte(line, delimiter); i >= 0 && bytes.Equal(want, bytes.ReplaceAll(line[i+1:], []byte(" "), nil)) {
+		i := bytes.LastIndexByte(line, delimiter)
+		if i >= 0 && bytes.Equal(want, bytes.ReplaceAll(line[i+1:], []byte(" "), nil)) {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: it does not repeat a number", ErrGarbage)
+	return fmt.Errorf("%w: no reply to guest-sync-delimited", ErrGarbage)
 }
 
-// exchange sends a request and returns the next line, of at most max bytes.
-func (c *conn) exchange(ctx context.Context, request []byte, max int) ([]byte, error) {
+// exchange sends a request and returns the next line, of at most maxBytes.
+func (c *conn) exchange(ctx context.Context, request []byte, maxBytes int) ([]byte, error) {
 	stop := c.interruptOn(ctx)
 	defer stop()
 	if _, err := c.Write(request); err != nil {
 		return nil, err
 	}
-	return c.in.next(ctx, max)
+	return c.in.next(ctx, maxBytes)
 }
 
-// interruptOn ends reads and writes when ctx is done.
+// interruptOn makes reads and writes fail when ctx is done, until stop is called.
 func (c *conn) interruptOn(ctx context.Context) (stop func()) {
 	set := make(chan struct{})
 	cancel := context.AfterFunc(ctx, func() {
@@ -254,58 +258,58 @@ func (c *conn) interruptOn(ctx context.Context) (stop func()) {
 	})
 	return func() {
 		if !cancel() {
-			<-set // else a late deadline would hit whoever has the next turn
+			<-set // otherwise a late deadline could hit the next command
 			c.SetDeadline(time.Time{})
 		}
 	}
 }
 
-// A guest may send its reply byte by byte. A read that brings fewer bytes than
-// crumb is followed by a pause, so that reading a line costs little for its time.
+// A guest may send its reply byte by byte. After a read of fewer than smallRead bytes
+// there is a pause, so that the CPU time per second is bounded.
 const (
-	crumb      = 1 << 10
-	crumbPause = time.Millisecond
+	smallRead  = 1 << 10
+	smallPause = time.Millisecond
 	readSize   = 64 << 10
 )
 
-// lines cuts a stream into lines. It reads only when asked.
+// lines splits a stream into lines. It reads from the stream only in next.
 type lines struct {
 	from   io.Reader
-	buf    []byte // read and not returned yet
-	seen   int    // bytes of buf that are known to hold no line break
-	locked bool   // buf has grown beyond maxLine, in one of longReplies
+	buf    []byte // read and not yet returned
+	seen   int    // leading bytes of buf that contain no line break
+	locked bool   // holds a slot of longReplies, because buf has grown beyond maxLine
 }
 
-// rest reports whether there is something that was not returned.
-func (l *lines) rest() bool { return len(l.buf) > 0 }
+// buffered reports whether bytes were read that next has not returned.
+func (l *lines) buffered() bool { return len(l.buf) > 0 }
 
-// next returns the next line without its end, if it has at most max bytes. It is
-// the caller's, who calls unlock when it is done with it.
-func (l *lines) next(ctx context.Context, max int) ([]byte, error) {
+// next returns the next line without its line break, if it has at most maxBytes. The
+// caller must call unlock when it no longer uses the line.
+func (l *lines) next(ctx context.Context, maxBytes int) ([]byte, error) {
 	for {
 		if i := bytes.IndexByte(l.buf[l.seen:], '\n'); i >= 0 {
 			line := l.buf[: l.seen+i : l.seen+i]
 			l.buf, l.seen = l.buf[l.seen+i+1:], 0
 			if len(l.buf) == 0 {
-				l.buf = nil // the line may be large, and nobody needs it for long
+				l.buf = nil // the line may be large: do not keep its memory
 			}
-			if len(line) > max {
+			if len(line) > maxBytes {
 				break
 			}
 			return bytes.TrimSuffix(line, []byte{'\r'}), nil
 		}
 		l.seen = len(l.buf)
-		if l.seen > max {
+		if l.seen > maxBytes {
 			break
 		}
 		if err := l.more(ctx); err != nil {
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("%w: it answers with more than %d bytes", ErrGarbage, max)
+	return nil, fmt.Errorf("%w: more than %d bytes", ErrGarbage, maxBytes)
 }
 
-// more reads once.
+// more reads once from the stream.
 func (l *lines) more(ctx context.Context) error {
 	if len(l.buf) > maxLine && !l.locked {
 		select {
@@ -315,8 +319,10 @@ func (l *lines) more(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	if cap(l.buf)-len(l.buf) < crumb {
-		l.buf = append(make([]byte, 0, max(4<<10, min(2*len(l.buf), len(l.buf)+8<<20))), l.buf...)
+	if n := len(l.buf); cap(l.buf)-n < smallRead {
+		grown := make([]byte, n, max(4<<10, min(2*n, n+8<<20)))
+		copy(grown, l.buf)
+		l.buf = grown
 	}
 	room := l.buf[len(l.buf):min(cap(l.buf), len(l.buf)+readSize)]
 	n, err := l.from.Read(room)
@@ -328,8 +334,8 @@ func (l *lines) more(ctx context.Context) error {
 		return context.DeadlineExceeded
 	case n == 0:
 		return err
-	case n < crumb && room[n-1] != '\n':
-		pause := time.NewTimer(crumbPause)
+	case n < smallRead && room[n-1] != '\n':
+		pause := time.NewTimer(smallPause)
 		defer pause.Stop()
 		select {
 		case <-pause.C:
@@ -340,6 +346,7 @@ func (l *lines) more(ctx context.Context) error {
 	return nil
 }
 
+// unlock returns the slot of longReplies, if l holds one.
 func (l *lines) unlock() {
 	if l.locked {
 		l.locked = false

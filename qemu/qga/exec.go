@@ -6,34 +6,35 @@ import (
 	"time"
 )
 
-// How long to wait before an agent is asked again how its program does.
+// Pauses between two queries of the status of a program.
 const (
 	firstPoll = 10 * time.Millisecond
 	lastPoll  = time.Second
 )
 
-// longTimeout is how long an agent may take for a reply with a program's output.
+// longTimeout limits a command with a program's output in its reply.
 const longTimeout = 30 * time.Second
 
-// A Program is to run in a guest.
+// A Program is a program to run in a guest.
 type Program struct {
 	Path  string
 	Args  []string
-	Env   []string // NAME=value; none for the agent's own
+	Env   []string // NAME=value; empty for the environment of the agent
 	Stdin []byte
 }
 
-// A Result is how a program ended.
+// A Result is the state of a program, and its output.
 type Result struct {
-	Exited         bool // false: it still runs
+	Exited         bool // false if the program still runs
 	ExitCode       int
-	Signal         int // that ended it, 0 for none
+	Signal         int // the signal that ended the program, 0 for none
 	Stdout, Stderr []byte
-	Truncated      bool // the agent has kept only a part of the output
+	Truncated      bool // the agent kept only a part of the output
 }
 
-// Exec runs a program and waits for its end, at most until the time limit: then
-// it is reported as still running. Of ctx it knows only that it is done.
+// Exec runs a program and blocks until it has ended or limit has passed. A program that
+// still runs then is not ended: the result has Exited false. If ctx is done, Exec fails
+// and the program keeps running.
 func (c *Client) Exec(ctx context.Context, p Program, limit time.Duration) (Result, error) {
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
@@ -47,11 +48,11 @@ func (c *Client) Exec(ctx context.Context, p Program, limit time.Duration) (Resu
 	var started struct {
 		PID *int64 `json:"pid"`
 	}
-	if err := c.call(ctx, askTimeout, maxLine, "guest-exec", args, &started); err != nil {
+	if err := c.call(ctx, queryTimeout, maxLine, "guest-exec", args, &started); err != nil {
 		return Result{}, err
 	}
 	if started.PID == nil {
-		return Result{}, fmt.Errorf("%w: a program without a pid", ErrGarbage)
+		return Result{}, fmt.Errorf("%w: guest-exec returns no pid", ErrGarbage)
 	}
 	for wait := firstPoll; ; wait = min(wait*3/2, lastPoll) {
 		pause := time.NewTimer(wait)
@@ -70,6 +71,7 @@ func (c *Client) Exec(ctx context.Context, p Program, limit time.Duration) (Resu
 	}
 }
 
+// execStatus returns the state of a program that guest-exec started.
 func (c *Client) execStatus(ctx context.Context, pid int64) (Result, error) {
 	var r struct {
 		Exited          bool   `json:"exited"`
@@ -84,6 +86,12 @@ func (c *Client) execStatus(ctx context.Context, pid int64) (Result, error) {
 	if err := c.call(ctx, longTimeout, maxLong, "guest-exec-status", args, &r); err != nil {
 		return Result{}, err
 	}
-	return Result{Exited: r.Exited, ExitCode: int(r.ExitCode), Signal: int(r.Signal), Stdout: r.Stdout, Stderr: r.Stderr,
-		Truncated: r.StdoutTruncated || r.StderrTruncated}, nil
+	return Result{
+		Exited:    r.Exited,
+		ExitCode:  int(r.ExitCode),
+		Signal:    int(r.Signal),
+		Stdout:    r.Stdout,
+		Stderr:    r.Stderr,
+		Truncated: r.StdoutTruncated || r.StderrTruncated,
+	}, nil
 }

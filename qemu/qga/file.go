@@ -8,25 +8,25 @@ import (
 	"time"
 )
 
-// chunk is how many bytes of a file are read or written at a time. Its base64
-// fits in a usual reply.
+// chunk is how many bytes of a file one command reads or writes. Its base64 fits into
+// a reply of maxLine.
 const chunk = 256 << 10
 
-// closeTimeout is how long a file in a guest is tried to be closed.
+// closeTimeout limits the closing of a file in a guest.
 const closeTimeout = 2 * time.Second
 
-// ErrTooLarge means that a file has more bytes than were wanted.
+// ErrTooLarge is the error for a file that is larger than the limit of a copy.
 var ErrTooLarge = errors.New("the file is too large")
 
-// ReadFile copies a guest's file to w. After limit bytes a larger one ends in
-// [ErrTooLarge]. Errors of w are returned as they are.
+// ReadFile copies a guest's file to w. If the file is larger than limit bytes, ReadFile
+// copies limit bytes and fails with [ErrTooLarge]. It returns errors of w unchanged.
 func (c *Client) ReadFile(ctx context.Context, path string, w io.Writer, limit int64) (err error) {
 	handle, err := c.open(ctx, path, "r")
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if !lost(err) {
+		if !connectionLost(err) {
 			c.closeFile(ctx, handle)
 		}
 	}()
@@ -36,7 +36,7 @@ func (c *Client) ReadFile(ctx context.Context, path string, w io.Writer, limit i
 			return err
 		}
 		if len(b) == 0 && !eof {
-			return fmt.Errorf("%w: it reads nothing of a file that has not ended", ErrGarbage)
+			return fmt.Errorf("%w: guest-file-read returns no bytes before the end of the file", ErrGarbage)
 		}
 		if _, err := w.Write(b[:min(int64(len(b)), left)]); err != nil {
 			return err
@@ -50,9 +50,9 @@ func (c *Client) ReadFile(ctx context.Context, path string, w io.Writer, limit i
 	}
 }
 
-// WriteFile makes a guest's file of what r has, in place of what it had; a
-// failure leaves a part of it. After limit bytes, more end in [ErrTooLarge].
-// Errors of r are returned as they are.
+// WriteFile replaces the content of a guest's file with that of r. If it fails, the file
+// has a part of the new content. If r has more than limit bytes, WriteFile writes limit
+// bytes and fails with [ErrTooLarge]. It returns errors of r unchanged.
 func (c *Client) WriteFile(ctx context.Context, path string, r io.Reader, limit int64) error {
 	handle, err := c.open(ctx, path, "w")
 	if err != nil {
@@ -74,30 +74,32 @@ func (c *Client) WriteFile(ctx context.Context, path string, r io.Reader, limit 
 			break
 		}
 	}
-	// Closing writes what the agent has buffered.
-	if lost(err) {
+	if connectionLost(err) {
 		return err
 	}
+	// Closing may fail, because the agent then writes its buffer.
 	if closing := c.closeFile(ctx, handle); err == nil {
 		err = closing
 	}
 	return err
 }
 
-// lost reports whether an error means that nobody is there to close a file.
-func lost(err error) bool {
+// connectionLost reports whether the file cannot be closed after err.
+func connectionLost(err error) bool {
 	return errors.Is(err, ErrSilent) || errors.Is(err, ErrGarbage) || errors.Is(err, ErrClosed)
 }
 
 func (c *Client) open(ctx context.Context, path, mode string) (handle int64, err error) {
-	err = c.call(ctx, askTimeout, maxLine, "guest-file-open", map[string]string{"path": path, "mode": mode}, &handle)
+	args := map[string]string{"path": path, "mode": mode}
+	err = c.call(ctx, queryTimeout, maxLine, "guest-file-open", args, &handle)
 	return handle, err
 }
 
-// closeFile closes a file, also when ctx is done: the agent would keep it open
-// for as long as it runs.
+// closeFile closes a file, also when ctx is done: otherwise the agent would keep it open
+// until its own end.
 func (c *Client) closeFile(ctx context.Context, handle int64) error {
-	return c.call(context.WithoutCancel(ctx), closeTimeout, maxLine, "guest-file-close", map[string]int64{"handle": handle}, nil)
+	args := map[string]int64{"handle": handle}
+	return c.call(context.WithoutCancel(ctx), closeTimeout, maxLine, "guest-file-close", args, nil)
 }
 
 func (c *Client) read(ctx context.Context, handle, most int64) (b []byte, eof bool, err error) {
@@ -106,11 +108,12 @@ func (c *Client) read(ctx context.Context, handle, most int64) (b []byte, eof bo
 		EOF   bool   `json:"eof"`
 	}
 	args := map[string]int64{"handle": handle, "count": most}
-	if err := c.call(ctx, askTimeout, maxLine, "guest-file-read", args, &r); err != nil {
+	if err := c.call(ctx, queryTimeout, maxLine, "guest-file-read", args, &r); err != nil {
 		return nil, false, err
 	}
 	if int64(len(r.Bytes)) > most {
-		return nil, false, fmt.Errorf("%w: it reads %d bytes where %d were wanted", ErrGarbage, len(r.Bytes), most)
+		return nil, false, fmt.Errorf("%w: guest-file-read returns %d bytes, more than the requested %d",
+			ErrGarbage, len(r.Bytes), most)
 	}
 	return r.Bytes, r.EOF, nil
 }
@@ -124,11 +127,11 @@ func (c *Client) write(ctx context.Context, handle int64, b []byte) error {
 			Handle int64  `json:"handle"`
 			Bytes  []byte `json:"buf-b64"`
 		}{handle, b}
-		if err := c.call(ctx, askTimeout, maxLine, "guest-file-write", args, &r); err != nil {
+		if err := c.call(ctx, queryTimeout, maxLine, "guest-file-write", args, &r); err != nil {
 			return err
 		}
 		if r.Count <= 0 || r.Count > len(b) {
-			return fmt.Errorf("%w: it writes %d of %d bytes", ErrGarbage, r.Count, len(b))
+			return fmt.Errorf("%w: guest-file-write writes %d of %d bytes", ErrGarbage, r.Count, len(b))
 		}
 		b = b[r.Count:]
 	}

@@ -2,7 +2,6 @@ package qga
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,16 +9,16 @@ import (
 	"time"
 )
 
-// How long an agent may take. It does one thing at a time, and what only asks is
-// done at once unless the guest is overloaded.
+// Time limits of commands. An agent executes one command at a time, and a query returns
+// at once unless the guest is overloaded.
 const (
 	pingTimeout   = 5 * time.Second
-	askTimeout    = 10 * time.Second
+	queryTimeout  = 10 * time.Second
 	freezeTimeout = 30 * time.Second
 	trimTimeout   = 5 * time.Minute
 )
 
-// Limits of lists from a guest. What is beyond them is left out.
+// Limits of lists from a guest. Elements beyond them are dropped.
 const (
 	maxInterfaces  = 256
 	maxAddresses   = 64 // of an interface
@@ -27,13 +26,13 @@ const (
 	maxDisks       = 64 // of a file system
 )
 
-// Info is what an agent says of itself.
+// Info is the version and the commands of an agent.
 type Info struct {
 	Version  string
-	Commands map[string]bool // those it has; true if it may be asked for it
+	Commands map[string]bool // by name; true if the command is enabled
 }
 
-// OS is what a guest says of its operating system.
+// OS describes the operating system of a guest.
 type OS struct {
 	ID, Name, Version, Kernel, Machine string
 }
@@ -41,15 +40,15 @@ type OS struct {
 // Interface is a network interface of a guest.
 type Interface struct {
 	Name      string
-	MAC       string // as net.HardwareAddr writes it, or empty
+	MAC       string // in the format of net.HardwareAddr, or empty
 	Addresses []netip.Prefix
 }
 
 // Filesystem is a mounted file system of a guest.
 type Filesystem struct {
 	MountPoint, Type      string
-	UsedBytes, TotalBytes int64 // 0 when unknown
-	Disks                 []string
+	UsedBytes, TotalBytes int64    // 0 if not known
+	Disks                 []string // serial numbers
 }
 
 // Ping returns nil if the agent answers.
@@ -57,7 +56,7 @@ func (c *Client) Ping(ctx context.Context) error {
 	return c.call(ctx, pingTimeout, maxLine, "guest-ping", nil, nil)
 }
 
-// Info asks for the agent's version and commands.
+// Info returns the version and the commands of the agent.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var r struct {
 		Version  string `json:"version"`
@@ -66,7 +65,7 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 			Enabled bool   `json:"enabled"`
 		} `json:"supported_commands"`
 	}
-	if err := c.call(ctx, askTimeout, maxLine, "guest-info", nil, &r); err != nil {
+	if err := c.call(ctx, queryTimeout, maxLine, "guest-info", nil, &r); err != nil {
 		return Info{}, err
 	}
 	info := Info{Version: clean(r.Version, maxText), Commands: make(map[string]bool)}
@@ -78,16 +77,16 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 	return info, nil
 }
 
-// Hostname asks for the guest's name.
+// Hostname returns the host name of the guest.
 func (c *Client) Hostname(ctx context.Context) (string, error) {
 	var r struct {
 		Name string `json:"host-name"`
 	}
-	err := c.call(ctx, askTimeout, maxLine, "guest-get-host-name", nil, &r)
+	err := c.call(ctx, queryTimeout, maxLine, "guest-get-host-name", nil, &r)
 	return clean(r.Name, maxText), err
 }
 
-// OS asks what the guest runs.
+// OS returns the operating system of the guest.
 func (c *Client) OS(ctx context.Context) (OS, error) {
 	var r struct {
 		ID         string `json:"id"`
@@ -98,7 +97,7 @@ func (c *Client) OS(ctx context.Context) (OS, error) {
 		Kernel     string `json:"kernel-release"`
 		Machine    string `json:"machine"`
 	}
-	if err := c.call(ctx, askTimeout, maxLine, "guest-get-osinfo", nil, &r); err != nil {
+	if err := c.call(ctx, queryTimeout, maxLine, "guest-get-osinfo", nil, &r); err != nil {
 		return OS{}, err
 	}
 	first := func(a, b string) string {
@@ -108,13 +107,15 @@ func (c *Client) OS(ctx context.Context) (OS, error) {
 		return clean(b, maxText)
 	}
 	return OS{
-		ID: clean(r.ID, maxText), Name: first(r.Name, r.PrettyName), Version: first(r.Version, r.VersionID),
-		Kernel: clean(r.Kernel, maxText), Machine: clean(r.Machine, maxText),
+		ID:      clean(r.ID, maxText),
+		Name:    first(r.Name, r.PrettyName),
+		Version: first(r.Version, r.VersionID),
+		Kernel:  clean(r.Kernel, maxText),
+		Machine: clean(r.Machine, maxText),
 	}, nil
 }
 
-// Interfaces asks for the guest's network interfaces, with their addresses that
-// are some.
+// Interfaces returns the network interfaces of the guest. It drops invalid addresses.
 func (c *Client) Interfaces(ctx context.Context) ([]Interface, error) {
 	var r []struct {
 		Name      string `json:"name"`
@@ -124,7 +125,7 @@ func (c *Client) Interfaces(ctx context.Context) ([]Interface, error) {
 			Prefix int    `json:"prefix"`
 		} `json:"ip-addresses"`
 	}
-	if err := c.call(ctx, askTimeout, maxLine, "guest-network-get-interfaces", nil, &r); err != nil {
+	if err := c.call(ctx, queryTimeout, maxLine, "guest-network-get-interfaces", nil, &r); err != nil {
 		return nil, err
 	}
 	var all []Interface
@@ -146,7 +147,7 @@ func (c *Client) Interfaces(ctx context.Context) ([]Interface, error) {
 	return all, nil
 }
 
-// Filesystems asks for the guest's mounted file systems.
+// Filesystems returns the mounted file systems of the guest.
 func (c *Client) Filesystems(ctx context.Context) ([]Filesystem, error) {
 	var r []struct {
 		MountPoint string `json:"mountpoint"`
@@ -157,12 +158,17 @@ func (c *Client) Filesystems(ctx context.Context) ([]Filesystem, error) {
 			Serial string `json:"serial"`
 		} `json:"disk"`
 	}
-	if err := c.call(ctx, askTimeout, maxLine, "guest-get-fsinfo", nil, &r); err != nil {
+	if err := c.call(ctx, queryTimeout, maxLine, "guest-get-fsinfo", nil, &r); err != nil {
 		return nil, err
 	}
 	var all []Filesystem
 	for _, f := range r[:min(len(r), maxFilesystems)] {
-		n := Filesystem{MountPoint: clean(f.MountPoint, maxPath), Type: clean(f.Type, maxText), UsedBytes: int64(f.Used), TotalBytes: int64(f.Total)}
+		n := Filesystem{
+			MountPoint: clean(f.MountPoint, maxPath),
+			Type:       clean(f.Type, maxText),
+			UsedBytes:  int64(f.Used),
+			TotalBytes: int64(f.Total),
+		}
 		for _, d := range f.Disks[:min(len(f.Disks), maxDisks)] {
 			if serial := clean(d.Serial, maxText); serial != "" {
 				n.Disks = append(n.Disks, serial)
@@ -173,17 +179,18 @@ func (c *Client) Filesystems(ctx context.Context) ([]Filesystem, error) {
 	return all, nil
 }
 
-// SetPassword sets a user's password.
+// SetPassword sets the password of a user of the guest.
 func (c *Client) SetPassword(ctx context.Context, user, password string) error {
-	return c.call(ctx, askTimeout, maxLine, "guest-set-user-password", struct {
+	args := struct {
 		User     string `json:"username"`
-		Password string `json:"password"`
+		Password []byte `json:"password"` // base64
 		Crypted  bool   `json:"crypted"`
-	}{user, base64.StdEncoding.EncodeToString([]byte(password)), false}, nil)
+	}{user, []byte(password), false}
+	return c.call(ctx, queryTimeout, maxLine, "guest-set-user-password", args, nil)
 }
 
-// Trim has the guest discard what its file systems do not use. Those that cannot
-// are no error, unless none can.
+// Trim makes the guest discard the unused blocks of its file systems. It fails only if
+// no file system can be trimmed.
 func (c *Client) Trim(ctx context.Context) error {
 	const command = "guest-fstrim"
 	var r struct {
@@ -195,29 +202,31 @@ func (c *Client) Trim(ctx context.Context) error {
 	if err := c.call(ctx, trimTimeout, maxLine, command, nil, &r); err != nil {
 		return err
 	}
-	var said []string
+	var failures []string
 	for _, p := range r.Paths {
 		if p.Error == nil {
 			return nil
 		}
-		said = append(said, p.Path+": "+*p.Error)
+		failures = append(failures, p.Path+": "+*p.Error)
 	}
-	if len(said) > 0 {
-		return &Error{Command: command, Class: "GenericError", Desc: clean(strings.Join(said, "; "), maxWords)}
+	if len(failures) == 0 {
+		return nil
 	}
-	return nil
+	desc := clean(strings.Join(failures, "; "), maxDesc)
+	return &Error{Command: command, Class: "GenericError", Desc: desc}
 }
 
-// Freeze holds the writes of the guest's file systems and returns how many.
+// Freeze freezes the file systems of the guest and returns their number.
 func (c *Client) Freeze(ctx context.Context) (int, error) {
 	return c.count(ctx, "guest-fsfreeze-freeze")
 }
 
-// Thaw lets them go again and returns how many.
+// Thaw thaws the file systems of the guest and returns their number.
 func (c *Client) Thaw(ctx context.Context) (int, error) {
 	return c.count(ctx, "guest-fsfreeze-thaw")
 }
 
+// count runs a command that returns a number of file systems.
 func (c *Client) count(ctx context.Context, command string) (int, error) {
 	var n int
 	err := c.call(ctx, freezeTimeout, maxLine, command, nil, &n)
@@ -227,9 +236,9 @@ func (c *Client) count(ctx context.Context, command string) (int, error) {
 	return n, err
 }
 
-// Frozen asks whether writes are held.
+// Frozen reports whether the file systems of the guest are frozen.
 func (c *Client) Frozen(ctx context.Context) (bool, error) {
 	var status string
-	err := c.call(ctx, askTimeout, maxLine, "guest-fsfreeze-status", nil, &status)
+	err := c.call(ctx, queryTimeout, maxLine, "guest-fsfreeze-status", nil, &status)
 	return status == "frozen", err
 }

@@ -11,21 +11,22 @@ import (
 	"unicode/utf8"
 )
 
-// Limits of the shape of a reply, so that decoding it costs no more than some
-// times its length.
+// Limits of the shape of a reply. They bound the cost of decoding it to a small multiple
+// of its length.
 const (
 	maxDepth    = 16
-	maxElements = 1 << 14 // values in all its arrays and objects
+	maxElements = 1 << 14 // values in all arrays and objects
 )
 
-// Limits in bytes of texts from a guest.
+// Limits of text from a guest, in bytes.
 const (
-	maxText  = 255 // a name
-	maxWords = 512 // of an error
-	maxPath  = 4096
+	maxText = 255 // of a name
+	maxDesc = 512 // of the description of an error
+	maxPath = 4096
 )
 
-// decode decodes a reply into out, unless that is nil.
+// decode decodes a reply into out, unless out is nil. It returns an [*Error] if the
+// reply is a refusal.
 func decode(command string, line []byte, out any) error {
 	if err := checkShape(line); err != nil {
 		return err
@@ -43,19 +44,23 @@ func decode(command string, line []byte, out any) error {
 		reply.Return = out
 	}
 	if err := json.Unmarshal(line, &reply); err != nil {
-		return fmt.Errorf("%w: %s", ErrGarbage, clean(err.Error(), maxWords))
+		return fmt.Errorf("%w: %s", ErrGarbage, clean(err.Error(), maxDesc))
 	}
 	switch {
 	case reply.Error != nil:
-		return &Error{Command: command, Class: clean(reply.Error.Class, maxText), Desc: clean(reply.Error.Desc, maxWords)}
-	case reply.Return == nil || out == nil && ignored == nil: // null, or not there
-		return fmt.Errorf("%w: it answers %s with nothing", ErrGarbage, command)
+		return &Error{
+			Command: command,
+			Class:   clean(reply.Error.Class, maxText),
+			Desc:    clean(reply.Error.Desc, maxDesc),
+		}
+	case reply.Return == nil || out == nil && ignored == nil: // null or missing
+		return fmt.Errorf("%w: an empty reply to %s", ErrGarbage, command)
 	}
 	return nil
 }
 
-// checkShape reports whether a line is one JSON object that can be decoded at
-// little cost. It looks no closer than that.
+// checkShape returns an error if a line is not a JSON object, or costs much to decode. It
+// does not check that the JSON is valid.
 func checkShape(line []byte) error {
 	depth, elements := 0, 0
 	for i := 0; i < len(line); i++ {
@@ -63,7 +68,7 @@ func checkShape(line []byte) error {
 		case '"':
 			end := stringEnd(line[i+1:])
 			if end < 0 {
-				return fmt.Errorf("%w: a string without an end", ErrGarbage)
+				return fmt.Errorf("%w: an unterminated string", ErrGarbage)
 			}
 			i += end + 1
 		case '{', '[':
@@ -75,16 +80,18 @@ func checkShape(line []byte) error {
 			elements++
 		}
 		if depth > maxDepth || elements > maxElements {
-			return fmt.Errorf("%w: a reply of more than %d levels or %d values", ErrGarbage, maxDepth, maxElements)
+			return fmt.Errorf("%w: more than %d levels or %d values", ErrGarbage, maxDepth, maxElements)
 		}
 	}
 	if len(line) == 0 || line[0] != '{' || bytes.IndexByte(line, delimiter) >= 0 {
-		return fmt.Errorf("%w: not a reply: %s", ErrGarbage, clean(string(line[:min(len(line), 80)]), maxText))
+		begin := string(line[:min(len(line), 80)])
+		return fmt.Errorf("%w: not a JSON object: %s", ErrGarbage, clean(begin, maxText))
 	}
 	return nil
 }
 
-// stringEnd returns where a string ends whose beginning was read, or -1.
+// stringEnd returns the index of the quote that ends a string, or -1. b begins after the
+// opening quote.
 func stringEnd(b []byte) int {
 	for i := 0; i < len(b); i++ {
 		j := bytes.IndexByte(b[i:], '"')
@@ -102,9 +109,9 @@ func stringEnd(b []byte) int {
 	return -1
 }
 
-// clean returns a text of a guest's as it can be shown: valid UTF-8 of at most
-// that many bytes, nothing in it but what is visible and spaces.
-func clean(text string, most int) string {
+// clean returns text of a guest in a form that can be displayed: valid UTF-8 of at most
+// maxBytes, with only printable characters and spaces.
+func clean(text string, maxBytes int) string {
 	var b strings.Builder
 	for _, r := range text {
 		switch {
@@ -113,7 +120,7 @@ func clean(text string, most int) string {
 		case r == utf8.RuneError, !unicode.IsPrint(r):
 			continue
 		}
-		if b.Len()+utf8.RuneLen(r) > most {
+		if b.Len()+utf8.RuneLen(r) > maxBytes {
 			break
 		}
 		b.WriteRune(r)
@@ -121,10 +128,10 @@ func clean(text string, most int) string {
 	return strings.TrimSpace(b.String())
 }
 
-// size is a number of bytes, 0 for what is none.
+// size is a number of bytes. It decodes to 0 if the value is not a valid number.
 type size int64
 
-// UnmarshalJSON takes any value.
+// UnmarshalJSON implements [json.Unmarshaler]. It accepts any value.
 func (s *size) UnmarshalJSON(b []byte) error {
 	n, err := strconv.ParseUint(string(b), 10, 64)
 	if *s = size(n); err != nil || n > math.MaxInt64 {

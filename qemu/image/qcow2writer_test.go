@@ -1,4 +1,4 @@
-package qemu
+package image
 
 import (
 	"encoding/json"
@@ -7,11 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"vmand/vm"
 )
 
-// imageInfo is what "qemu-img info" says of an image.
+// imageInfo is the part of the output of "qemu-img info" that the tests compare.
 type imageInfo struct {
 	Size     int64  `json:"virtual-size"`
 	Format   string `json:"format"`
@@ -49,8 +47,9 @@ func img(t testing.TB, args ...string) {
 	}
 }
 
-func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
-	needQEMU(t)
+func TestWriteQcow2MakesTheImageOfQEMUImg(t *testing.T) {
+	t.Parallel()
+	needTools(t, "qemu-img")
 	dir := t.TempDir()
 	base := filepath.Join(dir, "base, with a comma=.raw")
 	if err := os.WriteFile(base, make([]byte, mib), 0o600); err != nil {
@@ -58,17 +57,17 @@ func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
 	}
 	for name, backing := range map[string][2]string{
 		"alone":          {},
-		"on raw":         {base, formatRaw},
-		"on vmdk":        {"/no/such/file", formatVMDK},
-		"on a long path": {"/" + strings.Repeat("a", maxBackingName-1), formatQcow2},
+		"on raw":         {base, string(Raw)},
+		"on vmdk":        {"/no/such/file", string(VMDK)},
+		"on a long path": {"/" + strings.Repeat("a", maxNameBytes-1), string(Qcow2)},
 	} {
-		for _, size := range []int64{mib, 511 * mib, 512 * mib, 513 * mib, 10 << 30, vm.MaxDiskMiB * mib} {
+		for _, size := range []int64{mib, 511 * mib, 512 * mib, 513 * mib, 10 << 30, maxVirtual} {
 			ours, theirs := filepath.Join(dir, "ours"), filepath.Join(dir, "theirs")
 			f, err := os.Create(ours)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := writeQcow2(f, size, backing[0], backing[1]); err != nil {
+			if err := WriteQcow2(f, size, backing[0], backing[1]); err != nil {
 				t.Fatal(err)
 			}
 			args := []string{"create", "-q", "-f", "qcow2"}
@@ -77,8 +76,9 @@ func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
 			}
 			f.Close()
 			img(t, append(args, theirs, jsonNumber(size))...)
-			if got, want := infoOf(t, ours), infoOf(t, theirs); got != want || got.Size != size || got.Backing != backing[0] {
-				t.Errorf("%s, %d bytes: it is\n%+v\nand should be\n%+v", name, size, got, want)
+			got, want := infoOf(t, ours), infoOf(t, theirs)
+			if got != want || got.Size != size || got.Backing != backing[0] {
+				t.Errorf("%s, %d bytes: got\n%+v\nwant\n%+v", name, size, got, want)
 			}
 			if backing[0] == "" || backing[0] == base {
 				img(t, "check", "-q", ours)
@@ -92,8 +92,9 @@ func TestAnEmptyImageIsTheOneThatQEMUWouldMake(t *testing.T) {
 
 func jsonNumber(n int64) string { b, _ := json.Marshal(n); return string(b) }
 
-func TestAnEmptyImageCanBeWrittenTo(t *testing.T) {
-	needQEMU(t)
+func TestTheImageOfWriteQcow2CanBeFilled(t *testing.T) {
+	t.Parallel()
+	needTools(t, "qemu-img")
 	dir := t.TempDir()
 	ours, data := filepath.Join(dir, "ours"), filepath.Join(dir, "data")
 	f, err := os.Create(ours)
@@ -102,7 +103,7 @@ func TestAnEmptyImageCanBeWrittenTo(t *testing.T) {
 	}
 	defer f.Close()
 	size := int64(64 * mib)
-	if err := writeQcow2(f, size, "", ""); err != nil {
+	if err := WriteQcow2(f, size, "", ""); err != nil {
 		t.Fatal(err)
 	}
 	content := make([]byte, size)
@@ -118,14 +119,15 @@ func TestAnEmptyImageCanBeWrittenTo(t *testing.T) {
 	img(t, "check", "-q", ours)
 }
 
-func TestABackingFileHasAFormatAndANameThatFits(t *testing.T) {
+func TestWriteQcow2RefusesABadBackingFile(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string][2]string{
 		"no format":   {"/base", ""},
-		"no name":     {"", formatRaw},
-		"a long name": {"/" + strings.Repeat("a", maxBackingName), formatRaw},
+		"no name":     {"", string(Raw)},
+		"a long name": {"/" + strings.Repeat("a", maxNameBytes), string(Raw)},
 	} {
 		if _, err := qcow2Head(mib, c[0], c[1]); err == nil {
-			t.Errorf("%s is written", name)
+			t.Errorf("%s: the header is written", name)
 		}
 	}
 }
@@ -136,11 +138,12 @@ func BenchmarkEmptyImage(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer f.Close()
+	content := "/var/lib/vman/images/" + strings.Repeat("0a", 32)
 	for b.Loop() {
 		if err := f.Truncate(0); err != nil {
 			b.Fatal(err)
 		}
-		if err := writeQcow2(f, 16<<30, "/var/lib/vman/images/"+strings.Repeat("0a", 32), formatQcow2); err != nil {
+		if err := WriteQcow2(f, 16<<30, content, string(Qcow2)); err != nil {
 			b.Fatal(err)
 		}
 	}

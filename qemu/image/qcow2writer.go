@@ -1,4 +1,4 @@
-package qemu
+package image
 
 import (
 	"encoding/binary"
@@ -7,39 +7,40 @@ import (
 	"io"
 )
 
-// The layout of the images that vmand makes: clusters of 64 KiB; the header, the
-// refcount table, the only refcount block, the L1 table. None of the guest's
-// clusters is there yet, so the L1 table is a hole.
+// The layout of the images that WriteQcow2 makes: clusters of 64 KiB; the header, the
+// refcount table, the only refcount block, the L1 table. No cluster of the guest is
+// allocated, so the L1 table is a hole.
 const (
 	newClusterBits  = 16
 	newCluster      = 1 << newClusterBits
 	newRefTableAt   = 1 * newCluster
 	newRefBlockAt   = 2 * newCluster
 	newL1At         = 3 * newCluster
-	newHeaderBytes  = 112
+	newHeaderBytes  = v3HeaderBytes + 8
 	newRefcountBits = 4 // as a power of two
 	bytesPerL1      = newCluster / 8 * newCluster
 )
 
-// writeQcow2 makes an empty file of w's a qcow2 image (docs/interop/qcow2.txt in
-// QEMU's source) without data for a disk of so many bytes. With the name of a backing
-// file it is an overlay of that, which is laid out as backingFormat.
-func writeQcow2(w io.WriterAt, size int64, backing, backingFormat string) error {
+// WriteQcow2 makes the empty file w a qcow2 image without data, for a disk of size
+// bytes. With the name of a backing file, the image is an overlay of that file,
+// which is of the format backingFormat.
+func WriteQcow2(w io.WriterAt, size int64, backing, backingFormat string) error {
 	header, err := qcow2Head(size, backing, backingFormat)
 	if err != nil {
 		return err
 	}
 	be := binary.BigEndian
-	clusters := int64(newL1At/newCluster) + ceilDiv(l1Entries(size)*8, newCluster)
+	clusters := newL1At/newCluster + ceilDiv(l1Entries(size)*8, newCluster)
 	refcounts := make([]byte, 2*clusters)
 	for i := range clusters {
 		be.PutUint16(refcounts[2*i:], 1)
 	}
+	end := int64(clusters) * newCluster
 	for _, part := range []struct {
 		at int64
 		b  []byte
 	}{
-		{clusters*newCluster - 1, []byte{0}}, // the file ends with a whole cluster
+		{end - 1, []byte{0}}, // the file ends with a whole cluster
 		{newRefTableAt, be.AppendUint64(nil, newRefBlockAt)},
 		{newRefBlockAt, refcounts},
 		{0, header},
@@ -51,13 +52,14 @@ func writeQcow2(w io.WriterAt, size int64, backing, backingFormat string) error 
 	return nil
 }
 
-// qcow2Head returns the header, its extensions and the name of the backing file.
+// qcow2Head returns the header with its extensions and the name of the backing file.
 func qcow2Head(size int64, backing, backingFormat string) ([]byte, error) {
-	if len(backing) > maxBackingName {
-		return nil, fmt.Errorf("the path of the image it is based on has %d bytes, at most %d are possible", len(backing), maxBackingName)
+	if len(backing) > maxNameBytes {
+		return nil, fmt.Errorf("the path of the backing file has %d bytes, qcow2 allows at most %d",
+			len(backing), maxNameBytes)
 	}
 	if (backing == "") != (backingFormat == "") {
-		return nil, errors.New("a backing file and its format go together")
+		return nil, errors.New("a backing file needs a format, and a format a backing file")
 	}
 	be := binary.BigEndian
 	h := make([]byte, newHeaderBytes, newCluster)
@@ -77,7 +79,7 @@ func qcow2Head(size int64, backing, backingFormat string) ([]byte, error) {
 		h = append(h, backingFormat...)
 		h = append(h, make([]byte, -len(h)&7)...)
 	}
-	h = append(h, make([]byte, 8)...) // the extensions end
+	h = append(h, make([]byte, 8)...) // end of the extensions
 	if backing != "" {
 		be.PutUint64(h[8:], uint64(len(h)))
 		be.PutUint32(h[16:], uint32(len(backing)))
@@ -86,6 +88,4 @@ func qcow2Head(size int64, backing, backingFormat string) ([]byte, error) {
 	return h, nil
 }
 
-func l1Entries(size int64) int64 { return ceilDiv(size, bytesPerL1) }
-
-func ceilDiv(a, b int64) int64 { return (a + b - 1) / b }
+func l1Entries(size int64) uint64 { return ceilDiv(uint64(size), bytesPerL1) }
