@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmand/host"
 	"vmand/network"
 	"vmand/observer"
 	"vmand/qemu"
@@ -88,7 +89,7 @@ func serve(ctx context.Context, cfg Config) (err error) {
 func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container, error) {
 	c := &container{cfg: cfg, log: log}
 	tuneMemory()
-	c.cfg.QEMU.Nice = raisePriority()
+	c.cfg.QEMU.Nice = host.RaisePriority()
 	c.cfg.Network.Nice = c.cfg.QEMU.Nice
 	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.directories()
 	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openNetworks, c.openManager, c.openDoors} {

@@ -51,7 +51,7 @@ type agent struct {
 // newAgent makes the agent of a new session. It does not connect.
 func newAgent(s *session, mark func(string, vm.BootMark, time.Time)) *agent {
 	a := &agent{session: s, wake: make(chan struct{}, 1)}
-	if s.proc.child == nil {
+	if !s.proc.IsChild() {
 		a.thawAt = time.Now() // the vmand before may have frozen it and been killed
 	} else if mark != nil {
 		a.first = func() { mark(s.id, vm.BootAgent, time.Now()) }
@@ -284,7 +284,7 @@ func (a *agent) letGo() {
 	a.mu.Lock()
 	frozen := a.frozen && a.open
 	a.mu.Unlock()
-	if !frozen || a.session.proc.exited() {
+	if !frozen || a.session.proc.Exited() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lastThaw)

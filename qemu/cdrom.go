@@ -174,7 +174,7 @@ func (d *Driver) checkCDROMs(vmID string, drives []vm.CDROM) error {
 
 // checkContent reports why QEMU cannot read content.
 func (d *Driver) checkContent(sha256 string) error {
-	return d.account.canRead(d.layout.content(sha256))
+	return d.account.CanRead(d.layout.content(sha256))
 }
 
 // checkBaseOf reports why QEMU cannot read the content that a file is an overlay of.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -51,7 +52,7 @@ type placeholder struct {
 func NewDryRun(o Options) (*DryRun, error) {
 	l, err := newLayout(o.StateDir, o.RuntimeDir)
 	if err == nil {
-		err = l.create(account{})
+		err = l.create(host.Account{})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
@@ -61,7 +62,7 @@ func NewDryRun(o Options) (*DryRun, error) {
 		return nil, fmt.Errorf("qemu: open state directory: %w", err)
 	}
 	d := &DryRun{layout: l, state: state, notify: o.Notify}
-	if d.contents, err = openContents(l, account{}, o.Images); err != nil {
+	if d.contents, err = openContents(l, host.Account{}, o.Images); err != nil {
 		state.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
@@ -283,14 +284,14 @@ func (d *DryRun) CreateDisk(_ context.Context, id string, file vm.DiskFile, _ *v
 func (d *DryRun) WriteSeed(_ context.Context, vmID string, files map[string][]byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return fileFault(writeSeed(d.state, account{}, vmID, files), "write the cloud-init seed of vm %s", vmID)
+	return fileFault(writeSeed(d.state, host.Account{}, vmID, files), "write the cloud-init seed of vm %s", vmID)
 }
 
 // ImageOfDisk implements [vm.Images]. There is nothing to copy, so the image is one
 // of an empty disk of that size.
 func (d *DryRun) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Import) (vm.ImageContent, error) {
 	temp := d.importer.TempName()
-	f, err := makeTemp(d.contents.root, temp, account{})
+	f, err := makeTemp(d.contents.root, temp, host.Account{})
 	if err != nil {
 		return vm.ImageContent{}, fileFault(err, "make an image of %s", from.Resource)
 	}

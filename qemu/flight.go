@@ -51,7 +51,7 @@ func (d *Driver) recording(id string, s *session) vm.Recording {
 	if s == nil {
 		return r
 	}
-	r.PID, r.Messages = s.proc.pid, s.recorder.recording()
+	r.PID, r.Messages = s.proc.PID, s.recorder.recording()
 	if n := len(r.Messages); n > 0 {
 		r.At = r.Messages[n-1].At
 	}
@@ -72,7 +72,7 @@ type crashRecord struct {
 // been asked to, and those of the crashes before it, down to the fifth.
 func (d *Driver) recordCrash(s *session) {
 	r := d.recording(s.id, s)
-	r.At, r.Exit = time.Now().UTC(), s.proc.state
+	r.At, r.Exit = time.Now().UTC(), s.proc.State()
 	err := d.writeCrash(s.id, r)
 	if err == nil {
 		err = d.removeOldCrashes(s.id)

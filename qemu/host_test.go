@@ -199,7 +199,7 @@ func (h *testHost) kill(id string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.proc.signal(unix.SIGKILL); err != nil {
+	if err := s.proc.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
 	<-s.ended

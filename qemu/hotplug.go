@@ -68,7 +68,7 @@ func (d *Driver) DetachDisk(ctx context.Context, disk vm.Disk) error {
 	if s == nil {
 		return nil // with the process, everything was unplugged
 	}
-	if err := s.detach(ctx, disk); err != nil && !s.proc.exited() {
+	if err := s.detach(ctx, disk); err != nil && !s.proc.Exited() {
 		return err
 	}
 	return nil

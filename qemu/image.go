@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmand/failpoint"
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -45,7 +46,7 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 		return fileFault(err, "make the directory of vm %s", id)
 	}
 	failpoint.Hit("dir.made")
-	err = d.account.admit(d.layout.inState(dir))
+	err = admit(d.account, d.layout.inState(dir))
 	if err == nil {
 		err = d.createImage(vmRootDisk(id), fill)
 	}
@@ -202,7 +203,7 @@ func (d *Driver) createImage(name string, fill filler) (err error) {
 }
 
 // makeTemp makes an empty file that the account can write to.
-func makeTemp(dir *os.Root, name string, a account) (*os.File, error) {
+func makeTemp(dir *os.Root, name string, a host.Account) (*os.File, error) {
 	if err := dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -210,7 +211,7 @@ func makeTemp(dir *os.Root, name string, a account) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.own(f); err != nil {
+	if err := a.Own(f); err != nil {
 		f.Close()
 		return nil, err
 	}

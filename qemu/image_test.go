@@ -48,7 +48,7 @@ func TestADiskIsMadeOnceAndIsQEMUs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if owner := st.Sys().(*syscall.Stat_t); st.Mode().Perm() != 0o600 || int(owner.Uid) != d.account.uid || int(owner.Gid) != d.account.gid {
+		if owner := st.Sys().(*syscall.Stat_t); st.Mode().Perm() != 0o600 || int(owner.Uid) != d.account.UID || int(owner.Gid) != d.account.GID {
 			t.Errorf("it has mode %o and is %d:%d's", st.Mode().Perm(), owner.Uid, owner.Gid)
 		}
 		for range 2 {

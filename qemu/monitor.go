@@ -42,7 +42,7 @@ func (s *session) ask(ctx context.Context, command string, args, out any, files 
 		s.setMute(true)
 	case errors.Is(err, qmp.ErrClosed):
 		// The connection breaks when the process ends, a moment before that is seen.
-		if s.proc.waitExit(ctx.Done(), exitGrace) {
+		if s.proc.Wait(ctx.Done(), exitGrace) {
 			err = fmt.Errorf("%w: %w", errGone, err)
 		}
 	}

@@ -152,7 +152,7 @@ func (d *Driver) DetachNIC(ctx context.Context, vmID string, slot int) error {
 	if s == nil {
 		return nil // with the process, everything was unplugged
 	}
-	if err := s.detachNIC(ctx, slot); err != nil && !s.proc.exited() {
+	if err := s.detachNIC(ctx, slot); err != nil && !s.proc.Exited() {
 		return err
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"vmand/host"
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/iso9660"
@@ -33,7 +34,7 @@ func (d *Driver) WriteSeed(_ context.Context, vmID string, files map[string][]by
 
 // writeSeed makes the seed of a VM in a directory of its own, which the next start of
 // vmand removes if this one is killed.
-func writeSeed(state *os.Root, a account, vmID string, files map[string][]byte) error {
+func writeSeed(state *os.Root, a host.Account, vmID string, files map[string][]byte) error {
 	temp, name := tempName(vmSeed(vmID)), vmSeed(vmID)
 	if err := state.RemoveAll(temp); err != nil {
 		return err
@@ -154,13 +155,13 @@ func polishRecord(r []byte) {
 }
 
 // finishSeed gives a seed to who reads it, and its name.
-func finishSeed(state *os.Root, a account, temp, name string) error {
+func finishSeed(state *os.Root, a host.Account, temp, name string) error {
 	f, err := state.Open(temp)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := errors.Join(a.lend(f), f.Sync()); err != nil {
+	if err := errors.Join(a.Lend(f), f.Sync()); err != nil {
 		return err
 	}
 	if err := state.Rename(temp, name); err != nil {

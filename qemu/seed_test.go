@@ -111,11 +111,11 @@ func TestASeedIsForTheUserOfQEMUAlone(t *testing.T) {
 	st, err := d.state.Stat(vmSeed("web"))
 	must(t, err)
 	if os.Geteuid() == 0 {
-		if owner := st.Sys().(*syscall.Stat_t); st.Mode() != 0o440 || owner.Uid != 0 || int(owner.Gid) != d.account.gid {
+		if owner := st.Sys().(*syscall.Stat_t); st.Mode() != 0o440 || owner.Uid != 0 || int(owner.Gid) != d.account.GID {
 			t.Errorf("it has mode %v and is %d:%d's", st.Mode(), owner.Uid, owner.Gid)
 		}
 	}
-	must(t, d.account.canRead(d.layout.inState(vmSeed("web"))))
+	must(t, d.account.CanRead(d.layout.inState(vmSeed("web"))))
 	entries, err := os.ReadDir(d.layout.inState(vmDir("web")))
 	if err != nil || len(entries) != 2 {
 		t.Errorf("left: %v, %v", entries, err)

@@ -58,8 +58,8 @@ func newFakeHost(t *testing.T, h qmptest.Handler) *fakeHost {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		f.sess.proc.signal(unix.SIGKILL)
-		<-f.sess.proc.done
+		f.sess.proc.Signal(unix.SIGKILL)
+		<-f.sess.proc.Done()
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}
@@ -87,7 +87,7 @@ func TestAMonitorOfAnotherVMIsNotUsed(t *testing.T) {
 	if err := f.Shutdown(t.Context(), "web", vm.StopOptions{}, nil); err == nil {
 		t.Error("a stranger was stopped")
 	}
-	if f.sess.proc.exited() {
+	if f.sess.proc.Exited() {
 		t.Error("the stranger is dead")
 	}
 	for _, c := range f.server.Commands() {
