@@ -50,8 +50,8 @@ type container struct {
 	log       *slog.Logger
 	store     *store.Store
 	driver    driver
-	manager   atomic.Pointer[vm.Manager]        // nil until it is built: a driver may see something before
-	observer  atomic.Pointer[observer.Observer] // nil until it is built: a driver has news before
+	manager   atomic.Pointer[vm.Manager] // nil until it is built: a driver may see something before
+	observer  *observer.Observer
 	server    *server.Server
 	listeners []net.Listener
 	tools     func(context.Context) qemu.Tools // what of QEMU is installed
@@ -189,12 +189,6 @@ func (c *container) openDriver(ctx context.Context) error {
 	c.cfg.Manager.Base = base
 	o := c.cfg.QEMU
 	o.StateDir, o.RuntimeDir = c.cfg.StateDir, c.cfg.RuntimeDir
-	o.Notify = func(id string) {
-		if observer := c.observer.Load(); observer != nil {
-			observer.Nudge(id)
-		}
-	}
-	o.Mark = c.mark
 	var driver driver
 	if c.cfg.DryRun {
 		driver, err = qemu.NewDryRun(o)
@@ -225,8 +219,30 @@ func (c *container) openNetworks(context.Context) error {
 	return nil
 }
 
-// mark notes what was seen of a guest. The driver may see something before there
-// is a manager: of VMs that ran before, whose marks are recorded already.
+// watchDriver delivers what the driver notices to the observer and the manager
+// until the container closes.
+func (c *container) watchDriver() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { c.driver.Watch(ctx, driverSink{c}) })
+	c.closers = append(c.closers, func() error {
+		cancel()
+		wg.Wait()
+		return nil
+	})
+}
+
+// A driverSink is what the driver's news go to.
+type driverSink struct{ c *container }
+
+// Nudge implements [vm.Sink].
+func (s driverSink) Nudge(vmID string) { s.c.observer.Nudge(vmID) }
+
+// Mark implements [vm.Sink].
+func (s driverSink) Mark(vmID string, m vm.BootMark, at time.Time) { s.c.mark(vmID, m, at) }
+
+// mark notes what was seen of a guest. A network may see something before there is
+// a manager: of VMs that ran before, whose marks are recorded already.
 func (c *container) mark(vmID string, m vm.BootMark, at time.Time) {
 	if manager := c.manager.Load(); manager != nil {
 		manager.Mark(vmID, m, at)
@@ -254,7 +270,8 @@ func (c *container) probeBase() (vm.DiskFile, error) {
 func (c *container) openManager(ctx context.Context) error {
 	manager := vm.NewManager(c.store, c.driver, c.networks, c.cfg.Manager, c.log)
 	c.manager.Store(manager)
-	c.observer.Store(observer.New(c.driver, c.store, manager, c.cfg.Observer, c.log))
+	c.observer = observer.New(c.driver, c.store, manager, c.cfg.Observer, c.log)
+	c.watchDriver()
 	c.closers = append(c.closers, func() error {
 		ctx, stop := context.WithTimeout(context.Background(), closeTimeout)
 		defer stop()
@@ -338,7 +355,7 @@ func (c *container) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
-	wg.Go(func() { c.observer.Load().Run(observing) })
+	wg.Go(func() { c.observer.Run(observing) })
 	wg.Go(func() { c.introduce(observing) })
 	wg.Go(func() { c.autostart(observing) })
 	wg.Go(func() { c.takeLeave(observing) })

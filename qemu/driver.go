@@ -18,7 +18,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"time"
 
 	"vmand/host"
 	"vmand/vm"
@@ -34,20 +33,13 @@ type Options struct {
 	User       string // that QEMU runs as, when vmand is root; default vman-qemu if it exists, else a fixed free uid
 	Nice       int    // nice value that QEMU runs with, if that is higher than vmand's
 	Images     ImageOptions
-
-	// Notify, if set, is called when there may be news of a VM: an event, the end
-	// of its process. It must return at once.
-	Notify func(vmID string)
-	// Mark, if set, is called when something happens in the boot of a VM that
-	// nobody but the driver sees: [vm.BootSerial], once in each run that this
-	// driver has started. It must return at once.
-	Mark func(vmID string, m vm.BootMark, at time.Time)
 }
 
 // Driver runs VMs with QEMU. Its methods may be called at any time by any
 // goroutine, as [vm.Driver] says.
 type Driver struct {
 	*contents
+	*news
 	opts    Options
 	log     *slog.Logger
 	layout  layout
@@ -132,7 +124,15 @@ func prepare(o Options, log *slog.Logger) (*Driver, error) {
 	if err := l.create(a); err != nil {
 		return nil, err
 	}
-	return &Driver{opts: o, log: log, layout: l, account: a, probing: make(chan struct{}, 1), sessions: make(map[string]*session)}, nil
+	return &Driver{
+		news:     newNews(),
+		opts:     o,
+		log:      log,
+		layout:   l,
+		account:  a,
+		probing:  make(chan struct{}, 1),
+		sessions: make(map[string]*session),
+	}, nil
 }
 
 // program returns a program that runs as QEMU's account, with the guests' nice

@@ -21,10 +21,10 @@ import (
 // so a restart finds them "running".
 type DryRun struct {
 	*contents
+	*news
 	layout layout
 	state  *os.Root
 	files  *fileSurvey
-	notify func(string)
 
 	mu       sync.Mutex // guards all files, and consoles
 	consoles map[string]*serialHub
@@ -61,15 +61,12 @@ func NewDryRun(o Options) (*DryRun, error) {
 	if err != nil {
 		return nil, fmt.Errorf("qemu: open state directory: %w", err)
 	}
-	d := &DryRun{layout: l, state: state, notify: o.Notify}
+	d := &DryRun{layout: l, state: state, news: newNews()}
 	if d.contents, err = openContents(l, host.Account{}, o.Images); err != nil {
 		state.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	d.files = newFileSurvey(state, func(id string) (int64, error) { return d.DiskSize(context.Background(), id) })
-	if d.notify == nil {
-		d.notify = func(string) {}
-	}
 	return d, nil
 }
 
@@ -116,7 +113,7 @@ func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) error {
 	}
 	say(report, "launch", "dry run: nothing is started")
 	err := d.mark(s.ID, m)
-	d.notify(s.ID)
+	d.nudge(s.ID)
 	return err
 }
 
@@ -133,7 +130,7 @@ func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report
 	say(report, "quit", "dry run: there is no process to end")
 	d.endConsole(id, io.EOF)
 	err := os.Remove(d.layout.inRun(id, drySuffix))
-	d.notify(id)
+	d.nudge(id)
 	return fileFault(err, "end vm %s", id)
 }
 

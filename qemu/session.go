@@ -61,15 +61,13 @@ func (d *Driver) open(id string, p *host.Process, ours bool) *session {
 		_, err := os.Stat(d.layout.inRun(id, quitSuffix))
 		s.wasAsked.Store(err == nil)
 	}
-	s.notify = func() {
-		if d.opts.Notify != nil {
-			d.opts.Notify(id)
-		}
+	s.notify = func() { d.nudge(id) }
+	var answered func()
+	if p.IsChild() { // of another process, the first byte and answer may have come before
+		s.heard = func() { d.mark(id, vm.BootSerial, time.Now()) }
+		answered = func() { d.mark(id, vm.BootAgent, time.Now()) }
 	}
-	if d.opts.Mark != nil && p.IsChild() {
-		s.heard = func() { d.opts.Mark(id, vm.BootSerial, time.Now()) }
-	}
-	s.agent = newAgent(s, d.opts.Mark)
+	s.agent = newAgent(s, answered)
 	s.console = d.openHub(id, s.log, s.heard)
 	d.sessions[id] = s
 	d.known.Store(id, s)
