@@ -151,6 +151,12 @@ func (s *session) blockResize(ctx context.Context, node string, bytes int64) err
 	return s.execute(ctx, deviceTimeout, "block_resize", args, nil)
 }
 
+// isRefused reports whether QEMU refused a command, so that it had no effect.
+func isRefused(err error) bool {
+	var refused *qmp.Error
+	return errors.As(err, &refused)
+}
+
 // refusedWith reports whether QEMU refused a command with an error of a class.
 func refusedWith(err error, class string) bool {
 	var refused *qmp.Error

@@ -179,7 +179,7 @@ func TestADeviceThatQEMUHasLostIsNotWaitedForForLong(t *testing.T) {
 	for range 2 { // the first time, and when it is tried again
 		begun := time.Now()
 		err := f.DetachDisk(t.Context(), vm.Disk{ID: "data", VMID: "web"})
-		if codeOf(err) != vm.CodeQEMUUnresponsive || !strings.Contains(err.Error(), "does not let go") || time.Since(begun) > deviceTimeout/2 {
+		if codeOf(err) != vm.CodeQEMUUnresponsive || !strings.Contains(err.Error(), "does not close its file") || time.Since(begun) > deviceTimeout/2 {
 			t.Errorf("after %s: %v", time.Since(begun), err)
 		}
 	}
