@@ -6,15 +6,26 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 )
 
 // tempSuffix ends the name of a file that is being written.
 const tempSuffix = ".tmp"
 
+// ErrNotDurable is matched by an error of [WriteFile] and [Publish] after which the
+// file has its name and its new content, but a power failure may undo that.
+var ErrNotDurable = errors.New("the directory cannot be flushed")
+
 // TempName returns the name that the file name has until it is complete: a dot
 // file beside it. No VM, disk or image has such a name.
 func TempName(name string) string {
 	return path.Join(path.Dir(name), "."+path.Base(name)+tempSuffix)
+}
+
+// IsTempName reports whether name is one that [TempName] returns.
+func IsTempName(name string) bool {
+	base := path.Base(name)
+	return strings.HasPrefix(base, ".") && strings.HasSuffix(base, tempSuffix)
 }
 
 // CreateTemp creates the empty file name under root, open for reading and
@@ -31,10 +42,8 @@ func CreateTemp(root *os.Root, name string, mode fs.FileMode) (*os.File, error) 
 // write may also change the owner and the mode of the file. A reader sees the
 // old file or the complete new one, also after a power failure.
 //
-// On an error the temporary file is removed and the old file is unchanged, except
-// if only the fsync of the directory failed: then the file has its new content,
-// but a power failure may still undo the rename. A caller to whom an error means
-// that no such file exists removes name.
+// On an error the temporary file is removed and the old file is unchanged, unless
+// the error is [ErrNotDurable].
 //
 // Two calls for the same name must not overlap.
 func WriteFile(root *os.Root, name string, mode fs.FileMode, write func(f *os.File) error) error {
@@ -60,21 +69,21 @@ func Publish(root *os.Root, f *os.File, temp, name string) error {
 	if err := root.Rename(temp, name); err != nil {
 		return errors.Join(err, removeFile(root, temp))
 	}
-	return SyncDir(root, path.Dir(name))
+	if err := Sync(root, path.Dir(name)); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotDurable, err)
+	}
+	return nil
 }
 
-// SyncDir makes the names in the directory dir under root durable: files that
-// were created, renamed or removed there stay so after a power failure.
-func SyncDir(root *os.Root, dir string) error {
-	d, err := root.Open(dir)
+// Sync flushes the file name under root or, of a directory, the names in it: files
+// that were created, renamed or removed there stay so after a power failure.
+func Sync(root *os.Root, name string) error {
+	f, err := root.Open(name)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("flush the directory: %w", err)
-	}
-	return nil
+	defer f.Close()
+	return f.Sync()
 }
 
 // removeFile removes a file under root. It returns nil if there is none.

@@ -113,5 +113,8 @@ func TestATemporaryFileIsBesideTheFile(t *testing.T) {
 		if got := host.TempName(name); got != want {
 			t.Errorf("TempName(%q) = %q; want %q", name, got, want)
 		}
+		if host.IsTempName(name) || !host.IsTempName(want) {
+			t.Errorf("IsTempName(%q) = %v, IsTempName(%q) = %v", name, host.IsTempName(name), want, host.IsTempName(want))
+		}
 	}
 }

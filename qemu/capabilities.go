@@ -109,10 +109,10 @@ func (d *Driver) loadProbes() probes {
 func (d *Driver) saveProbes(p probes) {
 	b, err := json.MarshalIndent(p, "", "  ")
 	if err == nil {
-		err = d.state.WriteFile(probesFile+".tmp", append(b, '\n'), 0o600)
-	}
-	if err == nil {
-		err = d.state.Rename(probesFile+".tmp", probesFile)
+		err = host.WriteFile(d.state, probesFile, 0o600, func(f *os.File) error {
+			_, err := f.Write(append(b, '\n'))
+			return err
+		})
 	}
 	if err != nil {
 		d.log.Warn("what was learned about QEMU is not kept: it will be asked again at the next start", "error", err)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -182,7 +183,7 @@ func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
 
 func TestWhatAKilledDaemonHasLeftIsRemoved(t *testing.T) {
 	d := newDriver(t, Options{})
-	temp := tempName(dataDisk("data"))
+	temp := host.TempName(dataDisk("data"))
 	if err := d.state.WriteFile(temp, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

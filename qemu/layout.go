@@ -33,7 +33,7 @@ func vmSeed(id string) string       { return vmDir(id) + "/seed.iso" }   // for 
 func vmSerialLog(id string) string  { return vmDir(id) + "/serial.log" } // what the guest printed
 func vmQEMULog(id string) string    { return vmDir(id) + "/qemu.log" }   // QEMU's stdout and stderr, of this run
 func vmQEMULogOld(id string) string { return vmDir(id) + "/qemu.log.1" } // of the run before
-func vmCrashTemp(id string) string  { return vmDir(id) + "/.crash" + tempSuffix }
+func vmCrashTemp(id string) string  { return host.TempName(vmDir(id) + "/crash") }
 
 // vmCrash names the recording of a crash, vms/<id>/crash-<unix ms>.json.
 func vmCrash(id string, at time.Time) string {

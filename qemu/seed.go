@@ -35,7 +35,7 @@ func (d *Driver) WriteSeed(_ context.Context, vmID string, files map[string][]by
 // writeSeed makes the seed of a VM in a directory of its own, which the next start of
 // vmand removes if this one is killed.
 func writeSeed(state *os.Root, a host.Account, vmID string, files map[string][]byte) error {
-	temp, name := tempName(vmSeed(vmID)), vmSeed(vmID)
+	temp, name := host.TempName(vmSeed(vmID)), vmSeed(vmID)
 	if err := state.RemoveAll(temp); err != nil {
 		return err
 	}
@@ -154,23 +154,15 @@ func polishRecord(r []byte) {
 	}
 }
 
-// finishSeed gives a seed to who reads it, and its name.
+// finishSeed lends a seed to the account and gives it its name.
 func finishSeed(state *os.Root, a host.Account, temp, name string) error {
 	f, err := state.Open(temp)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := errors.Join(a.Lend(f), f.Sync()); err != nil {
+	if err := a.Lend(f); err != nil {
 		return err
 	}
-	if err := state.Rename(temp, name); err != nil {
-		return err
-	}
-	dir, err := state.Open(path.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return host.Publish(state, f, temp, name)
 }
