@@ -10,10 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
+	"vmand/host"
 	"vmand/manager"
 	"vmand/network"
 	"vmand/observer"
@@ -50,8 +50,8 @@ type container struct {
 	log       *slog.Logger
 	store     *store.Store
 	driver    driver
-	manager   atomic.Pointer[manager.Engine]    // nil until it is built: a driver may see something before
-	observer  atomic.Pointer[observer.Observer] // nil until it is built: a driver has news before
+	engine    *manager.Engine
+	observer  *observer.Observer
 	server    *server.Server
 	listeners []net.Listener
 	tools     func(context.Context) qemu.Tools // what of QEMU is installed
@@ -89,7 +89,7 @@ func serve(ctx context.Context, cfg Config) (err error) {
 func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container, error) {
 	c := &container{cfg: cfg, log: log}
 	tuneMemory()
-	c.cfg.QEMU.Nice = raisePriority()
+	c.cfg.QEMU.Nice = host.RaisePriority()
 	c.cfg.Network.Nice = c.cfg.QEMU.Nice
 	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.directories()
 	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openNetworks, c.openManager, c.openDoors} {
@@ -189,12 +189,6 @@ func (c *container) openDriver(ctx context.Context) error {
 	c.cfg.Manager.Base = base
 	o := c.cfg.QEMU
 	o.StateDir, o.RuntimeDir = c.cfg.StateDir, c.cfg.RuntimeDir
-	o.Notify = func(id string) {
-		if observer := c.observer.Load(); observer != nil {
-			observer.Nudge(id)
-		}
-	}
-	o.Mark = c.mark
 	var driver driver
 	if c.cfg.DryRun {
 		driver, err = qemu.NewDryRun(o)
@@ -213,7 +207,7 @@ func (c *container) openDriver(ctx context.Context) error {
 func (c *container) openNetworks(context.Context) error {
 	o := c.cfg.Network
 	o.RuntimeDir, o.Directory = c.cfg.RuntimeDir, c.store
-	o.Acked = func(l vm.Lease) { c.mark(l.VMID, vm.BootDHCP, l.Acked) }
+	o.Acked = func(l vm.Lease) { c.engine.Guests.Mark(l.VMID, vm.BootDHCP, l.Acked) }
 	if c.cfg.DryRun {
 		o.Mode = network.ModeUser // which makes nothing on the host
 	}
@@ -225,12 +219,28 @@ func (c *container) openNetworks(context.Context) error {
 	return nil
 }
 
-// mark notes what was seen of a guest. The driver may see something before there
-// is a manager: of VMs that ran before, whose marks are recorded already.
-func (c *container) mark(vmID string, m vm.BootMark, at time.Time) {
-	if manager := c.manager.Load(); manager != nil {
-		manager.Guests.Mark(vmID, m, at)
-	}
+// watch delivers what a part of the host notices to the observer and to the engine,
+// until the container closes.
+func (c *container) watch(source func(context.Context, vm.Sink)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { source(ctx, sink{c}) })
+	c.closers = append(c.closers, func() error {
+		cancel()
+		wg.Wait()
+		return nil
+	})
+}
+
+// A sink receives what the driver and the networks notice.
+type sink struct{ c *container }
+
+// Nudge implements [vm.Sink].
+func (s sink) Nudge(vmID string) { s.c.observer.Nudge(vmID) }
+
+// Mark implements [vm.Sink].
+func (s sink) Mark(vmID string, mark vm.BootMark, at time.Time) {
+	s.c.engine.Guests.Mark(vmID, mark, at)
 }
 
 // probeBase looks once at the image that root disks are overlays of. What is
@@ -253,9 +263,10 @@ func (c *container) probeBase() (vm.DiskFile, error) {
 
 func (c *container) openManager(ctx context.Context) error {
 	engine := manager.New(c.store, c.driver, c.networks, c.cfg.Manager, c.log)
-	c.manager.Store(engine)
-	c.observer.Store(observer.New(c.cfg.Observer, observer.Deps{Host: c.driver, Records: c.store, Settler: engine,
-		Restarter: engine.VMs, Networks: engine.Networks, Log: c.log}))
+	c.engine = engine
+	c.observer = observer.New(c.cfg.Observer, observer.Deps{Host: c.driver, Records: c.store, Settler: engine,
+		Restarter: engine.VMs, Networks: engine.Networks, Log: c.log})
+	c.watch(c.driver.Watch)
 	c.closers = append(c.closers, func() error {
 		ctx, stop := context.WithTimeout(context.Background(), closeTimeout)
 		defer stop()
@@ -293,7 +304,7 @@ func services(e *manager.Engine) server.Services {
 // event records one of the daemon's own. That it cannot be is no reason not to
 // go on.
 func (c *container) event(ctx context.Context, kind string, data map[string]any) {
-	if err := c.manager.Load().Tell(ctx, vm.NewEvent(kind, vm.Resource{Kind: vm.DaemonKind}, data)); err != nil {
+	if err := c.engine.Tell(ctx, vm.NewEvent(kind, vm.Resource{Kind: vm.DaemonKind}, data)); err != nil {
 		c.log.Warn("cannot record an event", "type", kind, "err", err)
 	}
 }
@@ -303,7 +314,7 @@ func (c *container) buildServer(ctx context.Context) error {
 	o := c.cfg.Server
 	o.Version, o.DryRun = version, c.cfg.DryRun
 	var err error
-	c.server, err = server.New(ctx, o, server.Deps{Services: services(c.manager.Load()), Reader: c.store, Tokens: c.store,
+	c.server, err = server.New(ctx, o, server.Deps{Services: services(c.engine), Reader: c.store, Tokens: c.store,
 		Health: c.health, Observer: c.observerStatus, Log: c.log})
 	return err
 }
@@ -346,7 +357,7 @@ func (c *container) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
-	wg.Go(func() { c.observer.Load().Run(observing) })
+	wg.Go(func() { c.observer.Run(observing) })
 	wg.Go(func() { c.introduce(observing) })
 	wg.Go(func() { c.autostart(observing) })
 	wg.Go(func() { c.takeLeave(observing) })
@@ -369,7 +380,7 @@ func (c *container) boot() string {
 // autostart starts the VMs that want to be started with the host, if it was
 // booted since the last time.
 func (c *container) autostart(ctx context.Context) {
-	if err := c.manager.Load().VMs.Autostart(ctx, c.boot()); err != nil && ctx.Err() == nil {
+	if err := c.engine.VMs.Autostart(ctx, c.boot()); err != nil && ctx.Err() == nil {
 		c.log.Error("cannot start the VMs that start with the host", "err", err)
 	}
 }

@@ -25,7 +25,7 @@ const (
 func (c *container) health(ctx context.Context) server.Health {
 	ctx, stop := context.WithTimeout(ctx, healthTimeout)
 	defer stop()
-	h := server.Health{Storage: checkStorage(c.cfg.StateDir), Observer: checkObserver(c.observer.Load().Status())}
+	h := server.Health{Storage: checkStorage(c.cfg.StateDir), Observer: checkObserver(c.observer.Status())}
 	mode, why := c.networks.Mode()
 	if h.Network.Detail = mode; why != "" {
 		h.Network.Detail += ": " + why
@@ -71,7 +71,7 @@ func checkObserver(s observer.Status) server.Check {
 
 // observerStatus is what the API shows of the observer.
 func (c *container) observerStatus() server.ObserverStatus {
-	s := c.observer.Load().Status()
+	s := c.observer.Status()
 	out := server.ObserverStatus{Status: s.Status, RepairMode: s.Repair, CheckInterval: s.CheckInterval, LastRunAt: s.LastRunAt, LastDuration: s.LastDuration}
 	for _, i := range s.Issues {
 		out.Issues = append(out.Issues, server.Issue{Type: string(i.Type), Resource: i.Resource, Details: i.Details,

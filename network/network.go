@@ -50,13 +50,12 @@ type Directory interface {
 
 // Options are what [Networks] are made of.
 type Options struct {
-	Mode       string              // ModeAuto, ModeBridge or ModeUser; empty: ModeAuto
-	RuntimeDir string              // what the host's sysctls were is kept here until it boots
-	Directory  Directory           // the recorded leases
-	Acked      func(vm.Lease)      // called when DHCP has confirmed an address; nil for nobody
-	Passt      string              // the program; empty: "passt"
-	Nice       int                 // nice value that passt runs with, if that is higher than vmand's
-	User       *syscall.Credential // whom passt runs as if vmand is root; nil: uid and gid 65534
+	Mode       string         // ModeAuto, ModeBridge or ModeUser; empty: ModeAuto
+	RuntimeDir string         // what the host's sysctls were is kept here until it boots
+	Directory  Directory      // the recorded leases
+	Acked      func(vm.Lease) // called when DHCP has confirmed an address; nil for nobody
+	Passt      string         // the program; empty: "passt"
+	Nice       int            // nice value that passt runs with, if that is higher than vmand's
 }
 
 // Networks are the networks of the host's network namespace that vmand was

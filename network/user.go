@@ -8,24 +8,25 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
 // passtPatience is how long passt may take until it serves.
 const passtPatience = 5 * time.Second
 
-// passtUser is the user and group that passt runs as if vmand is root.
-const passtUser = 65534
+// passtID is the user and group id that passt runs as if vmand runs as root.
+const passtID = 65534
+
+// maxPasstOutput is how much in bytes of what passt wrote to its log is read.
+const maxPasstOutput = 16 << 10
 
 // connectUser returns a port of a network of mode user: a connection to a passt
 // where it is installed, else QEMU's own user-mode network, which can restrict
@@ -40,7 +41,7 @@ func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.N
 	if nw.Restrict {
 		return p, nil
 	}
-	program, err := exec.LookPath(n.o.Passt)
+	program, err := host.LookPath(n.o.Passt)
 	if err != nil {
 		return p, nil
 	}
@@ -126,77 +127,57 @@ func passtArgs(p vm.Port, nw vm.Network) []string {
 	return args
 }
 
-// startPasst starts a passt and returns the other end of its connection when it
-// serves. It survives this daemon and ends with QEMU.
-func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port, nw vm.Network) (*os.File, error) {
+// startPasst starts a passt and returns vmand's end of its connection once passt
+// serves. passt survives vmand and ends with QEMU.
+func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port, nw vm.Network) (_ *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	here, there := os.NewFile(uintptr(fds[0]), "passt"), os.NewFile(uintptr(fds[1]), "qemu")
 	defer there.Close()
+	defer func() {
+		if err != nil {
+			here.Close() // which ends a passt that runs
+		}
+	}()
+	log, err := n.passtLog(id, p.Slot)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
 	pid, stdout, err := os.Pipe()
 	if err != nil {
-		here.Close()
 		return nil, err
 	}
 	defer pid.Close()
 	defer stdout.Close()
-	stderr, err := n.passtLog(id, p.Slot)
-	if err != nil {
-		here.Close()
+	account := passtAccount()
+	if err := stdout.Chown(account.UID, account.GID); err != nil { // passt opens it by name
 		return nil, err
 	}
-	defer stderr.Close()
-	cmd := exec.Command(program, passtArgs(p, nw)...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = "/", stdout, stderr, []*os.File{there}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if os.Geteuid() == 0 {
-		cmd.SysProcAttr.Credential = n.o.User
-		if n.o.User == nil {
-			cmd.SysProcAttr.Credential = &syscall.Credential{Uid: passtUser, Gid: passtUser}
-		}
-		err = stdout.Chown(int(cmd.SysProcAttr.Credential.Uid), int(cmd.SysProcAttr.Credential.Gid)) // it opens it by name
+	passt := host.Program{
+		Argv:    append([]string{program}, passtArgs(p, nw)...),
+		Files:   []*os.File{nil, stdout, log, there},
+		Account: account,
+		Nice:    n.o.Nice,
 	}
-	if err == nil {
-		err = startAs(cmd, n.o.Nice)
-	}
-	if err != nil {
-		here.Close()
+	if _, err := passt.Start(); err != nil {
 		return nil, err
 	}
-	go cmd.Wait() // or it would stay a zombie
-	stdout.Close()
+	stdout.Close() // so that the end of passt ends the pipe
 	if err := serves(ctx, pid); err != nil {
-		here.Close() // that ends it
-		return nil, errors.Join(err, said(stderr))
+		return nil, errors.Join(err, said(log))
 	}
 	return here, nil
 }
 
-// startAs starts a program with a nice value, if that is higher than vmand's, and
-// without the capabilities that vmand may hold for the network.
-func startAs(cmd *exec.Cmd, nice int) error {
-	started := make(chan error, 1)
-	go func() {
-		// What is set on this thread is inherited by the process. The thread is
-		// never unlocked, so it ends with the goroutine.
-		runtime.LockOSThread()
-		started <- startHere(cmd, nice)
-	}()
-	return <-started
-}
-
-func startHere(cmd *exec.Cmd, nice int) error {
-	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) { // before Linux 4.3 there are none
-		return fmt.Errorf("drop capabilities: %w", err)
+// passtAccount returns the account that passt runs as.
+func passtAccount() host.Account {
+	if os.Geteuid() == 0 {
+		return host.Account{UID: passtID, GID: passtID}
 	}
-	if raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil && 20-raw < nice { // of this thread, getpriority(2)
-		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
-			return fmt.Errorf("give up priority: %w", err)
-		}
-	}
-	return cmd.Start()
+	return host.Account{UID: os.Geteuid(), GID: os.Getegid()}
 }
 
 // passtLog returns the file that a passt's stderr goes to. It is no pipe to us,
@@ -234,12 +215,10 @@ func serves(ctx context.Context, pid *os.File) error {
 	return err
 }
 
-// said returns the end of what a program has written to a file, as an error.
-func said(f *os.File) error {
-	b, err := io.ReadAll(io.NewSectionReader(f, 0, 16<<10))
-	if text := strings.TrimSpace(string(b)); text != "" {
-		lines := strings.Split(text, "\n")
-		return errors.New(lines[len(lines)-1])
+// said returns the last line that passt wrote to its log, as an error.
+func said(log *os.File) error {
+	if line := host.LastLines(host.Tail(log, maxPasstOutput), 1); line != "" {
+		return errors.New(line)
 	}
-	return err
+	return nil
 }

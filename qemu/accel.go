@@ -43,7 +43,7 @@ func (d *Driver) hostIdentity() string {
 	if err := unix.Stat(kvmDevice, &st); err == nil {
 		device = fmt.Sprintf("%o %d:%d", st.Mode, st.Uid, st.Gid)
 	}
-	return fmt.Sprintf("boot %s, %s %s, uid %d", strings.TrimSpace(string(boot)), kvmDevice, device, d.account.uid)
+	return fmt.Sprintf("boot %s, %s %s, uid %d", strings.TrimSpace(string(boot)), kvmDevice, device, d.account.UID)
 }
 
 // probeAccel finds out whether guests can run under KVM, by running one.
@@ -72,7 +72,7 @@ func (d *Driver) tryKVM(ctx context.Context, binary string) error {
 	if err := x.conn.Execute(ctx, "cont", nil, nil); err != nil {
 		return causeOf(ctx, x.explain(err))
 	}
-	if x.proc.waitExit(ctx.Done(), accelRuns) {
+	if x.proc.Wait(ctx.Done(), accelRuns) {
 		return x.explain(errors.New("it ended at once"))
 	}
 	var st struct {

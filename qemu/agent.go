@@ -35,7 +35,7 @@ type agent struct {
 	wake    chan struct{} // takes one; has run look again
 
 	mu      sync.Mutex // guards what follows; never held while blocking
-	first   func()     // to be called at the first answer; nil if nobody wants to know, or it may not be the first
+	first   func()     // called at the first answer; nil if it is not wanted, or was called
 	there   bool       // QEMU has a port for it
 	open    bool       // something in the guest has it open
 	opened  bool       // or had
@@ -48,13 +48,12 @@ type agent struct {
 	thawAt  time.Time     // when it is to be seen to that the guest is not frozen; zero if it is not
 }
 
-// newAgent makes the agent of a new session. It does not connect.
-func newAgent(s *session, mark func(string, vm.BootMark, time.Time)) *agent {
-	a := &agent{session: s, wake: make(chan struct{}, 1)}
-	if s.proc.child == nil {
-		a.thawAt = time.Now() // the vmand before may have frozen it and been killed
-	} else if mark != nil {
-		a.first = func() { mark(s.id, vm.BootAgent, time.Now()) }
+// newAgent returns the agent of a new session. It does not connect. first, if not
+// nil, is called at the first answer.
+func newAgent(s *session, first func()) *agent {
+	a := &agent{session: s, wake: make(chan struct{}, 1), first: first}
+	if !s.proc.IsChild() {
+		a.thawAt = time.Now() // an earlier vmand may have frozen it and been killed
 	}
 	a.client = qga.NewClient(func(ctx context.Context) (net.Conn, error) {
 		var dialer net.Dialer
@@ -284,7 +283,7 @@ func (a *agent) letGo() {
 	a.mu.Lock()
 	frozen := a.frozen && a.open
 	a.mu.Unlock()
-	if !frozen || a.session.proc.exited() {
+	if !frozen || a.session.proc.Exited() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lastThaw)

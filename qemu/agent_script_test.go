@@ -3,11 +3,13 @@ package qemu
 import (
 	"context"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -19,7 +21,10 @@ func scriptedAgent(t *testing.T, serve func(net.Conn)) *agent {
 	must(t, err)
 	socket, err := net.Listen("unix", l.inRun("web", agentSuffix))
 	must(t, err)
-	s := &session{id: "web", layout: l, log: testLog(t), proc: &process{done: make(chan struct{})}}
+	proc, err := host.OpenProcess(os.Getpid()) // one that lives, and that an earlier vmand started
+	must(t, err)
+	t.Cleanup(proc.Release)
+	s := &session{id: "web", layout: l, log: testLog(t), proc: proc}
 	a := newAgent(s, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -256,8 +256,8 @@ func (h *testHost) testFreeze(t *testing.T) {
 func (h *testHost) testDeadlines(t *testing.T) {
 	s, err := h.live("web")
 	must(t, err)
-	must(t, s.proc.signal(unix.SIGSTOP))
-	defer s.proc.signal(unix.SIGCONT)
+	must(t, s.proc.Signal(unix.SIGSTOP))
+	defer s.proc.Signal(unix.SIGCONT)
 	for range 20 { // more than wait to be accepted
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		begin := time.Now()
@@ -274,7 +274,7 @@ func (h *testHost) testDeadlines(t *testing.T) {
 	if got := h.Agent("web"); got.State != vm.AgentSilent {
 		t.Errorf("it is %+v", got)
 	}
-	must(t, s.proc.signal(unix.SIGCONT))
+	must(t, s.proc.Signal(unix.SIGCONT))
 	h.awaitAgent("web", vm.AgentConnected)
 	h.sh("web", "true")
 }

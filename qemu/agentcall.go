@@ -26,7 +26,7 @@ func (d *Driver) Agent(id string) vm.Agent {
 		return vm.Agent{State: vm.AgentAbsent}
 	}
 	s := known.(*session)
-	if s.proc.exited() {
+	if s.proc.Exited() {
 		return vm.Agent{State: vm.AgentAbsent}
 	}
 	return s.agent.known()
@@ -76,7 +76,7 @@ func (a *agent) asked(err error) error {
 		a.mu.Unlock()
 		a.poke()
 		return silent("does not answer")
-	case a.session.proc.exited():
+	case a.session.proc.Exited():
 		return fault(vm.CodeState, err, "vm %s does not run", id)
 	case errors.Is(err, qga.ErrBusy), errors.Is(err, context.DeadlineExceeded):
 		return silent("has not answered in time")

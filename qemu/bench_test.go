@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/host"
 	"vmand/qemu/qmp"
 	"vmand/vm"
 )
@@ -71,7 +72,7 @@ func (h *testHost) startByHand(s vm.Spec) time.Duration {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	path, err := lookUpTool(h.opts.Binary)
+	path, err := host.LookPath(h.opts.Binary)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -81,7 +82,9 @@ func (h *testHost) startByHand(s vm.Spec) time.Duration {
 		h.t.Fatal(err)
 	}
 	pidfile.Close()
-	p, err := start(h.account, append([]string{path}, args...), files)
+	program := h.program(append([]string{path}, args...)...)
+	program.Files = files
+	p, err := program.Start()
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -93,7 +96,7 @@ func (h *testHost) startByHand(s vm.Spec) time.Duration {
 		err = conn.Execute(h.t.Context(), "cont", nil, nil)
 	}
 	took := time.Since(begin)
-	p.kill()
+	p.Kill()
 	if err != nil {
 		h.t.Fatal(err)
 	}

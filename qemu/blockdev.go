@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"vmand/failpoint"
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -48,7 +49,7 @@ func (d *Driver) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) er
 		}
 		failpoint.Hit("resize.grown")
 	}
-	return fileFault(d.syncFile(dataDisk(disk.ID)), "grow disk %s", disk.ID)
+	return fileFault(host.Sync(d.state, dataDisk(disk.ID)), "grow disk %s", disk.ID)
 }
 
 // grow lets whoever has the file open do it: QEMU, if the disk is plugged.

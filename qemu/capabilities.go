@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/host"
 	"vmand/qemu/qmp"
 	"vmand/vm"
 )
@@ -54,7 +54,7 @@ const probeTimeout = 15 * time.Second
 // probe returns what is known about the installed QEMU; with accel also what
 // guests will run on. It asks only what has changed since it was last asked.
 func (d *Driver) probe(ctx context.Context, accel bool) (probes, error) {
-	path, err := lookUpTool(d.opts.Binary)
+	path, err := host.LookPath(d.opts.Binary)
 	if err != nil {
 		return probes{}, unavailable(err, d.opts.Binary, "qemu-system-x86")
 	}
@@ -109,23 +109,14 @@ func (d *Driver) loadProbes() probes {
 func (d *Driver) saveProbes(p probes) {
 	b, err := json.MarshalIndent(p, "", "  ")
 	if err == nil {
-		err = d.state.WriteFile(probesFile+".tmp", append(b, '\n'), 0o600)
-	}
-	if err == nil {
-		err = d.state.Rename(probesFile+".tmp", probesFile)
+		err = host.WriteFile(d.state, probesFile, 0o600, func(f *os.File) error {
+			_, err := f.Write(append(b, '\n'))
+			return err
+		})
 	}
 	if err != nil {
 		d.log.Warn("what was learned about QEMU is not kept: it will be asked again at the next start", "error", err)
 	}
-}
-
-// lookUpTool returns the absolute path of a program.
-func lookUpTool(name string) (string, error) {
-	path, err := lookPath(name)
-	if err != nil {
-		return "", err
-	}
-	return filepath.Abs(path)
 }
 
 func unavailable(err error, tool, pkg string) error {
@@ -187,7 +178,7 @@ func newestQ35(names []string) string {
 
 // examination is a QEMU that was started only to be asked.
 type examination struct {
-	proc   *process
+	proc   *host.Process
 	conn   *qmp.Conn
 	stderr *os.File
 }
@@ -199,14 +190,19 @@ func (d *Driver) examine(ctx context.Context, binary string, args ...string) (*e
 		return nil, err
 	}
 	defer theirs.Close()
-	stderr, err := memoryFile("stderr")
+	stderr, err := host.MemoryFile("stderr")
 	if err != nil {
 		ours.Close()
 		return nil, err
 	}
-	argv := append([]string{binary, "-nodefaults", "-no-user-config", "-display", "none", "-S",
-		"-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control"}, args...)
-	proc, err := start(d.account, argv, []*os.File{nil, stderr, stderr, theirs})
+	args = append([]string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-S",
+		"-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control",
+	}, args...)
+	program := d.program(append([]string{binary}, args...)...)
+	program.Files = []*os.File{nil, stderr, stderr, theirs}
+	program.EndsWithVmand = true
+	proc, err := program.Start()
 	if err != nil {
 		ours.Close()
 		stderr.Close()
@@ -225,12 +221,12 @@ func (d *Driver) examine(ctx context.Context, binary string, args ...string) (*e
 // explain says what QEMU itself wrote about an error.
 func (x *examination) explain(err error) error {
 	const grace = 100 * time.Millisecond // a connection breaks shortly before its process ends
-	x.proc.waitExit(nil, grace)
-	if words := lastLines(tail(x.stderr, maxStderr), 4); words != "" {
+	x.proc.Wait(nil, grace)
+	if words := host.LastLines(host.Tail(x.stderr, maxStderr), 4); words != "" {
 		return errors.New(strings.ReplaceAll(words, "\n", "; "))
 	}
-	if x.proc.exited() && x.proc.state != "" {
-		return fmt.Errorf("it ended at once: %s", x.proc.state)
+	if x.proc.Exited() && x.proc.State() != "" {
+		return fmt.Errorf("it ended at once: %s", x.proc.State())
 	}
 	return err
 }
@@ -239,7 +235,7 @@ func (x *examination) end() {
 	if x.conn != nil {
 		x.conn.Close()
 	}
-	x.proc.kill()
+	x.proc.Kill()
 	x.stderr.Close()
 }
 
@@ -257,13 +253,4 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 		return nil, nil, fmt.Errorf("make socket pair: %w", err)
 	}
 	return c.(*net.UnixConn), theirs, nil
-}
-
-// memoryFile returns a file without a name.
-func memoryFile(name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("make memory file: %w", err)
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }

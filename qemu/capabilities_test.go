@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -96,7 +97,7 @@ func TestAQEMUThatDoesNotWorkIsQuotedInItsOwnWords(t *testing.T) {
 
 func TestQEMUIsAskedOnce(t *testing.T) {
 	needQEMU(t)
-	real, err := lookUpTool("qemu-system-x86_64")
+	real, err := host.LookPath("qemu-system-x86_64")
 	if err != nil {
 		t.Fatal(err)
 	}

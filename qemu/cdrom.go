@@ -111,36 +111,36 @@ func (s *session) cdroms(ctx context.Context) (map[string]drive, error) {
 	return all, nil
 }
 
-// ejectAll takes drives away with what is in them.
+// ejectAll removes drives, with the block nodes of their content.
 func (s *session) ejectAll(ctx context.Context, drives map[string]drive) error {
-	if len(drives) == 0 {
-		return nil
-	}
-	status, err := s.queryStatus(ctx)
-	if err != nil {
-		return err
-	}
 	for id, has := range drives {
-		if has.device && status == vm.StatusPrelaunch {
-			// As with a disk: QEMU would note the wish and forget it.
-			return fault(vm.CodeUnavailable, nil, "vm %s has not begun to run: CD-ROM drive %s cannot be unplugged yet", s.id, id)
-		}
-		name := "CD-ROM drive " + id
-		if has.device {
-			if err := s.unplug(ctx, cdromAlias(id), name); err != nil {
+		u := cdromUnplugging(id)
+		if !has.device {
+			if err := s.removeBackend(ctx, u); err != nil {
 				return err
 			}
+			continue
 		}
-		failpoint.Hit("cdrom.device-deleted")
-		if err := s.removeNode(ctx, cdromAlias(id), name); err != nil {
+		if err := s.unplug(ctx, u); err != nil {
 			return err
 		}
-		failpoint.Hit("cdrom.node-deleted")
 	}
 	return nil
 }
 
-// insert plugs a drive, of which nothing is there.
+// cdromUnplugging returns how to remove a CD-ROM drive.
+func cdromUnplugging(id string) unplugging {
+	name := "CD-ROM drive " + id
+	return unplugging{
+		device:         cdromAlias(id),
+		name:           name,
+		removeBackend:  func(ctx context.Context, s *session) error { return s.removeNode(ctx, cdromAlias(id), name) },
+		deviceDeleted:  func() { failpoint.Hit("cdrom.device-deleted") },
+		backendDeleted: func() { failpoint.Hit("cdrom.node-deleted") },
+	}
+}
+
+// insert plugs a drive of which QEMU has nothing.
 func (s *session) insert(ctx context.Context, c vm.CDROM, l layout) error {
 	scsi, err := cdromSCSI(c)
 	if err != nil {
@@ -150,8 +150,7 @@ func (s *session) insert(ctx context.Context, c vm.CDROM, l layout) error {
 		return err
 	}
 	failpoint.Hit("cdrom.node-added")
-	if err := s.deviceAdd(ctx, scsi); err != nil {
-		undo(s, cdromAlias(c.ID), err)
+	if err := s.addDrive(ctx, scsi); err != nil {
 		return err
 	}
 	failpoint.Hit("cdrom.device-added")
@@ -174,7 +173,7 @@ func (d *Driver) checkCDROMs(vmID string, drives []vm.CDROM) error {
 
 // checkContent reports why QEMU cannot read content.
 func (d *Driver) checkContent(sha256 string) error {
-	return d.account.canRead(d.layout.content(sha256))
+	return d.account.CanRead(d.layout.content(sha256))
 }
 
 // checkBaseOf reports why QEMU cannot read the content that a file is an overlay of.

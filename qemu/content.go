@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/host"
 	"vmand/qemu/image"
 	"vmand/vm"
 )
@@ -33,13 +34,13 @@ type contents struct {
 	infos map[string]image.Info // by SHA-256: what was looked at, which never changes
 }
 
-func openContents(l layout, a account, o ImageOptions) (*contents, error) {
+func openContents(l layout, a host.Account, o ImageOptions) (*contents, error) {
 	c := &contents{infos: make(map[string]image.Info)}
 	var err error
 	if c.root, err = os.OpenRoot(l.inState(imagesDir)); err != nil {
 		return nil, fmt.Errorf("open the directory of images: %w", err)
 	}
-	c.importer, err = image.NewImporter(c.root, image.Options{MaxBytes: o.MaxBytes, MaxVirtualBytes: vm.MaxDiskMiB * mib, Seal: a.lend})
+	c.importer, err = image.NewImporter(c.root, image.Options{MaxBytes: o.MaxBytes, MaxVirtualBytes: vm.MaxDiskMiB * mib, Seal: a.Lend})
 	if err != nil {
 		c.root.Close()
 		return nil, err

@@ -151,11 +151,11 @@ func TestContentIsForTheUserOfQEMUToReadAndForNobodyToWrite(t *testing.T) {
 		}
 		return
 	}
-	if owner := st.Sys().(*syscall.Stat_t); st.Mode() != 0o440 || owner.Uid != 0 || int(owner.Gid) != d.account.gid {
+	if owner := st.Sys().(*syscall.Stat_t); st.Mode() != 0o440 || owner.Uid != 0 || int(owner.Gid) != d.account.GID {
 		t.Errorf("it has mode %v and is %d:%d's", st.Mode(), owner.Uid, owner.Gid)
 	}
-	must(t, d.account.canRead(path))
-	err = d.account.as(func() error {
+	must(t, d.account.CanRead(path))
+	err = d.account.Do(func() error {
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err == nil {
 			f.Close()
@@ -165,7 +165,7 @@ func TestContentIsForTheUserOfQEMUToReadAndForNobodyToWrite(t *testing.T) {
 	if !errors.Is(err, os.ErrPermission) {
 		t.Errorf("it can be opened to write: %v", err)
 	}
-	if err := d.account.as(func() error { return os.Remove(path) }); !errors.Is(err, os.ErrPermission) {
+	if err := d.account.Do(func() error { return os.Remove(path) }); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("it can be removed: %v", err)
 	}
 }

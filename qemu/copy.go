@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/host"
 	"vmand/qemu/image"
 	"vmand/vm"
 )
@@ -124,8 +125,8 @@ func (d *Driver) copiedBase(file vm.DiskFile, who string) (*blockNode, error) {
 			return nil, err
 		}
 		path = d.layout.content(content)
-	} else if err := d.account.canRead(path); err != nil {
-		f := fault(vm.CodeOperationFailed, err, "%s is based on %s, which the user that QEMU runs as (uid %d) cannot read", who, path, d.account.uid)
+	} else if err := d.account.CanRead(path); err != nil {
+		f := fault(vm.CodeOperationFailed, err, "%s is based on %s, which the user that QEMU runs as (uid %d) cannot read", who, path, d.account.UID)
 		f.Hint = fmt.Sprintf("allow it with \"chmod o+r %s\", and with \"chmod o+x\" for the directories it is in", path)
 		return nil, f
 	}
@@ -147,14 +148,14 @@ func (d *Driver) convert(ctx context.Context, from copySource, to string, most i
 	job := imgJob{
 		args:    []string{"convert", "-p", "-n", "--target-is-zero", "-O", formatQcow2, "json:" + string(node), to},
 		timeout: imgTimeout + patience, cpu: imgCPU + patience,
-		file: from.bytes + from.bytes/copyOverhead + copyOverheadFree,
+		maxFile: from.bytes + from.bytes/copyOverhead + copyOverheadFree,
 	}
-	if most != 0 && most < job.file {
-		job.file = most
+	if most != 0 && most < job.maxFile {
+		job.maxFile = most
 	}
 	if progress != nil {
-		job.said = func(output *os.File) {
-			all := imgProgress.FindAllStringSubmatch(tail(output, 256), -1)
+		job.progress = func(output *os.File) {
+			all := imgProgress.FindAllStringSubmatch(host.Tail(output, 256), -1)
 			if len(all) == 0 {
 				return
 			}

@@ -122,7 +122,7 @@ func TestAnImageIsMadeOfADisk(t *testing.T) {
 		t.Fatalf("it is %+v, %v; recorded was %+v", c, err, ready)
 	}
 	p.mustBeOf(t, 8*mib)
-	must(t, h.account.canRead(h.layout.content(c.SHA256)))
+	must(t, h.account.CanRead(h.layout.content(c.SHA256)))
 	if i := infoOf(t, h.layout.content(c.SHA256)); i.Backing != "" {
 		t.Errorf("it is based on %s", i.Backing)
 	}

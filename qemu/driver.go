@@ -8,7 +8,7 @@
 //
 // The command line is a pure function of the VM (cmdline.go); all paths are
 // named in one place (layout.go); QEMU and qemu-img run without any right but
-// that to the VM's files (user.go, process.go).
+// that to the VM's files (user.go, package host).
 package qemu
 
 import (
@@ -18,10 +18,8 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"time"
 
-	"golang.org/x/sys/unix"
-
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -35,24 +33,17 @@ type Options struct {
 	User       string // that QEMU runs as, when vmand is root; default vman-qemu if it exists, else a fixed free uid
 	Nice       int    // nice value that QEMU runs with, if that is higher than vmand's
 	Images     ImageOptions
-
-	// Notify, if set, is called when there may be news of a VM: an event, the end
-	// of its process. It must return at once.
-	Notify func(vmID string)
-	// Mark, if set, is called when something happens in the boot of a VM that
-	// nobody but the driver sees: [vm.BootSerial], once in each run that this
-	// driver has started. It must return at once.
-	Mark func(vmID string, m vm.BootMark, at time.Time)
 }
 
 // Driver runs VMs with QEMU. Its methods may be called at any time by any
 // goroutine, as [vm.Driver] says.
 type Driver struct {
 	*contents
+	*news
 	opts    Options
 	log     *slog.Logger
 	layout  layout
-	account account
+	account host.Account
 	state   *os.Root // file access under the state directory
 	files   *fileSurvey
 	watch   *serialWatch
@@ -93,7 +84,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	d.files = newFileSurvey(d.state, func(id string) (int64, error) { return d.DiskSize(context.Background(), id) })
-	if err := confine(); err != nil {
+	if err := host.Confine(); err != nil {
 		d.contents.close()
 		d.state.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
@@ -130,28 +121,24 @@ func prepare(o Options, log *slog.Logger) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.nice = o.Nice
 	if err := l.create(a); err != nil {
 		return nil, err
 	}
-	return &Driver{opts: o, log: log, layout: l, account: a, probing: make(chan struct{}, 1), sessions: make(map[string]*session)}, nil
+	return &Driver{
+		news:     newNews(),
+		opts:     o,
+		log:      log,
+		layout:   l,
+		account:  a,
+		probing:  make(chan struct{}, 1),
+		sessions: make(map[string]*session),
+	}, nil
 }
 
-// confine keeps what vmand has inherited or holds from the processes it starts.
-func confine() error {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil {
-		return fmt.Errorf("turn off core dumps: %w", err)
-	}
-	limit.Cur = 0
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &limit); err != nil {
-		return fmt.Errorf("turn off core dumps: %w", err)
-	}
-	err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
-	if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) { // needs Linux 5.11
-		return fmt.Errorf("keep descriptors from children: %w", err)
-	}
-	return nil
+// program returns a program that runs as QEMU's account, with the guests' nice
+// value.
+func (d *Driver) program(argv ...string) host.Program {
+	return host.Program{Argv: argv, Account: d.account, Nice: d.opts.Nice}
 }
 
 // Close lets go of all VMs without touching them. It waits for its goroutines.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"vmand/host"
 	"vmand/qemu/image"
 	"vmand/vm"
 )
@@ -22,10 +23,10 @@ import (
 // so a restart finds them "running".
 type DryRun struct {
 	*contents
+	*news
 	layout layout
 	state  *os.Root
 	files  *fileSurvey
-	notify func(string)
 
 	mu       sync.Mutex // guards all files, and consoles
 	consoles map[string]*serialHub
@@ -53,7 +54,7 @@ type placeholder struct {
 func NewDryRun(o Options) (*DryRun, error) {
 	l, err := newLayout(o.StateDir, o.RuntimeDir)
 	if err == nil {
-		err = l.create(account{})
+		err = l.create(host.Account{})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
@@ -62,15 +63,12 @@ func NewDryRun(o Options) (*DryRun, error) {
 	if err != nil {
 		return nil, fmt.Errorf("qemu: open state directory: %w", err)
 	}
-	d := &DryRun{layout: l, state: state, notify: o.Notify}
-	if d.contents, err = openContents(l, account{}, o.Images); err != nil {
+	d := &DryRun{layout: l, state: state, news: newNews()}
+	if d.contents, err = openContents(l, host.Account{}, o.Images); err != nil {
 		state.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	d.files = newFileSurvey(state, func(id string) (int64, error) { return d.DiskSize(context.Background(), id) })
-	if d.notify == nil {
-		d.notify = func(string) {}
-	}
 	return d, nil
 }
 
@@ -118,7 +116,7 @@ func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) (vm.Boot,
 	say(report, "launch", "dry run: nothing is started")
 	boot := vm.Boot{Spawned: time.Now().UTC().Truncate(time.Millisecond)}
 	err := d.mark(s.ID, m)
-	d.notify(s.ID)
+	d.nudge(s.ID)
 	return boot, err
 }
 
@@ -135,7 +133,7 @@ func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report
 	say(report, "quit", "dry run: there is no process to end")
 	d.endConsole(id, io.EOF)
 	err := os.Remove(d.layout.inRun(id, drySuffix))
-	d.notify(id)
+	d.nudge(id)
 	return fileFault(err, "end vm %s", id)
 }
 
@@ -286,14 +284,14 @@ func (d *DryRun) CreateDisk(_ context.Context, id string, file vm.DiskFile, _ *v
 func (d *DryRun) WriteSeed(_ context.Context, vmID string, files map[string][]byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return fileFault(writeSeed(d.state, account{}, vmID, files), "write the cloud-init seed of vm %s", vmID)
+	return fileFault(writeSeed(d.state, host.Account{}, vmID, files), "write the cloud-init seed of vm %s", vmID)
 }
 
 // ImageOfDisk implements [vm.Images]. There is nothing to copy, so the image is one
 // of an empty disk of that size.
 func (d *DryRun) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Import) (vm.ImageContent, error) {
 	temp := d.importer.TempName()
-	f, err := makeTemp(d.contents.root, temp, account{})
+	f, err := makeTemp(d.contents.root, temp, host.Account{})
 	if err != nil {
 		return vm.ImageContent{}, fileFault(err, "make an image of %s", from.Resource)
 	}

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -51,7 +51,7 @@ func (d *Driver) recording(id string, s *session) vm.Recording {
 	if s == nil {
 		return r
 	}
-	r.PID, r.Messages = s.proc.pid, s.recorder.recording()
+	r.PID, r.Messages = s.proc.PID, s.recorder.recording()
 	if n := len(r.Messages); n > 0 {
 		r.At = r.Messages[n-1].At
 	}
@@ -72,7 +72,7 @@ type crashRecord struct {
 // been asked to, and those of the crashes before it, down to the fifth.
 func (d *Driver) recordCrash(s *session) {
 	r := d.recording(s.id, s)
-	r.At, r.Exit = time.Now().UTC(), s.proc.state
+	r.At, r.Exit = time.Now().UTC(), s.proc.State()
 	err := d.writeCrash(s.id, r)
 	if err == nil {
 		err = d.removeOldCrashes(s.id)
@@ -82,28 +82,23 @@ func (d *Driver) recordCrash(s *session) {
 	}
 }
 
-func (d *Driver) writeCrash(id string, r vm.Recording) (err error) {
+// writeCrash writes the recording of a crash. The temporary file has the same name
+// for every crash, so that removeTemps finds it without reading the directory.
+func (d *Driver) writeCrash(id string, r vm.Recording) error {
 	b, err := json.Marshal(crashRecord(r))
 	if err != nil {
 		return fmt.Errorf("encode recording: %w", err)
 	}
-	f, err := d.state.OpenFile(vmCrashTemp(id), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	temp := vmCrashTemp(id)
+	f, err := host.CreateTemp(d.state, temp, 0o600)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			d.state.Remove(vmCrashTemp(id))
-		}
-	}()
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
+	defer f.Close()
+	if _, err := f.Write(b); err != nil {
+		return errors.Join(err, d.state.Remove(temp))
 	}
-	if err := d.state.Rename(vmCrashTemp(id), vmCrash(id, r.At)); err != nil {
-		return err
-	}
-	return d.syncFile(vmDir(id))
+	return host.Publish(d.state, f, temp, vmCrash(id, r.At))
 }
 
 func (d *Driver) removeOldCrashes(id string) error {

@@ -41,8 +41,8 @@ type testHost struct {
 	dir string
 
 	mu    sync.Mutex
-	news  map[string]int // how often Notify named a VM
-	marks []string       // what Mark was told, as "<vm> <mark>"
+	news  map[string]int // how often Nudge named a VM
+	marks []string       // what Mark got, as "<vm> <mark>"
 }
 
 // tempDir returns a directory that the user QEMU runs as can pass through, and
@@ -84,12 +84,22 @@ func newHost(t testing.TB) *testHost {
 func (h *testHost) open() {
 	h.t.Helper()
 	d, err := New(h.t.Context(), Options{
-		StateDir: filepath.Join(h.dir, "state"), RuntimeDir: filepath.Join(h.dir, "run"), Accel: "tcg", Notify: h.notify, Mark: h.mark,
+		StateDir: filepath.Join(h.dir, "state"), RuntimeDir: filepath.Join(h.dir, "run"), Accel: "tcg",
 	}, testLog(h.t))
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	h.Driver = d
+	ctx, cancel := context.WithCancel(context.Background())
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		d.Watch(ctx, h)
+	}()
+	h.t.Cleanup(func() {
+		cancel()
+		<-watched
+	})
 }
 
 // reopen replaces the driver by a new one, as a restart of vmand does.
@@ -108,13 +118,15 @@ func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
-func (h *testHost) notify(id string) {
+// Nudge implements [vm.Sink].
+func (h *testHost) Nudge(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.news[id]++
 }
 
-func (h *testHost) mark(id string, m vm.BootMark, at time.Time) {
+// Mark implements [vm.Sink].
+func (h *testHost) Mark(id string, m vm.BootMark, at time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if time.Since(at) > time.Minute {
@@ -123,14 +135,14 @@ func (h *testHost) mark(id string, m vm.BootMark, at time.Time) {
 	h.marks = append(h.marks, id+" "+string(m))
 }
 
-// marksTold returns what Mark was told.
+// marksTold returns what Mark got.
 func (h *testHost) marksTold() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.marks)
 }
 
-// newsOf returns how often Notify has named a VM.
+// newsOf returns how often Nudge named a VM.
 func (h *testHost) newsOf(id string) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -199,7 +211,7 @@ func (h *testHost) kill(id string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.proc.signal(unix.SIGKILL); err != nil {
+	if err := s.proc.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
 	<-s.ended

@@ -2,16 +2,13 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"slices"
-	"time"
 
 	"vmand/failpoint"
-	"vmand/qemu/qmp"
 	"vmand/vm"
 )
 
-// AttachDisk implements [vm.Driver].
+// AttachDisk implements [vm.Plugger].
 func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 	scsi, err := diskSCSI(disk)
 	if err != nil {
@@ -28,9 +25,9 @@ func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 	if slices.Contains(plugged, disk.ID) {
 		return nil
 	}
-	// A node without a device is left of an attempt that was cut short. QEMU
-	// says GenericError both when there is none and when it is in use; in that
-	// case adding it fails too.
+	// An attempt that was cut short may have left a node without a device. QEMU
+	// answers GenericError both when there is none and when it is in use; if it is
+	// in use, adding it fails too.
 	if err := s.blockdevDel(ctx, diskNode(disk.ID)); err != nil && !isRefused(err) {
 		return err
 	}
@@ -38,146 +35,43 @@ func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 		return err
 	}
 	failpoint.Hit("plug.node-added")
-	if err := s.deviceAdd(ctx, scsi); err != nil {
-		undo(s, diskNode(disk.ID), err)
+	if err := s.addDrive(ctx, scsi); err != nil {
 		return err
 	}
 	failpoint.Hit("plug.device-added")
 	return nil
 }
 
-// undo removes the node of a device that QEMU refused. If it is not known what
-// became of the device, the node is left for the next look to settle.
-func undo(s *session, node string, cause error) {
-	if !isRefused(cause) {
-		return
+// addDrive adds a disk or a CD-ROM drive whose block node was added. If QEMU
+// refuses the device, the node is removed. If the outcome is unknown, the node
+// stays, for the next attempt or Settle.
+func (s *session) addDrive(ctx context.Context, scsi device) error {
+	err := s.deviceAdd(ctx, scsi)
+	if !isRefused(err) {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
 	defer cancel()
-	if err := s.blockdevDel(ctx, node); err != nil {
-		s.log.Warn("a block node without a device stays", "node", node, "error", err)
+	if err := s.blockdevDel(ctx, scsi.Drive); err != nil {
+		s.log.Warn("cannot remove a block node without a device", "node", scsi.Drive, "err", err)
 	}
+	return err
 }
 
-// DetachDisk implements [vm.Driver].
+// DetachDisk implements [vm.Plugger].
 func (d *Driver) DetachDisk(ctx context.Context, disk vm.Disk) error {
-	s, err := d.session(disk.VMID)
-	if err != nil {
-		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", disk.VMID)
-	}
-	if s == nil {
-		return nil // with the process, everything was unplugged
-	}
-	if err := s.detach(ctx, disk); err != nil && !s.proc.exited() {
-		return err
-	}
-	return nil
-}
-
-func (s *session) detach(ctx context.Context, disk vm.Disk) error {
-	status, err := s.queryStatus(ctx)
-	if err != nil {
-		return err
-	}
-	if status == vm.StatusPrelaunch {
-		// QEMU would note the wish and forget it: the device could then only
-		// be removed by a reset.
-		return fault(vm.CodeUnavailable, nil, "vm %s has not begun to run: disk %s cannot be unplugged yet", s.id, disk.ID)
-	}
-	name := "disk " + disk.ID
-	if err := s.unplug(ctx, diskDevice(disk.ID), name); err != nil {
-		return err
-	}
-	failpoint.Hit("unplug.device-deleted")
-	if err := s.removeNode(ctx, diskNode(disk.ID), name); err != nil {
-		return err
-	}
-	failpoint.Hit("unplug.node-deleted")
-	s.forgetDamage(diskNode(disk.ID))
-	return nil
-}
-
-// removeNode removes the node of a device that is gone, with those below it. What
-// is not there is gone.
-func (s *session) removeNode(ctx context.Context, node, name string) error {
-	err := s.blockdevDel(ctx, node)
-	if err == nil {
-		return nil
-	}
-	switch has, lookErr := s.hasNode(ctx, node); {
-	case lookErr == nil && has && isRefused(err):
-		return heldFault(s.id, name, err)
-	case lookErr != nil || has:
-		return err
-	}
-	return nil
-}
-
-// heldFault says that a disk or a drive, called name, is no more the guest's and not yet ours. QEMU 7.2
-// forgets to let go of a SCSI disk that was busy when the guest was reset.
-func heldFault(vmID, name string, err error) error {
-	f := fault(vm.CodeQEMUUnresponsive, err, "QEMU of vm %s has taken %s from the guest and does not let go of its file", vmID, name)
-	f.Hint = "stop or restart the VM: the file is free then"
-	return f
-}
-
-// unplug removes a device on the SCSI bus, called name, and waits until it is gone.
-// What is not there is gone.
-func (s *session) unplug(ctx context.Context, device, name string) error {
-	const command = "device_del"
-	ctx, cancel := context.WithTimeout(ctx, deviceTimeout)
-	defer cancel()
-	conn, err := s.monitor(ctx)
-	if err != nil {
-		return monitorFault(s.id, command, err)
-	}
-	// Devices inside a device report their end too, under a path and no id.
-	deleted := conn.Expect(func(e qmp.Event) bool { return e.Event == "DEVICE_DELETED" && e.Data["device"] == device })
-	defer deleted.Cancel()
-	err = s.execute(ctx, queryTimeout, command, map[string]string{"id": device}, nil)
-	switch {
-	case refusedWith(err, qmp.DeviceNotFound):
-		return nil
-	case err != nil && !isRefused(err):
-		return err
-	case err != nil:
-		// It may be refused because it is on its way out already: only the
-		// event or the lack of the device tells.
-		ctx, cancel = context.WithTimeout(ctx, queryTimeout)
-		defer cancel()
-		if _, waitErr := deleted.Wait(ctx); waitErr == nil {
+	node, name := diskNode(disk.ID), "disk "+disk.ID
+	return d.unplug(ctx, disk.VMID, unplugging{
+		device: diskDevice(disk.ID),
+		name:   name,
+		removeBackend: func(ctx context.Context, s *session) error {
+			if err := s.removeNode(ctx, node, name); err != nil {
+				return err
+			}
+			s.forgetDamage(node)
 			return nil
-		}
-		return err
-	}
-	return s.awaitUnplugged(ctx, deleted, device, name)
-}
-
-// lookInterval is how long to wait for the event that says that a device is gone
-// before looking for the device.
-const lookInterval = time.Second
-
-// awaitUnplugged waits for the event that ends an unplugging. A device that is
-// not there any more, without it, is one that QEMU has lost and will not free.
-func (s *session) awaitUnplugged(ctx context.Context, deleted *qmp.Expectation, device, name string) error {
-	for lost := false; ; {
-		round, cancel := context.WithTimeout(ctx, lookInterval)
-		_, err := deleted.Wait(round)
-		cancel()
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
-			return monitorFault(s.id, "that "+name+" is unplugged", err)
-		case lost:
-			return heldFault(s.id, name, err)
-		}
-		has, err := s.peripherals(ctx)
-		lost = err == nil && !slices.Contains(has.names, device)
-	}
-}
-
-func isRefused(err error) bool {
-	var refused *qmp.Error
-	return errors.As(err, &refused)
+		},
+		deviceDeleted:  func() { failpoint.Hit("unplug.device-deleted") },
+		backendDeleted: func() { failpoint.Hit("unplug.node-deleted") },
+	})
 }

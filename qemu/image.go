@@ -6,22 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"vmand/failpoint"
+	"vmand/host"
 	"vmand/qemu/image"
 	"vmand/vm"
 )
-
-const tempSuffix = ".tmp"
-
-// tempName returns the name a file has until it is finished. No VM or disk can
-// have it, so nobody takes it for one.
-func tempName(name string) string {
-	return path.Join(path.Dir(name), "."+path.Base(name)+tempSuffix)
-}
 
 // HasVM implements [vm.Driver].
 func (d *Driver) HasVM(_ context.Context, id string) (bool, error) {
@@ -46,13 +38,13 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 		return fileFault(err, "make the directory of vm %s", id)
 	}
 	failpoint.Hit("dir.made")
-	err = d.account.admit(d.layout.inState(dir))
+	err = admit(d.account, d.layout.inState(dir))
 	if err == nil {
 		err = d.createImage(vmRootDisk(id), fill)
 	}
 	if err == nil {
 		failpoint.Hit("image.synced")
-		err = d.syncFile(vmsDir)
+		err = host.Sync(d.state, vmsDir)
 	}
 	if err != nil {
 		return errors.Join(fileFault(err, "make the root disk of vm %s", id), d.removeAll(dir))
@@ -101,7 +93,7 @@ func (d *Driver) removeAll(dir string) error {
 	err := d.state.RemoveAll(dir)
 	if err == nil {
 		failpoint.Hit("files.removed")
-		err = d.syncFile(path.Dir(dir))
+		err = host.Sync(d.state, path.Dir(dir))
 	}
 	return fileFault(err, "remove %s", d.layout.inState(dir))
 }
@@ -152,7 +144,7 @@ func (d *Driver) DeleteDisk(_ context.Context, id string) error {
 	}
 	if err == nil {
 		failpoint.Hit("files.removed")
-		err = d.syncFile(disksDir)
+		err = host.Sync(d.state, disksDir)
 	}
 	return fileFault(err, "remove the file of disk %s", id)
 }
@@ -172,48 +164,38 @@ func (d *Driver) DiskSize(_ context.Context, id string) (int64, error) {
 	return ceilMiB(h.VirtualBytes), nil
 }
 
-// createImage makes a file of the QEMU account's, which is there, finished and on
-// the disk, when it returns nil, and not at all if not.
-func (d *Driver) createImage(name string, fill filler) (err error) {
-	temp := tempName(name)
-	f, err := makeTemp(d.state, temp, d.account)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	defer func() {
-		if err != nil {
-			d.state.Remove(temp)
+// createImage creates the file name, which belongs to QEMU's account, and lets
+// fill write it. The file is durable when createImage returns nil, and does not
+// exist when it returns an error. name must not exist.
+func (d *Driver) createImage(name string, fill filler) error {
+	err := host.WriteFile(d.state, name, 0o600, func(f *os.File) error {
+		if err := d.account.Own(f); err != nil {
+			return err
 		}
-	}()
-	failpoint.Hit("image.temp-made")
-	if err := fill(f, d.layout.inState(temp)); err != nil {
-		return err
+		failpoint.Hit("image.temp-made")
+		if err := fill(f, d.layout.inState(host.TempName(name))); err != nil {
+			return err
+		}
+		failpoint.Hit("image.created")
+		return nil
+	})
+	if errors.Is(err, host.ErrNotDurable) {
+		return errors.Join(err, d.state.Remove(name))
 	}
-	failpoint.Hit("image.created")
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := d.state.Rename(temp, name); err != nil {
+	if err != nil {
 		return err
 	}
 	failpoint.Hit("image.renamed")
-	if err := d.syncFile(path.Dir(name)); err != nil {
-		return errors.Join(err, d.state.Remove(name))
-	}
 	return nil
 }
 
-// makeTemp makes an empty file that the account can write to.
-func makeTemp(dir *os.Root, name string, a account) (*os.File, error) {
-	if err := dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	f, err := dir.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+// makeTemp creates an empty file that the account can write.
+func makeTemp(dir *os.Root, name string, a host.Account) (*os.File, error) {
+	f, err := host.CreateTemp(dir, name, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := a.own(f); err != nil {
+	if err := a.Own(f); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -228,7 +210,7 @@ func (d *Driver) removeTemps() error {
 		return err
 	}
 	for _, e := range dirs {
-		for _, temp := range []string{vmCrashTemp(e.Name()), tempName(vmSeed(e.Name()))} {
+		for _, temp := range []string{vmCrashTemp(e.Name()), host.TempName(vmSeed(e.Name()))} {
 			if err := d.state.RemoveAll(temp); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 				return err
 			}
@@ -239,21 +221,11 @@ func (d *Driver) removeTemps() error {
 		return err
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") && strings.HasSuffix(e.Name(), tempSuffix) {
+		if host.IsTempName(e.Name()) {
 			if err := d.state.Remove(disksDir + "/" + e.Name()); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-// syncFile makes what was written to a file, or the names in a directory, last.
-func (d *Driver) syncFile(name string) error {
-	f, err := d.state.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -48,7 +49,7 @@ func TestADiskIsMadeOnceAndIsQEMUs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if owner := st.Sys().(*syscall.Stat_t); st.Mode().Perm() != 0o600 || int(owner.Uid) != d.account.uid || int(owner.Gid) != d.account.gid {
+		if owner := st.Sys().(*syscall.Stat_t); st.Mode().Perm() != 0o600 || int(owner.Uid) != d.account.UID || int(owner.Gid) != d.account.GID {
 			t.Errorf("it has mode %o and is %d:%d's", st.Mode().Perm(), owner.Uid, owner.Gid)
 		}
 		for range 2 {
@@ -182,7 +183,7 @@ func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
 
 func TestWhatAKilledDaemonHasLeftIsRemoved(t *testing.T) {
 	d := newDriver(t, Options{})
-	temp := tempName(dataDisk("data"))
+	temp := host.TempName(dataDisk("data"))
 	if err := d.state.WriteFile(temp, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

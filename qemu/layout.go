@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -32,7 +33,7 @@ func vmSeed(id string) string       { return vmDir(id) + "/seed.iso" }   // for 
 func vmSerialLog(id string) string  { return vmDir(id) + "/serial.log" } // what the guest printed
 func vmQEMULog(id string) string    { return vmDir(id) + "/qemu.log" }   // QEMU's stdout and stderr, of this run
 func vmQEMULogOld(id string) string { return vmDir(id) + "/qemu.log.1" } // of the run before
-func vmCrashTemp(id string) string  { return vmDir(id) + "/.crash" + tempSuffix }
+func vmCrashTemp(id string) string  { return host.TempName(vmDir(id) + "/crash") }
 
 // vmCrash names the recording of a crash, vms/<id>/crash-<unix ms>.json.
 func vmCrash(id string, at time.Time) string {
@@ -96,17 +97,17 @@ func (l layout) removeRun(id string, suffix ...string) {
 
 // create makes the directories, private to vmand, and lets the account that
 // QEMU runs as pass through them without listing them.
-func (l layout) create(a account) error {
+func (l layout) create(a host.Account) error {
 	for _, dir := range []string{l.state, l.inState(disksDir), l.inState(vmsDir), l.inState(imagesDir), l.run} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("create directory: %w", err)
 		}
-		if err := a.admit(dir); err != nil {
+		if err := admit(a, dir); err != nil {
 			return err
 		}
 	}
 	for _, dir := range []string{l.inState(disksDir), l.inState(imagesDir), l.run} {
-		if err := a.checkPath(dir); err != nil {
+		if err := checkPath(a, dir); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vmand/host"
 )
 
 func TestARuntimeDirectoryTooLongForSocketsIsRefused(t *testing.T) {
@@ -54,7 +56,7 @@ func TestDirectoriesArePrivate(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := os.FileMode(0o700)
-		if a.drop {
+		if a.UID != os.Geteuid() {
 			want = 0o710
 		}
 		if st.Mode().Perm() != want {
@@ -64,9 +66,9 @@ func TestDirectoriesArePrivate(t *testing.T) {
 }
 
 func TestADirectoryOnTheWayThatQEMUCannotPassIsNamed(t *testing.T) {
-	a := account{uid: fallbackID, gid: fallbackID, drop: os.Geteuid() == 0}
-	if !a.drop {
-		a = account{uid: os.Geteuid()} // then nothing can be in the way, which is tested too
+	a := host.Account{UID: fallbackID, GID: fallbackID}
+	if os.Geteuid() != 0 {
+		a = host.Account{UID: os.Geteuid()} // then nothing can be in the way, which is tested too
 	}
 	closed := filepath.Join(tempDir(t), "closed")
 	inner := filepath.Join(closed, "state")
@@ -76,8 +78,8 @@ func TestADirectoryOnTheWayThatQEMUCannotPassIsNamed(t *testing.T) {
 	if err := os.Chmod(closed, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	err := a.checkPath(inner)
-	if !a.drop {
+	err := checkPath(a, inner)
+	if a.UID == os.Geteuid() {
 		if err != nil {
 			t.Error(err)
 		}

@@ -43,7 +43,7 @@ func (d *Driver) checkFree(ctx context.Context, id string) error {
 	d.mu.Lock()
 	ending := d.sessions[id]
 	d.mu.Unlock()
-	if ending != nil && ending.proc.exited() {
+	if ending != nil && ending.proc.Exited() {
 		select {
 		case <-ending.ended:
 		case <-ctx.Done():
@@ -57,7 +57,7 @@ func (d *Driver) checkFree(ctx context.Context, id string) error {
 	if s == nil {
 		return nil
 	}
-	f := fault(vm.CodeState, nil, "vm %s already has a QEMU process, pid %d", id, s.proc.pid)
+	f := fault(vm.CodeState, nil, "vm %s already has a QEMU process, pid %d", id, s.proc.PID)
 	f.Hint = "stop it first"
 	return f
 }

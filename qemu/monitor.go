@@ -42,7 +42,7 @@ func (s *session) ask(ctx context.Context, command string, args, out any, files 
 		s.setMute(true)
 	case errors.Is(err, qmp.ErrClosed):
 		// The connection breaks when the process ends, a moment before that is seen.
-		if s.proc.waitExit(ctx.Done(), exitGrace) {
+		if s.proc.Wait(ctx.Done(), exitGrace) {
 			err = fmt.Errorf("%w: %w", errGone, err)
 		}
 	}
@@ -149,6 +149,12 @@ func (s *session) blockResize(ctx context.Context, node string, bytes int64) err
 		Size int64  `json:"size"`
 	}{node, bytes}
 	return s.execute(ctx, deviceTimeout, "block_resize", args, nil)
+}
+
+// isRefused reports whether QEMU refused a command, so that it had no effect.
+func isRefused(err error) bool {
+	var refused *qmp.Error
+	return errors.As(err, &refused)
 }
 
 // refusedWith reports whether QEMU refused a command with an error of a class.

@@ -5,16 +5,12 @@ import (
 	"errors"
 	"os"
 	"slices"
-	"time"
+	"strconv"
 
 	"vmand/failpoint"
 	"vmand/qemu/qmp"
 	"vmand/vm"
 )
-
-// nicTimeout is how long a guest may take to let go of a NIC. One that listens
-// needs 50 to 200 ms; the others are asked again later.
-const nicTimeout = 10 * time.Second
 
 // AttachNIC implements [vm.Driver].
 func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
@@ -26,7 +22,7 @@ func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
 	if err != nil {
 		return err
 	}
-	if err := s.begun(ctx, p.Slot, "plugged"); err != nil {
+	if err := s.checkBegun(ctx, nicName(p.Slot), "plugged"); err != nil {
 		return err
 	}
 	has, err := s.peripherals(ctx)
@@ -46,16 +42,6 @@ func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
 	}
 	failpoint.Hit("nic.device-added")
 	return nil
-}
-
-// begun fails if the guest has not begun to run. QEMU would note the wish to
-// unplug something then and forget it, so nothing is plugged either.
-func (s *session) begun(ctx context.Context, slot int, verb string) error {
-	status, err := s.queryStatus(ctx)
-	if err == nil && status == vm.StatusPrelaunch {
-		return fault(vm.CodeUnavailable, nil, "vm %s has not begun to run: NIC %d cannot be %s yet", s.id, slot, verb)
-	}
-	return err
 }
 
 // plugNIC makes both halves of a NIC. One whose cable is out gets no frame at
@@ -143,94 +129,20 @@ func (s *session) netdevDel(ctx context.Context, slot int) error {
 	return err
 }
 
-// DetachNIC implements [vm.Driver].
+// DetachNIC implements [vm.Plugger].
 func (d *Driver) DetachNIC(ctx context.Context, vmID string, slot int) error {
-	s, err := d.session(vmID)
-	if err != nil {
-		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", vmID)
-	}
-	if s == nil {
-		return nil // with the process, everything was unplugged
-	}
-	if err := s.detachNIC(ctx, slot); err != nil && !s.proc.exited() {
-		return err
-	}
-	return nil
+	return d.unplug(ctx, vmID, unplugging{
+		device:         nicDevice(slot),
+		name:           nicName(slot),
+		needsGuest:     true,
+		removeBackend:  func(ctx context.Context, s *session) error { return s.netdevDel(ctx, slot) },
+		deviceDeleted:  func() { failpoint.Hit("nic.device-deleted") },
+		backendDeleted: func() { failpoint.Hit("nic.netdev-deleted") },
+	})
 }
 
-func (s *session) detachNIC(ctx context.Context, slot int) error {
-	if err := s.begun(ctx, slot, "unplugged"); err != nil {
-		return err
-	}
-	if err := s.unplugNIC(ctx, slot); err != nil {
-		return err
-	}
-	failpoint.Hit("nic.device-deleted")
-	if err := s.netdevDel(ctx, slot); err != nil {
-		return err
-	}
-	failpoint.Hit("nic.netdev-deleted")
-	return nil
-}
-
-// unplugNIC asks the guest to let go of a NIC and waits until it has. It asks
-// again and again: a guest that boots does not hear the first time. One that
-// does not run is asked and not waited for.
-func (s *session) unplugNIC(ctx context.Context, slot int) error {
-	const command = "device_del"
-	conn, err := s.monitor(ctx)
-	if err != nil {
-		return monitorFault(s.id, command, err)
-	}
-	device := nicDevice(slot)
-	deleted := conn.Expect(func(e qmp.Event) bool { return e.Event == "DEVICE_DELETED" && e.Data["device"] == device })
-	defer deleted.Cancel()
-	patience, cancel := context.WithTimeout(ctx, nicTimeout)
-	defer cancel()
-	for {
-		err := s.execute(ctx, queryTimeout, command, map[string]string{"id": device}, nil)
-		switch {
-		case refusedWith(err, qmp.DeviceNotFound):
-			return nil
-		case err != nil && !isRefused(err): // refused: it is on its way out already
-			return err
-		}
-		status, err := s.queryStatus(ctx)
-		if err != nil {
-			return err
-		}
-		if status != vm.StatusRunning {
-			return keptFault(s.id, slot, status)
-		}
-		round, cancel := context.WithTimeout(patience, lookInterval)
-		_, err = deleted.Wait(round)
-		cancel()
-		switch {
-		case err == nil:
-			return nil
-		case !errors.Is(err, context.DeadlineExceeded):
-			return monitorFault(s.id, command, err)
-		case patience.Err() != nil:
-			return keptFault(s.id, slot, status)
-		}
-	}
-}
-
-// keptFault says that a guest has not let go of a NIC, and who can help.
-func keptFault(vmID string, slot int, status vm.RunStatus) error {
-	f := fault(vm.CodeUnavailable, nil, "the guest of vm %s has not let go of NIC %d", vmID, slot)
-	switch status {
-	case vm.StatusRunning:
-		f.Hint = "the guest has to help: it does once it has booted; a reset or a stop of the VM takes the NIC away without it"
-	case vm.StatusPaused:
-		f.Detail += ": it is paused"
-		f.Hint = "resume the VM; a reset or a stop takes the NIC away without the guest"
-	default:
-		f.Detail += ": it is not running (" + string(status) + ")"
-		f.Hint = "a reset or a stop of the VM takes the NIC away without the guest"
-	}
-	return f
-}
+// nicName names a NIC in messages.
+func nicName(slot int) string { return "NIC " + strconv.Itoa(slot) }
 
 // SetLink implements [vm.Driver].
 func (d *Driver) SetLink(ctx context.Context, vmID string, slot int, up bool) error {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"vmand/host"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -27,12 +29,12 @@ var errLocked = errors.New("its pidfile is locked")
 // lockPidfile makes the pidfile of a VM, which QEMU could not in a directory of
 // vmand's, and returns it with the lock that QEMU is to inherit. It fails with
 // errLocked if a process has that lock.
-func lockPidfile(path string, a account) (*os.File, error) {
+func lockPidfile(path string, a host.Account) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := a.own(f); err != nil {
+	if err := a.Own(f); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -61,26 +63,26 @@ func flock(f *os.File, how int) error {
 
 // adopt returns the process that holds a lock on a pidfile, or nil if none does.
 // QEMU, which runs as uid, holds it for as long as it lives.
-func adopt(pidfile string, uid int) (*process, error) {
+func adopt(pidfile string, uid int) (*host.Process, error) {
 	pid, err := holder(pidfile, uid)
 	if pid == 0 || err != nil {
 		return nil, err
 	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
+	p, err := host.OpenProcess(pid)
+	if errors.Is(err, host.ErrNoProcess) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open pidfd of process %d: %w", pid, err)
-	}
-	// The process may have ended before the pidfd was opened, and its number
-	// be a stranger's. If it is still the holder, it has not.
-	again, err := holder(pidfile, uid)
-	if err != nil || again != pid {
-		unix.Close(fd)
 		return nil, err
 	}
-	return watch(pid, fd, nil)
+	// The holder may have ended before its pidfd was opened, and another process
+	// have its pid. A process that still holds the lock is the right one.
+	again, err := holder(pidfile, uid)
+	if err != nil || again != pid {
+		p.Release()
+		return nil, err
+	}
+	return p, nil
 }
 
 // A process that was just forked takes a moment until it is QEMU and has its

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -25,13 +26,13 @@ func (h *testHost) launch(s vm.Spec, binary string) (pid int) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return sess.proc.pid
+	return sess.proc.PID
 }
 
 func TestAProcessIsSeenBeforeItIsQEMU(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
-	qemu, err := lookUpTool("qemu-system-x86_64")
+	qemu, err := host.LookPath("qemu-system-x86_64")
 	must(t, err)
 	ready := filepath.Join(h.dir, "ready")
 	slow := fakeTool(t, "while [ ! -e "+ready+" ]; do sleep 0.01; done; exec "+qemu+` "$@"`)

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path"
 
+	"vmand/host"
+
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/iso9660"
 )
@@ -33,8 +35,8 @@ func (d *Driver) WriteSeed(_ context.Context, vmID string, files map[string][]by
 
 // writeSeed makes the seed of a VM in a directory of its own, which the next start of
 // vmand removes if this one is killed.
-func writeSeed(state *os.Root, a account, vmID string, files map[string][]byte) error {
-	temp, name := tempName(vmSeed(vmID)), vmSeed(vmID)
+func writeSeed(state *os.Root, a host.Account, vmID string, files map[string][]byte) error {
+	temp, name := host.TempName(vmSeed(vmID)), vmSeed(vmID)
 	if err := state.RemoveAll(temp); err != nil {
 		return err
 	}
@@ -153,23 +155,15 @@ func polishRecord(r []byte) {
 	}
 }
 
-// finishSeed gives a seed to who reads it, and its name.
-func finishSeed(state *os.Root, a account, temp, name string) error {
+// finishSeed lends a seed to the account and gives it its name.
+func finishSeed(state *os.Root, a host.Account, temp, name string) error {
 	f, err := state.Open(temp)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := errors.Join(a.lend(f), f.Sync()); err != nil {
+	if err := a.Lend(f); err != nil {
 		return err
 	}
-	if err := state.Rename(temp, name); err != nil {
-		return err
-	}
-	dir, err := state.Open(path.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return host.Publish(state, f, temp, name)
 }

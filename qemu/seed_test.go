@@ -19,6 +19,7 @@ import (
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/iso9660"
 
+	"vmand/host"
 	"vmand/qemu/image"
 	"vmand/vm"
 )
@@ -111,11 +112,11 @@ func TestASeedIsForTheUserOfQEMUAlone(t *testing.T) {
 	st, err := d.state.Stat(vmSeed("web"))
 	must(t, err)
 	if os.Geteuid() == 0 {
-		if owner := st.Sys().(*syscall.Stat_t); st.Mode() != 0o440 || owner.Uid != 0 || int(owner.Gid) != d.account.gid {
+		if owner := st.Sys().(*syscall.Stat_t); st.Mode() != 0o440 || owner.Uid != 0 || int(owner.Gid) != d.account.GID {
 			t.Errorf("it has mode %v and is %d:%d's", st.Mode(), owner.Uid, owner.Gid)
 		}
 	}
-	must(t, d.account.canRead(d.layout.inState(vmSeed("web"))))
+	must(t, d.account.CanRead(d.layout.inState(vmSeed("web"))))
 	entries, err := os.ReadDir(d.layout.inState(vmDir("web")))
 	if err != nil || len(entries) != 2 {
 		t.Errorf("left: %v, %v", entries, err)
@@ -125,7 +126,7 @@ func TestASeedIsForTheUserOfQEMUAlone(t *testing.T) {
 		mustFail(t, d.WriteSeed(t.Context(), "web", map[string][]byte{name: nil}), vm.CodeOperationFailed)
 	}
 	// What a kill leaves goes with the next start.
-	must(t, d.state.MkdirAll(tempName(vmSeed("web"))+"/files", 0o700))
+	must(t, d.state.MkdirAll(host.TempName(vmSeed("web"))+"/files", 0o700))
 	must(t, d.removeTemps())
 	if entries, err = os.ReadDir(d.layout.inState(vmDir("web"))); err != nil || len(entries) != 2 {
 		t.Errorf("left: %v, %v", entries, err)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -101,7 +102,7 @@ func newSerialHub(h *serialHub) *serialHub {
 
 // makeConsole makes what QEMU's end of a console is: two files, of which it reads
 // one and writes the other. What the guest prints gets into the log on its way.
-func (l layout) makeConsole(id string, a account) error {
+func (l layout) makeConsole(id string, a host.Account) error {
 	in, out := l.inRun(id, consoleInSuffix), l.inRun(id, consoleOutSuffix)
 	for _, name := range []string{in, out} {
 		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -116,7 +117,7 @@ func (l layout) makeConsole(id string, a account) error {
 		return err
 	}
 	defer f.Close()
-	if err := a.own(f); err != nil {
+	if err := a.Own(f); err != nil {
 		return err
 	}
 	return os.Symlink(os.DevNull, out)
@@ -303,8 +304,8 @@ func (h *serialHub) hangUp() {
 }
 
 // closeAfter ends the hub of a process that has ended, or that vmand lets go of.
-func (h *serialHub) closeAfter(p *process) {
-	if p.exited() {
+func (h *serialHub) closeAfter(p *host.Process) {
+	if p.Exited() {
 		h.close(io.EOF)
 		return
 	}

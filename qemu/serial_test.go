@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -33,7 +34,7 @@ func newFakeSerial(t testing.TB, dir string) *fakeSerial {
 	must(t, err)
 	must(t, state.MkdirAll(vmDir("web"), 0o700))
 	f := &fakeSerial{t: t, layout: layout{state: dir, run: dir}, state: state}
-	must(t, f.layout.makeConsole("web", account{}))
+	must(t, f.layout.makeConsole("web", host.Account{}))
 	f.log, err = openSerialLog(state, "web")
 	must(t, err)
 	f.line, err = os.OpenFile(f.layout.inRun("web", consoleInSuffix), os.O_RDWR, 0)

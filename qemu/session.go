@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"vmand/host"
 	"vmand/qemu/qmp"
 	"vmand/vm"
 )
@@ -28,7 +29,7 @@ const (
 // serial console. It ends with the process or with the driver.
 type session struct {
 	id     string
-	proc   *process
+	proc   *host.Process
 	layout layout
 	log    *slog.Logger
 	notify func()
@@ -54,21 +55,19 @@ type session struct {
 
 // open makes the session of a live process, ours if this vmand has made the
 // socket that it has for its monitor. d.mu is held.
-func (d *Driver) open(id string, p *process, ours bool) *session {
+func (d *Driver) open(id string, p *host.Process, ours bool) *session {
 	s := &session{id: id, proc: p, ours: ours, layout: d.layout, log: d.log.With("vm_id", id), changed: make(chan struct{}), ended: make(chan struct{})}
-	if p.child == nil {
+	if !p.IsChild() {
 		_, err := os.Stat(d.layout.inRun(id, quitSuffix))
 		s.wasAsked.Store(err == nil)
 	}
-	s.notify = func() {
-		if d.opts.Notify != nil {
-			d.opts.Notify(id)
-		}
+	s.notify = func() { d.nudge(id) }
+	var answered func()
+	if p.IsChild() { // of another process, the first byte and answer may have come before
+		s.heard = func() { d.mark(id, vm.BootSerial, time.Now()) }
+		answered = func() { d.mark(id, vm.BootAgent, time.Now()) }
 	}
-	if d.opts.Mark != nil && p.child != nil {
-		s.heard = func() { d.opts.Mark(id, vm.BootSerial, time.Now()) }
-	}
-	s.agent = newAgent(s, d.opts.Mark)
+	s.agent = newAgent(s, answered)
 	s.console = d.openHub(id, s.log, s.heard)
 	d.sessions[id] = s
 	d.known.Store(id, s)
@@ -76,7 +75,7 @@ func (d *Driver) open(id string, p *process, ours bool) *session {
 	d.wg.Go(func() {
 		defer cancel()
 		select {
-		case <-p.done:
+		case <-p.Done():
 		case <-ctx.Done():
 		}
 	})
@@ -91,21 +90,21 @@ func (d *Driver) open(id string, p *process, ours bool) *session {
 		cancel()
 		s.console.closeAfter(p)
 		<-tended
-		if p.exited() {
+		if p.Exited() {
 			if !s.asked.Load() && !s.wasAsked.Load() {
 				d.recordCrash(s)
 			}
 			d.layout.removeRun(id, runSuffixes...) // a start waits for s.ended
 		}
-		p.release()
+		p.Release()
 		d.mu.Lock()
 		if d.sessions[id] == s {
 			delete(d.sessions, id)
 			d.known.Delete(id)
 		}
 		d.mu.Unlock()
-		if p.exited() {
-			s.log.Info("QEMU process has ended", "pid", p.pid, "status", p.state)
+		if p.Exited() {
+			s.log.Info("QEMU process has ended", "pid", p.PID, "status", p.State())
 			s.notify()
 		}
 	})
@@ -117,17 +116,17 @@ func (d *Driver) open(id string, p *process, ours bool) *session {
 func (d *Driver) session(id string) (*session, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if s := d.sessions[id]; s != nil && !s.proc.exited() {
+	if s := d.sessions[id]; s != nil && !s.proc.Exited() {
 		return s, nil
 	}
 	if d.ctx.Err() != nil || !vm.ValidName(id) {
 		return nil, nil
 	}
-	p, err := adopt(d.layout.pidfile(id), d.account.uid)
+	p, err := adopt(d.layout.pidfile(id), d.account.UID)
 	if p == nil || err != nil {
 		return nil, err
 	}
-	d.log.Info("QEMU process found", "vm_id", id, "pid", p.pid)
+	d.log.Info("QEMU process found", "vm_id", id, "pid", p.PID)
 	return d.open(id, p, false), nil
 }
 
@@ -277,8 +276,8 @@ func (s *session) uuid() (string, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	args, rerr := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.proc.pid))
-	if rerr != nil || s.proc.exited() { // its number may be another's by now
+	args, rerr := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.proc.PID))
+	if rerr != nil || s.proc.Exited() { // its number may be another's by now
 		return "", errors.Join(err, rerr)
 	}
 	words := strings.Split(string(args), "\x00")
@@ -286,7 +285,7 @@ func (s *session) uuid() (string, error) {
 	if at == 0 || at == len(words) || !slices.Contains(words, s.layout.pidfile(s.id)) {
 		return "", err
 	}
-	s.log.Warn("the note of the VM's UUID is lost, its process says it", "pid", s.proc.pid, "uuid", words[at])
+	s.log.Warn("the note of the VM's UUID is lost, its process says it", "pid", s.proc.PID, "uuid", words[at])
 	return words[at], os.WriteFile(file, []byte(words[at]+"\n"), 0o600)
 }
 
@@ -357,7 +356,7 @@ func (s *session) monitor(ctx context.Context) (*qmp.Conn, error) {
 		conn, changed, impostor := s.conn, s.changed, s.impostor
 		s.mu.Unlock()
 		switch {
-		case s.proc.exited():
+		case s.proc.Exited():
 			return nil, errGone
 		case impostor != nil:
 			return nil, impostor
@@ -369,7 +368,7 @@ func (s *session) monitor(ctx context.Context) (*qmp.Conn, error) {
 		}
 		select {
 		case <-changed:
-		case <-s.proc.done:
+		case <-s.proc.Done():
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -389,9 +388,9 @@ func (s *session) setMute(mute bool) {
 	defer s.mu.Unlock()
 	switch {
 	case mute && !s.mute:
-		s.log.Warn("QEMU does not answer", "pid", s.proc.pid)
+		s.log.Warn("QEMU does not answer", "pid", s.proc.PID)
 	case s.mute && !mute:
-		s.log.Info("QEMU answers again", "pid", s.proc.pid)
+		s.log.Info("QEMU answers again", "pid", s.proc.PID)
 	}
 	s.mute = mute
 }

@@ -58,8 +58,8 @@ func newFakeHost(t *testing.T, h qmptest.Handler) *fakeHost {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		f.sess.proc.signal(unix.SIGKILL)
-		<-f.sess.proc.done
+		f.sess.proc.Signal(unix.SIGKILL)
+		<-f.sess.proc.Done()
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}
@@ -87,7 +87,7 @@ func TestAMonitorOfAnotherVMIsNotUsed(t *testing.T) {
 	if err := f.Shutdown(t.Context(), "web", vm.StopOptions{}, nil); err == nil {
 		t.Error("a stranger was stopped")
 	}
-	if f.sess.proc.exited() {
+	if f.sess.proc.Exited() {
 		t.Error("the stranger is dead")
 	}
 	for _, c := range f.server.Commands() {
@@ -179,7 +179,7 @@ func TestADeviceThatQEMUHasLostIsNotWaitedForForLong(t *testing.T) {
 	for range 2 { // the first time, and when it is tried again
 		begun := time.Now()
 		err := f.DetachDisk(t.Context(), vm.Disk{ID: "data", VMID: "web"})
-		if codeOf(err) != vm.CodeQEMUUnresponsive || !strings.Contains(err.Error(), "does not let go") || time.Since(begun) > deviceTimeout/2 {
+		if codeOf(err) != vm.CodeQEMUUnresponsive || !strings.Contains(err.Error(), "does not close its file") || time.Since(begun) > deviceTimeout/2 {
 			t.Errorf("after %s: %v", time.Since(begun), err)
 		}
 	}

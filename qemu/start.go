@@ -1,20 +1,18 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"vmand/failpoint"
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -53,7 +51,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot v
 		}
 	}
 	boot.Monitor = time.Now().UTC().Truncate(time.Millisecond)
-	say(report, "cont", "QEMU is ready (pid %d), letting the guest run", sess.proc.pid)
+	say(report, "cont", "QEMU is ready (pid %d), letting the guest run", sess.proc.PID)
 	if err := sess.cont(ctx); err != nil {
 		return boot, d.startFault(sess, err)
 	}
@@ -63,12 +61,12 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot v
 
 // startFault says why a VM did not start, in QEMU's own words where it ended.
 func (d *Driver) startFault(s *session, err error) error {
-	if s.proc.waitExit(nil, 0) {
+	if s.proc.Wait(nil, 0) {
 		words := d.lastWords(s.id)
 		if words == "" {
 			words = "it wrote nothing"
 		}
-		return fault(vm.CodeOperationFailed, nil, "QEMU of vm %s ended at its start (%s): %s", s.id, s.proc.state, words)
+		return fault(vm.CodeOperationFailed, nil, "QEMU of vm %s ended at its start (%s): %s", s.id, s.proc.State(), words)
 	}
 	return monitorFault(s.id, "start", err)
 }
@@ -174,7 +172,9 @@ func (d *Driver) spawn(id string, argv []string, files []*os.File, ours bool) (*
 		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
 	}
 	defer pidfile.Close()
-	proc, err := start(d.account, argv, slices.Concat(files, []*os.File{pidfile}))
+	program := d.program(argv...)
+	program.Files = slices.Concat(files, []*os.File{pidfile})
+	proc, err := program.Start()
 	if err != nil {
 		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
 	}
@@ -229,7 +229,7 @@ func (d *Driver) newQEMULog(id string) (*os.File, error) {
 
 // lastWords returns the last lines QEMU wrote in its last run.
 func (d *Driver) lastWords(id string) string {
-	return lastLines(d.endOf(vmQEMULog(id), maxStderr), 10)
+	return host.LastLines(d.endOf(vmQEMULog(id), maxStderr), 10)
 }
 
 // maxStderr is how much in bytes of what a program wrote is shown.
@@ -243,21 +243,5 @@ func (d *Driver) endOf(name string, most int64) string {
 		return ""
 	}
 	defer f.Close()
-	return tail(f, most)
-}
-
-func tail(f *os.File, most int64) string {
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return ""
-	}
-	buf := make([]byte, min(size, most))
-	n, _ := f.ReadAt(buf, size-int64(len(buf)))
-	return string(bytes.ToValidUTF8(bytes.TrimSpace(buf[:n]), []byte("?")))
-}
-
-// lastLines returns the last lines of a text.
-func lastLines(text string, n int) string {
-	all := strings.Split(text, "\n")
-	return strings.Join(all[max(0, len(all)-n):], "\n")
+	return host.Tail(f, most)
 }

@@ -63,13 +63,13 @@ func TestQEMUHasNoRightsAndOnlyItsOwnDescriptors(t *testing.T) {
 	for field, want := range map[string]string{
 		"CapEff": "0000000000000000", "CapPrm": "0000000000000000", "CapAmb": "0000000000000000",
 		"NoNewPrivs": "1", "Seccomp": "2",
-		"Uid": strings.Repeat(fmt.Sprintf("%d\t", h.account.uid), 4), "Gid": strings.Repeat(fmt.Sprintf("%d\t", h.account.gid), 4),
+		"Uid": strings.Repeat(fmt.Sprintf("%d\t", h.account.UID), 4), "Gid": strings.Repeat(fmt.Sprintf("%d\t", h.account.GID), 4),
 	} {
 		if got := status[field]; got != strings.TrimSpace(want) {
 			t.Errorf("%s is %q, want %q", field, got, want)
 		}
 	}
-	if h.account.uid == 0 {
+	if h.account.UID == 0 {
 		t.Error("it runs as root")
 	}
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))

@@ -64,7 +64,7 @@ func (s *session) shutdownGuest(ctx context.Context, timeout time.Duration, repo
 	for press := 1; ; press++ {
 		off, err := s.press(wait, press, report)
 		switch {
-		case off || s.proc.exited():
+		case off || s.proc.Exited():
 			return nil
 		case ctx.Err() != nil:
 			return monitorFault(s.id, "shutdown", ctx.Err())
@@ -121,17 +121,17 @@ const statusSuspended = vm.RunStatus("suspended")
 // destroy ends the process by harder and harder means, and returns nil once it
 // is gone.
 func (s *session) destroy(ctx context.Context, report vm.Report) error {
-	if s.proc.exited() {
+	if s.proc.Exited() {
 		return nil
 	}
 	if !s.isMute() {
 		s.markAsked()
-		say(report, "quit", "ending QEMU (pid %d)", s.proc.pid)
+		say(report, "quit", "ending QEMU (pid %d)", s.proc.PID)
 		err := s.execute(ctx, quitTimeout, "quit", nil, nil)
 		switch {
 		case err == nil, errors.Is(err, qmp.ErrClosed), errors.Is(err, errGone): // it may end before its answer is read
 			failpoint.Hit("stop.quit")
-			s.proc.waitExit(ctx.Done(), flushTimeout)
+			s.proc.Wait(ctx.Done(), flushTimeout)
 		case errors.Is(err, errImpostor):
 			s.asked.Store(false)
 			s.layout.removeRun(s.id, quitSuffix)
@@ -144,20 +144,20 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		limit time.Duration
 	}{{"term", unix.SIGTERM, termTimeout}, {"kill", unix.SIGKILL, killTimeout}} {
 		switch {
-		case s.proc.exited():
+		case s.proc.Exited():
 			return nil
 		case ctx.Err() != nil:
 			return monitorFault(s.id, "quit", ctx.Err())
 		}
 		s.markAsked()
 		say(report, rung.step, "QEMU has not ended, sending it %s", unix.SignalName(rung.sig))
-		if err := s.proc.signal(rung.sig); err != nil && !s.proc.exited() {
-			return fault(vm.CodeOperationFailed, err, "signal QEMU of vm %s (pid %d)", s.id, s.proc.pid)
+		if err := s.proc.Signal(rung.sig); err != nil && !s.proc.Exited() {
+			return fault(vm.CodeOperationFailed, err, "signal QEMU of vm %s (pid %d)", s.id, s.proc.PID)
 		}
-		s.proc.waitExit(ctx.Done(), rung.limit)
+		s.proc.Wait(ctx.Done(), rung.limit)
 	}
-	if !s.proc.exited() {
-		return fault(vm.CodeQEMUUnresponsive, ctx.Err(), "QEMU of vm %s (pid %d) does not end, even though killed", s.id, s.proc.pid)
+	if !s.proc.Exited() {
+		return fault(vm.CodeQEMUUnresponsive, ctx.Err(), "QEMU of vm %s (pid %d) does not end, even though killed", s.id, s.proc.PID)
 	}
 	return nil
 }

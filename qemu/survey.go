@@ -23,7 +23,7 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	}
 	if s != nil {
 		o := s.observe(ctx, observeTimeout)
-		if !s.proc.exited() {
+		if !s.proc.Exited() {
 			return o
 		}
 	}
@@ -35,7 +35,7 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observation) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	o.PID = s.proc.pid
+	o.PID = s.proc.PID
 	type answer struct {
 		has peripherals
 		err error
@@ -72,7 +72,7 @@ func (s *session) survey(ctx context.Context, d *Driver) vm.Observation {
 	if ask {
 		d.askLater(s)
 	}
-	return vm.Observation{PID: s.proc.pid, Trouble: s.damage()}
+	return vm.Observation{PID: s.proc.PID, Trouble: s.damage()}
 }
 
 // askLater asks a mute QEMU without anybody waiting for it.
@@ -138,7 +138,7 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
 	for i, s := range sessions {
-		if s.proc.exited() {
+		if s.proc.Exited() {
 			continue
 		}
 		seen.VMs[s.id] = observations[i]

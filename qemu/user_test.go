@@ -11,7 +11,7 @@ func TestQEMUNeverRunsAsRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.uid == 0 || a.gid == 0 || a.drop != (os.Geteuid() == 0) {
+	if a.UID == 0 || a.GID == 0 || (a.UID != os.Geteuid()) != (os.Geteuid() == 0) {
 		t.Errorf("it runs as %+v", a)
 	}
 	if _, err := newAccount("root"); err == nil {
@@ -35,7 +35,7 @@ func TestAUserByNameIsFound(t *testing.T) {
 		name = me.Username
 	}
 	a, err := newAccount(name)
-	if err != nil || a.uid == 0 {
+	if err != nil || a.UID == 0 {
 		t.Errorf("got %+v, %v", a, err)
 	}
 }

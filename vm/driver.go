@@ -133,6 +133,9 @@ type Host interface {
 	// Flight returns the recorder's report on a VM: what was said on its
 	// monitor, its console's end and QEMU's stderr, now and at its last crashes.
 	Flight(ctx context.Context, id string) (Flight, error)
+	// Watch delivers what was noticed about VMs to sink until ctx is done, and
+	// before that what was noticed since the driver was made. One caller at a time.
+	Watch(ctx context.Context, sink Sink)
 }
 
 // A Spec is everything the driver needs to know to start a VM.

@@ -336,6 +336,9 @@ func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, e
 // Flight returns nothing.
 func (d *Driver) Flight(ctx context.Context, id string) (vm.Flight, error) { return vm.Flight{}, nil }
 
+// Watch notices nothing.
+func (d *Driver) Watch(ctx context.Context, sink vm.Sink) { <-ctx.Done() }
+
 // Observe returns what was set or done.
 func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	d.mu.Lock()

@@ -45,7 +45,7 @@ func main() {
 	}
 }
 
-// raisePriority gives the reference what vmand gives itself (priority.go there),
+// raisePriority gives the reference what vmand gives itself (host/vmand.go there),
 // or the two would not compete with the clients alike. Its session is its own.
 func raisePriority() {
 	nice := -10
