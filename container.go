@@ -212,7 +212,6 @@ func (c *container) openDriver(ctx context.Context) error {
 func (c *container) openNetworks(context.Context) error {
 	o := c.cfg.Network
 	o.RuntimeDir, o.Directory = c.cfg.RuntimeDir, c.store
-	o.Acked = func(l vm.Lease) { c.mark(l.VMID, vm.BootDHCP, l.Acked) }
 	if c.cfg.DryRun {
 		o.Mode = network.ModeUser // which makes nothing on the host
 	}
@@ -338,6 +337,7 @@ func (c *container) run(ctx context.Context) error {
 	defer wg.Wait()
 	defer stop()
 	wg.Go(func() { c.observer.Load().Run(observing) })
+	wg.Go(func() { c.networks.Watch(observing, sink{c}) })
 	wg.Go(func() { c.introduce(observing) })
 	wg.Go(func() { c.autostart(observing) })
 	wg.Go(func() { c.takeLeave(observing) })
@@ -347,6 +347,13 @@ func (c *container) run(ctx context.Context) error {
 	c.log.Info("vmand stops; the VMs go on")
 	return err
 }
+
+// sink passes what the driver and the networks notice to the observer and the manager.
+type sink struct{ *container }
+
+func (s sink) Nudge(vmID string) { s.observer.Load().Nudge(vmID) }
+
+func (s sink) Mark(vmID string, mark vm.BootMark, at time.Time) { s.mark(vmID, mark, at) }
 
 // boot returns the word for the host's present boot.
 func (c *container) boot() string {

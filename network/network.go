@@ -53,7 +53,6 @@ type Options struct {
 	Mode       string              // ModeAuto, ModeBridge or ModeUser; empty: ModeAuto
 	RuntimeDir string              // what the host's sysctls were is kept here until it boots
 	Directory  Directory           // the recorded leases
-	Acked      func(vm.Lease)      // called when DHCP has confirmed an address; nil for nobody
 	Passt      string              // the program; empty: "passt"
 	Nice       int                 // nice value that passt runs with, if that is higher than vmand's
 	User       *syscall.Credential // whom passt runs as if vmand is root; nil: uid and gid 65534
@@ -68,6 +67,7 @@ type Networks struct {
 	why   string
 	owner io.Closer       // holds the port that only one daemon can have; nil in mode user
 	links *netlink.Handle // nil if the host has no netlink
+	acks  *acks           // delivered by Watch
 
 	mu        sync.Mutex // guards everything that follows, and every change of the host but taps
 	firewall  *firewall  // nil in mode user
@@ -92,7 +92,7 @@ func New(o Options, log *slog.Logger) (*Networks, error) {
 	if o.Passt == "" {
 		o.Passt = "passt"
 	}
-	n := &Networks{o: o, log: log, serving: map[string]*servers{}, shaped: map[string]int{}, absent: map[string]bool{}, revisions: map[string]int64{}, unwanted: map[string]time.Time{}}
+	n := &Networks{o: o, log: log, acks: newAcks(), serving: map[string]*servers{}, shaped: map[string]int{}, absent: map[string]bool{}, revisions: map[string]int64{}, unwanted: map[string]time.Time{}}
 	if links, err := netlink.NewHandle(syscall.NETLINK_ROUTE); err == nil {
 		n.links = links
 		if err := links.SetSocketTimeout(netlinkTimeout); err != nil {

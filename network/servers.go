@@ -101,12 +101,8 @@ func (s *servers) start(n *Networks) error {
 		f.Hint = "see who has the port, and let it leave " + s.network.Bridge + " alone: " + rival
 		faults = append(faults, f)
 	}
-	acked := n.o.Acked
-	if acked == nil {
-		acked = func(vm.Lease) {}
-	}
 	var err error
-	if s.dhcp, err = dhcp.New(dhcp.Options{Interface: s.network.Bridge, Network: s.network, Directory: n.o.Directory, Acked: acked, Log: log}); err != nil {
+	if s.dhcp, err = dhcp.New(dhcp.Options{Interface: s.network.Bridge, Network: s.network, Directory: n.o.Directory, Acked: n.acks.note, Log: log}); err != nil {
 		s.dhcp = nil
 		fail("DHCP", "ss -lnup 'sport = 67' (dnsmasq: except-interface="+s.network.Bridge+", bind-dynamic)", err)
 	}

@@ -39,9 +39,8 @@ type Options struct {
 	Interface string     // the server is bound to it; it has the gateway's addresses
 	Network   vm.Network // of mode nat or isolated
 	Directory Directory
-	// Acked is called after a DHCPv4 address was confirmed, one call at a time; it
-	// holds up no client, and of several confirmations for one MAC it may hear the
-	// last only. A call may still run when [Server.Close] has returned. Nil for nobody.
+	// Acked, if not nil, is called after a DHCPv4 address was confirmed. It must not
+	// block and must be safe for concurrent use.
 	Acked func(vm.Lease)
 	Log   *slog.Logger
 }
@@ -54,6 +53,7 @@ type Server struct {
 	log       *guard.Log
 	clients   *guard.Clients[[6]byte]
 	leases    *leases
+	acked     func(vm.Lease)
 	v4        *sockets
 
 	ctx     context.Context // of the server's life
@@ -84,7 +84,8 @@ func New(o Options) (*Server, error) {
 		directory: o.Directory,
 		log:       guard.NewLog(o.Log.With("network", o.Network.Name)),
 		clients:   guard.NewClients[[6]byte](requestsPerSecond, requestsBurst, clientsRoom),
-		leases:    newLeases(o.Acked),
+		leases:    newLeases(),
+		acked:     o.Acked,
 		v4:        v4,
 		network:   o.Network,
 	}
@@ -94,9 +95,6 @@ func New(o Options) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	s.serve(s.ctx, v4, s.handle4)
-	if o.Acked != nil {
-		go s.leases.tell(s.ctx)
-	}
 	return s, nil
 }
 
@@ -154,7 +152,7 @@ func (s *Server) Err() error {
 	return guard.StillThere(s.v4.udp, s.name, s.index)
 }
 
-// Close ends the server and waits for its goroutines, but for a call of Acked.
+// Close ends the server and waits for its goroutines.
 func (s *Server) Close() error {
 	s.end()
 	s.ended.Because(net.ErrClosed)
@@ -260,7 +258,9 @@ func (s *Server) handle6(v6 *sockets, packet []byte, mac [6]byte) {
 func (s *Server) record(l vm.Lease, what outcome, tell bool) {
 	switch what {
 	case confirmed:
-		s.leases.confirm(l, time.Now(), tell)
+		if l = s.leases.confirm(l, time.Now()); tell && s.acked != nil {
+			s.acked(l)
+		}
 	case released:
 		s.leases.forget(l.MAC)
 	case declined:
