@@ -19,6 +19,11 @@ type element struct {
 	end  bool   // key is the first one after a range
 }
 
+// A mapKey identifies the entry of a map, which has one value.
+type mapKey struct{ set, key string }
+
+func (e element) mapKey() mapKey { return mapKey{e.set, e.key} }
+
 func networkOwner(name string) string { return "network/" + name }
 func vmOwner(id string) string        { return "vm/" + id }
 

@@ -37,6 +37,7 @@ const (
 type firewall struct {
 	owners map[string]map[element]bool
 	holder map[element]string // the reverse of owners
+	values map[mapKey]element // the held elements of maps
 
 	// Both sockets are kept: the kernel ends a netfilter socket only when a grace
 	// period has passed since the last deletion of any rule, which takes 10 ms.
@@ -57,7 +58,7 @@ func newFirewall() (*firewall, error) {
 	if err := f.open(); err != nil {
 		return nil, fmt.Errorf("the kernel has no nftables, or does not let us: %w", err)
 	}
-	seen, err := readTables()
+	seen, err := f.read()
 	if err != nil {
 		f.close()
 		return nil, fmt.Errorf("read the nftables rules: %w", err)
@@ -85,17 +86,28 @@ func (f *firewall) open() (err error) {
 	return err
 }
 
+// dial opens conn if it is closed.
 func (f *firewall) dial() (err error) {
+	if f.conn != nil {
+		return nil
+	}
 	f.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return errors.Join(c.SetWriteBuffer(batchBytes), c.SetReadBuffer(batchBytes))
 	}))
 	return err
 }
 
-func (f *firewall) close() {
+// hangUp closes conn. A request that failed may leave unread replies on it, which
+// would be taken for the replies to the next request.
+func (f *firewall) hangUp() {
 	if f.conn != nil {
 		f.conn.CloseLasting()
+		f.conn = nil
 	}
+}
+
+func (f *firewall) close() {
+	f.hangUp()
 	if f.asker != nil {
 		f.asker.Close()
 	}
@@ -105,7 +117,23 @@ func (f *firewall) close() {
 }
 
 func (f *firewall) clear() {
-	f.owners, f.holder = map[string]map[element]bool{}, map[element]string{}
+	f.owners, f.holder, f.values = map[string]map[element]bool{}, map[element]string{}, map[mapKey]element{}
+}
+
+// hold records that owner has e.
+func (f *firewall) hold(e element, owner string) {
+	f.holder[e] = owner
+	if e.data != "" {
+		f.values[e.mapKey()] = e
+	}
+}
+
+// release records that nothing owns e.
+func (f *firewall) release(e element) {
+	delete(f.holder, e)
+	if f.values[e.mapKey()] == e {
+		delete(f.values, e.mapKey())
+	}
 }
 
 // give records that an owner has elements, and takes them from whoever had them.
@@ -116,11 +144,11 @@ func (f *firewall) give(owner string, elements []element) {
 			delete(f.owners[old], e)
 		}
 		has[e] = true
-		f.holder[e] = owner
+		f.hold(e, owner)
 	}
 	for e := range f.owners[owner] {
 		if !has[e] {
-			delete(f.holder, e)
+			f.release(e)
 		}
 	}
 	f.owners[owner] = has
@@ -154,7 +182,7 @@ func (f *firewall) set(owner string, elements []element) error {
 	for _, e := range remove {
 		if old := f.holder[e]; old != owner {
 			delete(f.owners[old], e)
-			delete(f.holder, e)
+			f.release(e)
 		}
 	}
 	f.give(owner, elements)
@@ -169,15 +197,8 @@ func (f *firewall) set(owner string, elements []element) error {
 // rival returns the element that has the key of e in a map, with another value.
 // Only adopted ones can be that, or those of an owner that changes.
 func (f *firewall) rival(e element) (element, bool) {
-	if e.data == "" {
-		return element{}, false
-	}
-	for old := range f.holder {
-		if old.set == e.set && old.key == e.key && old.data != e.data {
-			return old, true
-		}
-	}
-	return element{}, false
+	old, held := f.values[e.mapKey()]
+	return old, held && old.data != e.data
 }
 
 // rebuild replaces both tables as a whole.
@@ -189,17 +210,14 @@ func (f *firewall) rebuild() error {
 // which something failed is given up: what is left unread on it would be taken
 // for the answer to the next batch.
 func (f *firewall) write(fill func(*batch)) error {
-	if f.conn == nil {
-		if err := f.dial(); err != nil {
-			return err
-		}
+	if err := f.dial(); err != nil {
+		return err
 	}
 	b := newBatch(f.conn)
 	fill(b)
 	if err := b.send(); err != nil {
 		f.sure = false
-		f.conn.CloseLasting()
-		f.conn = nil
+		f.hangUp()
 		return err
 	}
 	now, err := f.ask()
@@ -222,7 +240,7 @@ func (f *firewall) faults() ([]string, error) {
 	if f.sure && now == f.generation {
 		return nil, nil
 	}
-	seen, err := readTables()
+	seen, err := f.read()
 	if err != nil {
 		return nil, err
 	}
@@ -233,6 +251,18 @@ func (f *firewall) faults() ([]string, error) {
 	}
 	f.generation, f.sure = again, len(found) == 0 && again == now
 	return found, nil
+}
+
+// read returns the tables of the host over the kept connection.
+func (f *firewall) read() (*seenTables, error) {
+	if err := f.dial(); err != nil {
+		return nil, err
+	}
+	seen, err := readTables(f.conn)
+	if err != nil {
+		f.hangUp()
+	}
+	return seen, err
 }
 
 // ask returns the number of the host's present rule set, its generation, which
@@ -421,7 +451,7 @@ func (f *firewall) settle(want map[string][]element, keep bool) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	seen, err := readTables()
+	seen, err := f.read()
 	if err != nil {
 		return nil, err
 	}

@@ -27,11 +27,7 @@ type seenChain struct {
 func chainKey(t *nftables.Table, name string) string { return fmt.Sprint(t.Family, "/", name) }
 
 // readTables returns our tables, nil if one of them is missing.
-func readTables() (*seenTables, error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, err
-	}
+func readTables(conn *nftables.Conn) (*seenTables, error) {
 	seen := &seenTables{chains: map[string]seenChain{}, sets: map[string]bool{}}
 	rates := map[string]string{}
 	for _, t := range []*nftables.Table{inetTable, bridgeTable} {
