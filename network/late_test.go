@@ -25,7 +25,7 @@ func TestAPassWithOldRecordsLetsNobodyPassAgain(t *testing.T) {
 		t.Errorf("the VM that is gone may send again through %v", taps)
 	}
 	reconcile(t, n, vm.Wanted{Networks: old.Networks}, true)
-	if _, known := n.revisions[v.ID]; known {
+	if _, known := n.vmRevisions[v.ID]; known {
 		t.Error("a VM that is gone is remembered for ever")
 	}
 	connect(t, n, v, nw) // it is started again

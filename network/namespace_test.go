@@ -19,7 +19,7 @@ import (
 // "required" that is a failure.
 func needRoot(t testing.TB) {
 	t.Helper()
-	if err := privileged(); err != nil {
+	if err := checkPrivileges(); err != nil {
 		if os.Getenv("VMAN_TEST_QEMU") == "required" {
 			t.Fatalf("%v, and VMAN_TEST_QEMU=required", err)
 		}

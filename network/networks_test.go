@@ -185,7 +185,7 @@ func TestTheNextDaemonFindsAllAsItWas(t *testing.T) {
 	connect(t, n, v, nw)
 	w := vm.Wanted{Networks: []vm.Network{nw}, VMs: []vm.VM{v}}
 	settledPass(t, n, w)
-	before, err := n.firewall.ask()
+	before, err := n.firewall.readGeneration()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func TestTheNextDaemonFindsAllAsItWas(t *testing.T) {
 	if err := next.serving[nw.Name].fault(link(t, nw.Bridge).Attrs().Index); err != nil {
 		t.Errorf("the next daemon does not serve: %v", err)
 	}
-	if after, err := next.firewall.ask(); err != nil || after != before {
+	if after, err := next.firewall.readGeneration(); err != nil || after != before {
 		t.Errorf("the rules were written again: generation %d, was %d, %v", after, before, err)
 	}
 	if err := next.Disconnect(t.Context(), v.ID); err != nil {
@@ -263,7 +263,7 @@ func TestTeardownRemovesAllAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, l := range links {
-		if ours(l) || isTap(l) {
+		if isOurBridge(l) || isTap(l) {
 			t.Errorf("%s is left", l.Attrs().Name)
 		}
 	}
