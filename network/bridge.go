@@ -297,8 +297,8 @@ func (n *Networks) configureTaps(nw vm.Network) error {
 	return nil
 }
 
-// Down implements [vm.HostNetwork]. A network whose record is deleted is known by its
-// name only, so Down removes what carries vmand's mark, whatever the mode was.
+// Down implements [vm.HostNetwork]. Of a network without a record only the name is
+// known, so Down removes everything with that name and vmand's mark.
 func (n *Networks) Down(ctx context.Context, nw vm.Network) error {
 	if err := ctx.Err(); err != nil {
 		return err

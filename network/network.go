@@ -1,11 +1,11 @@
 // Package network connects virtual machines to the world: [Networks] is the host's
 // side of the networks of package vm.
 //
-// As root, a network of mode nat or isolated is a bridge of its own, a NIC is a tap
-// whose file QEMU inherits, and nftables limits what a guest may send: rules.go holds
-// the rules, elements.go the entries for each network and VM. The packages below this
-// one serve DHCP, DNS and router advertisements. Without privileges only networks of
-// mode user work; there each NIC has a process of its own: passt, or QEMU's libslirp.
+// As root, a network of mode nat or isolated is a bridge of its own and a NIC is a tap; QEMU
+// inherits the tap's file. nftables limits what a guest may send: rules.go holds the rules,
+// elements.go the entries for each network and VM. The packages below this one serve DHCP,
+// DNS and router advertisements. Without privileges only networks of mode user work; there
+// each NIC has a process of its own: passt, or QEMU's libslirp.
 //
 // The daemon finds everything on the host again by name and mark: a bridge has the
 // name of its network and the alias "vmand", the name of a tap derives from the UUID

@@ -19,7 +19,7 @@ var (
 // The sets and maps. The rules are constant; what depends on networks and VMs is here.
 const (
 	setBridges  = "bridges"  // interface: vmand's bridges
-	setNAT      = "nat"      // interface: bridges whose guests reach the outside
+	setNAT      = "nat"      // interface: bridges with guests that reach the outside
 	setWithin   = "within"   // interface . interface: a bridge and itself, if its guests reach one another
 	setSubnets  = "subnets"  // IPv4 ranges that are masqueraded
 	setSubnets6 = "subnets6" // IPv6 ranges that are masqueraded
@@ -195,8 +195,8 @@ func portTo(proto, port uint32) match {
 }
 
 // postroutingRules give the host's address to packets that leave vmand's networks. They
-// also give it to packets of a forward whose replies would otherwise bypass the host:
-// those from the guest's own network, and from 127.0.0.1.
+// also give it to packets of a forward from the guest's own network and from 127.0.0.1: the
+// replies would otherwise bypass the host.
 func postroutingRules() []ruleSpec {
 	to := func(set string, then match) match { return all(oifname(), in(set), then) }
 	v4, v6 := family(unix.NFPROTO_IPV4), family(unix.NFPROTO_IPV6)
@@ -341,7 +341,7 @@ func targetChain() chainSpec {
 	)
 }
 
-// wholeChain accepts IPv6 packets whose transport header the previous rules could read.
+// wholeChain accepts IPv6 packets with a transport header that the previous rules could read.
 // Extension headers can push that header beyond the first fragment, and a router
 // advertisement would pass unread (RFC 7113).
 func wholeChain() chainSpec {

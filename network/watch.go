@@ -12,8 +12,8 @@ import (
 // largest network has addresses, a few MiB.
 const maxAcks = 1 << 16
 
-// acks holds the VMs whose address DHCP has confirmed, until Watch delivers them. It
-// is safe for concurrent use.
+// acks holds the VMs with an address that DHCP has confirmed, until Watch delivers them. It is
+// safe for concurrent use.
 type acks struct {
 	ready chan struct{} // holds a token while pending is not empty
 
@@ -49,9 +49,9 @@ func (a *acks) take() map[string]time.Time {
 	return pending
 }
 
-// Watch marks each VM whose address DHCP confirms as [vm.BootDHCP] in sink, and blocks
-// until ctx is done. It first delivers the confirmations from before the call, for at
-// most maxAcks VMs. Only one Watch may run at a time.
+// Watch calls sink.Mark with [vm.BootDHCP] when DHCP confirms an address of a VM. It blocks
+// until ctx is done. It first delivers the confirmations from before the call, for at most
+// maxAcks VMs. Only one Watch may run at a time.
 func (n *Networks) Watch(ctx context.Context, sink vm.Sink) {
 	for {
 		select {
