@@ -207,7 +207,6 @@ func (c *container) openDriver(ctx context.Context) error {
 func (c *container) openNetworks(context.Context) error {
 	o := c.cfg.Network
 	o.RuntimeDir, o.Directory = c.cfg.RuntimeDir, c.store
-	o.Acked = func(l vm.Lease) { c.engine.Guests.Mark(l.VMID, vm.BootDHCP, l.Acked) }
 	if c.cfg.DryRun {
 		o.Mode = network.ModeUser // which makes nothing on the host
 	}
@@ -267,6 +266,7 @@ func (c *container) openManager(ctx context.Context) error {
 	c.observer = observer.New(c.cfg.Observer, observer.Deps{Host: c.driver, Records: c.store, Settler: engine,
 		Restarter: engine.VMs, Networks: engine.Networks, Log: c.log})
 	c.watch(c.driver.Watch)
+	c.watch(c.networks.Watch)
 	c.closers = append(c.closers, func() error {
 		ctx, stop := context.WithTimeout(context.Background(), closeTimeout)
 		defer stop()

@@ -656,7 +656,7 @@ func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
 		r.want("POST", "/vms", fmt.Sprintf(`{"template_name":"small","name":%q}`, id), 201)
 		r.want("POST", "/vms/"+id+"/actions/start", "", 200)
 	}
-	if _, err := r.manager.Load().VMs.Update(t.Context(), "a", vm.VMEdits{Autostart: &vm.Autostart{Enabled: true}}, nil); err != nil {
+	if _, err := r.engine.VMs.Update(t.Context(), "a", vm.VMEdits{Autostart: &vm.Autostart{Enabled: true}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	policy := vm.RestartAlways
@@ -683,7 +683,7 @@ func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
 		})
 	}
 	vms("error", "")                                                                                            // the host has not booted: they crashed
-	if _, err := r.manager.Load().VMs.Update(t.Context(), "b", vm.VMEdits{Restart: &policy}, nil); err != nil { // which is none to start with the host
+	if _, err := r.engine.VMs.Update(t.Context(), "b", vm.VMEdits{Restart: &policy}, nil); err != nil { // which is none to start with the host
 		t.Fatal(err)
 	}
 	r.want("POST", "/vms/b/actions/start", "", 200)

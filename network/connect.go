@@ -9,11 +9,13 @@ import (
 	"vmand/vm"
 )
 
-// Connect implements [vm.HostNetwork]. The rules are there before anybody can send
-// through a tap: nobody has its file but us.
-func (n *Networks) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, networks map[string]vm.Network) (ports []vm.Port, err error) {
+// Connect implements [vm.HostNetwork]. It sets the rules of the VM before it returns the
+// taps, so no frame passes without them: until then vmand alone has the files open.
+func (n *Networks) Connect(
+	ctx context.Context, v vm.VM, nics []vm.NIC, networks map[string]vm.Network,
+) (ports []vm.Port, err error) {
 	if v.UUID == "" {
-		return nil, fmt.Errorf("connect vm %s: it has no uuid to name its interfaces after", v.ID)
+		return nil, fmt.Errorf("connect VM %s: it has no uuid for the names of its interfaces", v.ID)
 	}
 	defer func() {
 		if err != nil {
@@ -25,7 +27,7 @@ func (n *Networks) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, networks
 	for _, nic := range nics {
 		nw, ok := networks[nic.Network]
 		if !ok {
-			return ports, fmt.Errorf("connect vm %s: network %s of NIC %d was not given", v.ID, nic.Network, nic.Slot)
+			return ports, fmt.Errorf("connect VM %s: network %s of NIC %d was not given", v.ID, nic.Network, nic.Slot)
 		}
 		if err := n.Check(nw.Mode); err != nil {
 			return ports, err
@@ -45,21 +47,22 @@ func (n *Networks) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, networks
 	if !taps {
 		return ports, nil
 	}
-	if err := n.admit(v); err != nil {
+	if err := n.setVMRules(v); err != nil {
 		return ports, err
 	}
 	failpoint.Hit("rules.added")
 	return ports, nil
 }
 
-// admit lets pass what a VM may send and get, and nothing else.
-func (n *Networks) admit(v vm.VM) error {
-	defer n.cut()
+// setVMRules makes the firewall pass exactly what the record of v allows. It must be
+// called without mu held.
+func (n *Networks) setVMRules(v vm.VM) error {
+	defer n.endRemovedFlows()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.revisions[v.ID] = v.Revision
+	n.vmRevisions[v.ID] = v.Revision
 	if err := n.firewall.set(vmOwner(v.ID), vmElements(v)); err != nil {
-		return unavailable(err, "set the firewall of vm %s", v.ID)
+		return unavailable(err, "set the firewall of VM %s", v.ID)
 	}
 	return nil
 }
@@ -74,25 +77,25 @@ func (n *Networks) Update(ctx context.Context, v vm.VM, _ map[string]vm.Network)
 			continue
 		}
 		name := tapName(v.UUID, nic.Slot)
-		tap, err := n.find(name)
+		tap, err := n.findLink(name)
 		if err != nil {
 			return err
 		}
-		if tap == nil { // not plugged yet, or QEMU is at its end
+		if tap == nil { // not plugged yet, or QEMU is ending
 			continue
 		}
-		if err := n.shape(name, tap.Attrs().Index, nic.RateIn); err != nil && !gone(err) {
-			return unavailable(err, "limit the rate of NIC %d of vm %s", nic.Slot, v.ID)
+		if err := n.limitTap(name, tap.Attrs().Index, nic.RateIn); err != nil && !isGone(err) {
+			return unavailable(err, "limit the rate of NIC %d of VM %s", nic.Slot, v.ID)
 		}
 	}
-	return n.admit(v)
+	return n.setVMRules(v)
 }
 
-// disconnected is the revision of a VM that has been disconnected: a pass whose
-// records are older is not to let it pass again.
+// disconnected is the revision of a VM after Disconnect. It is newer than any record, so
+// a pass with an older record does not add the rules again.
 const disconnected = math.MaxInt64
 
-// Disconnect implements [vm.HostNetwork]. The taps have gone with QEMU.
+// Disconnect implements [vm.HostNetwork]. The kernel removes the taps when QEMU ends.
 func (n *Networks) Disconnect(ctx context.Context, id string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -103,16 +106,16 @@ func (n *Networks) Disconnect(ctx context.Context, id string) error {
 	if n.mode == ModeUser {
 		return nil
 	}
-	defer n.cut()
+	defer n.endRemovedFlows()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.revisions[id] = disconnected
-	for _, tap := range n.firewall.taps(vmOwner(id)) {
-		delete(n.shaped, tap)
-		delete(n.absent, tap)
+	n.vmRevisions[id] = disconnected
+	for _, tapName := range n.firewall.taps(vmOwner(id)) {
+		delete(n.tapLimits, tapName)
+		delete(n.missingTaps, tapName)
 	}
 	if err := n.firewall.set(vmOwner(id), nil); err != nil {
-		return unavailable(err, "remove the firewall of vm %s", id)
+		return unavailable(err, "remove the firewall of VM %s", id)
 	}
 	return nil
 }

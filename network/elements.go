@@ -11,54 +11,64 @@ import (
 	"vmand/vm"
 )
 
-// An element is one entry of a set or a map. It can be compared.
+// An element is one entry of an nftables set or map. Elements are comparable.
 type element struct {
-	set  string
-	key  string // as the kernel has it
-	data string // of a map, as the kernel has it; of setRates the rate in bytes per second
+	set  string // name of the set or map
+	key  string // as the kernel encodes it
+	data string // the value in a map, as the kernel encodes it; in setRates bytes per second
 	end  bool   // key is the first one after a range
 }
 
-func networkOwner(name string) string { return "network/" + name }
-func vmOwner(id string) string        { return "vm/" + id }
+// A mapKey identifies the entry of a map, which has one value.
+type mapKey struct{ set, key string }
 
-// networkElements returns what is in the sets because of a network.
-func networkElements(n vm.Network) []element {
-	if !n.Mode.Managed() {
+func (e element) mapKey() mapKey { return mapKey{e.set, e.key} }
+
+// Owners of elements.
+func networkOwner(networkName string) string { return "network/" + networkName }
+func vmOwner(id string) string               { return "vm/" + id }
+
+// networkElements returns the elements of a network.
+func networkElements(nw vm.Network) []element {
+	if !nw.Mode.Managed() {
 		return nil
 	}
-	bridge := string(ifname(n.Bridge))
+	bridge := string(ifname(nw.Bridge))
 	all := []element{{set: setBridges, key: bridge}}
-	if !n.IsolateVMs {
+	if !nw.IsolateVMs {
 		all = append(all, element{set: setWithin, key: bridge + bridge})
 	}
-	if n.Mode != vm.NetworkNAT {
+	if nw.Mode != vm.NetworkNAT {
 		return all
 	}
 	all = append(all, element{set: setNAT, key: bridge})
-	all = append(all, rangeElements(setSubnets, n.Subnet)...)
-	if n.IPv6.IsValid() && n.IPv6.Addr().IsPrivate() { // others know the way to a public prefix
-		all = append(all, rangeElements(setSubnets6, n.IPv6)...)
+	all = append(all, rangeElements(setSubnets, nw.Subnet)...)
+	if nw.IPv6.IsValid() && nw.IPv6.Addr().IsPrivate() { // a public prefix is routed, not masqueraded
+		all = append(all, rangeElements(setSubnets6, nw.IPv6)...)
 	}
 	return all
 }
 
-// rangeElements are the first address of a subnet and the first one after it.
+// rangeElements returns the two elements of a subnet: its first address, and the first
+// address after it.
 func rangeElements(set string, p netip.Prefix) []element {
 	first := p.Masked().Addr().AsSlice()
 	after := slices.Clone(first)
-	for i, bit := (p.Bits()-1)/8, 1<<(7-(p.Bits()-1)%8); i >= 0 && bit > 0; i, bit = i-1, 1 {
+	last := (p.Bits() - 1) / 8
+	bit := 1 << (7 - (p.Bits()-1)%8)
+	for i := last; i >= 0; i-- {
 		sum := int(after[i]) + bit
 		after[i] = byte(sum)
 		if sum < 256 {
 			break
 		}
+		bit = 1 // carry
 	}
 	return []element{{set: set, key: string(first)}, {set: set, key: string(after), end: true}}
 }
 
-// vmElements returns what is in the sets because of a VM: what its guests may
-// send, how much, and which ports lead to it.
+// vmElements returns the elements of a VM: the addresses and the rate that its guest may
+// send with, and the port forwards to it.
 func vmElements(v vm.VM) []element {
 	var all []element
 	for _, nic := range v.NICs {
@@ -77,28 +87,28 @@ func vmElements(v vm.VM) []element {
 	return all
 }
 
-func nicElements(nic vm.NIC, tap string) []element {
-	name := string(ifname(tap))
+func nicElements(nic vm.NIC, tapName string) []element {
+	tap := string(ifname(tapName))
 	set := setLearned
 	if nic.Mode.Managed() {
 		set = setAssigned
 	}
-	all := []element{{set: set, key: name}}
+	all := []element{{set: set, key: tap}}
 	if nic.Mode == vm.NetworkNAT {
-		all = append(all, element{set: setHairpins, key: name + name})
+		all = append(all, element{set: setHairpins, key: tap + tap})
 	}
 	if mac, err := net.ParseMAC(nic.MAC); err == nil && len(mac) == 6 {
-		all = append(all, element{set: setMACs, key: name + string(mac) + "\x00\x00"})
+		all = append(all, element{set: setMACs, key: tap + string(mac) + "\x00\x00"})
 	}
 	if nic.Mode.Managed() && nic.IP.Is4() {
-		all = append(all, element{set: setIPs, key: name + string(nic.IP.AsSlice())})
+		all = append(all, element{set: setIPs, key: tap + string(nic.IP.AsSlice())})
 	}
 	if nic.Mode.Managed() && nic.IPv6.Is6() {
-		all = append(all, element{set: setIPs6, key: name + string(nic.IPv6.AsSlice())})
+		all = append(all, element{set: setIPs6, key: tap + string(nic.IPv6.AsSlice())})
 	}
 	if nic.RateOut > 0 {
 		rate := binary.BigEndian.AppendUint64(nil, uint64(nic.RateOut)*1000/8)
-		all = append(all, element{set: setRates, key: name, data: string(rate)})
+		all = append(all, element{set: setRates, key: tap, data: string(rate)})
 	}
 	return all
 }
@@ -108,7 +118,11 @@ func forwardElement(f vm.PortForward, guest netip.Addr) element {
 	if f.Protocol == vm.UDP {
 		proto = unix.IPPROTO_UDP
 	}
-	e := element{set: setAnywhere, key: string(portKey(proto, f.HostPort)), data: string(guest.AsSlice()) + string(portPart(f.GuestPort))}
+	e := element{
+		set:  setAnywhere,
+		key:  string(portKey(proto, f.HostPort)),
+		data: string(guest.AsSlice()) + string(portPart(f.GuestPort)),
+	}
 	if f.HostAddress.Is4() && !f.HostAddress.IsUnspecified() {
 		e.set, e.key = setForwards, string(f.HostAddress.AsSlice())+e.key
 	}

@@ -9,18 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Matches of nftables, each as the expressions of the kernel's small machine.
-// Registers are numbered by four bytes when a key has several parts: part one
-// is in register 1, and what follows an interface name (16 bytes) in 12.
+// The functions of this file build nftables matches as expressions of the kernel's
+// register machine. A key of several parts lies in registers of four bytes: the first
+// part begins in register 1; the part after an interface name (16 bytes) in register 12.
 const (
 	reg       = 1
-	regSecond = 9  // the second 4 bytes
-	regThird  = 10 // the third 4 bytes
-	regAfter  = 12 // after 16 bytes
+	regSecond = 9  // bytes 4 to 7 of a key
+	regThird  = 10 // bytes 8 to 11 of a key
+	regAfter  = 12 // after an interface name
 )
 
 type match = []expr.Any
 
+// all concatenates matches: the result holds if every part holds.
 func all(parts ...match) match {
 	var m match
 	for _, p := range parts {
@@ -31,11 +32,11 @@ func all(parts ...match) match {
 
 func load(e ...expr.Any) match { return e }
 
-// The fields that rules look at.
+// The functions from here to transportField load a field of a packet into a register.
 func iifname() match { return load(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}) }
 func oifname() match { return load(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg}) }
 
-// fromTo loads the interface that a packet came from, and the one it goes to.
+// fromTo loads the incoming and the outgoing interface of a packet.
 func fromTo() match {
 	return all(iifname(), load(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: regAfter}))
 }
@@ -61,7 +62,13 @@ func differs(data ...byte) match {
 	return load(&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: data})
 }
 func masked(mask ...byte) match {
-	return load(&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))})
+	return load(&expr.Bitwise{
+		SourceRegister: reg,
+		DestRegister:   reg,
+		Len:            uint32(len(mask)),
+		Mask:           mask,
+		Xor:            make([]byte, len(mask)),
+	})
 }
 func in(set string) match {
 	return load(&expr.Lookup{SourceRegister: reg, SetName: set})
@@ -70,13 +77,13 @@ func notIn(set string) match {
 	return load(&expr.Lookup{SourceRegister: reg, SetName: set, Invert: true})
 }
 
-// mapped replaces the key by what the map has for it, and ends the rule if it
-// has nothing.
+// mapped replaces the key in the register by its value in a map. The rule does not match
+// if the map has no such key.
 func mapped(name string) match {
 	return load(&expr.Lookup{SourceRegister: reg, DestRegister: reg, IsDestRegSet: true, SetName: name})
 }
 
-// jumpBy goes where the verdict map says.
+// jumpBy applies the verdict that a verdict map has for the key in the register.
 func jumpBy(name string) match {
 	return load(&expr.Lookup{SourceRegister: reg, DestRegister: 0, IsDestRegSet: true, SetName: name})
 }
@@ -87,7 +94,7 @@ func verdict(kind expr.VerdictKind, chain string) match {
 
 func accept() match            { return verdict(expr.VerdictAccept, "") }
 func drop() match              { return verdict(expr.VerdictDrop, "") }
-func back() match              { return verdict(expr.VerdictReturn, "") }
+func leaveChain() match        { return verdict(expr.VerdictReturn, "") }
 func jump(chain string) match  { return verdict(expr.VerdictJump, chain) }
 func goTo(chain string) match  { return verdict(expr.VerdictGoto, chain) }
 func masquerade() match        { return load(&expr.Masq{}) }
@@ -101,9 +108,16 @@ func protocol(p byte) match {
 	return all(load(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}), equal(p))
 }
 
-// laterFragment holds for an IPv6 fragment with an offset.
+// laterFragment holds for an IPv6 fragment with a non-zero offset.
 func laterFragment() match {
-	return all(load(&expr.Exthdr{DestRegister: reg, Type: unix.IPPROTO_FRAGMENT, Offset: 2, Len: 2, Op: expr.ExthdrOpIpv6}), masked(0xff, 0xf8), differs(0, 0))
+	offset := &expr.Exthdr{
+		DestRegister: reg,
+		Type:         unix.IPPROTO_FRAGMENT,
+		Offset:       2,
+		Len:          2,
+		Op:           expr.ExthdrOpIpv6,
+	}
+	return all(load(offset), masked(0xff, 0xf8), differs(0, 0))
 }
 
 func udpFrom(port uint16) match {
@@ -120,9 +134,17 @@ func icmpv6Type(t byte) match {
 
 // conntrack holds if any of the bits is set.
 func conntrack(key expr.CtKey, bits uint32) match {
-	return load(&expr.Ct{Register: reg, Key: key},
-		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)})
+	return load(
+		&expr.Ct{Register: reg, Key: key},
+		&expr.Bitwise{
+			SourceRegister: reg,
+			DestRegister:   reg,
+			Len:            4,
+			Mask:           binaryutil.NativeEndian.PutUint32(bits),
+			Xor:            make([]byte, 4),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)},
+	)
 }
 
 // ipsDstNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
@@ -134,25 +156,33 @@ func established() match {
 	return conntrack(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
 }
 
-// toHost holds for what is sent to an address of the host.
+// toHost holds for a packet to an address of the host.
 func toHost() match {
-	return load(&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)})
+	return load(
+		&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	)
 }
 
-// toGuest sends on to the address in the first 4 bytes and the port in the second.
+// toGuest translates the destination to the address in bytes 0 to 3 of the registers and
+// the port in bytes 4 to 7.
 func toGuest() match {
-	return load(&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg, RegProtoMin: regSecond})
+	return load(&expr.NAT{
+		Type:        expr.NATTypeDestNAT,
+		Family:      unix.NFPROTO_IPV4,
+		RegAddrMin:  reg,
+		RegProtoMin: regSecond,
+	})
 }
 
-// ifname is an interface's name as the kernel compares it.
+// ifname returns the name of an interface as the kernel compares it.
 func ifname(name string) []byte {
 	b := make([]byte, unix.IFNAMSIZ)
 	copy(b, name)
 	return b
 }
 
-// portKey is a protocol and a port as parts of a key, four bytes each.
+// portKey returns a protocol and a port as parts of a key, four bytes each.
 func portKey(proto byte, port int) []byte {
 	return append([]byte{proto, 0, 0, 0}, portPart(port)...)
 }

@@ -18,46 +18,48 @@ import (
 )
 
 const (
-	// elementsAtOnce is how many elements go into one message, whose attributes
-	// have at most 64 KiB.
-	elementsAtOnce = 256
-	// batchBytes is room in the socket for the largest batch, which is sent at once.
+	// elementsPerMessage keeps a message below the 64 KiB limit of its attributes.
+	elementsPerMessage = 256
+	// batchBytes is the size of the socket's buffers: a batch is sent in one piece.
 	batchBytes = 8 << 20
-	// A tap that is gone is forgotten after a while. One that a full meter has no
-	// room for is not limited: there is room for 16 bridges with all their ports.
-	meterMemory = time.Minute
-	meterRoom   = 16 << 10
-	// nobody owns the elements that a daemon before this one has left.
-	nobody = ""
+	// meterTimeout is how long a meter remembers a tap that sends nothing.
+	meterTimeout = time.Minute
+	// meterSize is the capacity of a meter: 16 bridges with 1024 ports each. A tap
+	// beyond it is not limited.
+	meterSize = 16 << 10
+	// unowned is the owner of the elements that an earlier daemon left.
+	unowned = ""
 )
 
-// firewall is our two tables. What is in their sets has an owner: a network or a
-// VM. It is changed element by element where that goes, and rebuilt in one
-// atomic batch where not, so that there is no moment without rules.
+// firewall manages vmand's two nftables tables. Every element of their sets has an owner,
+// a network or a VM. A change touches single elements where possible; otherwise one atomic
+// batch replaces both tables, so there is no moment without rules. It is not safe for
+// concurrent use.
 type firewall struct {
 	owners map[string]map[element]bool
 	holder map[element]string // the reverse of owners
+	values map[mapKey]element // the held elements of maps
 
-	// Both sockets are kept: the kernel ends a netfilter socket only when a grace
-	// period has passed since the last deletion of any rule, which takes 10 ms.
-	conn  *nftables.Conn // for batches
-	asker *netlink.Conn  // for the generation
+	// Both sockets stay open: after a deletion of rules, the kernel delays the close of
+	// a netfilter socket by a grace period, about 10 ms.
+	conn           *nftables.Conn // for batches and reads; nil after an error
+	generationConn *netlink.Conn
 
 	flows *flows
 
-	generation uint32 // of the host's rule set after our last look at our tables
-	sure       bool   // nothing of ours can be missing as long as the generation stays
+	generation uint32 // of the host's rule set when verified was last set
+	verified   bool   // the tables were complete at generation
 }
 
-// newFirewall returns the firewall with what a daemon before this one has left
-// in it, and an error if the kernel has no nftables.
+// newFirewall opens the firewall and reads the elements that an earlier daemon left. It
+// returns an error if the kernel lacks nftables.
 func newFirewall() (*firewall, error) {
 	f := &firewall{}
 	f.clear()
 	if err := f.open(); err != nil {
-		return nil, fmt.Errorf("the kernel has no nftables, or does not let us: %w", err)
+		return nil, fmt.Errorf("open nftables: the kernel lacks it or denies access: %w", err)
 	}
-	seen, err := readTables()
+	seen, err := f.read()
 	if err != nil {
 		f.close()
 		return nil, fmt.Errorf("read the nftables rules: %w", err)
@@ -65,19 +67,19 @@ func newFirewall() (*firewall, error) {
 	if seen == nil {
 		return f, nil
 	}
-	f.give(nobody, seen.elements)
+	f.assign(unowned, seen.elements)
 	return f, nil
 }
 
 func (f *firewall) open() (err error) {
-	if f.asker, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
+	if f.generationConn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
 		return err
 	}
 	if f.flows, err = newFlows(); err == nil {
-		err = f.dial()
+		err = f.connect()
 	}
 	if err == nil {
-		_, err = f.ask()
+		_, err = f.readGeneration()
 	}
 	if err != nil {
 		f.close()
@@ -85,19 +87,30 @@ func (f *firewall) open() (err error) {
 	return err
 }
 
-func (f *firewall) dial() (err error) {
+// connect opens conn if it is closed.
+func (f *firewall) connect() (err error) {
+	if f.conn != nil {
+		return nil
+	}
 	f.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return errors.Join(c.SetWriteBuffer(batchBytes), c.SetReadBuffer(batchBytes))
 	}))
 	return err
 }
 
-func (f *firewall) close() {
+// disconnect closes conn. A request that failed may leave unread replies on it, which
+// would be taken for the replies to the next request.
+func (f *firewall) disconnect() {
 	if f.conn != nil {
 		f.conn.CloseLasting()
+		f.conn = nil
 	}
-	if f.asker != nil {
-		f.asker.Close()
+}
+
+func (f *firewall) close() {
+	f.disconnect()
+	if f.generationConn != nil {
+		f.generationConn.Close()
 	}
 	if f.flows != nil {
 		f.flows.kernel.Close()
@@ -105,22 +118,39 @@ func (f *firewall) close() {
 }
 
 func (f *firewall) clear() {
-	f.owners, f.holder = map[string]map[element]bool{}, map[element]string{}
+	f.owners, f.holder, f.values = map[string]map[element]bool{}, map[element]string{}, map[mapKey]element{}
 }
 
-// give records that an owner has elements, and takes them from whoever had them.
-func (f *firewall) give(owner string, elements []element) {
+// hold records that owner has e.
+func (f *firewall) hold(e element, owner string) {
+	f.holder[e] = owner
+	if e.data != "" {
+		f.values[e.mapKey()] = e
+	}
+}
+
+// release records that nothing owns e.
+func (f *firewall) release(e element) {
+	delete(f.holder, e)
+	if f.values[e.mapKey()] == e {
+		delete(f.values, e.mapKey())
+	}
+}
+
+// assign records that owner has exactly these elements, and takes them from their
+// previous owners. It changes nothing in the kernel.
+func (f *firewall) assign(owner string, elements []element) {
 	has := make(map[element]bool, len(elements))
 	for _, e := range elements {
-		if old, held := f.holder[e]; held && old != owner {
-			delete(f.owners[old], e)
+		if previous, held := f.holder[e]; held && previous != owner {
+			delete(f.owners[previous], e)
 		}
 		has[e] = true
-		f.holder[e] = owner
+		f.hold(e, owner)
 	}
 	for e := range f.owners[owner] {
 		if !has[e] {
-			delete(f.holder, e)
+			f.release(e)
 		}
 	}
 	f.owners[owner] = has
@@ -129,7 +159,8 @@ func (f *firewall) give(owner string, elements []element) {
 	}
 }
 
-// set makes elements all that an owner has in the tables.
+// set makes elements the only ones of owner in the tables. It does not write if nothing
+// changes.
 func (f *firewall) set(owner string, elements []element) error {
 	want := make(map[element]bool, len(elements))
 	var add, remove []element
@@ -138,7 +169,7 @@ func (f *firewall) set(owner string, elements []element) error {
 			add = append(add, e)
 		}
 		want[e] = true
-		if old, held := f.rival(e); held && !want[old] {
+		if old, held := f.otherValue(e); held && !want[old] {
 			remove = append(remove, old) // a map has one value for a key
 		}
 	}
@@ -148,108 +179,113 @@ func (f *firewall) set(owner string, elements []element) error {
 		}
 	}
 	if len(add)+len(remove) == 0 {
-		f.give(owner, elements)
+		f.assign(owner, elements)
 		return nil
 	}
 	for _, e := range remove {
-		if old := f.holder[e]; old != owner {
-			delete(f.owners[old], e)
-			delete(f.holder, e)
+		if previous := f.holder[e]; previous != owner {
+			delete(f.owners[previous], e)
+			f.release(e)
 		}
 	}
-	f.give(owner, elements)
-	f.flows.over(remove)
-	err := f.write(func(c *batch) { c.change(add, remove) })
+	f.assign(owner, elements)
+	f.flows.noteRemoved(remove)
+	err := f.write(func(b *batch) { b.change(add, remove) })
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) {
-		return f.rebuild() // somebody has been there
+		return f.rebuild() // another program has changed the tables
 	}
 	return err
 }
 
-// rival returns the element that has the key of e in a map, with another value.
-// Only adopted ones can be that, or those of an owner that changes.
-func (f *firewall) rival(e element) (element, bool) {
-	if e.data == "" {
-		return element{}, false
-	}
-	for old := range f.holder {
-		if old.set == e.set && old.key == e.key && old.data != e.data {
-			return old, true
-		}
-	}
-	return element{}, false
+// otherValue returns the held element with the map key of e and a different value. It
+// belongs to an earlier daemon, or to an owner that changes.
+func (f *firewall) otherValue(e element) (element, bool) {
+	old, held := f.values[e.mapKey()]
+	return old, held && old.data != e.data
 }
 
-// rebuild replaces both tables as a whole.
+// rebuild replaces both tables in one batch.
 func (f *firewall) rebuild() error {
-	return f.write(func(c *batch) { c.build(slices.Collect(maps.Keys(f.holder))) })
+	return f.write(func(b *batch) { b.build(slices.Collect(maps.Keys(f.holder))) })
 }
 
-// write sends one batch, and keeps count of the generations. A connection on
-// which something failed is given up: what is left unread on it would be taken
-// for the answer to the next batch.
+// write sends one batch and follows the generation of the rule set.
 func (f *firewall) write(fill func(*batch)) error {
-	if f.conn == nil {
-		if err := f.dial(); err != nil {
-			return err
-		}
+	if err := f.connect(); err != nil {
+		return err
 	}
 	b := newBatch(f.conn)
 	fill(b)
 	if err := b.send(); err != nil {
-		f.sure = false
-		f.conn.CloseLasting()
-		f.conn = nil
+		f.verified = false
+		f.disconnect()
 		return err
 	}
-	now, err := f.ask()
+	now, err := f.readGeneration()
 	if err != nil {
-		f.sure = false
+		f.verified = false
 		return err
 	}
-	f.sure = f.sure && now == f.generation+1 // else somebody else has written too
+	// A larger step means that another program has written too.
+	f.verified = f.verified && now == f.generation+1
 	f.generation = now
 	return nil
 }
 
-// faults returns what of the tables is not as it was written, in words; it is
-// cheap if the generation of the host's rules is the one of our last look.
-func (f *firewall) faults() ([]string, error) {
-	now, err := f.ask()
+// check returns how the tables differ from what was written, in words, or nil if they do
+// not. It reads the tables only if the generation of the host's rule set has changed
+// since they were verified.
+func (f *firewall) check() ([]string, error) {
+	before, err := f.readGeneration()
 	if err != nil {
 		return nil, err
 	}
-	if f.sure && now == f.generation {
+	if f.verified && before == f.generation {
 		return nil, nil
 	}
-	seen, err := readTables()
+	seen, err := f.read()
 	if err != nil {
 		return nil, err
 	}
 	found := seen.faults(f.holder)
-	again, err := f.ask()
+	after, err := f.readGeneration()
 	if err != nil {
 		return nil, err
 	}
-	f.generation, f.sure = again, len(found) == 0 && again == now
+	f.generation, f.verified = after, len(found) == 0 && after == before
 	return found, nil
 }
 
-// ask returns the number of the host's present rule set, its generation, which
-// every change of it raises.
-func (f *firewall) ask() (uint32, error) {
-	answers, err := f.asker.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
-		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+// read returns the tables of the host. It returns nil if one of them is missing.
+func (f *firewall) read() (*seenTables, error) {
+	if err := f.connect(); err != nil {
+		return nil, err
+	}
+	seen, err := readTables(f.conn)
+	if err != nil {
+		f.disconnect()
+	}
+	return seen, err
+}
+
+// readGeneration returns the generation of the host's rule set. Every change of any rule
+// increments it.
+func (f *firewall) readGeneration() (uint32, error) {
+	replies, err := f.generationConn.Execute(netlink.Message{
+		Header: netlink.Header{
+			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN,
+			Flags: netlink.Request,
+		},
+		Data: []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
 	})
 	if err != nil {
-		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
+		return 0, fmt.Errorf("read the generation of the rules: %w", err)
 	}
-	for _, a := range answers {
-		if len(a.Data) < 4 {
+	for _, reply := range replies {
+		if len(reply.Data) < 4 {
 			continue
 		}
-		attrs, err := netlink.UnmarshalAttributes(a.Data[4:])
+		attrs, err := netlink.UnmarshalAttributes(reply.Data[4:])
 		if err != nil {
 			return 0, err
 		}
@@ -259,7 +295,48 @@ func (f *firewall) ask() (uint32, error) {
 			}
 		}
 	}
-	return 0, errors.New("the kernel has not said the generation of the rules")
+	return 0, errors.New("read the generation of the rules: the kernel's reply lacks it")
+}
+
+// adopt compares the tables that an earlier daemon left with the wanted elements, and with
+// those that this daemon has set itself. It returns the differences in words. With keep,
+// these elements become what the tables must hold.
+func (f *firewall) adopt(want map[string][]element, keep bool) ([]string, error) {
+	now, err := f.readGeneration()
+	if err != nil {
+		return nil, err
+	}
+	seen, err := f.read()
+	if err != nil {
+		return nil, err
+	}
+	next := &firewall{conn: f.conn, generationConn: f.generationConn, flows: f.flows}
+	next.clear()
+	for owner, elements := range f.owners {
+		if owner != unowned {
+			next.assign(owner, slices.Collect(maps.Keys(elements)))
+		}
+	}
+	for _, owner := range sortedKeys(want) {
+		next.assign(owner, want[owner])
+	}
+	found := seen.faults(next.holder)
+	if keep {
+		next.generation, next.verified = now, len(found) == 0
+		*f = *next
+	}
+	return found, nil
+}
+
+// taps returns the names of an owner's taps in the tables.
+func (f *firewall) taps(owner string) []string {
+	var names []string
+	for e := range f.owners[owner] {
+		if e.set == setAssigned || e.set == setLearned {
+			names = append(names, strings.TrimRight(e.key, "\x00"))
+		}
+	}
+	return names
 }
 
 // batch is one transaction.
@@ -277,15 +354,22 @@ func newBatch(conn *nftables.Conn) *batch {
 	return b
 }
 
+// set returns the set of a spec for the kernel.
 func (s setSpec) set() *nftables.Set {
-	set := &nftables.Set{Table: s.table, Name: s.name, Interval: s.interval, IsMap: s.data != nil, KeyType: s.key[0]}
+	set := &nftables.Set{
+		Table:    s.table,
+		Name:     s.name,
+		Interval: s.interval,
+		IsMap:    s.data != nil,
+		KeyType:  s.key[0],
+	}
 	if len(s.key) > 1 {
 		set.Concatenation, set.KeyType = true, nftables.MustConcatSetType(s.key...)
 	} else if s.key[0] == nftables.TypeIFName {
-		set.KeyByteOrder = binaryutil.NativeEndian // for `nft list` alone
+		set.KeyByteOrder = binaryutil.NativeEndian // only for the output of `nft list`
 	}
 	if s.meter {
-		set.Dynamic, set.HasTimeout, set.Timeout, set.Size = true, true, meterMemory, meterRoom
+		set.Dynamic, set.HasTimeout, set.Timeout, set.Size = true, true, meterTimeout, meterSize
 	}
 	if len(s.data) == 1 {
 		set.DataType = s.data[0]
@@ -295,8 +379,8 @@ func (s setSpec) set() *nftables.Set {
 	return set
 }
 
-// build replaces the tables. Adding a table before it is deleted makes that
-// succeed whether or not there was one.
+// build replaces the tables. A table is added before it is deleted, so that the deletion
+// succeeds whether or not it existed.
 func (b *batch) build(elements []element) {
 	for _, t := range []*nftables.Table{inetTable, bridgeTable} {
 		b.conn.AddTable(t)
@@ -308,7 +392,8 @@ func (b *batch) build(elements []element) {
 	for _, c := range chains {
 		chain := &nftables.Chain{Table: c.table, Name: c.name}
 		if c.hook != nil {
-			chain.Type, chain.Hooknum, chain.Priority, chain.Policy = c.kind, c.hook, nftables.ChainPriorityRef(nftables.ChainPriority(c.priority)), &policy
+			chain.Type, chain.Hooknum, chain.Policy = c.kind, c.hook, &policy
+			chain.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(c.priority))
 		}
 		b.conn.AddChain(chain)
 	}
@@ -324,8 +409,12 @@ func (b *batch) build(elements []element) {
 }
 
 func (b *batch) addRule(t *nftables.Table, chain string, r ruleSpec) {
-	b.conn.AddRule(&nftables.Rule{Table: t, Chain: &nftables.Chain{Table: t, Name: chain}, Exprs: r.exprs,
-		UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment)})
+	b.conn.AddRule(&nftables.Rule{
+		Table:    t,
+		Chain:    &nftables.Chain{Table: t, Name: chain},
+		Exprs:    r.exprs,
+		UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
+	})
 }
 
 // change removes elements and adds others.
@@ -351,23 +440,24 @@ func (b *batch) change(add, remove []element) {
 	})
 }
 
-// eachSet calls f with the elements of each set, in an order that is always the
-// same.
+// eachSet calls f with the elements of each set, in a fixed order and in pieces of
+// elementsPerMessage.
 func (b *batch) eachSet(elements []element, f func(*nftables.Set, []nftables.SetElement)) {
 	slices.SortFunc(elements, func(x, y element) int {
 		return strings.Compare(x.set+"\x00"+x.key, y.set+"\x00"+y.key)
 	})
-	var bySet = map[string][]nftables.SetElement{}
+	bySet := map[string][]nftables.SetElement{}
 	for _, e := range elements {
 		bySet[e.set] = append(bySet[e.set], e.kernel())
 	}
 	for _, s := range setSpecs() {
-		for some := range slices.Chunk(bySet[s.name], elementsAtOnce) {
-			f(b.sets[s.name], some)
+		for piece := range slices.Chunk(bySet[s.name], elementsPerMessage) {
+			f(b.sets[s.name], piece)
 		}
 	}
 }
 
+// kernel returns e as the kernel takes it.
 func (e element) kernel() nftables.SetElement {
 	k := nftables.SetElement{Key: []byte(e.key), IntervalEnd: e.end}
 	switch {
@@ -379,18 +469,24 @@ func (e element) kernel() nftables.SetElement {
 	return k
 }
 
-// rateChain is the chain that limits what comes from a tap.
+// rateChain returns the name of the chain that limits the frames from a tap.
 func rateChain(e element) string { return "rate-" + strings.TrimRight(e.key, "\x00") }
 
-// rateRule drops what is over a rate. It is a limit of nftables because not
-// every kernel has the police action of tc, and because it counts before the
-// bridge copies a frame to several ports. A tenth of a second may come at once,
-// and always a few of the largest segments a guest hands over.
+// rateRule returns the rule that drops frames above the rate of e. It uses the limit of
+// nftables, since not every kernel has the police action of tc, and since it counts a
+// frame before the bridge copies it to several ports. The burst is a tenth of a second,
+// but at least 256 KiB: a few of the largest segments that a guest hands over.
 func rateRule(e element) ruleSpec {
 	rate := binary.BigEndian.Uint64([]byte(e.data))
 	burst := min(max(rate/10, 256<<10), 1<<31)
-	return ruleSpec{comment: fmt.Sprintf("over %d kbit/s", rate*8/1000), exprs: all(load(
-		&expr.Limit{Type: expr.LimitTypePktBytes, Rate: rate, Unit: expr.LimitTimeSecond, Burst: uint32(burst), Over: true}), drop())}
+	limit := &expr.Limit{
+		Type:  expr.LimitTypePktBytes,
+		Rate:  rate,
+		Unit:  expr.LimitTimeSecond,
+		Burst: uint32(burst),
+		Over:  true,
+	}
+	return ruleSpec{fmt.Sprintf("over %d kbit/s", rate*8/1000), all(load(limit), drop())}
 }
 
 func (b *batch) fail(err error) { b.err = errors.Join(b.err, err) }
@@ -400,45 +496,4 @@ func (b *batch) send() error {
 		return b.err
 	}
 	return b.conn.Flush()
-}
-
-// taps returns the interfaces that an owner has in the tables.
-func (f *firewall) taps(owner string) []string {
-	var names []string
-	for e := range f.owners[owner] {
-		if e.set == setAssigned || e.set == setLearned {
-			names = append(names, strings.TrimRight(e.key, "\x00"))
-		}
-	}
-	return names
-}
-
-// settle compares the tables that a daemon before this one has left with what
-// is wanted, besides what this daemon has let pass itself. With keep that is
-// from now on what is to be in them.
-func (f *firewall) settle(want map[string][]element, keep bool) ([]string, error) {
-	now, err := f.ask()
-	if err != nil {
-		return nil, err
-	}
-	seen, err := readTables()
-	if err != nil {
-		return nil, err
-	}
-	next := &firewall{conn: f.conn, asker: f.asker, flows: f.flows}
-	next.clear()
-	for owner, elements := range f.owners {
-		if owner != nobody {
-			next.give(owner, slices.Collect(maps.Keys(elements)))
-		}
-	}
-	for _, owner := range sorted(want) {
-		next.give(owner, want[owner])
-	}
-	found := seen.faults(next.holder)
-	if keep {
-		next.generation, next.sure = now, len(found) == 0
-		*f = *next
-	}
-	return found, nil
 }

@@ -10,16 +10,16 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// flows ends connections that the rules let pass no more. Connection tracking
-// would go on with them: whoever sends to a port that was forwarded would still
-// reach the guest, or the next VM that gets its address.
+// flows ends connections that the rules no longer allow. Connection tracking would keep
+// them alive: a client of a removed forward would still reach the guest, or the next VM
+// with its address. It is safe for concurrent use.
 type flows struct {
 	kernel *netlink.Handle
 
 	mu      sync.Mutex
-	pending []flowMatch
+	removed []flowMatch // connections to end
 
-	dump sync.Mutex // held during a look at all connections
+	dump sync.Mutex // held across a dump of all connections
 }
 
 func newFlows() (*flows, error) {
@@ -34,8 +34,8 @@ func newFlows() (*flows, error) {
 	return &flows{kernel: h}, nil
 }
 
-// A flowMatch holds for the connections of a guest or, with a host port, those
-// through one forward.
+// A flowMatch matches all connections of a guest or, with a host port, those through one
+// port forward.
 type flowMatch struct {
 	guest               netip.Addr
 	proto               byte
@@ -45,15 +45,17 @@ type flowMatch struct {
 // MatchConntrackFlow implements [netlink.CustomConntrackFilter].
 func (m flowMatch) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	source, _ := netip.AddrFromSlice(f.Forward.SrcIP)
-	answers, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
+	replier, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
 	if m.hostPort == 0 {
-		return source.Unmap() == m.guest || answers.Unmap() == m.guest
+		return source.Unmap() == m.guest || replier.Unmap() == m.guest
 	}
-	return answers.Unmap() == m.guest && f.Forward.Protocol == m.proto && f.Forward.DstPort == m.hostPort && f.Reverse.SrcPort == m.guestPort
+	return replier.Unmap() == m.guest && f.Forward.Protocol == m.proto &&
+		f.Forward.DstPort == m.hostPort && f.Reverse.SrcPort == m.guestPort
 }
 
-// matchOf returns which connections there are because of an element.
-func matchOf(e element) (m flowMatch, ok bool) {
+// flowMatchOf returns a match for the connections that e allows. It is not ok if e is of
+// a set that allows none.
+func flowMatchOf(e element) (m flowMatch, ok bool) {
 	key := []byte(e.key)
 	switch e.set {
 	case setIPs, setIPs6:
@@ -65,33 +67,35 @@ func matchOf(e element) (m flowMatch, ok bool) {
 	default:
 		return m, false
 	}
-	m.guest, ok = netip.AddrFromSlice([]byte(e.data)[:4])
-	m.proto, m.hostPort, m.guestPort = key[0], binary.BigEndian.Uint16(key[4:]), binary.BigEndian.Uint16([]byte(e.data)[4:])
+	data := []byte(e.data)
+	m.guest, ok = netip.AddrFromSlice(data[:4])
+	m.proto = key[0]
+	m.hostPort, m.guestPort = binary.BigEndian.Uint16(key[4:]), binary.BigEndian.Uint16(data[4:])
 	return m, ok
 }
 
-// over notes elements that are no more, whose connections the next end ends.
-func (f *flows) over(elements []element) {
+// noteRemoved records removed elements; the next endRemoved ends their connections.
+func (f *flows) noteRemoved(elements []element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range elements {
-		if m, ok := matchOf(e); ok {
-			f.pending = append(f.pending, m)
+		if m, ok := flowMatchOf(e); ok {
+			f.removed = append(f.removed, m)
 		}
 	}
 }
 
-// end ends the connections that were noted. One look at all connections is for
-// all who wait for it.
-func (f *flows) end() error {
+// endRemoved ends the connections of the noted elements. One dump of all connections
+// serves every caller that waits for it.
+func (f *flows) endRemoved() error {
 	f.dump.Lock()
 	defer f.dump.Unlock()
 	f.mu.Lock()
-	pending := f.pending
-	f.pending = nil
+	removed := f.removed
+	f.removed = nil
 	f.mu.Unlock()
 	byFamily := map[netlink.InetFamily][]netlink.CustomConntrackFilter{}
-	for _, m := range pending {
+	for _, m := range removed {
 		family := netlink.InetFamily(netlink.FAMILY_V4)
 		if m.guest.Is6() {
 			family = netlink.FAMILY_V6
@@ -106,10 +110,11 @@ func (f *flows) end() error {
 	return failed
 }
 
-// cut ends the connections of what a change of the rules has removed. The caller
-// does not hold n.mu.
-func (n *Networks) cut() {
-	if err := n.firewall.flows.end(); err != nil {
-		n.log.Warn("connections through what is removed may go on", "err", unavailable(err, "end connections"))
+// endRemovedFlows ends the connections that a change of the rules has removed, best
+// effort. It must be called without mu held.
+func (n *Networks) endRemovedFlows() {
+	if err := n.firewall.flows.endRemoved(); err != nil {
+		n.log.Warn("connections that are no longer allowed may continue",
+			"err", unavailable(err, "end connections"))
 	}
 }

@@ -15,11 +15,11 @@ import (
 	"vmand/vm"
 )
 
-// needRoot ends a test that cannot make namespaces. Where VMAN_TEST_QEMU is
-// "required" that is a failure.
+// needRoot skips a test that cannot create namespaces. With VMAN_TEST_QEMU=required it
+// fails the test instead.
 func needRoot(t testing.TB) {
 	t.Helper()
-	if err := privileged(); err != nil {
+	if err := checkPrivileges(); err != nil {
 		if os.Getenv("VMAN_TEST_QEMU") == "required" {
 			t.Fatalf("%v, and VMAN_TEST_QEMU=required", err)
 		}
@@ -27,8 +27,9 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// enterNamespace gives the test a network namespace of its own, which is that of
-// its thread alone: nothing in it may be made by another goroutine.
+// enterNamespace moves the test into a network namespace of its own. Only the thread of
+// the test is in it: code that depends on the namespace must not run on other goroutines,
+// which includes sub-tests and sub-benchmarks.
 func enterNamespace(t testing.TB) {
 	t.Helper()
 	needRoot(t)
@@ -44,12 +45,12 @@ func enterNamespace(t testing.TB) {
 	t.Cleanup(func() {
 		own.Close()
 		if err := netns.Set(before); err != nil {
-			return // the thread ends with the goroutine
+			return // still locked, the thread ends with the goroutine
 		}
 		before.Close()
 		runtime.UnlockOSThread()
 	})
-	for _, name := range []string{forward4, forward6} { // a new namespace may have the host's
+	for _, name := range []string{forward4, forward6} { // a new namespace may inherit the host's values
 		if err := setSysctl(name, "0"); err != nil {
 			t.Fatal(err)
 		}
@@ -63,21 +64,21 @@ func enterNamespace(t testing.TB) {
 	}
 }
 
-// records is a Directory of no leases.
-type records struct{}
+// noLeases is a Directory without leases.
+type noLeases struct{}
 
-func (records) LeaseByMAC(_ context.Context, _, mac string) (vm.Lease, error) {
+func (noLeases) LeaseByMAC(_ context.Context, _, mac string) (vm.Lease, error) {
 	return vm.Lease{}, vm.NotFound("lease", mac)
 }
-func (records) LeaseByName(_ context.Context, _, name string) (vm.Lease, error) {
+func (noLeases) LeaseByName(_ context.Context, _, name string) (vm.Lease, error) {
 	return vm.Lease{}, vm.NotFound("lease", name)
 }
-func (records) LeaseByIP(_ context.Context, _ string, ip netip.Addr) (vm.Lease, error) {
+func (noLeases) LeaseByIP(_ context.Context, _ string, ip netip.Addr) (vm.Lease, error) {
 	return vm.Lease{}, vm.NotFound("lease", ip.String())
 }
 
 func options(t testing.TB) Options {
-	return Options{Mode: ModeBridge, RuntimeDir: t.TempDir(), Directory: records{}}
+	return Options{Mode: ModeBridge, RuntimeDir: t.TempDir(), Directory: noLeases{}}
 }
 
 // newHost returns networks in a namespace of their own.
@@ -97,16 +98,21 @@ func newNetworks(t testing.TB, o Options) *Networks {
 	return n
 }
 
-// natNetwork is a network as the records have it.
+// natNetwork returns the record of a network of mode nat.
 func natNetwork() vm.Network {
-	return vm.Network{Name: "vman0", Mode: vm.NetworkNAT, Bridge: "vman0", Domain: "vm.internal", Revision: 1,
+	return vm.Network{
+		Name: "vman0", Mode: vm.NetworkNAT, Bridge: "vman0", Domain: "vm.internal", Revision: 1,
 		Subnet: netip.MustParsePrefix("192.168.100.0/24"), Gateway: netip.MustParseAddr("192.168.100.1"),
-		IPv6: netip.MustParsePrefix("fd00:64::/64")}
+		IPv6: netip.MustParsePrefix("fd00:64::/64"),
+	}
 }
 
-// guest returns a VM with one NIC on a network, whose address ends in host.
+// guest returns a VM with one NIC on a network. host is the last byte of its address.
 func guest(id string, nw vm.Network, host byte) vm.VM {
-	nic := vm.NIC{Network: nw.Name, Mode: nw.Mode, MAC: vm.MACOf(id, 0), Model: vm.NICVirtio, State: vm.NICAttached}
+	nic := vm.NIC{
+		Network: nw.Name, Mode: nw.Mode, MAC: vm.MACOf(id, 0),
+		Model: vm.NICVirtio, State: vm.NICAttached,
+	}
 	if nw.Mode.Managed() {
 		a := nw.Subnet.Addr().As4()
 		a[3] = host
@@ -134,7 +140,7 @@ func connect(t testing.TB, n *Networks, v vm.VM, nw vm.Network) *os.File {
 	return ports[0].Files[0]
 }
 
-// reconcile returns the drift that a pass has found.
+// reconcile runs a pass and returns its drift.
 func reconcile(t testing.TB, n *Networks, w vm.Wanted, repair bool) []vm.Drift {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -146,8 +152,8 @@ func reconcile(t testing.TB, n *Networks, w vm.Wanted, repair bool) []vm.Drift {
 	return s.Drift
 }
 
-// settledPass makes the host so and fails the test if a second pass still finds
-// something.
+// settledPass runs a pass that repairs, and fails the test if a second pass still finds
+// drift.
 func settledPass(t testing.TB, n *Networks, w vm.Wanted) {
 	t.Helper()
 	for _, d := range reconcile(t, n, w, true) {
@@ -156,6 +162,6 @@ func settledPass(t testing.TB, n *Networks, w vm.Wanted) {
 		}
 	}
 	if d := reconcile(t, n, w, true); len(d) != 0 {
-		t.Fatalf("a pass after a repair finds %+v", d)
+		t.Fatalf("drift after a repair: %+v", d)
 	}
 }

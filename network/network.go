@@ -1,18 +1,20 @@
-// Package network connects virtual machines to the world: [Networks] is the
-// host's side of the networks of package vm.
+// Package network connects virtual machines to the world: [Networks] is the host's
+// side of the networks of package vm.
 //
-// As root, a network of mode nat or isolated is a bridge of its own, a NIC is a
-// tap on it whose file QEMU gets, and what a guest may send is held by nftables
-// (rules.go says by which rules, elements.go for whom). DHCP, DNS and router
-// advertisements are served by the packages below this one. Without privileges
-// there are networks of mode user alone, where each NIC has a process of its
-// own: passt, or QEMU's libslirp.
+// As root, a network of mode nat or isolated is a bridge of its own and a NIC is a tap; QEMU
+// inherits the tap's file. nftables limits what a guest may send: rules.go holds the rules,
+// elements.go the entries for each network and VM. The packages below this one serve DHCP,
+// DNS and router advertisements. Without privileges only networks of mode user work; there
+// each NIC has a process of its own: passt, or QEMU's libslirp.
 //
-// Everything on the host is found again by name and mark: bridges are called as
-// their network and carry the alias "vmand", taps are called after their VM's
-// UUID, the nftables tables are called "vman". So a daemon that was killed
-// between any two steps is followed by one that sees the rest and repairs it.
-// All but the servers goes on while no daemon runs.
+// The daemon finds everything on the host again by name and mark: a bridge has the
+// name of its network and the alias "vmand", the name of a tap derives from the UUID
+// of its VM, and the nftables tables are called "vman". After a kill between any two
+// steps, the next daemon sees what is there and repairs it. Everything but the servers
+// keeps working while no daemon runs.
+//
+// The word network has three meanings. In this package nw is a record (vm.Network), n
+// is the host's side (*Networks, the vm.HostNetwork), and a name is a networkName.
 package network
 
 import (
@@ -32,58 +34,58 @@ import (
 
 // Modes of [Options].
 const (
-	ModeAuto   = "auto"   // bridge if the host lets us, else user
+	ModeAuto   = "auto"   // ModeBridge where the host permits it, else ModeUser
 	ModeBridge = "bridge" // networks of every mode
-	ModeUser   = "user"   // networks of mode user alone
+	ModeUser   = "user"   // networks of mode user only
 )
 
-// netlinkTimeout is the longest that the kernel may take for one request.
+// netlinkTimeout is the longest wait for the kernel's reply to one request.
 const netlinkTimeout = 5 * time.Second
 
-// Directory knows who has which address. A miss is an error of class
-// [vm.ErrNotFound].
+// Directory finds the recorded lease of a NIC. It returns an error of class
+// [vm.ErrNotFound] if there is none.
 type Directory interface {
-	LeaseByMAC(ctx context.Context, network, mac string) (vm.Lease, error)
-	LeaseByName(ctx context.Context, network, hostname string) (vm.Lease, error)
-	LeaseByIP(ctx context.Context, network string, ip netip.Addr) (vm.Lease, error)
+	LeaseByMAC(ctx context.Context, networkName, mac string) (vm.Lease, error)
+	LeaseByName(ctx context.Context, networkName, hostname string) (vm.Lease, error)
+	LeaseByIP(ctx context.Context, networkName string, ip netip.Addr) (vm.Lease, error)
 }
 
-// Options are what [Networks] are made of.
+// Options configure [Networks].
 type Options struct {
-	Mode       string         // ModeAuto, ModeBridge or ModeUser; empty: ModeAuto
-	RuntimeDir string         // what the host's sysctls were is kept here until it boots
-	Directory  Directory      // the recorded leases
-	Acked      func(vm.Lease) // called when DHCP has confirmed an address; nil for nobody
-	Passt      string         // the program; empty: "passt"
-	Nice       int            // nice value that passt runs with, if that is higher than vmand's
+	Mode       string    // ModeAuto, ModeBridge or ModeUser; empty: ModeAuto
+	RuntimeDir string    // keeps the previous values of the host's sysctls until the host boots
+	Directory  Directory // the recorded leases
+	Passt      string    // the program; empty: "passt"
+	Nice       int       // nice value of passt, if it is higher than vmand's
 }
 
-// Networks are the networks of the host's network namespace that vmand was
-// started in. They implement [vm.HostNetwork].
+// Networks manages the networks of the network namespace that vmand was started in. It
+// implements [vm.HostNetwork] and is safe for concurrent use.
 type Networks struct {
 	o     Options
 	log   *slog.Logger
-	mode  string
-	why   string
+	mode  string          // ModeBridge or ModeUser
+	why   string          // why it is that mode
 	owner io.Closer       // holds the port that only one daemon can have; nil in mode user
 	links *netlink.Handle // nil if the host has no netlink
+	acks  *acks           // delivered by Watch
 
-	mu        sync.Mutex // guards everything that follows, and every change of the host but taps
-	firewall  *firewall  // nil in mode user
-	sysctls   *sysctls
-	serving   map[string]*servers  // by network
-	shaped    map[string]int       // by tap: the rate it is limited to, in kbit/s
-	absent    map[string]bool      // taps that the last pass has missed
-	settled   bool                 // a pass has made the firewall this daemon's
-	unwanted  map[string]time.Time // what no record knew, and since when
-	revisions map[string]int64     // by VM id: which its rules are of
+	mu          sync.Mutex // guards the fields below, and every change of the host except to taps
+	firewall    *firewall  // nil in mode user
+	sysctls     *sysctls
+	adopted     bool                 // a repairing pass has taken over the tables of an earlier daemon
+	serving     map[string]*servers  // by network name
+	tapLimits   map[string]int       // by tap name: the limit set on it, in kbit/s
+	missingTaps map[string]bool      // by tap name: missing in the previous pass
+	leftovers   map[string]time.Time // since when something on the host has had no record
+	vmRevisions map[string]int64     // by VM id: the revision of the record that its rules follow
 }
 
 var _ vm.HostNetwork = (*Networks)(nil)
 
-// New returns the networks of the calling thread's network namespace. In mode
-// bridge it fails where they cannot be had or another daemon has them. It
-// changes nothing on the host.
+// New returns the networks of the calling thread's network namespace. With
+// [ModeBridge] it fails if the host does not permit bridges or another daemon manages
+// the namespace. It changes nothing on the host.
 func New(o Options, log *slog.Logger) (*Networks, error) {
 	if o.Mode == "" {
 		o.Mode = ModeAuto
@@ -91,7 +93,16 @@ func New(o Options, log *slog.Logger) (*Networks, error) {
 	if o.Passt == "" {
 		o.Passt = "passt"
 	}
-	n := &Networks{o: o, log: log, serving: map[string]*servers{}, shaped: map[string]int{}, absent: map[string]bool{}, revisions: map[string]int64{}, unwanted: map[string]time.Time{}}
+	n := &Networks{
+		o:           o,
+		log:         log,
+		acks:        newAcks(),
+		serving:     map[string]*servers{},
+		tapLimits:   map[string]int{},
+		missingTaps: map[string]bool{},
+		leftovers:   map[string]time.Time{},
+		vmRevisions: map[string]int64{},
+	}
 	if links, err := netlink.NewHandle(syscall.NETLINK_ROUTE); err == nil {
 		n.links = links
 		if err := links.SetSocketTimeout(netlinkTimeout); err != nil {
@@ -106,12 +117,12 @@ func New(o Options, log *slog.Logger) (*Networks, error) {
 	default:
 		return nil, fmt.Errorf("network.mode is %q: it must be auto, bridge or user", o.Mode)
 	}
-	err := n.own()
+	err := n.acquire()
 	switch {
 	case err == nil && o.Mode == ModeBridge:
 		n.mode, n.why = ModeBridge, "network.mode is bridge"
 	case err == nil:
-		n.mode, n.why = ModeBridge, "vmand may administer the host's network"
+		n.mode, n.why = ModeBridge, "vmand may configure the host's network"
 	case o.Mode == ModeBridge:
 		n.Close()
 		return nil, fmt.Errorf("network.mode is bridge: %w", err)
@@ -121,9 +132,10 @@ func New(o Options, log *slog.Logger) (*Networks, error) {
 	return n, nil
 }
 
-// own takes what networks with bridges need, or says what is missing.
-func (n *Networks) own() error {
-	if err := privileged(); err != nil {
+// acquire opens what networks with bridges need: privileges, the ownership of the
+// namespace, the firewall. Its error says which one is missing.
+func (n *Networks) acquire() error {
+	if err := checkPrivileges(); err != nil {
 		return err
 	}
 	if n.links == nil {
@@ -142,17 +154,17 @@ func (n *Networks) own() error {
 	return nil
 }
 
-// Mode returns ModeBridge or ModeUser, and why it is that, in words.
+// Mode returns ModeBridge or ModeUser, and the reason in words.
 func (n *Networks) Mode() (mode, why string) { return n.mode, n.why }
 
-// Close ends the servers and lets another daemon have the networks. Bridges,
-// taps and rules stay: VMs go on.
+// Close stops the servers and gives up the ownership of the namespace. Bridges, taps
+// and rules stay, so VMs keep their network.
 func (n *Networks) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for name, s := range n.serving {
+	for networkName, s := range n.serving {
 		s.close(n.log)
-		delete(n.serving, name)
+		delete(n.serving, networkName)
 	}
 	if n.firewall != nil {
 		n.firewall.close()
@@ -171,12 +183,15 @@ func (n *Networks) Check(mode vm.NetworkMode) error {
 	if mode == vm.NetworkUser || n.mode == ModeBridge {
 		return nil
 	}
-	return &vm.Fault{Code: vm.CodeNetworkUnavailable,
-		Detail: fmt.Sprintf("this host can only have networks of mode user, not %s: %s", mode, n.why),
-		Hint:   "run one vmand as root, with network.mode auto or bridge, or use a network of mode user"}
+	return &vm.Fault{
+		Code:   vm.CodeNetworkUnavailable,
+		Detail: fmt.Sprintf("this host supports only networks of mode user, not %s: %s", mode, n.why),
+		Hint:   "run one vmand as root with network.mode auto or bridge, or use a network of mode user",
+	}
 }
 
-// unavailable is the fault of a network that the host cannot have now.
+// unavailable returns the fault of something that the host cannot provide now. err may
+// be nil.
 func unavailable(err error, format string, args ...any) *vm.Fault {
 	return &vm.Fault{Code: vm.CodeNetworkUnavailable, Detail: fmt.Sprintf(format, args...), Err: err}
 }

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tableName is the name of our tables, one of family inet and one of family
-// bridge. Nothing else may be in them: they are replaced as a whole.
+// tableName is the name of vmand's two tables, one of family inet and one of family
+// bridge. Other programs must not add to them: they are replaced as a whole.
 const tableName = "vman"
 
 // The tables.
@@ -16,33 +16,33 @@ var (
 	bridgeTable = &nftables.Table{Family: nftables.TableFamilyBridge, Name: tableName}
 )
 
-// The sets. The rules never change: what networks and VMs there are is in these.
+// The sets and maps. The rules are constant; what depends on networks and VMs is here.
 const (
-	setBridges  = "bridges"  // interfaces: our bridges
-	setNAT      = "nat"      // interfaces: those whose guests reach out
-	setWithin   = "within"   // interface . interface: a bridge and itself, where guests reach one another
+	setBridges  = "bridges"  // interface: vmand's bridges
+	setNAT      = "nat"      // interface: bridges with guests that reach the outside
+	setWithin   = "within"   // interface . interface: a bridge and itself, if its guests reach one another
 	setSubnets  = "subnets"  // IPv4 ranges that are masqueraded
 	setSubnets6 = "subnets6" // IPv6 ranges that are masqueraded
-	setForwards = "forwards" // address . protocol . port of the host: address . port of a guest
-	setAnywhere = "anywhere" // protocol . port of every address of the host: address . port of a guest
-	setAssigned = "assigned" // interfaces: taps whose guests have the addresses they are given
-	setLearned  = "learned"  // interfaces: taps on the host's own bridges
-	setMACs     = "macs"     // interface . MAC that a guest sends from
-	setIPs      = "ips"      // interface . IPv4 address that a guest sends from
-	setIPs6     = "ips6"     // interface . IPv6 address that a guest sends from
+	setForwards = "forwards" // host address . protocol . host port: guest address . guest port
+	setAnywhere = "anywhere" // protocol . host port, on all host addresses: guest address . guest port
+	setAssigned = "assigned" // interface: taps of guests with assigned addresses
+	setLearned  = "learned"  // interface: taps on the host's own bridges
+	setMACs     = "macs"     // interface . MAC address of the guest
+	setIPs      = "ips"      // interface . IPv4 address of the guest
+	setIPs6     = "ips6"     // interface . IPv6 address of the guest
 	setRates    = "rates"    // interface: the chain that limits what a guest sends
 	setHairpins = "hairpins" // interface . interface: a tap in hairpin mode and itself
-	setStorms   = "storms"   // interface: the kernel's own, with what each tap has sent to all of late
+	setStorms   = "storms"   // interface: filled by the kernel; recent broadcasts and multicasts of each tap
 )
 
-// A setSpec says what a set is made of.
+// A setSpec describes a set or a map.
 type setSpec struct {
 	table    *nftables.Table
 	name     string
 	key      []nftables.SetDatatype
-	data     []nftables.SetDatatype // of a map
+	data     []nftables.SetDatatype // of the values of a map; nil for a set
 	interval bool
-	meter    bool // the rules themselves fill it
+	meter    bool // filled by the rules
 }
 
 func setSpecs() []setSpec {
@@ -68,7 +68,8 @@ func setSpecs() []setSpec {
 	}
 }
 
-// A chainSpec is a chain with its rules. One without a hook is jumped to.
+// A chainSpec describes a chain and its rules. A chain without a hook is the target of
+// jumps.
 type chainSpec struct {
 	table    *nftables.Table
 	name     string
@@ -78,15 +79,16 @@ type chainSpec struct {
 	rules    []ruleSpec
 }
 
-// A ruleSpec is a rule with what it is for: the comment shows in `nft list ruleset`.
+// A ruleSpec describes a rule. The comment shows in `nft list ruleset` and identifies the
+// rule when the tables are compared, so a changed rule needs a changed comment.
 type ruleSpec struct {
 	comment string
 	exprs   match
 }
 
-// Priorities: before connection tracking, before and after others' address
-// translation as usual, and before br_netfilter lets the tables of family inet
-// see bridged frames.
+// Priorities of the chains. priorityRaw runs before connection tracking, priorityDNAT and
+// prioritySNAT are the usual ones of address translation, and priorityGuard runs before
+// br_netfilter passes bridged frames to the tables of family inet.
 const (
 	priorityRaw    = -300
 	priorityDNAT   = -100
@@ -95,96 +97,134 @@ const (
 	priorityGuard  = -300
 )
 
-// chainSpecs returns all chains. Every policy is accept: what is not of our
-// networks is never touched.
-func chainSpecs() []chainSpec {
+// chainSpecs returns all chains. Every policy is accept: the rules drop only traffic of
+// vmand's networks.
+func chainSpecs() []chainSpec { return append(inetChains(), bridgeChains()...) }
+
+// inetChains returns the chains of the host's IP stack.
+func inetChains() []chainSpec {
+	v4 := family(unix.NFPROTO_IPV4)
+	destination := netField(16, 4, reg)
+	loopback := all(netField(16, 1, reg), equal(127))
 	dnat := []ruleSpec{
-		{"forwards of one address", all(family(unix.NFPROTO_IPV4), netField(16, 4, reg), portOf(regSecond, regThird), mapped(setForwards), toGuest())},
-		{"forwards of every address", all(family(unix.NFPROTO_IPV4), toHost(), portOf(reg, regSecond), mapped(setAnywhere), toGuest())},
+		{"port forwards of one host address", all(
+			v4, destination, portTo(regSecond, regThird), mapped(setForwards), toGuest(),
+		)},
+		{"port forwards of all host addresses", all(
+			v4, toHost(), portTo(reg, regSecond), mapped(setAnywhere), toGuest(),
+		)},
 	}
-	pre, out, post, forward := nftables.ChainHookPrerouting, nftables.ChainHookOutput, nftables.ChainHookPostrouting, nftables.ChainHookForward
+	raw := []ruleSpec{
+		{"guests do not reach the host's loopback", all(iifname(), in(setBridges), v4, loopback, drop())},
+	}
+	pre, out := nftables.ChainHookPrerouting, nftables.ChainHookOutput
+	post, forward := nftables.ChainHookPostrouting, nftables.ChainHookForward
 	filter, nat := nftables.ChainTypeFilter, nftables.ChainTypeNAT
-	chains := []chainSpec{
-		{inetTable, "raw", filter, pre, priorityRaw, []ruleSpec{
-			{"guests do not reach the host's loopback", all(iifname(), in(setBridges), family(unix.NFPROTO_IPV4), netField(16, 1, reg), equal(127), drop())},
-		}},
+	return []chainSpec{
+		{inetTable, "raw", filter, pre, priorityRaw, raw},
 		{inetTable, "prerouting", nat, pre, priorityDNAT, dnat},
 		{inetTable, "output", nat, out, priorityDNAT, dnat},
 		{inetTable, "postrouting", nat, post, prioritySNAT, postroutingRules()},
 		{inetTable, "forward", filter, forward, priorityFilter, forwardRules()},
-		{bridgeTable, "forward", filter, forward, priorityGuard, []ruleSpec{
-			{"nobody hears its own broadcasts", all(fromTo(), in(setHairpins), oifname(), etherField(0, 6, regAfter), notIn(setMACs), drop())},
-			strangers(setAssigned), strangers(setLearned),
-		}},
-		{bridgeTable, "prerouting", filter, pre, priorityGuard, []ruleSpec{
-			{"rate limits", all(iifname(), jumpBy(setRates))},
-			{"guests with assigned addresses", all(iifname(), in(setAssigned), goTo("assigned"))},
-			{"guests on the host's bridges", all(iifname(), in(setLearned), goTo("learned"))},
-		}},
+	}
+}
+
+// bridgeChains returns the chains of the bridges: what passes from a guest and to it.
+func bridgeChains() []chainSpec {
+	toOtherMAC := all(oifname(), etherField(0, 6, regAfter), notIn(setMACs))
+	forward := []ruleSpec{
+		{"no guest receives its own broadcasts", all(fromTo(), in(setHairpins), toOtherMAC, drop())},
+		otherMAC(setAssigned),
+		otherMAC(setLearned),
+	}
+	prerouting := []ruleSpec{
+		{"rate limits", all(iifname(), jumpBy(setRates))},
+		{"guests with assigned addresses", all(iifname(), in(setAssigned), goTo("assigned"))},
+		{"guests on the host's bridges", all(iifname(), in(setLearned), goTo("learned"))},
+	}
+	filter := nftables.ChainTypeFilter
+	chains := []chainSpec{
+		{bridgeTable, "forward", filter, nftables.ChainHookForward, priorityGuard, forward},
+		{bridgeTable, "prerouting", filter, nftables.ChainHookPrerouting, priorityGuard, prerouting},
 	}
 	return append(chains, guardChains()...)
 }
 
-// strangers keeps from a guest the frames to one other machine. A bridge sends
-// those to a MAC that nobody has to all, so a guest could flood all by them.
-func strangers(taps string) ruleSpec {
-	return ruleSpec{"what is for another machine", all(oifname(), in(taps), etherField(0, 1, reg), masked(1), equal(0),
-		oifname(), etherField(0, 6, regAfter), notIn(setMACs), drop())}
+// otherMAC returns the rule that keeps unicast frames to another MAC address from the
+// taps of a set. A bridge sends a frame for an unknown MAC address to all ports, so one
+// guest could flood all others with such frames.
+func otherMAC(taps string) ruleSpec {
+	unicast := all(etherField(0, 1, reg), masked(1), equal(0))
+	return ruleSpec{"unicast frames to another MAC address", all(
+		oifname(), in(taps), unicast, oifname(), etherField(0, 6, regAfter), notIn(setMACs), drop(),
+	)}
 }
 
-// Broadcasts and multicasts of one guest. The queue of a tap has room for 1000
-// frames, so what a guest may send to all at once leaves room for what is sent to
-// the others alone, and the rate leaves the slowest of them time to read it.
+// Limits of the broadcasts and multicasts of one guest. The queue of a tap holds 1000
+// frames: the burst leaves half of it for unicast frames, and the rate leaves the slowest
+// guest time to read.
 const (
-	stormRate  = 1000 // frames a second
-	stormBurst = 500
+	stormRate  = 1000 // frames per second
+	stormBurst = 500  // frames
 )
 
-// storm drops what a guest sends to all beyond that. A guest that floods would
-// otherwise fill the queues of all others, and they would lose the answers to
-// what they ask.
-func storm() ruleSpec {
-	return ruleSpec{"broadcast storms", all(etherField(0, 1, reg), masked(1), equal(1), iifname(), load(&expr.Dynset{
-		SrcRegKey: reg, SetName: setStorms, Operation: unix.NFT_DYNSET_OP_UPDATE,
-		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: stormRate, Unit: expr.LimitTimeSecond, Burst: stormBurst, Over: true}},
-	}), drop())}
+// stormRule returns the rule that drops broadcasts and multicasts above these limits. A
+// guest that floods would otherwise fill the queues of all others, and they would lose
+// the replies to their requests.
+func stormRule() ruleSpec {
+	toGroup := all(etherField(0, 1, reg), masked(1), equal(1))
+	limit := &expr.Limit{
+		Type:  expr.LimitTypePkts,
+		Rate:  stormRate,
+		Unit:  expr.LimitTimeSecond,
+		Burst: stormBurst,
+		Over:  true,
+	}
+	meter := &expr.Dynset{
+		SrcRegKey: reg,
+		SetName:   setStorms,
+		Operation: unix.NFT_DYNSET_OP_UPDATE,
+		Exprs:     []expr.Any{limit},
+	}
+	return ruleSpec{"broadcast storms", all(toGroup, iifname(), load(meter), drop())}
 }
 
-// portOf loads the protocol and the destination port.
-func portOf(proto, port uint32) match {
+// portTo loads the protocol and the destination port into registers.
+func portTo(proto, port uint32) match {
 	return all(load(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: proto}), transportField(2, 2, port))
 }
 
-// postroutingRules give the host's address to what leaves our networks, and to
-// what comes to a guest by a forward from where the answer would not come back
-// through us: its own network, and 127.0.0.1.
+// postroutingRules give the host's address to packets that leave vmand's networks. They
+// also give it to packets of a forward from the guest's own network and from 127.0.0.1: the
+// replies would otherwise bypass the host.
 func postroutingRules() []ruleSpec {
 	to := func(set string, then match) match { return all(oifname(), in(set), then) }
 	v4, v6 := family(unix.NFPROTO_IPV4), family(unix.NFPROTO_IPV6)
 	source4, source6 := netField(12, 4, reg), netField(8, 16, reg)
+	fromLoopback := all(v4, netField(12, 1, reg), equal(127))
 	return []ruleSpec{
-		{"the host to itself", all(oifname(), equal(ifname("lo")...), back())},
-		{"forwards from loopback", to(setNAT, all(v4, netField(12, 1, reg), equal(127), masquerade()))},
-		{"forwards from guests", to(setNAT, all(forwarded(), v4, source4, in(setSubnets), masquerade()))},
-		{"within our networks", to(setBridges, back())},
-		{"out of a network", all(v4, source4, in(setSubnets), masquerade())},
-		{"out of a network", all(v6, source6, in(setSubnets6), masquerade())},
+		{"from the host to itself", all(oifname(), equal(ifname("lo")...), leaveChain())},
+		{"port forwards from loopback", to(setNAT, all(fromLoopback, masquerade()))},
+		{"port forwards from guests", to(setNAT, all(forwarded(), v4, source4, in(setSubnets), masquerade()))},
+		{"between vmand's networks", to(setBridges, leaveChain())},
+		{"out of an IPv4 network", all(v4, source4, in(setSubnets), masquerade())},
+		{"out of an IPv6 network", all(v6, source6, in(setSubnets6), masquerade())},
 	}
 }
 
-// forwardRules let guests reach one another and, on networks of mode nat, out.
-// Frames within one bridge come by here too where br_netfilter is on.
+// forwardRules let guests reach one another and, on networks of mode nat, the outside.
+// With br_netfilter, frames within one bridge pass these rules too.
 func forwardRules() []ruleSpec {
 	return []ruleSpec{
 		{"within a network", all(fromTo(), in(setWithin), accept())},
-		{"answers", all(established(), accept())},
+		{"replies", all(established(), accept())},
 		{"isolated networks do not forward", all(iifname(), in(setBridges), iifname(), notIn(setNAT), drop())},
 		{"port forwards", all(oifname(), in(setNAT), forwarded(), accept())},
-		{"nobody else comes in", all(oifname(), in(setBridges), drop())},
+		{"no other connections to guests", all(oifname(), in(setBridges), drop())},
 	}
 }
 
-// Ethernet types (linux/if_ether.h).
+// Ethernet types (linux/if_ether.h) and UDP ports.
 const (
 	ethIPv4  = 0x0800
 	ethARP   = 0x0806
@@ -206,27 +246,27 @@ const (
 	icmpv6MLDReport = 143
 )
 
-// guardChains hold guests to their addresses. A rule whose field is not in the
-// packet does not match, so what ends these chains is drop.
+// guardChains returns the chains that hold guests to their addresses. A rule does not
+// match a packet without the field that it compares, so each chain ends with a drop.
 func guardChains() []chainSpec {
-	chain := func(name string, rules ...ruleSpec) chainSpec {
-		return chainSpec{table: bridgeTable, name: name, rules: rules}
-	}
-	fromMAC := all(iifname(), etherField(6, 6, regAfter))
+	otherSource := ruleSpec{"from another MAC address", all(
+		iifname(), etherField(6, 6, regAfter), notIn(setMACs), drop(),
+	)}
+	otherARP := all(etherType(ethARP), iifname(), netField(8, 6, regAfter), notIn(setMACs), drop())
 	return []chainSpec{
-		chain("assigned",
-			storm(),
-			ruleSpec{"another MAC", all(fromMAC, notIn(setMACs), drop())},
+		guardChain("assigned",
+			stormRule(),
+			otherSource,
 			ruleSpec{"ARP", all(etherType(ethARP), goTo("arp"))},
 			ruleSpec{"IPv4", all(etherType(ethIPv4), goTo("ipv4"))},
 			ruleSpec{"IPv6", all(etherType(ethIPv6), goTo("ipv6"))},
-			ruleSpec{"VLAN tags and all else", drop()},
+			ruleSpec{"VLAN tags and other protocols", drop()},
 		),
 		arpChain(), ipv4Chain(), ipv6Chain(), targetChain(), wholeChain(),
-		chain("learned",
-			storm(),
-			ruleSpec{"another MAC", all(fromMAC, notIn(setMACs), drop())},
-			ruleSpec{"another MAC in ARP", all(etherType(ethARP), iifname(), netField(8, 6, regAfter), notIn(setMACs), drop())},
+		guardChain("learned",
+			stormRule(),
+			otherSource,
+			ruleSpec{"ARP from another MAC address", otherARP},
 			ruleSpec{"VLAN tags", all(etherType(ethVLAN), drop())},
 			ruleSpec{"VLAN tags", all(etherType(ethQinQ), drop())},
 			ruleSpec{"DHCP servers", all(udpFrom(dhcpPort), drop())},
@@ -238,65 +278,80 @@ func guardChains() []chainSpec {
 	}
 }
 
-// arpChain: Ethernet and IPv4 only, from the guest's own MAC and address, or a
-// question that asks whether an address is free.
+func guardChain(name string, rules ...ruleSpec) chainSpec {
+	return chainSpec{table: bridgeTable, name: name, rules: rules}
+}
+
+// arpChain accepts ARP for Ethernet and IPv4 from the guest's own MAC and IP address, and
+// ARP probes, which ask whether an address is free.
 func arpChain() chainSpec {
-	own := all(netField(0, 6, reg), equal(0, 1, 8, 0, 6, 4), iifname(), netField(8, 6, regAfter), in(setMACs))
-	return chainSpec{table: bridgeTable, name: "arp", rules: []ruleSpec{
-		{"its own address", all(own, iifname(), netField(14, 4, regAfter), in(setIPs), accept())},
-		{"address probes", all(own, netField(6, 2, reg), equal(0, 1), netField(14, 4, reg), equal(0, 0, 0, 0), accept())},
-		{"all else", drop()},
-	}}
+	ethernetIPv4 := all(netField(0, 6, reg), equal(0, 1, 8, 0, 6, 4))
+	own := all(ethernetIPv4, iifname(), netField(8, 6, regAfter), in(setMACs))
+	probe := all(netField(6, 2, reg), equal(0, 1), netField(14, 4, reg), equal(0, 0, 0, 0))
+	return guardChain("arp",
+		ruleSpec{"the guest's address", all(own, iifname(), netField(14, 4, regAfter), in(setIPs), accept())},
+		ruleSpec{"address probes", all(own, probe, accept())},
+		ruleSpec{"everything else", drop()},
+	)
 }
 
 func ipv4Chain() chainSpec {
-	return chainSpec{table: bridgeTable, name: "ipv4", rules: []ruleSpec{
-		{"DHCP servers", all(udpFrom(dhcpPort), drop())},
-		{"redirects", all(icmpType(icmpRedirect), drop())},
-		{"its own address", all(iifname(), netField(12, 4, regAfter), in(setIPs), accept())},
-		{"DHCP requests", all(netField(12, 8, reg), equal(0, 0, 0, 0, 255, 255, 255, 255),
-			protocol(unix.IPPROTO_UDP), transportField(0, 4, reg), equal(0, 68, 0, dhcpPort), accept())},
-		{"all else", drop()},
-	}}
+	unspecifiedToAll := all(netField(12, 8, reg), equal(0, 0, 0, 0, 255, 255, 255, 255))
+	dhcpPorts := all(protocol(unix.IPPROTO_UDP), transportField(0, 4, reg), equal(0, 68, 0, dhcpPort))
+	return guardChain("ipv4",
+		ruleSpec{"DHCP servers", all(udpFrom(dhcpPort), drop())},
+		ruleSpec{"redirects", all(icmpType(icmpRedirect), drop())},
+		ruleSpec{"the guest's address", all(iifname(), netField(12, 4, regAfter), in(setIPs), accept())},
+		ruleSpec{"DHCP requests", all(unspecifiedToAll, dhcpPorts, accept())},
+		ruleSpec{"everything else", drop()},
+	)
 }
 
 func ipv6Chain() chainSpec {
 	source := netField(8, 16, reg)
 	unspecified := all(source, equal(make([]byte, 16)...))
-	return chainSpec{table: bridgeTable, name: "ipv6", rules: []ruleSpec{
-		{"router advertisements", all(icmpv6Type(icmpv6RA), drop())},
-		{"redirects", all(icmpv6Type(icmpv6Redirect), drop())},
-		{"DHCPv6 servers", all(udpFrom(dhcp6), drop())},
-		{"the gateway's address", all(source, equal(bytesOf(gatewayLinkLocal.Addr())...), drop())},
-		{"neighbour advertisements", all(icmpv6Type(icmpv6NA), jump("target"))},
-		{"address probes", all(unspecified, icmpv6Type(icmpv6NS), jump("target"))},
-		{"address probes", all(unspecified, icmpv6Type(icmpv6NS), accept())},
-		{"router solicitations", all(unspecified, icmpv6Type(icmpv6RS), accept())},
-		{"multicast reports", all(unspecified, icmpv6Type(icmpv6MLDReport), accept())},
-		{"link-local addresses", all(netField(8, 2, reg), masked(0xff, 0xc0), equal(0xfe, 0x80), goTo("whole"))},
-		{"its own address", all(iifname(), netField(8, 16, regAfter), in(setIPs6), goTo("whole"))},
-		{"all else", drop()},
-	}}
+	linkLocal := all(netField(8, 2, reg), masked(0xff, 0xc0), equal(0xfe, 0x80))
+	return guardChain("ipv6",
+		ruleSpec{"router advertisements", all(icmpv6Type(icmpv6RA), drop())},
+		ruleSpec{"redirects", all(icmpv6Type(icmpv6Redirect), drop())},
+		ruleSpec{"DHCPv6 servers", all(udpFrom(dhcp6), drop())},
+		ruleSpec{"the gateway's address", all(source, equal(bytesOf(gatewayLinkLocal.Addr())...), drop())},
+		ruleSpec{"neighbour advertisements", all(icmpv6Type(icmpv6NA), jump("target"))},
+		ruleSpec{"address probes", all(unspecified, icmpv6Type(icmpv6NS), jump("target"))},
+		ruleSpec{"address probes", all(unspecified, icmpv6Type(icmpv6NS), accept())},
+		ruleSpec{"router solicitations", all(unspecified, icmpv6Type(icmpv6RS), accept())},
+		ruleSpec{"multicast reports", all(unspecified, icmpv6Type(icmpv6MLDReport), accept())},
+		ruleSpec{"link-local addresses", all(linkLocal, goTo("whole"))},
+		ruleSpec{"the guest's address", all(iifname(), netField(8, 16, regAfter), in(setIPs6), goTo("whole"))},
+		ruleSpec{"everything else", drop()},
+	)
 }
 
-// targetChain returns if the target of a neighbour discovery message may be the
-// guest's address.
+// targetChain returns to its caller if the guest may have the target address of a
+// neighbour discovery message, and drops the message otherwise.
 func targetChain() chainSpec {
-	return chainSpec{table: bridgeTable, name: "target", rules: []ruleSpec{
-		{"the gateway's address", all(transportField(8, 16, reg), equal(bytesOf(gatewayLinkLocal.Addr())...), drop())},
-		{"link-local addresses", all(transportField(8, 2, reg), masked(0xff, 0xc0), equal(0xfe, 0x80), back())},
-		{"its own address", all(iifname(), transportField(8, 16, regAfter), in(setIPs6), back())},
-		{"all else", drop()},
-	}}
+	gateway := all(transportField(8, 16, reg), equal(bytesOf(gatewayLinkLocal.Addr())...))
+	linkLocal := all(transportField(8, 2, reg), masked(0xff, 0xc0), equal(0xfe, 0x80))
+	own := all(iifname(), transportField(8, 16, regAfter), in(setIPs6))
+	return guardChain("target",
+		ruleSpec{"the gateway's address", all(gateway, drop())},
+		ruleSpec{"link-local addresses", all(linkLocal, leaveChain())},
+		ruleSpec{"the guest's address", all(own, leaveChain())},
+		ruleSpec{"everything else", drop()},
+	)
 }
 
-// wholeChain accepts IPv6 whose transport header the rules before have seen.
-// Where extension headers push it beyond the first fragment, they have not, and
-// a router advertisement would get by (RFC 7113).
+// wholeChain accepts IPv6 packets with a transport header that the previous rules could read.
+// Extension headers can push that header beyond the first fragment, and a router
+// advertisement would pass unread (RFC 7113).
 func wholeChain() chainSpec {
-	return chainSpec{table: bridgeTable, name: "whole", rules: []ruleSpec{
-		{"what could be read", all(transportField(0, 1, reg), load(&expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: []byte{0}}), accept())},
-		{"fragments but the first", all(laterFragment(), accept())},
-		{"all else", drop()},
-	}}
+	hasTransport := all(
+		transportField(0, 1, reg),
+		load(&expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: []byte{0}}),
+	)
+	return guardChain("whole",
+		ruleSpec{"readable transport headers", all(hasTransport, accept())},
+		ruleSpec{"later fragments", all(laterFragment(), accept())},
+		ruleSpec{"everything else", drop()},
+	)
 }

@@ -18,16 +18,17 @@ type server interface {
 	Close() error
 }
 
-// servers are those of one network; nil for one that is not served.
+// servers holds the servers of one network. A nil server does not run.
 type servers struct {
-	network vm.Network
-	bridge  int // its index: of a bridge that was made again, servers are dead
-	dhcp    *dhcp.Server
-	dns     *dns.Server
-	ndp     *ndp.Advertiser
+	record      vm.Network // the servers follow it
+	bridgeIndex int        // servers do not survive the replacement of their bridge
+	dhcp        *dhcp.Server
+	dns         *dns.Server
+	ndp         *ndp.Advertiser
 }
 
-func (s *servers) each(f func(what string, s server)) {
+// each calls f for every server that runs.
+func (s *servers) each(f func(protocol string, s server)) {
 	if s.dhcp != nil {
 		f("DHCP", s.dhcp)
 	}
@@ -40,84 +41,96 @@ func (s *servers) each(f func(what string, s server)) {
 }
 
 func (s *servers) close(log *slog.Logger) {
-	s.each(func(what string, one server) {
+	s.each(func(protocol string, one server) {
 		if err := one.Close(); err != nil {
-			log.Warn("a server of a network did not end well", "network", s.network.Name, "server", what, "err", err)
+			log.Warn("cannot close a server of a network",
+				"network", s.record.Name, "server", protocol, "err", err)
 		}
 	})
 	s.dhcp, s.dns, s.ndp = nil, nil, nil
 }
 
-// fault returns why not all servers serve; nil while they do.
-func (s *servers) fault(bridge int) error {
-	if s == nil || s.dhcp == nil || s.dns == nil || s.network.IPv6.IsValid() && s.ndp == nil {
+// fault returns why a server does not serve on the bridge, or nil if all serve. The
+// receiver may be nil.
+func (s *servers) fault(bridgeIndex int) error {
+	if s == nil || s.dhcp == nil || s.dns == nil || s.record.IPv6.IsValid() && s.ndp == nil {
 		return errors.New("not all of DHCP, DNS and router advertisements are served")
 	}
-	if s.bridge != bridge {
-		return errors.New("the bridge is another one than DHCP and DNS are served on")
+	if s.bridgeIndex != bridgeIndex {
+		return errors.New("DHCP and DNS are served on a bridge that was replaced")
 	}
 	var found error
-	s.each(func(what string, one server) {
+	s.each(func(protocol string, one server) {
 		if err := one.Err(); err != nil {
-			found = errors.Join(found, fmt.Errorf("%s is not served: %w", what, err))
+			found = errors.Join(found, fmt.Errorf("%s is not served: %w", protocol, err))
 		}
 	})
 	return found
 }
 
-// moved reports whether servers have to be made anew for what a network is now.
-func (s *servers) moved(nw vm.Network) bool {
-	return s.network.Bridge != nw.Bridge || s.network.Gateway != nw.Gateway || s.network.Subnet != nw.Subnet || s.network.IPv6 != nw.IPv6
+// needRestart reports whether a changed record needs new servers. All other changes go
+// through Update.
+func (s *servers) needRestart(nw vm.Network) bool {
+	return s.record.Bridge != nw.Bridge || s.record.Gateway != nw.Gateway ||
+		s.record.Subnet != nw.Subnet || s.record.IPv6 != nw.IPv6
 }
 
-// serve makes the servers of a network, or tells them what it is now. The
-// caller holds n.mu.
-func (n *Networks) serve(nw vm.Network) error {
-	link, err := n.bridgeOf(nw)
+// ensureServers starts the servers of a network, or updates those that run. It must be
+// called with mu held.
+func (n *Networks) ensureServers(nw vm.Network) error {
+	link, err := n.activeBridge(nw)
 	if err != nil {
 		return err
 	}
 	index := link.Attrs().Index
 	s := n.serving[nw.Name]
-	if s != nil && !s.moved(nw) && s.fault(index) == nil {
-		s.network = nw
+	if s != nil && !s.needRestart(nw) && s.fault(index) == nil {
+		s.record = nw
 		s.each(func(_ string, one server) { one.Update(nw) })
 		return nil
 	}
 	if s != nil {
 		s.close(n.log)
 	}
-	s = &servers{network: nw, bridge: index}
+	s = &servers{record: nw, bridgeIndex: index}
 	n.serving[nw.Name] = s
 	return s.start(n)
 }
 
-// start makes the servers. One that cannot be does not keep the others from it.
+// start starts every server. If one fails, the others still start, and start returns a
+// fault for each that failed.
 func (s *servers) start(n *Networks) error {
-	log := n.log.With("network", s.network.Name)
+	nw := s.record
+	log := n.log.With("network", nw.Name)
 	var faults []error
-	fail := func(what, rival string, err error) {
-		f := unavailable(err, "serve %s on network %s", what, s.network.Name)
-		f.Hint = "see who has the port, and let it leave " + s.network.Bridge + " alone: " + rival
+	fail := func(protocol, find string, err error) {
+		f := unavailable(err, "serve %s on network %s", protocol, nw.Name)
+		f.Hint = "find the program that has the port and keep it off " + nw.Bridge + ": " + find
 		faults = append(faults, f)
 	}
-	acked := n.o.Acked
-	if acked == nil {
-		acked = func(vm.Lease) {}
-	}
+	dnsmasq := " (dnsmasq: except-interface=" + nw.Bridge + ", bind-dynamic)"
 	var err error
-	if s.dhcp, err = dhcp.New(dhcp.Options{Interface: s.network.Bridge, Network: s.network, Directory: n.o.Directory, Acked: acked, Log: log}); err != nil {
+	s.dhcp, err = dhcp.New(dhcp.Options{
+		Interface: nw.Bridge,
+		Network:   nw,
+		Directory: n.o.Directory,
+		Acked:     n.acks.note,
+		Log:       log,
+	})
+	if err != nil {
 		s.dhcp = nil
-		fail("DHCP", "ss -lnup 'sport = 67' (dnsmasq: except-interface="+s.network.Bridge+", bind-dynamic)", err)
+		fail("DHCP", "ss -lnup 'sport = 67'"+dnsmasq, err)
 	}
-	if s.dns, err = dns.New(dns.Options{Interface: s.network.Bridge, Network: s.network, Directory: n.o.Directory, Log: log}); err != nil {
+	s.dns, err = dns.New(dns.Options{Interface: nw.Bridge, Network: nw, Directory: n.o.Directory, Log: log})
+	if err != nil {
 		s.dns = nil
-		fail("DNS", "ss -lnp 'sport = 53' (dnsmasq: except-interface="+s.network.Bridge+", bind-dynamic)", err)
+		fail("DNS", "ss -lnp 'sport = 53'"+dnsmasq, err)
 	}
-	if s.network.IPv6.IsValid() {
-		if s.ndp, err = ndp.New(ndp.Options{Interface: s.network.Bridge, Network: s.network, Log: log}); err != nil {
+	if nw.IPv6.IsValid() {
+		s.ndp, err = ndp.New(ndp.Options{Interface: nw.Bridge, Network: nw, Log: log})
+		if err != nil {
 			s.ndp = nil
-			fail("router advertisements", "ip -6 address show dev "+s.network.Bridge, err)
+			fail("router advertisements", "ip -6 address show dev "+nw.Bridge, err)
 		}
 	}
 	return errors.Join(faults...)

@@ -26,7 +26,9 @@ func (n *Networks) Status(ctx context.Context, nw vm.Network) vm.NetworkStatus {
 	}
 	if nw.Mode == vm.NetworkUser {
 		if _, err := exec.LookPath(n.o.Passt); err != nil && !nw.Restrict {
-			problem("install passt, or make a network with restrict", "guests reach what listens on the host's 127.0.0.1, under the address %s: passt, which keeps them from it, is not installed", userGateway(nw))
+			problem("install passt, or create a network with restrict",
+				"passt is not installed, so guests reach services on the host's 127.0.0.1 at the address %s",
+				userGateway(nw))
 		}
 		return s
 	}
@@ -39,38 +41,45 @@ func (n *Networks) Status(ctx context.Context, nw vm.Network) vm.NetworkStatus {
 		problem("", "the host's interfaces cannot be listed: %v", err)
 		return s
 	}
-	bridge, err := n.bridgeOf(nw)
+	bridge, err := n.activeBridge(nw)
 	if err != nil {
-		problem("make the bridge, or wait for the next pass of the observer", "%v", err)
+		problem("create the bridge, or wait for the next pass of the observer", "%v", err)
 	} else {
-		s.Interfaces = []string{nw.Bridge}
-		for _, l := range links {
-			if l.Attrs().MasterIndex == bridge.Attrs().Index && isTap(l) {
-				s.Interfaces = append(s.Interfaces, l.Attrs().Name)
-			}
-		}
-		slices.Sort(s.Interfaces[1:])
+		s.Interfaces = interfacesOf(bridge, links)
 	}
 	leases, fault := n.served(nw, bridge)
 	s.Leases = leases
 	if fault != nil {
-		problem("see who has the ports: ss -lnp 'sport = 53 or sport = 67'", "%v", fault)
+		problem("find the program that has the ports: ss -lnp 'sport = 53 or sport = 67'", "%v", fault)
 	}
 	if on, err := getSysctl(forward4); nw.Mode == vm.NetworkNAT && err == nil && on != "1" {
-		problem("sysctl -w net.ipv4.ip_forward=1", "the host does not forward packets: net.ipv4.ip_forward is %s", on)
+		problem("sysctl -w net.ipv4.ip_forward=1",
+			"the host does not forward packets: net.ipv4.ip_forward is %s", on)
 	}
 	if nw.Mode == vm.NetworkNAT || bridgedFramesFiltered() {
-		rivals, err := forwardDrops(nw.Bridge)
+		found, err := forwardDrops(nw.Bridge)
 		if err != nil {
 			problem("", "the host's firewall cannot be read: %v", err)
 		}
-		s.Problems = append(s.Problems, rivals...)
+		s.Problems = append(s.Problems, found...)
 	}
 	return s
 }
 
-// served returns what DHCP has confirmed on a network, and what of it is not
-// served.
+// interfacesOf returns the names of a bridge and, in order, of the taps on it.
+func interfacesOf(bridge netlink.Link, links []netlink.Link) []string {
+	names := []string{bridge.Attrs().Name}
+	for _, l := range links {
+		if l.Attrs().MasterIndex == bridge.Attrs().Index && isTap(l) {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	slices.Sort(names[1:])
+	return names
+}
+
+// served returns the leases that DHCP has confirmed on a network, and why one of its
+// servers does not serve. bridge may be nil.
 func (n *Networks) served(nw vm.Network, bridge netlink.Link) (leases map[string]vm.Lease, fault error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -84,16 +93,16 @@ func (n *Networks) served(nw vm.Network, bridge netlink.Link) (leases map[string
 	return leases, fault
 }
 
-// bridgedFramesFiltered reports whether br_netfilter shows the frames within a
-// bridge to the firewall.
+// bridgedFramesFiltered reports whether br_netfilter passes the frames within a bridge to
+// the firewall.
 func bridgedFramesFiltered() bool {
 	on, err := getSysctl("bridge/bridge-nf-call-iptables")
 	return err == nil && on == "1"
 }
 
-// forwardDrops returns which others' chains drop what they do not know of, which
-// our accepting it does not change, and do not know the bridge either.
-func forwardDrops(bridge string) ([]vm.NetworkProblem, error) {
+// forwardDrops returns a problem for each foreign chain that drops forwarded packets and
+// has no rule for the bridge. An accept in vmand's tables does not override such a drop.
+func forwardDrops(bridgeName string) ([]vm.NetworkProblem, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, err
@@ -107,22 +116,25 @@ func forwardDrops(bridge string) ([]vm.NetworkProblem, error) {
 		if !dropsForwarded(c) {
 			continue
 		}
-		knows, err := names(conn, chains, c.Table, bridge)
+		known, err := hasRuleFor(conn, chains, c.Table, bridgeName)
 		if err != nil {
 			return nil, err
 		}
-		if knows {
+		if known {
 			continue
 		}
-		who, fix := advice(c, chains, bridge)
+		program, fix := advice(c, chains, bridgeName)
 		found = append(found, vm.NetworkProblem{
-			Detail: fmt.Sprintf("%s drops what is forwarded (chain %s of the nftables table %s): guests on %s do not get through it", who, c.Name, c.Table.Name, bridge),
-			Fix:    fix,
+			Detail: fmt.Sprintf("%s drops forwarded packets of guests on %s (chain %s of the nftables table %s)",
+				program, bridgeName, c.Name, c.Table.Name),
+			Fix: fix,
 		})
 	}
 	return found, nil
 }
 
+// dropsForwarded reports whether a chain of another program drops forwarded packets by
+// default.
 func dropsForwarded(c *nftables.Chain) bool {
 	family := c.Table.Family
 	return c.Table.Name != tableName && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
@@ -130,8 +142,8 @@ func dropsForwarded(c *nftables.Chain) bool {
 		(c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop || c.Table.Name == "firewalld")
 }
 
-// names reports whether a rule of a table compares with an interface's name.
-func names(conn *nftables.Conn, chains []*nftables.Chain, t *nftables.Table, name string) (bool, error) {
+// hasRuleFor reports whether a rule of a table compares with the name of an interface.
+func hasRuleFor(conn *nftables.Conn, chains []*nftables.Chain, t *nftables.Table, name string) (bool, error) {
 	for _, c := range chains {
 		if c.Table.Name != t.Name || c.Table.Family != t.Family {
 			continue
@@ -151,30 +163,34 @@ func names(conn *nftables.Conn, chains []*nftables.Chain, t *nftables.Table, nam
 	return false, nil
 }
 
-// advice returns whose a chain is, and how that one is told to let a bridge pass.
-func advice(c *nftables.Chain, chains []*nftables.Chain, bridge string) (who, fix string) {
-	has := func(prefix string) bool {
+// advice returns the program that a chain belongs to, and the command that makes it
+// accept the packets of a bridge.
+func advice(c *nftables.Chain, chains []*nftables.Chain, bridgeName string) (program, fix string) {
+	hasChain := func(prefix string) bool {
 		return slices.ContainsFunc(chains, func(other *nftables.Chain) bool {
-			return other.Table.Name == c.Table.Name && other.Table.Family == c.Table.Family && strings.HasPrefix(other.Name, prefix)
+			return other.Table.Name == c.Table.Name && other.Table.Family == c.Table.Family &&
+				strings.HasPrefix(other.Name, prefix)
 		})
 	}
-	both := func(format string) string {
-		return fmt.Sprintf(format, "-i", bridge) + " && " + fmt.Sprintf(format, "-o", bridge)
+	bothWays := func(format string) string {
+		return fmt.Sprintf(format, "-i", bridgeName) + " && " + fmt.Sprintf(format, "-o", bridgeName)
 	}
 	switch {
 	case c.Table.Name == "firewalld":
-		return "firewalld", fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload", bridge)
-	case has("DOCKER-USER"):
-		return "Docker", both("iptables -I DOCKER-USER %s %s -j ACCEPT")
-	case has("ufw-"):
-		return "ufw", fmt.Sprintf("ufw route allow in on %s && ufw route allow out on %s", bridge, bridge)
+		const command = "firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload"
+		return "firewalld", fmt.Sprintf(command, bridgeName)
+	case hasChain("DOCKER-USER"):
+		return "Docker", bothWays("iptables -I DOCKER-USER %s %s -j ACCEPT")
+	case hasChain("ufw-"):
+		return "ufw", fmt.Sprintf("ufw route allow in on %s && ufw route allow out on %s", bridgeName, bridgeName)
 	case c.Table.Name == "filter" && c.Name == "FORWARD":
-		return "iptables", both("iptables -I FORWARD %s %s -j ACCEPT")
+		return "iptables", bothWays("iptables -I FORWARD %s %s -j ACCEPT")
 	}
 	family := "ip"
 	if c.Table.Family == nftables.TableFamilyINet {
 		family = "inet"
 	}
 	rule := fmt.Sprintf("nft insert rule %s %s %s", family, c.Table.Name, c.Name)
-	return "the host's firewall", fmt.Sprintf("%s iifname %s accept && %s oifname %s accept", rule, bridge, rule, bridge)
+	return "the host's firewall",
+		fmt.Sprintf("%s iifname %s accept && %s oifname %s accept", rule, bridgeName, rule, bridgeName)
 }

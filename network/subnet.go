@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -14,7 +13,9 @@ import (
 )
 
 // FreeSubnet implements [vm.HostNetwork].
-func (n *Networks) FreeSubnet(ctx context.Context, wish netip.Prefix, taken []netip.Prefix) (netip.Prefix, string, error) {
+func (n *Networks) FreeSubnet(
+	ctx context.Context, wanted netip.Prefix, taken []netip.Prefix,
+) (netip.Prefix, string, error) {
 	if err := ctx.Err(); err != nil {
 		return netip.Prefix{}, "", err
 	}
@@ -25,22 +26,22 @@ func (n *Networks) FreeSubnet(ctx context.Context, wish netip.Prefix, taken []ne
 	for _, p := range taken {
 		used = append(used, usedSubnet{p.Masked(), "another network has " + p.String()})
 	}
-	free, why, ok := freeSubnet(wish, used)
+	free, why, ok := freeSubnet(wanted, used)
 	if !ok {
-		return netip.Prefix{}, "", unavailable(nil, "every private /24 overlaps a route of the host")
+		return netip.Prefix{}, "", unavailable(nil, "no subnet is free: every private /24 overlaps a route of the host")
 	}
 	return free, why, nil
 }
 
-// A usedSubnet is one that something is using.
+// A usedSubnet is a subnet in use, and its user in words.
 type usedSubnet struct {
 	netip.Prefix
-	by string // in words
+	by string
 }
 
-// usedSubnets returns where the host's routes and addresses lead, but for the
-// default routes and what is on the interface called but.
-func (n *Networks) usedSubnets(but string) ([]usedSubnet, error) {
+// usedSubnets returns the subnets of the host's routes and addresses. It leaves out the
+// default routes, and those of the interface exceptLink if that is not empty.
+func (n *Networks) usedSubnets(exceptLink string) ([]usedSubnet, error) {
 	if n.links == nil {
 		return nil, nil
 	}
@@ -52,10 +53,11 @@ func (n *Networks) usedSubnets(but string) ([]usedSubnet, error) {
 	if err != nil {
 		return nil, unavailable(err, "list the host's routes")
 	}
+	excepted := func(index int) bool { return exceptLink != "" && names[index] == exceptLink }
 	var used []usedSubnet
 	for _, r := range routes {
 		p, ok := prefixOf(r.Dst)
-		if !ok || p.Bits() == 0 || but != "" && names[r.LinkIndex] == but {
+		if !ok || p.Bits() == 0 || excepted(r.LinkIndex) {
 			continue
 		}
 		used = append(used, usedSubnet{p, fmt.Sprintf("the host has a route to %s on %s", p, names[r.LinkIndex])})
@@ -66,14 +68,16 @@ func (n *Networks) usedSubnets(but string) ([]usedSubnet, error) {
 	}
 	for _, a := range addrs {
 		p, ok := prefixOf(a.IPNet)
-		if !ok || but != "" && names[a.LinkIndex] == but {
+		if !ok || excepted(a.LinkIndex) {
 			continue
 		}
-		used = append(used, usedSubnet{p, fmt.Sprintf("the host has the address %s on %s", a.IPNet, names[a.LinkIndex])})
+		by := fmt.Sprintf("the host has the address %s on %s", a.IPNet, names[a.LinkIndex])
+		used = append(used, usedSubnet{p, by})
 	}
 	return used, nil
 }
 
+// linkNames returns the names of the host's interfaces by index.
 func (n *Networks) linkNames() (map[int]string, error) {
 	links, err := n.links.LinkList()
 	if err != nil {
@@ -86,6 +90,7 @@ func (n *Networks) linkNames() (map[int]string, error) {
 	return names, nil
 }
 
+// prefixOf returns the subnet of n. It is not ok for link-local and multicast addresses.
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	if n == nil {
 		return netip.Prefix{}, false
@@ -98,21 +103,22 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(a, ones).Masked(), !a.IsLinkLocalUnicast() && !a.IsMulticast()
 }
 
-// freeSubnet returns wish or the first private /24 after it that overlaps none
-// of used, and why it is not wish.
-func freeSubnet(wish netip.Prefix, used []usedSubnet) (free netip.Prefix, why string, ok bool) {
-	by, collides := collision(wish, used)
+// freeSubnet returns wanted, or the first private /24 that overlaps none of used and the
+// reason why it is not wanted. It is not ok if there is none.
+func freeSubnet(wanted netip.Prefix, used []usedSubnet) (free netip.Prefix, why string, ok bool) {
+	by, collides := collision(wanted, used)
 	if !collides {
-		return wish, "", true
+		return wanted, "", true
 	}
-	for c := range privateSubnets {
-		if _, collides := collision(c, used); !collides {
-			return c, fmt.Sprintf("%s was wanted, but %s", wish, by), true
+	for candidate := range privateSubnets {
+		if _, collides := collision(candidate, used); !collides {
+			return candidate, fmt.Sprintf("%s is in use: %s", wanted, by), true
 		}
 	}
 	return netip.Prefix{}, "", false
 }
 
+// collision returns the user of a subnet that p overlaps, in words.
 func collision(p netip.Prefix, used []usedSubnet) (by string, collides bool) {
 	for _, u := range used {
 		if u.Overlaps(p) {
@@ -122,10 +128,10 @@ func collision(p netip.Prefix, used []usedSubnet) (by string, collides bool) {
 	return "", false
 }
 
-// privateSubnets yields every /24 of RFC 1918: those first that are the least
-// likely to be on the other end of a VPN.
+// privateSubnets yields every /24 of RFC 1918. The ones least likely to be at the other
+// end of a VPN come first.
 func privateSubnets(yield func(netip.Prefix) bool) {
-	all := func(first [4]byte, count uint32) bool {
+	subnets := func(first [4]byte, count uint32) bool {
 		base := binary.BigEndian.Uint32(first[:])
 		for i := range count {
 			var a [4]byte
@@ -136,8 +142,8 @@ func privateSubnets(yield func(netip.Prefix) bool) {
 		}
 		return true
 	}
-	_ = all([4]byte{192, 168, 100, 0}, 156) && all([4]byte{192, 168, 0, 0}, 100) &&
-		all([4]byte{172, 16, 0, 0}, 16<<8) && all([4]byte{10, 0, 0, 0}, 1<<16)
+	_ = subnets([4]byte{192, 168, 100, 0}, 156) && subnets([4]byte{192, 168, 0, 0}, 100) &&
+		subnets([4]byte{172, 16, 0, 0}, 16<<8) && subnets([4]byte{10, 0, 0, 0}, 1<<16)
 }
 
 // Admit implements [vm.HostNetwork].
@@ -152,19 +158,22 @@ func (n *Networks) Admit(ctx context.Context, nw vm.Network) error {
 		_, err := n.hostBridge(nw)
 		return err
 	}
-	link, err := n.find(nw.Bridge)
+	link, err := n.findLink(nw.Bridge)
 	if err != nil {
 		return err
 	}
-	but := ""
+	exceptLink := ""
 	if link != nil {
-		if !ours(link) {
-			return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("the host has an interface %s that is not vmand's", nw.Bridge),
-				Hint: "give the network another name"}
+		if !isOurBridge(link) {
+			return &vm.Fault{
+				Code:   vm.CodeInUse,
+				Detail: fmt.Sprintf("the host has an interface %s that is not vmand's", nw.Bridge),
+				Hint:   "give the network another name",
+			}
 		}
-		but = nw.Bridge // of a network that was being made or removed
+		exceptLink = nw.Bridge // left by an interrupted creation or deletion of the network
 	}
-	used, err := n.usedSubnets(but)
+	used, err := n.usedSubnets(exceptLink)
 	if err != nil {
 		return err
 	}
@@ -173,11 +182,12 @@ func (n *Networks) Admit(ctx context.Context, nw vm.Network) error {
 			continue
 		}
 		if by, collides := collision(p, used); collides {
-			return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("the subnet %s cannot be used: %s", p, by), Hint: "choose another subnet"}
+			return &vm.Fault{
+				Code:   vm.CodeInUse,
+				Detail: fmt.Sprintf("the subnet %s cannot be used: %s", p, by),
+				Hint:   "choose another subnet",
+			}
 		}
 	}
 	return nil
 }
-
-// words joins parts for a person.
-func words(parts []string) string { return strings.Join(parts, "; ") }

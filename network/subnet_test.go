@@ -39,10 +39,12 @@ func TestAFreeSubnetOverlapsNothing(t *testing.T) {
 	}
 }
 
-func TestTheHostsRoutesAreNotTaken(t *testing.T) {
+func TestSubnetsOfTheHostsRoutesAreNotFree(t *testing.T) {
+	t.Parallel()
 	n := newHost(t)
 	newOutside(t)
-	free, why, err := n.FreeSubnet(t.Context(), netip.MustParsePrefix("203.0.113.0/24"), []netip.Prefix{netip.MustParsePrefix("192.168.100.0/23")})
+	taken := []netip.Prefix{netip.MustParsePrefix("192.168.100.0/23")}
+	free, why, err := n.FreeSubnet(t.Context(), netip.MustParsePrefix("203.0.113.0/24"), taken)
 	if err != nil || free.String() != "192.168.102.0/24" || !strings.Contains(why, "up0") {
 		t.Errorf("FreeSubnet = %s, %q, %v", free, why, err)
 	}
@@ -53,14 +55,14 @@ func TestTheHostsRoutesAreNotTaken(t *testing.T) {
 	}
 }
 
-func TestElementsAreWhatTheRecordsSay(t *testing.T) {
+func TestElementsFollowTheRecords(t *testing.T) {
 	nw := natNetwork()
 	v := guest("web", nw, 10)
 	v.NICs[0].RateOut = 8
 	v.Forwards = []vm.PortForward{
 		{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80},
 		{Protocol: vm.UDP, HostAddress: addr("203.0.113.1"), HostPort: 53, GuestPort: 5353},
-		{Slot: 4, Protocol: vm.TCP, HostPort: 1, GuestPort: 1}, // of a NIC that is gone
+		{Slot: 4, Protocol: vm.TCP, HostPort: 1, GuestPort: 1}, // of a NIC that was detached
 	}
 	tap := string(ifname(tapName("web", 0)))
 	mac, v4 := v.NICs[0].MAC, "\xc0\xa8\x64\x0a"
@@ -80,16 +82,20 @@ func TestElementsAreWhatTheRecordsSay(t *testing.T) {
 	}
 	bridge := string(ifname("vman0"))
 	wantNetwork := []element{
-		{set: setBridges, key: bridge}, {set: setWithin, key: bridge + bridge}, {set: setNAT, key: bridge},
-		{set: setSubnets, key: "\xc0\xa8\x64\x00"}, {set: setSubnets, key: "\xc0\xa8\x65\x00", end: true},
-		{set: setSubnets6, key: string(addr("fd00:64::").AsSlice())}, {set: setSubnets6, key: string(addr("fd00:64:0:1::").AsSlice()), end: true},
+		{set: setBridges, key: bridge},
+		{set: setWithin, key: bridge + bridge},
+		{set: setNAT, key: bridge},
+		{set: setSubnets, key: "\xc0\xa8\x64\x00"},
+		{set: setSubnets, key: "\xc0\xa8\x65\x00", end: true},
+		{set: setSubnets6, key: string(addr("fd00:64::").AsSlice())},
+		{set: setSubnets6, key: string(addr("fd00:64:0:1::").AsSlice()), end: true},
 	}
 	if got := networkElements(nw); !slices.Equal(got, wantNetwork) {
 		t.Errorf("elements\n%+v\nwant\n%+v", got, wantNetwork)
 	}
 	nw.Mode, nw.IsolateVMs = vm.NetworkIsolated, true
 	if got := networkElements(nw); !slices.Equal(got, wantNetwork[:1]) {
-		t.Errorf("elements of an isolated network of isolated guests: %+v", got)
+		t.Errorf("elements of an isolated network with isolated guests: %+v", got)
 	}
 }
 
@@ -99,8 +105,14 @@ func bytesOfMAC(t *testing.T, mac string) []byte {
 }
 
 func TestARangeEndsAfterItsLastAddress(t *testing.T) {
-	for prefix, after := range map[string]string{"10.0.0.0/24": "10.0.1.0", "10.0.255.0/24": "10.1.0.0", "10.0.0.0/8": "11.0.0.0",
-		"192.168.100.128/25": "192.168.101.0", "192.168.100.0/30": "192.168.100.4", "fd00:0:0:ffff::/64": "fd00:0:1::"} {
+	for prefix, after := range map[string]string{
+		"10.0.0.0/24":        "10.0.1.0",
+		"10.0.255.0/24":      "10.1.0.0",
+		"10.0.0.0/8":         "11.0.0.0",
+		"192.168.100.128/25": "192.168.101.0",
+		"192.168.100.0/30":   "192.168.100.4",
+		"fd00:0:0:ffff::/64": "fd00:0:1::",
+	} {
 		got := rangeElements("s", netip.MustParsePrefix(prefix))
 		if got[1].key != string(addr(after).AsSlice()) || !got[1].end {
 			t.Errorf("%s ends before %v, want %s", prefix, []byte(got[1].key), after)
@@ -110,7 +122,8 @@ func TestARangeEndsAfterItsLastAddress(t *testing.T) {
 
 func TestTapNamesFitAndDiffer(t *testing.T) {
 	seen := map[string]bool{}
-	for _, uuid := range []string{"0b0e2c6e-4f0a-4a7e-9d6c-0d6d4c1f6a11", "0b0e2c6e-4f0a-4a7e-9d6c-0d6d4c1f6a12"} {
+	const uuid = "0b0e2c6e-4f0a-4a7e-9d6c-0d6d4c1f6a11"
+	for _, uuid := range []string{uuid, "0b0e2c6e-4f0a-4a7e-9d6c-0d6d4c1f6a12"} {
 		for slot := range vm.MaxNICs {
 			name := tapName(uuid, slot)
 			if len(name) > 15 || seen[name] {
@@ -119,8 +132,8 @@ func TestTapNamesFitAndDiffer(t *testing.T) {
 			seen[name] = true
 		}
 	}
-	// The next daemon looks for the same names.
-	if got := tapName("0b0e2c6e-4f0a-4a7e-9d6c-0d6d4c1f6a11", 0); got != "vt443f2ca9ad-0" {
+	// Later versions must find the same names.
+	if got := tapName(uuid, 0); got != "vt443f2ca9ad-0" {
 		t.Errorf("tapName = %s", got)
 	}
 }

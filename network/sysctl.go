@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// sysctlFile keeps, in the runtime directory, what the host's own sysctls were.
-// The directory is empty after a boot, as the sysctls are what they were.
+// sysctlFile holds, in the runtime directory, the previous values of the host's sysctls.
+// A boot empties the directory and resets the sysctls.
 const sysctlFile = "sysctls.json"
 
 const (
@@ -20,10 +20,10 @@ const (
 	forward6 = "ipv6/conf/all/forwarding"
 )
 
-// sysctls change settings of the kernel below /proc/sys/net, which shows the
-// network namespace of the thread that opens it.
+// sysctls changes kernel settings below /proc/sys/net and can restore them. That
+// directory shows the network namespace of the thread that opens a file in it.
 type sysctls struct {
-	dir string // empty: nothing is remembered
+	dir string // for sysctlFile; empty: previous values are not kept
 }
 
 func sysctlPath(name string) string { return filepath.Join("/proc/sys/net", name) }
@@ -33,7 +33,7 @@ func getSysctl(name string) (string, error) {
 	return string(bytes.TrimSpace(b)), err
 }
 
-// setSysctl makes a sysctl have a value and writes only if it has another.
+// setSysctl sets a sysctl. It does not write if the sysctl has the value already.
 func setSysctl(name, value string) error {
 	if got, err := getSysctl(name); err == nil && got == value {
 		return nil
@@ -41,30 +41,31 @@ func setSysctl(name, value string) error {
 	return os.WriteFile(sysctlPath(name), []byte(value), 0)
 }
 
-// set changes a sysctl of the host and remembers what it was.
+// set sets a sysctl of the host and keeps its previous value.
 func (s *sysctls) set(name, value string) error {
-	was, err := getSysctl(name)
-	if err != nil || was == value {
+	previous, err := getSysctl(name)
+	if err != nil || previous == value {
 		return err
 	}
-	if err := s.remember(name, was); err != nil {
-		return fmt.Errorf("remember %s: %w", name, err)
+	if err := s.keep(name, previous); err != nil {
+		return fmt.Errorf("record the previous value of %s: %w", name, err)
 	}
 	return os.WriteFile(sysctlPath(name), []byte(value), 0)
 }
 
-func (s *sysctls) remember(name, was string) error {
+// keep records the value of a sysctl, unless one is recorded already.
+func (s *sysctls) keep(name, previous string) error {
 	if s.dir == "" {
 		return nil
 	}
-	all, err := s.remembered()
+	all, err := s.kept()
 	if err != nil {
 		return err
 	}
 	if _, known := all[name]; known {
 		return nil
 	}
-	all[name] = was
+	all[name] = previous
 	b, err := json.Marshal(all)
 	if err != nil {
 		return err
@@ -76,7 +77,8 @@ func (s *sysctls) remember(name, was string) error {
 	return os.Rename(path+".new", path)
 }
 
-func (s *sysctls) remembered() (map[string]string, error) {
+// kept returns the recorded values by name.
+func (s *sysctls) kept() (map[string]string, error) {
 	all := map[string]string{}
 	b, err := os.ReadFile(filepath.Join(s.dir, sysctlFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -88,38 +90,39 @@ func (s *sysctls) remembered() (map[string]string, error) {
 	return all, err
 }
 
-// restore gives the host's sysctls back what they were, and says which.
+// restore sets the host's sysctls to their recorded values and returns the restored ones
+// in words.
 func (s *sysctls) restore() ([]string, error) {
 	if s.dir == "" {
 		return nil, nil
 	}
-	all, err := s.remembered()
+	all, err := s.kept()
 	if err != nil {
 		return nil, err
 	}
-	var said []string
-	for _, name := range sorted(all) {
+	var restored []string
+	for _, name := range sortedKeys(all) {
 		err := os.WriteFile(sysctlPath(name), []byte(all[name]), 0)
 		if errors.Is(err, fs.ErrNotExist) { // its interface is gone
 			continue
 		}
 		if err != nil {
-			return said, err
+			return restored, err
 		}
-		said = append(said, fmt.Sprintf("set net.%s back to %s", strings.ReplaceAll(name, "/", "."), all[name]))
+		setting := "net." + strings.ReplaceAll(name, "/", ".")
+		restored = append(restored, fmt.Sprintf("the setting %s (restored to %s)", setting, all[name]))
 	}
 	err = os.Remove(filepath.Join(s.dir, sysctlFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return said, err
+	return restored, err
 }
 
-// forward lets the host forward packets. A host that forwards IPv6 ignores the
-// router advertisements that its own default route comes from, unless accept_ra
-// is 2, and drops the route at the moment forwarding is switched on: so that is
-// set first.
-func (s *sysctls) forward(ipv6 bool) error {
+// enableForwarding makes the host forward packets. A host that forwards IPv6 ignores the
+// router advertisements that its own default route comes from, unless accept_ra is 2, and
+// drops that route when forwarding is enabled. So accept_ra is set first.
+func (s *sysctls) enableForwarding(ipv6 bool) error {
 	if err := s.set(forward4, "1"); err != nil {
 		return err
 	}

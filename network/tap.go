@@ -20,32 +20,32 @@ import (
 )
 
 const (
-	// tapPatience is how long a tap may still be held by a QEMU that has ended.
+	// tapPatience is the longest wait for a QEMU that is ending to release a tap.
 	tapPatience = 2 * time.Second
 	tapRetry    = 10 * time.Millisecond
 )
 
 const vhostDevice = "/dev/vhost-net"
 
-// tapName returns the interface of a NIC: "vt", 40 bits of a hash of the VM's
-// UUID and the slot, 14 bytes of the 15 that a name may have.
+// tapName returns the name of the interface of a NIC: "vt", 40 bits of a hash of the VM's
+// UUID, and the slot. These are 14 bytes; a name may have 15.
 func tapName(uuid string, slot int) string {
 	sum := sha256.Sum256([]byte(uuid))
 	return "vt" + hex.EncodeToString(sum[:5]) + "-" + strconv.Itoa(slot)
 }
 
-// tapAlias says on the interface whose it is, for people and for [Networks.Status].
+// tapAlias returns the alias of a tap. It shows the VM and the slot to an administrator.
 func tapAlias(id string, slot int) string { return fmt.Sprintf("%s %s %d", alias, id, slot) }
 
-// isTap reports whether an interface is a tap of ours.
+// isTap reports whether an interface is a tap of vmand.
 func isTap(l netlink.Link) bool {
 	return l.Type() == "tuntap" && strings.HasPrefix(l.Attrs().Alias, alias+" ")
 }
 
-// makeTap returns a new tap. It lives as long as somebody has the file open, so
-// it goes with its QEMU. A tap of that name that a QEMU at its end still holds
-// is waited for.
-func makeTap(ctx context.Context, name string) (*os.File, error) {
+// createTap creates a tap. The tap exists as long as a process has the file open, so it
+// vanishes with its QEMU. createTap waits for up to tapPatience while an ending QEMU
+// holds a tap with the name.
+func createTap(ctx context.Context, name string) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(ctx, tapPatience)
 	defer cancel()
 	for {
@@ -78,21 +78,25 @@ func openTap(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// connectTap makes the tap of a NIC and puts it on its bridge.
+// connectTap creates the tap of a NIC and adds it to the bridge of its network.
 func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Network) (p vm.Port, err error) {
 	name := tapName(v.UUID, nic.Slot)
 	if nw.Mode.Managed() && nic.MAC == bridgeMAC(nw.Bridge).String() {
-		return p, &vm.Fault{Code: vm.CodeInvalid, Detail: fmt.Sprintf("NIC %d of vm %s has the MAC address of the gateway of network %s", nic.Slot, v.ID, nw.Name),
-			Hint: "give it another one"}
+		return p, &vm.Fault{
+			Code: vm.CodeInvalid,
+			Detail: fmt.Sprintf("NIC %d of VM %s has the MAC address of the gateway of network %s",
+				nic.Slot, v.ID, nw.Name),
+			Hint: "give the NIC another MAC address",
+		}
 	}
 	p = vm.Port{NIC: nic, Kind: vm.PortTap, MTU: nw.MTU}
-	bridge, err := n.bridgeOf(nw)
+	bridge, err := n.activeBridge(nw)
 	if err != nil {
 		return p, err
 	}
-	f, err := makeTap(ctx, name)
+	f, err := createTap(ctx, name)
 	if err != nil {
-		return p, unavailable(err, "make the tap %s for NIC %d of vm %s", name, nic.Slot, v.ID)
+		return p, unavailable(err, "create the tap %s for NIC %d of VM %s", name, nic.Slot, v.ID)
 	}
 	p.Files = []*os.File{f}
 	defer func() {
@@ -101,25 +105,8 @@ func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Ne
 		}
 	}()
 	failpoint.Hit("tap.made")
-	tap, err := n.links.LinkByName(name)
-	if err == nil {
-		err = n.links.LinkSetAlias(tap, tapAlias(v.ID, nic.Slot))
-	}
-	if err == nil {
-		err = silence(name)
-	}
-	if err == nil {
-		err = n.fitTap(nw, tap, bridge)
-	}
-	if err == nil {
-		err = n.pin(tap, nic.MAC)
-	}
-	if err == nil {
-		n.forget(name)
-		err = n.shape(name, tap.Attrs().Index, nic.RateIn)
-	}
-	if err != nil {
-		return p, unavailable(err, "put the tap %s of vm %s on the bridge %s", name, v.ID, nw.Bridge)
+	if err := n.configureNewTap(v, nic, nw, bridge); err != nil {
+		return p, unavailable(err, "add the tap %s of VM %s to the bridge %s", name, v.ID, nw.Bridge)
 	}
 	failpoint.Hit("tap.bridged")
 	if vhost, err := os.OpenFile(vhostDevice, os.O_RDWR, 0); err == nil {
@@ -128,24 +115,32 @@ func (n *Networks) connectTap(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Ne
 	return p, nil
 }
 
-// bridgeOf returns the bridge of a network that is up.
-func (n *Networks) bridgeOf(nw vm.Network) (netlink.Link, error) {
-	if nw.Mode == vm.NetworkBridge {
-		return n.hostBridge(nw)
-	}
-	bridge, err := n.find(nw.Bridge)
+// configureNewTap marks the tap of a NIC, adds it to a bridge and limits its rate.
+func (n *Networks) configureNewTap(v vm.VM, nic vm.NIC, nw vm.Network, bridge netlink.Link) error {
+	name := tapName(v.UUID, nic.Slot)
+	tap, err := n.links.LinkByName(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if bridge == nil || !ours(bridge) {
-		return nil, unavailable(nil, "the bridge %s of network %s is not there", nw.Bridge, nw.Name)
+	if err := n.links.LinkSetAlias(tap, tapAlias(v.ID, nic.Slot)); err != nil {
+		return err
 	}
-	return bridge, nil
+	if err := disableIPv6(name); err != nil {
+		return err
+	}
+	if err := n.configureTap(nw, tap, bridge); err != nil {
+		return err
+	}
+	if err := n.addStaticMAC(tap, nic.MAC); err != nil {
+		return err
+	}
+	n.noteUnlimited(name)
+	return n.limitTap(name, tap.Attrs().Index, nic.RateIn)
 }
 
-// silence keeps the host's own IPv6 from the tap: what it would ask there, the
-// guest would hear.
-func silence(name string) error {
+// disableIPv6 disables the host's IPv6 on a tap, so the host sends nothing to the guest
+// on its own.
+func disableIPv6(name string) error {
 	err := setSysctl("ipv6/conf/"+name+"/disable_ipv6", "1")
 	if errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
 		return nil
@@ -153,9 +148,9 @@ func silence(name string) error {
 	return err
 }
 
-// fitTap makes a tap as its network is: MTU, bridge, isolation, no learning,
+// configureTap configures a tap for its network: MTU, bridge, isolation, no learning,
 // hairpin mode, VLAN, up.
-func (n *Networks) fitTap(nw vm.Network, tap, bridge netlink.Link) error {
+func (n *Networks) configureTap(nw vm.Network, tap, bridge netlink.Link) error {
 	a := tap.Attrs()
 	if a.MTU != mtu(nw) && (nw.MTU != 0 || nw.Mode.Managed()) {
 		if err := n.links.LinkSetMTU(tap, mtu(nw)); err != nil {
@@ -173,20 +168,20 @@ func (n *Networks) fitTap(nw vm.Network, tap, bridge netlink.Link) error {
 			return fmt.Errorf("isolate it: %w", err)
 		}
 	}
-	// A bridge learns from frames to reserved group addresses too, which no rule
-	// sees, so a guest could take the MAC of another: where it is, pin says.
+	// A bridge also learns from frames to reserved group addresses, which pass no rule,
+	// so a guest could take the MAC address of another. addStaticMAC replaces learning.
 	if err := n.links.LinkSetLearning(tap, false); err != nil {
-		return fmt.Errorf("keep the bridge from learning by it: %w", err)
+		return fmt.Errorf("disable learning: %w", err)
 	}
-	// With br_netfilter, what a guest sends to its own port forward is given its
-	// new destination before the bridge knows of it, and goes back by the same port.
+	// With br_netfilter, a frame from a guest to its own port forward gets its new
+	// destination before the bridge chooses a port, and leaves by the port it came from.
 	if !joins || nw.Mode == vm.NetworkNAT {
 		if err := n.links.LinkSetHairpin(tap, nw.Mode == vm.NetworkNAT); err != nil {
 			return fmt.Errorf("set its hairpin mode: %w", err)
 		}
 	}
 	if nw.VLAN != 0 {
-		if err := n.tag(tap, nw.VLAN); err != nil {
+		if err := n.joinVLAN(tap, nw.VLAN); err != nil {
 			return err
 		}
 	}
@@ -198,74 +193,94 @@ func (n *Networks) fitTap(nw vm.Network, tap, bridge netlink.Link) error {
 	return nil
 }
 
-// pin tells the bridge that a tap is on which MAC is behind it, in every VLAN
-// that the tap is in.
-func (n *Networks) pin(tap netlink.Link, mac string) error {
+// addStaticMAC adds a MAC address behind a tap to the forwarding table of its bridge, in
+// every VLAN of the tap.
+func (n *Networks) addStaticMAC(tap netlink.Link, mac string) error {
 	address, err := net.ParseMAC(mac)
 	if err == nil {
-		err = n.links.NeighSet(&netlink.Neigh{LinkIndex: tap.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP,
-			Flags: netlink.NTF_MASTER, HardwareAddr: address})
+		err = n.links.NeighSet(&netlink.Neigh{
+			LinkIndex:    tap.Attrs().Index,
+			Family:       unix.AF_BRIDGE,
+			State:        netlink.NUD_NOARP,
+			Flags:        netlink.NTF_MASTER,
+			HardwareAddr: address,
+		})
 	}
 	if err != nil {
-		return fmt.Errorf("tell the bridge of %s: %w", mac, err)
+		return fmt.Errorf("add %s to the bridge's forwarding table: %w", mac, err)
 	}
 	return nil
 }
 
-// tag puts a tap into one VLAN, untagged, and out of the bridge's default one.
-func (n *Networks) tag(tap netlink.Link, vlan int) error {
+// joinVLAN puts a tap into one VLAN, untagged, and removes it from the bridge's default
+// VLAN 1.
+func (n *Networks) joinVLAN(tap netlink.Link, vlan int) error {
 	if err := n.links.BridgeVlanAdd(tap, uint16(vlan), true, true, false, true); err != nil {
 		return fmt.Errorf("put it into VLAN %d: %w", vlan, err)
 	}
 	if vlan == 1 {
 		return nil
 	}
-	if err := n.links.BridgeVlanDel(tap, 1, true, true, false, true); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("take it out of VLAN 1: %w", err)
+	err := n.links.BridgeVlanDel(tap, 1, true, true, false, true)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove it from VLAN 1: %w", err)
 	}
 	return nil
 }
 
-// shape limits what a guest gets, in kbit/s; 0 for no limit. What the host sends
-// to a tap is queued in a token bucket filter that lets a twentieth of a second
-// through at once and drops what waits for longer than a fifth.
-func (n *Networks) shape(name string, index, kbit int) error {
+// limitTap limits the rate that a guest receives, in kbit/s; 0 removes the limit. It must
+// be called without mu held.
+func (n *Networks) limitTap(name string, index, kbit int) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.reshape(name, index, kbit)
+	return n.limitTapLocked(name, index, kbit)
 }
 
-// forget notes that a tap is new, and so without a limit.
-func (n *Networks) forget(name string) {
+// noteUnlimited records that a tap is new and so has no limit.
+func (n *Networks) noteUnlimited(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.shaped[name] = 0
+	n.tapLimits[name] = 0
 }
 
-// reshape is shape for a caller that holds n.mu.
-func (n *Networks) reshape(name string, index, kbit int) error {
-	had, known := n.shaped[name]
+// limitTapLocked is limitTap; it must be called with mu held. It is a no-op if the tap has
+// the limit already.
+func (n *Networks) limitTapLocked(name string, index, kbit int) error {
+	had, known := n.tapLimits[name]
 	if known && had == kbit {
 		return nil
 	}
-	attrs := netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
-	tbf := tokenBucket(attrs, kbit)
+	tbf := tokenBucket(index, kbit)
 	var err error
 	if kbit > 0 {
 		err = n.links.QdiscReplace(tbf)
-	} else if err = n.links.QdiscDel(tbf); errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) { // there is none
-		err = nil
+	} else {
+		err = n.links.QdiscDel(tbf)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) { // it had none
+			err = nil
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("limit it to %d kbit/s: %w", kbit, err)
 	}
-	n.shaped[name] = kbit
+	n.tapLimits[name] = kbit
 	return nil
 }
 
-func tokenBucket(attrs netlink.QdiscAttrs, kbit int) *netlink.Tbf {
+// tokenBucket returns a token bucket filter for the frames that the host sends to a tap.
+// It passes bursts of a twentieth of a second and drops what would wait for longer than a
+// fifth.
+func tokenBucket(index, kbit int) *netlink.Tbf {
 	rate := uint64(kbit) * 1000 / 8
 	burst := min(max(rate/20, 16<<10), 1<<30)
-	return &netlink.Tbf{QdiscAttrs: attrs, Rate: rate, Buffer: netlink.Xmittime(max(rate, 1), uint32(burst)),
-		Limit: uint32(min(burst+rate/5, 1<<31))}
+	return &netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{
+			LinkIndex: index,
+			Handle:    netlink.MakeHandle(1, 0),
+			Parent:    netlink.HANDLE_ROOT,
+		},
+		Rate:   rate,
+		Buffer: netlink.Xmittime(max(rate, 1), uint32(burst)),
+		Limit:  uint32(min(burst+rate/5, 1<<31)),
+	}
 }

@@ -17,12 +17,12 @@ import (
 	"vmand/vm"
 )
 
-// Teardown removes what vmand has made on the host's network: rules, taps,
-// bridges, and gives back the sysctls that it remembered in the runtime
-// directory. VMs that run are cut off. It returns what it has removed, in words,
-// also with an error, and refuses while a daemon manages the networks.
+// Teardown removes everything that vmand has created on the host's network: rules, taps
+// and bridges. It restores the sysctls recorded in runtimeDir. Running VMs lose their
+// network. It returns the removed things in words, also with an error. It returns a fault
+// of code [vm.CodeInUse] while a daemon manages the networks.
 func Teardown(ctx context.Context, runtimeDir string, log *slog.Logger) ([]string, error) {
-	if err := privileged(); err != nil {
+	if err := checkPrivileges(); err != nil {
 		return nil, unavailable(err, "remove the networks")
 	}
 	owner, err := claim()
@@ -49,11 +49,11 @@ func Teardown(ctx context.Context, runtimeDir string, log *slog.Logger) ([]strin
 		if err := ctx.Err(); err != nil {
 			return removed, err
 		}
-		said, err := step()
-		for _, what := range said {
-			log.Info("removed from the host's network", "what", what)
+		things, err := step()
+		for _, thing := range things {
+			log.Info("removed from the host's network", "resource", thing)
 		}
-		removed = append(removed, said...)
+		removed = append(removed, things...)
 		if err != nil {
 			return removed, err
 		}
@@ -61,29 +61,31 @@ func Teardown(ctx context.Context, runtimeDir string, log *slog.Logger) ([]strin
 	return removed, nil
 }
 
+// removeLinks removes vmand's bridges and taps.
 func removeLinks(links *netlink.Handle) ([]string, error) {
-	has, err := links.LinkList()
+	all, err := links.LinkList()
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(has, func(a, b netlink.Link) int { return strings.Compare(a.Attrs().Name, b.Attrs().Name) })
+	slices.SortFunc(all, func(a, b netlink.Link) int { return strings.Compare(a.Attrs().Name, b.Attrs().Name) })
 	var removed []string
-	for _, l := range has {
-		if !ours(l) && !isTap(l) {
+	for _, l := range all {
+		if !isOurBridge(l) && !isTap(l) {
 			continue
 		}
-		if err := links.LinkDel(l); err != nil && !gone(err) {
+		if err := links.LinkDel(l); err != nil && !isGone(err) {
 			return removed, fmt.Errorf("remove %s: %w", l.Attrs().Name, err)
 		}
-		what := "the bridge "
+		kind := "the bridge "
 		if isTap(l) {
-			what = "the tap "
+			kind = "the tap "
 		}
-		removed = append(removed, what+l.Attrs().Name)
+		removed = append(removed, kind+l.Attrs().Name)
 	}
 	return removed, nil
 }
 
+// removeTables removes vmand's nftables tables.
 func removeTables() ([]string, error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -104,6 +106,7 @@ func removeTables() ([]string, error) {
 	return removed, conn.Flush()
 }
 
+// removeLogs removes the logs of passt.
 func removeLogs(dir string) error {
 	if dir == "" {
 		return nil

@@ -19,7 +19,7 @@ import (
 	"vmand/vm"
 )
 
-// passtPatience is how long passt may take until it serves.
+// passtPatience is the longest wait for a new passt to serve.
 const passtPatience = 5 * time.Second
 
 // passtID is the user and group id that passt runs as if vmand runs as root.
@@ -28,16 +28,24 @@ const passtID = 65534
 // maxPasstOutput is how much in bytes of what passt wrote to its log is read.
 const maxPasstOutput = 16 << 10
 
-// connectUser returns a port of a network of mode user: a connection to a passt
-// where it is installed, else QEMU's own user-mode network, which can restrict
-// guests to their forwards and passt cannot.
+// connectUser returns a port of a network of mode user: a connection to a new passt if
+// passt is installed, else QEMU's own user-mode network. A network with restrict always
+// uses the latter: passt cannot restrict guests to their forwards.
 //
-// With QEMU's own, a guest reaches every service that listens on the host's
-// 127.0.0.1, under the gateway's address. Loopback is therefore no protection:
-// what listens there, this daemon's API included, has to ask for credentials.
+// With QEMU's own, a guest reaches every service on the host's 127.0.0.1 at the gateway's
+// address. So loopback does not protect a service, and every listener there, including the
+// API of vmand, must ask for credentials.
 func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Network) (vm.Port, error) {
-	p := vm.Port{NIC: nic, Kind: vm.PortUser, MTU: nw.MTU, Subnet: nw.Subnet, Gateway: userGateway(nw),
-		Domain: nw.Domain, Restrict: nw.Restrict, Forwards: vm.ForwardsTo(v.Forwards, nic.Slot)}
+	p := vm.Port{
+		NIC:      nic,
+		Kind:     vm.PortUser,
+		MTU:      nw.MTU,
+		Subnet:   nw.Subnet,
+		Gateway:  userGateway(nw),
+		Domain:   nw.Domain,
+		Restrict: nw.Restrict,
+		Forwards: vm.ForwardsTo(v.Forwards, nic.Slot),
+	}
 	if nw.Restrict {
 		return p, nil
 	}
@@ -50,23 +58,23 @@ func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.N
 	}
 	f, err := n.startPasst(ctx, program, v.ID, p, nw)
 	if err != nil {
-		return vm.Port{}, unavailable(err, "start passt for NIC %d of vm %s", nic.Slot, v.ID)
+		return vm.Port{}, unavailable(err, "start passt for NIC %d of VM %s", nic.Slot, v.ID)
 	}
 	return vm.Port{NIC: nic, Kind: vm.PortStream, Files: []*os.File{f}, MTU: nw.MTU}, nil
 }
 
-// Files that name the host's resolvers; the second has those behind a local stub
-// (systemd-resolved(8)).
+// Files that list the host's resolvers. The second lists those behind the local stub of
+// systemd-resolved(8).
 const (
 	resolvConf   = "/etc/resolv.conf"
 	resolvedConf = "/run/systemd/resolve/resolv.conf"
 )
 
-// resolvers returns the IPv4 resolvers that a guest can ask itself, and not only
-// the host, of the first file that names any.
+// resolvers returns the IPv4 resolvers that a guest can reach by itself, from the first
+// file that lists any. It leaves out resolvers on loopback.
 func resolvers(files ...string) []netip.Addr {
 	for _, file := range files {
-		text, _ := os.ReadFile(file) // one that is not there names nobody
+		text, _ := os.ReadFile(file) // a missing file lists none
 		var found []netip.Addr
 		for line := range strings.Lines(string(text)) {
 			fields := strings.Fields(line)
@@ -84,8 +92,8 @@ func resolvers(files ...string) []netip.Addr {
 	return nil
 }
 
-// userGateway returns the address that guests reach the outside through: the
-// subnet's second, as libslirp has it, if the network does not say.
+// userGateway returns the gateway of a network: the recorded one, or the second address of
+// the subnet, which is the default of libslirp.
 func userGateway(nw vm.Network) netip.Addr {
 	if nw.Gateway.IsValid() || !nw.Subnet.IsValid() {
 		return nw.Gateway
@@ -93,15 +101,21 @@ func userGateway(nw vm.Network) netip.Addr {
 	return nw.Subnet.Addr().Next().Next()
 }
 
-// passtArgs returns passt's command line. Its end of the connection is file 3,
-// and it ends when the other end is closed. It writes its pid to its standard
-// output when it serves.
+// passtArgs returns the arguments of passt. The connection is file 3; passt ends when its
+// other end is closed. It writes its pid to its standard output when it begins to serve.
 func passtArgs(p vm.Port, nw vm.Network) []string {
-	dns := p.Gateway.Next().String() // passt's own forwarder, which old versions cannot lead anywhere
-	args := []string{"--foreground", "--quiet", "--fd", "3", "--pid", "/proc/self/fd/1", "--no-map-gw", "--ipv4-only",
-		"--address", p.IP.String(), "--netmask", strconv.Itoa(p.Subnet.Bits()), "--gateway", p.Gateway.String(),
-		"--mtu", strconv.Itoa(mtu(nw))}
+	args := []string{
+		"--foreground", "--quiet",
+		"--fd", "3",
+		"--pid", "/proc/self/fd/1",
+		"--no-map-gw", "--ipv4-only",
+		"--address", p.IP.String(),
+		"--netmask", strconv.Itoa(p.Subnet.Bits()),
+		"--gateway", p.Gateway.String(),
+		"--mtu", strconv.Itoa(mtu(nw)),
+	}
 	if len(nw.DNS) == 0 {
+		dns := p.Gateway.Next().String() // passt's own forwarder; old versions cannot forward to a resolver
 		args = append(args, "--dns", dns, "--dns-forward", dns)
 	}
 	for _, a := range nw.DNS {
@@ -110,9 +124,9 @@ func passtArgs(p vm.Port, nw vm.Network) []string {
 	if p.Domain != "" {
 		args = append(args, "--search", p.Domain)
 	}
-	none := map[vm.Protocol]bool{vm.TCP: true, vm.UDP: true}
+	unused := map[vm.Protocol]bool{vm.TCP: true, vm.UDP: true}
 	for _, f := range p.Forwards {
-		none[f.Protocol] = false
+		unused[f.Protocol] = false
 		ports := fmt.Sprintf("%d:%d", f.HostPort, f.GuestPort)
 		if f.HostAddress.IsValid() && !f.HostAddress.IsUnspecified() {
 			ports = f.HostAddress.String() + "/" + ports
@@ -120,7 +134,7 @@ func passtArgs(p vm.Port, nw vm.Network) []string {
 		args = append(args, "--"+string(f.Protocol)+"-ports", ports)
 	}
 	for _, proto := range []vm.Protocol{vm.TCP, vm.UDP} {
-		if none[proto] {
+		if unused[proto] {
 			args = append(args, "--"+string(proto)+"-ports", "none")
 		}
 	}
@@ -180,8 +194,8 @@ func passtAccount() host.Account {
 	return host.Account{UID: os.Geteuid(), GID: os.Getegid()}
 }
 
-// passtLog returns the file that a passt's stderr goes to. It is no pipe to us,
-// which would end with this daemon and passt with it.
+// passtLog opens the file for the standard error of a passt. A pipe would break when vmand
+// ends, and passt would end with it.
 func (n *Networks) passtLog(id string, slot int) (*os.File, error) {
 	name := filepath.Join(n.o.RuntimeDir, fmt.Sprintf("passt-%s-%d.log", id, slot))
 	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
@@ -197,7 +211,7 @@ func (n *Networks) removePasstLogs(id string) error {
 	return err
 }
 
-// serves waits until passt has written its pid.
+// serves blocks until passt has written its pid, for at most passtPatience.
 func serves(ctx context.Context, pid *os.File) error {
 	deadline := time.Now().Add(passtPatience)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
@@ -210,7 +224,7 @@ func serves(ctx context.Context, pid *os.File) error {
 	defer stop()
 	_, err := bufio.NewReader(pid).ReadString('\n')
 	if errors.Is(err, io.EOF) {
-		return errors.New("it has ended")
+		return errors.New("passt ended")
 	}
 	return err
 }

@@ -35,11 +35,10 @@ func userGuest(forwards ...vm.PortForward) vm.VM {
 
 func userNetworks(t *testing.T, passt string) *Networks {
 	t.Helper()
-	// Who passt runs as must be able to pass through, unlike with t.TempDir.
 	return newNetworks(t, Options{Mode: ModeUser, RuntimeDir: t.TempDir(), Passt: passt})
 }
 
-func TestWithoutPasstAUserModeNICIsQEMUs(t *testing.T) {
+func TestWithoutPasstAUserModeNICUsesQEMUsNetwork(t *testing.T) {
 	n := userNetworks(t, "/nonexistent/passt")
 	f := vm.PortForward{Slot: 0, Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: 2222, GuestPort: 22}
 	v := userGuest(f, vm.PortForward{Slot: 3, Protocol: vm.TCP, HostPort: 1})
@@ -49,7 +48,8 @@ func TestWithoutPasstAUserModeNICIsQEMUs(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := ports[0]
-	if p.Kind != vm.PortUser || p.Gateway != nw.Gateway || p.Subnet != nw.Subnet || p.Domain != nw.Domain || !slices.Equal(p.Forwards, []vm.PortForward{f}) {
+	if p.Kind != vm.PortUser || p.Gateway != nw.Gateway || p.Subnet != nw.Subnet || p.Domain != nw.Domain ||
+		!slices.Equal(p.Forwards, []vm.PortForward{f}) {
 		t.Errorf("port %+v", p)
 	}
 	if s := n.Status(t.Context(), nw); len(s.Problems) != 1 || !strings.Contains(s.Problems[0].Fix, "passt") {
@@ -57,42 +57,55 @@ func TestWithoutPasstAUserModeNICIsQEMUs(t *testing.T) {
 	}
 	nw.Restrict = true
 	if s := n.Status(t.Context(), nw); len(s.Problems) != 0 {
-		t.Errorf("status of a restricted network %+v", s)
+		t.Errorf("status of a network with restrict %+v", s)
 	}
 }
 
 func TestUserModeHasNoBridges(t *testing.T) {
 	n := userNetworks(t, "")
 	nw := natNetwork()
-	for what, err := range map[string]error{"Check": n.Check(vm.NetworkNAT), "Up": n.Up(t.Context(), nw), "Admit": n.Admit(t.Context(), nw)} {
+	for method, err := range map[string]error{
+		"Check": n.Check(vm.NetworkNAT),
+		"Up":    n.Up(t.Context(), nw),
+		"Admit": n.Admit(t.Context(), nw),
+	} {
 		if codeOf(err) != vm.CodeNetworkUnavailable || !strings.Contains(err.Error(), "network.mode is user") {
-			t.Errorf("%s: %v", what, err)
+			t.Errorf("%s: %v", method, err)
 		}
 	}
 	if err := n.Check(vm.NetworkUser); err != nil {
 		t.Error(err)
 	}
-	if d := reconcile(t, n, vm.Wanted{Networks: []vm.Network{nw, userNetwork()}}, true); len(d) != 1 || d[0].Err == nil {
-		t.Errorf("Reconcile finds %+v", d)
+	d := reconcile(t, n, vm.Wanted{Networks: []vm.Network{nw, userNetwork()}}, true)
+	if len(d) != 1 || d[0].Err == nil {
+		t.Errorf("Reconcile reports %+v", d)
 	}
 }
 
-func TestPasstArgumentsCarryTheRecord(t *testing.T) {
+func TestPasstArgumentsFollowTheRecord(t *testing.T) {
 	nw := userNetwork()
 	nw.DNS = []netip.Addr{addr("9.9.9.9")}
-	p := vm.Port{NIC: userGuest().NICs[0], Subnet: nw.Subnet, Gateway: nw.Gateway, Domain: nw.Domain, Forwards: []vm.PortForward{
-		{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: 2222, GuestPort: 22},
-		{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80},
-	}}
+	p := vm.Port{
+		NIC:     userGuest().NICs[0],
+		Subnet:  nw.Subnet,
+		Gateway: nw.Gateway,
+		Domain:  nw.Domain,
+		Forwards: []vm.PortForward{
+			{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: 2222, GuestPort: 22},
+			{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80},
+		},
+	}
 	got := strings.Join(passtArgs(p, nw), " ")
-	want := "--foreground --quiet --fd 3 --pid /proc/self/fd/1 --no-map-gw --ipv4-only --address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 --mtu 1500" +
-		" --dns 9.9.9.9 --search vm.internal --tcp-ports 127.0.0.1/2222:22 --tcp-ports 8080:80 --udp-ports none"
+	want := "--foreground --quiet --fd 3 --pid /proc/self/fd/1 --no-map-gw --ipv4-only" +
+		" --address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 --mtu 1500" +
+		" --dns 9.9.9.9 --search vm.internal" +
+		" --tcp-ports 127.0.0.1/2222:22 --tcp-ports 8080:80 --udp-ports none"
 	if got != want {
 		t.Errorf("arguments\n%s\nwant\n%s", got, want)
 	}
 }
 
-func TestGuestsOfPasstAskResolversTheyCanReach(t *testing.T) {
+func TestPasstGivesGuestsOnlyResolversTheyCanReach(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {
 		name = filepath.Join(dir, name)
@@ -101,7 +114,8 @@ func TestGuestsOfPasstAskResolversTheyCanReach(t *testing.T) {
 		}
 		return name
 	}
-	plain := file("plain", "search a.example\nnameserver 192.0.2.1\n# nameserver 192.0.2.9\nnameserver 2001:db8::1\nnameserver 192.0.2.2")
+	plain := file("plain", "search a.example\nnameserver 192.0.2.1\n# nameserver 192.0.2.9\n"+
+		"nameserver 2001:db8::1\nnameserver 192.0.2.2")
 	stub := file("stub", "nameserver 127.0.0.53\nnameserver\nnameserver nonsense\n")
 	for _, c := range []struct {
 		files []string
@@ -112,12 +126,12 @@ func TestGuestsOfPasstAskResolversTheyCanReach(t *testing.T) {
 		{[]string{stub, filepath.Join(dir, "missing")}, nil},
 	} {
 		if got := resolvers(c.files...); !slices.Equal(got, c.want) {
-			t.Errorf("resolvers of %q are %v; want %v", c.files, got, c.want)
+			t.Errorf("resolvers of %q: %v, want %v", c.files, got, c.want)
 		}
 	}
 }
 
-// freePort returns a TCP port that nobody listens on.
+// freePort returns a TCP port that is not in use.
 func freePort(t *testing.T) int {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -137,7 +151,8 @@ func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 	}
 	n := userNetworks(t, "")
 	port := freePort(t)
-	v := userGuest(vm.PortForward{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80})
+	forward := vm.PortForward{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80}
+	v := userGuest(forward)
 	nw := userNetwork()
 	ports, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})
 	if err != nil {
@@ -148,9 +163,9 @@ func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 		t.Fatalf("port %+v", ports[0])
 	}
 	if err := n.CheckHostPort(t.Context(), v.Forwards[0]); codeOf(err) != vm.CodeInUse {
-		t.Errorf("the forwarded port is not listened on: %v", err)
+		t.Errorf("passt does not listen on the forwarded port: %v", err)
 	}
-	// passt asks its guest for its MAC address before it forwards anything.
+	// passt asks the guest for its MAC address before it forwards anything.
 	f := arp(mustMAC(t, v), mustMAC(t, v), 1, v.NICs[0].IP, nil)
 	copy(f[38:], []byte{10, 0, 2, 2})
 	if _, err := ports[0].Files[0].Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(f))), f...)); err != nil {
@@ -163,14 +178,14 @@ func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 		}
 	}
 	vm.ClosePorts(ports)
-	until(t, "passt still listens after its guest has gone", func() bool {
+	until(t, "passt still listens after the end of its guest", func() bool {
 		return n.CheckHostPort(t.Context(), v.Forwards[0]) == nil
 	})
 	if err := n.Disconnect(t.Context(), v.ID); err != nil {
 		t.Fatal(err)
 	}
 	if logs, _ := filepath.Glob(filepath.Join(n.o.RuntimeDir, "*.log")); len(logs) != 0 {
-		t.Errorf("left: %v", logs)
+		t.Errorf("logs are left: %v", logs)
 	}
 }
 
@@ -183,8 +198,8 @@ func mustMAC(t *testing.T, v vm.VM) net.HardwareAddr {
 	return mac
 }
 
-// until waits for a condition.
-func until(t *testing.T, otherwise string, holds func() bool) {
+// until waits for a condition, and fails the test with a message after 5 s.
+func until(t *testing.T, message string, holds func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
@@ -193,17 +208,19 @@ func until(t *testing.T, otherwise string, holds func() bool) {
 	for !holds() {
 		select {
 		case <-ctx.Done():
-			t.Fatal(otherwise)
+			t.Fatal(message)
 		case <-tick.C:
 		}
 	}
 }
 
-// failingPasst returns a program that says something, as a shell has it, and ends.
-func failingPasst(t *testing.T, says string) string {
+// failingPasst returns a program that writes a message, which a shell expands, to its
+// standard error and fails.
+func failingPasst(t *testing.T, message string) string {
 	t.Helper()
 	passt := filepath.Join(t.TempDir(), "passt")
-	if err := os.WriteFile(passt, []byte("#!/bin/sh\necho "+says+" >&2\nexit 1\n"), 0o755); err != nil {
+	script := "#!/bin/sh\necho " + message + " >&2\nexit 1\n"
+	if err := os.WriteFile(passt, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for dir := filepath.Dir(passt); dir != "/" && os.Geteuid() == 0; dir = filepath.Dir(dir) {
@@ -216,7 +233,7 @@ func failingPasst(t *testing.T, says string) string {
 	return passt
 }
 
-func TestAPasstThatEndsAtOnceIsSaid(t *testing.T) {
+func TestTheErrorOfAPasstThatEndsAtOnceIsReported(t *testing.T) {
 	n := userNetworks(t, failingPasst(t, "no room for me"))
 	v, nw := userGuest(), userNetwork()
 	_, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})
@@ -225,19 +242,20 @@ func TestAPasstThatEndsAtOnceIsSaid(t *testing.T) {
 	}
 }
 
-func TestPasstHasNotThePriorityOfTheDaemon(t *testing.T) {
+func TestPasstHasALowerPriorityThanVmand(t *testing.T) {
 	n := userNetworks(t, failingPasst(t, "its nice value is $(nice)."))
 	v, nw := userGuest(), userNetwork()
 	for _, nice := range []int{18, 19} {
 		n.o.Nice = nice
 		want := fmt.Sprintf("its nice value is %d.", nice)
-		if _, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw}); err == nil || !strings.Contains(err.Error(), want) {
+		_, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Connect: %v, want %q", err, want)
 		}
 	}
 }
 
-func TestAHostPortInUseIsSaid(t *testing.T) {
+func TestAHostPortInUseIsReported(t *testing.T) {
 	n := userNetworks(t, "")
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -249,8 +267,14 @@ func TestAHostPortInUseIsSaid(t *testing.T) {
 		address string
 		port    int
 		want    vm.Code
-	}{{"127.0.0.1", port, vm.CodeInUse}, {"0.0.0.0", port, vm.CodeInUse}, {"192.0.2.77", port, vm.CodeInvalid}, {"127.0.0.1", freePort(t), ""}} {
-		err := n.CheckHostPort(t.Context(), vm.PortForward{Protocol: vm.TCP, HostAddress: addr(c.address), HostPort: c.port})
+	}{
+		{"127.0.0.1", port, vm.CodeInUse},
+		{"0.0.0.0", port, vm.CodeInUse},
+		{"192.0.2.77", port, vm.CodeInvalid},
+		{"127.0.0.1", freePort(t), ""},
+	} {
+		f := vm.PortForward{Protocol: vm.TCP, HostAddress: addr(c.address), HostPort: c.port}
+		err := n.CheckHostPort(t.Context(), f)
 		if codeOf(err) != c.want || c.want == "" && err != nil {
 			t.Errorf("%s port %d: %v, want %q", c.address, c.port, err, c.want)
 		}
@@ -258,40 +282,56 @@ func TestAHostPortInUseIsSaid(t *testing.T) {
 }
 
 func TestAConnectionThatIsClosedAtOnceIsNoAnswer(t *testing.T) {
+	t.Parallel()
 	n := userNetworks(t, "")
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	hold := make(chan bool, 1)
+	hold := make(chan bool, 1) // whether the next connection stays open
 	go func() {
+		var held []net.Conn // a connection without a reference would be closed
 		for {
 			c, err := l.Accept()
 			if errors.Is(err, net.ErrClosed) {
+				for _, c := range held {
+					c.Close()
+				}
 				return
 			}
-			if err == nil && !<-hold {
+			switch {
+			case err != nil:
+			case <-hold:
+				held = append(held, c)
+			default:
 				c.Close()
 			}
 		}
 	}()
-	v := userGuest(vm.PortForward{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: l.Addr().(*net.TCPAddr).Port, GuestPort: 22})
+	port := l.Addr().(*net.TCPAddr).Port
+	v := userGuest(vm.PortForward{
+		Protocol:    vm.TCP,
+		HostAddress: netip.IPv4Unspecified(),
+		HostPort:    port,
+		GuestPort:   22,
+	})
 	hold <- false
 	if err := n.Probe(t.Context(), v, 22); codeOf(err) != vm.CodeNetworkUnavailable {
-		t.Errorf("a port that is refused: %v", err)
+		t.Errorf("Probe of a port that refuses: %v", err)
 	}
 	hold <- true
 	if err := n.Probe(t.Context(), v, 22); err != nil {
-		t.Errorf("a port that answers: %v", err)
+		t.Errorf("Probe of a port that answers: %v", err)
 	}
 	if err := n.Probe(t.Context(), v, 23); codeOf(err) != vm.CodeInvalid {
-		t.Errorf("a port without a forward: %v", err)
+		t.Errorf("Probe of a port without a forward: %v", err)
 	}
 }
 
-func TestNetworksOfAnUnknownModeAreRefused(t *testing.T) {
-	if _, err := New(Options{Mode: "tunnel"}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), strconv.Quote("tunnel")) {
-		t.Error(err)
+func TestNewRefusesAnUnknownMode(t *testing.T) {
+	_, err := New(Options{Mode: "tunnel"}, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), strconv.Quote("tunnel")) {
+		t.Errorf("New: %v", err)
 	}
 }

@@ -19,11 +19,11 @@ import (
 	"vmand/network/guard"
 )
 
-// Clients are known by the Ethernet address that their frames come from, the one
-// thing that a guest cannot invent: a DHCPv4 request can carry another's address,
-// and DHCPv6 clients name themselves by an identifier that clones of a guest
-// share. A UDP socket does not tell that address; a packet socket does. Requests
-// are read from the one, answers sent through the other, which also holds the port.
+// The server identifies a client by the source address of its Ethernet frames, which a
+// guest cannot forge: a DHCPv4 request can carry the address of another guest, and DHCPv6
+// clients send an identifier that clones of a guest share. Only a packet socket shows that
+// address. So requests are read from a packet socket and replies are sent through a UDP
+// socket, which also occupies the port.
 
 // Offsets in packets (RFC 791, section 3.1; RFC 8200, section 3; RFC 768).
 const (
@@ -31,7 +31,7 @@ const (
 	headerIPv6         = 40
 	headerUDP          = 8
 	ipv4TotalLength    = 2
-	ipv4FragmentOffset = 6 // and the flag that more follow
+	ipv4FragmentOffset = 6 // with the flag for more fragments
 	ipv4Protocol       = 9
 	ipv6NextHeader     = 6
 	ipv6Source         = 8
@@ -42,7 +42,7 @@ const (
 	maxPacket    = 2048
 )
 
-// requests4 accepts, of IPv4 packets, whole ones to the port of DHCPv4 servers.
+// requests4 is a filter for unfragmented IPv4 packets to the port of DHCPv4 servers.
 var requests4 = []bpf.Instruction{
 	bpf.LoadAbsolute{Off: ipv4Protocol, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 6},
@@ -55,8 +55,8 @@ var requests4 = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
-// requests6 accepts, of IPv6 packets without extension headers, those to the
-// port of DHCPv6 servers.
+// requests6 is a filter for IPv6 packets without extension headers to the port of DHCPv6
+// servers.
 var requests6 = []bpf.Instruction{
 	bpf.LoadAbsolute{Off: ipv6NextHeader, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
@@ -66,27 +66,27 @@ var requests6 = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
-// nothingAtAll accepts no packet.
-var nothingAtAll = []bpf.Instruction{bpf.RetConstant{Val: 0}}
+// noPackets is a filter that accepts no packet.
+var noPackets = []bpf.Instruction{bpf.RetConstant{Val: 0}}
 
-// sockets are how one of the two protocols is spoken on an interface.
+// sockets holds the two sockets of a protocol on an interface.
 type sockets struct {
-	frames *os.File     // of kind SOCK_DGRAM: packets from the IP header on
-	udp    *net.UDPConn // answers
+	frames *os.File     // receives; of kind SOCK_DGRAM: packets begin with the IP header
+	udp    *net.UDPConn // sends
 }
 
 func listen4(name string) (*sockets, error) {
 	udp, err := server4.NewIPv4UDPConn(name, &net.UDPAddr{IP: net.IPv4zero, Port: dhcpv4.ServerPort})
 	if err != nil {
-		return nil, fmt.Errorf("listen to DHCP on %s: %w", name, err)
+		return nil, fmt.Errorf("listen for DHCP on %s: %w", name, err)
 	}
 	s := &sockets{udp: udp}
 	index, err := guard.InterfaceIndex(udp, name)
 	if err == nil {
-		err = s.hear(index, unix.ETH_P_IP, requests4)
+		err = s.openFrames(index, unix.ETH_P_IP, requests4)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen to DHCP on %s: %w", name, err), s.Close())
+		return nil, errors.Join(fmt.Errorf("listen for DHCP on %s: %w", name, err), s.Close())
 	}
 	return s, nil
 }
@@ -94,35 +94,37 @@ func listen4(name string) (*sockets, error) {
 func listen6(name string) (*sockets, error) {
 	udp, err := server6.NewIPv6UDPConn(name, &net.UDPAddr{IP: net.IPv6unspecified, Port: dhcpv6.DefaultServerPort})
 	if err != nil {
-		return nil, fmt.Errorf("listen to DHCPv6 on %s: %w", name, err)
+		return nil, fmt.Errorf("listen for DHCPv6 on %s: %w", name, err)
 	}
 	s := &sockets{udp: udp}
 	index, err := guard.InterfaceIndex(udp, name)
 	if err == nil {
 		// The group that clients send to (RFC 8415, section 7.1).
-		err = ipv6.NewPacketConn(udp).JoinGroup(&net.Interface{Index: index}, &net.UDPAddr{IP: dhcpv6.AllDHCPRelayAgentsAndServers})
+		group := &net.UDPAddr{IP: dhcpv6.AllDHCPRelayAgentsAndServers}
+		err = ipv6.NewPacketConn(udp).JoinGroup(&net.Interface{Index: index}, group)
 	}
 	if err == nil {
-		err = s.hear(index, unix.ETH_P_IPV6, requests6)
+		err = s.openFrames(index, unix.ETH_P_IPV6, requests6)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen to DHCPv6 on %s: %w", name, err), s.Close())
+		return nil, errors.Join(fmt.Errorf("listen for DHCPv6 on %s: %w", name, err), s.Close())
 	}
 	return s, nil
 }
 
-// hear closes the ear of the UDP socket and opens a packet socket for what a
-// filter accepts.
-func (s *sockets) hear(index int, protocol uint16, filter []bpf.Instruction) error {
+// openFrames opens the packet socket with a filter, and makes the UDP socket receive
+// nothing.
+func (s *sockets) openFrames(index int, protocol uint16, filter []bpf.Instruction) error {
 	raw, err := s.udp.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var failed error
-	if err := raw.Control(func(fd uintptr) { failed = attach(int(fd), nothingAtAll) }); err != nil || failed != nil {
+	err = raw.Control(func(fd uintptr) { failed = attach(int(fd), noPackets) })
+	if err != nil || failed != nil {
 		return errors.Join(err, failed)
 	}
-	// Protocol 0 until the filter is there: nothing comes in before.
+	// Protocol 0 receives nothing until the filter is attached.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("open a packet socket: %w", err)
@@ -131,7 +133,8 @@ func (s *sockets) hear(index int, protocol uint16, filter []bpf.Instruction) err
 	if err := attach(fd, filter); err != nil {
 		return err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(protocol), Ifindex: index}); err != nil {
+	address := &unix.SockaddrLinklayer{Protocol: networkOrder(protocol), Ifindex: index}
+	if err := unix.Bind(fd, address); err != nil {
 		return fmt.Errorf("bind a packet socket: %w", err)
 	}
 	return nil
@@ -158,7 +161,8 @@ func networkOrder(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
-// read reads one packet and the Ethernet address it is from; it blocks.
+// read blocks until a packet arrives, and returns its length and source address. The
+// length is 0 for a packet that was not sent to this host.
 func (s *sockets) read(b []byte) (int, [6]byte, error) {
 	raw, err := s.frames.SyscallConn()
 	if err != nil {
@@ -181,9 +185,8 @@ func (s *sockets) read(b []byte) (int, [6]byte, error) {
 	return n, [6]byte(ll.Addr[:6]), nil
 }
 
-// payload4 returns what is in an IPv4 packet with UDP in it; not ok if the packet
-// is malformed. Checksums are not looked at: those of a packet from a guest of
-// this host may not be filled in.
+// payload4 returns the UDP payload of an IPv4 packet. It is not ok if the packet is
+// malformed. It ignores checksums: a packet from a guest on this host may lack them.
 func payload4(packet []byte) (payload []byte, ok bool) {
 	if len(packet) < headerIPv4 || packet[0]>>4 != 4 || packet[ipv4Protocol] != unix.IPPROTO_UDP ||
 		binary.BigEndian.Uint16(packet[ipv4FragmentOffset:])&fragmentMask != 0 {
@@ -196,8 +199,8 @@ func payload4(packet []byte) (payload []byte, ok bool) {
 	return payloadUDP(packet[header:total])
 }
 
-// payload6 returns what is in an IPv6 packet with UDP in it, and the address it
-// is from; not ok if the packet is malformed.
+// payload6 returns the UDP payload of an IPv6 packet and its source address. It is not ok
+// if the packet is malformed.
 func payload6(packet []byte) (payload []byte, source netip.Addr, ok bool) {
 	if len(packet) < headerIPv6 || packet[0]>>4 != 6 || packet[ipv6NextHeader] != unix.IPPROTO_UDP {
 		return nil, netip.Addr{}, false
@@ -217,8 +220,8 @@ func payloadUDP(b []byte) ([]byte, bool) {
 	return b[headerUDP:length], true
 }
 
-// send sends an answer. The zone of a link-local address is the interface that
-// the socket is bound to.
+// send sends a reply. The zone of a link-local address is the interface that the socket is
+// bound to.
 func (s *sockets) send(b []byte, to netip.AddrPort) error {
 	_, err := s.udp.WriteToUDPAddrPort(b, to)
 	return err

@@ -1,7 +1,6 @@
 package dhcp
 
 import (
-	"context"
 	"maps"
 	"sync"
 	"time"
@@ -9,59 +8,44 @@ import (
 	"vmand/vm"
 )
 
-// maxLeases is how many confirmed leases are remembered: more than the largest
+// maxLeases is how many confirmed leases a server remembers: more than the largest
 // network has addresses that could be confirmed at once.
 const maxLeases = 1 << 16
 
-// leases is what has been confirmed, and who is still to be told of it.
+// leases holds the leases that were confirmed and have not expired. It is safe for
+// concurrent use.
 type leases struct {
-	acked func(vm.Lease) // nil for nobody
-
 	mu        sync.Mutex
 	confirmed map[string]vm.Lease // by MAC
-	untold    map[string]vm.Lease // by MAC: only the latest matters
-	news      chan struct{}       // holds one token when untold is not empty
 }
 
-func newLeases(acked func(vm.Lease)) *leases {
-	return &leases{
-		acked:     acked,
-		confirmed: map[string]vm.Lease{},
-		untold:    map[string]vm.Lease{},
-		news:      make(chan struct{}, 1),
-	}
-}
+func newLeases() *leases { return &leases{confirmed: map[string]vm.Lease{}} }
 
-// confirm records that a lease was confirmed now. With tell, acked hears of it.
-func (s *leases) confirm(l vm.Lease, now time.Time, tell bool) {
+// confirm records that a lease was confirmed at now, and returns it with its times.
+// A full table drops expired leases first; if it is still full, the lease is not
+// recorded.
+func (s *leases) confirm(l vm.Lease, now time.Time) vm.Lease {
 	l.Acked, l.Expires = now, now.Add(leaseTime)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.confirmed[l.MAC]; !ok && len(s.confirmed) >= maxLeases {
 		s.expire(now)
 		if len(s.confirmed) >= maxLeases {
-			return
+			return l
 		}
 	}
 	s.confirmed[l.MAC] = l
-	if !tell || s.acked == nil {
-		return
-	}
-	s.untold[l.MAC] = l
-	select {
-	case s.news <- struct{}{}:
-	default:
-	}
+	return l
 }
 
-// forget records that a client has given its address back.
+// forget removes the lease of a client that released or declined its address.
 func (s *leases) forget(mac string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.confirmed, mac)
 }
 
-// all returns the leases that are confirmed and not over.
+// all returns a copy of the leases that are confirmed and have not expired.
 func (s *leases) all(now time.Time) map[string]vm.Lease {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -69,27 +53,7 @@ func (s *leases) all(now time.Time) map[string]vm.Lease {
 	return maps.Clone(s.confirmed)
 }
 
+// expire removes the expired leases. It must be called with mu held.
 func (s *leases) expire(now time.Time) {
 	maps.DeleteFunc(s.confirmed, func(_ string, l vm.Lease) bool { return now.After(l.Expires) })
-}
-
-// tell calls acked for each confirmed lease until ctx is done.
-func (s *leases) tell(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.news:
-		}
-		s.mu.Lock()
-		untold := s.untold
-		s.untold = map[string]vm.Lease{}
-		s.mu.Unlock()
-		for _, l := range untold {
-			if ctx.Err() != nil {
-				return
-			}
-			s.acked(l)
-		}
-	}
 }

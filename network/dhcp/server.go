@@ -1,6 +1,6 @@
-// Package dhcp tells the guests of a network the addresses that are recorded for
-// them, by DHCPv4 and DHCPv6. It has no pool and decides nothing: who has which
-// address is asked of a directory, by the MAC of the NIC alone.
+// Package dhcp gives the guests of a network their recorded addresses by DHCPv4 and
+// DHCPv6. It has no pool and makes no decisions: it looks up the address of a guest in a
+// directory, by the MAC address of its NIC only.
 package dhcp
 
 import (
@@ -19,56 +19,56 @@ import (
 	"vmand/vm"
 )
 
-// What guests may make the server do.
+// Limits of the work that guests can cause.
 const (
-	requestsPerSecond = 10 // of one MAC; a client that works sends 4 messages and then one a day
+	requestsPerSecond = 10 // per MAC; an ordinary client sends 4 messages and then one a day
 	requestsBurst     = 30
-	clientsRoom       = 4096 // MACs that are told apart
+	maxClients        = 4096 // MACs with a limit of their own
 	workers           = 4
-	lookupTime        = 2 * time.Second // clients ask again after 4 (RFC 2131, section 4.1)
+	lookupTime        = 2 * time.Second // clients repeat a request after 4 s (RFC 2131, section 4.1)
 )
 
-// A Directory knows who has which address. A miss is an error of class
-// [vm.ErrNotFound].
+// A Directory finds the recorded lease of a NIC. It returns an error of class
+// [vm.ErrNotFound] if there is none.
 type Directory interface {
-	LeaseByMAC(ctx context.Context, network, mac string) (vm.Lease, error)
+	LeaseByMAC(ctx context.Context, networkName, mac string) (vm.Lease, error)
 }
 
-// Options are what a [Server] is made of.
+// Options configure a [Server].
 type Options struct {
-	Interface string     // the server is bound to it; it has the gateway's addresses
+	Interface string     // has the gateway's addresses; the server is bound to it
 	Network   vm.Network // of mode nat or isolated
 	Directory Directory
-	// Acked is called after a DHCPv4 address was confirmed, one call at a time; it
-	// holds up no client, and of several confirmations for one MAC it may hear the
-	// last only. A call may still run when [Server.Close] has returned. Nil for nobody.
+	// Acked, if not nil, is called after a DHCPv4 address was confirmed. It must not
+	// block and must be safe for concurrent use.
 	Acked func(vm.Lease)
 	Log   *slog.Logger
 }
 
-// A Server answers DHCP on one interface.
+// A Server answers DHCP requests on one interface. It is safe for concurrent use.
 type Server struct {
-	name      string
-	index     int // of the interface
+	name      string // of the interface
+	index     int    // of the interface
 	directory Directory
 	log       *guard.Log
 	clients   *guard.Clients[[6]byte]
 	leases    *leases
+	acked     func(vm.Lease)
 	v4        *sockets
 
-	ctx     context.Context // of the server's life
+	ctx     context.Context // done after Close
 	end     context.CancelFunc
 	readers sync.WaitGroup
-	ended   guard.End
+	failure guard.Failure
 
-	mu      sync.Mutex
-	network vm.Network
-	v6      *sockets // nil without IPv6
-	end6    context.CancelFunc
+	mu     sync.Mutex // guards the fields below
+	record vm.Network
+	v6     *sockets // nil without IPv6
+	end6   context.CancelFunc
 }
 
-// New makes a server that serves until [Server.Close]. Its sockets are made in
-// the network namespace of the calling thread.
+// New starts a server that serves until [Server.Close]. It opens the sockets in the
+// network namespace of the calling thread.
 func New(o Options) (*Server, error) {
 	v4, err := listen4(o.Interface)
 	if err != nil {
@@ -83,10 +83,11 @@ func New(o Options) (*Server, error) {
 		index:     index,
 		directory: o.Directory,
 		log:       guard.NewLog(o.Log.With("network", o.Network.Name)),
-		clients:   guard.NewClients[[6]byte](requestsPerSecond, requestsBurst, clientsRoom),
-		leases:    newLeases(o.Acked),
+		clients:   guard.NewClients[[6]byte](requestsPerSecond, requestsBurst, maxClients),
+		leases:    newLeases(),
+		acked:     o.Acked,
 		v4:        v4,
-		network:   o.Network,
+		record:    o.Network,
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.Update(o.Network)
@@ -94,44 +95,45 @@ func New(o Options) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	s.serve(s.ctx, v4, s.handle4)
-	if o.Acked != nil {
-		go s.leases.tell(s.ctx)
-	}
 	return s, nil
 }
 
-// Update makes the server tell from now on what n says. Sockets that this takes
-// are made in the network namespace of the calling thread; [Server.Err] reports
-// if they cannot be.
-func (s *Server) Update(n vm.Network) {
+// Update makes the server follow a changed record. It opens sockets in the network
+// namespace of the calling thread; [Server.Err] reports whether that failed.
+func (s *Server) Update(nw vm.Network) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.network = n
+	s.record = nw
 	switch {
 	case s.ctx.Err() != nil:
-	case n.IPv6.IsValid() && s.v6 == nil:
+	case nw.IPv6.IsValid() && s.v6 == nil:
 		v6, err := listen6(s.name)
 		if err != nil {
-			s.ended.Because(err)
+			s.failure.Set(err)
 			return
 		}
 		s.v6 = v6
 		var ctx context.Context
 		ctx, s.end6 = context.WithCancel(s.ctx)
 		s.serve(ctx, v6, func(packet []byte, mac [6]byte) { s.handle6(v6, packet, mac) })
-	case !n.IPv6.IsValid() && s.v6 != nil:
+	case !nw.IPv6.IsValid() && s.v6 != nil:
 		s.close6()
 	}
 }
 
-// serve starts the reader of some sockets.
+// serve starts to read requests from sockets.
 func (s *Server) serve(ctx context.Context, from *sockets, handle func([]byte, [6]byte)) {
-	s.readers.Go(func() {
-		s.ended.Because(guard.Datagrams[[6]byte]{Read: from.read, Handle: handle, Size: maxPacket, Workers: workers, Log: s.log}.Serve(ctx))
-	})
+	requests := guard.Datagrams[[6]byte]{
+		Read:    from.read,
+		Handle:  handle,
+		Size:    maxPacket,
+		Workers: workers,
+		Log:     s.log,
+	}
+	s.readers.Go(func() { s.failure.Set(requests.Serve(ctx)) })
 }
 
-// close6 ends the reader of DHCPv6; s.mu is held.
+// close6 stops serving DHCPv6. It must be called with mu held.
 func (s *Server) close6() error {
 	if s.v6 == nil {
 		return nil
@@ -142,22 +144,22 @@ func (s *Server) close6() error {
 	return err
 }
 
-// Leases returns what has been confirmed since the server started, by MAC.
+// Leases returns the leases confirmed since the server started, by MAC.
 func (s *Server) Leases() map[string]vm.Lease { return s.leases.all(time.Now()) }
 
-// Err returns nil while the server serves, else why it does not: a socket has
-// failed or could not be made, the interface is gone, or it was closed.
+// Err returns nil while the server serves. Otherwise it returns the reason: a socket
+// failed or could not be opened, the interface is gone, or the server was closed.
 func (s *Server) Err() error {
-	if err := s.ended.Err(); err != nil {
+	if err := s.failure.Err(); err != nil {
 		return err
 	}
-	return guard.StillThere(s.v4.udp, s.name, s.index)
+	return guard.CheckInterface(s.v4.udp, s.name, s.index)
 }
 
-// Close ends the server and waits for its goroutines, but for a call of Acked.
+// Close stops the server and waits for its goroutines.
 func (s *Server) Close() error {
 	s.end()
-	s.ended.Because(net.ErrClosed)
+	s.failure.Set(net.ErrClosed)
 	s.mu.Lock()
 	err := s.close6()
 	s.mu.Unlock()
@@ -166,27 +168,28 @@ func (s *Server) Close() error {
 	return err
 }
 
-func (s *Server) config() vm.Network {
+// network returns the present record.
+func (s *Server) network() vm.Network {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.network
+	return s.record
 }
 
-// lookup returns the recorded lease of a MAC; not ok if there is none, or the
-// MAC asks too often, or the directory fails: then the server is silent.
-func (s *Server) lookup(n vm.Network, mac [6]byte) (vm.Lease, bool) {
+// lookup returns the recorded lease of a MAC. It is not ok, and the server must not reply,
+// if there is none, if the MAC exceeds its rate, or if the directory fails.
+func (s *Server) lookup(nw vm.Network, mac [6]byte) (vm.Lease, bool) {
 	if !s.clients.Allow(mac) {
 		return vm.Lease{}, false
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, lookupTime)
 	defer cancel()
-	l, err := s.directory.LeaseByMAC(ctx, n.Name, net.HardwareAddr(mac[:]).String())
+	l, err := s.directory.LeaseByMAC(ctx, nw.Name, net.HardwareAddr(mac[:]).String())
 	switch {
 	case errors.Is(err, vm.ErrNotFound):
 		return vm.Lease{}, false
 	case err != nil:
 		if s.ctx.Err() == nil {
-			s.log.Warn("a lease cannot be looked up, so a DHCP client gets no answer", "err", err)
+			s.log.Warn("cannot look up a lease: a DHCP client gets no reply", "err", err)
 		}
 		return vm.Lease{}, false
 	}
@@ -195,7 +198,7 @@ func (s *Server) lookup(n vm.Network, mac [6]byte) (vm.Lease, bool) {
 	return l, true
 }
 
-// handle4 answers one IPv4 packet with a DHCPv4 message in it.
+// handle4 handles an IPv4 packet with a DHCPv4 message from a MAC.
 func (s *Server) handle4(packet []byte, mac [6]byte) {
 	payload, ok := payload4(packet)
 	if !ok {
@@ -203,68 +206,77 @@ func (s *Server) handle4(packet []byte, mac [6]byte) {
 	}
 	m, err := dhcpv4.FromBytes(payload)
 	if err != nil || !acceptable4(m) || [6]byte(m.ClientHWAddr) != mac {
-		return // whoever asks for another machine is that machine's enemy
+		return // a request for another MAC is an attack
 	}
-	n := s.config()
-	lease, ok := s.lookup(n, mac)
+	nw := s.network()
+	lease, ok := s.lookup(nw, mac)
 	if !ok || !lease.IP.Is4() {
 		return
 	}
-	r, what := reply4(m, n, lease)
+	r, result := reply4(m, nw, lease)
 	if r != nil {
 		if err := s.v4.send(r.ToBytes(), destination4(r)); err != nil {
 			if s.ctx.Err() == nil {
-				s.log.Warn("a DHCP answer cannot be sent", "mac", lease.MAC, "err", err)
+				s.log.Warn("cannot send a DHCP reply", "mac", lease.MAC, "err", err)
 			}
 			return
 		}
 	}
-	s.record(lease, what, true)
+	if result == confirmed {
+		lease = s.leases.confirm(lease, time.Now())
+		if s.acked != nil {
+			s.acked(lease)
+		}
+		return
+	}
+	s.noteResult(lease, result)
 }
 
-// handle6 answers one IPv6 packet with a DHCPv6 message in it.
+// handle6 handles an IPv6 packet with a DHCPv6 message from a MAC.
 func (s *Server) handle6(v6 *sockets, packet []byte, mac [6]byte) {
 	payload, source, ok := payload6(packet)
 	if !ok || !source.IsLinkLocalUnicast() {
-		return // clients use a link-local address (RFC 8415, section 13.1)
+		return // clients send from a link-local address (RFC 8415, section 13.1)
 	}
-	m, err := dhcpv6.MessageFromBytes(payload) // fails for a relay's
+	m, err := dhcpv6.MessageFromBytes(payload) // fails for the message of a relay
 	if err != nil {
 		return
 	}
-	n := s.config()
-	if !acceptable6(m, serverDUID(n)) {
+	nw := s.network()
+	if !acceptable6(m, serverDUID(nw)) {
 		return
 	}
-	lease, ok := s.lookup(n, mac)
+	lease, ok := s.lookup(nw, mac)
 	if !ok {
 		return
 	}
-	r, what := reply6(m, n, lease)
+	r, result := reply6(m, nw, lease)
 	if r == nil {
 		return
 	}
 	if err := v6.send(r.ToBytes(), netip.AddrPortFrom(source, dhcpv6.DefaultClientPort)); err != nil {
 		if s.ctx.Err() == nil {
-			s.log.Warn("a DHCPv6 answer cannot be sent", "mac", lease.MAC, "err", err)
+			s.log.Warn("cannot send a DHCPv6 reply", "mac", lease.MAC, "err", err)
 		}
 		return
 	}
-	if what == released {
-		what = nothing // the lease that is listed is of both families
+	switch result {
+	case confirmed:
+		s.leases.confirm(lease, time.Now())
+	case released: // the listed lease is that of both families
+	default:
+		s.noteResult(lease, result)
 	}
-	s.record(lease, what, false)
 }
 
-// record notes what an exchange meant.
-func (s *Server) record(l vm.Lease, what outcome, tell bool) {
-	switch what {
-	case confirmed:
-		s.leases.confirm(l, time.Now(), tell)
+// noteResult removes a released or declined lease from the list.
+func (s *Server) noteResult(l vm.Lease, result outcome) {
+	switch result {
 	case released:
 		s.leases.forget(l.MAC)
 	case declined:
 		s.leases.forget(l.MAC)
-		s.log.Warn("a guest says that its address is in use by another machine", "vm", l.VMID, "mac", l.MAC, "ip", l.IP)
+		s.log.Warn("a guest declined its address: another machine uses it",
+			"vm", l.VMID, "mac", l.MAC, "ip", l.IP)
 	}
 }

@@ -25,48 +25,51 @@ import (
 	"vmand/vm"
 )
 
-// book is a directory in memory.
-type book struct {
+// A directory holds leases in memory.
+type directory struct {
 	mu      sync.Mutex
 	leases  map[string]vm.Lease
 	err     error
 	lookups atomic.Int64
 }
 
-func (b *book) LeaseByMAC(_ context.Context, network, mac string) (vm.Lease, error) {
-	b.lookups.Add(1)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.err != nil {
-		return vm.Lease{}, b.err
+func (d *directory) LeaseByMAC(_ context.Context, networkName, mac string) (vm.Lease, error) {
+	d.lookups.Add(1)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		return vm.Lease{}, d.err
 	}
-	l, ok := b.leases[mac]
-	if !ok || network != l.Network {
+	l, ok := d.leases[mac]
+	if !ok || networkName != l.Network {
 		return vm.Lease{}, vm.NotFound("lease", mac)
 	}
 	return l, nil
 }
 
-// bench is a server on a link.
+// A bench is a server on the host of a link.
 type bench struct {
 	*Server
 	link  *linktest.Link
-	book  *book
+	dir   *directory
 	acked chan vm.Lease
 	log   *linktest.Log
 }
 
-func newBench(t testing.TB, n vm.Network) *bench {
+func newBench(t testing.TB, nw vm.Network) *bench {
 	t.Helper()
 	b := &bench{
-		link:  linktest.New(t, n),
-		book:  &book{leases: map[string]vm.Lease{testLease.MAC: testLease}},
+		link:  linktest.New(t, nw),
+		dir:   &directory{leases: map[string]vm.Lease{testLease.MAC: testLease}},
 		acked: make(chan vm.Lease, 100),
 		log:   new(linktest.Log),
 	}
 	err := b.link.Host(func() (err error) {
 		b.Server, err = New(Options{
-			Interface: linktest.HostInterface, Network: n, Directory: b.book, Log: b.log.Logger(),
+			Interface: linktest.HostInterface,
+			Network:   nw,
+			Directory: b.dir,
+			Log:       b.log.Logger(),
 			Acked: func(l vm.Lease) {
 				select {
 				case b.acked <- l:
@@ -102,6 +105,7 @@ func (b *bench) client(t testing.TB, o ...nclient4.ClientOpt) *nclient4.Client {
 	return c
 }
 
+// exchange requests a lease with DHCPv4.
 func (b *bench) exchange(t testing.TB) *nclient4.Lease {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -113,21 +117,22 @@ func (b *bench) exchange(t testing.TB) *nclient4.Lease {
 	return l
 }
 
-func TestAGuestGetsItsAddressRenewsItAndGivesItBack(t *testing.T) {
+func TestAGuestGetsRenewsAndReleasesItsAddress(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, testNetwork)
 	l := b.exchange(t)
 	if !l.ACK.YourIPAddr.Equal(testLease.IP.AsSlice()) || l.ACK.HostName() != "web" {
-		t.Fatalf("got %v", l.ACK.Summary())
+		t.Fatalf("the acknowledgement is %v", l.ACK.Summary())
 	}
-	heard := <-b.acked
-	if heard.VMID != "web" || heard.Expires.Sub(heard.Acked) != 24*time.Hour {
-		t.Errorf("heard of %+v", heard)
+	acked := <-b.acked
+	if acked.VMID != "web" || acked.Expires.Sub(acked.Acked) != 24*time.Hour {
+		t.Errorf("Acked is called with %+v", acked)
 	}
-	if got, ok := b.Leases()[testLease.MAC]; !ok || got != heard {
+	if got, ok := b.Leases()[testLease.MAC]; !ok || got != acked {
 		t.Errorf("leases %+v", b.Leases())
 	}
 
-	// Now with an address, by unicast, as clients renew.
+	// A client renews from its address, by unicast.
 	b.link.GiveGuest(t, netip.PrefixFrom(testLease.IP, 24))
 	var udp net.PacketConn
 	err := b.link.Guest(func() (err error) {
@@ -152,32 +157,33 @@ func TestAGuestGetsItsAddressRenewsItAndGivesItBack(t *testing.T) {
 	if r, err := dhcpv4.FromBytes(buffer[:n]); err != nil || r.MessageType() != dhcpv4.MessageTypeAck {
 		t.Fatalf("renewal: %v, %v", r, err)
 	}
-	if again := <-b.acked; !again.Acked.After(heard.Acked) {
-		t.Errorf("the renewal was confirmed at %v, the lease at %v", again.Acked, heard.Acked)
+	if again := <-b.acked; !again.Acked.After(acked.Acked) {
+		t.Errorf("the renewal was confirmed at %v, the lease at %v", again.Acked, acked.Acked)
 	}
 	release := message4(t, dhcpv4.MessageTypeRelease, has(testLease.IP.String()), to(testNetwork.Gateway.String()))
 	if _, err := udp.WriteTo(release.ToBytes(), server); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the lease is forgotten", func() bool { return len(b.Leases()) == 0 })
+	eventually(t, "the released lease is not listed", func() bool { return len(b.Leases()) == 0 })
 }
 
-// eventually waits until something is so.
-func eventually(t testing.TB, what string, so func() bool) {
+// eventually waits for a condition, for at most 10 s.
+func eventually(t testing.TB, condition string, holds func() bool) {
 	t.Helper()
 	deadline := time.After(10 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for !so() {
+	for !holds() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within 10 s: %s", condition)
 		}
 	}
 }
 
-func TestNobodyUnknownGetsAnAnswerNorAnybodyWhenTheDirectoryFails(t *testing.T) {
+func TestThereIsNoOfferWithoutARecordOrWhenTheDirectoryFails(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, testNetwork)
 	ask := func(o ...nclient4.ClientOpt) error {
 		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
@@ -187,38 +193,45 @@ func TestNobodyUnknownGetsAnAnswerNorAnybodyWhenTheDirectoryFails(t *testing.T) 
 	}
 	other := testLease
 	other.MAC = "52:09:09:09:09:09"
-	b.book.mu.Lock()
-	delete(b.book.leases, testLease.MAC)
-	b.book.leases[other.MAC] = other
-	b.book.mu.Unlock()
+	b.dir.mu.Lock()
+	delete(b.dir.leases, testLease.MAC)
+	b.dir.leases[other.MAC] = other
+	b.dir.mu.Unlock()
 	if err := ask(); err == nil {
-		t.Error("a stranger got an offer")
+		t.Error("an unknown MAC got an offer")
 	}
 	if err := ask(nclient4.WithHWAddr(net.HardwareAddr{0x52, 9, 9, 9, 9, 9})); err == nil {
-		t.Error("a stranger got an offer that is another machine's")
+		t.Error("an unknown MAC got the offer of the MAC in its request")
 	}
-	b.book.mu.Lock()
-	b.book.err = errors.New("the disk is full")
-	b.book.mu.Unlock()
+	b.dir.mu.Lock()
+	b.dir.err = errors.New("the disk is full")
+	b.dir.mu.Unlock()
 	if err := ask(); err == nil {
-		t.Error("there is an offer though the directory fails")
+		t.Error("there is an offer although the directory fails")
 	}
 	if !strings.Contains(b.log.String(), "the disk is full") {
-		t.Errorf("the log does not say why: %s", b.log)
+		t.Errorf("the log lacks the reason: %s", b.log)
 	}
 }
 
-func TestAGuestGetsItsAddressByDHCPv6KnownByItsFramesAlone(t *testing.T) {
+func TestADHCPv6ClientIsIdentifiedByItsFramesOnly(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, testNetwork)
 	exchange := func() (reply *dhcpv6.Message, err error) {
 		err = b.link.Guest(func() error {
-			udp, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.ParseIP("fe80::2"), Zone: linktest.GuestInterface, Port: 546})
+			local := &net.UDPAddr{IP: net.ParseIP("fe80::2"), Zone: linktest.GuestInterface, Port: 546}
+			udp, err := net.ListenUDP("udp6", local)
 			if err != nil {
 				return err
 			}
-			// The identifier is that of another machine, as a clone's is.
-			c, err := nclient6.NewWithConn(udp, net.HardwareAddr{2, 7, 7, 7, 7, 7}, nclient6.WithTimeout(time.Second),
-				nclient6.WithBroadcastAddr(&net.UDPAddr{IP: dhcpv6.AllDHCPRelayAgentsAndServers, Zone: linktest.GuestInterface, Port: 547}))
+			servers := &net.UDPAddr{
+				IP:   dhcpv6.AllDHCPRelayAgentsAndServers,
+				Zone: linktest.GuestInterface,
+				Port: 547,
+			}
+			// The client sends the identifier of another machine, as a clone does.
+			c, err := nclient6.NewWithConn(udp, net.HardwareAddr{2, 7, 7, 7, 7, 7},
+				nclient6.WithTimeout(time.Second), nclient6.WithBroadcastAddr(servers))
 			if err != nil {
 				return errors.Join(err, udp.Close())
 			}
@@ -238,7 +251,7 @@ func TestAGuestGetsItsAddressByDHCPv6KnownByItsFramesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := given(reply); got != testLease.IPv6.String() {
-		t.Errorf("got %q", got)
+		t.Errorf("the reply gives %q, want %s", got, testLease.IPv6)
 	}
 	eventually(t, "the lease is listed", func() bool { return len(b.Leases()) == 1 })
 
@@ -248,10 +261,11 @@ func TestAGuestGetsItsAddressByDHCPv6KnownByItsFramesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if reply, err = exchange(); err != nil || given(reply) != testLease.IPv6.String() {
-		t.Errorf("after IPv6 went and came: %v, %v", reply, err)
+		t.Errorf("after IPv6 was removed and added again: %v, %v", reply, err)
 	}
 }
 
+// TestAFloodOfGarbageChangesNothing measures the heap, so it must not run in parallel.
 func TestAFloodOfGarbageChangesNothing(t *testing.T) {
 	b := newBench(t, testNetwork)
 	before := heap()
@@ -262,20 +276,21 @@ func TestAFloodOfGarbageChangesNothing(t *testing.T) {
 	}
 	b.exchange(t)
 	grown := heap() - before
-	t.Logf("after %d packets: heap %+d KiB, %d lookups, %d clients, %d bytes of log", packets, grown>>10, b.book.lookups.Load(), b.clients.Len(), len(b.log.String()))
+	t.Logf("after %d packets: heap %+d KiB, %d lookups, %d clients, %d bytes of log",
+		packets, grown>>10, b.dir.lookups.Load(), b.clients.Len(), len(b.log.String()))
 	if grown > 8<<20 {
-		t.Errorf("the heap has grown by %d bytes", grown)
+		t.Errorf("the heap has grown by %d bytes, want at most 8 MiB", grown)
 	}
 	if n := strings.Count(b.log.String(), "\n"); n > 30 {
-		t.Errorf("%d lines in the log", n)
+		t.Errorf("%d lines in the log, want at most 30", n)
 	}
 	if err := b.Err(); err != nil {
 		t.Error(err)
 	}
 }
 
-// flood sends packets to the ports of both DHCPs from the guest: a third noise, a
-// third requests spoilt in one byte, a third good ones from MACs that nobody has.
+// flood sends packets to the ports of DHCPv4 and DHCPv6: a third noise, a third requests
+// with one wrong byte, a third good requests from unknown MACs.
 func flood(packets int) error {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -287,8 +302,12 @@ func flood(packets int) error {
 		return err
 	}
 	defer unix.Close(fd4)
-	if err := errors.Join(unix.SetsockoptInt(fd4, unix.SOL_SOCKET, unix.SO_BROADCAST, 1), unix.BindToDevice(fd4, linktest.GuestInterface),
-		unix.BindToDevice(fd, linktest.GuestInterface)); err != nil {
+	err = errors.Join(
+		unix.SetsockoptInt(fd4, unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+		unix.BindToDevice(fd4, linktest.GuestInterface),
+		unix.BindToDevice(fd, linktest.GuestInterface),
+	)
+	if err != nil {
 		return err
 	}
 	to4 := &unix.SockaddrInet4{Port: 67, Addr: [4]byte{255, 255, 255, 255}}
@@ -312,7 +331,7 @@ func flood(packets int) error {
 			b[random.IntN(len(b))] = byte(random.Uint32())
 		default:
 			b = slices.Clone(good)
-			for j := 29; j < 34; j++ { // in chaddr
+			for j := 29; j < 34; j++ { // of chaddr
 				b[j] = byte(random.Uint32())
 			}
 		}
@@ -328,7 +347,7 @@ func flood(packets int) error {
 	return nil
 }
 
-// heap returns the bytes of reachable objects.
+// heap returns the size of all reachable objects in bytes.
 func heap() int64 {
 	runtime.GC()
 	runtime.GC()
@@ -337,18 +356,20 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-func TestAServerWhoseInterfaceIsGoneSaysSo(t *testing.T) {
+func TestErrReportsThatTheInterfaceIsGone(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, testNetwork)
 	if err := b.Err(); err != nil {
 		t.Fatal(err)
 	}
 	b.link.Cut(t)
 	if err := b.Err(); err == nil {
-		t.Error("no error though the interface is gone")
+		t.Error("no error although the interface is gone")
 	}
 }
 
-func TestAClosedServerSaysSo(t *testing.T) {
+func TestErrReportsThatTheServerWasClosed(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, testNetwork)
 	b.Close()
 	if err := b.Err(); !errors.Is(err, net.ErrClosed) {
@@ -357,12 +378,17 @@ func TestAClosedServerSaysSo(t *testing.T) {
 	b.Server = newServerAgain(t, b)
 }
 
-// newServerAgain shows that the ports of a closed server are free.
+// newServerAgain starts a second server on the ports of a closed one.
 func newServerAgain(t *testing.T, b *bench) *Server {
 	t.Helper()
 	var s *Server
 	err := b.link.Host(func() (err error) {
-		s, err = New(Options{Interface: linktest.HostInterface, Network: testNetwork, Directory: b.book, Log: b.log.Logger()})
+		s, err = New(Options{
+			Interface: linktest.HostInterface,
+			Network:   testNetwork,
+			Directory: b.dir,
+			Log:       b.log.Logger(),
+		})
 		return err
 	})
 	if err != nil {
@@ -371,8 +397,8 @@ func newServerAgain(t *testing.T, b *bench) *Server {
 	return s
 }
 
-// BenchmarkExchange measures DISCOVER, OFFER, REQUEST and ACK over real sockets,
-// each by another guest.
+// BenchmarkExchange measures DISCOVER, OFFER, REQUEST and ACK over real sockets, each time
+// from another guest.
 func BenchmarkExchange(b *testing.B) {
 	bench := newBench(b, testNetwork)
 	var took []time.Duration
@@ -380,9 +406,9 @@ func BenchmarkExchange(b *testing.B) {
 		mac := net.HardwareAddr{0x52, 0, byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)}
 		l := testLease
 		l.MAC = mac.String()
-		bench.book.mu.Lock()
-		bench.book.leases[l.MAC] = l
-		bench.book.mu.Unlock()
+		bench.dir.mu.Lock()
+		bench.dir.leases[l.MAC] = l
+		bench.dir.mu.Unlock()
 		if err := bench.link.SetGuestMAC(mac); err != nil {
 			b.Fatal(err)
 		}

@@ -11,27 +11,27 @@ import (
 	"vmand/vm"
 )
 
-// The times of a lease. It is long, so that guests do not notice when nobody
-// answers for a while; an address belongs to its NIC anyway. T1 and T2 are the
-// fractions that RFC 2131, section 4.4.5, names.
+// The times of a lease. It is long, so that guests do not notice when vmand does not run
+// for hours; an address belongs to its NIC anyway. T1 and T2 are the fractions of RFC 2131,
+// section 4.4.5.
 const (
 	leaseTime   = 24 * time.Hour
 	renewAfter  = leaseTime / 2
 	rebindAfter = leaseTime * 7 / 8
 )
 
-// outcome is what an exchange means for the records.
+// An outcome is the effect of an exchange on the lease.
 type outcome int
 
 const (
-	nothing outcome = iota
+	unchanged outcome = iota
 	confirmed
 	released
 	declined
 )
 
-// acceptable4 reports whether m is a request that a client on this link could
-// have sent: from an Ethernet address, through no relay.
+// acceptable4 reports whether a client on this link could have sent m: from an Ethernet
+// address and through no relay.
 func acceptable4(m *dhcpv4.DHCPv4) bool {
 	mac := m.ClientHWAddr
 	return m.OpCode == dhcpv4.OpcodeBootRequest &&
@@ -40,17 +40,17 @@ func acceptable4(m *dhcpv4.DHCPv4) bool {
 		m.MessageType() != dhcpv4.MessageTypeNone
 }
 
-// reply4 returns the answer to a client whose recorded address is that of lease,
-// nil for none (RFC 2131, section 4.3).
-func reply4(m *dhcpv4.DHCPv4, n vm.Network, lease vm.Lease) (*dhcpv4.DHCPv4, outcome) {
+// reply4 returns the reply to m from the client with a recorded lease (RFC 2131, section
+// 4.3). The reply is nil if there must be none.
+func reply4(m *dhcpv4.DHCPv4, nw vm.Network, lease vm.Lease) (*dhcpv4.DHCPv4, outcome) {
 	server, named := addressOf(m.ServerIdentifier())
-	if named && server != n.Gateway {
-		return nil, nothing // it speaks to another server
+	if named && server != nw.Gateway {
+		return nil, unchanged // for another server
 	}
 	ciaddr, _ := addressOf(m.ClientIPAddr)
 	switch m.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
-		return answer4(m, n, lease, dhcpv4.MessageTypeOffer), nothing
+		return answer4(m, nw, lease, dhcpv4.MessageTypeOffer), unchanged
 	case dhcpv4.MessageTypeRequest:
 		wanted, ok := addressOf(m.RequestedIPAddress())
 		if !ok {
@@ -58,16 +58,16 @@ func reply4(m *dhcpv4.DHCPv4, n vm.Network, lease vm.Lease) (*dhcpv4.DHCPv4, out
 		}
 		switch {
 		case !wanted.IsValid():
-			return nil, nothing
+			return nil, unchanged
 		case wanted != lease.IP || (ciaddr.IsValid() && ciaddr != lease.IP):
-			return refusal4(m, n), nothing
+			return refusal4(m, nw), unchanged
 		}
-		return answer4(m, n, lease, dhcpv4.MessageTypeAck), confirmed
+		return answer4(m, nw, lease, dhcpv4.MessageTypeAck), confirmed
 	case dhcpv4.MessageTypeInform:
 		if ciaddr != lease.IP {
-			return nil, nothing
+			return nil, unchanged
 		}
-		return answer4(m, n, lease, dhcpv4.MessageTypeAck), nothing
+		return answer4(m, nw, lease, dhcpv4.MessageTypeAck), unchanged
 	case dhcpv4.MessageTypeDecline:
 		return nil, declined
 	case dhcpv4.MessageTypeRelease:
@@ -75,13 +75,13 @@ func reply4(m *dhcpv4.DHCPv4, n vm.Network, lease vm.Lease) (*dhcpv4.DHCPv4, out
 			return nil, released
 		}
 	}
-	return nil, nothing
+	return nil, unchanged
 }
 
-// answer4 returns an offer or an acknowledgement. That of an INFORM gives no
+// answer4 returns an offer or an acknowledgement. The acknowledgement of an INFORM has no
 // address and no times (RFC 2131, section 4.3.5).
-func answer4(m *dhcpv4.DHCPv4, n vm.Network, lease vm.Lease, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
-	r := skeleton4(m, n, kind)
+func answer4(m *dhcpv4.DHCPv4, nw vm.Network, lease vm.Lease, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
+	r := skeleton4(m, nw, kind)
 	if kind == dhcpv4.MessageTypeAck {
 		r.ClientIPAddr = m.ClientIPAddr // zero or the recorded one
 	}
@@ -91,47 +91,46 @@ func answer4(m *dhcpv4.DHCPv4, n vm.Network, lease vm.Lease, kind dhcpv4.Message
 		r.UpdateOption(dhcpv4.OptRenewTimeValue(renewAfter))
 		r.UpdateOption(dhcpv4.OptRebindingTimeValue(rebindAfter))
 	}
-	r.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(n.Subnet.Bits(), 32)))
-	if n.Mode == vm.NetworkNAT {
-		r.UpdateOption(dhcpv4.OptRouter(n.Gateway.AsSlice()))
+	r.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(nw.Subnet.Bits(), 32)))
+	if nw.Mode == vm.NetworkNAT {
+		r.UpdateOption(dhcpv4.OptRouter(nw.Gateway.AsSlice()))
 	}
-	if servers := v4(n.DNS); len(servers) > 0 {
+	if servers := v4(nw.DNS); len(servers) > 0 {
 		r.UpdateOption(dhcpv4.OptDNS(servers...))
-	} else if len(n.DNS) == 0 {
-		r.UpdateOption(dhcpv4.OptDNS(n.Gateway.AsSlice()))
+	} else if len(nw.DNS) == 0 {
+		r.UpdateOption(dhcpv4.OptDNS(nw.Gateway.AsSlice()))
 	}
-	if n.Domain != "" {
-		r.UpdateOption(dhcpv4.OptDomainName(n.Domain))
-		dhcpv4.WithDomainSearchList(n.Domain)(r)
+	if nw.Domain != "" {
+		r.UpdateOption(dhcpv4.OptDomainName(nw.Domain))
+		dhcpv4.WithDomainSearchList(nw.Domain)(r)
 	}
 	if lease.Hostname != "" {
 		r.UpdateOption(dhcpv4.OptHostName(lease.Hostname))
 	}
-	if n.MTU != 0 {
-		r.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, []byte{byte(n.MTU >> 8), byte(n.MTU)}))
+	if nw.MTU != 0 {
+		r.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, []byte{byte(nw.MTU >> 8), byte(nw.MTU)}))
 	}
-	if servers := v4(n.NTP); len(servers) > 0 {
+	if servers := v4(nw.NTP); len(servers) > 0 {
 		r.UpdateOption(dhcpv4.OptNTPServers(servers...))
 	}
-	if routes := routes4(n); len(routes) > 0 {
+	if routes := routes4(nw); len(routes) > 0 {
 		r.UpdateOption(dhcpv4.OptClasslessStaticRoute(routes...))
 	}
 	return r
 }
 
-// refusal4 returns the answer to a client that asks for an address not its own.
-// It has to reach a client without an address, so it is broadcast (RFC 2131,
-// section 4.1).
-func refusal4(m *dhcpv4.DHCPv4, n vm.Network) *dhcpv4.DHCPv4 {
-	r := skeleton4(m, n, dhcpv4.MessageTypeNak)
+// refusal4 returns the reply to a client that requests an address not its own. The client
+// may be without an address, so the reply is broadcast (RFC 2131, section 4.1).
+func refusal4(m *dhcpv4.DHCPv4, nw vm.Network) *dhcpv4.DHCPv4 {
+	r := skeleton4(m, nw, dhcpv4.MessageTypeNak)
 	r.SetBroadcast()
 	r.UpdateOption(dhcpv4.OptMessage("the address belongs to another machine"))
 	return r
 }
 
-// skeleton4 returns what all answers have in common. The client identifier goes
-// back as it came (RFC 6842), and means nothing here: cloned guests share it.
-func skeleton4(m *dhcpv4.DHCPv4, n vm.Network, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
+// skeleton4 returns the common part of all replies. It returns the client identifier
+// unchanged (RFC 6842) but does not use it: cloned guests share it.
+func skeleton4(m *dhcpv4.DHCPv4, nw vm.Network, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	zero := net.IPv4zero.To4()
 	r := &dhcpv4.DHCPv4{
 		OpCode:        dhcpv4.OpcodeBootReply,
@@ -146,16 +145,15 @@ func skeleton4(m *dhcpv4.DHCPv4, n vm.Network, kind dhcpv4.MessageType) *dhcpv4.
 		Options:       dhcpv4.Options{},
 	}
 	r.UpdateOption(dhcpv4.OptMessageType(kind))
-	r.UpdateOption(dhcpv4.OptServerIdentifier(n.Gateway.AsSlice()))
+	r.UpdateOption(dhcpv4.OptServerIdentifier(nw.Gateway.AsSlice()))
 	if id := m.GetOneOption(dhcpv4.OptionClientIdentifier); id != nil {
 		r.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionClientIdentifier, id))
 	}
 	return r
 }
 
-// destination4 returns where an answer goes (RFC 2131, section 4.1). A client
-// that has no address yet could be reached at its MAC alone; it is broadcast to,
-// as the RFC allows, which needs no raw frames.
+// destination4 returns the destination of a reply (RFC 2131, section 4.1). A client without
+// an address gets a broadcast, as the RFC permits: a unicast would need raw frames.
 func destination4(r *dhcpv4.DHCPv4) netip.AddrPort {
 	to := netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	if ciaddr, ok := addressOf(r.ClientIPAddr); ok && r.MessageType() == dhcpv4.MessageTypeAck {
@@ -164,20 +162,20 @@ func destination4(r *dhcpv4.DHCPv4) netip.AddrPort {
 	return netip.AddrPortFrom(to, dhcpv4.ClientPort)
 }
 
-// routes4 returns the routes that guests are told of. A client that gets any
-// ignores the router option, so the way to the gateway is among them (RFC 3442).
-func routes4(n vm.Network) []*dhcpv4.Route {
+// routes4 returns the static routes of a network. A client that gets any ignores the router
+// option, so they include the default route (RFC 3442).
+func routes4(nw vm.Network) []*dhcpv4.Route {
 	var routes []*dhcpv4.Route
 	hasDefault := false
-	for _, r := range n.Routes {
+	for _, r := range nw.Routes {
 		if !r.Destination.Addr().Is4() || !r.Gateway.Is4() {
 			continue
 		}
 		hasDefault = hasDefault || r.Destination.Bits() == 0
 		routes = append(routes, route4(r.Destination.Masked(), r.Gateway))
 	}
-	if len(routes) > 0 && !hasDefault && n.Mode == vm.NetworkNAT {
-		routes = append(routes, route4(netip.PrefixFrom(netip.IPv4Unspecified(), 0), n.Gateway))
+	if len(routes) > 0 && !hasDefault && nw.Mode == vm.NetworkNAT {
+		routes = append(routes, route4(netip.PrefixFrom(netip.IPv4Unspecified(), 0), nw.Gateway))
 	}
 	return routes
 }
@@ -189,7 +187,8 @@ func route4(to netip.Prefix, gateway netip.Addr) *dhcpv4.Route {
 	}
 }
 
-// addressOf returns an address of a message, unless it is absent or 0.0.0.0.
+// addressOf returns an address of a message. It is not ok for an absent address and for
+// 0.0.0.0.
 func addressOf(ip net.IP) (netip.Addr, bool) {
 	a, ok := netip.AddrFromSlice(ip)
 	if a = a.Unmap(); !ok || a.IsUnspecified() {
@@ -198,7 +197,7 @@ func addressOf(ip net.IP) (netip.Addr, bool) {
 	return a, true
 }
 
-// v4 returns the IPv4 addresses among some, v6 the others.
+// v4 returns the IPv4 addresses of a list, v6 the IPv6 addresses.
 func v4(addresses []netip.Addr) []net.IP { return family(addresses, netip.Addr.Is4) }
 func v6(addresses []netip.Addr) []net.IP { return family(addresses, netip.Addr.Is6) }
 

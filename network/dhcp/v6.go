@@ -12,18 +12,18 @@ import (
 	"vmand/vm"
 )
 
-// serverDUID returns how the server of a network calls itself. It is made of the
-// name, so that clients which renew find the same server after a restart of the
-// daemon or of the host (RFC 8415, section 11; RFC 6355).
-func serverDUID(n vm.Network) *dhcpv6.DUIDUUID {
-	sum := sha256.Sum256([]byte("vmand dhcpv6 " + n.Name))
+// serverDUID returns the identifier of a network's server. It is derived from the name, so
+// clients that renew find the same server after a restart of vmand or of the host (RFC
+// 8415, section 11; RFC 6355).
+func serverDUID(nw vm.Network) *dhcpv6.DUIDUUID {
+	sum := sha256.Sum256([]byte("vmand dhcpv6 " + nw.Name))
 	d := &dhcpv6.DUIDUUID{UUID: [16]byte(sum[:16])}
 	d.UUID[6] = d.UUID[6]&0x0f | 0x80 // version 8, free form, and the variant (RFC 9562)
 	d.UUID[8] = d.UUID[8]&0x3f | 0x80
 	return d
 }
 
-// acceptable6 reports whether the server must not discard m (RFC 8415, section 16).
+// acceptable6 reports whether m is valid for the server (RFC 8415, section 16).
 func acceptable6(m *dhcpv6.Message, server dhcpv6.DUID) bool {
 	id := m.Options.ServerID()
 	ours := id != nil && server.Equal(id)
@@ -38,12 +38,12 @@ func acceptable6(m *dhcpv6.Message, server dhcpv6.DUID) bool {
 	return false
 }
 
-// reply6 returns the answer to a client whose recorded address is that of lease,
-// nil for none (RFC 8415, section 18.3).
-func reply6(m *dhcpv6.Message, n vm.Network, lease vm.Lease) (*dhcpv6.Message, outcome) {
-	server := serverDUID(n)
+// reply6 returns the reply to m from the client with a recorded lease (RFC 8415, section
+// 18.3). The reply is nil if there must be none.
+func reply6(m *dhcpv6.Message, nw vm.Network, lease vm.Lease) (*dhcpv6.Message, outcome) {
+	server := serverDUID(nw)
 	if !acceptable6(m, server) {
-		return nil, nothing
+		return nil, unchanged
 	}
 	r := &dhcpv6.Message{MessageType: dhcpv6.MessageTypeReply, TransactionID: m.TransactionID}
 	r.AddOption(dhcpv6.OptServerID(server))
@@ -55,20 +55,20 @@ func reply6(m *dhcpv6.Message, n vm.Network, lease vm.Lease) (*dhcpv6.Message, o
 		rapid := m.GetOneOption(dhcpv6.OptionRapidCommit)
 		if rapid == nil {
 			r.MessageType = dhcpv6.MessageTypeAdvertise
-			give6(r, m, n, lease)
-			return r, nothing
+			give6(r, m, nw, lease)
+			return r, unchanged
 		}
 		r.AddOption(&dhcpv6.OptionGeneric{OptionCode: dhcpv6.OptionRapidCommit})
-		return r, give6(r, m, n, lease)
+		return r, give6(r, m, nw, lease)
 	case dhcpv6.MessageTypeRequest, dhcpv6.MessageTypeRenew, dhcpv6.MessageTypeRebind:
-		return r, give6(r, m, n, lease)
+		return r, give6(r, m, nw, lease)
 	case dhcpv6.MessageTypeConfirm:
 		status, ok := confirmation6(m, lease)
 		if !ok {
-			return nil, nothing
+			return nil, unchanged
 		}
 		r.AddOption(status)
-		return r, nothing
+		return r, unchanged
 	case dhcpv6.MessageTypeRelease:
 		r.AddOption(&dhcpv6.OptStatusCode{StatusCode: iana.StatusSuccess})
 		return r, released
@@ -76,14 +76,14 @@ func reply6(m *dhcpv6.Message, n vm.Network, lease vm.Lease) (*dhcpv6.Message, o
 		r.AddOption(&dhcpv6.OptStatusCode{StatusCode: iana.StatusSuccess})
 		return r, declined
 	}
-	configure6(r, n)
-	return r, nothing
+	configure6(r, nw)
+	return r, unchanged
 }
 
-// give6 answers the identity associations of m: the first one gets the address,
-// for a NIC has one; further ones, and those for prefixes, get none.
-func give6(r, m *dhcpv6.Message, n vm.Network, lease vm.Lease) outcome {
-	given := nothing
+// give6 adds the replies to the identity associations of m. The first one gets the address,
+// since a NIC has only one; further ones, and those for prefixes, get none.
+func give6(r, m *dhcpv6.Message, nw vm.Network, lease vm.Lease) outcome {
+	given := unchanged
 	for _, asked := range m.Options.IANA() {
 		ia := &dhcpv6.OptIANA{IaId: asked.IaId}
 		if given == confirmed || !lease.IPv6.IsValid() {
@@ -93,13 +93,13 @@ func give6(r, m *dhcpv6.Message, n vm.Network, lease vm.Lease) outcome {
 		}
 		given = confirmed
 		ia.T1, ia.T2 = renewAfter, rebindAfter
-		ia.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: lease.IPv6.AsSlice(), PreferredLifetime: leaseTime, ValidLifetime: leaseTime})
-		for i, a := range asked.Options.Addresses() {
-			// What the client has and may not keep is over at once (section 18.3.4).
-			if ip, ok := netip.AddrFromSlice(a.IPv6Addr); ok && !ip.IsUnspecified() && ip != lease.IPv6 && i < maxForeign &&
-				m.MessageType != dhcpv6.MessageTypeSolicit && m.MessageType != dhcpv6.MessageTypeRequest {
-				ia.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: a.IPv6Addr})
-			}
+		ia.Options.Add(&dhcpv6.OptIAAddress{
+			IPv6Addr:          lease.IPv6.AsSlice(),
+			PreferredLifetime: leaseTime,
+			ValidLifetime:     leaseTime,
+		})
+		if m.MessageType != dhcpv6.MessageTypeSolicit && m.MessageType != dhcpv6.MessageTypeRequest {
+			revoke6(ia, asked.Options.Addresses(), lease)
 		}
 		r.AddOption(ia)
 	}
@@ -110,16 +110,27 @@ func give6(r, m *dhcpv6.Message, n vm.Network, lease vm.Lease) outcome {
 			r.AddOption(pd)
 		}
 	}
-	configure6(r, n)
+	configure6(r, nw)
 	return given
 }
 
-// maxForeign is how many things that a client names and does not get are named
-// in an answer, which has to fit in a packet.
+// maxForeign bounds the addresses and prefixes of a reply that a client asked for and does
+// not get: the reply must fit into a packet.
 const maxForeign = 8
 
-// confirmation6 returns whether the addresses that a client has are still right;
-// not ok if it names none.
+// revoke6 ends the lifetime of addresses that a client has and must not keep (section
+// 18.3.4).
+func revoke6(ia *dhcpv6.OptIANA, addresses []*dhcpv6.OptIAAddress, lease vm.Lease) {
+	for i, a := range addresses {
+		ip, ok := netip.AddrFromSlice(a.IPv6Addr)
+		if ok && !ip.IsUnspecified() && ip != lease.IPv6 && i < maxForeign {
+			ia.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: a.IPv6Addr})
+		}
+	}
+}
+
+// confirmation6 returns whether the addresses of a client are correct, as a status. It is
+// not ok if the message contains none.
 func confirmation6(m *dhcpv6.Message, lease vm.Lease) (*dhcpv6.OptStatusCode, bool) {
 	status, named := iana.StatusSuccess, false
 	for _, ia := range m.Options.IANA() {
@@ -133,20 +144,20 @@ func confirmation6(m *dhcpv6.Message, lease vm.Lease) (*dhcpv6.OptStatusCode, bo
 	return &dhcpv6.OptStatusCode{StatusCode: status}, named
 }
 
-// configure6 adds what does not depend on the client: DNS servers and the search
+// configure6 adds the options that do not depend on the client: DNS servers and the search
 // list (RFC 3646), NTP servers (RFC 5908).
-func configure6(r *dhcpv6.Message, n vm.Network) {
-	servers := v6(n.DNS)
-	if len(n.DNS) == 0 {
-		servers = []net.IP{n.GatewayIPv6().AsSlice()}
+func configure6(r *dhcpv6.Message, nw vm.Network) {
+	servers := v6(nw.DNS)
+	if len(nw.DNS) == 0 {
+		servers = []net.IP{nw.GatewayIPv6().AsSlice()}
 	}
 	if len(servers) > 0 {
 		r.AddOption(dhcpv6.OptDNS(servers...))
 	}
-	if n.Domain != "" {
-		r.AddOption(dhcpv6.OptDomainSearchList(&rfc1035label.Labels{Labels: []string{n.Domain}}))
+	if nw.Domain != "" {
+		r.AddOption(dhcpv6.OptDomainSearchList(&rfc1035label.Labels{Labels: []string{nw.Domain}}))
 	}
-	for _, ip := range v6(n.NTP) {
+	for _, ip := range v6(nw.NTP) {
 		address := dhcpv6.NTPSuboptionSrvAddr(ip)
 		r.AddOption(&dhcpv6.OptNTPServer{Suboptions: dhcpv6.Options{&address}})
 	}

@@ -39,42 +39,57 @@ func TestADHCPv6ClientGetsTheRecordedAddressOrNone(t *testing.T) {
 	them := dhcpv6.WithServerID(serverDUID(another))
 	anonymous := func(d dhcpv6.DHCPv6) { d.(*dhcpv6.Message).Options.Del(dhcpv6.OptionClientID) }
 	const ours, other = "fd00:77::9", "fd00:77::10"
-	none := dhcpv6.MessageTypeNone
+	const (
+		none        = dhcpv6.MessageTypeNone
+		solicit     = dhcpv6.MessageTypeSolicit
+		advertise   = dhcpv6.MessageTypeAdvertise
+		request     = dhcpv6.MessageTypeRequest
+		renew       = dhcpv6.MessageTypeRenew
+		rebind      = dhcpv6.MessageTypeRebind
+		confirm     = dhcpv6.MessageTypeConfirm
+		release     = dhcpv6.MessageTypeRelease
+		decline     = dhcpv6.MessageTypeDecline
+		information = dhcpv6.MessageTypeInformationRequest
+		reconfigure = dhcpv6.MessageTypeReconfigure
+		reply       = dhcpv6.MessageTypeReply
+	)
+	const success, notOnLink = iana.StatusSuccess, iana.StatusNotOnLink
+	rapid := dhcpv6.WithRapidCommit
 	for name, c := range map[string]struct {
 		request *dhcpv6.Message
 		reply   dhcpv6.MessageType
-		what    outcome
+		outcome outcome
 		address bool
 		status  iana.StatusCode
 	}{
-		"solicit":                     {message6(t, dhcpv6.MessageTypeSolicit, asks6()), dhcpv6.MessageTypeAdvertise, nothing, true, 0},
-		"solicit in a hurry":          {message6(t, dhcpv6.MessageTypeSolicit, asks6(), dhcpv6.WithRapidCommit), dhcpv6.MessageTypeReply, confirmed, true, 0},
-		"solicit a server":            {message6(t, dhcpv6.MessageTypeSolicit, asks6(), us), none, nothing, false, 0},
-		"solicit without a name":      {message6(t, dhcpv6.MessageTypeSolicit, asks6(), anonymous), none, nothing, false, 0},
-		"request":                     {message6(t, dhcpv6.MessageTypeRequest, asks6(ours), us), dhcpv6.MessageTypeReply, confirmed, true, 0},
-		"request another address":     {message6(t, dhcpv6.MessageTypeRequest, asks6(other), us), dhcpv6.MessageTypeReply, confirmed, true, 0},
-		"request of another server":   {message6(t, dhcpv6.MessageTypeRequest, asks6(ours), them), none, nothing, false, 0},
-		"request of no server":        {message6(t, dhcpv6.MessageTypeRequest, asks6(ours)), none, nothing, false, 0},
-		"renew":                       {message6(t, dhcpv6.MessageTypeRenew, asks6(ours), us), dhcpv6.MessageTypeReply, confirmed, true, 0},
-		"rebind":                      {message6(t, dhcpv6.MessageTypeRebind, asks6(ours)), dhcpv6.MessageTypeReply, confirmed, true, 0},
-		"confirm":                     {message6(t, dhcpv6.MessageTypeConfirm, asks6(ours)), dhcpv6.MessageTypeReply, nothing, false, iana.StatusSuccess},
-		"confirm another address":     {message6(t, dhcpv6.MessageTypeConfirm, asks6(ours, other)), dhcpv6.MessageTypeReply, nothing, false, iana.StatusNotOnLink},
-		"confirm nothing":             {message6(t, dhcpv6.MessageTypeConfirm, asks6()), none, nothing, false, 0},
-		"release":                     {message6(t, dhcpv6.MessageTypeRelease, asks6(ours), us), dhcpv6.MessageTypeReply, released, false, iana.StatusSuccess},
-		"decline":                     {message6(t, dhcpv6.MessageTypeDecline, asks6(ours), us), dhcpv6.MessageTypeReply, declined, false, iana.StatusSuccess},
-		"information":                 {message6(t, dhcpv6.MessageTypeInformationRequest, anonymous), dhcpv6.MessageTypeReply, nothing, false, 0},
-		"what only servers send":      {message6(t, dhcpv6.MessageTypeReply, asks6(), us), none, nothing, false, 0},
-		"reconfigure, not supported":  {message6(t, dhcpv6.MessageTypeReconfigure, us), none, nothing, false, 0},
-		"information from the others": {message6(t, dhcpv6.MessageTypeInformationRequest, them), none, nothing, false, 0},
+		"solicit":                             {message6(t, solicit, asks6()), advertise, unchanged, true, 0},
+		"solicit with rapid commit":           {message6(t, solicit, asks6(), rapid), reply, confirmed, true, 0},
+		"solicit to a server":                 {message6(t, solicit, asks6(), us), none, unchanged, false, 0},
+		"solicit without an identifier":       {message6(t, solicit, asks6(), anonymous), none, unchanged, false, 0},
+		"request":                             {message6(t, request, asks6(ours), us), reply, confirmed, true, 0},
+		"request another address":             {message6(t, request, asks6(other), us), reply, confirmed, true, 0},
+		"request to another server":           {message6(t, request, asks6(ours), them), none, unchanged, false, 0},
+		"request to no server":                {message6(t, request, asks6(ours)), none, unchanged, false, 0},
+		"renew":                               {message6(t, renew, asks6(ours), us), reply, confirmed, true, 0},
+		"rebind":                              {message6(t, rebind, asks6(ours)), reply, confirmed, true, 0},
+		"confirm":                             {message6(t, confirm, asks6(ours)), reply, unchanged, false, success},
+		"confirm another address":             {message6(t, confirm, asks6(ours, other)), reply, unchanged, false, notOnLink},
+		"confirm nothing":                     {message6(t, confirm, asks6()), none, unchanged, false, 0},
+		"release":                             {message6(t, release, asks6(ours), us), reply, released, false, success},
+		"decline":                             {message6(t, decline, asks6(ours), us), reply, declined, false, success},
+		"information":                         {message6(t, information, anonymous), reply, unchanged, false, 0},
+		"information from another server":     {message6(t, information, them), none, unchanged, false, 0},
+		"a reply, which only servers send":    {message6(t, reply, asks6(), us), none, unchanged, false, 0},
+		"reconfigure, which is not supported": {message6(t, reconfigure, us), none, unchanged, false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, what := reply6(c.request, testNetwork, testLease)
-			if what != c.what {
-				t.Errorf("outcome %v, want %v", what, c.what)
+			r, outcome := reply6(c.request, testNetwork, testLease)
+			if outcome != c.outcome {
+				t.Errorf("outcome %v, want %v", outcome, c.outcome)
 			}
 			if r == nil {
 				if c.reply != none {
-					t.Fatalf("silence, want %v", c.reply)
+					t.Fatalf("no reply, want %v", c.reply)
 				}
 				return
 			}
@@ -83,7 +98,7 @@ func TestADHCPv6ClientGetsTheRecordedAddressOrNone(t *testing.T) {
 				t.Fatal(err)
 			}
 			if r.MessageType != c.reply || r.TransactionID != c.request.TransactionID {
-				t.Fatalf("answer %v, want %v", r, c.reply)
+				t.Fatalf("reply %v, want %v", r, c.reply)
 			}
 			if got := given(r) == ours; got != c.address {
 				t.Errorf("gives the address %v, want %v: %v", got, c.address, r.Summary())
@@ -97,7 +112,7 @@ func TestADHCPv6ClientGetsTheRecordedAddressOrNone(t *testing.T) {
 	}
 }
 
-// given returns the address that a message gives, the first.
+// given returns the first address that a message gives, or "" if there is none.
 func given(m *dhcpv6.Message) string {
 	for _, ia := range m.Options.IANA() {
 		for _, a := range ia.Options.Addresses() {
@@ -109,9 +124,10 @@ func given(m *dhcpv6.Message) string {
 	return ""
 }
 
-func TestDHCPv6TellsServersAndDomainAndTakesBackWhatIsNotTheClients(t *testing.T) {
+func TestADHCPv6ReplyConfiguresTheClientAndRevokesOtherAddresses(t *testing.T) {
 	us := dhcpv6.WithServerID(serverDUID(testNetwork))
-	r, _ := reply6(message6(t, dhcpv6.MessageTypeRenew, asks6("fd00:77::9", "fd00:77::10"), us), testNetwork, testLease)
+	renew := message6(t, dhcpv6.MessageTypeRenew, asks6("fd00:77::9", "fd00:77::10"), us)
+	r, _ := reply6(renew, testNetwork, testLease)
 	if dns := r.Options.DNS(); len(dns) != 1 || dns[0].String() != "fd00:77::1" {
 		t.Errorf("DNS servers %v", dns)
 	}
@@ -123,8 +139,9 @@ func TestDHCPv6TellsServersAndDomainAndTakesBackWhatIsNotTheClients(t *testing.T
 		t.Errorf("addresses %v", addresses)
 	}
 	without := vm.Lease{MAC: testLease.MAC, IP: testLease.IP}
-	r, what := reply6(message6(t, dhcpv6.MessageTypeRequest, asks6(), us), testNetwork, without)
-	if s := r.Options.OneIANA().Options.Status(); what != nothing || s == nil || s.StatusCode != iana.StatusNoAddrsAvail {
+	r, outcome := reply6(message6(t, dhcpv6.MessageTypeRequest, asks6(), us), testNetwork, without)
+	status := r.Options.OneIANA().Options.Status()
+	if outcome != unchanged || status == nil || status.StatusCode != iana.StatusNoAddrsAvail {
 		t.Errorf("without a recorded address: %v", r.Summary())
 	}
 }
@@ -141,7 +158,8 @@ func FuzzDHCPv6(f *testing.F) {
 	} {
 		b := m.ToBytes()
 		packet := append(append([]byte(nil), header...), b...)
-		packet[headerIPv6+udpLength], packet[headerIPv6+udpLength+1] = byte((len(b)+headerUDP)>>8), byte(len(b)+headerUDP)
+		length := len(b) + headerUDP
+		packet[headerIPv6+udpLength], packet[headerIPv6+udpLength+1] = byte(length>>8), byte(length)
 		f.Add(packet)
 	}
 	f.Fuzz(func(t *testing.T, packet []byte) {
@@ -153,16 +171,16 @@ func FuzzDHCPv6(f *testing.F) {
 		if err != nil {
 			return
 		}
-		r, what := reply6(m, testNetwork, testLease)
+		r, outcome := reply6(m, testNetwork, testLease)
 		if r == nil {
 			return
 		}
 		parsed, err := dhcpv6.MessageFromBytes(r.ToBytes())
 		if err != nil {
-			t.Fatalf("the answer cannot be read: %v", err)
+			t.Fatalf("the reply cannot be parsed: %v", err)
 		}
-		if a := given(parsed); (what == confirmed && a == "") || (a != "" && a != "fd00:77::9") {
-			t.Fatalf("outcome %v, gives %q", what, a)
+		if a := given(parsed); (outcome == confirmed && a == "") || (a != "" && a != "fd00:77::9") {
+			t.Fatalf("outcome %v, gives %q", outcome, a)
 		}
 	})
 }

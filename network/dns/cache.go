@@ -9,21 +9,21 @@ import (
 	"github.com/miekg/dns"
 )
 
-// The bounds of a cache.
+// Bounds of a cache.
 const (
 	maxEntries    = 4096
 	maxCacheBytes = 4 << 20
 	maxEntryBytes = 16 << 10
-	entryOverhead = 256             // what a map, a list and a name take, about
-	maxTTL        = time.Hour       // of what there is
-	maxNegative   = 5 * time.Minute // of what there is not (RFC 2308, section 5, allows up to 3 h)
+	entryOverhead = 256             // bytes of an entry besides its message and name, roughly
+	maxTTL        = time.Hour       // of positive answers
+	maxNegative   = 5 * time.Minute // of negative answers (RFC 2308, section 5, allows up to 3 h)
 )
 
-// A key is what an answer of others depends on.
+// A key identifies the answer of an upstream server.
 type key struct {
 	name         string // in lower case
 	qtype        uint16
-	do, checking bool // the bits DO and CD
+	do, checking bool // the bits DO and CD of the query
 }
 
 func keyOf(q *dns.Msg) key {
@@ -36,26 +36,26 @@ func keyOf(q *dns.Msg) key {
 
 type entry struct {
 	key     key
-	message []byte // as on the wire: little memory, and nobody can change it
+	message []byte // packed: it takes little memory and cannot be changed by mistake
 	stored  time.Time
 	expires time.Time
 }
 
 func (e *entry) size() int { return len(e.message) + len(e.key.name) + entryOverhead }
 
-// A cache keeps answers of other servers for as long as they say, the most
-// recently used ones if there is no room for all.
+// A cache keeps the answers of upstream servers for their TTL. When it is full it drops the
+// least recently used ones. It is safe for concurrent use.
 type cache struct {
 	mu      sync.Mutex
 	entries map[key]*list.Element // of *entry
-	used    *list.List            // the most recent first
+	used    *list.List            // the most recently used first
 	bytes   int
 	hits    int
 }
 
 func newCache() *cache { return &cache{entries: map[key]*list.Element{}, used: list.New()} }
 
-// get returns what is known about a question, with the time it is still good for.
+// get returns the answer for a key with its remaining TTLs, or nil if there is none.
 func (c *cache) get(k key, now time.Time) *dns.Msg {
 	c.mu.Lock()
 	element, ok := c.entries[k]
@@ -87,7 +87,7 @@ func (c *cache) get(k key, now time.Time) *dns.Msg {
 	return m
 }
 
-// put keeps an answer, if it may be kept. It has no OPT record.
+// put stores an answer if its TTL allows that. The answer must not have an OPT record.
 func (c *cache) put(k key, m *dns.Msg, now time.Time) {
 	ttl := lifetime(m)
 	if ttl <= 0 {
@@ -110,29 +110,29 @@ func (c *cache) put(k key, m *dns.Msg, now time.Time) {
 	}
 }
 
-// remove forgets an entry; c.mu is held.
+// remove drops an entry. It must be called with mu held.
 func (c *cache) remove(element *list.Element) {
 	e := c.used.Remove(element).(*entry)
 	delete(c.entries, e.key)
 	c.bytes -= e.size()
 }
 
-// clear forgets everything: who answers has changed.
+// clear drops all entries.
 func (c *cache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.entries, c.used, c.bytes = map[key]*list.Element{}, list.New(), 0
 }
 
-// lifetime returns how long an answer may be kept: as long as its record with
-// the shortest life, or, if it says that there is none, as long as the SOA record
-// in it allows (RFC 2308, section 5). Zero for an answer that may not be.
+// lifetime returns how long an answer may be cached: for the shortest TTL of its records or,
+// if it is negative, for as long as its SOA record allows (RFC 2308, section 5). It returns
+// 0 for an answer that must not be cached.
 func lifetime(m *dns.Msg) time.Duration {
 	if m.Truncated || (m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError) {
 		return 0
 	}
 	negative := m.Rcode == dns.RcodeNameError || len(m.Answer) == 0
-	ttl, authority := maxTTL, false
+	ttl, hasSOA := maxTTL, false
 	if negative {
 		ttl = maxNegative
 	}
@@ -140,12 +140,12 @@ func lifetime(m *dns.Msg) time.Duration {
 		for _, rr := range section {
 			ttl = min(ttl, time.Duration(rr.Header().Ttl)*time.Second)
 			if soa, ok := rr.(*dns.SOA); ok && negative {
-				authority = true
+				hasSOA = true
 				ttl = min(ttl, time.Duration(soa.Minttl)*time.Second)
 			}
 		}
 	}
-	if negative && !authority {
+	if negative && !hasSOA {
 		return 0
 	}
 	return ttl

@@ -8,8 +8,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// screen returns the reply to begin with, and whether it is the final one: to
-// what is not to be answered.
+// screen returns an empty reply to q. It is final, with an error code, if the server must
+// not answer q.
 func screen(q *dns.Msg, client netip.Addr, z zone) (r *dns.Msg, final bool) {
 	r = new(dns.Msg).SetReply(q)
 	r.RecursionAvailable = true
@@ -26,23 +26,23 @@ func screen(q *dns.Msg, client netip.Addr, z zone) (r *dns.Msg, final bool) {
 	case q.Question[0].Qclass != dns.ClassINET:
 		r.Rcode = dns.RcodeRefused
 	case q.Question[0].Qtype == dns.TypeOPT || q.Question[0].Qtype >= 128 && q.Question[0].Qtype <= 255:
-		r.Rcode = dns.RcodeRefused // transfers, ANY and other types of queries alone (RFC 6895, section 3.1)
+		r.Rcode = dns.RcodeRefused // transfers, ANY and other query-only types (RFC 6895, section 3.1)
 	default:
 		return r, false
 	}
 	return r, true
 }
 
-// local fills in r, the reply to q, from what is known without asking others;
-// not done if others must be asked.
-func (s *Server) local(ctx context.Context, z zone, q, r *dns.Msg) (done bool) {
+// answerLocally fills in r, the reply to q, from the zone or the cache. It is not done if the
+// query must be forwarded.
+func (s *Server) answerLocally(ctx context.Context, z zone, q, r *dns.Msg) (done bool) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTime)
 	defer cancel()
 	ours, err := z.answer(ctx, s.directory, r)
 	switch {
 	case err != nil:
 		if s.ctx.Err() == nil {
-			s.log.Warn("a name cannot be looked up", "err", err)
+			s.log.Warn("cannot look up a name", "err", err)
 		}
 		r.Answer, r.Ns, r.Rcode = nil, nil, dns.RcodeServerFailure
 		return true
@@ -53,33 +53,33 @@ func (s *Server) local(ctx context.Context, z zone, q, r *dns.Msg) (done bool) {
 		return true
 	}
 	if m := s.cache.get(keyOf(q), time.Now()); m != nil {
-		adopt(r, m)
+		copyAnswer(r, m)
 		return true
 	}
 	return false
 }
 
-// remote fills in r, the reply to q, from what others say.
-func (s *Server) remote(ctx context.Context, z zone, q, r *dns.Msg) {
-	servers, changed := s.upstreams.list(time.Now(), z.network.Gateway, z.network.GatewayIPv6())
+// answerRemotely fills in r, the reply to q, from an upstream server.
+func (s *Server) answerRemotely(ctx context.Context, z zone, q, r *dns.Msg) {
+	servers, changed := s.upstreams.list(time.Now(), z.record.Gateway, z.record.GatewayIPv6())
 	if changed {
 		s.cache.clear()
 	}
-	m, err := s.upstreams.ask(ctx, q, servers)
+	m, err := s.upstreams.query(ctx, q, servers)
 	if err != nil {
 		if s.ctx.Err() == nil {
-			s.log.Warn("no resolver of the host answers", "err", err)
+			s.log.Warn("the resolvers of the host do not answer", "err", err)
 		}
 		r.Rcode = dns.RcodeServerFailure
 		return
 	}
 	m.Extra = withoutOPT(m.Extra)
 	s.cache.put(keyOf(q), m, time.Now())
-	adopt(r, m)
+	copyAnswer(r, m)
 }
 
-// adopt makes r say what m says.
-func adopt(r, m *dns.Msg) {
+// copyAnswer copies result and records of m into r.
+func copyAnswer(r, m *dns.Msg) {
 	r.Rcode = m.Rcode
 	r.AuthenticatedData = m.AuthenticatedData
 	r.Answer, r.Ns, r.Extra = m.Answer, m.Ns, m.Extra
@@ -95,14 +95,14 @@ func withoutOPT(records []dns.RR) []dns.RR {
 	return rest
 }
 
-// pack returns r as it goes to whoever sent q: with EDNS if q has it, and no
-// longer than a client can take.
+// pack packs r, the reply to q: with EDNS if q has it, and truncated to the size that the
+// client accepts.
 func pack(r, q *dns.Msg, stream bool) ([]byte, error) {
 	size := dns.MinMsgSize
 	if o := q.IsEdns0(); o != nil {
 		size = min(max(size, int(o.UDPSize())), udpSize)
 		r.SetEdns0(udpSize, o.Do())
-	} else if r.Rcode > 0xf { // has no room without EDNS
+	} else if r.Rcode > 0xf { // such a code needs EDNS
 		r.Rcode = dns.RcodeServerFailure
 	}
 	if stream {
@@ -113,16 +113,16 @@ func pack(r, q *dns.Msg, stream bool) ([]byte, error) {
 	return r.Pack()
 }
 
-// unreadable returns the answer to a message that is no DNS message but for its
-// header, or nil if there is nothing to answer.
-func unreadable(b []byte) []byte {
+// formatError returns the reply to a message of which only the header can be parsed. It
+// returns nil if the message must not be answered.
+func formatError(b []byte) []byte {
 	const header, response = 12, 0x80
 	if len(b) < header || b[2]&response != 0 {
 		return nil
 	}
 	r := make([]byte, header)
 	copy(r, b[:2])
-	r[2] = response | b[2]&0x79 // opcode and RD as they came
+	r[2] = response | b[2]&0x79 // opcode and RD as received
 	r[3] = dns.RcodeFormatError
 	return r
 }

@@ -1,5 +1,5 @@
-// Package dns answers the guests of a network: by itself for the network's own
-// names and addresses, by asking the host's resolvers for the rest.
+// Package dns answers the queries of a network's guests. It answers for the names and
+// addresses of the network itself, and forwards all other queries to the host's resolvers.
 package dns
 
 import (
@@ -20,35 +20,35 @@ import (
 	"vmand/vm"
 )
 
-// What guests may make the server do.
+// Limits of the work that guests can cause.
 const (
 	queriesPerSecond  = 200 // of one client
 	queriesBurst      = 400
-	clientsRoom       = 4096 // that are told apart
+	maxClients        = 4096 // clients with a limit of their own
 	workers           = 4    // of each socket
 	maxForwards       = 128  // at once
-	maxForwardsClient = 32   // of one client
+	maxForwardsClient = 32   // at once, of one client
 	maxQuery          = 4096 // bytes
 	lookupTime        = 2 * time.Second
 )
 
-// A Directory knows who has which name and address. A miss is an error of class
-// [vm.ErrNotFound].
+// A Directory finds the recorded lease of a name or an address. It returns an error of class
+// [vm.ErrNotFound] if there is none.
 type Directory interface {
-	LeaseByName(ctx context.Context, network, hostname string) (vm.Lease, error)
-	LeaseByIP(ctx context.Context, network string, ip netip.Addr) (vm.Lease, error)
+	LeaseByName(ctx context.Context, networkName, hostname string) (vm.Lease, error)
+	LeaseByIP(ctx context.Context, networkName string, ip netip.Addr) (vm.Lease, error)
 }
 
-// Options are what a [Server] is made of.
+// Options configure a [Server].
 type Options struct {
-	Interface string     // the server is bound to it; it has the gateway's addresses
+	Interface string     // has the gateway's addresses; the server is bound to it
 	Network   vm.Network // of mode nat or isolated
 	Directory Directory
-	Upstreams []netip.AddrPort // who is asked for the rest; nil: whom /etc/resolv.conf names, now and later
+	Upstreams []netip.AddrPort // receive forwarded queries; nil: those of /etc/resolv.conf, which is reread
 	Log       *slog.Logger
 }
 
-// A Server answers DNS queries on one interface.
+// A Server answers DNS queries on one interface. It is safe for concurrent use.
 type Server struct {
 	name      string // of the interface
 	directory Directory
@@ -57,27 +57,27 @@ type Server struct {
 	upstreams *upstreams
 	cache     *cache
 
-	ctx   context.Context // of the server's life
-	end   context.CancelFunc
-	work  sync.WaitGroup
-	ended guard.End
+	ctx     context.Context // done after Close
+	end     context.CancelFunc
+	work    sync.WaitGroup
+	failure guard.Failure
 
-	forwards *quota // queries that others are asked about now
+	forwards *quota // forwarded queries
 	streams  *quota // TCP connections
 
-	mu        sync.Mutex
+	mu        sync.Mutex // guards the fields below
 	zone      zone
 	listeners map[netip.Addr]*listener
 }
 
-// New makes a server that serves until [Server.Close]. Its sockets are made in
-// the network namespace of the calling thread.
+// New starts a server that serves until [Server.Close]. It opens the sockets in the network
+// namespace of the calling thread.
 func New(o Options) (*Server, error) {
 	s := &Server{
 		name:      o.Interface,
 		directory: o.Directory,
 		log:       guard.NewLog(o.Log.With("network", o.Network.Name)),
-		clients:   guard.NewClients[netip.Addr](queriesPerSecond, queriesBurst, clientsRoom),
+		clients:   guard.NewClients[netip.Addr](queriesPerSecond, queriesBurst, maxClients),
 		upstreams: &upstreams{fixed: o.Upstreams, file: resolvConf},
 		cache:     newCache(),
 		forwards:  newQuota(maxForwards, maxForwardsClient),
@@ -92,18 +92,17 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Update makes the server answer from now on what n says. Sockets that this takes
-// are made in the network namespace of the calling thread; [Server.Err] reports
-// if they cannot be.
-func (s *Server) Update(n vm.Network) {
+// Update makes the server follow a changed record. It opens sockets in the network namespace
+// of the calling thread; [Server.Err] reports whether that failed.
+func (s *Server) Update(nw vm.Network) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.zone = newZone(n)
+	s.zone = newZone(nw)
 	if s.ctx.Err() != nil {
 		return
 	}
-	wanted := map[netip.Addr]bool{n.Gateway: true}
-	if a := n.GatewayIPv6(); a.IsValid() {
+	wanted := map[netip.Addr]bool{nw.Gateway: true}
+	if a := nw.GatewayIPv6(); a.IsValid() {
 		wanted[a] = true
 	}
 	for a, l := range s.listeners {
@@ -118,16 +117,16 @@ func (s *Server) Update(n vm.Network) {
 		}
 		l, err := s.listen(a)
 		if err != nil {
-			s.ended.Because(err)
+			s.failure.Set(err)
 			return
 		}
 		s.listeners[a] = l
 	}
 }
 
-// A listener is the sockets of one address.
+// A listener holds the sockets of one address.
 type listener struct {
-	ctx   context.Context
+	ctx   context.Context // done after close
 	end   context.CancelFunc
 	udp   *net.UDPConn
 	tcp   *net.TCPListener
@@ -139,40 +138,42 @@ func (l *listener) close() error {
 	return errors.Join(l.udp.Close(), l.tcp.Close())
 }
 
-// listen starts to serve at an address; s.mu is held.
+// listen starts to serve on an address. It must be called with mu held.
 func (s *Server) listen(a netip.Addr) (*listener, error) {
 	bind := net.ListenConfig{Control: s.bind}
 	address := netip.AddrPortFrom(a, 53).String()
 	udp, err := bind.ListenPacket(s.ctx, "udp", address)
 	if err != nil {
-		return nil, fmt.Errorf("listen to DNS on %s: %w", s.name, err)
+		return nil, fmt.Errorf("listen for DNS on %s: %w", s.name, err)
 	}
 	tcp, err := bind.Listen(s.ctx, "tcp", address)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen to DNS on %s: %w", s.name, err), udp.Close())
+		return nil, errors.Join(fmt.Errorf("listen for DNS on %s: %w", s.name, err), udp.Close())
 	}
 	l := &listener{udp: udp.(*net.UDPConn), tcp: tcp.(*net.TCPListener)}
 	l.ctx, l.end = context.WithCancel(s.ctx)
 	if l.index, err = guard.InterfaceIndex(l.udp, s.name); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
-	s.work.Go(func() {
-		s.ended.Because(guard.Datagrams[netip.AddrPort]{
-			Read: l.udp.ReadFromUDPAddrPort, Size: maxQuery, Workers: workers, Log: s.log,
-			Handle: func(b []byte, from netip.AddrPort) { s.handle(l.udp, b, from) },
-		}.Serve(l.ctx))
-	})
-	s.work.Go(func() { s.ended.Because(s.accept(l)) })
+	queries := guard.Datagrams[netip.AddrPort]{
+		Read:    l.udp.ReadFromUDPAddrPort,
+		Handle:  func(b []byte, from netip.AddrPort) { s.handle(l.udp, b, from) },
+		Size:    maxQuery,
+		Workers: workers,
+		Log:     s.log,
+	}
+	s.work.Go(func() { s.failure.Set(queries.Serve(l.ctx)) })
+	s.work.Go(func() { s.failure.Set(s.accept(l)) })
 	return l, nil
 }
 
-// bind binds a socket to the interface. The address may be of no use yet: one of
-// IPv6 is not until the bridge has its first port.
-func (s *Server) bind(network, _ string, c syscall.RawConn) error {
+// bind binds a socket to the interface. The socket may bind to an address that cannot be
+// used yet: the IPv6 address of a bridge needs a port on the bridge.
+func (s *Server) bind(transport, _ string, c syscall.RawConn) error {
 	var failed error
 	err := c.Control(func(fd uintptr) {
 		level, option := unix.IPPROTO_IP, unix.IP_FREEBIND
-		if network[len(network)-1] == '6' {
+		if transport[len(transport)-1] == '6' {
 			level, option = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND
 		}
 		failed = errors.Join(unix.BindToDevice(int(fd), s.name), unix.SetsockoptInt(int(fd), level, option, 1))
@@ -180,26 +181,26 @@ func (s *Server) bind(network, _ string, c syscall.RawConn) error {
 	return errors.Join(err, failed)
 }
 
-// Err returns nil while the server serves, else why it does not: a socket has
-// failed or could not be made, the interface is gone, or it was closed.
+// Err returns nil while the server serves. Otherwise it returns the reason: a socket failed
+// or could not be opened, the interface is gone, or the server was closed.
 func (s *Server) Err() error {
-	if err := s.ended.Err(); err != nil {
+	if err := s.failure.Err(); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.listeners {
-		if err := guard.StillThere(l.udp, s.name, l.index); err != nil {
+		if err := guard.CheckInterface(l.udp, s.name, l.index); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Close ends the server and waits for its goroutines.
+// Close stops the server and waits for its goroutines.
 func (s *Server) Close() error {
 	s.end()
-	s.ended.Because(net.ErrClosed)
+	s.failure.Set(net.ErrClosed)
 	s.mu.Lock()
 	var err error
 	for a, l := range s.listeners {
@@ -211,22 +212,23 @@ func (s *Server) Close() error {
 	return err
 }
 
-func (s *Server) config() zone {
+// currentZone returns the zone of the present record.
+func (s *Server) currentZone() zone {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.zone
 }
 
-// handle answers one datagram. Others are asked by a goroutine of its own, so
-// that a slow one of them does not delay what is known here.
+// handle answers one datagram. It forwards a query on a goroutine of its own, so a slow
+// upstream server does not delay local answers.
 func (s *Server) handle(udp *net.UDPConn, b []byte, from netip.AddrPort) {
 	client := from.Addr().Unmap().WithZone("")
-	if !s.clients.Allow(bucket(client)) {
+	if !s.clients.Allow(limitKey(client)) {
 		return
 	}
 	q := new(dns.Msg)
 	if err := q.Unpack(b); err != nil {
-		if r := unreadable(b); r != nil {
+		if r := formatError(b); r != nil {
 			s.write(udp, r, from)
 		}
 		return
@@ -234,28 +236,28 @@ func (s *Server) handle(udp *net.UDPConn, b []byte, from netip.AddrPort) {
 	if q.Response {
 		return
 	}
-	z := s.config()
+	z := s.currentZone()
 	r, final := screen(q, client, z)
-	if final || s.local(s.ctx, z, q, r) {
+	if final || s.answerLocally(s.ctx, z, q, r) {
 		s.reply(udp, r, q, from)
 		return
 	}
-	if !s.forwards.take(bucket(client)) {
+	if !s.forwards.take(limitKey(client)) {
 		r.Rcode = dns.RcodeServerFailure
 		s.reply(udp, r, q, from)
 		return
 	}
 	s.work.Go(func() {
 		defer s.log.Recover()
-		defer s.forwards.give(bucket(client))
-		s.remote(s.ctx, z, q, r)
+		defer s.forwards.release(limitKey(client))
+		s.answerRemotely(s.ctx, z, q, r)
 		s.reply(udp, r, q, from)
 	})
 }
 
-// bucket returns whom the limits of a client are of. A guest may have as many
-// link-local addresses as it likes, so all of them together are one client.
-func bucket(client netip.Addr) netip.Addr {
+// limitKey returns the address that the limits of a client apply to. All link-local
+// addresses count as one client: a guest can have any number of them.
+func limitKey(client netip.Addr) netip.Addr {
 	if client.Is6() && client.IsLinkLocalUnicast() {
 		return netip.MustParseAddr("fe80::")
 	}
@@ -265,7 +267,7 @@ func bucket(client netip.Addr) netip.Addr {
 func (s *Server) reply(udp *net.UDPConn, r, q *dns.Msg, to netip.AddrPort) {
 	b, err := pack(r, q, false)
 	if err != nil {
-		s.log.Warn("an answer cannot be put together", "err", err)
+		s.log.Warn("cannot pack a DNS reply", "err", err)
 		return
 	}
 	s.write(udp, b, to)
@@ -276,6 +278,6 @@ func (s *Server) write(udp *net.UDPConn, b []byte, to netip.AddrPort) {
 		to = netip.AddrPortFrom(a.WithZone(""), to.Port())
 	}
 	if _, err := udp.WriteToUDPAddrPort(b, to); err != nil && s.ctx.Err() == nil {
-		s.log.Warn("a DNS answer cannot be sent", "err", err)
+		s.log.Warn("cannot send a DNS reply", "err", err)
 	}
 }

@@ -15,17 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What guests may do with TCP (RFC 7766, section 6.2).
+// Limits of TCP connections (RFC 7766, section 6.2).
 const (
-	maxStreams       = 64 // connections at once
-	maxStreamsClient = 8  // of one client
-	maxStreamQueries = 128
+	maxStreams       = 64  // at once
+	maxStreamsClient = 8   // at once, of one client
+	maxStreamQueries = 128 // of one connection
 	streamIdle       = 10 * time.Second
 	streamWrite      = 5 * time.Second
 )
 
-// accept serves TCP connections until ctx of l is done, or until the socket
-// fails: then it returns why.
+// accept serves TCP connections. It blocks until the context of l is done, and then returns
+// nil, or until the socket fails.
 func (s *Server) accept(l *listener) error {
 	for {
 		conn, err := l.tcp.Accept()
@@ -35,7 +35,7 @@ func (s *Server) accept(l *listener) error {
 				conn.Close()
 			}
 			return nil
-		case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM):
+		case isShortage(err):
 			timer := time.NewTimer(time.Second)
 			select {
 			case <-timer.C:
@@ -50,26 +50,32 @@ func (s *Server) accept(l *listener) error {
 		}
 		remote, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 		client := remote.Addr().Unmap().WithZone("")
-		if !s.config().allows(client) || !s.streams.take(bucket(client)) {
+		if !s.currentZone().allows(client) || !s.streams.take(limitKey(client)) {
 			conn.Close()
 			continue
 		}
 		s.work.Go(func() {
 			defer s.log.Recover()
-			defer s.streams.give(bucket(client))
+			defer s.streams.release(limitKey(client))
 			defer conn.Close()
 			defer context.AfterFunc(l.ctx, func() { conn.Close() })()
-			s.converse(conn, client)
+			s.serveStream(conn, client)
 		})
 	}
 }
 
-// converse answers the queries of one connection, one after the other.
-func (s *Server) converse(conn net.Conn, client netip.Addr) {
+// isShortage reports whether err is a temporary lack of files or memory.
+func isShortage(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) ||
+		errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// serveStream answers the queries of one connection, one after the other.
+func (s *Server) serveStream(conn net.Conn, client netip.Addr) {
 	for range maxStreamQueries {
 		conn.SetDeadline(time.Now().Add(streamIdle))
 		b, err := readMessage(conn)
-		if err != nil || !s.clients.Allow(bucket(client)) {
+		if err != nil || !s.clients.Allow(limitKey(client)) {
 			return
 		}
 		answer := s.resolve(b, client)
@@ -77,13 +83,14 @@ func (s *Server) converse(conn net.Conn, client netip.Addr) {
 			return
 		}
 		conn.SetDeadline(time.Now().Add(streamWrite))
-		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil {
+		length := binary.BigEndian.AppendUint16(nil, uint16(len(answer)))
+		if _, err := conn.Write(append(length, answer...)); err != nil {
 			return
 		}
 	}
 }
 
-// readMessage reads a message after its length (RFC 1035, section 4.2.2).
+// readMessage reads the length of a message and the message (RFC 1035, section 4.2.2).
 func readMessage(conn net.Conn) ([]byte, error) {
 	var length [2]byte
 	if _, err := io.ReadFull(conn, length[:]); err != nil {
@@ -91,65 +98,66 @@ func readMessage(conn net.Conn) ([]byte, error) {
 	}
 	n := binary.BigEndian.Uint16(length[:])
 	if n > maxQuery {
-		return nil, errors.New("a query too long")
+		return nil, errors.New("the query is too long")
 	}
 	b := make([]byte, n)
 	_, err := io.ReadFull(conn, b)
 	return b, err
 }
 
-// resolve returns the answer to a message of a stream; nil if the connection is
-// to be closed without one.
+// resolve returns the reply to a message of a stream. It returns nil if the connection must
+// be closed without a reply.
 func (s *Server) resolve(b []byte, client netip.Addr) []byte {
 	q := new(dns.Msg)
 	if err := q.Unpack(b); err != nil {
-		return unreadable(b)
+		return formatError(b)
 	}
 	if q.Response {
 		return nil
 	}
-	z := s.config()
+	z := s.currentZone()
 	r, final := screen(q, client, z)
-	if !final && !s.local(s.ctx, z, q, r) {
+	if !final && !s.answerLocally(s.ctx, z, q, r) {
 		s.forward(z, q, r, client)
 	}
 	answer, err := pack(r, q, true)
 	if err != nil {
-		s.log.Warn("an answer cannot be put together", "err", err)
+		s.log.Warn("cannot pack a DNS reply", "err", err)
 		return nil
 	}
 	return answer
 }
 
-// forward fills in r, the reply to q, from what others say, if the client may
-// have them asked now.
+// forward fills in r, the reply to q, from an upstream server, if the client has not reached
+// its limit of forwarded queries.
 func (s *Server) forward(z zone, q, r *dns.Msg, client netip.Addr) {
-	if !s.forwards.take(bucket(client)) {
+	if !s.forwards.take(limitKey(client)) {
 		r.Rcode = dns.RcodeServerFailure
 		return
 	}
-	defer s.forwards.give(bucket(client))
-	s.remote(s.ctx, z, q, r)
+	defer s.forwards.release(limitKey(client))
+	s.answerRemotely(s.ctx, z, q, r)
 }
 
-// A quota is how many of something there may be at once, in all and of one client.
+// A quota limits the number of things in use at once, in total and per client. It is safe
+// for concurrent use.
 type quota struct {
-	most, each int
+	inTotal, perClient int
 
 	mu    sync.Mutex
 	total int
-	taken map[netip.Addr]int // as many entries as most at the most
+	taken map[netip.Addr]int // at most inTotal entries
 }
 
-func newQuota(most, each int) *quota {
-	return &quota{most: most, each: each, taken: map[netip.Addr]int{}}
+func newQuota(inTotal, perClient int) *quota {
+	return &quota{inTotal: inTotal, perClient: perClient, taken: map[netip.Addr]int{}}
 }
 
-// take reports whether a client may have one more, which it has to give back.
+// take reports whether a client may use one more. The caller must then call release.
 func (q *quota) take(client netip.Addr) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.total >= q.most || q.taken[client] >= q.each {
+	if q.total >= q.inTotal || q.taken[client] >= q.perClient {
 		return false
 	}
 	q.total++
@@ -157,7 +165,7 @@ func (q *quota) take(client netip.Addr) bool {
 	return true
 }
 
-func (q *quota) give(client netip.Addr) {
+func (q *quota) release(client netip.Addr) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.total--

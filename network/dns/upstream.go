@@ -20,77 +20,79 @@ import (
 
 const (
 	resolvConf   = "/etc/resolv.conf"
-	lookEvery    = 2 * time.Second // at the file
+	checkEvery   = 2 * time.Second // checks of the file for changes
 	attemptTime  = 2 * time.Second
-	forwardTime  = 5 * time.Second // for all attempts: what clients wait for (resolv.conf(5))
+	forwardTime  = 5 * time.Second // for all attempts: the timeout of clients (resolv.conf(5))
 	maxUpstreams = 4
-	udpSize      = 1232 // bytes that reach anybody in one piece over IPv6 (RFC 9715)
+	udpSize      = 1232 // bytes of a reply that IPv6 does not fragment (RFC 9715)
 )
 
-var errNoUpstream = errors.New("the host has no resolver to ask")
+var errNoUpstream = errors.New("the host has no resolver")
 
-// upstreams are the servers that are asked for what is not ours.
+// upstreams holds the servers that receive forwarded queries. It is safe for concurrent use.
 type upstreams struct {
 	fixed []netip.AddrPort // nil: those of file
-	file  string
+	file  string           // in the format of resolv.conf(5)
 
-	mu      sync.Mutex
-	looked  time.Time
-	changed time.Time // of the file
-	size    int64
-	found   []netip.AddrPort
-	good    netip.AddrPort // who answered last
+	mu        sync.Mutex // guards the fields below
+	checked   time.Time  // the last check of the file
+	modified  time.Time  // of the file
+	size      int64      // of the file
+	found     []netip.AddrPort
+	preferred netip.AddrPort // answered last
 }
 
-// list returns whom to ask, the one that answered last first, without ourselves;
-// changed says that others were returned the last time.
-func (u *upstreams) list(now time.Time, ourselves ...netip.Addr) (servers []netip.AddrPort, changed bool) {
+// list returns the upstream servers, the one that answered last first, without the addresses
+// of this server. changed reports whether the file has changed.
+func (u *upstreams) list(now time.Time, own ...netip.Addr) (servers []netip.AddrPort, changed bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	all := u.fixed
 	if all == nil {
-		changed = u.look(now)
+		changed = u.checkFile(now)
 		all = u.found
 	}
 	for _, a := range all {
-		if !slices.Contains(ourselves, a.Addr().WithZone("")) && len(servers) < maxUpstreams {
+		if !slices.Contains(own, a.Addr().WithZone("")) && len(servers) < maxUpstreams {
 			servers = append(servers, a)
 		}
 	}
-	if i := slices.Index(servers, u.good); i > 0 {
-		servers = slices.Insert(slices.Delete(servers, i, i+1), 0, u.good)
+	if i := slices.Index(servers, u.preferred); i > 0 {
+		servers = slices.Insert(slices.Delete(servers, i, i+1), 0, u.preferred)
 	}
 	return servers, changed
 }
 
-// look reads the file again if it has changed; u.mu is held. A file that cannot
-// be read names nobody.
-func (u *upstreams) look(now time.Time) bool {
-	if now.Sub(u.looked) < lookEvery {
+// checkFile rereads the file if it has changed, at most once in checkEvery, and reports
+// whether its servers have. A file that cannot be read has none. It must be called with mu
+// held.
+func (u *upstreams) checkFile(now time.Time) bool {
+	if now.Sub(u.checked) < checkEvery {
 		return false
 	}
-	u.looked = now
+	u.checked = now
 	var at time.Time
 	var size int64
 	if info, err := os.Stat(u.file); err == nil {
 		at, size = info.ModTime(), info.Size()
 	}
-	if at.Equal(u.changed) && size == u.size {
+	if at.Equal(u.modified) && size == u.size {
 		return false
 	}
-	u.changed, u.size = at, size
-	was := u.found
+	u.modified, u.size = at, size
+	previous := u.found
 	u.found = readResolvConf(u.file)
-	return was != nil && !slices.Equal(was, u.found)
+	return previous != nil && !slices.Equal(previous, u.found)
 }
 
+// answered makes a server the first of the next list.
 func (u *upstreams) answered(a netip.AddrPort) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.good = a
+	u.preferred = a
 }
 
-// readResolvConf returns the name servers of a file as resolv.conf(5) describes it.
+// readResolvConf returns the name servers of a file in the format of resolv.conf(5).
 func readResolvConf(file string) []netip.AddrPort {
 	content, err := os.ReadFile(file)
 	if err != nil {
@@ -109,23 +111,23 @@ func readResolvConf(file string) []netip.AddrPort {
 	return servers
 }
 
-// ask returns what the first of some servers that has an answer says to the
-// question of q.
-func (u *upstreams) ask(ctx context.Context, q *dns.Msg, servers []netip.AddrPort) (*dns.Msg, error) {
+// query sends the question of q to the servers in order until one has an answer. If none has,
+// it returns the reply of one that refused or failed.
+func (u *upstreams) query(ctx context.Context, q *dns.Msg, servers []netip.AddrPort) (*dns.Msg, error) {
 	if len(servers) == 0 {
 		return nil, errNoUpstream
 	}
 	ctx, cancel := context.WithTimeout(ctx, forwardTime)
 	defer cancel()
-	var unwilling *dns.Msg
+	var refusal *dns.Msg
 	var failed error
 	for _, server := range servers {
 		m, err := attempt(ctx, q, server)
 		switch {
 		case err != nil:
-			failed = fmt.Errorf("ask %v: %w", server, err)
+			failed = fmt.Errorf("query %v: %w", server, err)
 		case m.Rcode == dns.RcodeServerFailure || m.Rcode == dns.RcodeRefused || m.Rcode == dns.RcodeNotImplemented:
-			unwilling = m
+			refusal = m
 		default:
 			u.answered(server)
 			return m, nil
@@ -134,14 +136,14 @@ func (u *upstreams) ask(ctx context.Context, q *dns.Msg, servers []netip.AddrPor
 			break
 		}
 	}
-	if unwilling != nil {
-		return unwilling, nil
+	if refusal != nil {
+		return refusal, nil
 	}
 	return nil, failed
 }
 
-// attempt asks one server: by UDP, and by TCP if the answer is too long; with
-// EDNS, and without if the server does not know it (RFC 6891, section 7).
+// attempt queries one server by UDP, and by TCP if the answer was truncated. It uses EDNS
+// unless the server does not support it (RFC 6891, section 7).
 func attempt(ctx context.Context, q *dns.Msg, server netip.AddrPort) (*dns.Msg, error) {
 	query := queryFor(q)
 	m, err := exchange(ctx, "udp", query, server)
@@ -155,8 +157,8 @@ func attempt(ctx context.Context, q *dns.Msg, server netip.AddrPort) (*dns.Msg, 
 	return m, err
 }
 
-// queryFor returns our own query for the question of q. Whoever would forge an
-// answer has to guess its random id and the port that the kernel picks.
+// queryFor returns a new query for the question of q. To forge the answer, an attacker has to
+// guess its random id and the port that the kernel picks.
 func queryFor(q *dns.Msg) *dns.Msg {
 	query := new(dns.Msg)
 	query.Id = dns.Id()
@@ -168,12 +170,12 @@ func queryFor(q *dns.Msg) *dns.Msg {
 	return query
 }
 
-// exchange sends a query and waits for the answer to it. What else arrives is
-// passed over.
-func exchange(ctx context.Context, network string, query *dns.Msg, server netip.AddrPort) (*dns.Msg, error) {
+// exchange sends a query and waits for its answer. transport is "udp" or "tcp". By UDP, it
+// ignores all other messages.
+func exchange(ctx context.Context, transport string, query *dns.Msg, server netip.AddrPort) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTime)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, network, server.String())
+	conn, err := new(net.Dialer).DialContext(ctx, transport, server.String())
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +186,7 @@ func exchange(ctx context.Context, network string, query *dns.Msg, server netip.
 	if err != nil {
 		return nil, err
 	}
-	stream := network == "tcp"
+	stream := transport == "tcp"
 	if stream {
 		packed = append(binary.BigEndian.AppendUint16(nil, uint16(len(packed))), packed...)
 	}
@@ -202,11 +204,12 @@ func exchange(ctx context.Context, network string, query *dns.Msg, server netip.
 			return m, nil
 		}
 		if stream {
-			return nil, errors.New("the answer is to another question")
+			return nil, errors.New("the answer is for another question")
 		}
 	}
 }
 
+// receive reads one message.
 func receive(conn net.Conn, buffer []byte, stream bool) ([]byte, error) {
 	if !stream {
 		n, err := conn.Read(buffer)
@@ -220,10 +223,10 @@ func receive(conn net.Conn, buffer []byte, stream bool) ([]byte, error) {
 	return answer, err
 }
 
-// answers reports whether m is an answer to a query.
+// answers reports whether m is the answer to a query.
 func answers(m, query *dns.Msg) bool {
 	if !m.Response || m.Id != query.Id || m.Opcode != query.Opcode || len(m.Question) != 1 {
-		// Servers that cannot read a query may leave the question out.
+		// A server that cannot parse a query may leave out the question.
 		return m.Response && m.Id == query.Id && m.Rcode == dns.RcodeFormatError && len(m.Question) == 0
 	}
 	a, q := m.Question[0], query.Question[0]

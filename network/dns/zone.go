@@ -13,53 +13,54 @@ import (
 )
 
 const (
-	// gatewayName is what the host is called in a network's domain: with the
-	// underscore it is no name that a VM can have.
+	// gatewayName is the name of the host in a network's domain. A VM cannot have it: the
+	// names of VMs have no underscore.
 	gatewayName = "_gateway"
-	positiveTTL = 30 // seconds; an address may go to another VM
-	negativeTTL = 5  // seconds; a VM that somebody waits for may be made at any time
+	positiveTTL = 30 // seconds: an address may go to another VM
+	negativeTTL = 5  // seconds: a VM of the name may be created at any time
 )
 
-// A zone is what a network answers for by itself.
+// A zone answers for the names and addresses of a network.
 type zone struct {
-	network vm.Network
-	domain  string // in lower case, with a dot at the end; empty for none
+	record vm.Network
+	domain string // in lower case, with a final dot; empty for none
 }
 
-func newZone(n vm.Network) zone {
-	z := zone{network: n}
-	if n.Domain != "" {
-		z.domain = dns.CanonicalName(n.Domain)
+func newZone(nw vm.Network) zone {
+	z := zone{record: nw}
+	if nw.Domain != "" {
+		z.domain = dns.CanonicalName(nw.Domain)
 	}
 	return z
 }
 
-// allows reports whether a client may ask: one of the network, or of its link.
+// allows reports whether a client may send queries: its address must be one of the network
+// or link-local.
 func (z zone) allows(client netip.Addr) bool {
-	return z.network.Subnet.Contains(client) || z.network.IPv6.Contains(client) ||
+	return z.record.Subnet.Contains(client) || z.record.IPv6.Contains(client) ||
 		(client.Is6() && client.IsLinkLocalUnicast())
 }
 
-// answer fills in r, the reply to a question of class IN, if the zone is
-// responsible for its name; not ours otherwise.
+// answer fills in r, the reply to a question of class IN. It is not ours if the zone is not
+// responsible for the name.
 func (z zone) answer(ctx context.Context, d Directory, r *dns.Msg) (ours bool, err error) {
 	q := r.Question[0]
 	name := dns.CanonicalName(q.Name)
 	if z.domain != "" && dns.IsSubDomain(z.domain, name) {
-		return true, z.forward(ctx, d, r, q, name)
+		return true, z.answerName(ctx, d, r, q, name)
 	}
-	if ip, prefix, ok := reverse(name); ok {
-		for _, p := range []netip.Prefix{z.network.Subnet, z.network.IPv6} {
+	if ip, prefix, ok := parseReverse(name); ok {
+		for _, p := range []netip.Prefix{z.record.Subnet, z.record.IPv6} {
 			if p.IsValid() && prefix.Bits() >= p.Bits() && p.Overlaps(prefix) {
-				return true, z.backward(ctx, d, r, q, ip, prefix, p)
+				return true, z.answerReverse(ctx, d, r, q, reverseQuery{ip, prefix, p})
 			}
 		}
 	}
 	return false, nil
 }
 
-// forward answers for a name in the domain.
-func (z zone) forward(ctx context.Context, d Directory, r *dns.Msg, q dns.Question, name string) error {
+// answerName answers for a name in the domain.
+func (z zone) answerName(ctx context.Context, d Directory, r *dns.Msg, q dns.Question, name string) error {
 	r.Authoritative = true
 	soa := z.soa(z.domain)
 	if name == z.domain {
@@ -77,13 +78,15 @@ func (z zone) forward(ctx context.Context, d Directory, r *dns.Msg, q dns.Questi
 	var ip4, ip6 netip.Addr
 	switch {
 	case label == gatewayName:
-		ip4, ip6 = z.network.Gateway, z.network.GatewayIPv6()
-	case strings.ContainsAny(label, `.\`): // names have one label, without escapes
-		return missing(r, soa)
+		ip4, ip6 = z.record.Gateway, z.record.GatewayIPv6()
+	case strings.ContainsAny(label, `.\`): // the name of a VM is one label without escapes
+		noSuchName(r, soa)
+		return nil
 	default:
-		l, err := d.LeaseByName(ctx, z.network.Name, label)
+		l, err := d.LeaseByName(ctx, z.record.Name, label)
 		if errors.Is(err, vm.ErrNotFound) {
-			return missing(r, soa)
+			noSuchName(r, soa)
+			return nil
 		}
 		if err != nil {
 			return err
@@ -101,13 +104,21 @@ func (z zone) forward(ctx context.Context, d Directory, r *dns.Msg, q dns.Questi
 	return nil
 }
 
-// backward answers for a name in the reverse tree of p, one of the network's
-// prefixes: of an address, or of the part of p that prefix is.
-func (z zone) backward(ctx context.Context, d Directory, r *dns.Msg, q dns.Question, ip netip.Addr, prefix, p netip.Prefix) error {
+// A reverseQuery is a name in the reverse tree of one of the network's prefixes.
+type reverseQuery struct {
+	ip     netip.Addr
+	named  netip.Prefix // the prefix that the name stands for; a single address if it is complete
+	subnet netip.Prefix // the network's prefix
+}
+
+// answerReverse answers for a name in a reverse tree.
+func (z zone) answerReverse(
+	ctx context.Context, d Directory, r *dns.Msg, q dns.Question, reverse reverseQuery,
+) error {
 	r.Authoritative = true
-	soa := z.soa(reverseName(p))
-	if !prefix.IsSingleIP() {
-		if prefix == p && q.Qtype == dns.TypeSOA {
+	soa := z.soa(reverseName(reverse.subnet))
+	if !reverse.named.IsSingleIP() {
+		if reverse.named == reverse.subnet && q.Qtype == dns.TypeSOA {
 			r.Answer = append(r.Answer, soa)
 			return nil
 		}
@@ -115,10 +126,10 @@ func (z zone) backward(ctx context.Context, d Directory, r *dns.Msg, q dns.Quest
 		return nil
 	}
 	name := ""
-	if ip == z.network.Gateway || ip == z.network.GatewayIPv6() {
+	if reverse.ip == z.record.Gateway || reverse.ip == z.record.GatewayIPv6() {
 		name = gatewayName
 	} else {
-		l, err := d.LeaseByIP(ctx, z.network.Name, ip)
+		l, err := d.LeaseByIP(ctx, z.record.Name, reverse.ip)
 		if err != nil && !errors.Is(err, vm.ErrNotFound) {
 			return err
 		}
@@ -128,21 +139,21 @@ func (z zone) backward(ctx context.Context, d Directory, r *dns.Msg, q dns.Quest
 	}
 	switch {
 	case name == "" || z.domain == "":
-		return missing(r, soa)
+		noSuchName(r, soa)
 	case q.Qtype == dns.TypePTR:
-		r.Answer = append(r.Answer, &dns.PTR{Hdr: header(q.Name, dns.TypePTR, positiveTTL), Ptr: name + "." + z.domain})
+		ptr := &dns.PTR{Hdr: header(q.Name, dns.TypePTR, positiveTTL), Ptr: name + "." + z.domain}
+		r.Answer = append(r.Answer, ptr)
 	default:
 		r.Ns = append(r.Ns, soa)
 	}
 	return nil
 }
 
-// missing says that there is no such name, and for how long that may be believed
-// (RFC 2308, section 3).
-func missing(r *dns.Msg, soa *dns.SOA) error {
+// noSuchName makes r a name error. The SOA record limits how long clients cache it (RFC
+// 2308, section 3).
+func noSuchName(r *dns.Msg, soa *dns.SOA) {
 	r.Rcode = dns.RcodeNameError
 	r.Ns = append(r.Ns, soa)
-	return nil
 }
 
 func (z zone) soa(apex string) *dns.SOA {
@@ -151,8 +162,14 @@ func (z zone) soa(apex string) *dns.SOA {
 		host = gatewayName + "." + z.domain
 	}
 	return &dns.SOA{
-		Hdr: header(apex, dns.TypeSOA, negativeTTL), Ns: host, Mbox: "hostmaster." + strings.TrimPrefix(host, gatewayName+"."),
-		Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: negativeTTL,
+		Hdr:     header(apex, dns.TypeSOA, negativeTTL),
+		Ns:      host,
+		Mbox:    "hostmaster." + strings.TrimPrefix(host, gatewayName+"."),
+		Serial:  1,
+		Refresh: 3600,
+		Retry:   600,
+		Expire:  86400,
+		Minttl:  negativeTTL,
 	}
 }
 
@@ -160,22 +177,22 @@ func header(name string, rrtype uint16, ttl uint32) dns.RR_Header {
 	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
 }
 
-// reverse returns the address that a name in in-addr.arpa or ip6.arpa stands for
-// (RFC 1035, section 3.5; RFC 3596, section 2.5), and the prefix, which is
-// shorter for a name that stands for a part of one. Not ok for any other name.
-func reverse(name string) (netip.Addr, netip.Prefix, bool) {
+// parseReverse returns the address that a name in in-addr.arpa or ip6.arpa stands for (RFC
+// 1035, section 3.5; RFC 3596, section 2.5), and the prefix of its labels: an incomplete
+// name stands for a shorter prefix. It is not ok for any other name.
+func parseReverse(name string) (netip.Addr, netip.Prefix, bool) {
 	if rest, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
-		return reverseOf(rest, make([]byte, 4), 8, 10)
+		return parseLabels(rest, make([]byte, 4), 8, 10)
 	}
 	if rest, ok := strings.CutSuffix(name, ".ip6.arpa."); ok {
-		return reverseOf(rest, make([]byte, 16), 4, 16)
+		return parseLabels(rest, make([]byte, 16), 4, 16)
 	}
 	return netip.Addr{}, netip.Prefix{}, false
 }
 
-// reverseOf puts labels, the last first, into an address: each is a number of so
-// many bits to a base.
-func reverseOf(labels string, address []byte, bits, base int) (netip.Addr, netip.Prefix, bool) {
+// parseLabels stores the numbers of labels in an address, the last label first. Each label is
+// a number with a base, of a number of bits.
+func parseLabels(labels string, address []byte, bits, base int) (netip.Addr, netip.Prefix, bool) {
 	parts := strings.Split(labels, ".")
 	if len(parts)*bits > len(address)*8 {
 		return netip.Addr{}, netip.Prefix{}, false
@@ -192,8 +209,8 @@ func reverseOf(labels string, address []byte, bits, base int) (netip.Addr, netip
 	return ip, netip.PrefixFrom(ip, len(parts)*bits), true
 }
 
-// reverseName returns the name in the reverse tree of the shortest prefix with
-// such a name that p is in: itself, if its length is that of whole labels.
+// reverseName returns the name of p in the reverse tree. If the length of p is not one of
+// whole labels, the name is that of the next shorter prefix which has one.
 func reverseName(p netip.Prefix) string {
 	name, err := dns.ReverseAddr(p.Addr().String())
 	if err != nil {

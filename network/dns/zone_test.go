@@ -20,14 +20,17 @@ var testNetwork = vm.Network{
 	IPv6: netip.MustParsePrefix("fd00:77::/64"), Domain: "vm.internal",
 }
 
-// book is a directory with one lease, and with a name that cannot be looked up.
-type book struct{}
+// A directory has one lease, and one name with a failing lookup.
+type directory struct{}
 
-var testLease = vm.Lease{Network: "net0", Hostname: "web", IP: netip.MustParseAddr("192.168.77.9"), IPv6: netip.MustParseAddr("fd00:77::9")}
+var testLease = vm.Lease{
+	Network: "net0", Hostname: "web",
+	IP: netip.MustParseAddr("192.168.77.9"), IPv6: netip.MustParseAddr("fd00:77::9"),
+}
 
-func (book) LeaseByName(_ context.Context, network, name string) (vm.Lease, error) {
+func (directory) LeaseByName(_ context.Context, networkName, name string) (vm.Lease, error) {
 	switch {
-	case network == "net0" && name == "web":
+	case networkName == "net0" && name == "web":
 		return testLease, nil
 	case name == "broken":
 		return vm.Lease{}, errors.New("the disk is full")
@@ -35,8 +38,8 @@ func (book) LeaseByName(_ context.Context, network, name string) (vm.Lease, erro
 	return vm.Lease{}, vm.NotFound("lease", name)
 }
 
-func (book) LeaseByIP(_ context.Context, network string, ip netip.Addr) (vm.Lease, error) {
-	if network == "net0" && (ip == testLease.IP || ip == testLease.IPv6) {
+func (directory) LeaseByIP(_ context.Context, networkName string, ip netip.Addr) (vm.Lease, error) {
+	if networkName == "net0" && (ip == testLease.IP || ip == testLease.IPv6) {
 		return testLease, nil
 	}
 	return vm.Lease{}, vm.NotFound("lease", ip.String())
@@ -44,14 +47,14 @@ func (book) LeaseByIP(_ context.Context, network string, ip netip.Addr) (vm.Leas
 
 func question(name string, qtype uint16) *dns.Msg { return new(dns.Msg).SetQuestion(name, qtype) }
 
-func TestTheZoneAnswersForItsNamesAndForNoOthers(t *testing.T) {
+func TestAZoneAnswersForItsNamesOnly(t *testing.T) {
 	const half6 = "0.0.0.0.0.0.0.0.7.7.0.0.0.0.d.f.ip6.arpa." // of the /64
 	for _, c := range []struct {
 		name  string
 		qtype uint16
 		ours  bool
 		rcode int
-		want  string // what the answer ends with; empty for none
+		want  string // the end of the answer; empty: there is none
 	}{
 		{"web.vm.internal.", dns.TypeA, true, dns.RcodeSuccess, "192.168.77.9"},
 		{"WEB.vm.Internal.", dns.TypeA, true, dns.RcodeSuccess, "192.168.77.9"},
@@ -84,9 +87,10 @@ func TestTheZoneAnswersForItsNamesAndForNoOthers(t *testing.T) {
 		{half6[2:], dns.TypeSOA, false, 0, ""},
 	} {
 		r := new(dns.Msg).SetReply(question(c.name, c.qtype))
-		ours, err := newZone(testNetwork).answer(t.Context(), book{}, r)
+		ours, err := newZone(testNetwork).answer(t.Context(), directory{}, r)
 		if err != nil || ours != c.ours || r.Rcode != c.rcode {
-			t.Errorf("%s %s: ours %v, rcode %d, error %v; want %v, %d", c.name, dns.TypeToString[c.qtype], ours, r.Rcode, err, c.ours, c.rcode)
+			t.Errorf("%s %s: ours %v, rcode %d, error %v; want %v, %d",
+				c.name, dns.TypeToString[c.qtype], ours, r.Rcode, err, c.ours, c.rcode)
 			continue
 		}
 		switch {
@@ -94,7 +98,7 @@ func TestTheZoneAnswersForItsNamesAndForNoOthers(t *testing.T) {
 		case !r.Authoritative:
 			t.Errorf("%s: not authoritative", c.name)
 		case c.want == "" && (len(r.Answer) > 0 || len(r.Ns) != 1 || r.Ns[0].Header().Rrtype != dns.TypeSOA):
-			t.Errorf("%s %s: want nothing but an SOA record, got %v", c.name, dns.TypeToString[c.qtype], r)
+			t.Errorf("%s %s: want only an SOA record, got %v", c.name, dns.TypeToString[c.qtype], r)
 		case c.want != "" && (len(r.Answer) != 1 || !strings.HasSuffix(r.Answer[0].String(), c.want)):
 			t.Errorf("%s %s: %v, want %s", c.name, dns.TypeToString[c.qtype], r.Answer, c.want)
 		}
@@ -104,7 +108,7 @@ func TestTheZoneAnswersForItsNamesAndForNoOthers(t *testing.T) {
 	}
 }
 
-func TestReverseNamesOfEveryLengthAreOfTheirSubnet(t *testing.T) {
+func TestReverseNamesOfEveryPrefixLength(t *testing.T) {
 	for prefix, want := range map[string]string{
 		"192.168.77.0/24": "77.168.192.in-addr.arpa.", "192.168.76.0/22": "168.192.in-addr.arpa.",
 		"192.168.77.128/25": "77.168.192.in-addr.arpa.", "10.0.0.0/8": "10.in-addr.arpa.",
@@ -120,38 +124,42 @@ func TestReverseNamesOfEveryLengthAreOfTheirSubnet(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := new(dns.Msg).SetReply(question(name, dns.TypePTR))
-	if _, err := newZone(testNetwork).answer(t.Context(), book{}, r); err != nil || len(r.Answer) != 1 || !strings.HasSuffix(r.Answer[0].String(), "web.vm.internal.") {
-		t.Errorf("%v, %v", r, err)
+	_, err = newZone(testNetwork).answer(t.Context(), directory{}, r)
+	if err != nil || len(r.Answer) != 1 || !strings.HasSuffix(r.Answer[0].String(), "web.vm.internal.") {
+		t.Errorf("%s: %v, %v", name, r, err)
 	}
 }
 
-func TestQueriesThatAreNotToBeAnsweredAreNot(t *testing.T) {
+func TestScreenRejectsInvalidAndForeignQueries(t *testing.T) {
 	inside := netip.MustParseAddr("192.168.77.9")
 	with := func(f func(*dns.Msg)) *dns.Msg {
 		q := question("example.com.", dns.TypeA)
 		f(q)
 		return q
 	}
+	laterEDNS := func(q *dns.Msg) { q.SetEdns0(1232, false); q.IsEdns0().SetVersion(1) }
+	addAnswer := func(q *dns.Msg) { q.Answer = append(q.Answer, &dns.A{Hdr: header(".", dns.TypeA, 0)}) }
+	const formErr = dns.RcodeFormatError
 	for name, c := range map[string]struct {
 		q      *dns.Msg
 		client string
-		want   int // -1: it is answered
+		want   int // -1: the query is accepted
 	}{
-		"from the subnet":     {question("example.com.", dns.TypeA), "192.168.77.9", -1},
-		"from the prefix":     {question("example.com.", dns.TypeA), "fd00:77::9", -1},
-		"from the link":       {question("example.com.", dns.TypeA), "fe80::9", -1},
-		"from outside":        {question("example.com.", dns.TypeA), "192.168.78.9", dns.RcodeRefused},
-		"from outside, IPv6":  {question("example.com.", dns.TypeA), "fd00:78::9", dns.RcodeRefused},
-		"a transfer":          {question("vm.internal.", dns.TypeAXFR), "", dns.RcodeRefused},
-		"a part of one":       {question("vm.internal.", dns.TypeIXFR), "", dns.RcodeRefused},
-		"anything":            {question("vm.internal.", dns.TypeANY), "", dns.RcodeRefused},
-		"two questions":       {with(func(q *dns.Msg) { q.Question = append(q.Question, q.Question[0]) }), "", dns.RcodeFormatError},
-		"no question":         {with(func(q *dns.Msg) { q.Question = nil }), "", dns.RcodeFormatError},
-		"another class":       {with(func(q *dns.Msg) { q.Question[0].Qclass = dns.ClassCHAOS }), "", dns.RcodeRefused},
-		"an update":           {with(func(q *dns.Msg) { q.Opcode = dns.OpcodeUpdate }), "", dns.RcodeNotImplemented},
-		"a later EDNS":        {with(func(q *dns.Msg) { q.SetEdns0(1232, false); q.IsEdns0().SetVersion(1) }), "", dns.RcodeBadVers},
-		"with an answer":      {with(func(q *dns.Msg) { q.Answer = append(q.Answer, &dns.A{Hdr: header(".", dns.TypeA, 0)}) }), "", dns.RcodeFormatError},
-		"a type of new times": {question("example.com.", dns.TypeHTTPS), "", -1},
+		"from the subnet":         {question("example.com.", dns.TypeA), "192.168.77.9", -1},
+		"from the prefix":         {question("example.com.", dns.TypeA), "fd00:77::9", -1},
+		"from the link":           {question("example.com.", dns.TypeA), "fe80::9", -1},
+		"from outside":            {question("example.com.", dns.TypeA), "192.168.78.9", dns.RcodeRefused},
+		"from outside, IPv6":      {question("example.com.", dns.TypeA), "fd00:78::9", dns.RcodeRefused},
+		"a transfer":              {question("vm.internal.", dns.TypeAXFR), "", dns.RcodeRefused},
+		"an incremental transfer": {question("vm.internal.", dns.TypeIXFR), "", dns.RcodeRefused},
+		"any type":                {question("vm.internal.", dns.TypeANY), "", dns.RcodeRefused},
+		"two questions":           {with(func(q *dns.Msg) { q.Question = append(q.Question, q.Question[0]) }), "", formErr},
+		"no question":             {with(func(q *dns.Msg) { q.Question = nil }), "", formErr},
+		"another class":           {with(func(q *dns.Msg) { q.Question[0].Qclass = dns.ClassCHAOS }), "", dns.RcodeRefused},
+		"an update":               {with(func(q *dns.Msg) { q.Opcode = dns.OpcodeUpdate }), "", dns.RcodeNotImplemented},
+		"a later EDNS":            {with(laterEDNS), "", dns.RcodeBadVers},
+		"with an answer":          {with(addAnswer), "", formErr},
+		"a recent type":           {question("example.com.", dns.TypeHTTPS), "", -1},
 	} {
 		client := inside
 		if c.client != "" {
@@ -176,7 +184,7 @@ func record(t testing.TB, s string) dns.RR {
 	return rr
 }
 
-func TestTheCacheKeepsAnswersAsLongAsTheySay(t *testing.T) {
+func TestTheCacheKeepsAnswersForTheirTTL(t *testing.T) {
 	soa := "example.com. 3600 IN SOA a. b. 1 2 3 4 60"
 	for name, c := range map[string]struct {
 		rcode       int
@@ -184,14 +192,14 @@ func TestTheCacheKeepsAnswersAsLongAsTheySay(t *testing.T) {
 		truncated   bool
 		wantSeconds int
 	}{
-		"an answer":            {answer: "x. 300 IN A 1.2.3.4", wantSeconds: 300},
-		"a long one":           {answer: "x. 300000 IN A 1.2.3.4", wantSeconds: 3600},
-		"one that is over":     {answer: "x. 0 IN A 1.2.3.4"},
-		"half of one":          {answer: "x. 300 IN A 1.2.3.4", truncated: true},
-		"no such name":         {rcode: dns.RcodeNameError, ns: soa, wantSeconds: 60},
-		"no such data":         {ns: soa, wantSeconds: 60},
-		"no such name, no SOA": {rcode: dns.RcodeNameError},
-		"a failure":            {rcode: dns.RcodeServerFailure, ns: soa},
+		"an answer":                 {answer: "x. 300 IN A 1.2.3.4", wantSeconds: 300},
+		"an answer with a long TTL": {answer: "x. 300000 IN A 1.2.3.4", wantSeconds: 3600},
+		"an answer with TTL 0":      {answer: "x. 0 IN A 1.2.3.4"},
+		"a truncated answer":        {answer: "x. 300 IN A 1.2.3.4", truncated: true},
+		"no such name":              {rcode: dns.RcodeNameError, ns: soa, wantSeconds: 60},
+		"no such data":              {ns: soa, wantSeconds: 60},
+		"no such name, no SOA":      {rcode: dns.RcodeNameError},
+		"a failure":                 {rcode: dns.RcodeServerFailure, ns: soa},
 	} {
 		m := question("x.", dns.TypeA)
 		m.Rcode, m.Truncated = c.rcode, c.truncated
@@ -220,19 +228,25 @@ func TestTheCacheKeepsAnswersAsLongAsTheySay(t *testing.T) {
 	}
 }
 
-func TestTheCacheHasBounds(t *testing.T) {
+func TestTheCacheIsBounded(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	fill := func(n int, text string) *cache {
 		c := newCache()
 		for i := range n {
-			m := question(strings.Repeat("a", i%50+1)+"."+strings.Repeat("b", i/50%50+1)+"."+strings.Repeat("c", i/2500+1)+".", dns.TypeTXT)
-			m.Answer = []dns.RR{&dns.TXT{Hdr: header("x.", dns.TypeTXT, 300), Txt: []string{text, text, text, text, text, text, text, text}}}
+			first, second := strings.Repeat("a", i%50+1), strings.Repeat("b", i/50%50+1)
+			third := strings.Repeat("c", i/2500+1)
+			m := question(first+"."+second+"."+third+".", dns.TypeTXT)
+			m.Answer = []dns.RR{&dns.TXT{
+				Hdr: header("x.", dns.TypeTXT, 300),
+				Txt: []string{text, text, text, text, text, text, text, text},
+			}}
 			c.put(keyOf(m), m, now)
 		}
 		return c
 	}
 	if c := fill(2*maxEntries, "x"); len(c.entries) != maxEntries || c.used.Len() != maxEntries {
-		t.Errorf("%d entries, %d in use", len(c.entries), c.used.Len())
+		t.Errorf("%d entries, %d in the list, want %d", len(c.entries), c.used.Len(), maxEntries)
 	}
 	c := fill(2*maxEntries, strings.Repeat("x", 250))
 	sum := 0
@@ -240,13 +254,17 @@ func TestTheCacheHasBounds(t *testing.T) {
 		sum += e.Value.(*entry).size()
 	}
 	if c.bytes > maxCacheBytes || c.bytes != sum {
-		t.Errorf("%d bytes, counted %d", c.bytes, sum)
+		t.Errorf("%d bytes, counted %d, want at most %d", c.bytes, sum, maxCacheBytes)
 	}
 }
 
 func FuzzDNS(f *testing.F) {
-	for _, q := range []*dns.Msg{question("web.vm.internal.", dns.TypeA), question("9.77.168.192.in-addr.arpa.", dns.TypePTR),
-		question("vm.internal.", dns.TypeAXFR), question("example.com.", dns.TypeA).SetEdns0(4096, true)} {
+	for _, q := range []*dns.Msg{
+		question("web.vm.internal.", dns.TypeA),
+		question("9.77.168.192.in-addr.arpa.", dns.TypePTR),
+		question("vm.internal.", dns.TypeAXFR),
+		question("example.com.", dns.TypeA).SetEdns0(4096, true),
+	} {
 		b, err := q.Pack()
 		if err != nil {
 			f.Fatal(err)
@@ -257,20 +275,20 @@ func FuzzDNS(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		q := new(dns.Msg)
 		if err := q.Unpack(b); err != nil {
-			if r := unreadable(b); r != nil && (len(r) != 12 || r[2]&0x80 == 0) {
-				t.Fatalf("answer %x", r)
+			if r := formatError(b); r != nil && (len(r) != 12 || r[2]&0x80 == 0) {
+				t.Fatalf("reply %x", r)
 			}
 			return
 		}
 		r, final := screen(q, testLease.IP, z)
 		if !final {
-			ours, err := z.answer(t.Context(), book{}, r)
+			ours, err := z.answer(t.Context(), directory{}, r)
 			if err != nil {
-				return // the name "broken"
+				return // the lookup of one name fails
 			}
 			if !ours {
 				if k := keyOf(q); k.qtype != q.Question[0].Qtype {
-					t.Fatal("another key")
+					t.Fatal("the key has another type")
 				}
 				if _, err := queryFor(q).Pack(); err != nil {
 					return // a name that cannot be packed again
@@ -282,10 +300,10 @@ func FuzzDNS(f *testing.F) {
 			return
 		}
 		if len(answer) > udpSize {
-			t.Fatalf("an answer of %d bytes", len(answer))
+			t.Fatalf("a reply of %d bytes, want at most %d", len(answer), udpSize)
 		}
 		if err := new(dns.Msg).Unpack(answer); err != nil {
-			t.Fatalf("the answer to %v cannot be read: %v", q, err)
+			t.Fatalf("the reply to %v cannot be parsed: %v", q, err)
 		}
 	})
 }

@@ -1,6 +1,6 @@
-// Package guard is what the servers of a network need against what guests may
-// send them: limits per client in bounded memory, a log that no flood can fill,
-// and a reader of datagrams that does a bounded amount of work.
+// Package guard protects the servers of a network from their guests: limits per client in
+// bounded memory, a log that a flood cannot fill, and a reader of datagrams that does a
+// bounded amount of work.
 package guard
 
 import (
@@ -10,43 +10,44 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// sweepEvery is how often a full table is searched for clients to forget.
+// sweepEvery is the interval between two searches of a full table for clients to remove.
 const sweepEvery = time.Second
 
-// strangersFactor is how much more all strangers together may ask than one.
+// strangersFactor is the limit of all strangers together, in limits of one client.
 const strangersFactor = 20
 
-// Clients limits how often each client is served. It has room for a number of
-// clients; those beyond it share one bucket. Clients that are known to be no
-// invention of a flood have room of their own: see [Clients.Know]. All others
-// together may ask 20 times what one may.
+// Clients limits the requests of each client with a token bucket. It has two tables of
+// bounded size: known clients, which a flood cannot invent (see [Clients.Know]), and
+// strangers. Strangers beyond the size share one bucket, and all strangers together have
+// 20 times the limit of one client. It is safe for concurrent use.
 type Clients[K comparable] struct {
 	limit rate.Limit
 	burst int
-	room  int
+	size  int // of each table
 
 	mu        sync.Mutex
 	strangers map[K]*rate.Limiter
 	known     map[K]*rate.Limiter
-	all       *rate.Limiter // of the strangers
-	rest      *rate.Limiter // of the strangers that there is no room for
-	swept     time.Time
+	all       *rate.Limiter // of all strangers together
+	overflow  *rate.Limiter // of the strangers without a bucket
+	swept     time.Time     // the last search of a full table
 }
 
-// NewClients returns a table that allows each client limit requests a second on
-// average and burst at once; it has room for as many known clients and as many
-// strangers as room says.
-func NewClients[K comparable](limit rate.Limit, burst, room int) *Clients[K] {
+// NewClients returns an empty Clients. A client may send limit requests per second on
+// average and burst at once. Each table has room for size clients.
+func NewClients[K comparable](limit rate.Limit, burst, size int) *Clients[K] {
 	return &Clients[K]{
-		limit: limit, burst: burst, room: room,
+		limit:     limit,
+		burst:     burst,
+		size:      size,
 		strangers: map[K]*rate.Limiter{},
 		known:     map[K]*rate.Limiter{},
 		all:       rate.NewLimiter(limit*strangersFactor, burst*strangersFactor),
-		rest:      rate.NewLimiter(limit, burst),
+		overflow:  rate.NewLimiter(limit, burst),
 	}
 }
 
-// Allow reports whether a client may be served now.
+// Allow reports whether a request of a client is within the limits, and counts it.
 func (c *Clients[K]) Allow(k K) bool {
 	now := time.Now()
 	c.mu.Lock()
@@ -57,7 +58,7 @@ func (c *Clients[K]) Allow(k K) bool {
 	l, ok := c.strangers[k]
 	if !ok {
 		if c.full(c.strangers, now) {
-			return c.rest.AllowN(now, 1) && c.all.AllowN(now, 1)
+			return c.overflow.AllowN(now, 1) && c.all.AllowN(now, 1)
 		}
 		l = rate.NewLimiter(c.limit, c.burst)
 		c.strangers[k] = l
@@ -65,7 +66,8 @@ func (c *Clients[K]) Allow(k K) bool {
 	return l.AllowN(now, 1) && c.all.AllowN(now, 1)
 }
 
-// Know gives a client a bucket that strangers cannot take.
+// Know makes a client a known one, if that table has room. Call it for clients with a
+// record only.
 func (c *Clients[K]) Know(k K) {
 	now := time.Now()
 	c.mu.Lock()
@@ -81,10 +83,10 @@ func (c *Clients[K]) Know(k K) {
 	c.known[k] = l
 }
 
-// full reports whether a table has no room, after forgetting, now and then, the
-// clients in it whose bucket is full again: they lose nothing by it.
+// full reports whether a table has no room. At most every sweepEvery it first removes the
+// clients with a full bucket, which a new bucket equals. It must be called with mu held.
 func (c *Clients[K]) full(table map[K]*rate.Limiter, now time.Time) bool {
-	if len(table) < c.room {
+	if len(table) < c.size {
 		return false
 	}
 	if now.Sub(c.swept) < sweepEvery {
@@ -96,10 +98,10 @@ func (c *Clients[K]) full(table map[K]*rate.Limiter, now time.Time) bool {
 			delete(table, k)
 		}
 	}
-	return len(table) >= c.room
+	return len(table) >= c.size
 }
 
-// Len returns how many clients are in the table.
+// Len returns the number of clients in the tables.
 func (c *Clients[K]) Len() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

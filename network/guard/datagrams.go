@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// retryAfter is how long a reader rests after an error that may pass, such as an
-// interface that is down.
+// retryAfter is the pause of a reader after a temporary error, such as an interface that is
+// down.
 const retryAfter = time.Second
 
-// Datagrams is how datagrams of a socket are read and handled: by one reader and
-// some workers. What comes while all workers have enough to do is dropped.
+// Datagrams reads the datagrams of a socket with one reader and handles them with several
+// workers. It drops datagrams while the queue of the workers is full.
 type Datagrams[A any] struct {
 	Read    func([]byte) (int, A, error)
-	Handle  func([]byte, A) // may not keep the bytes
-	Size    int             // of the largest datagram that is not cut
+	Handle  func([]byte, A) // must not keep the bytes; safe for concurrent use
+	Size    int             // longer datagrams are truncated
 	Workers int
 	Log     *Log
 }
@@ -32,9 +32,9 @@ type datagram[A any] struct {
 	from  A
 }
 
-// Serve reads until ctx is done, which whoever ends it has to follow up by
-// closing the socket, or until the socket fails: then it returns why. It returns
-// when all workers have ended.
+// Serve blocks until ctx is done or the socket fails, and until all workers have ended. It
+// returns nil in the first case. The caller that cancels ctx must then close the socket, which
+// unblocks the reader.
 func (d Datagrams[A]) Serve(ctx context.Context) error {
 	queue := 16 * d.Workers
 	work := make(chan datagram[A], queue)
@@ -60,13 +60,13 @@ func (d Datagrams[A]) Serve(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
-			if err := rest(ctx, err); err != nil {
+			if err := pause(ctx, err); err != nil {
 				return err
 			}
 			continue
 		}
 		select {
-		case b := <-free: // there are as many as fit in the queue, so this send does not block
+		case b := <-free: // there are as many as the queue has room for, so the send does not block
 			work <- datagram[A]{append(b, buffer[:n]...), from}
 		default:
 		}
@@ -78,11 +78,11 @@ func (d Datagrams[A]) handle(g datagram[A]) {
 	d.Handle(g.bytes, g.from)
 }
 
-// rest returns err if a socket is of no use after it. Otherwise it waits, so that
-// a socket which fails again and again costs nothing, and returns nil.
-func rest(ctx context.Context, err error) error {
-	passes := errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
-	if !passes {
+// pause returns an error if err is permanent. Otherwise it waits for retryAfter and returns
+// nil, so a socket that keeps failing costs nothing.
+func pause(ctx context.Context, err error) error {
+	temporary := errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+	if !temporary {
 		return fmt.Errorf("read from the network: %w", err)
 	}
 	timer := time.NewTimer(retryAfter)
@@ -94,8 +94,7 @@ func rest(ctx context.Context, err error) error {
 	return nil
 }
 
-// InterfaceIndex returns the index that an interface has in the network
-// namespace of a socket.
+// InterfaceIndex returns the index of an interface in the network namespace of a socket.
 func InterfaceIndex(socket syscall.Conn, name string) (int, error) {
 	raw, err := socket.SyscallConn()
 	if err != nil {
@@ -106,7 +105,8 @@ func InterfaceIndex(socket syscall.Conn, name string) (int, error) {
 		return 0, fmt.Errorf("interface %q: %w", name, err)
 	}
 	var failed error
-	if err := raw.Control(func(fd uintptr) { failed = unix.IoctlIfreq(int(fd), unix.SIOCGIFINDEX, request) }); err != nil {
+	err = raw.Control(func(fd uintptr) { failed = unix.IoctlIfreq(int(fd), unix.SIOCGIFINDEX, request) })
+	if err != nil {
 		return 0, err
 	}
 	if failed != nil {
@@ -115,29 +115,30 @@ func InterfaceIndex(socket syscall.Conn, name string) (int, error) {
 	return int(request.Uint32()), nil
 }
 
-// StillThere returns nil if the interface of a name is the one it was when it had
-// the index: a socket stays bound to an interface that is gone, and hears nothing.
-func StillThere(socket syscall.Conn, name string, index int) error {
+// CheckInterface returns an error if the interface with a name is gone or has another index.
+// A socket stays bound to an interface that is gone, and receives nothing. CheckInterface
+// returns nil for a closed socket.
+func CheckInterface(socket syscall.Conn, name string, index int) error {
 	now, err := InterfaceIndex(socket, name)
 	switch {
 	case errors.Is(err, net.ErrClosed):
-		return nil // whoever closed it says why
+		return nil // its owner knows why
 	case err != nil:
 		return err
 	case now != index:
-		return fmt.Errorf("interface %s was replaced by another of its name", name)
+		return fmt.Errorf("interface %s was replaced by another with the same name", name)
 	}
 	return nil
 }
 
-// LinkAddress returns the Ethernet address that an interface has in the network
-// namespace of a socket.
+// LinkAddress returns the Ethernet address of an interface in the network namespace of a
+// socket.
 func LinkAddress(socket syscall.Conn, name string) (net.HardwareAddr, error) {
 	raw, err := socket.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	// struct ifreq: the name, then a struct sockaddr with the address after its family.
+	// struct ifreq: the name, then a struct sockaddr: the family and the address.
 	var request struct {
 		name   [unix.IFNAMSIZ]byte
 		family uint16

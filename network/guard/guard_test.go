@@ -16,7 +16,8 @@ import (
 	"vmand/network/guard/linktest"
 )
 
-func TestAFloodOfInventedClientsIsBoundedAndLeavesTheKnownAlone(t *testing.T) {
+func TestAFloodOfInventedClientsIsBoundedAndDoesNotLimitKnownClients(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := NewClients[int](10, 20, 100)
 		c.Know(-1)
@@ -27,23 +28,23 @@ func TestAFloodOfInventedClientsIsBoundedAndLeavesTheKnownAlone(t *testing.T) {
 			}
 		}
 		if served > 20*strangersFactor {
-			t.Errorf("%d strangers were served at once", served)
+			t.Errorf("%d strangers were served at once, want at most %d", served, 20*strangersFactor)
 		}
 		if n := c.Len(); n > 101 {
-			t.Errorf("%d clients are remembered", n)
+			t.Errorf("%d clients are in the tables, want at most 101", n)
 		}
 		for i := range 20 {
 			if !c.Allow(-1) {
-				t.Fatalf("the known client was refused after %d requests", i)
+				t.Fatalf("the known client was refused after %d requests, want 20", i)
 			}
 		}
 		if c.Allow(-1) {
 			t.Error("the known client has no limit")
 		}
-		time.Sleep(time.Second) // of the bubble: buckets fill again
+		time.Sleep(time.Second) // of the bubble: the buckets fill
 		for i := range 10 {
 			if !c.Allow(-1) {
-				t.Fatalf("a second later the known client was refused after %d requests", i)
+				t.Fatalf("a second later the known client was refused after %d requests, want 10", i)
 			}
 		}
 		if !c.Allow(1_000_000) {
@@ -52,7 +53,8 @@ func TestAFloodOfInventedClientsIsBoundedAndLeavesTheKnownAlone(t *testing.T) {
 	})
 }
 
-func TestALogSaysHowMuchItLeftOut(t *testing.T) {
+func TestALogWritesHowManyLinesItDropped(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		text := new(linktest.Log)
 		l := NewLog(text.Logger())
@@ -60,7 +62,7 @@ func TestALogSaysHowMuchItLeftOut(t *testing.T) {
 			l.Warn("trouble")
 		}
 		if n := strings.Count(text.String(), "\n"); n != logBurst {
-			t.Errorf("%d lines", n)
+			t.Errorf("%d lines were written, want %d", n, logBurst)
 		}
 		time.Sleep(logEvery)
 		l.Warn("more trouble")
@@ -70,7 +72,8 @@ func TestALogSaysHowMuchItLeftOut(t *testing.T) {
 	})
 }
 
-func TestAReaderOutlivesPanicsAndRestsWhileTheInterfaceIsDown(t *testing.T) {
+func TestAReaderSurvivesPanicsAndPausesWhileTheInterfaceIsDown(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		text := new(linktest.Log)
 		reads, handled := 0, atomic.Int64{}
@@ -94,21 +97,22 @@ func TestAReaderOutlivesPanicsAndRestsWhileTheInterfaceIsDown(t *testing.T) {
 			},
 		}.Serve(t.Context())
 		if !errors.Is(err, net.ErrClosed) {
-			t.Errorf("ended by %v", err)
+			t.Errorf("Serve: %v, want %v", err, net.ErrClosed)
 		}
 		if handled.Load() != 10 {
 			t.Errorf("%d of 10 datagrams were handled", handled.Load())
 		}
 		if took := time.Since(start); took != 3*retryAfter {
-			t.Errorf("rested %v", took)
+			t.Errorf("paused for %v, want %v", took, 3*retryAfter)
 		}
 		if n := strings.Count(text.String(), "malformed"); n != 5 {
-			t.Errorf("%d panics in the log", n)
+			t.Errorf("%d panics in the log, want 5", n)
 		}
 	})
 }
 
-func TestAReaderDropsWhatItsWorkersCannotDo(t *testing.T) {
+func TestAReaderDropsDatagramsWhenTheQueueIsFull(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		reads, handled := 0, atomic.Int64{}
@@ -126,10 +130,10 @@ func TestAReaderDropsWhatItsWorkersCannotDo(t *testing.T) {
 			Handle: func([]byte, int) { <-release; handled.Add(1) },
 		}.Serve(ctx)
 		if err != nil {
-			t.Errorf("ended by %v", err)
+			t.Errorf("Serve: %v", err)
 		}
 		if n := handled.Load(); n == 0 || n > 2+2*16 {
-			t.Errorf("%d datagrams were kept", n)
+			t.Errorf("%d datagrams were handled, want 1 to %d", n, 2+2*16)
 		}
 	})
 }

@@ -16,12 +16,12 @@ const (
 	logEvery = 10 * time.Second
 )
 
-// A Log writes at most 20 lines at once and then one every 10 seconds; a line
-// after some that were left out says how many.
+// A Log limits a logger: it writes at most 20 lines at once and then one every 10 seconds. A
+// line after dropped ones has their number in left_out. It is safe for concurrent use.
 type Log struct {
 	log   *slog.Logger
 	limit *rate.Limiter
-	left  atomic.Int64
+	left  atomic.Int64 // lines dropped since the last one written
 }
 
 // NewLog returns a log that writes to log.
@@ -29,10 +29,10 @@ func NewLog(log *slog.Logger) *Log {
 	return &Log{log: log, limit: rate.NewLimiter(rate.Every(logEvery), logBurst)}
 }
 
-// Warn logs what an administrator may have to look at.
+// Warn logs a line of level warn.
 func (l *Log) Warn(message string, args ...any) { l.write(slog.LevelWarn, message, args) }
 
-// Info logs what is worth knowing and no trouble.
+// Info logs a line of level info.
 func (l *Log) Info(message string, args ...any) { l.write(slog.LevelInfo, message, args) }
 
 func (l *Log) write(level slog.Level, message string, args []any) {
@@ -46,10 +46,10 @@ func (l *Log) write(level slog.Level, message string, args []any) {
 	l.log.Log(context.Background(), level, message, args...)
 }
 
-// Recover, deferred, ends a panic and logs it: what a guest sends must never end
-// the daemon.
+// Recover recovers from a panic and logs it. It must be called by defer: a packet of a guest
+// must not end vmand.
 func (l *Log) Recover() {
 	if p := recover(); p != nil {
-		l.Warn("a packet led to a panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		l.Warn("a packet caused a panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 	}
 }

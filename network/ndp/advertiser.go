@@ -1,5 +1,5 @@
-// Package ndp tells the guests of a network by router advertisements (RFC 4861)
-// which IPv6 prefix is on their link and who routes. Addresses are given by DHCPv6.
+// Package ndp sends router advertisements (RFC 4861) to the guests of a network: the IPv6
+// prefix of their link, and their router. Addresses come from DHCPv6.
 package ndp
 
 import (
@@ -22,19 +22,19 @@ import (
 	"vmand/vm"
 )
 
-// When advertisements are sent (RFC 4861, sections 6.2.1, 6.2.4 and 10).
+// Intervals of the advertisements (RFC 4861, sections 6.2.1, 6.2.4 and 10).
 const (
 	minInterval     = 200 * time.Second
 	maxInterval     = 600 * time.Second
 	initialInterval = 16 * time.Second // between the first few
 	initialCount    = 3
 	minBetween      = 3 * time.Second // to all nodes
-	retryAfter      = time.Second     // when one could not be sent, as until the bridge has a port
+	retryAfter      = time.Second     // after a failure, as until the bridge has a port
 	maxRetryAfter   = time.Minute
 
-	answersPerSecond = 1 // to one guest; one that works asks 3 times, 4 s apart (section 6.3.7)
-	answersBurst     = 5
-	clientsRoom      = 1024
+	repliesPerSecond = 1 // to one guest; an ordinary one asks 3 times, 4 s apart (section 6.3.7)
+	repliesBurst     = 5
+	maxClients       = 1024 // guests with a limit of their own
 	maxMessage       = 1500
 )
 
@@ -44,36 +44,36 @@ var (
 	allRouters    = netip.MustParseAddr("ff02::2")
 )
 
-// Options are what an [Advertiser] is made of.
+// Options configure an [Advertiser].
 type Options struct {
-	Interface string     // the advertiser is bound to it; it has the address fe80::1
+	Interface string     // has the address fe80::1; the advertiser is bound to it
 	Network   vm.Network // of mode nat or isolated
 	Log       *slog.Logger
 }
 
-// An Advertiser sends router advertisements on one interface.
+// An Advertiser sends router advertisements on one interface. It is safe for concurrent use.
 type Advertiser struct {
-	name    string
-	index   int // of the interface
+	name    string // of the interface
+	index   int    // of the interface
 	log     *guard.Log
 	clients *guard.Clients[netip.Addr]
 	raw     *net.IPConn
 	conn    *ipv6.PacketConn
 
-	ctx    context.Context // of the advertiser's life
-	end    context.CancelFunc
-	asked  chan struct{} // holds a token when all nodes are to be told
-	change chan struct{} // holds a token when the network has changed
-	loops  sync.WaitGroup
-	ended  guard.End
+	ctx       context.Context // done after Close
+	end       context.CancelFunc
+	solicited chan struct{} // holds a token after a solicitation that all nodes get a reply to
+	changed   chan struct{} // holds a token after a change of the record
+	loops     sync.WaitGroup
+	failure   guard.Failure
 
-	mu      sync.Mutex
-	network vm.Network
+	mu     sync.Mutex
+	record vm.Network // guarded by mu
 }
 
-// New makes an advertiser that works until [Advertiser.Close]; without IPv6 in
-// the network it has nothing to do until an [Advertiser.Update] brings it. Its
-// socket is made in the network namespace of the calling thread.
+// New starts an advertiser that runs until [Advertiser.Close]. It sends nothing while the
+// network has no IPv6 prefix. It opens its socket in the network namespace of the calling
+// thread.
 func New(o Options) (*Advertiser, error) {
 	bind := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var failed error
@@ -82,30 +82,36 @@ func New(o Options) (*Advertiser, error) {
 	}}
 	socket, err := bind.ListenPacket(context.Background(), "ip6:ipv6-icmp", "::")
 	if err != nil {
-		return nil, fmt.Errorf("listen to ICMPv6 on %s: %w", o.Interface, err)
+		return nil, fmt.Errorf("listen for ICMPv6 on %s: %w", o.Interface, err)
 	}
 	a := &Advertiser{
-		name:    o.Interface,
-		log:     guard.NewLog(o.Log.With("network", o.Network.Name)),
-		clients: guard.NewClients[netip.Addr](answersPerSecond, answersBurst, clientsRoom),
-		raw:     socket.(*net.IPConn),
-		conn:    ipv6.NewPacketConn(socket),
-		asked:   make(chan struct{}, 1),
-		change:  make(chan struct{}, 1),
-		network: o.Network,
+		name:      o.Interface,
+		log:       guard.NewLog(o.Log.With("network", o.Network.Name)),
+		clients:   guard.NewClients[netip.Addr](repliesPerSecond, repliesBurst, maxClients),
+		raw:       socket.(*net.IPConn),
+		conn:      ipv6.NewPacketConn(socket),
+		solicited: make(chan struct{}, 1),
+		changed:   make(chan struct{}, 1),
+		record:    o.Network,
 	}
 	if err := a.prepare(); err != nil {
-		return nil, errors.Join(fmt.Errorf("prepare router advertisements on %s: %w", o.Interface, err), socket.Close())
+		err = fmt.Errorf("prepare router advertisements on %s: %w", o.Interface, err)
+		return nil, errors.Join(err, socket.Close())
 	}
 	a.ctx, a.end = context.WithCancel(context.Background())
 	a.loops.Go(a.advertise)
-	a.loops.Go(func() {
-		a.ended.Because(guard.Datagrams[solicitor]{Read: a.read, Handle: a.handle, Size: maxMessage, Workers: 1, Log: a.log}.Serve(a.ctx))
-	})
+	solicitations := guard.Datagrams[solicitor]{
+		Read:    a.read,
+		Handle:  a.handle,
+		Size:    maxMessage,
+		Workers: 1,
+		Log:     a.log,
+	}
+	a.loops.Go(func() { a.failure.Set(solicitations.Serve(a.ctx)) })
 	return a, nil
 }
 
-// prepare makes the socket hear router solicitations and nothing else.
+// prepare makes the socket receive only router solicitations.
 func (a *Advertiser) prepare() error {
 	var err error
 	if a.index, err = guard.InterfaceIndex(a.raw, a.name); err != nil {
@@ -118,21 +124,22 @@ func (a *Advertiser) prepare() error {
 		return fmt.Errorf("filter ICMPv6: %w", err)
 	}
 	if err := a.conn.SetControlMessage(ipv6.FlagHopLimit, true); err != nil {
-		return fmt.Errorf("ask for hop limits: %w", err)
+		return fmt.Errorf("request hop limits: %w", err)
 	}
 	if err := a.conn.SetMulticastLoopback(false); err != nil {
-		return fmt.Errorf("switch multicast loopback off: %w", err)
+		return fmt.Errorf("disable multicast loopback: %w", err)
 	}
-	if err := a.conn.JoinGroup(&net.Interface{Index: a.index}, &net.IPAddr{IP: allRouters.AsSlice()}); err != nil {
-		return fmt.Errorf("join the group of routers: %w", err)
+	group := &net.IPAddr{IP: allRouters.AsSlice()}
+	if err := a.conn.JoinGroup(&net.Interface{Index: a.index}, group); err != nil {
+		return fmt.Errorf("join the all-routers group: %w", err)
 	}
 	return nil
 }
 
-// A solicitor is who sent a message, and how far away it is.
+// A solicitor is the sender of a message.
 type solicitor struct {
 	source netip.Addr
-	hops   int
+	hops   int // the hop limit of the message on arrival
 }
 
 func (a *Advertiser) read(b []byte) (int, solicitor, error) {
@@ -150,54 +157,59 @@ func (a *Advertiser) read(b []byte) (int, solicitor, error) {
 	return n, s, nil
 }
 
-// handle answers one solicitation: to whoever asked, or, soon, to all nodes if
-// that one has no address yet or too many ask.
+// handle replies to a solicitation. If the solicitor has no address yet or exceeds its
+// limit, the reply goes to all nodes, later.
 func (a *Advertiser) handle(b []byte, s solicitor) {
 	if !validSolicitation(b, s.source, s.hops) {
 		return
 	}
-	n := a.config()
-	if !n.IPv6.IsValid() {
+	nw := a.network()
+	if !nw.IPv6.IsValid() {
 		return
 	}
 	if s.source.IsUnspecified() || !a.clients.Allow(s.source) {
-		signal(a.asked)
+		signal(a.solicited)
 		return
 	}
-	if err := a.send(n, false, s.source); err != nil && a.ctx.Err() == nil {
-		a.log.Warn("a router advertisement cannot be sent", "err", err)
+	if err := a.send(nw, false, s.source); err != nil && a.ctx.Err() == nil {
+		a.log.Warn("cannot send a router advertisement", "err", err)
 	}
 }
 
-// advertise sends advertisements to all nodes until the end.
+// A schedule holds the state of the advertisements to all nodes.
+type schedule struct {
+	last  time.Time     // of the last one sent
+	sent  int           // since the start or the last change
+	retry time.Duration // the pause after the next failure
+}
+
+// advertise sends advertisements to all nodes until Close.
 func (a *Advertiser) advertise() {
-	var last time.Time
-	retry := retryAfter
-	for sent := 0; ; {
-		wait := a.tell(&last, &sent, &retry)
-		timer := time.NewTimer(wait)
+	s := schedule{retry: retryAfter}
+	for {
+		timer := time.NewTimer(a.sendToAll(&s))
 		select {
 		case <-a.ctx.Done():
 			timer.Stop()
 			return
 		case <-timer.C:
-		case <-a.change:
-			sent, retry = 0, retryAfter
+		case <-a.changed:
 			timer.Stop()
-			if !a.rest(last) {
+			s.sent, s.retry = 0, retryAfter
+			if !a.waitBetween(s.last) {
 				return
 			}
-		case <-a.asked:
+		case <-a.solicited:
 			timer.Stop()
-			if !a.rest(last) {
+			if !a.waitBetween(s.last) {
 				return
 			}
 		}
 	}
 }
 
-// rest waits until advertisements may be sent to all nodes again; false at the end.
-func (a *Advertiser) rest(last time.Time) bool {
+// waitBetween blocks until minBetween has passed since last. It returns false after Close.
+func (a *Advertiser) waitBetween(last time.Time) bool {
 	timer := time.NewTimer(time.Until(last.Add(minBetween)))
 	defer timer.Stop()
 	select {
@@ -208,60 +220,67 @@ func (a *Advertiser) rest(last time.Time) bool {
 	}
 }
 
-// tell sends what is to be said to all nodes now, and returns when to come back.
-func (a *Advertiser) tell(last *time.Time, sent *int, retry *time.Duration) time.Duration {
-	n := a.config()
-	if !n.IPv6.IsValid() {
+// sendToAll sends an advertisement to all nodes and returns the pause until the next one.
+func (a *Advertiser) sendToAll(s *schedule) time.Duration {
+	nw := a.network()
+	if !nw.IPv6.IsValid() {
 		return maxInterval
 	}
-	if err := a.send(n, false, allNodes); err != nil {
-		wait := *retry
-		*retry = min(2**retry, maxRetryAfter)
-		// Until a bridge has its first port, its addresses are of no use.
-		if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENETDOWN) && a.ctx.Err() == nil {
-			a.log.Warn("a router advertisement cannot be sent", "err", err)
+	if err := a.send(nw, false, allNodes); err != nil {
+		wait := s.retry
+		s.retry = min(2*s.retry, maxRetryAfter)
+		if !bridgeNotReady(err) && a.ctx.Err() == nil {
+			a.log.Warn("cannot send a router advertisement", "err", err)
 		}
 		return wait
 	}
-	*last, *retry = time.Now(), retryAfter
-	*sent++
-	if *sent <= initialCount {
+	s.last, s.retry = time.Now(), retryAfter
+	s.sent++
+	if s.sent <= initialCount {
 		return initialInterval
 	}
 	return minInterval + rand.N(maxInterval-minInterval)
 }
 
-// send sends the advertisement for a network. The interface is asked for its
-// address each time: that of a bridge may change with its ports.
-func (a *Advertiser) send(n vm.Network, withdrawn bool, to netip.Addr) error {
+// bridgeNotReady reports whether err is that of a bridge without a port. Its addresses cannot
+// be used yet.
+func bridgeNotReady(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENETDOWN)
+}
+
+// send sends the advertisement of a network to an address. It reads the address of the
+// interface each time: that of a bridge may change with its ports.
+func (a *Advertiser) send(nw vm.Network, withdrawn bool, to netip.Addr) error {
 	link, err := guard.LinkAddress(a.raw, a.name)
 	if err != nil {
 		return err
 	}
 	control := &ipv6.ControlMessage{HopLimit: hopLimit, Src: routerAddress.AsSlice(), IfIndex: a.index}
-	_, err = a.conn.WriteTo(advertisement(n, link, withdrawn), control, &net.IPAddr{IP: to.AsSlice()})
+	_, err = a.conn.WriteTo(advertisement(nw, link, withdrawn), control, &net.IPAddr{IP: to.AsSlice()})
 	return err
 }
 
-// Update makes the advertiser tell from now on what n says. If n has no IPv6
-// prefix any more, or another one, guests are told at once that the old one is
-// over. It does nothing if n says nothing new.
-func (a *Advertiser) Update(n vm.Network) {
+// Update makes the advertiser follow a changed record. If the IPv6 prefix was removed or
+// replaced, it withdraws the old one at once. It is a no-op if the advertisement stays the
+// same.
+func (a *Advertiser) Update(nw vm.Network) {
 	a.mu.Lock()
-	old := a.network
-	a.network = n
+	old := a.record
+	a.record = nw
 	a.mu.Unlock()
-	if old.IPv6.IsValid() && old.IPv6 != n.IPv6 {
+	if old.IPv6.IsValid() && old.IPv6 != nw.IPv6 {
 		if err := a.send(old, true, allNodes); err != nil && a.ctx.Err() == nil {
-			a.log.Warn("guests cannot be told that a router is gone", "err", err)
+			a.log.Warn("cannot withdraw a router advertisement", "err", err)
 		}
 	}
-	if !old.IPv6.IsValid() || !n.IPv6.IsValid() || !bytes.Equal(advertisement(old, nil, false), advertisement(n, nil, false)) {
-		signal(a.change)
+	same := old.IPv6.IsValid() && nw.IPv6.IsValid() &&
+		bytes.Equal(advertisement(old, nil, false), advertisement(nw, nil, false))
+	if !same {
+		signal(a.changed)
 	}
 }
 
-// signal leaves a token in a channel that has room for one.
+// signal puts a token into a channel of size one. It does not block.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -269,27 +288,27 @@ func signal(c chan struct{}) {
 	}
 }
 
-func (a *Advertiser) config() vm.Network {
+// network returns the present record.
+func (a *Advertiser) network() vm.Network {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.network
+	return a.record
 }
 
-// Err returns nil while the advertiser works, else why it does not: its socket
-// has failed, the interface is gone, or it was closed.
+// Err returns nil while the advertiser runs. Otherwise it returns the reason: its socket
+// failed, the interface is gone, or the advertiser was closed.
 func (a *Advertiser) Err() error {
-	if err := a.ended.Err(); err != nil {
+	if err := a.failure.Err(); err != nil {
 		return err
 	}
-	return guard.StillThere(a.raw, a.name, a.index)
+	return guard.CheckInterface(a.raw, a.name, a.index)
 }
 
-// Close ends the advertiser and waits for its goroutines. Guests keep what they
-// were told, for as long as they were told: a daemon that is replaced by a newer
-// one must not cut them off.
+// Close stops the advertiser and waits for its goroutines. It does not withdraw the prefix:
+// guests keep it while vmand is upgraded.
 func (a *Advertiser) Close() error {
 	a.end()
-	a.ended.Because(net.ErrClosed)
+	a.failure.Set(net.ErrClosed)
 	err := a.raw.Close()
 	a.loops.Wait()
 	return err

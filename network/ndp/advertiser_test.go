@@ -25,12 +25,14 @@ var testNetwork = vm.Network{
 	IPv6: netip.MustParsePrefix("fd00:77::/64"), Domain: "vm.internal", MTU: 1400,
 }
 
-func TestAnAdvertisementIsAsTheRFCsSay(t *testing.T) {
+func TestAnAdvertisementFollowsTheRFCs(t *testing.T) {
 	link := net.HardwareAddr{0x52, 1, 2, 3, 4, 5}
-	want := "\x86\x00\x00\x00\x40\xc0\x23\x28" + strings.Repeat("\x00", 8) + // type, code, checksum, hop limit, M and O, lifetime
+	want := "\x86\x00\x00\x00" + // type, code, checksum
+		"\x40\xc0\x23\x28" + strings.Repeat("\x00", 8) + // hop limit, M and O, lifetime
 		"\x01\x01\x52\x01\x02\x03\x04\x05" + // source link-layer address
 		"\x05\x01\x00\x00\x00\x00\x05\x78" + // MTU
-		"\x03\x04\x40\x80\x00\x01\x51\x80\x00\x01\x51\x80\x00\x00\x00\x00\xfd\x00\x00\x77" + strings.Repeat("\x00", 12) + // prefix
+		"\x03\x04\x40\x80\x00\x01\x51\x80\x00\x01\x51\x80\x00\x00\x00\x00" + // prefix: flags and lifetimes
+		"\xfd\x00\x00\x77" + strings.Repeat("\x00", 12) + // prefix: address
 		"\x19\x03\x00\x00\x00\x01\x51\x80\xfd\x00\x00\x77" + strings.Repeat("\x00", 11) + "\x01" + // RDNSS
 		"\x1f\x03\x00\x00\x00\x01\x51\x80\x02vm\x08internal\x00\x00\x00\x00" // DNSSL
 	if got := advertisement(testNetwork, link, false); string(got) != want {
@@ -42,18 +44,19 @@ func TestAnAdvertisementIsAsTheRFCsSay(t *testing.T) {
 	if r, p, s := lifetimes(advertisement(testNetwork, link, true)); r != 0 || p != 0 || s != 0 {
 		t.Errorf("withdrawn: lifetimes %d, %d, %d", r, p, s)
 	}
-	n := testNetwork
-	n.Mode = vm.NetworkIsolated
-	if r, p, s := lifetimes(advertisement(n, link, false)); r != 0 || p != 86400 || s != 86400 {
+	nw := testNetwork
+	nw.Mode = vm.NetworkIsolated
+	if r, p, s := lifetimes(advertisement(nw, link, false)); r != 0 || p != 86400 || s != 86400 {
 		t.Errorf("isolated: lifetimes %d, %d, %d", r, p, s)
 	}
-	n.DNS = []netip.Addr{netip.MustParseAddr("9.9.9.9")}
-	if b := advertisement(n, link, false); len(b) != len(want)-24 || bytes.Contains(b, []byte{optionDNSServers, 3}) {
+	nw.DNS = []netip.Addr{netip.MustParseAddr("9.9.9.9")}
+	b := advertisement(nw, link, false)
+	if len(b) != len(want)-24 || bytes.Contains(b, []byte{optionDNSServers, 3}) {
 		t.Errorf("with an IPv4 server only: %x", b)
 	}
 }
 
-func TestOnlySolicitationsOfNeighboursAreAnswered(t *testing.T) {
+func TestOnlySolicitationsOfNeighboursAreValid(t *testing.T) {
 	good := []byte{typeSolicitation, 0, 0, 0, 0, 0, 0, 0}
 	option := func(b ...byte) []byte { return append(bytes.Clone(good), b...) }
 	lla := option(optionSourceLinkAddress, 1, 1, 2, 3, 4, 5, 6)
@@ -64,18 +67,18 @@ func TestOnlySolicitationsOfNeighboursAreAnswered(t *testing.T) {
 		hops   int
 		want   bool
 	}{
-		"good":                         {good, near, 255, true},
-		"with an address":              {lla, near, 255, true},
-		"from nobody":                  {good, none, 255, true},
-		"from nobody, with an address": {lla, none, 255, false},
-		"from afar":                    {good, near, 254, false},
-		"from a global address":        {good, netip.MustParseAddr("fd00::2"), 255, false},
-		"short":                        {good[:7], near, 255, false},
-		"an advertisement":             {append([]byte{typeAdvertisement}, good[1:]...), near, 255, false},
-		"a code":                       {append([]byte{typeSolicitation, 1}, good[2:]...), near, 255, false},
-		"an option of no length":       {option(1, 0, 0, 0, 0, 0, 0, 0), near, 255, false},
-		"an option too long":           {option(1, 2, 0, 0, 0, 0, 0, 0), near, 255, false},
-		"half an option":               {option(1), near, 255, false},
+		"good":                               {good, near, 255, true},
+		"with a link-layer address":          {lla, near, 255, true},
+		"from ::":                            {good, none, 255, true},
+		"from ::, with a link-layer address": {lla, none, 255, false},
+		"through a router":                   {good, near, 254, false},
+		"from a global address":              {good, netip.MustParseAddr("fd00::2"), 255, false},
+		"too short":                          {good[:7], near, 255, false},
+		"an advertisement":                   {append([]byte{typeAdvertisement}, good[1:]...), near, 255, false},
+		"with a code":                        {append([]byte{typeSolicitation, 1}, good[2:]...), near, 255, false},
+		"with an option of length 0":         {option(1, 0, 0, 0, 0, 0, 0, 0), near, 255, false},
+		"with an option too long":            {option(1, 2, 0, 0, 0, 0, 0, 0), near, 255, false},
+		"with half an option":                {option(1), near, 255, false},
 	} {
 		if got := validSolicitation(c.b, c.source, c.hops); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
@@ -84,25 +87,26 @@ func TestOnlySolicitationsOfNeighboursAreAnswered(t *testing.T) {
 }
 
 func FuzzRouterSolicitation(f *testing.F) {
-	f.Add([]byte{typeSolicitation, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 3, 4, 5, 6}, []byte(netip.MustParseAddr("fe80::2").AsSlice()), 255)
+	good := []byte{typeSolicitation, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 3, 4, 5, 6}
+	f.Add(good, netip.MustParseAddr("fe80::2").AsSlice(), 255)
 	f.Add([]byte{typeSolicitation, 0, 0, 0, 0, 0, 0, 0}, make([]byte, 16), 255)
 	f.Fuzz(func(t *testing.T, b, from []byte, hops int) {
 		source, _ := netip.AddrFromSlice(from)
 		if validSolicitation(b, source, hops) && (len(b) < 8 || len(b)%8 != 0 || hops != 255) {
-			t.Fatalf("%x from %v over %d hops is accepted", b, source, hops)
+			t.Fatalf("%x from %v with the hop limit %d is accepted", b, source, hops)
 		}
 	})
 }
 
-// guest is the guest's end: it hears advertisements and solicits them.
+// A guest receives advertisements and solicits them.
 type guest struct {
 	*ipv6.PacketConn
 	raw net.PacketConn
 }
 
-func newBench(t *testing.T, n vm.Network) (*Advertiser, *guest, *linktest.Link, *linktest.Log) {
+func newBench(t *testing.T, nw vm.Network) (*Advertiser, *guest, *linktest.Link, *linktest.Log) {
 	t.Helper()
-	l, log, g := linktest.New(t, n), new(linktest.Log), new(guest)
+	l, log, g := linktest.New(t, nw), new(linktest.Log), new(guest)
 	err := l.Guest(func() (err error) {
 		if g.raw, err = net.ListenPacket("ip6:ipv6-icmp", "fe80::2%"+linktest.GuestInterface); err != nil {
 			return err
@@ -117,7 +121,7 @@ func newBench(t *testing.T, n vm.Network) (*Advertiser, *guest, *linktest.Link, 
 		filter.Accept(ipv6.ICMPTypeRouterAdvertisement)
 		return errors.Join(g.SetICMPFilter(&filter), g.SetControlMessage(ipv6.FlagHopLimit|ipv6.FlagDst, true),
 			g.SetMulticastInterface(ifc), g.SetMulticastHopLimit(255), g.SetHopLimit(255),
-			// A socket with an address hears groups too if it is bound to none; this one is not.
+			// The socket is bound to an address, so it must join the group.
 			g.JoinGroup(ifc, &net.IPAddr{IP: allNodes.AsSlice()}))
 	})
 	if err != nil {
@@ -126,7 +130,7 @@ func newBench(t *testing.T, n vm.Network) (*Advertiser, *guest, *linktest.Link, 
 	t.Cleanup(func() { g.raw.Close() })
 	var a *Advertiser
 	err = l.Host(func() (err error) {
-		a, err = New(Options{Interface: linktest.HostInterface, Network: n, Log: log.Logger()})
+		a, err = New(Options{Interface: linktest.HostInterface, Network: nw, Log: log.Logger()})
 		return err
 	})
 	if err != nil {
@@ -136,14 +140,14 @@ func newBench(t *testing.T, n vm.Network) (*Advertiser, *guest, *linktest.Link, 
 	return a, g, l, log
 }
 
-// solicit asks for an advertisement from the guest's link-local address.
+// solicit sends a message from the guest's link-local address to all routers.
 func (g *guest) solicit(b []byte) error {
 	_, err := g.WriteTo(b, nil, &net.IPAddr{IP: allRouters.AsSlice()})
 	return err
 }
 
-// hear returns the next advertisement and where it was sent to.
-func (g *guest) hear(t *testing.T) ([]byte, net.IP) {
+// receive returns the next advertisement and its destination.
+func (g *guest) receive(t *testing.T) ([]byte, net.IP) {
 	t.Helper()
 	g.SetReadDeadline(time.Now().Add(10 * time.Second))
 	b := make([]byte, 1500)
@@ -152,19 +156,20 @@ func (g *guest) hear(t *testing.T) ([]byte, net.IP) {
 		t.Fatal(err)
 	}
 	if from, ok := from.(*net.IPAddr); !ok || !from.IP.Equal(routerAddress.AsSlice()) || control.HopLimit != 255 {
-		t.Errorf("from %v over %d hops", from, control.HopLimit)
+		t.Errorf("an advertisement from %v with the hop limit %d", from, control.HopLimit)
 	}
 	return b[:n], control.Dst
 }
 
-func TestGuestsHearAtOnceWhenTheyAskAndWhenARouterIsGone(t *testing.T) {
+func TestAdvertisementsFollowSolicitationsAndChangesAtOnce(t *testing.T) {
+	t.Parallel()
 	a, g, l, _ := newBench(t, testNetwork)
 	if err := g.solicit([]byte{typeSolicitation, 0, 0, 0, 0, 0, 0, 0}); err != nil {
 		t.Fatal(err)
 	}
 	var b []byte
-	for to := net.IP(nil); !to.Equal(net.ParseIP("fe80::2")); { // the first may be the one to all
-		b, to = g.hear(t)
+	for to := net.IP(nil); !to.Equal(net.ParseIP("fe80::2")); { // the first may be to all nodes
+		b, to = g.receive(t)
 	}
 	var link net.HardwareAddr
 	err := l.Host(func() error {
@@ -180,34 +185,35 @@ func TestGuestsHearAtOnceWhenTheyAskAndWhenARouterIsGone(t *testing.T) {
 	want := advertisement(testNetwork, link, false)
 	copy(want[2:4], b[2:4]) // the checksum
 	if !bytes.Equal(b, want) {
-		t.Errorf("heard %x\nwant  %x", b, want)
+		t.Errorf("received %x\nwant     %x", b, want)
 	}
-	a.Update(testNetwork) // says nothing new
+	a.Update(testNetwork) // changes nothing
 	none := testNetwork
 	none.IPv6 = netip.Prefix{}
 	a.Update(none)
-	if b, to := g.hear(t); !bytes.Equal(b[6:8], []byte{0, 0}) || !to.Equal(allNodes.AsSlice()) {
-		t.Errorf("after the end of IPv6: %x to %v", b, to)
+	if b, to := g.receive(t); !bytes.Equal(b[6:8], []byte{0, 0}) || !to.Equal(allNodes.AsSlice()) {
+		t.Errorf("after the removal of the IPv6 prefix: %x to %v", b, to)
 	}
 	a.Update(testNetwork)
-	if b, to := g.hear(t); bytes.Equal(b[6:8], []byte{0, 0}) || !to.Equal(allNodes.AsSlice()) {
-		t.Errorf("after IPv6 came back: %x to %v", b, to)
+	if b, to := g.receive(t); bytes.Equal(b[6:8], []byte{0, 0}) || !to.Equal(allNodes.AsSlice()) {
+		t.Errorf("after a new IPv6 prefix: %x to %v", b, to)
 	}
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
 	g.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 	if n, _, _, err := g.ReadFrom(make([]byte, 1500)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("heard %d bytes after Close, %v", n, err)
+		t.Errorf("received %d bytes after Close, %v", n, err)
 	}
 	if err := a.Err(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("error %v", err)
 	}
 }
 
-func TestAFloodOfSolicitationsIsAnsweredRarely(t *testing.T) {
+func TestAFloodOfSolicitationsGetsFewReplies(t *testing.T) {
+	t.Parallel()
 	a, g, l, log := newBench(t, testNetwork)
-	g.hear(t) // the first to all
+	g.receive(t) // the first one, to all nodes
 	before := heap()
 	random := rand.New(rand.NewPCG(1, 2))
 	const packets = 100_000
@@ -220,27 +226,28 @@ func TestAFloodOfSolicitationsIsAnsweredRarely(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	answers := 0
-	for g.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); ; answers++ {
+	replies := 0
+	for g.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); ; replies++ {
 		if _, _, _, err := g.ReadFrom(make([]byte, 1500)); err != nil {
 			break
 		}
 	}
 	grown := heap() - before
-	t.Logf("%d solicitations: %d answers, heap %+d KiB, %d bytes of log", packets, answers, grown>>10, len(log.String()))
-	if answers > 60 || answers == 0 {
-		t.Errorf("%d answers", answers)
+	t.Logf("%d solicitations: %d replies, heap %+d KiB, %d bytes of log",
+		packets, replies, grown>>10, len(log.String()))
+	if replies > 60 || replies == 0 {
+		t.Errorf("%d replies, want 1 to 60", replies)
 	}
 	if grown > 4<<20 {
-		t.Errorf("the heap has grown by %d bytes", grown)
+		t.Errorf("the heap has grown by %d bytes, want at most 4 MiB", grown)
 	}
 	l.Cut(t)
 	if a.Err() == nil {
-		t.Error("no error though the interface is gone")
+		t.Error("no error although the interface is gone")
 	}
 }
 
-// heap returns the bytes of reachable objects.
+// heap returns the size of all reachable objects in bytes.
 func heap() int64 {
 	runtime.GC()
 	runtime.GC()

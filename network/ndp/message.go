@@ -10,8 +10,7 @@ import (
 	"vmand/vm"
 )
 
-// The messages and options of neighbour discovery that are used here (RFC 4861,
-// section 4; RFC 8106, section 5).
+// Messages and options of neighbour discovery (RFC 4861, section 4; RFC 8106, section 5).
 const (
 	typeSolicitation  = 133
 	typeAdvertisement = 134
@@ -22,32 +21,31 @@ const (
 	optionDNSServers        = 25
 	optionSearchList        = 31
 
-	flagManaged = 0x80 // addresses come by DHCPv6
-	flagOther   = 0x40 // other configuration does too
-	flagOnLink  = 0x80 // of a prefix; without 0x40, addresses are not formed from it
+	flagManaged = 0x80 // addresses come from DHCPv6
+	flagOther   = 0x40 // other configuration comes from DHCPv6
+	flagOnLink  = 0x80 // of a prefix; without 0x40, guests form no addresses from it
 
-	hopLimit = 255 // of every message: a router would have made it less (section 6.1.1)
+	hopLimit = 255 // of every message; a router decrements it (section 6.1.1)
 )
 
-// How long guests believe what they are told. It is long, so that they do not
-// notice when nobody tells them for a while.
+// Lifetimes of the advertised information. They are long, so that guests do not notice when
+// vmand does not run for hours.
 const (
-	routerLifetime = 9000 * time.Second // the most that there is (section 6.2.1)
+	routerLifetime = 9000 * time.Second // the maximum (section 6.2.1)
 	prefixLifetime = 24 * time.Hour
 	serverLifetime = 24 * time.Hour
 )
 
-// advertisement returns the router advertisement for a network, sent from an
-// interface with the given link-layer address; withdrawn, it says that there is
-// no router any more and that what it told is over (section 6.2.5). The checksum
-// is left to the kernel, which fills it in for ICMPv6 sockets.
-func advertisement(n vm.Network, link net.HardwareAddr, withdrawn bool) []byte {
+// advertisement returns the router advertisement of a network for an interface with a
+// link-layer address. With withdrawn, all lifetimes are 0: the router and its information
+// are gone (section 6.2.5). The kernel fills in the checksum.
+func advertisement(nw vm.Network, link net.HardwareAddr, withdrawn bool) []byte {
 	router, prefix, server := routerLifetime, prefixLifetime, serverLifetime
 	if withdrawn {
 		router, prefix, server = 0, 0, 0
 	}
-	if n.Mode != vm.NetworkNAT {
-		router = 0 // nothing is behind it: it is no default router
+	if nw.Mode != vm.NetworkNAT {
+		router = 0 // it is no default router: guests reach nothing through it
 	}
 	b := []byte{typeAdvertisement, 0, 0, 0, 64, flagManaged | flagOther}
 	b = binary.BigEndian.AppendUint16(b, uint16(router/time.Second))
@@ -56,17 +54,17 @@ func advertisement(n vm.Network, link net.HardwareAddr, withdrawn bool) []byte {
 		b = append(b, optionSourceLinkAddress, 1)
 		b = append(b, link...)
 	}
-	if n.MTU != 0 {
+	if nw.MTU != 0 {
 		b = append(b, optionMTU, 1, 0, 0)
-		b = binary.BigEndian.AppendUint32(b, uint32(n.MTU))
+		b = binary.BigEndian.AppendUint32(b, uint32(nw.MTU))
 	}
-	b = append(b, optionPrefix, 4, byte(n.IPv6.Bits()), flagOnLink)
+	b = append(b, optionPrefix, 4, byte(nw.IPv6.Bits()), flagOnLink)
 	b = appendSeconds(b, prefix) // valid
 	b = appendSeconds(b, prefix) // preferred
 	b = append(b, 0, 0, 0, 0)
-	b = append(b, n.IPv6.Addr().AsSlice()...)
-	b = appendServers(b, n, server)
-	return appendSearchList(b, n.Domain, server)
+	b = append(b, nw.IPv6.Addr().AsSlice()...)
+	b = appendServers(b, nw, server)
+	return appendSearchList(b, nw.Domain, server)
 }
 
 func appendSeconds(b []byte, d time.Duration) []byte {
@@ -74,17 +72,17 @@ func appendSeconds(b []byte, d time.Duration) []byte {
 }
 
 // appendServers adds the recursive DNS servers (RFC 8106, section 5.1).
-func appendServers(b []byte, n vm.Network, lifetime time.Duration) []byte {
-	servers := []netip.Addr{n.GatewayIPv6()}
-	if len(n.DNS) > 0 {
+func appendServers(b []byte, nw vm.Network, lifetime time.Duration) []byte {
+	servers := []netip.Addr{nw.GatewayIPv6()}
+	if len(nw.DNS) > 0 {
 		servers = nil
-		for _, a := range n.DNS {
+		for _, a := range nw.DNS {
 			if a.Is6() {
 				servers = append(servers, a)
 			}
 		}
 	}
-	if len(servers) == 0 || len(servers) > 127 { // as many as the length can say
+	if len(servers) == 0 || len(servers) > 127 { // the limit of the length field
 		return b
 	}
 	b = append(b, optionDNSServers, byte(1+2*len(servers)), 0, 0)
@@ -95,8 +93,8 @@ func appendServers(b []byte, n vm.Network, lifetime time.Duration) []byte {
 	return b
 }
 
-// appendSearchList adds the domain that names are looked up in (RFC 8106, section
-// 5.2): labels as in DNS (RFC 1035, section 3.1), padded with zeros to 8 octets.
+// appendSearchList adds the search domain (RFC 8106, section 5.2): labels as in DNS (RFC
+// 1035, section 3.1), padded with zeros to a multiple of 8 octets.
 func appendSearchList(b []byte, domain string, lifetime time.Duration) []byte {
 	domain = strings.TrimSuffix(domain, ".")
 	if domain == "" || len(domain) > 253 {
@@ -119,9 +117,8 @@ func appendSearchList(b []byte, domain string, lifetime time.Duration) []byte {
 	return append(b, name...)
 }
 
-// validSolicitation reports whether a message, received with a hop limit from an
-// address, is a router solicitation that is to be answered (section 6.1.1). The
-// kernel has looked at the checksum.
+// validSolicitation reports whether a message from an address, received with a hop limit, is
+// a valid router solicitation (section 6.1.1). The kernel has verified the checksum.
 func validSolicitation(b []byte, source netip.Addr, hops int) bool {
 	if hops != hopLimit || len(b) < 8 || b[0] != typeSolicitation || b[1] != 0 {
 		return false

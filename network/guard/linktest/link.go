@@ -1,5 +1,5 @@
-// Package linktest makes, for tests, two network namespaces with a cable between
-// them: one is a host with a network's bridge, the other a guest.
+// Package linktest creates two network namespaces for tests, with a cable between them: one
+// is a host, and its interface stands for the bridge of a network; the other is a guest.
 package linktest
 
 import (
@@ -36,11 +36,10 @@ type Link struct {
 	host, guest netns.NsHandle
 }
 
-// New makes a link that lives until the test ends; the host has the addresses of
-// the network's gateway and fe80::1, the guest has only the link-local address
-// fe80::2. Without the right to, the test is skipped; with VMAN_TEST_QEMU=required
-// that is a failure.
-func New(t testing.TB, n vm.Network) *Link {
+// New creates a link for the duration of a test. The host has the addresses of the network's
+// gateway and fe80::1, the guest only the link-local address fe80::2. New skips the test if
+// the process lacks the privileges; with VMAN_TEST_QEMU=required it fails the test instead.
+func New(t testing.TB, nw vm.Network) *Link {
 	t.Helper()
 	l := &Link{host: -1, guest: -1}
 	t.Cleanup(func() {
@@ -50,43 +49,51 @@ func New(t testing.TB, n vm.Network) *Link {
 			}
 		}
 	})
-	err := onThread(func() error { return l.build(n) })
+	err := onThread(func() error { return l.build(nw) })
 	switch {
 	case errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required":
-		t.Skip("making network namespaces is not allowed")
+		t.Skip("this process may not create network namespaces")
 	case err != nil:
 		t.Fatal(err)
 	}
 	return l
 }
 
-// onThread runs f on an operating system thread that ends with it, whatever
-// namespace f has taken it to.
+// onThread runs f on an operating system thread of its own, which ends after f: f may
+// change its namespace.
 func onThread(f func() error) error {
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked
+		runtime.LockOSThread() // never unlocked
 		result <- f()
 	}()
 	return <-result
 }
 
-func (l *Link) build(n vm.Network) error {
+func (l *Link) build(nw vm.Network) error {
 	var err error
 	if l.guest, err = namespace(); err != nil {
-		return fmt.Errorf("make the guest's namespace: %w", err)
+		return fmt.Errorf("create the guest's namespace: %w", err)
 	}
 	if l.host, err = namespace(); err != nil {
-		return fmt.Errorf("make the host's namespace: %w", err)
+		return fmt.Errorf("create the host's namespace: %w", err)
 	}
-	cable := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: GuestInterface, PeerHardwareAddr: GuestMAC, PeerNamespace: netlink.NsFd(l.guest)}
+	cable := &netlink.Veth{
+		LinkAttrs:        netlink.NewLinkAttrs(),
+		PeerName:         GuestInterface,
+		PeerHardwareAddr: GuestMAC,
+		PeerNamespace:    netlink.NsFd(l.guest),
+	}
 	cable.Name = HostInterface
 	if err := netlink.LinkAdd(cable); err != nil {
-		return fmt.Errorf("make a cable: %w", err)
+		return fmt.Errorf("create the cable: %w", err)
 	}
-	addresses := []netip.Prefix{netip.PrefixFrom(n.Gateway, n.Subnet.Bits()), netip.MustParsePrefix("fe80::1/64")}
-	if a := n.GatewayIPv6(); a.IsValid() {
-		addresses = append(addresses, netip.PrefixFrom(a, n.IPv6.Bits()))
+	addresses := []netip.Prefix{
+		netip.PrefixFrom(nw.Gateway, nw.Subnet.Bits()),
+		netip.MustParsePrefix("fe80::1/64"),
+	}
+	if a := nw.GatewayIPv6(); a.IsValid() {
+		addresses = append(addresses, netip.PrefixFrom(a, nw.IPv6.Bits()))
 	}
 	if err := configure(HostInterface, addresses...); err != nil {
 		return err
@@ -95,8 +102,8 @@ func (l *Link) build(n vm.Network) error {
 	return errors.Join(err, waitUp(HostInterface), l.Guest(func() error { return waitUp(GuestInterface) }))
 }
 
-// waitUp waits until the kernel has seen that an interface has a carrier: what is
-// sent before is lost.
+// waitUp blocks until an interface has a carrier, for at most 10 s: the kernel drops earlier
+// packets.
 func waitUp(name string) error {
 	deadline := time.After(10 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -117,8 +124,8 @@ func waitUp(name string) error {
 	}
 }
 
-// namespace makes a namespace whose interfaces make no addresses of their own,
-// and takes the thread there.
+// namespace creates a namespace with interfaces that generate no addresses, and moves the
+// thread into it.
 func namespace() (netns.NsHandle, error) {
 	h, err := netns.New()
 	if err != nil {
@@ -143,7 +150,7 @@ func configure(name string, addresses ...netip.Prefix) error {
 	}
 	for _, a := range addresses {
 		if err := addAddress(name, a); err != nil {
-			return fmt.Errorf("give %s the address %v: %w", name, a, err)
+			return fmt.Errorf("add the address %v to %s: %w", a, name, err)
 		}
 	}
 	return nil
@@ -154,15 +161,16 @@ func addAddress(name string, a netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	address := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
+	mask := net.CIDRMask(a.Bits(), a.Addr().BitLen())
+	address := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: mask}}
 	if a.Addr().Is6() {
 		address.Flags = unix.IFA_F_NODAD
 	}
 	return netlink.AddrAdd(link, address)
 }
 
-// Host runs f on a thread in the host's namespace. Goroutines that f starts are
-// elsewhere; sockets that f makes stay there.
+// Host runs f on a thread in the host's namespace. Sockets that f opens stay in it;
+// goroutines that f starts do not.
 func (l *Link) Host(f func() error) error { return in(l.host, f) }
 
 // Guest runs f on a thread in the guest's namespace.
@@ -177,7 +185,7 @@ func in(h netns.NsHandle, f func() error) error {
 	})
 }
 
-// GiveGuest gives the guest an address.
+// GiveGuest adds an address to the guest's interface.
 func (l *Link) GiveGuest(t testing.TB, a netip.Prefix) {
 	t.Helper()
 	if err := l.Guest(func() error { return addAddress(GuestInterface, a) }); err != nil {
@@ -185,7 +193,7 @@ func (l *Link) GiveGuest(t testing.TB, a netip.Prefix) {
 	}
 }
 
-// SetGuestMAC gives the guest's interface another address.
+// SetGuestMAC sets the Ethernet address of the guest's interface.
 func (l *Link) SetGuestMAC(mac net.HardwareAddr) error {
 	return l.Guest(func() error {
 		link, err := netlink.LinkByName(GuestInterface)
@@ -211,7 +219,7 @@ func (l *Link) Cut(t testing.TB) {
 	}
 }
 
-// A Log remembers what was logged.
+// A Log keeps the lines that its logger writes.
 type Log struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -226,19 +234,22 @@ func (l *Log) Write(b []byte) (int, error) {
 	return l.text.Write(b)
 }
 
-// String returns what was logged.
+// String returns the lines.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
 }
 
-// AddRoute adds a route through an interface, in the namespace of the thread.
+// AddRoute adds a route through an interface, in the namespace of the calling thread.
 func AddRoute(name string, to netip.Prefix) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
 	}
-	return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index,
-		Dst: &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())}})
+	mask := net.CIDRMask(to.Bits(), to.Addr().BitLen())
+	return netlink.RouteAdd(&netlink.Route{
+		LinkIndex: link.Attrs().Index,
+		Dst:       &net.IPNet{IP: to.Addr().AsSlice(), Mask: mask},
+	})
 }
