@@ -17,15 +17,16 @@ import (
 // star says which packages of this module each package may import. A new arrow is
 // a change of the design: see CONTRIBUTING.md.
 var star = map[string][]string{
-	".": {"cli", "config", "vm", "openapi", "server", "store", "qemu", "network", "observer"},
+	".": {"cli", "config", "vm", "manager", "openapi", "server", "store", "qemu", "network", "observer"},
 	// The commands know the daemon only through its API, so that they can become a
 	// program of their own. Package main passes them what they need of the host.
 	"cli": {"openapi/client"},
 	// config holds the Options of these packages, so that an option is declared once,
 	// where it is used. It calls nothing of them, and only main imports it.
-	"config":                 {"vm", "server", "qemu", "network", "observer"},
+	"config":                 {"manager", "server", "qemu", "network", "observer"},
 	"failpoint":              {},
-	"vm":                     {"failpoint"},
+	"vm":                     {},
+	"manager":                {"vm", "failpoint"},
 	"vm/vmtest":              {"vm"},
 	"openapi":                {},
 	"openapi/client":         {},
@@ -51,10 +52,10 @@ var star = map[string][]string{
 // starOfTests says what the tests of a package may import beyond that.
 var starOfTests = map[string][]string{
 	".":                {"openapi/client", "vm/vmtest"},
+	"manager":          {"vm/vmtest", "store"},
 	"openapi/requests": {"openapi"},
-	"vm":               {"vm/vmtest", "store"},
-	"server":           {"vm/vmtest", "store", "openapi/client"},
-	"observer":         {"vm/vmtest", "store"},
+	"server":           {"vm/vmtest", "store", "openapi/client", "manager"},
+	"observer":         {"vm/vmtest", "store", "manager"},
 	"qemu":             {"qemu/qmp/qmptest"},
 	"network":          {"network/guard/linktest"},
 	"network/dhcp":     {"network/guard/linktest"},

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"vmand/config"
+	"vmand/manager"
 	"vmand/network"
 	"vmand/observer"
 	"vmand/qemu"
@@ -46,7 +47,7 @@ type container struct {
 	log       *slog.Logger
 	store     *store.Store
 	driver    driver
-	manager   atomic.Pointer[vm.Manager]        // nil until it is built; the driver may report events before
+	manager   atomic.Pointer[manager.Engine]    // nil until it is built; the driver may report events before
 	observer  atomic.Pointer[observer.Observer] // nil until it is built; the driver may report events before
 	server    *server.Server
 	listeners []net.Listener
@@ -236,7 +237,7 @@ func (c *container) openNetworks(context.Context) error {
 // manager exists are dropped: they are of VMs that have been running, and recorded.
 func (c *container) mark(vmID string, m vm.BootMark, at time.Time) {
 	if manager := c.manager.Load(); manager != nil {
-		manager.Mark(vmID, m, at)
+		manager.Guests.Mark(vmID, m, at)
 	}
 }
 
@@ -258,13 +259,14 @@ func (c *container) probeBase() (vm.DiskFile, error) {
 }
 
 func (c *container) openManager(ctx context.Context) error {
-	manager := vm.NewManager(c.store, c.driver, c.networks, c.cfg.Manager, c.log)
-	c.manager.Store(manager)
-	c.observer.Store(observer.New(c.driver, c.store, manager, c.cfg.Observer, c.log))
+	engine := manager.New(c.store, c.driver, c.networks, c.cfg.Manager, c.log)
+	c.manager.Store(engine)
+	c.observer.Store(observer.New(c.cfg.Observer, observer.Deps{Host: c.driver, Records: c.store, Settler: engine,
+		Restarter: engine.VMs, Networks: engine.Networks, Log: c.log}))
 	c.closers = append(c.closers, func() error {
 		ctx, stop := context.WithTimeout(context.Background(), closeTimeout)
 		defer stop()
-		manager.Close(ctx)
+		engine.Close(ctx)
 		return nil
 	})
 	ctx, stop := context.WithTimeout(ctx, recoverTimeout)
@@ -273,18 +275,18 @@ func (c *container) openManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := manager.AfterRestore(ctx); err != nil {
+	if err := engine.AfterRestore(ctx); err != nil {
 		return err
 	}
-	if err := manager.AfterBoot(ctx, c.boot()); err != nil {
+	if err := engine.VMs.AfterBoot(ctx, c.boot()); err != nil {
 		return err
 	}
-	if err := manager.PrepareNetworks(ctx); err != nil {
+	if err := engine.Networks.Prepare(ctx); err != nil {
 		return err
 	}
 	built := make(chan error, 1)
 	go func() { built <- c.buildServer(ctx) }() // computes while Recover waits for QEMU
-	if err := errors.Join(manager.Recover(ctx), <-built); err != nil {
+	if err := errors.Join(engine.Recover(ctx), <-built); err != nil {
 		return err
 	}
 	c.event(ctx, "daemon.started", map[string]any{
@@ -293,6 +295,26 @@ func (c *container) openManager(ctx context.Context) error {
 		"interrupted_operations": len(open),
 	})
 	return nil
+}
+
+// services returns the services of an engine for the API server.
+func services(e *manager.Engine) server.Services {
+	return server.Services{
+		Templates:  e.Templates,
+		VMs:        e.VMs,
+		Disks:      e.Disks,
+		Images:     e.Images,
+		Networks:   e.Networks,
+		NICs:       e.NICs,
+		Forwards:   e.Forwards,
+		CDROMs:     e.CDROMs,
+		CloudInits: e.CloudInits,
+		Guests:     e.Guests,
+		Consoles:   e.Consoles,
+		Orphans:    e.Orphans,
+		Operations: e.Operations,
+		Events:     e,
+	}
 }
 
 // event records an event of the daemon, best effort.
@@ -308,7 +330,7 @@ func (c *container) buildServer(ctx context.Context) error {
 	o.Version, o.DryRun = version, c.cfg.DryRun
 	var err error
 	c.server, err = server.New(ctx, o, server.Deps{
-		Manager:  c.manager.Load(),
+		Services: services(c.manager.Load()),
 		Reader:   c.store,
 		Tokens:   c.store,
 		Health:   c.health,
@@ -379,7 +401,7 @@ func (c *container) boot() string {
 // autostart starts the VMs with autostart, if the host has booted since the last
 // call.
 func (c *container) autostart(ctx context.Context) {
-	if err := c.manager.Load().Autostart(ctx, c.boot()); err != nil && ctx.Err() == nil {
+	if err := c.manager.Load().VMs.Autostart(ctx, c.boot()); err != nil && ctx.Err() == nil {
 		c.log.Error("cannot start the VMs with autostart", "err", err)
 	}
 }

@@ -757,7 +757,7 @@ func TestAfterABootOfTheHostVMsWithAutostartAreStarted(t *testing.T) {
 	}
 	edit := func(id string, edits vm.VMEdits) {
 		t.Helper()
-		if _, err := r.manager.Load().UpdateVM(t.Context(), id, edits, nil); err != nil {
+		if _, err := r.manager.Load().VMs.Update(t.Context(), id, edits, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -15,11 +15,11 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
+	"vmand/manager"
 	"vmand/network"
 	"vmand/observer"
 	"vmand/qemu"
 	"vmand/server"
-	"vmand/vm"
 )
 
 // DefaultFile is the configuration file that is read if --config names none. It
@@ -48,7 +48,7 @@ type Config struct {
 	QEMU     qemu.Options
 	Network  network.Options
 	Observer observer.Options
-	Manager  vm.Options
+	Manager  manager.Options
 
 	ImagesMaxGiB       int
 	ImagesAllowPrivate []string // addresses and prefixes

@@ -36,7 +36,7 @@ func BenchmarkPass(b *testing.B) {
 }
 
 func benchmarkPass(b *testing.B, w *world, records Records) {
-	o := New(w, records, w, Options{Interval: interval}, slog.New(slog.DiscardHandler))
+	o := New(Options{Interval: interval}, Deps{w, records, w, w, w, slog.New(slog.DiscardHandler)})
 	b.ReportAllocs()
 	before := cpuTime(b)
 	for b.Loop() {

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"vmand/manager"
 	"vmand/store"
 	"vmand/vm"
 	"vmand/vm/vmtest"
@@ -19,7 +20,7 @@ import (
 type daemon struct {
 	t        *testing.T
 	store    *store.Store
-	manager  *vm.Manager
+	manager  *manager.Engine
 	driver   *vmtest.Driver
 	observer *Observer
 }
@@ -44,8 +45,8 @@ func inDaemon(t *testing.T, f func(t *testing.T, d *daemon)) {
 			t.Fatal(err)
 		}
 		d := &daemon{t: t, store: s, driver: &vmtest.Driver{}}
-		d.manager = vm.NewManager(s, d.driver, &vmtest.Network{}, vm.Options{}, discard)
-		d.observer = New(thoroughHost{d.driver}, s, d.manager, Options{Interval: interval}, discard)
+		d.manager = manager.New(s, d.driver, &vmtest.Network{}, manager.Options{}, discard)
+		d.observer = New(Options{Interval: interval}, Deps{thoroughHost{d.driver}, s, d.manager, d.manager.VMs, d.manager.Networks, discard})
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -66,16 +67,16 @@ func inDaemon(t *testing.T, f func(t *testing.T, d *daemon)) {
 func (d *daemon) start(id string, policy vm.RestartPolicy) {
 	d.t.Helper()
 	if _, err := d.store.Template(d.t.Context(), "small"); err != nil {
-		if _, err := d.manager.CreateTemplate(d.t.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128}); err != nil {
+		if _, err := d.manager.Templates.Create(d.t.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128}); err != nil {
 			d.t.Fatal(err)
 		}
 	}
-	if _, err := d.manager.CreateVM(d.t.Context(), vm.NewVM{ID: id, Template: "small", NICs: &[]vm.NewNIC{}, VMEdits: vm.VMEdits{Restart: &policy}}); err != nil {
+	if _, err := d.manager.VMs.Create(d.t.Context(), vm.NewVM{ID: id, Template: "small", NICs: &[]vm.NewNIC{}, VMEdits: vm.VMEdits{Restart: &policy}}); err != nil {
 		d.t.Fatal(err)
 	}
-	_, op, err := d.manager.Do(d.t.Context(), id, vm.OpStart, vm.StopOptions{})
+	_, op, err := d.manager.VMs.Do(d.t.Context(), id, vm.OpStart, vm.StopOptions{})
 	if err == nil {
-		op, err = d.manager.Wait(d.t.Context(), op.ID)
+		op, err = d.manager.Operations.Wait(d.t.Context(), op.ID)
 	}
 	if err != nil || op.State != vm.OpSucceeded {
 		d.t.Fatalf("start: %+v, %v", op, err)
@@ -178,7 +179,7 @@ func TestAGuestThatFoundItsDiskFullGoesOnWhenThereIsRoom(t *testing.T) {
 func TestADisksRecordedSizeBecomesThatOfItsFile(t *testing.T) {
 	inDaemon(t, func(t *testing.T, d *daemon) {
 		after(interval / 2) // the first pass, which could see it too, is over
-		disk, err := d.manager.CreateDisk(t.Context(), vm.NewDisk{SizeMiB: 1024})
+		disk, err := d.manager.Disks.Create(t.Context(), vm.NewDisk{SizeMiB: 1024})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,7 +11,7 @@ import (
 // as they are wanted, and returns what was found with what came of it.
 func (o *Observer) networks(ctx context.Context, vms []vm.VM) (plan []Action, results []result) {
 	repair := o.o.Repair == RepairAuto
-	drift, err := guard(o.log, func() ([]vm.Drift, error) { return o.settler.ReconcileNetworks(ctx, vms, repair) })
+	drift, err := guard(o.log, func() ([]vm.Drift, error) { return o.nets.Reconcile(ctx, vms, repair) })
 	if err != nil {
 		drift = append(drift, vm.Drift{Resource: "networks", Details: "the networks of the host cannot be looked at", Err: err})
 	}

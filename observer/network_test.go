@@ -31,7 +31,7 @@ func TestNetworksThatDriftedAreReportedWithWhatWasDone(t *testing.T) {
 					w.drift = []vm.Drift{tt.drift}
 				}
 				w.driftErr = tt.err
-				o := New(w, w, w, Options{Interval: interval, Repair: tt.repair}, discard)
+				o := New(Options{Interval: interval, Repair: tt.repair}, Deps{w, w, w, w, w, discard})
 				o.pass(t.Context())
 				issues := o.Status().Issues
 				if len(issues) != 1 || issues[0].Type != NetworkDrift || issues[0].Repair != tt.want || issues[0].RepairedAt.IsZero() == tt.repaired {

@@ -41,25 +41,43 @@ type Records interface {
 	LastEvent(ctx context.Context) (int64, error)
 }
 
-// Settler is the one who may change a record; *vm.Manager is it.
+// Settler makes the records true.
 type Settler interface {
 	// Settle looks again under the resource's lock and records what is true.
 	// It fails with [vm.ErrBusy] at once if an operation holds the resource.
 	Settle(ctx context.Context, resource string) (vm.Repair, error)
 	// Busy reports whether an operation holds the resource now.
 	Busy(resource string) bool
-	// RestartDue begins the automatic restart of a VM. It fails with
-	// [vm.ErrState] if none is due.
-	RestartDue(ctx context.Context, id string) (vm.Operation, error)
-	// ReconcileNetworks compares the networks on the host with the records, given
-	// the VMs as recorded, and with repair makes the host as it is wanted.
-	ReconcileNetworks(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error)
 	// Tell records events.
 	Tell(ctx context.Context, events ...vm.Event) error
 	// NextEvent returns a channel that is closed when the next event is recorded.
 	NextEvent() <-chan struct{}
 	// Prune forgets operations and events that are old enough.
 	Prune(ctx context.Context) (int, error)
+}
+
+// Restarter restarts VMs by their policy.
+type Restarter interface {
+	// RestartDue begins the automatic restart of a VM. It fails with
+	// [vm.ErrState] if none is due.
+	RestartDue(ctx context.Context, id string) (vm.Operation, error)
+}
+
+// Networks compares the networks on the host with the records.
+type Networks interface {
+	// Reconcile compares the networks on the host with the records, given the VMs as
+	// recorded. With repair it makes the host match the records.
+	Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error)
+}
+
+// Deps are the parts of vmand an [Observer] works with. All are needed.
+type Deps struct {
+	Host      Host
+	Records   Records
+	Settler   Settler
+	Restarter Restarter
+	Networks  Networks
+	Log       *slog.Logger
 }
 
 // What an observer does about what it finds.
@@ -95,11 +113,13 @@ const (
 
 // Observer is the loop. Its methods may be called at the same time.
 type Observer struct {
-	host    Host
-	records Records
-	settler Settler
-	o       Options
-	log     *slog.Logger
+	host      Host
+	records   Records
+	settler   Settler
+	restarter Restarter
+	nets      Networks
+	o         Options
+	log       *slog.Logger
 
 	wake     chan struct{} // holds one: a VM is in nudged
 	restarts *schedule
@@ -118,9 +138,9 @@ type Observer struct {
 }
 
 // New returns an observer that does nothing before [Observer.Run].
-func New(h Host, r Records, s Settler, o Options, log *slog.Logger) *Observer {
+func New(o Options, d Deps) *Observer {
 	o.Repair = cmp.Or(o.Repair, RepairAuto)
-	return &Observer{host: h, records: r, settler: s, o: o, log: log, wake: make(chan struct{}, 1), restarts: newSchedule(),
+	return &Observer{host: d.Host, records: d.Records, settler: d.Settler, restarter: d.Restarter, nets: d.Networks, o: o, log: d.Log, wake: make(chan struct{}, 1), restarts: newSchedule(),
 		nudged: map[string]bool{}, settling: map[string]bool{}, since: map[finding]*suspicion{},
 		status: Status{Status: StatusStarting, CheckInterval: o.Interval}}
 }

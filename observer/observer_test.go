@@ -79,7 +79,7 @@ func (w *world) recorded(id string) vm.VM {
 }
 
 // ReconcileNetworks finds what the test has said, and repairs what has no error.
-func (w *world) ReconcileNetworks(_ context.Context, _ []vm.VM, repair bool) ([]vm.Drift, error) {
+func (w *world) Reconcile(_ context.Context, _ []vm.VM, repair bool) ([]vm.Drift, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.repairs = append(w.repairs, repair)
@@ -289,7 +289,7 @@ func observeWith(t *testing.T, w *world, options Options, f func(o *Observer)) {
 	synctest.Test(t, func(t *testing.T) {
 		// A channel belongs to the bubble it is made in.
 		w.news = make(chan struct{})
-		o := New(w, w, w, options, discard)
+		o := New(options, Deps{w, w, w, w, w, discard})
 		if s := o.Status(); s.Status != StatusStarting || s.CheckInterval != interval || s.Repair == "" || !s.LastRunAt.IsZero() {
 			t.Errorf("status before the first pass is %+v", s)
 		}
@@ -421,7 +421,7 @@ func TestANudgeBeforeRunIsNotLost(t *testing.T) {
 	w.run("a")
 	synctest.Test(t, func(t *testing.T) {
 		w.news = make(chan struct{})
-		o := New(w, w, w, Options{Interval: interval}, discard)
+		o := New(Options{Interval: interval}, Deps{w, w, w, w, w, discard})
 		o.Nudge("a")
 		ctx, stop := context.WithCancel(t.Context())
 		go o.Run(ctx)

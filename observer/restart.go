@@ -187,7 +187,7 @@ func (o *Observer) followVMs(ctx context.Context) error {
 func (o *Observer) restart(ctx context.Context, id string) {
 	callCtx, stop := context.WithTimeout(ctx, settleTimeout)
 	defer stop()
-	op, err := guard(o.log, func() (vm.Operation, error) { return o.settler.RestartDue(callCtx, id) })
+	op, err := guard(o.log, func() (vm.Operation, error) { return o.restarter.RestartDue(callCtx, id) })
 	switch {
 	case err == nil:
 		o.log.Info("restarting a VM by its policy", "vm_id", id, "operation", op.ID)

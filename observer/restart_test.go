@@ -189,7 +189,7 @@ func TestARestartNeverHoldsUpAPass(t *testing.T) {
 	slow := &slowRestarter{world: w, held: make(chan struct{})}
 	synctest.Test(t, func(t *testing.T) {
 		w.news, slow.held = make(chan struct{}), make(chan struct{})
-		o := New(w, w, slow, Options{Interval: interval}, discard)
+		o := New(Options{Interval: interval}, Deps{w, w, slow, slow, slow, discard})
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {

@@ -27,7 +27,7 @@ func TestAStartIsHeldUntilTheGuestHasItsAddress(t *testing.T) {
 		t.Fatalf("answered before: %s", r.body)
 	case <-time.After(20 * time.Millisecond):
 	}
-	a.manager.Mark("web-1", vm.BootDHCP, time.Now())
+	a.manager.Guests.Mark("web-1", vm.BootDHCP, time.Now())
 	r := <-done
 	v := into[openapi.VM](t, r)
 	if r.StatusCode != 200 || v.Boot.DHCPAckAt == nil || r.Header.Get("Preference-Applied") != "wait" {

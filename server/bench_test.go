@@ -38,8 +38,8 @@ func (o oneToken) Tokens(context.Context) ([]vm.Token, error) {
 	return []vm.Token{{Name: "admin", Role: vm.RoleAdmin, Hash: o.hash}}, nil
 }
 
-// agents is a manager whose agents all answer.
-type agents struct{ Manager }
+// agents are guests whose agents all answer.
+type agents struct{ Guests }
 
 func (agents) Agent(string) vm.Agent { return someAgent }
 
@@ -48,7 +48,7 @@ func (agents) Agent(string) vm.Agent { return someAgent }
 func benchServer(b *testing.B) (*Server, string) {
 	secret, hash := NewToken()
 	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
-	s, err := New(b.Context(), Options{Version: "1.2.3"}, Deps{Manager: agents{}, Reader: manyVMs{n: 10000}, Tokens: oneToken{hash: hash}, Log: log})
+	s, err := New(b.Context(), Options{Version: "1.2.3"}, Deps{Services: Services{Guests: agents{}}, Reader: manyVMs{n: 10000}, Tokens: oneToken{hash: hash}, Log: log})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 
 // AttachCDROM implements [openapi.StrictServerInterface].
 func (s *Server) AttachCDROM(ctx context.Context, r openapi.AttachCDROMRequestObject) (openapi.AttachCDROMResponseObject, error) {
-	c, err := s.manager.AttachCDROM(ctx, r.ID, newCDROM(r.Body))
+	c, err := s.CDROMs.Attach(ctx, r.ID, newCDROM(r.Body))
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +54,7 @@ func (s *Server) EjectCDROM(ctx context.Context, r openapi.EjectCDROMRequestObje
 	if err != nil {
 		return nil, err
 	}
-	if err := s.manager.EjectCDROM(ctx, r.ID, r.CDROMID, match); err != nil {
+	if err := s.CDROMs.Eject(ctx, r.ID, r.CDROMID, match); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil

@@ -15,7 +15,7 @@ import (
 
 // GetCloudInit implements [openapi.StrictServerInterface].
 func (s *Server) GetCloudInit(ctx context.Context, r openapi.GetCloudInitRequestObject) (openapi.GetCloudInitResponseObject, error) {
-	view, err := s.manager.CloudInit(ctx, r.ID)
+	view, err := s.CloudInits.Get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +31,7 @@ func (s *Server) SetCloudInit(ctx context.Context, r openapi.SetCloudInitRequest
 	b := r.Body
 	c := newCloudInit(&openapi.CloudInit{Hostname: b.Hostname, SSHAuthorizedKeys: b.SSHAuthorizedKeys, Users: b.Users, PasswordHash: b.PasswordHash,
 		UserData: b.UserData, VendorData: b.VendorData, NetworkConfig: b.NetworkConfig})
-	view, err := s.manager.SetCloudInit(ctx, r.ID, *c, value(b.Reprovision), match)
+	view, err := s.CloudInits.Set(ctx, r.ID, *c, value(b.Reprovision), match)
 	if err != nil {
 		return nil, err
 	}

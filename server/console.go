@@ -64,7 +64,7 @@ func (s *Server) OpenConsole(ctx context.Context, r openapi.OpenConsoleRequestOb
 		end(nil)
 		return nil, err
 	}
-	c, err := s.manager.Console(ctx, r.ID, o)
+	c, err := s.Consoles.Open(ctx, r.ID, o)
 	if err != nil {
 		s.consoles.leave(seat)
 		end(nil)
@@ -129,7 +129,7 @@ func (s *Server) GetConsoleLog(ctx context.Context, r openapi.GetConsoleLogReque
 		l.skip = true
 	}
 	var err error
-	if l.log, l.end, err = s.manager.ConsoleLog(ctx, r.ID, offset); err != nil {
+	if l.log, l.end, err = s.Consoles.Log(ctx, r.ID, offset); err != nil {
 		l.close()
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func (l *consoleLog) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
 // more sends what the guest wrote since the last look.
 func (l *consoleLog) more(out *byteStream) error {
 	var err error
-	if l.log, l.end, err = l.s.manager.ConsoleLog(l.ctx, l.id, l.end); err != nil {
+	if l.log, l.end, err = l.s.Consoles.Log(l.ctx, l.id, l.end); err != nil {
 		return err
 	}
 	return l.send(out)

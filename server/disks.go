@@ -20,13 +20,13 @@ func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObje
 	}
 	n := vm.NewDisk{SizeMiB: mib(value(b.Size)), MountPoint: value(b.MountPoint), Image: value(b.Image), FromDisk: value(b.FromDisk)}
 	if n.FromDisk == "" {
-		d, err := s.manager.CreateDisk(ctx, n)
+		d, err := s.Disks.Create(ctx, n)
 		if err != nil {
 			return nil, err
 		}
 		return diskAnswer(&d).created("/disks/" + d.ID), nil
 	}
-	d, o, err := s.manager.CopyDisk(ctx, n)
+	d, o, err := s.Disks.Copy(ctx, n)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func (s *Server) UpdateDisk(ctx context.Context, r openapi.UpdateDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.manager.ResizeDisk(ctx, r.ID, mib(r.Body.Size), match)
+	d, err := s.Disks.Resize(ctx, r.ID, mib(r.Body.Size), match)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func (s *Server) DeleteDisk(ctx context.Context, r openapi.DeleteDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	if err := s.manager.DeleteDisk(ctx, r.ID, match); err != nil {
+	if err := s.Disks.Delete(ctx, r.ID, match); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil
@@ -93,7 +93,7 @@ func (s *Server) AttachDisk(ctx context.Context, r openapi.AttachDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	d, o, err := s.manager.AttachDisk(ctx, r.ID, r.Body.VMID, value(r.Body.MountPoint))
+	d, o, err := s.Disks.Attach(ctx, r.ID, r.Body.VMID, value(r.Body.MountPoint))
 	return moved(d, o, wait > 0, err)
 }
 
@@ -103,7 +103,7 @@ func (s *Server) DetachDisk(ctx context.Context, r openapi.DetachDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	d, o, err := s.manager.DetachDisk(ctx, r.ID)
+	d, o, err := s.Disks.Detach(ctx, r.ID)
 	return moved(d, o, wait > 0, err)
 }
 

@@ -34,7 +34,7 @@ type wireVM struct {
 }
 
 // wire returns v with what is known of its agent.
-func (s *Server) wire(v *vm.VM) *wireVM { return &wireVM{v, s.manager.Agent(v.ID)} }
+func (s *Server) wire(v *vm.VM) *wireVM { return &wireVM{v, s.Guests.Agent(v.ID)} }
 
 func (v *wireVM) appendJSON(b []byte) []byte {
 	b = appendNullable(append(b, `{"accel":`...), string(v.Accel))

@@ -124,7 +124,7 @@ func (st *stream) VisitListEventsResponse(w http.ResponseWriter) error {
 	beat := time.NewTicker(st.s.heartbeat)
 	defer beat.Stop()
 	for {
-		next := st.s.manager.NextEvent() // before the look, or one is missed
+		next := st.s.Events.NextEvent() // before the look, or one is missed
 		if ok, err := st.catchUp(); !ok {
 			return err
 		}

@@ -218,7 +218,7 @@ func TestAReconnectingClientMissesNothing(t *testing.T) {
 		wg.Go(func() {
 			for i := range each {
 				name := fmt.Sprintf("t-%d-%d", c, i)
-				if _, err := a.manager.CreateTemplate(t.Context(), vm.Template{Name: name, CPUCount: 1, RAMMiB: 64}); err != nil {
+				if _, err := a.manager.Templates.Create(t.Context(), vm.Template{Name: name, CPUCount: 1, RAMMiB: 64}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -416,8 +416,8 @@ func (b blind) Events(context.Context, vm.EventFilter, vm.Page) ([]vm.Event, err
 }
 func (b blind) LastEvent(context.Context) (int64, error) { return 0, nil }
 
-// quiet is a manager to whom nothing happens.
-type quiet struct{ Manager }
+// quiet never has a new event.
+type quiet struct{}
 
 func (quiet) NextEvent() <-chan struct{} { return nil }
 
@@ -445,7 +445,7 @@ func (s *sink) take() string {
 
 func TestAQuietStreamBeatsEvery15Seconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := New(t.Context(), Options{}, Deps{Manager: quiet{}, Reader: blind{}, Tokens: oneToken{}})
+		s, err := New(t.Context(), Options{}, Deps{Services: Services{Events: quiet{}}, Reader: blind{}, Tokens: oneToken{}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,7 +18,7 @@ func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardReq
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	f, err := s.manager.AddForward(ctx, r.ID, f)
+	f, err := s.Forwards.Add(ctx, r.ID, f)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func (s *Server) RemovePortForward(ctx context.Context, r openapi.RemovePortForw
 	if err != nil {
 		return nil, err
 	}
-	if err := s.manager.RemoveForward(ctx, r.ID, r.ForwardID, match); err != nil {
+	if err := s.Forwards.Remove(ctx, r.ID, r.ForwardID, match); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil

@@ -23,7 +23,7 @@ const (
 
 // GetGuest implements [openapi.StrictServerInterface].
 func (s *Server) GetGuest(ctx context.Context, r openapi.GetGuestRequestObject) (openapi.GetGuestResponseObject, error) {
-	g, err := s.manager.GuestInfo(ctx, r.ID)
+	g, err := s.Guests.Info(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func (s *Server) ExecCommand(ctx context.Context, r openapi.ExecCommandRequestOb
 	}
 	held, release := s.hold(ctx, c.Timeout+execSlack)
 	defer release()
-	result, err := s.manager.Exec(held, r.ID, c)
+	result, err := s.Guests.Exec(held, r.ID, c)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func textOrBase64(b []byte) (text, encoded *string) {
 
 // SetPassword implements [openapi.StrictServerInterface].
 func (s *Server) SetPassword(ctx context.Context, r openapi.SetPasswordRequestObject) (openapi.SetPasswordResponseObject, error) {
-	if err := s.manager.SetPassword(ctx, r.ID, r.Body.User, r.Body.Password); err != nil {
+	if err := s.Guests.SetPassword(ctx, r.ID, r.Body.User, r.Body.Password); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil
@@ -126,7 +126,7 @@ func (s *Server) SetPassword(ctx context.Context, r openapi.SetPasswordRequestOb
 
 // TrimVM implements [openapi.StrictServerInterface].
 func (s *Server) TrimVM(ctx context.Context, r openapi.TrimVMRequestObject) (openapi.TrimVMResponseObject, error) {
-	if err := s.manager.Trim(ctx, r.ID); err != nil {
+	if err := s.Guests.Trim(ctx, r.ID); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil
@@ -134,12 +134,12 @@ func (s *Server) TrimVM(ctx context.Context, r openapi.TrimVMRequestObject) (ope
 
 // ReadFile implements [openapi.StrictServerInterface].
 func (s *Server) ReadFile(ctx context.Context, r openapi.ReadFileRequestObject) (openapi.ReadFileResponseObject, error) {
-	return guestFile{read: func(w io.Writer) error { return s.manager.ReadFile(ctx, r.ID, r.Params.Path, w) }}, nil
+	return guestFile{read: func(w io.Writer) error { return s.Guests.ReadFile(ctx, r.ID, r.Params.Path, w) }}, nil
 }
 
 // WriteFile implements [openapi.StrictServerInterface].
 func (s *Server) WriteFile(ctx context.Context, r openapi.WriteFileRequestObject) (openapi.WriteFileResponseObject, error) {
-	err := s.manager.WriteFile(ctx, r.ID, r.Params.Path, r.Body)
+	err := s.Guests.WriteFile(ctx, r.ID, r.Params.Path, r.Body)
 	if body, ok := r.Body.(*streamedBody); ok && body.fault != nil {
 		return nil, body.fault // whatever came of it further on
 	}

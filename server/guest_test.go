@@ -28,16 +28,16 @@ func running(t *testing.T, change ...func(*fixture)) *api {
 func (a *api) boot(t testing.TB) {
 	t.Helper()
 	ctx := vm.WithCaller(t.Context(), vm.Caller{Name: "test"})
-	_, err := a.manager.CreateTemplate(ctx, vm.Template{Name: "small", CPUCount: 2, RAMMiB: 512})
+	_, err := a.manager.Templates.Create(ctx, vm.Template{Name: "small", CPUCount: 2, RAMMiB: 512})
 	if err == nil {
-		_, err = a.manager.CreateVM(ctx, vm.NewVM{ID: "web-1", Template: "small"})
+		_, err = a.manager.VMs.Create(ctx, vm.NewVM{ID: "web-1", Template: "small"})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, o, err := a.manager.Do(ctx, "web-1", vm.OpStart, vm.StopOptions{})
+	_, o, err := a.manager.VMs.Do(ctx, "web-1", vm.OpStart, vm.StopOptions{})
 	if err == nil {
-		_, err = a.manager.Wait(ctx, o.ID)
+		_, err = a.manager.Operations.Wait(ctx, o.ID)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -237,8 +237,8 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 func TestAnErrorInTheMiddleOfAFileCutsTheConnection(t *testing.T) {
 	a := running(t)
 	a.want(t, 204, "PUT", "/vms/web-1/files?path=/a", "x", octets...)
-	broken := &brokenFiles{Manager: a.manager}
-	b := newAPI(t, func(f *fixture) { f.d.Manager, f.d.Reader = broken, a.store; f.d.Tokens = a.store })
+	broken := &brokenFiles{Guests: a.manager.Guests}
+	b := newAPI(t, func(f *fixture) { f.d.Guests, f.d.Reader = broken, a.store; f.d.Tokens = a.store })
 	b.token = a.token
 	r, err := http.NewRequestWithContext(t.Context(), "GET", b.base+"/vms/web-1/files?path=/a", nil)
 	if err != nil {
@@ -258,7 +258,7 @@ func TestAnErrorInTheMiddleOfAFileCutsTheConnection(t *testing.T) {
 	}
 }
 
-type brokenFiles struct{ Manager }
+type brokenFiles struct{ Guests }
 
 func (*brokenFiles) ReadFile(_ context.Context, _, _ string, w io.Writer) error {
 	if _, err := w.Write(bytes.Repeat([]byte("x"), 64<<10)); err != nil {

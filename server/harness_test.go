@@ -20,6 +20,7 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/legacy"
 
+	"vmand/manager"
 	"vmand/openapi"
 	"vmand/store"
 	"vmand/vm"
@@ -33,7 +34,7 @@ type api struct {
 	driver  *vmtest.Driver
 	network *vmtest.Network
 	store   *store.Store
-	manager *vm.Manager
+	manager *manager.Engine
 	token   string
 	base    string // http://127.0.0.1:port
 	log     *logBuffer
@@ -87,13 +88,13 @@ func newAPI(t testing.TB, change ...func(*fixture)) *api {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewJSONHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	a.manager = vm.NewManager(a.store, a.driver, a.network, vm.Options{}, log)
+	a.manager = manager.New(a.store, a.driver, a.network, manager.Options{}, log)
 	secret, hash := NewToken()
 	a.token = secret
 	if err := a.store.PutToken(ctx, vm.Token{Name: "admin", Role: vm.RoleAdmin, Hash: hash}); err != nil {
 		t.Fatal(err)
 	}
-	f := fixture{o: Options{Version: "1.2.3"}, d: Deps{Manager: a.manager, Reader: a.store, Tokens: a.store, Log: log,
+	f := fixture{o: Options{Version: "1.2.3"}, d: Deps{Services: servicesOf(a.manager), Reader: a.store, Tokens: a.store, Log: log,
 		Health:   func(context.Context) Health { return Health{QEMU: Check{Detail: "QEMU 7.2"}} },
 		Observer: func() ObserverStatus { return ObserverStatus{Status: "starting", CheckInterval: 5e9} }}}
 	for _, c := range change {
@@ -272,4 +273,11 @@ func (a *api) withVM(t *testing.T) *api {
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	a.want(t, 201, "POST", "/vms", webVM)
 	return a
+}
+
+// servicesOf returns the use cases of an engine, as package main does.
+func servicesOf(e *manager.Engine) Services {
+	return Services{Templates: e.Templates, VMs: e.VMs, Disks: e.Disks, Images: e.Images, Networks: e.Networks, NICs: e.NICs,
+		Forwards: e.Forwards, CDROMs: e.CDROMs, CloudInits: e.CloudInits, Guests: e.Guests, Consoles: e.Consoles,
+		Orphans: e.Orphans, Operations: e.Operations, Events: e}
 }

@@ -153,7 +153,7 @@ func TestAnAcceptedRequestStaysAccepted(t *testing.T) {
 			a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 			first := a.want(t, 202, "POST", "/vms/web-1/actions/start", "", headerKey, "k")
 			id := strings.TrimPrefix(first.Header.Get("Location"), "/operations/")
-			if _, err := a.manager.Wait(t.Context(), id); err != nil {
+			if _, err := a.manager.Operations.Wait(t.Context(), id); err != nil {
 				t.Fatal(err)
 			}
 			again := a.want(t, 202, "POST", "/vms/web-1/actions/start", "", headerKey, "k")

@@ -28,7 +28,7 @@ func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestOb
 		return nil, err
 	}
 	b := r.JSONBody
-	i, o, err := s.manager.CreateImage(ctx, vm.NewImage{Name: b.Name, URL: value(b.URL), FromDisk: value(b.FromDisk),
+	i, o, err := s.Images.Create(ctx, vm.NewImage{Name: b.Name, URL: value(b.URL), FromDisk: value(b.FromDisk),
 		Sum: vm.ImageSum{SHA256: value(b.SHA256), SHA512: value(b.SHA512)}, Format: vm.ImageFormat(value(b.Format)),
 		Description: value(b.Description), Labels: value(b.Labels)})
 	if err != nil {
@@ -90,7 +90,7 @@ func (s *Server) uploadImage(ctx context.Context, r openapi.CreateImageRequestOb
 	if p.Name == nil {
 		return answer{}, invalid(vm.FieldFault{Field: "name", Detail: "is missing"})
 	}
-	i, o, err := s.manager.UploadImage(ctx, vm.NewImage{Name: *p.Name, Sum: vm.ImageSum{SHA256: value(p.SHA256), SHA512: value(p.SHA512)},
+	i, o, err := s.Images.Upload(ctx, vm.NewImage{Name: *p.Name, Sum: vm.ImageSum{SHA256: value(p.SHA256), SHA512: value(p.SHA512)},
 		Format: vm.ImageFormat(value(p.Format)), Description: value(p.Description)}, r.Body, value(p.More))
 	if a, more, err := uploaded(&i, o, r.Body, err); more || err != nil {
 		return a, inQuery(err)
@@ -115,7 +115,7 @@ func inQuery(err error) error {
 
 // ContinueUpload implements [openapi.StrictServerInterface].
 func (s *Server) ContinueUpload(ctx context.Context, r openapi.ContinueUploadRequestObject) (openapi.ContinueUploadResponseObject, error) {
-	i, o, err := s.manager.ContinueUpload(ctx, r.Name, r.Params.Offset, r.Body, value(r.Params.More))
+	i, o, err := s.Images.ContinueUpload(ctx, r.Name, r.Params.Offset, r.Body, value(r.Params.More))
 	a, _, err := uploaded(&i, o, r.Body, err)
 	return a, err
 }
@@ -165,7 +165,7 @@ func (s *Server) UpdateImage(ctx context.Context, r openapi.UpdateImageRequestOb
 	if err != nil {
 		return nil, err
 	}
-	i, err := s.manager.UpdateImage(ctx, r.Name, vm.ImageEdits{Description: r.Body.Description, Labels: (*map[string]string)(r.Body.Labels)}, match)
+	i, err := s.Images.Update(ctx, r.Name, vm.ImageEdits{Description: r.Body.Description, Labels: (*map[string]string)(r.Body.Labels)}, match)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +178,7 @@ func (s *Server) DeleteImage(ctx context.Context, r openapi.DeleteImageRequestOb
 	if err != nil {
 		return nil, err
 	}
-	if err := s.manager.DeleteImage(ctx, r.Name, match); err != nil {
+	if err := s.Images.Delete(ctx, r.Name, match); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil
@@ -213,7 +213,7 @@ func apiImage(i *vm.Image) *openapi.Image {
 
 // ReadImage implements [openapi.StrictServerInterface].
 func (s *Server) ReadImage(ctx context.Context, r openapi.ReadImageRequestObject) (openapi.ReadImageResponseObject, error) {
-	i, content, err := s.manager.OpenImage(ctx, r.Name)
+	i, content, err := s.Images.Open(ctx, r.Name)
 	if err != nil {
 		return nil, err
 	}

@@ -293,13 +293,13 @@ func TestAnUploadThatIsRefusedIsNotRead(t *testing.T) {
 	}
 }
 
-// drain is a manager that takes uploads and keeps nothing.
+// drain takes uploads and keeps nothing.
 type drain struct {
-	Manager
+	Images
 	got int64
 }
 
-func (d *drain) UploadImage(_ context.Context, n vm.NewImage, r io.Reader, _ bool) (vm.Image, vm.Operation, error) {
+func (d *drain) Upload(_ context.Context, n vm.NewImage, r io.Reader, _ bool) (vm.Image, vm.Operation, error) {
 	var err error
 	d.got, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, r, make([]byte, 256<<10))
 	return vm.Image{Name: n.Name, State: vm.ImageAvailable, Source: "upload"}, vm.Operation{}, err
@@ -307,7 +307,7 @@ func (d *drain) UploadImage(_ context.Context, n vm.NewImage, r io.Reader, _ boo
 
 func TestAnUploadTakesNoMemory(t *testing.T) {
 	d := &drain{}
-	a := newAPI(t, func(f *fixture) { d.Manager = f.d.Manager; f.d.Manager = d })
+	a := newAPI(t, func(f *fixture) { d.Images = f.d.Images; f.d.Images = d })
 	const size = 256 << 20
 	for _, length := range []int64{size, -1} {
 		r, err := http.NewRequestWithContext(t.Context(), "POST", a.base+"/images?name=a", io.LimitReader(zeros{}, size))
@@ -385,10 +385,10 @@ func TestTheContentOfAnImageIsReadInParts(t *testing.T) {
 	}
 }
 
-// broken is a manager whose images cannot be read to their end.
-type broken struct{ Manager }
+// broken has images that cannot be read to their end.
+type broken struct{ Images }
 
-func (broken) OpenImage(context.Context, string) (vm.Image, io.ReadSeekCloser, error) {
+func (broken) Open(context.Context, string) (vm.Image, io.ReadSeekCloser, error) {
 	content := io.NewSectionReader(halfReader{}, 0, 1<<20)
 	return vm.Image{Name: "a", ImageContent: vm.ImageContent{SHA256: sumOf(""), Layout: vm.FormatRaw, Bytes: 1 << 20}},
 		struct {
@@ -407,7 +407,7 @@ func (halfReader) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestContentThatCannotBeReadCutsTheConnection(t *testing.T) {
-	a := newAPI(t, func(f *fixture) { f.d.Manager = broken{f.d.Manager} })
+	a := newAPI(t, func(f *fixture) { f.d.Images = broken{f.d.Images} })
 	r, err := http.NewRequestWithContext(t.Context(), "GET", a.base+"/images/a/content", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -467,7 +467,7 @@ func TestARepeatedImportIsAnsweredWithHowFarItIs(t *testing.T) {
 	close(blocked)
 	for path, body := range paths {
 		o := strings.TrimPrefix(first[path].Header.Get("Location"), "/operations/")
-		if _, err := a.manager.Wait(t.Context(), o); err != nil {
+		if _, err := a.manager.Operations.Wait(t.Context(), o); err != nil {
 			t.Fatal(err)
 		}
 		again := a.want(t, 202, "POST", path, body, headerKey, path)

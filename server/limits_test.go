@@ -237,7 +237,7 @@ func TestAClientThatHangsUpCancelsNothing(t *testing.T) {
 	c.Close()
 	ops := into[[]openapi.Operation](t, a.want(t, 200, "GET", "/operations?kind=vm.start", ""))
 	close(release)
-	o, err := a.manager.Wait(t.Context(), ops[0].ID)
+	o, err := a.manager.Operations.Wait(t.Context(), ops[0].ID)
 	if err != nil || o.State != "succeeded" {
 		t.Errorf("operation %+v, %v", o, err)
 	}

@@ -25,7 +25,7 @@ func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkReque
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	n, err := s.manager.CreateNetwork(ctx, n)
+	n, err := s.Networks.Create(ctx, n)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +41,7 @@ func (s *Server) ListNetworks(ctx context.Context, r openapi.ListNetworksRequest
 
 // GetNetwork implements [openapi.StrictServerInterface].
 func (s *Server) GetNetwork(ctx context.Context, r openapi.GetNetworkRequestObject) (openapi.GetNetworkResponseObject, error) {
-	report, err := s.manager.NetworkStatus(ctx, r.Name)
+	report, err := s.Networks.Status(ctx, r.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkReque
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	n, err := s.manager.UpdateNetwork(ctx, r.Name, e, match)
+	n, err := s.Networks.Update(ctx, r.Name, e, match)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func (s *Server) DeleteNetwork(ctx context.Context, r openapi.DeleteNetworkReque
 	if err != nil {
 		return nil, err
 	}
-	if err := s.manager.DeleteNetwork(ctx, r.Name, match); err != nil {
+	if err := s.Networks.Delete(ctx, r.Name, match); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil

@@ -142,14 +142,14 @@ func TestANetworkThatCannotBeIsRefused(t *testing.T) {
 	}
 }
 
-// lookedAt is a manager that sees what it is told to on the host.
+// lookedAt changes what is seen of a network on the host.
 type lookedAt struct {
-	Manager
+	Networks
 	see func(*vm.NetworkReport)
 }
 
-func (l *lookedAt) NetworkStatus(ctx context.Context, name string) (vm.NetworkReport, error) {
-	r, err := l.Manager.NetworkStatus(ctx, name)
+func (l *lookedAt) Status(ctx context.Context, name string) (vm.NetworkReport, error) {
+	r, err := l.Networks.Status(ctx, name)
 	if err == nil && l.see != nil {
 		l.see(&r)
 	}
@@ -158,7 +158,7 @@ func (l *lookedAt) NetworkStatus(ctx context.Context, name string) (vm.NetworkRe
 
 func TestANetworkShowsWhoIsOnItAndWhatIsInItsWay(t *testing.T) {
 	seen := &lookedAt{}
-	a := newAPI(t, func(f *fixture) { seen.Manager = f.d.Manager; f.d.Manager = seen }).withVM(t)
+	a := newAPI(t, func(f *fixture) { seen.Networks = f.d.Networks; f.d.Networks = seen }).withVM(t)
 	r := a.want(t, 200, "GET", "/networks/vman0", "")
 	n := into[openapi.NetworkDetails](t, r)
 	if len(n.Leases) != 1 || n.Leases[0].VMID != "web-1" || *n.Leases[0].IP != "192.168.100.2" || n.Leases[0].AckedAt != nil || n.Leases[0].ExpiresAt != nil ||

@@ -16,7 +16,7 @@ func (s *Server) AttachNIC(ctx context.Context, r openapi.AttachNICRequestObject
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	n, o, err := s.manager.AttachNIC(ctx, r.ID, want)
+	n, o, err := s.NICs.Attach(ctx, r.ID, want)
 	switch {
 	case err != nil:
 		return nil, err
@@ -74,7 +74,7 @@ func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject
 		down := *link == openapi.NICLinkDown
 		e.LinkDown = &down
 	}
-	if _, err := s.manager.UpdateNIC(ctx, r.ID, r.NICSlot, e, match); err != nil {
+	if _, err := s.NICs.Update(ctx, r.ID, r.NICSlot, e, match); err != nil {
 		return nil, err
 	}
 	return s.nicAnswer(ctx, r.ID, r.NICSlot)
@@ -86,7 +86,7 @@ func (s *Server) DetachNIC(ctx context.Context, r openapi.DetachNICRequestObject
 	if err != nil {
 		return nil, err
 	}
-	n, gone, o, err := s.manager.DetachNIC(ctx, r.ID, r.NICSlot, match)
+	n, gone, o, err := s.NICs.Detach(ctx, r.ID, r.NICSlot, match)
 	switch {
 	case err != nil:
 		return nil, err

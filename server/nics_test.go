@@ -154,17 +154,17 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 	a.want(t, 204, "DELETE", "/vms/web-1/nics/0", "", headerKey, "k")
 }
 
-// slow is a manager whose guests take a NIC after the answer.
-type slow struct{ Manager }
+// slow answers before the guest has taken a NIC.
+type slow struct{ NICs }
 
-func (s slow) AttachNIC(ctx context.Context, id string, n vm.NewNIC) (vm.NIC, vm.Operation, error) {
-	nic, o, err := s.Manager.AttachNIC(ctx, id, n)
+func (s slow) Attach(ctx context.Context, id string, n vm.NewNIC) (vm.NIC, vm.Operation, error) {
+	nic, o, err := s.NICs.Attach(ctx, id, n)
 	nic.State = vm.NICAttaching
 	return nic, o, err
 }
 
 func TestANICOnItsWayIsAccepted(t *testing.T) {
-	a := newAPI(t, func(f *fixture) { f.d.Manager = slow{f.d.Manager} }).withVM(t)
+	a := newAPI(t, func(f *fixture) { f.d.NICs = slow{f.d.NICs} }).withVM(t)
 	r := a.want(t, 202, "POST", "/vms/web-1/nics", `{}`)
 	if into[openapi.NIC](t, r).State != "attaching" {
 		t.Errorf("%s", r.body)

@@ -38,7 +38,7 @@ func (s *Server) GetOperation(ctx context.Context, r openapi.GetOperationRequest
 
 // CancelOperation implements [openapi.StrictServerInterface].
 func (s *Server) CancelOperation(ctx context.Context, r openapi.CancelOperationRequestObject) (openapi.CancelOperationResponseObject, error) {
-	o, err := s.manager.CancelOperation(ctx, r.ID)
+	o, err := s.Operations.Cancel(ctx, r.ID)
 	// It begins no operation that could know the request again. That it is
 	// cancelled already is what a repeated one is to hear.
 	repeated := vm.CallerOf(ctx).Key != "" && o.State == vm.OpCancelled

@@ -18,19 +18,19 @@ func (s *Server) AdoptOrphan(ctx context.Context, r openapi.AdoptOrphanRequestOb
 	case !isVM && template != "":
 		return nil, invalid(vm.FieldFault{Field: "/template_name", Detail: "is not for a disk"})
 	}
-	o, err := s.manager.AdoptOrphan(ctx, resource, template)
+	o, err := s.Orphans.Adopt(ctx, resource, template)
 	return orphanAnswer(&o, err)
 }
 
 // TerminateOrphan implements [openapi.StrictServerInterface].
 func (s *Server) TerminateOrphan(ctx context.Context, r openapi.TerminateOrphanRequestObject) (openapi.TerminateOrphanResponseObject, error) {
-	o, err := s.manager.TerminateOrphan(ctx, orphanOf(r.OrphanVMID))
+	o, err := s.Orphans.Terminate(ctx, orphanOf(r.OrphanVMID))
 	return orphanAnswer(&o, err)
 }
 
 // DeleteOrphan implements [openapi.StrictServerInterface].
 func (s *Server) DeleteOrphan(ctx context.Context, r openapi.DeleteOrphanRequestObject) (openapi.DeleteOrphanResponseObject, error) {
-	o, err := s.manager.DeleteOrphan(ctx, orphanOf(r.OrphanFilesID))
+	o, err := s.Orphans.Delete(ctx, orphanOf(r.OrphanFilesID))
 	return orphanAnswer(&o, err)
 }
 

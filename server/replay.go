@@ -75,7 +75,7 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hol
 		a, err := s.cdromAttached(ctx, id, o.Step)
 		return a, since(o, err)
 	case vm.CloudInitSet:
-		view, err := s.manager.CloudInit(ctx, id)
+		view, err := s.CloudInits.Get(ctx, id)
 		if err != nil {
 			return answer{}, err
 		}

@@ -1,5 +1,5 @@
 // Package server is the REST API of vmand: it lets the callers in, checks every
-// request against the specification, hands it to [vm.Manager] or reads the
+// request against the specification, hands it to a service or reads the
 // records, and answers in JSON, errors as problems (RFC 9457).
 //
 // It decides nothing about virtual machines. Every error of the domain becomes
@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -35,59 +34,6 @@ type Options struct {
 	StopTimeout time.Duration
 }
 
-// A Manager carries out what is asked for; see [vm.Manager].
-type Manager interface {
-	CreateTemplate(ctx context.Context, t vm.Template) (vm.Template, error)
-	DeleteTemplate(ctx context.Context, name string, match vm.Match) error
-	CreateVM(ctx context.Context, n vm.NewVM) (vm.VM, error)
-	DeleteVM(ctx context.Context, id string, match vm.Match) error
-	Do(ctx context.Context, id string, op vm.Op, o vm.StopOptions) (vm.VM, vm.Operation, error)
-	Wait(ctx context.Context, id string) (vm.Operation, error)
-	CreateDisk(ctx context.Context, n vm.NewDisk) (vm.Disk, error)
-	DeleteDisk(ctx context.Context, id string, match vm.Match) error
-	AttachDisk(ctx context.Context, id, vmID, mountPoint string) (vm.Disk, vm.Operation, error)
-	DetachDisk(ctx context.Context, id string) (vm.Disk, vm.Operation, error)
-	ResizeDisk(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error)
-	CopyDisk(ctx context.Context, n vm.NewDisk) (vm.Disk, vm.Operation, error)
-	CreateImage(ctx context.Context, n vm.NewImage) (vm.Image, vm.Operation, error)
-	UploadImage(ctx context.Context, n vm.NewImage, r io.Reader, more bool) (vm.Image, vm.Operation, error)
-	ContinueUpload(ctx context.Context, name string, offset int64, r io.Reader, more bool) (vm.Image, vm.Operation, error)
-	UpdateImage(ctx context.Context, name string, e vm.ImageEdits, match vm.Match) (vm.Image, error)
-	DeleteImage(ctx context.Context, name string, match vm.Match) error
-	OpenImage(ctx context.Context, name string) (vm.Image, io.ReadSeekCloser, error)
-	CancelOperation(ctx context.Context, id string) (vm.Operation, error)
-	UpdateVM(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error)
-	Why(ctx context.Context, id string) (vm.Why, error)
-	AdoptOrphan(ctx context.Context, resource, template string) (vm.Operation, error)
-	TerminateOrphan(ctx context.Context, resource string) (vm.Operation, error)
-	DeleteOrphan(ctx context.Context, resource string) (vm.Operation, error)
-	NextEvent() <-chan struct{}
-	CreateNetwork(ctx context.Context, n vm.Network) (vm.Network, error)
-	UpdateNetwork(ctx context.Context, name string, e vm.NetworkEdits, match vm.Match) (vm.Network, error)
-	DeleteNetwork(ctx context.Context, name string, match vm.Match) error
-	NetworkStatus(ctx context.Context, name string) (vm.NetworkReport, error)
-	AttachNIC(ctx context.Context, vmID string, n vm.NewNIC) (vm.NIC, vm.Operation, error)
-	DetachNIC(ctx context.Context, vmID string, slot int, match vm.Match) (vm.NIC, bool, vm.Operation, error)
-	UpdateNIC(ctx context.Context, vmID string, slot int, e vm.NICEdits, match vm.Match) (vm.NIC, error)
-	AddForward(ctx context.Context, vmID string, f vm.PortForward) (vm.PortForward, error)
-	RemoveForward(ctx context.Context, vmID, forwardID string, match vm.Match) error
-	AttachCDROM(ctx context.Context, vmID string, n vm.NewCDROM) (vm.CDROM, error)
-	EjectCDROM(ctx context.Context, vmID, id string, match vm.Match) error
-	CloudInit(ctx context.Context, vmID string) (vm.CloudInitView, error)
-	SetCloudInit(ctx context.Context, vmID string, c vm.CloudInit, reprovision bool, match vm.Match) (vm.CloudInitView, error)
-	Await(ctx context.Context, vmID string, c vm.Condition) (vm.VM, error)
-	CanAwait(ctx context.Context, vmID string, c vm.Condition) error
-	Agent(id string) vm.Agent
-	GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error)
-	Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.GuestResult, error)
-	ReadFile(ctx context.Context, id, path string, w io.Writer) error
-	WriteFile(ctx context.Context, id, path string, r io.Reader) error
-	SetPassword(ctx context.Context, id, user, password string) error
-	Trim(ctx context.Context, id string) error
-	Console(ctx context.Context, id string, o vm.ConsoleOptions) (vm.Console, error)
-	ConsoleLog(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error)
-}
-
 // Records are what is recorded, and where answers are kept; see [vm.Store].
 type Records interface {
 	vm.Reader
@@ -96,7 +42,7 @@ type Records interface {
 
 // Deps are the parts of vmand a [Server] works with. All are needed.
 type Deps struct {
-	Manager  Manager
+	Services
 	Reader   Records
 	Tokens   vm.TokenStore
 	Health   func(context.Context) Health
@@ -106,8 +52,8 @@ type Deps struct {
 
 // A Server answers the API's requests.
 type Server struct {
-	o          Options
-	manager    Manager
+	o Options
+	Services
 	reader     Records
 	health     func(context.Context) Health
 	observer   func() ObserverStatus
@@ -144,7 +90,7 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, manager: d.Manager, reader: d.Reader, health: d.Health, observer: d.Observer, log: d.Log,
+	s := &Server{o: o, Services: d.Services, reader: d.Reader, health: d.Health, observer: d.Observer, log: d.Log,
 		auth: auth{store: d.Tokens, group: o.Group}, origin: newOrigin(o.Hosts), operations: compile(doc),
 		echo: echo.New(), name: []string{"vmand/" + o.Version}, headerTimeout: readHeaderTimeout,
 		heartbeat: heartbeat, eventTimeout: eventTimeout}

@@ -10,7 +10,7 @@ import (
 
 // CreateTemplate implements [openapi.StrictServerInterface].
 func (s *Server) CreateTemplate(ctx context.Context, r openapi.CreateTemplateRequestObject) (openapi.CreateTemplateResponseObject, error) {
-	t, err := s.manager.CreateTemplate(ctx, vm.Template{Name: r.Body.Name, CPUCount: r.Body.CPUCount, RAMMiB: r.Body.RAMAmount})
+	t, err := s.Templates.Create(ctx, vm.Template{Name: r.Body.Name, CPUCount: r.Body.CPUCount, RAMMiB: r.Body.RAMAmount})
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func (s *Server) DeleteTemplate(ctx context.Context, r openapi.DeleteTemplateReq
 	if err != nil {
 		return nil, err
 	}
-	if err := s.manager.DeleteTemplate(ctx, r.Name, match); err != nil {
+	if err := s.Templates.Delete(ctx, r.Name, match); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil

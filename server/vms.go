@@ -37,7 +37,7 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 	for _, c := range value(b.CDROMs) {
 		n.CDROMs = append(n.CDROMs, newCDROM(&c))
 	}
-	v, err := s.manager.CreateVM(ctx, n)
+	v, err := s.VMs.Create(ctx, n)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +52,7 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 func (s *Server) startCreated(ctx context.Context, v vm.VM, h hold) (answer, error) {
 	caller := vm.CallerOf(ctx)
 	caller.Key, caller.Fingerprint = "", "" // which are the creation's
-	started, o, err := s.manager.Do(vm.WithCaller(ctx, caller), v.ID, vm.OpStart, vm.StopOptions{})
+	started, o, err := s.VMs.Do(vm.WithCaller(ctx, caller), v.ID, vm.OpStart, vm.StopOptions{})
 	if err != nil {
 		return answer{}, notStarted(v.ID, err)
 	}
@@ -92,7 +92,7 @@ func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (o
 	return newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template, "network", f.Network, "label", label), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.VM, error) { return s.reader.VMs(ctx, f, p) },
 		func(v *vm.VM) int64 { return v.Seq },
-		func(v *vm.VM) any { one = wireVM{v, s.manager.Agent(v.ID)}; return &one })
+		func(v *vm.VM) any { one = wireVM{v, s.Guests.Agent(v.ID)}; return &one })
 }
 
 // GetVM implements [openapi.StrictServerInterface].
@@ -127,7 +127,7 @@ func (s *Server) UpdateVM(ctx context.Context, r openapi.UpdateVMRequestObject) 
 // and changing that, if nobody else has changed the VM in between.
 func (s *Server) updateVM(ctx context.Context, id string, edits vm.VMEdits, match vm.Match, merge func(vm.Autostart) (vm.Autostart, bool)) (vm.VM, error) {
 	if _, some := merge(vm.Autostart{}); !some {
-		return s.manager.UpdateVM(ctx, id, edits, match)
+		return s.VMs.Update(ctx, id, edits, match)
 	}
 	for try := 1; ; try++ {
 		read, err := s.reader.VM(ctx, id)
@@ -140,7 +140,7 @@ func (s *Server) updateVM(ctx context.Context, id string, edits vm.VMEdits, matc
 		if match == nil || slices.Contains(match, vmVersion(&read)) {
 			now = vm.Match{vmVersion(&read)}
 		}
-		v, err := s.manager.UpdateVM(ctx, id, edits, now)
+		v, err := s.VMs.Update(ctx, id, edits, now)
 		if match != nil || !hasCode(err, vm.CodePrecondition) {
 			return v, err
 		}
@@ -173,7 +173,7 @@ func (s *Server) DeleteVM(ctx context.Context, r openapi.DeleteVMRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	if err := s.manager.DeleteVM(ctx, r.ID, match); err != nil {
+	if err := s.VMs.Delete(ctx, r.ID, match); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil
@@ -225,11 +225,11 @@ func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions,
 		return answer{}, err
 	}
 	if h.until != (vm.Condition{}) { // before anything is done
-		if err := s.manager.CanAwait(ctx, id, h.until); err != nil {
+		if err := s.VMs.CanAwait(ctx, id, h.until); err != nil {
 			return answer{}, err
 		}
 	}
-	v, operation, err := s.manager.Do(ctx, id, op, o)
+	v, operation, err := s.VMs.Do(ctx, id, op, o)
 	if err != nil {
 		return answer{}, err
 	}
@@ -246,7 +246,7 @@ func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (an
 	}
 	held, release := s.hold(ctx, h.wait)
 	defer release()
-	o, err := s.manager.Wait(held, o.ID)
+	o, err := s.Operations.Wait(held, o.ID)
 	switch {
 	case err != nil:
 		return answer{}, err
@@ -256,7 +256,7 @@ func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (an
 		return answer{}, faultOfOperation(o)
 	}
 	if h.until != (vm.Condition{}) {
-		_, err := s.manager.Await(held, v.ID, h.until)
+		_, err := s.VMs.Await(held, v.ID, h.until)
 		switch {
 		case err != nil && held.Err() != nil: // the time is up
 			v, err = s.reader.VM(ctx, v.ID)
@@ -282,7 +282,7 @@ func (s *Server) vmAnswer(v *vm.VM) answer {
 func (s *Server) wait(ctx context.Context, id string, timeout time.Duration) (vm.Operation, error) {
 	held, release := s.hold(ctx, timeout)
 	defer release()
-	return s.manager.Wait(held, id)
+	return s.Operations.Wait(held, id)
 }
 
 // hold returns a context for what an answer is held for: it ends when the time is

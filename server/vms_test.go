@@ -114,7 +114,7 @@ func TestAnActionWithoutPreferIsAccepted(t *testing.T) {
 		t.Errorf("problem %+v", p)
 	}
 	close(release)
-	if _, err := a.manager.Wait(t.Context(), strings.TrimPrefix(location, "/operations/")); err != nil {
+	if _, err := a.manager.Operations.Wait(t.Context(), strings.TrimPrefix(location, "/operations/")); err != nil {
 		t.Fatal(err)
 	}
 	if p := a.want(t, 409, "POST", "/vms/web-1/actions/start", "").problem(t); p.Code != "invalid-state" || !strings.Contains(p.Detail, "already running") {
@@ -260,25 +260,25 @@ func TestPreconditionsGuardChanges(t *testing.T) {
 	a.want(t, 400, "PATCH", "/vms/web-1", `{"autostart":false}`, "If-Match", "1-1")
 }
 
-// rival is a manager whose VM changes each time before it is changed.
+// rival changes a VM each time before it is changed.
 type rival struct {
-	Manager
+	VMs
 	times int
 }
 
-func (r *rival) UpdateVM(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error) {
+func (r *rival) Update(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error) {
 	if r.times--; r.times >= 0 {
 		order := vm.Autostart{Enabled: true, Order: 100 + r.times}
-		if _, err := r.Manager.UpdateVM(ctx, id, vm.VMEdits{Autostart: &order}, nil); err != nil {
+		if _, err := r.VMs.Update(ctx, id, vm.VMEdits{Autostart: &order}, nil); err != nil {
 			return vm.VM{}, err
 		}
 	}
-	return r.Manager.UpdateVM(ctx, id, e, match)
+	return r.VMs.Update(ctx, id, e, match)
 }
 
 func TestAPartOfTheAutostartIsChangedAndNoOther(t *testing.T) {
 	r := &rival{}
-	a := newAPI(t, func(f *fixture) { r.Manager = f.d.Manager; f.d.Manager = r }).withVM(t)
+	a := newAPI(t, func(f *fixture) { r.VMs = f.d.VMs; f.d.VMs = r }).withVM(t)
 	r.times = 3
 	v := into[openapi.VM](t, a.want(t, 200, "PATCH", "/vms/web-1", `{"autostart_delay":9}`))
 	if !v.Autostart || v.AutostartOrder != 100 || v.AutostartDelay != 9 {

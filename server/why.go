@@ -18,7 +18,7 @@ const (
 
 // WhyVM implements [openapi.StrictServerInterface].
 func (s *Server) WhyVM(ctx context.Context, r openapi.WhyVMRequestObject) (openapi.WhyVMResponseObject, error) {
-	w, err := s.manager.Why(ctx, r.ID)
+	w, err := s.VMs.Why(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}

@@ -50,9 +50,9 @@ func TestWhySaysWhoChangesTheVM(t *testing.T) {
 	}
 }
 
-// recorder is a manager with a black box.
+// recorder has a flight recorder.
 type recorder struct {
-	Manager
+	VMs
 	flight vm.Flight
 }
 
@@ -67,7 +67,7 @@ func TestWhyShowsTheRecorder(t *testing.T) {
 		crash.Messages = append(crash.Messages, vm.Message{At: at, Dir: "event", Text: fmt.Sprintf("%03d", i) + strings.Repeat("ü", 2000)})
 	}
 	r := recorder{flight: vm.Flight{Now: vm.Recording{At: at, PID: 43, Messages: []vm.Message{{At: at, Dir: "command", Text: `{"execute":"quit"}`}}}, Crashes: []vm.Recording{crash}}}
-	a := newAPI(t, func(f *fixture) { f.d.Manager = r })
+	a := newAPI(t, func(f *fixture) { f.d.VMs = r })
 	w := into[openapi.Why](t, a.want(t, 200, "GET", "/vms/web-1/why", ""))
 	if now := w.Recorder.Now; *now.Pid != 43 || now.Exit != nil || now.At == nil || now.Messages[0].Text != `{"execute":"quit"}` || now.Messages[0].Dir != "command" {
 		t.Errorf("now: %+v", now)

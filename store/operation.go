@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 	"vmand/vm"
 )
 
-const operationColumns = `seq, id, kind, resource, state, step, progress, problem, requested_by, request_id,
+const operationColumns = `seq, id, kind, resource, target, state, step, progress, problem, requested_by, request_id,
 	created_at, started_at, finished_at, log, key, fingerprint`
 
 type operationRow struct {
@@ -21,6 +22,7 @@ type operationRow struct {
 	ID          string        `db:"id"`
 	Kind        string        `db:"kind"`
 	Resource    string        `db:"resource"`
+	Target      target        `db:"target"`
 	State       string        `db:"state"`
 	Step        string        `db:"step"`
 	Progress    sql.NullInt64 `db:"progress"`
@@ -39,7 +41,8 @@ func operationRowOf(o vm.Operation, now time.Time) (operationRow, error) {
 	if o.CreatedAt.IsZero() {
 		o.CreatedAt = now
 	}
-	r := operationRow{ID: o.ID, Kind: string(o.Kind), Resource: o.Resource, State: string(o.State), Step: o.Step,
+	r := operationRow{ID: o.ID, Kind: string(o.Kind), Resource: o.Resource, Target: target(o.Target),
+		State: string(o.State), Step: o.Step,
 		RequestedBy: o.RequestedBy, RequestID: o.RequestID,
 		CreatedAt: instant(o.CreatedAt), StartedAt: instant(o.StartedAt), FinishedAt: instant(o.FinishedAt),
 		Key: text(o.Key), Fingerprint: text(o.Fingerprint)}
@@ -65,7 +68,8 @@ func operationRowOf(o vm.Operation, now time.Time) (operationRow, error) {
 }
 
 func (r operationRow) operation() (vm.Operation, error) {
-	o := vm.Operation{Seq: r.Seq, ID: r.ID, Kind: vm.Kind(r.Kind), Resource: r.Resource, State: vm.OpState(r.State), Step: r.Step,
+	o := vm.Operation{Seq: r.Seq, ID: r.ID, Kind: vm.Kind(r.Kind), Resource: r.Resource, Target: vm.Target(r.Target),
+		State: vm.OpState(r.State), Step: r.Step,
 		RequestedBy: r.RequestedBy, RequestID: r.RequestID,
 		CreatedAt: time.Time(r.CreatedAt), StartedAt: time.Time(r.StartedAt), FinishedAt: time.Time(r.FinishedAt),
 		Key: string(r.Key), Fingerprint: string(r.Fingerprint)}
@@ -82,6 +86,23 @@ func (r operationRow) operation() (vm.Operation, error) {
 		return o, fmt.Errorf("operation %s: decode log: %w", r.ID, err)
 	}
 	return o, nil
+}
+
+// target is stored as a JSON object, NULL for the whole resource.
+type target vm.Target
+
+// Value implements [driver.Valuer].
+func (t target) Value() (driver.Value, error) {
+	if t == (target{}) {
+		return nil, nil
+	}
+	return encode(vm.Target(t))
+}
+
+// Scan implements [sql.Scanner].
+func (t *target) Scan(src any) error {
+	*t = target{}
+	return decode(src, (*vm.Target)(t))
 }
 
 // Operation returns one operation.
@@ -159,15 +180,15 @@ func putOperation(ctx context.Context, tx *sqlx.Tx, o vm.Operation, now time.Tim
 	}
 	// Not an upsert: that uses up a seq each time.
 	err = changeNamed(ctx, tx, `
-		UPDATE operations SET kind = :kind, resource = :resource, state = :state, step = :step, progress = :progress, problem = :problem,
+		UPDATE operations SET kind = :kind, resource = :resource, target = :target, state = :state, step = :step, progress = :progress, problem = :problem,
 			requested_by = :requested_by, request_id = :request_id, started_at = :started_at, finished_at = :finished_at, log = :log,
 			key = :key, fingerprint = :fingerprint
 		WHERE id = :id`, r)
 	if errors.Is(err, errNoRow) {
 		_, err = tx.NamedExecContext(ctx, `
-			INSERT INTO operations (id, kind, resource, state, step, progress, problem, requested_by, request_id,
+			INSERT INTO operations (id, kind, resource, target, state, step, progress, problem, requested_by, request_id,
 				created_at, started_at, finished_at, log, key, fingerprint)
-			VALUES (:id, :kind, :resource, :state, :step, :progress, :problem, :requested_by, :request_id,
+			VALUES (:id, :kind, :resource, :target, :state, :step, :progress, :problem, :requested_by, :request_id,
 				:created_at, :started_at, :finished_at, :log, :key, :fingerprint)`, r)
 	}
 	if duplicate(err) { // the id is new: it is the key

@@ -162,8 +162,10 @@ func TestEveryFieldOfADiskComesBack(t *testing.T) {
 
 func TestEveryFieldOfAnOperationComesBack(t *testing.T) {
 	s := open(t)
-	percent := 40
-	full := vm.Operation{ID: "op-1", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpFailed, Step: "launch", Progress: &percent,
+	percent, slot := 40, 0
+	full := vm.Operation{ID: "op-1", Kind: vm.VMStart, Resource: "vms/a",
+		Target: vm.Target{NIC: &slot, Forward: "pf-1", CDROM: "cd-1", Content: someSum, Recorded: true},
+		State:  vm.OpFailed, Step: "launch", Progress: &percent,
 		Problem: &vm.Problem{Code: vm.CodeOperationFailed, Detail: `it said "no"`, Hint: "ask again"}, RequestedBy: "token:admin", RequestID: "r1",
 		CreatedAt: at, StartedAt: at.Add(time.Second), FinishedAt: at.Add(time.Minute),
 		Log: []vm.LogLine{{At: at, Step: "launch", Message: "line\nwith <&> \u2028"}}, Key: "k'1", Fingerprint: "sha256:0"}
@@ -179,6 +181,17 @@ func TestEveryFieldOfAnOperationComesBack(t *testing.T) {
 	}
 	_, err := s.Operation(t.Context(), "none")
 	wantFault(t, err, vm.CodeNotFound)
+
+	var whole bool
+	must(t, s.reader.Get(&whole, `SELECT target IS NULL FROM operations WHERE id = 'op-2'`))
+	if !whole {
+		t.Error("the target of an operation on a whole resource is not NULL")
+	}
+	full.Target = vm.Target{CDROM: "cd-2"}
+	apply(t, s, vm.Change{Operation: &full})
+	if got, err := s.Operation(t.Context(), "op-1"); err != nil || got.Target != full.Target {
+		t.Errorf("read target %+v, %v; want %+v", got.Target, err, full.Target)
+	}
 }
 
 func TestAnOperationIsReplacedUnderItsID(t *testing.T) {

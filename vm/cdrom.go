@@ -21,5 +21,5 @@ type CDROM struct {
 	BootIndex int    // 1 to 99, unique on the VM; 0: it is never booted from
 }
 
-// cdromID returns the id of the n-th drive, from 1 on.
-func cdromID(n int) string { return "cd-" + strconv.Itoa(n) }
+// CDROMID returns the id of the n-th drive, from 1 on.
+func CDROMID(n int) string { return "cd-" + strconv.Itoa(n) }

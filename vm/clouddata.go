@@ -61,10 +61,10 @@ func saysMIME(data string) bool {
 
 func checkText(field, text string, limit int) error {
 	if len(text) > limit {
-		return invalidField(field, "must have at most %d KiB", limit>>10)
+		return InvalidField(field, "must have at most %d KiB", limit>>10)
 	}
 	if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
-		return invalidField(field, "must be text in UTF-8 without NUL, neither compressed nor in base64")
+		return InvalidField(field, "must be text in UTF-8 without NUL, neither compressed nor in base64")
 	}
 	return nil
 }
@@ -81,11 +81,11 @@ func checkUserData(field, data string) error {
 	switch markOf(data) {
 	case "":
 		line := []rune(firstLine(data))
-		return invalidField(field, "begins with %q, which cloud-init does not know: the first line must begin with %s or %s",
+		return InvalidField(field, "begins with %q, which cloud-init does not know: the first line must begin with %s or %s",
 			string(line[:min(len(line), 40)]), strings.Join(dataMarks, ", "), markMIME)
 	case markMIME:
 		if !saysMIME(data) {
-			return invalidField(field, "must have the header MIME-Version: in the first 4096 bytes, by which cloud-init knows a MIME message")
+			return InvalidField(field, "must have the header MIME-Version: in the first 4096 bytes, by which cloud-init knows a MIME message")
 		}
 	case markConfig:
 		root, kind = "a mapping", yaml.MappingNode
@@ -97,10 +97,10 @@ func checkUserData(field, data string) error {
 	}
 	n, err := parseYAML(data)
 	if err != nil {
-		return invalidField(field, "%v", err)
+		return InvalidField(field, "%v", err)
 	}
 	if n.Kind != kind {
-		return invalidField(field, "line %d: the document must be %s", n.Line, root)
+		return InvalidField(field, "line %d: the document must be %s", n.Line, root)
 	}
 	return nil
 }
@@ -114,20 +114,20 @@ func checkNetworkConfig(field, config string) error {
 	}
 	n, err := parseYAML(config)
 	if err != nil {
-		return invalidField(field, "%v", err)
+		return InvalidField(field, "%v", err)
 	}
 	if inner := valueOf(n, "network"); inner != nil {
 		n = inner
 	}
 	if n.Kind != yaml.MappingNode {
-		return invalidField(field, "line %d: the document must be a mapping", n.Line)
+		return InvalidField(field, "line %d: the document must be a mapping", n.Line)
 	}
 	version := valueOf(n, "version")
 	if version == nil {
-		return invalidField(field, "line %d: version: 1 or version: 2 must be here or under the key network", n.Line)
+		return InvalidField(field, "line %d: version: 1 or version: 2 must be here or under the key network", n.Line)
 	}
 	if version.ShortTag() != "!!int" || (version.Value != "1" && version.Value != "2") {
-		return invalidField(field, "line %d: version must be 1 or 2", version.Line)
+		return InvalidField(field, "line %d: version must be 1 or 2", version.Line)
 	}
 	return nil
 }

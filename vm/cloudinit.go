@@ -65,17 +65,17 @@ var (
 		"sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"}
 )
 
-// check reports what is wrong with c as a [Fault] of code [CodeInvalid]. prefix
+// Check reports what is wrong with c as a [Fault] of code [CodeInvalid]. prefix
 // is where the request has c: empty for its root.
-func (c CloudInit) check(prefix string) error {
+func (c CloudInit) Check(prefix string) error {
 	if c.Hostname != "" && !validHostname(c.Hostname) {
-		return invalidField(prefix+"/hostname", "must be a host name in lower case: labels of 1 to 63 of a-z, 0-9 and '-' with dots between them, at most 253 characters, and no IP address")
+		return InvalidField(prefix+"/hostname", "must be a host name in lower case: labels of 1 to 63 of a-z, 0-9 and '-' with dots between them, at most 253 characters, and no IP address")
 	}
 	if err := checkSSHKeys(prefix+"/ssh_authorized_keys", c.SSHAuthorizedKeys); err != nil {
 		return err
 	}
 	if len(c.Users) > MaxCloudUsers {
-		return invalidField(prefix+"/users", "must be at most %d", MaxCloudUsers)
+		return InvalidField(prefix+"/users", "must be at most %d", MaxCloudUsers)
 	}
 	named := map[string]int{}
 	for i, u := range c.Users {
@@ -84,7 +84,7 @@ func (c CloudInit) check(prefix string) error {
 			return err
 		}
 		if first, ok := named[u.Name]; ok {
-			return invalidField(field+"/name", "%q is the name of user %d too", u.Name, first)
+			return InvalidField(field+"/name", "%q is the name of user %d too", u.Name, first)
 		}
 		named[u.Name] = i
 	}
@@ -109,10 +109,10 @@ func validHostname(s string) bool {
 
 func (u CloudUser) check(field string) error {
 	if !userPattern.MatchString(u.Name) {
-		return invalidField(field+"/name", "must be 1 to 32 of a-z, 0-9, '_' and '-', and begin with a letter or '_'")
+		return InvalidField(field+"/name", "must be 1 to 32 of a-z, 0-9, '_' and '-', and begin with a letter or '_'")
 	}
 	if u.Name == "default" {
-		return invalidField(field+"/name", "default is cloud-init's word for the image's own user, whose keys and password are given beside users")
+		return InvalidField(field+"/name", "default is cloud-init's word for the image's own user, whose keys and password are given beside users")
 	}
 	if err := checkSSHKeys(field+"/ssh_authorized_keys", u.SSHAuthorizedKeys); err != nil {
 		return err
@@ -121,18 +121,18 @@ func (u CloudUser) check(field string) error {
 		return err
 	}
 	if !plainText(u.Sudo, maxSudoRule, "") {
-		return invalidField(field+"/sudo", "must be one line of at most %d characters, a rule such as ALL=(ALL) NOPASSWD:ALL", maxSudoRule)
+		return InvalidField(field+"/sudo", "must be one line of at most %d characters, a rule such as ALL=(ALL) NOPASSWD:ALL", maxSudoRule)
 	}
 	if len(u.Groups) > MaxUserGroups {
-		return invalidField(field+"/groups", "must be at most %d", MaxUserGroups)
+		return InvalidField(field+"/groups", "must be at most %d", MaxUserGroups)
 	}
 	for i, g := range u.Groups {
 		if !userPattern.MatchString(g) {
-			return invalidField(fmt.Sprintf("%s/groups/%d", field, i), "must be 1 to 32 of a-z, 0-9, '_' and '-', and begin with a letter or '_'")
+			return InvalidField(fmt.Sprintf("%s/groups/%d", field, i), "must be 1 to 32 of a-z, 0-9, '_' and '-', and begin with a letter or '_'")
 		}
 	}
 	if u.Shell != "" && (!path.IsAbs(u.Shell) || !plainText(u.Shell, 255, "") || strings.Contains(u.Shell, ":")) {
-		return invalidField(field+"/shell", "must be an absolute path of at most 255 characters, without ':' and control characters")
+		return InvalidField(field+"/shell", "must be an absolute path of at most 255 characters, without ':' and control characters")
 	}
 	return nil
 }
@@ -142,18 +142,18 @@ func checkHash(field, hash string) error {
 	if hash == "" || hashPattern.MatchString(hash) {
 		return nil
 	}
-	f := invalidField(field, "must be a password's hash as in crypt(5), which begins with $1$, $2a$, $2b$, $2y$, $5$, $6$, $y$ or $gy$, and not the password")
+	f := InvalidField(field, "must be a password's hash as in crypt(5), which begins with $1$, $2a$, $2b$, $2y$, $5$, $6$, $y$ or $gy$, and not the password")
 	f.Hint = "openssl passwd -6 asks for a password and prints its hash"
 	return f
 }
 
 func checkSSHKeys(field string, keys []string) error {
 	if len(keys) > MaxSSHKeys {
-		return invalidField(field, "must be at most %d", MaxSSHKeys)
+		return InvalidField(field, "must be at most %d", MaxSSHKeys)
 	}
 	for i, key := range keys {
 		if why := sshKeyFault(key); why != "" {
-			return invalidField(fmt.Sprintf("%s/%d", field, i), "%s", why)
+			return InvalidField(fmt.Sprintf("%s/%d", field, i), "%s", why)
 		}
 	}
 	return nil

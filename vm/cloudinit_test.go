@@ -61,7 +61,7 @@ func TestCloudInitDataIsTakenOrRefusedByField(t *testing.T) {
 		{"a shell's line", CloudInit{Users: []CloudUser{{Name: "ann", Shell: "/bin/sh\n"}}}, "/users/0/shell", ""},
 	} {
 		for _, prefix := range []string{"", "/cloud_init"} {
-			wantField(t, c.name, c.data.check(prefix), prefix, c.field, c.says)
+			wantField(t, c.name, c.data.Check(prefix), prefix, c.field, c.says)
 		}
 	}
 }
@@ -69,10 +69,10 @@ func TestCloudInitDataIsTakenOrRefusedByField(t *testing.T) {
 // A hash is needed, and what is none may be the password.
 func TestAHashOfAPasswordIsTakenAndNothingElse(t *testing.T) {
 	for _, hash := range []string{"", cryptSHA, cryptSHA5, cryptMD5, cryptB, "$2y" + cryptB[3:], cryptYes, "$gy" + cryptYes[2:]} {
-		wantField(t, hash, CloudInit{PasswordHash: hash}.check(""), "", "", "")
+		wantField(t, hash, CloudInit{PasswordHash: hash}.Check(""), "", "", "")
 	}
 	for _, hash := range []string{"hunter2", "rl.3StKT.4T8M", "!" + cryptSHA, cryptSHA[:40], cryptSHA + "\n" + cryptSHA, cryptSHA + ":"} {
-		err := CloudInit{PasswordHash: hash}.check("")
+		err := CloudInit{PasswordHash: hash}.Check("")
 		wantField(t, hash, err, "", "/password_hash", "not the password")
 		var f *Fault
 		if errors.As(err, &f) && (strings.Contains(err.Error(), hash) || !strings.Contains(f.Hint, "openssl passwd -6")) {
@@ -148,7 +148,7 @@ func TestUserDataIsWhatCloudInitKnows(t *testing.T) {
 		if c.says != "" {
 			field = "/user_data"
 		}
-		wantField(t, c.data[:min(60, len(c.data))], CloudInit{UserData: c.data}.check(""), "", field, c.says)
+		wantField(t, c.data[:min(60, len(c.data))], CloudInit{UserData: c.data}.Check(""), "", field, c.says)
 	}
 }
 
@@ -171,7 +171,7 @@ func TestANetworkConfigHasAVersion(t *testing.T) {
 		if c.says != "" {
 			field = "/network_config"
 		}
-		wantField(t, c.config[:min(60, len(c.config))], CloudInit{NetworkConfig: c.config}.check(""), "", field, c.says)
+		wantField(t, c.config[:min(60, len(c.config))], CloudInit{NetworkConfig: c.config}.Check(""), "", field, c.says)
 	}
 }
 
@@ -183,10 +183,10 @@ func TestABombOfAliasesIsNotExpanded(t *testing.T) {
 		bomb += "b" + strings.Repeat("b", i) + ": &a" + string(rune('0'+(i+1)%10)) + strings.Repeat("_", (i+1)/10) + " [" + ref + ", " + ref + "]\n"
 	}
 	c := CloudInit{UserData: bomb + "password: hunter2\n"}
-	if err := c.check(""); err != nil {
+	if err := c.Check(""); err != nil {
 		t.Fatal(err)
 	}
-	if got := c.masked().UserData; got != bomb+"password: \"***\"\n" {
+	if got := c.Masked().UserData; got != bomb+"password: \"***\"\n" {
 		t.Errorf("masked to %q", got)
 	}
 }

@@ -13,9 +13,9 @@ import (
 // masked stands for what must not be shown.
 const masked = "***"
 
-// masked returns c as it may be shown: without the password hashes, and without
+// Masked returns c as it may be shown: without the password hashes, and without
 // what looks like a secret in the data.
-func (c CloudInit) masked() CloudInit {
+func (c CloudInit) Masked() CloudInit {
 	if c.PasswordHash != "" {
 		c.PasswordHash = masked
 	}
@@ -29,8 +29,8 @@ func (c CloudInit) masked() CloudInit {
 	return c
 }
 
-// maskSeedFile returns a file of [seedFiles] as it may be shown.
-func maskSeedFile(name string, content []byte) string {
+// MaskSeedFile returns a file of [seedFiles] as it may be shown.
+func MaskSeedFile(name string, content []byte) string {
 	if name == "user-data" || name == "vendor-data" {
 		return maskData(string(content))
 	}

@@ -96,7 +96,7 @@ func TestAScalarOverManyLinesIsMasked(t *testing.T) {
 func TestSecretsInMessagesAreMasked(t *testing.T) {
 	config, script := "#cloud-config\npassword: s3cret\na: ü\n", "#!/bin/sh\nTOKEN=s3cret\ndate\n"
 	message := multipartData(config, script, multipartData(script, config))
-	got := maskSeedFile("vendor-data", []byte(message))
+	got := MaskSeedFile("vendor-data", []byte(message))
 	maskedConfig, maskedScript := "#cloud-config\npassword: \"***\"\na: ü\n", "#!/bin/sh\nTOKEN=***\ndate\n"
 	want := []string{maskedConfig, maskedScript, maskedScript, maskedConfig}
 	if parts := partsOf(t, got); strings.Join(parts, "|") != strings.Join(want, "|") {
@@ -124,7 +124,7 @@ func TestSecretsInMessagesAreMasked(t *testing.T) {
 func TestAllOfCloudInitIsMaskedInACopy(t *testing.T) {
 	c := CloudInit{Hostname: "a", SSHAuthorizedKeys: []string{sshKey}, PasswordHash: cryptSHA, Users: []CloudUser{{Name: "ann", PasswordHash: cryptYes}, {Name: "bob"}},
 		UserData: "#cloud-config\npassword: s3cret\n", VendorData: "#!/bin/sh\nTOKEN=s3cret\n", NetworkConfig: "version: 2\nwifis: {w: {access-points: {x: {password: s3cret}}}}\n"}
-	m := c.masked()
+	m := c.Masked()
 	if m.PasswordHash != masked || m.Users[0].PasswordHash != masked || m.Users[1].PasswordHash != "" || m.UserData != "#cloud-config\npassword: \"***\"\n" ||
 		m.VendorData != "#!/bin/sh\nTOKEN=***\n" || m.NetworkConfig != "version: 2\nwifis: {w: {access-points: {x: {password: \"***\"}}}}\n" || m.Hostname != "a" || len(m.SSHAuthorizedKeys) != 1 {
 		t.Errorf("masked to %+v", m)
@@ -132,11 +132,11 @@ func TestAllOfCloudInitIsMaskedInACopy(t *testing.T) {
 	if c.PasswordHash != cryptSHA || c.Users[0].PasswordHash != cryptYes {
 		t.Errorf("%+v was changed", c)
 	}
-	if (CloudInit{}).masked().PasswordHash != "" {
+	if (CloudInit{}).Masked().PasswordHash != "" {
 		t.Error("a hash that is not there is masked")
 	}
-	for name, content := range seedFiles(VM{ID: "a"}, Seed{CloudInit: c}, nil) {
-		if got := maskSeedFile(name, content); strings.Contains(got, "s3cret") || strings.Contains(got, "$6$") || strings.Contains(got, "$y$") {
+	for name, content := range SeedFiles(VM{ID: "a"}, Seed{CloudInit: c}, nil) {
+		if got := MaskSeedFile(name, content); strings.Contains(got, "s3cret") || strings.Contains(got, "$6$") || strings.Contains(got, "$y$") {
 			t.Errorf("%s is masked to\n%s", name, got)
 		}
 	}
@@ -151,8 +151,8 @@ func FuzzCloudConfig(f *testing.F) {
 	f.Fuzz(func(t *testing.T, before, after string) {
 		for _, data := range []string{before, markConfig + "\n" + before} {
 			c := CloudInit{UserData: data, NetworkConfig: data}
-			_ = c.check("")
-			_ = c.masked()
+			_ = c.Check("")
+			_ = c.Masked()
 		}
 		const secret = "s3cret-under-a-key"
 		for _, entry := range []string{"password: " + secret, "x: {token: [a, '" + secret + "']}", "chpasswd:\n  list: |\n    root:" + secret, "ssh_keys:\n  rsa_private: \"a\n    " + secret + "\""} {
@@ -161,7 +161,7 @@ func FuzzCloudConfig(f *testing.F) {
 			}
 			data := markConfig + "\n" + before + "\n" + entry + "\n" + after
 			c := CloudInit{UserData: data, NetworkConfig: data}
-			if m := c.masked(); strings.Contains(m.UserData, secret) || strings.Contains(m.NetworkConfig, secret) {
+			if m := c.Masked(); strings.Contains(m.UserData, secret) || strings.Contains(m.NetworkConfig, secret) {
 				t.Errorf("%q is masked to %q and %q", data, m.UserData, m.NetworkConfig)
 			}
 		}

@@ -1,7 +1,6 @@
 package vm
 
 import (
-	"context"
 	"io"
 )
 
@@ -24,23 +23,4 @@ type ConsoleOptions struct {
 // [ErrUnavailable] if the guest does not take it in before a deadline.
 type Console interface {
 	io.ReadWriteCloser
-}
-
-// Console joins the serial console of a VM that runs. It fails with [CodeBusy]
-// if somebody else types and o does not take over.
-func (m *Manager) Console(ctx context.Context, id string, o ConsoleOptions) (Console, error) {
-	if _, err := m.store.VM(ctx, id); err != nil {
-		return nil, err
-	}
-	return m.driver.Console(ctx, id, o)
-}
-
-// ConsoleLog returns what the guest of a VM, running or not, wrote to its
-// console, as far as it is kept, from offset on, and the offset of its end. With
-// a negative offset it is counted from the end.
-func (m *Manager) ConsoleLog(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error) {
-	if _, err := m.store.VM(ctx, id); err != nil {
-		return nil, 0, err
-	}
-	return m.driver.ConsoleLog(ctx, id, offset)
 }

@@ -64,9 +64,9 @@ func Slot(mountPoint string) (lun int, ok bool) {
 	return int(m[1][0] - 'a'), true
 }
 
-// placeDisk returns the mount point for a disk on a VM that already has the
+// PlaceDisk returns the mount point for a disk on a VM that already has the
 // disks taken: wish if it is free, and the lowest free one if wish is empty.
-func placeDisk(vmID, wish string, taken []Disk) (string, error) {
+func PlaceDisk(vmID, wish string, taken []Disk) (string, error) {
 	if len(taken) >= MaxDisks {
 		return "", &Fault{Code: CodeLimitReached, Detail: fmt.Sprintf("vm %s already has %d data disks, the most there can be", vmID, len(taken)),
 			Hint: "detach a disk first"}
@@ -86,7 +86,7 @@ func placeDisk(vmID, wish string, taken []Disk) (string, error) {
 	}
 	lun, ok := Slot(wish)
 	if !ok {
-		return "", invalidField("/mount_point", "%q is not a mount point: use /dev/sdb to /dev/sdz, or the same with vd or xvd", wish)
+		return "", InvalidField("/mount_point", "%q is not a mount point: use /dev/sdb to /dev/sdz, or the same with vd or xvd", wish)
 	}
 	if owner[lun] != "" {
 		return "", &Fault{Code: CodeInUse, Detail: fmt.Sprintf("mount point %s of vm %s is in use by disk %s", wish, vmID, owner[lun]),

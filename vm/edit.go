@@ -1,7 +1,6 @@
 package vm
 
 import (
-	"context"
 	"regexp"
 	"strings"
 	"time"
@@ -32,8 +31,8 @@ type VMEdits struct {
 	Desired *Desired
 }
 
-// apply checks e and changes v.
-func (e VMEdits) apply(v *VM) error {
+// Apply checks e and changes v.
+func (e VMEdits) Apply(v *VM) error {
 	if e.Description != nil {
 		if err := checkDescription(*e.Description); err != nil {
 			return err
@@ -53,17 +52,17 @@ func (e VMEdits) apply(v *VM) error {
 		switch *e.Restart {
 		case RestartNever, RestartOnFailure, RestartAlways:
 		default:
-			return invalidField("/restart_policy", "must be never, on-failure or always")
+			return InvalidField("/restart_policy", "must be never, on-failure or always")
 		}
 		v.Restart = *e.Restart
 	}
 	if e.Autostart != nil {
 		a := *e.Autostart
 		if a.Order < 0 || a.Order > MaxOrder {
-			return invalidField("/autostart_order", "must be 0 to %d", MaxOrder)
+			return InvalidField("/autostart_order", "must be 0 to %d", MaxOrder)
 		}
 		if a.Delay < 0 || a.Delay > MaxDelay || a.Delay%time.Second != 0 {
-			return invalidField("/autostart_delay", "must be 0 to %d seconds", int(MaxDelay/time.Second))
+			return InvalidField("/autostart_delay", "must be 0 to %d seconds", int(MaxDelay/time.Second))
 		}
 		v.Autostart = a
 	}
@@ -71,7 +70,7 @@ func (e VMEdits) apply(v *VM) error {
 		switch *e.Desired {
 		case DesiredRunning, DesiredStopped:
 		default:
-			return invalidField("/desired_state", "must be running or stopped")
+			return InvalidField("/desired_state", "must be running or stopped")
 		}
 		v.Desired = *e.Desired
 	}
@@ -80,21 +79,21 @@ func (e VMEdits) apply(v *VM) error {
 
 func checkDescription(text string) error {
 	if !plainText(text, MaxDescription, "\n\t") {
-		return invalidField("/description", "must be text of at most %d characters without control characters", MaxDescription)
+		return InvalidField("/description", "must be text of at most %d characters without control characters", MaxDescription)
 	}
 	return nil
 }
 
 func checkLabels(labels map[string]string) error {
 	if len(labels) > MaxLabels {
-		return invalidField("/labels", "must be at most %d", MaxLabels)
+		return InvalidField("/labels", "must be at most %d", MaxLabels)
 	}
 	for k, value := range labels {
 		if !labelPattern.MatchString(k) {
-			return invalidField("/labels", "a key must be 1 to 63 of a-z, 0-9, '-', '.', '_' and '/', and begin and end with a letter or a digit")
+			return InvalidField("/labels", "a key must be 1 to 63 of a-z, 0-9, '-', '.', '_' and '/', and begin and end with a letter or a digit")
 		}
 		if !plainText(value, MaxLabelValue, "") {
-			return invalidField("/labels/"+strings.ReplaceAll(k, "/", "~1"), "must be text of at most %d characters without control characters", MaxLabelValue)
+			return InvalidField("/labels/"+strings.ReplaceAll(k, "/", "~1"), "must be text of at most %d characters without control characters", MaxLabelValue)
 		}
 	}
 	return nil
@@ -112,34 +111,4 @@ func plainText(s string, limit int, allowed string) bool {
 		}
 	}
 	return true
-}
-
-// UpdateVM changes what is recorded of a VM's wishes, in any state, and returns
-// it.
-func (m *Manager) UpdateVM(ctx context.Context, id string, e VMEdits, match Match) (VM, error) {
-	_, err := m.begin(ctx, change{
-		kind: VMEdit, resources: []string{VMResource(id)}, timeout: templateTimeout,
-		intent: func(ctx context.Context, _ *run) (Change, error) {
-			v, err := m.store.VM(ctx, id)
-			if err != nil {
-				return Change{}, err
-			}
-			if err := match.check("VM "+id, Version{v.Seq, v.Revision}); err != nil {
-				return Change{}, err
-			}
-			if err := e.apply(&v); err != nil {
-				return Change{}, err
-			}
-			if !wantsRestart(v) {
-				v.RestartAt = time.Time{}
-			} else if v.RestartAt.IsZero() {
-				planRestart(&v, now())
-			}
-			return Change{VM: &VMUpdate{From: v.State, VM: v}}, nil
-		},
-	})
-	if err != nil {
-		return VM{}, err
-	}
-	return m.store.VM(ctx, id)
 }

@@ -112,8 +112,8 @@ func (f *Fault) Unwrap() error { return f.Err }
 // Is reports whether target is the class of f's code.
 func (f *Fault) Is(target error) bool { return target != nil && classes[f.Code] == target }
 
-// invalidField returns the fault of one bad field of a request.
-func invalidField(field, format string, args ...any) *Fault {
+// InvalidField returns the fault of one bad field of a request.
+func InvalidField(field, format string, args ...any) *Fault {
 	detail := fmt.Sprintf(format, args...)
 	return &Fault{Code: CodeInvalid, Detail: field + ": " + detail, Fields: []FieldFault{{Field: field, Detail: detail}}}
 }

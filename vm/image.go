@@ -79,7 +79,7 @@ func (s ImageSum) check(prefix string) error {
 		digits      int
 	}{{"sha256", s.SHA256, 64}, {"sha512", s.SHA512, 128}} {
 		if f.value != "" && (len(f.value) != f.digits || !isHex(f.value)) {
-			return invalidField(prefix+f.name, "must be %d hexadecimal digits", f.digits)
+			return InvalidField(prefix+f.name, "must be %d hexadecimal digits", f.digits)
 		}
 	}
 	return nil
@@ -136,8 +136,8 @@ type Images interface {
 	DeleteImage(ctx context.Context, sha256 string) error
 }
 
-// usable reports why nothing can be made of an image now; nil if it can.
-func (i Image) usable() error {
+// Usable reports why nothing can be made of an image now; nil if it can.
+func (i Image) Usable() error {
 	if i.State == ImageAvailable {
 		return nil
 	}

@@ -17,13 +17,13 @@ const (
 	maxSubnet  = 29
 )
 
-// checkMode makes sure that n has only what its mode knows.
-func (n Network) checkMode() error {
+// CheckMode makes sure that n has only what its mode knows.
+func (n Network) CheckMode() error {
 	managed := n.Mode.Managed()
 	switch n.Mode {
 	case NetworkNAT, NetworkIsolated, NetworkBridge, NetworkUser:
 	default:
-		return invalidField("/mode", "must be nat, isolated, bridge or user")
+		return InvalidField("/mode", "must be nat, isolated, bridge or user")
 	}
 	for _, f := range []struct {
 		field       string
@@ -42,18 +42,18 @@ func (n Network) checkMode() error {
 		{"/restrict", n.Restrict, n.Mode == NetworkUser},
 	} {
 		if f.given && !f.fits {
-			return invalidField(f.field, "a network of mode %s has none", n.Mode)
+			return InvalidField(f.field, "a network of mode %s has none", n.Mode)
 		}
 	}
 	if n.Mode == NetworkBridge && n.Bridge == "" {
-		return invalidField("/bridge", "must name a bridge of the host")
+		return InvalidField("/bridge", "must name a bridge of the host")
 	}
 	return nil
 }
 
-// check makes sure that n, complete, is a network that can be.
-func (n Network) check() error {
-	if err := n.checkMode(); err != nil {
+// Check makes sure that n, complete, is a network that can be.
+func (n Network) Check() error {
+	if err := n.CheckMode(); err != nil {
 		return err
 	}
 	if err := n.checkAddresses(); err != nil {
@@ -64,30 +64,30 @@ func (n Network) check() error {
 		least = minMTUIPv6
 	}
 	if n.MTU != 0 && (n.MTU < least || n.MTU > maxMTU) {
-		return invalidField("/mtu", "must be %d to %d bytes, or 0 for 1500", least, maxMTU)
+		return InvalidField("/mtu", "must be %d to %d bytes, or 0 for 1500", least, maxMTU)
 	}
 	if n.VLAN < 0 || n.VLAN > 4094 {
-		return invalidField("/vlan_id", "must be 1 to 4094, or 0 for none")
+		return InvalidField("/vlan_id", "must be 1 to 4094, or 0 for none")
 	}
 	if n.Domain != "" && !validDomain(n.Domain) {
-		return invalidField("/domain", "must be a DNS name in lower case of at most %d characters, such as vm.example.org", maxDomain)
+		return InvalidField("/domain", "must be a DNS name in lower case of at most %d characters, such as vm.example.org", maxDomain)
 	}
 	for field, servers := range map[string][]netip.Addr{"/dns": n.DNS, "/ntp": n.NTP} {
 		if len(servers) > maxServers {
-			return invalidField(field, "must be at most %d addresses", maxServers)
+			return InvalidField(field, "must be at most %d addresses", maxServers)
 		}
 		for _, a := range servers {
 			if !a.Is4() || a.IsUnspecified() || a.IsMulticast() {
-				return invalidField(field, "%s is not the IPv4 address of a server", a)
+				return InvalidField(field, "%s is not the IPv4 address of a server", a)
 			}
 		}
 	}
 	if len(n.Routes) > maxRoutes {
-		return invalidField("/routes", "must be at most %d", maxRoutes)
+		return InvalidField("/routes", "must be at most %d", maxRoutes)
 	}
 	for _, r := range n.Routes {
 		if !r.Destination.IsValid() || !r.Destination.Addr().Is4() || r.Destination != r.Destination.Masked() || !n.Subnet.Contains(r.Gateway) {
-			return invalidField("/routes", "%s by %s: must be an IPv4 subnet by an address of the network", r.Destination, r.Gateway)
+			return InvalidField("/routes", "%s by %s: must be an IPv4 subnet by an address of the network", r.Destination, r.Gateway)
 		}
 	}
 	return nil
@@ -100,27 +100,27 @@ func (n Network) checkAddresses() error {
 	s := n.Subnet
 	switch {
 	case !s.IsValid() || !s.Addr().Is4() || s != s.Masked():
-		return invalidField("/subnet", "%s is not an IPv4 subnet such as 192.168.100.0/24", s)
+		return InvalidField("/subnet", "%s is not an IPv4 subnet such as 192.168.100.0/24", s)
 	case s.Bits() < minSubnet || s.Bits() > maxSubnet:
-		return invalidField("/subnet", "must be a /%d to a /%d", minSubnet, maxSubnet)
+		return InvalidField("/subnet", "must be a /%d to a /%d", minSubnet, maxSubnet)
 	case s.Addr().IsMulticast() || s.Addr().IsLoopback() || s.Addr().IsLinkLocalUnicast() || s.Addr().IsUnspecified() || s.Addr().As4()[0] >= 240:
-		return invalidField("/subnet", "%s is of a range that hosts cannot have", s)
+		return InvalidField("/subnet", "%s is of a range that hosts cannot have", s)
 	case n.Mode == NetworkUser && s.Bits() > 27:
-		return invalidField("/subnet", "must be at most a /27 with mode user, whose guest is the 15th")
-	case !usable(s, n.Gateway):
-		return invalidField("/gateway", "%s is not an address that a host in %s can have", n.Gateway, s)
-	case n.Mode == NetworkUser && n.Gateway == n.userGuest():
-		return invalidField("/gateway", "%s is the guest's", n.Gateway)
+		return InvalidField("/subnet", "must be at most a /27 with mode user, whose guest is the 15th")
+	case !UsableAddr(s, n.Gateway):
+		return InvalidField("/gateway", "%s is not an address that a host in %s can have", n.Gateway, s)
+	case n.Mode == NetworkUser && n.Gateway == n.UserGuest():
+		return InvalidField("/gateway", "%s is the guest's", n.Gateway)
 	}
 	if six := n.IPv6; six.IsValid() && (!six.Addr().Is6() || six.Addr().Is4In6() || six.Bits() != 64 || six != six.Masked() ||
 		six.Addr().IsMulticast() || six.Addr().IsLinkLocalUnicast() || six.Addr().IsLoopback() || six.Addr().IsUnspecified()) {
-		return invalidField("/ipv6_subnet", "%s is not a /64 such as fd00:1:2:3::/64", six)
+		return InvalidField("/ipv6_subnet", "%s is not a /64 such as fd00:1:2:3::/64", six)
 	}
 	return nil
 }
 
-// userGuest returns the address of the one guest of a user-mode network.
-func (n Network) userGuest() netip.Addr {
+// UserGuest returns the address of the one guest of a user-mode network.
+func (n Network) UserGuest() netip.Addr {
 	a := n.Subnet.Addr()
 	for range userGuestHost {
 		a = a.Next()
@@ -129,12 +129,12 @@ func (n Network) userGuest() netip.Addr {
 }
 
 // usable reports whether a host in the subnet can have the address.
-func usable(s netip.Prefix, a netip.Addr) bool {
-	return a.Is4() && s.Contains(a) && a != s.Addr() && a != lastAddr(s)
+func UsableAddr(s netip.Prefix, a netip.Addr) bool {
+	return a.Is4() && s.Contains(a) && a != s.Addr() && a != LastAddr(s)
 }
 
-// lastAddr returns the last address of an IPv4 subnet, its broadcast address.
-func lastAddr(s netip.Prefix) netip.Addr {
+// LastAddr returns the last address of an IPv4 subnet, its broadcast address.
+func LastAddr(s netip.Prefix) netip.Addr {
 	a := s.Masked().Addr().As4()
 	for i := s.Bits(); i < 32; i++ {
 		a[i/8] |= 0x80 >> (i % 8)

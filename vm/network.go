@@ -80,7 +80,7 @@ func (n Network) AddressIPv6(ip netip.Addr) netip.Addr {
 
 // HostNetwork is the host's side of the networks. Each method has an end: it returns
 // when ctx is done at the latest. All may be called at any time by any
-// goroutine; the [Manager] never calls two that change the same VM at once.
+// goroutine; the package manager never calls two that change the same VM at once.
 type HostNetwork interface {
 	// Check reports why this host cannot have networks of a mode, as a [Fault] of
 	// code [CodeNetworkUnavailable] that says what to do; nil if it can.

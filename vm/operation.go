@@ -70,6 +70,7 @@ type Operation struct {
 	ID          string // a UUID of version 7
 	Kind        Kind
 	Resource    string // "vms/<id>" or "disks/<id>"
+	Target      Target // what it works on within Resource
 	State       OpState
 	Step        string   // what it does now, or did last
 	Progress    *int     // percent, nil when unknown
@@ -86,6 +87,16 @@ type Operation struct {
 	// request under the same key is the same request.
 	Key         string
 	Fingerprint string
+}
+
+// A Target is what an operation works on within its resource, for those that
+// need more than the resource. Its zero value means the whole resource.
+type Target struct {
+	NIC      *int   `json:"nic,omitempty"`      // slot of a NIC of the VM
+	Forward  string `json:"forward,omitempty"`  // id of a port forward of the VM
+	CDROM    string `json:"cdrom,omitempty"`    // id of a CD-ROM drive of the VM
+	Content  string `json:"content,omitempty"`  // SHA-256 of image content that is removed
+	Recorded bool   `json:"recorded,omitempty"` // the intent's record is all there was to do
 }
 
 // A Reply is what a client was answered, kept for a repetition of its request.

@@ -22,13 +22,13 @@ func (s Seed) InstanceID(v VM) string {
 	return fmt.Sprintf("%s-%d", v.UUID, s.Instance)
 }
 
-// seedFiles returns the files of the NoCloud data source for v, by name. The
+// SeedFiles returns the files of the NoCloud data source for v, by name. The
 // same arguments give the same bytes.
 //
 // The structured fields become one #cloud-config document. It is the user data if
 // none is given, and else vendor data, whose keys those of user data replace. A
 // given vendor data follows it, and its keys replace those before them.
-func seedFiles(v VM, s Seed, networks map[string]Network) map[string][]byte {
+func SeedFiles(v VM, s Seed, networks map[string]Network) map[string][]byte {
 	files := map[string][]byte{
 		"meta-data":      toYAML(map[string]string{"instance-id": s.InstanceID(v), "local-hostname": cmp.Or(s.Hostname, v.ID)}),
 		"network-config": []byte(s.NetworkConfig),

@@ -69,10 +69,10 @@ func TestSeedFilesOfEveryCombination(t *testing.T) {
 			data = structured
 		}
 		data.UserData, data.VendorData = c.user, c.vendor
-		if err := data.check(""); err != nil {
+		if err := data.Check(""); err != nil {
 			t.Fatal(err)
 		}
-		files := seedFiles(v, seedOf(data), nil)
+		files := SeedFiles(v, seedOf(data), nil)
 		if got := string(files["user-data"]); got != c.wantUser {
 			t.Errorf("%+v: user-data is\n%s\nwant\n%s", c, got, c.wantUser)
 		}
@@ -87,7 +87,7 @@ func TestSeedFilesOfEveryCombination(t *testing.T) {
 		} else if got != c.wantVend {
 			t.Errorf("%+v: vendor-data is\n%s\nwant\n%s", c, got, c.wantVend)
 		}
-		for name, b := range seedFiles(v, seedOf(data), nil) {
+		for name, b := range SeedFiles(v, seedOf(data), nil) {
 			if string(b) != string(files[name]) {
 				t.Errorf("%s differs the second time", name)
 			}
@@ -133,7 +133,7 @@ func partsOf(t *testing.T, message string) (parts []string) {
 
 func TestAMessageAsVendorDataStaysOneWithinOurs(t *testing.T) {
 	vendor := multipartData("#!/bin/sh\necho one\n", "#cloud-config\nb: 2\n")
-	files := seedFiles(VM{ID: "a"}, seedOf(CloudInit{PasswordHash: cryptMD5, UserData: "#!/bin/sh\n", VendorData: vendor}), nil)
+	files := SeedFiles(VM{ID: "a"}, seedOf(CloudInit{PasswordHash: cryptMD5, UserData: "#!/bin/sh\n", VendorData: vendor}), nil)
 	parts := partsOf(t, string(files["vendor-data"]))
 	if len(parts) != 3 || !strings.Contains(parts[0], "hashed_passwd") || parts[1] != "#!/bin/sh\necho one\n" || parts[2] != "#cloud-config\nb: 2\n" {
 		t.Errorf("the parts are %q", parts)
@@ -148,7 +148,7 @@ func TestMetaDataNamesTheGuest(t *testing.T) {
 		{"2024-01-02", "", "instance-id: u\nlocal-hostname: \"2024-01-02\"\n"},
 		{"no", "", "instance-id: u\nlocal-hostname: \"no\"\n"},
 	} {
-		if got := string(seedFiles(VM{ID: c.id, UUID: "u"}, seedOf(CloudInit{Hostname: c.hostname}), nil)["meta-data"]); got != c.want {
+		if got := string(SeedFiles(VM{ID: c.id, UUID: "u"}, seedOf(CloudInit{Hostname: c.hostname}), nil)["meta-data"]); got != c.want {
 			t.Errorf("%s %s: meta-data is\n%s\nwant\n%s", c.id, c.hostname, got, c.want)
 		}
 	}
@@ -194,7 +194,7 @@ ethernets:
 `},
 	} {
 		v.NICs = c.nics
-		got := string(seedFiles(v, seedOf(CloudInit{NetworkConfig: c.given}), networks)["network-config"])
+		got := string(SeedFiles(v, seedOf(CloudInit{NetworkConfig: c.given}), networks)["network-config"])
 		if got != c.want {
 			t.Errorf("network-config is\n%s\nwant\n%s", got, c.want)
 		}

@@ -1,13 +1,12 @@
-// Package vm is the domain of vmand: what a template, a virtual machine, a disk
-// and an operation are, the states they can be in, and the use cases that move
-// them from one state to the next.
+// Package vm is the ground of vmand: what a template, a virtual machine, a disk, an
+// image, a network and an operation are, the states they can be in, what is true of
+// them given what is recorded and what the host shows, and what is wrong with a
+// request.
 //
-// It imports no other package of this module; every other package imports it.
-// Handlers (package server) and the reconcile loop (package observer) change a
-// VM or a disk only through [Manager], which serializes the operations on each
-// of them. SQLite (package store), QEMU (package qemu) and the host's network
-// (package network) are reached only through the [Store], [Driver] and
-// [Network] interfaces, so a test needs none of them.
+// It imports no other package of this module, and it has no goroutine, no lock, no
+// clock and no I/O. Package manager carries out the use cases over it. SQLite (package
+// store), QEMU (package qemu) and the network of the host (package network) implement
+// its ports: [Store], [Driver] and [HostNetwork].
 package vm
 
 import (
@@ -27,11 +26,11 @@ type Template struct {
 // Limits of what may be asked for.
 const (
 	MaxCPUs    = 256
-	MaxRAMMiB  = 4 << 20             // 4 TiB
-	MaxDiskMiB = 16 << 20            // 16 TiB
-	MaxDisks   = 24                  // data disks on one VM
-	DefaultMiB = int64(10) * gibInMi // of a root disk when nothing is said
-	gibInMi    = 1024
+	MaxRAMMiB  = 4 << 20               // 4 TiB
+	MaxDiskMiB = 16 << 20              // 16 TiB
+	MaxDisks   = 24                    // data disks on one VM
+	DefaultMiB = int64(10) * MiBPerGiB // of a root disk when nothing is said
+	MiBPerGiB  = 1024
 )
 
 // A VM is one virtual machine as it is recorded.

@@ -1,7 +1,6 @@
 package vm
 
 import (
-	"context"
 	"fmt"
 	"slices"
 )
@@ -20,45 +19,8 @@ type Why struct {
 	Words      []string // the present state explained, a sentence each
 }
 
-const (
-	whyOperations = 10
-	whyEvents     = 20
-	whyBack       = 20_000 // events of all resources, behind which nobody looks
-)
-
-// Why looks at a VM from every side. It changes nothing and takes no lock.
-func (m *Manager) Why(ctx context.Context, id string) (Why, error) {
-	v, err := m.store.VM(ctx, id)
-	if err != nil {
-		return Why{}, err
-	}
-	w := Why{Recorded: v, Seen: m.driver.Observe(ctx, id), Busy: m.locks.holderOf(VMResource(id))}
-	w.Verdict = Settle(v.State, v.Reason, w.Seen)
-	w.Agrees = w.Verdict.State == v.State && !w.Verdict.End || w.Busy != ""
-	if w.Disks, err = m.store.Disks(ctx, DiskFilter{VMID: id}, Page{}); err != nil {
-		return Why{}, err
-	}
-	if w.Operations, err = m.store.Operations(ctx, OperationFilter{Resource: VMResource(id)}, Page{}); err != nil {
-		return Why{}, err
-	}
-	w.Operations = w.Operations[max(0, len(w.Operations)-whyOperations):]
-	last, err := m.store.LastEvent(ctx)
-	if err != nil {
-		return Why{}, err
-	}
-	if w.Events, err = m.store.Events(ctx, EventFilter{Resource: VMResource(id)}, Page{After: last - whyBack}); err != nil {
-		return Why{}, err
-	}
-	w.Events = w.Events[max(0, len(w.Events)-whyEvents):]
-	if w.Flight, err = m.driver.Flight(ctx, id); err != nil {
-		return Why{}, err
-	}
-	w.Words = explain(w)
-	return w, nil
-}
-
-// explain says the present state in words.
-func explain(w Why) []string {
+// Explain says the present state in words.
+func Explain(w Why) []string {
 	v := w.Recorded
 	words := []string{fmt.Sprintf("VM %s is recorded as %s: %s.", v.ID, v.State, reasonWords(v.Reason))}
 	add := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }

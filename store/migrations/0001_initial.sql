@@ -67,13 +67,14 @@ CREATE INDEX disks_state ON disks (state, seq);
 CREATE INDEX disks_vm ON disks (vm_id, seq) WHERE vm_id IS NOT NULL;
 CREATE UNIQUE INDEX disks_slot ON disks (vm_id, slot) WHERE slot IS NOT NULL;
 
--- problem and log are JSON. key is NULL for an operation that may be asked for
+-- target, problem and log are JSON; target is NULL for the whole resource. key is NULL for an operation that may be asked for
 -- any number of times.
 CREATE TABLE operations (
 	seq          INTEGER PRIMARY KEY AUTOINCREMENT,
 	id           TEXT    NOT NULL UNIQUE,
 	kind         TEXT    NOT NULL,
 	resource     TEXT    NOT NULL,
+	target       TEXT    CHECK (json_type(target) = 'object'),
 	state        TEXT    NOT NULL CHECK (state IN ('pending', 'running', 'succeeded', 'failed', 'cancelled')),
 	step         TEXT    NOT NULL,
 	progress     INTEGER CHECK (progress BETWEEN 0 AND 100),

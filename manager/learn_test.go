@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"net/netip"
@@ -12,15 +12,15 @@ import (
 // the host, whose network gives it its address.
 func TestAnAddressIsWhatTheAgentSaysElseWhatTheHostHasSeen(t *testing.T) {
 	w := newWorld(t)
-	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
-	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{Network: "lan"}}}))
+	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
+	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{Network: "lan"}}}))
 	w.do("a", vm.OpStart)
 	mac := w.vm("a").NICs[0].MAC
 	silent := vm.Agent{State: vm.AgentSilent}
 	w.driver.SetAgent("a", silent)
 	pass := func() {
 		t.Helper()
-		must(t)(w.ReconcileNetworks(t.Context(), []vm.VM{w.vm("a")}, true))
+		must(t)(w.Networks.Reconcile(t.Context(), []vm.VM{w.vm("a")}, true))
 	}
 	want := func(ip string, source vm.AddressSource) {
 		t.Helper()

@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"vmand/manager"
 	"vmand/store"
 	"vmand/vm"
 	"vmand/vm/vmtest"
@@ -17,7 +18,7 @@ import (
 
 // A world is a manager over a real database and a pretended host.
 type world struct {
-	*vm.Manager
+	*manager.Engine
 	t      *testing.T
 	store  *faultyStore
 	driver *vmtest.Driver
@@ -47,15 +48,15 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, store: &faultyStore{Store: s}, driver: &vmtest.Driver{}, network: &vmtest.Network{}}
-	w.Manager = vm.NewManager(w.store, w.driver, w.network, vm.Options{}, slog.New(slog.DiscardHandler))
+	w.Engine = manager.New(w.store, w.driver, w.network, manager.Options{}, slog.New(slog.DiscardHandler))
 	t.Cleanup(func() {
 		w.Close(t.Context())
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}))
-	must(t)(w.CreateTemplate(t.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128}))
+	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}))
+	must(t)(w.Templates.Create(t.Context(), vm.Template{Name: "small", CPUCount: 1, RAMMiB: 128}))
 	return w
 }
 
@@ -72,17 +73,17 @@ func must(t *testing.T) func(...any) {
 
 func (w *world) create(id string) {
 	w.t.Helper()
-	must(w.t)(w.CreateVM(w.t.Context(), vm.NewVM{ID: id, Template: "small"}))
+	must(w.t)(w.VMs.Create(w.t.Context(), vm.NewVM{ID: id, Template: "small"}))
 }
 
 // do begins an operation and waits for its end.
 func (w *world) do(id string, op vm.Op) vm.Operation {
 	w.t.Helper()
-	_, o, err := w.Do(w.t.Context(), id, op, vm.StopOptions{})
+	_, o, err := w.VMs.Do(w.t.Context(), id, op, vm.StopOptions{})
 	if err != nil {
 		w.t.Fatalf("%s %s: %v", op, id, err)
 	}
-	o, err = w.Wait(w.t.Context(), o.ID)
+	o, err = w.Operations.Wait(w.t.Context(), o.ID)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -115,7 +116,7 @@ func (w *world) wantDisk(id string, s vm.DiskState, vmID, mountPoint string) vm.
 
 func (w *world) disk(mountPoint string) vm.Disk {
 	w.t.Helper()
-	d, err := w.CreateDisk(w.t.Context(), vm.NewDisk{SizeMiB: 512, MountPoint: mountPoint})
+	d, err := w.Disks.Create(w.t.Context(), vm.NewDisk{SizeMiB: 512, MountPoint: mountPoint})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -181,7 +182,7 @@ func TestAVMFromCreationToDeletion(t *testing.T) {
 	if v := w.wantVM("web-1", vm.Stopped, vm.ReasonRequested); v.Desired != vm.DesiredStopped {
 		t.Errorf("stopped as %+v", v)
 	}
-	must(t)(w.DeleteVM(t.Context(), "web-1", nil))
+	must(t)(w.VMs.Delete(t.Context(), "web-1", nil))
 	want := []string{"CreateVM web-1", "Start web-1", "Pause web-1", "Resume web-1", "Reset web-1", "Shutdown web-1", "Start web-1",
 		"Shutdown web-1", "Destroy web-1", "DeleteVM web-1"}
 	if got := w.driver.Calls(); !slices.Equal(got, want) {
@@ -209,12 +210,12 @@ func TestWhatAVMIsMadeOfIsChecked(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := w.CreateVM(t.Context(), tt.n)
+			_, err := w.VMs.Create(t.Context(), tt.n)
 			wantCode(t, err, tt.code, tt.say)
 		})
 	}
 	for _, bad := range []vm.Template{{Name: "A", CPUCount: 1, RAMMiB: 1}, {Name: "a", RAMMiB: 1}, {Name: "a", CPUCount: 1}, {Name: "a", CPUCount: 257, RAMMiB: 1}} {
-		_, err := w.CreateTemplate(t.Context(), bad)
+		_, err := w.Templates.Create(t.Context(), bad)
 		wantCode(t, err, vm.CodeInvalid)
 	}
 	if has, _ := w.driver.HasVM(t.Context(), "orphan"); !has {
@@ -230,7 +231,7 @@ func TestACreationThatFailsLeavesNothing(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small"})
+	_, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small"})
 	if f := wantCode(t, err, vm.CodeInsufficientStorage); f.OperationID == "" {
 		t.Error("the fault does not name its operation")
 	}
@@ -241,7 +242,7 @@ func TestACreationThatFailsLeavesNothing(t *testing.T) {
 		}
 		return nil
 	}
-	_, err = w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small"})
+	_, err = w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small"})
 	wantCode(t, err, vm.CodeUnavailable)
 	if has, _ := w.driver.HasVM(t.Context(), "a"); has {
 		t.Error("files are left")
@@ -255,7 +256,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 	w.create("a")
 	refuse := func(op vm.Op, words string) {
 		t.Helper()
-		_, _, err := w.Do(t.Context(), "a", op, vm.StopOptions{})
+		_, _, err := w.VMs.Do(t.Context(), "a", op, vm.StopOptions{})
 		wantCode(t, err, vm.CodeState, words)
 	}
 	for _, op := range []vm.Op{vm.OpStop, vm.OpRestart, vm.OpPause, vm.OpResume, vm.OpReset} {
@@ -267,9 +268,9 @@ func TestRefusalsSayWhy(t *testing.T) {
 	w.do("a", vm.OpPause)
 	refuse(vm.OpPause, "already paused")
 	refuse(vm.OpStart, "already running")
-	_, _, err := w.Do(t.Context(), "b", vm.OpStart, vm.StopOptions{})
+	_, _, err := w.VMs.Do(t.Context(), "b", vm.OpStart, vm.StopOptions{})
 	wantCode(t, err, vm.CodeNotFound, `vm "b" not found`)
-	if err := w.DeleteTemplate(t.Context(), "small", nil); !errors.Is(err, vm.ErrState) || !strings.Contains(err.Error(), "in use by 1 VM") {
+	if err := w.Templates.Delete(t.Context(), "small", nil); !errors.Is(err, vm.ErrState) || !strings.Contains(err.Error(), "in use by 1 VM") {
 		t.Errorf("deleting a template in use: %v", err)
 	}
 }
@@ -280,15 +281,15 @@ func TestAVersionThatIsNotThePresentOneChangesNothing(t *testing.T) {
 	old := w.wantVM("a", vm.Stopped, vm.ReasonCreated)
 	w.do("a", vm.OpStart)
 	stale := vm.Match{{Seq: old.Seq, Revision: old.Revision}}
-	wantCode(t, w.DeleteVM(t.Context(), "a", stale), vm.CodePrecondition)
+	wantCode(t, w.VMs.Delete(t.Context(), "a", stale), vm.CodePrecondition)
 	d := w.disk("")
-	wantCode(t, w.DeleteDisk(t.Context(), d.ID, stale), vm.CodePrecondition)
-	_, err := w.ResizeDisk(t.Context(), d.ID, 1024, stale)
+	wantCode(t, w.Disks.Delete(t.Context(), d.ID, stale), vm.CodePrecondition)
+	_, err := w.Disks.Resize(t.Context(), d.ID, 1024, stale)
 	wantCode(t, err, vm.CodePrecondition)
-	wantCode(t, w.DeleteTemplate(t.Context(), "small", vm.Match{{Seq: 99}}), vm.CodePrecondition)
+	wantCode(t, w.Templates.Delete(t.Context(), "small", vm.Match{{Seq: 99}}), vm.CodePrecondition)
 	v := w.wantVM("a", vm.Running, vm.ReasonRequested)
-	must(t)(w.DeleteVM(t.Context(), "a", vm.Match{{Seq: v.Seq, Revision: v.Revision}}))
-	must(t)(w.DeleteDisk(t.Context(), d.ID, vm.Match{{Seq: d.Seq, Revision: d.Revision}}))
+	must(t)(w.VMs.Delete(t.Context(), "a", vm.Match{{Seq: v.Seq, Revision: v.Revision}}))
+	must(t)(w.Disks.Delete(t.Context(), d.ID, vm.Match{{Seq: d.Seq, Revision: d.Revision}}))
 }
 
 func TestAStartThatFailsIsStoppedWithQEMUsLastWords(t *testing.T) {
@@ -336,11 +337,11 @@ func TestTheSecondOperationIsTurnedAway(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	reached, release := w.blockOn("Start")
-	_, first, err := w.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
+	_, first, err := w.VMs.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
 	must(t)(err)
 	<-reached
 	for _, op := range []vm.Op{vm.OpStart, vm.OpStop, vm.OpPause} {
-		_, _, err := w.Do(t.Context(), "a", op, vm.StopOptions{})
+		_, _, err := w.VMs.Do(t.Context(), "a", op, vm.StopOptions{})
 		if f := wantCode(t, err, vm.CodeBusy, "vm.start"); f.OperationID != first.ID {
 			t.Errorf("%s was turned away for operation %q; want %q", op, f.OperationID, first.ID)
 		}
@@ -349,7 +350,7 @@ func TestTheSecondOperationIsTurnedAway(t *testing.T) {
 		t.Errorf("settling a busy VM: %v", err)
 	}
 	release()
-	if op, _ := w.Wait(t.Context(), first.ID); op.State != vm.OpSucceeded {
+	if op, _ := w.Operations.Wait(t.Context(), first.ID); op.State != vm.OpSucceeded {
 		t.Errorf("the first operation is %+v", op)
 	}
 }
@@ -358,15 +359,15 @@ func TestAForcedStopCancelsAStart(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	reached, _ := w.blockOn("Start")
-	_, first, err := w.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
+	_, first, err := w.VMs.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
 	must(t)(err)
 	<-reached
-	_, second, err := w.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{Force: true})
+	_, second, err := w.VMs.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{Force: true})
 	must(t)(err)
-	if op, _ := w.Wait(t.Context(), first.ID); op.State != vm.OpCancelled || !strings.Contains(op.Problem.Detail, second.ID) {
+	if op, _ := w.Operations.Wait(t.Context(), first.ID); op.State != vm.OpCancelled || !strings.Contains(op.Problem.Detail, second.ID) {
 		t.Errorf("the start is %+v, %+v", op, op.Problem)
 	}
-	if op, _ := w.Wait(t.Context(), second.ID); op.State != vm.OpSucceeded {
+	if op, _ := w.Operations.Wait(t.Context(), second.ID); op.State != vm.OpSucceeded {
 		t.Errorf("the stop is %+v, %+v", op, op.Problem)
 	}
 	w.wantVM("a", vm.Stopped, vm.ReasonRequested)
@@ -382,11 +383,11 @@ func TestDeletionWorksInEveryState(t *testing.T) {
 				w.do("a", vm.OpStart)
 			}
 			reached, _ := w.blockOn(method)
-			_, first, err := w.Do(t.Context(), "a", op, vm.StopOptions{Timeout: time.Hour})
+			_, first, err := w.VMs.Do(t.Context(), "a", op, vm.StopOptions{Timeout: time.Hour})
 			must(t)(err)
 			<-reached
-			must(t)(w.DeleteVM(t.Context(), "a", nil))
-			if op, _ := w.Wait(t.Context(), first.ID); op.State != vm.OpCancelled {
+			must(t)(w.VMs.Delete(t.Context(), "a", nil))
+			if op, _ := w.Operations.Wait(t.Context(), first.ID); op.State != vm.OpCancelled {
 				t.Errorf("the first operation is %+v", op)
 			}
 			if n := w.driver.Processes(); n != 0 {
@@ -401,7 +402,7 @@ func TestDeletionWorksInEveryState(t *testing.T) {
 			v := w.wantVM("a", vm.Stopped, vm.ReasonCreated)
 			v.State = s
 			must(t)(w.store.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: vm.Stopped, VM: v}}))
-			must(t)(w.DeleteVM(t.Context(), "a", nil))
+			must(t)(w.VMs.Delete(t.Context(), "a", nil))
 		})
 	}
 }
@@ -411,17 +412,17 @@ func TestAnOperationCanBeCancelled(t *testing.T) {
 	w.create("a")
 	w.do("a", vm.OpStart)
 	reached, _ := w.blockOn("Shutdown")
-	_, first, err := w.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{Timeout: time.Hour})
+	_, first, err := w.VMs.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{Timeout: time.Hour})
 	must(t)(err)
 	<-reached
-	op, err := w.CancelOperation(vm.WithCaller(t.Context(), vm.Caller{Name: "token:admin"}), first.ID)
+	op, err := w.Operations.Cancel(vm.WithCaller(t.Context(), vm.Caller{Name: "token:admin"}), first.ID)
 	if err != nil || op.State != vm.OpCancelled || !strings.Contains(op.Problem.Detail, "token:admin") {
 		t.Errorf("cancelled: %+v, %+v, %v", op, op.Problem, err)
 	}
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
-	_, err = w.CancelOperation(t.Context(), first.ID)
+	_, err = w.Operations.Cancel(t.Context(), first.ID)
 	wantCode(t, err, vm.CodeNotCancellable, "is over")
-	_, err = w.CancelOperation(t.Context(), "no such")
+	_, err = w.Operations.Cancel(t.Context(), "no such")
 	wantCode(t, err, vm.CodeNotFound)
 }
 
@@ -431,7 +432,7 @@ func TestAClientThatHangsUpCancelsNothing(t *testing.T) {
 	ctx, hangUp := context.WithCancel(t.Context())
 	failed := make(chan error)
 	go func() {
-		_, err := w.CreateVM(ctx, vm.NewVM{ID: "a", Template: "small"})
+		_, err := w.VMs.Create(ctx, vm.NewVM{ID: "a", Template: "small"})
 		failed <- err
 	}()
 	<-reached
@@ -444,7 +445,7 @@ func TestAClientThatHangsUpCancelsNothing(t *testing.T) {
 		t.Fatalf("operations: %v, %v", ops, err)
 	}
 	release()
-	if op, _ := w.Wait(t.Context(), ops[0].ID); op.State != vm.OpSucceeded {
+	if op, _ := w.Operations.Wait(t.Context(), ops[0].ID); op.State != vm.OpSucceeded {
 		t.Errorf("the operation is %+v", op)
 	}
 	w.wantVM("a", vm.Stopped, vm.ReasonCreated)
@@ -455,7 +456,7 @@ func TestClosingMakesOperationsGiveUpHonestly(t *testing.T) {
 	w.create("a")
 	w.do("a", vm.OpStart)
 	reached, _ := w.blockOn("Shutdown")
-	_, first, err := w.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{Timeout: time.Hour})
+	_, first, err := w.VMs.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{Timeout: time.Hour})
 	must(t)(err)
 	<-reached
 	done, cancel := context.WithCancel(t.Context())
@@ -466,6 +467,6 @@ func TestClosingMakesOperationsGiveUpHonestly(t *testing.T) {
 		t.Errorf("the operation is %+v, %+v, %v", op, op.Problem, err)
 	}
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
-	_, _, err = w.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{})
+	_, _, err = w.VMs.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{})
 	wantCode(t, err, vm.CodeUnavailable, "stopping")
 }

@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"context"
@@ -16,7 +16,7 @@ func TestANICFromPlugToUnplug(t *testing.T) {
 		if running {
 			w.do("a", vm.OpStart)
 		}
-		n, op, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+		n, op, err := w.NICs.Attach(t.Context(), "a", vm.NewNIC{})
 		must(t)(err)
 		if n.Slot != 1 || n.State != vm.NICAttached || n.IP != addr("192.168.100.3") || op.State != vm.OpSucceeded {
 			t.Errorf("running %t: attached %+v, %+v", running, n, op)
@@ -24,20 +24,20 @@ func TestANICFromPlugToUnplug(t *testing.T) {
 		if got := w.vm("a").NICs; len(got) != 2 || got[1] != n {
 			t.Errorf("recorded %+v", got)
 		}
-		_, gone, _, err := w.DetachNIC(t.Context(), "a", 1, nil)
+		_, gone, _, err := w.NICs.Detach(t.Context(), "a", 1, nil)
 		if err != nil || !gone || len(w.vm("a").NICs) != 1 {
 			t.Errorf("running %t: gone %t, %v, %+v", running, gone, err, w.vm("a").NICs)
 		}
 	}
-	_, _, _, err := w.DetachNIC(t.Context(), "a", 1, nil)
+	_, _, _, err := w.NICs.Detach(t.Context(), "a", 1, nil)
 	wantCode(t, err, vm.CodeNotFound)
-	_, _, _, err = w.DetachNIC(t.Context(), "a", 0, vm.Match{{Seq: 1, Revision: 1}})
+	_, _, _, err = w.NICs.Detach(t.Context(), "a", 0, vm.Match{{Seq: 1, Revision: 1}})
 	wantCode(t, err, vm.CodePrecondition)
 	for range vm.MaxNICs - 1 {
-		_, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+		_, _, err := w.NICs.Attach(t.Context(), "a", vm.NewNIC{})
 		must(t)(err)
 	}
-	_, _, err = w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+	_, _, err = w.NICs.Attach(t.Context(), "a", vm.NewNIC{})
 	wantCode(t, err, vm.CodeLimitReached)
 }
 
@@ -51,7 +51,7 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 		}
 		return nil
 	}
-	n, gone, op, err := w.DetachNIC(t.Context(), "a", 0, nil)
+	n, gone, op, err := w.NICs.Detach(t.Context(), "a", 0, nil)
 	if err != nil || gone || n.State != vm.NICDetaching || op.State != vm.OpFailed {
 		t.Fatalf("detached: %+v, %t, %+v, %v", n, gone, op, err)
 	}
@@ -64,14 +64,14 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 		t.Errorf("settled when let go: %+v, %v, %+v", r, err, w.vm("a").NICs)
 	}
 	// Power-off finishes a detach as well.
-	must(t)(w.AttachNIC(t.Context(), "a", vm.NewNIC{}))
+	must(t)(w.NICs.Attach(t.Context(), "a", vm.NewNIC{}))
 	w.driver.Hook = func(_ context.Context, m, _ string) error {
 		if m == "DetachNIC" {
 			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not let go"}
 		}
 		return nil
 	}
-	must(t)(w.DetachNIC(t.Context(), "a", 0, nil))
+	must(t)(w.NICs.Detach(t.Context(), "a", 0, nil))
 	w.do("a", vm.OpStop)
 	if got := w.vm("a").NICs; len(got) != 0 {
 		t.Errorf("stopped with %+v", got)
@@ -88,13 +88,13 @@ func TestANICThatCannotBePluggedIsNotThere(t *testing.T) {
 		}
 		return nil
 	}
-	_, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+	_, _, err := w.NICs.Attach(t.Context(), "a", vm.NewNIC{})
 	wantCode(t, err, vm.CodeOperationFailed, "said no")
 	if got := w.vm("a").NICs; len(got) != 1 {
 		t.Errorf("recorded %+v", got)
 	}
 	w.driver.Hook = nil
-	n, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+	n, _, err := w.NICs.Attach(t.Context(), "a", vm.NewNIC{})
 	must(t)(err)
 	if n.IP != addr("192.168.100.3") {
 		t.Errorf("the failed one keeps its address: the next has %s", n.IP)
@@ -117,9 +117,9 @@ func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{}}))
+			must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{}}))
 			w.do("a", vm.OpStart)
-			n, _, err := w.AttachNIC(t.Context(), "a", vm.NewNIC{})
+			n, _, err := w.NICs.Attach(t.Context(), "a", vm.NewNIC{})
 			must(t)(err)
 			if !tt.plugged {
 				must(t)(w.driver.DetachNIC(t.Context(), "a", 0))
@@ -145,12 +145,12 @@ func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
 
 func TestAPortForwardFromCreationToDeletion(t *testing.T) {
 	w := newWorld(t)
-	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated}))
-	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "mine", Mode: vm.NetworkUser}))
-	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{}, {Network: "lab"}, {Network: "mine"}}}))
+	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated}))
+	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "mine", Mode: vm.NetworkUser}))
+	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{}, {Network: "lab"}, {Network: "mine"}}}))
 	w.create("b")
 	w.do("a", vm.OpStart)
-	f, err := w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	f, err := w.Forwards.Add(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
 	must(t)(err)
 	if f.Protocol != vm.TCP || f.HostAddress.String() != "0.0.0.0" || !slices.Equal(w.vm("a").Forwards, []vm.PortForward{f}) {
 		t.Errorf("added %+v", f)
@@ -170,21 +170,21 @@ func TestAPortForwardFromCreationToDeletion(t *testing.T) {
 		"IPv6":             {"b", vm.PortForward{HostAddress: addr("::1"), HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "/host_address"},
 		"another protocol": {"b", vm.PortForward{Protocol: "sctp", HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "/protocol"},
 	} {
-		_, err := w.AddForward(t.Context(), tt.vm, tt.f)
+		_, err := w.Forwards.Add(t.Context(), tt.vm, tt.f)
 		if err == nil {
 			t.Errorf("%s: accepted", name)
 			continue
 		}
 		wantCode(t, err, tt.code, tt.says)
 	}
-	must(t)(w.AddForward(t.Context(), "b", vm.PortForward{Protocol: vm.UDP, HostPort: 8080, GuestPort: 80}))
-	must(t)(w.AddForward(t.Context(), "a", vm.PortForward{Slot: 2, HostPort: 8081, GuestPort: 80}))
+	must(t)(w.Forwards.Add(t.Context(), "b", vm.PortForward{Protocol: vm.UDP, HostPort: 8080, GuestPort: 80}))
+	must(t)(w.Forwards.Add(t.Context(), "a", vm.PortForward{Slot: 2, HostPort: 8081, GuestPort: 80}))
 	if calls := strings.Join(w.driver.Calls(), ","); !strings.Contains(calls, "SetForwards a") {
 		t.Errorf("the driver was asked for %s", calls)
 	}
-	must(t)(w.RemoveForward(t.Context(), "a", f.ID, nil))
-	wantCode(t, w.RemoveForward(t.Context(), "a", f.ID, nil), vm.CodeNotFound)
-	must(t)(w.AddForward(t.Context(), "b", vm.PortForward{HostPort: 8080, GuestPort: 80}))
+	must(t)(w.Forwards.Remove(t.Context(), "a", f.ID, nil))
+	wantCode(t, w.Forwards.Remove(t.Context(), "a", f.ID, nil), vm.CodeNotFound)
+	must(t)(w.Forwards.Add(t.Context(), "b", vm.PortForward{HostPort: 8080, GuestPort: 80}))
 }
 
 func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
@@ -197,12 +197,12 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	_, err := w.Forwards.Add(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
 	wantCode(t, err, vm.CodeNetworkUnavailable)
 	if got := w.vm("a").Forwards; len(got) != 0 {
 		t.Errorf("recorded %+v", got)
 	}
-	_, err = w.UpdateNIC(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000)}, nil)
+	_, err = w.NICs.Update(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000)}, nil)
 	wantCode(t, err, vm.CodeNetworkUnavailable)
 	if got := w.vm("a").NICs[0]; got.RateIn != 0 {
 		t.Errorf("recorded %+v", got)
@@ -213,12 +213,12 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 		}
 		return nil
 	}
-	_, err = w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	_, err = w.Forwards.Add(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
 	wantCode(t, err, vm.CodeNetworkUnavailable, "was started")
-	_, err = w.UpdateNIC(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000)}, nil)
+	_, err = w.NICs.Update(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000)}, nil)
 	wantCode(t, err, vm.CodeNetworkUnavailable, "was started")
 	w.network.Hook = nil
-	n, err := w.UpdateNIC(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000), LinkDown: ptr(true)}, nil)
+	n, err := w.NICs.Update(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000), LinkDown: ptr(true)}, nil)
 	if err != nil || n.RateIn != 1000 || !n.LinkDown || w.vm("a").NICs[0] != n {
 		t.Errorf("updated to %+v, %v", n, err)
 	}
@@ -232,7 +232,7 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 func TestWhatIsRecordedWithTheIntentIsDone(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
-	f, err := w.AddForward(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
+	f, err := w.Forwards.Add(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
 	must(t)(err)
 	v := w.vm("a")
 	for _, tt := range []struct {

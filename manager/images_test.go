@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"context"
@@ -25,9 +25,9 @@ func sumOf(s string) string {
 func (w *world) fetch(name, content string) vm.Image {
 	w.t.Helper()
 	w.driver.Offer(somewhere, []byte(content))
-	_, op, err := w.CreateImage(w.t.Context(), vm.NewImage{Name: name, URL: somewhere})
+	_, op, err := w.Images.Create(w.t.Context(), vm.NewImage{Name: name, URL: somewhere})
 	must(w.t)(err)
-	op, err = w.Wait(w.t.Context(), op.ID)
+	op, err = w.Operations.Wait(w.t.Context(), op.ID)
 	must(w.t)(err)
 	if op.State != vm.OpSucceeded {
 		w.t.Fatalf("the import ended with %+v", op)
@@ -49,24 +49,24 @@ func TestAnImageFromAURL(t *testing.T) {
 	if i.State != vm.ImageAvailable || i.ImageContent != want || i.Source != "https://example.org/debian.qcow2" {
 		t.Errorf("the image is %+v", i)
 	}
-	_, content, err := w.OpenImage(t.Context(), "debian")
+	_, content, err := w.Images.Open(t.Context(), "debian")
 	must(t)(err)
 	if got, err := io.ReadAll(content); string(got) != "the content" || err != nil {
 		t.Errorf("its content is %q, %v", got, err)
 	}
 	must(t)(content.Close())
-	_, _, err = w.CreateImage(t.Context(), vm.NewImage{Name: "debian", URL: somewhere})
+	_, _, err = w.Images.Create(t.Context(), vm.NewImage{Name: "debian", URL: somewhere})
 	wantCode(t, err, vm.CodeExists, "debian")
 	labels := map[string]string{"os": "debian"}
-	must(t)(w.UpdateImage(t.Context(), "debian", vm.ImageEdits{Labels: &labels}, nil))
+	must(t)(w.Images.Update(t.Context(), "debian", vm.ImageEdits{Labels: &labels}, nil))
 	if got := w.image("debian"); got.Labels["os"] != "debian" || got.ImageContent != want {
 		t.Errorf("edited: %+v", got)
 	}
-	must(t)(w.DeleteImage(t.Context(), "debian", nil))
+	must(t)(w.Images.Delete(t.Context(), "debian", nil))
 	if got := w.driver.Contents(); len(got) != 0 {
 		t.Errorf("the contents %q are left", got)
 	}
-	wantCode(t, w.DeleteImage(t.Context(), "debian", nil), vm.CodeNotFound)
+	wantCode(t, w.Images.Delete(t.Context(), "debian", nil), vm.CodeNotFound)
 }
 
 func TestAnImageThatCannotBeHadIsGone(t *testing.T) {
@@ -95,9 +95,9 @@ func TestAnImageThatCannotBeHadIsGone(t *testing.T) {
 			return nil
 		}
 		tt.image.Name = "x"
-		_, op, err := w.CreateImage(t.Context(), tt.image)
+		_, op, err := w.Images.Create(t.Context(), tt.image)
 		must(t)(err)
-		op, err = w.Wait(t.Context(), op.ID)
+		op, err = w.Operations.Wait(t.Context(), op.ID)
 		must(t)(err)
 		if op.State != vm.OpFailed || op.Problem.Code != tt.want {
 			t.Errorf("%s: ended as %s with %+v", name, op.State, op.Problem)
@@ -122,12 +122,12 @@ func TestBadImagesAreRefusedAtOnce(t *testing.T) {
 		"/labels":      {Name: "x", URL: somewhere, Labels: map[string]string{"?": ""}},
 		"/from_disk":   {Name: "x", FromDisk: "nothing"},
 	} {
-		_, _, err := w.CreateImage(t.Context(), n)
+		_, _, err := w.Images.Create(t.Context(), n)
 		if f := wantCode(t, err, vm.CodeInvalid); f.Fields[0].Field != field {
 			t.Errorf("%s: %+v", field, f)
 		}
 	}
-	_, _, err := w.CreateImage(t.Context(), vm.NewImage{Name: "x", URL: "ftp://example.org/"})
+	_, _, err := w.Images.Create(t.Context(), vm.NewImage{Name: "x", URL: "ftp://example.org/"})
 	wantCode(t, err, vm.CodeInvalid)
 }
 
@@ -138,14 +138,14 @@ func TestContentIsStoredOnceAndGoesWithItsLastName(t *testing.T) {
 	if got := w.driver.Contents(); !slices.Equal(got, []string{sum}) {
 		t.Fatalf("the contents are %q", got)
 	}
-	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", Image: "one"}))
-	must(t)(w.DeleteImage(t.Context(), "one", nil)) // the other name has it still
-	wantCode(t, w.DeleteImage(t.Context(), "two", nil), vm.CodeInUse, "1 VM")
+	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", Image: "one"}))
+	must(t)(w.Images.Delete(t.Context(), "one", nil)) // the other name has it still
+	wantCode(t, w.Images.Delete(t.Context(), "two", nil), vm.CodeInUse, "1 VM")
 	if got := w.driver.Contents(); !slices.Equal(got, []string{sum}) {
 		t.Fatalf("the contents are %q", got)
 	}
-	must(t)(w.DeleteVM(t.Context(), "a", nil))
-	must(t)(w.DeleteImage(t.Context(), "two", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil))
+	must(t)(w.Images.Delete(t.Context(), "two", nil))
 	if got := w.driver.Contents(); len(got) != 0 {
 		t.Fatalf("the contents are %q", got)
 	}
@@ -153,43 +153,43 @@ func TestContentIsStoredOnceAndGoesWithItsLastName(t *testing.T) {
 
 func TestAnUploadInPieces(t *testing.T) {
 	w := newWorld(t)
-	i, _, err := w.UploadImage(t.Context(), vm.NewImage{Name: "x", Sum: vm.ImageSum{SHA256: sumOf("abcdef")}}, strings.NewReader("ab"), true)
+	i, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x", Sum: vm.ImageSum{SHA256: sumOf("abcdef")}}, strings.NewReader("ab"), true)
 	must(t)(err)
 	if i.State != vm.ImageUploading || i.Uploaded != 2 {
 		t.Fatalf("after the first piece it is %+v", i)
 	}
-	_, err = w.CreateVM(t.Context(), vm.NewVM{Template: "small", Image: "x"})
+	_, err = w.VMs.Create(t.Context(), vm.NewVM{Template: "small", Image: "x"})
 	wantCode(t, err, vm.CodeState, "uploading")
 	// The second breaks off; what has come of it counts.
 	broken := errors.New("the line is dead")
-	_, _, err = w.ContinueUpload(t.Context(), "x", 2, io.MultiReader(strings.NewReader("cd"), iotest.ErrReader(broken)), false)
+	_, _, err = w.Images.ContinueUpload(t.Context(), "x", 2, io.MultiReader(strings.NewReader("cd"), iotest.ErrReader(broken)), false)
 	if !errors.Is(err, broken) {
 		t.Fatalf("the broken piece: %v", err)
 	}
 	if i := w.image("x"); i.State != vm.ImageUploading || i.Uploaded != 4 {
 		t.Fatalf("after the broken piece it is %+v", i)
 	}
-	_, _, err = w.ContinueUpload(t.Context(), "x", 2, strings.NewReader("cd"), false)
+	_, _, err = w.Images.ContinueUpload(t.Context(), "x", 2, strings.NewReader("cd"), false)
 	wantCode(t, err, vm.CodePrecondition, "offset 4")
 	// It begins anew, and breaks off again.
-	_, _, err = w.UploadImage(t.Context(), vm.NewImage{Name: "x", Description: "new"}, io.MultiReader(strings.NewReader("abcd"), iotest.ErrReader(broken)), false)
+	_, _, err = w.Images.Upload(t.Context(), vm.NewImage{Name: "x", Description: "new"}, io.MultiReader(strings.NewReader("abcd"), iotest.ErrReader(broken)), false)
 	if i := w.image("x"); !errors.Is(err, broken) || i.Uploaded != 4 || i.Description != "new" {
 		t.Fatalf("begun anew it is %+v, %v", i, err)
 	}
-	i, op, err := w.ContinueUpload(t.Context(), "x", 4, strings.NewReader("ef"), false)
+	i, op, err := w.Images.ContinueUpload(t.Context(), "x", 4, strings.NewReader("ef"), false)
 	must(t)(err)
 	if i.State != vm.ImageAvailable || i.SHA256 != sumOf("abcdef") || i.Uploaded != 0 || op.State != vm.OpSucceeded {
 		t.Errorf("in the end it is %+v", i)
 	}
-	_, _, err = w.ContinueUpload(t.Context(), "x", 6, strings.NewReader(""), false)
+	_, _, err = w.Images.ContinueUpload(t.Context(), "x", 6, strings.NewReader(""), false)
 	wantCode(t, err, vm.CodeState, "not being uploaded")
-	_, _, err = w.ContinueUpload(t.Context(), "y", 0, strings.NewReader(""), false)
+	_, _, err = w.Images.ContinueUpload(t.Context(), "y", 0, strings.NewReader(""), false)
 	wantCode(t, err, vm.CodeNotFound)
 }
 
 func TestARefusedUploadIsGone(t *testing.T) {
 	w := newWorld(t)
-	_, _, err := w.UploadImage(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("bad"), false)
+	_, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("bad"), false)
 	wantCode(t, err, vm.CodeUnsafeImage)
 	if _, err := w.store.Image(t.Context(), "x"); !errors.Is(err, vm.ErrNotFound) {
 		t.Errorf("there is an image, %v", err)
@@ -197,7 +197,7 @@ func TestARefusedUploadIsGone(t *testing.T) {
 	if n, _ := w.driver.Uploaded(t.Context(), "x"); n != 0 {
 		t.Errorf("%d bytes are left", n)
 	}
-	i, _, err := w.UploadImage(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("good"), false)
+	i, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("good"), false)
 	must(t)(err)
 	if i.State != vm.ImageAvailable {
 		t.Errorf("the next one is %+v", i)
@@ -207,7 +207,7 @@ func TestARefusedUploadIsGone(t *testing.T) {
 func TestAnUploadThatTheRecordsHaveForgottenIsNotContinued(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.driver.UploadImage(t.Context(), "x", 0, strings.NewReader("of before")))
-	i, _, err := w.UploadImage(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("good"), false)
+	i, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("good"), false)
 	if err != nil || i.State != vm.ImageAvailable || i.SHA256 != sumOf("good") {
 		t.Errorf("it is %+v, %v", i, err)
 	}
@@ -282,7 +282,7 @@ func TestAnImageWhoseContentIsLost(t *testing.T) {
 	if got := w.image("x"); !r.Changed || got.State != vm.ImageError || got.Reason == "" {
 		t.Errorf("%+v: %+v", r, got)
 	}
-	_, err = w.CreateDisk(t.Context(), vm.NewDisk{Image: "x"})
+	_, err = w.Disks.Create(t.Context(), vm.NewDisk{Image: "x"})
 	wantCode(t, err, vm.CodeState, "error")
 	w.fetch("again", "c")
 	must(t)(w.Settle(t.Context(), "images/x"))
@@ -295,7 +295,7 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 	w := newWorld(t)
 	raw, iso := w.fetch("raw", "c"), w.fetch("iso", "iso")
 	base := vm.ContentBase(raw.SHA256)
-	v, err := w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", Image: "raw", RootSizeMiB: 32, CDROMs: []vm.NewCDROM{{Image: "iso", BootIndex: 1}}})
+	v, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", Image: "raw", RootSizeMiB: 32, CDROMs: []vm.NewCDROM{{Image: "iso", BootIndex: 1}}})
 	must(t)(err)
 	if want := (vm.DiskFile{SizeMiB: 32, Image: "raw", Base: base, BaseFormat: "raw"}); v.Root != want {
 		t.Errorf("its root disk is %+v", v.Root)
@@ -303,18 +303,18 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 	if want := (vm.CDROM{ID: "cd-1", Image: "iso", SHA256: iso.SHA256, BootIndex: 1}); len(v.CDROMs) != 1 || v.CDROMs[0] != want {
 		t.Errorf("its drives are %+v", v.CDROMs)
 	}
-	full, err := w.CreateVM(t.Context(), vm.NewVM{ID: "b", Template: "small", Image: "raw", FullClone: true})
+	full, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "b", Template: "small", Image: "raw", FullClone: true})
 	must(t)(err)
 	if want := (vm.DiskFile{SizeMiB: 16, Image: "raw"}); full.Root != want {
 		t.Errorf("the root disk of a full clone is %+v", full.Root)
 	}
-	d, err := w.CreateDisk(t.Context(), vm.NewDisk{Image: "raw"})
+	d, err := w.Disks.Create(t.Context(), vm.NewDisk{Image: "raw"})
 	must(t)(err)
 	if want := (vm.DiskFile{SizeMiB: 16, Image: "raw", Base: base, BaseFormat: "raw"}); d.DiskFile != want || d.State != vm.DiskAvailable {
 		t.Errorf("the disk is %+v", d)
 	}
-	wantCode(t, w.DeleteImage(t.Context(), "raw", nil), vm.CodeInUse, "1 VM", "1 disk")
-	wantCode(t, w.DeleteImage(t.Context(), "iso", nil), vm.CodeInUse, "1 VM")
+	wantCode(t, w.Images.Delete(t.Context(), "raw", nil), vm.CodeInUse, "1 VM", "1 disk")
+	wantCode(t, w.Images.Delete(t.Context(), "iso", nil), vm.CodeInUse, "1 VM")
 	for field, n := range map[string]vm.NewVM{
 		"/image":               {Image: "nothing"},
 		"/root_disk_size":      {Image: "raw", RootSizeMiB: 8},
@@ -324,23 +324,23 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 		"/cdroms/0/boot_index": {CDROMs: []vm.NewCDROM{{Image: "iso", BootIndex: vm.RootBootIndex}}},
 	} {
 		n.Template = "small"
-		_, err := w.CreateVM(t.Context(), n)
+		_, err := w.VMs.Create(t.Context(), n)
 		if f := wantCode(t, err, vm.CodeInvalid); f.Fields[0].Field != field {
 			t.Errorf("%s: %+v", field, f)
 		}
 	}
-	_, err = w.CreateVM(t.Context(), vm.NewVM{Template: "small", Image: "iso"})
+	_, err = w.VMs.Create(t.Context(), vm.NewVM{Template: "small", Image: "iso"})
 	if f := wantCode(t, err, vm.CodeInvalid, "ISO"); !strings.Contains(f.Hint, "cdroms") {
 		t.Errorf("an ISO as a root disk: %+v", f)
 	}
-	_, err = w.CreateDisk(t.Context(), vm.NewDisk{Image: "raw", SizeMiB: 8})
+	_, err = w.Disks.Create(t.Context(), vm.NewDisk{Image: "raw", SizeMiB: 8})
 	wantCode(t, err, vm.CodeInvalid, "/size")
 	// Nothing is held any more.
-	must(t)(w.DeleteVM(t.Context(), "a", nil))
-	must(t)(w.DeleteVM(t.Context(), "b", nil))
-	must(t)(w.DeleteDisk(t.Context(), d.ID, nil))
-	must(t)(w.DeleteImage(t.Context(), "raw", nil))
-	must(t)(w.DeleteImage(t.Context(), "iso", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil))
+	must(t)(w.VMs.Delete(t.Context(), "b", nil))
+	must(t)(w.Disks.Delete(t.Context(), d.ID, nil))
+	must(t)(w.Images.Delete(t.Context(), "raw", nil))
+	must(t)(w.Images.Delete(t.Context(), "iso", nil))
 }
 
 func TestCopiesOfDisks(t *testing.T) {
@@ -348,28 +348,28 @@ func TestCopiesOfDisks(t *testing.T) {
 	w.create("a")
 	src := w.disk("")
 	for _, from := range []string{src.ID, "a"} {
-		d, op, err := w.CopyDisk(t.Context(), vm.NewDisk{FromDisk: from, SizeMiB: 20 << 10})
+		d, op, err := w.Disks.Copy(t.Context(), vm.NewDisk{FromDisk: from, SizeMiB: 20 << 10})
 		must(t)(err)
-		op, err = w.Wait(t.Context(), op.ID)
+		op, err = w.Operations.Wait(t.Context(), op.ID)
 		must(t)(err)
 		if op.State != vm.OpSucceeded {
 			t.Errorf("the copy ended with %+v", op)
 		}
 		w.wantDisk(d.ID, vm.DiskAvailable, "", "")
-		_, op, err = w.CreateImage(t.Context(), vm.NewImage{Name: "of-" + from, FromDisk: from})
+		_, op, err = w.Images.Create(t.Context(), vm.NewImage{Name: "of-" + from, FromDisk: from})
 		must(t)(err)
-		must(t)(w.Wait(t.Context(), op.ID))
+		must(t)(w.Operations.Wait(t.Context(), op.ID))
 		if i := w.image("of-" + from); i.State != vm.ImageAvailable || !strings.HasSuffix(i.Source, "/"+from) {
 			t.Errorf("the image of %s is %+v", from, i)
 		}
 	}
-	_, _, err := w.CopyDisk(t.Context(), vm.NewDisk{FromDisk: src.ID, SizeMiB: 1})
+	_, _, err := w.Disks.Copy(t.Context(), vm.NewDisk{FromDisk: src.ID, SizeMiB: 1})
 	wantCode(t, err, vm.CodeInvalid, "/size")
 	w.do("a", vm.OpStart)
-	_, _, err = w.CopyDisk(t.Context(), vm.NewDisk{FromDisk: "a"})
+	_, _, err = w.Disks.Copy(t.Context(), vm.NewDisk{FromDisk: "a"})
 	wantCode(t, err, vm.CodeState, "not stopped")
-	must(t)(w.AttachDisk(t.Context(), src.ID, "a", ""))
-	_, _, err = w.CreateImage(t.Context(), vm.NewImage{Name: "x", FromDisk: src.ID})
+	must(t)(w.Disks.Attach(t.Context(), src.ID, "a", ""))
+	_, _, err = w.Images.Create(t.Context(), vm.NewImage{Name: "x", FromDisk: src.ID})
 	wantCode(t, err, vm.CodeInUse, "attached")
 }
 
@@ -378,11 +378,11 @@ func TestACopyThatIsCancelledLeavesNothing(t *testing.T) {
 	src := w.disk("")
 	reached, release := w.blockOn("CreateDisk")
 	defer release()
-	d, op, err := w.CopyDisk(t.Context(), vm.NewDisk{FromDisk: src.ID})
+	d, op, err := w.Disks.Copy(t.Context(), vm.NewDisk{FromDisk: src.ID})
 	must(t)(err)
 	<-reached
-	wantCode(t, w.DeleteDisk(t.Context(), src.ID, nil), vm.CodeBusy)
-	op, err = w.CancelOperation(t.Context(), op.ID)
+	wantCode(t, w.Disks.Delete(t.Context(), src.ID, nil), vm.CodeBusy)
+	op, err = w.Operations.Cancel(t.Context(), op.ID)
 	must(t)(err)
 	if op.State != vm.OpCancelled {
 		t.Errorf("it ended as %+v", op)
@@ -390,7 +390,7 @@ func TestACopyThatIsCancelledLeavesNothing(t *testing.T) {
 	if _, err := w.store.Disk(t.Context(), d.ID); !errors.Is(err, vm.ErrNotFound) {
 		t.Errorf("there is a disk, %v", err)
 	}
-	must(t)(w.DeleteDisk(t.Context(), src.ID, nil))
+	must(t)(w.Disks.Delete(t.Context(), src.ID, nil))
 }
 
 func TestCDROMDrives(t *testing.T) {
@@ -402,41 +402,41 @@ func TestCDROMDrives(t *testing.T) {
 			w.do("a", vm.OpStart)
 		}
 		for n := 1; n <= vm.MaxCDROMs; n++ {
-			c, err := w.AttachCDROM(t.Context(), "a", vm.NewCDROM{Image: "iso", BootIndex: n})
+			c, err := w.CDROMs.Attach(t.Context(), "a", vm.NewCDROM{Image: "iso", BootIndex: n})
 			must(t)(err)
 			if c.ID != "cd-"+string(rune('0'+n)) || c.BootIndex != n {
 				t.Errorf("running %t: drive %d is %+v", running, n, c)
 			}
 		}
-		_, err := w.AttachCDROM(t.Context(), "a", vm.NewCDROM{Image: "iso"})
+		_, err := w.CDROMs.Attach(t.Context(), "a", vm.NewCDROM{Image: "iso"})
 		wantCode(t, err, vm.CodeLimitReached)
 		if seen := w.driver.Observe(t.Context(), "a"); running && !vm.SameCDROMs(w.vm("a"), seen) {
 			t.Errorf("QEMU has %q", seen.CDROMs)
 		}
 		for n := vm.MaxCDROMs; n >= 1; n-- {
-			must(t)(w.EjectCDROM(t.Context(), "a", "cd-"+string(rune('0'+n)), nil))
+			must(t)(w.CDROMs.Eject(t.Context(), "a", "cd-"+string(rune('0'+n)), nil))
 		}
 	}
-	wantCode(t, w.EjectCDROM(t.Context(), "a", "cd-1", nil), vm.CodeNotFound)
+	wantCode(t, w.CDROMs.Eject(t.Context(), "a", "cd-1", nil), vm.CodeNotFound)
 	w.driver.Hook = func(_ context.Context, m, _ string) error {
 		if m == "SetCDROMs" {
 			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "QEMU is mute"}
 		}
 		return nil
 	}
-	_, err := w.AttachCDROM(t.Context(), "a", vm.NewCDROM{Image: "iso"})
+	_, err := w.CDROMs.Attach(t.Context(), "a", vm.NewCDROM{Image: "iso"})
 	wantCode(t, err, vm.CodeQEMUUnresponsive)
 	if got := w.vm("a").CDROMs; len(got) != 0 {
 		t.Errorf("recorded are %+v", got)
 	}
-	must(t)(w.DeleteImage(t.Context(), "iso", nil)) // nothing is held
+	must(t)(w.Images.Delete(t.Context(), "iso", nil)) // nothing is held
 }
 
 func TestDrivesThatQEMUHasNotAreSettled(t *testing.T) {
 	w := newWorld(t)
 	w.fetch("iso", "iso")
 	w.create("a")
-	must(t)(w.AttachCDROM(t.Context(), "a", vm.NewCDROM{Image: "iso"}))
+	must(t)(w.CDROMs.Attach(t.Context(), "a", vm.NewCDROM{Image: "iso"}))
 	w.do("a", vm.OpStart)
 	must(t)(w.driver.SetCDROMs(t.Context(), "a", nil))
 	r, err := w.Settle(t.Context(), "vms/a")

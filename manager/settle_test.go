@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"context"
@@ -171,10 +171,10 @@ func TestManyClientsOnFewVMs(t *testing.T) {
 		wg.Go(func() {
 			for range 20 {
 				id := ids[rand.IntN(len(ids))]
-				op := ops[rand.IntN(len(ops)-1)]
-				_, o, err := w.Do(t.Context(), id, op, vm.StopOptions{Force: rand.IntN(2) == 0})
+				op := actions[rand.IntN(len(actions))]
+				_, o, err := w.VMs.Do(t.Context(), id, op, vm.StopOptions{Force: rand.IntN(2) == 0})
 				if err == nil {
-					_, err = w.Wait(t.Context(), o.ID)
+					_, err = w.Operations.Wait(t.Context(), o.ID)
 				} else if errors.Is(err, vm.ErrState) || errors.Is(err, vm.ErrBusy) {
 					err = nil
 				}
@@ -195,3 +195,6 @@ func TestManyClientsOnFewVMs(t *testing.T) {
 		t.Errorf("open operations: %d, %v", len(open), err)
 	}
 }
+
+// actions is what can be asked of a VM that exists.
+var actions = []vm.Op{vm.OpStart, vm.OpStop, vm.OpRestart, vm.OpPause, vm.OpResume, vm.OpReset}

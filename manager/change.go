@@ -1,4 +1,4 @@
-package vm
+package manager
 
 import (
 	"context"
@@ -9,28 +9,31 @@ import (
 	"strings"
 	"sync"
 	"time"
+
 	"vmand/failpoint"
+
+	"vmand/vm"
 
 	"github.com/google/uuid"
 )
 
 // A change is one operation: what to lock, what to record before, what to do,
-// and what to record after. See [Manager.begin].
+// and what to record after. See [Engine.begin].
 type change struct {
-	kind        Kind
+	kind        vm.Kind
 	resources   []string // the first is the one the operation is of
 	claim       claim
 	preemptible bool
 	timeout     time.Duration // of the act
 	// intent looks at the resources, asks the state machine, and returns what
 	// to record before anything is done.
-	intent func(context.Context, *run) (Change, error)
+	intent func(context.Context, *run) (vm.Change, error)
 	// act does it and returns what to record when it has succeeded. Nil means
 	// that recording the intent is all there is to do.
-	act func(context.Context, *run) (Change, error)
+	act func(context.Context, *run) (vm.Change, error)
 	// truth returns what to record when act, or the recording of its outcome,
 	// has failed.
-	truth func(context.Context) (Change, error)
+	truth func(context.Context) (vm.Change, error)
 	// after, if set, is called once nothing more will be recorded.
 	after func()
 }
@@ -44,11 +47,11 @@ type run struct {
 	after     func()
 
 	mu  sync.Mutex
-	op  Operation
+	op  vm.Operation
 	err error // why it failed; read it after done
 }
 
-func (r *run) snapshot() Operation {
+func (r *run) snapshot() vm.Operation {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	op := r.op
@@ -56,17 +59,17 @@ func (r *run) snapshot() Operation {
 	return op
 }
 
-// report is the operation's [Report]: it notes a step, for [Manager.saveSteps]
+// report is the operation's [Report]: it notes a step, for [Engine.saveSteps]
 // to record.
 func (r *run) report(step, message string) {
 	r.mu.Lock()
 	r.op.Step = step
-	r.op.Log = append(r.op.Log, LogLine{At: now(), Step: step, Message: message})
+	r.op.Log = append(r.op.Log, vm.LogLine{At: now(), Step: step, Message: message})
 	r.mu.Unlock()
 	r.hasStepped()
 }
 
-// hasStepped tells [Manager.saveSteps] that there is something to record.
+// hasStepped tells [Engine.saveSteps] that there is something to record.
 func (r *run) hasStepped() {
 	select {
 	case r.stepped <- struct{}{}:
@@ -75,7 +78,7 @@ func (r *run) hasStepped() {
 }
 
 // progress is the operation's [Import].Progress: it notes how far the operation is,
-// for [Manager.saveSteps] to record.
+// for [Engine.saveSteps] to record.
 func (r *run) progress(done, total int64) {
 	r.mu.Lock()
 	step, _, _ := strings.Cut(r.op.Step, ":")
@@ -103,7 +106,7 @@ const progressBytes = 64 << 20
 
 // wait returns the operation and its error once it is over, or ctx's error. The
 // operation goes on when ctx ends.
-func (r *run) wait(ctx context.Context) (Operation, error) {
+func (r *run) wait(ctx context.Context) (vm.Operation, error) {
 	select {
 	case <-r.done:
 		return r.snapshot(), r.err
@@ -118,18 +121,18 @@ func (r *run) wait(ctx context.Context) (Operation, error) {
 // recorded. A client that hangs up later cancels nothing.
 //
 // If act fails, or the daemon dies half-way, the intent stays recorded and
-// truth (then) or [Manager.Settle] (later) resolves it by looking at the host.
-func (m *Manager) begin(ctx context.Context, c change) (*run, error) {
-	r, actCtx, err := m.newRun(ctx, c)
+// truth (then) or [Engine.Settle] (later) resolves it by looking at the host.
+func (e *Engine) begin(ctx context.Context, c change) (*run, error) {
+	r, actCtx, err := e.newRun(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	r.preempted, err = m.locks.acquire(ctx, r.holder, c.claim, c.resources...)
+	r.preempted, err = e.locks.acquire(ctx, r.holder, c.claim, c.resources...)
 	if err != nil {
-		m.forget(r)
+		e.forget(r)
 		return nil, err
 	}
-	intent, err := m.intend(ctx, r, c)
+	intent, err := e.intend(ctx, r, c)
 	if err == nil {
 		if c.act == nil {
 			r.end(nil)
@@ -141,77 +144,77 @@ func (m *Manager) begin(ctx context.Context, c change) (*run, error) {
 			intent.Events = append(intent.Events, operationEvent("operation.ended", op))
 		}
 		failpoint.Hit(string(c.kind) + ".before-intent")
-		err = m.apply(ctx, intent)
+		err = e.apply(ctx, intent)
 		failpoint.Hit(string(c.kind) + ".after-intent")
 	}
 	if err != nil {
-		m.forget(r)
-		m.locks.release(r.holder)
+		e.forget(r)
+		e.locks.release(r.holder)
 		return nil, err
 	}
 	if c.act == nil {
-		m.finish(r)
+		e.finish(r)
 		return r, nil
 	}
-	go m.carryOut(actCtx, r, c)
+	go e.carryOut(actCtx, r, c)
 	return r, nil
 }
 
-func (m *Manager) newRun(ctx context.Context, c change) (*run, context.Context, error) {
+func (e *Engine) newRun(ctx context.Context, c change) (*run, context.Context, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, nil, fmt.Errorf("make an operation id: %w", err)
 	}
-	at, caller := now(), CallerOf(ctx)
+	at, caller := now(), vm.CallerOf(ctx)
 	actCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	r := &run{done: make(chan struct{}), stepped: make(chan struct{}, 1), after: c.after}
-	r.op = Operation{ID: id.String(), Kind: c.kind, Resource: c.resources[0], State: OpRunning,
-		RequestedBy: caller.Name, RequestID: caller.RequestID, CreatedAt: at, StartedAt: at, Log: []LogLine{},
+	r.op = vm.Operation{ID: id.String(), Kind: c.kind, Resource: c.resources[0], State: vm.OpRunning,
+		RequestedBy: caller.Name, RequestID: caller.RequestID, CreatedAt: at, StartedAt: at, Log: []vm.LogLine{},
 		Key: caller.Key, Fingerprint: caller.Fingerprint}
 	r.holder = &holder{opID: r.op.ID, what: fmt.Sprintf("operation %s of %s (%s)", c.kind, c.resources[0], r.op.ID),
 		preemptible: c.preemptible, cancel: cancel, released: make(chan struct{})}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closing {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closing {
 		cancel(nil)
-		return nil, nil, &Fault{Code: CodeUnavailable, Detail: "the daemon is stopping", Hint: "try again in a moment"}
+		return nil, nil, &vm.Fault{Code: vm.CodeUnavailable, Detail: "the daemon is stopping", Hint: "try again in a moment"}
 	}
-	m.running[r.op.ID] = r
-	m.wg.Add(1)
+	e.running[r.op.ID] = r
+	e.wg.Add(1)
 	return r, actCtx, nil
 }
 
 // forget ends a run that recorded nothing.
-func (m *Manager) forget(r *run) {
+func (e *Engine) forget(r *run) {
 	r.holder.cancel(nil)
 	if r.after != nil {
 		r.after()
 	}
-	m.mu.Lock()
-	delete(m.running, r.op.ID)
-	m.mu.Unlock()
-	m.wg.Done()
+	e.mu.Lock()
+	delete(e.running, r.op.ID)
+	e.mu.Unlock()
+	e.wg.Done()
 }
 
 // finish lets go of a run whose outcome is recorded. Those who wait for it come
 // last, so that they find its resource free.
-func (m *Manager) finish(r *run) {
-	m.locks.release(r.holder)
-	m.forget(r)
+func (e *Engine) finish(r *run) {
+	e.locks.release(r.holder)
+	e.forget(r)
 	close(r.done)
 }
 
-func (m *Manager) carryOut(ctx context.Context, r *run, c change) {
-	defer m.finish(r)
-	actCtx, stop := context.WithTimeoutCause(ctx, c.timeout, &Fault{Code: CodeOperationFailed,
+func (e *Engine) carryOut(ctx context.Context, r *run, c change) {
+	defer e.finish(r)
+	actCtx, stop := context.WithTimeoutCause(ctx, c.timeout, &vm.Fault{Code: vm.CodeOperationFailed,
 		Detail: fmt.Sprintf("the %s was not over after %s", c.kind, c.timeout)})
 	defer stop()
-	stopSaving := m.saveSteps(r)
-	outcome, err := m.act(actCtx, r, c)
+	stopSaving := e.saveSteps(r)
+	outcome, err := e.act(actCtx, r, c)
 	stopSaving()
 	if err == nil {
 		failpoint.Hit(string(c.kind) + ".before-outcome")
-		if err = m.record(ctx, r, outcome, nil); err == nil {
+		if err = e.record(ctx, r, outcome, nil); err == nil {
 			failpoint.Hit(string(c.kind) + ".after-outcome")
 			return
 		}
@@ -222,49 +225,49 @@ func (m *Manager) carryOut(ctx context.Context, r *run, c change) {
 	defer stop()
 	truth, terr := c.truth(settleCtx)
 	if terr != nil {
-		m.log.Warn("cannot see what is true after a failed operation; the observer will", "operation", r.op.ID, "resource", r.op.Resource, "err", terr)
+		e.log.Warn("cannot see what is true after a failed operation; the observer will", "operation", r.op.ID, "resource", r.op.Resource, "err", terr)
 	}
-	if rerr := m.record(ctx, r, truth, err); rerr != nil {
-		m.log.Error("cannot record how an operation ended; it is settled later", "operation", r.op.ID, "resource", r.op.Resource, "err", rerr)
+	if rerr := e.record(ctx, r, truth, err); rerr != nil {
+		e.log.Error("cannot record how an operation ended; it is settled later", "operation", r.op.ID, "resource", r.op.Resource, "err", rerr)
 	}
 }
 
 // intend and act run c.intent and c.act and turn a panic into an error, so that
 // a defect leaves no lock behind.
-func (m *Manager) intend(ctx context.Context, r *run, c change) (intent Change, err error) {
-	defer m.caught(r, &err)
+func (e *Engine) intend(ctx context.Context, r *run, c change) (intent vm.Change, err error) {
+	defer e.caught(r, &err)
 	return c.intent(ctx, r)
 }
 
-func (m *Manager) act(ctx context.Context, r *run, c change) (outcome Change, err error) {
-	defer m.caught(r, &err)
+func (e *Engine) act(ctx context.Context, r *run, c change) (outcome vm.Change, err error) {
+	defer e.caught(r, &err)
 	return c.act(ctx, r)
 }
 
-func (m *Manager) caught(r *run, err *error) {
+func (e *Engine) caught(r *run, err *error) {
 	if p := recover(); p != nil {
-		m.log.Error("panic in an operation", "operation", r.op.ID, "panic", p, "stack", string(debug.Stack()))
+		e.log.Error("panic in an operation", "operation", r.op.ID, "panic", p, "stack", string(debug.Stack()))
 		*err = fmt.Errorf("panic: %v", p)
 	}
 }
 
 // record ends r with err and records it together with what else is true now.
-func (m *Manager) record(ctx context.Context, r *run, truth Change, err error) error {
+func (e *Engine) record(ctx context.Context, r *run, truth vm.Change, err error) error {
 	r.end(err)
 	op := r.snapshot()
 	truth.Operation = &op
-	ended := []Event{operationEvent("operation.ended", op)}
+	ended := []vm.Event{operationEvent("operation.ended", op)}
 	truth.Events = append(truth.Events, ended...)
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), recordPatience)
 	defer stop()
-	rerr := m.apply(ctx, truth)
+	rerr := e.apply(ctx, truth)
 	if rerr != nil && err != nil {
 		// What is true may have moved on; how the operation ended has not.
-		rerr = errors.Join(rerr, m.apply(ctx, Change{Operation: &op, Events: ended}))
+		rerr = errors.Join(rerr, e.apply(ctx, vm.Change{Operation: &op, Events: ended}))
 	}
-	level := m.log.Info
+	level := e.log.Info
 	if err != nil {
-		level = m.log.Warn
+		level = e.log.Warn
 	}
 	level("operation over", "operation", op.ID, "kind", op.Kind, "resource", op.Resource, "state", op.State,
 		"took", op.FinishedAt.Sub(op.StartedAt), "request_id", op.RequestID, "err", err)
@@ -276,18 +279,18 @@ func (r *run) end(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.op.FinishedAt = now()
-	r.op.Problem = ProblemOf(err)
+	r.op.Problem = vm.ProblemOf(err)
 	r.op.Progress = nil
 	switch {
 	case err == nil:
-		r.op.State = OpSucceeded
+		r.op.State = vm.OpSucceeded
 		r.op.Progress = ptr(100)
-	case r.op.Problem.Code == CodeCancelled:
-		r.op.State = OpCancelled
+	case r.op.Problem.Code == vm.CodeCancelled:
+		r.op.State = vm.OpCancelled
 	default:
-		r.op.State = OpFailed
+		r.op.State = vm.OpFailed
 	}
-	var f *Fault
+	var f *vm.Fault
 	if errors.As(err, &f) {
 		told := *f
 		told.OperationID = r.op.ID
@@ -299,10 +302,10 @@ func (r *run) end(err error) {
 // causeFault says why an operation's context ended.
 func causeFault(cause, err error) error {
 	var p preempted
-	var f *Fault
+	var f *vm.Fault
 	switch {
 	case errors.As(cause, &p):
-		return &Fault{Code: CodeCancelled, Detail: p.Error(), Err: err}
+		return &vm.Fault{Code: vm.CodeCancelled, Detail: p.Error(), Err: err}
 	case errors.As(cause, &f):
 		told := *f
 		told.Err = err
@@ -318,7 +321,7 @@ const stepDelay = 200 * time.Millisecond
 
 // saveSteps records the steps of r while it goes on, without making it wait. It
 // returns a function that ends that: what follows is the outcome.
-func (m *Manager) saveSteps(r *run) (stop func()) {
+func (e *Engine) saveSteps(r *run) (stop func()) {
 	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -330,7 +333,7 @@ func (m *Manager) saveSteps(r *run) (stop func()) {
 			}
 			select {
 			case <-time.After(stepDelay):
-				m.saveStep(r.snapshot())
+				e.saveStep(r.snapshot())
 			case <-ended:
 				return
 			}
@@ -344,11 +347,11 @@ func (m *Manager) saveSteps(r *run) (stop func()) {
 
 // saveStep records a step while the operation goes on. That it could not be
 // recorded is no reason to stop.
-func (m *Manager) saveStep(op Operation) {
+func (e *Engine) saveStep(op vm.Operation) {
 	ctx, stop := context.WithTimeout(context.Background(), recordPatience)
 	defer stop()
-	if err := m.apply(ctx, Change{Operation: &op, Events: []Event{operationEvent("operation.step", op)}}); err != nil {
-		m.log.Warn("cannot record an operation's step", "operation", op.ID, "step", op.Step, "err", err)
+	if err := e.apply(ctx, vm.Change{Operation: &op, Events: []vm.Event{operationEvent("operation.step", op)}}); err != nil {
+		e.log.Warn("cannot record an operation's step", "operation", op.ID, "step", op.Step, "err", err)
 	}
 }
 

@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"context"
@@ -18,28 +18,28 @@ func TestADiskFromCreationToDeletion(t *testing.T) {
 				w.do("a", vm.OpStart)
 			}
 			d := w.disk("")
-			got, op, err := w.AttachDisk(t.Context(), d.ID, "a", "")
+			got, op, err := w.Disks.Attach(t.Context(), d.ID, "a", "")
 			if err != nil || got.State != vm.DiskAttached || got.MountPoint != "/dev/sdb" || op.State != vm.OpSucceeded {
 				t.Fatalf("attached as %+v, %+v, %v", got, op, err)
 			}
 			if want := "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_" + d.ID; got.GuestDevice() != want {
 				t.Errorf("guest device %s; want %s", got.GuestDevice(), want)
 			}
-			_, _, err = w.AttachDisk(t.Context(), d.ID, "a", "")
+			_, _, err = w.Disks.Attach(t.Context(), d.ID, "a", "")
 			wantCode(t, err, vm.CodeState, "already attached")
-			wantCode(t, w.DeleteDisk(t.Context(), d.ID, nil), vm.CodeInUse, "attached")
-			if got, err = w.ResizeDisk(t.Context(), d.ID, 2048, nil); err != nil || got.SizeMiB != 2048 {
+			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil), vm.CodeInUse, "attached")
+			if got, err = w.Disks.Resize(t.Context(), d.ID, 2048, nil); err != nil || got.SizeMiB != 2048 {
 				t.Errorf("resized to %+v, %v", got, err)
 			}
-			_, err = w.ResizeDisk(t.Context(), d.ID, 1024, nil)
+			_, err = w.Disks.Resize(t.Context(), d.ID, 1024, nil)
 			wantCode(t, err, vm.CodeInvalid, "shrink")
-			if got, _, err = w.DetachDisk(t.Context(), d.ID); err != nil || got.State != vm.DiskAvailable || got.MountPoint != "" || got.VMID != "" {
+			if got, _, err = w.Disks.Detach(t.Context(), d.ID); err != nil || got.State != vm.DiskAvailable || got.MountPoint != "" || got.VMID != "" {
 				t.Errorf("detached as %+v, %v", got, err)
 			}
-			_, _, err = w.DetachDisk(t.Context(), d.ID)
+			_, _, err = w.Disks.Detach(t.Context(), d.ID)
 			wantCode(t, err, vm.CodeState, "not attached")
-			must(t)(w.DeleteDisk(t.Context(), d.ID, nil))
-			wantCode(t, w.DeleteDisk(t.Context(), d.ID, nil), vm.CodeNotFound)
+			must(t)(w.Disks.Delete(t.Context(), d.ID, nil))
+			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil), vm.CodeNotFound)
 		})
 	}
 }
@@ -48,7 +48,7 @@ func TestSlotsAreGivenOnce(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	attach := func(wish, asked string) (vm.Disk, error) {
-		d, _, err := w.AttachDisk(t.Context(), w.disk(wish).ID, "a", asked)
+		d, _, err := w.Disks.Attach(t.Context(), w.disk(wish).ID, "a", asked)
 		return d, err
 	}
 	if d, err := attach("/dev/vdc", ""); err != nil || d.MountPoint != "/dev/vdc" {
@@ -65,11 +65,11 @@ func TestSlotsAreGivenOnce(t *testing.T) {
 	}
 	_, err = attach("", "")
 	wantCode(t, err, vm.CodeLimitReached, "24")
-	_, err = w.CreateDisk(t.Context(), vm.NewDisk{SizeMiB: 0})
+	_, err = w.Disks.Create(t.Context(), vm.NewDisk{SizeMiB: 0})
 	wantCode(t, err, vm.CodeInvalid, "/size")
-	_, err = w.CreateDisk(t.Context(), vm.NewDisk{SizeMiB: 1, MountPoint: "/dev/hda"})
+	_, err = w.Disks.Create(t.Context(), vm.NewDisk{SizeMiB: 1, MountPoint: "/dev/hda"})
 	wantCode(t, err, vm.CodeInvalid, "/mount_point")
-	_, _, err = w.AttachDisk(t.Context(), w.disk("").ID, "nobody", "")
+	_, _, err = w.Disks.Attach(t.Context(), w.disk("").ID, "nobody", "")
 	wantCode(t, err, vm.CodeNotFound)
 }
 
@@ -78,8 +78,8 @@ func TestDeletingAVMGivesItsDisksFree(t *testing.T) {
 	w.create("a")
 	w.do("a", vm.OpStart)
 	d := w.disk("")
-	must(t)(w.AttachDisk(t.Context(), d.ID, "a", ""))
-	must(t)(w.DeleteVM(t.Context(), "a", nil))
+	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil))
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
@@ -88,7 +88,7 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 	w.create("a")
 	w.do("a", vm.OpStart)
 	d := w.disk("")
-	must(t)(w.AttachDisk(t.Context(), d.ID, "a", "/dev/vdq"))
+	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", "/dev/vdq"))
 	stuck := func(_ context.Context, m, _ string) error {
 		if m == "DetachDisk" {
 			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not let go"}
@@ -96,16 +96,16 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 		return nil
 	}
 	w.driver.Hook = stuck
-	got, op, err := w.DetachDisk(t.Context(), d.ID)
+	got, op, err := w.Disks.Detach(t.Context(), d.ID)
 	if err != nil || got.State != vm.DiskDetaching || op.State != vm.OpFailed {
 		t.Fatalf("detached as %+v, %+v, %v", got, op, err)
 	}
 	// Attaching it again takes the detach back.
-	got, _, err = w.AttachDisk(t.Context(), d.ID, "a", "")
+	got, _, err = w.Disks.Attach(t.Context(), d.ID, "a", "")
 	if err != nil || got.State != vm.DiskAttached || got.MountPoint != "/dev/vdq" {
 		t.Fatalf("attached again as %+v, %v", got, err)
 	}
-	must(t)(w.DetachDisk(t.Context(), d.ID))
+	must(t)(w.Disks.Detach(t.Context(), d.ID))
 	if r, err := w.Settle(t.Context(), "disks/"+d.ID); err != nil || r.Changed {
 		t.Errorf("settled while stuck: %+v, %v", r, err)
 	}
@@ -115,9 +115,9 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 	}
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 	// Power-off finishes a detach as well.
-	must(t)(w.AttachDisk(t.Context(), d.ID, "a", ""))
+	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
 	w.driver.Hook = stuck
-	must(t)(w.DetachDisk(t.Context(), d.ID))
+	must(t)(w.Disks.Detach(t.Context(), d.ID))
 	w.do("a", vm.OpStop)
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
@@ -148,7 +148,7 @@ func TestAnAttachThatFailsGivesTheDiskBack(t *testing.T) {
 		}
 		return nil
 	}
-	_, _, err := w.AttachDisk(t.Context(), d.ID, "a", "")
+	_, _, err := w.Disks.Attach(t.Context(), d.ID, "a", "")
 	wantCode(t, err, vm.CodeOperationFailed)
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
@@ -157,16 +157,16 @@ func TestAVMDoesNotStartWithoutADiskItHas(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	d := w.disk("")
-	if _, _, err := w.AttachDisk(t.Context(), d.ID, "a", ""); err != nil {
+	if _, _, err := w.Disks.Attach(t.Context(), d.ID, "a", ""); err != nil {
 		t.Fatal(err)
 	}
 	w.driver.LoseDisk(d.ID)
 	_, err := w.Settle(t.Context(), vm.DiskResource(d.ID))
 	must(t)(err)
 	w.wantDisk(d.ID, vm.DiskError, "a", "/dev/sdb")
-	_, _, err = w.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
+	_, _, err = w.VMs.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
 	wantCode(t, err, vm.CodeState, d.ID, "missing")
-	if _, _, err = w.DetachDisk(t.Context(), d.ID); err != nil {
+	if _, _, err = w.Disks.Detach(t.Context(), d.ID); err != nil {
 		t.Fatal(err)
 	}
 	w.do("a", vm.OpStart)

@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"context"
@@ -14,38 +14,38 @@ func TestContentThatIsAboutToBeUsedStays(t *testing.T) {
 	reached, release := w.blockOn("CreateVM")
 	made := make(chan error, 1)
 	go func() {
-		_, err := w.CreateVM(context.WithoutCancel(t.Context()), vm.NewVM{ID: "a", Template: "small", Image: "x"})
+		_, err := w.VMs.Create(context.WithoutCancel(t.Context()), vm.NewVM{ID: "a", Template: "small", Image: "x"})
 		made <- err
 	}()
 	<-reached
-	wantCode(t, w.DeleteImage(t.Context(), "x", nil), vm.CodeInUse, "at work")
+	wantCode(t, w.Images.Delete(t.Context(), "x", nil), vm.CodeInUse, "at work")
 	release()
 	must(t)(<-made)
-	wantCode(t, w.DeleteImage(t.Context(), "x", nil), vm.CodeInUse, "1 VM")
+	wantCode(t, w.Images.Delete(t.Context(), "x", nil), vm.CodeInUse, "1 VM")
 }
 
 func TestContentOfWhatComesBackStays(t *testing.T) {
 	w := newWorld(t)
 	iso := w.fetch("iso", "iso")
 	w.create("a")
-	must(t)(w.AttachCDROM(t.Context(), "a", vm.NewCDROM{Image: "iso"}))
+	must(t)(w.CDROMs.Attach(t.Context(), "a", vm.NewCDROM{Image: "iso"}))
 	w.do("a", vm.OpStart)
 	var meanwhile error
 	w.driver.Hook = func(_ context.Context, m, _ string) error {
 		if m != "SetCDROMs" {
 			return nil
 		}
-		meanwhile = w.DeleteImage(t.Context(), "iso", nil)
+		meanwhile = w.Images.Delete(t.Context(), "iso", nil)
 		return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "QEMU is mute"}
 	}
-	wantCode(t, w.EjectCDROM(t.Context(), "a", "cd-1", nil), vm.CodeQEMUUnresponsive)
+	wantCode(t, w.CDROMs.Eject(t.Context(), "a", "cd-1", nil), vm.CodeQEMUUnresponsive)
 	wantCode(t, meanwhile, vm.CodeInUse)
 	if d := w.vm("a").CDROMs; len(d) != 1 || !slices.Contains(w.driver.Contents(), iso.SHA256) {
 		t.Errorf("the drives are %+v, the contents %q", d, w.driver.Contents())
 	}
 	w.driver.Hook = nil
-	must(t)(w.EjectCDROM(t.Context(), "a", "cd-1", nil))
-	must(t)(w.DeleteImage(t.Context(), "iso", nil))
+	must(t)(w.CDROMs.Eject(t.Context(), "a", "cd-1", nil))
+	must(t)(w.Images.Delete(t.Context(), "iso", nil))
 
 	base := func(image string) vm.DiskFile {
 		return vm.DiskFile{SizeMiB: 16, Base: vm.ContentBase(w.fetch(image, image).SHA256), BaseFormat: "raw"}
@@ -55,12 +55,12 @@ func TestContentOfWhatComesBackStays(t *testing.T) {
 	for resource, image := range map[string]string{"disks/data": "x", "vms/web": "y"} {
 		w.store.fail = func(c vm.Change) error { // just before it is recorded
 			if c.NewDisk != nil || c.NewVM != nil {
-				meanwhile = w.DeleteImage(t.Context(), image, nil)
+				meanwhile = w.Images.Delete(t.Context(), image, nil)
 			}
 			return nil
 		}
 		meanwhile = nil
-		must(t)(w.AdoptOrphan(t.Context(), resource, "small"))
+		must(t)(w.Orphans.Adopt(t.Context(), resource, "small"))
 		wantCode(t, meanwhile, vm.CodeInUse)
 	}
 }
@@ -69,27 +69,27 @@ func TestOrphansOfImages(t *testing.T) {
 	w := newWorld(t)
 	i := w.fetch("x", "c")
 	resource := "images/" + i.SHA256
-	_, err := w.DeleteOrphan(t.Context(), resource)
+	_, err := w.Orphans.Delete(t.Context(), resource)
 	wantCode(t, err, vm.CodeState, "no orphan")
 	must(t)(w.store.Apply(t.Context(), vm.Change{DeleteImage: "x"}))
-	_, err = w.AdoptOrphan(t.Context(), resource, "")
+	_, err = w.Orphans.Adopt(t.Context(), resource, "")
 	wantCode(t, err, vm.CodeNotFound)
 	// What is based on it is not recorded either, and is nothing without it.
 	base := vm.DiskFile{SizeMiB: 16, Base: vm.ContentBase(i.SHA256), BaseFormat: "raw"}
 	must(t)(w.driver.CreateDisk(t.Context(), "data", base, nil, nil))
-	_, err = w.DeleteOrphan(t.Context(), resource)
+	_, err = w.Orphans.Delete(t.Context(), resource)
 	wantCode(t, err, vm.CodeInUse, "disks/data")
-	must(t)(w.DeleteOrphan(t.Context(), "disks/data"))
+	must(t)(w.Orphans.Delete(t.Context(), "disks/data"))
 	if err := w.driver.CreateVM(t.Context(), "web", base, nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	_, err = w.DeleteOrphan(t.Context(), resource)
+	_, err = w.Orphans.Delete(t.Context(), resource)
 	wantCode(t, err, vm.CodeInUse, "vms/web")
-	must(t)(w.DeleteOrphan(t.Context(), "vms/web"))
-	must(t)(w.DeleteOrphan(t.Context(), resource))
+	must(t)(w.Orphans.Delete(t.Context(), "vms/web"))
+	must(t)(w.Orphans.Delete(t.Context(), resource))
 	if got := w.driver.Contents(); len(got) != 0 {
 		t.Errorf("the contents %q are left", got)
 	}
-	_, err = w.DeleteOrphan(t.Context(), resource)
+	_, err = w.Orphans.Delete(t.Context(), resource)
 	wantCode(t, err, vm.CodeNotFound)
 }

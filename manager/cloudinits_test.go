@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"context"
@@ -14,7 +14,7 @@ const somePassword = "$6$salt$yQ6ZWr3nFm3dVZLcYVkjYtxPHvTMsKrEJwRHSfNKpBgFhRnZbJ
 
 func (w *world) seeded(id string, c vm.CloudInit) vm.VM {
 	w.t.Helper()
-	v, err := w.CreateVM(w.t.Context(), vm.NewVM{ID: id, Template: "small", CloudInit: &c})
+	v, err := w.VMs.Create(w.t.Context(), vm.NewVM{ID: id, Template: "small", CloudInit: &c})
 	must(w.t)(err)
 	return v
 }
@@ -37,7 +37,7 @@ func TestASeedIsMadeAtTheStart(t *testing.T) {
 			}
 		}
 	}
-	view, err := w.CloudInit(t.Context(), "a")
+	view, err := w.CloudInits.Get(t.Context(), "a")
 	must(t)(err)
 	if view.InstanceID != v.UUID || !view.Attached || view.Spec.PasswordHash != "***" || !strings.Contains(view.Files["vendor-data"], "hashed_passwd: \"***\"") || view.Guest != nil {
 		t.Errorf("shown are %+v", view)
@@ -46,19 +46,19 @@ func TestASeedIsMadeAtTheStart(t *testing.T) {
 		t.Errorf("QEMU has the drives %q", seen.CDROMs)
 	}
 	w.create("b")
-	_, err = w.CloudInit(t.Context(), "b")
+	_, err = w.CloudInits.Get(t.Context(), "b")
 	wantCode(t, err, vm.CodeNotFound)
-	_, err = w.CloudInit(t.Context(), "c")
+	_, err = w.CloudInits.Get(t.Context(), "c")
 	wantCode(t, err, vm.CodeNotFound)
 }
 
 func TestBadCloudInitDataAreRefusedAtOnce(t *testing.T) {
 	w := newWorld(t)
 	bad := vm.CloudInit{UserData: "#cloud-config\na: [1\n"}
-	_, err := w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", CloudInit: &bad})
+	_, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", CloudInit: &bad})
 	wantCode(t, err, vm.CodeInvalid, "/cloud_init/user_data", "line ")
 	w.create("a")
-	_, err = w.SetCloudInit(t.Context(), "a", bad, false, nil)
+	_, err = w.CloudInits.Set(t.Context(), "a", bad, false, nil)
 	if f := wantCode(t, err, vm.CodeInvalid); f.Fields[0].Field != "/user_data" {
 		t.Errorf("%+v", f)
 	}
@@ -68,23 +68,23 @@ func TestCloudInitDataAreEdited(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	v := w.vm("a")
-	view, err := w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "one"}, false, nil)
+	view, err := w.CloudInits.Set(t.Context(), "a", vm.CloudInit{Hostname: "one"}, false, nil)
 	must(t)(err)
 	if !view.Attached || view.InstanceID != v.UUID {
 		t.Errorf("given to a VM that had none: %+v", view)
 	}
-	view, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "two"}, false, nil)
+	view, err = w.CloudInits.Set(t.Context(), "a", vm.CloudInit{Hostname: "two"}, false, nil)
 	must(t)(err)
 	if view.InstanceID != v.UUID || !strings.Contains(view.Files["meta-data"], "two") {
 		t.Errorf("edited: %+v", view)
 	}
-	view, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "two"}, true, nil)
+	view, err = w.CloudInits.Set(t.Context(), "a", vm.CloudInit{Hostname: "two"}, true, nil)
 	must(t)(err)
 	if view.InstanceID != v.UUID+"-1" {
 		t.Errorf("to be provisioned anew: %+v", view)
 	}
-	must(t)(w.EjectCDROM(t.Context(), "a", vm.SeedCDROM, nil))
-	if view, err = w.CloudInit(t.Context(), "a"); err != nil || view.Attached {
+	must(t)(w.CDROMs.Eject(t.Context(), "a", vm.SeedCDROM, nil))
+	if view, err = w.CloudInits.Get(t.Context(), "a"); err != nil || view.Attached {
 		t.Errorf("ejected: %+v, %v", view, err)
 	}
 	w.do("a", vm.OpStart)
@@ -92,12 +92,12 @@ func TestCloudInitDataAreEdited(t *testing.T) {
 		t.Error("a seed was made that is not attached")
 	}
 	// Put in again while the VM runs.
-	view, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "three"}, false, nil)
+	view, err = w.CloudInits.Set(t.Context(), "a", vm.CloudInit{Hostname: "three"}, false, nil)
 	must(t)(err)
 	if seen := w.driver.Observe(t.Context(), "a"); !view.Attached || len(seen.CDROMs) != 1 || !strings.Contains(string(w.driver.SeedOf("a")["meta-data"]), "three") {
 		t.Errorf("put in again: %+v, QEMU has %q", view, seen.CDROMs)
 	}
-	_, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{}, false, vm.Match{{Seq: 1, Revision: 1}})
+	_, err = w.CloudInits.Set(t.Context(), "a", vm.CloudInit{}, false, vm.Match{{Seq: 1, Revision: 1}})
 	wantCode(t, err, vm.CodePrecondition)
 	w.driver.Hook = func(_ context.Context, m, _ string) error {
 		if m == "WriteSeed" {
@@ -105,9 +105,9 @@ func TestCloudInitDataAreEdited(t *testing.T) {
 		}
 		return nil
 	}
-	_, err = w.SetCloudInit(t.Context(), "a", vm.CloudInit{Hostname: "four"}, false, nil)
+	_, err = w.CloudInits.Set(t.Context(), "a", vm.CloudInit{Hostname: "four"}, false, nil)
 	wantCode(t, err, vm.CodeInsufficientStorage)
-	if view, err = w.CloudInit(t.Context(), "a"); err != nil || !strings.Contains(view.Files["meta-data"], "three") {
+	if view, err = w.CloudInits.Get(t.Context(), "a"); err != nil || !strings.Contains(view.Files["meta-data"], "three") {
 		t.Errorf("after an edit that failed: %+v, %v", view, err)
 	}
 }
@@ -121,18 +121,18 @@ func TestWhatCloudInitInTheGuestSaysIsNoted(t *testing.T) {
 	w.seeded("a", vm.CloudInit{})
 	w.do("a", vm.OpStart)
 	w.driver.SetAgent("a", vm.Agent{State: vm.AgentConnected, LastSeenAt: time.Now()})
-	view, err := w.CloudInit(t.Context(), "a")
+	view, err := w.CloudInits.Get(t.Context(), "a")
 	must(t)(err)
 	if view.Guest == nil || view.Guest.Status != "running" {
 		t.Errorf("it says %+v", view.Guest)
 	}
 	says = "result\n{\"v1\": {\"errors\": [\"no\\u001b luck\"]}}"
-	view, err = w.CloudInit(t.Context(), "a")
+	view, err = w.CloudInits.Get(t.Context(), "a")
 	must(t)(err)
 	if view.Guest == nil || view.Guest.Status != "error" || len(view.Guest.Errors) != 1 || view.Guest.Errors[0] != "no luck" {
 		t.Errorf("it says %+v", view.Guest)
 	}
-	_, err = w.Await(t.Context(), "a", vm.Condition{CloudInit: true})
+	_, err = w.VMs.Await(t.Context(), "a", vm.Condition{CloudInit: true})
 	wantCode(t, err, vm.CodeGuestRefused, "no luck")
 	w.noted("a", func(b vm.Boot) bool { return !b.CloudInitFailed.IsZero() && b.CloudInit.IsZero() })
 }
@@ -165,7 +165,7 @@ func TestCloudInitIsAskedThoughNobodyWaits(t *testing.T) {
 		w.seeded("a", vm.CloudInit{})
 		w.create("b") // which has no seed
 		pass := func() {
-			must(t)(w.ReconcileNetworks(t.Context(), []vm.VM{w.vm("a"), w.vm("b")}, true))
+			must(t)(w.Networks.Reconcile(t.Context(), []vm.VM{w.vm("a"), w.vm("b")}, true))
 			synctest.Wait()
 		}
 		for _, id := range []string{"a", "b"} {

@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"strings"
@@ -10,7 +10,7 @@ import (
 
 func (w *world) edit(id string, e vm.VMEdits) vm.VM {
 	w.t.Helper()
-	v, err := w.UpdateVM(w.t.Context(), id, e, nil)
+	v, err := w.VMs.Update(w.t.Context(), id, e, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -51,15 +51,15 @@ func TestWhichEndsArePolicyFor(t *testing.T) {
 			if err != nil || v.RestartAt.IsZero() == tt.want {
 				t.Fatalf("the next restart is at %s, %v; wanted: %t", v.RestartAt, err, tt.want)
 			}
-			_, err = w.RestartDue(t.Context(), "a")
+			_, err = w.VMs.RestartDue(t.Context(), "a")
 			wantCode(t, err, vm.CodeState, "no restart")
 			if !tt.want {
 				return
 			}
 			w.due("a")
-			op, err := w.RestartDue(t.Context(), "a")
+			op, err := w.VMs.RestartDue(t.Context(), "a")
 			must(t)(err)
-			if op, err = w.Wait(t.Context(), op.ID); err != nil || op.State != vm.OpSucceeded || op.RequestedBy != "restart-policy" {
+			if op, err = w.Operations.Wait(t.Context(), op.ID); err != nil || op.State != vm.OpSucceeded || op.RequestedBy != "restart-policy" {
 				t.Errorf("restarted by %+v, %v", op, err)
 			}
 			if v := w.wantVM("a", vm.Running, vm.ReasonRequested); v.Restarts != 1 || !v.RestartAt.IsZero() {
@@ -83,9 +83,9 @@ func TestRestartsWaitLongerEachTime(t *testing.T) {
 		v := w.wantVM("a", vm.Errored, vm.ReasonCrashed)
 		waits = append(waits, v.RestartAt.Sub(before).Round(time.Second))
 		w.due("a")
-		op, err := w.RestartDue(t.Context(), "a")
+		op, err := w.VMs.RestartDue(t.Context(), "a")
 		must(t)(err)
-		must(t)(w.Wait(t.Context(), op.ID))
+		must(t)(w.Operations.Wait(t.Context(), op.ID))
 	}
 	want := []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300}
 	for i := range want {
@@ -118,7 +118,7 @@ func TestAnExplicitStopAlwaysWins(t *testing.T) {
 	must(t)(w.Settle(t.Context(), "vms/a"))
 	w.due("a")
 	w.do("a", vm.OpStop)
-	_, err := w.RestartDue(t.Context(), "a")
+	_, err := w.VMs.RestartDue(t.Context(), "a")
 	wantCode(t, err, vm.CodeState, "no restart")
 	if v := w.wantVM("a", vm.Stopped, vm.ReasonRequested); !v.RestartAt.IsZero() {
 		t.Errorf("stopped: %+v", v)
@@ -136,7 +136,7 @@ func TestAutostartIsOncePerBoot(t *testing.T) {
 		}
 		w.edit(id, e)
 	}
-	must(t)(w.Autostart(t.Context(), "boot-1"))
+	must(t)(w.VMs.Autostart(t.Context(), "boot-1"))
 	var started []string
 	for _, call := range w.driver.Calls() {
 		if len(call) > 6 && call[:6] == "Start " {
@@ -148,16 +148,16 @@ func TestAutostartIsOncePerBoot(t *testing.T) {
 	}
 	w.driver.Set("first", "gone")
 	must(t)(w.Settle(t.Context(), "vms/first"))
-	must(t)(w.Autostart(t.Context(), "boot-1"))
+	must(t)(w.VMs.Autostart(t.Context(), "boot-1"))
 	w.wantVM("first", vm.Errored, vm.ReasonCrashed)
-	must(t)(w.Autostart(t.Context(), "boot-2"))
+	must(t)(w.VMs.Autostart(t.Context(), "boot-2"))
 	w.wantVM("first", vm.Running, vm.ReasonRequested)
 }
 
 func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
 	w := newWorld(t)
 	policy := vm.RestartAlways
-	must(t)(w.Autostart(t.Context(), "boot-1"))
+	must(t)(w.VMs.Autostart(t.Context(), "boot-1"))
 	for _, id := range []string{"ran", "was-due", "runs"} {
 		w.create(id)
 		w.edit(id, vm.VMEdits{Restart: &policy})
@@ -166,12 +166,12 @@ func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
 	w.driver.Set("was-due", "gone")
 	must(t)(w.Settle(t.Context(), "vms/was-due"))
 	w.due("was-due")
-	must(t)(w.AfterBoot(t.Context(), "boot-1")) // the same: nothing changes
+	must(t)(w.VMs.AfterBoot(t.Context(), "boot-1")) // the same: nothing changes
 	w.due("was-due")
 	w.driver.Set("ran", "gone")
-	must(t)(w.AfterBoot(t.Context(), "boot-2"))
+	must(t)(w.VMs.AfterBoot(t.Context(), "boot-2"))
 	must(t)(w.Recover(t.Context()))
-	must(t)(w.Autostart(t.Context(), "boot-2"))
+	must(t)(w.VMs.Autostart(t.Context(), "boot-2"))
 	for _, id := range []string{"ran", "was-due"} {
 		if v := w.wantVM(id, vm.Errored, vm.ReasonCrashed); !v.RestartAt.IsZero() || v.Desired != vm.DesiredRunning {
 			t.Errorf("%s: %+v", id, v)

@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"slices"
@@ -22,7 +22,7 @@ func TestWhatCanBeChangedOfAVM(t *testing.T) {
 		t.Errorf("changed to %+v", again)
 	}
 	wantCode(t, func() error {
-		_, err := w.UpdateVM(t.Context(), "a", vm.VMEdits{}, vm.Match{{Seq: v.Seq, Revision: v.Revision}})
+		_, err := w.VMs.Update(t.Context(), "a", vm.VMEdits{}, vm.Match{{Seq: v.Seq, Revision: v.Revision}})
 		return err
 	}(), vm.CodePrecondition)
 	long, control, bad := strings.Repeat("x", vm.MaxDescription+1), "a\x00b", vm.RestartPolicy("sometimes")
@@ -36,7 +36,7 @@ func TestWhatCanBeChangedOfAVM(t *testing.T) {
 		"/autostart_delay": {Autostart: &late},
 		"/desired_state":   {Desired: &future},
 	} {
-		_, err := w.UpdateVM(t.Context(), "a", e, nil)
+		_, err := w.VMs.Update(t.Context(), "a", e, nil)
 		wantCode(t, err, vm.CodeInvalid, strings.TrimSpace(field))
 	}
 }
@@ -48,10 +48,10 @@ func TestEveryChangeIsAnEvent(t *testing.T) {
 	<-next
 	w.do("a", vm.OpStart)
 	d := w.disk("")
-	must(t)(w.AttachDisk(t.Context(), d.ID, "a", ""))
+	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
 	w.driver.Set("a", "shutdown")
 	must(t)(w.Settle(t.Context(), "vms/a"))
-	must(t)(w.DeleteVM(t.Context(), "a", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil))
 	events, err := w.store.Events(t.Context(), vm.EventFilter{}, vm.Page{})
 	must(t)(err)
 	var got []string
@@ -79,9 +79,9 @@ func TestEveryChangeIsAnEvent(t *testing.T) {
 func TestARequestIsCarriedOutOncePerKey(t *testing.T) {
 	w := newWorld(t)
 	ctx := vm.WithCaller(t.Context(), vm.Caller{Name: "token:admin", Key: "k1", Fingerprint: "f1"})
-	d, err := w.CreateDisk(ctx, vm.NewDisk{SizeMiB: 1})
+	d, err := w.Disks.Create(ctx, vm.NewDisk{SizeMiB: 1})
 	must(t)(err)
-	_, err = w.CreateDisk(ctx, vm.NewDisk{SizeMiB: 1})
+	_, err = w.Disks.Create(ctx, vm.NewDisk{SizeMiB: 1})
 	wantCode(t, err, vm.CodeRepeated)
 	op, reply, err := w.store.OperationByKey(t.Context(), "token:admin", "k1")
 	if err != nil || reply != nil || op.Resource != "disks/"+d.ID || op.Fingerprint != "f1" || op.State != vm.OpSucceeded {
@@ -92,7 +92,7 @@ func TestARequestIsCarriedOutOncePerKey(t *testing.T) {
 		t.Errorf("by key: %+v, %v", reply, err)
 	}
 	other := vm.WithCaller(t.Context(), vm.Caller{Name: "uid:0", Key: "k1"})
-	must(t)(w.CreateDisk(other, vm.NewDisk{SizeMiB: 1}))
+	must(t)(w.Disks.Create(other, vm.NewDisk{SizeMiB: 1}))
 	if s, _ := w.driver.Survey(t.Context()); len(s.DiskFiles) != 2 {
 		t.Errorf("%d files", len(s.DiskFiles))
 	}
@@ -106,34 +106,34 @@ func TestOrphansAreTheOperatorsToDecide(t *testing.T) {
 	must(t)(w.driver.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 700}, nil, nil))
 	must(t)(w.driver.CreateDisk(t.Context(), "junk", vm.DiskFile{SizeMiB: 1}, nil, nil))
 
-	_, err := w.DeleteOrphan(t.Context(), "vms/web")
+	_, err := w.Orphans.Delete(t.Context(), "vms/web")
 	wantCode(t, err, vm.CodeState, "process")
-	_, err = w.AdoptOrphan(t.Context(), "vms/web", "nothing")
+	_, err = w.Orphans.Adopt(t.Context(), "vms/web", "nothing")
 	wantCode(t, err, vm.CodeInvalid, "/template_name")
 	w.driver.AddVMFiles("forged")
-	_, err = w.AdoptOrphan(t.Context(), "vms/forged", "small")
+	_, err = w.Orphans.Adopt(t.Context(), "vms/forged", "small")
 	wantCode(t, err, vm.CodeState, "/etc/shadow")
-	must(t)(w.AdoptOrphan(t.Context(), "vms/web", "small"))
+	must(t)(w.Orphans.Adopt(t.Context(), "vms/web", "small"))
 	w.wantVM("web", vm.Running, vm.ReasonRequested)
-	must(t)(w.AdoptOrphan(t.Context(), "disks/data", ""))
+	must(t)(w.Orphans.Adopt(t.Context(), "disks/data", ""))
 	if d := w.wantDisk("data", vm.DiskAvailable, "", ""); d.SizeMiB != 700 {
 		t.Errorf("adopted %+v", d)
 	}
-	must(t)(w.DeleteOrphan(t.Context(), "disks/junk"))
+	must(t)(w.Orphans.Delete(t.Context(), "disks/junk"))
 	for _, resource := range []string{"vms/known", "vms/web", "disks/data"} {
 		if strings.HasPrefix(resource, "vms/") {
-			_, err := w.TerminateOrphan(t.Context(), resource)
+			_, err := w.Orphans.Terminate(t.Context(), resource)
 			wantCode(t, err, vm.CodeState, "recorded")
 		}
-		_, err := w.DeleteOrphan(t.Context(), resource)
+		_, err := w.Orphans.Delete(t.Context(), resource)
 		wantCode(t, err, vm.CodeState, "recorded")
 	}
 	for _, resource := range []string{"vms/nobody", "disks/nothing", "disks/junk", "networks/x", "vms/../x", "vms"} {
-		_, err := w.DeleteOrphan(t.Context(), resource)
+		_, err := w.Orphans.Delete(t.Context(), resource)
 		wantCode(t, err, vm.CodeNotFound)
 	}
 	w.driver.Set("stray", vm.StatusRunning)
-	must(t)(w.TerminateOrphan(t.Context(), "vms/stray"))
+	must(t)(w.Orphans.Terminate(t.Context(), "vms/stray"))
 	if n := w.driver.Processes(); n != 1 {
 		t.Errorf("%d processes", n)
 	}
@@ -146,15 +146,15 @@ func TestWhyAVMIsAsItIs(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
-	y, err := w.Why(t.Context(), "a")
+	y, err := w.VMs.Why(t.Context(), "a")
 	if err != nil || !y.Agrees || len(y.Operations) != 2 || len(y.Events) == 0 || !strings.Contains(strings.Join(y.Words, " "), "running") {
 		t.Errorf("why: %+v, %v", y, err)
 	}
 	w.driver.Set("a", "gone")
-	y, err = w.Why(t.Context(), "a")
+	y, err = w.VMs.Why(t.Context(), "a")
 	if text := strings.Join(y.Words, " "); err != nil || y.Agrees || !strings.Contains(text, "does not agree") || !strings.Contains(text, "vanished") {
 		t.Errorf("why: %q, %v", text, err)
 	}
-	_, err = w.Why(t.Context(), "b")
+	_, err = w.VMs.Why(t.Context(), "b")
 	wantCode(t, err, vm.CodeNotFound)
 }

@@ -1,4 +1,4 @@
-package vm_test
+package manager_test
 
 import (
 	"context"
@@ -34,7 +34,7 @@ func TestAVMHasItsAddressFromTheMomentItIsMade(t *testing.T) {
 			t.Errorf("mac %s", v.NICs[0].MAC)
 		}
 	}
-	must(t)(w.DeleteVM(t.Context(), "a", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil))
 	w.create("c")
 	c := w.vm("c")
 	if ip, _ := c.LocalIP(); ip != addr("192.168.100.2") {
@@ -47,7 +47,7 @@ func TestManyVMsAtOnceGetAnAddressEach(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 40 {
 		wg.Go(func() {
-			must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "vm-" + string(rune('a'+i%26)) + string(rune('a'+i/26)), Template: "small"}))
+			must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "vm-" + string(rune('a'+i%26)) + string(rune('a'+i/26)), Template: "small"}))
 		})
 	}
 	wg.Wait()
@@ -65,10 +65,10 @@ func TestManyVMsAtOnceGetAnAddressEach(t *testing.T) {
 
 func TestAddressesAndNICsThatCannotBe(t *testing.T) {
 	w := newWorld(t)
-	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "tiny", Mode: vm.NetworkIsolated, Subnet: prefix("10.9.9.0/29")}))
-	must(t)(w.CreateNetwork(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
+	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "tiny", Mode: vm.NetworkIsolated, Subnet: prefix("10.9.9.0/29")}))
+	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
 	for i := range 5 {
-		must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "t" + string(rune('0'+i)), Template: "small", NICs: &[]vm.NewNIC{{Network: "tiny"}}}))
+		must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "t" + string(rune('0'+i)), Template: "small", NICs: &[]vm.NewNIC{{Network: "tiny"}}}))
 	}
 	tests := map[string]struct {
 		nic  vm.NewNIC
@@ -89,16 +89,16 @@ func TestAddressesAndNICsThatCannotBe(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := w.CreateVM(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{tt.nic}})
+			_, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{tt.nic}})
 			wantCode(t, err, tt.code, tt.says)
 		})
 	}
-	_, err := w.CreateVM(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{}, {}, {}, {}, {}, {}, {}, {}, {}}})
+	_, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{}, {}, {}, {}, {}, {}, {}, {}, {}}})
 	wantCode(t, err, vm.CodeInvalid, "/nics")
 	// What was refused has taken no address.
-	must(t)(w.DeleteVM(t.Context(), "t3", nil))
-	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{Network: "tiny", IP: addr("10.9.9.5")}}}))
-	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "y", Template: "small", NICs: &[]vm.NewNIC{}}))
+	must(t)(w.VMs.Delete(t.Context(), "t3", nil))
+	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{Network: "tiny", IP: addr("10.9.9.5")}}}))
+	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "y", Template: "small", NICs: &[]vm.NewNIC{}}))
 	y := w.vm("y")
 	if ip, source := y.LocalIP(); ip.IsValid() || source != "" || y.ReachableFromHost() {
 		t.Errorf("a VM without NICs has %s (%s)", ip, source)
@@ -136,7 +136,7 @@ func TestNetworksThatCannotBe(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := w.CreateNetwork(t.Context(), tt.n)
+			_, err := w.Networks.Create(t.Context(), tt.n)
 			wantCode(t, err, tt.code, tt.says)
 		})
 	}
@@ -147,33 +147,33 @@ func TestNetworksThatCannotBe(t *testing.T) {
 
 func TestANetworkFromCreationToDeletion(t *testing.T) {
 	w := newWorld(t)
-	n, err := w.CreateNetwork(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated, IPv6: prefix("fd00:1:2:3::/64")})
+	n, err := w.Networks.Create(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated, IPv6: prefix("fd00:1:2:3::/64")})
 	must(t)(err)
 	if n.Subnet != prefix("10.0.0.0/24") || n.Gateway != addr("10.0.0.1") || n.Domain != "lab.internal" || n.Bridge != "lab" {
 		t.Errorf("made as %+v", n)
 	}
-	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{Network: "lab"}}}))
+	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{Network: "lab"}}}))
 	if got := w.vm("a").NICs[0]; got.IP != addr("10.0.0.2") || got.IPv6 != addr("fd00:1:2:3::2") {
 		t.Errorf("nic: %+v", got)
 	}
-	_, err = w.UpdateNetwork(t.Context(), "lab", vm.NetworkEdits{Subnet: ptr(prefix("10.5.0.0/24"))}, nil)
+	_, err = w.Networks.Update(t.Context(), "lab", vm.NetworkEdits{Subnet: ptr(prefix("10.5.0.0/24"))}, nil)
 	wantCode(t, err, vm.CodeInUse, "VMs such as a")
-	n, err = w.UpdateNetwork(t.Context(), "lab", vm.NetworkEdits{Domain: ptr("lab.example.org"), MTU: ptr(1400)}, nil)
+	n, err = w.Networks.Update(t.Context(), "lab", vm.NetworkEdits{Domain: ptr("lab.example.org"), MTU: ptr(1400)}, nil)
 	must(t)(err)
 	if n.Domain != "lab.example.org" || n.MTU != 1400 || n.Revision != 2 {
 		t.Errorf("updated to %+v", n)
 	}
-	_, err = w.UpdateNetwork(t.Context(), "lab", vm.NetworkEdits{MTU: ptr(1400)}, vm.Match{{Seq: n.Seq, Revision: 1}})
+	_, err = w.Networks.Update(t.Context(), "lab", vm.NetworkEdits{MTU: ptr(1400)}, vm.Match{{Seq: n.Seq, Revision: 1}})
 	wantCode(t, err, vm.CodePrecondition)
-	r, err := w.NetworkStatus(t.Context(), "lab")
+	r, err := w.Networks.Status(t.Context(), "lab")
 	must(t)(err)
 	if r.Free != 252 || len(r.Leases) != 1 {
 		t.Errorf("report: %+v", r)
 	}
-	wantCode(t, w.DeleteNetwork(t.Context(), "lab", nil), vm.CodeInUse, "in use by 1 VM")
-	must(t)(w.DeleteVM(t.Context(), "a", nil))
-	must(t)(w.DeleteNetwork(t.Context(), "lab", nil))
-	_, err = w.NetworkStatus(t.Context(), "lab")
+	wantCode(t, w.Networks.Delete(t.Context(), "lab", nil), vm.CodeInUse, "in use by 1 VM")
+	must(t)(w.VMs.Delete(t.Context(), "a", nil))
+	must(t)(w.Networks.Delete(t.Context(), "lab", nil))
+	_, err = w.Networks.Status(t.Context(), "lab")
 	wantCode(t, err, vm.CodeNotFound)
 	if calls := w.network.Calls(); !slices.Contains(calls, "Down lab") {
 		t.Errorf("the host was asked for %v", calls)
@@ -188,9 +188,9 @@ func TestANetworkThatCannotBeMadeIsNotThere(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := w.CreateNetwork(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkNAT})
+	_, err := w.Networks.Create(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkNAT})
 	wantCode(t, err, vm.CodeNetworkUnavailable, "no bridges")
-	_, err = w.NetworkStatus(t.Context(), "lab")
+	_, err = w.Networks.Status(t.Context(), "lab")
 	wantCode(t, err, vm.CodeNotFound)
 	if calls := w.network.Calls(); calls[len(calls)-1] != "Down lab" {
 		t.Errorf("the host was asked for %v", calls)
@@ -199,9 +199,9 @@ func TestANetworkThatCannotBeMadeIsNotThere(t *testing.T) {
 
 func TestTheFirstStartMakesTheDefaultNetworkOnce(t *testing.T) {
 	w := newWorld(t)
-	must(t)(w.DeleteNetwork(t.Context(), vm.DefaultNetwork, nil))
-	must(t)(w.CreateVM(t.Context(), vm.NewVM{ID: "old", Template: "small", NICs: &[]vm.NewNIC{}}))
-	must(t)(w.PrepareNetworks(t.Context()))
+	must(t)(w.Networks.Delete(t.Context(), vm.DefaultNetwork, nil))
+	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "old", Template: "small", NICs: &[]vm.NewNIC{}}))
+	must(t)(w.Networks.Prepare(t.Context()))
 	n, err := w.store.Network(t.Context(), vm.DefaultNetwork)
 	must(t)(err)
 	if n.Mode != vm.NetworkNAT || n.Subnet != prefix("192.168.100.0/24") {
@@ -212,24 +212,24 @@ func TestTheFirstStartMakesTheDefaultNetworkOnce(t *testing.T) {
 	if ip, _ := old.LocalIP(); ip != addr("10.0.2.15") || old.ReachableFromHost() || old.NICs[0].MAC != vm.MACOf(old.UUID, 0) {
 		t.Errorf("the old VM has %+v", old.NICs)
 	}
-	must(t)(w.DeleteNetwork(t.Context(), vm.DefaultNetwork, nil))
-	must(t)(w.PrepareNetworks(t.Context()))
+	must(t)(w.Networks.Delete(t.Context(), vm.DefaultNetwork, nil))
+	must(t)(w.Networks.Prepare(t.Context()))
 	_, err = w.store.Network(t.Context(), vm.DefaultNetwork)
 	wantCode(t, err, vm.CodeNotFound)
-	_, err = w.CreateVM(t.Context(), vm.NewVM{ID: "x", Template: "small"})
+	_, err = w.VMs.Create(t.Context(), vm.NewVM{ID: "x", Template: "small"})
 	wantCode(t, err, vm.CodeInvalid, "/nics/0/network")
 }
 
 func TestWithoutPrivilegeTheDefaultNetworkIsOfModeUser(t *testing.T) {
 	w := newWorld(t)
-	must(t)(w.DeleteNetwork(t.Context(), vm.DefaultNetwork, nil))
+	must(t)(w.Networks.Delete(t.Context(), vm.DefaultNetwork, nil))
 	w.network.Hook = func(_ context.Context, method, name string) error {
 		if method == "Check" && name == string(vm.NetworkNAT) {
 			return &vm.Fault{Code: vm.CodeNetworkUnavailable, Detail: "not root"}
 		}
 		return nil
 	}
-	must(t)(w.PrepareNetworks(t.Context()))
+	must(t)(w.Networks.Prepare(t.Context()))
 	w.create("a")
 	v := w.vm("a")
 	if ip, source := v.LocalIP(); ip != addr("10.0.2.15") || source != vm.SourceAssigned || v.ReachableFromHost() {
@@ -248,19 +248,19 @@ func TestMarksOfABoot(t *testing.T) {
 	at := time.Now().UTC().Truncate(time.Millisecond)
 	got := make(chan error, 1)
 	go func() {
-		_, err := w.Await(t.Context(), "a", vm.Condition{IP: true})
+		_, err := w.VMs.Await(t.Context(), "a", vm.Condition{IP: true})
 		got <- err
 	}()
-	w.Mark("a", vm.BootDHCP, at)
+	w.Guests.Mark("a", vm.BootDHCP, at)
 	must(t)(<-got)
-	w.Mark("a", vm.BootDHCP, at.Add(time.Hour)) // a lease renewed
-	must(t)(w.Await(t.Context(), "a", vm.Condition{Port: 22}))
+	w.Guests.Mark("a", vm.BootDHCP, at.Add(time.Hour)) // a lease renewed
+	must(t)(w.VMs.Await(t.Context(), "a", vm.Condition{Port: 22}))
 	v = w.vm("a")
 	if !v.Boot.DHCP.Equal(at) || v.Boot.TCP.IsZero() {
 		t.Errorf("marked: %+v", v.Boot)
 	}
 	w.do("a", vm.OpStop)
-	_, err := w.Await(t.Context(), "a", vm.Condition{IP: true})
+	_, err := w.VMs.Await(t.Context(), "a", vm.Condition{IP: true})
 	wantCode(t, err, vm.CodeState, "ended")
 	w.do("a", vm.OpStart)
 	if v = w.vm("a"); !v.Boot.DHCP.IsZero() || v.Boot.Spawned.IsZero() {
@@ -268,7 +268,7 @@ func TestMarksOfABoot(t *testing.T) {
 	}
 	ctx, stop := context.WithCancelCause(t.Context())
 	stop(context.DeadlineExceeded)
-	if _, err := w.Await(ctx, "a", vm.Condition{IP: true}); err != context.DeadlineExceeded {
+	if _, err := w.VMs.Await(ctx, "a", vm.Condition{IP: true}); err != context.DeadlineExceeded {
 		t.Errorf("waited until %v", err)
 	}
 	for _, s := range []string{"", "ip ", "port:", "port:0", "port:65536", "port:+1", "port:022", "agents", "cloud-init:1"} {
@@ -286,14 +286,14 @@ func TestAVMIsToldAsItIsRecorded(t *testing.T) {
 	w.create("a")
 	for range 2 { // the second start has a boot to forget
 		reached, release := w.blockOn("Start")
-		told, op, err := w.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
+		told, op, err := w.VMs.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
 		must(t)(err)
 		<-reached
 		if v := w.vm("a"); v.Revision != told.Revision || v.State != told.State || v.Boot != told.Boot {
 			t.Errorf("told %s, revision %d, %+v; recorded %s, revision %d, %+v", told.State, told.Revision, told.Boot, v.State, v.Revision, v.Boot)
 		}
 		release()
-		must(t)(w.Wait(t.Context(), op.ID))
+		must(t)(w.Operations.Wait(t.Context(), op.ID))
 		w.driver.Hook = nil
 		w.do("a", vm.OpStop)
 	}

@@ -1,10 +1,12 @@
-package vm
+package manager
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"sync"
+
+	"vmand/vm"
 )
 
 // locks holds who changes which resource. There is no queue: an operation that
@@ -56,7 +58,7 @@ func (l *locks) acquire(ctx context.Context, h *holder, c claim, resources ...st
 			didPreempt = true
 		case c.patient:
 		default:
-			return false, &Fault{Code: CodeBusy, OperationID: other.opID, Err: errHeld,
+			return false, &vm.Fault{Code: vm.CodeBusy, OperationID: other.opID, Err: errHeld,
 				Detail: fmt.Sprintf("%s is busy with the %s", resources[0], other.what),
 				Hint:   "wait for that operation to end and try again"}
 		}

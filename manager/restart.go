@@ -1,0 +1,111 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"vmand/vm"
+)
+
+// RestartDue restarts a VM whose automatic restart is due; it fails with a
+// [Fault] of class [ErrState] if none is. It returns once the intent is
+// recorded.
+func (s *VMs) RestartDue(ctx context.Context, id string) (vm.Operation, error) {
+	v, err := s.store.VM(ctx, id)
+	if err != nil {
+		return vm.Operation{}, err
+	}
+	a := &action{m: s, id: id, op: vm.OpStart, auto: true}
+	if v.State == vm.Paused { // a guest that panicked still has its process
+		a.op, a.stop = vm.OpRestart, vm.StopOptions{Force: true}
+	}
+	ctx = vm.WithCaller(ctx, vm.Caller{Name: "restart-policy"})
+	_, op, err := s.do(ctx, a)
+	return op, err
+}
+
+// bootNote is the note that holds the host's boot for which Autostart is done.
+const bootNote = "boot"
+
+// AfterBoot is told the host's boot before [Engine.Recover] looks for what was
+// lost. If it is another than the one for which Autostart is done, what ran in
+// the boot before is not restarted by its policy, which would disregard the
+// order: what is to start with the host says so.
+func (s *VMs) AfterBoot(ctx context.Context, boot string) error {
+	done, err := s.store.Note(ctx, bootNote)
+	if err != nil || done == boot {
+		return err
+	}
+	vms, err := s.store.VMs(ctx, vm.VMFilter{}, vm.Page{})
+	if err != nil {
+		return err
+	}
+	s.before = map[string]time.Time{}
+	for _, v := range vms {
+		s.before[v.ID] = v.StartedAt
+		if v.RestartAt.IsZero() {
+			continue
+		}
+		v.RestartAt = time.Time{}
+		if err := s.apply(ctx, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lostWithBoot reports whether v, which has no process, was last started before
+// the host was booted.
+func (s *VMs) lostWithBoot(v vm.VM) bool {
+	at, known := s.before[v.ID]
+	return known && at.Equal(v.StartedAt)
+}
+
+// Autostart starts, once in each boot of the host, the VMs that want to be
+// started with it: those that were last asked to run. It goes by their order
+// and waits each VM's delay. One that cannot start does not keep the others
+// from starting. It returns when all have had their turn or ctx is done; what is
+// left then is done by the next call.
+func (s *VMs) Autostart(ctx context.Context, boot string) error {
+	done, err := s.store.Note(ctx, bootNote)
+	if err != nil || done == boot {
+		return err
+	}
+	vms, err := s.store.VMs(ctx, vm.VMFilter{}, vm.Page{})
+	if err != nil {
+		return err
+	}
+	vms = slices.DeleteFunc(vms, func(v vm.VM) bool { return !v.Autostart.Enabled || v.Desired != vm.DesiredRunning })
+	slices.SortStableFunc(vms, func(a, b vm.VM) int { return a.Autostart.Order - b.Autostart.Order })
+	ctx = vm.WithCaller(ctx, vm.Caller{Name: "autostart"})
+	for i, v := range vms {
+		if i > 0 && !sleep(ctx, vms[i-1].Autostart.Delay) {
+			return context.Cause(ctx)
+		}
+		_, op, err := s.Do(ctx, v.ID, vm.OpStart, vm.StopOptions{})
+		if err == nil {
+			op, err = s.Operations.Wait(ctx, op.ID)
+		}
+		if err != nil && !errors.Is(err, vm.ErrState) { // it runs already
+			s.log.Warn("cannot start a VM with the host", "vm_id", v.ID, "operation", op.ID, "err", err)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.store.SetNote(ctx, bootNote, boot)
+}
+
+// sleep waits and reports false if ctx was done first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
