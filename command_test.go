@@ -236,7 +236,7 @@ func apply(t *testing.T, s *store.Store, c vm.Change) {
 func TestOperationsOpenInABackupEndAtTheNextStartAndDestroyNothing(t *testing.T) {
 	cfg := dryRun(t)
 	s := database(t, cfg)
-	open := func(id string, kind vm.Kind, resource string) {
+	open := func(id string, kind vm.Kind, resource vm.Resource) {
 		t.Helper()
 		apply(t, s, vm.Change{Operation: &vm.Operation{
 			ID:          id,
@@ -254,8 +254,8 @@ func TestOperationsOpenInABackupEndAtTheNextStartAndDestroyNothing(t *testing.T)
 		d.SizeMiB = 1
 		apply(t, s, vm.Change{NewDisk: &d})
 	}
-	open("1", vm.VMCreate, "vms/made")
-	open("2", vm.DiskDelete, "disks/back")
+	open("1", vm.VMCreate, vm.VMResource("made"))
+	open("2", vm.DiskDelete, vm.DiskResource("back"))
 	disk(vm.Disk{ID: "made", State: vm.DiskCreating})
 	disk(vm.Disk{ID: "leaving", State: vm.DiskDetaching, VMID: "a", MountPoint: "/dev/sdb"})
 	disk(vm.Disk{ID: "quiet", State: vm.DiskAvailable})
@@ -316,7 +316,7 @@ func TestOperationsOpenInABackupEndAtTheNextStartAndDestroyNothing(t *testing.T)
 	}
 	var ended []string
 	for _, e := range events {
-		ended = append(ended, e.Resource)
+		ended = append(ended, e.Resource.String())
 	}
 	if !slices.Contains(ended, "operations/1") || !slices.Contains(ended, "operations/2") {
 		t.Errorf("operation.ended of %q, want one for each operation", ended)
@@ -328,7 +328,7 @@ func TestOperationsOpenInABackupEndAtTheNextStartAndDestroyNothing(t *testing.T)
 	if err != nil {
 		t.Fatal(err)
 	}
-	open("3", vm.DiskDelete, "disks/back")
+	open("3", vm.DiskDelete, vm.DiskResource("back"))
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -319,7 +319,7 @@ func services(e *manager.Engine) server.Services {
 
 // event records an event of the daemon, best effort.
 func (c *container) event(ctx context.Context, kind string, data map[string]any) {
-	if err := c.manager.Load().Tell(ctx, vm.NewEvent(kind, "daemon", data)); err != nil {
+	if err := c.manager.Load().Tell(ctx, vm.NewEvent(kind, vm.Resource{Kind: vm.DaemonKind}, data)); err != nil {
 		c.log.Warn("cannot record an event", "kind", kind, "err", err)
 	}
 }

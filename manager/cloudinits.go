@@ -12,102 +12,138 @@ import (
 	"vmand/vm"
 )
 
-// Get returns what is recorded of a VM's cloud-init data, with what the guest
-// says where it can be asked. It fails with [ErrNotFound] if nothing is recorded.
-func (c *CloudInits) Get(ctx context.Context, id string) (vm.CloudInitView, error) {
-	v, err := c.store.VM(ctx, id)
+// CloudInits keeps the cloud-init data of VMs.
+type CloudInits struct {
+	*Engine
+	asked map[string]time.Time // when a guest was last asked for its progress, by VM id; mu of the engine guards it
+}
+
+// A VM that runs keeps the seed it was started with until the new one is recorded.
+var cloudInitSet = verb{
+	kind: vm.CloudInitSet, timeout: deviceTimeout, preemptible: true, edit: true,
+	cleanup: reapplyRecord, reached: recordedOnly, answer: vm.AnswerTarget,
+	points: []string{"seed.written", "cdrom.node-added", "cdrom.device-added"},
+}
+
+// Get returns what is recorded of a VM's cloud-init data, and what the guest reports if it
+// can be asked. It fails with [vm.ErrNotFound] if nothing is recorded.
+func (s *CloudInits) Get(ctx context.Context, id string) (vm.CloudInitView, error) {
+	v, err := s.store.VM(ctx, id)
 	if err != nil {
 		return vm.CloudInitView{}, err
 	}
-	s, err := c.store.Seed(ctx, id)
+	seed, err := s.store.Seed(ctx, id)
 	if err != nil {
 		return vm.CloudInitView{}, err
 	}
-	networks, err := c.Networks.of(ctx, v)
+	networks, err := s.Networks.of(ctx, v)
 	if err != nil {
 		return vm.CloudInitView{}, err
 	}
-	view := vm.CloudInitView{InstanceID: s.InstanceID(v), Spec: s.Masked(), Files: map[string]string{}, Version: v.Version(), Attached: v.HasSeed()}
-	for name, content := range vm.SeedFiles(v, s, networks) {
-		view.Files[name] = vm.MaskSeedFile(name, content)
+	view := vm.CloudInitView{
+		InstanceID: seed.InstanceID(v),
+		Spec:       seed.CloudInit,
+		Attached:   v.HasSeed(),
+		Files:      map[string]string{},
+		Version:    v.Version(),
+	}
+	for name, content := range vm.SeedFiles(v, seed, networks) {
+		view.Files[name] = string(content)
 	}
 	if v.State == vm.Running {
-		if says, err := c.status(ctx, id); err == nil && says.Status != "" {
-			view.Guest = &says
+		if status, err := s.status(ctx, id); err == nil && status.Status != "" {
+			view.Guest = &status
 		}
 	}
 	return view, nil
 }
 
-// Set replaces a VM's cloud-init data. The guest gets them at the VM's next
-// start, and takes all of them on anew if it is to be reprovisioned; otherwise
-// cloud-init does what it does at every boot. A seed that was ejected is put in again.
-func (c *CloudInits) Set(ctx context.Context, vmID string, spec vm.CloudInit, reprovision bool, match vm.Match) (vm.CloudInitView, error) {
-	if err := spec.Check(""); err != nil {
+// Set replaces a VM's cloud-init data. The guest gets them at the VM's next start. With
+// reprovision it takes all of them; otherwise cloud-init does what it does at every boot. A
+// seed that was ejected is inserted again.
+func (s *CloudInits) Set(ctx context.Context, vmID string, c vm.CloudInit, reprovision bool, match vm.Match) (vm.CloudInitView, error) {
+	if err := c.Check(""); err != nil {
 		return vm.CloudInitView{}, err
 	}
-	s := vm.Seed{VMID: vmID, CloudInit: spec}
-	err := c.VMs.liveEdit(ctx, tuning{kind: vm.CloudInitSet, vmID: vmID, match: match, late: true, seed: &s, edit: func(ctx context.Context, v *vm.VM) error {
-		had, err := c.store.Seed(ctx, vmID)
-		switch {
-		case errors.Is(err, vm.ErrNotFound):
-		case err != nil:
-			return err
-		default:
-			s.Instance = had.Instance
-			if reprovision {
-				s.Instance++
-			}
-		}
-		if !v.HasSeed() {
-			v.CDROMs = append(slices.Clone(v.CDROMs), vm.CDROM{ID: vm.SeedCDROM})
-			slices.SortFunc(v.CDROMs, vm.OrderCDROMs)
-		}
-		return nil
-	}, apply: func(ctx context.Context, v vm.VM) error {
-		networks, err := c.Networks.of(ctx, v)
-		if err == nil {
-			err = c.makeSeed(ctx, v, s, networks)
-		}
-		if err != nil {
-			return err
-		}
-		return c.CDROMs.plug(ctx, v)
-	}})
-	if err != nil {
+	change := &seedReplacement{s: s, next: vm.Seed{VMID: vmID, CloudInit: c}, reprovision: reprovision}
+	if err := s.VMs.liveEdit(ctx, &cloudInitSet, &liveEdit{id: vmID, match: match, late: true, change: change}); err != nil {
 		return vm.CloudInitView{}, err
 	}
-	return c.Get(ctx, vmID)
+	return s.Get(ctx, vmID)
 }
 
-// writeSeed makes the seed of a VM that is about to start, if it has a drive for it.
-func (c *CloudInits) writeSeed(ctx context.Context, v vm.VM, networks map[string]vm.Network) error {
-	if !v.HasSeed() {
-		return nil
+// A seedReplacement is one [CloudInits.Set].
+type seedReplacement struct {
+	s           *CloudInits
+	next        vm.Seed
+	reprovision bool
+}
+
+func (x *seedReplacement) seed() *vm.Seed { return &x.next }
+
+func (x *seedReplacement) edit(ctx context.Context, v *vm.VM) (vm.Target, error) {
+	had, err := x.s.store.Seed(ctx, v.ID)
+	switch {
+	case errors.Is(err, vm.ErrNotFound):
+	case err != nil:
+		return vm.Target{}, err
+	default:
+		x.next.Instance = had.Instance
+		if x.reprovision {
+			x.next.Instance++
+		}
 	}
-	s, err := c.store.Seed(ctx, v.ID)
+	if !v.HasSeed() {
+		v.CDROMs = append(slices.Clone(v.CDROMs), vm.CDROM{ID: vm.SeedCDROM})
+		slices.SortFunc(v.CDROMs, vm.OrderCDROMs)
+	}
+	return vm.Target{CDROM: vm.SeedCDROM}, nil
+}
+
+func (x *seedReplacement) apply(ctx context.Context, v vm.VM) error {
+	networks, err := x.s.Networks.of(ctx, v)
 	if err != nil {
 		return err
 	}
-	return c.makeSeed(ctx, v, s, networks)
+	if err := x.s.write(ctx, v, x.next, networks); err != nil {
+		return err
+	}
+	return x.s.CDROMs.plug(ctx, v)
 }
 
-func (c *CloudInits) makeSeed(ctx context.Context, v vm.VM, s vm.Seed, networks map[string]vm.Network) error {
-	if err := c.driver.WriteSeed(ctx, v.ID, vm.SeedFiles(v, s, networks)); err != nil {
+// writeSeed writes the seed of a VM that is about to start, if the VM has a drive for it.
+func (s *CloudInits) writeSeed(ctx context.Context, v vm.VM, networks map[string]vm.Network) error {
+	if !v.HasSeed() {
+		return nil
+	}
+	seed, err := s.store.Seed(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	return s.write(ctx, v, seed, networks)
+}
+
+func (s *CloudInits) write(ctx context.Context, v vm.VM, seed vm.Seed, networks map[string]vm.Network) error {
+	if err := s.driver.WriteSeed(ctx, v.ID, vm.SeedFiles(v, seed, networks)); err != nil {
 		return err
 	}
 	failpoint.Hit("seed.written")
 	return nil
 }
 
-// cloudInitTimeout is how long a guest may take to say how far cloud-init is.
-const cloudInitTimeout = 15 * time.Second
+const (
+	// cloudInitTimeout is how long a guest may take to report the progress of cloud-init.
+	cloudInitTimeout = 15 * time.Second
+	// cloudInitInterval is how often a guest is asked for it.
+	cloudInitInterval = 10 * time.Second
+	// maxGuestErrors is how many errors of a guest are shown.
+	maxGuestErrors = 20
+)
 
-// cloudInitScript tells in a word how far cloud-init is, and then what it has written
-// about that. It looks at the files that cloud-init keeps for others to look at
-// (cloudinit/cmd/main.py and tools/ds-identify in its source): cloud-init status reads
-// the same, and is a program in Python that takes a guest seconds of its one processor
-// while it boots.
+// cloudInitScript prints the state of cloud-init in a word, and then what cloud-init has
+// written about it. It reads the files that cloud-init keeps for that (cloudinit/cmd/main.py
+// and tools/ds-identify in its source). The command "cloud-init status" reads the same, but
+// is a Python program that takes seconds of a guest's only processor while the guest boots.
 const cloudInitScript = `d=/run/cloud-init
 if [ -e $d/result.json ]; then echo result; exec cat $d/result.json
 elif [ -e $d/status.json ]; then echo running; exec cat $d/status.json
@@ -115,32 +151,31 @@ elif [ -e $d/disabled ]; then echo disabled
 elif command -v cloud-init >/dev/null; then echo not run
 else echo absent; fi`
 
-// status asks a guest, through the agent, how far cloud-init is. A guest
-// that does not answer has an empty status. It fails with [CodeGuestRefused] if it can
-// never be asked.
-func (c *CloudInits) status(ctx context.Context, id string) (vm.CloudInitStatus, error) {
-	if c.driver.Agent(id).State != vm.AgentConnected {
+// status asks a guest, through its agent, for the progress of cloud-init. The status of a
+// guest that does not answer is empty. It fails with [vm.CodeGuestRefused] if the guest does
+// not allow the question.
+func (s *CloudInits) status(ctx context.Context, id string) (vm.CloudInitStatus, error) {
+	if s.driver.Agent(id).State != vm.AgentConnected {
 		return vm.CloudInitStatus{}, nil
 	}
 	ctx, stop := context.WithTimeout(ctx, cloudInitTimeout)
 	defer stop()
-	r, err := c.driver.Exec(ctx, id, vm.GuestCommand{Path: "/bin/sh", Args: []string{"-c", cloudInitScript}, Timeout: cloudInitTimeout})
+	r, err := s.driver.Exec(ctx, id, vm.GuestCommand{
+		Path: "/bin/sh", Args: []string{"-c", cloudInitScript}, Timeout: cloudInitTimeout,
+	})
 	var f *vm.Fault
 	switch {
 	case errors.As(err, &f) && f.Code == vm.CodeGuestRefused:
-		return vm.CloudInitStatus{}, err // by its rules, which do not change
+		return vm.CloudInitStatus{}, err // a rule of the guest's, which does not change
 	case err != nil, !r.Exited, r.ExitCode != 0:
 		return vm.CloudInitStatus{}, nil
 	}
-	return cloudInitSays(r.Stdout), nil
+	return parseCloudInitStatus(r.Stdout), nil
 }
 
-// maxGuestErrors is how many errors of a guest are told.
-const maxGuestErrors = 20
-
-// cloudInitSays reads what cloudInitScript has written. What cannot be read, because
-// it is just being written, may be better the next time.
-func cloudInitSays(text []byte) vm.CloudInitStatus {
+// parseCloudInitStatus parses the output of cloudInitScript. The status of output that cannot
+// be parsed is empty: the file may be half written.
+func parseCloudInitStatus(text []byte) vm.CloudInitStatus {
 	word, rest, _ := strings.Cut(string(text), "\n")
 	switch word {
 	case "disabled", "not run", vm.CloudInitAbsent:
@@ -149,70 +184,65 @@ func cloudInitSays(text []byte) vm.CloudInitStatus {
 	default:
 		return vm.CloudInitStatus{}
 	}
-	var says struct {
+	var file struct {
 		V1 *struct {
 			Stage      string   `json:"stage"`
 			DataSource string   `json:"datasource"`
 			Errors     []string `json:"errors"`
 		} `json:"v1"`
 	}
-	if json.Unmarshal([]byte(rest), &says) != nil || says.V1 == nil {
+	if json.Unmarshal([]byte(rest), &file) != nil || file.V1 == nil {
 		return vm.CloudInitStatus{}
 	}
-	s := vm.CloudInitStatus{Status: "running", Detail: vm.Printable(says.V1.Stage)}
 	if word == "running" {
-		return s
+		return vm.CloudInitStatus{Status: "running", Detail: vm.Printable(file.V1.Stage)}
 	}
-	s.Status, s.Detail = "done", vm.Printable(says.V1.DataSource)
-	for _, e := range says.V1.Errors[:min(len(says.V1.Errors), maxGuestErrors)] {
-		s.Status = "error"
-		s.Errors = append(s.Errors, vm.Printable(e))
+	status := vm.CloudInitStatus{Status: "done", Detail: vm.Printable(file.V1.DataSource)}
+	for _, e := range file.V1.Errors[:min(len(file.V1.Errors), maxGuestErrors)] {
+		status.Status = "error"
+		status.Errors = append(status.Errors, vm.Printable(e))
 	}
-	return s
+	return status
 }
 
-// done asks cloud-init in a guest whether it is done, and notes that it
-// is, or that it has failed, which is an error in its own words. A guest that does
-// not answer is not done.
-func (c *CloudInits) done(ctx context.Context, id string) (bool, error) {
-	s, err := c.status(ctx, id)
+// done reports whether cloud-init in a guest is done, and marks that in the boot times. If
+// cloud-init has failed, that is marked and the error says how. A guest that does not answer
+// is not done.
+func (s *CloudInits) done(ctx context.Context, id string) (bool, error) {
+	status, err := s.status(ctx, id)
 	if err != nil {
 		return false, err
 	}
-	done, err := s.Over(id)
+	done, err := status.Over(id)
 	switch {
 	case done:
-		c.Guests.Mark(id, vm.BootCloudInit, now())
+		s.Guests.Mark(id, vm.BootCloudInit, now())
 	case err != nil:
-		c.Guests.Mark(id, vm.BootCloudInitFailed, now())
+		s.Guests.Mark(id, vm.BootCloudInitFailed, now())
 	}
 	return done, err
 }
 
-// ask asks the guests that have a seed how far their cloud-init is, until
-// it is over, so that the times of a boot are known although nobody waits. It does
-// not wait.
-func (c *CloudInits) ask(vms []vm.VM) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	asked := make(map[string]time.Time, len(c.booting))
+// ask asks the guests with a seed for the progress of their cloud-init until it is over, so
+// that the times of a boot are known although no request waits for it. It does not wait.
+func (s *CloudInits) ask(vms []vm.VM) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	asked := make(map[string]time.Time, len(s.asked))
 	for _, v := range vms {
 		over := !v.Boot.CloudInit.IsZero() || !v.Boot.CloudInitFailed.IsZero()
-		if !v.HasSeed() || over || c.driver.Agent(v.ID).State != vm.AgentConnected {
+		if !v.HasSeed() || over || s.driver.Agent(v.ID).State != vm.AgentConnected {
 			continue
 		}
-		asked[v.ID] = c.booting[v.ID]
-		if !c.closing && time.Since(asked[v.ID]) >= bootInterval {
+		asked[v.ID] = s.asked[v.ID]
+		if time.Since(asked[v.ID]) >= cloudInitInterval {
 			asked[v.ID] = time.Now()
-			c.wg.Go(func() {
-				if _, err := c.done(context.Background(), v.ID); err != nil {
-					c.log.Info("cloud-init of a guest is not well", "vm_id", v.ID, "err", err)
+			s.background(func() {
+				if _, err := s.done(context.Background(), v.ID); err != nil {
+					s.log.Info("cloud-init of a guest reports a failure", "vm", v.ID, "err", err)
 				}
 			})
 		}
 	}
-	c.booting = asked // and those that are gone are forgotten
+	s.asked = asked // without the VMs that are gone
 }
-
-// bootInterval is how often the cloud-init of a guest is asked how far it is.
-const bootInterval = 10 * time.Second

@@ -39,7 +39,7 @@ func TestASeedIsMadeAtTheStart(t *testing.T) {
 	}
 	view, err := w.CloudInits.Get(t.Context(), "a")
 	must(t)(err)
-	if view.InstanceID != v.UUID || !view.Attached || view.Spec.PasswordHash != "***" || !strings.Contains(view.Files["vendor-data"], "hashed_passwd: \"***\"") || view.Guest != nil {
+	if view.InstanceID != v.UUID || !view.Attached || view.Spec.PasswordHash != somePassword || !strings.Contains(view.Files["vendor-data"], "hashed_passwd: "+somePassword) || view.Guest != nil {
 		t.Errorf("shown are %+v", view)
 	}
 	if seen := w.driver.Observe(t.Context(), "a"); len(seen.CDROMs) != 1 {

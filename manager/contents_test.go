@@ -18,7 +18,7 @@ func TestContentThatIsAboutToBeUsedStays(t *testing.T) {
 		made <- err
 	}()
 	<-reached
-	wantCode(t, w.Images.Delete(t.Context(), "x", nil), vm.CodeInUse, "at work")
+	wantCode(t, w.Images.Delete(t.Context(), "x", nil), vm.CodeInUse, "an operation uses")
 	release()
 	must(t)(<-made)
 	wantCode(t, w.Images.Delete(t.Context(), "x", nil), vm.CodeInUse, "1 VM")
@@ -60,7 +60,7 @@ func TestContentOfWhatComesBackStays(t *testing.T) {
 			return nil
 		}
 		meanwhile = nil
-		must(t)(w.Orphans.Adopt(t.Context(), resource, "small"))
+		must(t)(w.Orphans.Adopt(t.Context(), vm.ParseResource(resource), "small"))
 		wantCode(t, meanwhile, vm.CodeInUse)
 	}
 }
@@ -68,7 +68,7 @@ func TestContentOfWhatComesBackStays(t *testing.T) {
 func TestOrphansOfImages(t *testing.T) {
 	w := newWorld(t)
 	i := w.fetch("x", "c")
-	resource := "images/" + i.SHA256
+	resource := vm.ImageResource(i.SHA256)
 	_, err := w.Orphans.Delete(t.Context(), resource)
 	wantCode(t, err, vm.CodeState, "no orphan")
 	must(t)(w.store.Apply(t.Context(), vm.Change{DeleteImage: "x"}))
@@ -79,13 +79,13 @@ func TestOrphansOfImages(t *testing.T) {
 	must(t)(w.driver.CreateDisk(t.Context(), "data", base, nil, nil))
 	_, err = w.Orphans.Delete(t.Context(), resource)
 	wantCode(t, err, vm.CodeInUse, "disks/data")
-	must(t)(w.Orphans.Delete(t.Context(), "disks/data"))
+	must(t)(w.Orphans.Delete(t.Context(), vm.DiskResource("data")))
 	if err := w.driver.CreateVM(t.Context(), "web", base, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err = w.Orphans.Delete(t.Context(), resource)
 	wantCode(t, err, vm.CodeInUse, "vms/web")
-	must(t)(w.Orphans.Delete(t.Context(), "vms/web"))
+	must(t)(w.Orphans.Delete(t.Context(), vm.VMResource("web")))
 	must(t)(w.Orphans.Delete(t.Context(), resource))
 	if got := w.driver.Contents(); len(got) != 0 {
 		t.Errorf("the contents %q are left", got)

@@ -10,318 +10,346 @@ import (
 	"vmand/vm"
 )
 
-// Deadlines of what is done to a disk.
+// Disks makes, copies, resizes, plugs and deletes data disks.
+type Disks struct{ *Engine }
+
+// Deadlines of operations on a disk.
 const (
-	diskFileTimeout = 5 * time.Minute
-	plugTimeout     = 90 * time.Second
+	fileTimeout = 5 * time.Minute // to make or remove a file
+	copyTimeout = 24 * time.Hour  // to copy a disk or bring in an image: a slow line, a large disk
+	plugTimeout = 90 * time.Second
 )
 
-// Create makes a data disk, empty or of an image, and returns it when it is
+var filePoints = []string{"image.temp-made", "image.created", "image.renamed"}
+
+var diskCreate = verb{
+	kind: vm.DiskCreate, timeout: fileTimeout,
+	cleanup: leavesNothing, reached: neverKnown, answer: vm.AnswerCreated,
+	points: filePoints,
+}
+
+var diskDelete = verb{
+	kind: vm.DiskDelete, timeout: fileTimeout,
+	cleanup: removeUnrecordedDisk, reached: exists(false), answer: vm.AnswerNothing,
+	points: []string{"files.removed"},
+}
+
+var diskAttach = verb{
+	kind: vm.DiskAttach, timeout: plugTimeout, preemptible: true,
+	cleanup: leavesNothing, reached: diskReaches(vm.DiskAttached), answer: vm.AnswerResource,
+	points: []string{"plug.node-added", "plug.device-added"},
+}
+
+var diskDetach = verb{
+	kind: vm.DiskDetach, timeout: plugTimeout, preemptible: true,
+	cleanup: leavesNothing, reached: diskReaches(vm.DiskAvailable), answer: vm.AnswerResource,
+	points: []string{"unplug.device-deleted", "unplug.node-deleted"},
+}
+
+var diskResize = verb{
+	kind: vm.DiskResize, timeout: fileTimeout, preemptible: true,
+	cleanup: leavesNothing, reached: neverKnown, answer: vm.AnswerResource,
+	points: []string{"resize.grown"},
+}
+
+// removeUnrecordedDisk removes the file of a disk that is not recorded: its deletion had
+// already forgotten it.
+func removeUnrecordedDisk(ctx context.Context, e *Engine, op vm.Operation) error {
+	recorded, err := e.recorded(ctx, op.Resource)
+	if err != nil || recorded {
+		return err
+	}
+	return e.driver.DeleteDisk(ctx, op.Resource.ID)
+}
+
+// diskReaches returns the reached of verbs that bring a disk to a state.
+func diskReaches(want vm.DiskState) func(context.Context, *Engine, vm.Operation) (bool, error) {
+	return func(ctx context.Context, e *Engine, op vm.Operation) (bool, error) {
+		d, err := e.store.Disk(ctx, op.Resource.ID)
+		return err == nil && d.State == want, ignoreNotFound(err)
+	}
+}
+
+// Create makes a data disk, empty or an overlay of an image, and returns it when it is
 // durable.
 func (s *Disks) Create(ctx context.Context, n vm.NewDisk) (vm.Disk, error) {
 	if err := n.Check(); err != nil {
 		return vm.Disk{}, err
 	}
-	d := vm.Disk{ID: newDiskID(), DiskFile: vm.DiskFile{SizeMiB: n.SizeMiB}, MountPoint: n.MountPoint, State: vm.DiskCreating, CreatedAt: now()}
-	c := s.making(&d, nil)
-	if n.Image != "" {
-		var held []vm.Image
-		c.after = func() { s.Images.release(held) }
-		c.intent = func(ctx context.Context, _ *run) (vm.Change, error) {
-			i, err := s.Images.hold(ctx, n.Image, "/image")
-			if err != nil {
-				return vm.Change{}, err
-			}
-			held = append(held, i)
-			d.DiskFile, err = vm.OverlayOf(i, n.SizeMiB, "/size", "/image")
-			return vm.Change{NewDisk: &d}, err
-		}
-	}
-	r, err := s.begin(ctx, c)
-	if err != nil {
+	c := s.newDisk(n)
+	if _, err := s.run(ctx, diskCreate.request(c, vm.DiskResource(c.d.ID))); err != nil {
 		return vm.Disk{}, err
 	}
-	if _, err := r.wait(ctx); err != nil {
-		return vm.Disk{}, err
-	}
-	return s.store.Disk(ctx, d.ID)
+	return s.store.Disk(ctx, c.d.ID)
 }
 
-// Copy begins to make a data disk that is a copy of another disk, n.FromDisk,
-// and returns it as it is recorded meanwhile. Use [Operations.Wait] to learn how that
-// ends: a disk that could not be made is gone again.
+// Copy begins to make a data disk that is a copy of another disk, n.FromDisk, and returns
+// it as it is recorded meanwhile. [Operations.Wait] returns how that ends: a disk that
+// could not be made is removed again.
 func (s *Disks) Copy(ctx context.Context, n vm.NewDisk) (vm.Disk, vm.Operation, error) {
 	if err := n.Check(); err != nil {
 		return vm.Disk{}, vm.Operation{}, err
 	}
-	resource, err := s.copied(ctx, n.FromDisk)
+	source, err := s.sourceOf(ctx, n.FromDisk)
 	if err != nil {
 		return vm.Disk{}, vm.Operation{}, err
 	}
-	d := vm.Disk{ID: newDiskID(), MountPoint: n.MountPoint, State: vm.DiskCreating, CreatedAt: now()}
-	var from vm.CopySource
-	c := s.making(&d, &from)
-	c.resources = append(c.resources, resource)
-	c.intent = func(ctx context.Context, _ *run) (_ vm.Change, err error) {
-		if from, err = s.copySource(ctx, resource); err != nil {
-			return vm.Change{}, err
-		}
-		d.SizeMiB = cmp.Or(n.SizeMiB, from.File.SizeMiB)
-		if d.SizeMiB < from.File.SizeMiB {
-			return vm.Change{}, vm.InvalidField("/size", "must be at least %g GiB, the size of what is copied", float64(from.File.SizeMiB)/vm.MiBPerGiB)
-		}
-		d.Image = from.File.Image
-		return vm.Change{NewDisk: &d}, nil
-	}
-	r, err := s.begin(ctx, c)
+	c := s.newDisk(n)
+	c.source = source
+	q := diskCreate.request(c, vm.DiskResource(c.d.ID), source)
+	q.timeout, q.preemptible = copyTimeout, true
+	r, err := s.begin(ctx, q)
 	if err != nil {
 		return vm.Disk{}, vm.Operation{}, err
 	}
-	recorded := d
-	if now, err := s.store.Disk(ctx, d.ID); err == nil { // else it has failed by now
-		recorded = now
+	d, err := s.store.Disk(ctx, c.d.ID)
+	if err != nil { // the copy has failed by now
+		d = c.d
 	}
-	return recorded, r.snapshot(), nil
+	return d, r.snapshot(), nil
 }
 
-func newDiskID() string { return "disk-" + randomWord(10) }
-
-// making returns the change that makes a disk, empty, an overlay or a copy.
-func (s *Disks) making(d *vm.Disk, from *vm.CopySource) change {
-	timeout := diskFileTimeout
-	if from != nil {
-		timeout = importTimeout
-	}
-	return change{
-		kind: vm.DiskCreate, resources: []string{vm.DiskResource(d.ID)}, timeout: timeout, preemptible: from != nil,
-		intent: func(context.Context, *run) (vm.Change, error) { return vm.Change{NewDisk: d}, nil },
-		act: func(ctx context.Context, r *run) (vm.Change, error) {
-			if from != nil {
-				r.report("copy", "from "+from.Resource)
-			}
-			if err := s.driver.CreateDisk(ctx, d.ID, d.DiskFile, from, r.progress); err != nil {
-				return vm.Change{}, err
-			}
-			made := *d
-			made.State = vm.DiskAvailable
-			return vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskCreating, Disk: made}}}, nil
-		},
-		truth: func(ctx context.Context) (vm.Change, error) { return s.truth(ctx, d.ID) },
-	}
+func (s *Disks) newDisk(n vm.NewDisk) *diskCreation {
+	return &diskCreation{s: s, n: n, d: vm.Disk{
+		ID: "disk-" + randomWord(10), DiskFile: vm.DiskFile{SizeMiB: n.SizeMiB},
+		MountPoint: n.MountPoint, State: vm.DiskCreating, CreatedAt: now(),
+	}}
 }
 
-// Delete removes a disk that is not attached.
-func (s *Disks) Delete(ctx context.Context, id string, match vm.Match) error {
-	r, err := s.begin(ctx, change{
-		kind: vm.DiskDelete, resources: []string{vm.DiskResource(id)}, timeout: diskFileTimeout,
-		intent: func(ctx context.Context, _ *run) (vm.Change, error) {
-			d, err := s.store.Disk(ctx, id)
-			if err != nil {
-				return vm.Change{}, err
-			}
-			if err := match.Check("disk "+id, d.Version()); err != nil {
-				return vm.Change{}, err
-			}
-			if d.VMID != "" {
-				return vm.Change{}, &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("disk %s is attached to VM %s", id, d.VMID), Hint: "detach it first"}
-			}
-			// The record goes before the file: a kill in between leaves a
-			// file that the open operation accounts for.
-			return vm.Change{DeleteDisk: id}, nil
-		},
-		act: func(ctx context.Context, r *run) (vm.Change, error) {
-			return vm.Change{}, s.driver.DeleteDisk(ctx, id)
-		},
-		truth: func(context.Context) (vm.Change, error) { return vm.Change{}, nil },
-	})
+// A diskCreation makes one data disk.
+type diskCreation struct {
+	s      *Disks
+	n      vm.NewDisk
+	source vm.Resource // to copy; zero for none
+	d      vm.Disk     // as it is recorded with the intent
+	from   *vm.CopySource
+	held   []vm.Image
+}
+
+func (c *diskCreation) intent(ctx context.Context, _ *run) (vm.Change, error) {
+	var err error
+	switch {
+	case c.source != vm.Resource{}:
+		err = c.copyOf(ctx)
+	case c.n.Image != "":
+		err = c.overlay(ctx)
+	}
+	recorded := c.d
+	return vm.Change{NewDisk: &recorded}, err
+}
+
+func (c *diskCreation) overlay(ctx context.Context) error {
+	i, err := c.s.Images.hold(ctx, c.n.Image, "/image")
 	if err != nil {
 		return err
 	}
-	_, err = r.wait(ctx)
+	c.held = append(c.held, i)
+	c.d.DiskFile, err = vm.OverlayOf(i, c.n.SizeMiB, "/size", "/image")
 	return err
 }
 
-// locked runs one operation on a disk and on the VM it is, or is to be,
-// attached to, while both are locked, and returns the disk as it is then. vmID
-// says which VM that is, given the disk; it may be empty.
-func (s *Disks) locked(ctx context.Context, id string, vmID func(vm.Disk) string, build func(vmID string) change) (vm.Disk, vm.Operation, error) {
+func (c *diskCreation) copyOf(ctx context.Context) error {
+	from, err := c.s.copySource(ctx, c.source)
+	if err != nil {
+		return err
+	}
+	c.from = &from
+	c.d.SizeMiB = cmp.Or(c.n.SizeMiB, from.File.SizeMiB)
+	if c.d.SizeMiB < from.File.SizeMiB {
+		return vm.InvalidField("/size", "must be at least %g GiB, the size of the disk to copy", float64(from.File.SizeMiB)/vm.MiBPerGiB)
+	}
+	c.d.Image = from.File.Image
+	return nil
+}
+
+func (c *diskCreation) act(ctx context.Context, r *run) (vm.Change, error) {
+	if c.from != nil {
+		r.report("copy", "from "+c.source.String())
+	}
+	if err := c.s.driver.CreateDisk(ctx, c.d.ID, c.d.DiskFile, c.from, r.progress); err != nil {
+		return vm.Change{}, err
+	}
+	made := c.d
+	made.State = vm.DiskAvailable
+	return vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskCreating, Disk: made}}}, nil
+}
+
+func (c *diskCreation) truth(ctx context.Context) (vm.Change, error) { return c.s.truth(ctx, c.d.ID) }
+
+func (c *diskCreation) release() { c.s.Images.release(c.held) }
+
+// sourceOf returns the resource that a copy is made of, given its id: a data disk or, if
+// there is none of that id, a VM.
+func (s *Disks) sourceOf(ctx context.Context, id string) (vm.Resource, error) {
+	for _, r := range []vm.Resource{vm.DiskResource(id), vm.VMResource(id)} {
+		if recorded, err := s.recorded(ctx, r); recorded || err != nil {
+			return r, err
+		}
+	}
+	return vm.Resource{}, vm.InvalidField("/from_disk", "there is no disk and no VM %q", id)
+}
+
+// copySource returns what to copy of a disk that nothing uses. It must be called with the
+// resource locked.
+func (s *Disks) copySource(ctx context.Context, resource vm.Resource) (vm.CopySource, error) {
+	if resource.Kind == vm.VMKind {
+		v, err := s.VMs.settled(ctx, resource.ID)
+		if err == nil && v.State != vm.Stopped {
+			err = &vm.Fault{
+				Code:   vm.CodeState,
+				Detail: fmt.Sprintf("VM %s is not stopped: it is %s", v.ID, v.State),
+				Hint:   "stop it first",
+			}
+		}
+		return vm.CopySource{Resource: resource, File: v.Root}, err
+	}
+	d, err := s.store.Disk(ctx, resource.ID)
+	switch {
+	case err != nil:
+	case d.VMID != "":
+		err = attachedFault(d)
+	case d.State != vm.DiskAvailable:
+		err = vm.NotAvailable(d)
+	}
+	return vm.CopySource{Resource: resource, File: d.DiskFile}, err
+}
+
+func attachedFault(d vm.Disk) *vm.Fault {
+	return &vm.Fault{
+		Code:   vm.CodeInUse,
+		Detail: fmt.Sprintf("disk %s is attached to VM %s", d.ID, d.VMID),
+		Hint:   "detach it first",
+	}
+}
+
+// Delete removes a disk. It fails with [vm.CodeInUse] while the disk is attached.
+func (s *Disks) Delete(ctx context.Context, id string, match vm.Match) error {
+	_, err := s.run(ctx, diskDelete.request(&diskDeletion{s: s, id: id, match: match}, vm.DiskResource(id)))
+	return err
+}
+
+// A diskDeletion is one [Disks.Delete]. The record goes before the file: a kill in between
+// leaves a file that the open operation accounts for.
+type diskDeletion struct {
+	s     *Disks
+	id    string
+	match vm.Match
+}
+
+func (x *diskDeletion) intent(ctx context.Context, _ *run) (vm.Change, error) {
+	d, err := x.s.store.Disk(ctx, x.id)
+	if err != nil {
+		return vm.Change{}, err
+	}
+	if err := x.match.Check("disk "+x.id, d.Version()); err != nil {
+		return vm.Change{}, err
+	}
+	if d.VMID != "" {
+		return vm.Change{}, attachedFault(d)
+	}
+	return vm.Change{DeleteDisk: x.id}, nil
+}
+
+func (x *diskDeletion) act(ctx context.Context, _ *run) (vm.Change, error) {
+	return vm.Change{}, x.s.driver.DeleteDisk(ctx, x.id)
+}
+
+func (x *diskDeletion) truth(context.Context) (vm.Change, error) { return vm.Change{}, nil }
+
+// truth implements [settler]: a disk that was never finished is removed, and a detach that
+// the guest or QEMU has not carried out is asked for again. The disk's VM must be locked
+// too.
+func (s *Disks) truth(ctx context.Context, id string) (vm.Change, error) {
 	d, err := s.store.Disk(ctx, id)
 	if err != nil {
-		return vm.Disk{}, vm.Operation{}, err
+		return vm.Change{}, ignoreNotFound(err)
 	}
-	on := vmID(d)
-	c := build(on)
-	c.resources = []string{vm.DiskResource(id)}
-	if on != "" {
-		c.resources = append(c.resources, vm.VMResource(on))
+	var seen vm.Observation
+	if d.VMID != "" {
+		seen = s.driver.Observe(ctx, d.VMID)
 	}
-	c.preemptible = true
-	intent := c.intent
-	c.intent = func(ctx context.Context, r *run) (vm.Change, error) {
-		now, err := s.store.Disk(ctx, id)
-		if err == nil && vmID(now) != on { // it moved before we had the lock
-			err = &vm.Fault{Code: vm.CodeBusy, Detail: fmt.Sprintf("disk %s was just attached or detached", id), Hint: "try again"}
-		}
-		if err != nil {
+	verdict := vm.SettleDisk(d, seen)
+	if verdict.Remove {
+		if err := s.driver.DeleteDisk(ctx, id); err != nil {
 			return vm.Change{}, err
 		}
-		return intent(ctx, r)
+		return vm.Change{DeleteDisk: id}, nil
 	}
-	c.truth = func(ctx context.Context) (vm.Change, error) { return s.truth(ctx, id) }
-	r, err := s.begin(ctx, c)
-	if err != nil {
-		return vm.Disk{}, vm.Operation{}, err
+	if verdict.Unplug && s.driver.DetachDisk(ctx, d) == nil {
+		verdict.Detach = true
+	} else if verdict.Detach && seen.Alive() {
+		// An attach or a detach was cut short: without the device QEMU may still hold the
+		// file, and no other VM could use it.
+		err := s.driver.DetachDisk(ctx, d)
+		if errors.Is(err, vm.ErrUnavailable) { // QEMU still has it: the detach goes on
+			return detaching(d, err), nil
+		}
+		if err != nil {
+			return vm.Change{}, fmt.Errorf("take the file of disk %s back from VM %s: %w", id, d.VMID, err)
+		}
 	}
-	op, err := r.wait(ctx)
-	if err != nil && !errors.Is(err, vm.ErrUnavailable) {
-		return vm.Disk{}, op, err
+	if verdict.Detach {
+		return vm.Change{Disks: []vm.DiskUpdate{vm.Release(d)}}, nil
 	}
-	d, rerr := s.store.Disk(context.WithoutCancel(ctx), id)
-	if rerr != nil {
-		return vm.Disk{}, op, rerr
-	}
-	if err != nil && !d.State.Transitional() {
-		return vm.Disk{}, op, err
-	}
-	return d, op, nil
+	return s.fileTruth(ctx, d, verdict.State)
 }
 
-// Attach gives a disk to a VM, plugging it in if the VM runs. The disk it
-// returns is still in state detaching or attaching if QEMU does not answer.
-func (s *Disks) Attach(ctx context.Context, id, vmID, mountPoint string) (vm.Disk, vm.Operation, error) {
-	return s.locked(ctx, id, func(vm.Disk) string { return vmID }, func(string) change {
-		var d vm.Disk
-		c := change{kind: vm.DiskAttach, timeout: plugTimeout}
-		c.intent = func(ctx context.Context, _ *run) (_ vm.Change, err error) {
-			v, err := s.VMs.settled(ctx, vmID)
-			if err != nil {
-				return vm.Change{}, err
-			}
-			var from vm.DiskState
-			if d, from, err = s.toAttach(ctx, id, v, mountPoint); err != nil {
-				return vm.Change{}, err
-			}
-			d.State = vm.DiskAttaching
-			if !vm.Live(v) {
+// detaching returns the change that records a disk as one that the QEMU of its VM still
+// has, and why.
+func detaching(d vm.Disk, why error) vm.Change {
+	was := d
+	d.State, d.Reason = vm.DiskDetaching, vm.ProblemOf(why).Detail
+	if d == was {
+		return vm.Change{}
+	}
+	return vm.Change{Disks: []vm.DiskUpdate{{From: was.State, Disk: d}}}
+}
+
+// fileTruth compares what is recorded of a disk with its file.
+func (s *Disks) fileTruth(ctx context.Context, d vm.Disk, state vm.DiskState) (vm.Change, error) {
+	was := d
+	d.State = state
+	switch size, err := s.driver.DiskSize(ctx, d.ID); {
+	case errors.Is(err, vm.ErrNotFound):
+		d.State, d.Reason = vm.DiskError, "the disk's file is missing"
+	case err != nil:
+		return vm.Change{}, err
+	default:
+		d.SizeMiB = size
+		if d.State == vm.DiskError {
+			d.State, d.Reason = vm.DiskAvailable, ""
+			if d.VMID != "" {
 				d.State = vm.DiskAttached
 			}
-			return vm.Change{Disks: []vm.DiskUpdate{{From: from, Disk: d}}}, nil
 		}
-		c.act = func(ctx context.Context, r *run) (vm.Change, error) {
-			if d.State == vm.DiskAttached {
-				return vm.Change{}, nil
-			}
-			if err := s.driver.AttachDisk(ctx, d); err != nil {
-				return vm.Change{}, err
-			}
-			d.State = vm.DiskAttached
-			return vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAttaching, Disk: d}}}, nil
-		}
-		return c
-	})
+	}
+	if d == was {
+		return vm.Change{}, nil
+	}
+	return vm.Change{Disks: []vm.DiskUpdate{{From: was.State, Disk: d}}}, nil
 }
 
-// toAttach returns the disk as it is to be recorded on v, and its state now.
-// Attaching a disk that its VM has not let go of yet takes the detach back.
-func (s *Disks) toAttach(ctx context.Context, id string, v vm.VM, mountPoint string) (vm.Disk, vm.DiskState, error) {
+// stateName implements [settler].
+func (s *Disks) stateName(ctx context.Context, id string) (string, error) {
 	d, err := s.store.Disk(ctx, id)
+	if errors.Is(err, vm.ErrNotFound) {
+		return "absent", nil
+	}
+	return string(d.State), err
+}
+
+// unplugged returns the updates of the disks that were being attached to or detached from a
+// VM that has no process any more.
+func (s *Disks) unplugged(ctx context.Context, vmID string) ([]vm.DiskUpdate, error) {
+	disks, err := s.store.Disks(ctx, vm.DiskFilter{VMID: vmID}, vm.Page{})
 	if err != nil {
-		return d, "", err
+		return nil, err
 	}
-	from := d.State
-	switch {
-	case d.State == vm.DiskDetaching && d.VMID == v.ID:
-		d.Reason = ""
-		return d, from, nil
-	case d.VMID != "":
-		return d, from, &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("disk %s is already attached to VM %s", id, d.VMID), Hint: "detach it first"}
-	case d.State != vm.DiskAvailable:
-		return d, from, vm.NotAvailable(d)
-	case v.State == vm.Errored:
-		return d, from, &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("VM %s is in state error", v.ID), Hint: "stop it first"}
+	var updates []vm.DiskUpdate
+	for _, d := range disks {
+		if vm.SettleDisk(d, vm.Observation{}).Detach {
+			updates = append(updates, vm.Release(d))
+		}
 	}
-	taken, err := s.store.Disks(ctx, vm.DiskFilter{VMID: v.ID}, vm.Page{})
-	if err != nil {
-		return d, from, err
-	}
-	if mountPoint == "" {
-		mountPoint = d.MountPoint
-	}
-	d.VMID = v.ID
-	d.MountPoint, err = vm.PlaceDisk(v.ID, mountPoint, taken)
-	return d, from, err
+	return updates, nil
 }
-
-// Detach takes a disk from its VM, unplugging it if the VM runs. The disk it
-// returns is still in state detaching if the guest or QEMU has not let go.
-func (s *Disks) Detach(ctx context.Context, id string) (vm.Disk, vm.Operation, error) {
-	return s.locked(ctx, id, attachedTo, func(vmID string) change {
-		var d vm.Disk
-		c := change{kind: vm.DiskDetach, timeout: plugTimeout}
-		c.intent = func(ctx context.Context, _ *run) (_ vm.Change, err error) {
-			if d, err = s.store.Disk(ctx, id); err != nil {
-				return vm.Change{}, err
-			}
-			if vmID == "" {
-				return vm.Change{}, &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("disk %s is not attached", id)}
-			}
-			v, err := s.VMs.settled(ctx, vmID)
-			if err != nil {
-				return vm.Change{}, err
-			}
-			if !vm.Live(v) && v.State != vm.Errored {
-				return vm.Change{Disks: []vm.DiskUpdate{vm.Release(d)}}, nil
-			}
-			from := d.State
-			d.State = vm.DiskDetaching
-			return vm.Change{Disks: []vm.DiskUpdate{{From: from, Disk: d}}}, nil
-		}
-		c.act = func(ctx context.Context, r *run) (vm.Change, error) {
-			if d.State != vm.DiskDetaching {
-				return vm.Change{}, nil
-			}
-			if err := s.driver.DetachDisk(ctx, d); err != nil {
-				return vm.Change{}, err
-			}
-			return vm.Change{Disks: []vm.DiskUpdate{vm.Release(d)}}, nil
-		}
-		return c
-	})
-}
-
-// Resize grows a disk, attached or not, and returns it.
-func (s *Disks) Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error) {
-	if err := vm.CheckDiskSize(sizeMiB, "/size"); err != nil {
-		return vm.Disk{}, err
-	}
-	d, _, err := s.locked(ctx, id, attachedTo, func(string) change {
-		var d vm.Disk
-		c := change{kind: vm.DiskResize, timeout: diskFileTimeout}
-		c.intent = func(ctx context.Context, _ *run) (_ vm.Change, err error) {
-			if d, err = s.store.Disk(ctx, id); err != nil {
-				return vm.Change{}, err
-			}
-			if err := match.Check("disk "+id, d.Version()); err != nil {
-				return vm.Change{}, err
-			}
-			if sizeMiB < d.SizeMiB {
-				return vm.Change{}, vm.InvalidField("/size", "must be at least %g GiB, the present size: a disk cannot shrink", float64(d.SizeMiB)/vm.MiBPerGiB)
-			}
-			if d.State != vm.DiskAvailable && d.State != vm.DiskAttached {
-				return vm.Change{}, &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("disk %s cannot be resized: it is in state %s", id, d.State)}
-			}
-			return vm.Change{}, nil
-		}
-		c.act = func(ctx context.Context, r *run) (vm.Change, error) {
-			if err := s.driver.ResizeDisk(ctx, d, sizeMiB); err != nil {
-				return vm.Change{}, err
-			}
-			d.SizeMiB = sizeMiB
-			return vm.Change{Disks: []vm.DiskUpdate{{From: d.State, Disk: d}}}, nil
-		}
-		return c
-	})
-	return d, err
-}
-
-func attachedTo(d vm.Disk) string { return d.VMID }

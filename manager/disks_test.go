@@ -106,11 +106,11 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 		t.Fatalf("attached again as %+v, %v", got, err)
 	}
 	must(t)(w.Disks.Detach(t.Context(), d.ID))
-	if r, err := w.Settle(t.Context(), "disks/"+d.ID); err != nil || r.Changed {
+	if r, err := w.Settle(t.Context(), vm.DiskResource(d.ID)); err != nil || r.Changed {
 		t.Errorf("settled while stuck: %+v, %v", r, err)
 	}
 	w.driver.Hook = nil
-	if r, err := w.Settle(t.Context(), "disks/"+d.ID); err != nil || !r.Changed || r.Is != "available" {
+	if r, err := w.Settle(t.Context(), vm.DiskResource(d.ID)); err != nil || !r.Changed || r.Is != "available" {
 		t.Errorf("settled when let go: %+v, %v", r, err)
 	}
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
@@ -126,14 +126,14 @@ func TestADiskWhoseFileIsLostSaysSo(t *testing.T) {
 	w := newWorld(t)
 	d := w.disk("")
 	w.driver.LoseDisk(d.ID)
-	if r, err := w.Settle(t.Context(), "disks/"+d.ID); err != nil || !r.Changed {
+	if r, err := w.Settle(t.Context(), vm.DiskResource(d.ID)); err != nil || !r.Changed {
 		t.Errorf("settled: %+v, %v", r, err)
 	}
 	if got := w.wantDisk(d.ID, vm.DiskError, "", ""); got.Reason == "" {
 		t.Error("the disk does not say why")
 	}
 	must(t)(w.driver.CreateDisk(t.Context(), d.ID, vm.DiskFile{SizeMiB: 512}, nil, nil))
-	must(t)(w.Settle(t.Context(), "disks/"+d.ID))
+	must(t)(w.Settle(t.Context(), vm.DiskResource(d.ID)))
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
@@ -178,7 +178,7 @@ func TestAnAttachCutShortLeavesNothingInQEMU(t *testing.T) {
 	w.do("a", vm.OpStart)
 	d := w.disk("")
 	d.State, d.VMID, d.MountPoint = vm.DiskAttaching, "a", "/dev/sdb" // the daemon was killed before the device was added
-	id := w.open(vm.DiskAttach, vm.DiskResource(d.ID), vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}})
+	id := w.open(vm.DiskAttach, vm.DiskResource(d.ID).String(), vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}})
 	refuse := true
 	w.driver.Hook = func(_ context.Context, method, _ string) error {
 		if method == "DetachDisk" && refuse {

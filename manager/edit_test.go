@@ -50,7 +50,7 @@ func TestEveryChangeIsAnEvent(t *testing.T) {
 	d := w.disk("")
 	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
 	w.driver.Set("a", "shutdown")
-	must(t)(w.Settle(t.Context(), "vms/a"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	must(t)(w.VMs.Delete(t.Context(), "a", nil))
 	events, err := w.store.Events(t.Context(), vm.EventFilter{}, vm.Page{})
 	must(t)(err)
@@ -62,7 +62,7 @@ func TestEveryChangeIsAnEvent(t *testing.T) {
 		}
 		last = e.Seq
 		if !strings.HasPrefix(e.Type, "operation.") {
-			got = append(got, e.Type+" "+strings.ReplaceAll(e.Resource, d.ID, "d"))
+			got = append(got, e.Type+" "+strings.ReplaceAll(e.Resource.String(), d.ID, "d"))
 		}
 	}
 	want := []string{"network.created networks/vman0", "template.created templates/small", "vm.created vms/a", "vm.state vms/a", "vm.state vms/a", "disk.created disks/d", "disk.state disks/d",
@@ -70,7 +70,7 @@ func TestEveryChangeIsAnEvent(t *testing.T) {
 	if strings.Join(got, ", ") != strings.Join(want, ", ") {
 		t.Errorf("events %q; want %q", got, want)
 	}
-	states, err := w.store.Events(t.Context(), vm.EventFilter{Type: "vm.", Resource: "vms/a"}, vm.Page{})
+	states, err := w.store.Events(t.Context(), vm.EventFilter{Type: "vm.", Resource: vm.VMResource("a")}, vm.Page{})
 	if err != nil || len(states) != 6 {
 		t.Errorf("%d events of the VM, %v", len(states), err)
 	}
@@ -84,7 +84,7 @@ func TestARequestIsCarriedOutOncePerKey(t *testing.T) {
 	_, err = w.Disks.Create(ctx, vm.NewDisk{SizeMiB: 1})
 	wantCode(t, err, vm.CodeRepeated)
 	op, reply, err := w.store.OperationByKey(t.Context(), "token:admin", "k1")
-	if err != nil || reply != nil || op.Resource != "disks/"+d.ID || op.Fingerprint != "f1" || op.State != vm.OpSucceeded {
+	if err != nil || reply != nil || op.Resource.String() != "disks/"+d.ID || op.Fingerprint != "f1" || op.State != vm.OpSucceeded {
 		t.Errorf("by key: %+v, %v, %v", op, reply, err)
 	}
 	must(t)(w.store.KeepReply(t.Context(), op.ID, vm.Reply{Status: 201, Body: []byte("{}")}))
@@ -106,34 +106,34 @@ func TestOrphansAreTheOperatorsToDecide(t *testing.T) {
 	must(t)(w.driver.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 700}, nil, nil))
 	must(t)(w.driver.CreateDisk(t.Context(), "junk", vm.DiskFile{SizeMiB: 1}, nil, nil))
 
-	_, err := w.Orphans.Delete(t.Context(), "vms/web")
+	_, err := w.Orphans.Delete(t.Context(), vm.VMResource("web"))
 	wantCode(t, err, vm.CodeState, "process")
-	_, err = w.Orphans.Adopt(t.Context(), "vms/web", "nothing")
+	_, err = w.Orphans.Adopt(t.Context(), vm.VMResource("web"), "nothing")
 	wantCode(t, err, vm.CodeInvalid, "/template_name")
 	w.driver.AddVMFiles("forged")
-	_, err = w.Orphans.Adopt(t.Context(), "vms/forged", "small")
+	_, err = w.Orphans.Adopt(t.Context(), vm.VMResource("forged"), "small")
 	wantCode(t, err, vm.CodeState, "/etc/shadow")
-	must(t)(w.Orphans.Adopt(t.Context(), "vms/web", "small"))
+	must(t)(w.Orphans.Adopt(t.Context(), vm.VMResource("web"), "small"))
 	w.wantVM("web", vm.Running, vm.ReasonRequested)
-	must(t)(w.Orphans.Adopt(t.Context(), "disks/data", ""))
+	must(t)(w.Orphans.Adopt(t.Context(), vm.DiskResource("data"), ""))
 	if d := w.wantDisk("data", vm.DiskAvailable, "", ""); d.SizeMiB != 700 {
 		t.Errorf("adopted %+v", d)
 	}
-	must(t)(w.Orphans.Delete(t.Context(), "disks/junk"))
+	must(t)(w.Orphans.Delete(t.Context(), vm.DiskResource("junk")))
 	for _, resource := range []string{"vms/known", "vms/web", "disks/data"} {
 		if strings.HasPrefix(resource, "vms/") {
-			_, err := w.Orphans.Terminate(t.Context(), resource)
+			_, err := w.Orphans.Terminate(t.Context(), vm.ParseResource(resource))
 			wantCode(t, err, vm.CodeState, "recorded")
 		}
-		_, err := w.Orphans.Delete(t.Context(), resource)
+		_, err := w.Orphans.Delete(t.Context(), vm.ParseResource(resource))
 		wantCode(t, err, vm.CodeState, "recorded")
 	}
 	for _, resource := range []string{"vms/nobody", "disks/nothing", "disks/junk", "networks/x", "vms/../x", "vms"} {
-		_, err := w.Orphans.Delete(t.Context(), resource)
+		_, err := w.Orphans.Delete(t.Context(), vm.ParseResource(resource))
 		wantCode(t, err, vm.CodeNotFound)
 	}
 	w.driver.Set("stray", vm.StatusRunning)
-	must(t)(w.Orphans.Terminate(t.Context(), "vms/stray"))
+	must(t)(w.Orphans.Terminate(t.Context(), vm.VMResource("stray")))
 	if n := w.driver.Processes(); n != 1 {
 		t.Errorf("%d processes", n)
 	}

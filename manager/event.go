@@ -2,14 +2,14 @@ package manager
 
 import (
 	"context"
-	"sync"
 
 	"vmand/vm"
 )
 
-// apply records c and the events it makes, and wakes whoever waits for events.
+// apply records c together with the events that follow from it, and wakes those that
+// wait for events.
 func (e *Engine) apply(ctx context.Context, c vm.Change) error {
-	c.Events = append(eventsOf(c), c.Events...)
+	c.Events = append(e.eventsOf(c), c.Events...)
 	at := now()
 	for i := range c.Events {
 		c.Events[i].At = at
@@ -28,33 +28,9 @@ func (e *Engine) Tell(ctx context.Context, events ...vm.Event) error {
 	return e.apply(ctx, vm.Change{Events: events})
 }
 
-// NextEvent returns a channel that is closed when the next event is recorded.
-// Ask for it before reading the events there are, and none is missed.
+// NextEvent returns a channel that is closed when the next event is recorded. A caller
+// that asks for it before it reads the events misses none.
 func (e *Engine) NextEvent() <-chan struct{} { return e.feed.next() }
-
-// A feed tells any number of listeners that there is something new.
-type feed struct {
-	mu sync.Mutex
-	c  chan struct{}
-}
-
-func (f *feed) next() <-chan struct{} {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.c == nil {
-		f.c = make(chan struct{})
-	}
-	return f.c
-}
-
-func (f *feed) wake() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.c != nil {
-		close(f.c)
-		f.c = nil
-	}
-}
 
 func operationEvent(kind string, op vm.Operation) vm.Event {
 	data := map[string]any{"kind": op.Kind, "resource": op.Resource, "state": op.State, "requested_by": op.RequestedBy}
@@ -67,49 +43,51 @@ func operationEvent(kind string, op vm.Operation) vm.Event {
 	if op.Problem != nil {
 		data["problem"] = op.Problem
 	}
-	return vm.NewEvent(kind, "operations/"+op.ID, data)
+	return vm.NewEvent(kind, vm.OperationResource(op.ID), data)
 }
 
-// eventsOf returns what there is to tell of the VMs, disks and templates in c.
-func eventsOf(c vm.Change) []vm.Event {
+// eventsOf returns the events of the resources that c changes.
+func (e *Engine) eventsOf(c vm.Change) []vm.Event {
 	var events []vm.Event
-	add := func(kind, resource string, data map[string]any) {
-		events = append(events, vm.NewEvent(kind, resource, data))
-	}
 	if t := c.NewTemplate; t != nil {
-		add("template.created", vm.TemplateResource(t.Name), map[string]any{"cpu_count": t.CPUCount, "ram_amount": t.RAMMiB})
+		events = append(events, vm.NewEvent("template.created", vm.TemplateResource(t.Name),
+			map[string]any{"cpu_count": t.CPUCount, "ram_amount": t.RAMMiB}))
 	}
 	if c.DeleteTemplate != "" {
-		add("template.deleted", vm.TemplateResource(c.DeleteTemplate), map[string]any{})
+		events = append(events, deleted("template", vm.TemplateResource(c.DeleteTemplate)))
 	}
 	if v := c.NewVM; v != nil {
-		add("vm.created", vm.VMResource(v.ID), map[string]any{"template": v.Template.Name, "state": v.State})
+		events = append(events, vm.NewEvent("vm.created", vm.VMResource(v.ID),
+			map[string]any{"template": v.Template.Name, "state": v.State}))
 	}
-	if u := c.VM; u != nil {
-		v := u.VM
-		switch {
-		case c.Operation != nil && isEdit(c.Operation.Kind):
-			add("vm.updated", vm.VMResource(v.ID), map[string]any{"state": v.State})
-		case u.From != v.State || c.Operation == nil:
-			add("vm.state", vm.VMResource(v.ID), map[string]any{"from": u.From, "to": v.State, "reason": v.Reason, "detail": v.ReasonDetail})
-		}
+	if c.VM != nil {
+		events = append(events, e.vmEvents(c)...)
 	}
 	events = append(events, diskEvents(c)...)
 	events = append(events, imageEvents(c)...)
 	events = append(events, networkEvents(c)...)
 	if c.DeleteVM != "" {
-		add("vm.deleted", vm.VMResource(c.DeleteVM), map[string]any{})
+		events = append(events, deleted("vm", vm.VMResource(c.DeleteVM)))
 	}
 	return events
 }
 
-// isEdit reports whether an operation changes what a VM is and not what it does.
-func isEdit(k vm.Kind) bool {
-	switch k {
-	case vm.VMEdit, vm.NICAttach, vm.NICDetach, vm.NICUpdate, vm.ForwardAdd, vm.ForwardRemove, vm.CDROMAttach, vm.CDROMEject, vm.CloudInitSet:
-		return true
+func deleted(what string, resource vm.Resource) vm.Event {
+	return vm.NewEvent(what+".deleted", resource, map[string]any{})
+}
+
+// vmEvents returns the event of the update of a VM: an edit of what it is, or a change of
+// its state.
+func (e *Engine) vmEvents(c vm.Change) []vm.Event {
+	v, from := c.VM.VM, c.VM.From
+	if c.Operation != nil && e.isEdit(c.Operation.Kind) {
+		return []vm.Event{vm.NewEvent("vm.updated", vm.VMResource(v.ID), map[string]any{"state": v.State})}
 	}
-	return false
+	if from == v.State && c.Operation != nil {
+		return nil
+	}
+	return []vm.Event{vm.NewEvent("vm.state", vm.VMResource(v.ID),
+		map[string]any{"from": from, "to": v.State, "reason": v.Reason, "detail": v.ReasonDetail})}
 }
 
 func networkEvents(c vm.Change) []vm.Event {
@@ -122,7 +100,7 @@ func networkEvents(c vm.Change) []vm.Event {
 	add("network.created", c.NewNetwork)
 	add("network.updated", c.Network)
 	if c.DeleteNetwork != "" {
-		events = append(events, vm.NewEvent("network.deleted", vm.NetworkResource(c.DeleteNetwork), map[string]any{}))
+		events = append(events, deleted("network", vm.NetworkResource(c.DeleteNetwork)))
 	}
 	return events
 }
@@ -141,7 +119,7 @@ func imageEvents(c vm.Change) []vm.Event {
 			map[string]any{"from": u.From, "to": u.Image.State, "sha256": u.Image.SHA256, "size_bytes": u.Image.Bytes}))
 	}
 	if c.DeleteImage != "" {
-		events = append(events, vm.NewEvent("image.deleted", vm.ImageResource(c.DeleteImage), map[string]any{}))
+		events = append(events, deleted("image", vm.ImageResource(c.DeleteImage)))
 	}
 	return events
 }
@@ -160,7 +138,13 @@ func diskEvents(c vm.Change) []vm.Event {
 			map[string]any{"from": u.From, "to": u.Disk.State, "vm_id": u.Disk.VMID, "size_mib": u.Disk.SizeMiB}))
 	}
 	if c.DeleteDisk != "" {
-		events = append(events, vm.NewEvent("disk.deleted", vm.DiskResource(c.DeleteDisk), map[string]any{}))
+		events = append(events, deleted("disk", vm.DiskResource(c.DeleteDisk)))
 	}
 	return events
+}
+
+// isEdit reports whether operations of a kind change what a VM is and not what it does.
+func (e *Engine) isEdit(kind vm.Kind) bool {
+	v := e.verbs[kind]
+	return v != nil && v.edit
 }

@@ -6,61 +6,120 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"strings"
-	"time"
+	"sync"
 
 	"vmand/failpoint"
 	"vmand/vm"
 )
 
-// importTimeout is how long bringing an image in may take: a slow line, a large
-// disk. Those who wait for less cancel it.
-const importTimeout = 24 * time.Hour
+// Images brings images in and deletes them.
+type Images struct {
+	*Engine
+	// contents is locked while what images name is changed, never for long. It guards held:
+	// how many operations under way need image content, by SHA-256.
+	contents sync.Mutex
+	held     map[string]int
+}
 
-// Create begins to download an image, or to make one of a disk, and returns
-// it as it is recorded meanwhile. Use [Operations.Wait] to learn how that ends: an
-// image that could not be had is gone again.
+var imageCreate = verb{
+	kind: vm.ImageCreate, timeout: copyTimeout, preemptible: true,
+	cleanup: leavesNothing, reached: imageAvailable, answer: vm.AnswerCreated,
+	points: []string{"image.noted", "image.stored"},
+}
+
+var imageEdit = verb{
+	kind: vm.ImageEdit, timeout: recordTimeout,
+	cleanup: leavesNothing, reached: recordedWithIntent, answer: vm.AnswerResource,
+}
+
+var imageDelete = verb{
+	kind: vm.ImageDelete, timeout: fileTimeout,
+	cleanup: finishImageDelete, reached: exists(false), answer: vm.AnswerNothing,
+	points: []string{"image.delete.row-gone"},
+}
+
+func imageAvailable(ctx context.Context, e *Engine, op vm.Operation) (bool, error) {
+	i, err := e.store.Image(ctx, op.Resource.ID)
+	return err == nil && i.State == vm.ImageAvailable, ignoreNotFound(err)
+}
+
+// hold returns an image whose content stays until [Images.release]. It fails if the image
+// cannot be used. field is where the request names the image.
+func (s *Images) hold(ctx context.Context, name, field string) (vm.Image, error) {
+	s.contents.Lock()
+	defer s.contents.Unlock()
+	i, err := s.store.Image(ctx, name)
+	if errors.Is(err, vm.ErrNotFound) {
+		return vm.Image{}, vm.InvalidField(field, "image %q not found", name)
+	}
+	if err == nil {
+		err = i.Usable()
+	}
+	if err != nil {
+		return vm.Image{}, err
+	}
+	s.holdLocked(i.SHA256)
+	return i, nil
+}
+
+// holdContent holds content and returns it as an image to release.
+func (s *Images) holdContent(sha256 string) vm.Image {
+	s.contents.Lock()
+	defer s.contents.Unlock()
+	s.holdLocked(sha256)
+	return vm.Image{ImageContent: vm.ImageContent{SHA256: sha256}}
+}
+
+// holdLocked must be called with contents held.
+func (s *Images) holdLocked(sha256 string) {
+	if s.held == nil {
+		s.held = map[string]int{}
+	}
+	s.held[sha256]++
+}
+
+// release ends the hold on each of the images.
+func (s *Images) release(images []vm.Image) {
+	s.contents.Lock()
+	defer s.contents.Unlock()
+	for _, i := range images {
+		if s.held[i.SHA256]--; s.held[i.SHA256] == 0 {
+			delete(s.held, i.SHA256)
+		}
+	}
+}
+
+// Create begins to download an image, or to make one of a disk, and returns it as it is
+// recorded meanwhile. [Operations.Wait] returns how that ends: an image that could not be
+// brought in is removed again.
 func (s *Images) Create(ctx context.Context, n vm.NewImage) (vm.Image, vm.Operation, error) {
-	var source string
-	switch {
-	case (n.URL == "") == (n.FromDisk == ""):
+	if (n.URL == "") == (n.FromDisk == "") {
 		return vm.Image{}, vm.Operation{}, vm.InvalidField("/url", "give either url or from_disk")
-	case n.URL != "":
+	}
+	c := &imageCreation{s: s, n: n}
+	source := ""
+	if n.URL != "" {
 		if err := s.driver.CheckURL(n.URL); err != nil {
 			return vm.Image{}, vm.Operation{}, err
 		}
 		source = sourceOf(n.URL)
 	}
-	i, err := n.Record(vm.ImageImporting, source, now())
-	if err != nil {
+	var err error
+	if c.i, err = n.Record(vm.ImageImporting, source, now()); err != nil {
 		return vm.Image{}, vm.Operation{}, err
 	}
-	c := s.importing(&i)
-	if n.URL != "" {
-		c.act = s.importInto(&i, "fetch", func(ctx context.Context, im vm.Import) (vm.ImageContent, error) {
-			return s.driver.FetchImage(ctx, n.URL, im)
-		})
-		return s.start(ctx, &i, c)
+	on := []vm.Resource{vm.ImageResource(c.i.Name)}
+	if n.FromDisk != "" {
+		if c.disk, err = s.Disks.sourceOf(ctx, n.FromDisk); err != nil {
+			return vm.Image{}, vm.Operation{}, err
+		}
+		c.i.Source = c.disk.String()
+		on = append(on, c.disk)
 	}
-	resource, err := s.Disks.copied(ctx, n.FromDisk)
-	if err != nil {
-		return vm.Image{}, vm.Operation{}, err
-	}
-	var from vm.CopySource
-	i.Source = resource
-	c.resources = append(c.resources, resource)
-	c.intent = func(ctx context.Context, _ *run) (_ vm.Change, err error) {
-		from, err = s.Disks.copySource(ctx, resource)
-		return vm.Change{NewImage: &i}, err
-	}
-	c.act = s.importInto(&i, "copy", func(ctx context.Context, im vm.Import) (vm.ImageContent, error) {
-		return s.driver.ImageOfDisk(ctx, from, im)
-	})
-	return s.start(ctx, &i, c)
+	return s.start(ctx, imageCreate.request(c, on...), c.i)
 }
 
-// sourceOf returns what of a URL is recorded: not its query, which may have a
-// secret in it.
+// sourceOf returns what is recorded of a URL: its query may contain a secret.
 func sourceOf(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -70,216 +129,156 @@ func sourceOf(address string) string {
 	return u.String()
 }
 
-func (s *Images) start(ctx context.Context, i *vm.Image, c change) (vm.Image, vm.Operation, error) {
-	r, err := s.begin(ctx, c)
+// start begins to bring in the image i and returns it as it is recorded meanwhile.
+func (s *Images) start(ctx context.Context, q request, i vm.Image) (vm.Image, vm.Operation, error) {
+	r, err := s.begin(ctx, q)
 	if err != nil {
 		return vm.Image{}, vm.Operation{}, err
 	}
 	recorded, err := s.store.Image(ctx, i.Name)
 	if errors.Is(err, vm.ErrNotFound) { // it has failed by now
-		recorded, err = *i, nil
+		recorded, err = i, nil
 	}
 	return recorded, r.snapshot(), err
 }
 
-// importing returns the change that makes an image, but for what brings its content.
-func (s *Images) importing(i *vm.Image) change {
-	return change{
-		kind: vm.ImageCreate, resources: []string{vm.ImageResource(i.Name)}, timeout: importTimeout, preemptible: true,
-		intent: func(context.Context, *run) (vm.Change, error) { return vm.Change{NewImage: i}, nil },
-		truth:  func(ctx context.Context) (vm.Change, error) { return s.truth(ctx, i.Name) },
-	}
+// An imageCreation is one [Images.Create].
+type imageCreation struct {
+	s    *Images
+	n    vm.NewImage
+	i    vm.Image
+	disk vm.Resource // to copy; zero for a download
+	from vm.CopySource
 }
 
-// importInto returns the act that brings content for an image that is recorded as i.
-func (s *Images) importInto(i *vm.Image, step string, get func(context.Context, vm.Import) (vm.ImageContent, error)) func(context.Context, *run) (vm.Change, error) {
-	return func(ctx context.Context, r *run) (vm.Change, error) {
-		r.report(step, "from "+i.Source)
-		from := i.State
-		_, err := get(ctx, vm.Import{Sum: i.Sum, Format: i.Format, Progress: r.progress, Ready: func(c vm.ImageContent) error { return s.noteContent(ctx, i, c) }})
-		if err != nil {
-			return vm.Change{}, err
-		}
-		failpoint.Hit("image.stored")
-		i.State, i.Uploaded = vm.ImageAvailable, 0
-		return vm.Change{Image: &vm.ImageUpdate{From: from, Image: *i}}, nil
+func (c *imageCreation) intent(ctx context.Context, _ *run) (_ vm.Change, err error) {
+	if c.disk != (vm.Resource{}) {
+		c.from, err = c.s.Disks.copySource(ctx, c.disk)
 	}
+	recorded := c.i
+	return vm.Change{NewImage: &recorded}, err
 }
 
-// noteContent records what content an image is about to have. Whoever deletes the
-// last other image of that content sees it and lets the content be; and after a kill
-// it tells whether what was brought has got there.
+func (c *imageCreation) act(ctx context.Context, r *run) (vm.Change, error) {
+	if c.disk != (vm.Resource{}) {
+		return c.s.importInto(ctx, r, &c.i, "copy", func(im vm.Import) (vm.ImageContent, error) {
+			return c.s.driver.ImageOfDisk(ctx, c.from, im)
+		})
+	}
+	return c.s.importInto(ctx, r, &c.i, "fetch", func(im vm.Import) (vm.ImageContent, error) {
+		return c.s.driver.FetchImage(ctx, c.n.URL, im)
+	})
+}
+
+func (c *imageCreation) truth(ctx context.Context) (vm.Change, error) {
+	return c.s.truth(ctx, c.i.Name)
+}
+
+// importInto brings in the content of an image that is recorded as i, and returns the change
+// that records it as available.
+func (s *Images) importInto(ctx context.Context, r *run, i *vm.Image, step string, get func(vm.Import) (vm.ImageContent, error)) (vm.Change, error) {
+	r.report(step, "from "+i.Source)
+	from := i.State
+	_, err := get(vm.Import{
+		Sum: i.Sum, Format: i.Format, Progress: r.progress,
+		Ready: func(c vm.ImageContent) error { return s.noteContent(ctx, i, c) },
+	})
+	if err != nil {
+		return vm.Change{}, err
+	}
+	failpoint.Hit("image.stored")
+	i.State, i.Uploaded = vm.ImageAvailable, 0
+	return vm.Change{Image: &vm.ImageUpdate{From: from, Image: *i}}, nil
+}
+
+// noteContent records which content an image is about to have. A deletion of the last other
+// image of that content sees it and keeps the content; after a kill it tells whether the
+// content has arrived.
 func (s *Images) noteContent(ctx context.Context, i *vm.Image, c vm.ImageContent) error {
-	s.contents.mu.Lock()
-	defer s.contents.mu.Unlock()
+	s.contents.Lock()
+	defer s.contents.Unlock()
 	i.ImageContent = c
 	err := s.apply(ctx, vm.Change{Image: &vm.ImageUpdate{From: i.State, Image: *i}})
 	failpoint.Hit("image.noted")
 	return err
 }
 
-// Upload makes an image of what r has, which is all of it unless there is
-// more to come ([Images.ContinueUpload]). It returns when r is read to its end. An
-// upload that breaks off can go on, or begin anew; one that is refused is gone.
-func (s *Images) Upload(ctx context.Context, n vm.NewImage, r io.Reader, more bool) (vm.Image, vm.Operation, error) {
-	i, err := n.Record(vm.ImageUploading, "upload", now())
-	if err != nil {
-		return vm.Image{}, vm.Operation{}, err
-	}
-	c := s.importing(&i)
-	c.intent = func(ctx context.Context, _ *run) (vm.Change, error) {
-		begun, err := s.store.Image(ctx, i.Name)
-		switch {
-		case errors.Is(err, vm.ErrNotFound): // of which something may be left all the same: the records may have been restored
-			return vm.Change{NewImage: &i}, s.driver.DropUpload(ctx, i.Name)
-		case err != nil:
-			return vm.Change{}, err
-		case begun.State != vm.ImageUploading:
-			return vm.Change{NewImage: &i}, nil // which fails, as there is one
-		}
-		return vm.Change{Image: &vm.ImageUpdate{From: vm.ImageUploading, Image: i}}, s.driver.DropUpload(ctx, i.Name)
-	}
-	return s.upload(ctx, &i, c, 0, r, more)
-}
-
-// ContinueUpload appends what r has to an upload, of which so many bytes must have
-// come ([CodePrecondition] otherwise), as UploadImage does.
-func (s *Images) ContinueUpload(ctx context.Context, name string, offset int64, r io.Reader, more bool) (vm.Image, vm.Operation, error) {
-	i := vm.Image{Name: name}
-	c := s.importing(&i)
-	c.intent = func(ctx context.Context, _ *run) (_ vm.Change, err error) {
-		if i, err = s.store.Image(ctx, name); err != nil {
-			return vm.Change{}, err
-		}
-		if i.State != vm.ImageUploading {
-			return vm.Change{}, &vm.Fault{Code: vm.CodeState, Detail: fmt.Sprintf("image %s is not being uploaded: it is %s", name, i.State)}
-		}
-		have, err := s.driver.Uploaded(ctx, name)
-		if err == nil && have != offset {
-			err = &vm.Fault{Code: vm.CodePrecondition, Detail: fmt.Sprintf("the upload of image %s goes on at offset %d, not at %d", name, have, offset),
-				Hint: "read uploaded_bytes of the image"}
-		}
-		return vm.Change{}, err
-	}
-	return s.upload(ctx, &i, c, offset, r, more)
-}
-
-func (s *Images) upload(ctx context.Context, i *vm.Image, c change, offset int64, body io.Reader, more bool) (vm.Image, vm.Operation, error) {
-	c.kind = vm.ImageUpload
-	refused := false
-	c.act = func(ctx context.Context, r *run) (vm.Change, error) {
-		r.report("upload", fmt.Sprintf("from byte %d on", offset))
-		come, err := s.driver.UploadImage(ctx, i.Name, offset, body)
+// Update changes the description and labels of an image and returns it.
+func (s *Images) Update(ctx context.Context, name string, e vm.ImageEdits, match vm.Match) (vm.Image, error) {
+	record := recording(func(ctx context.Context) (vm.Change, error) {
+		i, err := s.store.Image(ctx, name)
 		if err != nil {
 			return vm.Change{}, err
 		}
-		failpoint.Hit("image.uploaded")
-		if more {
-			i.Uploaded = come
-			return vm.Change{Image: &vm.ImageUpdate{From: i.State, Image: *i}}, nil
+		if err := match.Check("image "+name, i.Version()); err != nil {
+			return vm.Change{}, err
 		}
-		out, err := s.importInto(i, "check", func(ctx context.Context, im vm.Import) (vm.ImageContent, error) {
-			return s.driver.FinishUpload(ctx, i.Name, im)
-		})(ctx, r)
-		refused = errors.Is(err, vm.ErrInvalid) // what has come will not become better
-		return out, err
-	}
-	c.truth = func(ctx context.Context) (vm.Change, error) {
-		if !refused {
-			return s.truth(ctx, i.Name)
+		if err := e.Apply(&i); err != nil {
+			return vm.Change{}, err
 		}
-		return vm.Change{DeleteImage: i.Name}, s.driver.DropUpload(ctx, i.Name)
-	}
-	r, err := s.begin(ctx, c)
-	if err != nil {
-		return vm.Image{}, vm.Operation{}, err
-	}
-	// Not given up with the client: the body ends when the client hangs up, and
-	// nobody may read it once the request is over.
-	op, err := r.wait(context.WithoutCancel(ctx))
-	if err != nil {
-		return vm.Image{}, op, err
-	}
-	recorded, err := s.store.Image(context.WithoutCancel(ctx), i.Name)
-	return recorded, op, err
-}
-
-// Update changes what is said of an image and returns it.
-func (s *Images) Update(ctx context.Context, name string, e vm.ImageEdits, match vm.Match) (vm.Image, error) {
-	_, err := s.begin(ctx, change{
-		kind: vm.ImageEdit, resources: []string{vm.ImageResource(name)}, timeout: templateTimeout,
-		intent: func(ctx context.Context, _ *run) (vm.Change, error) {
-			i, err := s.store.Image(ctx, name)
-			if err != nil {
-				return vm.Change{}, err
-			}
-			if err := match.Check("image "+name, i.Version()); err != nil {
-				return vm.Change{}, err
-			}
-			if err := e.Apply(&i); err != nil {
-				return vm.Change{}, err
-			}
-			return vm.Change{Image: &vm.ImageUpdate{From: i.State, Image: i}}, nil
-		},
+		return vm.Change{Image: &vm.ImageUpdate{From: i.State, Image: i}}, nil
 	})
-	if err != nil {
+	if _, err := s.begin(ctx, imageEdit.request(record, vm.ImageResource(name))); err != nil {
 		return vm.Image{}, err
 	}
 	return s.store.Image(ctx, name)
 }
 
-// Delete forgets an image, and removes its content if no other image has it.
-// It fails with [CodeInUse] while a disk is based on that content or a drive has it.
+// Delete forgets an image, and removes its content if no other image has it. It fails with
+// [vm.CodeInUse] while a disk is based on that content or a drive has it.
 func (s *Images) Delete(ctx context.Context, name string, match vm.Match) error {
-	r, err := s.begin(ctx, change{
-		kind: vm.ImageDelete, resources: []string{vm.ImageResource(name)}, timeout: diskFileTimeout,
-		intent: func(ctx context.Context, _ *run) (vm.Change, error) {
-			i, err := s.store.Image(ctx, name)
-			if err == nil {
-				err = match.Check("image "+name, i.Version())
-			}
-			return vm.Change{}, err
-		},
-		act:   func(ctx context.Context, r *run) (vm.Change, error) { return vm.Change{}, s.remove(ctx, name, r) },
-		truth: func(ctx context.Context) (vm.Change, error) { return s.truth(ctx, name) },
-	})
-	if err != nil {
-		return err
-	}
-	_, err = r.wait(ctx)
+	_, err := s.run(ctx, imageDelete.request(&imageDeletion{s: s, name: name, match: match}, vm.ImageResource(name)))
 	return err
 }
 
-// contentStep begins the step of an operation that removes content: the SHA-256
-// follows, by which a kill in between is settled.
-const contentStep = "remove-content "
-
-// remove forgets an image, then removes its content.
-func (s *Images) remove(ctx context.Context, name string, r *run) error {
-	s.contents.mu.Lock()
-	defer s.contents.mu.Unlock()
-	i, err := s.store.Image(ctx, name)
-	if err != nil {
-		return err
-	}
-	if i.SHA256 != "" && s.contents.held[i.SHA256] > 0 {
-		return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("an operation is at work with the content of image %s", name), Hint: "try again when that is over"}
-	}
-	r.mu.Lock()
-	r.op.Step = contentStep + i.SHA256
-	r.mu.Unlock()
-	op := r.snapshot()
-	if err := s.apply(ctx, vm.Change{Operation: &op, DeleteImage: name}); err != nil {
-		return err
-	}
-	failpoint.Hit("image.delete.row-gone")
-	if err := s.driver.DropUpload(ctx, name); err != nil {
-		return err
-	}
-	return s.dropContent(ctx, i.SHA256)
+// An imageDeletion is one [Images.Delete].
+type imageDeletion struct {
+	s     *Images
+	name  string
+	match vm.Match
 }
 
-// dropContent removes content that no image has. The caller holds contents.mu.
+func (x *imageDeletion) intent(ctx context.Context, _ *run) (vm.Change, error) {
+	i, err := x.s.store.Image(ctx, x.name)
+	if err == nil {
+		err = x.match.Check("image "+x.name, i.Version())
+	}
+	return vm.Change{}, err
+}
+
+// act forgets the image, then removes its content. The operation's target names the content,
+// so that a kill in between is settled.
+func (x *imageDeletion) act(ctx context.Context, r *run) (vm.Change, error) {
+	s := x.s
+	s.contents.Lock()
+	defer s.contents.Unlock()
+	i, err := s.store.Image(ctx, x.name)
+	if err != nil {
+		return vm.Change{}, err
+	}
+	if i.SHA256 != "" && s.held[i.SHA256] > 0 {
+		return vm.Change{}, &vm.Fault{
+			Code:   vm.CodeInUse,
+			Detail: fmt.Sprintf("an operation uses the content of image %s", x.name),
+			Hint:   "try again when that operation is over",
+		}
+	}
+	r.aim(vm.Target{Content: i.SHA256})
+	r.report("remove-content", i.SHA256)
+	op := r.snapshot()
+	if err := s.apply(ctx, vm.Change{Operation: &op, DeleteImage: x.name}); err != nil {
+		return vm.Change{}, err
+	}
+	failpoint.Hit("image.delete.row-gone")
+	if err := s.driver.DropUpload(ctx, x.name); err != nil {
+		return vm.Change{}, err
+	}
+	return vm.Change{}, s.dropContent(ctx, i.SHA256)
+}
+
+func (x *imageDeletion) truth(ctx context.Context) (vm.Change, error) { return x.s.truth(ctx, x.name) }
+
+// dropContent removes content that no image has. It must be called with contents held.
 func (s *Images) dropContent(ctx context.Context, sha256 string) error {
 	if sha256 == "" {
 		return nil
@@ -291,7 +290,22 @@ func (s *Images) dropContent(ctx context.Context, sha256 string) error {
 	return s.driver.DeleteImage(ctx, sha256)
 }
 
-// Open opens the content of an image to read. Close it in the end.
+// finishImageDelete removes the content of an image that its deletion has forgotten.
+func finishImageDelete(ctx context.Context, e *Engine, op vm.Operation) error {
+	s, name := e.Images, op.Resource.ID
+	recorded, err := e.recorded(ctx, op.Resource)
+	if err != nil || recorded {
+		return err
+	}
+	s.contents.Lock()
+	defer s.contents.Unlock()
+	if err := s.driver.DropUpload(ctx, name); err != nil {
+		return err
+	}
+	return s.dropContent(ctx, op.Target.Content)
+}
+
+// Open opens the content of an image to read. The caller must close it.
 func (s *Images) Open(ctx context.Context, name string) (vm.Image, io.ReadSeekCloser, error) {
 	i, err := s.store.Image(ctx, name)
 	if err == nil {
@@ -307,25 +321,21 @@ func (s *Images) Open(ctx context.Context, name string) (vm.Image, io.ReadSeekCl
 	return i, content, err
 }
 
-// truth looks at the content of an image and returns the change that makes
-// the records true. An import that was cut short has brought either all of its
-// content or nothing. The caller holds the image's lock.
+// truth implements [settler]: an import that was cut short has brought in either all of its
+// content or nothing.
 func (s *Images) truth(ctx context.Context, name string) (vm.Change, error) {
 	i, err := s.store.Image(ctx, name)
-	if errors.Is(err, vm.ErrNotFound) {
-		return vm.Change{}, nil
-	}
 	if err != nil {
-		return vm.Change{}, err
+		return vm.Change{}, ignoreNotFound(err)
 	}
-	was, there := i, false
+	was, arrived := i, false
 	if i.SHA256 != "" {
-		if there, err = s.driver.HasImage(ctx, i.SHA256); err != nil {
+		if arrived, err = s.driver.HasImage(ctx, i.SHA256); err != nil {
 			return vm.Change{}, err
 		}
 	}
 	switch {
-	case there:
+	case arrived:
 		i.State, i.Reason, i.Uploaded = vm.ImageAvailable, "", 0
 	case i.State == vm.ImageImporting:
 		return vm.Change{DeleteImage: name}, nil
@@ -343,26 +353,11 @@ func (s *Images) truth(ctx context.Context, name string) (vm.Change, error) {
 	return vm.Change{Image: &vm.ImageUpdate{From: was.State, Image: i}}, nil
 }
 
-// stateName names the recorded state for a [Repair].
+// stateName implements [settler].
 func (s *Images) stateName(ctx context.Context, name string) (string, error) {
 	i, err := s.store.Image(ctx, name)
 	if errors.Is(err, vm.ErrNotFound) {
 		return "absent", nil
 	}
 	return string(i.State), err
-}
-
-// settleDelete removes the content of an image that an operation cut short has
-// forgotten.
-func (s *Images) settleDelete(ctx context.Context, name string, op vm.Operation) error {
-	sha256, ok := strings.CutPrefix(op.Step, contentStep)
-	if _, err := s.store.Image(ctx, name); !ok || !errors.Is(err, vm.ErrNotFound) {
-		return ignoreNotFound(err)
-	}
-	s.contents.mu.Lock()
-	defer s.contents.mu.Unlock()
-	if err := s.driver.DropUpload(ctx, name); err != nil {
-		return err
-	}
-	return s.dropContent(ctx, sha256)
 }

@@ -262,7 +262,7 @@ func TestWhatAKillLeavesOfADeletion(t *testing.T) {
 	id := w.open(vm.ImageDelete, "images/x", vm.Change{})
 	op, err := w.store.Operation(t.Context(), id)
 	must(t)(err)
-	op.Step = "remove-content " + i.SHA256
+	op.Target.Content = i.SHA256
 	must(t)(w.store.Apply(t.Context(), vm.Change{Operation: &op}))
 	must(t)(w.Recover(t.Context()))
 	if got := w.driver.Contents(); len(got) != 0 {
@@ -277,7 +277,7 @@ func TestAnImageWhoseContentIsLost(t *testing.T) {
 	w := newWorld(t)
 	i := w.fetch("x", "c")
 	w.driver.LoseImage(i.SHA256)
-	r, err := w.Settle(t.Context(), "images/x")
+	r, err := w.Settle(t.Context(), vm.ImageResource("x"))
 	must(t)(err)
 	if got := w.image("x"); !r.Changed || got.State != vm.ImageError || got.Reason == "" {
 		t.Errorf("%+v: %+v", r, got)
@@ -285,7 +285,7 @@ func TestAnImageWhoseContentIsLost(t *testing.T) {
 	_, err = w.Disks.Create(t.Context(), vm.NewDisk{Image: "x"})
 	wantCode(t, err, vm.CodeState, "error")
 	w.fetch("again", "c")
-	must(t)(w.Settle(t.Context(), "images/x"))
+	must(t)(w.Settle(t.Context(), vm.ImageResource("x")))
 	if got := w.image("x"); got.State != vm.ImageAvailable {
 		t.Errorf("with its content back it is %+v", got)
 	}
@@ -439,12 +439,12 @@ func TestDrivesThatQEMUHasNotAreSettled(t *testing.T) {
 	must(t)(w.CDROMs.Attach(t.Context(), "a", vm.NewCDROM{Image: "iso"}))
 	w.do("a", vm.OpStart)
 	must(t)(w.driver.SetCDROMs(t.Context(), "a", nil))
-	r, err := w.Settle(t.Context(), "vms/a")
+	r, err := w.Settle(t.Context(), vm.VMResource("a"))
 	must(t)(err)
 	if seen := w.driver.Observe(t.Context(), "a"); !r.Changed || !vm.SameCDROMs(w.vm("a"), seen) {
 		t.Errorf("%+v: QEMU has %q", r, seen.CDROMs)
 	}
-	if r, err = w.Settle(t.Context(), "vms/a"); err != nil || r.Changed {
+	if r, err = w.Settle(t.Context(), vm.VMResource("a")); err != nil || r.Changed {
 		t.Errorf("settled again: %+v, %v", r, err)
 	}
 }

@@ -9,28 +9,28 @@ import (
 	"vmand/vm"
 )
 
-// locks holds who changes which resource. There is no queue: an operation that
-// finds its resource held by another is refused at once, so that no two
-// operations can wait for each other. Keys vanish when they are released.
+// locks holds which operation changes which resource. There is no queue: an operation
+// that finds its resource held is refused at once, so no two operations can wait for
+// each other. Keys vanish when they are released.
 type locks struct {
 	mu   sync.Mutex
-	held map[string]*holder
+	held map[vm.Resource]*holder
 }
 
-// A holder is who holds one or more resources. opID is empty for a settling,
-// which is short and is waited for instead of being reported as busy.
+// A holder holds one or more resources. opID is empty for a settling, which is short:
+// an acquire waits for it and does not report it as busy.
 type holder struct {
 	opID string
-	what string // for a person: "start of vms/web-1"
-	// preemptible holders give way to a forced stop and to a delete.
+	what string // for a person: "operation vm.start of vms/web-1 (<id>)"
+	// preemptible holders are cancelled by a forced stop and by a delete.
 	preemptible bool
 	cancel      context.CancelCauseFunc
 	released    chan struct{}
 }
 
-// claim says how eager an acquire is.
+// claim says what acquire does about a resource that is held.
 type claim struct {
-	preempt bool // cancel a preemptible holder and wait for it to let go
+	preempt bool // cancel a preemptible holder and wait until it releases
 	patient bool // wait for a holder that cannot be preempted
 	try     bool // do not even wait for a settling
 }
@@ -42,10 +42,10 @@ func (p preempted) Error() string { return "preempted by " + p.by }
 
 var errHeld = errors.New("held")
 
-// acquire takes all resources for h, or none, and reports whether it had to
-// preempt another operation for that. It fails with a [Fault] of code
-// [CodeBusy] that names the operation in the way.
-func (l *locks) acquire(ctx context.Context, h *holder, c claim, resources ...string) (didPreempt bool, err error) {
+// acquire takes all resources for h, or none, and reports whether it cancelled another
+// operation for that. It fails with a [vm.Fault] of code [vm.CodeBusy] that names the
+// operation that holds a resource.
+func (l *locks) acquire(ctx context.Context, h *holder, c claim, resources ...vm.Resource) (didPreempt bool, err error) {
 	for {
 		other := l.tryAcquire(h, resources)
 		if other == nil {
@@ -58,9 +58,11 @@ func (l *locks) acquire(ctx context.Context, h *holder, c claim, resources ...st
 			didPreempt = true
 		case c.patient:
 		default:
-			return false, &vm.Fault{Code: vm.CodeBusy, OperationID: other.opID, Err: errHeld,
+			return false, &vm.Fault{
+				Code: vm.CodeBusy, OperationID: other.opID, Err: errHeld,
 				Detail: fmt.Sprintf("%s is busy with the %s", resources[0], other.what),
-				Hint:   "wait for that operation to end and try again"}
+				Hint:   "wait for that operation to end and try again",
+			}
 		}
 		select {
 		case <-other.released:
@@ -70,7 +72,9 @@ func (l *locks) acquire(ctx context.Context, h *holder, c claim, resources ...st
 	}
 }
 
-func (l *locks) tryAcquire(h *holder, resources []string) (other *holder) {
+// tryAcquire takes all resources for h and returns nil, or takes none and returns the
+// holder of one of them.
+func (l *locks) tryAcquire(h *holder, resources []vm.Resource) (other *holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range resources {
@@ -79,7 +83,7 @@ func (l *locks) tryAcquire(h *holder, resources []string) (other *holder) {
 		}
 	}
 	if l.held == nil {
-		l.held = map[string]*holder{}
+		l.held = map[vm.Resource]*holder{}
 	}
 	for _, r := range resources {
 		l.held[r] = h
@@ -99,12 +103,10 @@ func (l *locks) release(h *holder) {
 }
 
 // busy reports whether an operation or a settling holds the resource.
-func (l *locks) busy(resource string) bool {
-	return l.holderOf(resource) != ""
-}
+func (l *locks) busy(resource vm.Resource) bool { return l.holderOf(resource) != "" }
 
-// holderOf says who holds the resource, in words; empty if nobody does.
-func (l *locks) holderOf(resource string) string {
+// holderOf describes the holder of the resource; it is empty if there is none.
+func (l *locks) holderOf(resource vm.Resource) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if h := l.held[resource]; h != nil {

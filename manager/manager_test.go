@@ -346,7 +346,7 @@ func TestTheSecondOperationIsTurnedAway(t *testing.T) {
 			t.Errorf("%s was turned away for operation %q; want %q", op, f.OperationID, first.ID)
 		}
 	}
-	if _, err := w.Settle(t.Context(), "vms/a"); !errors.Is(err, vm.ErrBusy) {
+	if _, err := w.Settle(t.Context(), vm.VMResource("a")); !errors.Is(err, vm.ErrBusy) {
 		t.Errorf("settling a busy VM: %v", err)
 	}
 	release()

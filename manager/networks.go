@@ -6,65 +6,102 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"vmand/failpoint"
 	"vmand/vm"
 )
 
-const (
-	networkTimeout = time.Minute
-	allNetworks    = "networks" // the resource that changes of any network hold, so that no two get one subnet
-)
+// Networks makes, changes and deletes networks.
+type Networks struct{ *Engine }
 
-// Create makes a network, on the host and in the records, and returns it.
-// Without a subnet it gets one that is free.
+const networkTimeout = time.Minute
+
+// allNetworks is locked by every change of a network, so that no two get one subnet.
+var allNetworks = vm.Resource{Kind: vm.NetworkKind}
+
+var networkCreate = verb{
+	kind: vm.NetworkCreate, timeout: networkTimeout, claim: claim{patient: true},
+	cleanup: removeUnrecordedNetwork, reached: exists(true), answer: vm.AnswerCreated,
+	points: []string{"bridge.made", "network.up"},
+}
+
+// The record of an update is written with the intent; Networks.Reconcile does the rest.
+var networkUpdate = verb{
+	kind: vm.NetworkUpdate, timeout: networkTimeout, claim: claim{patient: true},
+	cleanup: removeUnrecordedNetwork, reached: exists(true), answer: vm.AnswerResource,
+}
+
+var networkDelete = verb{
+	kind: vm.NetworkDelete, timeout: networkTimeout, claim: claim{patient: true},
+	cleanup: removeUnrecordedNetwork, reached: exists(false), answer: vm.AnswerNothing,
+}
+
+// removeUnrecordedNetwork is the cleanup of networks.
+func removeUnrecordedNetwork(ctx context.Context, e *Engine, op vm.Operation) error {
+	return e.Networks.removeUnrecorded(ctx, op.Resource.ID)
+}
+
+// removeUnrecorded removes from the host what belongs to a network that is not recorded.
+func (s *Networks) removeUnrecorded(ctx context.Context, name string) error {
+	recorded, err := s.recorded(ctx, vm.NetworkResource(name))
+	if err != nil || recorded {
+		return err
+	}
+	return s.network.Down(ctx, vm.Network{Name: name, Bridge: name})
+}
+
+// Create makes a network, on the host and in the records, and returns it. A network without
+// a subnet gets a free one.
 func (s *Networks) Create(ctx context.Context, n vm.Network) (vm.Network, error) {
-	if !vm.ValidName(n.Name) || len(n.Name) > vm.MaxNetworkName {
-		return n, vm.InvalidField("/name", "must be 1 to %d of a-z, 0-9 and '-', and begin and end with a letter or a digit", vm.MaxNetworkName)
-	}
-	if n.Name == "all" || n.Name == "default" {
-		return n, vm.InvalidField("/name", "%q is what the kernel calls the settings of all interfaces: no interface can have that name", n.Name)
-	}
-	made := false
-	r, err := s.begin(ctx, change{
-		kind: vm.NetworkCreate, resources: []string{vm.NetworkResource(n.Name), allNetworks}, timeout: networkTimeout, claim: claim{patient: true},
-		intent: func(ctx context.Context, _ *run) (_ vm.Change, err error) {
-			n, err = s.plan(ctx, n)
-			return vm.Change{}, err
-		},
-		act: func(ctx context.Context, _ *run) (vm.Change, error) {
-			made = true
-			if err := s.network.Up(ctx, n); err != nil {
-				return vm.Change{}, err
-			}
-			failpoint.Hit("network.up")
-			n.CreatedAt = now()
-			return vm.Change{NewNetwork: &n}, nil
-		},
-		truth: func(ctx context.Context) (vm.Change, error) {
-			if made {
-				return vm.Change{}, s.removeLeftover(ctx, n.Name)
-			}
-			return vm.Change{}, nil
-		},
-	})
-	if err != nil {
+	if err := n.CheckName(); err != nil {
 		return n, err
 	}
-	if _, err := r.wait(ctx); err != nil {
-		return n, err
+	c := &networkCreation{s: s, n: n}
+	if _, err := s.run(ctx, networkCreate.request(c, vm.NetworkResource(n.Name), allNetworks)); err != nil {
+		return c.n, err
 	}
 	return s.store.Network(ctx, n.Name)
 }
 
-// plan completes and checks a network that is to be made.
+// A networkCreation is one [Networks.Create].
+type networkCreation struct {
+	s    *Networks
+	n    vm.Network
+	made bool // something of it may be on the host
+}
+
+func (c *networkCreation) intent(ctx context.Context, _ *run) (_ vm.Change, err error) {
+	c.n, err = c.s.plan(ctx, c.n)
+	return vm.Change{}, err
+}
+
+func (c *networkCreation) act(ctx context.Context, _ *run) (vm.Change, error) {
+	c.made = true
+	if err := c.s.network.Up(ctx, c.n); err != nil {
+		return vm.Change{}, err
+	}
+	failpoint.Hit("network.up")
+	c.n.CreatedAt = now()
+	return vm.Change{NewNetwork: &c.n}, nil
+}
+
+func (c *networkCreation) truth(ctx context.Context) (vm.Change, error) {
+	if !c.made {
+		return vm.Change{}, nil
+	}
+	return vm.Change{}, c.s.removeUnrecorded(ctx, c.n.Name)
+}
+
+// plan completes and checks a new network.
 func (s *Networks) plan(ctx context.Context, n vm.Network) (vm.Network, error) {
-	switch _, err := s.store.Network(ctx, n.Name); {
-	case err == nil:
-		return n, &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("network %s already exists", n.Name)}
-	case !errors.Is(err, vm.ErrNotFound):
+	recorded, err := s.recorded(ctx, vm.NetworkResource(n.Name))
+	if err != nil {
 		return n, err
+	}
+	if recorded {
+		return n, &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("network %s already exists", n.Name)}
 	}
 	if err := n.CheckMode(); err != nil {
 		return n, err
@@ -94,12 +131,12 @@ func (s *Networks) plan(ctx context.Context, n vm.Network) (vm.Network, error) {
 }
 
 var (
-	userSubnet  = netip.MustParsePrefix("10.0.2.0/24")
+	userSubnet  = netip.MustParsePrefix("10.0.2.0/24") // QEMU's own default in user mode
 	firstSubnet = netip.MustParsePrefix("192.168.100.0/24")
 )
 
-// placeSubnet finds a subnet for n, or makes sure that the one it is to have is
-// no other network's.
+// placeSubnet finds a subnet for n. A subnet that n has already must not overlap that of
+// another network.
 func (s *Networks) placeSubnet(ctx context.Context, n *vm.Network) error {
 	others, err := s.store.Networks(ctx, vm.Page{})
 	if err != nil {
@@ -113,8 +150,11 @@ func (s *Networks) placeSubnet(ctx context.Context, n *vm.Network) error {
 		taken = append(taken, o.Subnet)
 		for field, both := range map[string][2]netip.Prefix{"/subnet": {o.Subnet, n.Subnet}, "/ipv6_subnet": {o.IPv6, n.IPv6}} {
 			if both[0].IsValid() && both[1].IsValid() && both[0].Overlaps(both[1]) {
-				return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("%s: %s overlaps %s of network %s", field, both[1], both[0], o.Name),
-					Fields: []vm.FieldFault{{Field: field, Detail: "overlaps that of network " + o.Name}}}
+				return &vm.Fault{
+					Code:   vm.CodeInUse,
+					Detail: fmt.Sprintf("%s: %s overlaps %s of network %s", field, both[1], both[0], o.Name),
+					Fields: []vm.FieldFault{{Field: field, Detail: "overlaps that of network " + o.Name}},
+				}
 			}
 		}
 	}
@@ -125,8 +165,8 @@ func (s *Networks) placeSubnet(ctx context.Context, n *vm.Network) error {
 	if err != nil {
 		return err
 	}
-	if why != "" && n.Name == vm.DefaultNetwork { // the others cannot all have it
-		s.log.Warn("a network gets another subnet than the usual one", "network", n.Name, "subnet", free, "usual", firstSubnet, "why", why)
+	if why != "" && n.Name == vm.DefaultNetwork { // other networks are expected to get another one
+		s.log.Warn("a network gets another subnet than the usual one", "network", n.Name, "subnet", free, "usual", firstSubnet, "reason", why)
 	}
 	n.Subnet = free
 	return nil
@@ -134,83 +174,92 @@ func (s *Networks) placeSubnet(ctx context.Context, n *vm.Network) error {
 
 // Update changes a network and returns it.
 func (s *Networks) Update(ctx context.Context, name string, e vm.NetworkEdits, match vm.Match) (vm.Network, error) {
-	var n vm.Network
-	r, err := s.begin(ctx, change{
-		kind: vm.NetworkUpdate, resources: []string{vm.NetworkResource(name), allNetworks}, timeout: networkTimeout, claim: claim{patient: true},
-		intent: func(ctx context.Context, _ *run) (_ vm.Change, err error) {
-			if n, err = s.store.Network(ctx, name); err != nil {
-				return vm.Change{}, err
-			}
-			if err := match.Check("network "+name, n.Version()); err != nil {
-				return vm.Change{}, err
-			}
-			if e.Apply(&n) {
-				if err := s.checkUnused(ctx, name); err != nil {
-					return vm.Change{}, err
-				}
-				if err := s.placeSubnet(ctx, &n); err != nil {
-					return vm.Change{}, err
-				}
-			}
-			if err := n.Check(); err != nil {
-				return vm.Change{}, err
-			}
-			return vm.Change{Network: &n}, nil
-		},
-		act:   func(ctx context.Context, _ *run) (vm.Change, error) { return vm.Change{}, s.network.Up(ctx, n) },
-		truth: func(context.Context) (vm.Change, error) { return vm.Change{}, nil }, // the record is what is wanted; the observer makes it so
-	})
-	if err != nil {
-		return n, err
-	}
-	if _, err := r.wait(ctx); err != nil {
-		return n, err
+	u := &networkChange{s: s, name: name, edits: e, match: match}
+	if _, err := s.run(ctx, networkUpdate.request(u, vm.NetworkResource(name), allNetworks)); err != nil {
+		return u.n, err
 	}
 	return s.store.Network(ctx, name)
 }
 
+// A networkChange is one [Networks.Update].
+type networkChange struct {
+	s     *Networks
+	name  string
+	edits vm.NetworkEdits
+	match vm.Match
+	n     vm.Network
+}
+
+func (u *networkChange) intent(ctx context.Context, _ *run) (_ vm.Change, err error) {
+	if u.n, err = u.s.store.Network(ctx, u.name); err != nil {
+		return vm.Change{}, err
+	}
+	if err := u.match.Check("network "+u.name, u.n.Version()); err != nil {
+		return vm.Change{}, err
+	}
+	if u.edits.Apply(&u.n) {
+		if err := u.s.checkUnused(ctx, u.name); err != nil {
+			return vm.Change{}, err
+		}
+		if err := u.s.placeSubnet(ctx, &u.n); err != nil {
+			return vm.Change{}, err
+		}
+	}
+	if err := u.n.Check(); err != nil {
+		return vm.Change{}, err
+	}
+	return vm.Change{Network: &u.n}, nil
+}
+
+func (u *networkChange) act(ctx context.Context, _ *run) (vm.Change, error) {
+	return vm.Change{}, u.s.network.Up(ctx, u.n)
+}
+
+func (u *networkChange) truth(context.Context) (vm.Change, error) { return vm.Change{}, nil }
+
+// checkUnused fails with [vm.CodeInUse] while VMs are on a network.
 func (s *Networks) checkUnused(ctx context.Context, name string) error {
 	vms, err := s.store.VMs(ctx, vm.VMFilter{Network: name}, vm.Page{Limit: 1})
 	if err == nil && len(vms) > 0 {
-		err = &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("the addresses of network %s cannot change while VMs such as %s are on it", name, vms[0].ID),
-			Hint: "make another network, or remove the NICs first"}
+		err = &vm.Fault{
+			Code:   vm.CodeInUse,
+			Detail: fmt.Sprintf("the addresses of network %s cannot change while VMs such as %s are on it", name, vms[0].ID),
+			Hint:   "make another network, or remove the NICs first",
+		}
 	}
 	return err
 }
 
-// Delete removes a network that no VM is on.
+// Delete removes a network. It fails with [vm.CodeInUse] while VMs are on it.
 func (s *Networks) Delete(ctx context.Context, name string, match vm.Match) error {
-	r, err := s.begin(ctx, change{
-		kind: vm.NetworkDelete, resources: []string{vm.NetworkResource(name), allNetworks}, timeout: networkTimeout, claim: claim{patient: true},
-		intent: func(ctx context.Context, _ *run) (vm.Change, error) {
-			n, err := s.store.Network(ctx, name)
-			if err != nil {
-				return vm.Change{}, err
-			}
-			// The record goes before the bridge: the open operation accounts for it.
-			return vm.Change{DeleteNetwork: name}, match.Check("network "+name, n.Version())
-		},
-		act:   func(ctx context.Context, _ *run) (vm.Change, error) { return vm.Change{}, s.removeLeftover(ctx, name) },
-		truth: func(context.Context) (vm.Change, error) { return vm.Change{}, nil },
-	})
+	x := &networkDeletion{s: s, name: name, match: match}
+	_, err := s.run(ctx, networkDelete.request(x, vm.NetworkResource(name), allNetworks))
+	return err
+}
+
+// A networkDeletion is one [Networks.Delete]. The record goes before the bridge: the open
+// operation accounts for the bridge.
+type networkDeletion struct {
+	s     *Networks
+	name  string
+	match vm.Match
+}
+
+func (x *networkDeletion) intent(ctx context.Context, _ *run) (vm.Change, error) {
+	n, err := x.s.store.Network(ctx, x.name)
 	if err != nil {
-		return err
+		return vm.Change{}, err
 	}
-	_, err = r.wait(ctx)
-	return err
+	return vm.Change{DeleteNetwork: x.name}, x.match.Check("network "+x.name, n.Version())
 }
 
-// removeLeftover removes from the host what belongs to a network that is not
-// recorded.
-func (s *Networks) removeLeftover(ctx context.Context, name string) error {
-	_, err := s.store.Network(ctx, name)
-	if errors.Is(err, vm.ErrNotFound) {
-		return s.network.Down(ctx, vm.Network{Name: name, Bridge: name})
-	}
-	return err
+func (x *networkDeletion) act(ctx context.Context, _ *run) (vm.Change, error) {
+	return vm.Change{}, x.s.removeUnrecorded(ctx, x.name)
 }
 
-// Status looks at a network from every side. It changes nothing.
+func (x *networkDeletion) truth(context.Context) (vm.Change, error) { return vm.Change{}, nil }
+
+// Status returns a network as it is recorded and as it is on the host.
 func (s *Networks) Status(ctx context.Context, name string) (vm.NetworkReport, error) {
 	n, err := s.store.Network(ctx, name)
 	if err != nil {
@@ -226,7 +275,7 @@ func (s *Networks) Status(ctx context.Context, name string) (vm.NetworkReport, e
 		}
 	}
 	if n.Mode.Managed() {
-		r.Free = 1<<(32-n.Subnet.Bits()) - 3 - len(r.Leases) // without the gateway and the two that mean all
+		r.Free = 1<<(32-n.Subnet.Bits()) - 3 - len(r.Leases) // without the gateway, the first and the last address
 	}
 	return r, nil
 }
@@ -234,15 +283,105 @@ func (s *Networks) Status(ctx context.Context, name string) (vm.NetworkReport, e
 // of returns the networks that a VM's NICs are on, by name.
 func (s *Networks) of(ctx context.Context, v vm.VM) (map[string]vm.Network, error) {
 	networks := make(map[string]vm.Network, len(v.NICs))
-	for _, n := range v.NICs {
-		if _, known := networks[n.Network]; known {
+	for _, nic := range v.NICs {
+		if _, known := networks[nic.Network]; known {
 			continue
 		}
-		net, err := s.store.Network(ctx, n.Network)
+		n, err := s.store.Network(ctx, nic.Network)
 		if err != nil {
 			return nil, err
 		}
-		networks[n.Network] = net
+		networks[nic.Network] = n
 	}
 	return networks, nil
+}
+
+// truth implements [settler]: what a network is like on the host, [Networks.Reconcile]
+// compares and repairs.
+func (s *Networks) truth(context.Context, string) (vm.Change, error) { return vm.Change{}, nil }
+
+// stateName implements [settler].
+func (s *Networks) stateName(ctx context.Context, name string) (string, error) {
+	recorded, err := s.recorded(ctx, vm.NetworkResource(name))
+	if recorded {
+		return "present", err
+	}
+	return "absent", err
+}
+
+// Reconcile compares the networks on the host with the records, given the VMs as they are
+// recorded, and returns the differences. With repair it makes the host match the records.
+// The addresses of guests that it sees are recorded. It does not wait for what it asks
+// guests.
+func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error) {
+	var want vm.Wanted
+	for _, v := range vms {
+		if v.State != vm.Stopped && len(v.NICs) > 0 {
+			want.VMs = append(want.VMs, v)
+		}
+	}
+	var err error
+	if want.Networks, err = s.store.Networks(ctx, vm.Page{}); err != nil {
+		return nil, err
+	}
+	// A network that an operation changes is left to that operation.
+	want.Networks = slices.DeleteFunc(want.Networks, func(n vm.Network) bool { return s.Busy(vm.NetworkResource(n.Name)) })
+	seen, err := s.network.Reconcile(ctx, want, repair)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range want.VMs {
+		if found := seen.Learned[v.ID]; len(found) > 0 {
+			err = errors.Join(err, s.Guests.recordAddresses(ctx, v, preferAgent(found, s.Guests.reportedByAgent(v))))
+		}
+	}
+	s.Guests.askForAddresses(want.VMs)
+	s.CloudInits.ask(vms)
+	return seen.Drift, err
+}
+
+// networksNote is the note that says that the default network was made, once.
+const networksNote = "networks"
+
+// Prepare makes the default network if it was never made, and makes all networks on the
+// host match the records. It must be called before [Engine.Recover]. It fails only if the
+// records cannot be read; the observer tries again what the host cannot do now.
+func (s *Networks) Prepare(ctx context.Context) error {
+	made, err := s.store.Note(ctx, networksNote)
+	if err == nil && made == "" {
+		err = s.makeDefault(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	vms, err := s.store.VMs(ctx, vm.VMFilter{}, vm.Page{})
+	if err != nil {
+		return err
+	}
+	drift, err := s.Reconcile(ctx, vms, true)
+	if err != nil {
+		s.log.Warn("cannot prepare the networks; the observer tries again", "err", err)
+	}
+	for _, d := range drift {
+		if d.Err != nil {
+			s.log.Warn("cannot prepare a network; the observer tries again", "resource", d.Resource, "reason", d.Details, "err", d.Err)
+		}
+	}
+	return nil
+}
+
+// makeDefault makes the default network, once.
+func (s *Networks) makeDefault(ctx context.Context) error {
+	n := vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}
+	if err := s.network.Check(vm.NetworkNAT); err != nil {
+		n.Mode = vm.NetworkUser
+		s.log.Info("the default network is of mode user: its guests are reached by port forwards only", "network", n.Name, "reason", err)
+	}
+	n, err := s.Create(ctx, n)
+	if err != nil && !errors.Is(err, vm.ErrExists) {
+		s.log.Error("cannot make the default network; the next start tries again", "network", vm.DefaultNetwork, "err", err)
+		return nil
+	}
+	s.log.Info("made the default network", "network", n.Name, "mode", n.Mode, "subnet", n.Subnet)
+	return s.store.SetNote(ctx, networksNote, "made")
 }

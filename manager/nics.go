@@ -1,215 +1,132 @@
 package manager
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"vmand/failpoint"
 	"vmand/vm"
 )
 
-// reservations are addresses that operations on their way have chosen and not
-// recorded yet.
-type reservations struct {
-	mu    sync.Mutex
-	taken map[string][]netip.Addr // by network
+// NICs plugs, unplugs and changes the NICs of VMs.
+type NICs struct {
+	*Engine
+	reserved reservations
 }
 
-// reserve returns an address that nobody has and nobody else gets until it is
-// released.
-func (s *NICs) reserve(ctx context.Context, network string, first, last netip.Addr, except netip.Addr) (netip.Addr, error) {
-	r := &s.reserved
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	a, err := s.store.FreeIP(ctx, network, first, last, append(slices.Clone(r.taken[network]), except))
-	if err != nil {
-		return a, err
-	}
-	if r.taken == nil {
-		r.taken = map[string][]netip.Addr{}
-	}
-	r.taken[network] = append(r.taken[network], a)
-	return a, nil
+var nicAttach = verb{
+	kind: vm.NICAttach, timeout: deviceTimeout, preemptible: true, edit: true,
+	cleanup: leavesNothing, reached: nicAttached, answer: vm.AnswerCreatedTarget,
+	points: []string{"network.connected", "nic.netdev-added", "nic.device-added"},
 }
 
-// release gives free what was reserved for NICs; they are recorded by now, or
-// never will be.
-func (s *NICs) release(nics []vm.NIC) {
-	r := &s.reserved
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, n := range nics {
-		if len(r.taken[n.Network]) == 0 {
-			continue
-		}
-		r.taken[n.Network] = slices.DeleteFunc(r.taken[n.Network], func(a netip.Addr) bool { return a == n.IP })
-		if len(r.taken[n.Network]) == 0 {
-			delete(r.taken, n.Network)
-		}
-	}
+var nicDetach = verb{
+	kind: vm.NICDetach, timeout: deviceTimeout, preemptible: true, edit: true,
+	cleanup: leavesNothing, reached: nicGone, answer: vm.AnswerNothing,
+	points: []string{"nic.device-deleted", "nic.netdev-deleted"},
 }
 
-// place returns the NIC to be recorded in a slot of v. A managed address it
-// has is reserved: release it in the end. field is where the request names it.
-func (s *NICs) place(ctx context.Context, v vm.VM, slot int, want vm.NewNIC, field string) (vm.NIC, error) {
-	name := cmp.Or(want.Network, vm.DefaultNetwork)
-	network, err := s.store.Network(ctx, name)
-	if errors.Is(err, vm.ErrNotFound) {
-		f := vm.InvalidField(field+"/network", "network %q not found", name)
-		if want.Network == "" {
-			f.Hint = "create the network, name another one, or give nics: [] for none"
-		}
-		return vm.NIC{}, f
+var nicUpdate = verb{
+	kind: vm.NICUpdate, timeout: deviceTimeout, preemptible: true, edit: true,
+	cleanup: reapplyRecord, reached: recordedWithIntent, answer: vm.AnswerTarget,
+}
+
+// nicOf returns the NIC that an operation works on.
+func nicOf(ctx context.Context, e *Engine, op vm.Operation) (vm.NIC, error) {
+	if op.Target.NIC == nil {
+		return vm.NIC{}, vm.NotFound("NIC of VM "+op.Resource.ID, "")
 	}
+	v, err := e.store.VM(ctx, op.Resource.ID)
 	if err != nil {
 		return vm.NIC{}, err
 	}
-	n := vm.NIC{Slot: slot, Network: name, Mode: network.Mode, Model: cmp.Or(want.Model, vm.NICVirtio), MAC: vm.MACOf(v.UUID, slot),
-		RateIn: want.RateIn, RateOut: want.RateOut, LinkDown: want.LinkDown, State: vm.NICAttached}
-	if want.MAC != "" {
-		mac, err := net.ParseMAC(want.MAC)
-		if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
-			return n, vm.InvalidField(field+"/mac", "%q is not a unicast MAC address such as 52:54:00:12:34:56", want.MAC)
-		}
-		n.MAC = mac.String()
-	}
-	if n.Model != vm.NICVirtio && n.Model != vm.NICE1000e {
-		return n, vm.InvalidField(field+"/model", "must be virtio or e1000e")
-	}
-	if err := n.CheckRates(field); err != nil {
-		return n, err
-	}
-	return n, s.placeIP(ctx, &n, network, want.IP, field+"/ip")
+	return v.NIC(*op.Target.NIC)
 }
 
-// placeIP gives n its address on a network.
-func (s *NICs) placeIP(ctx context.Context, n *vm.NIC, network vm.Network, want netip.Addr, field string) (err error) {
-	if !network.Mode.Managed() {
-		if network.Mode == vm.NetworkUser {
-			n.IP = network.UserGuest()
-		}
-		if want.IsValid() && want != n.IP {
-			return vm.InvalidField(field, "the address of a guest on network %s, of mode %s, cannot be chosen", network.Name, network.Mode)
-		}
-		return nil
-	}
-	first, last := network.Subnet.Addr().Next(), vm.LastAddr(network.Subnet).Prev()
-	if want.IsValid() {
-		if !vm.UsableAddr(network.Subnet, want) || want == network.Gateway {
-			return vm.InvalidField(field, "%s is not an address for a guest in %s of network %s", want, network.Subnet, network.Name)
-		}
-		first, last = want, want
-	}
-	n.IP, err = s.reserve(ctx, network.Name, first, last, network.Gateway)
-	var f *vm.Fault
-	if want.IsValid() && errors.As(err, &f) && f.Code == vm.CodeAddressesExhausted {
-		return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("address %s of network %s is taken", want, network.Name),
-			Fields: []vm.FieldFault{{Field: field, Detail: "is taken"}}, Hint: "leave it out to get the lowest free one"}
-	}
-	n.IPv6 = network.AddressIPv6(n.IP)
-	return err
+func nicAttached(ctx context.Context, e *Engine, op vm.Operation) (bool, error) {
+	n, err := nicOf(ctx, e, op)
+	return err == nil && n.State == vm.NICAttached, ignoreNotFound(err)
 }
 
-// placeAll gives v, which is new, the NICs it is to have; nil means one on the
-// default network. What it has reserved is in v.NICs also after an error.
-func (s *NICs) placeAll(ctx context.Context, v *vm.VM, want *[]vm.NewNIC) error {
-	if want == nil {
-		want = &[]vm.NewNIC{{}}
-	}
-	if len(*want) > vm.MaxNICs {
-		return vm.InvalidField("/nics", "must be at most %d", vm.MaxNICs)
-	}
-	for slot, w := range *want {
-		n, err := s.place(ctx, *v, slot, w, fmt.Sprintf("/nics/%d", slot))
-		if n.IP.IsValid() {
-			v.NICs = append(v.NICs, n)
-		}
-		if err != nil {
-			return err
-		}
-		if !n.IP.IsValid() {
-			v.NICs = append(v.NICs, n)
-		}
-	}
-	return nil
+func nicGone(ctx context.Context, e *Engine, op vm.Operation) (bool, error) {
+	_, err := nicOf(ctx, e, op)
+	return errors.Is(err, vm.ErrNotFound), ignoreNotFound(err)
 }
 
-// nicTimeout is how long a change of a NIC may take; its guest has less.
-const nicTimeout = 30 * time.Second
-
-// Attach gives a VM another NIC, plugging it in if the VM runs, and returns
-// it.
+// Attach gives a VM another NIC, plugging it in if the VM runs, and returns the NIC.
 func (s *NICs) Attach(ctx context.Context, vmID string, want vm.NewNIC) (vm.NIC, vm.Operation, error) {
-	var v vm.VM
-	var n vm.NIC
-	r, err := s.begin(ctx, change{
-		kind: vm.NICAttach, resources: []string{vm.VMResource(vmID)}, timeout: nicTimeout, preemptible: true,
-		after: func() { s.release([]vm.NIC{n}) },
-		intent: func(ctx context.Context, r *run) (_ vm.Change, err error) {
-			if v, err = s.VMs.settled(ctx, vmID); err != nil {
-				return vm.Change{}, err
-			}
-			slot, err := vm.FreeNICSlot(v)
-			if err != nil {
-				return vm.Change{}, err
-			}
-			if n, err = s.place(ctx, v, slot, want, ""); err != nil {
-				return vm.Change{}, err
-			}
-			if vm.Live(v) {
-				n.State = vm.NICAttaching
-			}
-			r.report(nicStep(slot), "on network "+n.Network)
-			v.NICs = slices.Insert(slices.Clone(v.NICs), vm.NICIndex(v, slot), n)
-			return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
-		},
-		act: func(ctx context.Context, _ *run) (vm.Change, error) {
-			if n.State == vm.NICAttached {
-				return vm.Change{}, nil
-			}
-			if err := s.plug(ctx, v, n); err != nil {
-				return vm.Change{}, err
-			}
-			n.State = vm.NICAttached
-			v.NICs = slices.Clone(v.NICs)
-			v.NICs[vm.NICIndex(v, n.Slot)] = n
-			return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
-		},
-		truth: func(ctx context.Context) (vm.Change, error) { return s.VMs.truth(ctx, vmID) },
-	})
-	if err != nil {
-		return n, vm.Operation{}, err
-	}
-	op, err := r.wait(ctx)
-	return n, op, err
+	a := &nicAttachment{s: s, vmID: vmID, want: want}
+	op, err := s.run(ctx, nicAttach.request(a, vm.VMResource(vmID)))
+	return a.n, op, err
 }
 
-// nicStep names the step of an operation on the NIC in a slot; [Engine.reached]
-// tells by it whether the operation has done its work.
-func nicStep(slot int) string { return fmt.Sprintf("nic-%d", slot) }
+// A nicAttachment is one [NICs.Attach].
+type nicAttachment struct {
+	s    *NICs
+	vmID string
+	want vm.NewNIC
+	v    vm.VM
+	n    vm.NIC
+}
 
-func (s *NICs) plug(ctx context.Context, v vm.VM, n vm.NIC) error {
-	networks, err := s.Networks.of(ctx, v)
+func (a *nicAttachment) intent(ctx context.Context, r *run) (_ vm.Change, err error) {
+	if a.v, err = a.s.VMs.settled(ctx, a.vmID); err != nil {
+		return vm.Change{}, err
+	}
+	slot, err := vm.FreeNICSlot(a.v)
+	if err != nil {
+		return vm.Change{}, err
+	}
+	if a.n, err = a.s.place(ctx, a.v, slot, a.want, ""); err != nil {
+		return vm.Change{}, err
+	}
+	if vm.Live(a.v) {
+		a.n.State = vm.NICAttaching
+	}
+	r.aim(vm.Target{NIC: &slot})
+	r.report("attach", fmt.Sprintf("NIC %d on network %s", slot, a.n.Network))
+	a.v.NICs = slices.Insert(slices.Clone(a.v.NICs), vm.NICIndex(a.v, slot), a.n)
+	return vm.Change{VM: &vm.VMUpdate{From: a.v.State, VM: a.v}}, nil
+}
+
+func (a *nicAttachment) act(ctx context.Context, _ *run) (vm.Change, error) {
+	if a.n.State == vm.NICAttached { // the VM does not run: the record is all
+		return vm.Change{}, nil
+	}
+	if err := a.plug(ctx); err != nil {
+		return vm.Change{}, err
+	}
+	a.n.State = vm.NICAttached
+	a.v.NICs = slices.Clone(a.v.NICs)
+	a.v.NICs[vm.NICIndex(a.v, a.n.Slot)] = a.n
+	return vm.Change{VM: &vm.VMUpdate{From: a.v.State, VM: a.v}}, nil
+}
+
+func (a *nicAttachment) plug(ctx context.Context) error {
+	networks, err := a.s.Networks.of(ctx, a.v)
 	if err != nil {
 		return err
 	}
-	ports, err := s.network.Connect(ctx, v, []vm.NIC{n}, networks)
+	ports, err := a.s.network.Connect(ctx, a.v, []vm.NIC{a.n}, networks)
 	if err != nil {
 		return err
 	}
 	defer vm.ClosePorts(ports)
 	failpoint.Hit("network.connected")
-	return s.driver.AttachNIC(ctx, v.ID, ports[0])
+	return a.s.driver.AttachNIC(ctx, a.v.ID, ports[0])
 }
 
-// find returns a VM in a settled state and one of its NICs.
+func (a *nicAttachment) truth(ctx context.Context) (vm.Change, error) {
+	return a.s.VMs.truth(ctx, a.vmID)
+}
+
+func (a *nicAttachment) release() { a.s.release([]vm.NIC{a.n}) }
+
+// find returns a VM in a settled state and one of its NICs. It must be called with the VM
+// locked.
 func (s *NICs) find(ctx context.Context, vmID string, slot int) (vm.VM, vm.NIC, error) {
 	v, err := s.VMs.settled(ctx, vmID)
 	if err != nil {
@@ -219,63 +136,121 @@ func (s *NICs) find(ctx context.Context, vmID string, slot int) (vm.VM, vm.NIC, 
 	return v, n, err
 }
 
-// Detach takes a NIC from a VM, unplugging it if the VM runs, which needs the
-// guest. It reports whether the NIC is gone: one that the guest has not let go of
-// is returned as detaching, is asked for again, and goes with the VM's QEMU at the
-// latest.
+// Detach takes a NIC from a VM, unplugging it if the VM runs, which needs the guest. It
+// reports whether the NIC is gone. A NIC that the guest has not released is returned as
+// detaching: the observer asks again, and it is gone with the VM's QEMU at the latest.
 func (s *NICs) Detach(ctx context.Context, vmID string, slot int, match vm.Match) (n vm.NIC, gone bool, op vm.Operation, err error) {
-	var v vm.VM
-	r, err := s.begin(ctx, change{
-		kind: vm.NICDetach, resources: []string{vm.VMResource(vmID)}, timeout: nicTimeout, preemptible: true,
-		intent: func(ctx context.Context, r *run) (_ vm.Change, err error) {
-			if v, n, err = s.find(ctx, vmID, slot); err != nil {
-				return vm.Change{}, err
-			}
-			if err := match.Check("VM "+vmID, v.Version()); err != nil {
-				return vm.Change{}, err
-			}
-			r.report(nicStep(slot), "on network "+n.Network)
-			if !vm.Live(v) {
-				v.RemoveNIC(slot)
-				return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
-			}
-			n.State, n.Reason = vm.NICDetaching, ""
-			v.NICs = slices.Clone(v.NICs)
-			v.NICs[vm.NICIndex(v, slot)] = n
-			return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, nil
-		},
-		act: func(ctx context.Context, _ *run) (vm.Change, error) {
-			if n.State != vm.NICDetaching {
-				return vm.Change{}, nil
-			}
-			if err := s.driver.DetachNIC(ctx, vmID, slot); err != nil {
-				return vm.Change{}, err
-			}
-			v.RemoveNIC(slot)
-			return vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}, s.applyNetwork(ctx, v)
-		},
-		truth: func(ctx context.Context) (vm.Change, error) { return s.VMs.truth(ctx, vmID) },
-	})
+	x := &nicDetachment{s: s, vmID: vmID, slot: slot, match: match}
+	r, err := s.begin(ctx, nicDetach.request(x, vm.VMResource(vmID)))
 	if err != nil {
-		return n, false, vm.Operation{}, err
+		return x.n, false, vm.Operation{}, err
 	}
 	op, err = r.wait(ctx)
 	if err != nil && !errors.Is(err, vm.ErrUnavailable) {
-		return n, false, op, err
+		return x.n, false, op, err
 	}
-	_, now, lookErr := s.find(context.WithoutCancel(ctx), vmID, slot)
+	v, lookErr := s.store.VM(context.WithoutCancel(ctx), vmID)
+	if lookErr == nil {
+		n, lookErr = v.NIC(slot)
+	}
 	switch {
 	case errors.Is(lookErr, vm.ErrNotFound):
-		return n, true, op, nil
+		return x.n, true, op, nil
 	case lookErr != nil:
-		return n, false, op, lookErr
-	case now.State == vm.NICDetaching:
-		return now, false, op, nil
+		return x.n, false, op, lookErr
+	case n.State == vm.NICDetaching:
+		return n, false, op, nil
 	}
-	return now, false, op, err
+	return n, false, op, err
 }
 
-// applyNetwork makes the host's side of a VM what is said of it now.
+// A nicDetachment is one [NICs.Detach].
+type nicDetachment struct {
+	s     *NICs
+	vmID  string
+	slot  int
+	match vm.Match
+	v     vm.VM
+	n     vm.NIC
+}
+
+func (x *nicDetachment) intent(ctx context.Context, r *run) (_ vm.Change, err error) {
+	if x.v, x.n, err = x.s.find(ctx, x.vmID, x.slot); err != nil {
+		return vm.Change{}, err
+	}
+	if err := x.match.Check("VM "+x.vmID, x.v.Version()); err != nil {
+		return vm.Change{}, err
+	}
+	r.aim(vm.Target{NIC: &x.slot})
+	r.report("detach", fmt.Sprintf("NIC %d from network %s", x.slot, x.n.Network))
+	from := x.v.State
+	if vm.Live(x.v) {
+		x.n.State, x.n.Reason = vm.NICDetaching, ""
+		x.v.NICs = slices.Clone(x.v.NICs)
+		x.v.NICs[vm.NICIndex(x.v, x.slot)] = x.n
+	} else {
+		x.v.RemoveNIC(x.slot)
+	}
+	return vm.Change{VM: &vm.VMUpdate{From: from, VM: x.v}}, nil
+}
+
+func (x *nicDetachment) act(ctx context.Context, _ *run) (vm.Change, error) {
+	if x.n.State != vm.NICDetaching { // the VM does not run: the record is all
+		return vm.Change{}, nil
+	}
+	if err := x.s.driver.DetachNIC(ctx, x.vmID, x.slot); err != nil {
+		return vm.Change{}, err
+	}
+	x.v.RemoveNIC(x.slot)
+	return vm.Change{VM: &vm.VMUpdate{From: x.v.State, VM: x.v}}, x.s.applyNetwork(ctx, x.v)
+}
+
+func (x *nicDetachment) truth(ctx context.Context) (vm.Change, error) {
+	return x.s.VMs.truth(ctx, x.vmID)
+}
+
+// Update changes a NIC, at once if the VM runs, and returns it.
+func (s *NICs) Update(ctx context.Context, vmID string, slot int, e vm.NICEdits, match vm.Match) (vm.NIC, error) {
+	u := &nicChange{s: s, slot: slot, edits: e}
+	err := s.VMs.liveEdit(ctx, &nicUpdate, &liveEdit{id: vmID, match: match, change: u})
+	return u.n, err
+}
+
+// A nicChange is one [NICs.Update].
+type nicChange struct {
+	s      *NICs
+	slot   int
+	edits  vm.NICEdits
+	n, was vm.NIC
+}
+
+func (u *nicChange) edit(_ context.Context, v *vm.VM) (_ vm.Target, err error) {
+	target := vm.Target{NIC: &u.slot}
+	if u.n, err = v.NIC(u.slot); err != nil {
+		return target, err
+	}
+	u.was = u.n
+	u.edits.Apply(&u.n)
+	if u.n.RateIn != u.was.RateIn || u.n.RateOut != u.was.RateOut {
+		if err := u.s.network.Check(u.n.Mode); err != nil {
+			return target, err
+		}
+	}
+	v.NICs = slices.Clone(v.NICs)
+	v.NICs[vm.NICIndex(*v, u.slot)] = u.n
+	return target, u.n.CheckRates("")
+}
+
+func (u *nicChange) apply(ctx context.Context, v vm.VM) error {
+	if u.n.LinkDown != u.was.LinkDown {
+		if err := u.s.driver.SetLink(ctx, v.ID, u.slot, !u.n.LinkDown); err != nil {
+			return err
+		}
+	}
+	return u.s.applyNetwork(ctx, v)
+}
+
+// applyNetwork updates taps, firewall and forwards of a VM to match its record.
 func (s *NICs) applyNetwork(ctx context.Context, v vm.VM) error {
 	networks, err := s.Networks.of(ctx, v)
 	if err != nil {
@@ -284,30 +259,53 @@ func (s *NICs) applyNetwork(ctx context.Context, v vm.VM) error {
 	return s.network.Update(ctx, v, networks)
 }
 
-// Update changes a NIC, at once if the VM runs, and returns it.
-func (s *NICs) Update(ctx context.Context, vmID string, slot int, e vm.NICEdits, match vm.Match) (vm.NIC, error) {
-	var n, was vm.NIC
-	err := s.VMs.liveEdit(ctx, tuning{kind: vm.NICUpdate, vmID: vmID, match: match, edit: func(ctx context.Context, v *vm.VM) (err error) {
-		if *v, n, err = s.find(ctx, vmID, slot); err != nil {
-			return err
+// nicPatience is how long a settling waits for a guest to release a NIC: it holds the VM's
+// lock meanwhile. The next settling asks again.
+const nicPatience = time.Second
+
+// truth returns the NICs that v really has. What QEMU still has of a NIC that is gone is
+// removed, and a detach is asked for again. It must be called with the VM locked.
+func (s *NICs) truth(ctx context.Context, v vm.VM, seen vm.Observation) ([]vm.NIC, error) {
+	have, unplug := vm.SettleNICs(v.NICs, seen)
+	if !seen.Alive() {
+		return have, nil
+	}
+	ctx, stop := context.WithTimeout(ctx, nicPatience)
+	defer stop()
+	for _, n := range v.NICs {
+		gone := !hasSlot(have, n.Slot)
+		if !gone && !slices.Contains(unplug, n.Slot) {
+			continue
 		}
-		was = n
-		e.Apply(&n)
-		if n.RateIn != was.RateIn || n.RateOut != was.RateOut {
-			if err := s.network.Check(n.Mode); err != nil {
-				return err
-			}
+		switch err := s.driver.DetachNIC(ctx, v.ID, n.Slot); {
+		case err == nil:
+			have = slices.DeleteFunc(have, func(h vm.NIC) bool { return h.Slot == n.Slot })
+		case gone:
+			return nil, fmt.Errorf("take what is left of NIC %d back from VM %s: %w", n.Slot, v.ID, err)
 		}
-		v.NICs = slices.Clone(v.NICs)
-		v.NICs[vm.NICIndex(*v, slot)] = n
-		return n.CheckRates("")
-	}, apply: func(ctx context.Context, v vm.VM) error {
-		if n.LinkDown != was.LinkDown {
-			if err := s.driver.SetLink(ctx, vmID, slot, !n.LinkDown); err != nil {
-				return err
-			}
+	}
+	return have, nil
+}
+
+func hasSlot(nics []vm.NIC, slot int) bool {
+	return slices.ContainsFunc(nics, func(n vm.NIC) bool { return n.Slot == slot })
+}
+
+// settleOf makes v's NICs, and the host's side of them, what they really are, and reports
+// whether that changed v.
+func (s *NICs) settleOf(ctx context.Context, v *vm.VM, seen vm.Observation) (bool, error) {
+	have, err := s.truth(ctx, *v, seen)
+	if err != nil || slices.Equal(have, v.NICs) {
+		return false, err
+	}
+	for _, n := range v.NICs {
+		if !hasSlot(have, n.Slot) {
+			v.RemoveNIC(n.Slot)
 		}
-		return s.applyNetwork(ctx, v)
-	}})
-	return n, err
+	}
+	v.NICs = have
+	if !seen.Alive() {
+		return true, nil
+	}
+	return true, s.applyNetwork(ctx, *v)
 }

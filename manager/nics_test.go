@@ -55,12 +55,12 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 	if err != nil || gone || n.State != vm.NICDetaching || op.State != vm.OpFailed {
 		t.Fatalf("detached: %+v, %t, %+v, %v", n, gone, op, err)
 	}
-	must(t)(w.Settle(t.Context(), "vms/a"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	if got := w.vm("a").NICs; len(got) != 1 || got[0].State != vm.NICDetaching {
 		t.Errorf("settled while held: %+v", got)
 	}
 	w.driver.Hook = nil
-	if r, err := w.Settle(t.Context(), "vms/a"); err != nil || !r.Changed || len(w.vm("a").NICs) != 0 {
+	if r, err := w.Settle(t.Context(), vm.VMResource("a")); err != nil || !r.Changed || len(w.vm("a").NICs) != 0 {
 		t.Errorf("settled when let go: %+v, %v, %+v", r, err, w.vm("a").NICs)
 	}
 	// Power-off finishes a detach as well.
@@ -128,9 +128,9 @@ func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
 			n.State = tt.state
 			v.NICs = []vm.NIC{n}
 			at := v.CreatedAt
-			op := vm.Operation{ID: "op", Kind: tt.kind, Resource: "vms/a", State: vm.OpRunning, Step: "nic-0", RequestedBy: "test", CreatedAt: at, StartedAt: at, Log: []vm.LogLine{}}
+			op := vm.Operation{ID: "op", Kind: tt.kind, Resource: vm.VMResource("a"), State: vm.OpRunning, Target: vm.Target{NIC: new(int)}, RequestedBy: "test", CreatedAt: at, StartedAt: at, Log: []vm.LogLine{}}
 			must(t)(w.store.Apply(t.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}}))
-			must(t)(w.Settle(t.Context(), "vms/a"))
+			must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 			got := w.vm("a").NICs
 			ended, err := w.store.Operation(t.Context(), "op")
 			if err != nil || len(got) != tt.want || ended.State != tt.ended {
@@ -238,7 +238,7 @@ func TestWhatIsRecordedWithTheIntentIsDone(t *testing.T) {
 	for _, tt := range []struct {
 		kind     vm.Kind
 		resource string
-		step     string
+		forward  string
 		ended    vm.OpState
 		forwards int
 	}{
@@ -248,10 +248,10 @@ func TestWhatIsRecordedWithTheIntentIsDone(t *testing.T) {
 		{vm.ForwardRemove, "vms/a", f.ID, vm.OpFailed, 1},
 		{vm.ForwardAdd, "vms/a", f.ID, vm.OpFailed, 0}, // the request repeated adds it again
 	} {
-		op := vm.Operation{ID: string(tt.kind) + tt.step, Kind: tt.kind, Resource: tt.resource, State: vm.OpRunning, Step: tt.step, RequestedBy: "test",
+		op := vm.Operation{ID: string(tt.kind) + tt.forward, Kind: tt.kind, Resource: vm.ParseResource(tt.resource), State: vm.OpRunning, Target: vm.Target{Forward: tt.forward}, RequestedBy: "test",
 			CreatedAt: v.CreatedAt, StartedAt: v.CreatedAt, Log: []vm.LogLine{}}
 		must(t)(w.store.Apply(t.Context(), vm.Change{Operation: &op}))
-		must(t)(w.Settle(t.Context(), tt.resource))
+		must(t)(w.Settle(t.Context(), vm.ParseResource(tt.resource)))
 		ended, err := w.store.Operation(t.Context(), op.ID)
 		if err != nil || ended.State != tt.ended || len(w.vm("a").Forwards) != tt.forwards {
 			t.Errorf("%s: %s, %v, forwards %v", op.ID, ended.State, err, w.vm("a").Forwards)

@@ -9,15 +9,14 @@ import (
 	"vmand/vm"
 )
 
-// RestartDue restarts a VM whose automatic restart is due; it fails with a
-// [Fault] of class [ErrState] if none is. It returns once the intent is
-// recorded.
+// RestartDue restarts a VM whose automatic restart is due; it fails with a [vm.Fault] of
+// class [vm.ErrState] if none is. It returns once the intent is recorded.
 func (s *VMs) RestartDue(ctx context.Context, id string) (vm.Operation, error) {
 	v, err := s.store.VM(ctx, id)
 	if err != nil {
 		return vm.Operation{}, err
 	}
-	a := &action{m: s, id: id, op: vm.OpStart, auto: true}
+	a := &powerAction{s: s, id: id, op: vm.OpStart, auto: true}
 	if v.State == vm.Paused { // a guest that panicked still has its process
 		a.op, a.stop = vm.OpRestart, vm.StopOptions{Force: true}
 	}
@@ -26,13 +25,13 @@ func (s *VMs) RestartDue(ctx context.Context, id string) (vm.Operation, error) {
 	return op, err
 }
 
-// bootNote is the note that holds the host's boot for which Autostart is done.
+// bootNote is the note with the host's boot for which Autostart is done.
 const bootNote = "boot"
 
-// AfterBoot is told the host's boot before [Engine.Recover] looks for what was
-// lost. If it is another than the one for which Autostart is done, what ran in
-// the boot before is not restarted by its policy, which would disregard the
-// order: what is to start with the host says so.
+// AfterBoot tells the engine which boot of the host this is. After another boot than the
+// one for which Autostart is done, VMs that ran before are not restarted by their policy,
+// which would disregard the order: Autostart starts them. AfterBoot must be called before
+// [Engine.Recover].
 func (s *VMs) AfterBoot(ctx context.Context, boot string) error {
 	done, err := s.store.Note(ctx, bootNote)
 	if err != nil || done == boot {
@@ -56,18 +55,10 @@ func (s *VMs) AfterBoot(ctx context.Context, boot string) error {
 	return nil
 }
 
-// lostWithBoot reports whether v, which has no process, was last started before
-// the host was booted.
-func (s *VMs) lostWithBoot(v vm.VM) bool {
-	at, known := s.before[v.ID]
-	return known && at.Equal(v.StartedAt)
-}
-
-// Autostart starts, once in each boot of the host, the VMs that want to be
-// started with it: those that were last asked to run. It goes by their order
-// and waits each VM's delay. One that cannot start does not keep the others
-// from starting. It returns when all have had their turn or ctx is done; what is
-// left then is done by the next call.
+// Autostart starts, once in each boot of the host, the VMs with autostart that were last
+// asked to run, in their order and with their delays. A VM that cannot start does not keep
+// the others from starting. It returns when each has had its turn or ctx is done; the next
+// call does the rest.
 func (s *VMs) Autostart(ctx context.Context, boot string) error {
 	done, err := s.store.Note(ctx, bootNote)
 	if err != nil || done == boot {
@@ -88,8 +79,8 @@ func (s *VMs) Autostart(ctx context.Context, boot string) error {
 		if err == nil {
 			op, err = s.Operations.Wait(ctx, op.ID)
 		}
-		if err != nil && !errors.Is(err, vm.ErrState) { // it runs already
-			s.log.Warn("cannot start a VM with the host", "vm_id", v.ID, "operation", op.ID, "err", err)
+		if err != nil && !errors.Is(err, vm.ErrState) { // ErrState: it runs already
+			s.log.Warn("cannot start a VM with the host", "vm", v.ID, "op", op.ID, "err", err)
 		}
 	}
 	if err := ctx.Err(); err != nil {
@@ -98,7 +89,7 @@ func (s *VMs) Autostart(ctx context.Context, boot string) error {
 	return s.store.SetNote(ctx, bootNote, boot)
 }
 
-// sleep waits and reports false if ctx was done first.
+// sleep waits for d. It reports false if ctx was done first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -46,7 +46,7 @@ func TestWhichEndsArePolicyFor(t *testing.T) {
 			w.edit("a", vm.VMEdits{Restart: &tt.policy})
 			w.do("a", vm.OpStart)
 			w.driver.Set("a", tt.seen)
-			must(t)(w.Settle(t.Context(), "vms/a"))
+			must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 			v, err := w.store.VM(t.Context(), "a")
 			if err != nil || v.RestartAt.IsZero() == tt.want {
 				t.Fatalf("the next restart is at %s, %v; wanted: %t", v.RestartAt, err, tt.want)
@@ -79,7 +79,7 @@ func TestRestartsWaitLongerEachTime(t *testing.T) {
 	for range 11 {
 		w.driver.Set("a", "gone")
 		before := time.Now()
-		must(t)(w.Settle(t.Context(), "vms/a"))
+		must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 		v := w.wantVM("a", vm.Errored, vm.ReasonCrashed)
 		waits = append(waits, v.RestartAt.Sub(before).Round(time.Second))
 		w.due("a")
@@ -98,7 +98,7 @@ func TestRestartsWaitLongerEachTime(t *testing.T) {
 	v.StartedAt = time.Now().Add(-10 * time.Minute)
 	must(t)(w.store.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}))
 	w.driver.Set("a", "gone")
-	must(t)(w.Settle(t.Context(), "vms/a"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	if v := w.wantVM("a", vm.Errored, vm.ReasonCrashed); time.Until(v.RestartAt) > 2*time.Second || v.Restarts != 0 {
 		t.Errorf("after ten minutes: %+v", v)
 	}
@@ -115,7 +115,7 @@ func TestAnExplicitStopAlwaysWins(t *testing.T) {
 	w.edit("a", vm.VMEdits{Restart: &policy})
 	w.do("a", vm.OpStart)
 	w.driver.Set("a", "gone")
-	must(t)(w.Settle(t.Context(), "vms/a"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	w.due("a")
 	w.do("a", vm.OpStop)
 	_, err := w.VMs.RestartDue(t.Context(), "a")
@@ -147,7 +147,7 @@ func TestAutostartIsOncePerBoot(t *testing.T) {
 		t.Errorf("started %q", started)
 	}
 	w.driver.Set("first", "gone")
-	must(t)(w.Settle(t.Context(), "vms/first"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("first")))
 	must(t)(w.VMs.Autostart(t.Context(), "boot-1"))
 	w.wantVM("first", vm.Errored, vm.ReasonCrashed)
 	must(t)(w.VMs.Autostart(t.Context(), "boot-2"))
@@ -164,7 +164,7 @@ func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
 		w.do(id, vm.OpStart)
 	}
 	w.driver.Set("was-due", "gone")
-	must(t)(w.Settle(t.Context(), "vms/was-due"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("was-due")))
 	w.due("was-due")
 	must(t)(w.VMs.AfterBoot(t.Context(), "boot-1")) // the same: nothing changes
 	w.due("was-due")
@@ -185,7 +185,7 @@ func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
 	<-time.After(2 * time.Millisecond) // times have milliseconds
 	w.do("ran", vm.OpStart)
 	w.driver.Set("ran", "gone")
-	must(t)(w.Settle(t.Context(), "vms/ran"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("ran")))
 	w.due("ran")
 }
 
@@ -194,13 +194,13 @@ func TestAGuestThatFoundTheDiskFullGoesOnWhenThereIsRoom(t *testing.T) {
 	w.create("a")
 	w.do("a", vm.OpStart)
 	w.driver.SetFull("a", 0)
-	must(t)(w.Settle(t.Context(), "vms/a"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	if v := w.wantVM("a", vm.Paused, vm.ReasonDiskFull); v.ReasonDetail == "" {
 		t.Error("it does not say which disk")
 	}
-	must(t)(w.Settle(t.Context(), "vms/a"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	w.wantVM("a", vm.Paused, vm.ReasonDiskFull)
 	w.driver.SetFull("a", vm.ResumeFreeMiB)
-	must(t)(w.Settle(t.Context(), "vms/a"))
+	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 }

@@ -16,7 +16,7 @@ import (
 func (w *world) open(kind vm.Kind, resource string, rest vm.Change) string {
 	w.t.Helper()
 	at := time.Now().UTC()
-	rest.Operation = &vm.Operation{ID: "op-" + string(kind) + strings.ReplaceAll(resource, "/", "-"), Kind: kind, Resource: resource, State: vm.OpRunning,
+	rest.Operation = &vm.Operation{ID: "op-" + string(kind) + strings.ReplaceAll(resource, "/", "-"), Kind: kind, Resource: vm.ParseResource(resource), State: vm.OpRunning,
 		RequestedBy: "test", CreatedAt: at, StartedAt: at, Log: []vm.LogLine{}}
 	must(w.t)(w.store.Apply(w.t.Context(), rest))
 	return rest.Operation.ID
@@ -140,7 +140,7 @@ func TestAnOutcomeThatCannotBeRecordedIsSettledLater(t *testing.T) {
 	mu.Lock()
 	full = false
 	mu.Unlock()
-	r, err := w.Settle(t.Context(), "vms/a")
+	r, err := w.Settle(t.Context(), vm.VMResource("a"))
 	if err != nil || !r.Changed || r.Was != "starting/requested" || r.Is != "running/requested" {
 		t.Errorf("settled: %+v, %v", r, err)
 	}

@@ -9,10 +9,11 @@ import (
 const (
 	whyOperations = 10
 	whyEvents     = 20
-	whyBack       = 20_000 // events of all resources, behind which nobody looks
+	whyBack       = 20_000 // events of all resources; older ones are not read
 )
 
-// Why looks at a VM from every side. It changes nothing and takes no lock.
+// Why returns what the records, the host and QEMU say of a VM. It changes nothing and takes
+// no lock.
 func (s *VMs) Why(ctx context.Context, id string) (vm.Why, error) {
 	v, err := s.store.VM(ctx, id)
 	if err != nil {

@@ -41,7 +41,7 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 	if n.mode == ModeUser {
 		for _, nw := range w.Networks {
 			if err := n.Check(nw.Mode); err != nil {
-				p.found("networks/"+nw.Name, "the network is not there", func() error { return err })
+				p.found(vm.NetworkResource(nw.Name), "the network is not there", func() error { return err })
 			}
 		}
 		return p.survey, ctx.Err()
@@ -86,7 +86,7 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 }
 
 // found records a drift and, in a pass that repairs, what came of the repair.
-func (p *pass) found(resource, details string, repair func() error) {
+func (p *pass) found(resource vm.Resource, details string, repair func() error) {
 	d := vm.Drift{Resource: resource, Details: details}
 	if p.repair {
 		d.Err = repair()
@@ -151,7 +151,7 @@ func (p *pass) rules(w vm.Wanted) error {
 	}
 	for _, nw := range w.Networks {
 		if nw.Mode != vm.NetworkUser {
-			p.found("networks/"+nw.Name, words(faults), func() error { return repaired })
+			p.found(vm.NetworkResource(nw.Name), words(faults), func() error { return repaired })
 		}
 	}
 	return nil
@@ -183,7 +183,7 @@ func (p *pass) network(nw vm.Network) bool {
 	if nw.Mode == vm.NetworkUser {
 		return false
 	}
-	resource := "networks/" + nw.Name
+	resource := vm.NetworkResource(nw.Name)
 	if nw.Mode == vm.NetworkBridge {
 		if _, err := p.hostBridge(nw); err != nil {
 			p.found(resource, err.Error(), func() error { return err })
@@ -253,7 +253,7 @@ func (p *pass) nic(v vm.VM, nic vm.NIC) {
 	if nic.Mode == vm.NetworkUser || nic.State == vm.NICAttaching || !known {
 		return
 	}
-	resource, name := "vms/"+v.ID, tapName(v.UUID, nic.Slot)
+	resource, name := vm.VMResource(v.ID), tapName(v.UUID, nic.Slot)
 	tap, bridge := p.links[name], p.links[nw.Bridge]
 	if tap == nil {
 		if p.absent[name] {

@@ -39,7 +39,7 @@ func TestPlanComparesImagesWithTheirContent(t *testing.T) {
 			}
 		}
 	}
-	recorded := Recorded{Images: []vm.Image{image("a", "", vm.ImageImporting)}, Open: []vm.Operation{{Kind: vm.ImageCreate, Resource: "images/a"}}}
+	recorded := Recorded{Images: []vm.Image{image("a", "", vm.ImageImporting)}, Open: []vm.Operation{{Kind: vm.ImageCreate, Resource: vm.ImageResource("a")}}}
 	if plan := Plan(recorded, vm.Survey{Images: map[string]int64{}}, 0, nobody); len(plan) != 1 || plan[0].Type != MissingImage {
 		t.Errorf("an import that nobody is at: %+v", plan)
 	}

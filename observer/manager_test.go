@@ -99,7 +99,7 @@ func (d *daemon) events(kind string) (resources []string) {
 		d.t.Fatal(err)
 	}
 	for _, e := range events {
-		resources = append(resources, e.Resource)
+		resources = append(resources, e.Resource.String())
 	}
 	return resources
 }

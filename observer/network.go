@@ -13,7 +13,7 @@ func (o *Observer) networks(ctx context.Context, vms []vm.VM) (plan []Action, re
 	repair := o.o.Repair == RepairAuto
 	drift, err := guard(o.log, func() ([]vm.Drift, error) { return o.nets.Reconcile(ctx, vms, repair) })
 	if err != nil {
-		drift = append(drift, vm.Drift{Resource: "networks", Details: "the networks of the host cannot be looked at", Err: err})
+		drift = append(drift, vm.Drift{Resource: vm.Resource{Kind: vm.NetworkKind}, Details: "the networks of the host cannot be looked at", Err: err})
 	}
 	for _, d := range drift {
 		r := result{}

@@ -18,16 +18,16 @@ func TestNetworksThatDriftedAreReportedWithWhatWasDone(t *testing.T) {
 		want     string // of the repair
 		repaired bool
 	}{
-		"repaired":              {RepairAuto, vm.Drift{Resource: "networks/vman0", Details: "the bridge is down"}, nil, "made so again", true},
-		"not to be repaired":    {RepairReport, vm.Drift{Resource: "networks/vman0", Details: "the bridge is down"}, nil, "", false},
-		"failed":                {RepairAuto, vm.Drift{Resource: "vms/a", Details: "the tap is gone", Err: errors.New("no way")}, nil, "tried, and failed: no way", false},
+		"repaired":              {RepairAuto, vm.Drift{Resource: vm.NetworkResource("vman0"), Details: "the bridge is down"}, nil, "made so again", true},
+		"not to be repaired":    {RepairReport, vm.Drift{Resource: vm.NetworkResource("vman0"), Details: "the bridge is down"}, nil, "", false},
+		"failed":                {RepairAuto, vm.Drift{Resource: vm.VMResource("a"), Details: "the tap is gone", Err: errors.New("no way")}, nil, "tried, and failed: no way", false},
 		"nothing could be seen": {RepairAuto, vm.Drift{}, errors.New("no netlink"), "tried, and failed: no netlink", false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld()
-				if tt.drift.Resource != "" {
+				if tt.drift.Resource.String() != "" {
 					w.drift = []vm.Drift{tt.drift}
 				}
 				w.driftErr = tt.err
@@ -69,7 +69,7 @@ func TestNICsThatQEMUContradictsAreFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			v := vm.VM{ID: "a", State: vm.Running, Reason: vm.ReasonRequested, NICs: tt.nics}
 			seen := vm.Survey{VMs: map[string]vm.Observation{"a": {PID: 7, Status: vm.StatusRunning, NICs: tt.seen}}, VMFiles: map[string]bool{"a": true}}
-			plan := Plan(Recorded{VMs: []vm.VM{v}}, seen, 0, func(string) bool { return false })
+			plan := Plan(Recorded{VMs: []vm.VM{v}}, seen, 0, func(vm.Resource) bool { return false })
 			if tt.want == "" {
 				if len(plan) != 0 {
 					t.Errorf("plan: %+v", plan)

@@ -45,9 +45,9 @@ type Records interface {
 type Settler interface {
 	// Settle looks again under the resource's lock and records what is true.
 	// It fails with [vm.ErrBusy] at once if an operation holds the resource.
-	Settle(ctx context.Context, resource string) (vm.Repair, error)
+	Settle(ctx context.Context, resource vm.Resource) (vm.Repair, error)
 	// Busy reports whether an operation holds the resource now.
-	Busy(resource string) bool
+	Busy(resource vm.Resource) bool
 	// Tell records events.
 	Tell(ctx context.Context, events ...vm.Event) error
 	// NextEvent returns a channel that is closed when the next event is recorded.

@@ -166,7 +166,7 @@ func (w *world) happen(events ...vm.Event) {
 func (w *world) put(v vm.VM) {
 	w.change(func() {
 		w.vms[v.ID] = v
-		w.happen(vm.NewEvent("vm.state", "vms/"+v.ID, map[string]any{}))
+		w.happen(vm.NewEvent("vm.state", vm.VMResource(v.ID), map[string]any{}))
 	})
 }
 
@@ -226,7 +226,8 @@ func (w *world) Operations(_ context.Context, f vm.OperationFilter, _ vm.Page) (
 }
 
 // Settle records what vm.Settle says, as the manager does.
-func (w *world) Settle(ctx context.Context, resource string) (vm.Repair, error) {
+func (w *world) Settle(ctx context.Context, on vm.Resource) (vm.Repair, error) {
+	resource := on.String()
 	w.mu.Lock()
 	w.settled = append(w.settled, resource)
 	held, mute, custom := w.held[resource], w.mute[resource], w.settle
@@ -259,12 +260,13 @@ func (w *world) Settle(ctx context.Context, resource string) (vm.Repair, error) 
 	}
 	w.vms[id] = v
 	if was != v.State {
-		w.happen(vm.NewEvent("vm.state", "vms/"+id, map[string]any{}))
+		w.happen(vm.NewEvent("vm.state", vm.VMResource(id), map[string]any{}))
 	}
 	return vm.Repair{Changed: was != v.State, Was: string(was), Is: string(v.State), Detail: "recorded the truth"}, nil
 }
 
-func (w *world) Busy(resource string) bool {
+func (w *world) Busy(on vm.Resource) bool {
+	resource := on.String()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.busy[resource]
@@ -315,7 +317,7 @@ func after(d time.Duration) {
 func issuesOf(o *Observer) []string {
 	var out []string
 	for _, i := range o.Status().Issues {
-		line := string(i.Type) + " " + i.Resource
+		line := string(i.Type) + " " + i.Resource.String()
 		if i.Repair != "" {
 			line += ": " + i.Repair
 		}
@@ -774,7 +776,7 @@ func TestInReportModeNothingIsSettled(t *testing.T) {
 	w.run("a")
 	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
 	w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskCreating}
-	w.open = []vm.Operation{{ID: "1", Kind: vm.VMPause, Resource: "vms/b", State: vm.OpRunning}}
+	w.open = []vm.Operation{{ID: "1", Kind: vm.VMPause, Resource: vm.VMResource("b"), State: vm.OpRunning}}
 	observeWith(t, w, Options{Interval: interval, Repair: RepairReport}, func(o *Observer) {
 		if s := o.Status(); s.Repair != RepairReport {
 			t.Errorf("status %+v, want the mode in it", s)

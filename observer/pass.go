@@ -14,7 +14,7 @@ import (
 // A finding is what makes two issues the same one.
 type finding struct {
 	issue    IssueType
-	resource string
+	resource vm.Resource
 }
 
 // A suspicion is what is remembered of a finding from pass to pass.

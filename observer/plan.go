@@ -52,8 +52,8 @@ type Recorded struct {
 // resolve it. What could lose data is never to be settled.
 type Action struct {
 	Type     IssueType
-	Resource string // "vms/<id>", "disks/<id>", "images/<name>" or, of an orphan, "images/<sha256>", "networks/<name>", "storage/<path>"
-	Details  string // for a person
+	Resource vm.Resource // the id of an orphan image is its SHA-256
+	Details  string      // for a person
 	Settle   bool
 	// Passes is how many passes in a row must find it before it is an issue that
 	// the Settler, under the resource's lock, has not confirmed: a survey may be
@@ -67,7 +67,7 @@ type Action struct {
 // resource and type, and nothing if they agree. What busy reports is left out:
 // the operation that holds it will record how it is. Less free storage than
 // lowMiB, or than 5 % of all, is too little; with 0 any is enough.
-func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(resource string) bool) []Action {
+func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(vm.Resource) bool) []Action {
 	p := planner{seen: seen, vms: make(map[string]bool, len(recorded.VMs)), disks: make(map[string]bool, len(recorded.Disks))}
 	for _, v := range recorded.VMs {
 		p.vms[v.ID] = true
@@ -88,7 +88,7 @@ func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(resource st
 	p.operations(recorded.Open)
 	plan := slices.DeleteFunc(p.plan, func(a Action) bool { return busy(a.Resource) })
 	slices.SortFunc(plan, func(a, b Action) int {
-		return cmp.Or(cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.Type, b.Type))
+		return cmp.Or(cmp.Compare(a.Resource.String(), b.Resource.String()), cmp.Compare(a.Type, b.Type))
 	})
 	return plan
 }
@@ -260,7 +260,7 @@ func (p *planner) storage(lowMiB int64) {
 	s := p.seen.Storage
 	floor := max(lowMiB, s.SizeMiB*lowPercent/100)
 	if lowMiB > 0 && s.SizeMiB > 0 && s.FreeMiB < floor {
-		p.plan = append(p.plan, Action{Type: StorageLow, Resource: "storage/" + s.Path, Passes: 1,
+		p.plan = append(p.plan, Action{Type: StorageLow, Resource: vm.Resource{Kind: vm.StorageKind, ID: s.Path}, Passes: 1,
 			Details: fmt.Sprintf("%d of %d MiB are free at %s, less than %d MiB: make room before guests are paused", s.FreeMiB, s.SizeMiB, s.Path, floor)})
 	}
 }
@@ -271,10 +271,10 @@ func (p *planner) operations(open []vm.Operation) {
 	for _, op := range open {
 		a := Action{Type: VMStateMismatch, Resource: op.Resource, Settle: true,
 			Details: fmt.Sprintf("operation %s (%s) is recorded as %s while nobody is at work on it", op.ID, op.Kind, op.State)}
-		switch kind, _, _ := strings.Cut(op.Resource, "/"); kind {
-		case "disks":
+		switch op.Resource.Kind {
+		case vm.DiskKind:
 			a.Type = DiskStateInconsistent
-		case "images":
+		case vm.ImageKind:
 			a.Type = MissingImage
 		}
 		if !slices.ContainsFunc(p.plan, func(b Action) bool { return b.Type == a.Type && b.Resource == a.Resource }) {

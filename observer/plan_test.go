@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-func nobody(string) bool { return false }
+func nobody(vm.Resource) bool { return false }
 
 // sightings are the ways a VM can look from outside, by a short name.
 var sightings = map[string]vm.Observation{
@@ -63,7 +63,7 @@ func TestPlanSettlesAVMInEveryStateThatTheHostContradicts(t *testing.T) {
 					}
 					return
 				}
-				if len(plan) != 1 || plan[0].Type != VMStateMismatch || plan[0].Resource != "vms/a" || !plan[0].Settle {
+				if len(plan) != 1 || plan[0].Type != VMStateMismatch || plan[0].Resource.String() != "vms/a" || !plan[0].Settle {
 					t.Fatalf("Plan = %+v, want to settle vms/a", plan)
 				}
 				if !strings.Contains(plan[0].Details, string(row.state)) {
@@ -153,7 +153,7 @@ func TestPlanForADataDisk(t *testing.T) {
 			var got []IssueType
 			for _, a := range Plan(recorded, seen, 0, nobody) {
 				got = append(got, a.Type)
-				if drift := a.Type == RuntimeDrift; drift && (a.Resource != "vms/b" || a.Settle) || !drift && (a.Resource != "disks/d" || !a.Settle) {
+				if drift := a.Type == RuntimeDrift; drift && (a.Resource.String() != "vms/b" || a.Settle) || !drift && (a.Resource.String() != "disks/d" || !a.Settle) {
 					t.Errorf("action %+v, want to settle disks/d, and what QEMU has too much left alone", a)
 				}
 			}
@@ -201,8 +201,8 @@ func TestPlanReportsAMissingRootDiskAndLeavesTheVMAlone(t *testing.T) {
 func TestPlanSettlesAnOperationNobodyCarriesOut(t *testing.T) {
 	recorded := Recorded{
 		VMs: []vm.VM{{ID: "a", State: vm.Running, Reason: vm.ReasonRequested}, {ID: "b", State: vm.Starting}},
-		Open: []vm.Operation{{ID: "1", Kind: vm.VMPause, Resource: "vms/a"}, {ID: "2", Kind: vm.DiskCreate, Resource: "disks/d"},
-			{ID: "3", Kind: vm.VMStart, Resource: "vms/b"}},
+		Open: []vm.Operation{{ID: "1", Kind: vm.VMPause, Resource: vm.VMResource("a")}, {ID: "2", Kind: vm.DiskCreate, Resource: vm.DiskResource("d")},
+			{ID: "3", Kind: vm.VMStart, Resource: vm.VMResource("b")}},
 	}
 	seen := surveyOf("a", sightings["running"])
 	seen.VMFiles["b"] = true
@@ -216,7 +216,7 @@ func TestPlanSettlesAnOperationNobodyCarriesOut(t *testing.T) {
 func TestPlanLeavesOutWhatAnOperationHolds(t *testing.T) {
 	recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Starting}, {ID: "b", State: vm.Starting}}}
 	seen := vm.Survey{VMFiles: map[string]bool{"a": true, "b": true, "new": true}}
-	held := func(resource string) bool { return resource != "vms/b" }
+	held := func(resource vm.Resource) bool { return resource != vm.VMResource("b") }
 	if got := names(Plan(recorded, seen, 0, held)); !slices.Equal(got, []string{"vm_state_mismatch vms/b"}) {
 		t.Errorf("Plan = %q, want vms/b alone", got)
 	}
@@ -225,7 +225,7 @@ func TestPlanLeavesOutWhatAnOperationHolds(t *testing.T) {
 func names(plan []Action) []string {
 	var out []string
 	for _, a := range plan {
-		out = append(out, string(a.Type)+" "+a.Resource)
+		out = append(out, string(a.Type)+" "+a.Resource.String())
 	}
 	return out
 }
@@ -335,7 +335,7 @@ func TestPlanReportsStorageThatIsNearlyFull(t *testing.T) {
 			}
 			continue
 		}
-		if len(plan) != 1 || plan[0].Type != StorageLow || plan[0].Resource != "storage//d" || plan[0].Settle || plan[0].Passes != 1 {
+		if len(plan) != 1 || plan[0].Type != StorageLow || plan[0].Resource.String() != "storage//d" || plan[0].Settle || plan[0].Passes != 1 {
 			t.Errorf("%+v: %+v, want storage_low at once", tt, plan)
 		}
 	}

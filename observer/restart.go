@@ -3,7 +3,6 @@ package observer
 import (
 	"context"
 	"errors"
-	"strings"
 	"sync"
 	"time"
 
@@ -163,7 +162,7 @@ func (o *Observer) followVMs(ctx context.Context) error {
 		}
 		seen := map[string]bool{}
 		for _, e := range events {
-			id := strings.TrimPrefix(e.Resource, "vms/")
+			id := e.Resource.ID
 			if seen[id] {
 				continue
 			}

@@ -28,7 +28,7 @@ func (w *world) RestartDue(ctx context.Context, id string) (vm.Operation, error)
 	v.Restarts++
 	w.vms[id] = v
 	w.seen.VMs[id] = vm.Observation{PID: 43, Status: vm.StatusRunning}
-	w.happen(vm.NewEvent("vm.state", "vms/"+id, map[string]any{}))
+	w.happen(vm.NewEvent("vm.state", vm.VMResource(id), map[string]any{}))
 	return vm.Operation{ID: "op"}, nil
 }
 
@@ -249,7 +249,7 @@ func TestMoreEventsThanAPageAreAllRead(t *testing.T) {
 		w.change(func() {
 			delete(w.seen.VMs, "a")
 			for range 2 * newsPage {
-				w.happen(vm.NewEvent("vm.updated", "vms/other", map[string]any{}))
+				w.happen(vm.NewEvent("vm.updated", vm.VMResource("other"), map[string]any{}))
 			}
 		})
 		w.put(crashed("a", time.Now()))

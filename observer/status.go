@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"vmand/vm"
 )
 
 // The values of [Status].Status.
@@ -29,7 +31,7 @@ type Status struct {
 // An Issue is a disagreement between the records and the host.
 type Issue struct {
 	Type        IssueType
-	Resource    string // "vms/<id>", "disks/<id>" or "storage/<path>"
+	Resource    vm.Resource
 	Details     string // for a person
 	FirstSeenAt time.Time
 	Repair      string    // what was done about it, empty if nothing was
@@ -55,7 +57,7 @@ func (o *Observer) Status() Status {
 func overdue(interval time.Duration) time.Duration { return 2*interval + passTimeout + settleTimeout }
 
 func compareIssues(a, b Issue) int {
-	return cmp.Or(cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.Type, b.Type))
+	return cmp.Or(cmp.Compare(a.Resource.String(), b.Resource.String()), cmp.Compare(a.Type, b.Type))
 }
 
 func issueAttrs(i Issue) []any {

@@ -23,7 +23,7 @@ func BenchmarkStart(b *testing.B) {
 	var driver, raw time.Duration
 	for b.Loop() {
 		begin := time.Now()
-		if err := h.Start(ctx, s, nil); err != nil {
+		if _, err := h.Start(ctx, s, nil); err != nil {
 			b.Fatal(err)
 		}
 		driver += time.Since(begin)

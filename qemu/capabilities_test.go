@@ -65,9 +65,10 @@ func TestWithoutQEMUTheDriverSaysWhatToInstall(t *testing.T) {
 		}
 	}
 	mustName(err, "qemu-system-x86")
-	mustName(d.Start(t.Context(), testSpec(), nil), "qemu-system-x86")
+	_, err = d.Start(t.Context(), testSpec(), nil)
+	mustName(err, "qemu-system-x86")
 	must(t, d.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 16}, nil, nil)) // which needs none
-	copied := &vm.CopySource{Resource: "disks/data", File: vm.DiskFile{SizeMiB: 16}}
+	copied := &vm.CopySource{Resource: vm.DiskResource("data"), File: vm.DiskFile{SizeMiB: 16}}
 	mustName(d.ResizeDisk(t.Context(), vm.Disk{ID: "data"}, 32), "qemu-utils")
 	mustName(d.CreateDisk(t.Context(), "copy", vm.DiskFile{SizeMiB: 16}, copied, nil), "qemu-utils")
 	mustName(d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, copied, nil), "qemu-utils")

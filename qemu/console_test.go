@@ -343,7 +343,7 @@ func TestADryRunHasAConsole(t *testing.T) {
 	must(t, d.CreateVM(ctx, spec.ID, spec.Root, nil, nil))
 	_, err := d.Console(ctx, spec.ID, vm.ConsoleOptions{})
 	mustFail(t, err, vm.CodeState)
-	must(t, d.Start(ctx, spec, nil))
+	must(t, errOf(d.Start(ctx, spec, nil)))
 	c, err := d.Console(ctx, spec.ID, vm.ConsoleOptions{Write: true, Scrollback: 1 << 20})
 	must(t, err)
 	defer c.Close()
@@ -372,7 +372,7 @@ func TestADryRunHasAConsole(t *testing.T) {
 	if kept, err := io.ReadAll(log); string(kept) != "hello" || err != nil {
 		t.Errorf("the log ends with %q, %v", kept, err)
 	}
-	must(t, d.Start(ctx, spec, nil))
+	must(t, errOf(d.Start(ctx, spec, nil)))
 	last, err := d.Console(context.Background(), spec.ID, vm.ConsoleOptions{})
 	must(t, err)
 	defer last.Close()

@@ -53,13 +53,13 @@ func (d *Driver) copier(ctx context.Context, from vm.CopySource, sizeMiB int64, 
 
 // copySource returns what a source is, and sees to it that nobody changes it.
 func (d *Driver) copySource(ctx context.Context, from vm.CopySource) (copySource, error) {
-	kind, id, _ := strings.Cut(from.Resource, "/")
+	kind, id := from.Resource.Kind, from.Resource.ID
 	switch {
-	case from.Resource == "":
+	case from.Resource == vm.Resource{}:
 		return d.contentSource(from.File)
-	case kind == "disks" && vm.ValidName(id):
+	case kind == vm.DiskKind && vm.ValidName(id):
 		return d.diskSource(from.File, dataDisk(id), "disk "+id)
-	case kind == "vms" && vm.ValidName(id):
+	case kind == vm.VMKind && vm.ValidName(id):
 		if err := d.checkFree(ctx, id); err != nil {
 			return copySource{}, err
 		}

@@ -64,7 +64,7 @@ func TestADiskIsACopyOfWhatTheOtherHasWithItsImage(t *testing.T) {
 	h.write(h.layout.inState(vmRootDisk("first")), 3*mib+512, []byte("of root"))
 	operators := h.create("operators", guestSaysHi)
 	if os.Geteuid() == 0 {
-		from := vm.CopySource{Resource: "vms/operators", File: operators.Root}
+		from := vm.CopySource{Resource: vm.VMResource("operators"), File: operators.Root}
 		err := h.CreateDisk(ctx, "denied", vm.DiskFile{SizeMiB: 8}, &from, nil)
 		var f *vm.Fault
 		if !errors.As(err, &f) || f.Code != vm.CodeOperationFailed || !strings.Contains(f.Hint, "chmod o+r "+operators.Root.Base) {
@@ -77,9 +77,9 @@ func TestADiskIsACopyOfWhatTheOtherHasWithItsImage(t *testing.T) {
 		own  string
 		size int64
 	}{
-		"disk":    {vm.CopySource{Resource: "disks/first", File: base}, "its own", 8},
-		"root":    {vm.CopySource{Resource: "vms/first", File: base}, "of root", 8},
-		"theirs":  {vm.CopySource{Resource: "vms/operators", File: operators.Root}, "", 8},
+		"disk":    {vm.CopySource{Resource: vm.DiskResource("first"), File: base}, "its own", 8},
+		"root":    {vm.CopySource{Resource: vm.VMResource("first"), File: base}, "of root", 8},
+		"theirs":  {vm.CopySource{Resource: vm.VMResource("operators"), File: operators.Root}, "", 8},
 		"content": {vm.CopySource{File: base}, "", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -101,7 +101,7 @@ func TestADiskIsACopyOfWhatTheOtherHasWithItsImage(t *testing.T) {
 			spec.ID, spec.Root = name, vm.DiskFile{SizeMiB: 16}
 			h.startSpec(spec)
 			h.awaitSerial(name, "hi\n")
-			mustFail(t, h.CreateDisk(ctx, "more", vm.DiskFile{SizeMiB: 16}, &vm.CopySource{Resource: "vms/" + name, File: spec.Root}, nil), vm.CodeState)
+			mustFail(t, h.CreateDisk(ctx, "more", vm.DiskFile{SizeMiB: 16}, &vm.CopySource{Resource: vm.VMResource(name), File: spec.Root}, nil), vm.CodeState)
 			must(t, h.Shutdown(ctx, name, vm.StopOptions{Force: true}, nil))
 			if s.size > 1 {
 				mustFail(t, h.CreateDisk(ctx, "less", vm.DiskFile{SizeMiB: s.size - 1}, &s.from, nil), vm.CodeInvalid)
@@ -114,7 +114,7 @@ func TestAnImageIsMadeOfADisk(t *testing.T) {
 	h, ctx := newHost(t), t.Context()
 	root := overlay(h.bringFile(writeGuest(t, h.dir, guestSaysHi)), 8)
 	s := h.createOn("web", root)
-	from := vm.CopySource{Resource: "vms/web", File: root}
+	from := vm.CopySource{Resource: vm.VMResource("web"), File: root}
 	var p progress
 	var ready vm.ImageContent
 	c, err := h.ImageOfDisk(ctx, from, vm.Import{Progress: p.tell, Ready: func(c vm.ImageContent) error { ready = c; return nil }})
@@ -139,7 +139,7 @@ func TestAnImageIsMadeOfADisk(t *testing.T) {
 	small := newDriver(t, Options{Images: ImageOptions{MaxBytes: mib}})
 	must(t, small.CreateDisk(ctx, "data", vm.DiskFile{SizeMiB: 8}, nil, nil))
 	h.write(small.layout.inState(dataDisk("data")), 0, bytes.Repeat([]byte("data"), mib/2))
-	_, err = small.ImageOfDisk(ctx, vm.CopySource{Resource: "disks/data", File: vm.DiskFile{SizeMiB: 8}}, vm.Import{})
+	_, err = small.ImageOfDisk(ctx, vm.CopySource{Resource: vm.DiskResource("data"), File: vm.DiskFile{SizeMiB: 8}}, vm.Import{})
 	mustFail(t, err, vm.CodeTooLarge)
 	for d, want := range map[*Driver]int{h.Driver: 2, small: 0} {
 		if left, err := os.ReadDir(d.layout.inState(imagesDir)); err != nil || len(left) != want {
@@ -166,12 +166,12 @@ func TestWhatCannotBeCopiedIsRefused(t *testing.T) {
 	}{
 		"a file of the host":            {vm.CopySource{File: vm.DiskFile{Base: "/etc/passwd", BaseFormat: "raw"}}, vm.CodeInvalid},
 		"content that is gone":          {vm.CopySource{File: vm.DiskFile{Base: vm.ContentBase(strings.Repeat("0", 64))}}, vm.CodeOperationFailed},
-		"no disk":                       {vm.CopySource{Resource: "disks/none", File: plain}, vm.CodeNotFound},
-		"no VM":                         {vm.CopySource{Resource: "vms/none", File: plain}, vm.CodeNotFound},
-		"no name":                       {vm.CopySource{Resource: "disks/../data", File: plain}, vm.CodeInvalid},
-		"a disk that names another":     {vm.CopySource{Resource: "disks/forged", File: plain}, vm.CodeOperationFailed},
-		"a disk that should name one":   {vm.CopySource{Resource: "disks/data", File: vm.DiskFile{SizeMiB: 8, Base: "/x", BaseFormat: "raw"}}, vm.CodeOperationFailed},
-		"a disk that somebody has open": {vm.CopySource{Resource: "disks/held", File: plain}, vm.CodeState},
+		"no disk":                       {vm.CopySource{Resource: vm.DiskResource("none"), File: plain}, vm.CodeNotFound},
+		"no VM":                         {vm.CopySource{Resource: vm.VMResource("none"), File: plain}, vm.CodeNotFound},
+		"no name":                       {vm.CopySource{Resource: vm.DiskResource("../data"), File: plain}, vm.CodeInvalid},
+		"a disk that names another":     {vm.CopySource{Resource: vm.DiskResource("forged"), File: plain}, vm.CodeOperationFailed},
+		"a disk that should name one":   {vm.CopySource{Resource: vm.DiskResource("data"), File: vm.DiskFile{SizeMiB: 8, Base: "/x", BaseFormat: "raw"}}, vm.CodeOperationFailed},
+		"a disk that somebody has open": {vm.CopySource{Resource: vm.DiskResource("held"), File: plain}, vm.CodeState},
 	} {
 		if err := d.CreateDisk(ctx, "copy", vm.DiskFile{SizeMiB: 64}, &c.from, nil); codeOf(err) != c.want {
 			t.Errorf("%s: %v, want code %s", name, err, c.want)
@@ -193,7 +193,7 @@ func TestACopyThatIsCancelledEndsAtOnceAndLeavesNothing(t *testing.T) {
 	must(t, os.Chmod(pid, 0o666))
 	d := newDriver(t, Options{ImgBinary: fakeTool(t, "echo '    (12.50/100%)'; echo $$ >"+pid+"; exec sleep 1000")})
 	must(t, d.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 8}, nil, nil))
-	from := vm.CopySource{Resource: "disks/data", File: vm.DiskFile{SizeMiB: 8}}
+	from := vm.CopySource{Resource: vm.DiskResource("data"), File: vm.DiskFile{SizeMiB: 8}}
 	for name, make := range map[string]func(context.Context, func(done, total int64)) error{
 		"a disk": func(ctx context.Context, p func(done, total int64)) error {
 			return d.CreateDisk(ctx, "copy", vm.DiskFile{SizeMiB: 8}, &from, p)

@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"time"
 
 	"vmand/vm"
 )
@@ -103,7 +104,7 @@ func (d *DryRun) Admit(_ context.Context, s vm.Spec) error {
 }
 
 // Start implements [vm.Driver].
-func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) error {
+func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) (vm.Boot, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m := pretended{Status: vm.StatusRunning, Plugged: []string{}, NICs: []int{}, CDROMs: idsOf(s.CDROMs)}
@@ -114,9 +115,10 @@ func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) error {
 		m.NICs = append(m.NICs, p.Slot)
 	}
 	say(report, "launch", "dry run: nothing is started")
+	boot := vm.Boot{Spawned: time.Now().UTC().Truncate(time.Millisecond)}
 	err := d.mark(s.ID, m)
 	d.notify(s.ID)
-	return err
+	return boot, err
 }
 
 // Shutdown implements [vm.Driver]. Pretended guests obey at once.

@@ -19,6 +19,9 @@ func newDryRun(t *testing.T, dir string) *DryRun {
 	return d
 }
 
+// errOf returns the error of a Start.
+func errOf(_ vm.Boot, err error) error { return err }
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -77,7 +80,7 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	must(t, d.DetachNIC(ctx, spec.ID, 2))
 	must(t, d.Admit(ctx, spec))
 	spec.Ports = []vm.Port{userPort(3)}
-	must(t, d.Start(ctx, spec, nil))
+	must(t, errOf(d.Start(ctx, spec, nil)))
 	mustFail(t, d.Admit(ctx, spec), vm.CodeState)
 	must(t, d.AttachDisk(ctx, disk))
 	for range 2 {
@@ -121,7 +124,7 @@ func TestADryRunMakesAnEmptyImageOfADisk(t *testing.T) {
 	d, ctx := newDryRun(t, tempDir(t)), t.Context()
 	file := vm.DiskFile{SizeMiB: 16}
 	must(t, d.CreateDisk(ctx, "data", file, nil, nil))
-	c, err := d.ImageOfDisk(ctx, vm.CopySource{Resource: "disks/data", File: file}, vm.Import{})
+	c, err := d.ImageOfDisk(ctx, vm.CopySource{Resource: vm.DiskResource("data"), File: file}, vm.Import{})
 	if err != nil || c.Layout != vm.FormatQcow2 || c.VirtualMiB != 16 {
 		t.Errorf("it is %+v, %v", c, err)
 	}

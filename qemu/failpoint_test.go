@@ -12,7 +12,7 @@ import (
 func TestEveryFailPointIsListed(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	must(t, err)
-	call := regexp.MustCompile(`vm\.FailPoint\("([^"]+)"\)`)
+	call := regexp.MustCompile(`failpoint\.Hit\("([^"]+)"\)`)
 	there, listed := map[string]bool{}, map[string]bool{}
 	for _, file := range files {
 		b, err := os.ReadFile(file)

@@ -155,7 +155,7 @@ func TestAQEMUThatEndsAtItsStartIsRecorded(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	s.Machine = "pc-q35-99.9"
-	mustFail(t, h.Start(t.Context(), s, nil), vm.CodeOperationFailed)
+	mustFail(t, errOf(h.Start(t.Context(), s, nil)), vm.CodeOperationFailed)
 	await(t, "it is recorded", func() bool { return len(h.flight("web").Crashes) == 1 })
 	if c := h.flight("web").Crashes[0]; c.Exit != "exit status 1" || !strings.Contains(c.Stderr, "unsupported machine type") {
 		t.Errorf("recorded: %+v", c)

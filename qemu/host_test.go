@@ -167,7 +167,7 @@ func (h *testHost) startSpec(s vm.Spec) {
 	if err := h.Admit(h.t.Context(), s); err != nil {
 		h.t.Fatal(err)
 	}
-	if err := h.Start(h.t.Context(), s, nil); err != nil {
+	if _, err := h.Start(h.t.Context(), s, nil); err != nil {
 		h.t.Fatal(err)
 	}
 }

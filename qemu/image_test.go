@@ -152,7 +152,7 @@ func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := newDriver(t, Options{ImgBinary: fakeTool(t, c.script)})
 			must(t, d.CreateDisk(t.Context(), "source", vm.DiskFile{SizeMiB: 16}, nil, nil))
-			source := vm.CopySource{Resource: "disks/source", File: vm.DiskFile{SizeMiB: 16}}
+			source := vm.CopySource{Resource: vm.DiskResource("source"), File: vm.DiskFile{SizeMiB: 16}}
 			patience := time.Minute
 			if c.want == vm.CodeUnavailable {
 				patience = 300 * time.Millisecond

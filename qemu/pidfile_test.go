@@ -41,7 +41,7 @@ func TestAProcessIsSeenBeforeItIsQEMU(t *testing.T) {
 		t.Errorf("it looks like %+v, want the mute process %d", o, pid)
 	}
 	mustFail(t, h.Admit(t.Context(), s), vm.CodeState)
-	mustFail(t, h.Start(t.Context(), s, nil), vm.CodeState)
+	mustFail(t, errOf(h.Start(t.Context(), s, nil)), vm.CodeState)
 	mustFail(t, h.DeleteVM(t.Context(), "web"), vm.CodeState)
 	must(t, os.WriteFile(ready, nil, 0o600))
 	h.awaitStatus("web", vm.StatusPrelaunch)
@@ -72,7 +72,7 @@ func TestAVMWhoseProcessCannotBeFoundIsNotStartedAgain(t *testing.T) {
 	lock, err := lockPidfile(h.layout.pidfile("web"), h.account) // as a child does that is not QEMU yet
 	must(t, err)
 	defer lock.Close()
-	for _, err := range []error{h.Admit(t.Context(), s), h.Start(t.Context(), s, nil)} {
+	for _, err := range []error{h.Admit(t.Context(), s), errOf(h.Start(t.Context(), s, nil))} {
 		mustFail(t, err, vm.CodeOperationFailed)
 	}
 	p, err := h.probe(t.Context(), false)
@@ -98,12 +98,12 @@ func TestADeadQEMULeavesNothingInTheRuntimeDirectory(t *testing.T) {
 		"not started": func() {
 			bad := s
 			bad.Disks = []vm.Disk{{ID: "data"}} // has no slot
-			mustFail(t, h.Start(t.Context(), bad, nil), vm.CodeInvalid)
+			mustFail(t, errOf(h.Start(t.Context(), bad, nil)), vm.CodeInvalid)
 		},
 		"ended at its start": func() {
 			bad := s
 			bad.Machine = "pc-q35-99.9"
-			mustFail(t, h.Start(t.Context(), bad, nil), vm.CodeOperationFailed)
+			mustFail(t, errOf(h.Start(t.Context(), bad, nil)), vm.CodeOperationFailed)
 			must(t, h.checkFree(t.Context(), "web"))
 		},
 	} {

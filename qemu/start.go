@@ -23,24 +23,25 @@ import (
 const startTimeout = 60 * time.Second
 
 // Start implements [vm.Driver].
-func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
+func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot vm.Boot, err error) {
 	if err := d.checkFree(ctx, s.ID); err != nil { // before anything of a running VM's is replaced
-		return err
+		return boot, err
 	}
 	p, err := d.probe(ctx, false)
 	if err != nil {
-		return err
+		return boot, err
 	}
 	say(report, "launch", "starting QEMU %s (%s, %s)", p.Capabilities.Version, s.Machine, s.Accel)
+	boot.Spawned = time.Now().UTC().Truncate(time.Millisecond)
 	sess, err := d.launch(p, s)
 	if err != nil {
 		d.removeDead(s.ID)
-		return err
+		return boot, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if _, err := sess.monitor(ctx); err != nil {
-		return d.startFault(sess, err)
+		return boot, d.startFault(sess, err)
 	}
 	failpoint.Hit("monitor.connected")
 	for _, p := range s.Ports { // the command line has no word for it
@@ -48,15 +49,16 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 			continue
 		}
 		if err := sess.setLink(ctx, p.Slot, false); err != nil {
-			return d.startFault(sess, err)
+			return boot, d.startFault(sess, err)
 		}
 	}
+	boot.Monitor = time.Now().UTC().Truncate(time.Millisecond)
 	say(report, "cont", "QEMU is ready (pid %d), letting the guest run", sess.proc.pid)
 	if err := sess.cont(ctx); err != nil {
-		return d.startFault(sess, err)
+		return boot, d.startFault(sess, err)
 	}
 	failpoint.Hit("guest.continued")
-	return nil
+	return boot, nil
 }
 
 // startFault says why a VM did not start, in QEMU's own words where it ended.

@@ -128,7 +128,7 @@ func TestAStartThatQEMURefusesSaysWhyAtOnce(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	s.Machine = "pc-q35-99.9"
-	err := h.Start(t.Context(), s, nil)
+	_, err := h.Start(t.Context(), s, nil)
 	if codeOf(err) != vm.CodeOperationFailed || !strings.Contains(err.Error(), "unsupported machine type") {
 		t.Errorf("got %v", err)
 	}
@@ -146,7 +146,7 @@ func TestAVMIsOneProcess(t *testing.T) {
 	if err := h.Admit(t.Context(), s); codeOf(err) != vm.CodeState {
 		t.Errorf("it is admitted again: %v", err)
 	}
-	if err := h.Start(t.Context(), s, nil); codeOf(err) != vm.CodeState {
+	if _, err := h.Start(t.Context(), s, nil); codeOf(err) != vm.CodeState {
 		t.Errorf("it was started again: %v", err)
 	}
 	if err := h.DeleteVM(t.Context(), "web"); codeOf(err) != vm.CodeState {
@@ -188,7 +188,7 @@ func TestEightVMsStartAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, s := range specs {
 		wg.Go(func() {
-			if err := h.Start(t.Context(), s, nil); err != nil {
+			if _, err := h.Start(t.Context(), s, nil); err != nil {
 				t.Error(err)
 			}
 		})

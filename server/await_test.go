@@ -82,7 +82,7 @@ func TestWaitingForWhatCannotComeIsAProblem(t *testing.T) {
 	a.network.Hook = func(_ context.Context, method, id string) error {
 		if method == "Probe" {
 			a.driver.Set(id, "gone")
-			if _, err := a.manager.Settle(context.Background(), "vms/"+id); err != nil {
+			if _, err := a.manager.Settle(context.Background(), vm.VMResource(id)); err != nil {
 				return err
 			}
 			return errors.New("refused")

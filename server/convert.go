@@ -58,7 +58,7 @@ func apiOperation(o *vm.Operation) *openapi.Operation {
 	out := &openapi.Operation{
 		ID:          o.ID,
 		Kind:        openapi.OperationKind(o.Kind),
-		Resource:    o.Resource,
+		Resource:    o.Resource.String(),
 		State:       openapi.OperationState(o.State),
 		Progress:    o.Progress,
 		Step:        optional(&o.Step),

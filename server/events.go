@@ -45,7 +45,7 @@ func wantsStream(h http.Header) bool {
 
 // ListEvents implements [openapi.StrictServerInterface].
 func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObject) (openapi.ListEventsResponseObject, error) {
-	f := vm.EventFilter{Type: value(r.Params.Type), Resource: value(r.Params.Resource)}
+	f := vm.EventFilter{Type: value(r.Params.Type), Resource: vm.ParseResource(value(r.Params.Resource))}
 	if ctx.Value(streamKey{}) != nil {
 		return s.newStream(ctx, f, r.Params)
 	}
@@ -63,7 +63,7 @@ func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObje
 	}
 	if len(l.page) > limit {
 		l.page = l.page[:limit]
-		next := query("type", f.Type, "resource", f.Resource, "limit", strconv.Itoa(limit), "since", strconv.FormatInt(l.page[limit-1].Seq, 10))
+		next := query("type", f.Type, "resource", f.Resource.String(), "limit", strconv.Itoa(limit), "since", strconv.FormatInt(l.page[limit-1].Seq, 10))
 		l.link = []string{fmt.Sprintf(`</events?%s>; rel="next"`, next.Encode())}
 	}
 	return l, nil
@@ -195,7 +195,7 @@ func (st *stream) send() bool {
 }
 
 func apiEvent(e *vm.Event) *openapi.Event {
-	out := &openapi.Event{Seq: e.Seq, At: openapi.Time{Time: e.At}, Type: openapi.EventType(e.Type), Resource: e.Resource, Data: e.Data}
+	out := &openapi.Event{Seq: e.Seq, At: openapi.Time{Time: e.At}, Type: openapi.EventType(e.Type), Resource: e.Resource.String(), Data: e.Data}
 	if len(out.Data) == 0 {
 		out.Data = openapi.RawJSON("{}")
 	}

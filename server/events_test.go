@@ -275,7 +275,7 @@ func TestASlowClientIsDisconnectedAndCanGoOn(t *testing.T) {
 	served := make(chan error)
 	go func() { served <- a.Serve(ctx, narrow{l}) }()
 	t.Cleanup(func() { cancel(); <-served })
-	filler := vm.Event{Type: "daemon.started", Resource: "daemon", Data: json.RawMessage(`{"x":"` + strings.Repeat("x", 10000) + `"}`)}
+	filler := vm.Event{Type: "daemon.started", Resource: vm.Resource{Kind: "daemon"}, Data: json.RawMessage(`{"x":"` + strings.Repeat("x", 10000) + `"}`)}
 	events := slices.Repeat([]vm.Event{filler}, 1000) // 10 MB: more than any buffer on the way
 	if err := a.manager.Tell(t.Context(), events...); err != nil {
 		t.Fatal(err)
@@ -373,7 +373,7 @@ func TestStoppingDoesNotWaitForASlowClient(t *testing.T) {
 	sent := make(chan struct{}, 1000)
 	reader := a.reader
 	a.reader = telling{reader, sent}
-	filler := vm.Event{Type: "daemon.started", Resource: "daemon", Data: json.RawMessage(`{"x":"` + strings.Repeat("x", 10000) + `"}`)}
+	filler := vm.Event{Type: "daemon.started", Resource: vm.Resource{Kind: "daemon"}, Data: json.RawMessage(`{"x":"` + strings.Repeat("x", 10000) + `"}`)}
 	if err := a.manager.Tell(t.Context(), slices.Repeat([]vm.Event{filler}, 1000)...); err != nil {
 		t.Fatal(err)
 	}

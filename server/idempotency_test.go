@@ -320,7 +320,7 @@ func (a *api) openOperation(t *testing.T, key string, kind vm.Kind, resource str
 		t.Fatal(err)
 	}
 	at := time.Now()
-	with.Operation = &vm.Operation{ID: "op-" + key, Kind: kind, Resource: resource, State: vm.OpRunning, RequestedBy: "token:admin",
+	with.Operation = &vm.Operation{ID: "op-" + key, Kind: kind, Resource: vm.ParseResource(resource), State: vm.OpRunning, RequestedBy: "token:admin",
 		CreatedAt: at, StartedAt: at, Key: key, Fingerprint: x.caller.Fingerprint}
 	if err := a.store.Apply(t.Context(), with); err != nil {
 		t.Fatal(err)
@@ -389,7 +389,7 @@ func TestADetachThatIsNotOverIsStillAccepted(t *testing.T) {
 	records.remember(true)
 	same(t, "detach", first, a.ask(t, "POST", "/disks/"+disk+"/detach", "", headerKey, "k"))
 	a.driver.Hook = nil
-	if _, err := a.manager.Settle(t.Context(), "disks/"+disk); err != nil {
+	if _, err := a.manager.Settle(t.Context(), vm.DiskResource(disk)); err != nil {
 		t.Fatal(err)
 	}
 	a.want(t, 202, "POST", "/disks/"+disk+"/detach", "", headerKey, "k")

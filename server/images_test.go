@@ -479,7 +479,7 @@ func TestARepeatedImportIsAnsweredWithHowFarItIs(t *testing.T) {
 
 func TestOrphanedContentIsDeletedWhenAskedFor(t *testing.T) {
 	a := newAPI(t)
-	c, err := a.driver.ImageOfDisk(t.Context(), vm.CopySource{Resource: "disks/x"}, vm.Import{})
+	c, err := a.driver.ImageOfDisk(t.Context(), vm.CopySource{Resource: vm.DiskResource("x")}, vm.Import{})
 	if err != nil {
 		t.Fatal(err)
 	}

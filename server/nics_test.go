@@ -147,7 +147,7 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 	a.want(t, 200, "GET", first.Header.Get("Location"), "")
 	same(t, "detach, with the answer lost", first, a.ask(t, "DELETE", "/vms/web-1/nics/0", "", headerKey, "k"))
 	a.driver.Hook = nil
-	if _, err := a.manager.Settle(t.Context(), "vms/web-1"); err != nil {
+	if _, err := a.manager.Settle(t.Context(), vm.VMResource("web-1")); err != nil {
 		t.Fatal(err)
 	}
 	a.want(t, 404, "GET", "/vms/web-1/nics/0", "")

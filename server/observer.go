@@ -3,10 +3,10 @@ package server
 import (
 	"cmp"
 	"context"
-	"strings"
 	"time"
 
 	"vmand/openapi"
+	"vmand/vm"
 )
 
 // An ObserverStatus is what the observer does and found.
@@ -22,7 +22,7 @@ type ObserverStatus struct {
 // An Issue is one disagreement between what is recorded and what the host shows.
 type Issue struct {
 	Type        string
-	Resource    string // "vms/<id>", "disks/<id>" or "storage/<path>"
+	Resource    vm.Resource
 	Details     string
 	FirstSeenAt time.Time
 	RepairedAt  time.Time // zero if it was not
@@ -44,8 +44,7 @@ func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusReq
 		out.LastRunAt, out.LastDurationMs = optionalTime(st.LastRunAt), &ms
 	}
 	for i, issue := range st.Issues {
-		_, id, _ := strings.Cut(issue.Resource, "/")
-		out.LastIssues[i] = openapi.Issue{IssueType: openapi.IssueType(issue.Type), ResourceID: id, Details: issue.Details,
+		out.LastIssues[i] = openapi.Issue{IssueType: openapi.IssueType(issue.Type), ResourceID: issue.Resource.ID, Details: issue.Details,
 			FirstSeenAt: openapi.Time{Time: issue.FirstSeenAt}, RepairedAt: optionalTime(issue.RepairedAt), Repair: optional(&issue.Repair)}
 	}
 	return answer{status: 200, body: out}, nil

@@ -13,8 +13,8 @@ import (
 
 // ListOperations implements [openapi.StrictServerInterface].
 func (s *Server) ListOperations(ctx context.Context, r openapi.ListOperationsRequestObject) (openapi.ListOperationsResponseObject, error) {
-	f := vm.OperationFilter{Resource: value(r.Params.Resource), Kind: vm.Kind(value(r.Params.Kind)), State: vm.OpState(value(r.Params.State))}
-	return newList(ctx, "/operations", query("resource", f.Resource, "kind", string(f.Kind), "state", string(f.State)), r.Params.Limit, r.Params.Cursor,
+	f := vm.OperationFilter{Resource: vm.ParseResource(value(r.Params.Resource)), Kind: vm.Kind(value(r.Params.Kind)), State: vm.OpState(value(r.Params.State))}
+	return newList(ctx, "/operations", query("resource", f.Resource.String(), "kind", string(f.Kind), "state", string(f.State)), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.Operation, error) { return s.reader.Operations(ctx, f, p) },
 		func(o *vm.Operation) int64 { return o.Seq },
 		func(o *vm.Operation) any { return apiOperation(o) })

@@ -12,7 +12,7 @@ import (
 // AdoptOrphan implements [openapi.StrictServerInterface].
 func (s *Server) AdoptOrphan(ctx context.Context, r openapi.AdoptOrphanRequestObject) (openapi.AdoptOrphanResponseObject, error) {
 	resource, template := orphanOf(r.OrphanID), value(r.Body.TemplateName)
-	switch isVM := strings.HasPrefix(resource, "vms/"); {
+	switch isVM := resource.Kind == vm.VMKind; {
 	case isVM && template == "":
 		return nil, invalid(vm.FieldFault{Field: "/template_name", Detail: "is missing: a VM is of a template"})
 	case !isVM && template != "":
@@ -35,7 +35,7 @@ func (s *Server) DeleteOrphan(ctx context.Context, r openapi.DeleteOrphanRequest
 }
 
 // orphanOf returns the resource of an orphan's id: a path has no room for a slash.
-func orphanOf(id string) string { return strings.Replace(id, ":", "/", 1) }
+func orphanOf(id string) vm.Resource { return vm.ParseResource(strings.Replace(id, ":", "/", 1)) }
 
 func orphanAnswer(o *vm.Operation, err error) (answer, error) {
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -23,7 +22,7 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (
 	if err != nil {
 		return answer{}, err
 	}
-	_, id, _ := strings.Cut(o.Resource, "/")
+	id := o.Resource.ID
 	switch o.Kind {
 	case vm.VMStart, vm.VMStop, vm.VMRestart, vm.VMPause, vm.VMResume, vm.VMReset:
 		v, err := s.reader.VM(ctx, id)
@@ -69,10 +68,10 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hol
 	}
 	switch o.Kind {
 	case vm.ForwardAdd:
-		a, err := s.forwardCreated(ctx, id, o.Step)
+		a, err := s.forwardCreated(ctx, id, o.Target.Forward)
 		return a, since(o, err)
 	case vm.CDROMAttach:
-		a, err := s.cdromAttached(ctx, id, o.Step)
+		a, err := s.cdromAttached(ctx, id, o.Target.CDROM)
 		return a, since(o, err)
 	case vm.CloudInitSet:
 		view, err := s.CloudInits.Get(ctx, id)
@@ -88,7 +87,7 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hol
 func (s *Server) changed(ctx context.Context, o vm.Operation, id string, h hold, c echo.Context) (answer, error) {
 	var a answer
 	var err error
-	switch kind, _, _ := strings.Cut(o.Resource, "/"); kind {
+	switch o.Resource.Kind {
 	case "templates":
 		var t vm.Template
 		t, err = s.reader.Template(ctx, id)
@@ -117,7 +116,7 @@ func (s *Server) changed(ctx context.Context, o vm.Operation, id string, h hold,
 	}
 	switch o.Kind {
 	case vm.TemplateCreate, vm.VMCreate, vm.DiskCreate, vm.NetworkCreate:
-		a = a.created("/" + o.Resource)
+		a = a.created("/" + o.Resource.String())
 	}
 	return a, err
 }
@@ -184,7 +183,7 @@ func (s *Server) pluggedBy(ctx context.Context, o vm.Operation, id, slot string)
 		return answer{status: http.StatusNoContent}, nil
 	}
 	if o.Kind == vm.NICAttach {
-		slot = strings.TrimPrefix(o.Step, "nic-")
+		slot = strconv.Itoa(*o.Target.NIC)
 	}
 	a, err := s.nicAnswer(ctx, id, slotOf(slot))
 	if o.State == vm.OpSucceeded {

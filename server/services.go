@@ -114,9 +114,9 @@ type Consoles interface {
 
 // Orphans adopts, terminates and deletes what the host has and no record knows.
 type Orphans interface {
-	Adopt(ctx context.Context, resource, template string) (vm.Operation, error)
-	Terminate(ctx context.Context, resource string) (vm.Operation, error)
-	Delete(ctx context.Context, resource string) (vm.Operation, error)
+	Adopt(ctx context.Context, resource vm.Resource, template string) (vm.Operation, error)
+	Terminate(ctx context.Context, resource vm.Resource) (vm.Operation, error)
+	Delete(ctx context.Context, resource vm.Resource) (vm.Operation, error)
 }
 
 // Operations waits for operations and cancels them.

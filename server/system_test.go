@@ -40,9 +40,9 @@ func TestTheObserversStatusIsShown(t *testing.T) {
 	}
 	st = ObserverStatus{Status: "ok", RepairMode: "report", CheckInterval: 5 * time.Second, LastRunAt: time.Now(), LastDuration: 1800 * time.Microsecond,
 		Issues: []Issue{
-			{Type: "vm_state_mismatch", Resource: "vms/web-1", Details: "gone", FirstSeenAt: time.Now(), RepairedAt: time.Now(), Repair: "recorded as error"},
-			{Type: "orphan_disk", Resource: "disks/disk-1", Details: "a file", FirstSeenAt: time.Now()},
-			{Type: "storage_low", Resource: "storage//var/lib/vman", Details: "1 % free", FirstSeenAt: time.Now()},
+			{Type: "vm_state_mismatch", Resource: vm.VMResource("web-1"), Details: "gone", FirstSeenAt: time.Now(), RepairedAt: time.Now(), Repair: "recorded as error"},
+			{Type: "orphan_disk", Resource: vm.DiskResource("disk-1"), Details: "a file", FirstSeenAt: time.Now()},
+			{Type: "storage_low", Resource: vm.ParseResource("storage//var/lib/vman"), Details: "1 % free", FirstSeenAt: time.Now()},
 		}}
 	got = into[openapi.ObserverStatus](t, a.want(t, 200, "GET", "/observer/status", ""))
 	if *got.LastDurationMs != 1.8 || got.LastIssuesCount != 3 || got.LastIssues[0].ResourceID != "web-1" || got.LastIssues[1].Repair != nil ||

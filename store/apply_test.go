@@ -95,8 +95,8 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 		"the last of several has changed": {vm.Change{NewDisk: &homeless, Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}}, vm.CodeNotFound, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tt.change.Operation = &vm.Operation{ID: name, Kind: vm.VMCreate, Resource: "vms/a", State: vm.OpRunning}
-			tt.change.Events = append([]vm.Event{vm.NewEvent("vm.created", "vms/a", struct{}{})}, tt.change.Events...)
+			tt.change.Operation = &vm.Operation{ID: name, Kind: vm.VMCreate, Resource: vm.VMResource("a"), State: vm.OpRunning}
+			tt.change.Events = append([]vm.Event{vm.NewEvent("vm.created", vm.VMResource("a"), struct{}{})}, tt.change.Events...)
 			err := s.Apply(t.Context(), tt.change)
 			if err == nil || !strings.Contains(err.Error(), tt.detail) {
 				t.Fatalf("got %v; want %q in it", err, tt.detail)
@@ -181,7 +181,7 @@ func TestOneOfManyWinsACompareAndSet(t *testing.T) {
 				u := v
 				u.State, u.ReasonDetail = to, fmt.Sprint(i)
 				err := s.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: from, VM: u},
-					Operation: &vm.Operation{ID: fmt.Sprint(round, i), Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning}})
+					Operation: &vm.Operation{ID: fmt.Sprint(round, i), Kind: vm.VMStart, Resource: vm.VMResource("a"), State: vm.OpRunning}})
 				switch {
 				case err == nil:
 					won.Add(1)

@@ -119,7 +119,7 @@ func BenchmarkApplyEvents(b *testing.B) {
 	op := vm.Operation{ID: "op", Kind: vm.VMStart, Resource: vm.VMResource(v.ID), State: vm.OpRunning}
 	events := []vm.Event{
 		vm.NewEvent("vm.state", vm.VMResource(v.ID), map[string]any{"from": vm.Starting, "to": vm.Running, "reason": v.Reason}),
-		vm.NewEvent("operation.ended", "operations/op", map[string]any{"kind": op.Kind, "resource": op.Resource, "state": op.State}),
+		vm.NewEvent("operation.ended", vm.OperationResource("op"), map[string]any{"kind": op.Kind, "resource": op.Resource, "state": op.State}),
 	}
 	defer reportCPU(b)()
 	for b.Loop() {

@@ -210,7 +210,7 @@ func TestNumbersAreNeverUsedTwice(t *testing.T) {
 	_, path, older := replaceable(t)
 	s, err := Open(t.Context(), Options{Path: older})
 	must(t, err)
-	apply(t, s, vm.Change{Events: []vm.Event{vm.NewEvent("daemon.started", "daemon", nil), vm.NewEvent("daemon.stopping", "daemon", nil)}})
+	apply(t, s, vm.Change{Events: []vm.Event{vm.NewEvent("daemon.started", vm.Resource{Kind: vm.DaemonKind}, nil), vm.NewEvent("daemon.stopping", vm.Resource{Kind: vm.DaemonKind}, nil)}})
 	makeTemplate(t, s, "two")
 	must(t, s.Close())
 	for range 2 { // the second time there is nothing to raise

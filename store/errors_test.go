@@ -73,7 +73,7 @@ func fillUp(t *testing.T, s *Store) (n int, err error) {
 			t.Fatal("there is no end of room")
 		}
 		err = s.Apply(t.Context(), vm.Change{Operation: &vm.Operation{ID: "fill" + message[:n%7] + strings.Repeat("i", n), Kind: vm.VMStart,
-			Resource: "vms/a", State: vm.OpRunning, Log: []vm.LogLine{{At: at, Message: message}}}})
+			Resource: vm.VMResource("a"), State: vm.OpRunning, Log: []vm.LogLine{{At: at, Message: message}}}})
 	}
 	return n - 1, err
 }

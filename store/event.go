@@ -22,7 +22,7 @@ type eventRow struct {
 }
 
 func (r eventRow) event() vm.Event {
-	e := vm.Event{Seq: r.Seq, At: time.Time(r.At), Type: r.Type, Resource: r.Resource}
+	e := vm.Event{Seq: r.Seq, At: time.Time(r.At), Type: r.Type, Resource: vm.ParseResource(r.Resource)}
 	if r.Data != "" {
 		e.Data = json.RawMessage(r.Data)
 	}
@@ -47,11 +47,11 @@ func eventSelection(f vm.EventFilter, p vm.Page) selection {
 	if strings.HasSuffix(f.Type, ".") {
 		column = "topic"
 	}
-	if f.Resource != "" {
+	if f.Resource != (vm.Resource{}) {
 		column = "+" + column // one resource has fewer events than a type: its index is the one to take
 	}
 	q.and(column+" = ?", f.Type)
-	q.and("resource = ?", f.Resource)
+	q.and("resource = ?", f.Resource.String())
 	return q
 }
 
@@ -103,7 +103,7 @@ func appendEvents(ctx context.Context, tx *sqlx.Tx, events []vm.Event, now time.
 			e.At = now
 		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO events (at, type, resource, data) VALUES (?, ?, ?, ?)`,
-			instant(e.At), e.Type, e.Resource, text(e.Data))
+			instant(e.At), e.Type, e.Resource.String(), text(e.Data))
 		if err != nil {
 			return err
 		}

@@ -2,9 +2,9 @@ package store
 
 import (
 	"encoding/json"
-	"fmt"
 	"math"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,7 +17,7 @@ import (
 func tell(t *testing.T, s *Store, types ...string) {
 	t.Helper()
 	for i, kind := range types {
-		apply(t, s, vm.Change{Events: []vm.Event{{At: at.Add(time.Duration(i) * time.Minute), Type: kind, Resource: "vms/a"}}})
+		apply(t, s, vm.Change{Events: []vm.Event{{At: at.Add(time.Duration(i) * time.Minute), Type: kind, Resource: vm.VMResource("a")}}})
 	}
 }
 
@@ -38,9 +38,9 @@ func TestEventsComeBackInOrder(t *testing.T) {
 		t.Errorf("the last event of none is %d, %v; want 0", last, err)
 	}
 	want := []vm.Event{
-		{At: at.Add(time.Hour), Type: "vm.created", Resource: "vms/a", Data: json.RawMessage(`{"state":"stopped","why":"\u2028 <é>"}`)},
-		{At: at, Type: "observer.issue", Resource: "observer"},
-		{At: at, Type: "vm.state", Resource: "vms/a", Data: json.RawMessage(`{}`)},
+		{At: at.Add(time.Hour), Type: "vm.created", Resource: vm.VMResource("a"), Data: json.RawMessage(`{"state":"stopped","why":"\u2028 <é>"}`)},
+		{At: at, Type: "observer.issue", Resource: vm.Resource{Kind: "observer"}},
+		{At: at, Type: "vm.state", Resource: vm.VMResource("a"), Data: json.RawMessage(`{}`)},
 	}
 	apply(t, s, vm.Change{Events: want[:2]})
 	apply(t, s, vm.Change{Events: want[2:]})
@@ -54,7 +54,7 @@ func TestEventsComeBackInOrder(t *testing.T) {
 	if last, err := s.LastEvent(t.Context()); last != 3 || err != nil {
 		t.Errorf("the last event is %d, %v; want 3", last, err)
 	}
-	apply(t, s, vm.Change{Events: []vm.Event{{Type: "daemon.started", Resource: "daemon"}}})
+	apply(t, s, vm.Change{Events: []vm.Event{{Type: "daemon.started", Resource: vm.Resource{Kind: "daemon"}}}})
 	if got, err := s.Events(t.Context(), vm.EventFilter{}, vm.Page{After: 3}); err != nil || len(got) != 1 || time.Since(got[0].At) > time.Minute {
 		t.Errorf("an event without a time is %+v, %v; want it to be of now", got, err)
 	}
@@ -63,7 +63,7 @@ func TestEventsComeBackInOrder(t *testing.T) {
 func TestEventsAreSelectedByTypeAndResource(t *testing.T) {
 	s := open(t)
 	for i, e := range []vm.Event{{Type: "vm.created"}, {Type: "disk.created"}, {Type: "vm.state"}, {Type: "vmx.state"}, {Type: "vm.state"}, {Type: "vm"}} {
-		e.Resource = fmt.Sprintf("vms/%d", i%2)
+		e.Resource = vm.VMResource(strconv.Itoa(i % 2))
 		apply(t, s, vm.Change{Events: []vm.Event{e}})
 	}
 	for _, tt := range []struct {
@@ -78,9 +78,9 @@ func TestEventsAreSelectedByTypeAndResource(t *testing.T) {
 		{vm.EventFilter{Type: "vm"}, vm.Page{}, []int64{6}},
 		{vm.EventFilter{Type: "v%."}, vm.Page{}, []int64{}},
 		{vm.EventFilter{Type: "."}, vm.Page{}, []int64{}},
-		{vm.EventFilter{Resource: "vms/1"}, vm.Page{}, []int64{2, 4, 6}},
-		{vm.EventFilter{Resource: "vms/0", Type: "vm.state"}, vm.Page{After: 3}, []int64{5}},
-		{vm.EventFilter{Resource: "vms/1", Type: "disk."}, vm.Page{}, []int64{2}},
+		{vm.EventFilter{Resource: vm.VMResource("1")}, vm.Page{}, []int64{2, 4, 6}},
+		{vm.EventFilter{Resource: vm.VMResource("0"), Type: "vm.state"}, vm.Page{After: 3}, []int64{5}},
+		{vm.EventFilter{Resource: vm.VMResource("1"), Type: "disk."}, vm.Page{}, []int64{2}},
 	} {
 		if got := numbers(t, s, tt.f, tt.p); !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%+v %+v selects %v; want %v", tt.f, tt.p, got, tt.want)
@@ -91,12 +91,12 @@ func TestEventsAreSelectedByTypeAndResource(t *testing.T) {
 func TestEventsAreReadByTheIndexOfTheirFilter(t *testing.T) {
 	s := open(t)
 	for f, want := range map[vm.EventFilter]string{
-		{}:                                    "USING INTEGER PRIMARY KEY",
-		{Type: "vm.state"}:                    "USING INDEX events_type (type=? AND seq>?)",
-		{Type: "vm."}:                         "USING INDEX events_topic (topic=? AND seq>?)",
-		{Resource: "vms/a"}:                   "USING INDEX events_resource (resource=? AND seq>?)",
-		{Resource: "vms/a", Type: "vm."}:      "USING INDEX events_resource (resource=? AND seq>?)",
-		{Resource: "vms/a", Type: "vm.state"}: "USING INDEX events_resource (resource=? AND seq>?)",
+		{}:                             "USING INTEGER PRIMARY KEY",
+		{Type: "vm.state"}:             "USING INDEX events_type (type=? AND seq>?)",
+		{Type: "vm."}:                  "USING INDEX events_topic (topic=? AND seq>?)",
+		{Resource: vm.VMResource("a")}: "USING INDEX events_resource (resource=? AND seq>?)",
+		{Resource: vm.VMResource("a"), Type: "vm."}:      "USING INDEX events_resource (resource=? AND seq>?)",
+		{Resource: vm.VMResource("a"), Type: "vm.state"}: "USING INDEX events_resource (resource=? AND seq>?)",
 	} {
 		q := eventSelection(f, vm.Page{})
 		query, _ := q.sql(eventColumns, "events", vm.Page{Limit: 10})
@@ -147,7 +147,7 @@ func TestManyEventsArePrunedBetweenOthersWrites(t *testing.T) {
 	const old = 2*pruneBatch + 7
 	events := make([]vm.Event, old)
 	for i := range events {
-		events[i] = vm.Event{At: at, Type: "vm.state", Resource: "vms/a"}
+		events[i] = vm.Event{At: at, Type: "vm.state", Resource: vm.VMResource("a")}
 		if i%3 == 0 { // a clock that was set back: old ones lie among newer ones
 			events[i].At = at.Add(time.Hour)
 		}

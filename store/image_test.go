@@ -102,7 +102,7 @@ func TestWhatCannotBeDoneWithAnImageIsRefused(t *testing.T) {
 		"an update of none":     {vm.Change{Image: &vm.ImageUpdate{From: vm.ImageAvailable, Image: stray}}, vm.CodeBusy, "image none is no longer available"},
 		"none is deleted":       {vm.Change{DeleteImage: "none"}, vm.CodeNotFound, `image "none" not found`},
 	} {
-		tt.change.Operation = &vm.Operation{ID: name, Kind: vm.ImageCreate, Resource: "images/debian", State: vm.OpRunning}
+		tt.change.Operation = &vm.Operation{ID: name, Kind: vm.ImageCreate, Resource: vm.ImageResource("debian"), State: vm.OpRunning}
 		err := s.Apply(t.Context(), tt.change)
 		if err == nil || !strings.Contains(err.Error(), tt.detail) {
 			t.Errorf("%s: %v; want %q in it", name, err, tt.detail)
@@ -159,7 +159,7 @@ func TestAnImageIsKeptWhileItsContentIsInUse(t *testing.T) {
 	apply(t, s, vm.Change{NewImage: &i})
 	wantUse := func(what string, vms, disks int) {
 		t.Helper()
-		err := s.Apply(t.Context(), vm.Change{DeleteImage: "debian", Events: []vm.Event{vm.NewEvent("image.deleted", "images/debian", nil)}})
+		err := s.Apply(t.Context(), vm.Change{DeleteImage: "debian", Events: []vm.Event{vm.NewEvent("image.deleted", vm.ImageResource("debian"), nil)}})
 		f := wantFault(t, err, vm.CodeInUse)
 		if want := fmt.Sprintf("image debian is in use by %d VM(s) and %d disk(s)", vms, disks); f.Detail != want || f.Hint == "" {
 			t.Errorf("%s: %q, %q; want %q and what to do", what, f.Detail, f.Hint, want)

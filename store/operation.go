@@ -41,7 +41,7 @@ func operationRowOf(o vm.Operation, now time.Time) (operationRow, error) {
 	if o.CreatedAt.IsZero() {
 		o.CreatedAt = now
 	}
-	r := operationRow{ID: o.ID, Kind: string(o.Kind), Resource: o.Resource, Target: target(o.Target),
+	r := operationRow{ID: o.ID, Kind: string(o.Kind), Resource: o.Resource.String(), Target: target(o.Target),
 		State: string(o.State), Step: o.Step,
 		RequestedBy: o.RequestedBy, RequestID: o.RequestID,
 		CreatedAt: instant(o.CreatedAt), StartedAt: instant(o.StartedAt), FinishedAt: instant(o.FinishedAt),
@@ -68,7 +68,7 @@ func operationRowOf(o vm.Operation, now time.Time) (operationRow, error) {
 }
 
 func (r operationRow) operation() (vm.Operation, error) {
-	o := vm.Operation{Seq: r.Seq, ID: r.ID, Kind: vm.Kind(r.Kind), Resource: r.Resource, Target: vm.Target(r.Target),
+	o := vm.Operation{Seq: r.Seq, ID: r.ID, Kind: vm.Kind(r.Kind), Resource: vm.ParseResource(r.Resource), Target: vm.Target(r.Target),
 		State: vm.OpState(r.State), Step: r.Step,
 		RequestedBy: r.RequestedBy, RequestID: r.RequestID,
 		CreatedAt: time.Time(r.CreatedAt), StartedAt: time.Time(r.StartedAt), FinishedAt: time.Time(r.FinishedAt),
@@ -124,7 +124,7 @@ const openOnly = "state NOT IN ('succeeded', 'failed', 'cancelled')"
 // Operations returns a page of the operations that f selects.
 func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page) ([]vm.Operation, error) {
 	q := after(p)
-	q.and("resource = ?", f.Resource)
+	q.and("resource = ?", f.Resource.String())
 	q.and("kind = ?", string(f.Kind))
 	q.and("state = ?", string(f.State))
 	if f.Open {

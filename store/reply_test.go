@@ -13,7 +13,7 @@ import (
 )
 
 func keyed(id, by, key string) *vm.Operation {
-	return &vm.Operation{ID: id, Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning, RequestedBy: by, Key: key, Fingerprint: "f-" + id, CreatedAt: at, Log: []vm.LogLine{}}
+	return &vm.Operation{ID: id, Kind: vm.VMStart, Resource: vm.VMResource("a"), State: vm.OpRunning, RequestedBy: by, Key: key, Fingerprint: "f-" + id, CreatedAt: at, Log: []vm.LogLine{}}
 }
 
 func TestAKeyNamesOneOperationOfItsRequester(t *testing.T) {
@@ -63,7 +63,7 @@ func TestOneOfManyWithTheSameKeyWins(t *testing.T) {
 		for i := range 32 {
 			all.Go(func() {
 				o := keyed(fmt.Sprint(round, "-", i), "token:x", fmt.Sprint(round))
-				err := s.Apply(t.Context(), vm.Change{Operation: o, Events: []vm.Event{{Type: "operation.started", Resource: "operations/" + o.ID}}})
+				err := s.Apply(t.Context(), vm.Change{Operation: o, Events: []vm.Event{{Type: "operation.started", Resource: vm.OperationResource(o.ID)}}})
 				var f *vm.Fault
 				switch {
 				case err == nil:

@@ -142,7 +142,7 @@ func TestAFullFileSystemKeepsNobodyFromStoppingAndDeleting(t *testing.T) {
 	// as many changes as stopping and deleting a hundred VMs, and others take
 	// what was given back.
 	for i := range 100 {
-		op := &vm.Operation{ID: fmt.Sprintf("op-%d", i), Kind: vm.VMStop, Resource: "vms/" + makeVM(1).ID, State: vm.OpRunning}
+		op := &vm.Operation{ID: fmt.Sprintf("op-%d", i), Kind: vm.VMStop, Resource: vm.VMResource(makeVM(1).ID), State: vm.OpRunning}
 		apply(t, s, vm.Change{Operation: op})
 		if i == 50 {
 			fill(t, ballast)

@@ -25,7 +25,7 @@ func restorable(t *testing.T) (dir, path, file string) {
 	apply(t, s, vm.Change{Operation: &vm.Operation{
 		ID:        "1",
 		Kind:      vm.VMCreate,
-		Resource:  "vms/a",
+		Resource:  vm.VMResource("a"),
 		State:     vm.OpRunning,
 		CreatedAt: at,
 		Log:       []vm.LogLine{},
@@ -67,7 +67,7 @@ func TestEventNumbersContinueAfterARestore(t *testing.T) {
 	_, path, file := restorable(t)
 	s, err := Open(t.Context(), Options{Path: path})
 	must(t, err)
-	apply(t, s, vm.Change{Events: []vm.Event{vm.NewEvent("daemon.started", "daemon", nil)}})
+	apply(t, s, vm.Change{Events: []vm.Event{vm.NewEvent("daemon.started", vm.Resource{Kind: vm.DaemonKind}, nil)}})
 	last, err := s.LastEvent(t.Context())
 	must(t, err)
 	must(t, s.Close())
@@ -75,7 +75,7 @@ func TestEventNumbersContinueAfterARestore(t *testing.T) {
 	_, err = Restore(t.Context(), path, file)
 	must(t, err)
 	s = openAt(t, path)
-	apply(t, s, vm.Change{Events: []vm.Event{vm.NewEvent("daemon.started", "daemon", nil)}})
+	apply(t, s, vm.Change{Events: []vm.Event{vm.NewEvent("daemon.started", vm.Resource{Kind: vm.DaemonKind}, nil)}})
 	if next, err := s.LastEvent(t.Context()); err != nil || next <= last {
 		t.Errorf("the first event has number %d, %v; want one after %d", next, err, last)
 	}

@@ -163,13 +163,13 @@ func TestEveryFieldOfADiskComesBack(t *testing.T) {
 func TestEveryFieldOfAnOperationComesBack(t *testing.T) {
 	s := open(t)
 	percent, slot := 40, 0
-	full := vm.Operation{ID: "op-1", Kind: vm.VMStart, Resource: "vms/a",
+	full := vm.Operation{ID: "op-1", Kind: vm.VMStart, Resource: vm.VMResource("a"),
 		Target: vm.Target{NIC: &slot, Forward: "pf-1", CDROM: "cd-1", Content: someSum, Recorded: true},
 		State:  vm.OpFailed, Step: "launch", Progress: &percent,
 		Problem: &vm.Problem{Code: vm.CodeOperationFailed, Detail: `it said "no"`, Hint: "ask again"}, RequestedBy: "token:admin", RequestID: "r1",
 		CreatedAt: at, StartedAt: at.Add(time.Second), FinishedAt: at.Add(time.Minute),
 		Log: []vm.LogLine{{At: at, Step: "launch", Message: "line\nwith <&> \u2028"}}, Key: "k'1", Fingerprint: "sha256:0"}
-	bare := vm.Operation{ID: "op-2", Kind: vm.DiskCreate, Resource: "disks/d", State: vm.OpPending, CreatedAt: at, Log: []vm.LogLine{}}
+	bare := vm.Operation{ID: "op-2", Kind: vm.DiskCreate, Resource: vm.DiskResource("d"), State: vm.OpPending, CreatedAt: at, Log: []vm.LogLine{}}
 	for seq, o := range []vm.Operation{full, bare} {
 		apply(t, s, vm.Change{Operation: &o})
 		got, err := s.Operation(t.Context(), o.ID)
@@ -196,7 +196,7 @@ func TestEveryFieldOfAnOperationComesBack(t *testing.T) {
 
 func TestAnOperationIsReplacedUnderItsID(t *testing.T) {
 	s := open(t)
-	o := vm.Operation{ID: "a", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpPending}
+	o := vm.Operation{ID: "a", Kind: vm.VMStart, Resource: vm.VMResource("a"), State: vm.OpPending}
 	apply(t, s, vm.Change{Operation: &o})
 	first, err := s.Operation(t.Context(), "a")
 	must(t, err)
@@ -209,7 +209,7 @@ func TestAnOperationIsReplacedUnderItsID(t *testing.T) {
 	if got.State != vm.OpSucceeded || !got.FinishedAt.Equal(at) || got.Seq != first.Seq || !got.CreatedAt.Equal(first.CreatedAt) {
 		t.Errorf("read %+v; want what was recorded last, in the place and of the time of the first, %+v", got, first)
 	}
-	next := vm.Operation{ID: "b", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpPending}
+	next := vm.Operation{ID: "b", Kind: vm.VMStart, Resource: vm.VMResource("a"), State: vm.OpPending}
 	apply(t, s, vm.Change{Operation: &next})
 	if got, err := s.Operation(t.Context(), "b"); err != nil || got.Seq != first.Seq+1 {
 		t.Errorf("the next operation is number %d, %v; want %d", got.Seq, err, first.Seq+1)
@@ -221,11 +221,11 @@ func TestOldOperationsArePruned(t *testing.T) {
 	over := []vm.OpState{vm.OpSucceeded, vm.OpFailed, vm.OpCancelled}
 	const old = pruneBatch + 7 // more than one transaction takes
 	for i := range old {
-		apply(t, s, vm.Change{Operation: &vm.Operation{ID: fmt.Sprint(i), Kind: vm.VMStart, Resource: "vms/a", State: over[i%3], FinishedAt: at}})
+		apply(t, s, vm.Change{Operation: &vm.Operation{ID: fmt.Sprint(i), Kind: vm.VMStart, Resource: vm.VMResource("a"), State: over[i%3], FinishedAt: at}})
 	}
-	open := vm.Operation{ID: "open", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning, CreatedAt: at.Add(-time.Hour)}
+	open := vm.Operation{ID: "open", Kind: vm.VMStart, Resource: vm.VMResource("a"), State: vm.OpRunning, CreatedAt: at.Add(-time.Hour)}
 	apply(t, s, vm.Change{Operation: &open})
-	recent := vm.Operation{ID: "recent", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpFailed, FinishedAt: at.Add(time.Second)}
+	recent := vm.Operation{ID: "recent", Kind: vm.VMStart, Resource: vm.VMResource("a"), State: vm.OpFailed, FinishedAt: at.Add(time.Second)}
 	apply(t, s, vm.Change{Operation: &recent})
 
 	if n, err := s.PruneOperations(t.Context(), at); n != 0 || err != nil {
@@ -318,14 +318,14 @@ func TestFiltersSelect(t *testing.T) {
 		}
 	}
 	for i, state := range []vm.OpState{vm.OpPending, vm.OpRunning, vm.OpSucceeded, vm.OpFailed, vm.OpCancelled} {
-		kind, resource := vm.VMStart, "vms/a"
+		kind, resource := vm.VMStart, vm.VMResource("a")
 		if i%2 == 1 {
-			kind, resource = vm.VMStop, "vms/b"
+			kind, resource = vm.VMStop, vm.VMResource("b")
 		}
 		apply(t, s, vm.Change{Operation: &vm.Operation{ID: fmt.Sprint(i), Kind: kind, Resource: resource, State: state}})
 	}
-	for f, want := range map[vm.OperationFilter]int{{}: 5, {Open: true}: 2, {Open: true, Resource: "vms/b"}: 1, {Kind: vm.VMStart}: 3,
-		{State: vm.OpFailed}: 1, {State: vm.OpFailed, Open: true}: 0, {Resource: "vms/b", Kind: vm.VMStop}: 2} {
+	for f, want := range map[vm.OperationFilter]int{{}: 5, {Open: true}: 2, {Open: true, Resource: vm.VMResource("b")}: 1, {Kind: vm.VMStart}: 3,
+		{State: vm.OpFailed}: 1, {State: vm.OpFailed, Open: true}: 0, {Resource: vm.VMResource("b"), Kind: vm.VMStop}: 2} {
 		if list, err := s.Operations(t.Context(), f, vm.Page{}); err != nil || len(list) != want {
 			t.Errorf("%+v selects %d, %v; want %d", f, len(list), err, want)
 		}

@@ -42,7 +42,7 @@ func benchClone(b *testing.B, t *table) {
 		if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, file).CombinedOutput(); err != nil {
 			b.Fatalf("qemu-img: %v\n%s", err, out)
 		}
-		if err := s.Apply(context.Background(), vm.Change{Events: []vm.Event{vm.NewEvent("vm.created", "vms/a", map[string]any{})}}); err != nil {
+		if err := s.Apply(context.Background(), vm.Change{Events: []vm.Event{vm.NewEvent("vm.created", vm.VMResource("a"), map[string]any{})}}); err != nil {
 			b.Fatal(err)
 		}
 	}

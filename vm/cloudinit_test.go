@@ -182,12 +182,9 @@ func TestABombOfAliasesIsNotExpanded(t *testing.T) {
 		ref := "*a" + string(rune('0'+i%10)) + strings.Repeat("_", i/10)
 		bomb += "b" + strings.Repeat("b", i) + ": &a" + string(rune('0'+(i+1)%10)) + strings.Repeat("_", (i+1)/10) + " [" + ref + ", " + ref + "]\n"
 	}
-	c := CloudInit{UserData: bomb + "password: hunter2\n"}
+	c := CloudInit{UserData: bomb}
 	if err := c.Check(""); err != nil {
 		t.Fatal(err)
-	}
-	if got := c.Masked().UserData; got != bomb+"password: \"***\"\n" {
-		t.Errorf("masked to %q", got)
 	}
 }
 

@@ -40,8 +40,8 @@ func ValidContent(s string) bool { return contentPattern.MatchString(s) }
 // A CopySource is what the file of a new disk gets a copy of, with all that it is
 // based on.
 type CopySource struct {
-	// Resource is "disks/<id>" for a data disk, "vms/<id>" for the root disk of a VM
-	// that does not run, or empty for the content that File is an overlay of.
-	Resource string
+	// Resource is a data disk, a VM that does not run (its root disk is meant), or zero:
+	// then the source is the image content that File is an overlay of.
+	Resource Resource
 	File     DiskFile
 }

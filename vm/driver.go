@@ -32,9 +32,10 @@ type Machines interface {
 	// ([CodeInsufficientMemory], with the numbers), its files exist.
 	Admit(ctx context.Context, s Spec) error
 
-	// Start launches QEMU for s and lets the guest run. On an error a process
+	// Start launches QEMU for s and lets the guest run. It returns when QEMU was
+	// spawned and when its monitor answered. On an error a process
 	// may be left; the caller observes and settles.
-	Start(ctx context.Context, s Spec, report Report) error
+	Start(ctx context.Context, s Spec, report Report) (Boot, error)
 	// Shutdown asks the guest to power off and, after o.Timeout or at once with
 	// o.Force, ends the process by harder and harder means. It returns nil when
 	// no process is left.

@@ -12,7 +12,7 @@ type Event struct {
 	Seq      int64 // unique, never used twice; set by the store
 	At       time.Time
 	Type     string // such as "vm.state"; see [EventTypes]
-	Resource string // "vms/<id>", "disks/<id>", "images/<name>", "templates/<name>", "operations/<id>", "observer", "daemon"
+	Resource Resource
 	Data     json.RawMessage
 }
 
@@ -31,7 +31,7 @@ var EventTypes = []string{
 
 // NewEvent returns an event; data must encode to a JSON object. Its time is set when
 // it is recorded.
-func NewEvent(kind, resource string, data any) Event {
+func NewEvent(kind string, resource Resource, data any) Event {
 	text, err := json.Marshal(data)
 	if err != nil { // what is told is made of strings and numbers
 		text, _ = json.Marshal(map[string]string{"error": fmt.Sprint(err)})

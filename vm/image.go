@@ -57,9 +57,6 @@ type Image struct {
 	Revision    int64 // goes up with every change; set by the store
 }
 
-// ImageResource returns the resource name of an image.
-func ImageResource(name string) string { return "images/" + name }
-
 // ImageContent is what is stored of images.
 type ImageContent struct {
 	SHA256     string // of the stored bytes, in lower-case hex, computed here

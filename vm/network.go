@@ -139,7 +139,7 @@ type NetworkSurvey struct {
 
 // A Drift is something on the host that is not as it is wanted.
 type Drift struct {
-	Resource string // "networks/<name>" or "vms/<id>"
+	Resource Resource // a network or a VM
 	Details  string
 	Repaired bool
 	Err      error // why it could not be repaired

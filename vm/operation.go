@@ -63,13 +63,22 @@ const (
 	ForwardRemove Kind = "port_forward.delete"
 )
 
+// Kinds lists every kind of operation.
+var Kinds = []Kind{
+	TemplateCreate, TemplateDelete, VMEdit, VMAdopt, DiskAdopt, OrphanTerminate, OrphanDelete,
+	VMCreate, VMDelete, VMStart, VMStop, VMRestart, VMPause, VMResume, VMReset, DiskCreate,
+	DiskDelete, DiskAttach, DiskDetach, DiskResize, ImageCreate, ImageUpload, ImageEdit,
+	ImageDelete, CDROMAttach, CDROMEject, CloudInitSet, NetworkCreate, NetworkUpdate,
+	NetworkDelete, NICAttach, NICDetach, NICUpdate, ForwardAdd, ForwardRemove,
+}
+
 // An Operation is the record of one change: asked for, on its way, or over. It
 // survives a kill of the daemon.
 type Operation struct {
 	Seq         int64  // order of creation, unique; set by the store
 	ID          string // a UUID of version 7
 	Kind        Kind
-	Resource    string // "vms/<id>" or "disks/<id>"
+	Resource    Resource
 	Target      Target // what it works on within Resource
 	State       OpState
 	Step        string   // what it does now, or did last
@@ -120,16 +129,3 @@ type Problem struct {
 	Detail string `json:"detail"`
 	Hint   string `json:"hint,omitempty"`
 }
-
-// TemplateResource returns the resource name of a template.
-func TemplateResource(name string) string { return "templates/" + name }
-
-// NetworkResource returns the resource name of a network.
-func NetworkResource(name string) string { return "networks/" + name }
-
-// VMResource and DiskResource name a resource as operations, locks and the
-// observer do.
-func VMResource(id string) string { return "vms/" + id }
-
-// DiskResource returns the resource name of a data disk.
-func DiskResource(id string) string { return "disks/" + id }

@@ -99,7 +99,7 @@ type ImageFilter struct {
 
 // An OperationFilter selects operations; its zero value selects all.
 type OperationFilter struct {
-	Resource string
+	Resource Resource
 	Kind     Kind
 	State    OpState
 	Open     bool // only those that are not over
@@ -108,7 +108,7 @@ type OperationFilter struct {
 // An EventFilter selects events; its zero value selects all.
 type EventFilter struct {
 	Type     string // a whole type such as "vm.state", or a prefix up to a dot such as "vm."
-	Resource string
+	Resource Resource
 }
 
 // A Change is what one transaction records. State is written compare-and-set:
@@ -155,6 +155,12 @@ type Change struct {
 	// Learned records what was seen of guests, of VMs in any state; of a VM that
 	// is gone, nothing.
 	Learned []Learned
+}
+
+// Empty reports whether c changes no VM, disk or image: what settling a resource can
+// change.
+func (c Change) Empty() bool {
+	return c.VM == nil && len(c.Disks) == 0 && c.DeleteDisk == "" && c.Image == nil && c.DeleteImage == ""
 }
 
 // Learned is what was seen of a guest. Each time in Boot that is not zero is

@@ -160,9 +160,10 @@ func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {
 }
 
 // Start makes a process, running, with the spec's disks plugged.
-func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
+func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot vm.Boot, err error) {
 	report("launch", "pretending")
-	return d.do(ctx, "Start", s.ID, func() error {
+	boot.Spawned = time.Now().UTC().Truncate(time.Millisecond)
+	return boot, d.do(ctx, "Start", s.ID, func() error {
 		if d.procs[s.ID] != nil {
 			panic(fmt.Sprintf("two processes for vm %s", s.ID))
 		}
@@ -264,7 +265,7 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 			return &vm.Fault{Code: vm.CodeExists, Detail: "files exist"}
 		}
 		d.files()[id] = true
-		d.made(vm.VMResource(id), root)
+		d.made(vm.VMResource(id).String(), root)
 		return nil
 	})
 }
@@ -284,7 +285,7 @@ func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, fr
 			d.disks = map[string]int64{}
 		}
 		d.disks[id] = file.SizeMiB
-		d.made(vm.DiskResource(id), file)
+		d.made(vm.DiskResource(id).String(), file)
 		return nil
 	})
 }
@@ -313,7 +314,7 @@ func (d *Driver) AdoptDisk(ctx context.Context, id string) (vm.DiskFile, error) 
 	size, err := d.DiskSize(ctx, id)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	f := d.images.bases[vm.DiskResource(id)]
+	f := d.images.bases[vm.DiskResource(id).String()]
 	return vm.DiskFile{SizeMiB: size, Base: f.Base, BaseFormat: f.BaseFormat}, err
 }
 
@@ -328,7 +329,7 @@ func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, e
 	if id == "forged" {
 		return "", vm.DiskFile{SizeMiB: 1024, Base: "/etc/shadow", BaseFormat: "raw"}, nil
 	}
-	f := d.images.bases[vm.VMResource(id)]
+	f := d.images.bases[vm.VMResource(id).String()]
 	return "", vm.DiskFile{SizeMiB: 1024, Base: f.Base, BaseFormat: f.BaseFormat}, nil
 }
 

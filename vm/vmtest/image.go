@@ -187,7 +187,7 @@ func (d *Driver) DropUpload(ctx context.Context, name string) error {
 
 // ImageOfDisk makes content that says what it was made of.
 func (d *Driver) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Import) (vm.ImageContent, error) {
-	return d.bring(ctx, "ImageOfDisk", from.Resource, []byte("copy of "+from.Resource), i)
+	return d.bring(ctx, "ImageOfDisk", from.Resource.String(), []byte("copy of "+from.Resource.String()), i)
 }
 
 // HasImage reports whether there is content.

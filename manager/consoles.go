@@ -7,8 +7,11 @@ import (
 	"vmand/vm"
 )
 
-// Open joins the serial console of a VM that runs. It fails with [CodeBusy]
-// if somebody else types and o does not take over.
+// Consoles connects to the serial consoles of VMs.
+type Consoles struct{ *Engine }
+
+// Open joins the serial console of a running VM. It fails with [vm.CodeBusy] if another
+// connection types and o does not take over.
 func (s *Consoles) Open(ctx context.Context, id string, o vm.ConsoleOptions) (vm.Console, error) {
 	if _, err := s.store.VM(ctx, id); err != nil {
 		return nil, err
@@ -16,9 +19,8 @@ func (s *Consoles) Open(ctx context.Context, id string, o vm.ConsoleOptions) (vm
 	return s.driver.Console(ctx, id, o)
 }
 
-// Log returns what the guest of a VM, running or not, wrote to its
-// console, as far as it is kept, from offset on, and the offset of its end. With
-// a negative offset it is counted from the end.
+// Log returns what the guest of a VM, running or not, wrote to its console, as far as it is
+// kept, from offset on, and the offset of its end. A negative offset counts from the end.
 func (s *Consoles) Log(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error) {
 	if _, err := s.store.VM(ctx, id); err != nil {
 		return nil, 0, err

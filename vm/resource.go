@@ -1,0 +1,70 @@
+package vm
+
+import "strings"
+
+// A ResourceKind is the first part of a resource's name: the collection of the API
+// that has it.
+type ResourceKind string
+
+// The kinds of resources. Operations are on the first five only. The daemon and the observer are resources of which there
+// is one each, without an id.
+const (
+	TemplateKind  ResourceKind = "templates"
+	VMKind        ResourceKind = "vms"
+	DiskKind      ResourceKind = "disks"
+	ImageKind     ResourceKind = "images"
+	NetworkKind   ResourceKind = "networks"
+	OperationKind ResourceKind = "operations"
+	StorageKind   ResourceKind = "storage" // its id is a path
+	DaemonKind    ResourceKind = "daemon"
+	ObserverKind  ResourceKind = "observer"
+)
+
+// A Resource names one thing that can be changed: "vms/web-1". Operations, locks,
+// events and the observer name things so.
+type Resource struct {
+	Kind ResourceKind
+	ID   string // unique in its kind; empty for the whole collection or the only one
+}
+
+// String returns the resource's name, such as "vms/web-1".
+func (r Resource) String() string {
+	if r.ID == "" {
+		return string(r.Kind)
+	}
+	return string(r.Kind) + "/" + r.ID
+}
+
+// ParseResource returns the resource of a name as [Resource.String] makes it. It is
+// the inverse of String for any string: what has no slash is a kind.
+func ParseResource(name string) Resource {
+	kind, id, _ := strings.Cut(name, "/")
+	return Resource{Kind: ResourceKind(kind), ID: id}
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (r Resource) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (r *Resource) UnmarshalText(text []byte) error {
+	*r = ParseResource(string(text))
+	return nil
+}
+
+// TemplateResource returns the resource of a template.
+func TemplateResource(name string) Resource { return Resource{TemplateKind, name} }
+
+// VMResource returns the resource of a VM.
+func VMResource(id string) Resource { return Resource{VMKind, id} }
+
+// DiskResource returns the resource of a data disk.
+func DiskResource(id string) Resource { return Resource{DiskKind, id} }
+
+// ImageResource returns the resource of an image.
+func ImageResource(name string) Resource { return Resource{ImageKind, name} }
+
+// NetworkResource returns the resource of a network.
+func NetworkResource(name string) Resource { return Resource{NetworkKind, name} }
+
+// OperationResource returns the resource of an operation.
+func OperationResource(id string) Resource { return Resource{OperationKind, id} }
