@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmand/config"
 	"vmand/host"
 	"vmand/manager"
 	"vmand/network"
@@ -24,29 +25,25 @@ import (
 )
 
 const (
-	// recoverTimeout ends the settling of what was on its way when the daemon last
-	// ended; the observer goes on with what is left.
+	// recoverTimeout limits the recovery of interrupted operations at start. The
+	// observer settles the rest.
 	recoverTimeout = time.Minute
-	// closeTimeout is how long operations on their way may take to end by
-	// themselves when vmand stops.
+	// closeTimeout is how long vmand waits for running operations when it stops.
 	closeTimeout = 5 * time.Second
 
 	databaseFile = "vman.db" // in the state directory
-	// databaseReserve is how many bytes are kept for the database to record what
-	// is stopped and deleted when the file system is full.
+	// databaseReserve is how many bytes are reserved for the database, so that it
+	// can record stops and deletions when the file system is full.
 	databaseReserve = 8 << 20
 
-	dryRunDir = "dry-run" // in the state and the runtime directory
-
-	// bootIDFile holds a word that is another one after each boot of the host
-	// (random(4)).
+	// bootIDFile contains a UUID that changes at each boot of the host (random(4)).
 	bootIDFile = "/proc/sys/kernel/random/boot_id"
 )
 
-// container holds every part of vmand, each built once, in the order in which
-// they need one another. No package but this one knows more than one of them.
+// container holds every part of vmand. Each is built once, in the order of their
+// dependencies. Only this package knows more than one of them.
 type container struct {
-	cfg       Config
+	cfg       config.Config
 	log       *slog.Logger
 	store     *store.Store
 	driver    driver
@@ -54,13 +51,13 @@ type container struct {
 	observer  *observer.Observer
 	server    *server.Server
 	listeners []net.Listener
-	tools     func(context.Context) qemu.Tools // what of QEMU is installed
+	tools     func(context.Context) qemu.Tools // checks the installed QEMU programs
 	networks  *network.Networks
 
-	closers []func() error // of the parts, in the order they were built
+	closers []func() error // of the parts, in the order of their construction
 }
 
-// A driver is what VMs run on.
+// A driver runs VMs: QEMU or the dry run.
 type driver interface {
 	vm.Driver
 	observer.Host
@@ -68,14 +65,13 @@ type driver interface {
 	CheckTools(context.Context) qemu.Tools
 }
 
-// serve is the daemon's life: it builds everything and runs it until it is told
-// to stop.
-func serve(ctx context.Context, cfg Config) (err error) {
-	log, flush := cfg.logger(os.Stderr)
+// serve runs the daemon until ctx is done.
+func serve(ctx context.Context, cfg config.Config) (err error) {
+	log, flush := newLogger(cfg, os.Stderr)
 	defer flush()
 	c, err := newContainer(ctx, cfg, log)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return nil // told to stop before it had started
+		return nil // stopped before the start was complete
 	}
 	if err != nil {
 		return err
@@ -84,15 +80,22 @@ func serve(ctx context.Context, cfg Config) (err error) {
 	return c.run(ctx)
 }
 
-// newContainer builds everything and settles what the last vmand left behind.
-// When it returns, the API's doors are open and nobody answers yet.
-func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container, error) {
+// newContainer builds all parts and settles what the previous vmand left behind.
+// When it returns, the API's sockets accept connections, but requests are answered
+// only by [container.run].
+func newContainer(ctx context.Context, cfg config.Config, log *slog.Logger) (*container, error) {
 	c := &container{cfg: cfg, log: log}
 	tuneMemory()
 	c.cfg.QEMU.Nice = host.RaisePriority()
 	c.cfg.Network.Nice = c.cfg.QEMU.Nice
-	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.directories()
-	for _, build := range []func(context.Context) error{c.openState, c.openDriver, c.openNetworks, c.openManager, c.openDoors} {
+	c.cfg.StateDir, c.cfg.RuntimeDir = cfg.Directories()
+	for _, build := range []func(context.Context) error{
+		c.openState,
+		c.openDriver,
+		c.openNetworks,
+		c.openManager,
+		c.openListeners,
+	} {
 		if err := build(ctx); err != nil {
 			return nil, errors.Join(err, c.close())
 		}
@@ -100,7 +103,7 @@ func newContainer(ctx context.Context, cfg Config, log *slog.Logger) (*container
 	return c, nil
 }
 
-// openState takes the directories and opens what is recorded.
+// openState creates and locks the directories and opens the database.
 func (c *container) openState(ctx context.Context) error {
 	if err := makeDir(c.cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("state_dir: %w", err)
@@ -112,7 +115,7 @@ func (c *container) openState(ctx context.Context) error {
 	if c.cfg.DryRun {
 		dirs = []string{filepath.Dir(c.cfg.RuntimeDir), c.cfg.RuntimeDir}
 	}
-	for _, dir := range dirs { // others may pass through to the socket, which has its own mode
+	for _, dir := range dirs { // other users may traverse it to reach the socket, which has its own mode
 		if err := makeDir(dir, 0o711); err != nil {
 			return fmt.Errorf("runtime_dir: %w", err)
 		}
@@ -121,7 +124,11 @@ func (c *container) openState(ctx context.Context) error {
 		return err
 	}
 	var err error
-	c.store, err = store.Open(ctx, store.Options{Path: filepath.Join(c.cfg.StateDir, databaseFile), Log: c.log, Reserve: databaseReserve})
+	c.store, err = store.Open(ctx, store.Options{
+		Path:    filepath.Join(c.cfg.StateDir, databaseFile),
+		Log:     c.log,
+		Reserve: databaseReserve,
+	})
 	if err != nil {
 		return err
 	}
@@ -129,8 +136,8 @@ func (c *container) openState(ctx context.Context) error {
 	return ensureAdminToken(ctx, c.store, c.cfg.StateDir, c.log)
 }
 
-// lockDirs keeps every other vmand out of both directories: one that shared only
-// the runtime directory would take the VMs of this one for its own of that name.
+// lockDirs locks both directories. A second vmand that shared only the runtime
+// directory would mistake the VMs of this one for its own VMs of the same name.
 func (c *container) lockDirs() error {
 	dirs := []string{c.cfg.StateDir, c.cfg.RuntimeDir}
 	if sameDir(dirs[0], dirs[1]) {
@@ -152,13 +159,13 @@ func sameDir(a, b string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
-// makeDir makes a directory with the ones above it. One that exists stays as it is.
+// makeDir creates a directory and its parents. An existing directory is not changed.
 func makeDir(dir string, mode os.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, mode); err == nil {
-		return os.Chmod(dir, mode) // whatever the umask is
+		return os.Chmod(dir, mode) // independent of the umask
 	} else if !errors.Is(err, os.ErrExist) {
 		return err
 	}
@@ -170,17 +177,18 @@ func makeDir(dir string, mode os.FileMode) error {
 	return nil
 }
 
-// checkWritable finds out by doing it: mode bits say nothing about root, nor
-// about a file system that is mounted read-only.
+// checkWritable creates a file in dir. Mode bits would not show a read-only file
+// system, and do not limit root.
 func checkWritable(dir string) error {
 	f, err := os.CreateTemp(dir, ".write-test-*")
 	if err != nil {
-		return fmt.Errorf("state_dir: vmand (uid %d) cannot write to %s: make it writable or set state_dir to another directory: %w", os.Geteuid(), dir, err)
+		return fmt.Errorf("state_dir: vmand (uid %d) cannot write to %s: make it writable or set another state_dir: %w",
+			os.Geteuid(), dir, err)
 	}
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
-// openDriver builds what VMs run on.
+// openDriver builds the driver.
 func (c *container) openDriver(ctx context.Context) error {
 	base, err := c.probeBase()
 	if err != nil {
@@ -203,12 +211,12 @@ func (c *container) openDriver(ctx context.Context) error {
 	return nil
 }
 
-// openNetworks builds what VMs are connected to.
+// openNetworks builds the host side of networks.
 func (c *container) openNetworks(context.Context) error {
 	o := c.cfg.Network
 	o.RuntimeDir, o.Directory = c.cfg.RuntimeDir, c.store
 	if c.cfg.DryRun {
-		o.Mode = network.ModeUser // which makes nothing on the host
+		o.Mode = network.ModeUser // changes nothing on the host
 	}
 	var err error
 	if c.networks, err = network.New(o, c.log); err != nil {
@@ -242,9 +250,8 @@ func (s sink) Mark(vmID string, mark vm.BootMark, at time.Time) {
 	s.c.engine.Guests.Mark(vmID, mark, at)
 }
 
-// probeBase looks once at the image that root disks are overlays of. What is
-// recorded is the file itself: a link may lead elsewhere tomorrow, and every
-// overlay would be lost.
+// probeBase reads the header of the image that root disks are overlays of. It
+// resolves symbolic links: if a link changed later, every overlay would be lost.
 func (c *container) probeBase() (vm.DiskFile, error) {
 	if c.cfg.BootDisk == "" {
 		return vm.DiskFile{}, nil
@@ -279,6 +286,9 @@ func (c *container) openManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := engine.AfterRestore(ctx); err != nil {
+		return err
+	}
 	if err := engine.VMs.AfterBoot(ctx, c.boot()); err != nil {
 		return err
 	}
@@ -286,41 +296,63 @@ func (c *container) openManager(ctx context.Context) error {
 		return err
 	}
 	built := make(chan error, 1)
-	go func() { built <- c.buildServer(ctx) }() // which computes, while this waits for QEMUs
+	go func() { built <- c.buildServer(ctx) }() // computes while Recover waits for QEMU
 	if err := errors.Join(engine.Recover(ctx), <-built); err != nil {
 		return err
 	}
-	c.event(ctx, "daemon.started", map[string]any{"version": version, "pid": os.Getpid(), "interrupted_operations": len(open)})
+	c.event(ctx, "daemon.started", map[string]any{
+		"version":                version,
+		"pid":                    os.Getpid(),
+		"interrupted_operations": len(open),
+	})
 	return nil
 }
 
-// services returns the use cases of an engine as the API names them.
+// services returns the services of an engine for the API server.
 func services(e *manager.Engine) server.Services {
-	return server.Services{Templates: e.Templates, VMs: e.VMs, Disks: e.Disks, Images: e.Images, Networks: e.Networks, NICs: e.NICs,
-		Forwards: e.Forwards, CDROMs: e.CDROMs, CloudInits: e.CloudInits, Guests: e.Guests, Consoles: e.Consoles,
-		Orphans: e.Orphans, Operations: e.Operations, Events: e}
-}
-
-// event records one of the daemon's own. That it cannot be is no reason not to
-// go on.
-func (c *container) event(ctx context.Context, kind string, data map[string]any) {
-	if err := c.engine.Tell(ctx, vm.NewEvent(kind, vm.Resource{Kind: vm.DaemonKind}, data)); err != nil {
-		c.log.Warn("cannot record an event", "type", kind, "err", err)
+	return server.Services{
+		Templates:  e.Templates,
+		VMs:        e.VMs,
+		Disks:      e.Disks,
+		Images:     e.Images,
+		Networks:   e.Networks,
+		NICs:       e.NICs,
+		Forwards:   e.Forwards,
+		CDROMs:     e.CDROMs,
+		CloudInits: e.CloudInits,
+		Guests:     e.Guests,
+		Consoles:   e.Consoles,
+		Orphans:    e.Orphans,
+		Operations: e.Operations,
+		Events:     e,
 	}
 }
 
-// buildServer builds the API.
+// event records an event of the daemon, best effort.
+func (c *container) event(ctx context.Context, kind string, data map[string]any) {
+	if err := c.engine.Tell(ctx, vm.NewEvent(kind, vm.Resource{Kind: vm.DaemonKind}, data)); err != nil {
+		c.log.Warn("cannot record an event", "kind", kind, "err", err)
+	}
+}
+
+// buildServer builds the API server.
 func (c *container) buildServer(ctx context.Context) error {
 	o := c.cfg.Server
 	o.Version, o.DryRun = version, c.cfg.DryRun
 	var err error
-	c.server, err = server.New(ctx, o, server.Deps{Services: services(c.engine), Reader: c.store, Tokens: c.store,
-		Health: c.health, Observer: c.observerStatus, Log: c.log})
+	c.server, err = server.New(ctx, o, server.Deps{
+		Services: services(c.engine),
+		Reader:   c.store,
+		Tokens:   c.store,
+		Health:   c.health,
+		Observer: c.observerStatus,
+		Log:      c.log,
+	})
 	return err
 }
 
-// openDoors has the API's addresses listen.
-func (c *container) openDoors(context.Context) error {
+// openListeners opens the API's unix socket and TCP address.
+func (c *container) openListeners(context.Context) error {
 	if c.cfg.Socket != "" {
 		l, err := server.ListenUnix(c.cfg.Socket, c.cfg.Server.Group)
 		if err != nil {
@@ -331,7 +363,7 @@ func (c *container) openDoors(context.Context) error {
 	if c.cfg.Listen != "" {
 		l, err := server.ListenTCP(c.cfg.Listen)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("listen: %w: another program uses the address: stop it, or set listen to another", err)
+			return fmt.Errorf("listen: %w: another program uses the address: stop it, or set another listen address", err)
 		}
 		if err != nil {
 			return fmt.Errorf("listen: %w", err)
@@ -344,72 +376,77 @@ func (c *container) openDoors(context.Context) error {
 func (c *container) addListener(l net.Listener) {
 	c.listeners = append(c.listeners, l)
 	c.closers = append(c.closers, func() error {
-		if err := l.Close(); !errors.Is(err, net.ErrClosed) { // the server has closed it, if it came that far
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) { // a server that ran has closed it
 			return err
 		}
 		return nil
 	})
 }
 
-// run serves the API and observes the host until ctx ends. The VMs do not notice.
+// run serves the API and observes the host until ctx is done. It never stops VMs.
 func (c *container) run(ctx context.Context) error {
 	observing, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
 	wg.Go(func() { c.observer.Run(observing) })
-	wg.Go(func() { c.introduce(observing) })
+	wg.Go(func() { c.logStart(observing) })
 	wg.Go(func() { c.autostart(observing) })
-	wg.Go(func() { c.takeLeave(observing) })
-	c.tell(notifyReady)
-	context.AfterFunc(ctx, func() { c.tell(notifyStopping) })
+	wg.Go(func() { c.announceStop(observing) })
+	c.notify(notifyReady)
+	context.AfterFunc(ctx, func() { c.notify(notifyStopping) })
 	err := c.server.Serve(ctx, c.listeners...)
-	c.log.Info("vmand stops; the VMs go on")
+	c.log.Info("vmand stopped; VMs keep running")
 	return err
 }
 
-// boot returns the word for the host's present boot.
+// boot returns the identifier of the host's current boot.
 func (c *container) boot() string {
 	id, err := os.ReadFile(bootIDFile)
-	if err != nil { // a host without it is one that has never been booted anew
-		c.log.Warn("cannot tell one boot of the host from another", "err", err)
+	if err != nil { // "" for every boot: reboots go unnoticed
+		c.log.Warn("cannot detect reboots of the host", "err", err)
 	}
 	return strings.TrimSpace(string(id))
 }
 
-// autostart starts the VMs that want to be started with the host, if it was
-// booted since the last time.
+// autostart starts the VMs with autostart, if the host has booted since the last
+// call.
 func (c *container) autostart(ctx context.Context) {
 	if err := c.engine.VMs.Autostart(ctx, c.boot()); err != nil && ctx.Err() == nil {
-		c.log.Error("cannot start the VMs that start with the host", "err", err)
+		c.log.Error("cannot start the VMs with autostart", "err", err)
 	}
 }
 
-// takeLeave records the end when it begins, so that who follows the events is
-// told before the doors close.
-func (c *container) takeLeave(ctx context.Context) {
+// announceStop records daemon.stopping before the listeners close, so that event
+// subscribers see it.
+func (c *container) announceStop(ctx context.Context) {
 	<-ctx.Done()
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer stop()
 	c.event(ctx, "daemon.stopping", map[string]any{"version": version, "pid": os.Getpid()})
 }
 
-func (c *container) tell(state string) {
+func (c *container) notify(state string) {
 	if err := notify(state); err != nil {
-		c.log.Warn("cannot tell the service manager", "state", state, "err", err)
+		c.log.Warn("cannot notify systemd", "state", state, "err", err)
 	}
 }
 
-// introduce logs what vmand works with. The first look at QEMU takes up to a
-// second, and nobody waits for it.
-func (c *container) introduce(ctx context.Context) {
-	doors := make([]string, len(c.listeners))
+// logStart logs the version, the main settings and problems with the host. It runs
+// beside the server because checking the QEMU programs takes up to a second.
+func (c *container) logStart(ctx context.Context) {
+	addresses := make([]string, len(c.listeners))
 	for i, l := range c.listeners {
-		doors[i] = l.Addr().String()
+		addresses[i] = l.Addr().String()
 	}
-	c.log.Info("vmand serves", "version", version, "listen", doors, "state_dir", c.cfg.StateDir, "config", c.cfg.File, "dry_run", c.cfg.DryRun)
-	if mode, why := c.networks.Mode(); mode == network.ModeUser && !c.cfg.DryRun {
-		c.log.Info("VMs are connected in user mode: they are reached by port forwards alone", "why", why)
+	c.log.Info("vmand started",
+		"version", version,
+		"listen", addresses,
+		"state_dir", c.cfg.StateDir,
+		"config", c.cfg.File,
+		"dry_run", c.cfg.DryRun)
+	if mode, reason := c.networks.Mode(); mode == network.ModeUser && !c.cfg.DryRun {
+		c.log.Info("user-mode networking: VMs are reachable only through port forwards", "reason", reason)
 	}
 	t := c.tools(ctx)
 	if ctx.Err() != nil {
@@ -421,11 +458,11 @@ func (c *container) introduce(ctx context.Context) {
 		}
 	}
 	if t.Warning != "" && !c.cfg.DryRun {
-		c.log.Warn("guests run in slow software emulation", "why", t.Warning)
+		c.log.Warn("guests run in slow software emulation", "reason", t.Warning)
 	}
 }
 
-// close takes the parts down in reverse.
+// close closes the parts in reverse order.
 func (c *container) close() error {
 	var errs []error
 	for i := len(c.closers) - 1; i >= 0; i-- {

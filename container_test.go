@@ -21,6 +21,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"vmand/cli"
+	"vmand/config"
 	"vmand/observer"
 	"vmand/server"
 	"vmand/store"
@@ -29,8 +31,35 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// directories returns a state and a runtime directory that do not exist yet,
-// with a path that is short enough for sockets and open to other users.
+// configure reads the configuration that args define. The test's own VMAN_ variables
+// are unset.
+func configure(t *testing.T, args ...string) (config.Config, error) {
+	t.Helper()
+	for _, entry := range os.Environ() {
+		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "VMAN_") {
+			t.Setenv(name, "")
+			os.Unsetenv(name)
+		}
+	}
+	line, err := parseArgs(args)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line.configFile = configFile(t, "") // so that the host's own file is not read
+	return config.Read(line.sources())
+}
+
+func configFile(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "vman.yaml")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// directories returns a state and a runtime directory that do not exist yet. Their
+// path is short enough for sockets, and other users can traverse it.
 func directories(t *testing.T) (state, run string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "vmand")
@@ -48,24 +77,30 @@ func directories(t *testing.T) (state, run string) {
 	return filepath.Join(dir, "s"), filepath.Join(dir, "r")
 }
 
-// dryRun configures a dry run in directories of its own.
-func dryRun(t *testing.T, args ...string) Config {
+// dryRun configures a dry run in its own directories.
+func dryRun(t *testing.T, args ...string) config.Config {
 	t.Helper()
 	state, run := directories(t)
-	c, err := configure(t, "", nil, append([]string{"--dry-run", "--listen=127.0.0.1:0", "--observer-interval=100ms", "--storage-low-mib=0",
-		"--state-dir", state, "--runtime-dir", run}, args...)...)
+	c, err := configure(t, append([]string{
+		"--dry-run",
+		"--listen=127.0.0.1:0",
+		"--observer-interval=100ms",
+		"--storage-low-mib=0",
+		"--state-dir", state,
+		"--runtime-dir", run,
+	}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-// A running is a container that serves.
+// A running is a container whose run method is running.
 type running struct {
 	t *testing.T
 	*container
 	log  *lines
-	stop func() // ends it in order; may be called twice
+	stop func() // ends run and closes the container; idempotent
 }
 
 // lines is a log that can be read while it is written.
@@ -86,8 +121,8 @@ func (l *lines) String() string {
 	return l.text.String()
 }
 
-// start builds a container and runs it until the test ends.
-func start(t *testing.T, cfg Config) *running {
+// start builds a container and runs it until the end of the test.
+func start(t *testing.T, cfg config.Config) *running {
 	t.Helper()
 	log := &lines{}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -107,7 +142,7 @@ func start(t *testing.T, cfg Config) *running {
 				t.Errorf("run: %v", err)
 			}
 		case <-time.After(20 * time.Second):
-			t.Fatalf("vmand does not end\n%s", log)
+			t.Fatalf("vmand does not stop\n%s", log)
 		}
 		if err := c.close(); err != nil {
 			t.Errorf("close: %v", err)
@@ -117,17 +152,18 @@ func start(t *testing.T, cfg Config) *running {
 	return r
 }
 
-// call sends a request by the unix socket, or by TCP with a token, and returns
-// the answer.
+// call sends a request over TCP with the token, or over the unix socket if token is
+// empty, and returns the answer.
 func (r *running) call(method, path, body, token string) (status int, header http.Header, answer string) {
 	r.t.Helper()
 	l := r.listeners[0]
 	if token != "" {
 		l = r.listeners[1]
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, l.Addr().Network(), l.Addr().String())
-	}}}
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
 	req, err := http.NewRequestWithContext(r.t.Context(), method, "http://localhost"+path, strings.NewReader(body))
 	if err != nil {
 		r.t.Fatal(err)
@@ -181,23 +217,24 @@ func eventually(t *testing.T, check func() error) {
 	}
 }
 
-func TestAVMMadeOverTheAPIIsThereAfterARestart(t *testing.T) {
+func TestAVMSurvivesARestartOfTheDaemon(t *testing.T) {
 	cfg := dryRun(t)
 	r := start(t, cfg)
 	r.want("POST", "/templates", `{"name":"small","cpu_count":1,"ram_amount":128}`, 201)
 	r.want("POST", "/vms", `{"template_name":"small","name":"a"}`, 201)
 	if got := r.want("POST", "/vms/a/actions/start", "", 200); !strings.Contains(got, `"running"`) {
-		t.Errorf("started: %s", got)
+		t.Errorf("the VM is %s, want it running", got)
 	}
 	status, header, answer := r.call("GET", "/vms/a", "", r.token())
 	if status != 200 || header.Get("X-Vman-Dry-Run") != "true" {
-		t.Errorf("by TCP with the token: %d %s, headers %v", status, answer, header)
+		t.Errorf("over TCP with the token: %d %s, headers %v", status, answer, header)
 	}
 	if status, _, _ := r.call("GET", "/vms/a", "", "wrong"); status != 401 {
-		t.Errorf("by TCP with a wrong token: %d, want 401", status)
+		t.Errorf("over TCP with a wrong token: %d, want 401", status)
 	}
-	if strings.Contains(r.log.String(), r.token()) || !strings.Contains(r.log.String(), filepath.Join(r.cfg.StateDir, adminTokenFile)) {
-		t.Errorf("the log must hold the token's path and not the token:\n%s", r.log)
+	file := filepath.Join(r.cfg.StateDir, adminTokenFile)
+	if log := r.log.String(); strings.Contains(log, r.token()) || !strings.Contains(log, file) {
+		t.Errorf("the log must contain the token's path, but not the token:\n%s", r.log)
 	}
 	r.stop()
 	r = start(t, cfg)
@@ -205,36 +242,38 @@ func TestAVMMadeOverTheAPIIsThereAfterARestart(t *testing.T) {
 		t.Errorf("after a restart: %s", got)
 	}
 	if _, err := os.Stat(filepath.Join(cfg.StateDir, databaseFile)); !os.IsNotExist(err) {
-		t.Errorf("a dry run made the real database: %v", err)
+		t.Errorf("a dry run created the real database: %v", err)
 	}
 }
 
-func TestASecondVmandIsRefusedAndNamesTheFirst(t *testing.T) {
+func TestASecondVmandFailsAndNamesTheFirst(t *testing.T) {
 	cfg := dryRun(t)
 	r := start(t, cfg)
 	_, err := newContainer(t.Context(), cfg, slog.New(slog.DiscardHandler))
-	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", os.Getpid())) || !strings.Contains(err.Error(), r.cfg.StateDir) {
-		t.Errorf("error %v, want one with the pid %d and the directory", err, os.Getpid())
+	for _, want := range []string{fmt.Sprintf("pid %d", os.Getpid()), r.cfg.StateDir} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q in it", err, want)
+		}
 	}
 	r.want("GET", "/templates", "", 200)
 	r.stop()
 	start(t, cfg)
 }
 
-func TestVmandsDoNotShareARuntimeDirectory(t *testing.T) {
+func TestTwoVmandsCannotShareARuntimeDirectory(t *testing.T) {
 	r := start(t, dryRun(t))
 	other := dryRun(t)
-	other.RuntimeDir, other.Socket = filepath.Dir(r.cfg.RuntimeDir), "" // its socket is not what is in the way
+	other.RuntimeDir, other.Socket = filepath.Dir(r.cfg.RuntimeDir), "" // so that the socket is not the conflict
 	_, err := newContainer(t.Context(), other, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "another vmand") || !strings.Contains(err.Error(), r.cfg.RuntimeDir) {
 		t.Errorf("error %v, want one with the directory %s", err, r.cfg.RuntimeDir)
 	}
 	one := dryRun(t)
-	one.RuntimeDir, one.Socket = one.StateDir, "" // is no second vmand
+	one.RuntimeDir, one.Socket = one.StateDir, "" // one directory for both is allowed
 	start(t, one)
 }
 
-func TestTheObserverFindsWhatNobodyRecorded(t *testing.T) {
+func TestTheObserverReportsAFileWithoutARecord(t *testing.T) {
 	r := start(t, dryRun(t))
 	if err := os.WriteFile(filepath.Join(r.cfg.StateDir, "disks", "stray.qcow2"), []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
@@ -251,17 +290,20 @@ func TestTheObserverFindsWhatNobodyRecorded(t *testing.T) {
 		if err := json.Unmarshal([]byte(answer), &status); err != nil {
 			t.Fatal(err)
 		}
-		if len(status.Issues) == 1 && status.Issues[0].Type == "orphan_disk" && status.Issues[0].Resource == "stray" && status.Issues[0].Repair == nil {
-			return nil
+		if len(status.Issues) == 1 {
+			i := status.Issues[0]
+			if i.Type == "orphan_disk" && i.Resource == "stray" && i.Repair == nil {
+				return nil
+			}
 		}
 		return fmt.Errorf("the stray disk is not reported: %s", answer)
 	})
 	if _, err := os.Stat(filepath.Join(r.cfg.StateDir, "disks", "stray.qcow2")); err != nil {
-		t.Errorf("the stray disk was touched: %v", err)
+		t.Errorf("the stray disk was removed: %v", err)
 	}
 }
 
-func TestARowChangedBehindVmandsBackIsReportedAndMadeTrueUnlessItIsOnlyToBeReported(t *testing.T) {
+func TestTheObserverRepairsAWrongRecordUnlessItOnlyReports(t *testing.T) {
 	for mode, want := range map[string][]string{
 		"auto":   {`"repair_mode":"auto"`, `"repaired_at":"2`, `"state":"running"`},
 		"report": {`"repair_mode":"report"`, `"repaired_at":null`, `"repair":null`, `"state":"stopped"`},
@@ -279,12 +321,12 @@ func TestARowChangedBehindVmandsBackIsReportedAndMadeTrueUnlessItIsOnlyToBeRepor
 			eventually(t, func() error {
 				answer := r.want("GET", "/observer/status", "", 200)
 				if !strings.Contains(answer, "vm_state_mismatch") {
-					return fmt.Errorf("it is not reported: %s", answer)
+					return fmt.Errorf("the mismatch is not reported: %s", answer)
 				}
 				answer += r.want("GET", "/vms/a", "", 200)
 				for _, word := range want {
 					if !strings.Contains(answer, word) {
-						t.Errorf("%s is not in %s", word, answer)
+						t.Errorf("the answer %s does not contain %s", answer, word)
 					}
 				}
 				return nil
@@ -293,29 +335,56 @@ func TestARowChangedBehindVmandsBackIsReportedAndMadeTrueUnlessItIsOnlyToBeRepor
 	}
 }
 
-func TestStartingFailsWithWhatToDo(t *testing.T) {
+func TestTheErrorOfAFailedStartSaysWhatToDo(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taken.Close()
 	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, []byte("KDMV, which is a VMDK"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("KDMV is the magic of VMDK"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	tests := map[string]struct {
 		args []string
 		want []string
 	}{
-		"a file for state_dir":              {[]string{"--state-dir", file, "--dry-run=false"}, []string{"state_dir", file, "not a directory"}},
-		"a file above state_dir":            {[]string{"--state-dir", file + "/s"}, []string{"state_dir", file}},
-		"a state_dir that takes no file":    {[]string{"--state-dir", "/proc", "--dry-run=false"}, []string{"state_dir", "/proc", "uid"}},
-		"a file for runtime_dir":            {[]string{"--runtime-dir", file}, []string{"runtime_dir", file}},
-		"an address that is taken":          {[]string{"--listen", taken.Addr().String()}, []string{"listen", taken.Addr().String(), "another"}},
-		"an address that is not the host's": {[]string{"--listen", "192.0.2.1:1", "--listen-insecure"}, []string{"listen", "192.0.2.1"}},
-		"a socket in no directory":          {[]string{"--socket", "/nonexistent/s.sock"}, []string{"socket", "/nonexistent/s.sock"}},
-		"a boot disk that is not there":     {[]string{"--default-boot-disk", "/nonexistent.qcow2"}, []string{"default_boot_disk", "/nonexistent.qcow2"}},
-		"a boot disk of another format":     {[]string{"--default-boot-disk", file}, []string{"default_boot_disk", "vmdk", "convert"}},
+		"a file for state_dir": {
+			[]string{"--state-dir", file, "--dry-run=false"},
+			[]string{"state_dir", file, "not a directory"},
+		},
+		"a file above state_dir": {
+			[]string{"--state-dir", file + "/s"},
+			[]string{"state_dir", file},
+		},
+		"a state_dir without write access": {
+			[]string{"--state-dir", "/proc", "--dry-run=false"},
+			[]string{"state_dir", "/proc", "uid"},
+		},
+		"a file for runtime_dir": {
+			[]string{"--runtime-dir", file},
+			[]string{"runtime_dir", file},
+		},
+		"an address in use": {
+			[]string{"--listen", taken.Addr().String()},
+			[]string{"listen", taken.Addr().String(), "another"},
+		},
+		"an address of another host": {
+			[]string{"--listen", "192.0.2.1:1", "--listen-insecure"},
+			[]string{"listen", "192.0.2.1"},
+		},
+		"a socket without a directory": {
+			[]string{"--socket", "/nonexistent/s.sock"},
+			[]string{"socket", "/nonexistent/s.sock"},
+		},
+		"a boot disk that does not exist": {
+			[]string{"--default-boot-disk", "/nonexistent.qcow2"},
+			[]string{"default_boot_disk", "/nonexistent.qcow2"},
+		},
+		"a boot disk in another format": {
+			[]string{"--default-boot-disk", file},
+			[]string{"default_boot_disk", "vmdk", "convert"},
+		},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -325,17 +394,18 @@ func TestStartingFailsWithWhatToDo(t *testing.T) {
 			}
 			for _, word := range tt.want {
 				if !strings.Contains(err.Error(), word) {
-					t.Errorf("%q is not in: %v", word, err)
+					t.Errorf("error %v, want %q in it", err, word)
 				}
 			}
 		})
 	}
 }
 
-func TestADamagedDatabaseIsRefusedAndTheDirectoryLetGo(t *testing.T) {
+func TestADamagedDatabaseFailsTheStartAndReleasesTheDirectory(t *testing.T) {
 	cfg := dryRun(t)
 	start(t, cfg).stop()
-	db := filepath.Join(cfg.StateDir, dryRunDir, databaseFile)
+	state, _ := cfg.Directories()
+	db := filepath.Join(state, databaseFile)
 	good, err := os.ReadFile(db)
 	if err != nil {
 		t.Fatal(err)
@@ -343,7 +413,8 @@ func TestADamagedDatabaseIsRefusedAndTheDirectoryLetGo(t *testing.T) {
 	if err := os.WriteFile(db, bytes.Repeat([]byte("rubbish "), 1000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newContainer(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), db) {
+	_, err = newContainer(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), db) {
 		t.Errorf("error %v, want one that names the database", err)
 	}
 	if err := os.WriteFile(db, good, 0o600); err != nil {
@@ -352,7 +423,7 @@ func TestADamagedDatabaseIsRefusedAndTheDirectoryLetGo(t *testing.T) {
 	start(t, cfg)
 }
 
-func TestTheBootDiskIsTheFileALinkLeadsTo(t *testing.T) {
+func TestALinkToTheBootDiskIsResolved(t *testing.T) {
 	dir := t.TempDir()
 	file, link := filepath.Join(dir, "v1.raw"), filepath.Join(dir, "current.raw")
 	if err := os.WriteFile(file, make([]byte, 3<<20), 0o600); err != nil {
@@ -368,29 +439,38 @@ func TestTheBootDiskIsTheFileALinkLeadsTo(t *testing.T) {
 }
 
 func TestWithoutQEMUHealthIsDegradedAndTheAPIAnswers(t *testing.T) {
-	cfg := dryRun(t, "--dry-run=false", "--qemu-binary=/nonexistent/qemu-system-x86_64", "--qemu-img-binary=/nonexistent/qemu-img")
+	cfg := dryRun(t,
+		"--dry-run=false",
+		"--qemu-binary=/nonexistent/qemu-system-x86_64",
+		"--qemu-img-binary=/nonexistent/qemu-img")
 	r := start(t, cfg)
 	status, _, answer := r.call("GET", "/health", "", "")
-	if status != 503 || !strings.Contains(answer, `"degraded"`) || !strings.Contains(answer, "qemu-utils") || !strings.Contains(answer, "unknown without QEMU") {
-		t.Errorf("health %d %s", status, answer)
+	if status != 503 {
+		t.Errorf("status of /health is %d, want 503", status)
+	}
+	for _, want := range []string{`"degraded"`, "qemu-utils", "unknown without QEMU"} {
+		if !strings.Contains(answer, want) {
+			t.Errorf("health %s, want %q in it", answer, want)
+		}
 	}
 	r.want("POST", "/templates", `{"name":"small","cpu_count":1,"ram_amount":128}`, 201)
 	eventually(t, func() error {
 		if log := r.log.String(); strings.Count(log, "a program is missing") == 2 {
 			return nil
 		}
-		return fmt.Errorf("the log does not say what is missing:\n%s", r.log)
+		return fmt.Errorf("the log does not name the missing programs:\n%s", r.log)
 	})
 }
 
-func TestHealthSaysWhichPartIsNotWell(t *testing.T) {
+func TestHealthNamesTheDegradedPart(t *testing.T) {
 	r := start(t, dryRun(t))
 	r.want("GET", "/health", "", 200)
-	if h := r.health(t.Context()); h.Database.Degraded || h.Storage.Degraded || !strings.Contains(h.Storage.Detail, "MiB free") {
+	h := r.health(t.Context())
+	if h.Database.Degraded || h.Storage.Degraded || !strings.Contains(h.Storage.Detail, "MiB free") {
 		t.Errorf("health %+v", h)
 	}
 	if check := checkStorage("/proc/self"); !check.Degraded || !strings.Contains(check.Detail, "/proc/self") {
-		t.Errorf("a directory that cannot be written: %+v", check)
+		t.Errorf("a read-only directory: %+v", check)
 	}
 	if check := checkStorage("/nonexistent"); !check.Degraded {
 		t.Errorf("no directory: %+v", check)
@@ -405,7 +485,7 @@ func TestHealthSaysWhichPartIsNotWell(t *testing.T) {
 	}
 }
 
-func TestTheServiceManagerIsTold(t *testing.T) {
+func TestSystemdIsNotified(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
@@ -413,7 +493,7 @@ func TestTheServiceManagerIsTold(t *testing.T) {
 	}
 	defer socket.Close()
 	t.Setenv("NOTIFY_SOCKET", path)
-	told := func(want string) {
+	expect := func(want string) {
 		t.Helper()
 		if err := socket.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 			t.Fatal(err)
@@ -421,15 +501,15 @@ func TestTheServiceManagerIsTold(t *testing.T) {
 		buf := make([]byte, 100)
 		n, err := socket.Read(buf)
 		if err != nil || string(buf[:n]) != want {
-			t.Errorf("told %q, %v; want %q", buf[:n], err, want)
+			t.Errorf("notified %q, %v; want %q", buf[:n], err, want)
 		}
 	}
 	r := start(t, dryRun(t))
-	told("READY=1")
+	expect("READY=1")
 	r.stop()
-	told("STOPPING=1")
+	expect("STOPPING=1")
 	socket.Close()
-	start(t, dryRun(t)).want("GET", "/health", "", 200) // that nobody listens does no harm
+	start(t, dryRun(t)).want("GET", "/health", "", 200) // a missing socket is not an error
 }
 
 func TestTheAdminToken(t *testing.T) {
@@ -466,7 +546,7 @@ func TestTheAdminToken(t *testing.T) {
 		}
 		tokens := hashes(t, s)
 		if len(tokens) != 1 || tokens[0].Name != "admin" || tokens[0].Role != vm.RoleAdmin || tokens[0].Hash != hash {
-			t.Errorf("tokens %+v, want the one whose secret is in the file", tokens)
+			t.Errorf("tokens %+v, want one, with the secret in the file", tokens)
 		}
 		return hash
 	}
@@ -480,7 +560,7 @@ func TestTheAdminToken(t *testing.T) {
 		}
 		left, err := filepath.Glob(filepath.Join(dir, ".*"))
 		if err != nil || len(left) != 0 {
-			t.Errorf("left behind: %q, %v", left, err)
+			t.Errorf("temporary files are left: %q, %v", left, err)
 		}
 	})
 	t.Run("is replaced when its file is removed", func(t *testing.T) {
@@ -491,7 +571,7 @@ func TestTheAdminToken(t *testing.T) {
 			t.Fatal(err)
 		}
 		if again := ensure(t, s, dir); again == first {
-			t.Error("the old secret still lets in")
+			t.Error("the old secret is still valid")
 		}
 	})
 	t.Run("is kept when the database is new", func(t *testing.T) {
@@ -510,8 +590,12 @@ func TestTheAdminToken(t *testing.T) {
 		}
 		ensure(t, s, dir)
 	})
-	for name, content := range map[string]string{"empty": "", "short": "secret\n", "two words": strings.Repeat("word ", 20)} {
-		t.Run("is not taken from a file that is "+name, func(t *testing.T) {
+	for name, content := range map[string]string{
+		"empty":     "",
+		"short":     "secret\n",
+		"two words": strings.Repeat("word ", 20),
+	} {
+		t.Run("is not read from a file that is "+name, func(t *testing.T) {
 			dir := t.TempDir()
 			s := open(t, dir)
 			path := filepath.Join(dir, adminTokenFile)
@@ -541,14 +625,21 @@ func TestTheAdminToken(t *testing.T) {
 	})
 }
 
-func TestASignalEndsVmandInOrder(t *testing.T) {
+func TestASignalStopsVmandInOrder(t *testing.T) {
 	state, run2 := directories(t)
 	mask := syscall.Umask(0o077)
 	t.Cleanup(func() { syscall.Umask(mask) })
-	configure(t, "", nil) // without variables of the caller
+	configure(t) // unsets the test's own variables
 	ended := make(chan error, 1)
 	go func() {
-		ended <- run([]string{"--config", configFile(t, ""), "--dry-run", "--listen=", "--state-dir", state, "--runtime-dir", run2, "--log-level=error"}, io.Discard)
+		ended <- run([]string{
+			"--config", configFile(t, ""),
+			"--dry-run",
+			"--listen=",
+			"--state-dir", state,
+			"--runtime-dir", run2,
+			"--log-level=error",
+		}, cli.Streams{Out: io.Discard})
 	}()
 	eventually(t, func() error {
 		c, err := net.Dial("unix", filepath.Join(run2, "vmand.sock"))
@@ -566,41 +657,45 @@ func TestASignalEndsVmandInOrder(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(20 * time.Second):
-		t.Fatal("vmand does not end")
+		t.Fatal("vmand does not stop")
 	}
 	if _, err := os.Stat(filepath.Join(run2, "vmand.sock")); !os.IsNotExist(err) {
-		t.Errorf("the socket is still there: %v", err)
+		t.Errorf("the socket still exists: %v", err)
 	}
 }
 
-func TestTheCommandLineAnswersWithoutStartingAnything(t *testing.T) {
+func TestFlagsThatOnlyPrintStartNothing(t *testing.T) {
 	mask := syscall.Umask(0o077)
 	t.Cleanup(func() { syscall.Umask(mask) })
 	state, run2 := directories(t)
-	configure(t, "", nil)
+	configure(t)
 	empty := configFile(t, "")
 	for word, args := range map[string][]string{
 		"vmand " + version: {"--version"},
 		"VMAN_LISTEN":      {"--help"},
-		"can be used":      {"--check-config", "--config", empty, "--state-dir", state, "--runtime-dir", run2},
+		"is valid":         {"--check-config", "--config", empty, "--state-dir", state, "--runtime-dir", run2},
 	} {
 		var out bytes.Buffer
-		if err := run(args, &out); err != nil || !strings.Contains(out.String(), word) {
-			t.Errorf("%q: %v, said %q; want %q", args, err, out.String(), word)
+		if err := run(args, cli.Streams{Out: &out}); err != nil || !strings.Contains(out.String(), word) {
+			t.Errorf("%q: error %v, output %q; want %q", args, err, out.String(), word)
 		}
 	}
-	for _, args := range [][]string{{"--nonsense"}, {"--check-config", "--qemu-accel=xen"}, {"--config", empty, "--state-dir", "/proc/x", "--runtime-dir", run2}} {
-		if err := run(args, io.Discard); err == nil {
+	for _, args := range [][]string{
+		{"--nonsense"},
+		{"--check-config", "--qemu-accel=xen"},
+		{"--config", empty, "--state-dir", "/proc/x", "--runtime-dir", run2},
+	} {
+		if err := run(args, cli.Streams{Out: io.Discard}); err == nil {
 			t.Errorf("%q: no error", args)
 		}
 	}
 	if _, err := os.Stat(state); !os.IsNotExist(err) {
-		t.Errorf("the state directory was made: %v", err)
+		t.Errorf("the state directory was created: %v", err)
 	}
 }
 
-// A token made by the server is long enough to be taken back.
-func TestATokenThatIsMadeCanBeRead(t *testing.T) {
+// A new token is long enough to be read back.
+func TestANewTokenCanBeRead(t *testing.T) {
 	secret, hash := server.NewToken()
 	path := filepath.Join(t.TempDir(), adminTokenFile)
 	if err := writeFile(path, []byte(secret+"\n")); err != nil {
@@ -610,11 +705,11 @@ func TestATokenThatIsMadeCanBeRead(t *testing.T) {
 		t.Errorf("hash %x, %v; want %x", got, err, hash)
 	}
 	if err := writeFile(filepath.Join(t.TempDir(), "no", "such", "directory"), nil); err == nil {
-		t.Error("a file was written where there is no directory")
+		t.Error("write to a directory that does not exist: no error")
 	}
 }
 
-// daemonEvents returns the events of the daemon's own, oldest first.
+// daemonEvents returns the types of the daemon's events, oldest first, and their data.
 func daemonEvents(t *testing.T, s *store.Store) (kinds []string, data string) {
 	t.Helper()
 	events, err := s.Events(t.Context(), vm.EventFilter{Type: "daemon."}, vm.Page{})
@@ -628,7 +723,7 @@ func daemonEvents(t *testing.T, s *store.Store) (kinds []string, data string) {
 	return kinds, data
 }
 
-func TestTheDaemonsStartAndItsEndAreEvents(t *testing.T) {
+func TestStartAndStopOfTheDaemonAreEvents(t *testing.T) {
 	cfg := dryRun(t)
 	start(t, cfg).stop()
 	r := start(t, cfg)
@@ -636,19 +731,23 @@ func TestTheDaemonsStartAndItsEndAreEvents(t *testing.T) {
 	if want := []string{"daemon.started", "daemon.stopping", "daemon.started"}; !slices.Equal(kinds, want) {
 		t.Errorf("events %q, want %q", kinds, want)
 	}
-	for _, word := range []string{fmt.Sprintf(`"pid":%d`, os.Getpid()), fmt.Sprintf(`"version":%q`, version), `"interrupted_operations":0`} {
+	for _, word := range []string{
+		fmt.Sprintf(`"pid":%d`, os.Getpid()),
+		fmt.Sprintf(`"version":%q`, version),
+		`"interrupted_operations":0`,
+	} {
 		if !strings.Contains(data, word) {
-			t.Errorf("%s is not in %s", word, data)
+			t.Errorf("the events %s do not contain %s", data, word)
 		}
 	}
 	r.stop()
 	r.event(t.Context(), "daemon.started", nil) // with the database closed
 	if !strings.Contains(r.log.String(), "cannot record an event") {
-		t.Errorf("the log does not say that an event is lost:\n%s", r.log)
+		t.Errorf("the log does not report the lost event:\n%s", r.log)
 	}
 }
 
-func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
+func TestAfterABootOfTheHostVMsWithAutostartAreStarted(t *testing.T) {
 	cfg := dryRun(t)
 	r := start(t, cfg)
 	r.want("POST", "/templates", `{"name":"small","cpu_count":1,"ram_amount":128}`, 201)
@@ -656,11 +755,16 @@ func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
 		r.want("POST", "/vms", fmt.Sprintf(`{"template_name":"small","name":%q}`, id), 201)
 		r.want("POST", "/vms/"+id+"/actions/start", "", 200)
 	}
-	if _, err := r.engine.VMs.Update(t.Context(), "a", vm.VMEdits{Autostart: &vm.Autostart{Enabled: true}}, nil); err != nil {
-		t.Fatal(err)
+	edit := func(id string, edits vm.VMEdits) {
+		t.Helper()
+		if _, err := r.engine.VMs.Update(t.Context(), id, edits, nil); err != nil {
+			t.Fatal(err)
+		}
 	}
-	policy := vm.RestartAlways
-	vms := func(state string, boot string) {
+	edit("a", vm.VMEdits{Autostart: &vm.Autostart{Enabled: true}})
+	// restart restarts the daemon, after a boot of the host if boot is not empty,
+	// and waits until VM a has the state and VM b has crashed.
+	restart := func(state string, boot string) {
 		t.Helper()
 		r.stop()
 		s, err := store.Open(t.Context(), store.Options{Path: filepath.Join(r.cfg.StateDir, databaseFile)})
@@ -670,7 +774,7 @@ func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
 		if boot != "" {
 			err = s.SetNote(t.Context(), "boot", boot)
 		}
-		if err := errors.Join(err, s.Close(), os.RemoveAll(r.cfg.RuntimeDir)); err != nil { // what runs is gone
+		if err := errors.Join(err, s.Close(), os.RemoveAll(r.cfg.RuntimeDir)); err != nil { // ends the VMs of a dry run
 			t.Fatal(err)
 		}
 		r = start(t, cfg)
@@ -682,15 +786,14 @@ func TestAfterABootOfTheHostVMsAreStartedThatWantToBe(t *testing.T) {
 			return nil
 		})
 	}
-	vms("error", "")                                                                                            // the host has not booted: they crashed
-	if _, err := r.engine.VMs.Update(t.Context(), "b", vm.VMEdits{Restart: &policy}, nil); err != nil { // which is none to start with the host
-		t.Fatal(err)
-	}
+	restart("error", "")
+	policy := vm.RestartAlways // does not start VM b at boot
+	edit("b", vm.VMEdits{Restart: &policy})
 	r.want("POST", "/vms/b/actions/start", "", 200)
-	vms("running", "another boot")
+	restart("running", "another boot")
 	r.stop()
 	r.autostart(t.Context())
-	if !strings.Contains(r.log.String(), "cannot start the VMs that start with the host") {
-		t.Errorf("the log does not say that it could not look:\n%s", r.log)
+	if !strings.Contains(r.log.String(), "cannot start the VMs with autostart") {
+		t.Errorf("the log does not report the failed autostart:\n%s", r.log)
 	}
 }

@@ -13,22 +13,25 @@ import (
 )
 
 const (
-	// healthTimeout ends a check that hangs.
+	// healthTimeout limits the time of all checks.
 	healthTimeout = 5 * time.Second
-	// minFree is the free space below which the database may not be able to
-	// record what happens, in bytes.
+	// minFree is the free space, in bytes, below which storage is degraded: the
+	// database may soon be unable to write.
 	minFree = 64 << 20
 )
 
-// health looks at every part of vmand. That KVM is not used is worth knowing and
-// no defect.
+// health checks every part of vmand. A VM host without KVM is reported, but is not
+// degraded.
 func (c *container) health(ctx context.Context) server.Health {
 	ctx, stop := context.WithTimeout(ctx, healthTimeout)
 	defer stop()
-	h := server.Health{Storage: checkStorage(c.cfg.StateDir), Observer: checkObserver(c.observer.Status())}
-	mode, why := c.networks.Mode()
-	if h.Network.Detail = mode; why != "" {
-		h.Network.Detail += ": " + why
+	h := server.Health{
+		Storage:  checkStorage(c.cfg.StateDir),
+		Observer: checkObserver(c.observer.Status()),
+	}
+	mode, reason := c.networks.Mode()
+	if h.Network.Detail = mode; reason != "" {
+		h.Network.Detail += ": " + reason
 	}
 	if err := c.store.Ping(ctx); err != nil {
 		h.Database = server.Check{Degraded: true, Detail: err.Error()}
@@ -69,13 +72,25 @@ func checkObserver(s observer.Status) server.Check {
 	return server.Check{Degraded: s.Status == observer.StatusDegraded, Detail: s.Error}
 }
 
-// observerStatus is what the API shows of the observer.
+// observerStatus returns the status of the observer for the API.
 func (c *container) observerStatus() server.ObserverStatus {
 	s := c.observer.Status()
-	out := server.ObserverStatus{Status: s.Status, RepairMode: s.Repair, CheckInterval: s.CheckInterval, LastRunAt: s.LastRunAt, LastDuration: s.LastDuration}
+	out := server.ObserverStatus{
+		Status:        s.Status,
+		RepairMode:    s.Repair,
+		CheckInterval: s.CheckInterval,
+		LastRunAt:     s.LastRunAt,
+		LastDuration:  s.LastDuration,
+	}
 	for _, i := range s.Issues {
-		out.Issues = append(out.Issues, server.Issue{Type: string(i.Type), Resource: i.Resource, Details: i.Details,
-			FirstSeenAt: i.FirstSeenAt, RepairedAt: i.RepairedAt, Repair: i.Repair})
+		out.Issues = append(out.Issues, server.Issue{
+			Type:        string(i.Type),
+			Resource:    i.Resource,
+			Details:     i.Details,
+			FirstSeenAt: i.FirstSeenAt,
+			RepairedAt:  i.RepairedAt,
+			Repair:      i.Repair,
+		})
 	}
 	return out
 }

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockFile keeps a second vmand out of a directory.
+// lockFile is locked by the vmand that uses the directory.
 const lockFile = "vmand.lock"
 
-// lockDir takes a state or runtime directory for this process until the returned
-// file is closed or the process ends, however it ends. It fails at once, with
-// the pid of the vmand that has it, if there is one. The file stays: who removed
-// it would let two in.
+// lockDir locks a state or runtime directory until the returned file is closed or
+// the process ends. If another vmand holds the lock, it fails at once and names the
+// pid. The lock file is never removed: after a removal two processes could lock two
+// different files.
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockFile)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -28,8 +28,8 @@ func lockDir(dir string) (*os.File, error) {
 	pid, err := waitLock(f)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		defer f.Close()
-		return nil, fmt.Errorf("another vmand (pid %s) uses the directory %s: stop it, or give this one a state_dir and runtime_dir of its own",
-			pid, dir)
+		return nil, fmt.Errorf("another vmand (pid %s) uses the directory %s: "+
+			"stop it, or set another state_dir and runtime_dir", pid, dir)
 	}
 	if err == nil {
 		err = f.Truncate(0)
@@ -44,15 +44,16 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// A vmand that is killed while it starts a program leaves a copy of itself, with
-// its lock, until that copy has become the program.
+// How long, and how often, to try for the lock of a dead vmand. A vmand that is
+// killed between fork and exec of a program leaves a child that holds the lock until
+// its exec.
 const (
 	lockPatience = 5 * time.Second
 	lockInterval = 10 * time.Millisecond
 )
 
-// waitLock takes the lock on f, or returns the pid of the vmand that lives and
-// has it. It waits a while for a lock that the one in the file has left behind.
+// waitLock locks f. If the vmand whose pid is in the file is alive, it returns that
+// pid and EWOULDBLOCK. If that vmand is dead, it retries for lockPatience.
 func waitLock(f *os.File) (pid string, err error) {
 	tick := time.NewTicker(lockInterval)
 	defer tick.Stop()
@@ -61,7 +62,7 @@ func waitLock(f *os.File) (pid string, err error) {
 			return "", err
 		}
 		text := make([]byte, 20)
-		n, _ := f.ReadAt(text, 0) // without it the message is only less helpful
+		n, _ := f.ReadAt(text, 0) // best effort: the pid is for the error message
 		pid = strings.TrimSpace(string(text[:n]))
 		number, numberErr := strconv.Atoi(pid)
 		gone := numberErr == nil && errors.Is(unix.Kill(number, 0), unix.ESRCH)

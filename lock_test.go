@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holdLock takes a directory's lock as a copy of the process pid would hold it.
+// holdLock locks a directory as a child of the process pid would.
 func holdLock(t *testing.T, dir string, pid int) *os.File {
 	t.Helper()
 	f, err := os.Create(filepath.Join(dir, lockFile))
@@ -29,7 +29,7 @@ func holdLock(t *testing.T, dir string, pid int) *os.File {
 	return f
 }
 
-func TestALockThatAKilledVmandLeftBehindIsWaitedFor(t *testing.T) {
+func TestLockDirWaitsForTheLockOfADeadVmand(t *testing.T) {
 	child := exec.Command("true")
 	if err := child.Run(); err != nil {
 		t.Fatal(err)
@@ -43,20 +43,20 @@ func TestALockThatAKilledVmandLeftBehindIsWaitedFor(t *testing.T) {
 	}
 	defer lock.Close()
 	if text, err := os.ReadFile(lock.Name()); err != nil || string(text) != strconv.Itoa(os.Getpid())+"\n" {
-		t.Errorf("the lock's file says %q, %v", text, err)
+		t.Errorf("the lock file contains %q, %v", text, err)
 	}
 }
 
-func TestTheLockOfAVmandThatLivesIsRefusedAtOnce(t *testing.T) {
+func TestLockDirFailsAtOnceWhileTheHolderIsAlive(t *testing.T) {
 	dir := t.TempDir()
 	holdLock(t, dir, os.Getpid())
 	begun := time.Now()
 	lock, err := lockDir(dir)
 	if err == nil {
 		lock.Close()
-		t.Fatal("two have the lock")
+		t.Fatal("the lock was taken twice")
 	}
 	if took := time.Since(begun); took >= lockPatience || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
-		t.Errorf("after %s: %v", took, err)
+		t.Errorf("failed after %s: %v; want at once, with the pid", took, err)
 	}
 }

@@ -3,14 +3,42 @@ package main
 import (
 	"bytes"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"vmand/config"
 )
 
-// A countingWriter remembers what was written to it and how often.
+func TestTheLogOfAFileIsJSONUnlessTheFormatIsText(t *testing.T) {
+	for format, wantJSON := range map[string]bool{"auto": true, "json": true, "text": false} {
+		out, err := os.Create(filepath.Join(t.TempDir(), "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		log, flush := newLogger(config.Config{LogFormat: format, LogLevel: slog.LevelWarn}, out)
+		defer flush()
+		log.Info("below the level")
+		log.Warn("above the level", "key", "value")
+		text, err := os.ReadFile(out.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "below") || !strings.Contains(string(text), "above the level") {
+			t.Errorf("format %s: %s", format, text)
+		}
+		if strings.HasPrefix(string(text), "{") != wantJSON {
+			t.Errorf("format %s to a file: %s", format, text)
+		}
+	}
+}
+
+// A countingWriter records the text and the number of writes.
 type countingWriter struct {
 	mu     sync.Mutex
 	buf    bytes.Buffer
@@ -30,7 +58,7 @@ func (w *countingWriter) seen() (text string, writes int) {
 	return w.buf.String(), w.writes
 }
 
-func TestLogLinesAreWrittenTogether(t *testing.T) {
+func TestLogLinesAreWrittenInBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out countingWriter
 		w := newBatchWriter(&out)
@@ -39,7 +67,7 @@ func TestLogLinesAreWrittenTogether(t *testing.T) {
 			log.Info("small")
 		}
 		if text, writes := out.seen(); writes != 0 {
-			t.Errorf("written at once: %q", text)
+			t.Errorf("written without delay: %q", text)
 		}
 		<-time.After(2 * logDelay)
 		if text, writes := out.seen(); writes != 1 || strings.Count(text, "small") != 10 {
@@ -52,13 +80,13 @@ func TestLogLinesAreWrittenTogether(t *testing.T) {
 		}
 		log.Info(strings.Repeat("x", logBatch))
 		if _, writes := out.seen(); writes != 3 {
-			t.Errorf("%d writes after a full batch", writes)
+			t.Errorf("%d writes after a full buffer", writes)
 		}
 		log.Info("last")
 		w.flush()
 		w.flush()
 		if text, writes := out.seen(); writes != 4 || !strings.Contains(text, "last") {
-			t.Errorf("%d writes at the end", writes)
+			t.Errorf("%d writes after flush", writes)
 		}
 	})
 }

@@ -9,48 +9,48 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"vmand/cli"
+	"vmand/config"
 )
 
 // version is set by the linker.
 var version = "unknown"
 
 func main() {
-	if err := run(os.Args[1:], os.Stdout); err != nil {
+	if err := run(os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}); err != nil {
 		fmt.Fprintln(os.Stderr, "vmand:", err)
 		os.Exit(1)
 	}
 }
 
-// run does what the command line asks for, and returns when it is told to stop.
-func run(args []string, stdout io.Writer) error {
-	// What vmand makes is nobody else's, unless it says otherwise.
-	syscall.Umask(0o077)
+// run executes the command line. It returns when the command is done, or, for the
+// daemon, after SIGINT or SIGTERM.
+func run(args []string, std cli.Streams) error {
+	syscall.Umask(0o077) // files are private unless created with another mode on purpose
 	line, err := parseArgs(args)
 	if err != nil {
 		return err
 	}
 	if text := line.answer(); text != "" {
-		_, err = io.WriteString(stdout, text)
+		_, err = io.WriteString(std.Out, text)
 		return err
 	}
-	cfg, err := readConfig(line.settings, os.Environ(), line.file)
+	cfg, err := config.Read(line.sources())
 	if err != nil {
 		return err
 	}
-	if line.check {
-		_, err = fmt.Fprintln(stdout, "the configuration can be used")
+	if line.checkConfig {
+		_, err = fmt.Fprintln(std.Out, "the configuration is valid")
 		return err
 	}
-	// The first signal asks for an orderly end; stop gives the second one back
-	// its default, which ends the process at once.
+	// The first signal requests an orderly end. It also calls stop, so a second
+	// signal has its default effect and ends the process at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	if line.command == consoleCommand {
-		return console(ctx, cfg, line.operand, line.console, standard{os.Stdin, os.Stdout, os.Stderr})
-	}
-	if command := commands[line.command]; command != nil {
-		return command(ctx, cfg, line.operand, stdout)
+	if line.command != nil {
+		return line.command.Run(ctx, hostOf(cfg), std)
 	}
 	return serve(ctx, cfg)
 }

@@ -5,20 +5,20 @@ import (
 	"os"
 )
 
-// What systemd can be told (sd_notify(3)).
+// States of the service (sd_notify(3)).
 const (
 	notifyReady    = "READY=1"
 	notifyStopping = "STOPPING=1"
 )
 
-// notify tells the service manager that started vmand how far it is. It does
-// nothing under any other.
+// notify reports a state to systemd. It is a no-op if systemd did not start vmand.
 func notify(state string) error {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
 		return nil
 	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"}) // a leading @ means abstract
+	// A leading @ in the path means an abstract socket; net handles it.
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		return err
 	}

@@ -17,21 +17,21 @@ import (
 )
 
 const (
-	adminToken      = "admin"       // the name of the token that is always there
+	adminToken      = "admin"       // name of the token that always exists
 	adminTokenFile  = "admin.token" // in the state directory
 	minSecretLength = 32            // bytes
 )
 
-// ensureAdminToken sees to it that the secret in the file admin.token of dir lets
-// in. The file decides: without it a new secret is made, which replaces the old
-// one, and a secret it holds is taken, so a new database changes no token.
+// ensureAdminToken makes the secret in the file admin.token of dir the admin token
+// of the API. If the file does not exist, a new secret replaces the old one. If it
+// exists, its secret is kept, also for a new database.
 func ensureAdminToken(ctx context.Context, tokens vm.TokenStore, dir string, log *slog.Logger) error {
 	path := filepath.Join(dir, adminTokenFile)
 	hash, err := readSecret(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		var secret string
 		secret, hash = server.NewToken()
-		// The file is first: after a crash in between, the next start takes it.
+		// The file comes first: after a crash here, the next start reads it.
 		err = writeFile(path, []byte(secret+"\n"))
 	}
 	if err != nil {
@@ -41,7 +41,7 @@ func ensureAdminToken(ctx context.Context, tokens vm.TokenStore, dir string, log
 	if err != nil {
 		return fmt.Errorf("admin token: %w", err)
 	}
-	log.Info("the admin token for the API is in a file", "file", path)
+	log.Info("admin token", "path", path)
 	for _, t := range stored {
 		if t.Name == adminToken && t.Hash == hash {
 			return nil
@@ -54,8 +54,8 @@ func ensureAdminToken(ctx context.Context, tokens vm.TokenStore, dir string, log
 	return nil
 }
 
-// readSecret returns the hash of the secret in a file, and makes the file
-// private if it is not.
+// readSecret returns the hash of the secret in a file. It sets the mode of the file
+// to 0600.
 func readSecret(path string) (hash [32]byte, err error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -63,7 +63,8 @@ func readSecret(path string) (hash [32]byte, err error) {
 	}
 	secret := strings.TrimSpace(string(text))
 	if len(secret) < minSecretLength || strings.ContainsAny(secret, " \t\r\n") {
-		return hash, fmt.Errorf("%s does not hold one word of at least %d bytes: remove it to have a new one made", path, minSecretLength)
+		return hash, fmt.Errorf("%s must contain one word of at least %d bytes: remove the file to get a new token",
+			path, minSecretLength)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		return hash, err
@@ -71,10 +72,10 @@ func readSecret(path string) (hash [32]byte, err error) {
 	return sha256.Sum256([]byte(secret)), nil
 }
 
-// writeFile writes a private file that is whole, and there after a power cut, or
-// not there at all.
+// writeFile writes a private file durably: after a crash the file has the new
+// content or does not exist.
 func writeFile(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // of mode 0600
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
 	if err != nil {
 		return err
 	}

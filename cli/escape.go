@@ -1,6 +1,6 @@
-package main
+package cli
 
-// What an escape asks for.
+// An escapeAct is what an escape requests.
 type escapeAct int
 
 const (
@@ -9,19 +9,19 @@ const (
 	escapeHelp
 )
 
-const escapeWords = `after Enter:
-  ~.  leaves the console
+const escapeUsage = `after Enter:
+  ~.  closes the console
   ~~  types ~
-  ~?  shows this`
+  ~?  shows this help`
 
-// escapes finds escapes in what is typed, as ssh(1) does: a ~ at the beginning of
-// a line and the key after it.
+// escapes finds escapes in the input, as ssh(1) does: a ~ at the start of a line
+// and the key after it.
 type escapes struct {
-	lineStart bool // the next key begins a line
-	tilde     bool // the last key may begin an escape and was not passed on
+	lineStart bool // the next key starts a line
+	tilde     bool // the last key was a ~ that may start an escape; it was not sent
 }
 
-// next takes a key and returns what is to be passed on, and what is asked for.
+// next returns the bytes to send for key, and the requested act.
 func (e *escapes) next(key byte) (send []byte, act escapeAct) {
 	wasTilde, wasStart := e.tilde, e.lineStart
 	e.tilde, e.lineStart = false, key == '\r' || key == '\n'

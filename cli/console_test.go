@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fakeConsole answers like a vmand with one VM, "web", that echoes.
+// fakeConsole answers like a vmand with one VM, web, whose console echoes.
 type fakeConsole struct {
 	t      *testing.T
 	socket string
@@ -29,7 +29,7 @@ type fakeConsole struct {
 
 func newFakeConsole(t *testing.T) *fakeConsole {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "vm") // short enough for a socket
+	dir, err := os.MkdirTemp("", "vm") // a short path, for the socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,8 @@ func newFakeConsole(t *testing.T) *fakeConsole {
 }
 
 func (f *fakeConsole) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path != "/vms/web/console" || r.Header.Get("Upgrade") != "vman-console" || r.Header.Get("Connection") != "Upgrade" {
+	upgrades := r.Header.Get("Upgrade") == "vman-console" && r.Header.Get("Connection") == "Upgrade"
+	if r.URL.Path != "/vms/web/console" || !upgrades {
 		w.Header().Set("Content-Type", "application/problem+json")
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprintf(w, `{"title": "Not found", "detail": "there is no %s", "hint": "look again"}`, r.URL.EscapedPath())
@@ -69,11 +70,12 @@ func (f *fakeConsole) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.query = r.URL.RawQuery
 	f.conns = append(f.conns, conn)
 	f.mu.Unlock()
-	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: vman-console\r\n\r\nlogin: ")
+	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\n"+
+		"Connection: Upgrade\r\nUpgrade: vman-console\r\n\r\nlogin: ")
 	io.Copy(conn, rw.Reader)
 }
 
-// end ends the VM.
+// end closes all consoles, as the end of the VM does.
 func (f *fakeConsole) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -82,42 +84,45 @@ func (f *fakeConsole) end() {
 	}
 }
 
-// client is a vmand console that runs.
-type client struct {
+// A session is a running console command.
+type session struct {
 	t       *testing.T
-	in, out *os.File // our ends of its standard files
+	in, out *os.File // the test's ends of its standard streams
 	stderr  bytes.Buffer
 	cancel  context.CancelFunc
 	ended   chan error
 }
 
-// start runs the command with pipes, or with in for both, a terminal.
-func (f *fakeConsole) start(flags consoleFlags, terminal, ours *os.File) *client {
+// start runs the command on terminal, the other end of ours, or on pipes if terminal
+// is nil.
+func (f *fakeConsole) start(flags ConsoleFlags, terminal, ours *os.File) *session {
 	f.t.Helper()
-	std := standard{in: terminal, out: terminal}
-	c := &client{t: f.t, in: ours, out: ours, ended: make(chan error, 1)}
+	std := Streams{In: terminal, Out: terminal}
+	c := &session{t: f.t, in: ours, out: ours, ended: make(chan error, 1)}
 	if terminal == nil {
 		var err1, err2 error
-		std.in, c.in, err1 = os.Pipe()
-		c.out, std.out, err2 = os.Pipe()
+		std.In, c.in, err1 = os.Pipe()
+		var out *os.File
+		c.out, out, err2 = os.Pipe()
+		std.Out = out
 		if err1 != nil || err2 != nil {
 			f.t.Fatal(err1, err2)
 		}
 		f.t.Cleanup(func() {
-			for _, file := range []*os.File{c.in, std.in, c.out, std.out} {
+			for _, file := range []*os.File{c.in, std.In, c.out, out} {
 				file.Close()
 			}
 		})
 	}
-	std.err = &c.stderr
+	std.Err = &c.stderr
 	var ctx context.Context
 	ctx, c.cancel = context.WithCancel(f.t.Context())
-	go func() { c.ended <- console(ctx, Config{Socket: f.socket}, "web", flags, std) }()
+	go func() { c.ended <- console(ctx, f.socket, "web", flags, std) }()
 	return c
 }
 
-// shows waits until the client has written something.
-func (c *client) shows(want string) {
+// shows waits until the output of the command ends with want.
+func (c *session) shows(want string) {
 	c.t.Helper()
 	var got []byte
 	buf := make([]byte, 256)
@@ -126,53 +131,53 @@ func (c *client) shows(want string) {
 		n, err := c.out.Read(buf)
 		got = append(got, buf[:n]...)
 		if err != nil {
-			c.t.Fatalf("it shows %q, %v; want %q", got, err, want)
+			c.t.Fatalf("output %q, %v; want %q", got, err, want)
 		}
 	}
 }
 
-func (c *client) types(keys string) {
+func (c *session) types(keys string) {
 	c.t.Helper()
 	if _, err := io.WriteString(c.in, keys); err != nil {
 		c.t.Fatal(err)
 	}
 }
 
-func (c *client) ends() {
+func (c *session) ends() {
 	c.t.Helper()
 	select {
 	case err := <-c.ended:
 		if err != nil {
-			c.t.Errorf("it ends with %v", err)
+			c.t.Errorf("console: %v", err)
 		}
 	case <-time.After(20 * time.Second):
-		c.t.Fatal("it does not end")
+		c.t.Fatal("the console does not end")
 	}
 }
 
-func TestWhatIsNoTerminalIsPassedOnAsItIs(t *testing.T) {
+func TestInputThatIsNotATerminalIsPassedOnUnchanged(t *testing.T) {
 	f := newFakeConsole(t)
-	c := f.start(consoleFlags{takeOver: true}, nil, nil)
+	c := f.start(ConsoleFlags{TakeOver: true}, nil, nil)
 	c.shows("login: ")
 	c.types("root\n~.~~\x00\xff\n")
 	c.shows("root\n~.~~\x00\xff\n")
-	c.in.Close() // its answers may still come
+	c.in.Close() // the console stays open for answers
 	f.end()
 	c.ends()
 	if f.query != "take_over=true&write=true" || c.stderr.Len() != 0 {
-		t.Errorf("it asks for %s and says %q", f.query, c.stderr.String())
+		t.Errorf("query %s, messages %q", f.query, c.stderr.String())
 	}
 }
 
-func TestWhoOnlyReadsTypesNothing(t *testing.T) {
+func TestAReadOnlyConsoleSendsNothing(t *testing.T) {
 	f := newFakeConsole(t)
-	c := f.start(consoleFlags{readOnly: true}, nil, nil)
+	c := f.start(ConsoleFlags{ReadOnly: true}, nil, nil)
 	c.types("no\n")
 	c.shows("login: ")
 	c.cancel()
 	c.ends()
 	if f.query != "" {
-		t.Errorf("it asks for %s", f.query)
+		t.Errorf("query %q, want none", f.query)
 	}
 }
 
@@ -199,12 +204,12 @@ func openPTY(t *testing.T) (ours, terminal *os.File) {
 	return ours, terminal
 }
 
-func TestATerminalIsRawMeanwhileAndAsItWasAfterwards(t *testing.T) {
-	for name, end := range map[string]func(f *fakeConsole, c *client){
-		"the user leaves":  func(_ *fakeConsole, c *client) { c.types("\r~.") },
-		"the VM ends":      func(f *fakeConsole, _ *client) { f.end() },
-		"it is told to":    func(_ *fakeConsole, c *client) { c.cancel() },
-		"the terminal has": func(_ *fakeConsole, c *client) { c.in.Close() },
+func TestATerminalIsRawDuringTheConsoleAndRestoredAfterwards(t *testing.T) {
+	for name, end := range map[string]func(f *fakeConsole, c *session){
+		"the user closes it":     func(_ *fakeConsole, c *session) { c.types("\r~.") },
+		"the VM ends":            func(f *fakeConsole, _ *session) { f.end() },
+		"its context ends":       func(_ *fakeConsole, c *session) { c.cancel() },
+		"the terminal is closed": func(_ *fakeConsole, c *session) { c.in.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeConsole(t)
@@ -212,7 +217,7 @@ func TestATerminalIsRawMeanwhileAndAsItWasAfterwards(t *testing.T) {
 			mode := func() unix.Termios {
 				t.Helper()
 				m, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
-				if err != nil && name != "the terminal has" {
+				if err != nil && name != "the terminal is closed" {
 					t.Fatal(err)
 				}
 				if m == nil {
@@ -221,49 +226,42 @@ func TestATerminalIsRawMeanwhileAndAsItWasAfterwards(t *testing.T) {
 				return *m
 			}
 			was := mode()
-			c := f.start(consoleFlags{}, terminal, ours)
+			c := f.start(ConsoleFlags{}, terminal, ours)
 			c.shows("login: ")
 			if now := mode(); now.Lflag&(unix.ECHO|unix.ICANON|unix.ISIG) != 0 || now.Oflag&unix.OPOST != 0 {
-				t.Errorf("it is %+v", now)
+				t.Errorf("the terminal is not raw: %+v", now)
 			}
 			c.types("\x03\r~~x\r~?y")
 			c.shows("\x03\r~x\ry")
 			end(f, c)
 			c.ends()
-			if now := mode(); name != "the terminal has" && now != was {
-				t.Errorf("it is %+v and was %+v", now, was)
+			if now := mode(); name != "the terminal is closed" && now != was {
+				t.Errorf("the terminal is %+v, want %+v", now, was)
 			}
-			if s := c.stderr.String(); !strings.Contains(s, "~~  types ~\r\n") || !strings.Contains(s, "connected") || !strings.Contains(s, "left") {
-				t.Errorf("the user is told %q", s)
+			for _, want := range []string{"connected", "~~  types ~\r\n", "console closed"} {
+				if s := c.stderr.String(); !strings.Contains(s, want) {
+					t.Errorf("messages %q, want %q in them", s, want)
+				}
 			}
 		})
 	}
 }
 
-func TestAConsoleThatCannotBeHadIsExplained(t *testing.T) {
+func TestTheErrorOfAConsoleSaysWhatToDo(t *testing.T) {
 	f := newFakeConsole(t)
 	for _, c := range []struct{ socket, id, want string }{
 		{f.socket, "we/b", "there is no /vms/we%2Fb/console; look again"},
-		{f.socket + "x", "web", "does vmand run"},
+		{f.socket + "x", "web", "is vmand running"},
 		{"", "web", "--socket"},
 	} {
-		err := console(t.Context(), Config{Socket: c.socket}, c.id, consoleFlags{}, standard{})
+		err := console(t.Context(), c.socket, c.id, ConsoleFlags{}, Streams{})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want %q", err, c.want)
 		}
 	}
-	for _, args := range [][]string{{"--read-only"}, {"backup", "x", "--take-over"}, {"console"}, {"console", "web", "--read-only", "--take-over"}} {
-		if _, err := parseArgs(args); err == nil {
-			t.Errorf("%q is taken", args)
-		}
-	}
-	line, err := parseArgs([]string{"console", "web", "--take-over"})
-	if err != nil || line.command != consoleCommand || line.operand != "web" || line.console != (consoleFlags{takeOver: true}) {
-		t.Errorf("got %+v, %v", line, err)
-	}
 }
 
-// escape types data so that no escape is found in it.
+// escape returns the keys to type so that exactly data is sent.
 func escape(data []byte) (keys []byte) {
 	start := true
 	for _, b := range data {
@@ -287,15 +285,15 @@ func FuzzEscapes(f *testing.F) {
 			send, act := e.next(key)
 			got = append(got, send...)
 			if act != escapeNothing {
-				t.Fatalf("an escape is found in %q", data)
+				t.Fatalf("found an escape in %q", data)
 			}
 		}
 		if !bytes.Equal(got, data) {
-			t.Errorf("%q is passed on as %q", data, got)
+			t.Errorf("%q is sent as %q", data, got)
 		}
 
 		e, sent := escapes{lineStart: true}, 0
-		for i, key := range data { // whatever is typed
+		for i, key := range data { // data as keys
 			send, act := e.next(key)
 			sent += len(send)
 			held := 0
@@ -303,7 +301,7 @@ func FuzzEscapes(f *testing.F) {
 				held = 1
 			}
 			if act == escapeNothing && sent+held > i+1 {
-				t.Fatalf("of %q more is passed on than was typed", data[:i+1])
+				t.Fatalf("%q: sent more than was typed", data[:i+1])
 			}
 			if act != escapeNothing && !strings.ContainsRune(".?", rune(key)) {
 				t.Fatalf("%q is an escape", key)

@@ -1,5 +1,5 @@
 //go:build failpoints
 
-package main
+package config
 
 func init() { otherVariables = append(otherVariables, "VMAN_FAILPOINT") }

@@ -1,0 +1,129 @@
+// Package cli implements the client commands of vmand: console, backup, restore
+// and network teardown.
+//
+// It knows the daemon only through its API (package openapi/client). What a command
+// does without the API, such as copying the database, is a function that package
+// main passes in a [Host].
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+)
+
+// Usage is the part of the --help text that describes the commands.
+const Usage = `  vmand backup FILE [flags]
+  vmand restore FILE [flags]
+  vmand network teardown [flags]
+  vmand console VM [flags]
+
+backup copies the database to a new FILE. The database holds the records of VMs, disks
+and networks, not the content of disks. The daemon may be running.
+
+restore replaces the database with FILE, a backup, and keeps the previous database beside
+it as vman.db.before-restore-TIME. Stop the daemon first; VMs can keep running, and the
+daemon finds them again at its next start. VMs and disks that are newer than the backup
+are reported as orphans in GET /observer/status and are not changed.
+
+network teardown removes everything that vmand has set up for networks on this host:
+bridges, taps and firewall rules. Running VMs lose their connections until the next start
+of the daemon, which sets up the networks again.
+
+console connects the terminal to the serial console of a VM through the daemon's unix
+socket. Enter ~ . closes the console, Enter ~ ? lists the other escapes. If standard input
+is not a terminal, it is passed on unchanged and the command ends when the VM stops.
+
+  --read-only      console: only show the output of the guest
+  --take-over      console: take the keyboard from its present user, who then only reads
+`
+
+// Streams are the standard streams of the process.
+type Streams struct {
+	In  *os.File
+	Out io.Writer
+	Err io.Writer
+}
+
+// A Host provides what commands need of the host they run on.
+type Host struct {
+	// Socket is the path of the daemon's unix socket; empty if it has none.
+	Socket string
+	// Backup copies the database to a new file. It returns the path of the
+	// database.
+	Backup func(ctx context.Context, file string) (database string, err error)
+	// Restore replaces the database with a backup. It returns where the previous
+	// database is kept; empty if there was none.
+	Restore func(ctx context.Context, file string) (kept string, err error)
+	// Teardown removes what vmand has set up for networks. It returns the names of
+	// what it removed, also when it fails.
+	Teardown func(ctx context.Context) (removed []string, err error)
+}
+
+// ConsoleFlags are the flags of the console command.
+type ConsoleFlags struct {
+	ReadOnly bool
+	TakeOver bool
+}
+
+// A Command is one command of the command line.
+type Command struct {
+	name    string
+	operand string
+	console ConsoleFlags
+}
+
+// operands names the operand of each command.
+var operands = map[string]string{
+	"backup":  "FILE",
+	"restore": "FILE",
+	"network": "teardown",
+	"console": "VM",
+}
+
+// Parse returns the command that the arguments of vmand name, or nil if there are
+// none. The arguments are those that are not flags.
+func Parse(args []string, f ConsoleFlags) (*Command, error) {
+	if f != (ConsoleFlags{}) && (len(args) == 0 || args[0] != "console") {
+		return nil, errors.New("--read-only and --take-over are flags of vmand console; see vmand --help")
+	}
+	if f.ReadOnly && f.TakeOver {
+		return nil, errors.New("--read-only and --take-over exclude each other; see vmand --help")
+	}
+	if len(args) == 0 {
+		return nil, nil
+	}
+	name := args[0]
+	operand, ok := operands[name]
+	if !ok {
+		return nil, fmt.Errorf("unknown command %q; see vmand --help", name)
+	}
+	if len(args) != 2 || args[1] == "" || name == "network" && args[1] != operand {
+		return nil, fmt.Errorf("usage: vmand %s %s; see vmand --help", name, operand)
+	}
+	return &Command{name: name, operand: args[1], console: f}, nil
+}
+
+// Run executes the command. It returns when the command is done or ctx is done.
+func (c *Command) Run(ctx context.Context, h Host, std Streams) error {
+	var err error
+	name := c.name
+	switch c.name {
+	case "backup":
+		err = backup(ctx, h, c.operand, std.Out)
+	case "restore":
+		err = restore(ctx, h, c.operand, std.Out)
+	case "network":
+		name = "network teardown"
+		err = teardown(ctx, h, std.Out)
+	case "console":
+		name = "console of VM " + c.operand
+		err = console(ctx, h.Socket, c.operand, c.console, std)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
