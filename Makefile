@@ -26,8 +26,8 @@ test: ## run every test, with real QEMU, and print the coverage
 	@test/guest/build.sh build/guest
 	@scripts/test.sh
 
-unit: ## run the fast tests, which need no QEMU
-	VMAN_TEST_QEMU=off $(GO) test ./...
+unit: ## run the fast tests: no QEMU, no network namespaces, at most a minute
+	VMAN_TEST_QEMU=off $(GO) test -parallel 8 ./server ./store ./... # the longest first
 
 cover: ## write what the last `make test` covered to build/coverage/index.html
 	$(GO) tool cover -html=build/coverage/profile -o build/coverage/index.html

@@ -12,19 +12,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"vmand/test/need"
 	"vmand/vm"
 )
 
-// needRoot ends a test that cannot make namespaces. Where VMAN_TEST_QEMU is
-// "required" that is a failure.
+// needRoot ends a test where network namespaces cannot be made or are left out.
 func needRoot(t testing.TB) {
 	t.Helper()
-	if err := privileged(); err != nil {
-		if os.Getenv("VMAN_TEST_QEMU") == "required" {
-			t.Fatalf("%v, and VMAN_TEST_QEMU=required", err)
-		}
-		t.Skip(err)
-	}
+	need.Namespaces(t)
+	need.NoError(t, privileged())
 }
 
 // enterNamespace gives the test a network namespace of its own, which is that of

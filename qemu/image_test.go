@@ -137,6 +137,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 }
 
 func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		script string
 		want   vm.Code

@@ -7,22 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"vmand/test/need"
 )
-
-// needTools ends a test on a machine without these programs. Where VMAN_TEST_QEMU
-// is "required" that is a failure.
-func needTools(t testing.TB, tools ...string) {
-	t.Helper()
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err == nil {
-			continue
-		}
-		if os.Getenv("VMAN_TEST_QEMU") == "required" {
-			t.Fatalf("%s is not installed, and VMAN_TEST_QEMU=required", tool)
-		}
-		t.Skipf("%s is not installed", tool)
-	}
-}
 
 func run(t testing.TB, dir, name string, args ...string) []byte {
 	t.Helper()
@@ -86,7 +72,7 @@ func goodImages(t testing.TB, dir string) map[string]Info {
 }
 
 func TestImagesOfQEMUAreAccepted(t *testing.T) {
-	needTools(t, "qemu-img")
+	need.Programs(t, "qemu-img")
 	dir := t.TempDir()
 	for name, want := range goodImages(t, dir) {
 		f, err := os.Open(filepath.Join(dir, name))
@@ -106,7 +92,7 @@ func TestImagesOfQEMUAreAccepted(t *testing.T) {
 
 // QEMU refuses what it cannot open, so images made here are what they seem.
 func TestQEMUAcceptsWhatHostileImagesAreMadeOf(t *testing.T) {
-	needTools(t, "qemu-img")
+	need.Programs(t, "qemu-img")
 	dir := t.TempDir()
 	for format, good := range map[Format]func() []byte{Qcow2: goodQcow2, VMDK: goodVMDK, VDI: goodVDI, VHDX: goodVHDX} {
 		name := filepath.Join(dir, string(format))
@@ -121,7 +107,7 @@ func TestQEMUAcceptsWhatHostileImagesAreMadeOf(t *testing.T) {
 }
 
 func TestImagesOfTheToolsAreImportedCompressed(t *testing.T) {
-	needTools(t, "qemu-img", "xz", "zstd", "gzip")
+	need.Programs(t, "qemu-img", "xz", "zstd", "gzip")
 	dir := t.TempDir()
 	run(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "image", "10G")
 	i, store := testImporter(t, Options{})

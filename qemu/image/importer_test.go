@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/iotest"
+	"vmand/test/need"
 
 	"golang.org/x/sys/unix"
 )
@@ -193,9 +194,7 @@ func TestABrokenSourceLeavesNothing(t *testing.T) {
 func TestAFullDiskIsSaidClearlyAndLeavesNothing(t *testing.T) {
 	_, dir := testImporter(t, Options{})
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
-		if errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required" {
-			t.Skip("mounting a small file system takes root")
-		}
+		need.Privilege(t, err)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

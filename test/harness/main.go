@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"vmand/test/need"
 )
 
 // binary is the vmand under test; guests is the directory of the guest's disks.
@@ -23,7 +24,7 @@ var binary, guests string
 func Main(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	if os.Getenv("VMAN_TEST_QEMU") == "off" {
+	if need.Off() {
 		fmt.Println("these tests need QEMU and VMAN_TEST_QEMU is off")
 		return 0
 	}

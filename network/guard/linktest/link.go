@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"vmand/test/need"
 	"vmand/vm"
 )
 
@@ -38,10 +39,10 @@ type Link struct {
 
 // New makes a link that lives until the test ends; the host has the addresses of
 // the network's gateway and fe80::1, the guest has only the link-local address
-// fe80::2. Without the right to, the test is skipped; with VMAN_TEST_QEMU=required
-// that is a failure.
+// fe80::2. Where network namespaces cannot be made or are left out, it ends the test.
 func New(t testing.TB, n vm.Network) *Link {
 	t.Helper()
+	need.Namespaces(t)
 	l := &Link{host: -1, guest: -1}
 	t.Cleanup(func() {
 		for _, h := range []*netns.NsHandle{&l.host, &l.guest} {
@@ -51,10 +52,8 @@ func New(t testing.TB, n vm.Network) *Link {
 		}
 	})
 	err := onThread(func() error { return l.build(n) })
-	switch {
-	case errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required":
-		t.Skip("making network namespaces is not allowed")
-	case err != nil:
+	need.Privilege(t, err)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return l
