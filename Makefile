@@ -26,27 +26,27 @@ test: ## run every test, with real QEMU, and print the coverage
 	@test/guest/build.sh build/guest
 	@scripts/test.sh
 
-unit: ## run the fast tests, which need no QEMU
-	VMAN_TEST_QEMU=off $(GO) test ./...
+unit: ## run the fast tests: no QEMU, no network namespaces, at most a minute
+	VMAN_TEST_QEMU=off $(GO) test -parallel 8 ./server ./store ./... # the longest first
 
 cover: ## write what the last `make test` covered to build/coverage/index.html
 	$(GO) tool cover -html=build/coverage/profile -o build/coverage/index.html
 
 bench: deps build ## measure, each as a ratio to the best there could be
 	VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest \
-		$(GO) test -count=1 -timeout=20m -run '^$$' -bench . -benchtime 10s ./test
+		$(GO) test -count=1 -timeout=20m -run '^$$' -bench . -benchtime 10s ./test/bench
 
 SECONDS ?= 120
 torture: deps build ## kill vmand and QEMUs for SECONDS=120 while clients do what they like
 	VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest VMAN_TEST_TORTURE=$(SECONDS) \
-		$(GO) test -count=1 -v -timeout=0 -run '^TestTorture$$' ./test
+		$(GO) test -count=1 -v -timeout=0 -run '^TestTorture$$' ./test/crash
 
 check: ## format, generated code, contract, vet, static analysis, packaging
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	$(MAKE) --no-print-directory generate lint-openapi
 	git diff --exit-code -- openapi
 	$(GO) vet ./...
-	$(GO) vet -tags debian ./test
+	$(GO) vet -tags debian ./test/debian
 	$(STATICCHECK) $$($(GO) list ./... | grep -v /openapi)
 	$(STATICCHECK) -checks inherit,-SA1019 ./openapi/... # the generator is older than its runtime
 	scripts/check-unit.sh packaging/vmand.service
@@ -66,7 +66,7 @@ debian: ## build a Debian cloud image for tests in build/debian, unless it is up
 
 test-debian: deps build debian guest ## go from a cloud image of Debian to SSH, with a real one; minutes without KVM
 	VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest VMAN_TEST_DEBIAN=$(CURDIR)/build/debian/debian-12.qcow2 \
-		$(GO) test -count=1 -v -timeout=60m -tags debian -run '^TestDebian$$' ./test
+		$(GO) test -count=1 -v -timeout=60m -tags debian -run '^TestDebian$$' ./test/debian
 
 clean: ## remove what was built
 	rm -rf vmand build

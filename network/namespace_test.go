@@ -12,19 +12,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"vmand/test/need"
 	"vmand/vm"
 )
 
-// needRoot skips a test that cannot create namespaces. With VMAN_TEST_QEMU=required it
-// fails the test instead.
+// needRoot ends a test where network namespaces cannot be made or are left out.
 func needRoot(t testing.TB) {
 	t.Helper()
-	if err := checkPrivileges(); err != nil {
-		if os.Getenv("VMAN_TEST_QEMU") == "required" {
-			t.Fatalf("%v, and VMAN_TEST_QEMU=required", err)
-		}
-		t.Skip(err)
-	}
+	need.Namespaces(t)
+	need.NoError(t, checkPrivileges())
 }
 
 // enterNamespace moves the test into a network namespace of its own. Only the thread of

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"vmand/test/need"
 	"vmand/vm"
 )
 
@@ -143,12 +143,7 @@ func freePort(t *testing.T) int {
 }
 
 func TestPasstServesAndEndsWithQEMU(t *testing.T) {
-	if _, err := exec.LookPath("passt"); err != nil {
-		if os.Getenv("VMAN_TEST_QEMU") == "required" {
-			t.Fatalf("%v, and VMAN_TEST_QEMU=required", err)
-		}
-		t.Skip(err)
-	}
+	need.Programs(t, "passt")
 	n := userNetworks(t, "")
 	port := freePort(t)
 	forward := vm.PortForward{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80}

@@ -51,6 +51,7 @@ func scriptedAgent(t *testing.T, serve func(net.Conn)) *agent {
 }
 
 func TestAGuestThatTalksNonsenseForEverIsSilentAndAskedSeldom(t *testing.T) {
+	t.Parallel()
 	var connections, sent atomic.Int64
 	noise := make([]byte, 64<<10)
 	for i := range noise {

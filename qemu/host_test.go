@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,22 +15,14 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"vmand/test/need"
 	"vmand/vm"
 )
 
-// needQEMU ends a test on a machine without QEMU. Where VMAN_TEST_QEMU is
-// "required" that is a failure.
+// needQEMU ends a test where QEMU is missing or left out.
 func needQEMU(t testing.TB) {
 	t.Helper()
-	for _, tool := range []string{"qemu-system-x86_64", "qemu-img"} {
-		if _, err := exec.LookPath(tool); err == nil {
-			continue
-		}
-		if os.Getenv("VMAN_TEST_QEMU") == "required" {
-			t.Fatalf("%s is not installed, and VMAN_TEST_QEMU=required", tool)
-		}
-		t.Skipf("%s is not installed", tool)
-	}
+	need.Programs(t, "qemu-system-x86_64", "qemu-img")
 }
 
 // testHost is a driver with real QEMU and directories of its own.

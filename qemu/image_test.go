@@ -138,6 +138,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 }
 
 func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		script string
 		want   vm.Code

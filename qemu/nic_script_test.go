@@ -86,6 +86,7 @@ func (c *conversation) was() []string {
 }
 
 func TestANICIsPluggedStepByStep(t *testing.T) {
+	t.Parallel()
 	begin := []string{"netdev_del net-1", "getfd net-1-file", "getfd net-1-vhost", "netdev_add net-1"}
 	undo := []string{"netdev_del net-1", "closefd net-1-file", "closefd net-1-vhost"}
 	for name, c := range map[string]*struct {
@@ -127,6 +128,7 @@ func TestANICIsPluggedStepByStep(t *testing.T) {
 }
 
 func TestANICIsUnpluggedStepByStep(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]*struct {
 		conversation
 		want vm.Code

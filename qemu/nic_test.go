@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmand/test/need"
 	"vmand/vm"
 )
 
@@ -226,6 +227,7 @@ type netns struct{ file *os.File }
 
 func newNetns(t *testing.T) netns {
 	t.Helper()
+	need.Namespaces(t)
 	var ns netns
 	made := make(chan error)
 	go func() {
@@ -237,9 +239,7 @@ func newNetns(t *testing.T) netns {
 		made <- err
 	}()
 	err := <-made
-	if errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required" {
-		t.Skip("a network namespace needs root")
-	}
+	need.Privilege(t, err)
 	must(t, err)
 	t.Cleanup(func() { ns.file.Close() })
 	return ns

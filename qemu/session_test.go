@@ -105,6 +105,7 @@ func errorText(err error) string {
 }
 
 func TestAMuteQEMUDelaysOneSurveyOnly(t *testing.T) {
+	t.Parallel()
 	asked, answer := make(chan struct{}, 100), make(chan struct{})
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"query-status": func(string, qmptest.Args) (any, error) {
 		asked <- struct{}{}
@@ -158,6 +159,7 @@ func TestADeviceThatDoesNotLetGoIsUnavailable(t *testing.T) {
 }
 
 func TestADeviceThatQEMUHasLostIsNotWaitedForForLong(t *testing.T) {
+	t.Parallel()
 	gone := false
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{
 		"device_del": func(string, qmptest.Args) (any, error) {
@@ -240,6 +242,7 @@ func TestADeviceWithoutAnAnswerKeepsItsNode(t *testing.T) {
 }
 
 func TestAnUnansweredQuitGoesOnToSignals(t *testing.T) {
+	t.Parallel()
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"quit": func(string, qmptest.Args) (any, error) { return nil, qmptest.ErrSilent }}))
 	f.awaitStatus("web", vm.StatusRunning)
 	var told steps

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmand/qemu/qmp/qmptest"
+	"vmand/test/need"
 	"vmand/vm"
 )
 
@@ -20,9 +20,7 @@ func smallDisk(t *testing.T, dir string, bytes int) (grow func(bytes int)) {
 	t.Helper()
 	size := func(n int) string { return fmt.Sprintf("size=%d,mode=0711", n) }
 	if err := unix.Mount("none", dir, "tmpfs", 0, size(bytes)); err != nil {
-		if errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required" {
-			t.Skip("mounting a file system needs root")
-		}
+		need.Privilege(t, err)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -180,6 +178,7 @@ func TestADamagedDiskOfARealGuestIsSeen(t *testing.T) {
 }
 
 func TestDamageThatWasFoundBeforeIsAskedFor(t *testing.T) {
+	t.Parallel()
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"query-block": func(string, qmptest.Args) (any, error) {
 		corrupt := map[string]any{"image": map[string]any{"format-specific": map[string]any{"type": "qcow2", "data": map[string]any{"corrupt": true}}}}
 		return []any{

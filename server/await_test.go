@@ -36,6 +36,7 @@ func TestAStartIsHeldUntilTheGuestHasItsAddress(t *testing.T) {
 }
 
 func TestAStartIsHeldUntilAPortAnswers(t *testing.T) {
+	t.Parallel()
 	for _, action := range []string{"start", "restart"} {
 		t.Run(action, func(t *testing.T) {
 			a := newAPI(t).withVM(t)
@@ -58,6 +59,7 @@ func TestAStartIsHeldUntilAPortAnswers(t *testing.T) {
 }
 
 func TestWhatDoesNotComeInTimeIsAccepted(t *testing.T) {
+	t.Parallel()
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	for range 2 { // the second time from the operation, whose answer was lost

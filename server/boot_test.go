@@ -28,6 +28,7 @@ func TestAStartIsHeldUntilTheAgentAnswers(t *testing.T) {
 }
 
 func TestAVMWithoutAnAgentHoldsNobodyLonger(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	for _, what := range []string{"agent", "cloud-init"} {
 		a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentAbsent})
@@ -41,6 +42,7 @@ func TestAVMWithoutAnAgentHoldsNobodyLonger(t *testing.T) {
 }
 
 func TestAStartIsHeldUntilCloudInitIsDone(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	var says atomic.Pointer[[]vm.GuestResult]
 	a.driver.Run = func(_ string, c vm.GuestCommand) vm.GuestResult {
@@ -101,6 +103,7 @@ func (r reply) problemOrNone(t *testing.T) openapi.Problem {
 }
 
 func TestAVMIsCreatedAndStarted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	r := a.want(t, 202, "POST", "/vms", `{"template_name":"small","name":"a","start":true}`)

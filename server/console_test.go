@@ -113,6 +113,7 @@ func (a *api) connected() int {
 }
 
 func TestAConsoleIsAWebSocket(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	reader, writer := a.mustWatch(t, ""), a.mustWatch(t, "?write=true&scrollback=3")
 	hear(t, reader, "login: ")
@@ -325,6 +326,7 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 }
 
 func TestConsolesAreBounded(t *testing.T) {
+	t.Parallel()
 	var c consoles
 	end := func(error) {}
 	var seats []*seat
@@ -387,6 +389,7 @@ func TestAClientThatDoesNotReadAConsoleIsCutOff(t *testing.T) {
 }
 
 func TestAWebSocketThatDoesNotAnswerIsCutOff(t *testing.T) {
+	t.Parallel()
 	a := running(t, func(f *fixture) {
 		f.tune = func(s *Server) { s.eventTimeout, s.heartbeat = 200*time.Millisecond, 20*time.Millisecond }
 	})
@@ -413,6 +416,7 @@ func TestAWebSocketThatDoesNotAnswerIsCutOff(t *testing.T) {
 }
 
 func TestStoppingDoesNotWaitForConsoles(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {

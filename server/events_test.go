@@ -211,6 +211,7 @@ func TestAStreamBeginsWhereTheClientIs(t *testing.T) {
 // A client that loses its connection again and again, while eight others change
 // things, has every event once and in order.
 func TestAReconnectingClientMissesNothing(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	const clients, each = 8, 40
 	var wg sync.WaitGroup
@@ -265,6 +266,7 @@ func (n narrow) Accept() (net.Conn, error) {
 }
 
 func TestASlowClientIsDisconnectedAndCanGoOn(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.tune = func(s *Server) { s.eventTimeout = 200 * time.Millisecond } })
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {

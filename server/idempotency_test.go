@@ -103,6 +103,7 @@ var steps = []struct {
 }
 
 func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
+	t.Parallel()
 	for name, kept := range map[string]bool{"with the answer kept": true, "with the answer lost": false} {
 		t.Run(name, func(t *testing.T) {
 			records := &forgetful{}

@@ -123,6 +123,7 @@ func TestAnActionWithoutPreferIsAccepted(t *testing.T) {
 }
 
 func TestWaitingEndsWhenTheTimeIsUp(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.driver.Hook = hook("Start", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 	r := a.want(t, 202, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=1")

@@ -55,6 +55,7 @@ func writeUntilKilled(path string) error {
 }
 
 func TestWhatWasAcknowledgedSurvivesAKill(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "vman.db")
 	s, err := Open(t.Context(), Options{Path: path})
 	must(t, err)

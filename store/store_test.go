@@ -225,6 +225,7 @@ func TestAnOperationIsReplacedUnderItsID(t *testing.T) {
 }
 
 func TestOldOperationsArePruned(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	over := []vm.OpState{vm.OpSucceeded, vm.OpFailed, vm.OpCancelled}
 	const old = pruneBatch + 7 // more than one transaction takes

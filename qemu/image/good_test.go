@@ -9,25 +9,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-)
 
-// needTools skips a test if one of the programs is not installed, or VMAN_TEST_QEMU
-// is "off". If VMAN_TEST_QEMU is "required", a missing program is a failure.
-func needTools(t testing.TB, tools ...string) {
-	t.Helper()
-	if os.Getenv("VMAN_TEST_QEMU") == "off" {
-		t.Skip("VMAN_TEST_QEMU=off")
-	}
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err == nil {
-			continue
-		}
-		if os.Getenv("VMAN_TEST_QEMU") == "required" {
-			t.Fatalf("%s is not installed, and VMAN_TEST_QEMU=required", tool)
-		}
-		t.Skipf("%s is not installed", tool)
-	}
-}
+	"vmand/test/need"
+)
 
 func run(t testing.TB, dir, name string, args ...string) []byte {
 	t.Helper()
@@ -101,7 +85,7 @@ func goodImages(t testing.TB, dir string) map[string]Info {
 
 func TestImagesOfQEMUAreAccepted(t *testing.T) {
 	t.Parallel()
-	needTools(t, "qemu-img")
+	need.Programs(t, "qemu-img")
 	dir := t.TempDir()
 	for name, want := range goodImages(t, dir) {
 		f, err := os.Open(filepath.Join(dir, name))
@@ -123,7 +107,7 @@ func TestImagesOfQEMUAreAccepted(t *testing.T) {
 // their one change.
 func TestQEMUAcceptsTheGoodImages(t *testing.T) {
 	t.Parallel()
-	needTools(t, "qemu-img")
+	need.Programs(t, "qemu-img")
 	dir := t.TempDir()
 	for format, good := range map[Format]func() []byte{
 		Qcow2: goodQcow2,
@@ -144,7 +128,7 @@ func TestQEMUAcceptsTheGoodImages(t *testing.T) {
 
 func TestImagesCompressedByTheToolsAreImported(t *testing.T) {
 	t.Parallel()
-	needTools(t, "qemu-img", "xz", "zstd", "gzip")
+	need.Programs(t, "qemu-img", "xz", "zstd", "gzip")
 	dir := t.TempDir()
 	run(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "image", "10G")
 	i, store := testImporter(t, Options{})

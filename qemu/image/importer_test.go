@@ -19,6 +19,8 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"vmand/test/need"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -215,9 +217,7 @@ func TestAFullDiskFailsWithENOSPCAndLeavesNoFile(t *testing.T) {
 	t.Parallel()
 	_, dir := testImporter(t, Options{})
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
-		if errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required" {
-			t.Skip("mounting a small file system needs root")
-		}
+		need.Privilege(t, err)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -9,12 +9,14 @@ import (
 	"strings"
 	"testing"
 
+	"vmand/test/need"
+
 	"golang.org/x/sys/unix"
 )
 
 func TestProbeBase(t *testing.T) {
 	t.Parallel()
-	needTools(t, "qemu-img")
+	need.Programs(t, "qemu-img")
 	dir := t.TempDir()
 	img := func(args ...string) {
 		t.Helper()

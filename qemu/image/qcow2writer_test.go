@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vmand/test/need"
 )
 
 // imageInfo is the part of the output of "qemu-img info" that the tests compare.
@@ -49,7 +51,7 @@ func img(t testing.TB, args ...string) {
 
 func TestWriteQcow2MakesTheImageOfQEMUImg(t *testing.T) {
 	t.Parallel()
-	needTools(t, "qemu-img")
+	need.Programs(t, "qemu-img")
 	dir := t.TempDir()
 	base := filepath.Join(dir, "base, with a comma=.raw")
 	if err := os.WriteFile(base, make([]byte, mib), 0o600); err != nil {
@@ -94,7 +96,7 @@ func jsonNumber(n int64) string { b, _ := json.Marshal(n); return string(b) }
 
 func TestTheImageOfWriteQcow2CanBeFilled(t *testing.T) {
 	t.Parallel()
-	needTools(t, "qemu-img")
+	need.Programs(t, "qemu-img")
 	dir := t.TempDir()
 	ours, data := filepath.Join(dir, "ours"), filepath.Join(dir, "data")
 	f, err := os.Create(ours)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmand/qemu/qmp"
+	"vmand/test/need"
 )
 
 // machine is a QEMU without a machine in it, for the sake of its monitor.
@@ -30,13 +31,7 @@ type machine struct {
 // nothing to poll for.
 func launch(t testing.TB) *machine {
 	t.Helper()
-	binary, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		if os.Getenv("VMAN_TEST_QEMU") == "required" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Programs(t, "qemu-system-x86_64")
 	dir, err := os.MkdirTemp("", "qmp")
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +50,7 @@ func launch(t testing.TB) *machine {
 	}
 	defer socket.Close()
 	var stderr strings.Builder
-	cmd := exec.Command(binary, "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S",
+	cmd := exec.Command("qemu-system-x86_64", "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S",
 		"-chardev", "socket,id=qmp,fd=3,server=on,wait=off", "-mon", "chardev=qmp,mode=control")
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.Stderr = &stderr

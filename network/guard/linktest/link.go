@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"vmand/test/need"
 	"vmand/vm"
 )
 
@@ -37,10 +38,11 @@ type Link struct {
 }
 
 // New creates a link for the duration of a test. The host has the addresses of the network's
-// gateway and fe80::1, the guest only the link-local address fe80::2. New skips the test if
-// the process lacks the privileges; with VMAN_TEST_QEMU=required it fails the test instead.
+// gateway and fe80::1, the guest only the link-local address fe80::2. New ends the test where
+// network namespaces cannot be made or are left out.
 func New(t testing.TB, nw vm.Network) *Link {
 	t.Helper()
+	need.Namespaces(t)
 	l := &Link{host: -1, guest: -1}
 	t.Cleanup(func() {
 		for _, h := range []*netns.NsHandle{&l.host, &l.guest} {
@@ -50,10 +52,8 @@ func New(t testing.TB, nw vm.Network) *Link {
 		}
 	})
 	err := onThread(func() error { return l.build(nw) })
-	switch {
-	case errors.Is(err, unix.EPERM) && os.Getenv("VMAN_TEST_QEMU") != "required":
-		t.Skip("this process may not create network namespaces")
-	case err != nil:
+	need.Privilege(t, err)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return l

@@ -1,0 +1,333 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmand/openapi"
+	"vmand/test/harness"
+)
+
+// TestTheMainJob is what the README shows, and what it leaves behind.
+func TestTheMainJob(t *testing.T) {
+	d := harness.StartDaemon(t, harness.BootDisk("normal"))
+	d.CreateTemplate()
+	if v := d.CreateVM("web-1"); v.State != "stopped" || v.DesiredState != "stopped" || v.LocalIP == nil || *v.LocalIP != "10.0.2.15" || v.ReachableFromHost {
+		t.Errorf("created: %+v", v)
+	}
+	disk := d.CreateDisk(1)
+	if disk.State != "available" || disk.VMID != nil || disk.MountPoint != nil {
+		t.Errorf("created: %+v", disk)
+	}
+
+	a := d.Call("POST", "/vms/web-1/actions/start", nil).Want(202)
+	if v := harness.As[openapi.VM](a); v.State != "starting" {
+		t.Errorf("accepted: %+v", v)
+	}
+	v := d.WaitVM("web-1", "running", "requested", 30*time.Second)
+	if v.Accel == nil || *v.Accel != "tcg" || v.MachineType == nil || !strings.HasPrefix(*v.MachineType, "pc-q35-") || v.StartedAt == nil {
+		t.Errorf("running: %+v", v)
+	}
+	if op := d.Operation(a); op.State != "succeeded" || op.Kind != "vm.start" || op.Resource != "vms/web-1" || len(op.Log) == 0 {
+		t.Errorf("the start was recorded as %+v", op)
+	}
+	g := d.Serial("web-1")
+	ready := g.Expect(`VMT: ready boots=1 cpus=1 mem_kb=(\d+) uuid=(\S*)`)
+	if ready[2] != v.UUID {
+		t.Errorf("the guest's UUID is %s; want %s", ready[2], v.UUID)
+	}
+
+	disk = d.AttachDisk(disk.ID, "web-1")
+	if disk.State != "attached" || *disk.VMID != "web-1" || *disk.MountPoint != "/dev/sdb" {
+		t.Errorf("attached: %+v", disk)
+	}
+	seen := g.Expect(`VMT: disk-add name=(sd\w+) bytes=(\d+) ro=0 serial=(\S+) by-id=(\S+) scsi=\d+:\d+:\d+:(\d+)`)
+	if seen[2] != fmt.Sprint(1<<30) || seen[3] != disk.ID || "/dev/disk/by-id/"+seen[4] != *disk.GuestDevice || seen[5] != "1" {
+		t.Errorf("the guest sees %q; want disk %+v at LUN 1", seen, disk)
+	}
+	d.Call("PATCH", "/disks/"+disk.ID, map[string]any{"size": 1.5}).Want(200)
+	g.Expect(fmt.Sprintf(`VMT: disk-resize name=%s bytes=%d`, seen[1], 3<<29))
+	d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200)
+	g.Expect("VMT: disk-remove name=" + seen[1])
+
+	stop := d.Call("POST", "/vms/web-1/actions/stop", map[string]any{"timeout_seconds": 60}, harness.Wait).Want(200)
+	if v := harness.As[openapi.VM](stop); v.State != "stopped" || *v.StateReason != "requested" || stop.Header.Get("Preference-Applied") != "wait" {
+		t.Errorf("stopped: %+v, %v", v, stop.Header)
+	}
+	g.Expect("VMT: power-button")
+	g.Expect("VMT: poweroff")
+	if pids := d.QEMUs(); len(pids) != 0 {
+		t.Errorf("QEMUs are left: %v", pids)
+	}
+	d.Call("DELETE", "/vms/web-1", nil).Want(204)
+	d.Call("DELETE", "/disks/"+disk.ID, nil).Want(204)
+	d.Call("DELETE", "/templates/small", nil).Want(204)
+	d.AssertEmpty()
+}
+
+func TestADeafGuestIsForcedAfterItsTime(t *testing.T) {
+	d := harness.StartDaemon(t, harness.BootDisk("deaf"))
+	d.CreateTemplate()
+	d.CreateVM("deaf")
+	d.Action("deaf", "start")
+	g := d.Serial("deaf")
+	g.Expect("VMT: ready")
+	a := d.Call("POST", "/vms/deaf/actions/stop", map[string]any{"timeout_seconds": 2}).Want(202)
+	d.WaitVM("deaf", "stopped", "requested", 30*time.Second)
+	g.Expect("VMT: power-button")
+	g.Never("VMT: poweroff")
+	op := d.Operation(a)
+	var steps []string
+	for _, line := range op.Log {
+		steps = append(steps, line.Step)
+	}
+	acpi, quit := slices.Index(steps, "acpi"), slices.Index(steps, "quit")
+	if op.State != "succeeded" || acpi < 0 || quit < acpi {
+		t.Errorf("the ladder is %q of %+v; want acpi, later quit", steps, op)
+	}
+	if took := op.FinishedAt.Sub(op.StartedAt.Time); took < 2*time.Second {
+		t.Errorf("the guest had %s of its 2 s", took)
+	}
+}
+
+func TestAGuestThatPowersItselfOffIsStopped(t *testing.T) {
+	d := harness.StartDaemon(t, harness.BootDisk("poweroff"))
+	d.CreateTemplate()
+	d.CreateVM("tired")
+	d.Action("tired", "start")
+	v := d.WaitVM("tired", "stopped", "guest-shutdown", 90*time.Second)
+	if v.DesiredState != "running" {
+		t.Errorf("desired is %s: nobody asked for a stop", v.DesiredState)
+	}
+	harness.Eventually(t, 5*time.Second, "QEMU to end", func() error {
+		if pids := d.QEMUs(); len(pids) != 0 {
+			return fmt.Errorf("left: %v", pids)
+		}
+		return nil
+	})
+	d.Action("tired", "start")
+}
+
+func TestAGuestThatRebootsItselfGoesOnRunning(t *testing.T) {
+	d := harness.StartDaemon(t, harness.BootDisk("reboot"))
+	d.CreateTemplate()
+	d.CreateVM("restless")
+	d.Action("restless", "start")
+	pid := d.VMPID("restless")
+	g := d.Serial("restless")
+	g.Expect("VMT: reboot")
+	g.Expect("VMT: ready boots=2")
+	if v := d.VM("restless"); v.State != "running" || d.VMPID("restless") != pid {
+		t.Errorf("after the reboot: %+v, process %d; it was %d", v, d.VMPID("restless"), pid)
+	}
+}
+
+func TestAPanickedGuestIsPausedAndCanBeReset(t *testing.T) {
+	d := harness.StartDaemon(t, harness.BootDisk("panic"))
+	d.CreateTemplate()
+	d.CreateVM("sick")
+	disk := d.CreateDisk(0.25)
+	d.Action("sick", "start")
+	d.AttachDisk(disk.ID, "sick")
+	d.WaitVM("sick", "paused", "guest-panicked", 90*time.Second)
+	// No guest is needed to let go of a disk.
+	if got := harness.As[openapi.Disk](d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200)); got.State != "available" {
+		t.Errorf("detached: %+v", got)
+	}
+	g := d.Serial("sick")
+	g.Expect("VMT: panic")
+	if v := d.Action("sick", "reset"); v.State != "running" {
+		t.Errorf("after the reset: %+v", v)
+	}
+	g.Expect("VMT: ready boots=2")
+	d.Call("POST", "/vms/sick/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200)
+}
+
+func TestADiskComesAndGoesWithoutTheGuest(t *testing.T) {
+	d := harness.StartDaemon(t, harness.BootDisk("normal"))
+	d.CreateTemplate()
+	d.CreateVM("a")
+	disk := d.CreateDisk(0.5)
+	detach := func(when string) {
+		t.Helper()
+		if got := harness.As[openapi.Disk](d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200)); got.State != "available" || got.VMID != nil {
+			t.Errorf("detached %s: %+v", when, got)
+		}
+	}
+	d.AttachDisk(disk.ID, "a")
+	detach("from a stopped VM")
+	d.AttachDisk(disk.ID, "a")
+	d.Action("a", "start")
+	detach("while it boots")
+	d.AttachDisk(disk.ID, "a")
+	g := d.Serial("a")
+	g.Expect("VMT: ready")
+	if v := d.Action("a", "pause"); v.State != "paused" || *v.StateReason != "requested" {
+		t.Errorf("paused: %+v", v)
+	}
+	detach("while paused")
+	d.AttachDisk(disk.ID, "a")
+	d.Action("a", "resume")
+	d.Action("a", "restart")
+	g.Expect("VMT: disk-add .*serial=" + disk.ID)
+	g.Expect("VMT: ready boots=2")
+	detach("after a restart")
+	g.Expect("VMT: disk-remove")
+}
+
+func TestAKilledQEMUIsACrashWithItsLastWords(t *testing.T) {
+	d := harness.StartDaemon(t)
+	d.CreateTemplate()
+	d.CreateVM("a")
+	d.Action("a", "start")
+	file := filepath.Join(d.StateDir, "vms", "a", "qemu.log")
+	log, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(log, "famous last words")
+	log.Close()
+	if err := syscall.Kill(d.VMPID("a"), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	v := d.WaitVM("a", "error", "crashed", 10*time.Second)
+	if v.StateReasonDetail == nil || !strings.Contains(*v.StateReasonDetail, "famous last words") {
+		t.Errorf("the reason's detail is %v", v.StateReasonDetail)
+	}
+	d.Action("a", "start")
+	d.Call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200)
+}
+
+func TestAHungQEMUCanBeStoppedAndDeleted(t *testing.T) {
+	d := harness.StartDaemon(t)
+	d.CreateTemplate()
+	for _, id := range []string{"a", "b"} {
+		d.CreateVM(id)
+		d.Action(id, "start")
+		if err := syscall.Kill(d.VMPID(id), syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The API answers as ever.
+	if vms := harness.As[[]openapi.VM](d.Call("GET", "/vms?state=running", nil).Want(200)); len(vms) != 2 {
+		t.Errorf("listed: %+v", vms)
+	}
+	v := harness.As[openapi.VM](d.Call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200))
+	if v.State != "stopped" {
+		t.Errorf("stopped: %+v", v)
+	}
+	d.Call("DELETE", "/vms/b", nil).Want(204)
+	if pids := d.QEMUs(); len(pids) != 0 {
+		t.Errorf("left: %v", pids)
+	}
+}
+
+func TestDeletingWhileStarting(t *testing.T) {
+	d := harness.StartDaemon(t)
+	d.CreateTemplate()
+	for i := range 5 {
+		id := fmt.Sprintf("vm-%d", i)
+		d.CreateVM(id)
+		d.Call("POST", "/vms/"+id+"/actions/start", nil).Want(202)
+		d.Call("DELETE", "/vms/"+id, nil).Want(204)
+	}
+	if pids := d.QEMUs(); len(pids) != 0 {
+		t.Errorf("left: %v", pids)
+	}
+	d.Call("DELETE", "/templates/small", nil).Want(204)
+	d.AssertEmpty()
+}
+
+func TestARebootedHostShowsNoVMRunning(t *testing.T) {
+	d := harness.StartDaemon(t)
+	d.CreateTemplate()
+	d.CreateVM("a")
+	d.Action("a", "start")
+	d.Kill()
+	d.KillVMs()
+	if err := os.RemoveAll(d.RuntimeDir); err != nil { // /run is empty after a boot
+		t.Fatal(err)
+	}
+	d.Start()
+	d.WaitVM("a", "error", "crashed", 10*time.Second)
+	d.Action("a", "start")
+}
+
+// TestWhoQEMURunsAs looks at the process from outside.
+func TestWhoQEMURunsAs(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("this test is about what root starts; run the tests as root")
+	}
+	d := harness.StartDaemon(t, harness.BootDisk("normal"))
+	d.CreateTemplate()
+	d.CreateVM("a")
+	disk := d.CreateDisk(0.25)
+	d.AttachDisk(disk.ID, "a")
+	d.Action("a", "start")
+	pid := d.VMPID("a")
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{`(?m)^Uid:\t([1-9]\d+)\t`, `(?m)^Gid:\t([1-9]\d+)\t`, `(?m)^CapEff:\t0+$`, `(?m)^CapPrm:\t0+$`, `(?m)^CapAmb:\t0+$`,
+		`(?m)^NoNewPrivs:\t1$`, `(?m)^Seccomp:\t2$`} {
+		if !regexp.MustCompile(line).Match(status) {
+			t.Errorf("/proc/%d/status does not match %s:\n%s", pid, line, status)
+		}
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		to, err := os.Readlink(filepath.Join(dir, fd.Name()))
+		if err != nil {
+			continue
+		}
+		switch {
+		case strings.HasPrefix(to, "socket:"), strings.HasPrefix(to, "anon_inode:"), to == "/dev/null", to == "/dev/urandom", to == "/dev/random",
+			strings.HasPrefix(to, filepath.Join(d.StateDir, "vms", "a")), strings.HasPrefix(to, filepath.Join(d.RuntimeDir, "a.")),
+			to == filepath.Join(d.StateDir, "disks", disk.ID+".qcow2"), to == harness.GuestFile("disk-normal.qcow2"):
+		default:
+			t.Errorf("QEMU has %s open", to)
+		}
+	}
+}
+
+func TestEightVMsAtOnce(t *testing.T) {
+	d := harness.StartDaemon(t, harness.BootDisk("normal"))
+	d.CreateTemplate()
+	for i := range 8 {
+		d.CreateVM(fmt.Sprintf("vm-%d", i))
+	}
+	answers := make(chan error, 8)
+	for i := range 8 {
+		go func() {
+			a, err := d.Try("POST", fmt.Sprintf("/vms/vm-%d/actions/start", i), nil, harness.Wait)
+			if err == nil && a.Status != http.StatusOK {
+				err = fmt.Errorf("vm-%d: %d %s", i, a.Status, a.Body)
+			}
+			answers <- err
+		}()
+	}
+	for range 8 {
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
+	}
+	if pids := d.QEMUs(); len(pids) != 8 {
+		t.Errorf("%d QEMUs", len(pids))
+	}
+	for i := range 8 {
+		d.Serial(fmt.Sprintf("vm-%d", i)).Expect("VMT: boot n=1")
+	}
+}

@@ -1,0 +1,204 @@
+package api
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"vmand/openapi"
+	"vmand/test/harness"
+)
+
+// TestFromAnImageToAGuestThatAnswers is what the README shows of images.
+func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
+	d := harness.StartDaemon(t)
+	d.CreateTemplate()
+	content := harness.GuestImage(t, "agent")
+	sum := sha256.Sum256(content)
+	i := harness.As[openapi.Image](d.Call("POST", "/images?name=guest&sha256="+hex.EncodeToString(sum[:]), content).Want(201))
+	if i.State != "available" || *i.SHA256 != hex.EncodeToString(sum[:]) || string(*i.Format) != "qcow2" || *i.SizeBytes != int64(len(content)) {
+		t.Errorf("uploaded: %+v", i)
+	}
+	d.UploadImage("disc", harness.ISOImage(1))
+	v := harness.As[openapi.VM](d.Call("POST", "/vms?wait_for=agent", map[string]any{"template_name": "small", "name": "a", "image": "guest", "start": true,
+		"root_disk_size": 1, "cdroms": []any{map[string]any{"image": "disc"}}, "cloud_init": map[string]any{"hostname": "seeded"}},
+		"Prefer: wait=240").Want(201))
+	if v.State != "running" || v.Image == nil || *v.Image != "guest" || len(v.CDROMs) != 2 || v.Boot.AgentAt == nil {
+		t.Fatalf("started: %+v", v)
+	}
+	g := d.Serial("a")
+	g.Expect("VMT: seed instance=" + v.UUID + " hostname=seeded")
+	g.Expect(`VMT: disk-add name=sr\d bytes=38912 ro=1`)
+	if got := d.Exec("a", "cat /mnt/sr*/user-data | head -n 1; blockdev --getsize64 /dev/vda"); got != "#cloud-config\n1073741824" {
+		t.Errorf("the guest has %q", got)
+	}
+	t.Run("a disk of the image is plugged in", func(t *testing.T) {
+		disk := harness.As[openapi.Disk](d.Call("POST", "/disks", map[string]any{"image": "guest", "size": 0.5}).Want(201))
+		d.AttachDisk(disk.ID, "a")
+		seen := g.Expect(`VMT: disk-add name=(sd\w+) bytes=536870912 ro=0 serial=` + disk.ID)
+		if got := d.Exec("a", "dd if=/dev/"+seen[1]+" bs=512 count=1 2>/dev/null | tail -c 2 | hexdump -e '/1 \"%02x\"'"); got != "55aa" {
+			t.Errorf("its first sector ends with %q", got)
+		}
+		d.Exec("a", "echo mine | dd of=/dev/"+seen[1]+" bs=512 seek=1 conv=fsync 2>/dev/null")
+		d.Call("DELETE", "/images/guest", nil).Problem(409, "in-use", "1 VM", "1 disk")
+		d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200)
+		d.Call("POST", "/images", map[string]any{"name": "copy", "from_disk": disk.ID}, harness.Wait).Want(201)
+		copied := d.Call("GET", "/images/copy/content", nil).Want(200)
+		file := filepath.Join(t.TempDir(), "copy.qcow2")
+		if err := os.WriteFile(file, copied.Body, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("qemu-io", "-f", "qcow2", "-r", "-c", "read -v 512 16", file).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "mine") {
+			t.Errorf("the copy has %v\n%s", err, out)
+		}
+		d.Call("DELETE", "/disks/"+disk.ID, nil).Want(204)
+		d.Call("DELETE", "/images/copy", nil).Want(204)
+	})
+	t.Run("discs come and go", func(t *testing.T) {
+		d.UploadImage("other", harness.ISOImage(2))
+		c := harness.As[openapi.CDROM](d.Call("POST", "/vms/a/cdroms", map[string]any{"image": "other"}).Want(201))
+		seen := g.Expect(`VMT: disk-add name=(sr\d) bytes=38912 ro=1`)
+		d.Call("DELETE", "/images/other", nil).Problem(409, "in-use", "1 VM")
+		d.Call("DELETE", "/vms/a/cdroms/"+c.ID, nil).Want(204)
+		g.Expect("VMT: disk-remove name=" + seen[1])
+		d.Call("DELETE", "/vms/a/cdroms/seed", nil).Want(204)
+		d.Call("DELETE", "/images/other", nil).Want(204)
+		d.Kill()
+		d.Start()
+		d.WaitPasses(2)
+		if got := d.VM("a"); got.State != "running" || len(got.CDROMs) != 1 {
+			t.Errorf("after a kill: %+v", got)
+		}
+	})
+	d.Call("DELETE", "/vms/a", nil).Want(204)
+	d.Call("DELETE", "/images/guest", nil).Want(204)
+	d.Call("DELETE", "/images/disc", nil).Want(204)
+	if left := d.FileNames(filepath.Join(d.StateDir, "images")); len(left) != 0 {
+		t.Errorf("in images are left %q", left)
+	}
+}
+
+// TestAnImageIsDownloaded has a server that is slow, breaks off and sends on.
+func TestAnImageIsDownloaded(t *testing.T) {
+	content := harness.RawImage(7)
+	gate := make(chan struct{})
+	broken := false
+	mux := http.NewServeMux()
+	mux.HandleFunc("/good", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"1"`)
+		if r.Header.Get("Range") == "" && !broken {
+			broken = true
+			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+			w.Write(content[:len(content)/2])
+			return // in the middle
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	})
+	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
+		w.Write(content[:4096])
+		w.(http.Flusher).Flush()
+		select {
+		case <-gate:
+		case <-r.Context().Done():
+		}
+	})
+	mux.Handle("/away", http.RedirectHandler("http://192.0.2.1/image", http.StatusFound))
+	s := httptest.NewServer(mux)
+	defer s.Close()
+	defer close(gate)
+
+	d := harness.StartDaemon(t, "VMAN_IMAGES_ALLOW_PRIVATE=127.0.0.1")
+	sum := sha256.Sum256(content)
+	body := map[string]any{"name": "a", "url": s.URL + "/good?token=secret", "sha256": hex.EncodeToString(sum[:])}
+	i := harness.As[openapi.Image](d.Call("POST", "/images", body, harness.Wait).Want(201))
+	if i.State != "available" || i.Source != s.URL+"/good" || *i.SHA256 != hex.EncodeToString(sum[:]) {
+		t.Errorf("downloaded: %+v", i)
+	}
+	for _, log := range []string{d.Log(), string(d.Call("GET", "/events?limit=1000", nil).Body), string(d.Call("GET", "/operations", nil).Body)} {
+		if strings.Contains(log, "secret") {
+			t.Error("the secret of a URL is told")
+		}
+	}
+	d.Call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/away"}, harness.Wait).Problem(503, "fetch-failed", "192.0.2.1")
+	d.Call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/nothing"}, harness.Wait).Problem(503, "fetch-failed", "404")
+	d.Call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/good", "sha256": strings.Repeat("0", 64)}, harness.Wait).Problem(400, "checksum-mismatch")
+	d.Call("POST", "/images", map[string]any{"name": "b", "url": "file:///etc/passwd"}).Problem(400, "invalid-request", "url")
+
+	a := d.Call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/slow"}).Want(202)
+	if i := harness.As[openapi.Image](a); i.State != "importing" {
+		t.Errorf("accepted: %+v", i)
+	}
+	d.Call("DELETE", "/images/b", nil).Problem(409, "busy")
+	d.Call("POST", a.Header.Get("Location")+"/cancel", nil).Want(202)
+	d.Call("GET", "/images/b", nil).Want(404)
+	d.Call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/slow"}).Want(202)
+	d.Kill()
+	d.Start()
+	d.Call("GET", "/images/b", nil).Want(404)
+	for _, v := range d.Violations() {
+		t.Error(v)
+	}
+}
+
+// TestAnUploadGoesOnAfterAKill sends an image in pieces to two daemons.
+func TestAnUploadGoesOnAfterAKill(t *testing.T) {
+	d := harness.StartDaemon(t)
+	content := harness.RawImage(3)
+	half := len(content) / 2
+	i := harness.As[openapi.Image](d.Call("POST", "/images?name=a&more=true", content[:half]).Want(202))
+	if i.State != "uploading" || *i.UploadedBytes != int64(half) {
+		t.Errorf("half of it: %+v", i)
+	}
+	d.Kill()
+	d.Start()
+	d.Call("PATCH", "/images/a/content?offset=1", content[1:]).Problem(412, "precondition-failed", fmt.Sprint(half))
+	i = harness.As[openapi.Image](d.Call("PATCH", fmt.Sprintf("/images/a/content?offset=%d", half), content[half:]).Want(200))
+	sum := sha256.Sum256(content)
+	if i.State != "available" || *i.SHA256 != hex.EncodeToString(sum[:]) {
+		t.Errorf("all of it: %+v", i)
+	}
+	part := d.Call("GET", "/images/a/content", nil, "Range: bytes=16-31").Want(206)
+	if !bytes.Equal(part.Body, content[16:32]) {
+		t.Errorf("a part of it is %q", part.Body)
+	}
+	d.Call("POST", "/images?name=b", []byte("\x1f\x8bgarbage")).Problem(400, "unsafe-image")
+	d.Call("GET", "/images/b", nil).Want(404)
+}
+
+// TestAnImageThatIsLostIsSaid takes content away and brings it back.
+func TestAnImageThatIsLostIsSaid(t *testing.T) {
+	d := harness.StartDaemon(t, "VMAN_OBSERVER_INTERVAL=250ms")
+	d.CreateTemplate()
+	i := d.UploadImage("a", harness.RawImage(1))
+	d.Call("POST", "/vms", map[string]any{"template_name": "small", "name": "v", "image": "a"}).Want(201)
+	file := filepath.Join(d.StateDir, "images", *i.SHA256)
+	if err := os.Rename(file, file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	state := func(want string) {
+		t.Helper()
+		harness.Eventually(t, 20*time.Second, "the image to be "+want, func() error {
+			if got := harness.As[openapi.Image](d.Call("GET", "/images/a", nil).Want(200)); string(got.State) != want {
+				return fmt.Errorf("it is %+v", got)
+			}
+			return nil
+		})
+	}
+	state("error")
+	d.Call("POST", "/vms/v/actions/start", nil, harness.Wait).Problem(503, "operation-failed", "image a")
+	if err := os.Rename(file+".away", file); err != nil {
+		t.Fatal(err)
+	}
+	state("available")
+	d.Action("v", "start")
+}

@@ -1,0 +1,164 @@
+//go:build debian
+
+package debian
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"vmand/openapi"
+	"vmand/test/harness"
+)
+
+// A login is who may log in to the guests.
+type login struct {
+	signer ssh.Signer
+	public string // as in an authorized_keys file
+}
+
+func newLogin(t *testing.T) login {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return login{s, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.PublicKey())))}
+}
+
+// runs logs in to a guest, runs a command and returns what it wrote and the guest's
+// host key.
+func (g login) runs(n *harness.Namespace, address, command string) (out, hostKey string) {
+	n.T.Helper()
+	var session *ssh.Session
+	harness.Eventually(n.T, 2*time.Minute, "a login at "+address, func() error {
+		conn, err := n.Dial(net.JoinHostPort(address, "22"))
+		if err != nil {
+			return err
+		}
+		config := ssh.ClientConfig{User: "debian", Auth: []ssh.AuthMethod{ssh.PublicKeys(g.signer)}, Timeout: 30 * time.Second,
+			HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
+				hostKey = ssh.FingerprintSHA256(key)
+				return nil
+			}}
+		c, chans, reqs, err := ssh.NewClientConn(conn, address, &config)
+		if err != nil {
+			conn.Close()
+			return err
+		}
+		client := ssh.NewClient(c, chans, reqs)
+		n.T.Cleanup(func() { client.Close() })
+		session, err = client.NewSession()
+		return err
+	})
+	defer session.Close()
+	text, err := session.CombinedOutput(command)
+	if err != nil {
+		n.T.Fatalf("%s: %v\n%s", command, err, text)
+	}
+	return strings.TrimSpace(string(text)), hostKey
+}
+
+// A stage is timed and told.
+func stage(t *testing.T, what string, f func()) {
+	t.Helper()
+	begin := time.Now()
+	f()
+	fmt.Printf("debian: %s: %.1f s\n", what, time.Since(begin).Seconds())
+}
+
+// TestDebian goes from a cloud image to a second VM of an image of the first.
+func TestDebian(t *testing.T) {
+	file := os.Getenv("VMAN_TEST_DEBIAN")
+	l := harness.NewLab(t)
+	d := l.StartDaemon(t, "VMAN_DEFAULT_BOOT_DISK=")
+	d.Call("POST", "/templates", map[string]any{"name": "medium", "cpu_count": 2, "ram_amount": 512}).Want(201)
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(content)
+	stage(t, fmt.Sprintf("import of %d MiB", len(content)>>20), func() {
+		d.Call("POST", "/images?name=debian-12&sha256="+hex.EncodeToString(sum[:]), content).Want(201)
+	})
+	key := newLogin(t)
+	boot := func(name, image string) openapi.VM {
+		var v openapi.VM
+		stage(t, "VM "+name+" of image "+image+", until cloud-init is done", func() {
+			a := d.Call("POST", "/vms?wait_for=cloud-init", map[string]any{"template_name": "medium", "name": name, "image": image, "root_disk_size": 4, "start": true,
+				"cloud_init": map[string]any{"ssh_authorized_keys": []string{key.public}}}, "Prefer: wait=300")
+			for begin := time.Now(); a.Status == 202 && time.Since(begin) < 10*time.Minute; { // it is slow without KVM
+				a = d.Call("GET", "/vms/"+name, nil).Want(200)
+				if harness.As[openapi.VM](a).Boot.CloudInitAt == nil {
+					d.WaitPasses(1)
+					a.Status = 202
+				}
+			}
+			v = harness.As[openapi.VM](d.Call("GET", "/vms/"+name, nil).Want(200))
+		})
+		if v.State != "running" || v.Boot.CloudInitResult == nil || *v.Boot.CloudInitResult != "done" {
+			t.Fatalf("%s is %+v\n%s", name, v, d.Call("GET", "/vms/"+name+"/cloud_init", nil).Body)
+		}
+		for what, at := range map[string]*openapi.Time{"first serial byte": v.Boot.FirstSerialAt, "DHCP ACK": v.Boot.DHCPAckAt, "agent": v.Boot.AgentAt, "cloud-init": v.Boot.CloudInitAt} {
+			if at == nil {
+				t.Errorf("the boot of %s has no %s: %+v", name, what, v.Boot)
+				continue
+			}
+			fmt.Printf("debian: %s: %s %.1f s after QEMU was spawned\n", name, what, at.Sub(v.Boot.SpawnedAt.Time).Seconds())
+		}
+		return v
+	}
+	one := boot("one", "debian-12")
+	var identity, host string
+	stage(t, "SSH to one", func() {
+		identity, host = key.runs(l.Host, *one.LocalIP, "hostname; cat /etc/machine-id; df -BM --output=size / | tail -n 1")
+	})
+	words := strings.Fields(identity)
+	if len(words) != 3 || words[0] != "one" || len(words[2]) != 5 || words[2] < "3500M" {
+		t.Errorf("the guest says %q", words)
+	}
+	if got := d.Exec("one", "id -un debian; cloud-init status"); got != "debian\nstatus: done" {
+		t.Errorf("by the agent it says %q", got)
+	}
+	stage(t, "a disk plugged in, mounted and written", func() {
+		disk := d.CreateDisk(1)
+		disk = d.AttachDisk(disk.ID, "one")
+		d.Exec("one", "udevadm settle; mkfs.ext4 -q "+*disk.GuestDevice+" && mount "+*disk.GuestDevice+" /mnt && echo kept >/mnt/file && umount /mnt")
+		d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200)
+		d.Call("POST", "/images", map[string]any{"name": "data", "from_disk": disk.ID}, harness.Wait).Want(201)
+		again := harness.As[openapi.Disk](d.Call("POST", "/disks", map[string]any{"image": "data"}).Want(201))
+		again = d.AttachDisk(again.ID, "one")
+		if got := d.Exec("one", "udevadm settle; mount "+*again.GuestDevice+" /mnt && cat /mnt/file && umount /mnt"); got != "kept" {
+			t.Errorf("the copy of the disk has %q", got)
+		}
+	})
+	stage(t, "an image made of one", func() {
+		d.Exec("one", "cloud-init clean --logs && truncate -s 0 /etc/machine-id && sync")
+		d.Call("POST", "/vms/one/actions/stop", map[string]any{"timeout_seconds": 120}, harness.Wait).Want(200)
+		d.Call("POST", "/images", map[string]any{"name": "mine", "from_disk": "one"}, harness.Wait).Want(201)
+	})
+	two := boot("two", "mine")
+	again, other := key.runs(l.Host, *two.LocalIP, "hostname; cat /etc/machine-id; df -BM --output=size / | tail -n 1")
+	if second := strings.Fields(again); len(second) != 3 || second[0] != "two" || second[1] == words[1] || other == host || *two.LocalIP == *one.LocalIP {
+		t.Errorf("two says %q (%s, %s); one said %q (%s, %s)", second, other, *two.LocalIP, words, host, *one.LocalIP)
+	}
+	var log bytes.Buffer
+	log.Write(d.Call("GET", "/vms/two/console/log", nil).Want(200).Body)
+	if !strings.Contains(log.String(), "login:") {
+		t.Errorf("its console says %q", log.String())
+	}
+}

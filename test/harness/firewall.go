@@ -1,0 +1,32 @@
+package harness
+
+import (
+	"strings"
+
+	"github.com/google/nftables"
+)
+
+// Tables returns the daemon's nftables tables in the namespace.
+func (n *Namespace) Tables() []*nftables.Table {
+	n.T.Helper()
+	var ours []*nftables.Table
+	all, err := n.Firewall().ListTables()
+	if err != nil {
+		n.T.Fatal(err)
+	}
+	for _, t := range all {
+		if strings.HasPrefix(t.Name, "vman") {
+			ours = append(ours, t)
+		}
+	}
+	return ours
+}
+
+func (n *Namespace) Firewall() *nftables.Conn {
+	n.T.Helper()
+	c, err := nftables.New(nftables.WithNetNSFd(int(n.net.Fd())))
+	if err != nil {
+		n.T.Fatal(err)
+	}
+	return c
+}

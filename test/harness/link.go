@@ -1,0 +1,128 @@
+package harness
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Master returns the bridge that an interface is on, empty for none.
+func (n *Namespace) Master(name string) string {
+	n.T.Helper()
+	var bridge string
+	n.Must("look at "+name, func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil || link.Attrs().MasterIndex == 0 {
+			return err
+		}
+		master, err := netlink.LinkByIndex(link.Attrs().MasterIndex)
+		if err == nil {
+			bridge = master.Attrs().Name
+		}
+		return err
+	})
+	return bridge
+}
+
+func (n *Namespace) LinkUp(name string) {
+	n.T.Helper()
+	n.Must("bring up "+name, func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	})
+}
+
+// AddAddress adds addresses with their prefix lengths to an interface.
+func (n *Namespace) AddAddress(name string, addresses ...string) {
+	n.T.Helper()
+	n.Must("give "+name+" its addresses", func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		for _, text := range addresses {
+			a, err := netlink.ParseAddr(text)
+			if err != nil {
+				return err
+			}
+			if a.IP.To4() == nil {
+				a.Flags = unix.IFA_F_NODAD
+			}
+			if err := netlink.AddrAdd(link, a); err != nil {
+				return fmt.Errorf("%s: %w", text, err)
+			}
+		}
+		return nil
+	})
+}
+
+// AddRoute adds a route; an empty destination is the default one.
+func (n *Namespace) AddRoute(destination, gateway string) {
+	n.T.Helper()
+	n.Must("add a route", func() error {
+		r := netlink.Route{Gw: net.ParseIP(gateway)}
+		if destination != "" {
+			var err error
+			if _, r.Dst, err = net.ParseCIDR(destination); err != nil {
+				return err
+			}
+		}
+		return netlink.RouteAdd(&r)
+	})
+}
+
+// AddBridge makes a bridge, which is up.
+func (n *Namespace) AddBridge(name string) {
+	n.T.Helper()
+	n.Must("make the bridge "+name, func() error {
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}})
+	})
+	n.LinkUp(name)
+}
+
+// Plug connects an interface of n to the bridge of another namespace.
+func (n *Namespace) Plug(name string, to *Namespace, bridge string) {
+	n.T.Helper()
+	to.Must("plug in "+n.Name, func() error {
+		master, err := netlink.LinkByName(bridge)
+		if err != nil {
+			return err
+		}
+		port := "p-" + n.Name
+		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port, MasterIndex: master.Attrs().Index, TxQLen: -1},
+			PeerName: name, PeerNamespace: netlink.NsFd(n.net.Fd())}
+		if err := netlink.LinkAdd(veth); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName(port)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	})
+	n.LinkUp(name)
+}
+
+// Links returns the names of the interfaces whose name begins with a prefix.
+func (n *Namespace) Links(prefix string) []string {
+	n.T.Helper()
+	var names []string
+	n.Must("list the interfaces", func() error {
+		all, err := netlink.LinkList()
+		for _, l := range all {
+			if strings.HasPrefix(l.Attrs().Name, prefix) {
+				names = append(names, l.Attrs().Name)
+			}
+		}
+		return err
+	})
+	slices.Sort(names)
+	return names
+}

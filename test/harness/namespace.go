@@ -1,0 +1,223 @@
+package harness
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Serve runs the services of `vmt serve` in the namespace until the test ends.
+func (n *Namespace) Serve() {
+	n.T.Helper()
+	cmd := n.background("serve")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		n.T.Fatal(err)
+	}
+	if err := n.Start(cmd); err != nil {
+		n.T.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
+		n.T.Fatalf("%s: the services said %q: %v", n.Name, line, err)
+	}
+}
+
+// WaitHTTP waits until the HTTP server at an address answers the namespace, and
+// returns what.
+func (n *Namespace) WaitHTTP(address string) string {
+	n.T.Helper()
+	var body string
+	Eventually(n.T, 20*time.Second, fmt.Sprintf("%s to get an answer of %s", n.Name, address), func() error {
+		var err error
+		body, err = n.HTTPGet(address)
+		return err
+	})
+	return body
+}
+
+// A Namespace is a network of its own, with its own interfaces, firewall and
+// /proc/sys/net, and a file tree in which /sys shows that network. It is one
+// locked thread, and ends with the test.
+type Namespace struct {
+	T     testing.TB
+	Name  string
+	net   *os.File // the network, to move interfaces into
+	tasks chan func()
+}
+
+// NewNamespace returns an empty one. Its name is for messages only.
+func NewNamespace(t testing.TB, name string) *Namespace {
+	t.Helper()
+	n := &Namespace{T: t, Name: name, tasks: make(chan func())}
+	ready := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread has another network than the rest and must end
+		// with this goroutine.
+		runtime.LockOSThread()
+		err := n.enter()
+		ready <- err
+		if err != nil {
+			return
+		}
+		for task := range n.tasks {
+			task()
+		}
+	}()
+	if err := <-ready; err != nil {
+		t.Fatalf("make the namespace %s: %v", name, err)
+	}
+	t.Cleanup(func() {
+		n.net.Close()
+		close(n.tasks)
+	})
+	n.LinkUp("lo")
+	return n
+}
+
+func (n *Namespace) enter() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make the mounts private: %w", err)
+	}
+	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
+	}
+	var err error
+	n.net, err = os.Open("/proc/thread-self/ns/net")
+	return err
+}
+
+// Do runs f in the namespace: sockets that f opens itself, and not in another
+// goroutine, are of it, and so are processes that f starts. f may end the test
+// only by t.Error.
+func (n *Namespace) Do(f func()) {
+	done := make(chan struct{})
+	n.tasks <- func() {
+		defer close(done)
+		f()
+	}
+	<-done
+}
+
+// Try runs f in the namespace and returns its error.
+func (n *Namespace) Try(f func() error) error {
+	var err error
+	n.Do(func() { err = f() })
+	return err
+}
+
+// Must runs f in the namespace; it ends the test if that fails.
+func (n *Namespace) Must(what string, f func() error) {
+	n.T.Helper()
+	if err := n.Try(f); err != nil {
+		n.T.Fatalf("%s: %s: %v", n.Name, what, err)
+	}
+}
+
+// Sysctl returns a setting, such as "net/ipv4/ip_forward".
+func (n *Namespace) Sysctl(name string) string {
+	n.T.Helper()
+	var value []byte
+	n.Must("read "+name, func() error {
+		var err error
+		value, err = os.ReadFile(filepath.Join("/proc/sys", name))
+		return err
+	})
+	return strings.TrimSpace(string(value))
+}
+
+// SetSysctl sets a setting.
+func (n *Namespace) SetSysctl(name, value string) {
+	n.T.Helper()
+	n.Must("set "+name, func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0) })
+}
+
+// ReplaceFile shows a file with another content to the processes of the namespace.
+func (n *Namespace) ReplaceFile(file, content string) {
+	n.T.Helper()
+	with := filepath.Join(n.T.TempDir(), filepath.Base(file))
+	if err := os.WriteFile(with, []byte(content), 0o644); err != nil {
+		n.T.Fatal(err)
+	}
+	n.Must("replace "+file, func() error { return unix.Mount(with, file, "", unix.MS_BIND, "") })
+}
+
+// Start starts a process in the namespace.
+func (n *Namespace) Start(cmd *exec.Cmd) error { return n.Try(cmd.Start) }
+
+// VMT runs the guest's tool in the namespace to its end, and returns what it
+// printed and its error, which has what it complained of.
+func (n *Namespace) VMT(stdin string, args ...string) (string, error) {
+	var out, complaint bytes.Buffer
+	cmd := exec.CommandContext(n.T.Context(), GuestFile("vmt"), args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &complaint
+	if err := n.Start(cmd); err != nil {
+		return "", err
+	}
+	if err := cmd.Wait(); err != nil {
+		return out.String(), fmt.Errorf("%w: %s", err, complaint.String())
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+// background starts the guest's tool in the namespace; it ends with the test.
+// What it prints comes line by line.
+func (n *Namespace) background(args ...string) *exec.Cmd {
+	n.T.Helper()
+	cmd := exec.Command(GuestFile("vmt"), args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stderr = os.Stderr
+	n.T.Cleanup(func() {
+		if cmd.Process != nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return cmd
+}
+
+// Dial opens a TCP connection from the namespace.
+func (n *Namespace) Dial(address string) (net.Conn, error) {
+	var conn net.Conn
+	err := n.Try(func() error {
+		var err error
+		conn, err = net.DialTimeout("tcp", address, 3*time.Second)
+		return err
+	})
+	return conn, err
+}
+
+// HTTPGet asks an HTTP server, from the namespace, and returns the body.
+func (n *Namespace) HTTPGet(address string) (string, error) {
+	conn, err := n.Dial(address)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	dialed := func(context.Context, string, string) (net.Conn, error) { return conn, nil }
+	client := &http.Client{Transport: &http.Transport{DialContext: dialed, DisableKeepAlives: true}}
+	resp, err := client.Get("http://" + address + "/")
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return strings.TrimSpace(string(body)), err
+}

@@ -1,0 +1,45 @@
+package network
+
+import (
+	"encoding/hex"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"vmand/test/harness"
+)
+
+// TestTheLabIsASmallWorld is about the tests' own ground: what they make of
+// namespaces does what they think.
+func TestTheLabIsASmallWorld(t *testing.T) {
+	l := harness.NewLab(t)
+	for _, n := range []*harness.Namespace{l.Host, l.Other, l.Outside} {
+		if got, err := n.HTTPGet(harness.FarAddress + ":80"); err != nil {
+			t.Errorf("%s does not reach far away: %v", n.Name, err)
+		} else if n == l.Other && got[len(got)-len(harness.OtherAddress):] != harness.OtherAddress {
+			t.Errorf("other is seen as %q", got)
+		}
+	}
+	if got, _, err := l.Other.QueryDNS(harness.OutsideAddress, "www.example", dns.TypeA); err != nil || !slices.Equal(got, []string{harness.OutsideAddress}) {
+		t.Errorf("www.example is %v, %v", got, err)
+	}
+	if _, code, err := l.Other.QueryDNS(harness.OutsideAddress, "www.nowhere", dns.TypeA); err != nil || code != dns.RcodeNameError {
+		t.Errorf("www.nowhere answers %d, %v", code, err)
+	}
+	if l.Host.Sysctl("net/ipv4/ip_forward") != "0" {
+		t.Error("the host forwards before anybody asked it to")
+	}
+	s := l.Outside.Sniff("lan0")
+	frame := []byte("\xff\xff\xff\xff\xff\xff\x52\x00\x00\x00\x00\x01\x88\xb5 a frame of the lab's own.")
+	if _, err := l.Other.VMT(hex.EncodeToString(frame), "send", "up0"); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 5*time.Second, "the frame to arrive", func() error {
+		if s.Count("of the lab's own") == 0 {
+			return harness.ErrNotYet
+		}
+		return nil
+	})
+}
