@@ -9,7 +9,7 @@ import (
 )
 
 // AttachCDROM implements [openapi.StrictServerInterface].
-func (s *Server) AttachCDROM(ctx context.Context, r openapi.AttachCDROMRequestObject) (openapi.AttachCDROMResponseObject, error) {
+func (s *Server) AttachCDROM(ctx context.Context, r openapi.AttachCDROMRequestObject) (openapi.Response, error) {
 	c, err := s.manager.AttachCDROM(ctx, r.ID, newCDROM(r.Body))
 	if err != nil {
 		return nil, err
@@ -31,7 +31,7 @@ func (s *Server) cdromAttached(ctx context.Context, vmID, id string) (answer, er
 }
 
 // ListCDROMs implements [openapi.StrictServerInterface].
-func (s *Server) ListCDROMs(ctx context.Context, r openapi.ListCDROMsRequestObject) (openapi.ListCDROMsResponseObject, error) {
+func (s *Server) ListCDROMs(ctx context.Context, r openapi.ListCDROMsRequestObject) (openapi.Response, error) {
 	v, err := s.reader.VM(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -40,7 +40,7 @@ func (s *Server) ListCDROMs(ctx context.Context, r openapi.ListCDROMsRequestObje
 }
 
 // GetCDROM implements [openapi.StrictServerInterface].
-func (s *Server) GetCDROM(ctx context.Context, r openapi.GetCDROMRequestObject) (openapi.GetCDROMResponseObject, error) {
+func (s *Server) GetCDROM(ctx context.Context, r openapi.GetCDROMRequestObject) (openapi.Response, error) {
 	v, c, err := s.cdrom(ctx, r.ID, r.CDROMID)
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func (s *Server) GetCDROM(ctx context.Context, r openapi.GetCDROMRequestObject) 
 }
 
 // EjectCDROM implements [openapi.StrictServerInterface].
-func (s *Server) EjectCDROM(ctx context.Context, r openapi.EjectCDROMRequestObject) (openapi.EjectCDROMResponseObject, error) {
+func (s *Server) EjectCDROM(ctx context.Context, r openapi.EjectCDROMRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err

@@ -44,7 +44,7 @@ func wantsStream(h http.Header) bool {
 }
 
 // ListEvents implements [openapi.StrictServerInterface].
-func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObject) (openapi.ListEventsResponseObject, error) {
+func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObject) (openapi.Response, error) {
 	f := vm.EventFilter{Type: value(r.Params.Type), Resource: value(r.Params.Resource)}
 	if ctx.Value(streamKey{}) != nil {
 		return s.newStream(ctx, f, r.Params)
@@ -112,10 +112,10 @@ func (s *Server) newStream(ctx context.Context, f vm.EventFilter, p openapi.List
 	return st, err
 }
 
-// VisitListEventsResponse implements [openapi.ListEventsResponseObject]. It
+// Respond implements [openapi.Response]. It
 // returns when the client is gone or the server stops, and an error if the events
 // cannot be read.
-func (st *stream) VisitListEventsResponse(w http.ResponseWriter) error {
+func (st *stream) Respond(w http.ResponseWriter) error {
 	st.w, st.rc, st.enc = w, http.NewResponseController(w), getEncoder()
 	defer st.enc.free()
 	w.Header()["Content-Type"] = streamType

@@ -10,7 +10,7 @@ import (
 )
 
 // AddPortForward implements [openapi.StrictServerInterface].
-func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardRequestObject) (openapi.AddPortForwardResponseObject, error) {
+func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardRequestObject) (openapi.Response, error) {
 	b := r.Body
 	var p addressParser
 	f := vm.PortForward{Slot: value(b.NIC), Protocol: vm.Protocol(value(b.Protocol)), HostAddress: value(p.addr("/host_address", b.HostAddress)),
@@ -26,7 +26,7 @@ func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardReq
 }
 
 // ListPortForwards implements [openapi.StrictServerInterface].
-func (s *Server) ListPortForwards(ctx context.Context, r openapi.ListPortForwardsRequestObject) (openapi.ListPortForwardsResponseObject, error) {
+func (s *Server) ListPortForwards(ctx context.Context, r openapi.ListPortForwardsRequestObject) (openapi.Response, error) {
 	v, err := s.reader.VM(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -35,7 +35,7 @@ func (s *Server) ListPortForwards(ctx context.Context, r openapi.ListPortForward
 }
 
 // GetPortForward implements [openapi.StrictServerInterface].
-func (s *Server) GetPortForward(ctx context.Context, r openapi.GetPortForwardRequestObject) (openapi.GetPortForwardResponseObject, error) {
+func (s *Server) GetPortForward(ctx context.Context, r openapi.GetPortForwardRequestObject) (openapi.Response, error) {
 	v, f, err := s.forward(ctx, r.ID, r.ForwardID)
 	if err != nil {
 		return nil, err
@@ -44,7 +44,7 @@ func (s *Server) GetPortForward(ctx context.Context, r openapi.GetPortForwardReq
 }
 
 // RemovePortForward implements [openapi.StrictServerInterface].
-func (s *Server) RemovePortForward(ctx context.Context, r openapi.RemovePortForwardRequestObject) (openapi.RemovePortForwardResponseObject, error) {
+func (s *Server) RemovePortForward(ctx context.Context, r openapi.RemovePortForwardRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err

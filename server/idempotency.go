@@ -78,14 +78,14 @@ func (s *Server) once(x *exchange, next echo.HandlerFunc) error {
 	}
 	x.c.Response().Header()[headerReplayed] = yes
 	if reply != nil {
-		return keptAnswer(*reply).write(x.c.Response())
+		return keptAnswer(*reply).Respond(x.c.Response())
 	}
 	return s.answerAndKeep(x, func(c echo.Context) error {
 		a, err := s.answerOf(ctx, o, c)
 		if err != nil {
 			return err
 		}
-		return a.write(c.Response())
+		return a.Respond(c.Response())
 	})
 }
 

@@ -65,9 +65,9 @@ func newList[T any](ctx context.Context, path string, filter url.Values, limit *
 	return l, nil
 }
 
-// write sends the list. An error in the middle of it makes the caller abort the
-// connection, so that a part never looks like the whole.
-func (l list[T]) write(w http.ResponseWriter) error {
+// Respond implements [openapi.Response]. An error after the first bytes makes the
+// middleware abort the connection, so that a part never looks like the whole.
+func (l list[T]) Respond(w http.ResponseWriter) error {
 	h := w.Header()
 	h["Content-Type"] = jsonType
 	if l.link != nil {
@@ -116,14 +116,6 @@ func (l list[T]) flusher(w http.ResponseWriter, e *encoder) func() error {
 		return err
 	}
 }
-
-func (l list[T]) VisitListTemplatesResponse(w http.ResponseWriter) error  { return l.write(w) }
-func (l list[T]) VisitListVMsResponse(w http.ResponseWriter) error        { return l.write(w) }
-func (l list[T]) VisitListNetworksResponse(w http.ResponseWriter) error   { return l.write(w) }
-func (l list[T]) VisitListDisksResponse(w http.ResponseWriter) error      { return l.write(w) }
-func (l list[T]) VisitListImagesResponse(w http.ResponseWriter) error     { return l.write(w) }
-func (l list[T]) VisitListOperationsResponse(w http.ResponseWriter) error { return l.write(w) }
-func (l list[T]) VisitListEventsResponse(w http.ResponseWriter) error     { return l.write(w) }
 
 // cursorVersion is the first byte of a cursor.
 const cursorVersion = 1

@@ -10,7 +10,7 @@ import (
 )
 
 // AttachNIC implements [openapi.StrictServerInterface].
-func (s *Server) AttachNIC(ctx context.Context, r openapi.AttachNICRequestObject) (openapi.AttachNICResponseObject, error) {
+func (s *Server) AttachNIC(ctx context.Context, r openapi.AttachNICRequestObject) (openapi.Response, error) {
 	var p addressParser
 	want := newNIC(&p, "", r.Body)
 	if err := p.err(); err != nil {
@@ -46,7 +46,7 @@ func newNICs(p *addressParser, list *[]openapi.CreateNIC) *[]vm.NewNIC {
 }
 
 // ListNICs implements [openapi.StrictServerInterface].
-func (s *Server) ListNICs(ctx context.Context, r openapi.ListNICsRequestObject) (openapi.ListNICsResponseObject, error) {
+func (s *Server) ListNICs(ctx context.Context, r openapi.ListNICsRequestObject) (openapi.Response, error) {
 	v, err := s.reader.VM(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func (s *Server) ListNICs(ctx context.Context, r openapi.ListNICsRequestObject) 
 }
 
 // GetNIC implements [openapi.StrictServerInterface].
-func (s *Server) GetNIC(ctx context.Context, r openapi.GetNICRequestObject) (openapi.GetNICResponseObject, error) {
+func (s *Server) GetNIC(ctx context.Context, r openapi.GetNICRequestObject) (openapi.Response, error) {
 	v, n, err := s.nic(ctx, r.ID, r.NICSlot)
 	if err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func (s *Server) GetNIC(ctx context.Context, r openapi.GetNICRequestObject) (ope
 }
 
 // UpdateNIC implements [openapi.StrictServerInterface].
-func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject) (openapi.UpdateNICResponseObject, error) {
+func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -81,7 +81,7 @@ func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject
 }
 
 // DetachNIC implements [openapi.StrictServerInterface].
-func (s *Server) DetachNIC(ctx context.Context, r openapi.DetachNICRequestObject) (openapi.DetachNICResponseObject, error) {
+func (s *Server) DetachNIC(ctx context.Context, r openapi.DetachNICRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err

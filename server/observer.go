@@ -30,7 +30,7 @@ type Issue struct {
 }
 
 // GetObserverStatus implements [openapi.StrictServerInterface].
-func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusRequestObject) (openapi.GetObserverStatusResponseObject, error) {
+func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusRequestObject) (openapi.Response, error) {
 	st := s.observer()
 	out := &openapi.ObserverStatus{
 		Status:          openapi.ObserverStatusStatus(st.Status),

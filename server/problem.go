@@ -187,5 +187,5 @@ func writeProblem(c echo.Context, fault *vm.Fault) error {
 			h["Allow"] = []string{strings.Replace(allow, http.MethodGet, "GET, HEAD", 1)}
 		}
 	}
-	return answer{status: p.Status, mediaType: problemType, body: &p}.write(c.Response())
+	return answer{status: p.Status, mediaType: problemType, body: &p}.Respond(c.Response())
 }

@@ -154,7 +154,7 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.echo.Binder = binder{}
 	s.echo.Use(s.middleware)
-	openapi.RegisterHandlers(s.echo, openapi.NewStrictHandler(s, nil))
+	openapi.RegisterHandlers(s.echo, openapi.NewStrictHandler(s))
 	s.registerDocs()
 	return s, nil
 }

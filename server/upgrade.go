@@ -84,9 +84,9 @@ type client interface {
 	finish(why error)
 }
 
-// VisitOpenConsoleResponse implements [openapi.OpenConsoleResponseObject]. It
+// Respond implements [openapi.Response]. It
 // returns when the connection has ended.
-func (c *connection) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+func (c *connection) Respond(w http.ResponseWriter) error {
 	defer c.s.consoles.leave(c.seat)
 	defer c.console.Close()
 	defer c.seat.end(nil)
