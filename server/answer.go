@@ -20,7 +20,7 @@ var (
 // An encoder writes JSON into a buffer that is used again and again.
 type encoder struct {
 	buf  bytes.Buffer
-	json *json.Encoder
+	json *json.Encoder // writes to buf
 }
 
 var encoders = sync.Pool{New: func() any {
@@ -40,6 +40,15 @@ func (e *encoder) free() {
 		e.buf.Reset()
 		encoders.Put(e)
 	}
+}
+
+// encode appends the JSON of v and a newline.
+func (e *encoder) encode(v any) error {
+	if a, ok := v.(jsonAppender); ok {
+		e.buf.Write(append(a.appendJSON(e.buf.AvailableBuffer()), '\n'))
+		return nil
+	}
+	return e.json.Encode(v)
 }
 
 // An answer is a whole answer: the [openapi.Response] of most operations. Nothing

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"slices"
@@ -161,7 +162,11 @@ func TestBadNamesAreRefusedEverywhere(t *testing.T) {
 	}
 }
 
-func quote(s string) string { return string(appendString(nil, s)) }
+// quote returns s as a JSON string.
+func quote(s string) string {
+	b, _ := json.Marshal(s) // never fails for a string
+	return string(b)
+}
 
 func TestBadParametersAreNamed(t *testing.T) {
 	a := newAPI(t)

@@ -26,7 +26,7 @@ func newCDROM(b *openapi.CreateCDROM) vm.NewCDROM {
 // recorded now.
 func (s *Server) cdromAttached(ctx context.Context, vmID, id string) (answer, error) {
 	v, c, err := s.cdrom(ctx, vmID, id)
-	a := answer{body: (*wireCDROM)(&c), etag: etagOf(vmVersion(&v))}
+	a := answer{body: jsonOf(&c, appendCDROM), etag: etagOf(vmVersion(&v))}
 	return a.created("/vms/" + vmID + "/cdroms/" + id), err
 }
 
@@ -36,7 +36,7 @@ func (s *Server) ListCDROMs(ctx context.Context, r openapi.ListCDROMsRequestObje
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: wireCDROMs(v.CDROMs)}, nil
+	return answer{status: http.StatusOK, body: jsonArrayOf(v.CDROMs, appendCDROM)}, nil
 }
 
 // GetCDROM implements [openapi.StrictServerInterface].
@@ -45,7 +45,7 @@ func (s *Server) GetCDROM(ctx context.Context, r openapi.GetCDROMRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireCDROM)(&c) }), nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return jsonOf(&c, appendCDROM) }), nil
 }
 
 // EjectCDROM implements [openapi.StrictServerInterface].

@@ -31,7 +31,7 @@ func (s *Server) ListPortForwards(ctx context.Context, r openapi.ListPortForward
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: wireForwards(v.Forwards)}, nil
+	return answer{status: http.StatusOK, body: jsonArrayOf(v.Forwards, appendForward)}, nil
 }
 
 // GetPortForward implements [openapi.StrictServerInterface].
@@ -40,7 +40,7 @@ func (s *Server) GetPortForward(ctx context.Context, r openapi.GetPortForwardReq
 	if err != nil {
 		return nil, err
 	}
-	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireForward)(&f) }), nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return jsonOf(&f, appendForward) }), nil
 }
 
 // RemovePortForward implements [openapi.StrictServerInterface].
@@ -72,6 +72,6 @@ func (s *Server) forward(ctx context.Context, id, forwardID string) (vm.VM, vm.P
 // VM's.
 func (s *Server) forwardCreated(ctx context.Context, id, forwardID string) (answer, error) {
 	v, f, err := s.forward(ctx, id, forwardID)
-	a := answer{body: (*wireForward)(&f), etag: etagOf(vmVersion(&v))}
+	a := answer{body: jsonOf(&f, appendForward), etag: etagOf(vmVersion(&v))}
 	return a.created("/vms/" + id + "/port_forwards/" + forwardID), err
 }

@@ -51,7 +51,7 @@ func (s *Server) ListNICs(ctx context.Context, r openapi.ListNICsRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: wireNICs(v.NICs)}, nil
+	return answer{status: http.StatusOK, body: jsonArrayOf(v.NICs, appendNIC)}, nil
 }
 
 // GetNIC implements [openapi.StrictServerInterface].
@@ -60,7 +60,7 @@ func (s *Server) GetNIC(ctx context.Context, r openapi.GetNICRequestObject) (ope
 	if err != nil {
 		return nil, err
 	}
-	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireNIC)(&n) }), nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return jsonOf(&n, appendNIC) }), nil
 }
 
 // UpdateNIC implements [openapi.StrictServerInterface].
@@ -110,12 +110,17 @@ func (s *Server) nic(ctx context.Context, id string, slot int) (vm.VM, vm.NIC, e
 // VM's, go together.
 func (s *Server) nicAnswer(ctx context.Context, id string, slot int) (answer, error) {
 	v, n, err := s.nic(ctx, id, slot)
-	return answer{status: http.StatusOK, body: (*wireNIC)(&n), etag: etagOf(vmVersion(&v))}, err
+	return shownNIC(&v, &n), err
+}
+
+// shownNIC answers with n, a NIC of v. The entity tag is the VM's.
+func shownNIC(v *vm.VM, n *vm.NIC) answer {
+	return answer{status: http.StatusOK, body: jsonOf(n, appendNIC), etag: etagOf(vmVersion(v))}
 }
 
 // nicAccepted answers with a NIC on its way, which an operation is about.
 func nicAccepted(n *vm.NIC, o vm.Operation) answer {
-	return answer{status: http.StatusAccepted, body: (*wireNIC)(n), location: "/operations/" + o.ID}
+	return answer{status: http.StatusAccepted, body: jsonOf(n, appendNIC), location: "/operations/" + o.ID}
 }
 
 func nicPath(id string, slot int) string { return fmt.Sprintf("/vms/%s/nics/%d", id, slot) }
