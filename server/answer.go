@@ -9,12 +9,11 @@ import (
 	"time"
 )
 
-// Header values that never change, ready for a header map. Nobody may write to
-// them.
-var (
-	jsonType    = []string{"application/json"}
-	problemType = []string{"application/problem+json"}
-	waitApplied = []string{"wait"}
+// Media types of answers.
+const (
+	jsonType    = "application/json"
+	problemType = "application/problem+json"
+	bytesType   = "application/octet-stream"
 )
 
 // An encoder writes JSON into a buffer that is used again and again.
@@ -55,8 +54,8 @@ func (e *encoder) encode(v any) error {
 // ties it to an operation; the tests validate every answer against the contract.
 type answer struct {
 	status    int
-	mediaType []string // application/json if nil
-	body      any      // nil for none
+	mediaType string // application/json if empty
+	body      any    // nil for none
 	etag      string
 	location  string
 	applied   bool // Preference-Applied: wait
@@ -83,13 +82,13 @@ func (a answer) Respond(w http.ResponseWriter) error {
 	limitSending(w)
 	h := w.Header()
 	if a.etag != "" {
-		h["Etag"] = []string{a.etag}
+		h.Set("Etag", a.etag)
 	}
 	if a.location != "" {
-		h["Location"] = []string{a.location}
+		h.Set("Location", a.location)
 	}
 	if a.applied {
-		h["Preference-Applied"] = waitApplied
+		h.Set("Preference-Applied", "wait")
 	}
 	if a.body == nil {
 		w.WriteHeader(a.status)
@@ -100,11 +99,11 @@ func (a answer) Respond(w http.ResponseWriter) error {
 	if err := e.encode(a.body); err != nil {
 		return err
 	}
-	if a.mediaType == nil {
+	if a.mediaType == "" {
 		a.mediaType = jsonType
 	}
-	h["Content-Type"] = a.mediaType
-	h["Content-Length"] = []string{strconv.Itoa(e.buf.Len())}
+	h.Set("Content-Type", a.mediaType)
+	h.Set("Content-Length", strconv.Itoa(e.buf.Len()))
 	w.WriteHeader(a.status)
 	_, err := w.Write(e.buf.Bytes())
 	return err

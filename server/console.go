@@ -158,7 +158,7 @@ func (l *consoleLog) close() {
 // Respond implements [openapi.Response].
 func (l *consoleLog) Respond(w http.ResponseWriter) error {
 	defer l.close()
-	w.Header()["X-Vman-Console-End"] = []string{strconv.FormatInt(l.end, 10)}
+	w.Header().Set("X-Vman-Console-End", strconv.FormatInt(l.end, 10))
 	out := &byteStream{w: w}
 	if err := l.send(out); err != nil || l.seat == nil {
 		return err

@@ -165,8 +165,6 @@ func (f guestFile) Respond(w http.ResponseWriter) error {
 	return nil
 }
 
-var bytesType = []string{"application/octet-stream"}
-
 // A byteStream sends bytes as they come. A client that does not read them is not
 // waited for.
 type byteStream struct {
@@ -178,7 +176,7 @@ func (s *byteStream) begin() {
 	if !s.begun {
 		s.begun = true
 		limitSending(s.w)
-		s.w.Header()["Content-Type"] = bytesType
+		s.w.Header().Set("Content-Type", bytesType)
 		s.w.WriteHeader(http.StatusOK)
 	}
 }

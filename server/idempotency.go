@@ -76,7 +76,7 @@ func (s *Server) once(x *exchange, next echo.HandlerFunc) error {
 		return &vm.Fault{Code: vm.CodeRepeated, OperationID: o.ID, Detail: "the Idempotency-Key was used for another request",
 			Hint: "use a key of its own for each request"}
 	}
-	x.c.Response().Header()[headerReplayed] = yes
+	x.c.Response().Header().Set(headerReplayed, "true")
 	if reply != nil {
 		return keptAnswer(*reply).Respond(x.c.Response())
 	}

@@ -244,22 +244,22 @@ type imageContent struct {
 func (c imageContent) Respond(w http.ResponseWriter) error {
 	defer c.content.Close()
 	h := w.Header()
-	h["Etag"] = []string{`"` + c.image.SHA256 + `"`}
-	h["Content-Type"] = bytesType
-	h["Content-Disposition"] = []string{`attachment; filename="` + c.image.Name + "." + string(c.image.Layout) + `"`}
+	h.Set("Etag", `"`+c.image.SHA256+`"`)
+	h.Set("Content-Type", bytesType)
+	h.Set("Content-Disposition", `attachment; filename="`+c.image.Name+"."+string(c.image.Layout)+`"`)
 	out := &contentWriter{ResponseWriter: w, content: c.content}
 	http.ServeContent(out, c.request, "", time.Time{}, out)
 	if out.refused == 0 {
 		return out.err
 	}
-	h["Cache-Control"] = noStore // which net/http takes away
+	h.Set("Cache-Control", "no-store") // which net/http takes away
 	for _, name := range []string{"Etag", "Content-Disposition", "Accept-Ranges"} {
 		h.Del(name)
 	}
 	if out.refused != http.StatusRequestedRangeNotSatisfiable {
 		return fmt.Errorf("read the content of image %s: status %d: %w", c.image.Name, out.refused, out.err)
 	}
-	h["Content-Range"] = []string{"bytes */" + strconv.FormatInt(c.image.Bytes, 10)}
+	h.Set("Content-Range", "bytes */"+strconv.FormatInt(c.image.Bytes, 10))
 	return &vm.Fault{Code: codeRange, Detail: "the content has " + strconv.FormatInt(c.image.Bytes, 10) + " bytes"}
 }
 

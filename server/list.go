@@ -28,7 +28,7 @@ type list[T any] struct {
 	api  func(*T) any // what is sent of one
 	page []T          // the first
 	more bool         // read on after page
-	link []string
+	link string
 }
 
 // newList reads the first page of a collection, so that what goes wrong can
@@ -60,7 +60,7 @@ func newList[T any](ctx context.Context, path string, filter url.Values, limit *
 		l.page = l.page[:n]
 		filter.Set("limit", strconv.Itoa(n))
 		filter.Set("cursor", formatCursor(seq(&l.page[n-1])))
-		l.link = []string{fmt.Sprintf(`<%s?%s>; rel="next"`, path, filter.Encode())}
+		l.link = fmt.Sprintf(`<%s?%s>; rel="next"`, path, filter.Encode())
 	}
 	return l, nil
 }
@@ -69,9 +69,9 @@ func newList[T any](ctx context.Context, path string, filter url.Values, limit *
 // middleware abort the connection, so that a part never looks like the whole.
 func (l list[T]) Respond(w http.ResponseWriter) error {
 	h := w.Header()
-	h["Content-Type"] = jsonType
-	if l.link != nil {
-		h["Link"] = l.link
+	h.Set("Content-Type", jsonType)
+	if l.link != "" {
+		h.Set("Link", l.link)
 	}
 	e := getEncoder()
 	defer e.free()

@@ -50,3 +50,6 @@ func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusReq
 	}
 	return answer{status: 200, body: out}, nil
 }
+
+// milliseconds returns d with a resolution of 1 µs.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

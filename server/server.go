@@ -119,7 +119,7 @@ type Server struct {
 	tickets    tickets
 	consoles   consoles
 	echo       *echo.Echo
-	name       []string // value of the Server header
+	name       string // value of the Server header
 
 	headerTimeout time.Duration // these are constants, but for tests
 	heartbeat     time.Duration
@@ -146,7 +146,7 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	}
 	s := &Server{o: o, manager: d.Manager, reader: d.Reader, health: d.Health, observer: d.Observer, log: d.Log,
 		auth: auth{store: d.Tokens, group: o.Group}, origin: newOrigin(o.Hosts), operations: compile(doc),
-		echo: echo.New(), name: []string{"vmand/" + o.Version}, headerTimeout: readHeaderTimeout,
+		echo: echo.New(), name: "vmand/" + o.Version, headerTimeout: readHeaderTimeout,
 		heartbeat: heartbeat, eventTimeout: eventTimeout}
 	if _, err := s.auth.reload(ctx); err != nil {
 		return nil, err
