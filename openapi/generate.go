@@ -1,14 +1,20 @@
 // Package openapi is the contract of the REST API: vman.yaml, written by hand,
-// and the Go code generated from it. The client is in package
+// and the Go code generated from it. The client is package
 // vmand/openapi/client.
 //
-// In the generated responses an empty string in a header's field means that the
-// header is absent: whoever writes a response drops empty headers. The headers
-// that any answer may carry (X-Request-Id, Server, X-Vman-Dry-Run,
-// Idempotency-Replayed) and the Idempotency-Key of a request are the business of
-// a middleware, so they are in vman.yaml and not in the generated code; so is
-// who may call, which it would note down with every request for nobody; and
-// null, which the generator would take for a word of an enum.
+// A handler returns a [Response], which writes itself. The generated code has no
+// type for each response of each operation: the tests validate every answer
+// against the contract instead.
+//
+// The generator does not see these parts of vman.yaml (generate.sh removes
+// them), because the server's middleware handles them for all operations:
+//   - the headers that any answer may carry (X-Request-Id, Server,
+//     X-Vman-Dry-Run, Idempotency-Replayed);
+//   - the request header Idempotency-Key;
+//   - the security requirements.
+//
+// It does not see null in types and enums either: it would generate an enum
+// value for it.
 package openapi
 
 //go:generate sh generate.sh server.yaml server.gen.go

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Generates Go code from vman.yaml: generate.sh CONFIG OUTPUT, run in this
-# directory by go generate. The generator gets the document without what it
-# would make worse code of (see the package comment), and the package comment it
-# writes is taken out, as the package has one.
+# generate.sh CONFIG OUTPUT generates Go code from vman.yaml. go generate runs it
+# in this directory. The generator gets the document without the parts that the
+# package comment in generate.go lists, and its own package comment is removed
+# from the output, since the package has one.
 set -eu
 client=
 case $2 in client/*) client='/x-go-type: (Time|RawJSON)$/d' ;; esac

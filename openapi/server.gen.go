@@ -4,7 +4,6 @@ package openapi
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/labstack/echo/v4"
 	"github.com/oapi-codegen/runtime"
-	strictecho "github.com/oapi-codegen/runtime/strictmiddleware/echo"
 )
 
 // Defines values for AgentState.
@@ -5465,7563 +5463,389 @@ type UpgradeRequiredApplicationProblemPlusJSONResponse struct {
 	Headers UpgradeRequiredResponseHeaders
 }
 
+// A Response writes itself as the answer to a request.
+type Response interface {
+	// Respond writes the status, the headers and the body. An error before the
+	// status is written can still be answered with a problem.
+	Respond(w http.ResponseWriter) error
+}
+
+// ListDisksRequestObject is a request for ListDisks.
 type ListDisksRequestObject struct {
 	Params ListDisksParams
 }
 
-type ListDisksResponseObject interface {
-	VisitListDisksResponse(w http.ResponseWriter) error
-}
-
-type ListDisks200ResponseHeaders struct {
-	Link string
-}
-
-type ListDisks200JSONResponse struct {
-	Body    []Disk
-	Headers ListDisks200ResponseHeaders
-}
-
-func (response ListDisks200JSONResponse) VisitListDisksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListDisks400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListDisks400ApplicationProblemPlusJSONResponse) VisitListDisksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListDisks401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListDisks401ApplicationProblemPlusJSONResponse) VisitListDisksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListDisks403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListDisks403ApplicationProblemPlusJSONResponse) VisitListDisksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListDisksdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListDisksdefaultApplicationProblemPlusJSONResponse) VisitListDisksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// CreateDiskRequestObject is a request for CreateDisk.
 type CreateDiskRequestObject struct {
 	Params CreateDiskParams
 	Body   *CreateDiskJSONRequestBody
 }
 
-type CreateDiskResponseObject interface {
-	VisitCreateDiskResponse(w http.ResponseWriter) error
-}
-
-type CreateDisk201ResponseHeaders struct {
-	ETag              string
-	Location          string
-	PreferenceApplied string
-}
-
-type CreateDisk201JSONResponse struct {
-	Body    Disk
-	Headers CreateDisk201ResponseHeaders
-}
-
-func (response CreateDisk201JSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(201)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateDisk202ResponseHeaders struct {
-	Location string
-}
-
-type CreateDisk202JSONResponse struct {
-	Body    Disk
-	Headers CreateDisk202ResponseHeaders
-}
-
-func (response CreateDisk202JSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateDisk400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response CreateDisk400ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateDisk401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response CreateDisk401ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateDisk403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response CreateDisk403ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateDisk409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response CreateDisk409ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateDisk413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateDisk413ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateDisk415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateDisk415ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateDisk422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response CreateDisk422ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateDisk503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response CreateDisk503ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateDisk507ApplicationProblemPlusJSONResponse struct {
-	InsufficientStorageApplicationProblemPlusJSONResponse
-}
-
-func (response CreateDisk507ApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(507)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateDiskdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response CreateDiskdefaultApplicationProblemPlusJSONResponse) VisitCreateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// DeleteDiskRequestObject is a request for DeleteDisk.
 type DeleteDiskRequestObject struct {
 	ID     ID `json:"id"`
 	Params DeleteDiskParams
 }
 
-type DeleteDiskResponseObject interface {
-	VisitDeleteDiskResponse(w http.ResponseWriter) error
-}
-
-type DeleteDisk204Response struct {
-}
-
-func (response DeleteDisk204Response) VisitDeleteDiskResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type DeleteDisk400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteDisk400ApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteDisk401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteDisk401ApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteDisk403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteDisk403ApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteDisk404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteDisk404ApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteDisk409ApplicationProblemPlusJSONResponse struct {
-	InUseApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteDisk409ApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteDisk412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteDisk412ApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteDisk422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteDisk422ApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteDiskdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response DeleteDiskdefaultApplicationProblemPlusJSONResponse) VisitDeleteDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetDiskRequestObject is a request for GetDisk.
 type GetDiskRequestObject struct {
 	ID     ID `json:"id"`
 	Params GetDiskParams
 }
 
-type GetDiskResponseObject interface {
-	VisitGetDiskResponse(w http.ResponseWriter) error
-}
-
-type GetDisk200ResponseHeaders struct {
-	ETag string
-}
-
-type GetDisk200JSONResponse struct {
-	Body    Disk
-	Headers GetDisk200ResponseHeaders
-}
-
-func (response GetDisk200JSONResponse) VisitGetDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetDisk304Response = NotModifiedResponse
-
-func (response GetDisk304Response) VisitGetDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type GetDisk400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetDisk400ApplicationProblemPlusJSONResponse) VisitGetDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetDisk401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetDisk401ApplicationProblemPlusJSONResponse) VisitGetDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetDisk403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetDisk403ApplicationProblemPlusJSONResponse) VisitGetDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetDisk404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetDisk404ApplicationProblemPlusJSONResponse) VisitGetDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetDiskdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetDiskdefaultApplicationProblemPlusJSONResponse) VisitGetDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// UpdateDiskRequestObject is a request for UpdateDisk.
 type UpdateDiskRequestObject struct {
 	ID     ID `json:"id"`
 	Params UpdateDiskParams
 	Body   *UpdateDiskJSONRequestBody
 }
 
-type UpdateDiskResponseObject interface {
-	VisitUpdateDiskResponse(w http.ResponseWriter) error
-}
-
-type UpdateDisk200ResponseHeaders struct {
-	ETag string
-}
-
-type UpdateDisk200JSONResponse struct {
-	Body    Disk
-	Headers UpdateDisk200ResponseHeaders
-}
-
-func (response UpdateDisk200JSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateDisk400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk400ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateDisk401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk401ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateDisk403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk403ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateDisk404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk404ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateDisk409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk409ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateDisk412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk412ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateDisk413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk413ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateDisk415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk415ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateDisk422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk422ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateDisk503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk503ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateDisk507ApplicationProblemPlusJSONResponse struct {
-	InsufficientStorageApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateDisk507ApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(507)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateDiskdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response UpdateDiskdefaultApplicationProblemPlusJSONResponse) VisitUpdateDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// AttachDiskRequestObject is a request for AttachDisk.
 type AttachDiskRequestObject struct {
 	ID     ID `json:"id"`
 	Params AttachDiskParams
 	Body   *AttachDiskJSONRequestBody
 }
 
-type AttachDiskResponseObject interface {
-	VisitAttachDiskResponse(w http.ResponseWriter) error
-}
-
-type AttachDisk200ResponseHeaders struct {
-	PreferenceApplied string
-}
-
-type AttachDisk200JSONResponse struct {
-	Body    Disk
-	Headers AttachDisk200ResponseHeaders
-}
-
-func (response AttachDisk200JSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachDisk202ResponseHeaders struct {
-	Location string
-}
-
-type AttachDisk202JSONResponse struct {
-	Body    Disk
-	Headers AttachDisk202ResponseHeaders
-}
-
-func (response AttachDisk202JSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachDisk400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response AttachDisk400ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachDisk401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response AttachDisk401ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachDisk403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response AttachDisk403ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachDisk404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response AttachDisk404ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachDisk409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response AttachDisk409ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachDisk413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response AttachDisk413ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachDisk415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response AttachDisk415ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachDisk422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response AttachDisk422ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachDisk503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response AttachDisk503ApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachDiskdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response AttachDiskdefaultApplicationProblemPlusJSONResponse) VisitAttachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// DetachDiskRequestObject is a request for DetachDisk.
 type DetachDiskRequestObject struct {
 	ID     ID `json:"id"`
 	Params DetachDiskParams
 	Body   *DetachDiskJSONRequestBody
 }
 
-type DetachDiskResponseObject interface {
-	VisitDetachDiskResponse(w http.ResponseWriter) error
-}
-
-type DetachDisk200ResponseHeaders struct {
-	PreferenceApplied string
-}
-
-type DetachDisk200JSONResponse struct {
-	Body    Disk
-	Headers DetachDisk200ResponseHeaders
-}
-
-func (response DetachDisk200JSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DetachDisk202ResponseHeaders struct {
-	Location string
-}
-
-type DetachDisk202JSONResponse struct {
-	Body    Disk
-	Headers DetachDisk202ResponseHeaders
-}
-
-func (response DetachDisk202JSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DetachDisk400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response DetachDisk400ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachDisk401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response DetachDisk401ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DetachDisk403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response DetachDisk403ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachDisk404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response DetachDisk404ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachDisk409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response DetachDisk409ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachDisk413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response DetachDisk413ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachDisk415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response DetachDisk415ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachDisk422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response DetachDisk422ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachDisk503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response DetachDisk503ApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DetachDiskdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response DetachDiskdefaultApplicationProblemPlusJSONResponse) VisitDetachDiskResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ListEventsRequestObject is a request for ListEvents.
 type ListEventsRequestObject struct {
 	Params ListEventsParams
 }
 
-type ListEventsResponseObject interface {
-	VisitListEventsResponse(w http.ResponseWriter) error
-}
-
-type ListEvents200ResponseHeaders struct {
-	Link string
-}
-
-type ListEvents200JSONResponse struct {
-	Body    []Event
-	Headers ListEvents200ResponseHeaders
-}
-
-func (response ListEvents200JSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListEvents200TexteventStreamResponse struct {
-	Body          io.Reader
-	Headers       ListEvents200ResponseHeaders
-	ContentLength int64
-}
-
-func (response ListEvents200TexteventStreamResponse) VisitListEventsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "text/event-stream")
-	if response.ContentLength != 0 {
-		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
-	}
-	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
-	w.WriteHeader(200)
-
-	if closer, ok := response.Body.(io.ReadCloser); ok {
-		defer closer.Close()
-	}
-	_, err := io.Copy(w, response.Body)
-	return err
-}
-
-type ListEvents400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListEvents400ApplicationProblemPlusJSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListEvents401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListEvents401ApplicationProblemPlusJSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListEvents403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListEvents403ApplicationProblemPlusJSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListEventsdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListEventsdefaultApplicationProblemPlusJSONResponse) VisitListEventsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetHealthRequestObject is a request for GetHealth.
 type GetHealthRequestObject struct {
 }
 
-type GetHealthResponseObject interface {
-	VisitGetHealthResponse(w http.ResponseWriter) error
-}
-
-type GetHealth200JSONResponse Health
-
-func (response GetHealth200JSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetHealth400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetHealth400ApplicationProblemPlusJSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetHealth503JSONResponse Health
-
-func (response GetHealth503JSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetHealthdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetHealthdefaultApplicationProblemPlusJSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ListImagesRequestObject is a request for ListImages.
 type ListImagesRequestObject struct {
 	Params ListImagesParams
 }
 
-type ListImagesResponseObject interface {
-	VisitListImagesResponse(w http.ResponseWriter) error
-}
-
-type ListImages200ResponseHeaders struct {
-	Link string
-}
-
-type ListImages200JSONResponse struct {
-	Body    []Image
-	Headers ListImages200ResponseHeaders
-}
-
-func (response ListImages200JSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListImages400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListImages400ApplicationProblemPlusJSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListImages401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListImages401ApplicationProblemPlusJSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListImages403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListImages403ApplicationProblemPlusJSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListImagesdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListImagesdefaultApplicationProblemPlusJSONResponse) VisitListImagesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// CreateImageRequestObject is a request for CreateImage.
 type CreateImageRequestObject struct {
 	Params   CreateImageParams
 	JSONBody *CreateImageJSONRequestBody
 	Body     io.Reader
 }
 
-type CreateImageResponseObject interface {
-	VisitCreateImageResponse(w http.ResponseWriter) error
-}
-
-type CreateImage201ResponseHeaders struct {
-	ETag              string
-	Location          string
-	PreferenceApplied string
-}
-
-type CreateImage201JSONResponse struct {
-	Body    Image
-	Headers CreateImage201ResponseHeaders
-}
-
-func (response CreateImage201JSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(201)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateImage202ResponseHeaders struct {
-	Location string
-}
-
-type CreateImage202JSONResponse struct {
-	Body    Image
-	Headers CreateImage202ResponseHeaders
-}
-
-func (response CreateImage202JSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateImage400ApplicationProblemPlusJSONResponse struct {
-	BadImageApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage400ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateImage401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage401ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateImage403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage403ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateImage404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage404ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateImage409ApplicationProblemPlusJSONResponse struct {
-	TakenApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage409ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateImage413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage413ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateImage415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage415ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateImage422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage422ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateImage503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage503ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateImage507ApplicationProblemPlusJSONResponse struct {
-	InsufficientStorageApplicationProblemPlusJSONResponse
-}
-
-func (response CreateImage507ApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(507)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateImagedefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response CreateImagedefaultApplicationProblemPlusJSONResponse) VisitCreateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// DeleteImageRequestObject is a request for DeleteImage.
 type DeleteImageRequestObject struct {
 	Name   ImageName `json:"name"`
 	Params DeleteImageParams
 }
 
-type DeleteImageResponseObject interface {
-	VisitDeleteImageResponse(w http.ResponseWriter) error
-}
-
-type DeleteImage204Response struct {
-}
-
-func (response DeleteImage204Response) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type DeleteImage400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteImage400ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteImage401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteImage401ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteImage403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteImage403ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteImage404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteImage404ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteImage409ApplicationProblemPlusJSONResponse struct {
-	InUseApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteImage409ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteImage412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteImage412ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteImage422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteImage422ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteImage503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteImage503ApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteImagedefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response DeleteImagedefaultApplicationProblemPlusJSONResponse) VisitDeleteImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetImageRequestObject is a request for GetImage.
 type GetImageRequestObject struct {
 	Name   ImageName `json:"name"`
 	Params GetImageParams
 }
 
-type GetImageResponseObject interface {
-	VisitGetImageResponse(w http.ResponseWriter) error
-}
-
-type GetImage200ResponseHeaders struct {
-	ETag string
-}
-
-type GetImage200JSONResponse struct {
-	Body    Image
-	Headers GetImage200ResponseHeaders
-}
-
-func (response GetImage200JSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetImage304Response = NotModifiedResponse
-
-func (response GetImage304Response) VisitGetImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type GetImage400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetImage400ApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetImage401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetImage401ApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetImage403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetImage403ApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetImage404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetImage404ApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetImagedefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetImagedefaultApplicationProblemPlusJSONResponse) VisitGetImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// UpdateImageRequestObject is a request for UpdateImage.
 type UpdateImageRequestObject struct {
 	Name   ImageName `json:"name"`
 	Params UpdateImageParams
 	Body   *UpdateImageJSONRequestBody
 }
 
-type UpdateImageResponseObject interface {
-	VisitUpdateImageResponse(w http.ResponseWriter) error
-}
-
-type UpdateImage200ResponseHeaders struct {
-	ETag string
-}
-
-type UpdateImage200JSONResponse struct {
-	Body    Image
-	Headers UpdateImage200ResponseHeaders
-}
-
-func (response UpdateImage200JSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateImage400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage400ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateImage401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage401ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateImage403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage403ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateImage404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage404ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateImage409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage409ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateImage412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage412ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateImage413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage413ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateImage415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage415ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateImage422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage422ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateImage503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateImage503ApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateImagedefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response UpdateImagedefaultApplicationProblemPlusJSONResponse) VisitUpdateImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ReadImageRequestObject is a request for ReadImage.
 type ReadImageRequestObject struct {
 	Name   ImageName `json:"name"`
 	Params ReadImageParams
 }
 
-type ReadImageResponseObject interface {
-	VisitReadImageResponse(w http.ResponseWriter) error
-}
-
-type ReadImage200ResponseHeaders struct {
-	AcceptRanges       string
-	ContentDisposition string
-	ETag               string
-}
-
-type ReadImage200ApplicationoctetStreamResponse struct {
-	Body          io.Reader
-	Headers       ReadImage200ResponseHeaders
-	ContentLength int64
-}
-
-func (response ReadImage200ApplicationoctetStreamResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/octet-stream")
-	if response.ContentLength != 0 {
-		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
-	}
-	w.Header().Set("Accept-Ranges", fmt.Sprint(response.Headers.AcceptRanges))
-	w.Header().Set("Content-Disposition", fmt.Sprint(response.Headers.ContentDisposition))
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	if closer, ok := response.Body.(io.ReadCloser); ok {
-		defer closer.Close()
-	}
-	_, err := io.Copy(w, response.Body)
-	return err
-}
-
-type ReadImage206ResponseHeaders struct {
-	AcceptRanges       string
-	ContentDisposition string
-	ContentRange       string
-	ETag               string
-}
-
-type ReadImage206ApplicationoctetStreamResponse struct {
-	Body          io.Reader
-	Headers       ReadImage206ResponseHeaders
-	ContentLength int64
-}
-
-func (response ReadImage206ApplicationoctetStreamResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/octet-stream")
-	if response.ContentLength != 0 {
-		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
-	}
-	w.Header().Set("Accept-Ranges", fmt.Sprint(response.Headers.AcceptRanges))
-	w.Header().Set("Content-Disposition", fmt.Sprint(response.Headers.ContentDisposition))
-	w.Header().Set("Content-Range", fmt.Sprint(response.Headers.ContentRange))
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(206)
-
-	if closer, ok := response.Body.(io.ReadCloser); ok {
-		defer closer.Close()
-	}
-	_, err := io.Copy(w, response.Body)
-	return err
-}
-
-type ReadImage304Response = NotModifiedResponse
-
-func (response ReadImage304Response) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type ReadImage400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ReadImage400ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ReadImage401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ReadImage401ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ReadImage403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ReadImage403ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ReadImage404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response ReadImage404ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ReadImage409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response ReadImage409ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ReadImage416ApplicationProblemPlusJSONResponse struct {
-	RangeNotSatisfiableApplicationProblemPlusJSONResponse
-}
-
-func (response ReadImage416ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Content-Range", fmt.Sprint(response.Headers.ContentRange))
-	w.WriteHeader(416)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ReadImage503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response ReadImage503ApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ReadImagedefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ReadImagedefaultApplicationProblemPlusJSONResponse) VisitReadImageResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ContinueUploadRequestObject is a request for ContinueUpload.
 type ContinueUploadRequestObject struct {
 	Name   ImageName `json:"name"`
 	Params ContinueUploadParams
 	Body   io.Reader
 }
 
-type ContinueUploadResponseObject interface {
-	VisitContinueUploadResponse(w http.ResponseWriter) error
-}
-
-type ContinueUpload200ResponseHeaders struct {
-	ETag string
-}
-
-type ContinueUpload200JSONResponse struct {
-	Body    Image
-	Headers ContinueUpload200ResponseHeaders
-}
-
-func (response ContinueUpload200JSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ContinueUpload202ResponseHeaders struct {
-	Location string
-}
-
-type ContinueUpload202JSONResponse struct {
-	Body    Image
-	Headers ContinueUpload202ResponseHeaders
-}
-
-func (response ContinueUpload202JSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ContinueUpload400ApplicationProblemPlusJSONResponse struct {
-	BadImageApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload400ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ContinueUpload401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload401ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ContinueUpload403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload403ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ContinueUpload404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload404ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ContinueUpload409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload409ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ContinueUpload412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload412ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ContinueUpload413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload413ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ContinueUpload415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload415ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ContinueUpload503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload503ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ContinueUpload507ApplicationProblemPlusJSONResponse struct {
-	InsufficientStorageApplicationProblemPlusJSONResponse
-}
-
-func (response ContinueUpload507ApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(507)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ContinueUploaddefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ContinueUploaddefaultApplicationProblemPlusJSONResponse) VisitContinueUploadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ListNetworksRequestObject is a request for ListNetworks.
 type ListNetworksRequestObject struct {
 	Params ListNetworksParams
 }
 
-type ListNetworksResponseObject interface {
-	VisitListNetworksResponse(w http.ResponseWriter) error
-}
-
-type ListNetworks200ResponseHeaders struct {
-	Link string
-}
-
-type ListNetworks200JSONResponse struct {
-	Body    []Network
-	Headers ListNetworks200ResponseHeaders
-}
-
-func (response ListNetworks200JSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListNetworks400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListNetworks400ApplicationProblemPlusJSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListNetworks401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListNetworks401ApplicationProblemPlusJSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListNetworks403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListNetworks403ApplicationProblemPlusJSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListNetworksdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListNetworksdefaultApplicationProblemPlusJSONResponse) VisitListNetworksResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// CreateNetworkRequestObject is a request for CreateNetwork.
 type CreateNetworkRequestObject struct {
 	Body *CreateNetworkJSONRequestBody
 }
 
-type CreateNetworkResponseObject interface {
-	VisitCreateNetworkResponse(w http.ResponseWriter) error
-}
-
-type CreateNetwork201ResponseHeaders struct {
-	ETag     string
-	Location string
-}
-
-type CreateNetwork201JSONResponse struct {
-	Body    Network
-	Headers CreateNetwork201ResponseHeaders
-}
-
-func (response CreateNetwork201JSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(201)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateNetwork400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response CreateNetwork400ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateNetwork401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response CreateNetwork401ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateNetwork403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response CreateNetwork403ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateNetwork409ApplicationProblemPlusJSONResponse struct {
-	TakenApplicationProblemPlusJSONResponse
-}
-
-func (response CreateNetwork409ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateNetwork413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateNetwork413ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateNetwork415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateNetwork415ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateNetwork422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response CreateNetwork422ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateNetwork503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response CreateNetwork503ApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateNetworkdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response CreateNetworkdefaultApplicationProblemPlusJSONResponse) VisitCreateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// DeleteNetworkRequestObject is a request for DeleteNetwork.
 type DeleteNetworkRequestObject struct {
 	Name   NetworkName `json:"name"`
 	Params DeleteNetworkParams
 }
 
-type DeleteNetworkResponseObject interface {
-	VisitDeleteNetworkResponse(w http.ResponseWriter) error
-}
-
-type DeleteNetwork204Response struct {
-}
-
-func (response DeleteNetwork204Response) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type DeleteNetwork400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteNetwork400ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteNetwork401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteNetwork401ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteNetwork403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteNetwork403ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteNetwork404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteNetwork404ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteNetwork409ApplicationProblemPlusJSONResponse struct {
-	InUseApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteNetwork409ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteNetwork412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteNetwork412ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteNetwork422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteNetwork422ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteNetwork503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteNetwork503ApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteNetworkdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response DeleteNetworkdefaultApplicationProblemPlusJSONResponse) VisitDeleteNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetNetworkRequestObject is a request for GetNetwork.
 type GetNetworkRequestObject struct {
 	Name   NetworkName `json:"name"`
 	Params GetNetworkParams
 }
 
-type GetNetworkResponseObject interface {
-	VisitGetNetworkResponse(w http.ResponseWriter) error
-}
-
-type GetNetwork200ResponseHeaders struct {
-	ETag string
-}
-
-type GetNetwork200JSONResponse struct {
-	Body    NetworkDetails
-	Headers GetNetwork200ResponseHeaders
-}
-
-func (response GetNetwork200JSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetNetwork304Response = NotModifiedResponse
-
-func (response GetNetwork304Response) VisitGetNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type GetNetwork400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetNetwork400ApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetNetwork401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetNetwork401ApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetNetwork403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetNetwork403ApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetNetwork404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetNetwork404ApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetNetworkdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetNetworkdefaultApplicationProblemPlusJSONResponse) VisitGetNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// UpdateNetworkRequestObject is a request for UpdateNetwork.
 type UpdateNetworkRequestObject struct {
 	Name   NetworkName `json:"name"`
 	Params UpdateNetworkParams
 	Body   *UpdateNetworkJSONRequestBody
 }
 
-type UpdateNetworkResponseObject interface {
-	VisitUpdateNetworkResponse(w http.ResponseWriter) error
-}
-
-type UpdateNetwork200ResponseHeaders struct {
-	ETag string
-}
-
-type UpdateNetwork200JSONResponse struct {
-	Body    Network
-	Headers UpdateNetwork200ResponseHeaders
-}
-
-func (response UpdateNetwork200JSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateNetwork400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork400ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNetwork401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork401ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateNetwork403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork403ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNetwork404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork404ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNetwork409ApplicationProblemPlusJSONResponse struct {
-	InUseApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork409ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNetwork412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork412ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNetwork413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork413ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNetwork415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork415ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNetwork422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork422ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNetwork503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNetwork503ApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateNetworkdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response UpdateNetworkdefaultApplicationProblemPlusJSONResponse) VisitUpdateNetworkResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// AdoptOrphanRequestObject is a request for AdoptOrphan.
 type AdoptOrphanRequestObject struct {
 	OrphanID OrphanID `json:"id"`
 	Body     *AdoptOrphanJSONRequestBody
 }
 
-type AdoptOrphanResponseObject interface {
-	VisitAdoptOrphanResponse(w http.ResponseWriter) error
-}
-
-type AdoptOrphan200JSONResponse Operation
-
-func (response AdoptOrphan200JSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AdoptOrphan400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response AdoptOrphan400ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AdoptOrphan401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response AdoptOrphan401ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AdoptOrphan403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response AdoptOrphan403ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AdoptOrphan404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response AdoptOrphan404ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AdoptOrphan409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response AdoptOrphan409ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AdoptOrphan413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response AdoptOrphan413ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AdoptOrphan415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response AdoptOrphan415ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AdoptOrphan422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response AdoptOrphan422ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AdoptOrphan503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response AdoptOrphan503ApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AdoptOrphandefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response AdoptOrphandefaultApplicationProblemPlusJSONResponse) VisitAdoptOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// DeleteOrphanRequestObject is a request for DeleteOrphan.
 type DeleteOrphanRequestObject struct {
 	OrphanFilesID OrphanFilesID `json:"id"`
 	Body          *DeleteOrphanJSONRequestBody
 }
 
-type DeleteOrphanResponseObject interface {
-	VisitDeleteOrphanResponse(w http.ResponseWriter) error
-}
-
-type DeleteOrphan200JSONResponse Operation
-
-func (response DeleteOrphan200JSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteOrphan400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteOrphan400ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteOrphan401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteOrphan401ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteOrphan403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteOrphan403ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteOrphan404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteOrphan404ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteOrphan409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteOrphan409ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteOrphan413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteOrphan413ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteOrphan415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteOrphan415ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteOrphan422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteOrphan422ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteOrphan503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteOrphan503ApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteOrphandefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response DeleteOrphandefaultApplicationProblemPlusJSONResponse) VisitDeleteOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// TerminateOrphanRequestObject is a request for TerminateOrphan.
 type TerminateOrphanRequestObject struct {
 	OrphanVMID OrphanVMID `json:"id"`
 	Body       *TerminateOrphanJSONRequestBody
 }
 
-type TerminateOrphanResponseObject interface {
-	VisitTerminateOrphanResponse(w http.ResponseWriter) error
-}
-
-type TerminateOrphan200JSONResponse Operation
-
-func (response TerminateOrphan200JSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TerminateOrphan400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response TerminateOrphan400ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TerminateOrphan401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response TerminateOrphan401ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type TerminateOrphan403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response TerminateOrphan403ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TerminateOrphan404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response TerminateOrphan404ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TerminateOrphan409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response TerminateOrphan409ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TerminateOrphan413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response TerminateOrphan413ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TerminateOrphan415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response TerminateOrphan415ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TerminateOrphan422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response TerminateOrphan422ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TerminateOrphan503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response TerminateOrphan503ApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type TerminateOrphandefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response TerminateOrphandefaultApplicationProblemPlusJSONResponse) VisitTerminateOrphanResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetObserverStatusRequestObject is a request for GetObserverStatus.
 type GetObserverStatusRequestObject struct {
 }
 
-type GetObserverStatusResponseObject interface {
-	VisitGetObserverStatusResponse(w http.ResponseWriter) error
-}
-
-type GetObserverStatus200JSONResponse ObserverStatus
-
-func (response GetObserverStatus200JSONResponse) VisitGetObserverStatusResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetObserverStatus400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetObserverStatus400ApplicationProblemPlusJSONResponse) VisitGetObserverStatusResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetObserverStatus401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetObserverStatus401ApplicationProblemPlusJSONResponse) VisitGetObserverStatusResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetObserverStatus403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetObserverStatus403ApplicationProblemPlusJSONResponse) VisitGetObserverStatusResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetObserverStatusdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetObserverStatusdefaultApplicationProblemPlusJSONResponse) VisitGetObserverStatusResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ListOperationsRequestObject is a request for ListOperations.
 type ListOperationsRequestObject struct {
 	Params ListOperationsParams
 }
 
-type ListOperationsResponseObject interface {
-	VisitListOperationsResponse(w http.ResponseWriter) error
-}
-
-type ListOperations200ResponseHeaders struct {
-	Link string
-}
-
-type ListOperations200JSONResponse struct {
-	Body    []Operation
-	Headers ListOperations200ResponseHeaders
-}
-
-func (response ListOperations200JSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListOperations400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListOperations400ApplicationProblemPlusJSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListOperations401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListOperations401ApplicationProblemPlusJSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListOperations403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListOperations403ApplicationProblemPlusJSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListOperationsdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListOperationsdefaultApplicationProblemPlusJSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetOperationRequestObject is a request for GetOperation.
 type GetOperationRequestObject struct {
 	ID     ID `json:"id"`
 	Params GetOperationParams
 }
 
-type GetOperationResponseObject interface {
-	VisitGetOperationResponse(w http.ResponseWriter) error
-}
-
-type GetOperation200ResponseHeaders struct {
-	ETag string
-}
-
-type GetOperation200JSONResponse struct {
-	Body    Operation
-	Headers GetOperation200ResponseHeaders
-}
-
-func (response GetOperation200JSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetOperation304Response = NotModifiedResponse
-
-func (response GetOperation304Response) VisitGetOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type GetOperation400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetOperation400ApplicationProblemPlusJSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetOperation401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetOperation401ApplicationProblemPlusJSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetOperation403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetOperation403ApplicationProblemPlusJSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetOperation404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetOperation404ApplicationProblemPlusJSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetOperationdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetOperationdefaultApplicationProblemPlusJSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// CancelOperationRequestObject is a request for CancelOperation.
 type CancelOperationRequestObject struct {
 	ID   ID `json:"id"`
 	Body *CancelOperationJSONRequestBody
 }
 
-type CancelOperationResponseObject interface {
-	VisitCancelOperationResponse(w http.ResponseWriter) error
-}
-
-type CancelOperation202ResponseHeaders struct {
-	Location string
-}
-
-type CancelOperation202JSONResponse struct {
-	Body    Operation
-	Headers CancelOperation202ResponseHeaders
-}
-
-func (response CancelOperation202JSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CancelOperation400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response CancelOperation400ApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CancelOperation401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response CancelOperation401ApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CancelOperation403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response CancelOperation403ApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CancelOperation404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response CancelOperation404ApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CancelOperation409ApplicationProblemPlusJSONResponse struct {
-	NotCancellableApplicationProblemPlusJSONResponse
-}
-
-func (response CancelOperation409ApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CancelOperation413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response CancelOperation413ApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CancelOperation415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response CancelOperation415ApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CancelOperation422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response CancelOperation422ApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CancelOperationdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response CancelOperationdefaultApplicationProblemPlusJSONResponse) VisitCancelOperationResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ListTemplatesRequestObject is a request for ListTemplates.
 type ListTemplatesRequestObject struct {
 	Params ListTemplatesParams
 }
 
-type ListTemplatesResponseObject interface {
-	VisitListTemplatesResponse(w http.ResponseWriter) error
-}
-
-type ListTemplates200ResponseHeaders struct {
-	Link string
-}
-
-type ListTemplates200JSONResponse struct {
-	Body    []Template
-	Headers ListTemplates200ResponseHeaders
-}
-
-func (response ListTemplates200JSONResponse) VisitListTemplatesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListTemplates400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListTemplates400ApplicationProblemPlusJSONResponse) VisitListTemplatesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListTemplates401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListTemplates401ApplicationProblemPlusJSONResponse) VisitListTemplatesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListTemplates403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListTemplates403ApplicationProblemPlusJSONResponse) VisitListTemplatesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListTemplatesdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListTemplatesdefaultApplicationProblemPlusJSONResponse) VisitListTemplatesResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// CreateTemplateRequestObject is a request for CreateTemplate.
 type CreateTemplateRequestObject struct {
 	Body *CreateTemplateJSONRequestBody
 }
 
-type CreateTemplateResponseObject interface {
-	VisitCreateTemplateResponse(w http.ResponseWriter) error
-}
-
-type CreateTemplate201ResponseHeaders struct {
-	ETag     string
-	Location string
-}
-
-type CreateTemplate201JSONResponse struct {
-	Body    Template
-	Headers CreateTemplate201ResponseHeaders
-}
-
-func (response CreateTemplate201JSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(201)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateTemplate400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response CreateTemplate400ApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateTemplate401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response CreateTemplate401ApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateTemplate403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response CreateTemplate403ApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateTemplate409ApplicationProblemPlusJSONResponse struct {
-	AlreadyExistsApplicationProblemPlusJSONResponse
-}
-
-func (response CreateTemplate409ApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateTemplate413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateTemplate413ApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateTemplate415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateTemplate415ApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateTemplate422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response CreateTemplate422ApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateTemplatedefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response CreateTemplatedefaultApplicationProblemPlusJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// DeleteTemplateRequestObject is a request for DeleteTemplate.
 type DeleteTemplateRequestObject struct {
 	Name   TemplateName `json:"name"`
 	Params DeleteTemplateParams
 }
 
-type DeleteTemplateResponseObject interface {
-	VisitDeleteTemplateResponse(w http.ResponseWriter) error
-}
-
-type DeleteTemplate204Response struct {
-}
-
-func (response DeleteTemplate204Response) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type DeleteTemplate400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteTemplate400ApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteTemplate401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteTemplate401ApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteTemplate403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteTemplate403ApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteTemplate404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteTemplate404ApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteTemplate409ApplicationProblemPlusJSONResponse struct {
-	InUseApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteTemplate409ApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteTemplate412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteTemplate412ApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteTemplate422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteTemplate422ApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteTemplatedefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response DeleteTemplatedefaultApplicationProblemPlusJSONResponse) VisitDeleteTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetTemplateRequestObject is a request for GetTemplate.
 type GetTemplateRequestObject struct {
 	Name   TemplateName `json:"name"`
 	Params GetTemplateParams
 }
 
-type GetTemplateResponseObject interface {
-	VisitGetTemplateResponse(w http.ResponseWriter) error
-}
-
-type GetTemplate200ResponseHeaders struct {
-	ETag string
-}
-
-type GetTemplate200JSONResponse struct {
-	Body    Template
-	Headers GetTemplate200ResponseHeaders
-}
-
-func (response GetTemplate200JSONResponse) VisitGetTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetTemplate304Response = NotModifiedResponse
-
-func (response GetTemplate304Response) VisitGetTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type GetTemplate400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetTemplate400ApplicationProblemPlusJSONResponse) VisitGetTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetTemplate401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetTemplate401ApplicationProblemPlusJSONResponse) VisitGetTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetTemplate403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetTemplate403ApplicationProblemPlusJSONResponse) VisitGetTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetTemplate404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetTemplate404ApplicationProblemPlusJSONResponse) VisitGetTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetTemplatedefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetTemplatedefaultApplicationProblemPlusJSONResponse) VisitGetTemplateResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ListVMsRequestObject is a request for ListVMs.
 type ListVMsRequestObject struct {
 	Params ListVMsParams
 }
 
-type ListVMsResponseObject interface {
-	VisitListVMsResponse(w http.ResponseWriter) error
-}
-
-type ListVMs200ResponseHeaders struct {
-	Link string
-}
-
-type ListVMs200JSONResponse struct {
-	Body    []VM
-	Headers ListVMs200ResponseHeaders
-}
-
-func (response ListVMs200JSONResponse) VisitListVMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Link", fmt.Sprint(response.Headers.Link))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListVMs400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListVMs400ApplicationProblemPlusJSONResponse) VisitListVMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListVMs401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListVMs401ApplicationProblemPlusJSONResponse) VisitListVMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListVMs403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListVMs403ApplicationProblemPlusJSONResponse) VisitListVMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListVMsdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListVMsdefaultApplicationProblemPlusJSONResponse) VisitListVMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// CreateVMRequestObject is a request for CreateVM.
 type CreateVMRequestObject struct {
 	Params CreateVMParams
 	Body   *CreateVMJSONRequestBody
 }
 
-type CreateVMResponseObject interface {
-	VisitCreateVMResponse(w http.ResponseWriter) error
-}
-
-type CreateVM201ResponseHeaders struct {
-	ETag              string
-	Location          string
-	PreferenceApplied string
-}
-
-type CreateVM201JSONResponse struct {
-	Body    VM
-	Headers CreateVM201ResponseHeaders
-}
-
-func (response CreateVM201JSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(201)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateVM202ResponseHeaders struct {
-	Location string
-}
-
-type CreateVM202JSONResponse struct {
-	Body    VM
-	Headers CreateVM202ResponseHeaders
-}
-
-func (response CreateVM202JSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response CreateVM400ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response CreateVM401ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response CreateVM403ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateVM409ApplicationProblemPlusJSONResponse struct {
-	TakenApplicationProblemPlusJSONResponse
-}
-
-func (response CreateVM409ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateVM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateVM413ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateVM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateVM415ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateVM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response CreateVM422ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response CreateVM503ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateVM507ApplicationProblemPlusJSONResponse struct {
-	InsufficientStorageApplicationProblemPlusJSONResponse
-}
-
-func (response CreateVM507ApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(507)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response CreateVMdefaultApplicationProblemPlusJSONResponse) VisitCreateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// DeleteVMRequestObject is a request for DeleteVM.
 type DeleteVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params DeleteVMParams
 }
 
-type DeleteVMResponseObject interface {
-	VisitDeleteVMResponse(w http.ResponseWriter) error
-}
-
-type DeleteVM204Response struct {
-}
-
-func (response DeleteVM204Response) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type DeleteVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteVM400ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteVM401ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteVM403ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteVM404ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteVM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteVM409ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteVM412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteVM412ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteVM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteVM422ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DeleteVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response DeleteVM503ApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DeleteVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response DeleteVMdefaultApplicationProblemPlusJSONResponse) VisitDeleteVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetVMRequestObject is a request for GetVM.
 type GetVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params GetVMParams
 }
 
-type GetVMResponseObject interface {
-	VisitGetVMResponse(w http.ResponseWriter) error
-}
-
-type GetVM200ResponseHeaders struct {
-	ETag string
-}
-
-type GetVM200JSONResponse struct {
-	Body    VM
-	Headers GetVM200ResponseHeaders
-}
-
-func (response GetVM200JSONResponse) VisitGetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetVM304Response = NotModifiedResponse
-
-func (response GetVM304Response) VisitGetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type GetVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetVM400ApplicationProblemPlusJSONResponse) VisitGetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetVM401ApplicationProblemPlusJSONResponse) VisitGetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetVM403ApplicationProblemPlusJSONResponse) VisitGetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetVM404ApplicationProblemPlusJSONResponse) VisitGetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetVMdefaultApplicationProblemPlusJSONResponse) VisitGetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// UpdateVMRequestObject is a request for UpdateVM.
 type UpdateVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params UpdateVMParams
 	Body   *UpdateVMJSONRequestBody
 }
 
-type UpdateVMResponseObject interface {
-	VisitUpdateVMResponse(w http.ResponseWriter) error
-}
-
-type UpdateVM200ResponseHeaders struct {
-	ETag string
-}
-
-type UpdateVM200JSONResponse struct {
-	Body    VM
-	Headers UpdateVM200ResponseHeaders
-}
-
-func (response UpdateVM200JSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM400ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM401ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM403ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM404ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateVM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM409ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateVM412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM412ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateVM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM413ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateVM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM415ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateVM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM422ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateVM503ApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response UpdateVMdefaultApplicationProblemPlusJSONResponse) VisitUpdateVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// PauseVMRequestObject is a request for PauseVM.
 type PauseVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params PauseVMParams
 	Body   *PauseVMJSONRequestBody
 }
 
-type PauseVMResponseObject interface {
-	VisitPauseVMResponse(w http.ResponseWriter) error
-}
-
-type PauseVM200ResponseHeaders struct {
-	PreferenceApplied string
-}
-
-type PauseVM200JSONResponse struct {
-	Body    VM
-	Headers PauseVM200ResponseHeaders
-}
-
-func (response PauseVM200JSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type PauseVM202ResponseHeaders struct {
-	Location string
-}
-
-type PauseVM202JSONResponse struct {
-	Body    VM
-	Headers PauseVM202ResponseHeaders
-}
-
-func (response PauseVM202JSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type PauseVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response PauseVM400ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type PauseVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response PauseVM401ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type PauseVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response PauseVM403ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type PauseVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response PauseVM404ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type PauseVM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response PauseVM409ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type PauseVM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response PauseVM413ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type PauseVM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response PauseVM415ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type PauseVM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response PauseVM422ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type PauseVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response PauseVM503ApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type PauseVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response PauseVMdefaultApplicationProblemPlusJSONResponse) VisitPauseVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ResetVMRequestObject is a request for ResetVM.
 type ResetVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params ResetVMParams
 	Body   *ResetVMJSONRequestBody
 }
 
-type ResetVMResponseObject interface {
-	VisitResetVMResponse(w http.ResponseWriter) error
-}
-
-type ResetVM200ResponseHeaders struct {
-	PreferenceApplied string
-}
-
-type ResetVM200JSONResponse struct {
-	Body    VM
-	Headers ResetVM200ResponseHeaders
-}
-
-func (response ResetVM200JSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ResetVM202ResponseHeaders struct {
-	Location string
-}
-
-type ResetVM202JSONResponse struct {
-	Body    VM
-	Headers ResetVM202ResponseHeaders
-}
-
-func (response ResetVM202JSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ResetVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ResetVM400ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResetVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ResetVM401ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ResetVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ResetVM403ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResetVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response ResetVM404ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResetVM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response ResetVM409ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResetVM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response ResetVM413ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResetVM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response ResetVM415ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResetVM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response ResetVM422ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResetVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response ResetVM503ApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ResetVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ResetVMdefaultApplicationProblemPlusJSONResponse) VisitResetVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// RestartVMRequestObject is a request for RestartVM.
 type RestartVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params RestartVMParams
 	Body   *RestartVMJSONRequestBody
 }
 
-type RestartVMResponseObject interface {
-	VisitRestartVMResponse(w http.ResponseWriter) error
-}
-
-type RestartVM200ResponseHeaders struct {
-	PreferenceApplied string
-}
-
-type RestartVM200JSONResponse struct {
-	Body    VM
-	Headers RestartVM200ResponseHeaders
-}
-
-func (response RestartVM200JSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type RestartVM202ResponseHeaders struct {
-	Location string
-}
-
-type RestartVM202JSONResponse struct {
-	Body    VM
-	Headers RestartVM202ResponseHeaders
-}
-
-func (response RestartVM202JSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type RestartVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response RestartVM400ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RestartVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response RestartVM401ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type RestartVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response RestartVM403ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RestartVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response RestartVM404ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RestartVM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response RestartVM409ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RestartVM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response RestartVM413ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RestartVM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response RestartVM415ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RestartVM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response RestartVM422ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RestartVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response RestartVM503ApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type RestartVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response RestartVMdefaultApplicationProblemPlusJSONResponse) VisitRestartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ResumeVMRequestObject is a request for ResumeVM.
 type ResumeVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params ResumeVMParams
 	Body   *ResumeVMJSONRequestBody
 }
 
-type ResumeVMResponseObject interface {
-	VisitResumeVMResponse(w http.ResponseWriter) error
-}
-
-type ResumeVM200ResponseHeaders struct {
-	PreferenceApplied string
-}
-
-type ResumeVM200JSONResponse struct {
-	Body    VM
-	Headers ResumeVM200ResponseHeaders
-}
-
-func (response ResumeVM200JSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ResumeVM202ResponseHeaders struct {
-	Location string
-}
-
-type ResumeVM202JSONResponse struct {
-	Body    VM
-	Headers ResumeVM202ResponseHeaders
-}
-
-func (response ResumeVM202JSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ResumeVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ResumeVM400ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResumeVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ResumeVM401ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ResumeVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ResumeVM403ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResumeVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response ResumeVM404ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResumeVM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response ResumeVM409ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResumeVM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response ResumeVM413ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResumeVM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response ResumeVM415ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResumeVM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response ResumeVM422ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ResumeVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response ResumeVM503ApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ResumeVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ResumeVMdefaultApplicationProblemPlusJSONResponse) VisitResumeVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// SetPasswordRequestObject is a request for SetPassword.
 type SetPasswordRequestObject struct {
 	ID   ID `json:"id"`
 	Body *SetPasswordJSONRequestBody
 }
 
-type SetPasswordResponseObject interface {
-	VisitSetPasswordResponse(w http.ResponseWriter) error
-}
-
-type SetPassword204Response struct {
-}
-
-func (response SetPassword204Response) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type SetPassword400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response SetPassword400ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetPassword401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response SetPassword401ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type SetPassword403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response SetPassword403ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetPassword404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response SetPassword404ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetPassword409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response SetPassword409ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetPassword413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response SetPassword413ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetPassword415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response SetPassword415ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetPassword503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response SetPassword503ApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type SetPassworddefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response SetPassworddefaultApplicationProblemPlusJSONResponse) VisitSetPasswordResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// StartVMRequestObject is a request for StartVM.
 type StartVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params StartVMParams
 	Body   *StartVMJSONRequestBody
 }
 
-type StartVMResponseObject interface {
-	VisitStartVMResponse(w http.ResponseWriter) error
-}
-
-type StartVM200ResponseHeaders struct {
-	PreferenceApplied string
-}
-
-type StartVM200JSONResponse struct {
-	Body    VM
-	Headers StartVM200ResponseHeaders
-}
-
-func (response StartVM200JSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type StartVM202ResponseHeaders struct {
-	Location string
-}
-
-type StartVM202JSONResponse struct {
-	Body    VM
-	Headers StartVM202ResponseHeaders
-}
-
-func (response StartVM202JSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type StartVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response StartVM400ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StartVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response StartVM401ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type StartVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response StartVM403ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StartVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response StartVM404ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StartVM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response StartVM409ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StartVM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response StartVM413ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StartVM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response StartVM415ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StartVM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response StartVM422ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StartVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response StartVM503ApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type StartVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response StartVMdefaultApplicationProblemPlusJSONResponse) VisitStartVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// StopVMRequestObject is a request for StopVM.
 type StopVMRequestObject struct {
 	ID     ID `json:"id"`
 	Params StopVMParams
 	Body   *StopVMJSONRequestBody
 }
 
-type StopVMResponseObject interface {
-	VisitStopVMResponse(w http.ResponseWriter) error
-}
-
-type StopVM200ResponseHeaders struct {
-	PreferenceApplied string
-}
-
-type StopVM200JSONResponse struct {
-	Body    VM
-	Headers StopVM200ResponseHeaders
-}
-
-func (response StopVM200JSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type StopVM202ResponseHeaders struct {
-	Location string
-}
-
-type StopVM202JSONResponse struct {
-	Body    VM
-	Headers StopVM202ResponseHeaders
-}
-
-func (response StopVM202JSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type StopVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response StopVM400ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StopVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response StopVM401ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type StopVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response StopVM403ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StopVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response StopVM404ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StopVM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response StopVM409ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StopVM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response StopVM413ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StopVM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response StopVM415ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StopVM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response StopVM422ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type StopVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response StopVM503ApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type StopVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response StopVMdefaultApplicationProblemPlusJSONResponse) VisitStopVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// TrimVMRequestObject is a request for TrimVM.
 type TrimVMRequestObject struct {
 	ID   ID `json:"id"`
 	Body *TrimVMJSONRequestBody
 }
 
-type TrimVMResponseObject interface {
-	VisitTrimVMResponse(w http.ResponseWriter) error
-}
-
-type TrimVM204Response struct {
-}
-
-func (response TrimVM204Response) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type TrimVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response TrimVM400ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TrimVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response TrimVM401ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type TrimVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response TrimVM403ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TrimVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response TrimVM404ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TrimVM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response TrimVM409ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TrimVM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response TrimVM413ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TrimVM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response TrimVM415ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type TrimVM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response TrimVM503ApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type TrimVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response TrimVMdefaultApplicationProblemPlusJSONResponse) VisitTrimVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ListCDROMsRequestObject is a request for ListCDROMs.
 type ListCDROMsRequestObject struct {
 	ID ID `json:"id"`
 }
 
-type ListCDROMsResponseObject interface {
-	VisitListCDROMsResponse(w http.ResponseWriter) error
-}
-
-type ListCDROMs200JSONResponse []CDROM
-
-func (response ListCDROMs200JSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListCDROMs400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListCDROMs400ApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListCDROMs401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListCDROMs401ApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListCDROMs403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListCDROMs403ApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListCDROMs404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response ListCDROMs404ApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListCDROMsdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListCDROMsdefaultApplicationProblemPlusJSONResponse) VisitListCDROMsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// AttachCDROMRequestObject is a request for AttachCDROM.
 type AttachCDROMRequestObject struct {
 	ID   ID `json:"id"`
 	Body *AttachCDROMJSONRequestBody
 }
 
-type AttachCDROMResponseObject interface {
-	VisitAttachCDROMResponse(w http.ResponseWriter) error
-}
-
-type AttachCDROM201ResponseHeaders struct {
-	ETag     string
-	Location string
-}
-
-type AttachCDROM201JSONResponse struct {
-	Body    CDROM
-	Headers AttachCDROM201ResponseHeaders
-}
-
-func (response AttachCDROM201JSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(201)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachCDROM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response AttachCDROM400ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachCDROM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response AttachCDROM401ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachCDROM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response AttachCDROM403ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachCDROM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response AttachCDROM404ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachCDROM409ApplicationProblemPlusJSONResponse struct {
-	TakenApplicationProblemPlusJSONResponse
-}
-
-func (response AttachCDROM409ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachCDROM413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response AttachCDROM413ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachCDROM415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response AttachCDROM415ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachCDROM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response AttachCDROM422ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachCDROM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response AttachCDROM503ApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachCDROMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response AttachCDROMdefaultApplicationProblemPlusJSONResponse) VisitAttachCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// EjectCDROMRequestObject is a request for EjectCDROM.
 type EjectCDROMRequestObject struct {
 	ID      ID      `json:"id"`
 	CDROMID CDROMID `json:"cdrom_id"`
 	Params  EjectCDROMParams
 }
 
-type EjectCDROMResponseObject interface {
-	VisitEjectCDROMResponse(w http.ResponseWriter) error
-}
-
-type EjectCDROM204Response struct {
-}
-
-func (response EjectCDROM204Response) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type EjectCDROM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response EjectCDROM400ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type EjectCDROM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response EjectCDROM401ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type EjectCDROM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response EjectCDROM403ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type EjectCDROM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response EjectCDROM404ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type EjectCDROM409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response EjectCDROM409ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type EjectCDROM412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response EjectCDROM412ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type EjectCDROM422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response EjectCDROM422ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type EjectCDROM503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response EjectCDROM503ApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type EjectCDROMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response EjectCDROMdefaultApplicationProblemPlusJSONResponse) VisitEjectCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetCDROMRequestObject is a request for GetCDROM.
 type GetCDROMRequestObject struct {
 	ID      ID      `json:"id"`
 	CDROMID CDROMID `json:"cdrom_id"`
 	Params  GetCDROMParams
 }
 
-type GetCDROMResponseObject interface {
-	VisitGetCDROMResponse(w http.ResponseWriter) error
-}
-
-type GetCDROM200ResponseHeaders struct {
-	ETag string
-}
-
-type GetCDROM200JSONResponse struct {
-	Body    CDROM
-	Headers GetCDROM200ResponseHeaders
-}
-
-func (response GetCDROM200JSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetCDROM304Response = NotModifiedResponse
-
-func (response GetCDROM304Response) VisitGetCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type GetCDROM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetCDROM400ApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetCDROM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetCDROM401ApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetCDROM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetCDROM403ApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetCDROM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetCDROM404ApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetCDROMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetCDROMdefaultApplicationProblemPlusJSONResponse) VisitGetCDROMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetCloudInitRequestObject is a request for GetCloudInit.
 type GetCloudInitRequestObject struct {
 	ID ID `json:"id"`
 }
 
-type GetCloudInitResponseObject interface {
-	VisitGetCloudInitResponse(w http.ResponseWriter) error
-}
-
-type GetCloudInit200ResponseHeaders struct {
-	ETag string
-}
-
-type GetCloudInit200JSONResponse struct {
-	Body    CloudInitDetails
-	Headers GetCloudInit200ResponseHeaders
-}
-
-func (response GetCloudInit200JSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetCloudInit400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetCloudInit400ApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetCloudInit401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetCloudInit401ApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetCloudInit403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetCloudInit403ApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetCloudInit404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetCloudInit404ApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetCloudInitdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetCloudInitdefaultApplicationProblemPlusJSONResponse) VisitGetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// SetCloudInitRequestObject is a request for SetCloudInit.
 type SetCloudInitRequestObject struct {
 	ID     ID `json:"id"`
 	Params SetCloudInitParams
 	Body   *SetCloudInitJSONRequestBody
 }
 
-type SetCloudInitResponseObject interface {
-	VisitSetCloudInitResponse(w http.ResponseWriter) error
-}
-
-type SetCloudInit200ResponseHeaders struct {
-	ETag string
-}
-
-type SetCloudInit200JSONResponse struct {
-	Body    CloudInitDetails
-	Headers SetCloudInit200ResponseHeaders
-}
-
-func (response SetCloudInit200JSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type SetCloudInit400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit400ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetCloudInit401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit401ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type SetCloudInit403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit403ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetCloudInit404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit404ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetCloudInit409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit409ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetCloudInit412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit412ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetCloudInit413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit413ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetCloudInit415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit415ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetCloudInit422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit422ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetCloudInit503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit503ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type SetCloudInit507ApplicationProblemPlusJSONResponse struct {
-	InsufficientStorageApplicationProblemPlusJSONResponse
-}
-
-func (response SetCloudInit507ApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(507)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type SetCloudInitdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response SetCloudInitdefaultApplicationProblemPlusJSONResponse) VisitSetCloudInitResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// OpenConsoleRequestObject is a request for OpenConsole.
 type OpenConsoleRequestObject struct {
 	ID     ID `json:"id"`
 	Params OpenConsoleParams
 }
 
-type OpenConsoleResponseObject interface {
-	VisitOpenConsoleResponse(w http.ResponseWriter) error
-}
-
-type OpenConsole101ResponseHeaders struct {
-	Upgrade string
-}
-
-type OpenConsole101Response struct {
-	Headers OpenConsole101ResponseHeaders
-}
-
-func (response OpenConsole101Response) VisitOpenConsoleResponse(w http.ResponseWriter) error {
-	w.Header().Set("Upgrade", fmt.Sprint(response.Headers.Upgrade))
-	w.WriteHeader(101)
-	return nil
-}
-
-type OpenConsole400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response OpenConsole400ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type OpenConsole401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response OpenConsole401ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type OpenConsole403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response OpenConsole403ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type OpenConsole404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response OpenConsole404ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type OpenConsole409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response OpenConsole409ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type OpenConsole426ApplicationProblemPlusJSONResponse struct {
-	UpgradeRequiredApplicationProblemPlusJSONResponse
-}
-
-func (response OpenConsole426ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Upgrade", fmt.Sprint(response.Headers.Upgrade))
-	w.WriteHeader(426)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type OpenConsole503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response OpenConsole503ApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type OpenConsoledefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response OpenConsoledefaultApplicationProblemPlusJSONResponse) VisitOpenConsoleResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetConsoleLogRequestObject is a request for GetConsoleLog.
 type GetConsoleLogRequestObject struct {
 	ID     ID `json:"id"`
 	Params GetConsoleLogParams
 }
 
-type GetConsoleLogResponseObject interface {
-	VisitGetConsoleLogResponse(w http.ResponseWriter) error
-}
-
-type GetConsoleLog200ResponseHeaders struct {
-	XVmanConsoleEnd int64
-}
-
-type GetConsoleLog200ApplicationoctetStreamResponse struct {
-	Body          io.Reader
-	Headers       GetConsoleLog200ResponseHeaders
-	ContentLength int64
-}
-
-func (response GetConsoleLog200ApplicationoctetStreamResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/octet-stream")
-	if response.ContentLength != 0 {
-		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
-	}
-	w.Header().Set("X-Vman-Console-End", fmt.Sprint(response.Headers.XVmanConsoleEnd))
-	w.WriteHeader(200)
-
-	if closer, ok := response.Body.(io.ReadCloser); ok {
-		defer closer.Close()
-	}
-	_, err := io.Copy(w, response.Body)
-	return err
-}
-
-type GetConsoleLog400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetConsoleLog400ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetConsoleLog401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetConsoleLog401ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetConsoleLog403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetConsoleLog403ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetConsoleLog404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetConsoleLog404ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetConsoleLog409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response GetConsoleLog409ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetConsoleLog503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response GetConsoleLog503ApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetConsoleLogdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetConsoleLogdefaultApplicationProblemPlusJSONResponse) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// CreateConsoleTicketRequestObject is a request for CreateConsoleTicket.
 type CreateConsoleTicketRequestObject struct {
 	ID   ID `json:"id"`
 	Body *CreateConsoleTicketJSONRequestBody
 }
 
-type CreateConsoleTicketResponseObject interface {
-	VisitCreateConsoleTicketResponse(w http.ResponseWriter) error
-}
-
-type CreateConsoleTicket201ResponseHeaders struct {
-	Location string
-}
-
-type CreateConsoleTicket201JSONResponse struct {
-	Body    ConsoleTicket
-	Headers CreateConsoleTicket201ResponseHeaders
-}
-
-func (response CreateConsoleTicket201JSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(201)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateConsoleTicket400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response CreateConsoleTicket400ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateConsoleTicket401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response CreateConsoleTicket401ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type CreateConsoleTicket403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response CreateConsoleTicket403ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateConsoleTicket404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response CreateConsoleTicket404ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateConsoleTicket409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response CreateConsoleTicket409ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateConsoleTicket413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateConsoleTicket413ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateConsoleTicket415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response CreateConsoleTicket415ApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type CreateConsoleTicketdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response CreateConsoleTicketdefaultApplicationProblemPlusJSONResponse) VisitCreateConsoleTicketResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ExecCommandRequestObject is a request for ExecCommand.
 type ExecCommandRequestObject struct {
 	ID   ID `json:"id"`
 	Body *ExecCommandJSONRequestBody
 }
 
-type ExecCommandResponseObject interface {
-	VisitExecCommandResponse(w http.ResponseWriter) error
-}
-
-type ExecCommand200JSONResponse ExecResult
-
-func (response ExecCommand200JSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ExecCommand400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ExecCommand400ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ExecCommand401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ExecCommand401ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ExecCommand403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ExecCommand403ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ExecCommand404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response ExecCommand404ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ExecCommand409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response ExecCommand409ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ExecCommand413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response ExecCommand413ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ExecCommand415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response ExecCommand415ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ExecCommand503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response ExecCommand503ApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ExecCommanddefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ExecCommanddefaultApplicationProblemPlusJSONResponse) VisitExecCommandResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ReadFileRequestObject is a request for ReadFile.
 type ReadFileRequestObject struct {
 	ID     ID `json:"id"`
 	Params ReadFileParams
 }
 
-type ReadFileResponseObject interface {
-	VisitReadFileResponse(w http.ResponseWriter) error
-}
-
-type ReadFile200ApplicationoctetStreamResponse struct {
-	Body          io.Reader
-	ContentLength int64
-}
-
-func (response ReadFile200ApplicationoctetStreamResponse) VisitReadFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/octet-stream")
-	if response.ContentLength != 0 {
-		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
-	}
-	w.WriteHeader(200)
-
-	if closer, ok := response.Body.(io.ReadCloser); ok {
-		defer closer.Close()
-	}
-	_, err := io.Copy(w, response.Body)
-	return err
-}
-
-type ReadFile400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ReadFile400ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ReadFile401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ReadFile401ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ReadFile403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ReadFile403ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ReadFile404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response ReadFile404ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ReadFile409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response ReadFile409ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ReadFile503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response ReadFile503ApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ReadFiledefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ReadFiledefaultApplicationProblemPlusJSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// WriteFileRequestObject is a request for WriteFile.
 type WriteFileRequestObject struct {
 	ID     ID `json:"id"`
 	Params WriteFileParams
 	Body   io.Reader
 }
 
-type WriteFileResponseObject interface {
-	VisitWriteFileResponse(w http.ResponseWriter) error
-}
-
-type WriteFile204Response struct {
-}
-
-func (response WriteFile204Response) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type WriteFile400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response WriteFile400ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WriteFile401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response WriteFile401ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type WriteFile403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response WriteFile403ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WriteFile404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response WriteFile404ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WriteFile409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response WriteFile409ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WriteFile413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response WriteFile413ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WriteFile415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response WriteFile415ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WriteFile503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response WriteFile503ApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type WriteFiledefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response WriteFiledefaultApplicationProblemPlusJSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetGuestRequestObject is a request for GetGuest.
 type GetGuestRequestObject struct {
 	ID ID `json:"id"`
 }
 
-type GetGuestResponseObject interface {
-	VisitGetGuestResponse(w http.ResponseWriter) error
-}
-
-type GetGuest200JSONResponse Guest
-
-func (response GetGuest200JSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetGuest400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetGuest400ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetGuest401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetGuest401ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetGuest403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetGuest403ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetGuest404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetGuest404ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetGuest409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response GetGuest409ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetGuest503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response GetGuest503ApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetGuestdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetGuestdefaultApplicationProblemPlusJSONResponse) VisitGetGuestResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ListNICsRequestObject is a request for ListNICs.
 type ListNICsRequestObject struct {
 	ID ID `json:"id"`
 }
 
-type ListNICsResponseObject interface {
-	VisitListNICsResponse(w http.ResponseWriter) error
-}
-
-type ListNICs200JSONResponse []NIC
-
-func (response ListNICs200JSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListNICs400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListNICs400ApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListNICs401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListNICs401ApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListNICs403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListNICs403ApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListNICs404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response ListNICs404ApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListNICsdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListNICsdefaultApplicationProblemPlusJSONResponse) VisitListNICsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// AttachNICRequestObject is a request for AttachNIC.
 type AttachNICRequestObject struct {
 	ID   ID `json:"id"`
 	Body *AttachNICJSONRequestBody
 }
 
-type AttachNICResponseObject interface {
-	VisitAttachNICResponse(w http.ResponseWriter) error
-}
-
-type AttachNIC201ResponseHeaders struct {
-	ETag     string
-	Location string
-}
-
-type AttachNIC201JSONResponse struct {
-	Body    NIC
-	Headers AttachNIC201ResponseHeaders
-}
-
-func (response AttachNIC201JSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(201)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachNIC202ResponseHeaders struct {
-	Location string
-}
-
-type AttachNIC202JSONResponse struct {
-	Body    NIC
-	Headers AttachNIC202ResponseHeaders
-}
-
-func (response AttachNIC202JSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachNIC400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response AttachNIC400ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachNIC401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response AttachNIC401ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachNIC403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response AttachNIC403ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachNIC404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response AttachNIC404ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachNIC409ApplicationProblemPlusJSONResponse struct {
-	TakenApplicationProblemPlusJSONResponse
-}
-
-func (response AttachNIC409ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachNIC413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response AttachNIC413ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachNIC415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response AttachNIC415ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachNIC422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response AttachNIC422ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AttachNIC503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response AttachNIC503ApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AttachNICdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response AttachNICdefaultApplicationProblemPlusJSONResponse) VisitAttachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// DetachNICRequestObject is a request for DetachNIC.
 type DetachNICRequestObject struct {
 	ID      ID      `json:"id"`
 	NICSlot NICSlot `json:"slot"`
 	Params  DetachNICParams
 }
 
-type DetachNICResponseObject interface {
-	VisitDetachNICResponse(w http.ResponseWriter) error
-}
-
-type DetachNIC202ResponseHeaders struct {
-	Location string
-}
-
-type DetachNIC202JSONResponse struct {
-	Body    NIC
-	Headers DetachNIC202ResponseHeaders
-}
-
-func (response DetachNIC202JSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(202)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DetachNIC204Response struct {
-}
-
-func (response DetachNIC204Response) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type DetachNIC400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response DetachNIC400ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachNIC401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response DetachNIC401ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DetachNIC403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response DetachNIC403ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachNIC404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response DetachNIC404ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachNIC409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response DetachNIC409ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachNIC412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response DetachNIC412ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachNIC422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response DetachNIC422ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type DetachNIC503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response DetachNIC503ApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type DetachNICdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response DetachNICdefaultApplicationProblemPlusJSONResponse) VisitDetachNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetNICRequestObject is a request for GetNIC.
 type GetNICRequestObject struct {
 	ID      ID      `json:"id"`
 	NICSlot NICSlot `json:"slot"`
 	Params  GetNICParams
 }
 
-type GetNICResponseObject interface {
-	VisitGetNICResponse(w http.ResponseWriter) error
-}
-
-type GetNIC200ResponseHeaders struct {
-	ETag string
-}
-
-type GetNIC200JSONResponse struct {
-	Body    NIC
-	Headers GetNIC200ResponseHeaders
-}
-
-func (response GetNIC200JSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetNIC304Response = NotModifiedResponse
-
-func (response GetNIC304Response) VisitGetNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type GetNIC400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetNIC400ApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetNIC401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetNIC401ApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetNIC403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetNIC403ApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetNIC404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetNIC404ApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetNICdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetNICdefaultApplicationProblemPlusJSONResponse) VisitGetNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// UpdateNICRequestObject is a request for UpdateNIC.
 type UpdateNICRequestObject struct {
 	ID      ID      `json:"id"`
 	NICSlot NICSlot `json:"slot"`
@@ -13029,919 +5853,267 @@ type UpdateNICRequestObject struct {
 	Body    *UpdateNICJSONRequestBody
 }
 
-type UpdateNICResponseObject interface {
-	VisitUpdateNICResponse(w http.ResponseWriter) error
-}
-
-type UpdateNIC200ResponseHeaders struct {
-	ETag string
-}
-
-type UpdateNIC200JSONResponse struct {
-	Body    NIC
-	Headers UpdateNIC200ResponseHeaders
-}
-
-func (response UpdateNIC200JSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateNIC400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC400ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNIC401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC401ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateNIC403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC403ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNIC404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC404ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNIC409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC409ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNIC412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC412ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNIC413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC413ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNIC415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC415ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNIC422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC422ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type UpdateNIC503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response UpdateNIC503ApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type UpdateNICdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response UpdateNICdefaultApplicationProblemPlusJSONResponse) VisitUpdateNICResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// ListPortForwardsRequestObject is a request for ListPortForwards.
 type ListPortForwardsRequestObject struct {
 	ID ID `json:"id"`
 }
 
-type ListPortForwardsResponseObject interface {
-	VisitListPortForwardsResponse(w http.ResponseWriter) error
-}
-
-type ListPortForwards200JSONResponse []PortForward
-
-func (response ListPortForwards200JSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListPortForwards400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response ListPortForwards400ApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListPortForwards401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response ListPortForwards401ApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type ListPortForwards403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response ListPortForwards403ApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListPortForwards404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response ListPortForwards404ApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type ListPortForwardsdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response ListPortForwardsdefaultApplicationProblemPlusJSONResponse) VisitListPortForwardsResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// AddPortForwardRequestObject is a request for AddPortForward.
 type AddPortForwardRequestObject struct {
 	ID   ID `json:"id"`
 	Body *AddPortForwardJSONRequestBody
 }
 
-type AddPortForwardResponseObject interface {
-	VisitAddPortForwardResponse(w http.ResponseWriter) error
-}
-
-type AddPortForward201ResponseHeaders struct {
-	ETag     string
-	Location string
-}
-
-type AddPortForward201JSONResponse struct {
-	Body    PortForward
-	Headers AddPortForward201ResponseHeaders
-}
-
-func (response AddPortForward201JSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
-	w.WriteHeader(201)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AddPortForward400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response AddPortForward400ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AddPortForward401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response AddPortForward401ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AddPortForward403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response AddPortForward403ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AddPortForward404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response AddPortForward404ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AddPortForward409ApplicationProblemPlusJSONResponse struct {
-	TakenApplicationProblemPlusJSONResponse
-}
-
-func (response AddPortForward409ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AddPortForward413ApplicationProblemPlusJSONResponse struct {
-	PayloadTooLargeApplicationProblemPlusJSONResponse
-}
-
-func (response AddPortForward413ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(413)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AddPortForward415ApplicationProblemPlusJSONResponse struct {
-	UnsupportedMediaTypeApplicationProblemPlusJSONResponse
-}
-
-func (response AddPortForward415ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(415)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AddPortForward422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response AddPortForward422ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type AddPortForward503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response AddPortForward503ApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type AddPortForwarddefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response AddPortForwarddefaultApplicationProblemPlusJSONResponse) VisitAddPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// RemovePortForwardRequestObject is a request for RemovePortForward.
 type RemovePortForwardRequestObject struct {
 	ID        ID        `json:"id"`
 	ForwardID ForwardID `json:"forward_id"`
 	Params    RemovePortForwardParams
 }
 
-type RemovePortForwardResponseObject interface {
-	VisitRemovePortForwardResponse(w http.ResponseWriter) error
-}
-
-type RemovePortForward204Response struct {
-}
-
-func (response RemovePortForward204Response) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.WriteHeader(204)
-	return nil
-}
-
-type RemovePortForward400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response RemovePortForward400ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RemovePortForward401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response RemovePortForward401ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type RemovePortForward403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response RemovePortForward403ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RemovePortForward404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response RemovePortForward404ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RemovePortForward409ApplicationProblemPlusJSONResponse struct {
-	ConflictApplicationProblemPlusJSONResponse
-}
-
-func (response RemovePortForward409ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(409)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RemovePortForward412ApplicationProblemPlusJSONResponse struct {
-	PreconditionFailedApplicationProblemPlusJSONResponse
-}
-
-func (response RemovePortForward412ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(412)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RemovePortForward422ApplicationProblemPlusJSONResponse struct {
-	IdempotencyMismatchApplicationProblemPlusJSONResponse
-}
-
-func (response RemovePortForward422ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(422)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type RemovePortForward503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response RemovePortForward503ApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(503)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type RemovePortForwarddefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response RemovePortForwarddefaultApplicationProblemPlusJSONResponse) VisitRemovePortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// GetPortForwardRequestObject is a request for GetPortForward.
 type GetPortForwardRequestObject struct {
 	ID        ID        `json:"id"`
 	ForwardID ForwardID `json:"forward_id"`
 	Params    GetPortForwardParams
 }
 
-type GetPortForwardResponseObject interface {
-	VisitGetPortForwardResponse(w http.ResponseWriter) error
-}
-
-type GetPortForward200ResponseHeaders struct {
-	ETag string
-}
-
-type GetPortForward200JSONResponse struct {
-	Body    PortForward
-	Headers GetPortForward200ResponseHeaders
-}
-
-func (response GetPortForward200JSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetPortForward304Response = NotModifiedResponse
-
-func (response GetPortForward304Response) VisitGetPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(304)
-	return nil
-}
-
-type GetPortForward400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response GetPortForward400ApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetPortForward401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response GetPortForward401ApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type GetPortForward403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response GetPortForward403ApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetPortForward404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response GetPortForward404ApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type GetPortForwarddefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response GetPortForwarddefaultApplicationProblemPlusJSONResponse) VisitGetPortForwardResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
+// WhyVMRequestObject is a request for WhyVM.
 type WhyVMRequestObject struct {
 	ID ID `json:"id"`
 }
 
-type WhyVMResponseObject interface {
-	VisitWhyVMResponse(w http.ResponseWriter) error
-}
-
-type WhyVM200JSONResponse Why
-
-func (response WhyVM200JSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WhyVM400ApplicationProblemPlusJSONResponse struct {
-	BadRequestApplicationProblemPlusJSONResponse
-}
-
-func (response WhyVM400ApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(400)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WhyVM401ApplicationProblemPlusJSONResponse struct {
-	UnauthorizedApplicationProblemPlusJSONResponse
-}
-
-func (response WhyVM401ApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("WWW-Authenticate", fmt.Sprint(response.Headers.WWWAuthenticate))
-	w.WriteHeader(401)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-type WhyVM403ApplicationProblemPlusJSONResponse struct {
-	ForbiddenApplicationProblemPlusJSONResponse
-}
-
-func (response WhyVM403ApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(403)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WhyVM404ApplicationProblemPlusJSONResponse struct {
-	NotFoundApplicationProblemPlusJSONResponse
-}
-
-func (response WhyVM404ApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-
-	return json.NewEncoder(w).Encode(response)
-}
-
-type WhyVMdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	Headers    OtherProblemResponseHeaders
-	StatusCode int
-}
-
-func (response WhyVMdefaultApplicationProblemPlusJSONResponse) VisitWhyVMResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Allow", fmt.Sprint(response.Headers.Allow))
-	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
-	w.WriteHeader(response.StatusCode)
-
-	return json.NewEncoder(w).Encode(response.Body)
-}
-
-// StrictServerInterface represents all server handlers.
+// StrictServerInterface has one method for each operation of the contract.
 type StrictServerInterface interface {
 	// List disks
 	// (GET /disks)
-	ListDisks(ctx context.Context, request ListDisksRequestObject) (ListDisksResponseObject, error)
+	ListDisks(ctx context.Context, request ListDisksRequestObject) (Response, error)
 	// Create a disk
 	// (POST /disks)
-	CreateDisk(ctx context.Context, request CreateDiskRequestObject) (CreateDiskResponseObject, error)
+	CreateDisk(ctx context.Context, request CreateDiskRequestObject) (Response, error)
 	// Delete a disk
 	// (DELETE /disks/{id})
-	DeleteDisk(ctx context.Context, request DeleteDiskRequestObject) (DeleteDiskResponseObject, error)
+	DeleteDisk(ctx context.Context, request DeleteDiskRequestObject) (Response, error)
 	// Get a disk
 	// (GET /disks/{id})
-	GetDisk(ctx context.Context, request GetDiskRequestObject) (GetDiskResponseObject, error)
+	GetDisk(ctx context.Context, request GetDiskRequestObject) (Response, error)
 	// Grow a disk
 	// (PATCH /disks/{id})
-	UpdateDisk(ctx context.Context, request UpdateDiskRequestObject) (UpdateDiskResponseObject, error)
+	UpdateDisk(ctx context.Context, request UpdateDiskRequestObject) (Response, error)
 	// Attach a disk
 	// (POST /disks/{id}/attach)
-	AttachDisk(ctx context.Context, request AttachDiskRequestObject) (AttachDiskResponseObject, error)
+	AttachDisk(ctx context.Context, request AttachDiskRequestObject) (Response, error)
 	// Detach a disk
 	// (POST /disks/{id}/detach)
-	DetachDisk(ctx context.Context, request DetachDiskRequestObject) (DetachDiskResponseObject, error)
+	DetachDisk(ctx context.Context, request DetachDiskRequestObject) (Response, error)
 	// List or follow events
 	// (GET /events)
-	ListEvents(ctx context.Context, request ListEventsRequestObject) (ListEventsResponseObject, error)
+	ListEvents(ctx context.Context, request ListEventsRequestObject) (Response, error)
 	// Check the daemon's health
 	// (GET /health)
-	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
+	GetHealth(ctx context.Context, request GetHealthRequestObject) (Response, error)
 	// List images
 	// (GET /images)
-	ListImages(ctx context.Context, request ListImagesRequestObject) (ListImagesResponseObject, error)
+	ListImages(ctx context.Context, request ListImagesRequestObject) (Response, error)
 	// Create an image
 	// (POST /images)
-	CreateImage(ctx context.Context, request CreateImageRequestObject) (CreateImageResponseObject, error)
+	CreateImage(ctx context.Context, request CreateImageRequestObject) (Response, error)
 	// Delete an image
 	// (DELETE /images/{name})
-	DeleteImage(ctx context.Context, request DeleteImageRequestObject) (DeleteImageResponseObject, error)
+	DeleteImage(ctx context.Context, request DeleteImageRequestObject) (Response, error)
 	// Get an image
 	// (GET /images/{name})
-	GetImage(ctx context.Context, request GetImageRequestObject) (GetImageResponseObject, error)
+	GetImage(ctx context.Context, request GetImageRequestObject) (Response, error)
 	// Change an image
 	// (PATCH /images/{name})
-	UpdateImage(ctx context.Context, request UpdateImageRequestObject) (UpdateImageResponseObject, error)
+	UpdateImage(ctx context.Context, request UpdateImageRequestObject) (Response, error)
 	// Read an image's content
 	// (GET /images/{name}/content)
-	ReadImage(ctx context.Context, request ReadImageRequestObject) (ReadImageResponseObject, error)
+	ReadImage(ctx context.Context, request ReadImageRequestObject) (Response, error)
 	// Go on with the upload of an image
 	// (PATCH /images/{name}/content)
-	ContinueUpload(ctx context.Context, request ContinueUploadRequestObject) (ContinueUploadResponseObject, error)
+	ContinueUpload(ctx context.Context, request ContinueUploadRequestObject) (Response, error)
 	// List networks
 	// (GET /networks)
-	ListNetworks(ctx context.Context, request ListNetworksRequestObject) (ListNetworksResponseObject, error)
+	ListNetworks(ctx context.Context, request ListNetworksRequestObject) (Response, error)
 	// Create a network
 	// (POST /networks)
-	CreateNetwork(ctx context.Context, request CreateNetworkRequestObject) (CreateNetworkResponseObject, error)
+	CreateNetwork(ctx context.Context, request CreateNetworkRequestObject) (Response, error)
 	// Delete a network
 	// (DELETE /networks/{name})
-	DeleteNetwork(ctx context.Context, request DeleteNetworkRequestObject) (DeleteNetworkResponseObject, error)
+	DeleteNetwork(ctx context.Context, request DeleteNetworkRequestObject) (Response, error)
 	// Get a network
 	// (GET /networks/{name})
-	GetNetwork(ctx context.Context, request GetNetworkRequestObject) (GetNetworkResponseObject, error)
+	GetNetwork(ctx context.Context, request GetNetworkRequestObject) (Response, error)
 	// Change a network
 	// (PATCH /networks/{name})
-	UpdateNetwork(ctx context.Context, request UpdateNetworkRequestObject) (UpdateNetworkResponseObject, error)
+	UpdateNetwork(ctx context.Context, request UpdateNetworkRequestObject) (Response, error)
 	// Adopt an orphan
 	// (POST /observer/orphans/{id}/adopt)
-	AdoptOrphan(ctx context.Context, request AdoptOrphanRequestObject) (AdoptOrphanResponseObject, error)
+	AdoptOrphan(ctx context.Context, request AdoptOrphanRequestObject) (Response, error)
 	// Delete the files of an orphan
 	// (POST /observer/orphans/{id}/delete)
-	DeleteOrphan(ctx context.Context, request DeleteOrphanRequestObject) (DeleteOrphanResponseObject, error)
+	DeleteOrphan(ctx context.Context, request DeleteOrphanRequestObject) (Response, error)
 	// End an orphan process
 	// (POST /observer/orphans/{id}/terminate)
-	TerminateOrphan(ctx context.Context, request TerminateOrphanRequestObject) (TerminateOrphanResponseObject, error)
+	TerminateOrphan(ctx context.Context, request TerminateOrphanRequestObject) (Response, error)
 	// Get the observer's status
 	// (GET /observer/status)
-	GetObserverStatus(ctx context.Context, request GetObserverStatusRequestObject) (GetObserverStatusResponseObject, error)
+	GetObserverStatus(ctx context.Context, request GetObserverStatusRequestObject) (Response, error)
 	// List operations
 	// (GET /operations)
-	ListOperations(ctx context.Context, request ListOperationsRequestObject) (ListOperationsResponseObject, error)
+	ListOperations(ctx context.Context, request ListOperationsRequestObject) (Response, error)
 	// Get an operation
 	// (GET /operations/{id})
-	GetOperation(ctx context.Context, request GetOperationRequestObject) (GetOperationResponseObject, error)
+	GetOperation(ctx context.Context, request GetOperationRequestObject) (Response, error)
 	// Cancel an operation
 	// (POST /operations/{id}/cancel)
-	CancelOperation(ctx context.Context, request CancelOperationRequestObject) (CancelOperationResponseObject, error)
+	CancelOperation(ctx context.Context, request CancelOperationRequestObject) (Response, error)
 	// List templates
 	// (GET /templates)
-	ListTemplates(ctx context.Context, request ListTemplatesRequestObject) (ListTemplatesResponseObject, error)
+	ListTemplates(ctx context.Context, request ListTemplatesRequestObject) (Response, error)
 	// Create a template
 	// (POST /templates)
-	CreateTemplate(ctx context.Context, request CreateTemplateRequestObject) (CreateTemplateResponseObject, error)
+	CreateTemplate(ctx context.Context, request CreateTemplateRequestObject) (Response, error)
 	// Delete a template
 	// (DELETE /templates/{name})
-	DeleteTemplate(ctx context.Context, request DeleteTemplateRequestObject) (DeleteTemplateResponseObject, error)
+	DeleteTemplate(ctx context.Context, request DeleteTemplateRequestObject) (Response, error)
 	// Get a template
 	// (GET /templates/{name})
-	GetTemplate(ctx context.Context, request GetTemplateRequestObject) (GetTemplateResponseObject, error)
+	GetTemplate(ctx context.Context, request GetTemplateRequestObject) (Response, error)
 	// List VMs
 	// (GET /vms)
-	ListVMs(ctx context.Context, request ListVMsRequestObject) (ListVMsResponseObject, error)
+	ListVMs(ctx context.Context, request ListVMsRequestObject) (Response, error)
 	// Create a VM
 	// (POST /vms)
-	CreateVM(ctx context.Context, request CreateVMRequestObject) (CreateVMResponseObject, error)
+	CreateVM(ctx context.Context, request CreateVMRequestObject) (Response, error)
 	// Delete a VM
 	// (DELETE /vms/{id})
-	DeleteVM(ctx context.Context, request DeleteVMRequestObject) (DeleteVMResponseObject, error)
+	DeleteVM(ctx context.Context, request DeleteVMRequestObject) (Response, error)
 	// Get a VM
 	// (GET /vms/{id})
-	GetVM(ctx context.Context, request GetVMRequestObject) (GetVMResponseObject, error)
+	GetVM(ctx context.Context, request GetVMRequestObject) (Response, error)
 	// Change a VM
 	// (PATCH /vms/{id})
-	UpdateVM(ctx context.Context, request UpdateVMRequestObject) (UpdateVMResponseObject, error)
+	UpdateVM(ctx context.Context, request UpdateVMRequestObject) (Response, error)
 	// Pause a VM
 	// (POST /vms/{id}/actions/pause)
-	PauseVM(ctx context.Context, request PauseVMRequestObject) (PauseVMResponseObject, error)
+	PauseVM(ctx context.Context, request PauseVMRequestObject) (Response, error)
 	// Reset a VM
 	// (POST /vms/{id}/actions/reset)
-	ResetVM(ctx context.Context, request ResetVMRequestObject) (ResetVMResponseObject, error)
+	ResetVM(ctx context.Context, request ResetVMRequestObject) (Response, error)
 	// Restart a VM
 	// (POST /vms/{id}/actions/restart)
-	RestartVM(ctx context.Context, request RestartVMRequestObject) (RestartVMResponseObject, error)
+	RestartVM(ctx context.Context, request RestartVMRequestObject) (Response, error)
 	// Resume a VM
 	// (POST /vms/{id}/actions/resume)
-	ResumeVM(ctx context.Context, request ResumeVMRequestObject) (ResumeVMResponseObject, error)
+	ResumeVM(ctx context.Context, request ResumeVMRequestObject) (Response, error)
 	// Set a guest user's password
 	// (POST /vms/{id}/actions/set-password)
-	SetPassword(ctx context.Context, request SetPasswordRequestObject) (SetPasswordResponseObject, error)
+	SetPassword(ctx context.Context, request SetPasswordRequestObject) (Response, error)
 	// Start a VM
 	// (POST /vms/{id}/actions/start)
-	StartVM(ctx context.Context, request StartVMRequestObject) (StartVMResponseObject, error)
+	StartVM(ctx context.Context, request StartVMRequestObject) (Response, error)
 	// Stop a VM
 	// (POST /vms/{id}/actions/stop)
-	StopVM(ctx context.Context, request StopVMRequestObject) (StopVMResponseObject, error)
+	StopVM(ctx context.Context, request StopVMRequestObject) (Response, error)
 	// Give unused blocks back
 	// (POST /vms/{id}/actions/trim)
-	TrimVM(ctx context.Context, request TrimVMRequestObject) (TrimVMResponseObject, error)
+	TrimVM(ctx context.Context, request TrimVMRequestObject) (Response, error)
 	// List the CD-ROM drives of a VM
 	// (GET /vms/{id}/cdroms)
-	ListCDROMs(ctx context.Context, request ListCDROMsRequestObject) (ListCDROMsResponseObject, error)
+	ListCDROMs(ctx context.Context, request ListCDROMsRequestObject) (Response, error)
 	// Attach a CD-ROM drive
 	// (POST /vms/{id}/cdroms)
-	AttachCDROM(ctx context.Context, request AttachCDROMRequestObject) (AttachCDROMResponseObject, error)
+	AttachCDROM(ctx context.Context, request AttachCDROMRequestObject) (Response, error)
 	// Eject a CD-ROM
 	// (DELETE /vms/{id}/cdroms/{cdrom_id})
-	EjectCDROM(ctx context.Context, request EjectCDROMRequestObject) (EjectCDROMResponseObject, error)
+	EjectCDROM(ctx context.Context, request EjectCDROMRequestObject) (Response, error)
 	// Get a CD-ROM drive
 	// (GET /vms/{id}/cdroms/{cdrom_id})
-	GetCDROM(ctx context.Context, request GetCDROMRequestObject) (GetCDROMResponseObject, error)
+	GetCDROM(ctx context.Context, request GetCDROMRequestObject) (Response, error)
 	// Get a VM's cloud-init data
 	// (GET /vms/{id}/cloud_init)
-	GetCloudInit(ctx context.Context, request GetCloudInitRequestObject) (GetCloudInitResponseObject, error)
+	GetCloudInit(ctx context.Context, request GetCloudInitRequestObject) (Response, error)
 	// Set a VM's cloud-init data
 	// (PUT /vms/{id}/cloud_init)
-	SetCloudInit(ctx context.Context, request SetCloudInitRequestObject) (SetCloudInitResponseObject, error)
+	SetCloudInit(ctx context.Context, request SetCloudInitRequestObject) (Response, error)
 	// Join the serial console
 	// (GET /vms/{id}/console)
-	OpenConsole(ctx context.Context, request OpenConsoleRequestObject) (OpenConsoleResponseObject, error)
+	OpenConsole(ctx context.Context, request OpenConsoleRequestObject) (Response, error)
 	// Read what the guest wrote to its console
 	// (GET /vms/{id}/console/log)
-	GetConsoleLog(ctx context.Context, request GetConsoleLogRequestObject) (GetConsoleLogResponseObject, error)
+	GetConsoleLog(ctx context.Context, request GetConsoleLogRequestObject) (Response, error)
 	// Make a ticket for the console
 	// (POST /vms/{id}/console/tickets)
-	CreateConsoleTicket(ctx context.Context, request CreateConsoleTicketRequestObject) (CreateConsoleTicketResponseObject, error)
+	CreateConsoleTicket(ctx context.Context, request CreateConsoleTicketRequestObject) (Response, error)
 	// Run a program in the guest
 	// (POST /vms/{id}/exec)
-	ExecCommand(ctx context.Context, request ExecCommandRequestObject) (ExecCommandResponseObject, error)
+	ExecCommand(ctx context.Context, request ExecCommandRequestObject) (Response, error)
 	// Read a file of the guest
 	// (GET /vms/{id}/files)
-	ReadFile(ctx context.Context, request ReadFileRequestObject) (ReadFileResponseObject, error)
+	ReadFile(ctx context.Context, request ReadFileRequestObject) (Response, error)
 	// Write a file of the guest
 	// (PUT /vms/{id}/files)
-	WriteFile(ctx context.Context, request WriteFileRequestObject) (WriteFileResponseObject, error)
+	WriteFile(ctx context.Context, request WriteFileRequestObject) (Response, error)
 	// Ask the guest about itself
 	// (GET /vms/{id}/guest)
-	GetGuest(ctx context.Context, request GetGuestRequestObject) (GetGuestResponseObject, error)
+	GetGuest(ctx context.Context, request GetGuestRequestObject) (Response, error)
 	// List the NICs of a VM
 	// (GET /vms/{id}/nics)
-	ListNICs(ctx context.Context, request ListNICsRequestObject) (ListNICsResponseObject, error)
+	ListNICs(ctx context.Context, request ListNICsRequestObject) (Response, error)
 	// Attach a NIC
 	// (POST /vms/{id}/nics)
-	AttachNIC(ctx context.Context, request AttachNICRequestObject) (AttachNICResponseObject, error)
+	AttachNIC(ctx context.Context, request AttachNICRequestObject) (Response, error)
 	// Detach a NIC
 	// (DELETE /vms/{id}/nics/{slot})
-	DetachNIC(ctx context.Context, request DetachNICRequestObject) (DetachNICResponseObject, error)
+	DetachNIC(ctx context.Context, request DetachNICRequestObject) (Response, error)
 	// Get a NIC
 	// (GET /vms/{id}/nics/{slot})
-	GetNIC(ctx context.Context, request GetNICRequestObject) (GetNICResponseObject, error)
+	GetNIC(ctx context.Context, request GetNICRequestObject) (Response, error)
 	// Change a NIC
 	// (PATCH /vms/{id}/nics/{slot})
-	UpdateNIC(ctx context.Context, request UpdateNICRequestObject) (UpdateNICResponseObject, error)
+	UpdateNIC(ctx context.Context, request UpdateNICRequestObject) (Response, error)
 	// List the port forwards of a VM
 	// (GET /vms/{id}/port_forwards)
-	ListPortForwards(ctx context.Context, request ListPortForwardsRequestObject) (ListPortForwardsResponseObject, error)
+	ListPortForwards(ctx context.Context, request ListPortForwardsRequestObject) (Response, error)
 	// Forward a port to a VM
 	// (POST /vms/{id}/port_forwards)
-	AddPortForward(ctx context.Context, request AddPortForwardRequestObject) (AddPortForwardResponseObject, error)
+	AddPortForward(ctx context.Context, request AddPortForwardRequestObject) (Response, error)
 	// Remove a port forward
 	// (DELETE /vms/{id}/port_forwards/{forward_id})
-	RemovePortForward(ctx context.Context, request RemovePortForwardRequestObject) (RemovePortForwardResponseObject, error)
+	RemovePortForward(ctx context.Context, request RemovePortForwardRequestObject) (Response, error)
 	// Get a port forward
 	// (GET /vms/{id}/port_forwards/{forward_id})
-	GetPortForward(ctx context.Context, request GetPortForwardRequestObject) (GetPortForwardResponseObject, error)
+	GetPortForward(ctx context.Context, request GetPortForwardRequestObject) (Response, error)
 	// Explain a VM's state
 	// (GET /vms/{id}/why)
-	WhyVM(ctx context.Context, request WhyVMRequestObject) (WhyVMResponseObject, error)
+	WhyVM(ctx context.Context, request WhyVMRequestObject) (Response, error)
 }
 
-type StrictHandlerFunc = strictecho.StrictEchoHandlerFunc
-type StrictMiddlewareFunc = strictecho.StrictEchoMiddlewareFunc
-
-func NewStrictHandler(ssi StrictServerInterface, middlewares []StrictMiddlewareFunc) ServerInterface {
-	return &strictHandler{ssi: ssi, middlewares: middlewares}
+// NewStrictHandler returns the echo handlers of ssi.
+func NewStrictHandler(ssi StrictServerInterface) ServerInterface {
+	return &strictHandler{ssi: ssi}
 }
 
 type strictHandler struct {
-	ssi         StrictServerInterface
-	middlewares []StrictMiddlewareFunc
+	ssi StrictServerInterface
 }
 
-// ListDisks operation middleware
+// ListDisks decodes a request for ListDisks and writes the response.
 func (sh *strictHandler) ListDisks(ctx echo.Context, params ListDisksParams) error {
 	var request ListDisksRequestObject
-
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListDisks(ctx.Request().Context(), request.(ListDisksRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListDisks")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListDisks(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListDisksResponseObject); ok {
-		return validResponse.VisitListDisksResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// CreateDisk operation middleware
+// CreateDisk decodes a request for CreateDisk and writes the response.
 func (sh *strictHandler) CreateDisk(ctx echo.Context, params CreateDiskParams) error {
 	var request CreateDiskRequestObject
-
 	request.Params = params
 
 	var body CreateDiskJSONRequestBody
@@ -13950,81 +6122,40 @@ func (sh *strictHandler) CreateDisk(ctx echo.Context, params CreateDiskParams) e
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.CreateDisk(ctx.Request().Context(), request.(CreateDiskRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "CreateDisk")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.CreateDisk(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(CreateDiskResponseObject); ok {
-		return validResponse.VisitCreateDiskResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// DeleteDisk operation middleware
+// DeleteDisk decodes a request for DeleteDisk and writes the response.
 func (sh *strictHandler) DeleteDisk(ctx echo.Context, iD ID, params DeleteDiskParams) error {
 	var request DeleteDiskRequestObject
-
 	request.ID = iD
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.DeleteDisk(ctx.Request().Context(), request.(DeleteDiskRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "DeleteDisk")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.DeleteDisk(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(DeleteDiskResponseObject); ok {
-		return validResponse.VisitDeleteDiskResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetDisk operation middleware
+// GetDisk decodes a request for GetDisk and writes the response.
 func (sh *strictHandler) GetDisk(ctx echo.Context, iD ID, params GetDiskParams) error {
 	var request GetDiskRequestObject
-
 	request.ID = iD
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetDisk(ctx.Request().Context(), request.(GetDiskRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetDisk")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetDisk(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetDiskResponseObject); ok {
-		return validResponse.VisitGetDiskResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// UpdateDisk operation middleware
+// UpdateDisk decodes a request for UpdateDisk and writes the response.
 func (sh *strictHandler) UpdateDisk(ctx echo.Context, iD ID, params UpdateDiskParams) error {
 	var request UpdateDiskRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -14034,29 +6165,16 @@ func (sh *strictHandler) UpdateDisk(ctx echo.Context, iD ID, params UpdateDiskPa
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.UpdateDisk(ctx.Request().Context(), request.(UpdateDiskRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "UpdateDisk")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.UpdateDisk(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(UpdateDiskResponseObject); ok {
-		return validResponse.VisitUpdateDiskResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// AttachDisk operation middleware
+// AttachDisk decodes a request for AttachDisk and writes the response.
 func (sh *strictHandler) AttachDisk(ctx echo.Context, iD ID, params AttachDiskParams) error {
 	var request AttachDiskRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -14066,29 +6184,16 @@ func (sh *strictHandler) AttachDisk(ctx echo.Context, iD ID, params AttachDiskPa
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.AttachDisk(ctx.Request().Context(), request.(AttachDiskRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "AttachDisk")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.AttachDisk(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(AttachDiskResponseObject); ok {
-		return validResponse.VisitAttachDiskResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// DetachDisk operation middleware
+// DetachDisk decodes a request for DetachDisk and writes the response.
 func (sh *strictHandler) DetachDisk(ctx echo.Context, iD ID, params DetachDiskParams) error {
 	var request DetachDiskRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -14098,102 +6203,48 @@ func (sh *strictHandler) DetachDisk(ctx echo.Context, iD ID, params DetachDiskPa
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.DetachDisk(ctx.Request().Context(), request.(DetachDiskRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "DetachDisk")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.DetachDisk(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(DetachDiskResponseObject); ok {
-		return validResponse.VisitDetachDiskResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ListEvents operation middleware
+// ListEvents decodes a request for ListEvents and writes the response.
 func (sh *strictHandler) ListEvents(ctx echo.Context, params ListEventsParams) error {
 	var request ListEventsRequestObject
-
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListEvents(ctx.Request().Context(), request.(ListEventsRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListEvents")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListEvents(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListEventsResponseObject); ok {
-		return validResponse.VisitListEventsResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetHealth operation middleware
+// GetHealth decodes a request for GetHealth and writes the response.
 func (sh *strictHandler) GetHealth(ctx echo.Context) error {
 	var request GetHealthRequestObject
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetHealth(ctx.Request().Context(), request.(GetHealthRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetHealth")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetHealth(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetHealthResponseObject); ok {
-		return validResponse.VisitGetHealthResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ListImages operation middleware
+// ListImages decodes a request for ListImages and writes the response.
 func (sh *strictHandler) ListImages(ctx echo.Context, params ListImagesParams) error {
 	var request ListImagesRequestObject
-
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListImages(ctx.Request().Context(), request.(ListImagesRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListImages")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListImages(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListImagesResponseObject); ok {
-		return validResponse.VisitListImagesResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// CreateImage operation middleware
+// CreateImage decodes a request for CreateImage and writes the response.
 func (sh *strictHandler) CreateImage(ctx echo.Context, params CreateImageParams) error {
 	var request CreateImageRequestObject
-
 	request.Params = params
 	if strings.HasPrefix(ctx.Request().Header.Get("Content-Type"), "application/json") {
 		var body CreateImageJSONRequestBody
@@ -14205,82 +6256,40 @@ func (sh *strictHandler) CreateImage(ctx echo.Context, params CreateImageParams)
 	if strings.HasPrefix(ctx.Request().Header.Get("Content-Type"), "application/octet-stream") {
 		request.Body = ctx.Request().Body
 	}
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.CreateImage(ctx.Request().Context(), request.(CreateImageRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "CreateImage")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.CreateImage(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(CreateImageResponseObject); ok {
-		return validResponse.VisitCreateImageResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// DeleteImage operation middleware
+// DeleteImage decodes a request for DeleteImage and writes the response.
 func (sh *strictHandler) DeleteImage(ctx echo.Context, name ImageName, params DeleteImageParams) error {
 	var request DeleteImageRequestObject
-
 	request.Name = name
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.DeleteImage(ctx.Request().Context(), request.(DeleteImageRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "DeleteImage")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.DeleteImage(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(DeleteImageResponseObject); ok {
-		return validResponse.VisitDeleteImageResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetImage operation middleware
+// GetImage decodes a request for GetImage and writes the response.
 func (sh *strictHandler) GetImage(ctx echo.Context, name ImageName, params GetImageParams) error {
 	var request GetImageRequestObject
-
 	request.Name = name
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetImage(ctx.Request().Context(), request.(GetImageRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetImage")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetImage(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetImageResponseObject); ok {
-		return validResponse.VisitGetImageResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// UpdateImage operation middleware
+// UpdateImage decodes a request for UpdateImage and writes the response.
 func (sh *strictHandler) UpdateImage(ctx echo.Context, name ImageName, params UpdateImageParams) error {
 	var request UpdateImageRequestObject
-
 	request.Name = name
 	request.Params = params
 
@@ -14290,105 +6299,52 @@ func (sh *strictHandler) UpdateImage(ctx echo.Context, name ImageName, params Up
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.UpdateImage(ctx.Request().Context(), request.(UpdateImageRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "UpdateImage")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.UpdateImage(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(UpdateImageResponseObject); ok {
-		return validResponse.VisitUpdateImageResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ReadImage operation middleware
+// ReadImage decodes a request for ReadImage and writes the response.
 func (sh *strictHandler) ReadImage(ctx echo.Context, name ImageName, params ReadImageParams) error {
 	var request ReadImageRequestObject
-
 	request.Name = name
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ReadImage(ctx.Request().Context(), request.(ReadImageRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ReadImage")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ReadImage(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ReadImageResponseObject); ok {
-		return validResponse.VisitReadImageResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ContinueUpload operation middleware
+// ContinueUpload decodes a request for ContinueUpload and writes the response.
 func (sh *strictHandler) ContinueUpload(ctx echo.Context, name ImageName, params ContinueUploadParams) error {
 	var request ContinueUploadRequestObject
-
 	request.Name = name
 	request.Params = params
 
 	request.Body = ctx.Request().Body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ContinueUpload(ctx.Request().Context(), request.(ContinueUploadRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ContinueUpload")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ContinueUpload(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ContinueUploadResponseObject); ok {
-		return validResponse.VisitContinueUploadResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ListNetworks operation middleware
+// ListNetworks decodes a request for ListNetworks and writes the response.
 func (sh *strictHandler) ListNetworks(ctx echo.Context, params ListNetworksParams) error {
 	var request ListNetworksRequestObject
-
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListNetworks(ctx.Request().Context(), request.(ListNetworksRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListNetworks")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListNetworks(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListNetworksResponseObject); ok {
-		return validResponse.VisitListNetworksResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// CreateNetwork operation middleware
+// CreateNetwork decodes a request for CreateNetwork and writes the response.
 func (sh *strictHandler) CreateNetwork(ctx echo.Context) error {
 	var request CreateNetworkRequestObject
 
@@ -14398,81 +6354,40 @@ func (sh *strictHandler) CreateNetwork(ctx echo.Context) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.CreateNetwork(ctx.Request().Context(), request.(CreateNetworkRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "CreateNetwork")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.CreateNetwork(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(CreateNetworkResponseObject); ok {
-		return validResponse.VisitCreateNetworkResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// DeleteNetwork operation middleware
+// DeleteNetwork decodes a request for DeleteNetwork and writes the response.
 func (sh *strictHandler) DeleteNetwork(ctx echo.Context, name NetworkName, params DeleteNetworkParams) error {
 	var request DeleteNetworkRequestObject
-
 	request.Name = name
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.DeleteNetwork(ctx.Request().Context(), request.(DeleteNetworkRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "DeleteNetwork")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.DeleteNetwork(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(DeleteNetworkResponseObject); ok {
-		return validResponse.VisitDeleteNetworkResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetNetwork operation middleware
+// GetNetwork decodes a request for GetNetwork and writes the response.
 func (sh *strictHandler) GetNetwork(ctx echo.Context, name NetworkName, params GetNetworkParams) error {
 	var request GetNetworkRequestObject
-
 	request.Name = name
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetNetwork(ctx.Request().Context(), request.(GetNetworkRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetNetwork")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetNetwork(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetNetworkResponseObject); ok {
-		return validResponse.VisitGetNetworkResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// UpdateNetwork operation middleware
+// UpdateNetwork decodes a request for UpdateNetwork and writes the response.
 func (sh *strictHandler) UpdateNetwork(ctx echo.Context, name NetworkName, params UpdateNetworkParams) error {
 	var request UpdateNetworkRequestObject
-
 	request.Name = name
 	request.Params = params
 
@@ -14482,29 +6397,16 @@ func (sh *strictHandler) UpdateNetwork(ctx echo.Context, name NetworkName, param
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.UpdateNetwork(ctx.Request().Context(), request.(UpdateNetworkRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "UpdateNetwork")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.UpdateNetwork(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(UpdateNetworkResponseObject); ok {
-		return validResponse.VisitUpdateNetworkResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// AdoptOrphan operation middleware
+// AdoptOrphan decodes a request for AdoptOrphan and writes the response.
 func (sh *strictHandler) AdoptOrphan(ctx echo.Context, orphanID OrphanID) error {
 	var request AdoptOrphanRequestObject
-
 	request.OrphanID = orphanID
 
 	var body AdoptOrphanJSONRequestBody
@@ -14513,29 +6415,16 @@ func (sh *strictHandler) AdoptOrphan(ctx echo.Context, orphanID OrphanID) error 
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.AdoptOrphan(ctx.Request().Context(), request.(AdoptOrphanRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "AdoptOrphan")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.AdoptOrphan(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(AdoptOrphanResponseObject); ok {
-		return validResponse.VisitAdoptOrphanResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// DeleteOrphan operation middleware
+// DeleteOrphan decodes a request for DeleteOrphan and writes the response.
 func (sh *strictHandler) DeleteOrphan(ctx echo.Context, orphanFilesID OrphanFilesID) error {
 	var request DeleteOrphanRequestObject
-
 	request.OrphanFilesID = orphanFilesID
 
 	var body DeleteOrphanJSONRequestBody
@@ -14544,29 +6433,16 @@ func (sh *strictHandler) DeleteOrphan(ctx echo.Context, orphanFilesID OrphanFile
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.DeleteOrphan(ctx.Request().Context(), request.(DeleteOrphanRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "DeleteOrphan")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.DeleteOrphan(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(DeleteOrphanResponseObject); ok {
-		return validResponse.VisitDeleteOrphanResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// TerminateOrphan operation middleware
+// TerminateOrphan decodes a request for TerminateOrphan and writes the response.
 func (sh *strictHandler) TerminateOrphan(ctx echo.Context, orphanVMID OrphanVMID) error {
 	var request TerminateOrphanRequestObject
-
 	request.OrphanVMID = orphanVMID
 
 	var body TerminateOrphanJSONRequestBody
@@ -14575,103 +6451,49 @@ func (sh *strictHandler) TerminateOrphan(ctx echo.Context, orphanVMID OrphanVMID
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.TerminateOrphan(ctx.Request().Context(), request.(TerminateOrphanRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "TerminateOrphan")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.TerminateOrphan(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(TerminateOrphanResponseObject); ok {
-		return validResponse.VisitTerminateOrphanResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetObserverStatus operation middleware
+// GetObserverStatus decodes a request for GetObserverStatus and writes the response.
 func (sh *strictHandler) GetObserverStatus(ctx echo.Context) error {
 	var request GetObserverStatusRequestObject
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetObserverStatus(ctx.Request().Context(), request.(GetObserverStatusRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetObserverStatus")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetObserverStatus(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetObserverStatusResponseObject); ok {
-		return validResponse.VisitGetObserverStatusResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ListOperations operation middleware
+// ListOperations decodes a request for ListOperations and writes the response.
 func (sh *strictHandler) ListOperations(ctx echo.Context, params ListOperationsParams) error {
 	var request ListOperationsRequestObject
-
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListOperations(ctx.Request().Context(), request.(ListOperationsRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListOperations")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListOperations(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListOperationsResponseObject); ok {
-		return validResponse.VisitListOperationsResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetOperation operation middleware
+// GetOperation decodes a request for GetOperation and writes the response.
 func (sh *strictHandler) GetOperation(ctx echo.Context, iD ID, params GetOperationParams) error {
 	var request GetOperationRequestObject
-
 	request.ID = iD
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetOperation(ctx.Request().Context(), request.(GetOperationRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetOperation")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetOperation(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetOperationResponseObject); ok {
-		return validResponse.VisitGetOperationResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// CancelOperation operation middleware
+// CancelOperation decodes a request for CancelOperation and writes the response.
 func (sh *strictHandler) CancelOperation(ctx echo.Context, iD ID) error {
 	var request CancelOperationRequestObject
-
 	request.ID = iD
 
 	var body CancelOperationJSONRequestBody
@@ -14680,51 +6502,25 @@ func (sh *strictHandler) CancelOperation(ctx echo.Context, iD ID) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.CancelOperation(ctx.Request().Context(), request.(CancelOperationRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "CancelOperation")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.CancelOperation(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(CancelOperationResponseObject); ok {
-		return validResponse.VisitCancelOperationResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ListTemplates operation middleware
+// ListTemplates decodes a request for ListTemplates and writes the response.
 func (sh *strictHandler) ListTemplates(ctx echo.Context, params ListTemplatesParams) error {
 	var request ListTemplatesRequestObject
-
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListTemplates(ctx.Request().Context(), request.(ListTemplatesRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListTemplates")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListTemplates(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListTemplatesResponseObject); ok {
-		return validResponse.VisitListTemplatesResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// CreateTemplate operation middleware
+// CreateTemplate decodes a request for CreateTemplate and writes the response.
 func (sh *strictHandler) CreateTemplate(ctx echo.Context) error {
 	var request CreateTemplateRequestObject
 
@@ -14734,106 +6530,51 @@ func (sh *strictHandler) CreateTemplate(ctx echo.Context) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.CreateTemplate(ctx.Request().Context(), request.(CreateTemplateRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "CreateTemplate")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.CreateTemplate(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(CreateTemplateResponseObject); ok {
-		return validResponse.VisitCreateTemplateResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// DeleteTemplate operation middleware
+// DeleteTemplate decodes a request for DeleteTemplate and writes the response.
 func (sh *strictHandler) DeleteTemplate(ctx echo.Context, name TemplateName, params DeleteTemplateParams) error {
 	var request DeleteTemplateRequestObject
-
 	request.Name = name
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.DeleteTemplate(ctx.Request().Context(), request.(DeleteTemplateRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "DeleteTemplate")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.DeleteTemplate(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(DeleteTemplateResponseObject); ok {
-		return validResponse.VisitDeleteTemplateResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetTemplate operation middleware
+// GetTemplate decodes a request for GetTemplate and writes the response.
 func (sh *strictHandler) GetTemplate(ctx echo.Context, name TemplateName, params GetTemplateParams) error {
 	var request GetTemplateRequestObject
-
 	request.Name = name
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetTemplate(ctx.Request().Context(), request.(GetTemplateRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetTemplate")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetTemplate(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetTemplateResponseObject); ok {
-		return validResponse.VisitGetTemplateResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ListVMs operation middleware
+// ListVMs decodes a request for ListVMs and writes the response.
 func (sh *strictHandler) ListVMs(ctx echo.Context, params ListVMsParams) error {
 	var request ListVMsRequestObject
-
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListVMs(ctx.Request().Context(), request.(ListVMsRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListVMs")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListVMs(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListVMsResponseObject); ok {
-		return validResponse.VisitListVMsResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// CreateVM operation middleware
+// CreateVM decodes a request for CreateVM and writes the response.
 func (sh *strictHandler) CreateVM(ctx echo.Context, params CreateVMParams) error {
 	var request CreateVMRequestObject
-
 	request.Params = params
 
 	var body CreateVMJSONRequestBody
@@ -14842,81 +6583,40 @@ func (sh *strictHandler) CreateVM(ctx echo.Context, params CreateVMParams) error
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.CreateVM(ctx.Request().Context(), request.(CreateVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "CreateVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.CreateVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(CreateVMResponseObject); ok {
-		return validResponse.VisitCreateVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// DeleteVM operation middleware
+// DeleteVM decodes a request for DeleteVM and writes the response.
 func (sh *strictHandler) DeleteVM(ctx echo.Context, iD ID, params DeleteVMParams) error {
 	var request DeleteVMRequestObject
-
 	request.ID = iD
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.DeleteVM(ctx.Request().Context(), request.(DeleteVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "DeleteVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.DeleteVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(DeleteVMResponseObject); ok {
-		return validResponse.VisitDeleteVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetVM operation middleware
+// GetVM decodes a request for GetVM and writes the response.
 func (sh *strictHandler) GetVM(ctx echo.Context, iD ID, params GetVMParams) error {
 	var request GetVMRequestObject
-
 	request.ID = iD
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetVM(ctx.Request().Context(), request.(GetVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetVMResponseObject); ok {
-		return validResponse.VisitGetVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// UpdateVM operation middleware
+// UpdateVM decodes a request for UpdateVM and writes the response.
 func (sh *strictHandler) UpdateVM(ctx echo.Context, iD ID, params UpdateVMParams) error {
 	var request UpdateVMRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -14926,29 +6626,16 @@ func (sh *strictHandler) UpdateVM(ctx echo.Context, iD ID, params UpdateVMParams
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.UpdateVM(ctx.Request().Context(), request.(UpdateVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "UpdateVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.UpdateVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(UpdateVMResponseObject); ok {
-		return validResponse.VisitUpdateVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// PauseVM operation middleware
+// PauseVM decodes a request for PauseVM and writes the response.
 func (sh *strictHandler) PauseVM(ctx echo.Context, iD ID, params PauseVMParams) error {
 	var request PauseVMRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -14958,29 +6645,16 @@ func (sh *strictHandler) PauseVM(ctx echo.Context, iD ID, params PauseVMParams) 
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.PauseVM(ctx.Request().Context(), request.(PauseVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "PauseVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.PauseVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(PauseVMResponseObject); ok {
-		return validResponse.VisitPauseVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ResetVM operation middleware
+// ResetVM decodes a request for ResetVM and writes the response.
 func (sh *strictHandler) ResetVM(ctx echo.Context, iD ID, params ResetVMParams) error {
 	var request ResetVMRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -14990,29 +6664,16 @@ func (sh *strictHandler) ResetVM(ctx echo.Context, iD ID, params ResetVMParams) 
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ResetVM(ctx.Request().Context(), request.(ResetVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ResetVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ResetVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ResetVMResponseObject); ok {
-		return validResponse.VisitResetVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// RestartVM operation middleware
+// RestartVM decodes a request for RestartVM and writes the response.
 func (sh *strictHandler) RestartVM(ctx echo.Context, iD ID, params RestartVMParams) error {
 	var request RestartVMRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -15022,29 +6683,16 @@ func (sh *strictHandler) RestartVM(ctx echo.Context, iD ID, params RestartVMPara
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.RestartVM(ctx.Request().Context(), request.(RestartVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "RestartVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.RestartVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(RestartVMResponseObject); ok {
-		return validResponse.VisitRestartVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ResumeVM operation middleware
+// ResumeVM decodes a request for ResumeVM and writes the response.
 func (sh *strictHandler) ResumeVM(ctx echo.Context, iD ID, params ResumeVMParams) error {
 	var request ResumeVMRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -15054,29 +6702,16 @@ func (sh *strictHandler) ResumeVM(ctx echo.Context, iD ID, params ResumeVMParams
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ResumeVM(ctx.Request().Context(), request.(ResumeVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ResumeVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ResumeVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ResumeVMResponseObject); ok {
-		return validResponse.VisitResumeVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// SetPassword operation middleware
+// SetPassword decodes a request for SetPassword and writes the response.
 func (sh *strictHandler) SetPassword(ctx echo.Context, iD ID) error {
 	var request SetPasswordRequestObject
-
 	request.ID = iD
 
 	var body SetPasswordJSONRequestBody
@@ -15085,29 +6720,16 @@ func (sh *strictHandler) SetPassword(ctx echo.Context, iD ID) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.SetPassword(ctx.Request().Context(), request.(SetPasswordRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "SetPassword")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.SetPassword(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(SetPasswordResponseObject); ok {
-		return validResponse.VisitSetPasswordResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// StartVM operation middleware
+// StartVM decodes a request for StartVM and writes the response.
 func (sh *strictHandler) StartVM(ctx echo.Context, iD ID, params StartVMParams) error {
 	var request StartVMRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -15117,29 +6739,16 @@ func (sh *strictHandler) StartVM(ctx echo.Context, iD ID, params StartVMParams) 
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.StartVM(ctx.Request().Context(), request.(StartVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "StartVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.StartVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(StartVMResponseObject); ok {
-		return validResponse.VisitStartVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// StopVM operation middleware
+// StopVM decodes a request for StopVM and writes the response.
 func (sh *strictHandler) StopVM(ctx echo.Context, iD ID, params StopVMParams) error {
 	var request StopVMRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -15149,29 +6758,16 @@ func (sh *strictHandler) StopVM(ctx echo.Context, iD ID, params StopVMParams) er
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.StopVM(ctx.Request().Context(), request.(StopVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "StopVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.StopVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(StopVMResponseObject); ok {
-		return validResponse.VisitStopVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// TrimVM operation middleware
+// TrimVM decodes a request for TrimVM and writes the response.
 func (sh *strictHandler) TrimVM(ctx echo.Context, iD ID) error {
 	var request TrimVMRequestObject
-
 	request.ID = iD
 
 	var body TrimVMJSONRequestBody
@@ -15180,54 +6776,27 @@ func (sh *strictHandler) TrimVM(ctx echo.Context, iD ID) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.TrimVM(ctx.Request().Context(), request.(TrimVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "TrimVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.TrimVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(TrimVMResponseObject); ok {
-		return validResponse.VisitTrimVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ListCDROMs operation middleware
+// ListCDROMs decodes a request for ListCDROMs and writes the response.
 func (sh *strictHandler) ListCDROMs(ctx echo.Context, iD ID) error {
 	var request ListCDROMsRequestObject
-
 	request.ID = iD
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListCDROMs(ctx.Request().Context(), request.(ListCDROMsRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListCDROMs")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListCDROMs(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListCDROMsResponseObject); ok {
-		return validResponse.VisitListCDROMsResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// AttachCDROM operation middleware
+// AttachCDROM decodes a request for AttachCDROM and writes the response.
 func (sh *strictHandler) AttachCDROM(ctx echo.Context, iD ID) error {
 	var request AttachCDROMRequestObject
-
 	request.ID = iD
 
 	var body AttachCDROMJSONRequestBody
@@ -15236,108 +6805,53 @@ func (sh *strictHandler) AttachCDROM(ctx echo.Context, iD ID) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.AttachCDROM(ctx.Request().Context(), request.(AttachCDROMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "AttachCDROM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.AttachCDROM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(AttachCDROMResponseObject); ok {
-		return validResponse.VisitAttachCDROMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// EjectCDROM operation middleware
+// EjectCDROM decodes a request for EjectCDROM and writes the response.
 func (sh *strictHandler) EjectCDROM(ctx echo.Context, iD ID, cDROMID CDROMID, params EjectCDROMParams) error {
 	var request EjectCDROMRequestObject
-
 	request.ID = iD
 	request.CDROMID = cDROMID
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.EjectCDROM(ctx.Request().Context(), request.(EjectCDROMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "EjectCDROM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.EjectCDROM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(EjectCDROMResponseObject); ok {
-		return validResponse.VisitEjectCDROMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetCDROM operation middleware
+// GetCDROM decodes a request for GetCDROM and writes the response.
 func (sh *strictHandler) GetCDROM(ctx echo.Context, iD ID, cDROMID CDROMID, params GetCDROMParams) error {
 	var request GetCDROMRequestObject
-
 	request.ID = iD
 	request.CDROMID = cDROMID
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetCDROM(ctx.Request().Context(), request.(GetCDROMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetCDROM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetCDROM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetCDROMResponseObject); ok {
-		return validResponse.VisitGetCDROMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetCloudInit operation middleware
+// GetCloudInit decodes a request for GetCloudInit and writes the response.
 func (sh *strictHandler) GetCloudInit(ctx echo.Context, iD ID) error {
 	var request GetCloudInitRequestObject
-
 	request.ID = iD
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetCloudInit(ctx.Request().Context(), request.(GetCloudInitRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetCloudInit")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetCloudInit(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetCloudInitResponseObject); ok {
-		return validResponse.VisitGetCloudInitResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// SetCloudInit operation middleware
+// SetCloudInit decodes a request for SetCloudInit and writes the response.
 func (sh *strictHandler) SetCloudInit(ctx echo.Context, iD ID, params SetCloudInitParams) error {
 	var request SetCloudInitRequestObject
-
 	request.ID = iD
 	request.Params = params
 
@@ -15347,81 +6861,40 @@ func (sh *strictHandler) SetCloudInit(ctx echo.Context, iD ID, params SetCloudIn
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.SetCloudInit(ctx.Request().Context(), request.(SetCloudInitRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "SetCloudInit")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.SetCloudInit(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(SetCloudInitResponseObject); ok {
-		return validResponse.VisitSetCloudInitResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// OpenConsole operation middleware
+// OpenConsole decodes a request for OpenConsole and writes the response.
 func (sh *strictHandler) OpenConsole(ctx echo.Context, iD ID, params OpenConsoleParams) error {
 	var request OpenConsoleRequestObject
-
 	request.ID = iD
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.OpenConsole(ctx.Request().Context(), request.(OpenConsoleRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "OpenConsole")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.OpenConsole(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(OpenConsoleResponseObject); ok {
-		return validResponse.VisitOpenConsoleResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetConsoleLog operation middleware
+// GetConsoleLog decodes a request for GetConsoleLog and writes the response.
 func (sh *strictHandler) GetConsoleLog(ctx echo.Context, iD ID, params GetConsoleLogParams) error {
 	var request GetConsoleLogRequestObject
-
 	request.ID = iD
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetConsoleLog(ctx.Request().Context(), request.(GetConsoleLogRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetConsoleLog")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetConsoleLog(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetConsoleLogResponseObject); ok {
-		return validResponse.VisitGetConsoleLogResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// CreateConsoleTicket operation middleware
+// CreateConsoleTicket decodes a request for CreateConsoleTicket and writes the response.
 func (sh *strictHandler) CreateConsoleTicket(ctx echo.Context, iD ID) error {
 	var request CreateConsoleTicketRequestObject
-
 	request.ID = iD
 
 	var body CreateConsoleTicketJSONRequestBody
@@ -15430,29 +6903,16 @@ func (sh *strictHandler) CreateConsoleTicket(ctx echo.Context, iD ID) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.CreateConsoleTicket(ctx.Request().Context(), request.(CreateConsoleTicketRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "CreateConsoleTicket")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.CreateConsoleTicket(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(CreateConsoleTicketResponseObject); ok {
-		return validResponse.VisitCreateConsoleTicketResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ExecCommand operation middleware
+// ExecCommand decodes a request for ExecCommand and writes the response.
 func (sh *strictHandler) ExecCommand(ctx echo.Context, iD ID) error {
 	var request ExecCommandRequestObject
-
 	request.ID = iD
 
 	var body ExecCommandJSONRequestBody
@@ -15461,133 +6921,65 @@ func (sh *strictHandler) ExecCommand(ctx echo.Context, iD ID) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ExecCommand(ctx.Request().Context(), request.(ExecCommandRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ExecCommand")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ExecCommand(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ExecCommandResponseObject); ok {
-		return validResponse.VisitExecCommandResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ReadFile operation middleware
+// ReadFile decodes a request for ReadFile and writes the response.
 func (sh *strictHandler) ReadFile(ctx echo.Context, iD ID, params ReadFileParams) error {
 	var request ReadFileRequestObject
-
 	request.ID = iD
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ReadFile(ctx.Request().Context(), request.(ReadFileRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ReadFile")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ReadFile(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ReadFileResponseObject); ok {
-		return validResponse.VisitReadFileResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// WriteFile operation middleware
+// WriteFile decodes a request for WriteFile and writes the response.
 func (sh *strictHandler) WriteFile(ctx echo.Context, iD ID, params WriteFileParams) error {
 	var request WriteFileRequestObject
-
 	request.ID = iD
 	request.Params = params
 
 	request.Body = ctx.Request().Body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.WriteFile(ctx.Request().Context(), request.(WriteFileRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "WriteFile")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.WriteFile(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(WriteFileResponseObject); ok {
-		return validResponse.VisitWriteFileResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetGuest operation middleware
+// GetGuest decodes a request for GetGuest and writes the response.
 func (sh *strictHandler) GetGuest(ctx echo.Context, iD ID) error {
 	var request GetGuestRequestObject
-
 	request.ID = iD
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetGuest(ctx.Request().Context(), request.(GetGuestRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetGuest")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetGuest(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetGuestResponseObject); ok {
-		return validResponse.VisitGetGuestResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ListNICs operation middleware
+// ListNICs decodes a request for ListNICs and writes the response.
 func (sh *strictHandler) ListNICs(ctx echo.Context, iD ID) error {
 	var request ListNICsRequestObject
-
 	request.ID = iD
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListNICs(ctx.Request().Context(), request.(ListNICsRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListNICs")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListNICs(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListNICsResponseObject); ok {
-		return validResponse.VisitListNICsResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// AttachNIC operation middleware
+// AttachNIC decodes a request for AttachNIC and writes the response.
 func (sh *strictHandler) AttachNIC(ctx echo.Context, iD ID) error {
 	var request AttachNICRequestObject
-
 	request.ID = iD
 
 	var body AttachNICJSONRequestBody
@@ -15596,83 +6988,42 @@ func (sh *strictHandler) AttachNIC(ctx echo.Context, iD ID) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.AttachNIC(ctx.Request().Context(), request.(AttachNICRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "AttachNIC")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.AttachNIC(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(AttachNICResponseObject); ok {
-		return validResponse.VisitAttachNICResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// DetachNIC operation middleware
+// DetachNIC decodes a request for DetachNIC and writes the response.
 func (sh *strictHandler) DetachNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params DetachNICParams) error {
 	var request DetachNICRequestObject
-
 	request.ID = iD
 	request.NICSlot = nICSlot
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.DetachNIC(ctx.Request().Context(), request.(DetachNICRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "DetachNIC")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.DetachNIC(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(DetachNICResponseObject); ok {
-		return validResponse.VisitDetachNICResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetNIC operation middleware
+// GetNIC decodes a request for GetNIC and writes the response.
 func (sh *strictHandler) GetNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params GetNICParams) error {
 	var request GetNICRequestObject
-
 	request.ID = iD
 	request.NICSlot = nICSlot
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetNIC(ctx.Request().Context(), request.(GetNICRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetNIC")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetNIC(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetNICResponseObject); ok {
-		return validResponse.VisitGetNICResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// UpdateNIC operation middleware
+// UpdateNIC decodes a request for UpdateNIC and writes the response.
 func (sh *strictHandler) UpdateNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params UpdateNICParams) error {
 	var request UpdateNICRequestObject
-
 	request.ID = iD
 	request.NICSlot = nICSlot
 	request.Params = params
@@ -15683,54 +7034,27 @@ func (sh *strictHandler) UpdateNIC(ctx echo.Context, iD ID, nICSlot NICSlot, par
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.UpdateNIC(ctx.Request().Context(), request.(UpdateNICRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "UpdateNIC")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.UpdateNIC(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(UpdateNICResponseObject); ok {
-		return validResponse.VisitUpdateNICResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// ListPortForwards operation middleware
+// ListPortForwards decodes a request for ListPortForwards and writes the response.
 func (sh *strictHandler) ListPortForwards(ctx echo.Context, iD ID) error {
 	var request ListPortForwardsRequestObject
-
 	request.ID = iD
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListPortForwards(ctx.Request().Context(), request.(ListPortForwardsRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListPortForwards")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.ListPortForwards(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(ListPortForwardsResponseObject); ok {
-		return validResponse.VisitListPortForwardsResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// AddPortForward operation middleware
+// AddPortForward decodes a request for AddPortForward and writes the response.
 func (sh *strictHandler) AddPortForward(ctx echo.Context, iD ID) error {
 	var request AddPortForwardRequestObject
-
 	request.ID = iD
 
 	var body AddPortForwardJSONRequestBody
@@ -15739,100 +7063,46 @@ func (sh *strictHandler) AddPortForward(ctx echo.Context, iD ID) error {
 	}
 	request.Body = &body
 
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.AddPortForward(ctx.Request().Context(), request.(AddPortForwardRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "AddPortForward")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.AddPortForward(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(AddPortForwardResponseObject); ok {
-		return validResponse.VisitAddPortForwardResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// RemovePortForward operation middleware
+// RemovePortForward decodes a request for RemovePortForward and writes the response.
 func (sh *strictHandler) RemovePortForward(ctx echo.Context, iD ID, forwardID ForwardID, params RemovePortForwardParams) error {
 	var request RemovePortForwardRequestObject
-
 	request.ID = iD
 	request.ForwardID = forwardID
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.RemovePortForward(ctx.Request().Context(), request.(RemovePortForwardRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "RemovePortForward")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.RemovePortForward(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(RemovePortForwardResponseObject); ok {
-		return validResponse.VisitRemovePortForwardResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// GetPortForward operation middleware
+// GetPortForward decodes a request for GetPortForward and writes the response.
 func (sh *strictHandler) GetPortForward(ctx echo.Context, iD ID, forwardID ForwardID, params GetPortForwardParams) error {
 	var request GetPortForwardRequestObject
-
 	request.ID = iD
 	request.ForwardID = forwardID
 	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetPortForward(ctx.Request().Context(), request.(GetPortForwardRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetPortForward")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.GetPortForward(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(GetPortForwardResponseObject); ok {
-		return validResponse.VisitGetPortForwardResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }
 
-// WhyVM operation middleware
+// WhyVM decodes a request for WhyVM and writes the response.
 func (sh *strictHandler) WhyVM(ctx echo.Context, iD ID) error {
 	var request WhyVMRequestObject
-
 	request.ID = iD
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.WhyVM(ctx.Request().Context(), request.(WhyVMRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "WhyVM")
-	}
-
-	response, err := handler(ctx, request)
-
+	response, err := sh.ssi.WhyVM(ctx.Request().Context(), request)
 	if err != nil {
 		return err
-	} else if validResponse, ok := response.(WhyVMResponseObject); ok {
-		return validResponse.VisitWhyVMResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
 	}
-	return nil
+	return response.Respond(ctx.Response())
 }

@@ -5,39 +5,43 @@ import (
 	"time"
 )
 
-// Time is a moment as the API spells it: RFC 3339, in UTC, with exactly three
-// digits of milliseconds. What is finer is cut off.
+// TimeLayout is the layout of a time in UTC: RFC 3339 with exactly three digits
+// of milliseconds. Finer digits are cut off, not rounded.
+const TimeLayout = "2006-01-02T15:04:05.000Z"
+
+// AppendTime appends t by [TimeLayout] to b. The year must be in 0 to 9999.
+func AppendTime(b []byte, t time.Time) []byte {
+	t = t.UTC()
+	b = t.AppendFormat(b, time.RFC3339) // three times as fast as a layout with milliseconds
+	ms := t.Nanosecond() / int(time.Millisecond)
+	return append(b[:len(b)-len("Z")], '.', '0'+byte(ms/100), '0'+byte(ms/10%10), '0'+byte(ms%10), 'Z')
+}
+
+// Time is a time that is encoded by [TimeLayout].
 type Time struct{ time.Time }
 
-const (
-	timeLayout = "2006-01-02T15:04:05.000Z"
-	// AppendFormat writes nine digits of the second before it cuts some off.
-	timeRoom = len(timeLayout) + len(`""`) + 6
-)
-
-// MarshalJSON returns the quoted spelling. A year that RFC 3339 has no four
-// digits for is an error.
+// MarshalJSON returns the time in quotes. It returns an error for a year outside
+// of 0 to 9999, which RFC 3339 cannot express.
 func (t Time) MarshalJSON() ([]byte, error) {
-	b, err := t.AppendText(append(make([]byte, 0, timeRoom), '"'))
+	b, err := t.AppendText(append(make([]byte, 0, len(TimeLayout)+len(`""`)), '"'))
 	if err != nil {
 		return nil, err
 	}
 	return append(b, '"'), nil
 }
 
-// MarshalText is as [Time.MarshalJSON], without quotes.
+// MarshalText is [Time.MarshalJSON] without quotes.
 func (t Time) MarshalText() ([]byte, error) {
-	return t.AppendText(make([]byte, 0, timeRoom))
+	return t.AppendText(make([]byte, 0, len(TimeLayout)))
 }
 
-// AppendText appends the spelling to b.
+// AppendText appends the time to b. It fails like [Time.MarshalJSON].
 func (t Time) AppendText(b []byte) ([]byte, error) {
-	u := t.UTC()
-	if y := u.Year(); y < 0 || y > 9999 {
+	if y := t.UTC().Year(); y < 0 || y > 9999 {
 		return nil, errors.New("time: the year is outside of 0 to 9999")
 	}
-	return u.AppendFormat(b, timeLayout), nil
+	return AppendTime(b, t.Time), nil
 }
 
-// String returns the spelling.
-func (t Time) String() string { return t.UTC().Format(timeLayout) }
+// String returns the time by [TimeLayout].
+func (t Time) String() string { return t.UTC().Format(TimeLayout) }

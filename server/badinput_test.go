@@ -1,7 +1,7 @@
 package server
 
 import (
-	"fmt"
+	"encoding/json"
 	"net/url"
 	"slices"
 	"strings"
@@ -161,7 +161,11 @@ func TestBadNamesAreRefusedEverywhere(t *testing.T) {
 	}
 }
 
-func quote(s string) string { return string(appendString(nil, s)) }
+// quote returns s as a JSON string.
+func quote(s string) string {
+	b, _ := json.Marshal(s) // never fails for a string
+	return string(b)
+}
 
 func TestBadParametersAreNamed(t *testing.T) {
 	a := newAPI(t)
@@ -251,11 +255,6 @@ func TestTheSpecificationCanBeEnforced(t *testing.T) {
 		for _, p := range op.header {
 			if p.Required {
 				t.Errorf("%v: the validation has no required headers, such as %s", key, p.Name)
-			}
-		}
-		for _, p := range op.path {
-			if p.Schema.Value.Type.Is("string") && !p.accepts(fmt.Sprint(p.Example)) {
-				t.Errorf("%v: %s has no quick check", key, p.Name)
 			}
 		}
 	}

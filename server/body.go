@@ -31,7 +31,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	}
 	tooLarge := &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", maxBody)}
 	if r.ContentLength > maxBody {
-		w.Header()["Connection"] = []string{"close"} // what is on its way is not read
+		w.Header().Set("Connection", "close") // what is on its way is not read
 		return nil, tooLarge
 	}
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -40,7 +40,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case errors.As(err, &big):
 		return nil, tooLarge
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		w.Header()["Connection"] = []string{"close"}
+		w.Header().Set("Connection", "close")
 		return nil, &vm.Fault{Code: codeTimeout, Detail: "the body did not arrive in time"}
 	case err != nil:
 		return nil, &vm.Fault{Code: codeMalformed, Detail: "the body ended early", Err: err}
@@ -59,7 +59,7 @@ func (s *Server) stream(c echo.Context, limit uint64) error {
 	if limit > 0 {
 		b.tooLarge = &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", limit)}
 		if r.ContentLength > int64(limit) {
-			w.Header()["Connection"] = []string{"close"} // what is on its way is not read
+			w.Header().Set("Connection", "close") // what is on its way is not read
 			return b.tooLarge
 		}
 		b.ReadCloser = http.MaxBytesReader(w, r.Body, int64(limit))
@@ -108,13 +108,13 @@ func expectNoBody(w http.ResponseWriter, r *http.Request) ([]vm.FieldFault, erro
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // as in readBody
 			return nil, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			w.Header()["Connection"] = []string{"close"}
+			w.Header().Set("Connection", "close")
 			return nil, &vm.Fault{Code: codeTimeout, Detail: "the body did not arrive in time"}
 		case n == 0 && err != nil:
 			return nil, &vm.Fault{Code: codeMalformed, Detail: "the body ended early", Err: err}
 		}
 	}
-	w.Header()["Connection"] = []string{"close"} // what is on its way is not read
+	w.Header().Set("Connection", "close") // what is on its way is not read
 	return []vm.FieldFault{{Detail: "this request takes no body"}}, nil
 }
 

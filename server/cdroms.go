@@ -9,7 +9,7 @@ import (
 )
 
 // AttachCDROM implements [openapi.StrictServerInterface].
-func (s *Server) AttachCDROM(ctx context.Context, r openapi.AttachCDROMRequestObject) (openapi.AttachCDROMResponseObject, error) {
+func (s *Server) AttachCDROM(ctx context.Context, r openapi.AttachCDROMRequestObject) (openapi.Response, error) {
 	c, err := s.CDROMs.Attach(ctx, r.ID, newCDROM(r.Body))
 	if err != nil {
 		return nil, err
@@ -26,30 +26,30 @@ func newCDROM(b *openapi.CreateCDROM) vm.NewCDROM {
 // recorded now.
 func (s *Server) cdromAttached(ctx context.Context, vmID, id string) (answer, error) {
 	v, c, err := s.cdrom(ctx, vmID, id)
-	a := answer{body: (*wireCDROM)(&c), etag: etagOf(vmVersion(&v))}
+	a := answer{body: jsonOf(&c, appendCDROM), etag: etagOf(vmVersion(&v))}
 	return a.created("/vms/" + vmID + "/cdroms/" + id), err
 }
 
 // ListCDROMs implements [openapi.StrictServerInterface].
-func (s *Server) ListCDROMs(ctx context.Context, r openapi.ListCDROMsRequestObject) (openapi.ListCDROMsResponseObject, error) {
+func (s *Server) ListCDROMs(ctx context.Context, r openapi.ListCDROMsRequestObject) (openapi.Response, error) {
 	v, err := s.reader.VM(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: wireCDROMs(v.CDROMs)}, nil
+	return answer{status: http.StatusOK, body: jsonArrayOf(v.CDROMs, appendCDROM)}, nil
 }
 
 // GetCDROM implements [openapi.StrictServerInterface].
-func (s *Server) GetCDROM(ctx context.Context, r openapi.GetCDROMRequestObject) (openapi.GetCDROMResponseObject, error) {
+func (s *Server) GetCDROM(ctx context.Context, r openapi.GetCDROMRequestObject) (openapi.Response, error) {
 	v, c, err := s.cdrom(ctx, r.ID, r.CDROMID)
 	if err != nil {
 		return nil, err
 	}
-	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireCDROM)(&c) }), nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return jsonOf(&c, appendCDROM) }), nil
 }
 
 // EjectCDROM implements [openapi.StrictServerInterface].
-func (s *Server) EjectCDROM(ctx context.Context, r openapi.EjectCDROMRequestObject) (openapi.EjectCDROMResponseObject, error) {
+func (s *Server) EjectCDROM(ctx context.Context, r openapi.EjectCDROMRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err

@@ -14,7 +14,7 @@ import (
 )
 
 // GetCloudInit implements [openapi.StrictServerInterface].
-func (s *Server) GetCloudInit(ctx context.Context, r openapi.GetCloudInitRequestObject) (openapi.GetCloudInitResponseObject, error) {
+func (s *Server) GetCloudInit(ctx context.Context, r openapi.GetCloudInitRequestObject) (openapi.Response, error) {
 	view, err := s.CloudInits.Get(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -23,7 +23,7 @@ func (s *Server) GetCloudInit(ctx context.Context, r openapi.GetCloudInitRequest
 }
 
 // SetCloudInit implements [openapi.StrictServerInterface].
-func (s *Server) SetCloudInit(ctx context.Context, r openapi.SetCloudInitRequestObject) (openapi.SetCloudInitResponseObject, error) {
+func (s *Server) SetCloudInit(ctx context.Context, r openapi.SetCloudInitRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err

@@ -37,7 +37,7 @@ type approach struct {
 type approachKey struct{}
 
 // OpenConsole implements [openapi.StrictServerInterface].
-func (s *Server) OpenConsole(ctx context.Context, r openapi.OpenConsoleRequestObject) (openapi.OpenConsoleResponseObject, error) {
+func (s *Server) OpenConsole(ctx context.Context, r openapi.OpenConsoleRequestObject) (openapi.Response, error) {
 	a, _ := ctx.Value(approachKey{}).(*approach)
 	if a == nil {
 		return nil, errors.New("the request of a console is not in its context")
@@ -81,7 +81,7 @@ func (a *approach) mayWrite(c vm.Caller) error {
 }
 
 // CreateConsoleTicket implements [openapi.StrictServerInterface].
-func (s *Server) CreateConsoleTicket(ctx context.Context, r openapi.CreateConsoleTicketRequestObject) (openapi.CreateConsoleTicketResponseObject, error) {
+func (s *Server) CreateConsoleTicket(ctx context.Context, r openapi.CreateConsoleTicketRequestObject) (openapi.Response, error) {
 	write := r.Body != nil && value(r.Body.Write)
 	caller := vm.CallerOf(ctx)
 	if write {
@@ -105,7 +105,7 @@ func (s *Server) CreateConsoleTicket(ctx context.Context, r openapi.CreateConsol
 }
 
 // GetConsoleLog implements [openapi.StrictServerInterface].
-func (s *Server) GetConsoleLog(ctx context.Context, r openapi.GetConsoleLogRequestObject) (openapi.GetConsoleLogResponseObject, error) {
+func (s *Server) GetConsoleLog(ctx context.Context, r openapi.GetConsoleLogRequestObject) (openapi.Response, error) {
 	offset := value(r.Params.Offset)
 	if tail := r.Params.Tail; tail != nil {
 		if r.Params.Offset != nil {
@@ -155,10 +155,10 @@ func (l *consoleLog) close() {
 	}
 }
 
-// VisitGetConsoleLogResponse implements [openapi.GetConsoleLogResponseObject].
-func (l *consoleLog) VisitGetConsoleLogResponse(w http.ResponseWriter) error {
+// Respond implements [openapi.Response].
+func (l *consoleLog) Respond(w http.ResponseWriter) error {
 	defer l.close()
-	w.Header()["X-Vman-Console-End"] = []string{strconv.FormatInt(l.end, 10)}
+	w.Header().Set("X-Vman-Console-End", strconv.FormatInt(l.end, 10))
 	out := &byteStream{w: w}
 	if err := l.send(out); err != nil || l.seat == nil {
 		return err

@@ -9,7 +9,7 @@ import (
 )
 
 // CreateDisk implements [openapi.StrictServerInterface].
-func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObject) (openapi.CreateDiskResponseObject, error) {
+func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObject) (openapi.Response, error) {
 	wait, err := parseWait(value(r.Params.Prefer))
 	if err != nil {
 		return nil, err
@@ -40,7 +40,7 @@ func (s *Server) diskNow(ctx context.Context, id string) (answer, error) {
 }
 
 // ListDisks implements [openapi.StrictServerInterface].
-func (s *Server) ListDisks(ctx context.Context, r openapi.ListDisksRequestObject) (openapi.ListDisksResponseObject, error) {
+func (s *Server) ListDisks(ctx context.Context, r openapi.ListDisksRequestObject) (openapi.Response, error) {
 	f := vm.DiskFilter{State: vm.DiskState(value(r.Params.State)), VMID: value(r.Params.VMID)}
 	return newList(ctx, "/disks", query("state", string(f.State), "vm_id", f.VMID), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.Disk, error) { return s.reader.Disks(ctx, f, p) },
@@ -49,7 +49,7 @@ func (s *Server) ListDisks(ctx context.Context, r openapi.ListDisksRequestObject
 }
 
 // GetDisk implements [openapi.StrictServerInterface].
-func (s *Server) GetDisk(ctx context.Context, r openapi.GetDiskRequestObject) (openapi.GetDiskResponseObject, error) {
+func (s *Server) GetDisk(ctx context.Context, r openapi.GetDiskRequestObject) (openapi.Response, error) {
 	d, err := s.reader.Disk(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (s *Server) GetDisk(ctx context.Context, r openapi.GetDiskRequestObject) (o
 }
 
 // UpdateDisk implements [openapi.StrictServerInterface].
-func (s *Server) UpdateDisk(ctx context.Context, r openapi.UpdateDiskRequestObject) (openapi.UpdateDiskResponseObject, error) {
+func (s *Server) UpdateDisk(ctx context.Context, r openapi.UpdateDiskRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func diskAnswer(d *vm.Disk) answer {
 }
 
 // DeleteDisk implements [openapi.StrictServerInterface].
-func (s *Server) DeleteDisk(ctx context.Context, r openapi.DeleteDiskRequestObject) (openapi.DeleteDiskResponseObject, error) {
+func (s *Server) DeleteDisk(ctx context.Context, r openapi.DeleteDiskRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ func (s *Server) DeleteDisk(ctx context.Context, r openapi.DeleteDiskRequestObje
 }
 
 // AttachDisk implements [openapi.StrictServerInterface].
-func (s *Server) AttachDisk(ctx context.Context, r openapi.AttachDiskRequestObject) (openapi.AttachDiskResponseObject, error) {
+func (s *Server) AttachDisk(ctx context.Context, r openapi.AttachDiskRequestObject) (openapi.Response, error) {
 	wait, err := parseWait(value(r.Params.Prefer))
 	if err != nil {
 		return nil, err
@@ -98,7 +98,7 @@ func (s *Server) AttachDisk(ctx context.Context, r openapi.AttachDiskRequestObje
 }
 
 // DetachDisk implements [openapi.StrictServerInterface].
-func (s *Server) DetachDisk(ctx context.Context, r openapi.DetachDiskRequestObject) (openapi.DetachDiskResponseObject, error) {
+func (s *Server) DetachDisk(ctx context.Context, r openapi.DetachDiskRequestObject) (openapi.Response, error) {
 	wait, err := parseWait(value(r.Params.Prefer))
 	if err != nil {
 		return nil, err

@@ -24,8 +24,6 @@ const (
 	stopPatience = time.Second
 )
 
-var streamType = []string{streamMedia}
-
 // streamKey marks the context of a request that wants a stream.
 type streamKey struct{}
 
@@ -44,7 +42,7 @@ func wantsStream(h http.Header) bool {
 }
 
 // ListEvents implements [openapi.StrictServerInterface].
-func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObject) (openapi.ListEventsResponseObject, error) {
+func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObject) (openapi.Response, error) {
 	f := vm.EventFilter{Type: value(r.Params.Type), Resource: vm.ParseResource(value(r.Params.Resource))}
 	if ctx.Value(streamKey{}) != nil {
 		return s.newStream(ctx, f, r.Params)
@@ -64,7 +62,7 @@ func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObje
 	if len(l.page) > limit {
 		l.page = l.page[:limit]
 		next := query("type", f.Type, "resource", f.Resource.String(), "limit", strconv.Itoa(limit), "since", strconv.FormatInt(l.page[limit-1].Seq, 10))
-		l.link = []string{fmt.Sprintf(`</events?%s>; rel="next"`, next.Encode())}
+		l.link = fmt.Sprintf(`</events?%s>; rel="next"`, next.Encode())
 	}
 	return l, nil
 }
@@ -112,13 +110,13 @@ func (s *Server) newStream(ctx context.Context, f vm.EventFilter, p openapi.List
 	return st, err
 }
 
-// VisitListEventsResponse implements [openapi.ListEventsResponseObject]. It
+// Respond implements [openapi.Response]. It
 // returns when the client is gone or the server stops, and an error if the events
 // cannot be read.
-func (st *stream) VisitListEventsResponse(w http.ResponseWriter) error {
+func (st *stream) Respond(w http.ResponseWriter) error {
 	st.w, st.rc, st.enc = w, http.NewResponseController(w), getEncoder()
 	defer st.enc.free()
-	w.Header()["Content-Type"] = streamType
+	w.Header().Set("Content-Type", streamMedia)
 	w.WriteHeader(http.StatusOK)
 	defer context.AfterFunc(st.s.stopping, func() { _ = st.rc.SetWriteDeadline(time.Now().Add(stopPatience)) })()
 	beat := time.NewTicker(st.s.heartbeat)

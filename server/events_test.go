@@ -458,7 +458,7 @@ func TestAQuietStreamBeatsEvery15Seconds(t *testing.T) {
 		}
 		w := &sink{null: null{header: http.Header{}}}
 		ended := make(chan error)
-		go func() { ended <- st.VisitListEventsResponse(w) }()
+		go func() { ended <- st.Respond(w) }()
 		synctest.Wait()
 		if got := w.take(); got != "" || w.status != 200 {
 			t.Errorf("status %d, it begins with %q", w.status, got)

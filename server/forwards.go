@@ -10,7 +10,7 @@ import (
 )
 
 // AddPortForward implements [openapi.StrictServerInterface].
-func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardRequestObject) (openapi.AddPortForwardResponseObject, error) {
+func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardRequestObject) (openapi.Response, error) {
 	b := r.Body
 	var p addressParser
 	f := vm.PortForward{Slot: value(b.NIC), Protocol: vm.Protocol(value(b.Protocol)), HostAddress: value(p.addr("/host_address", b.HostAddress)),
@@ -26,25 +26,25 @@ func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardReq
 }
 
 // ListPortForwards implements [openapi.StrictServerInterface].
-func (s *Server) ListPortForwards(ctx context.Context, r openapi.ListPortForwardsRequestObject) (openapi.ListPortForwardsResponseObject, error) {
+func (s *Server) ListPortForwards(ctx context.Context, r openapi.ListPortForwardsRequestObject) (openapi.Response, error) {
 	v, err := s.reader.VM(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: wireForwards(v.Forwards)}, nil
+	return answer{status: http.StatusOK, body: jsonArrayOf(v.Forwards, appendForward)}, nil
 }
 
 // GetPortForward implements [openapi.StrictServerInterface].
-func (s *Server) GetPortForward(ctx context.Context, r openapi.GetPortForwardRequestObject) (openapi.GetPortForwardResponseObject, error) {
+func (s *Server) GetPortForward(ctx context.Context, r openapi.GetPortForwardRequestObject) (openapi.Response, error) {
 	v, f, err := s.forward(ctx, r.ID, r.ForwardID)
 	if err != nil {
 		return nil, err
 	}
-	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireForward)(&f) }), nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return jsonOf(&f, appendForward) }), nil
 }
 
 // RemovePortForward implements [openapi.StrictServerInterface].
-func (s *Server) RemovePortForward(ctx context.Context, r openapi.RemovePortForwardRequestObject) (openapi.RemovePortForwardResponseObject, error) {
+func (s *Server) RemovePortForward(ctx context.Context, r openapi.RemovePortForwardRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -72,6 +72,6 @@ func (s *Server) forward(ctx context.Context, id, forwardID string) (vm.VM, vm.P
 // VM's.
 func (s *Server) forwardCreated(ctx context.Context, id, forwardID string) (answer, error) {
 	v, f, err := s.forward(ctx, id, forwardID)
-	a := answer{body: (*wireForward)(&f), etag: etagOf(vmVersion(&v))}
+	a := answer{body: jsonOf(&f, appendForward), etag: etagOf(vmVersion(&v))}
 	return a.created("/vms/" + id + "/port_forwards/" + forwardID), err
 }

@@ -22,7 +22,7 @@ const (
 )
 
 // GetGuest implements [openapi.StrictServerInterface].
-func (s *Server) GetGuest(ctx context.Context, r openapi.GetGuestRequestObject) (openapi.GetGuestResponseObject, error) {
+func (s *Server) GetGuest(ctx context.Context, r openapi.GetGuestRequestObject) (openapi.Response, error) {
 	g, err := s.Guests.Info(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -54,7 +54,7 @@ func apiGuest(g *vm.GuestInfo) *openapi.Guest {
 }
 
 // ExecCommand implements [openapi.StrictServerInterface].
-func (s *Server) ExecCommand(ctx context.Context, r openapi.ExecCommandRequestObject) (openapi.ExecCommandResponseObject, error) {
+func (s *Server) ExecCommand(ctx context.Context, r openapi.ExecCommandRequestObject) (openapi.Response, error) {
 	c, err := guestCommand(r.Body)
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func textOrBase64(b []byte) (text, encoded *string) {
 }
 
 // SetPassword implements [openapi.StrictServerInterface].
-func (s *Server) SetPassword(ctx context.Context, r openapi.SetPasswordRequestObject) (openapi.SetPasswordResponseObject, error) {
+func (s *Server) SetPassword(ctx context.Context, r openapi.SetPasswordRequestObject) (openapi.Response, error) {
 	if err := s.Guests.SetPassword(ctx, r.ID, r.Body.User, r.Body.Password); err != nil {
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func (s *Server) SetPassword(ctx context.Context, r openapi.SetPasswordRequestOb
 }
 
 // TrimVM implements [openapi.StrictServerInterface].
-func (s *Server) TrimVM(ctx context.Context, r openapi.TrimVMRequestObject) (openapi.TrimVMResponseObject, error) {
+func (s *Server) TrimVM(ctx context.Context, r openapi.TrimVMRequestObject) (openapi.Response, error) {
 	if err := s.Guests.Trim(ctx, r.ID); err != nil {
 		return nil, err
 	}
@@ -133,12 +133,12 @@ func (s *Server) TrimVM(ctx context.Context, r openapi.TrimVMRequestObject) (ope
 }
 
 // ReadFile implements [openapi.StrictServerInterface].
-func (s *Server) ReadFile(ctx context.Context, r openapi.ReadFileRequestObject) (openapi.ReadFileResponseObject, error) {
+func (s *Server) ReadFile(ctx context.Context, r openapi.ReadFileRequestObject) (openapi.Response, error) {
 	return guestFile{read: func(w io.Writer) error { return s.Guests.ReadFile(ctx, r.ID, r.Params.Path, w) }}, nil
 }
 
 // WriteFile implements [openapi.StrictServerInterface].
-func (s *Server) WriteFile(ctx context.Context, r openapi.WriteFileRequestObject) (openapi.WriteFileResponseObject, error) {
+func (s *Server) WriteFile(ctx context.Context, r openapi.WriteFileRequestObject) (openapi.Response, error) {
 	err := s.Guests.WriteFile(ctx, r.ID, r.Params.Path, r.Body)
 	if body, ok := r.Body.(*streamedBody); ok && body.fault != nil {
 		return nil, body.fault // whatever came of it further on
@@ -155,8 +155,8 @@ type guestFile struct {
 	read func(w io.Writer) error
 }
 
-// VisitReadFileResponse implements [openapi.ReadFileResponseObject].
-func (f guestFile) VisitReadFileResponse(w http.ResponseWriter) error {
+// Respond implements [openapi.Response].
+func (f guestFile) Respond(w http.ResponseWriter) error {
 	out := &byteStream{w: w}
 	if err := f.read(out); err != nil {
 		return err
@@ -164,8 +164,6 @@ func (f guestFile) VisitReadFileResponse(w http.ResponseWriter) error {
 	out.begin()
 	return nil
 }
-
-var bytesType = []string{"application/octet-stream"}
 
 // A byteStream sends bytes as they come. A client that does not read them is not
 // waited for.
@@ -178,7 +176,7 @@ func (s *byteStream) begin() {
 	if !s.begun {
 		s.begun = true
 		limitSending(s.w)
-		s.w.Header()["Content-Type"] = bytesType
+		s.w.Header().Set("Content-Type", bytesType)
 		s.w.WriteHeader(http.StatusOK)
 	}
 }

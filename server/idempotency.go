@@ -76,16 +76,16 @@ func (s *Server) once(x *exchange, next echo.HandlerFunc) error {
 		return &vm.Fault{Code: vm.CodeRepeated, OperationID: o.ID, Detail: "the Idempotency-Key was used for another request",
 			Hint: "use a key of its own for each request"}
 	}
-	x.c.Response().Header()[headerReplayed] = yes
+	x.c.Response().Header().Set(headerReplayed, "true")
 	if reply != nil {
-		return keptAnswer(*reply).write(x.c.Response())
+		return keptAnswer(*reply).Respond(x.c.Response())
 	}
 	return s.answerAndKeep(x, func(c echo.Context) error {
 		a, err := s.answerOf(ctx, o, c)
 		if err != nil {
 			return err
 		}
-		return a.write(c.Response())
+		return a.Respond(c.Response())
 	})
 }
 

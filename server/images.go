@@ -16,7 +16,7 @@ import (
 )
 
 // CreateImage implements [openapi.StrictServerInterface].
-func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestObject) (openapi.CreateImageResponseObject, error) {
+func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestObject) (openapi.Response, error) {
 	if r.JSONBody == nil {
 		return s.uploadImage(ctx, r)
 	}
@@ -114,7 +114,7 @@ func inQuery(err error) error {
 }
 
 // ContinueUpload implements [openapi.StrictServerInterface].
-func (s *Server) ContinueUpload(ctx context.Context, r openapi.ContinueUploadRequestObject) (openapi.ContinueUploadResponseObject, error) {
+func (s *Server) ContinueUpload(ctx context.Context, r openapi.ContinueUploadRequestObject) (openapi.Response, error) {
 	i, o, err := s.Images.ContinueUpload(ctx, r.Name, r.Params.Offset, r.Body, value(r.Params.More))
 	a, _, err := uploaded(&i, o, r.Body, err)
 	return a, err
@@ -140,7 +140,7 @@ func uploaded(i *vm.Image, o vm.Operation, body io.Reader, err error) (a answer,
 }
 
 // ListImages implements [openapi.StrictServerInterface].
-func (s *Server) ListImages(ctx context.Context, r openapi.ListImagesRequestObject) (openapi.ListImagesResponseObject, error) {
+func (s *Server) ListImages(ctx context.Context, r openapi.ListImagesRequestObject) (openapi.Response, error) {
 	label := value(r.Params.Label)
 	f := vm.ImageFilter{State: vm.ImageState(value(r.Params.State)), SHA256: strings.ToLower(value(r.Params.SHA256))}
 	f.Label, f.LabelValue, _ = strings.Cut(label, "=")
@@ -151,7 +151,7 @@ func (s *Server) ListImages(ctx context.Context, r openapi.ListImagesRequestObje
 }
 
 // GetImage implements [openapi.StrictServerInterface].
-func (s *Server) GetImage(ctx context.Context, r openapi.GetImageRequestObject) (openapi.GetImageResponseObject, error) {
+func (s *Server) GetImage(ctx context.Context, r openapi.GetImageRequestObject) (openapi.Response, error) {
 	i, err := s.reader.Image(ctx, r.Name)
 	if err != nil {
 		return nil, err
@@ -160,7 +160,7 @@ func (s *Server) GetImage(ctx context.Context, r openapi.GetImageRequestObject) 
 }
 
 // UpdateImage implements [openapi.StrictServerInterface].
-func (s *Server) UpdateImage(ctx context.Context, r openapi.UpdateImageRequestObject) (openapi.UpdateImageResponseObject, error) {
+func (s *Server) UpdateImage(ctx context.Context, r openapi.UpdateImageRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -173,7 +173,7 @@ func (s *Server) UpdateImage(ctx context.Context, r openapi.UpdateImageRequestOb
 }
 
 // DeleteImage implements [openapi.StrictServerInterface].
-func (s *Server) DeleteImage(ctx context.Context, r openapi.DeleteImageRequestObject) (openapi.DeleteImageResponseObject, error) {
+func (s *Server) DeleteImage(ctx context.Context, r openapi.DeleteImageRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -212,7 +212,7 @@ func apiImage(i *vm.Image) *openapi.Image {
 }
 
 // ReadImage implements [openapi.StrictServerInterface].
-func (s *Server) ReadImage(ctx context.Context, r openapi.ReadImageRequestObject) (openapi.ReadImageResponseObject, error) {
+func (s *Server) ReadImage(ctx context.Context, r openapi.ReadImageRequestObject) (openapi.Response, error) {
 	i, content, err := s.Images.Open(ctx, r.Name)
 	if err != nil {
 		return nil, err
@@ -240,26 +240,26 @@ type imageContent struct {
 	request *http.Request // that asks for it
 }
 
-// VisitReadImageResponse implements [openapi.ReadImageResponseObject].
-func (c imageContent) VisitReadImageResponse(w http.ResponseWriter) error {
+// Respond implements [openapi.Response].
+func (c imageContent) Respond(w http.ResponseWriter) error {
 	defer c.content.Close()
 	h := w.Header()
-	h["Etag"] = []string{`"` + c.image.SHA256 + `"`}
-	h["Content-Type"] = bytesType
-	h["Content-Disposition"] = []string{`attachment; filename="` + c.image.Name + "." + string(c.image.Layout) + `"`}
+	h.Set("Etag", `"`+c.image.SHA256+`"`)
+	h.Set("Content-Type", bytesType)
+	h.Set("Content-Disposition", `attachment; filename="`+c.image.Name+"."+string(c.image.Layout)+`"`)
 	out := &contentWriter{ResponseWriter: w, content: c.content}
 	http.ServeContent(out, c.request, "", time.Time{}, out)
 	if out.refused == 0 {
 		return out.err
 	}
-	h["Cache-Control"] = noStore // which net/http takes away
+	h.Set("Cache-Control", "no-store") // which net/http takes away
 	for _, name := range []string{"Etag", "Content-Disposition", "Accept-Ranges"} {
 		h.Del(name)
 	}
 	if out.refused != http.StatusRequestedRangeNotSatisfiable {
 		return fmt.Errorf("read the content of image %s: status %d: %w", c.image.Name, out.refused, out.err)
 	}
-	h["Content-Range"] = []string{"bytes */" + strconv.FormatInt(c.image.Bytes, 10)}
+	h.Set("Content-Range", "bytes */"+strconv.FormatInt(c.image.Bytes, 10))
 	return &vm.Fault{Code: codeRange, Detail: "the content has " + strconv.FormatInt(c.image.Bytes, 10) + " bytes"}
 }
 

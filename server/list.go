@@ -28,7 +28,7 @@ type list[T any] struct {
 	api  func(*T) any // what is sent of one
 	page []T          // the first
 	more bool         // read on after page
-	link []string
+	link string
 }
 
 // newList reads the first page of a collection, so that what goes wrong can
@@ -60,18 +60,18 @@ func newList[T any](ctx context.Context, path string, filter url.Values, limit *
 		l.page = l.page[:n]
 		filter.Set("limit", strconv.Itoa(n))
 		filter.Set("cursor", formatCursor(seq(&l.page[n-1])))
-		l.link = []string{fmt.Sprintf(`<%s?%s>; rel="next"`, path, filter.Encode())}
+		l.link = fmt.Sprintf(`<%s?%s>; rel="next"`, path, filter.Encode())
 	}
 	return l, nil
 }
 
-// write sends the list. An error in the middle of it makes the caller abort the
-// connection, so that a part never looks like the whole.
-func (l list[T]) write(w http.ResponseWriter) error {
+// Respond implements [openapi.Response]. An error after the first bytes makes the
+// middleware abort the connection, so that a part never looks like the whole.
+func (l list[T]) Respond(w http.ResponseWriter) error {
 	h := w.Header()
-	h["Content-Type"] = jsonType
-	if l.link != nil {
-		h["Link"] = l.link
+	h.Set("Content-Type", jsonType)
+	if l.link != "" {
+		h.Set("Link", l.link)
 	}
 	e := getEncoder()
 	defer e.free()
@@ -116,14 +116,6 @@ func (l list[T]) flusher(w http.ResponseWriter, e *encoder) func() error {
 		return err
 	}
 }
-
-func (l list[T]) VisitListTemplatesResponse(w http.ResponseWriter) error  { return l.write(w) }
-func (l list[T]) VisitListVMsResponse(w http.ResponseWriter) error        { return l.write(w) }
-func (l list[T]) VisitListNetworksResponse(w http.ResponseWriter) error   { return l.write(w) }
-func (l list[T]) VisitListDisksResponse(w http.ResponseWriter) error      { return l.write(w) }
-func (l list[T]) VisitListImagesResponse(w http.ResponseWriter) error     { return l.write(w) }
-func (l list[T]) VisitListOperationsResponse(w http.ResponseWriter) error { return l.write(w) }
-func (l list[T]) VisitListEventsResponse(w http.ResponseWriter) error     { return l.write(w) }
 
 // cursorVersion is the first byte of a cursor.
 const cursorVersion = 1

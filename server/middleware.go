@@ -21,13 +21,6 @@ const (
 	maxRequestID    = 128
 )
 
-// Header values that never change; see answer.go.
-var (
-	nosniff = []string{"nosniff"}
-	noStore = []string{"no-store"}
-	yes     = []string{"true"}
-)
-
 // An exchange is one request and its answer on the way through the server.
 type exchange struct {
 	c      echo.Context
@@ -66,11 +59,11 @@ func (s *Server) setHeaders(c echo.Context) string {
 		ids = []string{newRequestID()}
 	}
 	h[headerRequestID] = ids
-	h["Server"] = s.name
-	h["X-Content-Type-Options"] = nosniff
-	h["Cache-Control"] = noStore
+	h.Set("Server", s.name)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
 	if s.o.DryRun {
-		h["X-Vman-Dry-Run"] = yes
+		h.Set("X-Vman-Dry-Run", "true")
 	}
 	return ids[0]
 }
@@ -192,7 +185,7 @@ func (s *Server) fail(x *exchange) {
 		return
 	}
 	if b, ok := x.c.Request().Body.(*streamedBody); ok && !b.ended {
-		x.c.Response().Header()["Connection"] = []string{"close"} // what is on its way is not read
+		x.c.Response().Header().Set("Connection", "close") // what is on its way is not read
 	}
 	x.fault = faultOf(x.err)
 	if x.stack != "" {
@@ -203,51 +196,45 @@ func (s *Server) fail(x *exchange) {
 	}
 }
 
-// logRequest writes the one line a request leaves in the log. A health check is
-// only worth it when one looks for everything.
+// logRequest writes the one log line of a request: at level error for a defect of
+// vmand, at level debug for a health check, else at level info.
 func (s *Server) logRequest(x *exchange) {
 	r, route := x.c.Request(), x.c.Path()
-	level := slog.LevelInfo
-	if route == "/health" {
-		level = slog.LevelDebug
-	}
 	defect := false
 	if x.err != nil {
 		fault := x.fault
-		if fault == nil { // what was sent had begun
+		if fault == nil { // the answer had begun
 			fault = faultOf(x.err)
 		}
 		defect = kinds[fault.Code].status == http.StatusInternalServerError
 	}
-	if defect {
+	level := slog.LevelInfo
+	switch {
+	case defect:
 		level = slog.LevelError
+	case route == "/health":
+		level = slog.LevelDebug
 	}
-	ctx := r.Context()
-	if !s.log.Enabled(ctx, level) {
+	if !s.log.Enabled(r.Context(), level) {
 		return
 	}
-	// Not by a method of the logger: they look for the line of code, which is
-	// always this one.
-	line := slog.NewRecord(time.Now(), level, "request", 0)
-	line.AddAttrs(
+	attrs := []slog.Attr{
 		slog.String("method", r.Method),
 		slog.String("route", route),
 		slog.String("path", short(r.URL.Path)),
 		slog.Int("status", x.c.Response().Status),
-		slog.Float64("duration_ms", milliseconds(time.Since(x.start))),
+		slog.Duration("took", time.Since(x.start)),
 		slog.String("request_id", x.caller.RequestID),
-		slog.String("caller", x.caller.Name))
+		slog.String("caller", x.caller.Name),
+	}
 	if x.fault != nil {
-		line.AddAttrs(slog.String("code", string(x.fault.Code)))
+		attrs = append(attrs, slog.String("code", string(x.fault.Code)))
 	}
 	if defect || x.fault != nil && x.fault.Err != nil {
-		line.AddAttrs(slog.Any("err", x.err))
+		attrs = append(attrs, slog.Any("err", x.err))
 	}
 	if x.stack != "" {
-		line.AddAttrs(slog.String("stack", x.stack))
+		attrs = append(attrs, slog.String("stack", x.stack))
 	}
-	_ = s.log.Handler().Handle(ctx, line) // as the logger does: there is nowhere to report it
+	s.log.LogAttrs(r.Context(), level, "request", attrs...)
 }
-
-// milliseconds returns d with three digits behind the point.
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

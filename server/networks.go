@@ -15,7 +15,7 @@ import (
 )
 
 // CreateNetwork implements [openapi.StrictServerInterface].
-func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkRequestObject) (openapi.CreateNetworkResponseObject, error) {
+func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkRequestObject) (openapi.Response, error) {
 	b := r.Body
 	var p addressParser
 	n := vm.Network{Name: b.Name, Mode: vm.NetworkMode(b.Mode), Bridge: value(b.Bridge),
@@ -33,14 +33,14 @@ func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkReque
 }
 
 // ListNetworks implements [openapi.StrictServerInterface].
-func (s *Server) ListNetworks(ctx context.Context, r openapi.ListNetworksRequestObject) (openapi.ListNetworksResponseObject, error) {
+func (s *Server) ListNetworks(ctx context.Context, r openapi.ListNetworksRequestObject) (openapi.Response, error) {
 	return newList(ctx, "/networks", query(), r.Params.Limit, r.Params.Cursor, s.reader.Networks,
 		func(n *vm.Network) int64 { return n.Seq },
 		func(n *vm.Network) any { return apiNetwork(n) })
 }
 
 // GetNetwork implements [openapi.StrictServerInterface].
-func (s *Server) GetNetwork(ctx context.Context, r openapi.GetNetworkRequestObject) (openapi.GetNetworkResponseObject, error) {
+func (s *Server) GetNetwork(ctx context.Context, r openapi.GetNetworkRequestObject) (openapi.Response, error) {
 	report, err := s.Networks.Status(ctx, r.Name)
 	if err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func (s *Server) GetNetwork(ctx context.Context, r openapi.GetNetworkRequestObje
 }
 
 // UpdateNetwork implements [openapi.StrictServerInterface].
-func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkRequestObject) (openapi.UpdateNetworkResponseObject, error) {
+func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -83,7 +83,7 @@ func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkReque
 }
 
 // DeleteNetwork implements [openapi.StrictServerInterface].
-func (s *Server) DeleteNetwork(ctx context.Context, r openapi.DeleteNetworkRequestObject) (openapi.DeleteNetworkResponseObject, error) {
+func (s *Server) DeleteNetwork(ctx context.Context, r openapi.DeleteNetworkRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err

@@ -10,7 +10,7 @@ import (
 )
 
 // AttachNIC implements [openapi.StrictServerInterface].
-func (s *Server) AttachNIC(ctx context.Context, r openapi.AttachNICRequestObject) (openapi.AttachNICResponseObject, error) {
+func (s *Server) AttachNIC(ctx context.Context, r openapi.AttachNICRequestObject) (openapi.Response, error) {
 	var p addressParser
 	want := newNIC(&p, "", r.Body)
 	if err := p.err(); err != nil {
@@ -46,25 +46,25 @@ func newNICs(p *addressParser, list *[]openapi.CreateNIC) *[]vm.NewNIC {
 }
 
 // ListNICs implements [openapi.StrictServerInterface].
-func (s *Server) ListNICs(ctx context.Context, r openapi.ListNICsRequestObject) (openapi.ListNICsResponseObject, error) {
+func (s *Server) ListNICs(ctx context.Context, r openapi.ListNICsRequestObject) (openapi.Response, error) {
 	v, err := s.reader.VM(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: wireNICs(v.NICs)}, nil
+	return answer{status: http.StatusOK, body: jsonArrayOf(v.NICs, appendNIC)}, nil
 }
 
 // GetNIC implements [openapi.StrictServerInterface].
-func (s *Server) GetNIC(ctx context.Context, r openapi.GetNICRequestObject) (openapi.GetNICResponseObject, error) {
+func (s *Server) GetNIC(ctx context.Context, r openapi.GetNICRequestObject) (openapi.Response, error) {
 	v, n, err := s.nic(ctx, r.ID, r.NICSlot)
 	if err != nil {
 		return nil, err
 	}
-	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return (*wireNIC)(&n) }), nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return jsonOf(&n, appendNIC) }), nil
 }
 
 // UpdateNIC implements [openapi.StrictServerInterface].
-func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject) (openapi.UpdateNICResponseObject, error) {
+func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -81,7 +81,7 @@ func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject
 }
 
 // DetachNIC implements [openapi.StrictServerInterface].
-func (s *Server) DetachNIC(ctx context.Context, r openapi.DetachNICRequestObject) (openapi.DetachNICResponseObject, error) {
+func (s *Server) DetachNIC(ctx context.Context, r openapi.DetachNICRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -110,12 +110,17 @@ func (s *Server) nic(ctx context.Context, id string, slot int) (vm.VM, vm.NIC, e
 // VM's, go together.
 func (s *Server) nicAnswer(ctx context.Context, id string, slot int) (answer, error) {
 	v, n, err := s.nic(ctx, id, slot)
-	return answer{status: http.StatusOK, body: (*wireNIC)(&n), etag: etagOf(vmVersion(&v))}, err
+	return shownNIC(&v, &n), err
+}
+
+// shownNIC answers with n, a NIC of v. The entity tag is the VM's.
+func shownNIC(v *vm.VM, n *vm.NIC) answer {
+	return answer{status: http.StatusOK, body: jsonOf(n, appendNIC), etag: etagOf(vmVersion(v))}
 }
 
 // nicAccepted answers with a NIC on its way, which an operation is about.
 func nicAccepted(n *vm.NIC, o vm.Operation) answer {
-	return answer{status: http.StatusAccepted, body: (*wireNIC)(n), location: "/operations/" + o.ID}
+	return answer{status: http.StatusAccepted, body: jsonOf(n, appendNIC), location: "/operations/" + o.ID}
 }
 
 func nicPath(id string, slot int) string { return fmt.Sprintf("/vms/%s/nics/%d", id, slot) }

@@ -30,7 +30,7 @@ type Issue struct {
 }
 
 // GetObserverStatus implements [openapi.StrictServerInterface].
-func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusRequestObject) (openapi.GetObserverStatusResponseObject, error) {
+func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusRequestObject) (openapi.Response, error) {
 	st := s.observer()
 	out := &openapi.ObserverStatus{
 		Status:          openapi.ObserverStatusStatus(st.Status),
@@ -49,3 +49,6 @@ func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusReq
 	}
 	return answer{status: 200, body: out}, nil
 }
+
+// milliseconds returns d with a resolution of 1 µs.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

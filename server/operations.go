@@ -12,7 +12,7 @@ import (
 )
 
 // ListOperations implements [openapi.StrictServerInterface].
-func (s *Server) ListOperations(ctx context.Context, r openapi.ListOperationsRequestObject) (openapi.ListOperationsResponseObject, error) {
+func (s *Server) ListOperations(ctx context.Context, r openapi.ListOperationsRequestObject) (openapi.Response, error) {
 	f := vm.OperationFilter{Resource: vm.ParseResource(value(r.Params.Resource)), Kind: vm.Kind(value(r.Params.Kind)), State: vm.OpState(value(r.Params.State))}
 	return newList(ctx, "/operations", query("resource", f.Resource.String(), "kind", string(f.Kind), "state", string(f.State)), r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.Operation, error) { return s.reader.Operations(ctx, f, p) },
@@ -21,7 +21,7 @@ func (s *Server) ListOperations(ctx context.Context, r openapi.ListOperationsReq
 }
 
 // GetOperation implements [openapi.StrictServerInterface].
-func (s *Server) GetOperation(ctx context.Context, r openapi.GetOperationRequestObject) (openapi.GetOperationResponseObject, error) {
+func (s *Server) GetOperation(ctx context.Context, r openapi.GetOperationRequestObject) (openapi.Response, error) {
 	o, err := s.reader.Operation(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func (s *Server) GetOperation(ctx context.Context, r openapi.GetOperationRequest
 }
 
 // CancelOperation implements [openapi.StrictServerInterface].
-func (s *Server) CancelOperation(ctx context.Context, r openapi.CancelOperationRequestObject) (openapi.CancelOperationResponseObject, error) {
+func (s *Server) CancelOperation(ctx context.Context, r openapi.CancelOperationRequestObject) (openapi.Response, error) {
 	o, err := s.Operations.Cancel(ctx, r.ID)
 	// It begins no operation that could know the request again. That it is
 	// cancelled already is what a repeated one is to hear.

@@ -10,7 +10,7 @@ import (
 )
 
 // AdoptOrphan implements [openapi.StrictServerInterface].
-func (s *Server) AdoptOrphan(ctx context.Context, r openapi.AdoptOrphanRequestObject) (openapi.AdoptOrphanResponseObject, error) {
+func (s *Server) AdoptOrphan(ctx context.Context, r openapi.AdoptOrphanRequestObject) (openapi.Response, error) {
 	resource, template := orphanOf(r.OrphanID), value(r.Body.TemplateName)
 	switch isVM := resource.Kind == vm.VMKind; {
 	case isVM && template == "":
@@ -23,13 +23,13 @@ func (s *Server) AdoptOrphan(ctx context.Context, r openapi.AdoptOrphanRequestOb
 }
 
 // TerminateOrphan implements [openapi.StrictServerInterface].
-func (s *Server) TerminateOrphan(ctx context.Context, r openapi.TerminateOrphanRequestObject) (openapi.TerminateOrphanResponseObject, error) {
+func (s *Server) TerminateOrphan(ctx context.Context, r openapi.TerminateOrphanRequestObject) (openapi.Response, error) {
 	o, err := s.Orphans.Terminate(ctx, orphanOf(r.OrphanVMID))
 	return orphanAnswer(&o, err)
 }
 
 // DeleteOrphan implements [openapi.StrictServerInterface].
-func (s *Server) DeleteOrphan(ctx context.Context, r openapi.DeleteOrphanRequestObject) (openapi.DeleteOrphanResponseObject, error) {
+func (s *Server) DeleteOrphan(ctx context.Context, r openapi.DeleteOrphanRequestObject) (openapi.Response, error) {
 	o, err := s.Orphans.Delete(ctx, orphanOf(r.OrphanFilesID))
 	return orphanAnswer(&o, err)
 }

@@ -174,18 +174,19 @@ func writeProblem(c echo.Context, fault *vm.Fault) error {
 		p.Errors = append(p.Errors, openapi.FieldError{Field: f.Field, Detail: f.Detail})
 	}
 	if s := kinds[fault.Code].retryAfter; s > 0 {
-		h["Retry-After"] = []string{strconv.Itoa(s)}
+		h.Set("Retry-After", strconv.Itoa(s))
 	}
 	switch p.Status {
 	case http.StatusUnauthorized:
-		h["Www-Authenticate"] = []string{`Bearer realm="vmand"`}
+		h.Set("Www-Authenticate", `Bearer realm="vmand"`)
 	case http.StatusUpgradeRequired:
-		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, protocols // RFC 9110, 7.8 and 15.5.22
-		h["Sec-Websocket-Version"] = []string{"13"}
+		h.Set("Connection", "Upgrade") // RFC 9110, 7.8 and 15.5.22
+		h["Upgrade"] = protocols
+		h.Set("Sec-Websocket-Version", "13")
 	case http.StatusMethodNotAllowed:
 		if allow, ok := c.Get(echo.ContextKeyHeaderAllow).(string); ok {
-			h["Allow"] = []string{strings.Replace(allow, http.MethodGet, "GET, HEAD", 1)}
+			h.Set("Allow", strings.Replace(allow, http.MethodGet, "GET, HEAD", 1))
 		}
 	}
-	return answer{status: p.Status, mediaType: problemType, body: &p}.write(c.Response())
+	return answer{status: p.Status, mediaType: problemType, body: &p}.Respond(c.Response())
 }

@@ -185,22 +185,21 @@ func (s *Server) pluggedBy(ctx context.Context, o vm.Operation, id, slot string)
 	if o.Kind == vm.NICAttach {
 		slot = strconv.Itoa(*o.Target.NIC)
 	}
-	a, err := s.nicAnswer(ctx, id, slotOf(slot))
+	v, n, err := s.nic(ctx, id, slotOf(slot))
 	if o.State == vm.OpSucceeded {
-		return a.created(nicPath(id, slotOf(slot))), err
+		return shownNIC(&v, &n).created(nicPath(id, slotOf(slot))), err
 	}
 	fault := faultOfOperation(o)
 	gone := errors.Is(err, vm.ErrNotFound)
 	if err != nil && !gone {
-		return a, err
+		return answer{}, err
 	}
-	n, _ := a.body.(*wireNIC)
 	switch {
 	case !errors.Is(fault, vm.ErrUnavailable):
 	case o.Kind == vm.NICDetach && gone:
 		return answer{status: http.StatusNoContent}, nil
 	case o.Kind == vm.NICDetach && n.State == vm.NICDetaching:
-		return nicAccepted((*vm.NIC)(n), o), nil
+		return nicAccepted(&n, o), nil
 	}
 	return answer{}, anew(fault)
 }

@@ -65,7 +65,7 @@ type Server struct {
 	tickets    tickets
 	consoles   consoles
 	echo       *echo.Echo
-	name       []string // value of the Server header
+	name       string // value of the Server header
 
 	headerTimeout time.Duration // these are constants, but for tests
 	heartbeat     time.Duration
@@ -92,7 +92,7 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	}
 	s := &Server{o: o, Services: d.Services, reader: d.Reader, health: d.Health, observer: d.Observer, log: d.Log,
 		auth: auth{store: d.Tokens, group: o.Group}, origin: newOrigin(o.Hosts), operations: compile(doc),
-		echo: echo.New(), name: []string{"vmand/" + o.Version}, headerTimeout: readHeaderTimeout,
+		echo: echo.New(), name: "vmand/" + o.Version, headerTimeout: readHeaderTimeout,
 		heartbeat: heartbeat, eventTimeout: eventTimeout}
 	if _, err := s.auth.reload(ctx); err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.echo.Binder = binder{}
 	s.echo.Use(s.middleware)
-	openapi.RegisterHandlers(s.echo, openapi.NewStrictHandler(s, nil))
+	openapi.RegisterHandlers(s.echo, openapi.NewStrictHandler(s))
 	s.registerDocs()
 	return s, nil
 }

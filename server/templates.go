@@ -9,7 +9,7 @@ import (
 )
 
 // CreateTemplate implements [openapi.StrictServerInterface].
-func (s *Server) CreateTemplate(ctx context.Context, r openapi.CreateTemplateRequestObject) (openapi.CreateTemplateResponseObject, error) {
+func (s *Server) CreateTemplate(ctx context.Context, r openapi.CreateTemplateRequestObject) (openapi.Response, error) {
 	t, err := s.Templates.Create(ctx, vm.Template{Name: r.Body.Name, CPUCount: r.Body.CPUCount, RAMMiB: r.Body.RAMAmount})
 	if err != nil {
 		return nil, err
@@ -23,14 +23,14 @@ func templateAnswer(t *vm.Template) answer {
 }
 
 // ListTemplates implements [openapi.StrictServerInterface].
-func (s *Server) ListTemplates(ctx context.Context, r openapi.ListTemplatesRequestObject) (openapi.ListTemplatesResponseObject, error) {
+func (s *Server) ListTemplates(ctx context.Context, r openapi.ListTemplatesRequestObject) (openapi.Response, error) {
 	return newList(ctx, "/templates", query(), r.Params.Limit, r.Params.Cursor, s.reader.Templates,
 		func(t *vm.Template) int64 { return t.Seq },
 		func(t *vm.Template) any { return apiTemplate(t) })
 }
 
 // GetTemplate implements [openapi.StrictServerInterface].
-func (s *Server) GetTemplate(ctx context.Context, r openapi.GetTemplateRequestObject) (openapi.GetTemplateResponseObject, error) {
+func (s *Server) GetTemplate(ctx context.Context, r openapi.GetTemplateRequestObject) (openapi.Response, error) {
 	t, err := s.reader.Template(ctx, r.Name)
 	if err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ func (s *Server) GetTemplate(ctx context.Context, r openapi.GetTemplateRequestOb
 }
 
 // DeleteTemplate implements [openapi.StrictServerInterface].
-func (s *Server) DeleteTemplate(ctx context.Context, r openapi.DeleteTemplateRequestObject) (openapi.DeleteTemplateResponseObject, error) {
+func (s *Server) DeleteTemplate(ctx context.Context, r openapi.DeleteTemplateRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err

@@ -84,9 +84,9 @@ type client interface {
 	finish(why error)
 }
 
-// VisitOpenConsoleResponse implements [openapi.OpenConsoleResponseObject]. It
+// Respond implements [openapi.Response]. It
 // returns when the connection has ended.
-func (c *connection) VisitOpenConsoleResponse(w http.ResponseWriter) error {
+func (c *connection) Respond(w http.ResponseWriter) error {
 	defer c.s.consoles.leave(c.seat)
 	defer c.console.Close()
 	defer c.seat.end(nil)
@@ -293,7 +293,8 @@ func closeCode(why error) (websocket.StatusCode, string) {
 // raw makes the connection one on which the bytes go both ways.
 func (c *connection) raw(w http.ResponseWriter) (client, error) {
 	h := w.Header()
-	h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{protocolRaw}
+	h.Set("Connection", "Upgrade")
+	h.Set("Upgrade", protocolRaw)
 	w.WriteHeader(http.StatusSwitchingProtocols)
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {

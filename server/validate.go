@@ -7,8 +7,6 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
-	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,18 +39,10 @@ type operation struct {
 	body     *openapi3.RequestBody // nil: it takes none
 }
 
-// A parameter is one of an operation's, with what decides quickly that a value
-// is good. What it does not let through, openapi3filter judges and explains.
+// A parameter is a parameter of an operation.
 type parameter struct {
 	*openapi3.Parameter
-	key     string         // of a header, canonical
-	pattern *regexp.Regexp // nil if the schema asks for more than this and a length
-}
-
-// accepts reports whether value surely is what the schema asks for. It may
-// report false for one that is.
-func (p *parameter) accepts(value string) bool {
-	return p.pattern != nil && len(value) <= int(*p.Schema.Value.MaxLength) && p.pattern.MatchString(value)
+	key string // canonical name of a header
 }
 
 // filterOptions make the validation report every error, and write nothing back
@@ -91,12 +81,6 @@ func compile(doc *openapi3.T) map[routeKey]*operation {
 
 func (op *operation) add(spec *openapi3.Parameter) {
 	p := parameter{Parameter: spec, key: http.CanonicalHeaderKey(spec.Name)}
-	s := *spec.Schema.Value
-	s.Description, s.Example, s.Extensions, s.Origin = "", nil, nil, nil
-	plain := openapi3.Schema{Type: &openapi3.Types{openapi3.TypeString}, Pattern: s.Pattern, MaxLength: s.MaxLength}
-	if s.Pattern != "" && s.MaxLength != nil && reflect.DeepEqual(s, plain) {
-		p.pattern = regexp.MustCompile(s.Pattern) // it compiles: the specification was validated
-	}
 	switch spec.In {
 	case openapi3.ParameterInPath:
 		op.path = append(op.path, p)
@@ -140,10 +124,9 @@ func (op *operation) validate(c echo.Context) error {
 func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 	var faults []vm.FieldFault
 	for i := range op.path {
-		if p := &op.path[i]; !p.accepts(c.Param(p.Name)) {
-			in := openapi3filter.RequestValidationInput{PathParams: map[string]string{p.Name: c.Param(p.Name)}}
-			faults = op.check(faults, c.Request(), p, in)
-		}
+		p := &op.path[i]
+		in := openapi3filter.RequestValidationInput{PathParams: map[string]string{p.Name: c.Param(p.Name)}}
+		faults = op.check(faults, c.Request(), p, in)
 	}
 	r := c.Request()
 	for i := range op.header {

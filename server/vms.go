@@ -14,7 +14,7 @@ import (
 )
 
 // CreateVM implements [openapi.StrictServerInterface].
-func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) (openapi.CreateVMResponseObject, error) {
+func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) (openapi.Response, error) {
 	b := r.Body
 	h, err := parseHold(value(r.Params.Prefer), value(r.Params.WaitFor))
 	if err != nil {
@@ -84,7 +84,7 @@ func notStarted(id string, err error) error {
 }
 
 // ListVMs implements [openapi.StrictServerInterface].
-func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (openapi.ListVMsResponseObject, error) {
+func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (openapi.Response, error) {
 	f := vm.VMFilter{State: vm.State(value(r.Params.State)), Template: value(r.Params.TemplateName), Network: value(r.Params.Network)}
 	label := value(r.Params.Label)
 	var one wireVM // that is being sent
@@ -96,7 +96,7 @@ func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (o
 }
 
 // GetVM implements [openapi.StrictServerInterface].
-func (s *Server) GetVM(ctx context.Context, r openapi.GetVMRequestObject) (openapi.GetVMResponseObject, error) {
+func (s *Server) GetVM(ctx context.Context, r openapi.GetVMRequestObject) (openapi.Response, error) {
 	v, err := s.reader.VM(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func (s *Server) GetVM(ctx context.Context, r openapi.GetVMRequestObject) (opena
 }
 
 // UpdateVM implements [openapi.StrictServerInterface].
-func (s *Server) UpdateVM(ctx context.Context, r openapi.UpdateVMRequestObject) (openapi.UpdateVMResponseObject, error) {
+func (s *Server) UpdateVM(ctx context.Context, r openapi.UpdateVMRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -168,7 +168,7 @@ func mergeAutostart(a vm.Autostart, enabled *bool, order, delay *int) (vm.Autost
 }
 
 // DeleteVM implements [openapi.StrictServerInterface].
-func (s *Server) DeleteVM(ctx context.Context, r openapi.DeleteVMRequestObject) (openapi.DeleteVMResponseObject, error) {
+func (s *Server) DeleteVM(ctx context.Context, r openapi.DeleteVMRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -180,32 +180,32 @@ func (s *Server) DeleteVM(ctx context.Context, r openapi.DeleteVMRequestObject) 
 }
 
 // StartVM implements [openapi.StrictServerInterface].
-func (s *Server) StartVM(ctx context.Context, r openapi.StartVMRequestObject) (openapi.StartVMResponseObject, error) {
+func (s *Server) StartVM(ctx context.Context, r openapi.StartVMRequestObject) (openapi.Response, error) {
 	return s.act(ctx, r.ID, vm.OpStart, vm.StopOptions{}, r.Params.Prefer, r.Params.WaitFor)
 }
 
 // StopVM implements [openapi.StrictServerInterface].
-func (s *Server) StopVM(ctx context.Context, r openapi.StopVMRequestObject) (openapi.StopVMResponseObject, error) {
+func (s *Server) StopVM(ctx context.Context, r openapi.StopVMRequestObject) (openapi.Response, error) {
 	return s.act(ctx, r.ID, vm.OpStop, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer, nil)
 }
 
 // RestartVM implements [openapi.StrictServerInterface].
-func (s *Server) RestartVM(ctx context.Context, r openapi.RestartVMRequestObject) (openapi.RestartVMResponseObject, error) {
+func (s *Server) RestartVM(ctx context.Context, r openapi.RestartVMRequestObject) (openapi.Response, error) {
 	return s.act(ctx, r.ID, vm.OpRestart, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer, r.Params.WaitFor)
 }
 
 // PauseVM implements [openapi.StrictServerInterface].
-func (s *Server) PauseVM(ctx context.Context, r openapi.PauseVMRequestObject) (openapi.PauseVMResponseObject, error) {
+func (s *Server) PauseVM(ctx context.Context, r openapi.PauseVMRequestObject) (openapi.Response, error) {
 	return s.act(ctx, r.ID, vm.OpPause, vm.StopOptions{}, r.Params.Prefer, nil)
 }
 
 // ResumeVM implements [openapi.StrictServerInterface].
-func (s *Server) ResumeVM(ctx context.Context, r openapi.ResumeVMRequestObject) (openapi.ResumeVMResponseObject, error) {
+func (s *Server) ResumeVM(ctx context.Context, r openapi.ResumeVMRequestObject) (openapi.Response, error) {
 	return s.act(ctx, r.ID, vm.OpResume, vm.StopOptions{}, r.Params.Prefer, nil)
 }
 
 // ResetVM implements [openapi.StrictServerInterface].
-func (s *Server) ResetVM(ctx context.Context, r openapi.ResetVMRequestObject) (openapi.ResetVMResponseObject, error) {
+func (s *Server) ResetVM(ctx context.Context, r openapi.ResetVMRequestObject) (openapi.Response, error) {
 	return s.act(ctx, r.ID, vm.OpReset, vm.StopOptions{}, r.Params.Prefer, nil)
 }
 

@@ -17,7 +17,7 @@ const (
 )
 
 // WhyVM implements [openapi.StrictServerInterface].
-func (s *Server) WhyVM(ctx context.Context, r openapi.WhyVMRequestObject) (openapi.WhyVMResponseObject, error) {
+func (s *Server) WhyVM(ctx context.Context, r openapi.WhyVMRequestObject) (openapi.Response, error) {
 	w, err := s.VMs.Why(ctx, r.ID)
 	if err != nil {
 		return nil, err

@@ -129,20 +129,31 @@ func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
 		if err := e.Encode(apiVM(&v)); err != nil {
 			t.Fatal(err)
 		}
-		if got := string((&wireVM{&v, someAgent}).appendJSON(nil)); got != want.String() {
+		if got := encoded(t, &wireVM{&v, someAgent}); got != want.String() {
 			t.Errorf("got  %s\nwant %s", got, want.String())
 		}
 		for _, part := range []struct {
-			ours appender
+			ours jsonAppender
 			api  any
-		}{{wireNICs(v.NICs), apiNICs(v.NICs)}, {wireForwards(v.Forwards), apiForwards(v.Forwards)}, {wireCDROMs(v.CDROMs), apiCDROMs(v.CDROMs)}} {
+		}{{jsonArrayOf(v.NICs, appendNIC), apiNICs(v.NICs)}, {jsonArrayOf(v.Forwards, appendForward), apiForwards(v.Forwards)}, {jsonArrayOf(v.CDROMs, appendCDROM), apiCDROMs(v.CDROMs)}} {
 			want.Reset()
 			if err := e.Encode(part.api); err != nil {
 				t.Fatal(err)
 			}
-			if got := string(part.ours.appendJSON(nil)); got != want.String() {
+			if got := encoded(t, part.ours); got != want.String() {
 				t.Errorf("got  %s\nwant %s", got, want.String())
 			}
 		}
 	}
+}
+
+// encoded returns v as an answer has it.
+func encoded(t *testing.T, v any) string {
+	t.Helper()
+	e := getEncoder()
+	defer e.free()
+	if err := e.encode(v); err != nil {
+		t.Fatal(err)
+	}
+	return e.buf.String()
 }
