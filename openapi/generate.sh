@@ -1,8 +1,8 @@
 #!/bin/sh
-# Generates Go code from vman.yaml: generate.sh CONFIG OUTPUT, run in this
-# directory by go generate. The generator gets the document without what it
-# would make worse code of (see the package comment), and the package comment it
-# writes is taken out, as the package has one.
+# Generates Go code from vman.yaml: generate.sh CONFIG OUTPUT. It is run in this
+# directory by go generate. Some lines of vman.yaml are removed before, because the
+# generator would make worse code of them (see the package comment). The package
+# comment of the generator is removed, because the package has one.
 set -eu
 client=
 case $2 in client/*) client='/x-go-type: (Time|RawJSON)$/d' ;; esac
