@@ -2,5 +2,5 @@ package openapi
 
 import "encoding/json"
 
-// RawJSON is a JSON value that is passed on as it is.
+// RawJSON is a JSON value that is passed through unchanged.
 type RawJSON = json.RawMessage

@@ -7,21 +7,25 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
 )
 
+var loadOnce = sync.OnceValues(Load)
+
+// load returns the contract. All tests share it, so a test must not change it.
 func load(t *testing.T) *openapi3.T {
 	t.Helper()
-	doc, err := Load()
+	doc, err := loadOnce()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return doc
 }
 
-// operations calls f for each operation, with its method and path as its name.
+// operations calls f for each operation, with the method and path as the name.
 func operations(doc *openapi3.T, f func(name string, op *openapi3.Operation)) {
 	for path, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
@@ -30,9 +34,8 @@ func operations(doc *openapi3.T, f func(name string, op *openapi3.Operation)) {
 	}
 }
 
-// schemas calls f for each schema of the document that stands at a place of its
-// own, with the place. A schema that is referred to is visited where it is
-// defined.
+// schemas calls f for each schema of the document with its place. A schema that is
+// referenced is visited once, where it is defined.
 func schemas(doc *openapi3.T, f func(place string, s *openapi3.Schema)) {
 	var visit func(place string, ref *openapi3.SchemaRef)
 	visit = func(place string, ref *openapi3.SchemaRef) {
@@ -58,7 +61,7 @@ func schemas(doc *openapi3.T, f func(place string, s *openapi3.Schema)) {
 	parameters(doc, func(place string, p *openapi3.Parameter) { visit(place, p.Schema) })
 }
 
-// contents calls f for each body of a request and of a response.
+// contents calls f for each body of a request or a response.
 func contents(doc *openapi3.T, f func(place string, m *openapi3.MediaType)) {
 	operations(doc, func(name string, op *openapi3.Operation) {
 		if op.RequestBody != nil {
@@ -74,7 +77,7 @@ func contents(doc *openapi3.T, f func(place string, m *openapi3.MediaType)) {
 	})
 }
 
-// parameters calls f for each parameter and each header of a response.
+// parameters calls f for each parameter of a request and each header of a response.
 func parameters(doc *openapi3.T, f func(place string, p *openapi3.Parameter)) {
 	for path, item := range doc.Paths.Map() {
 		for _, p := range item.Parameters {
@@ -93,7 +96,7 @@ func parameters(doc *openapi3.T, f func(place string, p *openapi3.Parameter)) {
 	})
 }
 
-func TestTheDocumentIsTheSameInEveryForm(t *testing.T) {
+func TestJSONAndYAMLAreTheSameDocument(t *testing.T) {
 	if !bytes.HasPrefix(YAML(), []byte("openapi: 3.0.3\n")) {
 		t.Errorf("YAML begins with %.20q", YAML())
 	}
@@ -110,14 +113,22 @@ func TestTheDocumentIsTheSameInEveryForm(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Error("JSON says something else than YAML")
+		t.Error("JSON and YAML are different documents")
 	}
 }
 
 func TestLoadReturnsACopyOfItsOwn(t *testing.T) {
-	load(t).Paths.Delete("/vms")
-	if load(t).Paths.Value("/vms") == nil {
-		t.Error("what one caller did to its document shows in the next one's")
+	first, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Paths.Delete("/vms")
+	second, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.Paths.Value("/vms") == nil {
+		t.Error("a change of one copy shows in the next")
 	}
 }
 
@@ -127,11 +138,11 @@ func TestEveryObjectIsClosed(t *testing.T) {
 			return
 		}
 		if has := s.AdditionalProperties.Has; s.AdditionalProperties.Schema == nil && (has == nil || *has) {
-			t.Errorf("%s lets unknown properties through", place)
+			t.Errorf("%s accepts unknown properties", place)
 		}
 		for _, name := range s.Required {
 			if s.Properties[name] == nil {
-				t.Errorf("%s requires %s, which it does not have", place, name)
+				t.Errorf("%s requires %s and does not define it", place, name)
 			}
 		}
 	})
@@ -151,28 +162,32 @@ func TestEverySchemaIsDescribed(t *testing.T) {
 	}
 }
 
-// An answer has every property, with null where there is no value. Requests and
-// problems may leave properties out.
-func TestAnswersHaveAllTheirProperties(t *testing.T) {
+// A response has every property, with null for a missing value. Requests and problems may
+// omit properties.
+func TestResponsesHaveAllTheirProperties(t *testing.T) {
 	doc := load(t)
-	for _, name := range []string{"Template", "VM", "VMTemplate", "Disk", "Operation", "OperationLogLine", "Event",
-		"NIC", "PortForward", "CDROM", "Image", "CloudInitDetails", "CloudInitUserDetails", "CloudInitFiles", "CloudInitStatus", "Boot", "Network", "NetworkDetails", "NetworkRoute", "Lease", "NetworkProblem",
+	for _, name := range []string{
+		"Template", "VM", "VMTemplate", "Disk", "Operation", "OperationLogLine", "Event",
+		"NIC", "PortForward", "CDROM", "Image", "Boot",
+		"CloudInitDetails", "CloudInitUserDetails", "CloudInitFiles", "CloudInitStatus",
+		"Network", "NetworkDetails", "NetworkRoute", "Lease", "NetworkProblem",
 		"Agent", "Guest", "GuestOS", "GuestInterface", "GuestFilesystem", "ExecResult", "ConsoleTicket",
 		"Why", "WhyRecorded", "WhyProcess", "WhyQMP", "WhyVerdict", "Recorder", "Recording", "RecordedMessage",
-		"ObserverStatus", "Issue", "Health", "HealthChecks", "HealthCheck", "FieldError"} {
+		"ObserverStatus", "Issue", "Health", "HealthChecks", "HealthCheck", "FieldError",
+	} {
 		s := doc.Components.Schemas[name].Value
 		for property := range s.Properties {
 			if !slices.Contains(s.Required, property) {
-				t.Errorf("%s/%s may be left out", name, property)
+				t.Errorf("%s/%s is not required", name, property)
 			}
 		}
 	}
 }
 
-func TestEveryTimeIsOfTheTypeThatSpellsIt(t *testing.T) {
+func TestEveryTimeHasTheTypeTime(t *testing.T) {
 	schemas(load(t), func(place string, s *openapi3.Schema) {
 		if s.Format == "date-time" && s.Extensions["x-go-type"] != "Time" {
-			t.Errorf("%s is a time and not of type Time", place)
+			t.Errorf("%s has the format date-time and not x-go-type Time", place)
 		}
 	})
 }
@@ -201,11 +216,12 @@ func TestEveryOperationIsComplete(t *testing.T) {
 			checkRead(t, name, op)
 		}
 		if op.RequestBody != nil && op.Responses.Value("413") == nil {
-			t.Errorf("%s takes a body and says nothing of 413", name)
+			t.Errorf("%s has a request body and no response 413", name)
 		}
 	})
 }
 
+// checkResponse checks the headers of a response, and that an error is a problem.
 func checkResponse(t *testing.T, place, status string, r *openapi3.Response) {
 	t.Helper()
 	for _, header := range []string{"X-Request-Id", "Server", "X-Vman-Dry-Run"} {
@@ -225,14 +241,14 @@ func checkResponse(t *testing.T, place, status string, r *openapi3.Response) {
 	}
 }
 
-// checkRead checks what goes with the answer to a GET of a resource or a list.
-// The lists of what is part of one VM are short and come without pages.
+// checkRead checks the headers of the response to a GET of a resource or a list. The lists
+// of parts of one VM are short and have no pages.
 func checkRead(t *testing.T, name string, op *openapi3.Operation) {
 	t.Helper()
 	ok := op.Responses.Status(200)
 	if ok == nil {
 		if op.Responses.Status(101) == nil {
-			t.Errorf("%s has neither an answer nor a connection", name)
+			t.Errorf("%s has neither a response 200 nor 101", name)
 		}
 		return
 	}
@@ -243,58 +259,103 @@ func checkRead(t *testing.T, name string, op *openapi3.Operation) {
 	}
 	paged := m.Schema.Value.Type.Is("array") && !strings.Contains(name, "}/")
 	if paged != (r.Headers["Link"] != nil) {
-		t.Errorf("%s and Link do not go together", name)
+		t.Errorf("%s: paged is %v, which the header Link contradicts", name, paged)
 	}
-	if isOne := strings.HasSuffix(name, "}") || strings.HasSuffix(name, "/cloud_init"); isOne != (r.Headers["ETag"] != nil) {
-		t.Errorf("%s and ETag do not go together", name)
+	isOne := strings.HasSuffix(name, "}") || strings.HasSuffix(name, "/cloud_init")
+	if isOne != (r.Headers["ETag"] != nil) {
+		t.Errorf("%s: one resource is %v, which the header ETag contradicts", name, isOne)
 	}
 }
 
-// The guards of the API: which paths are open, which can be made conditional,
-// which can be waited for.
-func TestOpenPathsAndConditions(t *testing.T) {
-	open := map[string]bool{"GET /health": true, "GET /openapi.yaml": true, "GET /openapi.json": true, "GET /docs": true}
-	single := regexp.MustCompile(`^GET /((templates|vms|disks|networks|operations|vms/\{id\}/(nics|port_forwards|cdroms))/\{\w+\}|images/\{name\}(/content)?)$`)
+// readsOne matches the operations that read one resource, or the content of an image.
+var readsOne = regexp.MustCompile(`^GET /(` +
+	`(templates|vms|disks|networks|operations|vms/\{id\}/(nics|port_forwards|cdroms))/\{\w+\}|` +
+	`images/\{name\}(/content)?)$`)
+
+// TestSecurityAndPreconditions checks which operations are public, conditional,
+// idempotent by key, and can be waited for.
+func TestSecurityAndPreconditions(t *testing.T) {
+	public := []string{"GET /health", "GET /openapi.yaml", "GET /openapi.json", "GET /docs"}
 	operations(load(t), func(name string, op *openapi3.Operation) {
-		if isOpen := op.Security != nil && len(*op.Security) == 0; isOpen != open[name] {
-			t.Errorf("%s needs no token: %v", name, isOpen)
+		isPublic := slices.Contains(public, name)
+		if got := op.Security != nil && len(*op.Security) == 0; got != isPublic {
+			t.Errorf("%s is public: %v, want %v", name, got, isPublic)
 		}
-		if !open[name] && op.Responses.Value("401") == nil {
-			t.Errorf("%s says nothing of 401", name)
+		if !isPublic && op.Responses.Value("401") == nil {
+			t.Errorf("%s has no response 401", name)
 		}
-		has := func(header string) bool { return op.Parameters.GetByInAndName("header", header) != nil }
-		upload := name == "PATCH /images/{name}/content" // whose precondition is the offset
-		changes := !upload && (strings.HasPrefix(name, "PATCH ") || strings.HasPrefix(name, "DELETE ")) || name == "PUT /vms/{id}/cloud_init"
-		if has("If-Match") != changes || !upload && (op.Responses.Value("412") != nil) != changes {
-			t.Errorf("%s and If-Match do not go together", name)
-		}
-		if one := single.MatchString(name); has("If-None-Match") != one || (op.Responses.Value("304") != nil) != one {
-			t.Errorf("%s and If-None-Match do not go together", name)
-		}
-		// What a guest or a console is asked for leaves no record to know it again by,
-		// nor do bytes, which nobody keeps to compare.
-		keyed := !upload && !strings.HasPrefix(name, "GET ") && op.Tags[0] != "guest" && op.Tags[0] != "console"
-		if has("Idempotency-Key") != keyed || (op.Responses.Value("422") != nil) != keyed {
-			t.Errorf("%s and Idempotency-Key do not go together", name)
-		}
-		for status, r := range op.Responses.Map() {
-			if status < "300" && (r.Value.Headers["Idempotency-Replayed"] != nil) != keyed {
-				t.Errorf("%s %s and Idempotency-Replayed do not go together", name, status)
-			}
-		}
-		created := op.Responses.Value("201")
-		waits := op.Responses.Value("202") != nil && (op.Responses.Value("200") != nil || created != nil && created.Value.Headers["Preference-Applied"] != nil)
-		if has("Prefer") != (waits && !upload) {
-			t.Errorf("%s and Prefer do not go together", name)
-		}
+		checkConditions(t, name, op)
+		checkKey(t, name, op)
+		checkPrefer(t, name, op)
 	})
+}
+
+// isUpload reports whether an operation is an upload of a piece of an image. Its
+// precondition is the offset, and it is not replayed: nothing keeps the bytes to compare.
+func isUpload(name string) bool { return name == "PATCH /images/{name}/content" }
+
+func hasHeader(op *openapi3.Operation, name string) bool {
+	return op.Parameters.GetByInAndName("header", name) != nil
+}
+
+// checkConditions checks If-Match and If-None-Match.
+func checkConditions(t *testing.T, name string, op *openapi3.Operation) {
+	t.Helper()
+	method, _, _ := strings.Cut(name, " ")
+	changes := name == "PUT /vms/{id}/cloud_init" ||
+		!isUpload(name) && (method == "PATCH" || method == "DELETE")
+	if got := hasHeader(op, "If-Match"); got != changes {
+		t.Errorf("%s has If-Match: %v, want %v", name, got, changes)
+	}
+	if got := op.Responses.Value("412") != nil; got != changes && !isUpload(name) {
+		t.Errorf("%s has a response 412: %v, want %v", name, got, changes)
+	}
+	one := readsOne.MatchString(name)
+	if got := hasHeader(op, "If-None-Match"); got != one {
+		t.Errorf("%s has If-None-Match: %v, want %v", name, got, one)
+	}
+	if got := op.Responses.Value("304") != nil; got != one {
+		t.Errorf("%s has a response 304: %v, want %v", name, got, one)
+	}
+}
+
+// checkKey checks Idempotency-Key. Requests to a guest or a console leave no record, so
+// they cannot be replayed.
+func checkKey(t *testing.T, name string, op *openapi3.Operation) {
+	t.Helper()
+	tag := op.Tags[0]
+	keyed := !isUpload(name) && !strings.HasPrefix(name, "GET ") && tag != "guest" && tag != "console"
+	if got := hasHeader(op, "Idempotency-Key"); got != keyed {
+		t.Errorf("%s has Idempotency-Key: %v, want %v", name, got, keyed)
+	}
+	if got := op.Responses.Value("422") != nil; got != keyed {
+		t.Errorf("%s has a response 422: %v, want %v", name, got, keyed)
+	}
+	for status, r := range op.Responses.Map() {
+		if got := r.Value.Headers["Idempotency-Replayed"] != nil; status < "300" && got != keyed {
+			t.Errorf("%s %s has Idempotency-Replayed: %v, want %v", name, status, got, keyed)
+		}
+	}
+}
+
+// checkPrefer checks that a request that may be answered with an operation or with its
+// result has Prefer.
+func checkPrefer(t *testing.T, name string, op *openapi3.Operation) {
+	t.Helper()
+	created := op.Responses.Value("201")
+	applied := created != nil && created.Value.Headers["Preference-Applied"] != nil
+	waits := op.Responses.Value("202") != nil && (op.Responses.Value("200") != nil || applied)
+	want := waits && !isUpload(name)
+	if got := hasHeader(op, "Prefer"); got != want {
+		t.Errorf("%s has Prefer: %v, want %v", name, got, want)
+	}
 }
 
 func TestTheGeneratedCodeHasEveryOperation(t *testing.T) {
 	server := reflect.TypeFor[StrictServerInterface]()
 	var want []string
 	operations(load(t), func(_ string, op *openapi3.Operation) {
-		if op.Tags[0] != "documentation" { // served as files are
+		if op.Tags[0] != "documentation" { // not generated, but served as files
 			want = append(want, strings.ToUpper(op.OperationID[:1])+op.OperationID[1:])
 		}
 	})
@@ -305,16 +366,18 @@ func TestTheGeneratedCodeHasEveryOperation(t *testing.T) {
 	slices.Sort(want)
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
-		t.Errorf("the server has %v\nand the document %v", got, want)
+		t.Errorf("the server has the operations %v\nwant %v", got, want)
 	}
 }
 
-// documentedCodes returns the status of each code that the description of
-// ProblemCode explains.
+// codeLine matches a line of the description of ProblemCode.
+var codeLine = regexp.MustCompile("(?m)^- `([a-z-]+)` \\(([0-9]{3})\\): .")
+
+// documentedCodes returns the status of each code in the description of ProblemCode.
 func documentedCodes(doc *openapi3.T) map[string]string {
 	codes := map[string]string{}
 	description := doc.Components.Schemas["ProblemCode"].Value.Description
-	for _, m := range regexp.MustCompile("(?m)^- `([a-z-]+)` \\(([0-9]{3})\\): .").FindAllStringSubmatch(description, -1) {
+	for _, m := range codeLine.FindAllStringSubmatch(description, -1) {
 		codes[m[1]] = m[2]
 	}
 	return codes
@@ -330,13 +393,13 @@ func TestEveryProblemCodeIsDocumented(t *testing.T) {
 	}
 	slices.Sort(enum)
 	if !slices.Equal(enum, documented) || len(enum) == 0 {
-		t.Errorf("the enum has %v\nand the description %v", enum, documented)
+		t.Errorf("the enum has %v\nthe description %v", enum, documented)
 	}
 	operations(doc, func(name string, op *openapi3.Operation) {
 		for status := range op.Responses.Map() {
 			known := slices.Contains(slices.Collect(maps.Values(codes)), status)
 			if status >= "400" && status != "default" && !known {
-				t.Errorf("%s answers %s, which no code stands for", name, status)
+				t.Errorf("%s has a response %s, which no code has", name, status)
 			}
 		}
 	})

@@ -22,17 +22,17 @@ func TestATimeHasThreeDigitsOfMillisecondsInUTC(t *testing.T) {
 			t.Fatal(err)
 		}
 		if string(b) != tt.want {
-			t.Errorf("%v is written %s, want %s", tt.in, b, tt.want)
+			t.Errorf("MarshalJSON of %v = %s, want %s", tt.in, b, tt.want)
 		}
 		if s := `"` + (Time{tt.in}).String() + `"`; s != tt.want {
-			t.Errorf("%v is spelled %s, want %s", tt.in, s, tt.want)
+			t.Errorf("String of %v = %s, want %s", tt.in, s, tt.want)
 		}
 		var back Time
 		if err := json.Unmarshal(b, &back); err != nil {
 			t.Fatal(err)
 		}
 		if want := tt.in.Truncate(time.Millisecond); !back.Equal(want) {
-			t.Errorf("%s is read as %v, want %v", b, back, want)
+			t.Errorf("%s is decoded as %v, want %v", b, back, want)
 		}
 	}
 }
@@ -40,25 +40,27 @@ func TestATimeHasThreeDigitsOfMillisecondsInUTC(t *testing.T) {
 func TestATimeCanBeTheKeyOfAMap(t *testing.T) {
 	b, err := json.Marshal(map[Time]int{{time.Unix(0, 0)}: 1})
 	if want := `{"1970-01-01T00:00:00.000Z":1}`; err != nil || string(b) != want {
-		t.Errorf("written %s, %v; want %s", b, err, want)
+		t.Errorf("got %s, %v; want %s", b, err, want)
 	}
 }
 
-func TestATimeWithoutASpellingIsAnError(t *testing.T) {
+func TestATimeWithALongYearIsAnError(t *testing.T) {
 	for _, year := range []int{-1, 10000} {
-		if b, err := json.Marshal(Time{time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)}); err == nil {
-			t.Errorf("the year %d is written %s", year, b)
+		b, err := json.Marshal(Time{time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)})
+		if err == nil {
+			t.Errorf("the year %d is encoded as %s", year, b)
 		}
 	}
 }
 
-func TestATimeIsWrittenWithOneAllocation(t *testing.T) {
+func TestATimeIsEncodedWithOneAllocation(t *testing.T) {
 	now := Time{time.Now()}
-	if n := testing.AllocsPerRun(100, func() {
+	n := testing.AllocsPerRun(100, func() {
 		if _, err := now.MarshalJSON(); err != nil {
 			t.Fatal(err)
 		}
-	}); n > 1 {
-		t.Errorf("%v allocations", n)
+	})
+	if n > 1 {
+		t.Errorf("%v allocations, want at most 1", n)
 	}
 }

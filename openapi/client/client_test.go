@@ -10,7 +10,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 )
 
-// serve answers every request with one of the contract's own examples.
+// serve answers every request with an example of the contract.
 func serve(t *testing.T, status int, mediaType, example string) *ClientWithResponses {
 	t.Helper()
 	doc, err := openapi3.NewLoader().LoadFromFile("../vman.yaml")
@@ -37,6 +37,7 @@ func serve(t *testing.T, status int, mediaType, example string) *ClientWithRespo
 	return c
 }
 
+// start starts web-1 and waits for at most 30 s.
 func start(t *testing.T, c *ClientWithResponses) *StartVMResponse {
 	t.Helper()
 	wait := "wait=30"
@@ -49,12 +50,17 @@ func start(t *testing.T, c *ClientWithResponses) *StartVMResponse {
 
 func TestTheClientReadsAResource(t *testing.T) {
 	r := start(t, serve(t, http.StatusOK, "application/json", "VMRunning"))
-	if r.JSON200 == nil || r.JSON200.State != VMStateRunning || r.JSON200.NextRestartAt != nil || *r.JSON200.LocalIP != "192.168.100.2" ||
-		len(r.JSON200.NICs) != 1 || r.JSON200.Boot.FirstTCPAt != nil {
-		t.Fatalf("read %+v from %s", r.JSON200, r.Body)
+	vm := r.JSON200
+	if vm == nil ||
+		vm.State != VMStateRunning ||
+		vm.NextRestartAt != nil ||
+		*vm.LocalIP != "192.168.100.2" ||
+		len(vm.NICs) != 1 ||
+		vm.Boot.FirstTCPAt != nil {
+		t.Fatalf("got %+v from %s", vm, r.Body)
 	}
-	if want := time.Date(2026, 3, 1, 9, 5, 0, 250e6, time.UTC); !r.JSON200.UpdatedAt.Equal(want) {
-		t.Errorf("updated_at is %v, want %v", r.JSON200.UpdatedAt, want)
+	if want := time.Date(2026, 3, 1, 9, 5, 0, 250e6, time.UTC); !vm.UpdatedAt.Equal(want) {
+		t.Errorf("updated_at is %v, want %v", vm.UpdatedAt, want)
 	}
 }
 
@@ -62,6 +68,6 @@ func TestTheClientReadsAProblem(t *testing.T) {
 	r := start(t, serve(t, http.StatusConflict, "application/problem+json", "ProblemBusy"))
 	p := r.ApplicationproblemJSON409
 	if p == nil || p.Code != ProblemCodeBusy || p.OperationID == "" {
-		t.Fatalf("read %+v from %s", p, r.Body)
+		t.Fatalf("got %+v from %s", p, r.Body)
 	}
 }

@@ -1,12 +1,13 @@
-// Command requests writes what the contract says about requests, and nothing
-// else, as compact JSON: requests VMAN.YAML OUTPUT. It is run by go generate in
-// package vmand/openapi.
+// Command requests writes the part of the contract that is needed to validate requests, as
+// compact JSON: requests VMAN.YAML OUTPUT. It is run by go generate in package
+// vmand/openapi.
 package main
 
 import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -27,7 +28,7 @@ func main() {
 	}
 }
 
-// requests returns what the contract in a file says about requests.
+// requests returns the part of the contract in a file that is needed to validate requests.
 func requests(file string) ([]byte, error) {
 	doc, err := openapi3.NewLoader().LoadFromFile(file)
 	if err != nil {
@@ -52,8 +53,8 @@ func requests(file string) ([]byte, error) {
 	return append(b, '\n'), err
 }
 
-// streamsOnly returns the names of the media types of the answer 200: a request
-// is held to whether that can be a stream.
+// streamsOnly reduces responses to the media types of response 200: the validation of a
+// request depends on whether the response can be a stream.
 func streamsOnly(all *openapi3.Responses) *openapi3.Responses {
 	ok := all.Value("200")
 	if ok == nil {
@@ -67,28 +68,34 @@ func streamsOnly(all *openapi3.Responses) *openapi3.Responses {
 	return openapi3.NewResponses(openapi3.WithStatus(200, &openapi3.ResponseRef{Value: left}))
 }
 
-// Members that are for people or for the generator of code.
-var forPeople = map[string]bool{"description": true, "summary": true, "title": true, "example": true, "examples": true,
-	"tags": true, "externalDocs": true, "contact": true, "license": true}
-
-// Members whose own members are named by the contract's author, and those whose
-// values are no part of the language.
 var (
-	named   = map[string]bool{"paths": true, "properties": true, "schemas": true, "parameters": true, "securitySchemes": true, "content": true, "responses": true}
-	literal = map[string]bool{"enum": true, "default": true, "const": true}
+	// forPeople lists members that document the contract, or are for the code generator.
+	forPeople = []string{
+		"description", "summary", "title", "example", "examples",
+		"tags", "externalDocs", "contact", "license",
+	}
+	// named lists members whose own members have names that the contract defines.
+	named = []string{
+		"paths", "properties", "schemas", "parameters", "securitySchemes", "content", "responses",
+	}
+	// literal lists members with values that are not part of the OpenAPI language.
+	literal = []string{"enum", "default", "const"}
 )
 
-// prune removes from an object of the contract what is for people.
+// prune removes the documentation from an object of the contract.
 func prune(object map[string]any) {
 	for key, member := range object {
-		if forPeople[key] || strings.HasPrefix(key, "x-") {
+		switch {
+		case slices.Contains(forPeople, key), strings.HasPrefix(key, "x-"):
 			delete(object, key)
-		} else if !literal[key] {
-			descend(member, named[key])
+		case !slices.Contains(literal, key):
+			descend(member, slices.Contains(named, key))
 		}
 	}
 }
 
+// descend prunes the objects in a member. If named is set, the names of its own members
+// are not those of the OpenAPI language.
 func descend(v any, named bool) {
 	switch v := v.(type) {
 	case []any:

@@ -10,7 +10,7 @@ import (
 	"vmand/openapi"
 )
 
-func TestWhatIsCompiledInIsWhatTheContractSays(t *testing.T) {
+func TestRequestsJSONIsUpToDate(t *testing.T) {
 	want, err := requests("../vman.yaml")
 	if err != nil {
 		t.Fatal(err)
@@ -20,38 +20,39 @@ func TestWhatIsCompiledInIsWhatTheContractSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Error("openapi/requests.json is not made of the present openapi/vman.yaml: make generate")
+		t.Error("openapi/requests.json does not match openapi/vman.yaml: run \"make generate\"")
 	}
 }
 
-// TestNothingIsLostThatARequestIsHeldTo compares the parts that requests are
-// validated with, each without what is for people.
-func TestNothingIsLostThatARequestIsHeldTo(t *testing.T) {
-	whole, err := openapi.Load()
+// TestRequestsHaveTheRulesOfTheContract compares the parts of the contract that are used to
+// validate requests, without their documentation.
+func TestRequestsHaveTheRulesOfTheContract(t *testing.T) {
+	contract, err := openapi.Load()
 	if err != nil {
 		t.Fatal(err)
 	}
-	some, err := openapi.Requests()
+	reduced, err := openapi.Requests()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(some.Paths.Map()) != len(whole.Paths.Map()) {
-		t.Errorf("%d of %d paths", len(some.Paths.Map()), len(whole.Paths.Map()))
+	if len(reduced.Paths.Map()) != len(contract.Paths.Map()) {
+		t.Errorf("%d of %d paths", len(reduced.Paths.Map()), len(contract.Paths.Map()))
 	}
-	for path, item := range whole.Paths.Map() {
+	for path, item := range contract.Paths.Map() {
 		for method, o := range item.Operations() {
-			have := some.Paths.Value(path).GetOperation(method)
-			same(t, method+" "+path+": parameters of the path", some.Paths.Value(path).Parameters, item.Parameters)
+			have := reduced.Paths.Value(path).GetOperation(method)
+			same(t, method+" "+path+": parameters of the path", reduced.Paths.Value(path).Parameters, item.Parameters)
 			same(t, method+" "+path+": parameters", have.Parameters, o.Parameters)
 			same(t, method+" "+path+": body", have.RequestBody, o.RequestBody)
 			same(t, method+" "+path+": security", have.Security, o.Security)
 		}
 	}
-	same(t, "security", some.Security, whole.Security)
-	same(t, "schemas", some.Components.Schemas, whole.Components.Schemas)
-	same(t, "parameters", some.Components.Parameters, whole.Components.Parameters)
+	same(t, "security", reduced.Security, contract.Security)
+	same(t, "schemas", reduced.Components.Schemas, contract.Components.Schemas)
+	same(t, "parameters", reduced.Components.Parameters, contract.Components.Parameters)
 }
 
+// same fails the test if got and want differ in more than documentation.
 func same(t *testing.T, what string, got, want any) {
 	t.Helper()
 	if g, w := plain(t, got), plain(t, want); !reflect.DeepEqual(g, w) {
@@ -59,7 +60,7 @@ func same(t *testing.T, what string, got, want any) {
 	}
 }
 
-// plain returns the JSON of v without what is for people.
+// plain returns the JSON of v without documentation.
 func plain(t *testing.T, v any) any {
 	t.Helper()
 	b, err := json.Marshal(v)
@@ -74,7 +75,7 @@ func plain(t *testing.T, v any) any {
 	if _, list := tree.([]any); list {
 		holder = map[string]any{"list": tree}
 	}
-	if o, ok := tree.(map[string]any); ok && o["content"] != nil { // a body, not a map of things
+	if o, ok := tree.(map[string]any); ok && o["content"] != nil { // a body, not a map with names of the contract
 		holder = map[string]any{"body": tree}
 	}
 	prune(holder)

@@ -8,8 +8,8 @@ import (
 	"vmand/qemu/qmp/qmptest"
 )
 
-// BenchmarkExecute measures a command and its answer. With QEMU the allocations
-// are the connection's own; those of the test server count as well.
+// BenchmarkExecute measures a command and its reply. With QEMU, only the allocations of
+// the connection are counted; with qmptest, also those of the server.
 func BenchmarkExecute(b *testing.B) {
 	servers := map[string]func(b *testing.B) *qmp.Conn{
 		"qemu": func(b *testing.B) *qmp.Conn { return launch(b).connect(b) },

@@ -1,14 +1,13 @@
-// Package qmp speaks the QEMU Machine Protocol over a unix socket: commands
-// matched to their answers by id, a deadline on each of them, file descriptors
-// passed along, and events handed to whoever subscribed or waits for one.
+// Package qmp speaks the QEMU Machine Protocol over a unix socket. It matches replies
+// to commands by id, gives each command a deadline, passes file descriptors, and
+// delivers events to subscribers.
 //
-// It knows the protocol and nothing about virtual machines. [Conn] implements
-// the Monitor interface of github.com/digitalocean/go-qemu/qmp, so everything
-// built on that interface (go-qemu's qemu.NewDomain) works on top of it.
+// It knows the protocol and nothing about virtual machines. [Conn] implements the
+// Monitor interface of github.com/digitalocean/go-qemu/qmp, so packages built on that
+// interface (go-qemu's qemu.NewDomain) can use it.
 //
-// The two rules that everything here serves: nothing ever waits for ever, and
-// a command whose fate is not known ([ErrUnknownOutcome]) is never reported as
-// failed or as done.
+// Two rules hold everywhere: nothing blocks without a deadline, and a command with an
+// unknown outcome ([ErrUnknownOutcome]) is never reported as failed or as done.
 package qmp
 
 import (
@@ -29,40 +28,38 @@ import (
 type (
 	// Command is a command as [Conn.Run] takes it, encoded as JSON.
 	Command = goqemu.Command
-	// Event is something QEMU reports unasked. Its Data is shared by all who
-	// receive the event and must not be changed; numbers in it are float64.
+	// Event is an event of QEMU. All its receivers share Data, which must not be
+	// changed; numbers in it are float64.
 	Event = goqemu.Event
-	// Version is the version QEMU names in its greeting.
+	// Version is the version in the greeting of QEMU.
 	Version = goqemu.Version
 )
 
-// DefaultTimeout is how long a command, or a handshake, may take if its
-// context has no deadline of its own.
+// DefaultTimeout limits a command or a handshake if its context has no deadline.
 const DefaultTimeout = 30 * time.Second
 
 // maxPath is the length in bytes of the longest path that fits into a
 // sockaddr_un beside its terminating NUL (unix(7)).
 const maxPath = 107
 
-// Conn is one QMP connection. Its methods may be called by any number of
-// goroutines at once; none of them can block the others, or the reading of the
-// socket, for longer than its own context allows.
+// Conn is a QMP connection. It is safe for concurrent use. A method cannot block other
+// methods, or the reading of the socket, for longer than its own context allows.
 type Conn struct {
 	sock     *net.UnixConn
 	version  Version
 	offered  []string // capabilities in the greeting
 	oob      bool
-	trace    Trace    // nil if nobody listens
+	trace    Trace    // nil for none
 	first    *request // see First
 	firstOut any
 
-	writing chan struct{} // held while a command is written
-	passing chan struct{} // held from sending files to the answer, see call.files
+	writing chan struct{} // lock, held while a command is written
+	passing chan struct{} // lock, held from sending files to the reply, see call.files
 	done    chan struct{} // closed when the connection has ended
 	strays  atomic.Uint64
 
-	mu      sync.Mutex // guards what follows; never held while blocking
-	cause   error      // why the connection ended; nil while it lives
+	mu      sync.Mutex // guards the fields below; never held while blocking
+	cause   error      // the error that ended the connection, or nil
 	lastID  uint64
 	pending map[uint64]*call
 	hub     hub
@@ -73,7 +70,8 @@ var _ goqemu.Monitor = (*Conn)(nil)
 // Dial connects to the QMP socket at path and does the handshake. See [New].
 func Dial(ctx context.Context, path string, options ...Option) (*Conn, error) {
 	if len(path) > maxPath {
-		return nil, fmt.Errorf("qmp: socket path has %d bytes, at most %d fit: %s", len(path), maxPath, path)
+		return nil, fmt.Errorf("qmp: socket path has %d bytes, at most %d are possible: %s",
+			len(path), maxPath, path)
 	}
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
@@ -85,14 +83,13 @@ func Dial(ctx context.Context, path string, options ...Option) (*Conn, error) {
 	return New(ctx, s.(*net.UnixConn), options...)
 }
 
-// New does the QMP handshake on sock and returns a connection ready for
-// commands, with out-of-band execution enabled if QEMU offers it. It owns sock
-// from here on, also when it fails.
+// New does the QMP handshake on sock and returns a connection that is ready for
+// commands, with out-of-band execution enabled if QEMU offers it. New takes ownership
+// of sock, and closes it if it fails.
 //
-// QEMU serves one client per socket: a second one connects without trouble and
-// then hears nothing until the first is gone, as does a client of a stopped
-// QEMU. New then returns an error that wraps ctx's (at the latest after
-// [DefaultTimeout]).
+// QEMU serves one client per socket. A second client can connect, but receives nothing
+// until the first has disconnected; the same holds for a client of a stopped QEMU. New
+// then returns an error that wraps that of ctx, at the latest after [DefaultTimeout].
 func New(ctx context.Context, sock *net.UnixConn, options ...Option) (*Conn, error) {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
@@ -128,15 +125,15 @@ func New(ctx context.Context, sock *net.UnixConn, options ...Option) (*Conn, err
 	return c, nil
 }
 
-// First has a command sent together with the handshake, whose answer is stored
-// in out as [Conn.Execute] does: a QEMU that is busy is waited for once.
-// Without an answer there is no connection.
+// First returns an option that sends a command together with the handshake and stores
+// its reply in out, as [Conn.Execute] does. It saves one round trip to a busy QEMU. If
+// the command fails, so does the handshake.
 func First(command string, out any) Option {
 	return func(c *Conn) { c.first, c.firstOut = &request{Execute: command}, out }
 }
 
-// negotiate ends the handshake. QEMU takes commands in their order, and the one
-// that follows does not have to wait until this one is answered.
+// negotiate ends the handshake. QEMU executes commands in order, so the first command
+// is sent before the reply to qmp_capabilities.
 func (c *Conn) negotiate(ctx context.Context, capabilities *request) error {
 	k, err := c.begin(ctx, capabilities, nil)
 	if err != nil {
@@ -155,7 +152,7 @@ func (c *Conn) negotiate(ctx context.Context, capabilities *request) error {
 	return decode(c.first.command(), value, c.firstOut, err)
 }
 
-// greet reads QEMU's greeting, which is the first thing it says.
+// greet reads the greeting of QEMU, its first message.
 func (c *Conn) greet(ctx context.Context, lines *lineReader) error {
 	stop := interruptOn(ctx, c.sock.SetReadDeadline)
 	line, err := lines.next()
@@ -172,7 +169,7 @@ func (c *Conn) greet(ctx context.Context, lines *lineReader) error {
 		} `json:"QMP"`
 	}
 	if err := json.Unmarshal(line, &g); err != nil || g.QMP == nil {
-		return fmt.Errorf("not a QMP server: it said %s", excerpt(line))
+		return fmt.Errorf("not a QMP server: it sent %s", excerpt(line))
 	}
 	c.version, c.offered = g.QMP.Version, g.QMP.Capabilities
 	return nil
@@ -181,32 +178,32 @@ func (c *Conn) greet(ctx context.Context, lines *lineReader) error {
 // Version returns the version of QEMU.
 func (c *Conn) Version() Version { return c.version }
 
-// Capabilities returns the protocol capabilities that QEMU offered.
+// Capabilities returns the protocol capabilities that QEMU offers.
 func (c *Conn) Capabilities() []string { return slices.Clone(c.offered) }
 
 // Done returns a channel that is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Err returns nil while the connection lives, and afterwards why it ended: an
-// error that matches [ErrClosed] and wraps the cause, if that was not [Conn.Close].
+// Err returns nil while the connection is open. After it has ended, Err returns an error
+// that matches [ErrClosed] and wraps the cause, if that was not [Conn.Close].
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cause
 }
 
-// Strays returns how many messages were ignored because they answered no
-// waiting command: late answers, duplicates, answers without a known id.
+// Strays returns how many messages were ignored because no command was waiting for
+// them: late replies, duplicates, and replies without a known id.
 func (c *Conn) Strays() uint64 { return c.strays.Load() }
 
-// Close ends the connection. Commands that are waiting for an answer get
-// [ErrUnknownOutcome], subscriptions are closed. Closing twice does nothing.
+// Close ends the connection. Commands that wait for a reply fail with
+// [ErrUnknownOutcome], and subscriptions are closed. Close is idempotent.
 func (c *Conn) Close() error {
 	c.end(ErrClosed)
 	return nil
 }
 
-// end closes the connection because of cause, unless it has ended already.
+// end closes the connection with the error cause, unless it has ended already.
 func (c *Conn) end(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -219,7 +216,7 @@ func (c *Conn) end(cause error) {
 	close(c.done)
 }
 
-// message is anything QEMU says after its greeting.
+// message is a message of QEMU after its greeting.
 type message struct {
 	Event
 	ID     json.RawMessage `json:"id"`
@@ -230,8 +227,8 @@ type message struct {
 	} `json:"error"`
 }
 
-// read hands out what QEMU says until the connection ends. Nothing in here
-// waits for a receiver.
+// read delivers the messages of QEMU until the connection ends. It never waits for a
+// receiver.
 func (c *Conn) read(lines *lineReader) {
 	for {
 		line, err := lines.next()
@@ -239,29 +236,35 @@ func (c *Conn) read(lines *lineReader) {
 			c.end(fmt.Errorf("%w: %w", ErrClosed, err))
 			return
 		}
-		// The line is overwritten by the next one. Decoding copies: strings by
-		// themselves, json.RawMessage in its UnmarshalJSON.
+		// The next line overwrites this one. Decoding copies strings, and
+		// json.RawMessage copies in its UnmarshalJSON.
 		var m message
 		if err := json.Unmarshal(line, &m); err != nil {
 			c.traced(Reply, 0, line)
 			c.end(fmt.Errorf("%w: not a QMP message: %s: %w", ErrClosed, excerpt(line), err))
 			return
 		}
-		if m.Event.Event != "" {
-			c.traced(Report, 0, line)
-			c.mu.Lock()
-			c.hub.publish(m.Event)
-		} else {
-			id, _ := strconv.ParseUint(string(m.ID), 10, 64) // no call has the id 0
-			c.traced(Reply, id, line)
-			c.mu.Lock()
-			c.answer(id, &m)
-		}
-		c.mu.Unlock()
+		c.deliver(&m, line)
 	}
 }
 
-// withDefaultTimeout gives a context without a deadline the default one.
+// deliver publishes an event, or gives a reply to its call.
+func (c *Conn) deliver(m *message, line []byte) {
+	if m.Event.Event != "" {
+		c.traced(Report, 0, line)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.hub.publish(m.Event)
+		return
+	}
+	id, _ := strconv.ParseUint(string(m.ID), 10, 64) // no call has the id 0
+	c.traced(Reply, id, line)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answer(id, m)
+}
+
+// withDefaultTimeout gives a context without a deadline that of DefaultTimeout.
 func withDefaultTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
 		return ctx, func() {}
@@ -269,10 +272,9 @@ func withDefaultTimeout(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeout(ctx, DefaultTimeout)
 }
 
-// interruptOn makes blocked I/O return as soon as ctx is done, through
-// setDeadline, which is the socket's for reading or for writing. The returned
-// function ends that, leaves the socket without a deadline, and reports
-// whether the I/O was interrupted.
+// interruptOn makes blocked I/O fail as soon as ctx is done. It uses setDeadline, which
+// sets the read or the write deadline of the socket. The returned function ends that,
+// removes the deadline, and reports whether the I/O was interrupted.
 func interruptOn(ctx context.Context, setDeadline func(time.Time) error) (stop func() bool) {
 	set := make(chan struct{})
 	cancel := context.AfterFunc(ctx, func() {
@@ -283,7 +285,7 @@ func interruptOn(ctx context.Context, setDeadline func(time.Time) error) (stop f
 		if cancel() {
 			return false
 		}
-		<-set // else a late deadline would hit whoever uses the socket next
+		<-set // otherwise a late deadline could hit the next use of the socket
 		setDeadline(time.Time{})
 		return true
 	}

@@ -13,9 +13,12 @@ import (
 	"vmand/qemu/qmp/qmptest"
 )
 
-const plainGreeting = `{"QMP": {"version": {"qemu": {"micro": 1, "minor": 2, "major": 9}, "package": ""}, "capabilities": []}}` + "\r\n"
+// plainGreeting is a greeting without capabilities.
+const plainGreeting = `{"QMP": {"version": {"qemu": {"micro": 1, "minor": 2, "major": 9}, "package": ""},` +
+	` "capabilities": []}}` + "\r\n"
 
 func TestHandshakeEnablesOutOfBandExecutionIfOffered(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		greeting string
 		want     any
@@ -35,7 +38,8 @@ func TestHandshakeEnablesOutOfBandExecutionIfOffered(t *testing.T) {
 	}
 }
 
-func TestConnKnowsWhatTheGreetingSaid(t *testing.T) {
+func TestVersionAndCapabilitiesAreThoseOfTheGreeting(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(*qmptest.Peer) {})
 	if got := c.Version().String(); got != "7.2.22" {
 		t.Errorf("version %s, want 7.2.22", got)
@@ -46,11 +50,12 @@ func TestConnKnowsWhatTheGreetingSaid(t *testing.T) {
 }
 
 func TestHandshakeFails(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		script func(p *qmptest.Peer)
 		want   string
 	}{
-		"with a server that greets in JSON of another kind": {
+		"with a server that sends other JSON": {
 			func(p *qmptest.Peer) { p.Raw(`{"event": "STOP"}` + "\n") }, "not a QMP server",
 		},
 		"with a server that does not speak JSON": {
@@ -60,7 +65,10 @@ func TestHandshakeFails(t *testing.T) {
 			func(p *qmptest.Peer) { p.Close() }, "EOF",
 		},
 		"with a server that hangs up in its greeting": {
-			func(p *qmptest.Peer) { p.Raw(`{"QMP": {`); p.Close() }, "unexpected EOF",
+			func(p *qmptest.Peer) {
+				p.Raw(`{"QMP": {`)
+				p.Close()
+			}, "unexpected EOF",
 		},
 		"with a server that refuses to negotiate": {
 			func(p *qmptest.Peer) {
@@ -69,7 +77,11 @@ func TestHandshakeFails(t *testing.T) {
 			}, "CommandNotFound",
 		},
 		"with a server that hangs up while negotiating": {
-			func(p *qmptest.Peer) { p.Raw(plainGreeting); p.Next(); p.Close() }, "qmp_capabilities",
+			func(p *qmptest.Peer) {
+				p.Raw(plainGreeting)
+				p.Next()
+				p.Close()
+			}, "qmp_capabilities",
 		},
 	}
 	for name, tt := range tests {
@@ -82,28 +94,29 @@ func TestHandshakeFails(t *testing.T) {
 				t.Fatal("Dial succeeded")
 			}
 			if !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("error %q, want it to name %q", err, tt.want)
+				t.Errorf("error %q, want one with %q", err, tt.want)
 			}
 		})
 	}
 }
 
-func TestMutePeerEndsInTheContextsError(t *testing.T) {
+func TestAHandshakeWithASilentServerEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	tests := map[string]func(p *qmptest.Peer){
-		"mute from the start":   func(*qmptest.Peer) {},
-		"mute in its greeting":  func(p *qmptest.Peer) { p.Raw(`{"QMP": `) },
-		"mute when negotiating": func(p *qmptest.Peer) { p.Raw(plainGreeting) },
+		"silent from the start":   func(*qmptest.Peer) {},
+		"silent in its greeting":  func(p *qmptest.Peer) { p.Raw(`{"QMP": `) },
+		"silent when negotiating": func(p *qmptest.Peer) { p.Raw(plainGreeting) },
 	}
 	for name, script := range tests {
 		t.Run(name, func(t *testing.T) {
 			s := qmptest.NewServer(t)
 			s.Script(script)
 			if _, err := qmp.Dial(soon(t), s.Path()); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("error %v, want the deadline's", err)
+				t.Errorf("error %v, want that of the deadline", err)
 			}
 		})
 	}
-	t.Run("until the caller gives up", func(t *testing.T) {
+	t.Run("until the context is cancelled", func(t *testing.T) {
 		s := qmptest.NewServer(t)
 		accepted := make(chan struct{})
 		s.Script(func(*qmptest.Peer) { close(accepted) })
@@ -118,24 +131,27 @@ func TestMutePeerEndsInTheContextsError(t *testing.T) {
 	})
 }
 
-func TestDialNamesWhatIsWrongWithThePath(t *testing.T) {
+func TestDialWithABadPathFails(t *testing.T) {
+	t.Parallel()
 	long := "/" + strings.Repeat("x", 107)
-	if _, err := qmp.Dial(patient(t), long); err == nil || !strings.Contains(err.Error(), "108 bytes, at most 107") {
-		t.Errorf("path of 108 bytes: error %v, want one that says so", err)
+	_, err := qmp.Dial(patient(t), long)
+	if err == nil || !strings.Contains(err.Error(), "108 bytes, at most 107") {
+		t.Errorf("path of 108 bytes: error %v, want one with its length", err)
 	}
 	for _, path := range []string{t.TempDir() + "/none", long[:107]} {
 		if _, err := qmp.Dial(patient(t), path); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%d bytes: error %v, want one of a missing file", len(path), err)
+			t.Errorf("%d bytes: error %v, want fs.ErrNotExist", len(path), err)
 		}
 	}
 }
 
 func TestSecondClientWaitsForTheFirst(t *testing.T) {
+	t.Parallel()
 	s := qmptest.NewServer(t)
 	s.Handle(func(string, qmptest.Args) (any, error) { return nil, nil })
 	first := dial(t, s)
 	if _, err := qmp.Dial(soon(t), s.Path()); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("second client: error %v, want the deadline's", err)
+		t.Fatalf("second client: error %v, want that of the deadline", err)
 	}
 	first.Close()
 	second := dial(t, s)
@@ -145,19 +161,28 @@ func TestSecondClientWaitsForTheFirst(t *testing.T) {
 }
 
 func TestConnectionEndsOnceAndKeepsTheCause(t *testing.T) {
+	t.Parallel()
+	raw := func(text string) func(*qmptest.Peer) {
+		return func(p *qmptest.Peer) { p.Raw(text) }
+	}
+	endless := strings.Repeat("x", 11<<20)
+	halfLine := func(p *qmptest.Peer) {
+		p.Raw(`{"ret`)
+		p.Close()
+	}
 	tests := map[string]struct {
-		end   func(p *qmptest.Peer)
-		wants string
-		is    error
+		end  func(p *qmptest.Peer)
+		want string
+		is   error
 	}{
-		"by an end of file":            {func(p *qmptest.Peer) { p.Close() }, "EOF", io.EOF},
-		"by an end of file in a line":  {func(p *qmptest.Peer) { p.Raw(`{"ret`); p.Close() }, "unexpected EOF", io.ErrUnexpectedEOF},
-		"by garbage":                   {func(p *qmptest.Peer) { p.Raw("qemu: oops\n") }, "not a QMP message: \"qemu: oops\"", qmp.ErrClosed},
-		"by JSON that is no message":   {func(p *qmptest.Peer) { p.Raw("[1]\n") }, "not a QMP message", qmp.ErrClosed},
-		"by an endless message":        {func(p *qmptest.Peer) { p.Raw(strings.Repeat("x", 11<<20)) }, "longer than 10485760 bytes", qmp.ErrClosed},
-		"by much garbage, cut short":   {func(p *qmptest.Peer) { p.Raw(strings.Repeat("x", 5000) + "\n") }, "(5000 bytes)", qmp.ErrClosed},
-		"by an event that is not one":  {func(p *qmptest.Peer) { p.Raw(`{"event": 5}` + "\n") }, "not a QMP message", qmp.ErrClosed},
-		"by an answer that is not one": {func(p *qmptest.Peer) { p.Raw(`{"error": 5}` + "\n") }, "not a QMP message", qmp.ErrClosed},
+		"by the end of the stream":      {(*qmptest.Peer).Close, "EOF", io.EOF},
+		"by the end within a line":      {halfLine, "unexpected EOF", io.ErrUnexpectedEOF},
+		"by garbage":                    {raw("qemu: oops\n"), `not a QMP message: "qemu: oops"`, qmp.ErrClosed},
+		"by JSON that is not a message": {raw("[1]\n"), "not a QMP message", qmp.ErrClosed},
+		"by an endless message":         {raw(endless), "longer than 10485760 bytes", qmp.ErrClosed},
+		"by long garbage":               {raw(strings.Repeat("x", 5000) + "\n"), "(5000 bytes)", qmp.ErrClosed},
+		"by an invalid event":           {raw(`{"event": 5}` + "\n"), "not a QMP message", qmp.ErrClosed},
+		"by an invalid reply":           {raw(`{"error": 5}` + "\n"), "not a QMP message", qmp.ErrClosed},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -167,23 +192,24 @@ func TestConnectionEndsOnceAndKeepsTheCause(t *testing.T) {
 				tt.end(p)
 			})
 			if err := c.Err(); err != nil {
-				t.Fatalf("error %v while the connection lives", err)
+				t.Fatalf("error %v while the connection is open", err)
 			}
 			close(begin)
 			wait(t, c.Done(), "the end of the connection")
 			err := c.Err()
-			if !errors.Is(err, qmp.ErrClosed) || !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.wants) {
-				t.Errorf("error %q, want ErrClosed that wraps %v and says %q", err, tt.is, tt.wants)
+			if !errors.Is(err, qmp.ErrClosed) || !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %q, want ErrClosed that wraps %v and has %q", err, tt.is, tt.want)
 			}
 			c.Close()
 			if again := c.Err(); again != err {
-				t.Errorf("after Close, error %v instead of %v", again, err)
+				t.Errorf("error %v after Close, want still %v", again, err)
 			}
 		})
 	}
 }
 
 func TestCloseIsIdempotent(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(*qmptest.Peer) {})
 	for range 3 {
 		if err := c.Close(); err != nil {

@@ -6,13 +6,13 @@ import (
 )
 
 var (
-	// ErrUnknownOutcome means that a command was sent, or may have been, and
-	// that no answer came: QEMU may have done it, may do it later, or never.
-	// The error wraps the cause too, that of the context or [ErrClosed].
+	// ErrUnknownOutcome means that a command may have been sent and no reply came:
+	// QEMU may have executed it, may execute it later, or never. The error also wraps
+	// the cause: the error of the context, or [ErrClosed].
 	ErrUnknownOutcome = errors.New("outcome unknown")
 
-	// ErrNotSent means that QEMU has not seen the command and never will. The
-	// error wraps the cause too.
+	// ErrNotSent means that QEMU has not received the command and will not. The error
+	// also wraps the cause.
 	ErrNotSent = errors.New("not sent")
 
 	// ErrClosed means that the connection has ended.
@@ -28,23 +28,23 @@ const (
 	KVMMissingCap   = "KVMMissingCap"
 )
 
-// Error is QEMU's refusal of a command: it was not carried out.
+// Error is QEMU's refusal of a command. The command was not executed.
 type Error struct {
 	Command string
 	Class   string // such as GenericError or DeviceNotFound
-	Desc    string // for people; it changes between versions of QEMU
+	Desc    string // for people; differs between versions of QEMU
 }
 
 func (e *Error) Error() string {
 	return fmt.Sprintf("qmp %s: %s (%s)", e.Command, e.Desc, e.Class)
 }
 
-// notSent is the error of a command that never left.
+// notSent returns an error that matches ErrNotSent.
 func notSent(command string, cause error) error {
 	return fmt.Errorf("qmp %s: %w: %w", command, ErrNotSent, cause)
 }
 
-// unknownOutcome is the error of a command that left and was not answered.
+// unknownOutcome returns an error that matches ErrUnknownOutcome.
 func unknownOutcome(command string, cause error) error {
 	return fmt.Errorf("qmp %s: %w: %w", command, ErrUnknownOutcome, cause)
 }

@@ -5,18 +5,18 @@ import (
 	"sync/atomic"
 )
 
-// maxBacklog is how many events are kept for the first subscriber.
+// maxBacklog is how many events are kept for the first subscription.
 const maxBacklog = 64
 
-// hub distributes events. It is guarded by the mutex of its Conn.
+// hub distributes events. Its methods must be called with the mu of its Conn held.
 type hub struct {
 	subscriptions map[*Subscription]struct{}
 	expectations  map[*Expectation]struct{}
 
-	// Events from before the first subscription, and how many more there were.
+	// The events before the first subscription.
 	backlog    []Event
-	overflowed uint64
-	subscribed bool // there was a first subscription
+	overflowed uint64 // events that did not fit into backlog
+	subscribed bool   // there was a first subscription
 }
 
 func (h *hub) publish(e Event) {
@@ -60,12 +60,12 @@ type Subscription struct {
 	lost   atomic.Uint64
 }
 
-// Subscribe returns a queue that takes every event from now on, and up to
-// buffer of them (at least one) while nobody reads. The first subscription of
-// a connection begins with the events that came before it (at most 64 of them).
+// Subscribe returns a queue of all events from now on, with room for buffer events (at
+// least one). The first subscription of a connection begins with the events before it,
+// at most 64.
 //
-// A full queue loses events and says so, see [Subscription.Lost]; it never
-// delays the answers to commands. Close it when it is no longer read.
+// A full queue drops events, see [Subscription.Lost]; it never delays the replies to
+// commands. The caller must close the subscription when it no longer reads it.
 func (c *Conn) Subscribe(buffer int) *Subscription {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -95,25 +95,24 @@ func (s *Subscription) offer(e Event) {
 	}
 }
 
-// C returns the channel that the events come from. It is closed when the
-// connection ends or the subscription is closed; what was queued before can
-// still be read.
+// C returns the channel of the events. It is closed when the connection ends or the
+// subscription is closed; queued events can still be read.
 func (s *Subscription) C() <-chan Event { return s.events }
 
-// Lost returns how many events were lost since it was last called, because the
-// queue was full. Asked after each receive, it never misses a loss: at the time
-// of one there were events to receive. Who lost events must look for itself.
+// Lost returns how many events were dropped since the last call, because the queue was
+// full. A caller that calls Lost after each receive notices every loss: events are
+// dropped only while others are queued. After a loss, the caller must query the state
+// that the events would have reported.
 func (s *Subscription) Lost() uint64 { return s.lost.Swap(0) }
 
-// Close ends the subscription and closes its channel. Closing twice does
-// nothing.
+// Close ends the subscription and closes its channel. It is idempotent.
 func (s *Subscription) Close() {
 	s.conn.mu.Lock()
 	defer s.conn.mu.Unlock()
 	s.conn.hub.unsubscribe(s)
 }
 
-// Expectation waits for one certain event.
+// Expectation waits for the first event that matches.
 type Expectation struct {
 	conn  *Conn
 	match func(Event) bool
@@ -121,12 +120,13 @@ type Expectation struct {
 	event Event // valid once met is closed
 }
 
-// Expect begins to look for the first event for which match returns true.
-// Called before the command that causes the event, it cannot miss it: events
-// are matched as they are read, whatever the queues of subscribers hold.
+// Expect returns an expectation of the first event for which match returns true. If it
+// is called before the command that causes the event, it cannot miss the event: events
+// are matched when they are read, independently of the queues of subscriptions.
 //
-// match is called by the goroutine that reads the connection: it must be quick
-// and must not use the connection. Cancel the expectation when done with it.
+// The goroutine that reads the connection calls match, so match must not block and must
+// not use the connection. The caller must cancel the expectation when it no longer needs
+// it.
 func (c *Conn) Expect(match func(Event) bool) *Expectation {
 	x := &Expectation{conn: c, match: match, met: make(chan struct{})}
 	c.mu.Lock()
@@ -141,9 +141,9 @@ func (c *Conn) Expect(match func(Event) bool) *Expectation {
 	return x
 }
 
-// Wait blocks until the event has come, ctx is done or the connection has
-// ended, and returns the event, ctx's error or one that matches [ErrClosed]. It
-// may be called again, and gives the same event again.
+// Wait blocks until the event has come, ctx is done or the connection has ended. It
+// returns the event, the error of ctx, or an error that matches [ErrClosed]. A second
+// call returns the same event.
 func (x *Expectation) Wait(ctx context.Context) (Event, error) {
 	var cause error
 	select {
@@ -155,14 +155,14 @@ func (x *Expectation) Wait(ctx context.Context) (Event, error) {
 		cause = x.conn.Err()
 	}
 	select {
-	case <-x.met: // it came in the same moment
+	case <-x.met: // the event came at the same time
 		return x.event, nil
 	default:
 		return Event{}, cause
 	}
 }
 
-// Cancel ends the expectation. A Wait that has not got the event will not.
+// Cancel ends the expectation: Wait will not return an event that comes later.
 func (x *Expectation) Cancel() {
 	x.conn.mu.Lock()
 	defer x.conn.mu.Unlock()

@@ -14,7 +14,7 @@ import (
 // number is the data of a numbered event.
 func number(n int) map[string]any { return map[string]any{"n": n} }
 
-// ping runs a command, so that everything the server said before is read.
+// ping runs a command. When it returns, all earlier messages of the server were read.
 func ping(t *testing.T, c *qmp.Conn) {
 	t.Helper()
 	if err := c.Execute(patient(t), "ping", nil, nil); err != nil {
@@ -39,13 +39,14 @@ func collect(s *qmp.Subscription) (numbers []int) {
 }
 
 func TestEventsBeforeTheFirstSubscriptionAreKept(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		sent, buffer, kept int
 		lost               uint64
 	}{
-		"in the buffer asked for":            {3, 16, 3, 0},
-		"in a larger buffer than asked for":  {3, 0, 3, 0},
-		"and what is beyond the backlog not": {70, 16, 64, 6},
+		"in the requested buffer":           {3, 16, 3, 0},
+		"in a larger buffer than requested": {3, 0, 3, 0},
+		"up to the capacity of the backlog": {70, 16, 64, 6},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -62,13 +63,14 @@ func TestEventsBeforeTheFirstSubscriptionAreKept(t *testing.T) {
 				t.Errorf("got events %v, want the first %d, and %d lost", got, tt.kept, tt.lost)
 			}
 			if got := collect(second); len(got) != 0 || second.Lost() != 0 {
-				t.Errorf("the second subscription begins with %v", got)
+				t.Errorf("the second subscription begins with %v, want no event", got)
 			}
 		})
 	}
 }
 
-func TestFullSubscriberLosesEventsAndKnows(t *testing.T) {
+func TestAFullSubscriptionCountsLostEvents(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		for range 2 {
 			cmd := p.Expect("ping")
@@ -80,31 +82,32 @@ func TestFullSubscriberLosesEventsAndKnows(t *testing.T) {
 		p.Event("E", number(10))
 	})
 	slow, fast := c.Subscribe(4), c.Subscribe(100)
-	ping(t, c) // is answered although slow is full
+	ping(t, c) // the reply comes although slow is full
 	if got := collect(slow); !slices.Equal(got, []int{0, 1, 2, 3}) {
-		t.Errorf("the full queue held %v, want the first four", got)
+		t.Errorf("the full queue has %v, want the first four", got)
 	}
 	if n := slow.Lost(); n != 6 {
 		t.Errorf("%d lost, want 6", n)
 	}
 	if n := slow.Lost(); n != 0 {
-		t.Errorf("%d lost when asked again, want 0", n)
+		t.Errorf("%d lost at the second call, want 0", n)
 	}
 	if got := collect(fast); len(got) != 10 || fast.Lost() != 0 {
-		t.Errorf("the roomy queue held %v, want all ten", got)
+		t.Errorf("the large queue has %v, want all ten", got)
 	}
 	ping(t, c)
 	slow.Close()
 	slow.Close()
-	for range 11 { // the last of them came after slow was closed, or is lost
+	for range 11 { // the eleventh event must not reach the closed queue
 		<-fast.C()
 	}
 	if got := collect(slow); !slices.Equal(got, []int{0, 1, 2, 3}) {
-		t.Errorf("the closed queue held %v, want what was there before", got)
+		t.Errorf("the closed queue has %v, want the four events before Close", got)
 	}
 }
 
 func TestSubscriptionEndsWithTheConnection(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		p.Expect("ping")
 		p.Event("E", number(1))
@@ -115,7 +118,7 @@ func TestSubscriptionEndsWithTheConnection(t *testing.T) {
 		t.Error("ping was answered")
 	}
 	var got int
-	for range early.C() { // ends
+	for range early.C() { // until the channel is closed
 		got++
 	}
 	if got != 1 {
@@ -127,7 +130,8 @@ func TestSubscriptionEndsWithTheConnection(t *testing.T) {
 	early.Close()
 }
 
-func TestSubscribingTooLateStillGivesTheBacklog(t *testing.T) {
+func TestASubscriptionAfterTheEndHasTheBacklog(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		p.Event("SHUTDOWN", nil)
 		p.Close()
@@ -142,12 +146,13 @@ func TestSubscribingTooLateStillGivesTheBacklog(t *testing.T) {
 	}
 }
 
-// deleted matches DEVICE_DELETED of the device with this id.
+// deleted matches DEVICE_DELETED of the device with an id.
 func deleted(id string) func(qmp.Event) bool {
 	return func(e qmp.Event) bool { return e.Event == "DEVICE_DELETED" && e.Data["device"] == id }
 }
 
-func TestExpectedEventIsNotMissedInAFlood(t *testing.T) {
+func TestAnExpectedEventIsNotMissedInAFlood(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		cmd := p.Expect("device_del")
 		for n := range 500 {
@@ -173,14 +178,15 @@ func TestExpectedEventIsNotMissedInAFlood(t *testing.T) {
 		}
 	}
 	if _, err := other.Wait(soon(t)); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the event that does not come: error %v, want the deadline's", err)
+		t.Errorf("an event that does not come: error %v, want that of the deadline", err)
 	}
 	if sub.Lost() == 0 {
-		t.Error("the flood was none")
+		t.Error("the subscription lost no event, so there was no flood")
 	}
 }
 
 func TestExpectationEndsWithTheConnection(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		p.Event("SHUTDOWN", nil)
 		p.Expect("quit")
@@ -200,11 +206,12 @@ func TestExpectationEndsWithTheConnection(t *testing.T) {
 		t.Errorf("Wait: error %v, want ErrClosed", err)
 	}
 	if _, err := c.Expect(deleted("disk0")).Wait(patient(t)); !errors.Is(err, qmp.ErrClosed) {
-		t.Errorf("expected too late: error %v, want ErrClosed", err)
+		t.Errorf("Expect after the end: error %v, want ErrClosed", err)
 	}
 }
 
-func TestEventThatCameBeforeTheEndIsStillDelivered(t *testing.T) {
+func TestAnEventBeforeTheEndIsDelivered(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		p.Expect("quit")
 		p.Event("SHUTDOWN", nil)
@@ -218,30 +225,32 @@ func TestEventThatCameBeforeTheEndIsStillDelivered(t *testing.T) {
 	}
 	for range 20 { // select picks at random
 		if _, err := x.Wait(ended); err != nil {
-			t.Errorf("Wait: %v, although the event had come", err)
+			t.Errorf("Wait: %v, want the event", err)
 		}
 	}
 }
 
 func TestCancelledExpectationIsNotMet(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		cmd := p.Expect("ping")
 		p.Event("E", number(1))
 		p.Reply(cmd, nil)
 	})
 	x := c.Expect(func(qmp.Event) bool {
-		t.Error("a cancelled expectation is still asked")
+		t.Error("match is called after Cancel")
 		return true
 	})
 	x.Cancel()
 	x.Cancel()
 	ping(t, c)
 	if _, err := x.Wait(soon(t)); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("error %v, want the deadline's", err)
+		t.Errorf("error %v, want that of the deadline", err)
 	}
 }
 
-func TestEveryOneWhoExpectsAnEventGetsIt(t *testing.T) {
+func TestEveryExpectationGetsItsEvent(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		cmd := p.Expect("ping")
 		for n := range 50 {

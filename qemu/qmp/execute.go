@@ -13,33 +13,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// call is a command that waits for its answer.
+// call is a command that waits for its reply.
 type call struct {
-	reply chan reply // buffered: the reader never waits for the caller
+	reply chan reply // buffered, so that the reader never waits for the caller
 
-	// files tells that the command carries file descriptors. QEMU keeps those
-	// of the last message only, until a command takes them; if two such
-	// commands are under way, the first can get the files of the second. So
-	// only one is let go at a time, and it counts as under way until its
-	// answer is here, even if its caller has long given up.
+	// files reports whether the command carries file descriptors. QEMU keeps only the
+	// descriptors of the last message, until a command takes them: with two such
+	// commands in flight, the first can get the files of the second. So only one is
+	// sent at a time. It counts as in flight until its reply comes, even if its caller
+	// has given up.
 	files bool
 }
 
-// reply is the answer to a command: refused is nil if it was carried out.
+// reply is the reply to a command: refused is nil if the command was executed.
 type reply struct {
 	value   json.RawMessage
 	refused *Error
 }
 
-// Execute runs a command and stores what it returns in out, which json.Unmarshal
-// must accept; out may be nil. args is encoded as the command's arguments, an
-// object; nil stands for none. The files are passed along (getfd, add-fd) and
-// stay the caller's, who must not close them before Execute returns.
+// Execute runs a command and decodes its return value into out with json.Unmarshal,
+// unless out is nil. args is encoded as the arguments of the command, an object; nil
+// stands for none. The files are passed with the command (getfd, add-fd). They belong to
+// the caller, which must not close them before Execute returns.
 //
-// Execute blocks until the answer is here or ctx is done; without a deadline in
-// ctx, for [DefaultTimeout]. It fails with an [*Error] if QEMU refused the command,
-// with [ErrNotSent] if the command did not leave, and with [ErrUnknownOutcome]
-// if it did and no answer came. A late answer is dropped.
+// Execute blocks until the reply comes or ctx is done, or for [DefaultTimeout] if ctx
+// has no deadline. It fails with an [*Error] if QEMU refuses the command, with
+// [ErrNotSent] if the command was not sent, and with [ErrUnknownOutcome] if it was sent
+// and no reply came. A late reply is dropped.
 func (c *Conn) Execute(ctx context.Context, command string, args, out any, files ...*os.File) error {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
@@ -47,10 +47,10 @@ func (c *Conn) Execute(ctx context.Context, command string, args, out any, files
 	return decode(command, value, out, err)
 }
 
-// ExecuteOOB runs a command out of band: QEMU does it at once, also while it is
-// busy with another one. Few commands allow that (migrate-pause,
-// migrate-recover, yank). Otherwise it is [Conn.Execute]; it fails with
-// [ErrNotSent] if QEMU did not offer the capability.
+// ExecuteOOB runs a command out of band, like [Conn.Execute] otherwise: QEMU executes it
+// at once, even while it is busy with another command. Few commands allow that
+// (migrate-pause, migrate-recover, yank). ExecuteOOB fails with [ErrNotSent] if QEMU did
+// not offer the capability.
 func (c *Conn) ExecuteOOB(ctx context.Context, command string, args, out any) error {
 	if !c.oob {
 		return notSent(command, errors.New("QEMU does not offer out-of-band execution"))
@@ -61,13 +61,14 @@ func (c *Conn) ExecuteOOB(ctx context.Context, command string, args, out any) er
 	return decode(command, value, out, err)
 }
 
-// decode stores the value a command returned in out, unless the command failed.
+// decode decodes the return value of a command into out, unless the command failed with
+// err or out is nil.
 func decode(command string, value json.RawMessage, out any, err error) error {
 	if err != nil || out == nil {
 		return err
 	}
 	if err := json.Unmarshal(value, out); err != nil {
-		return fmt.Errorf("qmp %s: decode answer: %w", command, err)
+		return fmt.Errorf("qmp %s: decode reply: %w", command, err)
 	}
 	return nil
 }
@@ -82,10 +83,10 @@ type request struct {
 
 func (r *request) command() string { return r.Execute + r.ExecOOB }
 
-// lineBuffers holds *bytes.Buffer for lines to be written.
+// lineBuffers holds *bytes.Buffer for commands that are encoded.
 var lineBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// do sends a command and waits for its answer.
+// do sends a command and waits for its reply.
 func (c *Conn) do(ctx context.Context, r *request, files []*os.File) (json.RawMessage, error) {
 	k, err := c.begin(ctx, r, files)
 	if err != nil {
@@ -94,7 +95,7 @@ func (c *Conn) do(ctx context.Context, r *request, files []*os.File) (json.RawMe
 	return c.await(ctx, r, k)
 }
 
-// begin sends a command, whose answer is to be awaited.
+// begin sends a command. The caller must then call await.
 func (c *Conn) begin(ctx context.Context, r *request, files []*os.File) (*call, error) {
 	rights, err := unixRights(files)
 	if err != nil {
@@ -123,7 +124,7 @@ func (c *Conn) begin(ctx context.Context, r *request, files []*os.File) (*call, 
 	return k, nil
 }
 
-// await waits for the answer to a command that was sent.
+// await waits for the reply to a command that begin sent.
 func (c *Conn) await(ctx context.Context, r *request, k *call) (json.RawMessage, error) {
 	var cause error
 	select {
@@ -138,7 +139,7 @@ func (c *Conn) await(ctx context.Context, r *request, k *call) (json.RawMessage,
 		c.withdraw(r.ID)
 	}
 	select {
-	case got := <-k.reply: // it came in the same moment: better than not knowing
+	case got := <-k.reply: // the reply came at the same time
 		return got.result(r.command())
 	default:
 		return nil, unknownOutcome(r.command(), cause)
@@ -153,7 +154,7 @@ func (r reply) result(command string) (json.RawMessage, error) {
 	return r.value, nil
 }
 
-// register enters a call among those that wait and returns its id.
+// register adds a call to c.pending and returns its id.
 func (c *Conn) register(k *call) uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -162,14 +163,15 @@ func (c *Conn) register(k *call) uint64 {
 	return c.lastID
 }
 
-// withdraw removes a call from those that wait, if it is still among them.
+// withdraw removes a call from c.pending, if it is still there.
 func (c *Conn) withdraw(id uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.take(id)
 }
 
-// take removes and returns the call with this id, or returns nil. c.mu is held.
+// take removes and returns the call with an id, or returns nil. It must be called with
+// c.mu held.
 func (c *Conn) take(id uint64) *call {
 	k := c.pending[id]
 	if k == nil {
@@ -182,7 +184,7 @@ func (c *Conn) take(id uint64) *call {
 	return k
 }
 
-// answer gives m to the call that waits for it. c.mu is held.
+// answer gives a reply to the call that waits for it. It must be called with c.mu held.
 func (c *Conn) answer(id uint64, m *message) {
 	if m.Return == nil && m.Error == nil {
 		c.strays.Add(1)
@@ -199,7 +201,7 @@ func (c *Conn) answer(id uint64, m *message) {
 	}
 }
 
-// acquire takes one of the connection's two locks.
+// acquire takes a lock: c.writing or c.passing.
 func (c *Conn) acquire(ctx context.Context, lock chan struct{}) error {
 	if err := c.Err(); err != nil {
 		return err
@@ -217,9 +219,9 @@ func (c *Conn) acquire(ctx context.Context, lock chan struct{}) error {
 	}
 }
 
-// send writes a line. It reports whether QEMU can have got a whole command; if
-// not, err says why. A line of which only the beginning was written cannot be
-// taken back, so the connection then ends.
+// send writes a line. It reports whether QEMU may have received a complete command; if
+// not, err is the reason. After a line that was written only in part, the connection
+// cannot be used, so send ends it.
 func (c *Conn) send(ctx context.Context, id uint64, line, rights []byte) (sent bool, err error) {
 	if err := c.acquire(ctx, c.writing); err != nil {
 		return false, err
@@ -244,9 +246,9 @@ func (c *Conn) send(ctx context.Context, id uint64, line, rights []byte) (sent b
 		err = fmt.Errorf("half-written command: %w", err)
 		c.end(fmt.Errorf("%w: %w", ErrClosed, err))
 	}
-	// With nothing written the stream is intact. If the reason is that QEMU
-	// has gone, the reader will find out, after what QEMU said before.
-	return n == len(line)-1, err // all but the newline is a whole command
+	// If nothing was written, the stream is intact. If QEMU has closed the connection,
+	// the reader ends it, after the messages that QEMU sent before.
+	return n == len(line)-1, err // without its newline, the command is complete
 }
 
 // write writes line, with rights (SCM_RIGHTS) attached to its first byte.
@@ -262,8 +264,8 @@ func (c *Conn) write(line, rights []byte) (int, error) {
 	return n + rest, err
 }
 
-// unixRights encodes the descriptors of files as a control message. It does
-// not use Fd, which would make the files' own I/O blocking.
+// unixRights encodes the descriptors of files as a control message. It does not use Fd,
+// which would make the I/O of the files blocking.
 func unixRights(files []*os.File) ([]byte, error) {
 	if len(files) == 0 {
 		return nil, nil

@@ -25,7 +25,8 @@ type status struct {
 	Running bool
 }
 
-func TestExecuteSendsArgumentsAndDecodesTheAnswer(t *testing.T) {
+func TestExecuteSendsArgumentsAndDecodesTheReply(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		p.Reply(p.Expect("query-status"), map[string]any{"status": "running", "running": true})
 		p.Reply(p.Expect("block_resize", json.RawMessage(`{"node-name": "root", "size": 9007199254740993}`)), nil)
@@ -40,16 +41,19 @@ func TestExecuteSendsArgumentsAndDecodesTheAnswer(t *testing.T) {
 	}
 }
 
-func TestRefusedCommandGivesATypedError(t *testing.T) {
+func TestARefusedCommandReturnsAnError(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
-		p.Refuse(p.Expect("device_del", map[string]string{"id": "nic0"}), qmp.DeviceNotFound, "Device 'nic0' not found")
+		cmd := p.Expect("device_del", map[string]string{"id": "nic0"})
+		p.Refuse(cmd, qmp.DeviceNotFound, "Device 'nic0' not found")
 	})
 	err := c.Execute(patient(t), "device_del", map[string]string{"id": "nic0"}, nil)
 	var refused *qmp.Error
 	if !errors.As(err, &refused) {
 		t.Fatalf("error %v, want an *Error", err)
 	}
-	if want := (qmp.Error{Command: "device_del", Class: qmp.DeviceNotFound, Desc: "Device 'nic0' not found"}); *refused != want {
+	want := qmp.Error{Command: "device_del", Class: qmp.DeviceNotFound, Desc: "Device 'nic0' not found"}
+	if *refused != want {
 		t.Errorf("error %+v, want %+v", *refused, want)
 	}
 	if want := "qmp device_del: Device 'nic0' not found (DeviceNotFound)"; err.Error() != want {
@@ -57,20 +61,25 @@ func TestRefusedCommandGivesATypedError(t *testing.T) {
 	}
 }
 
-// value is what a command returns.
+// value returns the return value of a command.
 func value(n int) map[string]int { return map[string]int{"n": n} }
 
-// pairs are ways to answer two commands that run at the same time: a with 1
-// and b with 2.
+// pairs are ways to answer two concurrent commands: a with 1 and b with 2.
 var pairs = map[string]struct {
 	script func(p *qmptest.Peer, a, b qmptest.Command)
 	strays uint64
 }{
 	"in the order they were sent": {
-		script: func(p *qmptest.Peer, a, b qmptest.Command) { p.Reply(a, value(1)); p.Reply(b, value(2)) },
+		script: func(p *qmptest.Peer, a, b qmptest.Command) {
+			p.Reply(a, value(1))
+			p.Reply(b, value(2))
+		},
 	},
 	"in another order": {
-		script: func(p *qmptest.Peer, a, b qmptest.Command) { p.Reply(b, value(2)); p.Reply(a, value(1)) },
+		script: func(p *qmptest.Peer, a, b qmptest.Command) {
+			p.Reply(b, value(2))
+			p.Reply(a, value(1))
+		},
 	},
 	"with duplicates between": {
 		script: func(p *qmptest.Peer, a, b qmptest.Command) {
@@ -81,14 +90,14 @@ var pairs = map[string]struct {
 		},
 		strays: 2,
 	},
-	"with answers nobody asked for between": {
+	"with unrequested replies between": {
 		script: func(p *qmptest.Peer, a, b qmptest.Command) {
 			for _, id := range []string{"999", "0", "-1", `"1"`, "1.5", "null", "{}", "18446744073709551616"} {
 				p.Raw(`{"return": {"n": 9}, "id": ` + id + "}\n")
 			}
 			p.Raw(`{"return": {"n": 9}}` + "\n")
 			p.Raw(`{"error": {"class": "GenericError", "desc": "Invalid JSON syntax"}}` + "\n")
-			p.Raw(`{"id": ` + string(a.ID) + "}\n") // neither done nor refused
+			p.Raw(`{"id": ` + string(a.ID) + "}\n") // neither a return value nor an error
 			p.Raw("{}\n\r\n\n")
 			p.Reply(a, value(1))
 			p.Reply(b, value(2))
@@ -113,7 +122,8 @@ var pairs = map[string]struct {
 	},
 }
 
-func TestAnswersFindTheirCommands(t *testing.T) {
+func TestRepliesAreMatchedToCommands(t *testing.T) {
+	t.Parallel()
 	for name, tt := range pairs {
 		t.Run(name, func(t *testing.T) {
 			c := scripted(t, func(p *qmptest.Peer) {
@@ -145,7 +155,8 @@ func TestAnswersFindTheirCommands(t *testing.T) {
 	}
 }
 
-func TestLateAnswerIsDropped(t *testing.T) {
+func TestALateReplyIsDropped(t *testing.T) {
+	t.Parallel()
 	late := make(chan struct{})
 	c := scripted(t, func(p *qmptest.Peer) {
 		first := p.Expect("query-block")
@@ -154,8 +165,9 @@ func TestLateAnswerIsDropped(t *testing.T) {
 		p.Reply(p.Expect("query-status"), status{Status: "running"})
 	})
 	err := c.Execute(soon(t), "query-block", nil, nil)
-	if !errors.Is(err, qmp.ErrUnknownOutcome) || !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, qmp.ErrNotSent) {
-		t.Fatalf("unanswered command: error %v, want ErrUnknownOutcome for the deadline", err)
+	unknown := errors.Is(err, qmp.ErrUnknownOutcome) && errors.Is(err, context.DeadlineExceeded)
+	if !unknown || errors.Is(err, qmp.ErrNotSent) {
+		t.Fatalf("command without a reply: error %v, want ErrUnknownOutcome for the deadline", err)
 	}
 	close(late)
 	var got status
@@ -167,7 +179,8 @@ func TestLateAnswerIsDropped(t *testing.T) {
 	}
 }
 
-func TestLongAnswers(t *testing.T) {
+func TestLongReplies(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{8 << 10, 64 << 10, 1 << 20, 10<<20 - 100} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			long := strings.Repeat("y", size)
@@ -185,7 +198,8 @@ func TestLongAnswers(t *testing.T) {
 	}
 }
 
-func TestAnswersBelongToTheirReceivers(t *testing.T) {
+func TestRepliesAreNotSharedBetweenCallers(t *testing.T) {
+	t.Parallel()
 	s := qmptest.NewServer(t)
 	s.Handle(func(name string, _ qmptest.Args) (any, error) {
 		s.Event("NOISE", map[string]string{"of": name})
@@ -207,7 +221,7 @@ func TestAnswersBelongToTheirReceivers(t *testing.T) {
 			}
 			for name, answer := range answers {
 				if want := `"` + strings.Repeat(name, 5) + `"`; string(answer) != want {
-					t.Errorf("the answer to %s is now %s", name, answer)
+					t.Errorf("the reply to %s has changed to %s", name, answer)
 				}
 			}
 		})
@@ -223,7 +237,8 @@ func TestAnswersBelongToTheirReceivers(t *testing.T) {
 	}
 }
 
-func TestEndOfConnectionReachesEveryWaiterOnce(t *testing.T) {
+func TestTheEndOfTheConnectionFailsEveryCommand(t *testing.T) {
+	t.Parallel()
 	const waiters = 8
 	c := scripted(t, func(p *qmptest.Peer) {
 		for range waiters {
@@ -235,8 +250,10 @@ func TestEndOfConnectionReachesEveryWaiterOnce(t *testing.T) {
 	for range waiters {
 		group.Go(func() {
 			err := c.Execute(patient(t), "query-block", nil, nil)
-			if !errors.Is(err, qmp.ErrUnknownOutcome) || !errors.Is(err, qmp.ErrClosed) || !errors.Is(err, io.EOF) {
-				t.Errorf("waiter: error %v, want ErrUnknownOutcome for ErrClosed for EOF", err)
+			for _, want := range []error{qmp.ErrUnknownOutcome, qmp.ErrClosed, io.EOF} {
+				if !errors.Is(err, want) {
+					t.Errorf("waiting command: error %v, want %v", err, want)
+				}
 			}
 		})
 	}
@@ -247,7 +264,8 @@ func TestEndOfConnectionReachesEveryWaiterOnce(t *testing.T) {
 	}
 }
 
-func TestAnswerBeforeTheEndIsNotLost(t *testing.T) {
+func TestAReplyBeforeTheEndIsNotLost(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) {
 		p.Reply(p.Expect("quit"), nil)
 		p.Event("SHUTDOWN", map[string]any{"guest": false, "reason": "host-qmp-quit"})
@@ -257,7 +275,8 @@ func TestAnswerBeforeTheEndIsNotLost(t *testing.T) {
 	if err := c.Execute(patient(t), "quit", nil, nil); err != nil {
 		t.Error(err)
 	}
-	if e := <-sub.C(); e.Event != "SHUTDOWN" || e.Data["reason"] != "host-qmp-quit" || e.Timestamp.Seconds == 0 {
+	e := <-sub.C()
+	if e.Event != "SHUTDOWN" || e.Data["reason"] != "host-qmp-quit" || e.Timestamp.Seconds == 0 {
 		t.Errorf("event %+v, want SHUTDOWN", e)
 	}
 	if _, ok := <-sub.C(); ok {
@@ -265,7 +284,8 @@ func TestAnswerBeforeTheEndIsNotLost(t *testing.T) {
 	}
 }
 
-func TestCommandsThatCannotLeaveAreNotSent(t *testing.T) {
+func TestCommandsThatCannotBeSentFailWithErrNotSent(t *testing.T) {
+	t.Parallel()
 	ended, end := context.WithCancel(context.Background())
 	end()
 	tests := map[string]struct {
@@ -273,9 +293,9 @@ func TestCommandsThatCannotLeaveAreNotSent(t *testing.T) {
 		args any
 		want string
 	}{
-		"because the context has ended":             {ended, nil, "context canceled"},
-		"because the arguments cannot be encoded":   {context.Background(), make(chan int), "unsupported type"},
-		"because a number is not one JSON can hold": {context.Background(), math.NaN(), "unsupported value"},
+		"because the context has ended":           {ended, nil, "context canceled"},
+		"because the arguments cannot be encoded": {context.Background(), make(chan int), "unsupported type"},
+		"because a number has no JSON":            {context.Background(), math.NaN(), "unsupported value"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -291,16 +311,18 @@ func TestCommandsThatCannotLeaveAreNotSent(t *testing.T) {
 	}
 }
 
-func TestAnswerOfAnotherShapeIsAnErrorOfItsOwn(t *testing.T) {
+func TestAReplyOfTheWrongTypeIsADecodeError(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) { p.Reply(p.Next(), []int{1}) })
 	err := c.Execute(patient(t), "query-status", nil, &status{})
-	if err == nil || !strings.Contains(err.Error(), "qmp query-status: decode answer") {
-		t.Errorf("error %v, want one about decoding", err)
+	if err == nil || !strings.Contains(err.Error(), "qmp query-status: decode reply") {
+		t.Errorf("error %v, want a decode error", err)
 	}
 }
 
-func TestBlockedWriteHonoursTheContextAndSparesTheConnection(t *testing.T) {
-	const commands = 400 // of 4 KiB: more than the socket takes
+func TestABlockedWriteEndsWithItsContextAndKeepsTheConnection(t *testing.T) {
+	t.Parallel()
+	const commands = 400 // of 4 KiB: more than fits into the buffer of the socket
 	deaf := make(chan struct{})
 	c := scripted(t, func(p *qmptest.Peer) {
 		<-deaf
@@ -318,8 +340,7 @@ func TestBlockedWriteHonoursTheContextAndSparesTheConnection(t *testing.T) {
 	for range commands {
 		go func() { errs <- c.Execute(ctx, "stop", args, nil) }()
 	}
-	// One more, with a deadline: when it is over, the socket is full, or it
-	// would have left.
+	// Send more commands with a deadline, until one is not sent: the socket is full.
 	for errors.Is(c.Execute(soon(t), "stop", args, nil), qmp.ErrUnknownOutcome) {
 	}
 	cancel()
@@ -343,11 +364,12 @@ func TestBlockedWriteHonoursTheContextAndSparesTheConnection(t *testing.T) {
 		t.Errorf("afterwards: %q, %v", got, err)
 	}
 	if c.Strays() < uint64(unknown) {
-		t.Errorf("%d strays, want at least %d late answers", c.Strays(), unknown)
+		t.Errorf("%d strays, want at least %d late replies", c.Strays(), unknown)
 	}
 }
 
-func TestHalfWrittenCommandEndsTheConnection(t *testing.T) {
+func TestAHalfWrittenCommandEndsTheConnection(t *testing.T) {
+	t.Parallel()
 	c, theirs := bare(t)
 	begun := make(chan struct{})
 	go func() {
@@ -370,11 +392,12 @@ func TestHalfWrittenCommandEndsTheConnection(t *testing.T) {
 		t.Errorf("the connection's error is %v, want ErrClosed for a half-written command", err)
 	}
 	if err := <-waiting; !errors.Is(err, qmp.ErrClosed) || !errors.Is(err, qmp.ErrNotSent) {
-		t.Errorf("the next command's error is %v, want ErrNotSent for ErrClosed", err)
+		t.Errorf("next command: error %v, want ErrNotSent for ErrClosed", err)
 	}
 }
 
-func TestWriteToAServerThatNoLongerReadsIsNotSent(t *testing.T) {
+func TestACommandToAServerThatDoesNotReadIsNotSent(t *testing.T) {
+	t.Parallel()
 	c, theirs := bare(t)
 	sub := c.Subscribe(1)
 	if err := theirs.CloseRead(); err != nil {
@@ -384,7 +407,7 @@ func TestWriteToAServerThatNoLongerReadsIsNotSent(t *testing.T) {
 	if !errors.Is(err, qmp.ErrNotSent) || !errors.Is(err, qmp.ErrClosed) {
 		t.Errorf("error %v, want ErrNotSent for ErrClosed", err)
 	}
-	// What it still has to say is heard.
+	// Messages of the server are still read.
 	if _, err := theirs.Write([]byte(`{"event": "SHUTDOWN"}` + "\n")); err != nil {
 		t.Fatal(err)
 	}
@@ -393,7 +416,7 @@ func TestWriteToAServerThatNoLongerReadsIsNotSent(t *testing.T) {
 	}
 }
 
-// bare returns a connection after its handshake, and the server's end of it.
+// bare returns a connection after its handshake, and the server's end of the socket.
 func bare(t *testing.T) (c *qmp.Conn, theirs *net.UnixConn) {
 	t.Helper()
 	ours, theirs := pair(t)
@@ -432,6 +455,7 @@ func pair(t *testing.T) (ours, theirs *net.UnixConn) {
 }
 
 func TestOutOfBandCommands(t *testing.T) {
+	t.Parallel()
 	t.Run("overtake others", func(t *testing.T) {
 		heard := make(chan struct{})
 		c := scripted(t, func(p *qmptest.Peer) {
@@ -455,7 +479,7 @@ func TestOutOfBandCommands(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("are not sent if not offered", func(t *testing.T) {
+	t.Run("are not sent if QEMU does not offer them", func(t *testing.T) {
 		s := qmptest.NewServer(t)
 		s.Script(func(p *qmptest.Peer) {
 			p.Raw(plainGreeting)

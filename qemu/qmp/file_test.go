@@ -12,7 +12,7 @@ import (
 	"vmand/qemu/qmp/qmptest"
 )
 
-// open returns an open file with this content.
+// open returns an open file with the given content.
 func open(t *testing.T, content string) *os.File {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "file")
@@ -27,7 +27,8 @@ func open(t *testing.T, content string) *os.File {
 	return f
 }
 
-func TestFilesArePassedAlong(t *testing.T) {
+func TestFilesArePassedWithTheirCommand(t *testing.T) {
+	t.Parallel()
 	heard := make(chan struct{})
 	c := scripted(t, func(p *qmptest.Peer) {
 		plain := p.Expect("query-status")
@@ -56,17 +57,18 @@ func TestFilesArePassedAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(got) != 2 || got[0] != "alpha" || got[1] != "beta" {
-		t.Errorf("the server read %q", got)
+		t.Errorf("the server read %q, want alpha and beta", got)
 	}
 	if err := <-plain; err != nil {
 		t.Error(err)
 	}
 	if _, err := a.Seek(0, io.SeekStart); err != nil {
-		t.Errorf("the caller's file was closed: %v", err)
+		t.Errorf("the file of the caller was closed: %v", err)
 	}
 }
 
-func TestFilesGoWithACommandLongerThanTheSocketTakes(t *testing.T) {
+func TestFilesArePassedWithACommandLongerThanTheSocketBuffer(t *testing.T) {
+	t.Parallel()
 	long := strings.Repeat("z", 1<<20)
 	c := scripted(t, func(p *qmptest.Peer) {
 		cmd := p.Expect("add-fd", map[string]string{"opaque": long})
@@ -79,7 +81,8 @@ func TestFilesGoWithACommandLongerThanTheSocketTakes(t *testing.T) {
 	}
 }
 
-func TestFilesOfTwoCommandsAreNeverUnderWayTogether(t *testing.T) {
+func TestOneCommandWithFilesIsInFlightAtATime(t *testing.T) {
+	t.Parallel()
 	late := make(chan struct{})
 	c := scripted(t, func(p *qmptest.Peer) {
 		first := p.Expect("getfd", map[string]string{"fdname": "first"})
@@ -96,18 +99,19 @@ func TestFilesOfTwoCommandsAreNeverUnderWayTogether(t *testing.T) {
 		t.Fatalf("first: error %v, want ErrUnknownOutcome", err)
 	}
 	if err := getfd("second"); !errors.Is(err, qmp.ErrNotSent) {
-		t.Errorf("second, while the first may still be done: error %v, want ErrNotSent", err)
+		t.Errorf("second, while the first may still be executed: error %v, want ErrNotSent", err)
 	}
 	if err := c.Execute(patient(t), "query-status", nil, nil); err != nil {
 		t.Errorf("a command without files: %v", err)
 	}
 	close(late)
 	if err := c.Execute(patient(t), "getfd", map[string]string{"fdname": "third"}, nil, f); err != nil {
-		t.Errorf("third, after the late answer: %v", err)
+		t.Errorf("third, after the late reply: %v", err)
 	}
 }
 
-func TestClosedFileIsNotSent(t *testing.T) {
+func TestAClosedFileIsNotSent(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) { p.Reply(p.Expect("getfd"), nil) })
 	f := open(t, "content")
 	closed := open(t, "")
@@ -123,6 +127,7 @@ func TestClosedFileIsNotSent(t *testing.T) {
 }
 
 func TestTooManyFilesAreNotSent(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) { p.Reply(p.Expect("getfd"), nil) })
 	f := open(t, "content")
 	many := make([]*os.File, 300) // SCM_MAX_FD is 253

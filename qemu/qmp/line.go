@@ -8,27 +8,27 @@ import (
 	"io"
 )
 
-// maxLine is the length in bytes of the longest message taken. The longest
-// that QEMU is known to send, query-qmp-schema's answer, has some 200 KiB.
+// maxLine is the length limit of a message in bytes. The longest known message of QEMU,
+// the reply to query-qmp-schema, has about 200 KiB.
 const maxLine = 10 << 20
 
 // lineBuffer is the size in bytes of a connection's read buffer. Most messages
 // fit; there is one such buffer per running VM.
 const lineBuffer = 8 << 10
 
-// lineReader cuts a stream into lines.
+// lineReader splits a stream into lines.
 type lineReader struct {
 	buf *bufio.Reader
-	max int // bytes, with the newline
+	max int // bytes of a line, with the newline
 }
 
 func newLineReader(r io.Reader) *lineReader {
 	return &lineReader{buf: bufio.NewReaderSize(r, lineBuffer), max: maxLine}
 }
 
-// next returns the next line that is not blank, without the white space round
-// it. The bytes are valid until the next call. A stream that ends within a
-// line ends in [io.ErrUnexpectedEOF].
+// next returns the next line that is not blank, without surrounding white space. The
+// bytes are valid until the next call. If the stream ends within a line, next returns
+// [io.ErrUnexpectedEOF].
 func (l *lineReader) next() ([]byte, error) {
 	for {
 		line, err := l.line()
@@ -41,6 +41,7 @@ func (l *lineReader) next() ([]byte, error) {
 	}
 }
 
+// line returns the next line with its newline.
 func (l *lineReader) line() ([]byte, error) {
 	line, err := l.buf.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
@@ -57,7 +58,8 @@ func (l *lineReader) line() ([]byte, error) {
 	return line, nil
 }
 
-// long reads on a line that fills the buffer, into memory of its own.
+// long reads the rest of a line that does not fit into the buffer, into memory of its
+// own.
 func (l *lineReader) long(start []byte) ([]byte, error) {
 	line := append(make([]byte, 0, 4*len(start)), start...)
 	for len(line) <= l.max {

@@ -12,10 +12,12 @@ import (
 	"time"
 )
 
-func TestContextWithoutDeadlineGetsTheDefault(t *testing.T) {
+func TestAContextWithoutDeadlineGetsTheDefault(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := withDefaultTimeout(context.Background())
 	defer cancel()
-	if end, ok := ctx.Deadline(); !ok || time.Until(end) > DefaultTimeout || time.Until(end) < DefaultTimeout/2 {
+	end, ok := ctx.Deadline()
+	if left := time.Until(end); !ok || left > DefaultTimeout || left < DefaultTimeout/2 {
 		t.Errorf("deadline %v, %v; want one in %v", end, ok, DefaultTimeout)
 	}
 	long, cancelLong := context.WithTimeout(context.Background(), time.Hour)
@@ -26,19 +28,21 @@ func TestContextWithoutDeadlineGetsTheDefault(t *testing.T) {
 }
 
 func TestLineReader(t *testing.T) {
+	t.Parallel()
 	long := strings.Repeat("x", 3*lineBuffer)
+	longest := strings.Repeat("y", 5*lineBuffer-1)
 	tests := map[string]struct {
 		in   string
 		want []string
 		err  error
 	}{
-		"nothing":                  {"", nil, io.EOF},
-		"lines of both kinds":      {"a\r\nb\n", []string{"a", "b"}, io.EOF},
+		"an empty stream":          {"", nil, io.EOF},
+		"both line breaks":         {"a\r\nb\n", []string{"a", "b"}, io.EOF},
 		"blank lines":              {"\n\r\n  \na\n\n", []string{"a"}, io.EOF},
-		"a line without an end":    {"a\nb", []string{"a"}, io.ErrUnexpectedEOF},
+		"an unterminated line":     {"a\nb", []string{"a"}, io.ErrUnexpectedEOF},
 		"a long line between":      {"a\n" + long + "\nb\n", []string{"a", long, "b"}, io.EOF},
-		"a long line without end":  {long, nil, io.ErrUnexpectedEOF},
-		"a line just short enough": {strings.Repeat("y", 5*lineBuffer-1) + "\na\n", []string{strings.Repeat("y", 5*lineBuffer-1), "a"}, io.EOF},
+		"an unterminated long one": {long, nil, io.ErrUnexpectedEOF},
+		"a line of maximum length": {longest + "\na\n", []string{longest, "a"}, io.EOF},
 	}
 	for name, tt := range tests {
 		for kind, r := range map[string]io.Reader{
@@ -63,7 +67,11 @@ func TestLineReader(t *testing.T) {
 }
 
 func TestLineReaderRefusesEndlessLines(t *testing.T) {
-	for _, in := range []string{strings.Repeat("y", 5*lineBuffer) + "\n", strings.Repeat("y", 100*lineBuffer)} {
+	t.Parallel()
+	for _, in := range []string{
+		strings.Repeat("y", 5*lineBuffer) + "\n",
+		strings.Repeat("y", 100*lineBuffer),
+	} {
 		l := newLineReader(strings.NewReader(in))
 		l.max = 5 * lineBuffer
 		if line, err := l.next(); err == nil || !strings.Contains(err.Error(), "longer than") {
@@ -79,12 +87,12 @@ func FuzzReader(f *testing.F) {
 	f.Add(append(bytes.Repeat([]byte("z"), 60), '\n'), 7)
 	f.Add(append(bytes.Repeat([]byte("z"), 99), '\n'), 16)
 	f.Fuzz(func(t *testing.T, in []byte, chunk int) {
-		// Small sizes bring the fuzzer to the edges with short inputs.
+		// With small sizes, short inputs reach the limits.
 		l := &lineReader{buf: bufio.NewReaderSize(&chunks{in, chunk}, 16), max: 64}
 		rest := in
 		for {
 			got, err := l.next()
-			// Whatever is said must be the next line that is not blank.
+			// The reader must return the next line that is not blank.
 			var want []byte
 			whole := true
 			for len(want) == 0 && whole && len(rest) > 0 {
@@ -117,7 +125,7 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
-// chunks is a reader that gives some bytes at a time.
+// chunks is a reader that returns at most size bytes at a time.
 type chunks struct {
 	left []byte
 	size int

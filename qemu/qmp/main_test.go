@@ -13,11 +13,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is how long a test waits for what must happen.
+// patience is how long a test waits for an event that must come.
 const patience = 20 * time.Second
 
-// soon returns a context for what must fail: it ends in a moment, which is still
-// long enough to get a command sent on a loaded machine.
+// soon returns a context for a call that must fail: it ends after 150 ms, which is enough
+// to send a command on a loaded machine.
 func soon(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 150*time.Millisecond)
@@ -25,7 +25,7 @@ func soon(t testing.TB) context.Context {
 	return ctx
 }
 
-// patient returns a context for what must not fail.
+// patient returns a context for a call that must not fail.
 func patient(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -33,7 +33,7 @@ func patient(t testing.TB) context.Context {
 	return ctx
 }
 
-// dial connects to s for the length of the test.
+// dial connects to s until the end of the test.
 func dial(t testing.TB, s *qmptest.Server) *qmp.Conn {
 	t.Helper()
 	c, err := qmp.Dial(patient(t), s.Path())
@@ -55,12 +55,12 @@ func scripted(t *testing.T, script func(p *qmptest.Peer)) *qmp.Conn {
 	return dial(t, s)
 }
 
-// wait waits until a channel is closed.
+// wait waits until c is closed; what names the event in the error.
 func wait(t testing.TB, c <-chan struct{}, what string) {
 	t.Helper()
 	select {
 	case <-c:
 	case <-patient(t).Done():
-		t.Fatalf("waited in vain for %s", what)
+		t.Fatalf("%s did not come within %v", what, patience)
 	}
 }

@@ -13,7 +13,8 @@ import (
 	"vmand/qemu/qmp/qmptest"
 )
 
-func TestDomainOfGoQEMUWorksOnTop(t *testing.T) {
+func TestADomainOfGoQEMUWorks(t *testing.T) {
+	t.Parallel()
 	s := qmptest.NewServer(t)
 	s.Handle(func(command string, _ qmptest.Args) (any, error) {
 		switch command {
@@ -53,7 +54,7 @@ func TestDomainOfGoQEMUWorksOnTop(t *testing.T) {
 		t.Errorf("event %+v, want POWERDOWN", e)
 	}
 	close(done)
-	for range events { // go-qemu closes it
+	for range events { // until go-qemu closes it
 	}
 	if err := d.Close(); err != nil {
 		t.Error(err)
@@ -62,6 +63,7 @@ func TestDomainOfGoQEMUWorksOnTop(t *testing.T) {
 }
 
 func TestRun(t *testing.T) {
+	t.Parallel()
 	s := qmptest.NewServer(t)
 	s.Handle(func(command string, args qmptest.Args) (any, error) {
 		if command == "echo" {
@@ -71,12 +73,15 @@ func TestRun(t *testing.T) {
 	})
 	c := dial(t, s)
 	tests := map[string]struct{ command, want, fails string }{
-		"without arguments":                {command: `{"execute": "stop"}`, want: `{"return":"stop"}`},
-		"with arguments that are null":     {command: `{"execute": "stop", "arguments": null}`, want: `{"return":"stop"}`},
-		"with a number beyond float64":     {command: `{"execute": "echo", "arguments": {"n": 9007199254740993}}`, want: `{"return":{"n":9007199254740993}}`},
-		"of what is not JSON":              {command: `{`, fails: "decode command"},
-		"of a command without a name":      {command: `{"arguments": {}}`, fails: "names none"},
-		"of a command name that is no one": {command: `{"execute": 5}`, fails: "decode command"},
+		"no arguments":   {command: `{"execute": "stop"}`, want: `{"return":"stop"}`},
+		"null arguments": {command: `{"execute": "stop", "arguments": null}`, want: `{"return":"stop"}`},
+		"a number beyond float64": {
+			command: `{"execute": "echo", "arguments": {"n": 9007199254740993}}`,
+			want:    `{"return":{"n":9007199254740993}}`,
+		},
+		"not JSON":                {command: `{`, fails: "decode command"},
+		"no name":                 {command: `{"arguments": {}}`, fails: `no "execute"`},
+		"a name that is a number": {command: `{"execute": 5}`, fails: "decode command"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -91,10 +96,11 @@ func TestRun(t *testing.T) {
 	}
 }
 
-func TestMonitorOfAnEndedConnection(t *testing.T) {
+func TestTheMonitorOfAnEndedConnectionFails(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(*qmptest.Peer) {})
 	if err := c.Connect(); err != nil {
-		t.Errorf("Connect on a live connection: %v", err)
+		t.Errorf("Connect on an open connection: %v", err)
 	}
 	if err := c.Disconnect(); err != nil {
 		t.Error(err)
@@ -111,6 +117,7 @@ func TestMonitorOfAnEndedConnection(t *testing.T) {
 }
 
 func TestEventsEndWithTheirContext(t *testing.T) {
+	t.Parallel()
 	c := scripted(t, func(p *qmptest.Peer) { p.Event("STOP", nil) })
 	ctx, cancel := context.WithCancel(context.Background())
 	events, err := c.Events(ctx)
@@ -121,7 +128,7 @@ func TestEventsEndWithTheirContext(t *testing.T) {
 		t.Errorf("event %+v, want STOP", e)
 	}
 	cancel()
-	for range events { // ends
+	for range events { // until the channel is closed
 	}
 	if err := c.Err(); err != nil {
 		t.Errorf("the connection ended too: %v", err)

@@ -21,17 +21,23 @@ import (
 	"vmand/test/need"
 )
 
-// machine is a QEMU without a machine in it, for the sake of its monitor.
+// machine is a QEMU process without a machine (-M none), of which only the monitor is
+// used.
 type machine struct {
 	path    string // of the QMP socket
 	process *os.Process
 }
 
-// launch starts QEMU with a listening socket passed by descriptor, so there is
-// nothing to poll for.
+// launch starts QEMU with a listening socket that is passed as a descriptor, so that a
+// client can connect at once. It skips the test if QEMU is not installed, or
+// VMAN_TEST_QEMU is "off"; if that is "required", a missing QEMU is a failure.
 func launch(t testing.TB) *machine {
 	t.Helper()
 	need.Programs(t, "qemu-system-x86_64")
+	binary, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", "qmp")
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +56,7 @@ func launch(t testing.TB) *machine {
 	}
 	defer socket.Close()
 	var stderr strings.Builder
-	cmd := exec.Command("qemu-system-x86_64", "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S",
+	cmd := exec.Command(binary, "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S",
 		"-chardev", "socket,id=qmp,fd=3,server=on,wait=off", "-mon", "chardev=qmp,mode=control")
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.Stderr = &stderr
@@ -67,7 +73,7 @@ func launch(t testing.TB) *machine {
 	return &machine{path, cmd.Process}
 }
 
-// connect connects to QEMU. It is never too early: the socket listens already.
+// connect connects to QEMU.
 func (m *machine) connect(t testing.TB) *qmp.Conn {
 	t.Helper()
 	c, err := qmp.Dial(patient(t), m.path)
@@ -78,7 +84,7 @@ func (m *machine) connect(t testing.TB) *qmp.Conn {
 	return c
 }
 
-// freeze stops the QEMU process and returns when it stands still.
+// freeze stops the QEMU process and waits until it has stopped.
 func (m *machine) freeze(t *testing.T) {
 	t.Helper()
 	if err := m.process.Signal(syscall.SIGSTOP); err != nil {
@@ -96,13 +102,14 @@ func (m *machine) thaw(t *testing.T) {
 	}
 }
 
-func TestQEMUAnswersManyAtOnceUnderEvents(t *testing.T) {
+func TestQEMUAnswersConcurrentCommandsWithEvents(t *testing.T) {
+	t.Parallel()
 	m := launch(t)
 	c := m.connect(t)
 	if c.Version().QEMU.Major < 7 {
 		t.Errorf("version %s, want 7 or later", c.Version())
 	}
-	sub := c.Subscribe(1) // full at once
+	sub := c.Subscribe(1) // overflows at the second event
 	resumed := c.Expect(func(e qmp.Event) bool { return e.Event == "RESUME" })
 	defer resumed.Cancel()
 	var group sync.WaitGroup
@@ -118,13 +125,13 @@ func TestQEMUAnswersManyAtOnceUnderEvents(t *testing.T) {
 				}
 				first.Do(func() { size = len(schema) })
 				if !json.Valid(schema) || len(schema) < 100<<10 {
-					t.Errorf("a schema of %d bytes, valid: %v", len(schema), json.Valid(schema))
+					t.Errorf("schema of %d bytes, valid: %v", len(schema), json.Valid(schema))
 				}
 			}
 		})
 		group.Go(func() {
 			for range 20 {
-				for _, command := range []string{"cont", "stop"} { // an event each
+				for _, command := range []string{"cont", "stop"} { // each sends an event
 					if err := c.Execute(patient(t), command, nil, nil); err != nil {
 						t.Error(err)
 					}
@@ -132,7 +139,7 @@ func TestQEMUAnswersManyAtOnceUnderEvents(t *testing.T) {
 				err := c.Execute(patient(t), "device_del", map[string]string{"id": "none"}, nil)
 				var refused *qmp.Error
 				if !errors.As(err, &refused) || refused.Class != qmp.DeviceNotFound {
-					t.Errorf("device_del of nothing: error %v, want DeviceNotFound", err)
+					t.Errorf("device_del of no device: error %v, want DeviceNotFound", err)
 				}
 			}
 		})
@@ -142,7 +149,7 @@ func TestQEMUAnswersManyAtOnceUnderEvents(t *testing.T) {
 		t.Errorf("RESUME: %+v, %v", e, err)
 	}
 	if sub.Lost() == 0 {
-		t.Error("the full subscription lost nothing")
+		t.Error("the full subscription lost no event")
 	}
 	if c.Strays() != 0 {
 		t.Errorf("%d strays, want none", c.Strays())
@@ -150,7 +157,8 @@ func TestQEMUAnswersManyAtOnceUnderEvents(t *testing.T) {
 	t.Logf("the schema has %d bytes", size)
 }
 
-func TestFrozenQEMULeavesTheOutcomeUnknown(t *testing.T) {
+func TestACommandToAFrozenQEMUHasAnUnknownOutcome(t *testing.T) {
+	t.Parallel()
 	m := launch(t)
 	c := m.connect(t)
 	m.freeze(t)
@@ -161,7 +169,7 @@ func TestFrozenQEMULeavesTheOutcomeUnknown(t *testing.T) {
 		}
 	}
 	if _, err := qmp.Dial(soon(t), m.path); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("dial while frozen: error %v, want the deadline's", err)
+		t.Errorf("dial while frozen: error %v, want that of the deadline", err)
 	}
 	m.thaw(t)
 	var got status
@@ -169,11 +177,12 @@ func TestFrozenQEMULeavesTheOutcomeUnknown(t *testing.T) {
 		t.Errorf("thawed: %+v, %v; want prelaunch", got, err)
 	}
 	if c.Strays() != 2 {
-		t.Errorf("%d late answers, want 2", c.Strays())
+		t.Errorf("%d late replies, want 2", c.Strays())
 	}
 }
 
-func TestKilledQEMUFailsEveryWaiterOnce(t *testing.T) {
+func TestKillingQEMUFailsEveryCommand(t *testing.T) {
+	t.Parallel()
 	m := launch(t)
 	c := m.connect(t)
 	m.freeze(t)
@@ -193,18 +202,19 @@ func TestKilledQEMUFailsEveryWaiterOnce(t *testing.T) {
 			t.Errorf("killed: error %v, want ErrClosed", err)
 		}
 	}
-	for range sub.C() { // ends
+	for range sub.C() { // until the channel is closed
 	}
 	if err := c.Execute(patient(t), "query-version", nil, nil); !errors.Is(err, qmp.ErrNotSent) {
 		t.Errorf("afterwards: error %v, want ErrNotSent", err)
 	}
 }
 
-func TestSecondClientOfQEMUWaitsForTheFirst(t *testing.T) {
+func TestTheSecondClientOfQEMUWaitsForTheFirst(t *testing.T) {
+	t.Parallel()
 	m := launch(t)
 	first := m.connect(t)
 	if _, err := qmp.Dial(soon(t), m.path); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("second client: error %v, want the deadline's", err)
+		t.Errorf("second client: error %v, want that of the deadline", err)
 	}
 	first.Close()
 	second := m.connect(t)
@@ -213,7 +223,8 @@ func TestSecondClientOfQEMUWaitsForTheFirst(t *testing.T) {
 	}
 }
 
-func TestQEMUQuitsWithAnAnswerAndAnEvent(t *testing.T) {
+func TestQEMUQuitsWithAReplyAndAnEvent(t *testing.T) {
+	t.Parallel()
 	c := launch(t).connect(t)
 	shutdown := c.Expect(func(e qmp.Event) bool { return e.Event == "SHUTDOWN" })
 	if err := c.Execute(patient(t), "quit", nil, nil); err != nil {
@@ -225,7 +236,8 @@ func TestQEMUQuitsWithAnAnswerAndAnEvent(t *testing.T) {
 	wait(t, c.Done(), "the end of the connection")
 }
 
-func TestQEMUGetsEachCommandsOwnFile(t *testing.T) {
+func TestQEMUGetsTheFileOfEachCommand(t *testing.T) {
+	t.Parallel()
 	m := launch(t)
 	c := m.connect(t)
 	var group sync.WaitGroup
@@ -255,9 +267,10 @@ func TestQEMUGetsEachCommandsOwnFile(t *testing.T) {
 }
 
 func TestQEMURunsCommandsOutOfBand(t *testing.T) {
+	t.Parallel()
 	c := launch(t).connect(t)
 	err := c.ExecuteOOB(patient(t), "migrate-pause", nil, nil)
-	var refused *qmp.Error // there is no migration to pause
+	var refused *qmp.Error // because there is no migration to pause
 	if !errors.As(err, &refused) || refused.Class != qmp.GenericError {
 		t.Errorf("migrate-pause: error %v, want GenericError", err)
 	}
@@ -267,7 +280,8 @@ func TestQEMURunsCommandsOutOfBand(t *testing.T) {
 	}
 }
 
-func TestDomainOfGoQEMUWorksOnQEMU(t *testing.T) {
+func TestADomainOfGoQEMUWorksWithQEMU(t *testing.T) {
+	t.Parallel()
 	c := launch(t).connect(t)
 	d, err := qemu.NewDomain(c, "vm")
 	if err != nil {

@@ -1,27 +1,27 @@
 package qmp
 
-// Direction says what a traced line is.
+// Direction is the kind of a traced line.
 type Direction string
 
-// What goes over a connection, but for QEMU's greeting.
+// The kinds of lines. The greeting of QEMU is not traced.
 const (
 	Request Direction = "command"
-	Reply   Direction = "reply" // also what is no QMP message at all
+	Reply   Direction = "reply" // and every line that is not a QMP message
 	Report  Direction = "event"
 )
 
-// A Trace is told every line of a connection as it is on the wire, without the
-// newline: a command just before it is sent, the rest as it is read. The id is
-// that of a command and of its reply, and 0 where there is none.
+// A Trace is called with every line of a connection, without the newline: with a command
+// before it is sent, with other lines after they are read. id is the id of a command or
+// reply, or 0 for none.
 //
-// It is called by whoever sends and by the goroutine that reads, at once: it must
-// be quick, must not use the connection, and must not keep the line.
+// A Trace is called concurrently by senders and by the goroutine that reads the
+// connection. It must not block, must not use the connection, and must not keep line.
 type Trace func(d Direction, id uint64, line []byte)
 
-// An Option changes what [New] and [Dial] make.
+// An Option configures the connection that [New] and [Dial] return.
 type Option func(*Conn)
 
-// WithTrace makes a connection tell t what goes over it.
+// WithTrace returns an option that sets the trace of a connection.
 func WithTrace(t Trace) Option { return func(c *Conn) { c.trace = t } }
 
 func (c *Conn) traced(d Direction, id uint64, line []byte) {

@@ -10,7 +10,8 @@ import (
 	"vmand/qemu/qmp/qmptest"
 )
 
-func TestATraceIsToldEveryLine(t *testing.T) {
+func TestATraceGetsEveryLine(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	var lines []string
 	s := qmptest.NewServer(t)
@@ -22,11 +23,12 @@ func TestATraceIsToldEveryLine(t *testing.T) {
 		p.Refuse(p.Expect("cont"), qmp.GenericError, "no")
 		p.Raw("garbage\n")
 	})
-	c, err := qmp.Dial(patient(t), s.Path(), qmp.WithTrace(func(d qmp.Direction, id uint64, line []byte) {
+	trace := func(d qmp.Direction, id uint64, line []byte) {
 		mu.Lock()
 		defer mu.Unlock()
 		lines = append(lines, fmt.Sprintf("%s %d %s", d, id, line))
-	}))
+	}
+	c, err := qmp.Dial(patient(t), s.Path(), qmp.WithTrace(trace))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,9 +37,9 @@ func TestATraceIsToldEveryLine(t *testing.T) {
 		t.Error(err)
 	}
 	if err := c.Execute(patient(t), "cont", struct{}{}, nil); err == nil {
-		t.Error("the refusal is lost")
+		t.Error("the refused command succeeded")
 	}
-	wait(t, c.Done(), "the end that garbage is")
+	wait(t, c.Done(), "the end of the connection")
 	want := []string{
 		`command 1 {"execute":"qmp_capabilities","arguments":{"enable":["oob"]},"id":1}`,
 		`reply 1 {"id":1,"return":{}}`,
@@ -54,6 +56,6 @@ func TestATraceIsToldEveryLine(t *testing.T) {
 	slices.Sort(lines) // the event may be read before or after the next command is sent
 	slices.Sort(want)
 	if !slices.Equal(lines, want) {
-		t.Errorf("it was told %q\nwant %q", lines, want)
+		t.Errorf("got %q\nwant %q", lines, want)
 	}
 }

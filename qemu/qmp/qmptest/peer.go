@@ -15,24 +15,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Greeting is the first line the server says in a handshake: QEMU 7.2, with
-// out-of-band execution on offer.
-const Greeting = `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "qmptest"}, "capabilities": ["oob"]}}`
+// Greeting is the first line that the server sends: that of QEMU 7.2, with out-of-band
+// execution offered.
+const Greeting = `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "qmptest"},` +
+	` "capabilities": ["oob"]}}`
 
-// Peer is a client as the server's side sees it. Its methods that send may be
-// used by several goroutines; what cannot be sent, because the client has gone,
-// is lost as it would be in QEMU.
+// Peer is the server's side of the connection to a client. Its methods that send are
+// safe for concurrent use. Messages to a client that has disconnected are dropped, as
+// QEMU does.
 type Peer struct {
 	server     *Server
 	sock       *net.UnixConn
 	negotiated atomic.Bool
 	sending    sync.Mutex
 
-	// Only the goroutine that serves uses what follows.
+	// Used only by the goroutine that serves the client.
 	buf     []byte     // received and not yet consumed
 	files   []*os.File // received and not yet given to a command
-	filesAt int        // the byte of buf that came last with files
-	all     []*os.File
+	filesAt int        // index in buf of the last byte that came with files
+	all     []*os.File // closed by release
 }
 
 // Command is a command as the server received it.
@@ -41,13 +42,13 @@ type Command struct {
 	OOB   bool
 	Args  Args
 	ID    json.RawMessage // nil if there was none
-	Files []*os.File      // passed along; closed when the client has gone
+	Files []*os.File      // passed with the command; closed when the client disconnects
 }
 
-// Args is a command's arguments, a JSON object, or nil.
+// Args holds the arguments of a command, a JSON object, or nil.
 type Args json.RawMessage
 
-// String returns the argument called name if it is a string, else "".
+// String returns the argument with a name if it is a string, otherwise "".
 func (a Args) String(name string) string {
 	var all map[string]any
 	if len(a) == 0 || json.Unmarshal(a, &all) != nil {
@@ -60,15 +61,15 @@ func (a Args) String(name string) string {
 // Decode stores the arguments in v as json.Unmarshal does.
 func (a Args) Decode(v any) error { return json.Unmarshal(a, v) }
 
-// Refusal is an error of a certain QMP class. See [Refuse].
+// Refusal is an error with a QMP class. See [Refuse].
 type Refusal struct{ Class, Desc string }
 
 func (r *Refusal) Error() string { return r.Class + ": " + r.Desc }
 
-// Refuse returns an error that a [Handler] answers a command with.
+// Refuse returns an error with which a [Handler] refuses a command.
 func Refuse(class, desc string) error { return &Refusal{class, desc} }
 
-// Handshake greets the client and lets it negotiate capabilities.
+// Handshake sends the greeting and answers qmp_capabilities.
 func (p *Peer) Handshake() {
 	p.Raw(Greeting + "\r\n")
 	cmd := p.Next()
@@ -79,7 +80,7 @@ func (p *Peer) Handshake() {
 	p.negotiated.Store(true)
 }
 
-// Next waits for the next command, whatever it is.
+// Next waits for the next command.
 func (p *Peer) Next() Command {
 	cmd, err := p.receive()
 	if err != nil {
@@ -88,8 +89,8 @@ func (p *Peer) Next() Command {
 	return cmd
 }
 
-// Expect waits for the next command, which must be the named one. With args, a
-// value or JSON in a json.RawMessage, its arguments must be the same JSON value.
+// Expect waits for the next command, which must have this name. With args, a value or a
+// json.RawMessage, its arguments must be the same JSON value.
 func (p *Peer) Expect(name string, args ...any) Command {
 	cmd, err := p.receive()
 	if err != nil {
@@ -107,29 +108,32 @@ func (p *Peer) Expect(name string, args ...any) Command {
 	return cmd
 }
 
-// Reply answers cmd with a value, encoded by json.Marshal; nil stands for {}.
+// Reply answers cmd with a return value, encoded by json.Marshal; nil stands for {}.
 func (p *Peer) Reply(cmd Command, value any) {
 	if value == nil {
 		value = struct{}{}
 	}
-	p.say(map[string]any{"return": value}, cmd.ID)
+	p.send(map[string]any{"return": value}, cmd.ID)
 }
 
 // Refuse answers cmd with an error.
 func (p *Peer) Refuse(cmd Command, class, desc string) {
-	p.say(map[string]any{"error": map[string]string{"class": class, "desc": desc}}, cmd.ID)
+	p.send(map[string]any{"error": map[string]string{"class": class, "desc": desc}}, cmd.ID)
 }
 
-// Event sends an event; nil data stands for none.
+// Event sends an event, without data if data is nil.
 func (p *Peer) Event(name string, data any) {
-	m := map[string]any{"event": name, "timestamp": map[string]int64{"seconds": 1700000000, "microseconds": 42}}
+	m := map[string]any{
+		"event":     name,
+		"timestamp": map[string]int64{"seconds": 1700000000, "microseconds": 42},
+	}
 	if data != nil {
 		m["data"] = data
 	}
-	p.say(m, nil)
+	p.send(m, nil)
 }
 
-// Raw sends s as it is.
+// Raw sends s unchanged.
 func (p *Peer) Raw(s string) {
 	p.sending.Lock()
 	defer p.sending.Unlock()
@@ -139,20 +143,21 @@ func (p *Peer) Raw(s string) {
 // Close hangs up.
 func (p *Peer) Close() { p.sock.Close() }
 
-func (p *Peer) say(m map[string]any, id json.RawMessage) {
+// send sends a message, with an id unless that is nil.
+func (p *Peer) send(m map[string]any, id json.RawMessage) {
 	if id != nil {
 		m["id"] = id
 	}
 	p.Raw(string(encode(m)) + "\r\n")
 }
 
-// handle does the handshake and lets h answer all commands.
+// handle does the handshake and answers all commands with h.
 func (p *Peer) handle(h Handler) {
 	p.Raw(Greeting + "\r\n")
 	for {
 		cmd, err := p.receive()
 		if err != nil {
-			return // gone
+			return // the client has disconnected
 		}
 		if cmd.Name == "qmp_capabilities" {
 			p.Reply(cmd, nil)
@@ -175,7 +180,7 @@ func (p *Peer) handle(h Handler) {
 	}
 }
 
-// receive returns the next command, or an error if the client has gone.
+// receive returns the next command, or an error if the client has disconnected.
 func (p *Peer) receive() (Command, error) {
 	line, files, err := p.line()
 	if err != nil {
@@ -188,16 +193,22 @@ func (p *Peer) receive() (Command, error) {
 		ID        json.RawMessage `json:"id"`
 	}
 	if err := json.Unmarshal(line, &m); err != nil {
-		return Command{}, fmt.Errorf("the client said %q: %w", line, err)
+		return Command{}, fmt.Errorf("the client sent %q: %w", line, err)
 	}
-	cmd := Command{Name: m.Execute + m.ExecOOB, OOB: m.ExecOOB != "", Args: Args(m.Arguments), ID: m.ID, Files: files}
+	cmd := Command{
+		Name:  m.Execute + m.ExecOOB,
+		OOB:   m.ExecOOB != "",
+		Args:  Args(m.Arguments),
+		ID:    m.ID,
+		Files: files,
+	}
 	if cmd.Name != "qmp_capabilities" {
-		p.server.heard(cmd.Name)
+		p.server.record(cmd.Name)
 	}
 	return cmd, nil
 }
 
-// line returns the next line and the files that came with it.
+// line returns the next line and the files that were passed with it.
 func (p *Peer) line() ([]byte, []*os.File, error) {
 	for {
 		if end := bytes.IndexByte(p.buf, '\n'); end >= 0 {
@@ -216,7 +227,7 @@ func (p *Peer) line() ([]byte, []*os.File, error) {
 	}
 }
 
-// fill receives some more bytes.
+// fill reads once from the socket.
 func (p *Peer) fill() error {
 	chunk, control := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(16*4))
 	n, c, _, _, err := p.sock.ReadMsgUnix(chunk, control)
@@ -241,18 +252,18 @@ func (p *Peer) fill() error {
 			p.files, p.all = append(p.files, f), append(p.all, f)
 		}
 	}
-	p.filesAt = len(p.buf) - 1 // the kernel ends a read with the message that has files
+	p.filesAt = len(p.buf) - 1 // the kernel ends a read at the message with the files
 	return nil
 }
 
-// drain hears the client out without a word.
+// drain reads until the client disconnects.
 func (p *Peer) drain() {
 	for p.fill() == nil {
 		p.buf = nil
 	}
 }
 
-// release frees what the client has left behind.
+// release closes the socket and the files of the client.
 func (p *Peer) release() {
 	p.server.mu.Lock()
 	p.server.peer = nil
@@ -263,14 +274,14 @@ func (p *Peer) release() {
 	}
 }
 
-// fail reports that a script cannot go on, and ends it.
+// fail fails the test and ends the goroutine of the script.
 func (p *Peer) fail(format string, args ...any) {
 	p.server.t.Errorf("qmptest: "+format, args...)
 	p.Close()
 	runtime.Goexit()
 }
 
-// encode encodes v, which is always a test's own literal.
+// encode encodes v, which a test wrote. If that fails, it returns the error as JSON.
 func encode(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -1,10 +1,9 @@
-// Package qmptest is a QMP server for tests. It listens on a real unix socket
-// and, like QEMU, serves one client at a time while others wait.
+// Package qmptest is a QMP server for tests. It listens on a real unix socket and, like
+// QEMU, serves one client at a time while others wait.
 //
-// What it says is up to the test: either a script, which has every byte in its
-// hands (late, doubled, broken and missing answers), or a handler, which is
-// asked for the answer to each command. Package qmptest knows nothing of the
-// client it tests.
+// A test gives it either a script, which controls every byte (late, duplicate, broken and
+// missing replies), or a handler, which returns the reply to each command. Package
+// qmptest does not depend on the client under test.
 package qmptest
 
 import (
@@ -22,34 +21,34 @@ type Server struct {
 	t        testing.TB
 	path     string
 	listener *net.UnixListener
-	served   chan struct{} // closed when the accepting goroutine has ended
+	served   chan struct{} // closed when accept has returned
 
 	mu      sync.Mutex
 	scripts []func(*Peer)
 	handler Handler
-	peer    *Peer    // the client that is served
+	peer    *Peer    // the client that is being served
 	names   []string // of the commands received
 	closed  bool
 }
 
-// Handler answers a command: with a value to be returned, encoded by
-// json.Marshal (nil stands for {}), or with an error. [Refuse] makes an error of
-// a certain class, any other is a GenericError; [ErrSilent] and [ErrHangUp] do
-// what they say. Like QEMU's monitor, the server is deaf while a handler runs.
+// Handler answers a command with a return value, which is encoded by json.Marshal (nil
+// stands for {}), or with an error. An error from [Refuse] has a class, [ErrSilent] and
+// [ErrHangUp] send no reply, and every other error is sent as a GenericError. Like QEMU's
+// monitor, the server does not read while a handler runs.
 type Handler func(command string, args Args) (any, error)
 
 var (
-	// ErrSilent, returned by a [Handler], leaves a command without an answer.
-	ErrSilent = errors.New("no answer")
+	// ErrSilent, returned by a [Handler], leaves a command without a reply.
+	ErrSilent = errors.New("no reply")
 	// ErrHangUp, returned by a [Handler], closes the connection.
 	ErrHangUp = errors.New("hang up")
 )
 
-// NewServer starts a server whose socket and goroutines vanish with the test.
-// Say with Script or Handle what it does before a client connects.
+// NewServer starts a server that is closed, with its socket and goroutines, when the test
+// ends. Call Script or Handle before a client connects.
 func NewServer(t testing.TB) *Server {
 	t.Helper()
-	// t.TempDir contains the test's name, too long for a socket's path.
+	// The path of t.TempDir contains the name of the test: too long for a socket.
 	dir, err := os.MkdirTemp("", "qmp")
 	if err != nil {
 		t.Fatal(err)
@@ -69,8 +68,8 @@ func NewServer(t testing.TB) *Server {
 // Path returns the path of the server's socket.
 func (s *Server) Path() string { return s.path }
 
-// Script makes the next client that has no script yet be served by script.
-// When script returns, the server stays silent until the client hangs up. A
+// Script makes the server serve the next client that has no script yet with script. When
+// script returns, the server sends nothing more and waits until the client hangs up. A
 // script that does not run to its end fails the test.
 func (s *Server) Script(script func(*Peer)) {
 	s.mu.Lock()
@@ -78,16 +77,16 @@ func (s *Server) Script(script func(*Peer)) {
 	s.scripts = append(s.scripts, script)
 }
 
-// Handle makes all clients without a script be served by h, after a handshake
-// that the server does by itself.
+// Handle makes the server serve all clients without a script with h. The server does the
+// handshake itself.
 func (s *Server) Handle(h Handler) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.handler = h
 }
 
-// Event sends an event to the client that is served now. It reports false if
-// there is none that has done its handshake.
+// Event sends an event to the client that is being served. It returns false if there is
+// none, or it has not completed its handshake.
 func (s *Server) Event(name string, data any) bool {
 	s.mu.Lock()
 	p := s.peer
@@ -99,7 +98,7 @@ func (s *Server) Event(name string, data any) bool {
 	return true
 }
 
-// HangUp closes the connection of the client that is served now.
+// HangUp closes the connection of the client that is being served, if any.
 func (s *Server) HangUp() {
 	s.mu.Lock()
 	p := s.peer
@@ -109,7 +108,7 @@ func (s *Server) HangUp() {
 	}
 }
 
-// Commands returns the names of all commands received, in their order, without
+// Commands returns the names of all received commands in order, without
 // qmp_capabilities.
 func (s *Server) Commands() []string {
 	s.mu.Lock()
@@ -117,6 +116,7 @@ func (s *Server) Commands() []string {
 	return slices.Clone(s.names)
 }
 
+// accept serves clients one after another until the listener is closed.
 func (s *Server) accept() {
 	defer close(s.served)
 	for {
@@ -131,7 +131,7 @@ func (s *Server) accept() {
 			continue
 		}
 		ended := make(chan struct{})
-		go func() { // of its own, because a script that fails ends it
+		go func() { // a goroutine of its own, because a failing script ends it
 			defer close(ended)
 			serve(p)
 			p.drain()
@@ -141,7 +141,8 @@ func (s *Server) accept() {
 	}
 }
 
-// next makes p the client that is served and returns what serves it.
+// next makes p the client that is being served and returns the function that serves it,
+// or nil.
 func (s *Server) next(p *Peer) func(*Peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,12 +158,12 @@ func (s *Server) next(p *Peer) func(*Peer) {
 	if h := s.handler; h != nil {
 		return func(p *Peer) { p.handle(h) }
 	}
-	s.t.Error("qmptest: a client connected, but the server was not told what to do with it")
+	s.t.Error("qmptest: a client connected, but the server has no script or handler for it")
 	return nil
 }
 
-// heard notes the name of a command.
-func (s *Server) heard(name string) {
+// record appends a name to s.names.
+func (s *Server) record(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.names = append(s.names, name)
@@ -179,6 +180,6 @@ func (s *Server) close() {
 	}
 	<-s.served
 	if left > 0 {
-		s.t.Errorf("qmptest: %d scripts were never used", left)
+		s.t.Errorf("qmptest: %d scripts were not used", left)
 	}
 }

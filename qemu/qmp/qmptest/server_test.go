@@ -18,35 +18,35 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// judge is a testing.TB that notes what a server holds against its test, and
-// runs the cleanups when told.
-type judge struct {
+// recorder is a testing.TB that records the errors of a server, and runs the cleanups
+// when finish is called.
+type recorder struct {
 	testing.TB
 	mu       sync.Mutex
 	errors   []string
 	cleanups []func()
 }
 
-func (j *judge) Helper()                      {}
-func (j *judge) Cleanup(f func())             { j.cleanups = append(j.cleanups, f) }
-func (j *judge) Error(args ...any)            { j.note(fmt.Sprint(args...)) }
-func (j *judge) Errorf(f string, args ...any) { j.note(fmt.Sprintf(f, args...)) }
+func (r *recorder) Helper()                      {}
+func (r *recorder) Cleanup(f func())             { r.cleanups = append(r.cleanups, f) }
+func (r *recorder) Error(args ...any)            { r.record(fmt.Sprint(args...)) }
+func (r *recorder) Errorf(f string, args ...any) { r.record(fmt.Sprintf(f, args...)) }
 
-func (j *judge) note(s string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.errors = append(j.errors, s)
+func (r *recorder) record(s string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.errors = append(r.errors, s)
 }
 
-// verdict ends the test that is judged and returns what it did wrong.
-func (j *judge) verdict() string {
-	for _, f := range slices.Backward(j.cleanups) {
+// finish runs the cleanups and returns the errors.
+func (r *recorder) finish() string {
+	for _, f := range slices.Backward(r.cleanups) {
 		f()
 	}
-	return strings.Join(j.errors, "\n")
+	return strings.Join(r.errors, "\n")
 }
 
-// client speaks to a server line by line.
+// client is a client that sends and receives lines.
 type client struct {
 	t    *testing.T
 	sock net.Conn
@@ -63,8 +63,8 @@ func dial(t *testing.T, s *qmptest.Server) *client {
 	return &client{t, sock, bufio.NewReader(sock)}
 }
 
-// say sends lines.
-func (c *client) say(lines ...string) {
+// send sends lines.
+func (c *client) send(lines ...string) {
 	c.t.Helper()
 	for _, line := range lines {
 		if _, err := fmt.Fprintln(c.sock, line); err != nil {
@@ -73,13 +73,13 @@ func (c *client) say(lines ...string) {
 	}
 }
 
-// hear returns the next line, or "" at the end.
-func (c *client) hear() string {
+// receive returns the next line, or "" at the end of the stream.
+func (c *client) receive() string {
 	line, _ := c.in.ReadString('\n')
 	return strings.TrimSpace(line)
 }
 
-// answer is a handler that does everything a handler can.
+// answer is a handler with every kind of reply.
 func answer(command string, args qmptest.Args) (any, error) {
 	switch command {
 	case "echo":
@@ -101,36 +101,37 @@ func answer(command string, args qmptest.Args) (any, error) {
 }
 
 func TestHandlerAnswersEveryCommand(t *testing.T) {
+	t.Parallel()
 	s := qmptest.NewServer(t)
 	s.Handle(answer)
 	if s.Event("EARLY", nil) {
-		t.Error("an event was sent to nobody")
+		t.Error("Event returns true without a client")
 	}
 	c := dial(t, s)
-	if got := c.hear(); got != qmptest.Greeting {
+	if got := c.receive(); got != qmptest.Greeting {
 		t.Errorf("greeting %s", got)
 	}
-	for _, step := range []struct{ say, want string }{
+	for _, step := range []struct{ send, want string }{
 		{`{"execute": "qmp_capabilities", "id": 1}`, `{"id":1,"return":{}}`},
 		{`{"execute": "echo", "arguments": {"say": "x"}, "id": "a"}`, `{"id":"a","return":"xx"}`},
 		{`{"execute": "wrong", "id": 2}`, `{"error":{"class":"GenericError","desc":"oops \"\""},"id":2}`},
 		{`{"exec-oob": "missing"}`, `{"error":{"class":"DeviceNotFound","desc":"no such device"}}`},
 		{"{\"execute\": \"mute\"}\n{\"execute\": \"other\"}", `{"return":{}}`},
 	} {
-		c.say(step.say)
-		if got := c.hear(); got != step.want {
-			t.Errorf("to %s it said %s, want %s", step.say, got, step.want)
+		c.send(step.send)
+		if got := c.receive(); got != step.want {
+			t.Errorf("%s: got %s, want %s", step.send, got, step.want)
 		}
 	}
 	if !s.Event("STOP", map[string]int{"n": 1}) {
 		t.Error("the event was not sent")
 	}
-	if got := c.hear(); !strings.Contains(got, `"data":{"n":1},"event":"STOP"`) {
+	if got := c.receive(); !strings.Contains(got, `"data":{"n":1},"event":"STOP"`) {
 		t.Errorf("event %s", got)
 	}
-	c.say(`{"execute": "end"}`)
-	if got := c.hear(); got != "" {
-		t.Errorf("after the end it said %s", got)
+	c.send(`{"execute": "end"}`)
+	if got := c.receive(); got != "" {
+		t.Errorf("got %s after the end", got)
 	}
 	want := []string{"echo", "wrong", "missing", "mute", "other", "end"}
 	if got := s.Commands(); !slices.Equal(got, want) {
@@ -138,84 +139,86 @@ func TestHandlerAnswersEveryCommand(t *testing.T) {
 	}
 }
 
-func TestServerHangsUpWhenToldAndServesTheNext(t *testing.T) {
+func TestHangUpClosesTheConnectionAndTheNextIsServed(t *testing.T) {
+	t.Parallel()
 	s := qmptest.NewServer(t)
-	s.HangUp() // on nobody
+	s.HangUp() // a no-op without a client
 	s.Script(func(p *qmptest.Peer) {})
 	s.Script(func(p *qmptest.Peer) { p.Raw("second\n") })
 	s.Handle(func(string, qmptest.Args) (any, error) { return nil, nil })
 	first, second, third := dial(t, s), dial(t, s), dial(t, s)
 	first.sock.Close()
-	if got := second.hear(); got != "second" {
-		t.Errorf("the second script said %q", got)
+	if got := second.receive(); got != "second" {
+		t.Errorf("got %q from the second script", got)
 	}
 	s.HangUp()
-	if got := second.hear(); got != "" {
-		t.Errorf("after it hung up it said %q", got)
+	if got := second.receive(); got != "" {
+		t.Errorf("got %q after HangUp", got)
 	}
-	if got := third.hear(); got != qmptest.Greeting {
-		t.Errorf("without a script it said %q", got)
+	if got := third.receive(); got != qmptest.Greeting {
+		t.Errorf("got %q without a script", got)
 	}
 }
 
-func TestScriptsThatDoNotRunAsWrittenFailTheTest(t *testing.T) {
+func TestAFailedScriptFailsTheTest(t *testing.T) {
+	t.Parallel()
+	const stop = `{"execute": "stop"}`
+	expect := func(name string, args ...any) func(*qmptest.Peer) {
+		return func(p *qmptest.Peer) { p.Expect(name, args...) }
+	}
+	next := func(p *qmptest.Peer) { p.Next() }
 	tests := map[string]struct {
 		script func(p *qmptest.Peer)
-		say    string
+		send   string
 		want   string
 	}{
 		"as written": {
-			func(p *qmptest.Peer) { p.Expect("stop", map[string]int{"n": 1}) }, `{"execute": "stop", "arguments": {"n": 1.0}}`, "",
-		},
-		"another command": {
-			func(p *qmptest.Peer) { p.Expect("cont") }, `{"execute": "stop"}`, "got stop , want cont",
+			expect("stop", map[string]int{"n": 1}),
+			`{"execute": "stop", "arguments": {"n": 1.0}}`,
+			"",
 		},
 		"other arguments": {
-			func(p *qmptest.Peer) { p.Expect("stop", map[string]int{"n": 2}) }, `{"execute": "stop", "arguments": {"n": 1}}`, `stop has arguments {"n": 1}, want {"n":2}`,
+			expect("stop", map[string]int{"n": 2}),
+			`{"execute": "stop", "arguments": {"n": 1}}`,
+			`stop has arguments {"n": 1}, want {"n":2}`,
 		},
 		"no arguments": {
-			func(p *qmptest.Peer) { p.Expect("stop", map[string]int{"n": 2}) }, `{"execute": "stop"}`, `stop has arguments , want {"n":2}`,
+			expect("stop", map[string]int{"n": 2}),
+			stop,
+			`stop has arguments , want {"n":2}`,
 		},
-		"arguments no JSON can hold": {
-			func(p *qmptest.Peer) { p.Expect("stop", make(chan int)) }, `{"execute": "stop"}`, "unsupported type",
-		},
-		"no handshake": {
-			func(p *qmptest.Peer) { p.Handshake() }, `{"execute": "stop"}`, "want qmp_capabilities first",
-		},
-		"no command": {
-			func(p *qmptest.Peer) { p.Expect("stop") }, "", "waiting for stop: read unix",
-		},
-		"no command at all": {
-			func(p *qmptest.Peer) { p.Next() }, "", "waiting for a command: read unix",
-		},
-		"a command that is not JSON": {
-			func(p *qmptest.Peer) { p.Next() }, "stop", `the client said "stop"`,
-		},
+		"another command":            {expect("cont"), stop, "got stop , want cont"},
+		"arguments without JSON":     {expect("stop", make(chan int)), stop, "unsupported type"},
+		"no handshake":               {(*qmptest.Peer).Handshake, stop, "want qmp_capabilities first"},
+		"no command":                 {expect("stop"), "", "waiting for stop: read unix"},
+		"no next command":            {next, "", "waiting for a command: read unix"},
+		"a command that is not JSON": {next, "stop", `the client sent "stop"`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			j := &judge{TB: t}
-			s := qmptest.NewServer(j)
+			r := &recorder{TB: t}
+			s := qmptest.NewServer(r)
 			ran := make(chan struct{})
 			s.Script(func(p *qmptest.Peer) {
 				defer close(ran)
 				tt.script(p)
 			})
 			c := dial(t, s)
-			if tt.say != "" {
-				c.say(tt.say)
+			if tt.send != "" {
+				c.send(tt.send)
 			} else {
 				c.sock.Close()
 			}
 			<-ran
-			if got := j.verdict(); !strings.Contains(got, tt.want) || tt.want == "" && got != "" {
-				t.Errorf("verdict %q, want %q", got, tt.want)
+			if got := r.finish(); !strings.Contains(got, tt.want) || tt.want == "" && got != "" {
+				t.Errorf("errors %q, want %q", got, tt.want)
 			}
 		})
 	}
 }
 
 func TestFilesBelongToTheLineTheyCameWith(t *testing.T) {
+	t.Parallel()
 	f, err := os.Open("/dev/null")
 	if err != nil {
 		t.Fatal(err)
@@ -229,13 +232,14 @@ func TestFilesBelongToTheLineTheyCameWith(t *testing.T) {
 		}
 	})
 	c := dial(t, s)
-	c.say(`{"execute": "none"}`)
+	c.send(`{"execute": "none"}`)
 	rights := unix.UnixRights(int(f.Fd()), int(f.Fd()))
-	// A whole line and the beginning of the one that the files belong to.
-	if _, _, err := c.sock.(*net.UnixConn).WriteMsgUnix([]byte("{\"execute\": \"none\"}\n{\"execute\": "), rights, nil); err != nil {
+	// A complete line and the beginning of the one that the files belong to.
+	begin := "{\"execute\": \"none\"}\n{\"execute\": "
+	if _, _, err := c.sock.(*net.UnixConn).WriteMsgUnix([]byte(begin), rights, nil); err != nil {
 		t.Fatal(err)
 	}
-	c.say(`"two"}`, `{"execute": "none"}`)
+	c.send(`"two"}`, `{"execute": "none"}`)
 	for i, want := range []int{0, 0, 2, 0} {
 		if got := <-counts; got != want {
 			t.Errorf("command %d came with %d files, want %d", i, got, want)
@@ -244,17 +248,18 @@ func TestFilesBelongToTheLineTheyCameWith(t *testing.T) {
 }
 
 func TestUnusedScriptsAndUnexpectedClientsFailTheTest(t *testing.T) {
-	j := &judge{TB: t}
-	qmptest.NewServer(j).Script(func(*qmptest.Peer) {})
-	if got := j.verdict(); !strings.Contains(got, "1 scripts were never used") {
-		t.Errorf("verdict %q on an unused script", got)
+	t.Parallel()
+	r := &recorder{TB: t}
+	qmptest.NewServer(r).Script(func(*qmptest.Peer) {})
+	if got := r.finish(); !strings.Contains(got, "1 scripts were not used") {
+		t.Errorf("errors %q for an unused script", got)
 	}
-	j = &judge{TB: t}
-	c := dial(t, qmptest.NewServer(j))
-	if got := c.hear(); got != "" {
-		t.Errorf("without a script it said %q", got)
+	r = &recorder{TB: t}
+	c := dial(t, qmptest.NewServer(r))
+	if got := c.receive(); got != "" {
+		t.Errorf("got %q without a script", got)
 	}
-	if got := j.verdict(); !strings.Contains(got, "not told what to do") {
-		t.Errorf("verdict %q on an unexpected client", got)
+	if got := r.finish(); !strings.Contains(got, "has no script or handler") {
+		t.Errorf("errors %q for an unexpected client", got)
 	}
 }
