@@ -397,7 +397,10 @@ func (b *batch) build(elements []element) {
 		}
 		b.conn.AddChain(chain)
 	}
-	for _, s := range setSpecs() {
+	for i, s := range setSpecs() {
+		// The id is unique within the batch. Without one, AddSet takes it from a global
+		// counter that is not safe for concurrent use.
+		b.sets[s.name].ID = uint32(i + 1)
 		b.fail(b.conn.AddSet(b.sets[s.name], nil))
 	}
 	b.change(elements, nil)
