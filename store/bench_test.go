@@ -164,14 +164,63 @@ func BenchmarkPruneNoEvents(b *testing.B) {
 	}
 }
 
+// BenchmarkVMs100OfALabel reads pages of VMs with a label that all have, that
+// every tenth has, and that only the last ones have.
 func BenchmarkVMs100OfALabel(b *testing.B) {
 	s := seeded(b, many)
-	_, err := s.writer.Exec(`UPDATE vms SET labels = '{"app":"shop","tier":"web"}' WHERE seq % 10 = 0`)
+	_, err := s.writer.Exec(`
+		UPDATE vms SET labels = json_object('app', 'shop', 'tier', iif(seq % 10, 'db', 'web'), 'last', iif(seq > 9900, 'yes', 'no'));
+		INSERT INTO vm_labels SELECT seq, j.key, j.value FROM vms, json_each(labels) AS j`)
+	must(b, err)
+	for _, f := range []vm.VMFilter{
+		{Label: "app", LabelValue: "shop"},
+		{Label: "tier", LabelValue: "web"},
+		{Label: "last", LabelValue: "yes"},
+	} {
+		b.Run(f.Label, func(b *testing.B) {
+			defer reportCPU(b)()
+			for b.Loop() {
+				list, err := s.VMs(b.Context(), f, vm.Page{Limit: 100})
+				if err != nil || len(list) != 100 {
+					b.Fatal(len(list), err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkVMSummaries reads all of many VMs in brief, and, to compare, whole.
+func BenchmarkVMSummaries(b *testing.B) {
+	s := seeded(b, many)
+	b.Run("brief", func(b *testing.B) {
+		defer reportCPU(b)()
+		for b.Loop() {
+			list, err := s.VMSummaries(b.Context(), vm.VMFilter{}, vm.Page{})
+			if err != nil || len(list) != many {
+				b.Fatal(len(list), err)
+			}
+		}
+	})
+	b.Run("whole", func(b *testing.B) {
+		defer reportCPU(b)()
+		for b.Loop() {
+			list, err := s.VMs(b.Context(), vm.VMFilter{}, vm.Page{})
+			if err != nil || len(list) != many {
+				b.Fatal(len(list), err)
+			}
+		}
+	})
+}
+
+// BenchmarkActiveVMs reads the 50 VMs of many that run.
+func BenchmarkActiveVMs(b *testing.B) {
+	s := seeded(b, many)
+	_, err := s.writer.Exec(`UPDATE vms SET state = 'stopped' WHERE seq % 200`)
 	must(b, err)
 	defer reportCPU(b)()
 	for b.Loop() {
-		list, err := s.VMs(b.Context(), vm.VMFilter{Label: "tier", LabelValue: "web"}, vm.Page{Limit: 100})
-		if err != nil || len(list) != 100 {
+		list, err := s.VMs(b.Context(), vm.VMFilter{Active: true}, vm.Page{})
+		if err != nil || len(list) != 50 {
 			b.Fatal(len(list), err)
 		}
 	}

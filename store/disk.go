@@ -44,10 +44,10 @@ func (s *Store) Disk(ctx context.Context, id string) (vm.Disk, error) {
 
 // Disks returns a page of the data disks that f selects.
 func (s *Store) Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Disk, error) {
-	q := after(p)
+	q := from("disks")
 	q.and("state = ?", string(f.State))
 	q.and("vm_id = ?", f.VMID)
-	query, args := q.sql(diskTable.list, "disks", p)
+	query, args := q.sql(diskTable.list, p)
 	return list(ctx, s, query, args, p.Limit, diskTable.scanner())
 }
 

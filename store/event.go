@@ -32,8 +32,8 @@ func (r eventRow) event() vm.Event {
 // Events returns a page of the events that f selects. The prefix of a type ends
 // at its first dot.
 func (s *Store) Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error) {
-	q := eventSelection(f, p)
-	query, args := q.sql(eventColumns, "events", p)
+	q := selectEvents(f)
+	query, args := q.sql(eventColumns, p)
 	return list(ctx, s, query, args, p.Limit, func(rows scanner) (vm.Event, error) {
 		var r eventRow
 		err := rows.StructScan(&r)
@@ -41,8 +41,8 @@ func (s *Store) Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.E
 	})
 }
 
-func eventSelection(f vm.EventFilter, p vm.Page) selection {
-	q := after(p)
+func selectEvents(f vm.EventFilter) selection {
+	q := from("events")
 	column := "type"
 	if strings.HasSuffix(f.Type, ".") {
 		column = "topic"

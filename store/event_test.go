@@ -98,8 +98,8 @@ func TestEventsAreReadByTheIndexOfTheirFilter(t *testing.T) {
 		{Resource: vm.VMResource("a"), Type: "vm."}:      "USING INDEX events_resource (resource=? AND seq>?)",
 		{Resource: vm.VMResource("a"), Type: "vm.state"}: "USING INDEX events_resource (resource=? AND seq>?)",
 	} {
-		q := eventSelection(f, vm.Page{})
-		query, _ := q.sql(eventColumns, "events", vm.Page{Limit: 10})
+		q := selectEvents(f)
+		query, _ := q.sql(eventColumns, vm.Page{Limit: 10})
 		if plan := planOf(t, s, query); len(plan) != 1 || !strings.Contains(plan[0], want) {
 			t.Errorf("%+v: the plan is %q; want %s alone", f, plan, want)
 		}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -42,12 +43,21 @@ func (s *Store) Image(ctx context.Context, name string) (vm.Image, error) {
 
 // Images returns a page of the images that f selects.
 func (s *Store) Images(ctx context.Context, f vm.ImageFilter, p vm.Page) ([]vm.Image, error) {
-	q := after(p)
+	q := selectImages(f)
+	query, args := q.sql(imageTable.list, p)
+	return list(ctx, s, query, args, p.Limit, imageTable.scanner())
+}
+
+// unavailableImage is the condition of a partial index, in its words.
+const unavailableImage = "state <> 'available'"
+
+func selectImages(f vm.ImageFilter) selection {
+	q := from("images")
+	q.label("image_labels", f.Label, f.LabelValue)
+	q.only(f.Unavailable, unavailableImage)
 	q.and("state = ?", string(f.State))
 	q.and("sha256 = ?", f.SHA256)
-	q.andLabel(f.Label, f.LabelValue)
-	query, args := q.sql(imageTable.list, "images", p)
-	return list(ctx, s, query, args, p.Limit, imageTable.scanner())
+	return q
 }
 
 func insertImage(ctx context.Context, tx *sqlx.Tx, i vm.Image, now time.Time) (vm.Image, error) {
@@ -59,16 +69,28 @@ func insertImage(ctx context.Context, tx *sqlx.Tx, i vm.Image, now time.Time) (v
 	if duplicate(err) {
 		return row, &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("image %s already exists", i.Name), Err: err}
 	}
-	return row, err
+	if err != nil || len(row.Labels) == 0 {
+		return row, err
+	}
+	return row, replaceLabels(ctx, tx, "image_labels", row.Seq, row.Labels)
 }
 
 func updateImage(ctx context.Context, tx *sqlx.Tx, u vm.ImageUpdate, now time.Time) (vm.Image, error) {
-	u.Image.UpdatedAt = now
-	row, err := imageTable.updateRow(ctx, tx, u.Image, "name = ? AND state = ?", u.Image.Name, string(u.From))
-	if errors.Is(err, errNoRow) {
-		return row, overtaken("image", u.Image.Name, string(u.From))
+	// The transaction holds the write lock, so nothing changes the row between the
+	// two statements.
+	before, err := imageTable.row(ctx, tx, "name = ?", u.Image.Name)
+	if errors.Is(err, errNoRow) || err == nil && before.State != u.From {
+		return before, overtaken("image", u.Image.Name, string(u.From))
 	}
-	return row, err
+	if err != nil {
+		return before, err
+	}
+	u.Image.UpdatedAt = now
+	row, err := imageTable.updateRow(ctx, tx, u.Image, "seq = ?", before.Seq)
+	if err != nil || maps.Equal(before.Labels, row.Labels) {
+		return row, err
+	}
+	return row, replaceLabels(ctx, tx, "image_labels", row.Seq, row.Labels)
 }
 
 // contentUsers counts the VMs and the disks that use the content of image ?1 and

@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"strings"
 	"testing"
@@ -57,14 +58,42 @@ func TestLabelsSelectToTheLetter(t *testing.T) {
 	}
 }
 
-func TestALabelIsLookedForOnlyInWhatHasLabels(t *testing.T) {
+func TestAPageOfALabelReadsOnlyItsRows(t *testing.T) {
 	s := open(t)
-	q := after(vm.Page{})
-	q.where += " AND " + labelled
-	query, _ := q.sql(vmTable.list, "vms", vm.Page{Limit: 10})
+	q := selectVMs(vm.VMFilter{Label: "a", LabelValue: "b", State: vm.Running, Template: "small", Active: true})
+	query, _ := q.sql(vmTable.list, vm.Page{Limit: 10})
 	plan := planOf(t, s, query)
-	if len(plan) == 0 || !strings.Contains(plan[0], "USING INDEX vms_labelled (seq>?)") || strings.Contains(fmt.Sprint(plan), "TEMP B-TREE") {
-		t.Errorf("the plan is %q; want the index of those with labels, in its order", plan)
+	if len(plan) != 2 || !strings.Contains(plan[0], "COVERING INDEX vm_labels_value (key=? AND value=? AND owner>?)") ||
+		!strings.Contains(plan[1], "vms USING INTEGER PRIMARY KEY (rowid=?)") {
+		t.Errorf("the plan is %q; want the index of labels, in its order, and a look at each of its VMs", plan)
+	}
+}
+
+func TestTheIndexOfLabelsFollowsTheLabels(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	v, i := makeVM(0), makeImage("debian", someSum)
+	apply(t, s, vm.Change{NewVM: &v, NewImage: &i})
+	for _, labels := range []map[string]string{{"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": ""}, nil, {"a": "2"}} {
+		v.Labels, i.Labels = labels, labels
+		apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}, Image: &vm.ImageUpdate{From: i.State, Image: i}})
+		for _, index := range []string{"vm_labels", "image_labels"} {
+			var rows []struct{ Key, Value string }
+			must(t, s.reader.Select(&rows, "SELECT key, value FROM "+index))
+			got := map[string]string{}
+			for _, r := range rows {
+				got[r.Key] = r.Value
+			}
+			if !maps.Equal(got, labels) {
+				t.Errorf("%s has %v; want %v", index, got, labels)
+			}
+		}
+	}
+	apply(t, s, vm.Change{DeleteVM: v.ID, DeleteImage: i.Name})
+	var left int
+	must(t, s.reader.Get(&left, `SELECT (SELECT count(*) FROM vm_labels) + (SELECT count(*) FROM image_labels)`))
+	if left != 0 {
+		t.Errorf("%d labels of what is deleted are left", left)
 	}
 }
 

@@ -40,8 +40,8 @@ func (s *Store) Network(ctx context.Context, name string) (vm.Network, error) {
 
 // Networks returns a page of the networks.
 func (s *Store) Networks(ctx context.Context, p vm.Page) ([]vm.Network, error) {
-	q := after(p)
-	query, args := q.sql(networkTable.list, "networks", p)
+	q := from("networks")
+	query, args := q.sql(networkTable.list, p)
 	return list(ctx, s, query, args, p.Limit, networkTable.scanner())
 }
 

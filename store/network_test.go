@@ -158,9 +158,8 @@ func TestVMsAreSelectedByNetwork(t *testing.T) {
 			t.Errorf("%+v of %+v selects %q; want %q", tt.page, tt.filter, got, tt.want)
 		}
 	}
-	q := after(vm.Page{})
-	q.and(onNetwork, "lan")
-	query, _ := q.sql(vmTable.list, "vms", vm.Page{Limit: 10})
+	q := selectVMs(vm.VMFilter{Network: "lan"})
+	query, _ := q.sql(vmTable.list, vm.Page{Limit: 10})
 	if plan := strings.Join(planOf(t, s, query), "; "); !strings.Contains(plan, "USING PRIMARY KEY (vm_id=?)") || strings.Contains(plan, "TEMP") {
 		t.Errorf("the plan is %s; want it to look each VM up, in their order", plan)
 	}

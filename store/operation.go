@@ -72,20 +72,17 @@ func (s *Store) Operation(ctx context.Context, id string) (vm.Operation, error) 
 	return one(ctx, s, "operation", id, operationTable.all+" WHERE id = ?", operationTable.scan)
 }
 
-// openOnly is the condition of the index operations_open, in its words. Said the
-// other way round, SQLite would take the index by state, and sort.
+// openOnly is the condition of the partial index operations_open, in its words.
 const openOnly = "state NOT IN ('succeeded', 'failed', 'cancelled')"
 
 // Operations returns a page of the operations that f selects.
 func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page) ([]vm.Operation, error) {
-	q := after(p)
+	q := from("operations")
 	q.and("resource = ?", f.Resource.String())
 	q.and("kind = ?", string(f.Kind))
 	q.and("state = ?", string(f.State))
-	if f.Open {
-		q.where += " AND " + openOnly
-	}
-	query, args := q.sql(operationTable.list, "operations", p)
+	q.only(f.Open, openOnly)
+	query, args := q.sql(operationTable.list, p)
 	return list(ctx, s, query, args, p.Limit, operationTable.scanner())
 }
 

@@ -312,7 +312,8 @@ func TestFiltersSelect(t *testing.T) {
 		}
 		apply(t, s, vm.Change{NewVM: &v})
 	}
-	for f, want := range map[vm.VMFilter]int{{}: 3, {State: vm.Running}: 2, {State: vm.Paused}: 0, {Template: "big"}: 1, {State: vm.Stopped, Template: "big"}: 0} {
+	for f, want := range map[vm.VMFilter]int{{}: 3, {State: vm.Running}: 2, {State: vm.Paused}: 0, {Template: "big"}: 1, {State: vm.Stopped, Template: "big"}: 0,
+		{Active: true}: 2, {Active: true, State: vm.Stopped}: 0, {Active: true, Template: "big"}: 1, {Autostart: true}: 0} {
 		if list, err := s.VMs(t.Context(), f, vm.Page{}); err != nil || len(list) != want {
 			t.Errorf("%+v selects %d, %v; want %d", f, len(list), err, want)
 		}
@@ -341,27 +342,77 @@ func TestFiltersSelect(t *testing.T) {
 	}
 }
 
+func TestActiveAndAutostartVMsAreSelected(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	var want []vm.VMSummary
+	for i, state := range []vm.State{vm.Stopped, vm.Starting, vm.Running, vm.Paused, vm.Stopping, vm.Errored, vm.Stopped, vm.Stopped} {
+		v := makeVM(i)
+		v.State = state
+		if i >= 6 { // of the two last VMs one has a restart due and one has had some
+			v.Restart, v.Restarts, v.Autostart.Enabled = vm.RestartAlways, 3, true
+		}
+		if i == 6 {
+			v.RestartAt, v.Desired = at, vm.DesiredStopped
+		}
+		apply(t, s, vm.Change{NewVM: &v})
+		want = append(want, vm.VMSummary{Seq: int64(i + 1), ID: v.ID, State: state, Reason: v.Reason, Revision: 1})
+	}
+	for _, tt := range []struct {
+		filter vm.VMFilter
+		page   vm.Page
+		want   []vm.VMSummary
+	}{
+		{vm.VMFilter{}, vm.Page{}, want},
+		{vm.VMFilter{}, vm.Page{After: 2, Limit: 3}, want[2:5]},
+		{vm.VMFilter{Active: true}, vm.Page{}, want[1:7]},
+		{vm.VMFilter{Active: true}, vm.Page{After: 5}, want[5:7]},
+		{vm.VMFilter{Active: true, State: vm.Stopped}, vm.Page{}, want[6:7]},
+		{vm.VMFilter{Autostart: true}, vm.Page{}, want[7:]},
+		{vm.VMFilter{Autostart: true, Active: true}, vm.Page{}, []vm.VMSummary{}},
+	} {
+		got, err := s.VMSummaries(t.Context(), tt.filter, tt.page)
+		if err != nil || !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%+v %+v: %+v, %v; want %+v", tt.filter, tt.page, got, err, tt.want)
+		}
+		whole, err := s.VMs(t.Context(), tt.filter, tt.page)
+		must(t, err)
+		ids := []string{}
+		for _, v := range whole {
+			ids = append(ids, v.ID)
+		}
+		for i, w := range tt.want {
+			if len(ids) != len(tt.want) || ids[i] != w.ID {
+				t.Errorf("%+v %+v: VMs %q; want the same as in brief", tt.filter, tt.page, ids)
+			}
+		}
+	}
+}
+
 func TestListsReadNoMoreThanTheyReturn(t *testing.T) {
 	s := open(t)
-	where := func(conditions ...string) string {
-		q := after(vm.Page{})
-		for _, c := range conditions {
-			q.where += " AND " + c
-		}
-		return q.where
+	where := func(table, condition string) selection {
+		q := from(table)
+		q.only(condition != "", condition)
+		return q
 	}
-	for _, tt := range []struct{ table, where, plan string }{
-		{"vms", where(), "USING INTEGER PRIMARY KEY"},
-		{"vms", where("state = ?"), "USING INDEX vms_state"},
-		{"vms", where("template_name = ?"), "USING INDEX vms_template"},
-		{"disks", where("state = ?"), "USING INDEX disks_state"},
-		{"disks", where("vm_id = ?"), "USING INDEX disks_vm"},
-		{"operations", where("resource = ?"), "USING INDEX operations_resource"},
-		{"operations", where("state = ?"), "USING INDEX operations_state"},
-		{"operations", where(openOnly), "USING INDEX operations_open"},
+	for _, tt := range []struct {
+		query selection
+		plan  string
+	}{
+		{where("vms", ""), "USING INTEGER PRIMARY KEY"},
+		{where("vms", "state = ?"), "USING INDEX vms_state"},
+		{where("vms", "template_name = ?"), "USING INDEX vms_template"},
+		{where("vms", activeVM), "USING INDEX vms_active"},
+		{where("vms", autostartVM), "USING INDEX vms_autostart"},
+		{where("disks", "state = ?"), "USING INDEX disks_state"},
+		{where("disks", "vm_id = ?"), "USING INDEX disks_vm"},
+		{where("images", unavailableImage), "USING INDEX images_unavailable"},
+		{where("operations", "resource = ?"), "USING INDEX operations_resource"},
+		{where("operations", "state = ?"), "USING INDEX operations_state"},
+		{where("operations", openOnly), "USING INDEX operations_open"},
 	} {
-		q := selection{where: tt.where}
-		query, _ := q.sql("*", tt.table, vm.Page{Limit: 10})
+		query, _ := tt.query.sql("*", vm.Page{Limit: 10})
 		if plan := planOf(t, s, query); len(plan) != 1 || !strings.Contains(plan[0], tt.plan) {
 			t.Errorf("%s: the plan is %q; want %s alone", query, plan, tt.plan)
 		}

@@ -26,8 +26,8 @@ func (s *Store) Template(ctx context.Context, name string) (vm.Template, error) 
 
 // Templates returns a page of the templates.
 func (s *Store) Templates(ctx context.Context, p vm.Page) ([]vm.Template, error) {
-	q := after(p)
-	query, args := q.sql(templateTable.list, "templates", p)
+	q := from("templates")
+	query, args := q.sql(templateTable.list, p)
 	return list(ctx, s, query, args, p.Limit, templateTable.scanner())
 }
 

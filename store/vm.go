@@ -69,13 +69,39 @@ func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, err
 			return nil, s.fault(ctx, err)
 		}
 	}
-	q := after(p)
+	q := selectVMs(f)
+	query, args := q.sql(vmTable.list, p)
+	return list(ctx, s, query, args, p.Limit, vmTable.scanner())
+}
+
+// VMSummaries returns a page of the VMs that f selects, in brief. It costs a ninth
+// of VMs (BenchmarkVMSummaries).
+func (s *Store) VMSummaries(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VMSummary, error) {
+	q := selectVMs(f)
+	query, args := q.sql("seq, id, state, reason, revision", p)
+	var v vm.VMSummary
+	dest := []any{(*integer64)(&v.Seq), &v.ID, (*string)(&v.State), (*string)(&v.Reason), (*integer64)(&v.Revision)}
+	return list(ctx, s, query, args, p.Limit, func(row scanner) (vm.VMSummary, error) {
+		err := row.Scan(dest...)
+		return v, err
+	})
+}
+
+// The conditions of partial indexes, in their words.
+const (
+	activeVM    = "(state <> 'stopped' OR policy ->> '$.restart_at' > 0)"
+	autostartVM = "policy ->> '$.autostart' = 1 AND desired = 'running'"
+)
+
+func selectVMs(f vm.VMFilter) selection {
+	q := from("vms")
+	q.label("vm_labels", f.Label, f.LabelValue)
+	q.only(f.Active, activeVM)
+	q.only(f.Autostart, autostartVM)
 	q.and("state = ?", string(f.State))
 	q.and("template_name = ?", f.Template)
 	q.and(onNetwork, f.Network)
-	q.andLabel(f.Label, f.LabelValue)
-	query, args := q.sql(vmTable.list, "vms", p)
-	return list(ctx, s, query, args, p.Limit, vmTable.scanner())
+	return q
 }
 
 func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) (vm.VM, error) {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"maps"
 	"slices"
 
 	"github.com/jmoiron/sqlx"
@@ -12,6 +13,11 @@ import (
 // replaceIndexes rewrites the index tables of a VM of which the source columns
 // changed: few updates change any.
 func replaceIndexes(ctx context.Context, tx *sqlx.Tx, before, v vm.VM) error {
+	if !maps.Equal(before.Labels, v.Labels) {
+		if err := replaceLabels(ctx, tx, "vm_labels", v.Seq, v.Labels); err != nil {
+			return err
+		}
+	}
 	if !slices.Equal(before.NICs, v.NICs) {
 		if err := replaceAddresses(ctx, tx, v); err != nil {
 			return err

@@ -15,6 +15,9 @@ type Reader interface {
 	// VM returns one VM, or a [Fault] of class [ErrNotFound].
 	VM(ctx context.Context, id string) (VM, error)
 	VMs(ctx context.Context, f VMFilter, p Page) ([]VM, error)
+	// VMSummaries is VMs for a caller that looks at every VM: it reads five columns
+	// of a row in place of all.
+	VMSummaries(ctx context.Context, f VMFilter, p Page) ([]VMSummary, error)
 	// Disk returns one data disk, or a [Fault] of class [ErrNotFound].
 	Disk(ctx context.Context, id string) (Disk, error)
 	Disks(ctx context.Context, f DiskFilter, p Page) ([]Disk, error)
@@ -74,11 +77,28 @@ type Page struct {
 	Limit int
 }
 
-// A VMFilter selects VMs; its zero value selects all.
+// A VMSummary is the part of a VM that says whether it needs a closer look.
+type VMSummary struct {
+	Seq      int64
+	ID       string
+	State    State
+	Reason   Reason
+	Revision int64
+}
+
+// A VMFilter selects VMs; its zero value selects all. A page of those with one
+// State, Template or Label, or that are Active or Autostart, costs what it returns;
+// a further condition, and Network, costs what is skipped as well.
 type VMFilter struct {
 	State    State
 	Template string
-	Network  string // that a NIC is on
+	Network  string // of one of its NICs
+	// Active selects the VMs that have, or should have, a process or a plan to get
+	// one: those that are not stopped and those with a restart due.
+	Active bool
+	// Autostart selects the VMs that start with the host and were last asked to
+	// run.
+	Autostart bool
 	// Label and LabelValue select the VMs with that label, if Label is not
 	// empty.
 	Label, LabelValue string
@@ -92,8 +112,9 @@ type DiskFilter struct {
 
 // An ImageFilter selects images; its zero value selects all.
 type ImageFilter struct {
-	State  ImageState
-	SHA256 string
+	State       ImageState
+	Unavailable bool // only those whose State is not [ImageAvailable]
+	SHA256      string
 	// Label and LabelValue are as in [VMFilter].
 	Label, LabelValue string
 }

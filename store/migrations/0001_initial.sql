@@ -60,7 +60,19 @@ CREATE TABLE images (
 
 CREATE INDEX images_state ON images (state, seq);
 CREATE INDEX images_sha256 ON images (sha256, seq) WHERE sha256 IS NOT NULL;
-CREATE INDEX images_labelled ON images (seq) WHERE labels IS NOT NULL;
+CREATE INDEX images_unavailable ON images (seq) WHERE state <> 'available';
+
+-- An index of the column labels of images; owner is images.seq. As all index
+-- tables, it holds no fact of its own: the store rewrites it in the transaction
+-- that writes the column.
+CREATE TABLE image_labels (
+	owner INTEGER NOT NULL REFERENCES images (seq) ON DELETE CASCADE,
+	key   TEXT    NOT NULL,
+	value TEXT    NOT NULL,
+	PRIMARY KEY (owner, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX image_labels_value ON image_labels (key, value, owner);
 
 -- cpu_count and ram_mib copy the template's, which never change, so that a VM is
 -- read without a join. labels is a JSON object of strings, policy a JSON object of
@@ -100,12 +112,21 @@ CREATE TABLE vms (
 
 CREATE INDEX vms_state ON vms (state, seq);
 CREATE INDEX vms_template ON vms (template_name, seq);
-CREATE INDEX vms_labelled ON vms (seq) WHERE labels IS NOT NULL;
+CREATE INDEX vms_active ON vms (seq) WHERE state <> 'stopped' OR policy ->> '$.restart_at' > 0;
+CREATE INDEX vms_autostart ON vms (seq) WHERE policy ->> '$.autostart' = 1 AND desired = 'running';
 
--- vm_addresses, vm_host_ports and vm_contents are indexes of the columns nics,
--- forwards, root_base and cdroms of vms. They hold no fact of their own: the store
--- rewrites them in the transaction that writes the column. They keep addresses, MAC
--- addresses and host ports unique and find the VM that has one.
+-- The index tables of the columns labels, nics, forwards, root_base and cdroms of
+-- vms. They keep addresses, MAC addresses and host ports unique and find the VMs
+-- that have a value.
+
+CREATE TABLE vm_labels (
+	owner INTEGER NOT NULL REFERENCES vms (seq) ON DELETE CASCADE,
+	key   TEXT    NOT NULL,
+	value TEXT    NOT NULL,
+	PRIMARY KEY (owner, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX vm_labels_value ON vm_labels (key, value, owner);
 
 -- ip is an IPv4 address as a number. ip and ipv6 are NULL on networks that do not
 -- give each guest an address of its own.
