@@ -51,7 +51,7 @@ func (s *Forwards) Remove(ctx context.Context, vmID, id string, match vm.Match) 
 	return s.VMs.liveEdit(ctx, tuning{kind: vm.ForwardRemove, vmID: vmID, match: match, step: func() string { return id }, late: true, edit: func(_ context.Context, v *vm.VM) error {
 		i := slices.IndexFunc(v.Forwards, func(f vm.PortForward) bool { return f.ID == id })
 		if i < 0 {
-			return vm.NotFound("port forward of vm "+vmID, id)
+			return vm.NotFound("port forward", id+" of VM "+vmID)
 		}
 		had, slot = v.Forwards, v.Forwards[i].Slot
 		v.Forwards = slices.Delete(slices.Clone(v.Forwards), i, i+1)

@@ -269,7 +269,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 	refuse(vm.OpPause, "already paused")
 	refuse(vm.OpStart, "already running")
 	_, _, err := w.VMs.Do(t.Context(), "b", vm.OpStart, vm.StopOptions{})
-	wantCode(t, err, vm.CodeNotFound, `vm "b" not found`)
+	wantCode(t, err, vm.CodeNotFound, `VM b not found`)
 	if err := w.Templates.Delete(t.Context(), "small", nil); !errors.Is(err, vm.ErrState) || !strings.Contains(err.Error(), "in use by 1 VM") {
 		t.Errorf("deleting a template in use: %v", err)
 	}

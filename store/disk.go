@@ -87,7 +87,7 @@ func insertDisk(ctx context.Context, tx *sqlx.Tx, d vm.Disk, now time.Time) erro
 		}
 		return &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("disk %q already exists", d.ID), Err: err}
 	case dangling(err):
-		return vm.NotFound("vm", d.VMID)
+		return vm.NotFound("VM", d.VMID)
 	}
 	return err
 }
@@ -106,7 +106,7 @@ func updateDisk(ctx context.Context, tx *sqlx.Tx, u vm.DiskUpdate, now time.Time
 	case duplicate(err): // the id does not change: it is the slot
 		return slotTaken(u.Disk, err)
 	case dangling(err):
-		return vm.NotFound("vm", u.Disk.VMID)
+		return vm.NotFound("VM", u.Disk.VMID)
 	}
 	return err
 }

@@ -12,7 +12,7 @@ import (
 func (s *Store) Seed(ctx context.Context, vmID string) (vm.Seed, error) {
 	d := vm.Seed{VMID: vmID}
 	var spec string
-	err := s.one(ctx, "cloud-init data of vm", vmID, `SELECT spec, instance FROM seeds WHERE vm_id = ?`, func(row *sqlx.Row) error {
+	err := s.one(ctx, "cloud-init data of VM", vmID, `SELECT spec, instance FROM seeds WHERE vm_id = ?`, func(row *sqlx.Row) error {
 		return row.Scan(&spec, &d.Instance)
 	})
 	if err == nil {
@@ -31,7 +31,7 @@ func putSeed(ctx context.Context, tx *sqlx.Tx, d vm.Seed) error {
 		INSERT INTO seeds (vm_id, spec, instance) VALUES (?, ?, ?)
 		ON CONFLICT (vm_id) DO UPDATE SET spec = excluded.spec, instance = excluded.instance`, d.VMID, spec, d.Instance)
 	if dangling(err) {
-		return vm.NotFound("vm", d.VMID)
+		return vm.NotFound("VM", d.VMID)
 	}
 	return err
 }

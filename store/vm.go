@@ -87,7 +87,7 @@ func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
 		return v, s.fault(ctx, ctx.Err())
 	}
 	var v vm.VM
-	err := s.one(ctx, "vm", id, `SELECT `+vmColumns+` FROM vms WHERE id = ?`, func(row *sqlx.Row) error {
+	err := s.one(ctx, "VM", id, `SELECT `+vmColumns+` FROM vms WHERE id = ?`, func(row *sqlx.Row) error {
 		return row.Scan(vmDest(&v)...)
 	})
 	if err == nil {
@@ -200,7 +200,7 @@ func deleteVM(ctx context.Context, tx *sqlx.Tx, id string) error {
 	err := change(ctx, tx, `DELETE FROM vms WHERE id = ?`, id)
 	switch {
 	case errors.Is(err, errNoRow):
-		return vm.NotFound("vm", id)
+		return vm.NotFound("VM", id)
 	case dangling(err):
 		return &vm.Fault{Code: vm.CodeInUse, Detail: fmt.Sprintf("vm %q still has data disks", id), Hint: "detach them first", Err: err}
 	}
