@@ -152,7 +152,7 @@ func TestWhyAVMIsAsItIs(t *testing.T) {
 	}
 	w.driver.Set("a", "gone")
 	y, err = w.VMs.Why(t.Context(), "a")
-	if text := strings.Join(y.Words, " "); err != nil || y.Agrees || !strings.Contains(text, "does not agree") || !strings.Contains(text, "vanished") {
+	if text := strings.Join(y.Words, " "); err != nil || y.Agrees || !strings.Contains(text, "The record is wrong") || !strings.Contains(text, "vanished") {
 		t.Errorf("why: %q, %v", text, err)
 	}
 	_, err = w.VMs.Why(t.Context(), "b")

@@ -115,7 +115,7 @@ type forwardRemoval struct {
 func (x *forwardRemoval) edit(_ context.Context, v *vm.VM) (vm.Target, error) {
 	i := forwardIndex(*v, x.id)
 	if i < 0 {
-		return vm.Target{}, vm.NotFound("port forward of VM "+v.ID, x.id)
+		return vm.Target{}, vm.NotFound("port forward", x.id+" of VM "+v.ID)
 	}
 	x.had, x.slot = v.Forwards, v.Forwards[i].Slot
 	v.Forwards = slices.Delete(slices.Clone(v.Forwards), i, i+1)

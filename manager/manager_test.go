@@ -201,7 +201,7 @@ func TestWhatAVMIsMadeOfIsChecked(t *testing.T) {
 		code vm.Code
 		say  string
 	}{
-		"no such template":            {vm.NewVM{ID: "a", Template: "huge"}, vm.CodeInvalid, `template "huge" not found`},
+		"no such template":            {vm.NewVM{ID: "a", Template: "huge"}, vm.CodeInvalid, `template huge not found`},
 		"a name that is taken":        {vm.NewVM{ID: "taken", Template: "small"}, vm.CodeExists, "already exists"},
 		"files nobody has recorded":   {vm.NewVM{ID: "orphan", Template: "small"}, vm.CodeExists, "no record"},
 		"a name that climbs":          {vm.NewVM{ID: "../a", Template: "small"}, vm.CodeInvalid, "/name"},
@@ -269,7 +269,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 	refuse(vm.OpPause, "already paused")
 	refuse(vm.OpStart, "already running")
 	_, _, err := w.VMs.Do(t.Context(), "b", vm.OpStart, vm.StopOptions{})
-	wantCode(t, err, vm.CodeNotFound, `vm "b" not found`)
+	wantCode(t, err, vm.CodeNotFound, `VM b not found`)
 	if err := w.Templates.Delete(t.Context(), "small", nil); !errors.Is(err, vm.ErrState) || !strings.Contains(err.Error(), "in use by 1 VM") {
 		t.Errorf("deleting a template in use: %v", err)
 	}

@@ -129,7 +129,7 @@ func (w *world) VM(_ context.Context, id string) (vm.VM, error) {
 	defer w.mu.Unlock()
 	v, ok := w.vms[id]
 	if !ok {
-		return v, vm.NotFound("vm", id)
+		return v, vm.NotFound("VM", id)
 	}
 	return v, w.failRead["vm"]
 }
@@ -250,7 +250,7 @@ func (w *world) Settle(ctx context.Context, on vm.Resource) (vm.Repair, error) {
 	id := resource[len("vms/"):]
 	v, ok := w.vms[id]
 	if !ok {
-		return vm.Repair{}, vm.NotFound("vm", id)
+		return vm.Repair{}, vm.NotFound("VM", id)
 	}
 	verdict := vm.Settle(v.State, v.Reason, w.seen.VMs[id])
 	was := v.State

@@ -57,7 +57,7 @@ type logReader struct {
 // openConsoleLog opens the log of a VM from offset on to its end.
 func openConsoleLog(state *os.Root, id string, hub *serialHub, offset int64) (io.ReadCloser, int64, error) {
 	if !vm.ValidName(id) {
-		return nil, 0, vm.NotFound("vm", id)
+		return nil, 0, vm.NotFound("VM", id)
 	}
 	f, err := state.Open(vmSerialLog(id))
 	if errors.Is(err, fs.ErrNotExist) { // it has never run

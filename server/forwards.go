@@ -63,7 +63,7 @@ func (s *Server) forward(ctx context.Context, id, forwardID string) (vm.VM, vm.P
 	}
 	i := slices.IndexFunc(v.Forwards, func(f vm.PortForward) bool { return f.ID == forwardID })
 	if i < 0 {
-		return v, vm.PortForward{}, vm.NotFound("port forward of vm "+id, forwardID)
+		return v, vm.PortForward{}, vm.NotFound("port forward", forwardID+" of VM "+id)
 	}
 	return v, v.Forwards[i], nil
 }

@@ -31,7 +31,7 @@ func TestWhyShowsAVMFromEverySide(t *testing.T) {
 	a.driver.Set("web-1", "gone")
 	w = into[openapi.Why](t, a.want(t, 200, "GET", "/vms/web-1/why", ""))
 	if w.Recorded.State != "running" || w.Verdict.State != "error" || *w.Verdict.Reason != "crashed" || w.Verdict.Agrees ||
-		!strings.Contains(strings.Join(w.Words, " "), "does not agree") {
+		!strings.Contains(strings.Join(w.Words, " "), "The record is wrong") {
 		t.Errorf("gone: %+v", w)
 	}
 	a.want(t, 404, "GET", "/vms/web-2/why", "")

@@ -40,7 +40,7 @@ func TestAnAddressIsGivenToOneNICOnly(t *testing.T) {
 		{"the IPv6 address", []vm.NIC{sameIPv6}, vm.CodeInUse, `address fd00::7 on network lan is in use by NIC 2 of VM vm-000001`},
 		{"the second NIC", []vm.NIC{makeNIC(0, "dmz", "10.0.0.7"), makeNIC(1, "lan", "10.0.0.7")}, vm.CodeInUse, `address 10.0.0.7 on network lan`},
 		{"twice in one VM", []vm.NIC{makeNIC(0, "lan", "10.0.0.9"), twin}, vm.CodeInUse, "address 10.0.0.9 on network lan is in use by NIC 0 of VM "},
-		{"no such network", []vm.NIC{lost}, vm.CodeNotFound, `network "none" not found`},
+		{"no such network", []vm.NIC{lost}, vm.CodeNotFound, `network none not found`},
 		{"two in a slot", []vm.NIC{makeNIC(0, "lan", "10.0.0.9"), makeNIC(0, "lan", "10.0.0.10")}, "", "constraint failed"},
 	} {
 		v, u := withNICs(3, tt.nics...), other

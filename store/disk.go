@@ -68,7 +68,7 @@ func insertDisk(ctx context.Context, tx *sqlx.Tx, d vm.Disk, now time.Time) (vm.
 		}
 		return row, &vm.Fault{Code: vm.CodeExists, Detail: fmt.Sprintf("disk %s already exists", d.ID), Err: err}
 	case dangling(err):
-		return row, vm.NotFound("vm", d.VMID)
+		return row, vm.NotFound("VM", d.VMID)
 	}
 	return row, err
 }
@@ -82,7 +82,7 @@ func updateDisk(ctx context.Context, tx *sqlx.Tx, u vm.DiskUpdate, now time.Time
 	case duplicate(err): // the id does not change, so it is the slot
 		return row, slotTaken(u.Disk, err)
 	case dangling(err):
-		return row, vm.NotFound("vm", u.Disk.VMID)
+		return row, vm.NotFound("VM", u.Disk.VMID)
 	}
 	return row, err
 }

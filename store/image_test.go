@@ -56,7 +56,7 @@ func TestEveryFieldOfAnImageComesBack(t *testing.T) {
 		t.Errorf("the second page is %+v, %v", list, err)
 	}
 	_, err = s.Image(t.Context(), "none")
-	if f := wantFault(t, err, vm.CodeNotFound); f.Detail != `image "none" not found` {
+	if f := wantFault(t, err, vm.CodeNotFound); f.Detail != `image none not found` {
 		t.Errorf("the detail is %q", f.Detail)
 	}
 }
@@ -101,7 +101,7 @@ func TestWhatCannotBeDoneWithAnImageIsRefused(t *testing.T) {
 		"one that is there":     {vm.Change{NewImage: &i}, vm.CodeExists, `image debian already exists`},
 		"one of no known state": {vm.Change{NewImage: &strange}, "", "CHECK constraint failed"},
 		"an update of none":     {vm.Change{Image: &vm.ImageUpdate{From: vm.ImageAvailable, Image: stray}}, vm.CodeBusy, "image none is no longer available"},
-		"none is deleted":       {vm.Change{DeleteImage: "none"}, vm.CodeNotFound, `image "none" not found`},
+		"none is deleted":       {vm.Change{DeleteImage: "none"}, vm.CodeNotFound, `image none not found`},
 	} {
 		tt.change.Operation = &vm.Operation{ID: name, Kind: vm.ImageCreate, Resource: vm.ImageResource("debian"), State: vm.OpRunning}
 		err := s.applyErr(t.Context(), tt.change)

@@ -77,7 +77,7 @@ func TestNetworksAreUniqueAndKeptWhileInUse(t *testing.T) {
 	wantFault(t, s.applyErr(t.Context(), vm.Change{NewNetwork: &n}), vm.CodeExists)
 	n.Name = "none"
 	for _, c := range []vm.Change{{Network: &n}, {DeleteNetwork: "none"}} {
-		if f := wantFault(t, s.applyErr(t.Context(), c), vm.CodeNotFound); f.Detail != `network "none" not found` {
+		if f := wantFault(t, s.applyErr(t.Context(), c), vm.CodeNotFound); f.Detail != `network none not found` {
 			t.Errorf("the detail is %q", f.Detail)
 		}
 	}

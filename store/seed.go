@@ -11,7 +11,7 @@ import (
 // Seed returns what is recorded of a VM's cloud-init data.
 func (s *Store) Seed(ctx context.Context, vmID string) (vm.Seed, error) {
 	const query = `SELECT spec, instance FROM seeds WHERE vm_id = ?`
-	return one(ctx, s, "cloud-init data of vm", vmID, query, func(row scanner) (vm.Seed, error) {
+	return one(ctx, s, "cloud-init data of VM", vmID, query, func(row scanner) (vm.Seed, error) {
 		d := vm.Seed{VMID: vmID}
 		var spec string
 		if err := row.Scan(&spec, &d.Instance); err != nil {
@@ -31,7 +31,7 @@ func putSeed(ctx context.Context, tx *sqlx.Tx, d vm.Seed) error {
 		INSERT INTO seeds (vm_id, spec, instance) VALUES (?, ?, ?)
 		ON CONFLICT (vm_id) DO UPDATE SET spec = excluded.spec, instance = excluded.instance`, d.VMID, spec, d.Instance)
 	if dangling(err) {
-		return vm.NotFound("vm", d.VMID)
+		return vm.NotFound("VM", d.VMID)
 	}
 	return err
 }

@@ -23,12 +23,12 @@ func TestASeedIsKeptWithItsVM(t *testing.T) {
 	apply(t, s, vm.Change{NewVM: &v, Seed: &full}) // at once
 	wantSeed(full)
 	_, err := s.Seed(t.Context(), w.ID)
-	if f := wantFault(t, err, vm.CodeNotFound); f.Detail != `cloud-init data of vm "vm-000001" not found` {
+	if f := wantFault(t, err, vm.CodeNotFound); f.Detail != `cloud-init data of VM vm-000001 not found` {
 		t.Errorf("the detail is %q", f.Detail)
 	}
 	bare := vm.Seed{VMID: w.ID}
 	f := wantFault(t, s.applyErr(t.Context(), vm.Change{Seed: &bare}), vm.CodeNotFound)
-	if f.Detail != `vm "vm-000001" not found` {
+	if f.Detail != `VM vm-000001 not found` {
 		t.Errorf("the detail is %q", f.Detail)
 	}
 	apply(t, s, vm.Change{NewVM: &w})

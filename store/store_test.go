@@ -142,7 +142,7 @@ func TestEveryFieldOfAVMComesBack(t *testing.T) {
 		}
 	}
 	_, err := s.VM(t.Context(), "none")
-	if f := wantFault(t, err, vm.CodeNotFound); !strings.Contains(f.Detail, `vm "none"`) {
+	if f := wantFault(t, err, vm.CodeNotFound); !strings.Contains(f.Detail, `VM none not found`) {
 		t.Errorf("the detail %q does not name the VM", f.Detail)
 	}
 }

@@ -51,7 +51,7 @@ func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
 	if v, ok := g.get(id); ok {
 		return v, s.fault(ctx, ctx.Err())
 	}
-	v, err := one(ctx, s, "vm", id, vmTable.all+" WHERE id = ?", vmTable.scan)
+	v, err := one(ctx, s, "VM", id, vmTable.all+" WHERE id = ?", vmTable.scan)
 	if err == nil {
 		g.put(v)
 	}
@@ -149,7 +149,7 @@ func deleteVM(ctx context.Context, tx *sqlx.Tx, id string) error {
 	err := change(ctx, tx, `DELETE FROM vms WHERE id = ?`, id)
 	switch {
 	case errors.Is(err, errNoRow):
-		return vm.NotFound("vm", id)
+		return vm.NotFound("VM", id)
 	case dangling(err):
 		return &vm.Fault{
 			Code:   vm.CodeInUse,

@@ -2,24 +2,24 @@ package vm
 
 import "time"
 
-// Boot is when what happened in the present or the last run of a VM; what has
-// not, or was not seen, is zero.
+// Boot holds the times of the boot events of the current or the last run of a VM. The time
+// of an event that has not happened, or was not observed, is zero.
 type Boot struct {
 	Spawned time.Time // QEMU was launched
-	Monitor time.Time // QEMU answered
+	Monitor time.Time // QEMU answered on its monitor
 	Serial  time.Time // the guest wrote its first byte to the console
-	DHCP    time.Time // the guest has confirmed its address
-	Agent   time.Time // the guest agent gave its first answer
-	TCP     time.Time // somebody who waited for it got an answer on a TCP port
-	// CloudInit is when cloud-init said that it is done, or has nothing to do;
-	// CloudInitFailed when it said that it has failed.
+	DHCP    time.Time // the DHCP server acknowledged a lease of the guest
+	Agent   time.Time // the guest agent answered for the first time
+	TCP     time.Time // a TCP port of the guest accepted a connection for a request that waits for it
+	// CloudInit is the time when cloud-init reported that it is done or disabled,
+	// CloudInitFailed the time when it reported a failure.
 	CloudInit, CloudInitFailed time.Time
 }
 
-// A BootMark names one time of a [Boot].
+// A BootMark names one event of a [Boot].
 type BootMark string
 
-// The marks of a boot.
+// The boot events.
 const (
 	BootSpawned BootMark = "spawned"
 	BootMonitor BootMark = "monitor"
@@ -33,9 +33,19 @@ const (
 )
 
 // BootMarks lists every mark, in the order of a boot.
-var BootMarks = []BootMark{BootSpawned, BootMonitor, BootSerial, BootDHCP, BootAgent, BootTCP, BootCloudInit, BootCloudInitFailed}
+var BootMarks = []BootMark{
+	BootSpawned,
+	BootMonitor,
+	BootSerial,
+	BootDHCP,
+	BootAgent,
+	BootTCP,
+	BootCloudInit,
+	BootCloudInitFailed,
+}
 
-// At returns the time that a mark names, to read or to set.
+// At returns a pointer to the time of m in b. For an unknown mark it points to a new zero
+// time outside b.
 func (b *Boot) At(m BootMark) *time.Time {
 	switch m {
 	case BootSpawned:

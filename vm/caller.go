@@ -5,42 +5,43 @@ import (
 	"time"
 )
 
-// A Caller is who asks for something, as the door that let them in knows them.
+// A Caller identifies the origin of a request, as authenticated by the listener.
 type Caller struct {
-	Name      string // "token:admin", "uid:0", "observer"
+	Name      string // such as "token:admin", "uid:0" or "observer"
 	Role      Role
 	RequestID string
-	// Key is the request's Idempotency-Key, empty for none; Fingerprint says
-	// which request it is (a hash of method, path and body).
-	Key         string
+	Key       string // the Idempotency-Key of the request; empty for none
+	// Fingerprint is a hash of the method, path and body of the request. It tells whether two
+	// requests under one key are the same request.
 	Fingerprint string
 }
 
-// Role says what a caller may do.
+// Role is a set of permissions of a caller.
 type Role string
 
-// The roles, each of which may do what those before it may.
+// The roles. Each includes the permissions of the ones before it.
 const (
-	RoleViewer   Role = "viewer"   // look
-	RoleOperator Role = "operator" // change things, and look into guests
+	RoleViewer   Role = "viewer"   // read records and observations
+	RoleOperator Role = "operator" // change resources and access guests
 	RoleAdmin    Role = "admin"    // everything
 )
 
+// ranks orders the roles by their permissions.
 var ranks = map[Role]int{RoleViewer: 1, RoleOperator: 2, RoleAdmin: 3}
 
-// May reports whether r includes what needs another role. One that is not known
-// includes nothing.
+// May reports whether r includes the permissions of need. An unknown role has no permissions.
 func (r Role) May(need Role) bool { return ranks[r] > 0 && ranks[r] >= ranks[need] }
 
+// callerKey is the context key of the [Caller].
 type callerKey struct{}
 
-// WithCaller returns a context that says who asks.
+// WithCaller returns a copy of ctx that carries c.
 func WithCaller(ctx context.Context, c Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, c)
 }
 
-// CallerOf returns who asks, or a caller named "vmand" for what the daemon does
-// of its own accord.
+// CallerOf returns the caller that ctx carries. Without one it returns a caller named "vmand":
+// the daemon itself.
 func CallerOf(ctx context.Context) Caller {
 	if c, ok := ctx.Value(callerKey{}).(Caller); ok {
 		return c
@@ -56,9 +57,10 @@ type Token struct {
 	CreatedAt time.Time
 }
 
-// TokenStore keeps the tokens.
+// TokenStore stores the tokens. Its methods are safe for concurrent use.
 type TokenStore interface {
+	// Tokens returns all tokens.
 	Tokens(ctx context.Context) ([]Token, error)
-	// PutToken records t in place of any token of the same name.
+	// PutToken stores t durably and replaces a token of the same name.
 	PutToken(ctx context.Context, t Token) error
 }

@@ -13,27 +13,27 @@ import (
 
 // Limits of cloud-init data.
 const (
-	maxSSHKeys       = 64        // of the default user, and of each other one
-	maxSSHKeyBytes   = 16 << 10  // of one public key
-	maxCloudUsers    = 64        // besides the default user
-	maxUserGroups    = 64        // of one user
-	maxUserData      = 512 << 10 // bytes; of vendor data too
+	maxSSHKeys       = 64        // per user
+	maxSSHKeyBytes   = 16 << 10  // per public key
+	maxCloudUsers    = 64        // without the default user
+	maxUserGroups    = 64        // per user
+	maxUserData      = 512 << 10 // bytes; also of vendor data
 	maxNetworkConfig = 64 << 10  // bytes
 	maxSudoRule      = 1024      // characters
 )
 
-// A CloudInit is what cloud-init in a guest is told at its first boot.
+// A CloudInit is the configuration that cloud-init in a guest applies at its first boot.
 type CloudInit struct {
-	Hostname          string      `json:"hostname,omitempty"` // empty: the VM's id
+	Hostname          string      `json:"hostname,omitempty"` // empty: the id of the VM
 	SSHAuthorizedKeys []string    `json:"ssh_authorized_keys,omitempty"`
 	Users             []CloudUser `json:"users,omitempty"`
-	PasswordHash      string      `json:"password_hash,omitempty"` // of the image's default user, as in crypt(5)
+	PasswordHash      string      `json:"password_hash,omitempty"` // of the default user of the image, as in crypt(5)
 	UserData          string      `json:"user_data,omitempty"`
 	VendorData        string      `json:"vendor_data,omitempty"`
-	NetworkConfig     string      `json:"network_config,omitempty"` // empty: made for the VM's NICs
+	NetworkConfig     string      `json:"network_config,omitempty"` // empty: generated from the NICs of the VM
 }
 
-// A CloudUser is a user that cloud-init makes.
+// A CloudUser is a user that cloud-init creates.
 type CloudUser struct {
 	Name              string   `json:"name"`
 	SSHAuthorizedKeys []string `json:"ssh_authorized_keys,omitempty"`
@@ -45,28 +45,37 @@ type CloudUser struct {
 
 var (
 	userPattern = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
-	// The hashes of crypt(5) that guests of today know: MD5, bcrypt, SHA-256,
-	// SHA-512, yescrypt and gost-yescrypt.
+	// hashPattern matches the crypt(5) hashes that current guests support: MD5, bcrypt,
+	// SHA-256, SHA-512, yescrypt and gost-yescrypt.
 	hashPattern = regexp.MustCompile(`^(\$1\$[!-#%-9;-~]{1,8}\$[./0-9A-Za-z]{22}` +
 		`|\$2[aby]\$[0-9]{2}\$[./0-9A-Za-z]{53}` +
 		`|\$5\$(rounds=[0-9]{1,9}\$)?[!-#%-9;-~]{1,16}\$[./0-9A-Za-z]{43}` +
 		`|\$6\$(rounds=[0-9]{1,9}\$)?[!-#%-9;-~]{1,16}\$[./0-9A-Za-z]{86}` +
 		`|\$g?y\$[./0-9A-Za-z]+\$[./0-9A-Za-z]{0,86}\$[./0-9A-Za-z]{43})$`)
-	sshKeyTypes = []string{"ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
-		"sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"}
+	sshKeyTypes = []string{
+		"ssh-ed25519",
+		"ssh-rsa",
+		"ecdsa-sha2-nistp256",
+		"ecdsa-sha2-nistp384",
+		"ecdsa-sha2-nistp521",
+		"sk-ssh-ed25519@openssh.com",
+		"sk-ecdsa-sha2-nistp256@openssh.com",
+	}
 )
 
-// Check reports what is wrong with c as a [Fault] of code [CodeInvalid]. prefix
-// is where the request has c: empty for its root.
+// Check returns a [Fault] of code [CodeInvalid] if c is invalid. prefix is the JSON pointer of
+// c in the request, empty for the root.
 func (c CloudInit) Check(prefix string) error {
 	if c.Hostname != "" && !validHostname(c.Hostname) {
-		return InvalidField(prefix+"/hostname", "must be a host name in lower case: labels of 1 to 63 of a-z, 0-9 and '-' with dots between them, at most 253 characters, and no IP address")
+		return InvalidField(prefix+"/hostname",
+			"must be a host name in lower case: labels of 1 to 63 characters of a-z, 0-9 and '-', "+
+				"separated by dots, at most 253 characters in all, and not an IP address")
 	}
 	if err := checkSSHKeys(prefix+"/ssh_authorized_keys", c.SSHAuthorizedKeys); err != nil {
 		return err
 	}
 	if len(c.Users) > maxCloudUsers {
-		return InvalidField(prefix+"/users", "must be at most %d", maxCloudUsers)
+		return InvalidField(prefix+"/users", "must have at most %d entries", maxCloudUsers)
 	}
 	named := map[string]int{}
 	for i, u := range c.Users {
@@ -75,7 +84,7 @@ func (c CloudInit) Check(prefix string) error {
 			return err
 		}
 		if first, ok := named[u.Name]; ok {
-			return InvalidField(field+"/name", "%q is the name of user %d too", u.Name, first)
+			return InvalidField(field+"/name", "%s is also the name of user %d", u.Name, first)
 		}
 		named[u.Name] = i
 	}
@@ -91,19 +100,27 @@ func (c CloudInit) Check(prefix string) error {
 	return checkNetworkConfig(prefix+"/network_config", c.NetworkConfig)
 }
 
-// validHostname reports whether cloud-init takes s for a host name: of an IPv4
-// address it would make "ip-192-0-2-1".
+// validHostname reports whether cloud-init uses s unchanged as the host name. It would turn an
+// IPv4 address into a name such as "ip-192-0-2-1".
 func validHostname(s string) bool {
-	_, err := netip.ParseAddr(s)
-	return err != nil && len(s) <= 253 && !slices.ContainsFunc(strings.Split(s, "."), func(label string) bool { return !ValidName(label) })
+	if _, err := netip.ParseAddr(s); err == nil || len(s) > 253 {
+		return false
+	}
+	return !slices.ContainsFunc(strings.Split(s, "."), func(label string) bool { return !ValidName(label) })
 }
 
+// userNameRule describes userPattern.
+const userNameRule = "must have 1 to 32 characters of a-z, 0-9, '_' and '-', and begin with a letter or '_'"
+
+// check returns a [Fault] of code [CodeInvalid] if u is invalid. field is the JSON pointer of
+// u in the request.
 func (u CloudUser) check(field string) error {
 	if !userPattern.MatchString(u.Name) {
-		return InvalidField(field+"/name", "must be 1 to 32 of a-z, 0-9, '_' and '-', and begin with a letter or '_'")
+		return InvalidField(field+"/name", userNameRule)
 	}
 	if u.Name == "default" {
-		return InvalidField(field+"/name", "default is cloud-init's word for the image's own user, whose keys and password are given beside users")
+		return InvalidField(field+"/name",
+			"cloud-init reserves the name default for the image's own user: set its keys and password outside users")
 	}
 	if err := checkSSHKeys(field+"/ssh_authorized_keys", u.SSHAuthorizedKeys); err != nil {
 		return err
@@ -112,106 +129,119 @@ func (u CloudUser) check(field string) error {
 		return err
 	}
 	if !plainText(u.Sudo, maxSudoRule, "") {
-		return InvalidField(field+"/sudo", "must be one line of at most %d characters, a rule such as ALL=(ALL) NOPASSWD:ALL", maxSudoRule)
+		return InvalidField(field+"/sudo",
+			"must be one line of at most %d characters, a rule such as ALL=(ALL) NOPASSWD:ALL", maxSudoRule)
 	}
 	if len(u.Groups) > maxUserGroups {
-		return InvalidField(field+"/groups", "must be at most %d", maxUserGroups)
+		return InvalidField(field+"/groups", "must have at most %d entries", maxUserGroups)
 	}
 	for i, g := range u.Groups {
 		if !userPattern.MatchString(g) {
-			return InvalidField(fmt.Sprintf("%s/groups/%d", field, i), "must be 1 to 32 of a-z, 0-9, '_' and '-', and begin with a letter or '_'")
+			return InvalidField(fmt.Sprintf("%s/groups/%d", field, i), userNameRule)
 		}
 	}
 	if u.Shell != "" && (!path.IsAbs(u.Shell) || !plainText(u.Shell, 255, "") || strings.Contains(u.Shell, ":")) {
-		return InvalidField(field+"/shell", "must be an absolute path of at most 255 characters, without ':' and control characters")
+		return InvalidField(field+"/shell",
+			"must be an absolute path of at most 255 characters, without ':' or control characters")
 	}
 	return nil
 }
 
-// checkHash does not show the value: it may be the password itself.
+// checkHash returns a [Fault] of code [CodeInvalid] if hash is neither empty nor a supported
+// password hash. The fault does not contain the value, since it may be the password itself.
 func checkHash(field, hash string) error {
 	if hash == "" || hashPattern.MatchString(hash) {
 		return nil
 	}
-	f := InvalidField(field, "must be a password's hash as in crypt(5), which begins with $1$, $2a$, $2b$, $2y$, $5$, $6$, $y$ or $gy$, and not the password")
+	f := InvalidField(field, "must be a password hash as in crypt(5), which begins with "+
+		"$1$, $2a$, $2b$, $2y$, $5$, $6$, $y$ or $gy$, not the password")
 	f.Hint = "openssl passwd -6 asks for a password and prints its hash"
 	return f
 }
 
+// checkSSHKeys returns a [Fault] of code [CodeInvalid] if there are too many keys or one of
+// them is not a public key.
 func checkSSHKeys(field string, keys []string) error {
 	if len(keys) > maxSSHKeys {
-		return InvalidField(field, "must be at most %d", maxSSHKeys)
+		return InvalidField(field, "must have at most %d entries", maxSSHKeys)
 	}
 	for i, key := range keys {
-		if why := sshKeyFault(key); why != "" {
-			return InvalidField(fmt.Sprintf("%s/%d", field, i), "%s", why)
+		if problem := sshKeyFault(key); problem != "" {
+			return InvalidField(fmt.Sprintf("%s/%d", field, i), "%s", problem)
 		}
 	}
 	return nil
 }
 
-// sshKeyFault says why key is no line of a public key file, without showing it:
-// it may be the private key. It is empty if key is one.
+// sshKeyFault returns the reason why key is not a line of a public key file, or "" if it is
+// one. The reason does not contain the value, since it may be a private key.
 func sshKeyFault(key string) string {
 	if len(key) > maxSSHKeyBytes || !plainText(key, maxSSHKeyBytes, "") {
-		return fmt.Sprintf("must be one line of at most %d KiB without control characters, the content of a .pub file", maxSSHKeyBytes>>10)
+		return fmt.Sprintf("must be one line of at most %d KiB without control characters, the content of a .pub file",
+			maxSSHKeyBytes>>10)
 	}
 	words := strings.Fields(key)
 	if len(words) < 2 || !slices.Contains(sshKeyTypes, words[0]) {
-		return "must be a public key, without options before it: " + strings.Join(sshKeyTypes, ", ") + ", then the key in base64, then a comment if there is one"
+		return "must be a public key without options: one of " + strings.Join(sshKeyTypes, ", ") +
+			", then the key in base64, then an optional comment"
 	}
 	blob, err := base64.StdEncoding.DecodeString(words[1])
 	if err != nil {
-		return "the word after " + words[0] + " is not base64"
+		return "the text after " + words[0] + " is not base64"
 	}
-	// A key is a row of strings, each after its length (RFC 4253, section 6.6);
-	// the first is its type again.
+	// A key is a sequence of strings, each preceded by its length (RFC 4253, section 6.6).
+	// The first one repeats the type.
 	for n := 0; len(blob) > 0; n++ {
 		if len(blob) < 4 || uint64(len(blob)-4) < uint64(binary.BigEndian.Uint32(blob)) {
-			return "the key is cut off"
+			return "the key is truncated"
 		}
 		size := 4 + int(binary.BigEndian.Uint32(blob))
 		if n == 0 && string(blob[4:size]) != words[0] {
-			return "the key is not of the type " + words[0] + " that is before it"
+			return "the key is not of the type " + words[0] + " named before it"
 		}
 		if n == 0 && size == len(blob) {
-			return "the key is cut off"
+			return "the key is truncated"
 		}
 		blob = blob[size:]
 	}
 	return ""
 }
 
-// A CloudInitView is what a guest gets of cloud-init data, with its secrets
-// masked, and what cloud-init in the guest says.
+// A CloudInitView shows the cloud-init data of a VM, with its secrets masked, and the status
+// of cloud-init in the guest.
 type CloudInitView struct {
 	InstanceID string
 	Spec       CloudInit
-	Attached   bool              // the drive with the seed is there
-	Files      map[string]string // of the seed, by name, as they are made at the next start
-	// Guest is what cloud-init in the guest says; nil if it cannot be asked.
+	Attached   bool              // the VM has the drive of the seed
+	Files      map[string]string // files of the seed at the next start, by name
+	// Guest is the status that cloud-init in the guest reports; nil if unknown.
 	Guest   *CloudInitStatus
 	Version Version // of the VM
 }
 
-// A CloudInitStatus is what cloud-init in a guest says of itself.
+// A CloudInitStatus is the status that cloud-init in a guest reports. Its texts come from the
+// guest.
 type CloudInitStatus struct {
-	Status string // "done", "running", "error", "disabled" and others; [CloudInitAbsent] if there is none
+	Status string // such as "done", "running", "error", "disabled", or [CloudInitAbsent]
 	Detail string
 	Errors []string
 }
 
-// CloudInitAbsent is the status of a guest that has no cloud-init.
+// CloudInitAbsent is the status of a guest without cloud-init.
 const CloudInitAbsent = "absent"
 
-// Finished reports whether cloud-init has nothing more to do, and how it has failed.
+// Finished reports whether cloud-init in VM id has completed its work or has none. It returns
+// a [Fault] of code [CodeGuestRefused] if cloud-init failed.
 func (s CloudInitStatus) Finished(id string) (bool, error) {
 	switch s.Status {
 	case "done", "disabled", CloudInitAbsent:
 		return true, nil
 	case "error":
-		return false, &Fault{Code: CodeGuestRefused, Detail: fmt.Sprintf("cloud-init of VM %s has failed: %s", id, Printable(strings.Join(s.Errors, "; "))),
-			Hint: "see /var/log/cloud-init.log in the guest"}
+		return false, &Fault{
+			Code:   CodeGuestRefused,
+			Detail: fmt.Sprintf("cloud-init of VM %s failed: %s", id, Printable(strings.Join(s.Errors, "; "))),
+			Hint:   "see /var/log/cloud-init.log in the guest",
+		}
 	}
 	return false, nil
 }

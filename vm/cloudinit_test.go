@@ -16,49 +16,70 @@ const (
 	cryptSHA5 = "$5$rounds=5000$saltsalt$VpbDG0kZ4zYNbn8LRBHnQLtXsA4fiaKWT5h6cbjnEpD"
 )
 
-func TestCloudInitDataIsTakenOrRefusedByField(t *testing.T) {
+var everyField = CloudInit{
+	Hostname:          "web-1.example.org",
+	SSHAuthorizedKeys: []string{sshKey},
+	PasswordHash:      cryptSHA,
+	Users: []CloudUser{
+		{
+			Name:              "ann",
+			SSHAuthorizedKeys: []string{sshKey},
+			PasswordHash:      cryptYes,
+			Sudo:              "ALL=(ALL) NOPASSWD:ALL",
+			Groups:            []string{"adm", "_x"},
+			Shell:             "/bin/bash",
+		},
+		{Name: "bob"},
+	},
+	UserData:      "#cloud-config\npackages: [git]\n",
+	VendorData:    "#!/bin/sh\n",
+	NetworkConfig: "version: 1\nconfig: []\n",
+}
+
+func TestCheckOfCloudInitDataNamesTheField(t *testing.T) {
 	long := strings.Repeat("a", 63)
+	blob := strings.Fields(sshKey)[1]
+	withKeys := func(keys ...string) CloudInit { return CloudInit{SSHAuthorizedKeys: keys} }
+	withUsers := func(users ...CloudUser) CloudInit { return CloudInit{Users: users} }
 	for _, c := range []struct {
 		name  string
 		data  CloudInit
-		field string // empty: taken
-		says  string
+		field string // of the fault; empty: valid
+		says  string // a part of the detail
 	}{
 		{"nothing", CloudInit{}, "", ""},
-		{"all of it", CloudInit{Hostname: "web-1.example.org", SSHAuthorizedKeys: []string{sshKey}, PasswordHash: cryptSHA,
-			Users:    []CloudUser{{Name: "ann", SSHAuthorizedKeys: []string{sshKey}, PasswordHash: cryptYes, Sudo: "ALL=(ALL) NOPASSWD:ALL", Groups: []string{"adm", "_x"}, Shell: "/bin/bash"}, {Name: "bob"}},
-			UserData: "#cloud-config\npackages: [git]\n", VendorData: "#!/bin/sh\n", NetworkConfig: "version: 1\nconfig: []\n"}, "", ""},
+		{"every field", everyField, "", ""},
 
 		{"a long label", CloudInit{Hostname: long + "." + long + "." + long}, "", ""},
 		{"a longer label", CloudInit{Hostname: long + "a"}, "/hostname", "labels"},
-		{"a name of 255", CloudInit{Hostname: strings.Join([]string{long, long, long, long}, ".")}, "/hostname", "253"},
+		{"255 characters", CloudInit{Hostname: strings.Join([]string{long, long, long, long}, ".")}, "/hostname", "253"},
 		{"upper case", CloudInit{Hostname: "Web"}, "/hostname", "lower case"},
-		{"a dot at the end", CloudInit{Hostname: "web."}, "/hostname", ""},
-		{"an address", CloudInit{Hostname: "192.0.2.1"}, "/hostname", "IP address"},
-		{"a line", CloudInit{Hostname: "a\nb"}, "/hostname", ""},
+		{"a trailing dot", CloudInit{Hostname: "web."}, "/hostname", ""},
+		{"an IP address", CloudInit{Hostname: "192.0.2.1"}, "/hostname", "IP address"},
+		{"a line break", CloudInit{Hostname: "a\nb"}, "/hostname", ""},
 
-		{"key options", CloudInit{SSHAuthorizedKeys: []string{sshKey, `command="x" ` + sshKey}}, "/ssh_authorized_keys/1", "without options"},
-		{"two lines", CloudInit{SSHAuthorizedKeys: []string{sshKey + "\n" + sshKey}}, "/ssh_authorized_keys/0", "one line"},
-		{"a private key", CloudInit{SSHAuthorizedKeys: []string{"-----BEGIN OPENSSH PRIVATE KEY-----"}}, "/ssh_authorized_keys/0", "public key"},
-		{"DSA", CloudInit{SSHAuthorizedKeys: []string{"ssh-dss AAAA"}}, "/ssh_authorized_keys/0", "ssh-ed25519"},
-		{"another type", CloudInit{SSHAuthorizedKeys: []string{"ssh-rsa " + strings.Fields(sshKey)[1]}}, "/ssh_authorized_keys/0", "not of the type ssh-rsa"},
-		{"cut off", CloudInit{SSHAuthorizedKeys: []string{strings.Fields(sshKey)[0] + " " + strings.Fields(sshKey)[1][:60]}}, "/ssh_authorized_keys/0", "cut off"},
-		{"type alone", CloudInit{SSHAuthorizedKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5"}}, "/ssh_authorized_keys/0", "cut off"},
-		{"no base64", CloudInit{SSHAuthorizedKeys: []string{"ssh-rsa !!"}}, "/ssh_authorized_keys/0", "base64"},
-		{"a big key", CloudInit{SSHAuthorizedKeys: []string{sshKey + strings.Repeat("x", maxSSHKeyBytes)}}, "/ssh_authorized_keys/0", "16 KiB"},
-		{"many keys", CloudInit{SSHAuthorizedKeys: make([]string, maxSSHKeys+1)}, "/ssh_authorized_keys", "64"},
+		{"key options", withKeys(sshKey, `command="x" `+sshKey), "/ssh_authorized_keys/1", "without options"},
+		{"two lines", withKeys(sshKey + "\n" + sshKey), "/ssh_authorized_keys/0", "one line"},
+		{"a private key", withKeys("-----BEGIN OPENSSH PRIVATE KEY-----"), "/ssh_authorized_keys/0", "public key"},
+		{"DSA", withKeys("ssh-dss AAAA"), "/ssh_authorized_keys/0", "ssh-ed25519"},
+		{"another type", withKeys("ssh-rsa " + blob), "/ssh_authorized_keys/0", "not of the type ssh-rsa"},
+		{"truncated", withKeys("ssh-ed25519 " + blob[:60]), "/ssh_authorized_keys/0", "truncated"},
+		{"type alone", withKeys("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5"), "/ssh_authorized_keys/0", "truncated"},
+		{"not base64", withKeys("ssh-rsa !!"), "/ssh_authorized_keys/0", "base64"},
+		{"a long key", withKeys(sshKey + strings.Repeat("x", maxSSHKeyBytes)), "/ssh_authorized_keys/0", "16 KiB"},
+		{"too many keys", withKeys(make([]string, maxSSHKeys+1)...), "/ssh_authorized_keys", "64"},
 
-		{"a user's name", CloudInit{Users: []CloudUser{{Name: "ann"}, {Name: "Bob"}}}, "/users/1/name", ""},
-		{"no user's name", CloudInit{Users: []CloudUser{{}}}, "/users/0/name", ""},
-		{"the default user", CloudInit{Users: []CloudUser{{Name: "default"}}}, "/users/0/name", "beside users"},
-		{"the same user", CloudInit{Users: []CloudUser{{Name: "ann"}, {Name: "bob"}, {Name: "ann"}}}, "/users/2/name", "user 0"},
-		{"many users", CloudInit{Users: make([]CloudUser, maxCloudUsers+1)}, "/users", "64"},
-		{"a user's key", CloudInit{Users: []CloudUser{{Name: "ann", SSHAuthorizedKeys: []string{"x"}}}}, "/users/0/ssh_authorized_keys/0", ""},
-		{"a user's hash", CloudInit{Users: []CloudUser{{Name: "ann", PasswordHash: "x"}}}, "/users/0/password_hash", "crypt(5)"},
-		{"a user's rule", CloudInit{Users: []CloudUser{{Name: "ann", Sudo: "ALL\nALL"}}}, "/users/0/sudo", "one line"},
-		{"a group", CloudInit{Users: []CloudUser{{Name: "ann", Groups: []string{"adm", "a,b"}}}}, "/users/0/groups/1", ""},
-		{"a shell", CloudInit{Users: []CloudUser{{Name: "ann", Shell: "bash"}}}, "/users/0/shell", "absolute"},
-		{"a shell's line", CloudInit{Users: []CloudUser{{Name: "ann", Shell: "/bin/sh\n"}}}, "/users/0/shell", ""},
+		{"a name of a user in upper case", withUsers(CloudUser{Name: "ann"}, CloudUser{Name: "Bob"}), "/users/1/name", ""},
+		{"no name of a user", withUsers(CloudUser{}), "/users/0/name", ""},
+		{"the default user", withUsers(CloudUser{Name: "default"}), "/users/0/name", "outside users"},
+		{"a user twice", withUsers(CloudUser{Name: "ann"}, CloudUser{Name: "bob"}, CloudUser{Name: "ann"}), "/users/2/name", "user 0"},
+		{"too many users", withUsers(make([]CloudUser, maxCloudUsers+1)...), "/users", "64"},
+		{"a key of a user", withUsers(CloudUser{Name: "ann", SSHAuthorizedKeys: []string{"x"}}), "/users/0/ssh_authorized_keys/0", ""},
+		{"a hash of a user", withUsers(CloudUser{Name: "ann", PasswordHash: "x"}), "/users/0/password_hash", "crypt(5)"},
+		{"a sudo rule of two lines", withUsers(CloudUser{Name: "ann", Sudo: "ALL\nALL"}), "/users/0/sudo", "one line"},
+		{"a group", withUsers(CloudUser{Name: "ann", Groups: []string{"adm", "a,b"}}), "/users/0/groups/1", ""},
+		{"a relative shell", withUsers(CloudUser{Name: "ann", Shell: "bash"}), "/users/0/shell", "absolute"},
+		{"a shell with a line break", withUsers(CloudUser{Name: "ann", Shell: "/bin/sh\n"}), "/users/0/shell", ""},
 	} {
 		for _, prefix := range []string{"", "/cloud_init"} {
 			wantField(t, c.name, c.data.Check(prefix), prefix, c.field, c.says)
@@ -66,21 +87,31 @@ func TestCloudInitDataIsTakenOrRefusedByField(t *testing.T) {
 	}
 }
 
-// A hash is needed, and what is none may be the password.
-func TestAHashOfAPasswordIsTakenAndNothingElse(t *testing.T) {
-	for _, hash := range []string{"", cryptSHA, cryptSHA5, cryptMD5, cryptB, "$2y" + cryptB[3:], cryptYes, "$gy" + cryptYes[2:]} {
+// A value that is not a hash may be the password itself, so the error must not contain it.
+func TestOnlyAPasswordHashIsValid(t *testing.T) {
+	valid := []string{"", cryptSHA, cryptSHA5, cryptMD5, cryptB, "$2y" + cryptB[3:], cryptYes, "$gy" + cryptYes[2:]}
+	for _, hash := range valid {
 		wantField(t, hash, CloudInit{PasswordHash: hash}.Check(""), "", "", "")
 	}
-	for _, hash := range []string{"hunter2", "rl.3StKT.4T8M", "!" + cryptSHA, cryptSHA[:40], cryptSHA + "\n" + cryptSHA, cryptSHA + ":"} {
+	invalid := []string{
+		"hunter2",
+		"rl.3StKT.4T8M",
+		"!" + cryptSHA,
+		cryptSHA[:40],
+		cryptSHA + "\n" + cryptSHA,
+		cryptSHA + ":",
+	}
+	for _, hash := range invalid {
 		err := CloudInit{PasswordHash: hash}.Check("")
 		wantField(t, hash, err, "", "/password_hash", "not the password")
 		var f *Fault
 		if errors.As(err, &f) && (strings.Contains(err.Error(), hash) || !strings.Contains(f.Hint, "openssl passwd -6")) {
-			t.Errorf("%+v shows the password, or does not say how to make a hash", f)
+			t.Errorf("fault %+v contains the password or has no hint how to make a hash", f)
 		}
 	}
 }
 
+// wantField fails the test unless err is a fault of the given field, or nil if field is empty.
 func wantField(t *testing.T, name string, err error, prefix, field, says string) {
 	t.Helper()
 	if field == "" {
@@ -90,16 +121,17 @@ func wantField(t *testing.T, name string, err error, prefix, field, says string)
 		return
 	}
 	var f *Fault
-	if !errors.As(err, &f) || f.Code != CodeInvalid || len(f.Fields) != 1 || f.Fields[0].Field != prefix+field || !strings.Contains(f.Fields[0].Detail, says) {
-		t.Errorf("%s: %+v, want a fault of %s that says %q", name, err, prefix+field, says)
+	if !errors.As(err, &f) || f.Code != CodeInvalid || len(f.Fields) != 1 ||
+		f.Fields[0].Field != prefix+field || !strings.Contains(f.Fields[0].Detail, says) {
+		t.Errorf("%s: got %+v; want a fault of %s that contains %q", name, err, prefix+field, says)
 	}
 }
 
-func TestUserDataIsWhatCloudInitKnows(t *testing.T) {
+func TestUserDataMustBeOfAKnownType(t *testing.T) {
 	mime := "Content-Type: multipart/mixed; boundary=\"b\"\nMIME-Version: 1.0\n\n--b\n\n#!/bin/sh\n--b--\n"
 	for _, c := range []struct {
 		data string
-		says string // empty: taken
+		says string // a part of the detail; empty: valid
 	}{
 		{"#cloud-config\na: 1\n", ""},
 		{"#cloud-config  \r\na: 1\r\n", ""},
@@ -128,7 +160,7 @@ func TestUserDataIsWhatCloudInitKnows(t *testing.T) {
 		{"#!/bin/sh\n\xff", "UTF-8"},
 		{"#!/bin/sh\n" + strings.Repeat("x", maxUserData), "512 KiB"},
 
-		{"#cloud-config\n", "line 1: there is no document"},
+		{"#cloud-config\n", "line 1: the document is missing"},
 		{"#cloud-config\n- a\n", "line 2: the document must be a mapping"},
 		{"#cloud-config\na\n", "line 2: the document must be a mapping"},
 		{"#cloud-config-archive\na: b\n", "line 2: the document must be a list"},
@@ -137,8 +169,8 @@ func TestUserDataIsWhatCloudInitKnows(t *testing.T) {
 		{"#cloud-config\na:\n  - b\n c: d\n", "line 4: "},
 		{"#cloud-config\na: 'x\n", "line 2: found unexpected end"},
 		{"#cloud-config\nb: 1\na: *x\n", "line 3: unknown anchor"},
-		{"#cloud-config\na: \x01\n", "line 2: has the control character U+0001"},
-		{"#cloud-config\na: 1\nb:\n  c: 1\n  \"c\": 2\n", `line 5: the key "c" is on line 4`},
+		{"#cloud-config\na: \x01\n", "line 2: the control character U+0001"},
+		{"#cloud-config\na: 1\nb:\n  c: 1\n  \"c\": 2\n", `line 5: the key "c" is already on line 4`},
 		{"#cloud-config\na: 1\n---\nb: 2\n", "line 3: a second document"},
 		{"#cloud-config\na: 1\n---\n[\n", "line "},
 		{"#cloud-config\n" + strings.Repeat("[", 20000), "depth"},
@@ -163,7 +195,7 @@ func TestANetworkConfigHasAVersion(t *testing.T) {
 		{"version: [2]\n", "line 1: version must be 1 or 2"},
 		{"network: none\n", "line 1: the document must be a mapping"},
 		{"- version: 2\n", "line 1: the document must be a mapping"},
-		{"version: 2\nversion: 2\n", `line 2: the key "version" is on line 1`},
+		{"version: 2\nversion: 2\n", `line 2: the key "version" is already on line 1`},
 		{"version: 2\n:", "line "},
 		{"version: 2\n#" + strings.Repeat("x", maxNetworkConfig), "64 KiB"},
 	} {
@@ -175,12 +207,13 @@ func TestANetworkConfigHasAVersion(t *testing.T) {
 	}
 }
 
-// A bomb of aliases is small as it is written.
-func TestABombOfAliasesIsNotExpanded(t *testing.T) {
+// A document of nested aliases is small, but its expansion is exponential.
+func TestAliasesAreNotExpanded(t *testing.T) {
 	bomb := "#cloud-config\na0: &a0 [x, x]\n"
+	anchor := func(i int) string { return "a" + string(rune('0'+i%10)) + strings.Repeat("_", i/10) }
 	for i := range 60 {
-		ref := "*a" + string(rune('0'+i%10)) + strings.Repeat("_", i/10)
-		bomb += "b" + strings.Repeat("b", i) + ": &a" + string(rune('0'+(i+1)%10)) + strings.Repeat("_", (i+1)/10) + " [" + ref + ", " + ref + "]\n"
+		key, ref := "b"+strings.Repeat("b", i), "*"+anchor(i)
+		bomb += key + ": &" + anchor(i+1) + " [" + ref + ", " + ref + "]\n"
 	}
 	c := CloudInit{UserData: bomb}
 	if err := c.Check(""); err != nil {
@@ -188,12 +221,12 @@ func TestABombOfAliasesIsNotExpanded(t *testing.T) {
 	}
 }
 
-func TestEveryKindOfKeyIsTaken(t *testing.T) {
+func TestEverySSHKeyTypeIsValid(t *testing.T) {
 	for _, kind := range sshKeyTypes {
 		blob := append([]byte{0, 0, 0, byte(len(kind))}, kind...)
 		blob = append(blob, 0, 0, 0, 2, 'x', 'y')
-		if why := sshKeyFault(kind + " " + base64.StdEncoding.EncodeToString(blob)); why != "" {
-			t.Errorf("%s: %s", kind, why)
+		if problem := sshKeyFault(kind + " " + base64.StdEncoding.EncodeToString(blob)); problem != "" {
+			t.Errorf("%s: %s", kind, problem)
 		}
 	}
 }

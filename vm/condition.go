@@ -6,15 +6,16 @@ import (
 	"time"
 )
 
-// A Condition is what one can wait for of a guest.
+// A Condition is a state of a guest that a request can wait for. Exactly one field is set.
 type Condition struct {
-	IP        bool // the guest has confirmed its address
-	Port      int  // a TCP port of the guest answers; 0: not waited for
+	IP        bool // the guest has an acknowledged address
+	Port      int  // this TCP port of the guest accepts connections; 0: not set
 	Agent     bool // the guest agent answers
-	CloudInit bool // cloud-init in the guest is done, disabled or not there
+	CloudInit bool // cloud-init in the guest is done, disabled or absent
 }
 
-// ParseCondition reads "ip", "port:22", "agent" or "cloud-init".
+// ParseCondition parses "ip", "agent", "cloud-init" or "port:N", such as "port:22". It fails
+// with [CodeInvalid] for the field "wait_for".
 func ParseCondition(s string) (Condition, error) {
 	switch s {
 	case "ip":
@@ -25,22 +26,22 @@ func ParseCondition(s string) (Condition, error) {
 		return Condition{CloudInit: true}, nil
 	}
 	if number, ok := strings.CutPrefix(s, "port:"); ok {
-		if port, err := strconv.Atoi(number); err == nil && port >= 1 && port <= 65535 && strconv.Itoa(port) == number {
+		port, err := strconv.Atoi(number)
+		if err == nil && port >= 1 && port <= 65535 && strconv.Itoa(port) == number {
 			return Condition{Port: port}, nil
 		}
 	}
 	return Condition{}, InvalidField("wait_for", "%q is not ip, agent, cloud-init or port:N with N from 1 to 65535", s)
 }
 
-// Pauses between two tries to find out about a guest.
+// Pauses between two checks of a condition.
 const (
 	probeInterval     = 100 * time.Millisecond
 	agentInterval     = 250 * time.Millisecond
 	cloudInitInterval = 2 * time.Second
 )
 
-// Interval returns after how long to look at a guest again, 0 if an event tells
-// when.
+// Interval returns the pause between two checks of c, 0 if an event reports the change.
 func (c Condition) Interval() time.Duration {
 	switch {
 	case c.Port != 0:

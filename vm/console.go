@@ -2,23 +2,28 @@ package vm
 
 import "io"
 
-// ConsoleOptions say how to join a serial console.
+// ConsoleOptions are the options of a connection to a serial console.
 type ConsoleOptions struct {
-	// Scrollback is how many bytes of what the guest wrote before are read first;
-	// at most what the log still has.
+	// Scrollback is the number of bytes of earlier output that Read returns first. The log
+	// may hold fewer.
 	Scrollback int64
-	// Write asks to be the one who types. TakeOver has whoever types now only read
-	// from then on.
+	// Write requests the write side, which one connection has at a time. TakeOver takes it
+	// from the connection that has it; that connection becomes read-only.
 	Write, TakeOver bool
 }
 
-// A Console is one of any number of connections to a VM's serial console. Read
-// returns what the guest wrote, byte by byte as it was, from the scrollback on
-// with nothing missing and nothing twice; it returns [io.EOF] once the VM's QEMU
-// has ended. A reader that is too slow for too long is cut off with a [Fault] of
-// code [CodeUnavailable]. Write types; it fails with a [Fault] of code [CodeState]
-// if the connection does not, or no longer, type, and with an error of class
-// [ErrUnavailable] if the guest does not take it in before a deadline.
+// A Console is one connection to the serial console of a VM. A VM can have any number of
+// them.
+//
+// Read blocks until the guest writes. It returns the output of the guest unchanged, from the
+// scrollback on, without gaps or duplicates, and [io.EOF] after the QEMU process has ended. A
+// reader that falls too far behind gets a [Fault] of code [CodeUnavailable].
+//
+// Write sends input to the guest. It fails with a [Fault] of code [CodeState] if the connection
+// does not have the write side, and with an error of class [ErrUnavailable] if the guest does
+// not read the input before a deadline.
+//
+// Close ends a blocked Read.
 type Console interface {
 	io.ReadWriteCloser
 }

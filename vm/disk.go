@@ -10,13 +10,13 @@ import (
 
 // Limits of disks.
 const (
-	MaxDiskMiB = 16 << 20              // 16 TiB
+	MaxDiskMiB = 16 << 20              // 16 TiB in MiB
 	MaxDisks   = 24                    // data disks on one VM
-	DefaultMiB = int64(10) * MiBPerGiB // of a root disk when nothing is said
+	DefaultMiB = int64(10) * MiBPerGiB // size of a root disk if the request gives none
 	MiBPerGiB  = 1024
 )
 
-// DiskState is where a data disk is in its life.
+// DiskState is the state of a data disk.
 type DiskState string
 
 // The states of a disk. Creating, Attaching and Detaching are recorded intents.
@@ -30,33 +30,41 @@ const (
 )
 
 // DiskStates lists every state of a disk.
-var DiskStates = []DiskState{DiskCreating, DiskAvailable, DiskAttaching, DiskAttached, DiskDetaching, DiskError}
+var DiskStates = []DiskState{
+	DiskCreating,
+	DiskAvailable,
+	DiskAttaching,
+	DiskAttached,
+	DiskDetaching,
+	DiskError,
+}
 
 // Transitional reports whether s is a recorded intent and not a settled state.
 func (s DiskState) Transitional() bool {
 	return s == DiskCreating || s == DiskAttaching || s == DiskDetaching
 }
 
-// A Disk is a data disk: it outlives the VMs it is attached to.
+// A Disk is the record of a data disk. It outlives the VMs that it is attached to.
 type Disk struct {
 	Seq int64  // order of creation, unique; set by the store
-	ID  string // a DNS label of at most 20 characters: it is the serial the guest reads
+	ID  string // a DNS label of at most 20 characters: it is the serial number that the guest reads
 	DiskFile
-	MountPoint string // the wished or the present slot, such as /dev/sdb; may be empty
+	MountPoint string // the slot, such as /dev/sdb; while the disk is available, the requested one; may be empty
 	State      DiskState
-	Reason     string // why, in words, when State is error or detaching; may be empty
-	VMID       string // of the VM it is attached to, empty when available
+	Reason     string // free text, set when State is error or detaching; may be empty
+	VMID       string // the VM that the disk is attached to; empty when available
 	CreatedAt  time.Time
 	UpdatedAt  time.Time
-	Revision   int64 // goes up with every change; set by the store
+	Revision   int64 // increases with every change; set by the store
 }
 
-// Version returns the recorded version of the disk.
+// Version returns the recorded version of d.
 func (d Disk) Version() Version { return Version{d.Seq, d.Revision} }
 
-// GuestDevice returns the path under which a Linux guest always finds the disk,
-// whatever order its kernel found its disks in: the link udev makes of the
-// vendor, the model and the serial that scsi-hd reports.
+// GuestDevice returns the path of the device of d in a Linux guest, or "" if d is not
+// attached. The path does not depend on the order in which the kernel found the disks: it is
+// the link that udev makes from the vendor, the model and the serial number that scsi-hd
+// reports.
 func (d Disk) GuestDevice() string {
 	if d.VMID == "" {
 		return ""
@@ -64,9 +72,12 @@ func (d Disk) GuestDevice() string {
 	return "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_" + d.ID
 }
 
-// NotAvailable returns the [Fault] that says that d is not available.
+// NotAvailable returns a [Fault] of code [CodeState] that says that d is not available.
 func (d Disk) NotAvailable() *Fault {
-	return &Fault{Code: CodeState, Detail: fmt.Sprintf("disk %s is not available: it is in state %s", d.ID, d.State)}
+	return &Fault{
+		Code:   CodeState,
+		Detail: fmt.Sprintf("disk %s is not available: its state is %s", d.ID, d.State),
+	}
 }
 
 // Released returns the update that detaches d from its VM and makes it available.
@@ -76,58 +87,59 @@ func (d Disk) Released() DiskUpdate {
 	return DiskUpdate{From: from, Disk: d}
 }
 
-// A DiskFile is the file behind a data disk or a VM's root disk, as it is made.
+// A DiskFile describes the file of a data disk or of the root disk of a VM.
 type DiskFile struct {
 	SizeMiB int64
-	// Image is the name of the image it was made of, empty for none. It is only
-	// said: by now there may be none of that name, or another one.
+	// Image is the name of the image that the file was created from, empty for none. It is
+	// informative: the image may have been deleted or replaced since.
 	Image string
-	// Base is what it is a copy-on-write overlay of: content of images (see
-	// [ContentBase]) or the absolute path of the operator's boot image; empty for
-	// nothing.
+	// Base is the backing file of a copy-on-write overlay: image content (see
+	// [ContentBase]) or the absolute path of the boot image of the daemon. It is empty if
+	// the file is not an overlay.
 	Base       string
-	BaseFormat string // what Base is laid out as, one of [ImageFormats] but iso; empty without a base
+	BaseFormat string // the format of Base, one of [ImageFormats] except iso; empty without a base
 }
 
 const contentPrefix = "sha256:"
 
 var contentPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// ContentBase returns what [DiskFile].Base has for the content of images that has
-// this SHA-256.
+// ContentBase returns the value of [DiskFile].Base for the image content with the given
+// SHA-256.
 func ContentBase(sha256 string) string { return contentPrefix + sha256 }
 
-// Content returns the SHA-256 of the content of images that f is an overlay of, and
-// false if it is none.
+// Content returns the SHA-256 of the image content that f is an overlay of. ok is false if
+// the base of f is not image content.
 func (f DiskFile) Content() (sha256 string, ok bool) {
 	sha256, ok = strings.CutPrefix(f.Base, contentPrefix)
 	return sha256, ok && ValidContent(sha256)
 }
 
-// ValidContent reports whether s can be the SHA-256 of content: 64 hexadecimal
-// digits in lower case.
+// ValidContent reports whether s has the form of a SHA-256: 64 hexadecimal digits in lower
+// case.
 func ValidContent(s string) bool { return contentPattern.MatchString(s) }
 
-// A CopySource is what the file of a new disk gets a copy of, with all that it is
-// based on.
+// A CopySource is the source of a full copy, including the data in its backing files.
 type CopySource struct {
-	// Resource is a data disk, a VM that does not run (its root disk is meant), or zero:
-	// then the source is the image content that File is an overlay of.
+	// Resource is a data disk, or a VM that does not run, the root disk of which is copied. If
+	// it is zero, the source is the image content that File is an overlay of.
 	Resource Resource
 	File     DiskFile
 }
 
-// A NewDisk is what is asked of a data disk to make.
+// A NewDisk is a request to create a data disk.
 type NewDisk struct {
-	SizeMiB    int64  // 0: that of what it is made of
-	MountPoint string // where it is to be attached, later; may be empty
-	Image      string // that it is an overlay of; empty for none
-	FromDisk   string // the id of a data disk that is not attached, or of a stopped VM, to copy; empty for none
+	SizeMiB    int64  // 0: the size of the image or the copied disk
+	MountPoint string // the slot for a later attach; may be empty
+	Image      string // the image that the disk is an overlay of; empty for none
+	FromDisk   string // the disk to copy: the id of a detached data disk or of a stopped VM; empty for none
 }
 
+// Check returns a [Fault] of code [CodeInvalid] if n is invalid regardless of what is
+// recorded.
 func (n NewDisk) Check() error {
 	if n.Image != "" && n.FromDisk != "" {
-		return InvalidField("/from_disk", "give either image or from_disk")
+		return InvalidField("/from_disk", "image and from_disk exclude each other")
 	}
 	if n.SizeMiB != 0 || n.Image == "" && n.FromDisk == "" {
 		if err := CheckDiskSize(n.SizeMiB, "/size"); err != nil {
@@ -140,6 +152,8 @@ func (n NewDisk) Check() error {
 	return nil
 }
 
+// CheckDiskSize returns a [Fault] of code [CodeInvalid] for the given field of the request
+// if a disk cannot have a size of mib MiB.
 func CheckDiskSize(mib int64, field string) error {
 	if mib < 1 || mib > MaxDiskMiB {
 		return InvalidField(field, "must be 1 MiB to %d GiB", MaxDiskMiB/MiBPerGiB)
@@ -149,8 +163,8 @@ func CheckDiskSize(mib int64, field string) error {
 
 var mountPointPattern = regexp.MustCompile(`^/dev/(?:xvd|vd|sd)([b-z])$`)
 
-// Slot returns the place on the virtio-scsi bus that a mount point stands for,
-// its LUN: 1 for b to 25 for z. It reports false for what is not a mount point.
+// Slot returns the LUN on the virtio-scsi bus that a mount point names: 1 for b to 25 for z.
+// ok is false if mountPoint is not a mount point.
 func Slot(mountPoint string) (lun int, ok bool) {
 	m := mountPointPattern.FindStringSubmatch(mountPoint)
 	if m == nil {
@@ -159,48 +173,56 @@ func Slot(mountPoint string) (lun int, ok bool) {
 	return int(m[1][0] - 'a'), true
 }
 
-// PlaceDisk returns the mount point for a disk on a VM that already has the
-// disks taken: wish if it is free, and the lowest free one if wish is empty.
-func (v VM) PlaceDisk(wish string, taken []Disk) (string, error) {
-	if len(taken) >= MaxDisks {
-		return "", &Fault{Code: CodeLimitReached, Detail: fmt.Sprintf("vm %s already has %d data disks, the most there can be", v.ID, len(taken)),
-			Hint: "detach a disk first"}
+// PlaceDisk returns the mount point for a further disk of v: mountPoint if that slot is
+// free, or the lowest free slot if mountPoint is empty. attached are the disks that v has.
+// It fails with [CodeLimitReached], [CodeInvalid] or [CodeInUse].
+func (v VM) PlaceDisk(mountPoint string, attached []Disk) (string, error) {
+	if len(attached) >= MaxDisks {
+		return "", &Fault{
+			Code:   CodeLimitReached,
+			Detail: fmt.Sprintf("VM %s already has %d data disks, the maximum", v.ID, len(attached)),
+			Hint:   "detach a disk first",
+		}
 	}
-	owner := make(map[int]string, len(taken))
-	for _, d := range taken {
+	owner := make(map[int]string, len(attached))
+	for _, d := range attached {
 		if lun, ok := Slot(d.MountPoint); ok {
 			owner[lun] = d.ID
 		}
 	}
-	if wish == "" {
+	if mountPoint == "" {
 		for lun := 1; ; lun++ {
 			if owner[lun] == "" {
 				return fmt.Sprintf("/dev/sd%c", 'a'+lun), nil
 			}
 		}
 	}
-	lun, ok := Slot(wish)
+	lun, ok := Slot(mountPoint)
 	if !ok {
-		return "", InvalidField("/mount_point", "%q is not a mount point: use /dev/sdb to /dev/sdz, or the same with vd or xvd", wish)
+		return "", InvalidField("/mount_point",
+			"%q is not a mount point: use /dev/sdb to /dev/sdz, or the same with vd or xvd", mountPoint)
 	}
 	if owner[lun] != "" {
-		return "", &Fault{Code: CodeInUse, Detail: fmt.Sprintf("mount point %s of vm %s is in use by disk %s", wish, v.ID, owner[lun]),
-			Hint: "leave mount_point out to get the next free one"}
+		return "", &Fault{
+			Code:   CodeInUse,
+			Detail: fmt.Sprintf("mount point %s of VM %s is in use by disk %s", mountPoint, v.ID, owner[lun]),
+			Hint:   "omit mount_point to get the lowest free one",
+		}
 	}
-	return wish, nil
+	return mountPoint, nil
 }
 
-// A DiskVerdict is what is really true of a disk.
+// A DiskVerdict is the true state of a disk and the actions that it needs.
 type DiskVerdict struct {
 	State  DiskState
-	Detach bool // the disk is no longer its VM's: forget vm_id and mount_point
-	Remove bool // it was never finished: remove its file and its row
-	Unplug bool // QEMU still has it and should not: ask again
+	Detach bool // clear VMID and MountPoint: the disk does not belong to its VM any longer
+	Remove bool // delete the file and the record: the creation never finished
+	Unplug bool // repeat the unplug: QEMU still has the disk
 }
 
-// SettleDisk returns the state a disk is really in, given what is recorded and
-// what the host shows of the VM it is recorded on. A VM that does not run has
-// nothing plugged, and its attached disks are there at its next start.
+// SettleDisk returns the true state of a disk, given its record and an observation of the VM
+// that it is recorded on. A VM without a process has no plugged disks; its attached disks
+// stay attached and are plugged at its next start.
 func SettleDisk(recorded Disk, seen Observation) DiskVerdict {
 	plugged := slices.Contains(seen.Plugged, recorded.ID)
 	unknown := seen.Alive() && seen.Plugged == nil

@@ -40,10 +40,20 @@ func TestSettleDisk(t *testing.T) {
 }
 
 func TestSlot(t *testing.T) {
-	for mount, want := range map[string]int{"/dev/sdb": 1, "/dev/vdz": 25, "/dev/xvdc": 2, "/dev/sda": 0, "/dev/sdB": 0, "sdb": 0, "": 0,
-		"/dev/sdbb": 0, "/dev/sdb\n": 0, "/dev/../sdb": 0} {
-		if lun, ok := vm.Slot(mount); lun != want || ok != (want != 0) {
-			t.Errorf("Slot(%q) = %d, %t; want %d", mount, lun, ok, want)
+	for mountPoint, want := range map[string]int{
+		"/dev/sdb":    1,
+		"/dev/vdz":    25,
+		"/dev/xvdc":   2,
+		"/dev/sda":    0,
+		"/dev/sdB":    0,
+		"sdb":         0,
+		"":            0,
+		"/dev/sdbb":   0,
+		"/dev/sdb\n":  0,
+		"/dev/../sdb": 0,
+	} {
+		if lun, ok := vm.Slot(mountPoint); lun != want || ok != (want != 0) {
+			t.Errorf("Slot(%q) = %d, %t; want %d", mountPoint, lun, ok, want)
 		}
 	}
 }

@@ -6,11 +6,12 @@ import (
 	"time"
 )
 
-// Driver runs VMs on the host and keeps their files. Every method returns at the
-// latest when ctx is done, and none takes a lock of the manager's. The manager
-// never calls two methods that change the same VM at once.
+// Driver runs VMs on the host and stores their files. Every method blocks at most until its
+// context ends, is safe for concurrent use and takes no lock of the manager. The manager never
+// calls two methods that change the same VM at once.
 //
-// It is the sum of what its consumers need: take the narrowest part.
+// Driver is the union of the interfaces of its consumers. A consumer should depend on the
+// narrowest one.
 type Driver interface {
 	Machines
 	Plugger
@@ -23,122 +24,122 @@ type Driver interface {
 
 // Machines starts and ends the QEMU processes of VMs.
 type Machines interface {
-	// Platform says what VMs will run on. It asks QEMU once and remembers. It
-	// fails with a [Fault] of code [CodeQEMUUnavailable] that names the package
-	// to install.
+	// Platform returns the platform for VMs. It asks QEMU once and caches the answer. It fails
+	// with [CodeQEMUUnavailable] and a hint that names the package to install.
 	Platform(ctx context.Context) (Platform, error)
-	// Admit reports whether the host could start s now: no process of the VM is
-	// left over ([CodeState]), enough memory is available
-	// ([CodeInsufficientMemory], with the numbers), its files exist.
+	// Admit returns nil if the host can start s now. It fails with [CodeState] if a process of
+	// the VM is left, with [CodeInsufficientMemory] if the host has too little free memory, and
+	// with another code if a file of the VM is missing.
 	Admit(ctx context.Context, s Spec) error
 
-	// Start launches QEMU for s and lets the guest run. It returns when QEMU was
-	// spawned and when its monitor answered. On an error a process
-	// may be left; the caller observes and settles.
+	// Start launches QEMU for s and runs the guest. It returns when QEMU was spawned and when
+	// its monitor answered. After an error a process may be left; the
+	// caller must observe and settle the VM.
 	Start(ctx context.Context, s Spec, report Report) (Boot, error)
-	// Shutdown asks the guest to power off and, after o.Timeout or at once with
-	// o.Force, ends the process by harder and harder means. It returns nil when
-	// no process is left.
+	// Shutdown asks the guest to power off and ends the process with increasing force after
+	// o.Timeout, or at once with o.Force. It returns nil when no process is left.
 	Shutdown(ctx context.Context, id string, o StopOptions, report Report) error
-	// Pause, Resume and Reset change what the guest does. Reset also lets it run.
+	// Pause stops the vCPUs of the guest.
 	Pause(ctx context.Context, id string) error
+	// Resume runs the vCPUs of a paused guest.
 	Resume(ctx context.Context, id string) error
+	// Reset resets the guest and runs it, also if it was paused.
 	Reset(ctx context.Context, id string) error
 }
 
 // Plugger changes the devices of running VMs.
 type Plugger interface {
-	// AttachDisk plugs d into the running VM d.VMID, at the slot of its mount
-	// point. Plugging what is already plugged succeeds.
+	// AttachDisk plugs d into the running VM d.VMID at the slot of its mount point. It is
+	// idempotent.
 	AttachDisk(ctx context.Context, d Disk) error
-	// DetachDisk unplugs d from the running VM d.VMID. Unplugging what is not
-	// plugged succeeds. An error of class [ErrUnavailable] means that the guest
-	// or QEMU has not let go yet.
+	// DetachDisk unplugs d from the running VM d.VMID. It is idempotent. An error of class
+	// [ErrUnavailable] means that the guest or QEMU has not released the disk yet.
 	DetachDisk(ctx context.Context, d Disk) error
-	// AttachNIC plugs a NIC into the running VM; its files may be closed
-	// afterwards. Plugging what is already plugged succeeds.
+	// AttachNIC plugs a NIC into the running VM. It is idempotent. QEMU gets duplicates of the
+	// files of p, which the caller must close.
 	AttachNIC(ctx context.Context, vmID string, p Port) error
-	// DetachNIC unplugs the NIC in a slot of the running VM, which needs the
-	// guest's help. Unplugging what is not plugged succeeds. An error of class
-	// [ErrUnavailable] means that the guest or QEMU has not let go yet.
+	// DetachNIC unplugs the NIC in a slot of the running VM, for which the guest must cooperate.
+	// It is idempotent. An error of class [ErrUnavailable] means that the guest or QEMU has not
+	// released the NIC yet.
 	DetachNIC(ctx context.Context, vmID string, slot int) error
-	// SetLink pulls or puts in the cable of a NIC of the running VM.
+	// SetLink sets the link of a NIC of the running VM up or down.
 	SetLink(ctx context.Context, vmID string, slot int, up bool) error
-	// SetForwards makes the user-mode NIC in a slot of the running VM listen for
-	// the forwards in want, and no more for the others in had. It fails with
-	// [CodeState] if that has to wait for the next start.
+	// SetForwards makes the user-mode NIC in a slot of the running VM listen for the forwards in
+	// want, and ends those in had that are not in want. It fails with [CodeState] if the change
+	// is possible only at the next start.
 	SetForwards(ctx context.Context, vmID string, slot int, had, want []PortForward) error
 
-	// SetCDROMs makes the drives of the running VM those in want, by id and content,
-	// and no others. What a guest reads from a drive that goes is lost to it.
+	// SetCDROMs plugs and unplugs drives of the running VM until it has exactly those in want,
+	// by id and content. A guest that reads from a removed drive gets errors.
 	SetCDROMs(ctx context.Context, vmID string, want []CDROM) error
 }
 
-// Files keeps the files of VMs and of data disks.
+// Files stores the files of VMs and data disks.
 type Files interface {
-	// HasVM reports whether files of a VM of this id exist, whoever made them: a
-	// new VM must never take over those of one that the records have forgotten.
+	// HasVM reports whether files of a VM with this id exist, recorded or not. A new VM must
+	// never take over the files of a VM whose record is lost.
 	HasVM(ctx context.Context, id string) (bool, error)
-	// CreateVM makes the VM's directory and its root disk, durably; on an error
-	// nothing of its own is left. DeleteVM removes all files of the VM, also
-	// those of one that was never finished, and succeeds if there are none.
-	// The root disk is empty or an overlay; with from it is a copy of that.
+	// CreateVM creates the directory and the root disk of a VM durably. The root disk is a copy
+	// of from, or if from is nil an overlay of root.Base or empty. progress reports bytes; it
+	// may be nil. It fails with [CodeInsufficientStorage] if there is too little free space.
+	// After an error no file is left.
 	CreateVM(ctx context.Context, id string, root DiskFile, from *CopySource, progress func(done, total int64)) error
+	// DeleteVM deletes all files of a VM, also after an interrupted creation. It is idempotent.
 	DeleteVM(ctx context.Context, id string) error
-	// CreateDisk makes the file of a data disk, durably, as CreateVM makes a root
-	// disk; on an error nothing is left. Both fail with [CodeInsufficientStorage]
-	// when there is no room.
+	// CreateDisk creates the file of a data disk in the same way as CreateVM creates a root
+	// disk.
 	CreateDisk(ctx context.Context, id string, file DiskFile, from *CopySource, progress func(done, total int64)) error
-	// DeleteDisk removes a disk's file and succeeds if there is none.
+	// DeleteDisk deletes the file of a data disk. It is idempotent.
 	DeleteDisk(ctx context.Context, id string) error
-	// DiskSize returns the size in MiB that a data disk's file really has. It
-	// fails with a [Fault] of class [ErrNotFound] if there is no file.
+	// DiskSize returns the virtual size in MiB of the file of a data disk. It fails with a
+	// [Fault] of class [ErrNotFound] if there is no file.
 	DiskSize(ctx context.Context, id string) (int64, error)
-	// ResizeDisk grows d, plugged or not, to sizeMiB. It is [CodeInvalid] to
-	// shrink it.
+	// ResizeDisk grows d, which may be plugged, to sizeMiB. It fails with [CodeInvalid] if that
+	// is less than the current size.
 	ResizeDisk(ctx context.Context, d Disk, sizeMiB int64) error
 
-	// WriteSeed makes the ISO image of a VM's seed, of files by name, durably. A QEMU
-	// that runs keeps the one it has.
+	// WriteSeed creates or replaces the seed of a VM, an ISO image of the given files by name,
+	// durably. A running QEMU process keeps the seed that it has open.
 	WriteSeed(ctx context.Context, vmID string, files map[string][]byte) error
 
-	// AdoptDisk returns what the header of a data disk's file says. It fails with a
-	// [Fault] of class [ErrNotFound] if there is no file.
+	// AdoptDisk describes the file of a data disk by its header. It fails with a [Fault] of
+	// class [ErrNotFound] if there is no file.
 	AdoptDisk(ctx context.Context, id string) (DiskFile, error)
-	// AdoptVM returns what can be known of files and a process of a VM that
-	// nobody has recorded: its UUID, empty if no process says it, and its root
-	// disk.
+	// AdoptVM describes the files and the process of a VM without a record: its root disk, and
+	// its UUID if a process reports it, "" otherwise. It fails with a [Fault] of class
+	// [ErrNotFound] if there are no files.
 	AdoptVM(ctx context.Context, id string) (uuid string, root DiskFile, err error)
 }
 
 // Consoles connects to the serial consoles of VMs.
 type Consoles interface {
-	// Console joins the serial console of a running VM. It fails with [CodeBusy] if
-	// another connection types and o does not take over.
+	// Console connects to the serial console of a running VM. It fails with [CodeState] if the
+	// VM is not running, and with [CodeBusy] if o.Write is set, another connection has the write
+	// side and o.TakeOver is not set.
 	Console(ctx context.Context, id string, o ConsoleOptions) (Console, error)
-	// ConsoleLog returns what the guest of a VM, running or not, wrote to its console,
-	// as far as it is kept, from offset on, and the offset of its end. A negative
-	// offset counts from the end.
+	// ConsoleLog returns the kept output of the guest to its serial console from offset on, and
+	// the offset of its end. The VM need not be running. A negative offset counts from the end.
+	// The caller must close log.
 	ConsoleLog(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error)
 }
 
-// Host shows what runs on the host and what is on its disks.
+// Host observes the processes and files of the host.
 type Host interface {
-	// Observe looks at one VM. It never fails: what cannot be seen is left
-	// empty. With the process alive it also asks which data disks are plugged.
+	// Observe observes one VM and asks its process, if alive, for the plugged devices. Values
+	// that cannot be observed are left empty.
 	Observe(ctx context.Context, id string) Observation
-	// Survey looks at the whole host: cheap, no process spawned, one mute VM
-	// delays no other.
+	// Survey observes the whole host. It spawns no process, and a VM that does not answer does
+	// not delay the others.
 	Survey(ctx context.Context) (Survey, error)
-	// Flight returns the recorder's report on a VM: what was said on its
-	// monitor, its console's end and QEMU's stderr, now and at its last crashes.
+	// Flight returns the flight recordings of a VM, of the current or last run and of its last
+	// crashes.
 	Flight(ctx context.Context, id string) (Flight, error)
-	// Watch delivers what was noticed about VMs to sink until ctx is done, and
-	// before that what was noticed since the driver was made. One caller at a time.
+	// Watch delivers what the driver notices about VMs to sink until ctx is done, beginning
+	// with what it noticed before the call. It must not be called concurrently.
 	Watch(ctx context.Context, sink Sink)
 }
 
-// A Spec is everything the driver needs to know to start a VM.
+// A Spec holds everything that the driver needs to start a VM.
 type Spec struct {
 	ID       string
 	UUID     string
@@ -149,64 +150,63 @@ type Spec struct {
 	Root     DiskFile
 	Disks    []Disk // in order of their slots
 	CDROMs   []CDROM
-	Ports    []Port // in order of their slots; QEMU gets copies of their files
+	Ports    []Port // in order of their slots; QEMU gets duplicates of their files
 }
 
-// A Platform is what VMs run on.
+// A Platform is the version and the kind of emulation with which VMs run.
 type Platform struct {
 	Version string // of QEMU, such as "7.2.22"
 	Machine string // the newest versioned machine type, for new VMs
 	Accel   Accel
-	Warning string // why KVM is not used although it was wanted; empty if all is well
+	Warning string // why KVM is not used although it is configured; empty otherwise
 }
 
-// A Survey is what the host shows at one moment.
+// A Survey is the state of all VMs, disks and images on the host at one moment.
 type Survey struct {
-	VMs       map[string]Observation // by id: every VM that has a process
-	VMFiles   map[string]bool        // ids of the VMs that have files; true if the root disk is there
-	DiskFiles map[string]int64       // ids of the data disks that have a file, and its size in MiB as the guest sees it; 0 if it cannot be read
-	Images    map[string]int64       // SHA-256 of the content of images there is, and its size in bytes
+	VMs       map[string]Observation // by id: the VMs that have a process
+	VMFiles   map[string]bool        // by id: the VMs that have files; true if the root disk exists
+	DiskFiles map[string]int64       // by id: the virtual size in MiB of the files of data disks; 0 if unreadable
+	Images    map[string]int64       // by SHA-256: the size in bytes of stored image content
 	Storage   Storage
 }
 
-// Storage is how much room the file system of the VMs' disks has.
+// Storage is the capacity of the file system that holds the disks.
 type Storage struct {
 	Path             string
 	FreeMiB, SizeMiB int64
 }
 
-// A Flight is what the black-box recorder of a VM has.
+// A Flight holds the flight recordings of a VM, for the analysis of a crash.
 type Flight struct {
 	Now     Recording
 	Crashes []Recording // newest first, at most five
 }
 
-// A Recording is what was last said by and to a QEMU.
+// A Recording holds the last communication with one QEMU process.
 type Recording struct {
-	At       time.Time // of the crash; of the newest message for a VM that runs
+	At       time.Time // time of the crash; of the newest message if the VM is running
 	PID      int
-	Exit     string    // how the process ended, such as "signal: killed"; empty while it runs or if unknown
+	Exit     string    // how the process ended, such as "signal: killed"; empty if it runs or if unknown
 	Messages []Message // on the monitor, oldest first, at most 200
-	Serial   string    // the end of what the guest wrote to its console
-	Stderr   string    // the end of what QEMU wrote
+	Serial   string    // the end of the output of the guest to its console
+	Stderr   string    // the end of the stderr of QEMU
 }
 
-// A Message is one line on a VM's monitor.
+// A Message is one line on the monitor of a VM.
 type Message struct {
 	At   time.Time `json:"at"`
 	Dir  string    `json:"dir"`  // "command", "reply" or "event"
-	Text string    `json:"text"` // JSON as it was, cut off after 2 KiB
+	Text string    `json:"text"` // the JSON text, truncated after 2 KiB
 }
 
-// Report tells the steps of an operation as they happen.
+// Report records a step of a running operation. It does not block on I/O.
 type Report func(step, message string)
 
-// StopOptions say how patient a stop is.
+// StopOptions are the options of a stop.
 type StopOptions struct {
-	Force   bool          // do not ask the guest
-	Timeout time.Duration // for the guest to power off, before it is forced
+	Force   bool          // end the process without asking the guest
+	Timeout time.Duration // time for the guest to power off before the process is ended
 }
 
-// DefaultStopTimeout is how long a guest may take to power off when the caller
-// does not say.
+// DefaultStopTimeout is the value of [StopOptions].Timeout if a request gives none.
 const DefaultStopTimeout = 60 * time.Second

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Every error that leaves this package, or a package that implements one of its
-// interfaces, matches (errors.Is) exactly one of these classes, or is a defect.
+// The classes of errors. An error that this package or an implementation of its interfaces
+// returns matches exactly one of them with [errors.Is]; any other error is a defect.
 var (
 	ErrInvalid     = errors.New("invalid")
 	ErrNotFound    = errors.New("not found")
@@ -17,12 +17,12 @@ var (
 	ErrUnavailable = errors.New("the host cannot do it now")
 )
 
-// Code is the stable, documented, machine-readable word for what went wrong. It
-// is what clients switch on; package server gives each its HTTP status.
+// Code is the stable, documented identifier of a problem, on which clients switch. Package
+// server maps each code to an HTTP status.
 type Code string
 
-// The codes that the domain and its drivers use. Those that only a web server
-// can need (a wrong method, a missing token) are in package server.
+// The codes of the domain and its drivers. Package server has the codes of the web server
+// itself, such as a missing token.
 const (
 	CodeInvalid             Code = "invalid-request"
 	CodeNotFound            Code = "not-found"
@@ -37,22 +37,23 @@ const (
 	CodePrecondition        Code = "precondition-failed"
 	CodeInsufficientMemory  Code = "insufficient-memory"
 	CodeInsufficientStorage Code = "insufficient-storage"
-	CodeQEMUUnavailable     Code = "qemu-unavailable"    // not installed, or not usable
-	CodeQEMUUnresponsive    Code = "qemu-unresponsive"   // runs, and does not answer
-	CodeOperationFailed     Code = "operation-failed"    // QEMU or a tool of it said no
-	CodeAddressesExhausted  Code = "addresses-exhausted" // no free address on a network
-	CodeNetworkUnavailable  Code = "network-unavailable" // the host cannot have it, or has lost it
-	CodeAgentUnavailable    Code = "agent-unavailable"   // no guest agent answers
-	CodeGuestRefused        Code = "guest-refused"       // the guest agent said no
-	CodeUnsafeImage         Code = "unsafe-image"        // what was brought is no image, or a harmful one
-	CodeChecksumMismatch    Code = "checksum-mismatch"   // what was brought is not what was said
-	CodeTooLarge            Code = "image-too-large"     // beyond what is configured
-	CodeFetchFailed         Code = "fetch-failed"        // an image could not be downloaded
+	CodeQEMUUnavailable     Code = "qemu-unavailable"    // not installed or not usable
+	CodeQEMUUnresponsive    Code = "qemu-unresponsive"   // running, but does not answer on its monitor
+	CodeOperationFailed     Code = "operation-failed"    // QEMU or one of its tools failed
+	CodeAddressesExhausted  Code = "addresses-exhausted" // no address of the network is free
+	CodeNetworkUnavailable  Code = "network-unavailable" // the host does not support or has lost the network
+	CodeAgentUnavailable    Code = "agent-unavailable"   // the guest agent does not answer
+	CodeGuestRefused        Code = "guest-refused"       // the guest refused or failed
+	CodeUnsafeImage         Code = "unsafe-image"        // not a valid image, or a harmful one
+	CodeChecksumMismatch    Code = "checksum-mismatch"   // the transferred bytes do not have the given checksum
+	CodeTooLarge            Code = "image-too-large"     // above the configured limit
+	CodeFetchFailed         Code = "fetch-failed"        // the download failed
 	CodeUnavailable         Code = "unavailable"
 	CodeRepeated            Code = "idempotency-mismatch" // the Idempotency-Key was used for another request
 	CodeInternal            Code = "internal"
 )
 
+// classes maps each code to its class.
 var classes = map[Code]error{
 	CodeInvalid:             ErrInvalid,
 	CodeNotFound:            ErrNotFound,
@@ -82,23 +83,24 @@ var classes = map[Code]error{
 	CodeRepeated:            ErrState,
 }
 
-// A Fault is an error with what a client is told about it. Its class, one of
-// the six above, follows from its code.
+// A Fault is an error together with the texts that a client reads. Its class follows from its
+// code.
 type Fault struct {
 	Code        Code
-	Detail      string // names the thing and the values, for a person
-	Hint        string // what to do next, where there is something
-	OperationID string // of the operation in the way, or of the one that failed
+	Detail      string // names the resource and the values
+	Hint        string // how to solve the problem; may be empty
+	OperationID string // the conflicting or the failed operation; may be empty
 	Fields      []FieldFault
-	Err         error // the cause, for the log; may be nil
+	Err         error // the cause; may be nil
 }
 
-// A FieldFault is what is wrong with one field of a request.
+// A FieldFault is a problem of one field of a request.
 type FieldFault struct {
 	Field  string // a JSON pointer into the body, or the name of a parameter
 	Detail string
 }
 
+// Error returns the detail, followed by the cause if there is one.
 func (f *Fault) Error() string {
 	if f.Err != nil {
 		return fmt.Sprintf("%s: %v", f.Detail, f.Err)
@@ -106,35 +108,40 @@ func (f *Fault) Error() string {
 	return f.Detail
 }
 
-// Unwrap returns the cause.
+// Unwrap returns the cause, or nil.
 func (f *Fault) Unwrap() error { return f.Err }
 
 // Is reports whether target is the class of f's code.
 func (f *Fault) Is(target error) bool { return target != nil && classes[f.Code] == target }
 
-// InvalidField returns the fault of one bad field of a request.
+// InvalidField returns a [Fault] of code [CodeInvalid] for one field of a request.
 func InvalidField(field, format string, args ...any) *Fault {
 	detail := fmt.Sprintf(format, args...)
-	return &Fault{Code: CodeInvalid, Detail: field + ": " + detail, Fields: []FieldFault{{Field: field, Detail: detail}}}
+	return &Fault{
+		Code:   CodeInvalid,
+		Detail: field + ": " + detail,
+		Fields: []FieldFault{{Field: field, Detail: detail}},
+	}
 }
 
-// NotFound returns the fault of a thing that is not there, such as a "vm" or a
-// "template".
+// NotFound returns a [Fault] of code [CodeNotFound] for a missing resource, for example of the
+// kind "VM" or "template".
 func NotFound(kind, id string) *Fault {
-	return &Fault{Code: CodeNotFound, Detail: fmt.Sprintf("%s %q not found", kind, id)}
+	return &Fault{Code: CodeNotFound, Detail: fmt.Sprintf("%s %s not found", kind, id)}
 }
 
-// maxDetail is how many bytes are recorded of what ended an operation. QEMU and
-// the tools that say it may say any amount.
+// maxDetail is the maximum size in bytes of the recorded detail of a failed operation. The
+// output of QEMU and its tools, which a detail may contain, has no limit.
 const maxDetail = 4 << 10
 
-// ProblemOf returns what is to be recorded of an error that ended an operation.
-// An error of no class is a defect: its text stays in the log.
+// ProblemOf returns the [Problem] to record for an operation that ended with err, nil if err is
+// nil. An error without a class is a defect: its text is not recorded, only logged. A detail
+// longer than 4 KiB is truncated.
 func ProblemOf(err error) *Problem {
 	p := problemOf(err)
 	if p != nil && len(p.Detail) > maxDetail {
-		const cut = "…"
-		p.Detail = strings.ToValidUTF8(p.Detail[:maxDetail-len(cut)], "") + cut
+		const ellipsis = "…"
+		p.Detail = strings.ToValidUTF8(p.Detail[:maxDetail-len(ellipsis)], "") + ellipsis
 	}
 	return p
 }
@@ -147,11 +154,18 @@ func problemOf(err error) *Problem {
 	if errors.As(err, &f) {
 		return &Problem{Code: f.Code, Detail: f.Error(), Hint: f.Hint}
 	}
-	for code, class := range map[Code]error{CodeNotFound: ErrNotFound, CodeExists: ErrExists, CodeBusy: ErrBusy,
-		CodeState: ErrState, CodeInvalid: ErrInvalid, CodeUnavailable: ErrUnavailable} {
+	general := map[Code]error{
+		CodeNotFound:    ErrNotFound,
+		CodeExists:      ErrExists,
+		CodeBusy:        ErrBusy,
+		CodeState:       ErrState,
+		CodeInvalid:     ErrInvalid,
+		CodeUnavailable: ErrUnavailable,
+	}
+	for code, class := range general {
 		if errors.Is(err, class) {
 			return &Problem{Code: code, Detail: err.Error()}
 		}
 	}
-	return &Problem{Code: CodeInternal, Detail: "an internal error ended the operation; the log has it under the operation's id"}
+	return &Problem{Code: CodeInternal, Detail: "internal error: see the log entries with the id of this operation"}
 }

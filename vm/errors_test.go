@@ -10,17 +10,23 @@ import (
 	"vmand/vm"
 )
 
-func TestWhatIsRecordedOfAnErrorIsBounded(t *testing.T) {
-	for name, err := range map[string]error{
-		"a fault":               &vm.Fault{Code: vm.CodeOperationFailed, Detail: "QEMU refused", Err: errors.New(strings.Repeat("ä", 1<<20))},
+func TestProblemDetailIsBounded(t *testing.T) {
+	long := map[string]error{
+		"a fault": &vm.Fault{
+			Code:   vm.CodeOperationFailed,
+			Detail: "QEMU refused",
+			Err:    errors.New(strings.Repeat("ä", 1<<20)),
+		},
 		"an error with a class": fmt.Errorf("%w: %s", vm.ErrUnavailable, strings.Repeat("x", 5<<10)),
-	} {
-		p := vm.ProblemOf(err)
-		if len(p.Detail) > 4<<10 || len(p.Detail) < 4000 || !utf8.ValidString(p.Detail) || !strings.HasSuffix(p.Detail, "…") {
-			t.Errorf("%s: %d bytes, the last are %q", name, len(p.Detail), p.Detail[len(p.Detail)-10:])
+	}
+	for name, err := range long {
+		d := vm.ProblemOf(err).Detail
+		if len(d) > 4<<10 || len(d) < 4000 || !utf8.ValidString(d) || !strings.HasSuffix(d, "…") {
+			t.Errorf("%s: the detail has %d bytes and ends with %q; want valid UTF-8 of 4,000 to 4,096 bytes",
+				name, len(d), d[len(d)-10:])
 		}
 	}
 	if p := vm.ProblemOf(&vm.Fault{Code: vm.CodeBusy, Detail: "short"}); p.Detail != "short" {
-		t.Errorf("a short one is %q", p.Detail)
+		t.Errorf("short detail is %q", p.Detail)
 	}
 }

@@ -5,10 +5,10 @@ import (
 	"slices"
 )
 
-// MaxForwards is how many port forwards a VM can have.
+// MaxForwards is the maximum number of port forwards of a VM.
 const MaxForwards = 64
 
-// A Protocol is what a port number belongs to.
+// A Protocol is the transport protocol of a port.
 type Protocol string
 
 // The protocols of port forwards.
@@ -17,22 +17,25 @@ const (
 	UDP Protocol = "udp"
 )
 
-// A PortForward leads what arrives on a port of the host to a port of a guest.
+// A PortForward redirects connections or datagrams from a port of the host to a port of a
+// guest.
 type PortForward struct {
-	ID          string // "pf-" and a random word, unique
-	Slot        int    // of the NIC it goes to
+	ID          string // "pf-" and a random suffix, unique
+	Slot        int    // of the NIC that receives the traffic
 	Protocol    Protocol
-	HostAddress netip.Addr // IPv4; 0.0.0.0 for every address of the host
+	HostAddress netip.Addr // IPv4; 0.0.0.0 for all addresses of the host
 	HostPort    int
 	GuestPort   int
 }
 
+// Check returns a [Fault] of code [CodeInvalid] if a field of f is invalid. It does not check
+// whether the port is free.
 func (f PortForward) Check() error {
 	if f.Protocol != TCP && f.Protocol != UDP {
 		return InvalidField("/protocol", "must be tcp or udp")
 	}
 	if a := f.HostAddress; !a.Is4() || a.IsMulticast() {
-		return InvalidField("/host_address", "must be an IPv4 address of the host, or 0.0.0.0 for all of them")
+		return InvalidField("/host_address", "must be an IPv4 address of the host, or 0.0.0.0 for all of its addresses")
 	}
 	if f.HostPort < 1 || f.HostPort > 65535 {
 		return InvalidField("/host_port", "must be 1 to 65535")
@@ -43,7 +46,7 @@ func (f PortForward) Check() error {
 	return nil
 }
 
-// ForwardsTo returns those of all forwards that go to the NIC in a slot.
+// ForwardsTo returns the forwards in all that go to the NIC in the given slot.
 func ForwardsTo(all []PortForward, slot int) []PortForward {
 	return slices.DeleteFunc(slices.Clone(all), func(f PortForward) bool { return f.Slot != slot })
 }

@@ -9,24 +9,24 @@ import (
 	"unicode"
 )
 
-// AgentState says whether a guest agent answers.
+// AgentState is the state of the connection to a guest agent.
 type AgentState string
 
 // The states of a guest agent.
 const (
-	AgentAbsent    AgentState = "absent"    // the VM does not run, or nothing in the guest has ever opened the agent's port
-	AgentSilent    AgentState = "silent"    // it has answered or its port is open, and it does not answer now
-	AgentConnected AgentState = "connected" // it answers
+	AgentAbsent    AgentState = "absent"    // the VM is not running, or its guest never opened the port of the agent
+	AgentSilent    AgentState = "silent"    // the port is open or the agent answered before, but it does not answer now
+	AgentConnected AgentState = "connected" // the agent answers
 )
 
-// An Agent is what is known of a VM's guest agent.
+// An Agent describes the guest agent of a VM.
 type Agent struct {
 	State      AgentState
-	Version    string    // empty when unknown
-	LastSeenAt time.Time // of its last answer; zero for none
+	Version    string    // empty if unknown
+	LastSeenAt time.Time // time of the last answer; zero for none
 }
 
-// GuestInfo is what a guest says of itself. Nothing in it can be relied on.
+// GuestInfo is the information that a guest reports about itself. It is untrusted.
 type GuestInfo struct {
 	Hostname    string
 	OS          GuestOS
@@ -34,7 +34,7 @@ type GuestInfo struct {
 	Filesystems []GuestFilesystem
 }
 
-// A GuestOS names an operating system, as its /etc/os-release does.
+// A GuestOS identifies an operating system with the values of its /etc/os-release.
 type GuestOS struct {
 	ID, Name, Version, Kernel, Machine string
 }
@@ -49,18 +49,18 @@ type GuestInterface struct {
 // A GuestFilesystem is a mounted file system of a guest.
 type GuestFilesystem struct {
 	MountPoint, Type      string
-	UsedBytes, TotalBytes int64    // 0 when unknown
-	Disks                 []string // the serials of the disks it is on
+	UsedBytes, TotalBytes int64    // 0 if unknown
+	Disks                 []string // the serial numbers of its disks
 }
 
-// maxGuestTimeout is how long a program in a guest can be waited for.
+// maxGuestTimeout is the maximum of [GuestCommand].Timeout.
 const maxGuestTimeout = 5 * time.Minute
 
-// Limits of what goes through a guest agent.
+// Limits of a transfer through a guest agent.
 const (
-	MaxGuestOutput = 16 << 20 // bytes of stdout and of stderr, as the agent itself has it
-	MaxGuestStdin  = 1 << 20
-	MaxGuestFile   = 64 << 20
+	MaxGuestOutput = 16 << 20 // bytes of stdout and of stderr each; the limit of the agent itself
+	MaxGuestStdin  = 1 << 20  // bytes
+	MaxGuestFile   = 64 << 20 // bytes
 )
 
 // A GuestCommand is a program to run in a guest.
@@ -69,21 +69,21 @@ type GuestCommand struct {
 	Args    []string
 	Env     []string // NAME=value
 	Stdin   []byte
-	Timeout time.Duration // for it to end; it is then reported as still running
+	Timeout time.Duration // time to wait for the end; the program may run longer
 }
 
-// Check finds what no guest could be asked for.
+// Check returns a [Fault] of code [CodeInvalid] if a field of c is invalid.
 func (c *GuestCommand) Check() error {
 	if c.Path == "" {
 		return InvalidField("/command/0", "must not be empty")
 	}
 	for _, v := range c.Env {
 		if name, _, ok := strings.Cut(v, "="); !ok || name == "" || strings.ContainsFunc(name, unicode.IsControl) {
-			return InvalidField("/env", "has a name that is empty or has a '=' or a control character in it")
+			return InvalidField("/env", "each entry must be NAME=value, with a name that has no control characters")
 		}
 	}
 	if len(c.Stdin) > MaxGuestStdin {
-		return InvalidField("/stdin", "must have at most %d bytes", MaxGuestStdin)
+		return InvalidField("/stdin", "must be at most %d bytes", MaxGuestStdin)
 	}
 	if c.Timeout <= 0 || c.Timeout > maxGuestTimeout {
 		return InvalidField("/timeout_seconds", "must be 1 to %d", int(maxGuestTimeout/time.Second))
@@ -91,52 +91,58 @@ func (c *GuestCommand) Check() error {
 	return nil
 }
 
-// A GuestResult is how a program in a guest ended.
+// A GuestResult is the result of a [GuestCommand].
 type GuestResult struct {
-	Exited         bool // false: it still runs
+	Exited         bool // false: the program still runs
 	ExitCode       int
-	Signal         int // that ended it, 0 for none
+	Signal         int // the signal that ended the program, 0 for none
 	Stdout, Stderr []byte
-	Truncated      bool // the agent, or vmand, has kept only a part of the output
+	Truncated      bool // the agent or vmand dropped a part of the output
 }
 
-// Guests talks to the agents in guests. Every method has an end, whatever the
-// guest does, and none needs a lock: a guest that lies, floods or is silent harms
-// nobody. Each fails with a [Fault] of code [CodeAgentUnavailable] when no agent
-// answers, and of code [CodeGuestRefused] with the agent's words when it says no.
+// Guests talks to the agents in guests. A guest may lie, flood its answers or not answer: every
+// method returns before its context ends, and none takes a lock of the manager. Methods other
+// than Agent fail with [CodeAgentUnavailable] if no agent answers, and with [CodeGuestRefused]
+// and the message of the agent if it reports an error. All are safe for concurrent use.
 type Guests interface {
-	// Agent says what is known, without asking.
+	// Agent returns the recorded state of the agent. It does not block.
 	Agent(id string) Agent
+	// GuestInfo asks the guest for its host name, interfaces and file systems.
 	GuestInfo(ctx context.Context, id string) (GuestInfo, error)
+	// Exec runs a program and blocks until it ends or its timeout has passed.
 	Exec(ctx context.Context, id string, c GuestCommand) (GuestResult, error)
-	// ReadFile copies a guest's file to w, at most limit bytes: a larger one fails
-	// with [CodeInvalid] after limit bytes. WriteFile makes a guest's file of r.
+	// ReadFile copies at most limit bytes of a file of the guest to w. A larger file fails with
+	// [CodeInvalid] after limit bytes.
 	ReadFile(ctx context.Context, id, path string, w io.Writer, limit int64) error
+	// WriteFile creates or replaces a file of the guest with the content of r.
 	WriteFile(ctx context.Context, id, path string, r io.Reader) error
+	// SetPassword sets the password of a user of the guest.
 	SetPassword(ctx context.Context, id, user, password string) error
-	// Trim has the guest give back what its file systems do not use.
+	// Trim discards the unused blocks of all file systems of the guest.
 	Trim(ctx context.Context, id string) error
-	// Freeze makes the guest's file systems consistent and holds their writes, and
-	// returns how many; Thaw lets them go again. A freeze ends by itself when the
-	// connection to the agent breaks.
+	// Freeze flushes the file systems of the guest, blocks writes to them and returns their
+	// number. The freeze ends with Thaw, after a time limit of the driver, or when the
+	// connection to the agent breaks. It fails with [CodeBusy] while a freeze is in effect.
 	Freeze(ctx context.Context, id string) (int, error)
+	// Thaw ends a freeze.
 	Thaw(ctx context.Context, id string) error
 }
 
-// maxGuestWords is how many characters of what a guest says are told.
-const maxGuestWords = 500
+// maxGuestText is the maximum number of characters that Printable returns.
+const maxGuestText = 500
 
-// Printable returns what a guest says as one line of at most maxGuestWords
-// characters that all show.
+// Printable returns s, a text from a guest, as one line of at most 500 printable characters.
+// Other characters become spaces.
 func Printable(s string) string {
-	s = strings.Join(strings.Fields(strings.Map(func(r rune) rune {
+	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r
 		}
 		return ' '
-	}, s)), " ")
-	if all := []rune(s); len(all) > maxGuestWords {
-		s = string(all[:maxGuestWords-1]) + "…"
+	}, s)
+	s = strings.Join(strings.Fields(s), " ")
+	if runes := []rune(s); len(runes) > maxGuestText {
+		s = string(runes[:maxGuestText-1]) + "…"
 	}
 	return s
 }

@@ -5,82 +5,84 @@ import (
 	"net/netip"
 )
 
-// HostNetwork is the host's side of the networks. Each method has an end: it returns
-// when ctx is done at the latest. All may be called at any time by any
-// goroutine; the package manager never calls two that change the same VM at once.
+// HostNetwork implements networks on the host. Every method blocks at most until its context
+// ends and is safe for concurrent use. Package manager never calls two methods that change the
+// same VM at once.
 type HostNetwork interface {
-	// Check reports why this host cannot have networks of a mode, as a [Fault] of
-	// code [CodeNetworkUnavailable] that says what to do; nil if it can.
+	// Check returns nil if the host supports networks of the given mode, and a [Fault] of code
+	// [CodeNetworkUnavailable] with a hint otherwise.
 	Check(mode NetworkMode) error
-	// FreeSubnet returns wish, unless the host has a route to a part of it or it
-	// overlaps one of taken: then the next /24 of the private addresses (RFC 1918)
-	// that is free, and why, in words.
-	FreeSubnet(ctx context.Context, wish netip.Prefix, taken []netip.Prefix) (free netip.Prefix, why string, err error)
-	// Admit reports whether n, which is not there yet, could be made: the bridge
-	// exists with mode bridge, and nothing of its name otherwise; no route of the
-	// host leads into its subnet.
+	// FreeSubnet returns preferred if no route of the host leads into it and it overlaps no
+	// subnet in taken. Otherwise it returns the next free /24 of the private addresses (RFC
+	// 1918) and a text that says why preferred is not free.
+	FreeSubnet(ctx context.Context, preferred netip.Prefix, taken []netip.Prefix) (free netip.Prefix, why string, err error)
+	// Admit returns nil if n, which does not exist yet, can be created: its bridge exists with
+	// mode bridge, no interface has its name with another mode, and no route of the host leads
+	// into its subnet.
 	Admit(ctx context.Context, n Network) error
-	// Up makes n, or what is missing or wrong of it, and serves it (DHCP, DNS,
-	// router advertisements) as n says now. Down removes all of it; it succeeds if
-	// there is nothing.
+	// Up creates n or repairs what is missing or different, and serves DHCP, DNS and router
+	// advertisements by the settings of n. It is idempotent.
 	Up(ctx context.Context, n Network) error
+	// Down removes everything that Up created. It is idempotent.
 	Down(ctx context.Context, n Network) error
 
-	// Connect makes the host's side of the given ones of v's NICs, for a QEMU that
-	// is about to get them, and lets pass what v may send and get. Whoever called
-	// it closes the ports when QEMU has them: what nobody has open vanishes.
+	// Connect creates the ports of the given NICs of v for a QEMU process that is about to
+	// use them, and the firewall rules of v. networks holds the networks of the NICs by name.
+	// The caller must close the ports after QEMU has them: a tap that no process has open
+	// vanishes.
 	Connect(ctx context.Context, v VM, nics []NIC, networks map[string]Network) ([]Port, error)
-	// Update lets pass, of a VM that has a process, what its NICs and forwards now
-	// say: addresses, rates, port forwards. Those of a user-mode NIC are QEMU's.
+	// Update applies the addresses, rates and port forwards of v, which has a process, to the
+	// host. The forwards of a NIC on a network of mode user are not applied here: QEMU has
+	// them.
 	Update(ctx context.Context, v VM, networks map[string]Network) error
-	// Disconnect removes what Connect and Update made for a VM; it succeeds if
-	// there is nothing.
+	// Disconnect removes everything that Connect and Update created for a VM. It is idempotent.
 	Disconnect(ctx context.Context, id string) error
 
-	// CheckHostPort reports whether a forward could listen: [CodeInUse] if a
-	// program of the host does, invalid if the host has no such address.
+	// CheckHostPort returns nil if f can listen on its host port. It fails with [CodeInUse] if
+	// a program of the host uses the port, and with [CodeInvalid] if the host does not have the
+	// address.
 	CheckHostPort(ctx context.Context, f PortForward) error
-	// Probe reports whether something answers on a TCP port of a guest: nil if it
-	// does. It fails with a [Fault] of code [CodeInvalid] if the port cannot be
-	// reached from the host, whatever the guest does.
+	// Probe returns nil if a TCP port of the guest of v accepts a connection. It fails with
+	// [CodeInvalid] if the host can never reach the port.
 	Probe(ctx context.Context, v VM, port int) error
 
-	// Reconcile compares the host with what is wanted. With repair it makes the
-	// host so; without, it changes nothing.
+	// Reconcile compares the host with w. If repair is true it also repairs the differences.
 	Reconcile(ctx context.Context, w Wanted, repair bool) (NetworkSurvey, error)
-	// Status looks at one network.
+	// Status returns the state of n on the host. What cannot be observed is left empty.
 	Status(ctx context.Context, n Network) NetworkStatus
 }
 
-// Wanted is all that is to be there of networks.
+// Wanted is the recorded state that the networks of the host must match.
 type Wanted struct {
 	Networks []Network
-	VMs      []VM // those that have a process
+	VMs      []VM // the VMs that have a process
 }
 
-// A NetworkSurvey is what a look at all networks has found.
+// A NetworkSurvey is the result of [HostNetwork.Reconcile].
 type NetworkSurvey struct {
 	Drift   []Drift
-	Learned map[string][]LearnedAddress // by VM id: addresses that nobody gave out, as seen by the host
+	Learned map[string][]LearnedAddress // by VM id: addresses that the host observed and vmand did not assign
 }
 
-// A Drift is something on the host that is not as it is wanted.
+// A Drift is a difference between the records and the host.
 type Drift struct {
 	Resource Resource // a network or a VM
 	Details  string
 	Repaired bool
-	Err      error // why it could not be repaired
+	Err      error // why the repair failed; nil otherwise
 }
 
-// A NetworkStatus is how a network is on the host.
+// A NetworkStatus is the state of a network on the host.
 type NetworkStatus struct {
-	Interfaces []string         // on the host: the bridge first, then the VMs' taps
-	Leases     map[string]Lease // by MAC: what DHCP has confirmed since the daemon started; with Acked and Expires only
-	Problems   []NetworkProblem
+	Interfaces []string // on the host: the bridge first, then the taps of the VMs
+	// Leases holds, by MAC, the leases that DHCP acknowledged since the start of the daemon.
+	// Only Acked and Expires are set.
+	Leases   map[string]Lease
+	Problems []NetworkProblem
 }
 
-// A NetworkProblem is something on the host that is in a network's way.
+// A NetworkProblem is a state of the host that prevents a network from working.
 type NetworkProblem struct {
 	Detail string
-	Fix    string // what to do, a command where there is one
+	Fix    string // the solution, as a command if possible
 }

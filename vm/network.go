@@ -6,85 +6,90 @@ import (
 	"time"
 )
 
-// DefaultNetwork is the name of the network that a VM is on when nothing else is
-// asked for. It is made at the daemon's first start.
+// DefaultNetwork is the name of the network of a NIC if the request names none. It is created
+// at the first start of the daemon.
 const DefaultNetwork = "vman0"
 
-// MaxNetworkName is IFNAMSIZ of Linux, less its final zero byte.
+// MaxNetworkName is the maximum length of a network name: IFNAMSIZ of Linux without the
+// terminating zero byte, since the name is also the name of the bridge.
 const MaxNetworkName = 15
 
-// userGuestHost is the last octet that QEMU's user-mode network gives its guest.
+// userGuestHost is the host number in the subnet that QEMU's user-mode network gives its guest.
 const userGuestHost = 15
 
-// Limits of what a network can be told.
+// Limits of the settings of a network.
 const (
-	minMTU     = 576 // what every IPv4 host takes (RFC 791)
-	minMTUIPv6 = 1280
-	maxMTU     = 9216
+	minMTU     = 576  // bytes: every IPv4 host accepts it (RFC 791)
+	minMTUIPv6 = 1280 // bytes (RFC 8200)
+	maxMTU     = 9216 // bytes
 	maxServers = 8
 	maxRoutes  = 32
-	maxDomain  = 200 // characters, which leaves room for a VM's name
+	maxDomain  = 200 // characters; leaves room for the id of a VM
 	minSubnet  = 16  // bits of the prefix
 	maxSubnet  = 29
+	maxUser    = 27 // bits of the prefix with mode user: the guest has address 15 of the subnet
 )
 
-// NetworkMode says what a virtual network is connected to.
+// NetworkMode determines how a virtual network is connected.
 type NetworkMode string
 
 // The modes of networks.
 const (
-	// NetworkNAT is a bridge of its own whose guests reach out through the
-	// host's addresses; nobody reaches in but by a port forward.
+	// NetworkNAT has its own bridge. Guests reach other networks through the addresses of the
+	// host; connections to guests need a port forward.
 	NetworkNAT NetworkMode = "nat"
-	// NetworkIsolated is a bridge of its own whose guests reach one another and
-	// the host.
+	// NetworkIsolated has its own bridge. Guests reach one another and the host only.
 	NetworkIsolated NetworkMode = "isolated"
-	// NetworkBridge is a bridge that the host already has: guests are on the
-	// network the bridge is on, which gives them their addresses.
+	// NetworkBridge uses an existing bridge of the host. The network behind the bridge gives
+	// guests their addresses.
 	NetworkBridge NetworkMode = "bridge"
-	// NetworkUser needs no privilege: each guest reaches out through sockets of
-	// a process of its own; nobody reaches in but by a port forward.
+	// NetworkUser needs no privileges. Each guest reaches other networks through sockets of
+	// its own host process; connections to guests need a port forward.
 	NetworkUser NetworkMode = "user"
 )
 
-// Managed reports whether vmand gives the guests of such a network their
-// addresses, each another one.
+// Managed reports whether vmand assigns the addresses of guests on networks of mode m, a
+// different one to each.
 func (m NetworkMode) Managed() bool { return m == NetworkNAT || m == NetworkIsolated }
 
-// A Network is a network that NICs of VMs are on.
+// A Network is the record of a virtual network. DNS, NTP and Routes are announced to guests by
+// DHCP.
 type Network struct {
-	Seq        int64  // order of creation, unique; set by the store
-	Name       string // a DNS label of at most 15 characters, unique: it names the bridge too
-	Mode       NetworkMode
-	Bridge     string       // the interface on the host: Name, or with mode bridge one that exists; empty with mode user
-	Subnet     netip.Prefix // IPv4, masked; zero with mode bridge
-	Gateway    netip.Addr   // the host's address in Subnet; zero with mode bridge
-	IPv6       netip.Prefix // a /64, masked; zero for no IPv6; of modes nat and isolated only
-	DNS        []netip.Addr // servers that guests are told of; none: the gateway, which answers for Domain and forwards the rest
-	NTP        []netip.Addr // servers that guests are told of
-	Routes     []Route      // that guests are told of, besides the one to the gateway
-	Domain     string       // guests are called <id>.<Domain>; empty with mode bridge
+	Seq  int64  // order of creation, unique; set by the store
+	Name string // a DNS label of at most [MaxNetworkName] characters, unique
+	Mode NetworkMode
+	// Bridge is the bridge on the host: Name, or an existing bridge with mode bridge. It is
+	// empty with mode user.
+	Bridge  string
+	Subnet  netip.Prefix // IPv4, masked; zero with mode bridge
+	Gateway netip.Addr   // the address of the host in Subnet; zero with mode bridge
+	IPv6    netip.Prefix // a /64, masked; zero without IPv6; modes nat and isolated only
+	// DNS are the name servers for guests. If it is empty, guests use the gateway, where vmand
+	// answers queries for Domain and forwards all others.
+	DNS        []netip.Addr
+	NTP        []netip.Addr // time servers for guests
+	Routes     []Route      // in addition to the default route
+	Domain     string       // the DNS name of a guest is <id>.<Domain>; empty with mode bridge
 	MTU        int          // bytes; 0: 1500
-	VLAN       int          // 802.1Q id that frames have outside the guests, 1 to 4094; 0: none; of mode bridge only
-	IsolateVMs bool         // guests do not reach one another
-	Restrict   bool         // of mode user: guests do not reach out, nor the host
+	VLAN       int          // 802.1Q tag of frames on the bridge, 1 to 4094; 0: none; mode bridge only
+	IsolateVMs bool         // guests cannot reach one another
+	Restrict   bool         // guests can reach neither other networks nor the host; mode user only
 	CreatedAt  time.Time
 	UpdatedAt  time.Time
-	Revision   int64 // goes up with every change; set by the store
+	Revision   int64 // increases with every change; set by the store
 }
 
-// A Route is a way that guests are told of (RFC 3442).
+// A Route is a static route that DHCP announces to guests (RFC 3442).
 type Route struct {
 	Destination netip.Prefix `json:"destination"` // IPv4
 	Gateway     netip.Addr   `json:"gateway"`
 }
 
-// Version returns the recorded version of the network.
+// Version returns the recorded version of n.
 func (n Network) Version() Version { return Version{n.Seq, n.Revision} }
 
-// DefaultGateway returns the gateway of a network that does not say another: the
-// first address of its subnet, or with mode user the second, where users of QEMU
-// know it.
+// DefaultGateway returns the gateway of n if the request gives none: the first address of its
+// subnet, or the second with mode user, as is usual with QEMU.
 func (n Network) DefaultGateway() netip.Addr {
 	first := n.Subnet.Masked().Addr().Next()
 	if n.Mode == NetworkUser {
@@ -93,7 +98,7 @@ func (n Network) DefaultGateway() netip.Addr {
 	return first
 }
 
-// GatewayIPv6 returns the host's address in n.IPv6, its first; zero without one.
+// GatewayIPv6 returns the address of the host in n.IPv6: the first one. It is zero without IPv6.
 func (n Network) GatewayIPv6() netip.Addr {
 	if !n.IPv6.IsValid() {
 		return netip.Addr{}
@@ -101,20 +106,20 @@ func (n Network) GatewayIPv6() netip.Addr {
 	return n.IPv6.Addr().Next()
 }
 
-// AddressIPv6 returns the IPv6 address of the NIC that has an IPv4 address of
-// n: the same distance from the start of the subnet. Zero without IPv6.
+// AddressIPv6 returns the IPv6 address of the NIC with the given IPv4 address: both have the
+// same offset in their subnets. It is zero without IPv6 or if ip is not in the subnet.
 func (n Network) AddressIPv6(ip netip.Addr) netip.Addr {
 	if !n.IPv6.IsValid() || !ip.Is4() || !n.Subnet.Contains(ip) {
 		return netip.Addr{}
 	}
 	a, first, v4 := n.IPv6.Addr().As16(), n.Subnet.Addr().As4(), ip.As4()
-	for i := range 4 { // the subnet is masked, so there is no borrow
+	for i := range 4 { // no borrow: the subnet is masked
 		a[12+i] = v4[i] - first[i]
 	}
 	return netip.AddrFrom16(a)
 }
 
-// UserGuest returns the address of the one guest of a user-mode network.
+// UserGuest returns the address of the guest on a network of mode user.
 func (n Network) UserGuest() netip.Addr {
 	a := n.Subnet.Addr()
 	for range userGuestHost {
@@ -123,21 +128,23 @@ func (n Network) UserGuest() netip.Addr {
 	return a
 }
 
-// HostRange returns the first and the last address that a host in n's IPv4 subnet can have.
+// HostRange returns the first and the last host address of the IPv4 subnet of n.
 func (n Network) HostRange() (first, last netip.Addr) {
 	return n.Subnet.Addr().Next(), lastAddr(n.Subnet).Prev()
 }
 
-// CanAssign reports whether a NIC on n can have the IPv4 address a: it is in the subnet
-// and not the gateway.
-func (n Network) CanAssign(a netip.Addr) bool { return isHostAddr(n.Subnet, a) && a != n.Gateway }
+// CanAssign reports whether a is a host address of the IPv4 subnet of n other than the gateway.
+func (n Network) CanAssign(a netip.Addr) bool {
+	return isHostAddr(n.Subnet, a) && a != n.Gateway
+}
 
-// isHostAddr reports whether a host in the IPv4 subnet s can have the address a.
+// isHostAddr reports whether a is a host address of the IPv4 subnet s: not its first address
+// and not its broadcast address.
 func isHostAddr(s netip.Prefix, a netip.Addr) bool {
 	return a.Is4() && s.Contains(a) && a != s.Addr() && a != lastAddr(s)
 }
 
-// lastAddr returns the last address of an IPv4 subnet, its broadcast address.
+// lastAddr returns the broadcast address of the IPv4 subnet s.
 func lastAddr(s netip.Prefix) netip.Addr {
 	a := s.Masked().Addr().As4()
 	for i := s.Bits(); i < 32; i++ {
@@ -146,17 +153,18 @@ func lastAddr(s netip.Prefix) netip.Addr {
 	return netip.AddrFrom4(a)
 }
 
-// CheckMode makes sure that n has only what its mode knows.
+// CheckMode returns a [Fault] of code [CodeInvalid] if the mode of n is unknown, or if n has a
+// setting that its mode does not support.
 func (n Network) CheckMode() error {
-	managed := n.Mode.Managed()
 	switch n.Mode {
 	case NetworkNAT, NetworkIsolated, NetworkBridge, NetworkUser:
 	default:
 		return InvalidField("/mode", "must be nat, isolated, bridge or user")
 	}
-	for _, f := range []struct {
-		field       string
-		given, fits bool
+	managed := n.Mode.Managed()
+	settings := []struct {
+		field            string
+		given, supported bool
 	}{
 		{"/bridge", n.Bridge != "" && n.Bridge != n.Name, n.Mode == NetworkBridge},
 		{"/subnet", n.Subnet.IsValid(), n.Mode != NetworkBridge},
@@ -169,9 +177,10 @@ func (n Network) CheckMode() error {
 		{"/vlan_id", n.VLAN != 0, n.Mode == NetworkBridge},
 		{"/isolate_vms", n.IsolateVMs, n.Mode != NetworkUser},
 		{"/restrict", n.Restrict, n.Mode == NetworkUser},
-	} {
-		if f.given && !f.fits {
-			return InvalidField(f.field, "a network of mode %s has none", n.Mode)
+	}
+	for _, s := range settings {
+		if s.given && !s.supported {
+			return InvalidField(s.field, "is not supported by networks of mode %s", n.Mode)
 		}
 	}
 	if n.Mode == NetworkBridge && n.Bridge == "" {
@@ -180,7 +189,8 @@ func (n Network) CheckMode() error {
 	return nil
 }
 
-// Check makes sure that n, complete, is a network that can be.
+// Check returns a [Fault] of code [CodeInvalid] if n is invalid regardless of other networks
+// and of the host. All defaults of n must be filled in.
 func (n Network) Check() error {
 	if err := n.CheckMode(); err != nil {
 		return err
@@ -199,29 +209,19 @@ func (n Network) Check() error {
 		return InvalidField("/vlan_id", "must be 1 to 4094, or 0 for none")
 	}
 	if n.Domain != "" && !validDomain(n.Domain) {
-		return InvalidField("/domain", "must be a DNS name in lower case of at most %d characters, such as vm.example.org", maxDomain)
+		return InvalidField("/domain", "must be a DNS name in lower case of at most %d characters, such as vm.example.org",
+			maxDomain)
 	}
-	for field, servers := range map[string][]netip.Addr{"/dns": n.DNS, "/ntp": n.NTP} {
-		if len(servers) > maxServers {
-			return InvalidField(field, "must be at most %d addresses", maxServers)
-		}
-		for _, a := range servers {
-			if !a.Is4() || a.IsUnspecified() || a.IsMulticast() {
-				return InvalidField(field, "%s is not the IPv4 address of a server", a)
-			}
-		}
+	if err := checkServers("/dns", n.DNS); err != nil {
+		return err
 	}
-	if len(n.Routes) > maxRoutes {
-		return InvalidField("/routes", "must be at most %d", maxRoutes)
+	if err := checkServers("/ntp", n.NTP); err != nil {
+		return err
 	}
-	for _, r := range n.Routes {
-		if !r.Destination.IsValid() || !r.Destination.Addr().Is4() || r.Destination != r.Destination.Masked() || !n.Subnet.Contains(r.Gateway) {
-			return InvalidField("/routes", "%s by %s: must be an IPv4 subnet by an address of the network", r.Destination, r.Gateway)
-		}
-	}
-	return nil
+	return n.checkRoutes()
 }
 
+// checkAddresses checks the subnets and the gateway of n.
 func (n Network) checkAddresses() error {
 	if n.Mode == NetworkBridge {
 		return nil
@@ -232,22 +232,61 @@ func (n Network) checkAddresses() error {
 		return InvalidField("/subnet", "%s is not an IPv4 subnet such as 192.168.100.0/24", s)
 	case s.Bits() < minSubnet || s.Bits() > maxSubnet:
 		return InvalidField("/subnet", "must be a /%d to a /%d", minSubnet, maxSubnet)
-	case s.Addr().IsMulticast() || s.Addr().IsLoopback() || s.Addr().IsLinkLocalUnicast() || s.Addr().IsUnspecified() || s.Addr().As4()[0] >= 240:
-		return InvalidField("/subnet", "%s is of a range that hosts cannot have", s)
-	case n.Mode == NetworkUser && s.Bits() > 27:
-		return InvalidField("/subnet", "must be at most a /27 with mode user, whose guest is the 15th")
+	case !isHostRange(s.Addr()) || s.Addr().As4()[0] >= 240:
+		return InvalidField("/subnet", "%s is in a range that is not for hosts", s)
+	case n.Mode == NetworkUser && s.Bits() > maxUser:
+		return InvalidField("/subnet", "must be a /%d to a /%d with mode user: its guest has address %d of the subnet",
+			minSubnet, maxUser, userGuestHost)
 	case !isHostAddr(s, n.Gateway):
-		return InvalidField("/gateway", "%s is not an address that a host in %s can have", n.Gateway, s)
+		return InvalidField("/gateway", "%s is not a host address in %s", n.Gateway, s)
 	case n.Mode == NetworkUser && n.Gateway == n.UserGuest():
-		return InvalidField("/gateway", "%s is the guest's", n.Gateway)
+		return InvalidField("/gateway", "%s is the address of the guest", n.Gateway)
 	}
-	if six := n.IPv6; six.IsValid() && (!six.Addr().Is6() || six.Addr().Is4In6() || six.Bits() != 64 || six != six.Masked() ||
-		six.Addr().IsMulticast() || six.Addr().IsLinkLocalUnicast() || six.Addr().IsLoopback() || six.Addr().IsUnspecified()) {
+	six := n.IPv6
+	if !six.IsValid() {
+		return nil
+	}
+	if !six.Addr().Is6() || six.Addr().Is4In6() || six.Bits() != 64 || six != six.Masked() || !isHostRange(six.Addr()) {
 		return InvalidField("/ipv6_subnet", "%s is not a /64 such as fd00:1:2:3::/64", six)
 	}
 	return nil
 }
 
+// isHostRange reports whether the first address of a subnet is in a range for hosts: not
+// multicast, loopback, link-local or unspecified.
+func isHostRange(a netip.Addr) bool {
+	return !a.IsMulticast() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsUnspecified()
+}
+
+// checkServers checks a list of servers that DHCP announces.
+func checkServers(field string, servers []netip.Addr) error {
+	if len(servers) > maxServers {
+		return InvalidField(field, "must have at most %d entries", maxServers)
+	}
+	for _, a := range servers {
+		if !a.Is4() || a.IsUnspecified() || a.IsMulticast() {
+			return InvalidField(field, "%s is not the IPv4 address of a server", a)
+		}
+	}
+	return nil
+}
+
+// checkRoutes checks the static routes of n.
+func (n Network) checkRoutes() error {
+	if len(n.Routes) > maxRoutes {
+		return InvalidField("/routes", "must have at most %d entries", maxRoutes)
+	}
+	for _, r := range n.Routes {
+		d := r.Destination
+		if !d.IsValid() || !d.Addr().Is4() || d != d.Masked() || !n.Subnet.Contains(r.Gateway) {
+			return InvalidField("/routes", "%s via %s: must be an IPv4 subnet via an address in the subnet of the network",
+				d, r.Gateway)
+		}
+	}
+	return nil
+}
+
+// validDomain reports whether s is a DNS name in lower case of at most maxDomain characters.
 func validDomain(s string) bool {
 	if len(s) > maxDomain {
 		return false
@@ -260,24 +299,26 @@ func validDomain(s string) bool {
 	return true
 }
 
-// NetworkEdits are what can be changed of a network; nil leaves a thing as it is.
+// NetworkEdits are the settings of a network that can change. A nil field keeps the recorded
+// value.
 type NetworkEdits struct {
-	// Subnet, Gateway and IPv6 can change only while no VM is on the network. With
-	// another Subnet and no Gateway, the gateway is its first address. A zero IPv6
-	// takes IPv6 away.
+	// Subnet, Gateway and IPv6 can change only while no NIC is on the network. A new Subnet
+	// without a Gateway sets the gateway to [Network.DefaultGateway]. A zero IPv6 removes the
+	// IPv6 subnet.
 	Subnet               *netip.Prefix
 	Gateway              *netip.Addr
 	IPv6                 *netip.Prefix
 	DNS, NTP             *[]netip.Addr
 	Routes               *[]Route
 	Domain               *string
-	MTU, VLAN            *int // of VMs that run: at their next start
+	MTU, VLAN            *int // running VMs apply them at their next start
 	IsolateVMs, Restrict *bool
 }
 
-// Apply changes n, and reports whether that needs the network to be unused.
-func (e NetworkEdits) Apply(n *Network) (addresses bool) {
-	was := *n
+// Apply copies the fields of e to n without checking them; see [Network.Check]. It reports
+// whether Subnet, Gateway or IPv6 changed, which requires that no NIC is on n.
+func (e NetworkEdits) Apply(n *Network) (addressesChanged bool) {
+	old := *n
 	if e.Subnet != nil && *e.Subnet != n.Subnet {
 		n.Subnet = *e.Subnet
 		if e.Gateway == nil && n.Subnet.IsValid() {
@@ -294,27 +335,27 @@ func (e NetworkEdits) Apply(n *Network) (addresses bool) {
 	set(&n.VLAN, e.VLAN)
 	set(&n.IsolateVMs, e.IsolateVMs)
 	set(&n.Restrict, e.Restrict)
-	return n.Subnet != was.Subnet || n.Gateway != was.Gateway || n.IPv6 != was.IPv6
+	return n.Subnet != old.Subnet || n.Gateway != old.Gateway || n.IPv6 != old.IPv6
 }
 
-// A Lease says who has an address on a network.
+// A Lease maps a NIC to its addresses on a network.
 type Lease struct {
 	Network  string
 	VMID     string
 	Slot     int
 	MAC      string
 	IP       netip.Addr // zero with modes bridge and user
-	IPv6     netip.Addr // zero without one
-	Hostname string     // that DHCP gives and DNS knows; the VM's id
-	Acked    time.Time  // when DHCP last confirmed it; zero if it has not
-	Expires  time.Time  // zero if DHCP has not confirmed it
+	IPv6     netip.Addr // zero without IPv6
+	Hostname string     // the name in DHCP and DNS: the id of the VM
+	Acked    time.Time  // time of the last DHCP acknowledgement; zero for none
+	Expires  time.Time  // end of the DHCP lease; zero without an acknowledgement
 }
 
-// A NetworkReport is a network as it is recorded and as it is on the host.
+// A NetworkReport combines the record of a network with its state on the host.
 type NetworkReport struct {
 	Network Network
 	Leases  []Lease // in order of their addresses
-	Free    int     // addresses that are not taken; -1 if vmand does not give them out
+	Free    int     // number of free addresses; -1 if vmand does not assign the addresses
 	Status  NetworkStatus
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// numberedUUID returns the n-th of a fixed sequence of UUIDs.
+// numberedUUID returns UUID n of a fixed sequence.
 func numberedUUID(n int) string {
 	var seed [8]byte
 	binary.BigEndian.PutUint64(seed[:], uint64(n))
@@ -17,11 +17,10 @@ func numberedUUID(n int) string {
 	return uuid.UUID(sum[:16]).String()
 }
 
-func TestAMACIsTheSameAsEver(t *testing.T) {
-	// A guest keeps its address over upgrades of the daemon only while the
-	// derivation never changes.
+// A guest keeps its MAC address across upgrades of the daemon only if MACOf never changes.
+func TestMACOfNeverChanges(t *testing.T) {
 	if got, want := MACOf("0b0e2c6e-4f0a-4a7e-9d6c-0d6d4c1f6a11", 0), "52:1c:dd:14:f2:ea"; got != want {
-		t.Errorf("MACOf = %s, want %s", got, want)
+		t.Errorf("MACOf = %s; want %s", got, want)
 	}
 }
 

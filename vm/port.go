@@ -5,33 +5,33 @@ import (
 	"os"
 )
 
-// PortKind says through what the frames of a NIC go.
+// PortKind is the kind of backend of a NIC.
 type PortKind string
 
 // The kinds of ports.
 const (
-	PortTap    PortKind = "tap"    // Files[0] is a tap
-	PortStream PortKind = "stream" // Files[0] is a connected stream socket, each frame after its length in 4 bytes
-	PortUser   PortKind = "user"   // QEMU's own user-mode network (libslirp)
+	PortTap    PortKind = "tap"    // Files[0] is a tap device
+	PortStream PortKind = "stream" // Files[0] is a connected stream socket; a 4-byte length precedes each frame
+	PortUser   PortKind = "user"   // the user-mode network inside QEMU (libslirp)
 )
 
-// A Port is what a NIC is connected to, as QEMU gets it.
+// A Port is a NIC with its backend on the host, as it is passed to QEMU.
 type Port struct {
 	NIC
 	Kind  PortKind
 	Files []*os.File
-	VHost *os.File // /dev/vhost-net, for a tap; nil for none
-	MTU   int      // 0: 1500
+	VHost *os.File // /dev/vhost-net, for PortTap; nil for none
+	MTU   int      // bytes; 0: 1500
 
-	// For PortUser:
+	// The fields below are for PortUser only.
 	Subnet   netip.Prefix
-	Gateway  netip.Addr // the host, as the guest sees it
+	Gateway  netip.Addr // the address of the host in Subnet
 	Domain   string
 	Restrict bool
 	Forwards []PortForward
 }
 
-// ClosePorts closes the files of ports; those of QEMU stay open.
+// ClosePorts closes the files of ports. The duplicates that QEMU has stay open.
 func ClosePorts(ports []Port) {
 	for _, p := range ports {
 		for _, f := range p.Files {

@@ -2,30 +2,30 @@ package vm
 
 import "time"
 
-// RestartPolicy says when a VM that ended without being asked to is started
-// again. An explicit stop always wins: only what was last asked to run is ever
-// restarted.
+// RestartPolicy determines when a VM that ended without a request is restarted. A VM whose
+// desired state is stopped is never restarted.
 type RestartPolicy string
 
-// The policies. A failure is a QEMU that vanished, a guest that panicked, or an
-// internal error of QEMU; RestartAlways also restarts a guest that powered
-// itself off.
+// The restart policies. A failure is a QEMU process that is gone or failed to start, a guest
+// whose kernel panicked or whose watchdog fired, or an internal error of QEMU. RestartAlways
+// also restarts a guest that powered itself off.
 const (
 	RestartNever     RestartPolicy = "never"
 	RestartOnFailure RestartPolicy = "on-failure"
 	RestartAlways    RestartPolicy = "always"
 )
 
-// Automatic restarts wait longer each time, and begin anew with a VM that has
-// been up for a while.
+// The pause before an automatic restart doubles from firstBackoff to lastBackoff. It starts over
+// after a run of at least backoffReset.
 const (
 	firstBackoff = time.Second
 	lastBackoff  = 5 * time.Minute
 	backoffReset = 10 * time.Minute
 )
 
-// PlanRestart sets when v, which has just been found in its present state, is
-// to be restarted, if its policy wants that, and clears what was set otherwise.
+// PlanRestart sets v.RestartAt to the time of the next automatic restart if the policy of v
+// requires one, and to zero otherwise. at is the time at which v entered its state. The count of
+// consecutive restarts starts over after a run of at least 10 minutes.
 func (v *VM) PlanRestart(at time.Time) {
 	if !v.WantsRestart() {
 		v.RestartAt = time.Time{}
@@ -37,14 +37,20 @@ func (v *VM) PlanRestart(at time.Time) {
 	v.RestartAt = at.Add(backoff(v.Restarts))
 }
 
-// WantsRestart reports whether v's policy asks for a restart from its state.
+// WantsRestart reports whether the restart policy of v requires a restart in its state.
 func (v VM) WantsRestart() bool {
 	if v.Desired != DesiredRunning {
 		return false
 	}
-	failed := v.State == Errored && v.Reason == ReasonCrashed ||
-		v.State == Paused && (v.Reason == ReasonPanicked || v.Reason == ReasonInternalError || v.Reason == ReasonWatchdog) ||
-		v.State == Stopped && v.Reason == ReasonStartFailed
+	failed := false
+	switch v.State {
+	case Errored:
+		failed = v.Reason == ReasonCrashed
+	case Paused:
+		failed = v.Reason == ReasonPanicked || v.Reason == ReasonInternalError || v.Reason == ReasonWatchdog
+	case Stopped:
+		failed = v.Reason == ReasonStartFailed
+	}
 	switch v.Restart {
 	case RestartOnFailure:
 		return failed
@@ -54,7 +60,7 @@ func (v VM) WantsRestart() bool {
 	return false
 }
 
-// backoff returns how long to wait before restart number n, counted from 0.
+// backoff returns the pause before restart n, counted from 0.
 func backoff(n int) time.Duration {
 	d := firstBackoff
 	for ; n > 0 && d < lastBackoff; n-- {

@@ -14,7 +14,7 @@ import (
 
 func seedOf(c CloudInit) Seed { return Seed{VMID: "web", CloudInit: c} }
 
-func TestAnInstanceIDChangesWhenAllIsToBeTakenOnAnew(t *testing.T) {
+func TestInstanceIDChangesWithEveryReprovision(t *testing.T) {
 	v := VM{ID: "web", UUID: "6ba7b810-9dad-11d1-80b4-00c04fd430c8"}
 	for n, want := range []string{v.UUID, v.UUID + "-1", v.UUID + "-2"} {
 		if got := (Seed{VMID: "web", Instance: n}).InstanceID(v); got != want {
@@ -23,10 +23,22 @@ func TestAnInstanceIDChangesWhenAllIsToBeTakenOnAnew(t *testing.T) {
 	}
 }
 
-var structured = CloudInit{SSHAuthorizedKeys: []string{sshKey}, PasswordHash: cryptMD5, Users: []CloudUser{
-	{Name: "ann", Groups: []string{"adm", "sudo"}, Sudo: "ALL=(ALL) NOPASSWD:ALL", Shell: "/bin/bash", PasswordHash: cryptMD5}, {Name: "on"}}}
+var structured = CloudInit{
+	SSHAuthorizedKeys: []string{sshKey},
+	PasswordHash:      cryptMD5,
+	Users: []CloudUser{
+		{
+			Name:         "ann",
+			Groups:       []string{"adm", "sudo"},
+			Sudo:         "ALL=(ALL) NOPASSWD:ALL",
+			Shell:        "/bin/bash",
+			PasswordHash: cryptMD5,
+		},
+		{Name: "on"},
+	},
+}
 
-// What structured says as #cloud-config.
+// The fields of structured as parts of a #cloud-config document.
 const (
 	head = "#cloud-config\n"
 	keys = `ssh_authorized_keys:
@@ -75,7 +87,7 @@ func TestSeedFilesOfEveryCombination(t *testing.T) {
 		}
 		files := SeedFiles(v, seedOf(data), nil)
 		if got := string(files["user-data"]); got != c.wantUser {
-			t.Errorf("%+v: user-data is\n%s\nwant\n%s", c, got, c.wantUser)
+			t.Errorf("%+v: user-data is\n%s\n; want\n%s", c, got, c.wantUser)
 		}
 		got := none
 		if b, ok := files["vendor-data"]; ok {
@@ -83,20 +95,20 @@ func TestSeedFilesOfEveryCombination(t *testing.T) {
 		}
 		if a, b, two := strings.Cut(c.wantVend, "|"); two {
 			if parts := partsOf(t, got); len(parts) != 2 || parts[0] != a || parts[1] != b {
-				t.Errorf("vendor-data has the parts %q, want %q and %q", parts, a, b)
+				t.Errorf("vendor-data has the parts %q; want %q and %q", parts, a, b)
 			}
 		} else if got != c.wantVend {
-			t.Errorf("%+v: vendor-data is\n%s\nwant\n%s", c, got, c.wantVend)
+			t.Errorf("%+v: vendor-data is\n%s\n; want\n%s", c, got, c.wantVend)
 		}
 		for name, b := range SeedFiles(v, seedOf(data), nil) {
 			if string(b) != string(files[name]) {
-				t.Errorf("%s differs the second time", name)
+				t.Errorf("%s differs between two calls", name)
 			}
 		}
 	}
 }
 
-// partsOf returns what is in a message, and in messages in it.
+// partsOf returns the parts of a MIME message, including those of nested messages.
 func partsOf(t *testing.T, message string) (parts []string) {
 	t.Helper()
 	m, err := mail.ReadMessage(strings.NewReader(message))
@@ -132,11 +144,16 @@ func partsOf(t *testing.T, message string) (parts []string) {
 	}
 }
 
-func TestAMessageAsVendorDataStaysOneWithinOurs(t *testing.T) {
-	vendor := multipartData("#!/bin/sh\necho one\n", "#cloud-config\nb: 2\n")
-	files := SeedFiles(VM{ID: "a"}, seedOf(CloudInit{PasswordHash: cryptMD5, UserData: "#!/bin/sh\n", VendorData: vendor}), nil)
+func TestVendorDataOfTypeMIMEIsNested(t *testing.T) {
+	const script, config = "#!/bin/sh\necho one\n", "#cloud-config\nb: 2\n"
+	data := CloudInit{
+		PasswordHash: cryptMD5,
+		UserData:     "#!/bin/sh\n",
+		VendorData:   multipartData(script, config),
+	}
+	files := SeedFiles(VM{ID: "a"}, seedOf(data), nil)
 	parts := partsOf(t, string(files["vendor-data"]))
-	if len(parts) != 3 || !strings.Contains(parts[0], "hashed_passwd") || parts[1] != "#!/bin/sh\necho one\n" || parts[2] != "#cloud-config\nb: 2\n" {
+	if len(parts) != 3 || !strings.Contains(parts[0], "hashed_passwd") || parts[1] != script || parts[2] != config {
 		t.Errorf("the parts are %q", parts)
 	}
 }
@@ -149,7 +166,8 @@ func TestMetaDataNamesTheGuest(t *testing.T) {
 		{"2024-01-02", "", "instance-id: u\nlocal-hostname: \"2024-01-02\"\n"},
 		{"no", "", "instance-id: u\nlocal-hostname: \"no\"\n"},
 	} {
-		if got := string(SeedFiles(VM{ID: c.id, UUID: "u"}, seedOf(CloudInit{Hostname: c.hostname}), nil)["meta-data"]); got != c.want {
+		files := SeedFiles(VM{ID: c.id, UUID: "u"}, seedOf(CloudInit{Hostname: c.hostname}), nil)
+		if got := string(files["meta-data"]); got != c.want {
 			t.Errorf("%s %s: meta-data is\n%s\nwant\n%s", c.id, c.hostname, got, c.want)
 		}
 	}
@@ -157,8 +175,11 @@ func TestMetaDataNamesTheGuest(t *testing.T) {
 
 func TestNetworkConfigOfNICs(t *testing.T) {
 	networks := map[string]Network{"four": {}, "six": {IPv6: netip.MustParsePrefix("fd00::/64")}}
-	v := VM{ID: "a", NICs: []NIC{{Slot: 0, Network: "four", MAC: "52:54:00:12:34:56"}, {Slot: 1, Network: "four", MAC: "52:54:00:00:00:01"},
-		{Slot: 4, Network: "six", MAC: "52:54:00:00:00:04"}}}
+	v := VM{ID: "a", NICs: []NIC{
+		{Slot: 0, Network: "four", MAC: "52:54:00:12:34:56"},
+		{Slot: 1, Network: "four", MAC: "52:54:00:00:00:01"},
+		{Slot: 4, Network: "six", MAC: "52:54:00:00:00:04"},
+	}}
 	for _, c := range []struct {
 		nics  []NIC
 		given string

@@ -2,11 +2,11 @@ package vm
 
 import "slices"
 
-// State is where a VM is in its life. Starting and Stopping are recorded
-// intents: an operation is on its way, or was when the daemon died.
+// State is the state of a VM. Starting and Stopping are recorded intents: an operation is in
+// progress, or was in progress when the daemon died.
 type State string
 
-// The states of a VM, spelled the same from the database to the API.
+// The states of a VM. The database and the API use the same spelling.
 const (
 	Stopped  State = "stopped"
 	Starting State = "starting"
@@ -16,33 +16,33 @@ const (
 	Errored  State = "error"
 )
 
-// States lists every state, in the order of a VM's life.
+// States lists every state of a VM.
 var States = []State{Stopped, Starting, Running, Paused, Stopping, Errored}
 
 // Transitional reports whether s is a recorded intent and not a settled state.
 func (s State) Transitional() bool { return s == Starting || s == Stopping }
 
-// Reason says why a VM is in its state, in one word a program can use.
+// Reason is the machine-readable reason of the state of a VM.
 type Reason string
 
-// The reasons a state can have.
+// The reasons of a state.
 const (
 	ReasonCreated       Reason = "created"
 	ReasonRequested     Reason = "requested"
 	ReasonGuestShutdown Reason = "guest-shutdown" // the guest powered itself off
 	ReasonStartFailed   Reason = "start-failed"
-	ReasonCrashed       Reason = "crashed" // the QEMU process vanished
+	ReasonCrashed       Reason = "crashed" // the QEMU process is gone
 	ReasonIOError       Reason = "io-error"
 	ReasonDiskFull      Reason = "disk-full"
 	ReasonPanicked      Reason = "guest-panicked"
 	ReasonInternalError Reason = "internal-error"
 	ReasonWatchdog      Reason = "watchdog"
-	ReasonUnreachable   Reason = "unreachable" // the process lives, its monitor is mute
-	ReasonInterrupted   Reason = "interrupted" // the daemon ended in the middle of an operation
+	ReasonUnreachable   Reason = "unreachable" // the QEMU process is alive, but its monitor does not answer
+	ReasonInterrupted   Reason = "interrupted" // the daemon ended during an operation
 	ReasonUnknown       Reason = "unknown"
 )
 
-// Op is what can be done to a VM.
+// Op is an operation on a VM that changes its state.
 type Op string
 
 // The operations on a VM.
@@ -56,15 +56,15 @@ const (
 	OpDelete  Op = "delete"
 )
 
-// A transition says from which states an operation may begin, what is recorded
-// while it runs (empty: the state it began in) and what once it has succeeded.
+// A transition is the effect of an [Op] on the state of a VM.
 type transition struct {
-	from    []State
-	via, to State
+	from []State // the states in which the operation may begin
+	via  State   // the state during the operation; empty: the state at its begin
+	to   State   // the state after success
 }
 
-// transitions is the whole state machine. What is not here is not allowed.
-// Stopping or deleting a VM in state Errored ends whatever is left of it.
+// transitions is the complete state machine: an operation that is not listed is not allowed.
+// Stopping or deleting a VM in state Errored ends any process that is left of it.
 var transitions = map[Op]transition{
 	OpStart:   {from: []State{Stopped, Errored}, via: Starting, to: Running},
 	OpStop:    {from: []State{Running, Paused, Errored}, via: Stopping, to: Stopped},
@@ -75,8 +75,8 @@ var transitions = map[Op]transition{
 	OpDelete:  {from: []State{Stopped, Running, Paused, Errored}, via: Stopping, to: Stopped},
 }
 
-// Begin returns the states to record while op runs and once it has succeeded.
-// It reports false if op is not allowed in state s.
+// Begin returns the states to record during op and after its success. ok is false if op is not
+// allowed in state s.
 func (s State) Begin(op Op) (via, to State, ok bool) {
 	t := transitions[op]
 	if !slices.Contains(t.from, s) {
@@ -88,11 +88,11 @@ func (s State) Begin(op Op) (via, to State, ok bool) {
 	return t.via, t.to, true
 }
 
-// RunStatus is QEMU's own word for what a guest does (QMP RunState). Empty
-// means that QEMU did not say.
+// RunStatus is the run state of a guest as QEMU reports it (QMP RunState). It is empty if QEMU
+// did not report it.
 type RunStatus string
 
-// The run states [Settle] tells apart; every other is taken as paused.
+// The run states that [Settle] distinguishes. It treats all others as paused.
 const (
 	StatusMute      RunStatus = ""
 	StatusRunning   RunStatus = "running"
@@ -101,44 +101,45 @@ const (
 	StatusShutdown  RunStatus = "shutdown"
 )
 
-// An Observation is what the host shows of one VM at one moment.
+// An Observation is the state of one VM on the host at one moment. Plugged, NICs and CDROMs are
+// nil if QEMU was not asked or did not answer.
 type Observation struct {
-	PID     int       // the QEMU process that holds the VM's pidfile, 0 if there is none
-	Status  RunStatus // what its monitor says; [StatusMute] if it did not answer in time
-	Plugged []string  // ids of the data disks QEMU has, nil when it was not asked or did not say
-	NICs    []int     // slots of the NICs QEMU has, nil when it was not asked or did not say
-	CDROMs  []string  // ids of the CD-ROM drives QEMU has, nil when it was not asked or did not say
-	Log     string    // the last lines QEMU wrote to its stderr, only when there is no process
-	// Trouble says what is wrong with a paused guest's disks or memory, as far
-	// as QEMU says, with Status io-error: which file, how much room is left.
+	PID     int       // the QEMU process that holds the pidfile of the VM, 0 for none
+	Status  RunStatus // [StatusMute] if the monitor did not answer in time
+	Plugged []string  // ids of the data disks that QEMU has
+	NICs    []int     // slots of the NICs that QEMU has
+	CDROMs  []string  // ids of the CD-ROM drives that QEMU has
+	Log     string    // the last lines of QEMU's stderr; set only without a process
+	// Trouble describes the problem of a guest that QEMU paused with Status io-error: the file
+	// and the free space of its file system, as far as known.
 	Trouble string
-	// NoSpace is set with Status io-error if a disk was full; FreeMiB is how
-	// much room its file system has now.
+	// NoSpace is set with Status io-error if a file system was full. FreeMiB is its current
+	// free space.
 	NoSpace bool
 	FreeMiB int64
 }
 
-// Alive reports whether a QEMU process of the VM exists.
+// Alive reports whether the VM has a QEMU process.
 func (o Observation) Alive() bool { return o.PID != 0 }
 
-// A Verdict is what is really true of a VM, and what is left to do about it.
+// A Verdict is the true state of a VM and the action that it needs.
 type Verdict struct {
 	State  State
 	Reason Reason
-	End    bool // the process has done its work, or never will: end it
+	End    bool // end the process: the guest is off or was never started
 }
 
-// Settle returns the state a VM is really in, given the state recorded for it
-// and what the host shows. It is the one place that decides this: an operation
-// that failed, the observer's pass and the daemon's own start all ask it.
+// Settle returns the true state of a VM, given its recorded state and reason and an observation.
+// It is the only function that decides this: a failed operation, the pass of the observer and
+// the start of the daemon all use it.
 //
-// QEMU runs with -no-shutdown, so a guest that powered itself off is a run
-// state one can see and not an event one can miss; a process that is simply
-// gone was lost.
+// QEMU runs with -no-shutdown. A guest that powered itself off is therefore visible as a run
+// state and cannot be missed like an event, and a process that is gone has crashed.
 func Settle(recorded State, why Reason, seen Observation) Verdict {
 	if !seen.Alive() {
 		return settleGone(recorded, why)
 	}
+	// keep returns the recorded reason if the state has not changed.
 	keep := func(s State, otherwise Reason) Verdict {
 		if recorded == s {
 			return Verdict{State: s, Reason: why}
@@ -148,7 +149,7 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 	switch seen.Status {
 	case StatusMute:
 		if recorded == Running || recorded == Paused {
-			return Verdict{State: recorded, Reason: why} // claim nothing we do not know
+			return Verdict{State: recorded, Reason: why} // nothing contradicts the record
 		}
 		return Verdict{State: Errored, Reason: ReasonUnreachable}
 	case StatusRunning:
@@ -160,7 +161,7 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 			return Verdict{State: Stopped, Reason: ReasonRequested, End: true}
 		}
 		return Verdict{State: Stopped, Reason: ReasonGuestShutdown, End: true}
-	case StatusPrelaunch: // launched with -S and never let go, or reset while it was paused
+	case StatusPrelaunch: // launched with -S and never continued, or reset while it was paused
 		if recorded == Running || recorded == Paused {
 			return Verdict{State: Paused, Reason: ReasonInterrupted}
 		}
@@ -174,6 +175,7 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 	}
 }
 
+// settleGone is [Settle] for a VM without a process.
 func settleGone(recorded State, why Reason) Verdict {
 	switch {
 	case recorded == Starting:
@@ -187,6 +189,7 @@ func settleGone(recorded State, why Reason) Verdict {
 	}
 }
 
+// pausedReason returns the reason of a pause that QEMU itself made.
 func pausedReason(s RunStatus) Reason {
 	switch r := Reason(s); r {
 	case ReasonIOError, ReasonPanicked, ReasonInternalError, ReasonWatchdog:
@@ -195,19 +198,19 @@ func pausedReason(s RunStatus) Reason {
 	return ReasonUnknown
 }
 
-// A Repair is what a settling found and did.
+// A Repair is the result of settling one resource.
 type Repair struct {
 	Changed bool
-	Was, Is string // the states, before and after
-	Detail  string // what was done, in words
+	Was, Is string // the states before and after
+	Detail  string // the actions taken, as text
 }
 
-// ResumeFreeMiB is how much room a file system must have again before a guest
-// that found it full goes on.
+// ResumeFreeMiB is the free space in MiB that a file system must have before a guest that was
+// paused because it was full continues.
 const ResumeFreeMiB = 32
 
-// HasRoomAgain reports whether a guest that was paused because a disk was full can
-// go on by itself.
+// HasRoomAgain reports whether the guest of v, which QEMU paused because a file system was full,
+// can continue: its desired state is running and the file system has free space again.
 func (v VM) HasRoomAgain(seen Observation) bool {
 	return v.Desired == DesiredRunning && v.State == Paused && seen.NoSpace && seen.FreeMiB >= ResumeFreeMiB
 }

@@ -2,7 +2,7 @@ package vm
 
 import "time"
 
-// A Template is a named size of virtual machine. It never changes once made.
+// A Template is a named VM size. It never changes after its creation.
 type Template struct {
 	Seq       int64 // order of creation, unique; set by the store
 	Name      string
@@ -14,10 +14,10 @@ type Template struct {
 // Limits of a template.
 const (
 	MaxCPUs   = 256
-	MaxRAMMiB = 4 << 20 // 4 TiB
+	MaxRAMMiB = 4 << 20 // 4 TiB in MiB
 )
 
-// Version returns the version of the template, which never changes.
+// Version returns the version of t, which never changes.
 func (t Template) Version() Version { return Version{Seq: t.Seq} }
 
 // Check reports the first field of t that no template can have.

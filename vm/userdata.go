@@ -13,8 +13,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// The marks by which cloud-init knows what a piece of data is: its first line
-// begins with one, in upper or lower case.
+// The marks by which cloud-init detects the type of user data: the first line begins with one,
+// in upper or lower case.
 const (
 	markConfig   = "#cloud-config"
 	markArchive  = "#cloud-config-archive"
@@ -24,14 +24,25 @@ const (
 	markMIME     = "MIME-Version: or Content-Type: multipart/"
 )
 
-// dataMarks has no mark after one that it begins with.
-var dataMarks = []string{markArchive, markPatch, markConfig, markScript, "#include-once", "#include", "#cloud-boothook", "#part-handler", markTemplate}
+// dataMarks lists the marks. A mark that begins with another one is listed before it.
+var dataMarks = []string{
+	markArchive,
+	markPatch,
+	markConfig,
+	markScript,
+	"#include-once",
+	"#include",
+	"#cloud-boothook",
+	"#part-handler",
+	markTemplate,
+}
 
+// mimeStart matches the first line of a MIME message.
 var mimeStart = regexp.MustCompile(`(?i)^(mime-version:|content-type:\s*multipart/)`)
 
-// markOf returns the mark that data begins with, empty for none that is known.
-// cloud-init passes over white space before a mark. It also takes anything that
-// goes on after one, where this wants a space: "#cloud-configuration" is a slip.
+// markOf returns the mark that data begins with, or "" for none. Like cloud-init it skips white
+// space before the mark. Unlike cloud-init it requires white space or the end of the line after
+// the mark, so that a typo such as "#cloud-configuration" is an error.
 func markOf(data string) string {
 	line := firstLine(data)
 	for _, mark := range dataMarks {
@@ -48,28 +59,31 @@ func markOf(data string) string {
 	return ""
 }
 
+// firstLine returns the first line of data that is not empty, without surrounding white space.
 func firstLine(data string) string {
 	line, _, _ := strings.Cut(strings.TrimLeftFunc(data, unicode.IsSpace), "\n")
 	return strings.TrimRightFunc(line, unicode.IsSpace)
 }
 
-// saysMIME reports whether cloud-init takes data for a MIME message: it looks for
-// the header in the first 4096 bytes, wherever in them.
+// saysMIME reports whether cloud-init treats data as a MIME message: it searches the first 4096
+// bytes for the header.
 func saysMIME(data string) bool {
 	return strings.Contains(strings.ToLower(data[:min(len(data), 4096)]), "mime-version:")
 }
 
+// checkText returns a [Fault] of code [CodeInvalid] if text is longer than limit bytes or not text.
 func checkText(field, text string, limit int) error {
 	if len(text) > limit {
-		return InvalidField(field, "must have at most %d KiB", limit>>10)
+		return InvalidField(field, "must be at most %d KiB", limit>>10)
 	}
 	if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
-		return InvalidField(field, "must be text in UTF-8 without NUL, neither compressed nor in base64")
+		return InvalidField(field, "must be UTF-8 text without NUL, not compressed and not base64-encoded")
 	}
 	return nil
 }
 
-// checkUserData checks user data or vendor data.
+// checkUserData returns a [Fault] of code [CodeInvalid] if data is not valid user data or vendor
+// data. Empty data is valid.
 func checkUserData(field, data string) error {
 	if data == "" {
 		return nil
@@ -77,15 +91,17 @@ func checkUserData(field, data string) error {
 	if err := checkText(field, data, maxUserData); err != nil {
 		return err
 	}
-	root, kind := "", yaml.Kind(0)
+	root, kind := "", yaml.Kind(0) // the required root of a YAML document
 	switch markOf(data) {
 	case "":
 		line := []rune(firstLine(data))
-		return InvalidField(field, "begins with %q, which cloud-init does not know: the first line must begin with %s or %s",
+		return InvalidField(field,
+			"begins with %q, which cloud-init does not recognize: the first line must begin with %s or %s",
 			string(line[:min(len(line), 40)]), strings.Join(dataMarks, ", "), markMIME)
 	case markMIME:
 		if !saysMIME(data) {
-			return InvalidField(field, "must have the header MIME-Version: in the first 4096 bytes, by which cloud-init knows a MIME message")
+			return InvalidField(field,
+				"must have the header MIME-Version: in the first 4096 bytes, by which cloud-init recognizes a MIME message")
 		}
 	case markConfig:
 		root, kind = "a mapping", yaml.MappingNode
@@ -105,6 +121,8 @@ func checkUserData(field, data string) error {
 	return nil
 }
 
+// checkNetworkConfig returns a [Fault] of code [CodeInvalid] if config is not a network config of
+// version 1 or 2. An empty config is valid.
 func checkNetworkConfig(field, config string) error {
 	if config == "" {
 		return nil
@@ -124,7 +142,8 @@ func checkNetworkConfig(field, config string) error {
 	}
 	version := valueOf(n, "version")
 	if version == nil {
-		return InvalidField(field, "line %d: version: 1 or version: 2 must be here or under the key network", n.Line)
+		return InvalidField(field,
+			"line %d: version: 1 or version: 2 must be here or under the key network", n.Line)
 	}
 	if version.ShortTag() != "!!int" || (version.Value != "1" && version.Value != "2") {
 		return InvalidField(field, "line %d: version must be 1 or 2", version.Line)
@@ -132,7 +151,8 @@ func checkNetworkConfig(field, config string) error {
 	return nil
 }
 
-// valueOf returns the value of a key of a mapping; nil if n is none or has none.
+// valueOf returns the value of a key of the mapping n, or nil if n is not a mapping or does not
+// have the key.
 func valueOf(n *yaml.Node, key string) *yaml.Node {
 	if n.Kind != yaml.MappingNode {
 		return nil
@@ -145,7 +165,7 @@ func valueOf(n *yaml.Node, key string) *yaml.Node {
 	return nil
 }
 
-// resolve returns what n stands for.
+// resolve returns the node that the alias n refers to, or n if it is not an alias.
 func resolve(n *yaml.Node) *yaml.Node {
 	if n.Kind == yaml.AliasNode {
 		return n.Alias
@@ -153,38 +173,40 @@ func resolve(n *yaml.Node) *yaml.Node {
 	return n
 }
 
-// parseYAML returns the root of the one document in text. Its errors begin with
-// a line. Aliases are not expanded, so the cost is in proportion to the text.
+// parseYAML returns the root of the only document in text. Its errors begin with a line number.
+// It does not expand aliases, so its cost is proportional to the length of text.
 func parseYAML(text string) (*yaml.Node, error) {
-	if i := strings.IndexFunc(text, func(r rune) bool { return unicode.IsControl(r) && !strings.ContainsRune("\t\n\r\u0085", r) }); i >= 0 {
+	isForbidden := func(r rune) bool { return unicode.IsControl(r) && !strings.ContainsRune("\t\n\r\u0085", r) }
+	if i := strings.IndexFunc(text, isForbidden); i >= 0 {
 		r, _ := utf8.DecodeRuneInString(text[i:])
-		return nil, fmt.Errorf("line %d: has the control character %U", 1+strings.Count(text[:i], "\n"), r)
+		return nil, fmt.Errorf("line %d: the control character %U is not allowed", 1+strings.Count(text[:i], "\n"), r)
 	}
 	d := yaml.NewDecoder(strings.NewReader(text))
 	var doc, next yaml.Node
 	err := d.Decode(&doc)
 	if errors.Is(err, io.EOF) || err == nil && len(doc.Content) == 0 {
-		return nil, errors.New("line 1: there is no document: write {} for one with nothing in it")
+		return nil, errors.New("line 1: the document is missing: write {} for an empty one")
 	}
 	if err != nil {
 		return nil, yamlFault(err, text)
 	}
 	switch err := d.Decode(&next); {
 	case err == nil:
-		return nil, fmt.Errorf("line %d: a second document begins, and there must be one", next.Line)
+		return nil, fmt.Errorf("line %d: a second document begins, but only one is allowed", next.Line)
 	case !errors.Is(err, io.EOF):
 		return nil, yamlFault(err, text)
 	}
 	if countNodes(doc.Content[0]) > maxYAMLNodes {
-		return nil, fmt.Errorf("line 1: has more than %d values", maxYAMLNodes)
+		return nil, fmt.Errorf("line 1: the document has more than %d values", maxYAMLNodes)
 	}
 	return doc.Content[0], uniqueKeys(doc.Content[0])
 }
 
-// maxYAMLNodes bounds what is done with a document that is nothing but commas;
-// those of people have some hundred.
+// maxYAMLNodes bounds the cost of a document that consists of separators only. Real documents
+// have some hundred nodes.
 const maxYAMLNodes = 50_000
 
+// countNodes returns the number of nodes of the tree n. It does not follow aliases.
 func countNodes(n *yaml.Node) int {
 	count := 1
 	for _, c := range n.Content {
@@ -198,9 +220,9 @@ var (
 	yamlAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced$`)
 )
 
-// yamlFault puts a line before an error of the parser. The package leaves out the
-// first line; where the grammar is violated it names another one than it means;
-// and of an alias without an anchor it names none.
+// yamlFault returns an error of the YAML parser with the number of the faulty line in front. The
+// parser omits the number of line 1 and of an alias without an anchor, and reports a wrong number
+// for a violation of the grammar.
 func yamlFault(err error, text string) error {
 	line, detail := parseFault(err)
 	if strings.HasPrefix(detail, grammarFault) {
@@ -213,8 +235,10 @@ func yamlFault(err error, text string) error {
 	return fmt.Errorf("line %d: %s", line, detail)
 }
 
+// grammarFault is the beginning of the parser's errors about a violation of the grammar.
 const grammarFault = "did not find expected"
 
+// parseFault splits an error of the parser into the line number, 1 if it has none, and the text.
 func parseFault(err error) (line int, detail string) {
 	line, detail = 1, strings.TrimPrefix(err.Error(), "yaml: ")
 	if m := yamlLine.FindStringSubmatch(detail); m != nil {
@@ -224,9 +248,10 @@ func parseFault(err error) (line int, detail string) {
 	return line, detail
 }
 
-// grammarLine returns the line up to which text must be read to meet a fault. A
-// long text is not read that often: then it is the one where the block with the
-// fault begins.
+// grammarLine returns the number of the line at which the parser finds the violation with the
+// given detail: the shortest beginning of text that has it. Since the search parses the text
+// several times, it returns the reported line plus 1, where the faulty block begins, for a text
+// of more than 64 KiB.
 func grammarLine(text string, line int, detail string) int {
 	if len(text) > maxNetworkConfig {
 		return line + 1
@@ -238,13 +263,13 @@ func grammarLine(text string, line int, detail string) int {
 		if err == nil {
 			return false
 		}
-		_, also := parseFault(err)
-		return also == detail
+		_, found := parseFault(err)
+		return found == detail
 	})
 }
 
-// uniqueKeys reports a key that a mapping in n has twice: cloud-init would take
-// the last one and say nothing.
+// uniqueKeys returns an error if a mapping in n has a key twice. cloud-init would use the last
+// one silently.
 func uniqueKeys(n *yaml.Node) error {
 	if n.Kind == yaml.MappingNode {
 		first := map[string]int{}
@@ -255,7 +280,7 @@ func uniqueKeys(n *yaml.Node) error {
 			}
 			id := key.ShortTag() + " " + key.Value
 			if line, ok := first[id]; ok {
-				return fmt.Errorf("line %d: the key %q is on line %d already", n.Content[i].Line, key.Value, line)
+				return fmt.Errorf("line %d: the key %q is already on line %d", n.Content[i].Line, key.Value, line)
 			}
 			first[id] = n.Content[i].Line
 		}

@@ -1,17 +1,16 @@
-// Package vm is the ground of vmand: what a template, a virtual machine, a disk, an
-// image, a network and an operation are, the states they can be in, what is true of
-// them given what is recorded and what the host shows, and what is wrong with a
-// request.
+// Package vm defines the domain of vmand: templates, VMs, disks, images, networks and
+// operations, their states, the checks of a request, and the pure functions that derive
+// the true state of a resource from its record and from an observation of the host
+// ([Settle], [SettleDisk], [SettleNICs]).
 //
-// It imports no other package of this module, and it has no goroutine, no lock, no
-// clock and no I/O. Package manager carries out the use cases over it. SQLite (package
-// store), QEMU (package qemu) and the network of the host (package network) implement
-// its ports: [Store], [Driver] and [HostNetwork].
+// The package imports no other package of this module and has no goroutine, lock, clock
+// or I/O. Package manager implements the use cases on top of it. Packages store (SQLite),
+// qemu and network implement its ports: [Store], [Driver] and [HostNetwork].
 package vm
 
 import "time"
 
-// A VM is one virtual machine as it is recorded.
+// A VM is the record of one virtual machine.
 type VM struct {
 	Seq          int64  // order of creation, unique; set by the store
 	ID           string // a DNS label, unique; see [ValidName]
@@ -19,27 +18,27 @@ type VM struct {
 	Template     Template
 	State        State
 	Reason       Reason
-	ReasonDetail string // free text for a person: QEMU's last words, numbers; may be empty
+	ReasonDetail string // free text, such as the last lines of QEMU's log; may be empty
 	Desired      Desired
-	Root         DiskFile // the disk it boots from: its own, made and deleted with it
-	Machine      string   // versioned machine type, kept for the VM's life; empty before the first start
-	Accel        Accel    // of the present or the last run; empty before the first start
+	Root         DiskFile // the root disk; created and deleted with the VM
+	Machine      string   // versioned machine type, fixed by the first start; empty before it
+	Accel        Accel    // of the current or the last run; empty before the first start
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
-	StartedAt    time.Time // of the present or the last run; zero before the first start
-	Revision     int64     // goes up with every change; set by the store
+	StartedAt    time.Time // start of the current or the last run; zero before the first start
+	Revision     int64     // increases with every change; set by the store
 
 	Description string
 	Labels      map[string]string // nil for none
 	Restart     RestartPolicy
-	Restarts    int       // automatic restarts in a row, see [RestartPolicy]
+	Restarts    int       // consecutive automatic restarts, see [VM.PlanRestart]
 	RestartAt   time.Time // when the next automatic restart is due, zero for none
 	Autostart   Autostart
 
-	NICs     []NIC         // by slot; nil for none
-	Forwards []PortForward // in the order they were made; nil for none
+	NICs     []NIC         // in order of their slots; nil for none
+	Forwards []PortForward // in order of creation; nil for none
 	CDROMs   []CDROM       // the seed first, then by number; nil for none
-	// What was seen of the guest; recorded by [Change].Learned alone.
+	// Boot and Learned are observed in the guest. Only [Change].Learned writes them.
 	Boot    Boot
 	Learned []LearnedAddress
 }
@@ -50,27 +49,27 @@ const (
 	MaxDelay = time.Hour
 )
 
-// An Autostart says whether a VM that was last asked to run is started when the
-// host has booted, and when.
+// An Autostart controls the start of a VM after the host has booted. Only a VM whose
+// desired state is running is started.
 type Autostart struct {
 	Enabled bool
-	Order   int           // lower ones first; VMs of one order in the order of their creation
-	Delay   time.Duration // to wait after it before the next one is started; whole seconds
+	Order   int           // lower values start first; equal values start in order of creation
+	Delay   time.Duration // pause between this start and the next one; whole seconds
 }
 
-// Accel names what executes the guest's instructions.
+// Accel is the accelerator that executes the instructions of a guest.
 type Accel string
 
-// The accelerators vmand knows.
+// The accelerators of QEMU that vmand uses.
 const (
 	KVM Accel = "kvm"
 	TCG Accel = "tcg"
 )
 
-// Desired is what the user last asked of a VM.
+// Desired is the state that a client last requested for a VM.
 type Desired string
 
-// The states a user can ask for.
+// The states that a client can request.
 const (
 	DesiredRunning Desired = "running"
 	DesiredStopped Desired = "stopped"
@@ -79,15 +78,15 @@ const (
 // Live reports whether v has a QEMU process whose devices can be changed.
 func (v VM) Live() bool { return v.State == Running || v.State == Paused }
 
-// Version returns the recorded version of the VM.
+// Version returns the recorded version of v.
 func (v VM) Version() Version { return Version{v.Seq, v.Revision} }
 
-// A NewVM is what is asked of a VM to make.
+// A NewVM is a request to create a VM.
 type NewVM struct {
-	ID          string // empty: one is made up
+	ID          string // empty: generated
 	Template    string
-	Image       string // that its root disk is made of; empty: the daemon's boot image, or none
-	FullClone   bool   // the root disk is a copy of the image, and no overlay of it
+	Image       string // source of the root disk; empty: the boot image of the daemon, if one is configured
+	FullClone   bool   // the root disk is a copy of the image instead of an overlay
 	RootSizeMiB int64  // 0: the size of the image, or [DefaultMiB] without one
 	VMEdits     VMEdits
 	NICs        *[]NewNIC // nil: one on the default network
@@ -95,19 +94,20 @@ type NewVM struct {
 	CloudInit   *CloudInit // nil: the guest gets no seed
 }
 
-// VMEdits are what can be changed of a VM at any time; nil leaves a thing as it
-// is.
+// VMEdits are the settings of a VM that can change in any state. A nil field keeps the
+// recorded value.
 type VMEdits struct {
 	Description *string
-	Labels      *map[string]string // in place of all there were
+	Labels      *map[string]string // replaces all labels
 	Restart     *RestartPolicy
 	Autostart   *Autostart
-	// Desired says whether automatic restarts and the start at boot are wanted;
-	// it starts and stops nothing.
+	// Desired enables or disables automatic restarts and the start at boot. It does not
+	// start or stop the VM.
 	Desired *Desired
 }
 
-// Apply checks e and changes v.
+// Apply copies the fields of e to v. It returns a [Fault] of code [CodeInvalid] that names
+// the first invalid field; v may then be partly changed.
 func (e VMEdits) Apply(v *VM) error {
 	if e.Description != nil {
 		if err := checkDescription(*e.Description); err != nil {
@@ -153,6 +153,7 @@ func (e VMEdits) Apply(v *VM) error {
 	return nil
 }
 
+// set copies *from to *to; it is a no-op if from is nil.
 func set[T any](to, from *T) {
 	if from != nil {
 		*to = *from
