@@ -76,7 +76,7 @@ func (d *DryRun) Close() error {
 	return errors.Join(d.contents.close(), d.state.Close())
 }
 
-// Platform implements [vm.Driver].
+// Platform implements [vm.Machines].
 func (d *DryRun) Platform(context.Context) (vm.Platform, error) {
 	return vm.Platform{Version: "0.0.0", Machine: "dry-run", Accel: vm.TCG, Warning: "dry run: no VM is really started"}, nil
 }
@@ -87,20 +87,20 @@ func (d *DryRun) CheckTools(ctx context.Context) Tools {
 	return Tools{QEMU: Tool{Version: "dry-run"}, Img: Tool{Version: "dry-run"}, Accel: p.Accel, Warning: p.Warning}
 }
 
-// Admit implements [vm.Driver].
+// Admit implements [vm.Machines].
 func (d *DryRun) Admit(_ context.Context, s vm.Spec) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.marker(s.ID) != nil {
-		return fault(vm.CodeState, nil, "vm %s already pretends to run", s.ID)
+		return fault(vm.CodeState, nil, "VM %s already pretends to run", s.ID)
 	}
 	if _, err := d.state.Stat(vmRootDisk(s.ID)); err != nil {
-		return fault(vm.CodeOperationFailed, err, "the root disk of vm %s is missing", s.ID)
+		return fault(vm.CodeOperationFailed, err, "the root disk of VM %s is missing", s.ID)
 	}
 	return nil
 }
 
-// Start implements [vm.Driver].
+// Start implements [vm.Machines].
 func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -117,7 +117,7 @@ func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) error {
 	return err
 }
 
-// Shutdown implements [vm.Driver]. Pretended guests obey at once.
+// Shutdown implements [vm.Machines]. Pretended guests obey at once.
 func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report vm.Report) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -131,23 +131,23 @@ func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report
 	d.endConsole(id, io.EOF)
 	err := os.Remove(d.layout.inRun(id, drySuffix))
 	d.nudge(id)
-	return fileFault(err, "end vm %s", id)
+	return fileFault(err, "end VM %s", id)
 }
 
-// Pause implements [vm.Driver].
+// Pause implements [vm.Machines].
 func (d *DryRun) Pause(_ context.Context, id string) error { return d.become(id, vm.StatusPaused) }
 
-// Resume implements [vm.Driver].
+// Resume implements [vm.Machines].
 func (d *DryRun) Resume(_ context.Context, id string) error { return d.become(id, vm.StatusRunning) }
 
-// Reset implements [vm.Driver].
+// Reset implements [vm.Machines].
 func (d *DryRun) Reset(_ context.Context, id string) error { return d.become(id, vm.StatusRunning) }
 
 func (d *DryRun) become(id string, s vm.RunStatus) error {
 	return d.change(id, func(m *pretended) { m.Status = s })
 }
 
-// AttachDisk implements [vm.Driver].
+// AttachDisk implements [vm.Plugger].
 func (d *DryRun) AttachDisk(_ context.Context, disk vm.Disk) error {
 	return d.change(disk.VMID, func(m *pretended) {
 		if !slices.Contains(m.Plugged, disk.ID) {
@@ -156,7 +156,7 @@ func (d *DryRun) AttachDisk(_ context.Context, disk vm.Disk) error {
 	})
 }
 
-// DetachDisk implements [vm.Driver].
+// DetachDisk implements [vm.Plugger].
 func (d *DryRun) DetachDisk(_ context.Context, disk vm.Disk) error {
 	err := d.change(disk.VMID, func(m *pretended) {
 		m.Plugged = slices.DeleteFunc(m.Plugged, func(id string) bool { return id == disk.ID })
@@ -167,7 +167,7 @@ func (d *DryRun) DetachDisk(_ context.Context, disk vm.Disk) error {
 	return err
 }
 
-// AttachNIC implements [vm.Driver].
+// AttachNIC implements [vm.Plugger].
 func (d *DryRun) AttachNIC(_ context.Context, vmID string, p vm.Port) error {
 	return d.change(vmID, func(m *pretended) {
 		if !slices.Contains(m.NICs, p.Slot) {
@@ -177,7 +177,7 @@ func (d *DryRun) AttachNIC(_ context.Context, vmID string, p vm.Port) error {
 	})
 }
 
-// DetachNIC implements [vm.Driver]. Pretended guests let go at once.
+// DetachNIC implements [vm.Plugger]. Pretended guests let go at once.
 func (d *DryRun) DetachNIC(_ context.Context, vmID string, slot int) error {
 	err := d.change(vmID, func(m *pretended) {
 		m.NICs = slices.DeleteFunc(m.NICs, func(n int) bool { return n == slot })
@@ -188,17 +188,17 @@ func (d *DryRun) DetachNIC(_ context.Context, vmID string, slot int) error {
 	return err
 }
 
-// SetLink implements [vm.Driver].
+// SetLink implements [vm.Plugger].
 func (d *DryRun) SetLink(_ context.Context, vmID string, _ int, _ bool) error {
 	return d.change(vmID, func(*pretended) {})
 }
 
-// SetForwards implements [vm.Driver]. Nothing listens.
+// SetForwards implements [vm.Plugger]. Nothing listens.
 func (d *DryRun) SetForwards(_ context.Context, vmID string, _ int, _, _ []vm.PortForward) error {
 	return d.change(vmID, func(*pretended) {})
 }
 
-// SetCDROMs implements [vm.Driver].
+// SetCDROMs implements [vm.Plugger].
 func (d *DryRun) SetCDROMs(_ context.Context, vmID string, want []vm.CDROM) error {
 	return d.change(vmID, func(m *pretended) { m.CDROMs = idsOf(want) })
 }
@@ -209,7 +209,7 @@ func (d *DryRun) change(id string, f func(*pretended)) error {
 	defer d.mu.Unlock()
 	m := d.marker(id)
 	if m == nil {
-		return fault(vm.CodeState, nil, "vm %s does not run", id)
+		return fault(vm.CodeState, nil, "VM %s does not run", id)
 	}
 	f(m)
 	return d.mark(id, *m)
@@ -233,41 +233,41 @@ func (d *DryRun) mark(id string, m pretended) error {
 	if err == nil {
 		err = os.WriteFile(d.layout.inRun(id, drySuffix), b, 0o600)
 	}
-	return fileFault(err, "mark vm %s", id)
+	return fileFault(err, "mark VM %s", id)
 }
 
-// HasVM implements [vm.Driver].
+// HasVM implements [vm.Files].
 func (d *DryRun) HasVM(_ context.Context, id string) (bool, error) {
 	_, err := d.state.Lstat(vmDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil, fileFault(err, "look for files of vm %s", id)
+	return err == nil, fileFault(err, "look for files of VM %s", id)
 }
 
-// CreateVM implements [vm.Driver]. A copy is made at once, of nothing.
+// CreateVM implements [vm.Files]. A copy is made at once, of nothing.
 func (d *DryRun) CreateVM(_ context.Context, id string, root vm.DiskFile, _ *vm.CopySource, _ func(done, total int64)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.state.Mkdir(vmDir(id), 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return fault(vm.CodeExists, nil, "files of a vm %s already exist", id)
+			return fault(vm.CodeExists, nil, "files of a VM %s already exist", id)
 		}
-		return fileFault(err, "make the directory of vm %s", id)
+		return fileFault(err, "make the directory of VM %s", id)
 	}
 	return d.write(vmRootDisk(id), placeholder{SizeMiB: root.SizeMiB, Base: root.Base, BaseFormat: root.BaseFormat})
 }
 
-// DeleteVM implements [vm.Driver].
+// DeleteVM implements [vm.Files].
 func (d *DryRun) DeleteVM(_ context.Context, id string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.endConsole(id, io.EOF)
 	d.layout.removeRun(id, drySuffix)
-	return fileFault(d.state.RemoveAll(vmDir(id)), "remove the files of vm %s", id)
+	return fileFault(d.state.RemoveAll(vmDir(id)), "remove the files of VM %s", id)
 }
 
-// CreateDisk implements [vm.Driver], as CreateVM.
+// CreateDisk implements [vm.Files], as CreateVM.
 func (d *DryRun) CreateDisk(_ context.Context, id string, file vm.DiskFile, _ *vm.CopySource, _ func(done, total int64)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -277,11 +277,11 @@ func (d *DryRun) CreateDisk(_ context.Context, id string, file vm.DiskFile, _ *v
 	return d.write(dataDisk(id), placeholder{SizeMiB: file.SizeMiB, Base: file.Base, BaseFormat: file.BaseFormat})
 }
 
-// WriteSeed implements [vm.Driver].
+// WriteSeed implements [vm.Files].
 func (d *DryRun) WriteSeed(_ context.Context, vmID string, files map[string][]byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return fileFault(writeSeed(d.state, host.Account{}, vmID, files), "write the cloud-init seed of vm %s", vmID)
+	return fileFault(writeSeed(d.state, host.Account{}, vmID, files), "write the cloud-init seed of VM %s", vmID)
 }
 
 // ImageOfDisk implements [vm.Images]. There is nothing to copy, so the image is one
@@ -323,7 +323,7 @@ func (d *DryRun) read(name string) (placeholder, error) {
 	return p, nil
 }
 
-// DeleteDisk implements [vm.Driver].
+// DeleteDisk implements [vm.Files].
 func (d *DryRun) DeleteDisk(_ context.Context, id string) error {
 	err := d.state.Remove(dataDisk(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -332,19 +332,19 @@ func (d *DryRun) DeleteDisk(_ context.Context, id string) error {
 	return fileFault(err, "remove the file of disk %s", id)
 }
 
-// DiskSize implements [vm.Driver].
+// DiskSize implements [vm.Files].
 func (d *DryRun) DiskSize(_ context.Context, id string) (int64, error) {
 	p, err := d.read(dataDisk(id))
 	return p.SizeMiB, err
 }
 
-// AdoptDisk implements [vm.Driver].
+// AdoptDisk implements [vm.Files].
 func (d *DryRun) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
 	p, err := d.read(dataDisk(id))
 	return vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, err
 }
 
-// AdoptVM implements [vm.Driver]. A pretended process has no UUID.
+// AdoptVM implements [vm.Files]. A pretended process has no UUID.
 func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, error) {
 	p, err := d.read(vmRootDisk(id))
 	if err != nil {
@@ -353,26 +353,26 @@ func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, err
 	return "", vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, nil
 }
 
-// Flight implements [vm.Driver]. Nothing is said to what only pretends to run.
+// Flight implements [vm.Host]. Nothing is said to what only pretends to run.
 func (d *DryRun) Flight(ctx context.Context, id string) (vm.Flight, error) {
 	return vm.Flight{Now: vm.Recording{PID: d.Observe(ctx, id).PID}}, nil
 }
 
-// ResizeDisk implements [vm.Driver].
+// ResizeDisk implements [vm.Files].
 func (d *DryRun) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) error {
 	now, err := d.DiskSize(ctx, disk.ID)
 	if err != nil {
 		return err
 	}
 	if sizeMiB < now {
-		return fault(vm.CodeInvalid, nil, "disk %s has %d MiB and cannot be made smaller (%d MiB)", disk.ID, now, sizeMiB)
+		return fault(vm.CodeInvalid, nil, "disk %s has %d MiB and cannot shrink to %d MiB", disk.ID, now, sizeMiB)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.write(dataDisk(disk.ID), placeholder{SizeMiB: sizeMiB, Base: disk.Base, BaseFormat: disk.BaseFormat})
 }
 
-// Observe implements [vm.Driver]. A VM's process is vmand's own.
+// Observe implements [vm.Host]. A VM's process is vmand's own.
 func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -383,7 +383,7 @@ func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
 	return vm.Observation{PID: os.Getpid(), Status: m.Status, Plugged: m.Plugged, NICs: m.NICs, CDROMs: m.CDROMs}
 }
 
-// Survey implements [vm.Driver].
+// Survey implements [vm.Host].
 func (d *DryRun) Survey(ctx context.Context) (vm.Survey, error) {
 	ids, err := d.layout.vmIDs(drySuffix)
 	if err != nil {

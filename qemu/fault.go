@@ -28,15 +28,15 @@ func monitorFault(id, command string, err error) error {
 	case errors.As(err, &known):
 		return err
 	case errors.As(err, &refused):
-		return fault(vm.CodeOperationFailed, err, "QEMU of vm %s refused %s", id, command)
+		return fault(vm.CodeOperationFailed, err, "QEMU of VM %s refused %s", id, command)
 	case errors.Is(err, errGone) && errors.Is(err, qmp.ErrUnknownOutcome): // it may have done it first
-		return fault(vm.CodeOperationFailed, err, "QEMU of vm %s ended before it answered %s", id, command)
+		return fault(vm.CodeOperationFailed, err, "QEMU of VM %s ended before it answered %s", id, command)
 	case errors.Is(err, errGone):
-		return fault(vm.CodeState, err, "vm %s does not run", id)
+		return fault(vm.CodeState, err, "VM %s does not run", id)
 	case errors.Is(err, context.Canceled):
-		return fault(vm.CodeCancelled, err, "%s of vm %s was cancelled", command, id)
+		return fault(vm.CodeCancelled, err, "%s of VM %s was cancelled", command, id)
 	default:
-		return fault(vm.CodeQEMUUnresponsive, err, "QEMU of vm %s did not answer %s", id, command)
+		return fault(vm.CodeQEMUUnresponsive, err, "QEMU of VM %s did not answer %s", id, command)
 	}
 }
 

@@ -20,24 +20,24 @@ const (
 	maxCrashes = 5       // recordings kept of a VM
 )
 
-// Flight implements [vm.Driver]. The recordings of crashes outlive vmand.
+// Flight implements [vm.Host]. The recordings of crashes outlive vmand.
 func (d *Driver) Flight(_ context.Context, id string) (vm.Flight, error) {
 	if !vm.ValidName(id) {
 		return vm.Flight{}, nil
 	}
 	s, err := d.session(id)
 	if err != nil {
-		return vm.Flight{}, fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+		return vm.Flight{}, fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
 	f := vm.Flight{Now: d.recording(id, s)}
 	names, err := d.crashFiles(id)
 	if err != nil {
-		return vm.Flight{}, fileFault(err, "look for recordings of vm %s", id)
+		return vm.Flight{}, fileFault(err, "look for recordings of VM %s", id)
 	}
 	for _, name := range names {
 		crash, err := d.readCrash(name)
 		if err != nil {
-			d.log.Warn("cannot read the recording of a crash", "vm_id", id, "error", err)
+			d.log.Warn("cannot read the recording of a crash", "vm", id, "err", err)
 			continue
 		}
 		f.Crashes = append(f.Crashes, crash)
@@ -78,7 +78,7 @@ func (d *Driver) recordCrash(s *session) {
 		err = d.removeOldCrashes(s.id)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // the VM has just been deleted
-		s.log.Warn("cannot keep the recording of a crash", "error", err)
+		s.log.Warn("cannot keep the recording of a crash", "err", err)
 	}
 }
 

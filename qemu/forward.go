@@ -10,7 +10,7 @@ import (
 	"vmand/vm"
 )
 
-// SetForwards implements [vm.Driver]. It looks at what QEMU listens on, so
+// SetForwards implements [vm.Plugger]. It looks at what QEMU listens on, so
 // repeating it, also after it was cut short, does what is left to do. If one
 // cannot be had, all are as they were.
 func (d *Driver) SetForwards(ctx context.Context, vmID string, slot int, had, want []vm.PortForward) error {
@@ -101,11 +101,11 @@ func (s *session) addForward(ctx context.Context, slot int, f vm.PortForward) er
 		return err
 	case strings.Contains(strings.ToLower(said), "could not set up host forwarding rule"):
 		where := netip.AddrPortFrom(f.HostAddress, uint16(f.HostPort))
-		in := fault(vm.CodeInUse, nil, "QEMU of vm %s cannot listen on %s port %s", s.id, f.Protocol, where)
+		in := fault(vm.CodeInUse, nil, "QEMU of VM %s cannot listen on %s port %s", s.id, f.Protocol, where)
 		in.Hint = "choose another host_port: a program of the host listens there, the host does not have the address, or the port is below 1024"
 		return in
 	}
-	return fault(vm.CodeOperationFailed, nil, "QEMU of vm %s refused port forward %s: %s", s.id, rule, said)
+	return fault(vm.CodeOperationFailed, nil, "QEMU of VM %s refused port forward %s: %s", s.id, rule, said)
 }
 
 // removeForward makes QEMU listen no more. Connections that are open go on.
@@ -118,7 +118,7 @@ func (s *session) removeForward(ctx context.Context, slot int, f vm.PortForward)
 	if err != nil || strings.HasSuffix(said, " removed") || strings.HasSuffix(said, " not found") {
 		return err
 	}
-	return fault(vm.CodeOperationFailed, nil, "QEMU of vm %s did not remove port forward %s: %s", s.id, source, said)
+	return fault(vm.CodeOperationFailed, nil, "QEMU of VM %s did not remove port forward %s: %s", s.id, source, said)
 }
 
 // forwards returns what the user-mode network of a NIC listens on. It fails with
@@ -130,7 +130,7 @@ func (s *session) forwards(ctx context.Context, slot int) ([]vm.PortForward, err
 	}
 	there, ok := parseForwards(said, nicNetdev(slot))
 	if !ok {
-		f := fault(vm.CodeState, nil, "the port forwards of NIC %d of vm %s cannot be changed while it runs", slot, s.id)
+		f := fault(vm.CodeState, nil, "the port forwards of NIC %d of VM %s cannot be changed while it runs", slot, s.id)
 		f.Hint = "it takes effect at the next start of the VM"
 		return nil, f
 	}

@@ -14,16 +14,16 @@ import (
 	"vmand/vm"
 )
 
-// HasVM implements [vm.Driver].
+// HasVM implements [vm.Files].
 func (d *Driver) HasVM(_ context.Context, id string) (bool, error) {
 	_, err := d.state.Lstat(vmDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil, fileFault(err, "look for files of vm %s", id)
+	return err == nil, fileFault(err, "look for files of VM %s", id)
 }
 
-// CreateVM implements [vm.Driver].
+// CreateVM implements [vm.Files].
 func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
 	fill, err := d.filler(ctx, root, from, progress)
 	if err != nil {
@@ -32,9 +32,9 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 	dir := vmDir(id)
 	if err := d.state.Mkdir(dir, 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return fault(vm.CodeExists, nil, "files of a vm %s already exist in %s", id, d.layout.inState(dir))
+			return fault(vm.CodeExists, nil, "files of a VM %s already exist in %s", id, d.layout.inState(dir))
 		}
-		return fileFault(err, "make the directory of vm %s", id)
+		return fileFault(err, "make the directory of VM %s", id)
 	}
 	failpoint.Hit("dir.made")
 	err = admit(d.account, d.layout.inState(dir))
@@ -46,7 +46,7 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 		err = host.Sync(d.state, vmsDir)
 	}
 	if err != nil {
-		return errors.Join(fileFault(err, "make the root disk of vm %s", id), d.removeAll(dir))
+		return errors.Join(fileFault(err, "make the root disk of VM %s", id), d.removeAll(dir))
 	}
 	return nil
 }
@@ -76,7 +76,7 @@ func (d *Driver) checkBase(file vm.DiskFile) (string, error) {
 	return path, nil
 }
 
-// DeleteVM implements [vm.Driver].
+// DeleteVM implements [vm.Files].
 func (d *Driver) DeleteVM(ctx context.Context, id string) error {
 	if err := d.checkFree(ctx, id); err != nil {
 		return err
@@ -97,7 +97,7 @@ func (d *Driver) removeAll(dir string) error {
 	return fileFault(err, "remove %s", d.layout.inState(dir))
 }
 
-// CreateDisk implements [vm.Driver].
+// CreateDisk implements [vm.Files].
 func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
 	if _, err := d.state.Lstat(dataDisk(id)); err == nil {
 		return fault(vm.CodeExists, nil, "the file of a disk %s already exists: %s", id, d.layout.inState(dataDisk(id)))
@@ -130,7 +130,7 @@ func (d *Driver) filler(ctx context.Context, file vm.DiskFile, from *vm.CopySour
 	return func(f *os.File, _ string) error { return writeQcow2(f, file.SizeMiB*mib, backing, file.BaseFormat) }, nil
 }
 
-// DeleteDisk implements [vm.Driver].
+// DeleteDisk implements [vm.Files].
 func (d *Driver) DeleteDisk(_ context.Context, id string) error {
 	if err := d.checkUnused(dataDisk(id)); err != nil {
 		return err
@@ -146,7 +146,7 @@ func (d *Driver) DeleteDisk(_ context.Context, id string) error {
 	return fileFault(err, "remove the file of disk %s", id)
 }
 
-// DiskSize implements [vm.Driver]. It reads the file's header, also while QEMU
+// DiskSize implements [vm.Files]. It reads the file's header, also while QEMU
 // has it open.
 func (d *Driver) DiskSize(_ context.Context, id string) (int64, error) {
 	f, err := d.state.Open(dataDisk(id))

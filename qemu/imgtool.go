@@ -83,8 +83,8 @@ func imgFault(verb, output string) error {
 
 var imgVersionPattern = regexp.MustCompile(`qemu-img version (\S+)`)
 
-// imgVersion returns the version of qemu-img. It asks each binary once.
-func (d *Driver) imgVersion(ctx context.Context) (string, error) {
+// askImgVersion returns the version of qemu-img. It asks each binary once.
+func (d *Driver) askImgVersion(ctx context.Context) (string, error) {
 	path, err := host.LookPath(d.opts.ImgBinary)
 	if err != nil {
 		return "", unavailable(err, d.opts.ImgBinary, "qemu-utils")
@@ -94,7 +94,7 @@ func (d *Driver) imgVersion(ctx context.Context) (string, error) {
 		return "", unavailable(err, path, "qemu-utils")
 	}
 	d.mu.Lock()
-	known, version := d.img, d.imgIs
+	known, version := d.img, d.imgVersion
 	d.mu.Unlock()
 	if known == id {
 		return version, nil
@@ -110,7 +110,7 @@ func (d *Driver) imgVersion(ctx context.Context) (string, error) {
 		return "", unavailable(err, path, "qemu-utils")
 	}
 	d.mu.Lock()
-	d.img, d.imgIs = id, m[1]
+	d.img, d.imgVersion = id, m[1]
 	d.mu.Unlock()
 	return m[1], nil
 }

@@ -19,7 +19,7 @@ const (
 	overheadTCG = 128
 )
 
-// Admit implements [vm.Driver].
+// Admit implements [vm.Machines].
 func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {
 	if err := ctx.Err(); err != nil {
 		return monitorFault(s.ID, "start", err)
@@ -52,12 +52,12 @@ func (d *Driver) checkFree(ctx context.Context, id string) error {
 	}
 	s, err := d.session(id)
 	if err != nil {
-		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
 	if s == nil {
 		return nil
 	}
-	f := fault(vm.CodeState, nil, "vm %s already has a QEMU process, pid %d", id, s.proc.PID)
+	f := fault(vm.CodeState, nil, "VM %s already has a QEMU process, pid %d", id, s.proc.PID)
 	f.Hint = "stop it first"
 	return f
 }
@@ -72,7 +72,7 @@ func admitMemory(s vm.Spec, available int) error {
 	if s.RAMMiB+overhead <= available {
 		return nil
 	}
-	f := fault(vm.CodeInsufficientMemory, nil, "vm %s needs %d MiB of memory (%d for the guest, %d for QEMU) and the host has %d MiB available",
+	f := fault(vm.CodeInsufficientMemory, nil, "VM %s needs %d MiB of memory (%d for the guest, %d for QEMU) and the host has %d MiB available",
 		s.ID, s.RAMMiB+overhead, s.RAMMiB, overhead, available)
 	f.Hint = "stop another VM or use a smaller template"
 	return f
@@ -81,13 +81,13 @@ func admitMemory(s vm.Spec, available int) error {
 // checkFiles reports the first file of a VM that is missing.
 func (d *Driver) checkFiles(s vm.Spec) error {
 	if _, err := d.state.Stat(vmRootDisk(s.ID)); err != nil {
-		return fault(vm.CodeOperationFailed, err, "the root disk of vm %s is missing", s.ID)
+		return fault(vm.CodeOperationFailed, err, "the root disk of VM %s is missing", s.ID)
 	}
 	for _, disk := range s.Disks {
 		if _, err := d.state.Stat(dataDisk(disk.ID)); err != nil {
-			return fault(vm.CodeOperationFailed, err, "the file of disk %s of vm %s is missing", disk.ID, s.ID)
+			return fault(vm.CodeOperationFailed, err, "the file of disk %s of VM %s is missing", disk.ID, s.ID)
 		}
-		if err := d.checkBaseOf(disk.DiskFile, "disk "+disk.ID+" of vm "+s.ID); err != nil {
+		if err := d.checkBaseOf(disk.DiskFile, "disk "+disk.ID+" of VM "+s.ID); err != nil {
 			return err
 		}
 	}
@@ -95,11 +95,11 @@ func (d *Driver) checkFiles(s vm.Spec) error {
 		return err
 	}
 	if _, ok := s.Root.Content(); ok || s.Root.Base == "" {
-		return d.checkBaseOf(s.Root, "the root disk of vm "+s.ID)
+		return d.checkBaseOf(s.Root, "the root disk of VM "+s.ID)
 	}
 	f, err := os.Open(s.Root.Base)
 	if err != nil {
-		return fault(vm.CodeOperationFailed, err, "the image vm %s is based on cannot be read", s.ID)
+		return fault(vm.CodeOperationFailed, err, "the image VM %s is based on cannot be read", s.ID)
 	}
 	return f.Close()
 }

@@ -12,7 +12,7 @@ import (
 	"vmand/vm"
 )
 
-// AttachNIC implements [vm.Driver].
+// AttachNIC implements [vm.Plugger].
 func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
 	host, card, err := nicPair(p, passedAs(p))
 	if err != nil {
@@ -115,7 +115,7 @@ func (s *session) undoNIC(slot int, cause error) {
 		}
 	}
 	if err != nil {
-		s.log.Warn("half a NIC stays", "nic", slot, "error", err)
+		s.log.Warn("half a NIC stays", "nic", slot, "err", err)
 	}
 }
 
@@ -144,7 +144,7 @@ func (d *Driver) DetachNIC(ctx context.Context, vmID string, slot int) error {
 // nicName names a NIC in messages.
 func nicName(slot int) string { return "NIC " + strconv.Itoa(slot) }
 
-// SetLink implements [vm.Driver].
+// SetLink implements [vm.Plugger].
 func (d *Driver) SetLink(ctx context.Context, vmID string, slot int, up bool) error {
 	s, err := d.live(vmID)
 	if err != nil {
@@ -162,7 +162,7 @@ func (s *session) setLink(ctx context.Context, slot int, up bool) error {
 	}{nicNetdev(slot), up}
 	err := s.execute(ctx, queryTimeout, "set_link", args, nil)
 	if refusedWith(err, qmp.DeviceNotFound) {
-		return fault(vm.CodeState, err, "vm %s has no NIC %d plugged", s.id, slot)
+		return fault(vm.CodeState, err, "VM %s has no NIC %d plugged", s.id, slot)
 	}
 	return err
 }

@@ -27,9 +27,9 @@ const (
 	isoTime    = "\x46\x01\x01\x00\x00\x00\x00" // 1970, as directories have it
 )
 
-// WriteSeed implements [vm.Driver].
+// WriteSeed implements [vm.Files].
 func (d *Driver) WriteSeed(_ context.Context, vmID string, files map[string][]byte) error {
-	return fileFault(writeSeed(d.state, d.account, vmID, files), "write the cloud-init seed of vm %s", vmID)
+	return fileFault(writeSeed(d.state, d.account, vmID, files), "write the cloud-init seed of VM %s", vmID)
 }
 
 // writeSeed makes the seed of a VM in a directory of its own, which the next start of

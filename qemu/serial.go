@@ -208,7 +208,7 @@ func (h *serialHub) opened() bool {
 // complain logs, once, that the log is not what it should be. h.mu is held.
 func (h *serialHub) complain(err error) {
 	if !h.lost && !errors.Is(err, fs.ErrNotExist) { // or the VM has just been deleted
-		h.log.Warn("what the guest prints cannot be kept", "error", err)
+		h.log.Warn("what the guest prints cannot be kept", "err", err)
 		h.lost = true
 	}
 }

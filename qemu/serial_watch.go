@@ -40,7 +40,7 @@ func newSerialWatch(log *slog.Logger) *serialWatch {
 	w := &serialWatch{hubs: make(map[*serialHub]int32), of: make(map[int32]*serialHub), blind: make(chan struct{}, 1)}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		log.Warn("consoles are looked at in intervals: the kernel gives no inotify instance", "error", err)
+		log.Warn("consoles are looked at in intervals: the kernel gives no inotify instance", "err", err)
 		return w
 	}
 	w.inotify = os.NewFile(uintptr(fd), "inotify")
@@ -131,7 +131,7 @@ func (w *serialWatch) follow(h *serialHub, log *os.File) {
 			w.hubs[h], w.of[wd] = wd, h
 			return
 		}
-		h.log.Debug("a console's log cannot be watched", "error", err)
+		h.log.Debug("a console's log cannot be watched", "err", err)
 	}
 	select {
 	case w.blind <- struct{}{}:

@@ -56,7 +56,7 @@ type session struct {
 // open makes the session of a live process, ours if this vmand has made the
 // socket that it has for its monitor. d.mu is held.
 func (d *Driver) open(id string, p *host.Process, ours bool) *session {
-	s := &session{id: id, proc: p, ours: ours, layout: d.layout, log: d.log.With("vm_id", id), changed: make(chan struct{}), ended: make(chan struct{})}
+	s := &session{id: id, proc: p, ours: ours, layout: d.layout, log: d.log.With("vm", id), changed: make(chan struct{}), ended: make(chan struct{})}
 	if !p.IsChild() {
 		_, err := os.Stat(d.layout.inRun(id, quitSuffix))
 		s.wasAsked.Store(err == nil)
@@ -126,7 +126,7 @@ func (d *Driver) session(id string) (*session, error) {
 	if p == nil || err != nil {
 		return nil, err
 	}
-	d.log.Info("QEMU process found", "vm_id", id, "pid", p.PID)
+	d.log.Info("QEMU process found", "vm", id, "pid", p.PID)
 	return d.open(id, p, false), nil
 }
 
@@ -134,10 +134,10 @@ func (d *Driver) session(id string) (*session, error) {
 func (d *Driver) live(id string) (*session, error) {
 	s, err := d.session(id)
 	if err != nil {
-		return nil, fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+		return nil, fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
 	if s == nil {
-		return nil, fault(vm.CodeState, nil, "vm %s does not run", id)
+		return nil, fault(vm.CodeState, nil, "VM %s does not run", id)
 	}
 	return s, nil
 }
@@ -150,7 +150,7 @@ func (d *Driver) adoptAll() error {
 	}
 	for _, id := range ids {
 		if _, err := d.session(id); err != nil {
-			d.log.Warn("cannot look at a pidfile", "vm_id", id, "error", err)
+			d.log.Warn("cannot look at a pidfile", "vm", id, "err", err)
 		}
 	}
 	return nil
@@ -192,7 +192,7 @@ func (s *session) run(ctx context.Context) {
 			continue
 		}
 		if ctx.Err() == nil {
-			s.log.Debug("monitor connection failed", "error", err)
+			s.log.Debug("monitor connection failed", "err", err)
 		}
 		t := time.NewTimer(wait)
 		select {

@@ -20,7 +20,7 @@ import (
 // On an overloaded host that is seconds.
 const startTimeout = 60 * time.Second
 
-// Start implements [vm.Driver].
+// Start implements [vm.Machines].
 func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) error {
 	if err := d.checkFree(ctx, s.ID); err != nil { // before anything of a running VM's is replaced
 		return err
@@ -64,7 +64,7 @@ func (d *Driver) startFault(s *session, err error) error {
 		if words == "" {
 			words = "it wrote nothing"
 		}
-		return fault(vm.CodeOperationFailed, nil, "QEMU of vm %s ended at its start (%s): %s", s.id, s.proc.State(), words)
+		return fault(vm.CodeOperationFailed, nil, "QEMU of VM %s ended at its start (%s): %s", s.id, s.proc.State(), words)
 	}
 	return monitorFault(s.id, "start", err)
 }
@@ -115,12 +115,12 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	b.lend(nil) // stdin is /dev/null
 	log, err := d.newQEMULog(s.ID)
 	if err != nil {
-		return nil, fileFault(err, "make the log of vm %s", s.ID)
+		return nil, fileFault(err, "make the log of VM %s", s.ID)
 	}
 	b.add(log)
 	b.lend(log) // stdout and stderr are the same file
 	if err := d.prepareRun(s); err != nil {
-		return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
+		return nil, fault(vm.CodeOperationFailed, err, "prepare the start of VM %s", s.ID)
 	}
 	for _, socket := range []struct {
 		suffix string
@@ -128,19 +128,19 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	}{{qmpSuffix, &b.fds.qmp}, {operatorSuffix, &b.fds.operator}, {agentSuffix, &b.fds.agent}} {
 		f, err := listen(d.layout.inRun(s.ID, socket.suffix))
 		if err != nil {
-			return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
+			return nil, fault(vm.CodeOperationFailed, err, "prepare the start of VM %s", s.ID)
 		}
 		*socket.fd = b.add(f)
 	}
 	console, err := openSerialLog(d.state, s.ID)
 	if err != nil {
-		return nil, fileFault(err, "make the console log of vm %s", s.ID)
+		return nil, fileFault(err, "make the console log of VM %s", s.ID)
 	}
 	b.fds.serialLog = b.add(console)
 	if _, ok := s.Root.Content(); !ok && s.Root.Base != "" {
 		f, err := os.Open(s.Root.Base)
 		if err != nil {
-			return nil, fault(vm.CodeOperationFailed, err, "open the image vm %s is based on", s.ID)
+			return nil, fault(vm.CodeOperationFailed, err, "open the image VM %s is based on", s.ID)
 		}
 		b.fds.base = b.add(f)
 	}
@@ -164,17 +164,17 @@ func (d *Driver) spawn(id string, argv []string, files []*os.File, ours bool) (*
 	}
 	pidfile, err := lockPidfile(d.layout.pidfile(id), d.account)
 	if errors.Is(err, errLocked) {
-		return nil, fault(vm.CodeState, err, "vm %s still has a QEMU process", id)
+		return nil, fault(vm.CodeState, err, "VM %s still has a QEMU process", id)
 	}
 	if err != nil {
-		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
+		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of VM %s", id)
 	}
 	defer pidfile.Close()
 	program := d.program(argv...)
 	program.Files = slices.Concat(files, []*os.File{pidfile})
 	proc, err := program.Start()
 	if err != nil {
-		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
+		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of VM %s", id)
 	}
 	failpoint.Hit("qemu.spawned")
 	return d.open(id, proc, ours), nil

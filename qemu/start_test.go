@@ -201,7 +201,7 @@ func TestEightVMsStartAtOnce(t *testing.T) {
 	for _, s := range specs {
 		h.awaitSerial(s.ID, "hi\n")
 		if got := seen.VMs[s.ID]; got.Status != vm.StatusRunning {
-			t.Errorf("vm %s is %+v", s.ID, got)
+			t.Errorf("VM %s is %+v", s.ID, got)
 		}
 	}
 	for _, s := range specs {

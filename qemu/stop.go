@@ -23,13 +23,13 @@ const (
 	killTimeout   = 10 * time.Second
 )
 
-// Shutdown implements [vm.Driver]. Each rung of the ladder is reported as a step
+// Shutdown implements [vm.Machines]. Each rung of the ladder is reported as a step
 // of its own: "acpi", "quit", "term", "kill". If ctx is cancelled while the
 // guest is being asked, Shutdown returns and the guest runs on.
 func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, report vm.Report) error {
 	s, err := d.session(id)
 	if err != nil {
-		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
 	if s == nil { // or one that cannot be found any more
 		if err := d.checkUnused(vmRootDisk(id)); err != nil {
@@ -152,12 +152,12 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		s.markAsked()
 		say(report, rung.step, "QEMU has not ended, sending it %s", unix.SignalName(rung.sig))
 		if err := s.proc.Signal(rung.sig); err != nil && !s.proc.Exited() {
-			return fault(vm.CodeOperationFailed, err, "signal QEMU of vm %s (pid %d)", s.id, s.proc.PID)
+			return fault(vm.CodeOperationFailed, err, "signal QEMU of VM %s (pid %d)", s.id, s.proc.PID)
 		}
 		s.proc.Wait(ctx.Done(), rung.limit)
 	}
 	if !s.proc.Exited() {
-		return fault(vm.CodeQEMUUnresponsive, ctx.Err(), "QEMU of vm %s (pid %d) does not end, even though killed", s.id, s.proc.PID)
+		return fault(vm.CodeQEMUUnresponsive, ctx.Err(), "QEMU of VM %s (pid %d) does not end, even though killed", s.id, s.proc.PID)
 	}
 	return nil
 }
@@ -169,11 +169,11 @@ func (s *session) markAsked() {
 		return
 	}
 	if err := os.WriteFile(s.layout.inRun(s.id, quitSuffix), nil, 0o600); err != nil {
-		s.log.Warn("cannot note that QEMU is told to end", "error", err)
+		s.log.Warn("cannot note that QEMU is told to end", "err", err)
 	}
 }
 
-// Pause implements [vm.Driver].
+// Pause implements [vm.Machines].
 func (d *Driver) Pause(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {
@@ -182,7 +182,7 @@ func (d *Driver) Pause(ctx context.Context, id string) error {
 	return s.stop(ctx)
 }
 
-// Resume implements [vm.Driver].
+// Resume implements [vm.Machines].
 func (d *Driver) Resume(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {
@@ -191,7 +191,7 @@ func (d *Driver) Resume(ctx context.Context, id string) error {
 	return s.cont(ctx)
 }
 
-// Reset implements [vm.Driver].
+// Reset implements [vm.Machines].
 func (d *Driver) Reset(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {

@@ -15,11 +15,11 @@ import (
 // observeTimeout is how long an observation waits for a QEMU.
 const observeTimeout = time.Second
 
-// Observe implements [vm.Driver].
+// Observe implements [vm.Host].
 func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	s, err := d.session(id)
 	if err != nil {
-		d.log.Warn("cannot look for a QEMU process", "vm_id", id, "error", err)
+		d.log.Warn("cannot look for a QEMU process", "vm", id, "err", err)
 	}
 	if s != nil {
 		o := s.observe(ctx, observeTimeout)
@@ -112,7 +112,7 @@ func (d *Driver) boundLog(id string) error {
 	return f.Close()
 }
 
-// Survey implements [vm.Driver].
+// Survey implements [vm.Host].
 func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	if err := d.adoptAll(); err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
@@ -143,7 +143,7 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 		}
 		seen.VMs[s.id] = observations[i]
 		if err := d.boundLog(s.id); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			d.log.Warn("cannot bound the log of QEMU", "vm_id", s.id, "error", err)
+			d.log.Warn("cannot bound the log of QEMU", "vm", s.id, "err", err)
 		}
 	}
 	return seen, nil

@@ -113,7 +113,7 @@ func (s *session) lookForDamage(ctx context.Context, conn *qmp.Conn) bool {
 	defer cancel()
 	var disks []blockInfo
 	if err := conn.Execute(ctx, "query-block", nil, &disks); err != nil {
-		s.log.Debug("cannot ask for damaged images", "error", err)
+		s.log.Debug("cannot ask for damaged images", "err", err)
 		return false
 	}
 	return s.noteDamaged(disks)
