@@ -16,9 +16,9 @@ import (
 	"vmand/vm"
 )
 
-// DryRun implements [vm.Driver] without QEMU: nothing is started, and disks are
-// small placeholder files. Images are real. Its VMs are marker files in the runtime directory,
-// so a restart finds them "running".
+// DryRun implements [vm.Driver] without QEMU: it starts nothing, and disks are
+// small placeholder files. Images are real. A running VM is a marker file in the
+// runtime directory, so a restarted vmand finds it running.
 type DryRun struct {
 	*contents
 	*news
@@ -26,13 +26,13 @@ type DryRun struct {
 	state  *os.Root
 	files  *fileSurvey
 
-	mu       sync.Mutex // guards all files, and consoles
+	mu       sync.Mutex // guards consoles and all files
 	consoles map[string]*serialHub
 }
 
 var _ vm.Driver = (*DryRun)(nil)
 
-// pretended is the content of a marker: what a QEMU would answer.
+// pretended is the content of a marker: the state of a VM that seems to run.
 type pretended struct {
 	Status  vm.RunStatus `json:"status"`
 	Plugged []string     `json:"plugged"`
@@ -40,7 +40,7 @@ type pretended struct {
 	CDROMs  []string     `json:"cdroms"`
 }
 
-// placeholder is the content of a pretended disk.
+// placeholder is the content of a disk's file.
 type placeholder struct {
 	Note       string `json:"note"`
 	SizeMiB    int64  `json:"size_mib"`
@@ -48,7 +48,7 @@ type placeholder struct {
 	BaseFormat string `json:"base_format,omitempty"`
 }
 
-// NewDryRun prepares the directories of a pretended host.
+// NewDryRun prepares the directories of a dry run.
 func NewDryRun(o Options) (*DryRun, error) {
 	l, err := newLayout(o.StateDir, o.RuntimeDir)
 	if err == nil {
@@ -81,7 +81,7 @@ func (d *DryRun) Platform(context.Context) (vm.Platform, error) {
 	return vm.Platform{Version: "0.0.0", Machine: "dry-run", Accel: vm.TCG, Warning: "dry run: no VM is really started"}, nil
 }
 
-// CheckTools says that nothing is missing, because nothing is needed.
+// CheckTools reports that no program is missing, because none is needed.
 func (d *DryRun) CheckTools(ctx context.Context) Tools {
 	p, _ := d.Platform(ctx)
 	return Tools{QEMU: Tool{Version: "dry-run"}, Img: Tool{Version: "dry-run"}, Accel: p.Accel, Warning: p.Warning}
@@ -92,7 +92,7 @@ func (d *DryRun) Admit(_ context.Context, s vm.Spec) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.marker(s.ID) != nil {
-		return fault(vm.CodeState, nil, "VM %s already pretends to run", s.ID)
+		return fault(vm.CodeState, nil, "VM %s already runs", s.ID)
 	}
 	if _, err := d.state.Stat(vmRootDisk(s.ID)); err != nil {
 		return fault(vm.CodeOperationFailed, err, "the root disk of VM %s is missing", s.ID)
@@ -112,12 +112,12 @@ func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) error {
 		m.NICs = append(m.NICs, p.Slot)
 	}
 	say(report, "launch", "dry run: nothing is started")
-	err := d.mark(s.ID, m)
+	err := d.writeMarker(s.ID, m)
 	d.nudge(s.ID)
 	return err
 }
 
-// Shutdown implements [vm.Machines]. Pretended guests obey at once.
+// Shutdown implements [vm.Machines]. The guest of a dry run obeys at once.
 func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report vm.Report) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -143,6 +143,7 @@ func (d *DryRun) Resume(_ context.Context, id string) error { return d.become(id
 // Reset implements [vm.Machines].
 func (d *DryRun) Reset(_ context.Context, id string) error { return d.become(id, vm.StatusRunning) }
 
+// become changes the run state of a VM that has a marker.
 func (d *DryRun) become(id string, s vm.RunStatus) error {
 	return d.change(id, func(m *pretended) { m.Status = s })
 }
@@ -177,7 +178,7 @@ func (d *DryRun) AttachNIC(_ context.Context, vmID string, p vm.Port) error {
 	})
 }
 
-// DetachNIC implements [vm.Plugger]. Pretended guests let go at once.
+// DetachNIC implements [vm.Plugger]. The guest of a dry run releases it at once.
 func (d *DryRun) DetachNIC(_ context.Context, vmID string, slot int) error {
 	err := d.change(vmID, func(m *pretended) {
 		m.NICs = slices.DeleteFunc(m.NICs, func(n int) bool { return n == slot })
@@ -212,10 +213,10 @@ func (d *DryRun) change(id string, f func(*pretended)) error {
 		return fault(vm.CodeState, nil, "VM %s does not run", id)
 	}
 	f(m)
-	return d.mark(id, *m)
+	return d.writeMarker(id, *m)
 }
 
-// marker returns what a VM pretends, nil if it does not. d.mu is held.
+// marker returns the marker of a VM, nil if it has none. d.mu must be held.
 func (d *DryRun) marker(id string) *pretended {
 	b, err := os.ReadFile(d.layout.inRun(id, drySuffix))
 	if err != nil {
@@ -228,12 +229,13 @@ func (d *DryRun) marker(id string) *pretended {
 	return m
 }
 
-func (d *DryRun) mark(id string, m pretended) error {
+// writeMarker writes the marker of a VM. d.mu must be held.
+func (d *DryRun) writeMarker(id string, m pretended) error {
 	b, err := json.Marshal(m)
 	if err == nil {
 		err = os.WriteFile(d.layout.inRun(id, drySuffix), b, 0o600)
 	}
-	return fileFault(err, "mark VM %s", id)
+	return fileFault(err, "write the marker of VM %s", id)
 }
 
 // HasVM implements [vm.Files].
@@ -245,8 +247,10 @@ func (d *DryRun) HasVM(_ context.Context, id string) (bool, error) {
 	return err == nil, fileFault(err, "look for files of VM %s", id)
 }
 
-// CreateVM implements [vm.Files]. A copy is made at once, of nothing.
-func (d *DryRun) CreateVM(_ context.Context, id string, root vm.DiskFile, _ *vm.CopySource, _ func(done, total int64)) error {
+// CreateVM implements [vm.Files]. A copy is an empty placeholder, made at once.
+func (d *DryRun) CreateVM(
+	_ context.Context, id string, root vm.DiskFile, _ *vm.CopySource, _ func(done, total int64),
+) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.state.Mkdir(vmDir(id), 0o700); err != nil {
@@ -267,8 +271,10 @@ func (d *DryRun) DeleteVM(_ context.Context, id string) error {
 	return fileFault(d.state.RemoveAll(vmDir(id)), "remove the files of VM %s", id)
 }
 
-// CreateDisk implements [vm.Files], as CreateVM.
-func (d *DryRun) CreateDisk(_ context.Context, id string, file vm.DiskFile, _ *vm.CopySource, _ func(done, total int64)) error {
+// CreateDisk implements [vm.Files], as CreateVM does.
+func (d *DryRun) CreateDisk(
+	_ context.Context, id string, file vm.DiskFile, _ *vm.CopySource, _ func(done, total int64),
+) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, err := d.state.Lstat(dataDisk(id)); err == nil {
@@ -284,8 +290,8 @@ func (d *DryRun) WriteSeed(_ context.Context, vmID string, files map[string][]by
 	return fileFault(writeSeed(d.state, host.Account{}, vmID, files), "write the cloud-init seed of VM %s", vmID)
 }
 
-// ImageOfDisk implements [vm.Images]. There is nothing to copy, so the image is one
-// of an empty disk of that size.
+// ImageOfDisk implements [vm.Images]. The image is that of an empty disk of the size
+// of from.
 func (d *DryRun) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Import) (vm.ImageContent, error) {
 	temp := d.importer.TempName()
 	f, err := makeTemp(d.contents.root, temp, host.Account{})
@@ -302,15 +308,17 @@ func (d *DryRun) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Impor
 	return contentOf(got), nil
 }
 
+// write writes the placeholder of a disk.
 func (d *DryRun) write(name string, p placeholder) error {
 	p.Note = "dry run: not a disk"
 	b, err := json.Marshal(p)
 	if err == nil {
 		err = d.state.WriteFile(name, b, 0o600)
 	}
-	return fileFault(err, "make %s", path.Base(name))
+	return fileFault(err, "write %s", path.Base(name))
 }
 
+// read reads the placeholder of a disk.
 func (d *DryRun) read(name string) (placeholder, error) {
 	b, err := d.state.ReadFile(name)
 	if err != nil {
@@ -318,7 +326,7 @@ func (d *DryRun) read(name string) (placeholder, error) {
 	}
 	var p placeholder
 	if err := json.Unmarshal(b, &p); err != nil {
-		return placeholder{}, fault(vm.CodeOperationFailed, err, "%s is no file of a dry run", name)
+		return placeholder{}, fault(vm.CodeOperationFailed, err, "%s is no placeholder of a dry run", name)
 	}
 	return p, nil
 }
@@ -344,7 +352,7 @@ func (d *DryRun) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
 	return vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, err
 }
 
-// AdoptVM implements [vm.Files]. A pretended process has no UUID.
+// AdoptVM implements [vm.Files]. A VM of a dry run has no process that knows a UUID.
 func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, error) {
 	p, err := d.read(vmRootDisk(id))
 	if err != nil {
@@ -353,7 +361,7 @@ func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, err
 	return "", vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, nil
 }
 
-// Flight implements [vm.Host]. Nothing is said to what only pretends to run.
+// Flight implements [vm.Host]. There is no monitor that messages could be of.
 func (d *DryRun) Flight(ctx context.Context, id string) (vm.Flight, error) {
 	return vm.Flight{Now: vm.Recording{PID: d.Observe(ctx, id).PID}}, nil
 }
@@ -372,7 +380,7 @@ func (d *DryRun) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) er
 	return d.write(dataDisk(disk.ID), placeholder{SizeMiB: sizeMiB, Base: disk.Base, BaseFormat: disk.BaseFormat})
 }
 
-// Observe implements [vm.Host]. A VM's process is vmand's own.
+// Observe implements [vm.Host]. The process of a VM is vmand itself.
 func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
 	d.mu.Lock()
 	defer d.mu.Unlock()
