@@ -193,7 +193,8 @@ func (d *Driver) checkBaseOf(f vm.DiskFile, what string) error {
 		return nil
 	}
 	if err := d.checkContent(content); err != nil {
-		return fault(vm.CodeOperationFailed, err, "image %s (content %s), the base of %s, cannot be read", f.Image, content, what)
+		return fault(vm.CodeOperationFailed, err, "image %s (content %s), the base of %s, cannot be read",
+			f.Image, content, what)
 	}
 	return nil
 }

@@ -169,7 +169,8 @@ func (h *serialHub) interrupt() {
 
 // tooSlow returns the fault of a reader whose next byte was cut from the log.
 func (h *serialHub) tooSlow() error {
-	return fault(vm.CodeUnavailable, nil, "the console of VM %s was read too slowly: its log has dropped the next byte", h.id)
+	return fault(vm.CodeUnavailable, nil,
+		"the console of VM %s was read too slowly: its log has dropped the next byte", h.id)
 }
 
 // Read implements [vm.Console].
@@ -260,7 +261,8 @@ func (h *serialHub) mayType(c *console) error {
 	case <-c.closed:
 		return net.ErrClosed
 	default:
-		return fault(vm.CodeState, nil, "this connection to the console of VM %s only reads: another one, or none, types", h.id)
+		return fault(vm.CodeState, nil,
+			"this connection to the console of VM %s only reads: another one, or none, types", h.id)
 	}
 }
 

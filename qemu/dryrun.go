@@ -78,7 +78,12 @@ func (d *DryRun) Close() error {
 
 // Platform implements [vm.Machines].
 func (d *DryRun) Platform(context.Context) (vm.Platform, error) {
-	return vm.Platform{Version: "0.0.0", Machine: "dry-run", Accel: vm.TCG, Warning: "dry run: no VM is really started"}, nil
+	return vm.Platform{
+		Version: "0.0.0",
+		Machine: "dry-run",
+		Accel:   vm.TCG,
+		Warning: "dry run: no VM is really started",
+	}, nil
 }
 
 // CheckTools reports that no program is missing, because none is needed.

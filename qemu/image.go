@@ -73,7 +73,8 @@ func (d *Driver) checkBase(file vm.DiskFile) (string, error) {
 	case format != file.BaseFormat:
 		return "", fault(vm.CodeOperationFailed, nil, "the image %s is %s and not %s", path, format, file.BaseFormat)
 	case size > file.SizeMiB:
-		return "", fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than its image, which has %d MiB", file.SizeMiB, size)
+		return "", fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than its image, which has %d MiB",
+			file.SizeMiB, size)
 	}
 	return path, nil
 }

@@ -52,7 +52,12 @@ func (d *Driver) runImg(ctx context.Context, job imgJob) error {
 		return unavailable(err, d.opts.ImgBinary, "qemu-utils")
 	}
 	program := d.program(append([]string{img}, job.args...)...)
-	program.Limits = host.Limits{AddressSpace: imgAddressSpace, CPU: job.cpu, OpenFiles: imgOpenFiles, FileSize: job.maxFile}
+	program.Limits = host.Limits{
+		AddressSpace: imgAddressSpace,
+		CPU:          job.cpu,
+		OpenFiles:    imgOpenFiles,
+		FileSize:     job.maxFile,
+	}
 	ctx, cancel := context.WithTimeout(ctx, job.timeout)
 	defer cancel()
 	output, err := program.Run(ctx, job.progress)
