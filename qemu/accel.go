@@ -20,22 +20,23 @@ const (
 	accelTCG  = string(vm.TCG)
 )
 
-// accelVerdict is whether KVM really works on a host.
+// accelVerdict says whether KVM works on a host.
 type accelVerdict struct {
 	Host    string   `json:"host"` // see hostIdentity
 	Accel   vm.Accel `json:"accel"`
 	Warning string   `json:"warning,omitempty"`
 }
 
-// The whole probe takes less than a second: a KVM that cannot run a vCPU either
+// The whole probe takes less than a second. A KVM that cannot run a vCPU either
 // ends QEMU or hangs it.
 const (
 	accelTimeout = 900 * time.Millisecond
-	accelRuns    = 100 * time.Millisecond // that the vCPU must live
+	accelRuns    = 100 * time.Millisecond // how long the vCPU must live
 )
 
-// hostIdentity changes when the answer to the question whether KVM works may
-// have: with a boot, with the device's rights, with the user QEMU runs as.
+// hostIdentity returns a text that changes whenever KVM may begin or cease to
+// work: after a boot, and with the mode of the device or the user that QEMU runs
+// as.
 func (d *Driver) hostIdentity() string {
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	var st unix.Stat_t
@@ -46,7 +47,7 @@ func (d *Driver) hostIdentity() string {
 	return fmt.Sprintf("boot %s, %s %s, uid %d", strings.TrimSpace(string(boot)), kvmDevice, device, d.account.UID)
 }
 
-// probeAccel finds out whether guests can run under KVM, by running one.
+// probeAccel finds out whether guests can run under KVM by running one.
 func (d *Driver) probeAccel(ctx context.Context, binary, host string) accelVerdict {
 	v := accelVerdict{Host: host, Accel: vm.KVM}
 	if why := d.tryKVM(ctx, binary); why != nil {
@@ -57,12 +58,14 @@ func (d *Driver) probeAccel(ctx context.Context, binary, host string) accelVerdi
 }
 
 // tryKVM runs an empty machine with a vCPU like the host's under KVM for a
-// moment. That /dev/kvm can be opened says too little: the vCPU may not work.
+// moment, and returns why that does not work. Opening /dev/kvm would not be
+// enough: the vCPU may still not work.
 func (d *Driver) tryKVM(ctx context.Context, binary string) error {
 	if _, err := os.Stat(kvmDevice); err != nil {
-		return fmt.Errorf("%s is not there: the CPU's virtualization is off, or the kernel module is not loaded", kvmDevice)
+		return fmt.Errorf("%s does not exist: the CPU's virtualization is off, or the kernel module is not loaded", kvmDevice)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, accelTimeout, fmt.Errorf("a test machine under KVM did not start within %v", accelTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, accelTimeout,
+		fmt.Errorf("a test machine under KVM did not start within %v", accelTimeout))
 	defer cancel()
 	x, err := d.examine(ctx, binary, "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "16M")
 	if err != nil {
@@ -87,7 +90,7 @@ func (d *Driver) tryKVM(ctx context.Context, binary string) error {
 	return nil
 }
 
-// causeOf returns why ctx ended if that is what err is about.
+// causeOf returns the cause of the end of ctx if err is its deadline, else err.
 func causeOf(ctx context.Context, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return context.Cause(ctx)

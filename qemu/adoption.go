@@ -9,9 +9,9 @@ import (
 	"vmand/vm"
 )
 
-// AdoptVM implements [vm.Driver]. It fails if a process of the VM lives and does
-// not say who it is: with a UUID that is made up, that process would be taken
-// for a stranger from then on.
+// AdoptVM implements [vm.Files]. It fails if a process of the VM lives and does
+// not say its UUID: with an invented UUID, vmand would take that process for
+// another VM's from then on.
 func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, error) {
 	root, err := d.rootDisk(id)
 	if err != nil {
@@ -19,12 +19,12 @@ func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, e
 	}
 	s, err := d.session(id)
 	if err != nil {
-		return "", vm.DiskFile{}, fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+		return "", vm.DiskFile{}, fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
 	if s == nil {
 		return "", root, nil
 	}
-	// The session talks only to a monitor that names the UUID of the runtime
+	// The session only connects to a monitor that names the UUID in the runtime
 	// directory.
 	var got identity
 	if err := s.execute(ctx, queryTimeout, "query-uuid", nil, &got); err != nil {
@@ -33,7 +33,7 @@ func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, e
 	return got.UUID, root, nil
 }
 
-// AdoptDisk implements [vm.Driver].
+// AdoptDisk implements [vm.Files].
 func (d *Driver) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
 	if !vm.ValidName(id) {
 		return vm.DiskFile{}, vm.NotFound("disk", id)
@@ -46,10 +46,11 @@ func (d *Driver) rootDisk(id string) (vm.DiskFile, error) {
 	if !vm.ValidName(id) {
 		return vm.DiskFile{}, vm.NotFound("VM", id)
 	}
-	return d.ownFile(vmRootDisk(id), "the root disk of vm "+id)
+	return d.ownFile(vmRootDisk(id), "the root disk of VM "+id)
 }
 
-// ownFile returns what the header of a disk's file says; what is the disk in words.
+// ownFile returns what the header of a disk's file says. what names the disk in
+// messages.
 func (d *Driver) ownFile(name, what string) (vm.DiskFile, error) {
 	f, err := d.state.Open(name)
 	if err != nil {
@@ -75,9 +76,9 @@ func (d *Driver) ownFile(name, what string) (vm.DiskFile, error) {
 	return r, nil
 }
 
-// baseOfHeader returns what a header says that a file is an overlay of, empty if
-// vmand makes none on that: content of images, or an image of the operator's, whose
-// place is his, but for where ours are.
+// baseOfHeader returns the base that a header names, or "" if vmand makes no
+// overlays on it. A base is the content of an image, or an image of the operator's
+// outside the directory of ours.
 func (d *Driver) baseOfHeader(h image.Qcow2Header) (base, format string) {
 	dir, name := filepath.Split(h.Backing)
 	switch {

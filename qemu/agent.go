@@ -13,39 +13,39 @@ import (
 )
 
 const (
-	// pingInterval is how often an agent that nobody asks anything is asked
-	// whether it is there. One that does not answer is asked again after
-	// firstPing, then after twice that, up to pingInterval.
+	// pingInterval is how often vmand pings an agent that it has no question for.
+	// After a ping without an answer it waits for firstPing, then twice as long
+	// after each, up to pingInterval.
 	pingInterval = 30 * time.Second
 	firstPing    = time.Second
 
-	// freezeLease is how long a guest's file systems stay frozen when nobody thaws
-	// them: Windows allows no longer either.
+	// freezeLease is how long a guest's file systems stay frozen without a thaw.
+	// Windows allows no more either.
 	freezeLease = 10 * time.Second
-	// lastThaw is how long vmand waits at its end for a frozen guest to thaw.
+	// lastThaw is how long vmand waits for a frozen guest to thaw when it stops.
 	lastThaw = 2 * time.Second
 )
 
-// agent is what a session knows of the agent in its guest. It learns from QEMU
-// whether something in the guest has the agent's port open, and only then says
-// anything: a guest without an agent costs nothing.
+// agent is the state of the guest agent in a session's guest. QEMU reports whether
+// a program in the guest has the agent's port open. Only then vmand sends anything,
+// so a guest without an agent costs nothing.
 type agent struct {
 	session *session
 	client  *qga.Client
-	wake    chan struct{} // takes one; has run look again
+	wake    chan struct{} // holds one: run looks again
 
-	mu      sync.Mutex // guards what follows; never held while blocking
+	mu      sync.Mutex // guards everything that follows; never held while blocking
 	first   func()     // called at the first answer; nil if it is not wanted, or was called
-	there   bool       // QEMU has a port for it
-	open    bool       // something in the guest has it open
-	opened  bool       // or had
+	hasPort bool       // QEMU has a port for an agent
+	open    bool       // a program in the guest has the port open
+	opened  bool       // open is or was true
 	answers bool       // the last question was answered
 	version string
-	seen    time.Time     // of the last answer
-	askAt   time.Time     // when it is to be asked whether it is there
-	wait    time.Duration // between questions to a silent one
-	frozen  bool          // by Freeze, and not thawed
-	thawAt  time.Time     // when it is to be seen to that the guest is not frozen; zero if it is not
+	seen    time.Time     // when the last answer came
+	askAt   time.Time     // when to ping
+	wait    time.Duration // between pings without an answer
+	frozen  bool          // by Freeze, and not thawed since
+	thawAt  time.Time     // when to check that the guest is not frozen; zero for never
 }
 
 // newAgent returns the agent of a new session. It does not connect. first, if not
@@ -62,7 +62,7 @@ func newAgent(s *session, first func()) *agent {
 	return a
 }
 
-// heard notes an answer.
+// heard records an answer.
 func (a *agent) heard() {
 	a.mu.Lock()
 	now := time.Now()
@@ -75,8 +75,8 @@ func (a *agent) heard() {
 	}
 }
 
-// lose notes that there was no answer, and when to ask again: when nobody but
-// vmand itself asked, after twice the time of before. a.mu is held.
+// lose records that the agent did not answer, and schedules the next ping. If the
+// question was vmand's own ping, the wait doubles. a.mu must be held.
 func (a *agent) lose(ours bool) {
 	switch {
 	case ours:
@@ -89,13 +89,14 @@ func (a *agent) lose(ours bool) {
 	a.answers = false
 	a.askAt = time.Now().Add(a.wait)
 	if !a.thawAt.IsZero() {
-		a.thawAt = a.askAt // nobody can say whether it is still frozen
+		a.thawAt = a.askAt // only the agent knows whether the guest is still frozen
 	}
 }
 
 // isLost reports whether an error means that the agent does not answer.
 func isLost(err error) bool { return errors.Is(err, qga.ErrSilent) || errors.Is(err, qga.ErrGarbage) }
 
+// poke makes run look again.
 func (a *agent) poke() {
 	select {
 	case a.wake <- struct{}{}:
@@ -103,16 +104,16 @@ func (a *agent) poke() {
 	}
 }
 
-// setPort notes whether the port is open in the guest.
+// setPort records whether the port is open in the guest.
 func (a *agent) setPort(open bool) {
 	a.mu.Lock()
-	a.there = true
+	a.hasPort = true
 	changed := a.open != open
 	if changed {
 		a.open, a.opened, a.answers, a.version = open, a.opened || open, false, ""
 		a.askAt, a.wait = time.Now(), 0
 		if !a.thawAt.IsZero() {
-			a.thawAt = time.Now() // an agent that was started again goes on where it was
+			a.thawAt = time.Now() // a restarted agent does not thaw the guest
 		}
 	}
 	a.mu.Unlock()
@@ -122,7 +123,7 @@ func (a *agent) setPort(open bool) {
 	}
 }
 
-// noteAgentEvent notes what an event says of the agent.
+// noteAgentEvent records the state of the agent that an event reports.
 func (s *session) noteAgentEvent(e qmp.Event) {
 	switch e.Event {
 	case "VSERPORT_CHANGE":
@@ -135,7 +136,7 @@ func (s *session) noteAgentEvent(e qmp.Event) {
 	}
 }
 
-// again asks a silent agent at once: its guest runs again.
+// again pings a silent agent at once, because its guest runs again.
 func (a *agent) again() {
 	a.mu.Lock()
 	silent := a.open && !a.answers
@@ -148,8 +149,8 @@ func (a *agent) again() {
 	}
 }
 
-// lookForAgent asks whether the agent's port is open. A QEMU that was started by
-// a vmand without agents has none.
+// lookForAgent asks QEMU whether the agent's port is open. A QEMU that an old
+// vmand started may have no such port.
 func (s *session) lookForAgent(ctx context.Context, conn *qmp.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
@@ -158,7 +159,7 @@ func (s *session) lookForAgent(ctx context.Context, conn *qmp.Conn) {
 		Open  bool   `json:"frontend-open"`
 	}
 	if err := conn.Execute(ctx, "query-chardev", nil, &chardevs); err != nil {
-		s.log.Debug("cannot ask for the guest agent's port", "error", err)
+		s.log.Debug("cannot ask for the guest agent's port", "err", err)
 		return
 	}
 	for _, c := range chardevs {
@@ -168,7 +169,7 @@ func (s *session) lookForAgent(ctx context.Context, conn *qmp.Conn) {
 	}
 }
 
-// known returns what is known, without asking.
+// known returns the state of the agent without asking it.
 func (a *agent) known() vm.Agent {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -182,8 +183,7 @@ func (a *agent) known() vm.Agent {
 	return k
 }
 
-// run keeps what is known true until ctx is done, and the guest from staying
-// frozen.
+// run pings the agent and thaws the guest when that is due, until ctx is done.
 func (a *agent) run(ctx context.Context) {
 	defer a.client.Close()
 	timer := time.NewTimer(0)
@@ -193,7 +193,7 @@ func (a *agent) run(ctx context.Context) {
 		case <-a.wake:
 		case <-timer.C:
 		case <-ctx.Done():
-			a.letGo()
+			a.thawAtEnd()
 			return
 		}
 		if again := a.tend(ctx); again > 0 {
@@ -204,8 +204,8 @@ func (a *agent) run(ctx context.Context) {
 	}
 }
 
-// tend does what is due and returns after how long there will be something again,
-// 0 for not before somebody pokes.
+// tend does what is due. It returns the time until the next task, or 0 if there is
+// none until a poke.
 func (a *agent) tend(ctx context.Context) time.Duration {
 	a.mu.Lock()
 	open, thaw, ask := a.open, due(a.thawAt), due(a.askAt)
@@ -237,9 +237,10 @@ func (a *agent) tend(ctx context.Context) time.Duration {
 	return max(again, firstPing/100)
 }
 
+// due reports whether the time at has come. The zero time never comes.
 func due(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) }
 
-// ping asks whether the agent is there, and the first time who it is.
+// ping checks whether the agent answers. The first ping asks for its version.
 func (a *agent) ping(ctx context.Context) error {
 	a.mu.Lock()
 	known := a.version != ""
@@ -256,8 +257,8 @@ func (a *agent) ping(ctx context.Context) error {
 	return err
 }
 
-// thaw sees to it that the guest is not frozen. Thawing what is not frozen would
-// run the guest's hooks.
+// thaw makes sure that the guest is not frozen. It asks first, because a thaw runs
+// the guest's hooks even if nothing is frozen.
 func (a *agent) thaw(ctx context.Context) error {
 	frozen, err := a.client.Frozen(ctx)
 	if err == nil && frozen {
@@ -270,16 +271,16 @@ func (a *agent) thaw(ctx context.Context) error {
 	defer a.mu.Unlock()
 	switch {
 	case frozen && errors.As(err, &refused):
-		a.session.log.Warn("the guest stays frozen", "error", err)
+		a.session.log.Warn("the guest stays frozen", "err", err)
 		a.thawAt = time.Now().Add(pingInterval)
-	case err == nil, errors.As(err, &refused): // an agent that cannot say so cannot freeze either
+	case err == nil, errors.As(err, &refused): // an agent that cannot report the state cannot freeze either
 		a.frozen, a.thawAt = false, time.Time{}
 	}
 	return err
 }
 
-// letGo thaws a guest that is frozen when vmand ends.
-func (a *agent) letGo() {
+// thawAtEnd thaws a frozen guest when vmand stops.
+func (a *agent) thawAtEnd() {
 	a.mu.Lock()
 	frozen := a.frozen && a.open
 	a.mu.Unlock()
@@ -289,6 +290,6 @@ func (a *agent) letGo() {
 	ctx, cancel := context.WithTimeout(context.Background(), lastThaw)
 	defer cancel()
 	if err := a.thaw(ctx); err != nil {
-		a.session.log.Warn("the guest may stay frozen until vmand is back", "error", err)
+		a.session.log.Warn("the guest may stay frozen until vmand runs again", "err", err)
 	}
 }

@@ -7,11 +7,11 @@ import (
 	"vmand/vm"
 )
 
-// Agent implements [vm.Guests]: a VM that only pretends to run has no guest.
+// Agent implements [vm.Guests]: a VM of a dry run has no guest.
 func (d *DryRun) Agent(id string) vm.Agent { return vm.Agent{State: vm.AgentAbsent} }
 
 func noGuest(id string) error {
-	return fault(vm.CodeAgentUnavailable, nil, "no guest agent runs in vm %s: it only pretends to run", id)
+	return fault(vm.CodeAgentUnavailable, nil, "no guest agent runs in VM %s: this is a dry run", id)
 }
 
 // GuestInfo implements [vm.Guests].

@@ -106,7 +106,7 @@ func TestAPortThatClosesEndsTheQuestionUnderWay(t *testing.T) {
 			}
 		}
 	}()
-	err := a.asked(a.client.Ping(t.Context()))
+	err := a.done(a.client.Ping(t.Context()))
 	if took := time.Since(begin); codeOf(err) != vm.CodeAgentUnavailable || took > 4*time.Second {
 		t.Errorf("after %v: %v", took, err)
 	}

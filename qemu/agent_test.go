@@ -59,7 +59,7 @@ func (h *testHost) awaitAgent(id string, want vm.AgentState) vm.Agent {
 			return got
 		}
 		if time.Now().After(deadline) {
-			h.t.Fatalf("the agent of vm %s is never %s, but %+v; the console says %s", id, want, got, h.serialLog(id))
+			h.t.Fatalf("the agent of VM %s is never %s, but %+v; the console says %s", id, want, got, h.serialLog(id))
 		}
 		<-tick.C
 	}
@@ -288,7 +288,7 @@ func TestAGuestWithoutAnAgentIsAskedNothing(t *testing.T) {
 	await(t, "the port is known", func() bool {
 		s.agent.mu.Lock()
 		defer s.agent.mu.Unlock()
-		return s.agent.there
+		return s.agent.hasPort
 	})
 	if got := h.Agent("web"); got != (vm.Agent{State: vm.AgentAbsent}) {
 		t.Errorf("got %+v", got)

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// fileTimeout is how long it may take to copy a file to or from a guest.
+	// fileTimeout bounds the copying of a file to or from a guest.
 	fileTimeout = 10 * time.Minute
-	// freezeTimeout is how long it may take to freeze a guest.
+	// freezeTimeout bounds the freezing of a guest.
 	freezeTimeout = 20 * time.Second
 )
 
@@ -32,7 +32,8 @@ func (d *Driver) Agent(id string) vm.Agent {
 	return s.agent.known()
 }
 
-// reachable returns the agent of a VM if something in the guest listens to it.
+// reachable returns the agent of a VM. It fails if no program in the guest has the
+// agent's port open.
 func (d *Driver) reachable(id string) (*agent, error) {
 	s, err := d.live(id)
 	if err != nil {
@@ -44,16 +45,18 @@ func (d *Driver) reachable(id string) (*agent, error) {
 	if a.open {
 		return a, nil
 	}
-	f := fault(vm.CodeAgentUnavailable, nil, "no guest agent runs in vm %s", id)
+	f := fault(vm.CodeAgentUnavailable, nil, "no guest agent runs in VM %s", id)
 	f.Hint = "install qemu-guest-agent in the guest and start it there"
-	if !a.there {
-		f.Hint = "vmand does not know yet whether it has one; if that stays so, the VM was started by a vmand without guest agents: restart it"
+	if !a.hasPort {
+		f.Hint = "QEMU has not reported yet whether there is one; if that stays so, the VM was started by a vmand " +
+			"without guest agents: restart it"
 	}
 	return nil, f
 }
 
-// asked notes how a question to an agent ended, and gives an error its class.
-func (a *agent) asked(err error) error {
+// done records the outcome of a question to the agent, and gives an error its
+// class.
+func (a *agent) done(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -61,15 +64,15 @@ func (a *agent) asked(err error) error {
 	var refused *qga.Error
 	id := a.session.id
 	silent := func(what string) error {
-		f := fault(vm.CodeAgentUnavailable, err, "the guest agent of vm %s %s", id, what)
-		f.Hint = "see whether the guest runs and is not overloaded, and restart qemu-guest-agent in it"
+		f := fault(vm.CodeAgentUnavailable, err, "the guest agent of VM %s %s", id, what)
+		f.Hint = "check that the guest runs and is not overloaded, and restart qemu-guest-agent in it"
 		return f
 	}
 	switch {
 	case errors.As(err, &known):
 		return err
 	case errors.As(err, &refused):
-		return fault(vm.CodeGuestRefused, nil, "the guest agent of vm %s refuses: %s", id, refused)
+		return fault(vm.CodeGuestRefused, nil, "the guest agent of VM %s refuses: %s", id, refused)
 	case isLost(err):
 		a.mu.Lock()
 		a.lose(false)
@@ -77,17 +80,17 @@ func (a *agent) asked(err error) error {
 		a.poke()
 		return silent("does not answer")
 	case a.session.proc.Exited():
-		return fault(vm.CodeState, err, "vm %s does not run", id)
+		return fault(vm.CodeState, err, "VM %s does not run", id)
 	case errors.Is(err, qga.ErrBusy), errors.Is(err, context.DeadlineExceeded):
 		return silent("has not answered in time")
 	case errors.Is(err, context.Canceled):
-		return fault(vm.CodeCancelled, err, "the question to the guest agent of vm %s was cancelled", id)
+		return fault(vm.CodeCancelled, err, "the question to the guest agent of VM %s was cancelled", id)
 	}
-	return fault(vm.CodeUnavailable, err, "talk to the guest agent of vm %s", id)
+	return fault(vm.CodeUnavailable, err, "talk to the guest agent of VM %s", id)
 }
 
-// GuestInfo implements [vm.Guests]. What the agent refuses to say is left
-// empty, unless that is everything.
+// GuestInfo implements [vm.Guests]. Parts that the agent refuses to report stay
+// empty; it fails if the agent refuses all.
 func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error) {
 	a, err := d.reachable(id)
 	if err != nil {
@@ -119,21 +122,22 @@ func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error)
 			return err
 		},
 	}
-	var last error
-	said := false
+	var refusal error
+	answered := false
 	for _, question := range questions {
 		var refused *qga.Error
 		err := question()
-		if err != nil && !errors.As(err, &refused) {
-			return vm.GuestInfo{}, a.asked(err)
+		switch {
+		case err == nil:
+			answered = true
+		case errors.As(err, &refused):
+			refusal = err
+		default:
+			return vm.GuestInfo{}, a.done(err)
 		}
-		if err != nil {
-			last = err
-		}
-		said = said || err == nil
 	}
-	if !said {
-		return vm.GuestInfo{}, a.asked(last)
+	if !answered {
+		return vm.GuestInfo{}, a.done(refusal)
 	}
 	return g, nil
 }
@@ -141,7 +145,8 @@ func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error)
 // Exec implements [vm.Guests].
 func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.GuestResult, error) {
 	if len(c.Stdin) > vm.MaxGuestStdin {
-		return vm.GuestResult{}, fault(vm.CodeInvalid, nil, "the standard input has %d bytes, at most %d are taken", len(c.Stdin), vm.MaxGuestStdin)
+		return vm.GuestResult{}, fault(vm.CodeInvalid, nil, "the standard input has %d bytes, the limit is %d",
+			len(c.Stdin), vm.MaxGuestStdin)
 	}
 	a, err := d.reachable(id)
 	if err != nil {
@@ -149,7 +154,7 @@ func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.Gue
 	}
 	r, err := a.client.Exec(ctx, qga.Program{Path: c.Path, Args: c.Args, Env: c.Env, Stdin: c.Stdin}, c.Timeout)
 	if err != nil {
-		return vm.GuestResult{}, a.asked(err)
+		return vm.GuestResult{}, a.done(err)
 	}
 	result := vm.GuestResult(r)
 	for _, out := range []*[]byte{&result.Stdout, &result.Stderr} {
@@ -171,7 +176,7 @@ func (d *Driver) ReadFile(ctx context.Context, id, path string, w io.Writer, lim
 	return a.copied(id, path, limit, a.client.ReadFile(ctx, path, w, limit))
 }
 
-// WriteFile implements [vm.Guests]. When it fails, the file has a part of r.
+// WriteFile implements [vm.Guests]. When it fails, the file may hold a part of r.
 func (d *Driver) WriteFile(ctx context.Context, id, path string, r io.Reader) error {
 	a, err := d.reachable(id)
 	if err != nil {
@@ -182,12 +187,12 @@ func (d *Driver) WriteFile(ctx context.Context, id, path string, r io.Reader) er
 	return a.copied(id, path, vm.MaxGuestFile, a.client.WriteFile(ctx, path, r, vm.MaxGuestFile))
 }
 
-// copied is asked for what ends the copying of a file.
+// copied records the outcome of copying a file, and gives an error its class.
 func (a *agent) copied(id, path string, limit int64, err error) error {
 	if errors.Is(err, qga.ErrTooLarge) {
-		return fault(vm.CodeInvalid, err, "file %q of vm %s has more than %d bytes", path, id, limit)
+		return fault(vm.CodeInvalid, err, "file %q of VM %s has more than %d bytes", path, id, limit)
 	}
-	return a.asked(err)
+	return a.done(err)
 }
 
 // SetPassword implements [vm.Guests].
@@ -196,7 +201,7 @@ func (d *Driver) SetPassword(ctx context.Context, id, user, password string) err
 	if err != nil {
 		return err
 	}
-	return a.asked(a.client.SetPassword(ctx, user, password))
+	return a.done(a.client.SetPassword(ctx, user, password))
 }
 
 // Trim implements [vm.Guests].
@@ -205,12 +210,12 @@ func (d *Driver) Trim(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return a.asked(a.client.Trim(ctx))
+	return a.done(a.client.Trim(ctx))
 }
 
-// Freeze implements [vm.Guests]. What is not thawed after [freezeLease] thaws
-// by itself, and so does what is frozen when vmand ends; after a kill of vmand the
-// next one thaws it as soon as it finds the VM.
+// Freeze implements [vm.Guests]. The file systems thaw by themselves after
+// [freezeLease] and when vmand stops. If vmand is killed, the next vmand thaws
+// them as soon as it finds the VM.
 func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
 	a, err := d.reachable(id)
 	if err != nil {
@@ -219,7 +224,7 @@ func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
 	a.mu.Lock()
 	if a.frozen || due(a.thawAt) {
 		a.mu.Unlock()
-		return 0, fault(vm.CodeBusy, nil, "the file systems of vm %s are frozen already, or about to thaw", id)
+		return 0, fault(vm.CodeBusy, nil, "the file systems of VM %s are frozen already, or about to thaw", id)
 	}
 	a.frozen, a.thawAt = true, time.Now().Add(freezeTimeout+freezeLease)
 	a.mu.Unlock()
@@ -233,11 +238,11 @@ func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
 	}
 	a.mu.Unlock()
 	a.poke()
-	return n, a.asked(err)
+	return n, a.done(err)
 }
 
-// Thaw implements [vm.Guests]. It fails with [vm.CodeState] if the guest had
-// thawed before: what was done meanwhile was not done to file systems at rest.
+// Thaw implements [vm.Guests]. It fails with [vm.CodeState] if the guest had thawed
+// before: the caller's work was not done while the file systems were frozen.
 func (d *Driver) Thaw(ctx context.Context, id string) error {
 	a, err := d.reachable(id)
 	if err != nil {
@@ -245,14 +250,14 @@ func (d *Driver) Thaw(ctx context.Context, id string) error {
 	}
 	n, err := a.client.Thaw(ctx)
 	if err != nil {
-		return a.asked(err)
+		return a.done(err)
 	}
 	a.mu.Lock()
 	held := a.frozen
 	a.frozen, a.thawAt = false, time.Time{}
 	a.mu.Unlock()
 	if !held {
-		return fault(vm.CodeState, nil, "the file systems of vm %s were not frozen any more (%d thawed now)", id, n)
+		return fault(vm.CodeState, nil, "the file systems of VM %s had already thawed (%d thawed now)", id, n)
 	}
 	return nil
 }

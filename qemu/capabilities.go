@@ -5,21 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"regexp"
 	"strconv"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"vmand/host"
-	"vmand/qemu/qmp"
 	"vmand/vm"
 )
 
-// capabilities is what a QEMU binary can do.
+// capabilities describes a QEMU binary.
 type capabilities struct {
 	Version string `json:"version"`
 	Machine string `json:"machine"` // the newest versioned q35
@@ -32,6 +27,7 @@ type fileIdentity struct {
 	Size    int64     `json:"size"`
 }
 
+// identify returns the identity of the file at path.
 func identify(path string) (fileIdentity, error) {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -40,8 +36,8 @@ func identify(path string) (fileIdentity, error) {
 	return fileIdentity{Path: path, ModTime: st.ModTime().UTC(), Size: st.Size()}, nil
 }
 
-// probes is what was found out about the binary and the host, kept in a file so
-// that a restart does not pay for it again.
+// probes is what vmand learned about the binary and the host. A file keeps it, so
+// that a restart of vmand need not probe again.
 type probes struct {
 	Binary       fileIdentity  `json:"binary"`
 	Capabilities capabilities  `json:"capabilities"`
@@ -51,8 +47,8 @@ type probes struct {
 // probeTimeout bounds the questions to a QEMU that runs no machine.
 const probeTimeout = 15 * time.Second
 
-// probe returns what is known about the installed QEMU; with accel also what
-// guests will run on. It asks only what has changed since it was last asked.
+// probe returns what is known about the installed QEMU and, with accel, about the
+// accelerator of the guests. It probes only what changed since the last time.
 func (d *Driver) probe(ctx context.Context, accel bool) (probes, error) {
 	path, err := host.LookPath(d.opts.Binary)
 	if err != nil {
@@ -97,15 +93,17 @@ func (d *Driver) probe(ctx context.Context, accel bool) (probes, error) {
 	return known, nil
 }
 
+// loadProbes returns the probes in the file, empty ones if it cannot be read.
 func (d *Driver) loadProbes() probes {
 	var p probes
 	b, err := d.state.ReadFile(probesFile)
 	if err != nil || json.Unmarshal(b, &p) != nil {
-		return probes{} // asking again is always right
+		return probes{}
 	}
 	return p
 }
 
+// saveProbes is best effort: without the file the next vmand probes again.
 func (d *Driver) saveProbes(p probes) {
 	b, err := json.MarshalIndent(p, "", "  ")
 	if err == nil {
@@ -115,10 +113,12 @@ func (d *Driver) saveProbes(p probes) {
 		})
 	}
 	if err != nil {
-		d.log.Warn("what was learned about QEMU is not kept: it will be asked again at the next start", "error", err)
+		d.log.Warn("cannot save what was learned about QEMU: the next vmand probes it again", "err", err)
 	}
 }
 
+// unavailable returns the fault of a program that cannot be used. An err that is a
+// fault already is returned unchanged.
 func unavailable(err error, tool, pkg string) error {
 	var known *vm.Fault
 	if errors.As(err, &known) {
@@ -129,7 +129,7 @@ func unavailable(err error, tool, pkg string) error {
 	return f
 }
 
-// askCapabilities asks a binary over QMP.
+// askCapabilities returns the capabilities of a binary, by QMP.
 func (d *Driver) askCapabilities(ctx context.Context, binary string) (capabilities, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -158,7 +158,7 @@ func (d *Driver) askCapabilities(ctx context.Context, binary string) (capabiliti
 
 var q35Pattern = regexp.MustCompile(`^pc-q35-(\d{1,4})\.(\d{1,4})$`)
 
-// newestQ35 returns the newest versioned q35 machine type, empty if none is.
+// newestQ35 returns the newest versioned q35 machine type, "" if there is none.
 func newestQ35(names []string) string {
 	var newest string
 	var best [2]int
@@ -167,90 +167,11 @@ func newestQ35(names []string) string {
 		if m == nil {
 			continue
 		}
-		major, _ := strconv.Atoi(m[1]) // the pattern admits nothing else
+		major, _ := strconv.Atoi(m[1]) // cannot fail after the match
 		minor, _ := strconv.Atoi(m[2])
 		if major > best[0] || major == best[0] && minor > best[1] {
 			newest, best = name, [2]int{major, minor}
 		}
 	}
 	return newest
-}
-
-// examination is a QEMU that was started only to be asked.
-type examination struct {
-	proc   *host.Process
-	conn   *qmp.Conn
-	stderr *os.File
-}
-
-// examine starts a QEMU that runs no guest and connects to its monitor.
-func (d *Driver) examine(ctx context.Context, binary string, args ...string) (*examination, error) {
-	ours, theirs, err := socketPair()
-	if err != nil {
-		return nil, err
-	}
-	defer theirs.Close()
-	stderr, err := host.MemoryFile("stderr")
-	if err != nil {
-		ours.Close()
-		return nil, err
-	}
-	args = append([]string{
-		"-nodefaults", "-no-user-config", "-display", "none", "-S",
-		"-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control",
-	}, args...)
-	program := d.program(append([]string{binary}, args...)...)
-	program.Files = []*os.File{nil, stderr, stderr, theirs}
-	program.EndsWithVmand = true
-	proc, err := program.Start()
-	if err != nil {
-		ours.Close()
-		stderr.Close()
-		return nil, fmt.Errorf("start %s: %w", binary, err)
-	}
-	theirs.Close() // so that the end of the process ends the connection
-	x := &examination{proc: proc, stderr: stderr}
-	if x.conn, err = qmp.New(ctx, ours); err != nil {
-		err = x.explain(err)
-		x.end()
-		return nil, err
-	}
-	return x, nil
-}
-
-// explain says what QEMU itself wrote about an error.
-func (x *examination) explain(err error) error {
-	const grace = 100 * time.Millisecond // a connection breaks shortly before its process ends
-	x.proc.Wait(nil, grace)
-	if words := host.LastLines(host.Tail(x.stderr, maxStderr), 4); words != "" {
-		return errors.New(strings.ReplaceAll(words, "\n", "; "))
-	}
-	if x.proc.Exited() && x.proc.State() != "" {
-		return fmt.Errorf("it ended at once: %s", x.proc.State())
-	}
-	return err
-}
-
-func (x *examination) end() {
-	if x.conn != nil {
-		x.conn.Close()
-	}
-	x.proc.Kill()
-	x.stderr.Close()
-}
-
-// socketPair returns two connected sockets, the second for another process.
-func socketPair() (*net.UnixConn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "qmp"), os.NewFile(uintptr(fds[1]), "qmp")
-	defer ours.Close()
-	c, err := net.FileConn(ours)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	return c.(*net.UnixConn), theirs, nil
 }

@@ -10,15 +10,15 @@ import (
 	"vmand/vm"
 )
 
-// cdromTarget is the SCSI target of the CD-ROM drives; the disks are at 0.
+// cdromTarget is the SCSI target of the CD-ROM drives. That of the disks is 0.
 const cdromTarget = 1
 
-// cdromNodes describes what is in a drive.
+// cdromNodes describes the content of a drive.
 func cdromNodes(vmID string, c vm.CDROM, l layout) blockNode {
 	return *readNode(formatRaw, cdromAlias(c.ID), cdromFileNode(c.ID), cdromFile(vmID, c, l))
 }
 
-// cdromFile returns the path of what is in a drive.
+// cdromFile returns the path of the content of a drive.
 func cdromFile(vmID string, c vm.CDROM, l layout) string {
 	if c.ID == vm.SeedCDROM {
 		return l.inState(vmSeed(vmID))
@@ -26,27 +26,33 @@ func cdromFile(vmID string, c vm.CDROM, l layout) string {
 	return l.content(c.SHA256)
 }
 
-// cdromSCSI describes the drive itself. Like a disk's, its address is its own for
-// life: the seed's drive is the first, for what looks there, then they come in the order
-// of their numbers. What cannot be read, the guest is told.
+// cdromSCSI describes the device of a drive. Like a disk's, its address is fixed
+// for life: the seed's drive comes first, because cloud-init looks there, then the
+// drives in the order of their numbers. The guest sees read errors.
 func cdromSCSI(c vm.CDROM) (device, error) {
 	lun, target, channel := 0, cdromTarget, 0
 	if c.ID != vm.SeedCDROM {
 		number, _ := strings.CutPrefix(c.ID, "cd-")
 		if lun, _ = strconv.Atoi(number); lun < 1 || lun > vm.MaxCDROMs || c.ID != "cd-"+strconv.Itoa(lun) {
-			return device{}, fault(vm.CodeInvalid, nil, "no CD-ROM drive can be called %q", c.ID)
+			return device{}, fault(vm.CodeInvalid, nil, "%q is no name of a CD-ROM drive", c.ID)
 		}
 		if !vm.ValidContent(c.SHA256) {
 			return device{}, fault(vm.CodeInvalid, nil, "CD-ROM drive %s has no content: %q", c.ID, c.SHA256)
 		}
 	}
 	return device{
-		Driver: "scsi-cd", ID: cdromAlias(c.ID), Bus: scsiBus, Channel: &channel, SCSIID: &target, LUN: &lun, Drive: cdromAlias(c.ID),
+		Driver:    "scsi-cd",
+		ID:        cdromAlias(c.ID),
+		Bus:       scsiBus,
+		Channel:   &channel,
+		SCSIID:    &target,
+		LUN:       &lun,
+		Drive:     cdromAlias(c.ID),
 		BootIndex: c.BootIndex,
 	}, nil
 }
 
-// SetCDROMs implements [vm.Driver].
+// SetCDROMs implements [vm.Plugger].
 func (d *Driver) SetCDROMs(ctx context.Context, vmID string, want []vm.CDROM) error {
 	for _, c := range want {
 		if _, err := cdromSCSI(c); err != nil {
@@ -69,7 +75,7 @@ func (d *Driver) SetCDROMs(ctx context.Context, vmID string, want []vm.CDROM) er
 			missing = append(missing, c)
 		}
 	}
-	if err := d.checkCDROMs(vmID, missing); err != nil { // what a drive that stays has, it has open
+	if err := d.checkCDROMs(vmID, missing); err != nil { // QEMU has the files of the others open
 		return err
 	}
 	if err := s.ejectAll(ctx, has); err != nil {
@@ -83,13 +89,14 @@ func (d *Driver) SetCDROMs(ctx context.Context, vmID string, want []vm.CDROM) er
 	return nil
 }
 
-// drive is what QEMU has of a CD-ROM drive.
+// drive is a CD-ROM drive in QEMU. An attempt that was cut short leaves a block
+// node without a device.
 type drive struct {
-	device bool   // or only a node, left of an attempt that was cut short
-	file   string // empty without a node
+	device bool
+	file   string // of the block node; empty if there is none
 }
 
-// cdroms returns the CD-ROM drives by id, and their leftovers.
+// cdroms returns the CD-ROM drives of the machine by id.
 func (s *session) cdroms(ctx context.Context) (map[string]drive, error) {
 	has, err := s.peripherals(ctx)
 	if err != nil {
@@ -157,39 +164,42 @@ func (s *session) insert(ctx context.Context, c vm.CDROM, l layout) error {
 	return nil
 }
 
-// checkCDROMs reports the first drive of a VM that there is nothing to put into. A
-// seed is made just before it is put in.
+// checkCDROMs fails for the first drive whose content QEMU cannot read. It skips
+// the seed, which is written just before it is inserted.
 func (d *Driver) checkCDROMs(vmID string, drives []vm.CDROM) error {
 	for _, c := range drives {
 		if c.ID == vm.SeedCDROM {
 			continue
 		}
 		if err := d.checkContent(c.SHA256); err != nil {
-			return fault(vm.CodeOperationFailed, err, "image %s (content %s), which is in the CD-ROM drive %s of vm %s, cannot be read", c.Image, c.SHA256, c.ID, vmID)
+			return fault(vm.CodeOperationFailed, err, "image %s (content %s) in the CD-ROM drive %s of VM %s cannot be read",
+				c.Image, c.SHA256, c.ID, vmID)
 		}
 	}
 	return nil
 }
 
-// checkContent reports why QEMU cannot read content.
+// checkContent fails if QEMU cannot read content.
 func (d *Driver) checkContent(sha256 string) error {
 	return d.account.CanRead(d.layout.content(sha256))
 }
 
-// checkBaseOf reports why QEMU cannot read the content that a file is an overlay of.
-// What the operator's image is, whoever opens it sees.
+// checkBaseOf fails if QEMU cannot read the content that a file is an overlay of.
+// what names the file in messages. An image of the operator's is checked when it is
+// opened.
 func (d *Driver) checkBaseOf(f vm.DiskFile, what string) error {
 	content, ok := f.Content()
 	if !ok {
 		return nil
 	}
 	if err := d.checkContent(content); err != nil {
-		return fault(vm.CodeOperationFailed, err, "image %s (content %s), which %s is based on, cannot be read", f.Image, content, what)
+		return fault(vm.CodeOperationFailed, err, "image %s (content %s), the base of %s, cannot be read",
+			f.Image, content, what)
 	}
 	return nil
 }
 
-// idsOf returns the ids of drives in order.
+// idsOf returns the sorted ids of drives.
 func idsOf(drives []vm.CDROM) []string {
 	ids := []string{}
 	for _, c := range drives {

@@ -9,9 +9,9 @@ import (
 	"vmand/vm"
 )
 
-// Where devices sit on the root bus. A guest names its network interfaces by
-// these numbers and must find everything in its place after a restart: they
-// never change. 0x0 and 0x1f are the chipset's.
+// The slots of devices on the root bus. A guest names its network interfaces by
+// these numbers and expects every device in the same place after a restart, so they
+// never change. The chipset has 0x0 and 0x1f.
 const (
 	rootSlot  = 0x2
 	scsiSlot  = 0x3
@@ -21,14 +21,14 @@ const (
 	portsSlot = 0x10 // root ports, eight functions to a slot
 )
 
-// rootPorts is how many PCIe root ports a VM has: one for each NIC it can get.
-// Each costs about 1 ms of start time.
+// rootPorts is the number of PCIe root ports of a VM: one for each NIC it can get.
+// Each costs about 1 ms of start time (measured).
 const rootPorts = vm.MaxNICs
 
-// bootFDs are the numbers that the descriptors handed to QEMU have there.
+// bootFDs are the descriptors that QEMU inherits, by their numbers in QEMU.
 type bootFDs struct {
 	qmp, operator, agent int // listening sockets
-	serialLog            int // what the guest prints is appended to it
+	serialLog            int // the guest's output is appended to it
 	base                 int // the base image, 0 if there is none
 	ports                []portFDs
 }
@@ -39,8 +39,8 @@ const (
 	serialLogFDSet = 2
 )
 
-// device is the argument of -device and of device_add: being the same type,
-// what is there from the start and what is plugged later cannot differ.
+// device is the argument of -device and device_add. The type is the same for both,
+// so a device of the start and a hot-plugged one cannot differ.
 type device struct {
 	Driver        string  `json:"driver"`
 	ID            string  `json:"id,omitempty"`
@@ -66,10 +66,10 @@ type device struct {
 	Name          string  `json:"name,omitempty"`
 }
 
-// cpuModel returns the CPU model for an accelerator. With KVM the guest gets
-// the host's. Under TCG "max" makes the guest use features that are slow to
-// emulate (AVX, five-level paging): it takes 15 to 25 % more CPU time to boot
-// than Nehalem, which is x86-64-v2, what current distributions are built for.
+// cpuModel returns the CPU model for an accelerator. With KVM the guest gets the
+// host's. Under TCG "max" makes guests use features that are slow to emulate (AVX,
+// five-level paging): a boot takes 15 to 25 % more CPU time than with Nehalem
+// (measured). Nehalem is x86-64-v2, which current distributions are built for.
 func cpuModel(a vm.Accel) string {
 	if a == vm.KVM {
 		return "host"
@@ -78,13 +78,12 @@ func cpuModel(a vm.Accel) string {
 }
 
 // commandLine returns QEMU's arguments, without the program's name. It is pure:
-// the same VM gives the same arguments, in the same order, every time.
+// the same VM has the same arguments in the same order.
 //
-// -S lets us look at the machine before the guest runs; -no-shutdown keeps the
-// process when the guest has powered itself off, and -action pauses a guest
-// that panicked or starved its watchdog, so that all can be seen at any later
-// time. What a user
-// chooses gets in as JSON or as a name that was checked.
+// -S stops the machine before the guest runs. -no-shutdown keeps the process when
+// the guest powers itself off, and -action pauses a guest that panicked or did not
+// feed its watchdog, so that each of these can be observed later. Values that a
+// user chose are JSON or names that were validated.
 func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string, error) {
 	machine := s.Machine
 	if machine == "" {
@@ -114,9 +113,9 @@ func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string,
 	return append(args, devices...), nil
 }
 
-// chardevArgs returns the two monitors, vmand's and the operator's, the serial
-// console, whose files have names that begin with console, and the way to the
-// guest agent. What listens does so on a socket made by vmand.
+// chardevArgs returns the monitors of vmand and the operator, the serial console,
+// whose files have names that begin with console, and the port of the guest agent.
+// Listening sockets are vmand's, passed as descriptors.
 func chardevArgs(fds bootFDs, console string) []string {
 	listen := func(id string, fd int) []string {
 		return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, fd)}
@@ -133,47 +132,22 @@ func chardevArgs(fds bootFDs, console string) []string {
 	return append(args, listen(agentChardev, fds.agent)...)
 }
 
+// deviceArgs returns the devices of a VM with their backends.
 func deviceArgs(s vm.Spec, l layout, fds bootFDs) ([]string, error) {
-	var args []string
-	add := func(option string, value any) error {
-		j, err := json.Marshal(value)
-		if err != nil {
-			return fmt.Errorf("encode %s: %w", option, err)
-		}
-		args = append(args, option, string(j))
-		return nil
-	}
-	if fds.base != 0 {
-		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.base, baseFDSet))
-	}
-	for _, a := range machineDevices(s, l) {
-		if err := add(a.option, a.value); err != nil {
-			return nil, err
-		}
-	}
+	all := machineDevices(s, l)
 	for _, d := range s.Disks {
 		scsi, err := diskSCSI(d)
 		if err != nil {
 			return nil, err
 		}
-		if err := add("-blockdev", diskNodes(d, l)); err != nil {
-			return nil, err
-		}
-		if err := add("-device", scsi); err != nil {
-			return nil, err
-		}
+		all = append(all, argument{"-blockdev", diskNodes(d, l)}, argument{"-device", scsi})
 	}
 	for _, c := range s.CDROMs {
 		drive, err := cdromSCSI(c)
 		if err != nil {
 			return nil, err
 		}
-		if err := add("-blockdev", cdromNodes(s.ID, c, l)); err != nil {
-			return nil, err
-		}
-		if err := add("-device", drive); err != nil {
-			return nil, err
-		}
+		all = append(all, argument{"-blockdev", cdromNodes(s.ID, c, l)}, argument{"-device", drive})
 	}
 	for i, p := range s.Ports {
 		var files portFDs
@@ -184,44 +158,73 @@ func deviceArgs(s vm.Spec, l layout, fds bootFDs) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := add("-netdev", netdev); err != nil {
-			return nil, err
+		all = append(all, argument{"-netdev", netdev}, argument{"-device", card})
+	}
+	var args []string
+	if fds.base != 0 {
+		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.base, baseFDSet))
+	}
+	for _, a := range all {
+		value, err := json.Marshal(a.value)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s: %w", a.option, err)
 		}
-		if err := add("-device", card); err != nil {
-			return nil, err
-		}
+		args = append(args, a.option, string(value))
 	}
 	return args, nil
 }
 
+// argument is an option and its value, which is passed as JSON.
 type argument struct {
 	option string
 	value  any
 }
 
-// machineDevices returns what every VM has. pvpanic is the ISA variant: Linux
-// has had a driver for it since 3.9, for the PCI one only since 5.13. The
-// watchdog sleeps until the guest wakes it; its model is the one that guests of
-// every kind have a driver for.
+// machineDevices returns the devices that every VM has. pvpanic is the ISA variant:
+// Linux has a driver for it since 3.9, for the PCI variant only since 5.13. The
+// watchdog does nothing until the guest starts it; guests of every kind have a
+// driver for its model.
 func machineDevices(s vm.Spec, l layout) []argument {
 	args := []argument{
 		{"-blockdev", rootDisk(s, l)},
-		{"-device", device{Driver: "virtio-blk-pci", ID: rootDevice, Bus: pciBus, Addr: pciAddr(rootSlot, 0), Drive: rootNode,
-			BootIndex: vm.RootBootIndex, WriteError: "stop", ReadError: "stop"}},
+		{"-device", device{
+			Driver:     "virtio-blk-pci",
+			ID:         rootDevice,
+			Bus:        pciBus,
+			Addr:       pciAddr(rootSlot, 0),
+			Drive:      rootNode,
+			BootIndex:  vm.RootBootIndex,
+			WriteError: "stop",
+			ReadError:  "stop",
+		}},
 		{"-device", device{Driver: "virtio-scsi-pci", ID: scsiDevice, Bus: pciBus, Addr: pciAddr(scsiSlot, 0)}},
 		{"-device", device{Driver: "virtio-rng-pci", ID: "rng0", Bus: pciBus, Addr: pciAddr(rngSlot, 0)}},
 		{"-device", device{Driver: "pvpanic", ID: "pvpanic0"}},
 		{"-device", device{Driver: "i6300esb", ID: watchdogDevice, Bus: pciBus, Addr: pciAddr(dogSlot, 0)}},
 		{"-device", device{Driver: "virtio-serial-pci", ID: vportsDevice, Bus: pciBus, Addr: pciAddr(vportSlot, 0)}},
-		{"-device", device{Driver: "virtserialport", ID: agentDevice, Bus: vportsBus, Number: 1, Chardev: agentChardev, Name: agentPortName}},
+		{"-device", device{
+			Driver:  "virtserialport",
+			ID:      agentDevice,
+			Bus:     vportsBus,
+			Number:  1,
+			Chardev: agentChardev,
+			Name:    agentPortName,
+		}},
 	}
 	for n := range rootPorts {
-		args = append(args, argument{"-device", device{Driver: "pcie-root-port", ID: rootPort(n), Bus: pciBus,
-			Addr: pciAddr(portsSlot+n/8, n%8), Multifunction: n%8 == 0, Chassis: n + 1}})
+		args = append(args, argument{"-device", device{
+			Driver:        "pcie-root-port",
+			ID:            rootPort(n),
+			Bus:           pciBus,
+			Addr:          pciAddr(portsSlot+n/8, n%8),
+			Multifunction: n%8 == 0,
+			Chassis:       n + 1,
+		}})
 	}
 	return args
 }
 
+// pciAddr returns the address of a PCI function in QEMU's syntax.
 func pciAddr(slot, function int) string {
 	if function == 0 {
 		return fmt.Sprintf("0x%x", slot)

@@ -13,12 +13,12 @@ import (
 	"vmand/vm"
 )
 
-// Console implements [vm.Driver]. ctx is for joining alone: what is returned
-// lasts until it is closed.
+// Console implements [vm.Consoles]. ctx bounds only the joining; the console lasts
+// until it is closed.
 func (d *Driver) Console(_ context.Context, id string, o vm.ConsoleOptions) (vm.Console, error) {
 	s, err := d.session(id)
 	if err != nil {
-		return nil, fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+		return nil, fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
 	if s == nil {
 		return nil, noConsole(id)
@@ -26,14 +26,14 @@ func (d *Driver) Console(_ context.Context, id string, o vm.ConsoleOptions) (vm.
 	return s.console.join(o)
 }
 
-// ConsoleLog implements [vm.Driver]. Offsets count what the guest has printed
-// since the VM was made, over all its runs. The log has the last 16 to 32 MiB of
-// that; an offset before is taken for its beginning, and one after its end for
-// that. The first byte of log is at end less how many there are.
+// ConsoleLog implements [vm.Consoles]. Offsets count the guest's output since the
+// VM was created, over all its runs. The log holds the last 16 to 32 MiB of it. An
+// offset before its beginning means its beginning, one after its end its end. So
+// the first byte of log has the offset end minus the length of log.
 func (d *Driver) ConsoleLog(_ context.Context, id string, offset int64) (io.ReadCloser, int64, error) {
 	s, err := d.session(id)
 	if err != nil {
-		return nil, 0, fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+		return nil, 0, fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
 	if s == nil {
 		return openConsoleLog(d.state, id, nil, offset)
@@ -41,8 +41,9 @@ func (d *Driver) ConsoleLog(_ context.Context, id string, offset int64) (io.Read
 	return openConsoleLog(d.state, id, s.console, offset)
 }
 
+// noConsole returns the fault for the console of a VM that does not run.
 func noConsole(id string) error {
-	f := fault(vm.CodeState, nil, "vm %s does not run and has no console", id)
+	f := fault(vm.CodeState, nil, "VM %s does not run and has no console", id)
 	f.Hint = "start it first"
 	return f
 }
@@ -50,21 +51,22 @@ func noConsole(id string) error {
 // logReader reads a part of a serial log.
 type logReader struct {
 	file    *os.File
-	hub     *serialHub // nil for a VM that does not run: nobody cuts its log
+	hub     *serialHub // nil for a VM that does not run: its log does not rotate
 	at, end int64
 }
 
-// openConsoleLog opens the log of a VM from offset on to its end.
+// openConsoleLog opens the log of a VM from offset to its present end. hub is nil
+// if the VM does not run.
 func openConsoleLog(state *os.Root, id string, hub *serialHub, offset int64) (io.ReadCloser, int64, error) {
 	if !vm.ValidName(id) {
 		return nil, 0, vm.NotFound("VM", id)
 	}
 	f, err := state.Open(vmSerialLog(id))
-	if errors.Is(err, fs.ErrNotExist) { // it has never run
+	if errors.Is(err, fs.ErrNotExist) { // the VM has never run
 		return io.NopCloser(io.LimitReader(nil, 0)), 0, nil
 	}
 	if err != nil {
-		return nil, 0, fileFault(err, "open the console log of vm %s", id)
+		return nil, 0, fileFault(err, "open the console log of VM %s", id)
 	}
 	r := &logReader{file: f, hub: hub}
 	var begin int64
@@ -75,7 +77,7 @@ func openConsoleLog(state *os.Root, id string, hub *serialHub, offset int64) (io
 		begin = firstData(f)
 		if r.end, err = fileSize(f); err != nil {
 			f.Close()
-			return nil, 0, fileFault(err, "open the console log of vm %s", id)
+			return nil, 0, fileFault(err, "open the console log of VM %s", id)
 		}
 	}
 	if offset < 0 {
@@ -85,6 +87,7 @@ func openConsoleLog(state *os.Root, id string, hub *serialHub, offset int64) (io
 	return r, r.end, nil
 }
 
+// Read implements [io.Reader].
 func (r *logReader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -102,16 +105,17 @@ func (r *logReader) Read(p []byte) (int, error) {
 	switch {
 	case n > 0:
 		return n, nil
-	case err == io.EOF: // somebody has emptied it
+	case err == io.EOF: // the file was truncated
 		return 0, io.ErrUnexpectedEOF
 	default:
 		return 0, fileFault(err, "read the console log")
 	}
 }
 
+// Close implements [io.Closer].
 func (r *logReader) Close() error { return r.file.Close() }
 
-// console is one of the connections to a hub: it implements [vm.Console].
+// console is one connection to a hub. It implements [vm.Console].
 type console struct {
 	hub    *serialHub
 	reads  sync.Mutex
@@ -120,20 +124,23 @@ type console struct {
 	closed chan struct{}
 }
 
-// join connects somebody. What was printed before that moment, as far as it is
-// asked for, and what is printed after it are one stream.
+// join connects a client. The scrollback that o asks for and the output after that
+// moment are one stream without a gap.
 func (h *serialHub) join(o vm.ConsoleOptions) (*console, error) {
 	f, err := h.state.Open(vmSerialLog(h.id))
 	if err != nil {
-		return nil, fileFault(err, "open the console log of vm %s", h.id)
+		return nil, fileFault(err, "open the console log of VM %s", h.id)
 	}
 	c := &console{hub: h, log: logReader{file: f, hub: h}, closed: make(chan struct{})}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	err = nil
 	if o.Write && h.typist != nil && !o.TakeOver {
-		err = &vm.Fault{Code: vm.CodeBusy, Detail: "somebody else types on the console of vm " + h.id,
-			Hint: "take over, or only read"}
+		err = &vm.Fault{
+			Code:   vm.CodeBusy,
+			Detail: "another connection types on the console of VM " + h.id,
+			Hint:   "take over, or only read",
+		}
 	}
 	if h.over != nil {
 		err = noConsole(h.id)
@@ -152,16 +159,18 @@ func (h *serialHub) join(o vm.ConsoleOptions) (*console, error) {
 	return c, nil
 }
 
-// interrupt ends a write that is under way. h.mu is held, and who was writing is
-// the typist no more.
+// interrupt ends a write that is in progress. h.mu must be held, and the writer must
+// not be the typist any more.
 func (h *serialHub) interrupt() {
 	if h.line != nil {
 		h.line.SetWriteDeadline(time.Unix(1, 0))
 	}
 }
 
+// tooSlow returns the fault of a reader whose next byte was cut from the log.
 func (h *serialHub) tooSlow() error {
-	return fault(vm.CodeUnavailable, nil, "the console of vm %s was read too slowly: its log does not have the next byte any more", h.id)
+	return fault(vm.CodeUnavailable, nil,
+		"the console of VM %s was read too slowly: its log has dropped the next byte", h.id)
 }
 
 // Read implements [vm.Console].
@@ -193,8 +202,8 @@ func (c *console) Read(p []byte) (int, error) {
 	}
 }
 
-// maxKeys is how many bytes are typed at once. The guest may take its time for
-// each.
+// maxKeys is how many bytes are written to the guest at once, each within the
+// patience of the hub.
 const maxKeys = 4 << 10
 
 // Write implements [vm.Console].
@@ -210,6 +219,7 @@ func (c *console) Write(p []byte) (int, error) {
 	return written, nil
 }
 
+// typeIn writes p to the guest. It serializes the writes of all connections.
 func (h *serialHub) typeIn(c *console, p []byte) (int, error) {
 	h.typing.Lock()
 	defer h.typing.Unlock()
@@ -221,7 +231,7 @@ func (h *serialHub) typeIn(c *console, p []byte) (int, error) {
 	return n, h.typeFault(c, err)
 }
 
-// pickUp returns the line to the guest for somebody to write to, once.
+// pickUp returns the line to the guest, for one write of c.
 func (h *serialHub) pickUp(c *console) (line, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -231,15 +241,15 @@ func (h *serialHub) pickUp(c *console) (line, error) {
 	if h.line == nil {
 		line, err := h.dial()
 		if err != nil {
-			return nil, fault(vm.CodeUnavailable, err, "the console of vm %s cannot be typed on", h.id)
+			return nil, fault(vm.CodeUnavailable, err, "the console of VM %s accepts no input", h.id)
 		}
 		h.line = line
 	}
-	h.line.SetWriteDeadline(time.Now().Add(h.limits.patience)) // an interrupt comes after it
+	h.line.SetWriteDeadline(time.Now().Add(h.limits.patience)) // before any interrupt
 	return h.line, nil
 }
 
-// mayType says why somebody cannot type. h.mu is held.
+// mayType returns the reason why c cannot type, nil if it can. h.mu must be held.
 func (h *serialHub) mayType(c *console) error {
 	switch {
 	case h.over != nil:
@@ -251,11 +261,12 @@ func (h *serialHub) mayType(c *console) error {
 	case <-c.closed:
 		return net.ErrClosed
 	default:
-		return fault(vm.CodeState, nil, "somebody else types on the console of vm %s, or nobody: this connection only reads", h.id)
+		return fault(vm.CodeState, nil,
+			"this connection to the console of VM %s only reads: another one, or none, types", h.id)
 	}
 }
 
-// typeFault says why something was not typed.
+// typeFault gives the error of a write its class.
 func (h *serialHub) typeFault(c *console, err error) error {
 	if err == nil {
 		return nil
@@ -266,10 +277,10 @@ func (h *serialHub) typeFault(c *console, err error) error {
 		return reason
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fault(vm.CodeUnavailable, nil, "the guest of vm %s does not take in what is typed", h.id)
+		return fault(vm.CodeUnavailable, nil, "the guest of VM %s does not read its console", h.id)
 	}
 	h.hangUp()
-	return fault(vm.CodeUnavailable, err, "type on the console of vm %s", h.id)
+	return fault(vm.CodeUnavailable, err, "type on the console of VM %s", h.id)
 }
 
 // Close implements [vm.Console].
@@ -284,7 +295,7 @@ func (c *console) Close() error {
 		}
 		h.unfollow()
 		h.mu.Unlock()
-		c.reads.Lock() // whoever reads has seen it
+		c.reads.Lock() // a Read that was waiting has returned
 		defer c.reads.Unlock()
 		c.log.Close()
 	})

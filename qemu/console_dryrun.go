@@ -9,10 +9,10 @@ import (
 	"vmand/vm"
 )
 
-// pretendedGreeting is what a pretended guest prints when somebody looks.
+// pretendedGreeting is the first output of a guest of a dry run.
 const pretendedGreeting = "\r\ndry run: no guest runs here; what you type comes back\r\n"
 
-// Console implements [vm.Driver]. A pretended guest says so, once, and echoes.
+// Console implements [vm.Consoles]. The guest prints a greeting and echoes its input.
 func (d *DryRun) Console(_ context.Context, id string, o vm.ConsoleOptions) (vm.Console, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -32,9 +32,10 @@ func (d *DryRun) Console(_ context.Context, id string, o vm.ConsoleOptions) (vm.
 	return h.join(o)
 }
 
-// echo is a guest that prints what is typed.
+// echo is the line to a guest that prints its input.
 type echo struct{ hub *serialHub }
 
+// Write implements [io.Writer].
 func (e echo) Write(p []byte) (int, error) {
 	e.hub.print(p)
 	return len(p), nil
@@ -43,15 +44,14 @@ func (e echo) Write(p []byte) (int, error) {
 func (e echo) SetWriteDeadline(time.Time) error { return nil }
 func (e echo) Close() error                     { return nil }
 
-// ConsoleLog implements [vm.Driver].
+// ConsoleLog implements [vm.Consoles].
 func (d *DryRun) ConsoleLog(_ context.Context, id string, offset int64) (io.ReadCloser, int64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return openConsoleLog(d.state, id, d.consoles[id], offset)
 }
 
-// endConsole ends the console of a VM that does not pretend to run any more, or
-// that vmand lets go of. d.mu is held.
+// endConsole ends the console of a VM. d.mu must be held.
 func (d *DryRun) endConsole(id string, why error) {
 	if h := d.consoles[id]; h != nil {
 		h.close(why)
@@ -59,7 +59,7 @@ func (d *DryRun) endConsole(id string, why error) {
 	}
 }
 
-// endConsoles ends all of them, as vmand does.
+// endConsoles ends all consoles, when vmand stops.
 func (d *DryRun) endConsoles() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

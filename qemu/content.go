@@ -17,30 +17,35 @@ import (
 	"vmand/vm"
 )
 
-// ImageOptions is what may become content of images.
+// ImageOptions limits the images that may be imported.
 type ImageOptions struct {
-	MaxBytes     int64          // of an image, as it is transferred and as it is stored; 0 for 1 TiB
-	AllowPrivate []netip.Prefix // addresses beyond the public Internet that may be downloaded from
+	MaxBytes     int64          // of an image, both as transferred and as stored; 0 for 1 TiB
+	AllowPrivate []netip.Prefix // non-public addresses that images may be downloaded from
 }
 
-// contents keeps the content of images in a directory. It implements all of
-// [vm.Images] that needs no QEMU.
+// contents keeps the content of images in a directory. It implements the methods of
+// [vm.Images] that need no QEMU.
 type contents struct {
 	root     *os.Root
 	importer *image.Importer
 	fetcher  *image.Fetcher
 
 	mu    sync.Mutex
-	infos map[string]image.Info // by SHA-256: what was looked at, which never changes
+	infos map[string]image.Info // of inspected content, which never changes, by SHA-256
 }
 
+// openContents opens the directory of images.
 func openContents(l layout, a host.Account, o ImageOptions) (*contents, error) {
 	c := &contents{infos: make(map[string]image.Info)}
 	var err error
 	if c.root, err = os.OpenRoot(l.inState(imagesDir)); err != nil {
 		return nil, fmt.Errorf("open the directory of images: %w", err)
 	}
-	c.importer, err = image.NewImporter(c.root, image.Options{MaxBytes: o.MaxBytes, MaxVirtualBytes: vm.MaxDiskMiB * mib, Seal: a.Lend})
+	c.importer, err = image.NewImporter(c.root, image.Options{
+		MaxBytes:        o.MaxBytes,
+		MaxVirtualBytes: vm.MaxDiskMiB * mib,
+		Seal:            a.Lend,
+	})
 	if err != nil {
 		c.root.Close()
 		return nil, err
@@ -51,7 +56,7 @@ func openContents(l layout, a host.Account, o ImageOptions) (*contents, error) {
 
 func (c *contents) close() error { return c.root.Close() }
 
-// info returns what content is laid out as, and how large the disk in it is.
+// info returns the format and the virtual size of content.
 func (c *contents) info(sha256 string) (image.Info, error) {
 	c.mu.Lock()
 	known, ok := c.infos[sha256]
@@ -77,7 +82,7 @@ func (c *contents) info(sha256 string) (image.Info, error) {
 	return known, nil
 }
 
-// want says to package image what is wanted of an import.
+// want translates an import for package image.
 func want(i vm.Import) image.Want {
 	w := image.Want{Sum: image.Sum(i.Sum), Format: image.Format(i.Format), Progress: i.Progress}
 	if i.Ready != nil {
@@ -91,13 +96,20 @@ func want(i vm.Import) image.Want {
 	return w
 }
 
-// readyError is an error of [vm.Import].Ready, which is not for this package to class.
+// readyError is an error of [vm.Import].Ready, which has its class already.
 type readyError struct{ error }
 
+// contentOf translates the content of an image for package vm.
 func contentOf(c image.Content) vm.ImageContent {
-	return vm.ImageContent{SHA256: c.SHA256, Layout: vm.ImageFormat(c.Format), VirtualMiB: ceilMiB(c.VirtualBytes), Bytes: c.Bytes}
+	return vm.ImageContent{
+		SHA256:     c.SHA256,
+		Layout:     vm.ImageFormat(c.Format),
+		VirtualMiB: ceilMiB(c.VirtualBytes),
+		Bytes:      c.Bytes,
+	}
 }
 
+// ceilMiB returns a size in MiB, rounded up.
 func ceilMiB(bytes int64) int64 { return (bytes + mib - 1) / mib }
 
 // CheckURL implements [vm.Images].
@@ -121,8 +133,7 @@ func (c *contents) FetchImage(ctx context.Context, url string, i vm.Import) (vm.
 	return contentOf(got), nil
 }
 
-// source remembers the error of what brings an image, to tell it from those of
-// what stores it.
+// source records the error of a reader, to tell it from errors of the store.
 type source struct {
 	io.Reader
 	err error
@@ -137,7 +148,7 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// UploadImage implements [vm.Images]. An error of r's is returned as it is.
+// UploadImage implements [vm.Images]. An error of r is wrapped, not classified.
 func (c *contents) UploadImage(ctx context.Context, name string, offset int64, r io.Reader) (int64, error) {
 	s := &source{Reader: r}
 	at, err := c.importer.Append(ctx, name, offset, s)
@@ -210,7 +221,7 @@ func imageFault(err error, format string, args ...any) error {
 	case errors.As(err, &large):
 		f := fault(vm.CodeTooLarge, nil, "%v", large)
 		if !large.Virtual {
-			f.Hint = "the setting images.max_gib says how large an image may be"
+			f.Hint = "the setting images.max_gib limits the size of images"
 		}
 		return f
 	case errors.As(err, &mismatch):
@@ -223,10 +234,9 @@ func imageFault(err error, format string, args ...any) error {
 	return fileFault(err, format, args...)
 }
 
-// fetchFault is imageFault of a download: what is not of this host is of the
-// network.
+// fetchFault gives an error of a download its class: that of the network, unless
+// the image or this host is the cause.
 func fetchFault(ctx context.Context, err error) error {
-	var path *fs.PathError
 	var refused *image.Refused
 	switch {
 	case errors.As(err, &refused):
@@ -235,14 +245,25 @@ func fetchFault(ctx context.Context, err error) error {
 			f.Hint = "the setting images.allow_private lists the private addresses that images may be downloaded from"
 		}
 		return f
-	case errors.As(err, new(*readyError)), errors.As(err, new(*image.Unsafe)), errors.As(err, new(*image.TooLarge)), errors.As(err, new(*image.Mismatch)),
-		errors.As(err, &path), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), ctx.Err() != nil:
+	case isLocal(err), ctx.Err() != nil:
 		return imageFault(err, "download the image")
 	}
 	return fault(vm.CodeFetchFailed, err, "download the image")
 }
 
-// discard removes a file that has not become content.
+// isLocal reports whether an error of a download concerns the image or the storage
+// instead of the network.
+func isLocal(err error) bool {
+	return errors.As(err, new(*readyError)) ||
+		errors.As(err, new(*image.Unsafe)) ||
+		errors.As(err, new(*image.TooLarge)) ||
+		errors.As(err, new(*image.Mismatch)) ||
+		errors.As(err, new(*fs.PathError)) ||
+		errors.Is(err, unix.ENOSPC) ||
+		errors.Is(err, unix.EDQUOT)
+}
+
+// discard removes a file that did not become content.
 func (c *contents) discard(temp string) error {
 	if err := c.root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

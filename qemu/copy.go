@@ -19,30 +19,34 @@ import (
 )
 
 const (
-	// copyMiBPerSecond is the slowest copy that is waited for; of CPU time, a copy
-	// may take no more either. Decompressing takes some.
+	// copyMiBPerSecond bounds a copy: it may take the time, and the CPU time, of a
+	// copy at this rate. Decompression takes CPU time.
 	copyMiBPerSecond = 4
-	// copyOverhead is how much of the size of a disk the tables of its file take at most.
+	// copyOverhead bounds the metadata of an image: one part in copyOverhead of the
+	// disk's size, and copyOverheadFree bytes more.
 	copyOverhead     = 512
 	copyOverheadFree = 64 * mib
 )
 
-// copySource is what is copied.
+// copySource is the source of a copy.
 type copySource struct {
 	node  blockNode
-	bytes int64 // the size of the disk in it
+	bytes int64 // the virtual size
 	name  string
 }
 
-// copier returns what makes an empty file of sizeMiB a copy of a disk, with all that
-// it is based on.
-func (d *Driver) copier(ctx context.Context, from vm.CopySource, sizeMiB int64, progress func(done, total int64)) (filler, error) {
+// copier returns a filler that makes an empty file of sizeMiB a copy of a disk,
+// including its base.
+func (d *Driver) copier(
+	ctx context.Context, from vm.CopySource, sizeMiB int64, progress func(done, total int64),
+) (filler, error) {
 	source, err := d.copySource(ctx, from)
 	if err != nil {
 		return nil, err
 	}
 	if ceilMiB(source.bytes) > sizeMiB {
-		return nil, fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than what it is a copy of: %s has %d MiB", sizeMiB, source.name, ceilMiB(source.bytes))
+		return nil, fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than its source: %s has %d MiB",
+			sizeMiB, source.name, ceilMiB(source.bytes))
 	}
 	return func(f *os.File, path string) error {
 		if err := image.WriteQcow2(f, sizeMiB*mib, "", ""); err != nil {
@@ -52,7 +56,7 @@ func (d *Driver) copier(ctx context.Context, from vm.CopySource, sizeMiB int64, 
 	}, nil
 }
 
-// copySource returns what a source is, and sees to it that nobody changes it.
+// copySource returns the source of a copy. It fails if the source may change.
 func (d *Driver) copySource(ctx context.Context, from vm.CopySource) (copySource, error) {
 	kind, id := from.Resource.Kind, from.Resource.ID
 	switch {
@@ -64,11 +68,12 @@ func (d *Driver) copySource(ctx context.Context, from vm.CopySource) (copySource
 		if err := d.checkFree(ctx, id); err != nil {
 			return copySource{}, err
 		}
-		return d.diskSource(from.File, vmRootDisk(id), "the root disk of vm "+id)
+		return d.diskSource(from.File, vmRootDisk(id), "the root disk of VM "+id)
 	}
 	return copySource{}, fault(vm.CodeInvalid, nil, "nothing can be copied from %q", from.Resource)
 }
 
+// contentSource returns the content of an image as a source.
 func (d *Driver) contentSource(file vm.DiskFile) (copySource, error) {
 	content, ok := file.Content()
 	if !ok {
@@ -89,8 +94,8 @@ func (d *Driver) contentSource(file vm.DiskFile) (copySource, error) {
 	return copySource{*readNode(format, rootNode, rootFileNode, d.layout.content(content)), info.VirtualBytes, name}, nil
 }
 
-// diskSource returns a disk of ours. What the records say of it is what counts, but
-// its own header must not say that it is another kind of file.
+// diskSource returns a disk as a source. The record says what the disk is based on;
+// its header must agree that there is a base.
 func (d *Driver) diskSource(file vm.DiskFile, name, who string) (copySource, error) {
 	f, err := d.state.Open(name)
 	if err != nil {
@@ -116,29 +121,33 @@ func (d *Driver) diskSource(file vm.DiskFile, name, who string) (copySource, err
 	return copySource{node, h.VirtualBytes, who}, nil
 }
 
-// copiedBase returns what a disk that is copied is an overlay of. qemu-img has to
-// open it itself: unlike QEMU it takes no descriptors.
-func (d *Driver) copiedBase(file vm.DiskFile, who string) (*blockNode, error) {
+// copiedBase returns the base of the source of a copy. qemu-img opens it by its
+// path: unlike QEMU, it takes no descriptors.
+func (d *Driver) copiedBase(file vm.DiskFile, name string) (*blockNode, error) {
 	path := file.Base
 	if content, ok := file.Content(); ok {
-		if err := d.checkBaseOf(file, who); err != nil {
+		if err := d.checkBaseOf(file, name); err != nil {
 			return nil, err
 		}
 		path = d.layout.content(content)
 	} else if err := d.account.CanRead(path); err != nil {
-		f := fault(vm.CodeOperationFailed, err, "%s is based on %s, which the user that QEMU runs as (uid %d) cannot read", who, path, d.account.UID)
+		f := fault(vm.CodeOperationFailed, err, "%s is based on %s, which the user that QEMU runs as (uid %d) cannot read",
+			name, path, d.account.UID)
 		f.Hint = fmt.Sprintf("allow it with \"chmod o+r %s\", and with \"chmod o+x\" for the directories it is in", path)
 		return nil, f
 	}
 	return readNode(file.BaseFormat, baseNode, baseFileNode, path), nil
 }
 
+// imgProgress matches the progress that qemu-img -p writes.
 var imgProgress = regexp.MustCompile(`\((\d+(?:\.\d+)?)/100%\)`)
 
-// convert copies a source into a qcow2 image at a path, which is the account's, is
-// empty and has room for it. It reports the progress in bytes of the source's disk.
-// most is how large the file may become, 0 for as large as the disk makes it.
-func (d *Driver) convert(ctx context.Context, from copySource, to string, most int64, progress func(done, total int64)) error {
+// convert copies a source into an empty qcow2 image at a path, which must belong to
+// the account and have the size. It reports the progress in bytes of the source's
+// virtual size. maxFile bounds the size of the file; 0 leaves it to the disk's size.
+func (d *Driver) convert(
+	ctx context.Context, from copySource, to string, maxFile int64, progress func(done, total int64),
+) error {
 	node, err := json.Marshal(from.node)
 	if err != nil {
 		return fmt.Errorf("encode the source: %w", err)
@@ -147,19 +156,16 @@ func (d *Driver) convert(ctx context.Context, from copySource, to string, most i
 	patience := time.Duration(size) * time.Second / copyMiBPerSecond
 	job := imgJob{
 		args:    []string{"convert", "-p", "-n", "--target-is-zero", "-O", formatQcow2, "json:" + string(node), to},
-		timeout: imgTimeout + patience, cpu: imgCPU + patience,
+		timeout: imgTimeout + patience,
+		cpu:     imgCPU + patience,
 		maxFile: from.bytes + from.bytes/copyOverhead + copyOverheadFree,
 	}
-	if most != 0 && most < job.maxFile {
-		job.maxFile = most
+	if maxFile != 0 && maxFile < job.maxFile {
+		job.maxFile = maxFile
 	}
 	if progress != nil {
 		job.progress = func(output *os.File) {
-			all := imgProgress.FindAllStringSubmatch(host.Tail(output, 256), -1)
-			if len(all) == 0 {
-				return
-			}
-			if percent, err := strconv.ParseFloat(all[len(all)-1][1], 64); err == nil {
+			if percent, ok := imgPercent(output); ok {
 				progress(int64(percent/100*float64(from.bytes)), from.bytes)
 			}
 		}
@@ -168,10 +174,20 @@ func (d *Driver) convert(ctx context.Context, from copySource, to string, most i
 	if err == nil && progress != nil {
 		progress(from.bytes, from.bytes)
 	}
-	if most != 0 && err != nil && strings.Contains(strings.ToLower(err.Error()), unix.EFBIG.Error()) {
-		return &image.TooLarge{Max: most}
+	if maxFile != 0 && err != nil && strings.Contains(strings.ToLower(err.Error()), unix.EFBIG.Error()) {
+		return &image.TooLarge{Max: maxFile}
 	}
 	return err
+}
+
+// imgPercent returns the last progress that qemu-img wrote.
+func imgPercent(output *os.File) (float64, bool) {
+	all := imgProgress.FindAllStringSubmatch(host.Tail(output, 256), -1)
+	if len(all) == 0 {
+		return 0, false
+	}
+	percent, err := strconv.ParseFloat(all[len(all)-1][1], 64)
+	return percent, err == nil
 }
 
 // ImageOfDisk implements [vm.Images].
@@ -185,7 +201,7 @@ func (d *Driver) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Impor
 		return vm.ImageContent{}, imageFault(errors.Join(err, d.contents.discard(temp)), "make an image of %s", source.name)
 	}
 	w := want(i)
-	w.Progress = nil // it has ended
+	w.Progress = nil // the copy has reported all of it
 	got, err := d.importer.Adopt(ctx, temp, w)
 	if err != nil {
 		return vm.ImageContent{}, imageFault(err, "make an image of %s", source.name)
@@ -193,6 +209,7 @@ func (d *Driver) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Impor
 	return contentOf(got), nil
 }
 
+// copyInto copies a source into the new file temp in the directory of images.
 func (d *Driver) copyInto(ctx context.Context, source copySource, temp string, progress func(done, total int64)) error {
 	f, err := makeTemp(d.contents.root, temp, d.account)
 	if err != nil {

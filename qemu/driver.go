@@ -1,14 +1,14 @@
 // Package qemu runs virtual machines with QEMU: it implements [vm.Driver].
 //
-// Every VM is one QEMU process in a session of its own, which neither vmand's
-// end nor its upgrade touches. What a process is and does is asked of the
-// process itself, at any time and by any vmand: it lives while it holds a lock
-// on its pidfile (pidfile.go), it is the right one if its monitor names the VM's UUID, and
-// its run state is QEMU's own. Nothing else is remembered that could be wrong.
+// Every VM is one QEMU process in a session of its own, which survives the end and
+// the upgrade of vmand. Any vmand can ask the process itself what it is and does:
+// it lives while it holds a lock on its pidfile (pidfile.go), it is the right one
+// if its monitor names the VM's UUID, and its run state is QEMU's. There is no
+// other record that could be wrong.
 //
-// The command line is a pure function of the VM (cmdline.go); all paths are
-// named in one place (layout.go); QEMU and qemu-img run without any right but
-// that to the VM's files (user.go, package host).
+// The command line is a pure function of the VM (cmdline.go). layout.go names all
+// paths. QEMU and qemu-img have no rights but those to the VM's files (user.go,
+// package host).
 package qemu
 
 import (
@@ -23,20 +23,20 @@ import (
 	"vmand/vm"
 )
 
-// Options is how the driver is configured.
+// Options configures a [Driver].
 type Options struct {
 	StateDir   string // disks and logs; absolute, or relative to the working directory
 	RuntimeDir string // sockets and pidfiles
 	Binary     string // of QEMU: a path, or a name to look up in PATH; default qemu-system-x86_64
 	ImgBinary  string // of qemu-img, the same way
 	Accel      string // auto, kvm or tcg; default auto
-	User       string // that QEMU runs as, when vmand is root; default vman-qemu if it exists, else a fixed free uid
-	Nice       int    // nice value that QEMU runs with, if that is higher than vmand's
+	User       string // user that QEMU runs as, if vmand is root; default vman-qemu if it exists, else a fixed free uid
+	Nice       int    // nice value of QEMU, if that is higher than vmand's
 	Images     ImageOptions
 }
 
-// Driver runs VMs with QEMU. Its methods may be called at any time by any
-// goroutine, as [vm.Driver] says.
+// Driver runs VMs with QEMU. Its methods are safe for concurrent use, as far as
+// [vm.Driver] allows.
 type Driver struct {
 	*contents
 	*news
@@ -48,29 +48,31 @@ type Driver struct {
 	files   *fileSurvey
 	watch   *serialWatch
 
-	probing chan struct{} // held while QEMU is asked what it can do; guards probed
+	probing chan struct{} // held while a binary is probed; guards probed
 	probed  probes
 
-	ctx    context.Context // done when the driver is closed
+	ctx    context.Context // done when the driver closes
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // of the sessions' goroutines
 
-	mu       sync.Mutex // guards sessions; held over the start of a process, never over a question to one
-	sessions map[string]*session
-	img      fileIdentity // of the qemu-img that imgIs is the version of; guarded by mu too
-	imgIs    string
+	mu         sync.Mutex // guards everything that follows; held over the start of a process, never over a QMP command
+	sessions   map[string]*session
+	img        fileIdentity // of the qemu-img that was asked for its version
+	imgVersion string
 
-	known sync.Map // the sessions again, for who only reads: nobody who looks at a VM waits for the start of another
+	// known is a lock-free copy of sessions for readers, so observing one VM never
+	// waits while another starts.
+	known sync.Map
 }
 
 var _ vm.Driver = (*Driver)(nil)
 
-// New prepares the directories and finds the VMs that run. It succeeds without
-// QEMU; what needs it fails then. It fails if the user that QEMU runs as could
-// not reach the files of its VM, and says what to do.
+// New prepares the directories and finds the running VMs. It succeeds without QEMU;
+// only methods that need QEMU fail then. It fails if the user that QEMU runs as
+// cannot reach the files of its VM, and says what to do.
 //
-// As a side effect the whole process leaves no core dumps, which would hold
-// guests' memory or secrets, and no descriptor it has inherited is passed on.
+// As a side effect vmand leaves no core dumps, which would hold secrets or the
+// memory of guests, and passes on no descriptor that it inherited ([host.Confine]).
 func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 	d, err := prepare(o, log)
 	if err != nil {
@@ -99,6 +101,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 	return d, nil
 }
 
+// prepare checks the options and creates the directories.
 func prepare(o Options, log *slog.Logger) (*Driver, error) {
 	if o.Binary == "" {
 		o.Binary = "qemu-system-x86_64"
@@ -141,16 +144,16 @@ func (d *Driver) program(argv ...string) host.Program {
 	return host.Program{Argv: argv, Account: d.account, Nice: d.opts.Nice}
 }
 
-// Close lets go of all VMs without touching them. It waits for its goroutines.
+// Close releases all VMs without touching them and waits for its goroutines.
 func (d *Driver) Close() error {
-	d.mu.Lock() // no session is being opened now, and none will be
+	d.mu.Lock() // no session is being opened, and none will be
 	d.cancel()
 	d.mu.Unlock()
 	d.wg.Wait()
 	return errors.Join(d.contents.close(), d.state.Close())
 }
 
-// Platform implements [vm.Driver].
+// Platform implements [vm.Machines].
 func (d *Driver) Platform(ctx context.Context) (vm.Platform, error) {
 	p, err := d.probe(ctx, d.opts.Accel == accelAuto)
 	if err != nil {
@@ -166,28 +169,28 @@ func (d *Driver) Platform(ctx context.Context) (vm.Platform, error) {
 	return platform, nil
 }
 
-// Tools is what of QEMU is installed, for a health report.
+// Tools describes the installed programs of QEMU, for a health report.
 type Tools struct {
 	QEMU  Tool
 	Img   Tool
 	Accel vm.Accel // empty if QEMU is missing
-	// Warning says why guests run in software emulation although KVM was wanted.
+	// Warning says why guests run in software emulation although KVM was requested.
 	Warning string
 }
 
-// A Tool is one program.
+// A Tool describes a program.
 type Tool struct {
 	Version string // empty if it cannot be used
 	Err     error  // why it cannot be used; of class [vm.ErrUnavailable]
 }
 
-// CheckTools looks at the installed programs. It runs one only if that has
-// changed since it was last asked.
+// CheckTools looks at the installed programs. It runs a program only if that has
+// changed since the last check.
 func (d *Driver) CheckTools(ctx context.Context) Tools {
 	var t Tools
 	p, err := d.Platform(ctx)
 	t.QEMU = Tool{Version: p.Version, Err: err}
 	t.Accel, t.Warning = p.Accel, p.Warning
-	t.Img.Version, t.Img.Err = d.imgVersion(ctx)
+	t.Img.Version, t.Img.Err = d.askImgVersion(ctx)
 	return t
 }

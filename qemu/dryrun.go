@@ -18,9 +18,9 @@ import (
 	"vmand/vm"
 )
 
-// DryRun implements [vm.Driver] without QEMU: nothing is started, and disks are
-// small placeholder files. Images are real. Its VMs are marker files in the runtime directory,
-// so a restart finds them "running".
+// DryRun implements [vm.Driver] without QEMU: it starts nothing, and disks are
+// small placeholder files. Images are real. A running VM is a marker file in the
+// runtime directory, so a restarted vmand finds it running.
 type DryRun struct {
 	*contents
 	*news
@@ -28,13 +28,13 @@ type DryRun struct {
 	state  *os.Root
 	files  *fileSurvey
 
-	mu       sync.Mutex // guards all files, and consoles
+	mu       sync.Mutex // guards consoles and all files
 	consoles map[string]*serialHub
 }
 
 var _ vm.Driver = (*DryRun)(nil)
 
-// pretended is the content of a marker: what a QEMU would answer.
+// pretended is the content of a marker: the state of a VM that seems to run.
 type pretended struct {
 	Status  vm.RunStatus `json:"status"`
 	Plugged []string     `json:"plugged"`
@@ -42,7 +42,7 @@ type pretended struct {
 	CDROMs  []string     `json:"cdroms"`
 }
 
-// placeholder is the content of a pretended disk.
+// placeholder is the content of a disk's file.
 type placeholder struct {
 	Note       string `json:"note"`
 	SizeMiB    int64  `json:"size_mib"`
@@ -50,7 +50,7 @@ type placeholder struct {
 	BaseFormat string `json:"base_format,omitempty"`
 }
 
-// NewDryRun prepares the directories of a pretended host.
+// NewDryRun prepares the directories of a dry run.
 func NewDryRun(o Options) (*DryRun, error) {
 	l, err := newLayout(o.StateDir, o.RuntimeDir)
 	if err == nil {
@@ -78,31 +78,36 @@ func (d *DryRun) Close() error {
 	return errors.Join(d.contents.close(), d.state.Close())
 }
 
-// Platform implements [vm.Driver].
+// Platform implements [vm.Machines].
 func (d *DryRun) Platform(context.Context) (vm.Platform, error) {
-	return vm.Platform{Version: "0.0.0", Machine: "dry-run", Accel: vm.TCG, Warning: "dry run: no VM is really started"}, nil
+	return vm.Platform{
+		Version: "0.0.0",
+		Machine: "dry-run",
+		Accel:   vm.TCG,
+		Warning: "dry run: no VM is really started",
+	}, nil
 }
 
-// CheckTools says that nothing is missing, because nothing is needed.
+// CheckTools reports that no program is missing, because none is needed.
 func (d *DryRun) CheckTools(ctx context.Context) Tools {
 	p, _ := d.Platform(ctx)
 	return Tools{QEMU: Tool{Version: "dry-run"}, Img: Tool{Version: "dry-run"}, Accel: p.Accel, Warning: p.Warning}
 }
 
-// Admit implements [vm.Driver].
+// Admit implements [vm.Machines].
 func (d *DryRun) Admit(_ context.Context, s vm.Spec) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.marker(s.ID) != nil {
-		return fault(vm.CodeState, nil, "vm %s already pretends to run", s.ID)
+		return fault(vm.CodeState, nil, "VM %s already runs", s.ID)
 	}
 	if _, err := d.state.Stat(vmRootDisk(s.ID)); err != nil {
-		return fault(vm.CodeOperationFailed, err, "the root disk of vm %s is missing", s.ID)
+		return fault(vm.CodeOperationFailed, err, "the root disk of VM %s is missing", s.ID)
 	}
 	return nil
 }
 
-// Start implements [vm.Driver].
+// Start implements [vm.Machines].
 func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) (vm.Boot, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -115,12 +120,12 @@ func (d *DryRun) Start(_ context.Context, s vm.Spec, report vm.Report) (vm.Boot,
 	}
 	say(report, "launch", "dry run: nothing is started")
 	boot := vm.Boot{Spawned: time.Now().UTC().Truncate(time.Millisecond)}
-	err := d.mark(s.ID, m)
+	err := d.writeMarker(s.ID, m)
 	d.nudge(s.ID)
 	return boot, err
 }
 
-// Shutdown implements [vm.Driver]. Pretended guests obey at once.
+// Shutdown implements [vm.Machines]. The guest of a dry run obeys at once.
 func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report vm.Report) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -134,23 +139,24 @@ func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report
 	d.endConsole(id, io.EOF)
 	err := os.Remove(d.layout.inRun(id, drySuffix))
 	d.nudge(id)
-	return fileFault(err, "end vm %s", id)
+	return fileFault(err, "end VM %s", id)
 }
 
-// Pause implements [vm.Driver].
+// Pause implements [vm.Machines].
 func (d *DryRun) Pause(_ context.Context, id string) error { return d.become(id, vm.StatusPaused) }
 
-// Resume implements [vm.Driver].
+// Resume implements [vm.Machines].
 func (d *DryRun) Resume(_ context.Context, id string) error { return d.become(id, vm.StatusRunning) }
 
-// Reset implements [vm.Driver].
+// Reset implements [vm.Machines].
 func (d *DryRun) Reset(_ context.Context, id string) error { return d.become(id, vm.StatusRunning) }
 
+// become changes the run state of a VM that has a marker.
 func (d *DryRun) become(id string, s vm.RunStatus) error {
 	return d.change(id, func(m *pretended) { m.Status = s })
 }
 
-// AttachDisk implements [vm.Driver].
+// AttachDisk implements [vm.Plugger].
 func (d *DryRun) AttachDisk(_ context.Context, disk vm.Disk) error {
 	return d.change(disk.VMID, func(m *pretended) {
 		if !slices.Contains(m.Plugged, disk.ID) {
@@ -159,7 +165,7 @@ func (d *DryRun) AttachDisk(_ context.Context, disk vm.Disk) error {
 	})
 }
 
-// DetachDisk implements [vm.Driver].
+// DetachDisk implements [vm.Plugger].
 func (d *DryRun) DetachDisk(_ context.Context, disk vm.Disk) error {
 	err := d.change(disk.VMID, func(m *pretended) {
 		m.Plugged = slices.DeleteFunc(m.Plugged, func(id string) bool { return id == disk.ID })
@@ -170,7 +176,7 @@ func (d *DryRun) DetachDisk(_ context.Context, disk vm.Disk) error {
 	return err
 }
 
-// AttachNIC implements [vm.Driver].
+// AttachNIC implements [vm.Plugger].
 func (d *DryRun) AttachNIC(_ context.Context, vmID string, p vm.Port) error {
 	return d.change(vmID, func(m *pretended) {
 		if !slices.Contains(m.NICs, p.Slot) {
@@ -180,7 +186,7 @@ func (d *DryRun) AttachNIC(_ context.Context, vmID string, p vm.Port) error {
 	})
 }
 
-// DetachNIC implements [vm.Driver]. Pretended guests let go at once.
+// DetachNIC implements [vm.Plugger]. The guest of a dry run releases it at once.
 func (d *DryRun) DetachNIC(_ context.Context, vmID string, slot int) error {
 	err := d.change(vmID, func(m *pretended) {
 		m.NICs = slices.DeleteFunc(m.NICs, func(n int) bool { return n == slot })
@@ -191,17 +197,17 @@ func (d *DryRun) DetachNIC(_ context.Context, vmID string, slot int) error {
 	return err
 }
 
-// SetLink implements [vm.Driver].
+// SetLink implements [vm.Plugger].
 func (d *DryRun) SetLink(_ context.Context, vmID string, _ int, _ bool) error {
 	return d.change(vmID, func(*pretended) {})
 }
 
-// SetForwards implements [vm.Driver]. Nothing listens.
+// SetForwards implements [vm.Plugger]. Nothing listens.
 func (d *DryRun) SetForwards(_ context.Context, vmID string, _ int, _, _ []vm.PortForward) error {
 	return d.change(vmID, func(*pretended) {})
 }
 
-// SetCDROMs implements [vm.Driver].
+// SetCDROMs implements [vm.Plugger].
 func (d *DryRun) SetCDROMs(_ context.Context, vmID string, want []vm.CDROM) error {
 	return d.change(vmID, func(m *pretended) { m.CDROMs = idsOf(want) })
 }
@@ -212,13 +218,13 @@ func (d *DryRun) change(id string, f func(*pretended)) error {
 	defer d.mu.Unlock()
 	m := d.marker(id)
 	if m == nil {
-		return fault(vm.CodeState, nil, "vm %s does not run", id)
+		return fault(vm.CodeState, nil, "VM %s does not run", id)
 	}
 	f(m)
-	return d.mark(id, *m)
+	return d.writeMarker(id, *m)
 }
 
-// marker returns what a VM pretends, nil if it does not. d.mu is held.
+// marker returns the marker of a VM, nil if it has none. d.mu must be held.
 func (d *DryRun) marker(id string) *pretended {
 	b, err := os.ReadFile(d.layout.inRun(id, drySuffix))
 	if err != nil {
@@ -231,47 +237,52 @@ func (d *DryRun) marker(id string) *pretended {
 	return m
 }
 
-func (d *DryRun) mark(id string, m pretended) error {
+// writeMarker writes the marker of a VM. d.mu must be held.
+func (d *DryRun) writeMarker(id string, m pretended) error {
 	b, err := json.Marshal(m)
 	if err == nil {
 		err = os.WriteFile(d.layout.inRun(id, drySuffix), b, 0o600)
 	}
-	return fileFault(err, "mark vm %s", id)
+	return fileFault(err, "write the marker of VM %s", id)
 }
 
-// HasVM implements [vm.Driver].
+// HasVM implements [vm.Files].
 func (d *DryRun) HasVM(_ context.Context, id string) (bool, error) {
 	_, err := d.state.Lstat(vmDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil, fileFault(err, "look for files of vm %s", id)
+	return err == nil, fileFault(err, "look for files of VM %s", id)
 }
 
-// CreateVM implements [vm.Driver]. A copy is made at once, of nothing.
-func (d *DryRun) CreateVM(_ context.Context, id string, root vm.DiskFile, _ *vm.CopySource, _ func(done, total int64)) error {
+// CreateVM implements [vm.Files]. A copy is an empty placeholder, made at once.
+func (d *DryRun) CreateVM(
+	_ context.Context, id string, root vm.DiskFile, _ *vm.CopySource, _ func(done, total int64),
+) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.state.Mkdir(vmDir(id), 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return fault(vm.CodeExists, nil, "files of a vm %s already exist", id)
+			return fault(vm.CodeExists, nil, "files of a VM %s already exist", id)
 		}
-		return fileFault(err, "make the directory of vm %s", id)
+		return fileFault(err, "make the directory of VM %s", id)
 	}
 	return d.write(vmRootDisk(id), placeholder{SizeMiB: root.SizeMiB, Base: root.Base, BaseFormat: root.BaseFormat})
 }
 
-// DeleteVM implements [vm.Driver].
+// DeleteVM implements [vm.Files].
 func (d *DryRun) DeleteVM(_ context.Context, id string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.endConsole(id, io.EOF)
 	d.layout.removeRun(id, drySuffix)
-	return fileFault(d.state.RemoveAll(vmDir(id)), "remove the files of vm %s", id)
+	return fileFault(d.state.RemoveAll(vmDir(id)), "remove the files of VM %s", id)
 }
 
-// CreateDisk implements [vm.Driver], as CreateVM.
-func (d *DryRun) CreateDisk(_ context.Context, id string, file vm.DiskFile, _ *vm.CopySource, _ func(done, total int64)) error {
+// CreateDisk implements [vm.Files], as CreateVM does.
+func (d *DryRun) CreateDisk(
+	_ context.Context, id string, file vm.DiskFile, _ *vm.CopySource, _ func(done, total int64),
+) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, err := d.state.Lstat(dataDisk(id)); err == nil {
@@ -280,15 +291,15 @@ func (d *DryRun) CreateDisk(_ context.Context, id string, file vm.DiskFile, _ *v
 	return d.write(dataDisk(id), placeholder{SizeMiB: file.SizeMiB, Base: file.Base, BaseFormat: file.BaseFormat})
 }
 
-// WriteSeed implements [vm.Driver].
+// WriteSeed implements [vm.Files].
 func (d *DryRun) WriteSeed(_ context.Context, vmID string, files map[string][]byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return fileFault(writeSeed(d.state, host.Account{}, vmID, files), "write the cloud-init seed of vm %s", vmID)
+	return fileFault(writeSeed(d.state, host.Account{}, vmID, files), "write the cloud-init seed of VM %s", vmID)
 }
 
-// ImageOfDisk implements [vm.Images]. There is nothing to copy, so the image is one
-// of an empty disk of that size.
+// ImageOfDisk implements [vm.Images]. The image is that of an empty disk of the size
+// of from.
 func (d *DryRun) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Import) (vm.ImageContent, error) {
 	temp := d.importer.TempName()
 	f, err := makeTemp(d.contents.root, temp, host.Account{})
@@ -305,15 +316,17 @@ func (d *DryRun) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Impor
 	return contentOf(got), nil
 }
 
+// write writes the placeholder of a disk.
 func (d *DryRun) write(name string, p placeholder) error {
 	p.Note = "dry run: not a disk"
 	b, err := json.Marshal(p)
 	if err == nil {
 		err = d.state.WriteFile(name, b, 0o600)
 	}
-	return fileFault(err, "make %s", path.Base(name))
+	return fileFault(err, "write %s", path.Base(name))
 }
 
+// read reads the placeholder of a disk.
 func (d *DryRun) read(name string) (placeholder, error) {
 	b, err := d.state.ReadFile(name)
 	if err != nil {
@@ -321,12 +334,12 @@ func (d *DryRun) read(name string) (placeholder, error) {
 	}
 	var p placeholder
 	if err := json.Unmarshal(b, &p); err != nil {
-		return placeholder{}, fault(vm.CodeOperationFailed, err, "%s is no file of a dry run", name)
+		return placeholder{}, fault(vm.CodeOperationFailed, err, "%s is no placeholder of a dry run", name)
 	}
 	return p, nil
 }
 
-// DeleteDisk implements [vm.Driver].
+// DeleteDisk implements [vm.Files].
 func (d *DryRun) DeleteDisk(_ context.Context, id string) error {
 	err := d.state.Remove(dataDisk(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -335,19 +348,19 @@ func (d *DryRun) DeleteDisk(_ context.Context, id string) error {
 	return fileFault(err, "remove the file of disk %s", id)
 }
 
-// DiskSize implements [vm.Driver].
+// DiskSize implements [vm.Files].
 func (d *DryRun) DiskSize(_ context.Context, id string) (int64, error) {
 	p, err := d.read(dataDisk(id))
 	return p.SizeMiB, err
 }
 
-// AdoptDisk implements [vm.Driver].
+// AdoptDisk implements [vm.Files].
 func (d *DryRun) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
 	p, err := d.read(dataDisk(id))
 	return vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, err
 }
 
-// AdoptVM implements [vm.Driver]. A pretended process has no UUID.
+// AdoptVM implements [vm.Files]. A VM of a dry run has no process that knows a UUID.
 func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, error) {
 	p, err := d.read(vmRootDisk(id))
 	if err != nil {
@@ -356,26 +369,26 @@ func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, err
 	return "", vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, nil
 }
 
-// Flight implements [vm.Driver]. Nothing is said to what only pretends to run.
+// Flight implements [vm.Host]. There is no monitor that messages could be of.
 func (d *DryRun) Flight(ctx context.Context, id string) (vm.Flight, error) {
 	return vm.Flight{Now: vm.Recording{PID: d.Observe(ctx, id).PID}}, nil
 }
 
-// ResizeDisk implements [vm.Driver].
+// ResizeDisk implements [vm.Files].
 func (d *DryRun) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) error {
 	now, err := d.DiskSize(ctx, disk.ID)
 	if err != nil {
 		return err
 	}
 	if sizeMiB < now {
-		return fault(vm.CodeInvalid, nil, "disk %s has %d MiB and cannot be made smaller (%d MiB)", disk.ID, now, sizeMiB)
+		return fault(vm.CodeInvalid, nil, "disk %s has %d MiB and cannot shrink to %d MiB", disk.ID, now, sizeMiB)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.write(dataDisk(disk.ID), placeholder{SizeMiB: sizeMiB, Base: disk.Base, BaseFormat: disk.BaseFormat})
 }
 
-// Observe implements [vm.Driver]. A VM's process is vmand's own.
+// Observe implements [vm.Host]. The process of a VM is vmand itself.
 func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -386,7 +399,7 @@ func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
 	return vm.Observation{PID: os.Getpid(), Status: m.Status, Plugged: m.Plugged, NICs: m.NICs, CDROMs: m.CDROMs}
 }
 
-// Survey implements [vm.Driver].
+// Survey implements [vm.Host].
 func (d *DryRun) Survey(ctx context.Context) (vm.Survey, error) {
 	ids, err := d.layout.vmIDs(drySuffix)
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"vmand/vm"
 )
 
-// What a start and a stop have in common with a restart, and a file of a disk
-// with that of a VM.
+// Fail points that several operations reach: a restart those of a start and a stop,
+// the creation of a VM those of a disk's file.
 var (
 	imagePoints = []string{"image.temp-made", "image.created", "image.renamed"}
 	startPoints = []string{"run.prepared", "qemu.spawned", "monitor.connected", "guest.continued"}
@@ -15,9 +15,9 @@ var (
 	stopPoints  = slices.Concat([]string{"stop.pressed"}, endPoints)
 )
 
-// FailPoints lists the [vm.FailPoint] calls of this package by the operations
-// that reach them, in the order in which they do: every seam inside an act of
-// more than one step. The stop of a guest that listens reaches "stop.pressed".
+// FailPoints lists the fail points of this package by the operations that reach
+// them, in that order: every seam inside an act of more than one step. Only the stop
+// of a guest that reacts to the power button reaches "stop.pressed".
 var FailPoints = map[vm.Kind][]string{
 	vm.VMCreate:  slices.Concat([]string{"dir.made"}, imagePoints, []string{"image.synced"}),
 	vm.VMStart:   startPoints,

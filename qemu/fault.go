@@ -14,11 +14,12 @@ import (
 // errGone means that the QEMU process has ended.
 var errGone = errors.New("the QEMU process has ended")
 
+// fault returns a fault with a cause, which may be nil.
 func fault(code vm.Code, cause error, format string, args ...any) *vm.Fault {
 	return &vm.Fault{Code: code, Detail: fmt.Sprintf(format, args...), Err: cause}
 }
 
-// monitorFault gives an error of a QMP command its class. The text names the VM.
+// monitorFault gives an error of a QMP command its class. The message names the VM.
 func monitorFault(id, command string, err error) error {
 	var known *vm.Fault
 	var refused *qmp.Error
@@ -28,15 +29,15 @@ func monitorFault(id, command string, err error) error {
 	case errors.As(err, &known):
 		return err
 	case errors.As(err, &refused):
-		return fault(vm.CodeOperationFailed, err, "QEMU of vm %s refused %s", id, command)
-	case errors.Is(err, errGone) && errors.Is(err, qmp.ErrUnknownOutcome): // it may have done it first
-		return fault(vm.CodeOperationFailed, err, "QEMU of vm %s ended before it answered %s", id, command)
+		return fault(vm.CodeOperationFailed, err, "QEMU of VM %s refused %s", id, command)
+	case errors.Is(err, errGone) && errors.Is(err, qmp.ErrUnknownOutcome): // the command may have had its effect
+		return fault(vm.CodeOperationFailed, err, "QEMU of VM %s ended before it answered %s", id, command)
 	case errors.Is(err, errGone):
-		return fault(vm.CodeState, err, "vm %s does not run", id)
+		return fault(vm.CodeState, err, "VM %s does not run", id)
 	case errors.Is(err, context.Canceled):
-		return fault(vm.CodeCancelled, err, "%s of vm %s was cancelled", command, id)
+		return fault(vm.CodeCancelled, err, "%s of VM %s was cancelled", command, id)
 	default:
-		return fault(vm.CodeQEMUUnresponsive, err, "QEMU of vm %s did not answer %s", id, command)
+		return fault(vm.CodeQEMUUnresponsive, err, "QEMU of VM %s did not answer %s", id, command)
 	}
 }
 
@@ -61,7 +62,7 @@ func fileFault(err error, format string, args ...any) error {
 	}
 }
 
-// say reports a step to whoever listens.
+// say reports a step. report may be nil.
 func say(report vm.Report, step, format string, args ...any) {
 	if report != nil {
 		report(step, fmt.Sprintf(format, args...))

@@ -16,28 +16,28 @@ import (
 )
 
 const (
-	maxSerial  = 8 << 10 // bytes of what a guest wrote to its console that a recording has
+	maxSerial  = 8 << 10 // bytes of the guest's console output in a recording
 	maxCrashes = 5       // recordings kept of a VM
 )
 
-// Flight implements [vm.Driver]. The recordings of crashes outlive vmand.
+// Flight implements [vm.Host]. The recordings of crashes survive vmand.
 func (d *Driver) Flight(_ context.Context, id string) (vm.Flight, error) {
 	if !vm.ValidName(id) {
 		return vm.Flight{}, nil
 	}
 	s, err := d.session(id)
 	if err != nil {
-		return vm.Flight{}, fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+		return vm.Flight{}, fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
 	f := vm.Flight{Now: d.recording(id, s)}
 	names, err := d.crashFiles(id)
 	if err != nil {
-		return vm.Flight{}, fileFault(err, "look for recordings of vm %s", id)
+		return vm.Flight{}, fileFault(err, "look for recordings of VM %s", id)
 	}
 	for _, name := range names {
 		crash, err := d.readCrash(name)
 		if err != nil {
-			d.log.Warn("cannot read the recording of a crash", "vm_id", id, "error", err)
+			d.log.Warn("cannot read the recording of a crash", "vm", id, "err", err)
 			continue
 		}
 		f.Crashes = append(f.Crashes, crash)
@@ -45,7 +45,7 @@ func (d *Driver) Flight(_ context.Context, id string) (vm.Flight, error) {
 	return f, nil
 }
 
-// recording returns what is known of a VM now; s is nil if it has no process.
+// recording returns the present recording of a VM. s is nil if it has no process.
 func (d *Driver) recording(id string, s *session) vm.Recording {
 	r := vm.Recording{Serial: d.endOf(vmSerialLog(id), maxSerial), Stderr: d.endOf(vmQEMULog(id), maxStderr)}
 	if s == nil {
@@ -58,7 +58,7 @@ func (d *Driver) recording(id string, s *session) vm.Recording {
 	return r
 }
 
-// crashRecord is how a [vm.Recording] is kept in a file.
+// crashRecord is the content of a crash file: a [vm.Recording].
 type crashRecord struct {
 	At       time.Time    `json:"at"`
 	PID      int          `json:"pid"`
@@ -68,8 +68,8 @@ type crashRecord struct {
 	Stderr   string       `json:"stderr"`
 }
 
-// recordCrash keeps the recording of a process that has ended without having
-// been asked to, and those of the crashes before it, down to the fifth.
+// recordCrash writes the recording of a process that ended without a request, and
+// removes the oldest ones: maxCrashes stay.
 func (d *Driver) recordCrash(s *session) {
 	r := d.recording(s.id, s)
 	r.At, r.Exit = time.Now().UTC(), s.proc.State()
@@ -77,8 +77,8 @@ func (d *Driver) recordCrash(s *session) {
 	if err == nil {
 		err = d.removeOldCrashes(s.id)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // the VM has just been deleted
-		s.log.Warn("cannot keep the recording of a crash", "error", err)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // the VM was just deleted
+		s.log.Warn("cannot keep the recording of a crash", "err", err)
 	}
 }
 

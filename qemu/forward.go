@@ -10,9 +10,9 @@ import (
 	"vmand/vm"
 )
 
-// SetForwards implements [vm.Driver]. It looks at what QEMU listens on, so
-// repeating it, also after it was cut short, does what is left to do. If one
-// cannot be had, all are as they were.
+// SetForwards implements [vm.Plugger]. It compares with the present forwards of
+// QEMU, so a repetition finishes an attempt that was cut short. If one forward is
+// refused, all are as before.
 func (d *Driver) SetForwards(ctx context.Context, vmID string, slot int, had, want []vm.PortForward) error {
 	for _, f := range slices.Concat(had, want) {
 		if _, err := forwardRule(f); err != nil {
@@ -23,25 +23,26 @@ func (d *Driver) SetForwards(ctx context.Context, vmID string, slot int, had, wa
 	if err != nil {
 		return err
 	}
-	there, err := s.forwards(ctx, slot)
+	present, err := s.forwards(ctx, slot)
 	if err != nil {
 		return err
 	}
 	var drop, add []vm.PortForward
-	for _, f := range there {
+	for _, f := range present {
 		if contains(had, f) && !contains(want, f) {
 			drop = append(drop, f)
 		}
 	}
 	for _, f := range want {
-		if !contains(there, f) {
+		if !contains(present, f) {
 			add = append(add, f)
 		}
 	}
 	return s.changeForwards(ctx, slot, drop, add)
 }
 
-// changeForwards removes first: what is added may be in the place of it.
+// changeForwards removes forwards and then adds others, which may use a port that
+// became free. If one cannot be added, it undoes everything.
 func (s *session) changeForwards(ctx context.Context, slot int, drop, add []vm.PortForward) error {
 	for _, f := range drop {
 		if err := s.removeForward(ctx, slot, f); err != nil {
@@ -49,105 +50,114 @@ func (s *session) changeForwards(ctx context.Context, slot int, drop, add []vm.P
 		}
 	}
 	for i, f := range add {
-		err := s.addForward(ctx, slot, f)
-		if err == nil {
-			continue
+		if err := s.addForward(ctx, slot, f); err != nil {
+			s.restoreForwards(ctx, slot, add[:i], drop)
+			return err
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
-		defer cancel()
-		for _, f := range add[:i] {
-			if e := s.removeForward(ctx, slot, f); e != nil {
-				s.log.Warn("a port forward stays", "port_forward", f.ID, "error", e)
-			}
-		}
-		for _, f := range drop {
-			if e := s.addForward(ctx, slot, f); e != nil {
-				s.log.Warn("a port forward is lost", "port_forward", f.ID, "error", e)
-			}
-		}
-		return err
 	}
 	return nil
 }
 
-// sameForward reports whether two forwards lead from the same to the same.
-func sameForward(a, b vm.PortForward) bool {
-	return a.Protocol == b.Protocol && a.HostAddress == b.HostAddress && a.HostPort == b.HostPort && a.GuestPort == b.GuestPort
+// restoreForwards undoes a change of forwards. It is best effort.
+func (s *session) restoreForwards(ctx context.Context, slot int, added, dropped []vm.PortForward) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
+	defer cancel()
+	for _, f := range added {
+		if err := s.removeForward(ctx, slot, f); err != nil {
+			s.log.Warn("cannot remove a port forward", "port_forward", f.ID, "err", err)
+		}
+	}
+	for _, f := range dropped {
+		if err := s.addForward(ctx, slot, f); err != nil {
+			s.log.Warn("cannot restore a port forward", "port_forward", f.ID, "err", err)
+		}
+	}
 }
 
+// sameForward reports whether two forwards have the same source and destination.
+func sameForward(a, b vm.PortForward) bool {
+	return a.Protocol == b.Protocol &&
+		a.HostAddress == b.HostAddress &&
+		a.HostPort == b.HostPort &&
+		a.GuestPort == b.GuestPort
+}
+
+// contains reports whether all has a forward that is the same as f.
 func contains(all []vm.PortForward, f vm.PortForward) bool {
 	return slices.ContainsFunc(all, func(g vm.PortForward) bool { return sameForward(f, g) })
 }
 
-// human runs a command of QEMU's human monitor, the only one that knows of
-// forwards, and returns what it says: nothing if all went well. The command must
-// be made of checked parts.
+// human runs a command of QEMU's human monitor, because QMP has none for forwards.
+// It returns the output, which is empty after most commands that succeeded. All
+// parts of the command must be validated.
 func (s *session) human(ctx context.Context, command string) (string, error) {
-	var said string
+	var output string
 	args := map[string]string{"command-line": command}
-	err := s.execute(ctx, queryTimeout, "human-monitor-command", args, &said)
-	return strings.TrimSpace(said), err
+	err := s.execute(ctx, queryTimeout, "human-monitor-command", args, &output)
+	return strings.TrimSpace(output), err
 }
 
-// addForward makes QEMU listen.
+// addForward adds a forward to the user-mode network of a NIC.
 func (s *session) addForward(ctx context.Context, slot int, f vm.PortForward) error {
 	rule, err := forwardRule(f)
 	if err != nil {
 		return err
 	}
-	said, err := s.human(ctx, "hostfwd_add "+nicNetdev(slot)+" "+rule)
+	output, err := s.human(ctx, "hostfwd_add "+nicNetdev(slot)+" "+rule)
 	switch {
-	case err != nil || said == "":
+	case err != nil || output == "":
 		return err
-	case strings.Contains(strings.ToLower(said), "could not set up host forwarding rule"):
+	case strings.Contains(strings.ToLower(output), "could not set up host forwarding rule"):
 		where := netip.AddrPortFrom(f.HostAddress, uint16(f.HostPort))
-		in := fault(vm.CodeInUse, nil, "QEMU of vm %s cannot listen on %s port %s", s.id, f.Protocol, where)
-		in.Hint = "choose another host_port: a program of the host listens there, the host does not have the address, or the port is below 1024"
+		in := fault(vm.CodeInUse, nil, "QEMU of VM %s cannot listen on %s port %s", s.id, f.Protocol, where)
+		in.Hint = "choose another host_port: a program of the host listens there, the host does not have the address, " +
+			"or the port is below 1024"
 		return in
 	}
-	return fault(vm.CodeOperationFailed, nil, "QEMU of vm %s refused port forward %s: %s", s.id, rule, said)
+	return fault(vm.CodeOperationFailed, nil, "QEMU of VM %s refused port forward %s: %s", s.id, rule, output)
 }
 
-// removeForward makes QEMU listen no more. Connections that are open go on.
+// removeForward removes a forward. Open connections stay.
 func (s *session) removeForward(ctx context.Context, slot int, f vm.PortForward) error {
 	source, err := forwardSource(f)
 	if err != nil {
 		return err
 	}
-	said, err := s.human(ctx, "hostfwd_remove "+nicNetdev(slot)+" "+source)
-	if err != nil || strings.HasSuffix(said, " removed") || strings.HasSuffix(said, " not found") {
+	output, err := s.human(ctx, "hostfwd_remove "+nicNetdev(slot)+" "+source)
+	if err != nil || strings.HasSuffix(output, " removed") || strings.HasSuffix(output, " not found") {
 		return err
 	}
-	return fault(vm.CodeOperationFailed, nil, "QEMU of vm %s did not remove port forward %s: %s", s.id, source, said)
+	return fault(vm.CodeOperationFailed, nil, "QEMU of VM %s did not remove port forward %s: %s", s.id, source, output)
 }
 
-// forwards returns what the user-mode network of a NIC listens on. It fails with
-// [vm.CodeState] if QEMU is not the NIC's network.
+// forwards returns the forwards of the user-mode network of a NIC. It fails with
+// [vm.CodeState] if QEMU does not provide the NIC's network.
 func (s *session) forwards(ctx context.Context, slot int) ([]vm.PortForward, error) {
-	said, err := s.human(ctx, "info usernet")
+	output, err := s.human(ctx, "info usernet")
 	if err != nil {
 		return nil, err
 	}
-	there, ok := parseForwards(said, nicNetdev(slot))
+	present, ok := parseForwards(output, nicNetdev(slot))
 	if !ok {
-		f := fault(vm.CodeState, nil, "the port forwards of NIC %d of vm %s cannot be changed while it runs", slot, s.id)
+		f := fault(vm.CodeState, nil, "the port forwards of NIC %d of VM %s cannot be changed while it runs", slot, s.id)
 		f.Hint = "it takes effect at the next start of the VM"
 		return nil, f
 	}
-	return there, nil
+	return present, nil
 }
 
-// parseForwards reads "info usernet": for each user-mode network a heading that
-// ends with its name in brackets, a line of titles, and a line for each socket.
+// parseForwards parses the output of "info usernet". Each user-mode network has a
+// heading that ends with its name in brackets, a line of titles, and a line for
+// each socket:
 //
 //	Hub -1 (net-0):
 //	  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
 //	  TCP[HOST_FORWARD]  12               *  8080       10.0.2.15    80     0     0
 //
-// It reports false if the network is not among them.
-func parseForwards(said, netdev string) (there []vm.PortForward, ok bool) {
+// It reports false if the network is missing.
+func parseForwards(output, netdev string) (present []vm.PortForward, ok bool) {
 	inside := false
-	for line := range strings.Lines(said) {
+	for line := range strings.Lines(output) {
 		line = strings.TrimSpace(line)
 		if strings.HasSuffix(line, "):") {
 			inside = strings.HasSuffix(line, " ("+netdev+"):")
@@ -155,12 +165,13 @@ func parseForwards(said, netdev string) (there []vm.PortForward, ok bool) {
 			continue
 		}
 		if f, is := parseForward(strings.Fields(line)); inside && is {
-			there = append(there, f)
+			present = append(present, f)
 		}
 	}
-	return there, ok
+	return present, ok
 }
 
+// parseForward parses the fields of a line. It reports false for other sockets.
 func parseForward(fields []string) (vm.PortForward, bool) {
 	if len(fields) < 6 {
 		return vm.PortForward{}, false
@@ -172,6 +183,11 @@ func parseForward(fields []string) (vm.PortForward, bool) {
 	}
 	hostPort, err1 := strconv.Atoi(fields[3])
 	guestPort, err2 := strconv.Atoi(fields[5])
-	f := vm.PortForward{Protocol: vm.Protocol(strings.ToLower(protocol)), HostAddress: address, HostPort: hostPort, GuestPort: guestPort}
+	f := vm.PortForward{
+		Protocol:    vm.Protocol(strings.ToLower(protocol)),
+		HostAddress: address,
+		HostPort:    hostPort,
+		GuestPort:   guestPort,
+	}
 	return f, is && err == nil && err1 == nil && err2 == nil
 }

@@ -121,7 +121,7 @@ func (h *testHost) Mark(id string, m vm.BootMark, at time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if time.Since(at) > time.Minute {
-		h.t.Errorf("mark %s of vm %s has the time %v", m, id, at)
+		h.t.Errorf("mark %s of VM %s has the time %v", m, id, at)
 	}
 	h.marks = append(h.marks, id+" "+string(m))
 }
@@ -188,7 +188,7 @@ func (h *testHost) disk(id, vmID, mountPoint string) vm.Disk {
 func (h *testHost) awaitStatus(id string, want vm.RunStatus) {
 	h.t.Helper()
 	var got vm.Observation
-	await(h.t, fmt.Sprintf("vm %s is %s", id, want), func() bool {
+	await(h.t, fmt.Sprintf("VM %s is %s", id, want), func() bool {
 		got = h.Observe(h.t.Context(), id)
 		return got.Status == want
 	})
@@ -217,7 +217,7 @@ func (h *testHost) serialLog(id string) string {
 // awaitSerial waits until a guest has printed something.
 func (h *testHost) awaitSerial(id, want string) {
 	h.t.Helper()
-	await(h.t, fmt.Sprintf("vm %s prints %q", id, want), func() bool { return strings.Contains(h.serialLog(id), want) })
+	await(h.t, fmt.Sprintf("VM %s prints %q", id, want), func() bool { return strings.Contains(h.serialLog(id), want) })
 }
 
 // await polls a condition for up to 20 s.

@@ -12,7 +12,7 @@ func (h *testHost) plugged(id string) []string {
 	h.t.Helper()
 	o := h.Observe(h.t.Context(), id)
 	if o.Plugged == nil {
-		h.t.Fatalf("vm %s does not say what is plugged: %+v", id, o)
+		h.t.Fatalf("VM %s does not say what is plugged: %+v", id, o)
 	}
 	return o.Plugged
 }

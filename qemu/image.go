@@ -15,17 +15,19 @@ import (
 	"vmand/vm"
 )
 
-// HasVM implements [vm.Driver].
+// HasVM implements [vm.Files].
 func (d *Driver) HasVM(_ context.Context, id string) (bool, error) {
 	_, err := d.state.Lstat(vmDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil, fileFault(err, "look for files of vm %s", id)
+	return err == nil, fileFault(err, "look for files of VM %s", id)
 }
 
-// CreateVM implements [vm.Driver].
-func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
+// CreateVM implements [vm.Files].
+func (d *Driver) CreateVM(
+	ctx context.Context, id string, root vm.DiskFile, from *vm.CopySource, progress func(done, total int64),
+) error {
 	fill, err := d.filler(ctx, root, from, progress)
 	if err != nil {
 		return err
@@ -33,9 +35,9 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 	dir := vmDir(id)
 	if err := d.state.Mkdir(dir, 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return fault(vm.CodeExists, nil, "files of a vm %s already exist in %s", id, d.layout.inState(dir))
+			return fault(vm.CodeExists, nil, "files of a VM %s already exist in %s", id, d.layout.inState(dir))
 		}
-		return fileFault(err, "make the directory of vm %s", id)
+		return fileFault(err, "make the directory of VM %s", id)
 	}
 	failpoint.Hit("dir.made")
 	err = admit(d.account, d.layout.inState(dir))
@@ -47,13 +49,13 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 		err = host.Sync(d.state, vmsDir)
 	}
 	if err != nil {
-		return errors.Join(fileFault(err, "make the root disk of vm %s", id), d.removeAll(dir))
+		return errors.Join(fileFault(err, "make the root disk of VM %s", id), d.removeAll(dir))
 	}
 	return nil
 }
 
-// checkBase reports what is wrong with what a file is to be an overlay of, and
-// returns the name for its header. The header is not what QEMU goes by.
+// checkBase fails if a file cannot be an overlay of its base. It returns the name
+// of the base for the file's header, which QEMU does not use.
 func (d *Driver) checkBase(file vm.DiskFile) (string, error) {
 	path, format, size := file.Base, "", int64(0)
 	if content, ok := file.Content(); ok {
@@ -70,14 +72,15 @@ func (d *Driver) checkBase(file vm.DiskFile) (string, error) {
 	}
 	switch {
 	case format != file.BaseFormat:
-		return "", fault(vm.CodeOperationFailed, nil, "the image %s is %s, and was to be %s", path, format, file.BaseFormat)
+		return "", fault(vm.CodeOperationFailed, nil, "the image %s is %s and not %s", path, format, file.BaseFormat)
 	case size > file.SizeMiB:
-		return "", fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than its image, which has %d MiB", file.SizeMiB, size)
+		return "", fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than its image, which has %d MiB",
+			file.SizeMiB, size)
 	}
 	return path, nil
 }
 
-// DeleteVM implements [vm.Driver].
+// DeleteVM implements [vm.Files].
 func (d *Driver) DeleteVM(ctx context.Context, id string) error {
 	if err := d.checkFree(ctx, id); err != nil {
 		return err
@@ -89,6 +92,7 @@ func (d *Driver) DeleteVM(ctx context.Context, id string) error {
 	return d.removeAll(vmDir(id))
 }
 
+// removeAll removes a directory and its content durably.
 func (d *Driver) removeAll(dir string) error {
 	err := d.state.RemoveAll(dir)
 	if err == nil {
@@ -98,13 +102,15 @@ func (d *Driver) removeAll(dir string) error {
 	return fileFault(err, "remove %s", d.layout.inState(dir))
 }
 
-// CreateDisk implements [vm.Driver].
-func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
+// CreateDisk implements [vm.Files].
+func (d *Driver) CreateDisk(
+	ctx context.Context, id string, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64),
+) error {
 	if _, err := d.state.Lstat(dataDisk(id)); err == nil {
 		return fault(vm.CodeExists, nil, "the file of a disk %s already exists: %s", id, d.layout.inState(dataDisk(id)))
 	}
 	if _, ok := file.Content(); !ok && file.Base != "" {
-		return fault(vm.CodeInvalid, nil, "disk %s cannot be based on %q: only on the content of images", id, file.Base)
+		return fault(vm.CodeInvalid, nil, "disk %s cannot be based on %q: a base is the content of an image", id, file.Base)
 	}
 	fill, err := d.filler(ctx, file, from, progress)
 	if err != nil {
@@ -113,11 +119,13 @@ func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, fr
 	return fileFault(d.createImage(dataDisk(id), fill), "make disk %s", id)
 }
 
-// A filler makes an empty file a disk; path is that of the file.
+// A filler writes a disk into an empty file. path is that of the file.
 type filler func(f *os.File, path string) error
 
-// filler returns what makes the file of a disk what it is to be.
-func (d *Driver) filler(ctx context.Context, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) (filler, error) {
+// filler returns the filler of an empty disk, an overlay or a copy.
+func (d *Driver) filler(
+	ctx context.Context, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64),
+) (filler, error) {
 	if from != nil {
 		return d.copier(ctx, *from, file.SizeMiB, progress)
 	}
@@ -133,7 +141,7 @@ func (d *Driver) filler(ctx context.Context, file vm.DiskFile, from *vm.CopySour
 	}, nil
 }
 
-// DeleteDisk implements [vm.Driver].
+// DeleteDisk implements [vm.Files].
 func (d *Driver) DeleteDisk(_ context.Context, id string) error {
 	if err := d.checkUnused(dataDisk(id)); err != nil {
 		return err
@@ -149,8 +157,8 @@ func (d *Driver) DeleteDisk(_ context.Context, id string) error {
 	return fileFault(err, "remove the file of disk %s", id)
 }
 
-// DiskSize implements [vm.Driver]. It reads the file's header, also while QEMU
-// has it open.
+// DiskSize implements [vm.Files]. It reads the header of the file, which QEMU may
+// have open.
 func (d *Driver) DiskSize(_ context.Context, id string) (int64, error) {
 	f, err := d.state.Open(dataDisk(id))
 	if err != nil {
@@ -202,8 +210,8 @@ func makeTemp(dir *os.Root, name string, a host.Account) (*os.File, error) {
 	return f, nil
 }
 
-// removeTemps removes what a vmand that was killed has left of disks, recordings and
-// seeds. What it has left of a VM is in the VM's directory and goes with it.
+// removeTemps removes the unfinished files of disks, recordings and seeds that a
+// killed vmand left. An unfinished root disk goes with the directory of its VM.
 func (d *Driver) removeTemps() error {
 	dirs, err := readDir(d.state, vmsDir)
 	if err != nil {
@@ -211,7 +219,8 @@ func (d *Driver) removeTemps() error {
 	}
 	for _, e := range dirs {
 		for _, temp := range []string{vmCrashTemp(e.Name()), host.TempName(vmSeed(e.Name()))} {
-			if err := d.state.RemoveAll(temp); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			err := d.state.RemoveAll(temp)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 				return err
 			}
 		}

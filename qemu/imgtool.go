@@ -52,7 +52,12 @@ func (d *Driver) runImg(ctx context.Context, job imgJob) error {
 		return unavailable(err, d.opts.ImgBinary, "qemu-utils")
 	}
 	program := d.program(append([]string{img}, job.args...)...)
-	program.Limits = host.Limits{AddressSpace: imgAddressSpace, CPU: job.cpu, OpenFiles: imgOpenFiles, FileSize: job.maxFile}
+	program.Limits = host.Limits{
+		AddressSpace: imgAddressSpace,
+		CPU:          job.cpu,
+		OpenFiles:    imgOpenFiles,
+		FileSize:     job.maxFile,
+	}
 	ctx, cancel := context.WithTimeout(ctx, job.timeout)
 	defer cancel()
 	output, err := program.Run(ctx, job.progress)
@@ -83,8 +88,8 @@ func imgFault(verb, output string) error {
 
 var imgVersionPattern = regexp.MustCompile(`qemu-img version (\S+)`)
 
-// imgVersion returns the version of qemu-img. It asks each binary once.
-func (d *Driver) imgVersion(ctx context.Context) (string, error) {
+// askImgVersion returns the version of qemu-img. It asks each binary once.
+func (d *Driver) askImgVersion(ctx context.Context) (string, error) {
 	path, err := host.LookPath(d.opts.ImgBinary)
 	if err != nil {
 		return "", unavailable(err, d.opts.ImgBinary, "qemu-utils")
@@ -94,7 +99,7 @@ func (d *Driver) imgVersion(ctx context.Context) (string, error) {
 		return "", unavailable(err, path, "qemu-utils")
 	}
 	d.mu.Lock()
-	known, version := d.img, d.imgIs
+	known, version := d.img, d.imgVersion
 	d.mu.Unlock()
 	if known == id {
 		return version, nil
@@ -110,7 +115,7 @@ func (d *Driver) imgVersion(ctx context.Context) (string, error) {
 		return "", unavailable(err, path, "qemu-utils")
 	}
 	d.mu.Lock()
-	d.img, d.imgIs = id, m[1]
+	d.img, d.imgVersion = id, m[1]
 	d.mu.Unlock()
 	return m[1], nil
 }

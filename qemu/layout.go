@@ -12,8 +12,8 @@ import (
 	"vmand/vm"
 )
 
-// Names under the state directory, relative to it. Everything there survives a
-// reboot of the host.
+// Names under the state directory, relative to it. The files survive a reboot of
+// the host.
 const (
 	disksDir     = "disks"  // data disks
 	vmsDir       = "vms"    // one directory per VM
@@ -30,9 +30,9 @@ func dataDisk(diskID string) string { return disksDir + "/" + diskID + qcow2Suff
 func vmDir(id string) string        { return vmsDir + "/" + id }
 func vmRootDisk(id string) string   { return vmDir(id) + "/root" + qcow2Suffix }
 func vmSeed(id string) string       { return vmDir(id) + "/seed.iso" }   // for cloud-init
-func vmSerialLog(id string) string  { return vmDir(id) + "/serial.log" } // what the guest printed
-func vmQEMULog(id string) string    { return vmDir(id) + "/qemu.log" }   // QEMU's stdout and stderr, of this run
-func vmQEMULogOld(id string) string { return vmDir(id) + "/qemu.log.1" } // of the run before
+func vmSerialLog(id string) string  { return vmDir(id) + "/serial.log" } // the guest's console output
+func vmQEMULog(id string) string    { return vmDir(id) + "/qemu.log" }   // QEMU's stdout and stderr in this run
+func vmQEMULogOld(id string) string { return vmDir(id) + "/qemu.log.1" } // in the run before
 func vmCrashTemp(id string) string  { return host.TempName(vmDir(id) + "/crash") }
 
 // vmCrash names the recording of a crash, vms/<id>/crash-<unix ms>.json.
@@ -40,33 +40,47 @@ func vmCrash(id string, at time.Time) string {
 	return vmDir(id) + "/" + crashPrefix + strconv.FormatInt(at.UnixMilli(), 10) + crashSuffix
 }
 
-// Suffixes of the files in the runtime directory, which a reboot clears.
+// Suffixes of the files in the runtime directory, which a reboot of the host clears.
 const (
 	pidSuffix        = ".pid"                 // locked by QEMU for as long as it lives
-	uuidSuffix       = ".uuid"                // which UUID its monitor must name
+	uuidSuffix       = ".uuid"                // the UUID that the VM's monitor must name
 	qmpSuffix        = ".qmp"                 // vmand's monitor
-	operatorSuffix   = ".op-qmp"              // a second monitor, for the host's operator
+	operatorSuffix   = ".op-qmp"              // a second monitor, for the operator of the host
 	consoleSuffix    = ".tty"                 // the serial console: QEMU adds .in and .out
-	consoleInSuffix  = consoleSuffix + ".in"  // a FIFO, for what is typed
-	consoleOutSuffix = consoleSuffix + ".out" // leads to nowhere: what is printed is in the serial log
-	agentSuffix      = ".qga"                 // the guest agent's port; vmand is its one client
-	quitSuffix       = ".quit"                // there once vmand has told the process to end
-	drySuffix        = ".dry"                 // a VM that only pretends to run
+	consoleInSuffix  = consoleSuffix + ".in"  // a FIFO for the console input
+	consoleOutSuffix = consoleSuffix + ".out" // /dev/null: the console output is in the serial log
+	agentSuffix      = ".qga"                 // the port of the guest agent; vmand is its only client
+	quitSuffix       = ".quit"                // exists once vmand has asked the process to end
+	drySuffix        = ".dry"                 // a running VM of a dry run
 )
 
-var runSuffixes = []string{pidSuffix, uuidSuffix, qmpSuffix, operatorSuffix, agentSuffix, consoleInSuffix, consoleOutSuffix, quitSuffix}
+// runSuffixes are those of the files of a VM that runs.
+var runSuffixes = []string{
+	pidSuffix,
+	uuidSuffix,
+	qmpSuffix,
+	operatorSuffix,
+	agentSuffix,
+	consoleInSuffix,
+	consoleOutSuffix,
+	quitSuffix,
+}
 
 // layout names every file. Both directories are absolute.
 type layout struct {
 	state, run string
 }
 
+// newLayout checks both directories and makes them absolute.
 func newLayout(stateDir, runtimeDir string) (layout, error) {
 	var l layout
 	for _, d := range []struct {
 		name, given string
 		to          *string
-	}{{"state", stateDir, &l.state}, {"runtime", runtimeDir, &l.run}} {
+	}{
+		{"state", stateDir, &l.state},
+		{"runtime", runtimeDir, &l.run},
+	} {
 		if d.given == "" {
 			return layout{}, fmt.Errorf("no %s directory is set", d.name)
 		}
@@ -78,8 +92,8 @@ func newLayout(stateDir, runtimeDir string) (layout, error) {
 	}
 	longest := max(len(operatorSuffix), len(agentSuffix))
 	if n := len(l.run) + len("/") + maxNameBytes + longest; n > maxSockPath {
-		return layout{}, fmt.Errorf("runtime directory %s is too long: with the longest VM id the path of a socket in it would have %d bytes, "+
-			"and the kernel takes at most %d; set a runtime_dir of at most %d bytes",
+		return layout{}, fmt.Errorf("runtime directory %s is too long: with the longest VM id the path of a socket in it "+
+			"would have %d bytes, and the kernel takes at most %d; set a runtime_dir of at most %d bytes",
 			l.run, n, maxSockPath, maxSockPath-n+len(l.run))
 	}
 	return l, nil
@@ -89,16 +103,25 @@ func (l layout) inState(name string) string     { return filepath.Join(l.state, 
 func (l layout) content(sha256 string) string   { return filepath.Join(l.state, imagesDir, sha256) }
 func (l layout) inRun(id, suffix string) string { return filepath.Join(l.run, id+suffix) }
 func (l layout) pidfile(id string) string       { return l.inRun(id, pidSuffix) }
+
+// removeRun removes files of a VM from the runtime directory. It is best effort:
+// the next start replaces a file that is left.
 func (l layout) removeRun(id string, suffix ...string) {
 	for _, s := range suffix {
-		os.Remove(l.inRun(id, s)) // a leftover does no harm: the next start replaces it
+		os.Remove(l.inRun(id, s))
 	}
 }
 
-// create makes the directories, private to vmand, and lets the account that
-// QEMU runs as pass through them without listing them.
+// create creates the directories, private to vmand. The account that QEMU runs as
+// can pass through them but not list them.
 func (l layout) create(a host.Account) error {
-	for _, dir := range []string{l.state, l.inState(disksDir), l.inState(vmsDir), l.inState(imagesDir), l.run} {
+	for _, dir := range []string{
+		l.state,
+		l.inState(disksDir),
+		l.inState(vmsDir),
+		l.inState(imagesDir),
+		l.run,
+	} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("create directory: %w", err)
 		}

@@ -8,14 +8,13 @@ import (
 	"vmand/vm"
 )
 
-// checkUnused reports that a process has a disk image open, whoever started it.
-// QEMU and its tools hold locks on an image for as long as they use it, also
-// one that cannot be found any more because its pidfile is lost. Where the file
-// system has no such locks, nothing is known and nothing reported.
+// checkUnused fails if any process has a disk image open. QEMU and its tools hold
+// locks on an image while they use it, so a QEMU is found even if its pidfile is
+// lost. On a file system without such locks it returns nil.
 func (d *Driver) checkUnused(name string) error {
 	f, err := d.state.Open(name)
 	if err != nil {
-		return nil // what is not there is not used
+		return nil // a file that does not exist is unused
 	}
 	defer f.Close()
 	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart} // the whole file
@@ -23,6 +22,6 @@ func (d *Driver) checkUnused(name string) error {
 		return nil
 	}
 	used := fault(vm.CodeState, nil, "a process that vmand does not know has %s open", d.layout.inState(name))
-	used.Hint = "find it with lsof or fuser, and end it first"
+	used.Hint = "find the process with lsof or fuser, and end it first"
 	return used
 }

@@ -12,23 +12,24 @@ import (
 	"vmand/vm"
 )
 
-// How long QEMU may take to answer. What waits for a guest or a disk has more
-// time.
+// How long QEMU may take to answer. Commands that wait for a guest or a disk have
+// more time.
 const (
 	queryTimeout  = 5 * time.Second
 	deviceTimeout = 60 * time.Second
 )
 
-// execute runs a QMP command with a deadline of its own, within that of ctx.
-// The error is a fault, but for [qmp.Error] in it, which callers may look at. The
-// files go along, and stay the caller's.
-func (s *session) execute(ctx context.Context, limit time.Duration, command string, args, out any, files ...*os.File) error {
+// execute runs a QMP command with a deadline of its own, within that of ctx. The
+// error is a fault, which may wrap a [qmp.Error]. QEMU gets copies of files.
+func (s *session) execute(
+	ctx context.Context, limit time.Duration, command string, args, out any, files ...*os.File,
+) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return monitorFault(s.id, command, s.ask(ctx, command, args, out, files...))
 }
 
-// ask runs a QMP command within ctx and remembers whether QEMU answers at all.
+// ask runs a QMP command within ctx and records whether QEMU answers.
 func (s *session) ask(ctx context.Context, command string, args, out any, files ...*os.File) error {
 	conn, err := s.monitor(ctx)
 	if err == nil {
@@ -41,7 +42,7 @@ func (s *session) ask(ctx context.Context, command string, args, out any, files 
 	case errors.Is(err, context.DeadlineExceeded):
 		s.setMute(true)
 	case errors.Is(err, qmp.ErrClosed):
-		// The connection breaks when the process ends, a moment before that is seen.
+		// The connection breaks a moment before the end of the process is seen.
 		if s.proc.Wait(ctx.Done(), exitGrace) {
 			err = fmt.Errorf("%w: %w", errGone, err)
 		}
@@ -52,6 +53,7 @@ func (s *session) ask(ctx context.Context, command string, args, out any, files 
 // exitGrace is how long a process may take to end once its sockets are closed.
 const exitGrace = 200 * time.Millisecond
 
+// queryStatus returns the run state of the guest.
 func (s *session) queryStatus(ctx context.Context) (vm.RunStatus, error) {
 	var st struct {
 		Status vm.RunStatus `json:"status"`
@@ -60,14 +62,15 @@ func (s *session) queryStatus(ctx context.Context) (vm.RunStatus, error) {
 	return st.Status, err
 }
 
-// peripherals are the devices of a machine that can be plugged, no list nil.
+// peripherals are the devices of a machine that can be plugged. No list is nil.
 type peripherals struct {
 	disks  []string // ids of the data disks
-	nics   []int    // slots of the NICs, in order
-	cdroms []string // ids of the CD-ROM drives, in order
+	nics   []int    // slots of the NICs, sorted
+	cdroms []string // ids of the CD-ROM drives, sorted
 	names  []string // of all devices
 }
 
+// peripherals returns the pluggable devices of the machine.
 func (s *session) peripherals(ctx context.Context) (peripherals, error) {
 	var children []struct {
 		Name string `json:"name"`
@@ -89,31 +92,33 @@ func (s *session) peripherals(ctx context.Context) (peripherals, error) {
 			has.nics = append(has.nics, slot)
 		}
 	}
-	slices.Sort(has.nics) // QEMU's order is that of a hash table
+	slices.Sort(has.nics) // QEMU lists them in the order of a hash table
 	slices.Sort(has.cdroms)
 	return has, nil
 }
 
-// pluggedDisks returns the ids of the data disks that the machine has.
+// pluggedDisks returns the ids of the data disks of the machine.
 func (s *session) pluggedDisks(ctx context.Context) ([]string, error) {
 	has, err := s.peripherals(ctx)
 	return has.disks, err
 }
 
+// cont lets the guest run. It is a no-op if the guest runs.
 func (s *session) cont(ctx context.Context) error {
 	return s.execute(ctx, deviceTimeout, "cont", nil, nil)
 }
 
+// stop pauses the guest.
 func (s *session) stop(ctx context.Context) error {
 	return s.execute(ctx, deviceTimeout, "stop", nil, nil)
 }
 
+// systemPowerdown presses the ACPI power button.
 func (s *session) systemPowerdown(ctx context.Context) error {
 	return s.execute(ctx, queryTimeout, "system_powerdown", nil, nil)
 }
 
-// systemReset resets the machine and waits until that is done: QEMU answers
-// before.
+// systemReset resets the machine and waits until that is done: QEMU answers before.
 func (s *session) systemReset(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()

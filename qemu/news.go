@@ -10,8 +10,8 @@ import (
 )
 
 // news keeps what the driver noticed until Watch delivers it. It holds at most one
-// nudge of each VM and one mark of each kind of each VM, so a driver that nobody
-// watches holds a bounded amount.
+// nudge of each VM and one mark of each kind of each VM, so it is bounded even
+// without a Watch.
 type news struct {
 	wake chan struct{} // holds one: something was added
 

@@ -12,7 +12,7 @@ import (
 	"vmand/vm"
 )
 
-// AttachNIC implements [vm.Driver].
+// AttachNIC implements [vm.Plugger].
 func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
 	host, card, err := nicPair(p, passedAs(p))
 	if err != nil {
@@ -32,7 +32,7 @@ func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
 	if slices.Contains(has.nics, p.Slot) {
 		return nil
 	}
-	// A netdev without a device is left of an attempt that was cut short.
+	// An attempt that was cut short may have left a netdev without a device.
 	if err := s.netdevDel(ctx, p.Slot); err != nil {
 		return err
 	}
@@ -44,8 +44,8 @@ func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
 	return nil
 }
 
-// plugNIC makes both halves of a NIC. One whose cable is out gets no frame at
-// any time: the host's half is cut off before the guest can see the other.
+// plugNIC adds both halves of a NIC. If its link is down, the host's half is cut off
+// before the guest sees the card, so no frame ever passes.
 func (s *session) plugNIC(ctx context.Context, p vm.Port, host netdev, card device) error {
 	if err := s.passFiles(ctx, p); err != nil {
 		return err
@@ -62,30 +62,29 @@ func (s *session) plugNIC(ctx context.Context, p vm.Port, host netdev, card devi
 	if err := s.deviceAdd(ctx, card); err != nil || !p.LinkDown {
 		return err
 	}
-	return s.setLink(ctx, p.Slot, false) // now the card knows it too
+	return s.setLink(ctx, p.Slot, false) // now the card reports it too
 }
 
-// The words under which the files of a port are passed, until netdev_add takes
-// them.
-func fileWord(slot int) string  { return nicNetdev(slot) + "-file" }
-func vhostWord(slot int) string { return nicNetdev(slot) + "-vhost" }
+// The names under which QEMU keeps the files of a port until netdev_add uses them.
+func fileName(slot int) string  { return nicNetdev(slot) + "-file" }
+func vhostName(slot int) string { return nicNetdev(slot) + "-vhost" }
 
-// passedAs returns the words for the files that a port has.
+// passedAs returns the names of the files that a port has.
 func passedAs(p vm.Port) (fds portFDs) {
 	if len(p.Files) > 0 {
-		fds.file = fileWord(p.Slot)
+		fds.file = fileName(p.Slot)
 	}
-	if p.VHost != nil && p.Model == vm.NICVirtio { // no other card can use it
-		fds.vhost = vhostWord(p.Slot)
+	if p.VHost != nil && p.Model == vm.NICVirtio { // only this model can use it
+		fds.vhost = vhostName(p.Slot)
 	}
 	return fds
 }
 
-// passFiles gives QEMU copies of a port's files. Those left of an attempt that
-// was cut short are replaced.
+// passFiles gives QEMU copies of a port's files. They replace those that an attempt
+// that was cut short left.
 func (s *session) passFiles(ctx context.Context, p vm.Port) error {
-	pass := func(word string, f *os.File) error {
-		return s.execute(ctx, queryTimeout, "getfd", map[string]string{"fdname": word}, nil, f)
+	pass := func(name string, f *os.File) error {
+		return s.execute(ctx, queryTimeout, "getfd", map[string]string{"fdname": name}, nil, f)
 	}
 	fds := passedAs(p)
 	if fds.file != "" {
@@ -99,9 +98,8 @@ func (s *session) passFiles(ctx context.Context, p vm.Port) error {
 	return nil
 }
 
-// undoNIC removes what is left of a NIC that QEMU refused: a netdev, files that
-// none took. If it is not known what became of it, it is left for the next
-// attempt to settle.
+// undoNIC removes the rest of a NIC that QEMU refused: its netdev and its unused
+// files. If the outcome is unknown, everything stays for the next attempt.
 func (s *session) undoNIC(slot int, cause error) {
 	if !isRefused(cause) {
 		return
@@ -109,18 +107,19 @@ func (s *session) undoNIC(slot int, cause error) {
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
 	err := s.netdevDel(ctx, slot)
-	for _, name := range []string{fileWord(slot), vhostWord(slot)} {
-		if e := s.execute(ctx, queryTimeout, "closefd", map[string]string{"fdname": name}, nil); e != nil && !isRefused(e) {
+	for _, name := range []string{fileName(slot), vhostName(slot)} {
+		e := s.execute(ctx, queryTimeout, "closefd", map[string]string{"fdname": name}, nil)
+		if e != nil && !isRefused(e) {
 			err = errors.Join(err, e)
 		}
 	}
 	if err != nil {
-		s.log.Warn("half a NIC stays", "nic", slot, "error", err)
+		s.log.Warn("cannot remove the rest of a NIC", "nic", slot, "err", err)
 	}
 }
 
-// netdevDel removes the host's half of a NIC, which must have no other half any
-// more: QEMU would take it away from under the guest. What is not there is gone.
+// netdevDel removes the host's half of a NIC. The card must be gone: QEMU would take
+// the half away from it. It succeeds if there is none.
 func (s *session) netdevDel(ctx context.Context, slot int) error {
 	err := s.execute(ctx, queryTimeout, "netdev_del", map[string]string{"id": nicNetdev(slot)}, nil)
 	if refusedWith(err, qmp.DeviceNotFound) {
@@ -144,7 +143,7 @@ func (d *Driver) DetachNIC(ctx context.Context, vmID string, slot int) error {
 // nicName names a NIC in messages.
 func nicName(slot int) string { return "NIC " + strconv.Itoa(slot) }
 
-// SetLink implements [vm.Driver].
+// SetLink implements [vm.Plugger].
 func (d *Driver) SetLink(ctx context.Context, vmID string, slot int, up bool) error {
 	s, err := d.live(vmID)
 	if err != nil {
@@ -153,8 +152,8 @@ func (d *Driver) SetLink(ctx context.Context, vmID string, slot int, up bool) er
 	return s.setLink(ctx, slot, up)
 }
 
-// setLink changes both halves of a NIC: QEMU passes it on from the netdev to the
-// card, if there is one.
+// setLink sets the link of both halves of a NIC: QEMU passes the change from the
+// netdev to the card, if there is one.
 func (s *session) setLink(ctx context.Context, slot int, up bool) error {
 	args := struct {
 		Name string `json:"name"`
@@ -162,7 +161,7 @@ func (s *session) setLink(ctx context.Context, slot int, up bool) error {
 	}{nicNetdev(slot), up}
 	err := s.execute(ctx, queryTimeout, "set_link", args, nil)
 	if refusedWith(err, qmp.DeviceNotFound) {
-		return fault(vm.CodeState, err, "vm %s has no NIC %d plugged", s.id, slot)
+		return fault(vm.CodeState, err, "VM %s has no NIC %d plugged", s.id, slot)
 	}
 	return err
 }

@@ -25,7 +25,7 @@ func (h *testHost) nics(id string) []int {
 	h.t.Helper()
 	o := h.Observe(h.t.Context(), id)
 	if o.NICs == nil || o.Plugged == nil {
-		h.t.Fatalf("vm %s does not say what is plugged: %+v", id, o)
+		h.t.Fatalf("VM %s does not say what is plugged: %+v", id, o)
 	}
 	return o.NICs
 }

@@ -11,24 +11,23 @@ import (
 	"syscall"
 	"time"
 
-	"vmand/host"
-
 	"golang.org/x/sys/unix"
+
+	"vmand/host"
 )
 
-// Two locks on a VM's pidfile say that its QEMU lives. A POSIX lock is taken by
-// QEMU itself once it has begun (-pidfile), and the kernel names its owner. The
-// other one (flock) is taken by vmand before QEMU is there, on a descriptor that
-// QEMU inherits: it holds from before the fork to the end of the process, so
-// there is no moment at which a vmand that is killed leaves a QEMU that the next
-// one cannot see, or starts a second time.
+// Two locks on a VM's pidfile show that its QEMU lives. QEMU takes a POSIX lock
+// (-pidfile) once it runs, and the kernel names the owner of that. vmand takes the
+// other lock (flock) before it starts QEMU, on a descriptor that QEMU inherits. That
+// lock is held from before the fork until the process ends. So at no moment can a
+// killed vmand leave a QEMU that the next vmand does not see and starts again.
 
-// errLocked means that a process of the VM lives.
+// errLocked means that the VM has a process.
 var errLocked = errors.New("its pidfile is locked")
 
-// lockPidfile makes the pidfile of a VM, which QEMU could not in a directory of
-// vmand's, and returns it with the lock that QEMU is to inherit. It fails with
-// errLocked if a process has that lock.
+// lockPidfile creates the pidfile of a VM, because QEMU cannot create files in the
+// directory, and returns it with the lock that QEMU inherits. It fails with
+// errLocked if a process holds the lock.
 func lockPidfile(path string, a host.Account) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -45,7 +44,7 @@ func lockPidfile(path string, a host.Account) (*os.File, error) {
 	return f, nil
 }
 
-// flock takes a lock, or fails with errLocked.
+// flock takes a lock. It fails with errLocked if another process holds it.
 func flock(f *os.File, how int) error {
 	for {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
@@ -61,8 +60,8 @@ func flock(f *os.File, how int) error {
 	}
 }
 
-// adopt returns the process that holds a lock on a pidfile, or nil if none does.
-// QEMU, which runs as uid, holds it for as long as it lives.
+// adopt returns the process that holds a lock on a pidfile, nil if there is none.
+// QEMU, which runs as uid, holds it as long as it lives.
 func adopt(pidfile string, uid int) (*host.Process, error) {
 	pid, err := holder(pidfile, uid)
 	if pid == 0 || err != nil {
@@ -85,15 +84,15 @@ func adopt(pidfile string, uid int) (*host.Process, error) {
 	return p, nil
 }
 
-// A process that was just forked takes a moment until it is QEMU and has its
-// command line.
+// How long and how often to look for a process that was just forked and does not
+// have the command line of QEMU yet.
 const (
 	forkPatience = 500 * time.Millisecond
 	forkInterval = 5 * time.Millisecond
 )
 
-// holder returns the pid of the process that has a lock on a pidfile, 0 if there
-// is none or no file.
+// holder returns the pid of the process that holds a lock on a pidfile, 0 if there
+// is no such process or file.
 func holder(pidfile string, uid int) (int, error) {
 	tick := time.NewTicker(forkInterval)
 	defer tick.Stop()
@@ -111,8 +110,9 @@ func holder(pidfile string, uid int) (int, error) {
 	}
 }
 
-// lockOwner returns the pid of the process that has a POSIX lock on a file, 0 if
-// there is none or no file. It reports whether any process has a lock on it.
+// lockOwner returns the pid of the process that holds a POSIX lock on a file, 0 if
+// there is no such process or file. locked reports whether any process holds a lock
+// of either kind.
 func lockOwner(path string) (pid int, locked bool, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -129,16 +129,16 @@ func lockOwner(path string) (pid int, locked bool, err error) {
 	if lock.Type != unix.F_UNLCK {
 		return int(lock.Pid), true, nil
 	}
-	err = flock(f, unix.LOCK_SH) // let go of with the descriptor
+	err = flock(f, unix.LOCK_SH) // Close releases it
 	if errors.Is(err, errLocked) {
 		return 0, true, nil
 	}
 	return 0, false, err
 }
 
-// processOf returns the pid of the process that runs as uid and was started with
-// a pidfile, 0 if there is none. Nobody else's process is looked at: its command
-// line could say anything.
+// processOf returns the pid of the process that runs as uid and was started with a
+// pidfile, 0 if there is none. It ignores processes of other users, whose command
+// lines could claim anything.
 func processOf(pidfile string, uid int) int {
 	option := []byte("\x00-pidfile\x00" + pidfile + "\x00")
 	dirs, err := filepath.Glob("/proc/[0-9]*")

@@ -11,27 +11,27 @@ import (
 	"vmand/vm"
 )
 
-// What is kept of a monitor: 200 messages of at most 2 KiB, so at most 420 KiB
-// per VM, and some 10 KiB with what is usually said.
+// The recorder keeps 200 messages of at most 2 KiB of each VM: at most 420 KiB, and
+// about 10 KiB with usual messages.
 const (
 	maxMessages = 200
 	maxText     = 2 << 10
 )
 
-// recorder keeps the last messages of a VM's monitor. It is a black box: nobody
-// reads it until something has gone wrong, so it costs a copy of each message
-// and nothing else.
+// recorder keeps the last messages of a VM's monitor. It is read only after a
+// failure, so it costs a copy of each message and nothing else.
 type recorder struct {
 	mu       sync.Mutex
 	messages []recorded // oldest first
 }
 
+// recorded is a message with its id.
 type recorded struct {
 	vm.Message
-	id uint64 // what a command and its reply have in common, 0 for an event
+	id uint64 // the same for a command and its reply; 0 for an event
 }
 
-// trace is a [qmp.Trace].
+// trace implements [qmp.Trace]: it records a message.
 func (r *recorder) trace(d qmp.Direction, id uint64, line []byte) {
 	text := string(line[:min(len(line), maxText)])
 	m := recorded{vm.Message{At: time.Now().UTC(), Dir: string(d), Text: strings.ToValidUTF8(text, "")}, id}
@@ -46,14 +46,13 @@ func (r *recorder) trace(d qmp.Direction, id uint64, line []byte) {
 	}
 }
 
-// forgetRepeated forgets the last time that was asked, and answered, the same as
-// in the exchange that ends with the newest message, if that only asked: the
-// observer looks every few seconds and would soon have filled the recording
-// with nothing. r.mu is held.
+// forgetRepeated removes the previous exchange with the same query and the same
+// answer as the newest exchange. The observer queries every few seconds, and its
+// messages would soon fill the recording. r.mu must be held.
 func (r *recorder) forgetRepeated() {
 	reply := r.messages[len(r.messages)-1]
 	command := r.indexOf(string(qmp.Request), reply.id, len(r.messages)-1)
-	if command < 0 || len(reply.Text) == maxText || !onlyAsks(r.messages[command].Text) {
+	if command < 0 || len(reply.Text) == maxText || !isQuery(r.messages[command].Text) {
 		return
 	}
 	for i := command - 1; i >= 0; i-- {
@@ -70,8 +69,8 @@ func (r *recorder) forgetRepeated() {
 	}
 }
 
-// indexOf returns where the last message before end with this direction and id
-// is, -1 if there is none.
+// indexOf returns the index of the last message before end with this direction and
+// id, -1 if there is none.
 func (r *recorder) indexOf(dir string, id uint64, end int) int {
 	for i := end - 1; i >= 0; i-- {
 		if m := r.messages[i]; m.id == id && m.Dir == dir {
@@ -85,17 +84,17 @@ func (r *recorder) indexOf(dir string, id uint64, end int) int {
 func (m recorded) bare() string {
 	name := `"id":`
 	if m.Dir == string(qmp.Reply) {
-		name += " " // QEMU's way of writing JSON
+		name += " " // QEMU writes JSON so
 	}
 	return strings.Replace(m.Text, fmt.Sprint(name, m.id), "", 1)
 }
 
-// onlyAsks reports whether a command changes nothing.
-func onlyAsks(command string) bool {
+// isQuery reports whether a command changes nothing.
+func isQuery(command string) bool {
 	return strings.HasPrefix(command, `{"execute":"query-`) || strings.HasPrefix(command, `{"execute":"qom-list"`)
 }
 
-// recording returns what is kept, oldest first.
+// recording returns the messages, oldest first.
 func (r *recorder) recording() []vm.Message {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -140,7 +140,7 @@ const guestTimeout = 2 * time.Minute
 func (h *testHost) awaitGuest(id, pattern string) {
 	h.t.Helper()
 	want := regexp.MustCompile(pattern)
-	awaitFor(h.t, guestTimeout, fmt.Sprintf("vm %s prints %q", id, pattern), func() bool { return want.MatchString(h.serialLog(id)) })
+	awaitFor(h.t, guestTimeout, fmt.Sprintf("VM %s prints %q", id, pattern), func() bool { return want.MatchString(h.serialLog(id)) })
 }
 
 func TestALinuxGuestOfAnImageReadsItsSeedAndItsDiscs(t *testing.T) {

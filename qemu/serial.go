@@ -16,73 +16,85 @@ import (
 	"vmand/vm"
 )
 
-// serialHub is where all who read a VM's serial console, and who types on it, meet.
+// serialHub connects the readers and the one writer of a VM's serial console.
 //
-// QEMU itself appends what the guest prints to the serial log, so nothing is lost
-// while no vmand looks, and there is one place that says what was printed: the
-// log. Everybody reads that file, each at a position of their own; inotify says
-// that there is more. So what is old and what is live join by themselves, across
-// restarts of vmand too, a reader who is slow costs no memory, and nothing that
-// vmand does or does not do can hold up a guest. The price is that nothing bounds
-// the log of a guest that chatters while no vmand runs; the next one does at once.
+// QEMU itself appends the guest's output to the serial log. So no output is lost
+// while vmand does not run, and the log is the only record of it. Every reader reads
+// that file at an offset of its own, and inotify reports growth. Old and live output
+// therefore join without a gap, also across restarts of vmand; a slow reader costs no
+// memory; and vmand can never block a guest. The price: a log grows without bound
+// while no vmand runs. The next vmand cuts it at once.
 //
-// What is typed goes through a FIFO. A socket would not do: QEMU 7.2 writes a byte
-// to the log, and once more each time it tries again, when a socket's buffer is
-// full (qemu_chr_write_buffer in chardev/char.c), and that happens after some 300
-// bytes that are printed one by one.
+// Input goes through a FIFO. A socket does not work: when its buffer is full, which
+// happens after about 300 bytes printed one by one, QEMU 7.2 writes a byte to the log
+// once more each time it retries (qemu_chr_write_buffer in chardev/char.c).
 //
-// The log is bounded by a hole at its beginning, which the file system makes
-// while QEMU appends: no byte can slip through, as one would between copying a
-// log and emptying it, and an offset in the file means the same for its life.
+// A hole at the beginning bounds the log. The file system makes it while QEMU
+// appends, so no byte is lost as between a copy and a truncation, and an offset means
+// the same for the life of the file.
 type serialHub struct {
 	state  *os.Root
 	id     string
 	log    *slog.Logger
-	watch  *serialWatch         // nil if print is told what is printed
+	watch  *serialWatch         // nil if print reports the output
 	dial   func() (line, error) // to the guest
 	limits serialLimits
 
 	typing sync.Mutex // held over a write to line; taken before mu
 
 	mu         sync.Mutex
-	file       *os.File // nil if there is no log
-	begin, end int64    // of what the log has
-	reserved   int64    // up to where the file system holds room for it
-	over       error    // what readers get at the end, once there will be no more
-	changed    chan struct{}
-	heard      func()   // to be called when more is printed; nil once it was, or if nobody wants to know
-	followers  int      // how many want to know at once that there is more
-	line       line     // nil if it is not open
-	typist     *console // nil if nobody types
-	lost       bool     // a complaint about the log was logged
+	file       *os.File      // nil if there is no log
+	begin, end int64         // the range of the log that is kept
+	reserved   int64         // offset up to which blocks are allocated
+	over       error         // readers get it after the last byte; nil while there can be more
+	changed    chan struct{} // closed at the next change
+	heard      func()        // called once, at the next output; may be nil
+	followers  int           // readers that need to know of output at once
+	line       line          // nil if it is not open
+	typist     *console      // the connection that types; nil if there is none
+	lost       bool          // a failure of the log was logged
 }
 
-// A line leads to a guest.
+// A line carries input to a guest.
 type line interface {
 	io.WriteCloser
 	SetWriteDeadline(time.Time) error
 }
 
-// serialLimits are constants, but for tests.
+// serialLimits are variable for tests only.
 type serialLimits struct {
-	most, keep int64         // a log that is larger than most is cut down to about keep; bytes
-	grain      int64         // logs are cut at multiples of it, which no block of a file system is larger than
-	reserve    int64         // room held for a log; bytes
-	patience   time.Duration // how long a guest may take to read what is typed
+	most, keep int64         // bytes: a log larger than most is cut to about keep
+	grain      int64         // bytes: logs are cut at multiples of it, a multiple of any file system's block
+	reserve    int64         // bytes allocated ahead of the end
+	patience   time.Duration // for the guest to read its input
 }
 
-var usualLimits = serialLimits{most: 32 << 20, keep: 16 << 20, grain: 1 << 20, reserve: 64 << 10, patience: 5 * time.Second}
+var usualLimits = serialLimits{
+	most:     32 << 20,
+	keep:     16 << 20,
+	grain:    1 << 20,
+	reserve:  64 << 10,
+	patience: 5 * time.Second,
+}
 
-// openHub makes the hub of a VM's console. heard, if not nil, is called once, when
-// more is printed than the log has.
+// openHub returns the hub of a VM's console. heard, if not nil, is called once, at
+// the first output after the present end of the log.
 func (d *Driver) openHub(id string, log *slog.Logger, heard func()) *serialHub {
 	fifo := d.layout.inRun(id, consoleInSuffix)
-	return newSerialHub(&serialHub{state: d.state, id: id, log: log, watch: d.watch, heard: heard, dial: func() (line, error) {
-		return os.OpenFile(fifo, os.O_WRONLY|unix.O_NONBLOCK, 0)
-	}})
+	return newSerialHub(&serialHub{
+		state: d.state,
+		id:    id,
+		log:   log,
+		watch: d.watch,
+		heard: heard,
+		dial: func() (line, error) {
+			return os.OpenFile(fifo, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		},
+	})
 }
 
-// newSerialHub opens a hub that has state, id, log and what else it is to have.
+// newSerialHub starts a hub. Its caller has set state, id, log and, if wanted, watch,
+// heard and dial.
 func newSerialHub(h *serialHub) *serialHub {
 	h.limits = usualLimits
 	h.mu.Lock()
@@ -90,7 +102,7 @@ func newSerialHub(h *serialHub) *serialHub {
 	heard := h.heard
 	h.heard = nil
 	h.lookHere()
-	if heard != nil { // of what is printed from now on
+	if heard != nil { // only for later output
 		h.heard = heard
 		h.follow()
 	}
@@ -100,8 +112,8 @@ func newSerialHub(h *serialHub) *serialHub {
 	return h
 }
 
-// makeConsole makes what QEMU's end of a console is: two files, of which it reads
-// one and writes the other. What the guest prints gets into the log on its way.
+// makeConsole makes the two files that QEMU opens as its end of a console: a FIFO
+// that it reads, and a link to /dev/null that it writes. The log gets the output too.
 func (l layout) makeConsole(id string, a host.Account) error {
 	in, out := l.inRun(id, consoleInSuffix), l.inRun(id, consoleOutSuffix)
 	for _, name := range []string{in, out} {
@@ -112,7 +124,7 @@ func (l layout) makeConsole(id string, a host.Account) error {
 	if err := unix.Mkfifo(in, 0o600); err != nil {
 		return fmt.Errorf("make %s: %w", in, err)
 	}
-	f, err := os.OpenFile(in, os.O_RDWR, 0) // does not wait for another
+	f, err := os.OpenFile(in, os.O_RDWR, 0) // does not wait for another process
 	if err != nil {
 		return err
 	}
@@ -123,22 +135,22 @@ func (l layout) makeConsole(id string, a host.Account) error {
 	return os.Symlink(os.DevNull, out)
 }
 
-// openSerialLog opens, or makes, the log that a QEMU appends to.
+// openSerialLog opens or creates the log that a QEMU appends to.
 func openSerialLog(state *os.Root, id string) (*os.File, error) {
 	return state.OpenFile(vmSerialLog(id), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 }
 
-// print appends to the log in QEMU's place.
+// print appends to the log instead of QEMU, in a dry run.
 func (h *serialHub) print(p []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.opened() {
-		h.file.Write(p) // what cannot be kept is lost
+		h.file.Write(p) // best effort
 		h.lookHere()
 	}
 }
 
-// follow has the log watched, until as many have called unfollow. h.mu is held.
+// follow has the log watched until unfollow was called as often. h.mu must be held.
 func (h *serialHub) follow() {
 	h.followers++
 	if h.followers == 1 && h.file != nil && h.watch != nil {
@@ -146,6 +158,7 @@ func (h *serialHub) follow() {
 	}
 }
 
+// unfollow undoes a follow. h.mu must be held.
 func (h *serialHub) unfollow() {
 	h.followers--
 	if h.followers == 0 && h.watch != nil {
@@ -153,14 +166,15 @@ func (h *serialHub) unfollow() {
 	}
 }
 
+// look updates the hub after the log has grown.
 func (h *serialHub) look() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.lookHere()
 }
 
-// lookHere finds out how far the log goes, tells who waits for more, and bounds
-// it. h.mu is held.
+// lookHere reads the length of the log, wakes readers if it has grown, and bounds it.
+// h.mu must be held.
 func (h *serialHub) lookHere() {
 	if !h.opened() {
 		return
@@ -169,7 +183,7 @@ func (h *serialHub) lookHere() {
 	if err != nil || end == h.end {
 		return
 	}
-	if end < h.end { // somebody has emptied it
+	if end < h.end { // it was truncated
 		h.begin, h.reserved = 0, 0
 	}
 	h.end = end
@@ -185,7 +199,8 @@ func (h *serialHub) lookHere() {
 	h.hold()
 }
 
-// opened opens the log if that has not been done. h.mu is held.
+// opened opens the log, unless it is open, and reports whether it is. h.mu must be
+// held.
 func (h *serialHub) opened() bool {
 	if h.file != nil {
 		return true
@@ -205,24 +220,24 @@ func (h *serialHub) opened() bool {
 	return true
 }
 
-// complain logs, once, that the log is not what it should be. h.mu is held.
+// complain logs the first failure of the log. h.mu must be held.
 func (h *serialHub) complain(err error) {
-	if !h.lost && !errors.Is(err, fs.ErrNotExist) { // or the VM has just been deleted
-		h.log.Warn("what the guest prints cannot be kept", "error", err)
+	if !h.lost && !errors.Is(err, fs.ErrNotExist) { // not if the VM was just deleted
+		h.log.Warn("cannot keep the output of the console", "err", err)
 		h.lost = true
 	}
 }
 
-// trim leaves about the last keep bytes of the log, and a hole in the place of
-// what was before. On a file system that makes no holes (FAT, NFS 3) it empties
-// the log, and offsets begin anew. h.mu is held.
+// trim keeps about the last keep bytes of the log and punches a hole before them. On
+// a file system without holes (FAT, NFS 3) it empties the log, and offsets begin at 0
+// again. h.mu must be held.
 func (h *serialHub) trim(keep int64) {
 	cut := (h.end - keep) / h.limits.grain * h.limits.grain
 	if cut <= h.begin {
 		return
 	}
 	from := h.begin
-	h.begin = cut // who reads looks here after it has read, so no hole is taken for a word of the guest's
+	h.begin = cut // first: a reader checks it after it has read, so none returns bytes of the hole
 	err := unix.Fallocate(int(h.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, cut-from)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		h.begin, h.end, h.reserved = 0, 0, 0
@@ -233,9 +248,8 @@ func (h *serialHub) trim(keep int64) {
 	}
 }
 
-// hold keeps some room ready for what comes next: on a full disk, which is when
-// somebody will look at the console, it is taken from the log's oldest part.
-// h.mu is held.
+// hold allocates blocks for the next output. On a full disk, when the console is
+// needed most, it takes them from the oldest part of the log. h.mu must be held.
 func (h *serialHub) hold() {
 	if h.reserved-h.end > h.limits.reserve/2 {
 		return
@@ -249,7 +263,7 @@ func (h *serialHub) hold() {
 		err = room()
 	}
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-		err = nil // it does without
+		err = nil // the file system cannot allocate ahead
 	}
 	if err != nil {
 		h.complain(err)
@@ -258,7 +272,7 @@ func (h *serialHub) hold() {
 	h.reserved = h.end + h.limits.reserve
 }
 
-// tell wakes who waits for something to change. h.mu is held.
+// tell wakes all waiting readers. h.mu must be held.
 func (h *serialHub) tell() {
 	if h.changed != nil {
 		close(h.changed)
@@ -266,7 +280,7 @@ func (h *serialHub) tell() {
 	}
 }
 
-// wait returns a channel that is closed when something has changed. h.mu is held.
+// wait returns a channel that is closed at the next change. h.mu must be held.
 func (h *serialHub) wait() <-chan struct{} {
 	if h.changed == nil {
 		h.changed = make(chan struct{})
@@ -274,8 +288,8 @@ func (h *serialHub) wait() <-chan struct{} {
 	return h.changed
 }
 
-// errEnding is what readers get when vmand ends and the VM does not.
-var errEnding = fault(vm.CodeUnavailable, nil, "vmand is ending")
+// errEnding is the end of a console when vmand stops and the VM does not.
+var errEnding = fault(vm.CodeUnavailable, nil, "vmand is stopping")
 
 // close ends the hub. Readers get why after the last byte.
 func (h *serialHub) close(why error) {
@@ -295,7 +309,7 @@ func (h *serialHub) close(why error) {
 	h.tell()
 }
 
-// hangUp closes the line. h.mu is held.
+// hangUp closes the line. h.mu must be held.
 func (h *serialHub) hangUp() {
 	if h.line != nil {
 		h.line.Close()
@@ -303,7 +317,7 @@ func (h *serialHub) hangUp() {
 	}
 }
 
-// closeAfter ends the hub of a process that has ended, or that vmand lets go of.
+// closeAfter ends the hub of a process that ended or is released.
 func (h *serialHub) closeAfter(p *host.Process) {
 	if p.Exited() {
 		h.close(io.EOF)
@@ -312,13 +326,14 @@ func (h *serialHub) closeAfter(p *host.Process) {
 	h.close(errEnding)
 }
 
-// bounds returns what the log has: from begin to before end.
+// bounds returns the range of the log that is kept: from begin to before end.
 func (h *serialHub) bounds() (begin, end int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.begin, h.end
 }
 
+// fileSize returns the size of a file in bytes.
 func fileSize(f *os.File) (int64, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -327,13 +342,13 @@ func fileSize(f *os.File) (int64, error) {
 	return st.Size(), nil
 }
 
-// firstData returns where a log begins after the hole at its beginning.
+// firstData returns the offset of the first data of a log, after its hole.
 func firstData(f *os.File) int64 {
 	at, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) { // nothing is there
+	if errors.Is(err, unix.ENXIO) { // no data
 		at, _ = fileSize(f)
 	} else if err != nil {
-		return 0 // holes are not made here either
+		return 0 // the file system has no holes
 	}
 	return at
 }

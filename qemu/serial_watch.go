@@ -15,39 +15,45 @@ import (
 )
 
 const (
-	// watchInterval is how often every log is looked at, so that it stays bounded:
-	// that is often enough, and a guest that chatters wakes nobody.
+	// watchInterval is how often every log is checked, to bound it. A guest with much
+	// output wakes vmand no more often than that.
 	watchInterval = 5 * time.Second
-	// blindInterval is how often they are where a log cannot be watched.
+	// blindInterval is how often logs are checked that cannot be watched.
 	blindInterval = 50 * time.Millisecond
 )
 
-// serialWatch tells hubs that their logs have grown. There is one inotify instance
-// for all of them, as a user has 128 by default (inotify(7)), and it watches only
-// the logs that somebody follows.
+// serialWatch makes hubs look at their logs when those have grown. There is one
+// inotify instance for all of them, because a user has 128 by default (inotify(7)),
+// and it watches only the logs that have followers.
 type serialWatch struct {
-	inotify *os.File // nil if the kernel gives none
+	inotify *os.File // nil if the kernel has no instance left
 
 	mu    sync.Mutex
-	hubs  map[*serialHub]int32 // and the watch of its log, noWatch if there is none
-	of    map[int32]*serialHub
-	blind chan struct{} // gets something when a log cannot be watched
+	hubs  map[*serialHub]int32 // the watch of each hub's log, noWatch if there is none
+	of    map[int32]*serialHub // the hub of each watch
+	blind chan struct{}        // holds one: a log cannot be watched
 }
 
+// noWatch stands for a log that is not watched.
 const noWatch = -1
 
+// newSerialWatch returns a watch that does nothing before run.
 func newSerialWatch(log *slog.Logger) *serialWatch {
-	w := &serialWatch{hubs: make(map[*serialHub]int32), of: make(map[int32]*serialHub), blind: make(chan struct{}, 1)}
+	w := &serialWatch{
+		hubs:  make(map[*serialHub]int32),
+		of:    make(map[int32]*serialHub),
+		blind: make(chan struct{}, 1),
+	}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		log.Warn("consoles are looked at in intervals: the kernel gives no inotify instance", "error", err)
+		log.Warn("console logs are polled: the kernel has no inotify instance left", "err", err)
 		return w
 	}
 	w.inotify = os.NewFile(uintptr(fd), "inotify")
 	return w
 }
 
-// run tells hubs until ctx is done.
+// run makes hubs look at their logs until ctx is done.
 func (w *serialWatch) run(ctx context.Context) {
 	var reading sync.WaitGroup
 	if w.inotify != nil {
@@ -71,7 +77,7 @@ func (w *serialWatch) run(ctx context.Context) {
 	}
 }
 
-// read reads events until the instance is closed.
+// read reads events until the inotify instance is closed.
 func (w *serialWatch) read() {
 	buf := make([]byte, 4096)
 	for {
@@ -80,22 +86,30 @@ func (w *serialWatch) read() {
 			return
 		}
 		for p := buf[:n]; len(p) >= unix.SizeofInotifyEvent; {
-			wd, mask, size := int32(binary.NativeEndian.Uint32(p)), binary.NativeEndian.Uint32(p[4:]), binary.NativeEndian.Uint32(p[12:])
+			wd := int32(binary.NativeEndian.Uint32(p))
+			mask := binary.NativeEndian.Uint32(p[4:])
+			size := binary.NativeEndian.Uint32(p[12:]) // of the name that follows
 			p = p[min(len(p), unix.SizeofInotifyEvent+int(size)):]
-			if mask&unix.IN_Q_OVERFLOW != 0 {
-				w.lookAtAll()
-				continue
-			}
-			w.mu.Lock()
-			h := w.of[wd]
-			w.mu.Unlock()
-			if h != nil {
-				h.look()
-			}
+			w.handle(wd, mask)
 		}
 	}
 }
 
+// handle makes the hub of a watch, or all hubs if events were lost, look at its log.
+func (w *serialWatch) handle(wd int32, mask uint32) {
+	if mask&unix.IN_Q_OVERFLOW != 0 {
+		w.lookAtAll()
+		return
+	}
+	w.mu.Lock()
+	h := w.of[wd]
+	w.mu.Unlock()
+	if h != nil {
+		h.look()
+	}
+}
+
+// lookAtAll makes every hub look at its log.
 func (w *serialWatch) lookAtAll() {
 	w.mu.Lock()
 	hubs := slices.Collect(maps.Keys(w.hubs))
@@ -105,7 +119,7 @@ func (w *serialWatch) lookAtAll() {
 	}
 }
 
-// add has a hub look at its log now and then, until remove.
+// add makes a hub look at its log now and then, until remove.
 func (w *serialWatch) add(h *serialHub) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -114,6 +128,7 @@ func (w *serialWatch) add(h *serialHub) {
 	}
 }
 
+// remove undoes add and follow.
 func (w *serialWatch) remove(h *serialHub) {
 	w.unfollow(h)
 	w.mu.Lock()
@@ -121,7 +136,7 @@ func (w *serialWatch) remove(h *serialHub) {
 	delete(w.hubs, h)
 }
 
-// follow has a hub look at its log whenever that grows, until unfollow.
+// follow makes a hub look at its log whenever that grows, until unfollow.
 func (w *serialWatch) follow(h *serialHub, log *os.File) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -131,7 +146,7 @@ func (w *serialWatch) follow(h *serialHub, log *os.File) {
 			w.hubs[h], w.of[wd] = wd, h
 			return
 		}
-		h.log.Debug("a console's log cannot be watched", "error", err)
+		h.log.Debug("a console's log cannot be watched", "err", err)
 	}
 	select {
 	case w.blind <- struct{}{}:
@@ -139,12 +154,13 @@ func (w *serialWatch) follow(h *serialHub, log *os.File) {
 	}
 }
 
+// watch adds a watch of a log to the inotify instance.
 func (w *serialWatch) watch(log *os.File) (wd int32, err error) {
 	raw, err := w.inotify.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	path := fmt.Sprintf("/proc/self/fd/%d", log.Fd()) // whatever its name is now
+	path := fmt.Sprintf("/proc/self/fd/%d", log.Fd()) // valid even if the file was renamed
 	err2 := raw.Control(func(fd uintptr) {
 		var n int
 		n, err = unix.InotifyAddWatch(int(fd), path, unix.IN_MODIFY)
@@ -156,6 +172,7 @@ func (w *serialWatch) watch(log *os.File) (wd int32, err error) {
 	return wd, err
 }
 
+// unfollow undoes follow.
 func (w *serialWatch) unfollow(h *serialHub) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

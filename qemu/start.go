@@ -16,11 +16,11 @@ import (
 	"vmand/vm"
 )
 
-// startTimeout is how long QEMU may take from its launch to its first answer.
-// On an overloaded host that is seconds.
+// startTimeout is how long QEMU may take from its launch to its first answer, which
+// takes seconds on an overloaded host.
 const startTimeout = 60 * time.Second
 
-// Start implements [vm.Driver].
+// Start implements [vm.Machines].
 func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot vm.Boot, err error) {
 	if err := d.checkFree(ctx, s.ID); err != nil { // before anything of a running VM's is replaced
 		return boot, err
@@ -42,7 +42,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot v
 		return boot, d.startFault(sess, err)
 	}
 	failpoint.Hit("monitor.connected")
-	for _, p := range s.Ports { // the command line has no word for it
+	for _, p := range s.Ports { // there is no option for it
 		if !p.LinkDown {
 			continue
 		}
@@ -59,51 +59,52 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot v
 	return boot, nil
 }
 
-// startFault says why a VM did not start, in QEMU's own words where it ended.
+// startFault returns the fault of a failed start, with QEMU's output if it ended.
 func (d *Driver) startFault(s *session, err error) error {
 	if s.proc.Wait(nil, 0) {
-		words := d.lastWords(s.id)
-		if words == "" {
-			words = "it wrote nothing"
+		output := d.lastWords(s.id)
+		if output == "" {
+			output = "it wrote nothing"
 		}
-		return fault(vm.CodeOperationFailed, nil, "QEMU of vm %s ended at its start (%s): %s", s.id, s.proc.State(), words)
+		return fault(vm.CodeOperationFailed, nil, "QEMU of VM %s ended at its start (%s): %s", s.id, s.proc.State(), output)
 	}
 	return monitorFault(s.id, "start", err)
 }
 
-// boot holds what QEMU gets at its start.
+// boot holds the files that QEMU inherits.
 type boot struct {
 	fds   bootFDs
-	files []*os.File // by their number there
-	own   []*os.File // those of them that are ours to close
+	files []*os.File // by their numbers in QEMU
+	own   []*os.File // the files that close closes
 }
 
-// add gives QEMU a file of ours and returns its number there; lend one that
-// stays the caller's.
+// add passes a file to QEMU, which close closes, and returns its number there.
 func (b *boot) add(f *os.File) int {
 	b.own = append(b.own, f)
 	return b.lend(f)
 }
 
+// lend is add for a file that stays the caller's.
 func (b *boot) lend(f *os.File) int {
 	b.files = append(b.files, f)
 	return len(b.files) - 1
 }
 
+// close closes the files of add.
 func (b *boot) close() {
 	for _, f := range b.own {
 		f.Close()
 	}
 }
 
-// connect lends the files of ports.
+// connect passes the files of ports.
 func (b *boot) connect(ports []vm.Port) {
 	for _, p := range ports {
 		var fds portFDs
 		if len(p.Files) > 0 {
 			fds.file = strconv.Itoa(b.lend(p.Files[0]))
 		}
-		if p.VHost != nil && p.Model == vm.NICVirtio { // no other card can use it
+		if p.VHost != nil && p.Model == vm.NICVirtio { // only this model can use it
 			fds.vhost = strconv.Itoa(b.lend(p.VHost))
 		}
 		b.fds.ports = append(b.fds.ports, fds)
@@ -117,32 +118,25 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	b.lend(nil) // stdin is /dev/null
 	log, err := d.newQEMULog(s.ID)
 	if err != nil {
-		return nil, fileFault(err, "make the log of vm %s", s.ID)
+		return nil, fileFault(err, "make the log of VM %s", s.ID)
 	}
 	b.add(log)
 	b.lend(log) // stdout and stderr are the same file
 	if err := d.prepareRun(s); err != nil {
-		return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
+		return nil, fault(vm.CodeOperationFailed, err, "prepare the start of VM %s", s.ID)
 	}
-	for _, socket := range []struct {
-		suffix string
-		fd     *int
-	}{{qmpSuffix, &b.fds.qmp}, {operatorSuffix, &b.fds.operator}, {agentSuffix, &b.fds.agent}} {
-		f, err := listen(d.layout.inRun(s.ID, socket.suffix))
-		if err != nil {
-			return nil, fault(vm.CodeOperationFailed, err, "prepare the start of vm %s", s.ID)
-		}
-		*socket.fd = b.add(f)
+	if err := b.addSockets(s.ID, d.layout); err != nil {
+		return nil, fault(vm.CodeOperationFailed, err, "prepare the start of VM %s", s.ID)
 	}
 	console, err := openSerialLog(d.state, s.ID)
 	if err != nil {
-		return nil, fileFault(err, "make the console log of vm %s", s.ID)
+		return nil, fileFault(err, "make the console log of VM %s", s.ID)
 	}
 	b.fds.serialLog = b.add(console)
 	if _, ok := s.Root.Content(); !ok && s.Root.Base != "" {
 		f, err := os.Open(s.Root.Base)
 		if err != nil {
-			return nil, fault(vm.CodeOperationFailed, err, "open the image vm %s is based on", s.ID)
+			return nil, fault(vm.CodeOperationFailed, err, "open the base image of VM %s", s.ID)
 		}
 		b.fds.base = b.add(f)
 	}
@@ -155,44 +149,63 @@ func (d *Driver) launch(p probes, s vm.Spec) (*session, error) {
 	return d.spawn(s.ID, append([]string{p.Binary.Path}, args...), b.files, true)
 }
 
-// spawn starts QEMU with the lock on its VM's pidfile. Nobody can look for the
-// process between its start and its registration, or it would get two sessions.
-// It is ours if the socket of its monitor is among the files.
+// addSockets creates and passes the listening sockets of a VM.
+func (b *boot) addSockets(id string, l layout) error {
+	for _, socket := range []struct {
+		suffix string
+		fd     *int
+	}{
+		{qmpSuffix, &b.fds.qmp},
+		{operatorSuffix, &b.fds.operator},
+		{agentSuffix, &b.fds.agent},
+	} {
+		f, err := listen(l.inRun(id, socket.suffix))
+		if err != nil {
+			return err
+		}
+		*socket.fd = b.add(f)
+	}
+	return nil
+}
+
+// spawn starts QEMU with the lock on its VM's pidfile, and opens its session. It
+// holds d.mu meanwhile: if the process were found before, it would get two sessions.
+// ours says that the socket of its monitor is among the files.
 func (d *Driver) spawn(id string, argv []string, files []*os.File, ours bool) (*session, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ctx.Err() != nil {
-		return nil, fault(vm.CodeUnavailable, nil, "vmand is ending")
+		return nil, errEnding
 	}
 	pidfile, err := lockPidfile(d.layout.pidfile(id), d.account)
 	if errors.Is(err, errLocked) {
-		return nil, fault(vm.CodeState, err, "vm %s still has a QEMU process", id)
+		return nil, fault(vm.CodeState, err, "VM %s still has a QEMU process", id)
 	}
 	if err != nil {
-		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
+		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of VM %s", id)
 	}
 	defer pidfile.Close()
 	program := d.program(argv...)
 	program.Files = slices.Concat(files, []*os.File{pidfile})
 	proc, err := program.Start()
 	if err != nil {
-		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of vm %s", id)
+		return nil, fault(vm.CodeOperationFailed, err, "start QEMU of VM %s", id)
 	}
 	failpoint.Hit("qemu.spawned")
-	return d.open(id, proc, ours), nil
+	return d.openSession(id, proc, ours), nil
 }
 
-// prepareRun records whose the process will be, and makes its console.
+// prepareRun records the UUID of the VM and makes its console.
 func (d *Driver) prepareRun(s vm.Spec) error {
-	d.layout.removeRun(s.ID, quitSuffix) // of a process whose end nobody saw
+	d.layout.removeRun(s.ID, quitSuffix) // left if no vmand saw the end of the last process
 	if err := d.layout.makeConsole(s.ID, d.account); err != nil {
 		return fmt.Errorf("make its console: %w", err)
 	}
 	return os.WriteFile(d.layout.inRun(s.ID, uuidSuffix), []byte(s.UUID+"\n"), 0o600)
 }
 
-// listen makes a listening socket that vmand alone can connect to, also while
-// QEMU has not begun to accept.
+// listen returns a listening socket that only vmand can connect to. A connection
+// succeeds even before QEMU accepts it.
 func listen(path string) (*os.File, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -202,8 +215,8 @@ func listen(path string) (*os.File, error) {
 		return nil, fmt.Errorf("make socket: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), path)
-	// Bound sockets take the mode of the descriptor, so no moment is left in
-	// which others could connect.
+	// A bound socket gets the mode of the descriptor, so others cannot connect at any
+	// moment.
 	if err := unix.Fchmod(fd, 0o600); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("make socket %s private: %w", path, err)
@@ -219,7 +232,7 @@ func listen(path string) (*os.File, error) {
 	return f, nil
 }
 
-// newQEMULog begins the log of a run and keeps that of the run before.
+// newQEMULog starts the log of a run and keeps that of the run before.
 func (d *Driver) newQEMULog(id string) (*os.File, error) {
 	if err := d.state.Rename(vmQEMULog(id), vmQEMULogOld(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -227,21 +240,21 @@ func (d *Driver) newQEMULog(id string) (*os.File, error) {
 	return d.state.OpenFile(vmQEMULog(id), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 }
 
-// lastWords returns the last lines QEMU wrote in its last run.
+// lastWords returns the last lines that QEMU wrote in its last run.
 func (d *Driver) lastWords(id string) string {
 	return host.LastLines(d.endOf(vmQEMULog(id), maxStderr), 10)
 }
 
-// maxStderr is how much in bytes of what a program wrote is shown.
+// maxStderr is how many bytes of a program's output are shown.
 const maxStderr = 4 << 10
 
-// endOf returns the end of a file under the state directory, at most that many
-// bytes, as text without the last line break. A file that is not there is empty.
-func (d *Driver) endOf(name string, most int64) string {
+// endOf returns the end of a file under the state directory as text, at most
+// bytesMax bytes. It returns "" if there is no such file.
+func (d *Driver) endOf(name string, bytesMax int64) string {
 	f, err := d.state.Open(name)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	return host.Tail(f, most)
+	return host.Tail(f, bytesMax)
 }

@@ -160,9 +160,9 @@ func TestAVMWithMissingFilesIsNotAdmitted(t *testing.T) {
 	h := newHost(t)
 	whole := h.create("web", guestDeaf)
 	for what, change := range map[string]func(*vm.Spec){
-		"root disk of vm other": func(s *vm.Spec) { s.ID = "other" },
-		"disk gone of vm web":   func(s *vm.Spec) { s.Disks = []vm.Disk{{ID: "gone", MountPoint: "/dev/sdb"}} },
-		"based on cannot be":    func(s *vm.Spec) { s.Root.Base += ".gone" },
+		"root disk of VM other": func(s *vm.Spec) { s.ID = "other" },
+		"disk gone of VM web":   func(s *vm.Spec) { s.Disks = []vm.Disk{{ID: "gone", MountPoint: "/dev/sdb"}} },
+		"base image of VM web":  func(s *vm.Spec) { s.Root.Base += ".gone" },
 	} {
 		s := whole
 		change(&s)
@@ -201,7 +201,7 @@ func TestEightVMsStartAtOnce(t *testing.T) {
 	for _, s := range specs {
 		h.awaitSerial(s.ID, "hi\n")
 		if got := seen.VMs[s.ID]; got.Status != vm.StatusRunning {
-			t.Errorf("vm %s is %+v", s.ID, got)
+			t.Errorf("VM %s is %+v", s.ID, got)
 		}
 	}
 	for _, s := range specs {

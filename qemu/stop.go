@@ -13,25 +13,25 @@ import (
 	"vmand/vm"
 )
 
-// The patience with each means of ending a process, and how often a guest is
-// asked again: a guest that is booting does not hear the first time.
+// How long to wait for each means of ending a process, and how often to press the
+// power button: a guest that boots ignores it at first.
 const (
 	pressInterval = 3 * time.Second
-	quitTimeout   = 3 * time.Second  // for QEMU to answer
-	flushTimeout  = 15 * time.Second // for QEMU to end once it has: it writes out its caches
+	quitTimeout   = 3 * time.Second  // for the answer
+	flushTimeout  = 15 * time.Second // for QEMU to flush its caches and end after that
 	termTimeout   = 2 * time.Second
 	killTimeout   = 10 * time.Second
 )
 
-// Shutdown implements [vm.Driver]. Each rung of the ladder is reported as a step
-// of its own: "acpi", "quit", "term", "kill". If ctx is cancelled while the
-// guest is being asked, Shutdown returns and the guest runs on.
+// Shutdown implements [vm.Machines]. Each rung of the ladder is a step of its own:
+// "acpi", "quit", "term", "kill". If ctx is cancelled while the guest shuts down,
+// Shutdown returns and the guest keeps running.
 func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, report vm.Report) error {
 	s, err := d.session(id)
 	if err != nil {
-		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of vm %s", id)
+		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
-	if s == nil { // or one that cannot be found any more
+	if s == nil { // a process may still exist whose pidfile is lost
 		if err := d.checkUnused(vmRootDisk(id)); err != nil {
 			return err
 		}
@@ -44,7 +44,7 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 		if err := s.destroy(ctx, report); err != nil {
 			return err
 		}
-		<-s.ended // what it still wrote to its console is in the log
+		<-s.ended // its last console output is in the log now
 		failpoint.Hit("stop.exited")
 	}
 	d.layout.removeRun(id, runSuffixes...)
@@ -52,12 +52,12 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 	return nil
 }
 
-// shutdownGuest asks the guest to power off until it has, or cannot, or time is
-// up. The error is nil unless ctx was cancelled: what remains is to end the
-// process.
+// shutdownGuest presses the power button until the guest has powered off, cannot do
+// so, or the timeout ends. It returns nil unless ctx was cancelled: the caller then
+// ends the process.
 func (s *session) shutdownGuest(ctx context.Context, timeout time.Duration, report vm.Report) error {
 	if timeout <= 0 {
-		return nil // no time to answer is no question
+		return nil
 	}
 	wait, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -72,17 +72,17 @@ func (s *session) shutdownGuest(ctx context.Context, timeout time.Duration, repo
 			say(report, "acpi", "the guest has not powered off within %v", timeout)
 			return nil
 		case err != nil:
-			say(report, "acpi", "the guest cannot be asked: %v", err)
+			say(report, "acpi", "cannot ask the guest: %v", err)
 			return nil
 		}
 	}
 }
 
-// errNotListening is why a guest that does not run is not asked.
+// errNotListening means that the guest does not run and so ignores the power button.
 var errNotListening = errors.New("it does not run")
 
-// press presses the power button once, waits a while for what the guest makes
-// of it, and reports whether it has powered off.
+// press presses the power button once and waits up to pressInterval for a reaction. It
+// reports whether the guest had powered off before. n counts the presses from 1.
 func (s *session) press(ctx context.Context, n int, report vm.Report) (off bool, err error) {
 	conn, err := s.monitor(ctx)
 	if err != nil {
@@ -110,31 +110,21 @@ func (s *session) press(ctx context.Context, n int, report vm.Report) (off bool,
 	failpoint.Hit("stop.pressed")
 	ctx, cancel := context.WithTimeout(ctx, pressInterval)
 	defer cancel()
-	shutdown.Wait(ctx) // whatever it says, the next look at the status decides
+	shutdown.Wait(ctx) // the next look at the run state decides
 	return false, nil
 }
 
-// statusSuspended is the run state of a guest that sleeps (ACPI S3). The power
-// button wakes it.
+// statusSuspended is the run state of a guest that sleeps (ACPI S3).
 const statusSuspended = vm.RunStatus("suspended")
 
-// destroy ends the process by harder and harder means, and returns nil once it
-// is gone.
+// destroy ends the process by harder and harder means: quit, SIGTERM, SIGKILL. It
+// returns nil when the process has ended.
 func (s *session) destroy(ctx context.Context, report vm.Report) error {
 	if s.proc.Exited() {
 		return nil
 	}
 	if !s.isMute() {
-		s.markAsked()
-		say(report, "quit", "ending QEMU (pid %d)", s.proc.PID)
-		err := s.execute(ctx, quitTimeout, "quit", nil, nil)
-		switch {
-		case err == nil, errors.Is(err, qmp.ErrClosed), errors.Is(err, errGone): // it may end before its answer is read
-			failpoint.Hit("stop.quit")
-			s.proc.Wait(ctx.Done(), flushTimeout)
-		case errors.Is(err, errImpostor):
-			s.asked.Store(false)
-			s.layout.removeRun(s.id, quitSuffix)
+		if err := s.quit(ctx, report); err != nil {
 			return err
 		}
 	}
@@ -142,7 +132,10 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		step  string
 		sig   unix.Signal
 		limit time.Duration
-	}{{"term", unix.SIGTERM, termTimeout}, {"kill", unix.SIGKILL, killTimeout}} {
+	}{
+		{"term", unix.SIGTERM, termTimeout},
+		{"kill", unix.SIGKILL, killTimeout},
+	} {
 		switch {
 		case s.proc.Exited():
 			return nil
@@ -152,28 +145,47 @@ func (s *session) destroy(ctx context.Context, report vm.Report) error {
 		s.markAsked()
 		say(report, rung.step, "QEMU has not ended, sending it %s", unix.SignalName(rung.sig))
 		if err := s.proc.Signal(rung.sig); err != nil && !s.proc.Exited() {
-			return fault(vm.CodeOperationFailed, err, "signal QEMU of vm %s (pid %d)", s.id, s.proc.PID)
+			return fault(vm.CodeOperationFailed, err, "signal QEMU of VM %s (pid %d)", s.id, s.proc.PID)
 		}
 		s.proc.Wait(ctx.Done(), rung.limit)
 	}
 	if !s.proc.Exited() {
-		return fault(vm.CodeQEMUUnresponsive, ctx.Err(), "QEMU of vm %s (pid %d) does not end, even though killed", s.id, s.proc.PID)
+		return fault(vm.CodeQEMUUnresponsive, ctx.Err(), "QEMU of VM %s (pid %d) does not end, even after SIGKILL",
+			s.id, s.proc.PID)
 	}
 	return nil
 }
 
-// markAsked notes that the process is told to end, for this vmand and for the
-// next one, which may see it end. Without the note that looks like a crash.
+// quit asks QEMU to end and waits for that. It fails only if the monitor is another
+// VM's; the caller checks whether the process has ended.
+func (s *session) quit(ctx context.Context, report vm.Report) error {
+	s.markAsked()
+	say(report, "quit", "ending QEMU (pid %d)", s.proc.PID)
+	err := s.execute(ctx, quitTimeout, "quit", nil, nil)
+	switch {
+	case err == nil, errors.Is(err, qmp.ErrClosed), errors.Is(err, errGone): // QEMU may end before its answer is read
+		failpoint.Hit("stop.quit")
+		s.proc.Wait(ctx.Done(), flushTimeout)
+	case errors.Is(err, errImpostor):
+		s.asked.Store(false)
+		s.layout.removeRun(s.id, quitSuffix)
+		return err
+	}
+	return nil
+}
+
+// markAsked records that vmand ends the process, for this vmand and for the next
+// one: without the record, the end would look like a crash.
 func (s *session) markAsked() {
 	if s.asked.Swap(true) {
 		return
 	}
 	if err := os.WriteFile(s.layout.inRun(s.id, quitSuffix), nil, 0o600); err != nil {
-		s.log.Warn("cannot note that QEMU is told to end", "error", err)
+		s.log.Warn("cannot record that vmand ends QEMU", "err", err)
 	}
 }
 
-// Pause implements [vm.Driver].
+// Pause implements [vm.Machines].
 func (d *Driver) Pause(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {
@@ -182,7 +194,7 @@ func (d *Driver) Pause(ctx context.Context, id string) error {
 	return s.stop(ctx)
 }
 
-// Resume implements [vm.Driver].
+// Resume implements [vm.Machines].
 func (d *Driver) Resume(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {
@@ -191,7 +203,7 @@ func (d *Driver) Resume(ctx context.Context, id string) error {
 	return s.cont(ctx)
 }
 
-// Reset implements [vm.Driver].
+// Reset implements [vm.Machines].
 func (d *Driver) Reset(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {
@@ -201,5 +213,5 @@ func (d *Driver) Reset(ctx context.Context, id string) error {
 		return err
 	}
 	failpoint.Hit("guest.reset")
-	return s.cont(ctx) // does nothing if the guest runs
+	return s.cont(ctx)
 }

@@ -38,7 +38,7 @@ func (s *steps) is(want ...string) bool {
 func (h *testHost) mustBeGone(id string) {
 	h.t.Helper()
 	if o := h.Observe(h.t.Context(), id); o.Alive() {
-		h.t.Errorf("vm %s still has a process: %+v", id, o)
+		h.t.Errorf("VM %s still has a process: %+v", id, o)
 	}
 }
 

@@ -13,8 +13,8 @@ import (
 	"vmand/vm"
 )
 
-// fileSurvey looks at the files below a state directory. What it has read of a
-// disk it reads again only when the file has changed.
+// fileSurvey lists the files below a state directory. It reads the header of a
+// disk's file again only after the file has changed.
 type fileSurvey struct {
 	state *os.Root
 	read  func(diskID string) (sizeMiB int64, err error)
@@ -23,7 +23,7 @@ type fileSurvey struct {
 	sizes map[string]sizedFile // by disk id
 }
 
-// sizedFile is one version of a disk's file and the size of the disk in it.
+// sizedFile is one version of a disk's file, and the virtual size in its header.
 type sizedFile struct {
 	modTime int64 // nanoseconds of the Unix epoch
 	bytes   int64
@@ -31,12 +31,12 @@ type sizedFile struct {
 	sizeMiB int64
 }
 
+// newFileSurvey returns a survey that calls read for the size of a disk.
 func newFileSurvey(state *os.Root, read func(string) (int64, error)) *fileSurvey {
 	return &fileSurvey{state: state, read: read, sizes: make(map[string]sizedFile)}
 }
 
-// survey fills in which VMs and which data disks have files, and how much room
-// there is for them.
+// survey fills in the VMs and the data disks that have files, and the free storage.
 func (s *fileSurvey) survey(seen *vm.Survey) error {
 	dirs, err := readDir(s.state, vmsDir)
 	if err != nil {
@@ -52,13 +52,13 @@ func (s *fileSurvey) survey(seen *vm.Survey) error {
 	return err
 }
 
-// rootDisks returns which of the VMs that have a directory have a root disk. It
-// asks one question of the kernel for each: [os.Root] asks five. A directory that
-// is a link would be followed, only to learn whether there is such a file in it.
+// rootDisks returns the VMs that have a directory, and whether there is a root disk in
+// it. It makes one system call for each, where [os.Root] makes five. It may follow a
+// directory that is a link, but only checks whether the file exists.
 func (s *fileSurvey) rootDisks(dirs []os.DirEntry) (map[string]bool, error) {
 	all := make(map[string]bool, len(dirs))
 	if len(dirs) == 0 {
-		return all, nil // there may be no directory of VMs yet
+		return all, nil // vms/ may not exist yet
 	}
 	vms, err := s.state.Open(vmsDir)
 	if err != nil {
@@ -93,7 +93,7 @@ func (s *fileSurvey) disks() (map[string]int64, error) {
 		}
 		info, err := e.Info()
 		if err != nil {
-			continue // removed meanwhile
+			continue // the file was removed meanwhile
 		}
 		now := sizedFile{modTime: info.ModTime().UnixNano(), bytes: info.Size()}
 		if st, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -108,12 +108,12 @@ func (s *fileSurvey) disks() (map[string]int64, error) {
 	return disks, nil
 }
 
-// settledAge is how long a file must have been left alone before its time of
-// change tells it from a version that is written a moment later.
+// settledAge is how old the last change of a file must be, so that its time of
+// change differs from that of any later version.
 const settledAge = time.Second
 
-// size returns the size of the disk in a version of its file, 0 if it cannot be
-// read, and whether that holds until the file changes. s.mu is held.
+// size returns the virtual size in a version of a disk's file, 0 if it cannot be read.
+// holds reports whether the size is valid until the file changes. s.mu must be held.
 func (s *fileSurvey) size(id string, now sizedFile) (sizeMiB int64, holds bool) {
 	was, ok := s.sizes[id]
 	now.sizeMiB = was.sizeMiB
@@ -128,18 +128,18 @@ func (s *fileSurvey) size(id string, now sizedFile) (sizeMiB int64, holds bool) 
 	return sizeMiB, holds
 }
 
-// storageOf returns how much room the file system of a path has for us.
+// storageOf returns the storage of the file system that path is on.
 func storageOf(path string) (vm.Storage, error) {
 	free, size, err := room(path)
 	return vm.Storage{Path: path, FreeMiB: free / mib, SizeMiB: size / mib}, err
 }
 
-// room returns how many bytes of the file system that path is on are free, for
-// others than root too, and how many it has.
+// room returns how many bytes of the file system that path is on are free for users
+// other than root, and how many it has.
 func room(path string) (free, size int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
-		return 0, 0, fmt.Errorf("ask for the room at %s: %w", path, err)
+		return 0, 0, fmt.Errorf("ask for the free space at %s: %w", path, err)
 	}
 	return int64(st.Bavail * uint64(st.Frsize)), int64(st.Blocks * uint64(st.Frsize)), nil
 }

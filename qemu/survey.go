@@ -12,14 +12,14 @@ import (
 	"vmand/vm"
 )
 
-// observeTimeout is how long an observation waits for a QEMU.
+// observeTimeout is how long an observation waits for QEMU.
 const observeTimeout = time.Second
 
-// Observe implements [vm.Driver].
+// Observe implements [vm.Host].
 func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	s, err := d.session(id)
 	if err != nil {
-		d.log.Warn("cannot look for a QEMU process", "vm_id", id, "error", err)
+		d.log.Warn("cannot look for a QEMU process", "vm", id, "err", err)
 	}
 	if s != nil {
 		o := s.observe(ctx, observeTimeout)
@@ -30,8 +30,7 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	return vm.Observation{Log: d.lastWords(id)}
 }
 
-// observe asks QEMU what the guest does and which disks and NICs it
-// has.
+// observe asks QEMU for the run state of the guest and for the plugged devices.
 func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observation) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -41,11 +40,11 @@ func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observ
 		err error
 	}
 	plugged := make(chan answer, 1)
-	go func() { // a busy QEMU is waited for once
+	go func() { // both at once, so a busy QEMU costs one wait
 		has, err := s.peripherals(ctx)
 		plugged <- answer{has, err}
 	}()
-	defer func() { o.Trouble = join(o.Trouble, s.damage()) }() // what is known, whatever QEMU answers
+	defer func() { o.Trouble = join(o.Trouble, s.damage()) }() // even without an answer
 	var err error
 	if o.Status, err = s.queryStatus(ctx); err != nil {
 		return o
@@ -59,8 +58,8 @@ func (s *session) observe(ctx context.Context, limit time.Duration) (o vm.Observ
 	return o
 }
 
-// survey is observe for a look at many: it does not wait for a QEMU that has
-// been mute, but leaves it a question, and gives notice once it is answered.
+// survey is observe in a survey of all VMs. It does not wait for a mute QEMU: it
+// leaves a query to it, and nudges once that is answered.
 func (s *session) survey(ctx context.Context, d *Driver) vm.Observation {
 	s.mu.Lock()
 	mute, ask := s.mute, s.mute && !s.asking
@@ -75,7 +74,7 @@ func (s *session) survey(ctx context.Context, d *Driver) vm.Observation {
 	return vm.Observation{PID: s.proc.PID, Trouble: s.damage()}
 }
 
-// askLater asks a mute QEMU without anybody waiting for it.
+// askLater queries a mute QEMU in the background.
 func (d *Driver) askLater(s *session) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,14 +92,14 @@ func (d *Driver) askLater(s *session) {
 	})
 }
 
-// maxQEMULog is the size in bytes at which the log of a run begins anew.
+// maxQEMULog is the size in bytes at which a QEMU log is truncated.
 const maxQEMULog = 16 << 20
 
-// boundLog keeps what a guest makes QEMU complain about from filling the host's
-// disk. QEMU writes at the end, wherever that is.
+// boundLog bounds the log of QEMU, which a guest may make grow. QEMU appends, so it
+// continues at the new end.
 func (d *Driver) boundLog(id string) error {
-	// Done for each VM in each pass: through the root it would be four calls, and
-	// what is only looked at needs no such care.
+	// Every pass does this for every VM. os.Root would make four system calls, and a
+	// stat needs no protection.
 	st, err := os.Lstat(d.layout.inState(vmQEMULog(id)))
 	if err != nil || st.Size() <= maxQEMULog {
 		return err
@@ -112,7 +111,7 @@ func (d *Driver) boundLog(id string) error {
 	return f.Close()
 }
 
-// Survey implements [vm.Driver].
+// Survey implements [vm.Host].
 func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	if err := d.adoptAll(); err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
@@ -143,12 +142,13 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 		}
 		seen.VMs[s.id] = observations[i]
 		if err := d.boundLog(s.id); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			d.log.Warn("cannot bound the log of QEMU", "vm_id", s.id, "error", err)
+			d.log.Warn("cannot bound the log of QEMU", "vm", s.id, "err", err)
 		}
 	}
 	return seen, nil
 }
 
+// readDir returns the entries of a directory, none if it does not exist.
 func readDir(state *os.Root, name string) ([]os.DirEntry, error) {
 	entries, err := fs.ReadDir(state.FS(), name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

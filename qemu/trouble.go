@@ -13,18 +13,18 @@ import (
 	"vmand/vm"
 )
 
-// statusIOError is the run state of a guest that QEMU has paused because one of
-// its disks had an error that the guest was not told of.
+// statusIOError is the run state of a guest that QEMU paused because of a disk error
+// instead of reporting the error to the guest.
 const statusIOError = vm.RunStatus("io-error")
 
-// The io-status of a disk that the guest waits for (qapi/block-core.json in
-// QEMU's source). A cont clears it and tries again.
+// Values of the io-status of a disk (qapi/block-core.json in QEMU's source). A cont
+// clears it and retries the request.
 const (
 	ioFailed  = "failed"
 	ioNoSpace = "nospace"
 )
 
-// blockInfo is what query-block says of a disk.
+// blockInfo is a disk in the answer to query-block.
 type blockInfo struct {
 	Device    string `json:"qdev"`
 	Status    string `json:"io-status"`
@@ -37,51 +37,58 @@ type blockInfo struct {
 				} `json:"data"`
 			} `json:"format-specific"`
 		} `json:"image"`
-	} `json:"inserted"` // nil if QEMU has closed the image
+	} `json:"inserted"` // nil if QEMU closed the image
 }
 
-// lookForIOErrors asks which disks had an error and says so in o.
+// lookForIOErrors adds to o which disks had an error.
 func (s *session) lookForIOErrors(ctx context.Context, o *vm.Observation) {
 	var disks []blockInfo
 	if err := s.execute(ctx, queryTimeout, "query-block", nil, &disks); err != nil {
 		return
 	}
 	s.noteDamaged(disks)
-	var words []string
+	var troubles []string
 	for _, d := range disks {
 		name, path := s.nameDisk(deviceOf(d.Device))
 		switch d.Status {
 		case ioFailed:
-			words = append(words, fmt.Sprintf("%s had an I/O error: %s", name, path))
+			troubles = append(troubles, fmt.Sprintf("%s had an I/O error: %s", name, path))
 		case ioNoSpace:
-			free, _, err := room(path)
-			if !o.NoSpace || free/mib < o.FreeMiB {
-				o.NoSpace, o.FreeMiB = true, free/mib
-			}
-			left := fmt.Sprintf("%d bytes are free now", free)
-			if err != nil {
-				left = err.Error()
-			}
-			words = append(words, fmt.Sprintf("%s could not be written because its file system was full: %s (%s)", name, path, left))
+			troubles = append(troubles, noteNoSpace(o, name, path))
 		}
 	}
-	o.Trouble = join(words...)
+	o.Trouble = join(troubles...)
 }
 
-func join(words ...string) string {
-	return strings.Join(slices.DeleteFunc(words, func(s string) bool { return s == "" }), "; ")
+// noteNoSpace adds to o that the file system of a disk was full, and returns that as
+// text.
+func noteNoSpace(o *vm.Observation, name, path string) string {
+	free, _, err := room(path)
+	if !o.NoSpace || free/mib < o.FreeMiB {
+		o.NoSpace, o.FreeMiB = true, free/mib
+	}
+	left := fmt.Sprintf("%d bytes are free now", free)
+	if err != nil {
+		left = err.Error()
+	}
+	return fmt.Sprintf("%s could not be written because its file system was full: %s (%s)", name, path, left)
 }
 
-// deviceOf returns the id of the device that a block backend belongs to. QEMU
-// names the device, or the path of the part of it that has the backend.
+// join joins the texts that are not empty.
+func join(texts ...string) string {
+	return strings.Join(slices.DeleteFunc(texts, func(s string) bool { return s == "" }), "; ")
+}
+
+// deviceOf returns the id of the device of a block backend. QEMU names the device, or
+// the path of the part of the device that has the backend.
 func deviceOf(qdev string) string {
 	path, _ := strings.CutPrefix(qdev, "/machine/peripheral/")
 	id, _, _ := strings.Cut(path, "/")
 	return id
 }
 
-// nameDisk returns what to call the disk that a device or a node is, and the
-// path of its file; for one that is not known, that of the directory of all.
+// nameDisk returns the name in messages, and the path of the file, of the disk with a
+// device or node. The path of an unknown disk is the state directory.
 func (s *session) nameDisk(alias string) (name, path string) {
 	if alias == rootDevice || alias == rootNode {
 		return "the root disk", s.layout.inState(vmRootDisk(s.id))
@@ -97,32 +104,32 @@ func (s *session) nameDisk(alias string) (name, path string) {
 	return fmt.Sprintf("the disk %q", alias), s.layout.state
 }
 
-// maxDamaged is how many damaged images are remembered: a VM has one root disk
-// and vm.MaxDisks others.
+// maxDamaged bounds the damaged images that are remembered: a VM has one root disk
+// and vm.MaxDisks data disks.
 const maxDamaged = 1 + vm.MaxDisks
 
-// damageDelay is how long after a connection is made QEMU is asked for damage:
-// it takes milliseconds over the answer, and one who starts a VM, or many at
-// once, waits for what is behind it in the queue.
+// damageDelay is how long after the connection QEMU is asked for damaged images. It
+// takes milliseconds to answer, and a start, or many at once, would wait for that.
 const damageDelay = time.Second
 
-// lookForDamage asks which images were found damaged while nobody listened, at
-// the very start of QEMU or while vmand was not there, and reports whether any was.
+// lookForDamage asks for images whose damage QEMU found while vmand was not connected,
+// and reports whether there are any.
 func (s *session) lookForDamage(ctx context.Context, conn *qmp.Conn) bool {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	var disks []blockInfo
 	if err := conn.Execute(ctx, "query-block", nil, &disks); err != nil {
-		s.log.Debug("cannot ask for damaged images", "error", err)
+		s.log.Debug("cannot ask for damaged images", "err", err)
 		return false
 	}
 	return s.noteDamaged(disks)
 }
 
-// noteDamaged remembers which of the disks are damaged and reports whether any is.
+// noteDamaged remembers the damaged disks and reports whether there are any.
 func (s *session) noteDamaged(disks []blockInfo) (any bool) {
 	for _, d := range disks {
-		if closed := d.Inserted == nil && !d.Removable; closed || d.Inserted != nil && d.Inserted.Image.Specific.Data.Corrupt {
+		closed := d.Inserted == nil && !d.Removable
+		if closed || d.Inserted != nil && d.Inserted.Image.Specific.Data.Corrupt {
 			s.noteDamage(deviceOf(d.Device), "", closed)
 			any = true
 		}
@@ -130,34 +137,35 @@ func (s *session) noteDamaged(disks []blockInfo) (any bool) {
 	return any
 }
 
-// noteDamageEvent remembers what QEMU says in a BLOCK_IMAGE_CORRUPTED.
+// noteDamageEvent remembers the damage in a BLOCK_IMAGE_CORRUPTED event.
 func (s *session) noteDamageEvent(data map[string]any) {
 	node, _ := data["node-name"].(string)
-	said, _ := data["msg"].(string)
+	message, _ := data["msg"].(string)
 	fatal, _ := data["fatal"].(bool)
-	s.noteDamage(node, said, fatal)
+	s.noteDamage(node, message, fatal)
 }
 
-// noteDamage remembers what QEMU said of the image of the disk that a device or a
-// node is. A fatal damage makes it close the image.
-func (s *session) noteDamage(alias, said string, fatal bool) {
+// noteDamage remembers that the image of a disk, given by its device or node, is
+// damaged. After fatal damage QEMU closes the image.
+func (s *session) noteDamage(alias, message string, fatal bool) {
 	name, path := s.nameDisk(alias)
-	consequence := "QEMU goes on using it"
+	consequence := "QEMU still uses it"
 	if fatal {
-		consequence = "QEMU does not use it any more"
+		consequence = "QEMU no longer uses it"
 	}
-	words := fmt.Sprintf("the image of %s is damaged, %s: %s (%.200s)", name, consequence, path, cmp.Or(said, "it does not say how"))
+	text := fmt.Sprintf("the image of %s is damaged, %s: %s (%.200s)",
+		name, consequence, path, cmp.Or(message, "QEMU gives no details"))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.damaged == nil {
 		s.damaged = make(map[string]string)
 	}
 	if _, known := s.damaged[name]; known || len(s.damaged) < maxDamaged {
-		s.damaged[name] = words
+		s.damaged[name] = text
 	}
 }
 
-// forgetDamage forgets an image that the VM does not have any more.
+// forgetDamage forgets the damage of a disk that was unplugged.
 func (s *session) forgetDamage(alias string) {
 	name, _ := s.nameDisk(alias)
 	s.mu.Lock()
@@ -165,13 +173,13 @@ func (s *session) forgetDamage(alias string) {
 	delete(s.damaged, name)
 }
 
-// damage returns what is remembered, empty if there is nothing.
+// damage returns the damage that is remembered, "" if there is none.
 func (s *session) damage() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	words := make([]string, 0, len(s.damaged))
+	texts := make([]string, 0, len(s.damaged))
 	for _, name := range slices.Sorted(maps.Keys(s.damaged)) {
-		words = append(words, s.damaged[name])
+		texts = append(texts, s.damaged[name])
 	}
-	return join(words...)
+	return join(texts...)
 }

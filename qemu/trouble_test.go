@@ -140,8 +140,8 @@ func TestADamagedImageIsRemembered(t *testing.T) {
 	report(diskNode("data"), true)
 	trouble := func() string { return f.Observe(t.Context(), "web").Trouble }
 	for _, words := range []string{
-		"the image of the root disk is damaged, QEMU does not use it any more: " + f.layout.inState(vmRootDisk("web")), "L2 entry",
-		"the image of data disk data is damaged, QEMU does not use it any more: " + f.layout.inState(dataDisk("data")),
+		"the image of the root disk is damaged, QEMU no longer uses it: " + f.layout.inState(vmRootDisk("web")), "L2 entry",
+		"the image of data disk data is damaged, QEMU no longer uses it: " + f.layout.inState(dataDisk("data")),
 	} {
 		if got := trouble(); !strings.Contains(got, words) {
 			t.Errorf("%q does not say %q", got, words)
@@ -172,7 +172,7 @@ func TestADamagedDiskOfARealGuestIsSeen(t *testing.T) {
 	for _, restart := range []func(){func() {}, h.reopen} {
 		restart()
 		await(t, "the damage is seen", func() bool {
-			return strings.Contains(h.Observe(t.Context(), "web").Trouble, "the image of the root disk is damaged, QEMU does not use it")
+			return strings.Contains(h.Observe(t.Context(), "web").Trouble, "the image of the root disk is damaged, QEMU no longer uses it")
 		})
 	}
 }
@@ -187,8 +187,8 @@ func TestDamageThatWasFoundBeforeIsAskedFor(t *testing.T) {
 		}, nil
 	}}))
 	f.awaitStatus("web", vm.StatusRunning)
-	want := fmt.Sprintf("the image of data disk data is damaged, QEMU does not use it any more: %s (it does not say how); "+
-		"the image of the root disk is damaged, QEMU goes on using it: %s (it does not say how)",
+	want := fmt.Sprintf("the image of data disk data is damaged, QEMU no longer uses it: %s (QEMU gives no details); "+
+		"the image of the root disk is damaged, QEMU still uses it: %s (QEMU gives no details)",
 		f.layout.inState(dataDisk("data")), f.layout.inState(vmRootDisk("web")))
 	news := f.newsOf("web")
 	await(t, "somebody is told", func() bool { return f.newsOf("web") > news })

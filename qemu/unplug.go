@@ -202,7 +202,8 @@ func (s *session) removeNode(ctx context.Context, node, name string) error {
 // file open. QEMU 7.2 never frees a SCSI disk that was busy when the guest was
 // reset.
 func heldFault(vmID, name string, err error) error {
-	f := fault(vm.CodeQEMUUnresponsive, err, "QEMU of VM %s took %s from the guest and does not close its file", vmID, name)
+	f := fault(vm.CodeQEMUUnresponsive, err, "QEMU of VM %s took %s from the guest and does not close its file",
+		vmID, name)
 	f.Hint = "stop or restart the VM, which closes the file"
 	return f
 }
