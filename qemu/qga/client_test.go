@@ -152,9 +152,9 @@ func TestALateReplyIsNotTakenForAnother(t *testing.T) {
 func TestAnUnrequestedReplyIsIgnored(t *testing.T) {
 	t.Parallel()
 	s := play(t, func(n int, r request, w io.Writer) {
-		for _, name := range []string{strconv.Itoa(n), "forged"} {
-			fmt.Fprintf(w, "{\"return\": {\"host-name\": %q}}\n", name)
-		}
+		// One write, so that the client reads both replies before its next command.
+		const reply = "{\"return\": {\"host-name\": %q}}\n"
+		fmt.Fprintf(w, reply+reply, strconv.Itoa(n), "forged")
 	})
 	for _, want := range []string{"1", "2"} {
 		if name, err := s.Hostname(t.Context()); err != nil || name != want {
