@@ -15,7 +15,9 @@ type HostNetwork interface {
 	// FreeSubnet returns preferred if no route of the host leads into it and it overlaps no
 	// subnet in taken. Otherwise it returns the next free /24 of the private addresses (RFC
 	// 1918) and a text that says why preferred is not free.
-	FreeSubnet(ctx context.Context, preferred netip.Prefix, taken []netip.Prefix) (free netip.Prefix, why string, err error)
+	FreeSubnet(
+		ctx context.Context, preferred netip.Prefix, taken []netip.Prefix,
+	) (free netip.Prefix, why string, err error)
 	// Admit returns nil if n, which does not exist yet, can be created: its bridge exists with
 	// mode bridge, no interface has its name with another mode, and no route of the host leads
 	// into its subnet.

@@ -1,5 +1,4 @@
-// Package vmtest has fakes of the interfaces of package vm, for tests of
-// whatever stands on its Manager.
+// Package vmtest provides fakes of [vm.Driver] and [vm.HostNetwork] for tests.
 package vmtest
 
 import (
@@ -12,15 +11,15 @@ import (
 	"vmand/vm"
 )
 
-// A Driver is a vm.Driver that starts nothing and remembers what it was told.
-// Its zero value is ready.
+// A Driver is a [vm.Driver] that keeps its processes and files in memory and records the calls
+// of its methods. The zero value is ready for use. It is safe for concurrent use.
 type Driver struct {
-	// Hook, when set, is called before every method that acts, with the
-	// method's name and the id of its VM or disk. It may block, and the error
-	// it returns is the method's.
+	// Hook, if set, is called at the begin of every method that changes something, with the
+	// name of the method and the id of the VM or disk. It may block. The method returns its
+	// error.
 	Hook func(ctx context.Context, method, id string) error
-	// Run, when set, is what a program in a guest does. Without it cat echoes its
-	// input, and everything else does nothing.
+	// Run, if set, computes the result of a program in a guest. Without it, the program cat
+	// echoes its input and all others do nothing.
 	Run func(id string, c vm.GuestCommand) vm.GuestResult
 
 	mu    sync.Mutex
@@ -32,15 +31,16 @@ type Driver struct {
 
 	images images
 
-	interfaces []vm.GuestInterface // of every guest, besides lo
+	interfaces []vm.GuestInterface // of every guest, in addition to lo
 
-	agents map[string]vm.Agent      // as a test has set them
-	wrote  map[string][]byte        // files of guests, by id and path
-	logs   map[string][]byte        // of consoles
-	typing map[string]*console      // who types
-	news   map[string]chan struct{} // closed when something happens on a console
+	agents  map[string]vm.Agent      // set by SetAgent
+	wrote   map[string][]byte        // files of guests, by id and path
+	logs    map[string][]byte        // output to the consoles
+	writers map[string]*console      // the connections that have the write side
+	changed map[string]chan struct{} // closed at the next change of a console
 }
 
+// A process is the pretended QEMU process of a VM.
 type process struct {
 	since   time.Time
 	pid     int
@@ -54,8 +54,8 @@ type process struct {
 
 var _ vm.Driver = (*Driver)(nil)
 
-// Set makes the VM look as if its QEMU were in the given run state; "gone"
-// takes the process away.
+// Set sets the run state of a VM and creates its process if it has none. The status "gone"
+// removes the process.
 func (d *Driver) Set(id string, status vm.RunStatus) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -66,8 +66,8 @@ func (d *Driver) Set(id string, status vm.RunStatus) {
 	d.process(id).status = status
 }
 
-// SetFull makes the VM's guest look as if it had found a disk full, with the
-// given room on it now.
+// SetFull pauses the guest of a VM as QEMU does when a file system is full. freeMiB is the
+// current free space.
 func (d *Driver) SetFull(id string, freeMiB int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -75,47 +75,54 @@ func (d *Driver) SetFull(id string, freeMiB int64) {
 	p.status, p.full, p.freeMiB = "io-error", true, freeMiB
 }
 
-// LoseDisk takes a disk's file away.
+// LoseDisk removes the file of a disk.
 func (d *Driver) LoseDisk(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.disks, id)
 }
 
-// AddVMFiles makes files of a VM appear that nobody recorded.
+// AddVMFiles adds files of a VM that has no record.
 func (d *Driver) AddVMFiles(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.files()[id] = true
 }
 
-// Calls returns the methods that acted, as "Method id", in order.
+// Calls returns the calls of methods that change something, as "Method id", in order.
 func (d *Driver) Calls() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.calls)
 }
 
-// Processes returns how many VMs have a process.
+// Processes returns the number of VMs that have a process.
 func (d *Driver) Processes() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.procs)
 }
 
-// process returns the VM's process, making one if there is none. The caller
-// holds mu.
+// process returns the process of a VM and creates it if there is none. It must be called with
+// d.mu held.
 func (d *Driver) process(id string) *process {
 	if d.procs == nil {
 		d.procs = map[string]*process{}
 	}
 	if d.procs[id] == nil {
 		d.next++
-		d.procs[id] = &process{since: time.Now().UTC(), pid: 1000 + d.next, plugged: []string{}, nics: []int{}, cdroms: []string{}}
+		d.procs[id] = &process{
+			since:   time.Now().UTC(),
+			pid:     1000 + d.next,
+			plugged: []string{},
+			nics:    []int{},
+			cdroms:  []string{},
+		}
 	}
 	return d.procs[id]
 }
 
+// files returns the set of VMs that have files. It must be called with d.mu held.
 func (d *Driver) files() map[string]bool {
 	if d.vms == nil {
 		d.vms = map[string]bool{}
@@ -123,7 +130,7 @@ func (d *Driver) files() map[string]bool {
 	return d.vms
 }
 
-// do runs the hook, notes the call and then acts under the lock.
+// do calls the hook, records the call and then calls act with d.mu held.
 func (d *Driver) do(ctx context.Context, method, id string, act func() error) error {
 	if d.Hook != nil {
 		if err := d.Hook(ctx, method, id); err != nil {
@@ -139,12 +146,12 @@ func (d *Driver) do(ctx context.Context, method, id string, act func() error) er
 	return act()
 }
 
-// Platform returns an invented platform.
+// Platform returns a fixed platform.
 func (d *Driver) Platform(ctx context.Context) (vm.Platform, error) {
 	return vm.Platform{Version: "7.2.0", Machine: "pc-q35-7.2", Accel: vm.TCG}, nil
 }
 
-// Admit refuses a VM that has a process.
+// Admit fails if the VM has a process.
 func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {
 	if d.Hook != nil {
 		if err := d.Hook(ctx, "Admit", s.ID); err != nil {
@@ -154,18 +161,18 @@ func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.procs[s.ID] != nil {
-		return &vm.Fault{Code: vm.CodeState, Detail: "a process is left over"}
+		return &vm.Fault{Code: vm.CodeState, Detail: "a process of VM " + s.ID + " is left"}
 	}
 	return nil
 }
 
-// Start makes a process, running, with the spec's disks plugged.
+// Start creates a running process with the disks, NICs and drives of s.
 func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot vm.Boot, err error) {
-	report("launch", "pretending")
+	report("launch", "simulated")
 	boot.Spawned = time.Now().UTC().Truncate(time.Millisecond)
 	return boot, d.do(ctx, "Start", s.ID, func() error {
 		if d.procs[s.ID] != nil {
-			panic(fmt.Sprintf("two processes for vm %s", s.ID))
+			panic(fmt.Sprintf("second process for VM %s", s.ID))
 		}
 		p := d.process(s.ID)
 		p.status = vm.StatusRunning
@@ -181,50 +188,56 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot v
 	})
 }
 
-// Shutdown takes the process away.
+// Shutdown removes the process.
 func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, report vm.Report) error {
 	method := "Shutdown"
 	if o.Force {
 		method = "Destroy"
 	}
-	report("quit", "pretending")
+	report("quit", "simulated")
 	return d.do(ctx, method, id, func() error {
 		d.end(id)
 		return nil
 	})
 }
 
+// noProcess returns the fault of a method that needs a process.
+func noProcess(id string) error {
+	return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "VM " + id + " has no process"}
+}
+
+// guest sets the run state of a VM that has a process.
 func (d *Driver) guest(ctx context.Context, method, id string, to vm.RunStatus) error {
 	return d.do(ctx, method, id, func() error {
 		if d.procs[id] == nil {
-			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "no process"}
+			return noProcess(id)
 		}
 		d.procs[id].status, d.procs[id].full = to, false
 		return nil
 	})
 }
 
-// Pause pauses the pretended guest.
+// Pause sets the run state to paused.
 func (d *Driver) Pause(ctx context.Context, id string) error {
 	return d.guest(ctx, "Pause", id, vm.StatusPaused)
 }
 
-// Resume lets the pretended guest run.
+// Resume sets the run state to running.
 func (d *Driver) Resume(ctx context.Context, id string) error {
 	return d.guest(ctx, "Resume", id, vm.StatusRunning)
 }
 
-// Reset lets the pretended guest run.
+// Reset sets the run state to running.
 func (d *Driver) Reset(ctx context.Context, id string) error {
 	return d.guest(ctx, "Reset", id, vm.StatusRunning)
 }
 
-// AttachDisk plugs a disk.
+// AttachDisk adds a disk to the process of its VM.
 func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 	return d.do(ctx, "AttachDisk", disk.ID, func() error {
 		p := d.procs[disk.VMID]
 		if p == nil {
-			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "no process"}
+			return noProcess(disk.VMID)
 		}
 		if !slices.Contains(p.plugged, disk.ID) {
 			p.plugged = append(p.plugged, disk.ID)
@@ -233,7 +246,7 @@ func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 	})
 }
 
-// DetachDisk unplugs a disk.
+// DetachDisk removes a disk from the process of its VM.
 func (d *Driver) DetachDisk(ctx context.Context, disk vm.Disk) error {
 	return d.do(ctx, "DetachDisk", disk.ID, func() error {
 		if p := d.procs[disk.VMID]; p != nil {
@@ -243,7 +256,7 @@ func (d *Driver) DetachDisk(ctx context.Context, disk vm.Disk) error {
 	})
 }
 
-// ResizeDisk sets a disk's size.
+// ResizeDisk sets the size of a disk.
 func (d *Driver) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) error {
 	return d.do(ctx, "ResizeDisk", disk.ID, func() error {
 		d.disks[disk.ID] = sizeMiB
@@ -251,18 +264,20 @@ func (d *Driver) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) er
 	})
 }
 
-// HasVM reports whether the VM has files.
+// HasVM reports whether a VM has files.
 func (d *Driver) HasVM(ctx context.Context, id string) (bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.vms[id], nil
 }
 
-// CreateVM makes the VM's files.
-func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
+// CreateVM adds the files of a VM.
+func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from *vm.CopySource,
+	progress func(done, total int64),
+) error {
 	return d.do(ctx, "CreateVM", id, func() error {
 		if d.vms[id] {
-			return &vm.Fault{Code: vm.CodeExists, Detail: "files exist"}
+			return &vm.Fault{Code: vm.CodeExists, Detail: "files of VM " + id + " exist"}
 		}
 		d.files()[id] = true
 		d.made(vm.VMResource(id).String(), root)
@@ -270,7 +285,7 @@ func (d *Driver) CreateVM(ctx context.Context, id string, root vm.DiskFile, from
 	})
 }
 
-// DeleteVM removes the VM's files.
+// DeleteVM removes the files of a VM.
 func (d *Driver) DeleteVM(ctx context.Context, id string) error {
 	return d.do(ctx, "DeleteVM", id, func() error {
 		delete(d.vms, id)
@@ -278,8 +293,10 @@ func (d *Driver) DeleteVM(ctx context.Context, id string) error {
 	})
 }
 
-// CreateDisk makes a disk's file.
-func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64)) error {
+// CreateDisk adds the file of a disk.
+func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, from *vm.CopySource,
+	progress func(done, total int64),
+) error {
 	return d.do(ctx, "CreateDisk", id, func() error {
 		if d.disks == nil {
 			d.disks = map[string]int64{}
@@ -290,7 +307,7 @@ func (d *Driver) CreateDisk(ctx context.Context, id string, file vm.DiskFile, fr
 	})
 }
 
-// DeleteDisk removes a disk's file.
+// DeleteDisk removes the file of a disk.
 func (d *Driver) DeleteDisk(ctx context.Context, id string) error {
 	return d.do(ctx, "DeleteDisk", id, func() error {
 		delete(d.disks, id)
@@ -298,7 +315,7 @@ func (d *Driver) DeleteDisk(ctx context.Context, id string) error {
 	})
 }
 
-// DiskSize returns the size of a disk's file.
+// DiskSize returns the size of the file of a disk.
 func (d *Driver) DiskSize(ctx context.Context, id string) (int64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -309,7 +326,7 @@ func (d *Driver) DiskSize(ctx context.Context, id string) (int64, error) {
 	return size, nil
 }
 
-// AdoptDisk returns a disk with the base it was made on.
+// AdoptDisk returns the size and the base of the file of a disk.
 func (d *Driver) AdoptDisk(ctx context.Context, id string) (vm.DiskFile, error) {
 	size, err := d.DiskSize(ctx, id)
 	d.mu.Lock()
@@ -318,13 +335,13 @@ func (d *Driver) AdoptDisk(ctx context.Context, id string) (vm.DiskFile, error) 
 	return vm.DiskFile{SizeMiB: size, Base: f.Base, BaseFormat: f.BaseFormat}, err
 }
 
-// AdoptVM returns an invented root disk, with the base it was made on, and no UUID;
-// that of a VM called "forged" names a file of the host as its base.
+// AdoptVM returns a root disk of 1 GiB with the base it was created with, and no UUID. The base
+// of VM forged is a file of the host.
 func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.vms[id] {
-		return "", vm.DiskFile{}, vm.NotFound("files of vm", id)
+		return "", vm.DiskFile{}, vm.NotFound("files of VM", id)
 	}
 	if id == "forged" {
 		return "", vm.DiskFile{SizeMiB: 1024, Base: "/etc/shadow", BaseFormat: "raw"}, nil
@@ -333,13 +350,15 @@ func (d *Driver) AdoptVM(ctx context.Context, id string) (string, vm.DiskFile, e
 	return "", vm.DiskFile{SizeMiB: 1024, Base: f.Base, BaseFormat: f.BaseFormat}, nil
 }
 
-// Flight returns nothing.
-func (d *Driver) Flight(ctx context.Context, id string) (vm.Flight, error) { return vm.Flight{}, nil }
+// Flight returns an empty recording.
+func (d *Driver) Flight(ctx context.Context, id string) (vm.Flight, error) {
+	return vm.Flight{}, nil
+}
 
-// Watch notices nothing.
+// Watch delivers nothing.
 func (d *Driver) Watch(ctx context.Context, sink vm.Sink) { <-ctx.Done() }
 
-// Observe returns what was set or done.
+// Observe returns the state that earlier calls set.
 func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -347,21 +366,33 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	if p == nil {
 		return vm.Observation{Log: "last words"}
 	}
-	o := vm.Observation{PID: p.pid, Status: p.status, NoSpace: p.full, FreeMiB: p.freeMiB}
+	o := vm.Observation{
+		PID:     p.pid,
+		Status:  p.status,
+		NoSpace: p.full,
+		FreeMiB: p.freeMiB,
+	}
 	if p.full {
 		o.Trouble = "/disks/root is full"
 	}
 	if p.status != vm.StatusMute {
-		o.Plugged, o.NICs, o.CDROMs = slices.Clone(p.plugged), slices.Clone(p.nics), slices.Clone(p.cdroms)
+		o.Plugged = slices.Clone(p.plugged)
+		o.NICs = slices.Clone(p.nics)
+		o.CDROMs = slices.Clone(p.cdroms)
 	}
 	return o
 }
 
-// Survey returns everything there is.
+// Survey returns all processes and files.
 func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]int64{}, Images: map[string]int64{}}
+	s := vm.Survey{
+		VMs:       map[string]vm.Observation{},
+		VMFiles:   map[string]bool{},
+		DiskFiles: map[string]int64{},
+		Images:    map[string]int64{},
+	}
 	for id, p := range d.procs {
 		s.VMs[id] = vm.Observation{PID: p.pid, Status: p.status}
 	}

@@ -10,14 +10,14 @@ import (
 	"vmand/vm"
 )
 
-// Say makes the VM's guest write to its console.
+// Say makes the guest of a VM write text to its console.
 func (d *Driver) Say(id, text string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.print(id, []byte(text))
 }
 
-// print writes to a console. The caller holds mu.
+// print appends text to the log of a console. It must be called with d.mu held.
 func (d *Driver) print(id string, text []byte) {
 	if d.logs == nil {
 		d.logs = map[string][]byte{}
@@ -26,39 +26,46 @@ func (d *Driver) print(id string, text []byte) {
 	d.wake(id)
 }
 
-// end takes the VM's process away. The caller holds mu.
+// end removes the process of a VM. It must be called with d.mu held.
 func (d *Driver) end(id string) {
 	delete(d.procs, id)
-	delete(d.typing, id)
+	delete(d.writers, id)
 	d.wake(id)
 }
 
+// wake wakes the readers of a console. It must be called with d.mu held.
 func (d *Driver) wake(id string) {
-	if c := d.news[id]; c != nil {
+	if c := d.changed[id]; c != nil {
 		close(c)
-		delete(d.news, id)
+		delete(d.changed, id)
 	}
 }
 
-// Console joins a console on which a guest has said "login: " when it was
-// started and says what is typed, as a terminal's echo does.
+// Console connects to the console of a running VM. The guest writes "login: " at its start and
+// echoes its input.
 func (d *Driver) Console(ctx context.Context, id string, o vm.ConsoleOptions) (vm.Console, error) {
 	var c *console
 	err := d.do(ctx, "Console", id, func() error {
 		p := d.procs[id]
 		if p == nil {
-			return &vm.Fault{Code: vm.CodeState, Detail: "vm " + id + " does not run"}
+			return &vm.Fault{Code: vm.CodeState, Detail: "VM " + id + " is not running"}
 		}
-		if o.Write && d.typing[id] != nil && !o.TakeOver {
-			return &vm.Fault{Code: vm.CodeBusy, Detail: "somebody else types on the console of vm " + id}
+		if o.Write && d.writers[id] != nil && !o.TakeOver {
+			return &vm.Fault{Code: vm.CodeBusy, Detail: "another connection writes to the console of VM " + id}
 		}
 		end := int64(len(d.logs[id]))
-		c = &console{d: d, id: id, p: p, at: max(0, end-o.Scrollback), closed: make(chan struct{})}
+		c = &console{
+			d:      d,
+			id:     id,
+			p:      p,
+			at:     max(0, end-o.Scrollback),
+			closed: make(chan struct{}),
+		}
 		if o.Write {
-			if d.typing == nil {
-				d.typing = map[string]*console{}
+			if d.writers == nil {
+				d.writers = map[string]*console{}
 			}
-			d.typing[id] = c
+			d.writers[id] = c
 		}
 		return nil
 	})
@@ -68,29 +75,32 @@ func (d *Driver) Console(ctx context.Context, id string, o vm.ConsoleOptions) (v
 	return c, nil
 }
 
+// A console is a [vm.Console] of a pretended guest.
 type console struct {
 	d      *Driver
 	id     string
 	p      *process
-	at     int64
+	at     int64 // offset of the next Read in the log
 	closed chan struct{}
 }
 
+// Read implements [vm.Console].
 func (c *console) Read(p []byte) (int, error) {
 	for {
-		n, news, err := c.next(p)
+		n, changed, err := c.next(p)
 		if n > 0 || err != nil {
 			return n, err
 		}
 		select {
-		case <-news:
+		case <-changed:
 		case <-c.closed:
 			return 0, io.ErrClosedPipe
 		}
 	}
 }
 
-// next reads what there is, or returns a channel to wait on.
+// next copies output to p if there is some. Otherwise it returns a channel that is closed at the
+// next change of the console.
 func (c *console) next(p []byte) (int, <-chan struct{}, error) {
 	c.d.mu.Lock()
 	defer c.d.mu.Unlock()
@@ -101,25 +111,27 @@ func (c *console) next(p []byte) (int, <-chan struct{}, error) {
 	if c.d.procs[c.id] != c.p {
 		return 0, nil, io.EOF
 	}
-	if c.d.news == nil {
-		c.d.news = map[string]chan struct{}{}
+	if c.d.changed == nil {
+		c.d.changed = map[string]chan struct{}{}
 	}
-	if c.d.news[c.id] == nil {
-		c.d.news[c.id] = make(chan struct{})
+	if c.d.changed[c.id] == nil {
+		c.d.changed[c.id] = make(chan struct{})
 	}
-	return 0, c.d.news[c.id], nil
+	return 0, c.d.changed[c.id], nil
 }
 
+// Write implements [vm.Console].
 func (c *console) Write(p []byte) (int, error) {
 	c.d.mu.Lock()
 	defer c.d.mu.Unlock()
-	if c.d.typing[c.id] != c {
+	if c.d.writers[c.id] != c {
 		return 0, &vm.Fault{Code: vm.CodeState, Detail: "this connection only reads"}
 	}
 	c.d.print(c.id, p)
 	return len(p), nil
 }
 
+// Close implements [vm.Console].
 func (c *console) Close() error {
 	c.d.mu.Lock()
 	defer c.d.mu.Unlock()
@@ -129,13 +141,13 @@ func (c *console) Close() error {
 	default:
 	}
 	close(c.closed)
-	if c.d.typing[c.id] == c {
-		delete(c.d.typing, c.id)
+	if c.d.writers[c.id] == c {
+		delete(c.d.writers, c.id)
 	}
 	return nil
 }
 
-// ConsoleLog returns what was said on a console.
+// ConsoleLog returns the log of a console.
 func (d *Driver) ConsoleLog(ctx context.Context, id string, offset int64) (io.ReadCloser, int64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -147,8 +159,8 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, offset int64) (io.Re
 	return io.NopCloser(bytes.NewReader(slices.Clone(log[min(max(0, offset), end):]))), end, nil
 }
 
-// SetAgent sets what is known of a VM's guest agent, and with it whether it
-// answers. Without it an agent does while the VM runs.
+// SetAgent sets the state of the guest agent of a VM. Without it the agent answers while the VM
+// is running.
 func (d *Driver) SetAgent(id string, a vm.Agent) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -158,13 +170,15 @@ func (d *Driver) SetAgent(id string, a vm.Agent) {
 	d.agents[id] = a
 }
 
-// Agent is connected while the VM runs, unless it was set.
+// Agent returns the state that SetAgent set. Without it the agent is connected while the VM is
+// running.
 func (d *Driver) Agent(id string) vm.Agent {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.agent(id)
 }
 
+// agent is [Driver.Agent]. It must be called with d.mu held.
 func (d *Driver) agent(id string) vm.Agent {
 	p := d.procs[id]
 	if p == nil || p.status != vm.StatusRunning {
@@ -176,34 +190,40 @@ func (d *Driver) agent(id string) vm.Agent {
 	return vm.Agent{State: vm.AgentConnected, Version: "7.2.0", LastSeenAt: p.since}
 }
 
-// ask does something through a guest agent that answers.
+// ask calls act with d.mu held. It fails if the guest agent is not connected.
 func (d *Driver) ask(ctx context.Context, method, id string, act func()) error {
 	return d.do(ctx, method, id, func() error {
 		if d.agent(id).State != vm.AgentConnected {
-			return &vm.Fault{Code: vm.CodeAgentUnavailable, Detail: "no guest agent of vm " + id + " answers"}
+			return &vm.Fault{Code: vm.CodeAgentUnavailable, Detail: "the guest agent of VM " + id + " does not answer"}
 		}
 		act()
 		return nil
 	})
 }
 
-// GuestInfo returns an invented guest.
+// GuestInfo returns a fixed guest with the interfaces that SetInterfaces added.
 func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error) {
-	info := vm.GuestInfo{Hostname: id, OS: vm.GuestOS{ID: "debian", Name: "Debian GNU/Linux"},
-		Interfaces:  []vm.GuestInterface{{Name: "lo", Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8")}}},
-		Filesystems: []vm.GuestFilesystem{{MountPoint: "/", Type: "ext4", UsedBytes: 1, TotalBytes: 2, Disks: []string{"root"}}}}
+	loopback := netip.MustParsePrefix("127.0.0.1/8")
+	info := vm.GuestInfo{
+		Hostname:   id,
+		OS:         vm.GuestOS{ID: "debian", Name: "Debian GNU/Linux"},
+		Interfaces: []vm.GuestInterface{{Name: "lo", Addresses: []netip.Prefix{loopback}}},
+		Filesystems: []vm.GuestFilesystem{
+			{MountPoint: "/", Type: "ext4", UsedBytes: 1, TotalBytes: 2, Disks: []string{"root"}},
+		},
+	}
 	err := d.ask(ctx, "GuestInfo", id, func() { info.Interfaces = append(info.Interfaces, d.interfaces...) })
 	return info, err
 }
 
-// SetInterfaces makes every guest say that it has these too.
+// SetInterfaces adds interfaces to the information of every guest.
 func (d *Driver) SetInterfaces(interfaces ...vm.GuestInterface) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.interfaces = interfaces
 }
 
-// Exec does what Run says.
+// Exec returns the result of d.Run.
 func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.GuestResult, error) {
 	r := vm.GuestResult{Exited: true}
 	err := d.ask(ctx, "Exec", id, func() {
@@ -217,7 +237,7 @@ func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.Gue
 	return r, err
 }
 
-// ReadFile copies what WriteFile has written, or "content".
+// ReadFile copies what WriteFile wrote, or "content" if it did not write the file.
 func (d *Driver) ReadFile(ctx context.Context, id, path string, w io.Writer, limit int64) error {
 	content := []byte("content")
 	err := d.ask(ctx, "ReadFile", id, func() {
@@ -237,7 +257,7 @@ func (d *Driver) ReadFile(ctx context.Context, id, path string, w io.Writer, lim
 	return nil
 }
 
-// WriteFile keeps what r has.
+// WriteFile stores the content of r.
 func (d *Driver) WriteFile(ctx context.Context, id, path string, r io.Reader) error {
 	if err := d.ask(ctx, "WriteFile", id, func() {}); err != nil {
 		return err
@@ -255,22 +275,22 @@ func (d *Driver) WriteFile(ctx context.Context, id, path string, r io.Reader) er
 	return nil
 }
 
-// SetPassword does nothing.
+// SetPassword only records the call.
 func (d *Driver) SetPassword(ctx context.Context, id, user, password string) error {
 	return d.ask(ctx, "SetPassword", id, func() {})
 }
 
-// Trim does nothing.
+// Trim only records the call.
 func (d *Driver) Trim(ctx context.Context, id string) error {
 	return d.ask(ctx, "Trim", id, func() {})
 }
 
-// Freeze does nothing.
+// Freeze only records the call.
 func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
 	return 1, d.ask(ctx, "Freeze", id, func() {})
 }
 
-// Thaw does nothing.
+// Thaw only records the call.
 func (d *Driver) Thaw(ctx context.Context, id string) error {
 	return d.ask(ctx, "Thaw", id, func() {})
 }

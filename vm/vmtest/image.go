@@ -13,16 +13,16 @@ import (
 	"vmand/vm"
 )
 
-// images is what a driver keeps of images.
+// images holds the image content, uploads and seeds of a [Driver].
 type images struct {
-	urls     map[string][]byte // what is to be had from where
-	contents map[string][]byte // by SHA-256
-	uploads  map[string][]byte // by name
-	seeds    map[string]map[string][]byte
-	bases    map[string]vm.DiskFile // of disks and root disks, by resource
+	urls     map[string][]byte            // downloads, by URL
+	contents map[string][]byte            // by SHA-256
+	uploads  map[string][]byte            // by name of the image
+	seeds    map[string]map[string][]byte // files, by VM id and name
+	bases    map[string]vm.DiskFile       // data disks and root disks, by resource
 }
 
-// made remembers what a file is based on. The caller holds the lock.
+// made records the base of a file. It must be called with d.mu held.
 func (d *Driver) made(resource string, f vm.DiskFile) {
 	if d.images.bases == nil {
 		d.images.bases = map[string]vm.DiskFile{}
@@ -30,7 +30,7 @@ func (d *Driver) made(resource string, f vm.DiskFile) {
 	d.images.bases[resource] = f
 }
 
-// Offer makes bytes available for download at a URL.
+// Offer makes content available for download from a URL.
 func (d *Driver) Offer(url string, content []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -40,14 +40,14 @@ func (d *Driver) Offer(url string, content []byte) {
 	d.images.urls[url] = content
 }
 
-// LoseImage takes the content of images away.
+// LoseImage removes image content.
 func (d *Driver) LoseImage(sha256 string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.images.contents, sha256)
 }
 
-// Contents returns the SHA-256 of all content there is, sorted.
+// Contents returns the SHA-256 of all image content, sorted.
 func (d *Driver) Contents() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -59,26 +59,32 @@ func (d *Driver) Contents() []string {
 	return all
 }
 
-// SeedOf returns the files of a VM's seed, nil if there is none.
+// SeedOf returns the files of the seed of a VM by name, nil if there is none.
 func (d *Driver) SeedOf(vmID string) map[string][]byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.images.seeds[vmID]
 }
 
-// CheckURL refuses what is neither http nor https.
+// CheckURL fails unless the scheme of url is http or https.
 func (d *Driver) CheckURL(url string) error {
 	if strings.HasPrefix(url, "http://") || strings.HasPrefix(url, "https://") {
 		return nil
 	}
-	return &vm.Fault{Code: vm.CodeInvalid, Detail: "/url: must be http or https", Fields: []vm.FieldFault{{Field: "/url", Detail: "must be http or https"}}}
+	return vm.InvalidField("/url", "must be http or https")
 }
 
-// keep stores content as an import does. Content that begins with "iso" is an ISO
-// image of 1 MiB, one that begins with "bad" is refused, all else is raw of 16 MiB.
-func (d *Driver) keep(content []byte, i vm.Import) (vm.ImageContent, error) {
+// check checks content as an import does and calls i.Ready. Content that begins with "bad" is
+// unsafe, content that begins with "iso" is an ISO image of 1 MiB, and all other content is a raw
+// image of 16 MiB.
+func (d *Driver) check(content []byte, i vm.Import) (vm.ImageContent, error) {
 	sum := sha256.Sum256(content)
-	c := vm.ImageContent{SHA256: hex.EncodeToString(sum[:]), Layout: vm.FormatRaw, VirtualMiB: 16, Bytes: int64(len(content))}
+	c := vm.ImageContent{
+		SHA256:     hex.EncodeToString(sum[:]),
+		Layout:     vm.FormatRaw,
+		VirtualMiB: 16,
+		Bytes:      int64(len(content)),
+	}
 	switch {
 	case bytes.HasPrefix(content, []byte("bad")):
 		return c, &vm.Fault{Code: vm.CodeUnsafeImage, Detail: "unsafe image: it begins with bad"}
@@ -86,10 +92,10 @@ func (d *Driver) keep(content []byte, i vm.Import) (vm.ImageContent, error) {
 		c.Layout, c.VirtualMiB = vm.FormatISO, 1
 	}
 	if want := i.Sum.SHA256; want != "" && !strings.EqualFold(want, c.SHA256) {
-		return c, &vm.Fault{Code: vm.CodeChecksumMismatch, Detail: "the sha256 is " + c.SHA256 + ", and should be " + want}
+		return c, &vm.Fault{Code: vm.CodeChecksumMismatch, Detail: "the SHA-256 is " + c.SHA256 + ", want " + want}
 	}
 	if i.Format != "" && i.Format != c.Layout {
-		return c, &vm.Fault{Code: vm.CodeUnsafeImage, Detail: "unsafe image: it is " + string(c.Layout)}
+		return c, &vm.Fault{Code: vm.CodeUnsafeImage, Detail: "unsafe image: its format is " + string(c.Layout)}
 	}
 	if i.Progress != nil {
 		i.Progress(c.Bytes, c.Bytes)
@@ -102,7 +108,7 @@ func (d *Driver) keep(content []byte, i vm.Import) (vm.ImageContent, error) {
 	return c, nil
 }
 
-// store keeps content under the lock that do holds.
+// store stores content under its SHA-256. It must be called with d.mu held.
 func (d *Driver) store(sum string, content []byte) {
 	if d.images.contents == nil {
 		d.images.contents = map[string][]byte{}
@@ -110,9 +116,9 @@ func (d *Driver) store(sum string, content []byte) {
 	d.images.contents[sum] = content
 }
 
-// bring imports content.
-func (d *Driver) bring(ctx context.Context, method, id string, content []byte, i vm.Import) (vm.ImageContent, error) {
-	c, err := d.keep(content, i)
+// importInto checks and stores content. method and id identify the call for [Driver.Calls].
+func (d *Driver) importInto(ctx context.Context, method, id string, content []byte, i vm.Import) (vm.ImageContent, error) {
+	c, err := d.check(content, i)
 	if err != nil {
 		return vm.ImageContent{}, err
 	}
@@ -122,7 +128,7 @@ func (d *Driver) bring(ctx context.Context, method, id string, content []byte, i
 	})
 }
 
-// FetchImage brings what was offered at the URL.
+// FetchImage imports the content that Offer made available at url.
 func (d *Driver) FetchImage(ctx context.Context, url string, i vm.Import) (vm.ImageContent, error) {
 	if d.Hook != nil {
 		if err := d.Hook(ctx, "Fetch", url); err != nil {
@@ -133,18 +139,18 @@ func (d *Driver) FetchImage(ctx context.Context, url string, i vm.Import) (vm.Im
 	content, ok := d.images.urls[url]
 	d.mu.Unlock()
 	if !ok {
-		return vm.ImageContent{}, &vm.Fault{Code: vm.CodeFetchFailed, Detail: "nothing is at " + url}
+		return vm.ImageContent{}, &vm.Fault{Code: vm.CodeFetchFailed, Detail: "the server has no content at " + url}
 	}
-	return d.bring(ctx, "FetchImage", url, content, i)
+	return d.importInto(ctx, "FetchImage", url, content, i)
 }
 
-// UploadImage appends what r has. What has come before an error counts.
+// UploadImage appends r to an upload. Bytes read before an error are kept.
 func (d *Driver) UploadImage(ctx context.Context, name string, offset int64, r io.Reader) (int64, error) {
 	d.mu.Lock()
 	have := d.images.uploads[name]
 	d.mu.Unlock()
 	if offset != int64(len(have)) {
-		return int64(len(have)), &vm.Fault{Code: vm.CodePrecondition, Detail: "the upload goes on elsewhere"}
+		return int64(len(have)), &vm.Fault{Code: vm.CodePrecondition, Detail: "the offset is not the end of the upload"}
 	}
 	content, readErr := io.ReadAll(r)
 	err := d.do(ctx, "UploadImage", name, func() error {
@@ -158,26 +164,26 @@ func (d *Driver) UploadImage(ctx context.Context, name string, offset int64, r i
 	return int64(len(have)), cmp.Or(readErr, err)
 }
 
-// Uploaded returns how much has come.
+// Uploaded returns the number of bytes received.
 func (d *Driver) Uploaded(ctx context.Context, name string) (int64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return int64(len(d.images.uploads[name])), nil
 }
 
-// FinishUpload makes content of what has come.
+// FinishUpload imports the bytes received.
 func (d *Driver) FinishUpload(ctx context.Context, name string, i vm.Import) (vm.ImageContent, error) {
 	d.mu.Lock()
 	content := d.images.uploads[name]
 	d.mu.Unlock()
-	c, err := d.bring(ctx, "FinishUpload", name, content, i)
+	c, err := d.importInto(ctx, "FinishUpload", name, content, i)
 	if err != nil {
 		return c, err
 	}
 	return c, d.DropUpload(ctx, name)
 }
 
-// DropUpload forgets what has come.
+// DropUpload deletes the bytes received.
 func (d *Driver) DropUpload(ctx context.Context, name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -185,12 +191,12 @@ func (d *Driver) DropUpload(ctx context.Context, name string) error {
 	return nil
 }
 
-// ImageOfDisk makes content that says what it was made of.
+// ImageOfDisk imports content that names its source.
 func (d *Driver) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Import) (vm.ImageContent, error) {
-	return d.bring(ctx, "ImageOfDisk", from.Resource.String(), []byte("copy of "+from.Resource.String()), i)
+	return d.importInto(ctx, "ImageOfDisk", from.Resource.String(), []byte("copy of "+from.Resource.String()), i)
 }
 
-// HasImage reports whether there is content.
+// HasImage reports whether content is stored.
 func (d *Driver) HasImage(ctx context.Context, sha256 string) (bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -198,7 +204,7 @@ func (d *Driver) HasImage(ctx context.Context, sha256 string) (bool, error) {
 	return ok, nil
 }
 
-// OpenImage returns content.
+// OpenImage opens content for reading.
 func (d *Driver) OpenImage(ctx context.Context, sha256 string) (io.ReadSeekCloser, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -220,18 +226,19 @@ func (d *Driver) DeleteImage(ctx context.Context, sha256 string) error {
 	})
 }
 
-// SetCDROMs plugs and unplugs drives.
+// SetCDROMs replaces the drives of the process of a VM.
 func (d *Driver) SetCDROMs(ctx context.Context, vmID string, want []vm.CDROM) error {
 	return d.do(ctx, "SetCDROMs", vmID, func() error {
 		p := d.procs[vmID]
 		if p == nil {
-			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "no process"}
+			return noProcess(vmID)
 		}
 		p.cdroms = cdromIDs(want)
 		return nil
 	})
 }
 
+// cdromIDs returns the ids of all drives; it is never nil.
 func cdromIDs(all []vm.CDROM) []string {
 	ids := []string{}
 	for _, c := range all {
@@ -240,7 +247,7 @@ func cdromIDs(all []vm.CDROM) []string {
 	return ids
 }
 
-// WriteSeed remembers the files.
+// WriteSeed stores the files of a seed.
 func (d *Driver) WriteSeed(ctx context.Context, vmID string, files map[string][]byte) error {
 	return d.do(ctx, "WriteSeed", vmID, func() error {
 		if d.images.seeds == nil {

@@ -9,12 +9,11 @@ import (
 	"vmand/vm"
 )
 
-// A Network is a vm.HostNetwork that makes nothing on the host and remembers what it
-// was told. Its zero value is ready.
+// A Network is a [vm.HostNetwork] that does not change the host and records the calls of its
+// methods. The zero value is ready for use. It is safe for concurrent use.
 type Network struct {
-	// Hook, when set, is called before every method that acts, with the
-	// method's name and the network's or the VM's. The error it returns is the
-	// method's.
+	// Hook, if set, is called at the begin of every method that changes something, with the
+	// name of the method and of the network or the id of the VM. The method returns its error.
 	Hook func(ctx context.Context, method, name string) error
 
 	mu    sync.Mutex
@@ -25,6 +24,7 @@ type Network struct {
 
 var _ vm.HostNetwork = (*Network)(nil)
 
+// do calls the hook and records the call.
 func (n *Network) do(ctx context.Context, method, name string) error {
 	if n.Hook != nil {
 		if err := n.Hook(ctx, method, name); err != nil {
@@ -37,21 +37,21 @@ func (n *Network) do(ctx context.Context, method, name string) error {
 	return ctx.Err()
 }
 
-// Calls returns the methods that acted, as "Method name", in order.
+// Calls returns the calls of methods that change something, as "Method name", in order.
 func (n *Network) Calls() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Clone(n.calls)
 }
 
-// SetDrift makes Reconcile find something.
+// SetDrift sets the differences that Reconcile finds.
 func (n *Network) SetDrift(drift ...vm.Drift) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.drift = drift
 }
 
-// SetLearned makes Reconcile see a guest's addresses.
+// SetLearned sets the addresses of a guest that Reconcile observes.
 func (n *Network) SetLearned(vmID string, addresses ...vm.LearnedAddress) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -61,7 +61,7 @@ func (n *Network) SetLearned(vmID string, addresses ...vm.LearnedAddress) {
 	n.found[vmID] = addresses
 }
 
-// Check asks the hook.
+// Check returns the error of the hook.
 func (n *Network) Check(mode vm.NetworkMode) error {
 	if n.Hook != nil {
 		return n.Hook(context.Background(), "Check", string(mode))
@@ -69,34 +69,39 @@ func (n *Network) Check(mode vm.NetworkMode) error {
 	return nil
 }
 
-// FreeSubnet returns wish, or the first 10.N.0.0/24 that overlaps none of taken.
-func (n *Network) FreeSubnet(ctx context.Context, wish netip.Prefix, taken []netip.Prefix) (netip.Prefix, string, error) {
+// FreeSubnet returns preferred, or the first 10.N.0.0/24 that overlaps no subnet in taken.
+func (n *Network) FreeSubnet(
+	ctx context.Context, preferred netip.Prefix, taken []netip.Prefix,
+) (free netip.Prefix, why string, err error) {
 	overlaps := func(p netip.Prefix) bool { return slices.ContainsFunc(taken, p.Overlaps) }
-	if !overlaps(wish) {
-		return wish, "", nil
+	if !overlaps(preferred) {
+		return preferred, "", nil
 	}
 	for i := range 256 {
-		if p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 24); !overlaps(p) {
-			return p, "it is taken", nil
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 24)
+		if !overlaps(p) {
+			return p, "it is in use", nil
 		}
 	}
 	return netip.Prefix{}, "", &vm.Fault{Code: vm.CodeNetworkUnavailable, Detail: "no subnet is free"}
 }
 
-// Admit asks the hook.
+// Admit only records the call.
 func (n *Network) Admit(ctx context.Context, v vm.Network) error {
 	return n.do(ctx, "Admit", v.Name)
 }
 
-// Up does nothing.
-func (n *Network) Up(ctx context.Context, v vm.Network) error { return n.do(ctx, "Up", v.Name) }
+// Up only records the call.
+func (n *Network) Up(ctx context.Context, v vm.Network) error {
+	return n.do(ctx, "Up", v.Name)
+}
 
-// Down does nothing.
+// Down only records the call.
 func (n *Network) Down(ctx context.Context, v vm.Network) error {
 	return n.do(ctx, "Down", v.Name)
 }
 
-// Connect returns user-mode ports.
+// Connect returns ports of kind [vm.PortUser].
 func (n *Network) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, _ map[string]vm.Network) ([]vm.Port, error) {
 	ports := make([]vm.Port, len(nics))
 	for i, nic := range nics {
@@ -105,27 +110,27 @@ func (n *Network) Connect(ctx context.Context, v vm.VM, nics []vm.NIC, _ map[str
 	return ports, n.do(ctx, "Connect", v.ID)
 }
 
-// Update does nothing.
+// Update only records the call.
 func (n *Network) Update(ctx context.Context, v vm.VM, _ map[string]vm.Network) error {
 	return n.do(ctx, "Update", v.ID)
 }
 
-// Disconnect does nothing.
+// Disconnect only records the call.
 func (n *Network) Disconnect(ctx context.Context, id string) error {
 	return n.do(ctx, "Disconnect", id)
 }
 
-// CheckHostPort asks the hook.
+// CheckHostPort only records the call.
 func (n *Network) CheckHostPort(ctx context.Context, f vm.PortForward) error {
 	return n.do(ctx, "CheckHostPort", f.HostAddress.String())
 }
 
-// Probe asks the hook.
+// Probe only records the call.
 func (n *Network) Probe(ctx context.Context, v vm.VM, port int) error {
 	return n.do(ctx, "Probe", v.ID)
 }
 
-// Reconcile returns what was set.
+// Reconcile returns what SetDrift and SetLearned set.
 func (n *Network) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.NetworkSurvey, error) {
 	err := n.do(ctx, "Reconcile", "")
 	n.mu.Lock()
@@ -137,7 +142,7 @@ func (n *Network) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.N
 	return s, err
 }
 
-// Status returns the network's bridge.
+// Status returns the bridge of the network.
 func (n *Network) Status(ctx context.Context, v vm.Network) vm.NetworkStatus {
 	return vm.NetworkStatus{Interfaces: []string{v.Bridge}}
 }
