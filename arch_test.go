@@ -78,11 +78,6 @@ var starOfTests = map[string][]string{
 	"test/network":     {"test/harness", "openapi"},
 }
 
-const (
-	maxFunctionLines = 60
-	maxFileLines     = 500
-)
-
 // A source is one Go file of this module.
 type source struct {
 	path      string // from the root of the module
@@ -91,11 +86,6 @@ type source struct {
 	generated bool
 	fset      *token.FileSet
 	ast       *ast.File
-}
-
-// lines returns how many lines n takes.
-func (s source) lines(n ast.Node) int {
-	return s.fset.Position(n.End()).Line - s.fset.Position(n.Pos()).Line + 1
 }
 
 func (s source) position(n ast.Node) token.Position {
@@ -195,20 +185,120 @@ func TestEveryPackageHasOnePackageComment(t *testing.T) {
 	}
 }
 
-func TestHandWrittenCodeStaysSmall(t *testing.T) {
+// Every exported identifier of the packages that others import must have a doc comment
+// that starts with its name; Error needs none.
+func TestExportedIdentifiersAreDocumented(t *testing.T) {
 	for _, s := range sources(t) {
-		if s.test || s.generated {
+		if s.test || s.generated || strings.HasPrefix(s.dir, "test/guest") || s.dir == "." {
 			continue
 		}
-		if n := s.fset.File(s.ast.Pos()).LineCount(); n > maxFileLines {
-			t.Errorf("%s has %d lines, at most %d", s.path, n, maxFileLines)
-		}
 		for _, d := range s.ast.Decls {
-			if f, ok := d.(*ast.FuncDecl); ok && s.lines(f) > maxFunctionLines {
-				t.Errorf("%v: %s has %d lines, at most %d", s.position(f), f.Name, s.lines(f), maxFunctionLines)
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				if d.Name.IsExported() && d.Name.Name != "Error" && exportedReceiver(d) && !startsWith(d.Doc, d.Name.Name) {
+					t.Errorf("%v: %s has no doc comment that starts with its name", s.position(d), d.Name.Name)
+				}
+			case *ast.GenDecl:
+				for _, spec := range d.Specs {
+					ts, ok := spec.(*ast.TypeSpec)
+					if ok && ts.Name.IsExported() && !startsWith(ts.Doc, ts.Name.Name) && !startsWith(d.Doc, ts.Name.Name) {
+						t.Errorf("%v: %s has no doc comment that starts with its name", s.position(ts), ts.Name.Name)
+					}
+				}
 			}
 		}
 	}
+}
+
+// exportedReceiver reports whether f is a function, or a method of an exported type.
+func exportedReceiver(f *ast.FuncDecl) bool {
+	if f.Recv == nil {
+		return true
+	}
+	typ := f.Recv.List[0].Type
+	if star, ok := typ.(*ast.StarExpr); ok {
+		typ = star.X
+	}
+	if index, ok := typ.(*ast.IndexExpr); ok {
+		typ = index.X
+	}
+	id, ok := typ.(*ast.Ident)
+	return ok && id.IsExported()
+}
+
+// startsWith reports whether a doc comment starts with a name, after an article.
+func startsWith(doc *ast.CommentGroup, name string) bool {
+	if doc == nil {
+		return false
+	}
+	words := strings.Fields(doc.Text())
+	if len(words) > 1 && (words[0] == "A" || words[0] == "An" || words[0] == "The") {
+		words = words[1:]
+	}
+	return len(words) > 0 && strings.TrimRight(words[0], ",:") == name
+}
+
+// logKeys are the keys of log attributes: one word for one thing, in every package.
+var logKeys = []string{
+	"backup", "bytes_left", "caller", "config", "count", "data", "details", "disk", "dry_run", "err", "event", "file", "image",
+	"ip", "is", "kind", "listen", "mac", "method", "migration", "mode", "network", "nic", "node", "op", "op_count",
+	"panic", "path", "pid", "port_forward", "program", "reason", "request_id", "resource", "restored_at", "server", "stack",
+	"state", "state_dir", "status", "step", "subnet", "timeout", "took", "usual", "uuid", "version", "vm", "waiting", "was",
+}
+
+func TestLogKeysAreOneWordForOneThing(t *testing.T) {
+	found := 0
+	for _, s := range sources(t) {
+		if s.test || s.generated || strings.HasPrefix(s.dir, "test/") {
+			continue
+		}
+		ast.Inspect(s.ast, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			for _, key := range attributeKeys(call) {
+				found++
+				if word, _ := strconv.Unquote(key.Value); !slices.Contains(logKeys, word) {
+					t.Errorf("%v: log key %q is not one of logKeys", s.position(key), word)
+				}
+			}
+			return true
+		})
+	}
+	if found < 100 {
+		t.Errorf("found only %d log keys", found)
+	}
+}
+
+// attributeKeys returns the literal keys of a call of a logger.
+func attributeKeys(call *ast.CallExpr) []*ast.BasicLit {
+	first := 1 // after the message
+	name := ""
+	switch f := call.Fun.(type) {
+	case *ast.SelectorExpr:
+		name = f.Sel.Name
+	case *ast.Ident: // level := log.Info; level(…)
+		name = f.Name
+	}
+	switch name {
+	case "Debug", "Info", "Warn", "level":
+	case "Error":
+		if len(call.Args) < 3 { // of an error or of a test
+			return nil
+		}
+	case "With":
+		first = 0
+	default:
+		return nil
+	}
+	var keys []*ast.BasicLit
+	for i := first; i < len(call.Args); i += 2 {
+		if lit, ok := call.Args[i].(*ast.BasicLit); ok && lit.Kind == token.STRING {
+			keys = append(keys, lit)
+		}
+	}
+	return keys
 }
 
 // forbidden maps import path and name to why it is not used.

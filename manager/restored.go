@@ -38,7 +38,7 @@ func (e *Engine) AfterRestore(ctx context.Context) error {
 			return err
 		}
 	}
-	e.log.Info("ended the operations of a restored database", "restored_at", restored, "operations", len(open))
+	e.log.Info("ended the operations of a restored database", "restored_at", restored, "op_count", len(open))
 	return e.store.SetNote(ctx, vm.RestoredNote, "")
 }
 

@@ -88,7 +88,7 @@ func (e *Engine) settle(ctx context.Context, resource vm.Resource) (vm.Repair, e
 	r.Changed = r.Changed || len(open) > 0
 	if r.Changed {
 		r.Detail = fmt.Sprintf("recorded %s in place of %s", r.Is, r.Was)
-		e.log.Info("settled", "resource", resource, "was", r.Was, "is", r.Is, "operations_ended", len(open))
+		e.log.Info("settled", "resource", resource, "was", r.Was, "is", r.Is, "op_count", len(open))
 	}
 	return r, nil
 }

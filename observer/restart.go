@@ -189,7 +189,7 @@ func (o *Observer) restart(ctx context.Context, id string) {
 	op, err := guard(o.log, func() (vm.Operation, error) { return o.restarter.RestartDue(callCtx, id) })
 	switch {
 	case err == nil:
-		o.log.Info("restarting a VM by its policy", "vm_id", id, "operation", op.ID)
+		o.log.Info("restarting a VM by its policy", "vm", id, "op", op.ID)
 		return
 	case ctx.Err() != nil:
 		return
@@ -207,7 +207,7 @@ func (o *Observer) restart(ctx context.Context, id string) {
 		return
 	}
 	if o.restarts.refuse(id, err.Error()) {
-		o.log.Warn("cannot restart a VM by its policy; it is tried again", "vm_id", id, "err", err)
+		o.log.Warn("cannot restart a VM by its policy; it is tried again", "vm", id, "err", err)
 	}
 	o.restarts.set(id, time.Now().Add(refusedPause))
 }

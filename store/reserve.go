@@ -84,7 +84,7 @@ func (r *reserve) giveBack() bool {
 		return false // used up
 	}
 	if err != nil {
-		r.log.Warn("reserve of the database not given back", "error", err)
+		r.log.Warn("reserve of the database not given back", "err", err)
 		return false
 	}
 	r.log.Warn("no space left for the database, using its reserve", "file", r.path, "bytes_left", left)
@@ -118,7 +118,7 @@ func (r *reserve) fill() {
 	var err error
 	if r.whole, err = r.allocate(); err != nil {
 		r.next = time.Now().Add(reserveFailed)
-		r.log.Warn("no reserve for the database", "error", err)
+		r.log.Warn("no reserve for the database", "err", err)
 	}
 }
 

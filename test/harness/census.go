@@ -12,6 +12,7 @@ type Census struct {
 	Images   map[string]openapi.Image
 }
 
+// Census returns what the API shows: every VM, disk and image.
 func (d *Daemon) Census() Census {
 	d.T.Helper()
 	c := Census{map[string]openapi.VM{}, map[string]openapi.Disk{}, map[string]bool{}, map[string]openapi.Image{}}

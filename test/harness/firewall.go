@@ -22,6 +22,7 @@ func (n *Namespace) Tables() []*nftables.Table {
 	return ours
 }
 
+// Firewall returns a connection to nftables in the namespace.
 func (n *Namespace) Firewall() *nftables.Conn {
 	n.T.Helper()
 	c, err := nftables.New(nftables.WithNetNSFd(int(n.net.Fd())))

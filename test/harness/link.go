@@ -28,6 +28,7 @@ func (n *Namespace) Master(name string) string {
 	return bridge
 }
 
+// LinkUp sets an interface of the namespace up.
 func (n *Namespace) LinkUp(name string) {
 	n.T.Helper()
 	n.Must("bring up "+name, func() error {

@@ -11,6 +11,7 @@ func (d *Daemon) CreatePortForward(id, protocol, address string, port, guest int
 		"protocol": protocol, "host_address": address, "host_port": port, "guest_port": guest}).Want(201))
 }
 
+// Network returns a network with its leases.
 func (d *Daemon) Network(name string) openapi.NetworkDetails {
 	d.T.Helper()
 	return As[openapi.NetworkDetails](d.Call("GET", "/networks/"+name, nil).Want(200))
@@ -25,6 +26,7 @@ func OnNetworks(networks ...string) map[string]any {
 	return map[string]any{"nics": nics}
 }
 
+// CreateNetwork creates a network; more holds further fields of the request.
 func (d *Daemon) CreateNetwork(name, mode, subnet string, more map[string]any) openapi.Network {
 	d.T.Helper()
 	body := map[string]any{"name": name, "mode": mode, "subnet": subnet}

@@ -91,6 +91,7 @@ func (d *Daemon) QEMUs() []int {
 	return QEMUProcesses(d.T, d.RuntimeDir)
 }
 
+// QEMUProcesses returns the pids of the QEMUs that have an argument containing the text.
 func QEMUProcesses(t testing.TB, argument string) []int {
 	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -112,6 +113,7 @@ func QEMUProcesses(t testing.TB, argument string) []int {
 	return pids
 }
 
+// KillVMs kills every QEMU of the daemon and waits until they are gone.
 func (d *Daemon) KillVMs() {
 	for _, pid := range d.QEMUs() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)

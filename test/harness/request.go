@@ -11,7 +11,7 @@ import (
 	"vmand/openapi"
 )
 
-// An answer is what the API answered.
+// An Answer is a response of the API.
 type Answer struct {
 	T       testing.TB
 	Request string

@@ -26,6 +26,7 @@ func (d *Daemon) Action(id, action string) openapi.VM {
 	return As[openapi.VM](d.Call("POST", "/vms/"+id+"/actions/"+action, nil, Wait).Want(200))
 }
 
+// VM returns a VM.
 func (d *Daemon) VM(id string) openapi.VM {
 	d.T.Helper()
 	return As[openapi.VM](d.Call("GET", "/vms/"+id, nil).Want(200))
@@ -37,6 +38,7 @@ func (d *Daemon) CreateDisk(gib float64) openapi.Disk {
 	return As[openapi.Disk](d.Call("POST", "/disks", map[string]any{"size": gib}).Want(201))
 }
 
+// AttachDisk attaches a disk to the VM of an id.
 func (d *Daemon) AttachDisk(disk, id string) openapi.Disk {
 	d.T.Helper()
 	return As[openapi.Disk](d.Call("POST", "/disks/"+disk+"/attach", map[string]any{"vm_id": id}).Want(200))
@@ -70,6 +72,7 @@ func (d *Daemon) WaitVM(id, state, reason string, patience time.Duration) openap
 	return v
 }
 
+// ForceStop stops a VM by force.
 func (d *Daemon) ForceStop(id string) {
 	d.T.Helper()
 	d.Call("POST", "/vms/"+id+"/actions/stop", map[string]any{"force": true}, Wait).Want(200)

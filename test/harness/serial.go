@@ -16,6 +16,7 @@ type Serial struct {
 	read int // how much of it was matched already
 }
 
+// Serial returns the serial log of a VM, to match what its guest prints.
 func (d *Daemon) Serial(id string) *Serial {
 	return &Serial{t: d.T, file: filepath.Join(d.StateDir, "vms", id, "serial.log")}
 }

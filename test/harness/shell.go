@@ -272,6 +272,7 @@ func (s *Shell) Capture(name string) {
 	s.Run("vmt capture %[1]s >/run/capture.%[1]s 2>&1 & until grep -q capturing /run/capture.%[1]s; do usleep 20000; done", name)
 }
 
+// Captured returns the frames that were captured on an interface of the guest.
 func (s *Shell) Captured(name string) [][]byte {
 	s.Daemon.T.Helper()
 	var frames [][]byte

@@ -51,6 +51,7 @@ func (s *Sniffer) Count(words string) int {
 	return CountFrames(s.frames, words)
 }
 
+// CountFrames returns how many of the frames contain the words.
 func CountFrames(frames [][]byte, words string) int {
 	n := 0
 	for _, f := range frames {
