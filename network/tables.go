@@ -26,6 +26,15 @@ type seenChain struct {
 
 func chainKey(t *nftables.Table, chain string) string { return fmt.Sprint(t.Family, "/", chain) }
 
+// chainTitle returns family, table and name of a chain, as the nft command takes them.
+func chainTitle(t *nftables.Table, chain string) string {
+	family := "inet"
+	if t.Family == bridgeTable.Family {
+		family = "bridge"
+	}
+	return family + " " + t.Name + " " + chain
+}
+
 // readTables returns vmand's tables, or nil if one of them is missing.
 func readTables(conn *nftables.Conn) (*seenTables, error) {
 	seen := &seenTables{chains: map[string]seenChain{}, sets: map[string]bool{}}
@@ -135,7 +144,8 @@ func (seen *seenTables) chainFaults() []string {
 	}
 	for key, c := range seen.chains {
 		if !expected[key] && !strings.Contains(key, "/rate-") {
-			found = append(found, fmt.Sprintf("the nftables chain %s was added by another program", c.Name))
+			found = append(found, fmt.Sprintf("the nftables chain %s was added by another program",
+				chainTitle(c.Table, c.Name)))
 		}
 	}
 	return found
@@ -143,18 +153,19 @@ func (seen *seenTables) chainFaults() []string {
 
 func (seen *seenTables) chainFault(c chainSpec, key string) string {
 	has, ok := seen.chains[key]
+	title := chainTitle(c.table, c.name)
 	if !ok {
-		return fmt.Sprintf("the nftables chain %s is missing", c.name)
+		return fmt.Sprintf("the nftables chain %s is missing", title)
 	}
 	if c.hook != nil && !has.isAt(*c.hook, c.priority) {
-		return fmt.Sprintf("the nftables chain %s has another hook, priority or policy", c.name)
+		return fmt.Sprintf("the nftables chain %s has another hook, priority or policy", title)
 	}
 	var comments []string
 	for _, r := range c.rules {
 		comments = append(comments, r.comment)
 	}
 	if !slices.Equal(comments, has.comments) {
-		return fmt.Sprintf("the rules of the nftables chain %s were changed", c.name)
+		return fmt.Sprintf("the rules of the nftables chain %s were changed", title)
 	}
 	return ""
 }
