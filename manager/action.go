@@ -241,16 +241,7 @@ func (a *powerAction) restart(ctx context.Context, r *run) (vm.Change, error) {
 
 // control changes what a running or paused guest does.
 func (a *powerAction) control(ctx context.Context) (vm.Change, error) {
-	var err error
-	switch a.op {
-	case vm.OpPause:
-		err = a.s.driver.Pause(ctx, a.id)
-	case vm.OpResume:
-		err = a.s.driver.Resume(ctx, a.id)
-	case vm.OpReset:
-		err = a.s.driver.Reset(ctx, a.id)
-	}
-	if err != nil {
+	if err := a.s.driver.Control(ctx, a.id, a.op); err != nil {
 		return vm.Change{}, err
 	}
 	return a.outcome(), nil

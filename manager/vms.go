@@ -51,7 +51,7 @@ func (s *VMs) truth(ctx context.Context, id string) (vm.Change, error) {
 		detail = seen.Trouble
 	}
 	if v.HasRoomAgain(seen) {
-		if err := s.driver.Resume(ctx, id); err != nil {
+		if err := s.driver.Control(ctx, id, vm.OpResume); err != nil {
 			return vm.Change{}, fmt.Errorf("resume VM %s: %w", id, err)
 		}
 		verdict, detail = vm.Verdict{State: vm.Running, Reason: vm.ReasonRequested}, ""

@@ -142,14 +142,14 @@ func (d *DryRun) Shutdown(_ context.Context, id string, o vm.StopOptions, report
 	return fileFault(err, "end VM %s", id)
 }
 
-// Pause implements [vm.Machines].
-func (d *DryRun) Pause(_ context.Context, id string) error { return d.become(id, vm.StatusPaused) }
-
-// Resume implements [vm.Machines].
-func (d *DryRun) Resume(_ context.Context, id string) error { return d.become(id, vm.StatusRunning) }
-
-// Reset implements [vm.Machines].
-func (d *DryRun) Reset(_ context.Context, id string) error { return d.become(id, vm.StatusRunning) }
+// Control implements [vm.Machines].
+func (d *DryRun) Control(_ context.Context, id string, op vm.Op) error {
+	status := vm.StatusRunning
+	if op == vm.OpPause {
+		status = vm.StatusPaused
+	}
+	return d.become(id, status)
+}
 
 // become changes the run state of a VM that has a marker.
 func (d *DryRun) become(id string, s vm.RunStatus) error {

@@ -90,7 +90,7 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	must(t, d.SetForwards(ctx, spec.ID, 2, nil, nil))
 	must(t, d.WriteSeed(ctx, spec.ID, map[string][]byte{"meta-data": []byte("instance-id: 1\n")}))
 	must(t, d.SetCDROMs(ctx, spec.ID, []vm.CDROM{{ID: "cd-2"}, {ID: "cd-1"}}))
-	must(t, d.Pause(ctx, spec.ID))
+	must(t, d.Control(ctx, spec.ID, vm.OpPause))
 
 	d = newDryRun(t, dir)
 	seen, err := d.Survey(ctx)
@@ -102,8 +102,8 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	if !seen.VMFiles[spec.ID] || seen.DiskFiles["data"] != 16 || seen.Storage.SizeMiB == 0 {
 		t.Errorf("after a restart there is %+v", seen)
 	}
-	must(t, d.Resume(ctx, spec.ID))
-	must(t, d.Reset(ctx, spec.ID))
+	must(t, d.Control(ctx, spec.ID, vm.OpResume))
+	must(t, d.Control(ctx, spec.ID, vm.OpReset))
 	must(t, d.DetachDisk(ctx, disk))
 	must(t, d.DetachNIC(ctx, spec.ID, 3))
 	if got := d.Observe(ctx, spec.ID); got.Status != vm.StatusRunning || len(got.Plugged) != 0 || !slices.Equal(got.NICs, []int{2}) {

@@ -185,7 +185,20 @@ func (s *session) markAsked() {
 	}
 }
 
-// Pause implements [vm.Machines].
+// Control implements [vm.Machines].
+func (d *Driver) Control(ctx context.Context, id string, op vm.Op) error {
+	switch op {
+	case vm.OpPause:
+		return d.Pause(ctx, id)
+	case vm.OpResume:
+		return d.Resume(ctx, id)
+	case vm.OpReset:
+		return d.Reset(ctx, id)
+	}
+	return fault(vm.CodeInvalid, nil, "a guest cannot be told to %s", op)
+}
+
+// Pause stops the vCPUs of a VM.
 func (d *Driver) Pause(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {
@@ -194,7 +207,7 @@ func (d *Driver) Pause(ctx context.Context, id string) error {
 	return s.stop(ctx)
 }
 
-// Resume implements [vm.Machines].
+// Resume lets the vCPUs of a VM run.
 func (d *Driver) Resume(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {
@@ -203,7 +216,7 @@ func (d *Driver) Resume(ctx context.Context, id string) error {
 	return s.cont(ctx)
 }
 
-// Reset implements [vm.Machines].
+// Reset resets a VM and lets its vCPUs run.
 func (d *Driver) Reset(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {

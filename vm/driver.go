@@ -39,12 +39,9 @@ type Machines interface {
 	// Shutdown asks the guest to power off and ends the process with increasing force after
 	// o.Timeout, or at once with o.Force. It returns nil when no process is left.
 	Shutdown(ctx context.Context, id string, o StopOptions, report Report) error
-	// Pause stops the vCPUs of the guest.
-	Pause(ctx context.Context, id string) error
-	// Resume runs the vCPUs of a paused guest.
-	Resume(ctx context.Context, id string) error
-	// Reset resets the guest and runs it, also if it was paused.
-	Reset(ctx context.Context, id string) error
+	// Control changes what the guest of a VM does: op is [OpPause], [OpResume] or
+	// [OpReset], which also lets the guest run.
+	Control(ctx context.Context, id string, op Op) error
 }
 
 // Plugger changes the devices of running VMs.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -217,19 +218,14 @@ func (d *Driver) guest(ctx context.Context, method, id string, to vm.RunStatus) 
 	})
 }
 
-// Pause sets the run state to paused.
-func (d *Driver) Pause(ctx context.Context, id string) error {
-	return d.guest(ctx, "Pause", id, vm.StatusPaused)
-}
-
-// Resume sets the run state to running.
-func (d *Driver) Resume(ctx context.Context, id string) error {
-	return d.guest(ctx, "Resume", id, vm.StatusRunning)
-}
-
-// Reset sets the run state to running.
-func (d *Driver) Reset(ctx context.Context, id string) error {
-	return d.guest(ctx, "Reset", id, vm.StatusRunning)
+// Control sets the run state that op leads to. [Driver.Break] and the like know it by the
+// name of op with a capital letter: "Pause".
+func (d *Driver) Control(ctx context.Context, id string, op vm.Op) error {
+	status := vm.StatusRunning
+	if op == vm.OpPause {
+		status = vm.StatusPaused
+	}
+	return d.guest(ctx, strings.ToUpper(string(op[:1]))+string(op[1:]), id, status)
 }
 
 // AttachDisk adds a disk to the process of its VM.
