@@ -57,13 +57,18 @@ var vmReset = verb{
 	points: []string{"guest.reset"},
 }
 
+var vmNMI = verb{
+	kind: vm.VMNMI, timeout: pauseTimeout, preemptible: true,
+	cleanup: leavesNothing, reached: neverKnown, answer: vm.AnswerResource,
+}
+
 // runVerbs are the verbs of what [VMs.Do] can do.
 var runVerbs = map[vm.Op]*verb{
 	vm.OpStart: &vmStart, vm.OpStop: &vmStop, vm.OpRestart: &vmRestart,
-	vm.OpPause: &vmPause, vm.OpResume: &vmResume, vm.OpReset: &vmReset,
+	vm.OpPause: &vmPause, vm.OpResume: &vmResume, vm.OpReset: &vmReset, vm.OpNMI: &vmNMI,
 }
 
-// Do begins an operation on a VM (start, stop, restart, pause, resume or reset) and
+// Do begins an operation on a VM (start, stop, restart, pause, resume, reset or nmi) and
 // returns the VM as it is recorded meanwhile. [Operations.Wait] returns how it ends. The
 // options are for stop and restart. A forced stop cancels any preemptible operation.
 func (s *VMs) Do(ctx context.Context, id string, op vm.Op, o vm.StopOptions) (vm.VM, vm.Operation, error) {

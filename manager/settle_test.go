@@ -197,4 +197,4 @@ func TestManyClientsOnFewVMs(t *testing.T) {
 }
 
 // actions is what can be asked of a VM that exists.
-var actions = []vm.Op{vm.OpStart, vm.OpStop, vm.OpRestart, vm.OpPause, vm.OpResume, vm.OpReset}
+var actions = []vm.Op{vm.OpStart, vm.OpStop, vm.OpRestart, vm.OpPause, vm.OpResume, vm.OpReset, vm.OpNMI}

@@ -38,7 +38,7 @@ type verb struct {
 func allVerbs() []*verb {
 	return []*verb{
 		&templateCreate, &templateDelete,
-		&vmCreate, &vmEdit, &vmDelete, &vmStart, &vmStop, &vmRestart, &vmPause, &vmResume, &vmReset,
+		&vmCreate, &vmEdit, &vmDelete, &vmStart, &vmStop, &vmRestart, &vmPause, &vmResume, &vmReset, &vmNMI,
 		&diskCreate, &diskDelete, &diskAttach, &diskDetach, &diskResize,
 		&imageCreate, &imageUpload, &imageEdit, &imageDelete,
 		&cdromAttach, &cdromEject, &cloudInitSet,

@@ -210,6 +210,7 @@ const (
 	OperationKindVmAdopt           OperationKind = "vm.adopt"
 	OperationKindVmCreate          OperationKind = "vm.create"
 	OperationKindVmDelete          OperationKind = "vm.delete"
+	OperationKindVmNmi             OperationKind = "vm.nmi"
 	OperationKindVmPause           OperationKind = "vm.pause"
 	OperationKindVmReset           OperationKind = "vm.reset"
 	OperationKindVmRestart         OperationKind = "vm.restart"
@@ -2683,6 +2684,13 @@ type UpdateVMParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// SendNMIParams defines parameters for SendNMI.
+type SendNMIParams struct {
+	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
 // PauseVMParams defines parameters for PauseVM.
 type PauseVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
@@ -2876,6 +2884,9 @@ type CreateVMJSONRequestBody = CreateVM
 // UpdateVMJSONRequestBody defines body for UpdateVM for application/json ContentType.
 type UpdateVMJSONRequestBody = UpdateVM
 
+// SendNMIJSONRequestBody defines body for SendNMI for application/json ContentType.
+type SendNMIJSONRequestBody = EmptyRequest
+
 // PauseVMJSONRequestBody defines body for PauseVM for application/json ContentType.
 type PauseVMJSONRequestBody = EmptyRequest
 
@@ -3034,6 +3045,9 @@ type ServerInterface interface {
 	// Change a VM
 	// (PATCH /vms/{id})
 	UpdateVM(ctx echo.Context, iD ID, params UpdateVMParams) error
+	// Send a non-maskable interrupt
+	// (POST /vms/{id}/actions/nmi)
+	SendNMI(ctx echo.Context, iD ID, params SendNMIParams) error
 	// Pause a VM
 	// (POST /vms/{id}/actions/pause)
 	PauseVM(ctx echo.Context, iD ID, params PauseVMParams) error
@@ -4368,6 +4382,42 @@ func (w *ServerInterfaceWrapper) UpdateVM(ctx echo.Context) error {
 	return err
 }
 
+// SendNMI converts echo context to params.
+func (w *ServerInterfaceWrapper) SendNMI(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "id" -------------
+	var iD ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", ctx.Param("id"), &iD, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SendNMIParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Prefer, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Prefer: %s", err))
+		}
+
+		params.Prefer = &Prefer
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SendNMI(ctx, iD, params)
+	return err
+}
+
 // PauseVM converts echo context to params.
 func (w *ServerInterfaceWrapper) PauseVM(ctx echo.Context) error {
 	var err error
@@ -5348,6 +5398,7 @@ func RegisterHandlersWithBaseURL(router EchoRouter, si ServerInterface, baseURL 
 	router.DELETE(baseURL+"/vms/:id", wrapper.DeleteVM)
 	router.GET(baseURL+"/vms/:id", wrapper.GetVM)
 	router.PATCH(baseURL+"/vms/:id", wrapper.UpdateVM)
+	router.POST(baseURL+"/vms/:id/actions/nmi", wrapper.SendNMI)
 	router.POST(baseURL+"/vms/:id/actions/pause", wrapper.PauseVM)
 	router.POST(baseURL+"/vms/:id/actions/reset", wrapper.ResetVM)
 	router.POST(baseURL+"/vms/:id/actions/restart", wrapper.RestartVM)
@@ -5687,6 +5738,13 @@ type UpdateVMRequestObject struct {
 	Body   *UpdateVMJSONRequestBody
 }
 
+// SendNMIRequestObject is a request for SendNMI.
+type SendNMIRequestObject struct {
+	ID     ID `json:"id"`
+	Params SendNMIParams
+	Body   *SendNMIJSONRequestBody
+}
+
 // PauseVMRequestObject is a request for PauseVM.
 type PauseVMRequestObject struct {
 	ID     ID `json:"id"`
@@ -5996,6 +6054,9 @@ type StrictServerInterface interface {
 	// Change a VM
 	// (PATCH /vms/{id})
 	UpdateVM(ctx context.Context, request UpdateVMRequestObject) (Response, error)
+	// Send a non-maskable interrupt
+	// (POST /vms/{id}/actions/nmi)
+	SendNMI(ctx context.Context, request SendNMIRequestObject) (Response, error)
 	// Pause a VM
 	// (POST /vms/{id}/actions/pause)
 	PauseVM(ctx context.Context, request PauseVMRequestObject) (Response, error)
@@ -6627,6 +6688,25 @@ func (sh *strictHandler) UpdateVM(ctx echo.Context, iD ID, params UpdateVMParams
 	request.Body = &body
 
 	response, err := sh.ssi.UpdateVM(ctx.Request().Context(), request)
+	if err != nil {
+		return err
+	}
+	return response.Respond(ctx.Response())
+}
+
+// SendNMI decodes a request for SendNMI and writes the response.
+func (sh *strictHandler) SendNMI(ctx echo.Context, iD ID, params SendNMIParams) error {
+	var request SendNMIRequestObject
+	request.ID = iD
+	request.Params = params
+
+	var body SendNMIJSONRequestBody
+	if err := ctx.Bind(&body); err != nil {
+		return err
+	}
+	request.Body = &body
+
+	response, err := sh.ssi.SendNMI(ctx.Request().Context(), request)
 	if err != nil {
 		return err
 	}

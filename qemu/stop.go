@@ -194,8 +194,19 @@ func (d *Driver) Control(ctx context.Context, id string, op vm.Op) error {
 		return d.Resume(ctx, id)
 	case vm.OpReset:
 		return d.Reset(ctx, id)
+	case vm.OpNMI:
+		return d.NMI(ctx, id)
 	}
 	return fault(vm.CodeInvalid, nil, "a guest cannot be told to %s", op)
+}
+
+// NMI sends a non-maskable interrupt to the vCPUs of a running VM.
+func (d *Driver) NMI(ctx context.Context, id string) error {
+	s, err := d.live(id)
+	if err != nil {
+		return err
+	}
+	return s.execute(ctx, queryTimeout, "inject-nmi", nil, nil)
 }
 
 // Pause stops the vCPUs of a VM.

@@ -209,6 +209,11 @@ func (s *Server) ResetVM(ctx context.Context, r openapi.ResetVMRequestObject) (o
 	return s.act(ctx, r.ID, vm.OpReset, vm.StopOptions{}, r.Params.Prefer, nil)
 }
 
+// SendNMI implements [openapi.StrictServerInterface].
+func (s *Server) SendNMI(ctx context.Context, r openapi.SendNMIRequestObject) (openapi.Response, error) {
+	return s.act(ctx, r.ID, vm.OpNMI, vm.StopOptions{}, r.Params.Prefer, nil)
+}
+
 func stopOptions(force *bool, seconds *int) vm.StopOptions {
 	o := vm.StopOptions{Force: value(force), Timeout: vm.DefaultStopTimeout}
 	if seconds != nil {

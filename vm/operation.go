@@ -39,6 +39,7 @@ const (
 	VMPause    Kind = "vm.pause"
 	VMResume   Kind = "vm.resume"
 	VMReset    Kind = "vm.reset"
+	VMNMI      Kind = "vm.nmi"
 	DiskCreate Kind = "disk.create"
 	DiskDelete Kind = "disk.delete"
 	DiskAttach Kind = "disk.attach"
@@ -66,7 +67,7 @@ const (
 // Kinds lists every kind of operation.
 var Kinds = []Kind{
 	TemplateCreate, TemplateDelete, VMEdit, VMAdopt, DiskAdopt, OrphanTerminate, OrphanDelete,
-	VMCreate, VMDelete, VMStart, VMStop, VMRestart, VMPause, VMResume, VMReset, DiskCreate,
+	VMCreate, VMDelete, VMStart, VMStop, VMRestart, VMPause, VMResume, VMReset, VMNMI, DiskCreate,
 	DiskDelete, DiskAttach, DiskDetach, DiskResize, ImageCreate, ImageUpload, ImageEdit,
 	ImageDelete, CDROMAttach, CDROMEject, CloudInitSet, NetworkCreate, NetworkUpdate,
 	NetworkDelete, NICAttach, NICDetach, NICUpdate, ForwardAdd, ForwardRemove,

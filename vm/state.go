@@ -53,6 +53,7 @@ const (
 	OpPause   Op = "pause"
 	OpResume  Op = "resume"
 	OpReset   Op = "reset"
+	OpNMI     Op = "nmi" // a non-maskable interrupt
 	OpDelete  Op = "delete"
 )
 
@@ -72,6 +73,7 @@ var transitions = map[Op]transition{
 	OpPause:   {from: []State{Running}, to: Paused},
 	OpResume:  {from: []State{Paused}, to: Running},
 	OpReset:   {from: []State{Running, Paused}, to: Running},
+	OpNMI:     {from: []State{Running}, to: Running},
 	OpDelete:  {from: []State{Stopped, Running, Paused, Errored}, via: Stopping, to: Stopped},
 }
 

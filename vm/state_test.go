@@ -13,6 +13,7 @@ var ops = []vm.Op{
 	vm.OpPause,
 	vm.OpResume,
 	vm.OpReset,
+	vm.OpNMI,
 	vm.OpDelete,
 }
 
@@ -28,6 +29,7 @@ var allowed = map[vm.State]map[vm.Op][2]vm.State{
 		vm.OpRestart: {vm.Stopping, vm.Running},
 		vm.OpPause:   {vm.Running, vm.Paused},
 		vm.OpReset:   {vm.Running, vm.Running},
+		vm.OpNMI:     {vm.Running, vm.Running},
 		vm.OpDelete:  {vm.Stopping, vm.Stopped},
 	},
 	vm.Paused: {

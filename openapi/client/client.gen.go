@@ -213,6 +213,7 @@ const (
 	OperationKindVmAdopt           OperationKind = "vm.adopt"
 	OperationKindVmCreate          OperationKind = "vm.create"
 	OperationKindVmDelete          OperationKind = "vm.delete"
+	OperationKindVmNmi             OperationKind = "vm.nmi"
 	OperationKindVmPause           OperationKind = "vm.pause"
 	OperationKindVmReset           OperationKind = "vm.reset"
 	OperationKindVmRestart         OperationKind = "vm.restart"
@@ -2686,6 +2687,13 @@ type UpdateVMParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// SendNMIParams defines parameters for SendNMI.
+type SendNMIParams struct {
+	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
+	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
 // PauseVMParams defines parameters for PauseVM.
 type PauseVMParams struct {
 	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
@@ -2878,6 +2886,9 @@ type CreateVMJSONRequestBody = CreateVM
 
 // UpdateVMJSONRequestBody defines body for UpdateVM for application/json ContentType.
 type UpdateVMJSONRequestBody = UpdateVM
+
+// SendNMIJSONRequestBody defines body for SendNMI for application/json ContentType.
+type SendNMIJSONRequestBody = EmptyRequest
 
 // PauseVMJSONRequestBody defines body for PauseVM for application/json ContentType.
 type PauseVMJSONRequestBody = EmptyRequest
@@ -3137,6 +3148,11 @@ type ClientInterface interface {
 	UpdateVMWithBody(ctx context.Context, iD ID, params *UpdateVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	UpdateVM(ctx context.Context, iD ID, params *UpdateVMParams, body UpdateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SendNMIWithBody request with any body
+	SendNMIWithBody(ctx context.Context, iD ID, params *SendNMIParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	SendNMI(ctx context.Context, iD ID, params *SendNMIParams, body SendNMIJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// PauseVMWithBody request with any body
 	PauseVMWithBody(ctx context.Context, iD ID, params *PauseVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -3876,6 +3892,30 @@ func (c *Client) UpdateVMWithBody(ctx context.Context, iD ID, params *UpdateVMPa
 
 func (c *Client) UpdateVM(ctx context.Context, iD ID, params *UpdateVMParams, body UpdateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUpdateVMRequest(c.Server, iD, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) SendNMIWithBody(ctx context.Context, iD ID, params *SendNMIParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSendNMIRequestWithBody(c.Server, iD, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+func (c *Client) SendNMI(ctx context.Context, iD ID, params *SendNMIParams, body SendNMIJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSendNMIRequest(c.Server, iD, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -6795,6 +6835,68 @@ func NewUpdateVMRequestWithBody(server string, iD ID, params *UpdateVMParams, co
 	return req, nil
 }
 
+// NewSendNMIRequest calls the generic SendNMI builder with application/json body
+func NewSendNMIRequest(server string, iD ID, params *SendNMIParams, body SendNMIJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSendNMIRequestWithBody(server, iD, params, "application/json", bodyReader)
+}
+
+// NewSendNMIRequestWithBody generates requests for SendNMI with any type of body
+func NewSendNMIRequestWithBody(server string, iD ID, params *SendNMIParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithLocation("simple", false, "id", runtime.ParamLocationPath, iD)
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/vms/%s/actions/nmi", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest("POST", queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.Prefer != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "Prefer", runtime.ParamLocationHeader, *params.Prefer)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewPauseVMRequest calls the generic PauseVM builder with application/json body
 func NewPauseVMRequest(server string, iD ID, params *PauseVMParams, body PauseVMJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -8693,6 +8795,11 @@ type ClientWithResponsesInterface interface {
 
 	UpdateVMWithResponse(ctx context.Context, iD ID, params *UpdateVMParams, body UpdateVMJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateVMResponse, error)
 
+	// SendNMIWithBodyWithResponse request with any body
+	SendNMIWithBodyWithResponse(ctx context.Context, iD ID, params *SendNMIParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SendNMIResponse, error)
+
+	SendNMIWithResponse(ctx context.Context, iD ID, params *SendNMIParams, body SendNMIJSONRequestBody, reqEditors ...RequestEditorFn) (*SendNMIResponse, error)
+
 	// PauseVMWithBodyWithResponse request with any body
 	PauseVMWithBodyWithResponse(ctx context.Context, iD ID, params *PauseVMParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PauseVMResponse, error)
 
@@ -9904,6 +10011,39 @@ func (r UpdateVMResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r UpdateVMResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type SendNMIResponse struct {
+	Body                          []byte
+	HTTPResponse                  *http.Response
+	JSON200                       *VM
+	JSON202                       *VM
+	ApplicationproblemJSON400     *BadRequest
+	ApplicationproblemJSON401     *Unauthorized
+	ApplicationproblemJSON403     *Forbidden
+	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
+	ApplicationproblemJSON413     *PayloadTooLarge
+	ApplicationproblemJSON415     *UnsupportedMediaType
+	ApplicationproblemJSON422     *IdempotencyMismatch
+	ApplicationproblemJSON503     *Unavailable
+	ApplicationproblemJSONDefault *OtherProblem
+}
+
+// Status returns HTTPResponse.Status
+func (r SendNMIResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SendNMIResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -11295,6 +11435,23 @@ func (c *ClientWithResponses) UpdateVMWithResponse(ctx context.Context, iD ID, p
 		return nil, err
 	}
 	return ParseUpdateVMResponse(rsp)
+}
+
+// SendNMIWithBodyWithResponse request with arbitrary body returning *SendNMIResponse
+func (c *ClientWithResponses) SendNMIWithBodyWithResponse(ctx context.Context, iD ID, params *SendNMIParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SendNMIResponse, error) {
+	rsp, err := c.SendNMIWithBody(ctx, iD, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSendNMIResponse(rsp)
+}
+
+func (c *ClientWithResponses) SendNMIWithResponse(ctx context.Context, iD ID, params *SendNMIParams, body SendNMIJSONRequestBody, reqEditors ...RequestEditorFn) (*SendNMIResponse, error) {
+	rsp, err := c.SendNMI(ctx, iD, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSendNMIResponse(rsp)
 }
 
 // PauseVMWithBodyWithResponse request with arbitrary body returning *PauseVMResponse
@@ -14573,6 +14730,109 @@ func ParseUpdateVMResponse(rsp *http.Response) (*UpdateVMResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest PayloadTooLarge
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest UnsupportedMediaType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest IdempotencyMismatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest OtherProblem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSendNMIResponse parses an HTTP response from a SendNMIWithResponse call
+func ParseSendNMIResponse(rsp *http.Response) (*SendNMIResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SendNMIResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest VM
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest VM
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Unauthorized
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Forbidden
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest NotFound
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
 		var dest PayloadTooLarge

@@ -43,6 +43,8 @@ var operations = []operation{
 		request: act("reset", nil), status: 200, untold: true},
 	{name: "vm.reset, paused", inner: []string{"guest.reset"}, prepare: paused,
 		request: act("reset", nil), status: 200, done: is("running"), untold: true},
+	{name: "vm.nmi", prepare: running,
+		request: act("nmi", nil), status: 200, untold: true},
 	{name: "vm.update", once: true, prepare: stopped,
 		request: func(x target) (string, string, any) {
 			return "PATCH", "/vms/" + x.vm, map[string]any{"description": "new"}
