@@ -1,6 +1,7 @@
 package vm_test
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -55,5 +56,86 @@ func TestSlot(t *testing.T) {
 		if lun, ok := vm.Slot(mountPoint); lun != want || ok != (want != 0) {
 			t.Errorf("Slot(%q) = %d, %t; want %d", mountPoint, lun, ok, want)
 		}
+	}
+}
+
+func TestPlaceDisk(t *testing.T) {
+	at := func(mountPoints ...string) (disks []vm.Disk) {
+		for i, m := range mountPoints {
+			disks = append(disks, vm.Disk{ID: fmt.Sprintf("disk-%d", i), MountPoint: m})
+		}
+		return disks
+	}
+	var full []string
+	for letter := 'b'; len(full) < vm.MaxDisks; letter++ {
+		full = append(full, "/dev/sd"+string(letter))
+	}
+	tests := []struct {
+		name       string
+		mountPoint string
+		attached   []vm.Disk
+		want       string
+		code       vm.Code // of the fault; empty for none
+		detail     string
+	}{
+		{"the first", "", nil, "/dev/sdb", "", ""},
+		{"the lowest free one", "", at("/dev/sdd", "/dev/vdb"), "/dev/sdc", "", ""},
+		{"a requested one", "/dev/vdz", at("/dev/sdb"), "/dev/vdz", "", ""},
+		{"the last free one", "", at(full[1:]...), "/dev/sdb", "", ""},
+		{
+			"a slot in use under another name", "/dev/xvdb", at("/dev/sdb"), "", vm.CodeInUse,
+			"mount point /dev/xvdb of VM web-1 is in use by disk disk-0",
+		},
+		{
+			"not a mount point", "/dev/sda", nil, "", vm.CodeInvalid,
+			`/mount_point: "/dev/sda" is not a mount point: use /dev/sdb to /dev/sdz, or the same with vd or xvd`,
+		},
+		{
+			"too many disks", "/dev/sdz", at(full...), "", vm.CodeLimitReached,
+			"VM web-1 already has 24 data disks, the maximum",
+		},
+	}
+	for _, tt := range tests {
+		got, err := vm.VM{ID: "web-1"}.PlaceDisk(tt.mountPoint, tt.attached)
+		var f *vm.Fault
+		if errors.As(err, &f); f == nil {
+			f = &vm.Fault{}
+		}
+		if got != tt.want || f.Code != tt.code || f.Detail != tt.detail {
+			t.Errorf("%s: got %q, %v; want %q, %s %s", tt.name, got, err, tt.want, tt.code, tt.detail)
+		}
+	}
+}
+
+func TestNewDiskCheck(t *testing.T) {
+	tests := []struct {
+		name  string
+		disk  vm.NewDisk
+		field string // of the fault; empty: valid
+	}{
+		{"a size", vm.NewDisk{SizeMiB: 1}, ""},
+		{"the maximum size", vm.NewDisk{SizeMiB: vm.MaxDiskMiB, MountPoint: "/dev/vdc"}, ""},
+		{"the size of an image", vm.NewDisk{Image: "debian-12"}, ""},
+		{"the size of a disk", vm.NewDisk{FromDisk: "disk-x"}, ""},
+		{"no size", vm.NewDisk{}, "/size"},
+		{"a negative size", vm.NewDisk{SizeMiB: -1, Image: "debian-12"}, "/size"},
+		{"too large", vm.NewDisk{SizeMiB: vm.MaxDiskMiB + 1}, "/size"},
+		{"two sources", vm.NewDisk{Image: "debian-12", FromDisk: "disk-x"}, "/from_disk"},
+		{"the root disk's place", vm.NewDisk{SizeMiB: 1, MountPoint: "/dev/sda"}, "/mount_point"},
+	}
+	for _, tt := range tests {
+		err := tt.disk.Check()
+		var f *vm.Fault
+		if errors.As(err, &f); (tt.field == "") != (err == nil) || f != nil && f.Fields[0].Field != tt.field {
+			t.Errorf("%s: got %v; want a fault of %q", tt.name, err, tt.field)
+		}
+	}
+}
+
+func TestReleasedDisk(t *testing.T) {
+	d := vm.Disk{ID: "disk-x", State: vm.DiskDetaching, VMID: "web-1", MountPoint: "/dev/sdb", Reason: "the guest is busy"}
+	want := vm.DiskUpdate{From: vm.DiskDetaching, Disk: vm.Disk{ID: "disk-x", State: vm.DiskAvailable}}
+	if got := d.Released(); got != want {
+		t.Errorf("Released = %+v; want %+v", got, want)
 	}
 }

@@ -74,7 +74,7 @@ type Plugger interface {
 // Files stores the files of VMs and data disks.
 type Files interface {
 	// HasVM reports whether files of a VM with this id exist, recorded or not. A new VM must
-	// never take over the files of a VM whose record is lost.
+	// never take over the files of a VM that lost its record.
 	HasVM(ctx context.Context, id string) (bool, error)
 	// CreateVM creates the directory and the root disk of a VM durably. The root disk is a copy
 	// of from, or if from is nil an overlay of root.Base or empty. progress reports bytes; it

@@ -2,13 +2,13 @@ package vm
 
 import "time"
 
-// RestartPolicy determines when a VM that ended without a request is restarted. A VM whose
-// desired state is stopped is never restarted.
+// RestartPolicy determines when a VM that ended without a request is restarted. A VM with the
+// desired state stopped is never restarted.
 type RestartPolicy string
 
-// The restart policies. A failure is a QEMU process that is gone or failed to start, a guest
-// whose kernel panicked or whose watchdog fired, or an internal error of QEMU. RestartAlways
-// also restarts a guest that powered itself off.
+// The restart policies. A failure is a QEMU process that is gone or failed to start, a kernel
+// panic of the guest, an expired watchdog, or an internal error of QEMU. RestartAlways also
+// restarts a guest that powered itself off.
 const (
 	RestartNever     RestartPolicy = "never"
 	RestartOnFailure RestartPolicy = "on-failure"

@@ -35,8 +35,8 @@ func (s Seed) InstanceID(v VM) string {
 // networks of the NICs of v by name. The result depends on the arguments only.
 //
 // The structured fields become one #cloud-config document. It is the user data if s has none.
-// Otherwise it is vendor data, whose keys the user data of s overrides. The vendor data of s
-// follows it and overrides its keys.
+// Otherwise it is vendor data, and the user data of s overrides its keys. The vendor data of s
+// follows it and overrides its keys too.
 func SeedFiles(v VM, s Seed, networks map[string]Network) map[string][]byte {
 	files := map[string][]byte{
 		"meta-data": toYAML(map[string]string{
@@ -189,7 +189,7 @@ func networkConfig(nics []NIC, networks map[string]Network) []byte {
 	return toYAML(config)
 }
 
-// multipartData returns a MIME message whose parts are pieces of user data. cloud-init detects
+// multipartData returns a MIME message with pieces of user data as its parts. cloud-init detects
 // the type of a text/plain part by its first line, and processes nested messages.
 func multipartData(pieces ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(pieces, "\x00")))

@@ -49,8 +49,8 @@ const (
 	MaxDelay = time.Hour
 )
 
-// An Autostart controls the start of a VM after the host has booted. Only a VM whose
-// desired state is running is started.
+// An Autostart controls the start of a VM after the host has booted. Only a VM with
+// the desired state running is started.
 type Autostart struct {
 	Enabled bool
 	Order   int           // lower values start first; equal values start in order of creation
@@ -75,7 +75,7 @@ const (
 	DesiredStopped Desired = "stopped"
 )
 
-// Live reports whether v has a QEMU process whose devices can be changed.
+// Live reports whether v has a QEMU process that can plug and unplug devices.
 func (v VM) Live() bool { return v.State == Running || v.State == Paused }
 
 // Version returns the recorded version of v.

@@ -42,7 +42,7 @@ func (w Why) Explain() []string {
 	case w.Busy != "":
 		add("It is being changed by %s.", w.Busy)
 	case !w.Agrees:
-		add("The record is wrong: it is %s (%s). The next pass of the observer will correct the record.",
+		add("The record is wrong: the state is %s (%s). The next pass of the observer will correct the record.",
 			w.Verdict.State, reasonWords(w.Verdict.Reason))
 	}
 	words = append(words, w.explainDevices()...)

@@ -1,0 +1,81 @@
+package vm
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestExplain(t *testing.T) {
+	running := VM{ID: "web-1", State: Running, Reason: ReasonRequested, Desired: DesiredRunning, Restart: RestartNever}
+	paused := running
+	paused.State, paused.Reason, paused.ReasonDetail = Paused, ReasonDiskFull, "/disks/root is full"
+	paused.NICs = []NIC{
+		{Slot: 0, State: NICDetaching},
+		{Slot: 1, State: NICAttached},
+		{Slot: 2, State: NICAttached, LinkDown: true},
+	}
+	paused.Restart, paused.Restarts, paused.RestartAt = RestartAlways, 2, time.Unix(1700000000, 0)
+	const ending = "Its desired state is running, its restart policy is never, and it has had 0 consecutive automatic restarts."
+	for _, c := range []struct {
+		name string
+		why  Why
+		want []string
+	}{
+		{
+			"the record is right", Why{Recorded: running, Seen: Observation{PID: 7, Status: StatusRunning}, Agrees: true},
+			[]string{
+				"VM web-1 is recorded as running: a request asked for it.",
+				"Its QEMU process 7 is alive and reports the guest as running.",
+				ending,
+			},
+		},
+		{
+			"the record is wrong", Why{Recorded: running, Verdict: Verdict{State: Errored, Reason: ReasonCrashed}},
+			[]string{
+				"VM web-1 is recorded as running: a request asked for it.",
+				"It has no QEMU process.",
+				"The record is wrong: the state is error (its QEMU process vanished). The next pass of the observer will correct the record.",
+				ending,
+			},
+		},
+		{
+			"an operation is in progress",
+			Why{Recorded: running, Seen: Observation{PID: 7}, Busy: "operation vm.stop of vms/web-1 (1)"},
+			[]string{
+				"VM web-1 is recorded as running: a request asked for it.",
+				"Its QEMU process 7 is alive but does not answer on its monitor.",
+				"It is being changed by operation vm.stop of vms/web-1 (1).",
+				ending,
+			},
+		},
+		{
+			"devices", Why{
+				Recorded: paused,
+				Agrees:   true,
+				Seen: Observation{
+					PID: 7, Status: "io-error", Trouble: "no space left",
+					Plugged: []string{}, NICs: []int{0, 2},
+				},
+				Disks: []Disk{{ID: "disk-a", State: DiskAttached}, {ID: "disk-b", State: DiskDetaching}},
+			},
+			[]string{
+				"VM web-1 is recorded as paused: the file system of a disk was full.",
+				"Recorded detail: /disks/root is full",
+				"Its QEMU process 7 is alive and reports the guest as io-error.",
+				"QEMU reports a problem: no space left.",
+				"Its disk disk-a is recorded as attached, but QEMU does not have it.",
+				"Its disk disk-b is detaching.",
+				"Its NIC 0 is detaching.",
+				"Its NIC 1 is recorded, but QEMU does not have it.",
+				"The link of its NIC 2 is down.",
+				"Its desired state is running, its restart policy is always, and it has had 2 consecutive automatic restarts.",
+				"The next automatic restart is due at 2023-11-14T22:13:20.000Z.",
+			},
+		},
+	} {
+		if got := c.why.Explain(); !slices.Equal(got, c.want) {
+			t.Errorf("%s: got\n%q\n; want\n%q", c.name, got, c.want)
+		}
+	}
+}
