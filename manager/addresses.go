@@ -58,7 +58,7 @@ func (s *NICs) place(ctx context.Context, v vm.VM, slot int, want vm.NewNIC, fie
 	name := cmp.Or(want.Network, vm.DefaultNetwork)
 	network, err := s.store.Network(ctx, name)
 	if errors.Is(err, vm.ErrNotFound) {
-		f := vm.InvalidField(field+"/network", "network %q not found", name)
+		f := vm.InvalidField(field+"/network", "network %s not found", name)
 		if want.Network == "" {
 			f.Hint = "create the network, name another one, or give nics: [] for none"
 		}
@@ -84,7 +84,8 @@ func (s *NICs) place(ctx context.Context, v vm.VM, slot int, want vm.NewNIC, fie
 	if err := n.CheckRates(field); err != nil {
 		return n, err
 	}
-	return n, s.placeIP(ctx, &n, network, want.IP, field+"/ip")
+	err = s.placeIP(ctx, &n, network, want.IP, field+"/ip")
+	return n, err
 }
 
 // placeIP gives n its address on a network.

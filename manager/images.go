@@ -50,7 +50,7 @@ func (s *Images) hold(ctx context.Context, name, field string) (vm.Image, error)
 	defer s.contents.Unlock()
 	i, err := s.store.Image(ctx, name)
 	if errors.Is(err, vm.ErrNotFound) {
-		return vm.Image{}, vm.InvalidField(field, "image %q not found", name)
+		return vm.Image{}, vm.InvalidField(field, "image %s not found", name)
 	}
 	if err == nil {
 		err = i.CheckAvailable()

@@ -37,7 +37,7 @@ func (s *VMs) Create(ctx context.Context, n vm.NewVM) (vm.VM, error) {
 		n.ID = "vm-" + randomWord(8)
 	}
 	if !vm.ValidName(n.ID) {
-		return vm.VM{}, vm.InvalidField("/name", "must be 1 to 63 of a-z, 0-9 and '-', and begin and end with a letter or a digit")
+		return vm.VM{}, vm.InvalidField("/name", "must have 1 to 63 characters of a-z, 0-9 and '-', and begin and end with a letter or a digit")
 	}
 	c := &creation{s: s, n: n, v: vm.VM{
 		ID: n.ID, UUID: uuid.NewString(),
@@ -193,7 +193,7 @@ func (s *VMs) bootDisk(sizeMiB int64) (vm.DiskFile, error) {
 func (s *VMs) template(ctx context.Context, name string) (vm.Template, error) {
 	t, err := s.store.Template(ctx, name)
 	if errors.Is(err, vm.ErrNotFound) {
-		return t, vm.InvalidField("/template_name", "template %q not found", name)
+		return t, vm.InvalidField("/template_name", "template %s not found", name)
 	}
 	return t, err
 }
