@@ -19,19 +19,12 @@ import (
 // An update of a VM, a disk or an image that does not exist fails as if the row
 // had changed meanwhile; a deletion fails with [vm.ErrNotFound].
 func (s *Store) Apply(ctx context.Context, c vm.Change) (vm.Applied, error) {
-	if c.NewVM != nil || c.VM != nil || c.DeleteVM != "" {
-		defer s.cache.drop() // also after an error: the commit may have been done
-	}
 	var done vm.Applied
-	defer func() {
-		if len(done.Learned) > 0 {
-			s.cache.drop()
-		}
-	}()
 	err := s.write(ctx, func(tx *sqlx.Tx) (err error) {
 		done, err = applyIn(ctx, tx, c, time.Now())
 		return err
 	})
+	s.noteChange(c, done, err)
 	if err != nil {
 		return vm.Applied{}, err
 	}

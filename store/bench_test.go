@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -221,6 +222,67 @@ func BenchmarkActiveVMs(b *testing.B) {
 	for b.Loop() {
 		list, err := s.VMs(b.Context(), vm.VMFilter{Active: true}, vm.Page{})
 		if err != nil || len(list) != 50 {
+			b.Fatal(len(list), err)
+		}
+	}
+}
+
+// besideAWriter changes one of many VMs each second until the benchmark ends.
+func besideAWriter(b *testing.B, s *Store) {
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				v := crowdedVM(i * 7919 % many)
+				apply(b, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
+			}
+		}
+	})
+	b.Cleanup(func() {
+		close(stop)
+		writer.Wait()
+	})
+}
+
+// BenchmarkVMByIDBesideAWriter reads VMs while one of them changes each second.
+// Measure it for at least -benchtime 10s.
+func BenchmarkVMByIDBesideAWriter(b *testing.B) {
+	s := seeded(b, many)
+	ctx, cancel := context.WithCancel(context.Background()) // as that of a request
+	defer cancel()
+	for i := range many { // read before
+		_, err := s.VM(ctx, crowdedVM(i).ID)
+		must(b, err)
+	}
+	besideAWriter(b, s)
+	defer reportCPU(b)()
+	for i := 0; b.Loop(); i++ {
+		if _, err := s.VM(ctx, fmt.Sprintf("vm-%06d", i*7919%many)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkVMs100BesideAWriter is the same for pages of 100 VMs.
+func BenchmarkVMs100BesideAWriter(b *testing.B) {
+	s := seeded(b, many)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for i := range many { // read before
+		_, err := s.VM(ctx, crowdedVM(i).ID)
+		must(b, err)
+	}
+	besideAWriter(b, s)
+	defer reportCPU(b)()
+	for i := 0; b.Loop(); i++ {
+		list, err := s.VMs(ctx, vm.VMFilter{}, vm.Page{After: int64(i * 7919 % (many - 100)), Limit: 100})
+		if err != nil || len(list) != 100 {
 			b.Fatal(len(list), err)
 		}
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 
@@ -93,8 +94,84 @@ func TestAListMakesForeignWritesSeen(t *testing.T) {
 	now = other.mustVM(t, v.ID)
 	now.ReasonDetail = "and again"
 	apply(t, other, vm.Change{VM: &vm.VMUpdate{From: now.State, VM: now}})
-	s.cache.looked.Add(-int64(foreignCheck))
+	s.foreign.looked.Add(-int64(foreignCheck))
 	if got := s.mustVM(t, v.ID); got.ReasonDetail != "and again" {
 		t.Errorf("read %q", got.ReasonDetail)
+	}
+}
+
+func TestAChangeForgetsOnlyItsVM(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	v, w := makeVM(0), makeVM(1)
+	apply(t, s, vm.Change{NewVM: &v})
+	apply(t, s, vm.Change{NewVM: &w})
+	cached := func(id string) bool {
+		_, _, ok := s.cache.get(id)
+		return ok
+	}
+	s.mustVM(t, v.ID)
+	s.mustVM(t, w.ID)
+	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
+	makeTemplate(t, s, "other")
+	if cached(v.ID) || !cached(w.ID) {
+		t.Errorf("after a change of the first VM, cached are %t, %t; want the second alone", cached(v.ID), cached(w.ID))
+	}
+	// What was read before a change is not kept after it.
+	_, epoch, _ := s.cache.get(v.ID)
+	old := s.mustVM(t, v.ID)
+	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
+	s.cache.put(epoch, old)
+	if cached(v.ID) {
+		t.Error("a row from before the change is kept")
+	}
+}
+
+func TestAPageIsTakenFromTheCacheInItsRevisions(t *testing.T) {
+	s := open(t)
+	makeTemplate(t, s, "small")
+	for i := range 4 {
+		v := withLists(i)
+		apply(t, s, vm.Change{NewVM: &v})
+	}
+	page := func() []vm.VM {
+		t.Helper()
+		list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{After: 1, Limit: 2})
+		must(t, err)
+		return list
+	}
+	first := page()
+	first[0].CDROMs[0].ID = "changed"
+	_, err := s.writer.Exec(`UPDATE vms SET reason_detail = 'behind the cache'`) // to see what is read
+	must(t, err)
+	if again := page(); len(again) != 2 || again[0].ReasonDetail != "" || again[0].CDROMs[0].ID != vm.SeedCDROM {
+		t.Errorf("read %+v; want the page as it is cached, with lists of its own", again)
+	}
+	_, err = s.writer.Exec(`UPDATE vms SET revision = revision + 1 WHERE seq = 3`)
+	must(t, err)
+	if again := page(); again[0].ReasonDetail == "" || again[1].ReasonDetail == "" || again[1].Revision != 2 {
+		t.Errorf("read %+v; want the page as it is recorded", again)
+	}
+}
+
+// withLists returns a VM with a CD-ROM drive.
+func withLists(i int) vm.VM {
+	v := makeVM(i)
+	v.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}}
+	return v
+}
+
+func TestTheCacheIsBounded(t *testing.T) {
+	var c vmCache
+	c.clear()
+	_, epoch, _ := c.get("none")
+	for i := range maxCached + 100 {
+		c.put(epoch, vm.VM{ID: fmt.Sprint(i)})
+	}
+	if len(c.vms) != maxCached {
+		t.Errorf("%d VMs are cached; want %d", len(c.vms), maxCached)
+	}
+	if _, _, ok := c.get(fmt.Sprint(maxCached + 99)); !ok {
+		t.Error("the newest VM is not cached")
 	}
 }

@@ -42,11 +42,10 @@ func TestWhatIsLearnedOfAGuestIsRecordedOnce(t *testing.T) {
 		{"a new run of which nothing is known", vm.Learned{Reset: true}, vm.Boot{}, nil, true},
 	} {
 		before := s.mustVM(t, v.ID)
-		kept := s.cache.now.Load()
 		tt.learned.VMID = v.ID
 		apply(t, s, vm.Change{Learned: []vm.Learned{{VMID: "gone", Boot: vm.Boot{TCP: at}}, tt.learned}})
-		if dropped := s.cache.now.Load() != kept; dropped != tt.changes {
-			t.Errorf("%s: the cache was dropped: %t; want %t", tt.name, dropped, tt.changes)
+		if _, _, kept := s.cache.get(v.ID); kept == tt.changes {
+			t.Errorf("%s: the VM is still cached: %t; want %t", tt.name, kept, !tt.changes)
 		}
 		got := s.mustVM(t, v.ID)
 		want := before

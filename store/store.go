@@ -51,7 +51,11 @@ type Store struct {
 	// meet SQLITE_BUSY.
 	writer *sqlx.DB
 	reader *sqlx.DB
-	cache  *vmCache
+
+	cache   vmCache
+	changes changeLog
+	foreign foreignWrites
+	writing atomic.Int32 // transactions that run or wait
 
 	reserve *reserve // nil for none
 
@@ -92,7 +96,7 @@ func openOnce(ctx context.Context, o Options, r *reserve) (*Store, error) {
 	if err := migrate(ctx, o); err != nil {
 		return nil, err
 	}
-	s := &Store{path: o.Path, reserve: r, reads: make(map[string]*sqlx.Stmt)}
+	s := &Store{path: o.Path, reserve: r, reads: make(map[string]*sqlx.Stmt), foreign: foreignWrites{born: time.Now()}}
 	var err error
 	if s.writer, err = connect(ctx, o.Path, 1, writerPragmas, "immediate"); err != nil {
 		return nil, openError(ctx, o.Path, err)
@@ -108,7 +112,7 @@ func openOnce(ctx context.Context, o Options, r *reserve) (*Store, error) {
 	if s.reader, err = connect(ctx, o.Path, readers, readerPragmas, ""); err != nil {
 		return nil, errors.Join(openError(ctx, o.Path, err), s.writer.Close())
 	}
-	if s.cache, err = newVMCache(ctx, o.Path); err != nil {
+	if err := s.look(ctx, s.writer); err != nil {
 		return nil, errors.Join(openError(ctx, o.Path, err), s.reader.Close(), s.writer.Close())
 	}
 	return s, nil
@@ -123,7 +127,6 @@ func (s *Store) Close() error {
 		errs = append(errs, stmt.Close())
 	}
 	clear(s.reads)
-	errs = append(errs, s.cache.db.Close())
 	// The writer is last: it empties the write-ahead log into the database.
 	return errors.Join(append(errs, s.reader.Close(), s.writer.Close())...)
 }
@@ -208,11 +211,19 @@ func (s *Store) noteWrite(err error) {
 }
 
 func (s *Store) writeOnce(ctx context.Context, f func(*sqlx.Tx) error) error {
+	s.writing.Add(1)
+	defer s.writing.Add(-1)
 	tx, err := s.writer.BeginTxx(ctx, nil)
 	if err != nil {
 		return s.fault(ctx, err)
 	}
-	if err := f(tx); err != nil {
+	if s.foreign.due() {
+		err = s.look(ctx, tx)
+	}
+	if err == nil {
+		err = f(tx)
+	}
+	if err != nil {
 		// SQLite may have rolled back already, as it does when the disk is full.
 		_ = tx.Rollback()
 		return s.fault(ctx, err)

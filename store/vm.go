@@ -47,13 +47,14 @@ var vmTable = newTable("vms",
 // VM returns one VM. Its template has only the name and the sizes. A VM without a
 // restart policy has [vm.RestartNever].
 func (s *Store) VM(ctx context.Context, id string) (vm.VM, error) {
-	g := s.cache.generation(ctx)
-	if v, ok := g.get(id); ok {
+	s.lookIfDue(ctx)
+	v, epoch, ok := s.cache.get(id)
+	if ok {
 		return v, s.fault(ctx, ctx.Err())
 	}
 	v, err := one(ctx, s, "VM", id, vmTable.all+" WHERE id = ?", vmTable.scan)
 	if err == nil {
-		g.put(v)
+		s.cache.put(epoch, v)
 	}
 	return v, err
 }
@@ -64,14 +65,43 @@ const onNetwork = "EXISTS (SELECT 1 FROM vm_addresses WHERE vm_id = vms.id AND +
 
 // VMs returns a page of the VMs that f selects, as [Store.VM] returns them.
 func (s *Store) VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error) {
+	q := selectVMs(f)
+	if p.Limit > 0 && p.Limit <= shortList {
+		return s.pageOfVMs(ctx, q, p)
+	}
 	if p.Limit == 0 { // a whole list is compared with the host: stale VMs must not follow
-		if err := s.cache.look(ctx); err != nil {
+		if err := s.look(ctx, s.writer); err != nil {
 			return nil, s.fault(ctx, err)
 		}
 	}
-	q := selectVMs(f)
 	query, args := q.sql(vmTable.list, p)
 	return list(ctx, s, query, args, p.Limit, vmTable.scanner())
+}
+
+// pageOfVMs reads which revisions of which VMs are on a page and takes them from the
+// cache. If it does not have all, it reads the page whole.
+func (s *Store) pageOfVMs(ctx context.Context, q selection, p vm.Page) ([]vm.VM, error) {
+	s.lookIfDue(ctx)
+	query, args := q.sql("id, seq, revision", p)
+	var k vmKey
+	dest := []any{&k.id, (*integer64)(&k.seq), (*integer64)(&k.revision)}
+	keys, err := list(ctx, s, query, args, p.Limit, func(row scanner) (vmKey, error) {
+		err := row.Scan(dest...)
+		return k, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	page, epoch, ok := s.cache.page(keys)
+	if ok {
+		return page, nil
+	}
+	query, args = q.sql(vmTable.list, p)
+	page, err = list(ctx, s, query, args, p.Limit, vmTable.scanner())
+	if err == nil {
+		s.cache.put(epoch, page...)
+	}
+	return page, err
 }
 
 // VMSummaries returns a page of the VMs that f selects, in brief. It costs a ninth

@@ -45,6 +45,11 @@ type Reader interface {
 	OperationByKey(ctx context.Context, requestedBy, key string) (Operation, *Reply, error)
 	// Events returns the events after p.After, at most p.Limit.
 	Events(ctx context.Context, f EventFilter, p Page) ([]Event, error)
+	// Changes returns the names of what was written since an earlier call, which
+	// returned the mark since. It costs what was written and reads no rows. A
+	// caller that keeps a picture of the records calls it first and then reads the
+	// rows named, so that a change in between shows up in the next call.
+	Changes(ctx context.Context, since Mark) (Changes, error)
 	// LastEvent returns the number of the newest event there ever was, 0 for none.
 	LastEvent(ctx context.Context) (int64, error)
 }
@@ -84,6 +89,20 @@ type VMSummary struct {
 	State    State
 	Reason   Reason
 	Revision int64
+}
+
+// A Mark is a point in time between two changes of the records, in the life of one
+// daemon. Its zero value is before all of them.
+type Mark int64
+
+// Changes is what was written since a [Mark]. Deleted rows are named, too.
+type Changes struct {
+	Mark Mark // for the next call
+	// All is set if it is not known what was written: since the zero mark, after a
+	// write by another process, or when there was too much of it. Any row may have
+	// changed then, and the lists are empty.
+	All                          bool
+	VMs, Disks, Images, Networks []string // each name once, in no order
 }
 
 // A VMFilter selects VMs; its zero value selects all. A page of those with one

@@ -1,0 +1,54 @@
+package store
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// foreignWrites notices that another process, such as sqlite3, has written to the
+// database: what this process knows of it from its own writes is void then.
+//
+// SQLite changes data_version of a connection when another connection has written.
+// Only the writer's connection writes here, so asking it shows foreign writes alone.
+type foreignWrites struct {
+	looked  atomic.Int64 // when, as time.Since(born)
+	version atomic.Int64 // data_version then
+	born    time.Time
+}
+
+// foreignCheck is how long a foreign write may stay unnoticed by readers.
+const foreignCheck = time.Second
+
+// due reports whether it is time to look, to one caller each time.
+func (f *foreignWrites) due() bool {
+	now, last := int64(time.Since(f.born)), f.looked.Load()
+	return now-last > int64(foreignCheck) && f.looked.CompareAndSwap(last, now)
+}
+
+// look notices the foreign writes until now. q is the writer or a transaction of it.
+func (s *Store) look(ctx context.Context, q sqlx.QueryerContext) error {
+	s.foreign.looked.Store(int64(time.Since(s.foreign.born)))
+	var version int64
+	if err := sqlx.GetContext(ctx, q, &version, "PRAGMA data_version"); err != nil {
+		return err
+	}
+	if s.foreign.version.Swap(version) != version {
+		s.cache.clear()
+		s.changes.reset()
+	}
+	return nil
+}
+
+// lookIfDue is look for a reader. It does not wait for a writer: a transaction
+// that is running looks itself when it is due.
+func (s *Store) lookIfDue(ctx context.Context) {
+	if s.writing.Load() > 0 || !s.foreign.due() {
+		return
+	}
+	if s.look(context.WithoutCancel(ctx), s.writer) != nil {
+		s.cache.clear() // better slow than wrong
+	}
+}
