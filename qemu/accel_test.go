@@ -9,8 +9,7 @@ import (
 	"vmand/vm"
 )
 
-// greets is the part of a fake QEMU that does the handshake of QMP on
-// descriptor 3.
+// greets is the part of a fake QEMU that answers the QMP handshake on descriptor 3.
 const greets = `echo '{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}' >&3
 read line <&3
 echo '{"return": {}, "id": 1}' >&3
@@ -45,7 +44,7 @@ func TestKVMThatDoesNotReallyWorkIsNotUsed(t *testing.T) {
 	}
 }
 
-func TestAutoEndsInAnAcceleratorThatWorks(t *testing.T) {
+func TestAutoChoosesAnAcceleratorThatWorks(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{})
 	p, err := d.Platform(t.Context())
@@ -53,7 +52,7 @@ func TestAutoEndsInAnAcceleratorThatWorks(t *testing.T) {
 		t.Fatal(err)
 	}
 	if (p.Accel == vm.TCG) == (p.Warning == "") {
-		t.Errorf("got %+v: a warning belongs to TCG and to nothing else", p)
+		t.Errorf("got %+v; want a warning with TCG and with nothing else", p)
 	}
 	begin := time.Now()
 	again, err := d.Platform(t.Context())
@@ -62,7 +61,7 @@ func TestAutoEndsInAnAcceleratorThatWorks(t *testing.T) {
 	}
 }
 
-func TestKVMThatIsAskedForIsNotQuestioned(t *testing.T) {
+func TestAnExplicitAcceleratorIsNotProbed(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{Accel: "kvm"})
 	if p, err := d.Platform(t.Context()); err != nil || p.Accel != vm.KVM || p.Warning != "" {

@@ -8,7 +8,7 @@ import (
 	"vmand/vm"
 )
 
-func TestAForgottenVMSaysWhatItIs(t *testing.T) {
+func TestAnUnrecordedVMIsAdopted(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	stopped := func() {
@@ -31,11 +31,11 @@ func TestAForgottenVMSaysWhatItIs(t *testing.T) {
 	}
 }
 
-func TestAForgottenVMThatDoesNotSayWhoItIsIsNotAdopted(t *testing.T) {
+func TestAnUnrecordedVMWithoutAUUIDIsNotAdopted(t *testing.T) {
 	f := newFakeHost(t, fakeQEMU(nil))
 	must(t, f.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, nil, nil))
 	if known, _, err := f.AdoptVM(t.Context(), "web"); known != fakeUUID || err != nil {
-		t.Errorf("it is %q, %v", known, err)
+		t.Errorf("AdoptVM returns the UUID %q, %v", known, err)
 	}
 	must(t, os.WriteFile(f.layout.inRun("web", uuidSuffix), []byte("00000000-0000-0000-0000-000000000000\n"), 0o600))
 	f.server.HangUp()
@@ -45,7 +45,7 @@ func TestAForgottenVMThatDoesNotSayWhoItIsIsNotAdopted(t *testing.T) {
 	})
 }
 
-func TestARootDiskThatVmandHasNotMadeIsNotAdopted(t *testing.T) {
+func TestAForeignRootDiskIsNotAdopted(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{})
 	for name, args := range map[string][]string{

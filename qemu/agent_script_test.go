@@ -13,8 +13,8 @@ import (
 	"vmand/vm"
 )
 
-// scriptedAgent returns an agent of a VM, with its port open, whose other end does
-// what serve says with each connection.
+// scriptedAgent returns the agent of a VM. Its port is open, and serve is the other
+// end of each connection.
 func scriptedAgent(t *testing.T, serve func(net.Conn)) *agent {
 	t.Helper()
 	l, err := newLayout(tempDir(t), tempDir(t))
@@ -67,20 +67,20 @@ func TestAGuestThatTalksNonsenseForEverIsSilentAndAskedSeldom(t *testing.T) {
 			}
 		}
 	})
-	await(t, "it was asked twice", func() bool {
+	await(t, "a second ping arrives", func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		return a.wait >= 2*firstPing
 	})
 	if got := a.known(); got.State != vm.AgentSilent || !got.LastSeenAt.IsZero() {
-		t.Errorf("it is %+v", got)
+		t.Errorf("the agent is %+v", got)
 	}
 	if n, bytes := connections.Load(), sent.Load(); n > 2 || bytes > n*(4<<20) {
-		t.Errorf("%d connections, %d bytes taken", n, bytes)
+		t.Errorf("%d connections, %d bytes read", n, bytes)
 	}
 }
 
-func TestAPortThatClosesEndsTheQuestionUnderWay(t *testing.T) {
+func TestAClosedPortEndsTheCallInProgress(t *testing.T) {
 	asked := make(chan struct{}, 1)
 	a := scriptedAgent(t, func(conn net.Conn) {
 		buf := make([]byte, 1024)
@@ -96,7 +96,7 @@ func TestAPortThatClosesEndsTheQuestionUnderWay(t *testing.T) {
 	})
 	begin := time.Now()
 	go func() {
-		for { // the agent's own question may come first
+		for { // the agent's own ping may come first
 			select {
 			case <-asked:
 				a.setPort(false)
@@ -111,6 +111,6 @@ func TestAPortThatClosesEndsTheQuestionUnderWay(t *testing.T) {
 		t.Errorf("after %v: %v", took, err)
 	}
 	if got := a.known(); got.State != vm.AgentSilent {
-		t.Errorf("it is %+v", got)
+		t.Errorf("the agent is %+v", got)
 	}
 }

@@ -19,7 +19,7 @@ import (
 	"vmand/vm"
 )
 
-// linuxGuest returns a disk of the Linux guest that test/guest/build.sh makes.
+// linuxGuest returns the disk of the Linux guest that test/guest/build.sh builds.
 func linuxGuest(t testing.TB, variant string) string {
 	t.Helper()
 	needQEMU(t)
@@ -37,7 +37,7 @@ func linuxGuest(t testing.TB, variant string) string {
 	return path
 }
 
-// startAgent starts a VM with an agent and waits until that answers.
+// startAgent starts a VM with a guest agent and waits until the agent answers.
 func (h *testHost) startAgent(id string) {
 	h.t.Helper()
 	root := vm.DiskFile{SizeMiB: 64, Base: linuxGuest(h.t, "agent"), BaseFormat: formatQcow2}
@@ -59,13 +59,13 @@ func (h *testHost) awaitAgent(id string, want vm.AgentState) vm.Agent {
 			return got
 		}
 		if time.Now().After(deadline) {
-			h.t.Fatalf("the agent of VM %s is never %s, but %+v; the console says %s", id, want, got, h.serialLog(id))
+			h.t.Fatalf("the agent of VM %s never becomes %s, it is %+v; the console log is %s", id, want, got, h.serialLog(id))
 		}
 		<-tick.C
 	}
 }
 
-// sh runs a line of shell in a guest.
+// sh runs a shell command in a guest.
 func (h *testHost) sh(id, line string) string {
 	h.t.Helper()
 	c := vm.GuestCommand{Path: "/bin/sh", Args: []string{"-c", line}, Env: []string{"PATH=/bin"}, Timeout: 30 * time.Second}
@@ -78,7 +78,7 @@ func (h *testHost) sh(id, line string) string {
 
 const restartAgent = `(sleep 1; kill $(cat /run/qemu-ga.pid); sleep 3; qemu-ga -d -t /run -f /run/qemu-ga.pid -l /run/qemu-ga.log) </dev/null >/dev/null 2>&1 &`
 
-func TestAGuestsAgentDoesWhatItIsAsked(t *testing.T) {
+func TestAGuestAgentAnswersEveryCall(t *testing.T) {
 	h := newHost(t)
 	begin := time.Now()
 	h.startAgent("web")
@@ -92,7 +92,8 @@ func TestAGuestsAgentDoesWhatItIsAsked(t *testing.T) {
 	}
 	disk := h.disk("data", "web", "/dev/sdb")
 	must(t, h.AttachDisk(t.Context(), disk))
-	h.sh("web", "until [ -e /dev/sda ]; do sleep 0.1; done; mke2fs /dev/sda >/dev/null && mkdir /data && mount -t ext4 /dev/sda /data && hostname web")
+	h.sh("web", "until [ -e /dev/sda ]; do sleep 0.1; done; mke2fs /dev/sda >/dev/null && "+
+		"mkdir /data && mount -t ext4 /dev/sda /data && hostname web")
 
 	t.Run("info", h.testInfo)
 	t.Run("exec", h.testExec)
@@ -120,24 +121,24 @@ func TestAGuestsAgentDoesWhatItIsAsked(t *testing.T) {
 	t.Run("adoption", func(t *testing.T) {
 		s, err := h.live("web")
 		must(t, err)
-		_, err = s.agent.client.Freeze(t.Context()) // by a vmand that is killed then
+		_, err = s.agent.client.Freeze(t.Context()) // as a vmand that is killed after that
 		must(t, err)
 		h.reopen()
 		h.awaitAgent("web", vm.AgentConnected)
 		s, err = h.live("web")
 		must(t, err)
-		await(t, "it is thawed", func() bool {
+		await(t, "the guest is thawed", func() bool {
 			frozen, err := s.agent.client.Frozen(t.Context())
 			return err == nil && !frozen
 		})
 		if n := strings.Count(strings.Join(h.marksTold(), ","), "web agent"); n != 1 {
-			t.Errorf("the agent was marked %d times", n)
+			t.Errorf("there are %d agent marks", n)
 		}
 		h.sh("web", "echo still >/data/here")
 	})
 	must(t, h.kill("web"))
 	if got := h.Agent("web"); got.State != vm.AgentAbsent {
-		t.Errorf("after the end: %+v", got)
+		t.Errorf("after the end of the VM: %+v", got)
 	}
 	_, err := h.GuestInfo(t.Context(), "web")
 	mustFail(t, err, vm.CodeState)
@@ -166,12 +167,21 @@ func (h *testHost) testExec(t *testing.T) {
 		t.Errorf("got %+v, %v", r, err)
 	}
 	begin := time.Now()
-	r, err = h.Exec(t.Context(), "web", vm.GuestCommand{Path: "/bin/sleep", Args: []string{"5"}, Timeout: 100 * time.Millisecond})
+	r, err = h.Exec(t.Context(), "web", vm.GuestCommand{
+		Path:    "/bin/sleep",
+		Args:    []string{"5"},
+		Timeout: 100 * time.Millisecond,
+	})
 	if err != nil || r.Exited || time.Since(begin) > 15*time.Second {
 		t.Errorf("after %v: %+v, %v", time.Since(begin), r, err)
 	}
 	begin = time.Now()
-	r, err = h.Exec(t.Context(), "web", vm.GuestCommand{Path: "/bin/sh", Args: []string{"-c", "yes | head -c 3000000"}, Env: []string{"PATH=/bin"}, Timeout: time.Minute})
+	r, err = h.Exec(t.Context(), "web", vm.GuestCommand{
+		Path:    "/bin/sh",
+		Args:    []string{"-c", "yes | head -c 3000000"},
+		Env:     []string{"PATH=/bin"},
+		Timeout: time.Minute,
+	})
 	if err != nil || !r.Exited || len(r.Stdout) != 3000000 || r.Truncated {
 		t.Errorf("3 MB of output: %d bytes, %+v, %v", len(r.Stdout), r.Exited, err)
 	}
@@ -205,16 +215,17 @@ func (h *testHost) testRefusals(t *testing.T) {
 	err := h.ReadFile(t.Context(), "web", "/none", &bytes.Buffer{}, 1)
 	mustFail(t, err, vm.CodeGuestRefused)
 	if err == nil || !strings.Contains(err.Error(), "No such file") {
-		t.Errorf("it says %v", err)
+		t.Errorf("the error is %v", err)
 	}
 	_, err = h.Exec(t.Context(), "web", vm.GuestCommand{Path: "/none", Timeout: time.Minute})
 	mustFail(t, err, vm.CodeGuestRefused)
-	mustFail(t, h.SetPassword(t.Context(), "web", "nobody", "x"), vm.CodeGuestRefused) // the guest has no chpasswd where the agent looks
+	// The agent finds no chpasswd in the guest.
+	mustFail(t, h.SetPassword(t.Context(), "web", "nobody", "x"), vm.CodeGuestRefused)
 	if err := h.Trim(t.Context(), "web"); err != nil {
 		mustFail(t, err, vm.CodeGuestRefused)
 	}
 	if got := h.Agent("web"); got.State != vm.AgentConnected {
-		t.Errorf("then it is %+v", got)
+		t.Errorf("after that the agent is %+v", got)
 	}
 }
 
@@ -235,12 +246,12 @@ func (h *testHost) testFreeze(t *testing.T) {
 	must(t, err)
 	s.agent.mu.Lock()
 	if left := time.Until(s.agent.thawAt); left > freezeLease {
-		t.Errorf("it thaws by itself after %v", left)
+		t.Errorf("it would thaw by itself after %v", left)
 	}
-	s.agent.thawAt = time.Now() // as if the time was over
+	s.agent.thawAt = time.Now() // as if the lease was over
 	s.agent.mu.Unlock()
 	s.agent.poke()
-	await(t, "it has thawed by itself", func() bool {
+	await(t, "the guest thaws by itself", func() bool {
 		s.agent.mu.Lock()
 		defer s.agent.mu.Unlock()
 		return !s.agent.frozen
@@ -248,7 +259,7 @@ func (h *testHost) testFreeze(t *testing.T) {
 	mustFail(t, h.Thaw(t.Context(), "web"), vm.CodeState)
 	_, err = h.Freeze(t.Context(), "web")
 	must(t, err)
-	h.reopen() // a vmand that ends thaws
+	h.reopen() // a vmand that stops thaws
 	h.awaitAgent("web", vm.AgentConnected)
 	h.sh("web", "echo thawed >/data/thawed")
 }
@@ -258,7 +269,7 @@ func (h *testHost) testDeadlines(t *testing.T) {
 	must(t, err)
 	must(t, s.proc.Signal(unix.SIGSTOP))
 	defer s.proc.Signal(unix.SIGCONT)
-	for range 20 { // more than wait to be accepted
+	for range 20 { // more than the backlog of a socket
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		begin := time.Now()
 		_, err := h.GuestInfo(ctx, "web")
@@ -272,20 +283,20 @@ func (h *testHost) testDeadlines(t *testing.T) {
 	mustFail(t, err, vm.CodeAgentUnavailable)
 	t.Logf("a question without a deadline ended after %v", time.Since(begin))
 	if got := h.Agent("web"); got.State != vm.AgentSilent {
-		t.Errorf("it is %+v", got)
+		t.Errorf("the agent is %+v", got)
 	}
 	must(t, s.proc.Signal(unix.SIGCONT))
 	h.awaitAgent("web", vm.AgentConnected)
 	h.sh("web", "true")
 }
 
-func TestAGuestWithoutAnAgentIsAskedNothing(t *testing.T) {
+func TestAGuestWithoutAnAgentGetsNoCalls(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestSaysHi)
 	h.awaitSerial("web", "hi")
 	s, err := h.live("web")
 	must(t, err)
-	await(t, "the port is known", func() bool {
+	await(t, "QEMU has reported the port", func() bool {
 		s.agent.mu.Lock()
 		defer s.agent.mu.Unlock()
 		return s.agent.hasPort
@@ -299,7 +310,7 @@ func TestAGuestWithoutAnAgentIsAskedNothing(t *testing.T) {
 	if errors.As(err, &f) && !strings.Contains(f.Hint, "qemu-guest-agent") {
 		t.Errorf("the hint is %q", f.Hint)
 	}
-	// Nobody is connected to the port: a connection of ours is the first.
+	// vmand has not connected to the port: this connection is the first.
 	conn, err := net.Dial("unix", h.layout.inRun("web", agentSuffix))
 	must(t, err)
 	conn.Close()

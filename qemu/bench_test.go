@@ -14,9 +14,9 @@ import (
 	"vmand/vm"
 )
 
-// BenchmarkStart measures Start, from its call to the guest running, beside the
-// same command line started by hand until QEMU has answered on its monitor and
-// has let the guest run. The ratio is what the driver itself costs.
+// BenchmarkStart measures Start, and the same command line without the driver until
+// QEMU has answered on its monitor and runs the guest. The ratio is the cost of the
+// driver.
 func BenchmarkStart(b *testing.B) {
 	h := newHost(b)
 	s := h.create("bench", guestDeaf)
@@ -39,8 +39,7 @@ func BenchmarkStart(b *testing.B) {
 	b.ReportMetric(float64(driver)/float64(raw), "ratio")
 }
 
-// startByHand starts QEMU with nothing but its command line and returns how long
-// it took to answer.
+// startByHand starts QEMU without the driver and returns how long it took to answer.
 func (h *testHost) startByHand(s vm.Spec) time.Duration {
 	h.t.Helper()
 	if err := h.prepareRun(s); err != nil {
@@ -77,7 +76,7 @@ func (h *testHost) startByHand(s vm.Spec) time.Duration {
 		h.t.Fatal(err)
 	}
 	begin := time.Now()
-	pidfile, err := lockPidfile(h.layout.pidfile(s.ID), h.account) // QEMU could not make it
+	pidfile, err := lockPidfile(h.layout.pidfile(s.ID), h.account) // QEMU cannot create it
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -105,7 +104,7 @@ func (h *testHost) startByHand(s vm.Spec) time.Duration {
 	return took
 }
 
-// BenchmarkSurvey measures a look at a host with 50 running VMs, in CPU time.
+// BenchmarkSurvey measures the CPU time of a survey of 50 running VMs.
 func BenchmarkSurvey(b *testing.B) {
 	const vms = 50
 	h := newHost(b)
@@ -117,7 +116,7 @@ func BenchmarkSurvey(b *testing.B) {
 	for b.Loop() {
 		seen, err := h.Survey(context.Background())
 		if err != nil || len(seen.VMs) != vms {
-			b.Fatalf("it saw %d VMs: %v", len(seen.VMs), err)
+			b.Fatalf("the survey sees %d VMs: %v", len(seen.VMs), err)
 		}
 	}
 	unix.Getrusage(unix.RUSAGE_SELF, &after)
@@ -125,8 +124,8 @@ func BenchmarkSurvey(b *testing.B) {
 	b.ReportMetric(float64(cpu)/1e6/float64(b.N), "cpu-ms/op")
 }
 
-// BenchmarkSurveyDisks measures a look at 1,000 disks that nobody has touched for
-// a while.
+// BenchmarkSurveyDisks measures a survey of 1,000 disks that have not changed for a
+// while.
 func BenchmarkSurveyDisks(b *testing.B) {
 	const disks = 1000
 	h := newHost(b)
@@ -145,12 +144,12 @@ func BenchmarkSurveyDisks(b *testing.B) {
 	for b.Loop() {
 		seen, err := h.Survey(context.Background())
 		if err != nil || len(seen.DiskFiles) != disks || seen.DiskFiles["d7"] != 16 {
-			b.Fatalf("it saw %d disks: %v", len(seen.DiskFiles), err)
+			b.Fatalf("the survey sees %d disks: %v", len(seen.DiskFiles), err)
 		}
 	}
 }
 
-// BenchmarkDisk measures what is done to a data disk of a running VM.
+// BenchmarkDisk measures the operations on a data disk of a running VM.
 func BenchmarkDisk(b *testing.B) {
 	h := newHost(b)
 	h.start("bench", guestDeaf)

@@ -24,16 +24,16 @@ func TestTheNewestMachineTypeIsFound(t *testing.T) {
 		{[]string{"q35", "microvm"}, ""},
 	} {
 		if got := newestQ35(c.names); got != c.want {
-			t.Errorf("of %q it is %q, want %q", c.names, got, c.want)
+			t.Errorf("the newest of %q is %q; want %q", c.names, got, c.want)
 		}
 		slices.Reverse(c.names)
 		if got := newestQ35(c.names); got != c.want {
-			t.Errorf("of %q it is %q, want %q", c.names, got, c.want)
+			t.Errorf("the newest of %q is %q; want %q", c.names, got, c.want)
 		}
 	}
 }
 
-// fakeTool writes a program that anybody can run.
+// fakeTool writes a program that every user can run.
 func fakeTool(t *testing.T, script string) string {
 	t.Helper()
 	path := filepath.Join(tempDir(t), "tool")
@@ -43,7 +43,7 @@ func fakeTool(t *testing.T, script string) string {
 	return path
 }
 
-// newDriver makes a driver for a test that starts no guest.
+// newDriver returns a driver for a test that starts no guest.
 func newDriver(t *testing.T, o Options) *Driver {
 	t.Helper()
 	dir := tempDir(t)
@@ -78,11 +78,11 @@ func TestWithoutQEMUTheDriverSaysWhatToInstall(t *testing.T) {
 	mustName(tools.QEMU.Err, "qemu-system-x86")
 	mustName(tools.Img.Err, "qemu-utils")
 	if seen, err := d.Survey(t.Context()); err != nil || len(seen.VMFiles)+len(seen.DiskFiles) != 0 {
-		t.Errorf("something is left: %+v, %v", seen, err)
+		t.Errorf("a survey still sees %+v, %v", seen, err)
 	}
 }
 
-func TestAQEMUThatDoesNotWorkIsQuotedInItsOwnWords(t *testing.T) {
+func TestTheErrorOfABrokenQEMUIsQuoted(t *testing.T) {
 	for name, c := range map[string]struct{ script, want string }{
 		"it complains":  {"echo 'libfoo.so: cannot open' >&2; exit 127", "libfoo.so: cannot open"},
 		"it ends":       {"exit 3", "exit status 3"},
@@ -95,7 +95,7 @@ func TestAQEMUThatDoesNotWorkIsQuotedInItsOwnWords(t *testing.T) {
 	}
 }
 
-func TestQEMUIsAskedOnce(t *testing.T) {
+func TestQEMUIsProbedOnce(t *testing.T) {
 	needQEMU(t)
 	real, err := host.LookPath("qemu-system-x86_64")
 	if err != nil {
@@ -120,7 +120,7 @@ func TestQEMUIsAskedOnce(t *testing.T) {
 		}
 		b, err := os.ReadFile(runs)
 		if got := strings.Count(string(b), "run"); got != want || err != nil {
-			t.Errorf("it was started %d times, want %d; %v", got, want, err)
+			t.Errorf("QEMU was started %d times; want %d; %v", got, want, err)
 		}
 	}
 	ask(d, 1)
@@ -143,7 +143,8 @@ func TestTheToolsAreReported(t *testing.T) {
 	d := newDriver(t, Options{Accel: "tcg"})
 	for range 2 {
 		tools := d.CheckTools(t.Context())
-		if tools.QEMU.Err != nil || tools.Img.Err != nil || tools.QEMU.Version == "" || tools.Img.Version == "" || tools.Accel != vm.TCG {
+		works := func(tool Tool) bool { return tool.Err == nil && tool.Version != "" }
+		if !works(tools.QEMU) || !works(tools.Img) || tools.Accel != vm.TCG {
 			t.Errorf("got %+v", tools)
 		}
 	}
@@ -152,6 +153,6 @@ func TestTheToolsAreReported(t *testing.T) {
 func TestAnUnknownAcceleratorIsRefused(t *testing.T) {
 	dir := tempDir(t)
 	if _, err := New(t.Context(), Options{StateDir: dir + "/s", RuntimeDir: dir + "/r", Accel: "warp"}, testLog(t)); err == nil {
-		t.Error("it was accepted")
+		t.Error("an unknown accelerator was accepted")
 	}
 }

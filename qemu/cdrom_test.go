@@ -13,7 +13,7 @@ import (
 	"vmand/vm"
 )
 
-// disc makes an ISO image that a BIOS can boot a guest of guest_test.go from.
+// disc writes an ISO image from which a BIOS boots a guest of guest_test.go.
 func disc(t testing.TB, guest string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -29,14 +29,18 @@ func disc(t testing.TB, guest string) string {
 	iso, err := iso9660.Create(file.New(f, false), 0, 0, isoSector, workspace)
 	must(t, err)
 	boot := &iso9660.ElToritoEntry{Platform: iso9660.BIOS, Emulation: iso9660.NoEmulation, BootFile: "/boot.bin"}
-	must(t, iso.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: "DISC", ElTorito: &iso9660.ElTorito{Entries: []*iso9660.ElToritoEntry{boot}}}))
+	must(t, iso.Finalize(iso9660.FinalizeOptions{
+		RockRidge:        true,
+		VolumeIdentifier: "DISC",
+		ElTorito:         &iso9660.ElTorito{Entries: []*iso9660.ElToritoEntry{boot}},
+	}))
 	return f.Name()
 }
 
-// guestSaysCD is guestSaysHi with other letters.
+// guestSaysCD is guestSaysHi with the output "cd".
 var guestSaysCD = strings.NewReplacer("\x68", "c", "\x69", "d").Replace(guestSaysHi)
 
-func TestWhatBootsFirstIsChosenByBootIndex(t *testing.T) {
+func TestTheBootIndexChoosesTheBootDevice(t *testing.T) {
 	h := newHost(t)
 	cd := h.bringFile(disc(t, guestSaysCD))
 	if cd.Layout != vm.FormatISO {
@@ -55,10 +59,10 @@ func TestWhatBootsFirstIsChosenByBootIndex(t *testing.T) {
 		h.startSpec(s)
 		h.awaitSerial(id, c.says)
 		if got := h.serialLog(id); strings.Contains(got, "hi") && strings.Contains(got, "cd") {
-			t.Errorf("%s: both have booted: %q", id, got)
+			t.Errorf("%s: both disks have booted: %q", id, got)
 		}
 	}
-	// An empty root disk cannot be booted from: then the disc is.
+	// An empty root disk cannot boot, so the disc does.
 	s := h.createOn("empty", vm.DiskFile{SizeMiB: 8})
 	s.CDROMs = []vm.CDROM{{ID: "cd-1", Image: "disc", SHA256: cd.SHA256, BootIndex: 99}}
 	h.startSpec(s)
@@ -75,7 +79,7 @@ func (h *testHost) drives(id string) map[string]string {
 	all := map[string]string{}
 	for id, d := range has {
 		if !d.device {
-			h.t.Errorf("half of drive %s is there: %+v", id, d)
+			h.t.Errorf("drive %s is half plugged: %+v", id, d)
 		}
 		all[id] = d.file
 	}
@@ -103,7 +107,7 @@ func TestDrivesComeAndGoWhileAVMRuns(t *testing.T) {
 			for _, want := range [][]vm.CDROM{
 				s.CDROMs, // nothing to do
 				{{ID: vm.SeedCDROM}, drive("cd-1", first), drive("cd-2", first), drive("cd-3", second), drive("cd-4", second)},
-				{drive("cd-1", second), drive("cd-2", first)}, // other content in one, the same in the other
+				{drive("cd-1", second), drive("cd-2", first)}, // one drive with other content, one with the same
 				{},
 				{{ID: vm.SeedCDROM}},
 				nil,
@@ -117,7 +121,7 @@ func TestDrivesComeAndGoWhileAVMRuns(t *testing.T) {
 				files := h.drives("web")
 				for _, d := range want {
 					if got := files[d.ID]; got != cdromFile("web", d, h.layout) {
-						t.Errorf("in drive %s is %s", d.ID, got)
+						t.Errorf("drive %s holds %s", d.ID, got)
 					}
 				}
 			}
@@ -125,13 +129,13 @@ func TestDrivesComeAndGoWhileAVMRuns(t *testing.T) {
 				t.Errorf("nodes are left: %q", got)
 			}
 			if got := h.plugged("web"); len(got) != 0 {
-				t.Errorf("drives are taken for disks: %q", got)
+				t.Errorf("drives are listed as disks: %q", got)
 			}
 		})
 	}
 }
 
-func TestHalfADriveIsMadeWholeOrTakenAway(t *testing.T) {
+func TestAHalfPluggedDriveIsCompletedOrRemoved(t *testing.T) {
 	h, ctx := newHost(t), t.Context()
 	content := h.content(rawImage("disc"))
 	h.start("web", guestDeaf)
@@ -144,7 +148,7 @@ func TestHalfADriveIsMadeWholeOrTakenAway(t *testing.T) {
 	if got := h.drives("web"); len(got) != 1 || got["cd-2"] != h.layout.content(content) {
 		t.Errorf("the drives are %v", got)
 	}
-	// What is in a drive may be lost: it stays, and the others can be changed.
+	// A drive whose content was deleted stays, and the other drives can change.
 	lost := h.content(rawImage("lost"))
 	three := vm.CDROM{ID: "cd-3", SHA256: lost}
 	must(t, h.SetCDROMs(ctx, "web", []vm.CDROM{two, three}))
@@ -152,7 +156,7 @@ func TestHalfADriveIsMadeWholeOrTakenAway(t *testing.T) {
 	must(t, h.SetCDROMs(ctx, "web", []vm.CDROM{three}))
 	must(t, h.SetCDROMs(ctx, "web", []vm.CDROM{two}))
 	mustFail(t, h.SetCDROMs(ctx, "web", []vm.CDROM{two, three}), vm.CodeOperationFailed)
-	// The first is there, and the second refused: its address is taken.
+	// The first drive stays, and QEMU refuses the second: its address is in use.
 	taken, err := cdromSCSI(vm.CDROM{ID: "cd-3", SHA256: content})
 	must(t, err)
 	taken.ID, taken.Drive = "other", ""
@@ -163,7 +167,7 @@ func TestHalfADriveIsMadeWholeOrTakenAway(t *testing.T) {
 	}
 }
 
-func TestDrivesThatCannotBeAreRefused(t *testing.T) {
+func TestInvalidDrivesAreRefused(t *testing.T) {
 	h, ctx := newHost(t), t.Context()
 	content := h.content(rawImage("disc"))
 	s := h.create("web", guestDeaf)
@@ -174,8 +178,8 @@ func TestDrivesThatCannotBeAreRefused(t *testing.T) {
 	mustFail(t, h.SetCDROMs(ctx, "web", nil), vm.CodeUnavailable)
 	must(t, h.SetCDROMs(ctx, "web", s.CDROMs))
 	for what, d := range map[string]vm.CDROM{
-		"content that is gone":     {ID: "cd-2", Image: "gone", SHA256: strings.Repeat("00", 32)},
-		"a seed that is not there": {ID: vm.SeedCDROM},
+		"content that is gone":       {ID: "cd-2", Image: "gone", SHA256: strings.Repeat("00", 32)},
+		"a seed that does not exist": {ID: vm.SeedCDROM},
 	} {
 		if err := h.SetCDROMs(ctx, "web", append(s.CDROMs, d)); codeOf(err) != vm.CodeOperationFailed {
 			t.Errorf("%s: %v", what, err)

@@ -22,7 +22,8 @@ func testSpec() vm.Spec {
 	}
 }
 
-// testPort returns the port of a NIC; userPort one that needs nothing of the host.
+// testPort returns the port of a NIC. userPort returns one that needs nothing of the
+// host.
 func testPort(slot int, kind vm.PortKind) vm.Port {
 	n := vm.NIC{Slot: slot, MAC: fmt.Sprintf("52:54:00:12:34:%02x", slot), Model: vm.NICVirtio}
 	return vm.Port{NIC: n, Kind: kind}
@@ -61,7 +62,11 @@ func TestTheCommandLineIsTheGoldenOne(t *testing.T) {
 			}
 		}},
 		"cdroms": {fds, func(s *vm.Spec) {
-			s.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-1", SHA256: strings.Repeat("0c", 32), BootIndex: 1}, {ID: "cd-4", SHA256: strings.Repeat("0d", 32)}}
+			s.CDROMs = []vm.CDROM{
+				{ID: vm.SeedCDROM},
+				{ID: "cd-1", SHA256: strings.Repeat("0c", 32), BootIndex: 1},
+				{ID: "cd-4", SHA256: strings.Repeat("0d", 32)},
+			}
 		}},
 		"nics-user": {fds, func(s *vm.Spec) {
 			s.Ports = []vm.Port{userPort(0), userPort(7)}
@@ -100,13 +105,13 @@ func TestTheCommandLineIsTheGoldenOne(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got != string(want) {
-				t.Errorf("it is\n%s\nand was\n%s", got, want)
+				t.Errorf("the command line is\n%s\nwant\n%s", got, want)
 			}
 		})
 	}
 }
 
-func TestTheCommandLineRefusesWhatItCannotSay(t *testing.T) {
+func TestTheCommandLineRefusesInvalidSpecs(t *testing.T) {
 	for name, change := range map[string]func(*vm.Spec){
 		"a disk without a slot":  func(s *vm.Spec) { s.Disks = []vm.Disk{{ID: "data", MountPoint: "/dev/sda"}} },
 		"a drive of no number":   func(s *vm.Spec) { s.CDROMs = []vm.CDROM{{ID: "cd-5", SHA256: strings.Repeat("0c", 32)}} },
@@ -155,18 +160,18 @@ func TestAHotPluggedDiskIsTheOneOnTheCommandLine(t *testing.T) {
 		t.Errorf("the disk is not in %s", strings.Join(args, "\n"))
 	}
 	if id, ok := diskOfDevice(diskDevice("data")); !ok || id != "data" {
-		t.Errorf("the device of disk data is that of %q", id)
+		t.Errorf("the device of disk data has the id of disk %q", id)
 	}
 	if id, ok := diskOfDevice(rootDevice); ok {
-		t.Errorf("the root disk is taken for data disk %q", id)
+		t.Errorf("the root disk has the id of data disk %q", id)
 	}
-	names := map[string]bool{"root": true, "base": true} // those of every VM
+	names := map[string]bool{"root": true, "base": true} // of every VM
 	longest := strings.Repeat("x", 20)
 	for _, name := range []string{diskNode(longest), diskFileNode(longest), diskBaseNode(longest), diskBaseFileNode(longest),
 		cdromAlias(vm.SeedCDROM), cdromFileNode(vm.SeedCDROM)} {
 		prefix, _, _ := strings.Cut(name, "-")
 		if len(name) > 31 || names[prefix] {
-			t.Errorf("a node has the name %s", name)
+			t.Errorf("a node has the invalid or repeated name %s", name)
 		}
 		names[prefix] = true
 	}

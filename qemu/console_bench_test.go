@@ -9,8 +9,8 @@ import (
 	"vmand/vm"
 )
 
-// echoes types single bytes, each when the one before has come back, and reports
-// how long that took.
+// echoes types single bytes, each after the previous one has come back, and reports
+// the time that took.
 func echoes(b *testing.B, c io.ReadWriter) {
 	b.Helper()
 	var took []time.Duration
@@ -29,8 +29,8 @@ func echoes(b *testing.B, c io.ReadWriter) {
 	b.ReportMetric(at(0.99), "p99-µs")
 }
 
-// BenchmarkConsoleEcho is what vmand adds to the time that an echo takes: the
-// other end answers at once.
+// BenchmarkConsoleEcho measures the time that vmand adds to an echo: the other end
+// answers at once.
 func BenchmarkConsoleEcho(b *testing.B) {
 	f := newFakeSerial(b, tempDir(b))
 	h, _ := f.connect(usualLimits)
@@ -41,15 +41,14 @@ func BenchmarkConsoleEcho(b *testing.B) {
 	echoes(b, c)
 }
 
-// BenchmarkGuestConsoleEcho has a real guest, which looks for what is typed all
-// the time.
+// BenchmarkGuestConsoleEcho measures an echo by a real guest, which polls for input.
 func BenchmarkGuestConsoleEcho(b *testing.B) {
 	h := newHost(b)
 	h.start("web", guestEchoes)
 	c, err := h.Console(b.Context(), "web", vm.ConsoleOptions{Write: true})
 	must(b, err)
 	defer c.Close()
-	// The BIOS may eat what comes before the guest runs.
+	// The BIOS may consume the input before the guest runs.
 	await(b, "the guest runs", func() bool {
 		_, err := io.WriteString(c, "\n")
 		must(b, err)

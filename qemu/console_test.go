@@ -21,9 +21,9 @@ import (
 	"vmand/vm"
 )
 
-// readLines reads numbered lines to the end of a stream that may begin within
-// one. It returns how many there were, and an error unless each was the last one
-// plus one.
+// readLines reads numbered lines to the end of a stream, which may begin within a
+// line. It returns the numbers of the first and the last line, and an error if a
+// number is missing.
 func readLines(r io.Reader, at *atomic.Int64) (first, last int64, err error) {
 	b := bufio.NewReaderSize(r, 4096)
 	if _, err := b.ReadString('\n'); err != nil {
@@ -55,11 +55,11 @@ func TestEveryReaderSeesAnUnbrokenStream(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	limits := smallLimits
 	limits.most, limits.keep = 512<<10, 256<<10
-	const ahead = 10_000 // lines, of 12 bytes at most, that the guest may be ahead of a reader
+	const ahead = 10_000 // lines of at most 12 bytes that the guest may be ahead of a reader
 	h, end := f.connect(limits)
 	f.print([]byte("the guest begins\n"))
 	var all sync.WaitGroup
-	var at [readers]atomic.Int64 // the last line that a reader has seen
+	var at [readers]atomic.Int64 // the last line that each reader has read
 	join := func(i int, now int64) {
 		at[i].Store(now)
 		c, err := h.join(vm.ConsoleOptions{Scrollback: rand.Int64N(100_000)})
@@ -69,10 +69,10 @@ func TestEveryReaderSeesAnUnbrokenStream(t *testing.T) {
 			if first, last, err := readLines(c, &at[i]); last != lines || err != nil {
 				t.Errorf("reader %d sees lines %d to %d, %v", i, first, last, err)
 			}
-			at[i].Store(lines) // nobody waits for it
+			at[i].Store(lines) // the writer waits for it no longer
 		})
 	}
-	joined, next := 0, rand.Int64N(2*lines/readers) // when the next one joins
+	joined, next := 0, rand.Int64N(2*lines/readers) // the line at which the next reader joins
 	for n := int64(1); n <= lines; {
 		var p []byte
 		for range min(1+rand.Int64N(100), lines-n+1) {
@@ -119,7 +119,7 @@ func TestAReaderThatIsTooSlowIsCutOff(t *testing.T) {
 	buf := make([]byte, 100)
 	n, err := io.ReadFull(slow, buf)
 	if err != nil || !bytes.Equal(buf, letters(0, 100)) {
-		t.Errorf("first it reads %q, %v", buf[:n], err)
+		t.Errorf("the slow reader first reads %q, %v", buf[:n], err)
 	}
 	f.print(letters(60_000, 60_000))
 	await(t, "the log is cut", func() bool { begin, _ := h.bounds(); return begin > 100 }) // slow follows it
@@ -127,7 +127,7 @@ func TestAReaderThatIsTooSlowIsCutOff(t *testing.T) {
 	mustFail(t, err, vm.CodeUnavailable)
 }
 
-func TestNothingIsLostWhileVmandIsAway(t *testing.T) {
+func TestNoOutputIsLostWhileVmandIsDown(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, end := f.connect(usualLimits)
 	f.print(letters(0, 10_000))
@@ -138,7 +138,7 @@ func TestNothingIsLostWhileVmandIsAway(t *testing.T) {
 	got, err := io.ReadAll(c)
 	mustFail(t, err, vm.CodeUnavailable)
 	if !bytes.Equal(got, letters(0, 10_000)) {
-		t.Errorf("there are %d bytes", len(got))
+		t.Errorf("the reader gets %d bytes", len(got))
 	}
 	f.print(letters(10_000, 10_000))
 	h, end = f.connect(usualLimits)
@@ -157,7 +157,7 @@ func TestNothingIsLostWhileVmandIsAway(t *testing.T) {
 	mustFail(t, err, vm.CodeState)
 }
 
-func TestOneTypesAtATime(t *testing.T) {
+func TestOneConnectionTypesAtATime(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	limits := smallLimits
 	limits.patience = time.Minute
@@ -199,21 +199,21 @@ func TestOneTypesAtATime(t *testing.T) {
 
 	stuck := make(chan error)
 	go func() {
-		_, err := third.Write(make([]byte, 1<<20)) // nobody reads it
+		_, err := third.Write(make([]byte, 1<<20)) // the guest does not read it
 		stuck <- err
 	}()
 	fourth := join(vm.ConsoleOptions{Write: true, TakeOver: true})
 	mustFail(t, <-stuck, vm.CodeState)
 	fourth.Close()
 	if _, err := fourth.Write([]byte("no")); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("what is closed types: %v", err)
+		t.Errorf("a closed connection types: %v", err)
 	}
 	if _, err := fourth.Read(buf); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("what is closed reads: %v", err)
+		t.Errorf("a closed connection reads: %v", err)
 	}
 }
 
-func TestAGuestThatDoesNotReadHoldsUpNobody(t *testing.T) {
+func TestAGuestThatDoesNotReadBlocksNoOtherConnection(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, end := f.connect(smallLimits)
 	c, err := h.join(vm.ConsoleOptions{Write: true})
@@ -222,22 +222,22 @@ func TestAGuestThatDoesNotReadHoldsUpNobody(t *testing.T) {
 	n, err := c.Write(make([]byte, 1<<20))
 	mustFail(t, err, vm.CodeUnavailable)
 	if n == 0 || n > 64<<10 {
-		t.Errorf("%d bytes wait", n)
+		t.Errorf("%d bytes are buffered", n)
 	}
 	f.print([]byte("alive"))
 	buf := make([]byte, 5)
 	if _, err := io.ReadFull(c, buf); err != nil || string(buf) != "alive" {
-		t.Errorf("it reads %q, %v", buf, err)
+		t.Errorf("the guest reads %q, %v", buf, err)
 	}
 	end(io.EOF)
 	if _, err := c.Read(buf); err != io.EOF {
-		t.Errorf("in the end it reads %v", err)
+		t.Errorf("at the end the reader gets %v", err)
 	}
 	_, err = c.Write([]byte("no"))
 	mustFail(t, err, vm.CodeState)
 }
 
-func TestWhatIsTypedForNobodyFails(t *testing.T) {
+func TestInputToADeadGuestFails(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, _ := f.connect(smallLimits)
 	c, err := h.join(vm.ConsoleOptions{Write: true})
@@ -246,14 +246,14 @@ func TestWhatIsTypedForNobodyFails(t *testing.T) {
 	_, err = io.WriteString(c, "one")
 	must(t, err)
 	f.reads("one")
-	must(t, f.line.Close()) // QEMU has ended, and nobody has noticed yet
+	must(t, f.line.Close()) // QEMU has ended, and vmand has not noticed yet
 	for range 2 {
 		_, err = io.WriteString(c, "no")
 		mustFail(t, err, vm.CodeUnavailable)
 	}
 }
 
-func TestClosingWakesWhoReads(t *testing.T) {
+func TestCloseWakesReaders(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, _ := f.connect(smallLimits)
 	c, err := h.join(vm.ConsoleOptions{})
@@ -263,14 +263,14 @@ func TestClosingWakesWhoReads(t *testing.T) {
 		_, err := c.Read(make([]byte, 1))
 		read <- err
 	}()
-	await(t, "it waits", func() bool { h.mu.Lock(); defer h.mu.Unlock(); return h.changed != nil })
+	await(t, "the reader waits", func() bool { h.mu.Lock(); defer h.mu.Unlock(); return h.changed != nil })
 	must(t, c.Close())
 	if err := <-read; !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
 	}
 }
 
-func TestAGuestIsTypedToAndAnswers(t *testing.T) {
+func TestAGuestAnswersItsInput(t *testing.T) {
 	h := newHost(t)
 	_, err := h.Console(t.Context(), "web", vm.ConsoleOptions{})
 	mustFail(t, err, vm.CodeState)
@@ -278,7 +278,7 @@ func TestAGuestIsTypedToAndAnswers(t *testing.T) {
 	c, err := h.Console(t.Context(), "web", vm.ConsoleOptions{Write: true})
 	must(t, err)
 	defer c.Close()
-	// The BIOS may eat what comes before the guest runs.
+	// The BIOS may consume the input before the guest runs.
 	await(t, "the guest runs", func() bool {
 		_, err := io.WriteString(c, "\n")
 		must(t, err)
@@ -296,7 +296,7 @@ func TestAGuestIsTypedToAndAnswers(t *testing.T) {
 	}
 	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
 	if rest, err := io.ReadAll(c); err != nil {
-		t.Errorf("in the end it reads %q, %v", rest, err)
+		t.Errorf("at the end the reader gets %q, %v", rest, err)
 	}
 	log, end, err := h.ConsoleLog(t.Context(), "web", 0)
 	must(t, err)
@@ -306,7 +306,7 @@ func TestAGuestIsTypedToAndAnswers(t *testing.T) {
 	}
 }
 
-func TestNothingOfAGuestsIsLostOverRestarts(t *testing.T) {
+func TestNoOutputIsLostAcrossRestartsOfVmand(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestCounts)
 	grown := func(what string) {
@@ -322,7 +322,7 @@ func TestNothingOfAGuestsIsLostOverRestarts(t *testing.T) {
 	for range 3 {
 		grown("it prints")
 		must(t, h.Close())
-		grown("it prints while nobody looks")
+		grown("the guest prints while no vmand runs")
 		h.open()
 	}
 	c, err := h.Console(t.Context(), "web", vm.ConsoleOptions{Scrollback: 1 << 40})
@@ -364,7 +364,7 @@ func TestADryRunHasAConsole(t *testing.T) {
 	reads(other, "llo")
 	must(t, d.Shutdown(ctx, spec.ID, vm.StopOptions{}, nil))
 	if rest, err := io.ReadAll(other); len(rest) > 0 || err != nil {
-		t.Errorf("in the end it reads %q, %v", rest, err)
+		t.Errorf("at the end the reader gets %q, %v", rest, err)
 	}
 	log, _, err := d.ConsoleLog(ctx, spec.ID, -5)
 	must(t, err)

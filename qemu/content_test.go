@@ -21,13 +21,13 @@ import (
 	"vmand/vm"
 )
 
-// imageHost is a driver, or a dry run, as far as its images go.
+// imageHost is the part of a driver, or of a dry run, that keeps images.
 type imageHost interface {
 	vm.Images
 	Survey(context.Context) (vm.Survey, error)
 }
 
-// contentOf makes content of bytes and returns its SHA-256.
+// content imports bytes as content and returns its SHA-256.
 func (h *testHost) content(b []byte) string {
 	h.t.Helper()
 	return bring(h.t, h.Driver, b).SHA256
@@ -42,7 +42,7 @@ func bring(t testing.TB, d vm.Images, b []byte) vm.ImageContent {
 	return c
 }
 
-// bringFile makes content of a file.
+// bringFile imports a file as content.
 func (h *testHost) bringFile(path string) vm.ImageContent {
 	h.t.Helper()
 	b, err := os.ReadFile(path)
@@ -50,7 +50,7 @@ func (h *testHost) bringFile(path string) vm.ImageContent {
 	return bring(h.t, h.Driver, b)
 }
 
-// rawImage returns a raw image of 1 MiB that begins with a word.
+// rawImage returns a raw image of 1 MiB that begins with a text.
 func rawImage(word string) []byte {
 	b := make([]byte, mib)
 	copy(b, word)
@@ -98,7 +98,7 @@ func TestAnImageIsDownloadedKeptAndDeleted(t *testing.T) {
 			Progress: func(d, t int64) { done, total = d, t },
 			Ready: func(c vm.ImageContent) error {
 				if has, err := d.HasImage(ctx, c.SHA256); has || err != nil {
-					t.Errorf("it is there before it is recorded, %v", err)
+					t.Errorf("the content exists before it is recorded, %v", err)
 				}
 				ready = append(ready, c)
 				return nil
@@ -107,13 +107,13 @@ func TestAnImageIsDownloadedKeptAndDeleted(t *testing.T) {
 		want := vm.ImageContent{SHA256: sumOf(b), Layout: vm.FormatRaw, VirtualMiB: 1, Bytes: mib}
 		c, err := d.FetchImage(ctx, url+"/image?key=1", i)
 		if err != nil || c != want || len(ready) != 1 || ready[0] != want {
-			t.Fatalf("it is %+v, %v; recorded was %+v", c, err, ready)
+			t.Fatalf("the content is %+v, %v; Ready got %+v", c, err, ready)
 		}
 		if n := int64(packed.Len()); done != n || total != n {
-			t.Errorf("the progress ends at %d of %d, want %d", done, total, n)
+			t.Errorf("the progress ends at %d of %d; want %d", done, total, n)
 		}
 		if has, err := d.HasImage(ctx, c.SHA256); !has || err != nil {
-			t.Errorf("it is not there: %v", err)
+			t.Errorf("the content does not exist: %v", err)
 		}
 		if seen, err := d.Survey(ctx); err != nil || len(seen.Images) != 1 || seen.Images[c.SHA256] != mib {
 			t.Errorf("a survey sees %v, %v", seen.Images, err)
@@ -122,7 +122,7 @@ func TestAnImageIsDownloadedKeptAndDeleted(t *testing.T) {
 		must(t, err)
 		defer r.Close()
 		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, b) {
-			t.Errorf("it reads as %d bytes, %v", len(got), err)
+			t.Errorf("reading it returns %d bytes, %v", len(got), err)
 		}
 		for range 2 {
 			must(t, d.DeleteImage(ctx, c.SHA256))
@@ -139,7 +139,7 @@ func TestAnImageIsDownloadedKeptAndDeleted(t *testing.T) {
 	})
 }
 
-func TestContentIsForTheUserOfQEMUToReadAndForNobodyToWrite(t *testing.T) {
+func TestContentIsReadableByQEMUAndWritableByNoUser(t *testing.T) {
 	d := newDriver(t, Options{})
 	c := bring(t, d, rawImage("mine"))
 	path := d.layout.content(c.SHA256)
@@ -163,14 +163,14 @@ func TestContentIsForTheUserOfQEMUToReadAndForNobodyToWrite(t *testing.T) {
 		return err
 	})
 	if !errors.Is(err, os.ErrPermission) {
-		t.Errorf("it can be opened to write: %v", err)
+		t.Errorf("QEMU's user can open it for writing: %v", err)
 	}
 	if err := d.account.Do(func() error { return os.Remove(path) }); !errors.Is(err, os.ErrPermission) {
-		t.Errorf("it can be removed: %v", err)
+		t.Errorf("QEMU's user can remove it: %v", err)
 	}
 }
 
-func TestWhatIsWrongWithAnImageHasACode(t *testing.T) {
+func TestEveryImageErrorHasACode(t *testing.T) {
 	b := rawImage("image")
 	full := errors.New("nothing can be recorded")
 	url := serveImages(t, func(w http.ResponseWriter, r *http.Request) {
@@ -212,7 +212,7 @@ func TestWhatIsWrongWithAnImageHasACode(t *testing.T) {
 			}
 		}
 		if _, err := d.FetchImage(t.Context(), url+"/image", vm.Import{Ready: func(vm.ImageContent) error { return full }}); err != full {
-			t.Errorf("what Ready returns has become %v", err)
+			t.Errorf("the error of Ready became %v", err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		_, err := d.FetchImage(ctx, url+"/image", vm.Import{Progress: func(int64, int64) { cancel() }})
@@ -224,19 +224,20 @@ func TestWhatIsWrongWithAnImageHasACode(t *testing.T) {
 		for _, bad := range []string{"ftp://host/image", "/etc/passwd", "http://user:secret@host/", "http://"} {
 			err := d.CheckURL(bad)
 			var f *vm.Fault
-			if !errors.As(err, &f) || f.Code != vm.CodeInvalid || len(f.Fields) != 1 || f.Fields[0].Field != "/url" || strings.Contains(err.Error(), "secret") {
+			named := errors.As(err, &f) && f.Code == vm.CodeInvalid && len(f.Fields) == 1 && f.Fields[0].Field == "/url"
+			if !named || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%s: %v", bad, err)
 			}
 		}
 	})
 }
 
-func TestAnUploadGoesOnAfterTheClientIsLost(t *testing.T) {
+func TestAnUploadContinuesAfterALostConnection(t *testing.T) {
 	eachImageHost(t, ImageOptions{MaxBytes: 4 * mib}, func(t *testing.T, d imageHost, dir string) {
 		ctx, b, lost := t.Context(), rawImage("upload"), errors.New("the client is lost")
 		at, err := d.UploadImage(ctx, "new", 0, io.MultiReader(bytes.NewReader(b[:mib/2]), iotest.ErrReader(lost)))
 		if at != mib/2 || !errors.Is(err, lost) || codeOf(err) != "" {
-			t.Errorf("%d, %v", at, err)
+			t.Errorf("UploadImage returns %d, %v", at, err)
 		}
 		if at, err = d.Uploaded(ctx, "new"); at != mib/2 || err != nil {
 			t.Errorf("uploaded %d, %v", at, err)
@@ -246,7 +247,7 @@ func TestAnUploadGoesOnAfterTheClientIsLost(t *testing.T) {
 		_, err = d.FinishUpload(ctx, "new", vm.Import{Sum: vm.ImageSum{SHA256: sumOf(b)}})
 		mustFail(t, err, vm.CodeChecksumMismatch)
 		if at, err = d.UploadImage(ctx, "new", at, bytes.NewReader(b[at:])); at != mib || err != nil {
-			t.Errorf("%d, %v", at, err)
+			t.Errorf("UploadImage returns %d, %v", at, err)
 		}
 		_, err = d.UploadImage(ctx, "new", at, bytes.NewReader(make([]byte, 4*mib)))
 		mustFail(t, err, vm.CodeTooLarge)
@@ -256,7 +257,7 @@ func TestAnUploadGoesOnAfterTheClientIsLost(t *testing.T) {
 		}
 		for range 2 {
 			if c := bring(t, d, b); c.SHA256 != sumOf(b) {
-				t.Errorf("it is %+v", c)
+				t.Errorf("the content is %+v", c)
 			}
 		}
 	})

@@ -14,7 +14,7 @@ import (
 	"vmand/vm"
 )
 
-// write puts bytes at an offset of the disk in a qcow2 file of ours.
+// write writes bytes at an offset of the disk in a qcow2 file of vmand's.
 func (h *testHost) write(path string, at int64, b []byte) {
 	h.t.Helper()
 	raw := filepath.Join(h.t.TempDir(), "raw")
@@ -26,7 +26,7 @@ func (h *testHost) write(path string, at int64, b []byte) {
 	img(h.t, "convert", "-n", "-f", "raw", "-O", "qcow2", raw, path)
 }
 
-// read returns what is at an offset of the disk in a qcow2 image without a base.
+// read returns the bytes at an offset of the disk in a qcow2 image without a base.
 func (h *testHost) read(path string, at int64, n int) []byte {
 	h.t.Helper()
 	raw := filepath.Join(h.t.TempDir(), "raw")
@@ -40,20 +40,22 @@ func (h *testHost) read(path string, at int64, n int) []byte {
 	return b
 }
 
-// A progress is what was told of one.
+// A progress records the reports of an operation.
 type progress struct{ all [][2]int64 }
 
 func (p *progress) tell(done, total int64) { p.all = append(p.all, [2]int64{done, total}) }
 
-// mustBeOf fails if the progress did not go up to the end of a disk of so many bytes.
+// mustBeOf fails the test if the progress did not rise to the end of a disk of total
+// bytes.
 func (p *progress) mustBeOf(t testing.TB, total int64) {
 	t.Helper()
-	if len(p.all) == 0 || p.all[len(p.all)-1] != [2]int64{total, total} || !slices.IsSortedFunc(p.all, func(a, b [2]int64) int { return int(a[0] - b[0]) }) {
+	rising := slices.IsSortedFunc(p.all, func(a, b [2]int64) int { return int(a[0] - b[0]) })
+	if len(p.all) == 0 || p.all[len(p.all)-1] != [2]int64{total, total} || !rising {
 		t.Errorf("the progress was %v, of %d", p.all, total)
 	}
 }
 
-func TestADiskIsACopyOfWhatTheOtherHasWithItsImage(t *testing.T) {
+func TestACopyOfADiskIncludesItsBase(t *testing.T) {
 	h, ctx := newHost(t), t.Context()
 	raw := writeGuest(t, h.dir, guestSaysHi)
 	c := h.bringFile(converted(t, raw, "vmdk"))
@@ -94,7 +96,7 @@ func TestADiskIsACopyOfWhatTheOtherHasWithItsImage(t *testing.T) {
 				}
 				img(t, "check", "-q", path)
 				if got := h.read(path, 3*mib+512, len("its own")); string(bytes.Trim(got, "\x00")) != s.own {
-					t.Errorf("in %s is %q, want %q", file, got, s.own)
+					t.Errorf("%s holds %q; want %q", file, got, s.own)
 				}
 			}
 			spec := operators
@@ -119,12 +121,12 @@ func TestAnImageIsMadeOfADisk(t *testing.T) {
 	var ready vm.ImageContent
 	c, err := h.ImageOfDisk(ctx, from, vm.Import{Progress: p.tell, Ready: func(c vm.ImageContent) error { ready = c; return nil }})
 	if err != nil || c != ready || c.Layout != vm.FormatQcow2 || c.VirtualMiB != 8 {
-		t.Fatalf("it is %+v, %v; recorded was %+v", c, err, ready)
+		t.Fatalf("the content is %+v, %v; Ready got %+v", c, err, ready)
 	}
 	p.mustBeOf(t, 8*mib)
 	must(t, h.account.CanRead(h.layout.content(c.SHA256)))
 	if i := infoOf(t, h.layout.content(c.SHA256)); i.Backing != "" {
-		t.Errorf("it is based on %s", i.Backing)
+		t.Errorf("the image is based on %s", i.Backing)
 	}
 	h.startSpec(h.createOn("copy", overlay(c, 16)))
 	h.awaitSerial("copy", "hi\n")
@@ -143,12 +145,12 @@ func TestAnImageIsMadeOfADisk(t *testing.T) {
 	mustFail(t, err, vm.CodeTooLarge)
 	for d, want := range map[*Driver]int{h.Driver: 2, small: 0} {
 		if left, err := os.ReadDir(d.layout.inState(imagesDir)); err != nil || len(left) != want {
-			t.Errorf("in the directory of images are %v, %v", left, err)
+			t.Errorf("the directory of images holds %v, %v", left, err)
 		}
 	}
 }
 
-func TestWhatCannotBeCopiedIsRefused(t *testing.T) {
+func TestInvalidCopySourcesAreRefused(t *testing.T) {
 	needQEMU(t)
 	d, ctx := newDriver(t, Options{}), t.Context()
 	plain := vm.DiskFile{SizeMiB: 8}
@@ -219,7 +221,7 @@ func TestACopyThatIsCancelledEndsAtOnceAndLeavesNothing(t *testing.T) {
 		b, err := io.ReadAll(f)
 		must(t, errors.Join(err, f.Close()))
 		if _, err := os.Stat("/proc/" + strings.TrimSpace(string(b))); len(b) == 0 || !os.IsNotExist(err) {
-			t.Errorf("%s: the process %q goes on: %v", name, b, err)
+			t.Errorf("%s: the process %q still runs: %v", name, b, err)
 		}
 		if left := filesBelow(t, d); len(left) != 1 {
 			t.Errorf("%s: left: %q", name, left)

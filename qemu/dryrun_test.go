@@ -8,7 +8,7 @@ import (
 	"vmand/vm"
 )
 
-// newDryRun makes a pretended host; called again, as a restart does.
+// newDryRun returns a dry run; a second call for the same directory is a restart.
 func newDryRun(t *testing.T, dir string) *DryRun {
 	t.Helper()
 	d, err := NewDryRun(Options{StateDir: filepath.Join(dir, "state"), RuntimeDir: filepath.Join(dir, "run")})
@@ -42,17 +42,17 @@ func TestADryRunKeepsFiles(t *testing.T) {
 	must(t, d.CreateVM(ctx, spec.ID, spec.Root, nil, nil))
 	mustFail(t, d.CreateVM(ctx, spec.ID, spec.Root, nil, nil), vm.CodeExists)
 	if known, root, err := d.AdoptVM(ctx, spec.ID); known != "" || root != spec.Root || err != nil {
-		t.Errorf("adopted it is %q %+v, %v", known, root, err)
+		t.Errorf("AdoptVM returns %q, %+v, %v", known, root, err)
 	}
 	if has, err := d.HasVM(ctx, spec.ID); !has || err != nil {
-		t.Errorf("it has no files: %v", err)
+		t.Errorf("HasVM finds no files: %v", err)
 	}
 	must(t, d.CreateDisk(ctx, "data", vm.DiskFile{SizeMiB: 16}, nil, nil))
 	mustFail(t, d.CreateDisk(ctx, "data", vm.DiskFile{SizeMiB: 16}, nil, nil), vm.CodeExists)
 	must(t, d.ResizeDisk(ctx, vm.Disk{ID: "data"}, 32))
 	mustFail(t, d.ResizeDisk(ctx, vm.Disk{ID: "data"}, 16), vm.CodeInvalid)
 	if size, err := d.DiskSize(ctx, "data"); size != 32 || err != nil {
-		t.Errorf("it has %d MiB, %v", size, err)
+		t.Errorf("the disk has %d MiB, %v", size, err)
 	}
 	for range 2 {
 		must(t, d.DeleteVM(ctx, spec.ID))
@@ -63,7 +63,7 @@ func TestADryRunKeepsFiles(t *testing.T) {
 	_, _, err = d.AdoptVM(ctx, spec.ID)
 	mustFail(t, err, vm.CodeNotFound)
 	if has, err := d.HasVM(ctx, spec.ID); has || err != nil {
-		t.Errorf("it still has files: %v", err)
+		t.Errorf("HasVM still finds files: %v", err)
 	}
 }
 
@@ -97,10 +97,10 @@ func TestADryRunPretendsToRun(t *testing.T) {
 	must(t, err)
 	if got := seen.VMs[spec.ID]; got.Status != vm.StatusPaused || !slices.Equal(got.Plugged, []string{"data"}) ||
 		!slices.Equal(got.NICs, []int{2, 3}) || !slices.Equal(got.CDROMs, []string{"cd-1", "cd-2"}) || !got.Alive() {
-		t.Errorf("after a restart it is %+v", got)
+		t.Errorf("after a restart the VM is %+v", got)
 	}
 	if !seen.VMFiles[spec.ID] || seen.DiskFiles["data"] != 16 || seen.Storage.SizeMiB == 0 {
-		t.Errorf("after a restart there is %+v", seen)
+		t.Errorf("after a restart the survey is %+v", seen)
 	}
 	must(t, d.Control(ctx, spec.ID, vm.OpResume))
 	must(t, d.Control(ctx, spec.ID, vm.OpReset))
@@ -113,10 +113,10 @@ func TestADryRunPretendsToRun(t *testing.T) {
 		must(t, d.Shutdown(ctx, spec.ID, vm.StopOptions{}, nil))
 	}
 	if f, err := d.Flight(ctx, spec.ID); f.Now.PID != 0 || len(f.Crashes) != 0 || err != nil {
-		t.Errorf("recorded: %+v, %v", f, err)
+		t.Errorf("Flight returns %+v, %v", f, err)
 	}
 	if d.Observe(ctx, spec.ID).Alive() {
-		t.Error("it pretends on")
+		t.Error("the VM still runs")
 	}
 }
 
@@ -133,7 +133,7 @@ func TestADryRunMakesAnEmptyImageOfADisk(t *testing.T) {
 	must(t, d.ResizeDisk(ctx, vm.Disk{ID: "overlay", DiskFile: file}, 32))
 	file.SizeMiB = 32
 	if got, err := d.AdoptDisk(ctx, "overlay"); got != file || err != nil {
-		t.Errorf("adopted it is %+v, %v", got, err)
+		t.Errorf("AdoptDisk returns %+v, %v", got, err)
 	}
 }
 

@@ -18,10 +18,10 @@ import (
 // failPointDir names the directory of the host that a test's child works on.
 const failPointDir = "VMAN_TEST_FAILPOINT_DIR"
 
-// failPointDisc is what is in a drive: a raw image will do.
+// failPointDisc is the content of a drive.
 var failPointDisc = make([]byte, mib)
 
-// pass does, on a host, everything that reaches a fail point.
+// pass reaches every fail point on a host.
 func pass(t *testing.T, h *testHost) {
 	s := h.create("web", guestObeys)
 	must(t, h.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 16}, nil, nil))
@@ -65,7 +65,7 @@ func TestEveryFailPointIsReached(t *testing.T) {
 			out, _ := child.CombinedOutput()
 			h.open() // the next vmand
 			if got := child.ProcessState.String(); got != "signal: killed" {
-				t.Fatalf("it ended with %s\n%s", got, out)
+				t.Fatalf("the child ended with %s\n%s", got, out)
 			}
 			for _, id := range []string{"web", "net"} {
 				must(t, h.Shutdown(t.Context(), id, vm.StopOptions{Force: true}, nil))

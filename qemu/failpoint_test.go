@@ -27,6 +27,6 @@ func TestEveryFailPointIsListed(t *testing.T) {
 		}
 	}
 	if !maps.Equal(there, listed) || len(there) < 10 {
-		t.Errorf("there are %q\nlisted are %q", slices.Sorted(maps.Keys(there)), slices.Sorted(maps.Keys(listed)))
+		t.Errorf("the source has %q\nFailPoints lists %q", slices.Sorted(maps.Keys(there)), slices.Sorted(maps.Keys(listed)))
 	}
 }

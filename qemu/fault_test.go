@@ -12,7 +12,7 @@ import (
 	"vmand/vm"
 )
 
-// codeOf returns the code of the fault in err, empty if there is none.
+// codeOf returns the code of the fault in err, "" if it has none.
 func codeOf(err error) vm.Code {
 	var f *vm.Fault
 	if errors.As(err, &f) {

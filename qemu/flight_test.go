@@ -20,7 +20,7 @@ func (h *testHost) flight(id string) vm.Flight {
 	return f
 }
 
-// said reports whether a recording has a message with these words in it.
+// said reports whether a recording has a message with these parts.
 func said(r vm.Recording, dir, words string) bool {
 	return slices.ContainsFunc(r.Messages, func(m vm.Message) bool { return m.Dir == dir && strings.Contains(m.Text, words) })
 }
@@ -35,7 +35,7 @@ func TestACrashIsRecorded(t *testing.T) {
 	}
 	now := h.flight("web").Now
 	if now.PID != h.Observe(t.Context(), "web").PID || now.Serial != "hi" || now.Exit != "" || time.Since(now.At) > time.Minute {
-		t.Errorf("while it runs: %+v", now)
+		t.Errorf("while the VM runs: %+v", now)
 	}
 	before := time.Now().Truncate(time.Millisecond)
 	must(t, h.kill("web"))
@@ -43,7 +43,7 @@ func TestACrashIsRecorded(t *testing.T) {
 		restart()
 		f := h.flight("web")
 		if len(f.Crashes) != 1 || f.Now.PID != 0 || len(f.Now.Messages) != 0 {
-			t.Fatalf("it has %+v", f)
+			t.Fatalf("the flight is %+v", f)
 		}
 		c := f.Crashes[0]
 		if c.PID != now.PID || c.Exit != "signal: killed" || c.Serial != "hi" || c.At.Before(before) || time.Since(c.At) > time.Minute {
@@ -62,15 +62,15 @@ func TestACrashIsRecorded(t *testing.T) {
 			}
 		}
 		if looks != 1 {
-			t.Errorf("of the looks that found the same, it has %d", looks)
+			t.Errorf("the recording has %d queries with the same answer", looks)
 		}
 	}
 	files, err := filepath.Glob(h.layout.inState(vmDir("web") + "/*crash*"))
 	if err != nil || len(files) != 1 {
-		t.Fatalf("there are the files %q, %v", files, err)
+		t.Fatalf("the crash files are %q, %v", files, err)
 	}
 	if st, err := os.Stat(files[0]); err != nil || st.Mode() != 0o600 {
-		t.Errorf("its mode is %v, %v", st.Mode(), err)
+		t.Errorf("the file has mode %v, %v", st.Mode(), err)
 	}
 }
 
@@ -89,15 +89,15 @@ func TestTheLastFiveCrashesAreKept(t *testing.T) {
 		got = append(got, c.PID)
 	}
 	if !slices.Equal(got, pids[:maxCrashes]) {
-		t.Errorf("it has the crashes of the processes %v, want %v", got, pids[:maxCrashes])
+		t.Errorf("the crashes are those of the processes %v; want %v", got, pids[:maxCrashes])
 	}
 	must(t, h.DeleteVM(t.Context(), "web"))
 	if f := h.flight("web"); len(f.Crashes) != 0 {
-		t.Errorf("after the VM it has %+v", f)
+		t.Errorf("after the deletion of the VM: %+v", f)
 	}
 }
 
-func TestWhatWasAskedToEndIsNoCrash(t *testing.T) {
+func TestARequestedEndIsNoCrash(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestObeys)
 	for _, stop := range []vm.StopOptions{{Timeout: time.Minute}, {Force: true}} {
@@ -105,17 +105,17 @@ func TestWhatWasAskedToEndIsNoCrash(t *testing.T) {
 		must(t, h.Shutdown(t.Context(), "web", stop, nil))
 	}
 	h.startSpec(s)
-	h.suspend("web") // so that it takes a kill
+	h.suspend("web") // so that only SIGKILL ends it
 	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
 	if f := h.flight("web"); len(f.Crashes) != 0 {
-		t.Errorf("it has %+v", f.Crashes)
+		t.Errorf("the crashes are %+v", f.Crashes)
 	}
 }
 
-func TestWhatThePreviousVmandAskedToEndIsNoCrash(t *testing.T) {
+func TestAnEndThatAnEarlierVmandRequestedIsNoCrash(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
-	h.suspend("web") // so that it does not end while this vmand is there
+	h.suspend("web") // so that it does not end while this vmand runs
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if err := h.Shutdown(ctx, "web", vm.StopOptions{Force: true}, nil); err == nil {
@@ -124,30 +124,30 @@ func TestWhatThePreviousVmandAskedToEndIsNoCrash(t *testing.T) {
 	h.reopen()
 	must(t, h.kill("web"))
 	if f := h.flight("web"); len(f.Crashes) != 0 {
-		t.Errorf("it has %+v", f.Crashes)
+		t.Errorf("the crashes are %+v", f.Crashes)
 	}
 }
 
-func TestWhatWasNotToldToEndAfterAllCanCrash(t *testing.T) {
+func TestAQEMUThatIgnoredAnEarlierRequestCanCrash(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
-	must(t, os.WriteFile(h.layout.inRun("web", quitSuffix), nil, 0o600)) // and then vmand was killed
+	must(t, os.WriteFile(h.layout.inRun("web", quitSuffix), nil, 0o600)) // after that, vmand was killed
 	h.reopen()
 	h.awaitStatus("web", vm.StatusRunning)
 	must(t, h.kill("web"))
 	if f := h.flight("web"); len(f.Crashes) != 1 {
-		t.Errorf("it has %+v", f.Crashes)
+		t.Errorf("the crashes are %+v", f.Crashes)
 	}
 }
 
-func TestTheCrashOfAProcessThatWasFoundAgainIsRecorded(t *testing.T) {
+func TestTheCrashOfAnAdoptedProcessIsRecorded(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	h.reopen()
 	h.awaitStatus("web", vm.StatusRunning)
 	must(t, h.kill("web"))
 	if f := h.flight("web"); len(f.Crashes) != 1 || f.Crashes[0].Exit != "" || !said(f.Crashes[0], "reply", `"running"`) {
-		t.Errorf("it has %+v", f.Crashes)
+		t.Errorf("the crashes are %+v", f.Crashes)
 	}
 }
 
@@ -174,14 +174,14 @@ func TestADamagedRecordingHidesNoOther(t *testing.T) {
 	}
 	f, err := d.Flight(t.Context(), "web")
 	if err != nil || len(f.Crashes) != 1 || f.Crashes[0].PID != 42 || !f.Crashes[0].At.Equal(at) {
-		t.Errorf("it has %+v, %v", f, err)
+		t.Errorf("Flight returns %+v, %v", f, err)
 	}
 	must(t, d.removeTemps())
 	if _, err := d.state.Stat(vmCrashTemp("web")); !os.IsNotExist(err) {
-		t.Errorf("the half-written one is still there: %v", err)
+		t.Errorf("the unfinished file still exists: %v", err)
 	}
 	if f, err := d.Flight(t.Context(), "../.."); err != nil || len(f.Crashes) != 0 || f.Now.Serial != "" {
-		t.Errorf("of nothing: %+v, %v", f, err)
+		t.Errorf("of an invalid id: %+v, %v", f, err)
 	}
 }
 
@@ -196,6 +196,6 @@ func TestARecordingOfAMessageIsReadableJSON(t *testing.T) {
 	var got map[string]any
 	must(t, json.Unmarshal(b, &got))
 	if got["exit"] != want.Exit || got["serial"] != want.Serial || len(got["messages"].([]any)) != 1 {
-		t.Errorf("it is %s", b)
+		t.Errorf("the file holds %s", b)
 	}
 }

@@ -11,12 +11,12 @@ import (
 	"vmand/vm"
 )
 
-// forwardTo returns a forward from an address of the loopback.
+// forwardTo returns a forward from a loopback address.
 func forwardTo(hostPort, guestPort int) vm.PortForward {
 	return vm.PortForward{ID: "pf-x", Protocol: vm.TCP, HostAddress: netip.MustParseAddr("127.0.0.1"), HostPort: hostPort, GuestPort: guestPort}
 }
 
-// freePorts returns TCP ports that nobody listens on.
+// freePorts returns TCP ports on which no program listens.
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
 	var ports []int
@@ -29,7 +29,7 @@ func freePorts(t *testing.T, n int) []int {
 	return ports
 }
 
-// listens reports whether somebody does.
+// listens reports whether a program listens on a port.
 func listens(port int) bool {
 	c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
@@ -55,7 +55,7 @@ func TestForwardsChangeWhileTheVMRuns(t *testing.T) {
 		}
 	}
 	check("at the start", true, true, false, false)
-	want := []vm.PortForward{forwardTo(ports[1], 8081), forwardTo(ports[2], 82), // one to another port of the guest
+	want := []vm.PortForward{forwardTo(ports[1], 8081), forwardTo(ports[2], 82), // one leads to another port of the guest
 		{Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: ports[2], GuestPort: 53}}
 	for range 2 { // the second time there is nothing to do
 		must(t, h.SetForwards(t.Context(), "web", 0, old, want))
@@ -67,7 +67,7 @@ func TestForwardsChangeWhileTheVMRuns(t *testing.T) {
 	must(t, err)
 	for _, f := range want {
 		if !contains(there, f) || len(there) != len(want) {
-			t.Errorf("there are %v, want %v", there, want)
+			t.Errorf("the forwards are %v; want %v", there, want)
 		}
 	}
 
@@ -76,7 +76,7 @@ func TestForwardsChangeWhileTheVMRuns(t *testing.T) {
 	taken := []vm.PortForward{forwardTo(ports[0], 80), forwardTo(ports[3], 83)}
 	err = h.SetForwards(t.Context(), "web", 0, want, taken)
 	if codeOf(err) != vm.CodeInUse || !strings.Contains(err.Error(), forwardAddress(ports[3])) {
-		t.Errorf("a port that is taken: %v", err)
+		t.Errorf("a port that is in use: %v", err)
 	}
 	l.Close()
 	check("all as it was", false, true, true, false)
@@ -103,7 +103,7 @@ func TestForwardsOfANICThatIsNotQEMUsWaitForTheNextStart(t *testing.T) {
 	}
 }
 
-func TestWhatQEMUSaysOfForwardsIsUnderstood(t *testing.T) {
+func TestForwardsAreParsed(t *testing.T) {
 	const said = "Hub -1 (net-1):\r\n" +
 		"  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n" +
 		"  TCP[HOST_FORWARD]  12       127.0.0.1  8080       10.0.2.15    80     0     0\r\n" +
@@ -122,6 +122,6 @@ func TestWhatQEMUSaysOfForwardsIsUnderstood(t *testing.T) {
 		}
 	}
 	if got, ok := parseForwards(said, "net-0"); ok || got != nil {
-		t.Errorf("of a network that is not there: %v", got)
+		t.Errorf("of an unknown network: %v", got)
 	}
 }

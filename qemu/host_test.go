@@ -36,8 +36,8 @@ type testHost struct {
 	marks []string       // what Mark got, as "<vm> <mark>"
 }
 
-// tempDir returns a directory that the user QEMU runs as can pass through, and
-// whose path is short enough for sockets, unlike those of t.TempDir.
+// tempDir returns a directory that QEMU's user can pass through and whose path is
+// short enough for sockets, unlike that of t.TempDir.
 func tempDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "vm")
@@ -51,7 +51,7 @@ func tempDir(t testing.TB) string {
 	return dir
 }
 
-// newHost makes a host without VMs. At the end of the test every VM is killed.
+// newHost returns a host without VMs. At the end of the test every VM is killed.
 func newHost(t testing.TB) *testHost {
 	t.Helper()
 	needQEMU(t)
@@ -71,7 +71,7 @@ func newHost(t testing.TB) *testHost {
 	return h
 }
 
-// open makes the driver, as the start of vmand does.
+// open opens the driver and watches it, as vmand does at its start.
 func (h *testHost) open() {
 	h.t.Helper()
 	d, err := New(h.t.Context(), Options{
@@ -126,7 +126,7 @@ func (h *testHost) Mark(id string, m vm.BootMark, at time.Time) {
 	h.marks = append(h.marks, id+" "+string(m))
 }
 
-// marksTold returns what Mark got.
+// marksTold returns the marks that Mark got.
 func (h *testHost) marksTold() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -140,7 +140,7 @@ func (h *testHost) newsOf(id string) int {
 	return h.news[id]
 }
 
-// create makes the files of a VM that boots a guest of guest_test.go.
+// create creates the files of a VM that boots a guest of guest_test.go.
 func (h *testHost) create(id, guest string) vm.Spec {
 	h.t.Helper()
 	root := vm.DiskFile{SizeMiB: 8, Base: writeGuest(h.t, h.dir, guest), BaseFormat: formatRaw}
@@ -157,7 +157,7 @@ func (h *testHost) create(id, guest string) vm.Spec {
 	}
 }
 
-// start makes and starts a VM.
+// start creates and starts a VM.
 func (h *testHost) start(id, guest string) vm.Spec {
 	h.t.Helper()
 	s := h.create(id, guest)
@@ -175,7 +175,7 @@ func (h *testHost) startSpec(s vm.Spec) {
 	}
 }
 
-// disk makes a data disk for a VM.
+// disk creates a data disk for a VM.
 func (h *testHost) disk(id, vmID, mountPoint string) vm.Disk {
 	h.t.Helper()
 	if err := h.CreateDisk(h.t.Context(), id, vm.DiskFile{SizeMiB: 16}, nil, nil); err != nil {
@@ -184,7 +184,7 @@ func (h *testHost) disk(id, vmID, mountPoint string) vm.Disk {
 	return vm.Disk{ID: id, VMID: vmID, MountPoint: mountPoint, DiskFile: vm.DiskFile{SizeMiB: 16}}
 }
 
-// awaitStatus waits until QEMU names a run state.
+// awaitStatus waits until QEMU reports a run state.
 func (h *testHost) awaitStatus(id string, want vm.RunStatus) {
 	h.t.Helper()
 	var got vm.Observation
@@ -194,8 +194,8 @@ func (h *testHost) awaitStatus(id string, want vm.RunStatus) {
 	})
 }
 
-// kill ends the process of a VM as the kernel's OOM killer does, and waits until
-// that is seen.
+// kill kills the process of a VM as the kernel's OOM killer does, and waits until the
+// driver has seen that.
 func (h *testHost) kill(id string) error {
 	h.t.Helper()
 	s, err := h.live(id)
@@ -214,7 +214,7 @@ func (h *testHost) serialLog(id string) string {
 	return string(b)
 }
 
-// awaitSerial waits until a guest has printed something.
+// awaitSerial waits until a guest has printed a text.
 func (h *testHost) awaitSerial(id, want string) {
 	h.t.Helper()
 	await(h.t, fmt.Sprintf("VM %s prints %q", id, want), func() bool { return strings.Contains(h.serialLog(id), want) })
@@ -233,7 +233,7 @@ func awaitFor(t testing.TB, limit time.Duration, what string, met func() bool) {
 	defer tick.Stop()
 	for !met() {
 		if time.Now().After(deadline) {
-			t.Fatalf("it never came about that %s", what)
+			t.Fatalf("not within the time limit: %s", what)
 		}
 		<-tick.C
 	}

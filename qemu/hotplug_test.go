@@ -12,7 +12,7 @@ func (h *testHost) plugged(id string) []string {
 	h.t.Helper()
 	o := h.Observe(h.t.Context(), id)
 	if o.Plugged == nil {
-		h.t.Fatalf("VM %s does not say what is plugged: %+v", id, o)
+		h.t.Fatalf("the plugged disks of VM %s are unknown: %+v", id, o)
 	}
 	return o.Plugged
 }
@@ -62,14 +62,14 @@ func TestADiskIsPluggedAndUnpluggedInEveryState(t *testing.T) {
 	}
 }
 
-func TestAQEMUThatDiesWhileItUnplugsHasLetGo(t *testing.T) {
+func TestADetachSucceedsIfQEMUDies(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	disk := h.disk("data", "web", "/dev/sdb")
 	if err := h.AttachDisk(t.Context(), disk); err != nil {
 		t.Fatal(err)
 	}
-	h.suspend("web") // so that the question is on its way when it dies
+	h.suspend("web") // so that it dies with the command in progress
 	detached := make(chan error, 1)
 	go func() { detached <- h.DetachDisk(t.Context(), disk) }()
 	if err := h.kill("web"); err != nil {
@@ -80,7 +80,7 @@ func TestAQEMUThatDiesWhileItUnplugsHasLetGo(t *testing.T) {
 	}
 }
 
-func TestADiskOfTheStartIsUnplugged(t *testing.T) {
+func TestADiskOfTheCommandLineIsUnplugged(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	s.Disks = []vm.Disk{h.disk("data", "web", "/dev/sdb"), h.disk("logs", "web", "/dev/sdd")}
@@ -152,7 +152,7 @@ func TestAnAttachCutShortIsFinishedByTheNext(t *testing.T) {
 	}
 }
 
-func TestADiskOfAVMThatHasNotBegunIsLeftAlone(t *testing.T) {
+func TestADiskIsNotUnpluggedBeforeTheGuestRuns(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	s.Disks = []vm.Disk{h.disk("data", "web", "/dev/sdb")}
@@ -189,10 +189,10 @@ func TestADiskGrowsPluggedOrNotAndNeverShrinks(t *testing.T) {
 			t.Fatalf("%s: %v", when, err)
 		}
 		if got, err := h.DiskSize(t.Context(), "data"); got != size || err != nil {
-			t.Errorf("%s: it has %d MiB, %v; want %d", when, got, err, size)
+			t.Errorf("%s: the disk has %d MiB, %v; want %d", when, got, err, size)
 		}
 		if err := h.ResizeDisk(t.Context(), disk, size); err != nil {
-			t.Errorf("%s, to what it has: %v", when, err)
+			t.Errorf("%s, to the present size: %v", when, err)
 		}
 		if err := h.ResizeDisk(t.Context(), disk, size-1); codeOf(err) != vm.CodeInvalid {
 			t.Errorf("%s, smaller: %v", when, err)

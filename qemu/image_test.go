@@ -15,8 +15,8 @@ import (
 	"vmand/vm"
 )
 
-// filesBelow returns the names of everything below the state directory, but for
-// what the driver keeps of its own.
+// filesBelow returns the names of all files below the state directory that are those
+// of VMs, disks or images.
 func filesBelow(t *testing.T, d *Driver) []string {
 	t.Helper()
 	var names []string
@@ -32,7 +32,7 @@ func filesBelow(t *testing.T, d *Driver) []string {
 	return names
 }
 
-func TestADiskIsMadeOnceAndIsQEMUs(t *testing.T) {
+func TestADiskIsCreatedOnceAndBelongsToQEMU(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{})
 	for _, size := range []int64{16, vm.MaxDiskMiB} {
@@ -40,7 +40,7 @@ func TestADiskIsMadeOnceAndIsQEMUs(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got, err := d.DiskSize(t.Context(), "data"); got != size || err != nil {
-			t.Errorf("it has %d MiB, %v; want %d", got, err, size)
+			t.Errorf("the disk has %d MiB, %v; want %d", got, err, size)
 		}
 		if err := d.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: size}, nil, nil); codeOf(err) != vm.CodeExists {
 			t.Errorf("once more: %v", err)
@@ -49,8 +49,9 @@ func TestADiskIsMadeOnceAndIsQEMUs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if owner := st.Sys().(*syscall.Stat_t); st.Mode().Perm() != 0o600 || int(owner.Uid) != d.account.UID || int(owner.Gid) != d.account.GID {
-			t.Errorf("it has mode %o and is %d:%d's", st.Mode().Perm(), owner.Uid, owner.Gid)
+		owner := st.Sys().(*syscall.Stat_t)
+		if st.Mode().Perm() != 0o600 || int(owner.Uid) != d.account.UID || int(owner.Gid) != d.account.GID {
+			t.Errorf("the file has mode %o and belongs to %d:%d", st.Mode().Perm(), owner.Uid, owner.Gid)
 		}
 		for range 2 {
 			if err := d.DeleteDisk(t.Context(), "data"); err != nil {
@@ -58,7 +59,7 @@ func TestADiskIsMadeOnceAndIsQEMUs(t *testing.T) {
 			}
 		}
 		if _, err := d.DiskSize(t.Context(), "data"); codeOf(err) != vm.CodeNotFound {
-			t.Errorf("the size of none: %v", err)
+			t.Errorf("the size of no disk: %v", err)
 		}
 	}
 	if left := filesBelow(t, d); len(left) != 0 {
@@ -72,7 +73,7 @@ func TestAVMsFilesAreMadeAndRemoved(t *testing.T) {
 	has := func(want bool) {
 		t.Helper()
 		if got, err := d.HasVM(t.Context(), "web"); got != want || err != nil {
-			t.Errorf("it has files: %v, %v; want %v", got, err, want)
+			t.Errorf("HasVM returns %v, %v; want %v", got, err, want)
 		}
 	}
 	has(false)
@@ -99,7 +100,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{})
 	base := writeGuest(t, tempDir(t), guestDeaf)
-	if err := os.Chmod(base, 0o600); err != nil { // not for QEMU's user to open
+	if err := os.Chmod(base, 0o600); err != nil { // QEMU's user cannot open it
 		t.Fatal(err)
 	}
 	if err := d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 32, Base: base, BaseFormat: formatRaw}, nil, nil); err != nil {
@@ -118,7 +119,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if info.Size != 32*mib || info.Backing != base || info.Format != formatRaw {
-		t.Errorf("it is %+v", info)
+		t.Errorf("the root disk is %+v", info)
 	}
 	for what, c := range map[string]struct {
 		root vm.DiskFile
@@ -182,7 +183,7 @@ func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestWhatAKilledDaemonHasLeftIsRemoved(t *testing.T) {
+func TestUnfinishedFilesOfAKilledVmandAreRemoved(t *testing.T) {
 	d := newDriver(t, Options{})
 	temp := host.TempName(dataDisk("data"))
 	if err := d.state.WriteFile(temp, nil, 0o600); err != nil {

@@ -11,7 +11,7 @@ import (
 	"vmand/vm"
 )
 
-// toolDir names the directory that a test's child works in.
+// toolDir names the directory that the child of a test works in.
 const toolDir = "VMAN_TEST_TOOL_DIR"
 
 func TestQEMUImgEndsWithVmand(t *testing.T) {
@@ -23,10 +23,10 @@ func TestQEMUImgEndsWithVmand(t *testing.T) {
 		d := newDriver(t, Options{ImgBinary: fakeTool(t, fmt.Sprintf("echo $$ >%s/pid; exec sleep 1000", dir))})
 		must(t, d.CreateDisk(t.Context(), "data", vm.DiskFile{SizeMiB: 16}, nil, nil))
 		_ = d.ResizeDisk(t.Context(), vm.Disk{ID: "data"}, 32)
-		t.Fatal("it has ended by itself")
+		t.Fatal("qemu-img has ended by itself")
 	}
 	dir := tempDir(t)
-	must(t, os.Chmod(dir, 0o777)) // the tool runs as somebody else
+	must(t, os.Chmod(dir, 0o777)) // the tool runs as another user
 	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
 	child.Env = append(os.Environ(), toolDir+"="+dir, "TMPDIR="+dir)
 	must(t, child.Start())

@@ -21,7 +21,7 @@ func TestARuntimeDirectoryTooLongForSocketsIsRefused(t *testing.T) {
 			t.Errorf("%d bytes: %v", c.length, err)
 		}
 		if c.ok && len(l.inRun(strings.Repeat("x", maxNameBytes), operatorSuffix)) > maxSockPath {
-			t.Errorf("a socket's path is too long with %d bytes", c.length)
+			t.Errorf("a path of %d bytes was accepted for a socket", c.length)
 		}
 		if !c.ok && !strings.Contains(err.Error(), dir) {
 			t.Errorf("the error does not name the directory: %v", err)
@@ -32,7 +32,7 @@ func TestARuntimeDirectoryTooLongForSocketsIsRefused(t *testing.T) {
 func TestDirectoriesMustBeSet(t *testing.T) {
 	for _, dirs := range [][2]string{{"", "/run/vman"}, {"/var/lib/vman", ""}} {
 		if l, err := newLayout(dirs[0], dirs[1]); err == nil {
-			t.Errorf("got %+v of %q", l, dirs)
+			t.Errorf("got %+v for %q", l, dirs)
 		}
 	}
 }
@@ -65,10 +65,10 @@ func TestDirectoriesArePrivate(t *testing.T) {
 	}
 }
 
-func TestADirectoryOnTheWayThatQEMUCannotPassIsNamed(t *testing.T) {
+func TestAnErrorNamesTheDirectoryThatQEMUCannotPass(t *testing.T) {
 	a := host.Account{UID: fallbackID, GID: fallbackID}
 	if os.Geteuid() != 0 {
-		a = host.Account{UID: os.Geteuid()} // then nothing can be in the way, which is tested too
+		a = host.Account{UID: os.Geteuid()} // which can pass every directory
 	}
 	closed := filepath.Join(tempDir(t), "closed")
 	inner := filepath.Join(closed, "state")
@@ -86,9 +86,9 @@ func TestADirectoryOnTheWayThatQEMUCannotPassIsNamed(t *testing.T) {
 		return
 	}
 	if err == nil || !strings.Contains(err.Error(), "directory "+closed+" ") || !strings.Contains(err.Error(), "chmod o+x "+closed) {
-		t.Errorf("got %v, want the directory %s and what to do", err, closed)
+		t.Errorf("got %v; want the directory %s and how to fix it", err, closed)
 	}
 	if _, err := New(t.Context(), Options{StateDir: inner, RuntimeDir: tempDir(t)}, testLog(t)); err == nil {
-		t.Error("a driver was made all the same")
+		t.Error("New returned a driver")
 	}
 }

@@ -10,14 +10,14 @@ import (
 	"vmand/vm"
 )
 
-// lockFile locks one of the bytes that QEMU locks, the way it does.
+// lockFile locks one of the bytes that QEMU locks, as QEMU does.
 func lockFile(t testing.TB, f *os.File) {
 	t.Helper()
 	lock := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart, Start: 201, Len: 1}
 	must(t, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock))
 }
 
-// A process whose pidfile is lost is not found, but what it uses is not removed.
+// A process whose pidfile is lost is not found, but its files are not removed.
 func TestFilesThatAProcessUsesAreNotRemoved(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{})

@@ -10,8 +10,7 @@ import (
 	"vmand/vm"
 )
 
-// heardNews is a [vm.Sink] that keeps what it gets. It is of one goroutine at a
-// time.
+// heardNews is a [vm.Sink] that keeps its calls. It is not safe for concurrent use.
 type heardNews []string
 
 func (h *heardNews) Nudge(id string) { *h = append(*h, "nudge "+id) }
@@ -20,7 +19,7 @@ func (h *heardNews) Mark(id string, m vm.BootMark, at time.Time) {
 	*h = append(*h, "mark "+id+" "+string(m)+" "+at.UTC().Format(time.TimeOnly))
 }
 
-// take returns what was heard since the last call, sorted.
+// take returns the calls since the last take, sorted.
 func (h *heardNews) take() []string {
 	all := slices.Sorted(slices.Values(*h))
 	*h = nil
@@ -31,7 +30,7 @@ func TestWatchDeliversWhatWasNoticedBeforeAndDuringIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		noon := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 		n := newNews()
-		for range 1000 { // which is one nudge
+		for range 1000 { // delivered as one nudge
 			n.nudge("web-1")
 		}
 		n.nudge("web-2")

@@ -13,24 +13,24 @@ import (
 	"vmand/vm"
 )
 
-// conversation is what is said about a NIC, one word for each command, to a
-// QEMU that has half of one from an attempt that was cut short.
+// conversation scripts and records the QMP commands about a NIC, each as one text, of
+// a QEMU that has half a NIC left of an interrupted attempt.
 type conversation struct {
-	mu      sync.Mutex
-	said    []string
-	plugged bool
-	status  vm.RunStatus
-	refuse  string // the command that is refused
-	silent  string // the command that is not answered
-	deleted int    // which device_del the guest hears, 0 for none
-	server  *qmptest.Server
+	mu       sync.Mutex
+	commands []string
+	plugged  bool
+	status   vm.RunStatus
+	refuse   string // the command that is refused
+	silent   string // the command that gets no answer
+	deleted  int    // the device_del after which the guest releases the NIC; 0 for never
+	server   *qmptest.Server
 }
 
 func (c *conversation) answer(command string, args qmptest.Args) (any, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	word := strings.TrimSpace(command + " " + args.String("fdname") + args.String("id") + args.String("name"))
-	c.said = append(c.said, word)
+	c.commands = append(c.commands, word)
 	switch command {
 	case c.refuse:
 		return nil, qmptest.Refuse("GenericError", "no")
@@ -51,7 +51,7 @@ func (c *conversation) answer(command string, args qmptest.Args) (any, error) {
 	return nil, nil
 }
 
-// newConversation makes a VM "web" whose monitor is c.
+// newConversation returns the host of VM web, whose monitor is c.
 func newConversation(t *testing.T, c *conversation) *fakeHost {
 	answers := map[string]qmptest.Handler{
 		"query-status": func(string, qmptest.Args) (any, error) { return map[string]vm.RunStatus{"status": c.status}, nil },
@@ -82,30 +82,61 @@ func newConversation(t *testing.T, c *conversation) *fakeHost {
 func (c *conversation) was() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Clone(c.said)
+	return slices.Clone(c.commands)
 }
 
 func TestANICIsPluggedStepByStep(t *testing.T) {
 	t.Parallel()
 	begin := []string{"netdev_del net-1", "getfd net-1-file", "getfd net-1-vhost", "netdev_add net-1"}
 	undo := []string{"netdev_del net-1", "closefd net-1-file", "closefd net-1-vhost"}
+	whole := slices.Concat(begin, []string{"device_add nic-1"})
 	for name, c := range map[string]*struct {
 		conversation
 		down bool
 		want vm.Code
-		said []string
+		sent []string
 	}{
-		"all is well":             {said: slices.Concat(begin, []string{"device_add nic-1"})},
-		"the cable is out":        {down: true, said: slices.Concat(begin, []string{"set_link net-1", "device_add nic-1", "set_link net-1"})},
-		"it is there":             {conversation: conversation{plugged: true}},
-		"nothing runs yet":        {conversation: conversation{status: vm.StatusPrelaunch}, want: vm.CodeUnavailable},
-		"a file is refused":       {conversation: conversation{refuse: "getfd"}, want: vm.CodeOperationFailed, said: slices.Concat(begin[:2], undo)},
-		"the host's half is":      {conversation: conversation{refuse: "netdev_add"}, want: vm.CodeOperationFailed, said: slices.Concat(begin, undo)},
-		"the card is":             {conversation: conversation{refuse: "device_add"}, want: vm.CodeOperationFailed, said: slices.Concat(begin, []string{"device_add nic-1"}, undo)},
-		"no word of the card":     {conversation: conversation{silent: "device_add"}, want: vm.CodeQEMUUnresponsive, said: slices.Concat(begin, []string{"device_add nic-1"})},
-		"the old half cannot go":  {conversation: conversation{refuse: "netdev_del"}, want: vm.CodeOperationFailed, said: begin[:1]},
-		"no word of the old half": {conversation: conversation{silent: "netdev_del"}, want: vm.CodeQEMUUnresponsive, said: begin[:1]},
-		"the guest does not run":  {conversation: conversation{status: vm.StatusPaused}, said: slices.Concat(begin, []string{"device_add nic-1"})},
+		"all is well": {sent: whole},
+		"the link is down": {
+			down: true,
+			sent: slices.Concat(begin, []string{"set_link net-1", "device_add nic-1", "set_link net-1"}),
+		},
+		"the NIC is plugged already": {conversation: conversation{plugged: true}},
+		"the guest has not begun to run": {
+			conversation: conversation{status: vm.StatusPrelaunch},
+			want:         vm.CodeUnavailable,
+		},
+		"QEMU refuses a file": {
+			conversation: conversation{refuse: "getfd"},
+			want:         vm.CodeOperationFailed,
+			sent:         slices.Concat(begin[:2], undo),
+		},
+		"QEMU refuses the netdev": {
+			conversation: conversation{refuse: "netdev_add"},
+			want:         vm.CodeOperationFailed,
+			sent:         slices.Concat(begin, undo),
+		},
+		"QEMU refuses the card": {
+			conversation: conversation{refuse: "device_add"},
+			want:         vm.CodeOperationFailed,
+			sent:         slices.Concat(whole, undo),
+		},
+		"QEMU does not answer about the card": {
+			conversation: conversation{silent: "device_add"},
+			want:         vm.CodeQEMUUnresponsive,
+			sent:         whole,
+		},
+		"QEMU refuses to remove an old netdev": {
+			conversation: conversation{refuse: "netdev_del"},
+			want:         vm.CodeOperationFailed,
+			sent:         begin[:1],
+		},
+		"QEMU does not answer about an old netdev": {
+			conversation: conversation{silent: "netdev_del"},
+			want:         vm.CodeQEMUUnresponsive,
+			sent:         begin[:1],
+		},
+		"the guest is paused": {conversation: conversation{status: vm.StatusPaused}, sent: whole},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newConversation(t, &c.conversation)
@@ -119,8 +150,8 @@ func TestANICIsPluggedStepByStep(t *testing.T) {
 			}
 			defer cancel()
 			mustFail(t, f.AttachNIC(ctx, "web", p), c.want)
-			if got := c.was(); !slices.Equal(got, c.said) {
-				t.Errorf("said: %q\nwant: %q", got, c.said)
+			if got := c.was(); !slices.Equal(got, c.sent) {
+				t.Errorf("the commands are %q\nwant %q", got, c.sent)
 			}
 			null.Close()
 		})
@@ -132,45 +163,78 @@ func TestANICIsUnpluggedStepByStep(t *testing.T) {
 	for name, c := range map[string]*struct {
 		conversation
 		want vm.Code
-		said []string
+		sent []string
 	}{
-		"the guest hears":                {conversation: conversation{plugged: true, deleted: 1}, said: []string{"device_del nic-1", "netdev_del net-1"}},
-		"it hears the second time":       {conversation: conversation{plugged: true, deleted: 2}, said: []string{"device_del nic-1", "device_del nic-1", "netdev_del net-1"}},
-		"the card is gone":               {said: []string{"device_del nic-1", "netdev_del net-1"}},
-		"nothing runs yet":               {conversation: conversation{plugged: true, status: vm.StatusPrelaunch}, want: vm.CodeUnavailable},
-		"the guest is paused":            {conversation: conversation{plugged: true, status: vm.StatusPaused}, want: vm.CodeUnavailable, said: []string{"device_del nic-1"}},
-		"the guest has panicked":         {conversation: conversation{plugged: true, status: "guest-panicked"}, want: vm.CodeUnavailable, said: []string{"device_del nic-1"}},
-		"QEMU is mute":                   {conversation: conversation{plugged: true, silent: "device_del"}, want: vm.CodeQEMUUnresponsive, said: []string{"device_del nic-1"}},
-		"the host's half cannot go":      {conversation: conversation{refuse: "netdev_del"}, want: vm.CodeOperationFailed, said: []string{"device_del nic-1", "netdev_del net-1"}},
-		"the guest is silent":            {conversation: conversation{plugged: true}, want: vm.CodeUnavailable, said: []string{"device_del nic-1", "device_del nic-1"}},
-		"it is on its way out, it seems": {conversation: conversation{plugged: true, refuse: "device_del"}, want: vm.CodeUnavailable, said: []string{"device_del nic-1", "device_del nic-1"}},
+		"the guest releases it": {
+			conversation: conversation{plugged: true, deleted: 1},
+			sent:         []string{"device_del nic-1", "netdev_del net-1"},
+		},
+		"the guest releases it at the second request": {
+			conversation: conversation{plugged: true, deleted: 2},
+			sent:         []string{"device_del nic-1", "device_del nic-1", "netdev_del net-1"},
+		},
+		"the card is gone": {sent: []string{"device_del nic-1", "netdev_del net-1"}},
+		"the guest has not begun to run": {
+			conversation: conversation{plugged: true, status: vm.StatusPrelaunch},
+			want:         vm.CodeUnavailable,
+		},
+		"the guest is paused": {
+			conversation: conversation{plugged: true, status: vm.StatusPaused},
+			want:         vm.CodeUnavailable,
+			sent:         []string{"device_del nic-1"},
+		},
+		"the guest has panicked": {
+			conversation: conversation{plugged: true, status: "guest-panicked"},
+			want:         vm.CodeUnavailable,
+			sent:         []string{"device_del nic-1"},
+		},
+		"QEMU is mute": {
+			conversation: conversation{plugged: true, silent: "device_del"},
+			want:         vm.CodeQEMUUnresponsive,
+			sent:         []string{"device_del nic-1"},
+		},
+		"QEMU refuses to remove the netdev": {
+			conversation: conversation{refuse: "netdev_del"},
+			want:         vm.CodeOperationFailed,
+			sent:         []string{"device_del nic-1", "netdev_del net-1"},
+		},
+		"the guest ignores it": {
+			conversation: conversation{plugged: true},
+			want:         vm.CodeUnavailable,
+			sent:         []string{"device_del nic-1", "device_del nic-1"},
+		},
+		"QEMU says that it is being removed": {
+			conversation: conversation{plugged: true, refuse: "device_del"},
+			want:         vm.CodeUnavailable,
+			sent:         []string{"device_del nic-1", "device_del nic-1"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newConversation(t, &c.conversation)
 			ctx, cancel := context.WithTimeout(t.Context(), lookInterval*3/2)
 			defer cancel()
 			mustFail(t, f.DetachNIC(ctx, "web", 1), c.want)
-			if got := c.was(); !slices.Equal(got, c.said) {
-				t.Errorf("said: %q\nwant: %q", got, c.said)
+			if got := c.was(); !slices.Equal(got, c.sent) {
+				t.Errorf("the commands are %q\nwant %q", got, c.sent)
 			}
 		})
 	}
 }
 
-func TestOneQuestionTellsAllThatIsPlugged(t *testing.T) {
+func TestOneQueryListsAllPluggedDevices(t *testing.T) {
 	c := conversation{plugged: true}
 	f := newConversation(t, &c)
 	before := len(f.server.Commands())
 	o := f.Observe(t.Context(), "web")
 	if !slices.Equal(o.NICs, []int{1}) || !slices.Equal(o.Plugged, []string{"data"}) {
-		t.Errorf("it looks like %+v", o)
+		t.Errorf("Observe returns %+v", o)
 	}
 	if asked := f.server.Commands()[before:]; !slices.Equal(asked, []string{"query-status", "qom-list"}) {
-		t.Errorf("asked: %q", asked)
+		t.Errorf("the commands are %q", asked)
 	}
 }
 
-func TestWhatQEMUSaysOfAForwardHasACode(t *testing.T) {
+func TestQEMUsErrorsAboutForwardsHaveCodes(t *testing.T) {
 	for said, want := range map[string]vm.Code{
 		"": "",
 		"Could not set up host forwarding rule 'tcp:127.0.0.1:80-:80'\r\n": vm.CodeInUse,

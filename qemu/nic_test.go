@@ -20,17 +20,17 @@ import (
 	"vmand/vm"
 )
 
-// nics returns the slots of the NICs that a VM is seen to have.
+// nics returns the slots of the NICs that Observe reports for a VM.
 func (h *testHost) nics(id string) []int {
 	h.t.Helper()
 	o := h.Observe(h.t.Context(), id)
 	if o.NICs == nil || o.Plugged == nil {
-		h.t.Fatalf("VM %s does not say what is plugged: %+v", id, o)
+		h.t.Fatalf("the plugged NICs of VM %s are unknown: %+v", id, o)
 	}
 	return o.NICs
 }
 
-// human asks a VM's human monitor.
+// human runs a command of a VM's human monitor.
 func (h *testHost) human(id, command string) string {
 	h.t.Helper()
 	s, err := h.live(id)
@@ -40,7 +40,7 @@ func (h *testHost) human(id, command string) string {
 	return said
 }
 
-// streamPort returns a port whose other end is far.
+// streamPort returns a port and the other end of its stream.
 func streamPort(t *testing.T, slot int) (p vm.Port, far *os.File) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -52,20 +52,20 @@ func streamPort(t *testing.T, slot int) (p vm.Port, far *os.File) {
 	return p, far
 }
 
-// mustEnd fails if somebody still has the other end of a stream open.
+// mustEnd fails the test if a process still has the other end of a stream open.
 func mustEnd(t *testing.T, far *os.File) {
 	t.Helper()
 	must(t, far.SetReadDeadline(time.Now().Add(10*time.Second)))
 	if _, err := io.Copy(io.Discard, far); err != nil {
-		t.Errorf("somebody still has the port open: %v", err)
+		t.Errorf("a process still has the port open: %v", err)
 	}
 }
 
-// mustBeRead fails if nobody reads the other end of a stream.
+// mustBeRead fails the test if no process reads the other end of a stream.
 func mustBeRead(t *testing.T, far *os.File) {
 	t.Helper()
 	if _, err := far.Write([]byte{0, 0, 0, 1, 'x'}); err != nil { // a frame of one byte
-		t.Fatalf("nobody has the port open: %v", err)
+		t.Fatalf("no process has the port open: %v", err)
 	}
 	raw, err := far.SyscallConn()
 	must(t, err)
@@ -100,11 +100,11 @@ func TestANICIsPluggedAndUnpluggedByAGuestThatHelps(t *testing.T) {
 	}
 	must(t, h.DetachNIC(t.Context(), "web", 0)) // of the start
 	if got := h.human("web", "info network"); got != "" || len(h.nics("web")) != 0 {
-		t.Errorf("left are %s", got)
+		t.Errorf("the netdevs that are left: %s", got)
 	}
 }
 
-// testPortAgain returns a port for a slot that has its NIC.
+// testPortAgain returns a port for a slot that has a NIC already.
 func testPortAgain(t *testing.T, slot int) vm.Port {
 	p, _ := streamPort(t, slot)
 	return p
@@ -126,7 +126,7 @@ func TestAVMHasRoomForAllItsNICs(t *testing.T) {
 		t.Errorf("NICs: %v", got)
 	}
 	must(t, h.Reset(t.Context(), "web"))
-	await(t, "the firmware finds them all", func() bool {
+	await(t, "the firmware finds all NICs", func() bool {
 		return strings.Count(h.human("web", "info pci"), "Ethernet controller") == vm.MaxNICs
 	})
 }
@@ -145,7 +145,8 @@ func TestAGuestThatDoesNotHelpKeepsItsNICUntilAReset(t *testing.T) {
 	must(t, h.Pause(t.Context(), "web"))
 	begin = time.Now()
 	err = h.DetachNIC(t.Context(), "web", 1)
-	if took := time.Since(begin); !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), "paused") || took > nicTimeout/2 {
+	took := time.Since(begin)
+	if !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), "paused") || took > nicTimeout/2 {
 		t.Errorf("paused: %v after %v", err, took)
 	}
 	mustBeRead(t, far)
@@ -154,11 +155,11 @@ func TestAGuestThatDoesNotHelpKeepsItsNICUntilAReset(t *testing.T) {
 	}
 	must(t, h.Reset(t.Context(), "web"))
 	await(t, "the NIC is gone", func() bool { return slices.Equal(h.nics("web"), []int{0}) })
-	must(t, h.DetachNIC(t.Context(), "web", 1)) // the host's half is still there
+	must(t, h.DetachNIC(t.Context(), "web", 1)) // removes the host's half
 	mustEnd(t, far)
 }
 
-func TestANICOfAVMThatHasNotBegunIsLeftAlone(t *testing.T) {
+func TestANICIsNotChangedBeforeTheGuestRuns(t *testing.T) {
 	h := newHost(t)
 	h.launch(h.create("web", guestEjects), "") // as Start does, without the last step
 	h.awaitStatus("web", vm.StatusPrelaunch)
@@ -195,14 +196,14 @@ func TestANICThatQEMURefusesLeavesNothing(t *testing.T) {
 		vm.ClosePorts([]vm.Port{p})
 		mustEnd(t, far)
 		if got := h.human("web", "info network"); got != before {
-			t.Errorf("%s: left is %s", name, got)
+			t.Errorf("%s: the netdevs that are left: %s", name, got)
 		}
 	}
 	must(t, h.AttachNIC(t.Context(), "web", userPort(1)))
 	mustFail(t, h.AttachNIC(t.Context(), "web", testPort(2, vm.PortTap)), vm.CodeInvalid)
 }
 
-func TestAPlugOfANICCutShortIsFinishedByTheNext(t *testing.T) {
+func TestAnInterruptedPlugOfANICIsFinishedByTheNext(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	s, err := h.live("web")
@@ -211,18 +212,19 @@ func TestAPlugOfANICCutShortIsFinishedByTheNext(t *testing.T) {
 	host, _, err := nicPair(p, passedAs(p))
 	must(t, err)
 	must(t, s.passFiles(t.Context(), p))
-	must(t, s.passFiles(t.Context(), p)) // it was cut short before, too
+	must(t, s.passFiles(t.Context(), p)) // as an interrupted attempt before
 	must(t, s.execute(t.Context(), queryTimeout, "netdev_add", host, nil))
 	vm.ClosePorts([]vm.Port{p})
 	mustBeRead(t, far)
 	must(t, h.AttachNIC(t.Context(), "web", userPort(1)))
 	mustEnd(t, far)
-	if got := h.nics("web"); !slices.Equal(got, []int{0, 1}) || !strings.Contains(h.human("web", "info network"), "net-1: index=0,type=user") {
+	connected := strings.Contains(h.human("web", "info network"), "net-1: index=0,type=user")
+	if got := h.nics("web"); !slices.Equal(got, []int{0, 1}) || !connected {
 		t.Errorf("NICs: %v, %s", got, h.human("web", "info network"))
 	}
 }
 
-// netns is a network namespace of its own, with nothing in it.
+// netns is an empty network namespace.
 type netns struct{ file *os.File }
 
 func newNetns(t *testing.T) netns {
@@ -245,7 +247,7 @@ func newNetns(t *testing.T) netns {
 	return ns
 }
 
-// do runs f inside.
+// do runs f in the namespace.
 func (ns netns) do(t *testing.T, f func() error) {
 	t.Helper()
 	done := make(chan error)
@@ -260,7 +262,7 @@ func (ns netns) do(t *testing.T, f func() error) {
 	must(t, <-done)
 }
 
-// tapPort makes a tap and returns the port of a NIC on it.
+// tapPort creates a tap and returns the port of a NIC on it.
 func (ns netns) tapPort(t *testing.T, slot int, name string) vm.Port {
 	t.Helper()
 	p := testPort(slot, vm.PortTap)
@@ -280,7 +282,7 @@ func (ns netns) tapPort(t *testing.T, slot int, name string) vm.Port {
 	return p
 }
 
-// has reports whether there is an interface of a name.
+// has reports whether the namespace has an interface.
 func (ns netns) has(t *testing.T, name string) bool {
 	found := false
 	ns.do(t, func() error {
@@ -302,17 +304,17 @@ func TestATapIsQEMUsUntilTheNICIsUnplugged(t *testing.T) {
 	vm.ClosePorts([]vm.Port{p})
 	for slot, name := range []string{"first", "second"} {
 		if !ns.has(t, name) {
-			t.Fatalf("tap %s is not there: %s", name, h.human("web", "info network"))
+			t.Fatalf("tap %s does not exist: %s", name, h.human("web", "info network"))
 		}
 		must(t, h.DetachNIC(t.Context(), "web", slot))
 		if ns.has(t, name) {
-			t.Errorf("tap %s is still there", name)
+			t.Errorf("tap %s still exists", name)
 		}
 	}
 }
 
-// linkUp reports what the card in a slot, an e1000e, tells the guest of its
-// cable: bit 1 of its register STATUS at 8 (Intel 82574, section 10.2.2.2).
+// linkUp reports the link state that the e1000e of a VM shows its guest: bit 1 of the
+// register STATUS at 8 (Intel 82574, section 10.2.2.2).
 func (h *testHost) linkUp(id string) bool {
 	h.t.Helper()
 	bar := regexp.MustCompile(`(?s)device 8086:10d3.*?BAR0: 32 bit memory at (0x[0-9a-f]+) \[`)
@@ -329,31 +331,31 @@ func (h *testHost) linkUp(id string) bool {
 	return status&2 != 0
 }
 
-func TestTheGuestSeesItsCable(t *testing.T) {
+func TestTheGuestSeesItsLink(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	s.Ports[0].Model, s.Ports[0].LinkDown = vm.NICE1000e, true
 	h.startSpec(s)
 	if h.linkUp("web") {
-		t.Error("it is in at the start")
+		t.Error("the link is up at the start")
 	}
 	for _, up := range []bool{true, true, false, false, true} {
 		must(t, h.SetLink(t.Context(), "web", 0, up))
-		// A card needs half a second to agree with the other end.
-		await(t, "the cable is as it was set", func() bool { return h.linkUp("web") == up })
+		// A card takes half a second to negotiate the link.
+		await(t, "the guest sees the link as it was set", func() bool { return h.linkUp("web") == up })
 	}
 	must(t, h.SetLink(t.Context(), "web", 0, false))
 	must(t, h.Reset(t.Context(), "web"))
 	if h.linkUp("web") {
-		t.Error("a reset put it in")
+		t.Error("the link is up after a reset")
 	}
 	mustFail(t, h.SetLink(t.Context(), "web", 3, true), vm.CodeState)
 }
 
-func TestAQEMUThatDiesWhileItUnplugsANICHasLetGo(t *testing.T) {
+func TestADetachOfANICSucceedsIfQEMUDies(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
-	h.suspend("web") // so that the question is on its way when it dies
+	h.suspend("web") // so that it dies with the command in progress
 	detached := make(chan error, 1)
 	go func() { detached <- h.DetachNIC(context.WithoutCancel(t.Context()), "web", 0) }()
 	must(t, h.kill("web"))

@@ -12,7 +12,7 @@ import (
 	"vmand/vm"
 )
 
-// converted returns a raw disk in another format.
+// converted converts a raw disk to another format.
 func converted(t testing.TB, raw, format string) string {
 	t.Helper()
 	to := filepath.Join(t.TempDir(), "image."+format)
@@ -20,12 +20,12 @@ func converted(t testing.TB, raw, format string) string {
 	return to
 }
 
-// overlay returns a disk file on content.
+// overlay returns the record of an overlay on content.
 func overlay(c vm.ImageContent, sizeMiB int64) vm.DiskFile {
 	return vm.DiskFile{SizeMiB: sizeMiB, Image: "debian", Base: vm.ContentBase(c.SHA256), BaseFormat: string(c.Layout)}
 }
 
-// createOn makes the files of a VM.
+// createOn creates the files of a VM with a root disk.
 func (h *testHost) createOn(id string, root vm.DiskFile) vm.Spec {
 	h.t.Helper()
 	must(h.t, h.CreateVM(h.t.Context(), id, root, nil, nil))
@@ -44,19 +44,19 @@ func TestAVMBootsFromAnOverlayOfAnImageOfAnyFormat(t *testing.T) {
 		}
 		c := h.bringFile(path)
 		if string(c.Layout) != format || c.VirtualMiB != 1 && format != "vhdx" {
-			t.Fatalf("%s: it is %+v", format, c)
+			t.Fatalf("%s: the content is %+v", format, c)
 		}
 		root := overlay(c, 16)
 		h.startSpec(h.createOn(format, root))
 		h.awaitSerial(format, "hi\n")
 		want := root
-		want.Image = "" // which no header says
+		want.Image = "" // which is in no header
 		if _, got, err := h.AdoptVM(t.Context(), format); got != want || err != nil {
-			t.Errorf("%s: adopted it is %+v, %v; want %+v", format, got, err, want)
+			t.Errorf("%s: AdoptVM returns %+v, %v; want %+v", format, got, err, want)
 		}
 		must(t, h.CreateDisk(t.Context(), format, root, nil, nil))
 		if got, err := h.AdoptDisk(t.Context(), format); got != want || err != nil {
-			t.Errorf("%s: an adopted disk is %+v, %v; want %+v", format, got, err, want)
+			t.Errorf("%s: AdoptDisk returns %+v, %v; want %+v", format, got, err, want)
 		}
 	}
 }
@@ -75,7 +75,7 @@ func (h *testHost) nodeNames(id string) (names []string) {
 	return names
 }
 
-func TestADiskOfAnImageIsPluggedWithItAndUnpluggedWithIt(t *testing.T) {
+func TestADiskIsPluggedAndUnpluggedWithItsBase(t *testing.T) {
 	h := newHost(t)
 	raw := writeGuest(t, h.dir, guestDeaf)
 	qcow2, vhdx := h.bringFile(converted(t, raw, "qcow2")), h.bringFile(converted(t, raw, "vhdx"))
@@ -88,7 +88,7 @@ func TestADiskOfAnImageIsPluggedWithItAndUnpluggedWithIt(t *testing.T) {
 	}
 	first.Disks = []vm.Disk{disks["a-disk-of-20-chars-1"]}
 	h.startSpec(first)
-	h.startSpec(second) // whose base is open already
+	h.startSpec(second) // its base is open already
 	for range 2 {
 		for _, disk := range disks {
 			for range 2 {
@@ -105,19 +105,20 @@ func TestADiskOfAnImageIsPluggedWithItAndUnpluggedWithIt(t *testing.T) {
 		for _, disk := range disks {
 			must(t, h.DetachDisk(t.Context(), disk))
 		}
-		if got, want := h.nodeNames("first"), []string{baseNode, baseFileNode, rootNode, rootFileNode}; !slices.Equal(got, slices.Sorted(slices.Values(want))) {
+		want := slices.Sorted(slices.Values([]string{baseNode, baseFileNode, rootNode, rootFileNode}))
+		if got := h.nodeNames("first"); !slices.Equal(got, want) {
 			t.Errorf("nodes are left: %q", got)
 		}
 		must(t, h.Reset(t.Context(), "first"))
 	}
-	// A half attach, of which only the nodes are there.
+	// An interrupted attach that left only the nodes.
 	s, err := h.live("first")
 	must(t, err)
 	must(t, s.blockdevAdd(t.Context(), diskNodes(disks["disk"], h.layout)))
 	must(t, h.AttachDisk(t.Context(), disks["disk"]))
 }
 
-func TestWithoutItsImageNothingStarts(t *testing.T) {
+func TestAVMWithoutItsImageDoesNotStart(t *testing.T) {
 	h := newHost(t)
 	c := h.bringFile(writeGuest(t, h.dir, guestDeaf))
 	root, disk := h.createOn("root", overlay(c, 8)), h.create("disk", guestDeaf)
@@ -134,7 +135,7 @@ func TestWithoutItsImageNothingStarts(t *testing.T) {
 		err := h.Admit(t.Context(), s)
 		mustFail(t, err, vm.CodeOperationFailed)
 		if err != nil && (!strings.Contains(err.Error(), c.SHA256) || !strings.Contains(err.Error(), "image debian")) {
-			t.Errorf("it does not say which image: %v", err)
+			t.Errorf("the error does not name the image: %v", err)
 		}
 	}
 	for what, made := range map[string]error{
@@ -150,7 +151,7 @@ func TestWithoutItsImageNothingStarts(t *testing.T) {
 	}
 }
 
-func TestADiskCannotBeOtherThanItsImage(t *testing.T) {
+func TestADiskMustFitItsImage(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{})
 	c := bring(t, d, append(rawImage("two"), make([]byte, mib)...))

@@ -11,8 +11,8 @@ import (
 	"vmand/vm"
 )
 
-// launch starts the QEMU of a VM and lets go of it before it has said anything,
-// as a vmand does that is killed then.
+// launch starts the QEMU of a VM and releases it before its first answer, as a vmand
+// that is killed at that moment.
 func (h *testHost) launch(s vm.Spec, binary string) (pid int) {
 	h.t.Helper()
 	p, err := h.probe(h.t.Context(), false)
@@ -39,7 +39,7 @@ func TestAProcessIsSeenBeforeItIsQEMU(t *testing.T) {
 	pid := h.launch(s, slow)
 	h.reopen()
 	if o := h.Observe(t.Context(), "web"); o.PID != pid || o.Status != vm.StatusMute {
-		t.Errorf("it looks like %+v, want the mute process %d", o, pid)
+		t.Errorf("Observe returns %+v; want the mute process %d", o, pid)
 	}
 	mustFail(t, h.Admit(t.Context(), s), vm.CodeState)
 	mustFail(t, errOf(h.Start(t.Context(), s, nil)), vm.CodeState)
@@ -60,17 +60,17 @@ func TestAProcessThatWasJustForkedIsSeen(t *testing.T) {
 		pid := h.launch(s, "")
 		h.reopen()
 		if o := h.Observe(t.Context(), "web"); o.PID != pid {
-			t.Fatalf("it looks like %+v, want process %d", o, pid)
+			t.Fatalf("Observe returns %+v; want process %d", o, pid)
 		}
 		must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
 		h.mustBeGone("web")
 	}
 }
 
-func TestAVMWhoseProcessCannotBeFoundIsNotStartedAgain(t *testing.T) {
+func TestAVMIsNotStartedWhileAnUnknownProcessHoldsItsPidfile(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
-	lock, err := lockPidfile(h.layout.pidfile("web"), h.account) // as a child does that is not QEMU yet
+	lock, err := lockPidfile(h.layout.pidfile("web"), h.account) // as a child that has not executed QEMU yet
 	must(t, err)
 	defer lock.Close()
 	for _, err := range []error{h.Admit(t.Context(), s), errOf(h.Start(t.Context(), s, nil))} {
@@ -78,11 +78,11 @@ func TestAVMWhoseProcessCannotBeFoundIsNotStartedAgain(t *testing.T) {
 	}
 	p, err := h.probe(t.Context(), false)
 	must(t, err)
-	_, err = h.Driver.launch(p, s) // even if nobody had looked
+	_, err = h.Driver.launch(p, s) // even without the check before
 	mustFail(t, err, vm.CodeState)
 	h.reopen()
 	if _, err := os.Stat(h.layout.pidfile("web")); err != nil {
-		t.Errorf("its pidfile was taken for stale: %v", err)
+		t.Errorf("the pidfile was removed as stale: %v", err)
 	}
 	lock.Close()
 	h.startSpec(s)
@@ -111,19 +111,19 @@ func TestADeadQEMULeavesNothingInTheRuntimeDirectory(t *testing.T) {
 		end()
 		left, err := filepath.Glob(h.layout.inRun("web", "*"))
 		if err != nil || len(left) != 0 {
-			t.Errorf("%s: left is %q, %v", how, left, err)
+			t.Errorf("%s: the runtime directory holds %q, %v", how, left, err)
 		}
 	}
 	h.awaitStatus("runs", vm.StatusRunning)
 }
 
-// killUnseen kills the process of a VM while no vmand is there.
+// killUnseen kills the process of a VM while no vmand runs.
 func (h *testHost) killUnseen(id string) {
 	h.t.Helper()
 	pid := h.Observe(h.t.Context(), id).PID
 	must(h.t, h.Close())
 	must(h.t, unix.Kill(pid, unix.SIGKILL))
-	await(h.t, "the process lets go of its pidfile", func() bool {
+	await(h.t, "the process releases its pidfile", func() bool {
 		_, locked, err := lockOwner(h.layout.pidfile(id))
 		return !locked && err == nil
 	})

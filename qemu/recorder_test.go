@@ -32,17 +32,17 @@ func TestARecordingHasTheLastMessagesAndIsBounded(t *testing.T) {
 	r.trace(qmp.Report, 0, []byte(long))
 	got := r.texts()
 	if len(got) != maxMessages || got[0] != "event 801" || got[maxMessages-2] != "event 999" {
-		t.Errorf("it has %d messages: %.100q", len(got), got)
+		t.Errorf("the recording has %d messages: %.100q", len(got), got)
 	}
 	if last := got[maxMessages-1]; last != "event "+long[:maxText-1] {
-		t.Errorf("the last one has %d bytes: %.20q", len(last), last)
+		t.Errorf("the last message has %d bytes: %.20q", len(last), last)
 	}
 	if n := cap(r.messages); n > 2*maxMessages {
-		t.Errorf("it has room for %d messages", n)
+		t.Errorf("the recorder has room for %d messages", n)
 	}
 }
 
-func TestARecordingIsNotFilledByLooking(t *testing.T) {
+func TestARecordingOmitsRepeatedQueries(t *testing.T) {
 	var r recorder
 	r.exchange(1, "cont", "{}")
 	id := uint64(1)
@@ -73,7 +73,7 @@ func TestARecordingIsNotFilledByLooking(t *testing.T) {
 		`reply garbage`,
 	}
 	if got := r.texts(); !slices.Equal(got, want) {
-		t.Errorf("it has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		t.Errorf("the recording has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

@@ -32,13 +32,13 @@ func (d *Driver) seed(t testing.TB, vmID string, files map[string][]byte) []byte
 	return b
 }
 
-// jolietFiles returns the files of an ISO image as one that knows Joliet sees them.
+// jolietFiles returns the files of an ISO image by its Joliet directory.
 func jolietFiles(t testing.TB, b []byte) map[string][]byte {
 	t.Helper()
 	le := binary.LittleEndian
 	descriptor := b[(isoFirst+1)*isoSector:]
 	if descriptor[0] != isoJoliet || !bytes.HasPrefix(descriptor[88:], []byte("%/")) {
-		t.Fatalf("there is no Joliet: %q", descriptor[:128])
+		t.Fatalf("the image has no Joliet volume: %q", descriptor[:128])
 	}
 	extent := func(r []byte) []byte {
 		at, size := int(le.Uint32(r[2:]))*isoSector, int(le.Uint32(r[10:]))
@@ -47,7 +47,7 @@ func jolietFiles(t testing.TB, b []byte) map[string][]byte {
 	files := map[string][]byte{}
 	for dir := extent(descriptor[156:]); dir[0] != 0; dir = dir[dir[0]:] {
 		name := dir[33 : 33+int(dir[32])]
-		if len(name) == 1 { // the directory itself, and the one above
+		if len(name) == 1 { // the entries "." and ".."
 			continue
 		}
 		var letters []uint16
@@ -59,7 +59,7 @@ func jolietFiles(t testing.TB, b []byte) map[string][]byte {
 	return files
 }
 
-// rockRidgeFiles returns the files of an ISO image as Linux sees them.
+// rockRidgeFiles returns the files of an ISO image by its Rock Ridge names.
 func rockRidgeFiles(t testing.TB, path string) map[string][]byte {
 	t.Helper()
 	f, err := os.Open(path)
@@ -86,26 +86,32 @@ func TestASeedHasItsFilesUnderTheirNames(t *testing.T) {
 	must(t, d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, nil, nil))
 	text := func(n int) []byte { return bytes.Repeat([]byte("text\n"), n/5+1)[:n] }
 	for _, size := range []int{0, 1, isoSector - 1, isoSector, isoSector + 1, 3 * isoSector, 200_000} {
-		files := map[string][]byte{"meta-data": text(size), "network-config": text(isoSector), "user-data": text(size), "vendor-data": text(size)}
+		files := map[string][]byte{
+			"meta-data":      text(size),
+			"network-config": text(isoSector),
+			"user-data":      text(size),
+			"vendor-data":    text(size),
+		}
 		b := d.seed(t, "web", files)
 		if !bytes.Equal(b, d.seed(t, "web", files)) {
-			t.Errorf("%d bytes: the same files make another image", size)
+			t.Errorf("%d bytes: the same files make a different image", size)
 		}
-		if info, err := image.Inspect(bytes.NewReader(b), int64(len(b))); err != nil || info.Format != image.ISO || info.VirtualBytes != int64(len(b)) {
-			t.Errorf("%d bytes: it is %+v, %v", size, info, err)
+		info, err := image.Inspect(bytes.NewReader(b), int64(len(b)))
+		if err != nil || info.Format != image.ISO || info.VirtualBytes != int64(len(b)) {
+			t.Errorf("%d bytes: the image is %+v, %v", size, info, err)
 		}
 		files[seedLast] = []byte("made by vmand\n")
 		for extension, got := range map[string]map[string][]byte{
 			"Joliet": jolietFiles(t, b), "Rock Ridge": rockRidgeFiles(t, d.layout.inState(vmSeed("web"))),
 		} {
 			if !maps.EqualFunc(got, files, bytes.Equal) {
-				t.Errorf("%d bytes: by %s there are %q", size, extension, slices.Sorted(maps.Keys(got)))
+				t.Errorf("%d bytes: %s lists %q", size, extension, slices.Sorted(maps.Keys(got)))
 			}
 		}
 	}
 }
 
-func TestASeedIsForTheUserOfQEMUAlone(t *testing.T) {
+func TestASeedIsReadableByQEMUOnly(t *testing.T) {
 	d := newDriver(t, Options{})
 	must(t, d.CreateVM(t.Context(), "web", vm.DiskFile{SizeMiB: 16}, nil, nil))
 	d.seed(t, "web", map[string][]byte{"user-data": []byte("#cloud-config\n")})
@@ -113,7 +119,7 @@ func TestASeedIsForTheUserOfQEMUAlone(t *testing.T) {
 	must(t, err)
 	if os.Geteuid() == 0 {
 		if owner := st.Sys().(*syscall.Stat_t); st.Mode() != 0o440 || owner.Uid != 0 || int(owner.Gid) != d.account.GID {
-			t.Errorf("it has mode %v and is %d:%d's", st.Mode(), owner.Uid, owner.Gid)
+			t.Errorf("the seed has mode %v and belongs to %d:%d", st.Mode(), owner.Uid, owner.Gid)
 		}
 	}
 	must(t, d.account.CanRead(d.layout.inState(vmSeed("web"))))
@@ -125,7 +131,7 @@ func TestASeedIsForTheUserOfQEMUAlone(t *testing.T) {
 	for _, name := range []string{"", "..", "a/b", "zz"} {
 		mustFail(t, d.WriteSeed(t.Context(), "web", map[string][]byte{name: nil}), vm.CodeOperationFailed)
 	}
-	// What a kill leaves goes with the next start.
+	// The next vmand removes what a killed one left.
 	must(t, d.state.MkdirAll(host.TempName(vmSeed("web"))+"/files", 0o700))
 	must(t, d.removeTemps())
 	if entries, err = os.ReadDir(d.layout.inState(vmDir("web"))); err != nil || len(entries) != 2 {
@@ -140,7 +146,9 @@ const guestTimeout = 2 * time.Minute
 func (h *testHost) awaitGuest(id, pattern string) {
 	h.t.Helper()
 	want := regexp.MustCompile(pattern)
-	awaitFor(h.t, guestTimeout, fmt.Sprintf("VM %s prints %q", id, pattern), func() bool { return want.MatchString(h.serialLog(id)) })
+	awaitFor(h.t, guestTimeout, fmt.Sprintf("VM %s prints %q", id, pattern), func() bool {
+		return want.MatchString(h.serialLog(id))
+	})
 }
 
 func TestALinuxGuestOfAnImageReadsItsSeedAndItsDiscs(t *testing.T) {
@@ -151,7 +159,9 @@ func TestALinuxGuestOfAnImageReadsItsSeedAndItsDiscs(t *testing.T) {
 	s.RAMMiB, s.CDROMs = 192, []vm.CDROM{{ID: vm.SeedCDROM}}
 	s.Ports = []vm.Port{userPort(0)}
 	must(t, h.WriteSeed(ctx, "web", map[string][]byte{
-		"meta-data": []byte("instance-id: first-1\nlocal-hostname: web\n"), "network-config": []byte("version: 2\n"), "user-data": []byte("#cloud-config\n{}\n"),
+		"meta-data":      []byte("instance-id: first-1\nlocal-hostname: web\n"),
+		"network-config": []byte("version: 2\n"),
+		"user-data":      []byte("#cloud-config\n{}\n"),
 	}))
 	h.startSpec(s)
 	h.awaitGuest("web", `VMT: disc name=sr0 label=cidata files=meta-data,network-config,user-data`)
@@ -163,7 +173,7 @@ func TestALinuxGuestOfAnImageReadsItsSeedAndItsDiscs(t *testing.T) {
 	must(t, h.SetCDROMs(ctx, "web", drives[1:]))
 	h.awaitGuest("web", `VMT: disk-remove name=sr0`)
 
-	// The same again, as data: a disk of an image is what the image has.
+	// A data disk on an image has the content of the image.
 	data := overlay(h.bringFile(converted(t, writeGuest(t, h.dir, guestDeaf), "vdi")), 16)
 	must(t, h.CreateDisk(ctx, "data", data, nil, nil))
 	must(t, h.AttachDisk(ctx, vm.Disk{ID: "data", VMID: "web", MountPoint: "/dev/sdb", DiskFile: data}))

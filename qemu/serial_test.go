@@ -18,16 +18,16 @@ import (
 	"vmand/vm"
 )
 
-// fakeSerial does with a console's files what QEMU does.
+// fakeSerial uses the files of a console as QEMU does.
 type fakeSerial struct {
 	t      testing.TB
 	layout layout
 	state  *os.Root
-	log    *os.File // for what is printed
-	line   *os.File // for what is typed
+	log    *os.File // the output
+	line   *os.File // the input
 }
 
-// newFakeSerial makes the console of a VM "web" in a directory.
+// newFakeSerial makes the console of VM web in a directory.
 func newFakeSerial(t testing.TB, dir string) *fakeSerial {
 	t.Helper()
 	state, err := os.OpenRoot(dir)
@@ -53,7 +53,7 @@ func (f *fakeSerial) print(p []byte) {
 	}
 }
 
-// reads ends the test if the guest does not read what was typed.
+// reads ends the test if the guest does not read want.
 func (f *fakeSerial) reads(want string) {
 	f.t.Helper()
 	buf := make([]byte, len(want))
@@ -62,8 +62,8 @@ func (f *fakeSerial) reads(want string) {
 	}
 }
 
-// connect makes a hub, as a vmand does that finds the VM. It ends with end, at
-// the latest with the test.
+// connect opens a hub as a vmand that finds the VM. The hub is closed by end, or at
+// the end of the test.
 func (f *fakeSerial) connect(limits serialLimits) (h *serialHub, end func(why error)) {
 	f.t.Helper()
 	return f.connectWatched(limits, newSerialWatch(testLog(f.t)))
@@ -88,16 +88,17 @@ func (f *fakeSerial) connectWatched(limits serialLimits, w *serialWatch) (h *ser
 	return h, end
 }
 
-// awaitEnd waits until the hub has seen that much, without being told to look.
+// awaitEnd waits until the hub has seen that many bytes by itself.
 func (h *serialHub) awaitEnd(t testing.TB, want int64) {
 	t.Helper()
-	await(t, "it is seen", func() bool { _, end := h.bounds(); return end == want })
+	await(t, "the hub sees the end of the log", func() bool { _, end := h.bounds(); return end == want })
 }
 
-// smallLimits make a log short.
+// smallLimits are for short logs.
 var smallLimits = serialLimits{most: 64 << 10, keep: 32 << 10, grain: 16 << 10, reserve: 8 << 10, patience: 100 * time.Millisecond}
 
-// letters returns n bytes that tell where in a stream they are.
+// letters returns n bytes of a stream from offset from, each of which depends on its
+// offset.
 func letters(from, n int64) []byte {
 	p := make([]byte, n)
 	for i := range p {
@@ -115,7 +116,7 @@ func TestASerialLogIsBoundedAndItsOffsetsStay(t *testing.T) {
 		printed += 5000
 		h.look()
 		if begin, _ := h.bounds(); printed-begin > 64<<10 || printed > 64<<10 && printed-begin < 32<<10 {
-			t.Fatalf("of %d bytes the log begins at %d", printed, begin)
+			t.Fatalf("after %d bytes the log begins at %d", printed, begin)
 		}
 	}
 	wasBegin, _ := h.bounds()
@@ -131,7 +132,7 @@ func TestASerialLogIsBoundedAndItsOffsetsStay(t *testing.T) {
 		defer log.Close()
 		got, err := io.ReadAll(log)
 		if err != nil || end != printed || !bytes.Equal(got, letters(begin, printed-begin)) {
-			t.Errorf("from %d on there are %d bytes up to %d, %v; want them from %d", offset, len(got), end, err, begin)
+			t.Errorf("the log from %d has %d bytes up to %d, %v; want it from %d", offset, len(got), end, err, begin)
 		}
 	}
 	readAll := func(hub *serialHub) {
@@ -147,11 +148,11 @@ func TestASerialLogIsBoundedAndItsOffsetsStay(t *testing.T) {
 	readAll(nil)
 	again, _ := f.connect(smallLimits) // as after a restart
 	if begin, end := again.bounds(); begin != wasBegin || end != printed {
-		t.Errorf("later it goes from %d to %d, want %d to %d", begin, end, wasBegin, printed)
+		t.Errorf("after a restart the log goes from %d to %d; want %d to %d", begin, end, wasBegin, printed)
 	}
 }
 
-func TestALogThatIsCutWhileItIsReadIsNotMadeUp(t *testing.T) {
+func TestAReaderOfACutLogGetsAnErrorInsteadOfZeros(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, _ := f.connect(smallLimits)
 	f.print(letters(0, 1000))
@@ -174,13 +175,13 @@ func TestAVMThatNeverRanHasAnEmptyLog(t *testing.T) {
 		}
 		must(t, err)
 		if got, err := io.ReadAll(log); len(got) != 0 || end != 0 || err != nil {
-			t.Errorf("it has %q up to %d, %v", got, end, err)
+			t.Errorf("the log has %q up to %d, %v", got, end, err)
 		}
 		must(t, log.Close())
 	}
 }
 
-func TestALogThatSomebodyHasEmptiedGoesOn(t *testing.T) {
+func TestATruncatedLogContinues(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, _ := f.connect(smallLimits)
 	f.print(letters(0, 1000))
@@ -195,7 +196,7 @@ func TestALogThatSomebodyHasEmptiedGoesOn(t *testing.T) {
 	mustFail(t, err, vm.CodeUnavailable)
 }
 
-func TestWhatIsPrintedOnAFullDiskTakesTheLogsOwnRoom(t *testing.T) {
+func TestOnAFullDiskALogReusesItsOwnSpace(t *testing.T) {
 	dir := tempDir(t)
 	smallDisk(t, dir, 1*mib)
 	f := newFakeSerial(t, dir)
@@ -219,7 +220,7 @@ func TestWhatIsPrintedOnAFullDiskTakesTheLogsOwnRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 200 {
-		print() // f.print says what was not kept
+		print() // f.print reports bytes that were not kept
 	}
 }
 
@@ -227,7 +228,7 @@ func TestALogIsFollowedWithoutInotify(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	w := newSerialWatch(testLog(t))
 	must(t, w.inotify.Close())
-	w.inotify = nil // as where the kernel gives none
+	w.inotify = nil // as if the kernel had none left
 	h, _ := f.connectWatched(smallLimits, w)
 	c, err := h.join(vm.ConsoleOptions{})
 	must(t, err)
@@ -235,11 +236,11 @@ func TestALogIsFollowedWithoutInotify(t *testing.T) {
 	f.print([]byte("hello"))
 	buf := make([]byte, 5)
 	if _, err := io.ReadFull(c, buf); err != nil || string(buf) != "hello" {
-		t.Errorf("it reads %q, %v", buf, err)
+		t.Errorf("the reader gets %q, %v", buf, err)
 	}
 }
 
-func TestALogIsWatchedOnlyWhileSomebodyWantsToKnow(t *testing.T) {
+func TestALogIsWatchedOnlyWhileItHasFollowers(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, end := f.connect(smallLimits)
 	watched := func() bool {
@@ -248,7 +249,7 @@ func TestALogIsWatchedOnlyWhileSomebodyWantsToKnow(t *testing.T) {
 		return len(h.watch.of) == 1 && h.watch.hubs[h] != noWatch
 	}
 	if !watched() {
-		t.Error("its first byte would not be seen")
+		t.Error("the log is not watched for its first byte")
 	}
 	f.print([]byte("x"))
 	await(t, "the first byte is seen", func() bool { return !watched() })
@@ -259,11 +260,11 @@ func TestALogIsWatchedOnlyWhileSomebodyWantsToKnow(t *testing.T) {
 		must(t, err)
 		one.Close()
 		if !watched() {
-			t.Error("it is not watched although somebody reads")
+			t.Error("the log is not watched although there is a reader")
 		}
 		two.Close()
 		if watched() {
-			t.Error("it is watched although nobody reads")
+			t.Error("the log is watched although there is no reader")
 		}
 	}
 	end(io.EOF)
@@ -272,7 +273,7 @@ func TestALogIsWatchedOnlyWhileSomebodyWantsToKnow(t *testing.T) {
 	}
 }
 
-func TestAGuestThatChattersIsNeverHeldUp(t *testing.T) {
+func TestAGuestIsNeverBlockedByItsOutput(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestChatters)
 	grown := func(what string, by int64) {
@@ -285,27 +286,27 @@ func TestAGuestThatChattersIsNeverHeldUp(t *testing.T) {
 	grown("the log grows after a restart of vmand", 300_000)
 }
 
-func TestTheFirstByteOfARunIsTold(t *testing.T) {
+func TestTheFirstByteOfARunIsMarked(t *testing.T) {
 	h := newHost(t)
 	h.start("mute", guestDeaf)
 	h.start("web", guestChatters)
-	await(t, "it is told", func() bool { return len(h.marksTold()) > 0 })
+	await(t, "the first byte is marked", func() bool { return len(h.marksTold()) > 0 })
 	grown := func() {
 		t.Helper()
 		begin := h.serialSize("web")
-		await(t, "the guest writes on", func() bool { return h.serialSize("web") > begin+10_000 })
+		await(t, "the guest continues to write", func() bool { return h.serialSize("web") > begin+10_000 })
 	}
 	grown()
 	must(t, h.Reset(t.Context(), "web"))
 	grown()
-	h.reopen() // what comes now is not the first
+	h.reopen() // the next byte is not the first of the run
 	grown()
 	if got := h.marksTold(); !slices.Equal(got, []string{"web serial"}) {
-		t.Errorf("told: %q", got)
+		t.Errorf("the marks are %q", got)
 	}
 	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
 	h.start("web2", guestSaysHi)
-	await(t, "the next run is told", func() bool { return slices.Equal(h.marksTold(), []string{"web serial", "web2 serial"}) })
+	await(t, "the next run is marked", func() bool { return slices.Equal(h.marksTold(), []string{"web serial", "web2 serial"}) })
 }
 
 func (h *testHost) serialSize(id string) int64 {

@@ -14,8 +14,8 @@ import (
 	"vmand/vm"
 )
 
-// fakeHost is a driver whose one VM, "web", is a process that sleeps and a
-// scripted monitor.
+// fakeHost is a driver with one VM, web: a process that sleeps, and a scripted
+// monitor.
 type fakeHost struct {
 	*testHost
 	server *qmptest.Server
@@ -24,7 +24,10 @@ type fakeHost struct {
 
 const fakeUUID = "8a0f3c1e-6a3d-4f52-9d0e-5f0a1b2c3d4e"
 
-// fakeQEMU answers what every session asks, and what is in answers.
+// silent handles a command without an answer.
+func silent(string, qmptest.Args) (any, error) { return nil, qmptest.ErrSilent }
+
+// fakeQEMU answers the queries of every session, and the commands in answers.
 func fakeQEMU(answers map[string]qmptest.Handler) qmptest.Handler {
 	return func(command string, args qmptest.Args) (any, error) {
 		if h := answers[command]; h != nil {
@@ -67,32 +70,34 @@ func newFakeHost(t *testing.T, h qmptest.Handler) *fakeHost {
 	return f
 }
 
-func TestAConnectionThatBreaksIsMadeAgain(t *testing.T) {
+func TestABrokenConnectionIsRemade(t *testing.T) {
 	f := newFakeHost(t, fakeQEMU(nil))
 	f.awaitStatus("web", vm.StatusRunning)
 	news := f.newsOf("web")
 	f.server.HangUp()
 	f.awaitStatus("web", vm.StatusRunning)
-	await(t, "somebody is told", func() bool { return f.newsOf("web") > news })
+	await(t, "the driver nudges", func() bool { return f.newsOf("web") > news })
 }
 
 func TestAMonitorOfAnotherVMIsNotUsed(t *testing.T) {
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"query-uuid": func(string, qmptest.Args) (any, error) {
 		return map[string]string{"UUID": "00000000-0000-0000-0000-000000000000"}, nil
 	}}))
-	await(t, "it is found out", func() bool { return strings.Contains(errorText(f.Pause(t.Context(), "web")), "not the VM's") })
+	await(t, "the wrong monitor is detected", func() bool {
+		return strings.Contains(errorText(f.Pause(t.Context(), "web")), "not the VM's")
+	})
 	if o := f.Observe(t.Context(), "web"); !o.Alive() || o.Status != vm.StatusMute {
-		t.Errorf("it looks like %+v", o)
+		t.Errorf("Observe returns %+v", o)
 	}
 	if err := f.Shutdown(t.Context(), "web", vm.StopOptions{}, nil); err == nil {
-		t.Error("a stranger was stopped")
+		t.Error("the other VM was paused")
 	}
 	if f.sess.proc.Exited() {
-		t.Error("the stranger is dead")
+		t.Error("the other VM is dead")
 	}
 	for _, c := range f.server.Commands() {
 		if c != "query-uuid" {
-			t.Errorf("the stranger was told to %s", c)
+			t.Errorf("the other VM got the command %s", c)
 		}
 	}
 }
@@ -122,18 +127,18 @@ func TestAMuteQEMUDelaysOneSurveyOnly(t *testing.T) {
 	}
 	o, took := look()
 	if o.PID == 0 || o.Status != vm.StatusMute || took > 3*observeTimeout {
-		t.Errorf("at first: %+v after %v", o, took)
+		t.Errorf("the first survey: %+v after %v", o, took)
 	}
 	for range 3 {
 		if o, took := look(); o.PID == 0 || o.Status != vm.StatusMute || took > observeTimeout/2 {
-			t.Errorf("then: %+v after %v", o, took)
+			t.Errorf("a later survey: %+v after %v", o, took)
 		}
 	}
 	news := f.newsOf("web")
 	close(answer)
-	await(t, "somebody is told that it answers again", func() bool { return f.newsOf("web") > news })
+	await(t, "the driver nudges when QEMU answers again", func() bool { return f.newsOf("web") > news })
 	if o, _ := look(); o.Status != vm.StatusPaused {
-		t.Errorf("in the end: %+v", o)
+		t.Errorf("at the end: %+v", o)
 	}
 }
 
@@ -143,12 +148,12 @@ func TestEventsWakeTheObserver(t *testing.T) {
 	for _, event := range []string{"STOP", "RESUME", "SHUTDOWN", "RESET", "GUEST_PANICKED", "BLOCK_IO_ERROR", "DEVICE_DELETED"} {
 		news := f.newsOf("web")
 		f.server.Event(event, map[string]string{"device": "disk-data"})
-		await(t, event+" is told", func() bool { return f.newsOf("web") > news })
+		await(t, event+" causes a nudge", func() bool { return f.newsOf("web") > news })
 	}
 }
 
-func TestADeviceThatDoesNotLetGoIsUnavailable(t *testing.T) {
-	f := newFakeHost(t, fakeQEMU(nil)) // says yes to device_del, and then nothing
+func TestADeviceThatIsNotReleasedIsUnavailable(t *testing.T) {
+	f := newFakeHost(t, fakeQEMU(nil)) // accepts device_del and sends no event
 	f.awaitStatus("web", vm.StatusRunning)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
@@ -166,7 +171,7 @@ func TestADeviceThatQEMUHasLostIsNotWaitedForForLong(t *testing.T) {
 			if gone {
 				return nil, qmptest.Refuse(qmp.DeviceNotFound, "no such device")
 			}
-			gone = true // and no event
+			gone = true // without an event
 			return nil, nil
 		},
 		"qom-list": func(string, qmptest.Args) (any, error) { return []any{}, nil },
@@ -178,11 +183,13 @@ func TestADeviceThatQEMUHasLostIsNotWaitedForForLong(t *testing.T) {
 		},
 	}))
 	f.awaitStatus("web", vm.StatusRunning)
-	for range 2 { // the first time, and when it is tried again
+	for range 2 { // the first attempt and a repetition
 		begun := time.Now()
 		err := f.DetachDisk(t.Context(), vm.Disk{ID: "data", VMID: "web"})
-		if codeOf(err) != vm.CodeQEMUUnresponsive || !strings.Contains(err.Error(), "does not close its file") || time.Since(begun) > deviceTimeout/2 {
-			t.Errorf("after %s: %v", time.Since(begun), err)
+		took := time.Since(begun)
+		held := codeOf(err) == vm.CodeQEMUUnresponsive && strings.Contains(err.Error(), "does not close its file")
+		if !held || took > deviceTimeout/2 {
+			t.Errorf("after %s: %v", took, err)
 		}
 	}
 }
@@ -199,12 +206,12 @@ func TestOnlyTheEventThatNamesTheDeviceEndsADetach(t *testing.T) {
 	<-deleted
 	f.server.Event("DEVICE_DELETED", map[string]string{"path": "/machine/peripheral/disk-data/virtio-backend"})
 	f.server.Event("DEVICE_DELETED", map[string]string{"device": "disk-other"})
-	if f.Observe(t.Context(), "web").Status != vm.StatusRunning { // by now, both events have been read
-		t.Error("it does not answer")
+	if f.Observe(t.Context(), "web").Status != vm.StatusRunning { // both events have been read by now
+		t.Error("QEMU does not answer")
 	}
 	select {
 	case err := <-done:
-		t.Fatalf("it took another event for its own: %v", err)
+		t.Fatalf("another event ended the detach: %v", err)
 	default:
 	}
 	f.server.Event("DEVICE_DELETED", map[string]string{"device": "disk-data"})
@@ -213,7 +220,7 @@ func TestOnlyTheEventThatNamesTheDeviceEndsADetach(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotPluggedIsDetached(t *testing.T) {
+func TestDetachingAnUnpluggedDiskSucceeds(t *testing.T) {
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{
 		"device_del": func(string, qmptest.Args) (any, error) {
 			return nil, qmptest.Refuse(qmp.DeviceNotFound, "no such device")
@@ -229,7 +236,7 @@ func TestWhatIsNotPluggedIsDetached(t *testing.T) {
 }
 
 func TestADeviceWithoutAnAnswerKeepsItsNode(t *testing.T) {
-	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"device_add": func(string, qmptest.Args) (any, error) { return nil, qmptest.ErrSilent }}))
+	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"device_add": silent}))
 	f.awaitStatus("web", vm.StatusRunning)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
@@ -237,7 +244,7 @@ func TestADeviceWithoutAnAnswerKeepsItsNode(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if all := f.server.Commands(); all[len(all)-1] != "device_add" {
-		t.Errorf("after it came %s", all[len(all)-1])
+		t.Errorf("device_add was followed by %s", all[len(all)-1])
 	}
 }
 
@@ -254,7 +261,7 @@ func TestAnUnansweredQuitGoesOnToSignals(t *testing.T) {
 	}
 }
 
-func TestARunningVMIsFoundAgainAndObeys(t *testing.T) {
+func TestARunningVMIsAdoptedAndObeys(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestObeys)
 	s.Disks = []vm.Disk{h.disk("data", "web", "/dev/sdb")}
@@ -266,7 +273,7 @@ func TestARunningVMIsFoundAgainAndObeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o := seen.VMs["web"]; o.PID != before.PID || o.Status != vm.StatusRunning || len(o.Plugged) != 1 {
-		t.Errorf("it was %+v and is found as %+v", before, o)
+		t.Errorf("before: %+v; adopted as %+v", before, o)
 	}
 	if err := h.DetachDisk(t.Context(), s.Disks[0]); err != nil {
 		t.Error(err)
@@ -277,7 +284,7 @@ func TestARunningVMIsFoundAgainAndObeys(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestTheEndOfAProcessThatWasFoundAgainIsSeen(t *testing.T) {
+func TestTheEndOfAnAdoptedProcessIsSeen(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	h.reopen()
@@ -286,10 +293,10 @@ func TestTheEndOfAProcessThatWasFoundAgainIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the process is gone", func() bool { return !h.Observe(t.Context(), "web").Alive() })
-	await(t, "somebody is told", func() bool { return h.newsOf("web") > 0 })
+	await(t, "the driver nudges", func() bool { return h.newsOf("web") > 0 })
 }
 
-func TestARunningVMWhoseNoteIsLostIsKnownByItsCommandLine(t *testing.T) {
+func TestALostUUIDIsRestoredFromTheCommandLine(t *testing.T) {
 	h := newHost(t)
 	s := h.start("web", guestDeaf)
 	note := h.layout.inRun("web", uuidSuffix)
@@ -297,19 +304,19 @@ func TestARunningVMWhoseNoteIsLostIsKnownByItsCommandLine(t *testing.T) {
 	h.reopen()
 	h.awaitStatus("web", vm.StatusRunning)
 	if b, err := os.ReadFile(note); err != nil || strings.TrimSpace(string(b)) != s.UUID {
-		t.Errorf("the note is %q, %v; want %s", b, err, s.UUID)
+		t.Errorf("the UUID file holds %q, %v; want %s", b, err, s.UUID)
 	}
 	must(t, h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil))
 	h.mustBeGone("web")
 }
 
-func TestAHungQEMUThatWasFoundAgainIsKilled(t *testing.T) {
+func TestAHungAdoptedQEMUIsKilled(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	h.suspend("web")
 	h.reopen()
 	if o := h.Observe(t.Context(), "web"); !o.Alive() || o.Status != vm.StatusMute {
-		t.Errorf("it looks like %+v", o)
+		t.Errorf("Observe returns %+v", o)
 	}
 	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil); err != nil {
 		t.Fatal(err)
@@ -317,7 +324,7 @@ func TestAHungQEMUThatWasFoundAgainIsKilled(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestAStartThatWasCutShortIsSeen(t *testing.T) {
+func TestAnInterruptedStartIsSeen(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	h.launch(s, "")
@@ -332,12 +339,12 @@ func TestAStartThatWasCutShortIsSeen(t *testing.T) {
 
 func TestAPidfileWithoutItsQEMUNamesNobody(t *testing.T) {
 	h := newHost(t)
-	// This process has the number that is in the file, and no lock on it.
+	// The file names this process, which holds no lock on it.
 	if err := os.WriteFile(h.layout.pidfile("web"), []byte("1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if o := h.Observe(t.Context(), "web"); o.Alive() {
-		t.Errorf("it looks like %+v", o)
+		t.Errorf("Observe returns %+v", o)
 	}
 	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{Force: true}, nil); err != nil {
 		t.Error(err)

@@ -17,7 +17,7 @@ func TestAStartedGuestRunsAndItsConsoleIsKept(t *testing.T) {
 	h.start("web", guestSaysHi)
 	h.awaitSerial("web", "hi\n")
 	if o := h.Observe(t.Context(), "web"); o.Status != vm.StatusRunning || o.PID == 0 || o.Plugged == nil || len(o.Plugged) != 0 {
-		t.Errorf("it looks like %+v", o)
+		t.Errorf("Observe returns %+v", o)
 	}
 	for _, suffix := range []string{operatorSuffix, qmpSuffix} {
 		if st, err := os.Stat(h.layout.inRun("web", suffix)); err != nil || st.Mode() != os.ModeSocket|0o600 {
@@ -47,7 +47,7 @@ func procStatus(t *testing.T, pid int) map[string]string {
 }
 
 func TestQEMUHasNoRightsAndOnlyItsOwnDescriptors(t *testing.T) {
-	// Like a descriptor that vmand was started with.
+	// As a descriptor that vmand inherited.
 	leak, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
@@ -70,19 +70,19 @@ func TestQEMUHasNoRightsAndOnlyItsOwnDescriptors(t *testing.T) {
 		}
 	}
 	if h.account.UID == 0 {
-		t.Error("it runs as root")
+		t.Error("QEMU runs as root")
 	}
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
 	if err != nil || !strings.Contains(string(limits), "Max core file size        0 ") {
-		t.Errorf("it may leave a core dump: %v\n%s", err, limits)
+		t.Errorf("QEMU may leave a core dump: %v\n%s", err, limits)
 	}
 	checkDescriptors(t, h, pid)
 	if sid := sessionOf(t, pid); sid != pid {
-		t.Errorf("it is in session %d, not in its own", sid)
+		t.Errorf("QEMU is in session %d instead of its own", sid)
 	}
 }
 
-// checkDescriptors reports what QEMU has open besides what it needs.
+// checkDescriptors fails the test if QEMU has other descriptors than it needs.
 func checkDescriptors(t *testing.T, h *testHost, pid int) {
 	t.Helper()
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
@@ -101,11 +101,11 @@ func checkDescriptors(t *testing.T, h *testHost, pid int) {
 			ok = ok || strings.HasPrefix(target, prefix)
 		}
 		if !ok {
-			t.Errorf("it has %s open", target)
+			t.Errorf("QEMU has %s open", target)
 		}
 	}
 	if n := len(entries); n > 40 {
-		t.Errorf("it has %d descriptors open", n)
+		t.Errorf("QEMU has %d descriptors open", n)
 	}
 }
 
@@ -134,25 +134,25 @@ func TestAStartThatQEMURefusesSaysWhyAtOnce(t *testing.T) {
 	}
 	o := h.Observe(t.Context(), "web")
 	if o.Alive() || !strings.Contains(o.Log, "unsupported machine type") {
-		t.Errorf("it looks like %+v", o)
+		t.Errorf("Observe returns %+v", o)
 	}
 	s.Machine = ""
-	h.startSpec(s) // nothing stands in the way of the next
+	h.startSpec(s) // the next start succeeds
 }
 
 func TestAVMIsOneProcess(t *testing.T) {
 	h := newHost(t)
 	s := h.start("web", guestDeaf)
 	if err := h.Admit(t.Context(), s); codeOf(err) != vm.CodeState {
-		t.Errorf("it is admitted again: %v", err)
+		t.Errorf("a running VM is admitted: %v", err)
 	}
 	if _, err := h.Start(t.Context(), s, nil); codeOf(err) != vm.CodeState {
 		t.Errorf("it was started again: %v", err)
 	}
 	if err := h.DeleteVM(t.Context(), "web"); codeOf(err) != vm.CodeState {
-		t.Errorf("it was deleted while it runs: %v", err)
+		t.Errorf("a running VM was deleted: %v", err)
 	}
-	h.reopen() // its sockets are still its own
+	h.reopen() // its sockets still work
 	h.awaitStatus("web", vm.StatusRunning)
 }
 

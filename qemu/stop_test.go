@@ -13,7 +13,7 @@ import (
 	"vmand/vm"
 )
 
-// steps collects what an operation reports.
+// steps collects the steps that an operation reports.
 type steps struct {
 	mu    sync.Mutex
 	names []string
@@ -47,7 +47,7 @@ func TestAGuestThatPowersItselfOffCanBeSeen(t *testing.T) {
 	h.start("web", guestPowersOff)
 	h.awaitStatus("web", vm.StatusShutdown)
 	if h.newsOf("web") == 0 {
-		t.Error("nobody was told")
+		t.Error("there was no nudge")
 	}
 	var told steps
 	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{Timeout: time.Minute}, told.report); err != nil {
@@ -89,7 +89,7 @@ func TestADeafGuestIsForcedAfterTheTimeout(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestNoTimeToAnswerIsNoQuestion(t *testing.T) {
+func TestWithoutATimeoutTheGuestIsNotAsked(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestObeys)
 	var told steps
@@ -147,7 +147,7 @@ func TestAHungQEMUIsKilledWithinSeconds(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-// suspend stops the QEMU process of a VM, as a hung one would be.
+// suspend stops the QEMU process of a VM with SIGSTOP, as if it hung.
 func (h *testHost) suspend(id string) {
 	h.t.Helper()
 	if err := unix.Kill(h.Observe(h.t.Context(), id).PID, unix.SIGSTOP); err != nil {
@@ -172,7 +172,7 @@ func TestACancelledShutdownLeavesTheGuestRunning(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if took := time.Since(begin); took > 2*time.Second {
-		t.Errorf("it took %v", took)
+		t.Errorf("the shutdown took %v", took)
 	}
 	h.awaitStatus("web", vm.StatusRunning)
 }
@@ -192,10 +192,10 @@ func TestAGuestIsPausedResumedAndReset(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := h.Observe(t.Context(), "web").Status; got != step.want {
-			t.Errorf("it is %s, want %s", got, step.want)
+			t.Errorf("the guest is %s; want %s", got, step.want)
 		}
 	}
-	h.awaitSerial("web", "hi\nhi\n") // it booted again
+	h.awaitSerial("web", "hi\nhi\n") // the guest booted again
 }
 
 func TestAVMThatDoesNotRunCannotBePaused(t *testing.T) {
@@ -224,7 +224,7 @@ func TestAGuestThatPanicsIsPausedAndCanBeReset(t *testing.T) {
 	if err := h.Reset(t.Context(), "web"); err != nil {
 		t.Fatal(err)
 	}
-	h.awaitStatus("web", "guest-panicked") // it does so at each boot
+	h.awaitStatus("web", "guest-panicked") // it panics at every boot
 	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{}, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -239,10 +239,10 @@ func TestAQEMUKilledFromOutsideIsSeenAtOnce(t *testing.T) {
 	if err := unix.Kill(o.PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "somebody is told", func() bool { return h.newsOf("web") > news })
+	await(t, "the driver nudges", func() bool { return h.newsOf("web") > news })
 	await(t, "the process is gone", func() bool { return !h.Observe(t.Context(), "web").Alive() })
 	if err := h.Pause(t.Context(), "web"); codeOf(err) != vm.CodeState {
-		t.Errorf("pausing it gives %v", err)
+		t.Errorf("Pause returns %v", err)
 	}
 	if err := h.Shutdown(t.Context(), "web", vm.StopOptions{}, nil); err != nil {
 		t.Error(err)

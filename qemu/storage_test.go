@@ -11,7 +11,7 @@ import (
 	"vmand/vm"
 )
 
-// age makes a file look as if nobody had touched it for an hour.
+// age sets the times of a file back by an hour.
 func age(t *testing.T, path string) {
 	t.Helper()
 	then := time.Now().Add(-time.Hour)
@@ -32,14 +32,14 @@ func TestASurveyReadsADiskOnlyWhenItHasChanged(t *testing.T) {
 		seen, err := d.Survey(t.Context())
 		must(t, err)
 		if !maps.Equal(seen.DiskFiles, want) || len(reads) != wantReads {
-			t.Errorf("it sees %v having read %v; want %v and %d reads", seen.DiskFiles, reads, want, wantReads)
+			t.Errorf("the survey sees %v and read %v; want %v and %d reads", seen.DiskFiles, reads, want, wantReads)
 		}
 	}
 	for i := range 3 {
 		must(t, d.CreateDisk(t.Context(), fmt.Sprintf("d%d", i), vm.DiskFile{SizeMiB: 16}, nil, nil))
 	}
 	look(map[string]int64{"d0": 16, "d1": 16, "d2": 16}, 3)
-	look(map[string]int64{"d0": 16, "d1": 16, "d2": 16}, 3) // so new that they could change unseen
+	look(map[string]int64{"d0": 16, "d1": 16, "d2": 16}, 3) // so new that a change could have the same time
 	for i := range 3 {
 		age(t, d.layout.inState(dataDisk(fmt.Sprintf("d%d", i))))
 	}
@@ -52,9 +52,9 @@ func TestASurveyReadsADiskOnlyWhenItHasChanged(t *testing.T) {
 	age(t, d.layout.inState(dataDisk("d0")))
 	age(t, d.layout.inState(dataDisk("d1")))
 	look(map[string]int64{"d0": 0, "d1": 32}, 2)
-	look(map[string]int64{"d0": 0, "d1": 32}, 1) // it may become readable as it is
+	look(map[string]int64{"d0": 0, "d1": 32}, 1) // the next survey reads it again
 	if n := len(d.files.sizes); n != 1 {
-		t.Errorf("it remembers %d files", n)
+		t.Errorf("the survey remembers %d files", n)
 	}
 }
 
@@ -75,7 +75,7 @@ func TestASurveySeesTheDisksGrow(t *testing.T) {
 		seen, err := h.Survey(t.Context())
 		must(t, err)
 		if got := seen.DiskFiles["data"]; got != step.want {
-			t.Errorf("it has %d MiB, want %d", got, step.want)
+			t.Errorf("the disk has %d MiB; want %d", got, step.want)
 		}
 		if st := seen.Storage; st.Path != h.layout.state || st.FreeMiB <= 0 || st.FreeMiB > st.SizeMiB {
 			t.Errorf("the storage is %+v", st)

@@ -26,13 +26,13 @@ func TestASurveySeesProcessesAndFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	if ids := slices.Collect(maps.Keys(seen.VMs)); !slices.Equal(ids, []string{"runs"}) {
-		t.Errorf("it sees the processes of %q", ids)
+		t.Errorf("the survey sees the processes of %q", ids)
 	}
 	if want := map[string]bool{"runs": true, "stopped": true, "broken": false}; !maps.Equal(seen.VMFiles, want) {
-		t.Errorf("it sees the VMs %v, want %v", seen.VMFiles, want)
+		t.Errorf("the survey sees the VMs %v; want %v", seen.VMFiles, want)
 	}
 	if want := map[string]int64{"data": 16}; !maps.Equal(seen.DiskFiles, want) {
-		t.Errorf("it sees the disks %v, want %v", seen.DiskFiles, want)
+		t.Errorf("the survey sees the disks %v; want %v", seen.DiskFiles, want)
 	}
 }
 
@@ -46,6 +46,6 @@ func TestALogOfQEMUIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	if st, err := h.state.Stat(vmQEMULog("web")); err != nil || st.Size() != 0 {
-		t.Errorf("it has %d bytes, %v", st.Size(), err)
+		t.Errorf("the log has %d bytes, %v", st.Size(), err)
 	}
 }

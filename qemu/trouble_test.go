@@ -14,8 +14,8 @@ import (
 	"vmand/vm"
 )
 
-// smallDisk mounts a file system of that many bytes on a directory, and returns
-// a function that makes it larger. It needs root.
+// smallDisk mounts a file system of a size in bytes on a directory, and returns a
+// function that grows it. It needs root.
 func smallDisk(t *testing.T, dir string, bytes int) (grow func(bytes int)) {
 	t.Helper()
 	size := func(n int) string { return fmt.Sprintf("size=%d,mode=0711", n) }
@@ -44,7 +44,7 @@ func TestAGuestThatFindsItsDiskFullWaitsAndGoesOn(t *testing.T) {
 		t.Helper()
 		o := h.Observe(t.Context(), "web")
 		if !o.NoSpace || o.FreeMiB != 0 || vm.Settle(vm.Running, vm.ReasonRequested, o).Reason != vm.ReasonDiskFull {
-			t.Errorf("it looks like %+v", o)
+			t.Errorf("Observe returns %+v", o)
 		}
 		for _, words := range []string{"the root disk", path, "full", "bytes are free"} {
 			if !strings.Contains(o.Trouble, words) {
@@ -53,7 +53,7 @@ func TestAGuestThatFindsItsDiskFullWaitsAndGoesOn(t *testing.T) {
 		}
 	}
 	isFull()
-	must(t, h.Resume(t.Context(), "web")) // in vain
+	must(t, h.Resume(t.Context(), "web")) // without effect
 	h.awaitStatus("web", statusIOError)
 	isFull()
 	h.reopen()
@@ -63,19 +63,19 @@ func TestAGuestThatFindsItsDiskFullWaitsAndGoesOn(t *testing.T) {
 	seen, err := h.Survey(t.Context())
 	must(t, err)
 	if o := seen.VMs["web"]; !o.NoSpace || o.FreeMiB < vm.ResumeFreeMiB {
-		t.Errorf("with room again it looks like %+v", o)
+		t.Errorf("with room again Observe returns %+v", o)
 	}
 	must(t, h.Resume(t.Context(), "web"))
 	h.awaitSerial("web", "done\n")
 	if o := h.Observe(t.Context(), "web"); o.Status != vm.StatusRunning || o.NoSpace || o.Trouble != "" {
-		t.Errorf("in the end it looks like %+v", o)
+		t.Errorf("at the end Observe returns %+v", o)
 	}
 	if st, err := os.Stat(path); err != nil || st.Size() < guestWritesBytes {
 		t.Errorf("the disk has %d bytes, %v", st.Size(), err)
 	}
 }
 
-// block is what QEMU says of a disk in query-block.
+// block returns a disk in the answer to query-block.
 func block(qdev, status string) any {
 	return map[string]any{"qdev": qdev, "io-status": status, "inserted": map[string]any{"node-name": "n"}}
 }
@@ -91,9 +91,10 @@ func TestAnIOErrorNamesTheDisk(t *testing.T) {
 		},
 	}))
 	o := f.Observe(t.Context(), "web")
-	want := "data disk data had an I/O error: " + f.layout.inState(dataDisk("data")) + "; data disk more had an I/O error: " + f.layout.inState(dataDisk("more"))
+	want := "data disk data had an I/O error: " + f.layout.inState(dataDisk("data")) +
+		"; data disk more had an I/O error: " + f.layout.inState(dataDisk("more"))
 	if o.Trouble != want || o.NoSpace || vm.Settle(vm.Running, "", o).Reason != vm.ReasonIOError {
-		t.Errorf("it looks like %+v\nwant %s", o, want)
+		t.Errorf("Observe returns %+v\nwant %s", o, want)
 	}
 }
 
@@ -104,9 +105,9 @@ func TestTheFullestFileSystemCounts(t *testing.T) {
 			return []any{block("/machine/peripheral/root/virtio-backend", "nospace"), block("strange", "nospace")}, nil
 		},
 	}))
-	o := f.Observe(t.Context(), "web") // the root disk's file is not there, so its room is not known
+	o := f.Observe(t.Context(), "web") // the root disk has no file, so its free space is unknown
 	if !o.NoSpace || o.FreeMiB != 0 || !strings.Contains(o.Trouble, "the root disk") || !strings.Contains(o.Trouble, `the disk "strange"`) {
-		t.Errorf("it looks like %+v", o)
+		t.Errorf("Observe returns %+v", o)
 	}
 }
 
@@ -122,7 +123,7 @@ func TestOnlyAGuestWithAnIOErrorIsAskedForItsDisks(t *testing.T) {
 		}
 	}
 	if asked > 1 { // once for each connection
-		t.Errorf("it was asked %d times", asked)
+		t.Errorf("QEMU was asked %d times", asked)
 	}
 }
 
@@ -132,8 +133,13 @@ func TestADamagedImageIsRemembered(t *testing.T) {
 	report := func(node string, fatal bool) {
 		t.Helper()
 		news := f.newsOf("web")
-		f.server.Event("BLOCK_IMAGE_CORRUPTED", map[string]any{"device": "", "node-name": node, "msg": "L2 entry " + strings.Repeat("x", 1000), "fatal": fatal})
-		await(t, "somebody is told", func() bool { return f.newsOf("web") > news })
+		f.server.Event("BLOCK_IMAGE_CORRUPTED", map[string]any{
+			"device":    "",
+			"node-name": node,
+			"msg":       "L2 entry " + strings.Repeat("x", 1000),
+			"fatal":     fatal,
+		})
+		await(t, "the driver nudges", func() bool { return f.newsOf("web") > news })
 	}
 	report(rootNode, true)
 	report(diskNode("data"), false)
@@ -144,23 +150,23 @@ func TestADamagedImageIsRemembered(t *testing.T) {
 		"the image of data disk data is damaged, QEMU no longer uses it: " + f.layout.inState(dataDisk("data")),
 	} {
 		if got := trouble(); !strings.Contains(got, words) {
-			t.Errorf("%q does not say %q", got, words)
+			t.Errorf("%q does not contain %q", got, words)
 		}
 	}
 	f.sess.setMute(true)
 	seen, err := f.Survey(t.Context())
 	must(t, err)
 	if got := seen.VMs["web"].Trouble; !strings.Contains(got, "root disk") {
-		t.Errorf("while it is mute: %q", got)
+		t.Errorf("while QEMU is mute: %q", got)
 	}
-	await(t, "it answers again", func() bool { return !f.sess.isMute() })
+	await(t, "QEMU answers again", func() bool { return !f.sess.isMute() })
 
 	f.sess.forgetDamage(diskDevice("data"))
 	for i := range 100 {
 		report(fmt.Sprintf("strange-%d", i), true)
 	}
 	if got := trouble(); strings.Contains(got, "data disk") || len(got) > 16<<10 {
-		t.Errorf("in the end: %d bytes, %.300q", len(got), got)
+		t.Errorf("at the end: %d bytes, %.300q", len(got), got)
 	}
 }
 
@@ -191,21 +197,21 @@ func TestDamageThatWasFoundBeforeIsAskedFor(t *testing.T) {
 		"the image of the root disk is damaged, QEMU still uses it: %s (QEMU gives no details)",
 		f.layout.inState(dataDisk("data")), f.layout.inState(vmRootDisk("web")))
 	news := f.newsOf("web")
-	await(t, "somebody is told", func() bool { return f.newsOf("web") > news })
+	await(t, "the driver nudges", func() bool { return f.newsOf("web") > news })
 	if got := f.Observe(t.Context(), "web").Trouble; got != want {
 		t.Errorf("the trouble is %q\nwant %q", got, want)
 	}
 }
 
-// damage makes the L1 table of a qcow2 image say that its first L2 table is where
-// no cluster begins.
+// damage makes the first entry of the L1 table of a qcow2 image point between two
+// clusters.
 func damage(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	must(t, err)
 	defer f.Close()
 	at := make([]byte, 8)
-	if _, err := f.ReadAt(at, 40); err != nil { // where the L1 table is
+	if _, err := f.ReadAt(at, 40); err != nil { // the offset of the L1 table
 		t.Fatal(err)
 	}
 	offset := int64(0)
@@ -223,10 +229,10 @@ func TestAGuestThatStarvesItsWatchdogIsPaused(t *testing.T) {
 	h.awaitStatus("web", vm.RunStatus(vm.ReasonWatchdog))
 	o := h.Observe(t.Context(), "web")
 	if v := vm.Settle(vm.Running, vm.ReasonRequested, o); v.State != vm.Paused || v.Reason != vm.ReasonWatchdog {
-		t.Errorf("it is settled as %+v", v)
+		t.Errorf("it settles as %+v", v)
 	}
 	if h.newsOf("web") == 0 {
-		t.Error("nobody was told")
+		t.Error("there was no nudge")
 	}
 	must(t, h.Resume(context.WithoutCancel(t.Context()), "web"))
 	h.awaitStatus("web", vm.StatusRunning)

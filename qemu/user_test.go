@@ -12,14 +12,14 @@ func TestQEMUNeverRunsAsRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a.UID == 0 || a.GID == 0 || (a.UID != os.Geteuid()) != (os.Geteuid() == 0) {
-		t.Errorf("it runs as %+v", a)
+		t.Errorf("QEMU would run as %+v", a)
 	}
 	if _, err := newAccount("root"); err == nil {
 		t.Error("root was accepted")
 	}
 }
 
-func TestAUserThatIsNotThereIsRefused(t *testing.T) {
+func TestAnUnknownUserIsRefused(t *testing.T) {
 	if a, err := newAccount("no-such-user-here"); err == nil {
 		t.Errorf("got %+v", a)
 	}
