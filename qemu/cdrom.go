@@ -164,8 +164,8 @@ func (s *session) insert(ctx context.Context, c vm.CDROM, l layout) error {
 	return nil
 }
 
-// checkCDROMs fails for the first drive whose content QEMU cannot read. It skips
-// the seed, which is written just before it is inserted.
+// checkCDROMs fails if QEMU cannot read the content of a drive. It skips the seed,
+// which is written just before it is inserted.
 func (d *Driver) checkCDROMs(vmID string, drives []vm.CDROM) error {
 	for _, c := range drives {
 		if c.ID == vm.SeedCDROM {

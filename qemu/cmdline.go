@@ -113,9 +113,9 @@ func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string,
 	return append(args, devices...), nil
 }
 
-// chardevArgs returns the monitors of vmand and the operator, the serial console,
-// whose files have names that begin with console, and the port of the guest agent.
-// Listening sockets are vmand's, passed as descriptors.
+// chardevArgs returns the monitors of vmand and the operator, the serial console and
+// the port of the guest agent. console is the path of the console's files without
+// their suffixes. Listening sockets are vmand's, passed as descriptors.
 func chardevArgs(fds bootFDs, console string) []string {
 	listen := func(id string, fd int) []string {
 		return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, fd)}

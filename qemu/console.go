@@ -167,7 +167,7 @@ func (h *serialHub) interrupt() {
 	}
 }
 
-// tooSlow returns the fault of a reader whose next byte was cut from the log.
+// tooSlow returns the fault of a reader after its next byte was cut from the log.
 func (h *serialHub) tooSlow() error {
 	return fault(vm.CodeUnavailable, nil,
 		"the console of VM %s was read too slowly: its log has dropped the next byte", h.id)

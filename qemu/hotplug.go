@@ -42,7 +42,7 @@ func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 	return nil
 }
 
-// addDrive adds a disk or a CD-ROM drive whose block node was added. If QEMU
+// addDrive adds the device of a disk or CD-ROM drive after its block node. If QEMU
 // refuses the device, the node is removed. If the outcome is unknown, the node
 // stays, for the next attempt or Settle.
 func (s *session) addDrive(ctx context.Context, scsi device) error {

@@ -137,8 +137,8 @@ func lockOwner(path string) (pid int, locked bool, err error) {
 }
 
 // processOf returns the pid of the process that runs as uid and was started with a
-// pidfile, 0 if there is none. It ignores processes of other users, whose command
-// lines could claim anything.
+// pidfile, 0 if there is none. It ignores processes of other users, because their
+// command lines could claim anything.
 func processOf(pidfile string, uid int) int {
 	option := []byte("\x00-pidfile\x00" + pidfile + "\x00")
 	dirs, err := filepath.Glob("/proc/[0-9]*")

@@ -63,7 +63,7 @@ func (d *Driver) tendSession(s *session) {
 	})
 }
 
-// endSession ends a session whose process has ended or whose driver closes.
+// endSession ends a session when its process has ended or the driver closes.
 func (d *Driver) endSession(s *session) {
 	ended := s.proc.Exited()
 	if ended {

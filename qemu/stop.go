@@ -31,7 +31,7 @@ func (d *Driver) Shutdown(ctx context.Context, id string, o vm.StopOptions, repo
 	if err != nil {
 		return fault(vm.CodeOperationFailed, err, "look for the QEMU process of VM %s", id)
 	}
-	if s == nil { // a process may still exist whose pidfile is lost
+	if s == nil { // a process may still exist that lost its pidfile
 		if err := d.checkUnused(vmRootDisk(id)); err != nil {
 			return err
 		}

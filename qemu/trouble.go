@@ -112,7 +112,7 @@ const maxDamaged = 1 + vm.MaxDisks
 // takes milliseconds to answer, and a start, or many at once, would wait for that.
 const damageDelay = time.Second
 
-// lookForDamage asks for images whose damage QEMU found while vmand was not connected,
+// lookForDamage asks for images that QEMU found damaged while vmand was not connected,
 // and reports whether there are any.
 func (s *session) lookForDamage(ctx context.Context, conn *qmp.Conn) bool {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)

@@ -181,8 +181,8 @@ func (s *session) awaitDeleted(ctx context.Context, deleted *qmp.Expectation, li
 	return err
 }
 
-// removeNode removes a block node whose device is gone, with the nodes below it.
-// It succeeds if there is none. name is that of the disk or drive, for messages.
+// removeNode removes a block node after its device, with the nodes below it. It
+// succeeds if there is none. name is that of the disk or drive, for messages.
 func (s *session) removeNode(ctx context.Context, node, name string) error {
 	err := s.blockdevDel(ctx, node)
 	if err == nil {
