@@ -309,8 +309,9 @@ func (s *Networks) stateName(ctx context.Context, name string) (string, error) {
 	return "absent", err
 }
 
-// Reconcile compares the networks on the host with the records, given the VMs as they are
-// recorded, and returns the differences. With repair it makes the host match the records.
+// Reconcile compares the networks on the host with the records and returns the differences.
+// vms must contain every VM that is active ([vm.VMFilter]), as recorded; stopped VMs are
+// ignored. With repair it makes the host match the records.
 // The addresses of guests that it sees are recorded. It does not wait for what it asks
 // guests.
 func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error) {
@@ -354,7 +355,7 @@ func (s *Networks) Prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	vms, err := s.store.VMs(ctx, vm.VMFilter{}, vm.Page{})
+	vms, err := s.store.VMs(ctx, vm.VMFilter{Active: true}, vm.Page{})
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,8 @@ func (s *VMs) AfterBoot(ctx context.Context, boot string) error {
 	if err != nil || done == boot {
 		return err
 	}
-	vms, err := s.store.VMs(ctx, vm.VMFilter{}, vm.Page{})
+	// A stopped VM needs no entry: it was not lost with the boot.
+	vms, err := s.store.VMs(ctx, vm.VMFilter{Active: true}, vm.Page{})
 	if err != nil {
 		return err
 	}
@@ -64,11 +65,10 @@ func (s *VMs) Autostart(ctx context.Context, boot string) error {
 	if err != nil || done == boot {
 		return err
 	}
-	vms, err := s.store.VMs(ctx, vm.VMFilter{}, vm.Page{})
+	vms, err := s.store.VMs(ctx, vm.VMFilter{Autostart: true}, vm.Page{})
 	if err != nil {
 		return err
 	}
-	vms = slices.DeleteFunc(vms, func(v vm.VM) bool { return !v.Autostart.Enabled || v.Desired != vm.DesiredRunning })
 	slices.SortStableFunc(vms, func(a, b vm.VM) int { return a.Autostart.Order - b.Autostart.Order })
 	ctx = vm.WithCaller(ctx, vm.Caller{Name: "autostart"})
 	for i, v := range vms {

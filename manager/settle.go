@@ -218,23 +218,21 @@ func (e *Engine) unsettled(ctx context.Context) (map[vm.Resource]bool, error) {
 	for _, op := range open {
 		todo[op.Resource] = true
 	}
-	vms, err := e.store.VMs(ctx, vm.VMFilter{}, vm.Page{})
+	vms, err := e.store.VMSummaries(ctx, vm.VMFilter{Active: true}, vm.Page{})
 	if err != nil {
-		return nil, fmt.Errorf("read the VMs: %w", err)
+		return nil, fmt.Errorf("read the active VMs: %w", err)
 	}
 	for _, v := range vms {
 		if v.State != vm.Stopped {
 			todo[vm.VMResource(v.ID)] = true
 		}
 	}
-	images, err := e.store.Images(ctx, vm.ImageFilter{}, vm.Page{})
+	images, err := e.store.Images(ctx, vm.ImageFilter{Unavailable: true}, vm.Page{})
 	if err != nil {
-		return nil, fmt.Errorf("read the images: %w", err)
+		return nil, fmt.Errorf("read the images without content: %w", err)
 	}
 	for _, i := range images {
-		if i.State != vm.ImageAvailable {
-			todo[vm.ImageResource(i.Name)] = true
-		}
+		todo[vm.ImageResource(i.Name)] = true
 	}
 	return todo, nil
 }

@@ -13,8 +13,8 @@ import (
 // VMs makes, changes, starts, stops and deletes VMs.
 type VMs struct {
 	*Engine
-	// before holds when each VM was last started, if that was before the host was
-	// booted. AfterBoot sets it, before the engine is used.
+	// before holds when each active VM was last started, if that was before the host
+	// was booted. AfterBoot sets it, before the engine is used.
 	before map[string]time.Time
 }
 
