@@ -698,13 +698,13 @@ func TestFlagsThatOnlyPrintStartNothing(t *testing.T) {
 func TestANewTokenCanBeRead(t *testing.T) {
 	secret, hash := server.NewToken()
 	path := filepath.Join(t.TempDir(), adminTokenFile)
-	if err := writeFile(path, []byte(secret+"\n")); err != nil {
+	if err := writeSecret(filepath.Dir(path), secret); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := readSecret(path); err != nil || got != hash {
 		t.Errorf("hash %x, %v; want %x", got, err, hash)
 	}
-	if err := writeFile(filepath.Join(t.TempDir(), "no", "such", "directory"), nil); err == nil {
+	if err := writeSecret(filepath.Join(t.TempDir(), "no", "such", "directory"), "x"); err == nil {
 		t.Error("write to a directory that does not exist: no error")
 	}
 }

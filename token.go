@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"vmand/host"
 	"vmand/server"
 	"vmand/vm"
 )
@@ -32,7 +33,7 @@ func ensureAdminToken(ctx context.Context, tokens vm.TokenStore, dir string, log
 		var secret string
 		secret, hash = server.NewToken()
 		// The file comes first: after a crash here, the next start reads it.
-		err = writeFile(path, []byte(secret+"\n"))
+		err = writeSecret(dir, secret)
 	}
 	if err != nil {
 		return fmt.Errorf("admin token: %w", err)
@@ -72,39 +73,15 @@ func readSecret(path string) (hash [32]byte, err error) {
 	return sha256.Sum256([]byte(secret)), nil
 }
 
-// writeFile writes a private file durably: after a crash the file has the new
-// content or does not exist.
-func writeFile(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
+// writeSecret writes the file of the admin token durably, readable by its owner only.
+func writeSecret(dir, secret string) error {
+	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(content); err != nil {
+	defer root.Close()
+	return host.WriteFile(root, adminTokenFile, 0o600, func(f *os.File) error {
+		_, err := f.WriteString(secret + "\n")
 		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	})
 }

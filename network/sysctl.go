@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"vmand/host"
 )
 
 // sysctlFile holds, in the runtime directory, the previous values of the host's sysctls.
@@ -70,11 +72,15 @@ func (s *sysctls) keep(name, previous string) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(s.dir, sysctlFile)
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+	root, err := os.OpenRoot(s.dir)
+	if err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	defer root.Close()
+	return host.WriteFile(root, sysctlFile, 0o600, func(f *os.File) error {
+		_, err := f.Write(b)
+		return err
+	})
 }
 
 // kept returns the recorded values by name.
