@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-// An ObserverStatus is what the observer does and found.
+// An ObserverStatus is the status and the findings of the observer.
 type ObserverStatus struct {
 	Status        string // "starting", "ok" or "degraded"
 	RepairMode    string // "auto" or "report"; "auto" if empty
@@ -19,14 +19,14 @@ type ObserverStatus struct {
 	Issues        []Issue
 }
 
-// An Issue is one disagreement between what is recorded and what the host shows.
+// An Issue is a disagreement between the records and the host.
 type Issue struct {
 	Type        string
 	Resource    vm.Resource
 	Details     string
 	FirstSeenAt time.Time
-	RepairedAt  time.Time // zero if it was not
-	Repair      string    // what was done about it, empty if nothing was
+	RepairedAt  time.Time // zero if it was not repaired
+	Repair      string    // the repair that was made, or empty
 }
 
 // GetObserverStatus implements [openapi.StrictServerInterface].
@@ -44,8 +44,14 @@ func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusReq
 		out.LastRunAt, out.LastDurationMs = optionalTime(st.LastRunAt), &ms
 	}
 	for i, issue := range st.Issues {
-		out.LastIssues[i] = openapi.Issue{IssueType: openapi.IssueType(issue.Type), ResourceID: issue.Resource.ID, Details: issue.Details,
-			FirstSeenAt: openapi.Time{Time: issue.FirstSeenAt}, RepairedAt: optionalTime(issue.RepairedAt), Repair: optional(&issue.Repair)}
+		out.LastIssues[i] = openapi.Issue{
+			IssueType:   openapi.IssueType(issue.Type),
+			ResourceID:  issue.Resource.ID,
+			Details:     issue.Details,
+			FirstSeenAt: openapi.Time{Time: issue.FirstSeenAt},
+			RepairedAt:  optionalTime(issue.RepairedAt),
+			Repair:      optional(&issue.Repair),
+		}
 	}
 	return answer{status: 200, body: out}, nil
 }
