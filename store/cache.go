@@ -87,6 +87,17 @@ func (c *vmCache) generation(ctx context.Context) *generation {
 	return c.now.Load()
 }
 
+// ForeignVersion returns a number that changes when another process writes to the
+// database. It also drops the cached VMs if one did. It waits for a change in progress.
+func (s *Store) ForeignVersion(ctx context.Context) (version int64, err error) {
+	if err = s.cache.look(ctx); err == nil {
+		// The version of the only connection that writes does not count the writes of
+		// this process.
+		err = s.writer.GetContext(ctx, &version, "PRAGMA data_version")
+	}
+	return version, s.fault(ctx, err)
+}
+
 // look starts a new generation if somebody has written since the last look: this
 // process too, which costs nothing but the rows' being read again.
 func (c *vmCache) look(ctx context.Context) error {
