@@ -4,16 +4,19 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"vmand/manager"
 	"vmand/store"
 	"vmand/vm"
+	"vmand/vm/vmtest"
 )
 
-// BenchmarkPass measures a pass over 1,000 recorded VMs and 500 disks of which
+// BenchmarkPass measures a whole pass over 1,000 recorded VMs and 500 disks of which
 // 50 VMs run, when nothing differs: with everything made up, and with the
 // records in a real database. cpu-ms/op counts all threads of the process.
 func BenchmarkPass(b *testing.B) {
@@ -35,11 +38,55 @@ func BenchmarkPass(b *testing.B) {
 	b.Run("database", func(b *testing.B) { benchmarkPass(b, w, recordAll(b, w)) })
 }
 
+// BenchmarkGrowth measures light and whole passes over 10,000 VMs recorded in a real
+// database, of which 50 run on a pretended host. cpu-ms/op counts all threads of the
+// process; heap-MiB is the heap in use right after the passes, with garbage.
+func BenchmarkGrowth(b *testing.B) {
+	driver := &vmtest.Driver{}
+	w := newWorld()
+	for n := range 10_000 {
+		id := fmt.Sprintf("vm-%05d", n)
+		driver.AddVMFiles(id)
+		if n < 50 {
+			w.run(id)
+			driver.Set(id, vm.StatusRunning)
+		} else {
+			w.vms[id] = vm.VM{ID: id, State: vm.Stopped, Reason: vm.ReasonRequested}
+		}
+	}
+	records := recordAll(b, w)
+	w = nil
+	for name, whole := range map[string]bool{"light": false, "whole": true} {
+		b.Run(name, func(b *testing.B) {
+			log := slog.New(slog.DiscardHandler)
+			engine := manager.New(records, driver, &vmtest.Network{}, manager.Options{}, log)
+			defer engine.Close(b.Context())
+			o := New(Options{Interval: interval}, Deps{driver, records, engine, engine.VMs, engine.Networks, log})
+			o.pass(b.Context()) // the first is whole
+			runtime.GC()
+			b.ReportAllocs()
+			before := cpuTime(b)
+			for b.Loop() {
+				o.cycle.whole, o.cycle.light = whole, 0
+				o.pass(b.Context())
+			}
+			b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/1000/float64(b.N), "cpu-ms/op")
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			b.ReportMetric(float64(m.HeapInuse)/(1<<20), "heap-MiB")
+			if s := o.Status(); s.Status != StatusOK || len(s.Issues) != 0 {
+				b.Fatalf("status %q (%s) with %d issues, want ok and none", s.Status, s.Error, len(s.Issues))
+			}
+		})
+	}
+}
+
 func benchmarkPass(b *testing.B, w *world, records Records) {
 	o := New(Options{Interval: interval}, Deps{w, records, w, w, w, slog.New(slog.DiscardHandler)})
 	b.ReportAllocs()
 	before := cpuTime(b)
 	for b.Loop() {
+		o.cycle.whole = true
 		o.pass(b.Context())
 	}
 	b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/1000/float64(b.N), "cpu-ms/op")

@@ -36,6 +36,14 @@ func (h thoroughHost) Survey(ctx context.Context) (vm.Survey, error) {
 	return seen, err
 }
 
+func (h thoroughHost) SurveyProcesses(ctx context.Context) (vm.Survey, error) {
+	seen, err := h.Driver.SurveyProcesses(ctx)
+	for id := range seen.VMs {
+		seen.VMs[id] = h.Observe(ctx, id)
+	}
+	return seen, err
+}
+
 // inDaemon runs f beside an observer in a bubble of its own time.
 func inDaemon(t *testing.T, f func(t *testing.T, d *daemon)) {
 	path := filepath.Join(t.TempDir(), "vman.db")

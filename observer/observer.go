@@ -2,6 +2,9 @@
 // is recorded with what the host shows, has the [Settler] record the truth, and
 // reports what it must not repair by itself.
 //
+// A whole pass compares everything that is recorded. Most passes are light: they
+// compare what is active, so that they cost what runs and not what is recorded.
+//
 // It is level-based: a pass looks at how things are and never at what happened.
 // A nudge only makes it look at one VM sooner; one that is lost costs nothing
 // but the wait for the next pass. It changes nothing but through the Settler,
@@ -24,21 +27,30 @@ import (
 	"vmand/vm"
 )
 
-// Host shows what is on the host. Survey is to be cheap and to come to an end
-// when ctx is done at the latest.
+// Host shows the processes and files of the host. Its methods return at the latest when
+// ctx is done.
 type Host interface {
+	// Survey is for whole passes.
 	Survey(ctx context.Context) (vm.Survey, error)
+	// SurveyProcesses is for light passes: it is [Host.Survey] without lists of files.
+	SurveyProcesses(ctx context.Context) (vm.Survey, error)
+	// FilesVersion returns a text that changes when files are created or removed.
+	FilesVersion(ctx context.Context) (string, error)
 }
 
-// Records are what is recorded.
+// Records is the recorded state.
 type Records interface {
 	VM(ctx context.Context, id string) (vm.VM, error)
 	VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error)
+	Disk(ctx context.Context, id string) (vm.Disk, error)
 	Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Disk, error)
 	Images(ctx context.Context, f vm.ImageFilter, p vm.Page) ([]vm.Image, error)
 	Operations(ctx context.Context, f vm.OperationFilter, p vm.Page) ([]vm.Operation, error)
 	Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error)
 	LastEvent(ctx context.Context) (int64, error)
+	// ForeignVersion returns a number that changes when another process writes to the
+	// database.
+	ForeignVersion(ctx context.Context) (int64, error)
 }
 
 // Settler makes the records true.
@@ -65,8 +77,8 @@ type Restarter interface {
 
 // Networks compares the networks on the host with the records.
 type Networks interface {
-	// Reconcile compares the networks on the host with the records, given the VMs as
-	// recorded. With repair it makes the host match the records.
+	// Reconcile compares the networks on the host with the records, given the active VMs
+	// as recorded. With repair it makes the host match the records.
 	Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error)
 }
 
@@ -125,6 +137,7 @@ type Observer struct {
 	restarts *schedule
 	wg       sync.WaitGroup
 	pruned   time.Time // only the loop uses it
+	cycle    cycle     // only the loop uses it
 
 	telling sync.Mutex
 	untold  []vm.Event // that could not be recorded yet
@@ -134,15 +147,27 @@ type Observer struct {
 	settling map[string]bool // ids of VMs being settled because of a nudge
 	status   Status
 	repaired []Issue                // by nudges since the last pass
-	since    map[finding]*suspicion // what the last pass found
+	since    map[finding]*suspicion // findings of the last pass, and those it did not look at again
 }
 
 // New returns an observer that does nothing before [Observer.Run].
 func New(o Options, d Deps) *Observer {
 	o.Repair = cmp.Or(o.Repair, RepairAuto)
-	return &Observer{host: d.Host, records: d.Records, settler: d.Settler, restarter: d.Restarter, nets: d.Networks, o: o, log: d.Log, wake: make(chan struct{}, 1), restarts: newSchedule(),
-		nudged: map[string]bool{}, settling: map[string]bool{}, since: map[finding]*suspicion{},
-		status: Status{Status: StatusStarting, CheckInterval: o.Interval}}
+	return &Observer{
+		host:      d.Host,
+		records:   d.Records,
+		settler:   d.Settler,
+		restarter: d.Restarter,
+		nets:      d.Networks,
+		o:         o,
+		log:       d.Log,
+		wake:      make(chan struct{}, 1),
+		restarts:  newSchedule(),
+		nudged:    map[string]bool{},
+		settling:  map[string]bool{},
+		since:     map[finding]*suspicion{},
+		status:    Status{Status: StatusStarting, CheckInterval: o.Interval},
+	}
 }
 
 // Run makes a pass at once and then one in every interval, and meanwhile settles

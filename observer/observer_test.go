@@ -46,6 +46,8 @@ type world struct {
 	news     chan struct{}
 	drift    []vm.Drift
 	driftErr error
+	foreign  int64            // raised by every change of a test
+	light    int              // light passes among surveys
 	repairs  []bool           // what ReconcileNetworks was asked for
 	restarts []string         // ids RestartDue was called with
 	refuse   map[string]error // what RestartDue of an id fails with
@@ -68,7 +70,32 @@ func (w *world) run(id string) {
 func (w *world) change(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.foreign++
 	f()
+}
+
+func (w *world) ForeignVersion(context.Context) (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.foreign, nil
+}
+
+func (w *world) FilesVersion(context.Context) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return fmt.Sprint(w.seen.VMFiles, w.seen.DiskFiles, w.seen.Images), nil
+}
+
+func (w *world) SurveyProcesses(ctx context.Context) (vm.Survey, error) {
+	seen, err := w.Survey(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.light++
+	light := vm.Survey{VMs: seen.VMs, VMFiles: map[string]bool{}, Storage: seen.Storage}
+	for id := range seen.VMs {
+		light.VMFiles[id] = seen.VMFiles[id]
+	}
+	return light, err
 }
 
 // recorded returns what is recorded of a VM now.
@@ -198,10 +225,26 @@ func (w *world) told() []string {
 	return out
 }
 
-func (w *world) VMs(context.Context, vm.VMFilter, vm.Page) ([]vm.VM, error) {
+func (w *world) VMs(_ context.Context, f vm.VMFilter, _ vm.Page) ([]vm.VM, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Collect(maps.Values(w.vms)), w.failRead["vms"]
+	var out []vm.VM
+	for _, v := range w.vms {
+		if !f.Active || v.State != vm.Stopped || !v.RestartAt.IsZero() {
+			out = append(out, v)
+		}
+	}
+	return out, w.failRead["vms"]
+}
+
+func (w *world) Disk(_ context.Context, id string) (vm.Disk, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	d, ok := w.disks[id]
+	if !ok {
+		return d, vm.NotFound("disk", id)
+	}
+	return d, w.failRead["disk"]
 }
 
 func (w *world) Images(context.Context, vm.ImageFilter, vm.Page) ([]vm.Image, error) {
@@ -210,10 +253,16 @@ func (w *world) Images(context.Context, vm.ImageFilter, vm.Page) ([]vm.Image, er
 	return slices.Clone(w.images), w.failRead["images"]
 }
 
-func (w *world) Disks(context.Context, vm.DiskFilter, vm.Page) ([]vm.Disk, error) {
+func (w *world) Disks(_ context.Context, f vm.DiskFilter, _ vm.Page) ([]vm.Disk, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Collect(maps.Values(w.disks)), w.failRead["disks"]
+	var out []vm.Disk
+	for _, d := range w.disks {
+		if f.VMID == "" || d.VMID == f.VMID {
+			out = append(out, d)
+		}
+	}
+	return out, w.failRead["disks"]
 }
 
 func (w *world) Operations(_ context.Context, f vm.OperationFilter, _ vm.Page) ([]vm.Operation, error) {

@@ -3,7 +3,6 @@ package observer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -22,62 +21,41 @@ type suspicion struct {
 	since    time.Time
 	passes   int // that found it in a row
 	reported bool
+	issue    *Issue // that the last pass listed of it, nil if none
 }
 
-// pass compares once, and publishes what it found.
+// pass compares once, and publishes its findings.
 func (o *Observer) pass(ctx context.Context) {
 	began := time.Now()
 	passCtx, stop := context.WithTimeout(ctx, passTimeout)
 	defer stop()
-	var vms []vm.VM
+	whole := o.beginPass(passCtx)
+	var seen view
 	plan, err := guard(o.log, func() (plan []Action, err error) {
-		plan, vms, err = o.look(passCtx)
-		return plan, err
+		if whole {
+			seen, err = o.lookAtAll(passCtx)
+		} else {
+			seen, err = o.lookAtActive(passCtx)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return o.plan(passCtx, seen)
 	})
 	var results []result
 	if err == nil {
 		results = o.act(ctx, plan)
-		drift, repaired := o.networks(passCtx, vms)
+		drift, repaired := o.networks(passCtx, seen.active)
 		plan, results = append(plan, drift...), append(results, repaired...)
 	}
 	switch {
-	case ctx.Err() != nil: // asked to end: a pass cut short proves nothing
+	case ctx.Err() != nil: // the daemon stops: a pass cut short proves nothing
 	case err != nil:
+		o.cycle.whole = true
 		o.degrade(began, err)
 	default:
-		o.tell(ctx, o.publish(began, plan, results))
+		o.tell(ctx, o.publish(began, seen.planner, plan, results))
 	}
-}
-
-// look observes the host before it reads the records: a VM created in between
-// then shows as recorded and not there, which Settle knows, and never as an
-// orphan.
-func (o *Observer) look(ctx context.Context) ([]Action, []vm.VM, error) {
-	seen, err := o.host.Survey(ctx)
-	if err != nil {
-		return nil, nil, fmt.Errorf("survey the host: %w", err)
-	}
-	var recorded Recorded
-	if recorded.VMs, err = o.records.VMs(ctx, vm.VMFilter{}, vm.Page{}); err != nil {
-		return nil, nil, fmt.Errorf("read the recorded vms: %w", err)
-	}
-	if recorded.Disks, err = o.records.Disks(ctx, vm.DiskFilter{}, vm.Page{}); err != nil {
-		return nil, nil, fmt.Errorf("read the recorded disks: %w", err)
-	}
-	if recorded.Images, err = o.records.Images(ctx, vm.ImageFilter{}, vm.Page{}); err != nil {
-		return nil, nil, fmt.Errorf("read the recorded images: %w", err)
-	}
-	if recorded.Open, err = o.records.Operations(ctx, vm.OperationFilter{Open: true}, vm.Page{}); err != nil {
-		return nil, nil, fmt.Errorf("read the open operations: %w", err)
-	}
-	o.restarts.add(recorded.VMs)
-	plan := Plan(recorded, seen, int64(o.o.LowMiB), o.settler.Busy)
-	if o.o.Repair == RepairReport {
-		for i := range plan {
-			plan[i] = plan[i].reportOnly()
-		}
-	}
-	return plan, recorded.VMs, nil
 }
 
 // reportOnly returns the action without its repair. Nobody looks under the lock
@@ -142,9 +120,9 @@ func (o *Observer) settle(ctx context.Context, a Action) result {
 	return result{}
 }
 
-// publish makes the pass's findings the status, logs what is new in them, and
-// returns the events that tell of that.
-func (o *Observer) publish(began time.Time, plan []Action, results []result) []vm.Event {
+// publish makes the findings of a pass the status, logs those that are new, and returns
+// their events. A finding that the pass did not look at again stays as it was.
+func (o *Observer) publish(began time.Time, p *planner, plan []Action, results []result) []vm.Event {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	since := make(map[finding]*suspicion, len(plan))
@@ -157,19 +135,41 @@ func (o *Observer) publish(began time.Time, plan []Action, results []result) []v
 			s = &suspicion{since: began}
 		}
 		s.passes++
+		s.issue = nil
 		since[key] = s
 		if issue, ok := issueOf(a, results[i], s.passes); ok {
 			issue.FirstSeenAt = s.since
+			s.issue = &issue
 			issues = append(issues, issue)
 			events = append(events, o.announce(issue, s)...)
+		}
+		if a.Type.ofFiles() {
+			o.cycle.watched[a.Resource] = true
+			o.cycle.whole = o.cycle.whole || results[i].outcome != untouched || s.passes < a.Passes
+		}
+	}
+	for key, s := range o.since {
+		repaired := s.issue != nil && !s.issue.RepairedAt.IsZero()
+		if since[key] != nil || p.covers(key) || repaired || p.held[key.resource] || o.settler.Busy(key.resource) {
+			continue
+		}
+		since[key] = s
+		o.cycle.watched[key.resource] = true
+		if s.issue != nil {
+			issues = append(issues, *s.issue)
 		}
 	}
 	o.since = since
 	if o.status.Status == StatusDegraded {
 		o.log.Info("observer is well again", "was", o.status.Error)
 	}
-	o.status = Status{Status: StatusOK, CheckInterval: o.o.Interval, LastRunAt: began, LastDuration: time.Since(began),
-		Issues: append(issues, o.repaired...)}
+	o.status = Status{
+		Status:        StatusOK,
+		CheckInterval: o.o.Interval,
+		LastRunAt:     began,
+		LastDuration:  time.Since(began),
+		Issues:        append(issues, o.repaired...),
+	}
 	slices.SortStableFunc(o.status.Issues, compareIssues)
 	o.repaired = nil
 	return events

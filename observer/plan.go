@@ -40,12 +40,26 @@ const (
 	lowPercent = 5
 )
 
+// ofFiles reports whether a light pass may not look at the findings of a type: they need
+// the lists of files, or the records of what is not active.
+func (t IssueType) ofFiles() bool {
+	switch t {
+	case MissingDisk, OrphanDisk, DiskStateInconsistent, DiskSizeMismatch, RuntimeDrift, MissingImage, OrphanImage:
+		return true
+	}
+	return false
+}
+
 // Recorded is everything that is recorded and that a host can contradict.
 type Recorded struct {
-	VMs    []vm.VM
-	Disks  []vm.Disk
-	Images []vm.Image
-	Open   []vm.Operation // those that are not over
+	// Partial says that VMs has only those that are active or have a process, Disks only
+	// those on these VMs, and the survey no lists of files: nothing is an orphan or
+	// missing because it is not listed.
+	Partial bool
+	VMs     []vm.VM
+	Disks   []vm.Disk
+	Images  []vm.Image
+	Open    []vm.Operation // those that are not over
 }
 
 // An Action is one disagreement, and whether the [Settler] is to be asked to
@@ -68,36 +82,111 @@ type Action struct {
 // the operation that holds it will record how it is. Less free storage than
 // lowMiB, or than 5 % of all, is too little; with 0 any is enough.
 func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(vm.Resource) bool) []Action {
-	p := planner{seen: seen, vms: make(map[string]bool, len(recorded.VMs)), disks: make(map[string]bool, len(recorded.Disks))}
+	p := newPlanner(seen, recorded.Partial)
 	for _, v := range recorded.VMs {
-		p.vms[v.ID] = true
-		p.vm(v)
-		p.nics(v)
-		p.drives(v)
+		p.addVM(v)
 	}
-	owner := make(map[string]string, len(recorded.Disks))
 	for _, d := range recorded.Disks {
-		p.disks[d.ID] = true
-		owner[d.ID] = d.VMID
-		p.disk(d)
+		p.addDisk(d)
 	}
 	p.images(recorded.Images)
-	p.drift(owner)
+	return p.finish(recorded.Open, lowMiB, busy)
+}
+
+// A planner is [Plan] in steps, for callers that do not hold all records in memory: addVM
+// for all VMs, addDisk for all disks, images, finish.
+type planner struct {
+	seen    vm.Survey
+	partial bool                 // see [Recorded]
+	vms     map[string]bool      // ids of the VMs added
+	disks   map[string]bool      // ids of the disks added; false if a file is needed to judge its state
+	owner   map[string]string    // by id of a plugged disk: the VM that it is recorded on, "" for none
+	held    map[vm.Resource]bool // those with a disagreement that an operation holds
+	plugged map[string]bool      // ids of the disks that a QEMU has
+	plan    []Action
+}
+
+func newPlanner(seen vm.Survey, partial bool) *planner {
+	p := &planner{
+		seen:    seen,
+		partial: partial,
+		vms:     make(map[string]bool, len(seen.VMFiles)),
+		disks:   make(map[string]bool, len(seen.DiskFiles)),
+		owner:   map[string]string{},
+		held:    map[vm.Resource]bool{},
+		plugged: map[string]bool{},
+	}
+	for _, o := range seen.VMs {
+		for _, id := range o.Plugged {
+			p.plugged[id] = true
+		}
+	}
+	return p
+}
+
+func (p *planner) addVM(v vm.VM) {
+	p.vms[v.ID] = true
+	p.vm(v)
+	p.nics(v)
+	p.drives(v)
+}
+
+// addDisk must be called after addVM was called for all VMs.
+func (p *planner) addDisk(d vm.Disk) {
+	p.disks[d.ID] = d.State != vm.DiskError
+	if p.plugged[d.ID] {
+		p.owner[d.ID] = d.VMID
+	}
+	p.disk(d)
+}
+
+// strangers returns the plugged disks that were not added.
+func (p *planner) strangers() (ids []string) {
+	for id := range p.plugged {
+		if _, added := p.disks[id]; !added {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// finish returns the plan.
+func (p *planner) finish(open []vm.Operation, lowMiB int64, busy func(vm.Resource) bool) []Action {
+	p.drift()
 	p.storage(lowMiB)
 	p.orphans()
-	p.operations(recorded.Open)
-	plan := slices.DeleteFunc(p.plan, func(a Action) bool { return busy(a.Resource) })
+	p.operations(open)
+	plan := slices.DeleteFunc(p.plan, func(a Action) bool {
+		if !busy(a.Resource) {
+			return false
+		}
+		if a.Type.ofFiles() {
+			p.held[a.Resource] = true
+		}
+		return true
+	})
 	slices.SortFunc(plan, func(a, b Action) int {
 		return cmp.Or(cmp.Compare(a.Resource.String(), b.Resource.String()), cmp.Compare(a.Type, b.Type))
 	})
 	return plan
 }
 
-type planner struct {
-	seen  vm.Survey
-	vms   map[string]bool // ids recorded
-	disks map[string]bool // ids recorded
-	plan  []Action
+// covers reports whether the plan would have f if it were still true.
+func (p *planner) covers(f finding) bool {
+	if !p.partial || !f.issue.ofFiles() {
+		return true
+	}
+	id := f.resource.ID
+	switch f.issue {
+	case RuntimeDrift:
+		return p.vms[id]
+	case DiskStateInconsistent:
+		return p.disks[id]
+	case MissingDisk:
+		_, looked := p.seen.VMFiles[id]
+		return f.resource.Kind == vm.VMKind && looked
+	}
+	return false
 }
 
 func (p *planner) vm(v vm.VM) {
@@ -115,7 +204,7 @@ func (p *planner) vm(v vm.VM) {
 		p.plan = append(p.plan, Action{Type: QMPUnreachable, Resource: resource, Passes: mutePasses,
 			Details: fmt.Sprintf("QEMU process %d lives and does not answer on its monitor; it is left alone", seen.PID)})
 	}
-	if !p.seen.VMFiles[v.ID] {
+	if there, looked := p.seen.VMFiles[v.ID]; !there && (looked || !p.partial) {
 		p.plan = append(p.plan, Action{Type: MissingDisk, Resource: resource, Passes: 2,
 			Details: fmt.Sprintf("the root disk of vm %s is not there", v.ID)})
 	}
@@ -143,7 +232,7 @@ func describe(seen vm.Observation) string {
 func (p *planner) disk(d vm.Disk) {
 	resource := vm.DiskResource(d.ID)
 	size, there := p.seen.DiskFiles[d.ID]
-	if d.State != vm.DiskCreating && !there {
+	if d.State != vm.DiskCreating && !there && !p.partial {
 		p.plan = append(p.plan, Action{Type: MissingDisk, Resource: resource, Settle: true, Passes: 2,
 			Details: fmt.Sprintf("the file of disk %s is not there", d.ID)})
 	}
@@ -182,17 +271,16 @@ func (p *planner) inconsistency(d vm.Disk) string {
 	return ""
 }
 
-// drift finds the disks that the QEMU of a recorded VM has and the records do
-// not give it; owner says which VM they give each disk to. To unplug one that a
-// guest may write to could lose data, so this is only reported.
-func (p *planner) drift(owner map[string]string) {
+// drift finds the disks that the QEMU of a recorded VM has and the records do not give
+// it. To unplug a disk that a guest may write to could lose data, so this is only reported.
+func (p *planner) drift() {
 	for id, o := range p.seen.VMs {
 		if !p.vms[id] {
 			continue // reported as an orphan
 		}
 		var extra []string
 		for _, disk := range slices.Sorted(slices.Values(o.Plugged)) {
-			switch vmID, known := owner[disk]; {
+			switch vmID, known := p.owner[disk]; {
 			case !known:
 				extra = append(extra, fmt.Sprintf("%s, which is not recorded", disk))
 			case vmID == "":
@@ -292,6 +380,9 @@ func (p *planner) orphans() {
 				Details: fmt.Sprintf("QEMU process %d runs for vm %s, which is not recorded; it is left alone", o.PID, id)})
 		}
 	}
+	if p.partial {
+		return
+	}
 	for id := range p.seen.VMFiles {
 		if !p.vms[id] {
 			p.plan = append(p.plan, Action{Type: OrphanDisk, Resource: vm.VMResource(id), Passes: 2,
@@ -299,7 +390,7 @@ func (p *planner) orphans() {
 		}
 	}
 	for id := range p.seen.DiskFiles {
-		if !p.disks[id] {
+		if _, recorded := p.disks[id]; !recorded {
 			p.plan = append(p.plan, Action{Type: OrphanDisk, Resource: vm.DiskResource(id), Passes: 2,
 				Details: fmt.Sprintf("there is a file of disk %s, which is not recorded; it is left alone", id)})
 		}

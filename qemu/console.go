@@ -262,7 +262,7 @@ func (h *serialHub) mayType(c *console) error {
 		return net.ErrClosed
 	default:
 		return fault(vm.CodeState, nil,
-			"this connection to the console of VM %s only reads: another one, or none, types", h.id)
+			"this connection may not write to the console of VM %s: another one, or none, does", h.id)
 	}
 }
 

@@ -401,22 +401,46 @@ func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
 
 // Survey implements [vm.Host].
 func (d *DryRun) Survey(ctx context.Context) (vm.Survey, error) {
-	ids, err := d.layout.vmIDs(drySuffix)
+	seen, err := d.surveyProcesses(ctx)
+	if err == nil {
+		err = d.files.survey(&seen)
+	}
+	if err == nil {
+		seen.Images, err = d.importer.Contents()
+	}
 	if err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
+	}
+	return seen, nil
+}
+
+// SurveyProcesses implements [vm.Host].
+func (d *DryRun) SurveyProcesses(ctx context.Context) (vm.Survey, error) {
+	seen, err := d.surveyProcesses(ctx)
+	if err == nil {
+		err = d.files.surveyStorage(&seen)
+	}
+	if err != nil {
+		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
+	}
+	d.files.rootDisksOf(&seen)
+	return seen, nil
+}
+
+// FilesVersion implements [vm.Host].
+func (d *DryRun) FilesVersion(context.Context) (string, error) { return d.files.version() }
+
+// surveyProcesses returns the VMs that pretend to run.
+func (d *DryRun) surveyProcesses(ctx context.Context) (vm.Survey, error) {
+	ids, err := d.layout.vmIDs(drySuffix)
+	if err != nil {
+		return vm.Survey{}, err
 	}
 	seen := vm.Survey{VMs: make(map[string]vm.Observation)}
 	for _, id := range ids {
 		if o := d.Observe(ctx, id); o.Alive() {
 			seen.VMs[id] = o
 		}
-	}
-	err = d.files.survey(&seen)
-	if err == nil {
-		seen.Images, err = d.importer.Contents()
-	}
-	if err != nil {
-		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
 	return seen, nil
 }

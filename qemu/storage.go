@@ -1,8 +1,10 @@
 package qemu
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,8 +50,39 @@ func (s *fileSurvey) survey(seen *vm.Survey) error {
 	if seen.DiskFiles, err = s.disks(); err != nil {
 		return err
 	}
+	return s.surveyStorage(seen)
+}
+
+// surveyStorage fills in the free storage.
+func (s *fileSurvey) surveyStorage(seen *vm.Survey) (err error) {
 	seen.Storage, err = storageOf(s.state.Name())
 	return err
+}
+
+// rootDisksOf fills in whether the VMs that have a process have a root disk. It reads no
+// directory.
+func (s *fileSurvey) rootDisksOf(seen *vm.Survey) {
+	seen.VMFiles = make(map[string]bool, len(seen.VMs))
+	for id := range seen.VMs {
+		var st unix.Stat_t
+		seen.VMFiles[id] = unix.Lstat(filepath.Join(s.state.Name(), vmRootDisk(id)), &st) == nil
+	}
+}
+
+// version returns a text that changes when a directory or a file is created, renamed or
+// removed in one of the directories of VMs, data disks and images. The clock of the file
+// system bounds its precision: a change within one tick (4 ms) after another may not show.
+func (s *fileSurvey) version() (string, error) {
+	var all strings.Builder
+	for _, dir := range []string{vmsDir, disksDir, imagesDir} {
+		var st unix.Stat_t
+		err := unix.Lstat(filepath.Join(s.state.Name(), dir), &st)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return "", fmt.Errorf("stat %s: %w", dir, err)
+		}
+		fmt.Fprint(&all, st.Ino, " ", st.Mtim.Nano(), " ")
+	}
+	return all.String(), nil
 }
 
 // rootDisks returns the VMs that have a directory, and whether there is a root disk in

@@ -113,6 +113,28 @@ func (d *Driver) boundLog(id string) error {
 
 // Survey implements [vm.Host].
 func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
+	return d.survey(ctx, func(seen *vm.Survey) (err error) {
+		if err = d.files.survey(seen); err == nil {
+			seen.Images, err = d.importer.Contents()
+		}
+		return err
+	})
+}
+
+// SurveyProcesses implements [vm.Host].
+func (d *Driver) SurveyProcesses(ctx context.Context) (vm.Survey, error) {
+	seen, err := d.survey(ctx, d.files.surveyStorage)
+	if err == nil {
+		d.files.rootDisksOf(&seen)
+	}
+	return seen, err
+}
+
+// FilesVersion implements [vm.Host].
+func (d *Driver) FilesVersion(context.Context) (string, error) { return d.files.version() }
+
+// survey observes all processes, and meanwhile calls files.
+func (d *Driver) survey(ctx context.Context, files func(*vm.Survey) error) (vm.Survey, error) {
 	if err := d.adoptAll(); err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
@@ -128,10 +150,7 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 	for i, s := range sessions {
 		wg.Go(func() { observations[i] = s.survey(ctx, d) })
 	}
-	err := d.files.survey(&seen)
-	if err == nil {
-		seen.Images, err = d.importer.Contents()
-	}
+	err := files(&seen)
 	wg.Wait()
 	if err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")

@@ -128,6 +128,12 @@ type Host interface {
 	// Survey observes the whole host. It spawns no process, and a VM that does not answer does
 	// not delay the others.
 	Survey(ctx context.Context) (Survey, error)
+	// SurveyProcesses is Survey without lists of files: VMFiles holds only the VMs that have a
+	// process; DiskFiles and Images are nil. Its cost does not depend on how many files exist.
+	SurveyProcesses(ctx context.Context) (Survey, error)
+	// FilesVersion returns a text that changes when a VM, data disk or image content gets or
+	// loses its files.
+	FilesVersion(ctx context.Context) (string, error)
 	// Flight returns the flight recordings of a VM, of the current or last run and of its last
 	// crashes.
 	Flight(ctx context.Context, id string) (Flight, error)

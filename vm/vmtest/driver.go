@@ -4,6 +4,7 @@ package vmtest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -377,6 +378,34 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 		o.CDROMs = slices.Clone(p.cdroms)
 	}
 	return o
+}
+
+// SurveyProcesses returns all processes, and the files of their VMs.
+func (d *Driver) SurveyProcesses(ctx context.Context) (vm.Survey, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := vm.Survey{
+		VMs:     map[string]vm.Observation{},
+		VMFiles: map[string]bool{},
+	}
+	for id, p := range d.procs {
+		s.VMs[id] = vm.Observation{PID: p.pid, Status: p.status}
+		s.VMFiles[id] = d.vms[id]
+	}
+	return s, nil
+}
+
+// FilesVersion returns the names of all files.
+func (d *Driver) FilesVersion(ctx context.Context) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	names := slices.Concat(
+		slices.Collect(maps.Keys(d.vms)),
+		slices.Collect(maps.Keys(d.disks)),
+		slices.Collect(maps.Keys(d.images.contents)),
+	)
+	slices.Sort(names)
+	return strings.Join(names, " "), nil
 }
 
 // Survey returns all processes and files.

@@ -125,7 +125,7 @@ func (c *console) Write(p []byte) (int, error) {
 	c.d.mu.Lock()
 	defer c.d.mu.Unlock()
 	if c.d.writers[c.id] != c {
-		return 0, &vm.Fault{Code: vm.CodeState, Detail: "this connection only reads"}
+		return 0, &vm.Fault{Code: vm.CodeState, Detail: "this connection may not write"}
 	}
 	c.d.print(c.id, p)
 	return len(p), nil
