@@ -52,3 +52,12 @@ func (s *Store) lookIfDue(ctx context.Context) {
 		s.cache.clear() // better slow than wrong
 	}
 }
+
+// ForeignVersion returns a number that changes when another process writes to the
+// database. It waits for a write of this process that is running.
+func (s *Store) ForeignVersion(ctx context.Context) (int64, error) {
+	if err := s.look(ctx, s.writer); err != nil {
+		return 0, err
+	}
+	return s.foreign.version.Load(), nil
+}
