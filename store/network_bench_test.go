@@ -36,8 +36,8 @@ func BenchmarkLeaseByMAC(b *testing.B) {
 	}
 }
 
-// BenchmarkVMs100OfANetwork is a page of the VMs on a network that one in a
-// hundred is on.
+// BenchmarkVMs100OfANetwork reads a page of the VMs on a network that all VMs, or
+// one in a hundred, are on.
 func BenchmarkVMs100OfANetwork(b *testing.B) {
 	s := crowded(b, many)
 	makeNetwork(b, s, "few")
@@ -59,8 +59,7 @@ func BenchmarkVMs100OfANetwork(b *testing.B) {
 	}
 }
 
-// crowded returns a store of n VMs on the network lan, with addresses that
-// follow one another.
+// crowded returns a store of n VMs on the network lan, with consecutive addresses.
 func crowded(t testing.TB, n int) *Store {
 	t.Helper()
 	s := open(t)
