@@ -140,7 +140,7 @@ func countBetween(first, last netip.Addr, except []netip.Addr) int {
 }
 
 // replaceAddresses rewrites the index of a VM's addresses and MAC addresses.
-func replaceAddresses(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
+func replaceAddresses(ctx context.Context, tx *transaction, v vm.VM) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM vm_addresses WHERE vm_id = ?`, v.ID); err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func replaceAddresses(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
 
 // addressTaken returns the fault of a NIC with an address or a MAC address that
 // another NIC has.
-func addressTaken(ctx context.Context, tx *sqlx.Tx, n vm.NIC, cause error) error {
+func addressTaken(ctx context.Context, tx *transaction, n vm.NIC, cause error) error {
 	for _, tt := range []struct {
 		what, condition string
 		value           any

@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -299,7 +297,7 @@ func TestAFreeAddressAmongManyIsFound(t *testing.T) {
 	makeNetwork(t, s, "lan")
 	v := makeVM(0)
 	apply(t, s, vm.Change{NewVM: &v})
-	must(t, s.write(t.Context(), func(tx *sqlx.Tx) error {
+	must(t, s.write(t.Context(), func(tx *transaction) error {
 		_, err := tx.Exec(`WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ? - 1)
 			INSERT INTO vm_addresses (vm_id, slot, network, mac, ip) SELECT ?, i, 'lan', i, ? + i FROM n`, n, v.ID, ipv4(crowdedIP(0)))
 		return err

@@ -87,7 +87,7 @@ func (s *Store) PruneEvents(ctx context.Context, before time.Time, keep int) (in
 			return total, err
 		}
 		var n int64
-		err = s.write(ctx, func(tx *sqlx.Tx) error {
+		err = s.write(ctx, func(tx *transaction) error {
 			res, err := tx.ExecContext(ctx, `DELETE FROM events WHERE seq > ? AND seq <= ?`+old,
 				done, last, instant(before), surplus)
 			if err == nil {
@@ -103,7 +103,7 @@ func (s *Store) PruneEvents(ctx context.Context, before time.Time, keep int) (in
 }
 
 // appendEvents records events. An event without a time gets now.
-func appendEvents(ctx context.Context, tx *sqlx.Tx, events []vm.Event, now time.Time) error {
+func appendEvents(ctx context.Context, tx *transaction, events []vm.Event, now time.Time) error {
 	for _, e := range events {
 		if e.At.IsZero() {
 			e.At = now

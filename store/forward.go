@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -18,7 +16,7 @@ const everyAddress = "0.0.0.0"
 // replaceHostPorts rewrites the index of a VM's host ports. The transaction holds
 // the write lock, so a port that portTaken finds free is still free when it is
 // inserted.
-func replaceHostPorts(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
+func replaceHostPorts(ctx context.Context, tx *transaction, v vm.VM) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM vm_host_ports WHERE vm_id = ?`, v.ID); err != nil {
 		return err
 	}
@@ -38,7 +36,7 @@ func replaceHostPorts(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
 
 // portTaken returns the fault of a forward that would listen where another one
 // listens, nil if its port is free.
-func portTaken(ctx context.Context, tx *sqlx.Tx, f vm.PortForward) error {
+func portTaken(ctx context.Context, tx *transaction, f vm.PortForward) error {
 	var id, forward, listens string
 	err := tx.QueryRowxContext(ctx, `
 		SELECT vm_id, id, host_address FROM vm_host_ports

@@ -19,7 +19,7 @@ func (s *Store) Note(ctx context.Context, name string) (string, error) {
 
 // SetNote sets the value of a name.
 func (s *Store) SetNote(ctx context.Context, name, value string) error {
-	return s.write(ctx, func(tx *sqlx.Tx) error {
+	return s.write(ctx, func(tx *transaction) error {
 		_, err := tx.ExecContext(ctx, `
 			INSERT INTO notes (name, value) VALUES (?, ?)
 			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)

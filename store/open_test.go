@@ -52,7 +52,7 @@ func TestATransactionTakesTheWriteLockAtItsStart(t *testing.T) {
 	other, err := sqlx.Open("sqlite", dataSource(s.path, []string{"busy_timeout(0)"}, "immediate", "rw"))
 	must(t, err)
 	defer other.Close()
-	must(t, s.write(t.Context(), func(*sqlx.Tx) error {
+	must(t, s.write(t.Context(), func(*transaction) error {
 		if tx, err := other.Beginx(); err == nil {
 			return fmt.Errorf("another transaction began: %w", tx.Rollback())
 		}
@@ -136,7 +136,7 @@ func filled(t *testing.T) string {
 	s, err := Open(t.Context(), Options{Path: path})
 	must(t, err)
 	makeTemplate(t, s, "small")
-	must(t, s.write(t.Context(), func(tx *sqlx.Tx) error {
+	must(t, s.write(t.Context(), func(tx *transaction) error {
 		for i := range 2000 {
 			_, err := insertVM(t.Context(), tx, makeVM(i), at)
 			must(t, err)

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -97,7 +95,7 @@ func (s *Store) PruneOperations(ctx context.Context, before time.Time) (int, err
 	total := 0
 	for {
 		var n int64
-		err := s.write(ctx, func(tx *sqlx.Tx) error {
+		err := s.write(ctx, func(tx *transaction) error {
 			res, err := tx.ExecContext(ctx, `
 				DELETE FROM operations WHERE seq IN (
 					SELECT seq FROM operations
@@ -119,7 +117,7 @@ func (s *Store) PruneOperations(ctx context.Context, before time.Time) (int, err
 }
 
 // putOperation inserts o, or replaces the operation with its id.
-func putOperation(ctx context.Context, tx *sqlx.Tx, o vm.Operation, now time.Time) error {
+func putOperation(ctx context.Context, tx *transaction, o vm.Operation, now time.Time) error {
 	if o.CreatedAt.IsZero() {
 		o.CreatedAt = now
 	}

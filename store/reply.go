@@ -32,7 +32,7 @@ func (s *Store) OperationByKey(ctx context.Context, requestedBy, key string) (vm
 // KeepReply stores the reply to the request that began an operation, in place of any
 // reply stored before.
 func (s *Store) KeepReply(ctx context.Context, operationID string, r vm.Reply) error {
-	return s.write(ctx, func(tx *sqlx.Tx) error {
+	return s.write(ctx, func(tx *transaction) error {
 		err := change(ctx, tx, `
 			INSERT INTO replies (operation, status, location, etag, body)
 			SELECT seq, ?, ?, ?, ? FROM operations WHERE id = ?

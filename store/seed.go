@@ -3,8 +3,6 @@ package store
 import (
 	"context"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -22,7 +20,7 @@ func (s *Store) Seed(ctx context.Context, vmID string) (vm.Seed, error) {
 }
 
 // putSeed inserts the seed of a VM, or replaces it.
-func putSeed(ctx context.Context, tx *sqlx.Tx, d vm.Seed) error {
+func putSeed(ctx context.Context, tx *transaction, d vm.Seed) error {
 	spec, err := encode(d.CloudInit)
 	if err != nil {
 		return err

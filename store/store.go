@@ -57,6 +57,8 @@ type Store struct {
 	foreign foreignWrites
 	writing atomic.Int32 // transactions that run or wait
 
+	statements statements // of the writer
+
 	reserve *reserve // nil for none
 
 	unwritable atomic.Bool // the last change could not be written
@@ -96,13 +98,14 @@ func openOnce(ctx context.Context, o Options, r *reserve) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{path: o.Path, reserve: r, reads: make(map[string]*sqlx.Stmt), foreign: foreignWrites{born: time.Now()}}
+	s.statements.prepared = make(map[string]*sqlx.Stmt)
 	var err error
 	if s.writer, err = connect(ctx, o.Path, 1, writerPragmas, "immediate"); err != nil {
 		return nil, openError(ctx, o.Path, err)
 	}
 	// SQLite silently opens a file for reading if it may not be written. The start of
 	// a write shows that, even if it changes no row.
-	if err := s.writeOnce(ctx, func(tx *sqlx.Tx) error {
+	if err := s.writeOnce(ctx, func(tx *transaction) error {
 		_, err := tx.ExecContext(ctx, `DELETE FROM tokens WHERE FALSE`)
 		return err
 	}); err != nil {
@@ -126,6 +129,7 @@ func (s *Store) Close() error {
 		errs = append(errs, stmt.Close())
 	}
 	clear(s.reads)
+	errs = append(errs, s.statements.close())
 	// The writer is last: it merges the write-ahead log into the database.
 	return errors.Join(append(errs, s.reader.Close(), s.writer.Close())...)
 }
@@ -182,7 +186,7 @@ func connect(ctx context.Context, path string, n int, pragmas []string, txlock s
 
 // write runs f in a transaction and commits it if f succeeds. When there is no space,
 // it frees some and runs f again in a new transaction.
-func (s *Store) write(ctx context.Context, f func(*sqlx.Tx) error) (err error) {
+func (s *Store) write(ctx context.Context, f func(*transaction) error) (err error) {
 	defer func() { s.noteWrite(err) }()
 	full := false
 	return s.reserve.retry(func() error {
@@ -209,13 +213,15 @@ func (s *Store) noteWrite(err error) {
 	}
 }
 
-func (s *Store) writeOnce(ctx context.Context, f func(*sqlx.Tx) error) error {
+func (s *Store) writeOnce(ctx context.Context, f func(*transaction) error) error {
 	s.writing.Add(1)
 	defer s.writing.Add(-1)
-	tx, err := s.writer.BeginTxx(ctx, nil)
+	defer s.statements.prepare(ctx, s.writer)
+	begun, err := s.writer.BeginTxx(ctx, nil)
 	if err != nil {
 		return s.fault(ctx, err)
 	}
+	tx := &transaction{begun, &s.statements}
 	if s.foreign.due() {
 		err = s.look(ctx, tx)
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -40,7 +38,7 @@ func (s *Store) PutToken(ctx context.Context, t vm.Token) error {
 	if t.CreatedAt.IsZero() {
 		r.CreatedAt = instant(time.Now())
 	}
-	return s.write(ctx, func(tx *sqlx.Tx) error {
+	return s.write(ctx, func(tx *transaction) error {
 		_, err := tx.NamedExecContext(ctx, `
 			INSERT INTO tokens (name, role, hash, created_at) VALUES (:name, :role, :hash, :created_at)
 			ON CONFLICT (name) DO UPDATE
