@@ -10,12 +10,10 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
-func TestAnAddressIsGivenToOneNICOnly(t *testing.T) {
+func TestTwoNICsCannotHaveOneAddress(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	makeNetwork(t, s, "lan")
@@ -59,10 +57,10 @@ func TestAnAddressIsGivenToOneNICOnly(t *testing.T) {
 		}
 	}
 	if _, err := s.VM(t.Context(), makeVM(3).ID); !errors.Is(err, vm.ErrNotFound) {
-		t.Errorf("a VM that was refused is there: %v", err)
+		t.Errorf("the refused VM exists: %v", err)
 	}
 	if got := s.mustVM(t, other.ID); !reflect.DeepEqual(got.NICs, other.NICs) {
-		t.Errorf("the NICs are %+v; want them untouched", got.NICs)
+		t.Errorf("the NICs are %+v; want them unchanged", got.NICs)
 	}
 	elsewhere := withNICs(3, makeNIC(0, "dmz", "10.0.0.7"))
 	elsewhere.NICs[0].MAC = owner.NICs[0].MAC
@@ -78,19 +76,19 @@ func TestNICsOfOneVMMaySwapAddresses(t *testing.T) {
 	v.NICs = []vm.NIC{makeNIC(0, "lan", "10.0.0.8"), makeNIC(1, "lan", "10.0.0.7")}
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 	if l, err := s.LeaseByIP(t.Context(), "lan", netip.MustParseAddr("10.0.0.7")); err != nil || l.Slot != 1 {
-		t.Errorf("10.0.0.7 is that of %+v, %v; want NIC 1", l, err)
+		t.Errorf("10.0.0.7 belongs to %+v, %v; want NIC 1", l, err)
 	}
-	v.NICs = v.NICs[:1] // what is let go is free
+	v.NICs = v.NICs[:1] // the address of the removed NIC is free
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 	w := withNICs(2, makeNIC(0, "lan", "10.0.0.7"))
 	apply(t, s, vm.Change{NewVM: &w})
 	apply(t, s, vm.Change{DeleteVM: v.ID})
 	if leases, err := s.Leases(t.Context(), "lan"); err != nil || len(leases) != 1 || leases[0].VMID != w.ID {
-		t.Errorf("the leases are %+v, %v; want that of the VM that is left", leases, err)
+		t.Errorf("the leases are %+v, %v; want the lease of the remaining VM", leases, err)
 	}
 }
 
-func TestGuestsOfUserModeHaveAllTheSameAddress(t *testing.T) {
+func TestUserModeNICsShareOneAddress(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	makeNetwork(t, s, "lan")
@@ -107,7 +105,7 @@ func TestGuestsOfUserModeHaveAllTheSameAddress(t *testing.T) {
 	wantFault(t, err, vm.CodeNotFound)
 }
 
-func TestAddressesAreWrittenAgainOnlyWhenTheyChange(t *testing.T) {
+func TestIndexesAreRewrittenOnlyWhenTheirSourceChanges(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	makeNetwork(t, s, "lan")
@@ -118,23 +116,23 @@ func TestAddressesAreWrittenAgainOnlyWhenTheyChange(t *testing.T) {
 		must(t, s.reader.Get(&n, `SELECT (SELECT count(*) FROM vm_addresses) + (SELECT count(*) FROM vm_host_ports)`))
 		return n
 	}
-	_, err := s.writer.Exec(`DELETE FROM vm_addresses; DELETE FROM vm_host_ports`) // to see them written
+	_, err := s.writer.Exec(`DELETE FROM vm_addresses; DELETE FROM vm_host_ports`) // to detect a rewrite
 	must(t, err)
 	v.Description = "changed"
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 	if n := written(); n != 0 {
-		t.Errorf("%d rows are written again though nothing of theirs has changed", n)
+		t.Errorf("%d rows are rewritten although their source did not change; want 0", n)
 	}
 	v.NICs[0].LinkDown = true
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 	v.Forwards[0].GuestPort++
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 	if n := written(); n != 2 {
-		t.Errorf("%d rows are written; want both", n)
+		t.Errorf("%d rows are rewritten; want 2", n)
 	}
 }
 
-func TestOneOfManyGetsAnAddress(t *testing.T) {
+func TestOneOfManyConcurrentVMsGetsAnAddress(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	makeNetwork(t, s, "lan")
@@ -151,7 +149,7 @@ func TestOneOfManyGetsAnAddress(t *testing.T) {
 			case err == nil:
 				won.Add(1)
 			case !errors.As(err, &f) || f.Code != vm.CodeInUse || !strings.Contains(f.Detail, "10.0.0.7"):
-				t.Errorf("a loser got %v; want a fault of code in-use", err)
+				t.Errorf("a refused caller got %v; want a fault of code in-use", err)
 			}
 		})
 	}
@@ -163,11 +161,11 @@ func TestOneOfManyGetsAnAddress(t *testing.T) {
 	var ports int
 	must(t, s.reader.Get(&ports, `SELECT count(*) FROM vm_host_ports`))
 	if won.Load() != 1 || len(vms) != 1 || len(leases) != 1 || ports != 1 {
-		t.Errorf("%d won, there are %d VMs, %d leases and %d ports; want one of each", won.Load(), len(vms), len(leases), ports)
+		t.Errorf("%d succeeded, there are %d VMs, %d leases and %d ports; want one of each", won.Load(), len(vms), len(leases), ports)
 	}
 }
 
-func TestLeasesAreFoundByWhatAPacketSays(t *testing.T) {
+func TestLeasesAreFoundByMACNameAndAddress(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	makeNetwork(t, s, "lan")
@@ -186,39 +184,39 @@ func TestLeasesAreFoundByWhatAPacketSays(t *testing.T) {
 		t.Errorf("the leases are %+v, %v; want them in the order of their addresses: %+v", leases, err, want)
 	}
 	if leases, err := s.Leases(t.Context(), "none"); err != nil || leases == nil || len(leases) != 0 {
-		t.Errorf("on no network there are %+v, %v", leases, err)
+		t.Errorf("on an unknown network: leases %+v, %v; want an empty list", leases, err)
 	}
 	addr := netip.MustParseAddr
 	for name, tt := range map[string]struct {
 		find func() (vm.Lease, error)
-		want vm.Lease // none for not found
+		want vm.Lease // zero: not found
 	}{
-		"a MAC":                        {func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), "lan", v.NICs[1].MAC) }, lease(v, 1)},
-		"a MAC of another network":     {func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), "dmz", v.NICs[1].MAC) }, vm.Lease{}},
-		"no MAC":                       {func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), "lan", "") }, vm.Lease{}},
-		"a name, of the lowest slot":   {func() (vm.Lease, error) { return s.LeaseByName(t.Context(), "lan", v.ID) }, lease(v, 2)},
-		"a name on another network":    {func() (vm.Lease, error) { return s.LeaseByName(t.Context(), "dmz", v.ID) }, lease(v, 0)},
-		"a name that is not there":     {func() (vm.Lease, error) { return s.LeaseByName(t.Context(), "dmz", w.ID) }, vm.Lease{}},
-		"an address":                   {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("10.0.0.200")) }, lease(v, 1)},
-		"an address in IPv6":           {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("::ffff:10.0.0.30")) }, lease(v, 2)},
-		"an IPv6 address":              {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("fd00::c8")) }, lease(v, 1)},
-		"an IPv6 address with a zone":  {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("fd00::c8%eth0")) }, lease(v, 1)},
-		"an address of another":        {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "dmz", addr("10.0.0.200")) }, vm.Lease{}},
-		"an address that nobody has":   {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("10.0.0.201")) }, vm.Lease{}},
-		"an IPv6 that nobody has":      {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("fd00::1")) }, vm.Lease{}},
-		"an address that is not there": {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", netip.Addr{}) }, vm.Lease{}},
+		"a MAC":                       {func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), "lan", v.NICs[1].MAC) }, lease(v, 1)},
+		"a MAC of another network":    {func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), "dmz", v.NICs[1].MAC) }, vm.Lease{}},
+		"no MAC":                      {func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), "lan", "") }, vm.Lease{}},
+		"a name, of the lowest slot":  {func() (vm.Lease, error) { return s.LeaseByName(t.Context(), "lan", v.ID) }, lease(v, 2)},
+		"a name on another network":   {func() (vm.Lease, error) { return s.LeaseByName(t.Context(), "dmz", v.ID) }, lease(v, 0)},
+		"an unknown name":             {func() (vm.Lease, error) { return s.LeaseByName(t.Context(), "dmz", w.ID) }, vm.Lease{}},
+		"an address":                  {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("10.0.0.200")) }, lease(v, 1)},
+		"an address in IPv6":          {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("::ffff:10.0.0.30")) }, lease(v, 2)},
+		"an IPv6 address":             {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("fd00::c8")) }, lease(v, 1)},
+		"an IPv6 address with a zone": {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("fd00::c8%eth0")) }, lease(v, 1)},
+		"an address of another":       {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "dmz", addr("10.0.0.200")) }, vm.Lease{}},
+		"an unused address":           {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("10.0.0.201")) }, vm.Lease{}},
+		"an unused IPv6 address":      {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("fd00::1")) }, vm.Lease{}},
+		"no address":                  {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", netip.Addr{}) }, vm.Lease{}},
 	} {
 		got, err := tt.find()
 		if got != tt.want || (err == nil) != (tt.want != vm.Lease{}) {
 			t.Errorf("%s: found %+v, %v; want %+v", name, got, err, tt.want)
 		}
 		if err != nil && (!errors.Is(err, vm.ErrNotFound) || !strings.HasPrefix(err.Error(), "lease ")) {
-			t.Errorf("%s: got %v; want that the lease is not found", name, err)
+			t.Errorf("%s: got %v; want the fault that the lease does not exist", name, err)
 		}
 	}
 }
 
-func TestALeaseIsFoundWithOneLookAtAnIndex(t *testing.T) {
+func TestALeaseIsFoundWithOneIndexLookup(t *testing.T) {
 	s := open(t)
 	for query, index := range map[string]string{
 		leaseByMAC:  "USING INDEX vm_addresses_mac (network=? AND mac=?)",
@@ -245,7 +243,7 @@ func TestTheLowestFreeAddressIsFound(t *testing.T) {
 		network     string
 		first, last int
 		except      []int
-		want        int // 0 for none
+		want        int // 0: none
 		detail      string
 	}{
 		{"lan", 1, 254, nil, 1, ""},
@@ -258,7 +256,7 @@ func TestTheLowestFreeAddressIsFound(t *testing.T) {
 		{"lan", 10, 254, nil, 11, ""},
 		{"lan", 6, 8, nil, 8, ""},
 		{"lan", 8, 8, nil, 8, ""},
-		{"lan", 2, 4, nil, 0, `network "lan" has no free address: all 3 from 10.0.0.2 to 10.0.0.4 are taken`},
+		{"lan", 2, 4, nil, 0, `network lan has no free address: all 3 from 10.0.0.2 to 10.0.0.4 are taken`},
 		{"lan", 2, 5, []int{5, 5, 200}, 0, "all 3 from 10.0.0.2 to 10.0.0.5 are taken"},
 		{"lan", 10, 10, nil, 0, "all 1 from"},
 		{"lan", 20, 19, nil, 0, "all 0 from"},
@@ -283,7 +281,7 @@ func TestTheLowestFreeAddressIsFound(t *testing.T) {
 	}
 	end := netip.MustParseAddr("255.255.255.255")
 	if got, err := s.FreeIP(t.Context(), "lan", end, end, nil); err != nil || got != end {
-		t.Errorf("at the end of all addresses: %s, %v", got, err)
+		t.Errorf("the last IPv4 address: got %s, %v; want it to be free", got, err)
 	}
 	_, err := s.FreeIP(t.Context(), "lan", end, end, []netip.Addr{end})
 	wantFault(t, err, vm.CodeAddressesExhausted)
@@ -299,18 +297,18 @@ func TestAFreeAddressAmongManyIsFound(t *testing.T) {
 	makeNetwork(t, s, "lan")
 	v := makeVM(0)
 	apply(t, s, vm.Change{NewVM: &v})
-	must(t, s.write(t.Context(), func(tx *sqlx.Tx) error {
+	must(t, s.write(t.Context(), func(tx *transaction) error {
 		_, err := tx.Exec(`WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ? - 1)
 			INSERT INTO vm_addresses (vm_id, slot, network, mac, ip) SELECT ?, i, 'lan', i, ? + i FROM n`, n, v.ID, ipv4(crowdedIP(0)))
 		return err
 	}))
 	for _, hole := range []int{0, 1, n/2 - 1, n / 2, n - 1, n} {
-		for i := range 2 { // with and without the hole before it
+		for i := range 2 { // before and after the hole is made
 			got, err := s.FreeIP(t.Context(), "lan", crowdedIP(0), netip.MustParseAddr("10.0.255.254"), nil)
 			if want := []netip.Addr{crowdedIP(n), crowdedIP(hole)}[i]; err != nil || got != want {
 				t.Fatalf("hole %d: got %s, %v; want %s", hole, got, err, want)
 			}
-			set := []any{ipv4(crowdedIP(hole)), ipv4(netip.MustParseAddr("10.1.0.0"))} // out of the range
+			set := []any{ipv4(crowdedIP(hole)), ipv4(netip.MustParseAddr("10.1.0.0"))} // outside the range
 			if i == 1 {
 				set[0], set[1] = set[1], set[0]
 			}

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -20,7 +18,7 @@ import (
 // had changed meanwhile; a deletion fails with [vm.ErrNotFound].
 func (s *Store) Apply(ctx context.Context, c vm.Change) (vm.Applied, error) {
 	var done vm.Applied
-	err := s.write(ctx, func(tx *sqlx.Tx) (err error) {
+	err := s.write(ctx, func(tx *transaction) (err error) {
 		done, err = applyIn(ctx, tx, c, time.Now())
 		return err
 	})
@@ -33,7 +31,7 @@ func (s *Store) Apply(ctx context.Context, c vm.Change) (vm.Applied, error) {
 
 // applyIn is [Store.Apply] inside a transaction. What a row may refer to is written
 // before it and deleted after it.
-func applyIn(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) (done vm.Applied, err error) {
+func applyIn(ctx context.Context, tx *transaction, c vm.Change, now time.Time) (done vm.Applied, err error) {
 	if c.Operation != nil {
 		if err := putOperation(ctx, tx, *c.Operation, now); err != nil {
 			return done, err
@@ -58,7 +56,7 @@ func applyIn(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time) (done
 }
 
 // applyParts records the template, the network and the image of c.
-func applyParts(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, done *vm.Applied) (err error) {
+func applyParts(ctx context.Context, tx *transaction, c vm.Change, now time.Time, done *vm.Applied) (err error) {
 	if c.NewTemplate != nil {
 		if done.Template, err = written(insertTemplate(ctx, tx, *c.NewTemplate, now)); err != nil {
 			return err
@@ -86,7 +84,7 @@ func applyParts(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, do
 }
 
 // applyVM records the VM of c and its seed.
-func applyVM(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, done *vm.Applied) (err error) {
+func applyVM(ctx context.Context, tx *transaction, c vm.Change, now time.Time, done *vm.Applied) (err error) {
 	if c.NewVM != nil {
 		if done.VM, err = written(insertVM(ctx, tx, *c.NewVM, now)); err != nil {
 			return err
@@ -104,7 +102,7 @@ func applyVM(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, done 
 }
 
 // applyDisks records the new disk of c, then its updates in their order.
-func applyDisks(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, done *vm.Applied) error {
+func applyDisks(ctx context.Context, tx *transaction, c vm.Change, now time.Time, done *vm.Applied) error {
 	if c.NewDisk != nil {
 		d, err := insertDisk(ctx, tx, *c.NewDisk, now)
 		if err != nil {
@@ -123,7 +121,7 @@ func applyDisks(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, do
 }
 
 // applyLearned records what c has learned of guests.
-func applyLearned(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, done *vm.Applied) error {
+func applyLearned(ctx context.Context, tx *transaction, c vm.Change, now time.Time, done *vm.Applied) error {
 	for _, l := range c.Learned {
 		v, err := learn(ctx, tx, l, now)
 		if err != nil {
@@ -141,10 +139,10 @@ func applyLearned(ctx context.Context, tx *sqlx.Tx, c vm.Change, now time.Time, 
 }
 
 // deleteRows deletes what c deletes, from the database and from done.
-func deleteRows(ctx context.Context, tx *sqlx.Tx, c vm.Change, done *vm.Applied) error {
+func deleteRows(ctx context.Context, tx *transaction, c vm.Change, done *vm.Applied) error {
 	for _, d := range []struct {
 		name string
-		row  func(ctx context.Context, tx *sqlx.Tx, name string) error
+		row  func(ctx context.Context, tx *transaction, name string) error
 	}{
 		{c.DeleteDisk, deleteDisk},
 		{c.DeleteVM, deleteVM},
@@ -196,7 +194,7 @@ func written[T any](row T, err error) (*T, error) {
 var errNoRow = errors.New("no such row")
 
 // change runs a statement and returns errNoRow if it changed no row.
-func change(ctx context.Context, tx *sqlx.Tx, query string, args ...any) error {
+func change(ctx context.Context, tx *transaction, query string, args ...any) error {
 	res, err := tx.ExecContext(ctx, query, args...)
 	if err != nil {
 		return err

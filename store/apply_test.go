@@ -15,7 +15,7 @@ import (
 	"vmand/vm"
 )
 
-func TestAnUpdateReplacesAllThatMayChange(t *testing.T) {
+func TestAnUpdateReplacesAllMutableFields(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
@@ -49,7 +49,7 @@ func TestAnUpdateReplacesAllThatMayChange(t *testing.T) {
 	}
 }
 
-func TestAChangeIsRefusedAsAWhole(t *testing.T) {
+func TestARefusedChangeWritesNothing(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v, w := makeVM(1), makeVM(2)
@@ -60,7 +60,7 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 	orphan, homeless, second, rival := w, makeDisk("h"), d, makeDisk("r")
 	orphan.Template.Name = "none"
 	homeless.VMID = "none"
-	second.State, second.VMID, second.MountPoint = vm.DiskAttached, v.ID, "/dev/xvdb" // the slot of e, in other words
+	second.State, second.VMID, second.MountPoint = vm.DiskAttached, v.ID, "/dev/xvdb" // the slot of e, spelled differently
 	rival.VMID, rival.MountPoint = v.ID, "/dev/vdb"
 	strange := w
 	strange.State = "flying"
@@ -71,14 +71,14 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 
 	for name, tt := range map[string]struct {
 		change vm.Change
-		code   vm.Code // none for a defect
+		code   vm.Code // empty: a defect
 		detail string
 	}{
 		"a VM that is there":              {vm.Change{NewVM: &v}, vm.CodeExists, `VM vm-000001 already exists`},
 		"a VM of no template":             {vm.Change{NewVM: &orphan}, vm.CodeNotFound, `template none not found`},
 		"a VM of no known state":          {vm.Change{NewVM: &strange}, "", "CHECK constraint failed"},
 		"a VM in another state":           {vm.Change{VM: &vm.VMUpdate{From: vm.Stopped, VM: v}}, vm.CodeBusy, "VM vm-000001 is no longer stopped"},
-		"an update of a VM that is gone":  {vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: w}}, vm.CodeBusy, "VM vm-000002 is no longer running"},
+		"an update of a deleted VM":       {vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: w}}, vm.CodeBusy, "VM vm-000002 is no longer running"},
 		"a VM with a disk is deleted":     {vm.Change{DeleteVM: v.ID}, vm.CodeInUse, "still has data disks"},
 		"no VM is deleted":                {vm.Change{DeleteVM: "none"}, vm.CodeNotFound, `VM none not found`},
 		"a disk that is there":            {vm.Change{NewDisk: &d}, vm.CodeExists, `disk d already exists`},
@@ -87,7 +87,7 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 		"a disk in another state":         {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskError, Disk: d}}}, vm.CodeBusy, "disk d is no longer error"},
 		"a disk to no VM":                 {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: stray}}}, vm.CodeNotFound, `VM none not found`},
 		"a disk to a taken slot":          {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: second}}}, vm.CodeInUse, "mount point /dev/xvdb"},
-		"a template that is there":        {vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}, vm.CodeExists, `template small already exists`},
+		"an existing template":            {vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}, vm.CodeExists, `template small already exists`},
 		"a template in use":               {vm.Change{DeleteTemplate: "small"}, vm.CodeInUse, `template small is in use by 1 VM(s)`},
 		"no template is deleted":          {vm.Change{DeleteTemplate: "none"}, vm.CodeNotFound, `template none not found`},
 		"a VM of no known policy":         {vm.Change{NewVM: &wilful}, "", "CHECK constraint failed"},
@@ -108,19 +108,19 @@ func TestAChangeIsRefusedAsAWhole(t *testing.T) {
 				t.Errorf("got the fault %v; want an error of no class", err)
 			}
 			if _, err := s.Operation(t.Context(), name); !errors.Is(err, vm.ErrNotFound) {
-				t.Errorf("the operation of the refused change: %v; want it not to be recorded", err)
+				t.Errorf("the operation of the refused change: %v; want it not recorded", err)
 			}
 		})
 	}
 	if got, err := s.VM(t.Context(), v.ID); err != nil || got.Revision != 1 {
-		t.Errorf("the VM is at revision %d, %v; want it untouched", got.Revision, err)
+		t.Errorf("the VM is at revision %d, %v; want it unchanged", got.Revision, err)
 	}
 	if events, err := s.Events(t.Context(), vm.EventFilter{}, vm.Page{}); err != nil || len(events) != 0 {
-		t.Errorf("the events of what was refused are %+v, %v; want none", events, err)
+		t.Errorf("events of the refused change: %+v, %v; want none", events, err)
 	}
 }
 
-func TestAVMIsDeletedAsItsDisksAreTakenOff(t *testing.T) {
+func TestOneChangeDetachesDisksAndDeletesTheirVM(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
@@ -138,15 +138,15 @@ func TestAVMIsDeletedAsItsDisksAreTakenOff(t *testing.T) {
 	op := vm.Operation{ID: "op", Kind: vm.VMDelete, Resource: vm.VMResource(v.ID), State: vm.OpSucceeded}
 	apply(t, s, vm.Change{Operation: &op, Disks: off, DeleteVM: v.ID})
 	if _, err := s.VM(t.Context(), v.ID); !errors.Is(err, vm.ErrNotFound) {
-		t.Errorf("the VM is still there: %v", err)
+		t.Errorf("the VM still exists: %v", err)
 	}
 	free, err := s.Disks(t.Context(), vm.DiskFilter{State: vm.DiskAvailable}, vm.Page{})
 	if err != nil || len(free) != 3 || free[0].VMID != "" || free[0].MountPoint != "" {
-		t.Errorf("the disks are %+v, %v; want three that are free", free, err)
+		t.Errorf("the disks are %+v, %v; want three available ones", free, err)
 	}
 }
 
-func TestTwoDisksMaySwapSlotsWhenTheFirstLetsGo(t *testing.T) {
+func TestADiskGetsTheSlotOfADiskDetachedBeforeIt(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
@@ -156,14 +156,14 @@ func TestTwoDisksMaySwapSlotsWhenTheFirstLetsGo(t *testing.T) {
 	apply(t, s, vm.Change{NewDisk: &d})
 	apply(t, s, vm.Change{NewDisk: &e})
 	e.State, e.VMID, e.MountPoint = d.State, d.VMID, d.MountPoint
-	d.State, d.VMID, d.MountPoint = vm.DiskAvailable, "", "/dev/sdb" // still wished for
+	d.State, d.VMID, d.MountPoint = vm.DiskAvailable, "", "/dev/sdb" // still requested
 	apply(t, s, vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAttached, Disk: d}, {From: vm.DiskAvailable, Disk: e}}})
 	if got, err := s.Disk(t.Context(), "e"); err != nil || got.VMID != v.ID {
 		t.Errorf("the second disk is %+v, %v; want it on the VM", got, err)
 	}
 }
 
-func TestOneOfManyWinsACompareAndSet(t *testing.T) {
+func TestOneOfManyConcurrentUpdatesSucceeds(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
@@ -187,7 +187,7 @@ func TestOneOfManyWinsACompareAndSet(t *testing.T) {
 				case err == nil:
 					won.Add(1)
 				case !errors.Is(err, vm.ErrBusy):
-					t.Errorf("a loser got %v; want a fault of class busy", err)
+					t.Errorf("a refused caller got %v; want a fault of class busy", err)
 				}
 			})
 		}
@@ -201,7 +201,7 @@ func TestOneOfManyWinsACompareAndSet(t *testing.T) {
 		t.Errorf("the VM is at revision %d, %v; want %d", got.Revision, err, rounds+1)
 	}
 	if ops, err := s.Operations(t.Context(), vm.OperationFilter{}, vm.Page{}); err != nil || len(ops) != rounds {
-		t.Errorf("%d operations are recorded, %v; want those of the winners, %d", len(ops), err, rounds)
+		t.Errorf("%d operations are recorded, %v; want the %d that succeeded", len(ops), err, rounds)
 	}
 }
 
@@ -304,14 +304,14 @@ func TestApplyReturnsTheRowsItWrote(t *testing.T) {
 		t.Errorf("applied %+v; want UUID %s, revision 3 and what was learned", done.VM, v.UUID)
 	}
 
-	// What is deleted in the same change was not written, and neither was what
-	// taught nothing new.
+	// A row that the change deletes is not returned, nor is a VM of which nothing new
+	// was learned.
 	off := vm.DiskUpdate{From: d.State, Disk: d}
 	done = apply(t, s, vm.Change{Disks: []vm.DiskUpdate{off}, DeleteDisk: d.ID, VM: &vm.VMUpdate{From: v.State, VM: u}, DeleteVM: v.ID})
 	wantApplied(done, vm.Applied{})
 	wantApplied(apply(t, s, vm.Change{Learned: []vm.Learned{{VMID: v.ID, Addresses: &known}}}), vm.Applied{})
 	done, err := s.Apply(t.Context(), vm.Change{NewDisk: &d, NewTemplate: &big})
 	if err == nil || !reflect.DeepEqual(done, vm.Applied{}) {
-		t.Errorf("a change that is refused: applied %+v, %v; want an error alone", done, err)
+		t.Errorf("a refused change: applied %+v, %v; want only an error", done, err)
 	}
 }

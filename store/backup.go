@@ -12,15 +12,14 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// Backup writes a copy of the database, as it is at one moment, to path, in
-// place of any file there: whole and durable, or not at all. Reading and
-// writing go on meanwhile.
+// Backup writes a consistent copy of the database to path and replaces any file
+// there: whole and durable, or not at all. It does not block readers or writers.
 func (s *Store) Backup(ctx context.Context, path string) error {
 	return backup(ctx, s.path, path)
 }
 
-// backupBefore puts a copy beside the database before it is migrated to a
-// version, under a name that is free, and returns the name.
+// backupBefore copies the database to a file beside it before a migration to
+// version, and returns the name, which was free.
 func backupBefore(ctx context.Context, path string, version int) (string, error) {
 	target := fmt.Sprintf("%s.before-v%d", path, version)
 	name := target
@@ -46,7 +45,7 @@ func backup(ctx context.Context, from, to string) error {
 	return nil
 }
 
-// copyInto copies the database to the empty file temp and calls that to.
+// copyInto copies the database to the empty file temp and renames that to to.
 func copyInto(ctx context.Context, from, temp, to string) error {
 	if err := vacuumInto(ctx, from, temp); err != nil {
 		return err
@@ -63,8 +62,8 @@ func copyInto(ctx context.Context, from, temp, to string) error {
 	return syncDir(filepath.Dir(to))
 }
 
-// vacuumInto copies the database to the empty file at to. It has a connection
-// of its own: the readers' may not do it, and the writer has other work.
+// vacuumInto copies the database to the empty file at to. It opens a connection of
+// its own: those of the readers are read-only, and the writer's would block writes.
 func vacuumInto(ctx context.Context, from, to string) (err error) {
 	db, err := sqlx.Open("sqlite", dataSource(from, commonPragmas, "", "rw"))
 	if err != nil {
@@ -92,7 +91,7 @@ func syncFile(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// syncDir makes the names in a directory durable.
+// syncDir makes the entries of a directory durable.
 func syncDir(path string) error {
 	d, err := os.Open(path)
 	if err != nil {

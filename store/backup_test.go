@@ -40,10 +40,10 @@ func TestABackupOfABusyDatabaseIsWhole(t *testing.T) {
 	writer.Wait()
 
 	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
-		t.Errorf("the backup: %v, %v; want it for its owner alone", info.Mode(), err)
+		t.Errorf("the backup: %v, %v; want mode 0600", info.Mode(), err)
 	}
 	if files, err := os.ReadDir(filepath.Dir(path)); err != nil || len(files) != 1 {
-		t.Errorf("there are %v, %v; want the backup alone", files, err)
+		t.Errorf("there are %v, %v; want only the backup", files, err)
 	}
 	b := openAt(t, path)
 	vms, err := b.VMs(t.Context(), vm.VMFilter{}, vm.Page{})
@@ -51,7 +51,7 @@ func TestABackupOfABusyDatabaseIsWhole(t *testing.T) {
 	ops, err := b.Operations(t.Context(), vm.OperationFilter{}, vm.Page{})
 	must(t, err)
 	if len(vms) <= 100 || len(vms) != len(ops) {
-		t.Errorf("the backup has %d VMs and %d operations; want as many of both, and those from before it", len(vms), len(ops))
+		t.Errorf("the backup has %d VMs and %d operations; want the same number, and more than 100", len(vms), len(ops))
 	}
 }
 
@@ -68,7 +68,7 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 	}{
 		"no directory":         {t.Context(), filepath.Join(dir, "none", "b")},
 		"a directory in place": {t.Context(), occupied},
-		"nobody waits for it":  {ended, filepath.Join(dir, "b")},
+		"canceled":             {ended, filepath.Join(dir, "b")},
 	} {
 		err := s.Backup(tt.ctx, tt.path)
 		if err == nil || !strings.Contains(err.Error(), "back up the database to "+tt.path) {
@@ -76,6 +76,6 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 		}
 	}
 	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
-		t.Errorf("left are %v, %v; want what was there", files, err)
+		t.Errorf("%v, %v are left; want only what was there before", files, err)
 	}
 }

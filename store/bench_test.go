@@ -12,10 +12,10 @@ import (
 	"vmand/vm"
 )
 
-// many is how many VMs the benchmarks have.
+// many is the number of VMs in the benchmarks.
 const many = 10_000
 
-// seeded returns a store of n VMs that run, with a NIC each.
+// seeded returns a store of n running VMs with a NIC each.
 func seeded(t testing.TB, n int) *Store {
 	t.Helper()
 	s := crowded(t, n)
@@ -24,8 +24,8 @@ func seeded(t testing.TB, n int) *Store {
 	return s
 }
 
-// reportCPU makes b report the CPU time of each round, of all threads: on a
-// busy machine that is what can be compared.
+// reportCPU makes b report the CPU time of all threads per round, which can be
+// compared on a busy machine.
 func reportCPU(b *testing.B) func() {
 	used := func() int64 {
 		var u syscall.Rusage
@@ -39,7 +39,7 @@ func reportCPU(b *testing.B) func() {
 
 func BenchmarkVMByID(b *testing.B) {
 	s := seeded(b, many)
-	ctx, cancel := context.WithCancel(context.Background()) // as that of a request
+	ctx, cancel := context.WithCancel(context.Background()) // like a request's
 	defer cancel()
 	defer reportCPU(b)()
 	for i := 0; b.Loop(); i++ {
@@ -62,8 +62,8 @@ func BenchmarkVMs100(b *testing.B) {
 	}
 }
 
-// BenchmarkVMs100JSON is what encoding/json alone costs for such a page, to
-// compare with.
+// BenchmarkVMs100JSON measures what encoding/json alone costs for such a page, for
+// comparison.
 func BenchmarkVMs100JSON(b *testing.B) {
 	type template struct {
 		Name      string `json:"name"`
@@ -113,7 +113,7 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
-// BenchmarkApplyEvents is BenchmarkApply with what there is to tell of it.
+// BenchmarkApplyEvents is BenchmarkApply with the events of the change.
 func BenchmarkApplyEvents(b *testing.B) {
 	s := seeded(b, many)
 	v := crowdedVM(1)
@@ -154,7 +154,7 @@ func BenchmarkEvents100OfATopic(b *testing.B) {
 	}
 }
 
-// BenchmarkPruneNoEvents is what it costs to find that there is nothing to do.
+// BenchmarkPruneNoEvents measures a call that finds nothing to delete.
 func BenchmarkPruneNoEvents(b *testing.B) {
 	s := manyEvents(b, 100_000)
 	defer reportCPU(b)()
@@ -165,8 +165,8 @@ func BenchmarkPruneNoEvents(b *testing.B) {
 	}
 }
 
-// BenchmarkVMs100OfALabel reads pages of VMs with a label that all have, that
-// every tenth has, and that only the last ones have.
+// BenchmarkVMs100OfALabel reads pages of VMs with a label that all VMs have, that
+// every tenth has, and that only the last 100 have.
 func BenchmarkVMs100OfALabel(b *testing.B) {
 	s := seeded(b, many)
 	_, err := s.writer.Exec(`
@@ -190,7 +190,7 @@ func BenchmarkVMs100OfALabel(b *testing.B) {
 	}
 }
 
-// BenchmarkVMSummaries reads all of many VMs in brief, and, to compare, whole.
+// BenchmarkVMSummaries reads all VMs in brief and, for comparison, whole.
 func BenchmarkVMSummaries(b *testing.B) {
 	s := seeded(b, many)
 	b.Run("brief", func(b *testing.B) {
@@ -213,7 +213,7 @@ func BenchmarkVMSummaries(b *testing.B) {
 	})
 }
 
-// BenchmarkActiveVMs reads the 50 VMs of many that run.
+// BenchmarkActiveVMs reads the 50 running VMs among many.
 func BenchmarkActiveVMs(b *testing.B) {
 	s := seeded(b, many)
 	_, err := s.writer.Exec(`UPDATE vms SET state = 'stopped' WHERE seq % 200`)
@@ -254,9 +254,9 @@ func besideAWriter(b *testing.B, s *Store) {
 // Measure it for at least -benchtime 10s.
 func BenchmarkVMByIDBesideAWriter(b *testing.B) {
 	s := seeded(b, many)
-	ctx, cancel := context.WithCancel(context.Background()) // as that of a request
+	ctx, cancel := context.WithCancel(context.Background()) // like a request's
 	defer cancel()
-	for i := range many { // read before
+	for i := range many { // fill the cache
 		_, err := s.VM(ctx, crowdedVM(i).ID)
 		must(b, err)
 	}
@@ -274,7 +274,7 @@ func BenchmarkVMs100BesideAWriter(b *testing.B) {
 	s := seeded(b, many)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	for i := range many { // read before
+	for i := range many { // fill the cache
 		_, err := s.VM(ctx, crowdedVM(i).ID)
 		must(b, err)
 	}

@@ -15,7 +15,7 @@ func (s *Store) mustVM(t testing.TB, id string) vm.VM {
 	return v
 }
 
-func TestAVMReadTwiceIsNeverOlderThanItsLastChange(t *testing.T) {
+func TestACachedVMIsNeverOlderThanItsLastChange(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
@@ -35,7 +35,7 @@ func TestAVMReadTwiceIsNeverOlderThanItsLastChange(t *testing.T) {
 	wantFault(t, err, vm.CodeNotFound)
 }
 
-func TestReadersBesideAWriterSeeNothingOlderThanWhatWasAcknowledged(t *testing.T) {
+func TestReadersBesideAWriterSeeAcknowledgedRevisions(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
@@ -74,7 +74,7 @@ func TestReadersBesideAWriterSeeNothingOlderThanWhatWasAcknowledged(t *testing.T
 	wg.Wait()
 }
 
-func TestAListMakesForeignWritesSeen(t *testing.T) {
+func TestForeignWritesAreSeenAfterAListAndAfterASecond(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
@@ -90,7 +90,7 @@ func TestAListMakesForeignWritesSeen(t *testing.T) {
 	if got := s.mustVM(t, v.ID); got.ReasonDetail != "written by another" {
 		t.Errorf("read %q", got.ReasonDetail)
 	}
-	// And so does time.
+	// So are they after foreignCheck.
 	now = other.mustVM(t, v.ID)
 	now.ReasonDetail = "and again"
 	apply(t, other, vm.Change{VM: &vm.VMUpdate{From: now.State, VM: now}})
@@ -115,9 +115,9 @@ func TestAChangeForgetsOnlyItsVM(t *testing.T) {
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 	makeTemplate(t, s, "other")
 	if cached(v.ID) || !cached(w.ID) {
-		t.Errorf("after a change of the first VM, cached are %t, %t; want the second alone", cached(v.ID), cached(w.ID))
+		t.Errorf("after a change of the first VM: cached %t, %t; want only the second", cached(v.ID), cached(w.ID))
 	}
-	// What was read before a change is not kept after it.
+	// A row read before a change is not kept after it.
 	_, epoch, _ := s.cache.get(v.ID)
 	old := s.mustVM(t, v.ID)
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
@@ -127,7 +127,7 @@ func TestAChangeForgetsOnlyItsVM(t *testing.T) {
 	}
 }
 
-func TestAPageIsTakenFromTheCacheInItsRevisions(t *testing.T) {
+func TestACachedPageIsUsedOnlyIfEachRevisionIsCurrent(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	for i := range 4 {
@@ -142,15 +142,15 @@ func TestAPageIsTakenFromTheCacheInItsRevisions(t *testing.T) {
 	}
 	first := page()
 	first[0].CDROMs[0].ID = "changed"
-	_, err := s.writer.Exec(`UPDATE vms SET reason_detail = 'behind the cache'`) // to see what is read
+	_, err := s.writer.Exec(`UPDATE vms SET reason_detail = 'behind the cache'`) // to detect a read of the row
 	must(t, err)
 	if again := page(); len(again) != 2 || again[0].ReasonDetail != "" || again[0].CDROMs[0].ID != vm.SeedCDROM {
-		t.Errorf("read %+v; want the page as it is cached, with lists of its own", again)
+		t.Errorf("read %+v; want the cached page, with lists of its own", again)
 	}
 	_, err = s.writer.Exec(`UPDATE vms SET revision = revision + 1 WHERE seq = 3`)
 	must(t, err)
 	if again := page(); again[0].ReasonDetail == "" || again[1].ReasonDetail == "" || again[1].Revision != 2 {
-		t.Errorf("read %+v; want the page as it is recorded", again)
+		t.Errorf("read %+v; want the recorded page", again)
 	}
 }
 

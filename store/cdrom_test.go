@@ -17,18 +17,18 @@ func TestEveryFieldOfADriveAndOfAVMsImageComesBack(t *testing.T) {
 	apply(t, s, vm.Change{NewVM: &bare})
 	list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{})
 	must(t, err)
-	for i, want := range []vm.VM{full, bare} { // what is read of one VM is not another's
+	for i, want := range []vm.VM{full, bare} { // VMs of a list do not share drives
 		for _, got := range []vm.VM{list[i], s.mustVM(t, want.ID)} {
 			if got.Root != want.Root || !reflect.DeepEqual(got.CDROMs, want.CDROMs) {
 				t.Errorf("read %+v and %+v; want %+v and %+v", got.Root, got.CDROMs, want.Root, want.CDROMs)
 			}
 		}
 	}
-	for range 2 { // the first reads the row, the second what is kept of it
+	for range 2 { // first from the database, then from the cache
 		v := s.mustVM(t, full.ID)
 		v.CDROMs[1].Image = "changed"
 		if again := s.mustVM(t, full.ID); again.CDROMs[1].Image != "a.b_c" {
-			t.Fatalf("what one reader changed, another reads: %+v", again.CDROMs)
+			t.Fatalf("a change by one reader is visible to another: %+v", again.CDROMs)
 		}
 	}
 	full.Root.Image, full.CDROMs = "", full.CDROMs[:1]
@@ -41,7 +41,7 @@ func TestEveryFieldOfADriveAndOfAVMsImageComesBack(t *testing.T) {
 	var plain int
 	must(t, s.reader.Get(&plain, `SELECT count(*) FROM vms WHERE root_image IS NULL AND cdroms IS NULL`))
 	if got := s.mustVM(t, full.ID); got.CDROMs != nil || plain != 2 {
-		t.Errorf("read %+v, and %d VMs of 2 have nothing of their own; want none", got.CDROMs, plain)
+		t.Errorf("read %+v, and %d of 2 VMs have NULL columns; want none and 2", got.CDROMs, plain)
 	}
 }
 
@@ -51,9 +51,9 @@ func TestInvalidDrivesAreNotRecorded(t *testing.T) {
 	v := makeVM(0)
 	apply(t, s, vm.Change{NewVM: &v})
 	for name, d := range map[string]vm.CDROM{
-		"no id":              {Image: "a", SHA256: someSum},
-		"a sum that is none": {ID: "cd-1", SHA256: ","},
-		"an index below 0":   {ID: "cd-1", BootIndex: -1},
+		"no id":               {Image: "a", SHA256: someSum},
+		"an invalid checksum": {ID: "cd-1", SHA256: ","},
+		"an index below 0":    {ID: "cd-1", BootIndex: -1},
 	} {
 		bad := v
 		bad.CDROMs = []vm.CDROM{d}
@@ -62,7 +62,7 @@ func TestInvalidDrivesAreNotRecorded(t *testing.T) {
 		}
 		bad.ID, bad.UUID = "new", "new"
 		if err := s.applyErr(t.Context(), vm.Change{NewVM: &bad}); err == nil {
-			t.Errorf("%s: a new VM of it is recorded", name)
+			t.Errorf("%s: a new VM with it is recorded", name)
 		}
 	}
 }

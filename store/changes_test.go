@@ -90,11 +90,11 @@ func TestAForeignWriteChangesAll(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	mark := changedSince(t, s, 0).Mark
-	for i := range 50 { // own writes, refused ones too, are not foreign
+	for i := range 50 { // own writes, also refused ones, are not foreign
 		v := makeVM(i)
 		apply(t, s, vm.Change{NewVM: &v})
 		if err := s.applyErr(t.Context(), vm.Change{NewVM: &v}); err == nil {
-			t.Fatal("a VM is made twice")
+			t.Fatal("a VM is created twice")
 		}
 		must(t, s.SetNote(t.Context(), "n", v.ID))
 		if got := changedSince(t, s, mark); got.All || len(got.VMs) != i+1 {

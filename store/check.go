@@ -10,8 +10,8 @@ import (
 	"vmand/vm"
 )
 
-// Check makes sure that the file at path is a database of vmand's that is whole
-// and that this vmand can work with, and changes nothing of it.
+// Check reports whether the file at path is an undamaged vmand database of a version
+// that this vmand supports. It does not modify the file.
 func Check(ctx context.Context, path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -29,26 +29,29 @@ func Check(ctx context.Context, path string) error {
 	case err != nil:
 		return err
 	case version == 0:
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: path + " is an empty database, not one of vmand's"}
+		return &vm.Fault{Code: vm.CodeUnavailable, Detail: path + " is an empty database, not a vmand database"}
 	case version > len(all):
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("database %s has version %d and this vmand knows only versions up to %d", path, version, len(all)),
-			Hint: "use the newer vmand that wrote it"}
+		return &vm.Fault{
+			Code:   vm.CodeUnavailable,
+			Detail: fmt.Sprintf("database %s has version %d, this vmand supports only versions up to %d", path, version, len(all)),
+			Hint:   "use the newer vmand that wrote it",
+		}
 	}
 	return nil
 }
 
-// Copy writes a copy of the database at from, as it is at one moment, to the new
-// file to: whole, checked and durable, or not at all. It refuses a file that is
-// there. A vmand may have the database open, and goes on meanwhile.
+// Copy writes a consistent copy of the database at from to the new file to: whole,
+// checked and durable, or not at all. It fails if to exists. A running vmand may
+// have the database open; it is not blocked.
 func Copy(ctx context.Context, from, to string) error {
 	if _, err := os.Stat(from); err != nil {
 		return fileFault(err, "copy the database")
 	}
-	// The name is taken by an empty file, which then is replaced: whoever takes
-	// it at the same time is told so.
+	// An empty file reserves the name until the copy replaces it, so one of two
+	// concurrent calls fails.
 	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return &vm.Fault{Code: vm.CodeExists, Detail: to + " already exists; it is left as it is", Hint: "name another file"}
+		return &vm.Fault{Code: vm.CodeExists, Detail: to + " already exists and was not changed", Hint: "choose another file name"}
 	}
 	if err == nil {
 		err = f.Close()

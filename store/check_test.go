@@ -16,7 +16,7 @@ import (
 	"vmand/vm"
 )
 
-// names returns what is in a directory.
+// names returns the names of the files in a directory.
 func names(t *testing.T, dir string) (all []string) {
 	t.Helper()
 	files, err := os.ReadDir(dir)
@@ -27,7 +27,7 @@ func names(t *testing.T, dir string) (all []string) {
 	return all
 }
 
-func TestCheckTakesWhatThisVmandCanWorkWithAndNothingElse(t *testing.T) {
+func TestCheckAcceptsOnlyDatabasesThatVmandCanOpen(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string, content []byte) string {
 		path := filepath.Join(dir, name)
@@ -52,7 +52,7 @@ func TestCheckTakesWhatThisVmandCanWorkWithAndNothingElse(t *testing.T) {
 	must(t, err)
 	must(t, Check(t.Context(), good))
 	if after, err := os.ReadFile(good); err != nil || !bytes.Equal(before, after) {
-		t.Errorf("it was changed, %v", err)
+		t.Errorf("the file was changed, %v", err)
 	}
 	for path, word := range map[string]string{
 		newer:                       "999",
@@ -66,7 +66,7 @@ func TestCheckTakesWhatThisVmandCanWorkWithAndNothingElse(t *testing.T) {
 	} {
 		err := Check(t.Context(), path)
 		if !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), word) {
-			t.Errorf("%s: %v, want it refused with %q", path, err, word)
+			t.Errorf("%s: %v, want a refusal with %q", path, err, word)
 		}
 	}
 }
@@ -87,25 +87,25 @@ func TestACopyIsANewFile(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, err := range map[string]error{
-		"nothing to copy":     Copy(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "b")),
-		"no directory":        Copy(t.Context(), s.path, filepath.Join(dir, "none", "b")),
-		"nobody waits for it": Copy(ended, s.path, filepath.Join(dir, "b")),
-		"no database":         Copy(t.Context(), "/proc/self/exe", filepath.Join(dir, "b")),
+		"nothing to copy": Copy(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "b")),
+		"no directory":    Copy(t.Context(), s.path, filepath.Join(dir, "none", "b")),
+		"canceled":        Copy(ended, s.path, filepath.Join(dir, "b")),
+		"no database":     Copy(t.Context(), "/proc/self/exe", filepath.Join(dir, "b")),
 	} {
 		if err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
 	if got := names(t, dir); !slices.Equal(got, []string{"copy"}) {
-		t.Errorf("there are %q, want the copy alone", got)
+		t.Errorf("there are %q, want only the copy", got)
 	}
 	if _, err := openAt(t, to).Template(t.Context(), "small"); err != nil {
 		t.Error(err)
 	}
 }
 
-// replaced returns the directory of a database with the template "old", and
-// beside it a file "with", which has the template "new".
+// replaceable returns the directory of a database with the template "old" and of a
+// database file "with" with the template "new".
 func replaceable(t *testing.T) (dir, path, with string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -128,7 +128,7 @@ func wantTemplate(t *testing.T, path, name string) {
 
 func TestReplaceKeepsTheOldDatabaseWithItsLog(t *testing.T) {
 	dir, path, with := replaceable(t)
-	// As after a kill: what was recorded last is only in the log.
+	// As after a kill, the last change is only in the log.
 	s, err := Open(t.Context(), Options{Path: path})
 	must(t, err)
 	makeTemplate(t, s, "last")
@@ -152,7 +152,7 @@ func TestReplaceKeepsTheOldDatabaseWithItsLog(t *testing.T) {
 	wantTemplate(t, keep, "last")
 }
 
-func TestReplaceKeepsADamagedDatabaseAsItIs(t *testing.T) {
+func TestReplaceKeepsADamagedDatabaseUnchanged(t *testing.T) {
 	dir, path, with := replaceable(t)
 	rubbish := bytes.Repeat([]byte("rubbish "), 1000)
 	for _, suffix := range []string{"", "-wal", "-shm"} {
@@ -171,18 +171,18 @@ func TestReplaceKeepsADamagedDatabaseAsItIs(t *testing.T) {
 	wantTemplate(t, path, "new")
 }
 
-func TestReplaceWhereThereIsNoDatabase(t *testing.T) {
+func TestReplaceWithoutADatabaseToReplace(t *testing.T) {
 	dir, path, with := replaceable(t)
 	must(t, os.Remove(path))
 	must(t, os.WriteFile(path+"-wal", []byte("of one that is gone"), 0o600))
 	must(t, Replace(t.Context(), path, with, filepath.Join(dir, "kept")))
 	if got := names(t, dir); !slices.Equal(got, []string{"vman.db"}) {
-		t.Errorf("there are %q, want the database alone", got)
+		t.Errorf("there are %q, want only the database", got)
 	}
 	wantTemplate(t, path, "new")
 }
 
-func TestReplaceRefusesADatabaseThatIsOpenAndOneThatCannotBeKept(t *testing.T) {
+func TestReplaceRefusesAnOpenDatabaseAndOneItCannotKeep(t *testing.T) {
 	dir, path, with := replaceable(t)
 	keep := filepath.Join(dir, "kept")
 	s, err := Open(t.Context(), Options{Path: path})
@@ -196,10 +196,10 @@ func TestReplaceRefusesADatabaseThatIsOpenAndOneThatCannotBeKept(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, err := range map[string]error{
-		"the name is taken":   Replace(t.Context(), path, with, keep),
-		"nobody waits for it": Replace(ended, path, with, keep+"2"),
-		"nothing to put":      Replace(t.Context(), path, with+"2", keep+"3"),
-		"nowhere to put it":   Replace(t.Context(), with+"/x", with, keep+"4"),
+		"the name is taken": Replace(t.Context(), path, with, keep),
+		"canceled":          Replace(ended, path, with, keep+"2"),
+		"nothing to put":    Replace(t.Context(), path, with+"2", keep+"3"),
+		"nowhere to put it": Replace(t.Context(), with+"/x", with, keep+"4"),
 	} {
 		if err == nil {
 			t.Errorf("%s: no error", name)
@@ -215,7 +215,7 @@ func TestNumbersAreNeverUsedTwice(t *testing.T) {
 	apply(t, s, vm.Change{Events: []vm.Event{vm.NewEvent("daemon.started", vm.Resource{Kind: vm.DaemonKind}, nil), vm.NewEvent("daemon.stopping", vm.Resource{Kind: vm.DaemonKind}, nil)}})
 	makeTemplate(t, s, "two")
 	must(t, s.Close())
-	for range 2 { // the second time there is nothing to raise
+	for range 2 { // the second call is a no-op
 		must(t, RaiseNumbers(t.Context(), path, older))
 	}
 	s = openAt(t, path)
@@ -236,7 +236,7 @@ func TestNumbersAreNeverUsedTwice(t *testing.T) {
 	}
 }
 
-func TestNumbersAreRaisedOfTablesThatAMigrationAddsLater(t *testing.T) {
+func TestRaiseNumbersCoversTablesOfLaterMigrations(t *testing.T) {
 	path, older := filepath.Join(t.TempDir(), "vman.db"), filepath.Join(t.TempDir(), "older.db")
 	must(t, reopen(t.Context(), path, versions(t, 1))) // without the table of gadgets
 	must(t, reopen(t.Context(), older, versions(t, 2)))

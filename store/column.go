@@ -10,7 +10,8 @@ import (
 	"vmand/vm"
 )
 
-// text is a string that is NULL when it is empty: a NULL is read in half the time.
+// text is a string that is stored as NULL when it is empty: a NULL is read in half
+// the time.
 type text string
 
 // Value implements [driver.Valuer].
@@ -34,8 +35,8 @@ func (t *text) Scan(src any) error {
 	return nil
 }
 
-// instant is a time as it is kept: unix milliseconds, 0 for never. SQLite's
-// driver would write a [time.Time] as its String.
+// instant is a time that is stored as Unix milliseconds, 0 for the zero time. The
+// driver would store the String of a [time.Time].
 type instant time.Time
 
 // Value implements [driver.Valuer].
@@ -53,7 +54,7 @@ func (i *instant) Scan(src any) error {
 	return nil
 }
 
-// integer and integer64 are read without the reflection that database/sql needs
+// integer and integer64 are scanned without the reflection that database/sql uses
 // for an int.
 type (
 	integer   int
@@ -109,16 +110,16 @@ func (l labels) Value() (driver.Value, error) {
 
 // Scan implements [sql.Scanner].
 func (l *labels) Scan(src any) error {
-	*l = nil // not the map there is: the VM before has it
+	*l = nil // the row before has the map
 	return decode(src, (*map[string]string)(l))
 }
 
 func encode(v any) (driver.Value, error) {
 	b, err := json.Marshal(v)
-	return string(b), err // a []byte would be a BLOB
+	return string(b), err // a []byte would be stored as a BLOB
 }
 
-// decode decodes a column of JSON, unless it is NULL.
+// decode decodes a column of JSON. It is a no-op for NULL.
 func decode(src, into any) error {
 	switch v := src.(type) {
 	case nil:

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -51,7 +49,7 @@ func (s *Store) Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Dis
 	return list(ctx, s, query, args, p.Limit, diskTable.scanner())
 }
 
-func insertDisk(ctx context.Context, tx *sqlx.Tx, d vm.Disk, now time.Time) (vm.Disk, error) {
+func insertDisk(ctx context.Context, tx *transaction, d vm.Disk, now time.Time) (vm.Disk, error) {
 	if d.CreatedAt.IsZero() {
 		d.CreatedAt = now
 	}
@@ -73,7 +71,7 @@ func insertDisk(ctx context.Context, tx *sqlx.Tx, d vm.Disk, now time.Time) (vm.
 	return row, err
 }
 
-func updateDisk(ctx context.Context, tx *sqlx.Tx, u vm.DiskUpdate, now time.Time) (vm.Disk, error) {
+func updateDisk(ctx context.Context, tx *transaction, u vm.DiskUpdate, now time.Time) (vm.Disk, error) {
 	u.Disk.UpdatedAt = now
 	row, err := diskTable.updateRow(ctx, tx, u.Disk, "id = ? AND state = ?", u.Disk.ID, string(u.From))
 	switch {
@@ -87,7 +85,7 @@ func updateDisk(ctx context.Context, tx *sqlx.Tx, u vm.DiskUpdate, now time.Time
 	return row, err
 }
 
-func deleteDisk(ctx context.Context, tx *sqlx.Tx, id string) error {
+func deleteDisk(ctx context.Context, tx *transaction, id string) error {
 	err := change(ctx, tx, `DELETE FROM disks WHERE id = ?`, id)
 	if errors.Is(err, errNoRow) {
 		return vm.NotFound("disk", id)

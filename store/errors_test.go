@@ -14,7 +14,7 @@ import (
 	"vmand/vm"
 )
 
-func TestTheDatabasesTroubleHasItsClass(t *testing.T) {
+func TestDatabaseErrorsHaveAClass(t *testing.T) {
 	for code, want := range map[int]vm.Code{
 		sqlite3.SQLITE_BUSY: vm.CodeUnavailable, sqlite3.SQLITE_BUSY_SNAPSHOT: vm.CodeUnavailable, sqlite3.SQLITE_LOCKED: vm.CodeUnavailable,
 		sqlite3.SQLITE_FULL: vm.CodeInsufficientStorage, sqlite3.SQLITE_IOERR_SHMSIZE: vm.CodeInsufficientStorage,
@@ -28,16 +28,16 @@ func TestTheDatabasesTroubleHasItsClass(t *testing.T) {
 		}
 	}
 	if f := faultOf(sqlite3.SQLITE_CORRUPT, "/srv/vman.db"); !strings.Contains(f.Hint, "file system of /srv") {
-		t.Errorf("damage has the hint %q; want the file system named, whose errors look the same", f.Hint)
+		t.Errorf("damage has the hint %q; want it to name the file system", f.Hint)
 	}
 	for _, code := range []int{0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_CONSTRAINT_CHECK} {
 		if f := faultOf(code, "/srv/vman.db"); f != nil {
-			t.Errorf("code %d is %+v; want no fault, it is a defect", code, f)
+			t.Errorf("code %d is %+v; want none: it is a defect", code, f)
 		}
 	}
 }
 
-func TestTheFileSystemsTroubleHasItsClass(t *testing.T) {
+func TestFileSystemErrorsHaveAClass(t *testing.T) {
 	full := fileFault(&os.PathError{Op: "open", Path: "/x", Err: syscall.ENOSPC}, "back up")
 	if wantFault(t, full, vm.CodeInsufficientStorage); !errors.Is(full, vm.ErrUnavailable) {
 		t.Errorf("%v is not of class unavailable", full)
@@ -46,7 +46,7 @@ func TestTheFileSystemsTroubleHasItsClass(t *testing.T) {
 	wantFault(t, fileFault(full, "again"), vm.CodeInsufficientStorage)
 }
 
-func TestALockOfAnotherProgramIsNamed(t *testing.T) {
+func TestALockOfAnotherProgramIsReported(t *testing.T) {
 	s := open(t)
 	_, err := s.writer.Exec("PRAGMA busy_timeout = 1")
 	must(t, err)
@@ -63,14 +63,14 @@ func TestALockOfAnotherProgramIsNamed(t *testing.T) {
 	makeTemplate(t, s, "small")
 }
 
-// fillUp records operations until there is no room, and returns how many were
-// recorded and what the last one met.
+// fillUp records operations until the disk is full. It returns how many were recorded
+// and the error of the last one.
 func fillUp(t *testing.T, s *Store) (n int, err error) {
 	t.Helper()
 	message := strings.Repeat("x", 3000)
 	for ; err == nil; n++ {
 		if n > 10_000 {
-			t.Fatal("there is no end of room")
+			t.Fatal("the disk does not fill up")
 		}
 		err = s.applyErr(t.Context(), vm.Change{Operation: &vm.Operation{ID: "fill" + message[:n%7] + strings.Repeat("i", n), Kind: vm.VMStart,
 			Resource: vm.VMResource("a"), State: vm.OpRunning, Log: []vm.LogLine{{At: at, Message: message}}}})
@@ -78,9 +78,9 @@ func fillUp(t *testing.T, s *Store) (n int, err error) {
 	return n - 1, err
 }
 
-func TestAFullDiskIsNamedAndGotOver(t *testing.T) {
-	// A file system of our own needs root; a limit on the pages does not, and
-	// SQLite answers the same.
+func TestAFullDiskIsReportedAndRecoveredFrom(t *testing.T) {
+	// A mount needs root. A limit of the pages does not, and SQLite returns the same
+	// error.
 	dir, free := t.TempDir(), func(s *Store) {
 		_, err := s.writer.Exec("PRAGMA max_page_count = 100000")
 		must(t, err)
@@ -93,7 +93,7 @@ func TestAFullDiskIsNamedAndGotOver(t *testing.T) {
 
 	small := t.TempDir()
 	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=1m"); err != nil {
-		t.Logf("the file system of a megabyte: %v", err)
+		t.Logf("skipped the file system of 1 MiB: %v", err)
 		return
 	}
 	defer func() { must(t, syscall.Unmount(small, 0)) }()
@@ -116,11 +116,11 @@ func testFull(t *testing.T, dir string, limit, free func(*Store)) {
 		t.Errorf("after %d operations: %+v; want the path in it", n, f)
 	}
 	if _, err := fillUp(t, s); !errors.Is(err, vm.ErrUnavailable) {
-		t.Errorf("once more: %v; want the same class", err)
+		t.Errorf("second time: %v; want the same class", err)
 	}
 	list, err := s.Operations(t.Context(), vm.OperationFilter{}, vm.Page{})
 	if err != nil || len(list) < n {
-		t.Errorf("with no room %d operations are read, %v; want the %d that were recorded", len(list), err, n)
+		t.Errorf("on a full disk %d operations are read, %v; want the %d that were recorded", len(list), err, n)
 	}
 	must(t, s.Ping(t.Context()))
 
@@ -129,11 +129,11 @@ func testFull(t *testing.T, dir string, limit, free func(*Store)) {
 	v := makeVM(1)
 	apply(t, s, vm.Change{NewVM: &v})
 	if more, err := s.Operations(t.Context(), vm.OperationFilter{}, vm.Page{}); err != nil || len(more) != len(list) {
-		t.Errorf("with room again %d operations are read, %v; want %d", len(more), err, len(list))
+		t.Errorf("with space again %d operations are read, %v; want %d", len(more), err, len(list))
 	}
 	var finding string
 	must(t, s.reader.Get(&finding, "PRAGMA integrity_check"))
 	if finding != "ok" {
-		t.Errorf("the database has %s", finding)
+		t.Errorf("integrity check: %s", finding)
 	}
 }

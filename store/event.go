@@ -29,8 +29,8 @@ func (r eventRow) event() vm.Event {
 	return e
 }
 
-// Events returns a page of the events that f selects. The prefix of a type ends
-// at its first dot.
+// Events returns a page of the events that f selects. A prefix of a type ends at its
+// first dot.
 func (s *Store) Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error) {
 	q := selectEvents(f)
 	query, args := q.sql(eventColumns, p)
@@ -55,8 +55,8 @@ func selectEvents(f vm.EventFilter) selection {
 	return q
 }
 
-// LastEvent returns the number of the newest event there ever was, whether it
-// was forgotten since or not, 0 for none.
+// LastEvent returns the number of the newest event ever recorded, even if it was
+// deleted since, 0 for none.
 func (s *Store) LastEvent(ctx context.Context) (int64, error) {
 	var seq int64
 	err := s.row(ctx, `SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events'`,
@@ -64,40 +64,46 @@ func (s *Store) LastEvent(ctx context.Context) (int64, error) {
 	return seq, err
 }
 
-// PruneEvents forgets the events from before a time and all but the newest
-// keep, in several transactions when there are many, and returns how many it has
-// forgotten, also when it fails. To find them it looks at all the events, but
-// keeps no writer waiting while it does.
+// PruneEvents deletes the events from before a time and all but the newest keep, in
+// several transactions if there are many. It returns how many it deleted, also when
+// it fails. To find them it scans all events, without blocking writers.
 func (s *Store) PruneEvents(ctx context.Context, before time.Time, keep int) (int, error) {
 	const old = ` AND (at < ? OR seq <= ?)`
-	var surplus int64 // the newest event that is one too many
-	if err := s.row(ctx, `SELECT coalesce((SELECT seq FROM events ORDER BY seq DESC LIMIT 1 OFFSET ?), 0)`,
-		func(row *sqlx.Row) error { return row.Scan(&surplus) }, keep); err != nil {
+	var surplus int64 // the newest event beyond keep
+	err := s.row(ctx, `SELECT coalesce((SELECT seq FROM events ORDER BY seq DESC LIMIT 1 OFFSET ?), 0)`,
+		func(row *sqlx.Row) error { return row.Scan(&surplus) }, keep)
+	if err != nil {
 		return 0, err
 	}
 	total, done := 0, int64(0)
 	for {
 		var last, found int64
-		if err := s.row(ctx, `SELECT coalesce(max(seq), 0), count(*) FROM (SELECT seq FROM events WHERE seq > ?`+old+` ORDER BY seq LIMIT ?)`,
-			func(row *sqlx.Row) error { return row.Scan(&last, &found) }, done, instant(before), surplus, pruneBatch); err != nil || found == 0 {
+		err := s.row(ctx, `
+			SELECT coalesce(max(seq), 0), count(*)
+			FROM (SELECT seq FROM events WHERE seq > ?`+old+` ORDER BY seq LIMIT ?)`,
+			func(row *sqlx.Row) error { return row.Scan(&last, &found) },
+			done, instant(before), surplus, pruneBatch)
+		if err != nil || found == 0 {
 			return total, err
 		}
 		var n int64
-		if err := s.write(ctx, func(tx *sqlx.Tx) error {
-			res, err := tx.ExecContext(ctx, `DELETE FROM events WHERE seq > ? AND seq <= ?`+old, done, last, instant(before), surplus)
+		err = s.write(ctx, func(tx *transaction) error {
+			res, err := tx.ExecContext(ctx, `DELETE FROM events WHERE seq > ? AND seq <= ?`+old,
+				done, last, instant(before), surplus)
 			if err == nil {
 				n, err = res.RowsAffected()
 			}
 			return err
-		}); err != nil {
+		})
+		if err != nil {
 			return total, err
 		}
 		total, done = total+int(n), last
 	}
 }
 
-// appendEvents records events, those of no time as of now.
-func appendEvents(ctx context.Context, tx *sqlx.Tx, events []vm.Event, now time.Time) error {
+// appendEvents records events. An event without a time gets now.
+func appendEvents(ctx context.Context, tx *transaction, events []vm.Event, now time.Time) error {
 	for _, e := range events {
 		if e.At.IsZero() {
 			e.At = now

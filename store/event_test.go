@@ -56,7 +56,7 @@ func TestEventsComeBackInOrder(t *testing.T) {
 	}
 	apply(t, s, vm.Change{Events: []vm.Event{{Type: "daemon.started", Resource: vm.Resource{Kind: "daemon"}}}})
 	if got, err := s.Events(t.Context(), vm.EventFilter{}, vm.Page{After: 3}); err != nil || len(got) != 1 || time.Since(got[0].At) > time.Minute {
-		t.Errorf("an event without a time is %+v, %v; want it to be of now", got, err)
+		t.Errorf("an event without a time is %+v, %v; want the current time", got, err)
 	}
 }
 
@@ -110,7 +110,7 @@ func TestOldAndSurplusEventsArePruned(t *testing.T) {
 	for name, tt := range map[string]struct {
 		before time.Time
 		keep   int
-		want   []int64 // of five, a minute apart
+		want   []int64 // of five events, a minute apart
 	}{
 		"none is old":                       {at, 5, []int64{1, 2, 3, 4, 5}},
 		"no time and no end":                {time.Time{}, math.MaxInt, []int64{1, 2, 3, 4, 5}},
@@ -129,10 +129,10 @@ func TestOldAndSurplusEventsArePruned(t *testing.T) {
 				t.Errorf("pruned %d, %v; want %d", n, err, 5-len(tt.want))
 			}
 			if got := numbers(t, s, vm.EventFilter{}, vm.Page{}); !reflect.DeepEqual(got, tt.want) {
-				t.Errorf("left are %v; want %v", got, tt.want)
+				t.Errorf("%v are left; want %v", got, tt.want)
 			}
 			if last, err := s.LastEvent(t.Context()); last != 5 || err != nil {
-				t.Errorf("the last event is %d, %v; want 5 as before", last, err)
+				t.Errorf("the last event is %d, %v; want 5", last, err)
 			}
 			tell(t, s, "a.f")
 			if last, err := s.LastEvent(t.Context()); last != 6 || err != nil {
@@ -142,7 +142,7 @@ func TestOldAndSurplusEventsArePruned(t *testing.T) {
 	}
 }
 
-func TestManyEventsArePrunedBetweenOthersWrites(t *testing.T) {
+func TestPruningManyEventsDoesNotBlockWriters(t *testing.T) {
 	s := open(t)
 	const old = 2*pruneBatch + 7
 	events := make([]vm.Event, old)
@@ -160,7 +160,7 @@ func TestManyEventsArePrunedBetweenOthersWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := s.PruneEvents(t.Context(), at.Add(time.Hour), math.MaxInt) // what was written behind the first
+	m, err := s.PruneEvents(t.Context(), at.Add(time.Hour), math.MaxInt) // the events written meanwhile
 	if newer := (old + 2) / 3; err != nil || n < old-newer || n+m != old-newer+3 {
 		t.Errorf("pruned %d and %d, %v; want %d and three", n, m, err, old-newer)
 	}

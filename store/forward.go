@@ -7,18 +7,16 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
-// everyAddress is the host address of a forward that listens on all of them.
+// everyAddress is the host address of a forward that listens on all addresses.
 const everyAddress = "0.0.0.0"
 
-// replaceHostPorts records which ports of the host lead to a VM, in place of
-// those that did before. No other transaction writes meanwhile, so what is not
-// taken when it is looked at is not taken when it is written.
-func replaceHostPorts(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
+// replaceHostPorts rewrites the index of a VM's host ports. The transaction holds
+// the write lock, so a port that portTaken finds free is still free when it is
+// inserted.
+func replaceHostPorts(ctx context.Context, tx *transaction, v vm.VM) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM vm_host_ports WHERE vm_id = ?`, v.ID); err != nil {
 		return err
 	}
@@ -26,8 +24,10 @@ func replaceHostPorts(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
 		if err := portTaken(ctx, tx, f); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO vm_host_ports (vm_id, id, protocol, host_address, host_port) VALUES (?, ?, ?, ?, ?)`,
-			v.ID, f.ID, string(f.Protocol), address(f.HostAddress), f.HostPort); err != nil {
+		_, err := tx.ExecContext(ctx, `
+			INSERT INTO vm_host_ports (vm_id, id, protocol, host_address, host_port) VALUES (?, ?, ?, ?, ?)`,
+			v.ID, f.ID, string(f.Protocol), address(f.HostAddress), f.HostPort)
+		if err != nil {
 			return err
 		}
 	}
@@ -35,8 +35,8 @@ func replaceHostPorts(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
 }
 
 // portTaken returns the fault of a forward that would listen where another one
-// does, nil if there is none.
-func portTaken(ctx context.Context, tx *sqlx.Tx, f vm.PortForward) error {
+// listens, nil if its port is free.
+func portTaken(ctx context.Context, tx *transaction, f vm.PortForward) error {
 	var id, forward, listens string
 	err := tx.QueryRowxContext(ctx, `
 		SELECT vm_id, id, host_address FROM vm_host_ports
@@ -53,5 +53,5 @@ func portTaken(ctx context.Context, tx *sqlx.Tx, f vm.PortForward) error {
 	if listens != f.HostAddress.String() {
 		detail += ", which listens on " + listens
 	}
-	return &vm.Fault{Code: vm.CodeInUse, Detail: detail, Hint: "ask for another host port or host address"}
+	return &vm.Fault{Code: vm.CodeInUse, Detail: detail, Hint: "choose another host port or host address"}
 }

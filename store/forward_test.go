@@ -8,7 +8,7 @@ import (
 	"vmand/vm"
 )
 
-func TestAHostPortLeadsToOneGuestOnly(t *testing.T) {
+func TestTwoForwardsCannotListenOnOneHostPort(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	owner := makeVM(0)
@@ -18,7 +18,7 @@ func TestAHostPortLeadsToOneGuestOnly(t *testing.T) {
 	apply(t, s, vm.Change{NewVM: &other})
 	for name, tt := range map[string]struct {
 		forwards []vm.PortForward
-		detail   string // none for taken
+		detail   string // empty: it is recorded
 	}{
 		"the same":                  {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.1:81")}, "host port tcp 192.0.2.1:81 is in use by port forward pf-one of VM vm-000000"},
 		"one of all":                {[]vm.PortForward{makeForward("pf-x", vm.TCP, "192.0.2.9:80")}, "host port tcp 192.0.2.9:80 is in use by port forward pf-all of VM vm-000000, which listens on 0.0.0.0"},
@@ -43,10 +43,10 @@ func TestAHostPortLeadsToOneGuestOnly(t *testing.T) {
 			} else if f := wantFault(t, err, vm.CodeInUse); len(f.Detail) < len(tt.detail) || f.Detail[len(f.Detail)-len(tt.detail):] != tt.detail {
 				t.Errorf("the detail is %q; want %q", f.Detail, tt.detail)
 			}
-			apply(t, s, vm.Change{VM: &vm.VMUpdate{From: other.State, VM: other}}) // and off again
+			apply(t, s, vm.Change{VM: &vm.VMUpdate{From: other.State, VM: other}}) // remove it again
 		})
 	}
-	// What goes with its VM is free.
+	// The ports of a deleted VM are free.
 	apply(t, s, vm.Change{DeleteVM: owner.ID})
 	other.Forwards = owner.Forwards
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: other.State, VM: other}})
@@ -54,6 +54,6 @@ func TestAHostPortLeadsToOneGuestOnly(t *testing.T) {
 	v.Forwards = owner.Forwards[:1]
 	wantFault(t, s.applyErr(t.Context(), vm.Change{NewVM: &v}), vm.CodeInUse)
 	if _, err := s.VM(t.Context(), v.ID); !errors.Is(err, vm.ErrNotFound) {
-		t.Errorf("the VM that was refused is there: %v", err)
+		t.Errorf("the refused VM exists: %v", err)
 	}
 }

@@ -8,8 +8,6 @@ import (
 	"maps"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -60,7 +58,7 @@ func selectImages(f vm.ImageFilter) selection {
 	return q
 }
 
-func insertImage(ctx context.Context, tx *sqlx.Tx, i vm.Image, now time.Time) (vm.Image, error) {
+func insertImage(ctx context.Context, tx *transaction, i vm.Image, now time.Time) (vm.Image, error) {
 	if i.CreatedAt.IsZero() {
 		i.CreatedAt = now
 	}
@@ -75,7 +73,7 @@ func insertImage(ctx context.Context, tx *sqlx.Tx, i vm.Image, now time.Time) (v
 	return row, replaceLabels(ctx, tx, "image_labels", row.Seq, row.Labels)
 }
 
-func updateImage(ctx context.Context, tx *sqlx.Tx, u vm.ImageUpdate, now time.Time) (vm.Image, error) {
+func updateImage(ctx context.Context, tx *transaction, u vm.ImageUpdate, now time.Time) (vm.Image, error) {
 	// The transaction holds the write lock, so nothing changes the row between the
 	// two statements.
 	before, err := imageTable.row(ctx, tx, "name = ?", u.Image.Name)
@@ -103,7 +101,7 @@ const contentUsers = `
 	WHERE name = ?1 AND state IN ('available', 'error')
 		AND NOT EXISTS (SELECT 1 FROM images WHERE sha256 = i.sha256 AND state = 'available' AND name <> ?1)`
 
-func deleteImage(ctx context.Context, tx *sqlx.Tx, name string) error {
+func deleteImage(ctx context.Context, tx *transaction, name string) error {
 	var vms, disks int
 	err := tx.QueryRowxContext(ctx, contentUsers, name, vm.ContentBase("")).Scan(&vms, &disks)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {

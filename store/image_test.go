@@ -10,7 +10,7 @@ import (
 	"vmand/vm"
 )
 
-// Content that images have in tests.
+// Checksums of image content in tests.
 var (
 	someSum  = strings.Repeat("5a", 32)
 	otherSum = strings.Repeat("c3", 32)
@@ -78,7 +78,7 @@ func TestAnImageIsUpdatedFromTheStateItWasIn(t *testing.T) {
 	if !reflect.DeepEqual(got, i) {
 		t.Errorf("read %+v; want %+v", got, i)
 	}
-	apply(t, s, vm.Change{Image: &vm.ImageUpdate{From: vm.ImageError, Image: first}}) // and all of it can be taken off again
+	apply(t, s, vm.Change{Image: &vm.ImageUpdate{From: vm.ImageError, Image: first}}) // and back to the defaults
 	got, err = s.Image(t.Context(), "full")
 	must(t, err)
 	first.Seq, first.Revision, first.UpdatedAt = 1, 3, got.UpdatedAt
@@ -87,7 +87,7 @@ func TestAnImageIsUpdatedFromTheStateItWasIn(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeDoneWithAnImageIsRefused(t *testing.T) {
+func TestInvalidChangesOfImagesAreRefused(t *testing.T) {
 	s := open(t)
 	i := makeImage("debian", someSum)
 	apply(t, s, vm.Change{NewImage: &i})
@@ -95,10 +95,10 @@ func TestWhatCannotBeDoneWithAnImageIsRefused(t *testing.T) {
 	strange.State = "lost"
 	for name, tt := range map[string]struct {
 		change vm.Change
-		code   vm.Code // none for a defect
+		code   vm.Code // empty: a defect
 		detail string
 	}{
-		"one that is there":     {vm.Change{NewImage: &i}, vm.CodeExists, `image debian already exists`},
+		"an existing image":     {vm.Change{NewImage: &i}, vm.CodeExists, `image debian already exists`},
 		"one of no known state": {vm.Change{NewImage: &strange}, "", "CHECK constraint failed"},
 		"an update of none":     {vm.Change{Image: &vm.ImageUpdate{From: vm.ImageAvailable, Image: stray}}, vm.CodeBusy, "image none is no longer available"},
 		"none is deleted":       {vm.Change{DeleteImage: "none"}, vm.CodeNotFound, `image none not found`},
@@ -163,7 +163,7 @@ func TestAnImageIsKeptWhileItsContentIsInUse(t *testing.T) {
 		err := s.applyErr(t.Context(), vm.Change{DeleteImage: "debian", Events: []vm.Event{vm.NewEvent("image.deleted", vm.ImageResource("debian"), nil)}})
 		f := wantFault(t, err, vm.CodeInUse)
 		if want := fmt.Sprintf("image debian is in use by %d VM(s) and %d disk(s)", vms, disks); f.Detail != want || f.Hint == "" {
-			t.Errorf("%s: %q, %q; want %q and what to do", what, f.Detail, f.Hint, want)
+			t.Errorf("%s: %q, %q; want %q and a hint", what, f.Detail, f.Hint, want)
 		}
 	}
 	root, drive, plain := makeVM(1), makeVM(2), makeVM(3)
@@ -201,27 +201,27 @@ func TestAnImageIsKeptWhileItsContentIsInUse(t *testing.T) {
 	apply(t, s, vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskCreating, Disk: making}}})
 	wantUse("the disk has no base any more", 1, 0)
 
-	apply(t, s, vm.Change{DeleteVM: root.ID, DeleteImage: "debian"}) // at once
+	apply(t, s, vm.Change{DeleteVM: root.ID, DeleteImage: "debian"}) // in one change
 	_, err := s.Image(t.Context(), "debian")
 	wantFault(t, err, vm.CodeNotFound)
 	if events, err := s.Events(t.Context(), vm.EventFilter{}, vm.Page{}); err != nil || len(events) != 0 {
-		t.Errorf("the events of what was refused are %+v, %v; want none", events, err)
+		t.Errorf("events of the refused change: %+v, %v; want none", events, err)
 	}
 	var left []string
 	must(t, s.reader.Select(&left, `SELECT vm_id || ' ' || sha256 FROM vm_contents`))
 	if !reflect.DeepEqual(left, []string{drive.ID + " " + otherSum}) {
-		t.Errorf("of what is in use is left %q; want what is in the one drive", left)
+		t.Errorf("contents in use: %q; want that of the one drive", left)
 	}
 }
 
-func TestAnImageIsDeletedWhenItsContentKeepsAName(t *testing.T) {
+func TestAnImageIsDeletedIfAnotherImageHasItsContent(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
 	v.Root = madeOf("a", someSum)
 	apply(t, s, vm.Change{NewVM: &v})
 	for _, tt := range []struct {
-		state, other vm.ImageState // none for no other image
+		state, other vm.ImageState // empty: no other image
 		otherSum     string
 		kept         bool
 	}{
@@ -232,8 +232,8 @@ func TestAnImageIsDeletedWhenItsContentKeepsAName(t *testing.T) {
 		{vm.ImageAvailable, vm.ImageImporting, someSum, true},
 		{vm.ImageError, "", "", true},
 		{vm.ImageError, vm.ImageAvailable, someSum, false},
-		// What was never available can always be forgotten, whatever was about to be
-		// stored of it, as one that a restored backup has in the making is.
+		// An image that was never available can always be deleted, whatever its content
+		// would be: a restored backup may have such an image.
 		{vm.ImageImporting, "", "", false},
 		{vm.ImageImporting, vm.ImageError, someSum, false},
 		{vm.ImageUploading, "", "", false},
@@ -299,7 +299,7 @@ func TestImagesAndTheirUsersAreFoundByIndex(t *testing.T) {
 			}
 		}
 		if strings.Contains(plan, "TEMP B-TREE") || strings.Contains(plan, "SCAN") {
-			t.Errorf("%s: the plan is %s; want nothing to be sorted", query, plan)
+			t.Errorf("%s: the plan is %s; want neither a scan nor a sort", query, plan)
 		}
 	}
 }

@@ -14,8 +14,8 @@ import (
 	"vmand/vm"
 )
 
-// writeForever names the database on which the test binary, started again as a
-// child, does nothing but write.
+// writeForever is the environment variable with the path of the database that the test
+// binary, started as a child, writes to until it is killed.
 const writeForever = "VMAND_STORE_TEST_WRITE"
 
 func TestMain(m *testing.M) {
@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// writeUntilKilled records VMs and says of each that it is recorded, only then.
+// writeUntilKilled records VMs and prints the id of each once it is recorded.
 func writeUntilKilled(path string) error {
 	s, err := Open(context.Background(), Options{Path: path})
 	if err != nil {
@@ -70,7 +70,7 @@ func TestWhatWasAcknowledgedSurvivesAKill(t *testing.T) {
 		must(t, err)
 		for _, id := range acknowledged {
 			if _, err := s.VM(t.Context(), id); err != nil {
-				t.Fatalf("round %d: vm %s was acknowledged: %v", round, id, err)
+				t.Fatalf("round %d: VM %s was acknowledged: %v", round, id, err)
 			}
 		}
 		vms, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{})
@@ -84,8 +84,8 @@ func TestWhatWasAcknowledgedSurvivesAKill(t *testing.T) {
 	}
 }
 
-// killedAfter lets a child write and kills it after so many acknowledgements.
-// It returns all that the child still gave.
+// killedAfter starts a child that writes and kills it after n acknowledgements. It
+// returns all acknowledgements of the child.
 func killedAfter(t *testing.T, path string, n int) []string {
 	t.Helper()
 	child := exec.CommandContext(t.Context(), os.Args[0])

@@ -2,13 +2,11 @@ package store
 
 import (
 	"context"
-
-	"github.com/jmoiron/sqlx"
 )
 
 // replaceLabels rewrites the labels of a row in an index table, vm_labels or
 // image_labels.
-func replaceLabels(ctx context.Context, tx *sqlx.Tx, index string, owner int64, labels map[string]string) error {
+func replaceLabels(ctx context.Context, tx *transaction, index string, owner int64, labels map[string]string) error {
 	if _, err := tx.ExecContext(ctx, "DELETE FROM "+index+" WHERE owner = ?", owner); err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 	"vmand/vm"
 )
 
-func TestLabelsSelectToTheLetter(t *testing.T) {
+func TestLabelsSelectExactMatches(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	odd := []string{"plain", "a.b", "a", "$.a", `$."a"`, `quo"te`, "it's", `back\slash`, "<&>", "名前 😀", "\u2028", "a/b", "%", "_", "0", "[0]", "null", "tab\t", "\u007f", "e\u0301", "\u00e9"}
@@ -54,7 +54,7 @@ func TestLabelsSelectToTheLetter(t *testing.T) {
 	wantVM("SAME", "same")
 	list, err := s.VMs(t.Context(), vm.VMFilter{Label: "same", LabelValue: "same", State: vm.Running, Template: "small"}, vm.Page{After: 2, Limit: 3})
 	if err != nil || len(list) != 3 || list[0].Seq != 3 {
-		t.Errorf("a page of those labelled is %+v, %v; want three after the second", list, err)
+		t.Errorf("page of a label: %+v, %v; want three VMs after the second", list, err)
 	}
 }
 
@@ -65,7 +65,7 @@ func TestAPageOfALabelReadsOnlyItsRows(t *testing.T) {
 	plan := planOf(t, s, query)
 	if len(plan) != 2 || !strings.Contains(plan[0], "COVERING INDEX vm_labels_value (key=? AND value=? AND owner>?)") ||
 		!strings.Contains(plan[1], "vms USING INTEGER PRIMARY KEY (rowid=?)") {
-		t.Errorf("the plan is %q; want the index of labels, in its order, and a look at each of its VMs", plan)
+		t.Errorf("the plan is %q; want the index of labels in its order and a lookup of each VM", plan)
 	}
 }
 
@@ -93,11 +93,11 @@ func TestTheIndexOfLabelsFollowsTheLabels(t *testing.T) {
 	var left int
 	must(t, s.reader.Get(&left, `SELECT (SELECT count(*) FROM vm_labels) + (SELECT count(*) FROM image_labels)`))
 	if left != 0 {
-		t.Errorf("%d labels of what is deleted are left", left)
+		t.Errorf("%d labels of deleted rows are left", left)
 	}
 }
 
-func TestLabelsAndPoliciesOfOneVMAreNotAnothers(t *testing.T) {
+func TestListedVMsDoNotShareLabelsOrPolicies(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	want := []vm.VM{makeVM(0), makeVM(1), makeVM(2), makeVM(3)}
@@ -118,13 +118,13 @@ func TestLabelsAndPoliciesOfOneVMAreNotAnothers(t *testing.T) {
 			t.Errorf("listed %+v; want %+v", got, w)
 		}
 	}
-	for i := range want { // and all of it can be taken off again
+	for i := range want { // and back to the defaults
 		v := makeVM(i)
 		apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 	}
 	var plain int
 	must(t, s.reader.Get(&plain, `SELECT count(*) FROM vms WHERE description IS NULL AND labels IS NULL AND policy IS NULL`))
 	if plain != len(want) {
-		t.Errorf("%d of %d VMs have nothing out of the ordinary; want all", plain, len(want))
+		t.Errorf("%d of %d VMs have NULL columns; want all", plain, len(want))
 	}
 }

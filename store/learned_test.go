@@ -9,14 +9,14 @@ import (
 	"vmand/vm"
 )
 
-func TestWhatIsLearnedOfAGuestIsRecordedOnce(t *testing.T) {
+func TestLearnedFactsAreRecordedOnce(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(0)
 	v.Boot, v.Learned = vm.Boot{TCP: at}, []vm.LearnedAddress{{IP: netip.MustParseAddr("10.0.0.9")}}
 	apply(t, s, vm.Change{NewVM: &v})
 	if got := s.mustVM(t, v.ID); got.Boot != (vm.Boot{}) || got.Learned != nil {
-		t.Errorf("a new VM has %+v and %+v; want nothing to be known", got.Boot, got.Learned)
+		t.Errorf("a new VM has %+v and %+v; want nothing learned", got.Boot, got.Learned)
 	}
 	second := func(n int) time.Time { return at.Add(time.Duration(n) * time.Second) }
 	some := []vm.LearnedAddress{{Slot: 1, IP: netip.MustParseAddr("10.0.0.9"), Source: vm.SourceNeighbour, At: second(9)},
@@ -59,7 +59,7 @@ func TestWhatIsLearnedOfAGuestIsRecordedOnce(t *testing.T) {
 	}
 }
 
-func TestAnUpdateLeavesWhatWasLearnedAlone(t *testing.T) {
+func TestAnUpdateKeepsLearnedFacts(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(0)
@@ -69,17 +69,17 @@ func TestAnUpdateLeavesWhatWasLearnedAlone(t *testing.T) {
 	v.Boot, v.Learned, v.Description = vm.Boot{Serial: at}, nil, "changed"
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 	if got := s.mustVM(t, v.ID); got.Description != "changed" || got.Boot != (vm.Boot{TCP: at}) || !reflect.DeepEqual(got.Learned, known) {
-		t.Errorf("read %+v; want what was learned to be kept", got)
+		t.Errorf("read %+v; want the learned facts kept", got)
 	}
 	for name, l := range map[string]vm.LearnedAddress{
-		"a slot that there is not": {Slot: vm.MaxNICs, IP: known[0].IP, Source: vm.SourceNeighbour},
-		"a source that is none":    {IP: known[0].IP, Source: "rumour"},
+		"an invalid slot":   {Slot: vm.MaxNICs, IP: known[0].IP, Source: vm.SourceNeighbour},
+		"an unknown source": {IP: known[0].IP, Source: "rumour"},
 	} {
 		if err := s.applyErr(t.Context(), vm.Change{Learned: []vm.Learned{{VMID: v.ID, Addresses: &[]vm.LearnedAddress{l}}}}); err == nil {
 			t.Errorf("%s is recorded", name)
 		}
 	}
 	if got := s.mustVM(t, v.ID); !reflect.DeepEqual(got.Learned, known) {
-		t.Errorf("read %+v; want what was learned before", got.Learned)
+		t.Errorf("read %+v; want the facts learned before", got.Learned)
 	}
 }

@@ -22,18 +22,18 @@ var embeddedFiles embed.FS
 
 var embedded, _ = fs.Sub(embeddedFiles, "migrations")
 
-// applicationID marks a database as vmand's own: "vman" in ASCII.
+// applicationID marks a database of vmand: "vman" in ASCII.
 const applicationID = 0x766d616e
 
-// A migration takes a database from the version below to its own.
+// A migration brings a database from the version below to its own.
 type migration struct {
 	version int
 	name    string
 	sql     string
 }
 
-// readMigrations returns the files of fsys named <version>_<what>.sql, which
-// must count from 1 without a gap.
+// readMigrations returns the files of fsys named <version>_<name>.sql. Versions must
+// count from 1 without a gap.
 func readMigrations(fsys fs.FS) ([]migration, error) {
 	names, err := fs.Glob(fsys, "*.sql")
 	if err != nil {
@@ -56,17 +56,17 @@ func readMigrations(fsys fs.FS) ([]migration, error) {
 	return all, nil
 }
 
-// createFile makes an empty database file that only its owner may read, unless
-// there is a file. SQLite gives its -wal and -shm files the same permissions.
+// createFile creates an empty database file that only its owner may read, unless the
+// file exists. SQLite gives its -wal and -shm files the same permissions.
 func createFile(path string) error {
-	// With O_EXCL a file that is there is never opened, and so never closed:
-	// closing it would drop the locks SQLite may have on it in this process.
+	// O_EXCL never opens an existing file, and so never closes it: that would drop
+	// the locks SQLite may hold on it in this process.
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err == nil {
 		return errors.Join(f.Close(), syncDir(filepath.Dir(path)))
 	}
 	if !errors.Is(err, fs.ErrExist) {
-		return fileFault(err, "create the database; its directory has to be there and vmand has to be allowed to write to it")
+		return fileFault(err, "create the database: its directory must exist and vmand must be allowed to write to it")
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -76,14 +76,14 @@ func createFile(path string) error {
 		return fileFault(fmt.Errorf("%s is not a file", path), "open the database")
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		// It has the hashes of the tokens. If it is not ours to change, SQLite
-		// says what is wrong with it.
+		// It contains the hashes of the tokens. If the change is not permitted, SQLite
+		// reports the problem.
 		_ = os.Chmod(path, 0o600)
 	}
 	return nil
 }
 
-// migrate brings the database at o.Path to the newest version known.
+// migrate brings the database at o.Path to the newest version.
 func migrate(ctx context.Context, o Options) error {
 	all, err := readMigrations(o.migrations)
 	if err != nil {
@@ -95,9 +95,9 @@ func migrate(ctx context.Context, o Options) error {
 	}
 	if version > len(all) {
 		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf(
-			"database %s has version %d and this vmand knows only versions up to %d; it is left as it is: "+
+			"database %s has version %d, this vmand supports only versions up to %d; it was not changed: "+
 				"install the newer vmand that wrote it, or restore the backup from before (%s)",
-			o.Path, version, len(all), wayBack(o.Path))}
+			o.Path, version, len(all), recovery(o.Path))}
 	}
 	if version == len(all) {
 		return nil
@@ -110,8 +110,8 @@ func migrate(ctx context.Context, o Options) error {
 		o.Log.Info("database backed up before migrating it", "backup", name, "version", version)
 	}
 	// A migration may rebuild a table that others refer to, so references are
-	// checked at its end and not while it runs. The pragma cannot be changed
-	// inside a transaction.
+	// checked at its end and not while it runs. The pragma has no effect inside a
+	// transaction.
 	db, err := connect(ctx, o.Path, 1, migratorPragmas, "immediate")
 	if err != nil {
 		return openError(ctx, o.Path, err)
@@ -126,14 +126,14 @@ func migrate(ctx context.Context, o Options) error {
 	return nil
 }
 
-// run migrates db in one transaction.
+// run applies the migration to db in one transaction.
 func (m migration) run(ctx context.Context, db *sqlx.DB) error {
 	tx, err := db.BeginTxx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	// A pragma takes no bound values.
+	// A pragma does not take parameters.
 	end := fmt.Sprintf(`PRAGMA user_version = %d; PRAGMA application_id = %d`, m.version, applicationID)
 	for _, text := range []string{m.sql, end} {
 		if _, err := tx.ExecContext(ctx, text); err != nil {
@@ -145,14 +145,14 @@ func (m migration) run(ctx context.Context, db *sqlx.DB) error {
 		return err
 	}
 	if broken > 0 {
-		return fmt.Errorf("%d reference(s) are broken afterwards", broken)
+		return fmt.Errorf("it breaks %d reference(s)", broken)
 	}
 	return tx.Commit()
 }
 
-// inspect returns the version of the database at path, 0 if it is empty. It
-// opens it read-only, so that what it refuses stays as it is, the write-ahead
-// log included.
+// inspect checks the database at path and returns its version, 0 if it is empty. It
+// opens it read-only, so that a database it refuses does not change, including its
+// write-ahead log.
 func inspect(ctx context.Context, path string) (version int, err error) {
 	db, err := sqlx.Open("sqlite", dataSource(path, commonPragmas, "", "ro"))
 	if err != nil {
@@ -180,12 +180,12 @@ func inspect(ctx context.Context, path string) (version int, err error) {
 	}
 	if id != applicationID && (version != 0 || tables != 0) {
 		return 0, &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf(
-			"%s is the database of another program; it is left as it is: give vmand a place of its own", path)}
+			"%s is the database of another program and was not changed: choose another path for vmand", path)}
 	}
 	return version, nil
 }
 
-// openError is classify for an error of the opening.
+// openError is classify for an error while a database is opened.
 func openError(ctx context.Context, path string, err error) error {
 	return fmt.Errorf("open the database: %w", classify(ctx, path, err))
 }

@@ -59,7 +59,7 @@ func TestAnOlderDatabaseIsBackedUpAndMigrated(t *testing.T) {
 	wantFault(t, s.applyErr(t.Context(), vm.Change{DeleteTemplate: "small"}), vm.CodeInUse)
 	v := makeVM(9999)
 	v.Template.Name = "none"
-	wantFault(t, s.applyErr(t.Context(), vm.Change{NewVM: &v}), vm.CodeNotFound) // the reference holds again
+	wantFault(t, s.applyErr(t.Context(), vm.Change{NewVM: &v}), vm.CodeNotFound) // references are enforced again
 
 	if info, err := os.Stat(path + ".before-v4"); err != nil || info.Mode() != 0o600 {
 		t.Fatalf("the backup: %v, %v; want it there for its owner alone", info, err)
@@ -70,11 +70,11 @@ func TestAnOlderDatabaseIsBackedUpAndMigrated(t *testing.T) {
 	}
 	must(t, reopen(t.Context(), path, versions(t, 4))) // nothing to do: no second backup
 	if found, _ := filepath.Glob(path + ".before*"); len(found) > 3 {
-		t.Errorf("there are %q; want one backup, with the two files of the store that has it open", found)
+		t.Errorf("there are %q; want one backup and the -wal and -shm files of its open store", found)
 	}
 	err = reopen(t.Context(), path, versions(t, 3))
 	if f := wantFault(t, err, vm.CodeUnavailable); !strings.Contains(f.Detail, "version 4") || !strings.Contains(f.Detail, ".before-v4") {
-		t.Errorf("the older vmand says %q; want the version and the backup", f)
+		t.Errorf("the error of the older vmand is %q; want the version and the backup", f)
 	}
 }
 
@@ -110,13 +110,13 @@ func TestMigrationsAreNumberedWithoutAGap(t *testing.T) {
 		m := versions(t, 1)
 		m[name] = &fstest.MapFile{}
 		if err := reopen(t.Context(), filepath.Join(t.TempDir(), "vman.db"), m); err == nil || !strings.Contains(err.Error(), "want number 2") {
-			t.Errorf("with %s: %v; want a complaint", name, err)
+			t.Errorf("with %s: %v; want an error that names number 2", name, err)
 		}
 	}
 }
 
-func TestEveryNullIsValidToOlderToolsToo(t *testing.T) {
-	// To them json_valid(NULL) is 0, and their integrity_check finds fault with it.
+func TestNullsAreValidForOlderSQLite(t *testing.T) {
+	// Before SQLite 3.41 json_valid(NULL) is 0 and fails an integrity_check.
 	all, err := readMigrations(embedded)
 	must(t, err)
 	for _, m := range all {

@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -45,7 +43,7 @@ func (s *Store) Networks(ctx context.Context, p vm.Page) ([]vm.Network, error) {
 	return list(ctx, s, query, args, p.Limit, networkTable.scanner())
 }
 
-func insertNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time) (vm.Network, error) {
+func insertNetwork(ctx context.Context, tx *transaction, n vm.Network, now time.Time) (vm.Network, error) {
 	if n.CreatedAt.IsZero() {
 		n.CreatedAt = now
 	}
@@ -57,7 +55,7 @@ func insertNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time
 	return row, err
 }
 
-func updateNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time) (vm.Network, error) {
+func updateNetwork(ctx context.Context, tx *transaction, n vm.Network, now time.Time) (vm.Network, error) {
 	n.UpdatedAt = now
 	row, err := networkTable.updateRow(ctx, tx, n, "name = ?", n.Name)
 	if errors.Is(err, errNoRow) {
@@ -66,7 +64,7 @@ func updateNetwork(ctx context.Context, tx *sqlx.Tx, n vm.Network, now time.Time
 	return row, err
 }
 
-func deleteNetwork(ctx context.Context, tx *sqlx.Tx, name string) error {
+func deleteNetwork(ctx context.Context, tx *transaction, name string) error {
 	var users int
 	if err := tx.GetContext(ctx, &users, `SELECT count(DISTINCT vm_id) FROM vm_addresses WHERE network = ?`, name); err != nil {
 		return err

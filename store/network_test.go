@@ -64,7 +64,7 @@ func TestANetworkIsReplacedUnderItsName(t *testing.T) {
 	n.DNS, n.NTP, n.Routes, n.IPv6, n.Domain = []netip.Addr{}, nil, nil, netip.Prefix{}, ""
 	apply(t, s, vm.Change{Network: &n})
 	if got, err := s.Network(t.Context(), "full"); err != nil || got.DNS != nil || got.Routes != nil || got.IPv6.IsValid() || got.Revision != 3 {
-		t.Errorf("read %+v, %v; want it without what was taken away", got, err)
+		t.Errorf("read %+v, %v; want it without the removed values", got, err)
 	}
 }
 
@@ -88,7 +88,7 @@ func TestNetworksAreUniqueAndKeptWhileInUse(t *testing.T) {
 	apply(t, s, vm.Change{NewVM: &v})
 	apply(t, s, vm.Change{NewVM: &w})
 	if f := wantFault(t, s.applyErr(t.Context(), vm.Change{DeleteNetwork: "lan"}), vm.CodeInUse); f.Detail != `network lan is in use by 2 VM(s)` {
-		t.Errorf("the detail is %q; want it to say how many VMs there are", f.Detail)
+		t.Errorf("the detail is %q; want the number of VMs in it", f.Detail)
 	}
 	apply(t, s, vm.Change{DeleteVM: v.ID})
 	apply(t, s, vm.Change{DeleteVM: w.ID, DeleteNetwork: "lan"})
@@ -97,7 +97,7 @@ func TestNetworksAreUniqueAndKeptWhileInUse(t *testing.T) {
 
 	n.Name = "new"
 	u := withNICs(2, makeNIC(0, "new", "10.0.0.7"))
-	apply(t, s, vm.Change{NewNetwork: &n, NewVM: &u}) // at once
+	apply(t, s, vm.Change{NewNetwork: &n, NewVM: &u}) // in one change
 }
 
 func TestACopyHasTheNetworksAndTheirLeases(t *testing.T) {
@@ -161,6 +161,6 @@ func TestVMsAreSelectedByNetwork(t *testing.T) {
 	q := selectVMs(vm.VMFilter{Network: "lan"})
 	query, _ := q.sql(vmTable.list, vm.Page{Limit: 10})
 	if plan := strings.Join(planOf(t, s, query), "; "); !strings.Contains(plan, "USING PRIMARY KEY (vm_id=?)") || strings.Contains(plan, "TEMP") {
-		t.Errorf("the plan is %s; want it to look each VM up, in their order", plan)
+		t.Errorf("the plan is %s; want a lookup of each VM in order", plan)
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// Note returns what was written last under a name, "" for nothing.
+// Note returns the value of a name, "" if it was never written.
 func (s *Store) Note(ctx context.Context, name string) (string, error) {
 	var value string
 	err := s.row(ctx, `SELECT value FROM notes WHERE name = ?`, func(row *sqlx.Row) error { return row.Scan(&value) }, name)
@@ -17,9 +17,9 @@ func (s *Store) Note(ctx context.Context, name string) (string, error) {
 	return value, err
 }
 
-// SetNote writes a value under a name, in place of any value before.
+// SetNote sets the value of a name.
 func (s *Store) SetNote(ctx context.Context, name, value string) error {
-	return s.write(ctx, func(tx *sqlx.Tx) error {
+	return s.write(ctx, func(tx *transaction) error {
 		_, err := tx.ExecContext(ctx, `
 			INSERT INTO notes (name, value) VALUES (?, ?)
 			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)

@@ -29,7 +29,7 @@ func TestEveryConnectionHasEveryPragma(t *testing.T) {
 			t.Errorf("the %s has up to %d connections; want %d", name, got, tt.n)
 		}
 		for i := range tt.n {
-			c, err := tt.pool.Connx(t.Context()) // kept, so that the next is another
+			c, err := tt.pool.Connx(t.Context()) // held, so that the next one is another
 			must(t, err)
 			defer c.Close()
 			ask := func(pragma, want string) {
@@ -47,12 +47,12 @@ func TestEveryConnectionHasEveryPragma(t *testing.T) {
 	}
 }
 
-func TestATransactionTakesTheWriteLockAtItsBeginning(t *testing.T) {
+func TestATransactionTakesTheWriteLockAtItsStart(t *testing.T) {
 	s := open(t)
 	other, err := sqlx.Open("sqlite", dataSource(s.path, []string{"busy_timeout(0)"}, "immediate", "rw"))
 	must(t, err)
 	defer other.Close()
-	must(t, s.write(t.Context(), func(*sqlx.Tx) error {
+	must(t, s.write(t.Context(), func(*transaction) error {
 		if tx, err := other.Beginx(); err == nil {
 			return fmt.Errorf("another transaction began: %w", tx.Rollback())
 		}
@@ -61,9 +61,9 @@ func TestATransactionTakesTheWriteLockAtItsBeginning(t *testing.T) {
 }
 
 func TestOnlyTheOwnerMayReadTheDatabase(t *testing.T) {
-	defer syscall.Umask(syscall.Umask(0)) // nothing may depend on it
+	defer syscall.Umask(syscall.Umask(0)) // the umask must not matter
 	path := filepath.Join(t.TempDir(), "vman.db")
-	for range 2 { // a new one, and one whose permissions somebody widened
+	for range 2 { // a new file, and one with wider permissions
 		s, err := Open(t.Context(), Options{Path: path})
 		must(t, err)
 		makeTemplate(t, s, fmt.Sprint(os.Getpid(), &s))
@@ -79,14 +79,14 @@ func TestOnlyTheOwnerMayReadTheDatabase(t *testing.T) {
 	}
 }
 
-func TestAnyPathWillDo(t *testing.T) {
+func TestAnyPathWorks(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a b.db", "a?b=c&d#e.db", "100%41.db", "it's \"it\".db", "ü/日本.db", "_txlock=deferred"} {
 		path := filepath.Join(dir, name)
 		must(t, os.MkdirAll(filepath.Dir(path), 0o700))
 		openAt(t, path)
 		if info, err := os.Stat(path); err != nil || info.Size() == 0 {
-			t.Errorf("%s: %v; want the database there", name, err)
+			t.Errorf("%s: %v; want the database to exist", name, err)
 		}
 		must(t, backup(t.Context(), path, path+".copy"))
 	}
@@ -94,7 +94,7 @@ func TestAnyPathWillDo(t *testing.T) {
 	for _, name := range []string{"plain", "with:colon", "./dot"} {
 		openAt(t, name)
 		if info, err := os.Stat(name); err != nil || info.Size() == 0 {
-			t.Errorf("%s: %v; want the database there", name, err)
+			t.Errorf("%s: %v; want the database to exist", name, err)
 		}
 	}
 }
@@ -104,11 +104,11 @@ func TestAnEmptyFileIsANewDatabase(t *testing.T) {
 	must(t, os.WriteFile(path, nil, 0o600))
 	makeTemplate(t, openAt(t, path), "small")
 	if left, _ := filepath.Glob(path + ".before*"); left != nil {
-		t.Errorf("there are backups of nothing: %q", left)
+		t.Errorf("an empty file was backed up: %q", left)
 	}
 }
 
-func TestWhatWasWrittenIsThereAfterReopening(t *testing.T) {
+func TestRowsPersistAfterReopening(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vman.db")
 	s, err := Open(t.Context(), Options{Path: path})
 	must(t, err)
@@ -122,7 +122,7 @@ func TestWhatWasWrittenIsThereAfterReopening(t *testing.T) {
 	}
 }
 
-// filledBytes is a closed database of many rows, made once.
+// filledBytes is the content of a closed database of many rows, created once.
 var filledBytes []byte
 
 // filled returns the path of a closed database of 2000 VMs.
@@ -136,7 +136,7 @@ func filled(t *testing.T) string {
 	s, err := Open(t.Context(), Options{Path: path})
 	must(t, err)
 	makeTemplate(t, s, "small")
-	must(t, s.write(t.Context(), func(tx *sqlx.Tx) error {
+	must(t, s.write(t.Context(), func(tx *transaction) error {
 		for i := range 2000 {
 			_, err := insertVM(t.Context(), tx, makeVM(i), at)
 			must(t, err)
@@ -149,7 +149,7 @@ func filled(t *testing.T) string {
 	return path
 }
 
-// noise returns n bytes that are nothing.
+// noise returns n random bytes.
 func noise(n int) []byte {
 	r := rand.NewChaCha8([32]byte{1})
 	b := make([]byte, n)
@@ -166,7 +166,7 @@ func run(t *testing.T, path, sql string) {
 	must(t, db.Close())
 }
 
-func TestADatabaseThatCannotBeUsedIsLeftAlone(t *testing.T) {
+func TestARefusedDatabaseIsNotChanged(t *testing.T) {
 	for name, tt := range map[string]struct {
 		spoil func(t *testing.T, path string)
 		want  []string
@@ -175,7 +175,7 @@ func TestADatabaseThatCannotBeUsedIsLeftAlone(t *testing.T) {
 			info, err := os.Stat(path)
 			must(t, err)
 			must(t, os.Truncate(path, info.Size()/2))
-		}, []string{"is damaged", "put a backup in its place"}},
+		}, []string{"is damaged", "replace it by a backup"}},
 		"cut off within a page": {func(t *testing.T, path string) { must(t, os.Truncate(path, 5000)) }, []string{"is damaged"}},
 		"noise in the middle": {func(t *testing.T, path string) {
 			f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -183,7 +183,7 @@ func TestADatabaseThatCannotBeUsedIsLeftAlone(t *testing.T) {
 			_, err = f.WriteAt(noise(20_000), 100_000)
 			must(t, err)
 			must(t, f.Close())
-		}, []string{"is damaged", "there is none beside it"}},
+		}, []string{"is damaged", "none found beside it"}},
 		"noise, with a backup": {func(t *testing.T, path string) {
 			must(t, os.WriteFile(path, noise(50_000), 0o600))
 			must(t, os.WriteFile(path+".before-v7", nil, 0o600))
@@ -207,7 +207,7 @@ func TestADatabaseThatCannotBeUsedIsLeftAlone(t *testing.T) {
 			must(t, err)
 			_, err = Open(t.Context(), Options{Path: path})
 			f := wantFault(t, err, vm.CodeUnavailable)
-			for _, want := range append(tt.want, path, "left as it is") {
+			for _, want := range append(tt.want, path, "not changed") {
 				if !strings.Contains(f.Error(), want) {
 					t.Errorf("the error is %q; want %q in it", f, want)
 				}
@@ -219,10 +219,10 @@ func TestADatabaseThatCannotBeUsedIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestTheLogOfARefusedDatabaseIsLeftAlone(t *testing.T) {
+func TestTheLogOfARefusedDatabaseIsNotChanged(t *testing.T) {
 	path := filled(t)
 	run(t, path, "PRAGMA user_version = 99")
-	// What a killed vmand leaves: rows that are only in the write-ahead log.
+	// As after a kill, the last change is only in the write-ahead log.
 	s, err := sqlx.Open("sqlite", dataSource(path, writerPragmas, "", "rw"))
 	must(t, err)
 	_, err = s.Exec(`UPDATE vms SET revision = revision + 1`)
@@ -244,7 +244,7 @@ func TestTheLogOfARefusedDatabaseIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestDamageThatShowsLaterNamesTheWayOut(t *testing.T) {
+func TestDamageFoundByAReadIsReported(t *testing.T) {
 	path := filled(t)
 	s := openAt(t, path)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -258,7 +258,7 @@ func TestDamageThatShowsLaterNamesTheWayOut(t *testing.T) {
 	}
 }
 
-func TestAPlaceThatIsNotFitIsNamed(t *testing.T) {
+func TestAnUnsuitablePathIsReported(t *testing.T) {
 	dir := t.TempDir()
 	for _, path := range []string{dir, filepath.Join(dir, "none", "vman.db"), "/dev/null"} {
 		_, err := Open(t.Context(), Options{Path: path})
@@ -268,11 +268,11 @@ func TestAPlaceThatIsNotFitIsNamed(t *testing.T) {
 	}
 }
 
-// asOrdinaryUser runs f without root's right to write everywhere.
+// asOrdinaryUser runs f without the permission of root to write everywhere.
 func asOrdinaryUser(t *testing.T, f func()) {
 	t.Helper()
 	if os.Geteuid() == 0 {
-		runtime.LockOSThread() // the right is a thread's
+		runtime.LockOSThread() // the user id for file access is per thread
 		defer runtime.UnlockOSThread()
 		must(t, syscall.Setfsuid(65534))
 		defer func() { must(t, syscall.Setfsuid(0)) }()
@@ -280,8 +280,8 @@ func asOrdinaryUser(t *testing.T, f func()) {
 	f()
 }
 
-// ownedByOrdinaryUser gives a directory and what is in it to the user of
-// asOrdinaryUser, and lets that one reach it.
+// ownedByOrdinaryUser makes the user of asOrdinaryUser the owner of a directory and its
+// files, and its parent accessible.
 func ownedByOrdinaryUser(t *testing.T, dir string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -294,13 +294,13 @@ func ownedByOrdinaryUser(t *testing.T, dir string) {
 	}))
 }
 
-func TestWhatMayNotBeWrittenIsRefusedAtOnce(t *testing.T) {
+func TestAReadOnlyDatabaseIsRefusedAtOpen(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fileMode, dirMode fs.FileMode
 		fresh             bool
 		want              string
 	}{
-		"a new file in a directory":    {0, 0o500, true, "vmand has to be allowed to write to it"},
+		"a new file in a directory":    {0, 0o500, true, "vmand must be allowed to write to it"},
 		"a file in a directory":        {0o600, 0o500, false, "cannot be written"},
 		"a file":                       {0o400, 0o700, false, "cannot be written"},
 		"a file that is also unread":   {0, 0o700, false, "cannot be opened"},

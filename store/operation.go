@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -63,7 +61,7 @@ func (l operationLog) Value() (driver.Value, error) {
 
 // Scan implements [sql.Scanner].
 func (l *operationLog) Scan(src any) error {
-	*l = nil // a list must not write into the array of the row before
+	*l = nil // the row before has the array
 	return decode(src, (*[]vm.LogLine)(l))
 }
 
@@ -86,18 +84,18 @@ func (s *Store) Operations(ctx context.Context, f vm.OperationFilter, p vm.Page)
 	return list(ctx, s, query, args, p.Limit, operationTable.scanner())
 }
 
-// pruneBatch is how many operations or events one transaction forgets: the writers that
-// wait behind it wait for milliseconds.
+// pruneBatch is how many operations or events one transaction deletes. Other writers
+// wait for it for milliseconds.
 const pruneBatch = 1000
 
-// PruneOperations forgets the operations that were over before a time, and the
-// replies that were kept of them, in several transactions when there are many, and returns how many it has
-// forgotten, also when it fails.
+// PruneOperations deletes the operations that ended before a time, with their
+// replies, in several transactions if there are many. It returns how many it deleted,
+// also when it fails.
 func (s *Store) PruneOperations(ctx context.Context, before time.Time) (int, error) {
 	total := 0
 	for {
 		var n int64
-		err := s.write(ctx, func(tx *sqlx.Tx) error {
+		err := s.write(ctx, func(tx *transaction) error {
 			res, err := tx.ExecContext(ctx, `
 				DELETE FROM operations WHERE seq IN (
 					SELECT seq FROM operations
@@ -119,7 +117,7 @@ func (s *Store) PruneOperations(ctx context.Context, before time.Time) (int, err
 }
 
 // putOperation inserts o, or replaces the operation with its id.
-func putOperation(ctx context.Context, tx *sqlx.Tx, o vm.Operation, now time.Time) error {
+func putOperation(ctx context.Context, tx *transaction, o vm.Operation, now time.Time) error {
 	if o.CreatedAt.IsZero() {
 		o.CreatedAt = now
 	}

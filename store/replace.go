@@ -11,11 +11,10 @@ import (
 	"vmand/vm"
 )
 
-// Replace puts the database at with, a file that is whole and that nobody has
-// open, in the place of the one at path, if there is one, which becomes the new
-// file keep. Whenever it is interrupted, there is a database at path that is
-// either the old one (without its log, if it is too damaged to take that in) or
-// the new one. Nobody may have the old one open either.
+// Replace moves the database at with to path. A database at path is kept as the new
+// file keep. Both databases must be closed and the one at with whole. Whenever
+// Replace is interrupted, there is a database at path: the old one (without its log,
+// if it is too damaged to merge the log) or the new one.
 func Replace(ctx context.Context, path, with, keep string) error {
 	what := "replace the database " + path
 	_, err := os.Lstat(path)
@@ -27,8 +26,7 @@ func Replace(ctx context.Context, path, with, keep string) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return fileFault(err, what)
 	}
-	// What is left of an old write-ahead log would be taken for the new
-	// database's.
+	// SQLite would apply a left-over write-ahead log to the new database.
 	for _, suffix := range []string{"-wal", "-shm"} {
 		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fileFault(err, what)
@@ -50,19 +48,19 @@ func Replace(ctx context.Context, path, with, keep string) error {
 	return nil
 }
 
-// setAside gives the database at path the second name keep, with all that is in
-// its write-ahead log.
+// setAside gives the database at path the second name keep, after its write-ahead
+// log was merged into it.
 func setAside(ctx context.Context, path, keep string) error {
 	_, err := inspect(ctx, path)
 	if err == nil {
-		err = foldLog(ctx, path)
+		err = mergeLog(ctx, path)
 	}
 	if ctx.Err() != nil || errors.Is(err, errInUse) {
 		return err
 	}
 	if err != nil {
-		// It is damaged, or there is no room. It is kept as it is, and SQLite
-		// finds the log of a database by its name.
+		// It is damaged, or there is no space. Its log is kept beside it under the name
+		// by which SQLite finds it.
 		if err := os.Rename(path+"-wal", keep+"-wal"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -75,8 +73,8 @@ func setAside(ctx context.Context, path, keep string) error {
 
 var errInUse = errors.New("another program has the database open")
 
-// foldLog writes the write-ahead log into the database and removes it.
-func foldLog(ctx context.Context, path string) error {
+// mergeLog writes the write-ahead log into the database and removes it.
+func mergeLog(ctx context.Context, path string) error {
 	db, err := connect(ctx, path, 1, commonPragmas, "")
 	if err != nil {
 		return err
@@ -86,17 +84,22 @@ func foldLog(ctx context.Context, path string) error {
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
 	}
-	// Who closes a database last removes the log.
+	// The last connection to close a database removes the log.
 	if _, err := os.Lstat(path + "-wal"); busy != 0 || err == nil {
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf("%v: %s", errInUse, path), Hint: "end it", Err: errInUse}
+		return &vm.Fault{
+			Code:   vm.CodeUnavailable,
+			Detail: fmt.Sprintf("%v: %s", errInUse, path),
+			Hint:   "end it",
+			Err:    errInUse,
+		}
 	}
 	return nil
 }
 
-// RaiseNumbers makes the database at path go on counting where the one at older
-// is, if that has come further. A number that a client knows an event or a
-// version of something by is then never given to another one, nor is that of a
-// table that the database gets only when it is migrated.
+// RaiseNumbers raises the sequence numbers of the database at path to those of the
+// one at older where these are higher. The number of an event or a row that a client
+// has seen is then never used for another one, also in tables that a later migration
+// adds.
 func RaiseNumbers(ctx context.Context, path, older string) error {
 	db, err := connect(ctx, path, 1, commonPragmas, "")
 	if err != nil {
@@ -108,7 +111,8 @@ func RaiseNumbers(ctx context.Context, path, older string) error {
 	}
 	_, err = db.ExecContext(ctx, `
 		BEGIN IMMEDIATE;
-		UPDATE main.sqlite_sequence AS s SET seq = o.seq FROM older.sqlite_sequence AS o WHERE o.name = s.name AND o.seq > s.seq;
+		UPDATE main.sqlite_sequence AS s SET seq = o.seq
+			FROM older.sqlite_sequence AS o WHERE o.name = s.name AND o.seq > s.seq;
 		INSERT INTO main.sqlite_sequence (name, seq)
 			SELECT o.name, o.seq FROM older.sqlite_sequence AS o
 			WHERE o.name NOT IN (SELECT name FROM main.sqlite_sequence);

@@ -9,8 +9,8 @@ import (
 	"vmand/vm"
 )
 
-// OperationByKey returns the operation that requestedBy began under a key, and
-// the reply that is kept of it, nil for none.
+// OperationByKey returns the operation that requestedBy began under a key, and its
+// reply, nil if none was kept.
 func (s *Store) OperationByKey(ctx context.Context, requestedBy, key string) (vm.Operation, *vm.Reply, error) {
 	const joined = " LEFT JOIN replies ON operation = seq WHERE requested_by = ? AND key = ?"
 	query := "SELECT " + operationTable.list + ", status, location, etag, body FROM operations" + joined
@@ -29,9 +29,10 @@ func (s *Store) OperationByKey(ctx context.Context, requestedBy, key string) (vm
 	return o, &r, nil
 }
 
-// KeepReply keeps r with an operation, in place of any reply kept before.
+// KeepReply stores the reply to the request that began an operation, in place of any
+// reply stored before.
 func (s *Store) KeepReply(ctx context.Context, operationID string, r vm.Reply) error {
-	return s.write(ctx, func(tx *sqlx.Tx) error {
+	return s.write(ctx, func(tx *transaction) error {
 		err := change(ctx, tx, `
 			INSERT INTO replies (operation, status, location, etag, body)
 			SELECT seq, ?, ?, ?, ? FROM operations WHERE id = ?

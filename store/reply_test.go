@@ -16,12 +16,12 @@ func keyed(id, by, key string) *vm.Operation {
 	return &vm.Operation{ID: id, Kind: vm.VMStart, Resource: vm.VMResource("a"), State: vm.OpRunning, RequestedBy: by, Key: key, Fingerprint: "f-" + id, CreatedAt: at, Log: []vm.LogLine{}}
 }
 
-func TestAKeyNamesOneOperationOfItsRequester(t *testing.T) {
+func TestAKeyIdentifiesOneOperationOfItsRequester(t *testing.T) {
 	s := open(t)
 	apply(t, s, vm.Change{Operation: keyed("a", "token:x", "k")})
 	apply(t, s, vm.Change{Operation: keyed("b", "token:y", "k")})
 	apply(t, s, vm.Change{Operation: keyed("c", "token:x", "K")})
-	for _, id := range []string{"d", "e"} { // without a key there is nothing to repeat
+	for _, id := range []string{"d", "e"} { // operations without a key are never repetitions
 		apply(t, s, vm.Change{Operation: keyed(id, "token:x", "")})
 	}
 	err := s.applyErr(t.Context(), vm.Change{Operation: keyed("f", "token:x", "k"), Events: []vm.Event{{Type: "a.b"}}})
@@ -29,19 +29,19 @@ func TestAKeyNamesOneOperationOfItsRequester(t *testing.T) {
 		t.Errorf("the detail is %q; want the requester and the key", f.Detail)
 	}
 	if _, err := s.Operation(t.Context(), "f"); !errors.Is(err, vm.ErrNotFound) {
-		t.Errorf("the repeated operation: %v; want it not to be recorded", err)
+		t.Errorf("the repeated operation: %v; want it not recorded", err)
 	}
 	if last, err := s.LastEvent(t.Context()); last != 0 || err != nil {
-		t.Errorf("the repeated operation told of event %d, %v; want none", last, err)
+		t.Errorf("the last event of the repeated operation is %d, %v; want none", last, err)
 	}
 	ended := keyed("a", "token:x", "k")
 	ended.State, ended.FinishedAt = vm.OpSucceeded, at
-	apply(t, s, vm.Change{Operation: ended}) // its own key is in nobody's way
+	apply(t, s, vm.Change{Operation: ended}) // its own key is no conflict
 	for _, want := range []*vm.Operation{ended, keyed("b", "token:y", "k"), keyed("c", "token:x", "K")} {
 		got, reply, err := s.OperationByKey(t.Context(), want.RequestedBy, want.Key)
 		want.Seq = got.Seq
 		if err != nil || reply != nil || !reflect.DeepEqual(got, *want) {
-			t.Errorf("under %s, %s there are %+v, %+v, %v; want %+v", want.RequestedBy, want.Key, got, reply, err, *want)
+			t.Errorf("requester %s, key %s: %+v, %+v, %v; want %+v", want.RequestedBy, want.Key, got, reply, err, *want)
 		}
 	}
 	for _, none := range [][2]string{{"token:x", ""}, {"token:z", "k"}, {"", "k"}} {
@@ -54,7 +54,7 @@ func TestAKeyNamesOneOperationOfItsRequester(t *testing.T) {
 	}
 }
 
-func TestOneOfManyWithTheSameKeyWins(t *testing.T) {
+func TestOneOfManyConcurrentOperationsGetsAKey(t *testing.T) {
 	s := open(t)
 	for round := range 10 {
 		var won atomic.Int32
@@ -70,18 +70,18 @@ func TestOneOfManyWithTheSameKeyWins(t *testing.T) {
 					won.Add(1)
 					winner.Store(o.ID)
 				case !errors.As(err, &f) || f.Code != vm.CodeRepeated:
-					t.Errorf("a loser got %v; want a fault of code %s", err, vm.CodeRepeated)
+					t.Errorf("a refused caller got %v; want a fault of code %s", err, vm.CodeRepeated)
 				}
 			})
 		}
 		all.Wait()
 		o, _, err := s.OperationByKey(t.Context(), "token:x", fmt.Sprint(round))
 		if err != nil || won.Load() != 1 || o.ID != winner.Load() {
-			t.Fatalf("%d have won, %v, and under the key is %q, %v; want one and the same", won.Load(), winner.Load(), o.ID, err)
+			t.Fatalf("%d succeeded, %v, and the key has %q, %v; want the same one", won.Load(), winner.Load(), o.ID, err)
 		}
 	}
 	if last, err := s.LastEvent(t.Context()); last != 10 || err != nil {
-		t.Errorf("there are %d events, %v; want one for each winner", last, err)
+		t.Errorf("there are %d events, %v; want one for each success", last, err)
 	}
 }
 
@@ -103,7 +103,7 @@ func TestAReplyIsKeptWithItsOperation(t *testing.T) {
 	o.State, o.FinishedAt = vm.OpSucceeded, at
 	apply(t, s, vm.Change{Operation: o})
 	if _, got, err := s.OperationByKey(t.Context(), "token:x", "k"); err != nil || got == nil {
-		t.Errorf("once the operation is over the reply is %+v, %v; want it kept", got, err)
+		t.Errorf("after the end of the operation the reply is %+v, %v; want it kept", got, err)
 	}
 	if n, err := s.PruneOperations(t.Context(), at.Add(1e9)); n != 1 || err != nil {
 		t.Errorf("pruned %d, %v; want the operation", n, err)
@@ -111,7 +111,7 @@ func TestAReplyIsKeptWithItsOperation(t *testing.T) {
 	var left int
 	must(t, s.reader.Get(&left, `SELECT count(*) FROM replies`))
 	if left != 0 {
-		t.Error("the reply of a forgotten operation is left")
+		t.Error("the reply of a deleted operation is left")
 	}
 	apply(t, s, vm.Change{Operation: keyed("b", "token:x", "k")}) // the key is free again
 	if _, got, err := s.OperationByKey(t.Context(), "token:x", "k"); err != nil || got != nil {
@@ -119,7 +119,7 @@ func TestAReplyIsKeptWithItsOperation(t *testing.T) {
 	}
 }
 
-func TestANoteIsWhatWasWrittenLast(t *testing.T) {
+func TestANoteHasTheValueWrittenLast(t *testing.T) {
 	s := open(t)
 	for _, want := range []string{"", "one", "", "two'\x00"} {
 		if want != "" {
@@ -130,6 +130,6 @@ func TestANoteIsWhatWasWrittenLast(t *testing.T) {
 		}
 	}
 	if got, err := s.Note(t.Context(), "Boot"); got != "" || err != nil {
-		t.Errorf("a note never written is %q, %v; want nothing", got, err)
+		t.Errorf("a note that was never written is %q, %v; want none", got, err)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"vmand/vm"
 )
 
-// blocksOf returns how many bytes a file takes up, -1 if there is none.
+// blocksOf returns how many bytes a file occupies, -1 if it does not exist.
 func blocksOf(t *testing.T, path string) int64 {
 	t.Helper()
 	var st unix.Stat_t
@@ -28,10 +28,10 @@ func blocksOf(t *testing.T, path string) int64 {
 	return st.Blocks * 512
 }
 
-// lookAgain makes the reserve forget when it looked for room.
+// lookAgain makes the next change check the space for the reserve.
 func lookAgain(s *Store) { s.reserve.next = time.Time{} }
 
-func TestTheReserveTakesUpItsRoomAndComesBack(t *testing.T) {
+func TestTheReserveIsFreedAndAllocatedAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vman.db")
 	file := path + reserveSuffix
 	o := Options{Path: path, Reserve: 4 << 20}
@@ -41,19 +41,19 @@ func TestTheReserveTakesUpItsRoomAndComesBack(t *testing.T) {
 		t.Fatalf("the reserve has %d bytes; want %d", got, o.Reserve)
 	}
 	for _, want := range []int64{3 << 20, 2 << 20, 1 << 20, -1} {
-		if !s.reserve.giveBack() {
-			t.Fatal("there is nothing to give back")
+		if !s.reserve.release() {
+			t.Fatal("the reserve has nothing to release")
 		}
 		if got := blocksOf(t, file); got != want {
 			t.Errorf("%d bytes are left; want %d", got, want)
 		}
 	}
-	if s.reserve.giveBack() {
-		t.Error("what is used up is given back once more")
+	if s.reserve.release() {
+		t.Error("an empty reserve is released")
 	}
 	makeTemplate(t, s, "early")
 	if got := blocksOf(t, file); got != -1 {
-		t.Errorf("the reserve is made again at once, with %d bytes", got)
+		t.Errorf("the reserve is allocated again at once, with %d bytes", got)
 	}
 	lookAgain(s)
 	makeTemplate(t, s, "late")
@@ -62,7 +62,7 @@ func TestTheReserveTakesUpItsRoomAndComesBack(t *testing.T) {
 	}
 	must(t, s.Close())
 
-	// A copy that kept the size and not the blocks is no reserve.
+	// A copy may have the size and no blocks.
 	must(t, os.Truncate(file, 0))
 	must(t, os.Truncate(file, o.Reserve))
 	s, err = Open(t.Context(), o)
@@ -73,19 +73,19 @@ func TestTheReserveTakesUpItsRoomAndComesBack(t *testing.T) {
 	}
 }
 
-func TestNoReserveIsMadeOfTheLastRoomOrWhereNoneIsWanted(t *testing.T) {
+func TestNoReserveIsAllocatedWithoutPlentyOfSpace(t *testing.T) {
 	for _, size := range []int64{0, 1 << 60} {
 		path := filepath.Join(t.TempDir(), "vman.db")
 		s, err := Open(t.Context(), Options{Path: path, Reserve: size})
 		must(t, err)
 		if got := blocksOf(t, path+reserveSuffix); got != -1 {
-			t.Errorf("of %d bytes there is a reserve of %d", size, got)
+			t.Errorf("Reserve %d: the file has %d bytes; want none", size, got)
 		}
 		must(t, s.Close())
 	}
 }
 
-func TestAReserveIsNoReasonNotToOpen(t *testing.T) {
+func TestAFailedReserveDoesNotPreventOpening(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vman.db")
 	elsewhere := filepath.Join(t.TempDir(), "precious")
 	must(t, os.Symlink(elsewhere, path+reserveSuffix))
@@ -93,17 +93,16 @@ func TestAReserveIsNoReasonNotToOpen(t *testing.T) {
 	must(t, err)
 	must(t, s.Close())
 	if _, err := os.Lstat(elsewhere); err == nil {
-		t.Error("the reserve is made where a link leads")
+		t.Error("the reserve follows a symbolic link")
 	}
 }
 
-// fullDisk returns the path of a database with a VM and a disk in it and a
-// reserve, on a file system that then is filled to the last block, by a file
-// that is returned. It needs root; without, ok is false.
+// fullDisk returns a database with a VM, a disk and a reserve on a file system that the
+// file ballast fills completely. It needs root; without, ok is false.
 func fullDisk(t *testing.T, size int64) (s *Store, ballast string, ok bool) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
-		t.Logf("a file system of our own: %v", err)
+		t.Logf("skipped: cannot mount a file system: %v", err)
 		return nil, "", false
 	}
 	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
@@ -117,7 +116,7 @@ func fullDisk(t *testing.T, size int64) (s *Store, ballast string, ok bool) {
 	return s, ballast, true
 }
 
-// fill writes to a file until there is no room.
+// fill writes to a file until the file system is full.
 func fill(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -128,7 +127,7 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-func TestAFullFileSystemKeepsNobodyFromStoppingAndDeleting(t *testing.T) {
+func TestStoppingAndDeletingWorkOnAFullFileSystem(t *testing.T) {
 	s, ballast, ok := fullDisk(t, 16<<20)
 	if !ok {
 		return
@@ -136,11 +135,11 @@ func TestAFullFileSystemKeepsNobodyFromStoppingAndDeleting(t *testing.T) {
 	defer func() { must(t, s.Close()) }()
 	file := s.path + reserveSuffix
 	if got := blocksOf(t, file); got != 2<<20 {
-		t.Fatalf("the reserve has %d bytes before anything needs it", got)
+		t.Fatalf("the reserve has %d bytes before it is needed; want 2 MiB", got)
 	}
-	// The write-ahead log has blocks of its own that it uses up first. It takes
-	// as many changes as stopping and deleting a hundred VMs, and others take
-	// what was given back.
+	// The write-ahead log first uses the blocks that it has. There are as many changes
+	// as for stopping and deleting 100 VMs, and another program takes the space that the
+	// reserve frees.
 	for i := range 100 {
 		op := &vm.Operation{ID: fmt.Sprintf("op-%d", i), Kind: vm.VMStop, Resource: vm.VMResource(makeVM(1).ID), State: vm.OpRunning}
 		apply(t, s, vm.Change{Operation: op})
@@ -149,38 +148,38 @@ func TestAFullFileSystemKeepsNobodyFromStoppingAndDeleting(t *testing.T) {
 		}
 	}
 	if got := blocksOf(t, file); got >= 2<<20 {
-		t.Fatalf("the reserve has %d bytes, so nothing needed it", got)
+		t.Fatalf("the reserve has %d bytes; want less, it was needed", got)
 	}
 	apply(t, s, vm.Change{DeleteVM: makeVM(1).ID})
 	apply(t, s, vm.Change{DeleteDisk: "data"})
 	lookAgain(s)
 	makeTemplate(t, s, "in-between")
 	if got := blocksOf(t, file); got >= 2<<20 {
-		t.Errorf("the reserve is made again of the last room")
+		t.Errorf("the reserve is allocated again on a nearly full file system")
 	}
 
 	must(t, os.Remove(ballast))
 	lookAgain(s)
 	makeTemplate(t, s, "after")
 	if got := blocksOf(t, file); got != 2<<20 {
-		t.Errorf("with room again the reserve has %d bytes", got)
+		t.Errorf("with space again the reserve has %d bytes; want 2 MiB", got)
 	}
 	var finding string
 	must(t, s.reader.Get(&finding, "PRAGMA integrity_check"))
 	if finding != "ok" {
-		t.Errorf("the database has %s", finding)
+		t.Errorf("integrity check: %s", finding)
 	}
 }
 
-func TestAFullFileSystemKeepsNobodyFromOpening(t *testing.T) {
+func TestOpeningWorksOnAFullFileSystem(t *testing.T) {
 	s, ballast, ok := fullDisk(t, 16<<20)
 	if !ok {
 		return
 	}
 	must(t, s.Close())
-	fill(t, ballast) // what the logs had
+	fill(t, ballast) // the space of the closed logs
 	if s, err := Open(t.Context(), Options{Path: s.path}); err == nil {
-		t.Errorf("it is opened without room: %v", s.Close())
+		t.Errorf("it is opened on a full file system: %v", s.Close())
 	}
 	s, err := Open(t.Context(), Options{Path: s.path, Reserve: 2 << 20})
 	must(t, err)

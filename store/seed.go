@@ -3,12 +3,10 @@ package store
 import (
 	"context"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
-// Seed returns what is recorded of a VM's cloud-init data.
+// Seed returns the cloud-init data of a VM.
 func (s *Store) Seed(ctx context.Context, vmID string) (vm.Seed, error) {
 	const query = `SELECT spec, instance FROM seeds WHERE vm_id = ?`
 	return one(ctx, s, "cloud-init data of VM", vmID, query, func(row scanner) (vm.Seed, error) {
@@ -21,8 +19,8 @@ func (s *Store) Seed(ctx context.Context, vmID string) (vm.Seed, error) {
 	})
 }
 
-// putSeed records d in place of what is recorded of its VM's seed, if anything.
-func putSeed(ctx context.Context, tx *sqlx.Tx, d vm.Seed) error {
+// putSeed inserts the seed of a VM, or replaces it.
+func putSeed(ctx context.Context, tx *transaction, d vm.Seed) error {
 	spec, err := encode(d.CloudInit)
 	if err != nil {
 		return err

@@ -20,7 +20,7 @@ func TestASeedIsKeptWithItsVM(t *testing.T) {
 			t.Errorf("read %+v, %v; want %+v", got, err, want)
 		}
 	}
-	apply(t, s, vm.Change{NewVM: &v, Seed: &full}) // at once
+	apply(t, s, vm.Change{NewVM: &v, Seed: &full}) // in one change
 	wantSeed(full)
 	_, err := s.Seed(t.Context(), w.ID)
 	if f := wantFault(t, err, vm.CodeNotFound); f.Detail != `cloud-init data of VM vm-000001 not found` {
@@ -42,7 +42,7 @@ func TestASeedIsKeptWithItsVM(t *testing.T) {
 	wantFault(t, s.applyErr(t.Context(), vm.Change{Seed: &full, VM: &vm.VMUpdate{From: vm.Stopping, VM: v}}), vm.CodeBusy)
 	wantSeed(again)
 
-	// It goes with its VM, and a later one of the same id does not get it.
+	// It is deleted with its VM and not inherited by a later VM with the id.
 	apply(t, s, vm.Change{DeleteVM: v.ID})
 	apply(t, s, vm.Change{NewVM: &v})
 	_, err = s.Seed(t.Context(), v.ID)

@@ -1,10 +1,11 @@
 // Package store keeps the recorded state of vmand in one SQLite database. It
-// implements the interfaces [vm.Store] and [vm.TokenStore], and holds no policy:
-// which change is legal is for package vm to say, here only that a row is still
-// in the state it is said to come from.
+// implements the interfaces [vm.Store] and [vm.TokenStore]. It holds no policy: it
+// checks that a row is still in the state that a change expects, not whether the
+// change is legal.
 //
-// Every method that writes is one transaction, on disk when the method returns.
-// Times keep their milliseconds and come back in UTC; the zero time stays zero.
+// Every method that writes is one transaction, which is on disk when the method
+// returns. Times are stored in milliseconds and returned in UTC; the zero time stays
+// zero.
 package store
 
 import (
@@ -30,25 +31,24 @@ var (
 	_ vm.TokenStore = (*Store)(nil)
 )
 
-// Options say where the database is.
+// Options are the settings of a [Store].
 type Options struct {
 	Path string       // of the database file; its directory must exist
-	Log  *slog.Logger // nil for none
+	Log  *slog.Logger // nil: no log
 
-	// Reserve is how many bytes to take up beside the database, in the file
-	// <Path>.reserve, while there is plenty of room. When there is none they are
-	// given back, bit by bit, to the changes that would fail. 0 for no reserve.
+	// Reserve is how many bytes the file <Path>.reserve occupies while there is plenty
+	// of space. When the file system is full they are freed step by step for changes
+	// that would fail. 0 means no reserve.
 	Reserve int64
 
-	migrations fs.FS // nil for those of this package
+	migrations fs.FS // nil: those of this package
 }
 
 // Store is an open database. It is safe for concurrent use.
 type Store struct {
 	path string
-	// SQLite has one writer at a time. With a pool of one connection the
-	// writers wait for each other here, in order and with a context, and never
-	// meet SQLITE_BUSY.
+	// SQLite allows one writer at a time. In a pool of one connection, writers wait
+	// for each other in order and with a context, and never get SQLITE_BUSY.
 	writer *sqlx.DB
 	reader *sqlx.DB
 
@@ -57,22 +57,23 @@ type Store struct {
 	foreign foreignWrites
 	writing atomic.Int32 // transactions that run or wait
 
+	statements statements // of the writer
+
 	reserve *reserve // nil for none
 
-	unwritable atomic.Bool // the last change found the database so
+	unwritable atomic.Bool // the last change could not be written
 
 	mu    sync.Mutex
 	reads map[string]*sqlx.Stmt // prepared on the reader, by their SQL
 }
 
-// readers is how many reads run at once; more of them wait.
+// readers is how many reads run at once; further ones wait.
 const readers = 4
 
-// Open opens the database at o.Path, creates it if there is none, and brings
-// its schema up to date, after a copy of what was there has been put beside it.
-// It refuses, and leaves untouched, a file that is damaged, that is something
-// else, or that a newer vmand wrote. The message of such an error says what to
-// do.
+// Open opens the database at o.Path, or creates it, and brings its schema up to date
+// after it has written a backup beside it. It refuses a file that is damaged, that
+// is not a vmand database, or that a newer vmand wrote, and does not change it. The
+// message of such an error says what to do.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -97,13 +98,14 @@ func openOnce(ctx context.Context, o Options, r *reserve) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{path: o.Path, reserve: r, reads: make(map[string]*sqlx.Stmt), foreign: foreignWrites{born: time.Now()}}
+	s.statements.prepared = make(map[string]*sqlx.Stmt)
 	var err error
 	if s.writer, err = connect(ctx, o.Path, 1, writerPragmas, "immediate"); err != nil {
 		return nil, openError(ctx, o.Path, err)
 	}
-	// What may not be written SQLite opens for reading, without a word. To begin
-	// to write shows it, even if there is nothing to write.
-	if err := s.writeOnce(ctx, func(tx *sqlx.Tx) error {
+	// SQLite silently opens a file for reading if it may not be written. The start of
+	// a write shows that, even if it changes no row.
+	if err := s.writeOnce(ctx, func(tx *transaction) error {
 		_, err := tx.ExecContext(ctx, `DELETE FROM tokens WHERE FALSE`)
 		return err
 	}); err != nil {
@@ -118,7 +120,7 @@ func openOnce(ctx context.Context, o Options, r *reserve) (*Store, error) {
 	return s, nil
 }
 
-// Close closes the database. What runs meanwhile ends first or fails.
+// Close closes the database. Concurrent calls finish first or fail.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,15 +129,16 @@ func (s *Store) Close() error {
 		errs = append(errs, stmt.Close())
 	}
 	clear(s.reads)
-	// The writer is last: it empties the write-ahead log into the database.
+	errs = append(errs, s.statements.close())
+	// The writer is last: it merges the write-ahead log into the database.
 	return errors.Join(append(errs, s.reader.Close(), s.writer.Close())...)
 }
 
-// pingNote is the note that tries whether the database can be written.
+// pingNote is the note that Ping writes to find out whether that works.
 const pingNote = "ping"
 
-// Ping reads a page of the database. If the last change could not be written, it
-// also writes one, and so finds out whether that is still so.
+// Ping reads a page of the database. If the last change could not be written, it also
+// writes one, to find out whether the database is writable again.
 func (s *Store) Ping(ctx context.Context) error {
 	var n int
 	err := s.reader.GetContext(ctx, &n, `SELECT count(*) FROM (SELECT 1 FROM templates LIMIT 1)`)
@@ -145,8 +148,8 @@ func (s *Store) Ping(ctx context.Context) error {
 	return s.fault(ctx, err)
 }
 
-// The driver runs the pragmas of a connection in the order of the alphabet, and
-// of two that contradict each other the last one holds.
+// The driver runs the pragmas of a connection in alphabetical order; of two that
+// contradict each other, the last one holds.
 var (
 	commonPragmas   = []string{"busy_timeout(5000)", "trusted_schema(0)", "temp_store(MEMORY)"}
 	writerPragmas   = append([]string{"foreign_keys(1)", "journal_mode(WAL)", "synchronous(FULL)"}, commonPragmas...)
@@ -154,9 +157,9 @@ var (
 	readerPragmas   = append([]string{"foreign_keys(1)", "query_only(1)"}, commonPragmas...)
 )
 
-// dataSource returns the name of a connection to the database at path. All that
-// a connection has to be is said in it: a pragma holds for one connection, and
-// a pool opens connections when it likes.
+// dataSource returns the name of a connection to the database at path. It contains
+// all settings, because a pragma holds for one connection and a pool opens
+// connections on its own.
 func dataSource(path string, pragmas []string, txlock, mode string) string {
 	q := url.Values{"_pragma": pragmas, "mode": {mode}}
 	if txlock != "" {
@@ -166,9 +169,9 @@ func dataSource(path string, pragmas []string, txlock, mode string) string {
 	return u.String()
 }
 
-// connect opens a pool of at most n connections, which it keeps, and tries one.
+// connect opens a pool that keeps up to n connections, and tests one.
 func connect(ctx context.Context, path string, n int, pragmas []string, txlock string) (*sqlx.DB, error) {
-	// rw and not rwc: a file that vanished is an error and not an empty database.
+	// rw and not rwc: a missing file is an error and not an empty database.
 	db, err := sqlx.Open("sqlite", dataSource(path, pragmas, txlock, "rw"))
 	if err != nil {
 		return nil, err
@@ -181,27 +184,27 @@ func connect(ctx context.Context, path string, n int, pragmas []string, txlock s
 	return db, nil
 }
 
-// write runs f in a transaction and commits it if f succeeds. When there is no
-// room, it makes some and begins again, and so runs f again.
-func (s *Store) write(ctx context.Context, f func(*sqlx.Tx) error) (err error) {
+// write runs f in a transaction and commits it if f succeeds. When there is no space,
+// it frees some and runs f again in a new transaction.
+func (s *Store) write(ctx context.Context, f func(*transaction) error) (err error) {
 	defer func() { s.noteWrite(err) }()
 	full := false
 	return s.reserve.retry(func() error {
 		if !full {
 			err := s.writeOnce(ctx, f)
-			if full = noRoom(err); !full {
+			if full = noSpace(err); !full {
 				return err
 			}
 		}
-		// Once all that is in the log is in the database too, the log begins
-		// anew in the blocks it has. If that fails, so does the change.
+		// After a checkpoint the log restarts at the beginning of its file. If the
+		// checkpoint fails, so does the change.
 		_, _ = s.writer.ExecContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`)
 		return s.writeOnce(ctx, f)
 	})
 }
 
-// noteWrite remembers whether a change that ended with err shows that the
-// database can be written, or that it cannot.
+// noteWrite remembers whether the database is writable, if the result err of a change
+// shows it.
 func (s *Store) noteWrite(err error) {
 	if err == nil {
 		s.unwritable.Store(false)
@@ -210,13 +213,15 @@ func (s *Store) noteWrite(err error) {
 	}
 }
 
-func (s *Store) writeOnce(ctx context.Context, f func(*sqlx.Tx) error) error {
+func (s *Store) writeOnce(ctx context.Context, f func(*transaction) error) error {
 	s.writing.Add(1)
 	defer s.writing.Add(-1)
-	tx, err := s.writer.BeginTxx(ctx, nil)
+	defer s.statements.prepare(ctx, s.writer)
+	begun, err := s.writer.BeginTxx(ctx, nil)
 	if err != nil {
 		return s.fault(ctx, err)
 	}
+	tx := &transaction{begun, &s.statements}
 	if s.foreign.due() {
 		err = s.look(ctx, tx)
 	}
@@ -224,14 +229,14 @@ func (s *Store) writeOnce(ctx context.Context, f func(*sqlx.Tx) error) error {
 		err = f(tx)
 	}
 	if err != nil {
-		// SQLite may have rolled back already, as it does when the disk is full.
+		// SQLite may have rolled back already, as on a full disk.
 		_ = tx.Rollback()
 		return s.fault(ctx, err)
 	}
 	return s.fault(ctx, tx.Commit())
 }
 
-// prepared returns query as a statement of the reader, prepared once.
+// prepared returns the prepared statement of a query on the reader.
 func (s *Store) prepared(ctx context.Context, query string) (*sqlx.Stmt, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -246,8 +251,8 @@ func (s *Store) prepared(ctx context.Context, query string) (*sqlx.Stmt, error) 
 	return stmt, nil
 }
 
-// shortList is how many rows are read, in a few milliseconds, whether their
-// reader still wants them or not.
+// shortList is how many rows are read without watching the context: a few
+// milliseconds.
 const shortList = 1000
 
 // A scanner is one row of a result: [*sqlx.Row] or [*sqlx.Rows].
@@ -270,13 +275,13 @@ func one[T any](ctx context.Context, s *Store, kind, id, query string, scan func
 	return found, err
 }
 
-// row reads the row of a query, or returns errNoRow if there is none.
+// row passes the row of a query to scan, or returns errNoRow if there is none.
 func (s *Store) row(ctx context.Context, query string, scan func(*sqlx.Row) error, args ...any) error {
 	if err := ctx.Err(); err != nil {
 		return s.fault(ctx, err)
 	}
-	// To watch a context costs two goroutines, as much as half the read, which
-	// has nothing in it that could wait.
+	// The driver watches a context with two goroutines, which cost half of the read.
+	// The read itself never waits.
 	ctx = context.WithoutCancel(ctx)
 	stmt, err := s.prepared(ctx, query)
 	if err == nil {
@@ -288,14 +293,16 @@ func (s *Store) row(ctx context.Context, query string, scan func(*sqlx.Row) erro
 	return s.fault(ctx, err)
 }
 
-// list returns what scan makes of each row of a query for at most limit rows,
-// or, if limit is 0, for all.
-func list[T any](ctx context.Context, s *Store, query string, args []any, limit int, scan func(scanner) (T, error)) ([]T, error) {
+// list returns what scan makes of each row of a query. limit is the LIMIT of the
+// query, 0 for none.
+func list[T any](
+	ctx context.Context, s *Store, query string, args []any, limit int, scan func(scanner) (T, error),
+) ([]T, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, s.fault(ctx, err)
 	}
 	if limit > 0 && limit <= shortList {
-		ctx = context.WithoutCancel(ctx) // as in one
+		ctx = context.WithoutCancel(ctx) // as in row
 	}
 	stmt, err := s.prepared(ctx, query)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"vmand/vm"
 )
 
-// at is a time as the store keeps it.
+// at is a time with the precision of the store.
 var at = time.Date(2025, 3, 4, 5, 6, 7, 89_000_000, time.UTC)
 
 // open returns a new store that is closed at the end of the test.
@@ -38,7 +38,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// wantFault fails the test unless err is a fault of a code, and returns it.
+// wantFault fails the test unless err is a fault with a code. It returns the fault.
 func wantFault(t testing.TB, err error, code vm.Code) *vm.Fault {
 	t.Helper()
 	var f *vm.Fault
@@ -77,7 +77,7 @@ func (s *Store) applyErr(ctx context.Context, c vm.Change) error {
 	return err
 }
 
-func TestATemplateComesBackAsItWasRecorded(t *testing.T) {
+func TestEveryFieldOfATemplateComesBack(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	want := vm.Template{Seq: 1, Name: "small", CPUCount: 2, RAMMiB: 2048, CreatedAt: at}
@@ -106,7 +106,7 @@ func TestTemplatesAreUniqueAndKeptWhileInUse(t *testing.T) {
 	apply(t, s, vm.Change{NewVM: &v})
 	apply(t, s, vm.Change{NewVM: &w})
 	if f := wantFault(t, s.applyErr(t.Context(), forget), vm.CodeInUse); !strings.Contains(f.Detail, "in use by 2 VM(s)") {
-		t.Errorf("the detail is %q; want it to say how many VMs there are", f.Detail)
+		t.Errorf("the detail is %q; want the number of VMs in it", f.Detail)
 	}
 	apply(t, s, vm.Change{DeleteVM: v.ID})
 	apply(t, s, vm.Change{DeleteVM: w.ID, DeleteTemplate: "small"})
@@ -215,7 +215,7 @@ func TestAnOperationIsReplacedUnderItsID(t *testing.T) {
 	got, err := s.Operation(t.Context(), "a")
 	must(t, err)
 	if got.State != vm.OpSucceeded || !got.FinishedAt.Equal(at) || got.Seq != first.Seq || !got.CreatedAt.Equal(first.CreatedAt) {
-		t.Errorf("read %+v; want what was recorded last, in the place and of the time of the first, %+v", got, first)
+		t.Errorf("read %+v; want the last state with the number and creation time of the first, %+v", got, first)
 	}
 	next := vm.Operation{ID: "b", Kind: vm.VMStart, Resource: vm.VMResource("a"), State: vm.OpPending}
 	apply(t, s, vm.Change{Operation: &next})
@@ -228,7 +228,7 @@ func TestOldOperationsArePruned(t *testing.T) {
 	t.Parallel()
 	s := open(t)
 	over := []vm.OpState{vm.OpSucceeded, vm.OpFailed, vm.OpCancelled}
-	const old = pruneBatch + 7 // more than one transaction takes
+	const old = pruneBatch + 7 // more than one transaction deletes
 	for i := range old {
 		apply(t, s, vm.Change{Operation: &vm.Operation{ID: fmt.Sprint(i), Kind: vm.VMStart, Resource: vm.VMResource("a"), State: over[i%3], FinishedAt: at}})
 	}
@@ -238,14 +238,14 @@ func TestOldOperationsArePruned(t *testing.T) {
 	apply(t, s, vm.Change{Operation: &recent})
 
 	if n, err := s.PruneOperations(t.Context(), at); n != 0 || err != nil {
-		t.Errorf("pruned %d, %v; want none that is as old as the time itself", n, err)
+		t.Errorf("pruned %d, %v; want none that ended at the given time", n, err)
 	}
 	if n, err := s.PruneOperations(t.Context(), at.Add(time.Second)); n != old || err != nil {
 		t.Errorf("pruned %d, %v; want %d", n, err, old)
 	}
 	left, err := s.Operations(t.Context(), vm.OperationFilter{}, vm.Page{})
 	if err != nil || len(left) != 2 || left[0].ID != "open" || left[1].ID != "recent" {
-		t.Errorf("left are %+v, %v; want the open one and the recent one", left, err)
+		t.Errorf("%+v, %v are left; want the open one and the recent one", left, err)
 	}
 }
 
@@ -266,7 +266,7 @@ func TestListsArePagedInOrderOfCreation(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	for i := range 25 {
-		v := makeVM(100 - i) // so that no other order is the same
+		v := makeVM(100 - i) // so that no other order gives the same result
 		apply(t, s, vm.Change{NewVM: &v})
 	}
 	apply(t, s, vm.Change{DeleteVM: makeVM(90).ID})
@@ -293,7 +293,7 @@ func TestListsArePagedInOrderOfCreation(t *testing.T) {
 		t.Errorf("paged through %q; want %q", got, want)
 	}
 	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{After: math.MaxInt64, Limit: 7}); err != nil || list == nil || len(list) != 0 {
-		t.Errorf("past the end there is %v, %v; want an empty list", list, err)
+		t.Errorf("after the last VM: %v, %v; want an empty list", list, err)
 	}
 	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{Limit: math.MaxInt}); err != nil || len(list) != 24 {
 		t.Errorf("the longest page has %d, %v; want 24", len(list), err)
@@ -349,7 +349,7 @@ func TestActiveAndAutostartVMsAreSelected(t *testing.T) {
 	for i, state := range []vm.State{vm.Stopped, vm.Starting, vm.Running, vm.Paused, vm.Stopping, vm.Errored, vm.Stopped, vm.Stopped} {
 		v := makeVM(i)
 		v.State = state
-		if i >= 6 { // of the two last VMs one has a restart due and one has had some
+		if i >= 6 { // the last but one has a restart due, the last one had some
 			v.Restart, v.Restarts, v.Autostart.Enabled = vm.RestartAlways, 3, true
 		}
 		if i == 6 {
@@ -419,7 +419,7 @@ func TestListsReadNoMoreThanTheyReturn(t *testing.T) {
 	}
 }
 
-// planOf returns the steps SQLite takes to answer a query.
+// planOf returns the steps of the query plan of SQLite.
 func planOf(t *testing.T, s *Store, query string) []string {
 	t.Helper()
 	args := make([]any, strings.Count(query, "?"))
@@ -438,7 +438,7 @@ func planOf(t *testing.T, s *Store, query string) []string {
 	return plan
 }
 
-func TestStringsAreKeptToTheByte(t *testing.T) {
+func TestStringsAreStoredByteForByte(t *testing.T) {
 	s := open(t)
 	for i, text := range []string{
 		`'; DROP TABLE vms; --`, `" OR 1=1`, "?1 :id @x $y", "a\x00b\x1fc", "new\nline", "\xff\xfe not UTF-8", "名前 😀",
@@ -468,7 +468,7 @@ func TestStringsAreKeptToTheByte(t *testing.T) {
 	}
 }
 
-func TestTheEndOfAContextIsNoFaultOfTheDatabase(t *testing.T) {
+func TestACanceledContextIsNotADatabaseFault(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v := makeVM(1)
@@ -488,11 +488,11 @@ func TestTheEndOfAContextIsNoFaultOfTheDatabase(t *testing.T) {
 	} {
 		err := call()
 		if !errors.Is(err, context.Canceled) || errors.Is(err, vm.ErrUnavailable) {
-			t.Errorf("%s: got %v; want it to be context.Canceled and of no class", name, err)
+			t.Errorf("%s: got %v; want context.Canceled without a class", name, err)
 		}
 	}
 	if _, err := s.VM(t.Context(), v.ID); !errors.Is(err, vm.ErrNotFound) {
-		t.Errorf("got %v; want nothing to be written", err)
+		t.Errorf("got %v; want nothing written", err)
 	}
 }
 
@@ -502,9 +502,9 @@ func TestPingFailsOnceTheStoreIsClosed(t *testing.T) {
 	must(t, s.Ping(t.Context()))
 	must(t, s.Close())
 	if err := s.Ping(t.Context()); err == nil {
-		t.Error("a closed store answers")
+		t.Error("Ping of a closed store succeeds")
 	}
 	if _, err := s.VM(t.Context(), "a"); err == nil || errors.Is(err, vm.ErrNotFound) {
-		t.Errorf("a closed store says %v", err)
+		t.Errorf("a read of a closed store: %v; want an error of no class", err)
 	}
 }

@@ -5,8 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"strings"
-
-	"github.com/jmoiron/sqlx"
 )
 
 // An access says which statements write and read a column.
@@ -105,20 +103,20 @@ func (t *table[T]) scanner() func(scanner) (T, error) {
 }
 
 // insertRow inserts v and returns the row as it is recorded.
-func (t *table[T]) insertRow(ctx context.Context, tx *sqlx.Tx, v T) (T, error) {
+func (t *table[T]) insertRow(ctx context.Context, tx *transaction, v T) (T, error) {
 	return t.scan(tx.QueryRowxContext(ctx, t.insert+" RETURNING "+t.list, t.insertArgs(&v)...))
 }
 
 // updateRow replaces the mutable columns of the row that meets a condition with
 // those of v and returns the row as it is recorded, or errNoRow.
-func (t *table[T]) updateRow(ctx context.Context, tx *sqlx.Tx, v T, condition string, args ...any) (T, error) {
+func (t *table[T]) updateRow(ctx context.Context, tx *transaction, v T, condition string, args ...any) (T, error) {
 	query := t.update + " WHERE " + condition + " RETURNING " + t.list
 	row, err := t.scan(tx.QueryRowxContext(ctx, query, append(t.updateArgs(&v), args...)...))
 	return row, noRow(err)
 }
 
 // row returns the row that meets a condition, or errNoRow.
-func (t *table[T]) row(ctx context.Context, tx *sqlx.Tx, condition string, args ...any) (T, error) {
+func (t *table[T]) row(ctx context.Context, tx *transaction, condition string, args ...any) (T, error) {
 	row, err := t.scan(tx.QueryRowxContext(ctx, t.all+" WHERE "+condition, args...))
 	return row, noRow(err)
 }

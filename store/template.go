@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -31,7 +29,7 @@ func (s *Store) Templates(ctx context.Context, p vm.Page) ([]vm.Template, error)
 	return list(ctx, s, query, args, p.Limit, templateTable.scanner())
 }
 
-func insertTemplate(ctx context.Context, tx *sqlx.Tx, t vm.Template, now time.Time) (vm.Template, error) {
+func insertTemplate(ctx context.Context, tx *transaction, t vm.Template, now time.Time) (vm.Template, error) {
 	if t.CreatedAt.IsZero() {
 		t.CreatedAt = now
 	}
@@ -42,7 +40,7 @@ func insertTemplate(ctx context.Context, tx *sqlx.Tx, t vm.Template, now time.Ti
 	return row, err
 }
 
-func deleteTemplate(ctx context.Context, tx *sqlx.Tx, name string) error {
+func deleteTemplate(ctx context.Context, tx *transaction, name string) error {
 	var users int
 	if err := tx.GetContext(ctx, &users, `SELECT count(*) FROM vms WHERE template_name = ?`, name); err != nil {
 		return err

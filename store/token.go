@@ -4,8 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -16,7 +14,7 @@ type tokenRow struct {
 	CreatedAt instant `db:"created_at"`
 }
 
-// Tokens returns every token, in order of their names.
+// Tokens returns all tokens in order of their names.
 func (s *Store) Tokens(ctx context.Context) ([]vm.Token, error) {
 	const query = `SELECT name, role, hash, created_at FROM tokens ORDER BY name`
 	return list(ctx, s, query, nil, 0, func(rows scanner) (vm.Token, error) {
@@ -24,22 +22,27 @@ func (s *Store) Tokens(ctx context.Context) ([]vm.Token, error) {
 		if err := rows.StructScan(&r); err != nil {
 			return vm.Token{}, err
 		}
-		// That a hash has 32 bytes is a constraint of the table.
-		return vm.Token{Name: r.Name, Role: vm.Role(r.Role), Hash: [32]byte(r.Hash), CreatedAt: time.Time(r.CreatedAt)}, nil
+		return vm.Token{
+			Name:      r.Name,
+			Role:      vm.Role(r.Role),
+			Hash:      [32]byte(r.Hash), // a CHECK of the table says that there are 32
+			CreatedAt: time.Time(r.CreatedAt),
+		}, nil
 	})
 }
 
-// PutToken records t, as of now unless it says when, in place of any token of
-// the same name.
+// PutToken inserts t or replaces the token with its name. A zero CreatedAt is set to
+// now.
 func (s *Store) PutToken(ctx context.Context, t vm.Token) error {
 	r := tokenRow{Name: t.Name, Role: string(t.Role), Hash: t.Hash[:], CreatedAt: instant(t.CreatedAt)}
 	if t.CreatedAt.IsZero() {
 		r.CreatedAt = instant(time.Now())
 	}
-	return s.write(ctx, func(tx *sqlx.Tx) error {
+	return s.write(ctx, func(tx *transaction) error {
 		_, err := tx.NamedExecContext(ctx, `
 			INSERT INTO tokens (name, role, hash, created_at) VALUES (:name, :role, :hash, :created_at)
-			ON CONFLICT (name) DO UPDATE SET role = excluded.role, hash = excluded.hash, created_at = excluded.created_at`, r)
+			ON CONFLICT (name) DO UPDATE
+			SET role = excluded.role, hash = excluded.hash, created_at = excluded.created_at`, r)
 		return err
 	})
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
@@ -134,7 +132,7 @@ func selectVMs(f vm.VMFilter) selection {
 	return q
 }
 
-func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) (vm.VM, error) {
+func insertVM(ctx context.Context, tx *transaction, v vm.VM, now time.Time) (vm.VM, error) {
 	if err := checkVM(v); err != nil {
 		return v, err
 	}
@@ -154,7 +152,7 @@ func insertVM(ctx context.Context, tx *sqlx.Tx, v vm.VM, now time.Time) (vm.VM, 
 	return row, replaceIndexes(ctx, tx, vm.VM{}, row)
 }
 
-func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) (vm.VM, error) {
+func updateVM(ctx context.Context, tx *transaction, u vm.VMUpdate, now time.Time) (vm.VM, error) {
 	if err := checkVM(u.VM); err != nil {
 		return u.VM, err
 	}
@@ -175,7 +173,7 @@ func updateVM(ctx context.Context, tx *sqlx.Tx, u vm.VMUpdate, now time.Time) (v
 	return row, replaceIndexes(ctx, tx, before, row)
 }
 
-func deleteVM(ctx context.Context, tx *sqlx.Tx, id string) error {
+func deleteVM(ctx context.Context, tx *transaction, id string) error {
 	err := change(ctx, tx, `DELETE FROM vms WHERE id = ?`, id)
 	switch {
 	case errors.Is(err, errNoRow):

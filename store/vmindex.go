@@ -5,14 +5,12 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/jmoiron/sqlx"
-
 	"vmand/vm"
 )
 
 // replaceIndexes rewrites the index tables of a VM of which the source columns
 // changed: few updates change any.
-func replaceIndexes(ctx context.Context, tx *sqlx.Tx, before, v vm.VM) error {
+func replaceIndexes(ctx context.Context, tx *transaction, before, v vm.VM) error {
 	if !maps.Equal(before.Labels, v.Labels) {
 		if err := replaceLabels(ctx, tx, "vm_labels", v.Seq, v.Labels); err != nil {
 			return err
@@ -50,7 +48,7 @@ func contentsOf(v vm.VM) []string {
 
 // replaceContents records which image content a VM uses in place of what it used
 // before.
-func replaceContents(ctx context.Context, tx *sqlx.Tx, v vm.VM) error {
+func replaceContents(ctx context.Context, tx *transaction, v vm.VM) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM vm_contents WHERE vm_id = ?`, v.ID); err != nil {
 		return err
 	}

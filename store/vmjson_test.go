@@ -12,13 +12,13 @@ import (
 	"vmand/vm"
 )
 
-// makeNIC returns a NIC on a NAT network; it has the MAC of no other IP.
+// makeNIC returns a NIC on a NAT network. Its MAC address depends on ip.
 func makeNIC(slot int, network, ip string) vm.NIC {
 	return vm.NIC{Slot: slot, Network: network, Mode: vm.NetworkNAT, MAC: vm.MACOf(ip, slot), Model: vm.NICVirtio,
 		IP: netip.MustParseAddr(ip), State: vm.NICAttached}
 }
 
-// withNICs returns a VM that has the given NICs.
+// withNICs returns a VM with the given NICs.
 func withNICs(i int, nics ...vm.NIC) vm.VM {
 	v := makeVM(i)
 	v.NICs = nics
@@ -61,11 +61,11 @@ func TestEveryFieldOfANICAndAForwardComesBack(t *testing.T) {
 	var left int
 	must(t, s.reader.Get(&left, `SELECT (SELECT count(*) FROM vm_addresses) + (SELECT count(*) FROM vm_host_ports) + count(nics) + count(forwards) FROM vms`))
 	if left != 0 {
-		t.Errorf("%d things are left of the NICs and the forwards", left)
+		t.Errorf("%d values are left of the NICs and the forwards", left)
 	}
 }
 
-func TestWhatIsReadOfOneVMIsNotAnothers(t *testing.T) {
+func TestReadVMsDoNotShareLists(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	makeNetwork(t, s, "lan")
@@ -89,11 +89,11 @@ func TestWhatIsReadOfOneVMIsNotAnothers(t *testing.T) {
 			}
 		}
 	}
-	for range 2 { // the first reads the row, the second what is kept of it
+	for range 2 { // first from the database, then from the cache
 		v := s.mustVM(t, makeVM(3).ID)
 		v.NICs[0].Network, v.Forwards[0].ID = "changed", "changed"
 		if again := s.mustVM(t, v.ID); again.NICs[0].Network != "lan" || again.Forwards[0].ID != "pf-0" {
-			t.Fatalf("what one reader changed, another reads: %+v, %+v", again.NICs[0], again.Forwards[0])
+			t.Fatalf("a change by one reader is visible to another: %+v, %+v", again.NICs[0], again.Forwards[0])
 		}
 	}
 }
@@ -106,20 +106,20 @@ func TestListsWithInvalidValuesAreNotRecorded(t *testing.T) {
 	good.Forwards = []vm.PortForward{makeForward("pf-a", vm.TCP, "127.0.0.1:80")}
 	apply(t, s, vm.Change{NewVM: &good})
 	for name, spoil := range map[string]func(*vm.NIC, *vm.PortForward){
-		"no network":                       func(n *vm.NIC, _ *vm.PortForward) { n.Network = "" },
-		"no MAC":                           func(n *vm.NIC, _ *vm.PortForward) { n.MAC = "" },
-		"no mode":                          func(n *vm.NIC, _ *vm.PortForward) { n.Mode = "" },
-		"an unknown model":                 func(n *vm.NIC, _ *vm.PortForward) { n.Model = "ne2000" },
-		"an unknown state":                 func(n *vm.NIC, _ *vm.PortForward) { n.State = "lost" },
-		"a slot too high":                  func(n *vm.NIC, _ *vm.PortForward) { n.Slot = vm.MaxNICs },
-		"a slot below 0":                   func(n *vm.NIC, _ *vm.PortForward) { n.Slot = -1 },
-		"a rate below 0":                   func(n *vm.NIC, _ *vm.PortForward) { n.RateIn = -1 },
-		"an IPv6 for an IPv4":              func(n *vm.NIC, _ *vm.PortForward) { n.IP = netip.MustParseAddr("fd00::1") },
-		"a forward of no id":               func(_ *vm.NIC, f *vm.PortForward) { f.ID = "" },
-		"a forward of no protocol":         func(_ *vm.NIC, f *vm.PortForward) { f.Protocol = "" },
-		"a forward of no host port":        func(_ *vm.NIC, f *vm.PortForward) { f.HostPort = 0 },
-		"a forward of a port that is none": func(_ *vm.NIC, f *vm.PortForward) { f.GuestPort = 65536 },
-		"a forward of no host address":     func(_ *vm.NIC, f *vm.PortForward) { f.HostAddress = netip.Addr{} },
+		"no network":                   func(n *vm.NIC, _ *vm.PortForward) { n.Network = "" },
+		"no MAC":                       func(n *vm.NIC, _ *vm.PortForward) { n.MAC = "" },
+		"no mode":                      func(n *vm.NIC, _ *vm.PortForward) { n.Mode = "" },
+		"an unknown model":             func(n *vm.NIC, _ *vm.PortForward) { n.Model = "ne2000" },
+		"an unknown state":             func(n *vm.NIC, _ *vm.PortForward) { n.State = "lost" },
+		"a slot too high":              func(n *vm.NIC, _ *vm.PortForward) { n.Slot = vm.MaxNICs },
+		"a slot below 0":               func(n *vm.NIC, _ *vm.PortForward) { n.Slot = -1 },
+		"a rate below 0":               func(n *vm.NIC, _ *vm.PortForward) { n.RateIn = -1 },
+		"an IPv6 for an IPv4":          func(n *vm.NIC, _ *vm.PortForward) { n.IP = netip.MustParseAddr("fd00::1") },
+		"a forward of no id":           func(_ *vm.NIC, f *vm.PortForward) { f.ID = "" },
+		"a forward of no protocol":     func(_ *vm.NIC, f *vm.PortForward) { f.Protocol = "" },
+		"a forward of no host port":    func(_ *vm.NIC, f *vm.PortForward) { f.HostPort = 0 },
+		"a forward to an invalid port": func(_ *vm.NIC, f *vm.PortForward) { f.GuestPort = 65536 },
+		"a forward of no host address": func(_ *vm.NIC, f *vm.PortForward) { f.HostAddress = netip.Addr{} },
 	} {
 		bad := s.mustVM(t, good.ID)
 		spoil(&bad.NICs[0], &bad.Forwards[0])
@@ -129,11 +129,11 @@ func TestListsWithInvalidValuesAreNotRecorded(t *testing.T) {
 		}
 		bad.ID, bad.UUID = "new", "new"
 		if err := s.applyErr(t.Context(), vm.Change{NewVM: &bad}); err == nil {
-			t.Errorf("%s: a new VM of it is recorded", name)
+			t.Errorf("%s: a new VM with it is recorded", name)
 		}
 	}
 	if got := s.mustVM(t, good.ID); got.Revision != 1 || !reflect.DeepEqual(got.NICs, good.NICs) || !reflect.DeepEqual(got.Forwards, good.Forwards) {
-		t.Errorf("read %+v; want it untouched", got)
+		t.Errorf("read %+v; want it unchanged", got)
 	}
 }
 
@@ -169,7 +169,7 @@ func TestTheListsOfAVMAreJSONThatSQLiteReads(t *testing.T) {
 	}
 }
 
-func TestAColumnThatIsNotTheRightJSONIsAnError(t *testing.T) {
+func TestAColumnWithInvalidJSONIsAnError(t *testing.T) {
 	for name, tt := range map[string]struct {
 		column interface {
 			Scan(any) error
