@@ -19,7 +19,7 @@ func (s *Server) GetCloudInit(ctx context.Context, r openapi.GetCloudInitRequest
 	if err != nil {
 		return nil, err
 	}
-	return cloudInitAnswer(r.ID, &view)
+	return cloudInitAnswer(ctx, r.ID, &view)
 }
 
 // SetCloudInit implements [openapi.StrictServerInterface].
@@ -29,33 +29,56 @@ func (s *Server) SetCloudInit(ctx context.Context, r openapi.SetCloudInitRequest
 		return nil, err
 	}
 	b := r.Body
-	c := newCloudInit(&openapi.CloudInit{Hostname: b.Hostname, SSHAuthorizedKeys: b.SSHAuthorizedKeys, Users: b.Users, PasswordHash: b.PasswordHash,
-		UserData: b.UserData, VendorData: b.VendorData, NetworkConfig: b.NetworkConfig})
+	c := newCloudInit(&openapi.CloudInit{
+		Hostname:          b.Hostname,
+		SSHAuthorizedKeys: b.SSHAuthorizedKeys,
+		Users:             b.Users,
+		PasswordHash:      b.PasswordHash,
+		UserData:          b.UserData,
+		VendorData:        b.VendorData,
+		NetworkConfig:     b.NetworkConfig,
+	})
 	view, err := s.CloudInits.Set(ctx, r.ID, *c, value(b.Reprovision), match)
 	if err != nil {
 		return nil, err
 	}
-	return cloudInitAnswer(r.ID, &view)
+	return cloudInitAnswer(ctx, r.ID, &view)
 }
 
-// newCloudInit reads cloud-init data: nil if there are none.
+// newCloudInit returns the cloud-init data of a request. It returns nil if b is nil.
 func newCloudInit(b *openapi.CloudInit) *vm.CloudInit {
 	if b == nil {
 		return nil
 	}
-	c := &vm.CloudInit{Hostname: value(b.Hostname), SSHAuthorizedKeys: value(b.SSHAuthorizedKeys), PasswordHash: value(b.PasswordHash),
-		UserData: value(b.UserData), VendorData: value(b.VendorData), NetworkConfig: value(b.NetworkConfig)}
+	c := &vm.CloudInit{
+		Hostname:          value(b.Hostname),
+		SSHAuthorizedKeys: value(b.SSHAuthorizedKeys),
+		PasswordHash:      value(b.PasswordHash),
+		UserData:          value(b.UserData),
+		VendorData:        value(b.VendorData),
+		NetworkConfig:     value(b.NetworkConfig),
+	}
 	for _, u := range value(b.Users) {
-		c.Users = append(c.Users, vm.CloudUser{Name: u.Name, SSHAuthorizedKeys: value(u.SSHAuthorizedKeys), PasswordHash: value(u.PasswordHash),
-			Sudo: value(u.Sudo), Groups: value(u.Groups), Shell: value(u.Shell)})
+		c.Users = append(c.Users, vm.CloudUser{
+			Name:              u.Name,
+			SSHAuthorizedKeys: value(u.SSHAuthorizedKeys),
+			PasswordHash:      value(u.PasswordHash),
+			Sudo:              value(u.Sudo),
+			Groups:            value(u.Groups),
+			Shell:             value(u.Shell),
+		})
 	}
 	return c
 }
 
-// cloudInitAnswer answers with the cloud-init data of a VM. What is seen of the
-// guest has no revision: a hash of all that is sent is part of the tag.
-func cloudInitAnswer(vmID string, view *vm.CloudInitView) (answer, error) {
+// cloudInitAnswer answers with the cloud-init data of a VM, redacted for callers whose
+// role does not allow them to change the VM. The guest's report has no revision, so the
+// entity tag contains a hash of the body.
+func cloudInitAnswer(ctx context.Context, vmID string, view *vm.CloudInitView) (answer, error) {
 	body := apiCloudInit(vmID, view)
+	if !vm.CallerOf(ctx).Role.May(vm.RoleOperator) {
+		redact(body)
+	}
 	b, err := json.Marshal(body)
 	if err != nil {
 		return answer{}, err
@@ -65,20 +88,91 @@ func cloudInitAnswer(vmID string, view *vm.CloudInitView) (answer, error) {
 	return answer{status: http.StatusOK, body: body, etag: etag}, nil
 }
 
+// hiddenHash replaces the hash of a password in a redacted answer.
+const hiddenHash = "***"
+
+// redact removes from b everything that only callers that may change the VM can read.
+func redact(b *openapi.CloudInitDetails) {
+	b.Redacted = true
+	b.UserData, b.VendorData, b.NetworkConfig = nil, nil, nil
+	b.Files = openapi.CloudInitFiles{}
+	b.PasswordHash = hideHash(b.PasswordHash)
+	for i := range b.Users {
+		b.Users[i].PasswordHash = hideHash(b.Users[i].PasswordHash)
+	}
+}
+
+func hideHash(hash *string) *string {
+	if hash == nil {
+		return nil
+	}
+	hidden := hiddenHash
+	return &hidden
+}
+
 func apiCloudInit(vmID string, view *vm.CloudInitView) *openapi.CloudInitDetails {
 	c := &view.Spec
-	file := func(name string) *string { f := view.Files[name]; return optional(&f) }
-	out := &openapi.CloudInitDetails{InstanceID: view.InstanceID, Attached: view.Attached, Hostname: cmp.Or(c.Hostname, vmID),
-		SSHAuthorizedKeys: append([]string{}, c.SSHAuthorizedKeys...), PasswordHash: optional(&c.PasswordHash),
-		Users: make([]openapi.CloudInitUserDetails, len(c.Users)),
-		Files: openapi.CloudInitFiles{MetaData: file("meta-data"), UserData: file("user-data"), VendorData: file("vendor-data"), NetworkConfig: file("network-config")}}
+	meta, user := view.Files["meta-data"], view.Files["user-data"]
+	vendor, network := view.Files["vendor-data"], view.Files["network-config"]
+	out := &openapi.CloudInitDetails{
+		InstanceID:        view.InstanceID,
+		Attached:          view.Attached,
+		Hostname:          cmp.Or(c.Hostname, vmID),
+		SSHAuthorizedKeys: append([]string{}, c.SSHAuthorizedKeys...),
+		Users:             make([]openapi.CloudInitUserDetails, len(c.Users)),
+		PasswordHash:      optional(&c.PasswordHash),
+		UserData:          optional(&c.UserData),
+		VendorData:        optional(&c.VendorData),
+		NetworkConfig:     optional(&c.NetworkConfig),
+		Files: openapi.CloudInitFiles{
+			MetaData:      optional(&meta),
+			UserData:      optional(&user),
+			VendorData:    optional(&vendor),
+			NetworkConfig: optional(&network),
+		},
+		Summaries: openapi.CloudInitSummaries{
+			UserData:      apiSummary(c.UserData),
+			VendorData:    apiSummary(c.VendorData),
+			NetworkConfig: apiSummary(c.NetworkConfig),
+			Files: openapi.CloudInitFileSummaries{
+				MetaData:      apiSummary(meta),
+				UserData:      apiSummary(user),
+				VendorData:    apiSummary(vendor),
+				NetworkConfig: apiSummary(network),
+			},
+		},
+	}
 	for i := range c.Users {
 		u := &c.Users[i]
-		out.Users[i] = openapi.CloudInitUserDetails{Name: u.Name, SSHAuthorizedKeys: append([]string{}, u.SSHAuthorizedKeys...), PasswordHash: optional(&u.PasswordHash),
-			Sudo: optional(&u.Sudo), Groups: append([]string{}, u.Groups...), Shell: optional(&u.Shell)}
+		out.Users[i] = openapi.CloudInitUserDetails{
+			Name:              u.Name,
+			SSHAuthorizedKeys: append([]string{}, u.SSHAuthorizedKeys...),
+			PasswordHash:      optional(&u.PasswordHash),
+			Sudo:              optional(&u.Sudo),
+			Groups:            append([]string{}, u.Groups...),
+			Shell:             optional(&u.Shell),
+		}
 	}
 	if g := view.Guest; g != nil {
-		out.Status = &openapi.CloudInitStatus{Status: g.Status, Detail: optional(&g.Detail), Errors: append([]string{}, g.Errors...)}
+		out.Status = &openapi.CloudInitStatus{
+			Status: g.Status,
+			Detail: optional(&g.Detail),
+			Errors: append([]string{}, g.Errors...),
+		}
 	}
 	return out
+}
+
+// apiSummary returns the summary of a piece of cloud-init data. It returns nil if data is
+// empty.
+func apiSummary(data string) *openapi.CloudInitSummary {
+	if data == "" {
+		return nil
+	}
+	s := vm.SummarizeData(data)
+	return &openapi.CloudInitSummary{
+		SizeBytes: s.SizeBytes,
+		SHA256:    s.SHA256,
+		Parts:     append([]string{}, s.Parts...),
+	}
 }

@@ -182,8 +182,8 @@ func sshKeyFault(key string) string {
 	return ""
 }
 
-// A CloudInitView is what a guest gets of cloud-init data, with its secrets
-// masked, and what cloud-init in the guest says.
+// A CloudInitView is the recorded cloud-init data of a VM, secrets included, and the
+// report of cloud-init in the guest.
 type CloudInitView struct {
 	InstanceID string
 	Spec       CloudInit

@@ -454,8 +454,8 @@ type CloudInit struct {
 	// VM's NICs.
 	NetworkConfig *string `json:"network_config,omitempty"`
 
-	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
-	// secret: no answer and no log has it.
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
+	// event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
 	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
@@ -477,7 +477,7 @@ type CloudInitDetails struct {
 	// Attached Whether the VM has the drive with the data.
 	Attached bool `json:"attached"`
 
-	// Files The files of the cloud-init data as the guest gets them at its next start, without secrets.
+	// Files The files of the cloud-init data as the guest gets them at its next start. All are null if `redacted`.
 	Files CloudInitFiles `json:"files"`
 
 	// Hostname The guest's hostname.
@@ -486,8 +486,15 @@ type CloudInitDetails struct {
 	// InstanceId By which cloud-init knows whether it has taken on the data before.
 	InstanceID string `json:"instance_id"`
 
-	// PasswordHash `***` when the default user has a password, else null.
+	// NetworkConfig The network configuration as it was set. Null when there is none, or if `redacted`.
+	NetworkConfig *string `json:"network_config"`
+
+	// PasswordHash The hash of the default user's password, `***` if `redacted`. Null when there is no password.
 	PasswordHash *string `json:"password_hash"`
+
+	// Redacted Whether the data, the files and the hashes of passwords are left out, because the caller's role does not allow it
+	// to change the VM.
+	Redacted bool `json:"redacted"`
 
 	// SshAuthorizedKeys Public keys for SSH, of the image's default user.
 	SSHAuthorizedKeys []string `json:"ssh_authorized_keys"`
@@ -495,11 +502,35 @@ type CloudInitDetails struct {
 	// Status What cloud-init in a guest says of itself. Null when no guest agent answers, or does not know.
 	Status *CloudInitStatus `json:"status"`
 
+	// Summaries Summaries of the data as they were set, and of the files that the guest gets at its next start.
+	Summaries CloudInitSummaries `json:"summaries"`
+
+	// UserData The user data as they were set. Null when there are none, or if `redacted`.
+	UserData *string `json:"user_data"`
+
 	// Users Users besides that.
 	Users []CloudInitUserDetails `json:"users"`
+
+	// VendorData The vendor data as they were set. Null when there are none, or if `redacted`.
+	VendorData *string `json:"vendor_data"`
 }
 
-// CloudInitFiles The files of the cloud-init data as the guest gets them at its next start, without secrets.
+// CloudInitFileSummaries Summaries of the files that the guest gets at its next start.
+type CloudInitFileSummaries struct {
+	// MetaData A summary of a piece of cloud-init data. Null when there is none.
+	MetaData *CloudInitSummary `json:"meta-data"`
+
+	// NetworkConfig A summary of a piece of cloud-init data. Null when there is none.
+	NetworkConfig *CloudInitSummary `json:"network-config"`
+
+	// UserData A summary of a piece of cloud-init data. Null when there is none.
+	UserData *CloudInitSummary `json:"user-data"`
+
+	// VendorData A summary of a piece of cloud-init data. Null when there is none.
+	VendorData *CloudInitSummary `json:"vendor-data"`
+}
+
+// CloudInitFiles The files of the cloud-init data as the guest gets them at its next start. All are null if `redacted`.
 type CloudInitFiles struct {
 	// MetaData Who the guest is.
 	MetaData *string `json:"meta-data"`
@@ -527,6 +558,34 @@ type CloudInitStatus struct {
 	Status string `json:"status"`
 }
 
+// CloudInitSummaries Summaries of the data as they were set, and of the files that the guest gets at its next start.
+type CloudInitSummaries struct {
+	// Files Summaries of the files that the guest gets at its next start.
+	Files CloudInitFileSummaries `json:"files"`
+
+	// NetworkConfig A summary of a piece of cloud-init data. Null when there is none.
+	NetworkConfig *CloudInitSummary `json:"network_config"`
+
+	// UserData A summary of a piece of cloud-init data. Null when there is none.
+	UserData *CloudInitSummary `json:"user_data"`
+
+	// VendorData A summary of a piece of cloud-init data. Null when there is none.
+	VendorData *CloudInitSummary `json:"vendor_data"`
+}
+
+// CloudInitSummary A summary of a piece of cloud-init data. Null when there is none.
+type CloudInitSummary struct {
+	// Parts The names of the parts of a MIME message: the file name of each, or its content type when it has no file name. Other
+	// data have one part, named by the mark that the first line begins with, such as `#cloud-config`; none without a mark.
+	Parts []string `json:"parts"`
+
+	// Sha256 The SHA-256 sum, in hexadecimal.
+	SHA256 string `json:"sha256"`
+
+	// SizeBytes The size in bytes.
+	SizeBytes int `json:"size_bytes"`
+}
+
 // CloudInitUser A user that cloud-init makes.
 type CloudInitUser struct {
 	// Groups More groups that the user is in.
@@ -535,8 +594,8 @@ type CloudInitUser struct {
 	// Name The user's name.
 	Name string `json:"name"`
 
-	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
-	// secret: no answer and no log has it.
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
+	// event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
 	// Shell The absolute path of the user's shell. The guest's own when it is not given.
@@ -557,7 +616,7 @@ type CloudInitUserDetails struct {
 	// Name The user's name.
 	Name string `json:"name"`
 
-	// PasswordHash `***` when the user has a password, else null.
+	// PasswordHash The hash of the user's password, `***` if `redacted`. Null when the user has no password.
 	PasswordHash *string `json:"password_hash"`
 
 	// Shell The path of the user's shell. Null for the guest's own.
@@ -1600,8 +1659,8 @@ type OrphanId = string
 // OrphanVMId The id of a VM that is on the host and not recorded, with its kind before a colon.
 type OrphanVMId = string
 
-// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
-// secret: no answer and no log has it.
+// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
+// event and no answer to a viewer contains it.
 type PasswordHash = string
 
 // PortForward A port of the host that leads to a guest.
@@ -1833,8 +1892,8 @@ type SetCloudInit struct {
 	// VM's NICs.
 	NetworkConfig *string `json:"network_config,omitempty"`
 
-	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
-	// secret: no answer and no log has it.
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
+	// event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
 	// Reprovision Whether the guest is to take on all of it, as at its first boot, even if it has taken on such data before.
