@@ -19,7 +19,7 @@ func (s *Server) GetCloudInit(ctx context.Context, r openapi.GetCloudInitRequest
 	if err != nil {
 		return nil, err
 	}
-	return cloudInitAnswer(r.ID, &view)
+	return cloudInitAnswer(ctx, r.ID, &view)
 }
 
 // SetCloudInit implements [openapi.StrictServerInterface].
@@ -42,10 +42,10 @@ func (s *Server) SetCloudInit(ctx context.Context, r openapi.SetCloudInitRequest
 	if err != nil {
 		return nil, err
 	}
-	return cloudInitAnswer(r.ID, &view)
+	return cloudInitAnswer(ctx, r.ID, &view)
 }
 
-// newCloudInit converts cloud-init data. It returns nil if b is nil.
+// newCloudInit returns the cloud-init data of a request. It returns nil if b is nil.
 func newCloudInit(b *openapi.CloudInit) *vm.CloudInit {
 	if b == nil {
 		return nil
@@ -71,10 +71,14 @@ func newCloudInit(b *openapi.CloudInit) *vm.CloudInit {
 	return c
 }
 
-// cloudInitAnswer returns the answer with the cloud-init data of a VM. The status that
-// the guest reports has no revision, so the entity tag contains a hash of the body.
-func cloudInitAnswer(vmID string, view *vm.CloudInitView) (answer, error) {
+// cloudInitAnswer answers with the cloud-init data of a VM, redacted for callers whose
+// role does not allow them to change the VM. The guest's report has no revision, so the
+// entity tag contains a hash of the body.
+func cloudInitAnswer(ctx context.Context, vmID string, view *vm.CloudInitView) (answer, error) {
 	body := apiCloudInit(vmID, view)
+	if !vm.CallerOf(ctx).Role.May(vm.RoleOperator) {
+		redact(body)
+	}
 	b, err := json.Marshal(body)
 	if err != nil {
 		return answer{}, err
@@ -84,21 +88,58 @@ func cloudInitAnswer(vmID string, view *vm.CloudInitView) (answer, error) {
 	return answer{status: http.StatusOK, body: body, etag: etag}, nil
 }
 
+// hiddenHash replaces the hash of a password in a redacted answer.
+const hiddenHash = "***"
+
+// redact removes from b everything that only callers that may change the VM can read.
+func redact(b *openapi.CloudInitDetails) {
+	b.Redacted = true
+	b.UserData, b.VendorData, b.NetworkConfig = nil, nil, nil
+	b.Files = openapi.CloudInitFiles{}
+	b.PasswordHash = hideHash(b.PasswordHash)
+	for i := range b.Users {
+		b.Users[i].PasswordHash = hideHash(b.Users[i].PasswordHash)
+	}
+}
+
+func hideHash(hash *string) *string {
+	if hash == nil {
+		return nil
+	}
+	hidden := hiddenHash
+	return &hidden
+}
+
 func apiCloudInit(vmID string, view *vm.CloudInitView) *openapi.CloudInitDetails {
 	c := &view.Spec
-	file := func(name string) *string { f := view.Files[name]; return optional(&f) }
+	meta, user := view.Files["meta-data"], view.Files["user-data"]
+	vendor, network := view.Files["vendor-data"], view.Files["network-config"]
 	out := &openapi.CloudInitDetails{
 		InstanceID:        view.InstanceID,
 		Attached:          view.Attached,
 		Hostname:          cmp.Or(c.Hostname, vmID),
 		SSHAuthorizedKeys: append([]string{}, c.SSHAuthorizedKeys...),
-		PasswordHash:      optional(&c.PasswordHash),
 		Users:             make([]openapi.CloudInitUserDetails, len(c.Users)),
+		PasswordHash:      optional(&c.PasswordHash),
+		UserData:          optional(&c.UserData),
+		VendorData:        optional(&c.VendorData),
+		NetworkConfig:     optional(&c.NetworkConfig),
 		Files: openapi.CloudInitFiles{
-			MetaData:      file("meta-data"),
-			UserData:      file("user-data"),
-			VendorData:    file("vendor-data"),
-			NetworkConfig: file("network-config"),
+			MetaData:      optional(&meta),
+			UserData:      optional(&user),
+			VendorData:    optional(&vendor),
+			NetworkConfig: optional(&network),
+		},
+		Summaries: openapi.CloudInitSummaries{
+			UserData:      apiSummary(c.UserData),
+			VendorData:    apiSummary(c.VendorData),
+			NetworkConfig: apiSummary(c.NetworkConfig),
+			Files: openapi.CloudInitFileSummaries{
+				MetaData:      apiSummary(meta),
+				UserData:      apiSummary(user),
+				VendorData:    apiSummary(vendor),
+				NetworkConfig: apiSummary(network),
+			},
 		},
 	}
 	for i := range c.Users {
@@ -120,4 +161,18 @@ func apiCloudInit(vmID string, view *vm.CloudInitView) *openapi.CloudInitDetails
 		}
 	}
 	return out
+}
+
+// apiSummary returns the summary of a piece of cloud-init data. It returns nil if data is
+// empty.
+func apiSummary(data string) *openapi.CloudInitSummary {
+	if data == "" {
+		return nil
+	}
+	s := vm.SummarizeData(data)
+	return &openapi.CloudInitSummary{
+		SizeBytes: s.SizeBytes,
+		SHA256:    s.SHA256,
+		Parts:     append([]string{}, s.Parts...),
+	}
 }

@@ -1,6 +1,9 @@
 package server
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -14,33 +17,65 @@ const (
 	someHash = "$6$saltsalt$qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"
 )
 
-func TestCloudInitDataIsSetAndShownWithoutSecrets(t *testing.T) {
-	t.Parallel()
+func TestCloudInitDataAreReadInFullByOperatorsAndSummarizedForViewers(t *testing.T) {
 	a := newAPI(t).withVM(t)
+	operator, viewer := a.as(t, vm.RoleOperator), a.as(t, vm.RoleViewer)
 	const path = "/vms/web-1/cloud_init"
 	a.want(t, 404, "GET", path, "")
-	body := `{"ssh_authorized_keys":["` + someKey + `"],"password_hash":"` + someHash +
-		`","user_data":"#!/bin/sh\ntrue\n",
-		"users":[{"name":"ops","password_hash":"` + someHash +
-		`","sudo":"ALL=(ALL) NOPASSWD:ALL","groups":["adm"],"shell":"/bin/sh"},{"name":"dev"}]}`
+	body := `{"ssh_authorized_keys":["` + someKey + `"],"password_hash":"` + someHash + `","user_data":"#!/bin/sh\ntrue # s3cr3t\n","network_config":"version: 2\n",
+		"users":[{"name":"ops","password_hash":"` + someHash + `","sudo":"ALL=(ALL) NOPASSWD:ALL","groups":["adm"],"shell":"/bin/sh"},{"name":"dev"}]}`
 	r := a.want(t, 200, "PUT", path, body)
 	c := into[openapi.CloudInitDetails](t, r)
-	if c.Hostname != "web-1" || !c.Attached || len(c.SSHAuthorizedKeys) != 1 || *c.PasswordHash != "***" ||
-		c.Status != nil || c.InstanceID == "" ||
-		c.Files.MetaData == nil || c.Files.NetworkConfig == nil || !strings.Contains(*c.Files.UserData, "/bin/sh") {
+	if c.Hostname != "web-1" || !c.Attached || len(c.SSHAuthorizedKeys) != 1 || *c.PasswordHash != someHash || c.Redacted || c.Status != nil || c.InstanceID == "" ||
+		c.Files.MetaData == nil || c.Files.NetworkConfig == nil || *c.Files.UserData != *c.UserData || *c.UserData != "#!/bin/sh\ntrue # s3cr3t\n" ||
+		*c.NetworkConfig != "version: 2\n" || c.VendorData != nil || !strings.Contains(*c.Files.VendorData, someHash) {
 		t.Errorf("%s", r.body)
 	}
-	if u := c.Users; len(u) != 2 || u[0].Name != "ops" || *u[0].PasswordHash != "***" ||
-		*u[0].Sudo != "ALL=(ALL) NOPASSWD:ALL" || u[0].Groups[0] != "adm" ||
-		*u[0].Shell != "/bin/sh" || u[1].PasswordHash != nil || u[1].Sudo != nil || u[1].Shell != nil ||
-		len(u[1].Groups) != 0 {
+	if u := c.Users; len(u) != 2 || u[0].Name != "ops" || *u[0].PasswordHash != someHash || *u[0].Sudo != "ALL=(ALL) NOPASSWD:ALL" || u[0].Groups[0] != "adm" ||
+		*u[0].Shell != "/bin/sh" || u[1].PasswordHash != nil || u[1].Sudo != nil || u[1].Shell != nil || len(u[1].Groups) != 0 {
 		t.Errorf("%+v", u)
 	}
 	got := a.want(t, 200, "GET", path, "")
 	if string(got.body) != string(r.body) || got.Header.Get("ETag") != r.Header.Get("ETag") {
 		t.Errorf("%v %s", got.Header, got.body)
 	}
+	if got := a.want(t, 200, "GET", path, "", operator...); string(got.body) != string(r.body) {
+		t.Errorf("an operator gets %s, want %s", got.body, r.body)
+	}
+	shown := a.want(t, 200, "GET", path, "", viewer...)
+	v := into[openapi.CloudInitDetails](t, shown)
+	if !v.Redacted || *v.PasswordHash != "***" || *v.Users[0].PasswordHash != "***" || v.Users[1].PasswordHash != nil || v.UserData != nil || v.VendorData != nil ||
+		v.NetworkConfig != nil || v.Files != (openapi.CloudInitFiles{}) || v.Hostname != c.Hostname || v.InstanceID != c.InstanceID || v.Users[0].Name != "ops" {
+		t.Errorf("a viewer gets %s", shown.body)
+	}
+	for name, x := range map[string]struct {
+		summary *openapi.CloudInitSummary
+		data    *string
+		parts   []string
+	}{
+		"user_data":      {v.Summaries.UserData, c.UserData, []string{"#!"}},
+		"network_config": {v.Summaries.NetworkConfig, c.NetworkConfig, []string{}},
+		"meta-data":      {v.Summaries.Files.MetaData, c.Files.MetaData, []string{}},
+		"user-data":      {v.Summaries.Files.UserData, c.Files.UserData, []string{"#!"}},
+		"vendor-data":    {v.Summaries.Files.VendorData, c.Files.VendorData, []string{"#cloud-config"}},
+		"network-config": {v.Summaries.Files.NetworkConfig, c.Files.NetworkConfig, []string{}},
+	} {
+		sum := sha256.Sum256([]byte(*x.data))
+		want := openapi.CloudInitSummary{SizeBytes: len(*x.data), SHA256: hex.EncodeToString(sum[:]), Parts: x.parts}
+		if x.summary == nil || !reflect.DeepEqual(*x.summary, want) {
+			t.Errorf("the summary of %s is %+v, want %+v", name, x.summary, want)
+		}
+	}
+	if v.Summaries.VendorData != nil || !reflect.DeepEqual(v.Summaries, c.Summaries) {
+		t.Errorf("the summaries are %+v, and those of an operator %+v", v.Summaries, c.Summaries)
+	}
+	a.want(t, 403, "PUT", path, body, viewer...)
 	for _, p := range []string{path, "/vms/web-1", "/events?limit=1000", "/operations", "/vms/web-1/why"} {
+		if r := a.want(t, 200, "GET", p, "", viewer...); strings.Contains(string(r.body), someHash) || strings.Contains(string(r.body), "s3cr3t") {
+			t.Errorf("%s shows a secret to a viewer", p)
+		}
+	}
+	for _, p := range []string{"/vms/web-1", "/events?limit=1000", "/operations", "/vms/web-1/why"} {
 		if r := a.want(t, 200, "GET", p, ""); strings.Contains(string(r.body), someHash) {
 			t.Errorf("%s contains the hash", p)
 		}

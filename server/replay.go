@@ -78,7 +78,7 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hol
 		if err != nil {
 			return answer{}, err
 		}
-		return cloudInitAnswer(id, &view)
+		return cloudInitAnswer(ctx, id, &view)
 	}
 	return s.changed(ctx, o, id, h, c)
 }

@@ -207,8 +207,8 @@ func sshKeyFault(key string) string {
 	return ""
 }
 
-// A CloudInitView shows the cloud-init data of a VM, with its secrets masked, and the status
-// of cloud-init in the guest.
+// A CloudInitView is the recorded cloud-init data of a VM, secrets included, and the
+// report of cloud-init in the guest.
 type CloudInitView struct {
 	InstanceID string
 	Spec       CloudInit

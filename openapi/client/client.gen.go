@@ -458,8 +458,8 @@ type CloudInit struct {
 	// NICs of the VM.
 	NetworkConfig *string `json:"network_config,omitempty"`
 
-	// PasswordHash A password hash in the format of crypt(5), such as from `openssl passwd -6`. By default the user has no
-	// password. It is a secret: no answer and no log contains it.
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
+	// event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
 	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
@@ -478,10 +478,10 @@ type CloudInit struct {
 
 // CloudInitDetails The cloud-init data of a VM, and the status that cloud-init in the guest reports.
 type CloudInitDetails struct {
-	// Attached Whether the VM has the drive `seed`.
+	// Attached Whether the VM has the drive with the data.
 	Attached bool `json:"attached"`
 
-	// Files The files of the cloud-init data that the guest receives at its next start, without secrets.
+	// Files The files of the cloud-init data as the guest gets them at its next start. All are null if `redacted`.
 	Files CloudInitFiles `json:"files"`
 
 	// Hostname The host name of the guest.
@@ -490,8 +490,15 @@ type CloudInitDetails struct {
 	// InstanceId The instance id. cloud-init applies all data again when it changes.
 	InstanceID string `json:"instance_id"`
 
-	// PasswordHash `***` if the default user has a password, else null.
+	// NetworkConfig The network configuration as it was set. Null when there is none, or if `redacted`.
+	NetworkConfig *string `json:"network_config"`
+
+	// PasswordHash The hash of the default user's password, `***` if `redacted`. Null when there is no password.
 	PasswordHash *string `json:"password_hash"`
+
+	// Redacted Whether the data, the files and the hashes of passwords are left out, because the caller's role does not allow it
+	// to change the VM.
+	Redacted bool `json:"redacted"`
 
 	// SshAuthorizedKeys SSH public keys of the default user of the image.
 	SSHAuthorizedKeys []string `json:"ssh_authorized_keys"`
@@ -500,11 +507,35 @@ type CloudInitDetails struct {
 	// it.
 	Status *CloudInitStatus `json:"status"`
 
+	// Summaries Summaries of the data as they were set, and of the files that the guest gets at its next start.
+	Summaries CloudInitSummaries `json:"summaries"`
+
+	// UserData The user data as they were set. Null when there are none, or if `redacted`.
+	UserData *string `json:"user_data"`
+
 	// Users The users in addition to the default user.
 	Users []CloudInitUserDetails `json:"users"`
+
+	// VendorData The vendor data as they were set. Null when there are none, or if `redacted`.
+	VendorData *string `json:"vendor_data"`
 }
 
-// CloudInitFiles The files of the cloud-init data that the guest receives at its next start, without secrets.
+// CloudInitFileSummaries Summaries of the files that the guest gets at its next start.
+type CloudInitFileSummaries struct {
+	// MetaData A summary of a piece of cloud-init data. Null when there is none.
+	MetaData *CloudInitSummary `json:"meta-data"`
+
+	// NetworkConfig A summary of a piece of cloud-init data. Null when there is none.
+	NetworkConfig *CloudInitSummary `json:"network-config"`
+
+	// UserData A summary of a piece of cloud-init data. Null when there is none.
+	UserData *CloudInitSummary `json:"user-data"`
+
+	// VendorData A summary of a piece of cloud-init data. Null when there is none.
+	VendorData *CloudInitSummary `json:"vendor-data"`
+}
+
+// CloudInitFiles The files of the cloud-init data as the guest gets them at its next start. All are null if `redacted`.
 type CloudInitFiles struct {
 	// MetaData The identity of the guest.
 	MetaData *string `json:"meta-data"`
@@ -533,6 +564,34 @@ type CloudInitStatus struct {
 	Status string `json:"status"`
 }
 
+// CloudInitSummaries Summaries of the data as they were set, and of the files that the guest gets at its next start.
+type CloudInitSummaries struct {
+	// Files Summaries of the files that the guest gets at its next start.
+	Files CloudInitFileSummaries `json:"files"`
+
+	// NetworkConfig A summary of a piece of cloud-init data. Null when there is none.
+	NetworkConfig *CloudInitSummary `json:"network_config"`
+
+	// UserData A summary of a piece of cloud-init data. Null when there is none.
+	UserData *CloudInitSummary `json:"user_data"`
+
+	// VendorData A summary of a piece of cloud-init data. Null when there is none.
+	VendorData *CloudInitSummary `json:"vendor_data"`
+}
+
+// CloudInitSummary A summary of a piece of cloud-init data. Null when there is none.
+type CloudInitSummary struct {
+	// Parts The names of the parts of a MIME message: the file name of each, or its content type when it has no file name. Other
+	// data have one part, named by the mark that the first line begins with, such as `#cloud-config`; none without a mark.
+	Parts []string `json:"parts"`
+
+	// Sha256 The SHA-256 sum, in hexadecimal.
+	SHA256 string `json:"sha256"`
+
+	// SizeBytes The size in bytes.
+	SizeBytes int `json:"size_bytes"`
+}
+
 // CloudInitUser A user that cloud-init creates.
 type CloudInitUser struct {
 	// Groups Additional groups of the user.
@@ -541,8 +600,8 @@ type CloudInitUser struct {
 	// Name The name of the user.
 	Name string `json:"name"`
 
-	// PasswordHash A password hash in the format of crypt(5), such as from `openssl passwd -6`. By default the user has no
-	// password. It is a secret: no answer and no log contains it.
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
+	// event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
 	// Shell The absolute path of the user's shell. The default is the default shell of the guest.
@@ -563,7 +622,7 @@ type CloudInitUserDetails struct {
 	// Name The name of the user.
 	Name string `json:"name"`
 
-	// PasswordHash `***` if the user has a password, else null.
+	// PasswordHash The hash of the user's password, `***` if `redacted`. Null when the user has no password.
 	PasswordHash *string `json:"password_hash"`
 
 	// Shell The path of the user's shell. Null for the default shell of the guest.
@@ -1629,8 +1688,8 @@ type OrphanId = string
 // OrphanVMId The id of a VM that exists on the host but has no record, prefixed by its kind and a colon.
 type OrphanVMId = string
 
-// PasswordHash A password hash in the format of crypt(5), such as from `openssl passwd -6`. By default the user has no
-// password. It is a secret: no answer and no log contains it.
+// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
+// event and no answer to a viewer contains it.
 type PasswordHash = string
 
 // PortForward A port of the host that is forwarded to a guest.
@@ -1871,8 +1930,8 @@ type SetCloudInit struct {
 	// NICs of the VM.
 	NetworkConfig *string `json:"network_config,omitempty"`
 
-	// PasswordHash A password hash in the format of crypt(5), such as from `openssl passwd -6`. By default the user has no
-	// password. It is a secret: no answer and no log contains it.
+	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
+	// event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
 	// Reprovision Whether the guest applies all of the data, as at its first boot, even if it has applied cloud-init data
