@@ -46,37 +46,39 @@ func TestAVMWithoutAnAgentHoldsNobodyLonger(t *testing.T) {
 
 func TestAStartIsHeldUntilCloudInitIsDone(t *testing.T) {
 	t.Parallel()
-	a := newAPI(t).withVM(t)
-	var results atomic.Pointer[[]vm.GuestResult]
-	a.driver.Run = func(_ string, c vm.GuestCommand) vm.GuestResult {
-		if c.Path != "/bin/sh" || !strings.Contains(strings.Join(c.Args, " "), "/run/cloud-init") {
-			t.Errorf("%+v", c)
-		}
-		left := *results.Load()
-		if len(left) > 1 {
-			rest := left[1:]
-			results.Store(&rest)
-		}
-		return left[0]
-	}
 	prints := func(word, rest string) vm.GuestResult {
 		return vm.GuestResult{Exited: true, Stdout: []byte(word + "\n" + rest)}
 	}
 	for name, test := range map[string]struct {
-		results []vm.GuestResult
+		results []vm.GuestResult // of the first calls; the last one repeats
 		status  int
 		detail  string
 	}{
-		"done at once": {[]vm.GuestResult{prints("result", `{"v1":{"datasource":"DataSourceNoCloud","errors":[]}}`)},
-			200, ""},
-		"done later": {[]vm.GuestResult{prints("running", `{"v1":{"stage":"init"}}`),
-			prints("result", `{"v1":{"errors":[]}}`)}, 200, ""},
+		"done at once": {
+			[]vm.GuestResult{prints("result", `{"v1":{"datasource":"DataSourceNoCloud","errors":[]}}`)},
+			200, "",
+		},
+		"done later": {
+			[]vm.GuestResult{
+				prints("running", `{"v1":{"stage":"init"}}`),
+				prints("result", `{"v1":{"errors":[]}}`),
+			},
+			200, "",
+		},
 		"disabled":      {[]vm.GuestResult{prints("disabled", "")}, 200, ""},
 		"not installed": {[]vm.GuestResult{prints("absent", "")}, 200, ""},
-		"partially written": {[]vm.GuestResult{prints("running", `{"v1":`), prints("result", ``),
-			prints("result", `{"v1":{"errors":[]}}`)}, 200, ""},
-		"failed": {[]vm.GuestResult{prints("result", `{"v1":{"errors":["no\u001b[31m key","and\nmore"]}}`)},
-			409, "no [31m key; and more"},
+		"partially written": {
+			[]vm.GuestResult{
+				prints("running", `{"v1":`),
+				prints("result", ``),
+				prints("result", `{"v1":{"errors":[]}}`),
+			},
+			200, "",
+		},
+		"failed": {
+			[]vm.GuestResult{prints("result", `{"v1":{"errors":["no\u001b[31m key","and\nmore"]}}`)},
+			409, "no [31m key; and more",
+		},
 		"not run":                {[]vm.GuestResult{prints("not run", "")}, 202, ""},
 		"unknown status":         {[]vm.GuestResult{prints("hello", `{"v1":{}}`)}, 202, ""},
 		"still running":          {[]vm.GuestResult{prints("running", `{"v1":{"stage":null}}`)}, 202, ""},
@@ -84,7 +86,15 @@ func TestAStartIsHeldUntilCloudInitIsDone(t *testing.T) {
 		"a shell without output": {[]vm.GuestResult{{}}, 202, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			results.Store(&test.results)
+			t.Parallel()
+			a := newAPI(t).withVM(t)
+			var calls atomic.Int32
+			a.driver.Run = func(_ string, c vm.GuestCommand) vm.GuestResult {
+				if c.Path != "/bin/sh" || !strings.Contains(strings.Join(c.Args, " "), "/run/cloud-init") {
+					t.Errorf("%+v", c)
+				}
+				return test.results[min(int(calls.Add(1)), len(test.results))-1]
+			}
 			wait := "wait=20"
 			if test.status == 202 {
 				wait = "wait=1"
@@ -95,10 +105,11 @@ func TestAStartIsHeldUntilCloudInitIsDone(t *testing.T) {
 				t.Errorf("%+v", p)
 			}
 			a.want(t, 200, "POST", "/vms/web-1/actions/stop", `{"force":true}`, "Prefer", "wait=30")
+			events := into[[]openapi.Event](t, a.want(t, 200, "GET", "/events?type=vm.guest", ""))
+			if len(events) != 0 {
+				t.Errorf("waiting recorded guest events: %v", events)
+			}
 		})
-	}
-	if events := into[[]openapi.Event](t, a.want(t, 200, "GET", "/events?type=vm.guest", "")); len(events) != 0 {
-		t.Errorf("waiting recorded guest events: %v", events)
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 var (
 	errStopping = &vm.Fault{Code: vm.CodeUnavailable, Detail: "the daemon is shutting down"}
 	errRevoked  = &vm.Fault{Code: codeForbidden, Detail: "the token was removed or changed"}
-	errReader   = &vm.Fault{Code: vm.CodeState, Detail: "this connection may not write"}
+	errReader   = &vm.Fault{Code: vm.CodeState, Detail: "this connection only reads"}
 )
 
 const (
