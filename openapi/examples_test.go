@@ -9,7 +9,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 )
 
-// conform reports what is wrong with a value that a JSON text stands for.
+// conform returns an error if the JSON of value does not match schema.
 func conform(s *openapi3.Schema, value any) error {
 	b, err := json.Marshal(value)
 	if err != nil {
@@ -22,7 +22,7 @@ func conform(s *openapi3.Schema, value any) error {
 	return s.VisitJSON(v, openapi3.MultiErrors(), openapi3.EnableFormatValidation())
 }
 
-func TestEveryBodyHasExamplesThatFitItsSchema(t *testing.T) {
+func TestEveryBodyHasValidExamples(t *testing.T) {
 	contents(load(t), func(place string, m *openapi3.MediaType) {
 		examples := map[string]any{}
 		for name, e := range m.Examples {
@@ -42,7 +42,7 @@ func TestEveryBodyHasExamplesThatFitItsSchema(t *testing.T) {
 	})
 }
 
-func TestEveryParameterAndHeaderHasAnExampleThatFits(t *testing.T) {
+func TestEveryParameterAndHeaderHasAValidExample(t *testing.T) {
 	parameters(load(t), func(place string, p *openapi3.Parameter) {
 		if p.Description == "" || p.Example == nil {
 			t.Errorf("%s has no description or no example", place)
@@ -54,22 +54,22 @@ func TestEveryParameterAndHeaderHasAnExampleThatFits(t *testing.T) {
 	})
 }
 
-func TestTheExamplesInSchemasFit(t *testing.T) {
+func TestTheExamplesOfSchemasAreValid(t *testing.T) {
 	schemas(load(t), func(place string, s *openapi3.Schema) {
-		for what, value := range map[string]any{"example": s.Example, "default": s.Default} {
+		for kind, value := range map[string]any{"example": s.Example, "default": s.Default} {
 			if value == nil {
 				continue
 			}
 			if err := conform(s, value); err != nil {
-				t.Errorf("%s: %s: %v", place, what, err)
+				t.Errorf("%s: %s: %v", place, kind, err)
 			}
 		}
 	})
 }
 
-// A problem in an example has the status that its code is documented with, the
-// type that belongs to the code, and stands under a response of that status.
-func TestTheProblemsInExamplesAreTrue(t *testing.T) {
+// An example problem has the documented status and the type of its code, and belongs to
+// a response with that status.
+func TestTheExampleProblemsMatchTheirCodes(t *testing.T) {
 	doc := load(t)
 	codes := documentedCodes(doc)
 	shown := map[string]bool{}
@@ -85,13 +85,13 @@ func TestTheProblemsInExamplesAreTrue(t *testing.T) {
 				t.Errorf("%s: %s: code %s with status %s and type %v", place, name, code, status, p["type"])
 			}
 			if !strings.Contains(place, " "+status+" ") && !strings.Contains(place, " default ") {
-				t.Errorf("%s: %s: an example of status %s", place, name, status)
+				t.Errorf("%s: %s: the example has status %s", place, name, status)
 			}
 		}
 	})
 	for code := range codes {
 		if !shown[code] {
-			t.Errorf("no example shows the code %s", code)
+			t.Errorf("the code %s has no example", code)
 		}
 	}
 }

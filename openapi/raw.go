@@ -2,5 +2,5 @@ package openapi
 
 import "encoding/json"
 
-// RawJSON is a JSON value that is passed on as it is.
+// RawJSON is an encoded JSON value.
 type RawJSON = json.RawMessage

@@ -21,7 +21,7 @@ func load(t *testing.T) *openapi3.T {
 	return doc
 }
 
-// operations calls f for each operation, with its method and path as its name.
+// operations calls f for each operation. name is its method and its path.
 func operations(doc *openapi3.T, f func(name string, op *openapi3.Operation)) {
 	for path, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
@@ -30,9 +30,8 @@ func operations(doc *openapi3.T, f func(name string, op *openapi3.Operation)) {
 	}
 }
 
-// schemas calls f for each schema of the document that stands at a place of its
-// own, with the place. A schema that is referred to is visited where it is
-// defined.
+// schemas calls f for each schema and its place in the document. A referenced schema is
+// visited only at its definition.
 func schemas(doc *openapi3.T, f func(place string, s *openapi3.Schema)) {
 	var visit func(place string, ref *openapi3.SchemaRef)
 	visit = func(place string, ref *openapi3.SchemaRef) {
@@ -58,7 +57,7 @@ func schemas(doc *openapi3.T, f func(place string, s *openapi3.Schema)) {
 	parameters(doc, func(place string, p *openapi3.Parameter) { visit(place, p.Schema) })
 }
 
-// contents calls f for each body of a request and of a response.
+// contents calls f for each body of a request or a response.
 func contents(doc *openapi3.T, f func(place string, m *openapi3.MediaType)) {
 	operations(doc, func(name string, op *openapi3.Operation) {
 		if op.RequestBody != nil {
@@ -93,9 +92,9 @@ func parameters(doc *openapi3.T, f func(place string, p *openapi3.Parameter)) {
 	})
 }
 
-func TestTheDocumentIsTheSameInEveryForm(t *testing.T) {
+func TestTheYAMLAndTheJSONAreEqual(t *testing.T) {
 	if !bytes.HasPrefix(YAML(), []byte("openapi: 3.0.3\n")) {
-		t.Errorf("YAML begins with %.20q", YAML())
+		t.Errorf("the YAML starts with %.20q", YAML())
 	}
 	fromJSON, err := openapi3.NewLoader().LoadFromData(JSON())
 	if err != nil {
@@ -110,28 +109,28 @@ func TestTheDocumentIsTheSameInEveryForm(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Error("JSON says something else than YAML")
+		t.Error("the JSON differs from the YAML")
 	}
 }
 
-func TestLoadReturnsACopyOfItsOwn(t *testing.T) {
+func TestLoadReturnsANewCopy(t *testing.T) {
 	load(t).Paths.Delete("/vms")
 	if load(t).Paths.Value("/vms") == nil {
-		t.Error("what one caller did to its document shows in the next one's")
+		t.Error("two calls return the same document")
 	}
 }
 
-func TestEveryObjectIsClosed(t *testing.T) {
+func TestNoObjectAllowsUnknownProperties(t *testing.T) {
 	schemas(load(t), func(place string, s *openapi3.Schema) {
 		if place == "OpenAPIDocument" || place == "EventData" || !s.Type.Is("object") {
 			return
 		}
 		if has := s.AdditionalProperties.Has; s.AdditionalProperties.Schema == nil && (has == nil || *has) {
-			t.Errorf("%s lets unknown properties through", place)
+			t.Errorf("%s allows unknown properties", place)
 		}
 		for _, name := range s.Required {
 			if s.Properties[name] == nil {
-				t.Errorf("%s requires %s, which it does not have", place, name)
+				t.Errorf("%s requires %s, which is not one of its properties", place, name)
 			}
 		}
 	})
@@ -151,28 +150,29 @@ func TestEverySchemaIsDescribed(t *testing.T) {
 	}
 }
 
-// An answer has every property, with null where there is no value. Requests and
-// problems may leave properties out.
-func TestAnswersHaveAllTheirProperties(t *testing.T) {
+// An answer has every property; a property without a value is null. Requests and
+// problems may omit properties.
+func TestAnswersRequireAllProperties(t *testing.T) {
 	doc := load(t)
 	for _, name := range []string{"Template", "VM", "VMTemplate", "Disk", "Operation", "OperationLogLine", "Event",
-		"NIC", "PortForward", "CDROM", "Image", "CloudInitDetails", "CloudInitUserDetails", "CloudInitFiles", "CloudInitStatus", "Boot", "Network", "NetworkDetails", "NetworkRoute", "Lease", "NetworkProblem",
+		"NIC", "PortForward", "CDROM", "Image", "CloudInitDetails", "CloudInitUserDetails", "CloudInitFiles",
+		"CloudInitStatus", "Boot", "Network", "NetworkDetails", "NetworkRoute", "Lease", "NetworkProblem",
 		"Agent", "Guest", "GuestOS", "GuestInterface", "GuestFilesystem", "ExecResult", "ConsoleTicket",
 		"Why", "WhyRecorded", "WhyProcess", "WhyQMP", "WhyVerdict", "Recorder", "Recording", "RecordedMessage",
 		"ObserverStatus", "Issue", "Health", "HealthChecks", "HealthCheck", "FieldError"} {
 		s := doc.Components.Schemas[name].Value
 		for property := range s.Properties {
 			if !slices.Contains(s.Required, property) {
-				t.Errorf("%s/%s may be left out", name, property)
+				t.Errorf("%s/%s is optional", name, property)
 			}
 		}
 	}
 }
 
-func TestEveryTimeIsOfTheTypeThatSpellsIt(t *testing.T) {
+func TestEveryTimeHasTheTypeTime(t *testing.T) {
 	schemas(load(t), func(place string, s *openapi3.Schema) {
 		if s.Format == "date-time" && s.Extensions["x-go-type"] != "Time" {
-			t.Errorf("%s is a time and not of type Time", place)
+			t.Errorf("%s is a time, but does not have the type Time", place)
 		}
 	})
 }
@@ -201,7 +201,7 @@ func TestEveryOperationIsComplete(t *testing.T) {
 			checkRead(t, name, op)
 		}
 		if op.RequestBody != nil && op.Responses.Value("413") == nil {
-			t.Errorf("%s takes a body and says nothing of 413", name)
+			t.Errorf("%s has a body, but no response 413", name)
 		}
 	})
 }
@@ -225,14 +225,14 @@ func checkResponse(t *testing.T, place, status string, r *openapi3.Response) {
 	}
 }
 
-// checkRead checks what goes with the answer to a GET of a resource or a list.
-// The lists of what is part of one VM are short and come without pages.
+// checkRead checks the headers of the answer to a GET of a resource or a list. The lists
+// of parts of a VM are short and have no pages.
 func checkRead(t *testing.T, name string, op *openapi3.Operation) {
 	t.Helper()
 	ok := op.Responses.Status(200)
 	if ok == nil {
 		if op.Responses.Status(101) == nil {
-			t.Errorf("%s has neither an answer nor a connection", name)
+			t.Errorf("%s has neither a response 200 nor 101", name)
 		}
 		return
 	}
@@ -243,49 +243,58 @@ func checkRead(t *testing.T, name string, op *openapi3.Operation) {
 	}
 	paged := m.Schema.Value.Type.Is("array") && !strings.Contains(name, "}/")
 	if paged != (r.Headers["Link"] != nil) {
-		t.Errorf("%s and Link do not go together", name)
+		t.Errorf("%s: the header Link is missing or unexpected", name)
 	}
-	if isOne := strings.HasSuffix(name, "}") || strings.HasSuffix(name, "/cloud_init"); isOne != (r.Headers["ETag"] != nil) {
-		t.Errorf("%s and ETag do not go together", name)
+	if isOne := strings.HasSuffix(name, "}") ||
+		strings.HasSuffix(name, "/cloud_init"); isOne != (r.Headers["ETag"] != nil) {
+		t.Errorf("%s: the header ETag is missing or unexpected", name)
 	}
 }
 
-// The guards of the API: which paths are open, which can be made conditional,
-// which can be waited for.
-func TestOpenPathsAndConditions(t *testing.T) {
-	open := map[string]bool{"GET /health": true, "GET /openapi.yaml": true, "GET /openapi.json": true, "GET /docs": true}
-	single := regexp.MustCompile(`^GET /((templates|vms|disks|networks|operations|vms/\{id\}/(nics|port_forwards|cdroms))/\{\w+\}|images/\{name\}(/content)?)$`)
+// Open operations, conditional requests, idempotency keys and waiting.
+func TestEveryOperationHasItsHeaders(t *testing.T) {
+	open := map[string]bool{
+		"GET /health":       true,
+		"GET /openapi.yaml": true,
+		"GET /openapi.json": true,
+		"GET /docs":         true,
+	}
+	single := regexp.MustCompile(`^GET /(` +
+		`(templates|vms|disks|networks|operations|vms/\{id\}/(nics|port_forwards|cdroms))/\{\w+\}|` +
+		`images/\{name\}(/content)?)$`)
 	operations(load(t), func(name string, op *openapi3.Operation) {
 		if isOpen := op.Security != nil && len(*op.Security) == 0; isOpen != open[name] {
-			t.Errorf("%s needs no token: %v", name, isOpen)
+			t.Errorf("%s is open: %v", name, isOpen)
 		}
 		if !open[name] && op.Responses.Value("401") == nil {
-			t.Errorf("%s says nothing of 401", name)
+			t.Errorf("%s has no response 401", name)
 		}
 		has := func(header string) bool { return op.Parameters.GetByInAndName("header", header) != nil }
-		upload := name == "PATCH /images/{name}/content" // whose precondition is the offset
-		changes := !upload && (strings.HasPrefix(name, "PATCH ") || strings.HasPrefix(name, "DELETE ")) || name == "PUT /vms/{id}/cloud_init"
+		upload := name == "PATCH /images/{name}/content" // its precondition is the offset
+		changes := !upload && (strings.HasPrefix(name, "PATCH ") || strings.HasPrefix(name, "DELETE ")) ||
+			name == "PUT /vms/{id}/cloud_init"
 		if has("If-Match") != changes || !upload && (op.Responses.Value("412") != nil) != changes {
-			t.Errorf("%s and If-Match do not go together", name)
+			t.Errorf("%s: If-Match is missing or unexpected", name)
 		}
 		if one := single.MatchString(name); has("If-None-Match") != one || (op.Responses.Value("304") != nil) != one {
-			t.Errorf("%s and If-None-Match do not go together", name)
+			t.Errorf("%s: If-None-Match is missing or unexpected", name)
 		}
-		// What a guest or a console is asked for leaves no record to know it again by,
-		// nor do bytes, which nobody keeps to compare.
+		// Requests to a guest or a console have no operation that could record a key, and
+		// the bytes of an upload are not kept to compare.
 		keyed := !upload && !strings.HasPrefix(name, "GET ") && op.Tags[0] != "guest" && op.Tags[0] != "console"
 		if has("Idempotency-Key") != keyed || (op.Responses.Value("422") != nil) != keyed {
-			t.Errorf("%s and Idempotency-Key do not go together", name)
+			t.Errorf("%s: Idempotency-Key is missing or unexpected", name)
 		}
 		for status, r := range op.Responses.Map() {
 			if status < "300" && (r.Value.Headers["Idempotency-Replayed"] != nil) != keyed {
-				t.Errorf("%s %s and Idempotency-Replayed do not go together", name, status)
+				t.Errorf("%s %s: Idempotency-Replayed is missing or unexpected", name, status)
 			}
 		}
 		created := op.Responses.Value("201")
-		waits := op.Responses.Value("202") != nil && (op.Responses.Value("200") != nil || created != nil && created.Value.Headers["Preference-Applied"] != nil)
+		waits := op.Responses.Value("202") != nil &&
+			(op.Responses.Value("200") != nil || created != nil && created.Value.Headers["Preference-Applied"] != nil)
 		if has("Prefer") != (waits && !upload) {
-			t.Errorf("%s and Prefer do not go together", name)
+			t.Errorf("%s: Prefer is missing or unexpected", name)
 		}
 	})
 }
@@ -294,7 +303,7 @@ func TestTheGeneratedCodeHasEveryOperation(t *testing.T) {
 	server := reflect.TypeFor[StrictServerInterface]()
 	var want []string
 	operations(load(t), func(_ string, op *openapi3.Operation) {
-		if op.Tags[0] != "documentation" { // served as files are
+		if op.Tags[0] != "documentation" { // not generated
 			want = append(want, strings.ToUpper(op.OperationID[:1])+op.OperationID[1:])
 		}
 	})
@@ -305,16 +314,16 @@ func TestTheGeneratedCodeHasEveryOperation(t *testing.T) {
 	slices.Sort(want)
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
-		t.Errorf("the server has %v\nand the document %v", got, want)
+		t.Errorf("interface %v\ncontract %v", got, want)
 	}
 }
 
-// documentedCodes returns the status of each code that the description of
-// ProblemCode explains.
+// documentedCodes returns the statuses of the codes in the description of ProblemCode.
 func documentedCodes(doc *openapi3.T) map[string]string {
 	codes := map[string]string{}
 	description := doc.Components.Schemas["ProblemCode"].Value.Description
-	for _, m := range regexp.MustCompile("(?m)^- `([a-z-]+)` \\(([0-9]{3})\\): .").FindAllStringSubmatch(description, -1) {
+	for _, m := range regexp.MustCompile("(?m)^- `([a-z-]+)` \\(([0-9]{3})\\): .").FindAllStringSubmatch(description,
+		-1) {
 		codes[m[1]] = m[2]
 	}
 	return codes
@@ -330,13 +339,13 @@ func TestEveryProblemCodeIsDocumented(t *testing.T) {
 	}
 	slices.Sort(enum)
 	if !slices.Equal(enum, documented) || len(enum) == 0 {
-		t.Errorf("the enum has %v\nand the description %v", enum, documented)
+		t.Errorf("enum %v\ndescription %v", enum, documented)
 	}
 	operations(doc, func(name string, op *openapi3.Operation) {
 		for status := range op.Responses.Map() {
 			known := slices.Contains(slices.Collect(maps.Values(codes)), status)
 			if status >= "400" && status != "default" && !known {
-				t.Errorf("%s answers %s, which no code stands for", name, status)
+				t.Errorf("%s has a response %s, which no code has", name, status)
 			}
 		}
 	})

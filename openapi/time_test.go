@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestATimeHasThreeDigitsOfMillisecondsInUTC(t *testing.T) {
+func TestATimeIsEncodedInUTCWithMilliseconds(t *testing.T) {
 	east := time.FixedZone("east", 2*3600)
 	for _, tt := range []struct {
 		in   time.Time
@@ -22,17 +22,17 @@ func TestATimeHasThreeDigitsOfMillisecondsInUTC(t *testing.T) {
 			t.Fatal(err)
 		}
 		if string(b) != tt.want {
-			t.Errorf("%v is written %s, want %s", tt.in, b, tt.want)
+			t.Errorf("%v is encoded as %s, want %s", tt.in, b, tt.want)
 		}
 		if s := `"` + (Time{tt.in}).String() + `"`; s != tt.want {
-			t.Errorf("%v is spelled %s, want %s", tt.in, s, tt.want)
+			t.Errorf("%v as a string is %s, want %s", tt.in, s, tt.want)
 		}
 		var back Time
 		if err := json.Unmarshal(b, &back); err != nil {
 			t.Fatal(err)
 		}
 		if want := tt.in.Truncate(time.Millisecond); !back.Equal(want) {
-			t.Errorf("%s is read as %v, want %v", b, back, want)
+			t.Errorf("%s is decoded as %v, want %v", b, back, want)
 		}
 	}
 }
@@ -40,19 +40,19 @@ func TestATimeHasThreeDigitsOfMillisecondsInUTC(t *testing.T) {
 func TestATimeCanBeTheKeyOfAMap(t *testing.T) {
 	b, err := json.Marshal(map[Time]int{{time.Unix(0, 0)}: 1})
 	if want := `{"1970-01-01T00:00:00.000Z":1}`; err != nil || string(b) != want {
-		t.Errorf("written %s, %v; want %s", b, err, want)
+		t.Errorf("got %s, %v; want %s", b, err, want)
 	}
 }
 
-func TestATimeWithoutASpellingIsAnError(t *testing.T) {
+func TestATimeThatCannotBeEncodedIsAnError(t *testing.T) {
 	for _, year := range []int{-1, 10000} {
 		if b, err := json.Marshal(Time{time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)}); err == nil {
-			t.Errorf("the year %d is written %s", year, b)
+			t.Errorf("the year %d is encoded as %s", year, b)
 		}
 	}
 }
 
-func TestATimeIsWrittenWithOneAllocation(t *testing.T) {
+func TestATimeIsEncodedWithOneAllocation(t *testing.T) {
 	now := Time{time.Now()}
 	if n := testing.AllocsPerRun(100, func() {
 		if _, err := now.MarshalJSON(); err != nil {

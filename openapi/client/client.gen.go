@@ -351,91 +351,94 @@ const (
 
 // AdoptOrphan How to adopt an orphan.
 type AdoptOrphan struct {
-	// TemplateName The template the VM is to be of. Needed for a VM; a disk has none.
+	// TemplateName The template of the VM. Required for a VM, not allowed for a disk.
 	TemplateName *string `json:"template_name,omitempty"`
 }
 
-// Agent What is known of a VM's guest agent, without asking it. The VM's entity tag says nothing of `last_seen_at`.
+// Agent The state of the guest agent of a VM, as last seen; reading it does not query the agent. The entity tag of the
+// VM does not depend on `last_seen_at`.
 type Agent struct {
-	// LastSeenAt When it last answered, in UTC. Null when it never has.
+	// LastSeenAt When the agent last answered. Null if it has never answered.
 	LastSeenAt *time.Time `json:"last_seen_at"`
 
-	// State Whether a guest agent answers.
+	// State The state of the guest agent.
 	//
-	// - `connected`: it does.
-	// - `silent`: it has answered, or something in the guest listens, and it does not answer now.
-	// - `absent`: the VM does not run, or nothing in the guest has ever listened.
+	// - `connected`: it answers.
+	// - `silent`: it does not answer, but has answered before, or a process in the guest listens on its port.
+	// - `absent`: the VM is not running, or no process in the guest has ever listened on its port.
 	State AgentState `json:"state"`
 
-	// Version The version it says it is of. Null when that is not known.
+	// Version The version that the agent reports. Null if it is unknown.
 	Version *string `json:"version"`
 }
 
-// AgentState Whether a guest agent answers.
+// AgentState The state of the guest agent.
 //
-// - `connected`: it does.
-// - `silent`: it has answered, or something in the guest listens, and it does not answer now.
-// - `absent`: the VM does not run, or nothing in the guest has ever listened.
+// - `connected`: it answers.
+// - `silent`: it does not answer, but has answered before, or a process in the guest listens on its port.
+// - `absent`: the VM is not running, or no process in the guest has ever listened on its port.
 type AgentState string
 
 // AttachDisk The VM to attach a data disk to.
 type AttachDisk struct {
-	// MountPoint The slot of the disk in the guest. When it is not given: the one the disk was created with, else the next
-	// free one.
+	// MountPoint The slot of the disk in the guest. The default is the slot that the disk was created with, else the next
+	// free slot.
 	MountPoint *string `json:"mount_point,omitempty"`
 
 	// VmId The id of the VM.
 	VMID string `json:"vm_id"`
 }
 
-// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+// Autostart Whether the VM is started at boot of the host if its `desired_state` is `running`.
 type Autostart = bool
 
-// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+// AutostartDelay The number of seconds between the start of this VM and the start of the next VM.
 type AutostartDelay = int
 
-// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+// AutostartOrder The start order at boot of the host. VMs with a lower number are started first; VMs with the same number are
+// started in the order of their creation.
 type AutostartOrder = int
 
-// Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
+// Boot The times of the steps of the current or the last boot of a VM. Null for a step that has not happened or was
+// not seen.
 type Boot struct {
-	// AgentAt When the guest agent gave its first answer.
+	// AgentAt When the guest agent first answered.
 	AgentAt *time.Time `json:"agent_at"`
 
-	// CloudInitAt When cloud-init in the guest was first seen to be through.
+	// CloudInitAt When cloud-init in the guest was first seen to have finished.
 	CloudInitAt *time.Time `json:"cloud_init_at"`
 
-	// CloudInitResult How that ended: `done`, which is also that it has nothing to do, or `error`.
+	// CloudInitResult The result of cloud-init: `done`, also if it had nothing to do, or `error`.
 	CloudInitResult *BootCloudInitResult `json:"cloud_init_result"`
 
-	// DhcpAckAt When the guest first confirmed its address.
+	// DhcpAckAt When the guest first confirmed its address by DHCP.
 	DHCPAckAt *time.Time `json:"dhcp_ack_at"`
 
-	// FirstSerialAt When the guest wrote its first byte to the console.
+	// FirstSerialAt When the guest wrote its first byte to the serial console.
 	FirstSerialAt *time.Time `json:"first_serial_at"`
 
-	// FirstTcpAt When the guest first answered on a TCP port that `wait_for` named.
+	// FirstTcpAt When the guest first accepted a connection on a TCP port that a `wait_for` named.
 	FirstTCPAt *time.Time `json:"first_tcp_at"`
 
-	// QmpReadyAt When its QEMU first answered.
+	// QmpReadyAt When QEMU first answered on its monitor.
 	QMPReadyAt *time.Time `json:"qmp_ready_at"`
 
-	// SpawnedAt When its QEMU was launched.
+	// SpawnedAt When the QEMU process was started.
 	SpawnedAt *time.Time `json:"spawned_at"`
 }
 
-// BootCloudInitResult How that ended: `done`, which is also that it has nothing to do, or `error`.
+// BootCloudInitResult The result of cloud-init: `done`, also if it had nothing to do, or `error`.
 type BootCloudInitResult string
 
-// CDROM A CD-ROM drive of a VM. It is there as long as there is something in it.
+// CDROM A CD-ROM drive of a VM. It always contains an image or the cloud-init data.
 type CDROM struct {
-	// BootIndex When it is booted from, at a start; the root disk has 10. Null when it never is.
+	// BootIndex The position in the boot order; the root disk has 10. Null if the VM never boots from the drive.
 	BootIndex *int `json:"boot_index"`
 
-	// Id The drive's id, `seed` for that of the cloud-init data.
+	// Id The id of the drive: `seed` for the one with the cloud-init data.
 	ID string `json:"id"`
 
-	// Image The name of the image in it, as it was when it was put in. Null for the cloud-init data.
+	// Image The name of the image in the drive, at the time it was attached. Null for the cloud-init data.
 	Image *string `json:"image"`
 }
 
@@ -445,604 +448,617 @@ type CDROMId = string
 // CPUCount The number of vCPUs.
 type CPUCount = int
 
-// CloudInit What cloud-init in a guest is told, which reads it from a CD-ROM drive, `seed`.
+// CloudInit The cloud-init data of a guest. The guest reads it from the CD-ROM drive `seed`.
 type CloudInit struct {
-	// Hostname The guest's hostname, in lower case, with its domain if that is wanted. When it is not given, the VM's id.
+	// Hostname The host name of the guest in lower case, with or without a domain. The default is the id of the VM.
 	Hostname *string `json:"hostname,omitempty"`
 
-	// NetworkConfig The network configuration of the guest, in cloud-init's version 1 or 2. When it is not given, one is made for the
-	// VM's NICs.
+	// NetworkConfig The network configuration of the guest, in version 1 or 2 of cloud-init. The default is generated from the
+	// NICs of the VM.
 	NetworkConfig *string `json:"network_config,omitempty"`
 
-	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
-	// secret: no answer and no log has it.
+	// PasswordHash A password hash in the format of crypt(5), such as from `openssl passwd -6`. By default the user has no
+	// password. It is a secret: no answer and no log contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
-	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
 	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
 
-	// UserData More for cloud-init to do, in a format of its own that says itself what it is, such as a `#cloud-config` or a
-	// script. What it says goes before what follows from the other properties.
+	// UserData User data for cloud-init, in any format that cloud-init detects, such as `#cloud-config` or a script. It
+	// takes precedence over the other properties.
 	UserData *string `json:"user_data,omitempty"`
 
-	// Users Users to make besides the image's default one.
+	// Users The users to create, in addition to the default user of the image.
 	Users *[]CloudInitUser `json:"users,omitempty"`
 
-	// VendorData As `user_data`, of less weight.
+	// VendorData Vendor data for cloud-init. It has a lower precedence than `user_data`.
 	VendorData *string `json:"vendor_data,omitempty"`
 }
 
-// CloudInitDetails What cloud-init in the guest of a VM is told, and what it says.
+// CloudInitDetails The cloud-init data of a VM, and the status that cloud-init in the guest reports.
 type CloudInitDetails struct {
-	// Attached Whether the VM has the drive with the data.
+	// Attached Whether the VM has the drive `seed`.
 	Attached bool `json:"attached"`
 
-	// Files The files of the cloud-init data as the guest gets them at its next start, without secrets.
+	// Files The files of the cloud-init data that the guest receives at its next start, without secrets.
 	Files CloudInitFiles `json:"files"`
 
-	// Hostname The guest's hostname.
+	// Hostname The host name of the guest.
 	Hostname string `json:"hostname"`
 
-	// InstanceId By which cloud-init knows whether it has taken on the data before.
+	// InstanceId The instance id. cloud-init applies all data again when it changes.
 	InstanceID string `json:"instance_id"`
 
-	// PasswordHash `***` when the default user has a password, else null.
+	// PasswordHash `***` if the default user has a password, else null.
 	PasswordHash *string `json:"password_hash"`
 
-	// SshAuthorizedKeys Public keys for SSH, of the image's default user.
+	// SshAuthorizedKeys SSH public keys of the default user of the image.
 	SSHAuthorizedKeys []string `json:"ssh_authorized_keys"`
 
-	// Status What cloud-init in a guest says of itself. Null when no guest agent answers, or does not know.
+	// Status The status that cloud-init in the guest reports. Null if no guest agent answers, or the agent does not know
+	// it.
 	Status *CloudInitStatus `json:"status"`
 
-	// Users Users besides that.
+	// Users The users in addition to the default user.
 	Users []CloudInitUserDetails `json:"users"`
 }
 
-// CloudInitFiles The files of the cloud-init data as the guest gets them at its next start, without secrets.
+// CloudInitFiles The files of the cloud-init data that the guest receives at its next start, without secrets.
 type CloudInitFiles struct {
-	// MetaData Who the guest is.
+	// MetaData The identity of the guest.
 	MetaData *string `json:"meta-data"`
 
-	// NetworkConfig The network configuration. Null when there is none.
+	// NetworkConfig The network configuration. Null if there is none.
 	NetworkConfig *string `json:"network-config"`
 
-	// UserData What is to be done.
+	// UserData The user data.
 	UserData *string `json:"user-data"`
 
-	// VendorData What else is to be done. Null when there is nothing.
+	// VendorData The vendor data. Null if there is none.
 	VendorData *string `json:"vendor-data"`
 }
 
-// CloudInitStatus What cloud-init in a guest says of itself. Null when no guest agent answers, or does not know.
+// CloudInitStatus The status that cloud-init in the guest reports. Null if no guest agent answers, or the agent does not know
+// it.
 type CloudInitStatus struct {
-	// Detail More about that. Null when it says nothing.
+	// Detail Details of the status. Null if cloud-init reports none.
 	Detail *string `json:"detail"`
 
-	// Errors What went wrong.
+	// Errors The errors that cloud-init reports.
 	Errors []string `json:"errors"`
 
-	// Status One of `not run`, `running`, `done`, `error`, `disabled`; `absent` when the guest does not
-	// have it.
+	// Status One of `not run`, `running`, `done`, `error` and `disabled`; `absent` if cloud-init is not installed in
+	// the guest.
 	Status string `json:"status"`
 }
 
-// CloudInitUser A user that cloud-init makes.
+// CloudInitUser A user that cloud-init creates.
 type CloudInitUser struct {
-	// Groups More groups that the user is in.
+	// Groups Additional groups of the user.
 	Groups *[]string `json:"groups,omitempty"`
 
-	// Name The user's name.
+	// Name The name of the user.
 	Name string `json:"name"`
 
-	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
-	// secret: no answer and no log has it.
+	// PasswordHash A password hash in the format of crypt(5), such as from `openssl passwd -6`. By default the user has no
+	// password. It is a secret: no answer and no log contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
-	// Shell The absolute path of the user's shell. The guest's own when it is not given.
+	// Shell The absolute path of the user's shell. The default is the default shell of the guest.
 	Shell *string `json:"shell,omitempty"`
 
-	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
 	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
 
-	// Sudo What the user may do as others, a rule as in sudoers(5). Nothing when it is not given.
+	// Sudo The sudo rule of the user, as in sudoers(5). By default the user may not use sudo.
 	Sudo *string `json:"sudo,omitempty"`
 }
 
-// CloudInitUserDetails A user that cloud-init makes.
+// CloudInitUserDetails A user that cloud-init creates.
 type CloudInitUserDetails struct {
-	// Groups More groups that the user is in.
+	// Groups Additional groups of the user.
 	Groups []string `json:"groups"`
 
-	// Name The user's name.
+	// Name The name of the user.
 	Name string `json:"name"`
 
-	// PasswordHash `***` when the user has a password, else null.
+	// PasswordHash `***` if the user has a password, else null.
 	PasswordHash *string `json:"password_hash"`
 
-	// Shell The path of the user's shell. Null for the guest's own.
+	// Shell The path of the user's shell. Null for the default shell of the guest.
 	Shell *string `json:"shell"`
 
-	// SshAuthorizedKeys Public keys for SSH.
+	// SshAuthorizedKeys SSH public keys.
 	SSHAuthorizedKeys []string `json:"ssh_authorized_keys"`
 
-	// Sudo What the user may do as others, as in sudoers(5). Null for nothing.
+	// Sudo The sudo rule of the user, as in sudoers(5). Null if the user may not use sudo.
 	Sudo *string `json:"sudo"`
 }
 
-// ConsoleTicket A ticket for the console of one VM, good for one connection.
+// ConsoleTicket A ticket that opens one connection to the console of one VM.
 type ConsoleTicket struct {
-	// ExpiresAt When it can no longer be used, in UTC.
+	// ExpiresAt When the ticket expires.
 	ExpiresAt time.Time `json:"expires_at"`
 
 	// Ticket The ticket. It is a secret.
 	Ticket string `json:"ticket"`
 
-	// Url The path and the query to join the console with, relative to this daemon. `take_over` and `scrollback` can be
+	// Url The path and the query that open the console, relative to this daemon. `take_over` and `scrollback` can be
 	// added.
 	URL string `json:"url"`
 }
 
-// ContentFormat How the content of an image is laid out. Asked for of a new one, with a `url` or its bytes, any when it is not given.
+// ContentFormat The format of the content of an image. In a request it is the expected format of the download or the upload;
+// without it, every format is accepted.
 type ContentFormat string
 
-// CreateCDROM A CD-ROM drive to attach.
+// CreateCDROM The CD-ROM drive to attach.
 type CreateCDROM struct {
-	// BootIndex When the drive is booted from, at a start: before the root disk with a number lower than 10, which is that of the root
-	// disk, else when the root disk cannot be. When it is not given it is never booted from.
+	// BootIndex The position of the drive in the boot order. The root disk has 10: a lower number boots the drive before
+	// the root disk, a higher one if the root disk is not bootable. By default the VM never boots from the
+	// drive.
 	BootIndex *int `json:"boot_index,omitempty"`
 
-	// Image The image in the drive, an available one of format `iso`.
+	// Image The image in the drive. It must be available and of format `iso`.
 	Image string `json:"image"`
 }
 
-// CreateConsoleTicket What a ticket for a console is for.
+// CreateConsoleTicket The rights of a console ticket.
 type CreateConsoleTicket struct {
-	// Write Whether its bearer may type.
+	// Write Whether the holder of the ticket may write to the console.
 	Write *bool `json:"write,omitempty"`
 }
 
-// CreateDisk A data disk to create. With neither `image` nor `from_disk` it is empty, and has to have a `size`.
+// CreateDisk The data disk to create. Without `image` and `from_disk` it is empty, and `size` is required.
 type CreateDisk struct {
-	// FromDisk The id of what the disk is a copy of: a data disk that is not attached, or a stopped VM, for its root disk. Not with `image`.
+	// FromDisk The id of the source to copy: a data disk that is not attached, or a stopped VM for its root disk. Not
+	// allowed with `image`.
 	FromDisk *string `json:"from_disk,omitempty"`
 
-	// Image The image that the disk is an overlay of, an available one of any format but `iso`.
+	// Image The image that the disk is an overlay of. It must be available and of a format other than `iso`.
 	Image *string `json:"image,omitempty"`
 
-	// MountPoint The slot of the disk in the guest. The letter fixes the place on the virtual SCSI bus for as long as the disk is
-	// on this VM: `b` is LUN 1, `z` is LUN 25. `a` is left to the root disk. The kernel of the guest may use another
-	// name; `guest_device` is always right.
+	// MountPoint The slot of the disk in the guest. The letter determines the place on the virtual SCSI bus while the disk is
+	// on this VM: `b` is LUN 1, `z` is LUN 25. `a` is reserved for the root disk. The guest kernel may use another
+	// name; `guest_device` is always valid.
 	MountPoint *MountPoint `json:"mount_point,omitempty"`
 
-	// Size The size in GiB, a whole number of MiB. When it is not given: that of what the disk is made of. It must not be smaller.
+	// Size The size in GiB, a whole number of MiB. The default is the size of the source; it must not be smaller.
 	Size *float64 `json:"size,omitempty"`
 }
 
-// CreateImage An image to create, of exactly one of `url` and `from_disk`.
+// CreateImage The image to create. It requires exactly one of `url` and `from_disk`.
 type CreateImage struct {
-	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 	Description *Description `json:"description,omitempty"`
 
-	// Format How the content of an image is laid out. Asked for of a new one, with a `url` or its bytes, any when it is not given.
+	// Format The format of the content of an image. In a request it is the expected format of the download or the upload;
+	// without it, every format is accepted.
 	Format *ContentFormat `json:"format,omitempty"`
 
-	// FromDisk The id of what it is a copy of, a data disk that is not attached or a stopped VM, for its root disk.
+	// FromDisk The id of the source to copy: a data disk that is not attached, or a stopped VM for its root disk.
 	FromDisk *string `json:"from_disk,omitempty"`
 
-	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
-	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	// Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
+	// `.`, `_` and `/`, and starts and ends with a letter or a digit. A value has at most 255 characters and no
+	// control characters.
 	Labels *Labels `json:"labels,omitempty"`
 
-	// Name The name of an image, in lower case, with `-`, `.` and `_` allowed inside.
+	// Name The name of an image: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name ImageName `json:"name"`
 
-	// Sha256 The SHA-256 that what is downloaded is to have. Only with `url`.
+	// Sha256 The expected SHA-256 of the download. Only with `url`.
 	SHA256 *string `json:"sha256,omitempty"`
 
-	// Sha512 The SHA-512 that what is downloaded is to have. Only with `url`.
+	// Sha512 The expected SHA-512 of the download. Only with `url`.
 	SHA512 *string `json:"sha512,omitempty"`
 
-	// Url Where to download it from, by `http` or `https`.
+	// Url The `http` or `https` URL to download the image from.
 	URL *string `json:"url,omitempty"`
 }
 
-// CreateNIC A NIC to give to a VM. It takes the lowest free slot.
+// CreateNIC The NIC to add to a VM. It gets the lowest free slot.
 type CreateNIC struct {
-	// Ip The IPv4 address to have, of the network's subnet. The lowest free one when it is not given. Only a network
-	// of mode `nat` or `isolated` gives out addresses.
+	// Ip The IPv4 address, from the subnet of the network. The default is the lowest free address. Only networks of
+	// mode `nat` or `isolated` assign addresses.
 	IP *string `json:"ip,omitempty"`
 
-	// Link Whether the cable is in.
+	// Link The link state: `down` is like an unplugged cable.
 	Link *CreateNICLink `json:"link,omitempty"`
 
-	// Mac The Ethernet address to have. When it is not given, it follows from the VM's UUID and the slot.
+	// Mac The MAC address. The default is derived from the UUID of the VM and the slot.
 	MAC *string `json:"mac,omitempty"`
 
-	// Model The kind of card that the guest sees.
+	// Model The device model of the NIC.
 	Model *CreateNICModel `json:"model,omitempty"`
 
-	// Network The network to be on. The default network, `vman0`, when it is not given.
+	// Network The network to connect to. The default is `vman0`, the default network.
 	Network *string `json:"network,omitempty"`
 
-	// RateIn The most that the guest gets, in kbit/s. 0 is no limit.
+	// RateIn The maximum receive rate of the guest, in kbit/s. 0 is unlimited.
 	RateIn *int `json:"rate_in,omitempty"`
 
-	// RateOut The most that the guest sends, in kbit/s. 0 is no limit.
+	// RateOut The maximum send rate of the guest, in kbit/s. 0 is unlimited.
 	RateOut *int `json:"rate_out,omitempty"`
 }
 
-// CreateNICLink Whether the cable is in.
+// CreateNICLink The link state: `down` is like an unplugged cable.
 type CreateNICLink string
 
-// CreateNICModel The kind of card that the guest sees.
+// CreateNICModel The device model of the NIC.
 type CreateNICModel string
 
-// CreateNetwork A network to create.
+// CreateNetwork The network to create.
 type CreateNetwork struct {
-	// Bridge The bridge of the host. Needed by mode `bridge`, and of no other.
+	// Bridge The bridge of the host. Required for mode `bridge`, not allowed for other modes.
 	Bridge *string `json:"bridge,omitempty"`
 
-	// Dns The name servers that guests are told of. Without any: the gateway, which answers for `domain` and asks the
-	// host's for the rest. Of modes `nat` and `isolated`.
+	// Dns The name servers that DHCP announces to guests. The default is the gateway, which answers for `domain` and
+	// forwards other queries to the name servers of the host. Only for modes `nat` and `isolated`.
 	DNS *[]IPv4Address `json:"dns,omitempty"`
 
-	// Domain The domain that VMs on the network are in. When it is not given: the name of the network and `.internal`.
-	// Not of mode `bridge`.
+	// Domain The DNS domain of the VMs on the network. The default is the name of the network followed by `.internal`.
+	// Not allowed for mode `bridge`.
 	Domain *string `json:"domain,omitempty"`
 
-	// Gateway The host's address in the subnet. Its first one when it is not given. Not of mode `bridge`.
+	// Gateway The address of the host in the subnet. The default is the first address. Not allowed for mode `bridge`.
 	Gateway *string `json:"gateway,omitempty"`
 
-	// Ipv6Subnet An IPv6 /64. No IPv6 when it is not given. Of modes `nat` and `isolated`.
+	// Ipv6Subnet An IPv6 /64. By default the network has no IPv6. Only for modes `nat` and `isolated`.
 	IPv6Subnet *string `json:"ipv6_subnet,omitempty"`
 
-	// IsolateVms Whether guests cannot reach one another. Not of mode `user`, whose guests never do.
+	// IsolateVms Whether guests cannot reach one another. Not allowed for mode `user`, whose guests never can.
 	IsolateVMs *bool `json:"isolate_vms,omitempty"`
 
-	// Mode What a network is connected to. It never changes.
+	// Mode The mode of a network. It is immutable.
 	//
-	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
-	//   port forward.
-	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
-	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
-	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
-	//   reaches in but by a port forward.
+	// - `nat`: a bridge of its own. Guests reach other networks through the addresses of the host. Connections to
+	//   guests need a port forward.
+	// - `isolated`: a bridge of its own. Guests reach one another and the host.
+	// - `bridge`: an existing bridge of the host. Guests get their addresses from the network that the bridge is
+	//   connected to.
+	// - `user`: needs no privileges. Each guest is alone and reaches other networks through sockets of the host.
+	//   Connections to guests need a port forward.
 	Mode NetworkMode `json:"mode"`
 
-	// Mtu The largest packet, in bytes. With IPv6 at least 1280.
+	// Mtu The maximum packet size in bytes (MTU). At least 1280 with IPv6.
 	MTU *int `json:"mtu,omitempty"`
 
-	// Name The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	// Name The name of a network: a DNS label of at most 15 characters. The bridge of the network on the host has the
+	// same name.
 	Name NetworkName `json:"name"`
 
-	// Ntp The time servers that guests are told of. Of modes `nat` and `isolated`.
+	// Ntp The time servers that DHCP announces to guests. Only for modes `nat` and `isolated`.
 	NTP *[]IPv4Address `json:"ntp,omitempty"`
 
-	// Restrict Whether guests can neither reach out nor the host. Of mode `user`.
+	// Restrict Whether guests can reach neither the host nor other networks. Only for mode `user`.
 	Restrict *bool `json:"restrict,omitempty"`
 
-	// Routes What guests are told of besides the way to the gateway. Of modes `nat` and `isolated`.
+	// Routes The routes that DHCP announces to guests, in addition to the default route. Only for modes `nat` and
+	// `isolated`.
 	Routes *[]NetworkRoute `json:"routes,omitempty"`
 
-	// Subnet The IPv4 subnet, with a prefix length of /16 to /29. When it is not given: `192.168.100.0/24`, or the next
-	// private /24 that neither the host nor another network uses. Not of mode `bridge`.
+	// Subnet The IPv4 subnet with a prefix length of /16 to /29. The default is `192.168.100.0/24`, or the next private
+	// /24 that neither the host nor another network uses. Not allowed for mode `bridge`.
 	Subnet *string `json:"subnet,omitempty"`
 
-	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. 0 is none. Of mode `bridge`.
+	// VlanId The 802.1Q VLAN of the guests on the bridge. 0 is no VLAN. Only for mode `bridge`.
 	VLANID *int `json:"vlan_id,omitempty"`
 }
 
-// CreatePortForward A port of the host to lead to a guest.
+// CreatePortForward The port forward to create.
 type CreatePortForward struct {
-	// GuestPort The port of the guest.
+	// GuestPort The port in the guest.
 	GuestPort int `json:"guest_port"`
 
-	// HostAddress The IPv4 address of the host to listen on; `0.0.0.0` is every one.
+	// HostAddress The IPv4 address of the host to listen on. `0.0.0.0` is every address.
 	HostAddress *string `json:"host_address,omitempty"`
 
-	// HostPort The port of the host.
+	// HostPort The port on the host.
 	HostPort int `json:"host_port"`
 
-	// Nic The slot of the NIC that it goes to.
+	// Nic The slot of the NIC to forward to.
 	NIC *int `json:"nic,omitempty"`
 
-	// Protocol What the port numbers belong to.
+	// Protocol The transport protocol.
 	Protocol *CreatePortForwardProtocol `json:"protocol,omitempty"`
 }
 
-// CreatePortForwardProtocol What the port numbers belong to.
+// CreatePortForwardProtocol The transport protocol.
 type CreatePortForwardProtocol string
 
-// CreateTemplate A template to create.
+// CreateTemplate The template to create.
 type CreateTemplate struct {
 	// CpuCount The number of vCPUs.
 	CPUCount CPUCount `json:"cpu_count"`
 
-	// Name The name of a template, in lower case, with `-`, `.` and `_` allowed inside.
+	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. Every guest has its own minimum; below 64 MiB hardly any boots.
+	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
-// CreateVM A VM to create. Without a word about it, it is neither restarted nor started by itself.
+// CreateVM The VM to create. By default it is neither restarted automatically nor started at boot of the host.
 type CreateVM struct {
-	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+	// Autostart Whether the VM is started at boot of the host if its `desired_state` is `running`.
 	Autostart *Autostart `json:"autostart,omitempty"`
 
-	// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+	// AutostartDelay The number of seconds between the start of this VM and the start of the next VM.
 	AutostartDelay *AutostartDelay `json:"autostart_delay,omitempty"`
 
-	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+	// AutostartOrder The start order at boot of the host. VMs with a lower number are started first; VMs with the same number are
+	// started in the order of their creation.
 	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
 
-	// Cdroms The CD-ROM drives, besides that of `cloud_init`.
+	// Cdroms The CD-ROM drives, in addition to the one of `cloud_init`.
 	CDROMs *[]CreateCDROM `json:"cdroms,omitempty"`
 
-	// CloudInit What cloud-init in a guest is told, which reads it from a CD-ROM drive, `seed`.
+	// CloudInit The cloud-init data of a guest. The guest reads it from the CD-ROM drive `seed`.
 	CloudInit *CloudInit `json:"cloud_init,omitempty"`
 
-	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 	Description *Description `json:"description,omitempty"`
 
-	// FullClone Whether the root disk is a copy of the `image`, which it needs no more then, and not an overlay of it.
+	// FullClone Whether the root disk is a full copy of `image` instead of an overlay. The VM then no longer needs the
+	// image.
 	FullClone *bool `json:"full_clone,omitempty"`
 
-	// Image The image that the root disk is made of, an available one of any format but `iso`.
+	// Image The image that the root disk is made from. It must be available and of a format other than `iso`.
 	Image *string `json:"image,omitempty"`
 
-	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
-	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	// Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
+	// `.`, `_` and `/`, and starts and ends with a letter or a digit. A value has at most 255 characters and no
+	// control characters.
 	Labels *Labels `json:"labels,omitempty"`
 
-	// Name The VM's id and the hostname of its guest. One is made up when it is not given.
+	// Name The id of the VM and the host name of its guest. The default is a generated name.
 	Name *string `json:"name,omitempty"`
 
-	// Nics The NICs, by slot. When they are not given: one on the default network, `vman0`. An empty list: none.
+	// Nics The NICs, in the order of their slots. The default is one NIC on the default network, `vman0`. An empty
+	// list creates a VM without NICs.
 	NICs *[]CreateNIC `json:"nics,omitempty"`
 
-	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
-	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+	// RestartPolicy When a VM whose `desired_state` is `running` is restarted automatically. The delay before a restart grows from
+	// 1 second to 5 minutes, and is reset after the VM has run for 10 minutes. A VM that was stopped by a request is
+	// never restarted.
 	//
-	// - `never`: it is not.
-	// - `on-failure`: when it crashed, could not be started, or its guest panicked.
-	// - `always`: also when its guest powered itself off.
+	// - `never`: no automatic restart.
+	// - `on-failure`: if the VM crashed, could not be started, or its guest panicked.
+	// - `always`: also if the guest powered itself off.
 	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
 
-	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. When it is not given: the size of the `image`, or without
-	// one of the daemon's `default_boot_disk`, or 10 GiB, whichever is larger. It must not be smaller than what it is made of.
+	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. The default is the size of the `image`; without
+	// an image, the size of the daemon's `default_boot_disk` or 10 GiB, whichever is larger. It must not be
+	// below the size of the source.
 	RootDiskSize *float64 `json:"root_disk_size,omitempty"`
 
-	// Start Whether to start the VM once it is created.
+	// Start Whether to start the VM after it is created.
 	Start *bool `json:"start,omitempty"`
 
-	// TemplateName The name of a template, in lower case, with `-`, `.` and `_` allowed inside.
+	// TemplateName The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	TemplateName TemplateName `json:"template_name"`
 }
 
-// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 type Description = string
 
 // Disk A data disk.
 type Disk struct {
-	// CreatedAt When the disk was created, in UTC.
+	// CreatedAt When the disk was created.
 	CreatedAt time.Time `json:"created_at"`
 
-	// GuestDevice The path under which a Linux guest finds the disk, in whatever order its kernel found its disks. Null when
-	// no VM has it.
+	// GuestDevice The path of the disk in a Linux guest. It does not depend on the order in which the guest kernel finds its
+	// disks. Null if the disk is not attached.
 	GuestDevice *string `json:"guest_device"`
 
-	// Id The disk's id. It is the serial number the guest reads from the disk.
+	// Id The id of the disk. It is also the serial number that the guest reads from the disk.
 	ID string `json:"id"`
 
-	// Image The name of the image that the disk was made of, as it was then. Null when it was made of none.
+	// Image The name of the image that the disk was made from, at that time. Null if it was not made from an image.
 	Image *string `json:"image"`
 
-	// MountPoint The slot the disk has on its VM, or is to have on the next one. Null when the next free one will do.
+	// MountPoint The slot of the disk on its current VM, or the requested slot on the next VM. Null for the next free slot.
 	MountPoint *string `json:"mount_point"`
 
-	// Size The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
-	// MiB: 0.5 is 512 MiB.
+	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
 
-	// State Where a data disk is in its life.
+	// State The state of a data disk.
 	//
-	// - `creating`: its file is being made.
-	// - `available`: no VM has it.
-	// - `attaching`: it is on its way to a VM.
-	// - `attached`: a VM has it.
-	// - `detaching`: its VM was asked to let go of it and has not yet.
-	// - `error`: something is wrong with it; `state_reason` says what.
+	// - `creating`: its file is being created.
+	// - `available`: it is not attached.
+	// - `attaching`: it is being attached to a VM.
+	// - `attached`: it is attached to a VM.
+	// - `detaching`: the guest was asked to release it and has not done so.
+	// - `error`: it cannot be used; `state_reason` says why.
 	State DiskState `json:"state"`
 
-	// StateReason Why the disk is in its state, for a person. Null when there is nothing to say.
+	// StateReason Why the disk is in its state, for people. Null without a reason.
 	StateReason *string `json:"state_reason"`
 
-	// UpdatedAt When the disk last changed, in UTC.
+	// UpdatedAt When the disk was last changed.
 	UpdatedAt time.Time `json:"updated_at"`
 
-	// VmId The id of the VM that has the disk. Null when none has.
+	// VmId The id of the VM that the disk is attached to. Null if it is not attached.
 	VMID *string `json:"vm_id"`
 }
 
-// DiskSize The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
-// MiB: 0.5 is 512 MiB.
+// DiskSize The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
 type DiskSize = float64
 
-// DiskState Where a data disk is in its life.
+// DiskState The state of a data disk.
 //
-// - `creating`: its file is being made.
-// - `available`: no VM has it.
-// - `attaching`: it is on its way to a VM.
-// - `attached`: a VM has it.
-// - `detaching`: its VM was asked to let go of it and has not yet.
-// - `error`: something is wrong with it; `state_reason` says what.
+// - `creating`: its file is being created.
+// - `available`: it is not attached.
+// - `attaching`: it is being attached to a VM.
+// - `attached`: it is attached to a VM.
+// - `detaching`: the guest was asked to release it and has not done so.
+// - `error`: it cannot be used; `state_reason` says why.
 type DiskState string
 
-// Domain A DNS name in lower case. A VM on the network is called by its id in front of it.
+// Domain A DNS domain in lower case. The DNS name of a VM on the network is its id in this domain.
 type Domain = string
 
-// EmptyRequest A request that has nothing to say.
+// EmptyRequest A request without options.
 type EmptyRequest = map[string]interface{}
 
-// Event Something that has happened.
+// Event An event.
 type Event struct {
-	// At When it happened, in UTC.
+	// At When the event happened.
 	At time.Time `json:"at"`
 
-	// Data What there is to tell of an event. Which properties it has depends on the type; more may come.
+	// Data The data of an event. Its properties depend on the type; new ones may be added.
 	Data EventData `json:"data"`
 
-	// Resource What it happened to: the path of a VM, a disk, an image, a network, a template or an operation without the leading
-	// slash, or `observer` or `daemon`.
+	// Resource The resource of the event: the path of a VM, a disk, an image, a network, a template or an operation
+	// without the leading slash, or `observer` or `daemon`.
 	Resource string `json:"resource"`
 
-	// Seq The number of an event. It only ever grows.
+	// Seq The number of an event. Numbers only increase.
 	Seq EventNumber `json:"seq"`
 
-	// Type What has happened.
+	// Type The type of an event.
 	//
-	// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of what the user says of it.
-	// - `vm.state`: a VM is in another state, or in the same one for another reason.
+	// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of its configuration.
+	// - `vm.state`: the state or the state reason of a VM changed.
 	// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 	// - `template.created`, `template.deleted`: a template.
 	// - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
 	// - `network.created`, `network.updated`, `network.deleted`: a network.
-	// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
-	// - `vm.address`: a guest has another address that nobody gave it.
-	// - `vm.guest`: somebody had a guest run a program, write a file, set a password or trim its disks.
+	// - `vm.boot`: a VM reached another step of its boot; see `boot` of the VM.
+	// - `vm.address`: a new address of a guest was seen that the daemon did not assign.
+	// - `vm.guest`: a request ran a program, wrote a file, set a password or trimmed file systems in a guest.
 	// - `operation.started`, `operation.step`, `operation.ended`: an operation.
-	// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
-	// - `daemon.started`, `daemon.stopping`: the daemon itself.
+	// - `observer.issue`, `observer.repaired`: the records and the host disagree, or a disagreement was repaired.
+	// - `daemon.started`, `daemon.stopping`: the daemon.
 	Type EventType `json:"type"`
 }
 
-// EventData What there is to tell of an event. Which properties it has depends on the type; more may come.
+// EventData The data of an event. Its properties depend on the type; new ones may be added.
 type EventData map[string]interface{}
 
-// EventNumber The number of an event. It only ever grows.
+// EventNumber The number of an event. Numbers only increase.
 type EventNumber = int64
 
-// EventType What has happened.
+// EventType The type of an event.
 //
-// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of what the user says of it.
-// - `vm.state`: a VM is in another state, or in the same one for another reason.
+// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of its configuration.
+// - `vm.state`: the state or the state reason of a VM changed.
 // - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
 // - `template.created`, `template.deleted`: a template.
 // - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
 // - `network.created`, `network.updated`, `network.deleted`: a network.
-// - `vm.boot`: a guest has got further since its VM was started, as its `boot` says.
-// - `vm.address`: a guest has another address that nobody gave it.
-// - `vm.guest`: somebody had a guest run a program, write a file, set a password or trim its disks.
+// - `vm.boot`: a VM reached another step of its boot; see `boot` of the VM.
+// - `vm.address`: a new address of a guest was seen that the daemon did not assign.
+// - `vm.guest`: a request ran a program, wrote a file, set a password or trimmed file systems in a guest.
 // - `operation.started`, `operation.step`, `operation.ended`: an operation.
-// - `observer.issue`, `observer.repaired`: the records and the host disagree, and what was done about it.
-// - `daemon.started`, `daemon.stopping`: the daemon itself.
+// - `observer.issue`, `observer.repaired`: the records and the host disagree, or a disagreement was repaired.
+// - `daemon.started`, `daemon.stopping`: the daemon.
 type EventType string
 
-// ExecRequest A program to run in a guest.
+// ExecRequest The program to run in a guest.
 type ExecRequest struct {
-	// Command The program, by its path or, if the agent's own PATH has it, its name, and its arguments.
+	// Command The program and its arguments. The program is a path, or a name in the PATH of the agent.
 	Command []string `json:"command"`
 
-	// Env The environment of the program: values by name, and nothing else. When it is not given the program has the
-	// agent's own.
+	// Env The complete environment of the program: values by name. The default is the environment of the agent.
 	Env *map[string]string `json:"env,omitempty"`
 
-	// Stdin What the program reads, as text. Not with `stdin_base64`.
+	// Stdin The standard input of the program, as text. Not allowed with `stdin_base64`.
 	Stdin *string `json:"stdin,omitempty"`
 
-	// StdinBase64 What the program reads, in base64 (RFC 4648, section 4). Not with `stdin`.
+	// StdinBase64 The standard input of the program, in base64 (RFC 4648, section 4). Not allowed with `stdin`.
 	StdinBase64 *string `json:"stdin_base64,omitempty"`
 
-	// TimeoutSeconds How long to wait for the program to end.
+	// TimeoutSeconds The maximum number of seconds to wait for the end of the program.
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
 
-// ExecResult How a program in a guest ended, or what is known of it while it runs.
+// ExecResult The result of a program in a guest, or its state while it is running.
 type ExecResult struct {
-	// ExitCode The exit code. Null while it runs and when a signal ended it.
+	// ExitCode The exit code. Null while the program is running, and if a signal ended it.
 	ExitCode *int `json:"exit_code"`
 
 	// Exited Whether the program has ended.
 	Exited bool `json:"exited"`
 
-	// Signal The number of the signal that ended it. Null when none did.
+	// Signal The number of the signal that ended the program. Null if no signal did.
 	Signal *int `json:"signal"`
 
-	// Stderr What it wrote to its standard error. Null when that is not valid UTF-8.
+	// Stderr The standard error. Null if it is not valid UTF-8.
 	Stderr *string `json:"stderr"`
 
-	// StderrBase64 The standard error in base64 when it is not valid UTF-8, else null.
+	// StderrBase64 The standard error in base64 if it is not valid UTF-8, else null.
 	StderrBase64 *string `json:"stderr_base64"`
 
-	// Stdout What it wrote to its standard output. Null when that is not valid UTF-8.
+	// Stdout The standard output. Null if it is not valid UTF-8.
 	Stdout *string `json:"stdout"`
 
-	// StdoutBase64 The standard output in base64 when it is not valid UTF-8, else null.
+	// StdoutBase64 The standard output in base64 if it is not valid UTF-8, else null.
 	StdoutBase64 *string `json:"stdout_base64"`
 
-	// Truncated Whether only a part of the output was kept; 16 MiB of each stream are.
+	// Truncated Whether output was discarded. The first 16 MiB of each stream are kept.
 	Truncated bool `json:"truncated"`
 }
 
-// FieldError What is wrong with one field of a request.
+// FieldError An invalid field of a request.
 type FieldError struct {
-	// Detail What is wrong with it, for a person.
+	// Detail Why the field is invalid, for people.
 	Detail string `json:"detail"`
 
 	// Field A JSON pointer (RFC 6901) into the body, or the name of a parameter or a header.
 	Field string `json:"field"`
 }
 
-// Guest What a guest says of itself. Nothing in it can be relied on.
+// Guest Information that a guest reports about itself. Do not rely on it.
 type Guest struct {
-	// Filesystems Its mounted file systems.
+	// Filesystems The mounted file systems.
 	Filesystems []GuestFilesystem `json:"filesystems"`
 
-	// Hostname Its name. Null when it does not say.
+	// Hostname The host name. Null if the guest does not report it.
 	Hostname *string `json:"hostname"`
 
-	// Interfaces Its network interfaces, the loopback included.
+	// Interfaces The network interfaces, including loopback.
 	Interfaces []GuestInterface `json:"interfaces"`
 
-	// Os The operating system of a guest, as it names itself. What it does not say is null.
+	// Os The operating system of a guest, as the guest reports it. Properties that it does not report are null.
 	Os GuestOS `json:"os"`
 }
 
 // GuestFilesystem A mounted file system of a guest.
 type GuestFilesystem struct {
-	// Disks The serial numbers of the disks it is on.
+	// Disks The serial numbers of the disks that contain the file system.
 	Disks []string `json:"disks"`
 
-	// MountPoint Where it is mounted.
+	// MountPoint The mount point.
 	MountPoint string `json:"mount_point"`
 
-	// TotalBytes How many bytes it has. Null when the guest does not say.
+	// TotalBytes The total number of bytes. Null if the guest does not report it.
 	TotalBytes *int64 `json:"total_bytes"`
 
-	// Type Its type, such as `ext4`.
+	// Type The type, such as `ext4`.
 	Type string `json:"type"`
 
-	// UsedBytes How many bytes of it are used. Null when the guest does not say.
+	// UsedBytes The number of bytes in use. Null if the guest does not report it.
 	UsedBytes *int64 `json:"used_bytes"`
 }
 
 // GuestInterface A network interface of a guest.
 type GuestInterface struct {
-	// Addresses The addresses with the lengths of their prefixes.
+	// Addresses The addresses with their prefix lengths.
 	Addresses []string `json:"addresses"`
 
-	// Mac The MAC address. Null without one.
+	// Mac The MAC address. Null if the interface has none.
 	MAC *string `json:"mac"`
 
-	// Name The name it has in the guest.
+	// Name The name of the interface in the guest.
 	Name string `json:"name"`
 }
 
-// GuestOS The operating system of a guest, as it names itself. What it does not say is null.
+// GuestOS The operating system of a guest, as the guest reports it. Properties that it does not report are null.
 type GuestOS struct {
-	// Id The short name, such as `debian`.
+	// Id The short name of the operating system, such as `debian`.
 	ID *string `json:"id"`
 
 	// Kernel The release of the kernel.
@@ -1051,25 +1067,25 @@ type GuestOS struct {
 	// Machine The architecture, such as `x86_64`.
 	Machine *string `json:"machine"`
 
-	// Name The name, such as `Debian GNU/Linux`.
+	// Name The name of the operating system, such as `Debian GNU/Linux`.
 	Name *string `json:"name"`
 
-	// Version The version, such as `12 (bookworm)`.
+	// Version The version of the operating system, such as `12 (bookworm)`.
 	Version *string `json:"version"`
 }
 
-// Health How the daemon is.
+// Health The health of the daemon.
 type Health struct {
-	// Checks The parts of the daemon.
+	// Checks The checks of the daemon.
 	Checks HealthChecks `json:"checks"`
 
-	// DryRun Whether the daemon only pretends, and never starts a QEMU.
+	// DryRun Whether the daemon is in dry-run mode, in which it never starts QEMU.
 	DryRun bool `json:"dry_run"`
 
 	// Service The name of the service.
 	Service HealthService `json:"service"`
 
-	// Status Whether it does its work.
+	// Status The health: `ok` or `degraded`.
 	Status HealthStatus `json:"status"`
 
 	// Version The version of the daemon.
@@ -1079,40 +1095,40 @@ type Health struct {
 // HealthService The name of the service.
 type HealthService string
 
-// HealthCheck How one part of the daemon is.
+// HealthCheck The result of one check of the daemon.
 type HealthCheck struct {
-	// Detail What is wrong and what to do about it, or what is worth knowing, for a person.
+	// Detail The problem and its fix, or additional information, for people.
 	Detail *string `json:"detail"`
 
-	// Status Whether it does its work.
+	// Status The health: `ok` or `degraded`.
 	Status HealthStatus `json:"status"`
 }
 
-// HealthChecks The parts of the daemon.
+// HealthChecks The checks of the daemon.
 type HealthChecks struct {
-	// Accel How one part of the daemon is.
+	// Accel The result of one check of the daemon.
 	Accel HealthCheck `json:"accel"`
 
-	// Database How one part of the daemon is.
+	// Database The result of one check of the daemon.
 	Database HealthCheck `json:"database"`
 
-	// Network How one part of the daemon is.
+	// Network The result of one check of the daemon.
 	Network HealthCheck `json:"network"`
 
-	// Observer How one part of the daemon is.
+	// Observer The result of one check of the daemon.
 	Observer HealthCheck `json:"observer"`
 
-	// Qemu How one part of the daemon is.
+	// Qemu The result of one check of the daemon.
 	Qemu HealthCheck `json:"qemu"`
 
-	// QemuImg How one part of the daemon is.
+	// QemuImg The result of one check of the daemon.
 	QemuImg HealthCheck `json:"qemu_img"`
 
-	// Storage How one part of the daemon is.
+	// Storage The result of one check of the daemon.
 	Storage HealthCheck `json:"storage"`
 }
 
-// HealthStatus Whether it does its work.
+// HealthStatus The health: `ok` or `degraded`.
 type HealthStatus string
 
 // IPv4Address An IPv4 address.
@@ -1120,238 +1136,244 @@ type IPv4Address = string
 
 // Image An image.
 type Image struct {
-	// CreatedAt When the image was created, in UTC.
+	// CreatedAt When the image was created.
 	CreatedAt time.Time `json:"created_at"`
 
-	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 	Description Description `json:"description"`
 
-	// Format How the content is laid out. Null until there is some.
+	// Format The format of the content. Null before there is content.
 	Format *ImageFormat `json:"format"`
 
-	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
-	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	// Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
+	// `.`, `_` and `/`, and starts and ends with a letter or a digit. A value has at most 255 characters and no
+	// control characters.
 	Labels Labels `json:"labels"`
 
-	// Name The name of an image, in lower case, with `-`, `.` and `_` allowed inside.
+	// Name The name of an image: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name ImageName `json:"name"`
 
-	// Sha256 The SHA-256 of the content as it is stored, in lower case. Null until there is some.
+	// Sha256 The SHA-256 of the stored content, in lower case. Null before there is content.
 	SHA256 *string `json:"sha256"`
 
-	// SizeBytes How many bytes are stored. Null until there is content.
+	// SizeBytes The number of stored bytes. Null before there is content.
 	SizeBytes *int64 `json:"size_bytes"`
 
-	// Source Where it comes from: `upload`, the URL it was downloaded from, without a query, or the path of the disk or the VM it is
-	// a copy of, without the leading slash.
+	// Source The origin of the image: `upload`, the URL of the download without its query, or the path of the source
+	// disk or VM without the leading slash.
 	Source string `json:"source"`
 
-	// State Where an image is in its life.
+	// State The state of an image.
 	//
 	// - `importing`: its content is being downloaded or copied.
-	// - `uploading`: there is more to come of its content.
+	// - `uploading`: its upload is not complete.
 	// - `available`: it can be used.
-	// - `error`: its content is gone; `state_reason` says more.
+	// - `error`: its content is missing; `state_reason` says more.
 	State ImageState `json:"state"`
 
-	// StateReason Why the image is in its state, for a person. Null when there is nothing to say.
+	// StateReason Why the image is in its state, for people. Null without a reason.
 	StateReason *string `json:"state_reason"`
 
-	// UpdatedAt When the image last changed, in UTC.
+	// UpdatedAt When the image was last changed.
 	UpdatedAt time.Time `json:"updated_at"`
 
-	// UploadedBytes How many bytes of the upload have come and are safe. Null when it is not being uploaded.
+	// UploadedBytes The number of bytes of the upload that are stored durably. Null if the image is not being uploaded.
 	UploadedBytes *int64 `json:"uploaded_bytes"`
 
-	// VirtualSize The size of the disk in it, in GiB, a whole number of MiB. Null until it is known.
+	// VirtualSize The size of the disk in the image, in GiB, a whole number of MiB. Null before it is known.
 	VirtualSize *float64 `json:"virtual_size"`
 }
 
-// ImageFormat How the content is laid out. Null until there is some.
+// ImageFormat The format of the content. Null before there is content.
 type ImageFormat string
 
-// ImageName The name of an image, in lower case, with `-`, `.` and `_` allowed inside.
+// ImageName The name of an image: lower case letters, digits, and inside also `-`, `.` and `_`.
 type ImageName = string
 
-// ImageState Where an image is in its life.
+// ImageState The state of an image.
 //
 // - `importing`: its content is being downloaded or copied.
-// - `uploading`: there is more to come of its content.
+// - `uploading`: its upload is not complete.
 // - `available`: it can be used.
-// - `error`: its content is gone; `state_reason` says more.
+// - `error`: its content is missing; `state_reason` says more.
 type ImageState string
 
-// Issue One disagreement between what is recorded and what the host shows.
+// Issue A disagreement between the records and the host.
 type Issue struct {
-	// Details What was found, for a person.
+	// Details What was found, for people.
 	Details string `json:"details"`
 
-	// FirstSeenAt When it was first found, in UTC.
+	// FirstSeenAt When the issue was first found.
 	FirstSeenAt time.Time `json:"first_seen_at"`
 
-	// IssueType What kind of disagreement it is between what is recorded and what the host shows.
+	// IssueType The type of a disagreement between the records and the host.
 	//
-	// - `vm_state_mismatch`: a VM is in another state than recorded.
-	// - `orphan_process`: a QEMU process that belongs to no recorded VM.
-	// - `missing_disk`: the file of a recorded disk is not there.
-	// - `orphan_disk`: a disk file that belongs to nothing recorded.
-	// - `disk_state_inconsistent`: a disk is attached, or not, other than recorded.
-	// - `disk_size_mismatch`: the file of a disk has another size than recorded.
-	// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
-	// - `runtime_drift`: QEMU has other disks plugged than recorded.
+	// - `vm_state_mismatch`: the state of a VM differs from the record.
+	// - `orphan_process`: a QEMU process belongs to no recorded VM.
+	// - `missing_disk`: the file of a recorded disk does not exist.
+	// - `orphan_disk`: a disk file belongs to no recorded resource.
+	// - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
+	// - `disk_size_mismatch`: the size of a disk file differs from the record.
+	// - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
+	// - `runtime_drift`: the disks that are plugged into QEMU differ from the record.
 	// - `storage_low`: the file system of the disks is nearly full.
-	// - `missing_image`: the content of a recorded image is not there, or is not what it was: it has another size.
-	// - `orphan_image`: the content of an image that belongs to nothing recorded.
-	// - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
+	// - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
+	// - `orphan_image`: image content belongs to no recorded image.
+	// - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
 	IssueType IssueType `json:"issue_type"`
 
-	// Repair What was done about it. Null when it was only reported.
+	// Repair The repair that was made. Null if the issue was only reported.
 	Repair *string `json:"repair"`
 
-	// RepairedAt When it was repaired, in UTC. Null when it was not.
+	// RepairedAt When the issue was repaired. Null if it was not.
 	RepairedAt *time.Time `json:"repaired_at"`
 
-	// ResourceId The id of the VM or the disk, the name of the network or the image; of an orphan, the id or the SHA-256 that its process
-	// or its file names; of storage, the path.
+	// ResourceId The id of the VM or the disk, or the name of the network or the image. For an orphan: the id or the
+	// SHA-256 in the name of its file, or of its process. For storage: the path.
 	ResourceID string `json:"resource_id"`
 }
 
-// IssueType What kind of disagreement it is between what is recorded and what the host shows.
+// IssueType The type of a disagreement between the records and the host.
 //
-// - `vm_state_mismatch`: a VM is in another state than recorded.
-// - `orphan_process`: a QEMU process that belongs to no recorded VM.
-// - `missing_disk`: the file of a recorded disk is not there.
-// - `orphan_disk`: a disk file that belongs to nothing recorded.
-// - `disk_state_inconsistent`: a disk is attached, or not, other than recorded.
-// - `disk_size_mismatch`: the file of a disk has another size than recorded.
-// - `qmp_unreachable`: the QEMU of a VM runs and has not answered on its monitor for three passes.
-// - `runtime_drift`: QEMU has other disks plugged than recorded.
+// - `vm_state_mismatch`: the state of a VM differs from the record.
+// - `orphan_process`: a QEMU process belongs to no recorded VM.
+// - `missing_disk`: the file of a recorded disk does not exist.
+// - `orphan_disk`: a disk file belongs to no recorded resource.
+// - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
+// - `disk_size_mismatch`: the size of a disk file differs from the record.
+// - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
+// - `runtime_drift`: the disks that are plugged into QEMU differ from the record.
 // - `storage_low`: the file system of the disks is nearly full.
-// - `missing_image`: the content of a recorded image is not there, or is not what it was: it has another size.
-// - `orphan_image`: the content of an image that belongs to nothing recorded.
-// - `network_drift`: a bridge, a tap or a rule of the firewall is other than recorded, or gone.
+// - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
+// - `orphan_image`: image content belongs to no recorded image.
+// - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
 type IssueType string
 
-// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
-// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+// Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
+// `.`, `_` and `/`, and starts and ends with a letter or a digit. A value has at most 255 characters and no
+// control characters.
 type Labels map[string]string
 
-// Lease Who has an address on a network.
+// Lease The use of an address on a network.
 type Lease struct {
-	// AckedAt When DHCP last confirmed the address, in UTC. Null when it has not since the daemon started.
+	// AckedAt When DHCP last confirmed the address. Null if it has not since the start of the daemon.
 	AckedAt *time.Time `json:"acked_at"`
 
-	// ExpiresAt When the guest has to ask again at the latest, in UTC. Null as `acked_at`.
+	// ExpiresAt When the lease expires. Null like `acked_at`.
 	ExpiresAt *time.Time `json:"expires_at"`
 
-	// Hostname The name that DHCP gives the guest and DNS answers.
+	// Hostname The host name that DHCP announces to the guest and that DNS resolves.
 	Hostname string `json:"hostname"`
 
-	// Ip The IPv4 address. Null when the daemon does not give it out.
+	// Ip The IPv4 address. Null if the daemon does not assign addresses.
 	IP *string `json:"ip"`
 
-	// Ipv6 The IPv6 address. Null when it has none.
+	// Ipv6 The IPv6 address. Null if the NIC has none.
 	IPv6 *string `json:"ipv6"`
 
-	// Mac The Ethernet address of the NIC.
+	// Mac The MAC address of the NIC.
 	MAC string `json:"mac"`
 
-	// Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
+	// Slot The position of a NIC in its VM. It determines the PCI address of the NIC, and so its name in the guest. It is
+	// immutable.
 	Slot Slot `json:"slot"`
 
 	// VmId The id of the VM.
 	VMID string `json:"vm_id"`
 }
 
-// MTU The largest packet of the network, in bytes. With IPv6 at least 1280.
+// MTU The maximum packet size in bytes (MTU). At least 1280 with IPv6.
 type MTU = int
 
-// MountPoint The slot of the disk in the guest. The letter fixes the place on the virtual SCSI bus for as long as the disk is
-// on this VM: `b` is LUN 1, `z` is LUN 25. `a` is left to the root disk. The kernel of the guest may use another
-// name; `guest_device` is always right.
+// MountPoint The slot of the disk in the guest. The letter determines the place on the virtual SCSI bus while the disk is
+// on this VM: `b` is LUN 1, `z` is LUN 25. `a` is reserved for the root disk. The guest kernel may use another
+// name; `guest_device` is always valid.
 type MountPoint = string
 
-// NIC A network card of a VM.
+// NIC A network interface card of a VM.
 type NIC struct {
-	// Ip The IPv4 address that the guest is given. Null on a network of mode `bridge`.
+	// Ip The IPv4 address that is assigned to the guest. Null on a network of mode `bridge`.
 	IP *string `json:"ip"`
 
-	// Ipv6 The IPv6 address that the guest is given. Null on a network without an `ipv6_subnet`.
+	// Ipv6 The IPv6 address that is assigned to the guest. Null on a network without an `ipv6_subnet`.
 	IPv6 *string `json:"ipv6"`
 
-	// Link Whether the cable is in.
+	// Link The link state: `down` is like an unplugged cable.
 	Link NICLink `json:"link"`
 
-	// Mac The Ethernet address, in lower case.
+	// Mac The MAC address in lower case.
 	MAC string `json:"mac"`
 
-	// Mode What a network is connected to. It never changes.
+	// Mode The mode of a network. It is immutable.
 	//
-	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
-	//   port forward.
-	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
-	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
-	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
-	//   reaches in but by a port forward.
+	// - `nat`: a bridge of its own. Guests reach other networks through the addresses of the host. Connections to
+	//   guests need a port forward.
+	// - `isolated`: a bridge of its own. Guests reach one another and the host.
+	// - `bridge`: an existing bridge of the host. Guests get their addresses from the network that the bridge is
+	//   connected to.
+	// - `user`: needs no privileges. Each guest is alone and reaches other networks through sockets of the host.
+	//   Connections to guests need a port forward.
 	Mode NetworkMode `json:"mode"`
 
-	// Model The kind of card that the guest sees: `virtio`, or `e1000e` (an Intel 82574L) for guests without a driver for it.
+	// Model The device model of the NIC: `virtio`, or `e1000e` (an Intel 82574L) for guests without a virtio driver.
 	Model NICModel `json:"model"`
 
-	// Network The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	// Network The name of a network: a DNS label of at most 15 characters. The bridge of the network on the host has the
+	// same name.
 	Network NetworkName `json:"network"`
 
-	// RateIn The most that passes, in kbit/s. 0 is no limit.
+	// RateIn The maximum rate in kbit/s. 0 is unlimited.
 	RateIn NICRate `json:"rate_in"`
 
-	// RateOut The most that passes, in kbit/s. 0 is no limit.
+	// RateOut The maximum rate in kbit/s. 0 is unlimited.
 	RateOut NICRate `json:"rate_out"`
 
-	// Reason Why the NIC is still in this state, for a person. Null when there is nothing to say.
+	// Reason Why the NIC is still in this state, for people. Null without a reason.
 	Reason *string `json:"reason"`
 
-	// Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
+	// Slot The position of a NIC in its VM. It determines the PCI address of the NIC, and so its name in the guest. It is
+	// immutable.
 	Slot Slot `json:"slot"`
 
-	// State Where a NIC is in its life.
+	// State The state of a NIC.
 	//
-	// - `attaching`: it is on its way to the guest.
-	// - `attached`: the VM has it.
-	// - `detaching`: the guest was asked to let go of it and has not yet.
+	// - `attaching`: the NIC is being plugged into the guest.
+	// - `attached`: the VM has the NIC.
+	// - `detaching`: the guest was asked to release the NIC and has not done so.
 	State NICState `json:"state"`
 }
 
-// NICLink Whether the cable is in.
+// NICLink The link state: `down` is like an unplugged cable.
 type NICLink string
 
-// NICModel The kind of card that the guest sees: `virtio`, or `e1000e` (an Intel 82574L) for guests without a driver for it.
+// NICModel The device model of the NIC: `virtio`, or `e1000e` (an Intel 82574L) for guests without a virtio driver.
 type NICModel string
 
-// NICRate The most that passes, in kbit/s. 0 is no limit.
+// NICRate The maximum rate in kbit/s. 0 is unlimited.
 type NICRate = int
 
-// NICState Where a NIC is in its life.
+// NICState The state of a NIC.
 //
-// - `attaching`: it is on its way to the guest.
-// - `attached`: the VM has it.
-// - `detaching`: the guest was asked to let go of it and has not yet.
+// - `attaching`: the NIC is being plugged into the guest.
+// - `attached`: the VM has the NIC.
+// - `detaching`: the guest was asked to release the NIC and has not done so.
 type NICState string
 
-// Network What is configured of a network.
+// Network The configuration of a network.
 type Network struct {
-	// Bridge The bridge on the host. Null with mode `user`.
+	// Bridge The bridge on the host. Null for mode `user`.
 	Bridge *string `json:"bridge"`
 
-	// CreatedAt When the network was created, in UTC.
+	// CreatedAt When the network was created.
 	CreatedAt time.Time `json:"created_at"`
 
-	// Dns The name servers that guests are told of. Without any, the gateway.
+	// Dns The name servers that DHCP announces to guests. An empty list announces the gateway.
 	DNS []IPv4Address `json:"dns"`
 
-	// Domain The domain that VMs on the network are in. Null with mode `bridge`.
+	// Domain The DNS domain of the VMs on the network. Null for mode `bridge`.
 	Domain *string `json:"domain"`
 
-	// Gateway The host's address in the subnet. Null with mode `bridge`.
+	// Gateway The address of the host in the subnet. Null for mode `bridge`.
 	Gateway *string `json:"gateway"`
 
 	// Ipv6Subnet The IPv6 subnet, a /64. Null without IPv6.
@@ -1360,62 +1382,64 @@ type Network struct {
 	// IsolateVms Whether guests cannot reach one another.
 	IsolateVMs bool `json:"isolate_vms"`
 
-	// Mode What a network is connected to. It never changes.
+	// Mode The mode of a network. It is immutable.
 	//
-	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
-	//   port forward.
-	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
-	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
-	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
-	//   reaches in but by a port forward.
+	// - `nat`: a bridge of its own. Guests reach other networks through the addresses of the host. Connections to
+	//   guests need a port forward.
+	// - `isolated`: a bridge of its own. Guests reach one another and the host.
+	// - `bridge`: an existing bridge of the host. Guests get their addresses from the network that the bridge is
+	//   connected to.
+	// - `user`: needs no privileges. Each guest is alone and reaches other networks through sockets of the host.
+	//   Connections to guests need a port forward.
 	Mode NetworkMode `json:"mode"`
 
-	// Mtu The largest packet of the network, in bytes. With IPv6 at least 1280.
+	// Mtu The maximum packet size in bytes (MTU). At least 1280 with IPv6.
 	MTU MTU `json:"mtu"`
 
-	// Name The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	// Name The name of a network: a DNS label of at most 15 characters. The bridge of the network on the host has the
+	// same name.
 	Name NetworkName `json:"name"`
 
-	// Ntp The time servers that guests are told of.
+	// Ntp The time servers that DHCP announces to guests.
 	NTP []IPv4Address `json:"ntp"`
 
-	// Restrict Whether guests can neither reach out nor the host.
+	// Restrict Whether guests can reach neither the host nor other networks.
 	Restrict bool `json:"restrict"`
 
-	// Routes What guests are told of besides the way to the gateway.
+	// Routes The routes that DHCP announces to guests, in addition to the default route.
 	Routes []NetworkRoute `json:"routes"`
 
-	// Subnet The IPv4 subnet, with its prefix length. Null with mode `bridge`.
+	// Subnet The IPv4 subnet with its prefix length. Null for mode `bridge`.
 	Subnet *string `json:"subnet"`
 
-	// UpdatedAt When the network last changed, in UTC.
+	// UpdatedAt When the network was last changed.
 	UpdatedAt time.Time `json:"updated_at"`
 
-	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. Null for none.
+	// VlanId The 802.1Q VLAN of the guests on the bridge. Null for no VLAN.
 	VLANID *int `json:"vlan_id"`
 }
 
-// NetworkDetails A network, who is on it, and how it is on the host.
+// NetworkDetails A network with the VMs on it and its state on the host.
 type NetworkDetails struct {
-	// Bridge The bridge on the host. Null with mode `user`.
+	// Bridge The bridge on the host. Null for mode `user`.
 	Bridge *string `json:"bridge"`
 
-	// CreatedAt When the network was created, in UTC.
+	// CreatedAt When the network was created.
 	CreatedAt time.Time `json:"created_at"`
 
-	// Dns The name servers that guests are told of. Without any, the gateway.
+	// Dns The name servers that DHCP announces to guests. An empty list announces the gateway.
 	DNS []IPv4Address `json:"dns"`
 
-	// Domain The domain that VMs on the network are in. Null with mode `bridge`.
+	// Domain The DNS domain of the VMs on the network. Null for mode `bridge`.
 	Domain *string `json:"domain"`
 
-	// FreeAddresses How many IPv4 addresses no NIC has. Null when the daemon does not give them out.
+	// FreeAddresses The number of IPv4 addresses that no NIC uses. Null if the daemon does not assign addresses.
 	FreeAddresses *int `json:"free_addresses"`
 
-	// Gateway The host's address in the subnet. Null with mode `bridge`.
+	// Gateway The address of the host in the subnet. Null for mode `bridge`.
 	Gateway *string `json:"gateway"`
 
-	// Interfaces The interfaces of the host that belong to the network, the bridge first.
+	// Interfaces The interfaces of the host that belong to the network; the bridge comes first.
 	Interfaces []string `json:"interfaces"`
 
 	// Ipv6Subnet The IPv6 subnet, a /64. Null without IPv6.
@@ -1424,760 +1448,783 @@ type NetworkDetails struct {
 	// IsolateVms Whether guests cannot reach one another.
 	IsolateVMs bool `json:"isolate_vms"`
 
-	// Leases The NICs on the network, in the order of their addresses.
+	// Leases The NICs on the network, sorted by address.
 	Leases []Lease `json:"leases"`
 
-	// Mode What a network is connected to. It never changes.
+	// Mode The mode of a network. It is immutable.
 	//
-	// - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
-	//   port forward.
-	// - `isolated`: a bridge of its own, whose guests reach one another and the host.
-	// - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
-	// - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
-	//   reaches in but by a port forward.
+	// - `nat`: a bridge of its own. Guests reach other networks through the addresses of the host. Connections to
+	//   guests need a port forward.
+	// - `isolated`: a bridge of its own. Guests reach one another and the host.
+	// - `bridge`: an existing bridge of the host. Guests get their addresses from the network that the bridge is
+	//   connected to.
+	// - `user`: needs no privileges. Each guest is alone and reaches other networks through sockets of the host.
+	//   Connections to guests need a port forward.
 	Mode NetworkMode `json:"mode"`
 
-	// Mtu The largest packet of the network, in bytes. With IPv6 at least 1280.
+	// Mtu The maximum packet size in bytes (MTU). At least 1280 with IPv6.
 	MTU MTU `json:"mtu"`
 
-	// Name The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+	// Name The name of a network: a DNS label of at most 15 characters. The bridge of the network on the host has the
+	// same name.
 	Name NetworkName `json:"name"`
 
-	// Ntp The time servers that guests are told of.
+	// Ntp The time servers that DHCP announces to guests.
 	NTP []IPv4Address `json:"ntp"`
 
-	// Problems What is wrong on the host that keeps the network from working. Empty when nothing is.
+	// Problems The problems on the host that prevent the network from working. Empty if there are none.
 	Problems []NetworkProblem `json:"problems"`
 
-	// Restrict Whether guests can neither reach out nor the host.
+	// Restrict Whether guests can reach neither the host nor other networks.
 	Restrict bool `json:"restrict"`
 
-	// Routes What guests are told of besides the way to the gateway.
+	// Routes The routes that DHCP announces to guests, in addition to the default route.
 	Routes []NetworkRoute `json:"routes"`
 
-	// Subnet The IPv4 subnet, with its prefix length. Null with mode `bridge`.
+	// Subnet The IPv4 subnet with its prefix length. Null for mode `bridge`.
 	Subnet *string `json:"subnet"`
 
-	// UpdatedAt When the network last changed, in UTC.
+	// UpdatedAt When the network was last changed.
 	UpdatedAt time.Time `json:"updated_at"`
 
-	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. Null for none.
+	// VlanId The 802.1Q VLAN of the guests on the bridge. Null for no VLAN.
 	VLANID *int `json:"vlan_id"`
 }
 
-// NetworkMode What a network is connected to. It never changes.
+// NetworkMode The mode of a network. It is immutable.
 //
-//   - `nat`: a bridge of its own, whose guests reach out through the host's addresses. Nobody reaches in but by a
-//     port forward.
-//   - `isolated`: a bridge of its own, whose guests reach one another and the host.
-//   - `bridge`: a bridge that the host already has. Guests get their addresses from the network it is on.
-//   - `user`: no privilege is needed. Each guest is alone and reaches out through sockets of the host. Nobody
-//     reaches in but by a port forward.
+//   - `nat`: a bridge of its own. Guests reach other networks through the addresses of the host. Connections to
+//     guests need a port forward.
+//   - `isolated`: a bridge of its own. Guests reach one another and the host.
+//   - `bridge`: an existing bridge of the host. Guests get their addresses from the network that the bridge is
+//     connected to.
+//   - `user`: needs no privileges. Each guest is alone and reaches other networks through sockets of the host.
+//     Connections to guests need a port forward.
 type NetworkMode string
 
-// NetworkName The name of a network, a DNS label of at most 15 characters. Its bridge on the host has it too.
+// NetworkName The name of a network: a DNS label of at most 15 characters. The bridge of the network on the host has the
+// same name.
 type NetworkName = string
 
-// NetworkProblem Something on the host that is in a network's way.
+// NetworkProblem A problem on the host that prevents a network from working.
 type NetworkProblem struct {
-	// Detail What is wrong, for a person.
+	// Detail The problem, for people.
 	Detail string `json:"detail"`
 
-	// Fix What to do about it, a command where there is one.
+	// Fix How to fix the problem: a command if there is one.
 	Fix string `json:"fix"`
 }
 
-// NetworkRoute A way that guests are told of (RFC 3442).
+// NetworkRoute A route that DHCP announces to guests (RFC 3442).
 type NetworkRoute struct {
-	// Destination The IPv4 subnet it leads to, with its prefix length.
+	// Destination The destination: an IPv4 subnet with its prefix length.
 	Destination string `json:"destination"`
 
-	// Gateway The IPv4 address, of the network's subnet, that it goes by.
+	// Gateway The IPv4 address of the router, in the subnet of the network.
 	Gateway string `json:"gateway"`
 }
 
-// ObserverStatus What the observer does and found.
+// ObserverStatus The status and the findings of the observer.
 type ObserverStatus struct {
-	// CheckInterval The time between two passes, in seconds.
+	// CheckInterval The time between two passes in seconds.
 	CheckInterval float64 `json:"check_interval"`
 
-	// LastDurationMs How long the last pass took, in milliseconds. Null before the first has ended.
+	// LastDurationMs The duration of the last pass in milliseconds. Null before the end of the first pass.
 	LastDurationMs *float64 `json:"last_duration_ms"`
 
-	// LastIssues The issues the last pass found.
+	// LastIssues The issues that the last pass found.
 	LastIssues []Issue `json:"last_issues"`
 
-	// LastIssuesCount The number of issues the last pass found.
+	// LastIssuesCount The number of issues that the last pass found.
 	LastIssuesCount int `json:"last_issues_count"`
 
-	// LastRunAt When the last pass ended, in UTC. Null before the first has.
+	// LastRunAt When the last pass ended. Null before the end of the first pass.
 	LastRunAt *time.Time `json:"last_run_at"`
 
-	// RepairMode What the observer does about an issue that is safe to repair: `auto` repairs it, `report` only reports it.
+	// RepairMode How the observer treats an issue that is safe to repair: `auto` repairs it, `report` only reports it.
 	RepairMode ObserverStatusRepairMode `json:"repair_mode"`
 
-	// Status `starting` before the first pass has ended, `degraded` when the last one failed or is overdue, else `ok`.
+	// Status `starting` until the first pass has ended, `degraded` if the last pass failed or is overdue, else `ok`.
 	Status ObserverStatusStatus `json:"status"`
 }
 
-// ObserverStatusRepairMode What the observer does about an issue that is safe to repair: `auto` repairs it, `report` only reports it.
+// ObserverStatusRepairMode How the observer treats an issue that is safe to repair: `auto` repairs it, `report` only reports it.
 type ObserverStatusRepairMode string
 
-// ObserverStatusStatus `starting` before the first pass has ended, `degraded` when the last one failed or is overdue, else `ok`.
+// ObserverStatusStatus `starting` until the first pass has ended, `degraded` if the last pass failed or is overdue, else `ok`.
 type ObserverStatusStatus string
 
-// OpenAPIDocument An OpenAPI 3.0.3 document. Its shape is not this document's to define.
+// OpenAPIDocument An OpenAPI 3.0.3 document. Its structure is defined by OpenAPI.
 type OpenAPIDocument map[string]interface{}
 
-// Operation The record of one change of a VM, a disk, an image, a network or a template.
+// Operation The record of a change of a VM, a disk, an image, a network or a template.
 type Operation struct {
-	// CreatedAt When the operation was asked for, in UTC.
+	// CreatedAt When the operation was requested.
 	CreatedAt time.Time `json:"created_at"`
 
-	// FinishedAt When the work ended, in UTC. Null until it has.
+	// FinishedAt When the work ended. Null before that.
 	FinishedAt *time.Time `json:"finished_at"`
 
-	// Id The operation's id, a UUID of version 7.
+	// Id The id of the operation, a UUID of version 7.
 	ID string `json:"id"`
 
-	// Kind What an operation does, the kind of resource first.
+	// Kind The kind of an operation: the kind of resource, then the action.
 	Kind OperationKind `json:"kind"`
 
-	// Log The steps so far, oldest first.
+	// Log The steps, oldest first.
 	Log []OperationLogLine `json:"log"`
 
-	// Problem Why an operation failed or was cancelled, in the terms of RFC 9457. Null for any other operation.
+	// Problem Why an operation failed or was cancelled, in the terms of RFC 9457. Null for other operations.
 	Problem *OperationProblem `json:"problem"`
 
-	// Progress How much of the work is done, in percent. Null when that cannot be told.
+	// Progress The progress of the work in percent. Null if it is unknown.
 	Progress *int `json:"progress"`
 
-	// RequestedBy Who asked for it, such as a token's name, a user of the unix socket, or the observer.
+	// RequestedBy The caller that requested the operation: the name of a token, a user of the unix socket, or the observer.
 	RequestedBy string `json:"requested_by"`
 
-	// Resource The path of a VM, a disk, a network, a template or an image, without the leading slash. The content of an image that nobody
-	// has recorded has its SHA-256 for a name.
+	// Resource The path of a VM, a disk, a network, a template or an image, without the leading slash. Image content without
+	// a record is named by its SHA-256.
 	Resource ResourcePath `json:"resource"`
 
-	// StartedAt When the work began, in UTC. Null while it is pending.
+	// StartedAt When the work started. Null while it is pending.
 	StartedAt *time.Time `json:"started_at"`
 
-	// State Where an operation is in its life. `succeeded`, `failed` and `cancelled` are final.
+	// State The state of an operation. `succeeded`, `failed` and `cancelled` are final.
 	State OperationState `json:"state"`
 
-	// Step What the operation does now, or did last.
+	// Step The current or the last step.
 	Step *string `json:"step"`
 }
 
-// OperationKind What an operation does, the kind of resource first.
+// OperationKind The kind of an operation: the kind of resource, then the action.
 type OperationKind string
 
-// OperationLogLine One step that an operation took.
+// OperationLogLine A step of an operation.
 type OperationLogLine struct {
-	// At When the step began, in UTC.
+	// At When the step started.
 	At time.Time `json:"at"`
 
-	// Message What happened, for a person.
+	// Message What happened, for people.
 	Message string `json:"message"`
 
 	// Step The name of the step.
 	Step string `json:"step"`
 }
 
-// OperationProblem Why an operation failed or was cancelled, in the terms of RFC 9457. Null for any other operation.
+// OperationProblem Why an operation failed or was cancelled, in the terms of RFC 9457. Null for other operations.
 type OperationProblem = Problem
 
-// OperationState Where an operation is in its life. `succeeded`, `failed` and `cancelled` are final.
+// OperationState The state of an operation. `succeeded`, `failed` and `cancelled` are final.
 type OperationState string
 
-// OrphanFilesId The id of a VM or a disk, or the SHA-256 of the content of an image, that is on the host and not recorded, with its
-// kind before a colon.
+// OrphanFilesId The id of a VM or a disk, or the SHA-256 of image content, that exists on the host but has no record, prefixed
+// by its kind and a colon.
 type OrphanFilesId = string
 
-// OrphanId The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
+// OrphanId The id of a VM or a disk that exists on the host but has no record, prefixed by its kind and a colon.
 type OrphanId = string
 
-// OrphanVMId The id of a VM that is on the host and not recorded, with its kind before a colon.
+// OrphanVMId The id of a VM that exists on the host but has no record, prefixed by its kind and a colon.
 type OrphanVMId = string
 
-// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
-// secret: no answer and no log has it.
+// PasswordHash A password hash in the format of crypt(5), such as from `openssl passwd -6`. By default the user has no
+// password. It is a secret: no answer and no log contains it.
 type PasswordHash = string
 
-// PortForward A port of the host that leads to a guest.
+// PortForward A port of the host that is forwarded to a guest.
 type PortForward struct {
-	// GuestPort The port of the guest.
+	// GuestPort The port in the guest.
 	GuestPort int `json:"guest_port"`
 
-	// HostAddress The IPv4 address of the host that it listens on; `0.0.0.0` is every one.
+	// HostAddress The IPv4 address of the host that the forward listens on. `0.0.0.0` is every address.
 	HostAddress string `json:"host_address"`
 
-	// HostPort The port of the host.
+	// HostPort The port on the host.
 	HostPort int `json:"host_port"`
 
-	// Id The port forward's id. It never changes and no other one ever has it.
+	// Id The id of the port forward. It is immutable and never reused.
 	ID string `json:"id"`
 
-	// Nic The slot of the NIC that it goes to.
+	// Nic The slot of the NIC to forward to.
 	NIC int `json:"nic"`
 
-	// Protocol What the port numbers belong to.
+	// Protocol The transport protocol.
 	Protocol Protocol `json:"protocol"`
 }
 
-// Problem An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// Problem An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type Problem struct {
-	// Code What went wrong, for programs. The number is the status it comes with.
+	// Code The kind of error, for programs. The number is the HTTP status.
 	//
 	// - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 	// - `malformed-body` (400): the body is not JSON.
-	// - `unsafe-image` (400): what was brought is no image, or a harmful one.
-	// - `checksum-mismatch` (400): what was brought has another sum than was said.
-	// - `unauthorized` (401): there is no token, or a wrong one.
+	// - `unsafe-image` (400): the content is not an image, or the image is unsafe.
+	// - `checksum-mismatch` (400): the checksum of the content differs from the expected one.
+	// - `unauthorized` (401): the request has no token, or an invalid one.
 	// - `forbidden` (403): the caller may not do this.
-	// - `not-found` (404): there is no such resource, or no such path.
-	// - `method-not-allowed` (405): the path does not have this method.
-	// - `request-timeout` (408): the body did not come in time.
+	// - `not-found` (404): the resource or the path does not exist.
+	// - `method-not-allowed` (405): the path does not support the method.
+	// - `request-timeout` (408): the body did not arrive in time.
 	// - `already-exists` (409): the name is taken.
-	// - `invalid-state` (409): the state does not allow it, such as starting what runs.
-	// - `busy` (409): another operation on the same VM or disk is under way; `operation_id` names it.
-	// - `in-use` (409): something else needs it: a template has VMs, a disk is attached, an address or a port is taken.
+	// - `invalid-state` (409): the state of the resource does not allow the request, such as starting a running VM.
+	// - `busy` (409): another operation on the same VM or disk is running; `operation_id` names it.
+	// - `in-use` (409): another resource needs it: a template has VMs, a disk is attached, an address or a port is
+	//   taken.
 	// - `addresses-exhausted` (409): the network has no free address.
-	// - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
-	// - `not-cancellable` (409): the operation is over, or past the point of no return.
-	// - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
-	// - `cancelled` (409): the operation was cancelled before it was done.
-	// - `interrupted` (503): the daemon ended in the middle of the operation.
-	// - `precondition-failed` (412): the resource is another than the one `If-Match` names, or the upload goes on elsewhere.
-	// - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
-	// - `image-too-large` (413): an image is larger than is configured.
-	// - `unsupported-media-type` (415): the body is not of the media type that the request takes.
-	// - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
-	// - `range-not-satisfiable` (416): the content has no such part.
+	// - `limit-reached` (409): the number of resources is at its limit, such as 24 data disks of a VM.
+	// - `not-cancellable` (409): the operation has ended, or can no longer be undone.
+	// - `guest-refused` (409): the guest rejected the request, or the awaited condition failed in the guest;
+	//   `detail` has its message.
+	// - `cancelled` (409): the operation was cancelled.
+	// - `interrupted` (503): the daemon ended during the operation.
+	// - `precondition-failed` (412): the resource does not match `If-Match`, or `offset` is not the position of the
+	//   upload.
+	// - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
+	// - `image-too-large` (413): the image exceeds the configured size.
+	// - `unsupported-media-type` (415): the request does not accept the media type of the body.
+	// - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
+	// - `range-not-satisfiable` (416): the range is outside of the content.
 	// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 	// - `insufficient-memory` (503): the host has not enough free memory.
 	// - `insufficient-storage` (507): the host has not enough free disk space.
-	// - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
-	// - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
-	// - `operation-failed` (503): QEMU, or a tool of it, refused.
-	// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
+	// - `qemu-unavailable` (503): QEMU or one of its tools is not installed or not usable.
+	// - `qemu-unresponsive` (503): the QEMU process of the VM does not answer.
+	// - `operation-failed` (503): QEMU or one of its tools reported an error.
+	// - `network-unavailable` (503): the host cannot provide the network; `hint` says what to do.
 	// - `agent-unavailable` (503): no guest agent answers in the VM.
-	// - `fetch-failed` (503): an image could not be downloaded; the `hint` says what to do.
+	// - `fetch-failed` (503): an image could not be downloaded; `hint` says what to do.
 	// - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
-	// - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
+	// - `internal` (500): a defect of the daemon; the log contains it under the `request_id`.
 	Code ProblemCode `json:"code"`
 
-	// Detail What went wrong this time, with names and values, for a person.
+	// Detail What went wrong, with names and values, for people.
 	Detail string `json:"detail"`
 
-	// Errors Every field at fault.
+	// Errors The invalid fields of the request.
 	Errors []FieldError `json:"errors,omitempty"`
 
-	// Hint What to do next, for a person.
+	// Hint What to do next, for people.
 	Hint string `json:"hint,omitempty"`
 
 	// Instance The path of the request.
 	Instance string `json:"instance,omitempty"`
 
-	// OperationId The id of the operation in the way, or of the one that failed.
+	// OperationId The id of the operation that is in the way, or that failed.
 	OperationID string `json:"operation_id,omitempty"`
 
-	// RequestId The id of the request, which the log has too.
+	// RequestId The id of the request. The log contains it too.
 	RequestID string `json:"request_id,omitempty"`
 
 	// Status The HTTP status.
 	Status int `json:"status"`
 
-	// Title The code in words; the same for every problem of this code.
+	// Title The code in words. It is the same for every problem with this code.
 	Title string `json:"title"`
 
 	// Type The code as a URN.
 	Type string `json:"type"`
 }
 
-// ProblemCode What went wrong, for programs. The number is the status it comes with.
+// ProblemCode The kind of error, for programs. The number is the HTTP status.
 //
-// - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
-// - `malformed-body` (400): the body is not JSON.
-// - `unsafe-image` (400): what was brought is no image, or a harmful one.
-// - `checksum-mismatch` (400): what was brought has another sum than was said.
-// - `unauthorized` (401): there is no token, or a wrong one.
-// - `forbidden` (403): the caller may not do this.
-// - `not-found` (404): there is no such resource, or no such path.
-// - `method-not-allowed` (405): the path does not have this method.
-// - `request-timeout` (408): the body did not come in time.
-// - `already-exists` (409): the name is taken.
-// - `invalid-state` (409): the state does not allow it, such as starting what runs.
-// - `busy` (409): another operation on the same VM or disk is under way; `operation_id` names it.
-// - `in-use` (409): something else needs it: a template has VMs, a disk is attached, an address or a port is taken.
-// - `addresses-exhausted` (409): the network has no free address.
-// - `limit-reached` (409): there is no more room for one more, such as a 25th data disk.
-// - `not-cancellable` (409): the operation is over, or past the point of no return.
-// - `guest-refused` (409): the guest said no, or what it was waited for has failed in it; the detail has its words.
-// - `cancelled` (409): the operation was cancelled before it was done.
-// - `interrupted` (503): the daemon ended in the middle of the operation.
-// - `precondition-failed` (412): the resource is another than the one `If-Match` names, or the upload goes on elsewhere.
-// - `payload-too-large` (413): the body has more than the request takes, which is 1 MiB of JSON.
-// - `image-too-large` (413): an image is larger than is configured.
-// - `unsupported-media-type` (415): the body is not of the media type that the request takes.
-// - `upgrade-required` (426): the path is not for plain requests: ask for a WebSocket.
-// - `range-not-satisfiable` (416): the content has no such part.
-// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
-// - `insufficient-memory` (503): the host has not enough free memory.
-// - `insufficient-storage` (507): the host has not enough free disk space.
-// - `qemu-unavailable` (503): QEMU, or a tool of it, is not installed or not usable.
-// - `qemu-unresponsive` (503): the VM's QEMU runs and does not answer.
-// - `operation-failed` (503): QEMU, or a tool of it, refused.
-// - `network-unavailable` (503): the host cannot have the network, or has lost it; the `hint` says what to do.
-// - `agent-unavailable` (503): no guest agent answers in the VM.
-// - `fetch-failed` (503): an image could not be downloaded; the `hint` says what to do.
-// - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
-// - `internal` (500): a defect of the daemon; the log has it under the `request_id`.
+//   - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
+//   - `malformed-body` (400): the body is not JSON.
+//   - `unsafe-image` (400): the content is not an image, or the image is unsafe.
+//   - `checksum-mismatch` (400): the checksum of the content differs from the expected one.
+//   - `unauthorized` (401): the request has no token, or an invalid one.
+//   - `forbidden` (403): the caller may not do this.
+//   - `not-found` (404): the resource or the path does not exist.
+//   - `method-not-allowed` (405): the path does not support the method.
+//   - `request-timeout` (408): the body did not arrive in time.
+//   - `already-exists` (409): the name is taken.
+//   - `invalid-state` (409): the state of the resource does not allow the request, such as starting a running VM.
+//   - `busy` (409): another operation on the same VM or disk is running; `operation_id` names it.
+//   - `in-use` (409): another resource needs it: a template has VMs, a disk is attached, an address or a port is
+//     taken.
+//   - `addresses-exhausted` (409): the network has no free address.
+//   - `limit-reached` (409): the number of resources is at its limit, such as 24 data disks of a VM.
+//   - `not-cancellable` (409): the operation has ended, or can no longer be undone.
+//   - `guest-refused` (409): the guest rejected the request, or the awaited condition failed in the guest;
+//     `detail` has its message.
+//   - `cancelled` (409): the operation was cancelled.
+//   - `interrupted` (503): the daemon ended during the operation.
+//   - `precondition-failed` (412): the resource does not match `If-Match`, or `offset` is not the position of the
+//     upload.
+//   - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
+//   - `image-too-large` (413): the image exceeds the configured size.
+//   - `unsupported-media-type` (415): the request does not accept the media type of the body.
+//   - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
+//   - `range-not-satisfiable` (416): the range is outside of the content.
+//   - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
+//   - `insufficient-memory` (503): the host has not enough free memory.
+//   - `insufficient-storage` (507): the host has not enough free disk space.
+//   - `qemu-unavailable` (503): QEMU or one of its tools is not installed or not usable.
+//   - `qemu-unresponsive` (503): the QEMU process of the VM does not answer.
+//   - `operation-failed` (503): QEMU or one of its tools reported an error.
+//   - `network-unavailable` (503): the host cannot provide the network; `hint` says what to do.
+//   - `agent-unavailable` (503): no guest agent answers in the VM.
+//   - `fetch-failed` (503): an image could not be downloaded; `hint` says what to do.
+//   - `unavailable` (503): the daemon cannot do it now, such as while it is shutting down.
+//   - `internal` (500): a defect of the daemon; the log contains it under the `request_id`.
 type ProblemCode string
 
-// Protocol What the port numbers belong to.
+// Protocol The transport protocol.
 type Protocol string
 
-// RAMAmount Memory in MiB. Every guest has its own minimum; below 64 MiB hardly any boots.
+// RAMAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
 type RAMAmount = int
 
-// RecordedMessage One line on a VM's monitor.
+// RecordedMessage A message on the monitor of a VM.
 type RecordedMessage struct {
-	// At When it was said, in UTC.
+	// At When the message was sent.
 	At time.Time `json:"at"`
 
-	// Dir Who said what. A command is the daemon's; the others are QEMU's.
+	// Dir The direction: commands are sent by the daemon, all other messages by QEMU.
 	Dir RecordedMessageDir `json:"dir"`
 
-	// Text The JSON as it was, cut off after 2 KiB.
+	// Text The JSON message, cut off after 2 KiB.
 	Text string `json:"text"`
 }
 
-// RecordedMessageDir Who said what. A command is the daemon's; the others are QEMU's.
+// RecordedMessageDir The direction: commands are sent by the daemon, all other messages by QEMU.
 type RecordedMessageDir string
 
-// Recorder What the black-box recorder of a VM has.
+// Recorder The recordings of a VM.
 type Recorder struct {
 	// Crashes The last crashes, newest first.
 	Crashes []Recording `json:"crashes"`
 
-	// Now What was last said by and to a QEMU.
+	// Now The last messages and output of a QEMU process.
 	Now Recording `json:"now"`
 }
 
-// Recording What was last said by and to a QEMU.
+// Recording The last messages and output of a QEMU process.
 type Recording struct {
-	// At When it crashed or, for one that runs, when the last message was, in UTC. Null when there is nothing.
+	// At When the process crashed; for a running process, when the last message was sent. Null if nothing was
+	// recorded.
 	At *time.Time `json:"at"`
 
-	// Exit How the process ended. Null while it runs and when that is not known.
+	// Exit How the process ended. Null while it is running, and if that is unknown.
 	Exit *string `json:"exit"`
 
-	// Messages What was said on the monitor, oldest first.
+	// Messages The messages on the monitor, oldest first.
 	Messages []RecordedMessage `json:"messages"`
 
-	// Pid The process id. Null when there is nothing.
+	// Pid The process id. Null if nothing was recorded.
 	Pid *int `json:"pid"`
 
-	// Serial The end of what the guest wrote to its serial console.
+	// Serial The end of the guest's output on the serial console.
 	Serial string `json:"serial"`
 
-	// Stderr The end of what QEMU wrote.
+	// Stderr The end of QEMU's output.
 	Stderr string `json:"stderr"`
 }
 
-// ResourceId The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the hostname of
-// its guest.
+// ResourceId The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the host name
+// of its guest.
 type ResourceId = string
 
-// ResourcePath The path of a VM, a disk, a network, a template or an image, without the leading slash. The content of an image that nobody
-// has recorded has its SHA-256 for a name.
+// ResourcePath The path of a VM, a disk, a network, a template or an image, without the leading slash. Image content without
+// a record is named by its SHA-256.
 type ResourcePath = string
 
-// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
-// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+// RestartPolicy When a VM whose `desired_state` is `running` is restarted automatically. The delay before a restart grows from
+// 1 second to 5 minutes, and is reset after the VM has run for 10 minutes. A VM that was stopped by a request is
+// never restarted.
 //
-// - `never`: it is not.
-// - `on-failure`: when it crashed, could not be started, or its guest panicked.
-// - `always`: also when its guest powered itself off.
+// - `never`: no automatic restart.
+// - `on-failure`: if the VM crashed, could not be started, or its guest panicked.
+// - `always`: also if the guest powered itself off.
 type RestartPolicy string
 
 // RestartRequest How to restart a VM.
 type RestartRequest struct {
-	// Force End the VM's process at once, without asking the guest, before starting it again.
+	// Force Ends the process of the VM at once, without asking the guest, before the new start.
 	Force *bool `json:"force,omitempty"`
 
-	// TimeoutSeconds How many seconds the guest may take to shut down before its process is ended for the new start.
+	// TimeoutSeconds The number of seconds after which the process is ended if the guest has not shut down, before the new
+	// start.
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
 
-// Routes What guests are told of besides the way to the gateway.
+// Routes The routes that DHCP announces to guests, in addition to the default route.
 type Routes = []NetworkRoute
 
-// SHA256 A SHA-256, in hexadecimal digits.
+// SHA256 A SHA-256 in hexadecimal digits.
 type SHA256 = string
 
-// SHA512 A SHA-512, in hexadecimal digits.
+// SHA512 A SHA-512 in hexadecimal digits.
 type SHA512 = string
 
-// SSHAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+// SSHAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
 type SSHAuthorizedKeys = []string
 
-// SetCloudInit What cloud-init in a guest is told from now on, in place of all that it was.
+// SetCloudInit The cloud-init data that replaces the current data.
 type SetCloudInit struct {
-	// Hostname The guest's hostname, in lower case, with its domain if that is wanted. When it is not given, the VM's id.
+	// Hostname The host name of the guest in lower case, with or without a domain. The default is the id of the VM.
 	Hostname *string `json:"hostname,omitempty"`
 
-	// NetworkConfig The network configuration of the guest, in cloud-init's version 1 or 2. When it is not given, one is made for the
-	// VM's NICs.
+	// NetworkConfig The network configuration of the guest, in version 1 or 2 of cloud-init. The default is generated from the
+	// NICs of the VM.
 	NetworkConfig *string `json:"network_config,omitempty"`
 
-	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. It is a
-	// secret: no answer and no log has it.
+	// PasswordHash A password hash in the format of crypt(5), such as from `openssl passwd -6`. By default the user has no
+	// password. It is a secret: no answer and no log contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
-	// Reprovision Whether the guest is to take on all of it, as at its first boot, even if it has taken on such data before.
+	// Reprovision Whether the guest applies all of the data, as at its first boot, even if it has applied cloud-init data
+	// before.
 	Reprovision *bool `json:"reprovision,omitempty"`
 
-	// SshAuthorizedKeys Public keys for SSH, each as a line of `authorized_keys`.
+	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
 	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
 
-	// UserData More for cloud-init to do, in a format of its own that says itself what it is, such as a `#cloud-config` or a
-	// script. What it says goes before what follows from the other properties.
+	// UserData User data for cloud-init, in any format that cloud-init detects, such as `#cloud-config` or a script. It
+	// takes precedence over the other properties.
 	UserData *string `json:"user_data,omitempty"`
 
-	// Users Users to make besides the image's default one.
+	// Users The users to create, in addition to the default user of the image.
 	Users *[]CloudInitUser `json:"users,omitempty"`
 
-	// VendorData As `user_data`, of less weight.
+	// VendorData Vendor data for cloud-init. It has a lower precedence than `user_data`.
 	VendorData *string `json:"vendor_data,omitempty"`
 }
 
-// SetPassword Another password for a user of a guest.
+// SetPassword The new password of a guest user.
 type SetPassword struct {
 	// Password The password.
 	Password string `json:"password"`
 
-	// User The name of the user, which the guest has to have.
+	// User The name of the user. The user must exist in the guest.
 	User string `json:"user"`
 }
 
-// Slot The place of a NIC in its VM. It fixes the NIC's PCI address, and the guest's name for it, for life.
+// Slot The position of a NIC in its VM. It determines the PCI address of the NIC, and so its name in the guest. It is
+// immutable.
 type Slot = int
 
 // StopRequest How to stop a VM.
 type StopRequest struct {
-	// Force End the VM's process at once, without asking the guest. What it has not written yet is lost.
+	// Force Ends the process of the VM at once, without asking the guest. Data that the guest has not written is lost.
 	Force *bool `json:"force,omitempty"`
 
-	// TimeoutSeconds How many seconds the guest may take to shut down before its process is ended.
+	// TimeoutSeconds The number of seconds after which the process is ended if the guest has not shut down.
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
 
 // Subnet An IPv4 subnet with its prefix length, /16 to /29.
 type Subnet = string
 
-// Template A named size of virtual machine.
+// Template A named VM size.
 type Template struct {
 	// CpuCount The number of vCPUs.
 	CPUCount CPUCount `json:"cpu_count"`
 
-	// CreatedAt When the template was created, in UTC.
+	// CreatedAt When the template was created.
 	CreatedAt time.Time `json:"created_at"`
 
-	// Name The name of a template, in lower case, with `-`, `.` and `_` allowed inside.
+	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. Every guest has its own minimum; below 64 MiB hardly any boots.
+	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
-// TemplateName The name of a template, in lower case, with `-`, `.` and `_` allowed inside.
+// TemplateName The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 type TemplateName = string
 
-// UpdateDisk What to change of a data disk.
+// UpdateDisk The properties of a data disk to change.
 type UpdateDisk struct {
-	// Size The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
-	// MiB: 0.5 is 512 MiB.
+	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
 }
 
-// UpdateImage What to change of an image. What is left out stays as it is.
+// UpdateImage The properties of an image to change. Omitted properties keep their values.
 type UpdateImage struct {
-	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 	Description *Description `json:"description,omitempty"`
 
-	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
-	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	// Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
+	// `.`, `_` and `/`, and starts and ends with a letter or a digit. A value has at most 255 characters and no
+	// control characters.
 	Labels *Labels `json:"labels,omitempty"`
 }
 
-// UpdateNIC What to change of a NIC. What is left out stays as it is.
+// UpdateNIC The properties of a NIC to change. Omitted properties keep their values.
 type UpdateNIC struct {
-	// Link Whether the cable is in.
+	// Link The link state: `down` is like an unplugged cable.
 	Link *NICLink `json:"link,omitempty"`
 
-	// RateIn The most that passes, in kbit/s. 0 is no limit.
+	// RateIn The maximum rate in kbit/s. 0 is unlimited.
 	RateIn *NICRate `json:"rate_in,omitempty"`
 
-	// RateOut The most that passes, in kbit/s. 0 is no limit.
+	// RateOut The maximum rate in kbit/s. 0 is unlimited.
 	RateOut *NICRate `json:"rate_out,omitempty"`
 }
 
-// UpdateNetwork What to change of a network. What is left out stays as it is.
+// UpdateNetwork The properties of a network to change. Omitted properties keep their values.
 type UpdateNetwork struct {
-	// Dns The name servers that guests are told of. Without any, the gateway.
+	// Dns The name servers that DHCP announces to guests. An empty list announces the gateway.
 	DNS *[]IPv4Address `json:"dns,omitempty"`
 
-	// Domain A DNS name in lower case. A VM on the network is called by its id in front of it.
+	// Domain A DNS domain in lower case. The DNS name of a VM on the network is its id in this domain.
 	Domain *Domain `json:"domain,omitempty"`
 
 	// Gateway An IPv4 address.
 	Gateway *IPv4Address `json:"gateway,omitempty"`
 
-	// Ipv6Subnet An IPv6 /64. An empty one takes IPv6 away.
+	// Ipv6Subnet An IPv6 /64. An empty string removes IPv6.
 	IPv6Subnet *string `json:"ipv6_subnet,omitempty"`
 
 	// IsolateVms Whether guests cannot reach one another.
 	IsolateVMs *bool `json:"isolate_vms,omitempty"`
 
-	// Mtu The largest packet of the network, in bytes. With IPv6 at least 1280.
+	// Mtu The maximum packet size in bytes (MTU). At least 1280 with IPv6.
 	MTU *MTU `json:"mtu,omitempty"`
 
-	// Ntp The time servers that guests are told of.
+	// Ntp The time servers that DHCP announces to guests.
 	NTP *[]IPv4Address `json:"ntp,omitempty"`
 
-	// Restrict Whether guests can neither reach out nor the host.
+	// Restrict Whether guests can reach neither the host nor other networks.
 	Restrict *bool `json:"restrict,omitempty"`
 
-	// Routes What guests are told of besides the way to the gateway.
+	// Routes The routes that DHCP announces to guests, in addition to the default route.
 	Routes *Routes `json:"routes,omitempty"`
 
 	// Subnet An IPv4 subnet with its prefix length, /16 to /29.
 	Subnet *Subnet `json:"subnet,omitempty"`
 
-	// VlanId The 802.1Q VLAN that the guests are in, seen from the bridge. 0 is none.
+	// VlanId The 802.1Q VLAN of the guests on the bridge. 0 is no VLAN.
 	VLANID *int `json:"vlan_id,omitempty"`
 }
 
-// UpdateVM What to change of a VM. What is left out stays as it is.
+// UpdateVM The properties of a VM to change. Omitted properties keep their values.
 type UpdateVM struct {
-	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+	// Autostart Whether the VM is started at boot of the host if its `desired_state` is `running`.
 	Autostart *Autostart `json:"autostart,omitempty"`
 
-	// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+	// AutostartDelay The number of seconds between the start of this VM and the start of the next VM.
 	AutostartDelay *AutostartDelay `json:"autostart_delay,omitempty"`
 
-	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+	// AutostartOrder The start order at boot of the host. VMs with a lower number are started first; VMs with the same number are
+	// started in the order of their creation.
 	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
 
-	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 	Description *Description `json:"description,omitempty"`
 
-	// DesiredState Whether automatic restarts and the start with the host are wanted.
+	// DesiredState The state that automatic restarts and the start at boot of the host aim for.
 	DesiredState *UpdateVMDesiredState `json:"desired_state,omitempty"`
 
-	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
-	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	// Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
+	// `.`, `_` and `/`, and starts and ends with a letter or a digit. A value has at most 255 characters and no
+	// control characters.
 	Labels *Labels `json:"labels,omitempty"`
 
-	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
-	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+	// RestartPolicy When a VM whose `desired_state` is `running` is restarted automatically. The delay before a restart grows from
+	// 1 second to 5 minutes, and is reset after the VM has run for 10 minutes. A VM that was stopped by a request is
+	// never restarted.
 	//
-	// - `never`: it is not.
-	// - `on-failure`: when it crashed, could not be started, or its guest panicked.
-	// - `always`: also when its guest powered itself off.
+	// - `never`: no automatic restart.
+	// - `on-failure`: if the VM crashed, could not be started, or its guest panicked.
+	// - `always`: also if the guest powered itself off.
 	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
 }
 
-// UpdateVMDesiredState Whether automatic restarts and the start with the host are wanted.
+// UpdateVMDesiredState The state that automatic restarts and the start at boot of the host aim for.
 type UpdateVMDesiredState string
 
 // VM A virtual machine.
 type VM struct {
-	// Accel What executes the guest's instructions now, or did in the last run: the processor (`kvm`) or an emulation of
-	// it (`tcg`, some ten times slower). Null before the first start.
+	// Accel The accelerator of the current or the last run: the processor (`kvm`) or an emulator (`tcg`, about ten
+	// times slower). Null before the first start.
 	Accel *VMAccel `json:"accel"`
 
-	// Agent What is known of a VM's guest agent, without asking it. The VM's entity tag says nothing of `last_seen_at`.
+	// Agent The state of the guest agent of a VM, as last seen; reading it does not query the agent. The entity tag of the
+	// VM does not depend on `last_seen_at`.
 	Agent Agent `json:"agent"`
 
-	// Autostart Whether the VM is started when the host has booted, if it was last asked to run.
+	// Autostart Whether the VM is started at boot of the host if its `desired_state` is `running`.
 	Autostart Autostart `json:"autostart"`
 
-	// AutostartDelay How many seconds to wait after this VM is started, before the next one is.
+	// AutostartDelay The number of seconds between the start of this VM and the start of the next VM.
 	AutostartDelay AutostartDelay `json:"autostart_delay"`
 
-	// AutostartOrder VMs with a lower number are started first; those with the same one in the order of their creation.
+	// AutostartOrder The start order at boot of the host. VMs with a lower number are started first; VMs with the same number are
+	// started in the order of their creation.
 	AutostartOrder AutostartOrder `json:"autostart_order"`
 
-	// Boot When what happened in the present or the last run of a VM, in UTC. What has not, or was not seen, is null.
+	// Boot The times of the steps of the current or the last boot of a VM. Null for a step that has not happened or was
+	// not seen.
 	Boot Boot `json:"boot"`
 
-	// Cdroms The CD-ROM drives, that of the cloud-init data first.
+	// Cdroms The CD-ROM drives; the drive `seed` with the cloud-init data comes first.
 	CDROMs []CDROM `json:"cdroms"`
 
-	// CreatedAt When the VM was created, in UTC.
+	// CreatedAt When the VM was created.
 	CreatedAt time.Time `json:"created_at"`
 
-	// Description What the VM or the image is for, in words of the user's, without control characters but new lines and tabs.
+	// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 	Description Description `json:"description"`
 
-	// DesiredState What was last asked of the VM. Restart policy and recovery follow it.
+	// DesiredState The state that was last requested. The restart policy and recovery follow it.
 	DesiredState VMDesiredState `json:"desired_state"`
 
-	// Id The name the VM was created with, or the one made up for it. It never changes.
+	// Id The name that was given at the creation of the VM, or a generated one. It is immutable.
 	ID string `json:"id"`
 
-	// Image The name of the image that the root disk was made of, as it was then. Null when it was made of none.
+	// Image The name of the image that the root disk was made from, at that time. Null if it was not made from an
+	// image.
 	Image *string `json:"image"`
 
-	// Labels Words of the user's own to tell VMs, or images, apart by: at most 64. A key has 1 to 63 of a-z, 0-9, `-`, `.`, `_` and `/`, and
-	// begins and ends with a letter or a digit. A value has at most 255 characters, none of them a control character.
+	// Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
+	// `.`, `_` and `/`, and starts and ends with a letter or a digit. A value has at most 255 characters and no
+	// control characters.
 	Labels Labels `json:"labels"`
 
-	// LocalIp The guest's address, that of the first NIC which has one. Null when none is given or known; see
-	// `reachable_from_host`.
+	// LocalIp The address of the guest: the one of the first NIC that has one. Null if no address is assigned or known;
+	// see `reachable_from_host`.
 	LocalIP *string `json:"local_ip"`
 
-	// LocalIpSource How `local_ip` is known. Null without one.
+	// LocalIpSource The source of `local_ip`. Null without a `local_ip`.
 	//
-	// - `assigned`: the daemon gives it to the guest, and lets it have no other.
-	// - `agent`: nobody gave it; the guest's agent says so.
-	// - `neighbour`: nobody gave it; the host has seen it on the network.
+	// - `assigned`: the daemon assigned it, and the guest can use no other address.
+	// - `agent`: not assigned; the guest agent reported it.
+	// - `neighbour`: not assigned; the host saw it on the network.
 	LocalIPSource *VMLocalIpSource `json:"local_ip_source"`
 
-	// MachineType The versioned QEMU machine type, chosen at the first start and kept for the VM's life.
+	// MachineType The versioned QEMU machine type. It is chosen at the first start and then kept.
 	MachineType *string `json:"machine_type"`
 
-	// NextRestartAt When the policy restarts the VM next, in UTC. Null when it does not.
+	// NextRestartAt When the policy restarts the VM next. Null if no restart is planned.
 	NextRestartAt *time.Time `json:"next_restart_at"`
 
-	// Nics The NICs, by slot.
+	// Nics The NICs, sorted by slot.
 	NICs []NIC `json:"nics"`
 
-	// PortForwards The ports of the host that lead to the guest, oldest first.
+	// PortForwards The port forwards, oldest first.
 	PortForwards []PortForward `json:"port_forwards"`
 
-	// ReachableFromHost Whether the host can open connections to `local_ip`. With a network of mode `user` it cannot: use a port
+	// ReachableFromHost Whether the host can open connections to `local_ip`. It is false on a network of mode `user`: use a port
 	// forward.
 	ReachableFromHost bool `json:"reachable_from_host"`
 
-	// RestartCount How often the VM was restarted by its policy in a row. Starting or stopping it begins anew.
+	// RestartCount The number of consecutive restarts by the policy. A requested start or stop resets it.
 	RestartCount int `json:"restart_count"`
 
-	// RestartPolicy When a VM that was last asked to run is started again by itself, after a pause that grows from 1 second to 5
-	// minutes and begins anew once the VM was up for 10 minutes. An explicit stop always wins.
+	// RestartPolicy When a VM whose `desired_state` is `running` is restarted automatically. The delay before a restart grows from
+	// 1 second to 5 minutes, and is reset after the VM has run for 10 minutes. A VM that was stopped by a request is
+	// never restarted.
 	//
-	// - `never`: it is not.
-	// - `on-failure`: when it crashed, could not be started, or its guest panicked.
-	// - `always`: also when its guest powered itself off.
+	// - `never`: no automatic restart.
+	// - `on-failure`: if the VM crashed, could not be started, or its guest panicked.
+	// - `always`: also if the guest powered itself off.
 	RestartPolicy RestartPolicy `json:"restart_policy"`
 
-	// RootDiskSize The size of a disk in GiB, as the guest sees it. Fractions are welcome as long as the size is a whole number of
-	// MiB: 0.5 is 512 MiB.
+	// RootDiskSize The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
 	RootDiskSize DiskSize `json:"root_disk_size"`
 
-	// StartedAt When the present or the last run began, in UTC. Null before the first start.
+	// StartedAt When the current or the last run started. Null before the first start.
 	StartedAt *time.Time `json:"started_at"`
 
-	// State Where a VM is in its life. `starting` and `stopping` mean that an operation is under way.
+	// State The state of a VM. In `starting` and `stopping` an operation is running.
 	//
-	// - `stopped`: there is no process.
-	// - `starting`: it was asked to start.
+	// - `stopped`: the VM has no process.
+	// - `starting`: a start was requested.
 	// - `running`: the guest runs.
-	// - `paused`: the process is there, the vCPUs are halted; `state_reason` says why.
-	// - `stopping`: it was asked to stop.
-	// - `error`: it ended without being asked to, or nothing can be known of it; `state_reason` says why.
+	// - `paused`: the process exists and the vCPUs are halted; `state_reason` says why.
+	// - `stopping`: a stop was requested.
+	// - `error`: the VM ended without a request, or its state cannot be determined; `state_reason` says why.
 	State VMState `json:"state"`
 
 	// StateReason Why the VM is in its state.
 	//
-	// - `created`: it was never started.
-	// - `requested`: somebody asked for it.
+	// - `created`: the VM was never started.
+	// - `requested`: a request changed the state.
 	// - `guest-shutdown`: the guest powered itself off.
-	// - `start-failed`: the last start did not work out.
-	// - `crashed`: the QEMU process is gone, and nobody asked for that.
+	// - `start-failed`: the last start failed.
+	// - `crashed`: the QEMU process ended without a request.
 	// - `io-error`: the host could not read or write a disk, so the guest was paused.
-	// - `disk-full`: the host has no room for what the guest writes, so the guest was paused.
-	// - `guest-panicked`: the guest's kernel gave up.
-	// - `internal-error`: QEMU gave up.
-	// - `watchdog`: the guest's watchdog bit.
-	// - `unreachable`: the QEMU process lives and does not answer.
-	// - `interrupted`: the daemon ended in the middle of an operation.
-	// - `unknown`: it changed behind the daemon's back.
+	// - `disk-full`: the host has no space for the data that the guest writes, so the guest was paused.
+	// - `guest-panicked`: the kernel of the guest panicked.
+	// - `internal-error`: QEMU stopped because of an internal error.
+	// - `watchdog`: the watchdog of the guest expired.
+	// - `unreachable`: the QEMU process exists and does not answer.
+	// - `interrupted`: the daemon ended during an operation.
+	// - `unknown`: the state changed without the daemon.
 	StateReason *VMStateReason `json:"state_reason"`
 
-	// StateReasonDetail More about the reason, for a person, such as the last words of QEMU.
+	// StateReasonDetail Details of the reason, for people, such as the last output of QEMU.
 	StateReasonDetail *string `json:"state_reason_detail"`
 
-	// UpdatedAt When the VM last changed, in UTC.
+	// UpdatedAt When the VM was last changed.
 	UpdatedAt time.Time `json:"updated_at"`
 
-	// Uuid The UUID the guest finds in its firmware tables (SMBIOS). It never changes.
+	// Uuid The UUID in the guest's firmware tables (SMBIOS). It is immutable.
 	UUID string `json:"uuid"`
 
-	// VmTemplate The template a VM was made from, as it was then.
+	// VmTemplate The template that the VM was made from, with the values at that time.
 	VMTemplate VMTemplate `json:"vm_template"`
 }
 
-// VMAccel What executes the guest's instructions now, or did in the last run: the processor (`kvm`) or an emulation of
-// it (`tcg`, some ten times slower). Null before the first start.
+// VMAccel The accelerator of the current or the last run: the processor (`kvm`) or an emulator (`tcg`, about ten
+// times slower). Null before the first start.
 type VMAccel string
 
-// VMDesiredState What was last asked of the VM. Restart policy and recovery follow it.
+// VMDesiredState The state that was last requested. The restart policy and recovery follow it.
 type VMDesiredState string
 
-// VMLocalIpSource How `local_ip` is known. Null without one.
+// VMLocalIpSource The source of `local_ip`. Null without a `local_ip`.
 //
-// - `assigned`: the daemon gives it to the guest, and lets it have no other.
-// - `agent`: nobody gave it; the guest's agent says so.
-// - `neighbour`: nobody gave it; the host has seen it on the network.
+// - `assigned`: the daemon assigned it, and the guest can use no other address.
+// - `agent`: not assigned; the guest agent reported it.
+// - `neighbour`: not assigned; the host saw it on the network.
 type VMLocalIpSource string
 
 // VMStateReason Why the VM is in its state.
 //
-// - `created`: it was never started.
-// - `requested`: somebody asked for it.
+// - `created`: the VM was never started.
+// - `requested`: a request changed the state.
 // - `guest-shutdown`: the guest powered itself off.
-// - `start-failed`: the last start did not work out.
-// - `crashed`: the QEMU process is gone, and nobody asked for that.
+// - `start-failed`: the last start failed.
+// - `crashed`: the QEMU process ended without a request.
 // - `io-error`: the host could not read or write a disk, so the guest was paused.
-// - `disk-full`: the host has no room for what the guest writes, so the guest was paused.
-// - `guest-panicked`: the guest's kernel gave up.
-// - `internal-error`: QEMU gave up.
-// - `watchdog`: the guest's watchdog bit.
-// - `unreachable`: the QEMU process lives and does not answer.
-// - `interrupted`: the daemon ended in the middle of an operation.
-// - `unknown`: it changed behind the daemon's back.
+// - `disk-full`: the host has no space for the data that the guest writes, so the guest was paused.
+// - `guest-panicked`: the kernel of the guest panicked.
+// - `internal-error`: QEMU stopped because of an internal error.
+// - `watchdog`: the watchdog of the guest expired.
+// - `unreachable`: the QEMU process exists and does not answer.
+// - `interrupted`: the daemon ended during an operation.
+// - `unknown`: the state changed without the daemon.
 type VMStateReason string
 
-// VMState Where a VM is in its life. `starting` and `stopping` mean that an operation is under way.
+// VMState The state of a VM. In `starting` and `stopping` an operation is running.
 //
-// - `stopped`: there is no process.
-// - `starting`: it was asked to start.
+// - `stopped`: the VM has no process.
+// - `starting`: a start was requested.
 // - `running`: the guest runs.
-// - `paused`: the process is there, the vCPUs are halted; `state_reason` says why.
-// - `stopping`: it was asked to stop.
-// - `error`: it ended without being asked to, or nothing can be known of it; `state_reason` says why.
+// - `paused`: the process exists and the vCPUs are halted; `state_reason` says why.
+// - `stopping`: a stop was requested.
+// - `error`: the VM ended without a request, or its state cannot be determined; `state_reason` says why.
 type VMState string
 
-// VMTemplate The template a VM was made from, as it was then.
+// VMTemplate The template that the VM was made from, with the values at that time.
 type VMTemplate struct {
 	// CpuCount The number of vCPUs.
 	CPUCount CPUCount `json:"cpu_count"`
 
-	// Name The name of a template, in lower case, with `-`, `.` and `_` allowed inside.
+	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. Every guest has its own minimum; below 64 MiB hardly any boots.
+	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
-// Why A VM from every side.
+// Why The state of a VM as recorded and as observed.
 type Why struct {
-	// Busy What changes the VM at this moment, in words. Null when nothing does.
+	// Busy The operation that changes the VM now, in words. Null if there is none.
 	Busy *string `json:"busy"`
 
 	// Disks The data disks of the VM.
@@ -2186,90 +2233,90 @@ type Why struct {
 	// Events The last twenty events about the VM, oldest first.
 	Events []Event `json:"events"`
 
-	// Operations The last ten operations on the VM, oldest first; one that is pending or running is among them.
+	// Operations The last ten operations on the VM, including a pending or running one, oldest first.
 	Operations []Operation `json:"operations"`
 
 	// Process The QEMU process of a VM.
 	Process WhyProcess `json:"process"`
 
-	// Qmp What the monitor of a VM's QEMU says.
+	// Qmp The answers of QEMU on the monitor of a VM.
 	WhyQMP WhyQMP `json:"qmp"`
 
-	// Recorded What is recorded of a VM.
+	// Recorded The recorded state of a VM.
 	Recorded WhyRecorded `json:"recorded"`
 
-	// Recorder What the black-box recorder of a VM has.
+	// Recorder The recordings of a VM.
 	Recorder Recorder `json:"recorder"`
 
-	// Verdict What is true, given what is recorded and what the host shows.
+	// Verdict The actual state, derived from the record and the host.
 	Verdict WhyVerdict `json:"verdict"`
 
-	// Words The present state explained, a sentence each.
+	// Words An explanation of the current state, one sentence per item.
 	Words []string `json:"words"`
 }
 
 // WhyProcess The QEMU process of a VM.
 type WhyProcess struct {
-	// Alive Whether there is one.
+	// Alive Whether the process exists.
 	Alive bool `json:"alive"`
 
-	// Pid Its process id. Null when there is none.
+	// Pid The process id. Null if there is no process.
 	Pid *int `json:"pid"`
 }
 
-// WhyQMP What the monitor of a VM's QEMU says.
+// WhyQMP The answers of QEMU on the monitor of a VM.
 type WhyQMP struct {
-	// Plugged The ids of the data disks that QEMU has. Null when it was not asked or did not say.
+	// Plugged The ids of the data disks that are plugged into QEMU. Null if QEMU was not asked or did not answer.
 	Plugged *[]string `json:"plugged"`
 
-	// Status QEMU's own word for what the guest does. Null when there is no process or it does not answer.
+	// Status The run state that QEMU reports. Null if there is no process or it does not answer.
 	Status *string `json:"status"`
 
-	// Trouble What is wrong with the guest's disks or memory. Null when nothing is known to be.
+	// Trouble A problem with the disks or the memory of the guest. Null if none is known.
 	Trouble *string `json:"trouble"`
 }
 
-// WhyRecorded What is recorded of a VM.
+// WhyRecorded The recorded state of a VM.
 type WhyRecorded struct {
-	// DesiredState What was last asked of the VM.
+	// DesiredState The state that was last requested.
 	DesiredState WhyRecordedDesiredState `json:"desired_state"`
 
-	// Detail More about the reason, for a person.
+	// Detail Details of the reason, for people.
 	Detail *string `json:"detail"`
 
-	// Reason Why the VM is in its state, as its `state_reason` says.
+	// Reason The recorded reason, a value of `state_reason`.
 	Reason *string `json:"reason"`
 
-	// State Where a VM is in its life. `starting` and `stopping` mean that an operation is under way.
+	// State The state of a VM. In `starting` and `stopping` an operation is running.
 	//
-	// - `stopped`: there is no process.
-	// - `starting`: it was asked to start.
+	// - `stopped`: the VM has no process.
+	// - `starting`: a start was requested.
 	// - `running`: the guest runs.
-	// - `paused`: the process is there, the vCPUs are halted; `state_reason` says why.
-	// - `stopping`: it was asked to stop.
-	// - `error`: it ended without being asked to, or nothing can be known of it; `state_reason` says why.
+	// - `paused`: the process exists and the vCPUs are halted; `state_reason` says why.
+	// - `stopping`: a stop was requested.
+	// - `error`: the VM ended without a request, or its state cannot be determined; `state_reason` says why.
 	State VMState `json:"state"`
 }
 
-// WhyRecordedDesiredState What was last asked of the VM.
+// WhyRecordedDesiredState The state that was last requested.
 type WhyRecordedDesiredState string
 
-// WhyVerdict What is true, given what is recorded and what the host shows.
+// WhyVerdict The actual state, derived from the record and the host.
 type WhyVerdict struct {
-	// Agrees Whether the records say so too, or an operation is about to make them.
+	// Agrees Whether the record has the same state, or a running operation is about to record it.
 	Agrees bool `json:"agrees"`
 
-	// Reason Why, in the words of `state_reason`.
+	// Reason The reason, a value of `state_reason`.
 	Reason *string `json:"reason"`
 
-	// State Where a VM is in its life. `starting` and `stopping` mean that an operation is under way.
+	// State The state of a VM. In `starting` and `stopping` an operation is running.
 	//
-	// - `stopped`: there is no process.
-	// - `starting`: it was asked to start.
+	// - `stopped`: the VM has no process.
+	// - `starting`: a start was requested.
 	// - `running`: the guest runs.
-	// - `paused`: the process is there, the vCPUs are halted; `state_reason` says why.
-	// - `stopping`: it was asked to stop.
-	// - `error`: it ended without being asked to, or nothing can be known of it; `state_reason` says why.
+	// - `paused`: the process exists and the vCPUs are halted; `state_reason` says why.
+	// - `stopping`: a stop was requested.
+	// - `error`: the VM ended without a request, or its state cannot be determined; `state_reason` says why.
 	State VMState `json:"state"`
 }
 
@@ -2279,8 +2326,8 @@ type CDROMID = CDROMId
 // Cursor defines model for Cursor.
 type Cursor = string
 
-// ID The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the hostname of
-// its guest.
+// ID The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the host name
+// of its guest.
 type ID = ResourceId
 
 // IdempotencyKey defines model for IdempotencyKey.
@@ -2298,18 +2345,18 @@ type Limit = int
 // NICSlot defines model for NICSlot.
 type NICSlot = int
 
-// OrphanFilesID The id of a VM or a disk, or the SHA-256 of the content of an image, that is on the host and not recorded, with its
-// kind before a colon.
+// OrphanFilesID The id of a VM or a disk, or the SHA-256 of image content, that exists on the host but has no record, prefixed
+// by its kind and a colon.
 type OrphanFilesID = OrphanFilesId
 
-// OrphanID The id of a VM or a disk that is on the host and not recorded, with its kind before a colon.
+// OrphanID The id of a VM or a disk that exists on the host but has no record, prefixed by its kind and a colon.
 type OrphanID = OrphanId
 
-// OrphanVMID The id of a VM that is on the host and not recorded, with its kind before a colon.
+// OrphanVMID The id of a VM that exists on the host but has no record, prefixed by its kind and a colon.
 type OrphanVMID = OrphanVMId
 
-// ForwardID The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the hostname of
-// its guest.
+// ForwardID The id of a VM, a disk or an operation: a DNS label in lower case, so that the id of a VM can be the host name
+// of its guest.
 type ForwardID = ResourceId
 
 // Prefer defines model for Prefer.
@@ -2321,516 +2368,525 @@ type RequestId = string
 // WaitFor defines model for WaitFor.
 type WaitFor = string
 
-// AlreadyExists An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// AlreadyExists An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type AlreadyExists = Problem
 
-// BadImage An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// BadImage An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type BadImage = Problem
 
-// BadRequest An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// BadRequest An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type BadRequest = Problem
 
-// Conflict An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// Conflict An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type Conflict = Problem
 
-// Forbidden An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// Forbidden An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type Forbidden = Problem
 
-// IdempotencyMismatch An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// IdempotencyMismatch An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type IdempotencyMismatch = Problem
 
-// InUse An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// InUse An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type InUse = Problem
 
-// InsufficientStorage An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// InsufficientStorage An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type InsufficientStorage = Problem
 
-// NotCancellable An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// NotCancellable An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type NotCancellable = Problem
 
-// NotFound An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// NotFound An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type NotFound = Problem
 
-// OtherProblem An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// OtherProblem An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type OtherProblem = Problem
 
-// PayloadTooLarge An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// PayloadTooLarge An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type PayloadTooLarge = Problem
 
-// PreconditionFailed An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// PreconditionFailed An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type PreconditionFailed = Problem
 
-// RangeNotSatisfiable An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// RangeNotSatisfiable An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type RangeNotSatisfiable = Problem
 
-// Taken An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// Taken An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type Taken = Problem
 
-// Unauthorized An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// Unauthorized An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type Unauthorized = Problem
 
-// Unavailable An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// Unavailable An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type Unavailable = Problem
 
-// UnsupportedMediaType An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// UnsupportedMediaType An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type UnsupportedMediaType = Problem
 
-// UpgradeRequired An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are left out where they do
-// not apply.
+// UpgradeRequired An error (RFC 9457). `instance`, `request_id`, `errors`, `hint` and `operation_id` are omitted if they do not
+// apply.
 type UpgradeRequired = Problem
 
 // ListDisksParams defines parameters for ListDisks.
 type ListDisksParams struct {
-	// State Only the disks in this state.
+	// State Only disks in this state.
 	State *DiskState `form:"state,omitempty" json:"state,omitempty"`
 
-	// VmId Only the disks of the VM with this id.
+	// VmId Only disks that are attached to this VM.
 	VMID *ResourceId `form:"vm_id,omitempty" json:"vm_id,omitempty"`
 
-	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	// Limit The maximum number of items to return. The default is 100 if `cursor` is given. Without both parameters, all
+	// items are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // CreateDiskParams defines parameters for CreateDisk.
 type CreateDiskParams struct {
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // DeleteDiskParams defines parameters for DeleteDisk.
 type DeleteDiskParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // GetDiskParams defines parameters for GetDisk.
 type GetDiskParams struct {
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // UpdateDiskParams defines parameters for UpdateDisk.
 type UpdateDiskParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // AttachDiskParams defines parameters for AttachDisk.
 type AttachDiskParams struct {
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // DetachDiskParams defines parameters for DetachDisk.
 type DetachDiskParams struct {
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // ListEventsParams defines parameters for ListEvents.
 type ListEventsParams struct {
-	// Since Only the events after the one with this number.
+	// Since Only events after the event with this number.
 	Since *EventNumber `form:"since,omitempty" json:"since,omitempty"`
 
-	// Limit The most events to return; 100 when it is not given.
+	// Limit The maximum number of events to return. The default is 100.
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Type Only the events of this type, or of the types that begin with this word and a dot, such as `vm.`.
+	// Type Only events of this type. A prefix that ends with a dot, such as `vm.`, matches all types that start with
+	// it.
 	Type *string `form:"type,omitempty" json:"type,omitempty"`
 
-	// Resource Only the events about this resource, which may be gone by now.
+	// Resource Only events about this resource. The resource may have been deleted.
 	Resource *string `form:"resource,omitempty" json:"resource,omitempty"`
 
-	// LastEventID The number of the last event a stream's client has had; it goes before `since`. Only with
+	// LastEventID The number of the last event that the client received. It takes precedence over `since`. Only with
 	// `Accept: text/event-stream`.
 	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
 }
 
 // ListImagesParams defines parameters for ListImages.
 type ListImagesParams struct {
-	// State Only the images in this state.
+	// State Only images in this state.
 	State *ImageState `form:"state,omitempty" json:"state,omitempty"`
 
-	// Label Only the images with this label, `key=value`.
+	// Label Only images with this label, as `key=value`.
 	Label *string `form:"label,omitempty" json:"label,omitempty"`
 
-	// Sha256 Only the images whose stored content has this SHA-256.
+	// Sha256 Only images whose stored content has this SHA-256.
 	SHA256 *SHA256 `form:"sha256,omitempty" json:"sha256,omitempty"`
 
-	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	// Limit The maximum number of items to return. The default is 100 if `cursor` is given. Without both parameters, all
+	// items are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // CreateImageParams defines parameters for CreateImage.
 type CreateImageParams struct {
-	// Name The name of the image. Only, and then required, with `application/octet-stream`, as all parameters of the query.
+	// Name The name of the image. Required for a body of type `application/octet-stream`. All query parameters are
+	// only allowed for that type.
 	Name *ImageName `form:"name,omitempty" json:"name,omitempty"`
 
-	// Sha256 The SHA-256 the bytes are to have, in hexadecimal digits.
+	// Sha256 The expected SHA-256 of the bytes, in hexadecimal digits.
 	SHA256 *SHA256 `form:"sha256,omitempty" json:"sha256,omitempty"`
 
-	// Sha512 The SHA-512 the bytes are to have, in hexadecimal digits.
+	// Sha512 The expected SHA-512 of the bytes, in hexadecimal digits.
 	SHA512 *SHA512 `form:"sha512,omitempty" json:"sha512,omitempty"`
 
-	// Format The format that the image is to have; any when it is not given.
+	// Format The expected format of the image. Without it, every format is accepted.
 	Format *ContentFormat `form:"format,omitempty" json:"format,omitempty"`
 
-	// Description What the image is for.
+	// Description The purpose of the image.
 	Description *Description `form:"description,omitempty" json:"description,omitempty"`
 
-	// More Whether more is to come than this body.
+	// More Whether more parts follow this body.
 	More *bool `form:"more,omitempty" json:"more,omitempty"`
 
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // DeleteImageParams defines parameters for DeleteImage.
 type DeleteImageParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // GetImageParams defines parameters for GetImage.
 type GetImageParams struct {
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // UpdateImageParams defines parameters for UpdateImage.
 type UpdateImageParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // ReadImageParams defines parameters for ReadImage.
 type ReadImageParams struct {
-	// Range The part to return.
+	// Range The byte range to return.
 	Range *string `json:"Range,omitempty"`
 
-	// IfRange The entity tag of the content that the part is of; of any other all is returned.
+	// IfRange The entity tag of the content that `Range` refers to. If it does not match, the whole content is returned.
 	IfRange *string `json:"If-Range,omitempty"`
 
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ContinueUploadParams defines parameters for ContinueUpload.
 type ContinueUploadParams struct {
-	// Offset Where the body belongs, in bytes from the beginning. It has to be `uploaded_bytes`.
+	// Offset The position of the body in the content, in bytes. Must be equal to `uploaded_bytes`.
 	Offset int64 `form:"offset" json:"offset"`
 
-	// More Whether more is to come than this body.
+	// More Whether more parts follow this body.
 	More *bool `form:"more,omitempty" json:"more,omitempty"`
 }
 
 // ListNetworksParams defines parameters for ListNetworks.
 type ListNetworksParams struct {
-	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	// Limit The maximum number of items to return. The default is 100 if `cursor` is given. Without both parameters, all
+	// items are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // DeleteNetworkParams defines parameters for DeleteNetwork.
 type DeleteNetworkParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // GetNetworkParams defines parameters for GetNetwork.
 type GetNetworkParams struct {
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // UpdateNetworkParams defines parameters for UpdateNetwork.
 type UpdateNetworkParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // ListOperationsParams defines parameters for ListOperations.
 type ListOperationsParams struct {
-	// Resource Only the operations on this resource, which may be gone by now.
+	// Resource Only operations on this resource. The resource may have been deleted.
 	Resource *ResourcePath `form:"resource,omitempty" json:"resource,omitempty"`
 
-	// State Only the operations in this state.
+	// State Only operations in this state.
 	State *OperationState `form:"state,omitempty" json:"state,omitempty"`
 
-	// Kind Only the operations of this kind.
+	// Kind Only operations of this kind.
 	Kind *OperationKind `form:"kind,omitempty" json:"kind,omitempty"`
 
-	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	// Limit The maximum number of items to return. The default is 100 if `cursor` is given. Without both parameters, all
+	// items are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // GetOperationParams defines parameters for GetOperation.
 type GetOperationParams struct {
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListTemplatesParams defines parameters for ListTemplates.
 type ListTemplatesParams struct {
-	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	// Limit The maximum number of items to return. The default is 100 if `cursor` is given. Without both parameters, all
+	// items are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // DeleteTemplateParams defines parameters for DeleteTemplate.
 type DeleteTemplateParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // GetTemplateParams defines parameters for GetTemplate.
 type GetTemplateParams struct {
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListVMsParams defines parameters for ListVMs.
 type ListVMsParams struct {
-	// State Only the VMs in this state.
+	// State Only VMs in this state.
 	State *VMState `form:"state,omitempty" json:"state,omitempty"`
 
-	// TemplateName Only the VMs made from the template of this name.
+	// TemplateName Only VMs that were made from this template.
 	TemplateName *TemplateName `form:"template_name,omitempty" json:"template_name,omitempty"`
 
-	// Label Only the VMs with this label, `key=value`.
+	// Label Only VMs with this label, as `key=value`.
 	Label *string `form:"label,omitempty" json:"label,omitempty"`
 
-	// Network Only the VMs with a NIC on the network of this name.
+	// Network Only VMs with a NIC on this network.
 	Network *NetworkName `form:"network,omitempty" json:"network,omitempty"`
 
-	// Limit The most items to return. It is 100 when only a `cursor` is given; without both, all are returned.
+	// Limit The maximum number of items to return. The default is 100 if `cursor` is given. Without both parameters, all
+	// items are returned.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Cursor Where the page begins. Take it, as it is, from the `Link` header of the page before.
+	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // CreateVMParams defines parameters for CreateVM.
 type CreateVMParams struct {
-	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
-	// DHCP, `port:N` until something in the guest answers on TCP port N, `agent` until the guest agent does,
-	// `cloud-init` until cloud-init says through the agent that it is done or disabled, or is not there. When cloud-init
-	// has failed the answer is 409 `guest-refused` with what it says. It needs `Prefer: wait`, whose time is for
-	// everything. When that is over the answer is 202, and the VM goes on.
+	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	//
+	// - `ip`: the guest has confirmed its address by DHCP.
+	// - `port:N`: the guest accepts connections on TCP port N.
+	// - `agent`: the guest agent answers.
+	// - `cloud-init`: cloud-init reports through the agent that it is done or disabled, or it is not installed. If
+	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
+	//
+	// It requires `Prefer: wait`, whose time covers both the operation and the condition. When the time is over, the
+	// answer is 202 and the VM continues.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // DeleteVMParams defines parameters for DeleteVM.
 type DeleteVMParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // GetVMParams defines parameters for GetVM.
 type GetVMParams struct {
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // UpdateVMParams defines parameters for UpdateVM.
 type UpdateVMParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // PauseVMParams defines parameters for PauseVM.
 type PauseVMParams struct {
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // ResetVMParams defines parameters for ResetVM.
 type ResetVMParams struct {
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
-	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
-	// DHCP, `port:N` until something in the guest answers on TCP port N, `agent` until the guest agent does,
-	// `cloud-init` until cloud-init says through the agent that it is done or disabled, or is not there. When cloud-init
-	// has failed the answer is 409 `guest-refused` with what it says. It needs `Prefer: wait`, whose time is for
-	// everything. When that is over the answer is 202, and the VM goes on.
+	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	//
+	// - `ip`: the guest has confirmed its address by DHCP.
+	// - `port:N`: the guest accepts connections on TCP port N.
+	// - `agent`: the guest agent answers.
+	// - `cloud-init`: cloud-init reports through the agent that it is done or disabled, or it is not installed. If
+	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
+	//
+	// It requires `Prefer: wait`, whose time covers both the operation and the condition. When the time is over, the
+	// answer is 202 and the VM continues.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // ResumeVMParams defines parameters for ResumeVM.
 type ResumeVMParams struct {
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
-	// WaitFor What the answer is held for besides the end of the operation: `ip` until the guest has confirmed its address by
-	// DHCP, `port:N` until something in the guest answers on TCP port N, `agent` until the guest agent does,
-	// `cloud-init` until cloud-init says through the agent that it is done or disabled, or is not there. When cloud-init
-	// has failed the answer is 409 `guest-refused` with what it says. It needs `Prefer: wait`, whose time is for
-	// everything. When that is over the answer is 202, and the VM goes on.
+	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	//
+	// - `ip`: the guest has confirmed its address by DHCP.
+	// - `port:N`: the guest accepts connections on TCP port N.
+	// - `agent`: the guest agent answers.
+	// - `cloud-init`: cloud-init reports through the agent that it is done or disabled, or it is not installed. If
+	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
+	//
+	// It requires `Prefer: wait`, whose time covers both the operation and the condition. When the time is over, the
+	// answer is 202 and the VM continues.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // StopVMParams defines parameters for StopVM.
 type StopVMParams struct {
-	// Prefer `wait=N` holds the answer until the operation has ended, or N seconds have passed. N is 0 to 300; more counts
-	// as 300, and what is no whole number is a 400. Other preferences are ignored, as RFC 7240 wants it.
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // EjectCDROMParams defines parameters for EjectCDROM.
 type EjectCDROMParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // GetCDROMParams defines parameters for GetCDROM.
 type GetCDROMParams struct {
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // SetCloudInitParams defines parameters for SetCloudInit.
 type SetCloudInitParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // OpenConsoleParams defines parameters for OpenConsole.
 type OpenConsoleParams struct {
-	// Write Whether to be the one who types.
+	// Write Whether this client writes to the console.
 	Write *bool `form:"write,omitempty" json:"write,omitempty"`
 
-	// TakeOver Whether whoever types now only reads from then on. Only with `write`.
+	// TakeOver Whether the current writer, if any, becomes a reader. Only with `write`.
 	TakeOver *bool `form:"take_over,omitempty" json:"take_over,omitempty"`
 
-	// Scrollback How many bytes of what the guest wrote before come first; 64 KiB when it is not given.
+	// Scrollback The number of bytes of earlier output to send first. The default is 64 KiB.
 	Scrollback *int `form:"scrollback,omitempty" json:"scrollback,omitempty"`
 
-	// Ticket A ticket for this console, in place of a token.
+	// Ticket A ticket for this console, instead of a token.
 	Ticket *string `form:"ticket,omitempty" json:"ticket,omitempty"`
 }
 
 // GetConsoleLogParams defines parameters for GetConsoleLog.
 type GetConsoleLogParams struct {
-	// Offset Where to begin, in bytes since the log began. Not with `tail`.
+	// Offset The first byte to return, counted from the start of the log. Not allowed with `tail`.
 	Offset *int64 `form:"offset,omitempty" json:"offset,omitempty"`
 
-	// Tail How many bytes of the end to return. Not with `offset`.
+	// Tail The number of bytes to return from the end of the log. Not allowed with `offset`.
 	Tail *int64 `form:"tail,omitempty" json:"tail,omitempty"`
 
-	// Follow Whether to go on with what the guest writes. `1` counts as `true`.
+	// Follow Whether the answer continues with new output. `1` is accepted for `true`.
 	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
 }
 
 // ReadFileParams defines parameters for ReadFile.
 type ReadFileParams struct {
-	// Path The absolute path of the file in the guest. A `+` stands for a space; encode it as `%2B`.
+	// Path The absolute path of the file in the guest. `+` is decoded to a space; encode a plus sign as `%2B`.
 	Path string `form:"path" json:"path"`
 }
 
 // WriteFileParams defines parameters for WriteFile.
 type WriteFileParams struct {
-	// Path The absolute path of the file in the guest. A `+` stands for a space; encode it as `%2B`.
+	// Path The absolute path of the file in the guest. `+` is decoded to a space; encode a plus sign as `%2B`.
 	Path string `form:"path" json:"path"`
 }
 
 // DetachNICParams defines parameters for DetachNIC.
 type DetachNICParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // GetNICParams defines parameters for GetNIC.
 type GetNICParams struct {
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // UpdateNICParams defines parameters for UpdateNIC.
 type UpdateNICParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // RemovePortForwardParams defines parameters for RemovePortForward.
 type RemovePortForwardParams struct {
-	// IfMatch Entity tags, as an `ETag` header had them, or `*`. The request is refused with 412 when the resource is another
-	// by now.
+	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // GetPortForwardParams defines parameters for GetPortForward.
 type GetPortForwardParams struct {
-	// IfNoneMatch Entity tags, as an `ETag` header had them, or `*`. The answer is 304 when one is still current.
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 

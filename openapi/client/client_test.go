@@ -10,7 +10,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 )
 
-// serve answers every request with one of the contract's own examples.
+// serve starts a server that answers every request with an example of the contract.
 func serve(t *testing.T, status int, mediaType, example string) *ClientWithResponses {
 	t.Helper()
 	doc, err := openapi3.NewLoader().LoadFromFile("../vman.yaml")
@@ -47,21 +47,22 @@ func start(t *testing.T, c *ClientWithResponses) *StartVMResponse {
 	return r
 }
 
-func TestTheClientReadsAResource(t *testing.T) {
+func TestTheClientDecodesAResource(t *testing.T) {
 	r := start(t, serve(t, http.StatusOK, "application/json", "VMRunning"))
-	if r.JSON200 == nil || r.JSON200.State != VMStateRunning || r.JSON200.NextRestartAt != nil || *r.JSON200.LocalIP != "192.168.100.2" ||
+	if r.JSON200 == nil || r.JSON200.State != VMStateRunning || r.JSON200.NextRestartAt != nil ||
+		*r.JSON200.LocalIP != "192.168.100.2" ||
 		len(r.JSON200.NICs) != 1 || r.JSON200.Boot.FirstTCPAt != nil {
-		t.Fatalf("read %+v from %s", r.JSON200, r.Body)
+		t.Fatalf("decoded %+v from %s", r.JSON200, r.Body)
 	}
 	if want := time.Date(2026, 3, 1, 9, 5, 0, 250e6, time.UTC); !r.JSON200.UpdatedAt.Equal(want) {
 		t.Errorf("updated_at is %v, want %v", r.JSON200.UpdatedAt, want)
 	}
 }
 
-func TestTheClientReadsAProblem(t *testing.T) {
+func TestTheClientDecodesAProblem(t *testing.T) {
 	r := start(t, serve(t, http.StatusConflict, "application/problem+json", "ProblemBusy"))
 	p := r.ApplicationproblemJSON409
 	if p == nil || p.Code != ProblemCodeBusy || p.OperationID == "" {
-		t.Fatalf("read %+v from %s", p, r.Body)
+		t.Fatalf("decoded %+v from %s", p, r.Body)
 	}
 }

@@ -7,6 +7,6 @@
 //			return nil
 //		}))
 //
-// For the unix socket give it, by WithHTTPClient, an http.Client whose transport
-// dials the socket.
+// For the unix socket, pass WithHTTPClient an http.Client with a transport that dials
+// the socket.
 package client

@@ -10,7 +10,7 @@ import (
 	"vmand/openapi"
 )
 
-func TestWhatIsCompiledInIsWhatTheContractSays(t *testing.T) {
+func TestRequestsJSONIsUpToDate(t *testing.T) {
 	want, err := requests("../vman.yaml")
 	if err != nil {
 		t.Fatal(err)
@@ -20,13 +20,13 @@ func TestWhatIsCompiledInIsWhatTheContractSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Error("openapi/requests.json is not made of the present openapi/vman.yaml: make generate")
+		t.Error("openapi/requests.json is out of date: run make generate")
 	}
 }
 
-// TestNothingIsLostThatARequestIsHeldTo compares the parts that requests are
-// validated with, each without what is for people.
-func TestNothingIsLostThatARequestIsHeldTo(t *testing.T) {
+// TestRequestsJSONHasAllThatValidatesRequests compares the parts of the two documents
+// that validate requests, without descriptions.
+func TestRequestsJSONHasAllThatValidatesRequests(t *testing.T) {
 	whole, err := openapi.Load()
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +36,7 @@ func TestNothingIsLostThatARequestIsHeldTo(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(some.Paths.Map()) != len(whole.Paths.Map()) {
-		t.Errorf("%d of %d paths", len(some.Paths.Map()), len(whole.Paths.Map()))
+		t.Errorf("%d paths, want %d", len(some.Paths.Map()), len(whole.Paths.Map()))
 	}
 	for path, item := range whole.Paths.Map() {
 		for method, o := range item.Operations() {
@@ -52,14 +52,14 @@ func TestNothingIsLostThatARequestIsHeldTo(t *testing.T) {
 	same(t, "parameters", some.Components.Parameters, whole.Components.Parameters)
 }
 
-func same(t *testing.T, what string, got, want any) {
+func same(t *testing.T, part string, got, want any) {
 	t.Helper()
 	if g, w := plain(t, got), plain(t, want); !reflect.DeepEqual(g, w) {
-		t.Errorf("%s: %v, want %v", what, g, w)
+		t.Errorf("%s: %v, want %v", part, g, w)
 	}
 }
 
-// plain returns the JSON of v without what is for people.
+// plain returns v as a JSON tree without descriptions.
 func plain(t *testing.T, v any) any {
 	t.Helper()
 	b, err := json.Marshal(v)
@@ -74,7 +74,7 @@ func plain(t *testing.T, v any) any {
 	if _, list := tree.([]any); list {
 		holder = map[string]any{"list": tree}
 	}
-	if o, ok := tree.(map[string]any); ok && o["content"] != nil { // a body, not a map of things
+	if o, ok := tree.(map[string]any); ok && o["content"] != nil { // a body
 		holder = map[string]any{"body": tree}
 	}
 	prune(holder)
