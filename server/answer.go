@@ -16,7 +16,9 @@ const (
 	bytesType   = "application/octet-stream"
 )
 
-// An encoder writes JSON into a buffer that is used again and again.
+// An encoder encodes JSON into a buffer. Encoders are pooled: with a new encoder
+// for each answer, GET /vms/{id} costs 5 us more CPU time, 12 % of the request
+// (server/bench_test.go).
 type encoder struct {
 	buf  bytes.Buffer
 	json *json.Encoder // writes to buf
@@ -25,15 +27,17 @@ type encoder struct {
 var encoders = sync.Pool{New: func() any {
 	e := &encoder{}
 	e.json = json.NewEncoder(&e.buf)
-	e.json.SetEscapeHTML(false) // it is never part of a page
+	e.json.SetEscapeHTML(false) // answers are never embedded in HTML
 	return e
 }}
 
-// maxKept is how large a buffer may have grown to be kept for another answer.
+// maxKept is the capacity in bytes above which free discards an encoder.
 const maxKept = 256 << 10
 
+// getEncoder returns an empty encoder. The caller must free it.
 func getEncoder() *encoder { return encoders.Get().(*encoder) }
 
+// free returns e to the pool. The caller must not use e or its buffer any more.
 func (e *encoder) free() {
 	if e.buf.Cap() <= maxKept {
 		e.buf.Reset()
@@ -50,8 +54,9 @@ func (e *encoder) encode(v any) error {
 	return e.json.Encode(v)
 }
 
-// An answer is a whole answer: the [openapi.Response] of most operations. Nothing
-// ties it to an operation; the tests validate every answer against the contract.
+// An answer is a complete answer: the [openapi.Response] of most operations. The
+// compiler does not check that it fits its operation; the tests validate every
+// answer against the contract.
 type answer struct {
 	status    int
 	mediaType string // application/json if empty
@@ -61,19 +66,20 @@ type answer struct {
 	applied   bool // Preference-Applied: wait
 }
 
-// created makes a the answer of the request that made what it shows.
+// created returns a as the answer 201 to the request that created the resource at
+// location.
 func (a answer) created(location string) answer {
 	a.status, a.location = http.StatusCreated, location
 	return a
 }
 
-// sendTimeout is how long a client may take to read what is sent to it at once.
+// sendTimeout is how long a client may take to read one write.
 const sendTimeout = time.Minute
 
-// limitSending ends the connection of a client that does not read: an answer
-// waits for nobody, whoever asked. It holds until the next answer sets it anew.
+// limitSending sets the write deadline of the connection, so that a client that
+// does not read is disconnected. Each write of an answer calls it first.
 func limitSending(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(sendTimeout)) // a test's writer has none
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(sendTimeout)) // fails only for writers of tests
 }
 
 // Respond implements [openapi.Response]. It sends nothing if the body cannot be

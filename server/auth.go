@@ -24,30 +24,30 @@ import (
 	"vmand/vm"
 )
 
-// NewToken makes a credential of 256 random bits for the API: the secret to
-// hand out, and the SHA-256 hash of it, which is all that is ever kept.
+// NewToken returns a new credential of 256 random bits: the secret for the client,
+// and its SHA-256 hash, which is the only part that is stored.
 func NewToken() (secret string, hash [32]byte) {
 	var b [32]byte
-	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the program instead
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the program on an error
 	secret = base64.RawURLEncoding.EncodeToString(b[:])
 	return secret, sha256.Sum256([]byte(secret))
 }
 
-// auth knows who may call.
+// auth authenticates callers.
 type auth struct {
 	store  vm.TokenStore
 	tokens atomic.Pointer[[]token]
-	group  string // name or number of the group that may use the unix socket; empty for none
+	group  string // name or number of the group that may use the unix socket, or empty
 }
 
-// A token is what is kept of one in memory.
+// A token is an API token in memory.
 type token struct {
 	hash   [32]byte
 	caller vm.Caller
 }
 
-// reload reads the tokens anew and returns the names of the callers whose token is
-// no longer what it was.
+// reload reads the tokens from the store. It returns the names of the callers whose
+// token was removed or changed.
 func (a *auth) reload(ctx context.Context) (gone map[string]bool, err error) {
 	stored, err := a.store.Tokens(ctx)
 	if err != nil {
@@ -68,20 +68,20 @@ func (a *auth) reload(ctx context.Context) (gone map[string]bool, err error) {
 	return gone, nil
 }
 
-// A door is what a connection came in by, and who stands behind it.
+// A door holds the credentials of the peer of a connection.
 type door struct {
-	peer   *unix.Ucred // of a unix socket, nil for TCP
-	groups []uint32    // of the peer besides its own, if the kernel says
-	err    error       // why the peer is not known
+	peer   *unix.Ucred // nil for TCP
+	groups []uint32    // supplementary groups of the peer; nil if not known
+	err    error       // why peer is not known
 
-	once    sync.Once
+	once    sync.Once // guards allowed
 	allowed bool
 }
 
 type doorKey struct{}
 
-// enter is the ConnContext of the HTTP server: it notes who opened a
-// connection. It runs in the accept loop and so does nothing slow.
+// enter is the ConnContext of the HTTP server: it adds the door of a connection to
+// its context. It runs in the accept loop, so it must not block.
 func enter(ctx context.Context, c net.Conn) context.Context {
 	d := &door{}
 	if u, ok := c.(*net.UnixConn); ok {
@@ -90,9 +90,9 @@ func enter(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, doorKey{}, d)
 }
 
-// peerOf returns the credentials and the supplementary groups the process at the
-// other end had when it connected (unix(7), SO_PEERCRED; SO_PEERGROUPS, which
-// Linux has since 4.13). Not to know the groups is no error.
+// peerOf returns the credentials and the supplementary groups of the peer process
+// at the time it connected (unix(7), SO_PEERCRED; SO_PEERGROUPS, Linux 4.13). The
+// groups are nil if the kernel does not report them; that is not an error.
 func peerOf(c *net.UnixConn) (*unix.Ucred, []uint32, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -108,8 +108,8 @@ func peerOf(c *net.UnixConn) (*unix.Ucred, []uint32, error) {
 	return cred, groups, errors.Join(err, cerr)
 }
 
-// peerGroups returns the supplementary groups of a socket's peer, none if they
-// cannot be had.
+// peerGroups returns the supplementary groups of the peer of a socket, or nil if the
+// kernel does not report them.
 func peerGroups(fd uintptr) []uint32 {
 	groups := make([]uint32, 64)
 	for {
@@ -119,7 +119,7 @@ func peerGroups(fd uintptr) []uint32 {
 		switch {
 		case errno == 0:
 			return groups[:size/4]
-		case errno == unix.ERANGE && int(size/4) > len(groups): // size is what it takes
+		case errno == unix.ERANGE && int(size/4) > len(groups): // size is the size needed
 			groups = make([]uint32, size/4)
 		default:
 			return nil
@@ -127,18 +127,21 @@ func peerGroups(fd uintptr) []uint32 {
 	}
 }
 
-// authenticate returns who sends r. On the unix socket the kernel says it, on
-// TCP the bearer token does.
+// authenticate returns the caller of r: on the unix socket the peer process, on TCP
+// the holder of the bearer token.
 func (a *auth) authenticate(r *http.Request) (vm.Caller, error) {
 	d, _ := r.Context().Value(doorKey{}).(*door)
 	if d != nil && d.err != nil {
-		return vm.Caller{}, fmt.Errorf("read the peer's credentials: %w", d.err)
+		return vm.Caller{}, fmt.Errorf("read the credentials of the peer: %w", d.err)
 	}
 	if d != nil && d.peer != nil {
 		d.once.Do(func() { d.allowed = a.allows(d.peer, d.groups) })
 		if !d.allowed {
-			return vm.Caller{}, &vm.Fault{Code: codeForbidden,
-				Detail: fmt.Sprintf("uid %d may not use this socket", d.peer.Uid), Hint: a.socketHint()}
+			return vm.Caller{}, &vm.Fault{
+				Code:   codeForbidden,
+				Detail: fmt.Sprintf("uid %d may not use this socket", d.peer.Uid),
+				Hint:   a.socketHint(),
+			}
 		}
 		return vm.Caller{Name: "uid:" + strconv.Itoa(int(d.peer.Uid)), Role: vm.RoleAdmin}, nil
 	}
@@ -147,22 +150,26 @@ func (a *auth) authenticate(r *http.Request) (vm.Caller, error) {
 
 func (a *auth) socketHint() string {
 	if a.group == "" {
-		return "call as root or as the user vmand runs as"
+		return "call as root or as the user that vmand runs as"
 	}
-	return fmt.Sprintf("call as root, as the user vmand runs as, or as a member of the group %s", a.group)
+	return fmt.Sprintf("call as root, as the user that vmand runs as, or as a member of the group %s", a.group)
 }
 
-// bearer returns the caller whose token the Authorization header shows
-// (RFC 6750). It looks at every token and compares in constant time, so how
-// long it takes tells nothing about any of them.
+// bearer returns the caller of the token in the Authorization header (RFC 6750). It
+// compares with every token in constant time, so its duration reveals nothing about
+// the tokens.
 func (a *auth) bearer(header []string) (vm.Caller, error) {
 	const hint = "send the header Authorization: Bearer <token>"
 	if len(header) == 0 {
-		return vm.Caller{}, &vm.Fault{Code: codeUnauthorized, Detail: "no token was sent", Hint: hint}
+		return vm.Caller{}, &vm.Fault{Code: codeUnauthorized, Detail: "the request has no token", Hint: hint}
 	}
 	scheme, secret, ok := strings.Cut(header[0], " ")
 	if len(header) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") {
-		return vm.Caller{}, &vm.Fault{Code: codeUnauthorized, Detail: "the Authorization header is not one bearer token", Hint: hint}
+		return vm.Caller{}, &vm.Fault{
+			Code:   codeUnauthorized,
+			Detail: "the Authorization header is not a single bearer token",
+			Hint:   hint,
+		}
 	}
 	hash := sha256.Sum256([]byte(strings.TrimLeft(secret, " ")))
 	var found *token
@@ -173,14 +180,14 @@ func (a *auth) bearer(header []string) (vm.Caller, error) {
 		}
 	}
 	if found == nil {
-		return vm.Caller{}, &vm.Fault{Code: codeUnauthorized, Detail: "the token is not known", Hint: hint}
+		return vm.Caller{}, &vm.Fault{Code: codeUnauthorized, Detail: "the token is not valid", Hint: hint}
 	}
 	return found.caller, nil
 }
 
-// allows reports whether the process at the other end of the unix socket may
-// call: root, the user vmand runs as, and the members of the group, be it by the
-// groups the process has or by what is on record of its user.
+// allows reports whether the peer process of a unix socket may call: root, the user
+// that vmand runs as, and the members of the group. Membership is taken from the
+// groups of the process and from the user database.
 func (a *auth) allows(peer *unix.Ucred, groups []uint32) bool {
 	if peer.Uid == 0 || int(peer.Uid) == os.Geteuid() {
 		return true
@@ -190,7 +197,7 @@ func (a *auth) allows(peer *unix.Ucred, groups []uint32) bool {
 	}
 	gid, err := groupID(a.group)
 	if err != nil {
-		return false // no such group, so nobody is in it
+		return false // the group does not exist, so it has no members
 	}
 	if int(peer.Gid) == gid || slices.Contains(groups, uint32(gid)) {
 		return true
@@ -203,7 +210,7 @@ func (a *auth) allows(peer *unix.Ucred, groups []uint32) bool {
 	return err == nil && slices.Contains(recorded, strconv.Itoa(gid))
 }
 
-// groupID returns the number of a group given by name or number.
+// groupID returns the number of a group, given its name or number.
 func groupID(group string) (int, error) {
 	if gid, err := strconv.Atoi(group); err == nil {
 		return gid, nil
@@ -215,11 +222,11 @@ func groupID(group string) (int, error) {
 	return strconv.Atoi(g.Gid)
 }
 
-// origin refuses what a web page of another site could make a browser send: a
-// name that was re-bound to this address by DNS, and a change asked for from
-// elsewhere. The unix socket is out of a browser's reach.
+// origin rejects requests that a web page of another site can make a browser send:
+// requests to a host name that was re-bound to this address by DNS (DNS rebinding),
+// and cross-origin changes. A browser cannot reach the unix socket.
 type origin struct {
-	hosts []string // names, besides IP addresses and localhost, this server is called by
+	hosts []string // names of this server in addition to IP addresses and localhost
 	cross *http.CrossOriginProtection
 }
 
@@ -239,24 +246,27 @@ func (o *origin) check(r *http.Request) error {
 		return nil
 	}
 	if !o.known(r.Host) {
-		return &vm.Fault{Code: codeForbidden, Detail: "the Host header does not name this server",
-			Hint: "use an IP address, localhost or the host's name; other names are set in the configuration"}
+		return &vm.Fault{
+			Code:   codeForbidden,
+			Detail: "the Host header does not name this server",
+			Hint:   "use an IP address, localhost or the host name, or add the name to the setting hosts",
+		}
 	}
 	if err := o.cross.Check(r); err != nil {
-		return &vm.Fault{Code: codeForbidden, Detail: "a web page of another origin may not change anything here"}
+		return &vm.Fault{Code: codeForbidden, Detail: "a web page of another origin may not send this request"}
 	}
 	return nil
 }
 
-// checkConnection is check for a request that a page could turn into a connection
-// it can read from: a browser's rules for reading answers do not hold for it.
+// checkConnection is check for a request that upgrades to a connection. Browsers do
+// not apply the same-origin policy to connections, so it is checked like a change.
 func (o *origin) checkConnection(r *http.Request) error {
 	asked := *r
-	asked.Method = http.MethodPost // to be judged as a change is
+	asked.Method = http.MethodPost // makes it a change for check
 	return o.check(&asked)
 }
 
-// known reports whether host, with or without a port, is a name of this server.
+// known reports whether host, with or without a port, names this server.
 func (o *origin) known(host string) bool {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h

@@ -17,7 +17,7 @@ import (
 	"vmand/vm"
 )
 
-func TestTokensAreLongDifferentAndHashed(t *testing.T) {
+func TestTokensAreLongUniqueAndHashed(t *testing.T) {
 	one, hash := NewToken()
 	other, _ := NewToken()
 	if len(one) != 43 || one == other || hash == [32]byte{} {
@@ -25,7 +25,7 @@ func TestTokensAreLongDifferentAndHashed(t *testing.T) {
 	}
 }
 
-func TestTCPWantsARightToken(t *testing.T) {
+func TestTCPNeedsAValidToken(t *testing.T) {
 	a := newAPI(t)
 	tests := map[string]struct {
 		authorization string
@@ -35,7 +35,7 @@ func TestTCPWantsARightToken(t *testing.T) {
 		"right":            {"Bearer " + a.token, 200},
 		"right, lowercase": {"bearer  " + a.token, 200},
 		"wrong":            {"Bearer " + strings.Repeat("x", 43), 401},
-		"cut short":        {"Bearer " + a.token[:42], 401},
+		"truncated":        {"Bearer " + a.token[:42], 401},
 		"longer":           {"Bearer " + a.token + "x", 401},
 		"empty":            {"Bearer ", 401},
 		"no scheme":        {a.token, 401},
@@ -45,7 +45,8 @@ func TestTCPWantsARightToken(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			r := a.want(t, test.status, "GET", "/vms", "", "Authorization", "", "Authorization", test.authorization)
-			if test.status == 401 && (r.problem(t).Code != "unauthorized" || r.Header.Get("WWW-Authenticate") != `Bearer realm="vmand"`) {
+			if test.status == 401 &&
+				(r.problem(t).Code != "unauthorized" || r.Header.Get("WWW-Authenticate") != `Bearer realm="vmand"`) {
 				t.Errorf("WWW-Authenticate %q, body %s", r.Header.Get("WWW-Authenticate"), r.body)
 			}
 		})
@@ -54,11 +55,11 @@ func TestTCPWantsARightToken(t *testing.T) {
 	a.want(t, 401, "GET", "/nowhere", "", "Authorization", "")
 	a.want(t, 401, "PUT", "/vms", "", "Authorization", "")
 	if strings.Contains(a.log.String(), a.token) || strings.Contains(a.log.String(), a.token[:42]) {
-		t.Error("the log has the token")
+		t.Error("the log contains the token")
 	}
 }
 
-func TestSomePathsAreOpenToEverybody(t *testing.T) {
+func TestSomePathsNeedNoToken(t *testing.T) {
 	a := newAPI(t)
 	for _, path := range []string{"/health", "/openapi.yaml", "/openapi.json", "/docs"} {
 		a.want(t, 200, "GET", path, "", "Authorization", "")
@@ -86,13 +87,14 @@ func (brokenTokens) Tokens(context.Context) ([]vm.Token, error) {
 	return nil, errors.New("no such table")
 }
 
-func TestAServerWithoutItsTokensDoesNotStart(t *testing.T) {
-	if _, err := New(t.Context(), Options{}, Deps{Tokens: brokenTokens{}}); err == nil || !strings.Contains(err.Error(), "no such table") {
+func TestAServerThatCannotLoadItsTokensDoesNotStart(t *testing.T) {
+	if _, err := New(t.Context(), Options{}, Deps{Tokens: brokenTokens{}}); err == nil ||
+		!strings.Contains(err.Error(), "no such table") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// unixClient returns a client that calls by a unix socket the api listens on.
+// unixClient returns a client for a unix socket that the api listens on.
 func (a *api) unixClient(t *testing.T, group string) *http.Client {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "api.sock")
@@ -109,10 +111,11 @@ func (a *api) unixClient(t *testing.T, group string) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-func TestTheUnixSocketKnowsItsCaller(t *testing.T) {
+func TestTheUnixSocketIdentifiesItsCaller(t *testing.T) {
 	a := newAPI(t)
 	client := a.unixClient(t, "")
-	r, err := http.NewRequestWithContext(t.Context(), "POST", "http://any.name.at.all/templates", strings.NewReader(smallTemplate))
+	r, err := http.NewRequestWithContext(t.Context(), "POST", "http://any.name.at.all/templates",
+		strings.NewReader(smallTemplate))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,11 +125,11 @@ func TestTheUnixSocketKnowsItsCaller(t *testing.T) {
 		t.Fatalf("status %d: %s", resp.StatusCode, resp.body)
 	}
 	if want := `"caller":"uid:` + strconv.Itoa(os.Getuid()) + `"`; !strings.Contains(a.log.String(), want) {
-		t.Errorf("the log has no %s: %s", want, a.log)
+		t.Errorf("the log does not contain %s: %s", want, a.log)
 	}
 }
 
-func TestWhoMayUseTheUnixSocket(t *testing.T) {
+func TestTheUnixSocketIsForRootTheOwnerAndTheGroup(t *testing.T) {
 	self := os.Geteuid()
 	const nobody = 65534
 	tests := map[string]struct {
@@ -134,16 +137,16 @@ func TestWhoMayUseTheUnixSocket(t *testing.T) {
 		peer  unix.Ucred
 		want  bool
 	}{
-		"root":                      {"", unix.Ucred{Uid: 0, Gid: nobody}, true},
-		"the daemon's own user":     {"", unix.Ucred{Uid: uint32(self), Gid: nobody}, true},
-		"somebody":                  {"", unix.Ucred{Uid: nobody, Gid: nobody}, false},
-		"a member by gid":           {"4242", unix.Ucred{Uid: nobody, Gid: 4242}, true},
-		"not a member":              {"4242", unix.Ucred{Uid: nobody, Gid: nobody}, false},
-		"a member by account":       {"65534", unix.Ucred{Uid: nobody, Gid: 4242}, true},
-		"a group that is not there": {"no-such-group", unix.Ucred{Uid: nobody, Gid: nobody}, false},
-		"a user that is not there":  {"4242", unix.Ucred{Uid: 4242424, Gid: nobody}, false},
-		"a group given by its name": {"root", unix.Ucred{Uid: nobody, Gid: 0}, true},
-		"a group's name, no member": {"root", unix.Ucred{Uid: nobody, Gid: nobody}, false},
+		"root":                       {"", unix.Ucred{Uid: 0, Gid: nobody}, true},
+		"the daemon's own user":      {"", unix.Ucred{Uid: uint32(self), Gid: nobody}, true},
+		"another user":               {"", unix.Ucred{Uid: nobody, Gid: nobody}, false},
+		"a member by gid":            {"4242", unix.Ucred{Uid: nobody, Gid: 4242}, true},
+		"not a member":               {"4242", unix.Ucred{Uid: nobody, Gid: nobody}, false},
+		"a member by account":        {"65534", unix.Ucred{Uid: nobody, Gid: 4242}, true},
+		"an unknown group":           {"no-such-group", unix.Ucred{Uid: nobody, Gid: nobody}, false},
+		"an unknown user":            {"4242", unix.Ucred{Uid: 4242424, Gid: nobody}, false},
+		"a group by name":            {"root", unix.Ucred{Uid: nobody, Gid: 0}, true},
+		"a group by name, no member": {"root", unix.Ucred{Uid: nobody, Gid: nobody}, false},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -151,7 +154,8 @@ func TestWhoMayUseTheUnixSocket(t *testing.T) {
 			if got := a.allows(&test.peer, nil); got != test.want {
 				t.Errorf("got %v", got)
 			}
-			r, _ := http.NewRequestWithContext(context.WithValue(t.Context(), doorKey{}, &door{peer: &test.peer}), "GET", "/", nil)
+			r, _ := http.NewRequestWithContext(context.WithValue(t.Context(), doorKey{}, &door{peer: &test.peer}),
+				"GET", "/", nil)
 			_, err := a.authenticate(r)
 			if test.want != (err == nil) || err != nil && faultOf(err).Code != codeForbidden {
 				t.Errorf("got %v", err)
@@ -160,9 +164,9 @@ func TestWhoMayUseTheUnixSocket(t *testing.T) {
 	}
 }
 
-// connectedIn returns one end of a unix socket whose other end was connected by
-// a thread in those groups, if this process may have them, and the groups it was
-// in.
+// connectedIn returns one end of a unix socket that a thread with these supplementary
+// groups connected, and the actual groups of the thread: they differ if this process
+// may not change its groups.
 func connectedIn(t *testing.T, groups []int) (c *net.UnixConn, in []int) {
 	t.Helper()
 	type end struct {
@@ -172,7 +176,7 @@ func connectedIn(t *testing.T, groups []int) (c *net.UnixConn, in []int) {
 	}
 	made := make(chan end)
 	go func() {
-		runtime.LockOSThread() // and the thread ends with its groups
+		runtime.LockOSThread() // the thread ends with the goroutine, so its groups affect nothing else
 		var e end
 		if err := unix.Setgroups(groups); err != nil && !errors.Is(err, unix.EPERM) {
 			e.err = err
@@ -206,48 +210,64 @@ func TestAMemberNeedsNoEntryInTheGroupFile(t *testing.T) {
 	for i := range many {
 		many[i] = 70_000 + i
 	}
-	for name, groups := range map[string][]int{"few": {0, 70_001, 4242}, "more than are expected": many, "none": {}} {
+	tests := map[string][]int{
+		"none":                       {},
+		"few":                        {0, 70_001, 4242},
+		"more than the first buffer": many,
+	}
+	for name, groups := range tests {
 		t.Run(name, func(t *testing.T) {
 			c, in := connectedIn(t, groups)
 			peer, got, err := peerOf(c)
 			if err != nil || int(peer.Uid) != os.Geteuid() || len(got) != len(in) {
-				t.Fatalf("%+v is in %d groups, %v; want %d", peer, len(got), err, len(in))
+				t.Fatalf("%+v has %d groups, %v; want %d", peer, len(got), err, len(in))
 			}
 			stranger := &unix.Ucred{Uid: 4242424, Gid: 65534}
 			for _, gid := range in {
 				a := auth{group: strconv.Itoa(gid)}
 				if !a.allows(stranger, got) {
-					t.Errorf("a member of %d by its process alone is not let in", gid)
+					t.Errorf("a process in group %d is rejected", gid)
 				}
 			}
 			if a := (auth{group: "424242"}); a.allows(stranger, got) {
-				t.Error("somebody who is not in the group is let in")
+				t.Error("a process outside of the group is allowed")
 			}
 			ctx := enter(t.Context(), c)
 			if d := ctx.Value(doorKey{}).(*door); len(d.groups) != len(in) {
-				t.Errorf("the door knows %d groups; want %d", len(d.groups), len(in))
+				t.Errorf("the door has %d groups; want %d", len(d.groups), len(in))
 			}
 		})
 	}
 }
 
-func TestAPeerThatCannotBeIdentifiedIsNotLetIn(t *testing.T) {
-	r, _ := http.NewRequestWithContext(context.WithValue(t.Context(), doorKey{}, &door{err: errors.New("no credentials")}), "GET", "/", nil)
+func TestAPeerThatCannotBeIdentifiedIsRejected(t *testing.T) {
+	r, _ := http.NewRequestWithContext(context.WithValue(t.Context(), doorKey{},
+		&door{err: errors.New("no credentials")}), "GET", "/", nil)
 	if _, err := new(auth).authenticate(r); err == nil {
-		t.Error("let in")
+		t.Error("the peer is allowed")
 	}
 }
 
-func TestOnlyNamesOfThisServerAreAnswered(t *testing.T) {
+func TestOnlyNamesOfThisServerAreServed(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.o.Hosts = []string{"VMs.example.org"} })
 	own, err := os.Hostname()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for host, status := range map[string]int{
-		"127.0.0.1": 200, "127.0.0.1:8000": 200, "[::1]:8000": 200, "[::1]": 200, "localhost": 200, "LOCALHOST.:80": 200, own: 200,
-		"vms.example.org": 200, "vms.example.org:443": 200,
-		"evil.example": 403, "localhost.evil.example": 403, "127.0.0.1.evil.example:8000": 403, "xvms.example.org": 403,
+		"127.0.0.1":                   200,
+		"127.0.0.1:8000":              200,
+		"[::1]:8000":                  200,
+		"[::1]":                       200,
+		"localhost":                   200,
+		"LOCALHOST.:80":               200,
+		own:                           200,
+		"vms.example.org":             200,
+		"vms.example.org:443":         200,
+		"evil.example":                403,
+		"localhost.evil.example":      403,
+		"127.0.0.1.evil.example:8000": 403,
+		"xvms.example.org":            403,
 	} {
 		for _, path := range []string{"/vms", "/health"} {
 			r, err := http.NewRequestWithContext(t.Context(), "GET", a.base+path, nil)
@@ -263,7 +283,7 @@ func TestOnlyNamesOfThisServerAreAnswered(t *testing.T) {
 	}
 }
 
-func TestPagesOfOtherOriginsChangeNothing(t *testing.T) {
+func TestCrossOriginChangesAreRejected(t *testing.T) {
 	a := newAPI(t)
 	for origin, status := range map[string]int{"http://evil.example": 403, "null": 403, a.base: 201} {
 		a.want(t, status, "POST", "/templates", smallTemplate, "Origin", origin)

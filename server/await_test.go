@@ -16,7 +16,7 @@ func TestAStartIsHeldUntilTheGuestHasItsAddress(t *testing.T) {
 	done := make(chan reply, 1)
 	go func() { done <- a.ask(t, "POST", "/vms/web-1/actions/start?wait_for=ip", "", "Prefer", "wait=30") }()
 	for {
-		next := a.manager.NextEvent() // before the look, or one is missed
+		next := a.manager.NextEvent() // before the read, or an event can be missed
 		if into[openapi.VM](t, a.want(t, 200, "GET", "/vms/web-1", "")).State == "running" {
 			break
 		}
@@ -24,7 +24,7 @@ func TestAStartIsHeldUntilTheGuestHasItsAddress(t *testing.T) {
 	}
 	select {
 	case r := <-done:
-		t.Fatalf("answered before: %s", r.body)
+		t.Fatalf("answered too early: %s", r.body)
 	case <-time.After(20 * time.Millisecond):
 	}
 	a.manager.Mark("web-1", vm.BootDHCP, time.Now())
@@ -42,36 +42,37 @@ func TestAStartIsHeldUntilAPortAnswers(t *testing.T) {
 			if action == "restart" {
 				a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
 			}
-			var tries atomic.Int32
+			var probes atomic.Int32
 			a.network.Hook = func(_ context.Context, method, _ string) error {
-				if method == "Probe" && tries.Add(1) < 3 {
+				if method == "Probe" && probes.Add(1) < 3 {
 					return errors.New("refused")
 				}
 				return nil
 			}
 			r := a.want(t, 200, "POST", "/vms/web-1/actions/"+action+"?wait_for=port:22", "", "Prefer", "wait=30")
-			if v := into[openapi.VM](t, r); v.Boot.FirstTCPAt == nil || tries.Load() != 3 || r.Header.Get("Preference-Applied") != "wait" {
-				t.Errorf("%d tries; %s", tries.Load(), r.body)
+			if v := into[openapi.VM](t, r); v.Boot.FirstTCPAt == nil || probes.Load() != 3 ||
+				r.Header.Get("Preference-Applied") != "wait" {
+				t.Errorf("%d probes; %s", probes.Load(), r.body)
 			}
 		})
 	}
 }
 
-func TestWhatDoesNotComeInTimeIsAccepted(t *testing.T) {
+func TestAConditionThatIsNotMetInTimeIsAccepted(t *testing.T) {
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
-	for range 2 { // the second time from the operation, whose answer was lost
+	for range 2 { // the second answer is built from the operation
 		r := a.want(t, 202, "POST", "/vms/web-1/actions/start?wait_for=ip", "", "Prefer", "wait=1", headerKey, "k")
 		if v := into[openapi.VM](t, r); v.State != "running" || r.Header.Get("Preference-Applied") != "" {
 			t.Errorf("%v %s", r.Header, r.body)
 		}
-		if o := into[openapi.Operation](t, a.want(t, 200, "GET", r.Header.Get("Location"), "")); o.State != "succeeded" {
+		if o := a.operation(t, r); o.State != "succeeded" {
 			t.Errorf("%+v", o)
 		}
 	}
 }
 
-func TestWaitingForWhatCannotComeIsAProblem(t *testing.T) {
+func TestWaitingForAnImpossibleConditionIsAProblem(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	a.want(t, 201, "POST", "/networks", `{"name":"alone","mode":"user"}`)
 	a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"web-2","nics":[{"network":"alone"}]}`)
@@ -89,15 +90,22 @@ func TestWaitingForWhatCannotComeIsAProblem(t *testing.T) {
 		}
 		return nil
 	}
-	if p := a.want(t, 409, "POST", "/vms/web-1/actions/start?wait_for=port:22", "", "Prefer", "wait=30").problem(t); p.Code != "invalid-state" {
-		t.Errorf("%+v", p)
-	}
+	a.wantCode(t, 409, "invalid-state", "POST", "/vms/web-1/actions/start?wait_for=port:22", "", "Prefer", "wait=30")
 }
 
-func TestWaitForIsRefusedFieldByField(t *testing.T) {
+func TestInvalidWaitForIsRejected(t *testing.T) {
 	a := newAPI(t).withVM(t)
-	for query, prefer := range map[string]string{"ip": "", "port:22": "wait=0", "port:0": "wait=1", "port:65536": "wait=1", "port": "wait=1", "port:022": "wait=1",
-		"dns": "wait=1", "ip&wait_for=ip": "wait=1", "": "wait=1"} {
+	for query, prefer := range map[string]string{
+		"ip":             "",
+		"port:22":        "wait=0",
+		"port:0":         "wait=1",
+		"port:65536":     "wait=1",
+		"port":           "wait=1",
+		"port:022":       "wait=1",
+		"dns":            "wait=1",
+		"ip&wait_for=ip": "wait=1",
+		"":               "wait=1",
+	} {
 		header := []string{}
 		if prefer != "" {
 			header = []string{"Prefer", prefer}
@@ -111,6 +119,6 @@ func TestWaitForIsRefusedFieldByField(t *testing.T) {
 	}
 	a.want(t, 400, "POST", "/vms/web-1/actions/stop?wait_for=ip", "", "Prefer", "wait=1")
 	if v := into[openapi.VM](t, a.want(t, 200, "GET", "/vms/web-1", "")); v.State != "stopped" {
-		t.Errorf("it was started: %s", v.State)
+		t.Errorf("the VM was started: %s", v.State)
 	}
 }

@@ -10,47 +10,68 @@ import (
 	"vmand/vm"
 )
 
-func TestBadBodiesAreRefusedFieldByField(t *testing.T) {
+func TestInvalidBodiesAreRejectedWithEachField(t *testing.T) {
 	a := newAPI(t)
 	digits := strings.Repeat("9", 400)
 	tests := map[string]refusal{
-		"no body":                {"/templates", "", codeMalformed, nil},
-		"broken":                 {"/templates", `{"name":`, codeMalformed, nil},
-		"not JSON":               {"/templates", `name=small`, codeMalformed, nil},
-		"two values":             {"/templates", smallTemplate + smallTemplate, codeMalformed, nil},
-		"something after it":     {"/templates", smallTemplate + "x", codeMalformed, nil},
-		"a name twice":           {"/templates", `{"name":"a","name":"b","cpu_count":1,"ram_amount":1}`, codeMalformed, nil},
-		"not UTF-8":              {"/templates", "{\"name\":\"\xff\"}", codeMalformed, nil},
-		"nested without end":     {"/templates", strings.Repeat("[", 100000), codeMalformed, nil},
-		"a mark before it":       {"/templates", "\ufeff" + smallTemplate, codeMalformed, nil},
-		"a bad bracket":          {"/templates", `{"name":["a"}`, codeMalformed, nil},
-		"an array":               {"/templates", `[]`, vm.CodeInvalid, []string{": must be an object"}},
-		"null":                   {"/templates", `null`, vm.CodeInvalid, []string{": must be an object"}},
-		"nothing in it":          {"/templates", `{}`, vm.CodeInvalid, []string{"/cpu_count: is missing", "/name: is missing", "/ram_amount: is missing"}},
-		"an unknown property":    {"/templates", `{"name":"a","cpu_count":1,"ram_amount":1,"c~p/u":2}`, vm.CodeInvalid, []string{"/c~0p~1u: is not a known property"}},
-		"another case":           {"/templates", `{"Name":"a","cpu_count":1,"ram_amount":1}`, vm.CodeInvalid, []string{"/Name: is not a known property", "/name: is missing"}},
-		"wrong types, each":      {"/templates", `{"name":1,"cpu_count":"2","ram_amount":true}`, vm.CodeInvalid, []string{"/cpu_count: must be an integer", "/name: must be a string", "/ram_amount: must be an integer"}},
-		"null for a value":       {"/templates", `{"name":null,"cpu_count":1,"ram_amount":1}`, vm.CodeInvalid, []string{"/name: must be a string"}},
-		"too small":              {"/templates", `{"name":"a","cpu_count":0,"ram_amount":-1}`, vm.CodeInvalid, []string{"/cpu_count: must be at least 1", "/ram_amount: must be at least 1"}},
-		"too large":              {"/templates", `{"name":"a","cpu_count":257,"ram_amount":4194305}`, vm.CodeInvalid, []string{"/cpu_count: must be at most 256", "/ram_amount: must be at most 4194304"}},
-		"a fraction":             {"/templates", `{"name":"a","cpu_count":1.5,"ram_amount":1}`, vm.CodeInvalid, []string{"/cpu_count: must be an integer"}},
-		"a fraction of nothing":  {"/templates", `{"name":"a","cpu_count":2.0,"ram_amount":1}`, vm.CodeInvalid, []string{"/cpu_count: must be a whole number, without a fraction or an exponent"}},
-		"an exponent":            {"/templates", `{"name":"a","cpu_count":1e2,"ram_amount":1}`, vm.CodeInvalid, []string{"/cpu_count: must be a whole number, without a fraction or an exponent"}},
-		"400 digits":             {"/templates", `{"name":"a","cpu_count":` + digits + `,"ram_amount":1}`, vm.CodeInvalid, []string{"/cpu_count: must be an integer"}},
-		"400 digits of a size":   {"/disks", `{"size":` + digits + `}`, vm.CodeInvalid, []string{"/size: must be a number"}},
-		"an enormous exponent":   {"/disks", `{"size":1e308}`, vm.CodeInvalid, []string{"/size: must be at most 16384"}},
-		"half a MiB":             {"/disks", `{"size":0.00048828125}`, vm.CodeInvalid, []string{"/size: must be a whole number of MiB, 1/1024 GiB", "/size: must be at least 0.0009765625"}},
-		"no whole MiB":           {"/disks", `{"size":0.1}`, vm.CodeInvalid, []string{"/size: must be a whole number of MiB, 1/1024 GiB"}},
-		"a mount point":          {"/disks", `{"size":1,"mount_point":"/dev/sda"}`, vm.CodeInvalid, []string{"/mount_point: must match ^/dev/(xvd|vd|sd)[b-z]$"}},
-		"an empty mount point":   {"/disks", `{"size":1,"mount_point":""}`, vm.CodeInvalid, []string{"/mount_point: must match ^/dev/(xvd|vd|sd)[b-z]$"}},
-		"a size as text":         {"/disks", `{"size":"1"}`, vm.CodeInvalid, []string{"/size: must be a number"}},
-		"a timeout out of range": {"/vms/web-1/actions/stop", `{"timeout_seconds":3601}`, vm.CodeInvalid, []string{"/timeout_seconds: must be at most 3600"}},
-		"something for nothing":  {"/vms/web-1/actions/start", `{"force":true}`, vm.CodeInvalid, []string{"/force: is not a known property"}},
+		"no body":              {"/templates", "", codeMalformed, nil},
+		"broken":               {"/templates", `{"name":`, codeMalformed, nil},
+		"not JSON":             {"/templates", `name=small`, codeMalformed, nil},
+		"two values":           {"/templates", smallTemplate + smallTemplate, codeMalformed, nil},
+		"data after the value": {"/templates", smallTemplate + "x", codeMalformed, nil},
+		"a duplicate name": {"/templates", `{"name":"a","name":"b","cpu_count":1,"ram_amount":1}`,
+			codeMalformed, nil},
+		"not UTF-8":            {"/templates", "{\"name\":\"\xff\"}", codeMalformed, nil},
+		"too deeply nested":    {"/templates", strings.Repeat("[", 100000), codeMalformed, nil},
+		"a byte order mark":    {"/templates", "\ufeff" + smallTemplate, codeMalformed, nil},
+		"a mismatched bracket": {"/templates", `{"name":["a"}`, codeMalformed, nil},
+		"an array":             {"/templates", `[]`, vm.CodeInvalid, []string{": must be an object"}},
+		"null":                 {"/templates", `null`, vm.CodeInvalid, []string{": must be an object"}},
+		"an empty object": {"/templates", `{}`, vm.CodeInvalid,
+			[]string{"/cpu_count: is missing", "/name: is missing", "/ram_amount: is missing"}},
+		"an unknown property": {"/templates", `{"name":"a","cpu_count":1,"ram_amount":1,"c~p/u":2}`,
+			vm.CodeInvalid, []string{"/c~0p~1u: is not a known property"}},
+		"another case": {"/templates", `{"Name":"a","cpu_count":1,"ram_amount":1}`, vm.CodeInvalid,
+			[]string{"/Name: is not a known property", "/name: is missing"}},
+		"wrong types": {"/templates", `{"name":1,"cpu_count":"2","ram_amount":true}`, vm.CodeInvalid,
+			[]string{"/cpu_count: must be an integer", "/name: must be a string", "/ram_amount: must be an integer"}},
+		"null for a value": {"/templates", `{"name":null,"cpu_count":1,"ram_amount":1}`, vm.CodeInvalid,
+			[]string{"/name: must be a string"}},
+		"too small": {"/templates", `{"name":"a","cpu_count":0,"ram_amount":-1}`, vm.CodeInvalid,
+			[]string{"/cpu_count: must be at least 1", "/ram_amount: must be at least 1"}},
+		"too large": {"/templates", `{"name":"a","cpu_count":257,"ram_amount":4194305}`, vm.CodeInvalid,
+			[]string{"/cpu_count: must be at most 256", "/ram_amount: must be at most 4194304"}},
+		"a fraction": {"/templates", `{"name":"a","cpu_count":1.5,"ram_amount":1}`, vm.CodeInvalid,
+			[]string{"/cpu_count: must be an integer"}},
+		"a fraction of zero": {"/templates", `{"name":"a","cpu_count":2.0,"ram_amount":1}`, vm.CodeInvalid,
+			[]string{"/cpu_count: must be a whole number without a fraction or an exponent"}},
+		"an exponent": {"/templates", `{"name":"a","cpu_count":1e2,"ram_amount":1}`, vm.CodeInvalid,
+			[]string{"/cpu_count: must be a whole number without a fraction or an exponent"}},
+		"400 digits": {"/templates", `{"name":"a","cpu_count":` + digits + `,"ram_amount":1}`,
+			vm.CodeInvalid, []string{"/cpu_count: must be an integer"}},
+		"400 digits of a size": {"/disks", `{"size":` + digits + `}`, vm.CodeInvalid,
+			[]string{"/size: must be a number"}},
+		"an enormous exponent": {"/disks", `{"size":1e308}`, vm.CodeInvalid,
+			[]string{"/size: must be at most 16384"}},
+		"half a MiB": {"/disks", `{"size":0.00048828125}`, vm.CodeInvalid,
+			[]string{"/size: must be a whole number of MiB, 1/1024 GiB", "/size: must be at least 0.0009765625"}},
+		"no whole number of MiB": {"/disks", `{"size":0.1}`, vm.CodeInvalid,
+			[]string{"/size: must be a whole number of MiB, 1/1024 GiB"}},
+		"an invalid mount point": {"/disks", `{"size":1,"mount_point":"/dev/sda"}`, vm.CodeInvalid,
+			[]string{"/mount_point: must match ^/dev/(xvd|vd|sd)[b-z]$"}},
+		"an empty mount point": {"/disks", `{"size":1,"mount_point":""}`, vm.CodeInvalid,
+			[]string{"/mount_point: must match ^/dev/(xvd|vd|sd)[b-z]$"}},
+		"a size as text": {"/disks", `{"size":"1"}`, vm.CodeInvalid, []string{"/size: must be a number"}},
+		"a timeout out of range": {"/vms/web-1/actions/stop", `{"timeout_seconds":3601}`, vm.CodeInvalid,
+			[]string{"/timeout_seconds: must be at most 3600"}},
+		"an option of another action": {"/vms/web-1/actions/start", `{"force":true}`, vm.CodeInvalid,
+			[]string{"/force: is not a known property"}},
 	}
 	refuse(t, a, tests)
 }
 
-// refusal is a body and what is told of it, fields as "field: detail".
+// A refusal is an invalid body and the expected problem. fields are sorted and have the
+// form "field: detail".
 type refusal struct {
 	path, body string
 	code       vm.Code
@@ -73,71 +94,100 @@ func refuse(t *testing.T, a *api, tests map[string]refusal) {
 	}
 }
 
-func TestBadBodiesOfNetworksAreRefusedFieldByField(t *testing.T) {
+func TestInvalidBodiesForNetworksAreRejectedWithEachField(t *testing.T) {
 	refuse(t, newAPI(t), map[string]refusal{
-		"a network, empty": {"/networks", `{}`, vm.CodeInvalid, []string{"/mode: is missing", "/name: is missing"}},
-		"a network's words": {"/networks", `{"name":"a-name-of-more-than-15","mode":"bridged","bridge":"","domain":"-","subnet":1,"gateway":null}`, vm.CodeInvalid,
+		"an empty network": {"/networks", `{}`, vm.CodeInvalid, []string{"/mode: is missing", "/name: is missing"}},
+		"strings of a network": {"/networks",
+			`{"name":"a-name-of-more-than-15","mode":"bridged","bridge":"","domain":"-","subnet":1,"gateway":null}`,
+			vm.CodeInvalid,
 			[]string{"/bridge: must have at least 1 characters", "/bridge: must match ^[^\\x00-\\x20\\x7f/:]+$",
 				"/domain: must match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$",
-				"/gateway: must be a string", "/mode: must be one of nat, isolated, bridge, user", "/name: must have at most 15 characters",
+				"/gateway: must be a string", "/mode: must be one of nat, isolated, bridge, user",
+				"/name: must have at most 15 characters",
 				"/name: must match ^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$", "/subnet: must be a string"}},
-		"a network's numbers": {"/networks", `{"name":"lab","mode":"nat","mtu":575,"vlan_id":4095,"isolate_vms":1,"restrict":"no","dns":"9.9.9.9","ntp":[1],"routes":[{}]}`, vm.CodeInvalid,
-			[]string{"/dns: must be an array", "/isolate_vms: must be a boolean", "/mtu: must be at least 576", "/ntp/0: must be a string",
-				"/restrict: must be a boolean", "/routes/0/destination: is missing", "/routes/0/gateway: is missing", "/vlan_id: must be at most 4094"}},
-		"a network's addresses": {"/networks", `{"name":"lab","mode":"nat","subnet":"10.0.0.0","gateway":"::1","ipv6_subnet":"fd00::","dns":["9.9.9.9","one"],"ntp":["1.2.3"],"routes":[{"destination":"x","gateway":"y"}]}`, vm.CodeInvalid,
-			[]string{"/dns/1: must be an IPv4 address such as 192.168.100.1", "/gateway: must be an IPv4 address such as 192.168.100.1",
+		"other types of a network": {"/networks",
+			`{"name":"lab","mode":"nat","mtu":575,"vlan_id":4095,"isolate_vms":1,
+			"restrict":"no","dns":"9.9.9.9","ntp":[1],"routes":[{}]}`,
+			vm.CodeInvalid,
+			[]string{"/dns: must be an array", "/isolate_vms: must be a boolean", "/mtu: must be at least 576",
+				"/ntp/0: must be a string",
+				"/restrict: must be a boolean", "/routes/0/destination: is missing", "/routes/0/gateway: is missing",
+				"/vlan_id: must be at most 4094"}},
+		"addresses of a network": {"/networks",
+			`{"name":"lab","mode":"nat","subnet":"10.0.0.0","gateway":"::1","ipv6_subnet":"fd00::",
+			"dns":["9.9.9.9","one"],"ntp":["1.2.3"],"routes":[{"destination":"x","gateway":"y"}]}`,
+			vm.CodeInvalid,
+			[]string{"/dns/1: must be an IPv4 address such as 192.168.100.1",
+				"/gateway: must be an IPv4 address such as 192.168.100.1",
 				"/ipv6_subnet: must be a subnet with its prefix length, such as 192.168.100.0/24 or fd00:1:2:3::/64",
-				"/ntp/0: must be an IPv4 address such as 192.168.100.1", "/routes/0/destination: must be a subnet with its prefix length, such as 192.168.100.0/24 or fd00:1:2:3::/64",
-				"/routes/0/gateway: must be an IPv4 address such as 192.168.100.1", "/subnet: must be a subnet with its prefix length, such as 192.168.100.0/24 or fd00:1:2:3::/64"}},
-		"a NIC": {"/vms/web-1/nics", `{"network":"Lab","ip":4,"mac":"52:54:00:aa:bb","model":"rtl8139","rate_in":-1,"rate_out":100000001,"link":true,"slot":1}`, vm.CodeInvalid,
-			[]string{"/ip: must be a string", "/link: must be one of up, down", "/mac: must match ^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$", "/model: must be one of virtio, e1000e",
-				"/network: must match ^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$", "/rate_in: must be at least 0", "/rate_out: must be at most 100000000", "/slot: is not a known property"}},
-		"a NIC's address": {"/vms/web-1/nics", `{"ip":"fe80::1%eth0"}`, vm.CodeInvalid, []string{"/ip: must be an IPv4 address such as 192.168.100.1"}},
+				"/ntp/0: must be an IPv4 address such as 192.168.100.1",
+				"/routes/0/destination: must be a subnet with its prefix length, such as 192.168.100.0/24 or fd00:1:2:3::/64",
+				"/routes/0/gateway: must be an IPv4 address such as 192.168.100.1",
+				"/subnet: must be a subnet with its prefix length, such as 192.168.100.0/24 or fd00:1:2:3::/64"}},
+		"a NIC": {"/vms/web-1/nics",
+			`{"network":"Lab","ip":4,"mac":"52:54:00:aa:bb","model":"rtl8139",
+			"rate_in":-1,"rate_out":100000001,"link":true,"slot":1}`,
+			vm.CodeInvalid,
+			[]string{"/ip: must be a string", "/link: must be one of up, down",
+				"/mac: must match ^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$", "/model: must be one of virtio, e1000e",
+				"/network: must match ^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$", "/rate_in: must be at least 0",
+				"/rate_out: must be at most 100000000", "/slot: is not a known property"}},
+		"the address of a NIC": {"/vms/web-1/nics", `{"ip":"fe80::1%eth0"}`, vm.CodeInvalid,
+			[]string{"/ip: must be an IPv4 address such as 192.168.100.1"}},
 		"NICs of a VM": {"/vms", `{"template_name":"small","nics":[{},{"ip":"one"},{"ip":"fd00::2"}]}`, vm.CodeInvalid,
-			[]string{"/nics/1/ip: must be an IPv4 address such as 192.168.100.1", "/nics/2/ip: must be an IPv4 address such as 192.168.100.1"}},
-		"too many NICs": {"/vms", `{"template_name":"small","nics":[{},{},{},{},{},{},{},{},{}]}`, vm.CodeInvalid, []string{"/nics: must have at most 8 items"}},
-		"no NIC":        {"/vms", `{"template_name":"small","nics":null}`, vm.CodeInvalid, []string{"/nics: must be an array"}},
-		"a port forward": {"/vms/web-1/port_forwards", `{"protocol":"sctp","host_address":5,"host_port":0,"guest_port":65536,"nic":8}`, vm.CodeInvalid,
-			[]string{"/guest_port: must be at most 65535", "/host_address: must be a string", "/host_port: must be at least 1", "/nic: must be at most 7",
+			[]string{"/nics/1/ip: must be an IPv4 address such as 192.168.100.1",
+				"/nics/2/ip: must be an IPv4 address such as 192.168.100.1"}},
+		"too many NICs": {"/vms", `{"template_name":"small","nics":[{},{},{},{},{},{},{},{},{}]}`, vm.CodeInvalid,
+			[]string{"/nics: must have at most 8 items"}},
+		"no NIC": {"/vms", `{"template_name":"small","nics":null}`, vm.CodeInvalid,
+			[]string{"/nics: must be an array"}},
+		"a port forward": {"/vms/web-1/port_forwards",
+			`{"protocol":"sctp","host_address":5,"host_port":0,"guest_port":65536,"nic":8}`, vm.CodeInvalid,
+			[]string{"/guest_port: must be at most 65535", "/host_address: must be a string",
+				"/host_port: must be at least 1", "/nic: must be at most 7",
 				"/protocol: must be one of tcp, udp"}},
-		"a port forward, empty":    {"/vms/web-1/port_forwards", `{}`, vm.CodeInvalid, []string{"/guest_port: is missing", "/host_port: is missing"}},
-		"a port forward's address": {"/vms/web-1/port_forwards", `{"host_port":1,"guest_port":1,"host_address":"localhost"}`, vm.CodeInvalid, []string{"/host_address: must be an IPv4 address such as 192.168.100.1"}},
+		"an empty port forward": {"/vms/web-1/port_forwards", `{}`, vm.CodeInvalid,
+			[]string{"/guest_port: is missing", "/host_port: is missing"}},
+		"the address of a port forward": {"/vms/web-1/port_forwards",
+			`{"host_port":1,"guest_port":1,"host_address":"localhost"}`, vm.CodeInvalid,
+			[]string{"/host_address: must be an IPv4 address such as 192.168.100.1"}},
 	})
 }
 
-// badNames are names that must never get as far as a file, a command or SQL.
+// badNames are names that must never reach a file, a command or SQL.
 var badNames = map[string]string{
-	"a path up":      "../../etc/passwd",
-	"a quote":        `a"b`,
-	"an apostrophe":  "a' OR '1'='1",
-	"SQL":            "x'; DROP TABLE vms; --",
-	"a comma":        "a,file=/etc/shadow",
-	"a newline":      "a\nb",
-	"a last newline": "a\n",
-	"NUL":            "a\x00b",
-	"a bell":         "a\x07",
-	"a space":        "a b",
-	"upper case":     "Web",
-	"a hyphen last":  "web-",
-	"a dot":          ".",
-	"a percent":      "%2e%2e",
-	"unicode":        "wéb",
-	"a wide letter":  "ｗeb",
-	"very long":      strings.Repeat("a", 10000),
-	"64 letters":     strings.Repeat("a", 64),
+	"a parent directory": "../../etc/passwd",
+	"a quote":            `a"b`,
+	"an apostrophe":      "a' OR '1'='1",
+	"SQL":                "x'; DROP TABLE vms; --",
+	"a comma":            "a,file=/etc/shadow",
+	"a newline":          "a\nb",
+	"a final newline":    "a\n",
+	"NUL":                "a\x00b",
+	"a bell":             "a\x07",
+	"a space":            "a b",
+	"upper case":         "Web",
+	"a final hyphen":     "web-",
+	"a dot":              ".",
+	"a percent":          "%2e%2e",
+	"unicode":            "wéb",
+	"a wide letter":      "ｗeb",
+	"very long":          strings.Repeat("a", 10000),
+	"64 letters":         strings.Repeat("a", 64),
 }
 
-func TestBadNamesAreRefusedEverywhere(t *testing.T) {
+func TestInvalidNamesAreRejectedEverywhere(t *testing.T) {
 	a := newAPI(t)
 	for name, bad := range badNames {
 		t.Run(name, func(t *testing.T) {
-			for _, prefix := range []string{"/vms/", "/disks/", "/networks/", "/templates/", "/operations/", "/vms/web-1/port_forwards/", "/vms/web-1/nics/"} {
+			for _, prefix := range []string{"/vms/", "/disks/", "/networks/", "/templates/", "/operations/",
+				"/vms/web-1/port_forwards/", "/vms/web-1/nics/"} {
 				r := a.want(t, 400, "GET", prefix+url.PathEscape(bad), "")
 				if p := r.problem(t); p.Code != "invalid-request" || len(p.Errors) == 0 {
 					t.Errorf("%s: %s", prefix, r.body)
 				}
 				if len(r.body) > 1000+3*len(bad) {
-					t.Errorf("%s: an answer of %d bytes", prefix, len(r.body))
+					t.Errorf("%s: the answer has %d bytes", prefix, len(r.body))
 				}
 			}
 			body := `{"template_name":` + quote(bad) + `,"name":` + quote(bad) + `}`
@@ -146,7 +196,7 @@ func TestBadNamesAreRefusedEverywhere(t *testing.T) {
 				t.Errorf("only %v", p.Errors)
 			}
 			if strings.Contains(p.Detail, bad) {
-				t.Errorf("the value is repeated: %s", p.Detail)
+				t.Errorf("the detail contains the value: %s", p.Detail)
 			}
 			a.want(t, 400, "POST", "/observer/orphans/vms:"+url.PathEscape(bad)+"/delete", "")
 			a.want(t, 400, "GET", "/events?resource="+url.QueryEscape("vms/\n"+bad), "")
@@ -167,27 +217,29 @@ func quote(s string) string {
 	return string(b)
 }
 
-func TestBadParametersAreNamed(t *testing.T) {
+func TestInvalidParametersAreNamed(t *testing.T) {
 	a := newAPI(t)
 	tests := map[string][]string{
-		"/vms?state=gone":                          {"state: must be one of stopped, starting, running, paused, stopping, error"},
-		"/vms?colour=red&state=gone":               {"colour: is not a query parameter of this request", "state: must be one of stopped, starting, running, paused, stopping, error"},
-		"/vms?limit=0":                             {"limit: must be at least 1"},
-		"/vms?limit=1001":                          {"limit: must be at most 1000"},
-		"/vms?limit=many":                          {"limit: must be an integer"},
-		"/vms?limit=1.5":                           {"limit: must be an integer"},
-		"/vms?limit=1e2":                           {"limit: must be an integer"},
-		"/vms?limit=" + strings.Repeat("9", 400):   {"limit: must be an integer"},
-		"/vms?limit=":                              {"limit: must not be empty"},
-		"/vms?limit=1&limit=2":                     {"limit: is given more than once"},
-		"/vms?cursor=MTAw":                         {"cursor: is not a cursor of a Link header"},
-		"/vms?cursor=":                             {"cursor: must have at least 1 characters"},
-		"/vms?cursor=" + strings.Repeat("a", 201):  {"cursor: must have at most 200 characters"},
-		"/vms?Limit=1":                             {"Limit: is not a query parameter of this request"},
-		"/vms?state=%zz":                           {": the query is not properly encoded"},
-		"/vms?state=running;limit=1":               {": the query is not properly encoded"},
-		"/health?x=1":                              {"x: is not a query parameter of this request"},
-		"/vms?" + strings.Repeat("k", 5000) + "=1": {strings.Repeat("k", 64) + "…: is not a query parameter of this request"},
+		"/vms?state=gone": {"state: must be one of stopped, starting, running, paused, stopping, error"},
+		"/vms?colour=red&state=gone": {"colour: is not a query parameter of this request",
+			"state: must be one of stopped, starting, running, paused, stopping, error"},
+		"/vms?limit=0":                            {"limit: must be at least 1"},
+		"/vms?limit=1001":                         {"limit: must be at most 1000"},
+		"/vms?limit=many":                         {"limit: must be an integer"},
+		"/vms?limit=1.5":                          {"limit: must be an integer"},
+		"/vms?limit=1e2":                          {"limit: must be an integer"},
+		"/vms?limit=" + strings.Repeat("9", 400):  {"limit: must be an integer"},
+		"/vms?limit=":                             {"limit: must not be empty"},
+		"/vms?limit=1&limit=2":                    {"limit: occurs more than once"},
+		"/vms?cursor=MTAw":                        {"cursor: is not a cursor from a Link header"},
+		"/vms?cursor=":                            {"cursor: must have at least 1 characters"},
+		"/vms?cursor=" + strings.Repeat("a", 201): {"cursor: must have at most 200 characters"},
+		"/vms?Limit=1":                            {"Limit: is not a query parameter of this request"},
+		"/vms?state=%zz":                          {": the query is not validly encoded"},
+		"/vms?state=running;limit=1":              {": the query is not validly encoded"},
+		"/health?x=1":                             {"x: is not a query parameter of this request"},
+		"/vms?" + strings.Repeat("k", 5000) +
+			"=1": {strings.Repeat("k", 64) + "…: is not a query parameter of this request"},
 	}
 	for path, want := range tests {
 		p := a.want(t, 400, "GET", path, "").problem(t)
@@ -205,16 +257,23 @@ func TestBadParametersAreNamed(t *testing.T) {
 			t.Errorf("%.20s: %+v", prefer, p)
 		}
 	}
-	// Two Prefer lines are one list, of which the first wait counts.
+	// Two Prefer lines form one list; its first wait counts.
 	a.want(t, 404, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=1", "Prefer", "wait=soon")
 }
 
-func TestMediaTypesAreToldApart(t *testing.T) {
+func TestOnlyJSONBodiesAreAccepted(t *testing.T) {
 	a := newAPI(t)
 	for media, status := range map[string]int{
-		"application/json": 201, "application/json; charset=utf-8": 201, "APPLICATION/JSON": 201,
-		"text/plain": 415, "application/x-www-form-urlencoded": 415, "application/problem+json": 415, "json": 415, "; x": 415, "application/*": 415,
-		strings.Repeat("a/", 2000): 415,
+		"application/json":                  201,
+		"application/json; charset=utf-8":   201,
+		"APPLICATION/JSON":                  201,
+		"text/plain":                        415,
+		"application/x-www-form-urlencoded": 415,
+		"application/problem+json":          415,
+		"json":                              415,
+		"; x":                               415,
+		"application/*":                     415,
+		strings.Repeat("a/", 2000):          415,
 	} {
 		r := a.want(t, status, "POST", "/templates", smallTemplate, "Content-Type", "", "Content-Type", media)
 		if status == 201 {
@@ -226,7 +285,7 @@ func TestMediaTypesAreToldApart(t *testing.T) {
 	a.want(t, 415, "POST", "/templates", smallTemplate, "Content-Type", "")
 }
 
-func TestABodyWhereNoneBelongsIsRefused(t *testing.T) {
+func TestAnUnexpectedBodyIsRejected(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	for _, r := range [][2]string{{"GET", "/vms"}, {"GET", "/health"}, {"DELETE", "/vms/web-1"}} {
 		p := a.want(t, 400, r[0], r[1], "{}").problem(t)
@@ -237,7 +296,7 @@ func TestABodyWhereNoneBelongsIsRefused(t *testing.T) {
 	a.want(t, 200, "GET", "/vms/web-1", "")
 }
 
-func TestTheSpecificationCanBeEnforced(t *testing.T) {
+func TestEveryOperationOfTheContractIsServed(t *testing.T) {
 	doc, _ := specification()
 	ops := compile(doc)
 	s := newAPI(t).Server
@@ -245,16 +304,16 @@ func TestTheSpecificationCanBeEnforced(t *testing.T) {
 	for _, r := range s.echo.Routes() {
 		served[routeKey{r.Method, r.Path}] = true
 		if ops[routeKey{r.Method, r.Path}] == nil {
-			t.Errorf("%s %s is served and not in the specification", r.Method, r.Path)
+			t.Errorf("%s %s is served, but is not in the contract", r.Method, r.Path)
 		}
 	}
 	for key, op := range ops {
 		if !served[key] {
-			t.Errorf("%v is in the specification and not served", key)
+			t.Errorf("%v is in the contract, but is not served", key)
 		}
 		for _, p := range op.header {
 			if p.Required {
-				t.Errorf("%v: the validation has no required headers, such as %s", key, p.Name)
+				t.Errorf("%v: the validation does not support required headers such as %s", key, p.Name)
 			}
 		}
 	}

@@ -17,7 +17,7 @@ import (
 	"vmand/vm"
 )
 
-// someVM is a running VM as they are in life.
+// someVM returns a typical running VM.
 func someVM(seq int64) vm.VM {
 	at := time.Date(2026, 3, 1, 9, 4, 59, 802e6, time.UTC)
 	return vm.VM{Seq: seq, ID: fmt.Sprintf("web-%d", seq), UUID: "0d8f7a52-7c33-4d6b-8f6a-2f1f3f10aa01",
@@ -38,24 +38,29 @@ func (o oneToken) Tokens(context.Context) ([]vm.Token, error) {
 	return []vm.Token{{Name: "admin", Role: vm.RoleAdmin, Hash: o.hash}}, nil
 }
 
-// agents is a manager whose agents all answer.
+// agents is a manager with an answering agent in every VM.
 type agents struct{ Manager }
 
 func (agents) Agent(string) vm.Agent { return someAgent }
 
-// benchServer returns a server with records that cost nothing to read and a log
-// that is written and thrown away.
+// benchServer returns a server with records in memory and a log that is encoded and
+// discarded. It also returns a token.
 func benchServer(b *testing.B) (*Server, string) {
 	secret, hash := NewToken()
 	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
-	s, err := New(b.Context(), Options{Version: "1.2.3"}, Deps{Manager: agents{}, Reader: manyVMs{n: 10000}, Tokens: oneToken{hash: hash}, Log: log})
+	s, err := New(b.Context(), Options{Version: "1.2.3"}, Deps{
+		Manager: agents{},
+		Reader:  manyVMs{n: 10000},
+		Tokens:  oneToken{hash: hash},
+		Log:     log,
+	})
 	if err != nil {
 		b.Fatal(err)
 	}
 	return s, secret
 }
 
-// null takes an answer and keeps nothing of it.
+// null is a response writer that discards the body.
 type null struct {
 	header http.Header
 	status int
@@ -93,8 +98,7 @@ func BenchmarkListVMs(b *testing.B) {
 	benchmark(b, s, "/vms?limit=100", token)
 }
 
-// BenchmarkBareEcho is what BenchmarkGetVM is held against: a constant of the
-// same size.
+// BenchmarkBareEcho is the reference for BenchmarkGetVM: a constant of the same size.
 func BenchmarkBareEcho(b *testing.B) {
 	e := echo.New()
 	v := someVM(1)
@@ -106,8 +110,8 @@ func BenchmarkBareEcho(b *testing.B) {
 	benchmark(b, e, "/vms/web-1", "")
 }
 
-// BenchmarkEncodeVMs is what BenchmarkListVMs is held against: encoding/json
-// alone on the same objects.
+// BenchmarkEncodeVMs is the reference for BenchmarkListVMs: encoding/json for the same
+// objects.
 func BenchmarkEncodeVMs(b *testing.B) {
 	var vms []any
 	for i := range int64(100) {

@@ -16,22 +16,22 @@ import (
 	"vmand/vm"
 )
 
-// maxBody is how many bytes the body of a request may have.
+// maxBody is the maximum size in bytes of a JSON body.
 const maxBody = 1 << 20
 
-// maxDepth is how deep JSON may be nested: far beyond any schema, far below
-// what costs stack.
+// maxDepth is the maximum nesting of JSON: far above every schema, far below a depth
+// that needs much stack.
 const maxDepth = 32
 
-// readBody reads the whole body of r and leaves it to be read again. It refuses
-// one that is too large, before reading it where its length was announced.
+// readBody reads the body of r and replaces it by a reader of the same bytes. It
+// rejects a body above maxBody; if the length was announced, without reading it.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil, nil
 	}
-	tooLarge := &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", maxBody)}
+	tooLarge := &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", maxBody)}
 	if r.ContentLength > maxBody {
-		w.Header().Set("Connection", "close") // what is on its way is not read
+		w.Header().Set("Connection", "close") // the rest of the body is not read
 		return nil, tooLarge
 	}
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -45,21 +45,21 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, &vm.Fault{Code: codeMalformed, Detail: "the body ended early", Err: err}
 	}
-	// The deadline was for the body: an answer may be held for longer.
+	// The deadline is for the body only: the answer may be held for longer.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	r.Body = io.NopCloser(bytes.NewReader(data))
 	return data, nil
 }
 
-// stream makes the body of a request one that is read as it comes: at most limit
-// bytes (0: any number), each part of it within the time a whole small one has.
+// stream replaces the body of a request by a streamedBody of at most limit bytes (0:
+// no limit). Each read has a deadline of BodyTimeout.
 func (s *Server) stream(c echo.Context, limit uint64) error {
 	r, w := c.Request(), c.Response()
 	b := &streamedBody{ReadCloser: r.Body, control: http.NewResponseController(w.Writer), timeout: s.o.BodyTimeout}
 	if limit > 0 {
-		b.tooLarge = &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", limit)}
+		b.tooLarge = &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", limit)}
 		if r.ContentLength > int64(limit) {
-			w.Header().Set("Connection", "close") // what is on its way is not read
+			w.Header().Set("Connection", "close") // the rest of the body is not read
 			return b.tooLarge
 		}
 		b.ReadCloser = http.MaxBytesReader(w, r.Body, int64(limit))
@@ -68,18 +68,18 @@ func (s *Server) stream(c echo.Context, limit uint64) error {
 	return nil
 }
 
-// A streamedBody is a body that is read as it comes.
+// A streamedBody is a body that the handler reads while it arrives.
 type streamedBody struct {
 	io.ReadCloser
 	control  *http.ResponseController
-	timeout  time.Duration // for some of it to arrive
+	timeout  time.Duration // of each read
 	tooLarge *vm.Fault
-	fault    *vm.Fault // that has ended it early
-	ended    bool      // all of it was read
+	fault    *vm.Fault // why it ended early
+	ended    bool      // it was read completely
 }
 
 func (b *streamedBody) Read(p []byte) (int, error) {
-	_ = b.control.SetReadDeadline(time.Now().Add(b.timeout)) // a test's writer has none
+	_ = b.control.SetReadDeadline(time.Now().Add(b.timeout)) // fails only for writers of tests
 	n, err := b.ReadCloser.Read(p)
 	var big *http.MaxBytesError
 	switch {
@@ -87,7 +87,7 @@ func (b *streamedBody) Read(p []byte) (int, error) {
 		return n, nil
 	case errors.Is(err, io.EOF):
 		b.ended = true
-		_ = b.control.SetReadDeadline(time.Time{}) // as in readBody
+		_ = b.control.SetReadDeadline(time.Time{}) // see readBody
 		return n, err
 	case errors.As(err, &big):
 		b.fault = b.tooLarge
@@ -99,13 +99,14 @@ func (b *streamedBody) Read(p []byte) (int, error) {
 	return n, b.fault
 }
 
-// expectNoBody tells whether r has a body, by its first byte: anybody may ask for
-// some of what takes none, and must not fill the memory with it.
+// expectNoBody returns a fault if r has a body. It reads at most one byte: some
+// requests without a body need no authentication, so their bodies must not use
+// memory.
 func expectNoBody(w http.ResponseWriter, r *http.Request) ([]vm.FieldFault, error) {
-	if r.ContentLength <= 0 { // it is not known
+	if r.ContentLength <= 0 { // the length is not known
 		switch n, err := r.Body.Read(make([]byte, 1)); {
 		case n == 0 && errors.Is(err, io.EOF):
-			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // as in readBody
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // see readBody
 			return nil, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			w.Header().Set("Connection", "close")
@@ -114,18 +115,17 @@ func expectNoBody(w http.ResponseWriter, r *http.Request) ([]vm.FieldFault, erro
 			return nil, &vm.Fault{Code: codeMalformed, Detail: "the body ended early", Err: err}
 		}
 	}
-	w.Header().Set("Connection", "close") // what is on its way is not read
-	return []vm.FieldFault{{Detail: "this request takes no body"}}, nil
+	w.Header().Set("Connection", "close") // the rest of the body is not read
+	return []vm.FieldFault{{Detail: "this request must not have a body"}}, nil
 }
 
-// parseJSON returns the one JSON value in data as maps, slices, strings,
-// booleans, nil and [json.Number]. It is stricter than encoding/json: member
-// names that occur twice, invalid UTF-8 and anything after the value are
-// refused, as two readers of one text could understand it differently
-// (RFC 8259, 4 and 8.1).
+// parseJSON decodes the JSON value in data into maps, slices, strings, booleans, nil
+// and [json.Number]. It is stricter than encoding/json: it rejects duplicate member
+// names, invalid UTF-8 and data after the value, since parsers interpret them
+// differently (RFC 8259, 4 and 8.1).
 func parseJSON(data []byte) (any, error) {
 	if !utf8.Valid(data) {
-		return nil, malformed("the body is not UTF-8")
+		return nil, malformed("the body is not valid UTF-8")
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
@@ -134,7 +134,7 @@ func parseJSON(data []byte) (any, error) {
 		return nil, err
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, malformed("there is something after the JSON value, at byte %d", d.InputOffset())
+		return nil, malformed("the body has data after the JSON value, at byte %d", d.InputOffset())
 	}
 	return v, nil
 }
@@ -167,9 +167,9 @@ func parseObject(d *json.Decoder, depth int) (any, error) {
 		if err != nil {
 			return nil, badToken(d, err)
 		}
-		name, _ := t.(string) // the decoder lets nothing else be a name
+		name, _ := t.(string) // the decoder accepts only strings as names
 		if _, twice := object[name]; twice {
-			return nil, malformed("a member name occurs twice in one object, at byte %d", d.InputOffset())
+			return nil, malformed("an object has a duplicate member name, at byte %d", d.InputOffset())
 		}
 		if object[name], err = parseValue(d, depth+1); err != nil {
 			return nil, err
@@ -200,13 +200,13 @@ func end(d *json.Decoder) error {
 
 func badToken(d *json.Decoder, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return malformed("the body is not JSON: it ends too early")
+		return malformed("the body is not JSON: unexpected end")
 	}
 	return malformed("the body is not JSON, at byte %d", d.InputOffset())
 }
 
-// binder decodes the body, which is in memory and valid by now, into the
-// generated types. Echo's own binder knows fewer media types and binds parameters, too.
+// binder decodes the body, which is in memory and validated, into the generated
+// types. The binder of echo supports fewer media types and also binds parameters.
 type binder struct{}
 
 // Bind implements [echo.Binder].
@@ -219,7 +219,10 @@ func (binder) Bind(into any, c echo.Context) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
 		// 2.0 and 1e2 are integers in JSON Schema, and not in Go.
-		return invalid(vm.FieldFault{Field: pointerOf(wrong.Field), Detail: "must be a whole number, without a fraction or an exponent"})
+		return invalid(vm.FieldFault{
+			Field:  pointerOf(wrong.Field),
+			Detail: "must be a whole number without a fraction or an exponent",
+		})
 	}
 	if err != nil {
 		return malformed("the body is not JSON")

@@ -14,7 +14,8 @@ import (
 
 func TestAStartIsHeldUntilTheAgentAnswers(t *testing.T) {
 	a := newAPI(t).withVM(t)
-	a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentConnected, LastSeenAt: time.Now().Add(-time.Hour)}) // in the run before
+	beforeStart := time.Now().Add(-time.Hour)
+	a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentConnected, LastSeenAt: beforeStart})
 	started := make(chan struct{})
 	a.driver.Hook = hook("Start", func(context.Context) error { close(started); return nil })
 	go func() {
@@ -22,73 +23,89 @@ func TestAStartIsHeldUntilTheAgentAnswers(t *testing.T) {
 		a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentConnected, LastSeenAt: time.Now().Add(time.Hour)})
 	}()
 	r := a.want(t, 200, "POST", "/vms/web-1/actions/start?wait_for=agent", "", "Prefer", "wait=30")
-	if v := into[openapi.VM](t, r); v.State != "running" || v.Agent.State != "connected" || r.Header.Get("Preference-Applied") != "wait" {
+	if v := into[openapi.VM](t, r); v.State != "running" || v.Agent.State != "connected" ||
+		r.Header.Get("Preference-Applied") != "wait" {
 		t.Errorf("%s", r.body)
 	}
 }
 
-func TestAVMWithoutAnAgentHoldsNobodyLonger(t *testing.T) {
+func TestWaitingForAMissingAgentEndsInTime(t *testing.T) {
 	a := newAPI(t).withVM(t)
-	for _, what := range []string{"agent", "cloud-init"} {
+	for _, condition := range []string{"agent", "cloud-init"} {
 		a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentAbsent})
 		begun := time.Now()
-		a.want(t, 202, "POST", "/vms/web-1/actions/start?wait_for="+what, "", "Prefer", "wait=1")
+		a.want(t, 202, "POST", "/vms/web-1/actions/start?wait_for="+condition, "", "Prefer", "wait=1")
 		if took := time.Since(begun); took < time.Second || took > 15*time.Second {
-			t.Errorf("%s: it took %v", what, took)
+			t.Errorf("%s: took %v", condition, took)
 		}
 		a.want(t, 200, "POST", "/vms/web-1/actions/stop", `{"force":true}`, "Prefer", "wait=30")
 	}
 }
 
 func TestAStartIsHeldUntilCloudInitIsDone(t *testing.T) {
-	a := newAPI(t).withVM(t)
-	var says atomic.Pointer[[]vm.GuestResult]
-	a.driver.Run = func(_ string, c vm.GuestCommand) vm.GuestResult {
-		if c.Path != "/bin/sh" || !strings.Contains(strings.Join(c.Args, " "), "/run/cloud-init") {
-			t.Errorf("%+v", c)
-		}
-		left := *says.Load()
-		if len(left) > 1 {
-			rest := left[1:]
-			says.Store(&rest)
-		}
-		return left[0]
-	}
-	tells := func(word, rest string) vm.GuestResult {
+	prints := func(word, rest string) vm.GuestResult {
 		return vm.GuestResult{Exited: true, Stdout: []byte(word + "\n" + rest)}
 	}
 	for name, test := range map[string]struct {
-		says   []vm.GuestResult
-		status int
-		detail string
+		results []vm.GuestResult // of the first calls; the last one repeats
+		status  int
+		detail  string
 	}{
-		"done at once":    {[]vm.GuestResult{tells("result", `{"v1":{"datasource":"DataSourceNoCloud","errors":[]}}`)}, 200, ""},
-		"done later":      {[]vm.GuestResult{tells("running", `{"v1":{"stage":"init"}}`), tells("result", `{"v1":{"errors":[]}}`)}, 200, ""},
-		"disabled":        {[]vm.GuestResult{tells("disabled", "")}, 200, ""},
-		"not there":       {[]vm.GuestResult{tells("absent", "")}, 200, ""},
-		"half written":    {[]vm.GuestResult{tells("running", `{"v1":`), tells("result", ``), tells("result", `{"v1":{"errors":[]}}`)}, 200, ""},
-		"failed":          {[]vm.GuestResult{tells("result", `{"v1":{"errors":["no\u001b[31m key","and\nmore"]}}`)}, 409, "no [31m key; and more"},
-		"not run":         {[]vm.GuestResult{tells("not run", "")}, 202, ""},
-		"nonsense":        {[]vm.GuestResult{tells("hello", `{"v1":{}}`)}, 202, ""},
-		"still running":   {[]vm.GuestResult{tells("running", `{"v1":{"stage":null}}`)}, 202, ""},
-		"a failing shell": {[]vm.GuestResult{{Exited: true, ExitCode: 2, Stdout: []byte("absent")}}, 202, ""},
-		"a silent one":    {[]vm.GuestResult{{}}, 202, ""},
+		"done at once": {
+			[]vm.GuestResult{prints("result", `{"v1":{"datasource":"DataSourceNoCloud","errors":[]}}`)},
+			200, "",
+		},
+		"done later": {
+			[]vm.GuestResult{
+				prints("running", `{"v1":{"stage":"init"}}`),
+				prints("result", `{"v1":{"errors":[]}}`),
+			},
+			200, "",
+		},
+		"disabled":      {[]vm.GuestResult{prints("disabled", "")}, 200, ""},
+		"not installed": {[]vm.GuestResult{prints("absent", "")}, 200, ""},
+		"partially written": {
+			[]vm.GuestResult{
+				prints("running", `{"v1":`),
+				prints("result", ``),
+				prints("result", `{"v1":{"errors":[]}}`),
+			},
+			200, "",
+		},
+		"failed": {
+			[]vm.GuestResult{prints("result", `{"v1":{"errors":["no\u001b[31m key","and\nmore"]}}`)},
+			409, "no [31m key; and more",
+		},
+		"not run":                {[]vm.GuestResult{prints("not run", "")}, 202, ""},
+		"unknown status":         {[]vm.GuestResult{prints("hello", `{"v1":{}}`)}, 202, ""},
+		"still running":          {[]vm.GuestResult{prints("running", `{"v1":{"stage":null}}`)}, 202, ""},
+		"a failing shell":        {[]vm.GuestResult{{Exited: true, ExitCode: 2, Stdout: []byte("absent")}}, 202, ""},
+		"a shell without output": {[]vm.GuestResult{{}}, 202, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			says.Store(&test.says)
+			a := newAPI(t).withVM(t)
+			var calls atomic.Int32
+			a.driver.Run = func(_ string, c vm.GuestCommand) vm.GuestResult {
+				if c.Path != "/bin/sh" || !strings.Contains(strings.Join(c.Args, " "), "/run/cloud-init") {
+					t.Errorf("%+v", c)
+				}
+				return test.results[min(int(calls.Add(1)), len(test.results))-1]
+			}
 			wait := "wait=20"
 			if test.status == 202 {
 				wait = "wait=1"
 			}
 			r := a.want(t, test.status, "POST", "/vms/web-1/actions/start?wait_for=cloud-init", "", "Prefer", wait)
-			if p := r.problemOrNone(t); !strings.Contains(p.Detail, test.detail) || (test.status == 409) != (p.Code == "guest-refused") {
+			if p := r.problemOrNone(t); !strings.Contains(p.Detail, test.detail) ||
+				(test.status == 409) != (p.Code == "guest-refused") {
 				t.Errorf("%+v", p)
 			}
 			a.want(t, 200, "POST", "/vms/web-1/actions/stop", `{"force":true}`, "Prefer", "wait=30")
+			events := into[[]openapi.Event](t, a.want(t, 200, "GET", "/events?type=vm.guest", ""))
+			if len(events) != 0 {
+				t.Errorf("waiting recorded guest events: %v", events)
+			}
 		})
-	}
-	if events := into[[]openapi.Event](t, a.want(t, 200, "GET", "/events?type=vm.guest", "")); len(events) != 0 {
-		t.Errorf("waiting is told as if somebody had done something: %v", events)
 	}
 }
 
@@ -104,20 +121,26 @@ func TestAVMIsCreatedAndStarted(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	r := a.want(t, 202, "POST", "/vms", `{"template_name":"small","name":"a","start":true}`)
-	if v := into[openapi.VM](t, r); v.ID != "a" || v.State == "stopped" || !strings.HasPrefix(r.Header.Get("Location"), "/operations/") {
+	if v := into[openapi.VM](t, r); v.ID != "a" || v.State == "stopped" ||
+		!strings.HasPrefix(r.Header.Get("Location"), "/operations/") {
 		t.Errorf("%v %s", r.Header, r.body)
 	}
-	r = a.want(t, 201, "POST", "/vms?wait_for=agent", `{"template_name":"small","name":"b","start":true}`, "Prefer", "wait=30", headerKey, "k")
-	if v := into[openapi.VM](t, r); v.State != "stopped" && v.State != "running" || r.Header.Get("Location") != "/vms/b" || r.Header.Get("Preference-Applied") != "wait" || r.Header.Get("Etag") == "" {
+	r = a.want(t, 201, "POST", "/vms?wait_for=agent", `{"template_name":"small","name":"b","start":true}`, "Prefer",
+		"wait=30", headerKey, "k")
+	if v := into[openapi.VM](t, r); v.State != "stopped" && v.State != "running" ||
+		r.Header.Get("Location") != "/vms/b" || r.Header.Get("Preference-Applied") != "wait" ||
+		r.Header.Get("Etag") == "" {
 		t.Errorf("%v %s", r.Header, r.body)
 	}
-	again := a.want(t, 201, "POST", "/vms?wait_for=agent", `{"template_name":"small","name":"b","start":true}`, "Prefer", "wait=30", headerKey, "k")
+	again := a.want(t, 201, "POST", "/vms?wait_for=agent", `{"template_name":"small","name":"b","start":true}`,
+		"Prefer", "wait=30", headerKey, "k")
 	if string(again.body) != string(r.body) || again.Header.Get(headerReplayed) != "true" {
 		t.Errorf("%s", again.body)
 	}
 	a.driver.Hook = hook("Start", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 	a.want(t, 202, "POST", "/vms", `{"template_name":"small","name":"c","start":true}`, "Prefer", "wait=1")
-	p := a.want(t, 400, "POST", "/vms?wait_for=agent", `{"template_name":"small","name":"d"}`, "Prefer", "wait=1").problem(t)
+	refused := a.want(t, 400, "POST", "/vms?wait_for=agent", `{"template_name":"small","name":"d"}`, "Prefer", "wait=1")
+	p := refused.problem(t)
 	if len(p.Errors) != 1 || p.Errors[0].Field != "wait_for" {
 		t.Errorf("%+v", p)
 	}
@@ -125,16 +148,17 @@ func TestAVMIsCreatedAndStarted(t *testing.T) {
 	a.want(t, 404, "GET", "/vms/d", "")
 }
 
-func TestAStartThatFailsLeavesTheCreatedVM(t *testing.T) {
+func TestAFailedStartKeepsTheCreatedVM(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	a.driver.Hook = hook("Start", func(context.Context) error {
 		return &vm.Fault{Code: vm.CodeOperationFailed, Detail: "QEMU refused", Err: errors.New("no")}
 	})
 	const body = `{"template_name":"small","name":"a","start":true}`
-	for range 2 { // a repeated request is told the same
+	for range 2 { // a repeated request receives the same problem
 		p := a.want(t, 503, "POST", "/vms", body, "Prefer", "wait=30", headerKey, "k").problem(t)
-		if p.Code != "operation-failed" || p.OperationID == "" || !strings.HasPrefix(p.Detail, "VM a was created, but: QEMU refused") {
+		if p.Code != "operation-failed" || p.OperationID == "" ||
+			!strings.HasPrefix(p.Detail, "VM a was created, but: QEMU refused") {
 			t.Errorf("%+v", p)
 		}
 	}
@@ -142,15 +166,15 @@ func TestAStartThatFailsLeavesTheCreatedVM(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 	a.driver.Hook = hook("Admit", func(context.Context) error {
-		return &vm.Fault{Code: vm.CodeInsufficientMemory, Detail: "there is not enough memory"}
+		return &vm.Fault{Code: vm.CodeInsufficientMemory, Detail: "not enough memory"}
 	})
 	a.want(t, 503, "POST", "/vms", `{"template_name":"small","name":"b","start":true}`, "Prefer", "wait=30")
 	a.want(t, 200, "GET", "/vms/b", "")
 }
 
-// A daemon that ends between the creation and the start leaves a key with which
-// the request goes on.
-func TestARepeatedRequestGoesOnWithTheStart(t *testing.T) {
+// If the daemon ends between the creation and the start, a repeated request continues
+// with the start.
+func TestARepeatedRequestContinuesWithTheStart(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	a.driver.Hook = hook("Admit", func(context.Context) error {

@@ -17,13 +17,13 @@ func (s *Server) AttachCDROM(ctx context.Context, r openapi.AttachCDROMRequestOb
 	return s.cdromAttached(ctx, r.ID, c.ID)
 }
 
-// newCDROM reads what is asked of a CD-ROM drive.
+// newCDROM converts the request for a CD-ROM drive.
 func newCDROM(b *openapi.CreateCDROM) vm.NewCDROM {
 	return vm.NewCDROM{Image: b.Image, BootIndex: value(b.BootIndex)}
 }
 
-// cdromAttached answers the request that has attached a drive, with it as it is
-// recorded now.
+// cdromAttached returns the answer to the request that attached a drive, with the
+// current record of the drive.
 func (s *Server) cdromAttached(ctx context.Context, vmID, id string) (answer, error) {
 	v, c, err := s.cdrom(ctx, vmID, id)
 	a := answer{body: jsonOf(&c, appendCDROM), etag: etagOf(vmVersion(&v))}

@@ -14,20 +14,25 @@ const (
 	someHash = "$6$saltsalt$qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"
 )
 
-func TestCloudInitDataAreSetAndShownWithoutSecrets(t *testing.T) {
+func TestCloudInitDataIsSetAndShownWithoutSecrets(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	const path = "/vms/web-1/cloud_init"
 	a.want(t, 404, "GET", path, "")
-	body := `{"ssh_authorized_keys":["` + someKey + `"],"password_hash":"` + someHash + `","user_data":"#!/bin/sh\ntrue\n",
-		"users":[{"name":"ops","password_hash":"` + someHash + `","sudo":"ALL=(ALL) NOPASSWD:ALL","groups":["adm"],"shell":"/bin/sh"},{"name":"dev"}]}`
+	body := `{"ssh_authorized_keys":["` + someKey + `"],"password_hash":"` + someHash +
+		`","user_data":"#!/bin/sh\ntrue\n",
+		"users":[{"name":"ops","password_hash":"` + someHash +
+		`","sudo":"ALL=(ALL) NOPASSWD:ALL","groups":["adm"],"shell":"/bin/sh"},{"name":"dev"}]}`
 	r := a.want(t, 200, "PUT", path, body)
 	c := into[openapi.CloudInitDetails](t, r)
-	if c.Hostname != "web-1" || !c.Attached || len(c.SSHAuthorizedKeys) != 1 || *c.PasswordHash != "***" || c.Status != nil || c.InstanceID == "" ||
+	if c.Hostname != "web-1" || !c.Attached || len(c.SSHAuthorizedKeys) != 1 || *c.PasswordHash != "***" ||
+		c.Status != nil || c.InstanceID == "" ||
 		c.Files.MetaData == nil || c.Files.NetworkConfig == nil || !strings.Contains(*c.Files.UserData, "/bin/sh") {
 		t.Errorf("%s", r.body)
 	}
-	if u := c.Users; len(u) != 2 || u[0].Name != "ops" || *u[0].PasswordHash != "***" || *u[0].Sudo != "ALL=(ALL) NOPASSWD:ALL" || u[0].Groups[0] != "adm" ||
-		*u[0].Shell != "/bin/sh" || u[1].PasswordHash != nil || u[1].Sudo != nil || u[1].Shell != nil || len(u[1].Groups) != 0 {
+	if u := c.Users; len(u) != 2 || u[0].Name != "ops" || *u[0].PasswordHash != "***" ||
+		*u[0].Sudo != "ALL=(ALL) NOPASSWD:ALL" || u[0].Groups[0] != "adm" ||
+		*u[0].Shell != "/bin/sh" || u[1].PasswordHash != nil || u[1].Sudo != nil || u[1].Shell != nil ||
+		len(u[1].Groups) != 0 {
 		t.Errorf("%+v", u)
 	}
 	got := a.want(t, 200, "GET", path, "")
@@ -36,11 +41,11 @@ func TestCloudInitDataAreSetAndShownWithoutSecrets(t *testing.T) {
 	}
 	for _, p := range []string{path, "/vms/web-1", "/events?limit=1000", "/operations", "/vms/web-1/why"} {
 		if r := a.want(t, 200, "GET", p, ""); strings.Contains(string(r.body), someHash) {
-			t.Errorf("%s has the hash", p)
+			t.Errorf("%s contains the hash", p)
 		}
 	}
 	if strings.Contains(a.log.String(), someHash) {
-		t.Error("the log has the hash")
+		t.Error("the log contains the hash")
 	}
 	a.want(t, 204, "DELETE", "/vms/web-1/cdroms/seed", "")
 	ejected := a.want(t, 200, "GET", path, "")
@@ -48,22 +53,32 @@ func TestCloudInitDataAreSetAndShownWithoutSecrets(t *testing.T) {
 		t.Errorf("%s", ejected.body)
 	}
 	a.want(t, 412, "PUT", path, `{}`, "If-Match", r.Header.Get("ETag"))
-	again := into[openapi.CloudInitDetails](t, a.want(t, 200, "PUT", path, `{"hostname":"shop.example.org","reprovision":true,"vendor_data":"#cloud-config\n{}\n"}`,
-		"If-Match", ejected.Header.Get("ETag")))
-	if !again.Attached || again.InstanceID == c.InstanceID || again.Hostname != "shop.example.org" || again.PasswordHash != nil || len(again.Users) != 0 || again.Files.VendorData == nil {
+	again := into[openapi.CloudInitDetails](t,
+		a.want(t, 200, "PUT", path,
+			`{"hostname":"shop.example.org","reprovision":true,"vendor_data":"#cloud-config\n{}\n"}`,
+			"If-Match", ejected.Header.Get("ETag")))
+	if !again.Attached || again.InstanceID == c.InstanceID || again.Hostname != "shop.example.org" ||
+		again.PasswordHash != nil || len(again.Users) != 0 || again.Files.VendorData == nil {
 		t.Errorf("%+v", again)
 	}
 	a.want(t, 404, "GET", "/vms/none/cloud_init", "")
 	a.want(t, 404, "PUT", "/vms/none/cloud_init", `{}`)
-	for body, field := range map[string]string{`{"hostname":"10.0.0.1"}`: "/hostname", `{"users":[{"name":"a"},{"name":"a"}]}`: "/users/1/name",
-		`{"ssh_authorized_keys":["x"]}`: "/ssh_authorized_keys/0", `{"password_hash":"plain"}`: "/password_hash", `{"x":1}`: "/x", `{"users":[{"name":"a","shell":"sh"}]}`: "/users/0/shell"} {
-		if p := a.want(t, 400, "PUT", path, body).problem(t); len(p.Errors) != 1 || p.Errors[0].Field != field || strings.Contains(p.Detail, "plain") {
+	for body, field := range map[string]string{
+		`{"hostname":"10.0.0.1"}`:               "/hostname",
+		`{"users":[{"name":"a"},{"name":"a"}]}`: "/users/1/name",
+		`{"ssh_authorized_keys":["x"]}`:         "/ssh_authorized_keys/0",
+		`{"password_hash":"plain"}`:             "/password_hash",
+		`{"x":1}`:                               "/x",
+		`{"users":[{"name":"a","shell":"sh"}]}`: "/users/0/shell",
+	} {
+		if p := a.want(t, 400, "PUT", path, body).problem(t); len(p.Errors) != 1 || p.Errors[0].Field != field ||
+			strings.Contains(p.Detail, "plain") {
 			t.Errorf("%s: %+v", body, p)
 		}
 	}
 }
 
-func TestAGuestSaysHowFarItsCloudInitIs(t *testing.T) {
+func TestTheCloudInitStatusOfAGuestIsShown(t *testing.T) {
 	a := running(t)
 	a.want(t, 200, "PUT", "/vms/web-1/cloud_init", `{}`)
 	a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentConnected, Version: "7.2", LastSeenAt: time.Now()})
@@ -72,7 +87,8 @@ func TestAGuestSaysHowFarItsCloudInitIs(t *testing.T) {
 	}
 	r := a.want(t, 200, "GET", "/vms/web-1/cloud_init", "")
 	c := into[openapi.CloudInitDetails](t, r)
-	if c.Status == nil || c.Status.Status != "error" || c.Status.Detail != nil || len(c.Status.Errors) != 1 || strings.Contains(c.Status.Errors[0], "\a") {
+	if c.Status == nil || c.Status.Status != "error" || c.Status.Detail != nil || len(c.Status.Errors) != 1 ||
+		strings.Contains(c.Status.Errors[0], "\a") {
 		t.Errorf("%s", r.body)
 	}
 	a.driver.Run = func(string, vm.GuestCommand) vm.GuestResult {
@@ -80,8 +96,8 @@ func TestAGuestSaysHowFarItsCloudInitIs(t *testing.T) {
 	}
 	done := a.want(t, 200, "GET", "/vms/web-1/cloud_init", "")
 	if done.Header.Get("ETag") == r.Header.Get("ETag") {
-		t.Errorf("the tag %s is that of another answer", done.Header.Get("ETag"))
+		t.Errorf("two different answers have the entity tag %s", done.Header.Get("ETag"))
 	}
-	// What a precondition is about is what was said to the guest.
+	// A precondition compares only the recorded data, not the reported status.
 	a.want(t, 200, "PUT", "/vms/web-1/cloud_init", `{}`, "If-Match", r.Header.Get("ETag"))
 }

@@ -13,25 +13,26 @@ import (
 	"vmand/vm"
 )
 
-// Why a connection to a console ends, besides what the console itself says.
+// Reasons for the end of a console connection, in addition to the errors of the
+// console.
 var (
-	errStopping = &vm.Fault{Code: vm.CodeUnavailable, Detail: "the daemon is stopping"}
-	errRevoked  = &vm.Fault{Code: codeForbidden, Detail: "the token is no longer good"}
+	errStopping = &vm.Fault{Code: vm.CodeUnavailable, Detail: "the daemon is shutting down"}
+	errRevoked  = &vm.Fault{Code: codeForbidden, Detail: "the token was removed or changed"}
 	errReader   = &vm.Fault{Code: vm.CodeState, Detail: "this connection only reads"}
 )
 
 const (
 	defaultScrollback = 64 << 10
-	// logInterval is how often a log that is followed is looked at.
+	// logInterval is the time between two reads of a log that is followed.
 	logInterval = 200 * time.Millisecond
-	// consoleBuffer is how many bytes of a console are passed on at a time.
+	// consoleBuffer is the maximum number of bytes of one write to a client.
 	consoleBuffer = 16 << 10
 )
 
-// An approach is a request that may become a connection to a console.
+// An approach is a request that may be upgraded to a console connection.
 type approach struct {
 	*http.Request
-	ticket *ticket // it came with, nil for none
+	ticket *ticket // of the request, or nil
 }
 
 type approachKey struct{}
@@ -40,14 +41,18 @@ type approachKey struct{}
 func (s *Server) OpenConsole(ctx context.Context, r openapi.OpenConsoleRequestObject) (openapi.Response, error) {
 	a, _ := ctx.Value(approachKey{}).(*approach)
 	if a == nil {
-		return nil, errors.New("the request of a console is not in its context")
+		return nil, errors.New("the context of a console request does not contain the request")
 	}
-	o := vm.ConsoleOptions{Scrollback: defaultScrollback, Write: value(r.Params.Write), TakeOver: value(r.Params.TakeOver)}
+	o := vm.ConsoleOptions{
+		Scrollback: defaultScrollback,
+		Write:      value(r.Params.Write),
+		TakeOver:   value(r.Params.TakeOver),
+	}
 	if r.Params.Scrollback != nil {
 		o.Scrollback = int64(*r.Params.Scrollback)
 	}
 	if o.TakeOver && !o.Write {
-		return nil, invalid(vm.FieldFault{Field: "take_over", Detail: "needs write=true"})
+		return nil, invalid(vm.FieldFault{Field: "take_over", Detail: "requires write=true"})
 	}
 	if o.Write {
 		if err := a.mayWrite(vm.CallerOf(ctx)); err != nil {
@@ -70,18 +75,32 @@ func (s *Server) OpenConsole(ctx context.Context, r openapi.OpenConsoleRequestOb
 		end(nil)
 		return nil, err
 	}
-	return &connection{s: s, ctx: ctx, seat: seat, console: c, writes: o.Write, protocol: protocol, request: a.Request}, nil
+	return &connection{
+		s:        s,
+		ctx:      ctx,
+		seat:     seat,
+		console:  c,
+		writes:   o.Write,
+		protocol: protocol,
+		request:  a.Request,
+	}, nil
 }
 
+// mayWrite returns an error if the caller may not write to the console.
 func (a *approach) mayWrite(c vm.Caller) error {
 	if a.ticket != nil && !a.ticket.write {
-		return &vm.Fault{Code: codeForbidden, Detail: "the ticket is for reading only", Hint: "make one with write"}
+		return &vm.Fault{
+			Code:   codeForbidden,
+			Detail: "the ticket does not allow writing",
+			Hint:   "create a ticket with write",
+		}
 	}
 	return permit(c, vm.RoleOperator)
 }
 
 // CreateConsoleTicket implements [openapi.StrictServerInterface].
-func (s *Server) CreateConsoleTicket(ctx context.Context, r openapi.CreateConsoleTicketRequestObject) (openapi.Response, error) {
+func (s *Server) CreateConsoleTicket(ctx context.Context,
+	r openapi.CreateConsoleTicketRequestObject) (openapi.Response, error) {
 	write := r.Body != nil && value(r.Body.Write)
 	caller := vm.CallerOf(ctx)
 	if write {
@@ -100,7 +119,11 @@ func (s *Server) CreateConsoleTicket(ctx context.Context, r openapi.CreateConsol
 	if write {
 		query.Set("write", "true")
 	}
-	out := &openapi.ConsoleTicket{Ticket: secret, ExpiresAt: openapi.Time{Time: expires.UTC()}, URL: "/vms/" + r.ID + "/console?" + query.Encode()}
+	out := &openapi.ConsoleTicket{
+		Ticket:    secret,
+		ExpiresAt: openapi.Time{Time: expires.UTC()},
+		URL:       "/vms/" + r.ID + "/console?" + query.Encode(),
+	}
 	return answer{body: out}.created(out.URL), nil
 }
 
@@ -114,7 +137,7 @@ func (s *Server) GetConsoleLog(ctx context.Context, r openapi.GetConsoleLogReque
 		offset = -*tail
 	}
 	l := &consoleLog{s: s, ctx: ctx, id: r.ID}
-	follow := value(r.Params.Follow) && ctx.Value(headKey{}) == nil // of nothing there is no end
+	follow := value(r.Params.Follow) && ctx.Value(headKey{}) == nil // the answer to a HEAD must end
 	if follow {
 		ctx, end := context.WithCancelCause(ctx)
 		var err error
@@ -124,7 +147,7 @@ func (s *Server) GetConsoleLog(ctx context.Context, r openapi.GetConsoleLogReque
 		}
 		l.ctx = ctx
 	}
-	if r.Params.Tail != nil && offset == 0 { // nothing of the end, and not all of it
+	if r.Params.Tail != nil && offset == 0 { // an empty tail, not the whole log
 		offset = -1
 		l.skip = true
 	}
@@ -136,16 +159,16 @@ func (s *Server) GetConsoleLog(ctx context.Context, r openapi.GetConsoleLogReque
 	return l, nil
 }
 
-// A consoleLog answers with what a guest wrote, and goes on with it if it has a
-// seat. It reads by offsets, so nothing is missing and nothing comes twice.
+// A consoleLog is the answer with the console log of a VM. With a seat it follows the
+// log. It reads by offsets, so it has no gaps and no duplicates.
 type consoleLog struct {
 	s    *Server
 	ctx  context.Context
 	id   string
-	seat *seat // nil: it does not go on
+	seat *seat // nil if the log is not followed
 	log  io.ReadCloser
-	end  int64 // of what log has
-	skip bool  // what log has is not sent
+	end  int64 // offset of the end of log
+	skip bool  // do not send the first log
 }
 
 func (l *consoleLog) close() {
@@ -167,11 +190,11 @@ func (l *consoleLog) Respond(w http.ResponseWriter) error {
 	tick := time.NewTicker(logInterval)
 	defer tick.Stop()
 	for {
-		// It is found out before the last look, or the end of the log is missed.
+		// Read the state before the log, or the end of the log can be missed.
 		v, err := l.s.reader.VM(l.ctx, l.id)
 		over := err != nil || v.State == vm.Stopped || v.State == vm.Errored
 		if err := l.more(out); err != nil {
-			return nil // the client is gone, or the log: there is nobody to tell
+			return nil // the client has disconnected or the log is gone; the answer has begun
 		}
 		if err := rc.Flush(); err != nil || over {
 			return nil
@@ -186,7 +209,7 @@ func (l *consoleLog) Respond(w http.ResponseWriter) error {
 	}
 }
 
-// more sends what the guest wrote since the last look.
+// more sends the output since the last call.
 func (l *consoleLog) more(out *byteStream) error {
 	var err error
 	if l.log, l.end, err = l.s.manager.ConsoleLog(l.ctx, l.id, l.end); err != nil {
@@ -195,7 +218,7 @@ func (l *consoleLog) more(out *byteStream) error {
 	return l.send(out)
 }
 
-// send sends what there is in log and closes it.
+// send sends log and closes it.
 func (l *consoleLog) send(out *byteStream) error {
 	defer l.log.Close()
 	out.begin()

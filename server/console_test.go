@@ -20,7 +20,7 @@ import (
 	"vmand/vm"
 )
 
-// watch joins a console by a WebSocket. header is names and values.
+// watch opens the console of web-1 as a WebSocket. header is a list of names and values.
 func (a *api) watch(t *testing.T, query string, header ...string) (*websocket.Conn, *http.Response, error) {
 	t.Helper()
 	h := http.Header{}
@@ -30,7 +30,8 @@ func (a *api) watch(t *testing.T, query string, header ...string) (*websocket.Co
 	for i := 0; i < len(header); i += 2 {
 		h.Set(header[i], header[i+1])
 	}
-	c, resp, err := websocket.Dial(t.Context(), a.base+"/vms/web-1/console"+query, &websocket.DialOptions{HTTPHeader: h})
+	c, resp, err := websocket.Dial(t.Context(), a.base+"/vms/web-1/console"+query,
+		&websocket.DialOptions{HTTPHeader: h})
 	if err == nil {
 		t.Cleanup(func() { c.CloseNow() })
 	}
@@ -46,7 +47,7 @@ func (a *api) mustWatch(t *testing.T, query string, header ...string) *websocket
 	return c
 }
 
-// hear reads from a WebSocket until it has got want.
+// hear fails the test unless the next bytes from a WebSocket are want.
 func hear(t *testing.T, c *websocket.Conn, want string) {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
@@ -55,15 +56,15 @@ func hear(t *testing.T, c *websocket.Conn, want string) {
 	for len(got) < len(want) {
 		kind, b, err := c.Read(ctx)
 		if err != nil {
-			t.Fatalf("heard %q, want %q: %v", got, want, err)
+			t.Fatalf("got %q, want %q: %v", got, want, err)
 		}
 		if kind != websocket.MessageBinary {
-			t.Errorf("a message of type %v", kind)
+			t.Errorf("message of type %v", kind)
 		}
 		got += string(b)
 	}
 	if got != want {
-		t.Fatalf("heard %q, want %q", got, want)
+		t.Fatalf("got %q, want %q", got, want)
 	}
 }
 
@@ -82,7 +83,7 @@ func ended(t *testing.T, c *websocket.Conn) (websocket.StatusCode, string) {
 	for {
 		if _, _, err := c.Read(ctx); err != nil {
 			if ctx.Err() != nil {
-				t.Fatal("it does not end")
+				t.Fatal("the connection does not end")
 			}
 			text := err.Error()
 			_, reason, _ := strings.Cut(text, "reason = ")
@@ -91,8 +92,8 @@ func ended(t *testing.T, c *websocket.Conn) (websocket.StatusCode, string) {
 	}
 }
 
-// until waits for a condition.
-func until(t *testing.T, what string, holds func() bool) {
+// until waits up to 20 s until holds returns true.
+func until(t *testing.T, condition string, holds func() bool) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -101,7 +102,7 @@ func until(t *testing.T, what string, holds func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("%s: not in time", what)
+			t.Fatalf("timeout: %s", condition)
 		}
 	}
 }
@@ -130,13 +131,13 @@ func TestAConsoleIsAWebSocket(t *testing.T) {
 	if code, _ := ended(t, reader); code != websocket.StatusNormalClosure {
 		t.Errorf("code %d", code)
 	}
-	until(t, "the seats are left", func() bool { return a.connected() == 0 })
+	until(t, "all seats are released", func() bool { return a.connected() == 0 })
 	if !strings.Contains(a.log.String(), `"status":101`) {
-		t.Errorf("the log says nothing of it: %s", a.log)
+		t.Errorf("the log does not contain the upgrade: %s", a.log)
 	}
 }
 
-func TestOneTypesAndTakingOverIsExplicit(t *testing.T) {
+func TestOneClientWritesAndTakeOverIsExplicit(t *testing.T) {
 	a := running(t)
 	first := a.mustWatch(t, "?write=true")
 	hear(t, first, "login: ")
@@ -146,9 +147,10 @@ func TestOneTypesAndTakingOverIsExplicit(t *testing.T) {
 	}
 	second := a.mustWatch(t, "?write=true&take_over=true&scrollback=0")
 	say(t, second, websocket.MessageText, "x")
-	hear(t, first, "x") // it still reads
+	hear(t, first, "x") // the first client can still read
 	say(t, first, websocket.MessageText, "y")
-	if code, reason := ended(t, first); code != websocket.StatusPolicyViolation || !strings.Contains(reason, "only reads") {
+	if code, reason := ended(t, first); code != websocket.StatusPolicyViolation ||
+		!strings.Contains(reason, "only reads") {
 		t.Errorf("%d %s", code, reason)
 	}
 	reader := a.mustWatch(t, "")
@@ -159,11 +161,14 @@ func TestOneTypesAndTakingOverIsExplicit(t *testing.T) {
 	hear(t, second, "x")
 }
 
-// upgrade asks for a plain connection to a console.
+// upgrade opens the console of web-1 as a plain connection, and sends early right after
+// the request.
 func (a *api) upgrade(t *testing.T, query, early string) (net.Conn, *bufio.Reader, *http.Response) {
 	t.Helper()
 	c := a.dial(t)
-	if _, err := io.WriteString(c, a.head("GET /vms/web-1/console%s", query)+"Connection: keep-alive, Upgrade\r\nUpgrade: vman-console\r\n\r\n"+early); err != nil {
+	if _, err := io.WriteString(c,
+		a.head("GET /vms/web-1/console%s", query)+"Connection: keep-alive, Upgrade\r\nUpgrade: vman-console\r\n\r\n"+
+			early); err != nil {
 		t.Fatal(err)
 	}
 	r := bufio.NewReader(c)
@@ -176,15 +181,16 @@ func (a *api) upgrade(t *testing.T, query, early string) (net.Conn, *bufio.Reade
 
 func TestAConsoleIsAPlainConnection(t *testing.T) {
 	a := running(t)
-	c, r, resp := a.upgrade(t, "?write=1", "ls\r") // typed before the answer came
-	if resp.StatusCode != 101 || resp.Header.Get("Upgrade") != "vman-console" || !strings.EqualFold(resp.Header.Get("Connection"), "Upgrade") || resp.Header.Get("X-Request-Id") == "" {
+	c, r, resp := a.upgrade(t, "?write=1", "ls\r") // sent before the answer
+	if resp.StatusCode != 101 || resp.Header.Get("Upgrade") != "vman-console" ||
+		!strings.EqualFold(resp.Header.Get("Connection"), "Upgrade") || resp.Header.Get("X-Request-Id") == "" {
 		t.Fatalf("%d %v", resp.StatusCode, resp.Header)
 	}
 	expect := func(want string) {
 		t.Helper()
 		b := make([]byte, len(want))
 		if _, err := io.ReadFull(r, b); err != nil || string(b) != want {
-			t.Fatalf("%q, want %q: %v", b, want, err)
+			t.Fatalf("got %q, want %q: %v", b, want, err)
 		}
 	}
 	expect("login: ls\r")
@@ -192,12 +198,12 @@ func TestAConsoleIsAPlainConnection(t *testing.T) {
 	expect("\x00\xff")
 	a.driver.Set("web-1", "gone")
 	if _, err := r.ReadByte(); err != io.EOF {
-		t.Errorf("it ends with %v", err)
+		t.Errorf("the connection ends with %v", err)
 	}
-	until(t, "the seat is left", func() bool { return a.connected() == 0 })
+	until(t, "the seat is released", func() bool { return a.connected() == 0 })
 }
 
-func TestWhatIsNoConnectionIsToldSo(t *testing.T) {
+func TestAConsoleRequestMustBeAValidUpgrade(t *testing.T) {
 	a := running(t)
 	const ws, raw = "websocket", "vman-console"
 	key := "dGhlIHNhbXBsZSBub25jZQ=="
@@ -205,27 +211,32 @@ func TestWhatIsNoConnectionIsToldSo(t *testing.T) {
 		header []string
 		status int
 	}{
-		"nothing":              {nil, 426},
-		"only Connection":      {[]string{"Connection", "Upgrade"}, 426},
-		"only Upgrade":         {[]string{"Upgrade", raw}, 426},
-		"something else":       {[]string{"Connection", "Upgrade", "Upgrade", "h2c"}, 426},
-		"an old WebSocket":     {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Version", "8", "Sec-WebSocket-Key", key}, 426},
-		"no version":           {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Key", key}, 426},
-		"no key":               {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Version", "13"}, 400},
-		"a short key":          {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Version", "13", "Sec-WebSocket-Key", "eA=="}, 400},
-		"another page's":       {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Version", "13", "Sec-WebSocket-Key", key, "Origin", "https://evil.example"}, 403},
-		"another site's":       {[]string{"Connection", "Upgrade", "Upgrade", raw, "Sec-Fetch-Site", "cross-site"}, 403},
-		"of a page of nowhere": {[]string{"Connection", "Upgrade", "Upgrade", raw, "Origin", "null"}, 403},
+		"nothing":          {nil, 426},
+		"only Connection":  {[]string{"Connection", "Upgrade"}, 426},
+		"only Upgrade":     {[]string{"Upgrade", raw}, 426},
+		"another protocol": {[]string{"Connection", "Upgrade", "Upgrade", "h2c"}, 426},
+		"an old WebSocket version": {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Version", "8",
+			"Sec-WebSocket-Key", key}, 426},
+		"no version": {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Key", key}, 426},
+		"no key":     {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Version", "13"}, 400},
+		"a short key": {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Version", "13",
+			"Sec-WebSocket-Key", "eA=="}, 400},
+		"a page of another origin": {[]string{"Connection", "Upgrade", "Upgrade", ws, "Sec-WebSocket-Version", "13",
+			"Sec-WebSocket-Key", key, "Origin", "https://evil.example"}, 403},
+		"a page of another site": {[]string{"Connection", "Upgrade", "Upgrade", raw, "Sec-Fetch-Site", "cross-site"},
+			403},
+		"a page without an origin": {[]string{"Connection", "Upgrade", "Upgrade", raw, "Origin", "null"}, 403},
 	} {
 		r := a.want(t, test.status, "GET", "/vms/web-1/console", "", test.header...)
-		if test.status == 426 && (r.Header.Get("Upgrade") != "websocket, vman-console" || r.problem(t).Code != "upgrade-required") {
+		if test.status == 426 &&
+			(r.Header.Get("Upgrade") != "websocket, vman-console" || r.problem(t).Code != "upgrade-required") {
 			t.Errorf("%s: %v %s", name, r.Header, r.body)
 		}
 	}
 	a.want(t, 426, "HEAD", "/vms/web-1/console", "", "Connection", "Upgrade", "Upgrade", raw)
 	a.want(t, 404, "GET", "/vms/web-2/console", "", "Connection", "Upgrade", "Upgrade", raw)
 	if got := a.connected(); got != 0 {
-		t.Errorf("%d seats are taken", got)
+		t.Errorf("%d seats are in use", got)
 	}
 	c, _, err := a.watch(t, "", "Origin", a.base)
 	if err != nil {
@@ -233,18 +244,17 @@ func TestWhatIsNoConnectionIsToldSo(t *testing.T) {
 	}
 	hear(t, c, "login: ")
 	a.want(t, 200, "POST", "/vms/web-1/actions/stop", `{"force":true}`, "Prefer", "wait=30")
-	if p := a.want(t, 409, "GET", "/vms/web-1/console", "", "Connection", "Upgrade", "Upgrade", raw).problem(t); p.Code != "invalid-state" {
-		t.Errorf("%+v", p)
-	}
+	a.wantCode(t, 409, "invalid-state", "GET", "/vms/web-1/console", "", "Connection", "Upgrade", "Upgrade", raw)
 }
 
-func TestATicketIsGoodOnceForOneConsole(t *testing.T) {
+func TestATicketOpensOneConsoleOnce(t *testing.T) {
 	a := running(t)
 	a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"web-2"}`)
 	a.want(t, 404, "POST", "/vms/web-3/console/tickets", "")
 	r := a.want(t, 201, "POST", "/vms/web-1/console/tickets", `{"write":true}`)
 	k := into[openapi.ConsoleTicket](t, r)
-	if k.URL != r.Header.Get("Location") || !strings.HasPrefix(k.URL, "/vms/web-1/console?ticket=") || time.Until(k.ExpiresAt.Time) > 30*time.Second || time.Until(k.ExpiresAt.Time) < 20*time.Second {
+	if k.URL != r.Header.Get("Location") || !strings.HasPrefix(k.URL, "/vms/web-1/console?ticket=") ||
+		time.Until(k.ExpiresAt.Time) > 30*time.Second || time.Until(k.ExpiresAt.Time) < 20*time.Second {
 		t.Errorf("%+v", k)
 	}
 	_, query, _ := strings.Cut(k.URL, "?")
@@ -252,38 +262,39 @@ func TestATicketIsGoodOnceForOneConsole(t *testing.T) {
 	hear(t, c, "login: ")
 	say(t, c, websocket.MessageText, "x")
 	hear(t, c, "x")
-	refused := func(what, query string) {
+	refused := func(ticket, query string) {
 		t.Helper()
 		_, resp, err := a.watch(t, "?"+query)
 		if err == nil || resp.StatusCode != 401 {
-			t.Errorf("%s: %v %v", what, resp, err)
+			t.Errorf("%s: %v %v", ticket, resp, err)
 		}
 	}
-	refused("used again", query)
-	refused("made up", "ticket="+strings.Repeat("A", 43))
+	refused("a used ticket", query)
+	refused("an invented ticket", "ticket="+strings.Repeat("A", 43))
 	k = into[openapi.ConsoleTicket](t, a.want(t, 201, "POST", "/vms/web-2/console/tickets", ""))
-	refused("of another VM", "ticket="+k.Ticket)
+	refused("a ticket for another VM", "ticket="+k.Ticket)
 	if _, resp, err := a.watch(t, "?ticket=short"); err == nil || resp.StatusCode != 401 {
 		t.Errorf("%v %v", resp, err)
 	}
-	// A ticket to read is not one to type, whoever asked for it.
+	// A ticket for reading does not allow writing, whatever the role of its creator.
 	k = into[openapi.ConsoleTicket](t, a.want(t, 201, "POST", "/vms/web-1/console/tickets", `{}`))
 	if _, resp, err := a.watch(t, "?write=true&take_over=true&ticket="+k.Ticket); err == nil || resp.StatusCode != 403 {
 		t.Errorf("%v %v", resp, err)
 	}
-	// It opens nothing else.
+	// A ticket is not accepted by other requests.
 	k = into[openapi.ConsoleTicket](t, a.want(t, 201, "POST", "/vms/web-1/console/tickets", `{}`))
 	a.want(t, 401, "GET", "/vms/web-1/console/log?ticket="+k.Ticket, "", "Authorization", "")
 	a.want(t, 401, "GET", "/vms/web-1/guest", "", "Authorization", "Bearer "+k.Ticket)
 	if log := a.log.String(); strings.Contains(log, k.Ticket) || strings.Contains(log, query) {
-		t.Error("the log has a ticket")
+		t.Error("the log contains a ticket")
 	}
 }
 
-func TestTicketsExpireAndAreBounded(t *testing.T) {
+func TestTicketsExpireAndAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var k tickets
-		admin, viewer := vm.Caller{Name: "token:admin", Role: vm.RoleAdmin}, vm.Caller{Name: "token:v", Role: vm.RoleViewer}
+		admin := vm.Caller{Name: "token:admin", Role: vm.RoleAdmin}
+		viewer := vm.Caller{Name: "token:v", Role: vm.RoleViewer}
 		old, expires, err := k.issue(admin, "web-1", false)
 		if err != nil || !expires.Equal(time.Now().Add(30*time.Second)) {
 			t.Fatal(expires, err)
@@ -295,7 +306,7 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 		}
 		time.Sleep(time.Nanosecond)
 		if _, err := k.redeem(old, "web-1"); !hasCode(err, codeUnauthorized) {
-			t.Errorf("it is still good: %v", err)
+			t.Errorf("an expired ticket is accepted: %v", err)
 		}
 		got, err := k.redeem(young, "web-1")
 		if err != nil || got.caller.Name != viewer.Name || got.caller.Role != viewer.Role || !got.write {
@@ -307,7 +318,7 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 			}
 		}
 		if _, _, err := k.issue(admin, "web-1", false); !hasCode(err, vm.CodeLimitReached) {
-			t.Errorf("no end of tickets: %v", err)
+			t.Errorf("one ticket above the limit: %v", err)
 		}
 		last, _, err := k.issue(viewer, "web-1", false)
 		if err != nil {
@@ -315,7 +326,7 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 		}
 		k.revoke(map[string]bool{viewer.Name: true})
 		if _, err := k.redeem(last, "web-1"); err == nil {
-			t.Error("its caller is gone and it is still good")
+			t.Error("the ticket of a revoked caller is accepted")
 		}
 		time.Sleep(ticketLife)
 		if _, _, err := k.issue(admin, "web-1", false); err != nil || len(k.all) != 1 {
@@ -324,7 +335,7 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 	})
 }
 
-func TestConsolesAreBounded(t *testing.T) {
+func TestConsoleConnectionsAreLimited(t *testing.T) {
 	var c consoles
 	end := func(error) {}
 	var seats []*seat
@@ -349,8 +360,15 @@ func TestConsolesAreBounded(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	waited := make(chan struct{})
-	go func() { c.wait(time.Minute); close(waited) }()
-	until(t, "somebody waits", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.empty != nil })
+	go func() {
+		defer close(waited)
+		c.wait(time.Minute)
+	}()
+	until(t, "wait is running", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.empty != nil
+	})
 	for _, s := range seats {
 		c.leave(s)
 	}
@@ -365,14 +383,12 @@ func TestConsolesAreBounded(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"/vms/web-1/console", "/vms/web-1/console/log?follow=true"} {
-		if p := a.want(t, 409, "GET", path, "", "Connection", "Upgrade", "Upgrade", "vman-console").problem(t); p.Code != "limit-reached" {
-			t.Errorf("%+v", p)
-		}
+		a.wantCode(t, 409, "limit-reached", "GET", path, "", "Connection", "Upgrade", "Upgrade", "vman-console")
 	}
 	a.want(t, 200, "GET", "/vms/web-1/console/log", "")
 }
 
-func TestAClientThatDoesNotReadAConsoleIsCutOff(t *testing.T) {
+func TestAClientThatDoesNotReadAConsoleIsDisconnected(t *testing.T) {
 	a := running(t, func(f *fixture) { f.tune = func(s *Server) { s.eventTimeout = 100 * time.Millisecond } })
 	_, _, resp := a.upgrade(t, "", "")
 	if resp.StatusCode != 101 {
@@ -380,35 +396,35 @@ func TestAClientThatDoesNotReadAConsoleIsCutOff(t *testing.T) {
 	}
 	a.mustWatch(t, "")
 	flood := strings.Repeat("0123456789abcdef", 1<<16)
-	for range 32 { // far more than the buffers of two sockets hold
+	for range 32 { // 32 MiB: far more than the buffers of two sockets
 		a.driver.Say("web-1", flood)
 	}
-	until(t, "both are cut off", func() bool { return a.connected() == 0 })
+	until(t, "both clients are disconnected", func() bool { return a.connected() == 0 })
 }
 
-func TestAWebSocketThatDoesNotAnswerIsCutOff(t *testing.T) {
+func TestAWebSocketThatDoesNotAnswerPingsIsDisconnected(t *testing.T) {
 	a := running(t, func(f *fixture) {
 		f.tune = func(s *Server) { s.eventTimeout, s.heartbeat = 200*time.Millisecond, 20*time.Millisecond }
 	})
 	alive := a.mustWatch(t, "")
-	heard := make(chan string, 10)
-	go func() { // to read is to answer pings
+	received := make(chan string, 10)
+	go func() { // Read answers pings
 		for {
 			_, b, err := alive.Read(context.Background())
 			if err != nil {
-				close(heard)
+				close(received)
 				return
 			}
-			heard <- string(b)
+			received <- string(b)
 		}
 	}()
-	<-heard
+	<-received
 	a.mustWatch(t, "")
-	until(t, "the silent one is there", func() bool { return a.connected() == 2 })
-	until(t, "the silent one is cut off", func() bool { return a.connected() == 1 })
+	until(t, "the silent client is connected", func() bool { return a.connected() == 2 })
+	until(t, "the silent client is disconnected", func() bool { return a.connected() == 1 })
 	a.driver.Say("web-1", "x")
-	if got := <-heard; got != "x" {
-		t.Errorf("heard %q", got)
+	if got := <-received; got != "x" {
+		t.Errorf("got %q", got)
 	}
 }
 
@@ -428,7 +444,7 @@ func TestStoppingDoesNotWaitForConsoles(t *testing.T) {
 	if _, err := io.ReadFull(r, make([]byte, 7)); err != nil {
 		t.Fatal(err)
 	}
-	mute := a.mustWatch(t, "") // it never answers anything
+	mute := a.mustWatch(t, "") // a client that never reads
 	follower := a.followLog(t, "?follow=1")
 	if _, err := io.ReadFull(follower.Body, make([]byte, 7)); err != nil {
 		t.Fatal(err)
@@ -444,43 +460,43 @@ func TestStoppingDoesNotWaitForConsoles(t *testing.T) {
 		t.Error(err)
 	}
 	if took := time.Since(begun); took > 5*time.Second {
-		t.Errorf("it took %v", took)
+		t.Errorf("stopping took %v", took)
 	}
 	if got := <-said; !strings.HasPrefix(got, "1001") {
 		t.Errorf("%s", got)
 	}
 	if _, err := r.ReadByte(); err == nil {
-		t.Error("the plain connection goes on")
+		t.Error("the plain connection is still open")
 	}
 	if got := a.connected(); got != 0 {
-		t.Errorf("%d connections are left", got)
+		t.Errorf("%d connections are open", got)
 	}
 	_, _ = conn, mute
 }
 
 func TestARevokedTokenEndsItsConsoles(t *testing.T) {
 	a := running(t)
-	who := a.as(t, vm.RoleOperator)
+	operator := a.as(t, vm.RoleOperator)
 	stays := a.mustWatch(t, "")
 	hear(t, stays, "login: ")
-	ends := a.mustWatch(t, "", "Authorization", who[3])
+	ends := a.mustWatch(t, "", "Authorization", operator[3])
 	hear(t, ends, "login: ")
 	secret, _, err := a.tickets.issue(vm.Caller{Name: "token:operator-1", Role: vm.RoleOperator}, "web-1", false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.as(t, vm.RoleOperator) // another in its place
+	a.as(t, vm.RoleOperator) // replaces the token
 	if code, reason := ended(t, ends); code != websocket.StatusPolicyViolation || !strings.Contains(reason, "token") {
 		t.Errorf("%d %s", code, reason)
 	}
 	if _, _, err := a.watch(t, "?ticket="+secret); err == nil {
-		t.Error("its ticket is still good")
+		t.Error("a ticket of the old token is accepted")
 	}
 	a.driver.Say("web-1", "x")
 	hear(t, stays, "x")
 }
 
-// followLog asks for a console's log.
+// followLog requests the console log of web-1. The caller reads the body.
 func (a *api) followLog(t *testing.T, query string) *http.Response {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), "GET", a.base+"/vms/web-1/console/log"+query, nil)
@@ -496,7 +512,7 @@ func (a *api) followLog(t *testing.T, query string) *http.Response {
 	return resp
 }
 
-func TestALogIsReadFromAnywhere(t *testing.T) {
+func TestAConsoleLogIsReadFromAnyOffset(t *testing.T) {
 	a := running(t)
 	a.driver.Say("web-1", "root\r\n\xff")
 	for query, want := range map[string]string{
@@ -504,11 +520,12 @@ func TestALogIsReadFromAnywhere(t *testing.T) {
 		"?tail=3": "\r\n\xff", "?tail=0": "", "?tail=999": "login: root\r\n\xff", "?follow=0": "login: root\r\n\xff",
 	} {
 		r := a.want(t, 200, "GET", "/vms/web-1/console/log"+query, "")
-		if string(r.body) != want || r.Header.Get("X-Vman-Console-End") != "14" || r.Header.Get("Content-Type") != "application/octet-stream" {
+		if string(r.body) != want || r.Header.Get("X-Vman-Console-End") != "14" ||
+			r.Header.Get("Content-Type") != "application/octet-stream" {
 			t.Errorf("%s: %q %v", query, r.body, r.Header)
 		}
 	}
-	a.want(t, 200, "HEAD", "/vms/web-1/console/log?follow=true", "") // it comes to an end
+	a.want(t, 200, "HEAD", "/vms/web-1/console/log?follow=true", "") // must end
 	a.want(t, 404, "GET", "/vms/web-2/console/log", "")
 	a.want(t, 200, "POST", "/vms/web-1/actions/stop", `{"force":true}`, "Prefer", "wait=30")
 	if r := a.want(t, 200, "GET", "/vms/web-1/console/log?follow=1", ""); string(r.body) != "login: root\r\n\xff" {
@@ -516,7 +533,7 @@ func TestALogIsReadFromAnywhere(t *testing.T) {
 	}
 }
 
-func TestALogIsFollowedWithoutLossUntilTheRunIsOver(t *testing.T) {
+func TestAConsoleLogIsFollowedWithoutLossUntilTheVMEnds(t *testing.T) {
 	a := running(t)
 	resp := a.followLog(t, "?follow=1&tail=2")
 	want := ": "
@@ -538,21 +555,24 @@ func TestALogIsFollowedWithoutLossUntilTheRunIsOver(t *testing.T) {
 	if err != nil || string(rest) != "bye" {
 		t.Errorf("%q %v", rest, err)
 	}
-	until(t, "the seat is left", func() bool { return a.connected() == 0 })
+	until(t, "the seat is released", func() bool { return a.connected() == 0 })
 }
 
-func TestCloseReasonsFit(t *testing.T) {
+func TestCloseReasonsFitInAFrame(t *testing.T) {
 	long := &vm.Fault{Code: vm.CodeState, Detail: strings.Repeat("ä", 100)}
 	for name, test := range map[string]struct {
 		why  error
 		code websocket.StatusCode
 	}{
-		"the end":     {io.EOF, websocket.StatusNormalClosure},
-		"stopping":    {errStopping, websocket.StatusGoingAway},
-		"too slow":    {fmt.Errorf("x: %w", &vm.Fault{Code: vm.CodeUnavailable, Detail: "slow"}), websocket.StatusTryAgainLater},
-		"not typing":  {long, websocket.StatusPolicyViolation},
-		"a defect":    {io.ErrUnexpectedEOF, websocket.StatusInternalError},
-		"a bad query": {&url.Error{Err: io.ErrNoProgress}, websocket.StatusInternalError},
+		"the end of the VM": {io.EOF, websocket.StatusNormalClosure},
+		"stopping":          {errStopping, websocket.StatusGoingAway},
+		"too slow": {fmt.Errorf("x: %w", &vm.Fault{
+			Code:   vm.CodeUnavailable,
+			Detail: "slow",
+		}), websocket.StatusTryAgainLater},
+		"a write of a reader": {long, websocket.StatusPolicyViolation},
+		"a defect":            {io.ErrUnexpectedEOF, websocket.StatusInternalError},
+		"another error":       {&url.Error{Err: io.ErrNoProgress}, websocket.StatusInternalError},
 	} {
 		if code, reason := closeCode(test.why); code != test.code || len(reason) > maxReason {
 			t.Errorf("%s: %d %q", name, code, reason)

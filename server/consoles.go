@@ -9,35 +9,39 @@ import (
 	"vmand/vm"
 )
 
-// How many connections to consoles there may be, those that follow a console's
-// log included.
+// The maximum number of open console connections, including requests that follow a
+// console log.
 const (
 	maxConsolesPerVM = 64
 	maxConsoles      = 512
 )
 
-// consoles are the connections to consoles that are open.
+// consoles holds the open console connections.
 type consoles struct {
 	mu    sync.Mutex
 	open  map[*seat]struct{}
 	perVM map[string]int
-	empty chan struct{} // closed when the last one leaves; nil if nobody waits
+	empty chan struct{} // closed when the last connection leaves; nil if wait is not running
 }
 
-// A seat is one connection's.
+// A seat is the place of one connection in consoles.
 type seat struct {
 	vm, caller string
 	end        context.CancelCauseFunc // ends the connection
 }
 
-// enter takes a seat, whose connection is ended by end.
+// enter returns a seat for a connection, or a fault if a limit is reached. end must
+// end the connection.
 func (c *consoles) enter(vmID, caller string, end context.CancelCauseFunc) (*seat, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.perVM[vmID] >= maxConsolesPerVM || len(c.open) >= maxConsoles {
-		return nil, &vm.Fault{Code: vm.CodeLimitReached, Hint: "close some of them",
-			Detail: fmt.Sprintf("%d connections to the console of VM %s and %d in all are open; there may be %d and %d", c.perVM[vmID], vmID,
-				len(c.open), maxConsolesPerVM, maxConsoles)}
+		return nil, &vm.Fault{
+			Code: vm.CodeLimitReached,
+			Detail: fmt.Sprintf("VM %s has %d of at most %d console connections; in total %d of at most %d are open",
+				vmID, c.perVM[vmID], maxConsolesPerVM, len(c.open), maxConsoles),
+			Hint: "close console connections that are not needed",
+		}
 	}
 	if c.open == nil {
 		c.open, c.perVM = map[*seat]struct{}{}, map[string]int{}
@@ -48,6 +52,7 @@ func (c *consoles) enter(vmID, caller string, end context.CancelCauseFunc) (*sea
 	return s, nil
 }
 
+// leave releases a seat. It must be called once.
 func (c *consoles) leave(s *seat) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -61,7 +66,7 @@ func (c *consoles) leave(s *seat) {
 	}
 }
 
-// revoke ends the connections of some callers.
+// revoke ends the connections of the given callers.
 func (c *consoles) revoke(gone map[string]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -72,7 +77,7 @@ func (c *consoles) revoke(gone map[string]bool) {
 	}
 }
 
-// wait returns when no connection is open, or when patience is at its end.
+// wait waits until no connection is open, for at most patience.
 func (c *consoles) wait(patience time.Duration) {
 	c.mu.Lock()
 	if len(c.open) == 0 {

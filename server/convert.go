@@ -7,16 +7,15 @@ import (
 	"vmand/vm"
 )
 
-// The functions here turn the domain's values into the API's. What they return
-// may point into what they are given.
+// The functions in this file convert values of package vm into the generated types.
+// Their results may point into their arguments.
 
 const mibPerGiB = 1024
 
-// gib returns a size in GiB; a whole number of MiB is exact in it.
+// gib converts MiB to GiB. The result is exact.
 func gib(mib int64) float64 { return float64(mib) / mibPerGiB }
 
-// mib returns a size in MiB. The specification lets only whole numbers of it
-// through.
+// mib converts GiB to MiB. The contract allows only whole numbers of MiB.
 func mib(gib float64) int64 { return int64(gib * mibPerGiB) }
 
 // optional returns nil for an empty string.
@@ -27,6 +26,7 @@ func optional[S ~string](s *S) *S {
 	return s
 }
 
+// optionalTime returns nil for the zero time.
 func optionalTime(t time.Time) *openapi.Time {
 	if t.IsZero() {
 		return nil
@@ -35,7 +35,12 @@ func optionalTime(t time.Time) *openapi.Time {
 }
 
 func apiTemplate(t *vm.Template) *openapi.Template {
-	return &openapi.Template{Name: t.Name, CPUCount: t.CPUCount, RAMAmount: t.RAMMiB, CreatedAt: openapi.Time{Time: t.CreatedAt}}
+	return &openapi.Template{
+		Name:      t.Name,
+		CPUCount:  t.CPUCount,
+		RAMAmount: t.RAMMiB,
+		CreatedAt: openapi.Time{Time: t.CreatedAt},
+	}
 }
 
 func apiDisk(d *vm.Disk) *openapi.Disk {

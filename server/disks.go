@@ -16,9 +16,17 @@ func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObje
 	}
 	b := r.Body
 	if b.Size == nil && b.Image == nil && b.FromDisk == nil {
-		return nil, invalid(vm.FieldFault{Field: "/size", Detail: "is missing: it can be left out only of a disk that is made of an image or of another disk"})
+		return nil, invalid(vm.FieldFault{
+			Field:  "/size",
+			Detail: "is missing: it is required without image and from_disk",
+		})
 	}
-	n := vm.NewDisk{SizeMiB: mib(value(b.Size)), MountPoint: value(b.MountPoint), Image: value(b.Image), FromDisk: value(b.FromDisk)}
+	n := vm.NewDisk{
+		SizeMiB:    mib(value(b.Size)),
+		MountPoint: value(b.MountPoint),
+		Image:      value(b.Image),
+		FromDisk:   value(b.FromDisk),
+	}
 	if n.FromDisk == "" {
 		d, err := s.manager.CreateDisk(ctx, n)
 		if err != nil {
@@ -33,7 +41,8 @@ func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObje
 	return s.made(ctx, diskAnswer(&d), o, wait, func() (answer, error) { return s.diskNow(ctx, d.ID) })
 }
 
-// diskNow answers with a disk that was made.
+// diskNow returns the answer to the request that created a disk, with its current
+// record.
 func (s *Server) diskNow(ctx context.Context, id string) (answer, error) {
 	d, err := s.reader.Disk(ctx, id)
 	return diskAnswer(&d).created("/disks/" + id), err
@@ -70,7 +79,7 @@ func (s *Server) UpdateDisk(ctx context.Context, r openapi.UpdateDiskRequestObje
 	return diskAnswer(&d), nil
 }
 
-// diskAnswer answers with a disk.
+// diskAnswer returns the answer 200 with a disk.
 func diskAnswer(d *vm.Disk) answer {
 	return answer{status: http.StatusOK, body: apiDisk(d), etag: etagOf(diskVersion(d))}
 }
@@ -107,8 +116,9 @@ func (s *Server) DetachDisk(ctx context.Context, r openapi.DetachDiskRequestObje
 	return moved(d, o, wait > 0, err)
 }
 
-// moved answers with a disk that was attached or detached, or that is still on
-// its way. Plugging takes so little time that it is always waited for.
+// moved returns the answer to a request to attach or detach d: 202 if d is still
+// attaching or detaching. The manager always waits for QEMU, which takes about
+// 60 ms; only the guest can take longer.
 func moved(d vm.Disk, o vm.Operation, waited bool, err error) (answer, error) {
 	switch {
 	case err != nil:

@@ -23,16 +23,24 @@ func TestADiskIsCreatedAttachedGrownDetachedAndDeleted(t *testing.T) {
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
 	r = a.want(t, 200, "POST", path+"/attach", `{"vm_id":"web-1"}`, "Prefer", "wait=5")
 	d = into[openapi.Disk](t, r)
-	if d.State != "attached" || d.VMID == nil || *d.VMID != "web-1" || d.GuestDevice == nil || r.Header.Get("Preference-Applied") != "wait" {
+	if d.State != "attached" || d.VMID == nil || *d.VMID != "web-1" || d.GuestDevice == nil ||
+		r.Header.Get("Preference-Applied") != "wait" {
 		t.Errorf("attached %+v", d)
 	}
-	if p := a.want(t, 409, "POST", path+"/attach", `{"vm_id":"web-1"}`).problem(t); !strings.Contains(p.Detail, "already attached") {
+	if p := a.want(t, 409, "POST", path+"/attach", `{"vm_id":"web-1"}`).problem(t); !strings.Contains(p.Detail,
+		"already attached") {
 		t.Errorf("problem %+v", p)
 	}
-	if p := a.want(t, 409, "DELETE", path, "").problem(t); p.Code != "in-use" || !strings.Contains(p.Detail, "attached") {
+	if p := a.want(t, 409, "DELETE", path, "").problem(t); p.Code != "in-use" ||
+		!strings.Contains(p.Detail, "attached") {
 		t.Errorf("problem %+v", p)
 	}
-	for query, n := range map[string]int{"?vm_id=web-1": 1, "?vm_id=web-2": 0, "?state=attached": 1, "?state=available": 0} {
+	for query, n := range map[string]int{
+		"?vm_id=web-1":     1,
+		"?vm_id=web-2":     0,
+		"?state=attached":  1,
+		"?state=available": 0,
+	} {
 		if got := len(into[[]openapi.Disk](t, a.want(t, 200, "GET", "/disks"+query, ""))); got != n {
 			t.Errorf("%s: %d disks, want %d", query, got, n)
 		}
@@ -56,7 +64,7 @@ func TestADiskIsCreatedAttachedGrownDetachedAndDeleted(t *testing.T) {
 	a.want(t, 404, "GET", path, "")
 }
 
-func TestAttachingNamesTheMissingVM(t *testing.T) {
+func TestAttachingNamesAMissingVM(t *testing.T) {
 	a := newAPI(t)
 	d := into[openapi.Disk](t, a.want(t, 201, "POST", "/disks", `{"size":1}`))
 	a.want(t, 404, "POST", "/disks/"+d.ID+"/attach", `{"vm_id":"web-9"}`)
@@ -66,13 +74,13 @@ func TestAttachingNamesTheMissingVM(t *testing.T) {
 	}
 }
 
-func TestADiskTheGuestDoesNotLetGoOfStaysDetaching(t *testing.T) {
+func TestADiskThatTheGuestDoesNotReleaseStaysDetaching(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	d := into[openapi.Disk](t, a.want(t, 201, "POST", "/disks", `{"size":1}`))
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
 	a.want(t, 200, "POST", "/disks/"+d.ID+"/attach", `{"vm_id":"web-1"}`)
 	a.driver.Hook = hook("DetachDisk", func(context.Context) error {
-		return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not let go of it"}
+		return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not released it"}
 	})
 	r := a.want(t, 202, "POST", "/disks/"+d.ID+"/detach", "", "Prefer", "wait=1")
 	if got := into[openapi.Disk](t, r).State; got != "detaching" {
@@ -86,7 +94,8 @@ func TestAFullHostIs507(t *testing.T) {
 	a.driver.Hook = hook("CreateDisk", func(context.Context) error {
 		return &vm.Fault{Code: vm.CodeInsufficientStorage, Detail: "no space left"}
 	})
-	if p := a.want(t, 507, "POST", "/disks", `{"size":1}`).problem(t); p.Code != "insufficient-storage" || p.OperationID == "" {
+	if p := a.want(t, 507, "POST", "/disks", `{"size":1}`).problem(t); p.Code != "insufficient-storage" ||
+		p.OperationID == "" {
 		t.Errorf("problem %+v", p)
 	}
 }

@@ -14,8 +14,8 @@ import (
 	"vmand/openapi"
 )
 
-// The page at /docs, which shows the specification in a browser. It loads
-// nothing but /openapi.json from this server.
+// The parts of the page at /docs, which shows the contract in a browser. The page
+// loads only /openapi.json from this server.
 var (
 	//go:embed docs/page.html
 	docsPage string
@@ -25,7 +25,7 @@ var (
 	docsScript string
 )
 
-// registerDocs adds what the specification tags as documentation: itself, and
+// registerDocs registers the operations with the tag documentation: the contract and
 // the page that shows it.
 func (s *Server) registerDocs() {
 	page := strings.NewReplacer("{{style}}", docsStyle, "{{script}}", docsScript).Replace(docsPage)
@@ -36,13 +36,13 @@ func (s *Server) registerDocs() {
 	s.echo.GET("/docs", document("text/html; charset=utf-8", policy, func() []byte { return []byte(page) }))
 }
 
-// document returns a handler that answers with what read returns. policy is a
-// Content-Security-Policy, empty for none.
+// document returns a handler that answers with the content that read returns. policy
+// is the Content-Security-Policy, or empty.
 func document(mediaType, policy string, read func() []byte) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		content := read()
 		if content == nil {
-			return errors.New("convert the API's specification to JSON")
+			return errors.New("cannot convert the contract to JSON")
 		}
 		h := c.Response().Header()
 		h.Set("Content-Type", mediaType)
@@ -57,8 +57,8 @@ func document(mediaType, policy string, read func() []byte) echo.HandlerFunc {
 	}
 }
 
-// sourceHash returns what allows exactly this inline style or script in a
-// Content-Security-Policy.
+// sourceHash returns the source expression of a Content-Security-Policy that allows
+// only this inline style or script.
 func sourceHash(source string) string {
 	hash := sha256.Sum256([]byte(source))
 	return "'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) + "'"

@@ -11,7 +11,7 @@ import (
 	"vmand/vm"
 )
 
-// etagOf returns the strong entity tag of one state of a resource:
+// etagOf returns the strong entity tag of a version of a resource:
 // "<Seq>-<Revision>", in quotes.
 func etagOf(v vm.Version) string {
 	b := make([]byte, 0, 24)
@@ -22,22 +22,23 @@ func etagOf(v vm.Version) string {
 	return string(append(b, '"'))
 }
 
-// etag returns the entity tag of a VM with what is seen of its agent: whether it
-// answers, and its version.
+// etag returns the entity tag of a VM, which also covers the state and the version of
+// its guest agent.
 func (v *wireVM) etag() string {
 	tag := etagOf(vmVersion(v.VM))
 	if v.agent.State == vm.AgentAbsent {
 		return tag
 	}
 	hash := fnv.New64a()
-	_, _ = io.WriteString(hash, string(v.agent.State)+" "+v.agent.Version) // a hash takes everything
+	_, _ = io.WriteString(hash, string(v.agent.State)+" "+v.agent.Version) // never fails for a hash
 	return fmt.Sprintf(`%s.%016x"`, tag[:len(tag)-1], hash.Sum64())
 }
 
-// parseMatch returns the precondition an If-Match header states (RFC 9110,
-// 13.1.1): nil when there is none or it is "*", which any present resource
-// meets. Weak tags never match, nor does one that is not ours; both leave a
-// Match that nothing meets. What is not a list of entity tags is an error.
+// parseMatch returns the precondition of an If-Match header (RFC 9110, 13.1.1). It
+// returns nil for an empty header and for "*", which every existing resource meets.
+// Weak tags and unknown tags never match: a header with only such tags becomes an
+// empty, non-nil Match, which no version meets. A header that is not a list of
+// entity tags is an error.
 func parseMatch(header string) (vm.Match, error) {
 	header = strings.TrimSpace(header)
 	if header == "" || header == "*" {
@@ -57,8 +58,8 @@ func parseMatch(header string) (vm.Match, error) {
 	return match, nil
 }
 
-// matchesNone reports whether an If-None-Match header names etag (RFC 9110,
-// 13.1.2, weak comparison): the client has the present state already.
+// matchesNone reports whether an If-None-Match header contains etag (RFC 9110,
+// 13.1.2, weak comparison), so that the answer is 304.
 func matchesNone(header, etag string) bool {
 	header = strings.TrimSpace(header)
 	if header == "*" {
@@ -67,7 +68,7 @@ func matchesNone(header, etag string) bool {
 	for header != "" {
 		tag, _, rest, ok := nextTag(header)
 		if !ok {
-			return false // a condition nobody can read is no condition
+			return false // an invalid condition is ignored
 		}
 		if tag == etag {
 			return true
@@ -77,7 +78,7 @@ func matchesNone(header, etag string) bool {
 	return false
 }
 
-// nextTag cuts the first entity tag, quotes included, off a list of them.
+// nextTag cuts the first entity tag, including its quotes, from a list.
 func nextTag(list string) (tag string, weak bool, rest string, ok bool) {
 	list, weak = strings.CutPrefix(list, "W/")
 	if !strings.HasPrefix(list, `"`) {
@@ -95,10 +96,12 @@ func nextTag(list string) (tag string, weak bool, rest string, ok bool) {
 	return tag, weak, strings.TrimSpace(rest), ok
 }
 
-// seenPart is what the tag of a resource has after its version for what is seen
-// of the host. It is not what a precondition is about.
+// seenPart matches the part of an entity tag that covers observed state. A
+// precondition ignores it: it only compares the recorded version.
 var seenPart = regexp.MustCompile(`\.[0-9a-f]{16}"$`)
 
+// parseTag returns the version in an entity tag. It reports false for a tag that
+// etagOf does not produce.
 func parseTag(tag string) (vm.Version, bool) {
 	tag = seenPart.ReplaceAllString(tag, `"`)
 	seq, rev, ok := strings.Cut(strings.Trim(tag, `"`), "-")
@@ -108,6 +111,6 @@ func parseTag(tag string) (vm.Version, bool) {
 	s, err1 := strconv.ParseInt(seq, 10, 64)
 	r, err2 := strconv.ParseInt(rev, 10, 64)
 	v := vm.Version{Seq: s, Revision: r}
-	// Only the spelling we give out is ours: no signs, no leading zeros.
+	// Reject other spellings of the same numbers: signs, leading zeros.
 	return v, err1 == nil && err2 == nil && etagOf(v) == tag
 }

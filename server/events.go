@@ -15,19 +15,20 @@ import (
 
 const (
 	streamMedia = "text/event-stream"
-	// heartbeat is how often a stream says something, for the client and what is
-	// between to know that it lives.
+	// heartbeat is the time between two comments in a stream, which show the client and
+	// proxies that the connection is alive.
 	heartbeat = 15 * time.Second
-	// eventTimeout is how long a client may take to read what is sent to it.
+	// eventTimeout is how long a client of a stream may take to read one write.
 	eventTimeout = 10 * time.Second
-	// stopPatience is what it has of that when the server stops.
+	// stopPatience is the same while the server stops.
 	stopPatience = time.Second
 )
 
 // streamKey marks the context of a request that wants a stream.
 type streamKey struct{}
 
-// wantsStream reports whether a client asks for a stream by its name.
+// wantsStream reports whether the Accept header names the media type of streams.
+// Wildcards do not count.
 func wantsStream(h http.Header) bool {
 	for _, line := range h["Accept"] {
 		for media := range strings.SplitSeq(line, ",") {
@@ -55,20 +56,25 @@ func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObje
 	if err != nil {
 		return nil, err
 	}
-	l := list[vm.Event]{ctx: ctx, seq: func(e *vm.Event) int64 { return e.Seq }, api: func(e *vm.Event) any { return apiEvent(e) }}
+	l := list[vm.Event]{
+		ctx: ctx,
+		seq: func(e *vm.Event) int64 { return e.Seq },
+		api: func(e *vm.Event) any { return apiEvent(e) },
+	}
 	if l.page, err = s.reader.Events(ctx, f, vm.Page{After: after, Limit: limit + 1}); err != nil {
 		return nil, err
 	}
 	if len(l.page) > limit {
 		l.page = l.page[:limit]
-		next := query("type", f.Type, "resource", f.Resource, "limit", strconv.Itoa(limit), "since", strconv.FormatInt(l.page[limit-1].Seq, 10))
+		next := query("type", f.Type, "resource", f.Resource, "limit", strconv.Itoa(limit), "since",
+			strconv.FormatInt(l.page[limit-1].Seq, 10))
 		l.link = fmt.Sprintf(`</events?%s>; rel="next"`, next.Encode())
 	}
 	return l, nil
 }
 
-// knownEvent returns seq, or 0 if no event has had that number yet: it is of
-// another history, which a backup that was put back has ended.
+// knownEvent returns seq, or 0 if seq is higher than the number of the last event:
+// then it was assigned before a backup was restored.
 func (s *Server) knownEvent(ctx context.Context, seq int64) (int64, error) {
 	if seq == 0 {
 		return 0, nil
@@ -80,9 +86,8 @@ func (s *Server) knownEvent(ctx context.Context, seq int64) (int64, error) {
 	return seq, err
 }
 
-// A stream answers with events as they happen, as Server-Sent Events. It reads
-// them from the records and keeps none in memory, so it cannot lose one, however
-// slow its client is.
+// A stream is the answer with a stream of Server-Sent Events. It reads the events from
+// the store and buffers none, so a slow client misses no event.
 type stream struct {
 	s      *Server
 	ctx    context.Context // of the request
@@ -94,7 +99,8 @@ type stream struct {
 	enc *encoder
 }
 
-// newStream returns the stream that goes on where the client is.
+// newStream returns a stream that starts after the last event that the client has
+// received.
 func (s *Server) newStream(ctx context.Context, f vm.EventFilter, p openapi.ListEventsParams) (*stream, error) {
 	st := &stream{s: s, ctx: ctx, filter: f}
 	since := p.LastEventID
@@ -110,9 +116,8 @@ func (s *Server) newStream(ctx context.Context, f vm.EventFilter, p openapi.List
 	return st, err
 }
 
-// Respond implements [openapi.Response]. It
-// returns when the client is gone or the server stops, and an error if the events
-// cannot be read.
+// Respond implements [openapi.Response]. It blocks until the client disconnects or
+// the server stops. It returns an error if the events cannot be read.
 func (st *stream) Respond(w http.ResponseWriter) error {
 	st.w, st.rc, st.enc = w, http.NewResponseController(w), getEncoder()
 	defer st.enc.free()
@@ -122,7 +127,7 @@ func (st *stream) Respond(w http.ResponseWriter) error {
 	beat := time.NewTicker(st.s.heartbeat)
 	defer beat.Stop()
 	for {
-		next := st.s.manager.NextEvent() // before the look, or one is missed
+		next := st.s.manager.NextEvent() // before the read, or an event can be missed
 		if ok, err := st.catchUp(); !ok {
 			return err
 		}
@@ -138,8 +143,8 @@ func (st *stream) Respond(w http.ResponseWriter) error {
 	}
 }
 
-// catchUp sends what is gathered and every event there is by now. It reports
-// false when the stream is over.
+// catchUp sends the buffered bytes and all new events. It reports whether the stream
+// can continue.
 func (st *stream) catchUp() (bool, error) {
 	for {
 		events, err := st.s.reader.Events(st.ctx, st.filter, vm.Page{After: st.after, Limit: wholePage})
@@ -170,12 +175,12 @@ func (st *stream) catchUp() (bool, error) {
 	}
 }
 
-// send sends what is gathered, and the answer's head if there is nothing. It
-// reports false if the client is gone, or has not read for too long.
+// send sends the buffered bytes, and at the first call the header of the answer. It
+// reports false if the client has disconnected or does not read.
 func (st *stream) send() bool {
 	begun := time.Now()
-	_ = st.rc.SetWriteDeadline(begun.Add(st.s.eventTimeout)) // a test's writer has none
-	if st.s.stopping.Err() != nil {                          // it has just set another deadline
+	_ = st.rc.SetWriteDeadline(begun.Add(st.s.eventTimeout)) // fails only for writers of tests
+	if st.s.stopping.Err() != nil {                          // its shorter deadline may have been overwritten
 		return false
 	}
 	_, err := st.w.Write(st.enc.buf.Bytes())
@@ -183,17 +188,24 @@ func (st *stream) send() bool {
 		err = st.rc.Flush()
 	}
 	st.enc.buf.Reset()
-	if err == nil && st.ctx.Err() == nil { // net/http ends it when a flush fails
+	if err == nil && st.ctx.Err() == nil { // net/http cancels ctx if a flush fails
 		return true
 	}
 	if time.Since(begun) >= st.s.eventTimeout {
-		st.s.log.Info("a client of the events did not read in time and is disconnected", "request_id", vm.CallerOf(st.ctx).RequestID)
+		st.s.log.Info("disconnect a client of the event stream that does not read", "request_id",
+			vm.CallerOf(st.ctx).RequestID)
 	}
 	return false
 }
 
 func apiEvent(e *vm.Event) *openapi.Event {
-	out := &openapi.Event{Seq: e.Seq, At: openapi.Time{Time: e.At}, Type: openapi.EventType(e.Type), Resource: e.Resource, Data: e.Data}
+	out := &openapi.Event{
+		Seq:      e.Seq,
+		At:       openapi.Time{Time: e.At},
+		Type:     openapi.EventType(e.Type),
+		Resource: e.Resource,
+		Data:     e.Data,
+	}
 	if len(out.Data) == 0 {
 		out.Data = openapi.RawJSON("{}")
 	}

@@ -21,7 +21,7 @@ import (
 	"vmand/vm"
 )
 
-func TestEventsAreListedPageByPage(t *testing.T) {
+func TestEventsAreListedInPages(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
 	all := into[[]openapi.Event](t, a.want(t, 200, "GET", "/events", ""))
@@ -42,7 +42,7 @@ func TestEventsAreListedPageByPage(t *testing.T) {
 		}
 	}
 	if fmt.Sprint(paged) != fmt.Sprint(all) {
-		t.Errorf("page by page:\n%v\nand at once:\n%v", paged, all)
+		t.Errorf("in pages:\n%v\nin one list:\n%v", paged, all)
 	}
 	count := func(query string) int {
 		return len(into[[]openapi.Event](t, a.want(t, 200, "GET", "/events?"+query, "")))
@@ -57,7 +57,7 @@ func TestEventsAreListedPageByPage(t *testing.T) {
 		"type=vm.nothing":                  0,
 		"since=" + last:                    0,
 		"since=0":                          len(all),
-		"since=999999":                     len(all), // of another history
+		"since=999999":                     len(all), // from before a restored backup
 		"since=1":                          len(all) - 1,
 	} {
 		if got := count(query); got != want {
@@ -69,16 +69,18 @@ func TestEventsAreListedPageByPage(t *testing.T) {
 		t.Errorf("Link %q", got)
 	}
 	r = a.want(t, 200, "GET", "/events?type=vm.&resource=vms/web-1&limit=1", "")
-	if got := r.Header.Get("Link"); !strings.Contains(got, "type=vm.") || !strings.Contains(got, "resource=vms%2Fweb-1") {
+	if got := r.Header.Get("Link"); !strings.Contains(got, "type=vm.") ||
+		!strings.Contains(got, "resource=vms%2Fweb-1") {
 		t.Errorf("Link %q", got)
 	}
-	for _, query := range []string{"since=-1", "since=x", "limit=0", "limit=1001", "type=vm", "type=colour.red", "type=", "resource=", "resource=vms/a%20b", "after=1"} {
+	for _, query := range []string{"since=-1", "since=x", "limit=0", "limit=1001", "type=vm", "type=colour.red",
+		"type=", "resource=", "resource=vms/a%20b", "after=1"} {
 		a.want(t, 400, "GET", "/events?"+query, "")
 	}
 	a.want(t, 400, "GET", "/events", "", "Last-Event-ID", "x", "Accept", streamMedia)
 }
 
-func TestTheSpecificationHasEveryTypeOfEvent(t *testing.T) {
+func TestTheContractHasEveryEventType(t *testing.T) {
 	doc, _ := specification()
 	var spec []string
 	for _, v := range doc.Components.Schemas["EventType"].Value.Enum {
@@ -87,27 +89,36 @@ func TestTheSpecificationHasEveryTypeOfEvent(t *testing.T) {
 	slices.Sort(spec)
 	ours := slices.Sorted(slices.Values(vm.EventTypes))
 	if !slices.Equal(ours, spec) {
-		t.Errorf("ours %v\nspecification %v", ours, spec)
+		t.Errorf("server %v\ncontract %v", ours, spec)
 	}
 }
 
-func TestAStreamIsAskedForByName(t *testing.T) {
+func TestAStreamIsRequestedByItsMediaType(t *testing.T) {
 	for accept, want := range map[string]bool{
-		"text/event-stream": true, "TEXT/Event-Stream": true, "application/json, text/event-stream;q=0.5": true, "text/event-stream;charset=utf-8": true,
-		"": false, "*/*": false, "text/*": false, "application/json": false, "text/event-stream;q=0": false, "text/event-stream;q=x": false, ";": false,
+		"text/event-stream":                         true,
+		"TEXT/Event-Stream":                         true,
+		"application/json, text/event-stream;q=0.5": true,
+		"text/event-stream;charset=utf-8":           true,
+		"":                                          false,
+		"*/*":                                       false,
+		"text/*":                                    false,
+		"application/json":                          false,
+		"text/event-stream;q=0":                     false,
+		"text/event-stream;q=x":                     false,
+		";":                                         false,
 	} {
 		if got := wantsStream(http.Header{"Accept": {accept}}); got != want {
 			t.Errorf("%q: got %v", accept, got)
 		}
 	}
 	a := newAPI(t)
-	r := a.want(t, 200, "HEAD", "/events", "", "Accept", streamMedia) // it comes to an end
+	r := a.want(t, 200, "HEAD", "/events", "", "Accept", streamMedia) // must end
 	if got := r.Header.Get("Content-Type"); got != "application/json" {
 		t.Errorf("Content-Type %q", got)
 	}
 }
 
-// follow opens a stream of events. It is closed when the test ends at the latest.
+// follow opens a stream of events. It is closed at the end of the test.
 func (a *api) follow(t *testing.T, query string, header ...string) *http.Response {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), "GET", a.base+"/events"+query, nil)
@@ -133,7 +144,7 @@ func (a *api) follow(t *testing.T, query string, header ...string) *http.Respons
 	return resp
 }
 
-// nextEvent reads one event from a stream and checks its form.
+// nextEvent reads one event from a stream and validates it.
 func nextEvent(lines *bufio.Reader) (openapi.Event, error) {
 	var e openapi.Event
 	fields := map[string]string{}
@@ -164,13 +175,15 @@ func nextEvent(lines *bufio.Reader) (openapi.Event, error) {
 	return e, nil
 }
 
-func TestAStreamTellsWhatHappensNext(t *testing.T) {
+func TestAStreamSendsNewEvents(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
-	stream, vms := bufio.NewReader(a.follow(t, "").Body), bufio.NewReader(a.follow(t, "?type=vm.&resource=vms/web-1").Body)
+	stream := bufio.NewReader(a.follow(t, "").Body)
+	vms := bufio.NewReader(a.follow(t, "?type=vm.&resource=vms/web-1").Body)
 	a.want(t, 201, "POST", "/vms", webVM)
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
-	for _, want := range []string{"operation.started", "vm.created", "operation.ended", "vm.state", "operation.started", "vm.state", "operation.ended"} {
+	for _, want := range []string{"operation.started", "vm.created", "operation.ended", "vm.state",
+		"operation.started", "vm.state", "operation.ended"} {
 		e, err := nextEvent(stream)
 		if err != nil || string(e.Type) != want {
 			t.Fatalf("got %+v, %v, want %s", e, err, want)
@@ -184,7 +197,7 @@ func TestAStreamTellsWhatHappensNext(t *testing.T) {
 	}
 }
 
-func TestAStreamBeginsWhereTheClientIs(t *testing.T) {
+func TestAStreamStartsAfterTheLastEventOfTheClient(t *testing.T) {
 	a := newAPI(t)
 	for i := range 5 {
 		a.want(t, 201, "POST", "/templates", fmt.Sprintf(`{"name":"t%d","cpu_count":1,"ram_amount":64}`, i))
@@ -208,8 +221,8 @@ func TestAStreamBeginsWhereTheClientIs(t *testing.T) {
 	}
 }
 
-// A client that loses its connection again and again, while eight others change
-// things, has every event once and in order.
+// A client that reconnects many times while eight other clients make changes receives
+// every event once and in order.
 func TestAReconnectingClientMissesNothing(t *testing.T) {
 	a := newAPI(t)
 	const clients, each = 8, 40
@@ -218,7 +231,11 @@ func TestAReconnectingClientMissesNothing(t *testing.T) {
 		wg.Go(func() {
 			for i := range each {
 				name := fmt.Sprintf("t-%d-%d", c, i)
-				if _, err := a.manager.CreateTemplate(t.Context(), vm.Template{Name: name, CPUCount: 1, RAMMiB: 64}); err != nil {
+				if _, err := a.manager.CreateTemplate(t.Context(), vm.Template{
+					Name:     name,
+					CPUCount: 1,
+					RAMMiB:   64,
+				}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -238,7 +255,7 @@ func TestAReconnectingClientMissesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			if e.Seq != last+1 {
-				t.Fatalf("after %d came %d", last, e.Seq)
+				t.Fatalf("event %d is followed by %d", last, e.Seq)
 			}
 			last = e.Seq
 			if n++; n == want {
@@ -253,7 +270,7 @@ func TestAReconnectingClientMissesNothing(t *testing.T) {
 	}
 }
 
-// narrow are connections whose kernel keeps hardly anything for a slow reader.
+// narrow is a listener for connections with small send buffers.
 type narrow struct{ net.Listener }
 
 func (n narrow) Accept() (net.Conn, error) {
@@ -264,7 +281,7 @@ func (n narrow) Accept() (net.Conn, error) {
 	return c, err
 }
 
-func TestASlowClientIsDisconnectedAndCanGoOn(t *testing.T) {
+func TestASlowClientIsDisconnectedAndCanContinue(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.tune = func(s *Server) { s.eventTimeout = 200 * time.Millisecond } })
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {
@@ -275,8 +292,12 @@ func TestASlowClientIsDisconnectedAndCanGoOn(t *testing.T) {
 	served := make(chan error)
 	go func() { served <- a.Serve(ctx, narrow{l}) }()
 	t.Cleanup(func() { cancel(); <-served })
-	filler := vm.Event{Type: "daemon.started", Resource: "daemon", Data: json.RawMessage(`{"x":"` + strings.Repeat("x", 10000) + `"}`)}
-	events := slices.Repeat([]vm.Event{filler}, 1000) // 10 MB: more than any buffer on the way
+	filler := vm.Event{
+		Type:     "daemon.started",
+		Resource: "daemon",
+		Data:     json.RawMessage(`{"x":"` + strings.Repeat("x", 10000) + `"}`),
+	}
+	events := slices.Repeat([]vm.Event{filler}, 1000) // 10 MB: more than all buffers
 	if err := a.manager.Tell(t.Context(), events...); err != nil {
 		t.Fatal(err)
 	}
@@ -285,8 +306,8 @@ func TestASlowClientIsDisconnectedAndCanGoOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	io.WriteString(c, a.head("GET /events?since=0")+"Accept: "+streamMedia+"\r\n\r\n")
-	// It reads nothing until the server has given up on it.
-	waitFor(t, func() bool { return strings.Contains(a.log.String(), "did not read in time") })
+	// The client reads nothing until the server has disconnected it.
+	waitFor(t, func() bool { return strings.Contains(a.log.String(), "disconnect a client of the event stream") })
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -295,16 +316,16 @@ func TestASlowClientIsDisconnectedAndCanGoOn(t *testing.T) {
 	for {
 		e, err := nextEvent(lines)
 		if err != nil {
-			break // in the middle of an event
+			break // the stream ends within an event
 		}
 		last = e.Seq
 	}
 	if last >= 1000 {
-		t.Fatalf("it was not cut off: it has all %d", last)
+		t.Fatalf("the client was not disconnected: it received all %d events", last)
 	}
-	for cuts := 0; last < 1000; cuts++ { // on a busy machine it may be slow again
+	for cuts := 0; last < 1000; cuts++ { // a busy machine can be too slow again
 		if cuts > 100 {
-			t.Fatalf("cut off %d times, the last time behind %d", cuts, last)
+			t.Fatalf("disconnected %d times, the last time after event %d", cuts, last)
 		}
 		lines = bufio.NewReader(a.follow(t, "", "Last-Event-ID", strconv.FormatInt(last, 10)).Body)
 		for e, err := nextEvent(lines); err == nil; e, err = nextEvent(lines) {
@@ -326,7 +347,7 @@ func waitFor(t *testing.T, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Fatal("it does not happen")
+			t.Fatal("timeout")
 		}
 	}
 }
@@ -350,7 +371,7 @@ func TestStoppingEndsStreamsAtOnce(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Errorf("serve: %v", err)
 	}
-	if took := time.Since(begun); took > 5*time.Second || strings.Contains(a.log.String(), "cut off") {
+	if took := time.Since(begun); took > 5*time.Second || strings.Contains(a.log.String(), "did not end in time") {
 		t.Errorf("stopped after %v: %s", took, a.log)
 	}
 	for _, s := range streams {
@@ -373,7 +394,11 @@ func TestStoppingDoesNotWaitForASlowClient(t *testing.T) {
 	sent := make(chan struct{}, 1000)
 	reader := a.reader
 	a.reader = telling{reader, sent}
-	filler := vm.Event{Type: "daemon.started", Resource: "daemon", Data: json.RawMessage(`{"x":"` + strings.Repeat("x", 10000) + `"}`)}
+	filler := vm.Event{
+		Type:     "daemon.started",
+		Resource: "daemon",
+		Data:     json.RawMessage(`{"x":"` + strings.Repeat("x", 10000) + `"}`),
+	}
 	if err := a.manager.Tell(t.Context(), slices.Repeat([]vm.Event{filler}, 1000)...); err != nil {
 		t.Fatal(err)
 	}
@@ -382,18 +407,18 @@ func TestStoppingDoesNotWaitForASlowClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	io.WriteString(c, a.head("GET /events?since=0")+"Accept: "+streamMedia+"\r\n\r\n")
-	<-sent // it has a page to send that does not fit
+	<-sent // the server now sends a page that does not fit into the buffers
 	begun := time.Now()
 	cancel()
 	if err := <-served; err != nil {
 		t.Errorf("serve: %v", err)
 	}
-	if took := time.Since(begun); took > 5*time.Second || strings.Contains(a.log.String(), "cut off") {
+	if took := time.Since(begun); took > 5*time.Second || strings.Contains(a.log.String(), "did not end in time") {
 		t.Errorf("stopped after %v: %s", took, a.log)
 	}
 }
 
-// telling are records that tell when events are read.
+// telling wraps records and signals each read of events.
 type telling struct {
 	Records
 	read chan struct{}
@@ -405,7 +430,7 @@ func (r telling) Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.
 	return events, err
 }
 
-// blind is a reader of no events, or of an error.
+// blind wraps records without events; reading events returns err.
 type blind struct {
 	Records
 	err error
@@ -416,12 +441,12 @@ func (b blind) Events(context.Context, vm.EventFilter, vm.Page) ([]vm.Event, err
 }
 func (b blind) LastEvent(context.Context) (int64, error) { return 0, nil }
 
-// quiet is a manager to whom nothing happens.
+// quiet is a manager without new events.
 type quiet struct{ Manager }
 
 func (quiet) NextEvent() <-chan struct{} { return nil }
 
-// A sink takes an answer and tells what was written to it since it was last asked.
+// A sink is a response writer that collects the body.
 type sink struct {
 	null
 	mu  sync.Mutex
@@ -436,6 +461,7 @@ func (s *sink) Write(b []byte) (int, error) {
 
 func (s *sink) Flush() {}
 
+// take returns the bytes written since the last call.
 func (s *sink) take() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -443,7 +469,7 @@ func (s *sink) take() string {
 	return s.got.String()
 }
 
-func TestAQuietStreamBeatsEvery15Seconds(t *testing.T) {
+func TestAnIdleStreamSendsACommentEvery15Seconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, err := New(t.Context(), Options{}, Deps{Manager: quiet{}, Reader: blind{}, Tokens: oneToken{}})
 		if err != nil {
@@ -459,18 +485,18 @@ func TestAQuietStreamBeatsEvery15Seconds(t *testing.T) {
 		go func() { ended <- st.Respond(w) }()
 		synctest.Wait()
 		if got := w.take(); got != "" || w.status != 200 {
-			t.Errorf("status %d, it begins with %q", w.status, got)
+			t.Errorf("status %d, first bytes %q", w.status, got)
 		}
 		for range 3 {
 			<-time.After(heartbeat - time.Nanosecond)
 			synctest.Wait()
 			if got := w.take(); got != "" {
-				t.Errorf("%q comes early", got)
+				t.Errorf("%q is sent too early", got)
 			}
 			<-time.After(time.Nanosecond)
 			synctest.Wait()
 			if got := w.take(); got != ":\n\n" {
-				t.Errorf("the heart beats %q", got)
+				t.Errorf("the comment is %q", got)
 			}
 		}
 		cancel()
@@ -480,8 +506,8 @@ func TestAQuietStreamBeatsEvery15Seconds(t *testing.T) {
 	})
 }
 
-func TestAStreamThatCannotReadIsCutOff(t *testing.T) {
-	a := newAPI(t, func(f *fixture) { f.d.Reader = blind{f.d.Reader, errors.New("the disk is gone")} })
+func TestAStreamThatCannotReadEventsIsClosed(t *testing.T) {
+	a := newAPI(t, func(f *fixture) { f.d.Reader = blind{f.d.Reader, errors.New("the disk has failed")} })
 	a.want(t, 500, "GET", "/events", "")
 	c := a.dial(t)
 	io.WriteString(c, a.head("GET /events")+"Accept: "+streamMedia+"\r\n\r\n")
@@ -490,9 +516,9 @@ func TestAStreamThatCannotReadIsCutOff(t *testing.T) {
 		_, err = io.ReadAll(resp.Body)
 	}
 	if err == nil {
-		t.Error("the stream has come to a good end")
+		t.Error("the stream ended without an error")
 	}
-	waitFor(t, func() bool { return strings.Contains(a.log.String(), "the disk is gone") })
+	waitFor(t, func() bool { return strings.Contains(a.log.String(), "the disk has failed") })
 }
 
 func TestAnEventWithoutDataHasAnEmptyObject(t *testing.T) {

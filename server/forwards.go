@@ -13,8 +13,13 @@ import (
 func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardRequestObject) (openapi.Response, error) {
 	b := r.Body
 	var p addressParser
-	f := vm.PortForward{Slot: value(b.NIC), Protocol: vm.Protocol(value(b.Protocol)), HostAddress: value(p.addr("/host_address", b.HostAddress)),
-		HostPort: b.HostPort, GuestPort: b.GuestPort}
+	f := vm.PortForward{
+		Slot:        value(b.NIC),
+		Protocol:    vm.Protocol(value(b.Protocol)),
+		HostAddress: value(p.addr("/host_address", b.HostAddress)),
+		HostPort:    b.HostPort,
+		GuestPort:   b.GuestPort,
+	}
 	if err := p.err(); err != nil {
 		return nil, err
 	}
@@ -26,7 +31,8 @@ func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardReq
 }
 
 // ListPortForwards implements [openapi.StrictServerInterface].
-func (s *Server) ListPortForwards(ctx context.Context, r openapi.ListPortForwardsRequestObject) (openapi.Response, error) {
+func (s *Server) ListPortForwards(ctx context.Context,
+	r openapi.ListPortForwardsRequestObject) (openapi.Response, error) {
 	v, err := s.reader.VM(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -44,7 +50,8 @@ func (s *Server) GetPortForward(ctx context.Context, r openapi.GetPortForwardReq
 }
 
 // RemovePortForward implements [openapi.StrictServerInterface].
-func (s *Server) RemovePortForward(ctx context.Context, r openapi.RemovePortForwardRequestObject) (openapi.Response, error) {
+func (s *Server) RemovePortForward(ctx context.Context,
+	r openapi.RemovePortForwardRequestObject) (openapi.Response, error) {
 	match, err := parseMatch(value(r.Params.IfMatch))
 	if err != nil {
 		return nil, err
@@ -63,13 +70,13 @@ func (s *Server) forward(ctx context.Context, id, forwardID string) (vm.VM, vm.P
 	}
 	i := slices.IndexFunc(v.Forwards, func(f vm.PortForward) bool { return f.ID == forwardID })
 	if i < 0 {
-		return v, vm.PortForward{}, vm.NotFound("port forward of vm "+id, forwardID)
+		return v, vm.PortForward{}, vm.NotFound("port forward of VM "+id, forwardID)
 	}
 	return v, v.Forwards[i], nil
 }
 
-// forwardCreated answers the request that made a port forward. Its tag is its
-// VM's.
+// forwardCreated returns the answer to the request that created a port forward. The
+// entity tag is the one of the VM.
 func (s *Server) forwardCreated(ctx context.Context, id, forwardID string) (answer, error) {
 	v, f, err := s.forward(ctx, id, forwardID)
 	a := answer{body: jsonOf(&f, appendForward), etag: etagOf(vmVersion(&v))}

@@ -22,18 +22,22 @@ func TestPortsAreForwarded(t *testing.T) {
 		t.Errorf("%v %s", got.Header, got.body)
 	}
 	a.want(t, 304, "GET", "/vms/web-1/port_forwards/"+f.ID, "", "If-None-Match", got.Header.Get("ETag"))
-	a.want(t, 201, "POST", "/vms/web-1/port_forwards", `{"protocol":"udp","host_address":"127.0.0.1","host_port":2222,"guest_port":53,"nic":0}`)
+	a.want(t, 201, "POST", "/vms/web-1/port_forwards",
+		`{"protocol":"udp","host_address":"127.0.0.1","host_port":2222,"guest_port":53,"nic":0}`)
 	list := into[[]openapi.PortForward](t, a.want(t, 200, "GET", "/vms/web-1/port_forwards", ""))
 	v := into[openapi.VM](t, a.want(t, 200, "GET", "/vms/web-1", ""))
-	if len(list) != 2 || list[1].Protocol != "udp" || list[1].HostAddress != "127.0.0.1" || fmt.Sprint(v.PortForwards) != fmt.Sprint(list) {
-		t.Errorf("%+v, in the VM %+v", list, v.PortForwards)
+	if len(list) != 2 || list[1].Protocol != "udp" || list[1].HostAddress != "127.0.0.1" ||
+		fmt.Sprint(v.PortForwards) != fmt.Sprint(list) {
+		t.Errorf("%+v, and in the VM %+v", list, v.PortForwards)
 	}
-	if p := a.want(t, 409, "POST", "/vms/web-1/port_forwards", `{"host_port":2222,"guest_port":23}`).problem(t); p.Code != "in-use" {
-		t.Errorf("%+v", p)
-	}
-	for body, field := range map[string]string{`{"host_port":1,"guest_port":1,"nic":7}`: "/nic", `{"host_port":1,"guest_port":1,"nic":1}`: "/nic",
-		`{"host_port":1,"guest_port":1,"host_address":"224.0.0.1"}`: "/host_address"} {
-		if p := a.want(t, 400, "POST", "/vms/web-1/port_forwards", body).problem(t); len(p.Errors) != 1 || p.Errors[0].Field != field {
+	a.wantCode(t, 409, "in-use", "POST", "/vms/web-1/port_forwards", `{"host_port":2222,"guest_port":23}`)
+	for body, field := range map[string]string{
+		`{"host_port":1,"guest_port":1,"nic":7}`:                    "/nic",
+		`{"host_port":1,"guest_port":1,"nic":1}`:                    "/nic",
+		`{"host_port":1,"guest_port":1,"host_address":"224.0.0.1"}`: "/host_address",
+	} {
+		if p := a.want(t, 400, "POST", "/vms/web-1/port_forwards", body).problem(t); len(p.Errors) != 1 ||
+			p.Errors[0].Field != field {
 			t.Errorf("%s: %+v", body, p)
 		}
 	}

@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// execTimeout is how long a program in a guest is waited for when the caller
-	// does not say.
+	// execTimeout is the default time to wait for the end of a program in a guest.
 	execTimeout = 30 * time.Second
-	// execSlack is what a guest has besides, to begin it and to tell its output.
+	// execSlack is the additional time for the guest to start the program and to send
+	// its output.
 	execSlack = 30 * time.Second
 )
 
@@ -33,19 +33,32 @@ func (s *Server) GetGuest(ctx context.Context, r openapi.GetGuestRequestObject) 
 func apiGuest(g *vm.GuestInfo) *openapi.Guest {
 	out := &openapi.Guest{
 		Hostname: optional(&g.Hostname),
-		Os: openapi.GuestOS{ID: optional(&g.OS.ID), Name: optional(&g.OS.Name), Version: optional(&g.OS.Version),
-			Kernel: optional(&g.OS.Kernel), Machine: optional(&g.OS.Machine)},
+		Os: openapi.GuestOS{
+			ID:      optional(&g.OS.ID),
+			Name:    optional(&g.OS.Name),
+			Version: optional(&g.OS.Version),
+			Kernel:  optional(&g.OS.Kernel),
+			Machine: optional(&g.OS.Machine),
+		},
 		Interfaces:  make([]openapi.GuestInterface, len(g.Interfaces)),
 		Filesystems: make([]openapi.GuestFilesystem, len(g.Filesystems)),
 	}
 	for i, n := range g.Interfaces {
-		out.Interfaces[i] = openapi.GuestInterface{Name: n.Name, MAC: optional(&n.MAC), Addresses: make([]string, len(n.Addresses))}
+		out.Interfaces[i] = openapi.GuestInterface{
+			Name:      n.Name,
+			MAC:       optional(&n.MAC),
+			Addresses: make([]string, len(n.Addresses)),
+		}
 		for j, a := range n.Addresses {
 			out.Interfaces[i].Addresses[j] = a.String()
 		}
 	}
 	for i, f := range g.Filesystems {
-		out.Filesystems[i] = openapi.GuestFilesystem{MountPoint: f.MountPoint, Type: f.Type, Disks: append([]string{}, f.Disks...)}
+		out.Filesystems[i] = openapi.GuestFilesystem{
+			MountPoint: f.MountPoint,
+			Type:       f.Type,
+			Disks:      append([]string{}, f.Disks...),
+		}
 		if f.TotalBytes > 0 {
 			out.Filesystems[i].UsedBytes, out.Filesystems[i].TotalBytes = &f.UsedBytes, &f.TotalBytes
 		}
@@ -68,6 +81,7 @@ func (s *Server) ExecCommand(ctx context.Context, r openapi.ExecCommandRequestOb
 	return answer{status: http.StatusOK, body: apiResult(&result)}, nil
 }
 
+// guestCommand converts a request to run a program.
 func guestCommand(b *openapi.ExecRequest) (vm.GuestCommand, error) {
 	c := vm.GuestCommand{Path: b.Command[0], Args: b.Command[1:], Stdin: []byte(value(b.Stdin)), Timeout: execTimeout}
 	if b.TimeoutSeconds != nil {
@@ -76,7 +90,7 @@ func guestCommand(b *openapi.ExecRequest) (vm.GuestCommand, error) {
 	env := value(b.Env)
 	for _, name := range sortedNames(env) {
 		if strings.Contains(name, "=") {
-			return c, invalid(vm.FieldFault{Field: "/env", Detail: "has a name with a '=' in it"})
+			return c, invalid(vm.FieldFault{Field: "/env", Detail: "has a name that contains '='"})
 		}
 		c.Env = append(c.Env, name+"="+env[name])
 	}
@@ -106,7 +120,7 @@ func apiResult(r *vm.GuestResult) *openapi.ExecResult {
 	return out
 }
 
-// textOrBase64 returns one of the two.
+// textOrBase64 returns b as text if it is valid UTF-8, else in base64.
 func textOrBase64(b []byte) (text, encoded *string) {
 	if utf8.Valid(b) {
 		s := string(b)
@@ -141,7 +155,7 @@ func (s *Server) ReadFile(ctx context.Context, r openapi.ReadFileRequestObject) 
 func (s *Server) WriteFile(ctx context.Context, r openapi.WriteFileRequestObject) (openapi.Response, error) {
 	err := s.manager.WriteFile(ctx, r.ID, r.Params.Path, r.Body)
 	if body, ok := r.Body.(*streamedBody); ok && body.fault != nil {
-		return nil, body.fault // whatever came of it further on
+		return nil, body.fault // more specific than err
 	}
 	if err != nil {
 		return nil, err
@@ -149,8 +163,8 @@ func (s *Server) WriteFile(ctx context.Context, r openapi.WriteFileRequestObject
 	return answer{status: http.StatusNoContent}, nil
 }
 
-// A guestFile answers with a file of a guest as it comes. Before its first byte an
-// error is a problem; after it the connection is cut.
+// A guestFile is the answer with a file of a guest. An error before the first byte is
+// answered with a problem; a later error closes the connection.
 type guestFile struct {
 	read func(w io.Writer) error
 }
@@ -165,13 +179,14 @@ func (f guestFile) Respond(w http.ResponseWriter) error {
 	return nil
 }
 
-// A byteStream sends bytes as they come. A client that does not read them is not
-// waited for.
+// A byteStream sends bytes of unknown length. A client that does not read within
+// sendTimeout is disconnected.
 type byteStream struct {
 	w     http.ResponseWriter
 	begun bool
 }
 
+// begin sends the header, at the first call.
 func (s *byteStream) begin() {
 	if !s.begun {
 		s.begun = true

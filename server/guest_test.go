@@ -16,7 +16,7 @@ import (
 	"vmand/vm"
 )
 
-// running returns an API with the VM web-1, which runs.
+// running returns an API with the running VM web-1.
 func running(t *testing.T, change ...func(*fixture)) *api {
 	t.Helper()
 	a := newAPI(t, change...)
@@ -24,7 +24,7 @@ func running(t *testing.T, change ...func(*fixture)) *api {
 	return a
 }
 
-// boot makes the VM web-1 and starts it.
+// boot creates and starts the VM web-1.
 func (a *api) boot(t testing.TB) {
 	t.Helper()
 	ctx := vm.WithCaller(t.Context(), vm.Caller{Name: "test"})
@@ -44,7 +44,7 @@ func (a *api) boot(t testing.TB) {
 	}
 }
 
-// as returns the header that sends a new token of this role.
+// as creates a token with this role and returns the header that sends it.
 func (a *api) as(t *testing.T, role vm.Role) []string {
 	t.Helper()
 	secret, hash := NewToken()
@@ -69,7 +69,8 @@ func TestAVMShowsItsAgent(t *testing.T) {
 	seen := time.Date(2026, 3, 1, 9, 5, 9, 120e6, time.UTC)
 	a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentSilent, Version: "7.2.17", LastSeenAt: seen})
 	silent := a.want(t, 200, "GET", "/vms/web-1", "")
-	if g := into[openapi.VM](t, silent).Agent; g.State != "silent" || *g.Version != "7.2.17" || !g.LastSeenAt.Equal(seen) {
+	if g := into[openapi.VM](t, silent).Agent; g.State != "silent" || *g.Version != "7.2.17" ||
+		!g.LastSeenAt.Equal(seen) {
 		t.Errorf("%+v", g)
 	}
 	a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentConnected, Version: "7.2.17", LastSeenAt: seen})
@@ -79,16 +80,17 @@ func TestAVMShowsItsAgent(t *testing.T) {
 	tag := silent.Header.Get("Etag")
 	connected := a.want(t, 200, "GET", "/vms/web-1", "", "If-None-Match", tag)
 	a.want(t, 304, "GET", "/vms/web-1", "", "If-None-Match", connected.Header.Get("Etag"))
-	// What is changed is the VM and not its agent.
+	// A precondition compares the VM, not its agent.
 	patched := a.want(t, 200, "PATCH", "/vms/web-1", `{"description":"x"}`, "If-Match", tag)
 	a.want(t, 412, "PATCH", "/vms/web-1", `{"description":"y"}`, "If-Match", tag)
 	a.want(t, 304, "GET", "/vms/web-1", "", "If-None-Match", patched.Header.Get("Etag"))
 }
 
-func TestAGuestTellsOfItself(t *testing.T) {
+func TestTheInformationOfAGuestIsShown(t *testing.T) {
 	a := running(t)
 	g := into[openapi.Guest](t, a.want(t, 200, "GET", "/vms/web-1/guest", ""))
-	if *g.Hostname != "web-1" || *g.Os.ID != "debian" || g.Os.Kernel != nil || g.Interfaces[0].MAC != nil || g.Interfaces[0].Addresses[0] != "127.0.0.1/8" ||
+	if *g.Hostname != "web-1" || *g.Os.ID != "debian" || g.Os.Kernel != nil || g.Interfaces[0].MAC != nil ||
+		g.Interfaces[0].Addresses[0] != "127.0.0.1/8" ||
 		g.Filesystems[0].MountPoint != "/" || *g.Filesystems[0].TotalBytes != 2 || g.Filesystems[0].Disks[0] != "root" {
 		t.Errorf("%+v", g)
 	}
@@ -105,14 +107,17 @@ func TestAProgramRunsInAGuest(t *testing.T) {
 	}
 	result.Stdout, result.Stderr, result.ExitCode = []byte("ü\n"), []byte{0xff, 'x'}, 3
 	r := exec(`{"command":["/bin/sh","-c","exit 3"],"env":{"B":"2=3","A":""},"stdin":"in","timeout_seconds":7}`)
-	if !r.Exited || *r.ExitCode != 3 || r.Signal != nil || *r.Stdout != "ü\n" || r.StdoutBase64 != nil || r.Stderr != nil || *r.StderrBase64 != "/3g=" || r.Truncated {
+	if !r.Exited || *r.ExitCode != 3 || r.Signal != nil || *r.Stdout != "ü\n" || r.StdoutBase64 != nil ||
+		r.Stderr != nil || *r.StderrBase64 != "/3g=" || r.Truncated {
 		t.Errorf("%+v", r)
 	}
-	if c := ran[0]; c.Path != "/bin/sh" || strings.Join(c.Args, "|") != "-c|exit 3" || strings.Join(c.Env, "|") != "A=|B=2=3" || string(c.Stdin) != "in" || c.Timeout != 7*time.Second {
+	if c := ran[0]; c.Path != "/bin/sh" || strings.Join(c.Args, "|") != "-c|exit 3" ||
+		strings.Join(c.Env, "|") != "A=|B=2=3" || string(c.Stdin) != "in" || c.Timeout != 7*time.Second {
 		t.Errorf("%+v", c)
 	}
 	result = vm.GuestResult{Exited: true, Signal: 9, Truncated: true}
-	if r := exec(`{"command":["true"],"stdin_base64":"AP8="}`); r.ExitCode != nil || *r.Signal != 9 || !r.Truncated || *r.Stdout != "" {
+	if r := exec(`{"command":["true"],"stdin_base64":"AP8="}`); r.ExitCode != nil || *r.Signal != 9 ||
+		!r.Truncated || *r.Stdout != "" {
 		t.Errorf("%+v", r)
 	}
 	if c := ran[1]; !bytes.Equal(c.Stdin, []byte{0, 0xff}) || c.Timeout != 30*time.Second || len(c.Env) != 0 {
@@ -124,7 +129,7 @@ func TestAProgramRunsInAGuest(t *testing.T) {
 	}
 }
 
-func TestBadRequestsToGuestsAreNamed(t *testing.T) {
+func TestInvalidRequestsToGuestsAreRejected(t *testing.T) {
 	a := running(t)
 	for _, test := range []struct{ method, path, body, field string }{
 		{"POST", "/exec", `{"command":[""]}`, "/command/0"},
@@ -162,26 +167,32 @@ func TestBadRequestsToGuestsAreNamed(t *testing.T) {
 	}
 	a.want(t, 415, "PUT", "/vms/web-1/files?path=/a", `{}`)
 	a.want(t, 400, "PUT", "/vms/web-1/files", "x", octets...)
-	for path, body := range map[string]string{"/exec": `{"command":["true"]}`, "/actions/trim": "", "/console/tickets": "",
-		"/actions/set-password": `{"user":"root","password":"x"}`} {
+	for path, body := range map[string]string{
+		"/exec":                 `{"command":["true"]}`,
+		"/actions/trim":         "",
+		"/console/tickets":      "",
+		"/actions/set-password": `{"user":"root","password":"x"}`,
+	} {
 		p := a.want(t, 400, "POST", "/vms/web-1"+path, body, headerKey, "k").problem(t)
 		if len(p.Errors) != 1 || p.Errors[0].Field != headerKey {
 			t.Errorf("%s: %+v", path, p)
 		}
 	}
 	for _, call := range a.driver.Calls() {
-		if strings.HasPrefix(call, "Exec") || strings.HasPrefix(call, "Console") || strings.HasSuffix(call, "File web-1") {
-			t.Errorf("the guest has heard of it: %s", call)
+		if strings.HasPrefix(call, "Exec") || strings.HasPrefix(call, "Console") ||
+			strings.HasSuffix(call, "File web-1") {
+			t.Errorf("the guest was called: %s", call)
 		}
 	}
 }
 
 func TestFilesOfAGuestAreWrittenAndRead(t *testing.T) {
 	a := running(t)
-	if r := a.want(t, 200, "GET", "/vms/web-1/files?path=/etc/hostname", ""); string(r.body) != "content" || r.Header.Get("Content-Type") != "application/octet-stream" {
+	if r := a.want(t, 200, "GET", "/vms/web-1/files?path=/etc/hostname", ""); string(r.body) != "content" ||
+		r.Header.Get("Content-Type") != "application/octet-stream" {
 		t.Errorf("%v %q", r.Header, r.body)
 	}
-	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<17) // more than a body of JSON may have
+	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<17) // more than the limit of a JSON body
 	a.want(t, 204, "PUT", "/vms/web-1/files?path=/a%20b", string(large), octets...)
 	if r := a.want(t, 200, "GET", "/vms/web-1/files?path=/a%20b", ""); !bytes.Equal(r.body, large) {
 		t.Errorf("%d bytes", len(r.body))
@@ -192,9 +203,10 @@ func TestFilesOfAGuestAreWrittenAndRead(t *testing.T) {
 	}
 }
 
-func TestAFileThatIsTooLargeOrTooSlowIsRefused(t *testing.T) {
+func TestAFileThatIsTooLargeOrTooSlowIsRejected(t *testing.T) {
 	a := running(t, func(f *fixture) { f.o.BodyTimeout = 200 * time.Millisecond })
-	put := "PUT /vms/web-1/files?path=/a HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + a.token + "\r\nContent-Type: application/octet-stream\r\n"
+	put := "PUT /vms/web-1/files?path=/a HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + a.token +
+		"\r\nContent-Type: application/octet-stream\r\n"
 	for _, test := range []struct {
 		rest   string
 		status int
@@ -213,8 +225,9 @@ func TestAFileThatIsTooLargeOrTooSlowIsRefused(t *testing.T) {
 			t.Errorf("%q: %d %s", test.rest, resp.StatusCode, body)
 		}
 	}
-	// Without its length it is found out as it comes.
-	r, err := http.NewRequestWithContext(t.Context(), "PUT", a.base+"/vms/web-1/files?path=/a", io.LimitReader(zeros{}, vm.MaxGuestFile+1))
+	// Without a Content-Length the limit is detected while reading.
+	r, err := http.NewRequestWithContext(t.Context(), "PUT", a.base+"/vms/web-1/files?path=/a",
+		io.LimitReader(zeros{}, vm.MaxGuestFile+1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +247,7 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-func TestAnErrorInTheMiddleOfAFileCutsTheConnection(t *testing.T) {
+func TestAnErrorWithinAFileClosesTheConnection(t *testing.T) {
 	a := running(t)
 	a.want(t, 204, "PUT", "/vms/web-1/files?path=/a", "x", octets...)
 	broken := &brokenFiles{Manager: a.manager}
@@ -251,10 +264,10 @@ func TestAnErrorInTheMiddleOfAFileCutsTheConnection(t *testing.T) {
 		resp.Body.Close()
 	}
 	if err == nil {
-		t.Error("half a file looks like all of it")
+		t.Error("a part of a file looks like the whole")
 	}
 	if strings.Contains(b.log.String(), `"level":"ERROR"`) {
-		t.Errorf("a guest's fault is logged as a defect: %s", b.log)
+		t.Errorf("a fault of the guest is logged as a defect: %s", b.log)
 	}
 }
 
@@ -271,7 +284,8 @@ func TestGuestsThatDoNotAnswerAreProblems(t *testing.T) {
 	a := running(t)
 	requests := []struct{ method, path, body string }{
 		{"GET", "/guest", ""}, {"POST", "/exec", `{"command":["true"]}`}, {"GET", "/files?path=/a", ""},
-		{"POST", "/actions/set-password", `{"user":"root","password":"x"}`}, {"POST", "/actions/trim", ""}, {"PUT", "/files?path=/a", "x"},
+		{"POST", "/actions/set-password", `{"user":"root","password":"x"}`}, {"POST", "/actions/trim", ""},
+		{"PUT", "/files?path=/a", "x"},
 	}
 	each := func(id string, status int, code openapi.ProblemCode) {
 		t.Helper()
@@ -299,10 +313,11 @@ func TestGuestsThatDoNotAnswerAreProblems(t *testing.T) {
 	each("web-1", 409, "invalid-state")
 }
 
-func TestWhatIsDoneInAGuestIsOnRecordWithoutSecrets(t *testing.T) {
+func TestRequestsToGuestsAreRecordedWithoutSecrets(t *testing.T) {
 	a := running(t)
 	const secret = "s3cr3t-word"
-	a.want(t, 200, "POST", "/vms/web-1/exec", `{"command":["/bin/echo","`+secret+`"],"env":{"X":"`+secret+`"},"stdin":"`+secret+`"}`)
+	a.want(t, 200, "POST", "/vms/web-1/exec",
+		`{"command":["/bin/echo","`+secret+`"],"env":{"X":"`+secret+`"},"stdin":"`+secret+`"}`)
 	a.want(t, 204, "PUT", "/vms/web-1/files?path=/etc/motd", secret, octets...)
 	a.want(t, 204, "POST", "/vms/web-1/actions/set-password", `{"user":"root","password":"`+secret+`"}`)
 	a.want(t, 204, "POST", "/vms/web-1/actions/trim", "")
@@ -323,15 +338,15 @@ func TestWhatIsDoneInAGuestIsOnRecordWithoutSecrets(t *testing.T) {
 	}
 	for _, path := range []string{"/events?limit=1000", "/operations", "/vms/web-1/why"} {
 		if r := a.want(t, 200, "GET", path, ""); bytes.Contains(r.body, []byte(secret)) {
-			t.Errorf("%s has the secret", path)
+			t.Errorf("%s contains the secret", path)
 		}
 	}
 	if strings.Contains(a.log.String(), secret) {
-		t.Error("the log has the secret")
+		t.Error("the log contains the secret")
 	}
 }
 
-func TestRolesAreHeldTo(t *testing.T) {
+func TestRolesAreEnforced(t *testing.T) {
 	a := running(t)
 	a.upload(t, "a", "x")
 	viewer, operator, odd := a.as(t, vm.RoleViewer), a.as(t, vm.RoleOperator), a.as(t, "king")
@@ -382,8 +397,11 @@ func TestRolesAreHeldTo(t *testing.T) {
 	}
 }
 
-func TestAStreamedBodySaysWhyItEnded(t *testing.T) {
-	b := &streamedBody{ReadCloser: io.NopCloser(io.MultiReader(strings.NewReader("a"), failsWith{os.ErrDeadlineExceeded})), control: http.NewResponseController(nil)}
+func TestAStreamedBodyReturnsTheReasonOfItsEnd(t *testing.T) {
+	b := &streamedBody{
+		ReadCloser: io.NopCloser(io.MultiReader(strings.NewReader("a"), failsWith{os.ErrDeadlineExceeded})),
+		control:    http.NewResponseController(nil),
+	}
 	_, err := io.ReadAll(b)
 	var f *vm.Fault
 	if !errors.As(err, &f) || f.Code != codeTimeout || b.fault != f {

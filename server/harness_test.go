@@ -26,8 +26,8 @@ import (
 	"vmand/vm/vmtest"
 )
 
-// An api is the whole API over the real manager and database, with a driver that
-// pretends, on a TCP address.
+// An api is the API on a TCP address, with the real manager and database and a fake
+// driver.
 type api struct {
 	*Server
 	driver  *vmtest.Driver
@@ -39,7 +39,7 @@ type api struct {
 	log     *logBuffer
 }
 
-// A logBuffer keeps the log's lines, JSON, for a test to look at.
+// A logBuffer collects the JSON lines of the log.
 type logBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -57,7 +57,7 @@ func (b *logBuffer) String() string {
 	return b.buf.String()
 }
 
-// take returns what was written since the last time.
+// take returns the lines since the last call.
 func (b *logBuffer) take() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -65,7 +65,7 @@ func (b *logBuffer) take() string {
 	return b.buf.String()
 }
 
-// fixture is what newAPI starts from; a test changes what it is about.
+// A fixture is the configuration of newAPI. Tests change it.
 type fixture struct {
 	o    Options
 	d    Deps
@@ -82,8 +82,14 @@ func newAPI(t testing.TB, change ...func(*fixture)) *api {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.store.Close() })
-	if err := a.store.Apply(ctx, vm.Change{NewNetwork: &vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT, Bridge: vm.DefaultNetwork,
-		Subnet: netip.MustParsePrefix("192.168.100.0/24"), Gateway: netip.MustParseAddr("192.168.100.1"), Domain: "vman0.internal"}}); err != nil {
+	if err := a.store.Apply(ctx, vm.Change{NewNetwork: &vm.Network{
+		Name:    vm.DefaultNetwork,
+		Mode:    vm.NetworkNAT,
+		Bridge:  vm.DefaultNetwork,
+		Subnet:  netip.MustParsePrefix("192.168.100.0/24"),
+		Gateway: netip.MustParseAddr("192.168.100.1"),
+		Domain:  "vman0.internal",
+	}}); err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewJSONHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -130,7 +136,7 @@ func (a *api) serve(t testing.TB, l ...net.Listener) {
 	})
 }
 
-// A reply is an answer that was read and found to be what the specification says.
+// A reply is an answer, with its body, that conforms to the contract.
 type reply struct {
 	*http.Response
 	body []byte
@@ -154,8 +160,8 @@ func into[T any](t *testing.T, r reply) T {
 	return v
 }
 
-// ask sends a request with the token and returns the answer. header is a list of
-// names and values; an empty value takes a header away.
+// ask sends a request with the token and returns the answer. header is a list of names
+// and values; an empty value removes a header.
 func (a *api) ask(t *testing.T, method, path, body string, header ...string) reply {
 	t.Helper()
 	var content io.Reader
@@ -180,7 +186,7 @@ func (a *api) ask(t *testing.T, method, path, body string, header ...string) rep
 	return send(t, http.DefaultClient, r)
 }
 
-// want is ask, and fails the test if the status is another.
+// want is ask; it fails the test if the answer has another status.
 func (a *api) want(t *testing.T, status int, method, path, body string, header ...string) reply {
 	t.Helper()
 	r := a.ask(t, method, path, body, header...)
@@ -188,6 +194,20 @@ func (a *api) want(t *testing.T, status int, method, path, body string, header .
 		t.Fatalf("%s %s: status %d, want %d; body %s", method, path, r.StatusCode, status, r.body)
 	}
 	return r
+}
+
+// wantCode is want for a problem; it fails the test if the problem has another code.
+func (a *api) wantCode(t *testing.T, status int, code, method, path, body string, header ...string) {
+	t.Helper()
+	if p := a.want(t, status, method, path, body, header...).problem(t); string(p.Code) != code {
+		t.Errorf("%s %s: %+v, want the code %s", method, path, p, code)
+	}
+}
+
+// operation returns the operation that r has in its Location.
+func (a *api) operation(t *testing.T, r reply) openapi.Operation {
+	t.Helper()
+	return into[openapi.Operation](t, a.want(t, 200, "GET", r.Header.Get("Location"), ""))
 }
 
 func send(t *testing.T, client *http.Client, r *http.Request) reply {
@@ -202,18 +222,19 @@ func send(t *testing.T, client *http.Client, r *http.Request) reply {
 		t.Fatalf("%s %s: read the answer: %v", r.Method, r.URL, err)
 	}
 	if err := conforms(r.Method, r.URL, resp.StatusCode, resp.Header, body); err != nil {
-		t.Errorf("%s %s: status %d: the answer is not what the specification says: %v\n%s", r.Method, r.URL, resp.StatusCode, err, body)
+		t.Errorf("%s %s: status %d: the answer does not conform to the contract: %v\n%s", r.Method, r.URL,
+			resp.StatusCode, err, body)
 	}
 	return reply{resp, body}
 }
 
-// specification is the contract, and a router of kin-openapi's for it.
+// specification returns the contract and a kin-openapi router for it.
 var specification = sync.OnceValues(func() (*openapi3.T, routers.Router) {
 	doc, err := openapi.Load()
 	if err != nil {
 		panic(err)
 	}
-	doc.Servers = nil // any address will do
+	doc.Servers = nil // accept every address
 	for _, media := range []string{"application/yaml", "text/html", "text/event-stream"} {
 		openapi3filter.RegisterBodyDecoder(media, openapi3filter.PlainBodyDecoder)
 	}
@@ -224,11 +245,11 @@ var specification = sync.OnceValues(func() (*openapi3.T, routers.Router) {
 	return doc, router
 })
 
-// conforms returns how an answer differs from what the specification says.
+// conforms returns an error if an answer does not conform to the contract.
 func conforms(method string, u *url.URL, status int, header http.Header, body []byte) error {
 	doc, router := specification()
 	if method == http.MethodHead {
-		return nil // the specification has none; it is a GET's without the body
+		return nil // not in the contract
 	}
 	r := &http.Request{Method: method, URL: u, Header: http.Header{}}
 	route, params, err := router.FindRoute(r)
@@ -243,8 +264,8 @@ func conforms(method string, u *url.URL, status int, header http.Header, body []
 	return openapi3filter.ValidateResponse(context.Background(), in)
 }
 
-// conformsNowhere checks what is answered where the specification has no
-// operation: it must still be a problem.
+// conformsNowhere is conforms for a request that is no operation of the contract: the
+// answer must be a problem.
 func conformsNowhere(doc *openapi3.T, status int, header http.Header, body []byte) error {
 	if status == http.StatusNoContent && header.Get("Allow") != "" {
 		return nil // OPTIONS
@@ -261,7 +282,7 @@ func conformsNowhere(doc *openapi3.T, status int, header http.Header, body []byt
 	return doc.Components.Schemas["Problem"].Value.VisitJSON(v, openapi3.MultiErrors())
 }
 
-// Bodies that tests begin with.
+// Bodies of common requests.
 const (
 	smallTemplate = `{"name":"small","cpu_count":2,"ram_amount":512}`
 	webVM         = `{"template_name":"small","name":"web-1"}`

@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-func TestWaitIsReadFromPrefer(t *testing.T) {
+func TestWaitIsParsedFromPrefer(t *testing.T) {
 	tests := map[string]struct {
 		want time.Duration
 		bad  bool
@@ -40,7 +40,7 @@ func TestWaitIsReadFromPrefer(t *testing.T) {
 	}
 }
 
-func TestIfMatchBecomesAMatch(t *testing.T) {
+func TestIfMatchIsParsed(t *testing.T) {
 	tests := map[string]struct {
 		want vm.Match
 		bad  bool
@@ -88,7 +88,7 @@ func TestIfNoneMatchComparesWeakly(t *testing.T) {
 	}
 }
 
-func TestCursorsComeBackAndNothingElseDoes(t *testing.T) {
+func TestOnlyCursorsOfThisServerAreParsed(t *testing.T) {
 	for _, seq := range []int64{0, 1, 127, 128, 1 << 40, math.MaxInt64} {
 		if got, err := parseCursor(formatCursor(seq)); got != seq || err != nil {
 			t.Errorf("%d: got %d, %v", seq, got, err)
@@ -96,19 +96,19 @@ func TestCursorsComeBackAndNothingElseDoes(t *testing.T) {
 	}
 	for _, s := range []string{"", "x", "AQ", "MTAw", "AQE=", "AQEB", "AgE", "' OR 1=1", formatCursor(-1), "AX8\n"} {
 		if got, err := parseCursor(s); err == nil {
-			t.Errorf("%q is taken as %d", s, got)
+			t.Errorf("%q is parsed as %d", s, got)
 		}
 	}
 }
 
-func TestRequestIDsAreTakenOrMade(t *testing.T) {
+func TestValidRequestIDsAreKeptAndOthersReplaced(t *testing.T) {
 	a := newAPI(t)
 	for id, taken := range map[string]bool{"a.B_9-z": true, "": false, "with space": false, "quote\"": false,
 		strings.Repeat("a", 128): true, strings.Repeat("a", 129): false} {
 		r := a.want(t, 200, "GET", "/health", "", headerRequestID, id)
 		got := r.Header.Get(headerRequestID)
 		if (got == id) != taken || !validRequestID(got) {
-			t.Errorf("%q was answered with %q", id, got)
+			t.Errorf("%q is answered with %q", id, got)
 		}
 	}
 	if one, other := newRequestID(), newRequestID(); one == other || len(one) != 16 {
@@ -116,11 +116,15 @@ func TestRequestIDsAreTakenOrMade(t *testing.T) {
 	}
 }
 
-func TestEveryAnswerCarriesItsHeaders(t *testing.T) {
+func TestEveryAnswerHasTheCommonHeaders(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.o.DryRun = true })
 	for _, path := range []string{"/health", "/vms", "/nowhere", "/vms/nobody", "/openapi.yaml"} {
 		h := a.ask(t, "GET", path, "").Header
-		for name, want := range map[string]string{"Server": "vmand/1.2.3", "X-Vman-Dry-Run": "true", "X-Content-Type-Options": "nosniff"} {
+		for name, want := range map[string]string{
+			"Server":                 "vmand/1.2.3",
+			"X-Vman-Dry-Run":         "true",
+			"X-Content-Type-Options": "nosniff",
+		} {
 			if got := h.Get(name); got != want {
 				t.Errorf("%s: %s is %q", path, name, got)
 			}

@@ -7,15 +7,15 @@ import (
 	"vmand/openapi"
 )
 
-// A Health says how each part of the daemon is.
+// A Health is the result of the health checks.
 type Health struct {
 	Database, Storage, QEMU, QEMUImg, Accel, Network, Observer Check
 }
 
-// A Check is how one part of the daemon is.
+// A Check is the result of one health check.
 type Check struct {
 	Degraded bool
-	Detail   string // what is wrong and what to do, or what is worth knowing; may be empty
+	Detail   string // the problem and its fix, or other information; may be empty
 }
 
 // GetHealth implements [openapi.StrictServerInterface].
@@ -29,8 +29,23 @@ func (s *Server) GetHealth(ctx context.Context, _ openapi.GetHealthRequestObject
 		}
 		return openapi.HealthCheck{Status: openapi.HealthStatusOk, Detail: optional(&c.Detail)}
 	}
-	checks := openapi.HealthChecks{Database: check(h.Database), Storage: check(h.Storage), Qemu: check(h.QEMU),
-		QemuImg: check(h.QEMUImg), Accel: check(h.Accel), Network: check(h.Network), Observer: check(h.Observer)}
-	return answer{status: status, body: &openapi.Health{Status: overall, Service: openapi.HealthServiceVmand,
-		Version: s.o.Version, DryRun: s.o.DryRun, Checks: checks}}, nil
+	checks := openapi.HealthChecks{
+		Database: check(h.Database),
+		Storage:  check(h.Storage),
+		Qemu:     check(h.QEMU),
+		QemuImg:  check(h.QEMUImg),
+		Accel:    check(h.Accel),
+		Network:  check(h.Network),
+		Observer: check(h.Observer),
+	}
+	return answer{
+		status: status,
+		body: &openapi.Health{
+			Status:  overall,
+			Service: openapi.HealthServiceVmand,
+			Version: s.o.Version,
+			DryRun:  s.o.DryRun,
+			Checks:  checks,
+		},
+	}, nil
 }

@@ -19,13 +19,13 @@ import (
 const (
 	headerKey      = "Idempotency-Key"
 	headerReplayed = "Idempotency-Replayed"
-	// keepPatience is for the two transactions that keep an answer. They go on
-	// when the client hangs up.
+	// keepPatience is the time limit of the two transactions that keep an answer. They
+	// continue when the client disconnects.
 	keepPatience = 10 * time.Second
 )
 
-// identify notes the request's key and what tells it from any other. The key and
-// the body are valid by now, and the body is in memory.
+// identify records the key and the fingerprint of the request in the caller. The key
+// and the body must have been validated, and the body must be in memory.
 func (x *exchange) identify() error {
 	r := x.c.Request()
 	key := r.Header[headerKey]
@@ -34,7 +34,7 @@ func (x *exchange) identify() error {
 	}
 	h := sha256.New()
 	for _, part := range []string{r.Method, r.URL.EscapedPath(), r.URL.RawQuery} {
-		_, _ = io.WriteString(h, part+"\x00") // a hash takes everything
+		_, _ = io.WriteString(h, part+"\x00") // never fails for a hash
 	}
 	if r.Body != nil {
 		body, err := io.ReadAll(r.Body)
@@ -49,32 +49,35 @@ func (x *exchange) identify() error {
 	return nil
 }
 
-// once carries out a request with an Idempotency-Key, or answers it as it was
-// answered before. The effect is recorded together with the key, by the
-// operation; the answer is kept before it is sent, so what a client has seen is
-// what it will see. Requests under one key have their turns: a repeated one
-// waits until the first has been answered.
+// once carries out a request with an Idempotency-Key, or repeats the answer to the
+// first request with the key. The operation records the key in the transaction of the
+// effect. The answer is kept before it is sent, so a client receives the same answer
+// every time. Requests with the same key are serialized.
 func (s *Server) once(x *exchange, next echo.HandlerFunc) error {
 	ctx := x.c.Request().Context()
-	turn := x.caller.Name + "\x00" + x.caller.Key
-	if err := s.keys.take(ctx, turn); err != nil {
+	key := x.caller.Name + "\x00" + x.caller.Key
+	if err := s.keys.lock(ctx, key); err != nil {
 		return err
 	}
-	defer s.keys.leave(turn)
+	defer s.keys.unlock(key)
 	o, reply, err := s.reader.OperationByKey(ctx, x.caller.Name, x.caller.Key)
 	if errors.Is(err, vm.ErrNotFound) {
 		if err = s.answerAndKeep(x, next); !hasCode(err, vm.CodeRepeated) {
 			return err
 		}
-		// Another door of the same caller's was quicker.
+		// A request with the same key over another listener was faster.
 		o, reply, err = s.reader.OperationByKey(ctx, x.caller.Name, x.caller.Key)
 	}
 	if err != nil {
 		return err
 	}
 	if o.Fingerprint != x.caller.Fingerprint {
-		return &vm.Fault{Code: vm.CodeRepeated, OperationID: o.ID, Detail: "the Idempotency-Key was used for another request",
-			Hint: "use a key of its own for each request"}
+		return &vm.Fault{
+			Code:        vm.CodeRepeated,
+			OperationID: o.ID,
+			Detail:      "the Idempotency-Key was used for another request",
+			Hint:        "use a new key for each request",
+		}
 	}
 	x.c.Response().Header().Set(headerReplayed, "true")
 	if reply != nil {
@@ -89,8 +92,8 @@ func (s *Server) once(x *exchange, next echo.HandlerFunc) error {
 	})
 }
 
-// answerAndKeep lets next answer, a problem included, keeps the answer and sends
-// it. With [vm.CodeRepeated] nothing is answered yet.
+// answerAndKeep calls next, keeps its answer or problem, and sends it. If next fails
+// with [vm.CodeRepeated], answerAndKeep sends nothing and returns the error.
 func (s *Server) answerAndKeep(x *exchange, next echo.HandlerFunc) error {
 	w := x.c.Response().Writer
 	held := &heldAnswer{ResponseWriter: w}
@@ -111,9 +114,9 @@ func (s *Server) answerAndKeep(x *exchange, next echo.HandlerFunc) error {
 	return x.err
 }
 
-// keep keeps an answer with the operation that the request has begun. One that
-// says nothing of how that ended is not kept, nor one that nobody is there to
-// get: a repeated request is answered by the operation then.
+// keep stores an answer with the operation of the request. It does not store an
+// answer if the client has disconnected, or if the answer does not tell the result of
+// the operation: a repeated request is then answered from the operation.
 func (s *Server) keep(x *exchange, held *heldAnswer) {
 	ctx := x.c.Request().Context()
 	if ctx.Err() != nil {
@@ -123,21 +126,27 @@ func (s *Server) keep(x *exchange, held *heldAnswer) {
 	defer stop()
 	o, _, err := s.reader.OperationByKey(ctx, x.caller.Name, x.caller.Key)
 	if errors.Is(err, vm.ErrNotFound) {
-		return // it was refused before anything began
+		return // the request was rejected before its operation started
 	}
 	if err == nil && x.err != nil && (x.fault == nil || x.fault.OperationID != o.ID || !o.State.Ended()) {
 		return
 	}
 	if err == nil {
 		h := held.Header()
-		err = s.reader.KeepReply(ctx, o.ID, vm.Reply{Status: held.status, Location: h.Get("Location"), ETag: h.Get("Etag"), Body: held.body.Bytes()})
+		err = s.reader.KeepReply(ctx, o.ID, vm.Reply{
+			Status:   held.status,
+			Location: h.Get("Location"),
+			ETag:     h.Get("Etag"),
+			Body:     held.body.Bytes(),
+		})
 	}
 	if err != nil {
-		s.log.Warn("cannot keep an answer; a repeated request is answered by its operation", "request_id", x.caller.RequestID, "err", err)
+		s.log.Warn("cannot keep an answer: a repeated request is answered from its operation", "request_id",
+			x.caller.RequestID, "err", err)
 	}
 }
 
-// keptAnswer is an answer as it was given before.
+// keptAnswer returns the answer that r keeps.
 func keptAnswer(r vm.Reply) answer {
 	a := answer{status: r.Status, location: r.Location, etag: r.ETag}
 	if len(r.Body) > 0 {
@@ -149,7 +158,7 @@ func keptAnswer(r vm.Reply) answer {
 	return a
 }
 
-// A heldAnswer holds an answer back. What is answered under a key is small.
+// A heldAnswer buffers an answer. Answers to requests with a key are small.
 type heldAnswer struct {
 	http.ResponseWriter
 	status int
@@ -160,26 +169,26 @@ func (h *heldAnswer) WriteHeader(status int)      { h.status = status }
 func (h *heldAnswer) Write(b []byte) (int, error) { return h.body.Write(b) }
 func (h *heldAnswer) Unwrap() http.ResponseWriter { return h.ResponseWriter }
 
-// turns gives each key to one request at a time. Keys that nobody has vanish.
-type turns struct {
+// A keyLock is a set of locks with a key each. A key that is not locked uses no memory.
+type keyLock struct {
 	mu    sync.Mutex
-	taken map[string]chan struct{} // closed when the turn is over
+	taken map[string]chan struct{} // closed by unlock
 }
 
-// take waits for the key, or until ctx is done.
-func (t *turns) take(ctx context.Context, key string) error {
+// lock locks the key. It blocks until the key is free or ctx is done.
+func (l *keyLock) lock(ctx context.Context, key string) error {
 	for {
-		t.mu.Lock()
-		other := t.taken[key]
+		l.mu.Lock()
+		other := l.taken[key]
 		if other == nil {
-			if t.taken == nil {
-				t.taken = map[string]chan struct{}{}
+			if l.taken == nil {
+				l.taken = map[string]chan struct{}{}
 			}
-			t.taken[key] = make(chan struct{})
-			t.mu.Unlock()
+			l.taken[key] = make(chan struct{})
+			l.mu.Unlock()
 			return nil
 		}
-		t.mu.Unlock()
+		l.mu.Unlock()
 		select {
 		case <-other:
 		case <-ctx.Done():
@@ -188,9 +197,10 @@ func (t *turns) take(ctx context.Context, key string) error {
 	}
 }
 
-func (t *turns) leave(key string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	close(t.taken[key])
-	delete(t.taken, key)
+// unlock unlocks the key. It must be called by the holder.
+func (l *keyLock) unlock(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.taken[key])
+	delete(l.taken, key)
 }

@@ -15,8 +15,8 @@ import (
 	"vmand/vm"
 )
 
-// forgetful are records that keep no answer, as if the daemon were killed each
-// time between the effect and the answer.
+// forgetful wraps records and keeps no answers, as if the daemon were killed between
+// the effect and the answer of each request.
 type forgetful struct {
 	Records
 	mu   sync.Mutex
@@ -32,27 +32,31 @@ func (f *forgetful) KeepReply(ctx context.Context, id string, r vm.Reply) error 
 	return errors.New("killed")
 }
 
+// remember sets whether answers are kept.
 func (f *forgetful) remember(keep bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.keep = keep
 }
 
-// same fails the test if a repeated request was not answered as the first was.
-func same(t *testing.T, what string, first, again reply) {
+// same fails the test if the answer to a repeated request differs from the first one.
+func same(t *testing.T, name string, first, again reply) {
 	t.Helper()
 	if again.StatusCode != first.StatusCode || string(again.body) != string(first.body) ||
-		again.Header.Get("Location") != first.Header.Get("Location") || again.Header.Get("ETag") != first.Header.Get("ETag") ||
+		again.Header.Get("Location") != first.Header.Get("Location") ||
+		again.Header.Get("ETag") != first.Header.Get("ETag") ||
 		again.Header.Get("Content-Type") != first.Header.Get("Content-Type") {
-		t.Errorf("%s: status %d, %v, %s\nthe first time: %d, %v, %s", what, again.StatusCode, again.Header, again.body, first.StatusCode, first.Header, first.body)
+		t.Errorf("%s: status %d, %v, %s\nfirst answer: %d, %v, %s", name, again.StatusCode, again.Header,
+			again.body, first.StatusCode, first.Header, first.body)
 	}
 	if first.Header.Get(headerReplayed) != "" || again.Header.Get(headerReplayed) != "true" {
-		t.Errorf("%s: %s is %q, and was %q the first time", what, headerReplayed, again.Header.Get(headerReplayed), first.Header.Get(headerReplayed))
+		t.Errorf("%s: %s is %q, in the first answer %q", name, headerReplayed, again.Header.Get(headerReplayed),
+			first.Header.Get(headerReplayed))
 	}
 }
 
-// steps is a life in which every kind of operation occurs. {disk} is the id of
-// the disk that is made in it, {forward} of the port forward.
+// steps is a sequence of requests with every kind of operation. {disk} is the id of the
+// created disk, {forward} of the created port forward.
 var steps = []struct {
 	method, path, body, prefer string
 	status                     int
@@ -66,7 +70,9 @@ var steps = []struct {
 	{"POST", "/images", `{"name":"iso","url":"http://images.example/iso"}`, "wait=30", 201},
 	{"PATCH", "/images/iso", `{"labels":{"a":"b"}}`, "", 200},
 	{"POST", "/images", `{"name":"golden","from_disk":"web-1"}`, "wait=30", 201},
-	{"POST", "/vms", `{"template_name":"small","name":"web-2","image":"golden","cloud_init":{},"cdroms":[{"image":"iso"}]}`, "", 201},
+	{"POST", "/vms",
+		`{"template_name":"small","name":"web-2","image":"golden","cloud_init":{},"cdroms":[{"image":"iso"}]}`, "",
+		201},
 	{"POST", "/disks", `{"image":"golden"}`, "", 201},
 	{"DELETE", "/disks/{disk}", "", "", 204},
 	{"POST", "/disks", `{"from_disk":"web-2"}`, "wait=30", 201},
@@ -115,7 +121,8 @@ func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
 			a.driver.Set("ghost", vm.StatusRunning)
 			disk, forward := "", ""
 			for i, s := range steps {
-				what, path := s.method+" "+s.path, strings.NewReplacer("{disk}", disk, "{forward}", forward).Replace(s.path)
+				step, path := s.method+" "+
+					s.path, strings.NewReplacer("{disk}", disk, "{forward}", forward).Replace(s.path)
 				header := []string{headerKey, fmt.Sprintf("key-%d", i)}
 				if s.prefer != "" {
 					header = append(header, "Prefer", s.prefer)
@@ -130,17 +137,17 @@ func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
 				}
 				calls, made := len(a.driver.Calls()), len(a.network.Calls())
 				records.remember(true)
-				same(t, what, first, a.ask(t, s.method, path, s.body, header...))
-				same(t, what+", once more", first, a.ask(t, s.method, path, s.body, header...))
+				same(t, step, first, a.ask(t, s.method, path, s.body, header...))
+				same(t, step+", third time", first, a.ask(t, s.method, path, s.body, header...))
 				if now := a.driver.Calls(); len(now) != calls {
-					t.Errorf("%s had a second effect: %v", what, now[calls:])
+					t.Errorf("%s had a second effect: %v", step, now[calls:])
 				}
 				if now := a.network.Calls(); len(now) != made {
-					t.Errorf("%s had a second effect: %v", what, now[made:])
+					t.Errorf("%s had a second effect: %v", step, now[made:])
 				}
 			}
 			if !kept && !strings.Contains(a.log.String(), "cannot keep an answer") {
-				t.Error("the log does not say that answers were lost")
+				t.Error("the log does not mention the lost answers")
 			}
 		})
 	}
@@ -157,28 +164,29 @@ func TestAnAcceptedRequestStaysAccepted(t *testing.T) {
 				t.Fatal(err)
 			}
 			again := a.want(t, 202, "POST", "/vms/web-1/actions/start", "", headerKey, "k")
-			if again.Header.Get("Location") != first.Header.Get("Location") || into[openapi.VM](t, again).ID != "web-1" {
+			if again.Header.Get("Location") != first.Header.Get("Location") ||
+				into[openapi.VM](t, again).ID != "web-1" {
 				t.Errorf("%v: %s", again.Header, again.body)
 			}
 		})
 	}
 }
 
-func TestAKeyIsForOneRequestOfOneCaller(t *testing.T) {
+func TestAKeyBelongsToOneRequestOfOneCaller(t *testing.T) {
 	a := newAPI(t)
 	first := a.want(t, 201, "POST", "/templates", smallTemplate, headerKey, "k")
 	for name, r := range map[string][3]string{
-		"another body":   {"POST", "/templates", strings.Replace(smallTemplate, "small", "large", 1)},
-		"another space":  {"POST", "/templates", smallTemplate + " "},
-		"another path":   {"POST", "/vms", webVM},
-		"another method": {"DELETE", "/templates/small", ""},
+		"another body":           {"POST", "/templates", strings.Replace(smallTemplate, "small", "large", 1)},
+		"additional white space": {"POST", "/templates", smallTemplate + " "},
+		"another path":           {"POST", "/vms", webVM},
+		"another method":         {"DELETE", "/templates/small", ""},
 	} {
 		p := a.want(t, 422, r[0], r[1], r[2], headerKey, "k").problem(t)
 		if p.Code != "idempotency-mismatch" || p.OperationID == "" || p.Hint == "" {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}
-	same(t, "the same", first, a.ask(t, "POST", "/templates", smallTemplate, headerKey, "k"))
+	same(t, "the same request", first, a.ask(t, "POST", "/templates", smallTemplate, headerKey, "k"))
 	secret, hash := NewToken()
 	if err := a.store.PutToken(t.Context(), vm.Token{Name: "other", Role: vm.RoleAdmin, Hash: hash}); err != nil {
 		t.Fatal(err)
@@ -191,7 +199,7 @@ func TestAKeyIsForOneRequestOfOneCaller(t *testing.T) {
 	a.want(t, 204, "DELETE", "/templates/small", "", headerKey, "k")
 }
 
-func TestARefusedRequestIsJudgedAnew(t *testing.T) {
+func TestARejectedRequestIsEvaluatedAgain(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 400, "POST", "/vms", `{"template_name":"small","name":"Web"}`, headerKey, "k")
 	a.want(t, 400, "POST", "/vms", webVM, headerKey, "k")
@@ -229,15 +237,16 @@ func TestAFailedRequestStaysFailed(t *testing.T) {
 				calls := len(a.driver.Calls())
 				again := a.want(t, s.status, s.method, s.path, s.body, header...)
 				one, other := first.problem(t), again.problem(t)
-				if one.Code != other.Code || again.Header.Get(headerReplayed) != "true" || strings.Contains(string(again.body), "secret") ||
+				if one.Code != other.Code || again.Header.Get(headerReplayed) != "true" ||
+					strings.Contains(string(again.body), "secret") ||
 					s.status != 500 && one.OperationID != other.OperationID {
-					t.Errorf("%s\nthe first time %s", again.body, first.body)
+					t.Errorf("%s\nfirst answer: %s", again.body, first.body)
 				}
-				if kept && s.status != 500 { // of a defect nothing is kept but the operation
+				if kept && s.status != 500 { // the answer to a defect is not kept, only the operation
 					same(t, s.path, first, again)
 				}
 				if len(a.driver.Calls()) != calls {
-					t.Errorf("%s was tried again", s.path)
+					t.Errorf("%s was carried out again", s.path)
 				}
 			}
 		})
@@ -270,7 +279,8 @@ func TestParallelRequestsUnderOneKeyMakeOneDisk(t *testing.T) {
 	wg.Wait()
 	first := 0
 	for _, r := range replies {
-		if r.StatusCode != 201 || string(r.body) != string(replies[0].body) || r.Header.Get("Location") != replies[0].Header.Get("Location") {
+		if r.StatusCode != 201 || string(r.body) != string(replies[0].body) ||
+			r.Header.Get("Location") != replies[0].Header.Get("Location") {
 			t.Errorf("status %d, %s, %s", r.StatusCode, r.Header.Get("Location"), r.body)
 		}
 		if r.Header.Get(headerReplayed) == "" {
@@ -281,11 +291,11 @@ func TestParallelRequestsUnderOneKeyMakeOneDisk(t *testing.T) {
 		t.Errorf("%d first answers, %d disks", first, len(disks))
 	}
 	if len(a.keys.taken) != 0 {
-		t.Errorf("%d keys are left", len(a.keys.taken))
+		t.Errorf("%d keys are locked", len(a.keys.taken))
 	}
 }
 
-func TestAClientThatHungUpLearnsHowItEnded(t *testing.T) {
+func TestAClientThatDisconnectsCanAskForTheResult(t *testing.T) {
 	a := newAPI(t)
 	began, release := make(chan struct{}), make(chan struct{})
 	a.driver.Hook = hook("CreateDisk", func(context.Context) error { close(began); <-release; return nil })
@@ -298,7 +308,7 @@ func TestAClientThatHungUpLearnsHowItEnded(t *testing.T) {
 	go func() { waiting <- a.ask(t, "POST", "/disks", body, headerKey, "k") }()
 	select {
 	case r := <-waiting:
-		t.Fatalf("answered before it was over: %s", r.body)
+		t.Fatalf("answered before the end of the operation: %s", r.body)
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(release)
@@ -306,12 +316,13 @@ func TestAClientThatHungUpLearnsHowItEnded(t *testing.T) {
 	if r.StatusCode != 201 || r.Header.Get(headerReplayed) != "true" {
 		t.Fatalf("status %d, %v: %s", r.StatusCode, r.Header, r.body)
 	}
-	if disks := into[[]openapi.Disk](t, a.want(t, 200, "GET", "/disks", "")); len(disks) != 1 || "/disks/"+disks[0].ID != r.Header.Get("Location") {
+	if disks := into[[]openapi.Disk](t, a.want(t, 200, "GET", "/disks", "")); len(disks) != 1 ||
+		"/disks/"+disks[0].ID != r.Header.Get("Location") {
 		t.Errorf("disks %+v", disks)
 	}
 }
 
-// openOperation records an operation as a daemon that is killed leaves it.
+// openOperation records a running operation, as a killed daemon leaves it.
 func (a *api) openOperation(t *testing.T, key string, kind vm.Kind, resource string, r *http.Request, with vm.Change) {
 	t.Helper()
 	x := exchange{c: a.echo.NewContext(r, nil)}
@@ -320,8 +331,17 @@ func (a *api) openOperation(t *testing.T, key string, kind vm.Kind, resource str
 		t.Fatal(err)
 	}
 	at := time.Now()
-	with.Operation = &vm.Operation{ID: "op-" + key, Kind: kind, Resource: resource, State: vm.OpRunning, RequestedBy: "token:admin",
-		CreatedAt: at, StartedAt: at, Key: key, Fingerprint: x.caller.Fingerprint}
+	with.Operation = &vm.Operation{
+		ID:          "op-" + key,
+		Kind:        kind,
+		Resource:    resource,
+		State:       vm.OpRunning,
+		RequestedBy: "token:admin",
+		CreatedAt:   at,
+		StartedAt:   at,
+		Key:         key,
+		Fingerprint: x.caller.Fingerprint,
+	}
 	if err := a.store.Apply(t.Context(), with); err != nil {
 		t.Fatal(err)
 	}
@@ -335,36 +355,45 @@ func request(method, path, body string) *http.Request {
 	return r
 }
 
-func TestARequestThatAKillCutShortIsAnsweredByWhatWasSettled(t *testing.T) {
+func TestAnInterruptedRequestIsAnsweredAfterSettling(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
-	v := vm.VM{ID: "web-1", UUID: "0d8f7a52-7c33-4d6b-8f6a-2f1f3f10aa01", Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 512},
-		State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, Root: vm.DiskFile{SizeMiB: 1024}}
+	v := vm.VM{
+		ID:       "web-1",
+		UUID:     "0d8f7a52-7c33-4d6b-8f6a-2f1f3f10aa01",
+		Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 512},
+		State:    vm.Stopped,
+		Reason:   vm.ReasonCreated,
+		Desired:  vm.DesiredStopped,
+		Root:     vm.DiskFile{SizeMiB: 1024},
+	}
 	a.openOperation(t, "made", vm.VMCreate, "vms/web-1", request("POST", "/vms", webVM), vm.Change{NewVM: &v})
 	a.openOperation(t, "half", vm.DiskCreate, "disks/disk-1", request("POST", "/disks", `{"size":1}`),
 		vm.Change{NewDisk: &vm.Disk{ID: "disk-1", DiskFile: vm.DiskFile{SizeMiB: 1024}, State: vm.DiskCreating}})
 	p := a.want(t, 503, "POST", "/disks", `{"size":1}`, headerKey, "half").problem(t)
 	if p.Code != "unavailable" || p.OperationID != "op-half" {
-		t.Errorf("before it is settled: %+v", p)
+		t.Errorf("before the operation is settled: %+v", p)
 	}
 	if err := a.manager.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	made := a.want(t, 201, "POST", "/vms", webVM, headerKey, "made")
-	if made.Header.Get("Location") != "/vms/web-1" || made.Header.Get("ETag") == "" || into[openapi.VM](t, made).ID != "web-1" {
+	if made.Header.Get("Location") != "/vms/web-1" || made.Header.Get("ETag") == "" ||
+		into[openapi.VM](t, made).ID != "web-1" {
 		t.Errorf("%v: %s", made.Header, made.body)
 	}
-	// What came to nothing is carried out when it is asked for again, once.
+	// An operation without an effect is carried out again, once.
 	half := a.want(t, 201, "POST", "/disks", `{"size":1}`, headerKey, "half")
-	if again := a.want(t, 201, "POST", "/disks", `{"size":1}`, headerKey, "half"); string(again.body) != string(half.body) {
-		t.Errorf("%s\nthe first time: %s", again.body, half.body)
+	again := a.want(t, 201, "POST", "/disks", `{"size":1}`, headerKey, "half")
+	if string(again.body) != string(half.body) {
+		t.Errorf("%s\nfirst answer: %s", again.body, half.body)
 	}
 	if disks := into[[]openapi.Disk](t, a.want(t, 200, "GET", "/disks", "")); len(disks) != 1 {
 		t.Errorf("disks %+v", disks)
 	}
 }
 
-func TestWhatWasMadeAndIsGoneIsNotFound(t *testing.T) {
+func TestACreatedAndDeletedResourceIsNotFound(t *testing.T) {
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records })
 	a.want(t, 201, "POST", "/templates", smallTemplate)
@@ -373,18 +402,21 @@ func TestWhatWasMadeAndIsGoneIsNotFound(t *testing.T) {
 	a.want(t, 204, "DELETE", "/vms/web-1", "")
 	a.want(t, 404, "POST", "/vms", webVM, headerKey, "make")
 	a.want(t, 404, "POST", "/vms/web-1/actions/start", "", headerKey, "start", "Prefer", "wait=30")
-	if p := a.want(t, 400, "POST", "/vms/web-1/actions/start", "", headerKey, "start", "Prefer", "wait=soon").problem(t); p.Code != "invalid-request" {
-		t.Errorf("%+v", p)
-	}
+	a.wantCode(t, 400, "invalid-request", "POST", "/vms/web-1/actions/start", "", headerKey, "start", "Prefer", "wait=soon")
 }
 
-func TestADetachThatIsNotOverIsStillAccepted(t *testing.T) {
+func TestADetachInProgressIsStillAccepted(t *testing.T) {
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
 	disk := into[openapi.Disk](t, a.want(t, 201, "POST", "/disks", `{"size":1}`)).ID
 	a.want(t, 200, "POST", "/disks/"+disk+"/attach", `{"vm_id":"web-1"}`)
-	a.driver.Hook = hook("DetachDisk", func(context.Context) error { return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "not yet"} })
+	a.driver.Hook = hook("DetachDisk", func(context.Context) error {
+		return &vm.Fault{
+			Code:   vm.CodeQEMUUnresponsive,
+			Detail: "not yet",
+		}
+	})
 	first := a.want(t, 202, "POST", "/disks/"+disk+"/detach", "", headerKey, "k")
 	records.remember(true)
 	same(t, "detach", first, a.ask(t, "POST", "/disks/"+disk+"/detach", "", headerKey, "k"))
@@ -405,9 +437,14 @@ func TestCancellingCanBeRepeated(t *testing.T) {
 	a.want(t, 409, "POST", location+"/cancel", "")
 }
 
-func TestBadKeysAreRefused(t *testing.T) {
+func TestInvalidKeysAreRejected(t *testing.T) {
 	a := newAPI(t)
-	for name, key := range map[string]string{"a space": "a b", "too long": strings.Repeat("k", 256), "not ASCII": "schlüssel", "a tab": "a\tb"} {
+	for name, key := range map[string]string{
+		"a space":   "a b",
+		"too long":  strings.Repeat("k", 256),
+		"not ASCII": "schlüssel",
+		"a tab":     "a\tb",
+	} {
 		p := a.want(t, 400, "POST", "/templates", smallTemplate, headerKey, key).problem(t)
 		if len(p.Errors) != 1 || p.Errors[0].Field != headerKey {
 			t.Errorf("%s: %+v", name, p)
@@ -415,12 +452,13 @@ func TestBadKeysAreRefused(t *testing.T) {
 	}
 	a.want(t, 400, "POST", "/templates", smallTemplate, headerKey, "a", headerKey, "b")
 	c := a.dial(t)
-	fmt.Fprintf(c, "%s%s:\r\nContent-Length: %d\r\n\r\n%s", a.head("POST /templates"), headerKey, len(smallTemplate), smallTemplate)
+	fmt.Fprintf(c, "%s%s:\r\nContent-Length: %d\r\n\r\n%s", a.head("POST /templates"), headerKey, len(smallTemplate),
+		smallTemplate)
 	if resp, body := receive(t, c); resp.StatusCode != 400 {
 		t.Errorf("an empty key: status %d: %s", resp.StatusCode, body)
 	}
 	a.want(t, 201, "POST", "/templates", smallTemplate, headerKey, strings.Repeat("~", 255))
-	a.want(t, 200, "GET", "/templates", "", headerKey, "a b") // it means nothing to a GET
+	a.want(t, 200, "GET", "/templates", "", headerKey, "a b") // a GET ignores it
 }
 
 func TestTheSameRequestHasTheSameFingerprint(t *testing.T) {
@@ -432,39 +470,40 @@ func TestTheSameRequestHasTheSameFingerprint(t *testing.T) {
 			t.Fatal(err)
 		}
 		if b, err := io.ReadAll(x.c.Request().Body); err != nil || string(b) != body {
-			t.Errorf("the body is %q now, %v", b, err)
+			t.Errorf("the body is %q, %v", b, err)
 		}
 		return x.caller.Fingerprint
 	}
 	seen := map[string]string{}
-	for _, r := range [][3]string{{"POST", "/vms", "x"}, {"PATCH", "/vms", "x"}, {"POST", "/vmsx", ""}, {"POST", "/vms?x", ""}, {"POST", "/vms", ""}} {
+	for _, r := range [][3]string{{"POST", "/vms", "x"}, {"PATCH", "/vms", "x"}, {"POST", "/vmsx", ""},
+		{"POST", "/vms?x", ""}, {"POST", "/vms", ""}} {
 		f := print(r[0], r[1], r[2])
 		if f != print(r[0], r[1], r[2]) || len(f) != 64 {
 			t.Errorf("%v: %s", r, f)
 		}
 		if other := seen[f]; other != "" {
-			t.Errorf("%v and %s have the same", r, other)
+			t.Errorf("%v and %s have the same fingerprint", r, other)
 		}
 		seen[f] = fmt.Sprint(r)
 	}
 }
 
-func TestATurnIsWaitedForNoLongerThanItsRequest(t *testing.T) {
-	var turns turns
-	if err := turns.take(t.Context(), "k"); err != nil {
+func TestAKeyIsAwaitedNoLongerThanTheRequest(t *testing.T) {
+	var keys keyLock
+	if err := keys.lock(t.Context(), "k"); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	gone := errors.New("gone")
 	cancel(gone)
-	if err := turns.take(ctx, "k"); !errors.Is(err, gone) {
+	if err := keys.lock(ctx, "k"); !errors.Is(err, gone) {
 		t.Errorf("got %v", err)
 	}
-	if err := turns.take(ctx, "other"); err != nil {
+	if err := keys.lock(ctx, "other"); err != nil {
 		t.Errorf("got %v", err)
 	}
-	turns.leave("k")
-	if err := turns.take(ctx, "k"); err != nil {
+	keys.unlock("k")
+	if err := keys.lock(ctx, "k"); err != nil {
 		t.Errorf("got %v", err)
 	}
 }

@@ -28,16 +28,23 @@ func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestOb
 		return nil, err
 	}
 	b := r.JSONBody
-	i, o, err := s.manager.CreateImage(ctx, vm.NewImage{Name: b.Name, URL: value(b.URL), FromDisk: value(b.FromDisk),
-		Sum: vm.ImageSum{SHA256: value(b.SHA256), SHA512: value(b.SHA512)}, Format: vm.ImageFormat(value(b.Format)),
-		Description: value(b.Description), Labels: value(b.Labels)})
+	i, o, err := s.manager.CreateImage(ctx, vm.NewImage{
+		Name:        b.Name,
+		URL:         value(b.URL),
+		FromDisk:    value(b.FromDisk),
+		Sum:         vm.ImageSum{SHA256: value(b.SHA256), SHA512: value(b.SHA512)},
+		Format:      vm.ImageFormat(value(b.Format)),
+		Description: value(b.Description),
+		Labels:      value(b.Labels),
+	})
 	if err != nil {
 		return nil, err
 	}
 	return s.made(ctx, imageAnswer(&i), o, wait, func() (answer, error) { return s.imageNow(ctx, i.Name) })
 }
 
-// checkImport finds what goes with another kind of image than b asks for.
+// checkImport returns the faults of a request with a JSON body: parameters that are
+// only for uploads, and combinations of properties that are not allowed.
 func checkImport(b *openapi.CreateImage, p *openapi.CreateImageParams) error {
 	var faults []vm.FieldFault
 	for _, parameter := range []struct {
@@ -46,16 +53,25 @@ func checkImport(b *openapi.CreateImage, p *openapi.CreateImageParams) error {
 	}{{"name", p.Name != nil}, {"sha256", p.SHA256 != nil}, {"sha512", p.SHA512 != nil}, {"format", p.Format != nil},
 		{"description", p.Description != nil}, {"more", p.More != nil}} {
 		if parameter.given {
-			faults = append(faults, vm.FieldFault{Field: parameter.name, Detail: "is only for a body of application/octet-stream"})
+			faults = append(faults, vm.FieldFault{
+				Field:  parameter.name,
+				Detail: "is only allowed with a body of type application/octet-stream",
+			})
 		}
 	}
 	switch {
 	case b.URL == nil && b.FromDisk == nil:
-		faults = append(faults, vm.FieldFault{Field: "/url", Detail: "is missing: give either url or from_disk, or send the bytes of the image"})
+		faults = append(faults, vm.FieldFault{
+			Field:  "/url",
+			Detail: "is missing: url or from_disk is required",
+		})
 	case b.URL != nil && b.FromDisk != nil:
 		faults = append(faults, vm.FieldFault{Field: "/from_disk", Detail: "must not be given together with url"})
 	case b.FromDisk != nil && (b.SHA256 != nil || b.SHA512 != nil || b.Format != nil):
-		faults = append(faults, vm.FieldFault{Field: "/from_disk", Detail: "must not be given together with sha256, sha512 or format"})
+		faults = append(faults, vm.FieldFault{
+			Field:  "/from_disk",
+			Detail: "must not be given together with sha256, sha512 or format",
+		})
 	}
 	if len(faults) > 0 {
 		return invalid(faults...)
@@ -63,9 +79,11 @@ func checkImport(b *openapi.CreateImage, p *openapi.CreateImageParams) error {
 	return nil
 }
 
-// made answers with what an operation makes: as it is meanwhile, or, if the client
-// prefers to wait and it is made by then, as now returns it.
-func (s *Server) made(ctx context.Context, meanwhile answer, o vm.Operation, wait time.Duration, now func() (answer, error)) (answer, error) {
+// made returns the answer to a request whose operation creates a resource: the answer
+// of now if the client waits and the operation succeeds in time, else meanwhile with
+// status 202.
+func (s *Server) made(ctx context.Context, meanwhile answer, o vm.Operation, wait time.Duration,
+	now func() (answer, error)) (answer, error) {
 	meanwhile.status, meanwhile.location, meanwhile.etag = http.StatusAccepted, "/operations/"+o.ID, ""
 	if wait == 0 {
 		return meanwhile, nil
@@ -84,33 +102,37 @@ func (s *Server) made(ctx context.Context, meanwhile answer, o vm.Operation, wai
 	return a, err
 }
 
-// uploadImage makes an image of the request's body.
+// uploadImage creates an image from the body of the request.
 func (s *Server) uploadImage(ctx context.Context, r openapi.CreateImageRequestObject) (answer, error) {
 	p := &r.Params
 	if p.Name == nil {
 		return answer{}, invalid(vm.FieldFault{Field: "name", Detail: "is missing"})
 	}
-	i, o, err := s.manager.UploadImage(ctx, vm.NewImage{Name: *p.Name, Sum: vm.ImageSum{SHA256: value(p.SHA256), SHA512: value(p.SHA512)},
-		Format: vm.ImageFormat(value(p.Format)), Description: value(p.Description)}, r.Body, value(p.More))
+	i, o, err := s.manager.UploadImage(ctx, vm.NewImage{
+		Name:        *p.Name,
+		Sum:         vm.ImageSum{SHA256: value(p.SHA256), SHA512: value(p.SHA512)},
+		Format:      vm.ImageFormat(value(p.Format)),
+		Description: value(p.Description),
+	}, r.Body, value(p.More))
 	if a, more, err := uploaded(&i, o, r.Body, err); more || err != nil {
 		return a, inQuery(err)
 	}
 	return imageAnswer(&i).created("/images/" + i.Name), nil
 }
 
-// inQuery makes an error of fields of a body one of the parameters of the same names.
+// inQuery changes the JSON pointers in a fault into names of query parameters.
 func inQuery(err error) error {
 	var f *vm.Fault
 	if !errors.As(err, &f) || len(f.Fields) == 0 {
 		return err
 	}
-	told := *f
-	told.Fields = make([]vm.FieldFault, len(f.Fields))
+	renamed := *f
+	renamed.Fields = make([]vm.FieldFault, len(f.Fields))
 	for i, field := range f.Fields {
-		told.Fields[i] = vm.FieldFault{Field: strings.TrimPrefix(field.Field, "/"), Detail: field.Detail}
+		renamed.Fields[i] = vm.FieldFault{Field: strings.TrimPrefix(field.Field, "/"), Detail: field.Detail}
 	}
-	told.Detail = strings.TrimPrefix(told.Detail, "/")
-	return &told
+	renamed.Detail = strings.TrimPrefix(renamed.Detail, "/")
+	return &renamed
 }
 
 // ContinueUpload implements [openapi.StrictServerInterface].
@@ -120,13 +142,13 @@ func (s *Server) ContinueUpload(ctx context.Context, r openapi.ContinueUploadReq
 	return a, err
 }
 
-// uploaded answers a request with bytes of an image, and reports whether there is
-// more to come. The body is not read any longer.
+// uploaded returns the answer to a request that uploads bytes of an image, and reports
+// whether the upload is incomplete. The body must not be read afterwards.
 func uploaded(i *vm.Image, o vm.Operation, body io.Reader, err error) (a answer, more bool, _ error) {
 	if b, ok := body.(*streamedBody); ok && b.fault != nil {
-		told := *b.fault // whatever came of it further on
-		told.Hint = "the upload can go on: uploaded_bytes of the image says where"
-		return a, false, &told
+		hinted := *b.fault // more specific than err
+		hinted.Hint = "continue the upload at uploaded_bytes of the image"
+		return a, false, &hinted
 	}
 	if err != nil {
 		return a, false, err
@@ -144,7 +166,8 @@ func (s *Server) ListImages(ctx context.Context, r openapi.ListImagesRequestObje
 	label := value(r.Params.Label)
 	f := vm.ImageFilter{State: vm.ImageState(value(r.Params.State)), SHA256: strings.ToLower(value(r.Params.SHA256))}
 	f.Label, f.LabelValue, _ = strings.Cut(label, "=")
-	return newList(ctx, "/images", query("state", string(f.State), "label", label, "sha256", f.SHA256), r.Params.Limit, r.Params.Cursor,
+	return newList(ctx, "/images", query("state", string(f.State), "label", label, "sha256", f.SHA256),
+		r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.Image, error) { return s.reader.Images(ctx, f, p) },
 		func(i *vm.Image) int64 { return i.Seq },
 		func(i *vm.Image) any { return apiImage(i) })
@@ -165,7 +188,10 @@ func (s *Server) UpdateImage(ctx context.Context, r openapi.UpdateImageRequestOb
 	if err != nil {
 		return nil, err
 	}
-	i, err := s.manager.UpdateImage(ctx, r.Name, vm.ImageEdits{Description: r.Body.Description, Labels: (*map[string]string)(r.Body.Labels)}, match)
+	i, err := s.manager.UpdateImage(ctx, r.Name, vm.ImageEdits{
+		Description: r.Body.Description,
+		Labels:      (*map[string]string)(r.Body.Labels),
+	}, match)
 	if err != nil {
 		return nil, err
 	}
@@ -184,20 +210,29 @@ func (s *Server) DeleteImage(ctx context.Context, r openapi.DeleteImageRequestOb
 	return answer{status: http.StatusNoContent}, nil
 }
 
-// imageAnswer answers with an image.
+// imageAnswer returns the answer 200 with an image.
 func imageAnswer(i *vm.Image) answer {
 	return answer{status: http.StatusOK, body: apiImage(i), etag: etagOf(imageVersion(i))}
 }
 
-// imageNow answers with an image that was made.
+// imageNow returns the answer to the request that created an image, with its current
+// record.
 func (s *Server) imageNow(ctx context.Context, name string) (answer, error) {
 	i, err := s.reader.Image(ctx, name)
 	return imageAnswer(&i).created("/images/" + name), err
 }
 
 func apiImage(i *vm.Image) *openapi.Image {
-	out := &openapi.Image{Name: i.Name, State: openapi.ImageState(i.State), StateReason: optional(&i.Reason), Source: i.Source,
-		Description: i.Description, Labels: i.Labels, CreatedAt: openapi.Time{Time: i.CreatedAt}, UpdatedAt: openapi.Time{Time: i.UpdatedAt}}
+	out := &openapi.Image{
+		Name:        i.Name,
+		State:       openapi.ImageState(i.State),
+		StateReason: optional(&i.Reason),
+		Source:      i.Source,
+		Description: i.Description,
+		Labels:      i.Labels,
+		CreatedAt:   openapi.Time{Time: i.CreatedAt},
+		UpdatedAt:   openapi.Time{Time: i.UpdatedAt},
+	}
 	if out.Labels == nil {
 		out.Labels = openapi.Labels{}
 	}
@@ -206,7 +241,10 @@ func apiImage(i *vm.Image) *openapi.Image {
 	}
 	if i.SHA256 != "" {
 		size := gib(i.VirtualMiB)
-		out.Format, out.SHA256, out.VirtualSize, out.SizeBytes = (*openapi.ImageFormat)(&i.Layout), &i.SHA256, &size, &i.Bytes
+		out.Format = (*openapi.ImageFormat)(&i.Layout)
+		out.SHA256 = &i.SHA256
+		out.VirtualSize = &size
+		out.SizeBytes = &i.Bytes
 	}
 	return out
 }
@@ -219,9 +257,13 @@ func (s *Server) ReadImage(ctx context.Context, r openapi.ReadImageRequestObject
 	}
 	get := &http.Request{Method: http.MethodGet, Header: http.Header{}}
 	if ctx.Value(headKey{}) != nil {
-		get.Method = http.MethodHead // net/http would leave out the body, and read it all the same
+		get.Method = http.MethodHead // net/http would read the content and discard it
 	}
-	for name, v := range map[string]*string{"If-Range": r.Params.IfRange, "If-None-Match": r.Params.IfNoneMatch, "Range": r.Params.Range} {
+	for name, v := range map[string]*string{
+		"If-Range":      r.Params.IfRange,
+		"If-None-Match": r.Params.IfNoneMatch,
+		"Range":         r.Params.Range,
+	} {
 		if v != nil && (name != "Range" || oneRange.MatchString(*v)) {
 			get.Header.Set(name, *v)
 		}
@@ -229,15 +271,15 @@ func (s *Server) ReadImage(ctx context.Context, r openapi.ReadImageRequestObject
 	return imageContent{image: i, content: content, request: get}, nil
 }
 
-// oneRange matches the ranges that are honoured; others are ignored, as RFC 9110,
-// 14.2, lets a server do. A client gains nothing by several.
+// oneRange matches the Range headers that are supported: a single range of bytes.
+// Others are ignored, which RFC 9110, 14.2 allows.
 var oneRange = regexp.MustCompile(`^bytes=([0-9]{1,18}-[0-9]{0,18}|-0*[1-9][0-9]{0,17})$`)
 
-// imageContent answers with the content of an image.
+// imageContent is the answer with the content of an image.
 type imageContent struct {
 	image   vm.Image
 	content io.ReadSeekCloser
-	request *http.Request // that asks for it
+	request *http.Request // its method and its conditional headers
 }
 
 // Respond implements [openapi.Response].
@@ -252,7 +294,7 @@ func (c imageContent) Respond(w http.ResponseWriter) error {
 	if out.refused == 0 {
 		return out.err
 	}
-	h.Set("Cache-Control", "no-store") // which net/http takes away
+	h.Set("Cache-Control", "no-store") // net/http removed it
 	for _, name := range []string{"Etag", "Content-Disposition", "Accept-Ranges"} {
 		h.Del(name)
 	}
@@ -263,15 +305,14 @@ func (c imageContent) Respond(w http.ResponseWriter) error {
 	return &vm.Fault{Code: codeRange, Detail: "the content has " + strconv.FormatInt(c.image.Bytes, 10) + " bytes"}
 }
 
-// A contentWriter is between [http.ServeContent], the content and the client. It
-// keeps errors, which that function does not return, and its words in place of
-// the content, which are no problem. A client that does not read is not
-// waited for.
+// A contentWriter stands between [http.ServeContent] and both the content and the
+// client. It records errors, which that function does not return, and discards its
+// text answers, which are not problems. A client that does not read is disconnected.
 type contentWriter struct {
 	http.ResponseWriter
 	content io.ReadSeeker
-	refused int   // the status of what it says instead, 0 if it sends the content
-	err     error // of either side
+	refused int   // status of a discarded answer, or 0
+	err     error // of the content or the client
 }
 
 func (c *contentWriter) WriteHeader(status int) {

@@ -24,7 +24,7 @@ func sumOf(content string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// upload makes an image of content.
+// upload creates an image with this content.
 func (a *api) upload(t *testing.T, name, content string) openapi.Image {
 	t.Helper()
 	return into[openapi.Image](t, a.want(t, 201, "POST", "/images?name="+name, content, octets...))
@@ -34,11 +34,14 @@ func TestAnImageIsUploadedShownChangedAndDeleted(t *testing.T) {
 	a := newAPI(t)
 	const content = "bytes of a disk"
 	sum512 := sha512.Sum512([]byte(content))
-	r := a.want(t, 201, "POST", "/images?name=debian_12.x&sha256="+strings.ToUpper(sumOf(content))+"&sha512="+hex.EncodeToString(sum512[:])+
-		"&format=raw&description=a%0Ab&more=false", content, octets...)
+	r := a.want(t, 201, "POST",
+		"/images?name=debian_12.x&sha256="+strings.ToUpper(sumOf(content))+"&sha512="+hex.EncodeToString(sum512[:])+
+			"&format=raw&description=a%0Ab&more=false", content, octets...)
 	i := into[openapi.Image](t, r)
-	if i.Name != "debian_12.x" || i.State != "available" || *i.Format != "raw" || *i.SHA256 != sumOf(content) || *i.VirtualSize != 16./1024 ||
-		*i.SizeBytes != int64(len(content)) || i.UploadedBytes != nil || i.Source != "upload" || i.Description != "a\nb" || len(i.Labels) != 0 {
+	if i.Name != "debian_12.x" || i.State != "available" || *i.Format != "raw" || *i.SHA256 != sumOf(content) ||
+		*i.VirtualSize != 16./1024 ||
+		*i.SizeBytes != int64(len(content)) || i.UploadedBytes != nil || i.Source != "upload" ||
+		i.Description != "a\nb" || len(i.Labels) != 0 {
 		t.Errorf("%s", r.body)
 	}
 	const path = "/images/debian_12.x"
@@ -50,15 +53,24 @@ func TestAnImageIsUploadedShownChangedAndDeleted(t *testing.T) {
 		t.Errorf("%v %s", got.Header, got.body)
 	}
 	a.want(t, 304, "GET", path, "", "If-None-Match", r.Header.Get("ETag"))
-	changed := a.want(t, 200, "PATCH", path, `{"description":"","labels":{"os":"debian"}}`, "If-Match", r.Header.Get("ETag"))
-	if i := into[openapi.Image](t, changed); i.Description != "" || i.Labels["os"] != "debian" || i.State != "available" {
+	changed := a.want(t, 200, "PATCH", path, `{"description":"","labels":{"os":"debian"}}`, "If-Match",
+		r.Header.Get("ETag"))
+	if i := into[openapi.Image](t, changed); i.Description != "" || i.Labels["os"] != "debian" ||
+		i.State != "available" {
 		t.Errorf("%s", changed.body)
 	}
 	a.want(t, 412, "PATCH", path, `{"description":"x"}`, "If-Match", r.Header.Get("ETag"))
 	a.want(t, 412, "DELETE", path, "", "If-Match", r.Header.Get("ETag"))
 	a.upload(t, "other", "other bytes")
-	for query, n := range map[string]int{"": 2, "?state=available": 2, "?state=uploading": 0, "?label=os%3Ddebian": 1, "?label=os%3D": 0,
-		"?sha256=" + strings.ToUpper(sumOf(content)): 1, "?sha256=" + sumOf(""): 0} {
+	for query, n := range map[string]int{
+		"":                   2,
+		"?state=available":   2,
+		"?state=uploading":   0,
+		"?label=os%3Ddebian": 1,
+		"?label=os%3D":       0,
+		"?sha256=" + strings.ToUpper(sumOf(content)): 1,
+		"?sha256=" + sumOf(""):                       0,
+	} {
 		if all := into[[]openapi.Image](t, a.want(t, 200, "GET", "/images"+query, "")); len(all) != n {
 			t.Errorf("%s: %d images, want %d", query, len(all), n)
 		}
@@ -96,24 +108,30 @@ func TestAnImageIsDownloadedOrCopied(t *testing.T) {
 	}
 	r := a.want(t, 202, "POST", "/images", `{"name":"a","url":"`+url+`?token=x","description":"d","labels":{"k":"v"}}`)
 	i := into[openapi.Image](t, r)
-	if i.State != "importing" || i.Format != nil || i.SHA256 != nil || i.SizeBytes != nil || i.VirtualSize != nil || i.UploadedBytes != nil ||
+	if i.State != "importing" || i.Format != nil || i.SHA256 != nil || i.SizeBytes != nil || i.VirtualSize != nil ||
+		i.UploadedBytes != nil ||
 		i.Source != url || i.Labels["k"] != "v" || r.Header.Get("ETag") != "" {
 		t.Errorf("%v %s", r.Header, r.body)
 	}
-	if o := into[openapi.Operation](t, a.want(t, 200, "GET", r.Header.Get("Location"), "")); o.Kind != "image.create" || o.Resource != "images/a" {
+	if o := a.operation(t, r); o.Kind != "image.create" || o.Resource != "images/a" {
 		t.Errorf("%+v", o)
 	}
 	a.want(t, 409, "GET", "/images/a/content", "")
-	if p := a.want(t, 409, "POST", "/images", `{"name":"a","url":"`+url+`"}`).problem(t); p.Code != "busy" && p.Code != "already-exists" {
+	if p := a.want(t, 409, "POST", "/images", `{"name":"a","url":"`+url+`"}`).problem(t); p.Code != "busy" &&
+		p.Code != "already-exists" {
 		t.Errorf("%+v", p)
 	}
-	if r := a.want(t, 202, "POST", "/images", `{"name":"b","url":"`+url+`"}`, "Prefer", "wait=0"); into[openapi.Image](t, r).State != "importing" {
+	if r := a.want(t, 202, "POST", "/images", `{"name":"b","url":"`+url+
+		`"}`, "Prefer", "wait=0"); into[openapi.Image](t, r).State != "importing" {
 		t.Errorf("%s", r.body)
 	}
 	close(blocked)
-	r = a.want(t, 201, "POST", "/images", `{"name":"c","url":"`+url+`","format":"raw","sha256":"`+sumOf("bytes")+`"}`, "Prefer", "wait=30")
-	if i := into[openapi.Image](t, r); i.State != "available" || *i.SHA256 != sumOf("bytes") || r.Header.Get("Preference-Applied") != "wait" ||
-		r.Header.Get("Location") != "/images/c" || r.Header.Get("ETag") != a.want(t, 200, "GET", "/images/c", "").Header.Get("ETag") {
+	r = a.want(t, 201, "POST", "/images",
+		`{"name":"c","url":"`+url+`","format":"raw","sha256":"`+sumOf("bytes")+`"}`, "Prefer", "wait=30")
+	if i := into[openapi.Image](t, r); i.State != "available" || *i.SHA256 != sumOf("bytes") ||
+		r.Header.Get("Preference-Applied") != "wait" ||
+		r.Header.Get("Location") != "/images/c" ||
+		r.Header.Get("ETag") != a.want(t, 200, "GET", "/images/c", "").Header.Get("ETag") {
 		t.Errorf("%v %s", r.Header, r.body)
 	}
 	r = a.want(t, 201, "POST", "/images", `{"name":"golden","from_disk":"web-1"}`, "Prefer", "wait=30")
@@ -138,42 +156,68 @@ func TestAnImageIsDownloadedOrCopied(t *testing.T) {
 	}
 }
 
-func TestBadRequestsForImagesAreNamed(t *testing.T) {
+func TestInvalidRequestsForImagesAreRejected(t *testing.T) {
 	a := newAPI(t)
 	for body, field := range map[string]string{
-		`{"name":"a"}`: "/url", `{"name":"a","url":"ftp://x/"}`: "/url", `{"name":"a","url":"http://x/","from_disk":"b"}`: "/from_disk",
-		`{"name":"a","from_disk":"b","format":"raw"}`: "/from_disk", `{"name":"a","from_disk":"b","sha256":"` + sumOf("") + `"}`: "/from_disk",
-		`{"url":"http://x/"}`: "/name", `{"name":"A","url":"http://x/"}`: "/name", `{"name":"a","url":"http://x/","description":"\u0000"}`: "/description",
-		`{"name":"a","url":"http://x/","labels":{"A":""}}`: "/labels/A",
+		`{"name":"a"}`:                                              "/url",
+		`{"name":"a","url":"ftp://x/"}`:                             "/url",
+		`{"name":"a","url":"http://x/","from_disk":"b"}`:            "/from_disk",
+		`{"name":"a","from_disk":"b","format":"raw"}`:               "/from_disk",
+		`{"name":"a","from_disk":"b","sha256":"` + sumOf("") + `"}`: "/from_disk",
+		`{"url":"http://x/"}`:                                       "/name",
+		`{"name":"A","url":"http://x/"}`:                            "/name",
+		`{"name":"a","url":"http://x/","description":"\u0000"}`:     "/description",
+		`{"name":"a","url":"http://x/","labels":{"A":""}}`:          "/labels/A",
 	} {
-		if p := a.want(t, 400, "POST", "/images", body).problem(t); len(p.Errors) != 1 || !strings.HasPrefix(field, p.Errors[0].Field) {
+		if p := a.want(t, 400, "POST", "/images", body).problem(t); len(p.Errors) != 1 ||
+			!strings.HasPrefix(field, p.Errors[0].Field) {
 			t.Errorf("%s: %+v", body, p)
 		}
 	}
-	for _, parameter := range []string{"name=a", "sha256=" + sumOf(""), "sha512=" + strings.Repeat("0", 128), "format=raw", "description=x", "more=false"} {
+	for _, parameter := range []string{"name=a", "sha256=" + sumOf(""), "sha512=" + strings.Repeat("0", 128),
+		"format=raw", "description=x", "more=false"} {
 		name, _, _ := strings.Cut(parameter, "=")
-		if p := a.want(t, 400, "POST", "/images?"+parameter, `{"name":"a","url":"http://x/"}`).problem(t); len(p.Errors) != 1 || p.Errors[0].Field != name {
+		if p := a.want(t, 400, "POST", "/images?"+
+			parameter, `{"name":"a","url":"http://x/"}`).problem(t); len(p.Errors) != 1 || p.Errors[0].Field != name {
 			t.Errorf("%s: %+v", parameter, p)
 		}
 	}
 	for query, field := range map[string]string{
-		"": "name", "?name=": "name", "?name=A": "name", "?name=../a": "name", "?name=a&name=b": "name", "?name=a&sha256=0": "sha256",
-		"?name=a&sha512=" + sumOf(""): "sha512", "?name=a&format=qcow": "format", "?name=a&more=yes": "more", "?name=a&labels=x": "labels",
-		"?name=a&description=%00": "description", "?name=a&url=http://x/": "url",
+		"":                            "name",
+		"?name=":                      "name",
+		"?name=A":                     "name",
+		"?name=../a":                  "name",
+		"?name=a&name=b":              "name",
+		"?name=a&sha256=0":            "sha256",
+		"?name=a&sha512=" + sumOf(""): "sha512",
+		"?name=a&format=qcow":         "format",
+		"?name=a&more=yes":            "more",
+		"?name=a&labels=x":            "labels",
+		"?name=a&description=%00":     "description",
+		"?name=a&url=http://x/":       "url",
 	} {
-		if p := a.want(t, 400, "POST", "/images"+query, "x", octets...).problem(t); len(p.Errors) != 1 || p.Errors[0].Field != field {
+		if p := a.want(t, 400, "POST", "/images"+query, "x", octets...).problem(t); len(p.Errors) != 1 ||
+			p.Errors[0].Field != field {
 			t.Errorf("%s: %+v", query, p)
 		}
 	}
-	for query, field := range map[string]string{"": "offset", "?offset=-1": "offset", "?offset=1.5": "offset", "?offset=9223372036854775808": "offset",
-		"?offset=0&more=2": "more", "?offset=0&name=a": "name"} {
-		if p := a.want(t, 400, "PATCH", "/images/a/content"+query, "x", octets...).problem(t); len(p.Errors) != 1 || p.Errors[0].Field != field {
+	for query, field := range map[string]string{
+		"":                            "offset",
+		"?offset=-1":                  "offset",
+		"?offset=1.5":                 "offset",
+		"?offset=9223372036854775808": "offset",
+		"?offset=0&more=2":            "more",
+		"?offset=0&name=a":            "name",
+	} {
+		if p := a.want(t, 400, "PATCH", "/images/a/content"+query, "x", octets...).problem(t); len(p.Errors) != 1 ||
+			p.Errors[0].Field != field {
 			t.Errorf("%s: %+v", query, p)
 		}
 	}
 	key := append(slices.Clone(octets), headerKey, "k")
 	for path, method := range map[string]string{"/images?name=a": "POST", "/images/a/content?offset=0": "PATCH"} {
-		if p := a.want(t, 400, method, path, "x", key...).problem(t); len(p.Errors) != 1 || p.Errors[0].Field != headerKey {
+		if p := a.want(t, 400, method, path, "x", key...).problem(t); len(p.Errors) != 1 ||
+			p.Errors[0].Field != headerKey {
 			t.Errorf("%s: %+v", path, p)
 		}
 		a.want(t, 415, method, path, "x", "Content-Type", "", "Content-Type", "text/plain")
@@ -181,64 +225,65 @@ func TestBadRequestsForImagesAreNamed(t *testing.T) {
 	a.want(t, 415, "PATCH", "/images/a/content?offset=0", `{}`)
 	a.want(t, 400, "POST", "/images", "")
 	if all := into[[]openapi.Image](t, a.want(t, 200, "GET", "/images", "")); len(all) != 0 {
-		t.Errorf("there are %+v", all)
+		t.Errorf("images %+v", all)
 	}
 }
 
-func TestAnUploadComesInParts(t *testing.T) {
+func TestAnImageIsUploadedInParts(t *testing.T) {
 	a := newAPI(t)
 	r := a.want(t, 202, "POST", "/images?name=a&more=true&sha256="+sumOf("one two three"), "one ", octets...)
 	i := into[openapi.Image](t, r)
 	if i.State != "uploading" || *i.UploadedBytes != 4 || i.Format != nil {
 		t.Errorf("%s", r.body)
 	}
-	if o := into[openapi.Operation](t, a.want(t, 200, "GET", r.Header.Get("Location"), "")); o.Kind != "image.upload" || o.State != "succeeded" {
+	if o := a.operation(t, r); o.Kind != "image.upload" || o.State != "succeeded" {
 		t.Errorf("%+v", o)
 	}
 	part := func(status, offset int, more bool, body string) reply {
 		t.Helper()
-		return a.want(t, status, "PATCH", fmt.Sprintf("/images/a/content?offset=%d&more=%v", offset, more), body, octets...)
+		return a.want(t, status, "PATCH", fmt.Sprintf("/images/a/content?offset=%d&more=%v", offset, more), body,
+			octets...)
 	}
 	for _, offset := range []int{0, 3, 5} {
-		if p := part(412, offset, true, "x").problem(t); p.Code != "precondition-failed" || !strings.Contains(p.Detail, " 4") {
+		if p := part(412, offset, true, "x").problem(t); p.Code != "precondition-failed" ||
+			!strings.Contains(p.Detail, " 4") {
 			t.Errorf("%+v", p)
 		}
 	}
-	if r := part(202, 4, true, "two "); *into[openapi.Image](t, r).UploadedBytes != 8 || !strings.HasPrefix(r.Header.Get("Location"), "/operations/") {
+	if r := part(202, 4, true, "two "); *into[openapi.Image](t, r).UploadedBytes != 8 ||
+		!strings.HasPrefix(r.Header.Get("Location"), "/operations/") {
 		t.Errorf("%v %s", r.Header, r.body)
 	}
 	a.want(t, 409, "GET", "/images/a/content", "")
 	part(202, 8, true, "three")
-	r = a.want(t, 200, "PATCH", "/images/a/content?offset=13", "", "Content-Type", "") // nothing is missing
-	if i := into[openapi.Image](t, r); i.State != "available" || *i.SHA256 != sumOf("one two three") || r.Header.Get("ETag") == "" {
+	r = a.want(t, 200, "PATCH", "/images/a/content?offset=13", "", "Content-Type", "") // the upload is already complete
+	if i := into[openapi.Image](t, r); i.State != "available" || *i.SHA256 != sumOf("one two three") ||
+		r.Header.Get("ETag") == "" {
 		t.Errorf("%v %s", r.Header, r.body)
 	}
 	if p := part(409, 13, false, "x").problem(t); p.Code != "invalid-state" {
 		t.Errorf("%+v", p)
 	}
 	a.want(t, 404, "PATCH", "/images/none/content?offset=0", "x", octets...)
-	// What is not what was said is gone, and so is what is no image.
+	// An upload with a wrong checksum is deleted, and so is content that is not an image.
 	a.want(t, 202, "POST", "/images?name=b&more=true&sha256="+sumOf("good"), "ba", octets...)
-	if p := a.want(t, 400, "PATCH", "/images/b/content?offset=2", "d", octets...).problem(t); p.Code != "unsafe-image" {
-		t.Errorf("%+v", p)
-	}
+	a.wantCode(t, 400, "unsafe-image", "PATCH", "/images/b/content?offset=2", "d", octets...)
 	a.want(t, 404, "GET", "/images/b", "")
-	if p := a.want(t, 400, "POST", "/images?name=b&sha256="+sumOf("good"), "else", octets...).problem(t); p.Code != "checksum-mismatch" {
-		t.Errorf("%+v", p)
-	}
-	if p := a.want(t, 409, "POST", "/images?name=a", "x", octets...).problem(t); p.Code != "already-exists" {
-		t.Errorf("%+v", p)
-	}
-	// A media type is one, however it is spelled.
+	a.wantCode(t, 400, "checksum-mismatch", "POST", "/images?name=b&sha256="+
+		sumOf("good"), "else", octets...)
+	a.wantCode(t, 409, "already-exists", "POST", "/images?name=a", "x", octets...)
+	// Media types are case-insensitive and may have parameters.
 	a.want(t, 201, "POST", "/images?name=c", "x", "Content-Type", "", "Content-Type", "Application/Octet-Stream; x=1")
 	a.driver.Offer("http://x/", []byte("x"))
-	a.want(t, 202, "POST", "/images", `{"name":"d","url":"http://x/"}`, "Content-Type", "", "Content-Type", "APPLICATION/JSON; charset=utf-8")
+	a.want(t, 202, "POST", "/images", `{"name":"d","url":"http://x/"}`, "Content-Type", "", "Content-Type",
+		"APPLICATION/JSON; charset=utf-8")
 }
 
-func TestAnUploadThatBreaksOffGoesOn(t *testing.T) {
+func TestAnInterruptedUploadCanContinue(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.o.BodyTimeout = 300 * time.Millisecond })
 	request := func(name string) string {
-		return "POST /images?name=" + name + " HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + a.token + "\r\nContent-Type: application/octet-stream\r\n"
+		return "POST /images?name=" + name + " HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + a.token +
+			"\r\nContent-Type: application/octet-stream\r\n"
 	}
 	for name, test := range map[string]struct {
 		rest   string
@@ -253,7 +298,8 @@ func TestAnUploadThatBreaksOffGoesOn(t *testing.T) {
 			t.Fatal(err)
 		}
 		resp, body := receive(t, c)
-		if resp.StatusCode != test.status || !strings.Contains(body, `"code":"`+string(test.code)+`"`) || !strings.Contains(body, "uploaded_bytes") || !resp.Close {
+		if resp.StatusCode != test.status || !strings.Contains(body, `"code":"`+string(test.code)+`"`) ||
+			!strings.Contains(body, "uploaded_bytes") || !resp.Close {
 			t.Errorf("%s: %d %s, closed %v", name, resp.StatusCode, body, resp.Close)
 		}
 	}
@@ -277,9 +323,9 @@ func TestAnUploadThatBreaksOffGoesOn(t *testing.T) {
 	}
 }
 
-// A client that waits for the answer before it sends on gets it at once, and what
-// it would send is not waited for.
-func TestAnUploadThatIsRefusedIsNotRead(t *testing.T) {
+// A client that waits for the answer before it sends the body receives the rejection at
+// once: the server does not wait for the body.
+func TestTheBodyOfARejectedUploadIsNotRead(t *testing.T) {
 	a := newAPI(t)
 	a.upload(t, "a", "x")
 	c := a.dial(t)
@@ -293,7 +339,7 @@ func TestAnUploadThatIsRefusedIsNotRead(t *testing.T) {
 	}
 }
 
-// drain is a manager that takes uploads and keeps nothing.
+// drain is a manager that reads uploads and discards them.
 type drain struct {
 	Manager
 	got int64
@@ -305,12 +351,15 @@ func (d *drain) UploadImage(_ context.Context, n vm.NewImage, r io.Reader, _ boo
 	return vm.Image{Name: n.Name, State: vm.ImageAvailable, Source: "upload"}, vm.Operation{}, err
 }
 
-func TestAnUploadTakesNoMemory(t *testing.T) {
+// It measures the memory of the process, so it must not run in parallel.
+func TestAnUploadIsNotHeldInMemory(t *testing.T) {
 	d := &drain{}
 	a := newAPI(t, func(f *fixture) { d.Manager = f.d.Manager; f.d.Manager = d })
 	const size = 256 << 20
+	specification() // its memory must not count
 	for _, length := range []int64{size, -1} {
-		r, err := http.NewRequestWithContext(t.Context(), "POST", a.base+"/images?name=a", io.LimitReader(zeros{}, size))
+		r, err := http.NewRequestWithContext(t.Context(), "POST", a.base+"/images?name=a",
+			io.LimitReader(zeros{}, size))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,20 +374,26 @@ func TestAnUploadTakesNoMemory(t *testing.T) {
 			t.Errorf("status %d, %d bytes: %s", reply.StatusCode, d.got, reply.body)
 		}
 		if used := after.TotalAlloc - before.TotalAlloc; used > size/16 {
-			t.Errorf("%d MiB were allocated for %d", used>>20, size>>20)
+			t.Errorf("%d MiB were allocated for an upload of %d MiB", used>>20, size>>20)
 		}
 	}
 }
 
-func TestTheContentOfAnImageIsReadInParts(t *testing.T) {
+func TestTheContentOfAnImageIsReadInRanges(t *testing.T) {
 	a := newAPI(t)
 	const content = "0123456789"
 	a.upload(t, "a", content)
 	const path = "/images/a/content"
 	tag := `"` + sumOf(content) + `"`
 	whole := a.want(t, 200, "GET", path, "")
-	for name, want := range map[string]string{"Content-Type": "application/octet-stream", "Content-Length": "10", "Etag": tag, "Accept-Ranges": "bytes",
-		"Content-Disposition": `attachment; filename="a.raw"`, "Cache-Control": "no-store"} {
+	for name, want := range map[string]string{
+		"Content-Type":        "application/octet-stream",
+		"Content-Length":      "10",
+		"Etag":                tag,
+		"Accept-Ranges":       "bytes",
+		"Content-Disposition": `attachment; filename="a.raw"`,
+		"Cache-Control":       "no-store",
+	} {
 		if got := whole.Header.Get(name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
@@ -368,24 +423,24 @@ func TestTheContentOfAnImageIsReadInParts(t *testing.T) {
 		if string(r.body) != test.body || r.Header.Get("Content-Range") != test.ranging || r.Header.Get("Etag") != tag {
 			t.Errorf("%v: %v %q", test.header, r.Header, r.body)
 		}
-		if h := a.want(t, test.status, "HEAD", path, "", test.header...); len(h.body) != 0 || h.Header.Get("Content-Length") != r.Header.Get("Content-Length") {
+		if h := a.want(t, test.status, "HEAD", path, "", test.header...); len(h.body) != 0 ||
+			h.Header.Get("Content-Length") != r.Header.Get("Content-Length") {
 			t.Errorf("HEAD %v: %v %q", test.header, h.Header, h.body)
 		}
 	}
 	for _, value := range []string{"bytes=10-", "bytes=10-20", "bytes=5-4"} {
 		r := a.want(t, 416, "GET", path, "", "Range", value)
-		if p := r.problem(t); p.Code != "range-not-satisfiable" || r.Header.Get("Content-Range") != "bytes */10" || r.Header.Get("Etag") != "" ||
+		if p := r.problem(t); p.Code != "range-not-satisfiable" || r.Header.Get("Content-Range") != "bytes */10" ||
+			r.Header.Get("Etag") != "" ||
 			r.Header.Get("Content-Disposition") != "" || r.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("%s: %v %s", value, r.Header, r.body)
 		}
 	}
 	a.driver.LoseImage(sumOf(content))
-	if p := a.want(t, 409, "GET", path, "").problem(t); p.Code != "invalid-state" {
-		t.Errorf("%+v", p)
-	}
+	a.wantCode(t, 409, "invalid-state", "GET", path, "")
 }
 
-// broken is a manager whose images cannot be read to their end.
+// broken is a manager with image content that fails before its end.
 type broken struct{ Manager }
 
 func (broken) OpenImage(context.Context, string) (vm.Image, io.ReadSeekCloser, error) {
@@ -406,7 +461,7 @@ func (halfReader) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-func TestContentThatCannotBeReadCutsTheConnection(t *testing.T) {
+func TestAReadErrorWithinContentClosesTheConnection(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.d.Manager = broken{f.d.Manager} })
 	r, err := http.NewRequestWithContext(t.Context(), "GET", a.base+"/images/a/content", nil)
 	if err != nil {
@@ -419,12 +474,12 @@ func TestContentThatCannotBeReadCutsTheConnection(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	if n, err := io.Copy(io.Discard, resp.Body); err == nil {
-		t.Errorf("%d bytes look like all of it", n)
+		t.Errorf("%d bytes look like the whole content", n)
 	}
 	waitFor(t, func() bool { return strings.Contains(a.log.String(), "unexpected EOF") })
 }
 
-func TestWhatIsGoneIsNotMadeAgainByARepeatedRequest(t *testing.T) {
+func TestARepeatedRequestDoesNotRecreateADeletedImage(t *testing.T) {
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	for _, header := range [][]string{{headerKey, "a", "Prefer", "wait=30"}, {headerKey, "b", "Prefer", "wait=29"}} {
@@ -438,16 +493,19 @@ func TestWhatIsGoneIsNotMadeAgainByARepeatedRequest(t *testing.T) {
 	a.upload(t, "iso", "iso")
 	a.want(t, 201, "POST", "/vms/web-1/cdroms", `{"image":"iso"}`, headerKey, "cd")
 	a.want(t, 204, "DELETE", "/vms/web-1/cdroms/cd-1", "")
-	if p := a.want(t, 404, "POST", "/vms/web-1/cdroms", `{"image":"iso"}`, headerKey, "cd").problem(t); p.OperationID == "" {
+	p := a.want(t, 404, "POST", "/vms/web-1/cdroms", `{"image":"iso"}`, headerKey, "cd").problem(t)
+	if p.OperationID == "" {
 		t.Errorf("%+v", p)
 	}
-	if calls := a.driver.Calls(); slices.ContainsFunc(calls, func(c string) bool { return strings.HasPrefix(c, "FetchImage") }) {
+	if calls := a.driver.Calls(); slices.ContainsFunc(calls,
+		func(c string) bool { return strings.HasPrefix(c, "FetchImage") }) {
 		t.Errorf("calls %v", calls)
 	}
 }
 
-// An import goes on after the answer, so a repeated request asks how far it is.
-func TestARepeatedImportIsAnsweredWithHowFarItIs(t *testing.T) {
+// An import continues after the answer, so a repeated request is answered with the
+// current state of the image.
+func TestARepeatedImportIsAnsweredWithItsCurrentState(t *testing.T) {
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	a.driver.Offer("http://x/", []byte("x"))
@@ -471,13 +529,14 @@ func TestARepeatedImportIsAnsweredWithHowFarItIs(t *testing.T) {
 			t.Fatal(err)
 		}
 		again := a.want(t, 202, "POST", path, body, headerKey, path)
-		if again.Header.Get("Location") != first[path].Header.Get("Location") || !strings.Contains(string(again.body), `"available"`) {
+		if again.Header.Get("Location") != first[path].Header.Get("Location") ||
+			!strings.Contains(string(again.body), `"available"`) {
 			t.Errorf("%v %s", again.Header, again.body)
 		}
 	}
 }
 
-func TestOrphanedContentIsDeletedWhenAskedFor(t *testing.T) {
+func TestOrphanedContentIsDeletedOnRequest(t *testing.T) {
 	a := newAPI(t)
 	c, err := a.driver.ImageOfDisk(t.Context(), vm.CopySource{Resource: "disks/x"}, vm.Import{})
 	if err != nil {

@@ -15,24 +15,24 @@ import (
 
 const (
 	defaultLimit = 100
-	wholePage    = 500      // how many are read at a time of a list without a limit
-	flushAt      = 32 << 10 // bytes that are gathered before they are sent
+	wholePage    = 500      // items that are read at a time for a list without a limit
+	flushAt      = 32 << 10 // bytes that are buffered before they are sent
 )
 
-// A list answers with a collection. What is longer than a page is read and sent
-// piece by piece and never held in memory as a whole.
+// A list is the answer with a collection. A list of more than wholePage items is read
+// and sent in parts, and never held in memory as a whole.
 type list[T any] struct {
 	ctx  context.Context // of the request
 	read func(context.Context, vm.Page) ([]T, error)
 	seq  func(*T) int64
-	api  func(*T) any // what is sent of one
+	api  func(*T) any // the representation of an item
 	page []T          // the first
-	more bool         // read on after page
+	more bool         // there are more pages to send
 	link string
 }
 
-// newList reads the first page of a collection, so that what goes wrong can
-// still be answered with a problem. path and filter are of the request.
+// newList returns the list of a collection. It reads the first page, so that an error
+// can be answered with a problem. path and filter are the ones of the request.
 func newList[T any](ctx context.Context, path string, filter url.Values, limit *openapi.Limit, cursor *openapi.Cursor,
 	read func(context.Context, vm.Page) ([]T, error), seq func(*T) int64, api func(*T) any) (list[T], error) {
 	l := list[T]{ctx: ctx, read: read, seq: seq, api: api}
@@ -52,7 +52,7 @@ func newList[T any](ctx context.Context, path string, filter url.Values, limit *
 		}
 	}
 	n := page.Limit
-	page.Limit++ // one more tells whether there is a next page
+	page.Limit++ // one more item shows whether there is a next page
 	if l.page, err = read(ctx, page); err != nil {
 		return l, err
 	}
@@ -106,8 +106,8 @@ func (l list[T]) Respond(w http.ResponseWriter) error {
 	return flush()
 }
 
-// flusher returns a function that sends what e has gathered. A client that does
-// not read is not waited for.
+// flusher returns a function that sends the bytes in e. A client that does not read is
+// disconnected.
 func (l list[T]) flusher(w http.ResponseWriter, e *encoder) func() error {
 	return func() error {
 		limitSending(w)
@@ -126,18 +126,19 @@ func formatCursor(seq int64) string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
+// parseCursor returns seq of formatCursor.
 func parseCursor(s string) (seq int64, err error) {
 	b, err := base64.RawURLEncoding.DecodeString(s)
 	if err == nil && len(b) > 1 {
 		n, _ := binary.Uvarint(b[1:])
-		if seq = int64(n); seq >= 0 && formatCursor(seq) == s { // nothing but what we gave out
+		if seq = int64(n); seq >= 0 && formatCursor(seq) == s { // only the spelling of formatCursor
 			return seq, nil
 		}
 	}
-	return 0, invalid(vm.FieldFault{Field: "cursor", Detail: "is not a cursor of a Link header"})
+	return 0, invalid(vm.FieldFault{Field: "cursor", Detail: "is not a cursor from a Link header"})
 }
 
-// query returns the filters that are set, for the link to the next page.
+// query returns the pairs with a value, for the link to the next page.
 func query(pairs ...string) url.Values {
 	v := url.Values{}
 	for i := 0; i < len(pairs); i += 2 {
@@ -148,7 +149,7 @@ func query(pairs ...string) url.Values {
 	return v
 }
 
-// value returns what p points to, or the zero value.
+// value returns *p, or the zero value if p is nil.
 func value[T any](p *T) T {
 	if p == nil {
 		var zero T

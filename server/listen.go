@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// maxSocketPath is how many bytes the path of a unix socket may have: 108 in
-// sun_path with the NUL at its end (unix(7)).
+// maxSocketPath is the maximum length in bytes of the path of a unix socket: 108 in
+// sun_path with the final NUL (unix(7)).
 const maxSocketPath = 107
 
 // ListenTCP listens on a TCP address such as 127.0.0.1:8000.
@@ -23,13 +23,15 @@ func ListenTCP(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// ListenUnix listens on a unix socket at path, which the owner and the members
-// of group (a name or a number; empty: the process's own group) may open. A
-// socket file on which nobody answers is what a killed daemon left behind: it
-// is removed. Closing the listener removes the file.
+// ListenUnix listens on a unix socket at path. The owner and the members of group (a
+// name or a number; empty for the group of the process) may connect. A socket file
+// without a listener is left over from a killed daemon and is replaced. Closing the
+// listener removes the file.
 func ListenUnix(path, group string) (net.Listener, error) {
 	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("listen on %s: the path has %d bytes, a unix socket's can have %d", path, len(path), maxSocketPath)
+		return nil, fmt.Errorf("listen on %s: the path has %d bytes, the maximum for a unix socket is %d", path,
+			len(path),
+			maxSocketPath)
 	}
 	if err := removeStale(path); err != nil {
 		return nil, err
@@ -45,8 +47,8 @@ func ListenUnix(path, group string) (net.Listener, error) {
 	return l, nil
 }
 
-// openTo lets the members of group connect. Who else gets as far as the socket
-// is turned away by its credentials.
+// openTo allows the members of group to connect. authenticate checks the credentials
+// of each connection as well.
 func openTo(path, group string) error {
 	if group != "" {
 		gid, err := groupID(group)
@@ -63,24 +65,26 @@ func openTo(path, group string) error {
 	return nil
 }
 
+// removeStale removes a socket file that no process listens on. It fails if path is
+// another file or a process listens.
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look at %s: %w", path, err)
+		return fmt.Errorf("stat %s: %w", path, err)
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("listen on %s: there is a file that is not a socket", path)
+		return fmt.Errorf("listen on %s: the file exists and is not a socket", path)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
 		c.Close()
-		return fmt.Errorf("listen on %s: another process answers there", path)
+		return fmt.Errorf("listen on %s: another process is listening", path)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("listen on %s: a socket is there and cannot be tried: %w", path, err)
+		return fmt.Errorf("listen on %s: cannot connect to the existing socket: %w", path, err)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the stale socket %s: %w", path, err)

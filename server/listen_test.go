@@ -24,7 +24,7 @@ func TestAUnixSocketIsForItsOwnerAndGroup(t *testing.T) {
 	}
 	l.Close()
 	if _, err := os.Stat(path); err == nil {
-		t.Error("the file is left")
+		t.Error("the socket file still exists")
 	}
 }
 
@@ -34,7 +34,7 @@ func TestAStaleSocketIsReplacedAndALiveOneIsNot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ListenUnix(path, ""); err == nil || !strings.Contains(err.Error(), "another process answers") {
+	if _, err := ListenUnix(path, ""); err == nil || !strings.Contains(err.Error(), "another process is listening") {
 		t.Errorf("a second listener: %v", err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false) // as after a kill
@@ -45,14 +45,14 @@ func TestAStaleSocketIsReplacedAndALiveOneIsNot(t *testing.T) {
 	l.Close()
 }
 
-func TestWhatCannotBeListenedOnSaysWhy(t *testing.T) {
+func TestListenErrorsNameTheProblem(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	tests := map[string]struct{ path, group, want string }{
-		"too long":      {filepath.Join(dir, strings.Repeat("x", 108)), "", "a unix socket's can have 107"},
+		"too long":      {filepath.Join(dir, strings.Repeat("x", 108)), "", "the maximum for a unix socket is 107"},
 		"a file":        {file, "", "not a socket"},
 		"no directory":  {filepath.Join(dir, "no", "s"), "", "no such file"},
 		"not a path":    {filepath.Join(file, "s"), "", "not a directory"},
@@ -64,10 +64,10 @@ func TestWhatCannotBeListenedOnSaysWhy(t *testing.T) {
 		}
 	}
 	if b, err := os.ReadFile(file); err != nil || string(b) != "precious" {
-		t.Errorf("the file is touched: %q, %v", b, err)
+		t.Errorf("the file was changed: %q, %v", b, err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "s")); err == nil {
-		t.Error("a socket is left behind")
+		t.Error("the socket file still exists")
 	}
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {
@@ -75,6 +75,6 @@ func TestWhatCannotBeListenedOnSaysWhy(t *testing.T) {
 	}
 	defer l.Close()
 	if _, err := ListenTCP(l.Addr().String()); err == nil || !strings.Contains(err.Error(), "in use") {
-		t.Errorf("a port twice: %v", err)
+		t.Errorf("listening on a port in use: %v", err)
 	}
 }

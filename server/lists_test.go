@@ -12,7 +12,7 @@ import (
 	"vmand/vm"
 )
 
-// manyVMs is a reader of n VMs that exist nowhere else.
+// manyVMs is a reader with n generated VMs.
 type manyVMs struct {
 	Records
 	n int64
@@ -34,7 +34,7 @@ func (m manyVMs) VM(_ context.Context, id string) (vm.VM, error) {
 
 var nextLink = regexp.MustCompile(`^<(/[^>]*)>; rel="next"$`)
 
-func TestListsComePageByPage(t *testing.T) {
+func TestListsHavePages(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.d.Reader = manyVMs{n: 250} })
 	tests := map[string][]int{
 		"/vms?limit=100":                   {100, 100, 50},
@@ -56,7 +56,7 @@ func TestListsComePageByPage(t *testing.T) {
 			}
 			for _, v := range page {
 				if seen[v.ID] {
-					t.Fatalf("%s twice", v.ID)
+					t.Fatalf("%s occurs twice", v.ID)
 				}
 				seen[v.ID] = true
 			}
@@ -82,7 +82,8 @@ func TestTheLinkKeepsTheFilters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if q := u.Query(); q.Get("limit") != "3" || q.Get("template_name") != "small" || q.Get("state") != "running" || q.Get("network") != "vman0" || len(q) != 5 {
+	if q := u.Query(); q.Get("limit") != "3" || q.Get("template_name") != "small" || q.Get("state") != "running" ||
+		q.Get("network") != "vman0" || len(q) != 5 {
 		t.Errorf("query %v", q)
 	}
 }
@@ -94,7 +95,7 @@ func TestALongListIsStreamed(t *testing.T) {
 		t.Errorf("%d VMs", n)
 	}
 	if r.ContentLength != -1 {
-		t.Errorf("the list was gathered first: Content-Length %d", r.ContentLength)
+		t.Errorf("the list was buffered: Content-Length %d", r.ContentLength)
 	}
 }
 
@@ -107,13 +108,13 @@ func TestEveryListIsAnArrayEvenWhenEmpty(t *testing.T) {
 	}
 }
 
-func TestAListThatCannotBeginIsAProblem(t *testing.T) {
+func TestAListWhoseFirstPageFailsIsAProblem(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.d.Reader = failing{} })
 	a.want(t, 503, "GET", "/vms", "")
 	a.want(t, 503, "GET", "/vms?limit=3", "")
 }
 
-// failing is a reader that cannot read.
+// failing is a reader whose reads fail.
 type failing struct{ Records }
 
 func (failing) VMs(context.Context, vm.VMFilter, vm.Page) ([]vm.VM, error) {

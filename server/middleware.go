@@ -21,19 +21,19 @@ const (
 	maxRequestID    = 128
 )
 
-// An exchange is one request and its answer on the way through the server.
+// An exchange is a request and its answer.
 type exchange struct {
 	c      echo.Context
 	start  time.Time
 	caller vm.Caller
-	fault  *vm.Fault // what was answered, if it was a problem
-	err    error     // where it came from
-	stack  string    // of a panic
+	fault  *vm.Fault // the problem that was sent, or nil
+	err    error     // the cause of fault
+	stack  string    // of a panic, or empty
 }
 
-// middleware is all there is between the router and the handlers: it names the
-// request, lets the caller in or not, validates, answers errors and logs. It is
-// one function because it is on the way of every request.
+// middleware is the only middleware: it sets the request id, authenticates,
+// validates, answers errors and logs. It is one function because every request passes
+// it.
 func (s *Server) middleware(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		x := exchange{c: c, start: time.Now()}
@@ -43,15 +43,15 @@ func (s *Server) middleware(next echo.HandlerFunc) echo.HandlerFunc {
 		}
 		s.logRequest(&x)
 		if x.err != nil && x.fault == nil {
-			// The answer has begun and cannot be finished: cut the connection,
-			// or what was sent could look like all of it.
+			// The answer has begun and cannot be completed: close the connection,
+			// so that the client does not take the part for the whole.
 			panic(http.ErrAbortHandler)
 		}
 		return nil
 	}
 }
 
-// setHeaders sets what every answer carries and returns the request's id.
+// setHeaders sets the headers of every answer and returns the request id.
 func (s *Server) setHeaders(c echo.Context) string {
 	h := c.Response().Header()
 	ids := c.Request().Header[headerRequestID]
@@ -78,20 +78,20 @@ func validRequestID(id string) bool {
 	return id != "" && len(id) <= maxRequestID
 }
 
-// newRequestID returns 16 hexadecimal digits. They have to be unique in a log,
-// not secret.
+// newRequestID returns 16 random hexadecimal digits. They must be unique in a log, but
+// need not be secret.
 func newRequestID() string {
 	return strconv.FormatUint(rand.Uint64()|1<<63, 16)
 }
 
-// guarded carries the request out and turns a panic into an error.
+// guarded carries out the request. It returns a panic as an error.
 func (s *Server) guarded(x *exchange, next echo.HandlerFunc) (err error) {
 	defer func() {
 		p := recover()
 		if p == nil {
 			return
 		}
-		if p == http.ErrAbortHandler { // this very value is the signal
+		if p == http.ErrAbortHandler { // net/http handles this value itself
 			panic(p)
 		}
 		x.stack = string(debug.Stack())
@@ -106,13 +106,13 @@ func (s *Server) guarded(x *exchange, next echo.HandlerFunc) (err error) {
 	return next(x.c)
 }
 
-// admit lets a request through to its handler: from where it may come, who
-// sends it, and what it says. Nothing of the body is read for a stranger.
+// admit checks the origin, the caller and the content of a request. It reads the body
+// only of an authenticated request.
 func (s *Server) admit(x *exchange) error {
 	r := x.c.Request()
 	if r.ContentLength != 0 {
-		// It holds until the body has been read, also if that is never done:
-		// net/http reads on for a while to be able to reuse the connection.
+		// The deadline also applies if no handler reads the body: net/http then
+		// reads some of it to be able to reuse the connection.
 		_ = http.NewResponseController(x.c.Response().Writer).SetReadDeadline(x.start.Add(s.o.BodyTimeout))
 	}
 	if err := s.origin.check(r); err != nil {
@@ -134,7 +134,7 @@ func (s *Server) admit(x *exchange) error {
 	}
 	x.c.SetRequest(r.WithContext(ctx))
 	if op == nil {
-		return nil // the router's own 404 and 405
+		return nil // 404 and 405 of the router
 	}
 	if err := op.validate(x.c); err != nil {
 		return err
@@ -144,7 +144,7 @@ func (s *Server) admit(x *exchange) error {
 		return x.identify()
 	}
 	if r.Method != http.MethodGet && len(r.Header[headerKey]) > 0 {
-		return invalid(vm.FieldFault{Field: headerKey, Detail: "is not for this request, which cannot be repeated"})
+		return invalid(vm.FieldFault{Field: headerKey, Detail: "is not allowed: this request cannot be repeated"})
 	}
 	if streamed {
 		return s.stream(x.c, limit)
@@ -152,7 +152,8 @@ func (s *Server) admit(x *exchange) error {
 	return nil
 }
 
-// enter finds out who sends a request, and whether they may send it.
+// enter authenticates the caller and checks the role that op needs. A console request
+// may have a ticket instead of a token.
 func (s *Server) enter(x *exchange, op *operation, by *approach) error {
 	r := x.c.Request()
 	if op != nil && op.connects {
@@ -179,17 +180,20 @@ func (s *Server) enter(x *exchange, op *operation, by *approach) error {
 	return permit(x.caller, op.role)
 }
 
-// fail answers with the problem that x.err is.
+// fail answers with the problem for x.err, unless the answer has begun.
 func (s *Server) fail(x *exchange) {
 	if x.c.Response().Committed {
 		return
 	}
 	if b, ok := x.c.Request().Body.(*streamedBody); ok && !b.ended {
-		x.c.Response().Header().Set("Connection", "close") // what is on its way is not read
+		x.c.Response().Header().Set("Connection", "close") // the rest of the body is not read
 	}
 	x.fault = faultOf(x.err)
 	if x.stack != "" {
-		x.fault = &vm.Fault{Code: vm.CodeInternal, Detail: "a defect of vmand; its log has it under this request id"}
+		x.fault = &vm.Fault{
+			Code:   vm.CodeInternal,
+			Detail: "a defect of vmand; the log contains it under this request id",
+		}
 	}
 	if err := writeProblem(x.c, x.fault); err != nil {
 		x.err = errors.Join(x.err, err)

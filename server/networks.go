@@ -18,10 +18,22 @@ import (
 func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkRequestObject) (openapi.Response, error) {
 	b := r.Body
 	var p addressParser
-	n := vm.Network{Name: b.Name, Mode: vm.NetworkMode(b.Mode), Bridge: value(b.Bridge),
-		Subnet: value(p.prefix("/subnet", b.Subnet)), Gateway: value(p.addr("/gateway", b.Gateway)), IPv6: value(p.prefix("/ipv6_subnet", b.IPv6Subnet)),
-		DNS: value(p.addrs("/dns", b.DNS)), NTP: value(p.addrs("/ntp", b.NTP)), Routes: value(p.routes("/routes", b.Routes)),
-		Domain: value(b.Domain), MTU: value(b.MTU), VLAN: value(b.VLANID), IsolateVMs: value(b.IsolateVMs), Restrict: value(b.Restrict)}
+	n := vm.Network{
+		Name:       b.Name,
+		Mode:       vm.NetworkMode(b.Mode),
+		Bridge:     value(b.Bridge),
+		Subnet:     value(p.prefix("/subnet", b.Subnet)),
+		Gateway:    value(p.addr("/gateway", b.Gateway)),
+		IPv6:       value(p.prefix("/ipv6_subnet", b.IPv6Subnet)),
+		DNS:        value(p.addrs("/dns", b.DNS)),
+		NTP:        value(p.addrs("/ntp", b.NTP)),
+		Routes:     value(p.routes("/routes", b.Routes)),
+		Domain:     value(b.Domain),
+		MTU:        value(b.MTU),
+		VLAN:       value(b.VLANID),
+		IsolateVMs: value(b.IsolateVMs),
+		Restrict:   value(b.Restrict),
+	}
 	if err := p.err(); err != nil {
 		return nil, err
 	}
@@ -46,7 +58,7 @@ func (s *Server) GetNetwork(ctx context.Context, r openapi.GetNetworkRequestObje
 		return nil, err
 	}
 	body := apiNetworkDetails(&report)
-	// What is seen of the host has no revision: a hash of it is part of the tag.
+	// The state on the host has no revision, so the entity tag contains a hash of it.
 	b, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
@@ -64,13 +76,22 @@ func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkReque
 	}
 	b := r.Body
 	var p addressParser
-	e := vm.NetworkEdits{Subnet: p.prefix("/subnet", b.Subnet), Gateway: p.addr("/gateway", b.Gateway),
-		DNS: p.addrs("/dns", b.DNS), NTP: p.addrs("/ntp", b.NTP), Routes: p.routes("/routes", b.Routes),
-		Domain: b.Domain, MTU: b.MTU, VLAN: b.VLANID, IsolateVMs: b.IsolateVMs, Restrict: b.Restrict}
-	if six := b.IPv6Subnet; six != nil && *six == "" {
+	e := vm.NetworkEdits{
+		Subnet:     p.prefix("/subnet", b.Subnet),
+		Gateway:    p.addr("/gateway", b.Gateway),
+		DNS:        p.addrs("/dns", b.DNS),
+		NTP:        p.addrs("/ntp", b.NTP),
+		Routes:     p.routes("/routes", b.Routes),
+		Domain:     b.Domain,
+		MTU:        b.MTU,
+		VLAN:       b.VLANID,
+		IsolateVMs: b.IsolateVMs,
+		Restrict:   b.Restrict,
+	}
+	if v6 := b.IPv6Subnet; v6 != nil && *v6 == "" {
 		e.IPv6 = &netip.Prefix{}
 	} else {
-		e.IPv6 = p.prefix("/ipv6_subnet", six)
+		e.IPv6 = p.prefix("/ipv6_subnet", v6)
 	}
 	if err := p.err(); err != nil {
 		return nil, err
@@ -94,7 +115,7 @@ func (s *Server) DeleteNetwork(ctx context.Context, r openapi.DeleteNetworkReque
 	return answer{status: http.StatusNoContent}, nil
 }
 
-// networkAnswer answers with what is configured of a network.
+// networkAnswer returns the answer 200 with the configuration of a network.
 func networkAnswer(n *vm.Network) answer {
 	return answer{status: http.StatusOK, body: apiNetwork(n), etag: etagOf(networkVersion(n))}
 }
@@ -103,15 +124,27 @@ func networkVersion(n *vm.Network) vm.Version {
 	return vm.Version{Seq: n.Seq, Revision: n.Revision}
 }
 
-// usualMTU is the MTU, in bytes, of a network that has none of its own.
+// usualMTU is the MTU in bytes of a network without a configured MTU.
 const usualMTU = 1500
 
 func apiNetwork(n *vm.Network) *openapi.Network {
-	out := &openapi.Network{Name: n.Name, Mode: openapi.NetworkMode(n.Mode), Bridge: optional(&n.Bridge), Gateway: optionalAddr(n.Gateway),
-		DNS: apiAddrs(n.DNS), NTP: apiAddrs(n.NTP), Routes: make([]openapi.NetworkRoute, len(n.Routes)),
-		Domain: optional(&n.Domain), MTU: n.MTU, IsolateVMs: n.IsolateVMs, Restrict: n.Restrict,
-		CreatedAt: openapi.Time{Time: n.CreatedAt}, UpdatedAt: openapi.Time{Time: n.UpdatedAt},
-		Subnet: optionalPrefix(n.Subnet), IPv6Subnet: optionalPrefix(n.IPv6)}
+	out := &openapi.Network{
+		Name:       n.Name,
+		Mode:       openapi.NetworkMode(n.Mode),
+		Bridge:     optional(&n.Bridge),
+		Gateway:    optionalAddr(n.Gateway),
+		DNS:        apiAddrs(n.DNS),
+		NTP:        apiAddrs(n.NTP),
+		Routes:     make([]openapi.NetworkRoute, len(n.Routes)),
+		Domain:     optional(&n.Domain),
+		MTU:        n.MTU,
+		IsolateVMs: n.IsolateVMs,
+		Restrict:   n.Restrict,
+		CreatedAt:  openapi.Time{Time: n.CreatedAt},
+		UpdatedAt:  openapi.Time{Time: n.UpdatedAt},
+		Subnet:     optionalPrefix(n.Subnet),
+		IPv6Subnet: optionalPrefix(n.IPv6),
+	}
 	if n.MTU == 0 {
 		out.MTU = usualMTU
 	}
@@ -126,16 +159,41 @@ func apiNetwork(n *vm.Network) *openapi.Network {
 
 func apiNetworkDetails(r *vm.NetworkReport) *openapi.NetworkDetails {
 	n := apiNetwork(&r.Network)
-	out := &openapi.NetworkDetails{Name: n.Name, Mode: n.Mode, Bridge: n.Bridge, Subnet: n.Subnet, Gateway: n.Gateway, IPv6Subnet: n.IPv6Subnet,
-		DNS: n.DNS, NTP: n.NTP, Routes: n.Routes, Domain: n.Domain, MTU: n.MTU, VLANID: n.VLANID, IsolateVMs: n.IsolateVMs, Restrict: n.Restrict,
-		CreatedAt: n.CreatedAt, UpdatedAt: n.UpdatedAt, Interfaces: append([]string{}, r.Status.Interfaces...),
-		Leases: make([]openapi.Lease, len(r.Leases)), Problems: make([]openapi.NetworkProblem, len(r.Status.Problems))}
+	out := &openapi.NetworkDetails{
+		Name:       n.Name,
+		Mode:       n.Mode,
+		Bridge:     n.Bridge,
+		Subnet:     n.Subnet,
+		Gateway:    n.Gateway,
+		IPv6Subnet: n.IPv6Subnet,
+		DNS:        n.DNS,
+		NTP:        n.NTP,
+		Routes:     n.Routes,
+		Domain:     n.Domain,
+		MTU:        n.MTU,
+		VLANID:     n.VLANID,
+		IsolateVMs: n.IsolateVMs,
+		Restrict:   n.Restrict,
+		CreatedAt:  n.CreatedAt,
+		UpdatedAt:  n.UpdatedAt,
+		Interfaces: append([]string{}, r.Status.Interfaces...),
+		Leases:     make([]openapi.Lease, len(r.Leases)),
+		Problems:   make([]openapi.NetworkProblem, len(r.Status.Problems)),
+	}
 	if r.Free >= 0 {
 		out.FreeAddresses = &r.Free
 	}
 	for i, l := range r.Leases {
-		out.Leases[i] = openapi.Lease{VMID: l.VMID, Slot: l.Slot, MAC: l.MAC, IP: optionalAddr(l.IP), IPv6: optionalAddr(l.IPv6),
-			Hostname: l.Hostname, AckedAt: optionalTime(l.Acked), ExpiresAt: optionalTime(l.Expires)}
+		out.Leases[i] = openapi.Lease{
+			VMID:      l.VMID,
+			Slot:      l.Slot,
+			MAC:       l.MAC,
+			IP:        optionalAddr(l.IP),
+			IPv6:      optionalAddr(l.IPv6),
+			Hostname:  l.Hostname,
+			AckedAt:   optionalTime(l.Acked),
+			ExpiresAt: optionalTime(l.Expires),
+		}
 	}
 	for i, p := range r.Status.Problems {
 		out.Problems[i] = openapi.NetworkProblem{Detail: p.Detail, Fix: p.Fix}
@@ -167,10 +225,11 @@ func apiAddrs(addrs []netip.Addr) []openapi.IPv4Address {
 	return out
 }
 
-// An addressParser reads the addresses in a request and gathers what is wrong
-// with them. What it returns is nil for what is not given.
+// An addressParser parses the addresses of a request and collects the faults. Its
+// methods return nil for properties that are absent.
 type addressParser struct{ faults []vm.FieldFault }
 
+// err returns the collected faults as one error, or nil.
 func (p *addressParser) err() error {
 	if len(p.faults) == 0 {
 		return nil
@@ -223,7 +282,10 @@ func (p *addressParser) routes(field string, list *[]openapi.NetworkRoute) *[]vm
 	for i := range *list {
 		r := &(*list)[i]
 		at := fmt.Sprintf("%s/%d", field, i)
-		out[i] = vm.Route{Destination: *p.prefix(at+"/destination", &r.Destination), Gateway: *p.addr(at+"/gateway", &r.Gateway)}
+		out[i] = vm.Route{
+			Destination: *p.prefix(at+"/destination", &r.Destination),
+			Gateway:     *p.addr(at+"/gateway", &r.Gateway),
+		}
 	}
 	return &out
 }

@@ -27,13 +27,20 @@ func (s *Server) AttachNIC(ctx context.Context, r openapi.AttachNICRequestObject
 	return a.created(nicPath(r.ID, n.Slot)), err
 }
 
-// newNIC reads what is asked of a NIC, which is at field of the request.
+// newNIC converts the request for a NIC. field is its JSON pointer in the body.
 func newNIC(p *addressParser, field string, b *openapi.CreateNIC) vm.NewNIC {
-	return vm.NewNIC{Network: value(b.Network), IP: value(p.addr(field+"/ip", b.IP)), MAC: value(b.MAC), Model: vm.NICModel(value(b.Model)),
-		RateIn: value(b.RateIn), RateOut: value(b.RateOut), LinkDown: value(b.Link) == openapi.CreateNICLinkDown}
+	return vm.NewNIC{
+		Network:  value(b.Network),
+		IP:       value(p.addr(field+"/ip", b.IP)),
+		MAC:      value(b.MAC),
+		Model:    vm.NICModel(value(b.Model)),
+		RateIn:   value(b.RateIn),
+		RateOut:  value(b.RateOut),
+		LinkDown: value(b.Link) == openapi.CreateNICLinkDown,
+	}
 }
 
-// newNICs reads what is asked of the NICs of a VM: nil if nothing is.
+// newNICs converts the requested NICs of a VM. It returns nil if list is nil.
 func newNICs(p *addressParser, list *[]openapi.CreateNIC) *[]vm.NewNIC {
 	if list == nil {
 		return nil
@@ -106,19 +113,19 @@ func (s *Server) nic(ctx context.Context, id string, slot int) (vm.VM, vm.NIC, e
 	return v, n, err
 }
 
-// nicAnswer answers with a NIC as it is recorded now, so that it and the tag, its
-// VM's, go together.
+// nicAnswer returns the answer 200 with the current record of a NIC. It reads the VM
+// once, so the NIC and the entity tag of the VM belong together.
 func (s *Server) nicAnswer(ctx context.Context, id string, slot int) (answer, error) {
 	v, n, err := s.nic(ctx, id, slot)
 	return shownNIC(&v, &n), err
 }
 
-// shownNIC answers with n, a NIC of v. The entity tag is the VM's.
+// shownNIC returns the answer 200 with n, a NIC of v. The entity tag is the one of v.
 func shownNIC(v *vm.VM, n *vm.NIC) answer {
 	return answer{status: http.StatusOK, body: jsonOf(n, appendNIC), etag: etagOf(vmVersion(v))}
 }
 
-// nicAccepted answers with a NIC on its way, which an operation is about.
+// nicAccepted returns the answer 202 with a NIC that operation o attaches or detaches.
 func nicAccepted(n *vm.NIC, o vm.Operation) answer {
 	return answer{status: http.StatusAccepted, body: jsonOf(n, appendNIC), location: "/operations/" + o.ID}
 }

@@ -9,7 +9,7 @@ import (
 	"vmand/openapi"
 )
 
-// An ObserverStatus is what the observer does and found.
+// An ObserverStatus is the status and the findings of the observer.
 type ObserverStatus struct {
 	Status        string // "starting", "ok" or "degraded"
 	RepairMode    string // "auto" or "report"; "auto" if empty
@@ -19,14 +19,14 @@ type ObserverStatus struct {
 	Issues        []Issue
 }
 
-// An Issue is one disagreement between what is recorded and what the host shows.
+// An Issue is a disagreement between the records and the host.
 type Issue struct {
 	Type        string
 	Resource    string // "vms/<id>", "disks/<id>" or "storage/<path>"
 	Details     string
 	FirstSeenAt time.Time
-	RepairedAt  time.Time // zero if it was not
-	Repair      string    // what was done about it, empty if nothing was
+	RepairedAt  time.Time // zero if it was not repaired
+	Repair      string    // the repair that was made, or empty
 }
 
 // GetObserverStatus implements [openapi.StrictServerInterface].
@@ -45,8 +45,14 @@ func (s *Server) GetObserverStatus(context.Context, openapi.GetObserverStatusReq
 	}
 	for i, issue := range st.Issues {
 		_, id, _ := strings.Cut(issue.Resource, "/")
-		out.LastIssues[i] = openapi.Issue{IssueType: openapi.IssueType(issue.Type), ResourceID: id, Details: issue.Details,
-			FirstSeenAt: openapi.Time{Time: issue.FirstSeenAt}, RepairedAt: optionalTime(issue.RepairedAt), Repair: optional(&issue.Repair)}
+		out.LastIssues[i] = openapi.Issue{
+			IssueType:   openapi.IssueType(issue.Type),
+			ResourceID:  id,
+			Details:     issue.Details,
+			FirstSeenAt: openapi.Time{Time: issue.FirstSeenAt},
+			RepairedAt:  optionalTime(issue.RepairedAt),
+			Repair:      optional(&issue.Repair),
+		}
 	}
 	return answer{status: 200, body: out}, nil
 }

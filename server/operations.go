@@ -13,8 +13,14 @@ import (
 
 // ListOperations implements [openapi.StrictServerInterface].
 func (s *Server) ListOperations(ctx context.Context, r openapi.ListOperationsRequestObject) (openapi.Response, error) {
-	f := vm.OperationFilter{Resource: value(r.Params.Resource), Kind: vm.Kind(value(r.Params.Kind)), State: vm.OpState(value(r.Params.State))}
-	return newList(ctx, "/operations", query("resource", f.Resource, "kind", string(f.Kind), "state", string(f.State)), r.Params.Limit, r.Params.Cursor,
+	f := vm.OperationFilter{
+		Resource: value(r.Params.Resource),
+		Kind:     vm.Kind(value(r.Params.Kind)),
+		State:    vm.OpState(value(r.Params.State)),
+	}
+	return newList(ctx, "/operations",
+		query("resource", f.Resource, "kind", string(f.Kind), "state", string(f.State)), r.Params.Limit,
+		r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.Operation, error) { return s.reader.Operations(ctx, f, p) },
 		func(o *vm.Operation) int64 { return o.Seq },
 		func(o *vm.Operation) any { return apiOperation(o) })
@@ -27,7 +33,7 @@ func (s *Server) GetOperation(ctx context.Context, r openapi.GetOperationRequest
 		return nil, err
 	}
 	body := apiOperation(&o)
-	// An operation has no revision: its tag is a hash of what is sent.
+	// An operation has no revision: its entity tag is a hash of the body.
 	b, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
@@ -37,10 +43,11 @@ func (s *Server) GetOperation(ctx context.Context, r openapi.GetOperationRequest
 }
 
 // CancelOperation implements [openapi.StrictServerInterface].
-func (s *Server) CancelOperation(ctx context.Context, r openapi.CancelOperationRequestObject) (openapi.Response, error) {
+func (s *Server) CancelOperation(ctx context.Context,
+	r openapi.CancelOperationRequestObject) (openapi.Response, error) {
 	o, err := s.manager.CancelOperation(ctx, r.ID)
-	// It begins no operation that could know the request again. That it is
-	// cancelled already is what a repeated one is to hear.
+	// A cancellation starts no operation that records the key. A repeated request
+	// must succeed if the operation is already cancelled.
 	repeated := vm.CallerOf(ctx).Key != "" && o.State == vm.OpCancelled
 	if err != nil && !repeated {
 		return nil, err

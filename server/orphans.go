@@ -14,16 +14,17 @@ func (s *Server) AdoptOrphan(ctx context.Context, r openapi.AdoptOrphanRequestOb
 	resource, template := orphanOf(r.OrphanID), value(r.Body.TemplateName)
 	switch isVM := strings.HasPrefix(resource, "vms/"); {
 	case isVM && template == "":
-		return nil, invalid(vm.FieldFault{Field: "/template_name", Detail: "is missing: a VM is of a template"})
+		return nil, invalid(vm.FieldFault{Field: "/template_name", Detail: "is missing: it is required for a VM"})
 	case !isVM && template != "":
-		return nil, invalid(vm.FieldFault{Field: "/template_name", Detail: "is not for a disk"})
+		return nil, invalid(vm.FieldFault{Field: "/template_name", Detail: "is not allowed for a disk"})
 	}
 	o, err := s.manager.AdoptOrphan(ctx, resource, template)
 	return orphanAnswer(&o, err)
 }
 
 // TerminateOrphan implements [openapi.StrictServerInterface].
-func (s *Server) TerminateOrphan(ctx context.Context, r openapi.TerminateOrphanRequestObject) (openapi.Response, error) {
+func (s *Server) TerminateOrphan(ctx context.Context,
+	r openapi.TerminateOrphanRequestObject) (openapi.Response, error) {
 	o, err := s.manager.TerminateOrphan(ctx, orphanOf(r.OrphanVMID))
 	return orphanAnswer(&o, err)
 }
@@ -34,7 +35,8 @@ func (s *Server) DeleteOrphan(ctx context.Context, r openapi.DeleteOrphanRequest
 	return orphanAnswer(&o, err)
 }
 
-// orphanOf returns the resource of an orphan's id: a path has no room for a slash.
+// orphanOf returns the resource path of an orphan id, which has a colon in place of
+// the slash.
 func orphanOf(id string) string { return strings.Replace(id, ":", "/", 1) }
 
 func orphanAnswer(o *vm.Operation, err error) (answer, error) {

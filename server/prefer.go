@@ -9,13 +9,12 @@ import (
 	"vmand/vm"
 )
 
-// maxWait is the longest an answer is held, in seconds; more counts as this.
+// maxWait is the maximum time in seconds that an answer is held.
 const maxWait = 300
 
-// parseWait returns how long the client wants the answer held: the wait
-// preference of RFC 7240, in seconds, 0 when there is none. As the RFC says,
-// preferences it does not know are ignored, and of one given twice the first
-// counts.
+// parseWait returns the wait preference of a Prefer header (RFC 7240), at most maxWait
+// and 0 if there is none. Unknown preferences are ignored, and the first of several
+// wait preferences counts, as the RFC requires.
 func parseWait(header string) (time.Duration, error) {
 	for pref := range strings.SplitSeq(header, ",") {
 		pref, _, _ = strings.Cut(pref, ";") // parameters of the preference
@@ -33,22 +32,24 @@ func parseWait(header string) (time.Duration, error) {
 	return 0, nil
 }
 
-// A hold is how long an answer is held, and what for besides the end of the
-// operation.
+// A hold is the time that an answer is held, and the condition to wait for after the
+// end of the operation.
 type hold struct {
-	wait  time.Duration // 0: it is not held
-	until vm.Condition  // zero: nothing
+	wait  time.Duration // 0 if the answer is not held
+	until vm.Condition  // zero for none
 }
 
-// parseHold reads a Prefer header and a wait_for parameter, either of them empty
-// for none.
+// parseHold parses a Prefer header and a wait_for parameter; both may be empty.
 func parseHold(prefer, waitFor string) (hold, error) {
 	wait, err := parseWait(prefer)
 	if err != nil || waitFor == "" {
 		return hold{wait: wait}, err
 	}
 	if wait == 0 {
-		return hold{}, invalid(vm.FieldFault{Field: "wait_for", Detail: "needs the header Prefer: wait=N with the seconds to wait at most"})
+		return hold{}, invalid(vm.FieldFault{
+			Field:  "wait_for",
+			Detail: "requires the header Prefer: wait=N",
+		})
 	}
 	until, err := vm.ParseCondition(waitFor)
 	return hold{wait, until}, err

@@ -15,7 +15,7 @@ import (
 	"vmand/vm"
 )
 
-// The codes only a web server needs; package vm has the others.
+// The codes that are specific to HTTP. Package vm has the others.
 const (
 	codeMalformed        vm.Code = "malformed-body"
 	codeUnauthorized     vm.Code = "unauthorized"
@@ -28,14 +28,14 @@ const (
 	codeRange            vm.Code = "range-not-satisfiable"
 )
 
-// A kind is what all problems of one code have in common.
+// A kind is the common part of all problems with one code.
 type kind struct {
 	status     int
 	title      string
-	retryAfter int // seconds after which the same request may do better; 0: it will not by itself
+	retryAfter int // seconds after which the same request may succeed; 0 if waiting does not help
 }
 
-// kinds is the one place where an error meets an HTTP status.
+// kinds maps codes to HTTP statuses. Nothing else does.
 var kinds = map[vm.Code]kind{
 	vm.CodeInvalid:             {http.StatusBadRequest, "Invalid request", 0},
 	codeMalformed:              {http.StatusBadRequest, "Malformed body", 0},
@@ -53,7 +53,7 @@ var kinds = map[vm.Code]kind{
 	vm.CodeAddressesExhausted:  {http.StatusConflict, "No free address", 0},
 	vm.CodeLimitReached:        {http.StatusConflict, "Limit reached", 0},
 	vm.CodeNotCancellable:      {http.StatusConflict, "Not cancellable", 0},
-	vm.CodeGuestRefused:        {http.StatusConflict, "The guest refused", 0},
+	vm.CodeGuestRefused:        {http.StatusConflict, "Refused by the guest", 0},
 	vm.CodeCancelled:           {http.StatusConflict, "Cancelled", 0},
 	vm.CodePrecondition:        {http.StatusPreconditionFailed, "Precondition failed", 0},
 	codeTooLarge:               {http.StatusRequestEntityTooLarge, "Body too large", 0},
@@ -75,24 +75,30 @@ var kinds = map[vm.Code]kind{
 	vm.CodeInsufficientStorage: {http.StatusInsufficientStorage, "Not enough storage", 0},
 }
 
-// problem completes what is known of an error by what its code says.
+// problem returns the problem for code. An unknown code becomes [vm.CodeInternal].
 func problem(code vm.Code, detail, hint string) openapi.Problem {
 	k, known := kinds[code]
 	if !known {
 		code, k = vm.CodeInternal, kinds[vm.CodeInternal]
 	}
-	return openapi.Problem{Type: "urn:vman:problem:" + string(code), Title: k.title, Status: k.status,
-		Code: openapi.ProblemCode(code), Detail: detail, Hint: hint}
+	return openapi.Problem{
+		Type:   "urn:vman:problem:" + string(code),
+		Title:  k.title,
+		Status: k.status,
+		Code:   openapi.ProblemCode(code),
+		Detail: detail,
+		Hint:   hint,
+	}
 }
 
-// hasCode reports whether err is a fault of this code.
+// hasCode reports whether err is a fault with this code.
 func hasCode(err error, code vm.Code) bool {
 	var fault *vm.Fault
 	return errors.As(err, &fault) && fault.Code == code
 }
 
-// faultOf finds out what to tell a client of err. What is none of our own errors
-// is a defect: the client learns nothing about it and the log everything.
+// faultOf returns the fault to answer for err. An error of no known class is a defect
+// of vmand: the client receives no details, only the log does.
 func faultOf(err error) *vm.Fault {
 	var fault *vm.Fault
 	var web *echo.HTTPError
@@ -104,21 +110,21 @@ func faultOf(err error) *vm.Fault {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &vm.Fault{Code: codeTimeout, Detail: "the request did not arrive in time"}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return &vm.Fault{Code: vm.CodeUnavailable, Detail: "the request was not carried out in time"}
+		return &vm.Fault{Code: vm.CodeUnavailable, Detail: "the request was not completed in time"}
 	}
 	p := vm.ProblemOf(err)
 	if p.Code == vm.CodeInternal {
-		p.Detail = "a defect of vmand; its log has it under this request id"
+		p.Detail = "a defect of vmand; the log contains it under this request id"
 	}
 	return &vm.Fault{Code: p.Code, Detail: p.Detail, Hint: p.Hint}
 }
 
-// maxCause is how many characters of a cause a client is told.
+// maxCause is the maximum number of characters of a cause in a problem.
 const maxCause = 300
 
-// withCause adds to what is told of a failed operation the words of QEMU,
-// qemu-img or the kernel, as nobody else knows why it failed. All other causes
-// are for the log.
+// withCause appends the message of QEMU, qemu-img or the kernel to the detail of a
+// failed operation, since only that message says why it failed. The causes of other
+// faults are only logged.
 func withCause(f *vm.Fault) *vm.Fault {
 	if f.Code != vm.CodeOperationFailed || f.Err == nil {
 		return f
@@ -127,12 +133,12 @@ func withCause(f *vm.Fault) *vm.Fault {
 	if words == "" || strings.Contains(f.Detail, words) {
 		return f
 	}
-	told := *f
-	told.Detail += ": " + words
-	return &told
+	longer := *f
+	longer.Detail += ": " + words
+	return &longer
 }
 
-// printable returns s as one line of at most maxCause characters that all show.
+// printable returns s as one line of at most maxCause printable characters.
 func printable(s string) string {
 	s = strings.Join(strings.Fields(strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -146,24 +152,28 @@ func printable(s string) string {
 	return s
 }
 
-// webFault translates what echo and the generated code answer by themselves.
+// webFault returns the fault for an error of echo or of the generated code.
 func webFault(e *echo.HTTPError) *vm.Fault {
 	switch e.Code {
 	case http.StatusNotFound:
-		return &vm.Fault{Code: vm.CodeNotFound, Detail: "there is no such path", Hint: "GET /openapi.yaml lists them all"}
+		return &vm.Fault{
+			Code:   vm.CodeNotFound,
+			Detail: "the path does not exist",
+			Hint:   "GET /openapi.yaml lists all paths",
+		}
 	case http.StatusMethodNotAllowed:
-		return &vm.Fault{Code: codeMethodNotAllowed, Detail: "this path does not have this method"}
+		return &vm.Fault{Code: codeMethodNotAllowed, Detail: "the path does not support this method"}
 	case http.StatusRequestEntityTooLarge:
 		return &vm.Fault{Code: codeTooLarge, Detail: "the body is too large"}
 	case http.StatusUnsupportedMediaType:
-		return &vm.Fault{Code: codeMediaType, Detail: "the body's Content-Type is not one this request takes"}
+		return &vm.Fault{Code: codeMediaType, Detail: "the Content-Type of the body is not accepted by this request"}
 	case http.StatusInternalServerError:
-		return &vm.Fault{Code: vm.CodeInternal, Detail: "a defect of vmand; its log has it under this request id"}
+		return &vm.Fault{Code: vm.CodeInternal, Detail: "a defect of vmand; the log contains it under this request id"}
 	}
 	return &vm.Fault{Code: vm.CodeInvalid, Detail: "a parameter is not valid"}
 }
 
-// writeProblem answers the request in c with what fault tells.
+// writeProblem answers the request in c with the problem for fault.
 func writeProblem(c echo.Context, fault *vm.Fault) error {
 	p := problem(fault.Code, fault.Detail, fault.Hint)
 	h := c.Response().Header()

@@ -18,7 +18,7 @@ import (
 	"vmand/vm"
 )
 
-func TestTheTableHasExactlyTheCodesOfTheSpecification(t *testing.T) {
+func TestTheTableHasExactlyTheCodesOfTheContract(t *testing.T) {
 	doc, _ := specification()
 	var spec []vm.Code
 	for _, c := range doc.Components.Schemas["ProblemCode"].Value.Enum {
@@ -26,12 +26,12 @@ func TestTheTableHasExactlyTheCodesOfTheSpecification(t *testing.T) {
 	}
 	slices.Sort(spec)
 	if ours := slices.Sorted(maps.Keys(kinds)); !slices.Equal(ours, spec) {
-		t.Errorf("ours %v\nspecification %v", ours, spec)
+		t.Errorf("server %v\ncontract %v", ours, spec)
 	}
 	description := doc.Components.Schemas["ProblemCode"].Value.Description
 	for code, k := range kinds {
 		if !strings.Contains(description, fmt.Sprintf("`%s` (%d)", code, k.status)) {
-			t.Errorf("%s is %d here, and not in the specification's words", code, k.status)
+			t.Errorf("%s has status %d, which the contract does not document", code, k.status)
 		}
 		if k.title == "" {
 			t.Errorf("%s has no title", code)
@@ -45,17 +45,27 @@ func TestEveryErrorBecomesAProblem(t *testing.T) {
 		code   vm.Code
 		detail string
 	}{
-		"a fault, wrapped":          {fmt.Errorf("start: %w", &vm.Fault{Code: vm.CodeBusy, Detail: "busy", Err: errors.New("inside")}), vm.CodeBusy, "busy"},
-		"a class":                   {fmt.Errorf("store: %w", vm.ErrExists), vm.CodeExists, "store: already exists"},
-		"echo's 404":                {echo.ErrNotFound, vm.CodeNotFound, "there is no such path"},
-		"echo's 405":                {echo.ErrMethodNotAllowed, codeMethodNotAllowed, "this path does not have this method"},
-		"echo's 413":                {echo.ErrStatusRequestEntityTooLarge, codeTooLarge, "the body is too large"},
-		"echo's 415":                {echo.ErrUnsupportedMediaType, codeMediaType, "the body's Content-Type is not one this request takes"},
-		"echo's 400":                {echo.NewHTTPError(400, "Invalid format for parameter secret"), vm.CodeInvalid, "a parameter is not valid"},
-		"echo's 500":                {echo.ErrInternalServerError, vm.CodeInternal, "a defect of vmand; its log has it under this request id"},
-		"a slow body":               {fmt.Errorf("read: %w", os.ErrDeadlineExceeded), codeTimeout, "the request did not arrive in time"},
-		"a client that hung up":     {context.Canceled, vm.CodeUnavailable, "the request was not carried out in time"},
-		"anything else is a defect": {errors.New("SELECT secret"), vm.CodeInternal, "a defect of vmand; its log has it under this request id"},
+		"a fault, wrapped": {fmt.Errorf("start: %w", &vm.Fault{
+			Code:   vm.CodeBusy,
+			Detail: "busy",
+			Err:    errors.New("inside"),
+		}), vm.CodeBusy, "busy"},
+		"a class":    {fmt.Errorf("store: %w", vm.ErrExists), vm.CodeExists, "store: already exists"},
+		"echo's 404": {echo.ErrNotFound, vm.CodeNotFound, "the path does not exist"},
+		"echo's 405": {echo.ErrMethodNotAllowed, codeMethodNotAllowed,
+			"the path does not support this method"},
+		"echo's 413": {echo.ErrStatusRequestEntityTooLarge, codeTooLarge, "the body is too large"},
+		"echo's 415": {echo.ErrUnsupportedMediaType, codeMediaType,
+			"the Content-Type of the body is not accepted by this request"},
+		"echo's 400": {echo.NewHTTPError(400, "Invalid format for parameter secret"), vm.CodeInvalid,
+			"a parameter is not valid"},
+		"echo's 500": {echo.ErrInternalServerError, vm.CodeInternal,
+			"a defect of vmand; the log contains it under this request id"},
+		"a slow body": {fmt.Errorf("read: %w", os.ErrDeadlineExceeded), codeTimeout,
+			"the request did not arrive in time"},
+		"a client that disconnected": {context.Canceled, vm.CodeUnavailable, "the request was not completed in time"},
+		"anything else is a defect": {errors.New("SELECT secret"), vm.CodeInternal,
+			"a defect of vmand; the log contains it under this request id"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -66,7 +76,7 @@ func TestEveryErrorBecomesAProblem(t *testing.T) {
 	}
 }
 
-func TestAFailedOperationIsToldInQEMUsOwnWords(t *testing.T) {
+func TestAFailedOperationHasTheMessageOfQEMU(t *testing.T) {
 	failed := func(detail, cause string) *vm.Fault {
 		return &vm.Fault{Code: vm.CodeOperationFailed, Detail: detail, Hint: "a hint", Err: errors.New(cause)}
 	}
@@ -74,14 +84,14 @@ func TestAFailedOperationIsToldInQEMUsOwnWords(t *testing.T) {
 		err  error
 		want string
 	}{
-		"its words": {fmt.Errorf("set: %w", failed("QEMU of vm a refused balloon", "GenericError: No balloon device")),
-			"QEMU of vm a refused balloon: GenericError: No balloon device"},
-		"no words":           {&vm.Fault{Code: vm.CodeOperationFailed, Detail: "failed"}, "failed"},
-		"empty words":        {failed("failed", "\n"), "failed"},
-		"told already":       {failed("qemu-img create: no", "no"), "qemu-img create: no"},
-		"control characters": {failed("failed", "one\x1b[31m\r\ntwo\x00\u202ethree"), "failed: one [31m two three"},
-		"too many":           {failed("failed", strings.Repeat("ä", 301)), "failed: " + strings.Repeat("ä", 299) + "…"},
-		"as many as may be":  {failed("failed", strings.Repeat("ä", 300)), "failed: " + strings.Repeat("ä", 300)},
+		"a message": {fmt.Errorf("set: %w", failed("QEMU of VM a refused balloon", "GenericError: No balloon device")),
+			"QEMU of VM a refused balloon: GenericError: No balloon device"},
+		"no message":          {&vm.Fault{Code: vm.CodeOperationFailed, Detail: "failed"}, "failed"},
+		"an empty message":    {failed("failed", "\n"), "failed"},
+		"a known message":     {failed("qemu-img create: no", "no"), "qemu-img create: no"},
+		"control characters":  {failed("failed", "one\x1b[31m\r\ntwo\x00\u202ethree"), "failed: one [31m two three"},
+		"a long message":      {failed("failed", strings.Repeat("ä", 301)), "failed: " + strings.Repeat("ä", 299) + "…"},
+		"the longest message": {failed("failed", strings.Repeat("ä", 300)), "failed: " + strings.Repeat("ä", 300)},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -89,19 +99,19 @@ func TestAFailedOperationIsToldInQEMUsOwnWords(t *testing.T) {
 			errors.As(test.err, &before)
 			kept := before.Detail
 			if f := faultOf(test.err); f.Detail != test.want || f.Hint != before.Hint || before.Detail != kept {
-				t.Errorf("got %q, %q; the fault itself has %q", f.Detail, f.Hint, before.Detail)
+				t.Errorf("got %q, %q; the fault was changed to %q", f.Detail, f.Hint, before.Detail)
 			}
 		})
 	}
 	for code := range kinds {
 		f := faultOf(&vm.Fault{Code: code, Detail: "x", Err: errors.New("inside")})
-		if told := f.Detail != "x"; told != (code == vm.CodeOperationFailed) {
+		if longer := f.Detail != "x"; longer != (code == vm.CodeOperationFailed) {
 			t.Errorf("%s: %q", code, f.Detail)
 		}
 	}
 }
 
-func TestACodeNobodyKnowsIsInternal(t *testing.T) {
+func TestAnUnknownCodeIsInternal(t *testing.T) {
 	if p := problem("no-such-code", "x", ""); p.Code != "internal" || p.Status != 500 {
 		t.Errorf("got %+v", p)
 	}
@@ -110,7 +120,8 @@ func TestACodeNobodyKnowsIsInternal(t *testing.T) {
 func TestTheRouterAnswersWithProblems(t *testing.T) {
 	a := newAPI(t)
 	p := a.want(t, 404, "GET", "/nowhere", "").problem(t)
-	if p.Code != "not-found" || p.Instance != "/nowhere" || p.RequestID == "" || p.Type != "urn:vman:problem:not-found" {
+	if p.Code != "not-found" || p.Instance != "/nowhere" || p.RequestID == "" ||
+		p.Type != "urn:vman:problem:not-found" {
 		t.Errorf("problem %+v", p)
 	}
 	a.want(t, 404, "GET", "/", "")
@@ -124,7 +135,7 @@ func TestTheRouterAnswersWithProblems(t *testing.T) {
 		t.Errorf("Content-Type %q", got)
 	}
 	if r := a.want(t, 204, "OPTIONS", "/vms/web-1", ""); r.Header.Get("Allow") == "" {
-		t.Error("no Allow")
+		t.Error("Allow is missing")
 	}
 }
 
@@ -132,13 +143,14 @@ func TestHEADIsGETWithoutTheBody(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	get := a.want(t, 200, "GET", "/vms/web-1", "")
 	head := a.want(t, 200, "HEAD", "/vms/web-1", "")
-	if len(head.body) != 0 || head.ContentLength != int64(len(get.body)) || head.Header.Get("ETag") != get.Header.Get("ETag") {
+	if len(head.body) != 0 || head.ContentLength != int64(len(get.body)) ||
+		head.Header.Get("ETag") != get.Header.Get("ETag") {
 		t.Errorf("%d bytes, Content-Length %d, ETag %s", len(head.body), head.ContentLength, head.Header.Get("ETag"))
 	}
 	a.want(t, 405, "HEAD", "/vms/web-1/actions/start", "")
 }
 
-// panicky is a reader with a defect.
+// panicky is a reader that panics.
 type panicky struct{ Records }
 
 func (panicky) VM(context.Context, string) (vm.VM, error) { panic("secret of the reader") }
@@ -147,7 +159,7 @@ func (panicky) Template(context.Context, string) (vm.Template, error) {
 	return vm.Template{}, errors.New("secret of the reader")
 }
 
-func TestADefectIsA500ThatTheLogExplains(t *testing.T) {
+func TestADefectIsA500WithDetailsOnlyInTheLog(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.d.Reader = panicky{} })
 	for path, want := range map[string]string{"/vms/web-1": "goroutine", "/templates/small": "secret of the reader"} {
 		r := a.want(t, 500, "GET", path, "", headerRequestID, "find-me"+path[1:2])
@@ -161,17 +173,17 @@ func TestADefectIsA500ThatTheLogExplains(t *testing.T) {
 				strings.Contains(line, want) && strings.Contains(line, "secret of the reader")
 		}
 		if !found {
-			t.Errorf("%s: the log does not say why: %s", path, a.log)
+			t.Errorf("%s: the log does not contain the reason: %s", path, a.log)
 		}
 	}
 }
 
-// shortReader fails after a page of a list.
+// shortReader is a reader that fails after the first page of a list.
 type shortReader struct{ Records }
 
 func (shortReader) VMs(_ context.Context, _ vm.VMFilter, p vm.Page) ([]vm.VM, error) {
 	if p.After > 0 {
-		return nil, errors.New("the disk is gone")
+		return nil, errors.New("the disk has failed")
 	}
 	vms := make([]vm.VM, p.Limit)
 	for i := range vms {
@@ -180,7 +192,7 @@ func (shortReader) VMs(_ context.Context, _ vm.VMFilter, p vm.Page) ([]vm.VM, er
 	return vms, nil
 }
 
-func TestAListThatCannotBeFinishedIsCutOff(t *testing.T) {
+func TestAListThatFailsAfterItsStartClosesTheConnection(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.d.Reader = shortReader{} })
 	r, err := http.NewRequestWithContext(t.Context(), "GET", a.base+"/vms", nil)
 	if err != nil {
@@ -193,24 +205,39 @@ func TestAListThatCannotBeFinishedIsCutOff(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	if _, err := io.ReadAll(resp.Body); err == nil {
-		t.Error("half a list looks like a whole one")
+		t.Error("a part of a list looks like the whole")
 	}
-	if !strings.Contains(a.log.String(), "the disk is gone") {
-		t.Errorf("the log does not say why: %s", a.log)
+	if !strings.Contains(a.log.String(), "the disk has failed") {
+		t.Errorf("the log does not contain the reason: %s", a.log)
 	}
 }
 
 func TestOperationsWithoutAProblemAreADefect(t *testing.T) {
-	if f := faultOfOperation(vm.Operation{ID: "x", State: vm.OpFailed}); f.Code != vm.CodeInternal || f.OperationID != "x" {
+	if f := faultOfOperation(vm.Operation{
+		ID:    "x",
+		State: vm.OpFailed,
+	}); f.Code != vm.CodeInternal || f.OperationID != "x" {
 		t.Errorf("got %+v", f)
 	}
 }
 
-func TestWhatAValueViolatesIsSaidInWords(t *testing.T) {
+func TestSchemaViolationsAreExplained(t *testing.T) {
 	two, three := 2.0, uint64(3)
 	number := openapi3.Schema{Type: &openapi3.Types{"number"}, Min: &two, Max: &two, MultipleOf: &two}
-	text := openapi3.Schema{Type: &openapi3.Types{"string"}, MinLength: 3, MaxLength: &three, Format: "date", Enum: []any{"a", "b"}}
-	list := openapi3.Schema{Type: &openapi3.Types{"array"}, MinItems: 3, MaxItems: &three, MinProps: 3, MaxProps: &three}
+	text := openapi3.Schema{
+		Type:      &openapi3.Types{"string"},
+		MinLength: 3,
+		MaxLength: &three,
+		Format:    "date",
+		Enum:      []any{"a", "b"},
+	}
+	list := openapi3.Schema{
+		Type:     &openapi3.Types{"array"},
+		MinItems: 3,
+		MaxItems: &three,
+		MinProps: 3,
+		MaxProps: &three,
+	}
 	tests := []struct {
 		schema *openapi3.Schema
 		field  string
@@ -236,7 +263,7 @@ func TestWhatAValueViolatesIsSaidInWords(t *testing.T) {
 			t.Errorf("%s: %q", test.field, got)
 		}
 	}
-	if got := schemaFaults(nil, errors.New("a surprise")); len(got) != 1 || got[0].Detail != "is not valid" {
+	if got := schemaFaults(nil, errors.New("an unknown keyword")); len(got) != 1 || got[0].Detail != "is not valid" {
 		t.Errorf("got %v", got)
 	}
 }

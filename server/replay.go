@@ -14,10 +14,9 @@ import (
 	"vmand/vm"
 )
 
-// answerOf returns what the request that began o is answered when its own answer
-// was not kept, because the client or the daemon was gone before: what the
-// handler would have answered, with the resource as it is now. c is of the
-// repeated request.
+// answerOf returns the answer to a repeated request if the answer to the first one was
+// not kept, because the client or the daemon was gone. It is the answer of the handler
+// for operation o, with the current record of the resource. c is the repeated request.
 func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (answer, error) {
 	h, err := parseHold(c.Request().Header.Get("Prefer"), c.QueryParam("wait_for"))
 	if err != nil {
@@ -31,18 +30,22 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (
 			return answer{}, err
 		}
 		a, err := s.acted(ctx, v, o, h)
-		return a, anew(err)
+		return a, withNewKeyHint(err)
 	case vm.ImageCreate, vm.DiskCreate:
 		if a, made, err := s.madeAgain(ctx, o, id, h, c); made {
-			return a, anew(err)
+			return a, withNewKeyHint(err)
 		}
 	}
 	if o, err = s.wait(ctx, o.ID, maxWait*time.Second); err != nil {
 		return answer{}, err
 	}
 	if !o.State.Ended() {
-		return answer{}, &vm.Fault{Code: vm.CodeUnavailable, OperationID: o.ID, Detail: "the operation of the first request with this key is not over yet",
-			Hint: "repeat the request in a moment"}
+		return answer{}, &vm.Fault{
+			Code:        vm.CodeUnavailable,
+			OperationID: o.ID,
+			Detail:      "the operation of the first request with this key is still running",
+			Hint:        "repeat the request later",
+		}
 	}
 	switch o.Kind {
 	case vm.DiskAttach, vm.DiskDetach:
@@ -51,7 +54,7 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (
 		return s.pluggedBy(ctx, o, id, c.Param("slot"))
 	}
 	if o.State != vm.OpSucceeded {
-		return answer{}, anew(faultOfOperation(o))
+		return answer{}, withNewKeyHint(faultOfOperation(o))
 	}
 	if o.Kind == vm.NICUpdate {
 		return s.nicAnswer(ctx, id, slotOf(c.Param("slot")))
@@ -59,10 +62,12 @@ func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (
 	return s.succeeded(ctx, o, id, h, c)
 }
 
-// succeeded answers the request that began o, on the resource of this id.
+// succeeded returns the answer to the request of operation o, which has succeeded on
+// the resource with this id.
 func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hold, c echo.Context) (answer, error) {
 	switch o.Kind {
-	case vm.TemplateDelete, vm.VMDelete, vm.DiskDelete, vm.ImageDelete, vm.NetworkDelete, vm.ForwardRemove, vm.CDROMEject:
+	case vm.TemplateDelete, vm.VMDelete, vm.DiskDelete, vm.ImageDelete, vm.NetworkDelete,
+		vm.ForwardRemove, vm.CDROMEject:
 		return answer{status: http.StatusNoContent}, nil
 	case vm.VMAdopt, vm.DiskAdopt, vm.OrphanTerminate, vm.OrphanDelete:
 		return answer{status: http.StatusOK, body: apiOperation(&o)}, nil
@@ -70,10 +75,10 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hol
 	switch o.Kind {
 	case vm.ForwardAdd:
 		a, err := s.forwardCreated(ctx, id, o.Step)
-		return a, since(o, err)
+		return a, withOperation(o, err)
 	case vm.CDROMAttach:
 		a, err := s.cdromAttached(ctx, id, o.Step)
-		return a, since(o, err)
+		return a, withOperation(o, err)
 	case vm.CloudInitSet:
 		view, err := s.manager.CloudInit(ctx, id)
 		if err != nil {
@@ -84,7 +89,8 @@ func (s *Server) succeeded(ctx context.Context, o vm.Operation, id string, h hol
 	return s.changed(ctx, o, id, h, c)
 }
 
-// changed answers the request that began o with the resource as it is now.
+// changed returns the answer to the request of operation o with the current record of
+// the resource.
 func (s *Server) changed(ctx context.Context, o vm.Operation, id string, h hold, c echo.Context) (answer, error) {
 	var a answer
 	var err error
@@ -122,15 +128,19 @@ func (s *Server) changed(ctx context.Context, o vm.Operation, id string, h hold,
 	return a, err
 }
 
-// startedAgain goes on with a request to create a VM and to start it, which has
-// created v: the first start since then is its own. It reports false if the
-// request asks for none.
-func (s *Server) startedAgain(ctx context.Context, v vm.VM, created vm.Operation, h hold, c echo.Context) (a answer, started bool, err error) {
+// startedAgain continues a request that has created v and also starts it. The first
+// start after the creation is the one of the request. It reports false if the request
+// does not start the VM.
+func (s *Server) startedAgain(ctx context.Context, v vm.VM, created vm.Operation, h hold,
+	c echo.Context) (a answer, started bool, err error) {
 	var b openapi.CreateVM
 	if err := c.Bind(&b); err != nil || !value(b.Start) {
 		return a, err != nil, err
 	}
-	starts, err := s.reader.Operations(ctx, vm.OperationFilter{Resource: vm.VMResource(v.ID), Kind: vm.VMStart}, vm.Page{After: created.Seq, Limit: 1})
+	starts, err := s.reader.Operations(ctx, vm.OperationFilter{
+		Resource: vm.VMResource(v.ID),
+		Kind:     vm.VMStart,
+	}, vm.Page{After: created.Seq, Limit: 1})
 	if err != nil {
 		return a, true, err
 	}
@@ -139,12 +149,13 @@ func (s *Server) startedAgain(ctx context.Context, v vm.VM, created vm.Operation
 	} else {
 		a, err = s.startedCreated(ctx, v, starts[0], h)
 	}
-	return a, true, anew(err)
+	return a, true, withNewKeyHint(err)
 }
 
-// madeAgain answers the request to import an image or to copy a disk, which goes on
-// after the first answer. It reports false for another one.
-func (s *Server) madeAgain(ctx context.Context, o vm.Operation, id string, h hold, c echo.Context) (a answer, made bool, err error) {
+// madeAgain returns the answer to a request to import an image or to copy a disk, which
+// continues after its first answer. It reports false for other requests.
+func (s *Server) madeAgain(ctx context.Context, o vm.Operation, id string, h hold,
+	c echo.Context) (a answer, made bool, err error) {
 	now := func() (answer, error) { return s.imageNow(ctx, id) }
 	if o.Kind == vm.DiskCreate {
 		var b openapi.CreateDisk
@@ -155,7 +166,7 @@ func (s *Server) madeAgain(ctx context.Context, o vm.Operation, id string, h hol
 	}
 	meanwhile, err := now()
 	if err != nil && o.State.Ended() && o.State != vm.OpSucceeded {
-		return a, true, faultOfOperation(o) // and it is gone
+		return a, true, faultOfOperation(o) // which removed the resource
 	}
 	if err != nil {
 		return a, true, err
@@ -164,7 +175,7 @@ func (s *Server) madeAgain(ctx context.Context, o vm.Operation, id string, h hol
 	return a, true, err
 }
 
-// movedBy answers the request to attach or detach a disk.
+// movedBy returns the answer to a request to attach or detach a disk.
 func (s *Server) movedBy(ctx context.Context, o vm.Operation, id string, waited bool) (answer, error) {
 	d, err := s.reader.Disk(ctx, id)
 	if o.State == vm.OpSucceeded || err != nil {
@@ -174,11 +185,11 @@ func (s *Server) movedBy(ctx context.Context, o vm.Operation, id string, waited 
 	if errors.Is(fault, vm.ErrUnavailable) && d.State.Transitional() {
 		return moved(d, o, waited, nil)
 	}
-	return answer{}, anew(fault)
+	return answer{}, withNewKeyHint(fault)
 }
 
-// pluggedBy answers the request to attach or to detach a NIC, whose slot is in
-// the path only when it is to be detached.
+// pluggedBy returns the answer to a request to attach or detach a NIC. The path of the
+// request has a slot only for a detach.
 func (s *Server) pluggedBy(ctx context.Context, o vm.Operation, id, slot string) (answer, error) {
 	if o.Kind == vm.NICDetach && o.State == vm.OpSucceeded {
 		return answer{status: http.StatusNoContent}, nil
@@ -202,10 +213,10 @@ func (s *Server) pluggedBy(ctx context.Context, o vm.Operation, id, slot string)
 	case o.Kind == vm.NICDetach && n.State == vm.NICDetaching:
 		return nicAccepted(&n, o), nil
 	}
-	return answer{}, anew(fault)
+	return answer{}, withNewKeyHint(fault)
 }
 
-// slotOf returns the number of a slot, -1 of what is none.
+// slotOf parses a slot. It returns -1 for an invalid one.
 func slotOf(s string) int {
 	slot, err := strconv.Atoi(s)
 	if err != nil {
@@ -214,25 +225,26 @@ func slotOf(s string) int {
 	return slot
 }
 
-// anew makes the hint of a problem that is answered again and again say how to
-// get another answer.
-func anew(err error) error {
+// withNewKeyHint replaces the hint of an interrupted operation: every repetition under
+// the same key receives the same problem.
+func withNewKeyHint(err error) error {
 	var fault *vm.Fault
 	if !errors.As(err, &fault) || fault.Code != vm.CodeInterrupted {
 		return err
 	}
-	told := *fault
-	told.Hint = "repeat the request with a new Idempotency-Key"
-	return &told
+	hinted := *fault
+	hinted.Hint = "repeat the request with a new Idempotency-Key"
+	return &hinted
 }
 
-// since says of what an operation has made, and is gone since, which one that was.
-func since(o vm.Operation, err error) error {
+// withOperation adds the id of the operation to a fault about a resource that the
+// operation created and that does not exist any more.
+func withOperation(o vm.Operation, err error) error {
 	var f *vm.Fault
 	if !errors.As(err, &f) {
 		return err
 	}
-	told := *f
-	told.OperationID = o.ID
-	return &told
+	named := *f
+	named.OperationID = o.ID
+	return &named
 }

@@ -6,14 +6,13 @@ import (
 	"vmand/vm"
 )
 
-// needs returns the role that an operation of the specification takes: to look
-// for who reads, to operate for who changes something or looks into a guest or an
-// image.
+// needs returns the role that an operation of the contract needs: viewer to read,
+// operator to change something and to read files of a guest or the content of an image.
 func needs(operationID, method string) vm.Role {
 	switch operationID {
 	case "readFile", "readImage":
 		return vm.RoleOperator
-	case "createConsoleTicket": // to read, and what it is to type is checked there
+	case "createConsoleTicket": // the handler checks the role for writing
 		return vm.RoleViewer
 	}
 	if method == http.MethodGet {
@@ -22,10 +21,14 @@ func needs(operationID, method string) vm.Role {
 	return vm.RoleOperator
 }
 
-// permit refuses a caller whose role does not include the one needed.
+// permit returns a fault if the role of c does not include need.
 func permit(c vm.Caller, need vm.Role) error {
 	if c.Role.May(need) {
 		return nil
 	}
-	return &vm.Fault{Code: codeForbidden, Detail: "this needs the role " + string(need), Hint: "use a token with another role"}
+	return &vm.Fault{
+		Code:   codeForbidden,
+		Detail: "the request needs the role " + string(need),
+		Hint:   "use a token with another role",
+	}
 }

@@ -1,10 +1,10 @@
-// Package server is the REST API of vmand: it lets the callers in, checks every
-// request against the specification, hands it to [vm.Manager] or reads the
-// records, and answers in JSON, errors as problems (RFC 9457).
+// Package server is the REST API of vmand. It authenticates callers, validates every
+// request against the contract, calls [vm.Manager] or reads the records, and answers
+// in JSON; errors are problems (RFC 9457).
 //
-// It decides nothing about virtual machines. Every error of the domain becomes
-// an HTTP status in one table (problem.go), whoever noticed it: the router, the
-// validation, the decoding of a body, a handler or a panic.
+// It decides nothing about virtual machines. One table (problem.go) maps all errors to
+// HTTP statuses: those of the router, the validation, the decoding of bodies, the
+// handlers, and panics.
 package server
 
 import (
@@ -23,19 +23,21 @@ import (
 	"vmand/vm"
 )
 
-// Options are what a [Server] can be told.
+// Options configure a [Server].
 type Options struct {
-	Version string   // of vmand: X.Y.Z
-	DryRun  bool     // every answer says that no QEMU is ever started
-	Group   string   // name or number of the group that may use the unix socket; empty for none
-	Hosts   []string // names, besides IP addresses, localhost and the host's own, the server is called by
-	// BodyTimeout is how long the body of a request may take to arrive; 10 s if zero.
+	Version string   // version of vmand, X.Y.Z
+	DryRun  bool     // every answer has the header X-Vman-Dry-Run
+	Group   string   // name or number of the group that may use the unix socket, or empty
+	Hosts   []string // names of the server in addition to IP addresses, localhost and the host name
+	// BodyTimeout is how long the body of a request may take to arrive. The default
+	// is 10 s.
 	BodyTimeout time.Duration
-	// StopTimeout is how long requests may take to end when the server stops; 10 s if zero.
+	// StopTimeout is how long requests may take to end when the server stops. The
+	// default is 10 s.
 	StopTimeout time.Duration
 }
 
-// A Manager carries out what is asked for; see [vm.Manager].
+// A Manager carries out requests; see [vm.Manager].
 type Manager interface {
 	CreateTemplate(ctx context.Context, t vm.Template) (vm.Template, error)
 	DeleteTemplate(ctx context.Context, name string, match vm.Match) error
@@ -51,7 +53,8 @@ type Manager interface {
 	CopyDisk(ctx context.Context, n vm.NewDisk) (vm.Disk, vm.Operation, error)
 	CreateImage(ctx context.Context, n vm.NewImage) (vm.Image, vm.Operation, error)
 	UploadImage(ctx context.Context, n vm.NewImage, r io.Reader, more bool) (vm.Image, vm.Operation, error)
-	ContinueUpload(ctx context.Context, name string, offset int64, r io.Reader, more bool) (vm.Image, vm.Operation, error)
+	ContinueUpload(ctx context.Context, name string, offset int64, r io.Reader,
+		more bool) (vm.Image, vm.Operation, error)
 	UpdateImage(ctx context.Context, name string, e vm.ImageEdits, match vm.Match) (vm.Image, error)
 	DeleteImage(ctx context.Context, name string, match vm.Match) error
 	OpenImage(ctx context.Context, name string) (vm.Image, io.ReadSeekCloser, error)
@@ -74,7 +77,8 @@ type Manager interface {
 	AttachCDROM(ctx context.Context, vmID string, n vm.NewCDROM) (vm.CDROM, error)
 	EjectCDROM(ctx context.Context, vmID, id string, match vm.Match) error
 	CloudInit(ctx context.Context, vmID string) (vm.CloudInitView, error)
-	SetCloudInit(ctx context.Context, vmID string, c vm.CloudInit, reprovision bool, match vm.Match) (vm.CloudInitView, error)
+	SetCloudInit(ctx context.Context, vmID string, c vm.CloudInit, reprovision bool,
+		match vm.Match) (vm.CloudInitView, error)
 	Await(ctx context.Context, vmID string, c vm.Condition) (vm.VM, error)
 	CanAwait(ctx context.Context, vmID string, c vm.Condition) error
 	Agent(id string) vm.Agent
@@ -88,13 +92,13 @@ type Manager interface {
 	ConsoleLog(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error)
 }
 
-// Records are what is recorded, and where answers are kept; see [vm.Store].
+// Records reads the records and keeps answers; see [vm.Store].
 type Records interface {
 	vm.Reader
 	KeepReply(ctx context.Context, operationID string, r vm.Reply) error
 }
 
-// Deps are the parts of vmand a [Server] works with. All are needed.
+// Deps are the dependencies of a [Server]. All are required.
 type Deps struct {
 	Manager  Manager
 	Reader   Records
@@ -104,7 +108,7 @@ type Deps struct {
 	Log      *slog.Logger
 }
 
-// A Server answers the API's requests.
+// A Server serves the API.
 type Server struct {
 	o          Options
 	manager    Manager
@@ -115,24 +119,24 @@ type Server struct {
 	auth       auth
 	origin     *origin
 	operations map[routeKey]*operation
-	keys       turns // of the requests with an Idempotency-Key
+	keys       keyLock // of requests with an Idempotency-Key
 	tickets    tickets
 	consoles   consoles
 	echo       *echo.Echo
 	name       string // value of the Server header
 
-	headerTimeout time.Duration // these are constants, but for tests
+	headerTimeout time.Duration // constant, but shorter in tests
 	heartbeat     time.Duration
 	eventTimeout  time.Duration
 
-	stopping context.Context // ends when the server begins to stop
+	stopping context.Context // done when the server starts to stop
 	stop     context.CancelFunc
 }
 
 var _ openapi.StrictServerInterface = (*Server)(nil)
 
-// New returns a server. It loads the tokens, and of the specification what
-// requests are held to, which takes some 7 ms.
+// New returns a server. It loads the tokens and the part of the contract that
+// describes requests, which takes about 7 ms.
 func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	if o.BodyTimeout == 0 {
 		o.BodyTimeout = 10 * time.Second
@@ -144,10 +148,22 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, manager: d.Manager, reader: d.Reader, health: d.Health, observer: d.Observer, log: d.Log,
-		auth: auth{store: d.Tokens, group: o.Group}, origin: newOrigin(o.Hosts), operations: compile(doc),
-		echo: echo.New(), name: "vmand/" + o.Version, headerTimeout: readHeaderTimeout,
-		heartbeat: heartbeat, eventTimeout: eventTimeout}
+	s := &Server{
+		o:             o,
+		manager:       d.Manager,
+		reader:        d.Reader,
+		health:        d.Health,
+		observer:      d.Observer,
+		log:           d.Log,
+		auth:          auth{store: d.Tokens, group: o.Group},
+		origin:        newOrigin(o.Hosts),
+		operations:    compile(doc),
+		echo:          echo.New(),
+		name:          "vmand/" + o.Version,
+		headerTimeout: readHeaderTimeout,
+		heartbeat:     heartbeat,
+		eventTimeout:  eventTimeout,
+	}
 	if _, err := s.auth.reload(ctx); err != nil {
 		return nil, err
 	}
@@ -159,9 +175,8 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 	return s, nil
 }
 
-// ReloadTokens reads the tokens anew, after one was added, replaced or removed.
-// Who came with one that is no longer what it was is no longer connected to any
-// console.
+// ReloadTokens rereads the tokens. Console connections and tickets of removed or
+// changed tokens are revoked.
 func (s *Server) ReloadTokens(ctx context.Context) error {
 	gone, err := s.auth.reload(ctx)
 	s.tickets.revoke(gone)
@@ -169,37 +184,37 @@ func (s *Server) ReloadTokens(ctx context.Context) error {
 	return err
 }
 
-// headKey marks the context of a HEAD, which is answered like a GET.
+// headKey marks the context of a HEAD request, which is handled as a GET.
 type headKey struct{}
 
-// ServeHTTP implements [http.Handler]. A HEAD is answered like a GET that takes
-// any form: net/http leaves the body out.
+// ServeHTTP implements [http.Handler]. A HEAD is handled as a GET without an Accept
+// header; net/http discards the body.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		get := *r
 		get.Method, get.Header = http.MethodGet, r.Header.Clone()
-		get.Header.Del("Accept") // or it could be held by a stream, of nothing
+		get.Header.Del("Accept") // a HEAD must not start a stream
 		get.Header.Del("Upgrade")
 		r = get.WithContext(context.WithValue(r.Context(), headKey{}, true))
 	}
 	s.echo.ServeHTTP(w, r)
 }
 
-// Limits of a connection. There is no limit on the time of a whole request, as
-// one may be held for minutes; bodies and lists have their own.
+// Limits of a connection. A whole request has no time limit, since it may be held for
+// minutes; the body and the answer have their own limits.
 const (
 	readHeaderTimeout = 5 * time.Second
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 32 << 10
 )
 
-// Serve answers what comes in by the listeners, and closes them. When ctx ends
-// it takes no more requests, answers those that wait for an operation at once,
-// gives the others [Options].StopTimeout to end, and returns nil. It returns an
-// error only if a listener fails. It can be called once.
+// Serve serves requests on the listeners, and closes them. When ctx is done it accepts
+// no more requests, answers held requests at once, waits up to [Options].StopTimeout
+// for the others and returns nil. It returns an error only if a listener fails. It must
+// be called once.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	if len(listeners) == 0 {
-		return errors.New("serve the API: there is nothing to listen on")
+		return errors.New("serve the API: no listeners")
 	}
 	web := &http.Server{
 		Handler:           s,
@@ -225,12 +240,12 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.o.StopTimeout)
 	defer cancel()
 	if err := web.Shutdown(grace); err != nil {
-		s.log.Warn("requests did not end in time and are cut off", "timeout", s.o.StopTimeout)
-		_ = web.Close() // what it could report is that a connection was gone already
+		s.log.Warn("close connections: requests did not end in time", "timeout", s.o.StopTimeout)
+		_ = web.Close() // its errors are about connections that are closed already
 	}
 	for range left {
 		<-ended
 	}
-	s.consoles.wait(2 * stopPatience) // they are nothing a web server waits for
+	s.consoles.wait(2 * stopPatience) // Shutdown does not wait for upgraded connections
 	return failed
 }

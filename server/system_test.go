@@ -12,14 +12,15 @@ import (
 	"vmand/vm"
 )
 
-func TestHealthIsDegradedByOnePart(t *testing.T) {
+func TestHealthIsDegradedByOneCheck(t *testing.T) {
 	h := Health{Storage: Check{Detail: "41 GiB free"}}
 	a := newAPI(t, func(f *fixture) {
 		f.o.DryRun = true
 		f.d.Health = func(context.Context) Health { return h }
 	})
 	got := into[openapi.Health](t, a.want(t, 200, "GET", "/health", ""))
-	if got.Status != "ok" || got.Service != "vmand" || got.Version != "1.2.3" || !got.DryRun || *got.Checks.Storage.Detail != "41 GiB free" {
+	if got.Status != "ok" || got.Service != "vmand" || got.Version != "1.2.3" || !got.DryRun ||
+		*got.Checks.Storage.Detail != "41 GiB free" {
 		t.Errorf("%+v", got)
 	}
 	h.QEMU = Check{Degraded: true, Detail: "install the package qemu-system-x86"}
@@ -29,30 +30,46 @@ func TestHealthIsDegradedByOnePart(t *testing.T) {
 	}
 }
 
-func TestTheObserversStatusIsShown(t *testing.T) {
+func TestTheStatusOfTheObserverIsShown(t *testing.T) {
 	st := ObserverStatus{Status: "starting", CheckInterval: 5 * time.Second}
 	a := newAPI(t, func(f *fixture) { f.d.Observer = func() ObserverStatus { return st } })
 	got := into[openapi.ObserverStatus](t, a.want(t, 200, "GET", "/observer/status", ""))
-	if got.Status != "starting" || got.CheckInterval != 5 || got.LastRunAt != nil || got.LastDurationMs != nil || got.LastIssuesCount != 0 {
+	if got.Status != "starting" || got.CheckInterval != 5 || got.LastRunAt != nil || got.LastDurationMs != nil ||
+		got.LastIssuesCount != 0 {
 		t.Errorf("%+v", got)
 	}
 	if got.RepairMode != "auto" {
 		t.Errorf("repair mode %q", got.RepairMode)
 	}
-	st = ObserverStatus{Status: "ok", RepairMode: "report", CheckInterval: 5 * time.Second, LastRunAt: time.Now(), LastDuration: 1800 * time.Microsecond,
+	st = ObserverStatus{
+		Status:        "ok",
+		RepairMode:    "report",
+		CheckInterval: 5 * time.Second,
+		LastRunAt:     time.Now(),
+		LastDuration:  1800 * time.Microsecond,
 		Issues: []Issue{
-			{Type: "vm_state_mismatch", Resource: "vms/web-1", Details: "gone", FirstSeenAt: time.Now(), RepairedAt: time.Now(), Repair: "recorded as error"},
+			{
+				Type:        "vm_state_mismatch",
+				Resource:    "vms/web-1",
+				Details:     "gone",
+				FirstSeenAt: time.Now(),
+				RepairedAt:  time.Now(),
+				Repair:      "recorded as error",
+			},
 			{Type: "orphan_disk", Resource: "disks/disk-1", Details: "a file", FirstSeenAt: time.Now()},
 			{Type: "storage_low", Resource: "storage//var/lib/vman", Details: "1 % free", FirstSeenAt: time.Now()},
-		}}
+		},
+	}
 	got = into[openapi.ObserverStatus](t, a.want(t, 200, "GET", "/observer/status", ""))
-	if *got.LastDurationMs != 1.8 || got.LastIssuesCount != 3 || got.LastIssues[0].ResourceID != "web-1" || got.LastIssues[1].Repair != nil ||
-		got.RepairMode != "report" || got.LastIssues[0].RepairedAt == nil || got.LastIssues[1].RepairedAt != nil || got.LastIssues[2].ResourceID != "/var/lib/vman" {
+	if *got.LastDurationMs != 1.8 || got.LastIssuesCount != 3 || got.LastIssues[0].ResourceID != "web-1" ||
+		got.LastIssues[1].Repair != nil ||
+		got.RepairMode != "report" || got.LastIssues[0].RepairedAt == nil || got.LastIssues[1].RepairedAt != nil ||
+		got.LastIssues[2].ResourceID != "/var/lib/vman" {
 		t.Errorf("%+v", got)
 	}
 }
 
-func TestAnOperationsTagChangesWithIt(t *testing.T) {
+func TestTheEntityTagOfAnOperationChangesWithIt(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	ops := into[[]openapi.Operation](t, a.want(t, 200, "GET", "/operations?resource=vms/web-1", ""))
 	if len(ops) != 1 || ops[0].Kind != "vm.create" || ops[0].Resource != "vms/web-1" {
@@ -81,11 +98,12 @@ func TestTheDocumentationLoadsNothingFromElsewhere(t *testing.T) {
 	page := string(r.body)
 	for _, foreign := range []string{"http://", "https://", "//cdn", "{{"} {
 		if strings.Contains(page, foreign) {
-			t.Errorf("the page has %q", foreign)
+			t.Errorf("the page contains %q", foreign)
 		}
 	}
 	policy := r.Header.Get("Content-Security-Policy")
-	for _, part := range []string{"default-src 'none'", "script-src 'sha256-", "style-src 'sha256-", "frame-ancestors 'none'"} {
+	for _, part := range []string{"default-src 'none'", "script-src 'sha256-", "style-src 'sha256-",
+		"frame-ancestors 'none'"} {
 		if !strings.Contains(policy, part) {
 			t.Errorf("the policy %q has no %s", policy, part)
 		}
@@ -94,11 +112,11 @@ func TestTheDocumentationLoadsNothingFromElsewhere(t *testing.T) {
 		t.Errorf("policy %q", policy)
 	}
 	if spec := a.want(t, 200, "GET", "/openapi.yaml", ""); string(spec.body) != string(openapi.YAML()) {
-		t.Error("/openapi.yaml is not the specification")
+		t.Error("/openapi.yaml is not the contract")
 	}
 	doc := into[map[string]any](t, a.want(t, 200, "GET", "/openapi.json", ""))
 	if doc["openapi"] != "3.0.3" {
-		t.Errorf("/openapi.json is of OpenAPI %v", doc["openapi"])
+		t.Errorf("/openapi.json has OpenAPI version %v", doc["openapi"])
 	}
 }
 
@@ -117,23 +135,23 @@ func TestTheLogHasALineForEachRequest(t *testing.T) {
 				`"status":200`, `"took":[1-9]\d*,`, `"caller":"token:admin"`,
 			} {
 				if !regexp.MustCompile(part).MatchString(line) {
-					t.Errorf("no %s in %s", part, line)
+					t.Errorf("%s is missing in %s", part, line)
 				}
 			}
 		case strings.Contains(line, "look-for-that"):
 			found++
 			if !strings.Contains(line, `"code":"not-found"`) {
-				t.Errorf("no code in %s", line)
+				t.Errorf("the code is missing in %s", line)
 			}
 		case strings.Contains(line, "not-this"):
 			found++
 			if !strings.Contains(line, `"level":"DEBUG"`) {
-				t.Errorf("a health check is worth %s", line)
+				t.Errorf("a health check is logged as %s", line)
 			}
 		}
 	}
 	if found != 3 {
-		t.Errorf("%d lines in %s", found, a.log)
+		t.Errorf("%d matching lines in %s", found, a.log)
 	}
 }
 
@@ -148,11 +166,11 @@ func TestServingEndsWhenAListenerDoes(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if err := a.Serve(t.Context()); err == nil {
-		t.Error("served nothing")
+		t.Error("Serve without listeners succeeded")
 	}
 }
 
-func TestRequestsThatDoNotEndAreCutOff(t *testing.T) {
+func TestRequestsThatDoNotEndAreClosed(t *testing.T) {
 	stuck := make(chan struct{})
 	t.Cleanup(func() { close(stuck) })
 	began := make(chan struct{})
@@ -177,12 +195,12 @@ func TestRequestsThatDoNotEndAreCutOff(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Errorf("serve: %v", err)
 	}
-	if !strings.Contains(a.log.String(), "cut off") {
-		t.Errorf("the log does not say so: %s", a.log)
+	if !strings.Contains(a.log.String(), "did not end in time") {
+		t.Errorf("the log does not mention it: %s", a.log)
 	}
 }
 
-// hanging is a reader that does not come back.
+// hanging is a reader that blocks.
 type hanging struct {
 	Records
 	began, stuck chan struct{}

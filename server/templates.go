@@ -10,14 +10,18 @@ import (
 
 // CreateTemplate implements [openapi.StrictServerInterface].
 func (s *Server) CreateTemplate(ctx context.Context, r openapi.CreateTemplateRequestObject) (openapi.Response, error) {
-	t, err := s.manager.CreateTemplate(ctx, vm.Template{Name: r.Body.Name, CPUCount: r.Body.CPUCount, RAMMiB: r.Body.RAMAmount})
+	t, err := s.manager.CreateTemplate(ctx, vm.Template{
+		Name:     r.Body.Name,
+		CPUCount: r.Body.CPUCount,
+		RAMMiB:   r.Body.RAMAmount,
+	})
 	if err != nil {
 		return nil, err
 	}
 	return templateAnswer(&t).created("/templates/" + t.Name), nil
 }
 
-// templateAnswer answers with a template.
+// templateAnswer returns the answer 200 with a template.
 func templateAnswer(t *vm.Template) answer {
 	return answer{status: http.StatusOK, body: apiTemplate(t), etag: etagOf(templateVersion(t))}
 }
@@ -50,7 +54,7 @@ func (s *Server) DeleteTemplate(ctx context.Context, r openapi.DeleteTemplateReq
 	return answer{status: http.StatusNoContent}, nil
 }
 
-// resource answers with one resource, or that the client has it already.
+// resource returns the answer 304 if ifNoneMatch contains etag, else 200 with body().
 func resource(etag string, ifNoneMatch *string, body func() any) answer {
 	if ifNoneMatch != nil && matchesNone(*ifNoneMatch, etag) {
 		return answer{status: http.StatusNotModified, etag: etag}

@@ -11,28 +11,29 @@ import (
 )
 
 const (
+	// ticketLife is how long a ticket is valid.
 	ticketLife = 30 * time.Second
-	// maxTickets is how many tickets one caller may have that nobody has used.
+	// maxTickets is the maximum number of unused tickets of one caller.
 	maxTickets = 64
 )
 
-// tickets are what lets a browser, which can send no token with a WebSocket, join
-// the console of one VM once. They are kept in memory only.
+// tickets holds the unused console tickets. A browser needs one because it cannot send
+// a token with a WebSocket. Tickets are kept in memory only.
 type tickets struct {
 	mu  sync.Mutex
 	all []ticket
 }
 
-// A ticket is what is kept of one.
+// A ticket opens one connection to the console of one VM.
 type ticket struct {
 	hash    [32]byte
 	vm      string
-	caller  vm.Caller // who asked for it: name and role
+	caller  vm.Caller // name and role of the caller that created it
 	write   bool
 	expires time.Time
 }
 
-// issue makes a ticket and returns the secret and when it expires.
+// issue creates a ticket. It returns the secret and the time at which it expires.
 func (t *tickets) issue(caller vm.Caller, vmID string, write bool) (secret string, expires time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -45,17 +46,26 @@ func (t *tickets) issue(caller vm.Caller, vmID string, write bool) (secret strin
 		}
 	}
 	if n >= maxTickets {
-		return "", expires, &vm.Fault{Code: vm.CodeLimitReached, Detail: "there are too many tickets that nobody has used",
-			Hint: "use them, or wait until they expire"}
+		return "", expires, &vm.Fault{
+			Code:   vm.CodeLimitReached,
+			Detail: "the caller has too many unused tickets",
+			Hint:   "use them, or wait until they expire",
+		}
 	}
 	secret, hash := NewToken()
 	expires = now.Add(ticketLife)
-	t.all = append(t.all, ticket{hash: hash, vm: vmID, caller: vm.Caller{Name: caller.Name, Role: caller.Role}, write: write, expires: expires})
+	t.all = append(t.all, ticket{
+		hash:    hash,
+		vm:      vmID,
+		caller:  vm.Caller{Name: caller.Name, Role: caller.Role},
+		write:   write,
+		expires: expires,
+	})
 	return secret, expires, nil
 }
 
-// redeem takes a ticket, which is good for nothing afterwards, whatever it was
-// shown for. It looks at every one and compares in constant time.
+// redeem uses up a ticket, even if it is for another VM or has expired. It compares
+// with every ticket in constant time.
 func (t *tickets) redeem(secret, vmID string) (*ticket, error) {
 	hash := sha256.Sum256([]byte(secret))
 	t.mu.Lock()
@@ -73,11 +83,14 @@ func (t *tickets) redeem(secret, vmID string) (*ticket, error) {
 			return &k, nil
 		}
 	}
-	return nil, &vm.Fault{Code: codeUnauthorized, Detail: "the ticket is not known",
-		Hint: "a ticket is good for one connection to one console within 30 seconds: make another"}
+	return nil, &vm.Fault{
+		Code:   codeUnauthorized,
+		Detail: "the ticket is not valid",
+		Hint:   "create a new ticket: a ticket opens one console connection within 30 seconds",
+	}
 }
 
-// revoke forgets the tickets of some callers.
+// revoke removes the tickets of the given callers.
 func (t *tickets) revoke(gone map[string]bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 	"vmand/vm"
 )
 
-// What a request can ask its connection to become.
+// The protocols that a console request can upgrade to.
 const (
 	protocolWebSocket = "websocket"
 	protocolRaw       = "vman-console"
@@ -26,11 +26,14 @@ const (
 
 var protocols = []string{protocolWebSocket + ", " + protocolRaw}
 
-// upgradeOf returns what r asks its connection to become, and why that is not
-// possible.
+// upgradeOf returns the protocol that r upgrades to, or a fault if r is not a valid
+// upgrade.
 func upgradeOf(r *http.Request) (string, error) {
-	required := &vm.Fault{Code: codeUpgradeRequired, Detail: "the console is a WebSocket, or a connection that is upgraded to " + protocolRaw,
-		Hint: "GET /vms/{id}/console/log reads it by plain requests"}
+	required := &vm.Fault{
+		Code:   codeUpgradeRequired,
+		Detail: "the console needs a WebSocket or an upgrade to " + protocolRaw,
+		Hint:   "GET /vms/{id}/console/log reads the console without an upgrade",
+	}
 	if !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1 || !hasWord(r.Header["Connection"], "upgrade") {
 		return "", required
 	}
@@ -41,7 +44,7 @@ func upgradeOf(r *http.Request) (string, error) {
 		return "", required
 	}
 	if v := r.Header["Sec-Websocket-Version"]; len(v) != 1 || strings.TrimSpace(v[0]) != "13" {
-		required.Detail = "the console speaks version 13 of the WebSocket protocol"
+		required.Detail = "the console needs version 13 of the WebSocket protocol"
 		return "", required
 	}
 	key := r.Header["Sec-Websocket-Key"]
@@ -53,7 +56,7 @@ func upgradeOf(r *http.Request) (string, error) {
 	return "", invalid(vm.FieldFault{Field: "Sec-WebSocket-Key", Detail: "must be 16 bytes in base64"})
 }
 
-// hasWord reports whether a header that is a list has a word in it.
+// hasWord reports whether the list in a header contains word.
 func hasWord(lines []string, word string) bool {
 	for _, line := range lines {
 		for w := range strings.SplitSeq(line, ",") {
@@ -65,10 +68,10 @@ func hasWord(lines []string, word string) bool {
 	return false
 }
 
-// A connection is a request that becomes a console.
+// A connection is the answer that upgrades a request to a console connection.
 type connection struct {
 	s        *Server
-	ctx      context.Context // ends with a cause when the connection is to end
+	ctx      context.Context // cancelled with a cause to end the connection
 	seat     *seat
 	console  vm.Console
 	writes   bool
@@ -76,22 +79,21 @@ type connection struct {
 	request  *http.Request
 }
 
-// A client is the other end of a connection. Read returns what it sends, Write
-// sends to it, and fails after a deadline. Finish tells it why it is over, in a
-// moment at most, and closes.
+// A client is the peer of a connection. Write fails if the peer does not read within
+// eventTimeout. finish sends the reason of the end to the peer, within stopPatience,
+// and closes the connection.
 type client interface {
 	io.ReadWriter
 	finish(why error)
 }
 
-// Respond implements [openapi.Response]. It
-// returns when the connection has ended.
+// Respond implements [openapi.Response]. It blocks until the connection has ended.
 func (c *connection) Respond(w http.ResponseWriter) error {
 	defer c.s.consoles.leave(c.seat)
 	defer c.console.Close()
 	defer c.seat.end(nil)
 	if !canHijack(w) {
-		return &vm.Fault{Code: codeUpgradeRequired, Detail: "this connection cannot become a console"}
+		return &vm.Fault{Code: codeUpgradeRequired, Detail: "this connection cannot be upgraded"}
 	}
 	var peer client
 	var err error
@@ -108,7 +110,7 @@ func (c *connection) Respond(w http.ResponseWriter) error {
 	return nil
 }
 
-// canHijack reports whether a connection can be had from under an answer.
+// canHijack reports whether the connection of w can be hijacked.
 func canHijack(w http.ResponseWriter) bool {
 	for {
 		switch u := w.(type) {
@@ -122,7 +124,7 @@ func canHijack(w http.ResponseWriter) bool {
 	}
 }
 
-// relay passes bytes on in both directions until either end is over.
+// relay copies bytes in both directions until one side ends.
 func (c *connection) relay(peer client) {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.seat.end(c.show(peer)) })
@@ -132,12 +134,12 @@ func (c *connection) relay(peer client) {
 	}
 	<-c.ctx.Done()
 	why := context.Cause(c.ctx)
-	_ = c.console.Close() // which ends its Read
+	_ = c.console.Close() // makes its Read return
 	peer.finish(why)
 	wg.Wait()
 }
 
-// show passes on what the guest writes.
+// show copies the output of the guest to the peer.
 func (c *connection) show(peer client) error {
 	b := make([]byte, consoleBuffer)
 	for {
@@ -153,7 +155,8 @@ func (c *connection) show(peer client) error {
 	}
 }
 
-// take passes on what is typed. Who only reads has nothing to send.
+// take copies the input of the peer to the guest. It fails at the first input of a
+// peer that may not write.
 func (c *connection) take(peer client) error {
 	b := make([]byte, 4<<10)
 	for {
@@ -172,7 +175,7 @@ func (c *connection) take(peer client) error {
 	}
 }
 
-// hijack takes the connection from under an answer, whose head has been written.
+// hijack is a writer that remembers the connection that was hijacked from it.
 type hijack struct {
 	http.ResponseWriter
 	conn net.Conn
@@ -184,8 +187,8 @@ func (h *hijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
-// webSocket makes the connection a WebSocket. That it comes from a page of this
-// origin was checked before.
+// webSocket upgrades the connection to a WebSocket. The origin has been checked by
+// checkConnection.
 func (c *connection) webSocket(w http.ResponseWriter) (client, error) {
 	h := &hijack{ResponseWriter: w}
 	ws, err := websocket.Accept(h, c.request, &websocket.AcceptOptions{InsecureSkipVerify: true})
@@ -196,24 +199,24 @@ func (c *connection) webSocket(w http.ResponseWriter) (client, error) {
 	return &webSocket{ws: ws, conn: h.conn, ctx: c.ctx, timeout: c.s.eventTimeout}, nil
 }
 
-// A webSocket is a client that speaks the WebSocket protocol.
+// A webSocket is a client over the WebSocket protocol.
 type webSocket struct {
 	ws      *websocket.Conn
-	conn    net.Conn        // under it
+	conn    net.Conn        // the underlying connection
 	ctx     context.Context // of the connection
 	timeout time.Duration
-	message io.Reader // that is being read; nil between two
-	busy    atomic.Bool
+	message io.Reader   // the message being read; nil between messages
+	busy    atomic.Bool // no Read is in progress
 }
 
-// Read returns the content of messages, text or binary.
+// Read returns the content of text and binary messages.
 func (s *webSocket) Read(p []byte) (int, error) {
 	s.busy.Store(false)
 	defer s.busy.Store(true)
 	for {
 		if s.message == nil {
-			// Not under the connection's context: when that ends, the peer is
-			// still told why.
+			// Not the context of the connection: finish must be able to send the
+			// reason after it is done.
 			_, m, err := s.ws.Reader(context.Background())
 			if err != nil {
 				return 0, err
@@ -239,8 +242,8 @@ func (s *webSocket) Write(p []byte) (int, error) {
 	return len(p), s.ws.Write(ctx, websocket.MessageBinary, p)
 }
 
-// ping asks from time to time whether the peer is there. While what it has typed
-// is on its way to the guest nobody reads its answer.
+// ping sends a ping at every interval, and fails if the peer does not answer. While
+// no Read is in progress the answer cannot be received, so it is not required.
 func (s *webSocket) ping(ctx context.Context, every time.Duration) error {
 	beat := time.NewTicker(every)
 	defer beat.Stop()
@@ -250,8 +253,8 @@ func (s *webSocket) ping(ctx context.Context, every time.Duration) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		asked, stop := context.WithTimeout(ctx, s.timeout)
-		err := s.ws.Ping(asked)
+		pingCtx, stop := context.WithTimeout(ctx, s.timeout)
+		err := s.ws.Ping(pingCtx)
 		stop()
 		if err != nil && !s.busy.Load() {
 			return err
@@ -262,19 +265,20 @@ func (s *webSocket) ping(ctx context.Context, every time.Duration) error {
 func (s *webSocket) finish(why error) {
 	_ = s.conn.SetDeadline(time.Now().Add(stopPatience))
 	code, reason := closeCode(why)
-	_ = s.ws.Close(code, reason) // the peer may be gone
+	_ = s.ws.Close(code, reason) // best effort
 	_ = s.conn.Close()
 }
 
-// maxReason is how many bytes the reason in a close frame may have (RFC 6455, 5.5).
+// maxReason is the maximum number of bytes of the reason in a close frame (RFC 6455,
+// 5.5).
 const maxReason = 123
 
-// closeCode returns how to tell a WebSocket's peer why it is over.
+// closeCode returns the status and the reason of the close frame for why.
 func closeCode(why error) (websocket.StatusCode, string) {
 	var f *vm.Fault
 	switch {
 	case errors.Is(why, io.EOF):
-		return websocket.StatusNormalClosure, "the VM's run is over"
+		return websocket.StatusNormalClosure, "the VM has ended"
 	case why == errStopping:
 		return websocket.StatusGoingAway, errStopping.Detail
 	case !errors.As(why, &f):
@@ -290,7 +294,7 @@ func closeCode(why error) (websocket.StatusCode, string) {
 	return websocket.StatusPolicyViolation, reason
 }
 
-// raw makes the connection one on which the bytes go both ways.
+// raw upgrades the connection to protocolRaw: bytes in both directions.
 func (c *connection) raw(w http.ResponseWriter) (client, error) {
 	h := w.Header()
 	h.Set("Connection", "Upgrade")
@@ -302,17 +306,17 @@ func (c *connection) raw(w http.ResponseWriter) (client, error) {
 	}
 	p := &rawPeer{Conn: conn, read: rw.Reader, ctx: c.ctx, timeout: c.s.eventTimeout}
 	_ = conn.SetWriteDeadline(time.Now().Add(p.timeout))
-	if err := rw.Flush(); err != nil { // the head of the answer
+	if err := rw.Flush(); err != nil { // the header of the answer
 		conn.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-// A rawPeer is a client that speaks no protocol.
+// A rawPeer is a client over protocolRaw.
 type rawPeer struct {
 	net.Conn
-	read    *bufio.Reader // has what came with the request
+	read    *bufio.Reader // contains bytes that were received with the request
 	ctx     context.Context
 	timeout time.Duration
 }
@@ -321,7 +325,7 @@ func (p *rawPeer) Read(b []byte) (int, error) { return p.read.Read(b) }
 
 func (p *rawPeer) Write(b []byte) (int, error) {
 	_ = p.SetWriteDeadline(time.Now().Add(p.timeout))
-	if p.ctx.Err() != nil { // then another deadline was set in between
+	if p.ctx.Err() != nil { // finish may have set a shorter deadline
 		return 0, context.Cause(p.ctx)
 	}
 	return p.Conn.Write(b)

@@ -19,24 +19,22 @@ import (
 	"vmand/vm"
 )
 
-// A routeKey names an operation as echo does: method and path pattern.
+// A routeKey identifies an operation: method and path pattern of echo.
 type routeKey struct{ method, path string }
 
-// An operation is what the specification says about one method of one path,
-// prepared for quick validation.
+// An operation is an operation of the contract, prepared for validation.
 type operation struct {
-	open    bool // anybody may call it
-	keyed   bool // it takes an Idempotency-Key
-	streams bool // it can answer with a stream of events
-	// connects: its connection can become another, and it takes a ticket.
-	connects bool
-	role     vm.Role // that it needs
+	open     bool    // needs no authentication
+	keyed    bool    // accepts an Idempotency-Key
+	streams  bool    // can answer with a stream of events
+	connects bool    // upgrades its connection, and accepts a ticket
+	role     vm.Role // that the caller needs
 	route    *routers.Route
 	path     []parameter
 	query    map[string]parameter
-	must     []string // the query parameters that have to be there
+	must     []string // required query parameters
 	header   []parameter
-	body     *openapi3.RequestBody // nil: it takes none
+	body     *openapi3.RequestBody // nil if it has no body
 }
 
 // A parameter is a parameter of an operation.
@@ -45,11 +43,10 @@ type parameter struct {
 	key string // canonical name of a header
 }
 
-// filterOptions make the validation report every error, and write nothing back
-// into the request.
+// filterOptions make the validation report all errors and keep the request unchanged.
 var filterOptions = &openapi3filter.Options{MultiError: true, SkipSettingDefaults: true}
 
-// compile prepares every operation of the specification.
+// compile returns the operations of the contract.
 func compile(doc *openapi3.T) map[routeKey]*operation {
 	ops := map[routeKey]*operation{}
 	for path, item := range doc.Paths.Map() {
@@ -79,6 +76,7 @@ func compile(doc *openapi3.T) map[routeKey]*operation {
 	return ops
 }
 
+// add adds a parameter.
 func (op *operation) add(spec *openapi3.Parameter) {
 	p := parameter{Parameter: spec, key: http.CanonicalHeaderKey(spec.Name)}
 	switch spec.In {
@@ -91,7 +89,7 @@ func (op *operation) add(spec *openapi3.Parameter) {
 			op.must = append(op.must, spec.Name)
 		}
 	case openapi3.ParameterInHeader:
-		// A bad request id is replaced, not refused: see setHeaders.
+		// setHeaders replaces an invalid request id; it is not an error.
 		if p.key != headerRequestID {
 			op.header = append(op.header, p)
 			op.keyed = op.keyed || p.key == headerKey
@@ -99,13 +97,13 @@ func (op *operation) add(spec *openapi3.Parameter) {
 	}
 }
 
-// echoPath turns /vms/{id} into /vms/:id.
+// echoPath converts /vms/{id} to /vms/:id.
 func echoPath(path string) string {
 	return strings.NewReplacer("{", ":", "}", "").Replace(path)
 }
 
-// validate checks the request in c against the specification. The caller is
-// known by now: nothing of the body has been read for a stranger.
+// validate validates the request in c against the contract. The caller must have been
+// authenticated, since validate reads the body.
 func (op *operation) validate(c echo.Context) error {
 	faults, err := op.parameters(c)
 	if err != nil {
@@ -121,6 +119,7 @@ func (op *operation) validate(c echo.Context) error {
 	return nil
 }
 
+// parameters validates the parameters.
 func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 	var faults []vm.FieldFault
 	for i := range op.path {
@@ -135,7 +134,7 @@ func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 		if len(lines) == 0 {
 			continue
 		}
-		if len(lines) > 1 { // several lines of a list are one list (RFC 9110, 5.3)
+		if len(lines) > 1 { // several header lines form one list (RFC 9110, 5.3)
 			r.Header[p.key] = []string{strings.Join(lines, ", ")}
 		}
 		faults = op.check(faults, r, p, openapi3filter.RequestValidationInput{})
@@ -145,7 +144,7 @@ func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 	}
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, invalid(vm.FieldFault{Detail: "the query is not properly encoded"})
+		return nil, invalid(vm.FieldFault{Detail: "the query is not validly encoded"})
 	}
 	for _, name := range op.must {
 		if len(values[name]) == 0 {
@@ -156,9 +155,12 @@ func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 		p, known := op.query[name]
 		switch {
 		case !known:
-			faults = append(faults, vm.FieldFault{Field: short(name), Detail: "is not a query parameter of this request"})
+			faults = append(faults, vm.FieldFault{
+				Field:  short(name),
+				Detail: "is not a query parameter of this request",
+			})
 		case len(values[name]) > 1:
-			faults = append(faults, vm.FieldFault{Field: name, Detail: "is given more than once"})
+			faults = append(faults, vm.FieldFault{Field: name, Detail: "occurs more than once"})
 		default:
 			faults = op.check(faults, r, &p, openapi3filter.RequestValidationInput{QueryParams: values})
 		}
@@ -166,8 +168,9 @@ func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 	return faults, nil
 }
 
-// check appends what is wrong with one parameter. in has the values it is in.
-func (op *operation) check(faults []vm.FieldFault, r *http.Request, p *parameter, in openapi3filter.RequestValidationInput) []vm.FieldFault {
+// check appends the faults of one parameter. in contains its value.
+func (op *operation) check(faults []vm.FieldFault, r *http.Request, p *parameter,
+	in openapi3filter.RequestValidationInput) []vm.FieldFault {
 	in.Request, in.Route, in.Options = r, op.route, filterOptions
 	if err := openapi3filter.ValidateParameter(r.Context(), &in, p.Parameter); err != nil {
 		faults = append(faults, parameterFaults(p.Parameter, err)...)
@@ -175,6 +178,7 @@ func (op *operation) check(faults []vm.FieldFault, r *http.Request, p *parameter
 	return faults
 }
 
+// validateBody validates the body, unless it is streamed.
 func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 	r := c.Request()
 	if r.ContentLength == 0 && (op.body == nil || !op.body.Required) {
@@ -183,10 +187,13 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 	if op.body != nil && r.ContentLength != 0 {
 		media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		if err != nil || op.body.Content[media] == nil {
-			return nil, &vm.Fault{Code: codeMediaType, Detail: "the body's Content-Type is not one this request takes",
-				Hint: "send Content-Type: " + strings.Join(sortedNames(op.body.Content), " or ")}
+			return nil, &vm.Fault{
+				Code:   codeMediaType,
+				Detail: "the Content-Type of the body is not accepted by this request",
+				Hint:   "send Content-Type: " + strings.Join(sortedNames(op.body.Content), " or "),
+			}
 		}
-		if len(op.body.Content) > 1 { // the generated code knows one spelling of each
+		if len(op.body.Content) > 1 { // the generated code expects it without parameters
 			r.Header["Content-Type"] = []string{media}
 		}
 	}
@@ -194,7 +201,7 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 		return expectNoBody(c.Response(), r)
 	}
 	if _, ok := op.streamed(r); ok {
-		return nil, nil // it is read as it comes
+		return nil, nil // the handler reads it
 	}
 	data, err := readBody(c.Response(), r)
 	switch {
@@ -203,7 +210,7 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 	case len(data) == 0 && !op.body.Required:
 		return nil, nil
 	case len(data) == 0:
-		return nil, malformed("the body is empty; this request needs a JSON object")
+		return nil, malformed("the body is empty, but must be a JSON object")
 	}
 	value, err := parseJSON(data)
 	if err != nil {
@@ -215,15 +222,15 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 	return schemaFaults(nil, err), nil
 }
 
-// streamed reports whether the body of r is no JSON but bytes, which are read as
-// they come, and how many there may be, 0 for any number.
+// streamed reports whether the body of r is binary, so that the handler reads it while
+// it arrives. limit is its maximum size in bytes, or 0.
 func (op *operation) streamed(r *http.Request) (limit uint64, ok bool) {
 	if op.body == nil {
 		return 0, false
 	}
 	media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	content := op.body.Content[media]
-	if content == nil && r.ContentLength == 0 && len(op.body.Content) == 1 { // of no body there is no need to say the type
+	if content == nil && r.ContentLength == 0 && len(op.body.Content) == 1 { // an empty body needs no Content-Type
 		content = op.body.Content["application/octet-stream"]
 	}
 	if content == nil || content.Schema.Value.Format != "binary" {
@@ -235,7 +242,7 @@ func (op *operation) streamed(r *http.Request) (limit uint64, ok bool) {
 	return limit, true
 }
 
-// parameterFaults tells what is wrong with a parameter.
+// parameterFaults converts a validation error of a parameter.
 func parameterFaults(p *openapi3.Parameter, err error) []vm.FieldFault {
 	var parse *openapi3filter.ParseError
 	switch {
@@ -244,7 +251,10 @@ func parameterFaults(p *openapi3.Parameter, err error) []vm.FieldFault {
 	case errors.Is(err, openapi3filter.ErrInvalidEmptyValue):
 		return []vm.FieldFault{{Field: p.Name, Detail: "must not be empty"}}
 	case errors.As(err, &parse):
-		return []vm.FieldFault{{Field: p.Name, Detail: "must be " + article(strings.Join(p.Schema.Value.Type.Slice(), " or "))}}
+		return []vm.FieldFault{{
+			Field:  p.Name,
+			Detail: "must be " + article(strings.Join(p.Schema.Value.Type.Slice(), " or ")),
+		}}
 	}
 	var request *openapi3filter.RequestError
 	if errors.As(err, &request) {
@@ -257,8 +267,8 @@ func parameterFaults(p *openapi3.Parameter, err error) []vm.FieldFault {
 	return faults
 }
 
-// schemaFaults appends to faults what a value violates of its schema, all of
-// it. The words name the limit and never repeat the value.
+// schemaFaults appends a fault for each schema violation in err. The details name the
+// limit and never contain the value.
 func schemaFaults(faults []vm.FieldFault, err error) []vm.FieldFault {
 	var many openapi3.MultiError
 	var one *openapi3.SchemaError
@@ -280,7 +290,7 @@ func schemaFaults(faults []vm.FieldFault, err error) []vm.FieldFault {
 	}
 	path := one.JSONPointer()
 	if one.SchemaField == "properties" {
-		// Only the reason says which property is unknown.
+		// Only the reason names the unknown property.
 		if quoted, err := strconv.QuotedPrefix(strings.TrimPrefix(one.Reason, "property ")); err == nil {
 			name, _ := strconv.Unquote(quoted)
 			path = append(path, name)
@@ -289,7 +299,7 @@ func schemaFaults(faults []vm.FieldFault, err error) []vm.FieldFault {
 	return append(faults, vm.FieldFault{Field: pointer(path), Detail: limitOf(one)})
 }
 
-// limitOf says in words what of its schema a value violates.
+// limitOf returns the violated limit of the schema in words.
 func limitOf(e *openapi3.SchemaError) string {
 	s := e.Schema
 	switch e.SchemaField {
@@ -340,6 +350,7 @@ func limitOf(e *openapi3.SchemaError) string {
 
 func number(f *float64) string { return strconv.FormatFloat(*f, 'f', -1, 64) }
 
+// article returns noun with the indefinite article.
 func article(noun string) string {
 	if noun != "" && strings.ContainsRune("aeiou", rune(noun[0])) {
 		return "an " + noun
@@ -347,7 +358,7 @@ func article(noun string) string {
 	return "a " + noun
 }
 
-// pointer joins a path to a JSON pointer (RFC 6901).
+// pointer returns a path as a JSON pointer (RFC 6901).
 func pointer(path []string) string {
 	var b strings.Builder
 	for _, p := range path {
@@ -357,12 +368,12 @@ func pointer(path []string) string {
 	return b.String()
 }
 
-// pointerOf turns the dotted path of encoding/json into a JSON pointer.
+// pointerOf converts a dotted path of encoding/json to a JSON pointer.
 func pointerOf(field string) string {
 	return pointer(strings.Split(field, "."))
 }
 
-// short cuts a name that a client made up, before it is repeated.
+// short truncates a name from a request for use in an answer or the log.
 func short(name string) string {
 	const most = 64
 	if len(name) <= most {
@@ -371,11 +382,11 @@ func short(name string) string {
 	return strings.ToValidUTF8(name[:most], "") + "…"
 }
 
-// invalid returns the fault of a request with these bad fields.
+// invalid returns the fault of a request with these invalid fields.
 func invalid(faults ...vm.FieldFault) error {
 	detail := faults[0].Field + " " + faults[0].Detail
 	if n := len(faults); n > 1 {
-		detail = fmt.Sprintf("%d fields are not valid; the first: %s", n, detail)
+		detail = fmt.Sprintf("%d fields are not valid; the first one: %s", n, detail)
 	}
 	return &vm.Fault{Code: vm.CodeInvalid, Detail: strings.TrimSpace(detail), Fields: faults}
 }

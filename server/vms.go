@@ -21,19 +21,34 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 		return nil, err
 	}
 	if h.until != (vm.Condition{}) && !value(b.Start) {
-		return nil, invalid(vm.FieldFault{Field: "wait_for", Detail: "needs start: what is not started comes to nothing"})
+		return nil, invalid(vm.FieldFault{
+			Field:  "wait_for",
+			Detail: "requires \"start\": true",
+		})
 	}
-	wishes := vm.VMEdits{Description: b.Description, Labels: (*map[string]string)(b.Labels), Restart: (*vm.RestartPolicy)(b.RestartPolicy)}
+	edits := vm.VMEdits{
+		Description: b.Description,
+		Labels:      (*map[string]string)(b.Labels),
+		Restart:     (*vm.RestartPolicy)(b.RestartPolicy),
+	}
 	if start, some := mergeAutostart(vm.Autostart{}, b.Autostart, b.AutostartOrder, b.AutostartDelay); some {
-		wishes.Autostart = &start
+		edits.Autostart = &start
 	}
 	var p addressParser
 	nics := newNICs(&p, b.NICs)
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	n := vm.NewVM{ID: value(b.Name), Template: b.TemplateName, RootSizeMiB: mib(value(b.RootDiskSize)), VMEdits: wishes, NICs: nics,
-		Image: value(b.Image), FullClone: value(b.FullClone), CloudInit: newCloudInit(b.CloudInit)}
+	n := vm.NewVM{
+		ID:          value(b.Name),
+		Template:    b.TemplateName,
+		RootSizeMiB: mib(value(b.RootDiskSize)),
+		VMEdits:     edits,
+		NICs:        nics,
+		Image:       value(b.Image),
+		FullClone:   value(b.FullClone),
+		CloudInit:   newCloudInit(b.CloudInit),
+	}
 	for _, c := range value(b.CDROMs) {
 		n.CDROMs = append(n.CDROMs, newCDROM(&c))
 	}
@@ -47,11 +62,11 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 	return s.vmAnswer(&v).created("/vms/" + v.ID), nil
 }
 
-// startCreated starts a VM that the request has created, and answers that. A start
-// that fails leaves the VM.
+// startCreated starts v, which the request has created, and returns the answer. If the
+// start fails, the VM remains.
 func (s *Server) startCreated(ctx context.Context, v vm.VM, h hold) (answer, error) {
 	caller := vm.CallerOf(ctx)
-	caller.Key, caller.Fingerprint = "", "" // which are the creation's
+	caller.Key, caller.Fingerprint = "", "" // they belong to the creation
 	started, o, err := s.manager.Do(vm.WithCaller(ctx, caller), v.ID, vm.OpStart, vm.StopOptions{})
 	if err != nil {
 		return answer{}, notStarted(v.ID, err)
@@ -59,7 +74,8 @@ func (s *Server) startCreated(ctx context.Context, v vm.VM, h hold) (answer, err
 	return s.startedCreated(ctx, started, o, h)
 }
 
-// startedCreated answers the request that has created v and started it by o.
+// startedCreated returns the answer to the request that has created v and starts it
+// with operation o.
 func (s *Server) startedCreated(ctx context.Context, v vm.VM, o vm.Operation, h hold) (answer, error) {
 	a, err := s.acted(ctx, v, o, h)
 	if err != nil {
@@ -72,24 +88,30 @@ func (s *Server) startedCreated(ctx context.Context, v vm.VM, o vm.Operation, h 
 	return a.created("/vms/" + v.ID), nil
 }
 
-// notStarted makes a problem say that there is a VM all the same.
+// notStarted adds to the detail of a fault that the VM was created.
 func notStarted(id string, err error) error {
 	var f *vm.Fault
 	if !errors.As(err, &f) {
 		return err
 	}
-	told := *f
-	told.Detail = fmt.Sprintf("VM %s was created, but: %s", id, f.Detail)
-	return &told
+	longer := *f
+	longer.Detail = fmt.Sprintf("VM %s was created, but: %s", id, f.Detail)
+	return &longer
 }
 
 // ListVMs implements [openapi.StrictServerInterface].
 func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (openapi.Response, error) {
-	f := vm.VMFilter{State: vm.State(value(r.Params.State)), Template: value(r.Params.TemplateName), Network: value(r.Params.Network)}
+	f := vm.VMFilter{
+		State:    vm.State(value(r.Params.State)),
+		Template: value(r.Params.TemplateName),
+		Network:  value(r.Params.Network),
+	}
 	label := value(r.Params.Label)
-	var one wireVM // that is being sent
+	var one wireVM // reused for each VM of the list
 	f.Label, f.LabelValue, _ = strings.Cut(label, "=")
-	return newList(ctx, "/vms", query("state", string(f.State), "template_name", f.Template, "network", f.Network, "label", label), r.Params.Limit, r.Params.Cursor,
+	return newList(ctx, "/vms",
+		query("state", string(f.State), "template_name", f.Template, "network", f.Network, "label", label),
+		r.Params.Limit, r.Params.Cursor,
 		func(ctx context.Context, p vm.Page) ([]vm.VM, error) { return s.reader.VMs(ctx, f, p) },
 		func(v *vm.VM) int64 { return v.Seq },
 		func(v *vm.VM) any { one = wireVM{v, s.manager.Agent(v.ID)}; return &one })
@@ -112,8 +134,12 @@ func (s *Server) UpdateVM(ctx context.Context, r openapi.UpdateVMRequestObject) 
 		return nil, err
 	}
 	b := r.Body
-	edits := vm.VMEdits{Description: b.Description, Labels: (*map[string]string)(b.Labels), Restart: (*vm.RestartPolicy)(b.RestartPolicy),
-		Desired: (*vm.Desired)(b.DesiredState)}
+	edits := vm.VMEdits{
+		Description: b.Description,
+		Labels:      (*map[string]string)(b.Labels),
+		Restart:     (*vm.RestartPolicy)(b.RestartPolicy),
+		Desired:     (*vm.Desired)(b.DesiredState),
+	}
 	v, err := s.updateVM(ctx, r.ID, edits, match, func(a vm.Autostart) (vm.Autostart, bool) {
 		return mergeAutostart(a, b.Autostart, b.AutostartOrder, b.AutostartDelay)
 	})
@@ -123,9 +149,10 @@ func (s *Server) UpdateVM(ctx context.Context, r openapi.UpdateVMRequestObject) 
 	return s.vmAnswer(&v), nil
 }
 
-// updateVM changes a VM. Some of its autostart is changed by reading the whole
-// and changing that, if nobody else has changed the VM in between.
-func (s *Server) updateVM(ctx context.Context, id string, edits vm.VMEdits, match vm.Match, merge func(vm.Autostart) (vm.Autostart, bool)) (vm.VM, error) {
+// updateVM changes a VM. A partial change of its autostart is merged with the recorded
+// value and retried if the VM changes in between.
+func (s *Server) updateVM(ctx context.Context, id string, edits vm.VMEdits, match vm.Match,
+	merge func(vm.Autostart) (vm.Autostart, bool)) (vm.VM, error) {
 	if _, some := merge(vm.Autostart{}); !some {
 		return s.manager.UpdateVM(ctx, id, edits, match)
 	}
@@ -145,15 +172,19 @@ func (s *Server) updateVM(ctx context.Context, id string, edits vm.VMEdits, matc
 			return v, err
 		}
 		if try == updateTries {
-			return v, &vm.Fault{Code: vm.CodeBusy, Detail: fmt.Sprintf("VM %s is being changed by others all the time", id), Hint: "try again"}
+			return v, &vm.Fault{
+				Code:   vm.CodeBusy,
+				Detail: fmt.Sprintf("VM %s is changed too often by other requests", id),
+				Hint:   "try again",
+			}
 		}
 	}
 }
 
-// updateTries is how often a VM is read anew that changes all the time.
+// updateTries is the number of attempts of updateVM.
 const updateTries = 10
 
-// mergeAutostart returns a with what is given of it, and whether anything is.
+// mergeAutostart returns a with the values that are not nil, and whether there are any.
 func mergeAutostart(a vm.Autostart, enabled *bool, order, delay *int) (vm.Autostart, bool) {
 	if enabled != nil {
 		a.Enabled = *enabled
@@ -191,7 +222,8 @@ func (s *Server) StopVM(ctx context.Context, r openapi.StopVMRequestObject) (ope
 
 // RestartVM implements [openapi.StrictServerInterface].
 func (s *Server) RestartVM(ctx context.Context, r openapi.RestartVMRequestObject) (openapi.Response, error) {
-	return s.act(ctx, r.ID, vm.OpRestart, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer, r.Params.WaitFor)
+	return s.act(ctx, r.ID, vm.OpRestart, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer,
+		r.Params.WaitFor)
 }
 
 // PauseVM implements [openapi.StrictServerInterface].
@@ -217,14 +249,15 @@ func stopOptions(force *bool, seconds *int) vm.StopOptions {
 	return o
 }
 
-// act begins an operation on a VM and waits for its end, and for what is to be so
-// after it, as long as the client prefers.
-func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions, prefer, waitFor *string) (answer, error) {
+// act starts an operation on a VM, and waits for its end and for the condition in
+// waitFor as long as the client prefers.
+func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions,
+	prefer, waitFor *string) (answer, error) {
 	h, err := parseHold(value(prefer), value(waitFor))
 	if err != nil {
 		return answer{}, err
 	}
-	if h.until != (vm.Condition{}) { // before anything is done
+	if h.until != (vm.Condition{}) { // before the operation starts
 		if err := s.manager.CanAwait(ctx, id, h.until); err != nil {
 			return answer{}, err
 		}
@@ -236,7 +269,7 @@ func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions,
 	return s.acted(ctx, v, operation, h)
 }
 
-// acted answers with a VM that an operation acts on, v as it is meanwhile.
+// acted returns the answer with a VM that operation o changes. v is its current record.
 func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (answer, error) {
 	accepted := func() answer {
 		return answer{status: http.StatusAccepted, body: s.wire(&v), location: "/operations/" + o.ID}
@@ -258,7 +291,7 @@ func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (an
 	if h.until != (vm.Condition{}) {
 		_, err := s.manager.Await(held, v.ID, h.until)
 		switch {
-		case err != nil && held.Err() != nil: // the time is up
+		case err != nil && held.Err() != nil: // the time is over
 			v, err = s.reader.VM(ctx, v.ID)
 			return accepted(), err
 		case err != nil:
@@ -271,32 +304,35 @@ func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (an
 	return answer{status: http.StatusOK, body: s.wire(&v), applied: true}, nil
 }
 
-// vmAnswer answers with a VM.
+// vmAnswer returns the answer 200 with a VM.
 func (s *Server) vmAnswer(v *vm.VM) answer {
 	w := s.wire(v)
 	return answer{status: http.StatusOK, body: w, etag: w.etag()}
 }
 
-// wait returns the operation when it is over, when the time is up, or when the
-// server stops.
+// wait waits for the end of an operation, until timeout, or until the server stops.
 func (s *Server) wait(ctx context.Context, id string, timeout time.Duration) (vm.Operation, error) {
 	held, release := s.hold(ctx, timeout)
 	defer release()
 	return s.manager.Wait(held, id)
 }
 
-// hold returns a context for what an answer is held for: it ends when the time is
-// up and when the server stops.
+// hold returns a context for work that an answer waits for. It is done after timeout
+// and when the server stops. The caller must call release.
 func (s *Server) hold(ctx context.Context, timeout time.Duration) (held context.Context, release func()) {
 	held, cancel := context.WithTimeout(ctx, timeout)
 	stop := context.AfterFunc(s.stopping, cancel)
 	return held, func() { stop(); cancel() }
 }
 
-// faultOfOperation returns why an operation did not succeed.
+// faultOfOperation returns the problem of a failed or cancelled operation as a fault.
 func faultOfOperation(o vm.Operation) *vm.Fault {
 	if o.Problem == nil {
-		return &vm.Fault{Code: vm.CodeInternal, OperationID: o.ID, Detail: "the operation did not succeed, and nothing says why"}
+		return &vm.Fault{
+			Code:        vm.CodeInternal,
+			OperationID: o.ID,
+			Detail:      "the operation did not succeed, and its record has no reason",
+		}
 	}
 	return &vm.Fault{Code: o.Problem.Code, Detail: o.Problem.Detail, Hint: o.Problem.Hint, OperationID: o.ID}
 }

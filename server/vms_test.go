@@ -20,12 +20,13 @@ func TestAVMIsCreatedListedReadAndDeleted(t *testing.T) {
 		t.Errorf("Location %q", got)
 	}
 	created := into[openapi.VM](t, r)
-	if created.ID != "web-1" || created.State != "stopped" || created.RootDiskSize != 0.5 || created.VMTemplate.RAMAmount != 512 {
+	if created.ID != "web-1" || created.State != "stopped" || created.RootDiskSize != 0.5 ||
+		created.VMTemplate.RAMAmount != 512 {
 		t.Errorf("created %+v", created)
 	}
 	got := a.want(t, 200, "GET", "/vms/web-1", "")
 	if string(got.body) != string(r.body) || got.Header.Get("ETag") != r.Header.Get("ETag") {
-		t.Errorf("GET differs from what was created:\n%s\n%s", r.body, got.body)
+		t.Errorf("GET differs from the answer to POST:\n%s\n%s", r.body, got.body)
 	}
 	if n := len(into[[]openapi.VM](t, a.want(t, 200, "GET", "/vms", ""))); n != 1 {
 		t.Errorf("%d VMs in the list", n)
@@ -34,7 +35,7 @@ func TestAVMIsCreatedListedReadAndDeleted(t *testing.T) {
 		t.Errorf("%d VMs run", n)
 	}
 	if n := len(into[[]openapi.VM](t, a.want(t, 200, "GET", "/vms?template_name=large", ""))); n != 0 {
-		t.Errorf("%d VMs are made of another template", n)
+		t.Errorf("%d VMs of another template", n)
 	}
 	a.want(t, 204, "DELETE", "/vms/web-1", "")
 	p := a.want(t, 404, "GET", "/vms/web-1", "").problem(t)
@@ -43,7 +44,7 @@ func TestAVMIsCreatedListedReadAndDeleted(t *testing.T) {
 	}
 }
 
-func TestAVMWithoutANameGetsOne(t *testing.T) {
+func TestAVMWithoutANameGetsAGeneratedName(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	v := into[openapi.VM](t, a.want(t, 201, "POST", "/vms", `{"template_name":"small"}`))
@@ -53,7 +54,7 @@ func TestAVMWithoutANameGetsOne(t *testing.T) {
 	a.want(t, 200, "GET", "/vms/"+v.ID, "")
 }
 
-func TestCreatingAVMIsRefusedInTheContractsWords(t *testing.T) {
+func TestInvalidVMsAreRejected(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	p := a.want(t, 409, "POST", "/vms", webVM).problem(t)
 	if p.Code != "already-exists" || !strings.Contains(p.Detail, "already exists") {
@@ -65,7 +66,7 @@ func TestCreatingAVMIsRefusedInTheContractsWords(t *testing.T) {
 	}
 }
 
-func TestActionsAnswerAtOnceOrWhenTheyAreDone(t *testing.T) {
+func TestActionsAreAnsweredAtOnceOrAtTheirEnd(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	steps := []struct {
 		action, body, prefer string
@@ -105,10 +106,11 @@ func TestAnActionWithoutPreferIsAccepted(t *testing.T) {
 		t.Errorf("state %s", got)
 	}
 	location := r.Header.Get("Location")
-	if o := into[openapi.Operation](t, a.want(t, 200, "GET", location, "")); o.State != "running" || o.Kind != "vm.start" || o.RequestedBy != "token:admin" {
+	if o := into[openapi.Operation](t, a.want(t, 200, "GET", location, "")); o.State != "running" ||
+		o.Kind != "vm.start" || o.RequestedBy != "token:admin" {
 		t.Errorf("operation %+v", o)
 	}
-	// One second is not enough, and the answer is as without waiting.
+	// One second is not enough: the answer is the same as without waiting.
 	r = a.want(t, 409, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=1")
 	if p := r.problem(t); p.Code != "busy" || "/operations/"+p.OperationID != location {
 		t.Errorf("problem %+v", p)
@@ -117,12 +119,13 @@ func TestAnActionWithoutPreferIsAccepted(t *testing.T) {
 	if _, err := a.manager.Wait(t.Context(), strings.TrimPrefix(location, "/operations/")); err != nil {
 		t.Fatal(err)
 	}
-	if p := a.want(t, 409, "POST", "/vms/web-1/actions/start", "").problem(t); p.Code != "invalid-state" || !strings.Contains(p.Detail, "already running") {
+	if p := a.want(t, 409, "POST", "/vms/web-1/actions/start", "").problem(t); p.Code != "invalid-state" ||
+		!strings.Contains(p.Detail, "already running") {
 		t.Errorf("problem %+v", p)
 	}
 }
 
-func TestWaitingEndsWhenTheTimeIsUp(t *testing.T) {
+func TestWaitingEndsAfterItsTime(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	a.driver.Hook = hook("Start", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 	r := a.want(t, 202, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=1")
@@ -135,23 +138,25 @@ func TestWaitingEndsWhenTheTimeIsUp(t *testing.T) {
 func TestAFailedOperationIsAnsweredWithItsProblem(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	a.driver.Hook = hook("Start", func(context.Context) error {
-		return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the QEMU of VM web-1 is mute", Hint: "stop it"}
+		return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the QEMU of VM web-1 does not answer", Hint: "stop it"}
 	})
 	r := a.want(t, 503, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
 	p := r.problem(t)
-	if p.Code != "qemu-unresponsive" || p.OperationID == "" || p.Hint != "stop it" || r.Header.Get("Retry-After") == "" {
+	if p.Code != "qemu-unresponsive" || p.OperationID == "" || p.Hint != "stop it" ||
+		r.Header.Get("Retry-After") == "" {
 		t.Errorf("problem %+v", p)
 	}
 	o := into[openapi.Operation](t, a.want(t, 200, "GET", "/operations/"+p.OperationID, ""))
 	if o.State != "failed" || o.Problem == nil || o.Problem.Code != p.Code || o.Problem.Status != 503 {
 		t.Errorf("operation %+v", o)
 	}
-	if n := len(into[[]openapi.Operation](t, a.want(t, 200, "GET", "/operations?state=failed&kind=vm.start&resource=vms/web-1", ""))); n != 1 {
+	if n := len(into[[]openapi.Operation](t,
+		a.want(t, 200, "GET", "/operations?state=failed&kind=vm.start&resource=vms/web-1", ""))); n != 1 {
 		t.Errorf("%d failed starts", n)
 	}
 }
 
-func TestAnOperationThatFailsOfADefectTellsNothing(t *testing.T) {
+func TestAnOperationThatFailsWithADefectHidesTheDetails(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	a.driver.Hook = hook("Start", func(context.Context) error { return errors.New("secret of the driver") })
 	r := a.want(t, 500, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
@@ -160,7 +165,7 @@ func TestAnOperationThatFailsOfADefectTellsNothing(t *testing.T) {
 	}
 }
 
-func TestStoppingOrStartingTheWrongWayIsAConflict(t *testing.T) {
+func TestActionsInTheWrongStateAreConflicts(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	for _, action := range []string{"stop", "restart", "pause", "resume", "reset"} {
 		p := a.want(t, 409, "POST", "/vms/web-1/actions/"+action, "").problem(t)
@@ -184,7 +189,7 @@ func TestPreconditionsGuardDeletes(t *testing.T) {
 	etag = a.want(t, 200, "GET", "/vms/web-1", "").Header.Get("ETag")
 	a.want(t, 412, "DELETE", "/vms/web-1", "", "If-Match", "W/"+etag)
 	a.want(t, 400, "DELETE", "/vms/web-1", "", "If-Match", "1-1")
-	// Two lines of one list header are one list (RFC 9110, 5.3).
+	// Two lines of a list header form one list (RFC 9110, 5.3).
 	a.want(t, 204, "DELETE", "/vms/web-1", "", "If-Match", `"0-0"`, "If-Match", etag)
 
 	etag = a.want(t, 200, "GET", "/templates/small", "").Header.Get("ETag")
@@ -206,26 +211,33 @@ func TestATemplateInUseIsNotDeleted(t *testing.T) {
 	}
 }
 
-func TestWhatAUserSaysOfAVMCanBeChanged(t *testing.T) {
+func TestTheConfigurationOfAVMCanBeChanged(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
-	r := a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"web-1","description":"a","labels":{"env":"prod","app":"shop"},
+	r := a.want(t, 201, "POST", "/vms",
+		`{"template_name":"small","name":"web-1","description":"a","labels":{"env":"prod","app":"shop"},
 		"restart_policy":"on-failure","autostart":true,"autostart_order":7,"autostart_delay":5}`)
 	v := into[openapi.VM](t, r)
-	if v.Description != "a" || v.Labels["env"] != "prod" || v.Labels["app"] != "shop" || v.RestartPolicy != "on-failure" || !v.Autostart ||
+	if v.Description != "a" || v.Labels["env"] != "prod" || v.Labels["app"] != "shop" ||
+		v.RestartPolicy != "on-failure" || !v.Autostart ||
 		v.AutostartOrder != 7 || v.AutostartDelay != 5 || v.RestartCount != 0 || v.NextRestartAt != nil {
 		t.Errorf("created %+v", v)
 	}
 	r = a.want(t, 200, "PATCH", "/vms/web-1", `{"description":"b\n","autostart_order":8}`)
 	v = into[openapi.VM](t, r)
-	if v.Description != "b\n" || len(v.Labels) != 2 || v.RestartPolicy != "on-failure" || !v.Autostart || v.AutostartOrder != 8 || v.AutostartDelay != 5 {
+	if v.Description != "b\n" || len(v.Labels) != 2 || v.RestartPolicy != "on-failure" || !v.Autostart ||
+		v.AutostartOrder != 8 || v.AutostartDelay != 5 {
 		t.Errorf("changed %+v", v)
 	}
-	if got := a.want(t, 200, "GET", "/vms/web-1", ""); string(got.body) != string(r.body) || got.Header.Get("ETag") != r.Header.Get("ETag") {
-		t.Errorf("GET differs from what was answered:\n%s\n%s", r.body, got.body)
+	if got := a.want(t, 200, "GET", "/vms/web-1", ""); string(got.body) != string(r.body) ||
+		got.Header.Get("ETag") != r.Header.Get("ETag") {
+		t.Errorf("GET differs from the answer to PATCH:\n%s\n%s", r.body, got.body)
 	}
-	v = into[openapi.VM](t, a.want(t, 200, "PATCH", "/vms/web-1", `{"labels":{},"restart_policy":"never","autostart":false,"desired_state":"running"}`))
-	if len(v.Labels) != 0 || v.RestartPolicy != "never" || v.Autostart || v.AutostartOrder != 8 || v.DesiredState != "running" || v.State != "stopped" {
+	v = into[openapi.VM](t,
+		a.want(t, 200, "PATCH", "/vms/web-1",
+			`{"labels":{},"restart_policy":"never","autostart":false,"desired_state":"running"}`))
+	if len(v.Labels) != 0 || v.RestartPolicy != "never" || v.Autostart || v.AutostartOrder != 8 ||
+		v.DesiredState != "running" || v.State != "stopped" {
 		t.Errorf("changed %+v", v)
 	}
 	ops := into[[]openapi.Operation](t, a.want(t, 200, "GET", "/operations?kind=vm.update&resource=vms/web-1", ""))
@@ -235,8 +247,13 @@ func TestWhatAUserSaysOfAVMCanBeChanged(t *testing.T) {
 	a.want(t, 400, "PATCH", "/vms/web-1", `{}`)
 	a.want(t, 404, "PATCH", "/vms/web-2", `{"autostart":true}`)
 	a.want(t, 404, "PATCH", "/vms/web-2", `{"description":"x"}`)
-	for body, field := range map[string]string{`{"labels":{"Env":"prod"}}`: "/labels", `{"labels":{"env":"a\u0007"}}`: "/labels/env",
-		`{"description":"\u0000"}`: "/description", `{"restart_policy":"often"}`: "/restart_policy", `{"state":"running"}`: "/state"} {
+	for body, field := range map[string]string{
+		`{"labels":{"Env":"prod"}}`:    "/labels",
+		`{"labels":{"env":"a\u0007"}}`: "/labels/env",
+		`{"description":"\u0000"}`:     "/description",
+		`{"restart_policy":"often"}`:   "/restart_policy",
+		`{"state":"running"}`:          "/state",
+	} {
 		p := a.want(t, 400, "PATCH", "/vms/web-1", body).problem(t)
 		if len(p.Errors) != 1 || p.Errors[0].Field != field {
 			t.Errorf("%s: %+v", body, p)
@@ -260,7 +277,7 @@ func TestPreconditionsGuardChanges(t *testing.T) {
 	a.want(t, 400, "PATCH", "/vms/web-1", `{"autostart":false}`, "If-Match", "1-1")
 }
 
-// rival is a manager whose VM changes each time before it is changed.
+// rival is a manager that changes the VM before each update.
 type rival struct {
 	Manager
 	times int
@@ -276,25 +293,31 @@ func (r *rival) UpdateVM(ctx context.Context, id string, e vm.VMEdits, match vm.
 	return r.Manager.UpdateVM(ctx, id, e, match)
 }
 
-func TestAPartOfTheAutostartIsChangedAndNoOther(t *testing.T) {
+func TestAPartOfTheAutostartIsChanged(t *testing.T) {
 	r := &rival{}
 	a := newAPI(t, func(f *fixture) { r.Manager = f.d.Manager; f.d.Manager = r }).withVM(t)
 	r.times = 3
 	v := into[openapi.VM](t, a.want(t, 200, "PATCH", "/vms/web-1", `{"autostart_delay":9}`))
 	if !v.Autostart || v.AutostartOrder != 100 || v.AutostartDelay != 9 {
-		t.Errorf("what another has changed is lost: %+v", v)
+		t.Errorf("the change of another client is lost: %+v", v)
 	}
 	r.times = 100
 	a.want(t, 409, "PATCH", "/vms/web-1", `{"autostart_delay":10}`)
 }
 
-func TestVMsAreFoundByALabel(t *testing.T) {
+func TestVMsAreFoundByLabel(t *testing.T) {
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	for i, labels := range []string{`{"env":"prod","a/b.c":"x=y & z"}`, `{"env":"prod"}`, `{"env":""}`, `{}`} {
 		a.want(t, 201, "POST", "/vms", fmt.Sprintf(`{"template_name":"small","name":"web-%d","labels":%s}`, i, labels))
 	}
-	for query, want := range map[string]int{"label=env=prod": 2, "label=env=": 1, "label=env%3Dtest": 0, "label=a/b.c=x%3Dy+%26+z": 1, "label=env=prod&state=running": 0} {
+	for query, want := range map[string]int{
+		"label=env=prod":               2,
+		"label=env=":                   1,
+		"label=env%3Dtest":             0,
+		"label=a/b.c=x%3Dy+%26+z":      1,
+		"label=env=prod&state=running": 0,
+	} {
 		if n := len(into[[]openapi.VM](t, a.want(t, 200, "GET", "/vms?"+query, ""))); n != want {
 			t.Errorf("%s: %d VMs, want %d", query, n, want)
 		}
@@ -307,7 +330,8 @@ func TestVMsAreFoundByALabel(t *testing.T) {
 	if page := into[[]openapi.VM](t, a.want(t, 200, "GET", link[1], "")); len(page) != 1 || page[0].ID != "web-1" {
 		t.Errorf("the second page: %+v", page)
 	}
-	for _, bad := range []string{"env", "=prod", "Env=prod", "env=a%07", "env=prod&label=a=b", "env=" + strings.Repeat("x", 320)} {
+	for _, bad := range []string{"env", "=prod", "Env=prod", "env=a%07", "env=prod&label=a=b",
+		"env=" + strings.Repeat("x", 320)} {
 		a.want(t, 400, "GET", "/vms?label="+bad, "")
 	}
 }
@@ -319,7 +343,8 @@ func TestEmptyValuesAreNullAndPresent(t *testing.T) {
 	if err := json.Unmarshal(a.want(t, 200, "GET", "/vms/bare", "").body, &v); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"local_ip", "local_ip_source", "machine_type", "accel", "started_at", "state_reason_detail", "next_restart_at"} {
+	for _, name := range []string{"local_ip", "local_ip_source", "machine_type", "accel", "started_at",
+		"state_reason_detail", "next_restart_at"} {
 		if x, present := v[name]; !present || x != nil {
 			t.Errorf("%s is %v", name, x)
 		}

@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	// maxMessage is how many bytes of a line on a monitor are shown.
+	// maxMessage is the maximum number of bytes of a monitor message.
 	maxMessage = 2 << 10
-	// maxMessages is how many of the last lines are.
+	// maxMessages is the maximum number of monitor messages.
 	maxMessages = 200
 )
 
@@ -28,16 +28,28 @@ func (s *Server) WhyVM(ctx context.Context, r openapi.WhyVMRequestObject) (opena
 func apiWhy(w *vm.Why) *openapi.Why {
 	v, seen := &w.Recorded, &w.Seen
 	out := &openapi.Why{
-		Recorded: openapi.WhyRecorded{State: openapi.VMState(v.State), Reason: optional((*string)(&v.Reason)), Detail: optional(&v.ReasonDetail),
-			DesiredState: openapi.WhyRecordedDesiredState(v.Desired)},
+		Recorded: openapi.WhyRecorded{
+			State:        openapi.VMState(v.State),
+			Reason:       optional((*string)(&v.Reason)),
+			Detail:       optional(&v.ReasonDetail),
+			DesiredState: openapi.WhyRecordedDesiredState(v.Desired),
+		},
 		Process: openapi.WhyProcess{Alive: seen.Alive(), Pid: optionalPID(seen.PID)},
 		WhyQMP:  openapi.WhyQMP{Status: optional((*string)(&seen.Status)), Trouble: optional(&seen.Trouble)},
-		Verdict: openapi.WhyVerdict{State: openapi.VMState(w.Verdict.State), Reason: optional((*string)(&w.Verdict.Reason)), Agrees: w.Agrees},
-		Busy:    optional(&w.Busy),
-		Disks:   make([]openapi.Disk, len(w.Disks)), Operations: make([]openapi.Operation, len(w.Operations)),
-		Events:   make([]openapi.Event, len(w.Events)),
-		Recorder: openapi.Recorder{Now: apiRecording(&w.Flight.Now), Crashes: make([]openapi.Recording, len(w.Flight.Crashes))},
-		Words:    append([]string{}, w.Words...),
+		Verdict: openapi.WhyVerdict{
+			State:  openapi.VMState(w.Verdict.State),
+			Reason: optional((*string)(&w.Verdict.Reason)),
+			Agrees: w.Agrees,
+		},
+		Busy:       optional(&w.Busy),
+		Disks:      make([]openapi.Disk, len(w.Disks)),
+		Operations: make([]openapi.Operation, len(w.Operations)),
+		Events:     make([]openapi.Event, len(w.Events)),
+		Recorder: openapi.Recorder{
+			Now:     apiRecording(&w.Flight.Now),
+			Crashes: make([]openapi.Recording, len(w.Flight.Crashes)),
+		},
+		Words: append([]string{}, w.Words...),
 	}
 	if seen.Plugged != nil {
 		out.WhyQMP.Plugged = &seen.Plugged
@@ -59,13 +71,23 @@ func apiWhy(w *vm.Why) *openapi.Why {
 
 func apiRecording(r *vm.Recording) openapi.Recording {
 	last := r.Messages[max(0, len(r.Messages)-maxMessages):]
-	out := openapi.Recording{At: optionalTime(r.At), Pid: optionalPID(r.PID), Exit: optional(&r.Exit),
-		Messages: make([]openapi.RecordedMessage, len(last)), Serial: r.Serial, Stderr: r.Stderr}
+	out := openapi.Recording{
+		At:       optionalTime(r.At),
+		Pid:      optionalPID(r.PID),
+		Exit:     optional(&r.Exit),
+		Messages: make([]openapi.RecordedMessage, len(last)),
+		Serial:   r.Serial,
+		Stderr:   r.Stderr,
+	}
 	for i, m := range last {
 		if len(m.Text) > maxMessage {
 			m.Text = strings.ToValidUTF8(m.Text[:maxMessage], "")
 		}
-		out.Messages[i] = openapi.RecordedMessage{At: openapi.Time{Time: m.At}, Dir: openapi.RecordedMessageDir(m.Dir), Text: m.Text}
+		out.Messages[i] = openapi.RecordedMessage{
+			At:   openapi.Time{Time: m.At},
+			Dir:  openapi.RecordedMessageDir(m.Dir),
+			Text: m.Text,
+		}
 	}
 	return out
 }

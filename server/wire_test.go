@@ -11,9 +11,13 @@ import (
 	"vmand/vm"
 )
 
-var someAgent = vm.Agent{State: vm.AgentConnected, Version: "7.2.17", LastSeenAt: time.Date(2026, 3, 1, 9, 5, 9, 120e6, time.UTC)}
+var someAgent = vm.Agent{
+	State:      vm.AgentConnected,
+	Version:    "7.2.17",
+	LastSeenAt: time.Date(2026, 3, 1, 9, 5, 9, 120e6, time.UTC),
+}
 
-// apiVM is the VM as the generated code has it.
+// apiVM returns a VM in the generated type.
 func apiVM(v *vm.VM) *openapi.VM {
 	ip, source := v.LocalIP()
 	at, result := v.Boot.CloudInit, openapi.BootCloudInitResultDone
@@ -24,9 +28,13 @@ func apiVM(v *vm.VM) *openapi.VM {
 		result = ""
 	}
 	return &openapi.VM{
-		ID:                v.ID,
-		UUID:              v.UUID,
-		VMTemplate:        openapi.VMTemplate{Name: v.Template.Name, CPUCount: v.Template.CPUCount, RAMAmount: v.Template.RAMMiB},
+		ID:   v.ID,
+		UUID: v.UUID,
+		VMTemplate: openapi.VMTemplate{
+			Name:      v.Template.Name,
+			CPUCount:  v.Template.CPUCount,
+			RAMAmount: v.Template.RAMMiB,
+		},
 		State:             openapi.VMState(v.State),
 		StateReason:       (*openapi.VMStateReason)(optional(&v.Reason)),
 		StateReasonDetail: optional(&v.ReasonDetail),
@@ -38,9 +46,21 @@ func apiVM(v *vm.VM) *openapi.VM {
 		PortForwards:      apiForwards(v.Forwards),
 		CDROMs:            apiCDROMs(v.CDROMs),
 		Image:             optional(&v.Root.Image),
-		Agent:             openapi.Agent{State: openapi.AgentStateConnected, Version: optional(&someAgent.Version), LastSeenAt: optionalTime(someAgent.LastSeenAt)},
-		Boot: openapi.Boot{AgentAt: optionalTime(v.Boot.Agent), SpawnedAt: optionalTime(v.Boot.Spawned), QMPReadyAt: optionalTime(v.Boot.Monitor), FirstSerialAt: optionalTime(v.Boot.Serial),
-			DHCPAckAt: optionalTime(v.Boot.DHCP), FirstTCPAt: optionalTime(v.Boot.TCP), CloudInitAt: optionalTime(at), CloudInitResult: optional(&result)},
+		Agent: openapi.Agent{
+			State:      openapi.AgentStateConnected,
+			Version:    optional(&someAgent.Version),
+			LastSeenAt: optionalTime(someAgent.LastSeenAt),
+		},
+		Boot: openapi.Boot{
+			AgentAt:         optionalTime(v.Boot.Agent),
+			SpawnedAt:       optionalTime(v.Boot.Spawned),
+			QMPReadyAt:      optionalTime(v.Boot.Monitor),
+			FirstSerialAt:   optionalTime(v.Boot.Serial),
+			DHCPAckAt:       optionalTime(v.Boot.DHCP),
+			FirstTCPAt:      optionalTime(v.Boot.TCP),
+			CloudInitAt:     optionalTime(at),
+			CloudInitResult: optional(&result),
+		},
 		RootDiskSize:   gib(v.Root.SizeMiB),
 		MachineType:    optional(&v.Machine),
 		Accel:          (*openapi.VMAccel)(optional(&v.Accel)),
@@ -62,9 +82,20 @@ func apiNICs(nics []vm.NIC) []openapi.NIC {
 	out := make([]openapi.NIC, len(nics))
 	for i := range nics {
 		n := &nics[i]
-		out[i] = openapi.NIC{Slot: n.Slot, Network: n.Network, Mode: openapi.NetworkMode(n.Mode), MAC: n.MAC, Model: openapi.NICModel(n.Model),
-			IP: optionalAddr(n.IP), IPv6: optionalAddr(n.IPv6), RateIn: n.RateIn, RateOut: n.RateOut, Link: openapi.NICLinkUp,
-			State: openapi.NICState(n.State), Reason: optional(&n.Reason)}
+		out[i] = openapi.NIC{
+			Slot:    n.Slot,
+			Network: n.Network,
+			Mode:    openapi.NetworkMode(n.Mode),
+			MAC:     n.MAC,
+			Model:   openapi.NICModel(n.Model),
+			IP:      optionalAddr(n.IP),
+			IPv6:    optionalAddr(n.IPv6),
+			RateIn:  n.RateIn,
+			RateOut: n.RateOut,
+			Link:    openapi.NICLinkUp,
+			State:   openapi.NICState(n.State),
+			Reason:  optional(&n.Reason),
+		}
 		if n.LinkDown {
 			out[i].Link = openapi.NICLinkDown
 		}
@@ -75,8 +106,14 @@ func apiNICs(nics []vm.NIC) []openapi.NIC {
 func apiForwards(forwards []vm.PortForward) []openapi.PortForward {
 	out := make([]openapi.PortForward, len(forwards))
 	for i, f := range forwards {
-		out[i] = openapi.PortForward{ID: f.ID, NIC: f.Slot, Protocol: openapi.Protocol(f.Protocol), HostAddress: f.HostAddress.String(),
-			HostPort: f.HostPort, GuestPort: f.GuestPort}
+		out[i] = openapi.PortForward{
+			ID:          f.ID,
+			NIC:         f.Slot,
+			Protocol:    openapi.Protocol(f.Protocol),
+			HostAddress: f.HostAddress.String(),
+			HostPort:    f.HostPort,
+			GuestPort:   f.GuestPort,
+		}
 	}
 	return out
 }
@@ -100,26 +137,66 @@ func labelsOf(v *vm.VM) openapi.Labels {
 	return v.Labels
 }
 
-func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
+func TestAWireVMIsEncodedLikeTheGeneratedType(t *testing.T) {
 	some := someVM(7)
 	odd := someVM(8)
 	odd.ReasonDetail = "quote \" back \\ slash\n\ttab \x00 \x7f <b>&amp;</b> ü \u2028 \xff"
 	odd.Root.SizeMiB = 1
-	odd.NICs = []vm.NIC{{Slot: 1, Network: "lan", Mode: vm.NetworkBridge, MAC: "52:00:00:00:00:01", Model: vm.NICE1000e, LinkDown: true,
-		State: vm.NICDetaching, Reason: "the guest's \"driver\" <b>"}, {Slot: 7, Network: "lab", Mode: vm.NetworkUser,
-		IP: netip.MustParseAddr("10.0.2.15"), IPv6: netip.MustParseAddr("fd00::2"), RateIn: vm.MaxRateKbit, RateOut: 1, State: vm.NICAttaching}}
+	odd.NICs = []vm.NIC{{
+		Slot:     1,
+		Network:  "lan",
+		Mode:     vm.NetworkBridge,
+		MAC:      "52:00:00:00:00:01",
+		Model:    vm.NICE1000e,
+		LinkDown: true,
+		State:    vm.NICDetaching,
+		Reason:   "the guest's \"driver\" <b>",
+	}, {
+		Slot:    7,
+		Network: "lab",
+		Mode:    vm.NetworkUser,
+		IP:      netip.MustParseAddr("10.0.2.15"),
+		IPv6:    netip.MustParseAddr("fd00::2"),
+		RateIn:  vm.MaxRateKbit,
+		RateOut: 1,
+		State:   vm.NICAttaching,
+	}}
 	odd.Learned = []vm.LearnedAddress{{Slot: 1, IP: netip.MustParseAddr("fe80::1"), Source: vm.SourceNeighbour}}
-	odd.Forwards = []vm.PortForward{{ID: "pf-a", Slot: 7, Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: 65535, GuestPort: 1},
-		{ID: "pf-b", Slot: 7, Protocol: vm.TCP, HostAddress: netip.MustParseAddr("127.0.0.1"), HostPort: 1, GuestPort: 65535}}
+	odd.Forwards = []vm.PortForward{{
+		ID:          "pf-a",
+		Slot:        7,
+		Protocol:    vm.UDP,
+		HostAddress: netip.IPv4Unspecified(),
+		HostPort:    65535,
+		GuestPort:   1,
+	},
+		{
+			ID:          "pf-b",
+			Slot:        7,
+			Protocol:    vm.TCP,
+			HostAddress: netip.MustParseAddr("127.0.0.1"),
+			HostPort:    1,
+			GuestPort:   65535,
+		}}
 	odd.Boot = vm.Boot{Spawned: odd.StartedAt, Serial: odd.StartedAt}
 	large := someVM(9)
 	odd.Boot.CloudInitFailed = odd.StartedAt
 	large.Boot.CloudInit, large.Boot.CloudInitFailed = large.StartedAt, large.StartedAt.Add(time.Second)
 	odd.Root.Image = "debian-12"
-	odd.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-1", Image: "netinst", SHA256: "00", BootIndex: 99}, {ID: "cd-4", Image: "a.b_c"}}
+	odd.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {
+		ID:        "cd-1",
+		Image:     "netinst",
+		SHA256:    "00",
+		BootIndex: 99,
+	}, {ID: "cd-4", Image: "a.b_c"}}
 	odd.CreatedAt = time.Date(1, 2, 3, 4, 5, 6, 7999999, time.FixedZone("", 3600))
 	large.Root.SizeMiB, large.Template.RAMMiB = vm.MaxDiskMiB, vm.MaxRAMMiB
-	odd.Description, odd.Labels = "new\nline & <tab>\t", map[string]string{"z": "", "a/b": "quote \"", "a": "ü", "m.n_o-p": "1"}
+	odd.Description, odd.Labels = "new\nline & <tab>\t", map[string]string{
+		"z":       "",
+		"a/b":     "quote \"",
+		"a":       "ü",
+		"m.n_o-p": "1",
+	}
 	large.Restart, large.Restarts, large.RestartAt = vm.RestartAlways, 17, large.StartedAt
 	large.Autostart = vm.Autostart{Enabled: true, Order: vm.MaxOrder, Delay: vm.MaxDelay}
 	for _, v := range []vm.VM{{}, some, odd, large} {
@@ -135,7 +212,9 @@ func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
 		for _, part := range []struct {
 			ours jsonAppender
 			api  any
-		}{{jsonArrayOf(v.NICs, appendNIC), apiNICs(v.NICs)}, {jsonArrayOf(v.Forwards, appendForward), apiForwards(v.Forwards)}, {jsonArrayOf(v.CDROMs, appendCDROM), apiCDROMs(v.CDROMs)}} {
+		}{{jsonArrayOf(v.NICs, appendNIC), apiNICs(v.NICs)},
+			{jsonArrayOf(v.Forwards, appendForward), apiForwards(v.Forwards)},
+			{jsonArrayOf(v.CDROMs, appendCDROM), apiCDROMs(v.CDROMs)}} {
 			want.Reset()
 			if err := e.Encode(part.api); err != nil {
 				t.Fatal(err)
@@ -147,7 +226,7 @@ func TestTheHandWrittenVMIsWhatTheGeneratedTypeWouldBe(t *testing.T) {
 	}
 }
 
-// encoded returns v as an answer has it.
+// encoded returns the JSON of v in an answer.
 func encoded(t *testing.T, v any) string {
 	t.Helper()
 	e := getEncoder()
