@@ -18,6 +18,7 @@ import (
 )
 
 func TestTokensAreLongUniqueAndHashed(t *testing.T) {
+	t.Parallel()
 	one, hash := NewToken()
 	other, _ := NewToken()
 	if len(one) != 43 || one == other || hash == [32]byte{} {
@@ -26,6 +27,7 @@ func TestTokensAreLongUniqueAndHashed(t *testing.T) {
 }
 
 func TestTCPNeedsAValidToken(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	tests := map[string]struct {
 		authorization string
@@ -60,6 +62,7 @@ func TestTCPNeedsAValidToken(t *testing.T) {
 }
 
 func TestSomePathsNeedNoToken(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for _, path := range []string{"/health", "/openapi.yaml", "/openapi.json", "/docs"} {
 		a.want(t, 200, "GET", path, "", "Authorization", "")
@@ -67,6 +70,7 @@ func TestSomePathsNeedNoToken(t *testing.T) {
 }
 
 func TestTokensAreReloaded(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	secret, hash := NewToken()
 	if err := a.store.PutToken(t.Context(), vm.Token{Name: "admin", Role: vm.RoleAdmin, Hash: hash}); err != nil {
@@ -88,6 +92,7 @@ func (brokenTokens) Tokens(context.Context) ([]vm.Token, error) {
 }
 
 func TestAServerThatCannotLoadItsTokensDoesNotStart(t *testing.T) {
+	t.Parallel()
 	if _, err := New(t.Context(), Options{}, Deps{Tokens: brokenTokens{}}); err == nil ||
 		!strings.Contains(err.Error(), "no such table") {
 		t.Errorf("got %v", err)
@@ -112,6 +117,7 @@ func (a *api) unixClient(t *testing.T, group string) *http.Client {
 }
 
 func TestTheUnixSocketIdentifiesItsCaller(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	client := a.unixClient(t, "")
 	r, err := http.NewRequestWithContext(t.Context(), "POST", "http://any.name.at.all/templates",
@@ -130,6 +136,7 @@ func TestTheUnixSocketIdentifiesItsCaller(t *testing.T) {
 }
 
 func TestTheUnixSocketIsForRootTheOwnerAndTheGroup(t *testing.T) {
+	t.Parallel()
 	self := os.Geteuid()
 	const nobody = 65534
 	tests := map[string]struct {
@@ -206,6 +213,7 @@ func connectedIn(t *testing.T, groups []int) (c *net.UnixConn, in []int) {
 }
 
 func TestAMemberNeedsNoEntryInTheGroupFile(t *testing.T) {
+	t.Parallel()
 	many := make([]int, 1000)
 	for i := range many {
 		many[i] = 70_000 + i
@@ -241,6 +249,7 @@ func TestAMemberNeedsNoEntryInTheGroupFile(t *testing.T) {
 }
 
 func TestAPeerThatCannotBeIdentifiedIsRejected(t *testing.T) {
+	t.Parallel()
 	r, _ := http.NewRequestWithContext(context.WithValue(t.Context(), doorKey{},
 		&door{err: errors.New("no credentials")}), "GET", "/", nil)
 	if _, err := new(auth).authenticate(r); err == nil {
@@ -249,6 +258,7 @@ func TestAPeerThatCannotBeIdentifiedIsRejected(t *testing.T) {
 }
 
 func TestOnlyNamesOfThisServerAreServed(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.o.Hosts = []string{"VMs.example.org"} })
 	own, err := os.Hostname()
 	if err != nil {
@@ -284,6 +294,7 @@ func TestOnlyNamesOfThisServerAreServed(t *testing.T) {
 }
 
 func TestCrossOriginChangesAreRejected(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for origin, status := range map[string]int{"http://evil.example": 403, "null": 403, a.base: 201} {
 		a.want(t, status, "POST", "/templates", smallTemplate, "Origin", origin)

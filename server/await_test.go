@@ -12,6 +12,7 @@ import (
 )
 
 func TestAStartIsHeldUntilTheGuestHasItsAddress(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	done := make(chan reply, 1)
 	go func() { done <- a.ask(t, "POST", "/vms/web-1/actions/start?wait_for=ip", "", "Prefer", "wait=30") }()
@@ -36,6 +37,7 @@ func TestAStartIsHeldUntilTheGuestHasItsAddress(t *testing.T) {
 }
 
 func TestAStartIsHeldUntilAPortAnswers(t *testing.T) {
+	t.Parallel()
 	for _, action := range []string{"start", "restart"} {
 		t.Run(action, func(t *testing.T) {
 			a := newAPI(t).withVM(t)
@@ -59,6 +61,7 @@ func TestAStartIsHeldUntilAPortAnswers(t *testing.T) {
 }
 
 func TestAConditionThatIsNotMetInTimeIsAccepted(t *testing.T) {
+	t.Parallel()
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	for range 2 { // the second answer is built from the operation
@@ -73,6 +76,7 @@ func TestAConditionThatIsNotMetInTimeIsAccepted(t *testing.T) {
 }
 
 func TestWaitingForAnImpossibleConditionIsAProblem(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.want(t, 201, "POST", "/networks", `{"name":"alone","mode":"user"}`)
 	a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"web-2","nics":[{"network":"alone"}]}`)
@@ -94,6 +98,7 @@ func TestWaitingForAnImpossibleConditionIsAProblem(t *testing.T) {
 }
 
 func TestInvalidWaitForIsRejected(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	for query, prefer := range map[string]string{
 		"ip":             "",

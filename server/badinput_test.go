@@ -11,6 +11,7 @@ import (
 )
 
 func TestInvalidBodiesAreRejectedWithEachField(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	digits := strings.Repeat("9", 400)
 	tests := map[string]refusal{
@@ -95,6 +96,7 @@ func refuse(t *testing.T, a *api, tests map[string]refusal) {
 }
 
 func TestInvalidBodiesForNetworksAreRejectedWithEachField(t *testing.T) {
+	t.Parallel()
 	refuse(t, newAPI(t), map[string]refusal{
 		"an empty network": {"/networks", `{}`, vm.CodeInvalid, []string{"/mode: is missing", "/name: is missing"}},
 		"strings of a network": {"/networks",
@@ -177,6 +179,7 @@ var badNames = map[string]string{
 }
 
 func TestInvalidNamesAreRejectedEverywhere(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for name, bad := range badNames {
 		t.Run(name, func(t *testing.T) {
@@ -218,6 +221,7 @@ func quote(s string) string {
 }
 
 func TestInvalidParametersAreNamed(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	tests := map[string][]string{
 		"/vms?state=gone": {"state: must be one of stopped, starting, running, paused, stopping, error"},
@@ -262,6 +266,7 @@ func TestInvalidParametersAreNamed(t *testing.T) {
 }
 
 func TestOnlyJSONBodiesAreAccepted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for media, status := range map[string]int{
 		"application/json":                  201,
@@ -286,6 +291,7 @@ func TestOnlyJSONBodiesAreAccepted(t *testing.T) {
 }
 
 func TestAnUnexpectedBodyIsRejected(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	for _, r := range [][2]string{{"GET", "/vms"}, {"GET", "/health"}, {"DELETE", "/vms/web-1"}} {
 		p := a.want(t, 400, r[0], r[1], "{}").problem(t)
@@ -297,6 +303,7 @@ func TestAnUnexpectedBodyIsRejected(t *testing.T) {
 }
 
 func TestEveryOperationOfTheContractIsServed(t *testing.T) {
+	t.Parallel()
 	doc, _ := specification()
 	ops := compile(doc)
 	s := newAPI(t).Server

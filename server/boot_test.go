@@ -13,6 +13,7 @@ import (
 )
 
 func TestAStartIsHeldUntilTheAgentAnswers(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	beforeStart := time.Now().Add(-time.Hour)
 	a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentConnected, LastSeenAt: beforeStart})
@@ -30,6 +31,7 @@ func TestAStartIsHeldUntilTheAgentAnswers(t *testing.T) {
 }
 
 func TestWaitingForAMissingAgentEndsInTime(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	for _, condition := range []string{"agent", "cloud-init"} {
 		a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentAbsent})
@@ -43,6 +45,7 @@ func TestWaitingForAMissingAgentEndsInTime(t *testing.T) {
 }
 
 func TestAStartIsHeldUntilCloudInitIsDone(t *testing.T) {
+	t.Parallel()
 	prints := func(word, rest string) vm.GuestResult {
 		return vm.GuestResult{Exited: true, Stdout: []byte(word + "\n" + rest)}
 	}
@@ -83,6 +86,7 @@ func TestAStartIsHeldUntilCloudInitIsDone(t *testing.T) {
 		"a shell without output": {[]vm.GuestResult{{}}, 202, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			a := newAPI(t).withVM(t)
 			var calls atomic.Int32
 			a.driver.Run = func(_ string, c vm.GuestCommand) vm.GuestResult {
@@ -118,6 +122,7 @@ func (r reply) problemOrNone(t *testing.T) openapi.Problem {
 }
 
 func TestAVMIsCreatedAndStarted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	r := a.want(t, 202, "POST", "/vms", `{"template_name":"small","name":"a","start":true}`)
@@ -149,6 +154,7 @@ func TestAVMIsCreatedAndStarted(t *testing.T) {
 }
 
 func TestAFailedStartKeepsTheCreatedVM(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	a.driver.Hook = hook("Start", func(context.Context) error {
@@ -175,6 +181,7 @@ func TestAFailedStartKeepsTheCreatedVM(t *testing.T) {
 // If the daemon ends between the creation and the start, a repeated request continues
 // with the start.
 func TestARepeatedRequestContinuesWithTheStart(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	a.driver.Hook = hook("Admit", func(context.Context) error {

@@ -10,6 +10,7 @@ import (
 )
 
 func TestACDROMIsAttachedAndEjected(t *testing.T) {
+	t.Parallel()
 	for _, state := range []string{"running", "stopped"} {
 		t.Run(state, func(t *testing.T) {
 			a := newAPI(t).withVM(t)
@@ -71,6 +72,7 @@ func TestACDROMIsAttachedAndEjected(t *testing.T) {
 }
 
 func TestACDROMThatQEMURefusesIsNotRecorded(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	a.upload(t, "netinst", "iso")
 	a.driver.Hook = hook("SetCDROMs", func(context.Context) error {
@@ -86,6 +88,7 @@ func TestACDROMThatQEMURefusesIsNotRecorded(t *testing.T) {
 }
 
 func TestVMsAndDisksAreCreatedFromImages(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	a.upload(t, "debian", "raw")

@@ -15,6 +15,7 @@ const (
 )
 
 func TestCloudInitDataIsSetAndShownWithoutSecrets(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	const path = "/vms/web-1/cloud_init"
 	a.want(t, 404, "GET", path, "")
@@ -79,6 +80,7 @@ func TestCloudInitDataIsSetAndShownWithoutSecrets(t *testing.T) {
 }
 
 func TestTheCloudInitStatusOfAGuestIsShown(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	a.want(t, 200, "PUT", "/vms/web-1/cloud_init", `{}`)
 	a.driver.SetAgent("web-1", vm.Agent{State: vm.AgentConnected, Version: "7.2", LastSeenAt: time.Now()})

@@ -114,6 +114,7 @@ func (a *api) connected() int {
 }
 
 func TestAConsoleIsAWebSocket(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	reader, writer := a.mustWatch(t, ""), a.mustWatch(t, "?write=true&scrollback=3")
 	hear(t, reader, "login: ")
@@ -138,6 +139,7 @@ func TestAConsoleIsAWebSocket(t *testing.T) {
 }
 
 func TestOneClientWritesAndTakeOverIsExplicit(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	first := a.mustWatch(t, "?write=true")
 	hear(t, first, "login: ")
@@ -180,6 +182,7 @@ func (a *api) upgrade(t *testing.T, query, early string) (net.Conn, *bufio.Reade
 }
 
 func TestAConsoleIsAPlainConnection(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	c, r, resp := a.upgrade(t, "?write=1", "ls\r") // sent before the answer
 	if resp.StatusCode != 101 || resp.Header.Get("Upgrade") != "vman-console" ||
@@ -204,6 +207,7 @@ func TestAConsoleIsAPlainConnection(t *testing.T) {
 }
 
 func TestAConsoleRequestMustBeAValidUpgrade(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	const ws, raw = "websocket", "vman-console"
 	key := "dGhlIHNhbXBsZSBub25jZQ=="
@@ -248,6 +252,7 @@ func TestAConsoleRequestMustBeAValidUpgrade(t *testing.T) {
 }
 
 func TestATicketOpensOneConsoleOnce(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"web-2"}`)
 	a.want(t, 404, "POST", "/vms/web-3/console/tickets", "")
@@ -291,6 +296,7 @@ func TestATicketOpensOneConsoleOnce(t *testing.T) {
 }
 
 func TestTicketsExpireAndAreLimited(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var k tickets
 		admin := vm.Caller{Name: "token:admin", Role: vm.RoleAdmin}
@@ -336,6 +342,7 @@ func TestTicketsExpireAndAreLimited(t *testing.T) {
 }
 
 func TestConsoleConnectionsAreLimited(t *testing.T) {
+	t.Parallel()
 	var c consoles
 	end := func(error) {}
 	var seats []*seat
@@ -389,6 +396,7 @@ func TestConsoleConnectionsAreLimited(t *testing.T) {
 }
 
 func TestAClientThatDoesNotReadAConsoleIsDisconnected(t *testing.T) {
+	t.Parallel()
 	a := running(t, func(f *fixture) { f.tune = func(s *Server) { s.eventTimeout = 100 * time.Millisecond } })
 	_, _, resp := a.upgrade(t, "", "")
 	if resp.StatusCode != 101 {
@@ -403,6 +411,7 @@ func TestAClientThatDoesNotReadAConsoleIsDisconnected(t *testing.T) {
 }
 
 func TestAWebSocketThatDoesNotAnswerPingsIsDisconnected(t *testing.T) {
+	t.Parallel()
 	a := running(t, func(f *fixture) {
 		f.tune = func(s *Server) { s.eventTimeout, s.heartbeat = 200*time.Millisecond, 20*time.Millisecond }
 	})
@@ -429,6 +438,7 @@ func TestAWebSocketThatDoesNotAnswerPingsIsDisconnected(t *testing.T) {
 }
 
 func TestStoppingDoesNotWaitForConsoles(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {
@@ -475,6 +485,7 @@ func TestStoppingDoesNotWaitForConsoles(t *testing.T) {
 }
 
 func TestARevokedTokenEndsItsConsoles(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	operator := a.as(t, vm.RoleOperator)
 	stays := a.mustWatch(t, "")
@@ -513,6 +524,7 @@ func (a *api) followLog(t *testing.T, query string) *http.Response {
 }
 
 func TestAConsoleLogIsReadFromAnyOffset(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	a.driver.Say("web-1", "root\r\n\xff")
 	for query, want := range map[string]string{
@@ -534,6 +546,7 @@ func TestAConsoleLogIsReadFromAnyOffset(t *testing.T) {
 }
 
 func TestAConsoleLogIsFollowedWithoutLossUntilTheVMEnds(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	resp := a.followLog(t, "?follow=1&tail=2")
 	want := ": "
@@ -559,6 +572,7 @@ func TestAConsoleLogIsFollowedWithoutLossUntilTheVMEnds(t *testing.T) {
 }
 
 func TestCloseReasonsFitInAFrame(t *testing.T) {
+	t.Parallel()
 	long := &vm.Fault{Code: vm.CodeState, Detail: strings.Repeat("ä", 100)}
 	for name, test := range map[string]struct {
 		why  error

@@ -10,6 +10,7 @@ import (
 )
 
 func TestADiskIsCreatedAttachedGrownDetachedAndDeleted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	r := a.want(t, 201, "POST", "/disks", `{"size":0.5,"mount_point":"/dev/sdc"}`)
 	d := into[openapi.Disk](t, r)
@@ -65,6 +66,7 @@ func TestADiskIsCreatedAttachedGrownDetachedAndDeleted(t *testing.T) {
 }
 
 func TestAttachingNamesAMissingVM(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	d := into[openapi.Disk](t, a.want(t, 201, "POST", "/disks", `{"size":1}`))
 	a.want(t, 404, "POST", "/disks/"+d.ID+"/attach", `{"vm_id":"web-9"}`)
@@ -75,6 +77,7 @@ func TestAttachingNamesAMissingVM(t *testing.T) {
 }
 
 func TestADiskThatTheGuestDoesNotReleaseStaysDetaching(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	d := into[openapi.Disk](t, a.want(t, 201, "POST", "/disks", `{"size":1}`))
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
@@ -90,6 +93,7 @@ func TestADiskThatTheGuestDoesNotReleaseStaysDetaching(t *testing.T) {
 }
 
 func TestAFullHostIs507(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.driver.Hook = hook("CreateDisk", func(context.Context) error {
 		return &vm.Fault{Code: vm.CodeInsufficientStorage, Detail: "no space left"}

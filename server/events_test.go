@@ -22,6 +22,7 @@ import (
 )
 
 func TestEventsAreListedInPages(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
 	all := into[[]openapi.Event](t, a.want(t, 200, "GET", "/events", ""))
@@ -81,6 +82,7 @@ func TestEventsAreListedInPages(t *testing.T) {
 }
 
 func TestTheContractHasEveryEventType(t *testing.T) {
+	t.Parallel()
 	doc, _ := specification()
 	var spec []string
 	for _, v := range doc.Components.Schemas["EventType"].Value.Enum {
@@ -94,6 +96,7 @@ func TestTheContractHasEveryEventType(t *testing.T) {
 }
 
 func TestAStreamIsRequestedByItsMediaType(t *testing.T) {
+	t.Parallel()
 	for accept, want := range map[string]bool{
 		"text/event-stream":                         true,
 		"TEXT/Event-Stream":                         true,
@@ -176,6 +179,7 @@ func nextEvent(lines *bufio.Reader) (openapi.Event, error) {
 }
 
 func TestAStreamSendsNewEvents(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	stream := bufio.NewReader(a.follow(t, "").Body)
@@ -198,6 +202,7 @@ func TestAStreamSendsNewEvents(t *testing.T) {
 }
 
 func TestAStreamStartsAfterTheLastEventOfTheClient(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for i := range 5 {
 		a.want(t, 201, "POST", "/templates", fmt.Sprintf(`{"name":"t%d","cpu_count":1,"ram_amount":64}`, i))
@@ -224,6 +229,7 @@ func TestAStreamStartsAfterTheLastEventOfTheClient(t *testing.T) {
 // A client that reconnects many times while eight other clients make changes receives
 // every event once and in order.
 func TestAReconnectingClientMissesNothing(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	const clients, each = 8, 40
 	var wg sync.WaitGroup
@@ -282,6 +288,7 @@ func (n narrow) Accept() (net.Conn, error) {
 }
 
 func TestASlowClientIsDisconnectedAndCanContinue(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.tune = func(s *Server) { s.eventTimeout = 200 * time.Millisecond } })
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {
@@ -353,6 +360,7 @@ func waitFor(t *testing.T, ok func() bool) {
 }
 
 func TestStoppingEndsStreamsAtOnce(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {
@@ -382,6 +390,7 @@ func TestStoppingEndsStreamsAtOnce(t *testing.T) {
 }
 
 func TestStoppingDoesNotWaitForASlowClient(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {
@@ -470,6 +479,7 @@ func (s *sink) take() string {
 }
 
 func TestAnIdleStreamSendsACommentEvery15Seconds(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, err := New(t.Context(), Options{}, Deps{Manager: quiet{}, Reader: blind{}, Tokens: oneToken{}})
 		if err != nil {
@@ -507,6 +517,7 @@ func TestAnIdleStreamSendsACommentEvery15Seconds(t *testing.T) {
 }
 
 func TestAStreamThatCannotReadEventsIsClosed(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.d.Reader = blind{f.d.Reader, errors.New("the disk has failed")} })
 	a.want(t, 500, "GET", "/events", "")
 	c := a.dial(t)
@@ -522,6 +533,7 @@ func TestAStreamThatCannotReadEventsIsClosed(t *testing.T) {
 }
 
 func TestAnEventWithoutDataHasAnEmptyObject(t *testing.T) {
+	t.Parallel()
 	if got := string(apiEvent(&vm.Event{}).Data); got != "{}" {
 		t.Errorf("got %s", got)
 	}

@@ -8,6 +8,7 @@ import (
 )
 
 func TestPortsAreForwarded(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.want(t, 201, "POST", "/networks", `{"name":"inside","mode":"isolated"}`)
 	a.want(t, 201, "POST", "/vms/web-1/nics", `{"network":"inside"}`)

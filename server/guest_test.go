@@ -60,6 +60,7 @@ func (a *api) as(t *testing.T, role vm.Role) []string {
 var octets = []string{"Content-Type", "", "Content-Type", "application/octet-stream"}
 
 func TestAVMShowsItsAgent(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	stopped := a.want(t, 200, "GET", "/vms/web-1", "")
 	if g := into[openapi.VM](t, stopped).Agent; g.State != "absent" || g.Version != nil || g.LastSeenAt != nil {
@@ -87,6 +88,7 @@ func TestAVMShowsItsAgent(t *testing.T) {
 }
 
 func TestTheInformationOfAGuestIsShown(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	g := into[openapi.Guest](t, a.want(t, 200, "GET", "/vms/web-1/guest", ""))
 	if *g.Hostname != "web-1" || *g.Os.ID != "debian" || g.Os.Kernel != nil || g.Interfaces[0].MAC != nil ||
@@ -97,6 +99,7 @@ func TestTheInformationOfAGuestIsShown(t *testing.T) {
 }
 
 func TestAProgramRunsInAGuest(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	var ran []vm.GuestCommand
 	result := vm.GuestResult{Exited: true}
@@ -130,6 +133,7 @@ func TestAProgramRunsInAGuest(t *testing.T) {
 }
 
 func TestInvalidRequestsToGuestsAreRejected(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	for _, test := range []struct{ method, path, body, field string }{
 		{"POST", "/exec", `{"command":[""]}`, "/command/0"},
@@ -187,6 +191,7 @@ func TestInvalidRequestsToGuestsAreRejected(t *testing.T) {
 }
 
 func TestFilesOfAGuestAreWrittenAndRead(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	if r := a.want(t, 200, "GET", "/vms/web-1/files?path=/etc/hostname", ""); string(r.body) != "content" ||
 		r.Header.Get("Content-Type") != "application/octet-stream" {
@@ -204,6 +209,7 @@ func TestFilesOfAGuestAreWrittenAndRead(t *testing.T) {
 }
 
 func TestAFileThatIsTooLargeOrTooSlowIsRejected(t *testing.T) {
+	t.Parallel()
 	a := running(t, func(f *fixture) { f.o.BodyTimeout = 200 * time.Millisecond })
 	put := "PUT /vms/web-1/files?path=/a HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + a.token +
 		"\r\nContent-Type: application/octet-stream\r\n"
@@ -248,6 +254,7 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestAnErrorWithinAFileClosesTheConnection(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	a.want(t, 204, "PUT", "/vms/web-1/files?path=/a", "x", octets...)
 	broken := &brokenFiles{Manager: a.manager}
@@ -281,6 +288,7 @@ func (*brokenFiles) ReadFile(_ context.Context, _, _ string, w io.Writer) error 
 }
 
 func TestGuestsThatDoNotAnswerAreProblems(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	requests := []struct{ method, path, body string }{
 		{"GET", "/guest", ""}, {"POST", "/exec", `{"command":["true"]}`}, {"GET", "/files?path=/a", ""},
@@ -314,6 +322,7 @@ func TestGuestsThatDoNotAnswerAreProblems(t *testing.T) {
 }
 
 func TestRequestsToGuestsAreRecordedWithoutSecrets(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	const secret = "s3cr3t-word"
 	a.want(t, 200, "POST", "/vms/web-1/exec",
@@ -347,6 +356,7 @@ func TestRequestsToGuestsAreRecordedWithoutSecrets(t *testing.T) {
 }
 
 func TestRolesAreEnforced(t *testing.T) {
+	t.Parallel()
 	a := running(t)
 	a.upload(t, "a", "x")
 	viewer, operator, odd := a.as(t, vm.RoleViewer), a.as(t, vm.RoleOperator), a.as(t, "king")
@@ -398,6 +408,7 @@ func TestRolesAreEnforced(t *testing.T) {
 }
 
 func TestAStreamedBodyReturnsTheReasonOfItsEnd(t *testing.T) {
+	t.Parallel()
 	b := &streamedBody{
 		ReadCloser: io.NopCloser(io.MultiReader(strings.NewReader("a"), failsWith{os.ErrDeadlineExceeded})),
 		control:    http.NewResponseController(nil),
@@ -414,6 +425,7 @@ type failsWith struct{ err error }
 func (f failsWith) Read([]byte) (int, error) { return 0, f.err }
 
 func TestOutputIsTextOrBase64(t *testing.T) {
+	t.Parallel()
 	for in, isText := range map[string]bool{"": true, "ü\x00": true, "\xff": false, "a\xc3": false} {
 		text, encoded := textOrBase64([]byte(in))
 		if (text != nil) != isText || (encoded != nil) == isText {

@@ -10,6 +10,7 @@ import (
 )
 
 func TestWaitIsParsedFromPrefer(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		want time.Duration
 		bad  bool
@@ -41,6 +42,7 @@ func TestWaitIsParsedFromPrefer(t *testing.T) {
 }
 
 func TestIfMatchIsParsed(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		want vm.Match
 		bad  bool
@@ -78,6 +80,7 @@ func TestIfMatchIsParsed(t *testing.T) {
 }
 
 func TestIfNoneMatchComparesWeakly(t *testing.T) {
+	t.Parallel()
 	for header, want := range map[string]bool{
 		"*": true, `"1-2"`: true, `W/"1-2"`: true, `"0-0", "1-2"`: true,
 		`"1-3"`: false, "": false, "1-2": false, `"0-0" "1-2"`: false,
@@ -89,6 +92,7 @@ func TestIfNoneMatchComparesWeakly(t *testing.T) {
 }
 
 func TestOnlyCursorsOfThisServerAreParsed(t *testing.T) {
+	t.Parallel()
 	for _, seq := range []int64{0, 1, 127, 128, 1 << 40, math.MaxInt64} {
 		if got, err := parseCursor(formatCursor(seq)); got != seq || err != nil {
 			t.Errorf("%d: got %d, %v", seq, got, err)
@@ -102,6 +106,7 @@ func TestOnlyCursorsOfThisServerAreParsed(t *testing.T) {
 }
 
 func TestValidRequestIDsAreKeptAndOthersReplaced(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for id, taken := range map[string]bool{"a.B_9-z": true, "": false, "with space": false, "quote\"": false,
 		strings.Repeat("a", 128): true, strings.Repeat("a", 129): false} {
@@ -117,6 +122,7 @@ func TestValidRequestIDsAreKeptAndOthersReplaced(t *testing.T) {
 }
 
 func TestEveryAnswerHasTheCommonHeaders(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.o.DryRun = true })
 	for _, path := range []string{"/health", "/vms", "/nowhere", "/vms/nobody", "/openapi.yaml"} {
 		h := a.ask(t, "GET", path, "").Header

@@ -109,6 +109,7 @@ var steps = []struct {
 }
 
 func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
+	t.Parallel()
 	for name, kept := range map[string]bool{"with the answer kept": true, "with the answer lost": false} {
 		t.Run(name, func(t *testing.T) {
 			records := &forgetful{}
@@ -154,6 +155,7 @@ func TestEveryRequestCanBeRepeatedWithoutASecondEffect(t *testing.T) {
 }
 
 func TestAnAcceptedRequestStaysAccepted(t *testing.T) {
+	t.Parallel()
 	for name, kept := range map[string]bool{"with the answer kept": true, "with the answer lost": false} {
 		t.Run(name, func(t *testing.T) {
 			records := &forgetful{keep: kept}
@@ -173,6 +175,7 @@ func TestAnAcceptedRequestStaysAccepted(t *testing.T) {
 }
 
 func TestAKeyBelongsToOneRequestOfOneCaller(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	first := a.want(t, 201, "POST", "/templates", smallTemplate, headerKey, "k")
 	for name, r := range map[string][3]string{
@@ -200,6 +203,7 @@ func TestAKeyBelongsToOneRequestOfOneCaller(t *testing.T) {
 }
 
 func TestARejectedRequestIsEvaluatedAgain(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 400, "POST", "/vms", `{"template_name":"small","name":"Web"}`, headerKey, "k")
 	a.want(t, 400, "POST", "/vms", webVM, headerKey, "k")
@@ -214,6 +218,7 @@ func TestARejectedRequestIsEvaluatedAgain(t *testing.T) {
 }
 
 func TestAFailedRequestStaysFailed(t *testing.T) {
+	t.Parallel()
 	for name, kept := range map[string]bool{"with the answer kept": true, "with the answer lost": false} {
 		t.Run(name, func(t *testing.T) {
 			records := &forgetful{keep: kept}
@@ -254,6 +259,7 @@ func TestAFailedRequestStaysFailed(t *testing.T) {
 }
 
 func TestParallelRequestsUnderOneKeyMakeOneDisk(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	release := make(chan struct{})
 	a.driver.Hook = hook("CreateDisk", func(ctx context.Context) error { <-release; return nil })
@@ -296,6 +302,7 @@ func TestParallelRequestsUnderOneKeyMakeOneDisk(t *testing.T) {
 }
 
 func TestAClientThatDisconnectsCanAskForTheResult(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	began, release := make(chan struct{}), make(chan struct{})
 	a.driver.Hook = hook("CreateDisk", func(context.Context) error { close(began); <-release; return nil })
@@ -356,6 +363,7 @@ func request(method, path, body string) *http.Request {
 }
 
 func TestAnInterruptedRequestIsAnsweredAfterSettling(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	v := vm.VM{
@@ -394,6 +402,7 @@ func TestAnInterruptedRequestIsAnsweredAfterSettling(t *testing.T) {
 }
 
 func TestACreatedAndDeletedResourceIsNotFound(t *testing.T) {
+	t.Parallel()
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records })
 	a.want(t, 201, "POST", "/templates", smallTemplate)
@@ -406,6 +415,7 @@ func TestACreatedAndDeletedResourceIsNotFound(t *testing.T) {
 }
 
 func TestADetachInProgressIsStillAccepted(t *testing.T) {
+	t.Parallel()
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
@@ -429,6 +439,7 @@ func TestADetachInProgressIsStillAccepted(t *testing.T) {
 }
 
 func TestCancellingCanBeRepeated(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.driver.Hook = hook("Start", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 	location := a.want(t, 202, "POST", "/vms/web-1/actions/start", "").Header.Get("Location")
@@ -438,6 +449,7 @@ func TestCancellingCanBeRepeated(t *testing.T) {
 }
 
 func TestInvalidKeysAreRejected(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for name, key := range map[string]string{
 		"a space":   "a b",
@@ -462,6 +474,7 @@ func TestInvalidKeysAreRejected(t *testing.T) {
 }
 
 func TestTheSameRequestHasTheSameFingerprint(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	print := func(method, target, body string) string {
 		x := exchange{c: a.echo.NewContext(request(method, target, body), nil)}
@@ -489,6 +502,7 @@ func TestTheSameRequestHasTheSameFingerprint(t *testing.T) {
 }
 
 func TestAKeyIsAwaitedNoLongerThanTheRequest(t *testing.T) {
+	t.Parallel()
 	var keys keyLock
 	if err := keys.lock(t.Context(), "k"); err != nil {
 		t.Fatal(err)

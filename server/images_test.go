@@ -31,6 +31,7 @@ func (a *api) upload(t *testing.T, name, content string) openapi.Image {
 }
 
 func TestAnImageIsUploadedShownChangedAndDeleted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	const content = "bytes of a disk"
 	sum512 := sha512.Sum512([]byte(content))
@@ -96,6 +97,7 @@ func TestAnImageIsUploadedShownChangedAndDeleted(t *testing.T) {
 }
 
 func TestAnImageIsDownloadedOrCopied(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	const url = "https://images.example/a.raw"
 	a.driver.Offer(url, []byte("bytes"))
@@ -157,6 +159,7 @@ func TestAnImageIsDownloadedOrCopied(t *testing.T) {
 }
 
 func TestInvalidRequestsForImagesAreRejected(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for body, field := range map[string]string{
 		`{"name":"a"}`:                                              "/url",
@@ -230,6 +233,7 @@ func TestInvalidRequestsForImagesAreRejected(t *testing.T) {
 }
 
 func TestAnImageIsUploadedInParts(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	r := a.want(t, 202, "POST", "/images?name=a&more=true&sha256="+sumOf("one two three"), "one ", octets...)
 	i := into[openapi.Image](t, r)
@@ -280,6 +284,7 @@ func TestAnImageIsUploadedInParts(t *testing.T) {
 }
 
 func TestAnInterruptedUploadCanContinue(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.o.BodyTimeout = 300 * time.Millisecond })
 	request := func(name string) string {
 		return "POST /images?name=" + name + " HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + a.token +
@@ -326,6 +331,7 @@ func TestAnInterruptedUploadCanContinue(t *testing.T) {
 // A client that waits for the answer before it sends the body receives the rejection at
 // once: the server does not wait for the body.
 func TestTheBodyOfARejectedUploadIsNotRead(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.upload(t, "a", "x")
 	c := a.dial(t)
@@ -380,6 +386,7 @@ func TestAnUploadIsNotHeldInMemory(t *testing.T) {
 }
 
 func TestTheContentOfAnImageIsReadInRanges(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	const content = "0123456789"
 	a.upload(t, "a", content)
@@ -462,6 +469,7 @@ func (halfReader) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestAReadErrorWithinContentClosesTheConnection(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.d.Manager = broken{f.d.Manager} })
 	r, err := http.NewRequestWithContext(t.Context(), "GET", a.base+"/images/a/content", nil)
 	if err != nil {
@@ -480,6 +488,7 @@ func TestAReadErrorWithinContentClosesTheConnection(t *testing.T) {
 }
 
 func TestARepeatedRequestDoesNotRecreateADeletedImage(t *testing.T) {
+	t.Parallel()
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	for _, header := range [][]string{{headerKey, "a", "Prefer", "wait=30"}, {headerKey, "b", "Prefer", "wait=29"}} {
@@ -506,6 +515,7 @@ func TestARepeatedRequestDoesNotRecreateADeletedImage(t *testing.T) {
 // An import continues after the answer, so a repeated request is answered with the
 // current state of the image.
 func TestARepeatedImportIsAnsweredWithItsCurrentState(t *testing.T) {
+	t.Parallel()
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	a.driver.Offer("http://x/", []byte("x"))
@@ -537,6 +547,7 @@ func TestARepeatedImportIsAnsweredWithItsCurrentState(t *testing.T) {
 }
 
 func TestOrphanedContentIsDeletedOnRequest(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	c, err := a.driver.ImageOfDisk(t.Context(), vm.CopySource{Resource: "disks/x"}, vm.Import{})
 	if err != nil {

@@ -53,6 +53,7 @@ func receive(t *testing.T, c net.Conn) (*http.Response, string) {
 }
 
 func TestABodyWithALargeContentLengthIsNotRead(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for name, status := range map[string]int{"with a token": 413, "without": 401} {
 		c := a.dial(t)
@@ -102,6 +103,7 @@ func TestAnEndlessBodyIsRejectedWithoutUsingMemory(t *testing.T) {
 }
 
 func TestABodyOfExactlyTheLimitIsAccepted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	padded := smallTemplate + strings.Repeat(" ", maxBody-len(smallTemplate))
 	a.want(t, 201, "POST", "/templates", padded)
@@ -109,6 +111,7 @@ func TestABodyOfExactlyTheLimitIsAccepted(t *testing.T) {
 }
 
 func TestASlowBodyIsA408(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.o.BodyTimeout = 150 * time.Millisecond })
 	c := a.dial(t)
 	fmt.Fprintf(c, "%sContent-Length: 50\r\n\r\n{", a.head("POST /templates"))
@@ -129,6 +132,7 @@ func TestASlowBodyIsA408(t *testing.T) {
 }
 
 func TestAnUnexpectedBodyIsRejectedAtItsFirstByte(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for _, framing := range []string{"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
 		"Content-Length: 1000000\r\n\r\n"} {
@@ -157,6 +161,7 @@ func (w *slowReader) SetWriteDeadline(t time.Time) error {
 }
 
 func TestEveryAnswerHasAWriteDeadline(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for _, path := range []string{"/health", "/openapi.json", "/openapi.yaml", "/docs", "/templates",
 		"/templates/none", "/nowhere"} {
@@ -171,6 +176,7 @@ func TestEveryAnswerHasAWriteDeadline(t *testing.T) {
 }
 
 func TestABodyThatEndsEarlyIsMalformed(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	c := a.dial(t)
 	fmt.Fprintf(c, "%sContent-Length: 50\r\n\r\n{", a.head("POST /templates"))
@@ -183,6 +189,7 @@ func TestABodyThatEndsEarlyIsMalformed(t *testing.T) {
 }
 
 func TestTheDeadlineOfTheBodyDoesNotEndTheWait(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.o.BodyTimeout = 100 * time.Millisecond }).withVM(t)
 	a.driver.Hook = hook("Start", func(ctx context.Context) error {
 		select {
@@ -195,6 +202,7 @@ func TestTheDeadlineOfTheBodyDoesNotEndTheWait(t *testing.T) {
 }
 
 func TestSlowHeadersCloseTheConnection(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.tune = func(s *Server) { s.headerTimeout = 150 * time.Millisecond } })
 	if readHeaderTimeout > 5*time.Second {
 		t.Errorf("the header timeout is %v", readHeaderTimeout)
@@ -207,6 +215,7 @@ func TestSlowHeadersCloseTheConnection(t *testing.T) {
 }
 
 func TestTooManyHeadersAreRejected(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	c := a.dial(t)
 	go func() {
@@ -223,6 +232,7 @@ func TestTooManyHeadersAreRejected(t *testing.T) {
 }
 
 func TestAClientThatDisconnectsCancelsNothing(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	began, release := make(chan struct{}), make(chan struct{})
 	a.driver.Hook = hook("Start", func(ctx context.Context) error {
@@ -247,6 +257,7 @@ func TestAClientThatDisconnectsCancelsNothing(t *testing.T) {
 }
 
 func TestStoppingAnswersHeldRequests(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	began := make(chan struct{})
 	a.driver.Hook = hook("Start", func(ctx context.Context) error { close(began); <-ctx.Done(); return ctx.Err() })

@@ -10,6 +10,7 @@ import (
 )
 
 func TestAUnixSocketIsForItsOwnerAndGroup(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := ListenUnix(path, strconv.Itoa(os.Getgid()))
 	if err != nil {
@@ -29,6 +30,7 @@ func TestAUnixSocketIsForItsOwnerAndGroup(t *testing.T) {
 }
 
 func TestAStaleSocketIsReplacedAndALiveOneIsNot(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := ListenUnix(path, "")
 	if err != nil {
@@ -46,6 +48,7 @@ func TestAStaleSocketIsReplacedAndALiveOneIsNot(t *testing.T) {
 }
 
 func TestListenErrorsNameTheProblem(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {

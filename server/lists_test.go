@@ -35,6 +35,7 @@ func (m manyVMs) VM(_ context.Context, id string) (vm.VM, error) {
 var nextLink = regexp.MustCompile(`^<(/[^>]*)>; rel="next"$`)
 
 func TestListsHavePages(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.d.Reader = manyVMs{n: 250} })
 	tests := map[string][]int{
 		"/vms?limit=100":                   {100, 100, 50},
@@ -72,6 +73,7 @@ func TestListsHavePages(t *testing.T) {
 }
 
 func TestTheLinkKeepsTheFilters(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.d.Reader = manyVMs{n: 250} })
 	r := a.want(t, 200, "GET", "/vms?limit=3&template_name=small&state=running&network=vman0", "")
 	link := nextLink.FindStringSubmatch(r.Header.Get("Link"))
@@ -89,6 +91,7 @@ func TestTheLinkKeepsTheFilters(t *testing.T) {
 }
 
 func TestALongListIsStreamed(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.d.Reader = manyVMs{n: 1500} })
 	r := a.want(t, 200, "GET", "/vms", "")
 	if n := len(into[[]openapi.VM](t, r)); n != 1500 {
@@ -100,6 +103,7 @@ func TestALongListIsStreamed(t *testing.T) {
 }
 
 func TestEveryListIsAnArrayEvenWhenEmpty(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for _, path := range []string{"/templates", "/vms", "/disks", "/operations", "/vms?limit=1"} {
 		if r := a.want(t, 200, "GET", path, ""); string(r.body) != "[]\n" {
@@ -109,6 +113,7 @@ func TestEveryListIsAnArrayEvenWhenEmpty(t *testing.T) {
 }
 
 func TestAListWhoseFirstPageFailsIsAProblem(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.d.Reader = failing{} })
 	a.want(t, 503, "GET", "/vms", "")
 	a.want(t, 503, "GET", "/vms?limit=3", "")

@@ -11,6 +11,7 @@ import (
 )
 
 func TestANetworkIsCreatedChangedAndDeleted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	r := a.want(t, 201, "POST", "/networks",
 		`{"name":"lab","mode":"nat","subnet":"10.10.0.0/22","gateway":"10.10.0.9","ipv6_subnet":"fd00:10::/64",
@@ -71,6 +72,7 @@ func TestANetworkIsCreatedChangedAndDeleted(t *testing.T) {
 }
 
 func TestANetworkOfEveryModeCanBeCreated(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for body, want := range map[string]string{
 		`{"name":"inside","mode":"isolated"}`:                        `"domain":"inside.internal"`,
@@ -107,6 +109,7 @@ func TestANetworkOfEveryModeCanBeCreated(t *testing.T) {
 }
 
 func TestInvalidNetworksAreRejected(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for body, want := range map[string]struct {
 		status int
@@ -202,6 +205,7 @@ func (l *lookedAt) NetworkStatus(ctx context.Context, name string) (vm.NetworkRe
 }
 
 func TestANetworkShowsItsLeasesAndProblems(t *testing.T) {
+	t.Parallel()
 	seen := &lookedAt{}
 	a := newAPI(t, func(f *fixture) { seen.Manager = f.d.Manager; f.d.Manager = seen }).withVM(t)
 	r := a.want(t, 200, "GET", "/networks/vman0", "")
@@ -233,6 +237,7 @@ func TestANetworkShowsItsLeasesAndProblems(t *testing.T) {
 }
 
 func TestAFullNetworkIsReported(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	a.want(t, 201, "POST", "/networks", `{"name":"tiny","mode":"isolated","subnet":"10.9.0.0/29"}`)

@@ -10,6 +10,7 @@ import (
 )
 
 func TestAVMIsCreatedWithTheRequestedNICs(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	a.want(t, 201, "POST", "/networks",
@@ -62,6 +63,7 @@ func TestAVMIsCreatedWithTheRequestedNICs(t *testing.T) {
 }
 
 func TestANICIsAttachedChangedAndDetached(t *testing.T) {
+	t.Parallel()
 	for _, state := range []string{"running", "stopped"} {
 		t.Run(state, func(t *testing.T) {
 			a := newAPI(t).withVM(t)
@@ -108,6 +110,7 @@ func TestANICIsAttachedChangedAndDetached(t *testing.T) {
 }
 
 func TestInvalidNICsAreRejected(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.want(t, 201, "POST", "/networks", `{"name":"alone","mode":"user"}`)
 	for body, want := range map[string][2]string{
@@ -151,6 +154,7 @@ func TestInvalidNICsAreRejected(t *testing.T) {
 }
 
 func TestANICThatTheGuestDoesNotReleaseStaysDetaching(t *testing.T) {
+	t.Parallel()
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
@@ -185,6 +189,7 @@ func (s slow) AttachNIC(ctx context.Context, id string, n vm.NewNIC) (vm.NIC, vm
 }
 
 func TestANICThatIsAttachingIsAccepted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.d.Manager = slow{f.d.Manager} }).withVM(t)
 	r := a.want(t, 202, "POST", "/vms/web-1/nics", `{}`)
 	if into[openapi.NIC](t, r).State != "attaching" {
@@ -196,6 +201,7 @@ func TestANICThatIsAttachingIsAccepted(t *testing.T) {
 }
 
 func TestAFailedAttachIsRepeated(t *testing.T) {
+	t.Parallel()
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")

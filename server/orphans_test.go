@@ -9,6 +9,7 @@ import (
 )
 
 func TestOrphansAreAdoptedTerminatedAndDeletedOnRequest(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	for _, id := range []string{"disk-1", "disk-2"} {
 		if err := a.driver.CreateDisk(t.Context(), id, vm.DiskFile{SizeMiB: 512}, nil, nil); err != nil {
@@ -55,6 +56,7 @@ func TestOrphansAreAdoptedTerminatedAndDeletedOnRequest(t *testing.T) {
 }
 
 func TestResourcesThatAreNotOrphansAreUnchanged(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
 	for _, verb := range []string{"adopt", "terminate", "delete"} {

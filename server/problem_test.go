@@ -19,6 +19,7 @@ import (
 )
 
 func TestTheTableHasExactlyTheCodesOfTheContract(t *testing.T) {
+	t.Parallel()
 	doc, _ := specification()
 	var spec []vm.Code
 	for _, c := range doc.Components.Schemas["ProblemCode"].Value.Enum {
@@ -40,6 +41,7 @@ func TestTheTableHasExactlyTheCodesOfTheContract(t *testing.T) {
 }
 
 func TestEveryErrorBecomesAProblem(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		err    error
 		code   vm.Code
@@ -77,6 +79,7 @@ func TestEveryErrorBecomesAProblem(t *testing.T) {
 }
 
 func TestAFailedOperationHasTheMessageOfQEMU(t *testing.T) {
+	t.Parallel()
 	failed := func(detail, cause string) *vm.Fault {
 		return &vm.Fault{Code: vm.CodeOperationFailed, Detail: detail, Hint: "a hint", Err: errors.New(cause)}
 	}
@@ -112,12 +115,14 @@ func TestAFailedOperationHasTheMessageOfQEMU(t *testing.T) {
 }
 
 func TestAnUnknownCodeIsInternal(t *testing.T) {
+	t.Parallel()
 	if p := problem("no-such-code", "x", ""); p.Code != "internal" || p.Status != 500 {
 		t.Errorf("got %+v", p)
 	}
 }
 
 func TestTheRouterAnswersWithProblems(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	p := a.want(t, 404, "GET", "/nowhere", "").problem(t)
 	if p.Code != "not-found" || p.Instance != "/nowhere" || p.RequestID == "" ||
@@ -140,6 +145,7 @@ func TestTheRouterAnswersWithProblems(t *testing.T) {
 }
 
 func TestHEADIsGETWithoutTheBody(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	get := a.want(t, 200, "GET", "/vms/web-1", "")
 	head := a.want(t, 200, "HEAD", "/vms/web-1", "")
@@ -160,6 +166,7 @@ func (panicky) Template(context.Context, string) (vm.Template, error) {
 }
 
 func TestADefectIsA500WithDetailsOnlyInTheLog(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.d.Reader = panicky{} })
 	for path, want := range map[string]string{"/vms/web-1": "goroutine", "/templates/small": "secret of the reader"} {
 		r := a.want(t, 500, "GET", path, "", headerRequestID, "find-me"+path[1:2])
@@ -193,6 +200,7 @@ func (shortReader) VMs(_ context.Context, _ vm.VMFilter, p vm.Page) ([]vm.VM, er
 }
 
 func TestAListThatFailsAfterItsStartClosesTheConnection(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.d.Reader = shortReader{} })
 	r, err := http.NewRequestWithContext(t.Context(), "GET", a.base+"/vms", nil)
 	if err != nil {
@@ -213,6 +221,7 @@ func TestAListThatFailsAfterItsStartClosesTheConnection(t *testing.T) {
 }
 
 func TestOperationsWithoutAProblemAreADefect(t *testing.T) {
+	t.Parallel()
 	if f := faultOfOperation(vm.Operation{
 		ID:    "x",
 		State: vm.OpFailed,
@@ -222,6 +231,7 @@ func TestOperationsWithoutAProblemAreADefect(t *testing.T) {
 }
 
 func TestSchemaViolationsAreExplained(t *testing.T) {
+	t.Parallel()
 	two, three := 2.0, uint64(3)
 	number := openapi3.Schema{Type: &openapi3.Types{"number"}, Min: &two, Max: &two, MultipleOf: &two}
 	text := openapi3.Schema{

@@ -13,6 +13,7 @@ import (
 )
 
 func TestHealthIsDegradedByOneCheck(t *testing.T) {
+	t.Parallel()
 	h := Health{Storage: Check{Detail: "41 GiB free"}}
 	a := newAPI(t, func(f *fixture) {
 		f.o.DryRun = true
@@ -31,6 +32,7 @@ func TestHealthIsDegradedByOneCheck(t *testing.T) {
 }
 
 func TestTheStatusOfTheObserverIsShown(t *testing.T) {
+	t.Parallel()
 	st := ObserverStatus{Status: "starting", CheckInterval: 5 * time.Second}
 	a := newAPI(t, func(f *fixture) { f.d.Observer = func() ObserverStatus { return st } })
 	got := into[openapi.ObserverStatus](t, a.want(t, 200, "GET", "/observer/status", ""))
@@ -70,6 +72,7 @@ func TestTheStatusOfTheObserverIsShown(t *testing.T) {
 }
 
 func TestTheEntityTagOfAnOperationChangesWithIt(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	ops := into[[]openapi.Operation](t, a.want(t, 200, "GET", "/operations?resource=vms/web-1", ""))
 	if len(ops) != 1 || ops[0].Kind != "vm.create" || ops[0].Resource != "vms/web-1" {
@@ -93,6 +96,7 @@ func TestTheEntityTagOfAnOperationChangesWithIt(t *testing.T) {
 }
 
 func TestTheDocumentationLoadsNothingFromElsewhere(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	r := a.want(t, 200, "GET", "/docs", "")
 	page := string(r.body)
@@ -121,6 +125,7 @@ func TestTheDocumentationLoadsNothingFromElsewhere(t *testing.T) {
 }
 
 func TestTheLogHasALineForEachRequest(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.want(t, 200, "GET", "/vms/web-1", "", headerRequestID, "look-for-this")
 	a.want(t, 404, "GET", "/vms/web-2", "", headerRequestID, "look-for-that")
@@ -156,6 +161,7 @@ func TestTheLogHasALineForEachRequest(t *testing.T) {
 }
 
 func TestServingEndsWhenAListenerDoes(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	l, err := ListenTCP("127.0.0.1:0")
 	if err != nil {
@@ -171,6 +177,7 @@ func TestServingEndsWhenAListenerDoes(t *testing.T) {
 }
 
 func TestRequestsThatDoNotEndAreClosed(t *testing.T) {
+	t.Parallel()
 	stuck := make(chan struct{})
 	t.Cleanup(func() { close(stuck) })
 	began := make(chan struct{})

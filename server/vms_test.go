@@ -13,6 +13,7 @@ import (
 )
 
 func TestAVMIsCreatedListedReadAndDeleted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	r := a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"web-1","root_disk_size":0.5}`)
@@ -45,6 +46,7 @@ func TestAVMIsCreatedListedReadAndDeleted(t *testing.T) {
 }
 
 func TestAVMWithoutANameGetsAGeneratedName(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	v := into[openapi.VM](t, a.want(t, 201, "POST", "/vms", `{"template_name":"small"}`))
@@ -55,6 +57,7 @@ func TestAVMWithoutANameGetsAGeneratedName(t *testing.T) {
 }
 
 func TestInvalidVMsAreRejected(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	p := a.want(t, 409, "POST", "/vms", webVM).problem(t)
 	if p.Code != "already-exists" || !strings.Contains(p.Detail, "already exists") {
@@ -67,6 +70,7 @@ func TestInvalidVMsAreRejected(t *testing.T) {
 }
 
 func TestActionsAreAnsweredAtOnceOrAtTheirEnd(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	steps := []struct {
 		action, body, prefer string
@@ -92,6 +96,7 @@ func TestActionsAreAnsweredAtOnceOrAtTheirEnd(t *testing.T) {
 }
 
 func TestAnActionWithoutPreferIsAccepted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	release := make(chan struct{})
 	a.driver.Hook = hook("Start", func(ctx context.Context) error {
@@ -126,6 +131,7 @@ func TestAnActionWithoutPreferIsAccepted(t *testing.T) {
 }
 
 func TestWaitingEndsAfterItsTime(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.driver.Hook = hook("Start", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 	r := a.want(t, 202, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=1")
@@ -136,6 +142,7 @@ func TestWaitingEndsAfterItsTime(t *testing.T) {
 }
 
 func TestAFailedOperationIsAnsweredWithItsProblem(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.driver.Hook = hook("Start", func(context.Context) error {
 		return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the QEMU of VM web-1 does not answer", Hint: "stop it"}
@@ -157,6 +164,7 @@ func TestAFailedOperationIsAnsweredWithItsProblem(t *testing.T) {
 }
 
 func TestAnOperationThatFailsWithADefectHidesTheDetails(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.driver.Hook = hook("Start", func(context.Context) error { return errors.New("secret of the driver") })
 	r := a.want(t, 500, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
@@ -166,6 +174,7 @@ func TestAnOperationThatFailsWithADefectHidesTheDetails(t *testing.T) {
 }
 
 func TestActionsInTheWrongStateAreConflicts(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	for _, action := range []string{"stop", "restart", "pause", "resume", "reset"} {
 		p := a.want(t, 409, "POST", "/vms/web-1/actions/"+action, "").problem(t)
@@ -177,6 +186,7 @@ func TestActionsInTheWrongStateAreConflicts(t *testing.T) {
 }
 
 func TestPreconditionsGuardDeletes(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	etag := a.want(t, 200, "GET", "/vms/web-1", "").Header.Get("ETag")
 	a.want(t, 304, "GET", "/vms/web-1", "", "If-None-Match", `"0-0", W/`+etag)
@@ -200,6 +210,7 @@ func TestPreconditionsGuardDeletes(t *testing.T) {
 }
 
 func TestATemplateInUseIsNotDeleted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	p := a.want(t, 409, "DELETE", "/templates/small", "").problem(t)
 	if p.Code != "in-use" || !strings.Contains(p.Detail, "in use by 1 VM") {
@@ -212,6 +223,7 @@ func TestATemplateInUseIsNotDeleted(t *testing.T) {
 }
 
 func TestTheConfigurationOfAVMCanBeChanged(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	r := a.want(t, 201, "POST", "/vms",
@@ -266,6 +278,7 @@ func TestTheConfigurationOfAVMCanBeChanged(t *testing.T) {
 }
 
 func TestPreconditionsGuardChanges(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	old := a.want(t, 200, "GET", "/vms/web-1", "").Header.Get("ETag")
 	for _, body := range []string{`{"description":"x"}`, `{"autostart":true}`} {
@@ -294,6 +307,7 @@ func (r *rival) UpdateVM(ctx context.Context, id string, e vm.VMEdits, match vm.
 }
 
 func TestAPartOfTheAutostartIsChanged(t *testing.T) {
+	t.Parallel()
 	r := &rival{}
 	a := newAPI(t, func(f *fixture) { r.Manager = f.d.Manager; f.d.Manager = r }).withVM(t)
 	r.times = 3
@@ -306,6 +320,7 @@ func TestAPartOfTheAutostartIsChanged(t *testing.T) {
 }
 
 func TestVMsAreFoundByLabel(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(t, 201, "POST", "/templates", smallTemplate)
 	for i, labels := range []string{`{"env":"prod","a/b.c":"x=y & z"}`, `{"env":"prod"}`, `{"env":""}`, `{}`} {
@@ -337,6 +352,7 @@ func TestVMsAreFoundByLabel(t *testing.T) {
 }
 
 func TestEmptyValuesAreNullAndPresent(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	a.want(t, 201, "POST", "/vms", `{"template_name":"small","name":"bare","nics":[]}`)
 	var v map[string]any

@@ -12,6 +12,7 @@ import (
 )
 
 func TestWhyShowsARecordAndItsObservation(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	disk := into[openapi.Disk](t, a.want(t, 201, "POST", "/disks", `{"size":1}`)).ID
 	a.want(t, 200, "POST", "/disks/"+disk+"/attach", `{"vm_id":"web-1"}`)
@@ -43,6 +44,7 @@ func TestWhyShowsARecordAndItsObservation(t *testing.T) {
 }
 
 func TestWhyNamesTheRunningOperation(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t).withVM(t)
 	began, release := make(chan struct{}), make(chan struct{})
 	a.driver.Hook = hook("Start", func(context.Context) error { close(began); <-release; return nil })
@@ -70,6 +72,7 @@ func (r recorder) Why(context.Context, string) (vm.Why, error) {
 }
 
 func TestWhyShowsTheRecordings(t *testing.T) {
+	t.Parallel()
 	at := time.Now()
 	crash := vm.Recording{At: at, PID: 42, Exit: "signal: killed", Serial: "login: \x00\xff", Stderr: "bye"}
 	for i := range 250 {

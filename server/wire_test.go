@@ -138,6 +138,7 @@ func labelsOf(v *vm.VM) openapi.Labels {
 }
 
 func TestAWireVMIsEncodedLikeTheGeneratedType(t *testing.T) {
+	t.Parallel()
 	some := someVM(7)
 	odd := someVM(8)
 	odd.ReasonDetail = "quote \" back \\ slash\n\ttab \x00 \x7f <b>&amp;</b> ü \u2028 \xff"
