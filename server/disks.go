@@ -30,13 +30,7 @@ func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	return s.made(ctx, diskAnswer(&d), o, wait, func() (answer, error) { return s.diskNow(ctx, d.ID) })
-}
-
-// diskNow answers with a disk that was made.
-func (s *Server) diskNow(ctx context.Context, id string) (answer, error) {
-	d, err := s.reader.Disk(ctx, id)
-	return diskAnswer(&d).created("/disks/" + id), err
+	return s.held(ctx, diskAnswer(&d), o, hold{wait: wait})
 }
 
 // ListDisks implements [openapi.StrictServerInterface].

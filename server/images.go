@@ -34,7 +34,7 @@ func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestOb
 	if err != nil {
 		return nil, err
 	}
-	return s.made(ctx, imageAnswer(&i), o, wait, func() (answer, error) { return s.imageNow(ctx, i.Name) })
+	return s.held(ctx, imageAnswer(&i), o, hold{wait: wait})
 }
 
 // checkImport finds what goes with another kind of image than b asks for.
@@ -61,27 +61,6 @@ func checkImport(b *openapi.CreateImage, p *openapi.CreateImageParams) error {
 		return invalid(faults...)
 	}
 	return nil
-}
-
-// made answers with what an operation makes: as it is meanwhile, or, if the client
-// prefers to wait and it is made by then, as now returns it.
-func (s *Server) made(ctx context.Context, meanwhile answer, o vm.Operation, wait time.Duration, now func() (answer, error)) (answer, error) {
-	meanwhile.status, meanwhile.location, meanwhile.etag = http.StatusAccepted, "/operations/"+o.ID, ""
-	if wait == 0 {
-		return meanwhile, nil
-	}
-	o, err := s.wait(ctx, o.ID, wait)
-	switch {
-	case err != nil:
-		return answer{}, err
-	case !o.State.Ended():
-		return meanwhile, nil
-	case o.State != vm.OpSucceeded:
-		return answer{}, faultOfOperation(o)
-	}
-	a, err := now()
-	a.applied = true
-	return a, err
 }
 
 // uploadImage makes an image of the request's body.
@@ -187,12 +166,6 @@ func (s *Server) DeleteImage(ctx context.Context, r openapi.DeleteImageRequestOb
 // imageAnswer answers with an image.
 func imageAnswer(i *vm.Image) answer {
 	return answer{status: http.StatusOK, body: apiImage(i), etag: etagOf(imageVersion(i))}
-}
-
-// imageNow answers with an image that was made.
-func (s *Server) imageNow(ctx context.Context, name string) (answer, error) {
-	i, err := s.reader.Image(ctx, name)
-	return imageAnswer(&i).created("/images/" + name), err
 }
 
 func apiImage(i *vm.Image) *openapi.Image {

@@ -121,6 +121,7 @@ type Orphans interface {
 
 // Operations waits for operations and cancels them.
 type Operations interface {
+	Answer(kind vm.Kind) vm.Answer
 	Wait(ctx context.Context, id string) (vm.Operation, error)
 	Cancel(ctx context.Context, id string) (vm.Operation, error)
 }
