@@ -8,6 +8,16 @@ import (
 	"vmand/vm"
 )
 
+// Disks creates, copies, resizes, attaches, detaches and deletes data disks.
+type Disks interface {
+	Create(ctx context.Context, n vm.NewDisk) (vm.Disk, error)
+	Copy(ctx context.Context, n vm.NewDisk) (vm.Disk, vm.Operation, error)
+	Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error)
+	Delete(ctx context.Context, id string, match vm.Match) error
+	Attach(ctx context.Context, id, vmID, mountPoint string) (vm.Disk, vm.Operation, error)
+	Detach(ctx context.Context, id string) (vm.Disk, vm.Operation, error)
+}
+
 // CreateDisk implements [openapi.StrictServerInterface].
 func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObject) (openapi.Response, error) {
 	wait, err := parseWait(value(r.Params.Prefer))

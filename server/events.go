@@ -13,6 +13,11 @@ import (
 	"vmand/vm"
 )
 
+// Events reports new events.
+type Events interface {
+	NextEvent() <-chan struct{}
+}
+
 const (
 	streamMedia = "text/event-stream"
 	// heartbeat is how often a stream says something, for the client and what is

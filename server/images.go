@@ -15,6 +15,16 @@ import (
 	"vmand/vm"
 )
 
+// Images imports, uploads, reads and deletes images.
+type Images interface {
+	Create(ctx context.Context, n vm.NewImage) (vm.Image, vm.Operation, error)
+	Upload(ctx context.Context, n vm.NewImage, r io.Reader, more bool) (vm.Image, vm.Operation, error)
+	ContinueUpload(ctx context.Context, name string, offset int64, r io.Reader, more bool) (vm.Image, vm.Operation, error)
+	Update(ctx context.Context, name string, e vm.ImageEdits, match vm.Match) (vm.Image, error)
+	Delete(ctx context.Context, name string, match vm.Match) error
+	Open(ctx context.Context, name string) (vm.Image, io.ReadSeekCloser, error)
+}
+
 // CreateImage implements [openapi.StrictServerInterface].
 func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestObject) (openapi.Response, error) {
 	if r.JSONBody == nil {

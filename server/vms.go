@@ -13,6 +13,17 @@ import (
 	"vmand/vm"
 )
 
+// VMs creates, changes, starts, stops and deletes VMs.
+type VMs interface {
+	Create(ctx context.Context, n vm.NewVM) (vm.VM, error)
+	Update(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error)
+	Delete(ctx context.Context, id string, match vm.Match) error
+	Do(ctx context.Context, id string, op vm.Op, o vm.StopOptions) (vm.VM, vm.Operation, error)
+	Await(ctx context.Context, id string, c vm.Condition) (vm.VM, error)
+	CanAwait(ctx context.Context, id string, c vm.Condition) error
+	Why(ctx context.Context, id string) (vm.Why, error)
+}
+
 // CreateVM implements [openapi.StrictServerInterface].
 func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) (openapi.Response, error) {
 	b := r.Body
