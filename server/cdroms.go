@@ -8,6 +8,12 @@ import (
 	"vmand/vm"
 )
 
+// CDROMs attaches and ejects CD-ROM drives of VMs.
+type CDROMs interface {
+	Attach(ctx context.Context, vmID string, n vm.NewCDROM) (vm.CDROM, error)
+	Eject(ctx context.Context, vmID, id string, match vm.Match) error
+}
+
 // AttachCDROM implements [openapi.StrictServerInterface].
 func (s *Server) AttachCDROM(ctx context.Context, r openapi.AttachCDROMRequestObject) (openapi.Response, error) {
 	c, err := s.CDROMs.Attach(ctx, r.ID, newCDROM(r.Body))

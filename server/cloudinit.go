@@ -13,6 +13,12 @@ import (
 	"vmand/vm"
 )
 
+// CloudInits keeps the cloud-init data of VMs.
+type CloudInits interface {
+	Get(ctx context.Context, vmID string) (vm.CloudInitView, error)
+	Set(ctx context.Context, vmID string, c vm.CloudInit, reprovision bool, match vm.Match) (vm.CloudInitView, error)
+}
+
 // GetCloudInit implements [openapi.StrictServerInterface].
 func (s *Server) GetCloudInit(ctx context.Context, r openapi.GetCloudInitRequestObject) (openapi.Response, error) {
 	view, err := s.CloudInits.Get(ctx, r.ID)

@@ -13,6 +13,12 @@ import (
 	"vmand/vm"
 )
 
+// Consoles connects to the serial consoles of VMs.
+type Consoles interface {
+	Open(ctx context.Context, id string, o vm.ConsoleOptions) (vm.Console, error)
+	Log(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error)
+}
+
 // Reasons for the end of a console connection, in addition to the errors of the
 // console.
 var (

@@ -8,6 +8,16 @@ import (
 	"vmand/vm"
 )
 
+// Disks creates, copies, resizes, attaches, detaches and deletes data disks.
+type Disks interface {
+	Create(ctx context.Context, n vm.NewDisk) (vm.Disk, error)
+	Copy(ctx context.Context, n vm.NewDisk) (vm.Disk, vm.Operation, error)
+	Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error)
+	Delete(ctx context.Context, id string, match vm.Match) error
+	Attach(ctx context.Context, id, vmID, mountPoint string) (vm.Disk, vm.Operation, error)
+	Detach(ctx context.Context, id string) (vm.Disk, vm.Operation, error)
+}
+
 // CreateDisk implements [openapi.StrictServerInterface].
 func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObject) (openapi.Response, error) {
 	wait, err := parseWait(value(r.Params.Prefer))
@@ -38,14 +48,7 @@ func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	return s.made(ctx, diskAnswer(&d), o, wait, func() (answer, error) { return s.diskNow(ctx, d.ID) })
-}
-
-// diskNow returns the answer to the request that created a disk, with its current
-// record.
-func (s *Server) diskNow(ctx context.Context, id string) (answer, error) {
-	d, err := s.reader.Disk(ctx, id)
-	return diskAnswer(&d).created("/disks/" + id), err
+	return s.held(ctx, diskAnswer(&d), o, hold{wait: wait})
 }
 
 // ListDisks implements [openapi.StrictServerInterface].

@@ -13,6 +13,11 @@ import (
 	"vmand/vm"
 )
 
+// Events reports new events.
+type Events interface {
+	NextEvent() <-chan struct{}
+}
+
 const (
 	streamMedia = "text/event-stream"
 	// heartbeat is the time between two comments in a stream, which show the client and

@@ -9,6 +9,12 @@ import (
 	"vmand/vm"
 )
 
+// Forwards adds and removes port forwards to VMs.
+type Forwards interface {
+	Add(ctx context.Context, vmID string, f vm.PortForward) (vm.PortForward, error)
+	Remove(ctx context.Context, vmID, forwardID string, match vm.Match) error
+}
+
 // AddPortForward implements [openapi.StrictServerInterface].
 func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardRequestObject) (openapi.Response, error) {
 	b := r.Body

@@ -13,6 +13,17 @@ import (
 	"vmand/vm"
 )
 
+// Guests talks to the guests of running VMs through their agents.
+type Guests interface {
+	Agent(id string) vm.Agent
+	Info(ctx context.Context, id string) (vm.GuestInfo, error)
+	Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.GuestResult, error)
+	ReadFile(ctx context.Context, id, path string, w io.Writer) error
+	WriteFile(ctx context.Context, id, path string, r io.Reader) error
+	SetPassword(ctx context.Context, id, user, password string) error
+	Trim(ctx context.Context, id string) error
+}
+
 const (
 	// execTimeout is the default time to wait for the end of a program in a guest.
 	execTimeout = 30 * time.Second

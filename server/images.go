@@ -15,6 +15,16 @@ import (
 	"vmand/vm"
 )
 
+// Images imports, uploads, reads and deletes images.
+type Images interface {
+	Create(ctx context.Context, n vm.NewImage) (vm.Image, vm.Operation, error)
+	Upload(ctx context.Context, n vm.NewImage, r io.Reader, more bool) (vm.Image, vm.Operation, error)
+	ContinueUpload(ctx context.Context, name string, offset int64, r io.Reader, more bool) (vm.Image, vm.Operation, error)
+	Update(ctx context.Context, name string, e vm.ImageEdits, match vm.Match) (vm.Image, error)
+	Delete(ctx context.Context, name string, match vm.Match) error
+	Open(ctx context.Context, name string) (vm.Image, io.ReadSeekCloser, error)
+}
+
 // CreateImage implements [openapi.StrictServerInterface].
 func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestObject) (openapi.Response, error) {
 	if r.JSONBody == nil {
@@ -40,7 +50,7 @@ func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestOb
 	if err != nil {
 		return nil, err
 	}
-	return s.made(ctx, imageAnswer(&i), o, wait, func() (answer, error) { return s.imageNow(ctx, i.Name) })
+	return s.held(ctx, imageAnswer(&i), o, hold{wait: wait})
 }
 
 // checkImport returns the faults of a request with a JSON body: parameters that are
@@ -77,29 +87,6 @@ func checkImport(b *openapi.CreateImage, p *openapi.CreateImageParams) error {
 		return invalid(faults...)
 	}
 	return nil
-}
-
-// made returns the answer to a request whose operation creates a resource: the answer
-// of now if the client waits and the operation succeeds in time, else meanwhile with
-// status 202.
-func (s *Server) made(ctx context.Context, meanwhile answer, o vm.Operation, wait time.Duration,
-	now func() (answer, error)) (answer, error) {
-	meanwhile.status, meanwhile.location, meanwhile.etag = http.StatusAccepted, "/operations/"+o.ID, ""
-	if wait == 0 {
-		return meanwhile, nil
-	}
-	o, err := s.wait(ctx, o.ID, wait)
-	switch {
-	case err != nil:
-		return answer{}, err
-	case !o.State.Ended():
-		return meanwhile, nil
-	case o.State != vm.OpSucceeded:
-		return answer{}, faultOfOperation(o)
-	}
-	a, err := now()
-	a.applied = true
-	return a, err
 }
 
 // uploadImage creates an image from the body of the request.
@@ -213,13 +200,6 @@ func (s *Server) DeleteImage(ctx context.Context, r openapi.DeleteImageRequestOb
 // imageAnswer returns the answer 200 with an image.
 func imageAnswer(i *vm.Image) answer {
 	return answer{status: http.StatusOK, body: apiImage(i), etag: etagOf(imageVersion(i))}
-}
-
-// imageNow returns the answer to the request that created an image, with its current
-// record.
-func (s *Server) imageNow(ctx context.Context, name string) (answer, error) {
-	i, err := s.reader.Image(ctx, name)
-	return imageAnswer(&i).created("/images/" + name), err
 }
 
 func apiImage(i *vm.Image) *openapi.Image {

@@ -14,6 +14,14 @@ import (
 	"vmand/vm"
 )
 
+// Networks creates, changes and deletes networks.
+type Networks interface {
+	Create(ctx context.Context, n vm.Network) (vm.Network, error)
+	Update(ctx context.Context, name string, e vm.NetworkEdits, match vm.Match) (vm.Network, error)
+	Delete(ctx context.Context, name string, match vm.Match) error
+	Status(ctx context.Context, name string) (vm.NetworkReport, error)
+}
+
 // CreateNetwork implements [openapi.StrictServerInterface].
 func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkRequestObject) (openapi.Response, error) {
 	b := r.Body

@@ -9,6 +9,13 @@ import (
 	"vmand/vm"
 )
 
+// NICs attaches, detaches and changes the NICs of VMs.
+type NICs interface {
+	Attach(ctx context.Context, vmID string, n vm.NewNIC) (vm.NIC, vm.Operation, error)
+	Detach(ctx context.Context, vmID string, slot int, match vm.Match) (n vm.NIC, gone bool, op vm.Operation, err error)
+	Update(ctx context.Context, vmID string, slot int, e vm.NICEdits, match vm.Match) (vm.NIC, error)
+}
+
 // AttachNIC implements [openapi.StrictServerInterface].
 func (s *Server) AttachNIC(ctx context.Context, r openapi.AttachNICRequestObject) (openapi.Response, error) {
 	var p addressParser

@@ -11,6 +11,13 @@ import (
 	"vmand/vm"
 )
 
+// Operations waits for operations and cancels them.
+type Operations interface {
+	Answer(kind vm.Kind) vm.Answer
+	Wait(ctx context.Context, id string) (vm.Operation, error)
+	Cancel(ctx context.Context, id string) (vm.Operation, error)
+}
+
 // ListOperations implements [openapi.StrictServerInterface].
 func (s *Server) ListOperations(ctx context.Context, r openapi.ListOperationsRequestObject) (openapi.Response, error) {
 	f := vm.OperationFilter{

@@ -9,6 +9,14 @@ import (
 	"vmand/vm"
 )
 
+// Orphans adopts, terminates and deletes VMs, disks and files of the host that are not
+// recorded.
+type Orphans interface {
+	Adopt(ctx context.Context, resource vm.Resource, template string) (vm.Operation, error)
+	Terminate(ctx context.Context, resource vm.Resource) (vm.Operation, error)
+	Delete(ctx context.Context, resource vm.Resource) (vm.Operation, error)
+}
+
 // AdoptOrphan implements [openapi.StrictServerInterface].
 func (s *Server) AdoptOrphan(ctx context.Context, r openapi.AdoptOrphanRequestObject) (openapi.Response, error) {
 	resource, template := orphanOf(r.OrphanID), value(r.Body.TemplateName)

@@ -36,6 +36,25 @@ type Options struct {
 	StopTimeout time.Duration
 }
 
+// Services are the use cases that the handlers call, one service per kind of resource. The
+// file that uses a service declares its interface.
+type Services struct {
+	Templates  Templates
+	VMs        VMs
+	Disks      Disks
+	Images     Images
+	Networks   Networks
+	NICs       NICs
+	Forwards   Forwards
+	CDROMs     CDROMs
+	CloudInits CloudInits
+	Guests     Guests
+	Consoles   Consoles
+	Orphans    Orphans
+	Operations Operations
+	Events     Events
+}
+
 // Records reads the records and keeps answers; see [vm.Store].
 type Records interface {
 	vm.Reader

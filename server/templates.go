@@ -8,6 +8,12 @@ import (
 	"vmand/vm"
 )
 
+// Templates creates and deletes templates.
+type Templates interface {
+	Create(ctx context.Context, t vm.Template) (vm.Template, error)
+	Delete(ctx context.Context, name string, match vm.Match) error
+}
+
 // CreateTemplate implements [openapi.StrictServerInterface].
 func (s *Server) CreateTemplate(ctx context.Context, r openapi.CreateTemplateRequestObject) (openapi.Response, error) {
 	t, err := s.Templates.Create(ctx, vm.Template{

@@ -13,6 +13,17 @@ import (
 	"vmand/vm"
 )
 
+// VMs creates, changes, starts, stops and deletes VMs.
+type VMs interface {
+	Create(ctx context.Context, n vm.NewVM) (vm.VM, error)
+	Update(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error)
+	Delete(ctx context.Context, id string, match vm.Match) error
+	Do(ctx context.Context, id string, op vm.Op, o vm.StopOptions) (vm.VM, vm.Operation, error)
+	Await(ctx context.Context, id string, c vm.Condition) (vm.VM, error)
+	CanAwait(ctx context.Context, id string, c vm.Condition) error
+	Why(ctx context.Context, id string) (vm.Why, error)
+}
+
 // CreateVM implements [openapi.StrictServerInterface].
 func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) (openapi.Response, error) {
 	b := r.Body
@@ -77,7 +88,7 @@ func (s *Server) startCreated(ctx context.Context, v vm.VM, h hold) (answer, err
 // startedCreated returns the answer to the request that has created v and starts it
 // with operation o.
 func (s *Server) startedCreated(ctx context.Context, v vm.VM, o vm.Operation, h hold) (answer, error) {
-	a, err := s.acted(ctx, v, o, h)
+	a, err := s.held(ctx, s.vmAnswer(&v), o, h)
 	if err != nil {
 		return a, notStarted(v.ID, err)
 	}
@@ -86,6 +97,25 @@ func (s *Server) startedCreated(ctx context.Context, v vm.VM, o vm.Operation, h 
 	}
 	a.etag = a.body.(*wireVM).etag()
 	return a.created("/vms/" + v.ID), nil
+}
+
+// resumeStart answers a repeated request to create and start a VM, whose creation
+// succeeded. It starts the VM unless the first request began the start: that is the first
+// start after the creation.
+func (s *Server) resumeStart(ctx context.Context, created vm.Operation, h hold) (answer, error) {
+	v, err := s.reader.VM(ctx, created.Resource.ID)
+	if err != nil {
+		return answer{}, err
+	}
+	filter := vm.OperationFilter{Resource: created.Resource, Kind: vm.VMStart}
+	starts, err := s.reader.Operations(ctx, filter, vm.Page{After: created.Seq, Limit: 1})
+	if err != nil {
+		return answer{}, err
+	}
+	if len(starts) == 0 {
+		return s.startCreated(ctx, v, h)
+	}
+	return s.startedCreated(ctx, v, starts[0], h)
 }
 
 // notStarted adds to the detail of a fault that the VM was created.
@@ -271,16 +301,22 @@ func (s *Server) act(ctx context.Context, id string, op vm.Op, o vm.StopOptions,
 	if err != nil {
 		return answer{}, err
 	}
-	return s.acted(ctx, v, operation, h)
+	return s.held(ctx, s.vmAnswer(&v), operation, h)
 }
 
-// acted returns the answer with a VM that operation o changes. v is its current record.
-func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (answer, error) {
-	accepted := func() answer {
-		return answer{status: http.StatusAccepted, body: s.wire(&v), location: "/operations/" + o.ID}
-	}
+// vmAnswer answers with a VM.
+func (s *Server) vmAnswer(v *vm.VM) answer {
+	w := s.wire(v)
+	return answer{status: http.StatusOK, body: w, etag: w.etag()}
+}
+
+// held answers a request whose operation goes on after the answer. It waits for the end of
+// the operation, and then for h.until, for as long as the client prefers, and answers with
+// meanwhile if that takes longer.
+func (s *Server) held(ctx context.Context, meanwhile answer, o vm.Operation, h hold) (answer, error) {
+	accepted := answer{status: http.StatusAccepted, body: meanwhile.body, location: "/operations/" + o.ID}
 	if h.wait == 0 {
-		return accepted(), nil
+		return accepted, nil
 	}
 	held, release := s.hold(ctx, h.wait)
 	defer release()
@@ -289,30 +325,28 @@ func (s *Server) acted(ctx context.Context, v vm.VM, o vm.Operation, h hold) (an
 	case err != nil:
 		return answer{}, err
 	case !o.State.Ended():
-		return accepted(), nil
+		return accepted, nil
 	case o.State != vm.OpSucceeded:
 		return answer{}, faultOfOperation(o)
 	}
+	late := false
 	if h.until != (vm.Condition{}) {
-		_, err := s.VMs.Await(held, v.ID, h.until)
-		switch {
-		case err != nil && held.Err() != nil: // the time is over
-			v, err = s.reader.VM(ctx, v.ID)
-			return accepted(), err
-		case err != nil:
+		_, err := s.VMs.Await(held, o.Resource.ID, h.until)
+		late = err != nil && held.Err() != nil
+		if err != nil && !late {
 			return answer{}, err
 		}
 	}
-	if v, err = s.reader.VM(ctx, v.ID); err != nil {
-		return answer{}, err
+	a, err := s.shown(ctx, o)
+	if late {
+		accepted.body = a.body
+		return accepted, err
 	}
-	return answer{status: http.StatusOK, body: s.wire(&v), applied: true}, nil
-}
-
-// vmAnswer returns the answer 200 with a VM.
-func (s *Server) vmAnswer(v *vm.VM) answer {
-	w := s.wire(v)
-	return answer{status: http.StatusOK, body: w, etag: w.etag()}
+	if s.Operations.Answer(o.Kind) == vm.AnswerResource {
+		a.etag = "" // the answer to an action
+	}
+	a.applied = true
+	return a, err
 }
 
 // wait waits for the end of an operation, until timeout, or until the server stops.
