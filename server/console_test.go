@@ -152,7 +152,7 @@ func TestOneClientWritesAndTakeOverIsExplicit(t *testing.T) {
 	hear(t, first, "x") // the first client can still read
 	say(t, first, websocket.MessageText, "y")
 	if code, reason := ended(t, first); code != websocket.StatusPolicyViolation ||
-		!strings.Contains(reason, "only reads") {
+		!strings.Contains(reason, "may not write") {
 		t.Errorf("%d %s", code, reason)
 	}
 	reader := a.mustWatch(t, "")
