@@ -92,7 +92,8 @@ func TestAGuestAgentAnswersEveryCall(t *testing.T) {
 	}
 	disk := h.disk("data", "web", "/dev/sdb")
 	must(t, h.AttachDisk(t.Context(), disk))
-	h.sh("web", "until [ -e /dev/sda ]; do sleep 0.1; done; mke2fs /dev/sda >/dev/null && "+
+	// The device node can exist before the kernel has probed the disk.
+	h.sh("web", "until mke2fs /dev/sda >/dev/null 2>&1; do sleep 0.1; done; "+
 		"mkdir /data && mount -t ext4 /dev/sda /data && hostname web")
 
 	t.Run("info", h.testInfo)
