@@ -1,10 +1,10 @@
 'use strict';
-// Shows the OpenAPI document of this server. All text goes in as text: nothing
-// of the document is ever parsed as HTML.
+// Shows the OpenAPI document of this server. The document is inserted as text only and
+// never parsed as HTML.
 
 let spec;
 
-// el makes an element: el('td', {class: 'name'}, child, 'text', …). Children that are null are left out.
+// el creates an element: el('td', {class: 'name'}, child, 'text', …). It skips children that are null.
 function el(tag, attributes, ...children) {
   const e = document.createElement(tag);
   for (const [k, v] of Object.entries(attributes || {})) e.setAttribute(k, v);
@@ -12,7 +12,7 @@ function el(tag, attributes, ...children) {
   return e;
 }
 
-// resolve follows a reference within the document.
+// resolve follows references within the document.
 function resolve(x) {
   if (!x || !x.$ref) return x;
   return resolve(x.$ref.slice(2).split('/').reduce((o, k) => o[k.replace(/~1/g, '/').replace(/~0/g, '~')], spec));
@@ -20,7 +20,7 @@ function resolve(x) {
 
 const nameOf = (x) => (x && x.$ref ? x.$ref.split('/').pop() : null);
 
-// inline shows `code` and **strong**.
+// inline renders `code` and **strong**.
 function inline(text) {
   return text.split(/(`[^`]*`|\*\*[^*]*\*\*)/).filter(Boolean).map((part) => {
     if (part.startsWith('`')) return el('code', null, part.slice(1, -1));
@@ -29,7 +29,7 @@ function inline(text) {
   });
 }
 
-// prose shows paragraphs and lists.
+// prose renders paragraphs and lists.
 function prose(text) {
   return (text || '').trim().split(/\n\s*\n/).filter(Boolean).map((block) => {
     if (!/^\s*- /.test(block)) return el('p', null, inline(block.replace(/\s*\n\s*/g, ' ')));
@@ -38,7 +38,7 @@ function prose(text) {
   });
 }
 
-// type says what a schema lets through, in a line.
+// type renders the type and the limits of a schema in one line.
 function type(ref) {
   const s = resolve(ref);
   if (!s) return '';
@@ -123,7 +123,7 @@ function schema([name, s]) {
       s.enum ? el('p', null, 'One of ', el('code', null, s.enum.map(String).join(', '))) : null, properties(s)));
 }
 
-// open shows what the address names.
+// open opens the element that the fragment of the URL names, and scrolls to it.
 function open() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (target && target.tagName === 'DETAILS') target.open = true;
