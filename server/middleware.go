@@ -31,9 +31,9 @@ type exchange struct {
 	stack  string    // of a panic, or empty
 }
 
-// middleware is the only middleware: it sets the request id, authenticates,
-// validates, answers errors and logs. It is one function because every request passes
-// it.
+// middleware is the only middleware: it sets the request id, authenticates, validates,
+// answers errors and logs. One function instead of a chain keeps the order of these
+// steps in one place.
 func (s *Server) middleware(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		x := exchange{c: c, start: time.Now()}
@@ -54,18 +54,18 @@ func (s *Server) middleware(next echo.HandlerFunc) echo.HandlerFunc {
 // setHeaders sets the headers of every answer and returns the request id.
 func (s *Server) setHeaders(c echo.Context) string {
 	h := c.Response().Header()
-	ids := c.Request().Header[headerRequestID]
-	if len(ids) != 1 || !validRequestID(ids[0]) {
-		ids = []string{newRequestID()}
+	id := newRequestID()
+	if ids := c.Request().Header[headerRequestID]; len(ids) == 1 && validRequestID(ids[0]) {
+		id = ids[0]
 	}
-	h[headerRequestID] = ids
+	h.Set(headerRequestID, id)
 	h.Set("Server", s.name)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
 	if s.o.DryRun {
 		h.Set("X-Vman-Dry-Run", "true")
 	}
-	return ids[0]
+	return id
 }
 
 func validRequestID(id string) bool {
