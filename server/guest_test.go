@@ -231,7 +231,9 @@ func TestAFileThatIsTooLargeOrTooSlowIsRejected(t *testing.T) {
 			t.Errorf("%q: %d %s", test.rest, resp.StatusCode, body)
 		}
 	}
-	// Without a Content-Length the limit is detected while reading.
+	// Without a Content-Length the limit is detected while reading. 64 MiB need the default
+	// timeout.
+	a = running(t)
 	r, err := http.NewRequestWithContext(t.Context(), "PUT", a.base+"/vms/web-1/files?path=/a",
 		io.LimitReader(zeros{}, vm.MaxGuestFile+1))
 	if err != nil {
