@@ -24,7 +24,8 @@ func TestTwoNICsCannotHaveOneAddress(t *testing.T) {
 	apply(t, s, vm.Change{NewVM: &owner})
 	apply(t, s, vm.Change{NewVM: &other})
 
-	sameMAC, sameIPv6, lost := makeNIC(0, "lan", "10.0.0.9"), makeNIC(0, "lan", "10.0.0.9"), makeNIC(0, "none", "10.0.0.9")
+	sameMAC, sameIPv6, lost := makeNIC(0, "lan", "10.0.0.9"), makeNIC(0, "lan", "10.0.0.9"),
+		makeNIC(0, "none", "10.0.0.9")
 	sameMAC.MAC, sameIPv6.IPv6 = owner.NICs[0].MAC, owner.NICs[0].IPv6
 	twin := makeNIC(1, "lan", "10.0.0.9")
 	for _, tt := range []struct {
@@ -33,13 +34,19 @@ func TestTwoNICsCannotHaveOneAddress(t *testing.T) {
 		code   vm.Code
 		detail string
 	}{
-		{"the address", []vm.NIC{makeNIC(0, "lan", "10.0.0.7")}, vm.CodeInUse, `address 10.0.0.7 on network lan is in use by NIC 2 of VM vm-000001`},
-		{"the MAC", []vm.NIC{sameMAC}, vm.CodeInUse, `MAC address ` + sameMAC.MAC + ` on network lan is in use by NIC 2 of VM vm-000001`},
-		{"the IPv6 address", []vm.NIC{sameIPv6}, vm.CodeInUse, `address fd00::7 on network lan is in use by NIC 2 of VM vm-000001`},
-		{"the second NIC", []vm.NIC{makeNIC(0, "dmz", "10.0.0.7"), makeNIC(1, "lan", "10.0.0.7")}, vm.CodeInUse, `address 10.0.0.7 on network lan`},
-		{"twice in one VM", []vm.NIC{makeNIC(0, "lan", "10.0.0.9"), twin}, vm.CodeInUse, "address 10.0.0.9 on network lan is in use by NIC 0 of VM "},
+		{"the address", []vm.NIC{makeNIC(0, "lan", "10.0.0.7")}, vm.CodeInUse,
+			`address 10.0.0.7 on network lan is in use by NIC 2 of VM vm-000001`},
+		{"the MAC", []vm.NIC{sameMAC}, vm.CodeInUse,
+			`MAC address ` + sameMAC.MAC + ` on network lan is in use by NIC 2 of VM vm-000001`},
+		{"the IPv6 address", []vm.NIC{sameIPv6}, vm.CodeInUse,
+			`address fd00::7 on network lan is in use by NIC 2 of VM vm-000001`},
+		{"the second NIC", []vm.NIC{makeNIC(0, "dmz", "10.0.0.7"), makeNIC(1, "lan", "10.0.0.7")}, vm.CodeInUse,
+			`address 10.0.0.7 on network lan`},
+		{"twice in one VM", []vm.NIC{makeNIC(0, "lan", "10.0.0.9"), twin}, vm.CodeInUse,
+			"address 10.0.0.9 on network lan is in use by NIC 0 of VM "},
 		{"no such network", []vm.NIC{lost}, vm.CodeNotFound, `network "none" not found`},
-		{"two in a slot", []vm.NIC{makeNIC(0, "lan", "10.0.0.9"), makeNIC(0, "lan", "10.0.0.10")}, "", "constraint failed"},
+		{"two in a slot", []vm.NIC{makeNIC(0, "lan", "10.0.0.9"), makeNIC(0, "lan", "10.0.0.10")}, "",
+			"constraint failed"},
 	} {
 		v, u := withNICs(3, tt.nics...), other
 		u.NICs = tt.nics
@@ -98,7 +105,8 @@ func TestUserModeNICsShareOneAddress(t *testing.T) {
 		apply(t, s, vm.Change{NewVM: &v})
 	}
 	leases, err := s.Leases(t.Context(), "lan")
-	if err != nil || len(leases) != 3 || leases[0].IP.IsValid() || leases[0].VMID != "vm-000000" || leases[2].VMID != "vm-000002" {
+	if err != nil || len(leases) != 3 || leases[0].IP.IsValid() || leases[0].VMID != "vm-000000" ||
+		leases[2].VMID != "vm-000002" {
 		t.Errorf("the leases are %+v, %v; want three without an address, by VM", leases, err)
 	}
 	_, err = s.LeaseByIP(t.Context(), "lan", netip.MustParseAddr("10.0.2.15"))
@@ -161,7 +169,8 @@ func TestOneOfManyConcurrentVMsGetsAnAddress(t *testing.T) {
 	var ports int
 	must(t, s.reader.Get(&ports, `SELECT count(*) FROM vm_host_ports`))
 	if won.Load() != 1 || len(vms) != 1 || len(leases) != 1 || ports != 1 {
-		t.Errorf("%d succeeded, there are %d VMs, %d leases and %d ports; want one of each", won.Load(), len(vms), len(leases), ports)
+		t.Errorf("%d succeeded, there are %d VMs, %d leases and %d ports; want one of each", won.Load(), len(vms),
+			len(leases), ports)
 	}
 }
 
@@ -187,24 +196,34 @@ func TestLeasesAreFoundByMACNameAndAddress(t *testing.T) {
 		t.Errorf("on an unknown network: leases %+v, %v; want an empty list", leases, err)
 	}
 	addr := netip.MustParseAddr
+	type find func() (vm.Lease, error)
+	byMAC := func(network, mac string) find {
+		return func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), network, mac) }
+	}
+	byName := func(network, name string) find {
+		return func() (vm.Lease, error) { return s.LeaseByName(t.Context(), network, name) }
+	}
+	byIP := func(network string, ip netip.Addr) find {
+		return func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), network, ip) }
+	}
 	for name, tt := range map[string]struct {
-		find func() (vm.Lease, error)
+		find find
 		want vm.Lease // zero: not found
 	}{
-		"a MAC":                       {func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), "lan", v.NICs[1].MAC) }, lease(v, 1)},
-		"a MAC of another network":    {func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), "dmz", v.NICs[1].MAC) }, vm.Lease{}},
-		"no MAC":                      {func() (vm.Lease, error) { return s.LeaseByMAC(t.Context(), "lan", "") }, vm.Lease{}},
-		"a name, of the lowest slot":  {func() (vm.Lease, error) { return s.LeaseByName(t.Context(), "lan", v.ID) }, lease(v, 2)},
-		"a name on another network":   {func() (vm.Lease, error) { return s.LeaseByName(t.Context(), "dmz", v.ID) }, lease(v, 0)},
-		"an unknown name":             {func() (vm.Lease, error) { return s.LeaseByName(t.Context(), "dmz", w.ID) }, vm.Lease{}},
-		"an address":                  {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("10.0.0.200")) }, lease(v, 1)},
-		"an address in IPv6":          {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("::ffff:10.0.0.30")) }, lease(v, 2)},
-		"an IPv6 address":             {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("fd00::c8")) }, lease(v, 1)},
-		"an IPv6 address with a zone": {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("fd00::c8%eth0")) }, lease(v, 1)},
-		"an address of another":       {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "dmz", addr("10.0.0.200")) }, vm.Lease{}},
-		"an unused address":           {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("10.0.0.201")) }, vm.Lease{}},
-		"an unused IPv6 address":      {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", addr("fd00::1")) }, vm.Lease{}},
-		"no address":                  {func() (vm.Lease, error) { return s.LeaseByIP(t.Context(), "lan", netip.Addr{}) }, vm.Lease{}},
+		"a MAC":                       {byMAC("lan", v.NICs[1].MAC), lease(v, 1)},
+		"a MAC of another network":    {byMAC("dmz", v.NICs[1].MAC), vm.Lease{}},
+		"no MAC":                      {byMAC("lan", ""), vm.Lease{}},
+		"a name, of the lowest slot":  {byName("lan", v.ID), lease(v, 2)},
+		"a name on another network":   {byName("dmz", v.ID), lease(v, 0)},
+		"an unknown name":             {byName("dmz", w.ID), vm.Lease{}},
+		"an address":                  {byIP("lan", addr("10.0.0.200")), lease(v, 1)},
+		"an address in IPv6":          {byIP("lan", addr("::ffff:10.0.0.30")), lease(v, 2)},
+		"an IPv6 address":             {byIP("lan", addr("fd00::c8")), lease(v, 1)},
+		"an IPv6 address with a zone": {byIP("lan", addr("fd00::c8%eth0")), lease(v, 1)},
+		"an address of another":       {byIP("dmz", addr("10.0.0.200")), vm.Lease{}},
+		"an unused address":           {byIP("lan", addr("10.0.0.201")), vm.Lease{}},
+		"an unused IPv6 address":      {byIP("lan", addr("fd00::1")), vm.Lease{}},
+		"no address":                  {byIP("lan", netip.Addr{}), vm.Lease{}},
 	} {
 		got, err := tt.find()
 		if got != tt.want || (err == nil) != (tt.want != vm.Lease{}) {
@@ -275,7 +294,8 @@ func TestTheLowestFreeAddressIsFound(t *testing.T) {
 			}
 			continue
 		}
-		if f := wantFault(t, err, vm.CodeAddressesExhausted); got.IsValid() || !strings.Contains(f.Detail, tt.detail) || f.Hint == "" {
+		if f := wantFault(t, err, vm.CodeAddressesExhausted); got.IsValid() ||
+			!strings.Contains(f.Detail, tt.detail) || f.Hint == "" {
 			t.Errorf("%+v: got %s, %q, hint %q", tt, got, f.Detail, f.Hint)
 		}
 	}
@@ -285,7 +305,8 @@ func TestTheLowestFreeAddressIsFound(t *testing.T) {
 	}
 	_, err := s.FreeIP(t.Context(), "lan", end, end, []netip.Addr{end})
 	wantFault(t, err, vm.CodeAddressesExhausted)
-	if _, err := s.FreeIP(t.Context(), "lan", netip.MustParseAddr("fd00::1"), end, nil); err == nil || errors.As(err, new(*vm.Fault)) {
+	if _, err := s.FreeIP(t.Context(), "lan", netip.MustParseAddr("fd00::1"), end, nil); err == nil ||
+		errors.As(err, new(*vm.Fault)) {
 		t.Errorf("a range of IPv6: %v; want an error of no class", err)
 	}
 }
@@ -318,7 +339,8 @@ func TestAFreeAddressAmongManyIsFound(t *testing.T) {
 	}
 	last := crowdedIP(n - 1)
 	_, err := s.FreeIP(t.Context(), "lan", crowdedIP(0), last, nil)
-	if f := wantFault(t, err, vm.CodeAddressesExhausted); !strings.Contains(f.Detail, "all 6000 from 10.0.0.1 to "+last.String()) {
+	if f := wantFault(t, err, vm.CodeAddressesExhausted); !strings.Contains(f.Detail,
+		"all 6000 from 10.0.0.1 to "+last.String()) {
 		t.Errorf("the detail is %q", f.Detail)
 	}
 }

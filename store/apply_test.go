@@ -23,9 +23,12 @@ func TestAnUpdateReplacesAllMutableFields(t *testing.T) {
 	before, err := s.VM(t.Context(), v.ID)
 	must(t, err)
 
-	u := vm.VM{ID: v.ID, UUID: "other", Template: vm.Template{Name: "other", CPUCount: 9, RAMMiB: 9}, State: vm.Paused, Reason: vm.ReasonIOError,
-		ReasonDetail: "disk", Desired: vm.DesiredStopped, Root: vm.DiskFile{SizeMiB: 77}, CreatedAt: at.AddDate(1, 0, 0), Revision: 99, Seq: 99,
-		Description: "d", Labels: map[string]string{"a": "b"}, Restart: vm.RestartAlways, Restarts: 1, RestartAt: at, Autostart: vm.Autostart{Order: 1}}
+	u := vm.VM{ID: v.ID, UUID: "other", Template: vm.Template{Name: "other", CPUCount: 9, RAMMiB: 9},
+		State: vm.Paused, Reason: vm.ReasonIOError,
+		ReasonDetail: "disk", Desired: vm.DesiredStopped, Root: vm.DiskFile{SizeMiB: 77},
+		CreatedAt: at.AddDate(1, 0, 0), Revision: 99, Seq: 99,
+		Description: "d", Labels: map[string]string{"a": "b"}, Restart: vm.RestartAlways, Restarts: 1,
+		RestartAt: at, Autostart: vm.Autostart{Order: 1}}
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: u}})
 	got, err := s.VM(t.Context(), v.ID)
 	must(t, err)
@@ -60,7 +63,8 @@ func TestARefusedChangeWritesNothing(t *testing.T) {
 	orphan, homeless, second, rival := w, makeDisk("h"), d, makeDisk("r")
 	orphan.Template.Name = "none"
 	homeless.VMID = "none"
-	second.State, second.VMID, second.MountPoint = vm.DiskAttached, v.ID, "/dev/xvdb" // the slot of e, spelled differently
+	// The slot of e, spelled differently.
+	second.State, second.VMID, second.MountPoint = vm.DiskAttached, v.ID, "/dev/xvdb"
 	rival.VMID, rival.MountPoint = v.ID, "/dev/vdb"
 	strange := w
 	strange.State = "flying"
@@ -74,26 +78,37 @@ func TestARefusedChangeWritesNothing(t *testing.T) {
 		code   vm.Code // empty: a defect
 		detail string
 	}{
-		"an existing VM":                  {vm.Change{NewVM: &v}, vm.CodeExists, `VM vm-000001 already exists`},
-		"a VM of no template":             {vm.Change{NewVM: &orphan}, vm.CodeNotFound, `template "none" not found`},
-		"a VM of no known state":          {vm.Change{NewVM: &strange}, "", "CHECK constraint failed"},
-		"a VM in another state":           {vm.Change{VM: &vm.VMUpdate{From: vm.Stopped, VM: v}}, vm.CodeBusy, "VM vm-000001 is no longer stopped"},
-		"an update of a deleted VM":       {vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: w}}, vm.CodeBusy, "VM vm-000002 is no longer running"},
-		"a VM with a disk is deleted":     {vm.Change{DeleteVM: v.ID}, vm.CodeInUse, "still has data disks"},
-		"no VM is deleted":                {vm.Change{DeleteVM: "none"}, vm.CodeNotFound, `vm "none" not found`},
-		"an existing disk":                {vm.Change{NewDisk: &d}, vm.CodeExists, `disk d already exists`},
-		"a disk of no VM":                 {vm.Change{NewDisk: &homeless}, vm.CodeNotFound, `vm "none" not found`},
-		"a new disk in a taken slot":      {vm.Change{NewDisk: &rival}, vm.CodeInUse, "mount point /dev/vdb of VM vm-000001 is in use"},
-		"a disk in another state":         {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskError, Disk: d}}}, vm.CodeBusy, "disk d is no longer error"},
-		"a disk to no VM":                 {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: stray}}}, vm.CodeNotFound, `vm "none" not found`},
-		"a disk to a taken slot":          {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: second}}}, vm.CodeInUse, "mount point /dev/xvdb"},
-		"an existing template":            {vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}, vm.CodeExists, `template small already exists`},
-		"a template in use":               {vm.Change{DeleteTemplate: "small"}, vm.CodeInUse, `template small is in use by 1 VM(s)`},
-		"no template is deleted":          {vm.Change{DeleteTemplate: "none"}, vm.CodeNotFound, `template "none" not found`},
-		"a VM of no known policy":         {vm.Change{NewVM: &wilful}, "", "CHECK constraint failed"},
-		"an event that is not JSON":       {vm.Change{Events: []vm.Event{{Type: "vm.state", Data: json.RawMessage("{")}}}, "", "CHECK constraint failed"},
-		"no disk is deleted":              {vm.Change{DeleteDisk: "none"}, vm.CodeNotFound, `disk "none" not found`},
-		"the last of several has changed": {vm.Change{NewDisk: &homeless, Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}}, vm.CodeNotFound, ""},
+		"an existing VM":         {vm.Change{NewVM: &v}, vm.CodeExists, `VM vm-000001 already exists`},
+		"a VM of no template":    {vm.Change{NewVM: &orphan}, vm.CodeNotFound, `template "none" not found`},
+		"a VM of no known state": {vm.Change{NewVM: &strange}, "", "CHECK constraint failed"},
+		"a VM in another state": {vm.Change{VM: &vm.VMUpdate{From: vm.Stopped, VM: v}}, vm.CodeBusy,
+			"VM vm-000001 is no longer stopped"},
+		"an update of a deleted VM": {vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: w}}, vm.CodeBusy,
+			"VM vm-000002 is no longer running"},
+		"a VM with a disk is deleted": {vm.Change{DeleteVM: v.ID}, vm.CodeInUse, "still has data disks"},
+		"no VM is deleted":            {vm.Change{DeleteVM: "none"}, vm.CodeNotFound, `vm "none" not found`},
+		"an existing disk":            {vm.Change{NewDisk: &d}, vm.CodeExists, `disk d already exists`},
+		"a disk of no VM":             {vm.Change{NewDisk: &homeless}, vm.CodeNotFound, `vm "none" not found`},
+		"a new disk in a taken slot": {vm.Change{NewDisk: &rival}, vm.CodeInUse,
+			"mount point /dev/vdb of VM vm-000001 is in use"},
+		"a disk in another state": {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskError, Disk: d}}},
+			vm.CodeBusy, "disk d is no longer error"},
+		"a disk to no VM": {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable,
+			Disk: stray}}}, vm.CodeNotFound, `vm "none" not found`},
+		"a disk to a taken slot": {vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable,
+			Disk: second}}}, vm.CodeInUse, "mount point /dev/xvdb"},
+		"an existing template": {vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1,
+			RAMMiB: 1}}, vm.CodeExists, `template small already exists`},
+		"a template in use": {vm.Change{DeleteTemplate: "small"}, vm.CodeInUse,
+			`template small is in use by 1 VM(s)`},
+		"no template is deleted": {vm.Change{DeleteTemplate: "none"}, vm.CodeNotFound,
+			`template "none" not found`},
+		"a VM of no known policy": {vm.Change{NewVM: &wilful}, "", "CHECK constraint failed"},
+		"an event that is not JSON": {vm.Change{Events: []vm.Event{{Type: "vm.state",
+			Data: json.RawMessage("{")}}}, "", "CHECK constraint failed"},
+		"no disk is deleted": {vm.Change{DeleteDisk: "none"}, vm.CodeNotFound, `disk "none" not found`},
+		"the last of several has changed": {vm.Change{NewDisk: &homeless,
+			Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}}, vm.CodeNotFound, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt.change.Operation = &vm.Operation{ID: name, Kind: vm.VMCreate, Resource: "vms/a", State: vm.OpRunning}
@@ -182,7 +197,8 @@ func TestOneOfManyConcurrentUpdatesSucceeds(t *testing.T) {
 				u := v
 				u.State, u.ReasonDetail = to, fmt.Sprint(i)
 				err := s.applyErr(t.Context(), vm.Change{VM: &vm.VMUpdate{From: from, VM: u},
-					Operation: &vm.Operation{ID: fmt.Sprint(round, i), Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning}})
+					Operation: &vm.Operation{ID: fmt.Sprint(round, i), Kind: vm.VMStart, Resource: "vms/a",
+						State: vm.OpRunning}})
 				switch {
 				case err == nil:
 					won.Add(1)
@@ -299,7 +315,8 @@ func TestApplyReturnsTheRowsItWrote(t *testing.T) {
 		Network: &n,
 		Learned: []vm.Learned{{VMID: "gone"}, {VMID: v.ID, Addresses: &known}},
 	})
-	wantApplied(done, vm.Applied{VM: &vm.VM{ID: v.ID}, Disks: []vm.Disk{e, d}, Image: &i, Network: &n, Learned: []vm.VM{{ID: v.ID}}})
+	wantApplied(done, vm.Applied{VM: &vm.VM{ID: v.ID}, Disks: []vm.Disk{e, d}, Image: &i, Network: &n,
+		Learned: []vm.VM{{ID: v.ID}}})
 	if done.VM.UUID != v.UUID || done.VM.Revision != 3 || len(done.VM.Learned) != 1 {
 		t.Errorf("applied %+v; want UUID %s, revision 3 and what was learned", done.VM, v.UUID)
 	}
@@ -307,7 +324,8 @@ func TestApplyReturnsTheRowsItWrote(t *testing.T) {
 	// A row that the change deletes is not returned, nor is a VM of which nothing new
 	// was learned.
 	off := vm.DiskUpdate{From: d.State, Disk: d}
-	done = apply(t, s, vm.Change{Disks: []vm.DiskUpdate{off}, DeleteDisk: d.ID, VM: &vm.VMUpdate{From: v.State, VM: u}, DeleteVM: v.ID})
+	done = apply(t, s, vm.Change{Disks: []vm.DiskUpdate{off}, DeleteDisk: d.ID,
+		VM: &vm.VMUpdate{From: v.State, VM: u}, DeleteVM: v.ID})
 	wantApplied(done, vm.Applied{})
 	wantApplied(apply(t, s, vm.Change{Learned: []vm.Learned{{VMID: v.ID, Addresses: &known}}}), vm.Applied{})
 	done, err := s.Apply(t.Context(), vm.Change{NewDisk: &d, NewTemplate: &big})

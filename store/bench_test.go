@@ -107,7 +107,8 @@ func BenchmarkApply(b *testing.B) {
 	op := vm.Operation{ID: "op", Kind: vm.VMStart, Resource: vm.VMResource(v.ID), State: vm.OpRunning}
 	defer reportCPU(b)()
 	for b.Loop() {
-		if err := s.applyErr(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}}); err != nil {
+		if err := s.applyErr(b.Context(), vm.Change{Operation: &op,
+			VM: &vm.VMUpdate{From: vm.Running, VM: v}}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -119,12 +120,15 @@ func BenchmarkApplyEvents(b *testing.B) {
 	v := crowdedVM(1)
 	op := vm.Operation{ID: "op", Kind: vm.VMStart, Resource: vm.VMResource(v.ID), State: vm.OpRunning}
 	events := []vm.Event{
-		vm.NewEvent("vm.state", vm.VMResource(v.ID), map[string]any{"from": vm.Starting, "to": vm.Running, "reason": v.Reason}),
-		vm.NewEvent("operation.ended", "operations/op", map[string]any{"kind": op.Kind, "resource": op.Resource, "state": op.State}),
+		vm.NewEvent("vm.state", vm.VMResource(v.ID),
+			map[string]any{"from": vm.Starting, "to": vm.Running, "reason": v.Reason}),
+		vm.NewEvent("operation.ended", "operations/op",
+			map[string]any{"kind": op.Kind, "resource": op.Resource, "state": op.State}),
 	}
 	defer reportCPU(b)()
 	for b.Loop() {
-		if err := s.applyErr(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v}, Events: events}); err != nil {
+		if err := s.applyErr(b.Context(), vm.Change{Operation: &op, VM: &vm.VMUpdate{From: vm.Running, VM: v},
+			Events: events}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -136,7 +140,8 @@ func manyEvents(b *testing.B, n int) *Store {
 	s := open(b)
 	events := make([]vm.Event, n)
 	for i := range events {
-		events[i] = vm.NewEvent(vm.EventTypes[i%len(vm.EventTypes)], vm.VMResource(fmt.Sprint("vm-", i%many)), map[string]any{"state": vm.Running})
+		events[i] = vm.NewEvent(vm.EventTypes[i%len(vm.EventTypes)], vm.VMResource(fmt.Sprint("vm-", i%many)),
+			map[string]any{"state": vm.Running})
 		events[i].At = at.Add(time.Duration(i) * time.Second)
 	}
 	apply(b, s, vm.Change{Events: events})
@@ -147,7 +152,8 @@ func BenchmarkEvents100OfATopic(b *testing.B) {
 	s := manyEvents(b, 100_000)
 	defer reportCPU(b)()
 	for i := 0; b.Loop(); i++ {
-		list, err := s.Events(b.Context(), vm.EventFilter{Type: "template."}, vm.Page{After: int64(i * 7919 % 90_000), Limit: 100})
+		list, err := s.Events(b.Context(), vm.EventFilter{Type: "template."},
+			vm.Page{After: int64(i * 7919 % 90_000), Limit: 100})
 		if err != nil || len(list) != 100 {
 			b.Fatal(len(list), err)
 		}

@@ -12,7 +12,8 @@ func TestEveryFieldOfADriveAndOfAVMsImageComesBack(t *testing.T) {
 	makeTemplate(t, s, "small")
 	full, bare := makeVM(0), makeVM(1)
 	full.Root = madeOf("debian-12", someSum)
-	full.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-4", Image: "a.b_c", SHA256: otherSum, BootIndex: 99}, {ID: "cd-1", Image: "x", SHA256: someSum}}
+	full.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-4", Image: "a.b_c", SHA256: otherSum, BootIndex: 99},
+		{ID: "cd-1", Image: "x", SHA256: someSum}}
 	apply(t, s, vm.Change{NewVM: &full})
 	apply(t, s, vm.Change{NewVM: &bare})
 	list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{})
@@ -57,7 +58,8 @@ func TestInvalidDrivesAreNotRecorded(t *testing.T) {
 	} {
 		bad := v
 		bad.CDROMs = []vm.CDROM{d}
-		if err := s.applyErr(t.Context(), vm.Change{VM: &vm.VMUpdate{From: bad.State, VM: bad}}); err == nil || vm.ProblemOf(err).Code != vm.CodeInternal {
+		if err := s.applyErr(t.Context(), vm.Change{VM: &vm.VMUpdate{From: bad.State, VM: bad}}); err == nil ||
+			vm.ProblemOf(err).Code != vm.CodeInternal {
 			t.Errorf("%s: %v; want an error of no class", name, err)
 		}
 		bad.ID, bad.UUID = "new", "new"

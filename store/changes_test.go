@@ -33,8 +33,10 @@ func TestChangesNameWhatWasWrittenSinceAMark(t *testing.T) {
 		want   vm.Changes
 	}{
 		{"an event", vm.Change{Events: []vm.Event{{Type: "a.b"}}}, vm.Changes{}},
-		{"a new VM and a new disk", vm.Change{NewVM: &v, NewDisk: &d}, vm.Changes{VMs: []string{v.ID}, Disks: []string{"d"}}},
-		{"a new network and image", vm.Change{NewNetwork: &n, NewImage: &i}, vm.Changes{Images: []string{"i"}, Networks: []string{"full"}}},
+		{"a new VM and a new disk", vm.Change{NewVM: &v, NewDisk: &d},
+			vm.Changes{VMs: []string{v.ID}, Disks: []string{"d"}}},
+		{"a new network and image", vm.Change{NewNetwork: &n, NewImage: &i},
+			vm.Changes{Images: []string{"i"}, Networks: []string{"full"}}},
 		{"another VM", vm.Change{NewVM: &w, NewDisk: &e}, vm.Changes{VMs: []string{w.ID}, Disks: []string{"e"}}},
 		{"updates", vm.Change{
 			VM:      &vm.VMUpdate{From: v.State, VM: v},
@@ -57,7 +59,8 @@ func TestChangesNameWhatWasWrittenSinceAMark(t *testing.T) {
 			t.Errorf("%s: %+v; want %+v", tt.name, got, tt.want)
 		}
 	}
-	want := vm.Changes{Mark: mark, VMs: []string{v.ID, w.ID}, Disks: []string{"d", "e"}, Images: []string{"i"}, Networks: []string{"full"}}
+	want := vm.Changes{Mark: mark, VMs: []string{v.ID, w.ID}, Disks: []string{"d", "e"}, Images: []string{"i"},
+		Networks: []string{"full"}}
 	if got := changedSince(t, s, start.Mark); !reflect.DeepEqual(got, want) {
 		t.Errorf("since the start: %+v; want each name once: %+v", got, want)
 	}

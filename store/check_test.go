@@ -65,7 +65,8 @@ func TestCheckAcceptsOnlyDatabasesThatVmandCanOpen(t *testing.T) {
 		fifo:                        "not a file",
 	} {
 		err := Check(t.Context(), path)
-		if !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), word) {
+		if !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), path) ||
+			!strings.Contains(err.Error(), word) {
 			t.Errorf("%s: %v, want a refusal with %q", path, err, word)
 		}
 	}
@@ -187,7 +188,8 @@ func TestReplaceRefusesAnOpenDatabaseAndOneItCannotKeep(t *testing.T) {
 	keep := filepath.Join(dir, "kept")
 	s, err := Open(t.Context(), Options{Path: path})
 	must(t, err)
-	if err := Replace(t.Context(), path, with, keep); !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), path) {
+	if err := Replace(t.Context(), path, with, keep); !errors.Is(err, vm.ErrUnavailable) ||
+		!strings.Contains(err.Error(), path) {
 		t.Errorf("while it is open: %v", err)
 	}
 	makeTemplate(t, s, "still-there")
@@ -212,7 +214,8 @@ func TestNumbersAreNeverUsedTwice(t *testing.T) {
 	_, path, older := replaceable(t)
 	s, err := Open(t.Context(), Options{Path: older})
 	must(t, err)
-	apply(t, s, vm.Change{Events: []vm.Event{vm.NewEvent("daemon.started", "daemon", nil), vm.NewEvent("daemon.stopping", "daemon", nil)}})
+	apply(t, s, vm.Change{Events: []vm.Event{vm.NewEvent("daemon.started", "daemon", nil),
+		vm.NewEvent("daemon.stopping", "daemon", nil)}})
 	makeTemplate(t, s, "two")
 	must(t, s.Close())
 	for range 2 { // the second call is a no-op

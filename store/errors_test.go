@@ -16,11 +16,13 @@ import (
 
 func TestDatabaseErrorsHaveAClass(t *testing.T) {
 	for code, want := range map[int]vm.Code{
-		sqlite3.SQLITE_BUSY: vm.CodeUnavailable, sqlite3.SQLITE_BUSY_SNAPSHOT: vm.CodeUnavailable, sqlite3.SQLITE_LOCKED: vm.CodeUnavailable,
-		sqlite3.SQLITE_FULL: vm.CodeInsufficientStorage, sqlite3.SQLITE_IOERR_SHMSIZE: vm.CodeInsufficientStorage,
+		sqlite3.SQLITE_BUSY: vm.CodeUnavailable, sqlite3.SQLITE_BUSY_SNAPSHOT: vm.CodeUnavailable,
+		sqlite3.SQLITE_LOCKED: vm.CodeUnavailable,
+		sqlite3.SQLITE_FULL:   vm.CodeInsufficientStorage, sqlite3.SQLITE_IOERR_SHMSIZE: vm.CodeInsufficientStorage,
 		sqlite3.SQLITE_IOERR_WRITE: vm.CodeUnavailable, sqlite3.SQLITE_IOERR_FSYNC: vm.CodeUnavailable,
 		sqlite3.SQLITE_READONLY: vm.CodeUnavailable, sqlite3.SQLITE_READONLY_DIRECTORY: vm.CodeUnavailable,
-		sqlite3.SQLITE_CANTOPEN: vm.CodeUnavailable, sqlite3.SQLITE_CORRUPT: vm.CodeUnavailable, sqlite3.SQLITE_NOTADB: vm.CodeUnavailable,
+		sqlite3.SQLITE_CANTOPEN: vm.CodeUnavailable, sqlite3.SQLITE_CORRUPT: vm.CodeUnavailable,
+		sqlite3.SQLITE_NOTADB: vm.CodeUnavailable,
 	} {
 		f := faultOf(code, "/srv/vman.db")
 		if f == nil || f.Code != want || !strings.Contains(f.Detail, "/srv/vman.db") {
@@ -72,7 +74,8 @@ func fillUp(t *testing.T, s *Store) (n int, err error) {
 		if n > 10_000 {
 			t.Fatal("the disk does not fill up")
 		}
-		err = s.applyErr(t.Context(), vm.Change{Operation: &vm.Operation{ID: "fill" + message[:n%7] + strings.Repeat("i", n), Kind: vm.VMStart,
+		err = s.applyErr(t.Context(), vm.Change{Operation: &vm.Operation{ID: "fill" + message[:n%7] +
+			strings.Repeat("i", n), Kind: vm.VMStart,
 			Resource: "vms/a", State: vm.OpRunning, Log: []vm.LogLine{{At: at, Message: message}}}})
 	}
 	return n - 1, err
@@ -112,7 +115,8 @@ func testFull(t *testing.T, dir string, limit, free func(*Store)) {
 	limit(s)
 	n, err := fillUp(t, s)
 	f := wantFault(t, err, vm.CodeInsufficientStorage)
-	if n == 0 || !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(f.Detail, s.path) || !strings.Contains(f.Hint, dir) {
+	if n == 0 || !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(f.Detail, s.path) ||
+		!strings.Contains(f.Hint, dir) {
 		t.Errorf("after %d operations: %+v; want the path in it", n, f)
 	}
 	if _, err := fillUp(t, s); !errors.Is(err, vm.ErrUnavailable) {

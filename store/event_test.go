@@ -17,7 +17,8 @@ import (
 func tell(t *testing.T, s *Store, types ...string) {
 	t.Helper()
 	for i, kind := range types {
-		apply(t, s, vm.Change{Events: []vm.Event{{At: at.Add(time.Duration(i) * time.Minute), Type: kind, Resource: "vms/a"}}})
+		apply(t, s, vm.Change{Events: []vm.Event{{At: at.Add(time.Duration(i) * time.Minute), Type: kind,
+			Resource: "vms/a"}}})
 	}
 }
 
@@ -38,7 +39,8 @@ func TestEventsComeBackInOrder(t *testing.T) {
 		t.Errorf("the last event of none is %d, %v; want 0", last, err)
 	}
 	want := []vm.Event{
-		{At: at.Add(time.Hour), Type: "vm.created", Resource: "vms/a", Data: json.RawMessage(`{"state":"stopped","why":"\u2028 <é>"}`)},
+		{At: at.Add(time.Hour), Type: "vm.created", Resource: "vms/a",
+			Data: json.RawMessage(`{"state":"stopped","why":"\u2028 <é>"}`)},
 		{At: at, Type: "observer.issue", Resource: "observer"},
 		{At: at, Type: "vm.state", Resource: "vms/a", Data: json.RawMessage(`{}`)},
 	}
@@ -55,14 +57,16 @@ func TestEventsComeBackInOrder(t *testing.T) {
 		t.Errorf("the last event is %d, %v; want 3", last, err)
 	}
 	apply(t, s, vm.Change{Events: []vm.Event{{Type: "daemon.started", Resource: "daemon"}}})
-	if got, err := s.Events(t.Context(), vm.EventFilter{}, vm.Page{After: 3}); err != nil || len(got) != 1 || time.Since(got[0].At) > time.Minute {
+	if got, err := s.Events(t.Context(), vm.EventFilter{}, vm.Page{After: 3}); err != nil || len(got) != 1 ||
+		time.Since(got[0].At) > time.Minute {
 		t.Errorf("an event without a time is %+v, %v; want the current time", got, err)
 	}
 }
 
 func TestEventsAreSelectedByTypeAndResource(t *testing.T) {
 	s := open(t)
-	for i, e := range []vm.Event{{Type: "vm.created"}, {Type: "disk.created"}, {Type: "vm.state"}, {Type: "vmx.state"}, {Type: "vm.state"}, {Type: "vm"}} {
+	for i, e := range []vm.Event{{Type: "vm.created"}, {Type: "disk.created"}, {Type: "vm.state"},
+		{Type: "vmx.state"}, {Type: "vm.state"}, {Type: "vm"}} {
 		e.Resource = fmt.Sprintf("vms/%d", i%2)
 		apply(t, s, vm.Change{Events: []vm.Event{e}})
 	}

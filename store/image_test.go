@@ -28,7 +28,8 @@ func madeOf(image, sum string) vm.DiskFile {
 
 func fullImage() vm.Image {
 	i := makeImage("full", someSum)
-	i.State, i.Reason, i.Uploaded, i.Source = vm.ImageError, "its content is missing", 77, "https://example.test/x?a=b,c;d"
+	i.State, i.Reason, i.Uploaded, i.Source = vm.ImageError, "its content is missing", 77,
+		"https://example.test/x?a=b,c;d"
 	i.Sum, i.Format = vm.ImageSum{SHA256: strings.ToUpper(otherSum), SHA512: strings.Repeat("ab", 64)}, vm.FormatISO
 	i.Description, i.Labels = "two\nlines", map[string]string{"os": "debian", "empty": ""}
 	return i
@@ -52,7 +53,8 @@ func TestEveryFieldOfAnImageComesBack(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(list, want) {
 		t.Errorf("listed %+v, %v; want %+v", list, err, want)
 	}
-	if list, err := s.Images(t.Context(), vm.ImageFilter{}, vm.Page{After: 1, Limit: 1}); err != nil || len(list) != 1 || list[0].Name != "bare" {
+	if list, err := s.Images(t.Context(), vm.ImageFilter{}, vm.Page{After: 1, Limit: 1}); err != nil ||
+		len(list) != 1 || list[0].Name != "bare" {
 		t.Errorf("the second page is %+v, %v", list, err)
 	}
 	_, err = s.Image(t.Context(), "none")
@@ -67,7 +69,8 @@ func TestAnImageIsUpdatedFromTheStateItWasIn(t *testing.T) {
 	apply(t, s, vm.Change{NewImage: &first})
 	i := fullImage()
 	i.CreatedAt, i.Seq, i.Revision = at.AddDate(1, 0, 0), 99, 99
-	f := wantFault(t, s.applyErr(t.Context(), vm.Change{Image: &vm.ImageUpdate{From: vm.ImageImporting, Image: i}}), vm.CodeBusy)
+	f := wantFault(t, s.applyErr(t.Context(), vm.Change{Image: &vm.ImageUpdate{From: vm.ImageImporting, Image: i}}),
+		vm.CodeBusy)
 	if f.Detail != "image full is no longer importing: something else changed it" {
 		t.Errorf("the detail is %q", f.Detail)
 	}
@@ -100,10 +103,12 @@ func TestInvalidChangesOfImagesAreRefused(t *testing.T) {
 	}{
 		"an existing image":     {vm.Change{NewImage: &i}, vm.CodeExists, `image debian already exists`},
 		"one of no known state": {vm.Change{NewImage: &strange}, "", "CHECK constraint failed"},
-		"an update of none":     {vm.Change{Image: &vm.ImageUpdate{From: vm.ImageAvailable, Image: stray}}, vm.CodeBusy, "image none is no longer available"},
-		"none is deleted":       {vm.Change{DeleteImage: "none"}, vm.CodeNotFound, `image "none" not found`},
+		"an update of none": {vm.Change{Image: &vm.ImageUpdate{From: vm.ImageAvailable, Image: stray}},
+			vm.CodeBusy, "image none is no longer available"},
+		"none is deleted": {vm.Change{DeleteImage: "none"}, vm.CodeNotFound, `image "none" not found`},
 	} {
-		tt.change.Operation = &vm.Operation{ID: name, Kind: vm.ImageCreate, Resource: "images/debian", State: vm.OpRunning}
+		tt.change.Operation = &vm.Operation{ID: name, Kind: vm.ImageCreate, Resource: "images/debian",
+			State: vm.OpRunning}
 		err := s.applyErr(t.Context(), tt.change)
 		if err == nil || !strings.Contains(err.Error(), tt.detail) {
 			t.Errorf("%s: %v; want %q in it", name, err, tt.detail)
@@ -160,16 +165,20 @@ func TestAnImageIsKeptWhileItsContentIsInUse(t *testing.T) {
 	apply(t, s, vm.Change{NewImage: &i})
 	wantUse := func(what string, vms, disks int) {
 		t.Helper()
-		err := s.applyErr(t.Context(), vm.Change{DeleteImage: "debian", Events: []vm.Event{vm.NewEvent("image.deleted", "images/debian", nil)}})
+		err := s.applyErr(t.Context(), vm.Change{DeleteImage: "debian",
+			Events: []vm.Event{vm.NewEvent("image.deleted", "images/debian", nil)}})
 		f := wantFault(t, err, vm.CodeInUse)
-		if want := fmt.Sprintf("image debian is in use by %d VM(s) and %d disk(s)", vms, disks); f.Detail != want || f.Hint == "" {
+		if want := fmt.Sprintf("image debian is in use by %d VM(s) and %d disk(s)", vms, disks); f.Detail != want ||
+			f.Hint == "" {
 			t.Errorf("%s: %q, %q; want %q and a hint", what, f.Detail, f.Hint, want)
 		}
 	}
 	root, drive, plain := makeVM(1), makeVM(2), makeVM(3)
 	root.Root = madeOf("debian", someSum)
-	root.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-1", Image: "debian", SHA256: someSum}, {ID: "cd-2", Image: "debian", SHA256: someSum, BootIndex: 1}}
-	drive.CDROMs = []vm.CDROM{{ID: "cd-1", Image: "renamed", SHA256: someSum}, {ID: "cd-2", Image: "other", SHA256: otherSum}}
+	root.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}, {ID: "cd-1", Image: "debian", SHA256: someSum},
+		{ID: "cd-2", Image: "debian", SHA256: someSum, BootIndex: 1}}
+	drive.CDROMs = []vm.CDROM{{ID: "cd-1", Image: "renamed", SHA256: someSum},
+		{ID: "cd-2", Image: "other", SHA256: otherSum}}
 	plain.CDROMs = []vm.CDROM{{ID: vm.SeedCDROM}}
 	apply(t, s, vm.Change{NewVM: &root})
 	wantUse("a root disk and two drives of one VM", 1, 0)
@@ -290,7 +299,8 @@ func TestImagesAndTheirUsersAreFoundByIndex(t *testing.T) {
 		where(vm.ImageFilter{SHA256: someSum}):          {"images USING INDEX images_sha256"},
 		where(vm.ImageFilter{Unavailable: true}):        {"images USING INDEX images_unavailable"},
 		where(vm.ImageFilter{Label: "a"}):               {"COVERING INDEX image_labels_value (key=? AND value=? AND owner>?)", "images USING INTEGER PRIMARY KEY"},
-		contentUsers:                                    {"INDEX sqlite_autoindex_images_1", "INDEX images_sha256", "INDEX vm_contents_sha256", "INDEX disks_base"},
+		contentUsers: {"INDEX sqlite_autoindex_images_1", "INDEX images_sha256",
+			"INDEX vm_contents_sha256", "INDEX disks_base"},
 	} {
 		plan := strings.Join(planOf(t, s, query), "; ")
 		for _, w := range want {

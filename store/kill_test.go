@@ -41,7 +41,8 @@ func writeUntilKilled(path string) error {
 				v.ID = fmt.Sprintf("%d-%d-%d", os.Getpid(), w, i)
 				v.UUID = v.ID
 				if err := s.applyErr(context.Background(), vm.Change{NewVM: &v,
-					Operation: &vm.Operation{ID: v.ID, Kind: vm.VMCreate, Resource: vm.VMResource(v.ID), State: vm.OpRunning}}); err != nil {
+					Operation: &vm.Operation{ID: v.ID, Kind: vm.VMCreate, Resource: vm.VMResource(v.ID),
+						State: vm.OpRunning}}); err != nil {
 					failed <- err
 					return
 				}
@@ -77,7 +78,8 @@ func TestAcknowledgedChangesSurviveAKill(t *testing.T) {
 		ops, err := s.Operations(t.Context(), vm.OperationFilter{}, vm.Page{})
 		must(t, err)
 		if len(vms) != len(ops) || len(vms) > len(acknowledged)+4*(round+1) {
-			t.Errorf("round %d: %d VMs and %d operations for %d acknowledgements", round, len(vms), len(ops), len(acknowledged))
+			t.Errorf("round %d: %d VMs and %d operations for %d acknowledgements", round, len(vms), len(ops),
+				len(acknowledged))
 		}
 		must(t, s.Close())
 	}

@@ -14,7 +14,8 @@ import (
 func TestLabelsSelectExactMatches(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
-	odd := []string{"plain", "a.b", "a", "$.a", `$."a"`, `quo"te`, "it's", `back\slash`, "<&>", "名前 😀", "\u2028", "a/b", "%", "_", "0", "[0]", "null", "tab\t", "\u007f", "e\u0301", "\u00e9"}
+	odd := []string{"plain", "a.b", "a", "$.a", `$."a"`, `quo"te`, "it's", `back\slash`, "<&>", "名前 😀", "\u2028",
+		"a/b", "%", "_", "0", "[0]", "null", "tab\t", "\u007f", "e\u0301", "\u00e9"}
 	for i, text := range odd {
 		v := makeVM(i)
 		v.Labels = map[string]string{text: "v", "value": text, "same": "same", "n": fmt.Sprint(i)}
@@ -52,7 +53,8 @@ func TestLabelsSelectExactMatches(t *testing.T) {
 	wantVM("none", "", 101)
 	wantVM("nothing", "")
 	wantVM("SAME", "same")
-	list, err := s.VMs(t.Context(), vm.VMFilter{Label: "same", LabelValue: "same", State: vm.Running, Template: "small"}, vm.Page{After: 2, Limit: 3})
+	list, err := s.VMs(t.Context(), vm.VMFilter{Label: "same", LabelValue: "same", State: vm.Running,
+		Template: "small"}, vm.Page{After: 2, Limit: 3})
 	if err != nil || len(list) != 3 || list[0].Seq != 3 {
 		t.Errorf("page of a label: %+v, %v; want three VMs after the second", list, err)
 	}

@@ -73,7 +73,8 @@ func TestAnOlderDatabaseIsBackedUpAndMigrated(t *testing.T) {
 		t.Errorf("there are %q; want one backup and the -wal and -shm files of its open store", found)
 	}
 	err = reopen(t.Context(), path, versions(t, 3))
-	if f := wantFault(t, err, vm.CodeUnavailable); !strings.Contains(f.Detail, "version 4") || !strings.Contains(f.Detail, ".before-v4") {
+	if f := wantFault(t, err, vm.CodeUnavailable); !strings.Contains(f.Detail, "version 4") ||
+		!strings.Contains(f.Detail, ".before-v4") {
 		t.Errorf("the error of the older vmand is %q; want the version and the backup", f)
 	}
 }
@@ -109,7 +110,8 @@ func TestMigrationsAreNumberedWithoutAGap(t *testing.T) {
 	for _, name := range []string{"0003_gap.sql", "0001_twice.sql", "x.sql"} {
 		m := versions(t, 1)
 		m[name] = &fstest.MapFile{}
-		if err := reopen(t.Context(), filepath.Join(t.TempDir(), "vman.db"), m); err == nil || !strings.Contains(err.Error(), "want number 2") {
+		if err := reopen(t.Context(), filepath.Join(t.TempDir(), "vman.db"), m); err == nil ||
+			!strings.Contains(err.Error(), "want number 2") {
 			t.Errorf("with %s: %v; want an error that names number 2", name, err)
 		}
 	}
@@ -122,7 +124,8 @@ func TestNullsAreValidForOlderSQLite(t *testing.T) {
 	for _, m := range all {
 		for line := range strings.Lines(m.sql) {
 			before, _, found := strings.Cut(line, "json_valid(")
-			if found && !strings.HasPrefix(line, "--") && !strings.Contains(before, "NOT NULL") && !strings.HasSuffix(before, " IS NULL OR ") {
+			if found && !strings.HasPrefix(line, "--") && !strings.Contains(before, "NOT NULL") &&
+				!strings.HasSuffix(before, " IS NULL OR ") {
 				t.Errorf("%s refuses NULL: %s", m.name, line)
 			}
 		}

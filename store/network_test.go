@@ -19,8 +19,10 @@ func makeNetwork(t testing.TB, s *Store, name string) {
 func fullNetwork() vm.Network {
 	return vm.Network{Name: "full", Mode: vm.NetworkNAT, Bridge: "full", Subnet: netip.MustParsePrefix("192.168.7.0/24"),
 		Gateway: netip.MustParseAddr("192.168.7.1"), IPv6: netip.MustParsePrefix("fd00:7::/64"),
-		DNS: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}, NTP: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
-		Routes: []vm.Route{{Destination: netip.MustParsePrefix("172.16.0.0/12"), Gateway: netip.MustParseAddr("192.168.7.9")}},
+		DNS: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+		NTP: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
+		Routes: []vm.Route{{Destination: netip.MustParsePrefix("172.16.0.0/12"),
+			Gateway: netip.MustParseAddr("192.168.7.9")}},
 		Domain: "full.test", MTU: 1400, VLAN: 7, IsolateVMs: true, Restrict: true, CreatedAt: at}
 }
 
@@ -42,7 +44,8 @@ func TestEveryFieldOfANetworkComesBack(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(list, want) {
 		t.Errorf("listed %+v, %v; want %+v", list, err, want)
 	}
-	if list, err := s.Networks(t.Context(), vm.Page{After: 1, Limit: 1}); err != nil || len(list) != 1 || list[0].Name != "bare" {
+	if list, err := s.Networks(t.Context(), vm.Page{After: 1, Limit: 1}); err != nil || len(list) != 1 ||
+		list[0].Name != "bare" {
 		t.Errorf("the second page is %+v, %v", list, err)
 	}
 }
@@ -63,7 +66,8 @@ func TestANetworkIsReplacedUnderItsName(t *testing.T) {
 	}
 	n.DNS, n.NTP, n.Routes, n.IPv6, n.Domain = []netip.Addr{}, nil, nil, netip.Prefix{}, ""
 	apply(t, s, vm.Change{Network: &n})
-	if got, err := s.Network(t.Context(), "full"); err != nil || got.DNS != nil || got.Routes != nil || got.IPv6.IsValid() || got.Revision != 3 {
+	if got, err := s.Network(t.Context(), "full"); err != nil || got.DNS != nil || got.Routes != nil ||
+		got.IPv6.IsValid() || got.Revision != 3 {
 		t.Errorf("read %+v, %v; want it without the removed values", got, err)
 	}
 }
@@ -84,10 +88,12 @@ func TestNetworksAreUniqueAndKeptWhileInUse(t *testing.T) {
 	_, err := s.Network(t.Context(), "none")
 	wantFault(t, err, vm.CodeNotFound)
 
-	v, w := withNICs(0, makeNIC(0, "lan", "10.0.0.7"), makeNIC(1, "lan", "10.0.0.8")), withNICs(1, makeNIC(0, "lan", "10.0.0.9"))
+	v, w := withNICs(0, makeNIC(0, "lan", "10.0.0.7"), makeNIC(1, "lan", "10.0.0.8")),
+		withNICs(1, makeNIC(0, "lan", "10.0.0.9"))
 	apply(t, s, vm.Change{NewVM: &v})
 	apply(t, s, vm.Change{NewVM: &w})
-	if f := wantFault(t, s.applyErr(t.Context(), vm.Change{DeleteNetwork: "lan"}), vm.CodeInUse); f.Detail != `network lan is in use by 2 VM(s)` {
+	if f := wantFault(t, s.applyErr(t.Context(), vm.Change{DeleteNetwork: "lan"}),
+		vm.CodeInUse); f.Detail != `network lan is in use by 2 VM(s)` {
 		t.Errorf("the detail is %q; want the number of VMs in it", f.Detail)
 	}
 	apply(t, s, vm.Change{DeleteVM: v.ID})
@@ -160,7 +166,8 @@ func TestVMsAreSelectedByNetwork(t *testing.T) {
 	}
 	q := selectVMs(vm.VMFilter{Network: "lan"})
 	query, _ := q.sql(vmTable.list, vm.Page{Limit: 10})
-	if plan := strings.Join(planOf(t, s, query), "; "); !strings.Contains(plan, "USING PRIMARY KEY (vm_id=?)") || strings.Contains(plan, "TEMP") {
+	if plan := strings.Join(planOf(t, s, query), "; "); !strings.Contains(plan, "USING PRIMARY KEY (vm_id=?)") ||
+		strings.Contains(plan, "TEMP") {
 		t.Errorf("the plan is %s; want a lookup of each VM in order", plan)
 	}
 }

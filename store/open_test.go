@@ -19,7 +19,8 @@ import (
 
 func TestEveryConnectionHasEveryPragma(t *testing.T) {
 	s := open(t)
-	common := map[string]string{"busy_timeout": "5000", "foreign_keys": "1", "trusted_schema": "0", "temp_store": "2", "journal_mode": "wal", "synchronous": "2"}
+	common := map[string]string{"busy_timeout": "5000", "foreign_keys": "1", "trusted_schema": "0",
+		"temp_store": "2", "journal_mode": "wal", "synchronous": "2"}
 	for name, tt := range map[string]struct {
 		pool      *sqlx.DB
 		n         int
@@ -81,7 +82,8 @@ func TestOnlyTheOwnerMayReadTheDatabase(t *testing.T) {
 
 func TestAnyPathWorks(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"a b.db", "a?b=c&d#e.db", "100%41.db", "it's \"it\".db", "ü/日本.db", "_txlock=deferred"} {
+	for _, name := range []string{"a b.db", "a?b=c&d#e.db", "100%41.db", "it's \"it\".db", "ü/日本.db",
+		"_txlock=deferred"} {
 		path := filepath.Join(dir, name)
 		must(t, os.MkdirAll(filepath.Dir(path), 0o700))
 		openAt(t, path)
@@ -176,7 +178,8 @@ func TestARefusedDatabaseIsNotChanged(t *testing.T) {
 			must(t, err)
 			must(t, os.Truncate(path, info.Size()/2))
 		}, []string{"is damaged", "replace it by a backup"}},
-		"cut off within a page": {func(t *testing.T, path string) { must(t, os.Truncate(path, 5000)) }, []string{"is damaged"}},
+		"cut off within a page": {func(t *testing.T, path string) { must(t, os.Truncate(path, 5000)) },
+			[]string{"is damaged"}},
 		"noise in the middle": {func(t *testing.T, path string) {
 			f, err := os.OpenFile(path, os.O_RDWR, 0)
 			must(t, err)
@@ -188,7 +191,8 @@ func TestARefusedDatabaseIsNotChanged(t *testing.T) {
 			must(t, os.WriteFile(path, noise(50_000), 0o600))
 			must(t, os.WriteFile(path+".before-v7", nil, 0o600))
 		}, []string{"is damaged", "vman.db.before-v7"}},
-		"a word": {func(t *testing.T, path string) { must(t, os.WriteFile(path, []byte("hello"), 0o600)) }, []string{"is damaged"}},
+		"a word": {func(t *testing.T, path string) { must(t, os.WriteFile(path, []byte("hello"), 0o600)) },
+			[]string{"is damaged"}},
 		"of the future": {func(t *testing.T, path string) { run(t, path, "PRAGMA user_version = 99") },
 			[]string{"version 99", "up to 1", "install the newer vmand", "restore the backup"}},
 		"of another program": {func(t *testing.T, path string) {

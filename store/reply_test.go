@@ -13,7 +13,8 @@ import (
 )
 
 func keyed(id, by, key string) *vm.Operation {
-	return &vm.Operation{ID: id, Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning, RequestedBy: by, Key: key, Fingerprint: "f-" + id, CreatedAt: at, Log: []vm.LogLine{}}
+	return &vm.Operation{ID: id, Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning, RequestedBy: by,
+		Key: key, Fingerprint: "f-" + id, CreatedAt: at, Log: []vm.LogLine{}}
 }
 
 func TestAKeyIdentifiesOneOperationOfItsRequester(t *testing.T) {
@@ -25,7 +26,8 @@ func TestAKeyIdentifiesOneOperationOfItsRequester(t *testing.T) {
 		apply(t, s, vm.Change{Operation: keyed(id, "token:x", "")})
 	}
 	err := s.applyErr(t.Context(), vm.Change{Operation: keyed("f", "token:x", "k"), Events: []vm.Event{{Type: "a.b"}}})
-	if f := wantFault(t, err, vm.CodeRepeated); !strings.Contains(f.Detail, `token:x has used the Idempotency-Key "k" before`) {
+	if f := wantFault(t, err, vm.CodeRepeated); !strings.Contains(f.Detail,
+		`token:x has used the Idempotency-Key "k" before`) {
 		t.Errorf("the detail is %q; want the requester and the key", f.Detail)
 	}
 	if _, err := s.Operation(t.Context(), "f"); !errors.Is(err, vm.ErrNotFound) {
@@ -63,7 +65,9 @@ func TestOneOfManyConcurrentOperationsGetsAKey(t *testing.T) {
 		for i := range 32 {
 			all.Go(func() {
 				o := keyed(fmt.Sprint(round, "-", i), "token:x", fmt.Sprint(round))
-				err := s.applyErr(t.Context(), vm.Change{Operation: o, Events: []vm.Event{{Type: "operation.started", Resource: "operations/" + o.ID}}})
+				err := s.applyErr(t.Context(),
+					vm.Change{Operation: o, Events: []vm.Event{{Type: "operation.started",
+						Resource: "operations/" + o.ID}}})
 				var f *vm.Fault
 				switch {
 				case err == nil:

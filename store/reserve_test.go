@@ -141,7 +141,8 @@ func TestStoppingAndDeletingWorkOnAFullFileSystem(t *testing.T) {
 	// as for stopping and deleting 100 VMs, and another program takes the space that the
 	// reserve frees.
 	for i := range 100 {
-		op := &vm.Operation{ID: fmt.Sprintf("op-%d", i), Kind: vm.VMStop, Resource: "vms/" + makeVM(1).ID, State: vm.OpRunning}
+		op := &vm.Operation{ID: fmt.Sprintf("op-%d", i), Kind: vm.VMStop, Resource: "vms/" + makeVM(1).ID,
+			State: vm.OpRunning}
 		apply(t, s, vm.Change{Operation: op})
 		if i == 50 {
 			fill(t, ballast)

@@ -11,8 +11,10 @@ func TestASeedIsKeptWithItsVM(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	v, w := makeVM(0), makeVM(1)
-	full := vm.Seed{VMID: v.ID, Instance: 3, CloudInit: vm.CloudInit{Hostname: "web", SSHAuthorizedKeys: []string{"ssh-ed25519 AAAA a@b", ""},
-		Users:        []vm.CloudUser{{Name: "ann", SSHAuthorizedKeys: []string{"k"}, PasswordHash: "$6$x", Sudo: "ALL=(ALL) NOPASSWD:ALL", Groups: []string{"adm", "lp"}, Shell: "/bin/sh"}, {Name: "bo"}},
+	full := vm.Seed{VMID: v.ID, Instance: 3, CloudInit: vm.CloudInit{Hostname: "web",
+		SSHAuthorizedKeys: []string{"ssh-ed25519 AAAA a@b", ""},
+		Users: []vm.CloudUser{{Name: "ann", SSHAuthorizedKeys: []string{"k"}, PasswordHash: "$6$x",
+			Sudo: "ALL=(ALL) NOPASSWD:ALL", Groups: []string{"adm", "lp"}, Shell: "/bin/sh"}, {Name: "bo"}},
 		PasswordHash: "$y$", UserData: "#cloud-config\n\"'<&>\u2028\x00", VendorData: "v", NetworkConfig: "version: 2\n"}}
 	wantSeed := func(want vm.Seed) {
 		t.Helper()

@@ -51,7 +51,8 @@ func wantFault(t testing.TB, err error, code vm.Code) *vm.Fault {
 func makeVM(i int) vm.VM {
 	return vm.VM{ID: fmt.Sprintf("vm-%06d", i), UUID: fmt.Sprintf("0190a5b2-7d1e-7cc3-98a4-%012d", i),
 		Template: vm.Template{Name: "small", CPUCount: 2, RAMMiB: 2048}, State: vm.Running, Reason: vm.ReasonRequested,
-		Desired: vm.DesiredRunning, Root: vm.DiskFile{SizeMiB: 10240, Base: "/var/lib/vman/images/debian-12.qcow2", BaseFormat: "qcow2"},
+		Desired: vm.DesiredRunning, Root: vm.DiskFile{SizeMiB: 10240, Base: "/var/lib/vman/images/debian-12.qcow2",
+			BaseFormat: "qcow2"},
 		Machine: "pc-q35-7.2", Accel: vm.KVM, CreatedAt: at, StartedAt: at.Add(time.Minute), Restart: vm.RestartNever}
 }
 
@@ -99,13 +100,15 @@ func TestEveryFieldOfATemplateComesBack(t *testing.T) {
 func TestTemplatesAreUniqueAndKeptWhileInUse(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
-	wantFault(t, s.applyErr(t.Context(), vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1, RAMMiB: 1}}), vm.CodeExists)
+	wantFault(t, s.applyErr(t.Context(), vm.Change{NewTemplate: &vm.Template{Name: "small", CPUCount: 1,
+		RAMMiB: 1}}), vm.CodeExists)
 	forget := vm.Change{DeleteTemplate: "small"}
 
 	v, w := makeVM(1), makeVM(2)
 	apply(t, s, vm.Change{NewVM: &v})
 	apply(t, s, vm.Change{NewVM: &w})
-	if f := wantFault(t, s.applyErr(t.Context(), forget), vm.CodeInUse); !strings.Contains(f.Detail, "in use by 2 VM(s)") {
+	if f := wantFault(t, s.applyErr(t.Context(), forget), vm.CodeInUse); !strings.Contains(f.Detail,
+		"in use by 2 VM(s)") {
 		t.Errorf("the detail is %q; want the number of VMs in it", f.Detail)
 	}
 	apply(t, s, vm.Change{DeleteVM: v.ID})
@@ -123,7 +126,8 @@ func TestEveryFieldOfAVMComesBack(t *testing.T) {
 	full.Labels = map[string]string{"tier": "web", "empty": ""}
 	full.Restart, full.Restarts, full.RestartAt = vm.RestartOnFailure, 3, at.Add(time.Hour)
 	full.Autostart = vm.Autostart{Enabled: true, Order: 7, Delay: 90 * time.Second}
-	bare := vm.VM{ID: "bare", UUID: "u", Template: full.Template, State: vm.Stopped, Reason: vm.ReasonCreated, Desired: vm.DesiredStopped, CreatedAt: at,
+	bare := vm.VM{ID: "bare", UUID: "u", Template: full.Template, State: vm.Stopped, Reason: vm.ReasonCreated,
+		Desired: vm.DesiredStopped, CreatedAt: at,
 		Restart: vm.RestartNever}
 	for seq, v := range []vm.VM{full, bare} {
 		apply(t, s, vm.Change{NewVM: &v})
@@ -153,7 +157,9 @@ func TestEveryFieldOfADiskComesBack(t *testing.T) {
 	v := makeVM(1)
 	apply(t, s, vm.Change{NewVM: &v})
 	for seq, d := range []vm.Disk{
-		{ID: "full", DiskFile: vm.DiskFile{SizeMiB: 16 << 20, Image: "debian", Base: vm.ContentBase(someSum), BaseFormat: "qcow2"}, MountPoint: "/dev/vdc", State: vm.DiskDetaching, Reason: "the guest is mute", VMID: v.ID, CreatedAt: at},
+		{ID: "full", DiskFile: vm.DiskFile{SizeMiB: 16 << 20, Image: "debian", Base: vm.ContentBase(someSum),
+			BaseFormat: "qcow2"}, MountPoint: "/dev/vdc", State: vm.DiskDetaching, Reason: "the guest is mute",
+			VMID: v.ID, CreatedAt: at},
 		makeDisk("bare"),
 	} {
 		apply(t, s, vm.Change{NewDisk: &d})
@@ -174,10 +180,13 @@ func TestEveryFieldOfAnOperationComesBack(t *testing.T) {
 	full := vm.Operation{ID: "op-1", Kind: vm.VMStart, Resource: "vms/a",
 		Target: vm.Target{NIC: &slot, Forward: "pf-1", CDROM: "cd-1", Content: someSum, Recorded: true},
 		State:  vm.OpFailed, Step: "launch", Progress: &percent,
-		Problem: &vm.Problem{Code: vm.CodeOperationFailed, Detail: `it said "no"`, Hint: "ask again"}, RequestedBy: "token:admin", RequestID: "r1",
+		Problem:     &vm.Problem{Code: vm.CodeOperationFailed, Detail: `it said "no"`, Hint: "ask again"},
+		RequestedBy: "token:admin", RequestID: "r1",
 		CreatedAt: at, StartedAt: at.Add(time.Second), FinishedAt: at.Add(time.Minute),
-		Log: []vm.LogLine{{At: at, Step: "launch", Message: "line\nwith <&> \u2028"}}, Key: "k'1", Fingerprint: "sha256:0"}
-	bare := vm.Operation{ID: "op-2", Kind: vm.DiskCreate, Resource: "disks/d", State: vm.OpPending, CreatedAt: at, Log: []vm.LogLine{}}
+		Log: []vm.LogLine{{At: at, Step: "launch", Message: "line\nwith <&> \u2028"}}, Key: "k'1",
+		Fingerprint: "sha256:0"}
+	bare := vm.Operation{ID: "op-2", Kind: vm.DiskCreate, Resource: "disks/d", State: vm.OpPending, CreatedAt: at,
+		Log: []vm.LogLine{}}
 	for seq, o := range []vm.Operation{full, bare} {
 		apply(t, s, vm.Change{Operation: &o})
 		got, err := s.Operation(t.Context(), o.ID)
@@ -214,7 +223,8 @@ func TestAnOperationIsReplacedUnderItsID(t *testing.T) {
 	}
 	got, err := s.Operation(t.Context(), "a")
 	must(t, err)
-	if got.State != vm.OpSucceeded || !got.FinishedAt.Equal(at) || got.Seq != first.Seq || !got.CreatedAt.Equal(first.CreatedAt) {
+	if got.State != vm.OpSucceeded || !got.FinishedAt.Equal(at) || got.Seq != first.Seq ||
+		!got.CreatedAt.Equal(first.CreatedAt) {
 		t.Errorf("read %+v; want the last state with the number and creation time of the first, %+v", got, first)
 	}
 	next := vm.Operation{ID: "b", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpPending}
@@ -229,11 +239,14 @@ func TestOldOperationsArePruned(t *testing.T) {
 	over := []vm.OpState{vm.OpSucceeded, vm.OpFailed, vm.OpCancelled}
 	const old = pruneBatch + 7 // more than one transaction deletes
 	for i := range old {
-		apply(t, s, vm.Change{Operation: &vm.Operation{ID: fmt.Sprint(i), Kind: vm.VMStart, Resource: "vms/a", State: over[i%3], FinishedAt: at}})
+		apply(t, s, vm.Change{Operation: &vm.Operation{ID: fmt.Sprint(i), Kind: vm.VMStart, Resource: "vms/a",
+			State: over[i%3], FinishedAt: at}})
 	}
-	open := vm.Operation{ID: "open", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning, CreatedAt: at.Add(-time.Hour)}
+	open := vm.Operation{ID: "open", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpRunning,
+		CreatedAt: at.Add(-time.Hour)}
 	apply(t, s, vm.Change{Operation: &open})
-	recent := vm.Operation{ID: "recent", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpFailed, FinishedAt: at.Add(time.Second)}
+	recent := vm.Operation{ID: "recent", Kind: vm.VMStart, Resource: "vms/a", State: vm.OpFailed,
+		FinishedAt: at.Add(time.Second)}
 	apply(t, s, vm.Change{Operation: &recent})
 
 	if n, err := s.PruneOperations(t.Context(), at); n != 0 || err != nil {
@@ -291,7 +304,8 @@ func TestListsArePagedInOrderOfCreation(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("paged through %q; want %q", got, want)
 	}
-	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{After: math.MaxInt64, Limit: 7}); err != nil || list == nil || len(list) != 0 {
+	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{After: math.MaxInt64, Limit: 7}); err != nil ||
+		list == nil || len(list) != 0 {
 		t.Errorf("after the last VM: %v, %v; want an empty list", list, err)
 	}
 	if list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{Limit: math.MaxInt}); err != nil || len(list) != 24 {
@@ -311,8 +325,10 @@ func TestFiltersSelect(t *testing.T) {
 		}
 		apply(t, s, vm.Change{NewVM: &v})
 	}
-	for f, want := range map[vm.VMFilter]int{{}: 3, {State: vm.Running}: 2, {State: vm.Paused}: 0, {Template: "big"}: 1, {State: vm.Stopped, Template: "big"}: 0,
-		{Active: true}: 2, {Active: true, State: vm.Stopped}: 0, {Active: true, Template: "big"}: 1, {Autostart: true}: 0} {
+	for f, want := range map[vm.VMFilter]int{{}: 3, {State: vm.Running}: 2, {State: vm.Paused}: 0,
+		{Template: "big"}: 1, {State: vm.Stopped, Template: "big"}: 0,
+		{Active: true}: 2, {Active: true, State: vm.Stopped}: 0, {Active: true, Template: "big"}: 1,
+		{Autostart: true}: 0} {
 		if list, err := s.VMs(t.Context(), f, vm.Page{}); err != nil || len(list) != want {
 			t.Errorf("%+v selects %d, %v; want %d", f, len(list), err, want)
 		}
@@ -321,7 +337,8 @@ func TestFiltersSelect(t *testing.T) {
 	e.State, e.VMID, e.MountPoint = vm.DiskAttached, makeVM(1).ID, "/dev/sdb"
 	apply(t, s, vm.Change{NewDisk: &d})
 	apply(t, s, vm.Change{NewDisk: &e})
-	for f, want := range map[vm.DiskFilter]int{{}: 2, {State: vm.DiskAttached}: 1, {VMID: e.VMID}: 1, {VMID: "x"}: 0, {State: vm.DiskAvailable, VMID: e.VMID}: 0} {
+	for f, want := range map[vm.DiskFilter]int{{}: 2, {State: vm.DiskAttached}: 1, {VMID: e.VMID}: 1,
+		{VMID: "x"}: 0, {State: vm.DiskAvailable, VMID: e.VMID}: 0} {
 		if list, err := s.Disks(t.Context(), f, vm.Page{}); err != nil || len(list) != want {
 			t.Errorf("%+v selects %d, %v; want %d", f, len(list), err, want)
 		}
@@ -333,7 +350,8 @@ func TestFiltersSelect(t *testing.T) {
 		}
 		apply(t, s, vm.Change{Operation: &vm.Operation{ID: fmt.Sprint(i), Kind: kind, Resource: resource, State: state}})
 	}
-	for f, want := range map[vm.OperationFilter]int{{}: 5, {Open: true}: 2, {Open: true, Resource: "vms/b"}: 1, {Kind: vm.VMStart}: 3,
+	for f, want := range map[vm.OperationFilter]int{{}: 5, {Open: true}: 2, {Open: true, Resource: "vms/b"}: 1,
+		{Kind: vm.VMStart}:   3,
 		{State: vm.OpFailed}: 1, {State: vm.OpFailed, Open: true}: 0, {Resource: "vms/b", Kind: vm.VMStop}: 2} {
 		if list, err := s.Operations(t.Context(), f, vm.Page{}); err != nil || len(list) != want {
 			t.Errorf("%+v selects %d, %v; want %d", f, len(list), err, want)
@@ -345,7 +363,8 @@ func TestActiveAndAutostartVMsAreSelected(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	var want []vm.VMSummary
-	for i, state := range []vm.State{vm.Stopped, vm.Starting, vm.Running, vm.Paused, vm.Stopping, vm.Errored, vm.Stopped, vm.Stopped} {
+	for i, state := range []vm.State{vm.Stopped, vm.Starting, vm.Running, vm.Paused, vm.Stopping, vm.Errored,
+		vm.Stopped, vm.Stopped} {
 		v := makeVM(i)
 		v.State = state
 		if i >= 6 { // the last but one has a restart due, the last one had some
@@ -447,8 +466,10 @@ func TestStringsAreStoredByteForByte(t *testing.T) {
 		v.ID, v.Template.Name, v.ReasonDetail, v.Root.Base = text, text, text, text
 		d.Reason = text
 		makeTemplate(t, s, text)
-		apply(t, s, vm.Change{NewVM: &v, NewDisk: &d, Operation: &vm.Operation{ID: text, Kind: vm.VMCreate, Resource: vm.VMResource(text), State: vm.OpRunning}})
-		if got, err := s.VM(t.Context(), text); err != nil || got.ID != text || got.Template.Name != text || got.ReasonDetail != text || got.Root.Base != text {
+		apply(t, s, vm.Change{NewVM: &v, NewDisk: &d,
+			Operation: &vm.Operation{ID: text, Kind: vm.VMCreate, Resource: vm.VMResource(text), State: vm.OpRunning}})
+		if got, err := s.VM(t.Context(), text); err != nil || got.ID != text || got.Template.Name != text ||
+			got.ReasonDetail != text || got.Root.Base != text {
 			t.Errorf("%.20q: read the VM %.200q, %v", text, fmt.Sprint(got), err)
 		}
 		if got, err := s.Disk(t.Context(), text); err != nil || got.ID != text || got.Reason != text {

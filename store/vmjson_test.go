@@ -35,22 +35,28 @@ func TestEveryFieldOfANICAndAForwardComesBack(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	makeNetwork(t, s, "lan")
-	full := vm.NIC{Slot: 7, Network: "lan", Mode: vm.NetworkIsolated, MAC: "52:00:00:00:00:01", Model: vm.NICE1000e, IP: netip.MustParseAddr("10.0.0.7"),
+	full := vm.NIC{Slot: 7, Network: "lan", Mode: vm.NetworkIsolated, MAC: "52:00:00:00:00:01", Model: vm.NICE1000e,
+		IP:   netip.MustParseAddr("10.0.0.7"),
 		IPv6: netip.MustParseAddr("fd00::7"), RateIn: 1, RateOut: vm.MaxRateKbit, LinkDown: true, State: vm.NICDetaching}
-	bare := vm.NIC{Network: "lan", Mode: vm.NetworkBridge, MAC: "52:00:00:00:00:02", Model: vm.NICVirtio, State: vm.NICAttaching}
+	bare := vm.NIC{Network: "lan", Mode: vm.NetworkBridge, MAC: "52:00:00:00:00:02", Model: vm.NICVirtio,
+		State: vm.NICAttaching}
 	v := withNICs(0, bare, full)
 	v.Forwards = []vm.PortForward{
-		{ID: "pf-b", Slot: 7, Protocol: vm.UDP, HostAddress: netip.MustParseAddr("0.0.0.0"), HostPort: 65535, GuestPort: 1},
-		{ID: "pf-a", Slot: 0, Protocol: vm.TCP, HostAddress: netip.MustParseAddr("192.0.2.1"), HostPort: 1, GuestPort: 65535},
+		{ID: "pf-b", Slot: 7, Protocol: vm.UDP, HostAddress: netip.MustParseAddr("0.0.0.0"), HostPort: 65535,
+			GuestPort: 1},
+		{ID: "pf-a", Slot: 0, Protocol: vm.TCP, HostAddress: netip.MustParseAddr("192.0.2.1"), HostPort: 1,
+			GuestPort: 65535},
 	}
 	apply(t, s, vm.Change{NewVM: &v})
-	for _, reason := range []string{"", "the guest is mute", "a,b;c:d", "5:", "0:;0,lan", "new\nline", "a\x00b", "\xff not UTF-8", "名前 😀", strings.Repeat(";", 100_000)} {
+	for _, reason := range []string{"", "the guest is mute", "a,b;c:d", "5:", "0:;0,lan", "new\nline", "a\x00b",
+		"\xff not UTF-8", "名前 😀", strings.Repeat(";", 100_000)} {
 		v.NICs[1].Reason = reason
 		apply(t, s, vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}})
 		got := s.mustVM(t, v.ID)
 		v.NICs[1].Reason = strings.ToValidUTF8(reason, "\ufffd") // JSON is UTF-8
 		if !reflect.DeepEqual(got.NICs, v.NICs) || !reflect.DeepEqual(got.Forwards, v.Forwards) {
-			t.Errorf("reason %.20q: read %.500q, %+v; want %.500q, %+v", reason, fmt.Sprint(got.NICs), got.Forwards, fmt.Sprint(v.NICs), v.Forwards)
+			t.Errorf("reason %.20q: read %.500q, %+v; want %.500q, %+v", reason, fmt.Sprint(got.NICs), got.Forwards,
+				fmt.Sprint(v.NICs), v.Forwards)
 		}
 	}
 	v.NICs, v.Forwards = nil, []vm.PortForward{}
@@ -59,7 +65,9 @@ func TestEveryFieldOfANICAndAForwardComesBack(t *testing.T) {
 		t.Errorf("read %+v, %+v; want none", got.NICs, got.Forwards)
 	}
 	var left int
-	must(t, s.reader.Get(&left, `SELECT (SELECT count(*) FROM vm_addresses) + (SELECT count(*) FROM vm_host_ports) + count(nics) + count(forwards) FROM vms`))
+	must(t, s.reader.Get(&left, `
+		SELECT (SELECT count(*) FROM vm_addresses) + (SELECT count(*) FROM vm_host_ports) + count(nics) + count(forwards)
+		FROM vms`))
 	if left != 0 {
 		t.Errorf("%d values are left of the NICs and the forwards", left)
 	}
@@ -73,9 +81,11 @@ func TestReadVMsDoNotShareLists(t *testing.T) {
 		v := makeVM(i)
 		for slot := range i {
 			v.NICs = append(v.NICs, makeNIC(slot, "lan", fmt.Sprintf("10.0.%d.%d", i, slot)))
-			v.Forwards = append(v.Forwards, makeForward(fmt.Sprint("pf-", slot), vm.TCP, fmt.Sprintf("127.0.0.1:%d", 100*i+slot+1)))
+			v.Forwards = append(v.Forwards, makeForward(fmt.Sprint("pf-", slot), vm.TCP,
+				fmt.Sprintf("127.0.0.1:%d", 100*i+slot+1)))
 		}
-		apply(t, s, vm.Change{NewVM: &v, Learned: []vm.Learned{{VMID: v.ID, Boot: vm.Boot{DHCP: at.Add(time.Duration(i) * time.Second)}}}})
+		apply(t, s, vm.Change{NewVM: &v, Learned: []vm.Learned{{VMID: v.ID,
+			Boot: vm.Boot{DHCP: at.Add(time.Duration(i) * time.Second)}}}})
 	}
 	list, err := s.VMs(t.Context(), vm.VMFilter{}, vm.Page{})
 	must(t, err)
@@ -132,7 +142,8 @@ func TestListsWithInvalidValuesAreNotRecorded(t *testing.T) {
 			t.Errorf("%s: a new VM with it is recorded", name)
 		}
 	}
-	if got := s.mustVM(t, good.ID); got.Revision != 1 || !reflect.DeepEqual(got.NICs, good.NICs) || !reflect.DeepEqual(got.Forwards, good.Forwards) {
+	if got := s.mustVM(t, good.ID); got.Revision != 1 || !reflect.DeepEqual(got.NICs, good.NICs) ||
+		!reflect.DeepEqual(got.Forwards, good.Forwards) {
 		t.Errorf("read %+v; want it unchanged", got)
 	}
 }
@@ -192,7 +203,8 @@ func TestAColumnWithInvalidJSONIsAnError(t *testing.T) {
 				t.Errorf("%s: %q is accepted", name, tt.good[:i])
 			}
 		}
-		for _, bad := range []any{int64(1), []byte(tt.good), `"text"`, `{"a":`, strings.Replace(tt.good, "10.0.0", "ten", 1) + "]"} {
+		for _, bad := range []any{int64(1), []byte(tt.good), `"text"`, `{"a":`,
+			strings.Replace(tt.good, "10.0.0", "ten", 1) + "]"} {
 			if tt.column.Scan(bad) == nil {
 				t.Errorf("%s: %v is accepted", name, bad)
 			}
