@@ -32,7 +32,7 @@ var FailPoints = map[vm.Kind][]string{
 	vm.DiskDetach: {"unplug.device-deleted", "unplug.node-deleted"},
 	vm.DiskResize: {"resize.grown"}, // plugged or not
 
-	vm.NICAttach: {"nic.netdev-added", "nic.device-added"}, // of a VM that runs, as is a detach
+	vm.NICAttach: {"nic.files-passed", "nic.netdev-added", "nic.device-added"}, // of a VM that runs, as is a detach
 	vm.NICDetach: {"nic.device-deleted", "nic.netdev-deleted"},
 
 	vm.CDROMAttach: {"cdrom.node-added", "cdrom.device-added"}, // of a VM that runs, as is an eject

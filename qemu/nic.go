@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"os"
 	"slices"
 	"strconv"
@@ -32,8 +31,8 @@ func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
 	if slices.Contains(has.nics, p.Slot) {
 		return nil
 	}
-	// An attempt that was cut short may have left a netdev without a device.
-	if err := s.netdevDel(ctx, p.Slot); err != nil {
+	// An attempt that was cut short may have left a netdev or files without a device.
+	if err := s.removeNICBackend(ctx, p.Slot); err != nil {
 		return err
 	}
 	if err := s.plugNIC(ctx, p, host, card); err != nil {
@@ -50,6 +49,7 @@ func (s *session) plugNIC(ctx context.Context, p vm.Port, host netdev, card devi
 	if err := s.passFiles(ctx, p); err != nil {
 		return err
 	}
+	failpoint.Hit("nic.files-passed")
 	if err := s.execute(ctx, deviceTimeout, "netdev_add", host, nil); err != nil {
 		return err
 	}
@@ -98,34 +98,35 @@ func (s *session) passFiles(ctx context.Context, p vm.Port) error {
 	return nil
 }
 
-// undoNIC removes the rest of a NIC that QEMU refused: its netdev and its unused
-// files. If the outcome is unknown, everything stays for the next attempt.
+// undoNIC removes the rest of a NIC that QEMU refused. If the outcome is unknown,
+// everything stays for the next attempt.
 func (s *session) undoNIC(slot int, cause error) {
 	if !isRefused(cause) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
-	err := s.netdevDel(ctx, slot)
-	for _, name := range []string{fileName(slot), vhostName(slot)} {
-		e := s.execute(ctx, queryTimeout, "closefd", map[string]string{"fdname": name}, nil)
-		if e != nil && !isRefused(e) {
-			err = errors.Join(err, e)
-		}
-	}
-	if err != nil {
+	if err := s.removeNICBackend(ctx, slot); err != nil {
 		s.log.Warn("cannot remove the rest of a NIC", "nic", slot, "err", err)
 	}
 }
 
-// netdevDel removes the host's half of a NIC. The card must be gone: QEMU would take
-// the half away from it. It succeeds if there is none.
-func (s *session) netdevDel(ctx context.Context, slot int) error {
+// removeNICBackend removes the host's half of a NIC: the netdev and the files that wait
+// for one. A file that stays keeps its tap on the host until QEMU ends. The card must be
+// gone: QEMU would take the half away from it. It succeeds if there is nothing.
+func (s *session) removeNICBackend(ctx context.Context, slot int) error {
 	err := s.execute(ctx, queryTimeout, "netdev_del", map[string]string{"id": nicNetdev(slot)}, nil)
-	if refusedWith(err, qmp.DeviceNotFound) {
-		return nil
+	if err != nil && !refusedWith(err, qmp.DeviceNotFound) {
+		return err
 	}
-	return err
+	for _, name := range []string{fileName(slot), vhostName(slot)} {
+		// QEMU refuses a name that it does not know, with no class of its own.
+		err := s.execute(ctx, queryTimeout, "closefd", map[string]string{"fdname": name}, nil)
+		if err != nil && !isRefused(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // DetachNIC implements [vm.Plugger].
@@ -134,7 +135,7 @@ func (d *Driver) DetachNIC(ctx context.Context, vmID string, slot int) error {
 		device:         nicDevice(slot),
 		name:           nicName(slot),
 		needsGuest:     true,
-		removeBackend:  func(ctx context.Context, s *session) error { return s.netdevDel(ctx, slot) },
+		removeBackend:  func(ctx context.Context, s *session) error { return s.removeNICBackend(ctx, slot) },
 		deviceDeleted:  func() { failpoint.Hit("nic.device-deleted") },
 		backendDeleted: func() { failpoint.Hit("nic.netdev-deleted") },
 	})

@@ -87,8 +87,8 @@ func (c *conversation) was() []string {
 
 func TestANICIsPluggedStepByStep(t *testing.T) {
 	t.Parallel()
-	begin := []string{"netdev_del net-1", "getfd net-1-file", "getfd net-1-vhost", "netdev_add net-1"}
-	undo := []string{"netdev_del net-1", "closefd net-1-file", "closefd net-1-vhost"}
+	remove := []string{"netdev_del net-1", "closefd net-1-file", "closefd net-1-vhost"}
+	begin := slices.Concat(remove, []string{"getfd net-1-file", "getfd net-1-vhost", "netdev_add net-1"})
 	whole := slices.Concat(begin, []string{"device_add nic-1"})
 	for name, c := range map[string]*struct {
 		conversation
@@ -109,17 +109,17 @@ func TestANICIsPluggedStepByStep(t *testing.T) {
 		"QEMU refuses a file": {
 			conversation: conversation{refuse: "getfd"},
 			want:         vm.CodeOperationFailed,
-			sent:         slices.Concat(begin[:2], undo),
+			sent:         slices.Concat(begin[:4], remove),
 		},
 		"QEMU refuses the netdev": {
 			conversation: conversation{refuse: "netdev_add"},
 			want:         vm.CodeOperationFailed,
-			sent:         slices.Concat(begin, undo),
+			sent:         slices.Concat(begin, remove),
 		},
 		"QEMU refuses the card": {
 			conversation: conversation{refuse: "device_add"},
 			want:         vm.CodeOperationFailed,
-			sent:         slices.Concat(whole, undo),
+			sent:         slices.Concat(whole, remove),
 		},
 		"QEMU does not answer about the card": {
 			conversation: conversation{silent: "device_add"},
@@ -160,6 +160,7 @@ func TestANICIsPluggedStepByStep(t *testing.T) {
 
 func TestANICIsUnpluggedStepByStep(t *testing.T) {
 	t.Parallel()
+	remove := []string{"netdev_del net-1", "closefd net-1-file", "closefd net-1-vhost"}
 	for name, c := range map[string]*struct {
 		conversation
 		want vm.Code
@@ -167,13 +168,13 @@ func TestANICIsUnpluggedStepByStep(t *testing.T) {
 	}{
 		"the guest releases it": {
 			conversation: conversation{plugged: true, deleted: 1},
-			sent:         []string{"device_del nic-1", "netdev_del net-1"},
+			sent:         slices.Concat([]string{"device_del nic-1"}, remove),
 		},
 		"the guest releases it at the second request": {
 			conversation: conversation{plugged: true, deleted: 2},
-			sent:         []string{"device_del nic-1", "device_del nic-1", "netdev_del net-1"},
+			sent:         slices.Concat([]string{"device_del nic-1", "device_del nic-1"}, remove),
 		},
-		"the card is gone": {sent: []string{"device_del nic-1", "netdev_del net-1"}},
+		"the card is gone": {sent: slices.Concat([]string{"device_del nic-1"}, remove)},
 		"the guest has not begun to run": {
 			conversation: conversation{plugged: true, status: vm.StatusPrelaunch},
 			want:         vm.CodeUnavailable,

@@ -32,7 +32,7 @@ var networkOperations = []operation{
 		request: remove(vmPath), status: 204, done: gone(vmPath), refused: 404},
 
 	{name: "nic.attach", nat: true, prepare: stopped, request: attachNIC, status: 201, done: hasNICs},
-	{name: "nic.attach, running", nat: true, inner: join(tapSeams, []string{"network.connected", "nic.netdev-added", "nic.device-added"}), prepare: running,
+	{name: "nic.attach, running", nat: true, inner: join(tapSeams, []string{"network.connected", "nic.files-passed", "nic.netdev-added", "nic.device-added"}), prepare: running,
 		request: attachNIC, status: 201, done: hasNICs},
 	{name: "nic.detach", prepare: stopped, request: remove(nicPath), status: 204, done: hasNone, refused: 404},
 	{name: "nic.detach, running", nat: true, guest: "normal", inner: []string{"nic.device-deleted", "nic.netdev-deleted"}, prepare: booted,
