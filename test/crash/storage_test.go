@@ -278,6 +278,16 @@ func ext4(t *testing.T) (mount func(dir string) error) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	return func(dir string) error {
+		// A mount namespace that another program has just made, as passt does, keeps the
+		// file system for a moment after it was unmounted here. Until it is gone, a mount
+		// returns the same one, errors included.
+		harness.Eventually(t, 10*time.Second, "the loop device of "+image+" to be freed", func() error {
+			out, err := exec.Command("losetup", "--noheadings", "--associated", image).CombinedOutput()
+			if err == nil && len(out) > 0 {
+				err = errors.New(string(out))
+			}
+			return err
+		})
 		if out, err := exec.Command("mount", "-o", "loop,errors=remount-ro", image, dir).CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
