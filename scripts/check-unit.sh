@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# check-unit.sh UNIT — lets systemd check a service file, where systemd is installed.
-# Its verifier exits with 0 on an unknown setting and only mentions it, so whatever
-# it says counts. The program need not be installed yet.
+# check-unit.sh UNIT — checks a service file with systemd's verifier, if systemd is
+# installed. The verifier exits with 0 after a warning about an unknown setting, so any
+# output is an error. The program of the service need not be installed.
 set -euo pipefail
 command -v systemd-analyze >/dev/null || exit 0
 

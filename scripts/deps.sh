@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# deps.sh run|test|debian — makes sure that the programs are there which vmand (run),
-# its tests (test) or their image of Debian (debian) need beside git, make and Go. As
-# root it installs through apt what is missing, and only that. Otherwise it says what
-# to install; `run` then goes on, because vmand works without QEMU, except that no VM
-# can start.
+# deps.sh run|test|debian — installs the missing programs that vmand (run), its tests
+# (test) or their Debian image (debian) need besides git, make and Go. It installs them
+# with apt if it runs as root, and otherwise prints what to install. `run` succeeds even
+# so: vmand works without QEMU, but no VM can start.
 set -euo pipefail
 
 # program : Debian package
 needed=(qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils)
 case ${1:-} in
 run) ;;
-test) needed+=(passt:passt gcc:gcc /usr/include/stdlib.h:libc6-dev /sbin/mkfs.ext4:e2fsprogs findmnt:util-linux mount:mount) ;; # passt for user-mode networks, a C compiler for the race detector, file systems to break
+test)
+	needed+=(passt:passt) # user-mode networks
+	needed+=(gcc:gcc /usr/include/stdlib.h:libc6-dev) # the race detector
+	needed+=(/sbin/mkfs.ext4:e2fsprogs findmnt:util-linux mount:mount) # file systems that break
+	;;
 debian) needed+=(mmdebstrap:mmdebstrap mount:mount /sbin/mke2fs:e2fsprogs) ;;
 *)
 	echo "usage: deps.sh run|test|debian" >&2
@@ -28,7 +31,7 @@ done
 give_up() {
 	echo "deps: missing ${missing[*]}: $1" >&2
 	[ "$mode" = run ] || exit 1
-	echo "deps: going on without; vmand reports degraded health and starts no VM" >&2
+	echo "deps: continuing without them: vmand reports degraded health and no VM can start" >&2
 	exit 0
 }
 

@@ -1,21 +1,22 @@
-# Reads the output of `go test -v`. Prints a line for a package that passed and all
-# that a failed one said, and at the end once more why each test failed, without the
-# logs of daemons; writes "N passed, N failed" to the file named by counts and
-# exits with 1 if a test failed. Subtests count as tests, skipped tests as failed.
+# test.awk reads the output of `go test -v`. It prints one line for a package that passed
+# and the whole output of a package that failed. At the end it prints the reason of each
+# failure again, without the logs of daemons, writes "N passed, N failed" to the file in
+# the variable counts, and exits with 1 if a test failed. Subtests count as tests, and
+# skipped tests as failed ones.
 
 /^ *--- PASS: / { passed++; next }
 /^=== RUN / && $3 !~ /\// { said = "" }
 /^=== (RUN|PAUSE|CONT) / { next }
 /^ *--- FAIL: / { failed++; here++; why = why said "\n" $0; said = ""; more = 0 }
-/^ +[a-z0-9_]+\.go:[0-9]+: / { more = /: vmand said:$/ ? 0 : 10 }
+/^ +[a-z0-9_]+\.go:[0-9]+: / { more = /: the log of vmand:$/ ? 0 : 10 }
 more-- > 0 { said = said "\n" substr($0, 1, 300) }
 /^ *--- SKIP: / { failed++; here++; skipped = skipped "\nskipped: " $0 }
 
-/^ok  \t/ { print $1 "\t" $2 "\t" $3; forget(); next }
+/^ok  \t/ { print; fflush(); forget(); next }
 /^FAIL\t/ {
 	for (i = 1; i <= n; i++) print line[i]
 	print
-	if (!here) failed++ # did not build, panicked or ran out of time
+	if (!here) failed++ # a build error, a panic or a timeout
 	bad = 1
 	forget()
 	next

@@ -1,40 +1,99 @@
 #!/usr/bin/env bash
-# test.sh — runs every test, with the race detector, real QEMU and the test guest, and
-# fails when a test fails, when one is skipped, or when less than MIN_COVERAGE percent
-# of the hand-written statements ran. Leaves build/test.log and build/coverage/.
+# test.sh — runs every test, with the race detector, real QEMU and the test guest. It
+# fails if a test fails or is skipped, if a daemon has a data race, or if less than
+# MIN_COVERAGE percent of the hand-written statements ran. It leaves build/test.log and
+# build/coverage/.
 #
-# What the tests find in their environment:
+# Everything is compiled once. The tests run as jobs, LANES at a time, and a job starts as
+# soon as its binaries are compiled. The fail-point matrix, which takes longest, starts
+# first and runs while the rest is compiled.
 #
-#   VMAN_TEST_QEMU=required  a test that needs QEMU fails where there is none
-#   VMAN_TEST_GUEST          directory of the guest that test/guest/build.sh made
-#   VMAN_TEST_BINARY         vmand, built with race detector and coverage
+# The tests find in their environment:
+#
+#   VMAN_TEST_QEMU=required     a test that needs QEMU fails where there is none
+#   VMAN_TEST_GUEST             the directory of the guest that test/guest/build.sh made
+#   VMAN_TEST_BINARY            vmand, built with race detector and coverage
+#   VMAN_TEST_FAILPOINT_BINARY  vmand, built with fail points
 set -euo pipefail
 cd "$(dirname "$0")/.."
-MIN_COVERAGE=${MIN_COVERAGE:-80}
-coverage=$PWD/build/coverage
-races=$PWD/build/races
+MIN_COVERAGE=${MIN_COVERAGE:-90}
+LANES=${LANES:-$(($(nproc) + 1))}
+root=$PWD coverage=$PWD/build/coverage races=$PWD/build/races logs=$PWD/build/log tests=$PWD/build/tests
 
-rm -rf "$coverage" "$races"
-mkdir -p "$coverage/data" "$races"
-export CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 # for -race; it would sleep a second at each exit
-export VMAN_TEST_QEMU=required VMAN_TEST_GUEST=$PWD/build/guest VMAN_TEST_BINARY=$PWD/build/vmand-test
-cover=(-race -cover -covermode=atomic -coverpkg=./...)
+rm -rf "$coverage" "$races" "$logs" "$tests"
+mkdir -p "$coverage/data" "$races" "$logs" "$tests"
+export root coverage logs tests
+export CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 # for -race, which would sleep a second at each exit
+export VMAN_TEST_QEMU=required VMAN_TEST_GUEST=$root/build/guest
+export VMAN_TEST_BINARY=$root/build/vmand-test VMAN_TEST_FAILPOINT_BINARY=$root/build/vmand-failpoints
+covered=$(go list ./... | grep -v /test/ | paste -sd,)
+flags=(-race -cover -covermode=atomic -coverpkg="$covered")
 
-# `go test -cover` points GOCOVERDIR at a directory that it throws away, and nobody
-# reads the standard error of every daemon: the wrapper says where both go.
-go build "${cover[@]}" -o build/vmand-cover .
-cat >"$VMAN_TEST_BINARY" <<EOF
-#!/bin/sh
-GOCOVERDIR='$coverage/data' GORACE='log_path=$races/race atexit_sleep_ms=0' exec '$PWD/build/vmand-cover' "\$@"
-EOF
-chmod +x "$VMAN_TEST_BINARY"
+matrix=TestEveryOperationSurvivesAKillAtEverySeam
+torture=TestTorture
+first='server qemu/image qemu store manager vm' # the unit tests that take longest
 
-# The longest packages come first: they mostly wait, for guests and for the observer, while
-# the others compute. go test keeps this order, and the repeated names are one run each.
-long=(./test/crash ./test/network ./test/api ./qemu ./server)
+# plan compiles everything and prints each job as soon as it can run: its name, the
+# directory of its tests, the directory of its binary in build/tests, and arguments.
+plan() {
+	# With cgo like go vet, so that make check has compiled most packages.
+	go build -tags failpoints -o "$VMAN_TEST_FAILPOINT_BINARY" . &&
+		compile e2e ./test/crash &&
+		echo "matrix test/crash e2e -test.run=^$matrix\$" &&
+		daemon &&
+		echo "torture test/crash e2e -test.run=^$torture\$" &&
+		compile e2e ./test/network ./test/api &&
+		echo "network test/network e2e" &&
+		echo "crash test/crash e2e -test.skip=^($matrix|$torture)\$" &&
+		echo "api test/api e2e" &&
+		compile unit $(units | sed 's|^|./|') &&
+		{ units | grep -Fx "$(printf '%s\n' $first)" && units; } |
+		awk '!seen[$0]++ { name = $0 == "." ? "main" : $0; gsub("/", "-", name); print name, $0, "unit" }'
+}
+
+# units prints the directories of the tests that are not end to end.
+units() {
+	go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' ./... |
+		sed "s|^$root\$|.|; s|^$root/||" | grep -Evx 'test/(api|bench|crash|network)'
+}
+
+compile() { # DIRECTORY PACKAGE...
+	mkdir -p "$tests/$1" && go test -c "${flags[@]}" -o "$tests/$1/" "${@:2}"
+}
+
+# daemon builds the vmand under test. A wrapper sets the directory of its coverage, because
+# a test binary sets another one, and the file of its races, because no test reads the
+# standard error of every daemon.
+daemon() {
+	go build "${flags[@]}" -o build/vmand-cover . &&
+		cat >"$VMAN_TEST_BINARY" <<-EOF &&
+			#!/bin/sh
+			GOCOVERDIR='$coverage/data' GORACE='log_path=$races/race atexit_sleep_ms=0' exec '$root/build/vmand-cover' "\$@"
+		EOF
+		chmod +x "$VMAN_TEST_BINARY"
+}
+
+# job runs one job. When the job has ended, it prints the whole output and a verdict in the
+# form of go test.
+job() {
+	local name=$1 dir=$2 begin=$SECONDS verdict='ok  ' package=vmand
+	[ "$dir" = . ] || package=vmand/$dir
+	(cd "$root/$dir" && exec "$tests/$3/${package##*/}.test" -test.v -test.paniconexit0 -test.timeout=20m \
+		-test.parallel=4 -test.gocoverdir="$coverage/data" "${@:4}") >"$logs/$name" 2>&1 || verdict=FAIL
+	{
+		flock 9
+		cat "$logs/$name"
+		printf '%s\t%s (%s)\t%ds\n' "$verdict" "$package" "$name" $((SECONDS - begin))
+	} 9>"$logs/.lock"
+}
+export -f job
+
 status=0
-go test -v -count=1 -timeout=40m "${cover[@]}" "${long[@]}" ./... -args -test.gocoverdir="$coverage/data" 2>&1 |
-	tee build/test.log | awk -v counts=build/test.counts -f scripts/test.awk || status=1
+{ plan 2>"$logs/build" || echo broken; } | {
+	xargs -d '\n' -n 1 -P "$LANES" bash -c '
+		[ "$1" != broken ] || { cat "$logs/build"; printf "FAIL\tbuild\n"; exit; }
+		job $1' job
+} | tee build/test.log | awk -v counts=build/test.counts -f scripts/test.awk || status=1
 for race in "$races"/*; do
 	[ -e "$race" ] || continue
 	cat "$race"
