@@ -15,7 +15,7 @@ import (
 	"vmand/test/harness"
 )
 
-// failBinary returns a vmand that is built with fail points.
+// failBinary returns the path of a vmand that is built with fail points.
 var failBinary = sync.OnceValues(func() (string, error) {
 	if given := os.Getenv("VMAN_TEST_FAILPOINT_BINARY"); given != "" {
 		return given, nil
@@ -24,37 +24,42 @@ var failBinary = sync.OnceValues(func() (string, error) {
 	return file, harness.Build(file, "-tags", "failpoints")
 })
 
-// parallelDaemons is how many fail points are tried at the same time: most of
-// the time is spent waiting, for processes and for the observer.
-const parallelDaemons = 4
+const (
+	// parallelDaemons is how many daemons are killed at the same time: most of the
+	// time is spent waiting for processes and for the observer.
+	parallelDaemons = 4
+	// chainLength is how many points one daemon is killed at, unless its guests boot
+	// Linux, which takes seconds: then it is one.
+	chainLength = 5
+)
 
-// TestEveryOperationSurvivesAKillAtEverySeam has the daemon killed at each seam
-// of each operation, starts it again, and expects that two passes of the
-// observer later everything is settled and the request can be repeated.
+// TestEveryOperationSurvivesAKillAtEverySeam kills the daemon at each seam of each
+// operation and starts it again. Two passes of the observer later, everything must be
+// settled, and it must be possible to repeat the request.
 func TestEveryOperationSurvivesAKillAtEverySeam(t *testing.T) {
 	if _, err := failBinary(); err != nil {
 		t.Fatal(err)
 	}
 	var tried, passed atomic.Int64
-	todo := make(chan operation)
+	todo := make(chan *chain)
 	var wg sync.WaitGroup
 	for range parallelDaemons {
 		wg.Go(func() {
-			for op := range todo {
-				t.Run(op.name, func(t *testing.T) {
-					for _, point := range op.points() {
+			for c := range todo {
+				t.Run(c.name, func(t *testing.T) {
+					for _, point := range c.points {
 						tried.Add(1)
-						if op.survives(t, point) {
+						if c.survives(t, point) {
 							passed.Add(1)
 						}
 					}
-					op.finish()
+					c.finish()
 				})
 			}
 		})
 	}
-	for _, op := range everyOperation() {
-		todo <- op
+	for _, c := range everyChain() {
+		todo <- c
 	}
 	close(todo)
 	wg.Wait()
@@ -126,9 +131,6 @@ type operation struct {
 	untold bool
 	// orphan names what may be there without a record, if it is not done.
 	orphan func(x target) string
-
-	d *harness.Daemon
-	n int
 }
 
 func everyOperation() []operation {
@@ -144,8 +146,8 @@ func (op *operation) kind() string {
 	return kind
 }
 
-// points lists the seams in the order in which they are reached. What is
-// recorded in one transaction with its intent has no outcome of its own.
+// points returns the seams in the order in which they are reached. An operation whose
+// outcome is recorded in the transaction of its intent has no seam after its act.
 func (op *operation) points() []string {
 	points := []string{op.kind() + seams[0], op.kind() + seams[1]}
 	if op.once {
@@ -154,61 +156,86 @@ func (op *operation) points() []string {
 	return append(append(points, op.inner...), op.kind()+seams[2], op.kind()+seams[3])
 }
 
-// begin returns the daemon that runs and can be killed, a new one if the last
-// pair has failed and may have left anything.
-func (op *operation) begin(t *testing.T) *harness.Daemon {
-	t.Helper()
-	if op.d == nil {
-		op.d = harness.NewDaemon(t, append(op.env, "VMAN_OBSERVER_INTERVAL=250ms")...)
-		op.d.Binary, _ = failBinary()
+// A chain is a part of the points of an operation, at which one daemon is killed, one
+// after the other.
+type chain struct {
+	operation
+	points []string
+	d      *harness.Daemon // nil before the first point, and after one that has failed
+	n      int             // how many targets were made
+}
+
+// everyChain splits the matrix into chains, those that take longest first, so that
+// none is left alone at the end.
+func everyChain() []*chain {
+	var long, short []*chain
+	for _, op := range everyOperation() {
+		list, length := &short, chainLength
 		if op.guest != "" {
-			op.d.Env = append(op.d.Env, harness.BootDisk(op.guest))
+			list, length = &long, 1
 		}
-		if op.nat {
-			op.d.Host = harness.NewNamespace(t, "host")
-			op.d.Env = append(op.d.Env, "VMAN_NETWORK_MODE=bridge")
+		for points := range slices.Chunk(op.points(), length) {
+			*list = append(*list, &chain{operation: op, points: points})
 		}
-		op.d.Start()
-		op.d.CreateTemplate()
 	}
-	return op.d
+	return slices.Concat(long, short)
 }
 
-// finish makes sure that nothing is left of all the pairs.
-func (op *operation) finish() {
-	if op.d != nil {
-		op.d.DeleteAll()
-		op.d.AssertEmpty()
+// begin returns the daemon to kill. It is a new one if the last point has failed,
+// because that may have left anything.
+func (c *chain) begin(t *testing.T) *harness.Daemon {
+	t.Helper()
+	if c.d == nil {
+		c.d = harness.NewDaemon(t, append(slices.Clone(c.env), "VMAN_OBSERVER_INTERVAL=250ms")...)
+		c.d.Binary, _ = failBinary()
+		if c.guest != "" {
+			c.d.Env = append(c.d.Env, harness.BootDisk(c.guest))
+		}
+		if c.nat {
+			c.d.Host = harness.NewNamespace(t, "host")
+			c.d.Env = append(c.d.Env, "VMAN_NETWORK_MODE=bridge")
+		}
+		c.d.Start()
+		c.d.CreateTemplate()
+	}
+	return c.d
+}
+
+// finish fails the test if anything is left of the points.
+func (c *chain) finish() {
+	if c.d != nil {
+		c.d.DeleteAll()
+		c.d.AssertEmpty()
 	}
 }
 
-// survives kills the daemon at a seam. It reports whether all was well.
-func (op *operation) survives(group *testing.T, point string) bool {
-	d := op.begin(group)
+// survives kills the daemon at a point and reports whether all was well afterwards.
+func (c *chain) survives(group *testing.T, point string) bool {
+	d := c.begin(group)
 	ok := group.Run(point, func(t *testing.T) {
 		defer d.SetT(d.SetT(t))
-		op.n++
-		x := target{vm: fmt.Sprintf("vm-%d", op.n), n: op.n}
-		if op.prepare != nil {
-			op.prepare(d, &x)
+		c.n++
+		x := target{vm: fmt.Sprintf("vm-%d", c.n), n: c.n}
+		if c.prepare != nil {
+			c.prepare(d, &x)
 		}
 		d.Kill()
-		if op.behind != nil {
-			op.behind(d, x)
+		if c.behind != nil {
+			c.behind(d, x)
 		}
 		begun := time.Now().Truncate(time.Millisecond)
 		dieAt(d, point, func() (harness.Answer, error) {
-			method, path, body := op.request(x)
+			method, path, body := c.request(x)
 			return d.Try(method, path, body, harness.Wait)
 		})
 		d.Start()
 		d.WaitPasses(2)
-		op.check(d, x, point, begun)
-		op.repeat(d, x)
+		c.check(d, x, point, begun)
+		c.repeat(d, x)
 		removeTarget(d, x)
 	})
 	if !ok {
-		op.d = nil
+		c.d = nil
 	}
 	return ok
 }

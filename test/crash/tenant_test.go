@@ -348,7 +348,8 @@ func (c *tenant) compare(seen harness.Census) {
 		}
 		c.description, c.state = belief[string]{v.Description}, ""
 	}
-	c.compareNetwork(v, there && c.there.allows(true), seen.Networks[fmt.Sprintf("net-%d", c.number)])
+	_, network := seen.Networks[fmt.Sprintf("net-%d", c.number)]
+	c.compareNetwork(v, there && c.there.allows(true), network)
 	c.there = belief[bool]{there}
 	available := seen.Images[c.imageName()].State == "available"
 	if !c.image.allows(available) {

@@ -1,32 +1,31 @@
 package harness
 
-import (
-	"vmand/openapi"
-)
+import "vmand/openapi"
 
-// A Census is what the API says there is.
+// A Census is what the API lists, by id or name.
 type Census struct {
 	VMs      map[string]openapi.VM
 	Disks    map[string]openapi.Disk
-	Networks map[string]bool
 	Images   map[string]openapi.Image
+	Networks map[string]openapi.Network
 }
 
-// Census returns what the API shows: every VM, disk and image.
+// Census returns what the API lists now.
 func (d *Daemon) Census() Census {
 	d.T.Helper()
-	c := Census{map[string]openapi.VM{}, map[string]openapi.Disk{}, map[string]bool{}, map[string]openapi.Image{}}
-	for _, n := range As[[]openapi.Network](d.Call("GET", "/networks", nil).Want(200)) {
-		c.Networks[n.Name] = true
+	return Census{
+		VMs:      byKey(d, "/vms", func(v openapi.VM) string { return v.ID }),
+		Disks:    byKey(d, "/disks", func(disk openapi.Disk) string { return disk.ID }),
+		Images:   byKey(d, "/images", func(i openapi.Image) string { return i.Name }),
+		Networks: byKey(d, "/networks", func(n openapi.Network) string { return n.Name }),
 	}
-	for _, i := range As[[]openapi.Image](d.Call("GET", "/images", nil).Want(200)) {
-		c.Images[i.Name] = i
+}
+
+func byKey[T any](d *Daemon, path string, key func(T) string) map[string]T {
+	d.T.Helper()
+	m := map[string]T{}
+	for _, v := range Get[[]T](d, path) {
+		m[key(v)] = v
 	}
-	for _, v := range As[[]openapi.VM](d.Call("GET", "/vms", nil).Want(200)) {
-		c.VMs[v.ID] = v
-	}
-	for _, disk := range As[[]openapi.Disk](d.Call("GET", "/disks", nil).Want(200)) {
-		c.Disks[disk.ID] = disk
-	}
-	return c
+	return m
 }

@@ -14,7 +14,7 @@ import (
 	"vmand/openapi"
 )
 
-// contract routes requests as the spec does.
+// contract returns the router of the spec.
 var contract = sync.OnceValues(func() (routers.Router, error) {
 	doc, err := openapi.Load()
 	if err != nil {
@@ -24,11 +24,11 @@ var contract = sync.OnceValues(func() (routers.Router, error) {
 	return gorillamux.NewRouter(doc)
 })
 
-// contractChecker validates every answer against the spec.
+// A contractChecker sends requests and validates every answer against the spec.
 type contractChecker struct {
 	t    testing.TB
 	next http.RoundTripper
-	skip bool
+	skip bool // answers are not validated
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -49,18 +49,20 @@ func (c *contractChecker) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	route, params, err := router.FindRoute(req)
 	if err != nil {
-		return resp, nil // a test of what is not in the spec
+		return resp, nil // a test of a path that is not in the spec
 	}
 	in := &openapi3filter.ResponseValidationInput{
 		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: req, PathParams: params, Route: route},
-		Status:                 resp.StatusCode, Header: resp.Header, Body: io.NopCloser(bytes.NewReader(body)),
-		Options: &openapi3filter.Options{IncludeResponseStatus: true, MultiError: true},
+		Status:                 resp.StatusCode,
+		Header:                 resp.Header,
+		Body:                   io.NopCloser(bytes.NewReader(body)),
+		Options:                &openapi3filter.Options{IncludeResponseStatus: true, MultiError: true},
 	}
 	if err := openapi3filter.ValidateResponse(req.Context(), in); err != nil {
-		c.t.Errorf("%s %s answered %d, against its spec: %v\n%s", req.Method, req.URL.Path, resp.StatusCode, err, body)
+		c.t.Errorf("%s %s answered %d, which violates the spec: %v\n%s", req.Method, req.URL.Path, resp.StatusCode, err, body)
 	}
 	return resp, nil
 }
 
-// SkipContract ends the validation of answers, for measurements.
+// SkipContract stops the validation of answers, which measurements would include.
 func (d *Daemon) SkipContract() { d.checker.skip = true }

@@ -14,36 +14,28 @@ import (
 	"time"
 )
 
-// AdminToken returns the token that the daemon made for its administrator.
-func (d *Daemon) AdminToken() string {
-	d.T.Helper()
-	secret, err := os.ReadFile(filepath.Join(d.StateDir, "admin.token"))
-	if err != nil {
-		d.T.Fatal(err)
-	}
-	return strings.TrimSpace(string(secret))
-}
-
-// A Daemon is one vmand with directories of its own. Its VMs end with the test.
+// A Daemon is a vmand with directories of its own. It and its VMs end with the test. The
+// fields may be changed while it does not run.
 type Daemon struct {
-	T          testing.TB
-	StateDir   string // VMAN_STATE_DIR
-	RuntimeDir string // VMAN_RUNTIME_DIR
-	Env        []string
-	Args       []string
-	Binary     string              // another vmand than the one under test
-	Host       *Namespace          // where it runs; nil: where the test does
-	User       *syscall.Credential // who it runs as; nil: who the test does
-	HTTP       *http.Client
+	T          testing.TB          // fails when the daemon does not do what the test expects
+	StateDir   string              // VMAN_STATE_DIR
+	RuntimeDir string              // VMAN_RUNTIME_DIR
+	Env        []string            // added to the environment of the test
+	Args       []string            // of the command line
+	Binary     string              // empty: the vmand under test
+	Host       *Namespace          // nil: the daemon runs in the namespaces of the test
+	User       *syscall.Credential // nil: the daemon runs as the user of the test
+	HTTP       *http.Client        // connects to the daemon, whatever the URL
 
 	checker *contractChecker // of HTTP
-	cmd     *exec.Cmd        // nil: it does not run
-	logFile string           // what it writes to stderr
-	exited  chan error
+	cmd     *exec.Cmd        // nil: the daemon does not run
+	exited  chan error       // receives the end of cmd
+	logFile string           // its standard error
 }
 
-// NewDaemon returns a daemon that is not started. Its directories can be
-// traversed by the user QEMU runs as, unlike those of t.TempDir.
+// NewDaemon returns a daemon that does not run. Its directories can be traversed by
+// QEMU's user, unlike those of t.TempDir. No daemon touches the network of the test's
+// host: networks have the mode "user" unless env says otherwise.
 func NewDaemon(t testing.TB, env ...string) *Daemon {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "vmand")
@@ -53,9 +45,20 @@ func NewDaemon(t testing.TB, env ...string) *Daemon {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	d := &Daemon{T: t, StateDir: filepath.Join(dir, "s"), RuntimeDir: filepath.Join(dir, "r"), logFile: filepath.Join(dir, "log")}
-	d.Env = append([]string{"VMAN_STATE_DIR=" + d.StateDir, "VMAN_RUNTIME_DIR=" + d.RuntimeDir, "VMAN_LISTEN=", "VMAN_QEMU_ACCEL=tcg",
-		"VMAN_OBSERVER_INTERVAL=1s", "VMAN_NETWORK_MODE=user"}, env...) // no test touches the host's own network
+	d := &Daemon{
+		T:          t,
+		StateDir:   filepath.Join(dir, "s"),
+		RuntimeDir: filepath.Join(dir, "r"),
+		logFile:    filepath.Join(dir, "log"),
+	}
+	d.Env = append([]string{
+		"VMAN_STATE_DIR=" + d.StateDir,
+		"VMAN_RUNTIME_DIR=" + d.RuntimeDir,
+		"VMAN_LISTEN=",
+		"VMAN_QEMU_ACCEL=tcg",
+		"VMAN_OBSERVER_INTERVAL=1s",
+		"VMAN_NETWORK_MODE=user",
+	}, env...)
 	d.checker = &contractChecker{t: t, next: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(d.RuntimeDir, "vmand.sock"))
@@ -65,7 +68,7 @@ func NewDaemon(t testing.TB, env ...string) *Daemon {
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := os.ReadFile(d.logFile)
-			t.Logf("vmand said:\n%s", tail(out, 8000))
+			t.Logf("the log of vmand:\n%s", tail(out, 8000))
 		}
 		d.Kill()
 		d.HTTP.CloseIdleConnections()
@@ -77,7 +80,7 @@ func NewDaemon(t testing.TB, env ...string) *Daemon {
 	return d
 }
 
-// StartDaemon returns a daemon that answers.
+// StartDaemon starts a daemon and waits until it answers.
 func StartDaemon(t testing.TB, env ...string) *Daemon {
 	t.Helper()
 	d := NewDaemon(t, env...)
@@ -86,14 +89,14 @@ func StartDaemon(t testing.TB, env ...string) *Daemon {
 }
 
 // Command returns the daemon's program with other arguments and the same environment,
-// for the commands of its operator.
+// for the commands of an operator.
 func (d *Daemon) Command(args ...string) *exec.Cmd {
-	cmd := exec.Command(cmp.Or(d.Binary, binary), args...)
+	cmd := exec.Command(cmp.Or(d.Binary, vmand), args...)
 	cmd.Env = append(os.Environ(), d.Env...)
 	return cmd
 }
 
-// Launch runs the binary without waiting for it to answer.
+// Launch starts the daemon without waiting for its first answer.
 func (d *Daemon) Launch() {
 	d.T.Helper()
 	log, err := os.OpenFile(d.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -103,7 +106,7 @@ func (d *Daemon) Launch() {
 	defer log.Close()
 	d.cmd = d.Command(d.Args...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: d.User} // as a service
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: d.User} // like a service
 	start := d.cmd.Start
 	if d.Host != nil {
 		start = func() error { return d.Host.Start(d.cmd) }
@@ -136,7 +139,7 @@ func (d *Daemon) Start() {
 	}
 }
 
-// Kill ends the daemon as a power cut would.
+// Kill kills the daemon. It is a no-op if the daemon does not run.
 func (d *Daemon) Kill() {
 	if d.cmd == nil {
 		return
@@ -146,7 +149,8 @@ func (d *Daemon) Kill() {
 	d.cmd = nil
 }
 
-// Stop ends the daemon in order, which is also what writes its coverage.
+// Stop stops the daemon as a service manager does. Only a daemon that is stopped writes
+// its coverage.
 func (d *Daemon) Stop() {
 	d.T.Helper()
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -158,12 +162,12 @@ func (d *Daemon) Stop() {
 			d.T.Fatalf("vmand ended with %v\n%s", err, d.Log())
 		}
 	case <-time.After(30 * time.Second):
-		d.T.Fatalf("vmand does not end\n%s", d.Log())
+		d.T.Fatalf("vmand does not stop\n%s", d.Log())
 	}
 	d.cmd = nil
 }
 
-// ConnectTCP makes the client connect to the daemon at a TCP address.
+// ConnectTCP makes the client connect to a TCP address instead of the daemon's socket.
 func (d *Daemon) ConnectTCP(address string) {
 	d.checker.next = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -176,8 +180,8 @@ func (d *Daemon) ConnectTCP(address string) {
 // PID returns the daemon's process id.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
-// WaitKilled waits until the daemon has been killed by a signal, and fails the test if
-// it ends otherwise.
+// WaitKilled waits until the daemon is killed by a signal, and ends the test if the
+// daemon ends otherwise.
 func (d *Daemon) WaitKilled() {
 	d.T.Helper()
 	select {
@@ -191,7 +195,7 @@ func (d *Daemon) WaitKilled() {
 	}
 }
 
-// Refuses launches the daemon and returns what it says when it refuses to run.
+// Refuses launches the daemon, ends the test if it runs, and returns its log.
 func (d *Daemon) Refuses() string {
 	d.T.Helper()
 	d.Launch()
@@ -202,12 +206,12 @@ func (d *Daemon) Refuses() string {
 			d.T.Fatalf("vmand ended without an error\n%s", d.Log())
 		}
 	case <-time.After(20 * time.Second):
-		d.T.Fatalf("vmand runs, and should refuse\n%s", d.Log())
+		d.T.Fatalf("vmand runs, want a refusal\n%s", d.Log())
 	}
 	return d.Log()
 }
 
-// Log returns what the daemon has written to its standard error so far.
+// Log returns the daemon's standard error so far, of all its runs.
 func (d *Daemon) Log() string {
 	out, err := os.ReadFile(d.logFile)
 	if err != nil {
@@ -216,10 +220,19 @@ func (d *Daemon) Log() string {
 	return string(out)
 }
 
+// AdminToken returns the token that the daemon has written for its administrator.
+func (d *Daemon) AdminToken() string {
+	d.T.Helper()
+	secret, err := os.ReadFile(filepath.Join(d.StateDir, "admin.token"))
+	if err != nil {
+		d.T.Fatal(err)
+	}
+	return strings.TrimSpace(string(secret))
+}
+
 func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
 
-// SetT makes t the test that the daemon's failures are of, and returns the one
-// before.
+// SetT makes t the test that fails when the daemon does, and returns the test before.
 func (d *Daemon) SetT(t testing.TB) testing.TB {
 	before := d.T
 	d.T = t

@@ -6,22 +6,6 @@ import (
 	"github.com/google/nftables"
 )
 
-// Tables returns the daemon's nftables tables in the namespace.
-func (n *Namespace) Tables() []*nftables.Table {
-	n.T.Helper()
-	var ours []*nftables.Table
-	all, err := n.Firewall().ListTables()
-	if err != nil {
-		n.T.Fatal(err)
-	}
-	for _, t := range all {
-		if strings.HasPrefix(t.Name, "vman") {
-			ours = append(ours, t)
-		}
-	}
-	return ours
-}
-
 // Firewall returns a connection to nftables in the namespace.
 func (n *Namespace) Firewall() *nftables.Conn {
 	n.T.Helper()
@@ -30,4 +14,20 @@ func (n *Namespace) Firewall() *nftables.Conn {
 		n.T.Fatal(err)
 	}
 	return c
+}
+
+// Tables returns the nftables tables of vmand in the namespace.
+func (n *Namespace) Tables() []*nftables.Table {
+	n.T.Helper()
+	all, err := n.Firewall().ListTables()
+	if err != nil {
+		n.T.Fatal(err)
+	}
+	var ours []*nftables.Table
+	for _, t := range all {
+		if strings.HasPrefix(t.Name, "vman") {
+			ours = append(ours, t)
+		}
+	}
+	return ours
 }

@@ -10,25 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Master returns the bridge that an interface is on, empty for none.
-func (n *Namespace) Master(name string) string {
-	n.T.Helper()
-	var bridge string
-	n.Must("look at "+name, func() error {
-		link, err := netlink.LinkByName(name)
-		if err != nil || link.Attrs().MasterIndex == 0 {
-			return err
-		}
-		master, err := netlink.LinkByIndex(link.Attrs().MasterIndex)
-		if err == nil {
-			bridge = master.Attrs().Name
-		}
-		return err
-	})
-	return bridge
-}
-
-// LinkUp sets an interface of the namespace up.
+// LinkUp brings an interface up.
 func (n *Namespace) LinkUp(name string) {
 	n.T.Helper()
 	n.Must("bring up "+name, func() error {
@@ -40,10 +22,10 @@ func (n *Namespace) LinkUp(name string) {
 	})
 }
 
-// AddAddress adds addresses with their prefix lengths to an interface.
+// AddAddress adds addresses, with their prefix lengths, to an interface.
 func (n *Namespace) AddAddress(name string, addresses ...string) {
 	n.T.Helper()
-	n.Must("give "+name+" its addresses", func() error {
+	n.Must("add addresses to "+name, func() error {
 		link, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
@@ -64,7 +46,7 @@ func (n *Namespace) AddAddress(name string, addresses ...string) {
 	})
 }
 
-// AddRoute adds a route; an empty destination is the default one.
+// AddRoute adds a route. An empty destination stands for the default route.
 func (n *Namespace) AddRoute(destination, gateway string) {
 	n.T.Helper()
 	n.Must("add a route", func() error {
@@ -79,26 +61,29 @@ func (n *Namespace) AddRoute(destination, gateway string) {
 	})
 }
 
-// AddBridge makes a bridge, which is up.
+// AddBridge creates a bridge and brings it up.
 func (n *Namespace) AddBridge(name string) {
 	n.T.Helper()
-	n.Must("make the bridge "+name, func() error {
+	n.Must("create bridge "+name, func() error {
 		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}})
 	})
 	n.LinkUp(name)
 }
 
-// Plug connects an interface of n to the bridge of another namespace.
+// Plug connects a new interface of n to a bridge of another namespace.
 func (n *Namespace) Plug(name string, to *Namespace, bridge string) {
 	n.T.Helper()
-	to.Must("plug in "+n.Name, func() error {
+	to.Must("plug in namespace "+n.Name, func() error {
 		master, err := netlink.LinkByName(bridge)
 		if err != nil {
 			return err
 		}
 		port := "p-" + n.Name
-		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port, MasterIndex: master.Attrs().Index, TxQLen: -1},
-			PeerName: name, PeerNamespace: netlink.NsFd(n.net.Fd())}
+		veth := &netlink.Veth{
+			LinkAttrs:     netlink.LinkAttrs{Name: port, MasterIndex: master.Attrs().Index, TxQLen: -1},
+			PeerName:      name,
+			PeerNamespace: netlink.NsFd(n.net.Fd()),
+		}
 		if err := netlink.LinkAdd(veth); err != nil {
 			return err
 		}
@@ -111,7 +96,7 @@ func (n *Namespace) Plug(name string, to *Namespace, bridge string) {
 	n.LinkUp(name)
 }
 
-// Links returns the names of the interfaces whose name begins with a prefix.
+// Links returns the sorted names of the interfaces with a prefix.
 func (n *Namespace) Links(prefix string) []string {
 	n.T.Helper()
 	var names []string
@@ -126,4 +111,22 @@ func (n *Namespace) Links(prefix string) []string {
 	})
 	slices.Sort(names)
 	return names
+}
+
+// Master returns the bridge of an interface, empty if it is on none.
+func (n *Namespace) Master(name string) string {
+	n.T.Helper()
+	var bridge string
+	n.Must("look at "+name, func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil || link.Attrs().MasterIndex == 0 {
+			return err
+		}
+		master, err := netlink.LinkByIndex(link.Attrs().MasterIndex)
+		if err == nil {
+			bridge = master.Attrs().Name
+		}
+		return err
+	})
+	return bridge
 }

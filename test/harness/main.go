@@ -1,7 +1,12 @@
-// Package harness starts what the end-to-end tests need and looks at what comes of
-// it: the vmand under test with directories of its own (Daemon), requests to its API
-// (Call), the guests of its VMs (Serial, Shell), network namespaces (Namespace, Lab),
-// and the state of the host (Violations, QEMUProcesses).
+// Package harness runs the vmand under test for the end-to-end tests, and observes the
+// host:
+//
+//   - Daemon runs vmand with directories of its own. Call sends a request to its API,
+//     CreateVM, WaitVM and others send the usual ones.
+//   - Serial and Shell observe and control the guest of a VM.
+//   - Namespace and Lab are networks for daemons and their guests.
+//   - Violations compares what the API shows with processes, files, interfaces and rules.
+//   - Eventually waits for a condition.
 package harness
 
 import (
@@ -16,21 +21,23 @@ import (
 	"vmand/test/need"
 )
 
-// binary is the vmand under test; guests is the directory of the guest's disks.
-var binary, guests string
+var (
+	vmand  string // the program under test
+	guests string // the directory of the guest
+)
 
-// Main runs the tests of a package and exits. It is called by TestMain. The tests are
-// left out where VMAN_TEST_QEMU is off. Without VMAN_TEST_BINARY it builds vmand, and
-// without VMAN_TEST_GUEST the guest.
+// Main runs the tests of a package and exits; TestMain calls it. It runs none if
+// VMAN_TEST_QEMU is off. It builds vmand unless VMAN_TEST_BINARY names one, and the guest
+// unless VMAN_TEST_GUEST names its directory.
 func Main(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	if need.Off() {
-		fmt.Println("these tests need QEMU and VMAN_TEST_QEMU is off")
+		fmt.Println("no tests: they need QEMU, and VMAN_TEST_QEMU is off")
 		return 0
 	}
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil && os.Getenv("VMAN_TEST_QEMU") != "required" {
-		fmt.Println("these tests need QEMU; `make test` installs it:", err)
+		fmt.Println("no tests: they need QEMU, which `make test` installs:", err)
 		return 0
 	}
 	if guests = os.Getenv("VMAN_TEST_GUEST"); guests == "" {
@@ -40,15 +47,15 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
-	if binary = os.Getenv("VMAN_TEST_BINARY"); binary == "" {
+	if vmand = os.Getenv("VMAN_TEST_BINARY"); vmand == "" {
 		dir, err := os.MkdirTemp("", "vmand")
 		if err != nil {
 			fmt.Println(err)
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		binary = filepath.Join(dir, "vmand")
-		if err := Build(binary); err != nil {
+		vmand = filepath.Join(dir, "vmand")
+		if err := Build(vmand); err != nil {
 			fmt.Println(err)
 			return 1
 		}
@@ -57,7 +64,7 @@ func run(m *testing.M) int {
 }
 
 // Binary returns the path of the vmand under test.
-func Binary() string { return binary }
+func Binary() string { return vmand }
 
 // GuestFile returns the path of a file that test/guest/build.sh made.
 func GuestFile(name string) string { return filepath.Join(guests, name) }
@@ -73,16 +80,16 @@ var root = sync.OnceValue(func() string {
 			return dir
 		}
 		if dir == filepath.Dir(dir) {
-			panic("the tests do not run in the checkout")
+			panic("the working directory is not in a Go module")
 		}
 		dir = filepath.Dir(dir)
 	}
 })
 
-// File returns the path of a file of the checkout.
+// File returns the path of a file, given relative to go.mod.
 func File(elem ...string) string { return filepath.Join(root(), filepath.Join(elem...)) }
 
-// GoFiles returns the paths of the module's Go files.
+// GoFiles returns the paths of the Go files of the module.
 func GoFiles(t testing.TB) []string {
 	t.Helper()
 	var files []string
@@ -103,7 +110,7 @@ func GoFiles(t testing.TB) []string {
 	return files
 }
 
-// Build builds vmand, static, as the file out.
+// Build builds vmand as the file out, with flags of go build.
 func Build(out string, flags ...string) error {
 	build := exec.Command("go", append(append([]string{"build"}, flags...), "-o", out, "vmand")...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -36,6 +36,7 @@ func (n *Namespace) ServeDNS() {
 	})
 }
 
+// answerName answers one query.
 func answerName(w dns.ResponseWriter, r *dns.Msg) {
 	m := new(dns.Msg).SetReply(r)
 	m.RecursionAvailable = true
@@ -58,12 +59,13 @@ func answerName(w dns.ResponseWriter, r *dns.Msg) {
 	_ = w.WriteMsg(m)
 }
 
-// QueryDNS asks the name server at an address, from the namespace, and returns the
-// answers as text: of an address or a name, that; of another type, the record.
+// QueryDNS sends a query to a name server from the namespace and returns the sorted
+// answers and the response code. A, AAAA and PTR records are returned as their values,
+// others as whole records.
 func (n *Namespace) QueryDNS(server, name string, kind uint16) ([]string, int, error) {
 	var reply *dns.Msg
 	err := n.Try(func() error {
-		// Not in a goroutine of its own, as of dns.Client.Exchange by a name.
+		// dns.Client.Exchange may dial in another goroutine, outside of the namespace.
 		conn, err := dns.DialTimeout("udp", net.JoinHostPort(server, "53"), 3*time.Second)
 		if err != nil {
 			return err

@@ -20,53 +20,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Serve runs the services of `vmt serve` in the namespace until the test ends.
-func (n *Namespace) Serve() {
-	n.T.Helper()
-	cmd := n.background("serve")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		n.T.Fatal(err)
-	}
-	if err := n.Start(cmd); err != nil {
-		n.T.Fatal(err)
-	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
-		n.T.Fatalf("%s: the services said %q: %v", n.Name, line, err)
-	}
-}
-
-// WaitHTTP waits until the HTTP server at an address answers the namespace, and
-// returns what.
-func (n *Namespace) WaitHTTP(address string) string {
-	n.T.Helper()
-	var body string
-	Eventually(n.T, 20*time.Second, fmt.Sprintf("%s to get an answer of %s", n.Name, address), func() error {
-		var err error
-		body, err = n.HTTPGet(address)
-		return err
-	})
-	return body
-}
-
-// A Namespace is a network of its own, with its own interfaces, firewall and
-// /proc/sys/net, and a file tree in which /sys shows that network. It is one
-// locked thread, and ends with the test.
+// A Namespace is a network namespace, with interfaces, a firewall and /proc/sys/net of
+// its own, and a mount namespace in which /sys shows that network. It lives in one locked
+// thread and ends with the test.
 type Namespace struct {
 	T     testing.TB
-	Name  string
-	net   *os.File // the network, to move interfaces into
+	Name  string   // for messages
+	net   *os.File // to move interfaces into the namespace
 	tasks chan func()
 }
 
-// NewNamespace returns an empty one. Its name is for messages only.
+// NewNamespace returns a namespace with a loopback interface that is up.
 func NewNamespace(t testing.TB, name string) *Namespace {
 	t.Helper()
 	n := &Namespace{T: t, Name: name, tasks: make(chan func())}
 	ready := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread has another network than the rest and must end
-		// with this goroutine.
+		// The thread is never unlocked: it must not run other goroutines, and ends
+		// with this one.
 		runtime.LockOSThread()
 		err := n.enter()
 		ready <- err
@@ -78,7 +49,7 @@ func NewNamespace(t testing.TB, name string) *Namespace {
 		}
 	}()
 	if err := <-ready; err != nil {
-		t.Fatalf("make the namespace %s: %v", name, err)
+		t.Fatalf("create namespace %s: %v", name, err)
 	}
 	t.Cleanup(func() {
 		n.net.Close()
@@ -88,6 +59,7 @@ func NewNamespace(t testing.TB, name string) *Namespace {
 	return n
 }
 
+// enter moves the calling thread into new namespaces.
 func (n *Namespace) enter() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
@@ -103,9 +75,9 @@ func (n *Namespace) enter() error {
 	return err
 }
 
-// Do runs f in the namespace: sockets that f opens itself, and not in another
-// goroutine, are of it, and so are processes that f starts. f may end the test
-// only by t.Error.
+// Do runs f in the namespace. Sockets that f opens belong to the namespace, unless it
+// opens them in another goroutine, and so do processes that f starts. f must not call
+// FailNow.
 func (n *Namespace) Do(f func()) {
 	done := make(chan struct{})
 	n.tasks <- func() {
@@ -122,15 +94,15 @@ func (n *Namespace) Try(f func() error) error {
 	return err
 }
 
-// Must runs f in the namespace; it ends the test if that fails.
+// Must runs f in the namespace and ends the test if it fails.
 func (n *Namespace) Must(what string, f func() error) {
 	n.T.Helper()
 	if err := n.Try(f); err != nil {
-		n.T.Fatalf("%s: %s: %v", n.Name, what, err)
+		n.T.Fatalf("namespace %s: %s: %v", n.Name, what, err)
 	}
 }
 
-// Sysctl returns a setting, such as "net/ipv4/ip_forward".
+// Sysctl returns a kernel setting, such as "net/ipv4/ip_forward".
 func (n *Namespace) Sysctl(name string) string {
 	n.T.Helper()
 	var value []byte
@@ -142,13 +114,15 @@ func (n *Namespace) Sysctl(name string) string {
 	return strings.TrimSpace(string(value))
 }
 
-// SetSysctl sets a setting.
+// SetSysctl changes a kernel setting.
 func (n *Namespace) SetSysctl(name, value string) {
 	n.T.Helper()
-	n.Must("set "+name, func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0) })
+	n.Must("set "+name, func() error {
+		return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0)
+	})
 }
 
-// ReplaceFile shows a file with another content to the processes of the namespace.
+// ReplaceFile makes the processes of the namespace see a file with another content.
 func (n *Namespace) ReplaceFile(file, content string) {
 	n.T.Helper()
 	with := filepath.Join(n.T.TempDir(), filepath.Base(file))
@@ -161,23 +135,23 @@ func (n *Namespace) ReplaceFile(file, content string) {
 // Start starts a process in the namespace.
 func (n *Namespace) Start(cmd *exec.Cmd) error { return n.Try(cmd.Start) }
 
-// VMT runs the guest's tool in the namespace to its end, and returns what it
-// printed and its error, which has what it complained of.
+// VMT runs the guest's tool in the namespace and returns its output. The error contains
+// its standard error.
 func (n *Namespace) VMT(stdin string, args ...string) (string, error) {
-	var out, complaint bytes.Buffer
+	var out, stderr bytes.Buffer
 	cmd := exec.CommandContext(n.T.Context(), GuestFile("vmt"), args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &complaint
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &stderr
 	if err := n.Start(cmd); err != nil {
 		return "", err
 	}
 	if err := cmd.Wait(); err != nil {
-		return out.String(), fmt.Errorf("%w: %s", err, complaint.String())
+		return out.String(), fmt.Errorf("vmt %s: %w: %s", strings.Join(args, " "), err, &stderr)
 	}
 	return strings.TrimSpace(out.String()), nil
 }
 
-// background starts the guest's tool in the namespace; it ends with the test.
-// What it prints comes line by line.
+// background returns the guest's tool, to be started in the namespace. It ends with the
+// test.
 func (n *Namespace) background(args ...string) *exec.Cmd {
 	n.T.Helper()
 	cmd := exec.Command(GuestFile("vmt"), args...)
@@ -192,6 +166,35 @@ func (n *Namespace) background(args ...string) *exec.Cmd {
 	return cmd
 }
 
+// Serve runs the services of `vmt serve` in the namespace until the test ends.
+func (n *Namespace) Serve() {
+	n.T.Helper()
+	cmd := n.background("serve")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		n.T.Fatal(err)
+	}
+	if err := n.Start(cmd); err != nil {
+		n.T.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
+		n.T.Fatalf("namespace %s: vmt serve printed %q: %v", n.Name, line, err)
+	}
+}
+
+// WaitHTTP waits until an HTTP server at an address answers the namespace, and returns
+// the answer.
+func (n *Namespace) WaitHTTP(address string) string {
+	n.T.Helper()
+	var body string
+	Eventually(n.T, 20*time.Second, fmt.Sprintf("namespace %s to reach %s", n.Name, address), func() error {
+		var err error
+		body, err = n.HTTPGet(address)
+		return err
+	})
+	return body
+}
+
 // Dial opens a TCP connection from the namespace.
 func (n *Namespace) Dial(address string) (net.Conn, error) {
 	var conn net.Conn
@@ -203,7 +206,7 @@ func (n *Namespace) Dial(address string) (net.Conn, error) {
 	return conn, err
 }
 
-// HTTPGet asks an HTTP server, from the namespace, and returns the body.
+// HTTPGet requests / of an HTTP server from the namespace and returns the body.
 func (n *Namespace) HTTPGet(address string) (string, error) {
 	conn, err := n.Dial(address)
 	if err != nil {

@@ -7,126 +7,130 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-
-	"vmand/openapi"
 )
 
-// wrongNICs compares the NICs of VMs that run with those of their QEMUs.
-func (d *Daemon) wrongNICs(c Census) (found []string) {
-	d.T.Helper()
-	for id, v := range c.VMs {
+// inspectNICs compares the NICs of running VMs with those of their QEMUs.
+func (i *inspection) inspectNICs() {
+	i.T.Helper()
+	for id, v := range i.census.VMs {
 		for _, n := range v.NICs {
 			if n.State != "attached" {
-				found = append(found, fmt.Sprintf("NIC %d of VM %s is %s", n.Slot, id, n.State))
+				i.report("NIC %d of VM %s is %s", n.Slot, id, n.State)
 			}
 		}
-		if d.VMPID(id) == 0 || v.State != "running" && v.State != "paused" {
+		if i.VMPID(id) == 0 || v.State != "running" && v.State != "paused" {
 			continue
 		}
-		said, ok := d.HMP(id, "info network")
+		out, ok := i.HMP(id, "info network")
 		if !ok {
 			continue
 		}
-		cards := 0
-		for line := range strings.Lines(said) {
-			// A card, and below it what it is connected to.
+		nics := 0
+		for line := range strings.Lines(out) {
+			// A NIC, followed by an indented line for its peer.
 			switch {
 			case strings.HasPrefix(line, " "):
 			case strings.Contains(line, "type=nic"):
-				cards++
+				nics++
 			default:
-				found = append(found, fmt.Sprintf("the QEMU of VM %s has, without a card, %s", id, strings.TrimSpace(line)))
+				i.report("QEMU of VM %s has a peer without a NIC: %s", id, strings.TrimSpace(line))
 			}
 		}
-		if cards != len(v.NICs) {
-			found = append(found, fmt.Sprintf("the QEMU of VM %s has %d NICs, and %d are recorded", id, cards, len(v.NICs)))
+		if nics != len(v.NICs) {
+			i.report("QEMU of VM %s has %d NICs, %d are recorded", id, nics, len(v.NICs))
 		}
 	}
-	return found
 }
 
-// wrongNetworks compares what is recorded with the interfaces and the rules of
-// the daemon's host.
-func (d *Daemon) wrongNetworks(c Census) (found []string) {
-	d.T.Helper()
+// inspectNetworks compares networks, NICs and port forwards with the interfaces and the
+// firewall rules of the daemon's host.
+func (i *inspection) inspectNetworks() {
+	i.T.Helper()
 	bridges := map[string]bool{}
-	for _, n := range As[[]openapi.Network](d.Call("GET", "/networks", nil).Want(200)) {
+	for _, n := range i.census.Networks {
 		if n.Mode == "nat" || n.Mode == "isolated" {
 			bridges[n.Name] = true
 		}
 	}
-	want, forwards := map[string]string{}, 0 // aliases of taps, with the bridge of each
-	for id, v := range c.VMs {
+	bridgeOf, forwards := map[string]string{}, 0 // by the alias of the tap
+	for id, v := range i.census.VMs {
 		if v.State != "running" && v.State != "paused" {
 			continue
 		}
 		for _, n := range v.NICs {
 			if n.Mode == "nat" || n.Mode == "isolated" {
-				want[fmt.Sprintf("vmand %s %d", id, n.Slot)] = string(n.Network)
+				bridgeOf[fmt.Sprintf("vmand %s %d", id, n.Slot)] = string(n.Network)
 			}
 		}
 		forwards += len(v.PortForwards)
 	}
 	taps := map[string]bool{}
-	d.Host.Must("list the interfaces", func() error {
+	i.Host.Must("list the interfaces", func() error {
 		all, err := netlink.LinkList()
-		for _, l := range all {
-			a := l.Attrs()
-			switch l.Type() {
+		for _, link := range all {
+			a := link.Attrs()
+			switch link.Type() {
 			case "bridge":
 				if !bridges[a.Name] {
-					found = append(found, fmt.Sprintf("the bridge %s is nobody's", a.Name))
+					i.report("bridge %s belongs to no network", a.Name)
 				}
 				delete(bridges, a.Name)
 			case "tuntap":
 				taps[a.Name] = true
-				if network, ok := want[a.Alias]; !ok {
-					found = append(found, fmt.Sprintf("the tap %s (%s) is nobody's", a.Name, a.Alias))
-				} else if master, err := netlink.LinkByIndex(a.MasterIndex); err != nil || master.Attrs().Name != network {
-					found = append(found, fmt.Sprintf("the tap %s (%s) is not on the bridge %s: %v", a.Name, a.Alias, network, err))
-				}
-				delete(want, a.Alias)
+				i.inspectTap(a, bridgeOf)
+				delete(bridgeOf, a.Alias)
 			}
 		}
 		return err
 	})
 	for _, name := range slices.Sorted(maps.Keys(bridges)) {
-		found = append(found, fmt.Sprintf("the bridge %s is missing", name))
+		i.report("bridge %s is missing", name)
 	}
-	for _, name := range slices.Sorted(maps.Keys(want)) {
-		found = append(found, fmt.Sprintf("the tap of %s is missing", name))
+	for _, alias := range slices.Sorted(maps.Keys(bridgeOf)) {
+		i.report("the tap of %s is missing", alias)
 	}
-	return append(found, d.wrongElements(taps, forwards)...)
+	i.inspectSets(taps, forwards)
 }
 
-// wrongElements looks into the sets of the daemon's nftables tables for taps that
-// are not there, and counts the port forwards.
-func (d *Daemon) wrongElements(taps map[string]bool, forwards int) (found []string) {
-	d.T.Helper()
-	c := d.Host.Firewall()
-	forwarded := 0
-	for _, table := range d.Host.Tables() {
+func (i *inspection) inspectTap(tap *netlink.LinkAttrs, bridgeOf map[string]string) {
+	bridge, ok := bridgeOf[tap.Alias]
+	if !ok {
+		i.report("tap %s (%s) belongs to no NIC", tap.Name, tap.Alias)
+		return
+	}
+	master, err := netlink.LinkByIndex(tap.MasterIndex)
+	if err != nil || master.Attrs().Name != bridge {
+		i.report("tap %s (%s) is not on bridge %s: %v", tap.Name, tap.Alias, bridge, err)
+	}
+}
+
+// inspectSets compares the elements of the nftables sets with the taps, and their number
+// with the number of port forwards.
+func (i *inspection) inspectSets(taps map[string]bool, forwards int) {
+	i.T.Helper()
+	c := i.Host.Firewall()
+	found := 0
+	for _, table := range i.Host.Tables() {
 		sets, err := c.GetSets(table)
 		if err != nil {
-			d.T.Fatal(err)
+			i.T.Fatal(err)
 		}
 		for _, set := range sets {
 			elements, err := c.GetSetElements(set)
 			if err != nil {
-				d.T.Fatal(err)
+				i.T.Fatal(err)
 			}
 			for _, e := range elements {
 				switch name, _, _ := strings.Cut(string(e.Key), "\x00"); {
 				case set.Name == "forwards" || set.Name == "anywhere":
-					forwarded++
+					found++
 				case strings.HasPrefix(name, "vt") && !taps[name]:
-					found = append(found, fmt.Sprintf("the set %s has the tap %s, which is not there", set.Name, name))
+					i.report("set %s contains tap %s, which does not exist", set.Name, name)
 				}
 			}
 		}
 	}
-	if forwarded != forwards {
-		found = append(found, fmt.Sprintf("the rules have %d port forwards, and VMs that run have %d", forwarded, forwards))
+	if found != forwards {
+		i.report("the rules have %d port forwards, running VMs have %d", found, forwards)
 	}
-	return found
 }

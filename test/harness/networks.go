@@ -1,23 +1,26 @@
 package harness
 
 import (
+	"maps"
+
 	"vmand/openapi"
 )
 
-// CreatePortForward leads a port of the host to one of a VM.
-func (d *Daemon) CreatePortForward(id, protocol, address string, port, guest int) openapi.PortForward {
+// CreateNetwork creates a network with more properties.
+func (d *Daemon) CreateNetwork(name, mode, subnet string, more map[string]any) openapi.Network {
 	d.T.Helper()
-	return As[openapi.PortForward](d.Call("POST", "/vms/"+id+"/port_forwards", map[string]any{
-		"protocol": protocol, "host_address": address, "host_port": port, "guest_port": guest}).Want(201))
+	body := map[string]any{"name": name, "mode": mode, "subnet": subnet}
+	maps.Copy(body, more)
+	return As[openapi.Network](d.Call("POST", "/networks", body).Want(201))
 }
 
-// Network returns a network with its leases.
+// Network returns a network.
 func (d *Daemon) Network(name string) openapi.NetworkDetails {
 	d.T.Helper()
-	return As[openapi.NetworkDetails](d.Call("GET", "/networks/"+name, nil).Want(200))
+	return Get[openapi.NetworkDetails](d, "/networks/"+name)
 }
 
-// OnNetworks is the property of a new VM that has a NIC on each network.
+// OnNetworks returns the property of a new VM with a NIC on each of the networks.
 func OnNetworks(networks ...string) map[string]any {
 	nics := []any{}
 	for _, n := range networks {
@@ -26,12 +29,14 @@ func OnNetworks(networks ...string) map[string]any {
 	return map[string]any{"nics": nics}
 }
 
-// CreateNetwork creates a network; more holds further fields of the request.
-func (d *Daemon) CreateNetwork(name, mode, subnet string, more map[string]any) openapi.Network {
+// CreatePortForward forwards a port of the host to a port of a VM.
+func (d *Daemon) CreatePortForward(vm, protocol, address string, hostPort, guestPort int) openapi.PortForward {
 	d.T.Helper()
-	body := map[string]any{"name": name, "mode": mode, "subnet": subnet}
-	for k, v := range more {
-		body[k] = v
+	body := map[string]any{
+		"protocol":     protocol,
+		"host_address": address,
+		"host_port":    hostPort,
+		"guest_port":   guestPort,
 	}
-	return As[openapi.Network](d.Call("POST", "/networks", body).Want(201))
+	return As[openapi.PortForward](d.Call("POST", "/vms/"+vm+"/port_forwards", body).Want(201))
 }

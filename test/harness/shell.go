@@ -3,7 +3,6 @@ package harness
 import (
 	"bufio"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -13,12 +12,34 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"vmand/qemu/qmp"
 )
 
-// StartAll starts VMs together, waits until each has confirmed its address, and returns
-// their shells.
+// shellPort is the root port of the shell's serial bus: the last that every VM has, so
+// that up to three NICs fit before it.
+const shellPort = "port-3"
+
+// A Shell runs commands in a guest of the variant "net", through a virtio serial port
+// that the harness plugs over the operator's monitor. It works whatever the guest's
+// network does.
+type Shell struct {
+	Daemon *Daemon
+	VM     string
+	conn   net.Conn
+
+	mu      sync.Mutex
+	next    int64 // the id of the last request
+	waiting map[int64]chan shellReply
+	broken  error // not nil: the connection has ended
+}
+
+type shellReply struct {
+	ID   int64  `json:"id"`
+	Out  string `json:"out"`
+	Code int    `json:"code"`
+}
+
+// StartAll starts VMs at the same time, waits until each guest has confirmed its
+// address, and returns their shells.
 func (d *Daemon) StartAll(ids ...string) []*Shell {
 	d.T.Helper()
 	answers := make(chan error, len(ids))
@@ -26,7 +47,7 @@ func (d *Daemon) StartAll(ids ...string) []*Shell {
 		go func() {
 			a, err := d.Try("POST", "/vms/"+id+"/actions/start?wait_for=ip", nil, Wait)
 			if err == nil && a.Status != 200 {
-				err = fmt.Errorf("start %s: %d %s", id, a.Status, a.Body)
+				err = fmt.Errorf("start VM %s: %d %s", id, a.Status, a.Body)
 			}
 			answers <- err
 		}()
@@ -43,70 +64,26 @@ func (d *Daemon) StartAll(ids ...string) []*Shell {
 	return shells
 }
 
-// unreachableSeconds is how many seconds a connection is tried that must not come about.
-const unreachableSeconds = 2
-
-// Reaches fails the test unless the guest's HTTP requests to an address arrive.
-func (s *Shell) Reaches(address string) string {
-	s.Daemon.T.Helper()
-	return s.Run("timeout 15 wget -q -O - http://%s/ 2>&1", address)
-}
-
-// TriesInVain begins to reach an address that it must not, and returns what waits for
-// that and fails the test if it does.
-func (s *Shell) TriesInVain(address string) func() {
-	s.Daemon.T.Helper()
-	ended := s.Start("timeout %[1]d wget -q -O - http://%[2]s/ 2>&1 || ping -c 1 -W %[1]d %[2]s", unreachableSeconds, address)
-	return func() {
-		s.Daemon.T.Helper()
-		if out, err := ended(); err == nil {
-			s.Daemon.T.Errorf("guest %s reaches %s: %s", s.VM, address, out)
-		}
-	}
-}
-
-// shellPort is the root port that the shell's serial bus is plugged into: the
-// last of those every VM has, so up to three NICs may come before it.
-const shellPort = "port-3"
-
-// A Shell runs commands in a guest that has a network, whatever that network
-// does: through a virtio serial port that the operator's monitor plugs.
-type Shell struct {
-	Daemon *Daemon // whose test is told what fails
-	VM     string
-	conn   net.Conn
-
-	mu      sync.Mutex
-	next    int64
-	waiting map[int64]chan shellReply
-	broken  error
-}
-
-type shellReply struct {
-	ID   int64  `json:"id"`
-	Out  string `json:"out"`
-	Code int    `json:"code"`
-}
-
-// Shell returns a shell of a VM that runs. There is one in each run of a VM.
+// Shell waits until the guest of a running VM has booted and returns a shell in it. A VM
+// has at most one shell in each of its runs.
 func (d *Daemon) Shell(id string) *Shell {
 	d.T.Helper()
 	d.Serial(id).Expect("VMT: ready")
 	path := filepath.Join(filepath.Dir(d.RuntimeDir), "shell-"+id)
-	_ = os.Remove(path)
+	_ = os.Remove(path) // of the run before
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		d.T.Fatal(err)
 	}
 	defer l.Close()
-	if err := os.Chmod(path, 0o666); err != nil { // QEMU is another user
+	if err := os.Chmod(path, 0o666); err != nil { // QEMU runs as another user
 		d.T.Fatal(err)
 	}
 	d.plugShell(id, path)
 	_ = l.(*net.UnixListener).SetDeadline(time.Now().Add(20 * time.Second))
 	conn, err := l.Accept()
 	if err != nil {
-		d.T.Fatalf("QEMU of %s does not connect the shell: %v", id, err)
+		d.T.Fatalf("QEMU of VM %s does not connect the shell: %v", id, err)
 	}
 	s := &Shell{Daemon: d, VM: id, conn: conn, waiting: map[int64]chan shellReply{}}
 	d.T.Cleanup(func() { conn.Close() })
@@ -115,30 +92,33 @@ func (d *Daemon) Shell(id string) *Shell {
 	return s
 }
 
+// plugShell plugs a serial port whose other end is the socket at a path.
 func (d *Daemon) plugShell(id, path string) {
 	d.T.Helper()
 	ctx, cancel := context.WithTimeout(d.T.Context(), 20*time.Second)
 	defer cancel()
-	monitor, err := qmp.Dial(ctx, filepath.Join(d.RuntimeDir, id+".op-qmp"))
+	monitor, err := d.Monitor(ctx, id)
 	if err != nil {
 		d.T.Fatal(err)
 	}
 	defer monitor.Close()
+	address := map[string]any{"type": "unix", "data": map[string]any{"path": path}}
+	socket := map[string]any{"type": "socket", "data": map[string]any{"server": false, "addr": address}}
 	for _, c := range []struct {
 		command string
 		args    map[string]any
 	}{
-		{"chardev-add", map[string]any{"id": "vmt", "backend": map[string]any{"type": "socket", "data": map[string]any{
-			"server": false, "addr": map[string]any{"type": "unix", "data": map[string]any{"path": path}}}}}},
+		{"chardev-add", map[string]any{"id": "vmt", "backend": socket}},
 		{"device_add", map[string]any{"driver": "virtio-serial-pci", "id": "vmt-bus", "bus": shellPort, "addr": "0x0"}},
 		{"device_add", map[string]any{"driver": "virtserialport", "bus": "vmt-bus.0", "chardev": "vmt", "name": "vmt"}},
 	} {
 		if err := monitor.Execute(ctx, c.command, c.args, nil); err != nil {
-			d.T.Fatalf("plug a shell into %s: %s: %v", id, c.command, err)
+			d.T.Fatalf("plug a shell into VM %s: %s: %v", id, c.command, err)
 		}
 	}
 }
 
+// read hands replies to the calls of Try that wait for them, until the connection ends.
 func (s *Shell) read() {
 	lines := bufio.NewReader(s.conn)
 	for {
@@ -164,19 +144,20 @@ func (s *Shell) read() {
 	}
 }
 
-// Try runs a line of shell and returns what it printed and its exit status.
-func (s *Shell) Try(stdin, line string) (string, int, error) {
-	c := make(chan shellReply, 1)
+// Try runs a shell command and returns its output and its exit status. It is safe for
+// concurrent use.
+func (s *Shell) Try(stdin, command string) (string, int, error) {
+	reply := make(chan shellReply, 1)
 	s.mu.Lock()
 	if s.broken != nil {
 		s.mu.Unlock()
-		return "", 0, fmt.Errorf("the shell of %s is gone: %w", s.VM, s.broken)
+		return "", 0, fmt.Errorf("the shell of guest %s has ended: %w", s.VM, s.broken)
 	}
 	s.next++
 	id := s.next
-	s.waiting[id] = c
+	s.waiting[id] = reply
 	s.mu.Unlock()
-	text, err := json.Marshal(map[string]any{"id": id, "shell": line, "stdin": stdin})
+	text, err := json.Marshal(map[string]any{"id": id, "shell": command, "stdin": stdin})
 	if err != nil {
 		return "", 0, err
 	}
@@ -184,65 +165,44 @@ func (s *Shell) Try(stdin, line string) (string, int, error) {
 		return "", 0, err
 	}
 	select {
-	case r, ok := <-c:
+	case r, ok := <-reply:
 		if !ok {
-			return "", 0, fmt.Errorf("the shell of %s ended during %q", s.VM, line)
+			return "", 0, fmt.Errorf("the shell of guest %s ended during %q", s.VM, command)
 		}
 		return strings.TrimSpace(r.Out), r.Code, nil
 	case <-time.After(2 * time.Minute):
-		return "", 0, fmt.Errorf("guest %s does not end %q", s.VM, line)
+		return "", 0, fmt.Errorf("guest %s: %q did not end", s.VM, command)
 	}
 }
 
-// Run runs a line of shell that must succeed, and returns what it printed.
+// Run runs a shell command, ends the test if it fails, and returns its output.
 func (s *Shell) Run(format string, args ...any) string {
 	s.Daemon.T.Helper()
-	line := fmt.Sprintf(format, args...)
-	out, code, err := s.Try("", line)
+	command := fmt.Sprintf(format, args...)
+	out, code, err := s.Try("", command)
 	if err != nil {
 		s.Daemon.T.Fatal(err)
 	}
 	if code != 0 {
-		s.Daemon.T.Fatalf("guest %s: %q ended with %d:\n%s", s.VM, line, code, out)
+		s.Daemon.T.Fatalf("guest %s: %q ended with %d:\n%s", s.VM, command, code, out)
 	}
 	return out
 }
 
-// RunFailing runs a line of shell that must not succeed.
+// RunFailing runs a shell command and fails the test unless the command fails.
 func (s *Shell) RunFailing(format string, args ...any) {
 	s.Daemon.T.Helper()
-	line := fmt.Sprintf(format, args...)
-	out, code, err := s.Try("", line)
+	command := fmt.Sprintf(format, args...)
+	out, code, err := s.Try("", command)
 	if err != nil {
 		s.Daemon.T.Fatal(err)
 	}
 	if code == 0 {
-		s.Daemon.T.Errorf("guest %s: %q succeeded:\n%s", s.VM, line, out)
+		s.Daemon.T.Errorf("guest %s: %q succeeded:\n%s", s.VM, command, out)
 	}
 }
 
-// Start runs a line of shell and returns a function that waits for its end.
-func (s *Shell) Start(format string, args ...any) func() (string, error) {
-	line := fmt.Sprintf(format, args...)
-	type end struct {
-		out string
-		err error
-	}
-	ended := make(chan end, 1)
-	go func() {
-		out, code, err := s.Try("", line)
-		if err == nil && code != 0 {
-			err = fmt.Errorf("guest %s: %q ended with %d: %s", s.VM, line, code, out)
-		}
-		ended <- end{out, err}
-	}()
-	return func() (string, error) {
-		e := <-ended
-		return e.out, e.err
-	}
-}
-
-// RunNumber runs a line of shell that prints one.
+// RunNumber runs a shell command that prints a number.
 func (s *Shell) RunNumber(format string, args ...any) float64 {
 	s.Daemon.T.Helper()
 	out := s.Run(format, args...)
@@ -253,44 +213,23 @@ func (s *Shell) RunNumber(format string, args ...any) float64 {
 	return n
 }
 
-// Send sends raw frames on an interface of the guest.
-func (s *Shell) Send(name string, frames ...[]byte) {
-	s.Daemon.T.Helper()
-	var lines []string
-	for _, f := range frames {
-		lines = append(lines, hex.EncodeToString(f))
+// Start starts a shell command and returns a function that waits for its end.
+func (s *Shell) Start(format string, args ...any) func() (string, error) {
+	command := fmt.Sprintf(format, args...)
+	type end struct {
+		out string
+		err error
 	}
-	if out, code, err := s.Try(strings.Join(lines, "\n"), "vmt send "+name); err != nil || code != 0 {
-		s.Daemon.T.Fatalf("guest %s sends on %s: %d %s %v", s.VM, name, code, out, err)
-	}
-}
-
-// Capture begins to capture what arrives on an interface of the guest; heard
-// returns it.
-func (s *Shell) Capture(name string) {
-	s.Daemon.T.Helper()
-	s.Run("vmt capture %[1]s >/run/capture.%[1]s 2>&1 & until grep -q capturing /run/capture.%[1]s; do usleep 20000; done", name)
-}
-
-// Captured returns the frames that were captured on an interface of the guest.
-func (s *Shell) Captured(name string) [][]byte {
-	s.Daemon.T.Helper()
-	var frames [][]byte
-	for _, line := range strings.Fields(s.Run("tail -n +2 /run/capture.%s", name)) {
-		if frame, err := hex.DecodeString(line); err == nil { // the last line may not be whole
-			frames = append(frames, frame)
+	ended := make(chan end, 1)
+	go func() {
+		out, code, err := s.Try("", command)
+		if err == nil && code != 0 {
+			err = fmt.Errorf("guest %s: %q ended with %d: %s", s.VM, command, code, out)
 		}
+		ended <- end{out, err}
+	}()
+	return func() (string, error) {
+		e := <-ended
+		return e.out, e.err
 	}
-	return frames
-}
-
-// WaitCaptured waits until a frame with the words has arrived.
-func (s *Shell) WaitCaptured(name, words string) {
-	s.Daemon.T.Helper()
-	Eventually(s.Daemon.T, 10*time.Second, fmt.Sprintf("guest %s to hear %q", s.VM, words), func() error {
-		if CountFrames(s.Captured(name), words) == 0 {
-			return ErrNotYet
-		}
-		return nil
-	})
 }

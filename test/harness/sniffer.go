@@ -3,17 +3,17 @@ package harness
 import (
 	"bufio"
 	"encoding/hex"
-	"strings"
 	"sync"
 )
 
-// A Sniffer has what arrived on an interface since it was made.
+// A Sniffer captures the frames that arrive on an interface.
 type Sniffer struct {
 	mu     sync.Mutex
 	frames [][]byte
 }
 
-// Sniff captures what arrives on an interface of the namespace until the test ends.
+// Sniff captures the frames that arrive on an interface of the namespace until the test
+// ends.
 func (n *Namespace) Sniff(name string) *Sniffer {
 	n.T.Helper()
 	cmd := n.background("capture", name)
@@ -27,7 +27,7 @@ func (n *Namespace) Sniff(name string) *Sniffer {
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)
 	if !lines.Scan() || lines.Text() != "capturing" {
-		n.T.Fatalf("%s: the capture on %s said %q", n.Name, name, lines.Text())
+		n.T.Fatalf("namespace %s: the capture on %s printed %q", n.Name, name, lines.Text())
 	}
 	s := &Sniffer{}
 	go func() {
@@ -44,20 +44,9 @@ func (n *Namespace) Sniff(name string) *Sniffer {
 	return s
 }
 
-// Count reports how many frames had the words in them.
-func (s *Sniffer) Count(words string) int {
+// Count returns how many of the frames so far contain text.
+func (s *Sniffer) Count(text string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return CountFrames(s.frames, words)
-}
-
-// CountFrames returns how many of the frames contain the words.
-func CountFrames(frames [][]byte, words string) int {
-	n := 0
-	for _, f := range frames {
-		if strings.Contains(string(f), words) {
-			n++
-		}
-	}
-	return n
+	return CountFrames(s.frames, text)
 }

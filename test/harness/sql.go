@@ -7,7 +7,7 @@ import (
 	_ "modernc.org/sqlite"
 )
 
-// SQL runs a statement on the daemon's database, behind its back.
+// SQL runs a statement on the daemon's database, which the daemon does not notice.
 func (d *Daemon) SQL(statement string) {
 	d.T.Helper()
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(d.StateDir, "vman.db")+"?_pragma=busy_timeout(5000)")

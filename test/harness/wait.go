@@ -3,97 +3,78 @@ package harness
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"vmand/openapi"
 )
 
-// WaitSettled waits until no operation is open and all states are settled ones.
-func (d *Daemon) WaitSettled() {
-	d.T.Helper()
-	Eventually(d.T, 15*time.Second, "everything to be settled", func() error {
-		for _, state := range []string{"pending", "running"} {
-			if a := d.Call("GET", "/operations?state="+state, nil).Want(200); strings.TrimSpace(string(a.Body)) != "[]" {
-				return fmt.Errorf("open operations: %s", a.Body)
-			}
-		}
-		for _, v := range As[[]openapi.VM](d.Call("GET", "/vms", nil).Want(200)) {
-			if v.State == "starting" || v.State == "stopping" {
-				return fmt.Errorf("VM %s is %s", v.ID, v.State)
-			}
-			if alive := d.VMPID(v.ID) != 0; alive != (v.State == "running" || v.State == "paused") {
-				return fmt.Errorf("VM %s is %s, and its process lives: %t", v.ID, v.State, alive)
-			}
-		}
-		for _, disk := range As[[]openapi.Disk](d.Call("GET", "/disks", nil).Want(200)) {
-			if disk.State != "available" && disk.State != "attached" {
-				return fmt.Errorf("disk %s is %s", disk.ID, disk.State)
-			}
-			if _, err := os.Stat(filepath.Join(d.StateDir, "disks", disk.ID+".qcow2")); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
+// ErrNotYet is the error of a condition that says no more than that it is not met.
+var ErrNotYet = errors.New("not yet")
 
-// WaitNewPass waits until the observer has begun and ended another pass.
-func (d *Daemon) WaitNewPass() {
-	d.T.Helper()
-	last := func() time.Time {
-		s := As[openapi.ObserverStatus](d.Call("GET", "/observer/status", nil).Want(200))
-		if s.LastRunAt == nil {
-			return time.Time{}
-		}
-		return s.LastRunAt.Time
-	}
-	begun := time.Now()
-	Eventually(d.T, 15*time.Second, "the observer's next pass", func() error {
-		if at := last(); !at.After(begun) {
-			return fmt.Errorf("the last was at %s", at)
-		}
-		return nil
-	})
-}
-
-// Eventually waits until check returns nil.
-func Eventually(t testing.TB, patience time.Duration, what string, check func() error) {
+// Eventually calls check every 10 ms until it returns nil, and ends the test after the
+// timeout.
+func Eventually(t testing.TB, timeout time.Duration, what string, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(timeout)
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %s for %s: %v", patience, what, err)
+			t.Fatalf("waited %s for %s: %v", timeout, what, err)
 		}
 		<-time.After(10 * time.Millisecond)
 	}
 }
 
-// WaitPasses waits until the observer has ended n passes that it had not when it was
-// asked first.
+// WaitPasses waits until n passes of the observer have ended. The first of them may have
+// begun before the call.
 func (d *Daemon) WaitPasses(n int) {
 	d.T.Helper()
-	var last time.Time
-	for seen := 0; seen < n+1; seen++ {
-		Eventually(d.T, 30*time.Second, "the observer's next pass", func() error {
-			at := As[openapi.ObserverStatus](d.Call("GET", "/observer/status", nil).Want(200)).LastRunAt
-			if at == nil && seen > 0 || at != nil && at.Time.Equal(last) {
-				return fmt.Errorf("the last ended at %s", last)
-			}
-			if at != nil {
-				last = at.Time
+	last := d.lastPass()
+	for range n {
+		var now time.Time
+		Eventually(d.T, 30*time.Second, "a pass of the observer", func() error {
+			if now = d.lastPass(); now.Equal(last) {
+				return fmt.Errorf("the last pass ended at %s", last)
 			}
 			return nil
 		})
+		last = now
 	}
 }
 
-// ErrNotYet is why one has to wait on, where there is nothing more to say.
-var ErrNotYet = errors.New("not yet")
+// WaitNewPass waits until a pass of the observer has ended that began after the call.
+func (d *Daemon) WaitNewPass() {
+	d.T.Helper()
+	begun := time.Now()
+	Eventually(d.T, 15*time.Second, "a pass of the observer", func() error {
+		if at := d.lastPass(); !at.After(begun) {
+			return fmt.Errorf("the last pass began at %s", at)
+		}
+		return nil
+	})
+}
+
+// lastPass returns the time of the observer's last pass, zero if there was none.
+func (d *Daemon) lastPass() time.Time {
+	d.T.Helper()
+	s := Get[openapi.ObserverStatus](d, "/observer/status")
+	if s.LastRunAt == nil {
+		return time.Time{}
+	}
+	return s.LastRunAt.Time
+}
+
+// WaitSettled waits until the API and the host agree, as Violations says.
+func (d *Daemon) WaitSettled() {
+	d.T.Helper()
+	Eventually(d.T, 15*time.Second, "everything to be settled", func() error {
+		if found := d.Violations(); len(found) > 0 {
+			return fmt.Errorf("%q", found)
+		}
+		return nil
+	})
+}

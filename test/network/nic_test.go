@@ -48,7 +48,7 @@ func TestNICsComeAndGoWhileTheGuestRuns(t *testing.T) {
 		})
 	}
 	cable("down", "0")
-	a.TriesInVain("10.50.0.1")()
+	a.StartUnreachable("10.50.0.1")()
 	a.Reaches(harness.FarAddress) // by the other NIC
 	cable("up", "1")
 	harness.Eventually(t, 20*time.Second, "the second NIC to work again", func() error {
@@ -133,11 +133,11 @@ func TestNetworksDoNotReachOneAnother(t *testing.T) {
 		}
 		for _, other := range ids {
 			if id != other && id+other != "de" && id+other != "ed" {
-				apart = append(apart, shells[id].TriesInVain(ip(other)))
+				apart = append(apart, shells[id].StartUnreachable(ip(other)))
 			}
 		}
 	}
-	apart = append(apart, shells["d"].TriesInVain(harness.FarAddress), shells["d"].TriesInVain(harness.OutsideAddress))
+	apart = append(apart, shells["d"].StartUnreachable(harness.FarAddress), shells["d"].StartUnreachable(harness.OutsideAddress))
 	for _, none := range apart {
 		none()
 	}
@@ -158,7 +158,7 @@ func TestGuestsThatAreIsolatedReachOnlyOut(t *testing.T) {
 	a, b, ipA, ipB := shells[0], shells[1], *d.VM("a").LocalIP, *d.VM("b").LocalIP
 	apart := func() {
 		t.Helper()
-		none := []func(){a.TriesInVain(ipB), b.TriesInVain(ipA)}
+		none := []func(){a.StartUnreachable(ipB), b.StartUnreachable(ipA)}
 		none[0]()
 		none[1]()
 		a.Reaches(harness.FarAddress)
