@@ -148,7 +148,7 @@ func TestAPanickedGuestIsPausedAndCanBeReset(t *testing.T) {
 		t.Errorf("after the reset: %+v", v)
 	}
 	g.Expect("VMT: ready boots=2")
-	d.Call("POST", "/vms/sick/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200)
+	d.ForceStop("sick")
 }
 
 func TestADiskComesAndGoesWithoutTheGuest(t *testing.T) {
@@ -203,7 +203,7 @@ func TestAKilledQEMUIsACrashWithItsLastWords(t *testing.T) {
 		t.Errorf("the reason's detail is %v", v.StateReasonDetail)
 	}
 	d.Action("a", "start")
-	d.Call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200)
+	d.ForceStop("a")
 }
 
 func TestAHungQEMUCanBeStoppedAndDeleted(t *testing.T) {
@@ -217,7 +217,7 @@ func TestAHungQEMUCanBeStoppedAndDeleted(t *testing.T) {
 		}
 	}
 	// The API answers as ever.
-	if vms := harness.As[[]openapi.VM](d.Call("GET", "/vms?state=running", nil).Want(200)); len(vms) != 2 {
+	if vms := harness.Get[[]openapi.VM](d, "/vms?state=running"); len(vms) != 2 {
 		t.Errorf("listed: %+v", vms)
 	}
 	v := harness.As[openapi.VM](d.Call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200))

@@ -188,7 +188,7 @@ func TestAnImageThatIsLostIsSaid(t *testing.T) {
 	state := func(want string) {
 		t.Helper()
 		harness.Eventually(t, 20*time.Second, "the image to be "+want, func() error {
-			if got := harness.As[openapi.Image](d.Call("GET", "/images/a", nil).Want(200)); string(got.State) != want {
+			if got := harness.Get[openapi.Image](d, "/images/a"); string(got.State) != want {
 				return fmt.Errorf("it is %+v", got)
 			}
 			return nil

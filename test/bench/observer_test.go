@@ -94,7 +94,7 @@ func passCPU(d *harness.Daemon, b *testing.B) time.Duration {
 // nothing wrong.
 func lastPass(d *harness.Daemon) time.Time {
 	d.T.Helper()
-	s := harness.As[openapi.ObserverStatus](d.Call("GET", "/observer/status", nil).Want(200))
+	s := harness.Get[openapi.ObserverStatus](d, "/observer/status")
 	if s.Status != openapi.ObserverStatusStatusOk || s.LastIssuesCount != 0 || s.LastRunAt == nil {
 		d.T.Fatalf("the observer says %+v", s)
 	}

@@ -3,20 +3,19 @@ package crash
 import (
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"vmand/openapi"
-	"vmand/qemu/qmp"
 	"vmand/test/harness"
 )
 
 const manyVMs = 50
 
-// startMany returns a daemon with running VMs, vm-0 and so on, and their pids.
+// startMany returns a daemon with n paused VMs, vm-0 and so on, and the process ids of
+// their QEMUs.
 func startMany(t *testing.T, n int) (d *harness.Daemon, pids map[string]int) {
 	t.Helper()
 	d = harness.StartDaemon(t)
@@ -31,9 +30,10 @@ func startMany(t *testing.T, n int) (d *harness.Daemon, pids map[string]int) {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			for _, action := range []string{"start", "pause"} { // a firmware that waits costs time
-				if a, err := d.Try("POST", "/vms/"+id+"/actions/"+action, nil, harness.Wait); err != nil || a.Status != 200 {
-					t.Errorf("%s of %s: %v, %d %s", action, id, err, a.Status, a.Body)
+			for _, action := range []string{"start", "pause"} { // the firmware of a running VM uses CPU time
+				a, err := d.Try("POST", "/vms/"+id+"/actions/"+action, nil, harness.Wait)
+				if err != nil || a.Status != 200 {
+					t.Errorf("%s VM %s: %v, %d %s", action, id, err, a.Status, a.Body)
 				}
 			}
 		})
@@ -48,10 +48,10 @@ func startMany(t *testing.T, n int) (d *harness.Daemon, pids map[string]int) {
 	return d, pids
 }
 
-// controlAll launches the daemon and has an action done on each VM as soon as there
-// is an answer. It returns how long that took, for the last and for the first,
-// from the launch on.
-func controlAll(d *harness.Daemon, action string, ids ...string) (last, first time.Duration) {
+// controlAll launches the daemon and runs an action on each VM as soon as the daemon
+// answers. It returns the times from the launch until the first and the last action has
+// ended.
+func controlAll(d *harness.Daemon, action string, ids ...string) (first, last time.Duration) {
 	d.T.Helper()
 	begun := time.Now()
 	d.Launch()
@@ -62,14 +62,14 @@ func controlAll(d *harness.Daemon, action string, ids ...string) (last, first ti
 			for {
 				a, err := d.Try("POST", "/vms/"+id+"/actions/"+action, nil, harness.Wait)
 				took := time.Since(begun)
-				if err != nil && took < 30*time.Second { // it does not listen yet
+				if err != nil && took < 30*time.Second { // the daemon does not listen yet
 					<-time.After(2 * time.Millisecond)
 					continue
 				}
 				mu.Lock()
 				defer mu.Unlock()
 				if err != nil || a.Status != http.StatusOK {
-					d.T.Errorf("%s of %s: %v, %d %s", action, id, err, a.Status, a.Body)
+					d.T.Errorf("%s VM %s: %v, %d %s", action, id, err, a.Status, a.Body)
 				}
 				last = max(last, took)
 				if first == 0 || took < first {
@@ -80,7 +80,7 @@ func controlAll(d *harness.Daemon, action string, ids ...string) (last, first ti
 		})
 	}
 	wg.Wait()
-	return last, first
+	return first, last
 }
 
 func TestFiftyVMsAreControllableAfterAKill(t *testing.T) {
@@ -90,21 +90,24 @@ func TestFiftyVMsAreControllableAfterAKill(t *testing.T) {
 		ids = append(ids, id)
 	}
 	d.Kill()
-	last, first := controlAll(d, "resume", ids...)
-	fmt.Printf("adoption: %d of %d VMs controlled %d ms after the launch, the first after %d ms\n", len(ids), manyVMs, last.Milliseconds(), first.Milliseconds())
+	first, last := controlAll(d, "resume", ids...)
+	fmt.Printf("adoption: %d VMs controlled %d ms after the launch, the first after %d ms\n",
+		len(ids), last.Milliseconds(), first.Milliseconds())
 	d.Kill()
-	last, first = controlAll(d, "pause", ids...)
-	fmt.Printf("adoption: %d of %d VMs controlled %d ms after the launch, the first after %d ms (again)\n", len(ids), manyVMs, last.Milliseconds(), first.Milliseconds())
+	first, last = controlAll(d, "pause", ids...)
+	fmt.Printf("adoption: %d VMs controlled %d ms after the second launch, the first after %d ms\n",
+		len(ids), last.Milliseconds(), first.Milliseconds())
 	assertConsistent(d)
 	for id, pid := range pids {
-		if v, now := d.VM(id), d.VMPID(id); now != pid || v.State != "paused" || harness.Deref(v.StateReason) != "requested" {
-			t.Errorf("%s has process %d and is %s (%s); the process was %d", id, now, v.State, harness.Deref(v.StateReason), pid)
+		v, reason, now := d.VM(id), harness.Deref(d.VM(id).StateReason), d.VMPID(id)
+		if now != pid || v.State != "paused" || reason != "requested" {
+			t.Errorf("VM %s is %s (%s) with process %d, want paused with process %d", id, v.State, reason, now, pid)
 		}
 	}
 }
 
-// TestWhatHappenedWhileTheDaemonWasAway has one QEMU end, one hang and one
-// guest's state change while nobody looks.
+// TestWhatHappenedWhileTheDaemonWasAway kills one QEMU and stops another while no daemon
+// runs.
 func TestWhatHappenedWhileTheDaemonWasAway(t *testing.T) {
 	d, pids := startMany(t, 8)
 	d.Kill()
@@ -113,11 +116,12 @@ func TestWhatHappenedWhileTheDaemonWasAway(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	last, _ := controlAll(d, "resume", "vm-2", "vm-3", "vm-4", "vm-5", "vm-6", "vm-7")
-	fmt.Printf("adoption: beside a QEMU that hangs and one that is gone, the others controlled %d ms after the launch\n", last.Milliseconds())
+	_, last := controlAll(d, "resume", "vm-2", "vm-3", "vm-4", "vm-5", "vm-6", "vm-7")
+	fmt.Printf("adoption: beside a hung and a killed QEMU, the other VMs controlled %d ms after the launch\n",
+		last.Milliseconds())
 	d.WaitVM("vm-0", "error", "crashed", 0)
 	if v := d.VM("vm-1"); v.State != "paused" {
-		t.Errorf("a VM whose QEMU hangs is %s; it was paused", v.State)
+		t.Errorf("VM vm-1, whose QEMU hangs, is %s, want paused as before", v.State)
 	}
 	if err := syscall.Kill(pids["vm-1"], syscall.SIGCONT); err != nil {
 		t.Fatal(err)
@@ -125,14 +129,14 @@ func TestWhatHappenedWhileTheDaemonWasAway(t *testing.T) {
 	d.WaitPasses(2)
 	d.Action("vm-1", "resume")
 	if pid := d.VMPID("vm-1"); pid != pids["vm-1"] {
-		t.Errorf("it has process %d; it was %d", pid, pids["vm-1"])
+		t.Errorf("VM vm-1 has process %d, want %d", pid, pids["vm-1"])
 	}
 	d.Action("vm-0", "start")
 	assertConsistent(d)
 }
 
-// TestAGuestThatPowersOffWhileNobodyLooks kills the daemon right after it has
-// asked the guest to power off.
+// TestAGuestThatPowersOffWhileNobodyLooks kills the daemon after it has asked the guest to
+// power off.
 func TestAGuestThatPowersOffWhileNobodyLooks(t *testing.T) {
 	d := harness.NewDaemon(t, harness.BootDisk("normal"))
 	var err error
@@ -145,28 +149,31 @@ func TestAGuestThatPowersOffWhileNobodyLooks(t *testing.T) {
 	running(d, &x)
 	d.Serial("a").Expect("VMT: ready")
 	d.Kill()
-	dieAt(d, "stop.pressed", func() (harness.Answer, error) { return d.Try("POST", "/vms/a/actions/stop", nil, harness.Wait) })
+	dieAt(d, "stop.pressed", func() (harness.Answer, error) {
+		return d.Try("POST", "/vms/a/actions/stop", nil, harness.Wait)
+	})
 	harness.Eventually(t, 60*time.Second, "the guest to power off", func() error {
 		if status := runState(d, "a"); status != "shutdown" {
-			return fmt.Errorf("it is %s", status)
+			return fmt.Errorf("its status is %s", status)
 		}
 		return nil
 	})
 	d.Start()
 	assertConsistent(d)
-	if v := d.VM("a"); v.State != "stopped" || harness.Deref(v.StateReason) != "requested" || v.DesiredState != "stopped" {
-		t.Errorf("found: %+v", v)
+	v := d.VM("a")
+	if v.State != "stopped" || harness.Deref(v.StateReason) != "requested" || v.DesiredState != "stopped" {
+		t.Errorf("VM a is %+v, want stopped on request", v)
 	}
-	ops := harness.As[[]openapi.Operation](d.Call("GET", "/operations?kind=vm.stop", nil).Want(200))
+	ops := harness.Get[[]openapi.Operation](d, "/operations?kind=vm.stop")
 	if len(ops) != 1 || ops[0].State != "succeeded" {
-		t.Errorf("the stop's record: %+v", ops)
+		t.Errorf("the operations are %+v, want one that succeeded", ops)
 	}
 }
 
-// runState asks QEMU itself what the guest does, by the operator's monitor.
+// runState returns the run state that QEMU reports.
 func runState(d *harness.Daemon, id string) string {
 	d.T.Helper()
-	monitor, err := qmp.Dial(d.T.Context(), filepath.Join(d.RuntimeDir, id+".op-qmp"))
+	monitor, err := d.Monitor(d.T.Context(), id)
 	if err != nil {
 		d.T.Fatal(err)
 	}

@@ -13,43 +13,43 @@ import (
 	"vmand/test/harness"
 )
 
-// failedFlush has a flush of a disk fail. QEMU does not know what of the disk is
-// still to be trusted then, and lets no flush succeed until it is started anew:
-// what the guest has flushed before is there, and nothing it was told is not.
-func failedFlush(d *harness.Daemon, guest *harness.Shell, f *faults, file, block string) {
+// failFlush makes a flush of a disk fail. QEMU then lets no flush of the disk succeed until
+// it is restarted, because it does not know which writes were lost. The guest must keep
+// what it has flushed before, and must not see the failed flush succeed.
+func failFlush(d *harness.Daemon, guest *harness.Shell, f *faults, file, block string) {
 	d.T.Helper()
 	sum := guest.Run("dd if=/dev/%s bs=1M count=8 2>/dev/null | md5sum", block)
 	f.set(failing(file, "fsync"))
 	over := guest.Start("dd if=/run/data of=/dev/%s bs=1M seek=16 conv=fsync 2>&1", block)
 	v := d.WaitVM("a", "paused", "io-error", 60*time.Second)
 	if detail := harness.Deref(v.StateReasonDetail); !strings.Contains(detail, filepath.Join(d.StateDir, file)) {
-		d.T.Errorf("the detail %q does not name %s", detail, file)
+		d.T.Errorf("the detail %q does not contain %s", detail, file)
 	}
 	if f.mend() == 0 {
-		d.T.Error("nothing has failed")
+		d.T.Error("no access has failed")
 	}
 	d.Action("a", "resume")
 	d.WaitVM("a", "paused", "io-error", 20*time.Second)
 	d.Call("POST", "/vms/a/actions/restart", map[string]any{"force": true}, harness.Wait).Want(200)
 	if out, err := over(); err == nil {
-		d.T.Errorf("the guest was told that the flush has succeeded: %s", out)
+		d.T.Errorf("the failed flush succeeded in the guest: %s", out)
 	}
 	guest = d.Shell("a")
 	if now := guest.Run("dd if=/dev/%s bs=1M count=8 2>/dev/null | md5sum", block); now != sum {
-		d.T.Errorf("the guest reads %s; it was %s", now, sum)
+		d.T.Errorf("the checksum in the guest is %s, want %s", now, sum)
 	}
 	guest.Run("dd if=/dev/zero of=/dev/%s bs=1M seek=16 count=1 conv=fsync", block)
 }
 
-// A request is one that changes something, and how to see whether it has.
+// A request changes something. done reports whether it has.
 type request struct {
 	method, path string
 	body         any
 	done         func() bool
 }
 
-// everyRequest returns one request of each kind, of a VM that runs and has a
-// disk, and of two that stand, whose disks are available.
+// everyRequest returns one request of each kind: for a running VM with a disk, for a
+// stopped VM and a disk, and for a VM and a disk to delete.
 func everyRequest(d *harness.Daemon, runs, stands, doomed target) []request {
 	sees := func(path string) func() bool {
 		return func() bool { return d.Call("GET", path, nil).Status == 200 }
@@ -73,8 +73,8 @@ func everyRequest(d *harness.Daemon, runs, stands, doomed target) []request {
 	}
 }
 
-// newFaultyDaemon returns a daemon whose state is on a file system that can be
-// told to fail.
+// newFaultyDaemon starts a daemon whose state directory is a file system that fails on
+// demand.
 func newFaultyDaemon(t *testing.T, env ...string) (*harness.Daemon, *faults) {
 	t.Helper()
 	d, f := harness.NewDaemon(t, env...), &faults{}
@@ -84,8 +84,8 @@ func newFaultyDaemon(t *testing.T, env ...string) (*harness.Daemon, *faults) {
 	return d, f
 }
 
-// TestAGuestWhoseDiskFailsIsPausedAndLosesNothing has a Linux guest read and
-// write disks whose files answer EIO.
+// TestAGuestWhoseDiskFailsIsPausedAndLosesNothing makes the files of disks fail with EIO
+// while a Linux guest reads and writes them.
 func TestAGuestWhoseDiskFailsIsPausedAndLosesNothing(t *testing.T) {
 	d, f := newFaultyDaemon(t, harness.BootDisk("net"))
 	d.CreateVM("a")
@@ -96,10 +96,29 @@ func TestAGuestWhoseDiskFailsIsPausedAndLosesNothing(t *testing.T) {
 	block := guest.Run("ls /sys/block | grep sd")
 	data := filepath.Join("disks", disk.ID+".qcow2")
 	const mib8 = "dd if=/dev/urandom of=/run/data bs=1M count=8 2>/dev/null; md5sum </run/data | cut -c1-32"
+	root := filepath.Join("vms", "a", "root.qcow2")
 	for _, c := range []struct{ name, op, file, words, command string }{
-		{"writes of a data disk", "write", data, "data disk " + disk.ID, "dd if=/run/data of=/dev/" + block + " bs=1M conv=fsync 2>&1"},
-		{"reads of a data disk", "read", data, "data disk " + disk.ID, "dd if=/dev/" + block + " of=/dev/null bs=1M count=8 2>&1"},
-		{"writes of the root disk", "write", filepath.Join("vms", "a", "root.qcow2"), "the root disk", "dd if=/run/data of=/dev/vda bs=1M seek=24 conv=fsync 2>&1"},
+		{
+			name:    "writes of a data disk",
+			op:      "write",
+			file:    data,
+			words:   "data disk " + disk.ID,
+			command: "dd if=/run/data of=/dev/" + block + " bs=1M conv=fsync 2>&1",
+		},
+		{
+			name:    "reads of a data disk",
+			op:      "read",
+			file:    data,
+			words:   "data disk " + disk.ID,
+			command: "dd if=/dev/" + block + " of=/dev/null bs=1M count=8 2>&1",
+		},
+		{
+			name:    "writes of the root disk",
+			op:      "write",
+			file:    root,
+			words:   "the root disk",
+			command: "dd if=/run/data of=/dev/vda bs=1M seek=24 conv=fsync 2>&1",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			sum := guest.Run(mib8)
@@ -107,21 +126,24 @@ func TestAGuestWhoseDiskFailsIsPausedAndLosesNothing(t *testing.T) {
 			f.set(failing(c.file, c.op))
 			over := guest.Start("%s", c.command)
 			v := d.WaitVM("a", "paused", "io-error", 60*time.Second)
-			if detail := harness.Deref(v.StateReasonDetail); !strings.Contains(detail, filepath.Join(d.StateDir, c.file)) || !strings.Contains(detail, c.words) {
-				t.Errorf("the detail %q does not name %s, %s", detail, c.words, c.file)
+			detail := harness.Deref(v.StateReasonDetail)
+			for _, want := range []string{filepath.Join(d.StateDir, c.file), c.words} {
+				if !strings.Contains(detail, want) {
+					t.Errorf("the detail %q does not contain %q", detail, want)
+				}
 			}
-			d.Action("a", "resume") // too early: it is paused again, and nothing is lost
+			d.Action("a", "resume") // while the disk still fails
 			d.WaitVM("a", "paused", "io-error", 20*time.Second)
 			if f.mend() == 0 {
-				t.Error("nothing has failed")
+				t.Error("no access has failed")
 			}
 			d.WaitPasses(2)
 			if v := d.VM("a"); v.State != "paused" {
-				t.Errorf("nobody asked for it, and the VM is %s", v.State)
+				t.Errorf("without a request to resume, the VM is %s, want paused", v.State)
 			}
 			d.Action("a", "resume")
 			if out, err := over(); err != nil {
-				t.Errorf("the guest has seen the error: %v %s", err, out)
+				t.Errorf("the guest saw the error: %v %s", err, out)
 			}
 			guest.Run("sync; echo 3 >/proc/sys/vm/drop_caches")
 			from := "/dev/" + block
@@ -130,25 +152,25 @@ func TestAGuestWhoseDiskFailsIsPausedAndLosesNothing(t *testing.T) {
 			}
 			if c.op != "read" {
 				if now := guest.Run("dd if=%s bs=1M count=8 2>/dev/null | md5sum | cut -c1-32", from); now != sum {
-					t.Errorf("the guest reads %s; it wrote %s", now, sum)
+					t.Errorf("the checksum in the guest is %s, want %s", now, sum)
 				}
 			}
 		})
 	}
 	assertConsistent(d)
-	t.Run("flushes of a data disk", func(t *testing.T) { failedFlush(d, guest, f, data, block) })
-	d.Call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200)
-	for _, file := range []string{data, filepath.Join("vms", "a", "root.qcow2")} {
-		// What QEMU had to give up leaves clusters that nobody uses, at most (3, qemu-img(1)).
+	t.Run("flushes of a data disk", func(t *testing.T) { failFlush(d, guest, f, data, block) })
+	d.ForceStop("a")
+	for _, file := range []string{data, root} {
+		// Exit status 3 of qemu-img check: leaked clusters, which cancelled writes may leave.
 		cmd := exec.Command("qemu-img", "check", "-q", "-f", "qcow2", filepath.Join(d.StateDir, file))
 		if out, err := cmd.CombinedOutput(); err != nil && cmd.ProcessState.ExitCode() != 3 {
-			t.Errorf("check %s: %v\n%s", file, err, out)
+			t.Errorf("qemu-img check %s: %v\n%s", file, err, out)
 		}
 	}
 }
 
-// TestADatabaseThatCannotBeWrittenOrFlushed makes each kind of request while the
-// files of the database answer EIO.
+// TestADatabaseThatCannotBeWrittenOrFlushed sends requests of each kind while the files of
+// the database fail with EIO.
 func TestADatabaseThatCannotBeWrittenOrFlushed(t *testing.T) {
 	flushes := 0
 	for name, c := range map[string]struct {
@@ -158,7 +180,7 @@ func TestADatabaseThatCannotBeWrittenOrFlushed(t *testing.T) {
 		"writes of the log":       {failing("vman.db-wal", "write"), true},
 		"flushes of the log":      {failing("vman.db-wal", "fsync"), true},
 		"all of the database":     {failing("vman.db", "write", "fsync"), true},
-		"all there is":            {failing("", "write", "fsync", "create"), true},
+		"every file":              {failing("", "write", "fsync", "create"), true},
 		"the database's own file": {func(op, path string) bool { return path == "vman.db" && op != "read" }, false},
 		"every other flush": {func(op, path string) bool {
 			if op != "fsync" || !strings.HasPrefix(path, "vman.db") {
@@ -172,8 +194,7 @@ func TestADatabaseThatCannotBeWrittenOrFlushed(t *testing.T) {
 	}
 }
 
-// requestsWhile makes each kind of request while accesses fail, and all of them
-// again afterwards.
+// requestsWhile sends requests of each kind while accesses fail, and again afterwards.
 func requestsWhile(t *testing.T, fails func(op, path string) bool, always bool) {
 	d, f := newFaultyDaemon(t)
 	x, y, z := target{vm: "runs"}, target{vm: "stands"}, target{vm: "doomed"}
@@ -193,14 +214,14 @@ func requestsWhile(t *testing.T, fails func(op, path string) bool, always bool) 
 		case a.Status < 300 && after && !always:
 		case a.Status == 409 && !always:
 		case a.Status == 503 || a.Status == 507:
-			if after && !before && always { // else only the record of its end may be lacking
-				t.Errorf("%s answered %d, and is done", a.Request, a.Status)
+			if after && !before && always { // otherwise only the record of the end may be missing
+				t.Errorf("%s answered %d but took effect", a.Request, a.Status)
 			}
 		default:
-			t.Errorf("%s answered %d, done: %t, before: %t\n%s", a.Request, a.Status, after, before, a.Body)
+			t.Errorf("%s answered %d; effect: %t, before: %t\n%s", a.Request, a.Status, after, before, a.Body)
 		}
 		if a.Status >= 300 && harness.As[openapi.Problem](a).Code == "internal" {
-			t.Errorf("%s: %s", a.Request, a.Body)
+			t.Errorf("%s answered an internal error: %s", a.Request, a.Body)
 		}
 		t.Logf("%s answered %d", a.Request, a.Status)
 	}
@@ -208,14 +229,14 @@ func requestsWhile(t *testing.T, fails func(op, path string) bool, always bool) 
 		d.Call("GET", path, nil).Want(200)
 	}
 	if a := d.Call("GET", "/health", nil); always && (a.Status != 503 || harness.As[openapi.Health](a).Status != "degraded") {
-		t.Errorf("health answered %d\n%s", a.Status, a.Body)
+		t.Errorf("GET /health answered %d, want 503 and degraded\n%s", a.Status, a.Body)
 	}
 	if hits := f.mend(); hits == 0 && always {
-		t.Error("nothing has failed")
+		t.Error("no access has failed")
 	}
-	harness.Eventually(t, 10*time.Second, "the daemon to be well", func() error {
+	harness.Eventually(t, 10*time.Second, "the daemon to be healthy", func() error {
 		if a := d.Call("GET", "/health", nil); a.Status != 200 {
-			return fmt.Errorf("health answers %d: %s", a.Status, a.Body)
+			return fmt.Errorf("GET /health answered %d: %s", a.Status, a.Body)
 		}
 		return nil
 	})
@@ -225,7 +246,7 @@ func requestsWhile(t *testing.T, fails func(op, path string) bool, always bool) 
 			continue
 		}
 		if a := d.Call(r.method, r.path, r.body, harness.Wait); a.Status >= 300 && a.Status != 409 {
-			t.Errorf("afterwards %s answered %d\n%s", a.Request, a.Status, a.Body)
+			t.Errorf("after the faults, %s answered %d\n%s", a.Request, a.Status, a.Body)
 		}
 	}
 	assertConsistent(d)
@@ -234,7 +255,8 @@ func requestsWhile(t *testing.T, fails func(op, path string) bool, always bool) 
 	d.AssertEmpty()
 }
 
-// assertRestartKeepsRecords fails the test if another daemon finds other records.
+// assertRestartKeepsRecords restarts the daemon and fails the test if that changes a
+// record.
 func assertRestartKeepsRecords(d *harness.Daemon) {
 	d.T.Helper()
 	before := records(d)
@@ -242,31 +264,31 @@ func assertRestartKeepsRecords(d *harness.Daemon) {
 	d.Start()
 	assertConsistent(d)
 	if now := records(d); now != before {
-		d.T.Errorf("the next daemon finds\n%s\nand the one before had\n%s", now, before)
+		d.T.Errorf("after a restart the records are\n%s\nwant\n%s", now, before)
 	}
 }
 
-// records is what is recorded of everything, in words that do not change by
-// themselves.
+// records returns the recorded state of all resources as text, without the parts that
+// change without a request.
 func records(d *harness.Daemon) string {
 	d.T.Helper()
 	var words []string
 	c := d.Census()
 	for id, v := range c.VMs {
-		words = append(words, fmt.Sprintf("vm %s %s %s %q", id, v.State, v.DesiredState, v.Description))
+		words = append(words, fmt.Sprintf("VM %s %s %s %q", id, v.State, v.DesiredState, v.Description))
 	}
 	for id, disk := range c.Disks {
 		words = append(words, fmt.Sprintf("disk %s %s %v on %q", id, disk.State, disk.Size, harness.Deref(disk.VMID)))
 	}
-	for _, template := range harness.As[[]openapi.Template](d.Call("GET", "/templates", nil).Want(200)) {
+	for _, template := range harness.Get[[]openapi.Template](d, "/templates") {
 		words = append(words, "template "+template.Name)
 	}
 	slices.Sort(words)
 	return strings.Join(words, "\n")
 }
 
-// TestAnImageThatCannotBeMadeIsNotListed makes disks and VMs while the file
-// system answers EIO to one step of it.
+// TestAnImageThatCannotBeMadeIsNotListed creates disks and VMs while one step of it fails
+// with EIO.
 func TestAnImageThatCannotBeMadeIsNotListed(t *testing.T) {
 	d, f := newFaultyDaemon(t)
 	for _, c := range []struct {
@@ -284,10 +306,10 @@ func TestAnImageThatCannotBeMadeIsNotListed(t *testing.T) {
 		f.set(failing(strings.TrimPrefix(c.path, "/")+"/", c.op))
 		p := d.Call("POST", c.path, c.body).Problem(503, "operation-failed")
 		if !strings.Contains(strings.ToLower(p.Detail), "input/output error") {
-			t.Errorf("%s of %s: the detail %q does not say what has failed", c.op, c.path, p.Detail)
+			t.Errorf("%s fails in POST %s: the detail %q does not contain the error", c.op, c.path, p.Detail)
 		}
 		if f.mend() == 0 {
-			t.Errorf("%s of %s: nothing has failed", c.op, c.path)
+			t.Errorf("%s in POST %s: no access has failed", c.op, c.path)
 		}
 		d.Call("DELETE", "/templates/small", nil).Want(204)
 		d.AssertEmpty()

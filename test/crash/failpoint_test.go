@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"vmand/openapi"
 	"vmand/test/harness"
 )
 
@@ -66,7 +65,7 @@ func TestEveryOperationSurvivesAKillAtEverySeam(t *testing.T) {
 	fmt.Printf("fail points: %d pairs, %d passed\n", tried.Load(), passed.Load())
 }
 
-// TestEveryFailPointIsInTheMatrix looks for those in the source.
+// TestEveryFailPointIsInTheMatrix searches the source for fail points.
 func TestEveryFailPointIsInTheMatrix(t *testing.T) {
 	known := map[string]bool{}
 	for _, op := range everyOperation() {
@@ -87,73 +86,13 @@ func TestEveryFailPointIsInTheMatrix(t *testing.T) {
 		for _, m := range call.FindAllSubmatch(text, -1) {
 			found++
 			if name := string(m[1]); !known[name] && !slices.Contains(seams, name) {
-				t.Errorf("%s: no operation is killed at %q", file, name)
+				t.Errorf("%s: the matrix does not contain fail point %q", file, name)
 			}
 		}
 	}
 	if found < 10 {
 		t.Errorf("found only %d fail points", found)
 	}
-}
-
-// A target is what an operation is done to.
-type target struct {
-	vm, disk string // their ids
-	pid      int    // of the VM's QEMU
-	n        int    // of the pair, from 1
-	forward  string // id of a port forward
-	image    string // name of an image
-}
-
-// An operation is one kind of change in one situation, and where in it the
-// daemon is killed.
-type operation struct {
-	name  string   // the kind, and the situation behind a comma
-	inner []string // the seams inside the act that it reaches
-	once  bool     // recording the intent is all there is to do: there is no outcome
-	guest string   // the variant that VMs boot; empty: none
-	nat   bool     // the daemon has a host of its own, with bridges
-	env   []string // of the daemon, besides the usual
-	// prepare makes what is needed; the daemon is killed afterwards, and behind,
-	// if there is one, changes the records meanwhile.
-	prepare func(d *harness.Daemon, x *target)
-	behind  func(d *harness.Daemon, x target)
-	request func(x target) (method, path string, body any)
-	status  int // of the answer
-	// done reports whether what was asked for is so; nil if it leaves no trace.
-	done func(d *harness.Daemon, x target) bool
-	// refused is the status and a part of the answer to a repetition of what is
-	// done; 0 if it is done again.
-	refused int
-	why     string
-	// untold: that it is done cannot be told afterwards, it may be recorded as
-	// interrupted all the same.
-	untold bool
-	// orphan names what may be there without a record, if it is not done.
-	orphan func(x target) string
-}
-
-func everyOperation() []operation {
-	return slices.Concat(operations, networkOperations, imageOperations)
-}
-
-var seams = []string{".before-intent", ".after-intent", ".before-outcome", ".after-outcome"}
-
-func (op *operation) isDone(d *harness.Daemon, x target) bool { return op.done != nil && op.done(d, x) }
-
-func (op *operation) kind() string {
-	kind, _, _ := strings.Cut(op.name, ",")
-	return kind
-}
-
-// points returns the seams in the order in which they are reached. An operation whose
-// outcome is recorded in the transaction of its intent has no seam after its act.
-func (op *operation) points() []string {
-	points := []string{op.kind() + seams[0], op.kind() + seams[1]}
-	if op.once {
-		return points
-	}
-	return append(append(points, op.inner...), op.kind()+seams[2], op.kind()+seams[3])
 }
 
 // A chain is a part of the points of an operation, at which one daemon is killed, one
@@ -220,8 +159,8 @@ func (c *chain) survives(group *testing.T, point string) bool {
 			c.prepare(d, &x)
 		}
 		d.Kill()
-		if c.behind != nil {
-			c.behind(d, x)
+		if c.tamper != nil {
+			c.tamper(d, x)
 		}
 		begun := time.Now().Truncate(time.Millisecond)
 		dieAt(d, point, func() (harness.Answer, error) {
@@ -238,109 +177,4 @@ func (c *chain) survives(group *testing.T, point string) bool {
 		c.d = nil
 	}
 	return ok
-}
-
-// dieAt starts the daemon with a fail point and makes a request of which the
-// daemon is to die.
-func dieAt(d *harness.Daemon, point string, request func() (harness.Answer, error)) {
-	d.T.Helper()
-	env := d.Env
-	d.Env = append(slices.Clone(env), "VMAN_FAILPOINT="+point)
-	d.Start()
-	d.Env = env
-	if a, err := request(); err == nil {
-		d.T.Fatalf("the daemon lives: %s was not reached, and the answer is %d\n%s", point, a.Status, a.Body)
-	}
-	d.WaitKilled()
-}
-
-// check looks at what the next daemon has made of it.
-func (op *operation) check(d *harness.Daemon, x target, point string, begun time.Time) {
-	t := d.T
-	t.Helper()
-	done := op.isDone(d, x)
-	var orphans []string
-	if op.orphan != nil {
-		orphans = []string{op.orphan(x)}
-		if recorded := d.Call("GET", "/"+orphans[0], nil).Status == 200; recorded || done && op.kind() == "orphan.delete" {
-			orphans = nil
-		}
-	}
-	for _, v := range d.Violations(orphans...) {
-		t.Error(v)
-	}
-	var rows []openapi.Operation
-	for _, row := range harness.As[[]openapi.Operation](d.Call("GET", "/operations?kind="+op.kind(), nil).Want(200)) {
-		if !row.CreatedAt.Before(begun) {
-			rows = append(rows, row)
-		}
-	}
-	if point == op.kind()+seams[0] {
-		if len(rows) != 0 || done {
-			t.Errorf("killed before the intent was recorded, there are the operations %+v, done: %t", rows, done)
-		}
-		return
-	}
-	if len(rows) != 1 {
-		t.Fatalf("the operation's rows are %+v", rows)
-	}
-	row := rows[0]
-	switch {
-	case row.State == "succeeded" && (done || op.done == nil):
-	case row.State == "failed" && row.Problem != nil && row.Problem.Code == "interrupted" && (!done || op.untold):
-	default:
-		t.Errorf("done: %t; the operation is %+v", done, row)
-	}
-	if (op.once || point == op.kind()+seams[3]) && row.State != "succeeded" {
-		t.Errorf("killed after the outcome was recorded, the operation is %+v", row)
-	}
-}
-
-// repeat makes the request again, of a daemon that lives.
-func (op *operation) repeat(d *harness.Daemon, x target) {
-	t := d.T
-	t.Helper()
-	done := op.isDone(d, x)
-	method, path, body := op.request(x)
-	a := d.Call(method, path, body, harness.Wait)
-	if done && op.refused != 0 {
-		if a.Status != op.refused || !strings.Contains(string(a.Body), op.why) {
-			t.Errorf("%s, which is done, answered %d; want %d %q\n%s", a.Request, a.Status, op.refused, op.why, a.Body)
-		}
-		return
-	}
-	if a.Status != op.status {
-		t.Errorf("%s, which is not done, answered %d; want %d\n%s", a.Request, a.Status, op.status, a.Body)
-	}
-	if op.done != nil && !op.done(d, x) {
-		t.Errorf("%s answered %d and is not done", a.Request, a.Status)
-	}
-}
-
-// removeTarget deletes a target, whatever has become of it.
-func removeTarget(d *harness.Daemon, x target) {
-	d.T.Helper()
-	d.Call("DELETE", "/vms/"+x.vm, nil)
-	d.Call("DELETE", "/networks/"+x.vm, nil)
-	defer removeImages(d) // once nothing is made of them any more
-	for _, disk := range harness.As[[]openapi.Disk](d.Call("GET", "/disks", nil).Want(200)) {
-		d.Call("DELETE", "/disks/"+disk.ID, nil).Want(204)
-	}
-	for _, orphan := range []string{"vms:" + x.vm, "disks:" + x.disk} {
-		if orphan != "disks:" {
-			d.Call("POST", "/observer/orphans/"+orphan+"/terminate", nil)
-			d.Call("POST", "/observer/orphans/"+orphan+"/delete", nil)
-		}
-	}
-}
-
-// removeImages deletes all images and looks whether anything is left.
-func removeImages(d *harness.Daemon) {
-	d.T.Helper()
-	for name := range d.Census().Images {
-		d.Call("DELETE", "/images/"+name, nil).Want(204)
-	}
-	for _, v := range d.Violations() {
-		d.T.Error("at the end: " + v)
-	}
 }

@@ -15,24 +15,25 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// faults is a file system that passes everything on to a directory below it, and
-// answers EIO to what it is told to: a disk with bad sectors. What it has failed
-// to write is not there, and what it has failed to flush may be.
+// faults is a file system that passes accesses on to a directory below it, and fails some
+// of them with EIO, like a disk with bad sectors. Data of a failed write is lost, data of a
+// failed flush may be.
 type faults struct {
 	mu    sync.Mutex
-	fails func(op, path string) bool // nil: nothing does
-	hits  int                        // how many have been answered EIO since
+	fails func(op, path string) bool // nil: no access fails
+	hits  int                        // accesses that have failed since fails was set
 }
 
-// failing reports whether an access is one of these, "read", "write", "fsync" or
-// "create", to a file whose path below the mount begins with a prefix.
+// failing returns a function for faults.set: accesses of the kinds ops ("read", "write",
+// "fsync", "create") fail for files whose path begins with prefix.
 func failing(prefix string, ops ...string) func(op, path string) bool {
 	return func(op, path string) bool { return strings.HasPrefix(path, prefix) && slices.Contains(ops, op) }
 }
 
-// mend makes all accesses succeed again and returns how many have not.
+// mend makes all accesses succeed again and returns how many have failed.
 func (f *faults) mend() int { return f.set(nil) }
 
+// set makes accesses fail and returns how many have failed before.
 func (f *faults) set(fails func(op, path string) bool) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -41,6 +42,7 @@ func (f *faults) set(fails func(op, path string) bool) int {
 	return hits
 }
 
+// errno returns the result of an access.
 func (f *faults) errno(op, path string) syscall.Errno {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -51,7 +53,7 @@ func (f *faults) errno(op, path string) syscall.Errno {
 	return syscall.EIO
 }
 
-// mount returns what mounts the file system over a directory beside it.
+// mount returns a function that mounts the file system at dir, over a directory beside it.
 func (f *faults) mount(t *testing.T) func(dir string) error {
 	return func(dir string) error {
 		below := dir + "-below"
@@ -62,14 +64,20 @@ func (f *faults) mount(t *testing.T) func(dir string) error {
 		if err != nil {
 			return err
 		}
-		// QEMU is another user than the one who mounts. Nothing is remembered of
-		// names and modes: what vmand changes QEMU finds changed.
-		server, err := fs.Mount(dir, &faultyNode{root.(*fs.LoopbackNode), f}, &fs.Options{MountOptions: fuse.MountOptions{
-			AllowOther: true, DirectMountStrict: true, FsName: "faulty", Options: []string{"default_permissions"}}})
+		// QEMU runs as another user. Names and attributes are not cached, so that QEMU
+		// sees the changes of vmand at once.
+		server, err := fs.Mount(dir, &faultyNode{root.(*fs.LoopbackNode), f}, &fs.Options{
+			MountOptions: fuse.MountOptions{
+				AllowOther:        true,
+				DirectMountStrict: true,
+				FsName:            "faulty",
+				Options:           []string{"default_permissions"},
+			},
+		})
 		if err != nil {
 			return err
 		}
-		t.Cleanup(func() { f.mend() }) // before what unmounts it, which comes first if it is registered later
+		t.Cleanup(func() { f.mend() }) // runs after the unmount, which is registered later
 		go server.Wait()
 		return nil
 	}
@@ -87,8 +95,8 @@ func (n *faultyNode) WrapChild(_ context.Context, child fs.InodeEmbedder) fs.Ino
 
 func (n *faultyNode) path() string { return n.Path(n.Root()) }
 
-// open wraps an open file. The index of SQLite's log is mapped into memory, which
-// needs the kernel's cache; every access to another file comes here.
+// open wraps an open file. Accesses bypass the kernel's cache, so that all of them can
+// fail, but for the index of SQLite's log, which is mapped into memory.
 func (n *faultyNode) open(name string, h fs.FileHandle, flags uint32) (fs.FileHandle, uint32) {
 	if !strings.HasSuffix(name, "-shm") {
 		flags |= fuse.FOPEN_DIRECT_IO
@@ -117,8 +125,8 @@ func (n *faultyNode) Create(ctx context.Context, name string, flags, mode uint32
 	return child, h, out, errno
 }
 
-// CopyFileRange implements [fs.NodeCopyFileRanger]: whoever copies is to read and
-// write.
+// CopyFileRange implements [fs.NodeCopyFileRanger]. It makes copies fall back to reads and
+// writes.
 func (n *faultyNode) CopyFileRange(context.Context, fs.FileHandle, uint64, *fs.Inode, fs.FileHandle, uint64, uint64, uint64) (uint32, syscall.Errno) {
 	return 0, syscall.ENOSYS
 }
@@ -128,7 +136,8 @@ type faultyFile struct {
 	node *faultyNode
 }
 
-// PassthroughFd implements [fs.FilePassthroughFder]: the kernel is to pass nothing by.
+// PassthroughFd implements [fs.FilePassthroughFder]. It makes every access call this file
+// system.
 func (f *faultyFile) PassthroughFd() (int, bool) { return 0, false }
 
 // Read implements [fs.FileReader].

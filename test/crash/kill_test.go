@@ -14,38 +14,39 @@ import (
 )
 
 func TestVMsOutliveTheDaemon(t *testing.T) {
-	for name, end := range map[string]func(*harness.Daemon){"killed": (*harness.Daemon).Kill, "stopped": (*harness.Daemon).Stop} {
+	ends := map[string]func(*harness.Daemon){"killed": (*harness.Daemon).Kill, "stopped": (*harness.Daemon).Stop}
+	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			d := harness.StartDaemon(t, harness.BootDisk("normal"))
 			d.CreateTemplate()
 			d.CreateVM("a")
 			disk := d.CreateDisk(0.25)
 			d.Action("a", "start")
-			g := d.Serial("a")
-			g.Expect("VMT: ready")
+			serial := d.Serial("a")
+			serial.Expect("VMT: ready")
 			pid := d.VMPID("a")
 			end(d)
 			d.Start()
 			if v := d.VM("a"); v.State != "running" || d.VMPID("a") != pid {
-				t.Errorf("found again: %+v, process %d; it was %d", v, d.VMPID("a"), pid)
+				t.Errorf("VM a is %+v with process %d, want running with process %d", v, d.VMPID("a"), pid)
 			}
-			ops := harness.As[[]openapi.Operation](d.Call("GET", "/operations?resource=vms/a&kind=vm.start", nil).Want(200))
+			ops := harness.Get[[]openapi.Operation](d, "/operations?resource=vms/a&kind=vm.start")
 			if len(ops) != 1 || ops[0].State != "succeeded" {
-				t.Errorf("the start's record: %+v", ops)
+				t.Errorf("the operations are %+v, want one that succeeded", ops)
 			}
-			// It is controllable, and its console is heard.
+			// The daemon controls the VM and reads its console.
 			d.AttachDisk(disk.ID, "a")
-			g.Expect("VMT: disk-add .*serial=" + disk.ID)
+			serial.Expect("VMT: disk-add .*serial=" + disk.ID)
 			d.Action("a", "pause")
 			d.Action("a", "resume")
 			d.Action("a", "stop")
-			g.Expect("VMT: power-button")
+			serial.Expect("VMT: power-button")
 		})
 	}
 }
 
-// TestAKillInTheMiddle kills the daemon while an operation is on its way, at
-// different times, and looks at what the next daemon makes of it.
+// TestAKillInTheMiddle kills the daemon at different times after the begin of four
+// operations. The next daemon must settle them.
 func TestAKillInTheMiddle(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
@@ -72,14 +73,14 @@ func TestAKillInTheMiddle(t *testing.T) {
 		if v := d.VM(id); v.State != "running" {
 			d.Action(id, "start")
 		}
-		d.Call("POST", "/vms/"+id+"/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200)
+		d.ForceStop(id)
 		d.Call("DELETE", "/vms/"+id, nil).Want(204)
 	}
 	d.DeleteAll()
 	d.AssertEmpty()
 }
 
-// TestManyClientsOnEightVMs has 64 clients do what they like on the same VMs.
+// TestManyClientsOnEightVMs sends random requests of 64 clients to the same VMs.
 func TestManyClientsOnEightVMs(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
@@ -93,7 +94,7 @@ func TestManyClientsOnEightVMs(t *testing.T) {
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	watch := make(chan struct{})
-	go func() { // never two QEMUs for one VM
+	go func() { // looks for VMs with two QEMUs
 		defer close(watch)
 		for {
 			select {
@@ -103,13 +104,13 @@ func TestManyClientsOnEightVMs(t *testing.T) {
 			}
 			for i := range 8 {
 				if pids := harness.QEMUProcesses(t, fmt.Sprintf("%s/vm-%d.", d.RuntimeDir, i)); len(pids) > 1 {
-					t.Errorf("vm-%d has the QEMUs %v", i, pids)
+					t.Errorf("VM vm-%d has the QEMUs %v", i, pids)
 				}
 			}
 		}
 	}()
 	over := make(chan struct{})
-	go func() { // until there was enough of both to prove something
+	go func() { // ends the test after 200 successes and 200 conflicts, or 3 minutes
 		defer close(over)
 		for end := time.After(3 * time.Minute); ; {
 			select {
@@ -131,7 +132,7 @@ func TestManyClientsOnEightVMs(t *testing.T) {
 				select {
 				case <-over:
 					return
-				case <-time.After(time.Duration(rand.IntN(400)) * time.Millisecond): // or the refused ones would leave no room for the others
+				case <-time.After(time.Duration(rand.IntN(400)) * time.Millisecond): // so that not all requests are refused
 				}
 				id, action := fmt.Sprintf("vm-%d", rand.IntN(8)), actions[rand.IntN(len(actions))]
 				path, body := "/vms/"+id+"/actions/"+action, map[string]any{}
@@ -160,9 +161,9 @@ func TestManyClientsOnEightVMs(t *testing.T) {
 	wg.Wait()
 	close(stop)
 	<-watch
-	t.Logf("answers: %v", counts)
+	t.Logf("number of answers by status: %v", counts)
 	if counts[200]+counts[202] < 100 || counts[409] < 100 {
-		t.Errorf("answers: %v; too few of a kind to prove anything", counts)
+		t.Errorf("the answers are %v, want at least 100 successes and 100 conflicts", counts)
 	}
 	d.WaitSettled()
 	d.DeleteAll()
@@ -174,12 +175,13 @@ func TestAStateChangedByHandIsMadeTrueAgain(t *testing.T) {
 	d.CreateTemplate()
 	d.CreateVM("a")
 	d.Action("a", "start")
-	if err := syscall.Kill(d.VMPID("a"), syscall.SIGSTOP); err != nil { // a mute monitor claims nothing
+	// A QEMU that does not answer is no reason to change the state.
+	if err := syscall.Kill(d.VMPID("a"), syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	d.WaitNewPass()
 	if v := d.VM("a"); v.State != "running" {
-		t.Errorf("with a mute monitor: %+v", v)
+		t.Errorf("with a QEMU that does not answer, VM a is %+v, want running", v)
 	}
 	if err := syscall.Kill(d.VMPID("a"), syscall.SIGCONT); err != nil {
 		t.Fatal(err)

@@ -17,26 +17,27 @@ import (
 func TestACrashedVMIsRestartedByItsPolicyAndAStopWins(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
-	d.Call("POST", "/vms", map[string]any{"template_name": "small", "name": "a", "restart_policy": "on-failure"}).Want(201)
+	d.CreateVMWith("a", map[string]any{"restart_policy": "on-failure"})
 	d.Action("a", "start")
 	for n := range 2 {
 		old := d.VMPID("a")
 		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		harness.Eventually(t, 30*time.Second, "the restart", func() error {
+		harness.Eventually(t, 30*time.Second, "VM a to be restarted", func() error {
 			v := d.VM("a")
 			if pid := d.VMPID("a"); v.State != "running" || pid == 0 || pid == old || v.RestartCount != n+1 {
-				return fmt.Errorf("it is %s with process %d, after %d restarts", v.State, pid, v.RestartCount)
+				return fmt.Errorf("it is %s with process %d after %d restarts", v.State, pid, v.RestartCount)
 			}
 			return nil
 		})
 	}
-	ops := harness.As[[]openapi.Operation](d.Call("GET", "/operations?resource=vms/a&kind=vm.start", nil).Want(200))
+	ops := harness.Get[[]openapi.Operation](d, "/operations?resource=vms/a&kind=vm.start")
 	if len(ops) != 3 || ops[1].RequestedBy != "restart-policy" {
-		t.Errorf("starts: %+v", ops)
+		t.Errorf("the starts are %+v, want three, the second requested by restart-policy", ops)
 	}
-	d.Kill() // the daemon, too, and meanwhile QEMU
+	// QEMU ends while no daemon runs.
+	d.Kill()
 	if err := syscall.Kill(d.VMPID("a"), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -46,21 +47,21 @@ func TestACrashedVMIsRestartedByItsPolicyAndAStopWins(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.WaitVM("a", "error", "crashed", 10*time.Second)
-	d.Call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200)
+	d.ForceStop("a")
 	if v := d.VM("a"); v.State != "stopped" || v.NextRestartAt != nil || v.RestartCount != 0 {
-		t.Errorf("stopped: %+v", v)
+		t.Errorf("after the stop, VM a is %+v, want stopped without a restart to come", v)
 	}
 	d.WaitNewPass()
 	d.WaitNewPass()
 	if v := d.VM("a"); v.State != "stopped" {
-		t.Errorf("an explicit stop was undone: %+v", v)
+		t.Errorf("VM a is %+v, want stopped: the policy must not undo a requested stop", v)
 	}
 }
 
 func TestEventsAreHeardAcrossAKillAndNoneIsMissed(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
-	heard := map[int64]bool{}
+	received := map[int64]bool{}
 	last := int64(0)
 	listen := func(until string) {
 		t.Helper()
@@ -81,7 +82,7 @@ func TestEventsAreHeardAcrossAKillAndNoneIsMissed(t *testing.T) {
 				if _, err := fmt.Sscan(id, &last); err != nil {
 					t.Fatal(err)
 				}
-				heard[last] = true
+				received[last] = true
 			}
 			if strings.Contains(lines.Text(), until) {
 				return
@@ -96,10 +97,9 @@ func TestEventsAreHeardAcrossAKillAndNoneIsMissed(t *testing.T) {
 	d.Start()
 	d.CreateVM("b")
 	listen(`"resource":"vms/b"`)
-	all := harness.As[[]openapi.Event](d.Call("GET", fmt.Sprintf("/events?limit=1000&since=%d", 0), nil).Want(200))
-	for _, e := range all {
-		if e.Seq <= last && !heard[e.Seq] {
-			t.Errorf("event %d (%s %s) was not heard", e.Seq, e.Type, e.Resource)
+	for _, e := range harness.Get[[]openapi.Event](d, "/events?limit=1000&since=0") {
+		if e.Seq <= last && !received[e.Seq] {
+			t.Errorf("event %d (%s of %s) was not streamed", e.Seq, e.Type, e.Resource)
 		}
 	}
 }
@@ -111,7 +111,7 @@ func TestARequestRepeatedAfterAKillHasOneEffect(t *testing.T) {
 		sent := make(chan struct{})
 		go func() {
 			defer close(sent)
-			_, _ = d.Try("POST", "/disks", map[string]any{"size": 1}, key) // the daemon dies meanwhile
+			_, _ = d.Try("POST", "/disks", map[string]any{"size": 1}, key) // the daemon is killed meanwhile
 		}()
 		<-time.After(time.Duration(3*i) * time.Millisecond)
 		d.Kill()
@@ -120,11 +120,11 @@ func TestARequestRepeatedAfterAKillHasOneEffect(t *testing.T) {
 		first := d.Call("POST", "/disks", map[string]any{"size": 1}, key).Want(201)
 		again := d.Call("POST", "/disks", map[string]any{"size": 1}, key).Want(201)
 		if string(first.Body) != string(again.Body) || again.Header.Get("Idempotency-Replayed") != "true" {
-			t.Errorf("repeated: %s; first %s", again.Body, first.Body)
+			t.Errorf("the repeated request answered %s, want %s, replayed", again.Body, first.Body)
 		}
 		d.Call("POST", "/disks", map[string]any{"size": 2}, key).Problem(422, "idempotency-mismatch")
-		if disks := harness.As[[]openapi.Disk](d.Call("GET", "/disks", nil).Want(200)); len(disks) != i+1 {
-			t.Fatalf("%d disks after %d keys: %+v", len(disks), i+1, disks)
+		if disks := harness.Get[[]openapi.Disk](d, "/disks"); len(disks) != i+1 {
+			t.Fatalf("%d requests with different keys made %d disks: %+v", i+1, len(disks), disks)
 		}
 	}
 	d.WaitSettled()
@@ -150,10 +150,10 @@ func TestARestoredDatabaseLosesNoNewerVM(t *testing.T) {
 	vmand("restore", backup)
 	d.Start()
 	if v := d.VM("old"); v.State != "running" {
-		t.Errorf("the old VM: %+v", v)
+		t.Errorf("VM old is %+v, want running", v)
 	}
 	orphans := func() (types []string) {
-		for _, i := range harness.As[openapi.ObserverStatus](d.Call("GET", "/observer/status", nil).Want(200)).LastIssues {
+		for _, i := range harness.Get[openapi.ObserverStatus](d, "/observer/status").LastIssues {
 			types = append(types, string(i.IssueType)+" "+i.ResourceID)
 		}
 		return types
@@ -162,23 +162,23 @@ func TestARestoredDatabaseLosesNoNewerVM(t *testing.T) {
 		got := strings.Join(orphans(), ", ")
 		for _, want := range []string{"orphan_process new", "orphan_disk " + disk.ID} {
 			if !strings.Contains(got, want) {
-				return fmt.Errorf("reported: %s", got)
+				return fmt.Errorf("the observer reports %s", got)
 			}
 		}
 		return nil
 	})
 	pid := d.VMPID("new")
 	if pid == 0 {
-		t.Fatal("the newer VM's process is gone")
+		t.Fatal("the process of VM new has ended")
 	}
 	d.Call("POST", "/observer/orphans/vms:new/adopt", map[string]any{"template_name": "small"}).Want(200)
 	d.Call("POST", "/observer/orphans/disks:"+disk.ID+"/adopt", nil).Want(200)
 	if v := d.VM("new"); v.State != "running" || d.VMPID("new") != pid {
-		t.Errorf("adopted: %+v, process %d; it was %d", v, d.VMPID("new"), pid)
+		t.Errorf("the adopted VM is %+v with process %d, want running with process %d", v, d.VMPID("new"), pid)
 	}
 	d.AttachDisk(disk.ID, "new")
 	why := d.Call("GET", "/vms/new/why", nil).Want(200)
 	if text := string(why.Body); !strings.Contains(text, "running") || !strings.Contains(text, "device_add") {
-		t.Errorf("why: %s", text)
+		t.Errorf("GET /vms/new/why answered %s, want the state running and the command device_add", text)
 	}
 }

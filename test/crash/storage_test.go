@@ -17,8 +17,7 @@ import (
 	"vmand/test/harness"
 )
 
-// mountState gives the daemon a file system of its own for its state. It is
-// unmounted when the daemon and its VMs have ended.
+// mountState mounts a file system at the daemon's state directory, until the test ends.
 func mountState(d *harness.Daemon, mount func(dir string) error) {
 	d.T.Helper()
 	if err := os.MkdirAll(d.StateDir, 0o711); err != nil {
@@ -36,22 +35,25 @@ func mountState(d *harness.Daemon, mount func(dir string) error) {
 	}
 }
 
-// unmountState ends the VMs and unmounts: a process that was killed takes a
-// moment to close its files.
+// unmountState kills the VMs and unmounts the state directory. It retries, because a killed
+// process closes its files a moment later.
 func unmountState(d *harness.Daemon) {
 	d.T.Helper()
 	d.KillVMs()
-	harness.Eventually(d.T, 10*time.Second, "the file system to be unmounted", func() error { return unix.Unmount(d.StateDir, 0) })
+	harness.Eventually(d.T, 10*time.Second, "the file system to be unmounted", func() error {
+		return unix.Unmount(d.StateDir, 0)
+	})
 }
 
+// tmpfs returns a function that mounts a tmpfs.
 func tmpfs(mib int) func(string) error {
 	return func(dir string) error {
 		return unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm,mode=0711", mib))
 	}
 }
 
-// fillFileSystem leaves no room on the daemon's file system but so many MiB, and returns
-// what makes room again.
+// fillFileSystem fills the file system of the state directory up to a number of MiB, and
+// returns a function that frees the space.
 func fillFileSystem(d *harness.Daemon, leave int) (free func()) {
 	d.T.Helper()
 	filler := filepath.Join(d.StateDir, "filler")
@@ -88,26 +90,24 @@ func fillFileSystem(d *harness.Daemon, leave int) (free func()) {
 	}
 }
 
-// assertConsistent fails the test if nothing is settled after two passes.
+// assertConsistent fails the test if there are violations after two passes of the observer.
 func assertConsistent(d *harness.Daemon) {
 	d.T.Helper()
 	d.WaitPasses(2)
 	for _, v := range d.Violations() {
-		if !strings.Contains(v, "filler") {
-			d.T.Error(v)
-		}
+		d.T.Error(v)
 	}
 }
 
-// TestEveryRequestOnAFullFileSystem makes each kind of request when there is no
-// room for a byte. What it answers is either done or clearly not, and once there
-// is room all of it can be done, by the same daemon.
+// TestEveryRequestOnAFullFileSystem sends requests of each kind while the file system has no
+// free byte. Each must take effect or fail clearly. With free space, the same daemon must
+// carry out all of them.
 func TestEveryRequestOnAFullFileSystem(t *testing.T) {
 	d := harness.NewDaemon(t)
 	mountState(d, tmpfs(24))
 	d.Start()
 	d.CreateTemplate()
-	x, y := target{vm: "runs"}, target{vm: "stands"}
+	x, y := target{vm: "runs"}, target{vm: "stands"} // running and stopped
 	running(d, &x)
 	stopped(d, &y)
 	attached(d, &x)
@@ -120,26 +120,27 @@ func TestEveryRequestOnAFullFileSystem(t *testing.T) {
 	}{
 		{"POST", "/disks", map[string]any{"size": 1}, func() bool { return len(d.Census().Disks) > 2 }},
 		{"POST", "/vms", map[string]any{"name": "new", "template_name": "small"}, func() bool { return len(d.Census().VMs) > 2 }},
-		{"POST", "/templates", map[string]any{"name": "new", "cpu_count": 1, "ram_amount": 64}, func() bool { return d.Call("GET", "/templates/new", nil).Status == 200 }},
+		{"POST", "/templates", map[string]any{"name": "new", "cpu_count": 1, "ram_amount": 64},
+			func() bool { return d.Call("GET", "/templates/new", nil).Status == 200 }},
 		{"PATCH", "/vms/stands", map[string]any{"description": "new"}, func() bool { return d.VM("stands").Description == "new" }},
 		{"POST", "/disks/" + y.disk + "/attach", map[string]any{"vm_id": "runs"}, func() bool { return diskIs("attached")(d, y) }},
 		{"POST", "/vms/stands/actions/start", nil, func() bool { return is("running")(d, y) }},
 		{"POST", "/vms/runs/actions/pause", nil, func() bool { return is("paused")(d, x) }},
 		{"POST", "/vms/runs/actions/stop", map[string]any{"force": true}, func() bool { return is("stopped")(d, x) }},
-		{"DELETE", "/disks/" + y.disk, nil, func() bool { return gone(diskPath)(d, y) }},
+		{"DELETE", "/disks/" + y.disk, nil, func() bool { return isGone(diskPath)(d, y) }},
 	}
 	for _, r := range requests {
 		before := r.done()
 		a := d.Call(r.method, r.path, r.body, harness.Wait)
 		switch after := r.done(); {
 		case a.Status < 300 && after:
-		case a.Status == 409 && !after: // what it needs was not done
+		case a.Status == 409 && !after: // it needs the effect of a request that failed
 		case (a.Status == 507 || a.Status == 503) && after == before:
 			if p := harness.As[openapi.Problem](a); a.Status == 503 && !strings.Contains(p.Detail, d.StateDir) {
-				t.Errorf("%s: the problem does not say where: %+v", a.Request, p)
+				t.Errorf("%s answered a problem without the directory: %+v", a.Request, p)
 			}
 		default:
-			t.Errorf("%s answered %d, done: %t\n%s", a.Request, a.Status, after, a.Body)
+			t.Errorf("%s answered %d; effect: %t\n%s", a.Request, a.Status, after, a.Body)
 		}
 		t.Logf("%s answered %d", a.Request, a.Status)
 	}
@@ -151,7 +152,7 @@ func TestEveryRequestOnAFullFileSystem(t *testing.T) {
 			continue
 		}
 		if a := d.Call(r.method, r.path, r.body, harness.Wait); a.Status >= 300 && a.Status != 409 {
-			t.Errorf("with room again, %s answered %d\n%s", a.Request, a.Status, a.Body)
+			t.Errorf("with free space, %s answered %d\n%s", a.Request, a.Status, a.Body)
 		}
 	}
 	assertConsistent(d)
@@ -159,8 +160,7 @@ func TestEveryRequestOnAFullFileSystem(t *testing.T) {
 	d.AssertEmpty()
 }
 
-// TestAnOutcomeThatFindsNoRoom fills the file system while a guest is being
-// asked to stop.
+// TestAnOutcomeThatFindsNoRoom fills the file system while a VM is stopping.
 func TestAnOutcomeThatFindsNoRoom(t *testing.T) {
 	d := harness.NewDaemon(t)
 	mountState(d, tmpfs(24))
@@ -172,7 +172,7 @@ func TestAnOutcomeThatFindsNoRoom(t *testing.T) {
 	free := fillFileSystem(d, 0)
 	harness.Eventually(t, 20*time.Second, "the VM to end", func() error {
 		if pid := d.VMPID("a"); pid != 0 {
-			return fmt.Errorf("its process is %d", pid)
+			return fmt.Errorf("process %d runs", pid)
 		}
 		return nil
 	})
@@ -180,23 +180,22 @@ func TestAnOutcomeThatFindsNoRoom(t *testing.T) {
 	free()
 	assertConsistent(d)
 	if v := d.VM("a"); v.State != "stopped" || harness.Deref(v.StateReason) != "requested" {
-		t.Errorf("the VM is %s (%s)", v.State, harness.Deref(v.StateReason))
+		t.Errorf("the VM is %s (%s), want stopped (requested)", v.State, harness.Deref(v.StateReason))
 	}
 	if op := d.Operation(a); op.State != "succeeded" {
-		t.Errorf("the stop is %+v", op)
+		t.Errorf("the stop is %+v, want succeeded", op)
 	}
 }
 
-// writer is a boot sector that writes to its disk, 32 KiB in every 64, from its
-// beginning to its end, again and again: INT 13h, function 43h, over a disk
-// address packet at 0x7c28.
+// writer is a boot sector that writes to its disk forever: 32 KiB in every 64 KiB, from the
+// first to the last. It uses INT 13h, function 43h, with a disk address packet at 0x7c28.
 const writer = "\x31\xc0\x8e\xd8" +
 	"\xc7\x06\x30\x7c\x80\x00\xc7\x06\x32\x7c\x00\x00" + // from sector 128 on
-	"\xbe\x28\x7c\xb8\x00\x43\xcd\x13\x72\xea" + // write; anew when there is none of this number
+	"\xbe\x28\x7c\xb8\x00\x43\xcd\x13\x72\xea" + // write; start again after an error
 	"\x81\x06\x30\x7c\x80\x00\x83\x16\x32\x7c\x00\xeb\xe9\x00" + // 128 further
 	"\x10\x00\x40\x00\x00\x80\x00\x00\x80\x00\x00\x00\x00\x00\x00\x00"
 
-// writerDisk makes a boot disk of the writer, where QEMU's user can read it.
+// writerDisk returns the setting that makes VMs boot the writer.
 func writerDisk(t *testing.T) string {
 	t.Helper()
 	image := make([]byte, 1<<20)
@@ -214,13 +213,14 @@ func writerDisk(t *testing.T) string {
 	return "VMAN_DEFAULT_BOOT_DISK=" + file
 }
 
-// startWriter starts a VM that fills its disk of 96 MiB.
+// startWriter starts a VM that writes to a disk of 96 MiB.
 func startWriter(d *harness.Daemon, id string) {
 	d.T.Helper()
-	d.Call("POST", "/vms", map[string]any{"template_name": "small", "name": id, "root_disk_size": 96.0 / 1024}).Want(201)
+	d.CreateVMWith(id, map[string]any{"root_disk_size": 96.0 / 1024})
 	d.Action(id, "start")
 }
 
+// writtenBytes returns the allocated size of the root disk of a VM.
 func writtenBytes(d *harness.Daemon, id string) int64 {
 	d.T.Helper()
 	info, err := os.Stat(filepath.Join(d.StateDir, "vms", id, "root.qcow2"))
@@ -241,30 +241,29 @@ func TestAGuestThatFindsTheFileSystemFullGoesOnWhenThereIsRoom(t *testing.T) {
 	detail := harness.Deref(v.StateReasonDetail)
 	for _, word := range []string{filepath.Join(d.StateDir, "vms", "a", "root.qcow2"), "bytes are free"} {
 		if !strings.Contains(detail, word) {
-			t.Errorf("the detail %q does not say %q", detail, word)
+			t.Errorf("the detail %q does not contain %q", detail, word)
 		}
 	}
 	d.WaitPasses(2)
 	pid, was := d.VMPID("a"), writtenBytes(d, "a")
 	if v := d.VM("a"); v.State != "paused" {
-		t.Errorf("without room it is %s", v.State)
+		t.Errorf("without free space the VM is %s, want paused", v.State)
 	}
 	free()
 	d.WaitVM("a", "running", "requested", 20*time.Second)
 	harness.Eventually(t, 60*time.Second, "the guest to write the rest", func() error {
 		if now := writtenBytes(d, "a"); now < 90<<20 {
-			return fmt.Errorf("%d bytes; it had written %d", now, was)
+			return fmt.Errorf("it has written %d bytes, before that %d", now, was)
 		}
 		return nil
 	})
 	assertConsistent(d)
 	if v := d.VM("a"); v.State != "running" || d.VMPID("a") != pid {
-		t.Errorf("afterwards it is %s, with process %d; it was %d", v.State, d.VMPID("a"), pid)
+		t.Errorf("the VM is %s with process %d, want running with process %d", v.State, d.VMPID("a"), pid)
 	}
 }
 
-// ext4 mounts a file system on a loop device of a file of its own, and returns
-// the mount and the device's name.
+// ext4 makes a file system in a file and returns a function that mounts it on a loop device.
 func ext4(t *testing.T) (mount func(dir string) error) {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "image")
@@ -288,18 +287,19 @@ func ext4(t *testing.T) (mount func(dir string) error) {
 			}
 			return err
 		})
-		if out, err := exec.Command("mount", "-o", "loop,errors=remount-ro", image, dir).CombinedOutput(); err != nil {
+		mount := exec.Command("mount", "-o", "loop,errors=remount-ro", image, dir)
+		if out, err := mount.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
 		return nil
 	}
 }
 
-// TestAFileSystemThatBreaks takes the file system from under a daemon with VMs:
-// it turns read-only, as ext4 does when it finds itself damaged, or answers EIO
-// to everything, as when the disk is gone.
+// TestAFileSystemThatBreaks breaks the file system below a daemon with VMs. It turns
+// read-only, as ext4 does after an error, or fails with EIO, as without its disk.
 func TestAFileSystemThatBreaks(t *testing.T) {
-	for name, ruin := range map[string]func(dir string) error{"read-only": turnReadOnly, "i-o errors": shutDown} {
+	breaks := map[string]func(dir string) error{"read-only": turnReadOnly, "i-o errors": shutDown}
+	for name, ruin := range breaks {
 		t.Run(name, func(t *testing.T) {
 			d := harness.NewDaemon(t, writerDisk(t))
 			mount := ext4(t)
@@ -313,24 +313,35 @@ func TestAFileSystemThatBreaks(t *testing.T) {
 			if err := ruin(d.StateDir); err != nil {
 				t.Fatal(err)
 			}
-			// It cannot be recorded any more that the guest waits. It can be seen, as
-			// long as the records can be read.
+			// That the guest is paused cannot be recorded. The API shows it as long as
+			// the records can be read.
 			harness.Eventually(t, 60*time.Second, "the guest to be paused", func() error {
 				a := d.Call("GET", "/vms/writes/why", nil)
-				if a.Status == 503 && strings.Contains(string(a.Body), "file system of "+d.StateDir) || strings.Contains(string(a.Body), "io-error") {
+				body := string(a.Body)
+				unreadable := a.Status == 503 && strings.Contains(body, "file system of "+d.StateDir)
+				if unreadable || strings.Contains(body, "io-error") {
 					return nil
 				}
-				return errors.New(string(a.Body))
+				return errors.New(body)
 			})
-			for _, r := range [][3]any{{"POST", "/disks", map[string]any{"size": 1}}, {"POST", "/vms", map[string]any{"name": "new", "template_name": "small"}},
-				{"POST", "/vms/stands/actions/start", nil}, {"PATCH", "/vms/stands", map[string]any{"description": "new"}}, {"DELETE", "/disks/" + x.disk, nil}} {
-				a := d.Call(r[0].(string), r[1].(string), r[2])
-				if p := harness.As[openapi.Problem](a); a.Status != 503 && a.Status != 507 || !strings.Contains(p.Detail, d.StateDir) {
-					t.Errorf("%s answered %d, and does not say what is wrong: %s", a.Request, a.Status, a.Body)
+			for _, r := range []struct {
+				method, path string
+				body         any
+			}{
+				{"POST", "/disks", map[string]any{"size": 1}},
+				{"POST", "/vms", map[string]any{"name": "new", "template_name": "small"}},
+				{"POST", "/vms/stands/actions/start", nil},
+				{"PATCH", "/vms/stands", map[string]any{"description": "new"}},
+				{"DELETE", "/disks/" + x.disk, nil},
+			} {
+				a := d.Call(r.method, r.path, r.body)
+				p := harness.As[openapi.Problem](a)
+				if a.Status != 503 && a.Status != 507 || !strings.Contains(p.Detail, d.StateDir) {
+					t.Errorf("%s answered %d, want 503 or 507 and the directory: %s", a.Request, a.Status, a.Body)
 				}
 			}
 			if a := d.Call("GET", "/health", nil); a.Status != 503 {
-				t.Errorf("health answered %d\n%s", a.Status, a.Body)
+				t.Errorf("GET /health answered %d, want 503\n%s", a.Status, a.Body)
 			}
 			d.Kill()
 			unmountState(d)
@@ -340,14 +351,14 @@ func TestAFileSystemThatBreaks(t *testing.T) {
 			d.Start()
 			assertConsistent(d)
 			if c := d.Census(); len(c.VMs) != 2 || len(c.Disks) != 1 || c.VMs["stands"].Description != "" {
-				t.Errorf("there is %+v", c)
+				t.Errorf("the API lists %+v, want the VMs and the disk from before", c)
 			}
 			d.Action("stands", "start")
 		})
 	}
 }
 
-// turnReadOnly has ext4 do what it does when it finds an error.
+// turnReadOnly makes ext4 react as to an error.
 func turnReadOnly(dir string) error {
 	out, err := exec.Command("findmnt", "-n", "-o", "SOURCE", dir).Output()
 	if err != nil {
@@ -357,8 +368,8 @@ func turnReadOnly(dir string) error {
 	return os.WriteFile(filepath.Join("/sys/fs/ext4", device, "trigger_fs_error"), []byte("a test"), 0)
 }
 
-// shutDown is EXT4_IOC_SHUTDOWN without flushing anything: from then on the file
-// system answers EIO.
+// shutDown makes the file system fail with EIO from now on: EXT4_IOC_SHUTDOWN without a
+// flush.
 func shutDown(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {

@@ -15,13 +15,13 @@ import (
 // sharedVMs are used by all clients, so that no client knows their state.
 var sharedVMs = []string{"shared-0", "shared-1"}
 
-// A belief is what a thing may be, as far as a client was told: one value when
-// the daemon has acknowledged it, several after a request without an answer.
+// A belief is the set of values that a property may have, as far as a client knows: one
+// value after an acknowledged request, several after a request without an answer.
 type belief[T comparable] []T
 
 func (b belief[T]) allows(v T) bool { return slices.Contains(b, v) }
 
-// learn takes the end of a request for after into account.
+// learn updates the belief after a request that sets the property to after.
 func (b *belief[T]) learn(end outcome, after T) {
 	switch {
 	case end == acknowledged:
@@ -31,53 +31,63 @@ func (b *belief[T]) learn(end outcome, after T) {
 	}
 }
 
-// An outcome is what a client knows of its request.
+// An outcome is what a client knows about the end of its request.
 type outcome int
 
 const (
-	refused      outcome = iota // nothing was done
-	acknowledged                // it is done
-	unknown                     // wholly done, or not at all
+	refused      outcome = iota // the request had no effect
+	acknowledged                // it had its effect
+	unknown                     // it had its whole effect or none
 )
 
-// A tenant is a client that has a VM and disks of its own, which nobody else asks
-// anything of.
+// A tenant is a client with a VM and disks of its own, which no other client uses.
 type tenant struct {
 	*torture
 	r  *rand.Rand
 	vm string
 
-	there       belief[bool]
+	there       belief[bool] // whether the VM exists
 	description belief[string]
-	state       string // empty: not known
-	mark        int64  // of the VM, when state was known
+	state       string // empty: unknown
+	mark        int64  // the VM's mark when state was acknowledged
 	disks       map[string]*modelDisk
-	creating    *modelDisk // a disk whose request was not answered
-	accepted    []string   // operations that are to have an end
+	creating    *modelDisk // a disk whose creation had no answer
+	accepted    []string   // the operations that must end
 
-	nics    belief[int]  // how many the VM has
-	forward belief[int]  // the guest's port that the tenant's port of the host leads to; 0: none
-	network belief[bool] // whether the tenant's network is there
-	number  int          // of the tenant
-	leads   string       // id of the forward, as far as known
-	image   belief[bool] // whether the tenant's image is available
+	number    int          // of the tenant
+	nics      belief[int]  // the number of NICs of the VM
+	forward   belief[int]  // the guest port of the tenant's port forward; 0: none
+	forwardID string       // the id of the last known port forward
+	network   belief[bool] // whether the tenant's network exists
+	image     belief[bool] // whether the tenant's image is available
 }
 
-// A modelDisk is what a client believes of a disk.
+// A modelDisk is what a client knows about a disk.
 type modelDisk struct {
 	key   string // the Idempotency-Key of its creation
 	asked float64
-	image string // that it is of, empty for none
+	image string // its image; empty: none
 	there belief[bool]
 	size  belief[float64]
 	on    belief[string]
 }
 
 func newTenant(x *torture, i int, r *rand.Rand) *tenant {
-	return &tenant{torture: x, r: r, vm: fmt.Sprintf("own-%d", i), there: belief[bool]{false}, disks: map[string]*modelDisk{},
-		nics: belief[int]{1}, forward: belief[int]{0}, network: belief[bool]{false}, image: belief[bool]{false}, number: i}
+	return &tenant{
+		torture: x,
+		r:       r,
+		vm:      fmt.Sprintf("own-%d", i),
+		there:   belief[bool]{false},
+		disks:   map[string]*modelDisk{},
+		number:  i,
+		nics:    belief[int]{1},
+		forward: belief[int]{0},
+		network: belief[bool]{false},
+		image:   belief[bool]{false},
+	}
 }
 
+// run sends requests until the torture ends.
 func (c *tenant) run() {
 	for c.rest(time.Duration(c.r.IntN(120)) * time.Millisecond) {
 		c.gate.RLock()
@@ -86,7 +96,7 @@ func (c *tenant) run() {
 	}
 }
 
-// step makes one request.
+// step sends one request.
 func (c *tenant) step() {
 	if c.creating != nil {
 		c.createDisk(c.creating)
@@ -94,12 +104,17 @@ func (c *tenant) step() {
 	}
 	switch n := c.r.IntN(100); {
 	case !c.there.allows(true) || n < 3:
-		end, _ := c.send("POST", "/vms", map[string]any{"name": c.vm, "template_name": "small", "restart_policy": c.pick("never", "on-failure", "always")})
+		body := map[string]any{
+			"name":           c.vm,
+			"template_name":  "small",
+			"restart_policy": c.pick("never", "on-failure", "always"),
+		}
+		end, _ := c.send("POST", "/vms", body)
 		c.there.learn(end, true)
 		c.description.learn(end, "")
 		c.nics.learn(end, 1)
 		c.forward.learn(end, 0)
-		c.now(end, "stopped", c.marks[c.vm].Load())
+		c.learnState(end, "stopped", c.marks[c.vm].Load())
 	case n < 6:
 		end, _ := c.send("DELETE", "/vms/"+c.vm, nil)
 		c.there.learn(end, false)
@@ -114,13 +129,13 @@ func (c *tenant) step() {
 		end, _ := c.send("PATCH", "/vms/"+c.vm, map[string]any{"description": text})
 		c.description.learn(end, text)
 	case n < 17:
-		c.nic()
+		c.changeNIC()
 	case n < 22:
-		c.lead()
+		c.changeForward()
 	case n < 25:
-		c.net()
+		c.changeNetwork()
 	case n < 30:
-		c.picture()
+		c.changeImage()
 	case n < 57:
 		c.act(c.vm)
 	case n < 65:
@@ -133,13 +148,13 @@ func (c *tenant) step() {
 		}
 		c.createDisk(disk)
 	default:
-		c.disk()
+		c.changeDisk()
 	}
 }
 
 func (c *tenant) pick(words ...string) string { return words[c.r.IntN(len(words))] }
 
-// act does an action of a VM.
+// act runs a random action of a VM.
 func (c *tenant) act(id string) {
 	action := c.pick("start", "start", "stop", "stop", "restart", "pause", "resume", "reset")
 	var body any
@@ -149,12 +164,20 @@ func (c *tenant) act(id string) {
 	mark := c.marks[id].Load()
 	end, _ := c.send("POST", "/vms/"+id+"/actions/"+action, body)
 	if id == c.vm {
-		c.now(end, map[string]string{"start": "running", "stop": "stopped", "restart": "running", "pause": "paused", "resume": "running", "reset": "running"}[action], mark)
+		state := "running"
+		switch action {
+		case "stop":
+			state = "stopped"
+		case "pause":
+			state = "paused"
+		}
+		c.learnState(end, state, mark)
 	}
 }
 
-// now is what a request for a state has come to, and the VM's mark before it.
-func (c *tenant) now(end outcome, state string, mark int64) {
+// learnState updates the known state after a request for a state. mark is the VM's mark
+// before the request.
+func (c *tenant) learnState(end outcome, state string, mark int64) {
 	switch end {
 	case acknowledged:
 		c.state, c.mark = state, mark
@@ -163,7 +186,8 @@ func (c *tenant) now(end outcome, state string, mark int64) {
 	}
 }
 
-// createDisk asks for a disk until there is an answer, always under the same key.
+// createDisk requests a disk. A request without an answer is repeated with the same key in
+// the next step.
 func (c *tenant) createDisk(disk *modelDisk) {
 	body := map[string]any{"size": disk.asked}
 	if disk.image != "" {
@@ -181,9 +205,9 @@ func (c *tenant) createDisk(disk *modelDisk) {
 	}
 }
 
-// nic plugs a NIC into the VM or unplugs one. Nobody in the guest lets go of it
-// while the VM runs.
-func (c *tenant) nic() {
+// changeNIC plugs a NIC into the VM or unplugs one. A running guest never releases its NIC,
+// because it is a firmware.
+func (c *tenant) changeNIC() {
 	end, more := refused, 1
 	if c.r.IntN(2) == 0 {
 		end, _ = c.send("POST", "/vms/"+c.vm+"/nics", map[string]any{})
@@ -204,25 +228,27 @@ func (c *tenant) nic() {
 	c.nics = after
 }
 
-// lead makes or ends the tenant's port forward.
-func (c *tenant) lead() {
-	if c.r.IntN(3) > 0 || c.leads == "" {
+// changeForward creates or deletes the tenant's port forward.
+func (c *tenant) changeForward() {
+	if c.r.IntN(3) > 0 || c.forwardID == "" {
 		to := 1 + c.r.IntN(1000)
-		end, a := c.send("POST", "/vms/"+c.vm+"/port_forwards", map[string]any{"host_port": 30000 + c.number, "guest_port": to})
+		body := map[string]any{"host_port": 30000 + c.number, "guest_port": to}
+		end, a := c.send("POST", "/vms/"+c.vm+"/port_forwards", body)
 		if c.forward.learn(end, to); end == acknowledged {
-			c.leads = harness.As[openapi.PortForward](a).ID
+			c.forwardID = harness.As[openapi.PortForward](a).ID
 		}
 		return
 	}
-	end, _ := c.send("DELETE", "/vms/"+c.vm+"/port_forwards/"+c.leads, nil)
+	end, _ := c.send("DELETE", "/vms/"+c.vm+"/port_forwards/"+c.forwardID, nil)
 	c.forward.learn(end, 0)
 }
 
-// net makes or deletes the tenant's network.
-func (c *tenant) net() {
+// changeNetwork creates or deletes the tenant's network.
+func (c *tenant) changeNetwork() {
 	name := fmt.Sprintf("net-%d", c.number)
 	if c.r.IntN(2) == 0 {
-		end, _ := c.send("POST", "/networks", map[string]any{"name": name, "mode": "nat", "subnet": fmt.Sprintf("10.60.%d.0/24", c.number)})
+		subnet := fmt.Sprintf("10.60.%d.0/24", c.number)
+		end, _ := c.send("POST", "/networks", map[string]any{"name": name, "mode": "nat", "subnet": subnet})
 		c.network.learn(end, true)
 		return
 	}
@@ -232,10 +258,12 @@ func (c *tenant) net() {
 
 func (c *tenant) imageName() string { return fmt.Sprintf("img-%d", c.number) }
 
-// picture brings in the tenant's image or deletes it, which a disk of it forbids.
-func (c *tenant) picture() {
+// changeImage uploads or deletes the tenant's image. A disk of the image prevents the
+// deletion.
+func (c *tenant) changeImage() {
 	if c.r.IntN(3) > 0 {
-		end, _ := c.send("POST", "/images?name="+c.imageName(), harness.RawImage(c.r.IntN(4))) // some have the same content
+		content := harness.RawImage(c.r.IntN(4)) // some tenants upload the same content
+		end, _ := c.send("POST", "/images?name="+c.imageName(), content)
 		c.image.learn(end, true)
 		return
 	}
@@ -243,10 +271,10 @@ func (c *tenant) picture() {
 	c.image.learn(end, false)
 }
 
-// compareNetwork is compare for what the tenant has of networks.
+// compareNetwork compares the network, the NICs and the port forward.
 func (c *tenant) compareNetwork(v openapi.VM, there, network bool) {
 	if !c.network.allows(network) {
-		c.violation("the network of %s is there: %t; expected %v", c.vm, network, c.network)
+		c.violation("the network of VM %s exists: %t, want one of %v", c.vm, network, c.network)
 	}
 	c.network = belief[bool]{network}
 	if !there {
@@ -254,19 +282,19 @@ func (c *tenant) compareNetwork(v openapi.VM, there, network bool) {
 	}
 	to := 0
 	for _, f := range v.PortForwards {
-		to, c.leads = f.GuestPort, f.ID
+		to, c.forwardID = f.GuestPort, f.ID
 	}
 	if len(v.PortForwards) > 1 || !c.forward.allows(to) {
-		c.violation("VM %s has the port forwards %+v; expected one to %v", c.vm, v.PortForwards, c.forward)
+		c.violation("VM %s has the port forwards %+v, want one to a port of %v", c.vm, v.PortForwards, c.forward)
 	}
 	if !c.nics.allows(len(v.NICs)) {
-		c.violation("VM %s has the NICs %+v; expected %v of them", c.vm, v.NICs, c.nics)
+		c.violation("VM %s has the NICs %+v, want one of the numbers %v", c.vm, v.NICs, c.nics)
 	}
 	c.forward, c.nics = belief[int]{to}, belief[int]{len(v.NICs)}
 }
 
-// disk does something to one of the disks.
-func (c *tenant) disk() {
+// changeDisk changes one of the disks.
+func (c *tenant) changeDisk() {
 	ids := make([]string, 0, len(c.disks))
 	for id := range c.disks {
 		ids = append(ids, id)
@@ -295,7 +323,7 @@ func (c *tenant) disk() {
 	}
 }
 
-// send makes a request and says what is known of its end.
+// send sends a request and returns what is known about its end.
 func (c *tenant) send(method, path string, body any, headers ...string) (outcome, harness.Answer) {
 	if c.r.IntN(3) > 0 {
 		headers = append(headers, "Prefer: wait=30")
@@ -304,8 +332,8 @@ func (c *tenant) send(method, path string, body any, headers ...string) (outcome
 	a, err := c.Try(method, path, body, headers...)
 	c.operations.Add(1)
 	switch took := time.Since(begun); {
-	case took > requestPatience-time.Second:
-		c.violation("%s %s had no answer after %s: %v", method, path, took, err)
+	case took > requestTimeout-time.Second:
+		c.violation("%s %s has no answer after %s: %v", method, path, took, err)
 		return unknown, a
 	case err != nil:
 		return unknown, harness.Answer{}
@@ -326,25 +354,25 @@ func (c *tenant) send(method, path string, body any, headers ...string) (outcome
 	return refused, a
 }
 
-// compare is the check of what the client was told. Afterwards it believes what
-// it sees.
+// compare reports differences between a census and what the client knows. Afterwards the
+// client knows the census.
 func (c *tenant) compare(seen harness.Census) {
 	for _, at := range c.accepted {
-		if op := harness.As[openapi.Operation](c.Call("GET", at, nil).Want(200)); op.FinishedAt == nil {
-			c.violation("%s was accepted and has no end: %+v", at, op)
+		if op := harness.Get[openapi.Operation](c.Daemon, at); op.FinishedAt == nil {
+			c.violation("%s was accepted and has not ended: %+v", at, op)
 		}
 	}
 	c.accepted = nil
 	v, there := seen.VMs[c.vm]
 	if !c.there.allows(there) {
-		c.violation("VM %s is there: %t; expected %v", c.vm, there, c.there)
+		c.violation("VM %s exists: %t, want one of %v", c.vm, there, c.there)
 	}
 	if there {
 		if c.there.allows(there) && !c.description.allows(v.Description) {
-			c.violation("VM %s has the description %q; expected %q", c.vm, v.Description, c.description)
+			c.violation("VM %s has the description %q, want one of %q", c.vm, v.Description, c.description)
 		}
 		if c.state != "" && c.mark == c.marks[c.vm].Load() && string(v.State) != c.state {
-			c.violation("VM %s is %s (%s); it was acknowledged as %s", c.vm, v.State, harness.Deref(v.StateReason), c.state)
+			c.violation("VM %s is %s (%s), but %s was acknowledged", c.vm, v.State, harness.Deref(v.StateReason), c.state)
 		}
 		c.description, c.state = belief[string]{v.Description}, ""
 	}
@@ -353,32 +381,34 @@ func (c *tenant) compare(seen harness.Census) {
 	c.there = belief[bool]{there}
 	available := seen.Images[c.imageName()].State == "available"
 	if !c.image.allows(available) {
-		c.violation("image %s is available: %t; expected %v", c.imageName(), available, c.image)
+		c.violation("image %s is available: %t, want one of %v", c.imageName(), available, c.image)
 	}
 	c.image = belief[bool]{available}
 	for id, disk := range c.disks {
 		is, there := seen.Disks[id]
 		if !disk.there.allows(there) {
-			c.violation("disk %s is there: %t; expected %v", id, there, disk.there)
+			c.violation("disk %s exists: %t, want one of %v", id, there, disk.there)
 		}
 		if !there {
 			delete(c.disks, id)
 			continue
 		}
 		if on := harness.Deref(is.VMID); !disk.size.allows(is.Size) || !disk.on.allows(on) {
-			c.violation("disk %s has %g GiB and is on %q; expected %v, %q", id, is.Size, on, disk.size, disk.on)
+			c.violation("disk %s has %g GiB and VM %q, want one of %v and one of %q", id, is.Size, on, disk.size, disk.on)
 		}
-		disk.there, disk.size, disk.on = belief[bool]{true}, belief[float64]{is.Size}, belief[string]{harness.Deref(is.VMID)}
+		disk.there = belief[bool]{true}
+		disk.size = belief[float64]{is.Size}
+		disk.on = belief[string]{harness.Deref(is.VMID)}
 	}
 }
 
-// expects reports whether the client may have asked for the disk.
+// expects reports whether the client may have requested the disk.
 func (c *tenant) expects(id string, size float64) bool {
 	return c.disks[id] != nil || c.creating != nil && c.creating.asked == size
 }
 
 var lastSize atomic.Int64
 
-// unique returns a size in GiB that nobody has asked for, so that a disk tells
-// which request it comes from. Each is larger than the one before.
+// unique returns a size in GiB that no other request has, so that the size of a disk
+// identifies its request. Each size is larger than the one before.
 func unique() float64 { return float64(lastSize.Add(1)) / 1024 }

@@ -2,7 +2,6 @@ package crash
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -19,31 +18,34 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmand/openapi"
-	"vmand/qemu/qmp"
 	"vmand/test/harness"
 )
 
 const (
 	tortureClients = 8
 	tortureDefault = 120 * time.Second
-	// requestPatience is more than any request may take.
-	requestPatience = 90 * time.Second
+	// requestTimeout is longer than any request may take.
+	requestTimeout = 90 * time.Second
 )
 
-// A torture is a daemon with clients that do what they like, its own ends and
-// those of its QEMUs, and what the clients were told.
+// A torture is a daemon that is killed again and again, with clients that send random
+// requests.
 type torture struct {
 	*harness.Daemon
-	gate    sync.RWMutex // held by whoever touches anything; the check holds it alone
+	gate    sync.RWMutex // held for reading to change anything, for writing to check
 	tenants []*tenant
-	marks   map[string]*atomic.Int64 // by VM: how often its QEMU was meddled with
-	over    chan struct{}
+	marks   map[string]*atomic.Int64 // by VM: how often its QEMU was disturbed
+	over    chan struct{}            // closed at the end
 
-	operations, refused, daemonKills, daemonStops, qemuKills, qemuStops, garbage, lost, checks, violated atomic.Int64
+	operations, refused      atomic.Int64
+	daemonKills, daemonStops atomic.Int64
+	qemuKills, qemuStops     atomic.Int64
+	garbage, lost            atomic.Int64
+	checks, violated         atomic.Int64
 }
 
-// TestTorture runs for VMAN_TEST_TORTURE seconds. The seed, of VMAN_TEST_SEED or
-// by chance, gives the same requests, but not the same moments.
+// TestTorture runs for VMAN_TEST_TORTURE seconds. The seed, which VMAN_TEST_SEED can set,
+// determines the requests, but not their timing.
 func TestTorture(t *testing.T) {
 	length, seed := tortureDefault, rand.Uint64()
 	if s := os.Getenv("VMAN_TEST_TORTURE"); s != "" {
@@ -72,9 +74,10 @@ func TestTorture(t *testing.T) {
 	x.gate.Lock()
 	x.check()
 	x.gate.Unlock()
-	fmt.Printf("torture: seed %d, %s: %d operations, %d refused, %d daemon kills, %d daemon stops, %d QEMU kills, %d QEMU stops, %d times garbage, %d disks lost by QEMU, %d checks, %d violations\n",
-		seed, length, x.operations.Load(), x.refused.Load(), x.daemonKills.Load(), x.daemonStops.Load(), x.qemuKills.Load(), x.qemuStops.Load(),
-		x.garbage.Load(), x.lost.Load(), x.checks.Load(), x.violated.Load())
+	fmt.Printf("torture: seed %d, %s: %d operations, %d refused, %d daemon kills, %d daemon stops, "+
+		"%d QEMU kills, %d QEMU stops, %d times garbage, %d disks lost by QEMU, %d checks, %d violations\n",
+		seed, length, x.operations.Load(), x.refused.Load(), x.daemonKills.Load(), x.daemonStops.Load(),
+		x.qemuKills.Load(), x.qemuStops.Load(), x.garbage.Load(), x.lost.Load(), x.checks.Load(), x.violated.Load())
 	if !t.Failed() {
 		x.DeleteAll()
 		x.AssertEmpty()
@@ -83,10 +86,14 @@ func TestTorture(t *testing.T) {
 
 func newTorture(t *testing.T, seed uint64) *torture {
 	t.Helper()
-	x := &torture{Daemon: harness.NewDaemon(t, "VMAN_OBSERVER_INTERVAL=500ms", "VMAN_NETWORK_MODE=bridge"), marks: map[string]*atomic.Int64{}, over: make(chan struct{})}
+	x := &torture{
+		Daemon: harness.NewDaemon(t, "VMAN_OBSERVER_INTERVAL=500ms", "VMAN_NETWORK_MODE=bridge"),
+		marks:  map[string]*atomic.Int64{},
+		over:   make(chan struct{}),
+	}
 	t.Cleanup(x.keepLog)
 	x.Host = harness.NewNamespace(t, "host")
-	x.HTTP.Timeout = requestPatience
+	x.HTTP.Timeout = requestTimeout
 	x.Start()
 	x.CreateTemplate()
 	for _, id := range sharedVMs {
@@ -101,8 +108,7 @@ func newTorture(t *testing.T, seed uint64) *torture {
 	return x
 }
 
-// keepLog puts all that the daemons said where it can be read when something was
-// not as it must be.
+// keepLog saves the log of the daemons if the test has failed.
 func (x *torture) keepLog() {
 	if !x.T.Failed() {
 		return
@@ -112,17 +118,16 @@ func (x *torture) keepLog() {
 	if err == nil {
 		err = os.WriteFile(kept, []byte(x.Log()), 0o600)
 	}
-	x.T.Logf("the log of vmand is in %s (%v)", kept, err)
+	x.T.Logf("saved the log of vmand in %s: %v", kept, err)
 }
 
-// violation notes that something is so that must never be.
+// violation fails the test and counts the violation.
 func (x *torture) violation(format string, args ...any) {
 	x.violated.Add(1)
 	x.T.Errorf("violation: "+format, args...)
 }
 
-// reign ends and starts the daemon until the deadline, and has everything
-// checked after each time.
+// reign kills, stops and starts the daemon until the deadline, and checks after each start.
 func (x *torture) reign(r *rand.Rand, deadline time.Time) {
 	for time.Now().Before(deadline) {
 		<-time.After(time.Duration(500+r.IntN(3500)) * time.Millisecond)
@@ -144,8 +149,8 @@ func (x *torture) reign(r *rand.Rand, deadline time.Time) {
 	}
 }
 
-// check lets everything come to rest and compares it with what it must be. The
-// caller holds the gate.
+// check waits until everything is settled and reports violations. It must be called with
+// gate held.
 func (x *torture) check() {
 	for id := range x.marks {
 		x.signal(id, unix.SIGCONT)
@@ -161,28 +166,28 @@ func (x *torture) check() {
 	sizes := map[float64]string{}
 	for id, disk := range c.Disks {
 		if other := sizes[disk.Size]; other != "" {
-			x.violation("the disks %s and %s come from one request", id, other)
+			x.violation("disks %s and %s were made by one request", id, other)
 		}
 		sizes[disk.Size] = id
 		if !slices.ContainsFunc(x.tenants, func(c *tenant) bool { return c.expects(id, disk.Size) }) {
-			x.violation("disk %s (%g GiB) was asked for by nobody", id, disk.Size)
+			x.violation("no client has requested disk %s (%g GiB)", id, disk.Size)
 		}
 	}
 	for id := range c.VMs {
 		if x.marks[id] == nil {
-			x.violation("VM %s was asked for by nobody", id)
+			x.violation("no client has requested VM %s", id)
 		}
 	}
 }
 
-// lasting returns what is wrong after two passes and still is after two more. A
-// VM that is restarted by its policy in the middle of a look is not.
+// lasting returns the violations that two or three looks find, with two passes of the
+// observer before each. A VM that its policy restarts during a look is no violation.
 func (x *torture) lasting() map[string]bool {
 	var wrong map[string]bool
 	for range 3 {
-		harness.Eventually(x.T, time.Minute, "the operations to end", func() error {
-			if a := x.Call("GET", "/operations?state=running", nil).Want(200); strings.TrimSpace(string(a.Body)) != "[]" {
-				return errors.New(string(a.Body))
+		harness.Eventually(x.T, time.Minute, "all operations to end", func() error {
+			if open := harness.Get[[]openapi.Operation](x.Daemon, "/operations?state=running"); len(open) > 0 {
+				return fmt.Errorf("%+v", open)
 			}
 			return nil
 		})
@@ -202,48 +207,52 @@ func (x *torture) lasting() map[string]bool {
 	return wrong
 }
 
-// freeLost stops the VMs of disks that QEMU has taken from the guest and has not
-// let go of: it forgets to, when the guest was reset while the disk was busy.
-// Such a disk is detaching until its QEMU has ended, and then free.
+// freeLost stops the VMs of disks that QEMU has unplugged without removing their nodes. This
+// is a fault of QEMU when the guest is reset while the disk is busy. Such a disk stays
+// detaching until its QEMU has ended.
 func (x *torture) freeLost() {
 	for id, disk := range x.Census().Disks {
 		vmID := harness.Deref(disk.VMID)
-		if disk.State != "detaching" || x.holder(vmID) == 0 || x.plugged(vmID, id) {
-			continue
-		}
-		x.lost.Add(1)
-		x.marks[vmID].Add(1)
-		if a := x.Call("POST", "/vms/"+vmID+"/actions/stop", map[string]any{"force": true}, harness.Wait); a.Status != 200 && a.Status != 409 {
-			x.violation("%s answered %d %s", a.Request, a.Status, a.Body)
+		if disk.State == "detaching" && x.holder(vmID) != 0 && !x.plugged(vmID, id) {
+			x.lost.Add(1)
+			x.forceStop(vmID)
 		}
 	}
 }
 
-// unplug stops the VMs of NICs that no guest lets go of: those go with their QEMU.
+// unplug stops the VMs of NICs that the guest does not release. They end with their QEMU.
 func (x *torture) unplug() {
 	for id, v := range x.Census().VMs {
-		if x.holder(id) == 0 || !slices.ContainsFunc(v.NICs, func(n openapi.NIC) bool { return n.State == "detaching" }) {
-			continue
-		}
-		x.marks[id].Add(1)
-		if a := x.Call("POST", "/vms/"+id+"/actions/stop", map[string]any{"force": true}, harness.Wait); a.Status != 200 && a.Status != 409 {
-			x.violation("%s answered %d %s", a.Request, a.Status, a.Body)
+		detaching := func(n openapi.NIC) bool { return n.State == "detaching" }
+		if x.holder(id) != 0 && slices.ContainsFunc(v.NICs, detaching) {
+			x.forceStop(id)
 		}
 	}
 }
 
-// plugged asks QEMU whether it has the device of a disk.
+// forceStop stops a VM, which may have stopped by itself.
+func (x *torture) forceStop(id string) {
+	x.marks[id].Add(1)
+	a := x.Call("POST", "/vms/"+id+"/actions/stop", map[string]any{"force": true}, harness.Wait)
+	if a.Status != 200 && a.Status != 409 {
+		x.violation("%s answered %d %s", a.Request, a.Status, a.Body)
+	}
+}
+
+// plugged reports whether QEMU has the device of a disk. It returns true if QEMU does not
+// answer.
 func (x *torture) plugged(vmID, diskID string) bool {
-	monitor, err := qmp.Dial(x.T.Context(), filepath.Join(x.RuntimeDir, vmID+".op-qmp"))
+	monitor, err := x.Monitor(x.T.Context(), vmID)
 	if err != nil {
 		return true
 	}
 	defer monitor.Close()
-	err = monitor.Execute(x.T.Context(), "qom-list", map[string]string{"path": "/machine/peripheral/disk-" + diskID}, nil)
+	path := map[string]string{"path": "/machine/peripheral/disk-" + diskID}
+	err = monitor.Execute(x.T.Context(), "qom-list", path, nil)
 	return err == nil
 }
 
-// watch looks all the time for a VM that has two QEMUs.
+// watch reports VMs with two QEMUs.
 func (x *torture) watch() {
 	for x.rest(100 * time.Millisecond) {
 		for id := range x.marks {
@@ -254,7 +263,7 @@ func (x *torture) watch() {
 	}
 }
 
-// rest waits and reports false once the torture is over.
+// rest waits. It returns false at once when the torture is over.
 func (x *torture) rest(d time.Duration) bool {
 	select {
 	case <-x.over:
@@ -264,7 +273,7 @@ func (x *torture) rest(d time.Duration) bool {
 	}
 }
 
-// meddle does to QEMUs what they do not expect.
+// meddle kills, stops and confuses QEMUs.
 func (x *torture) meddle(r *rand.Rand) {
 	ids := slices.Clone(sharedVMs)
 	for _, c := range x.tenants {
@@ -292,8 +301,8 @@ func (x *torture) meddle(r *rand.Rand) {
 	}
 }
 
-// signal signals the VM's QEMU, if it has one, and notes it before and after:
-// what was said of the VM's state meanwhile means nothing.
+// signal sends a signal to the QEMU of a VM and reports whether it has. It changes the VM's
+// mark before and after, so that states acknowledged meanwhile do not count.
 func (x *torture) signal(id string, s unix.Signal) bool {
 	if s != unix.SIGCONT {
 		x.marks[id].Add(1)
@@ -311,25 +320,21 @@ func (x *torture) signal(id string, s unix.Signal) bool {
 	return x.holder(id) == pid && unix.PidfdSendSignal(fd, s, nil, 0) == nil
 }
 
-// holder is pid for goroutines of the test, which may not end it.
+// holder returns the process id of a VM's QEMU, 0 if it is not known.
 func (x *torture) holder(id string) int {
-	f, err := os.Open(filepath.Join(x.RuntimeDir, id+".pid"))
+	pid, err := x.TryVMPID(id)
 	if err != nil {
 		return 0
 	}
-	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_GETLK, &lock); err != nil || lock.Type == unix.F_UNLCK {
-		return 0
-	}
-	return int(lock.Pid)
+	return pid
 }
 
-// babble writes what is no QMP to the operator's monitor and hangs up.
+// babble writes garbage to the operator's monitor, closes the connection and reports whether
+// it could write.
 func (x *torture) babble(id string, r *rand.Rand) bool {
 	ctx, stop := context.WithTimeout(context.Background(), time.Second)
 	defer stop()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(x.RuntimeDir, id+".op-qmp"))
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", x.MonitorPath(id))
 	if err != nil {
 		return false
 	}
@@ -338,8 +343,12 @@ func (x *torture) babble(id string, r *rand.Rand) bool {
 	for i := range noise {
 		noise[i] = byte(r.Uint32())
 	}
-	texts := [][]byte{noise, []byte(strings.Repeat("{", 1<<12)), []byte("{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"no-such-command\"}\n{\"exec"),
-		[]byte("\xff\xff\"\n\n[[1,2,{}]]\n")}
+	texts := [][]byte{
+		noise,
+		[]byte(strings.Repeat("{", 1<<12)),
+		[]byte("{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"no-such-command\"}\n{\"exec"),
+		[]byte("\xff\xff\"\n\n[[1,2,{}]]\n"),
+	}
 	if err := conn.SetDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
 		return false
 	}

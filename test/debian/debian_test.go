@@ -108,7 +108,7 @@ func TestDebian(t *testing.T) {
 					a.Status = 202
 				}
 			}
-			v = harness.As[openapi.VM](d.Call("GET", "/vms/"+name, nil).Want(200))
+			v = harness.Get[openapi.VM](d, "/vms/"+name)
 		})
 		if v.State != "running" || v.Boot.CloudInitResult == nil || *v.Boot.CloudInitResult != "done" {
 			t.Fatalf("%s is %+v\n%s", name, v, d.Call("GET", "/vms/"+name+"/cloud_init", nil).Body)

@@ -23,7 +23,7 @@ func waitNetworkRepair(d *harness.Daemon) openapi.Issue {
 	d.T.Helper()
 	var found openapi.Issue
 	harness.Eventually(d.T, 10*time.Second, "the observer to repair the network", func() error {
-		for _, issue := range harness.As[openapi.ObserverStatus](d.Call("GET", "/observer/status", nil).Want(200)).LastIssues {
+		for _, issue := range harness.Get[openapi.ObserverStatus](d, "/observer/status").LastIssues {
 			if issue.IssueType == "network_drift" && issue.RepairedAt != nil {
 				found = issue
 				return nil
@@ -92,7 +92,7 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 	d.CreatePortForward("a", "tcp", "0.0.0.0", 8080, 80)
 	l.Other.WaitHTTP(harness.HostAddress + ":8080")
 	d.WaitPasses(2)
-	if issues := harness.As[openapi.ObserverStatus](d.Call("GET", "/observer/status", nil).Want(200)).LastIssues; len(issues) != 0 {
+	if issues := harness.Get[openapi.ObserverStatus](d, "/observer/status").LastIssues; len(issues) != 0 {
 		t.Errorf("nothing is wrong and the observer says %+v", issues)
 	}
 	taps := d.Network("vman0").Interfaces[1:]
@@ -171,7 +171,7 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 			if harness.CountFrames(b.Captured("eth0"), bad) > 0 {
 				t.Error("a spoofed packet arrives after the repair")
 			}
-			if issues := harness.As[openapi.ObserverStatus](d.Call("GET", "/observer/status", nil).Want(200)).LastIssues; len(issues) != 0 {
+			if issues := harness.Get[openapi.ObserverStatus](d, "/observer/status").LastIssues; len(issues) != 0 {
 				t.Errorf("after the repair the observer says %+v", issues)
 			}
 		})
@@ -187,7 +187,7 @@ func TestTeardownLeavesNothing(t *testing.T) {
 	d.CreateVMWith("a", harness.OnNetworks("vman0", "dark"))
 	d.CreatePortForward("a", "tcp", "0.0.0.0", 8080, 80)
 	d.Action("a", "start")
-	d.Call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200)
+	d.ForceStop("a")
 	d.Stop()
 	if links := l.Host.Links("vman0"); len(links) != 1 {
 		t.Errorf("a daemon that ends takes its bridge away: %q", links)

@@ -90,7 +90,7 @@ func TestTheDefaultNetwork(t *testing.T) {
 	l.Run(d, "names", func(t *testing.T) { namesResolve(t, l, d, a, ipA, ipB) })
 	l.Run(d, "forwards", func(t *testing.T) { forwardsLead(t, l, d, a, b) })
 	l.Run(d, "the address stays over a stop", func(t *testing.T) {
-		d.Call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200)
+		d.ForceStop("a")
 		v := harness.As[openapi.VM](d.Call("POST", "/vms/a/actions/start?wait_for=port:80", nil, harness.Wait).Want(200))
 		if *v.LocalIP != ipA {
 			t.Errorf("a had %s and has %s", ipA, *v.LocalIP)
