@@ -16,42 +16,47 @@ import (
 	"vmand/test/harness"
 )
 
-// TestTheMainJob is what the README shows, and what it leaves behind.
+// TestTheMainJob follows the README, and checks that nothing is left at the end.
 func TestTheMainJob(t *testing.T) {
 	d := harness.StartDaemon(t, harness.BootDisk("normal"))
 	d.CreateTemplate()
-	if v := d.CreateVM("web-1"); v.State != "stopped" || v.DesiredState != "stopped" || v.LocalIP == nil || *v.LocalIP != "10.0.2.15" || v.ReachableFromHost {
-		t.Errorf("created: %+v", v)
+	v := d.CreateVM("web-1")
+	if v.State != "stopped" || v.DesiredState != "stopped" ||
+		harness.Deref(v.LocalIP) != "10.0.2.15" || v.ReachableFromHost {
+		t.Errorf("the new VM is %+v, want stopped with the address 10.0.2.15", v)
 	}
 	disk := d.CreateDisk(1)
 	if disk.State != "available" || disk.VMID != nil || disk.MountPoint != nil {
-		t.Errorf("created: %+v", disk)
+		t.Errorf("the new disk is %+v, want available", disk)
 	}
 
 	a := d.Call("POST", "/vms/web-1/actions/start", nil).Want(202)
 	if v := harness.As[openapi.VM](a); v.State != "starting" {
-		t.Errorf("accepted: %+v", v)
+		t.Errorf("after the request to start, the VM is %+v, want starting", v)
 	}
-	v := d.WaitVM("web-1", "running", "requested", 30*time.Second)
-	if v.Accel == nil || *v.Accel != "tcg" || v.MachineType == nil || !strings.HasPrefix(*v.MachineType, "pc-q35-") || v.StartedAt == nil {
-		t.Errorf("running: %+v", v)
+	v = d.WaitVM("web-1", "running", "requested", 30*time.Second)
+	machine := harness.Deref(v.MachineType)
+	if harness.Deref(v.Accel) != "tcg" || !strings.HasPrefix(machine, "pc-q35-") || v.StartedAt == nil {
+		t.Errorf("the running VM is %+v, want a q35 machine with TCG", v)
 	}
-	if op := d.Operation(a); op.State != "succeeded" || op.Kind != "vm.start" || op.Resource != "vms/web-1" || len(op.Log) == 0 {
-		t.Errorf("the start was recorded as %+v", op)
+	op := d.Operation(a)
+	if op.State != "succeeded" || op.Kind != "vm.start" || op.Resource != "vms/web-1" || len(op.Log) == 0 {
+		t.Errorf("the operation is %+v, want a vm.start that succeeded, with steps", op)
 	}
 	g := d.Serial("web-1")
 	ready := g.Expect(`VMT: ready boots=1 cpus=1 mem_kb=(\d+) uuid=(\S*)`)
 	if ready[2] != v.UUID {
-		t.Errorf("the guest's UUID is %s; want %s", ready[2], v.UUID)
+		t.Errorf("the UUID in the guest is %s, want %s", ready[2], v.UUID)
 	}
 
 	disk = d.AttachDisk(disk.ID, "web-1")
 	if disk.State != "attached" || *disk.VMID != "web-1" || *disk.MountPoint != "/dev/sdb" {
-		t.Errorf("attached: %+v", disk)
+		t.Errorf("the attached disk is %+v, want /dev/sdb of VM web-1", disk)
 	}
 	seen := g.Expect(`VMT: disk-add name=(sd\w+) bytes=(\d+) ro=0 serial=(\S+) by-id=(\S+) scsi=\d+:\d+:\d+:(\d+)`)
-	if seen[2] != fmt.Sprint(1<<30) || seen[3] != disk.ID || "/dev/disk/by-id/"+seen[4] != *disk.GuestDevice || seen[5] != "1" {
-		t.Errorf("the guest sees %q; want disk %+v at LUN 1", seen, disk)
+	device := "/dev/disk/by-id/" + seen[4]
+	if seen[2] != fmt.Sprint(1<<30) || seen[3] != disk.ID || device != *disk.GuestDevice || seen[5] != "1" {
+		t.Errorf("the guest printed %q, want disk %+v at LUN 1", seen, disk)
 	}
 	d.Call("PATCH", "/disks/"+disk.ID, map[string]any{"size": 1.5}).Want(200)
 	g.Expect(fmt.Sprintf(`VMT: disk-resize name=%s bytes=%d`, seen[1], 3<<29))
@@ -59,13 +64,14 @@ func TestTheMainJob(t *testing.T) {
 	g.Expect("VMT: disk-remove name=" + seen[1])
 
 	stop := d.Call("POST", "/vms/web-1/actions/stop", map[string]any{"timeout_seconds": 60}, harness.Wait).Want(200)
-	if v := harness.As[openapi.VM](stop); v.State != "stopped" || *v.StateReason != "requested" || stop.Header.Get("Preference-Applied") != "wait" {
-		t.Errorf("stopped: %+v, %v", v, stop.Header)
+	v = harness.As[openapi.VM](stop)
+	if v.State != "stopped" || *v.StateReason != "requested" || stop.Header.Get("Preference-Applied") != "wait" {
+		t.Errorf("the answer to the stop is %+v with the header %v, want stopped, waited for", v, stop.Header)
 	}
 	g.Expect("VMT: power-button")
 	g.Expect("VMT: poweroff")
 	if pids := d.QEMUs(); len(pids) != 0 {
-		t.Errorf("QEMUs are left: %v", pids)
+		t.Errorf("QEMUs %v still run", pids)
 	}
 	d.Call("DELETE", "/vms/web-1", nil).Want(204)
 	d.Call("DELETE", "/disks/"+disk.ID, nil).Want(204)
@@ -91,10 +97,10 @@ func TestADeafGuestIsForcedAfterItsTime(t *testing.T) {
 	}
 	acpi, quit := slices.Index(steps, "acpi"), slices.Index(steps, "quit")
 	if op.State != "succeeded" || acpi < 0 || quit < acpi {
-		t.Errorf("the ladder is %q of %+v; want acpi, later quit", steps, op)
+		t.Errorf("the steps are %q of %+v, want acpi and later quit", steps, op)
 	}
 	if took := op.FinishedAt.Sub(op.StartedAt.Time); took < 2*time.Second {
-		t.Errorf("the guest had %s of its 2 s", took)
+		t.Errorf("the guest had %s to power off, want 2 s", took)
 	}
 }
 
@@ -105,11 +111,11 @@ func TestAGuestThatPowersItselfOffIsStopped(t *testing.T) {
 	d.Action("tired", "start")
 	v := d.WaitVM("tired", "stopped", "guest-shutdown", 90*time.Second)
 	if v.DesiredState != "running" {
-		t.Errorf("desired is %s: nobody asked for a stop", v.DesiredState)
+		t.Errorf("the desired state is %s, want running: no stop was requested", v.DesiredState)
 	}
 	harness.Eventually(t, 5*time.Second, "QEMU to end", func() error {
 		if pids := d.QEMUs(); len(pids) != 0 {
-			return fmt.Errorf("left: %v", pids)
+			return fmt.Errorf("QEMUs %v run", pids)
 		}
 		return nil
 	})
@@ -126,7 +132,8 @@ func TestAGuestThatRebootsItselfGoesOnRunning(t *testing.T) {
 	g.Expect("VMT: reboot")
 	g.Expect("VMT: ready boots=2")
 	if v := d.VM("restless"); v.State != "running" || d.VMPID("restless") != pid {
-		t.Errorf("after the reboot: %+v, process %d; it was %d", v, d.VMPID("restless"), pid)
+		t.Errorf("after the reboot, the VM is %s with process %d, want running with process %d",
+			v.State, d.VMPID("restless"), pid)
 	}
 }
 
@@ -138,14 +145,15 @@ func TestAPanickedGuestIsPausedAndCanBeReset(t *testing.T) {
 	d.Action("sick", "start")
 	d.AttachDisk(disk.ID, "sick")
 	d.WaitVM("sick", "paused", "guest-panicked", 90*time.Second)
-	// No guest is needed to let go of a disk.
-	if got := harness.As[openapi.Disk](d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200)); got.State != "available" {
-		t.Errorf("detached: %+v", got)
+	// Detaching a disk does not need the guest.
+	got := harness.As[openapi.Disk](d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200))
+	if got.State != "available" {
+		t.Errorf("the detached disk is %+v, want available", got)
 	}
 	g := d.Serial("sick")
 	g.Expect("VMT: panic")
 	if v := d.Action("sick", "reset"); v.State != "running" {
-		t.Errorf("after the reset: %+v", v)
+		t.Errorf("after the reset, the VM is %+v, want running", v)
 	}
 	g.Expect("VMT: ready boots=2")
 	d.ForceStop("sick")
@@ -158,8 +166,9 @@ func TestADiskComesAndGoesWithoutTheGuest(t *testing.T) {
 	disk := d.CreateDisk(0.5)
 	detach := func(when string) {
 		t.Helper()
-		if got := harness.As[openapi.Disk](d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200)); got.State != "available" || got.VMID != nil {
-			t.Errorf("detached %s: %+v", when, got)
+		got := harness.As[openapi.Disk](d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200))
+		if got.State != "available" || got.VMID != nil {
+			t.Errorf("detached %s, the disk is %+v, want available", when, got)
 		}
 	}
 	d.AttachDisk(disk.ID, "a")
@@ -171,7 +180,7 @@ func TestADiskComesAndGoesWithoutTheGuest(t *testing.T) {
 	g := d.Serial("a")
 	g.Expect("VMT: ready")
 	if v := d.Action("a", "pause"); v.State != "paused" || *v.StateReason != "requested" {
-		t.Errorf("paused: %+v", v)
+		t.Errorf("the VM is %+v, want paused on request", v)
 	}
 	detach("while paused")
 	d.AttachDisk(disk.ID, "a")
@@ -200,7 +209,7 @@ func TestAKilledQEMUIsACrashWithItsLastWords(t *testing.T) {
 	}
 	v := d.WaitVM("a", "error", "crashed", 10*time.Second)
 	if v.StateReasonDetail == nil || !strings.Contains(*v.StateReasonDetail, "famous last words") {
-		t.Errorf("the reason's detail is %v", v.StateReasonDetail)
+		t.Errorf("the detail is %q, want the last line of the log", harness.Deref(v.StateReasonDetail))
 	}
 	d.Action("a", "start")
 	d.ForceStop("a")
@@ -216,17 +225,17 @@ func TestAHungQEMUCanBeStoppedAndDeleted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The API answers as ever.
+	// A hung QEMU does not delay a list.
 	if vms := harness.Get[[]openapi.VM](d, "/vms?state=running"); len(vms) != 2 {
-		t.Errorf("listed: %+v", vms)
+		t.Errorf("the list is %+v, want two VMs", vms)
 	}
-	v := harness.As[openapi.VM](d.Call("POST", "/vms/a/actions/stop", map[string]any{"force": true}, harness.Wait).Want(200))
-	if v.State != "stopped" {
-		t.Errorf("stopped: %+v", v)
+	d.ForceStop("a")
+	if v := d.VM("a"); v.State != "stopped" {
+		t.Errorf("after the stop, the VM is %+v, want stopped", v)
 	}
 	d.Call("DELETE", "/vms/b", nil).Want(204)
 	if pids := d.QEMUs(); len(pids) != 0 {
-		t.Errorf("left: %v", pids)
+		t.Errorf("QEMUs %v still run", pids)
 	}
 }
 
@@ -240,7 +249,7 @@ func TestDeletingWhileStarting(t *testing.T) {
 		d.Call("DELETE", "/vms/"+id, nil).Want(204)
 	}
 	if pids := d.QEMUs(); len(pids) != 0 {
-		t.Errorf("left: %v", pids)
+		t.Errorf("QEMUs %v still run", pids)
 	}
 	d.Call("DELETE", "/templates/small", nil).Want(204)
 	d.AssertEmpty()
@@ -253,7 +262,7 @@ func TestARebootedHostShowsNoVMRunning(t *testing.T) {
 	d.Action("a", "start")
 	d.Kill()
 	d.KillVMs()
-	if err := os.RemoveAll(d.RuntimeDir); err != nil { // /run is empty after a boot
+	if err := os.RemoveAll(d.RuntimeDir); err != nil { // a boot of the host empties /run
 		t.Fatal(err)
 	}
 	d.Start()
@@ -261,10 +270,10 @@ func TestARebootedHostShowsNoVMRunning(t *testing.T) {
 	d.Action("a", "start")
 }
 
-// TestWhoQEMURunsAs looks at the process from outside.
+// TestWhoQEMURunsAs checks the user, the capabilities and the open files of QEMU.
 func TestWhoQEMURunsAs(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Fatal("this test is about what root starts; run the tests as root")
+		t.Fatal("this test needs a vmand of root: run the tests as root")
 	}
 	d := harness.StartDaemon(t, harness.BootDisk("normal"))
 	d.CreateTemplate()
@@ -277,8 +286,15 @@ func TestWhoQEMURunsAs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{`(?m)^Uid:\t([1-9]\d+)\t`, `(?m)^Gid:\t([1-9]\d+)\t`, `(?m)^CapEff:\t0+$`, `(?m)^CapPrm:\t0+$`, `(?m)^CapAmb:\t0+$`,
-		`(?m)^NoNewPrivs:\t1$`, `(?m)^Seccomp:\t2$`} {
+	for _, line := range []string{
+		`(?m)^Uid:\t([1-9]\d+)\t`,
+		`(?m)^Gid:\t([1-9]\d+)\t`,
+		`(?m)^CapEff:\t0+$`,
+		`(?m)^CapPrm:\t0+$`,
+		`(?m)^CapAmb:\t0+$`,
+		`(?m)^NoNewPrivs:\t1$`,
+		`(?m)^Seccomp:\t2$`,
+	} {
 		if !regexp.MustCompile(line).Match(status) {
 			t.Errorf("/proc/%d/status does not match %s:\n%s", pid, line, status)
 		}
@@ -288,16 +304,20 @@ func TestWhoQEMURunsAs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	allowed := []string{
+		"socket:", "anon_inode:",
+		"/dev/null", "/dev/urandom", "/dev/random",
+		filepath.Join(d.StateDir, "vms", "a"),
+		filepath.Join(d.StateDir, "disks", disk.ID+".qcow2"),
+		filepath.Join(d.RuntimeDir, "a."),
+		harness.GuestFile("disk-normal.qcow2"),
+	}
 	for _, fd := range fds {
 		to, err := os.Readlink(filepath.Join(dir, fd.Name()))
 		if err != nil {
 			continue
 		}
-		switch {
-		case strings.HasPrefix(to, "socket:"), strings.HasPrefix(to, "anon_inode:"), to == "/dev/null", to == "/dev/urandom", to == "/dev/random",
-			strings.HasPrefix(to, filepath.Join(d.StateDir, "vms", "a")), strings.HasPrefix(to, filepath.Join(d.RuntimeDir, "a.")),
-			to == filepath.Join(d.StateDir, "disks", disk.ID+".qcow2"), to == harness.GuestFile("disk-normal.qcow2"):
-		default:
+		if !slices.ContainsFunc(allowed, func(prefix string) bool { return strings.HasPrefix(to, prefix) }) {
 			t.Errorf("QEMU has %s open", to)
 		}
 	}
@@ -314,7 +334,7 @@ func TestEightVMsAtOnce(t *testing.T) {
 		go func() {
 			a, err := d.Try("POST", fmt.Sprintf("/vms/vm-%d/actions/start", i), nil, harness.Wait)
 			if err == nil && a.Status != http.StatusOK {
-				err = fmt.Errorf("vm-%d: %d %s", i, a.Status, a.Body)
+				err = fmt.Errorf("start VM vm-%d: %d %s", i, a.Status, a.Body)
 			}
 			answers <- err
 		}()
@@ -325,7 +345,7 @@ func TestEightVMsAtOnce(t *testing.T) {
 		}
 	}
 	if pids := d.QEMUs(); len(pids) != 8 {
-		t.Errorf("%d QEMUs", len(pids))
+		t.Errorf("%d QEMUs run, want 8", len(pids))
 	}
 	for i := range 8 {
 		d.Serial(fmt.Sprintf("vm-%d", i)).Expect("VMT: boot n=1")

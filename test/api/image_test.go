@@ -18,35 +18,47 @@ import (
 	"vmand/test/harness"
 )
 
-// TestFromAnImageToAGuestThatAnswers is what the README shows of images.
+// TestFromAnImageToAGuestThatAnswers boots a VM of an uploaded image, with a CD-ROM and
+// cloud-init data.
 func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
 	content := harness.GuestImage(t, "agent")
 	sum := sha256.Sum256(content)
-	i := harness.As[openapi.Image](d.Call("POST", "/images?name=guest&sha256="+hex.EncodeToString(sum[:]), content).Want(201))
-	if i.State != "available" || *i.SHA256 != hex.EncodeToString(sum[:]) || string(*i.Format) != "qcow2" || *i.SizeBytes != int64(len(content)) {
-		t.Errorf("uploaded: %+v", i)
+	upload := d.Call("POST", "/images?name=guest&sha256="+hex.EncodeToString(sum[:]), content)
+	i := harness.As[openapi.Image](upload.Want(201))
+	if i.State != "available" || *i.SHA256 != hex.EncodeToString(sum[:]) ||
+		string(*i.Format) != "qcow2" || *i.SizeBytes != int64(len(content)) {
+		t.Errorf("the uploaded image is %+v, want a qcow2 of %d bytes", i, len(content))
 	}
 	d.UploadImage("disc", harness.ISOImage(1))
-	v := harness.As[openapi.VM](d.Call("POST", "/vms?wait_for=agent", map[string]any{"template_name": "small", "name": "a", "image": "guest", "start": true,
-		"root_disk_size": 1, "cdroms": []any{map[string]any{"image": "disc"}}, "cloud_init": map[string]any{"hostname": "seeded"}},
-		"Prefer: wait=240").Want(201))
-	if v.State != "running" || v.Image == nil || *v.Image != "guest" || len(v.CDROMs) != 2 || v.Boot.AgentAt == nil {
-		t.Fatalf("started: %+v", v)
+	body := map[string]any{
+		"template_name":  "small",
+		"name":           "a",
+		"image":          "guest",
+		"start":          true,
+		"root_disk_size": 1,
+		"cdroms":         []any{map[string]any{"image": "disc"}},
+		"cloud_init":     map[string]any{"hostname": "seeded"},
+	}
+	v := harness.As[openapi.VM](d.Call("POST", "/vms?wait_for=agent", body, "Prefer: wait=240").Want(201))
+	if v.State != "running" || harness.Deref(v.Image) != "guest" || len(v.CDROMs) != 2 || v.Boot.AgentAt == nil {
+		t.Fatalf("the VM is %+v, want running with two CD-ROM drives and an agent", v)
 	}
 	g := d.Serial("a")
 	g.Expect("VMT: seed instance=" + v.UUID + " hostname=seeded")
 	g.Expect(`VMT: disk-add name=sr\d bytes=38912 ro=1`)
-	if got := d.Exec("a", "cat /mnt/sr*/user-data | head -n 1; blockdev --getsize64 /dev/vda"); got != "#cloud-config\n1073741824" {
-		t.Errorf("the guest has %q", got)
+	got := d.Exec("a", "cat /mnt/sr*/user-data | head -n 1; blockdev --getsize64 /dev/vda")
+	if got != "#cloud-config\n1073741824" {
+		t.Errorf("the guest printed %q, want the user data and a disk of 1 GiB", got)
 	}
 	t.Run("a disk of the image is plugged in", func(t *testing.T) {
 		disk := harness.As[openapi.Disk](d.Call("POST", "/disks", map[string]any{"image": "guest", "size": 0.5}).Want(201))
 		d.AttachDisk(disk.ID, "a")
 		seen := g.Expect(`VMT: disk-add name=(sd\w+) bytes=536870912 ro=0 serial=` + disk.ID)
-		if got := d.Exec("a", "dd if=/dev/"+seen[1]+" bs=512 count=1 2>/dev/null | tail -c 2 | hexdump -e '/1 \"%02x\"'"); got != "55aa" {
-			t.Errorf("its first sector ends with %q", got)
+		got := d.Exec("a", "dd if=/dev/"+seen[1]+" bs=512 count=1 2>/dev/null | tail -c 2 | hexdump -e '/1 \"%02x\"'")
+		if got != "55aa" {
+			t.Errorf("the first sector of the disk ends with %q, want 55aa", got)
 		}
 		d.Exec("a", "echo mine | dd of=/dev/"+seen[1]+" bs=512 seek=1 conv=fsync 2>/dev/null")
 		d.Call("DELETE", "/images/guest", nil).Problem(409, "in-use", "1 VM", "1 disk")
@@ -59,7 +71,7 @@ func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
 		}
 		out, err := exec.Command("qemu-io", "-f", "qcow2", "-r", "-c", "read -v 512 16", file).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "mine") {
-			t.Errorf("the copy has %v\n%s", err, out)
+			t.Errorf("qemu-io reads from the copy: %v, want the word mine\n%s", err, out)
 		}
 		d.Call("DELETE", "/disks/"+disk.ID, nil).Want(204)
 		d.Call("DELETE", "/images/copy", nil).Want(204)
@@ -77,18 +89,18 @@ func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
 		d.Start()
 		d.WaitPasses(2)
 		if got := d.VM("a"); got.State != "running" || len(got.CDROMs) != 1 {
-			t.Errorf("after a kill: %+v", got)
+			t.Errorf("after a kill, the VM is %+v, want running with one CD-ROM drive", got)
 		}
 	})
 	d.Call("DELETE", "/vms/a", nil).Want(204)
 	d.Call("DELETE", "/images/guest", nil).Want(204)
 	d.Call("DELETE", "/images/disc", nil).Want(204)
 	if left := d.FileNames(filepath.Join(d.StateDir, "images")); len(left) != 0 {
-		t.Errorf("in images are left %q", left)
+		t.Errorf("the directory of images contains %q, want nothing", left)
 	}
 }
 
-// TestAnImageIsDownloaded has a server that is slow, breaks off and sends on.
+// TestAnImageIsDownloaded downloads from a server that is slow and breaks off once.
 func TestAnImageIsDownloaded(t *testing.T) {
 	content := harness.RawImage(7)
 	gate := make(chan struct{})
@@ -100,7 +112,7 @@ func TestAnImageIsDownloaded(t *testing.T) {
 			broken = true
 			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
 			w.Write(content[:len(content)/2])
-			return // in the middle
+			return // breaks off
 		}
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
 	})
@@ -122,21 +134,29 @@ func TestAnImageIsDownloaded(t *testing.T) {
 	body := map[string]any{"name": "a", "url": s.URL + "/good?token=secret", "sha256": hex.EncodeToString(sum[:])}
 	i := harness.As[openapi.Image](d.Call("POST", "/images", body, harness.Wait).Want(201))
 	if i.State != "available" || i.Source != s.URL+"/good" || *i.SHA256 != hex.EncodeToString(sum[:]) {
-		t.Errorf("downloaded: %+v", i)
+		t.Errorf("the downloaded image is %+v, want available, without the query in its source", i)
 	}
-	for _, log := range []string{d.Log(), string(d.Call("GET", "/events?limit=1000", nil).Body), string(d.Call("GET", "/operations", nil).Body)} {
-		if strings.Contains(log, "secret") {
-			t.Error("the secret of a URL is told")
+	for where, text := range map[string]string{
+		"the log":    d.Log(),
+		"events":     string(d.Call("GET", "/events?limit=1000", nil).Body),
+		"operations": string(d.Call("GET", "/operations", nil).Body),
+	} {
+		if strings.Contains(text, "secret") {
+			t.Errorf("the query of the URL is shown in %s", where)
 		}
 	}
-	d.Call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/away"}, harness.Wait).Problem(503, "fetch-failed", "192.0.2.1")
-	d.Call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/nothing"}, harness.Wait).Problem(503, "fetch-failed", "404")
-	d.Call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/good", "sha256": strings.Repeat("0", 64)}, harness.Wait).Problem(400, "checksum-mismatch")
-	d.Call("POST", "/images", map[string]any{"name": "b", "url": "file:///etc/passwd"}).Problem(400, "invalid-request", "url")
+	for path, detail := range map[string]string{"/away": "192.0.2.1", "/nothing": "404"} {
+		body = map[string]any{"name": "b", "url": s.URL + path}
+		d.Call("POST", "/images", body, harness.Wait).Problem(503, "fetch-failed", detail)
+	}
+	body = map[string]any{"name": "b", "url": s.URL + "/good", "sha256": strings.Repeat("0", 64)}
+	d.Call("POST", "/images", body, harness.Wait).Problem(400, "checksum-mismatch")
+	body = map[string]any{"name": "b", "url": "file:///etc/passwd"}
+	d.Call("POST", "/images", body).Problem(400, "invalid-request", "url")
 
 	a := d.Call("POST", "/images", map[string]any{"name": "b", "url": s.URL + "/slow"}).Want(202)
 	if i := harness.As[openapi.Image](a); i.State != "importing" {
-		t.Errorf("accepted: %+v", i)
+		t.Errorf("the image is %+v, want importing", i)
 	}
 	d.Call("DELETE", "/images/b", nil).Problem(409, "busy")
 	d.Call("POST", a.Header.Get("Location")+"/cancel", nil).Want(202)
@@ -150,32 +170,33 @@ func TestAnImageIsDownloaded(t *testing.T) {
 	}
 }
 
-// TestAnUploadGoesOnAfterAKill sends an image in pieces to two daemons.
+// TestAnUploadGoesOnAfterAKill uploads an image in two parts, with a kill between them.
 func TestAnUploadGoesOnAfterAKill(t *testing.T) {
 	d := harness.StartDaemon(t)
 	content := harness.RawImage(3)
 	half := len(content) / 2
 	i := harness.As[openapi.Image](d.Call("POST", "/images?name=a&more=true", content[:half]).Want(202))
 	if i.State != "uploading" || *i.UploadedBytes != int64(half) {
-		t.Errorf("half of it: %+v", i)
+		t.Errorf("after one half the image is %+v, want uploading, %d bytes", i, half)
 	}
 	d.Kill()
 	d.Start()
 	d.Call("PATCH", "/images/a/content?offset=1", content[1:]).Problem(412, "precondition-failed", fmt.Sprint(half))
-	i = harness.As[openapi.Image](d.Call("PATCH", fmt.Sprintf("/images/a/content?offset=%d", half), content[half:]).Want(200))
+	rest := d.Call("PATCH", fmt.Sprintf("/images/a/content?offset=%d", half), content[half:])
+	i = harness.As[openapi.Image](rest.Want(200))
 	sum := sha256.Sum256(content)
 	if i.State != "available" || *i.SHA256 != hex.EncodeToString(sum[:]) {
-		t.Errorf("all of it: %+v", i)
+		t.Errorf("after both halves the image is %+v, want available", i)
 	}
 	part := d.Call("GET", "/images/a/content", nil, "Range: bytes=16-31").Want(206)
 	if !bytes.Equal(part.Body, content[16:32]) {
-		t.Errorf("a part of it is %q", part.Body)
+		t.Errorf("bytes 16 to 31 are %q, want %q", part.Body, content[16:32])
 	}
 	d.Call("POST", "/images?name=b", []byte("\x1f\x8bgarbage")).Problem(400, "unsafe-image")
 	d.Call("GET", "/images/b", nil).Want(404)
 }
 
-// TestAnImageThatIsLostIsSaid takes content away and brings it back.
+// TestAnImageThatIsLostIsSaid moves the content of an image away and back.
 func TestAnImageThatIsLostIsSaid(t *testing.T) {
 	d := harness.StartDaemon(t, "VMAN_OBSERVER_INTERVAL=250ms")
 	d.CreateTemplate()
@@ -189,7 +210,7 @@ func TestAnImageThatIsLostIsSaid(t *testing.T) {
 		t.Helper()
 		harness.Eventually(t, 20*time.Second, "the image to be "+want, func() error {
 			if got := harness.Get[openapi.Image](d, "/images/a"); string(got.State) != want {
-				return fmt.Errorf("it is %+v", got)
+				return fmt.Errorf("the image is %+v", got)
 			}
 			return nil
 		})

@@ -1,5 +1,5 @@
-// Package api has the end-to-end tests of what users do: the real binary driven over its
-// API, with real QEMU and a real Linux guest.
+// Package api tests what users do, end to end: the real vmand driven over its API, with real
+// QEMU and a real Linux guest.
 package api
 
 import (

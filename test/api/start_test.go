@@ -22,7 +22,7 @@ func TestASecondDaemonIsRefused(t *testing.T) {
 	second.StateDir = d.StateDir
 	second.Env = append(second.Env, "VMAN_STATE_DIR="+d.StateDir)
 	if said := second.Refuses(); !strings.Contains(said, fmt.Sprint(d.PID())) {
-		t.Errorf("the second daemon does not name the first, %d:\n%s", d.PID(), said)
+		t.Errorf("the refusal of the second daemon does not contain process id %d:\n%s", d.PID(), said)
 	}
 	d.CreateTemplate()
 }
@@ -32,7 +32,9 @@ func TestADatabaseItCannotUseIsLeftAlone(t *testing.T) {
 		spoil func(d *harness.Daemon, file string)
 		say   []string
 	}{
-		"from the future": {func(d *harness.Daemon, _ string) { d.SQL("PRAGMA user_version = 9999") }, []string{"9999", "newer"}},
+		"from the future": {func(d *harness.Daemon, _ string) {
+			d.SQL("PRAGMA user_version = 9999")
+		}, []string{"9999", "newer"}},
 		"corrupt": {func(d *harness.Daemon, file string) {
 			f, err := os.OpenFile(file, os.O_WRONLY, 0)
 			if err != nil {
@@ -63,11 +65,11 @@ func TestADatabaseItCannotUseIsLeftAlone(t *testing.T) {
 			said := d.Refuses()
 			for _, word := range tt.say {
 				if !strings.Contains(said, word) {
-					t.Errorf("the refusal does not say %q:\n%s", word, said)
+					t.Errorf("the refusal does not contain %q:\n%s", word, said)
 				}
 			}
 			if after, err := os.ReadFile(file); err != nil || string(after) != string(before) {
-				t.Errorf("the database was changed (%v)", err)
+				t.Errorf("the database was changed: %v", err)
 			}
 		})
 	}
@@ -87,11 +89,11 @@ func TestAStateDirectoryThatCannotBeWrittenIsNamed(t *testing.T) {
 		}
 	}()
 	if said := d.Refuses(); !strings.Contains(said, d.StateDir) {
-		t.Errorf("the refusal does not name %s:\n%s", d.StateDir, said)
+		t.Errorf("the refusal does not contain %s:\n%s", d.StateDir, said)
 	}
 }
 
-// TestNoRoom gives the daemon a small file system and fills it.
+// TestNoRoom fills the daemon's file system.
 func TestNoRoom(t *testing.T) {
 	d := harness.NewDaemon(t)
 	if err := os.MkdirAll(d.StateDir, 0o711); err != nil {
@@ -130,28 +132,31 @@ func TestNoRoom(t *testing.T) {
 	before := disks()
 	d.Call("POST", "/disks", map[string]any{"size": 1}).Problem(507, "insufficient-storage")
 	if n := disks(); n != before {
-		t.Errorf("%d files; there were %d", n, before)
+		t.Errorf("after the refusal there are %d disk files, want %d", n, before)
 	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
 	d.CreateDisk(1)
 	if v := d.VM("a"); v.State != "stopped" {
-		t.Errorf("the VM is %+v", v)
+		t.Errorf("the VM is %+v, want stopped", v)
 	}
 }
 
 func TestWithoutQEMUTheDaemonRuns(t *testing.T) {
-	d := harness.StartDaemon(t, "VMAN_QEMU_BINARY=/nonexistent/qemu-system-x86_64", "VMAN_QEMU_IMG_BINARY=/nonexistent/qemu-img")
+	d := harness.StartDaemon(t,
+		"VMAN_QEMU_BINARY=/nonexistent/qemu-system-x86_64",
+		"VMAN_QEMU_IMG_BINARY=/nonexistent/qemu-img")
 	d.CreateTemplate()
 	health := harness.As[openapi.Health](d.Call("GET", "/health", nil).Want(503))
-	if health.Status != "degraded" || health.Checks.Qemu.Status != "degraded" || health.Checks.Database.Status != "ok" {
-		t.Errorf("health: %+v", health)
+	checks := health.Checks
+	if health.Status != "degraded" || checks.Qemu.Status != "degraded" || checks.Database.Status != "ok" {
+		t.Errorf("the health is %+v, want degraded because of QEMU only", health)
 	}
-	disk := d.CreateDisk(1) // which takes no program
+	disk := d.CreateDisk(1) // needs no program
 	p := d.Call("PATCH", "/disks/"+disk.ID, map[string]any{"size": 2}).Problem(503, "qemu-unavailable")
 	if !strings.Contains(p.Detail+p.Hint, "qemu-utils") {
-		t.Errorf("the problem does not name the package: %+v", p)
+		t.Errorf("the problem does not contain the name of the Debian package: %+v", p)
 	}
 	d.Stop()
 	d.Env = append(d.Env, "VMAN_QEMU_IMG_BINARY=qemu-img")
@@ -159,10 +164,10 @@ func TestWithoutQEMUTheDaemonRuns(t *testing.T) {
 	d.CreateVM("a")
 	p = d.Call("POST", "/vms/a/actions/start", nil).Problem(503, "qemu-unavailable")
 	if !strings.Contains(p.Detail+p.Hint, "qemu-system-x86") {
-		t.Errorf("the problem does not name the package: %+v", p)
+		t.Errorf("the problem does not contain the name of the Debian package: %+v", p)
 	}
 	if v := d.VM("a"); v.State != "stopped" {
-		t.Errorf("the VM is %+v", v)
+		t.Errorf("the VM is %+v, want stopped", v)
 	}
 }
 
@@ -172,7 +177,7 @@ func TestMoreMemoryThanTheHostHas(t *testing.T) {
 	d.Call("POST", "/vms", map[string]any{"template_name": "huge", "name": "a"}).Want(201)
 	d.Call("POST", "/vms/a/actions/start", nil).Problem(503, "insufficient-memory", "4194304")
 	if v := d.VM("a"); v.State != "stopped" || v.DesiredState != "stopped" {
-		t.Errorf("the VM is %+v", v)
+		t.Errorf("the VM is %+v, want stopped", v)
 	}
 }
 
@@ -182,24 +187,24 @@ func TestADryRunStartsNothing(t *testing.T) {
 	d.CreateVM("a")
 	a := d.Call("POST", "/vms/a/actions/start", nil, harness.Wait).Want(200)
 	if a.Header.Get("X-Vman-Dry-Run") != "true" || harness.As[openapi.VM](a).State != "running" {
-		t.Errorf("started: %v %s", a.Header, a.Body)
+		t.Errorf("the answer to the start is %s with the header %v, want running and X-Vman-Dry-Run", a.Body, a.Header)
 	}
 	disk := d.CreateDisk(1)
 	d.AttachDisk(disk.ID, "a")
 	if pids := d.QEMUs(); len(pids) != 0 {
-		t.Errorf("QEMUs: %v", pids)
+		t.Errorf("QEMUs %v run, want none", pids)
 	}
 	d.Kill()
 	d.Start()
 	d.WaitVM("a", "running", "requested", 0)
 	d.Action("a", "stop")
 	if v := d.Call("GET", "/vms/nothing", nil).Want(404); v.Header.Get("X-Vman-Dry-Run") != "true" {
-		t.Error("a problem does not say that this is a dry run")
+		t.Error("a problem has no header X-Vman-Dry-Run")
 	}
 	d.DeleteAll()
 }
 
-// TestTheTCPDoor has its own client: there the peer's credentials say nothing.
+// TestTheTCPDoor sends requests over TCP, where only a token authenticates the client.
 func TestTheTCPDoor(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -211,13 +216,9 @@ func TestTheTCPDoor(t *testing.T) {
 	file := filepath.Join(d.StateDir, "admin.token")
 	info, err := os.Stat(file)
 	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Fatalf("the token's file: %v, %v", info, err)
+		t.Fatalf("the file of the token is %v, %v, want mode 0600", info, err)
 	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	token := strings.TrimSpace(string(text))
+	token := d.AdminToken()
 	d.ConnectTCP(address)
 	ask := func(path, authorization string) harness.Answer {
 		t.Helper()
@@ -228,15 +229,10 @@ func TestTheTCPDoor(t *testing.T) {
 		if authorization != "" {
 			req.Header.Set("Authorization", authorization)
 		}
-		resp, err := d.HTTP.Do(req)
+		a, err := d.Send(req)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer resp.Body.Close()
-		a := harness.Answer{T: t, Request: path, Status: resp.StatusCode, Header: resp.Header}
-		a.Body = make([]byte, 4096)
-		n, _ := resp.Body.Read(a.Body)
-		a.Body = a.Body[:n]
 		return a
 	}
 	ask("/health", "").Want(200)
@@ -244,12 +240,12 @@ func TestTheTCPDoor(t *testing.T) {
 	ask("/vms", "Bearer wrong").Problem(401, "unauthorized")
 	ask("/vms", "Basic "+token).Problem(401, "unauthorized")
 	ask("/vms", "Bearer "+token).Want(200)
-	d.Stop() // and all of the log is written
+	d.Stop() // flushes the log
 	if strings.Contains(d.Log(), token) {
-		t.Error("the token is in the log")
+		t.Error("the log contains the token")
 	}
 	if !strings.Contains(d.Log(), file) {
-		t.Error("the log does not say where the token is")
+		t.Error("the log does not contain the path of the token")
 	}
 }
 
@@ -260,14 +256,43 @@ func TestWhatTheCommandLineAnswers(t *testing.T) {
 		ok   bool
 		say  []string
 	}{
-		"--version":                 {[]string{"--version"}, nil, true, []string{"vmand"}},
-		"--help":                    {[]string{"--help"}, nil, true, []string{"--config", "--dry-run", "VMAN_LISTEN", "VMAN_STATE_DIR"}},
-		"--check-config":            {[]string{"--check-config"}, nil, true, nil},
-		"an unknown flag":           {[]string{"--lissten"}, nil, false, []string{"lissten"}},
-		"an unknown variable":       {[]string{"--check-config"}, []string{"VMAN_LISSTEN=x"}, false, []string{"VMAN_LISSTEN", "VMAN_LISTEN"}},
-		"an interval without units": {[]string{"--check-config"}, []string{"VMAN_OBSERVER_INTERVAL=3"}, false, []string{"observer.interval", "3s"}},
-		"an interval that is long":  {[]string{"--check-config"}, []string{"VMAN_OBSERVER_INTERVAL=1m"}, false, []string{"observer.interval", "allow_slow"}},
-		"a file that is not there":  {[]string{"--check-config", "--config", "/nonexistent.yaml"}, nil, false, []string{"/nonexistent.yaml"}},
+		"--version": {
+			args: []string{"--version"},
+			ok:   true,
+			say:  []string{"vmand"},
+		},
+		"--help": {
+			args: []string{"--help"},
+			ok:   true,
+			say:  []string{"--config", "--dry-run", "VMAN_LISTEN", "VMAN_STATE_DIR"},
+		},
+		"--check-config": {
+			args: []string{"--check-config"},
+			ok:   true,
+		},
+		"an unknown flag": {
+			args: []string{"--lissten"},
+			say:  []string{"lissten"},
+		},
+		"an unknown variable": {
+			args: []string{"--check-config"},
+			env:  []string{"VMAN_LISSTEN=x"},
+			say:  []string{"VMAN_LISSTEN", "VMAN_LISTEN"},
+		},
+		"an interval without units": {
+			args: []string{"--check-config"},
+			env:  []string{"VMAN_OBSERVER_INTERVAL=3"},
+			say:  []string{"observer.interval", "3s"},
+		},
+		"an interval that is long": {
+			args: []string{"--check-config"},
+			env:  []string{"VMAN_OBSERVER_INTERVAL=1m"},
+			say:  []string{"observer.interval", "allow_slow"},
+		},
+		"a file that is not there": {
+			args: []string{"--check-config", "--config", "/nonexistent.yaml"},
+			say:  []string{"/nonexistent.yaml"},
+		},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -275,11 +300,11 @@ func TestWhatTheCommandLineAnswers(t *testing.T) {
 			cmd.Env = append(os.Environ(), tt.env...)
 			out, err := cmd.CombinedOutput()
 			if (err == nil) != tt.ok {
-				t.Errorf("it ended with %v:\n%s", err, out)
+				t.Errorf("vmand %q ended with %v\n%s", tt.args, err, out)
 			}
 			for _, word := range tt.say {
 				if !strings.Contains(string(out), word) {
-					t.Errorf("it does not say %q:\n%s", word, out)
+					t.Errorf("the output of vmand %q does not contain %q:\n%s", tt.args, word, out)
 				}
 			}
 		})
