@@ -17,8 +17,7 @@ import (
 	"vmand/test/harness"
 )
 
-// waitNetworkRepair waits until the observer says that it has found and repaired something
-// of the network.
+// waitNetworkRepair waits until the observer reports that it has repaired a network.
 func waitNetworkRepair(d *harness.Daemon) openapi.Issue {
 	d.T.Helper()
 	var found openapi.Issue
@@ -34,7 +33,7 @@ func waitNetworkRepair(d *harness.Daemon) openapi.Issue {
 	return found
 }
 
-// TestConnectionsOutliveTheDaemon kills the daemon under traffic in both directions.
+// TestConnectionsOutliveTheDaemon kills the daemon during traffic in both directions.
 func TestConnectionsOutliveTheDaemon(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
@@ -51,37 +50,37 @@ func TestConnectionsOutliveTheDaemon(t *testing.T) {
 	}()
 	harness.Eventually(t, 10*time.Second, "both connections", func() error {
 		if got := a.Run("netstat -tn | grep -c ESTABLISHED || true"); got != "2" {
-			return fmt.Errorf("the guest has %s", got)
+			return fmt.Errorf("the guest has %s connections, want 2", got)
 		}
 		return nil
 	})
 	for range 3 {
 		d.Kill()
 		if got, err := l.Host.HTTPGet(ip + ":80"); err != nil {
-			t.Errorf("without the daemon the guest says %q, %v", got, err)
+			t.Errorf("without the daemon the guest answers %q, %v", got, err)
 		}
 		d.Start()
 		d.WaitPasses(2)
 	}
 	if out, err := outward(); err != nil {
-		t.Errorf("from the guest: %v", err)
+		t.Errorf("the connection from the guest: %v", err)
 	} else {
-		t.Logf("from the guest: %s", out)
+		t.Logf("the connection from the guest: %s", out)
 	}
 	if err := <-inward; err != nil {
-		t.Errorf("to the guest: %v", err)
+		t.Errorf("the connection to the guest: %v", err)
 	}
 	if v := d.VM("a"); v.State != "running" || *v.LocalIP != ip {
-		t.Errorf("the VM is %+v", v)
+		t.Errorf("the VM is %+v, want running with the address %s", v, ip)
 	}
-	// The servers are back: the guest asks for its address and for names again.
+	// DHCP and DNS work again.
 	a.Run("killall udhcpc; udhcpc -n -q -f -i eth0 -s /lib/udhcpc -t 10 -T 1 && nslookup a.vman0.internal")
 	if _, err := l.Other.VMT("", "hold", "-for", "1s", harness.HostAddress+":2007"); err != nil {
-		t.Errorf("the forward after all: %v", err)
+		t.Errorf("a new connection through the port forward: %v", err)
 	}
 }
 
-// TestWhatSomebodyBreaksIsRepaired does to the host what operators do.
+// TestWhatSomebodyBreaksIsRepaired breaks the host's side of a network as an operator may.
 func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
@@ -92,12 +91,15 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 	d.CreatePortForward("a", "tcp", "0.0.0.0", 8080, 80)
 	l.Other.WaitHTTP(harness.HostAddress + ":8080")
 	d.WaitPasses(2)
-	if issues := harness.Get[openapi.ObserverStatus](d, "/observer/status").LastIssues; len(issues) != 0 {
-		t.Errorf("nothing is wrong and the observer says %+v", issues)
+	issues := func() []openapi.Issue {
+		return harness.Get[openapi.ObserverStatus](d, "/observer/status").LastIssues
+	}
+	if issues := issues(); len(issues) != 0 {
+		t.Errorf("the observer reports %+v, want no issues", issues)
 	}
 	taps := d.Network("vman0").Interfaces[1:]
 	if len(taps) != 2 {
-		t.Fatalf("the taps are %q", taps)
+		t.Fatalf("the taps are %q, want two", taps)
 	}
 	link := func(name string, f func(netlink.Link) error) func() error {
 		return func() error {
@@ -132,7 +134,8 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 		{"a tap down", link(taps[1], netlink.LinkSetDown)},
 		{"the bridge down", link("vman0", netlink.LinkSetDown)},
 		{"the bridge without its address", link("vman0", func(found netlink.Link) error {
-			return netlink.AddrDel(found, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(192, 168, 100, 1), Mask: net.CIDRMask(24, 32)}})
+			gateway := net.IPNet{IP: net.IPv4(192, 168, 100, 1), Mask: net.CIDRMask(24, 32)}
+			return netlink.AddrDel(found, &netlink.Addr{IPNet: &gateway})
 		})},
 		{"the bridge deleted", link("vman0", netlink.LinkDel)},
 		{"forwarding off", func() error {
@@ -153,7 +156,7 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 			d.WaitPasses(2)
 			for _, tap := range taps {
 				if l.Host.Master(tap) != "vman0" {
-					t.Errorf("%s is on %q", tap, l.Host.Master(tap))
+					t.Errorf("tap %s is on bridge %q, want vman0", tap, l.Host.Master(tap))
 				}
 			}
 			harness.Eventually(t, 10*time.Second, "the guest to reach out", func() error {
@@ -165,20 +168,24 @@ func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
 			})
 			l.Other.WaitHTTP(harness.HostAddress + ":8080")
 			bad, good := fmt.Sprintf("bad-%d", i), fmt.Sprintf("good-%d", i)
-			a.Send("eth0", ether(everyMAC, me.mac, etherARP, arp(arpReply, me.mac, victim.ip, everyMAC, victim.ip, bad)),
+			a.Send("eth0",
+				ether(everyMAC, me.mac, etherARP, arp(arpReply, me.mac, victim.ip, everyMAC, victim.ip, bad)),
 				ether(everyMAC, me.mac, etherARP, arp(arpReply, me.mac, me.ip, everyMAC, victim.ip, good)))
 			b.WaitCaptured("eth0", good)
 			if harness.CountFrames(b.Captured("eth0"), bad) > 0 {
-				t.Error("a spoofed packet arrives after the repair")
+				t.Error("after the repair a spoofed packet arrives")
 			}
-			if issues := harness.Get[openapi.ObserverStatus](d, "/observer/status").LastIssues; len(issues) != 0 {
-				t.Errorf("after the repair the observer says %+v", issues)
+			issues := func() []openapi.Issue {
+				return harness.Get[openapi.ObserverStatus](d, "/observer/status").LastIssues
+			}
+			if issues := issues(); len(issues) != 0 {
+				t.Errorf("after the repair the observer reports %+v, want no issues", issues)
 			}
 		})
 	}
 }
 
-// TestTeardownLeavesNothing looks at the host before and after.
+// TestTeardownLeavesNothing compares the host before the first start and after a teardown.
 func TestTeardownLeavesNothing(t *testing.T) {
 	l := harness.NewLab(t)
 	before := l.Host.Links("")
@@ -190,29 +197,30 @@ func TestTeardownLeavesNothing(t *testing.T) {
 	d.ForceStop("a")
 	d.Stop()
 	if links := l.Host.Links("vman0"); len(links) != 1 {
-		t.Errorf("a daemon that ends takes its bridge away: %q", links)
+		t.Errorf("after the daemon has stopped, the bridges are %q, want vman0", links)
 	}
 	cmd := d.Command("network", "teardown")
-	var said strings.Builder
-	cmd.Stdout, cmd.Stderr = &said, &said
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := l.Host.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Wait(); err != nil {
-		t.Fatalf("the teardown ended with %v\n%s", err, &said)
+		t.Fatalf("vmand network teardown ended with %v\n%s", err, &out)
 	}
 	if after := l.Host.Links(""); strings.Join(after, " ") != strings.Join(before, " ") {
-		t.Errorf("the interfaces were %q and are %q", before, after)
+		t.Errorf("the interfaces are %q, want %q", after, before)
 	}
 	if tables := l.Host.Tables(); len(tables) != 0 {
-		t.Errorf("the tables %+v are left", tables[0])
+		t.Errorf("table %s is left", tables[0].Name)
 	}
-	// All comes back with the daemon.
+	// The next start sets everything up again.
 	d.Start()
 	d.StartAll("a")
 }
 
-// TestABridgeThatTheHostHas has a guest whose address nobody here gives out.
+// TestABridgeThatTheHostHas connects a guest to a bridge of the host, where vmand assigns no
+// addresses.
 func TestABridgeThatTheHostHas(t *testing.T) {
 	l := harness.NewLab(t)
 	l.Host.AddBridge("br-lan")
@@ -225,7 +233,8 @@ func TestABridgeThatTheHostHas(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := netlink.AddrDel(up0, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(harness.HostAddress).To4(), Mask: net.CIDRMask(24, 32)}}); err != nil {
+		address := net.IPNet{IP: net.ParseIP(harness.HostAddress).To4(), Mask: net.CIDRMask(24, 32)}
+		if err := netlink.AddrDel(up0, &netlink.Addr{IPNet: &address}); err != nil {
 			return err
 		}
 		return netlink.LinkSetMaster(up0, master)
@@ -233,9 +242,10 @@ func TestABridgeThatTheHostHas(t *testing.T) {
 	l.Host.AddAddress("br-lan", harness.HostAddress+"/24")
 	d := l.StartDaemon(t)
 	d.Call("POST", "/networks", map[string]any{"name": "lan", "mode": "bridge", "bridge": "br-lan"}).Want(201)
-	d.Call("POST", "/networks", map[string]any{"name": "lost", "mode": "bridge", "bridge": "nothing"}).Problem(503, "network-unavailable", "nothing")
+	lost := map[string]any{"name": "lost", "mode": "bridge", "bridge": "nothing"}
+	d.Call("POST", "/networks", lost).Problem(503, "network-unavailable", "nothing")
 	if v := d.CreateVMWith("a", harness.OnNetworks("lan")); v.LocalIP != nil || v.NICs[0].IP != nil {
-		t.Errorf("created: %+v", v)
+		t.Errorf("the new VM is %+v", v)
 	}
 	d.Action("a", "start")
 	a := d.Shell("a")
@@ -243,43 +253,51 @@ func TestABridgeThatTheHostHas(t *testing.T) {
 	a.Reaches(harness.OutsideAddress)
 	a.Run("ping -c 1 -W 5 %s", harness.HostAddress)
 	harness.Eventually(t, 20*time.Second, "the address to be learned", func() error {
-		if v := d.VM("a"); v.LocalIP == nil || *v.LocalIP != "203.0.113.50" || *v.LocalIPSource != "neighbour" || !v.ReachableFromHost {
+		v := d.VM("a")
+		if harness.Deref(v.LocalIP) != "203.0.113.50" || *v.LocalIPSource != "neighbour" || !v.ReachableFromHost {
 			return fmt.Errorf("the VM is %+v", v)
 		}
 		return nil
 	})
-	if got, err := l.Other.HTTPGet("203.0.113.50:80"); err != nil || !strings.HasSuffix(got, "sees "+harness.OtherAddress) {
-		t.Errorf("another host of the network gets %q, %v", got, err)
+	got, err := l.Other.HTTPGet("203.0.113.50:80")
+	if err != nil || !strings.HasSuffix(got, "sees "+harness.OtherAddress) {
+		t.Errorf("the guest answers another host with %q, %v", got, err)
 	}
 	d.Call("DELETE", "/vms/a", nil).Want(204)
 	d.Call("DELETE", "/networks/lan", nil).Want(204)
 	if links := l.Host.Links("br-lan"); len(links) != 1 {
-		t.Error("the host's own bridge is gone with the network")
+		t.Error("deleting the network has deleted the host's bridge")
 	}
 }
 
-// TestWhatIsInTheWayIsNamed has a host on which somebody forbids forwarding.
+// TestWhatIsInTheWayIsNamed drops forwarded packets on the host, as some firewalls do.
 func TestWhatIsInTheWayIsNamed(t *testing.T) {
 	l := harness.NewLab(t)
 	drop := nftables.ChainPolicyDrop
 	c := l.Host.Firewall()
 	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
-	c.AddChain(&nftables.Chain{Name: "FORWARD", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
-		Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	c.AddChain(&nftables.Chain{
+		Name:     "FORWARD",
+		Table:    table,
+		Type:     nftables.ChainTypeFilter,
+		Hooknum:  nftables.ChainHookForward,
+		Priority: nftables.ChainPriorityFilter,
+		Policy:   &drop,
+	})
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	d := l.StartDaemon(t)
 	problems := d.Network("vman0").Problems
 	if len(problems) != 1 || !strings.Contains(problems[0].Detail, "FORWARD") || problems[0].Fix == "" {
-		t.Errorf("the problems are %+v", problems)
+		t.Errorf("the problems are %+v, want one about the chain FORWARD, with a fix", problems)
 	}
 }
 
-// TestAnOrdinaryUser runs the daemon as nobody, who has a home and nothing else.
+// TestAnOrdinaryUser runs the daemon as the user nobody, who owns only a home directory.
 func TestAnOrdinaryUser(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Fatal("this test becomes another user; run the tests as root")
+		t.Fatal("this test runs vmand as another user: run the tests as root")
 	}
 	l := harness.NewLab(t)
 	const nobody = 65534
@@ -291,50 +309,52 @@ func TestAnOrdinaryUser(t *testing.T) {
 	d.Start()
 	d.CreateTemplate()
 	if n := d.Network("vman0"); n.Mode != "user" {
-		t.Errorf("the default network is %+v", n)
+		t.Errorf("the default network is %+v, want the mode user", n)
 	}
 	if v := d.CreateVM("a"); v.LocalIP == nil || v.ReachableFromHost {
-		t.Errorf("created: %+v", v)
+		t.Errorf("the new VM is %+v", v)
 	}
 	tcp := d.CreatePortForward("a", "tcp", "0.0.0.0", 8080, 80)
 	udp := map[string]any{"protocol": "udp", "host_address": "0.0.0.0", "host_port": 7007, "guest_port": 7}
 	d.Action("a", "start")
 	assertUserNetworkWorks(l, d)
-	// passt has its forwards from its command line.
+	// passt takes its port forwards from its command line.
 	d.Call("POST", "/vms/a/port_forwards", udp).Problem(409, "invalid-state", "while it runs")
 	d.ForceStop("a")
 	d.Call("POST", "/vms/a/port_forwards", udp).Want(201)
 	d.Action("a", "start")
 	assertUserNetworkWorks(l, d)
 	if got := echoUDP(t, l.Other, harness.HostAddress+":7007"); got != "hello" {
-		t.Errorf("the echo by UDP is %q", got)
+		t.Errorf("the UDP echo is %q, want hello", got)
 	}
 	d.Kill()
 	d.Start()
 	l.Other.WaitHTTP(harness.HostAddress + ":8080")
 	d.ForceStop("a")
 	d.Stop()
-	d.Env = append(d.Env, "VMAN_NETWORK_PASST=/nonexistent/passt") // QEMU's own network, from here on
+	// Without passt, vmand uses the user-mode network of QEMU.
+	d.Env = append(d.Env, "VMAN_NETWORK_PASST=/nonexistent/passt")
 	d.Start()
 	d.Action("a", "start")
 	assertUserNetworkWorks(l, d)
 	d.Call("DELETE", "/vms/a/port_forwards/"+tcp.ID, nil).Want(204)
 	if conn, err := l.Other.Dial(harness.HostAddress + ":8080"); err == nil {
 		conn.Close()
-		t.Error("a forward is open that is deleted")
+		t.Error("a deleted port forward is open")
 	}
 	d.CreatePortForward("a", "tcp", harness.HostAddress, 8080, 80)
 	l.Other.WaitHTTP(harness.HostAddress + ":8080")
 	if uid := harness.ProcStatus(t, d.VMPID("a"), "Uid"); !strings.HasPrefix(uid, fmt.Sprint(nobody)) {
-		t.Errorf("QEMU runs as %s", uid)
+		t.Errorf("QEMU runs with the uids %s, want %d", uid, nobody)
 	}
-	if a := d.Call("POST", "/networks", map[string]any{"name": "red", "mode": "nat"}); a.Status != http.StatusServiceUnavailable {
-		t.Errorf("a bridge without privilege: %d %s", a.Status, a.Body)
+	a := d.Call("POST", "/networks", map[string]any{"name": "red", "mode": "nat"})
+	if a.Status != http.StatusServiceUnavailable {
+		t.Errorf("%s answered %d, want 503: a bridge needs privileges\n%s", a.Request, a.Status, a.Body)
 	}
 }
 
-// assertUserNetworkWorks fails the test unless VM a of a user-mode network, which has just been
-// started, is reached by the forward of port 8080, and reaches out itself.
+// assertUserNetworkWorks fails the test unless VM a, which has just been started on a
+// user-mode network, can be reached through its port forward and can reach other hosts.
 func assertUserNetworkWorks(l *harness.Lab, d *harness.Daemon) {
 	d.T.Helper()
 	a := d.Shell("a")
@@ -343,14 +363,13 @@ func assertUserNetworkWorks(l *harness.Lab, d *harness.Daemon) {
 	}
 	l.Other.WaitHTTP(harness.HostAddress + ":8080")
 	if got := a.Run("ip -4 addr show dev eth0"); !strings.Contains(got, "inet "+*d.VM("a").LocalIP+"/") {
-		d.T.Errorf("the guest has %s; the VM says %s", got, *d.VM("a").LocalIP)
+		d.T.Errorf("the guest has %s, want the address %s", got, *d.VM("a").LocalIP)
 	}
 	a.Reaches(harness.FarAddress)
 	a.Reaches("www.example")
 }
 
-// moveTo gives the daemon's directory to a user, with a copy of the guest's disk
-// and of a vmand that anybody may read.
+// moveTo gives the daemon's directory to a user, with copies of vmand and the guest's disk.
 func moveTo(d *harness.Daemon, uid int) string {
 	d.T.Helper()
 	home := d.StateDir + "-home"

@@ -10,7 +10,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6"
 )
 
-// Numbers of the protocols that the frames below speak.
+// Numbers of protocols.
 const (
 	etherIPv4 = 0x0800
 	etherARP  = 0x0806
@@ -37,26 +37,30 @@ var (
 	allNodeMAC = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
 )
 
-// A station is who a frame is from or to.
+// A station is the sender or the receiver of a frame.
 type station struct {
 	mac  net.HardwareAddr
 	ip   netip.Addr // IPv4
-	ip6  netip.Addr // global; zero without IPv6
-	link netip.Addr // link-local
+	ip6  netip.Addr // global IPv6; zero: none
+	link netip.Addr // link-local IPv6
 }
 
-// newStation returns the station of a MAC address, whose link-local address is
-// made of it (RFC 4291, appendix A).
+// newStation returns the station with a MAC address, and the link-local address that is
+// derived from it (RFC 4291, appendix A).
 func newStation(t testing.TB, mac, ip string) station {
 	t.Helper()
 	hw, err := net.ParseMAC(mac)
 	if err != nil {
 		t.Fatal(err)
 	}
-	link := [16]byte{0: 0xfe, 1: 0x80, 8: hw[0] ^ 2, 9: hw[1], 10: hw[2], 11: 0xff, 12: 0xfe, 13: hw[3], 14: hw[4], 15: hw[5]}
+	link := [16]byte{
+		0: 0xfe, 1: 0x80,
+		8: hw[0] ^ 2, 9: hw[1], 10: hw[2], 11: 0xff, 12: 0xfe, 13: hw[3], 14: hw[4], 15: hw[5],
+	}
 	return station{mac: hw, ip: netip.MustParseAddr(ip), link: netip.AddrFrom16(link)}
 }
 
+// ether returns an Ethernet frame of at least 60 bytes.
 func ether(to, from net.HardwareAddr, kind uint16, payload []byte) []byte {
 	f := append(append([]byte{}, to...), from...)
 	f = append(order.BigEndian.AppendUint16(f, kind), payload...)
@@ -66,27 +70,33 @@ func ether(to, from net.HardwareAddr, kind uint16, payload []byte) []byte {
 	return f
 }
 
-// tagged puts a VLAN tag into a frame.
+// tagged returns a frame with a VLAN tag.
 func tagged(id uint16, frame []byte) []byte {
 	f := append([]byte{}, frame[:12]...)
 	f = order.BigEndian.AppendUint16(f, etherVLAN)
 	return append(order.BigEndian.AppendUint16(f, id), frame[12:]...)
 }
 
-// arp returns the body of an ARP packet; words follow it where padding would be.
-func arp(op uint16, fromMAC net.HardwareAddr, fromIP netip.Addr, toMAC net.HardwareAddr, toIP netip.Addr, words string) []byte {
+// arp returns an ARP packet, followed by text in place of padding.
+func arp(
+	op uint16,
+	fromMAC net.HardwareAddr, fromIP netip.Addr,
+	toMAC net.HardwareAddr, toIP netip.Addr,
+	text string,
+) []byte {
 	p := []byte{0, 1, 8, 0, 6, 4}
 	p = order.BigEndian.AppendUint16(p, op)
 	p = append(append(p, fromMAC...), fromIP.AsSlice()...)
 	p = append(append(p, toMAC...), toIP.AsSlice()...)
-	return append(p, words...)
+	return append(p, text...)
 }
 
-// ipv4 returns a packet; offset is in bytes, more says that fragments follow.
+// ipv4 returns a packet or a fragment of one. offset is in bytes; more is true unless it is
+// the last fragment.
 func ipv4(from, to netip.Addr, proto byte, offset int, more bool, payload []byte) []byte {
 	p := []byte{0x45, 0}
 	p = order.BigEndian.AppendUint16(p, uint16(20+len(payload)))
-	p = append(p, 0x77, 0x77) // the same id for all fragments
+	p = append(p, 0x77, 0x77) // the id of all packets, so that fragments belong together
 	fragment := uint16(offset / 8)
 	if more {
 		fragment |= 0x2000
@@ -98,6 +108,7 @@ func ipv4(from, to netip.Addr, proto byte, offset int, more bool, payload []byte
 	return append(p, payload...)
 }
 
+// udp returns a datagram with its checksum.
 func udp(from, to netip.Addr, fromPort, toPort uint16, payload []byte) []byte {
 	p := order.BigEndian.AppendUint16(nil, fromPort)
 	p = order.BigEndian.AppendUint16(p, toPort)
@@ -107,7 +118,7 @@ func udp(from, to netip.Addr, fromPort, toPort uint16, payload []byte) []byte {
 	return p
 }
 
-// ipv6 returns a packet whose first header after the fixed one is next.
+// ipv6 returns a packet. next is the type of the header at the begin of the payload.
 func ipv6(from, to netip.Addr, next byte, payload []byte) []byte {
 	p := []byte{0x60, 0, 0, 0}
 	p = order.BigEndian.AppendUint16(p, uint16(len(payload)))
@@ -116,12 +127,12 @@ func ipv6(from, to netip.Addr, next byte, payload []byte) []byte {
 	return append(p, payload...)
 }
 
-// padded returns an options header of IPv6 that says nothing, before payload.
+// padded returns an options header of IPv6 with padding only, followed by the payload.
 func padded(next byte, payload []byte) []byte {
 	return append([]byte{next, 0, 1, 4, 0, 0, 0, 0}, payload...)
 }
 
-// fragment6 returns a fragment of what comes after the fixed header of IPv6.
+// fragment6 returns a fragment header of IPv6, followed by the payload.
 func fragment6(next byte, offset int, more bool, payload []byte) []byte {
 	field := uint16(offset)
 	if more {
@@ -131,34 +142,36 @@ func fragment6(next byte, offset int, more bool, payload []byte) []byte {
 	return append(append(p, 0, 0, 0x77, 0x77), payload...)
 }
 
+// icmp6 returns an ICMPv6 message with its checksum.
 func icmp6(from, to netip.Addr, kind byte, body []byte) []byte {
 	p := append([]byte{kind, 0, 0, 0}, body...)
 	order.BigEndian.PutUint16(p[2:], checksum(from, to, protoICMPv6, p))
 	return p
 }
 
-// routerAdvertisement is for an hour's default route; words are in an option that
-// nobody knows.
-func routerAdvertisement(from, to netip.Addr, words string) []byte {
+// routerAdvertisement returns the announcement of a default route for an hour, with text in
+// an unknown option.
+func routerAdvertisement(from, to netip.Addr, text string) []byte {
 	body := append([]byte{64, 0, 0x0e, 0x10}, make([]byte, 8)...)
-	return icmp6(from, to, icmpRouterAdvertisement, append(body, wordsOption(words)...))
+	return icmp6(from, to, icmpRouterAdvertisement, append(body, textOption(text)...))
 }
 
-// neighbourAdvertisement says that target is at mac, and overrides what was known.
-func neighbourAdvertisement(from, to, target netip.Addr, mac net.HardwareAddr, words string) []byte {
+// neighbourAdvertisement returns the announcement that target has the address mac, with the
+// override flag, and text in an unknown option.
+func neighbourAdvertisement(from, to, target netip.Addr, mac net.HardwareAddr, text string) []byte {
 	body := append([]byte{0x20, 0, 0, 0}, target.AsSlice()...)
 	body = append(append(body, 2, 1), mac...)
-	return icmp6(from, to, icmpNeighbourAdvertisement, append(body, wordsOption(words)...))
+	return icmp6(from, to, icmpNeighbourAdvertisement, append(body, textOption(text)...))
 }
 
-// wordsOption returns an option of type 253 (RFC 4727: for experiments).
-func wordsOption(words string) []byte {
-	units := (2 + len(words) + 7) / 8
-	o := append([]byte{253, byte(units)}, words...)
+// textOption returns an option of type 253, which is for experiments (RFC 4727).
+func textOption(text string) []byte {
+	units := (2 + len(text) + 7) / 8
+	o := append([]byte{253, byte(units)}, text...)
 	return append(o, make([]byte, 8*units-len(o))...)
 }
 
-// checksum is that of UDP and ICMPv6 (RFC 1071) with its pseudo header.
+// checksum returns the checksum of UDP and ICMPv6 (RFC 1071), with the pseudo header.
 func checksum(from, to netip.Addr, proto byte, p []byte) uint16 {
 	s := sum(0, from.AsSlice())
 	s = sum(s, to.AsSlice()) + uint32(proto) + uint32(len(p))
@@ -182,12 +195,17 @@ func fold(s uint32) uint16 {
 	return uint16(s)
 }
 
-// dhcpServerPacket is what a DHCP server says to a client, from an address of its own.
-func dhcpServerPacket(t testing.TB, kind dhcpv4.MessageType, from, to station, words string) []byte {
+// dhcpServerPacket returns an answer of a DHCP server that offers its own address.
+func dhcpServerPacket(t testing.TB, kind dhcpv4.MessageType, from, to station, text string) []byte {
 	t.Helper()
-	m, err := dhcpv4.New(dhcpv4.WithHwAddr(to.mac), dhcpv4.WithMessageType(kind), dhcpv4.WithYourIP(from.ip.AsSlice()),
-		dhcpv4.WithServerIP(from.ip.AsSlice()), dhcpv4.WithRouter(from.ip.AsSlice()),
-		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(from.ip.AsSlice())), dhcpv4.WithOption(dhcpv4.OptMessage(words)))
+	m, err := dhcpv4.New(
+		dhcpv4.WithHwAddr(to.mac),
+		dhcpv4.WithMessageType(kind),
+		dhcpv4.WithYourIP(from.ip.AsSlice()),
+		dhcpv4.WithServerIP(from.ip.AsSlice()),
+		dhcpv4.WithRouter(from.ip.AsSlice()),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(from.ip.AsSlice())),
+		dhcpv4.WithOption(dhcpv4.OptMessage(text)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,8 +213,8 @@ func dhcpServerPacket(t testing.TB, kind dhcpv4.MessageType, from, to station, w
 	return m.ToBytes()
 }
 
-// dhcp6ServerPacket is what a DHCPv6 server says to a client.
-func dhcp6ServerPacket(t testing.TB, from station, words string) []byte {
+// dhcp6ServerPacket returns an advertisement of a DHCPv6 server.
+func dhcp6ServerPacket(t testing.TB, from station, text string) []byte {
 	t.Helper()
 	m, err := dhcpv6.NewMessage()
 	if err != nil {
@@ -204,6 +222,9 @@ func dhcp6ServerPacket(t testing.TB, from station, words string) []byte {
 	}
 	m.MessageType = dhcpv6.MessageTypeAdvertise
 	m.AddOption(dhcpv6.OptServerID(&dhcpv6.DUIDLL{HWType: 1, LinkLayerAddr: from.mac}))
-	m.AddOption(&dhcpv6.OptionGeneric{OptionCode: dhcpv6.OptionVendorOpts, OptionData: append([]byte{0, 0, 0, 1}, words...)})
+	m.AddOption(&dhcpv6.OptionGeneric{
+		OptionCode: dhcpv6.OptionVendorOpts,
+		OptionData: append([]byte{0, 0, 0, 1}, text...),
+	})
 	return m.ToBytes()
 }

@@ -11,25 +11,26 @@ import (
 	"vmand/test/harness"
 )
 
-// TestTheLabIsASmallWorld is about the tests' own ground: what they make of
-// namespaces does what they think.
+// TestTheLabIsASmallWorld checks the lab itself: routes, names, captures.
 func TestTheLabIsASmallWorld(t *testing.T) {
 	l := harness.NewLab(t)
 	for _, n := range []*harness.Namespace{l.Host, l.Other, l.Outside} {
 		if got, err := n.HTTPGet(harness.FarAddress + ":80"); err != nil {
-			t.Errorf("%s does not reach far away: %v", n.Name, err)
+			t.Errorf("namespace %s does not reach %s: %v", n.Name, harness.FarAddress, err)
 		} else if n == l.Other && got[len(got)-len(harness.OtherAddress):] != harness.OtherAddress {
-			t.Errorf("other is seen as %q", got)
+			t.Errorf("outside answers other with %q, want its address", got)
 		}
 	}
-	if got, _, err := l.Other.QueryDNS(harness.OutsideAddress, "www.example", dns.TypeA); err != nil || !slices.Equal(got, []string{harness.OutsideAddress}) {
-		t.Errorf("www.example is %v, %v", got, err)
+	got, _, err := l.Other.QueryDNS(harness.OutsideAddress, "www.example", dns.TypeA)
+	if err != nil || !slices.Equal(got, []string{harness.OutsideAddress}) {
+		t.Errorf("www.example resolves to %v, %v", got, err)
 	}
-	if _, code, err := l.Other.QueryDNS(harness.OutsideAddress, "www.nowhere", dns.TypeA); err != nil || code != dns.RcodeNameError {
-		t.Errorf("www.nowhere answers %d, %v", code, err)
+	_, code, err := l.Other.QueryDNS(harness.OutsideAddress, "www.nowhere", dns.TypeA)
+	if err != nil || code != dns.RcodeNameError {
+		t.Errorf("www.nowhere resolves with the code %d, %v, want NXDOMAIN", code, err)
 	}
 	if l.Host.Sysctl("net/ipv4/ip_forward") != "0" {
-		t.Error("the host forwards before anybody asked it to")
+		t.Error("the host forwards packets before vmand runs")
 	}
 	s := l.Outside.Sniff("lan0")
 	frame := []byte("\xff\xff\xff\xff\xff\xff\x52\x00\x00\x00\x00\x01\x88\xb5 a frame of the lab's own.")

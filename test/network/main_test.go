@@ -1,5 +1,5 @@
-// Package network has the end-to-end tests of networks: guests, the host and others around
-// it, in network namespaces.
+// Package network tests networks end to end: guests, their host and other hosts, in network
+// namespaces.
 package network
 
 import (

@@ -21,36 +21,38 @@ func TestNICsComeAndGoWhileTheGuestRuns(t *testing.T) {
 	a, g := shells[0], d.Serial("a")
 	g.Expect(harness.DHCPLine.String())
 
-	nic := harness.As[openapi.NIC](d.Call("POST", "/vms/a/nics", map[string]any{"network": "blue", "ip": "10.50.0.77"}, harness.Wait).Want(201))
+	body := map[string]any{"network": "blue", "ip": "10.50.0.77"}
+	nic := harness.As[openapi.NIC](d.Call("POST", "/vms/a/nics", body, harness.Wait).Want(201))
 	if nic.Slot != 1 || *nic.IP != "10.50.0.77" || nic.State != "attached" {
-		t.Errorf("attached: %+v", nic)
+		t.Errorf("the NIC is %+v, want slot 1 with 10.50.0.77", nic)
 	}
 	if added := g.Expect(`VMT: nic-add name=(\S+) mac=(\S+)`); added[1] != "eth1" || added[2] != nic.MAC {
-		t.Errorf("the guest sees %q; want %+v", added, nic)
+		t.Errorf("the guest printed %q, want %+v", added, nic)
 	}
 	if said := g.Expect(harness.DHCPLine.String()); said[1] != "eth1" || said[2] != "10.50.0.77/24" {
-		t.Errorf("DHCP told eth1 %q", said)
+		t.Errorf("DHCP configured eth1 with %q", said)
 	}
 	if got := a.Reaches(*d.VM("b").LocalIP); got != "b sees 10.50.0.77" {
-		t.Errorf("by its second NIC the guest gets %q", got)
+		t.Errorf("guest b answers the second NIC with %q", got)
 	}
 
-	cable := func(state string, carrier string) {
+	setLink := func(state, carrier string) {
 		t.Helper()
-		if nic := harness.As[openapi.NIC](d.Call("PATCH", "/vms/a/nics/1", map[string]any{"link": state}).Want(200)); string(nic.Link) != state {
-			t.Errorf("the cable is %s; want %s", nic.Link, state)
+		nic := harness.As[openapi.NIC](d.Call("PATCH", "/vms/a/nics/1", map[string]any{"link": state}).Want(200))
+		if string(nic.Link) != state {
+			t.Errorf("the link is %s, want %s", nic.Link, state)
 		}
-		harness.Eventually(t, 10*time.Second, "the guest to see its cable "+state, func() error {
+		harness.Eventually(t, 10*time.Second, "the guest to see its link "+state, func() error {
 			if got := a.Run("cat /sys/class/net/eth1/carrier"); got != carrier {
 				return fmt.Errorf("its carrier is %q", got)
 			}
 			return nil
 		})
 	}
-	cable("down", "0")
+	setLink("down", "0")
 	a.StartUnreachable("10.50.0.1")()
-	a.Reaches(harness.FarAddress) // by the other NIC
-	cable("up", "1")
+	a.Reaches(harness.FarAddress) // through the other NIC
+	setLink("up", "1")
 	harness.Eventually(t, 20*time.Second, "the second NIC to work again", func() error {
 		_, code, err := a.Try("", "ping -c 1 -W 1 10.50.0.1")
 		if err == nil && code != 0 {
@@ -63,39 +65,40 @@ func TestNICsComeAndGoWhileTheGuestRuns(t *testing.T) {
 	d.Call("DELETE", "/vms/a/nics/1", nil, harness.Wait).Want(204)
 	g.Expect("VMT: nic-remove name=eth1")
 	if v := d.VM("a"); len(v.NICs) != 1 {
-		t.Errorf("the NICs are %+v", v.NICs)
+		t.Errorf("the NICs are %+v, want one", v.NICs)
 	}
 	if after := d.Network("blue").Interfaces; len(after) != len(before)-1 {
-		t.Errorf("the interfaces were %q and are %q", before, after)
+		t.Errorf("the interfaces are %q, want one less than %q", after, before)
 	}
-	if leases := d.Network("blue").Leases; slices.ContainsFunc(leases, func(l openapi.Lease) bool { return l.VMID == "a" }) {
-		t.Errorf("the address is not free: %+v", leases)
+	ofA := func(l openapi.Lease) bool { return l.VMID == "a" }
+	if leases := d.Network("blue").Leases; slices.ContainsFunc(leases, ofA) {
+		t.Errorf("the leases are %+v, want none of VM a", leases)
 	}
-	// And once more, in the same place.
+	// The next NIC uses the same slot.
 	d.Call("POST", "/vms/a/nics", map[string]any{"network": "blue"}, harness.Wait).Want(201)
 	g.Expect(`VMT: nic-add name=eth1`)
 	g.Expect(`VMT: ip name=eth1`)
 }
 
-// TestRateLimits compares what passes with what may pass.
+// TestRateLimits compares the throughput of a guest with the limits of its NIC.
 func TestRateLimits(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
 	d.CreateVM("a")
 	a := d.StartAll("a")[0]
 	const limitIn, limitOut = 15000, 10000 // kbit/s
-	// The kernel's limit on what leaves the guest lets a second's bytes and 256 KiB
-	// pass at once, of the three seconds that are measured.
+	// The kernel's limit for packets from the guest has a burst of 256 KiB and the bytes
+	// of a second, so that more than the limit can pass in the measured three seconds.
 	near := func(what string, got, limit float64) {
 		t.Logf("%s: %.0f kbit/s, %.2f of the limit", what, got, got/limit)
 		if got < 0.6*limit || got > 1.4*limit {
-			t.Errorf("%s is %.0f kbit/s with a limit of %.0f", what, got, limit)
+			t.Errorf("%s: %.0f kbit/s, want between 0.6 and 1.4 of %.0f kbit/s", what, got, limit)
 		}
 	}
 	free := func(what string, got, limit float64) {
 		t.Logf("%s: %.0f kbit/s without a limit", what, got)
 		if got < 2*limit {
-			t.Errorf("%s is %.0f kbit/s without a limit: no more than with %.0f", what, got, limit)
+			t.Errorf("%s: %.0f kbit/s without a limit, want at least twice %.0f kbit/s", what, got, limit)
 		}
 	}
 	for _, limits := range []struct{ in, out int }{{0, 0}, {limitIn, 0}, {0, limitOut}, {limitIn, limitOut}, {0, 0}} {
@@ -125,11 +128,11 @@ func TestNetworksDoNotReachOneAnother(t *testing.T) {
 	for _, id := range ids {
 		shells[id].Run("ping -c 1 -W 5 %s", *d.Network(d.VM(id).NICs[0].Network).Gateway)
 		if _, err := l.Host.HTTPGet(ip(id) + ":80"); err != nil {
-			t.Errorf("the host does not reach %s: %v", id, err)
+			t.Errorf("the host does not reach guest %s: %v", id, err)
 		}
 		if conn, err := l.Other.Dial(ip(id) + ":80"); err == nil {
 			conn.Close()
-			t.Errorf("another host reaches %s", id)
+			t.Errorf("another host reaches guest %s", id)
 		}
 		for _, other := range ids {
 			if id != other && id+other != "de" && id+other != "ed" {
@@ -137,7 +140,8 @@ func TestNetworksDoNotReachOneAnother(t *testing.T) {
 			}
 		}
 	}
-	apart = append(apart, shells["d"].StartUnreachable(harness.FarAddress), shells["d"].StartUnreachable(harness.OutsideAddress))
+	apart = append(apart, shells["d"].StartUnreachable(harness.FarAddress))
+	apart = append(apart, shells["d"].StartUnreachable(harness.OutsideAddress))
 	for _, none := range apart {
 		none()
 	}
@@ -168,14 +172,13 @@ func TestGuestsThatAreIsolatedReachOnlyOut(t *testing.T) {
 	apart()
 	d.Call("PATCH", "/networks/flats", map[string]any{"isolate_vms": false}).Want(200)
 	if got := a.Reaches(ipB); got != "b sees "+ipA {
-		t.Errorf("after all a asks b and gets %q", got)
+		t.Errorf("without isolation, guest b answers guest a with %q", got)
 	}
 	d.Call("PATCH", "/networks/flats", map[string]any{"isolate_vms": true}).Want(200)
 	apart()
 }
 
-// TestIPv6 has a guest that asks for an address as DHCPv6 clients do, on the word
-// of a router advertisement.
+// TestIPv6 configures guests by router advertisements and DHCPv6.
 func TestIPv6(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
@@ -185,26 +188,27 @@ func TestIPv6(t *testing.T) {
 	shells := d.StartAll("a", "b")
 	for _, s := range shells {
 		want := *d.VM(s.VM).NICs[0].IPv6
-		// Linux looks for a second whether an address is free before it uses it.
+		// Linux uses an address after a second of duplicate address detection.
 		usable := "until ip -6 addr show dev eth0 | grep %s/ | grep -qv tentative; do usleep 50000; done"
 		s.Run(usable, newStation(t, d.VM(s.VM).NICs[0].MAC, *d.VM(s.VM).LocalIP).link)
 		got := s.Run("vmt dhcp6 eth0")
 		if lines := strings.Split(got, "\n"); lines[0] != "address="+want || !slices.Contains(lines, "dns=fd00:6::1") {
-			t.Errorf("DHCPv6 told %s %q; want %s", s.VM, got, want)
+			t.Errorf("DHCPv6 configured guest %s with %q, want %s", s.VM, got, want)
 		}
 		s.Run("ip -6 addr add %s/128 dev eth0", want)
 		s.Run(usable, want)
-		if routes := s.Run("ip -6 route"); !strings.Contains(routes, "default via fe80::") || !strings.Contains(routes, "fd00:6::/64") {
-			t.Errorf("the routes of %s are %q", s.VM, routes)
+		routes := s.Run("ip -6 route")
+		if !strings.Contains(routes, "default via fe80::") || !strings.Contains(routes, "fd00:6::/64") {
+			t.Errorf("the routes of guest %s are %q", s.VM, routes)
 		}
 		s.Run("ping -6 -c 1 -W 5 fd00:6::1")
 	}
 	ipB := *d.VM("b").NICs[0].IPv6
 	shells[0].Run("ping -6 -c 1 -W 5 %s", ipB)
 	if got := shells[0].Run("nslookup -type=aaaa b.six.internal"); !strings.Contains(got, ipB) {
-		t.Errorf("the AAAA of b is %q; want %s", got, ipB)
+		t.Errorf("the AAAA record of b is %q, want %s", got, ipB)
 	}
 	if got := shells[0].Run("nslookup %s", ipB); !strings.Contains(got, "b.six.internal") {
-		t.Errorf("the PTR of %s is %q", ipB, got)
+		t.Errorf("the PTR record of %s is %q, want b.six.internal", ipB, got)
 	}
 }
