@@ -1,8 +1,7 @@
-# test.awk reads the output of `go test -v`. It prints one line for a package that passed
-# and the whole output of a package that failed. At the end it prints the reason of each
-# failure again, without the logs of daemons, writes "N passed, N failed" to the file in
-# the variable counts, and exits with 1 if a test failed. Subtests count as tests, and
-# skipped tests as failed ones.
+# test.awk reads the output of `go test -v`. It prints the whole output of packages that
+# failed. At the end it prints the reason of each failure again, without the logs of
+# daemons, writes "N passed, N failed" to the file in the variable counts, and exits with 1
+# if a test failed. Subtests count as tests, and skipped tests as failed ones.
 
 /^ *--- PASS: / { passed++; next }
 /^=== RUN / && $3 !~ /\// { said = "" }
@@ -12,7 +11,7 @@
 more-- > 0 { said = said "\n" substr($0, 1, 300) }
 /^ *--- SKIP: / { failed++; here++; skipped = skipped "\nskipped: " $0 }
 
-/^ok  \t/ { print; fflush(); forget(); next }
+/^ok  \t/ { forget(); next }
 /^FAIL\t/ {
 	for (i = 1; i <= n; i++) print line[i]
 	print

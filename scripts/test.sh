@@ -73,8 +73,8 @@ daemon() {
 		chmod +x "$VMAN_TEST_BINARY"
 }
 
-# job runs one job. When the job has ended, it prints the whole output and a verdict in the
-# form of go test.
+# job runs one job. When the job has ended, it prints its whole output and a verdict in the
+# form of go test. The verdict also goes to the standard error, for the reader.
 job() {
 	local name=$1 dir=$2 begin=$SECONDS verdict='ok  ' package=vmand
 	[ "$dir" = . ] || package=vmand/$dir
@@ -83,7 +83,7 @@ job() {
 	{
 		flock 9
 		cat "$logs/$name"
-		printf '%s\t%s (%s)\t%ds\n' "$verdict" "$package" "$name" $((SECONDS - begin))
+		printf '%s\t%s (%s)\t%ds\n' "$verdict" "$package" "$name" $((SECONDS - begin)) | tee /dev/stderr
 	} 9>"$logs/.lock"
 }
 export -f job

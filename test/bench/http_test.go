@@ -20,12 +20,12 @@ import (
 
 const (
 	clients  = 16
-	turn     = 500 * time.Millisecond // of each of the two in a round
-	listTurn = 100                    // lists in a round
+	turn     = 500 * time.Millisecond // of each server in a round
+	listTurn = 100                    // lists of each server in a round
 )
 
-// record puts n VMs that have run and are stopped into the database and the
-// directories of a daemon that does not run.
+// record adds n stopped VMs to the database and the directories of a daemon that does not
+// run.
 func record(d *harness.Daemon, n int) (ids []string) {
 	d.T.Helper()
 	if err := os.MkdirAll(filepath.Join(d.StateDir, "vms"), 0o711); err != nil {
@@ -70,7 +70,7 @@ func recordOne(ctx context.Context, s *store.Store, id string, size vm.Template)
 	return err
 }
 
-// freeAddress returns a TCP address that nobody listens on.
+// freeAddress returns a TCP address on which no process listens.
 func freeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -81,7 +81,7 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// benchHTTP asks a daemon of 10,000 VMs, with its defaults.
+// benchHTTP sends requests to a daemon with 10,000 VMs and the default configuration.
 func benchHTTP(b *testing.B, t *table) {
 	address := freeAddress(b)
 	d := benchDaemon(b, "VMAN_LISTEN="+address, "VMAN_OBSERVER_INTERVAL=5s")
@@ -93,12 +93,12 @@ func benchHTTP(b *testing.B, t *table) {
 	b.Run("List", func(b *testing.B) { benchList(b, t, d, address, token, program) })
 }
 
-// A side is one of the two servers that take turns.
+// A side is one of the two servers that are measured in turns.
 type side struct {
 	load      *load
 	pid       int
-	rates     []float64       // requests per second of each round
-	cpu       []time.Duration // per request, of each round
+	rates     []float64       // requests per second, by round
+	cpu       []time.Duration // of the server per request, by round
 	latencies []time.Duration
 }
 
@@ -137,10 +137,28 @@ func benchGet(b *testing.B, t *table, d *harness.Daemon, address, token, program
 	b.ReportMetric(0, "ns/op")
 	perSecond := func(rates []float64) string { return fmt.Sprintf("%.0f/s", median(rates)) }
 	ratio, p99 := median(ratios), ours.percentile(99)
-	t.add("GET /vms/{id} of 10,000: requests", perSecond(ours.rates), perSecond(theirs.rates), ratio, "at least 0.60 x", ratio >= 0.6)
-	t.add("GET /vms/{id} of 10,000: p99", millis(p99), millis(theirs.percentile(99)), 0, "under 10 ms", p99 < 10*time.Millisecond)
+	t.add(row{
+		what:      "GET /vms/{id} of 10,000: requests",
+		value:     perSecond(ours.rates),
+		reference: perSecond(theirs.rates),
+		ratio:     ratio,
+		target:    "at least 0.60 x",
+		met:       ratio >= 0.6,
+	})
+	t.add(row{
+		what:      "GET /vms/{id} of 10,000: p99",
+		value:     millis(p99),
+		reference: millis(theirs.percentile(99)),
+		target:    "under 10 ms",
+		met:       p99 < 10*time.Millisecond,
+	})
 	cpu, bareCPU := median(ours.cpu), median(theirs.cpu)
-	t.add("GET /vms/{id} of 10,000: CPU of the server", micros(cpu), micros(bareCPU), float64(cpu)/float64(bareCPU), "", false)
+	t.add(row{
+		what:      "GET /vms/{id} of 10,000: CPU of the server",
+		value:     micros(cpu),
+		reference: micros(bareCPU),
+		ratio:     float64(cpu) / float64(bareCPU),
+	})
 }
 
 func benchList(b *testing.B, t *table, d *harness.Daemon, address, token, program string) {
@@ -172,5 +190,12 @@ func benchList(b *testing.B, t *table, d *harness.Daemon, address, token, progra
 	}
 	b.ReportMetric(0, "ns/op")
 	ratio := float64(ours) / float64(theirs)
-	t.add("GET /vms?limit=100 of 10,000: CPU of the server", micros(ours/time.Duration(n)), micros(theirs/time.Duration(n)), ratio, "at most 3.00 x", ratio <= 3)
+	t.add(row{
+		what:      "GET /vms?limit=100 of 10,000: CPU of the server",
+		value:     micros(ours / time.Duration(n)),
+		reference: micros(theirs / time.Duration(n)),
+		ratio:     ratio,
+		target:    "at most 3.00 x",
+		met:       ratio <= 3,
+	})
 }

@@ -22,17 +22,20 @@ import (
 	"vmand/vm"
 )
 
-// benchClone makes VMs of images of 2 and of 20 GiB, and the same by hand: an
-// overlay by qemu-img, and one transaction that is on the disk.
+// benchClone creates VMs of images of 2 and of 20 GiB. The reference is an overlay made by
+// qemu-img and one durable transaction.
 func benchClone(b *testing.B, t *table) {
 	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL=5s", "VMAN_NETWORK_MODE=user")
 	d.Start()
 	d.SkipContract()
 	d.CreateTemplate()
-	small := uploadStream(d, "small", "", zeros(2<<30))
-	large := uploadStream(d, "large", "", zeros(20<<30))
+	small := uploadStream(d, "small", zeros(2<<30))
+	large := uploadStream(d, "large", zeros(20<<30))
 	dir := b.TempDir()
-	s, err := store.Open(b.Context(), store.Options{Path: filepath.Join(dir, "by-hand.db"), Log: slog.New(slog.DiscardHandler)})
+	s, err := store.Open(b.Context(), store.Options{
+		Path: filepath.Join(dir, "by-hand.db"),
+		Log:  slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -40,7 +43,8 @@ func benchClone(b *testing.B, t *table) {
 	file := filepath.Join(dir, "disk.qcow2")
 	byHand := func() {
 		base := filepath.Join(d.StateDir, "images", *large.SHA256)
-		if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, file).CombinedOutput(); err != nil {
+		create := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, file)
+		if out, err := create.CombinedOutput(); err != nil {
 			b.Fatalf("qemu-img: %v\n%s", err, out)
 		}
 		if _, err := s.Apply(context.Background(), vm.Change{Events: []vm.Event{vm.NewEvent("vm.created", vm.VMResource("a"), map[string]any{})}}); err != nil {
@@ -67,7 +71,7 @@ func benchClone(b *testing.B, t *table) {
 	t.atMost("VM of an image of 20 GiB, against qemu-img create -b and a transaction", of20, refs, 1.2)
 }
 
-// benchImport uploads content that cannot be compressed, against cp and sha256sum.
+// benchImport uploads content that cannot be compressed. The reference is cp and sha256sum.
 func benchImport(b *testing.B, t *table) {
 	const size = 1 << 30
 	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
@@ -84,11 +88,11 @@ func benchImport(b *testing.B, t *table) {
 		b.Fatal(err)
 	}
 	var values, refs []time.Duration
-	for range 3 { // each takes seconds
+	for range 3 { // each round takes seconds
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
 			b.Fatal(err)
 		}
-		values = append(values, took(func() { uploadStream(d, "x", "", f) }))
+		values = append(values, took(func() { uploadStream(d, "x", f) }))
 		d.Call("DELETE", "/images/x", nil).Want(204)
 		refs = append(refs, took(func() {
 			for _, args := range [][]string{{"cp", src, dst}, {"sha256sum", dst}} {
@@ -98,29 +102,35 @@ func benchImport(b *testing.B, t *table) {
 			}
 		}))
 	}
-	for b.Loop() { // the rounds were above
+	for b.Loop() { // required; the rounds are above
 	}
 	t.atMost("upload of an image of 1 GiB, on the disk, against cp and sha256sum", values, refs, 1.3)
 }
 
-// benchUploadMemory looks at the daemon's memory while 4 GiB come in.
+// benchUploadMemory measures the memory of the daemon during an upload of 4 GiB.
 func benchUploadMemory(b *testing.B, t *table) {
 	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
 	d.Start()
 	d.SkipContract()
-	uploadStream(d, "warm", "", io.LimitReader(noise(1), 64<<20))
+	uploadStream(d, "warm", io.LimitReader(noise(1), 64<<20))
 	idle := d.MemoryMiB("VmRSS")
-	uploadStream(d, "x", "", io.LimitReader(noise(2), 4<<30))
+	uploadStream(d, "x", io.LimitReader(noise(2), 4<<30))
 	most := d.MemoryMiB("VmHWM")
-	for b.Loop() { // that was it
+	for b.Loop() { // required; the measurement is above
 	}
-	t.add("memory while an image of 4 GiB is uploaded: more than idle, at most", fmt.Sprintf("%d MiB", most-idle), fmt.Sprintf("idle %d MiB", idle), 0, "under 32 MiB", most-idle < 32)
+	t.add(row{
+		what:      "memory added by the upload of an image of 4 GiB",
+		value:     fmt.Sprintf("%d MiB", most-idle),
+		reference: fmt.Sprintf("idle %d MiB", idle),
+		target:    "under 32 MiB",
+		met:       most-idle < 32,
+	})
 }
 
-// uploadStream makes an image of what r has, which is not kept in memory.
-func uploadStream(d *harness.Daemon, name, query string, r io.Reader) openapi.Image {
+// uploadStream creates an image of the content of r without reading it into memory.
+func uploadStream(d *harness.Daemon, name string, r io.Reader) openapi.Image {
 	d.T.Helper()
-	req, err := http.NewRequestWithContext(d.T.Context(), "POST", "http://vmand/images?name="+name+query, io.NopCloser(r))
+	req, err := http.NewRequestWithContext(d.T.Context(), "POST", "http://vmand/images?name="+name, io.NopCloser(r))
 	if err != nil {
 		d.T.Fatal(err)
 	}
@@ -137,7 +147,7 @@ func uploadStream(d *harness.Daemon, name, query string, r io.Reader) openapi.Im
 	return harness.As[openapi.Image](a.Want(201))
 }
 
-// zeros returns so many zeros, compressed by zstd.
+// zeros returns n zero bytes, compressed by zstd.
 func zeros(n int64) io.Reader {
 	r, w := io.Pipe()
 	go func() {
@@ -157,8 +167,7 @@ type zero struct{}
 
 func (zero) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// noise returns bytes without an end that cannot be compressed, and of which no
-// sector is another's.
+// noise returns an endless stream that cannot be compressed and in which no sector repeats.
 func noise(seed uint64) io.Reader {
 	key := sha256.Sum256(fmt.Append(nil, seed))
 	return rand.NewChaCha8(key)

@@ -16,21 +16,21 @@ import (
 	"time"
 )
 
-// A load is a number of clients, each with a connection that it keeps, and each
-// sending its next request when it has its answer.
+// A load is a number of clients. Each has one connection and sends its next request after the
+// answer to the last.
 type load struct {
 	t        testing.TB
-	requests [][]byte // what they send, in turn
+	requests [][]byte // the requests of all clients, sent round-robin
 	clients  []*client
 }
 
 type client struct {
 	conn net.Conn
 	in   *bufio.Reader
-	next int // index of its next request
+	next int // the index of its next request
 }
 
-// newLoad connects n clients to a server. The answers are to be the status 200.
+// newLoad connects n clients to a server, which must answer every request with 200.
 func newLoad(t testing.TB, address string, n int, requests [][]byte) *load {
 	t.Helper()
 	l := &load{t: t, requests: requests}
@@ -45,9 +45,10 @@ func newLoad(t testing.TB, address string, n int, requests [][]byte) *load {
 	return l
 }
 
-// get returns a GET request as it goes over the wire.
+// get returns the bytes of a GET request.
 func get(path, token string) []byte {
-	return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept: */*\r\nAuthorization: Bearer %s\r\n\r\n", path, token)
+	return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept: */*\r\n"+
+		"Authorization: Bearer %s\r\n\r\n", path, token)
 }
 
 func (l *load) ask(c *client) error {
@@ -69,7 +70,7 @@ func (l *load) ask(c *client) error {
 	return nil
 }
 
-// run goes on for a time and returns how long each request took.
+// run sends requests for a duration and returns the latency of each.
 func (l *load) run(d time.Duration) []time.Duration {
 	l.t.Helper()
 	var mu sync.Mutex
@@ -102,7 +103,7 @@ func (l *load) run(d time.Duration) []time.Duration {
 	return all
 }
 
-// A reference is the program of testdata/reference, running.
+// A reference is a running program of testdata/reference.
 type reference struct {
 	t   testing.TB
 	cmd *exec.Cmd
@@ -152,7 +153,7 @@ func startReference(t testing.TB, program, what string, input []byte) *reference
 	return r
 }
 
-// line returns the next line that the reference prints.
+// line returns the next line of the output of the reference.
 func (r *reference) line() string {
 	r.t.Helper()
 	line, err := r.out.ReadString('\n')

@@ -1,4 +1,5 @@
-// Package bench measures the real daemon, each time together with the best there could be.
+// Package bench measures the real daemon, each time beside a reference: the best possible
+// result.
 package bench
 
 import (

@@ -18,11 +18,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"vmand/qemu/qmp"
 	"vmand/test/harness"
 )
 
-// benchHost returns a daemon with bridges in a namespace of its own.
+// benchHost starts a daemon with bridges in a namespace of its own.
 func benchHost(b *testing.B, env ...string) *harness.Daemon {
 	b.Helper()
 	host := harness.NewNamespace(b, "host")
@@ -34,7 +33,7 @@ func benchHost(b *testing.B, env ...string) *harness.Daemon {
 	return d
 }
 
-// benchNetworkStart starts a VM with a NIC on the default network and one without.
+// benchNetworkStart starts a VM with a NIC on the default network and a VM without a NIC.
 func benchNetworkStart(b *testing.B, t *table) {
 	const most = 15 * time.Millisecond
 	d := benchHost(b)
@@ -48,13 +47,19 @@ func benchNetworkStart(b *testing.B, t *table) {
 		d.ForceStop("with")
 	}
 	added := median(with) - median(without)
-	t.add("what a NIC on a NAT network adds to a start", millis(added), "0 ms", 0, "less than "+millis(most), added < most)
-	t.atMost("start with it, against without", with, without, 0)
+	t.add(row{
+		what:      "time that a NIC on a NAT network adds to a start",
+		value:     millis(added),
+		reference: "0 ms",
+		target:    "less than " + millis(most),
+		met:       added < most,
+	})
+	t.atMost("start with a NIC, against without", with, without, 0)
 }
 
-// benchDHCP has clients that ask for the addresses of VMs, as fast as they get them.
+// benchDHCP requests the addresses of VMs, one after the other.
 func benchDHCP(b *testing.B, t *table) {
-	const vms, each = 40, 5 // one may ask only so often
+	const vms, each = 40, 5 // the rate of requests of one VM is limited
 	d := benchHost(b)
 	client := harness.NewNamespace(b, "client")
 	client.Plug("eth0", d.Host, "vman0")
@@ -70,7 +75,7 @@ func benchDHCP(b *testing.B, t *table) {
 			if err != nil {
 				return err
 			}
-			if err := netlink.LinkSetHardwareAddr(link, mac); err != nil { // one asks for oneself alone
+			if err := netlink.LinkSetHardwareAddr(link, mac); err != nil { // a server answers only the VM's own MAC address
 				return err
 			}
 			c, err := nclient4.New("eth0", nclient4.WithHWAddr(mac), nclient4.WithTimeout(2*time.Second))
@@ -85,21 +90,21 @@ func benchDHCP(b *testing.B, t *table) {
 					return err
 				}
 				if got := lease.ACK.YourIPAddr.String(); got != *v.LocalIP {
-					return fmt.Errorf("%s was given %s; want %s", v.ID, got, *v.LocalIP)
+					return fmt.Errorf("VM %s was given %s, want %s", v.ID, got, *v.LocalIP)
 				}
 			}
 			return nil
 		})
 	}
-	for b.Loop() { // each client was heard as often as it may
+	for b.Loop() { // required; the measurement is above
 	}
 	slices.Sort(times)
-	t.add("DHCP exchange of four messages, median", micros(median(times)), "", 0, "", false)
-	t.add("DHCP exchange of four messages, 99th percentile", micros(times[len(times)*99/100]), "", 0, "", false)
+	t.add(row{what: "DHCP exchange of four messages, median", value: micros(median(times))})
+	t.add(row{what: "DHCP exchange of four messages, 99th percentile", value: micros(times[len(times)*99/100])})
 }
 
-// benchThroughput runs iperf3 in a guest, by vmand's interface and by one made by
-// hand on the same QEMU and host.
+// benchThroughput runs iperf3 in a guest over vmand's interface. The reference is a tap made
+// by hand for the same QEMU on the same host.
 func benchThroughput(b *testing.B, t *table) {
 	const least = 0.95
 	d := benchHost(b, harness.BootDisk("bench"))
@@ -107,7 +112,8 @@ func benchThroughput(b *testing.B, t *table) {
 	s := d.StartAll("a")[0]
 	handTap(d, "a")
 	iperf(d.Host, guestFiles(b, "bench"))
-	s.Run("until [ -e /run/nic/eth1/pid ]; do usleep 20000; done; kill $(cat /run/nic/eth1/pid); ip addr add 10.9.9.2/24 dev eth1; ip link set eth1 up")
+	s.Run("until [ -e /run/nic/eth1/pid ]; do usleep 20000; done; kill $(cat /run/nic/eth1/pid)")
+	s.Run("ip addr add 10.9.9.2/24 dev eth1; ip link set eth1 up")
 	for _, way := range []struct{ what, flag string }{{"guest to host", ""}, {"host to guest", "-R"}} {
 		var ours, byHand, ratios []float64
 		for range 3 {
@@ -116,15 +122,22 @@ func benchThroughput(b *testing.B, t *table) {
 			ratios = append(ratios, ours[len(ours)-1]/byHand[len(byHand)-1])
 		}
 		ratio := median(ratios)
-		t.add("TCP from "+way.what+", against a tap by hand", gigabits(median(ours)), gigabits(median(byHand)), ratio, fmt.Sprintf("at least %.2f x", least), ratio >= least)
+		t.add(row{
+			what:      "TCP from " + way.what + ", against a tap by hand",
+			value:     gigabits(median(ours)),
+			reference: gigabits(median(byHand)),
+			ratio:     ratio,
+			target:    fmt.Sprintf("at least %.2f x", least),
+			met:       ratio >= least,
+		})
 	}
-	for b.Loop() { // what was measured took its own time
+	for b.Loop() { // required; the measurement is above
 	}
 }
 
 func gigabits(bits float64) string { return fmt.Sprintf("%.2f Gbit/s", bits/1e9) }
 
-// throughput returns bits per second that arrive, as iperf3 says.
+// throughput returns the bits per second that iperf3 reports as received.
 func throughput(s *harness.Shell, address, flag string) float64 {
 	s.Daemon.T.Helper()
 	var report struct {
@@ -141,20 +154,22 @@ func throughput(s *harness.Shell, address, flag string) float64 {
 	return report.End.Received.Bits
 }
 
-// guestFiles unpacks what is behind the file system of a guest's disk.
+// guestFiles unpacks the file system of a variant of the guest into a directory.
 func guestFiles(t testing.TB, name string) string {
 	t.Helper()
 	dir := t.TempDir()
-	if out, err := exec.Command("tar", "-x", "-C", dir, "-f", harness.GuestFile(".cache/"+name+".tar")).CombinedOutput(); err != nil {
+	unpack := exec.Command("tar", "-x", "-C", dir, "-f", harness.GuestFile(".cache/"+name+".tar"))
+	if out, err := unpack.CombinedOutput(); err != nil {
 		t.Fatalf("unpack the guest's programs: %v\n%s", err, out)
 	}
 	return dir
 }
 
-// iperf runs the server of the guest's iperf3 in the namespace until the test ends.
+// iperf runs the guest's iperf3 as a server in the namespace until the test ends.
 func iperf(n *harness.Namespace, files string) {
 	n.T.Helper()
-	cmd := exec.Command(filepath.Join(files, "lib64/ld-linux-x86-64.so.2"), "--library-path", filepath.Join(files, "usr/lib"), filepath.Join(files, "bin/iperf3"), "-s")
+	loader, libraries := filepath.Join(files, "lib64/ld-linux-x86-64.so.2"), filepath.Join(files, "usr/lib")
+	cmd := exec.Command(loader, "--library-path", libraries, filepath.Join(files, "bin/iperf3"), "-s")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := n.Start(cmd); err != nil {
 		n.T.Fatal(err)
@@ -172,8 +187,8 @@ func iperf(n *harness.Namespace, files string) {
 	})
 }
 
-// handTap gives a VM that runs a NIC whose tap is on a bridge that the daemon
-// does not know, with the address 10.9.9.1.
+// handTap plugs a NIC into a running VM, with a tap on a bridge that vmand does not know. The
+// address of the bridge is 10.9.9.1.
 func handTap(d *harness.Daemon, id string) {
 	d.T.Helper()
 	d.Host.AddBridge("by-hand")
@@ -207,7 +222,7 @@ func handTap(d *harness.Daemon, id string) {
 	d.Host.LinkUp("tap-by-hand")
 	ctx, cancel := context.WithTimeout(d.T.Context(), 20*time.Second)
 	defer cancel()
-	monitor, err := qmp.Dial(ctx, filepath.Join(d.RuntimeDir, id+".op-qmp"))
+	monitor, err := d.Monitor(ctx, id)
 	if err != nil {
 		d.T.Fatal(err)
 	}
@@ -219,10 +234,13 @@ func handTap(d *harness.Daemon, id string) {
 	}{
 		{"getfd", map[string]any{"fdname": "by-hand"}, []*os.File{tap}},
 		{"netdev_add", map[string]any{"type": "tap", "id": "by-hand", "fd": "by-hand"}, nil},
-		{"device_add", map[string]any{"driver": "virtio-net-pci", "id": "by-hand-nic", "bus": "port-2", "addr": "0x0", "netdev": "by-hand", "mac": "52:00:00:09:09:02", "romfile": ""}, nil},
+		{"device_add", map[string]any{
+			"driver": "virtio-net-pci", "id": "by-hand-nic", "bus": "port-2", "addr": "0x0",
+			"netdev": "by-hand", "mac": "52:00:00:09:09:02", "romfile": "",
+		}, nil},
 	} {
 		if err := monitor.Execute(ctx, c.command, c.args, nil, c.files...); err != nil {
-			d.T.Fatalf("plug a NIC by hand into %s: %s: %v", id, c.command, err)
+			d.T.Fatalf("plug a NIC by hand into VM %s: %s: %v", id, c.command, err)
 		}
 	}
 }

@@ -19,17 +19,17 @@ import (
 	"vmand/test/harness"
 )
 
-// A manualQEMU is a VM's QEMU started by hand: the same program with the same
-// arguments as the same user, with sockets and a pidfile of its own.
+// A manualQEMU starts the QEMU of a VM by hand: the same program with the same arguments as
+// the same user, with other sockets and another pidfile.
 type manualQEMU struct {
 	t       testing.TB
 	dir     string
-	cmd     exec.Cmd       // to be started
-	sockets map[int]string // paths of the listening sockets it gets, by number
-	log     int            // the number of the file it gets for its console's log
+	cmd     exec.Cmd       // a template: each start uses a copy
+	sockets map[int]string // the paths of the listening sockets, by file descriptor
+	log     int            // the file descriptor of the console's log
 }
 
-// byHand returns how to start the QEMU of a VM that runs by hand.
+// byHand returns a manualQEMU of a running VM.
 func byHand(d *harness.Daemon, id string) *manualQEMU {
 	d.T.Helper()
 	pid := d.VMPID(id)
@@ -55,7 +55,7 @@ func byHand(d *harness.Daemon, id string) *manualQEMU {
 	for _, arg := range read("cmdline") {
 		h.cmd.Args = append(h.cmd.Args, strings.ReplaceAll(arg, d.RuntimeDir, h.dir))
 		if m := socket.FindStringSubmatch(arg); m != nil {
-			fd, _ := strconv.Atoi(m[2]) // the pattern admits nothing else
+			fd, _ := strconv.Atoi(m[2]) // matched as digits
 			h.sockets[fd] = filepath.Join(h.dir, m[1])
 		}
 		if m := set.FindStringSubmatch(arg); m != nil {
@@ -63,14 +63,14 @@ func byHand(d *harness.Daemon, id string) *manualQEMU {
 		}
 	}
 	if len(h.sockets) < 3 {
-		d.T.Fatalf("the command line has not all of the sockets: %q", h.cmd.Args)
+		d.T.Fatalf("the command line has %d sockets, want at least 3: %q", len(h.sockets), h.cmd.Args)
 	}
 	h.makePidfile(id)
 	h.makeConsole(id)
 	return h
 }
 
-// makeConsole makes what the console is typed on and printed to.
+// makeConsole makes the files of the console's input and output.
 func (h *manualQEMU) makeConsole(id string) {
 	h.t.Helper()
 	in := filepath.Join(h.dir, id+".tty.in")
@@ -83,7 +83,7 @@ func (h *manualQEMU) makeConsole(id string) {
 	}
 }
 
-// credential returns who a process runs as.
+// credential returns the user and the groups of a process.
 func credential(t testing.TB, pid int) *syscall.Credential {
 	t.Helper()
 	number := func(field string) uint32 {
@@ -93,14 +93,17 @@ func credential(t testing.TB, pid int) *syscall.Credential {
 		}
 		return uint32(n)
 	}
-	c := &syscall.Credential{Uid: number(strings.Fields(harness.ProcStatus(t, pid, "Uid"))[0]), Gid: number(strings.Fields(harness.ProcStatus(t, pid, "Gid"))[0])}
+	c := &syscall.Credential{
+		Uid: number(strings.Fields(harness.ProcStatus(t, pid, "Uid"))[0]),
+		Gid: number(strings.Fields(harness.ProcStatus(t, pid, "Gid"))[0]),
+	}
 	for _, group := range strings.Fields(harness.ProcStatus(t, pid, "Groups")) {
 		c.Groups = append(c.Groups, number(group))
 	}
 	return c
 }
 
-// makePidfile makes the file that QEMU may not create in the directory.
+// makePidfile makes the pidfile, because QEMU must not create files in the directory.
 func (h *manualQEMU) makePidfile(id string) {
 	h.t.Helper()
 	file := filepath.Join(h.dir, id+".pid")
@@ -110,7 +113,7 @@ func (h *manualQEMU) makePidfile(id string) {
 	h.give(file)
 }
 
-// give makes a file QEMU's.
+// give makes QEMU's user the owner of a file.
 func (h *manualQEMU) give(file string) {
 	h.t.Helper()
 	c := h.cmd.SysProcAttr.Credential
@@ -119,8 +122,8 @@ func (h *manualQEMU) give(file string) {
 	}
 }
 
-// start runs QEMU until it has answered qmp_capabilities, and returns how long
-// that took, and how to end it, which returns how long that took.
+// start starts QEMU and returns the time until it has answered qmp_capabilities, and a
+// function that kills QEMU and returns the time until it is reaped.
 func (h *manualQEMU) start() (time.Duration, func() time.Duration) {
 	h.t.Helper()
 	cmd := h.cmd
@@ -157,11 +160,12 @@ func (h *manualQEMU) start() (time.Duration, func() time.Duration) {
 			if err := cmd.Process.Kill(); err != nil {
 				h.t.Fatal(err)
 			}
-			_ = cmd.Wait() // it says that it was killed
+			_ = cmd.Wait() // returns that it was killed
 		})
 	}
 }
 
+// listen returns a listening socket at a path.
 func (h *manualQEMU) listen(path string) *os.File {
 	h.t.Helper()
 	_ = os.Remove(path) // of the run before
@@ -178,14 +182,14 @@ func (h *manualQEMU) listen(path string) *os.File {
 	return os.NewFile(uintptr(fd), path)
 }
 
-// benchStart starts and stops one VM over the API and by hand.
+// benchStart starts and stops a VM over the API. The reference is a QEMU started by hand.
 func benchStart(b *testing.B, t *table) {
 	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
 	d.Start()
 	d.SkipContract()
 	d.CreateTemplate()
-	// A NIC would need a program or a tap beside QEMU, which nobody makes by hand here.
-	d.Call("POST", "/vms", map[string]any{"template_name": "small", "name": "a", "nics": []any{}}).Want(201)
+	// Without a NIC, which needs another program or a tap.
+	d.CreateVMWith("a", map[string]any{"nics": []any{}})
 	d.Action("a", "start")
 	manual := byHand(d, "a")
 	d.ForceStop("a")
@@ -193,7 +197,7 @@ func benchStart(b *testing.B, t *table) {
 	for b.Loop() {
 		starts = append(starts, took(func() {
 			if v := d.Action("a", "start"); v.State != openapi.VMStateRunning {
-				b.Fatalf("it is %s", v.State)
+				b.Fatalf("VM a is %s, want running", v.State)
 			}
 		}))
 		stops = append(stops, took(func() { d.ForceStop("a") }))
@@ -205,7 +209,7 @@ func benchStart(b *testing.B, t *table) {
 	t.atMost("forced stop, against SIGKILL until reaped", stops, rawStops, 0)
 }
 
-// benchCreateDisk makes disks over the API and by hand.
+// benchCreateDisk creates disks over the API. The reference is qemu-img.
 func benchCreateDisk(b *testing.B, t *table) {
 	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
 	d.Start()
@@ -231,8 +235,8 @@ func createImage(t testing.TB, file string) {
 	}
 }
 
-// benchHotPlug plugs a disk into a running VM and unplugs it, over the API and
-// by the QMP commands alone, on the monitor that is the operator's.
+// benchHotPlug plugs a disk into a running VM and unplugs it. The reference is the same QMP
+// commands over the operator's monitor.
 func benchHotPlug(b *testing.B, t *table) {
 	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL=5s")
 	d.Start()
@@ -253,7 +257,7 @@ func benchHotPlug(b *testing.B, t *table) {
 	t.atMost("detach it, against QMP alone until the device is gone", detach, rawDetach, 0)
 }
 
-// A rawDisk is a disk that the daemon does not know.
+// A rawDisk is a disk that vmand does not know.
 type rawDisk struct {
 	t       testing.TB
 	file    string
@@ -269,7 +273,7 @@ func newRawDisk(d *harness.Daemon, id string) *rawDisk {
 		d.T.Fatal(err)
 	}
 	var err error
-	if r.monitor, err = qmp.Dial(d.T.Context(), filepath.Join(d.RuntimeDir, id+".op-qmp")); err != nil {
+	if r.monitor, err = d.Monitor(d.T.Context(), id); err != nil {
 		d.T.Fatal(err)
 	}
 	d.T.Cleanup(func() { r.monitor.Close() })
@@ -288,14 +292,23 @@ func (r *rawDisk) attach() {
 	ctx := r.t.Context()
 	r.execute(ctx, "blockdev-add", map[string]any{"driver": "qcow2", "node-name": "bench", "discard": "unmap",
 		"file": map[string]any{"driver": "file", "filename": r.file, "discard": "unmap"}})
-	r.execute(ctx, "device_add", map[string]any{"driver": "scsi-hd", "id": "bench-disk", "bus": "scsi0.0", "lun": 24, "drive": "bench", "serial": "bench"})
+	r.execute(ctx, "device_add", map[string]any{
+		"driver": "scsi-hd",
+		"id":     "bench-disk",
+		"bus":    "scsi0.0",
+		"lun":    24,
+		"drive":  "bench",
+		"serial": "bench",
+	})
 }
 
 func (r *rawDisk) detach() {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 30*time.Second)
 	defer cancel()
-	gone := r.monitor.Expect(func(e qmp.Event) bool { return e.Event == "DEVICE_DELETED" && e.Data["device"] == "bench-disk" })
+	gone := r.monitor.Expect(func(e qmp.Event) bool {
+		return e.Event == "DEVICE_DELETED" && e.Data["device"] == "bench-disk"
+	})
 	defer gone.Cancel()
 	r.execute(ctx, "device_del", map[string]any{"id": "bench-disk"})
 	if _, err := gone.Wait(ctx); err != nil {

@@ -16,16 +16,15 @@ import (
 	"vmand/test/harness"
 )
 
-// BenchmarkDaemon measures the real daemon, each time together with the best
-// that could be had: the two take turns, so what else the machine does meets
-// both. At its end it prints one table. It fails only if something does not
-// work; to miss a target is for the reader to see.
+// BenchmarkDaemon measures the daemon and a reference in turns, so that other load on the
+// host affects both. At the end it prints a table. It does not fail if a target is missed.
 func BenchmarkDaemon(b *testing.B) {
 	load, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		b.Fatal(err)
 	}
-	fmt.Printf("%d CPUs, %s, load average before %s\n", runtime.NumCPU(), runtime.Version(), strings.Join(strings.Fields(string(load))[:3], " "))
+	averages := strings.Join(strings.Fields(string(load))[:3], " ")
+	fmt.Printf("%d CPUs, %s, load average before %s\n", runtime.NumCPU(), runtime.Version(), averages)
 	var t table
 	for _, measure := range []struct {
 		name string
@@ -46,31 +45,29 @@ func BenchmarkDaemon(b *testing.B) {
 	} {
 		b.Run(measure.name, func(b *testing.B) {
 			measure.run(b, &t)
-			b.ReportMetric(0, "ns/op") // of a round: that says nothing
+			b.ReportMetric(0, "ns/op") // the time of a round means nothing
 		})
 	}
 	t.print(os.Stdout)
 }
 
-// A table has one row per measure.
+// A table has one row for each measurement.
 type table struct{ rows []row }
 
+// A row is the result of a measurement. Fields other than what and value may be empty.
 type row struct {
-	what             string
-	value, reference string
-	ratio            float64 // 0 for none
-	target           string  // empty for none
-	met              bool
+	what      string
+	value     string
+	reference string
+	ratio     float64 // of value to reference
+	target    string
+	met       bool
 }
 
-// add adds a measure that is to be met or missed; ref and target may be empty.
-func (t *table) add(what, value, ref string, ratio float64, target string, met bool) {
-	t.rows = append(t.rows, row{what, value, ref, ratio, target, met})
-}
+func (t *table) add(r row) { t.rows = append(t.rows, r) }
 
-// atMost adds a time against its reference, both medians of rounds in which
-// they took turns, and their ratio, which is the median of the rounds' ratios.
-// A limit of 0 is none.
+// atMost adds a time and its reference, as the medians of rounds, and the median of the ratios
+// of the rounds. The limit is the largest good ratio, 0 for none.
 func (t *table) atMost(what string, value, ref []time.Duration, limit float64) {
 	ratios := make([]float64, len(value))
 	for i := range value {
@@ -80,7 +77,14 @@ func (t *table) atMost(what string, value, ref []time.Duration, limit float64) {
 	if limit > 0 {
 		target = fmt.Sprintf("at most %.2f x", limit)
 	}
-	t.add(what, millis(median(value)), millis(median(ref)), ratio, target, ratio <= limit)
+	t.add(row{
+		what:      what,
+		value:     millis(median(value)),
+		reference: millis(median(ref)),
+		ratio:     ratio,
+		target:    target,
+		met:       ratio <= limit,
+	})
 }
 
 func (t *table) print(w io.Writer) {
@@ -114,8 +118,8 @@ func millis(d time.Duration) string {
 
 func micros(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) + " us" }
 
-// benchDaemon returns a daemon that is not started, with its runtime directory
-// in memory: so is /run, where vmand has it by default.
+// benchDaemon returns a daemon that does not run, with its runtime directory in memory, as
+// /run is.
 func benchDaemon(b *testing.B, env ...string) *harness.Daemon {
 	b.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "vmand")
@@ -136,7 +140,7 @@ func benchDaemon(b *testing.B, env ...string) *harness.Daemon {
 	return d
 }
 
-// took returns how long f takes.
+// took returns the duration of f.
 func took(f func()) time.Duration {
 	start := time.Now()
 	f()

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# build.sh OUTDIR — builds OUTDIR/debian-12.qcow2, a Debian 12 as clouds have it, for
-# the end-to-end test with a real guest.
+# build.sh OUTDIR — builds OUTDIR/debian-12.qcow2, a Debian 12 cloud image for the
+# end-to-end test with a real guest, unless it is up to date.
 #
-# It is Debian's packages and the files in root/ beside this script, nothing else. As
-# an image for many machines it has no machine-id, no host keys and no instance:
-# cloud-init and systemd make them at the first boot of each. The seed is a volume
-# `cidata` (NoCloud); user-data, growpart, resizefs and a network-config for
-# systemd-networkd work as in any cloud image, qemu-guest-agent runs, and the console
-# is ttyS0. What only costs time where there is no KVM is left out: timers, a journal
-# on the disk, RSA keys, modules of cloud-init for other clouds.
+# The image consists of Debian packages and the files in root/ beside this script. Like
+# any image for many machines it has no machine-id, no host keys and no instance id:
+# cloud-init and systemd make them at the first boot. The seed is a volume `cidata`
+# (NoCloud). user-data, growpart, resizefs and a network-config for systemd-networkd work
+# as in other cloud images, qemu-guest-agent runs, and the console is ttyS0. The image
+# has no timers, no persistent journal, no RSA keys and no cloud-init modules for other
+# clouds, because these cost much time without KVM.
 #
-# It needs root (the files of an image belong to root), mmdebstrap, mke2fs and
-# qemu-img, but no loop device: tools are run in the tree of the image, which is then
-# written into the file by mke2fs. The installed packages are kept in OUTDIR/.cache.
+# The build needs root (the files of an image belong to root), mmdebstrap, mke2fs and
+# qemu-img, but no loop device: it runs tools in the tree of the image, which mke2fs then
+# writes into the file. It keeps the installed packages in OUTDIR/.cache.
 #
 # The disk, 2 GiB, GPT, boots by BIOS:
 #
 #   sector 0         GRUB's boot.img
 #   14  sector 2048  GRUB's core.img
-#   1   sector 4096  ext4, label debian-root; the last, so that it can grow
+#   1   sector 4096  ext4, label debian-root; the last partition, so that it can grow
 set -euo pipefail
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 
@@ -39,24 +39,24 @@ main() {
 	local stamp
 	stamp=$(cd "$src" && find . -type f | sort | xargs sha256sum | sha256sum)
 	[ "$(cat "$out/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
-	[ "$(id -u)" = 0 ] || { echo "build.sh: the image of Debian is built by root" >&2; return 1; }
+	[ "$(id -u)" = 0 ] || { echo "build.sh: building the Debian image needs root" >&2; return 1; }
 	rm -f "$out/.stamp"
 
-	root=$out/.cache/root # not local: the trap is run outside
+	root=$out/.cache/root # not local: the trap runs outside of main
 	trap 'rm -rf "$root" "$root.raw"' EXIT
 	rm -rf "$root"
 	install_packages "$out/.cache"
 	configure "$src/root"
 	disk
-	# Made aside: a QEMU that has the old one open keeps it.
+	# A rename: a running QEMU keeps the old image open.
 	qemu-img convert -f raw -O qcow2 "$root.raw" "$root.qcow2"
 	mv "$root.qcow2" "$out/debian-12.qcow2"
 	echo "$stamp" >"$out/.stamp"
 	echo "debian: $(du -sh "$out/debian-12.qcow2" | cut -f1) in $out/debian-12.qcow2"
 }
 
-# install_packages CACHE makes the tree of the packages. What takes minutes is kept,
-# by what it was made of.
+# install_packages CACHE makes the tree of the packages. It keeps an archive of the tree,
+# which takes minutes to make, under a name that depends on the packages.
 install_packages() {
 	local base
 	base=$1/base-$({ declare -f mmdebstrap_base; echo "$PACKAGES"; } | sha256sum | cut -c1-16).tar
@@ -70,7 +70,7 @@ install_packages() {
 }
 
 mmdebstrap_base() {
-	# The initrd is made by configure, once, with its modules known.
+	# configure makes the initrd, once, with its final list of modules.
 	INITRD=No mmdebstrap --quiet --mode=root --variant=apt --format=tar --skip=check/signed-by \
 		--include="$(echo $PACKAGES | tr ' ' ',')" \
 		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
@@ -78,12 +78,12 @@ mmdebstrap_base() {
 		bookworm "$1"
 }
 
-# configure FILES turns the tree into that of an image.
+# configure FILES prepares the tree for the first boot.
 configure() {
 	tar -C "$1" --owner=0 --group=0 --mode=u=rwX,go=rX -c . | tar -C "$root" --no-overwrite-dir -x
 	rm -rf "$root"/etc/ssh/ssh_host_* "$root/var/lib/cloud"
 	find "$root/var/log" -type f -delete
-	# Empty, not "uninitialized": that would be a first boot with presets and questions.
+	# Empty, not "uninitialized", which would run systemd's first-boot setup.
 	: >"$root/etc/machine-id"
 	inside systemctl --quiet enable systemd-networkd
 	inside systemctl --quiet mask $MASKED
@@ -91,7 +91,7 @@ configure() {
 	ln -sf "$(cd "$root" && echo boot/initrd.img-*)" "$root/initrd.img"
 }
 
-# disk makes the file beside the tree.
+# disk makes the raw image beside the tree.
 disk() {
 	local raw=$root.raw tmp=$root/tmp
 	truncate -s $((SECTORS * 512)) "$tmp/disk"
@@ -103,7 +103,7 @@ disk() {
 	inside grub-mkimage -O i386-pc -o /tmp/core -p '(,gpt1)/boot/grub' biosdisk part_gpt ext2 normal linux
 	put 0 bs=440 count=1 <"$root/usr/lib/grub/i386-pc/boot.img"
 	put $((CORE_START * 512)) bs=1M <"$tmp/core"
-	# Where the rest of GRUB is. grub-bios-setup would write it, but wants a device.
+	# The location of the rest of GRUB. grub-bios-setup would write it, but needs a device.
 	number $CORE_START | put $((0x5c)) bs=8
 	number $((CORE_START + 1)) | put $((CORE_START * 512 + 0x1f4)) bs=8
 	mv "$tmp/disk" "$raw"
@@ -112,7 +112,7 @@ disk() {
 		-E offset=$((ROOT_START * 512)) "$raw" $(((SECTORS - 33 - ROOT_START) / 8)) # in blocks of 4 KiB
 }
 
-# put OFFSET OPTION... writes stdin into the disk.
+# put OFFSET OPTION... writes stdin to the disk.
 put() {
 	dd of="$root/tmp/disk" oflag=seek_bytes seek="$1" "${@:2}" conv=notrunc status=none
 }
@@ -125,6 +125,7 @@ number() {
 	done
 }
 
+# inside COMMAND... runs a command in the tree.
 inside() {
 	env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C chroot "$root" "$@"
 }

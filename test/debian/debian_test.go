@@ -21,10 +21,10 @@ import (
 	"vmand/test/harness"
 )
 
-// A login is who may log in to the guests.
+// A login is an SSH key of the guests.
 type login struct {
 	signer ssh.Signer
-	public string // as in an authorized_keys file
+	public string // a line of authorized_keys
 }
 
 func newLogin(t *testing.T) login {
@@ -40,9 +40,9 @@ func newLogin(t *testing.T) login {
 	return login{s, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.PublicKey())))}
 }
 
-// runs logs in to a guest, runs a command and returns what it wrote and the guest's
-// host key.
-func (g login) runs(n *harness.Namespace, address, command string) (out, hostKey string) {
+// run logs in to a guest, runs a command and returns its output and the host key of the
+// guest.
+func (g login) run(n *harness.Namespace, address, command string) (out, hostKey string) {
 	n.T.Helper()
 	var session *ssh.Session
 	harness.Eventually(n.T, 2*time.Minute, "a login at "+address, func() error {
@@ -50,11 +50,15 @@ func (g login) runs(n *harness.Namespace, address, command string) (out, hostKey
 		if err != nil {
 			return err
 		}
-		config := ssh.ClientConfig{User: "debian", Auth: []ssh.AuthMethod{ssh.PublicKeys(g.signer)}, Timeout: 30 * time.Second,
+		config := ssh.ClientConfig{
+			User:    "debian",
+			Auth:    []ssh.AuthMethod{ssh.PublicKeys(g.signer)},
+			Timeout: 30 * time.Second,
 			HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
 				hostKey = ssh.FingerprintSHA256(key)
 				return nil
-			}}
+			},
+		}
 		c, chans, reqs, err := ssh.NewClientConn(conn, address, &config)
 		if err != nil {
 			conn.Close()
@@ -73,7 +77,7 @@ func (g login) runs(n *harness.Namespace, address, command string) (out, hostKey
 	return strings.TrimSpace(string(text)), hostKey
 }
 
-// A stage is timed and told.
+// stage runs f and prints its duration.
 func stage(t *testing.T, what string, f func()) {
 	t.Helper()
 	begin := time.Now()
@@ -81,7 +85,7 @@ func stage(t *testing.T, what string, f func()) {
 	fmt.Printf("debian: %s: %.1f s\n", what, time.Since(begin).Seconds())
 }
 
-// TestDebian goes from a cloud image to a second VM of an image of the first.
+// TestDebian boots a cloud image, makes an image of the VM and boots a second VM of it.
 func TestDebian(t *testing.T) {
 	file := os.Getenv("VMAN_TEST_DEBIAN")
 	l := harness.NewLab(t)
@@ -99,9 +103,15 @@ func TestDebian(t *testing.T) {
 	boot := func(name, image string) openapi.VM {
 		var v openapi.VM
 		stage(t, "VM "+name+" of image "+image+", until cloud-init is done", func() {
-			a := d.Call("POST", "/vms?wait_for=cloud-init", map[string]any{"template_name": "medium", "name": name, "image": image, "root_disk_size": 4, "start": true,
-				"cloud_init": map[string]any{"ssh_authorized_keys": []string{key.public}}}, "Prefer: wait=300")
-			for begin := time.Now(); a.Status == 202 && time.Since(begin) < 10*time.Minute; { // it is slow without KVM
+			a := d.Call("POST", "/vms?wait_for=cloud-init", map[string]any{
+				"template_name":  "medium",
+				"name":           name,
+				"image":          image,
+				"root_disk_size": 4,
+				"start":          true,
+				"cloud_init":     map[string]any{"ssh_authorized_keys": []string{key.public}},
+			}, "Prefer: wait=300")
+			for begin := time.Now(); a.Status == 202 && time.Since(begin) < 10*time.Minute; { // slow without KVM
 				a = d.Call("GET", "/vms/"+name, nil).Want(200)
 				if harness.As[openapi.VM](a).Boot.CloudInitAt == nil {
 					d.WaitPasses(1)
@@ -111,39 +121,48 @@ func TestDebian(t *testing.T) {
 			v = harness.Get[openapi.VM](d, "/vms/"+name)
 		})
 		if v.State != "running" || v.Boot.CloudInitResult == nil || *v.Boot.CloudInitResult != "done" {
-			t.Fatalf("%s is %+v\n%s", name, v, d.Call("GET", "/vms/"+name+"/cloud_init", nil).Body)
+			t.Fatalf("VM %s is %+v, want cloud-init done\n%s", name, v, d.Call("GET", "/vms/"+name+"/cloud_init", nil).Body)
 		}
-		for what, at := range map[string]*openapi.Time{"first serial byte": v.Boot.FirstSerialAt, "DHCP ACK": v.Boot.DHCPAckAt, "agent": v.Boot.AgentAt, "cloud-init": v.Boot.CloudInitAt} {
+		for what, at := range map[string]*openapi.Time{
+			"first serial byte": v.Boot.FirstSerialAt,
+			"DHCP ACK":          v.Boot.DHCPAckAt,
+			"agent":             v.Boot.AgentAt,
+			"cloud-init":        v.Boot.CloudInitAt,
+		} {
 			if at == nil {
-				t.Errorf("the boot of %s has no %s: %+v", name, what, v.Boot)
+				t.Errorf("the boot of VM %s has no time of %s: %+v", name, what, v.Boot)
 				continue
 			}
-			fmt.Printf("debian: %s: %s %.1f s after QEMU was spawned\n", name, what, at.Sub(v.Boot.SpawnedAt.Time).Seconds())
+			after := at.Sub(v.Boot.SpawnedAt.Time).Seconds()
+			fmt.Printf("debian: VM %s: %s %.1f s after the start of QEMU\n", name, what, after)
 		}
 		return v
 	}
 	one := boot("one", "debian-12")
 	var identity, host string
+	const identify = "hostname; cat /etc/machine-id; df -BM --output=size / | tail -n 1"
 	stage(t, "SSH to one", func() {
-		identity, host = key.runs(l.Host, *one.LocalIP, "hostname; cat /etc/machine-id; df -BM --output=size / | tail -n 1")
+		identity, host = key.run(l.Host, *one.LocalIP, identify)
 	})
 	words := strings.Fields(identity)
 	if len(words) != 3 || words[0] != "one" || len(words[2]) != 5 || words[2] < "3500M" {
-		t.Errorf("the guest says %q", words)
+		t.Errorf("the guest printed %q, want its name, a machine-id and more than 3500M", words)
 	}
 	if got := d.Exec("one", "id -un debian; cloud-init status"); got != "debian\nstatus: done" {
-		t.Errorf("by the agent it says %q", got)
+		t.Errorf("the agent returned %q", got)
 	}
 	stage(t, "a disk plugged in, mounted and written", func() {
 		disk := d.CreateDisk(1)
 		disk = d.AttachDisk(disk.ID, "one")
-		d.Exec("one", "udevadm settle; mkfs.ext4 -q "+*disk.GuestDevice+" && mount "+*disk.GuestDevice+" /mnt && echo kept >/mnt/file && umount /mnt")
+		d.Exec("one", "udevadm settle; mkfs.ext4 -q "+*disk.GuestDevice+
+			" && mount "+*disk.GuestDevice+" /mnt && echo kept >/mnt/file && umount /mnt")
 		d.Call("POST", "/disks/"+disk.ID+"/detach", nil).Want(200)
 		d.Call("POST", "/images", map[string]any{"name": "data", "from_disk": disk.ID}, harness.Wait).Want(201)
 		again := harness.As[openapi.Disk](d.Call("POST", "/disks", map[string]any{"image": "data"}).Want(201))
 		again = d.AttachDisk(again.ID, "one")
-		if got := d.Exec("one", "udevadm settle; mount "+*again.GuestDevice+" /mnt && cat /mnt/file && umount /mnt"); got != "kept" {
-			t.Errorf("the copy of the disk has %q", got)
+		got := d.Exec("one", "udevadm settle; mount "+*again.GuestDevice+" /mnt && cat /mnt/file && umount /mnt")
+		if got != "kept" {
+			t.Errorf("the file on the copy of the disk contains %q, want kept", got)
 		}
 	})
 	stage(t, "an image made of one", func() {
@@ -152,13 +171,15 @@ func TestDebian(t *testing.T) {
 		d.Call("POST", "/images", map[string]any{"name": "mine", "from_disk": "one"}, harness.Wait).Want(201)
 	})
 	two := boot("two", "mine")
-	again, other := key.runs(l.Host, *two.LocalIP, "hostname; cat /etc/machine-id; df -BM --output=size / | tail -n 1")
-	if second := strings.Fields(again); len(second) != 3 || second[0] != "two" || second[1] == words[1] || other == host || *two.LocalIP == *one.LocalIP {
-		t.Errorf("two says %q (%s, %s); one said %q (%s, %s)", second, other, *two.LocalIP, words, host, *one.LocalIP)
+	again, other := key.run(l.Host, *two.LocalIP, identify)
+	second := strings.Fields(again)
+	if len(second) != 3 || second[0] != "two" || second[1] == words[1] || other == host || *two.LocalIP == *one.LocalIP {
+		t.Errorf("guest two is %q (%s, %s), want other values than guest one, %q (%s, %s)",
+			second, other, *two.LocalIP, words, host, *one.LocalIP)
 	}
 	var log bytes.Buffer
 	log.Write(d.Call("GET", "/vms/two/console/log", nil).Want(200).Body)
 	if !strings.Contains(log.String(), "login:") {
-		t.Errorf("its console says %q", log.String())
+		t.Errorf("the console log is %q, want a login prompt", log.String())
 	}
 }

@@ -1,6 +1,6 @@
 //go:build debian
 
-// Package debian goes from a cloud image of Debian to SSH, with a real one.
+// Package debian boots a Debian cloud image and logs in to it by SSH.
 package debian
 
 import (

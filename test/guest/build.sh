@@ -1,32 +1,31 @@
 #!/usr/bin/env bash
-# build.sh OUTDIR — builds the small Linux guest that the end-to-end tests boot.
+# build.sh OUTDIR — builds the small Linux guest that the end-to-end tests boot, unless it
+# is up to date.
 #
-# The guest is made of Debian packages only (cloud kernel, busybox, syslinux, iperf3,
-# qemu-guest-agent)
-# and of the files in root/, tools/ and vmt/ beside this script. It needs no root, no
-# loop device and no mount; on the host it wants apt-get, dpkg-deb, Go and qemu-img.
-# What else it uses (mtools, cpio, strings) it takes out of the packages that it
-# downloads.
+# The guest consists of Debian packages (cloud kernel, busybox, syslinux, iperf3,
+# qemu-guest-agent) and of the files in root/, tools/ and vmt/ beside this script. The
+# build needs no root, no loop device and no mount, only apt-get, dpkg-deb, Go and
+# qemu-img. Its other tools (mtools, cpio, strings) come from the downloaded packages.
 #
 # OUTDIR receives
 #
-#   disk.raw            the disk, 32 MiB; boots by BIOS from virtio-blk
-#   disk-NAME.qcow2     the same with one behaviour of the table VARIANTS below
-#   vmlinuz, initrd.img what is on the disk, for a direct kernel boot
-#   vmt                 the program in vmt/, which also the tests themselves use
-#   MANIFEST            the packages that went in
+#   disk.raw            the disk, 32 MiB, which boots by BIOS from virtio-blk
+#   disk-NAME.qcow2     the same disk with the options of a line of VARIANTS below
+#   vmlinuz, initrd.img the files on the disk, for a direct kernel boot
+#   vmt                 the program in vmt/, which the tests also use on the host
+#   MANIFEST            the packages in the guest
 #
 # The disk:
 #
 #   sector 0            MBR (syslinux)
-#   sector 1            boot counter, decimal text; the guest adds one at each boot
+#   sector 1            boot counter, decimal text, which the guest increments at each boot
 #   sector 2            options, lines of KEY=VALUE padded with NULs (see root/init)
 #   sector 2048 ...     FAT16: syslinux, kernel, initrd
-#   sector 65536 ...    with the option net=NAME: tar archive of that name, see archives
+#   sector 65536 ...    with the option net=NAME: the tar archive NAME, see archives
 #
-# A behaviour without a network is therefore 512 bytes at offset 1024 of disk.raw,
-# nothing else. What the network needs is not in the initrd: the BIOS would read it
-# slowly, and for all the tests that do without.
+# Variants without a network differ in 512 bytes at offset 1024 of disk.raw only. The files
+# for the network are not in the initrd, because the BIOS would read them slowly, also for
+# tests without a network.
 set -euo pipefail
 export LC_ALL=C
 
@@ -41,19 +40,21 @@ clones    net=tools clientid=ff0a0b0c0d00020000ab11f00dfeedc0ffee00
 bench     net=bench
 agent     net=agent
 '
-# Loaded at boot in this order, each after what it depends on.
+# Modules that are loaded at boot, in this order, each after its dependencies.
 MODULES='virtio_pci virtio_blk virtio_scsi sd_mod button evdev pvpanic-pci pvpanic-mmio'
-# The same, of the archive of tools.
-NET_MODULES='virtio_net virtio_console virtio-rng 8021q sr_mod isofs' # virtio-rng, or programs wait for random numbers
-# The libraries of qemu-ga, by name.
-AGENT_LIBRARIES='libudev.so.1 libnuma.so.1 liburing.so.2 libglib-2.0.so.0 libgmodule-2.0.so.0 libpcre2-8.so.0 libm.so.6 libc.so.6'
-# The libraries of iperf3, by name and where they are to be.
+# Modules of the archive tools. Without virtio-rng, programs wait for random numbers.
+NET_MODULES='virtio_net virtio_console virtio-rng 8021q sr_mod isofs'
+# The libraries of qemu-ga.
+AGENT_LIBRARIES='libudev.so.1 libnuma.so.1 liburing.so.2 libglib-2.0.so.0 libgmodule-2.0.so.0
+	libpcre2-8.so.0 libm.so.6 libc.so.6'
+# The libraries of iperf3.
 IPERF_LIBRARIES='libiperf.so.0 libsctp.so.1 libcrypto.so.3 libc.so.6 libm.so.6'
-CMDLINE='console=ttyS0 quiet loglevel=4 apparmor=0 audit=0 mitigations=off nokaslr edd=off tsc=reliable no_timer_check random.trust_cpu=on'
+CMDLINE='console=ttyS0 quiet loglevel=4 apparmor=0 audit=0 mitigations=off nokaslr edd=off'
+CMDLINE+=' tsc=reliable no_timer_check random.trust_cpu=on'
 PACKAGES='busybox-static mtools syslinux syslinux-common iperf3 libiperf0 libsctp1 libssl3 libc6
 	qemu-guest-agent libglib2.0-0 libnuma1 libudev1 liburing2 libpcre2-8-0'
 PART_START=2048 PART_SECTORS=63488 # 1 MiB of gap, 31 MiB of FAT
-TOOLS_START=65536                  # what root/init reads from
+TOOLS_START=65536                  # also in root/init
 
 main() {
 	local src out
@@ -79,8 +80,8 @@ main() {
 	echo "test guest: kernel $(kernel_version "$cache"), $(du -sh --exclude=.cache "$out" | cut -f1) in $out"
 }
 
-# fetch downloads the packages that are not in the cache yet. The package lists
-# are refreshed only when they are missing or name packages that are gone.
+# fetch downloads the packages that are not in the cache. It updates the package lists only
+# if they are missing or outdated.
 fetch() {
 	download "$1" && return
 	if [ "$(id -u)" != 0 ]; then
@@ -91,15 +92,17 @@ fetch() {
 	download "$1"
 }
 
+# download CACHE
 download() {
 	local kernel package missing=()
-	kernel=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+	kernel=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+		sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
 	[ -n "$kernel" ] || return 1
 	for package in $kernel $PACKAGES; do
 		compgen -G "$1/deb/${package}_*.deb" >/dev/null || missing+=("$package")
 	done
 	[ ${#missing[@]} -gt 0 ] || return 0
-	# apt would drop to its own user for the download, which may not write here.
+	# apt would download as its own user, which has no write access here.
 	(cd "$1/deb" && apt-get -qq -o APT::Sandbox::User="$(id -un)" download "${missing[@]}" >/dev/null)
 }
 
@@ -118,8 +121,8 @@ kernel_version() {
 	basename "${dirs[-1]}"
 }
 
-# initrd packs busybox, the modules and the files of root/ into a cpio archive.
-# It stays uncompressed: unpacking costs more than reading under TCG.
+# initrd ROOT CACHE OUT packs busybox, the modules and the files of root/ into a cpio
+# archive, uncompressed: under TCG, decompressing takes longer than reading.
 initrd() {
 	local root=$2/root bb=$2/tree/bin/busybox applet module
 	rm -rf "$root"
@@ -137,7 +140,7 @@ initrd() {
 	(cd "$root" && find . -mindepth 1 | sort | "$bb" cpio -o -H newc -R 0:0 >"$3" 2>/dev/null)
 }
 
-# add_module FROM TO BUSYBOX NAME copies a module after the modules it depends on.
+# add_module FROM TO BUSYBOX NAME copies a module after its dependencies.
 add_module() {
 	local name=${4//_/-} file dependency
 	! grep -qx "$name" "$2/order" || return 0
@@ -150,16 +153,16 @@ add_module() {
 	echo "$name" >>"$2/order"
 }
 
-# archives makes CACHE/tools.tar: vmt, the modules of NET_MODULES and the files of
-# tools/; CACHE/agent.tar: all that and qemu-ga; and CACHE/bench.tar: all of
-# tools.tar and iperf3. Each is unpacked over the initrd.
+# archives TOOLS CACHE VMT makes the archives that are unpacked over the initrd:
+# CACHE/tools.tar with vmt, NET_MODULES and the files of tools/, CACHE/agent.tar with
+# qemu-ga in addition, and CACHE/bench.tar with iperf3 in addition to tools.tar.
 archives() {
 	local tree=$2/tools module bb=$2/tree/bin/busybox
 	rm -rf "$tree" "$2/agent"
 	mkdir -p "$tree"/{bin,lib/modules}
 	cp -R "$1/." "$tree"
 	cp "$3" "$tree/bin/vmt"
-	cp "$2/root/lib/modules/order" "$tree/lib/modules/order" # what the initrd has is not added again
+	cp "$2/root/lib/modules/order" "$tree/lib/modules/order" # the modules of the initrd are not added again
 	for module in $NET_MODULES; do
 		add_module "$2/tree/lib/modules/$(kernel_version "$2")" "$tree/lib/modules" "$bb" "$module"
 	done
@@ -173,28 +176,30 @@ archives() {
 	archive "$tree" "$2/bench.tar"
 }
 
-# program CACHE TO FILE LIBRARY... adds a program of a package, and its libraries.
+# program CACHE TO FILE LIBRARY... adds a program of a package and its libraries.
 program() {
 	local library
 	mkdir -p "$2"/{bin,lib64,usr/lib}
 	cp "$1/tree/$3" "$2/bin/"
 	cp -L "$1"/tree/lib64/ld-linux-x86-64.so.2 "$2/lib64/"
 	for library in "${@:4}"; do
-		cp -L "$(find "$1"/tree/lib/x86_64-linux-gnu "$1"/tree/usr/lib/x86_64-linux-gnu -name "$library" | head -n 1)" "$2/usr/lib/"
+		cp -L "$(find "$1"/tree/{lib,usr/lib}/x86_64-linux-gnu -name "$library" | head -n 1)" "$2/usr/lib/"
 	done
 }
 
+# archive DIRECTORY FILE
 archive() {
 	find "$1" -exec touch -h -d @1700000000 {} +
 	tar -C "$1" --sort=name --owner=0 --group=0 -cf "$2" .
 }
 
-# disk makes disk.raw: MBR, control sectors, a FAT file system that syslinux boots.
+# disk CACHE OUT makes disk.raw: MBR, control sectors, a FAT file system with syslinux.
 disk() {
 	local tree=$1/tree fat=$1/fat.img raw=$2/disk.raw
 	export PATH=$tree/usr/bin:$PATH # syslinux calls mtools
 	cp "$tree/boot/vmlinuz-$(kernel_version "$1")" "$2/vmlinuz"
-	printf 'DEFAULT guest\nPROMPT 0\nLABEL guest\n LINUX /vmlinuz\n INITRD /initrd.img\n APPEND %s\n' "$CMDLINE" >"$1/syslinux.cfg"
+	printf 'DEFAULT guest\nPROMPT 0\nLABEL guest\n LINUX /vmlinuz\n INITRD /initrd.img\n APPEND %s\n' \
+		"$CMDLINE" >"$1/syslinux.cfg"
 
 	rm -f "$fat" "$raw"
 	truncate -s $((PART_SECTORS * 512)) "$fat"
@@ -205,13 +210,14 @@ disk() {
 	truncate -s $(((PART_START + PART_SECTORS) * 512)) "$raw"
 	dd if="$tree/usr/lib/syslinux/mbr/mbr.bin" of="$raw" bs=440 count=1 conv=notrunc status=none
 	# One active partition of type 0e (FAT16, LBA): start 0x800, length 0xf800.
-	printf 'VMT\1\0\0\x80\xfe\xff\xff\x0e\xfe\xff\xff\0\x08\0\0\0\xf8\0\0' | dd of="$raw" bs=1 seek=440 conv=notrunc status=none
+	printf 'VMT\1\0\0\x80\xfe\xff\xff\x0e\xfe\xff\xff\0\x08\0\0\0\xf8\0\0' |
+		dd of="$raw" bs=1 seek=440 conv=notrunc status=none
 	printf '\x55\xaa' | dd of="$raw" bs=1 seek=510 conv=notrunc status=none
 	printf '0\n' | dd of="$raw" bs=512 seek=1 conv=notrunc status=none
 	dd if="$fat" of="$raw" bs=512 seek=$PART_START conv=notrunc,sparse status=none
 }
 
-# variants makes disk-NAME.qcow2 of CACHE and OUT/disk.raw.
+# variants CACHE OUT makes OUT/disk-NAME.qcow2 of OUT/disk.raw.
 variants() {
 	local name options archive raw=$1/variant.raw
 	while read -r name options; do
@@ -220,7 +226,7 @@ variants() {
 		printf '%s\n' "$options" | tr ' ' '\n' | dd of="$raw" bs=512 seek=2 conv=notrunc status=none
 		archive=$(sed -n 's/.*\bnet=\([a-z]*\).*/\1/p' <<<"$options")
 		[ -z "$archive" ] || dd if="$1/$archive.tar" of="$raw" bs=512 seek=$TOOLS_START conv=notrunc status=none
-		# Made aside: a QEMU that has the old one open keeps it.
+		# A rename: a running QEMU keeps the old disk open.
 		qemu-img convert -f raw -O qcow2 "$raw" "$1/variant.qcow2"
 		mv "$1/variant.qcow2" "$2/disk-$name.qcow2"
 	done <<<"$VARIANTS"

@@ -33,12 +33,15 @@ type Daemon struct {
 	logFile string           // its standard error
 }
 
+// dirPrefix is the begin of the names of the daemons' directories.
+const dirPrefix = "vmand"
+
 // NewDaemon returns a daemon that does not run. Its directories can be traversed by
 // QEMU's user, unlike those of t.TempDir. No daemon touches the network of the test's
 // host: networks have the mode "user" unless env says otherwise.
 func NewDaemon(t testing.TB, env ...string) *Daemon {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "vmand")
+	dir, err := os.MkdirTemp("", dirPrefix)
 	if err != nil {
 		t.Fatal(err)
 	}

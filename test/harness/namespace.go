@@ -70,9 +70,32 @@ func (n *Namespace) enter() error {
 	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /sys: %w", err)
 	}
+	if err := unmountDaemons(); err != nil {
+		return err
+	}
 	var err error
 	n.net, err = os.Open("/proc/thread-self/ns/net")
 	return err
+}
+
+// unmountDaemons removes the file systems of daemons from the calling thread's mount
+// namespace. The namespace would keep a file system in use that another test, which may run
+// in another process, has unmounted and mounts again.
+func unmountDaemons() error {
+	mounts, err := os.ReadFile("/proc/thread-self/mounts")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		dir := strings.Fields(line)[1]
+		if !strings.HasPrefix(dir, filepath.Join(os.TempDir(), dirPrefix)) {
+			continue
+		}
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 // Do runs f in the namespace. Sockets that f opens belong to the namespace, unless it

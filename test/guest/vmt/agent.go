@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// A request asks the agent to run a line of shell, a reply says how it ended.
-// Both are one line of JSON on the port; replies come as the commands end.
+// A request makes the agent run a shell command. A reply is the result of a command. Each is
+// one line of JSON on the port, and replies are sent in the order in which commands end.
 type request struct {
 	ID    int64  `json:"id"`
 	Shell string `json:"shell"`
@@ -27,11 +27,11 @@ type reply struct {
 	Code int    `json:"code"` // exit status; -1 if a signal ended it
 }
 
-// portPause is how long the agent leaves a port alone whose host's end is closed:
-// reading it gives the end of the file at once.
+// portPause is the delay before the agent reads again from a port whose other end is closed:
+// such a read returns the end of the file at once.
 const portPause = 50 * time.Millisecond
 
-// agent PORT runs what the host asks for on a virtio serial port.
+// agent PORT runs the commands that the host sends over a virtio serial port.
 func agent(ctx context.Context, args []string) error {
 	if len(args) != 1 {
 		return errors.New("usage: vmt agent PORT")
@@ -54,7 +54,7 @@ func agent(ctx context.Context, args []string) error {
 		}
 		var r request
 		if err := json.Unmarshal(line, &r); err != nil {
-			continue // half a line from before the host's end was closed
+			continue // the rest of a line that was cut when the host closed its end
 		}
 		go func() {
 			text, err := json.Marshal(execute(r))
@@ -63,7 +63,7 @@ func agent(ctx context.Context, args []string) error {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			// Nobody is there to be told of an error: it is the way to the host.
+			// An error cannot be reported: the port is the only connection to the host.
 			_, _ = port.Write(append(text, '\n'))
 		}()
 	}
@@ -86,7 +86,7 @@ func execute(r request) reply {
 	}
 	defer out.Close()
 	defer os.Remove(out.Name())
-	// A file and not a pipe: a command left in the background would hold a pipe open.
+	// A file, not a pipe: a background command would keep a pipe open.
 	cmd.Stdout, cmd.Stderr = out, out
 	err = cmd.Run()
 	code := 0
@@ -104,7 +104,7 @@ func execute(r request) reply {
 	return reply{ID: r.ID, Out: string(text), Code: code}
 }
 
-// spool returns a file without a name that holds text, to be read from its start.
+// spool returns an unlinked file with text, positioned at its start.
 func spool(text string) (*os.File, error) {
 	file, err := os.CreateTemp("/run", "in")
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6/nclient6"
 )
 
-// dhcp6 INTERFACE asks for an address as a DHCPv6 client does (solicit,
-// advertise, request, reply) and prints what it gets, one KEY=VALUE a line.
+// dhcp6 INTERFACE requests an address by DHCPv6 (solicit, advertise, request, reply) and
+// prints the result as lines of KEY=VALUE.
 func dhcp6(ctx context.Context, args []string) error {
 	if len(args) != 1 {
 		return errors.New("usage: vmt dhcp6 INTERFACE")
@@ -26,7 +26,7 @@ func dhcp6(ctx context.Context, args []string) error {
 		return fmt.Errorf("open a DHCPv6 client: %w", err)
 	}
 	defer client.Close()
-	// The identity association's id is the interface's, as of most clients.
+	// The id of the identity association is the index of the interface, as in most clients.
 	iaid := [4]byte(ifi.HardwareAddr[2:6])
 	advertise, err := client.Solicit(ctx, dhcpv6.WithIAID(iaid), dhcpv6.WithRequestedOptions(dhcpv6.OptionDNSRecursiveNameServer, dhcpv6.OptionDomainSearchList))
 	if err != nil {

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// send [-for DURATION] [-count N] INTERFACE sends the frames of its standard input,
-// one a line in hexadecimal from the destination's MAC on, in turn; once each if
-// neither limit is given. It prints how many it has sent.
+// send [-for DURATION] [-count N] INTERFACE sends the frames of its standard input, one a line
+// in hexadecimal from the destination MAC address on, repeatedly up to the limits, or once
+// without a limit. It prints the number of sent frames.
 func send(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("send", flag.ContinueOnError)
 	lasting := flags.Duration("for", 0, "how long to go on")
@@ -52,7 +52,7 @@ func send(ctx context.Context, args []string) error {
 			sent++
 		case *lasting == 0:
 			return fmt.Errorf("send frame %d: %w", n, err)
-		} // a flood goes on when the queue is full
+		} // continue when the queue is full
 	}
 	fmt.Println(sent)
 	return nil
@@ -75,8 +75,8 @@ func readFrames() ([][]byte, error) {
 	return frames, lines.Err()
 }
 
-// packetSocket returns a socket that sends raw frames on an interface and, with
-// a protocol, gets those of it.
+// packetSocket returns a socket that sends raw frames on an interface and, unless protocol is
+// 0, receives the frames of the protocol.
 func packetSocket(name string, protocol uint16) (int, *unix.SockaddrLinklayer, error) {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
@@ -96,8 +96,8 @@ func packetSocket(name string, protocol uint16) (int, *unix.SockaddrLinklayer, e
 	return fd, address, nil
 }
 
-// capture [-for DURATION] INTERFACE prints "capturing" and then the frames that
-// arrive on an interface, in hexadecimal; those that leave by it are not shown.
+// capture [-for DURATION] INTERFACE prints "capturing" and then each frame that arrives on an
+// interface, in hexadecimal. It does not print outgoing frames.
 func capture(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("capture", flag.ContinueOnError)
 	lasting := flags.Duration("for", time.Hour, "how long to go on")
@@ -116,9 +116,9 @@ func capture(ctx context.Context, args []string) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &poll); err != nil {
 		return fmt.Errorf("set the socket's timeout: %w", err)
 	}
-	// The kernel takes the tag of a VLAN off the frame and tells it beside.
+	// The kernel removes the VLAN tag from the frame and delivers it as auxiliary data.
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
-		return fmt.Errorf("ask for VLAN tags: %w", err)
+		return fmt.Errorf("enable VLAN tags: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, *lasting)
 	defer cancel()
@@ -140,8 +140,8 @@ func capture(ctx context.Context, args []string) error {
 	return nil
 }
 
-// withTag puts the VLAN tag that came beside a frame back into it. The auxiliary
-// data is struct tpacket_auxdata: status at 0, tag at 16, its protocol at 18.
+// withTag returns a frame with its VLAN tag. The auxiliary data is struct tpacket_auxdata:
+// status at offset 0, tag at 16, protocol at 18.
 func withTag(frame, oob []byte) []byte {
 	const macs, statusVLAN = 12, 1 << 4 // TP_STATUS_VLAN_VALID
 	messages, err := unix.ParseSocketControlMessage(oob)

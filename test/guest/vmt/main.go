@@ -1,7 +1,6 @@
-// Command vmt is what the end-to-end tests use inside the test guest, and in the
-// network namespaces they make: it runs commands for the host, answers on the
-// customary ports, sends and captures raw frames, and holds and measures TCP
-// connections.
+// Command vmt is the tool of the end-to-end tests in the guest and in network namespaces. It
+// runs commands for the host, serves echo, discard, chargen and HTTP, sends and captures raw
+// frames, and holds and measures TCP connections.
 package main
 
 import (
@@ -15,8 +14,8 @@ import (
 	"time"
 )
 
-// commands are what vmt can do. Each returns when it is done, or when its
-// context is: at the latest when vmt gets SIGTERM.
+// commands are the subcommands. Each returns at the latest when its context is done, which is
+// on SIGTERM.
 var commands = map[string]func(ctx context.Context, args []string) error{
 	"agent":   agent,
 	"serve":   serve,
@@ -49,7 +48,7 @@ func run(args []string) error {
 	return commands[args[0]](ctx, args[1:])
 }
 
-// pause returns after d, or when ctx is done.
+// pause returns after d or when ctx is done.
 func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):

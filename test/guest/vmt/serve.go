@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// chunk is how much is read or written at once when it is about throughput.
+// chunk is the size of reads and writes that measure throughput.
 const chunk = 64 << 10
 
-// services are the TCP services by their port.
+// services are the TCP services by port.
 var services = map[string]func(net.Conn){
 	"7":  echo,
 	"9":  discard,
@@ -23,8 +23,8 @@ var services = map[string]func(net.Conn){
 	"80": web,
 }
 
-// serve answers on every address: echo (7, TCP and UDP), discard (9), chargen
-// (19) and HTTP (80). It prints "ready" when all of them listen.
+// serve serves echo (port 7, TCP and UDP), discard (9), chargen (19) and HTTP (80) on every
+// address. It prints "ready" when all services listen.
 func serve(ctx context.Context, args []string) error {
 	if len(args) != 0 {
 		return errors.New("usage: vmt serve")
@@ -76,11 +76,11 @@ func echoUDP(conn net.PacketConn) error {
 		if err != nil {
 			return fmt.Errorf("read from %s: %w", conn.LocalAddr(), err)
 		}
-		_, _ = conn.WriteTo(buf[:n], from) // who is gone gets no echo
+		_, _ = conn.WriteTo(buf[:n], from) // best effort
 	}
 }
 
-// discard answers with the number of bytes when the peer has said all.
+// discard answers with the number of received bytes at the end of the input.
 func discard(conn net.Conn) {
 	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{conn}, make([]byte, chunk))
 	if err == nil {
@@ -97,7 +97,7 @@ func chargen(conn net.Conn) {
 	}
 }
 
-// web says who answers and whom it sees.
+// web answers with the host name and the address of the client.
 func web(conn net.Conn) {
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 	in := bufio.NewReader(conn)

@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// dialPatience is how long a connection may take to be made.
-const dialPatience = 10 * time.Second
+// dialTimeout is the timeout for making a connection.
+const dialTimeout = 10 * time.Second
 
-// streamFlags parses the arguments that hold, push and pull have in common.
+// streamFlags parses the arguments of hold, push and pull.
 func streamFlags(name string, args []string) (address string, lasting time.Duration, err error) {
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.DurationVar(&lasting, "for", 5*time.Second, "how long to go on")
@@ -30,13 +30,13 @@ func streamFlags(name string, args []string) (address string, lasting time.Durat
 }
 
 func dial(ctx context.Context, address string) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialPatience}
+	d := net.Dialer{Timeout: dialTimeout}
 	return d.DialContext(ctx, "tcp", address)
 }
 
-// hold [-for DURATION] ADDRESS:PORT keeps one connection to an echo service busy
-// and prints how many echoes came and the longest time to one. It fails if the
-// connection breaks, or an echo is wrong or takes longer than 20 s.
+// hold [-for DURATION] ADDRESS:PORT uses one connection to an echo service and prints the
+// number of echoes and the longest time until one. It fails if the connection breaks, or if
+// an echo is wrong or takes longer than 20 s.
 func hold(ctx context.Context, args []string) error {
 	address, lasting, err := streamFlags("hold", args)
 	if err != nil {
@@ -72,8 +72,8 @@ func hold(ctx context.Context, args []string) error {
 	return nil
 }
 
-// push [-for DURATION] ADDRESS:PORT sends to a discard service and prints the
-// rate in kbit/s at which the service got it.
+// push [-for DURATION] ADDRESS:PORT sends to a discard service and prints the rate at which
+// the service received the data, in kbit/s.
 func push(ctx context.Context, args []string) error {
 	address, lasting, err := streamFlags("push", args)
 	if err != nil {
@@ -102,18 +102,17 @@ func push(ctx context.Context, args []string) error {
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	text, err := io.ReadAll(conn)
 	if err != nil {
-		return fmt.Errorf("wait for the count: %w", err)
+		return fmt.Errorf("wait for the number of bytes: %w", err)
 	}
 	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
 	if err != nil {
-		return fmt.Errorf("the count: %w", err)
+		return fmt.Errorf("parse the number of bytes: %w", err)
 	}
 	fmt.Println(kbits(n, time.Since(start)))
 	return nil
 }
 
-// pull [-for DURATION] ADDRESS:PORT reads from a chargen service and prints the
-// rate in kbit/s.
+// pull [-for DURATION] ADDRESS:PORT reads from a chargen service and prints the rate in kbit/s.
 func pull(ctx context.Context, args []string) error {
 	address, lasting, err := streamFlags("pull", args)
 	if err != nil {

@@ -1,10 +1,10 @@
-// Command reference is what the benchmarks hold vmand against: the least that a
-// program in the same language, built the same way, could do.
+// Command reference is the reference of the benchmarks: the minimum that a program in the same
+// language, built the same way, must do.
 //
-//	reference echo FILE    answers every GET /vms/{id} with the file, as it is
-//	reference encode FILE  reads the file's VMs; for every number on a line of its
-//	                       input encodes them so often and prints the CPU time
-//	                       that took, in nanoseconds
+//	reference echo FILE    answers every GET /vms/{id} with the content of the file
+//	reference encode FILE  reads VMs from the file; for each number on a line of its
+//	                       input encodes them that many times and prints the CPU time
+//	                       in nanoseconds
 package main
 
 import (
@@ -38,7 +38,7 @@ func main() {
 	case "encode":
 		err = encode(body)
 	default:
-		err = fmt.Errorf("no such reference: %s", os.Args[1])
+		err = fmt.Errorf("unknown reference %s", os.Args[1])
 	}
 	if err != nil {
 		log.Fatal(err)
@@ -54,7 +54,7 @@ func raisePriority() {
 	}
 }
 
-// serve prints its address and ends when its input does.
+// serve prints its address and ends at the end of its input.
 func serve(body []byte) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -69,6 +69,7 @@ func serve(body []byte) error {
 	return err
 }
 
+// encode measures encoding/json.
 func encode(body []byte) error {
 	var vms []openapi.VM
 	if err := json.Unmarshal(body, &vms); err != nil {

@@ -1,4 +1,4 @@
-# Functions of the test guest, shared by init and the event handlers.
+# Functions of init and the event handlers.
 
 say() { # EVENT KEY=VALUE...
 	local uptime
@@ -18,17 +18,17 @@ off() {
 	poweroff -f
 }
 
-listening() { # ACPID: does it hold the button's device, and uevent its netlink socket (protocol 15)?
+listening() { # ACPID: whether acpid has opened the power button, and uevent its netlink socket (protocol 15)
 	ls -l /proc/$1/fd 2>/dev/null | grep -q /dev/input/event &&
 		awk '$2 == 15 && $3 > 0 { found = 1 } END { exit !found }' /proc/net/netlink
 }
 
-disk() { # add|remove NAME: said once, whether init or the kernel's event finds it first
+disk() { # add|remove|resize NAME: init and the kernel's event may both add a disk, the second is a no-op
 	case $1 in
 	add)
 		mkdir /run/disk.$2 2>/dev/null || return 0
 		say disk-add name=$2 bytes=$(bytes $2) ro=$(cat /sys/block/$2/ro) $(identity $2)
-		case $2 in sr*) . /lib/net.sh && disc $2 ;; esac # only what comes with that has a driver for it
+		case $2 in sr*) . /lib/net.sh && disc $2 ;; esac # the driver comes with net.sh
 		;;
 	remove)
 		case $2 in sr*) umount -l /mnt/$2 ;; esac
@@ -42,9 +42,9 @@ bytes() { echo $(($(cat /sys/block/$1/size) * 512)); }
 
 byte() { od -A n -t u1 -j $1 -N 1 $2; }
 
-# identity prints the serial number and the name that udev would give the disk in
-# /dev/disk/by-id. For SCSI the serial is VPD page 0x80; the name is built as scsi_id does,
-# of vendor, model and the first designator of page 0x83 (type 0: vendor specific, ASCII).
+# identity prints the serial number of a disk and its name in /dev/disk/by-id of udev. For
+# SCSI, the serial number is VPD page 0x80. The name consists, as in scsi_id, of vendor,
+# model and the first designator of page 0x83 (type 0: vendor specific, ASCII).
 identity() {
 	local device=/sys/block/$1/device serial id kind
 	case $1 in
