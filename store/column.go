@@ -209,3 +209,20 @@ func (j *jsonPointer[T]) Scan(src any) error {
 	*j.p = nil
 	return decode(src, j.p)
 }
+
+// rawJSON is JSON that is stored as text, NULL for none.
+type rawJSON json.RawMessage
+
+// Value implements [driver.Valuer].
+func (r rawJSON) Value() (driver.Value, error) { return text(r).Value() }
+
+// Scan implements [sql.Scanner].
+func (r *rawJSON) Scan(src any) error {
+	var t text
+	err := t.Scan(src)
+	*r = nil
+	if t != "" {
+		*r = rawJSON(t)
+	}
+	return err
+}

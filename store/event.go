@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"strings"
 	"time"
 
@@ -11,34 +10,20 @@ import (
 	"vmand/vm"
 )
 
-const eventColumns = `seq, at, type, resource, data`
-
-type eventRow struct {
-	Seq      int64   `db:"seq"`
-	At       instant `db:"at"`
-	Type     string  `db:"type"`
-	Resource string  `db:"resource"`
-	Data     text    `db:"data"` // JSON
-}
-
-func (r eventRow) event() vm.Event {
-	e := vm.Event{Seq: r.Seq, At: time.Time(r.At), Type: r.Type, Resource: vm.ParseResource(r.Resource)}
-	if r.Data != "" {
-		e.Data = json.RawMessage(r.Data)
-	}
-	return e
-}
+var eventTable = newTable("events",
+	column[vm.Event]{"seq", readOnly, func(e *vm.Event) any { return (*integer64)(&e.Seq) }},
+	column[vm.Event]{"at", fixed, func(e *vm.Event) any { return (*instant)(&e.At) }},
+	column[vm.Event]{"type", fixed, func(e *vm.Event) any { return &e.Type }},
+	column[vm.Event]{"resource", fixed, func(e *vm.Event) any { return (*resource)(&e.Resource) }},
+	column[vm.Event]{"data", fixed, func(e *vm.Event) any { return (*rawJSON)(&e.Data) }},
+)
 
 // Events returns a page of the events that f selects. A prefix of a type ends at its
 // first dot.
 func (s *Store) Events(ctx context.Context, f vm.EventFilter, p vm.Page) ([]vm.Event, error) {
 	q := selectEvents(f)
-	query, args := q.sql(eventColumns, p)
-	return list(ctx, s, query, args, p.Limit, func(rows scanner) (vm.Event, error) {
-		var r eventRow
-		err := rows.StructScan(&r)
-		return r.event(), err
-	})
+	query, args := q.sql(eventTable.list, p)
+	return list(ctx, s, query, args, p.Limit, eventTable.scanner())
 }
 
 func selectEvents(f vm.EventFilter) selection {
@@ -108,9 +93,7 @@ func appendEvents(ctx context.Context, tx *transaction, events []vm.Event, now t
 		if e.At.IsZero() {
 			e.At = now
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO events (at, type, resource, data) VALUES (?, ?, ?, ?)`,
-			instant(e.At), e.Type, e.Resource.String(), text(e.Data))
-		if err != nil {
+		if _, err := tx.ExecContext(ctx, eventTable.insert, eventTable.insertArgs(&e)...); err != nil {
 			return err
 		}
 	}

@@ -99,7 +99,7 @@ func TestEventsAreReadByTheIndexOfTheirFilter(t *testing.T) {
 		{Resource: vm.VMResource("a"), Type: "vm.state"}: "USING INDEX events_resource (resource=? AND seq>?)",
 	} {
 		q := selectEvents(f)
-		query, _ := q.sql(eventColumns, vm.Page{Limit: 10})
+		query, _ := q.sql(eventTable.list, vm.Page{Limit: 10})
 		if plan := planOf(t, s, query); len(plan) != 1 || !strings.Contains(plan[0], want) {
 			t.Errorf("%+v: the plan is %q; want %s alone", f, plan, want)
 		}

@@ -258,7 +258,6 @@ const shortList = 1000
 // A scanner is one row of a result: [*sqlx.Row] or [*sqlx.Rows].
 type scanner interface {
 	Scan(dest ...any) error
-	StructScan(dest any) error
 }
 
 // one returns the row of query for id, or the fault that the kind of thing id

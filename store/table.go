@@ -27,7 +27,7 @@ type column[T any] struct {
 	field func(*T) any
 }
 
-// A table is the list of a table's columns and the statements made of it.
+// A table is the list of the columns of a table and the statements made of it.
 type table[T any] struct {
 	columns []column[T]
 	list    string // the columns that are read, separated by commas
