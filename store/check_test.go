@@ -192,7 +192,7 @@ func TestReplaceRefusesAnOpenDatabaseAndOneItCannotKeep(t *testing.T) {
 	}
 	makeTemplate(t, s, "still-there")
 	must(t, s.Close())
-	must(t, os.WriteFile(keep, []byte("of somebody"), 0o600))
+	must(t, os.WriteFile(keep, []byte("another file"), 0o600))
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, err := range map[string]error{

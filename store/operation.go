@@ -130,7 +130,7 @@ func putOperation(ctx context.Context, tx *transaction, o vm.Operation, now time
 		return &vm.Fault{
 			Code:   vm.CodeRepeated,
 			Detail: fmt.Sprintf("%s has used the Idempotency-Key %q before", o.RequestedBy, o.Key),
-			Hint:   "use a key of its own for each request",
+			Hint:   "use a different key for each request",
 			Err:    err,
 		}
 	}

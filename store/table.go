@@ -63,7 +63,7 @@ func newTable[T any](name string, columns ...column[T]) table[T] {
 	}
 }
 
-// fields returns pointers to the fields of v whose columns have one of the
+// fields returns pointers to those fields of v that have a column with one of the
 // accesses.
 func (t *table[T]) fields(v *T, accesses ...access) []any {
 	fields := make([]any, 0, len(t.columns))
@@ -102,13 +102,13 @@ func (t *table[T]) scanner() func(scanner) (T, error) {
 	}
 }
 
-// insertRow inserts v and returns the row as it is recorded.
+// insertRow inserts v and returns the recorded row.
 func (t *table[T]) insertRow(ctx context.Context, tx *transaction, v T) (T, error) {
 	return t.scan(tx.QueryRowxContext(ctx, t.insert+" RETURNING "+t.list, t.insertArgs(&v)...))
 }
 
 // updateRow replaces the mutable columns of the row that meets a condition with
-// those of v and returns the row as it is recorded, or errNoRow.
+// those of v and returns the recorded row, or errNoRow.
 func (t *table[T]) updateRow(ctx context.Context, tx *transaction, v T, condition string, args ...any) (T, error) {
 	query := t.update + " WHERE " + condition + " RETURNING " + t.list
 	row, err := t.scan(tx.QueryRowxContext(ctx, query, append(t.updateArgs(&v), args...)...))

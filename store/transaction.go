@@ -9,9 +9,9 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// A transaction is a transaction of the writer, whose statements are prepared once in the
-// life of the Store: to prepare them each time takes half of the CPU time of a
-// change (BenchmarkApply).
+// A transaction is a [sqlx.Tx] of the writer that uses prepared statements. To
+// prepare them in each transaction takes half of the CPU time of a change
+// (BenchmarkApply).
 type transaction struct {
 	*sqlx.Tx
 	statements *statements
