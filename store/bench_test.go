@@ -287,3 +287,33 @@ func BenchmarkVMs100BesideAWriter(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkIncrementalPass reads what an observer needs of many VMs of which 50 run,
+// when one VM has changed since its last pass.
+func BenchmarkIncrementalPass(b *testing.B) {
+	s := seeded(b, many)
+	_, err := s.writer.Exec(`UPDATE vms SET state = 'stopped' WHERE seq % 200`)
+	must(b, err)
+	start, err := s.Changes(b.Context(), 0)
+	must(b, err)
+	v := crowdedVM(1)
+	apply(b, s, vm.Change{VM: &vm.VMUpdate{From: vm.Stopped, VM: v}})
+	defer reportCPU(b)()
+	for b.Loop() {
+		changes, err := s.Changes(b.Context(), start.Mark)
+		if err != nil || len(changes.VMs) != 1 {
+			b.Fatal(changes, err)
+		}
+		if _, err := s.VM(b.Context(), changes.VMs[0]); err != nil {
+			b.Fatal(err)
+		}
+		active, err := s.VMs(b.Context(), vm.VMFilter{Active: true}, vm.Page{Limit: shortList})
+		if err != nil || len(active) != 51 {
+			b.Fatal(len(active), err)
+		}
+		open, err := s.Operations(b.Context(), vm.OperationFilter{Open: true}, vm.Page{})
+		if err != nil || len(open) != 0 {
+			b.Fatal(len(open), err)
+		}
+	}
+}

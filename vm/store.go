@@ -15,8 +15,8 @@ type Reader interface {
 	// VM returns one VM, or a [Fault] of class [ErrNotFound].
 	VM(ctx context.Context, id string) (VM, error)
 	VMs(ctx context.Context, f VMFilter, p Page) ([]VM, error)
-	// VMSummaries is VMs for a caller that looks at every VM: it reads five columns
-	// of a row in place of all.
+	// VMSummaries is VMs in brief, for a caller that looks at every VM: a ninth of the
+	// CPU time and a fifteenth of the memory of VMs.
 	VMSummaries(ctx context.Context, f VMFilter, p Page) ([]VMSummary, error)
 	// Disk returns one data disk, or a [Fault] of class [ErrNotFound].
 	Disk(ctx context.Context, id string) (Disk, error)
@@ -46,9 +46,8 @@ type Reader interface {
 	// Events returns the events after p.After, at most p.Limit.
 	Events(ctx context.Context, f EventFilter, p Page) ([]Event, error)
 	// Changes returns the names of what was written since an earlier call, which
-	// returned the mark since. It costs what was written and reads no rows. A
-	// caller that keeps a picture of the records calls it first and then reads the
-	// rows named, so that a change in between shows up in the next call.
+	// returned the mark since. It reads no rows and costs what was written. Call it
+	// before reading the rows it names: a change in between shows up in the next call.
 	Changes(ctx context.Context, since Mark) (Changes, error)
 	// LastEvent returns the number of the newest event there ever was, 0 for none.
 	LastEvent(ctx context.Context) (int64, error)
@@ -91,32 +90,30 @@ type VMSummary struct {
 	Revision int64
 }
 
-// A Mark is a point in time between two changes of the records, in the life of one
-// daemon. Its zero value is before all of them.
+// A Mark is a point between two changes of the records. It is valid in the process
+// that got it. Its zero value is before all changes.
 type Mark int64
 
 // Changes is what was written since a [Mark]. Deleted rows are named, too.
 type Changes struct {
 	Mark Mark // for the next call
-	// All is set if it is not known what was written: since the zero mark, after a
-	// write by another process, or when there was too much of it. Any row may have
-	// changed then, and the lists are empty.
+	// All means that any row may have changed and the lists are empty: since the zero
+	// mark, after a write by another process, and after too many changes.
 	All                          bool
 	VMs, Disks, Images, Networks []string // each name once, in no order
 }
 
-// A VMFilter selects VMs; its zero value selects all. A page of those with one
-// State, Template or Label, or that are Active or Autostart, costs what it returns;
-// a further condition, and Network, costs what is skipped as well.
+// A VMFilter selects VMs; its zero value selects all. With one of State, Template,
+// Active, Autostart and Label, a page costs what it returns. Each further condition,
+// and Network, also costs what it rejects.
 type VMFilter struct {
 	State    State
 	Template string
 	Network  string // of one of its NICs
-	// Active selects the VMs that have, or should have, a process or a plan to get
-	// one: those that are not stopped and those with a restart due.
+	// Active selects the VMs that are not stopped or have a restart due.
 	Active bool
-	// Autostart selects the VMs that start with the host and were last asked to
-	// run.
+	// Autostart selects the VMs that start with the host and whose desired state is
+	// running.
 	Autostart bool
 	// Label and LabelValue select the VMs with that label, if Label is not
 	// empty.
