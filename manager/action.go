@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"vmand/failpoint"
@@ -16,10 +17,12 @@ const (
 	pauseTimeout = 30 * time.Second
 )
 
-// The fail points in starting and ending a QEMU.
+// The fail points in starting and ending a QEMU, and in connecting a NIC to its network.
 var (
-	startPoints = []string{"seed.written", "network.connected", "run.prepared", "qemu.spawned", "monitor.connected", "guest.continued"}
-	stopPoints  = []string{"stop.pressed", "stop.quit", "stop.exited", "run.removed"}
+	connectPoints = []string{"tap.made", "tap.bridged", "rules.added", "network.connected"}
+	startPoints   = slices.Concat([]string{"seed.written"}, connectPoints,
+		[]string{"run.prepared", "qemu.spawned", "monitor.connected", "guest.continued"})
+	stopPoints = []string{"stop.pressed", "stop.quit", "stop.exited", "run.removed"}
 )
 
 var vmStart = verb{
@@ -38,7 +41,7 @@ var vmStop = verb{
 var vmRestart = verb{
 	kind: vm.VMRestart, timeout: stopSlack + startTimeout, preemptible: true,
 	cleanup: leavesNothing, reached: neverKnown, answer: vm.AnswerResource,
-	points: append(append([]string{}, stopPoints...), append([]string{"vm.restart.between"}, startPoints...)...),
+	points: slices.Concat(stopPoints, []string{"vm.restart.between"}, startPoints),
 }
 
 var vmPause = verb{

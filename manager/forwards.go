@@ -15,7 +15,6 @@ type Forwards struct{ *Engine }
 var forwardAdd = verb{
 	kind: vm.ForwardAdd, timeout: deviceTimeout, preemptible: true, edit: true,
 	cleanup: removeHalfForward, reached: hasForward(true), answer: vm.AnswerCreatedTarget,
-	points: []string{"rules.added"},
 }
 
 var forwardRemove = verb{

@@ -20,7 +20,7 @@ type NICs struct {
 var nicAttach = verb{
 	kind: vm.NICAttach, timeout: deviceTimeout, preemptible: true, edit: true,
 	cleanup: leavesNothing, reached: nicAttached, answer: vm.AnswerCreatedTarget,
-	points: []string{"network.connected", "nic.files-passed", "nic.netdev-added", "nic.device-added"},
+	points: slices.Concat(connectPoints, []string{"nic.files-passed", "nic.netdev-added", "nic.device-added"}),
 }
 
 var nicDetach = verb{

@@ -55,29 +55,3 @@ func TestKindsListsEveryKind(t *testing.T) {
 		}
 	}
 }
-
-// Every fail point in this package must be one that a verb names or one of the engine's.
-func TestEveryFailPointOfThePackageBelongsToAVerb(t *testing.T) {
-	named := map[string]bool{}
-	for _, points := range FailPoints() {
-		for _, p := range points {
-			named[p] = true
-		}
-	}
-	call := regexp.MustCompile(`failpoint\.Hit\("([^"]+)"\)`)
-	entries, err := os.ReadDir(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		text, err := os.ReadFile(e.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range call.FindAllSubmatch(text, -1) {
-			if !named[string(m[1])] {
-				t.Errorf("%s: no verb names the fail point %s", e.Name(), m[1])
-			}
-		}
-	}
-}

@@ -28,15 +28,6 @@ var (
 // that need different steps.
 var operations = []operation{
 	{
-		name:    "vm.restart",
-		inner:   slices.Concat(stopSeams, []string{"vm.restart.between"}, startSeams),
-		prepare: running,
-		request: vmAction("restart", gentleStop),
-		status:  200,
-		done:    runsOnNewQEMU,
-		vague:   true,
-	},
-	{
 		name:    "vm.start",
 		inner:   startSeams,
 		prepare: stopped,
@@ -342,6 +333,11 @@ func stopped(d *harness.Daemon, x *target) { d.CreateVM(x.vm) }
 // running creates and starts a VM.
 func running(d *harness.Daemon, x *target) {
 	d.CreateVM(x.vm)
+	started(d, x)
+}
+
+// started starts the VM.
+func started(d *harness.Daemon, x *target) {
 	d.Action(x.vm, "start")
 	x.pid = d.VMPID(x.vm)
 }

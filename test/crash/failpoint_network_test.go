@@ -48,6 +48,16 @@ var networkOperations = []operation{
 	},
 
 	{
+		name:    "vm.restart, on a bridge, with a seed",
+		nat:     true,
+		inner:   slices.Concat(stopSeams, []string{"vm.restart.between", "seed.written"}, tapSeams, startSeams),
+		prepare: inOrder(withSeed, started),
+		request: vmAction("restart", gentleStop),
+		status:  200,
+		done:    runsOnNewQEMU,
+		vague:   true,
+	},
+	{
 		name:    "vm.start, on a bridge",
 		nat:     true,
 		inner:   slices.Concat(tapSeams, startSeams),

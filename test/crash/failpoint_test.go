@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"vmand/manager"
 	"vmand/test/harness"
+	"vmand/vm"
 )
 
 // failBinary returns the path of a vmand that is built with fail points.
@@ -65,13 +67,29 @@ func TestEveryOperationSurvivesAKillAtEverySeam(t *testing.T) {
 	fmt.Printf("fail points: %d pairs, %d passed\n", tried.Load(), passed.Load())
 }
 
-// TestEveryFailPointIsInTheMatrix searches the source for fail points.
+// TestEveryFailPointIsInTheMatrix compares the fail points in the source with those that
+// the verbs name, and the points of each verb with those of its operations in the matrix.
 func TestEveryFailPointIsInTheMatrix(t *testing.T) {
-	known := map[string]bool{}
+	named, tried := map[string]bool{}, map[vm.Kind][]string{}
 	for _, op := range everyOperation() {
-		for _, point := range op.points() {
-			known[point] = true
+		tried[vm.Kind(op.kind())] = append(tried[vm.Kind(op.kind())], op.inner...)
+	}
+	for kind, points := range manager.FailPoints() {
+		for _, point := range points {
+			named[point] = true
+			if !slices.Contains(tried[kind], point) {
+				t.Errorf("no operation of kind %s in the matrix has fail point %q of its verb", kind, point)
+			}
 		}
+		for _, point := range tried[kind] {
+			if !slices.Contains(points, point) {
+				t.Errorf("the verb of kind %s does not name fail point %q of the matrix", kind, point)
+			}
+		}
+		delete(tried, kind)
+	}
+	for kind := range tried {
+		t.Errorf("no verb has kind %s of the matrix", kind)
 	}
 	call := regexp.MustCompile(`\bfailpoint\.Hit\((?:[^"\n]* \+ )?(?:"([^"]+)")?`)
 	found := 0
@@ -85,8 +103,8 @@ func TestEveryFailPointIsInTheMatrix(t *testing.T) {
 		}
 		for _, m := range call.FindAllSubmatch(text, -1) {
 			found++
-			if name := string(m[1]); !known[name] && !slices.Contains(seams, name) {
-				t.Errorf("%s: the matrix does not contain fail point %q", file, name)
+			if name := string(m[1]); !named[name] && !slices.Contains(seams, name) {
+				t.Errorf("%s: no verb names fail point %q", file, name)
 			}
 		}
 	}
