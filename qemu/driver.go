@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"vmand/host"
 	"vmand/vm"
@@ -94,10 +95,16 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	d.watch = newSerialWatch(d.log)
 	d.wg.Go(func() { d.watch.run(d.ctx) })
+	started := time.Now().Add(-fileTimeStep)
 	if err := errors.Join(d.removeTemps(), d.adoptAll(), d.removeStale()); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
+	d.wg.Go(func() {
+		if err := d.removeVMTemps(d.ctx, started); err != nil {
+			d.log.Warn("cannot remove the unfinished files of VMs", "err", err)
+		}
+	})
 	return d, nil
 }
 

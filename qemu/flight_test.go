@@ -176,7 +176,7 @@ func TestADamagedRecordingHidesNoOther(t *testing.T) {
 	if err != nil || len(f.Crashes) != 1 || f.Crashes[0].PID != 42 || !f.Crashes[0].At.Equal(at) {
 		t.Errorf("Flight returns %+v, %v", f, err)
 	}
-	must(t, d.removeTemps())
+	must(t, d.removeVMTemps(t.Context(), time.Now().Add(time.Second)))
 	if _, err := d.state.Stat(vmCrashTemp("web")); !os.IsNotExist(err) {
 		t.Errorf("the unfinished file still exists: %v", err)
 	}

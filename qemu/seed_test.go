@@ -133,7 +133,7 @@ func TestASeedIsReadableByQEMUOnly(t *testing.T) {
 	}
 	// The next vmand removes what a killed one left.
 	must(t, d.state.MkdirAll(host.TempName(vmSeed("web"))+"/files", 0o700))
-	must(t, d.removeTemps())
+	must(t, d.removeVMTemps(t.Context(), time.Now().Add(time.Second)))
 	if entries, err = os.ReadDir(d.layout.inState(vmDir("web"))); err != nil || len(entries) != 2 {
 		t.Errorf("left: %v, %v", entries, err)
 	}

@@ -14,12 +14,12 @@ import (
 const (
 	guestsRunning = 50
 	guestsPaused  = 200
-	vmsRecorded   = 1000
+	vmsRecorded   = 10_000
 
 	passInterval = 500 * time.Millisecond
 )
 
-// benchObserver measures a daemon without requests that has 1,000 VMs, 50 of them running.
+// benchObserver measures a daemon without requests that has 10,000 VMs, 50 of them running.
 // Their guests are firmwares without a disk to boot.
 func benchObserver(b *testing.B, t *table) {
 	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL="+passInterval.String())
@@ -36,23 +36,27 @@ func benchObserver(b *testing.B, t *table) {
 	}
 	cpu := passCPU(d, b)
 	t.add(row{
-		what:   "observer pass over 1,000 VMs, 50 running: CPU",
+		what:   "observer pass over 10,000 VMs, 50 running: CPU",
 		value:  millis(cpu),
-		target: "under 50 ms",
-		met:    cpu < 50*time.Millisecond,
+		target: "at most 15 ms",
+		met:    cpu <= 15*time.Millisecond,
 	})
 
-	dayOfUse(d, ids)
-	mib := d.MemoryMiB("VmRSS")
-	t.add(row{
-		what:   "resident memory of vmand with 1,000 VMs, 50 running",
-		value:  fmt.Sprintf("%d MiB (highest %d)", mib, d.MemoryMiB("VmHWM")),
-		target: "under 64 MiB",
-		met:    mib < 64,
-	})
+	memory := func(what string) {
+		mib := d.MemoryMiB("VmRSS")
+		t.add(row{
+			what:   "resident memory with 10,000 VMs, 50 running, " + what,
+			value:  fmt.Sprintf("%d MiB (highest %d)", mib, d.MemoryMiB("VmHWM")),
+			target: "at most 64 MiB",
+			met:    mib <= 64,
+		})
+	}
+	memory("without requests")
+	dayOfUse(d, ids[:1000])
+	memory("after reads of 1,000 VMs and lists of all")
 }
 
-// benchPaused measures a daemon without requests that has 1,000 VMs, 200 of them paused.
+// benchPaused measures a daemon without requests that has 10,000 VMs, 200 of them paused.
 func benchPaused(b *testing.B, t *table) {
 	d := benchDaemon(b, "VMAN_OBSERVER_INTERVAL="+passInterval.String())
 	record(d, vmsRecorded-guestsPaused)
@@ -86,7 +90,7 @@ func benchPaused(b *testing.B, t *table) {
 	}
 	cpu := passCPU(d, b)
 	t.add(row{
-		what:   "observer pass over 1,000 VMs, 200 paused: CPU",
+		what:   "observer pass over 10,000 VMs, 200 paused: CPU",
 		value:  millis(cpu),
 		target: "under 50 ms",
 		met:    cpu < 50*time.Millisecond,

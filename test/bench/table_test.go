@@ -32,6 +32,7 @@ func BenchmarkDaemon(b *testing.B) {
 	}{
 		{"Start", benchStart},
 		{"HTTP", benchHTTP},
+		{"Growth", benchGrowth},
 		{"Observer", benchObserver},
 		{"Paused", benchPaused},
 		{"CreateDisk", benchCreateDisk},
