@@ -18,8 +18,15 @@ const (
 
 // The fail points in starting and ending a QEMU.
 var (
-	startPoints = []string{"seed.written", "network.connected", "run.prepared", "qemu.spawned", "monitor.connected", "guest.continued"}
-	stopPoints  = []string{"stop.pressed", "stop.quit", "stop.exited", "run.removed"}
+	startPoints = []string{
+		"seed.written",
+		"network.connected",
+		"run.prepared",
+		"qemu.spawned",
+		"monitor.connected",
+		"guest.continued",
+	}
+	stopPoints = []string{"stop.pressed", "stop.quit", "stop.exited", "run.removed"}
 )
 
 var vmStart = verb{
