@@ -95,14 +95,16 @@ func (s *NICs) placeIP(ctx context.Context, n *vm.NIC, network vm.Network, want 
 			n.IP = network.UserGuest()
 		}
 		if want.IsValid() && want != n.IP {
-			return vm.InvalidField(field, "the address of a guest on network %s, of mode %s, cannot be chosen", network.Name, network.Mode)
+			return vm.InvalidField(field, "the address of a guest on network %s, of mode %s, cannot be chosen",
+				network.Name, network.Mode)
 		}
 		return nil
 	}
 	first, last := network.HostRange()
 	if want.IsValid() {
 		if !network.CanAssign(want) {
-			return vm.InvalidField(field, "%s is not an address for a guest in %s of network %s", want, network.Subnet, network.Name)
+			return vm.InvalidField(field, "%s is not an address for a guest in %s of network %s",
+				want, network.Subnet, network.Name)
 		}
 		first, last = want, want
 	}

@@ -62,7 +62,8 @@ func (s *VMs) CanAwait(ctx context.Context, id string, c vm.Condition) error {
 		return err
 	}
 	if c.IP && !slices.ContainsFunc(v.NICs, func(n vm.NIC) bool { return n.Mode != vm.NetworkUser }) {
-		return vm.InvalidField("wait_for", "VM %s has no NIC with an address that the host can see: wait for a forwarded port instead", v.ID)
+		return vm.InvalidField("wait_for",
+			"VM %s has no NIC with an address that the host can see: wait for a forwarded port instead", v.ID)
 	}
 	return nil
 }

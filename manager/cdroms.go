@@ -31,7 +31,8 @@ func (s *CDROMs) insert(ctx context.Context, v *vm.VM, want vm.NewCDROM, field s
 		return c, vm.Image{}, vm.InvalidField(field+"/boot_index", "must be 1 to %d", vm.MaxBootIndex)
 	}
 	if want.BootIndex == vm.RootBootIndex {
-		return c, vm.Image{}, vm.InvalidField(field+"/boot_index", "%d is the root disk's: take a lower one to boot from the CD-ROM first", vm.RootBootIndex)
+		return c, vm.Image{}, vm.InvalidField(field+"/boot_index",
+			"%d is the root disk's: take a lower one to boot from the CD-ROM first", vm.RootBootIndex)
 	}
 	taken := map[string]bool{}
 	for _, other := range v.CDROMs {

@@ -61,12 +61,15 @@ func (s *CloudInits) Get(ctx context.Context, id string) (vm.CloudInitView, erro
 // Set replaces a VM's cloud-init data. The guest gets them at the VM's next start. With
 // reprovision it takes all of them; otherwise cloud-init does what it does at every boot. A
 // seed that was ejected is inserted again.
-func (s *CloudInits) Set(ctx context.Context, vmID string, c vm.CloudInit, reprovision bool, match vm.Match) (vm.CloudInitView, error) {
+func (s *CloudInits) Set(
+	ctx context.Context, vmID string, c vm.CloudInit, reprovision bool, match vm.Match,
+) (vm.CloudInitView, error) {
 	if err := c.Check(""); err != nil {
 		return vm.CloudInitView{}, err
 	}
 	change := &seedReplacement{s: s, next: vm.Seed{VMID: vmID, CloudInit: c}, reprovision: reprovision}
-	if err := s.VMs.liveEdit(ctx, &cloudInitSet, &liveEdit{id: vmID, match: match, late: true, change: change}); err != nil {
+	edit := &liveEdit{id: vmID, match: match, late: true, change: change}
+	if err := s.VMs.liveEdit(ctx, &cloudInitSet, edit); err != nil {
 		return vm.CloudInitView{}, err
 	}
 	return s.Get(ctx, vmID)

@@ -156,7 +156,8 @@ func (c *diskCreation) copyOf(ctx context.Context) error {
 	c.from = &from
 	c.d.SizeMiB = cmp.Or(c.n.SizeMiB, from.File.SizeMiB)
 	if c.d.SizeMiB < from.File.SizeMiB {
-		return vm.InvalidField("/size", "must be at least %g GiB, the size of the disk to copy", float64(from.File.SizeMiB)/vm.MiBPerGiB)
+		return vm.InvalidField("/size", "must be at least %g GiB, the size of the disk to copy",
+			float64(from.File.SizeMiB)/vm.MiBPerGiB)
 	}
 	c.d.Image = from.File.Image
 	return nil

@@ -90,7 +90,12 @@ func New(s vm.Store, d vm.Driver, n vm.HostNetwork, o Options, log *slog.Logger)
 	e.Consoles = &Consoles{e}
 	e.Orphans = &Orphans{e}
 	e.Operations = &Operations{e}
-	e.settles = map[vm.ResourceKind]settler{vm.VMKind: e.VMs, vm.DiskKind: e.Disks, vm.ImageKind: e.Images, vm.NetworkKind: e.Networks}
+	e.settles = map[vm.ResourceKind]settler{
+		vm.VMKind:      e.VMs,
+		vm.DiskKind:    e.Disks,
+		vm.ImageKind:   e.Images,
+		vm.NetworkKind: e.Networks,
+	}
 	return e
 }
 

@@ -98,7 +98,8 @@ func networkEvents(c vm.Change) []vm.Event {
 	var events []vm.Event
 	add := func(kind string, n *vm.Network) {
 		if n != nil {
-			events = append(events, vm.NewEvent(kind, vm.NetworkResource(n.Name), map[string]any{"mode": n.Mode, "subnet": n.Subnet}))
+			data := map[string]any{"mode": n.Mode, "subnet": n.Subnet}
+			events = append(events, vm.NewEvent(kind, vm.NetworkResource(n.Name), data))
 		}
 	}
 	add("network.created", c.NewNetwork)
@@ -112,7 +113,8 @@ func networkEvents(c vm.Change) []vm.Event {
 func imageEvents(c vm.Change) []vm.Event {
 	var events []vm.Event
 	if i := c.NewImage; i != nil {
-		events = append(events, vm.NewEvent("image.created", vm.ImageResource(i.Name), map[string]any{"state": i.State, "source": i.Source}))
+		data := map[string]any{"state": i.State, "source": i.Source}
+		events = append(events, vm.NewEvent("image.created", vm.ImageResource(i.Name), data))
 	}
 	if u := c.Image; u != nil {
 		kind := "image.state"
@@ -131,7 +133,8 @@ func imageEvents(c vm.Change) []vm.Event {
 func diskEvents(c vm.Change) []vm.Event {
 	var events []vm.Event
 	if d := c.NewDisk; d != nil {
-		events = append(events, vm.NewEvent("disk.created", vm.DiskResource(d.ID), map[string]any{"size_mib": d.SizeMiB, "state": d.State}))
+		data := map[string]any{"size_mib": d.SizeMiB, "state": d.State}
+		events = append(events, vm.NewEvent("disk.created", vm.DiskResource(d.ID), data))
 	}
 	for _, u := range c.Disks {
 		kind := "disk.state"

@@ -78,7 +78,8 @@ func (a *forwardAddition) edit(ctx context.Context, v *vm.VM) (vm.Target, error)
 		return target, vm.InvalidField("/nic", "VM %s has no NIC in slot %d", v.ID, a.f.Slot)
 	}
 	if n.Mode != vm.NetworkNAT && n.Mode != vm.NetworkUser {
-		return target, vm.InvalidField("/nic", "NIC %d is on a network of mode %s: ports are forwarded on networks of mode nat and user", a.f.Slot, n.Mode)
+		return target, vm.InvalidField("/nic",
+			"NIC %d is on a network of mode %s: ports are forwarded on networks of mode nat and user", a.f.Slot, n.Mode)
 	}
 	if err := a.s.network.Check(n.Mode); err != nil {
 		return target, err
@@ -100,7 +101,8 @@ func (a *forwardAddition) apply(ctx context.Context, v vm.VM) error {
 
 // Remove ends a port forward, at once if the VM runs.
 func (s *Forwards) Remove(ctx context.Context, vmID, id string, match vm.Match) error {
-	return s.VMs.liveEdit(ctx, &forwardRemove, &liveEdit{id: vmID, match: match, late: true, change: &forwardRemoval{s: s, id: id}})
+	edit := &liveEdit{id: vmID, match: match, late: true, change: &forwardRemoval{s: s, id: id}}
+	return s.VMs.liveEdit(ctx, &forwardRemove, edit)
 }
 
 // A forwardRemoval is one [Forwards.Remove].

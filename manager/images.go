@@ -176,7 +176,9 @@ func (c *imageCreation) truth(ctx context.Context) (vm.Change, error) {
 
 // importInto brings in the content of an image that is recorded as i, and returns the change
 // that records it as available.
-func (s *Images) importInto(ctx context.Context, r *run, i *vm.Image, step string, get func(vm.Import) (vm.ImageContent, error)) (vm.Change, error) {
+func (s *Images) importInto(
+	ctx context.Context, r *run, i *vm.Image, step string, get func(vm.Import) (vm.ImageContent, error),
+) (vm.Change, error) {
 	r.report(step, "from "+i.Source)
 	from := i.State
 	_, err := get(vm.Import{

@@ -45,7 +45,9 @@ var errHeld = errors.New("held")
 // acquire takes all resources for h, or none, and reports whether it cancelled another
 // operation for that. It fails with a [vm.Fault] of code [vm.CodeBusy] that names the
 // operation that holds a resource.
-func (l *locks) acquire(ctx context.Context, h *holder, c claim, resources ...vm.Resource) (didPreempt bool, err error) {
+func (l *locks) acquire(
+	ctx context.Context, h *holder, c claim, resources ...vm.Resource,
+) (didPreempt bool, err error) {
 	for {
 		other := l.tryAcquire(h, resources)
 		if other == nil {

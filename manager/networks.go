@@ -148,7 +148,10 @@ func (s *Networks) placeSubnet(ctx context.Context, n *vm.Network) error {
 			continue
 		}
 		taken = append(taken, o.Subnet)
-		for field, both := range map[string][2]netip.Prefix{"/subnet": {o.Subnet, n.Subnet}, "/ipv6_subnet": {o.IPv6, n.IPv6}} {
+		for field, both := range map[string][2]netip.Prefix{
+			"/subnet":      {o.Subnet, n.Subnet},
+			"/ipv6_subnet": {o.IPv6, n.IPv6},
+		} {
 			if both[0].IsValid() && both[1].IsValid() && both[0].Overlaps(both[1]) {
 				return &vm.Fault{
 					Code:   vm.CodeInUse,
@@ -166,7 +169,8 @@ func (s *Networks) placeSubnet(ctx context.Context, n *vm.Network) error {
 		return err
 	}
 	if why != "" && n.Name == vm.DefaultNetwork { // other networks are expected to get another one
-		s.log.Warn("a network gets another subnet than the usual one", "network", n.Name, "subnet", free, "usual", firstSubnet, "reason", why)
+		s.log.Warn("a network gets another subnet than the usual one",
+			"network", n.Name, "subnet", free, "usual", firstSubnet, "reason", why)
 	}
 	n.Subnet = free
 	return nil
@@ -365,7 +369,8 @@ func (s *Networks) Prepare(ctx context.Context) error {
 	}
 	for _, d := range drift {
 		if d.Err != nil {
-			s.log.Warn("cannot prepare a network; the observer tries again", "resource", d.Resource, "reason", d.Details, "err", d.Err)
+			s.log.Warn("cannot prepare a network; the observer tries again",
+				"resource", d.Resource, "reason", d.Details, "err", d.Err)
 		}
 	}
 	return nil
@@ -376,7 +381,8 @@ func (s *Networks) makeDefault(ctx context.Context) error {
 	n := vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}
 	if err := s.network.Check(vm.NetworkNAT); err != nil {
 		n.Mode = vm.NetworkUser
-		s.log.Info("the default network is of mode user: its guests are reached by port forwards only", "network", n.Name, "reason", err)
+		s.log.Info("the default network is of mode user: its guests are reached by port forwards only",
+			"network", n.Name, "reason", err)
 	}
 	n, err := s.Create(ctx, n)
 	if err != nil && !errors.Is(err, vm.ErrExists) {

@@ -139,7 +139,9 @@ func (s *NICs) find(ctx context.Context, vmID string, slot int) (vm.VM, vm.NIC, 
 // Detach takes a NIC from a VM, unplugging it if the VM runs, which needs the guest. It
 // reports whether the NIC is gone. A NIC that the guest has not released is returned as
 // detaching: the observer asks again, and it is gone with the VM's QEMU at the latest.
-func (s *NICs) Detach(ctx context.Context, vmID string, slot int, match vm.Match) (n vm.NIC, gone bool, op vm.Operation, err error) {
+func (s *NICs) Detach(
+	ctx context.Context, vmID string, slot int, match vm.Match,
+) (n vm.NIC, gone bool, op vm.Operation, err error) {
 	x := &nicDetachment{s: s, vmID: vmID, slot: slot, match: match}
 	r, err := s.begin(ctx, nicDetach.request(x, vm.VMResource(vmID)))
 	if err != nil {

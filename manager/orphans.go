@@ -192,9 +192,10 @@ func (s *Images) verifyBacking(ctx context.Context, f *vm.DiskFile, resource vm.
 	sum, ok := f.Content()
 	if !ok {
 		return nil, &vm.Fault{
-			Code:   vm.CodeState,
-			Detail: fmt.Sprintf("the disk of %s is based on %s, which is neither an image nor the configured default_boot_disk", resource, f.Base),
-			Hint:   "if that is right, configure it and adopt it then",
+			Code: vm.CodeState,
+			Detail: fmt.Sprintf("the disk of %s is based on %s, which is neither an image nor the configured default_boot_disk",
+				resource, f.Base),
+			Hint: "if that is right, configure it and adopt it then",
 		}
 	}
 	s.contents.Lock()
@@ -205,9 +206,10 @@ func (s *Images) verifyBacking(ctx context.Context, f *vm.DiskFile, resource vm.
 	}
 	if len(images) == 0 || string(images[0].Layout) != f.BaseFormat {
 		return nil, &vm.Fault{
-			Code:   vm.CodeState,
-			Detail: fmt.Sprintf("the disk of %s is based on content of format %s that no image has: %s", resource, f.BaseFormat, sum),
-			Hint:   "bring that image in again and adopt it then",
+			Code: vm.CodeState,
+			Detail: fmt.Sprintf("the disk of %s is based on content of format %s that no image has: %s",
+				resource, f.BaseFormat, sum),
+			Hint: "bring that image in again and adopt it then",
 		}
 	}
 	f.Image = images[0].Name

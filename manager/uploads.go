@@ -29,7 +29,9 @@ func (s *Images) Upload(ctx context.Context, n vm.NewImage, r io.Reader, more bo
 
 // ContinueUpload appends r to an upload. offset must equal the number of bytes received so
 // far ([vm.CodePrecondition] otherwise).
-func (s *Images) ContinueUpload(ctx context.Context, name string, offset int64, r io.Reader, more bool) (vm.Image, vm.Operation, error) {
+func (s *Images) ContinueUpload(
+	ctx context.Context, name string, offset int64, r io.Reader, more bool,
+) (vm.Image, vm.Operation, error) {
 	return s.upload(ctx, &uploading{s: s, i: vm.Image{Name: name}, body: r, offset: offset, more: more})
 }
 

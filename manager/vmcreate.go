@@ -37,7 +37,8 @@ func (s *VMs) Create(ctx context.Context, n vm.NewVM) (vm.VM, error) {
 		n.ID = "vm-" + randomWord(8)
 	}
 	if !vm.ValidName(n.ID) {
-		return vm.VM{}, vm.InvalidField("/name", "must have 1 to 63 characters of a-z, 0-9 and '-', and begin and end with a letter or a digit")
+		return vm.VM{}, vm.InvalidField("/name",
+			"must have 1 to 63 characters of a-z, 0-9 and '-', and begin and end with a letter or a digit")
 	}
 	c := &creation{s: s, n: n, v: vm.VM{
 		ID: n.ID, UUID: uuid.NewString(),

@@ -25,7 +25,8 @@ func (s *VMs) Why(ctx context.Context, id string) (vm.Why, error) {
 	if w.Disks, err = s.store.Disks(ctx, vm.DiskFilter{VMID: id}, vm.Page{}); err != nil {
 		return vm.Why{}, err
 	}
-	if w.Operations, err = s.store.Operations(ctx, vm.OperationFilter{Resource: vm.VMResource(id)}, vm.Page{}); err != nil {
+	operations := vm.OperationFilter{Resource: vm.VMResource(id)}
+	if w.Operations, err = s.store.Operations(ctx, operations, vm.Page{}); err != nil {
 		return vm.Why{}, err
 	}
 	w.Operations = w.Operations[max(0, len(w.Operations)-whyOperations):]
@@ -33,7 +34,8 @@ func (s *VMs) Why(ctx context.Context, id string) (vm.Why, error) {
 	if err != nil {
 		return vm.Why{}, err
 	}
-	if w.Events, err = s.store.Events(ctx, vm.EventFilter{Resource: vm.VMResource(id)}, vm.Page{After: last - whyBack}); err != nil {
+	events := vm.EventFilter{Resource: vm.VMResource(id)}
+	if w.Events, err = s.store.Events(ctx, events, vm.Page{After: last - whyBack}); err != nil {
 		return vm.Why{}, err
 	}
 	w.Events = w.Events[max(0, len(w.Events)-whyEvents):]

@@ -143,7 +143,9 @@ func passtArgs(p vm.Port, nw vm.Network) []string {
 
 // startPasst starts a passt and returns vmand's end of its connection once passt
 // serves. passt survives vmand and ends with QEMU.
-func (n *Networks) startPasst(ctx context.Context, program, id string, p vm.Port, nw vm.Network) (_ *os.File, err error) {
+func (n *Networks) startPasst(
+	ctx context.Context, program, id string, p vm.Port, nw vm.Network,
+) (_ *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err

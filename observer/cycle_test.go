@@ -8,29 +8,29 @@ import (
 	"vmand/vm"
 )
 
-// kinds returns how many passes were light and how many were whole.
+// kinds returns the numbers of light and of whole passes.
 func (w *world) kinds() (light, whole int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.light, w.surveys - w.light
 }
 
-// alter changes the world under its lock as the daemon itself does: no foreign write shows.
+// alter changes the world under its lock without a foreign write, as the daemon itself does.
 func (w *world) alter(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f()
 }
 
-func TestAWholePassIsMadeWhenSomethingRequiresIt(t *testing.T) {
+func TestWholePasses(t *testing.T) {
 	tests := map[string]struct {
 		prepare func(w *world)
 		before  int // passes before the change
 		change  func(w *world)
 		passes  int // after the change
-		whole   int // of those
+		whole   int // whole passes among them
 	}{
-		"nothing happens":                 {passes: 11, whole: 0},
+		"no change":                       {passes: 11, whole: 0},
 		"every 12th pass":                 {passes: 12, whole: 1},
 		"twice in two minutes":            {passes: 24, whole: 2},
 		"another process writes":          {change: func(w *world) { w.foreign++ }, passes: 3, whole: 1},
@@ -68,18 +68,18 @@ func TestAWholePassIsMadeWhenSomethingRequiresIt(t *testing.T) {
 					after(interval)
 				}
 				if light, whole := w.kinds(); whole-was != tt.whole || light+whole != 1+tt.before+tt.passes {
-					t.Errorf("%d passes after the change are whole, want %d; %d passes in all", whole-was, tt.whole, light+whole)
+					t.Errorf("%d whole passes after the change, want %d; %d passes in total", whole-was, tt.whole, light+whole)
 				}
 			})
 		})
 	}
 }
 
-func TestAnIssueThatALightPassCannotSeeStays(t *testing.T) {
+func TestLightPassKeepsIssuesItCannotCheck(t *testing.T) {
 	tests := map[string]struct {
 		prepare func(w *world)
 		issue   string
-		cure    func(w *world) // must be noticed by the next pass
+		cure    func(w *world) // the next pass must notice it
 	}{
 		"files of a disk without a record": {
 			func(w *world) { w.seen.DiskFiles["stray"] = 1 }, "orphan_disk disks/stray",
@@ -132,14 +132,14 @@ func TestAnIssueThatALightPassCannotSeeStays(t *testing.T) {
 				for range 2 * wholeEvery {
 					after(interval)
 					if got := o.Status().Issues; len(got) != 1 || got[0] != first {
-						t.Fatalf("issues %+v, want %+v still", got, first)
+						t.Fatalf("issues %+v, want still %+v", got, first)
 					}
 				}
 				if light, whole := w.kinds(); light < 20 || whole > 5 {
 					t.Errorf("%d light and %d whole passes", light, whole)
 				}
-				if got := w.told(); len(got) != 1 {
-					t.Errorf("told %q, want one event", got)
+				if got := w.ownEvents(); len(got) != 1 {
+					t.Errorf("recorded events %q, want one", got)
 				}
 				w.alter(func() { tt.cure(w) })
 				after(interval)
@@ -149,7 +149,7 @@ func TestAnIssueThatALightPassCannotSeeStays(t *testing.T) {
 	}
 }
 
-func TestALightPassSettlesWhatIsActive(t *testing.T) {
+func TestLightPassSettlesActiveVMs(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.run("b")
@@ -170,30 +170,30 @@ func TestALightPassSettlesWhatIsActive(t *testing.T) {
 	})
 }
 
-func TestAPartialPlanCallsNothingMissing(t *testing.T) {
+func TestPartialPlanReportsNoMissingFiles(t *testing.T) {
 	seen := surveyOf("a", vm.Observation{PID: 42, Status: vm.StatusRunning, Plugged: []string{"d"}})
 	seen.DiskFiles = nil
 	recorded := Recorded{
 		Partial: true,
 		VMs: []vm.VM{
 			{ID: "a", State: vm.Running, Reason: vm.ReasonRequested},
-			{ID: "failed", State: vm.Errored, Reason: vm.ReasonCrashed}, // has no process: its files were not looked at
+			{ID: "failed", State: vm.Errored, Reason: vm.ReasonCrashed}, // has no process: its files are not in the survey
 		},
 		Disks: []vm.Disk{
 			{ID: "d", VMID: "a", State: vm.DiskAttached, DiskFile: vm.DiskFile{SizeMiB: 1024}},
 			{ID: "bad", State: vm.DiskError},
 		},
 	}
-	if plan := Plan(recorded, seen, 0, nobody); len(plan) != 0 {
-		t.Errorf("plan %+v, want nothing", plan)
+	if plan := Plan(recorded, seen, 0, neverBusy); len(plan) != 0 {
+		t.Errorf("plan %+v, want no actions", plan)
 	}
 	seen.VMFiles["a"] = false
-	if got := names(Plan(recorded, seen, 0, nobody)); !slices.Equal(got, []string{"missing_disk vms/a"}) {
-		t.Errorf("plan %q, want the root disk of the VM with a process missing", got)
+	if got := names(Plan(recorded, seen, 0, neverBusy)); !slices.Equal(got, []string{"missing_disk vms/a"}) {
+		t.Errorf("plan %q, want a missing root disk of the VM with a process", got)
 	}
 }
 
-func TestAPassThatCannotSeeWhatChangedIsWhole(t *testing.T) {
+func TestPassIsWholeIfEventsCannotBeRead(t *testing.T) {
 	for _, what := range []string{"last event", "events"} {
 		t.Run(what, func(t *testing.T) {
 			w := newWorld()
@@ -208,7 +208,7 @@ func TestAPassThatCannotSeeWhatChangedIsWhole(t *testing.T) {
 				after(interval)
 				synctest.Wait()
 				if _, whole := w.kinds(); whole != was+1 || o.Status().Status != StatusOK {
-					t.Errorf("%d whole passes more, status %+v; want one, and ok", whole-was, o.Status())
+					t.Errorf("%d more whole passes, status %+v; want 1 and ok", whole-was, o.Status())
 				}
 				expectIssues(t, o, "orphan_disk disks/stray")
 			})

@@ -10,30 +10,36 @@ import (
 )
 
 const (
-	// wholeEvery is how often a pass is whole if nothing else requires it: every 12th,
-	// one a minute at the default interval.
+	// wholeEvery is the number of passes of which at least one is whole: one a minute at the
+	// default interval.
 	wholeEvery = 12
-	// rowsAtOnce is how many rows a whole pass holds in memory at a time.
+	// rowsAtOnce is the number of rows that a whole pass reads at a time, to bound its memory.
 	rowsAtOnce = 500
 )
 
 // A cycle decides which passes are whole.
 type cycle struct {
-	begun   bool // there was a pass
+	begun   bool // a pass has begun
 	whole   bool // the next pass must be whole
 	light   int  // light passes since the last whole one
 	files   string
 	foreign int64
 	event   int64                // number of the newest event before the last pass
-	watched map[vm.Resource]bool // those of findings that a light pass may not look at
+	watched map[vm.Resource]bool // with findings that a light pass can miss
 }
 
-// beginPass reports whether the pass that begins must be whole, and prepares the cycle for
-// the next one. It reports true if it cannot find out.
+// beginPass reports whether this pass must be whole, and prepares the cycle for the next one.
+// It returns true if it cannot read the host or the records.
 func (o *Observer) beginPass(ctx context.Context) bool {
 	c := &o.cycle
 	whole := !c.begun || c.whole || c.light+1 >= wholeEvery
-	next := cycle{begun: true, files: c.files, foreign: c.foreign, event: c.event, watched: map[vm.Resource]bool{}}
+	next := cycle{
+		begun:   true,
+		files:   c.files,
+		foreign: c.foreign,
+		event:   c.event,
+		watched: map[vm.Resource]bool{},
+	}
 	_, err := guard(o.log, func() (_ struct{}, err error) {
 		if next.files, err = o.host.FilesVersion(ctx); err != nil {
 			return
@@ -60,8 +66,8 @@ func (o *Observer) beginPass(ctx context.Context) bool {
 	return whole
 }
 
-// concerns reports whether an event after the one with the number last, except those of the
-// observer, is about a watched resource. It reports true if there are too many events.
+// concerns reports whether an event with a number above last is about a watched resource,
+// leaving out the observer's own events. It returns true if there are more than newsPage events.
 func (o *Observer) concerns(ctx context.Context, last int64, watched map[vm.Resource]bool) (bool, error) {
 	events, err := o.records.Events(ctx, vm.EventFilter{}, vm.Page{After: last, Limit: newsPage})
 	if err != nil {
@@ -75,17 +81,16 @@ func (o *Observer) concerns(ctx context.Context, last int64, watched map[vm.Reso
 	return len(events) == newsPage, nil
 }
 
-// A view is what a pass looked at: a planner that has seen the VMs, disks and images, and
-// the VMs that are active or have a process.
+// A view holds the data that a pass read.
 type view struct {
-	planner *planner
-	active  []vm.VM
+	planner *planner // has the VMs, disks and images
+	active  []vm.VM  // the VMs that are active or have a process
 }
 
-// lookAtAll looks at the host and at everything recorded. It observes the host before it
-// reads the records: a VM created in between then shows as recorded and without files,
-// which Settle knows, and never as an orphan.
-func (o *Observer) lookAtAll(ctx context.Context) (view, error) {
+// viewAll reads the host and all records. It observes the host before it reads the records:
+// a VM created in between is then recorded and has no files, which Settle handles, and is not
+// mistaken for an orphan.
+func (o *Observer) viewAll(ctx context.Context) (view, error) {
 	seen, err := o.host.Survey(ctx)
 	if err != nil {
 		return view{}, fmt.Errorf("survey the host: %w", err)
@@ -102,7 +107,7 @@ func (o *Observer) lookAtAll(ctx context.Context) (view, error) {
 			return one.Seq
 		})
 	if err != nil {
-		return view{}, fmt.Errorf("read the recorded vms: %w", err)
+		return view{}, fmt.Errorf("read the recorded VMs: %w", err)
 	}
 	err = pages(func(page vm.Page) ([]vm.Disk, error) { return o.records.Disks(ctx, vm.DiskFilter{}, page) },
 		func(d vm.Disk) int64 {
@@ -120,8 +125,8 @@ func (o *Observer) lookAtAll(ctx context.Context) (view, error) {
 	return v, nil
 }
 
-// pages calls each for every row that read returns, a page at a time. each returns the Seq
-// of the row.
+// pages calls each for all rows, which read returns page by page. each returns the Seq of the
+// row.
 func pages[T any](read func(vm.Page) ([]T, error), each func(T) int64) error {
 	page := vm.Page{Limit: rowsAtOnce}
 	for {
@@ -138,9 +143,9 @@ func pages[T any](read func(vm.Page) ([]T, error), each func(T) int64) error {
 	}
 }
 
-// lookAtActive looks at the processes of the host, at the VMs that are active or have a
-// process, and at the disks of those VMs. Like lookAtAll it observes the host first.
-func (o *Observer) lookAtActive(ctx context.Context) (view, error) {
+// viewActive reads the processes of the host, the VMs that are active or have a process,
+// and the disks of these VMs. Like viewAll it observes the host first.
+func (o *Observer) viewActive(ctx context.Context) (view, error) {
 	seen, err := o.host.SurveyProcesses(ctx)
 	if err != nil {
 		return view{}, fmt.Errorf("survey the host: %w", err)
@@ -148,7 +153,7 @@ func (o *Observer) lookAtActive(ctx context.Context) (view, error) {
 	p := newPlanner(seen, true)
 	v := view{planner: p}
 	if v.active, err = o.records.VMs(ctx, vm.VMFilter{Active: true}, vm.Page{}); err != nil {
-		return view{}, fmt.Errorf("read the active vms: %w", err)
+		return view{}, fmt.Errorf("read the active VMs: %w", err)
 	}
 	for _, one := range v.active {
 		p.addVM(one)
@@ -187,7 +192,7 @@ func (o *Observer) lookAtActive(ctx context.Context) (view, error) {
 	return v, nil
 }
 
-// plan completes the plan of a view.
+// plan returns the plan for a view.
 func (o *Observer) plan(ctx context.Context, v view) ([]Action, error) {
 	open, err := o.records.Operations(ctx, vm.OperationFilter{Open: true}, vm.Page{})
 	if err != nil {

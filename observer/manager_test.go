@@ -15,8 +15,7 @@ import (
 	"vmand/vm/vmtest"
 )
 
-// A daemon is an observer over the real manager, a real database and a driver
-// that only pretends.
+// A daemon is an observer with the real manager, a real database and a fake driver.
 type daemon struct {
 	t        *testing.T
 	store    *store.Store
@@ -25,7 +24,7 @@ type daemon struct {
 	observer *Observer
 }
 
-// A thoroughHost shows in a survey all that a look at each VM shows.
+// A thoroughHost returns surveys with the full observation of each VM.
 type thoroughHost struct{ *vmtest.Driver }
 
 func (h thoroughHost) Survey(ctx context.Context) (vm.Survey, error) {
@@ -44,7 +43,7 @@ func (h thoroughHost) SurveyProcesses(ctx context.Context) (vm.Survey, error) {
 	return seen, err
 }
 
-// inDaemon runs f beside an observer in a bubble of its own time.
+// inDaemon runs f in a synctest bubble with a running observer.
 func inDaemon(t *testing.T, f func(t *testing.T, d *daemon)) {
 	path := filepath.Join(t.TempDir(), "vman.db")
 	synctest.Test(t, func(t *testing.T) {
@@ -54,7 +53,14 @@ func inDaemon(t *testing.T, f func(t *testing.T, d *daemon)) {
 		}
 		d := &daemon{t: t, store: s, driver: &vmtest.Driver{}}
 		d.manager = manager.New(s, d.driver, &vmtest.Network{}, manager.Options{}, discard)
-		d.observer = New(Options{Interval: interval}, Deps{thoroughHost{d.driver}, s, d.manager, d.manager.VMs, d.manager.Networks, discard})
+		d.observer = New(Options{Interval: interval}, Deps{
+			Host:      thoroughHost{d.driver},
+			Records:   s,
+			Settler:   d.manager,
+			Restarter: d.manager.VMs,
+			Networks:  d.manager.Networks,
+			Log:       discard,
+		})
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -71,7 +77,7 @@ func inDaemon(t *testing.T, f func(t *testing.T, d *daemon)) {
 	})
 }
 
-// start makes a VM that runs, with a restart policy.
+// start creates and starts a VM with a restart policy.
 func (d *daemon) start(id string, policy vm.RestartPolicy) {
 	d.t.Helper()
 	if _, err := d.store.Template(d.t.Context(), "small"); err != nil {
@@ -79,7 +85,8 @@ func (d *daemon) start(id string, policy vm.RestartPolicy) {
 			d.t.Fatal(err)
 		}
 	}
-	if _, err := d.manager.VMs.Create(d.t.Context(), vm.NewVM{ID: id, Template: "small", NICs: &[]vm.NewNIC{}, VMEdits: vm.VMEdits{Restart: &policy}}); err != nil {
+	spec := vm.NewVM{ID: id, Template: "small", NICs: &[]vm.NewNIC{}, VMEdits: vm.VMEdits{Restart: &policy}}
+	if _, err := d.manager.VMs.Create(d.t.Context(), spec); err != nil {
 		d.t.Fatal(err)
 	}
 	_, op, err := d.manager.VMs.Do(d.t.Context(), id, vm.OpStart, vm.StopOptions{})
@@ -112,7 +119,7 @@ func (d *daemon) events(kind string) (resources []string) {
 	return resources
 }
 
-func TestARestartKeepsItsBackOffBetweenPasses(t *testing.T) {
+func TestRestartBackOff(t *testing.T) {
 	inDaemon(t, func(t *testing.T, d *daemon) {
 		d.start("a", vm.RestartOnFailure)
 		after(interval)
@@ -122,22 +129,22 @@ func TestARestartKeepsItsBackOffBetweenPasses(t *testing.T) {
 			d.observer.Nudge("a")
 			after(backoff - time.Millisecond)
 			if v := d.vm("a"); v.State != vm.Errored {
-				t.Fatalf("crash %d: %s (%s) before the back-off is over, want error", n, v.State, v.Reason)
+				t.Fatalf("crash %d: VM a is %s (%s) before the end of the back-off, want error", n, v.State, v.Reason)
 			}
 			after(200 * time.Millisecond)
 			v := d.vm("a")
 			if late := v.StartedAt.Sub(crash) - backoff; v.State != vm.Running || late < 0 || late > 200*time.Millisecond {
-				t.Fatalf("crash %d: %s (%s), restarted %s late", n, v.State, v.Reason, late)
+				t.Fatalf("crash %d: VM a is %s (%s), restarted %s late; want running, at most 200 ms late", n, v.State, v.Reason, late)
 			}
 			if v.Restarts != n+1 {
-				t.Errorf("crash %d: %d restarts are recorded", n, v.Restarts)
+				t.Errorf("crash %d: %d restarts are recorded, want one per crash", n, v.Restarts)
 			}
 			after(time.Second)
 		}
 	})
 }
 
-func TestARowChangedBehindTheDaemonsBackIsMadeTrueByTheNextPass(t *testing.T) {
+func TestPassRepairsAForeignWrite(t *testing.T) {
 	inDaemon(t, func(t *testing.T, d *daemon) {
 		d.start("a", vm.RestartNever)
 		after(interval)
@@ -148,45 +155,45 @@ func TestARowChangedBehindTheDaemonsBackIsMadeTrueByTheNextPass(t *testing.T) {
 		}
 		after(interval)
 		if v := d.vm("a"); v.State != vm.Running {
-			t.Errorf("it is %s, want running", v.State)
+			t.Errorf("VM a is %s, want running", v.State)
 		}
 		expectIssues(t, d.observer, "vm_state_mismatch vms/a: recorded running/requested in place of stopped/requested")
 		if i := d.observer.Status().Issues[0]; i.RepairedAt.IsZero() {
-			t.Errorf("%+v: want it to say when it was repaired", i)
+			t.Errorf("issue %+v, want a time of repair", i)
 		}
 		for _, kind := range []string{"observer.issue", "observer.repaired"} {
 			if got := d.events(kind); !slices.Equal(got, []string{"vms/a"}) {
-				t.Errorf("events %s of %q, want one of vms/a", kind, got)
+				t.Errorf("events %s of resources %q, want one of vms/a", kind, got)
 			}
 		}
 	})
 }
 
-func TestAGuestThatFoundItsDiskFullGoesOnWhenThereIsRoom(t *testing.T) {
+func TestGuestPausedByAFullDiskContinues(t *testing.T) {
 	inDaemon(t, func(t *testing.T, d *daemon) {
 		d.start("a", vm.RestartNever)
 		d.driver.SetFull("a", 3)
 		after(interval)
 		if v := d.vm("a"); v.State != vm.Paused || v.Reason != vm.ReasonDiskFull {
-			t.Fatalf("%s (%s), want paused (disk-full)", v.State, v.Reason)
+			t.Fatalf("VM a is %s (%s), want paused (disk-full)", v.State, v.Reason)
 		}
 		after(2 * interval)
 		expectIssues(t, d.observer)
 		d.driver.SetFull("a", 300)
 		after(interval)
 		if v := d.vm("a"); v.State != vm.Running {
-			t.Fatalf("%s (%s), want running", v.State, v.Reason)
+			t.Fatalf("VM a is %s (%s), want running", v.State, v.Reason)
 		}
 		i := d.observer.Status().Issues
 		if len(i) != 1 || !strings.Contains(i[0].Details, "300 MiB") || i[0].RepairedAt.IsZero() {
-			t.Errorf("issues %+v, want the one that was repaired, with the room there is", i)
+			t.Errorf("issues %+v, want one repaired issue that names the free space", i)
 		}
 	})
 }
 
-func TestADisksRecordedSizeBecomesThatOfItsFile(t *testing.T) {
+func TestPassRecordsTheSizeOfADiskFile(t *testing.T) {
 	inDaemon(t, func(t *testing.T, d *daemon) {
-		after(interval / 2) // the first pass, which could see it too, is over
+		after(interval / 2) // the first pass must not see the disk
 		disk, err := d.manager.Disks.Create(t.Context(), vm.NewDisk{SizeMiB: 1024})
 		if err != nil {
 			t.Fatal(err)

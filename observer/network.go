@@ -7,13 +7,17 @@ import (
 	"vmand/vm"
 )
 
-// networks compares the networks on the host with the records and has them made
-// as they are wanted, and returns what was found with what came of it.
+// networks compares the networks on the host with the records, repairs the differences in
+// mode [RepairAuto], and returns the differences with the result of each repair.
 func (o *Observer) networks(ctx context.Context, vms []vm.VM) (plan []Action, results []result) {
 	repair := o.o.Repair == RepairAuto
 	drift, err := guard(o.log, func() ([]vm.Drift, error) { return o.nets.Reconcile(ctx, vms, repair) })
 	if err != nil {
-		drift = append(drift, vm.Drift{Resource: vm.Resource{Kind: vm.NetworkKind}, Details: "the networks of the host cannot be looked at", Err: err})
+		drift = append(drift, vm.Drift{
+			Resource: vm.Resource{Kind: vm.NetworkKind},
+			Details:  "vmand cannot inspect the networks of the host",
+			Err:      err,
+		})
 	}
 	for _, d := range drift {
 		r := result{}
@@ -21,7 +25,7 @@ func (o *Observer) networks(ctx context.Context, vms []vm.VM) (plan []Action, re
 		case d.Err != nil:
 			r = result{outcome: failed, err: d.Err}
 		case d.Repaired:
-			r = result{outcome: repaired, repair: vm.Repair{Changed: true, Detail: "made so again"}}
+			r = result{outcome: repaired, repair: vm.Repair{Changed: true, Detail: "restored the recorded configuration"}}
 		}
 		plan = append(plan, Action{Type: NetworkDrift, Resource: d.Resource, Details: d.Details, Passes: 1})
 		results = append(results, r)
@@ -29,18 +33,19 @@ func (o *Observer) networks(ctx context.Context, vms []vm.VM) (plan []Action, re
 	return plan, results
 }
 
-// nics finds what a VM's NICs are recorded as while no operation is at work on
-// them, and which QEMU contradicts.
+// nics plans for a VM with a NIC in a transitional state, or with NICs in QEMU that differ
+// from the records. It plans at most one action.
 func (p *planner) nics(v vm.VM) {
-	seen := p.seen.VMs[v.ID]
+	resource := vm.VMResource(v.ID)
 	for _, n := range v.NICs {
 		if n.State != vm.NICAttached {
-			p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(v.ID), Settle: true, Passes: 2,
-				Details: fmt.Sprintf("nic %d is recorded as %s while no operation is at work on it", n.Slot, n.State),
-				Cure:    fmt.Sprintf("finished what was begun with nic %d", n.Slot)})
+			p.repair(RuntimeDrift, resource, 2,
+				fmt.Sprintf("NIC %d is recorded as %s, but no operation is running", n.Slot, n.State),
+				fmt.Sprintf("finished the interrupted change of NIC %d", n.Slot))
 			return
 		}
 	}
+	seen := p.seen.VMs[v.ID]
 	if !seen.Alive() || seen.NICs == nil {
 		return
 	}
@@ -50,16 +55,17 @@ func (p *planner) nics(v vm.VM) {
 	}
 	for _, slot := range seen.NICs {
 		if !recorded[slot] {
-			p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(v.ID), Passes: 2,
-				Details: fmt.Sprintf("QEMU process %d has a nic in slot %d, which is not recorded; it is left alone", seen.PID, slot)})
+			p.report(RuntimeDrift, resource, 2,
+				"QEMU process %d has a NIC in slot %d, which is not recorded; vmand does not unplug it", seen.PID, slot)
 			return
 		}
 		delete(recorded, slot)
 	}
 	for _, n := range v.NICs {
 		if recorded[n.Slot] {
-			p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(v.ID), Passes: 2,
-				Details: fmt.Sprintf("nic %d is recorded, and QEMU process %d does not have it; the next start plugs it", n.Slot, seen.PID)})
+			p.report(RuntimeDrift, resource, 2,
+				"NIC %d is recorded, but QEMU process %d does not have it; the next start of the VM plugs it",
+				n.Slot, seen.PID)
 			return
 		}
 	}

@@ -10,18 +10,18 @@ import (
 	"vmand/vm"
 )
 
-func TestNetworksThatDriftedAreReportedWithWhatWasDone(t *testing.T) {
+func TestNetworkDriftIsReportedWithItsRepair(t *testing.T) {
 	tests := map[string]struct {
 		repair   string
 		drift    vm.Drift
 		err      error
-		want     string // of the issue's repair
+		want     string // repair of the issue
 		repaired bool
 	}{
-		"repaired":              {RepairAuto, vm.Drift{Resource: vm.NetworkResource("vman0"), Details: "the bridge is down"}, nil, "made so again", true},
-		"not to be repaired":    {RepairReport, vm.Drift{Resource: vm.NetworkResource("vman0"), Details: "the bridge is down"}, nil, "", false},
-		"failed":                {RepairAuto, vm.Drift{Resource: vm.VMResource("a"), Details: "the tap is gone", Err: errors.New("no way")}, nil, "tried, and failed: no way", false},
-		"nothing could be seen": {RepairAuto, vm.Drift{}, errors.New("no netlink"), "tried, and failed: no netlink", false},
+		"repaired":          {RepairAuto, vm.Drift{Resource: vm.NetworkResource("vman0"), Details: "the bridge is down"}, nil, "restored the recorded configuration", true},
+		"report mode":       {RepairReport, vm.Drift{Resource: vm.NetworkResource("vman0"), Details: "the bridge is down"}, nil, "", false},
+		"failed repair":     {RepairAuto, vm.Drift{Resource: vm.VMResource("a"), Details: "the tap is gone", Err: errors.New("no way")}, nil, "the repair failed: no way", false},
+		"failed inspection": {RepairAuto, vm.Drift{}, errors.New("no netlink"), "the repair failed: no netlink", false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -35,22 +35,22 @@ func TestNetworksThatDriftedAreReportedWithWhatWasDone(t *testing.T) {
 				o.pass(t.Context())
 				issues := o.Status().Issues
 				if len(issues) != 1 || issues[0].Type != NetworkDrift || issues[0].Repair != tt.want || issues[0].RepairedAt.IsZero() == tt.repaired {
-					t.Fatalf("issues: %+v", issues)
+					t.Fatalf("issues %+v, want one network_drift with repair %q, repaired: %t", issues, tt.want, tt.repaired)
 				}
 				if want := tt.repair == RepairAuto; w.repairs[0] != want {
-					t.Errorf("asked to repair: %t", w.repairs[0])
+					t.Errorf("Reconcile was called with repair %t, want %t", w.repairs[0], want)
 				}
 				if !slices.ContainsFunc(w.events, func(e vm.Event) bool {
 					return e.Type == "observer.issue" && strings.Contains(string(e.Data), "network_drift")
 				}) {
-					t.Errorf("events: %+v", w.events)
+					t.Errorf("events %+v, want an observer.issue of network_drift", w.events)
 				}
 			})
 		})
 	}
 }
 
-func TestNICsThatQEMUContradictsAreFound(t *testing.T) {
+func TestPlanNICs(t *testing.T) {
 	nic := func(slot int, s vm.NICState) vm.NIC { return vm.NIC{Slot: slot, Network: "vman0", State: s} }
 	tests := map[string]struct {
 		nics   []vm.NIC
@@ -58,26 +58,26 @@ func TestNICsThatQEMUContradictsAreFound(t *testing.T) {
 		want   string
 		settle bool
 	}{
-		"as recorded":     {[]vm.NIC{nic(0, vm.NICAttached)}, []int{0}, "", false},
-		"not known":       {[]vm.NIC{nic(0, vm.NICAttached)}, nil, "", false},
-		"half taken away": {[]vm.NIC{nic(0, vm.NICDetaching)}, []int{0}, "recorded as detaching", true},
-		"half put in":     {[]vm.NIC{nic(0, vm.NICAttaching)}, []int{}, "recorded as attaching", true},
-		"one more":        {nil, []int{3}, "slot 3, which is not recorded", false},
-		"one less":        {[]vm.NIC{nic(0, vm.NICAttached), nic(1, vm.NICAttached)}, []int{0}, "nic 1 is recorded", false},
+		"as recorded":    {[]vm.NIC{nic(0, vm.NICAttached)}, []int{0}, "", false},
+		"unknown NICs":   {[]vm.NIC{nic(0, vm.NICAttached)}, nil, "", false},
+		"half unplugged": {[]vm.NIC{nic(0, vm.NICDetaching)}, []int{0}, "recorded as detaching", true},
+		"half plugged":   {[]vm.NIC{nic(0, vm.NICAttaching)}, []int{}, "recorded as attaching", true},
+		"one NIC more":   {nil, []int{3}, "slot 3, which is not recorded", false},
+		"one NIC less":   {[]vm.NIC{nic(0, vm.NICAttached), nic(1, vm.NICAttached)}, []int{0}, "NIC 1 is recorded", false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			v := vm.VM{ID: "a", State: vm.Running, Reason: vm.ReasonRequested, NICs: tt.nics}
-			seen := vm.Survey{VMs: map[string]vm.Observation{"a": {PID: 7, Status: vm.StatusRunning, NICs: tt.seen}}, VMFiles: map[string]bool{"a": true}}
-			plan := Plan(Recorded{VMs: []vm.VM{v}}, seen, 0, func(vm.Resource) bool { return false })
+			seen := surveyOf("a", vm.Observation{PID: 7, Status: vm.StatusRunning, NICs: tt.seen})
+			plan := Plan(Recorded{VMs: []vm.VM{v}}, seen, 0, neverBusy)
 			if tt.want == "" {
 				if len(plan) != 0 {
-					t.Errorf("plan: %+v", plan)
+					t.Errorf("plan %+v, want no actions", plan)
 				}
 				return
 			}
 			if len(plan) != 1 || plan[0].Type != RuntimeDrift || plan[0].Settle != tt.settle || !strings.Contains(plan[0].Details, tt.want) {
-				t.Errorf("plan: %+v", plan)
+				t.Errorf("plan %+v, want one runtime_drift with %q, settle: %t", plan, tt.want, tt.settle)
 			}
 		})
 	}

@@ -1,16 +1,15 @@
-// Package observer keeps the records true: every few seconds it compares what
-// is recorded with what the host shows, has the [Settler] record the truth, and
-// reports what it must not repair by itself.
+// Package observer keeps the records true: every few seconds it compares the records with
+// the host, repairs safe differences through the [Settler], and reports the others.
 //
-// A whole pass compares everything that is recorded. Most passes are light: they
-// compare what is active, so that they cost what runs and not what is recorded.
+// A whole pass compares all records. Most passes are light: they compare the active VMs and
+// their disks, so that their cost depends on the number of running VMs, not of recorded ones.
 //
-// It is level-based: a pass looks at how things are and never at what happened.
-// A nudge only makes it look at one VM sooner; one that is lost costs nothing
-// but the wait for the next pass. It changes nothing but through the Settler,
-// and it never ends a process or removes a file that is not recorded.
+// The observer is level-based: a pass compares states and does not follow changes. A nudge
+// makes it check one VM earlier; a lost nudge only delays the check until the next pass. The
+// observer changes records and host only through the Settler and through [Networks], and it
+// never ends an unrecorded process or removes an unrecorded file.
 //
-// It also has VMs restarted when their policy says so.
+// It also begins the restarts of VMs by their restart policy.
 package observer
 
 import (
@@ -27,18 +26,17 @@ import (
 	"vmand/vm"
 )
 
-// Host shows the processes and files of the host. Its methods return at the latest when
-// ctx is done.
+// Host shows the processes and files of the host. Its methods return when ctx is done.
 type Host interface {
-	// Survey is for whole passes.
+	// Survey returns the processes and files of all VMs, for whole passes.
 	Survey(ctx context.Context) (vm.Survey, error)
-	// SurveyProcesses is for light passes: it is [Host.Survey] without lists of files.
+	// SurveyProcesses is [Host.Survey] without the lists of files, for light passes.
 	SurveyProcesses(ctx context.Context) (vm.Survey, error)
 	// FilesVersion returns a text that changes when files are created or removed.
 	FilesVersion(ctx context.Context) (string, error)
 }
 
-// Records is the recorded state.
+// Records reads the records.
 type Records interface {
 	VM(ctx context.Context, id string) (vm.VM, error)
 	VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error)
@@ -55,8 +53,8 @@ type Records interface {
 
 // Settler makes the records true.
 type Settler interface {
-	// Settle looks again under the resource's lock and records what is true.
-	// It fails with [vm.ErrBusy] at once if an operation holds the resource.
+	// Settle observes the resource with its lock held and records its true state. It
+	// fails with [vm.ErrBusy] at once if an operation holds the resource.
 	Settle(ctx context.Context, resource vm.Resource) (vm.Repair, error)
 	// Busy reports whether an operation holds the resource now.
 	Busy(resource vm.Resource) bool
@@ -64,25 +62,25 @@ type Settler interface {
 	Tell(ctx context.Context, events ...vm.Event) error
 	// NextEvent returns a channel that is closed when the next event is recorded.
 	NextEvent() <-chan struct{}
-	// Prune forgets operations and events that are old enough.
+	// Prune deletes old operations and events and returns their number.
 	Prune(ctx context.Context) (int, error)
 }
 
 // Restarter restarts VMs by their policy.
 type Restarter interface {
-	// RestartDue begins the automatic restart of a VM. It fails with
-	// [vm.ErrState] if none is due.
+	// RestartDue begins the restart of a VM by its policy. It fails with [vm.ErrState] if
+	// no restart is due.
 	RestartDue(ctx context.Context, id string) (vm.Operation, error)
 }
 
 // Networks compares the networks on the host with the records.
 type Networks interface {
-	// Reconcile compares the networks on the host with the records, given the active VMs
-	// as recorded. With repair it makes the host match the records.
+	// Reconcile compares the networks on the host with the records. vms are the active
+	// VMs. With repair it makes the host match the records.
 	Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error)
 }
 
-// Deps are the parts of vmand an [Observer] works with. All are needed.
+// Deps are the parts of vmand that an [Observer] uses. All are required.
 type Deps struct {
 	Host      Host
 	Records   Records
@@ -92,38 +90,37 @@ type Deps struct {
 	Log       *slog.Logger
 }
 
-// What an observer does about what it finds.
+// The values of [Options].Repair.
 const (
-	RepairAuto   = "auto"   // whatever is safe
-	RepairReport = "report" // nothing
+	RepairAuto   = "auto"   // repair the issues that are safe to repair, report the others
+	RepairReport = "report" // report all issues
 )
 
-// Options are what an [Observer] can be told.
+// Options configures an [Observer].
 type Options struct {
 	Interval time.Duration // between two passes
-	Repair   string        // [RepairAuto] or [RepairReport]; empty is auto
-	// LowMiB is how much free storage is too little; 0 for any being enough.
-	LowMiB int
+	Repair   string        // [RepairAuto] or [RepairReport]; empty means auto
+	LowMiB   int           // free storage in MiB below which it is low; 0 turns the check off
 }
 
 const (
-	// passTimeout ends a pass that the host or the database keeps waiting.
+	// passTimeout limits the reads of a pass from the host and the database.
 	passTimeout = 30 * time.Second
-	// settleTimeout ends one repair, which may have to end a process. What it
-	// leaves undone, the next pass tries again.
+	// settleTimeout limits one repair, which may have to end a process. The next pass
+	// tries an unfinished repair again.
 	settleTimeout = 10 * time.Second
-	// tellTimeout ends the recording of events.
+	// tellTimeout limits the recording of events.
 	tellTimeout = 5 * time.Second
-	// maxUntold is how many events wait for a database that cannot be written.
+	// maxUntold is the number of events kept while the database cannot be written.
 	maxUntold = 1000
-	// pruneInterval is how often what is old is forgotten.
+	// pruneInterval is the time between two deletions of old operations and events.
 	pruneInterval = time.Hour
-	// parallel is how many repairs go on at the same time in a pass, so that a
-	// mute VM does not delay the others.
+	// parallel is the number of concurrent repairs in a pass, so that a VM that does not
+	// answer does not delay the others.
 	parallel = 8
 )
 
-// Observer is the loop. Its methods may be called at the same time.
+// Observer runs the passes. Its methods are safe for concurrent use.
 type Observer struct {
 	host      Host
 	records   Records
@@ -133,24 +130,24 @@ type Observer struct {
 	o         Options
 	log       *slog.Logger
 
-	wake     chan struct{} // holds one: a VM is in nudged
+	wake     chan struct{} // of capacity 1: nudged has a VM
 	restarts *schedule
 	wg       sync.WaitGroup
 	pruned   time.Time // only the loop uses it
 	cycle    cycle     // only the loop uses it
 
 	telling sync.Mutex
-	untold  []vm.Event // that could not be recorded yet
+	untold  []vm.Event // not recorded yet
 
 	mu       sync.Mutex
 	nudged   map[string]bool // ids of VMs to settle soon
 	settling map[string]bool // ids of VMs being settled because of a nudge
 	status   Status
 	repaired []Issue                // by nudges since the last pass
-	since    map[finding]*suspicion // findings of the last pass, and those it did not look at again
+	since    map[finding]*suspicion // the current findings
 }
 
-// New returns an observer that does nothing before [Observer.Run].
+// New returns an observer that is idle until [Observer.Run].
 func New(o Options, d Deps) *Observer {
 	o.Repair = cmp.Or(o.Repair, RepairAuto)
 	return &Observer{
@@ -170,9 +167,9 @@ func New(o Options, d Deps) *Observer {
 	}
 }
 
-// Run makes a pass at once and then one in every interval, and meanwhile settles
-// nudged VMs and restarts those that are due. It returns when ctx is done and
-// every repair under way has come to its end. Call it once.
+// Run makes a pass at once and then one per interval. Meanwhile it settles nudged VMs and
+// begins the restarts that are due. It returns when ctx is done and all running repairs have
+// ended. It must be called once.
 func (o *Observer) Run(ctx context.Context) {
 	defer o.wg.Wait()
 	o.wg.Go(func() { o.serveNudges(ctx) })
@@ -201,9 +198,9 @@ func (o *Observer) serveNudges(ctx context.Context) {
 	}
 }
 
-// Nudge asks for a look at one VM soon, without waiting for the next pass. It
-// never blocks; any number of nudges before that look are one. Where nothing is
-// to be repaired it does nothing.
+// Nudge requests that the observer settles one VM now, without waiting for the next pass. It
+// does not block. Nudges before the VM is settled are merged. In mode [RepairReport] it is a
+// no-op.
 func (o *Observer) Nudge(vmID string) {
 	if o.o.Repair == RepairReport {
 		return
@@ -221,8 +218,8 @@ func (o *Observer) wakeUp() {
 	}
 }
 
-// settleNudged starts to settle every nudged VM that is not being settled
-// already; those have their turn again afterwards.
+// settleNudged starts to settle every nudged VM. A VM that is being settled stays nudged and
+// is settled once more afterwards.
 func (o *Observer) settleNudged(ctx context.Context) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -252,14 +249,21 @@ func (o *Observer) settleOne(ctx context.Context, id string) {
 	case repaired:
 		a.Details = fmt.Sprintf("recorded as %s, found %s", r.repair.Was, r.repair.Is)
 		at := time.Now()
-		i := Issue{Type: a.Type, Resource: resource, Details: a.Details, FirstSeenAt: at, Repair: r.repair.Detail, RepairedAt: at}
+		i := Issue{
+			Type:        a.Type,
+			Resource:    resource,
+			Details:     a.Details,
+			FirstSeenAt: at,
+			Repair:      r.repair.Detail,
+			RepairedAt:  at,
+		}
 		o.mu.Lock()
 		o.repaired = append(o.repaired, i)
 		o.mu.Unlock()
 		o.tell(ctx, o.announce(i, &suspicion{}))
 	case failed:
-		if ctx.Err() == nil { // else the daemon ends, and the next one settles
-			o.log.Warn("cannot settle after an event; the next pass will try", "resource", resource, "err", r.err)
+		if ctx.Err() == nil { // else the daemon stops and settles the VM at its next start
+			o.log.Warn("cannot settle after a nudge; the next pass tries again", "resource", resource, "err", r.err)
 		}
 	}
 }
@@ -272,14 +276,14 @@ func (o *Observer) prune(ctx context.Context) {
 	n, err := guard(o.log, func() (int, error) { return o.settler.Prune(ctx) })
 	switch {
 	case err != nil && ctx.Err() == nil:
-		o.log.Warn("cannot forget what is old", "err", err)
+		o.log.Warn("cannot delete old operations and events", "err", err)
 	case n > 0:
-		o.log.Info("forgot old operations and events", "count", n)
+		o.log.Info("deleted old operations and events", "count", n)
 	}
 }
 
-// guard calls f and turns a panic into an error, so that a defect costs one
-// repair and not the daemon.
+// guard calls f and turns a panic into an error, so that a defect fails one step and does not
+// end the daemon.
 func guard[T any](log *slog.Logger, f func() (T, error)) (result T, err error) {
 	defer func() {
 		if p := recover(); p != nil {

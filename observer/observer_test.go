@@ -20,7 +20,7 @@ const interval = 5 * time.Second
 
 var discard = slog.New(slog.DiscardHandler)
 
-// A world is a host, its records and the manager between them, all made up.
+// A world is a fake host with fake records and a fake manager.
 type world struct {
 	mu       sync.Mutex
 	vms      map[string]vm.VM
@@ -31,14 +31,14 @@ type world struct {
 	surveys  int
 	settled  []string
 	busy     map[string]bool
-	held     map[string]chan struct{} // Settle of a resource waits for its channel
-	mute     map[string]bool          // Settle of a resource waits for its context
-	fail     error                    // what Survey fails with
-	failRead map[string]error         // what reading "vms", "disks" or "operations" fails with
+	held     map[string]chan struct{} // channels that Settle of a resource waits for
+	mute     map[string]bool          // resources for which Settle waits until its context is done
+	fail     error                    // error of Survey
+	failRead map[string]error         // errors of reading "vms", "disks" or "operations"
 	settle   func(resource string) (vm.Repair, error)
 	onSurvey func()
-	onSettle func(v *vm.VM) // has a last word on what Settle records
-	stuck    chan struct{}  // Survey waits for it, whatever its context says
+	onSettle func(v *vm.VM) // changes the VM that Settle records
+	stuck    chan struct{}  // Survey waits for it and ignores its context
 	prunes   int
 	pruneErr error
 	events   []vm.Event
@@ -46,17 +46,29 @@ type world struct {
 	news     chan struct{}
 	drift    []vm.Drift
 	driftErr error
-	foreign  int64            // raised by every change of a test
+	foreign  int64            // incremented by change
 	light    int              // light passes among surveys
-	repairs  []bool           // what ReconcileNetworks was asked for
-	restarts []string         // ids RestartDue was called with
-	refuse   map[string]error // what RestartDue of an id fails with
+	repairs  []bool           // arguments of Reconcile
+	restarts []string         // ids that RestartDue was called with
+	refuse   map[string]error // errors of RestartDue, by id
 }
 
 func newWorld() *world {
-	return &world{vms: map[string]vm.VM{}, disks: map[string]vm.Disk{}, busy: map[string]bool{}, held: map[string]chan struct{}{},
-		mute: map[string]bool{}, failRead: map[string]error{}, refuse: map[string]error{}, news: make(chan struct{}),
-		seen: vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{}, DiskFiles: map[string]int64{}}}
+	return &world{
+		vms:      map[string]vm.VM{},
+		disks:    map[string]vm.Disk{},
+		busy:     map[string]bool{},
+		held:     map[string]chan struct{}{},
+		mute:     map[string]bool{},
+		failRead: map[string]error{},
+		refuse:   map[string]error{},
+		news:     make(chan struct{}),
+		seen: vm.Survey{
+			VMs:       map[string]vm.Observation{},
+			VMFiles:   map[string]bool{},
+			DiskFiles: map[string]int64{},
+		},
+	}
 }
 
 // run adds a VM that is recorded as running and runs.
@@ -66,7 +78,7 @@ func (w *world) run(id string) {
 	w.seen.VMs[id] = vm.Observation{PID: 42, Status: vm.StatusRunning}
 }
 
-// change changes the world under its lock.
+// change changes the world under its lock, as another process does: with a foreign write.
 func (w *world) change(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -98,14 +110,14 @@ func (w *world) SurveyProcesses(ctx context.Context) (vm.Survey, error) {
 	return light, err
 }
 
-// recorded returns what is recorded of a VM now.
+// recorded returns the record of a VM.
 func (w *world) recorded(id string) vm.VM {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.vms[id]
 }
 
-// ReconcileNetworks finds what the test has said, and repairs what has no error.
+// Reconcile returns the drift of the test, repaired if it has no error.
 func (w *world) Reconcile(_ context.Context, _ []vm.VM, repair bool) ([]vm.Drift, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -117,15 +129,14 @@ func (w *world) Reconcile(_ context.Context, _ []vm.VM, repair bool) ([]vm.Drift
 	return drift, w.driftErr
 }
 
-// did returns how often the observer has looked at the host, what it asked to
-// settle, and how often it pruned.
+// did returns the number of surveys, the settled resources, and the number of prunings.
 func (w *world) did() (surveys int, settled []string, prunes int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.surveys, slices.Clone(w.settled), w.prunes
 }
 
-// settlings counts how often each resource was asked to be settled.
+// settlings returns the number of calls of Settle by resource.
 func (w *world) settlings() map[string]int {
 	count := map[string]int{}
 	_, settled, _ := w.did()
@@ -148,7 +159,13 @@ func (w *world) Survey(context.Context) (vm.Survey, error) {
 	if w.onSurvey != nil {
 		w.onSurvey()
 	}
-	return vm.Survey{VMs: maps.Clone(w.seen.VMs), VMFiles: maps.Clone(w.seen.VMFiles), DiskFiles: maps.Clone(w.seen.DiskFiles), Storage: w.seen.Storage}, w.fail
+	seen := vm.Survey{
+		VMs:       maps.Clone(w.seen.VMs),
+		VMFiles:   maps.Clone(w.seen.VMFiles),
+		DiskFiles: maps.Clone(w.seen.DiskFiles),
+		Storage:   w.seen.Storage,
+	}
+	return seen, w.fail
 }
 
 func (w *world) VM(_ context.Context, id string) (vm.VM, error) {
@@ -179,7 +196,7 @@ func (w *world) LastEvent(context.Context) (int64, error) {
 	return int64(len(w.events)), w.failRead["last event"]
 }
 
-// happen records events. The caller holds mu.
+// happen records events. It must be called with mu held.
 func (w *world) happen(events ...vm.Event) {
 	for _, e := range events {
 		e.Seq = int64(len(w.events)) + 1
@@ -212,8 +229,8 @@ func (w *world) NextEvent() <-chan struct{} {
 	return w.news
 }
 
-// told returns the events of the observer's own, as "type resource data".
-func (w *world) told() []string {
+// ownEvents returns the observer's own events as "type resource data".
+func (w *world) ownEvents() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []string
@@ -269,12 +286,12 @@ func (w *world) Operations(_ context.Context, f vm.OperationFilter, _ vm.Page) (
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !f.Open {
-		return nil, errors.New("the observer wants the open operations only")
+		return nil, errors.New("the observer must read only the open operations")
 	}
 	return slices.Clone(w.open), w.failRead["operations"]
 }
 
-// Settle records what vm.Settle says, as the manager does.
+// Settle records the verdict of vm.Settle, as the manager does.
 func (w *world) Settle(ctx context.Context, on vm.Resource) (vm.Repair, error) {
 	resource := on.String()
 	w.mu.Lock()
@@ -328,8 +345,8 @@ func (w *world) Prune(context.Context) (int, error) {
 	return w.prunes, w.pruneErr
 }
 
-// observe runs an observer of w in a bubble of its own time, waits for its first
-// pass, and stops it after f.
+// observe runs an observer of w in a synctest bubble, waits for its first pass, calls f and
+// stops the observer.
 func observe(t *testing.T, w *world, f func(o *Observer)) {
 	t.Helper()
 	observeWith(t, w, Options{Interval: interval}, f)
@@ -338,11 +355,11 @@ func observe(t *testing.T, w *world, f func(o *Observer)) {
 func observeWith(t *testing.T, w *world, options Options, f func(o *Observer)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		// A channel belongs to the bubble it is made in.
+		// A channel belongs to the bubble that made it.
 		w.news = make(chan struct{})
 		o := New(options, Deps{w, w, w, w, w, discard})
 		if s := o.Status(); s.Status != StatusStarting || s.CheckInterval != interval || s.Repair == "" || !s.LastRunAt.IsZero() {
-			t.Errorf("status before the first pass is %+v", s)
+			t.Errorf("status before the first pass is %+v, want starting", s)
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -357,7 +374,7 @@ func observeWith(t *testing.T, w *world, options Options, f func(o *Observer)) {
 	})
 }
 
-// after lets time pass in the bubble, and then everything come to rest.
+// after advances the time of the bubble and waits until all goroutines block.
 func after(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
@@ -382,22 +399,22 @@ func expectIssues(t *testing.T, o *Observer, want ...string) {
 	}
 }
 
-func TestAPassThatFindsNothingDoesNothing(t *testing.T) {
+func TestPassWithoutFindings(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	observe(t, w, func(o *Observer) {
 		after(3 * interval)
 		if surveys, settled, _ := w.did(); surveys != 4 || len(settled) != 0 {
-			t.Errorf("%d surveys and settled %q after three intervals, want 4 and nothing", surveys, settled)
+			t.Errorf("%d surveys and settled %q after three intervals, want 4 and none", surveys, settled)
 		}
 		if s := o.Status(); s.Status != StatusOK || s.Error != "" || time.Since(s.LastRunAt) != 0 {
-			t.Errorf("status %+v, want ok, run just now", s)
+			t.Errorf("status %+v, want ok and a pass just now", s)
 		}
 		expectIssues(t, o)
 	})
 }
 
-func TestAVanishedProcessIsRecordedWithinAPassAndListedForOne(t *testing.T) {
+func TestPassRecordsAVanishedProcess(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	observe(t, w, func(o *Observer) {
@@ -412,7 +429,7 @@ func TestAVanishedProcessIsRecordedWithinAPassAndListedForOne(t *testing.T) {
 	})
 }
 
-func TestANudgeSettlesOneVMWithoutAPass(t *testing.T) {
+func TestNudgeSettlesOneVM(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.run("b")
@@ -425,7 +442,7 @@ func TestANudgeSettlesOneVMWithoutAPass(t *testing.T) {
 		o.Nudge("a")
 		synctest.Wait()
 		if surveys, settled, _ := w.did(); surveys != 1 || !slices.Equal(settled, []string{"vms/a"}) {
-			t.Errorf("%d surveys, settled %q; want one survey and vms/a alone", surveys, settled)
+			t.Errorf("%d surveys, settled %q; want one survey and only vms/a", surveys, settled)
 		}
 		if a, b := w.recorded("a"), w.recorded("b"); a.State != vm.Errored || b.State != vm.Running {
 			t.Errorf("a is %s and b is %s, want error and running", a.State, b.State)
@@ -438,7 +455,7 @@ func TestANudgeSettlesOneVMWithoutAPass(t *testing.T) {
 	})
 }
 
-func TestNudgesDuringASettlingAreOneMore(t *testing.T) {
+func TestNudgesDuringARepairAreMerged(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.run("b")
@@ -456,18 +473,18 @@ func TestNudgesDuringASettlingAreOneMore(t *testing.T) {
 		synctest.Wait()
 		count := w.settlings()
 		if count["vms/a"] != 1 || count["vms/b"] == 0 {
-			t.Errorf("settled %v while a was held, want a once and b not delayed by it", count)
+			t.Errorf("settled %v while a was held, want a once, and b without delay", count)
 		}
 		close(gate)
 		synctest.Wait()
 		count = w.settlings()
 		if count["vms/a"] != 2 {
-			t.Errorf("a was settled %d times, want once more for all nudges meanwhile", count["vms/a"])
+			t.Errorf("a was settled %d times, want 2: once more for all nudges meanwhile", count["vms/a"])
 		}
 	})
 }
 
-func TestANudgeBeforeRunIsNotLost(t *testing.T) {
+func TestNudgeBeforeRun(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	synctest.Test(t, func(t *testing.T) {
@@ -484,7 +501,7 @@ func TestANudgeBeforeRunIsNotLost(t *testing.T) {
 	})
 }
 
-func TestANudgeThatCannotSettleLeavesItToThePass(t *testing.T) {
+func TestFailedNudgeReportsNothing(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.settle = func(string) (vm.Repair, error) { return vm.Repair{}, errors.New("database is locked") }
@@ -495,7 +512,7 @@ func TestANudgeThatCannotSettleLeavesItToThePass(t *testing.T) {
 	})
 }
 
-func TestABusyVMIsSkipped(t *testing.T) {
+func TestPassSkipsABusyVM(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.vms["a"] = vm.VM{ID: "a", State: vm.Starting}
@@ -503,21 +520,21 @@ func TestABusyVMIsSkipped(t *testing.T) {
 	observe(t, w, func(o *Observer) {
 		after(2 * interval)
 		if _, settled, _ := w.did(); len(settled) != 0 {
-			t.Errorf("settled %q, want nobody to touch what an operation holds", settled)
+			t.Errorf("settled %q, want none while an operation holds the VM", settled)
 		}
 		expectIssues(t, o)
-		o.Nudge("a") // the try-lock refuses it
+		o.Nudge("a") // Settle fails with ErrBusy
 		synctest.Wait()
 		expectIssues(t, o)
 		w.change(func() { w.busy = map[string]bool{} })
 		after(interval)
 		if w.recorded("a").State != vm.Running {
-			t.Errorf("recorded %s once nobody held it, want running", w.recorded("a").State)
+			t.Errorf("recorded %s after the operation, want running", w.recorded("a").State)
 		}
 	})
 }
 
-func TestAVMThatBecomesBusyAfterThePlanIsSkipped(t *testing.T) {
+func TestPassSkipsAVMThatBecomesBusy(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.vms["a"] = vm.VM{ID: "a", State: vm.Starting}
@@ -528,7 +545,7 @@ func TestAVMThatBecomesBusyAfterThePlanIsSkipped(t *testing.T) {
 	})
 }
 
-func TestWhatALookUnderTheLockDoesNotConfirmIsNoIssue(t *testing.T) {
+func TestIssueNeedsConfirmationBySettle(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
@@ -539,7 +556,7 @@ func TestWhatALookUnderTheLockDoesNotConfirmIsNoIssue(t *testing.T) {
 	})
 }
 
-func TestAnOrphanIsReportedOnceASecondPassAgreesAndKeepsItsFirstSighting(t *testing.T) {
+func TestOrphanIsReportedBySecondPass(t *testing.T) {
 	w := newWorld()
 	w.seen.DiskFiles["stray"] = 1
 	observe(t, w, func(o *Observer) {
@@ -560,17 +577,17 @@ func TestAnOrphanIsReportedOnceASecondPassAgreesAndKeepsItsFirstSighting(t *test
 		expectIssues(t, o)
 		after(interval)
 		if at := o.Status().Issues[0].FirstSeenAt; !at.Equal(first.Add(5 * interval)) {
-			t.Errorf("first seen at %s, want the start of its second life %s", at, first.Add(5*interval))
+			t.Errorf("first seen at %s, want the start of its second appearance %s", at, first.Add(5*interval))
 		}
 		if _, settled, _ := w.did(); len(settled) != 0 {
-			t.Errorf("settled %q, want an orphan left alone", settled)
+			t.Errorf("settled %q, want no orphan settled", settled)
 		}
 	})
 }
 
-func TestADeleteUnderWayIsNeverReported(t *testing.T) {
+func TestRunningDeletionIsNotReported(t *testing.T) {
 	w := newWorld()
-	// The survey still sees the files; the records, read after it, do not.
+	// The survey still has the files; the records, read after it, no longer have the VM.
 	w.seen.VMFiles["a"] = true
 	observe(t, w, func(o *Observer) {
 		w.change(func() { delete(w.seen.VMFiles, "a") })
@@ -579,23 +596,23 @@ func TestADeleteUnderWayIsNeverReported(t *testing.T) {
 	})
 }
 
-func TestAFailedRepairIsReportedAndTriedAgain(t *testing.T) {
+func TestFailedRepairIsReportedAndRetried(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
 	w.settle = func(string) (vm.Repair, error) { return vm.Repair{}, errors.New("database is locked") }
 	observe(t, w, func(o *Observer) {
-		expectIssues(t, o, "vm_state_mismatch vms/a: tried, and failed: database is locked")
+		expectIssues(t, o, "vm_state_mismatch vms/a: the repair failed: database is locked")
 		w.change(func() { w.settle = nil })
 		after(interval)
 		expectIssues(t, o, "vm_state_mismatch vms/a: recorded the truth")
 		if at := o.Status().Issues[0].FirstSeenAt; time.Since(at) != interval {
-			t.Errorf("first seen %s ago, want one interval: it is the same issue", time.Since(at))
+			t.Errorf("first seen %s ago, want one interval, because it is the same issue", time.Since(at))
 		}
 	})
 }
 
-func TestAMissingDiskIsReportedWithWhatWasDone(t *testing.T) {
+func TestMissingDiskIsReportedWithItsRepair(t *testing.T) {
 	w := newWorld()
 	w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskAvailable}
 	w.settle = func(string) (vm.Repair, error) {
@@ -614,13 +631,13 @@ func TestAMissingDiskIsReportedWithWhatWasDone(t *testing.T) {
 	})
 }
 
-func TestAReadThatFailsMakesTheStatusDegradedUntilItSucceeds(t *testing.T) {
+func TestFailedReadDegradesTheStatus(t *testing.T) {
 	for what, breakIt := range map[string]func(w *world, err error){
-		"survey the host":           func(w *world, err error) { w.fail = err },
-		"read the recorded vms":     func(w *world, err error) { w.failRead["vms"] = err },
-		"read the recorded disks":   func(w *world, err error) { w.failRead["disks"] = err },
-		"read the open operations":  func(w *world, err error) { w.failRead["operations"] = err },
-		"panic: nobody expected it": func(w *world, err error) { w.onSurvey = panicIf(err) },
+		"survey the host":          func(w *world, err error) { w.fail = err },
+		"read the recorded VMs":    func(w *world, err error) { w.failRead["vms"] = err },
+		"read the recorded disks":  func(w *world, err error) { w.failRead["disks"] = err },
+		"read the open operations": func(w *world, err error) { w.failRead["operations"] = err },
+		"panic: a defect":          func(w *world, err error) { w.onSurvey = panicIf(err) },
 	} {
 		t.Run(what, func(t *testing.T) {
 			w := newWorld()
@@ -631,13 +648,14 @@ func TestAReadThatFailsMakesTheStatusDegradedUntilItSucceeds(t *testing.T) {
 				after(2 * interval)
 				s := o.Status()
 				want := what + ": no luck"
-				if what == "panic: nobody expected it" {
+				if what == "panic: a defect" {
 					want = what
 				}
 				if s.Status != StatusDegraded || s.Error != want || time.Since(s.LastRunAt) != 0 {
-					t.Errorf("status %q, error %q, last run %s ago; want degraded, %q, now", s.Status, s.Error, time.Since(s.LastRunAt), want)
+					t.Errorf("status %q, error %q, last run %s ago; want degraded, %q, now",
+						s.Status, s.Error, time.Since(s.LastRunAt), want)
 				}
-				expectIssues(t, o, "orphan_disk disks/stray") // nothing says that it is gone
+				expectIssues(t, o, "orphan_disk disks/stray") // kept from the last successful pass
 				w.change(func() { breakIt(w, nil) })
 				after(interval)
 				if s := o.Status(); s.Status != StatusOK || s.Error != "" {
@@ -648,24 +666,24 @@ func TestAReadThatFailsMakesTheStatusDegradedUntilItSucceeds(t *testing.T) {
 	}
 }
 
-func TestAPassThatNeverEndsIsOverdue(t *testing.T) {
+func TestHangingPassIsOverdue(t *testing.T) {
 	w := newWorld()
 	observe(t, w, func(o *Observer) {
 		stuck := make(chan struct{})
 		w.change(func() { w.stuck = stuck })
 		after(overdue(interval))
 		if s := o.Status(); s.Status != StatusOK {
-			t.Errorf("status %q, %q while a pass may still end, want ok", s.Status, s.Error)
+			t.Errorf("status %q, %q within the time limit of a pass, want ok", s.Status, s.Error)
 		}
 		after(time.Second)
 		if s := o.Status(); s.Status != StatusDegraded || s.Error == "" {
-			t.Errorf("status %q, %q, want degraded and why", s.Status, s.Error)
+			t.Errorf("status %q, %q, want degraded with an error", s.Status, s.Error)
 		}
 		w.change(func() { w.stuck = nil })
 		close(stuck)
 		after(interval)
 		if s := o.Status(); s.Status != StatusOK {
-			t.Errorf("status %q, %q once passes end again, want ok", s.Status, s.Error)
+			t.Errorf("status %q, %q after the end of the pass, want ok", s.Status, s.Error)
 		}
 	})
 }
@@ -674,10 +692,10 @@ func panicIf(err error) func() {
 	if err == nil {
 		return nil
 	}
-	return func() { panic("nobody expected it") }
+	return func() { panic("a defect") }
 }
 
-func TestAPanicInARepairCostsOnlyThatRepair(t *testing.T) {
+func TestPanicInARepairFailsOnlyThatRepair(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.run("b")
@@ -689,16 +707,17 @@ func TestAPanicInARepairCostsOnlyThatRepair(t *testing.T) {
 		return vm.Repair{Changed: true, Detail: "recorded the truth"}, nil
 	}
 	observe(t, w, func(o *Observer) {
-		expectIssues(t, o, "vm_state_mismatch vms/a: tried, and failed: panic: a defect", "vm_state_mismatch vms/b: recorded the truth")
+		expectIssues(t, o, "vm_state_mismatch vms/a: the repair failed: panic: a defect",
+			"vm_state_mismatch vms/b: recorded the truth")
 		o.Nudge("a")
 		after(interval)
 		if surveys, _, _ := w.did(); surveys != 2 || o.Status().Status != StatusOK {
-			t.Errorf("%d surveys, status %s; want the loop to go on", surveys, o.Status().Status)
+			t.Errorf("%d surveys, status %s; want 2 and ok", surveys, o.Status().Status)
 		}
 	})
 }
 
-func TestAMuteVMDelaysNoNudgeAndNoOtherRepair(t *testing.T) {
+func TestMuteVMDoesNotDelayOtherRepairs(t *testing.T) {
 	w := newWorld()
 	w.run("mute")
 	w.run("b")
@@ -707,21 +726,21 @@ func TestAMuteVMDelaysNoNudgeAndNoOtherRepair(t *testing.T) {
 	w.mute["vms/mute"] = true
 	observe(t, w, func(o *Observer) {
 		if w.recorded("b").State != vm.Running {
-			t.Errorf("b is %s, want it settled beside the mute one", w.recorded("b").State)
+			t.Errorf("VM b is %s, want it settled at the same time as the mute VM", w.recorded("b").State)
 		}
 		w.change(func() { delete(w.seen.VMs, "c") })
 		o.Nudge("c")
 		synctest.Wait()
 		if w.recorded("c").State != vm.Errored {
-			t.Errorf("c is %s, want it settled while the pass still waits", w.recorded("c").State)
+			t.Errorf("VM c is %s, want it settled while the pass still waits", w.recorded("c").State)
 		}
 		after(settleTimeout)
 		expectIssues(t, o, "vm_state_mismatch vms/b: recorded the truth", "vm_state_mismatch vms/c: recorded the truth",
-			"vm_state_mismatch vms/mute: tried, and failed: context deadline exceeded")
+			"vm_state_mismatch vms/mute: the repair failed: context deadline exceeded")
 	})
 }
 
-func TestStoppingInTheMiddleOfAPassReportsNothing(t *testing.T) {
+func TestInterruptedPassReportsNothing(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.vms["a"] = vm.VM{ID: "a", State: vm.Starting}
@@ -733,11 +752,11 @@ func TestStoppingInTheMiddleOfAPassReportsNothing(t *testing.T) {
 		synctest.Wait()
 	})
 	if s := o.Status(); s.Status != StatusStarting || len(s.Issues) != 0 {
-		t.Errorf("status %+v, want no word of a pass that was cut short", s)
+		t.Errorf("status %+v, want no findings of an interrupted pass", s)
 	}
 }
 
-func TestOldOperationsAreForgottenOnceAnHour(t *testing.T) {
+func TestPruneOnceAnHour(t *testing.T) {
 	w := newWorld()
 	observe(t, w, func(*Observer) {
 		if _, _, prunes := w.did(); prunes != 1 {
@@ -755,7 +774,7 @@ func TestOldOperationsAreForgottenOnceAnHour(t *testing.T) {
 	})
 }
 
-func TestAnIssueAndItsRepairAreEvents(t *testing.T) {
+func TestIssueAndRepairEvents(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.run("b")
@@ -763,64 +782,64 @@ func TestAnIssueAndItsRepairAreEvents(t *testing.T) {
 	w.seen.DiskFiles["stray"] = 1
 	observe(t, w, func(o *Observer) {
 		if i := o.Status().Issues[0]; !i.RepairedAt.Equal(time.Now()) || !i.FirstSeenAt.Equal(i.RepairedAt) {
-			t.Errorf("%+v, want it repaired now", i)
+			t.Errorf("issue %+v, want it repaired now", i)
 		}
 		after(3 * interval)
 		if i := o.Status().Issues[0]; !i.RepairedAt.IsZero() {
-			t.Errorf("%+v, want it not repaired", i)
+			t.Errorf("issue %+v, want it not repaired", i)
 		}
 		w.change(func() { delete(w.seen.VMs, "b") })
 		o.Nudge("b")
 		synctest.Wait()
 		if i := o.Status().Issues[1]; !i.RepairedAt.Equal(time.Now()) {
-			t.Errorf("%+v, want it repaired now", i)
+			t.Errorf("issue %+v, want it repaired now", i)
 		}
 		want := []string{
-			`observer.issue vms/a {"details":"recorded as stopped (), but QEMU process 42 says running","issue_type":"vm_state_mismatch","repair":null}`,
-			`observer.repaired vms/a {"details":"recorded as stopped (), but QEMU process 42 says running","issue_type":"vm_state_mismatch","repair":"recorded the truth"}`,
-			`observer.issue disks/stray {"details":"there is a file of disk stray, which is not recorded; it is left alone","issue_type":"orphan_disk","repair":null}`,
+			`observer.issue vms/a {"details":"recorded as stopped (), but QEMU process 42 reports running","issue_type":"vm_state_mismatch","repair":null}`,
+			`observer.repaired vms/a {"details":"recorded as stopped (), but QEMU process 42 reports running","issue_type":"vm_state_mismatch","repair":"recorded the truth"}`,
+			`observer.issue disks/stray {"details":"the host has a file of disk stray, which is not recorded; adopt or delete the orphan","issue_type":"orphan_disk","repair":null}`,
 			`observer.issue vms/b {"details":"recorded as running, found error","issue_type":"vm_state_mismatch","repair":null}`,
 			`observer.repaired vms/b {"details":"recorded as running, found error","issue_type":"vm_state_mismatch","repair":"recorded the truth"}`,
 		}
-		if got := w.told(); !slices.Equal(got, want) {
-			t.Errorf("told\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		if got := w.ownEvents(); !slices.Equal(got, want) {
+			t.Errorf("recorded events\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 	})
 }
 
-func TestAFailedRepairIsToldOfOnce(t *testing.T) {
+func TestFailedRepairIsOneEvent(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
 	w.settle = func(string) (vm.Repair, error) { return vm.Repair{}, errors.New("no luck") }
 	observe(t, w, func(*Observer) {
 		after(3 * interval)
-		if got := w.told(); len(got) != 1 || !strings.Contains(got[0], `"repair":"tried, and failed: no luck"`) {
-			t.Errorf("told %q, want one event with why", got)
+		if got := w.ownEvents(); len(got) != 1 || !strings.Contains(got[0], `"repair":"the repair failed: no luck"`) {
+			t.Errorf("recorded events %q, want one with the error", got)
 		}
 	})
 }
 
-func TestEventsThatCannotBeRecordedAreToldLater(t *testing.T) {
+func TestUnrecordedEventsAreRecordedLater(t *testing.T) {
 	w := newWorld()
 	w.seen.Storage = vm.Storage{Path: "/d", FreeMiB: 0, SizeMiB: 1000}
 	w.tellErr = errors.New("disk full")
 	observeWith(t, w, Options{Interval: interval, LowMiB: 100}, func(o *Observer) {
 		after(2 * interval)
 		expectIssues(t, o, "storage_low storage//d")
-		if got := w.told(); len(got) != 0 {
-			t.Fatalf("told %q", got)
+		if got := w.ownEvents(); len(got) != 0 {
+			t.Fatalf("recorded events %q, want none yet", got)
 		}
 		w.change(func() { w.tellErr, w.seen.Storage.FreeMiB = nil, 500 })
 		after(interval)
 		expectIssues(t, o)
-		if got := w.told(); len(got) != 1 || !strings.HasPrefix(got[0], "observer.issue storage//d ") {
-			t.Errorf("told %q, want what was found before", got)
+		if got := w.ownEvents(); len(got) != 1 || !strings.HasPrefix(got[0], "observer.issue storage//d ") {
+			t.Errorf("recorded events %q, want the earlier storage_low", got)
 		}
 	})
 }
 
-func TestInReportModeNothingIsSettled(t *testing.T) {
+func TestReportModeSettlesNothing(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.vms["a"] = vm.VM{ID: "a", State: vm.Stopped}
@@ -828,23 +847,23 @@ func TestInReportModeNothingIsSettled(t *testing.T) {
 	w.open = []vm.Operation{{ID: "1", Kind: vm.VMPause, Resource: vm.VMResource("b"), State: vm.OpRunning}}
 	observeWith(t, w, Options{Interval: interval, Repair: RepairReport}, func(o *Observer) {
 		if s := o.Status(); s.Repair != RepairReport {
-			t.Errorf("status %+v, want the mode in it", s)
+			t.Errorf("status %+v, want repair mode report", s)
 		}
 		o.Nudge("a")
 		synctest.Wait()
-		expectIssues(t, o) // one look is not enough
+		expectIssues(t, o) // a second pass must agree
 		after(interval)
 		expectIssues(t, o, "disk_state_inconsistent disks/d", "vm_state_mismatch vms/a", "vm_state_mismatch vms/b")
 		if _, settled, _ := w.did(); len(settled) != 0 {
-			t.Errorf("settled %q, want nothing", settled)
+			t.Errorf("settled %q, want none", settled)
 		}
-		if got := w.told(); len(got) != 3 || !strings.Contains(got[1], `"repair":null`) {
-			t.Errorf("told %q, want three issues without a repair", got)
+		if got := w.ownEvents(); len(got) != 3 || !strings.Contains(got[1], `"repair":null`) {
+			t.Errorf("recorded events %q, want three issues without a repair", got)
 		}
 	})
 }
 
-func TestAMuteMonitorIsReportedAfterThreePassesInARow(t *testing.T) {
+func TestMuteMonitorIsReportedAfterThreePasses(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	mute := func(mute bool) {
@@ -872,7 +891,7 @@ func TestAMuteMonitorIsReportedAfterThreePassesInARow(t *testing.T) {
 	})
 }
 
-func TestARepairThatLeavesTheStateSaysWhatItDid(t *testing.T) {
+func TestRepairWithoutStateChangeIsDescribed(t *testing.T) {
 	w := newWorld()
 	w.disks["d"] = vm.Disk{ID: "d", State: vm.DiskAvailable, DiskFile: vm.DiskFile{SizeMiB: 1024}}
 	w.seen.DiskFiles["d"] = 2048

@@ -10,21 +10,21 @@ import (
 	"vmand/vm"
 )
 
-// A finding is what makes two issues the same one.
+// A finding identifies an issue from pass to pass.
 type finding struct {
 	issue    IssueType
 	resource vm.Resource
 }
 
-// A suspicion is what is remembered of a finding from pass to pass.
+// A suspicion is the history of a finding.
 type suspicion struct {
 	since    time.Time
-	passes   int // that found it in a row
+	passes   int // number of passes in a row with the finding
 	reported bool
-	issue    *Issue // that the last pass listed of it, nil if none
+	issue    *Issue // in the status since the last pass; nil if none
 }
 
-// pass compares once, and publishes its findings.
+// pass compares the records with the host once and publishes its findings.
 func (o *Observer) pass(ctx context.Context) {
 	began := time.Now()
 	passCtx, stop := context.WithTimeout(ctx, passTimeout)
@@ -33,9 +33,9 @@ func (o *Observer) pass(ctx context.Context) {
 	var seen view
 	plan, err := guard(o.log, func() (plan []Action, err error) {
 		if whole {
-			seen, err = o.lookAtAll(passCtx)
+			seen, err = o.viewAll(passCtx)
 		} else {
-			seen, err = o.lookAtActive(passCtx)
+			seen, err = o.viewActive(passCtx)
 		}
 		if err != nil {
 			return nil, err
@@ -49,7 +49,7 @@ func (o *Observer) pass(ctx context.Context) {
 		plan, results = append(plan, drift...), append(results, repaired...)
 	}
 	switch {
-	case ctx.Err() != nil: // the daemon stops: a pass cut short proves nothing
+	case ctx.Err() != nil: // the daemon stops: an interrupted pass has no valid findings
 	case err != nil:
 		o.cycle.whole = true
 		o.degrade(began, err)
@@ -58,8 +58,8 @@ func (o *Observer) pass(ctx context.Context) {
 	}
 }
 
-// reportOnly returns the action without its repair. Nobody looks under the lock
-// then, so a second pass has to confirm it.
+// reportOnly returns the action without its repair. The Settler then does not confirm it, so
+// a second pass must.
 func (a Action) reportOnly() Action {
 	if a.Settle {
 		a.Settle, a.Passes = false, max(a.Passes, 2)
@@ -71,8 +71,8 @@ func (a Action) reportOnly() Action {
 type outcome int
 
 const (
-	untouched outcome = iota // not to be settled, or nothing was found to change
-	skipped                  // an operation holds the resource: it will record
+	untouched outcome = iota // only reported, or the Settler found no difference
+	skipped                  // an operation holds the resource and will record its state
 	repaired
 	failed
 )
@@ -108,7 +108,7 @@ func (o *Observer) settle(ctx context.Context, a Action) result {
 	repair, err := guard(o.log, func() (vm.Repair, error) { return o.settler.Settle(ctx, a.Resource) })
 	switch {
 	case errors.Is(err, vm.ErrBusy), errors.Is(err, vm.ErrNotFound):
-		return result{outcome: skipped} // what is gone from the records needs no repair
+		return result{outcome: skipped} // a resource without a record needs no repair
 	case err != nil:
 		return result{outcome: failed, err: err}
 	case repair.Changed:
@@ -120,8 +120,8 @@ func (o *Observer) settle(ctx context.Context, a Action) result {
 	return result{}
 }
 
-// publish makes the findings of a pass the status, logs those that are new, and returns
-// their events. A finding that the pass did not look at again stays as it was.
+// publish puts the findings of a pass into the status, logs the new ones, and returns their
+// events. It keeps the earlier findings that the pass did not check.
 func (o *Observer) publish(began time.Time, p *planner, plan []Action, results []result) []vm.Event {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -161,7 +161,7 @@ func (o *Observer) publish(began time.Time, p *planner, plan []Action, results [
 	}
 	o.since = since
 	if o.status.Status == StatusDegraded {
-		o.log.Info("observer is well again", "was", o.status.Error)
+		o.log.Info("observer works again", "was", o.status.Error)
 	}
 	o.status = Status{
 		Status:        StatusOK,
@@ -175,10 +175,10 @@ func (o *Observer) publish(began time.Time, p *planner, plan []Action, results [
 	return events
 }
 
-// issueOf returns what is to be reported of an action that so many passes in a
-// row have found, if anything. The survey behind it may be older than what an
-// operation recorded meanwhile, so what a look under the lock did not confirm is
-// no issue, and what nobody looked at again needs another pass that agrees.
+// issueOf returns the issue to report for an action and its result, if any. passes is the
+// number of passes in a row that found it. The survey may be older than the records, so an
+// action that the Settler did not confirm is no issue, and one without the Settler needs
+// the agreement of several passes.
 func issueOf(a Action, r result, passes int) (Issue, bool) {
 	i := Issue{Type: a.Type, Resource: a.Resource, Details: a.Details}
 	switch r.outcome {
@@ -188,14 +188,14 @@ func issueOf(a Action, r result, passes int) (Issue, bool) {
 		i.Repair, i.RepairedAt = r.repair.Detail, time.Now()
 		return i, true
 	case failed:
-		i.Repair = "tried, and failed: " + r.err.Error()
+		i.Repair = "the repair failed: " + r.err.Error()
 		return i, true
 	}
 	return i, a.Passes > 0 && passes >= a.Passes
 }
 
-// announce logs a repair, and anything else the first time it is reported. It
-// returns the events that tell of both.
+// announce logs a repair, and an issue the first time that it is reported, and returns the
+// events for both.
 func (o *Observer) announce(i Issue, s *suspicion) (events []vm.Event) {
 	mended := !i.RepairedAt.IsZero()
 	if !s.reported {
@@ -223,8 +223,8 @@ func issueEvent(kind string, i Issue) vm.Event {
 	return vm.NewEvent(kind, i.Resource, data)
 }
 
-// tell records events, and those before them that could not be recorded: what
-// was found while the disk was full is told when there is room again.
+// tell records events after the earlier ones that could not be recorded, for example because
+// the disk was full.
 func (o *Observer) tell(ctx context.Context, events []vm.Event) {
 	o.telling.Lock()
 	defer o.telling.Unlock()
@@ -232,25 +232,26 @@ func (o *Observer) tell(ctx context.Context, events []vm.Event) {
 	if len(o.untold) == 0 {
 		return
 	}
-	// A repair that is done is told of, also when the daemon ends meanwhile.
-	ctx, stop := context.WithTimeout(vm.WithCaller(context.WithoutCancel(ctx), vm.Caller{Name: "observer"}), tellTimeout)
+	// The end of the daemon must not lose the event of a finished repair.
+	ctx = vm.WithCaller(context.WithoutCancel(ctx), vm.Caller{Name: "observer"})
+	ctx, stop := context.WithTimeout(ctx, tellTimeout)
 	defer stop()
 	_, err := guard(o.log, func() (struct{}, error) { return struct{}{}, o.settler.Tell(ctx, o.untold...) })
 	if err != nil {
 		o.untold = o.untold[max(0, len(o.untold)-maxUntold):]
-		o.log.Warn("cannot record the observer's events yet", "waiting", len(o.untold), "err", err)
+		o.log.Warn("cannot record the events of the observer; the next pass tries again",
+			"waiting", len(o.untold), "err", err)
 		return
 	}
 	o.untold = nil
 }
 
-// degrade publishes that a pass could not look. The issues of the last one that
-// could stay: nothing says that they are gone.
+// degrade publishes that a pass failed. It keeps the issues of the last successful pass.
 func (o *Observer) degrade(began time.Time, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.status.Status != StatusDegraded || o.status.Error != err.Error() {
-		o.log.Error("observer cannot look", "err", err)
+		o.log.Error("the pass of the observer failed", "err", err)
 	}
 	o.status.Status, o.status.Error = StatusDegraded, err.Error()
 	o.status.LastRunAt, o.status.LastDuration = began, time.Since(began)

@@ -9,10 +9,10 @@ import (
 	"vmand/vm"
 )
 
-// IssueType says in one stable word what is wrong.
+// IssueType names a kind of disagreement between records and host. Its values are stable.
 type IssueType string
 
-// The ways in which records and host can disagree.
+// The values of [IssueType].
 const (
 	VMStateMismatch       IssueType = "vm_state_mismatch"
 	OrphanProcess         IssueType = "orphan_process"
@@ -20,28 +20,40 @@ const (
 	OrphanDisk            IssueType = "orphan_disk"
 	DiskStateInconsistent IssueType = "disk_state_inconsistent"
 	DiskSizeMismatch      IssueType = "disk_size_mismatch"
-	QMPUnreachable        IssueType = "qmp_unreachable" // the process lives, its monitor is mute
-	RuntimeDrift          IssueType = "runtime_drift"   // QEMU has a disk that the records do not give its VM
+	QMPUnreachable        IssueType = "qmp_unreachable" // the process is alive, but its monitor does not answer
+	RuntimeDrift          IssueType = "runtime_drift"   // the devices in QEMU differ from the records of its VM
 	StorageLow            IssueType = "storage_low"     // the file system of the disks is nearly full
-	NetworkDrift          IssueType = "network_drift"   // a network on the host is not as it is recorded
-	MissingImage          IssueType = "missing_image"   // an image is recorded without its content, or not as it is
-	OrphanImage           IssueType = "orphan_image"    // there is content that no image has
+	NetworkDrift          IssueType = "network_drift"   // a network on the host differs from its record
+	MissingImage          IssueType = "missing_image"   // the content of an image is missing or differs from its record
+	OrphanImage           IssueType = "orphan_image"    // content belongs to no recorded image
 )
 
 // IssueTypes lists every type.
-var IssueTypes = []IssueType{VMStateMismatch, OrphanProcess, MissingDisk, OrphanDisk, DiskStateInconsistent,
-	DiskSizeMismatch, QMPUnreachable, RuntimeDrift, StorageLow, NetworkDrift, MissingImage, OrphanImage}
+var IssueTypes = []IssueType{
+	VMStateMismatch,
+	OrphanProcess,
+	MissingDisk,
+	OrphanDisk,
+	DiskStateInconsistent,
+	DiskSizeMismatch,
+	QMPUnreachable,
+	RuntimeDrift,
+	StorageLow,
+	NetworkDrift,
+	MissingImage,
+	OrphanImage,
+}
 
 const (
-	// mutePasses is for how many passes a monitor must have been mute: a QEMU that
-	// flushes a disk, or waits for a slow one, says nothing for a while.
+	// mutePasses is the number of passes in a row without an answer on the monitor that
+	// makes an issue: a QEMU that flushes a disk or waits for a slow one does not answer.
 	mutePasses = 3
-	// lowPercent of a file system's size is too little room whatever its size is.
+	// lowPercent is the free part of a file system, in percent, below which it is nearly full.
 	lowPercent = 5
 )
 
-// ofFiles reports whether a light pass may not look at the findings of a type: they need
-// the lists of files, or the records of what is not active.
+// ofFiles reports whether finding an issue of type t needs the lists of files or the records
+// of inactive resources. A light pass reads neither, so it can miss these issues.
 func (t IssueType) ofFiles() bool {
 	switch t {
 	case MissingDisk, OrphanDisk, DiskStateInconsistent, DiskSizeMismatch, RuntimeDrift, MissingImage, OrphanImage:
@@ -50,37 +62,36 @@ func (t IssueType) ofFiles() bool {
 	return false
 }
 
-// Recorded is everything that is recorded and that a host can contradict.
+// Recorded holds the records that the host can contradict.
 type Recorded struct {
-	// Partial says that VMs has only those that are active or have a process, Disks only
-	// those on these VMs, and the survey no lists of files: nothing is an orphan or
-	// missing because it is not listed.
+	// Partial is true if VMs holds only the VMs that are active or have a process, Disks
+	// only the disks of these VMs, and the survey no lists of files. A resource that is
+	// not listed is then neither an orphan nor missing.
 	Partial bool
 	VMs     []vm.VM
 	Disks   []vm.Disk
 	Images  []vm.Image
-	Open    []vm.Operation // those that are not over
+	Open    []vm.Operation // operations that have not ended
 }
 
-// An Action is one disagreement, and whether the [Settler] is to be asked to
-// resolve it. What could lose data is never to be settled.
+// An Action is one disagreement between the records and the host.
 type Action struct {
 	Type     IssueType
 	Resource vm.Resource // the id of an orphan image is its SHA-256
-	Details  string      // for a person
-	Settle   bool
-	// Passes is how many passes in a row must find it before it is an issue that
-	// the Settler, under the resource's lock, has not confirmed: a survey may be
-	// older than what an operation has just done. 0: it never is one.
+	Details  string      // for people
+	Settle   bool        // the [Settler] resolves it; false if that could lose data
+	// Passes is the number of passes in a row that must find the disagreement before it
+	// is reported without a confirmation by the Settler, which holds the resource's lock:
+	// a survey may be older than the last change. 0 means that it needs a confirmation.
 	Passes int
-	// Cure says what a settling does that leaves the state as it is.
+	// Cure describes the repair if it leaves the state of the resource unchanged.
 	Cure string
 }
 
-// Plan returns where the records disagree with what the host shows, in order of
-// resource and type, and nothing if they agree. What busy reports is left out:
-// the operation that holds it will record how it is. Less free storage than
-// lowMiB, or than 5 % of all, is too little; with 0 any is enough.
+// Plan returns the disagreements between the records and the host, ordered by resource and
+// type; none if they agree. It leaves out the resources for which busy returns true, because
+// the operation that holds them will record their state. Storage is low if less than lowMiB
+// or less than 5 % of it is free; with lowMiB 0 it is never low.
 func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(vm.Resource) bool) []Action {
 	p := newPlanner(seen, recorded.Partial)
 	for _, v := range recorded.VMs {
@@ -93,16 +104,16 @@ func Plan(recorded Recorded, seen vm.Survey, lowMiB int64, busy func(vm.Resource
 	return p.finish(recorded.Open, lowMiB, busy)
 }
 
-// A planner is [Plan] in steps, for callers that do not hold all records in memory: addVM
-// for all VMs, addDisk for all disks, images, finish.
+// A planner makes a [Plan] in steps, for callers that do not hold all records in memory: call
+// addVM for all VMs, then addDisk for all disks, then images, then finish.
 type planner struct {
 	seen    vm.Survey
 	partial bool                 // see [Recorded]
 	vms     map[string]bool      // ids of the VMs added
 	disks   map[string]bool      // ids of the disks added; false if a file is needed to judge its state
-	owner   map[string]string    // by id of a plugged disk: the VM that it is recorded on, "" for none
-	held    map[vm.Resource]bool // those with a disagreement that an operation holds
-	plugged map[string]bool      // ids of the disks that a QEMU has
+	owner   map[string]string    // by id of a plugged disk: its VM by the records, "" if none
+	held    map[vm.Resource]bool // resources with a disagreement that an operation holds
+	plugged map[string]bool      // ids of the disks that QEMU processes have
 	plan    []Action
 }
 
@@ -122,6 +133,17 @@ func newPlanner(seen vm.Survey, partial bool) *planner {
 		}
 	}
 	return p
+}
+
+// report plans an issue that vmand does not repair, for which passes passes in a row must
+// agree.
+func (p *planner) report(t IssueType, on vm.Resource, passes int, format string, args ...any) {
+	p.plan = append(p.plan, Action{Type: t, Resource: on, Passes: passes, Details: fmt.Sprintf(format, args...)})
+}
+
+// repair plans an issue that the Settler repairs. For passes and cure see [Action].
+func (p *planner) repair(t IssueType, on vm.Resource, passes int, details, cure string) {
+	p.plan = append(p.plan, Action{Type: t, Resource: on, Settle: true, Passes: passes, Details: details, Cure: cure})
 }
 
 func (p *planner) addVM(v vm.VM) {
@@ -171,7 +193,7 @@ func (p *planner) finish(open []vm.Operation, lowMiB int64, busy func(vm.Resourc
 	return plan
 }
 
-// covers reports whether the plan would have f if it were still true.
+// covers reports whether the plan contains f if f is still true.
 func (p *planner) covers(f finding) bool {
 	if !p.partial || !f.issue.ofFiles() {
 		return true
@@ -189,29 +211,29 @@ func (p *planner) covers(f finding) bool {
 	return false
 }
 
+// vm plans for a VM whose state, monitor or root disk differs from its record.
 func (p *planner) vm(v vm.VM) {
 	resource := vm.VMResource(v.ID)
 	seen := p.seen.VMs[v.ID]
 	switch verdict := vm.Settle(v.State, v.Reason, seen); {
 	case !agrees(v, verdict):
-		p.plan = append(p.plan, Action{Type: VMStateMismatch, Resource: resource, Settle: true,
-			Details: fmt.Sprintf("recorded as %s (%s), but %s", v.State, v.Reason, describe(seen))})
+		details := fmt.Sprintf("recorded as %s (%s), but %s", v.State, v.Reason, describe(seen))
+		p.repair(VMStateMismatch, resource, 0, details, "")
 	case v.HasRoomAgain(seen):
-		p.plan = append(p.plan, Action{Type: VMStateMismatch, Resource: resource, Settle: true,
-			Details: fmt.Sprintf("paused because the file system of a disk was full; %d MiB of it are free again", seen.FreeMiB)})
+		details := fmt.Sprintf("paused because the file system of a disk was full; now %d MiB of it are free", seen.FreeMiB)
+		p.repair(VMStateMismatch, resource, 0, details, "")
 	}
 	if seen.Alive() && seen.Status == vm.StatusMute {
-		p.plan = append(p.plan, Action{Type: QMPUnreachable, Resource: resource, Passes: mutePasses,
-			Details: fmt.Sprintf("QEMU process %d lives and does not answer on its monitor; it is left alone", seen.PID)})
+		p.report(QMPUnreachable, resource, mutePasses,
+			"QEMU process %d is alive, but does not answer on its monitor; vmand does not end it", seen.PID)
 	}
-	if there, looked := p.seen.VMFiles[v.ID]; !there && (looked || !p.partial) {
-		p.plan = append(p.plan, Action{Type: MissingDisk, Resource: resource, Passes: 2,
-			Details: fmt.Sprintf("the root disk of vm %s is not there", v.ID)})
+	if exists, listed := p.seen.VMFiles[v.ID]; !exists && (listed || !p.partial) {
+		p.report(MissingDisk, resource, 2, "the root disk of VM %s is missing", v.ID)
 	}
 }
 
-// agrees reports whether a VM is recorded as it is. QEMU has one word for all
-// I/O errors; that the reason was a full disk is known from elsewhere.
+// agrees reports whether the record of v matches the verdict. QEMU reports the same status
+// for all I/O errors, so a recorded full disk matches any I/O error.
 func agrees(v vm.VM, verdict vm.Verdict) bool {
 	if verdict.State != v.State || verdict.End {
 		return false
@@ -226,53 +248,56 @@ func describe(seen vm.Observation) string {
 	case seen.Status == vm.StatusMute:
 		return fmt.Sprintf("QEMU process %d does not answer", seen.PID)
 	}
-	return fmt.Sprintf("QEMU process %d says %s", seen.PID, seen.Status)
+	return fmt.Sprintf("QEMU process %d reports %s", seen.PID, seen.Status)
 }
 
+// disk plans for a data disk whose file or state differs from its record.
 func (p *planner) disk(d vm.Disk) {
 	resource := vm.DiskResource(d.ID)
-	size, there := p.seen.DiskFiles[d.ID]
-	if d.State != vm.DiskCreating && !there && !p.partial {
-		p.plan = append(p.plan, Action{Type: MissingDisk, Resource: resource, Settle: true, Passes: 2,
-			Details: fmt.Sprintf("the file of disk %s is not there", d.ID)})
+	size, exists := p.seen.DiskFiles[d.ID]
+	if d.State != vm.DiskCreating && !exists && !p.partial {
+		p.repair(MissingDisk, resource, 2, fmt.Sprintf("the file of disk %s is missing", d.ID), "")
 	}
 	if details := p.inconsistency(d); details != "" {
-		p.plan = append(p.plan, Action{Type: DiskStateInconsistent, Resource: resource, Settle: true, Passes: 2, Details: details})
+		p.repair(DiskStateInconsistent, resource, 2, details, "")
 	}
 	if size != 0 && size != d.SizeMiB && !d.State.Transitional() {
-		p.plan = append(p.plan, Action{Type: DiskSizeMismatch, Resource: resource, Settle: true, Passes: 2,
-			Details: fmt.Sprintf("recorded with %d MiB, but its file has %d MiB", d.SizeMiB, size),
-			Cure:    fmt.Sprintf("recorded %d MiB in place of %d MiB", size, d.SizeMiB)})
+		p.repair(DiskSizeMismatch, resource, 2,
+			fmt.Sprintf("recorded with %d MiB, but its file has %d MiB", d.SizeMiB, size),
+			fmt.Sprintf("recorded %d MiB in place of %d MiB", size, d.SizeMiB))
 	}
 }
 
-// inconsistency says what is wrong with a disk's recorded state, or nothing.
-// Every state that is a mere intent counts: no operation is at work on it, or it
-// would be busy.
+// inconsistency describes why the recorded state of a disk is wrong, or returns "". Every
+// transitional state is wrong: a disk with a running operation is busy, and [Plan] leaves
+// busy resources out.
 func (p *planner) inconsistency(d vm.Disk) string {
-	_, there := p.seen.DiskFiles[d.ID]
+	_, exists := p.seen.DiskFiles[d.ID]
 	switch {
 	case d.State.Transitional() && d.VMID != "":
-		return fmt.Sprintf("recorded as %s (vm %s) while no operation is at work on it", d.State, d.VMID)
+		return fmt.Sprintf("recorded as %s (VM %s), but no operation is running", d.State, d.VMID)
 	case d.State.Transitional():
-		return fmt.Sprintf("recorded as %s while no operation is at work on it", d.State)
+		return fmt.Sprintf("recorded as %s, but no operation is running", d.State)
 	case d.State == vm.DiskAvailable && d.VMID != "":
-		return fmt.Sprintf("recorded as available and yet on vm %s", d.VMID)
-	case d.State == vm.DiskError && there:
-		return "recorded as error, but its file is there"
+		return fmt.Sprintf("recorded as available, but also with VM %s", d.VMID)
+	case d.State == vm.DiskError && exists:
+		return "recorded as error, but its file exists"
 	case d.State != vm.DiskAttached:
 		return ""
+	case d.VMID == "":
+		return "recorded as attached, but without a VM"
 	case !p.vms[d.VMID]:
-		return fmt.Sprintf("recorded as attached to vm %q, which does not exist", d.VMID)
+		return fmt.Sprintf("recorded as attached to VM %s, which does not exist", d.VMID)
 	}
 	if seen := p.seen.VMs[d.VMID]; seen.Alive() && seen.Plugged != nil && !slices.Contains(seen.Plugged, d.ID) {
-		return fmt.Sprintf("recorded as attached to vm %s, whose QEMU does not have it", d.VMID)
+		return fmt.Sprintf("recorded as attached to VM %s, but its QEMU does not have the disk", d.VMID)
 	}
 	return ""
 }
 
-// drift finds the disks that the QEMU of a recorded VM has and the records do not give
-// it. To unplug a disk that a guest may write to could lose data, so this is only reported.
+// drift reports the disks that the QEMU of a recorded VM has and that are recorded on no VM
+// or on another one. Unplugging a disk that a guest may write to could lose data, so vmand
+// only reports them.
 func (p *planner) drift() {
 	for id, o := range p.seen.VMs {
 		if !p.vms[id] {
@@ -284,33 +309,33 @@ func (p *planner) drift() {
 			case !known:
 				extra = append(extra, fmt.Sprintf("%s, which is not recorded", disk))
 			case vmID == "":
-				extra = append(extra, fmt.Sprintf("%s, which is recorded as being on no vm", disk))
+				extra = append(extra, fmt.Sprintf("%s, which is recorded without a VM", disk))
 			case vmID != id:
-				extra = append(extra, fmt.Sprintf("%s, which is recorded as being on vm %s", disk, vmID))
+				extra = append(extra, fmt.Sprintf("%s, which is recorded on VM %s", disk, vmID))
 			}
 		}
 		if extra != nil {
-			p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(id), Passes: 2,
-				Details: fmt.Sprintf("QEMU process %d has data disk %s; it is left alone", o.PID, strings.Join(extra, "; "))})
+			p.report(RuntimeDrift, vm.VMResource(id), 2,
+				"QEMU process %d has data disk %s; vmand does not unplug it", o.PID, strings.Join(extra, "; "))
 		}
 	}
 }
 
-// drives finds a VM whose CD-ROM drives are not those that are recorded: a change
-// of them was cut short.
+// drives plans for an active VM whose CD-ROM drives differ from the records, because a
+// change of them was interrupted.
 func (p *planner) drives(v vm.VM) {
 	seen := p.seen.VMs[v.ID]
 	if v.State != vm.Running && v.State != vm.Paused || v.SameCDROMs(seen) {
 		return
 	}
-	p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(v.ID), Settle: true, Passes: 2,
-		Details: fmt.Sprintf("QEMU process %d has the CD-ROM drives %q, which are not those recorded", seen.PID, seen.CDROMs),
-		Cure:    "made the CD-ROM drives those recorded"})
+	p.repair(RuntimeDrift, vm.VMResource(v.ID), 2,
+		fmt.Sprintf("QEMU process %d has the CD-ROM drives %q, but others are recorded", seen.PID, seen.CDROMs),
+		"changed the CD-ROM drives to those recorded")
 }
 
-// images finds the images whose content is not as it is recorded, and content that
-// no image has: the disks of orphans may be based on it, so it is only reported. When
-// the host does not say what content there is, nothing is known.
+// images plans for the images whose content differs from the record, and reports content of
+// no image. Disks of orphans may be based on such content, so vmand keeps it. It does nothing
+// if the survey has no list of content.
 func (p *planner) images(recorded []vm.Image) {
 	if p.seen.Images == nil {
 		return
@@ -318,66 +343,69 @@ func (p *planner) images(recorded []vm.Image) {
 	known := map[string]bool{}
 	for _, i := range recorded {
 		known[i.SHA256] = true
-		size, there := p.seen.Images[i.SHA256]
-		details, settle := "", true
+		resource := vm.ImageResource(i.Name)
+		size, exists := p.seen.Images[i.SHA256]
 		switch {
 		case i.State == vm.ImageImporting:
-			details = fmt.Sprintf("image %s is recorded as importing while no operation is at work on it", i.Name)
-		case i.State == vm.ImageAvailable && !there:
-			details = fmt.Sprintf("the content of image %s is not there", i.Name)
-		case i.State == vm.ImageError && there:
-			details = fmt.Sprintf("image %s is recorded as error, but its content is there", i.Name)
-		case i.State == vm.ImageAvailable && size != i.Bytes: // whoever changed it, what is based on it is damaged
-			details, settle = fmt.Sprintf("the content of image %s (%s) has %d bytes, and had %d: bring the same in again to replace it", i.Name, i.SHA256, size, i.Bytes), false
-		}
-		if details != "" {
-			p.plan = append(p.plan, Action{Type: MissingImage, Resource: vm.ImageResource(i.Name), Settle: settle, Passes: 2, Details: details})
+			details := fmt.Sprintf("image %s is recorded as importing, but no operation is running", i.Name)
+			p.repair(MissingImage, resource, 2, details, "")
+		case i.State == vm.ImageAvailable && !exists:
+			p.repair(MissingImage, resource, 2, fmt.Sprintf("the content of image %s is missing", i.Name), "")
+		case i.State == vm.ImageError && exists:
+			details := fmt.Sprintf("image %s is recorded as error, but its content exists", i.Name)
+			p.repair(MissingImage, resource, 2, details, "")
+		case i.State == vm.ImageAvailable && size != i.Bytes: // the disks based on it are damaged, too
+			p.report(MissingImage, resource, 2,
+				"the content of image %s (%s) has %d bytes instead of %d; import the same content again to replace it",
+				i.Name, i.SHA256, size, i.Bytes)
 		}
 	}
 	for sum := range p.seen.Images {
 		if !known[sum] {
-			p.plan = append(p.plan, Action{Type: OrphanImage, Resource: vm.ImageResource(sum), Passes: 2,
-				Details: "there is content that no image has; it is left alone, as disks that are not recorded may be based on it"})
+			p.report(OrphanImage, vm.ImageResource(sum), 2,
+				"no image has this content; vmand keeps it, because disks that are not recorded may be based on it")
 		}
 	}
 }
 
-// storage reports a file system of the disks that is nearly full. What is not
-// known is not reported.
+// storage reports a nearly full file system of the disks. It does nothing if the survey has
+// no size.
 func (p *planner) storage(lowMiB int64) {
 	s := p.seen.Storage
 	floor := max(lowMiB, s.SizeMiB*lowPercent/100)
 	if lowMiB > 0 && s.SizeMiB > 0 && s.FreeMiB < floor {
-		p.plan = append(p.plan, Action{Type: StorageLow, Resource: vm.Resource{Kind: vm.StorageKind, ID: s.Path}, Passes: 1,
-			Details: fmt.Sprintf("%d of %d MiB are free at %s, less than %d MiB: make room before guests are paused", s.FreeMiB, s.SizeMiB, s.Path, floor)})
+		p.report(StorageLow, vm.Resource{Kind: vm.StorageKind, ID: s.Path}, 1,
+			"%d of %d MiB are free at %s, less than %d MiB; free space before guests are paused",
+			s.FreeMiB, s.SizeMiB, s.Path, floor)
 	}
 }
 
-// operations finds those that nobody carries out any more, because how they
-// ended could not be recorded; whoever does so holds the resource.
+// operations plans for the open operations that no longer run, because vmand could not
+// record how they ended. A running operation holds its resource, so [Plan] leaves it out.
 func (p *planner) operations(open []vm.Operation) {
 	for _, op := range open {
-		a := Action{Type: VMStateMismatch, Resource: op.Resource, Settle: true,
-			Details: fmt.Sprintf("operation %s (%s) is recorded as %s while nobody is at work on it", op.ID, op.Kind, op.State)}
+		issue := VMStateMismatch
 		switch op.Resource.Kind {
 		case vm.DiskKind:
-			a.Type = DiskStateInconsistent
+			issue = DiskStateInconsistent
 		case vm.ImageKind:
-			a.Type = MissingImage
+			issue = MissingImage
 		}
-		if !slices.ContainsFunc(p.plan, func(b Action) bool { return b.Type == a.Type && b.Resource == a.Resource }) {
-			p.plan = append(p.plan, a)
+		planned := func(a Action) bool { return a.Type == issue && a.Resource == op.Resource }
+		if !slices.ContainsFunc(p.plan, planned) {
+			details := fmt.Sprintf("operation %s (%s) is recorded as %s, but it no longer runs", op.ID, op.Kind, op.State)
+			p.repair(issue, op.Resource, 0, details, "")
 		}
 	}
 }
 
-// orphans finds what the host has and nobody recorded. A database restored from
-// an old backup makes every newer VM look like one, so they are only reported.
+// orphans reports the processes and files on the host that are not recorded. After a restore
+// of an old backup every newer VM is an orphan, so vmand only reports them.
 func (p *planner) orphans() {
 	for id, o := range p.seen.VMs {
 		if !p.vms[id] {
-			p.plan = append(p.plan, Action{Type: OrphanProcess, Resource: vm.VMResource(id), Passes: 2,
-				Details: fmt.Sprintf("QEMU process %d runs for vm %s, which is not recorded; it is left alone", o.PID, id)})
+			p.report(OrphanProcess, vm.VMResource(id), 2,
+				"QEMU process %d runs VM %s, which is not recorded; adopt or terminate the orphan", o.PID, id)
 		}
 	}
 	if p.partial {
@@ -385,14 +413,14 @@ func (p *planner) orphans() {
 	}
 	for id := range p.seen.VMFiles {
 		if !p.vms[id] {
-			p.plan = append(p.plan, Action{Type: OrphanDisk, Resource: vm.VMResource(id), Passes: 2,
-				Details: fmt.Sprintf("there are files of vm %s, which is not recorded; they are left alone", id)})
+			p.report(OrphanDisk, vm.VMResource(id), 2,
+				"the host has files of VM %s, which is not recorded; adopt or delete the orphan", id)
 		}
 	}
 	for id := range p.seen.DiskFiles {
 		if _, recorded := p.disks[id]; !recorded {
-			p.plan = append(p.plan, Action{Type: OrphanDisk, Resource: vm.DiskResource(id), Passes: 2,
-				Details: fmt.Sprintf("there is a file of disk %s, which is not recorded; it is left alone", id)})
+			p.report(OrphanDisk, vm.DiskResource(id), 2,
+				"the host has a file of disk %s, which is not recorded; adopt or delete the orphan", id)
 		}
 	}
 }

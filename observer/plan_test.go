@@ -9,9 +9,9 @@ import (
 	"vmand/vm"
 )
 
-func nobody(vm.Resource) bool { return false }
+func neverBusy(vm.Resource) bool { return false }
 
-// sightings are the ways a VM can look from outside, by a short name.
+// sightings are the possible observations of a VM, by a short name.
 var sightings = map[string]vm.Observation{
 	"gone":      {},
 	"mute":      {PID: 42},
@@ -23,7 +23,7 @@ var sightings = map[string]vm.Observation{
 	"panicked":  {PID: 42, Status: "guest-panicked"},
 }
 
-// surveyOf shows one VM with its root disk, alive or not.
+// surveyOf returns a survey of one VM with its root disk, with or without a process.
 func surveyOf(id string, o vm.Observation) vm.Survey {
 	s := vm.Survey{VMs: map[string]vm.Observation{}, VMFiles: map[string]bool{id: true}, DiskFiles: map[string]int64{}}
 	if o.Alive() {
@@ -32,8 +32,8 @@ func surveyOf(id string, o vm.Observation) vm.Survey {
 	return s
 }
 
-func TestPlanSettlesAVMInEveryStateThatTheHostContradicts(t *testing.T) {
-	// With each recorded state, the only sightings that agree with it.
+func TestPlanVMStates(t *testing.T) {
+	// The sightings that agree with each recorded state; all others must be settled.
 	agree := []struct {
 		state  vm.State
 		reason vm.Reason
@@ -56,10 +56,11 @@ func TestPlanSettlesAVMInEveryStateThatTheHostContradicts(t *testing.T) {
 		for name, seen := range sightings {
 			t.Run(fmt.Sprintf("%s (%s) seen %s", row.state, row.reason, name), func(t *testing.T) {
 				recorded := Recorded{VMs: []vm.VM{{ID: "a", State: row.state, Reason: row.reason}}}
-				plan := slices.DeleteFunc(Plan(recorded, surveyOf("a", seen), 0, nobody), func(a Action) bool { return a.Type == QMPUnreachable })
+				plan := Plan(recorded, surveyOf("a", seen), 0, neverBusy)
+				plan = slices.DeleteFunc(plan, func(a Action) bool { return a.Type == QMPUnreachable })
 				if slices.Contains(row.with, name) {
 					if len(plan) != 0 {
-						t.Fatalf("Plan = %+v, want nothing", plan)
+						t.Fatalf("Plan = %+v, want no actions", plan)
 					}
 					return
 				}
@@ -79,15 +80,15 @@ func TestPlanSettlesAVMInEveryStateThatTheHostContradicts(t *testing.T) {
 	}
 }
 
-func TestPlanForADataDisk(t *testing.T) {
+func TestPlanDataDisk(t *testing.T) {
 	const (
-		noVM       = "no vm"
-		off        = "vm off"
+		noVM       = "no VM"
+		off        = "VM off"
 		unplugged  = "not plugged"
 		pluggedIn  = "plugged"
-		unknown    = "nobody asked"
+		unknown    = "unknown"
 		elsewhere  = "plugged elsewhere"
-		noSuchVM   = "no such vm"
+		noSuchVM   = "no such VM"
 		available  = vm.DiskAvailable
 		attached   = vm.DiskAttached
 		consistent = IssueType("")
@@ -127,7 +128,10 @@ func TestPlanForADataDisk(t *testing.T) {
 		t.Run(fmt.Sprintf("%s, %s, file %t", tt.state, tt.where, tt.file), func(t *testing.T) {
 			d := vm.Disk{ID: "d", DiskFile: vm.DiskFile{SizeMiB: 1024}, State: tt.state, VMID: "a"}
 			running := vm.Observation{PID: 42, Status: vm.StatusRunning}
-			recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running, Reason: vm.ReasonRequested}, {ID: "b", State: vm.Running, Reason: vm.ReasonRequested}}}
+			recorded := Recorded{VMs: []vm.VM{
+				{ID: "a", State: vm.Running, Reason: vm.ReasonRequested},
+				{ID: "b", State: vm.Running, Reason: vm.ReasonRequested},
+			}}
 			seen := surveyOf("a", running)
 			seen.VMs["b"], seen.VMFiles["b"] = running, true
 			switch tt.where {
@@ -151,10 +155,14 @@ func TestPlanForADataDisk(t *testing.T) {
 			}
 			recorded.Disks = []vm.Disk{d}
 			var got []IssueType
-			for _, a := range Plan(recorded, seen, 0, nobody) {
+			for _, a := range Plan(recorded, seen, 0, neverBusy) {
 				got = append(got, a.Type)
-				if drift := a.Type == RuntimeDrift; drift && (a.Resource.String() != "vms/b" || a.Settle) || !drift && (a.Resource.String() != "disks/d" || !a.Settle) {
-					t.Errorf("action %+v, want to settle disks/d, and what QEMU has too much left alone", a)
+				want := Action{Resource: vm.DiskResource("d"), Settle: true}
+				if a.Type == RuntimeDrift {
+					want = Action{Resource: vm.VMResource("b")}
+				}
+				if a.Resource != want.Resource || a.Settle != want.Settle {
+					t.Errorf("action %+v, want resource %s, settle: %t", a, want.Resource, want.Settle)
 				}
 			}
 			if !slices.Equal(got, tt.want) {
@@ -169,56 +177,59 @@ func TestPlanForADataDisk(t *testing.T) {
 	}
 }
 
-func TestPlanOnlyReportsWhatNobodyRecorded(t *testing.T) {
+func TestPlanReportsOrphans(t *testing.T) {
 	seen := vm.Survey{
 		VMs:       map[string]vm.Observation{"ghost": {PID: 7, Status: vm.StatusRunning}},
 		VMFiles:   map[string]bool{"ghost": true, "husk": false},
 		DiskFiles: map[string]int64{"stray": 0},
 	}
-	plan := Plan(Recorded{}, seen, 0, nobody)
+	plan := Plan(Recorded{}, seen, 0, neverBusy)
 	want := []string{"orphan_disk disks/stray", "orphan_disk vms/ghost", "orphan_process vms/ghost", "orphan_disk vms/husk"}
 	if got := names(plan); !slices.Equal(got, want) {
 		t.Fatalf("Plan = %q, want %q", got, want)
 	}
 	for _, a := range plan {
 		if a.Settle || a.Passes != 2 {
-			t.Errorf("%+v: want it left alone, and reported once a second pass agrees", a)
+			t.Errorf("action %+v, want it only reported, by the second pass", a)
 		}
 	}
 }
 
-func TestPlanReportsAMissingRootDiskAndLeavesTheVMAlone(t *testing.T) {
+func TestPlanReportsAMissingRootDisk(t *testing.T) {
 	for name, files := range map[string]map[string]bool{"no files": {}, "files without the root disk": {"a": false}} {
 		t.Run(name, func(t *testing.T) {
-			plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Stopped}}}, vm.Survey{VMFiles: files}, 0, nobody)
+			plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Stopped}}}, vm.Survey{VMFiles: files}, 0, neverBusy)
 			if got := names(plan); !slices.Equal(got, []string{"missing_disk vms/a"}) || plan[0].Settle {
-				t.Errorf("Plan = %+v, want missing_disk vms/a, not settled", plan)
+				t.Errorf("Plan = %+v, want missing_disk vms/a, only reported", plan)
 			}
 		})
 	}
 }
 
-func TestPlanSettlesAnOperationNobodyCarriesOut(t *testing.T) {
+func TestPlanSettlesInterruptedOperations(t *testing.T) {
 	recorded := Recorded{
 		VMs: []vm.VM{{ID: "a", State: vm.Running, Reason: vm.ReasonRequested}, {ID: "b", State: vm.Starting}},
-		Open: []vm.Operation{{ID: "1", Kind: vm.VMPause, Resource: vm.VMResource("a")}, {ID: "2", Kind: vm.DiskCreate, Resource: vm.DiskResource("d")},
-			{ID: "3", Kind: vm.VMStart, Resource: vm.VMResource("b")}},
+		Open: []vm.Operation{
+			{ID: "1", Kind: vm.VMPause, Resource: vm.VMResource("a")},
+			{ID: "2", Kind: vm.DiskCreate, Resource: vm.DiskResource("d")},
+			{ID: "3", Kind: vm.VMStart, Resource: vm.VMResource("b")},
+		},
 	}
 	seen := surveyOf("a", sightings["running"])
 	seen.VMFiles["b"] = true
-	plan := Plan(recorded, seen, 0, nobody)
+	plan := Plan(recorded, seen, 0, neverBusy)
 	want := []string{"disk_state_inconsistent disks/d", "vm_state_mismatch vms/a", "vm_state_mismatch vms/b"}
 	if got := names(plan); !slices.Equal(got, want) {
-		t.Errorf("Plan = %q, want %q, each once", got, want)
+		t.Errorf("Plan = %q, want each of %q once", got, want)
 	}
 }
 
-func TestPlanLeavesOutWhatAnOperationHolds(t *testing.T) {
+func TestPlanLeavesOutBusyResources(t *testing.T) {
 	recorded := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Starting}, {ID: "b", State: vm.Starting}}}
 	seen := vm.Survey{VMFiles: map[string]bool{"a": true, "b": true, "new": true}}
 	held := func(resource vm.Resource) bool { return resource != vm.VMResource("b") }
 	if got := names(Plan(recorded, seen, 0, held)); !slices.Equal(got, []string{"vm_state_mismatch vms/b"}) {
-		t.Errorf("Plan = %q, want vms/b alone", got)
+		t.Errorf("Plan = %q, want only vms/b", got)
 	}
 }
 
@@ -230,7 +241,7 @@ func names(plan []Action) []string {
 	return out
 }
 
-func TestPlanRecordsTheSizeThatADisksFileHas(t *testing.T) {
+func TestPlanDiskSize(t *testing.T) {
 	tests := []struct {
 		state vm.DiskState
 		size  int64
@@ -241,7 +252,7 @@ func TestPlanRecordsTheSizeThatADisksFileHas(t *testing.T) {
 		{vm.DiskAvailable, 2048, "disk_size_mismatch disks/d"},
 		{vm.DiskAvailable, 1, "disk_size_mismatch disks/d"},
 		{vm.DiskAttached, 2048, "disk_size_mismatch disks/d"},
-		{vm.DiskDetaching, 2048, "disk_state_inconsistent disks/d"}, // that comes first
+		{vm.DiskDetaching, 2048, "disk_state_inconsistent disks/d"}, // reported first
 	}
 	for _, tt := range tests {
 		d := vm.Disk{ID: "d", DiskFile: vm.DiskFile{SizeMiB: 1024}, State: tt.state}
@@ -251,17 +262,17 @@ func TestPlanRecordsTheSizeThatADisksFileHas(t *testing.T) {
 			recorded.Disks[0].VMID = "a"
 		}
 		seen.DiskFiles["d"] = tt.size
-		plan := Plan(recorded, seen, 0, nobody)
+		plan := Plan(recorded, seen, 0, neverBusy)
 		if got := strings.Join(names(plan), ", "); got != tt.want {
-			t.Errorf("%s with a file of %d MiB: %q, want %q", tt.state, tt.size, got, tt.want)
+			t.Errorf("state %s with a file of %d MiB: plan %q, want %q", tt.state, tt.size, got, tt.want)
 		}
 		if len(plan) == 1 && !plan[0].Settle {
-			t.Errorf("%+v: want it settled", plan[0])
+			t.Errorf("action %+v, want it settled", plan[0])
 		}
 	}
 }
 
-func TestPlanReportsWhatAQEMUHasTooMuchOnce(t *testing.T) {
+func TestPlanReportsUnexpectedDisksOfQEMUOnce(t *testing.T) {
 	seen := surveyOf("a", vm.Observation{PID: 42, Status: vm.StatusRunning, Plugged: []string{"z", "mine", "free", "b-s"}})
 	seen.VMFiles["b"] = true
 	seen.VMs["ghost"] = vm.Observation{PID: 43, Status: vm.StatusRunning, Plugged: []string{"free"}}
@@ -274,7 +285,7 @@ func TestPlanReportsWhatAQEMUHasTooMuchOnce(t *testing.T) {
 		recorded.Disks = append(recorded.Disks, d)
 		seen.DiskFiles[id] = 1
 	}
-	plan := Plan(recorded, seen, 0, nobody)
+	plan := Plan(recorded, seen, 0, neverBusy)
 	want := []string{"orphan_process vms/ghost", "runtime_drift vms/a"}
 	got := names(plan)
 	slices.Sort(got)
@@ -282,40 +293,46 @@ func TestPlanReportsWhatAQEMUHasTooMuchOnce(t *testing.T) {
 		t.Fatalf("Plan = %q, want %q", got, want)
 	}
 	drift := plan[slices.IndexFunc(plan, func(a Action) bool { return a.Type == RuntimeDrift })]
-	for _, word := range []string{"42", "b-s, which is recorded as being on vm b", "free, which is recorded as being on no vm", "z, which is not recorded"} {
+	for _, word := range []string{
+		"42",
+		"b-s, which is recorded on VM b",
+		"free, which is recorded without a VM",
+		"z, which is not recorded",
+	} {
 		if !strings.Contains(drift.Details, word) {
-			t.Errorf("details %q do not say %q", drift.Details, word)
+			t.Errorf("details %q do not contain %q", drift.Details, word)
 		}
 	}
 	if strings.Contains(drift.Details, "mine") || drift.Settle || drift.Passes != 2 {
-		t.Errorf("%+v: want nothing of mine, and it left alone", drift)
+		t.Errorf("action %+v, want it without disk mine, only reported", drift)
 	}
 }
 
-func TestPlanReportsAMonitorThatIsMuteForLong(t *testing.T) {
-	plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running}}}, surveyOf("a", sightings["mute"]), 0, nobody)
+func TestPlanReportsAMuteMonitor(t *testing.T) {
+	plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running}}}, surveyOf("a", sightings["mute"]), 0, neverBusy)
 	if len(plan) != 1 || plan[0].Type != QMPUnreachable || plan[0].Settle || plan[0].Passes != 3 || !strings.Contains(plan[0].Details, "42") {
-		t.Errorf("Plan = %+v, want one qmp_unreachable after three passes that names the process", plan)
+		t.Errorf("Plan = %+v, want one qmp_unreachable after three passes, with the process id", plan)
 	}
 }
 
-func TestPlanContinuesAGuestThatFoundItsDiskFullOnceThereIsRoom(t *testing.T) {
+func TestPlanContinuesAGuestPausedByAFullDisk(t *testing.T) {
 	full := vm.VM{ID: "a", State: vm.Paused, Reason: vm.ReasonDiskFull, Desired: vm.DesiredRunning}
 	for free, want := range map[int64]string{0: "", vm.ResumeFreeMiB - 1: "", vm.ResumeFreeMiB: "vm_state_mismatch vms/a"} {
 		seen := surveyOf("a", vm.Observation{PID: 42, Status: "io-error", NoSpace: true, FreeMiB: free})
-		plan := Plan(Recorded{VMs: []vm.VM{full}}, seen, 0, nobody)
+		plan := Plan(Recorded{VMs: []vm.VM{full}}, seen, 0, neverBusy)
 		if got := strings.Join(names(plan), ", "); got != want {
-			t.Errorf("with %d MiB free: %q, want %q", free, got, want)
+			t.Errorf("%d MiB free: plan %q, want %q", free, got, want)
 		}
 	}
 	stopped := full
 	stopped.Desired = vm.DesiredStopped
-	if plan := Plan(Recorded{VMs: []vm.VM{stopped}}, surveyOf("a", vm.Observation{PID: 42, Status: "io-error", NoSpace: true, FreeMiB: 99}), 0, nobody); len(plan) != 0 {
-		t.Errorf("one that is not to run: %+v, want nothing", plan)
+	seen := surveyOf("a", vm.Observation{PID: 42, Status: "io-error", NoSpace: true, FreeMiB: 99})
+	if plan := Plan(Recorded{VMs: []vm.VM{stopped}}, seen, 0, neverBusy); len(plan) != 0 {
+		t.Errorf("plan of a VM with desired state stopped: %+v, want no actions", plan)
 	}
 }
 
-func TestPlanReportsStorageThatIsNearlyFull(t *testing.T) {
+func TestPlanReportsLowStorage(t *testing.T) {
 	tests := []struct {
 		free, size, low int64
 		want            bool
@@ -325,18 +342,18 @@ func TestPlanReportsStorageThatIsNearlyFull(t *testing.T) {
 		{5000, 100_000, 1024, false},
 		{4999, 100_000, 1024, true}, // less than 5 %
 		{0, 100_000, 0, false},      // turned off
-		{0, 0, 1024, false},         // nobody knows
+		{0, 0, 1024, false},         // unknown size
 	}
 	for _, tt := range tests {
-		plan := Plan(Recorded{}, vm.Survey{Storage: vm.Storage{Path: "/d", FreeMiB: tt.free, SizeMiB: tt.size}}, tt.low, nobody)
+		plan := Plan(Recorded{}, vm.Survey{Storage: vm.Storage{Path: "/d", FreeMiB: tt.free, SizeMiB: tt.size}}, tt.low, neverBusy)
 		if !tt.want {
 			if len(plan) != 0 {
-				t.Errorf("%+v: %+v, want nothing", tt, plan)
+				t.Errorf("%+v: plan %+v, want no actions", tt, plan)
 			}
 			continue
 		}
 		if len(plan) != 1 || plan[0].Type != StorageLow || plan[0].Resource.String() != "storage//d" || plan[0].Settle || plan[0].Passes != 1 {
-			t.Errorf("%+v: %+v, want storage_low at once", tt, plan)
+			t.Errorf("%+v: plan %+v, want storage_low at once", tt, plan)
 		}
 	}
 }

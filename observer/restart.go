@@ -10,33 +10,39 @@ import (
 )
 
 const (
-	// newsPause gathers events, so that a busy daemon does not have the records
-	// read for each of them.
+	// newsPause is the wait after an event, so that the records are read once for many
+	// events.
 	newsPause = 50 * time.Millisecond
-	// newsPage is how many events are read at once.
+	// newsPage is the number of events read at once.
 	newsPage = 1000
-	// busyPause is after how long a restart is tried again that something was in
-	// the way of, and refusedPause one that was refused, for want of memory, say.
-	busyPause    = 200 * time.Millisecond
+	// busyPause is the time until the retry of a restart for which the VM was busy.
+	busyPause = 200 * time.Millisecond
+	// refusedPause is the time until the retry of a restart that failed, for example because
+	// the host had too little memory.
 	refusedPause = 5 * time.Second
 )
 
-// A schedule holds when which VM is to be restarted by its policy. It may be
-// behind the records: whoever restarts a VM looks at them under its lock.
+// A schedule holds the times of the restarts by policy. It may be older than the records:
+// the restart of a VM reads them again, with the VM's lock held.
 type schedule struct {
-	changed chan struct{} // holds one: there is something new in due
-	last    int64         // number of the newest event known, -1 if none is; only the follower uses it
+	changed chan struct{} // of capacity 1: due has changed
+	last    int64         // number of the newest known event, -1 before the first; used by followVMs only
 
 	mu      sync.Mutex
 	due     map[string]time.Time // by id of the VM
-	refused map[string]string    // why the last restart could not begin, by id of the VM
+	refused map[string]string    // error of the last restart, by id of the VM
 }
 
 func newSchedule() *schedule {
-	return &schedule{changed: make(chan struct{}, 1), due: map[string]time.Time{}, refused: map[string]string{}, last: -1}
+	return &schedule{
+		changed: make(chan struct{}, 1),
+		due:     map[string]time.Time{},
+		refused: map[string]string{},
+		last:    -1,
+	}
 }
 
-// set makes the VM due at a time, or never if that is zero.
+// set schedules the restart of a VM. A zero time cancels it.
 func (s *schedule) set(id string, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -49,7 +55,7 @@ func (s *schedule) set(id string, at time.Time) {
 	s.wake()
 }
 
-// add makes due what is recorded so and not known yet.
+// add schedules the recorded restarts that are not scheduled yet.
 func (s *schedule) add(vms []vm.VM) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,7 +74,7 @@ func (s *schedule) wake() {
 	}
 }
 
-// take removes and returns what is due, and how long it is until more will be.
+// take removes and returns the VMs that are due, and the time until the next one is due.
 func (s *schedule) take() (due []string, next time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,7 +90,7 @@ func (s *schedule) take() (due []string, next time.Duration) {
 	return due, next
 }
 
-// refuse reports whether it is news that the VM cannot be restarted, and why.
+// refuse notes the error of a restart and reports whether it differs from the last one.
 func (s *schedule) refuse(id, why string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,8 +99,8 @@ func (s *schedule) refuse(id, why string) bool {
 	return !again
 }
 
-// serveRestarts begins every restart when it is due. The passes tell it what is;
-// the events about VMs tell it what has changed since.
+// serveRestarts begins every restart when it is due. It learns the restarts from the passes
+// and, between them, from the events of VMs.
 func (o *Observer) serveRestarts(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -109,7 +115,7 @@ func (o *Observer) serveRestarts(ctx context.Context) {
 			if !pause(ctx, newsPause) {
 				return
 			}
-			news = o.settler.NextEvent() // before reading, or some are missed
+			news = o.settler.NextEvent() // before readNews, or events in between are missed
 			o.readNews(ctx)
 		case <-o.restarts.changed:
 		case <-timer.C:
@@ -126,7 +132,7 @@ func (o *Observer) serveRestarts(ctx context.Context) {
 	}
 }
 
-// pause waits and reports false if ctx was done first.
+// pause waits for d. It returns false if ctx was done first.
 func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -136,16 +142,18 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// readNews looks at the VMs that something has happened to since the last time.
-// What it cannot read, the next pass does.
+// readNews calls followVMs and logs its error. The next pass reads the restarts that
+// followVMs could not read.
 func (o *Observer) readNews(ctx context.Context) {
 	ctx, stop := context.WithTimeout(ctx, passTimeout)
 	defer stop()
-	if _, err := guard(o.log, func() (struct{}, error) { return struct{}{}, o.followVMs(ctx) }); err != nil && ctx.Err() == nil {
-		o.log.Warn("cannot see which VMs are to be restarted; the next pass will", "err", err)
+	_, err := guard(o.log, func() (struct{}, error) { return struct{}{}, o.followVMs(ctx) })
+	if err != nil && ctx.Err() == nil {
+		o.log.Warn("cannot read the scheduled restarts of VMs; the next pass tries again", "err", err)
 	}
 }
 
+// followVMs schedules the restarts of the VMs that have had events since its last call.
 func (o *Observer) followVMs(ctx context.Context) error {
 	s := o.restarts
 	if s.last < 0 {
@@ -182,7 +190,7 @@ func (o *Observer) followVMs(ctx context.Context) error {
 	}
 }
 
-// restart begins the restart of one VM, or schedules it anew.
+// restart begins the restart of a VM. If that fails, it schedules another attempt.
 func (o *Observer) restart(ctx context.Context, id string) {
 	callCtx, stop := context.WithTimeout(ctx, settleTimeout)
 	defer stop()
@@ -199,7 +207,7 @@ func (o *Observer) restart(ctx context.Context, id string) {
 	}
 	v, rerr := o.records.VM(callCtx, id)
 	if rerr != nil || v.RestartAt.IsZero() {
-		o.restarts.set(id, time.Time{}) // it is not to be restarted any more, or the next pass will say so
+		o.restarts.set(id, time.Time{}) // no restart is recorded, or the next pass will read it
 		return
 	}
 	if v.RestartAt.After(time.Now()) {
@@ -207,7 +215,7 @@ func (o *Observer) restart(ctx context.Context, id string) {
 		return
 	}
 	if o.restarts.refuse(id, err.Error()) {
-		o.log.Warn("cannot restart a VM by its policy; it is tried again", "vm", id, "err", err)
+		o.log.Warn("cannot restart a VM by its policy; the attempts continue", "vm", id, "err", err)
 	}
 	o.restarts.set(id, time.Now().Add(refusedPause))
 }

@@ -12,7 +12,7 @@ import (
 	"vmand/vm"
 )
 
-// RestartDue restarts as the manager does: what is due, and nothing else.
+// RestartDue restarts a VM whose restart is due, as the manager does.
 func (w *world) RestartDue(ctx context.Context, id string) (vm.Operation, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -32,7 +32,7 @@ func (w *world) RestartDue(ctx context.Context, id string) (vm.Operation, error)
 	return vm.Operation{ID: "op"}, nil
 }
 
-// asked returns how often the restart of a VM was asked for.
+// asked returns the number of calls of RestartDue for a VM.
 func (w *world) asked(id string) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -44,12 +44,12 @@ func (w *world) asked(id string) (n int) {
 	return n
 }
 
-// crashed returns a VM that is to be restarted.
+// crashed returns a crashed VM with a restart at a time.
 func crashed(id string, at time.Time) vm.VM {
 	return vm.VM{ID: id, State: vm.Errored, Reason: vm.ReasonCrashed, RestartAt: at}
 }
 
-func TestAVMThatCrashesBetweenTwoPassesIsRestartedWhenItsBackOffIsOver(t *testing.T) {
+func TestRestartAfterACrashBetweenPasses(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	w.onSettle = func(v *vm.VM) { v.RestartAt = time.Now().Add(time.Second) }
@@ -60,21 +60,21 @@ func TestAVMThatCrashesBetweenTwoPassesIsRestartedWhenItsBackOffIsOver(t *testin
 		o.Nudge("a")
 		after(900 * time.Millisecond)
 		if v := w.recorded("a"); v.State != vm.Errored || w.asked("a") != 0 {
-			t.Fatalf("before it is due: %+v, asked %d times", v, w.asked("a"))
+			t.Fatalf("before the restart is due: VM %+v, %d calls; want error and no calls", v, w.asked("a"))
 		}
 		after(300 * time.Millisecond)
 		v := w.recorded("a")
 		if late := v.StartedAt.Sub(crash) - time.Second; v.State != vm.Running || late < 0 || late > 200*time.Millisecond {
-			t.Errorf("%+v, %s late; want it running at most 200 ms late", v, late)
+			t.Errorf("VM %+v, restarted %s late; want running, at most 200 ms late", v, late)
 		}
 		after(interval)
 		if n := w.asked("a"); n != 1 {
-			t.Errorf("asked for %d restarts, want 1", n)
+			t.Errorf("%d calls of RestartDue, want 1", n)
 		}
 	})
 }
 
-func TestWhatWasDueWhenTheDaemonWasDownIsRestartedAtOnce(t *testing.T) {
+func TestOverdueRestartsBeginAtStart(t *testing.T) {
 	w := newWorld()
 	for n := range 20 {
 		id := fmt.Sprint("vm-", n)
@@ -85,13 +85,13 @@ func TestWhatWasDueWhenTheDaemonWasDownIsRestartedAtOnce(t *testing.T) {
 	observe(t, w, func(*Observer) {
 		for n := range 20 {
 			if v := w.recorded(fmt.Sprint("vm-", n)); v.State != vm.Running {
-				t.Errorf("%+v, want it running", v)
+				t.Errorf("VM %+v, want running", v)
 			}
 		}
 	})
 }
 
-func TestAnOperationThatFailsBetweenTwoPassesIsSeenByItsEvent(t *testing.T) {
+func TestRestartAfterAFailedOperation(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	observe(t, w, func(*Observer) {
@@ -100,21 +100,21 @@ func TestAnOperationThatFailsBetweenTwoPassesIsSeenByItsEvent(t *testing.T) {
 		w.put(crashed("a", time.Now().Add(time.Second)))
 		after(1100 * time.Millisecond)
 		if v := w.recorded("a"); v.State != vm.Running {
-			t.Errorf("%+v, want it running", v)
+			t.Errorf("VM %+v, want running", v)
 		}
-		// And what is taken back is not done.
+		// A cancelled restart does not happen.
 		w.change(func() { delete(w.seen.VMs, "a") })
 		w.put(crashed("a", time.Now().Add(time.Second)))
 		after(500 * time.Millisecond)
 		w.put(crashed("a", time.Time{}))
 		after(2 * time.Second)
 		if n := w.asked("a"); n != 1 {
-			t.Errorf("asked for %d restarts, want the first only", n)
+			t.Errorf("%d calls of RestartDue, want only the first", n)
 		}
 	})
 }
 
-func TestARestartThatSomethingIsInTheWayOfIsTriedAgainSoon(t *testing.T) {
+func TestRestartOfABusyVMIsRetriedSoon(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	observe(t, w, func(*Observer) {
@@ -125,17 +125,17 @@ func TestARestartThatSomethingIsInTheWayOfIsTriedAgainSoon(t *testing.T) {
 		w.put(crashed("a", time.Now().Add(time.Second)))
 		after(1500 * time.Millisecond)
 		if n := w.asked("a"); n < 2 || n > 4 {
-			t.Errorf("asked for %d restarts in half a second, want 3 or so", n)
+			t.Errorf("%d calls of RestartDue in half a second, want about 3", n)
 		}
 		w.change(func() { delete(w.refuse, "a") })
 		after(busyPause + newsPause)
 		if v := w.recorded("a"); v.State != vm.Running {
-			t.Errorf("%+v, want it running", v)
+			t.Errorf("VM %+v, want running", v)
 		}
 	})
 }
 
-func TestARestartThatIsRefusedIsTriedAgainNowAndThen(t *testing.T) {
+func TestFailedRestartIsRetried(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	observe(t, w, func(*Observer) {
@@ -146,17 +146,17 @@ func TestARestartThatIsRefusedIsTriedAgainNowAndThen(t *testing.T) {
 		w.put(crashed("a", time.Now()))
 		after(time.Minute)
 		if n := w.asked("a"); n < 10 || n > 14 {
-			t.Errorf("asked for %d restarts in a minute, want 12 or so", n)
+			t.Errorf("%d calls of RestartDue in a minute, want about 12", n)
 		}
 		w.change(func() { delete(w.refuse, "a") })
 		after(refusedPause)
 		if v := w.recorded("a"); v.State != vm.Running {
-			t.Errorf("%+v, want it running", v)
+			t.Errorf("VM %+v, want running", v)
 		}
 	})
 }
 
-func TestARestartBeforeItsTimeIsPutOff(t *testing.T) {
+func TestEarlyRestartIsPostponed(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	observe(t, w, func(o *Observer) {
@@ -165,25 +165,25 @@ func TestARestartBeforeItsTimeIsPutOff(t *testing.T) {
 			delete(w.seen.VMs, "a")
 			w.vms["a"] = crashed("a", at)
 		})
-		o.restarts.set("a", time.Now()) // as a pass with old records does
+		o.restarts.set("a", time.Now()) // as a pass with outdated records does
 		after(2900 * time.Millisecond)
 		if n := w.asked("a"); n != 1 {
-			t.Errorf("asked for %d restarts, want the one in vain", n)
+			t.Errorf("%d calls of RestartDue, want only the early one", n)
 		}
 		after(200 * time.Millisecond)
 		if v := w.recorded("a"); v.State != vm.Running {
-			t.Errorf("%+v, want it running", v)
+			t.Errorf("VM %+v, want running", v)
 		}
-		o.restarts.set("a", time.Now()) // and one that nobody wants any more is forgotten
+		o.restarts.set("a", time.Now()) // a restart that is no longer due is dropped
 		o.restarts.set("deleted", time.Now())
 		after(time.Minute)
 		if n, m := w.asked("a"), w.asked("deleted"); n != 3 || m != 1 {
-			t.Errorf("asked for %d and %d restarts, want 3 and 1", n, m)
+			t.Errorf("%d and %d calls of RestartDue, want 3 and 1", n, m)
 		}
 	})
 }
 
-func TestARestartNeverHoldsUpAPass(t *testing.T) {
+func TestRestartDoesNotDelayAPass(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	slow := &slowRestarter{world: w, held: make(chan struct{})}
@@ -201,7 +201,7 @@ func TestARestartNeverHoldsUpAPass(t *testing.T) {
 		w.put(crashed("a", time.Now()))
 		after(3 * interval)
 		if surveys, _, _ := w.did(); surveys != 4 {
-			t.Errorf("%d surveys in three intervals with a restart that hangs, want 4", surveys)
+			t.Errorf("%d surveys in three intervals with a hanging restart, want 4", surveys)
 		}
 		close(slow.held)
 		stop()
@@ -209,7 +209,7 @@ func TestARestartNeverHoldsUpAPass(t *testing.T) {
 	})
 }
 
-// A slowRestarter takes its time, whatever its context says.
+// A slowRestarter blocks until held is closed and ignores its context.
 type slowRestarter struct {
 	*world
 	held chan struct{}
@@ -220,7 +220,7 @@ func (s *slowRestarter) RestartDue(ctx context.Context, id string) (vm.Operation
 	return vm.Operation{}, ctx.Err()
 }
 
-func TestEventsThatCannotBeReadLeaveRestartsToThePass(t *testing.T) {
+func TestPassSchedulesRestartsIfEventsCannotBeRead(t *testing.T) {
 	for _, what := range []string{"last event", "events", "vm"} {
 		t.Run(what, func(t *testing.T) {
 			w := newWorld()
@@ -231,18 +231,18 @@ func TestEventsThatCannotBeReadLeaveRestartsToThePass(t *testing.T) {
 				w.put(crashed("a", time.Now()))
 				after(time.Second)
 				if n := w.asked("a"); n != 0 {
-					t.Fatalf("asked for %d restarts, want none before the pass", n)
+					t.Fatalf("%d calls of RestartDue, want none before the pass", n)
 				}
 				after(interval)
 				if v := w.recorded("a"); v.State != vm.Running {
-					t.Errorf("%+v, want it running", v)
+					t.Errorf("VM %+v, want running", v)
 				}
 			})
 		})
 	}
 }
 
-func TestMoreEventsThanAPageAreAllRead(t *testing.T) {
+func TestRestartReadsAllPagesOfEvents(t *testing.T) {
 	w := newWorld()
 	w.run("a")
 	observe(t, w, func(*Observer) {
@@ -255,7 +255,7 @@ func TestMoreEventsThanAPageAreAllRead(t *testing.T) {
 		w.put(crashed("a", time.Now()))
 		after(2 * newsPause)
 		if !slices.Equal(w.restarts, []string{"a"}) {
-			t.Errorf("restarted %q, want a", w.restarts)
+			t.Errorf("calls of RestartDue for %q, want a", w.restarts)
 		}
 	})
 }

@@ -12,10 +12,10 @@ import (
 const (
 	StatusStarting = "starting" // before the end of the first pass
 	StatusOK       = "ok"
-	StatusDegraded = "degraded" // the last pass could not look, or the next is overdue; Error says which
+	StatusDegraded = "degraded" // the last pass failed or the next is overdue; Error says which
 )
 
-// Status is what the observer has to say for itself.
+// Status is the status and the findings of the observer.
 type Status struct {
 	Status        string
 	Error         string // why Status is degraded
@@ -23,8 +23,8 @@ type Status struct {
 	CheckInterval time.Duration
 	LastRunAt     time.Time // when the last pass began, zero before the first
 	LastDuration  time.Duration
-	// Issues are what the last pass that could look found, in order of resource
-	// and type, and what has been repaired since.
+	// Issues are the findings of the last successful pass and the repairs since then,
+	// ordered by resource and type.
 	Issues []Issue
 }
 
@@ -32,28 +32,30 @@ type Status struct {
 type Issue struct {
 	Type        IssueType
 	Resource    vm.Resource
-	Details     string // for a person
+	Details     string // for people
 	FirstSeenAt time.Time
-	Repair      string    // what was done about it, empty if nothing was
+	Repair      string    // the repair that was made; empty if none
 	RepairedAt  time.Time // zero if it was not repaired
 }
 
-// Status returns a copy of the present status. It never blocks for long.
+// Status returns a copy of the current status. It does not wait for a pass.
 func (o *Observer) Status() Status {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := o.status
 	s.Repair = o.o.Repair
-	if s.Status == StatusOK && time.Since(s.LastRunAt.Add(s.LastDuration)) > overdue(o.o.Interval) {
-		s.Status, s.Error = StatusDegraded, "the last pass ended at "+s.LastRunAt.Add(s.LastDuration).UTC().Format(time.RFC3339)+" and the next is overdue"
+	ended := s.LastRunAt.Add(s.LastDuration)
+	if s.Status == StatusOK && time.Since(ended) > overdue(o.o.Interval) {
+		s.Status = StatusDegraded
+		s.Error = "the last pass ended at " + ended.UTC().Format(time.RFC3339) + ", and the next is overdue"
 	}
 	s.Issues = slices.Concat(s.Issues, o.repaired)
 	slices.SortStableFunc(s.Issues, compareIssues)
 	return s
 }
 
-// overdue is how long after the end of a pass the next must have ended, even if
-// the host, and then repairs, took all the time they have.
+// overdue returns the longest time between the ends of two passes, with every timeout of the
+// host and of the repairs used up.
 func overdue(interval time.Duration) time.Duration { return 2*interval + passTimeout + settleTimeout }
 
 func compareIssues(a, b Issue) int {

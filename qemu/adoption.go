@@ -83,7 +83,8 @@ func (d *Driver) baseOfHeader(h image.Qcow2Header) (base, format string) {
 	dir, name := filepath.Split(h.Backing)
 	switch {
 	case vm.ValidContent(name) && h.Backing == d.layout.content(name):
-		if vm.ImageFormat(h.BackingFormat) == vm.FormatISO || !slices.Contains(vm.ImageFormats, vm.ImageFormat(h.BackingFormat)) {
+		format := vm.ImageFormat(h.BackingFormat)
+		if format == vm.FormatISO || !slices.Contains(vm.ImageFormats, format) {
 			return "", ""
 		}
 		return vm.ContentBase(name), h.BackingFormat

@@ -94,31 +94,32 @@ func (d *Driver) contentSource(file vm.DiskFile) (copySource, error) {
 	return copySource{*readNode(format, rootNode, rootFileNode, d.layout.content(content)), info.VirtualBytes, name}, nil
 }
 
-// diskSource returns a disk as a source. The record says what the disk is based on;
-// its header must agree that there is a base.
-func (d *Driver) diskSource(file vm.DiskFile, name, who string) (copySource, error) {
+// diskSource returns a disk as a source. The base comes from the record; the header must
+// have a base if and only if the record has one.
+func (d *Driver) diskSource(file vm.DiskFile, name, label string) (copySource, error) {
 	f, err := d.state.Open(name)
 	if err != nil {
-		return copySource{}, fileFault(err, "the file of %s", who)
+		return copySource{}, fileFault(err, "the file of %s", label)
 	}
 	defer f.Close()
 	h, err := readHeader(f)
 	switch {
 	case err != nil:
-		return copySource{}, fault(vm.CodeOperationFailed, err, "read the file of %s", who)
+		return copySource{}, fault(vm.CodeOperationFailed, err, "read the file of %s", label)
 	case h.ExternalData || h.Encrypted || (h.Backing == "") != (file.Base == ""):
-		return copySource{}, fault(vm.CodeOperationFailed, nil, "the file of %s is not what vmand has made: it is based on %q", who, h.Backing)
+		return copySource{}, fault(vm.CodeOperationFailed, nil,
+			"the file of %s differs from its record: it is based on %q", label, h.Backing)
 	}
 	if err := d.checkUnused(name); err != nil {
 		return copySource{}, err
 	}
 	node := *readNode(formatQcow2, rootNode, rootFileNode, d.layout.inState(name))
 	if file.Base != "" {
-		if node.Backing, err = d.copiedBase(file, who); err != nil {
+		if node.Backing, err = d.copiedBase(file, label); err != nil {
 			return copySource{}, err
 		}
 	}
-	return copySource{node, h.VirtualBytes, who}, nil
+	return copySource{node, h.VirtualBytes, label}, nil
 }
 
 // copiedBase returns the base of the source of a copy. qemu-img opens it by its

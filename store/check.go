@@ -32,9 +32,10 @@ func Check(ctx context.Context, path string) error {
 		return &vm.Fault{Code: vm.CodeUnavailable, Detail: path + " is an empty database, not a vmand database"}
 	case version > len(all):
 		return &vm.Fault{
-			Code:   vm.CodeUnavailable,
-			Detail: fmt.Sprintf("database %s has version %d, this vmand supports only versions up to %d", path, version, len(all)),
-			Hint:   "use the newer vmand that wrote it",
+			Code: vm.CodeUnavailable,
+			Detail: fmt.Sprintf("database %s has version %d, this vmand supports only versions up to %d",
+				path, version, len(all)),
+			Hint: "use the newer vmand that wrote it",
 		}
 	}
 	return nil
@@ -51,7 +52,11 @@ func Copy(ctx context.Context, from, to string) error {
 	// concurrent calls fails.
 	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return &vm.Fault{Code: vm.CodeExists, Detail: to + " already exists and was not changed", Hint: "choose another file name"}
+		return &vm.Fault{
+			Code:   vm.CodeExists,
+			Detail: to + " already exists and was not changed",
+			Hint:   "choose another file name",
+		}
 	}
 	if err == nil {
 		err = f.Close()

@@ -66,7 +66,8 @@ func updateNetwork(ctx context.Context, tx *transaction, n vm.Network, now time.
 
 func deleteNetwork(ctx context.Context, tx *transaction, name string) error {
 	var users int
-	if err := tx.GetContext(ctx, &users, `SELECT count(DISTINCT vm_id) FROM vm_addresses WHERE network = ?`, name); err != nil {
+	const query = `SELECT count(DISTINCT vm_id) FROM vm_addresses WHERE network = ?`
+	if err := tx.GetContext(ctx, &users, query, name); err != nil {
 		return err
 	}
 	if users > 0 {

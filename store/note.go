@@ -10,7 +10,8 @@ import (
 // Note returns the value of a name, "" if it was never written.
 func (s *Store) Note(ctx context.Context, name string) (string, error) {
 	var value string
-	err := s.row(ctx, `SELECT value FROM notes WHERE name = ?`, func(row *sqlx.Row) error { return row.Scan(&value) }, name)
+	scan := func(row *sqlx.Row) error { return row.Scan(&value) }
+	err := s.row(ctx, `SELECT value FROM notes WHERE name = ?`, scan, name)
 	if errors.Is(err, errNoRow) {
 		return "", nil
 	}

@@ -57,9 +57,10 @@ func newTable[T any](name string, columns ...column[T]) table[T] {
 	return table[T]{
 		columns: columns,
 		list:    list,
-		insert:  "INSERT INTO " + name + " (" + strings.Join(inserted, ", ") + ") VALUES (" + strings.Join(values, ", ") + ")",
-		update:  "UPDATE " + name + " SET " + strings.Join(set, ", "),
-		all:     "SELECT " + list + " FROM " + name,
+		insert: "INSERT INTO " + name + " (" + strings.Join(inserted, ", ") + ")" +
+			" VALUES (" + strings.Join(values, ", ") + ")",
+		update: "UPDATE " + name + " SET " + strings.Join(set, ", "),
+		all:    "SELECT " + list + " FROM " + name,
 	}
 }
 

@@ -38,7 +38,7 @@ type CloudUser struct {
 	Name              string   `json:"name"`
 	SSHAuthorizedKeys []string `json:"ssh_authorized_keys,omitempty"`
 	PasswordHash      string   `json:"password_hash,omitempty"` // as in crypt(5)
-	Sudo              string   `json:"sudo,omitempty"`          // a rule as in sudoers(5), such as "ALL=(ALL) NOPASSWD:ALL"
+	Sudo              string   `json:"sudo,omitempty"`          // a sudoers(5) rule, for example "ALL=(ALL) NOPASSWD:ALL"
 	Groups            []string `json:"groups,omitempty"`
 	Shell             string   `json:"shell,omitempty"` // absolute path
 }

@@ -362,7 +362,8 @@ type NetworkReport struct {
 // CheckName reports what is wrong with the name of a new network.
 func (n Network) CheckName() error {
 	if !ValidName(n.Name) || len(n.Name) > MaxNetworkName {
-		return InvalidField("/name", "must have 1 to %d characters of a-z, 0-9 and '-', and begin and end with a letter or a digit", MaxNetworkName)
+		return InvalidField("/name",
+			"must have 1 to %d characters of a-z, 0-9 and '-', and begin and end with a letter or a digit", MaxNetworkName)
 	}
 	if n.Name == "all" || n.Name == "default" {
 		return InvalidField("/name", "the kernel reserves the name %s in /proc/sys/net for all interfaces", n.Name)

@@ -6,8 +6,8 @@ import "strings"
 // that has it.
 type ResourceKind string
 
-// The kinds of resources. Operations are on the first five only. The daemon and the observer are resources of which there
-// is one each, without an id.
+// The kinds of resources. Only the first five have operations. There is one daemon and one
+// observer, and both have no id.
 const (
 	TemplateKind  ResourceKind = "templates"
 	VMKind        ResourceKind = "vms"

@@ -23,7 +23,8 @@ func (t Template) Version() Version { return Version{Seq: t.Seq} }
 // Check reports the first field of t that no template can have.
 func (t Template) Check() error {
 	if !ValidTemplateName(t.Name) {
-		return InvalidField("/name", "must have 1 to 63 characters of a-z, 0-9, '-', '.' and '_', and begin and end with a letter or a digit")
+		return InvalidField("/name",
+			"must have 1 to 63 characters of a-z, 0-9, '-', '.' and '_', and begin and end with a letter or a digit")
 	}
 	if t.CPUCount < 1 || t.CPUCount > MaxCPUs {
 		return InvalidField("/cpu_count", "must be 1 to %d", MaxCPUs)

@@ -1275,14 +1275,14 @@ type Issue struct {
 	// - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
 	// - `disk_size_mismatch`: the size of a disk file differs from the record.
 	// - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
-	// - `runtime_drift`: the disks that are plugged into QEMU differ from the record.
+	// - `runtime_drift`: the disks, NICs or CD-ROM drives in QEMU differ from the record.
 	// - `storage_low`: the file system of the disks is nearly full.
 	// - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
 	// - `orphan_image`: image content belongs to no recorded image.
 	// - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
 	IssueType IssueType `json:"issue_type"`
 
-	// Repair The repair that was made. Null if the issue was only reported.
+	// Repair The repair that was made, or the error of a failed one. Null if the issue was only reported.
 	Repair *string `json:"repair"`
 
 	// RepairedAt When the issue was repaired. Null if it was not.
@@ -1302,7 +1302,7 @@ type Issue struct {
 // - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
 // - `disk_size_mismatch`: the size of a disk file differs from the record.
 // - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
-// - `runtime_drift`: the disks that are plugged into QEMU differ from the record.
+// - `runtime_drift`: the disks, NICs or CD-ROM drives in QEMU differ from the record.
 // - `storage_low`: the file system of the disks is nearly full.
 // - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
 // - `orphan_image`: image content belongs to no recorded image.
@@ -1598,7 +1598,7 @@ type ObserverStatus struct {
 	// LastIssuesCount The number of issues that the last pass found.
 	LastIssuesCount int `json:"last_issues_count"`
 
-	// LastRunAt When the last pass ended. Null before the end of the first pass.
+	// LastRunAt When the last pass began. Null before the end of the first pass.
 	LastRunAt *time.Time `json:"last_run_at"`
 
 	// RepairMode How the observer treats an issue that is safe to repair: `auto` repairs it, `report` only reports it.

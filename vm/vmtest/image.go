@@ -117,7 +117,9 @@ func (d *Driver) store(sum string, content []byte) {
 }
 
 // importInto checks and stores content. method and id identify the call for [Driver.Calls].
-func (d *Driver) importInto(ctx context.Context, method, id string, content []byte, i vm.Import) (vm.ImageContent, error) {
+func (d *Driver) importInto(
+	ctx context.Context, method, id string, content []byte, i vm.Import,
+) (vm.ImageContent, error) {
 	c, err := d.check(content, i)
 	if err != nil {
 		return vm.ImageContent{}, err

@@ -28,7 +28,8 @@ func dhcp6(ctx context.Context, args []string) error {
 	defer client.Close()
 	// The id of the identity association is the index of the interface, as in most clients.
 	iaid := [4]byte(ifi.HardwareAddr[2:6])
-	advertise, err := client.Solicit(ctx, dhcpv6.WithIAID(iaid), dhcpv6.WithRequestedOptions(dhcpv6.OptionDNSRecursiveNameServer, dhcpv6.OptionDomainSearchList))
+	options := dhcpv6.WithRequestedOptions(dhcpv6.OptionDNSRecursiveNameServer, dhcpv6.OptionDomainSearchList)
+	advertise, err := client.Solicit(ctx, dhcpv6.WithIAID(iaid), options)
 	if err != nil {
 		return fmt.Errorf("solicit: %w", err)
 	}

@@ -49,7 +49,8 @@ func main() {
 // or the two would not compete with the clients alike. Its session is its own.
 func raisePriority() {
 	nice := -10
-	if _, _, errno := syscall.AllThreadsSyscall(syscall.SYS_SETPRIORITY, syscall.PRIO_PROCESS, 0, uintptr(nice)); errno == 0 {
+	_, _, errno := syscall.AllThreadsSyscall(syscall.SYS_SETPRIORITY, syscall.PRIO_PROCESS, 0, uintptr(nice))
+	if errno == 0 {
 		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(nice)), 0)
 	}
 }
