@@ -73,7 +73,7 @@ var starOfTests = map[string][]string{
 	"qemu/qmp":         {"qemu/qmp/qmptest", "test/need"},
 	"test/api":         {"test/harness", "openapi"},
 	"test/bench":       {"test/harness", "openapi", "qemu/qmp", "store", "vm"},
-	"test/crash":       {"test/harness", "openapi", "qemu/qmp"},
+	"test/crash":       {"test/harness", "openapi", "qemu/qmp", "manager", "vm"}, // the verbs, for their fail points
 	"test/debian":      {"test/harness", "openapi"},
 	"test/network":     {"test/harness", "openapi"},
 }
