@@ -96,16 +96,16 @@ func (o *Observer) viewAll(ctx context.Context) (view, error) {
 		return view{}, fmt.Errorf("survey the host: %w", err)
 	}
 	p := newPlanner(seen, false)
-	v := view{planner: p}
-	err = pages(func(page vm.Page) ([]vm.VM, error) { return o.records.VMs(ctx, vm.VMFilter{}, page) },
-		func(one vm.VM) int64 {
-			p.addVM(one)
-			_, process := seen.VMs[one.ID]
-			if process || one.State != vm.Stopped || !one.RestartAt.IsZero() {
-				v.active = append(v.active, one)
-			}
-			return one.Seq
-		})
+	v, err := o.viewVMs(ctx, p)
+	if err != nil {
+		return view{}, err
+	}
+	err = pages(func(page vm.Page) ([]vm.VMSummary, error) {
+		return o.records.VMSummaries(ctx, vm.VMFilter{}, page)
+	}, func(s vm.VMSummary) int64 {
+		p.addInactive(s)
+		return s.Seq
+	})
 	if err != nil {
 		return view{}, fmt.Errorf("read the recorded VMs: %w", err)
 	}
@@ -143,22 +143,16 @@ func pages[T any](read func(vm.Page) ([]T, error), each func(T) int64) error {
 	}
 }
 
-// viewActive reads the processes of the host, the VMs that are active or have a process,
-// and the disks of these VMs. Like viewAll it observes the host first.
-func (o *Observer) viewActive(ctx context.Context) (view, error) {
-	seen, err := o.host.SurveyProcesses(ctx)
-	if err != nil {
-		return view{}, fmt.Errorf("survey the host: %w", err)
-	}
-	p := newPlanner(seen, true)
-	v := view{planner: p}
+// viewVMs adds the VMs that are active or have a process to a planner.
+func (o *Observer) viewVMs(ctx context.Context, p *planner) (v view, err error) {
+	v.planner = p
 	if v.active, err = o.records.VMs(ctx, vm.VMFilter{Active: true}, vm.Page{}); err != nil {
 		return view{}, fmt.Errorf("read the active VMs: %w", err)
 	}
 	for _, one := range v.active {
 		p.addVM(one)
 	}
-	for id := range seen.VMs {
+	for id := range p.seen.VMs {
 		if p.vms[id] {
 			continue
 		}
@@ -171,6 +165,21 @@ func (o *Observer) viewActive(ctx context.Context) (view, error) {
 		}
 		p.addVM(one)
 		v.active = append(v.active, one)
+	}
+	return v, nil
+}
+
+// viewActive reads the processes of the host, the VMs that are active or have a process,
+// and the disks of these VMs. Like viewAll it observes the host first.
+func (o *Observer) viewActive(ctx context.Context) (view, error) {
+	seen, err := o.host.SurveyProcesses(ctx)
+	if err != nil {
+		return view{}, fmt.Errorf("survey the host: %w", err)
+	}
+	p := newPlanner(seen, true)
+	v, err := o.viewVMs(ctx, p)
+	if err != nil {
+		return view{}, err
 	}
 	for _, one := range v.active {
 		disks, err := o.records.Disks(ctx, vm.DiskFilter{VMID: one.ID}, vm.Page{})

@@ -40,6 +40,7 @@ type Host interface {
 type Records interface {
 	VM(ctx context.Context, id string) (vm.VM, error)
 	VMs(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VM, error)
+	VMSummaries(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm.VMSummary, error)
 	Disk(ctx context.Context, id string) (vm.Disk, error)
 	Disks(ctx context.Context, f vm.DiskFilter, p vm.Page) ([]vm.Disk, error)
 	Images(ctx context.Context, f vm.ImageFilter, p vm.Page) ([]vm.Image, error)

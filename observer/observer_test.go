@@ -247,11 +247,22 @@ func (w *world) VMs(_ context.Context, f vm.VMFilter, _ vm.Page) ([]vm.VM, error
 	defer w.mu.Unlock()
 	var out []vm.VM
 	for _, v := range w.vms {
-		if !f.Active || v.State != vm.Stopped || !v.RestartAt.IsZero() {
+		unsettled := slices.ContainsFunc(v.NICs, func(n vm.NIC) bool { return n.State != vm.NICAttached })
+		if !f.Active || v.State != vm.Stopped || !v.RestartAt.IsZero() || unsettled {
 			out = append(out, v)
 		}
 	}
 	return out, w.failRead["vms"]
+}
+
+func (w *world) VMSummaries(context.Context, vm.VMFilter, vm.Page) ([]vm.VMSummary, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []vm.VMSummary
+	for _, v := range w.vms {
+		out = append(out, vm.VMSummary{Seq: v.Seq, ID: v.ID, State: v.State, Reason: v.Reason, Revision: v.Revision})
+	}
+	return out, w.failRead["summaries"]
 }
 
 func (w *world) Disk(_ context.Context, id string) (vm.Disk, error) {
@@ -634,7 +645,8 @@ func TestMissingDiskIsReportedWithItsRepair(t *testing.T) {
 func TestFailedReadDegradesTheStatus(t *testing.T) {
 	for what, breakIt := range map[string]func(w *world, err error){
 		"survey the host":          func(w *world, err error) { w.fail = err },
-		"read the recorded VMs":    func(w *world, err error) { w.failRead["vms"] = err },
+		"read the active VMs":      func(w *world, err error) { w.failRead["vms"] = err },
+		"read the recorded VMs":    func(w *world, err error) { w.failRead["summaries"] = err },
 		"read the recorded disks":  func(w *world, err error) { w.failRead["disks"] = err },
 		"read the open operations": func(w *world, err error) { w.failRead["operations"] = err },
 		"panic: a defect":          func(w *world, err error) { w.onSurvey = panicIf(err) },

@@ -227,8 +227,26 @@ func (p *planner) vm(v vm.VM) {
 		p.report(QMPUnreachable, resource, mutePasses,
 			"QEMU process %d is alive, but does not answer on its monitor; vmand does not end it", seen.PID)
 	}
-	if exists, listed := p.seen.VMFiles[v.ID]; !exists && (listed || !p.partial) {
-		p.report(MissingDisk, resource, 2, "the root disk of VM %s is missing", v.ID)
+	p.rootDisk(v.ID)
+}
+
+// addInactive adds a VM that is neither active nor has a process. It is a no-op for a VM
+// that was added, and for one that has become active since the active VMs were read: the
+// next pass looks at that.
+func (p *planner) addInactive(s vm.VMSummary) {
+	if p.vms[s.ID] {
+		return
+	}
+	p.vms[s.ID] = true
+	if s.State == vm.Stopped {
+		p.rootDisk(s.ID)
+	}
+}
+
+// rootDisk finds a root disk without a file.
+func (p *planner) rootDisk(vmID string) {
+	if exists, listed := p.seen.VMFiles[vmID]; !exists && (listed || !p.partial) {
+		p.report(MissingDisk, vm.VMResource(vmID), 2, "the root disk of VM %s is missing", vmID)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"math"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -346,10 +347,17 @@ func TestActiveAndAutostartVMsAreSelected(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	var want []vm.VMSummary
-	for i, state := range []vm.State{vm.Stopped, vm.Starting, vm.Running, vm.Paused, vm.Stopping, vm.Errored, vm.Stopped, vm.Stopped} {
+	states := []vm.State{vm.Stopped, vm.Starting, vm.Running, vm.Paused, vm.Stopping, vm.Errored, vm.Stopped, vm.Stopped,
+		vm.Stopped, vm.Stopped}
+	makeNetwork(t, s, "attaching")
+	for i, state := range states {
 		v := makeVM(i)
 		v.State = state
-		if i >= 6 { // the last but one has a restart due, the last one had some
+		if i >= 8 { // a NIC of the first is detaching
+			v.NICs = []vm.NIC{makeNIC(0, "attaching", fmt.Sprintf("10.0.0.%d", i))}
+			v.NICs[0].State = map[int]vm.NICState{8: vm.NICDetaching, 9: vm.NICAttached}[i]
+		}
+		if i == 6 || i == 7 { // the first has a restart due, the second had some
 			v.Restart, v.Restarts, v.Autostart.Enabled = vm.RestartAlways, 3, true
 		}
 		if i == 6 {
@@ -365,10 +373,10 @@ func TestActiveAndAutostartVMsAreSelected(t *testing.T) {
 	}{
 		{vm.VMFilter{}, vm.Page{}, want},
 		{vm.VMFilter{}, vm.Page{After: 2, Limit: 3}, want[2:5]},
-		{vm.VMFilter{Active: true}, vm.Page{}, want[1:7]},
-		{vm.VMFilter{Active: true}, vm.Page{After: 5}, want[5:7]},
-		{vm.VMFilter{Active: true, State: vm.Stopped}, vm.Page{}, want[6:7]},
-		{vm.VMFilter{Autostart: true}, vm.Page{}, want[7:]},
+		{vm.VMFilter{Active: true}, vm.Page{}, slices.Concat(want[1:7], want[8:9])},
+		{vm.VMFilter{Active: true}, vm.Page{After: 5, Limit: 2}, want[5:7]},
+		{vm.VMFilter{Active: true, State: vm.Stopped}, vm.Page{}, []vm.VMSummary{want[6], want[8]}},
+		{vm.VMFilter{Autostart: true}, vm.Page{}, want[7:8]},
 		{vm.VMFilter{Autostart: true, Active: true}, vm.Page{}, []vm.VMSummary{}},
 	} {
 		got, err := s.VMSummaries(t.Context(), tt.filter, tt.page)

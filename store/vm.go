@@ -117,7 +117,8 @@ func (s *Store) VMSummaries(ctx context.Context, f vm.VMFilter, p vm.Page) ([]vm
 
 // The conditions of partial indexes, in their words.
 const (
-	activeVM    = "(state <> 'stopped' OR policy ->> '$.restart_at' > 0)"
+	activeVM = "(state <> 'stopped' OR policy ->> '$.restart_at' > 0" +
+		` OR instr(nics, '"state":"attaching"') > 0 OR instr(nics, '"state":"detaching"') > 0)`
 	autostartVM = "policy ->> '$.autostart' = 1 AND desired = 'running'"
 )
 

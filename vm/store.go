@@ -110,7 +110,8 @@ type VMFilter struct {
 	State    State
 	Template string
 	Network  string // of one of its NICs
-	// Active selects the VMs that are not stopped or have a restart due.
+	// Active selects the VMs that are not stopped, have a restart due, or have a NIC that
+	// is attaching or detaching.
 	Active bool
 	// Autostart selects the VMs that start with the host and whose desired state is
 	// running.

@@ -112,7 +112,8 @@ CREATE TABLE vms (
 
 CREATE INDEX vms_state ON vms (state, seq);
 CREATE INDEX vms_template ON vms (template_name, seq);
-CREATE INDEX vms_active ON vms (seq) WHERE state <> 'stopped' OR policy ->> '$.restart_at' > 0;
+CREATE INDEX vms_active ON vms (seq) WHERE state <> 'stopped' OR policy ->> '$.restart_at' > 0
+	OR instr(nics, '"state":"attaching"') > 0 OR instr(nics, '"state":"detaching"') > 0;
 CREATE INDEX vms_autostart ON vms (seq) WHERE policy ->> '$.autostart' = 1 AND desired = 'running';
 
 -- The index tables of the columns labels, nics, forwards, root_base and cdroms of
