@@ -42,7 +42,7 @@ func (c *container) health(ctx context.Context) server.Health {
 	case t.Accel == "":
 		h.Accel = server.Check{Degraded: true, Detail: "unknown without QEMU"}
 	case t.Warning != "":
-		h.Accel = server.Check{Detail: fmt.Sprintf("%s: %s", t.Accel, t.Warning)}
+		h.Accel = server.Check{Degraded: t.Fixable, Detail: fmt.Sprintf("%s: %s", t.Accel, t.Warning)}
 	default:
 		h.Accel = server.Check{Detail: string(t.Accel)}
 	}

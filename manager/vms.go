@@ -121,7 +121,7 @@ func (s *VMs) admit(ctx context.Context, v *vm.VM) error {
 	if v.Machine == "" {
 		v.Machine = p.Machine
 	}
-	v.Accel = p.Accel
+	v.Accel, v.AccelReason = p.Accel, p.Warning
 	for _, n := range v.NICs {
 		if err := s.network.Check(n.Mode); err != nil {
 			return err

@@ -20,12 +20,13 @@ const (
 	OrphanDisk            IssueType = "orphan_disk"
 	DiskStateInconsistent IssueType = "disk_state_inconsistent"
 	DiskSizeMismatch      IssueType = "disk_size_mismatch"
-	QMPUnreachable        IssueType = "qmp_unreachable" // the process is alive, but its monitor does not answer
-	RuntimeDrift          IssueType = "runtime_drift"   // the devices in QEMU differ from the records of its VM
-	StorageLow            IssueType = "storage_low"     // the file system of the disks is nearly full
-	NetworkDrift          IssueType = "network_drift"   // a network on the host differs from its record
-	MissingImage          IssueType = "missing_image"   // the content of an image is missing or differs from its record
-	OrphanImage           IssueType = "orphan_image"    // content belongs to no recorded image
+	QMPUnreachable        IssueType = "qmp_unreachable"  // the process is alive, but its monitor does not answer
+	RuntimeDrift          IssueType = "runtime_drift"    // the devices in QEMU differ from the records of its VM
+	StorageLow            IssueType = "storage_low"      // the file system of the disks is nearly full
+	NetworkDrift          IssueType = "network_drift"    // a network on the host differs from its record
+	SlowAccelerator       IssueType = "slow_accelerator" // a VM runs in emulation although KVM works now
+	MissingImage          IssueType = "missing_image"    // the content of an image is missing or differs from its record
+	OrphanImage           IssueType = "orphan_image"     // content belongs to no recorded image
 )
 
 // IssueTypes lists every type.
@@ -40,6 +41,7 @@ var IssueTypes = []IssueType{
 	RuntimeDrift,
 	StorageLow,
 	NetworkDrift,
+	SlowAccelerator,
 	MissingImage,
 	OrphanImage,
 }
@@ -226,6 +228,10 @@ func (p *planner) vm(v vm.VM) {
 	if seen.Alive() && seen.Status == vm.StatusMute {
 		p.report(QMPUnreachable, resource, mutePasses,
 			"QEMU process %d is alive, but does not answer on its monitor; vmand does not end it", seen.PID)
+	}
+	if seen.Alive() && v.Accel == vm.TCG && p.seen.Accel == vm.KVM {
+		p.report(SlowAccelerator, resource, 1,
+			"VM %s runs in software emulation (TCG) and is slow, although KVM works now: restart it", v.ID)
 	}
 	p.rootDisk(v.ID)
 }

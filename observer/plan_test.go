@@ -315,6 +315,34 @@ func TestPlanReportsAMuteMonitor(t *testing.T) {
 	}
 }
 
+func TestPlanReportsEmulationWhereKVMWorks(t *testing.T) {
+	for name, tt := range map[string]struct {
+		accel, now vm.Accel
+		want       int
+	}{
+		"KVM works now":              {vm.TCG, vm.KVM, 1},
+		"KVM does not work":          {vm.TCG, vm.TCG, 0},
+		"nothing is known about KVM": {vm.TCG, "", 0},
+		"the VM uses KVM":            {vm.KVM, vm.KVM, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			seen := surveyOf("a", sightings["running"])
+			seen.Accel = tt.now
+			plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running, Accel: tt.accel}}}, seen, 0, neverBusy)
+			if len(plan) != tt.want {
+				t.Fatalf("Plan = %+v, want %d actions", plan, tt.want)
+			}
+			if tt.want == 1 && (plan[0].Type != SlowAccelerator || plan[0].Settle || !strings.Contains(plan[0].Details, "restart")) {
+				t.Errorf("Plan = %+v, want a slow_accelerator that says to restart the VM", plan)
+			}
+		})
+	}
+	stopped := Recorded{VMs: []vm.VM{{ID: "a", State: vm.Stopped, Accel: vm.TCG}}}
+	if plan := Plan(stopped, vm.Survey{Accel: vm.KVM, VMFiles: map[string]bool{"a": true}}, 0, neverBusy); len(plan) != 0 {
+		t.Errorf("Plan of a stopped VM = %+v, want no actions", plan)
+	}
+}
+
 func TestPlanContinuesAGuestPausedByAFullDisk(t *testing.T) {
 	full := vm.VM{ID: "a", State: vm.Paused, Reason: vm.ReasonDiskFull, Desired: vm.DesiredRunning}
 	for free, want := range map[int64]string{0: "", vm.ResumeFreeMiB - 1: "", vm.ResumeFreeMiB: "vm_state_mismatch vms/a"} {

@@ -47,9 +47,9 @@ type probes struct {
 // probeTimeout bounds the questions to a QEMU that runs no machine.
 const probeTimeout = 15 * time.Second
 
-// probe returns what is known about the installed QEMU and, with accel, about the
-// accelerator of the guests. It probes only what changed since the last time.
-func (d *Driver) probe(ctx context.Context, accel bool) (probes, error) {
+// probe returns what is known about the installed QEMU. It asks a binary only if that has
+// changed since the last time.
+func (d *Driver) probe(ctx context.Context) (probes, error) {
 	path, err := host.LookPath(d.opts.Binary)
 	if err != nil {
 		return probes{}, unavailable(err, d.opts.Binary, "qemu-system-x86")
@@ -68,29 +68,27 @@ func (d *Driver) probe(ctx context.Context, accel bool) (probes, error) {
 	if known.Binary == (fileIdentity{}) {
 		known = d.loadProbes()
 	}
-	changed := false
 	if known.Binary != id {
 		caps, err := d.askCapabilities(ctx, path)
 		if err != nil {
 			return probes{}, unavailable(err, path, "qemu-system-x86")
 		}
-		known, changed = probes{Binary: id, Capabilities: caps}, true
-	}
-	if accel {
-		host := d.hostIdentity()
-		if known.Accel == nil || known.Accel.Host != host {
-			verdict := d.probeAccel(ctx, path, host)
-			if ctx.Err() != nil {
-				return probes{}, monitorFault("", "probe", ctx.Err())
-			}
-			known.Accel, changed = &verdict, true
-		}
-	}
-	d.probed = known
-	if changed {
+		known.Binary, known.Capabilities = id, caps
 		d.saveProbes(known)
 	}
+	d.probed = known
 	return known, nil
+}
+
+// saveAccel saves a verdict for the next vmand.
+func (d *Driver) saveAccel(v accelVerdict) {
+	d.probing <- struct{}{}
+	defer func() { <-d.probing }()
+	if d.probed.Binary == (fileIdentity{}) {
+		d.probed = d.loadProbes()
+	}
+	d.probed.Accel = &v
+	d.saveProbes(d.probed)
 }
 
 // loadProbes returns the probes in the file, empty ones if it cannot be read.

@@ -51,6 +51,7 @@ type Driver struct {
 
 	probing chan struct{} // held while a binary is probed; guards probed
 	probed  probes
+	accel   *accelProber // nil if guests never run under KVM
 
 	ctx    context.Context // done when the driver closes
 	cancel context.CancelFunc
@@ -95,6 +96,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	d.watch = newSerialWatch(d.log)
 	d.wg.Go(func() { d.watch.run(d.ctx) })
+	d.startProber()
 	started := time.Now().Add(-fileTimeStep)
 	if err := errors.Join(d.removeTemps(), d.adoptAll(), d.removeStale()); err != nil {
 		d.Close()
@@ -148,7 +150,7 @@ func prepare(o Options, log *slog.Logger) (*Driver, error) {
 // program returns a program that runs as QEMU's account, with the guests' nice
 // value.
 func (d *Driver) program(argv ...string) host.Program {
-	return host.Program{Argv: argv, Account: d.account, Nice: d.opts.Nice}
+	return host.Program{Argv: argv, Account: d.runAs(), Nice: d.opts.Nice}
 }
 
 // Close releases all VMs without touching them and waits for its goroutines.
@@ -162,18 +164,33 @@ func (d *Driver) Close() error {
 
 // Platform implements [vm.Machines].
 func (d *Driver) Platform(ctx context.Context) (vm.Platform, error) {
-	p, err := d.probe(ctx, d.opts.Accel == accelAuto)
+	platform, _, err := d.platform(ctx, accelWait)
+	return platform, err
+}
+
+// platform returns the platform, and whether the host has hardware virtualization that
+// cannot be used. It waits for limit for the first answer about KVM.
+func (d *Driver) platform(ctx context.Context, limit time.Duration) (platform vm.Platform, fixable bool, err error) {
+	p, err := d.probe(ctx)
 	if err != nil {
-		return vm.Platform{}, err
+		return platform, false, err
 	}
-	platform := vm.Platform{Version: p.Capabilities.Version, Machine: p.Capabilities.Machine}
+	platform = vm.Platform{Version: p.Capabilities.Version, Machine: p.Capabilities.Machine, Accel: vm.TCG}
 	switch d.opts.Accel {
 	case accelAuto:
-		platform.Accel, platform.Warning = p.Accel.Accel, p.Accel.Warning
-	default:
-		platform.Accel = vm.Accel(d.opts.Accel)
+		v := d.accel.current(ctx, limit)
+		if platform.Accel = v.Accel; v.Why != "" {
+			platform.Warning = "KVM cannot be used, so guests run in software emulation (TCG) and are slow: " + v.Why
+		}
+		return platform, v.Fixable, nil
+	case accelKVM:
+		platform.Accel = vm.KVM
+		if v, _ := d.accel.known(); v.Why != "" {
+			platform.Warning = "KVM cannot be used, so VMs cannot start: " + v.Why
+		}
+		return platform, platform.Warning != "", nil
 	}
-	return platform, nil
+	return platform, false, nil
 }
 
 // Tools describes the installed programs of QEMU, for a health report.
@@ -181,8 +198,10 @@ type Tools struct {
 	QEMU  Tool
 	Img   Tool
 	Accel vm.Accel // empty if QEMU is missing
-	// Warning says why guests run in software emulation although KVM was requested.
+	// Warning says why guests cannot run under KVM, and how to change that.
 	Warning string
+	// Fixable reports that the host has hardware virtualization that cannot be used.
+	Fixable bool
 }
 
 // A Tool describes a program.
@@ -195,9 +214,9 @@ type Tool struct {
 // changed since the last check.
 func (d *Driver) CheckTools(ctx context.Context) Tools {
 	var t Tools
-	p, err := d.Platform(ctx)
+	p, fixable, err := d.platform(ctx, accelReport)
 	t.QEMU = Tool{Version: p.Version, Err: err}
-	t.Accel, t.Warning = p.Accel, p.Warning
+	t.Accel, t.Warning, t.Fixable = p.Accel, p.Warning, fixable
 	t.Img.Version, t.Img.Err = d.askImgVersion(ctx)
 	return t
 }

@@ -22,6 +22,9 @@ type examination struct {
 	stderr *os.File
 }
 
+// errCannotStart reports that a program could not be started at all.
+var errCannotStart = errors.New("cannot start")
+
 // examine starts a QEMU that runs no guest and connects to its monitor.
 func (d *Driver) examine(ctx context.Context, binary string, args ...string) (*examination, error) {
 	ours, theirs, err := socketPair()
@@ -45,7 +48,7 @@ func (d *Driver) examine(ctx context.Context, binary string, args ...string) (*e
 	if err != nil {
 		ours.Close()
 		stderr.Close()
-		return nil, fmt.Errorf("start %s: %w", binary, err)
+		return nil, fmt.Errorf("%w %s: %w", errCannotStart, binary, err)
 	}
 	theirs.Close() // so that the end of the process ends the connection
 	x := &examination{proc: proc, stderr: stderr}

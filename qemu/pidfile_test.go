@@ -15,7 +15,7 @@ import (
 // that is killed at that moment.
 func (h *testHost) launch(s vm.Spec, binary string) (pid int) {
 	h.t.Helper()
-	p, err := h.probe(h.t.Context(), false)
+	p, err := h.probe(h.t.Context())
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestAVMIsNotStartedWhileAnUnknownProcessHoldsItsPidfile(t *testing.T) {
 	for _, err := range []error{h.Admit(t.Context(), s), errOf(h.Start(t.Context(), s, nil))} {
 		mustFail(t, err, vm.CodeOperationFailed)
 	}
-	p, err := h.probe(t.Context(), false)
+	p, err := h.probe(t.Context())
 	must(t, err)
 	_, err = h.Driver.launch(p, s) // even without the check before
 	mustFail(t, err, vm.CodeState)

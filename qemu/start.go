@@ -25,7 +25,7 @@ func (d *Driver) Start(ctx context.Context, s vm.Spec, report vm.Report) (boot v
 	if err := d.checkFree(ctx, s.ID); err != nil { // before anything of a running VM's is replaced
 		return boot, err
 	}
-	p, err := d.probe(ctx, false)
+	p, err := d.probe(ctx)
 	if err != nil {
 		return boot, err
 	}

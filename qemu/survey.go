@@ -138,7 +138,7 @@ func (d *Driver) survey(ctx context.Context, files func(*vm.Survey) error) (vm.S
 	if err := d.adoptAll(); err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
-	seen := vm.Survey{VMs: make(map[string]vm.Observation)}
+	seen := vm.Survey{VMs: make(map[string]vm.Observation), Accel: d.wouldUse()}
 	d.mu.Lock()
 	sessions := make([]*session, 0, len(d.sessions))
 	for _, s := range d.sessions {

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"vmand/host"
 )
 
@@ -49,10 +47,6 @@ func newAccount(name string) (host.Account, error) {
 	}
 	if a.UID == 0 {
 		return host.Account{}, errors.New("qemu.user is root: QEMU never runs as root")
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(kvmDevice, &st); err == nil && st.Mode&0o060 == 0o060 && st.Gid != 0 {
-		a.Groups = []uint32{st.Gid}
 	}
 	return a, nil
 }

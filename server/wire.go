@@ -22,6 +22,7 @@ func (s *Server) wire(v *vm.VM) *wireVM { return &wireVM{v, s.Guests.Agent(v.ID)
 func (v *wireVM) appendJSON(b jsonBuffer) jsonBuffer {
 	b = append(b, '{')
 	b = b.nullableString("accel", string(v.Accel))
+	b = b.nullableString("accel_reason", v.AccelReason)
 	b = b.object("agent")
 	b = b.nullableTime("last_seen_at", v.agent.LastSeenAt)
 	b = b.string("state", string(v.agent.State))

@@ -24,8 +24,9 @@ type Driver interface {
 
 // Machines starts and ends the QEMU processes of VMs.
 type Machines interface {
-	// Platform returns the platform for VMs. It asks QEMU once and caches the answer. It fails
-	// with [CodeQEMUUnavailable] and a hint that names the package to install.
+	// Platform returns the platform for VMs. It asks QEMU once and caches the answer. After a
+	// boot of the host it waits for the first answer about KVM, at most 15 s. It fails with
+	// [CodeQEMUUnavailable] and a hint that names the package to install.
 	Platform(ctx context.Context) (Platform, error)
 	// Admit returns nil if the host can start s now. It fails with [CodeState] if a process of
 	// the VM is left, with [CodeInsufficientMemory] if the host has too little free memory, and
@@ -161,7 +162,7 @@ type Platform struct {
 	Version string // of QEMU, such as "7.2.22"
 	Machine string // the newest versioned machine type, for new VMs
 	Accel   Accel
-	Warning string // why KVM is not used although it is configured; empty otherwise
+	Warning string // why KVM is not used although the setting allows it; empty otherwise
 }
 
 // A Survey is the state of all VMs, disks and images on the host at one moment.
@@ -171,6 +172,9 @@ type Survey struct {
 	DiskFiles map[string]int64       // by id: the virtual size in MiB of the files of data disks; 0 if unreadable
 	Images    map[string]int64       // by SHA-256: the size in bytes of stored image content
 	Storage   Storage
+	// Accel is the accelerator with which a VM would start now, empty if that is unknown
+	// or if the setting does not leave it to the host.
+	Accel Accel
 }
 
 // Storage is the capacity of the file system that holds the disks.

@@ -23,6 +23,7 @@ type VM struct {
 	Root         DiskFile // the root disk; created and deleted with the VM
 	Machine      string   // versioned machine type, fixed by the first start; empty before it
 	Accel        Accel    // of the current or the last run; empty before the first start
+	AccelReason  string   // why not KVM although vmand uses it where it works; empty otherwise
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
 	StartedAt    time.Time // start of the current or the last run; zero before the first start

@@ -139,6 +139,7 @@ const (
 	IssueTypeOrphanProcess         IssueType = "orphan_process"
 	IssueTypeQmpUnreachable        IssueType = "qmp_unreachable"
 	IssueTypeRuntimeDrift          IssueType = "runtime_drift"
+	IssueTypeSlowAccelerator       IssueType = "slow_accelerator"
 	IssueTypeStorageLow            IssueType = "storage_low"
 	IssueTypeVmStateMismatch       IssueType = "vm_state_mismatch"
 )
@@ -1279,6 +1280,7 @@ type Issue struct {
 	// - `storage_low`: the file system of the disks is nearly full.
 	// - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
 	// - `orphan_image`: image content belongs to no recorded image.
+	// - `slow_accelerator`: a VM runs in emulation although KVM works now. A stop and a start, or a restart, moves it.
 	// - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
 	IssueType IssueType `json:"issue_type"`
 
@@ -1306,6 +1308,7 @@ type Issue struct {
 // - `storage_low`: the file system of the disks is nearly full.
 // - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
 // - `orphan_image`: image content belongs to no recorded image.
+// - `slow_accelerator`: a VM runs in emulation although KVM works now. A stop and a start, or a restart, moves it.
 // - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
 type IssueType string
 
@@ -2101,6 +2104,10 @@ type VM struct {
 	// Accel The accelerator of the current or the last run: the processor (`kvm`) or an emulator (`tcg`, about ten
 	// times slower). Null before the first start.
 	Accel *VMAccel `json:"accel"`
+
+	// AccelReason Why the VM was started in emulation although vmand uses KVM where it works, with the command that makes
+	// KVM work. Null for a VM under KVM, before the first start, and if the setting `qemu.accel` is `tcg`.
+	AccelReason *string `json:"accel_reason"`
 
 	// Agent The state of the guest agent of a VM, as last seen; reading it does not query the agent. The entity tag of the
 	// VM does not depend on `last_seen_at`.

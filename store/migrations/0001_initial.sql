@@ -95,6 +95,7 @@ CREATE TABLE vms (
 	root_base_format TEXT,
 	machine          TEXT,
 	accel            TEXT    CHECK (accel IN ('kvm', 'tcg')),
+	accel_reason     TEXT,
 	created_at       INTEGER NOT NULL,
 	updated_at       INTEGER NOT NULL,
 	started_at       INTEGER NOT NULL,
