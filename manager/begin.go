@@ -85,8 +85,8 @@ func (e *Engine) drop(r *run) {
 	e.wg.Done()
 }
 
-// finish ends a run whose outcome is recorded. It releases the lock before it wakes
-// those that wait for the run, so that they find the resource free.
+// finish ends a run after its outcome is recorded. It releases the lock before it wakes the
+// waiters, so that they find the resource free.
 func (e *Engine) finish(r *run) {
 	e.locks.release(r.holder)
 	e.drop(r)
@@ -117,11 +117,11 @@ func (e *Engine) perform(ctx context.Context, r *run, work performer) {
 	defer stop()
 	truth, terr := work.truth(settleCtx)
 	if terr != nil {
-		e.log.Warn("cannot find out what is true after a failed operation; the observer will",
+		e.log.Warn("cannot determine the state after a failed operation; the observer tries again",
 			"op", r.op.ID, "resource", r.op.Resource, "err", terr)
 	}
 	if rerr := e.record(ctx, r, truth, err); rerr != nil {
-		e.log.Error("cannot record how an operation ended; it is settled later",
+		e.log.Error("cannot record the outcome of an operation; the observer settles it",
 			"op", r.op.ID, "resource", r.op.Resource, "err", rerr)
 	}
 }

@@ -1,8 +1,8 @@
 // Package manager carries out the use cases of vmand. Its [Engine] is the only
 // writer of the records: every change of a VM, a disk, an image or a network takes
 // the resource's lock, asks the state machine, records the intent, acts and records
-// the outcome. A failed step, a killed daemon and a host that changed by itself end
-// in the same code, which asks package vm what is true.
+// the outcome. A failed step, a killed daemon and a change of the host are handled by the
+// same code, which lets package vm determine the true state.
 //
 // Each kind of resource has a service, and each kind of operation a verb beside its
 // use case: docs/adding.md says how to add one.
@@ -29,8 +29,8 @@ type Options struct {
 	KeepEvents int
 }
 
-// An Engine carries out every change of a resource: it locks, records the intent,
-// acts, records the outcome, and settles what a failure or a kill left behind. It
+// An Engine carries out every change of a resource: it locks the resource, records the
+// intent, acts, records the outcome, and settles the resource after a failure or a kill. It
 // is safe for concurrent use.
 //
 // The use cases are the methods of its services, one per kind of resource.
@@ -154,7 +154,7 @@ const (
 	cancelPatience = 10 * time.Second
 	closePatience  = 10 * time.Second
 	recordPatience = 30 * time.Second // for one transaction that no request waits for
-	settlePatience = 20 * time.Second // to find out what is true and to end a process
+	settlePatience = 20 * time.Second // to determine the true state and to end a process
 )
 
 var errClosing = &vm.Fault{Code: vm.CodeInterrupted, Detail: "the daemon was stopped in the middle of the operation"}

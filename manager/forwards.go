@@ -50,7 +50,7 @@ func hasForward(want bool) func(context.Context, *Engine, vm.Operation) (bool, e
 }
 
 // Add forwards a port of the host to a port of a guest, at once if the VM runs, and returns
-// the forward as it is recorded.
+// the recorded forward.
 func (s *Forwards) Add(ctx context.Context, vmID string, f vm.PortForward) (vm.PortForward, error) {
 	f.ID = "pf-" + randomWord(8)
 	if f.Protocol == "" {

@@ -203,7 +203,7 @@ func TestWhatAVMIsMadeOfIsChecked(t *testing.T) {
 	}{
 		"no such template":            {vm.NewVM{ID: "a", Template: "huge"}, vm.CodeInvalid, `template huge not found`},
 		"a name that is taken":        {vm.NewVM{ID: "taken", Template: "small"}, vm.CodeExists, "already exists"},
-		"files nobody has recorded":   {vm.NewVM{ID: "orphan", Template: "small"}, vm.CodeExists, "no record"},
+		"files without a record":      {vm.NewVM{ID: "orphan", Template: "small"}, vm.CodeExists, "not recorded"},
 		"a name that climbs":          {vm.NewVM{ID: "../a", Template: "small"}, vm.CodeInvalid, "/name"},
 		"a root disk that is too big": {vm.NewVM{ID: "a", Template: "small", RootSizeMiB: vm.MaxDiskMiB + 1}, vm.CodeInvalid, "/root_disk_size"},
 		"a negative root disk":        {vm.NewVM{ID: "a", Template: "small", RootSizeMiB: -1}, vm.CodeInvalid, "/root_disk_size"},

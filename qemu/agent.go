@@ -20,7 +20,7 @@ const (
 	firstPing    = time.Second
 
 	// freezeLease is how long a guest's file systems stay frozen without a thaw.
-	// Windows allows no more either.
+	// Windows has the same limit.
 	freezeLease = 10 * time.Second
 	// lastThaw is how long vmand waits for a frozen guest to thaw when it stops.
 	lastThaw = 2 * time.Second
@@ -204,7 +204,7 @@ func (a *agent) run(ctx context.Context) {
 	}
 }
 
-// tend does what is due. It returns the time until the next task, or 0 if there is
+// tend runs the tasks that are due. It returns the time until the next task, or 0 if there is
 // none until a poke.
 func (a *agent) tend(ctx context.Context) time.Duration {
 	a.mu.Lock()

@@ -47,7 +47,7 @@ type probes struct {
 // probeTimeout bounds the questions to a QEMU that runs no machine.
 const probeTimeout = 15 * time.Second
 
-// probe returns what is known about the installed QEMU and, with accel, about the
+// probe returns the capabilities of the installed QEMU and, with accel, about the
 // accelerator of the guests. It probes only what changed since the last time.
 func (d *Driver) probe(ctx context.Context, accel bool) (probes, error) {
 	path, err := host.LookPath(d.opts.Binary)
@@ -113,7 +113,7 @@ func (d *Driver) saveProbes(p probes) {
 		})
 	}
 	if err != nil {
-		d.log.Warn("cannot save what was learned about QEMU: the next vmand probes it again", "err", err)
+		d.log.Warn("cannot save the capabilities of QEMU: the next vmand probes it again", "err", err)
 	}
 }
 

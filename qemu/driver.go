@@ -1,7 +1,7 @@
 // Package qemu runs virtual machines with QEMU: it implements [vm.Driver].
 //
 // Every VM is one QEMU process in a session of its own, which survives the end and
-// the upgrade of vmand. Any vmand can ask the process itself what it is and does:
+// the upgrade of vmand. Any vmand can query the identity and state of the process:
 // it lives while it holds a lock on its pidfile (pidfile.go), it is the right one
 // if its monitor names the VM's UUID, and its run state is QEMU's. There is no
 // other record that could be wrong.
@@ -184,7 +184,7 @@ type Tool struct {
 	Err     error  // why it cannot be used; of class [vm.ErrUnavailable]
 }
 
-// CheckTools looks at the installed programs. It runs a program only if that has
+// CheckTools checks the installed programs. It runs a program only if that has
 // changed since the last check.
 func (d *Driver) CheckTools(ctx context.Context) Tools {
 	var t Tools

@@ -28,14 +28,14 @@ var FailPoints = map[vm.Kind][]string{
 
 	vm.DiskCreate: imagePoints,
 	vm.DiskDelete: {"files.removed"},
-	vm.DiskAttach: {"plug.node-added", "plug.device-added"}, // of a VM that runs, as is a detach
+	vm.DiskAttach: {"plug.node-added", "plug.device-added"}, // of a running VM, like the detach
 	vm.DiskDetach: {"unplug.device-deleted", "unplug.node-deleted"},
 	vm.DiskResize: {"resize.grown"}, // plugged or not
 
-	vm.NICAttach: {"nic.files-passed", "nic.netdev-added", "nic.device-added"}, // of a VM that runs, as is a detach
+	vm.NICAttach: {"nic.files-passed", "nic.netdev-added", "nic.device-added"}, // of a running VM, like the detach
 	vm.NICDetach: {"nic.device-deleted", "nic.netdev-deleted"},
 
-	vm.CDROMAttach: {"cdrom.node-added", "cdrom.device-added"}, // of a VM that runs, as is an eject
+	vm.CDROMAttach: {"cdrom.node-added", "cdrom.device-added"}, // of a running VM, like the eject
 	vm.CDROMEject:  {"cdrom.device-deleted", "cdrom.node-deleted"},
 
 	vm.OrphanTerminate: endPoints,

@@ -36,7 +36,7 @@ type unplugging struct {
 }
 
 // unplug removes a device and its backend from a VM. It succeeds if the VM has no
-// process, or none any more: with the process, every device is unplugged. An
+// process, or no process: the end of the process unplugs every device. An
 // error of class [vm.ErrUnavailable] means that the guest or QEMU still has the
 // device.
 func (d *Driver) unplug(ctx context.Context, vmID string, u unplugging) error {
@@ -112,7 +112,7 @@ func (s *session) removeFromQEMU(ctx context.Context, u unplugging, deleted *qmp
 	case refusedWith(err, qmp.DeviceNotFound):
 		return nil
 	case isRefused(err):
-		// QEMU also refuses what it is removing already: only the event tells.
+		// QEMU also refuses a device that it is removing: only the event shows the end.
 		if s.awaitDeleted(ctx, deleted, queryTimeout) == nil {
 			return nil
 		}

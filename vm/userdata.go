@@ -249,7 +249,7 @@ func parseFault(err error) (line int, detail string) {
 }
 
 // grammarLine returns the number of the line at which the parser finds the violation with the
-// given detail: the shortest beginning of text that has it. Since the search parses the text
+// given detail: the last line of the shortest prefix of text with that violation. Since the search parses the text
 // several times, it returns the reported line plus 1, where the faulty block begins, for a text
 // of more than 64 KiB.
 func grammarLine(text string, line int, detail string) int {

@@ -219,8 +219,8 @@ func (d *Driver) guest(ctx context.Context, method, id string, to vm.RunStatus) 
 	})
 }
 
-// Control sets the run state that op leads to. [Driver.Break] and the like know it by the
-// name of op with a capital letter: "Pause".
+// Control sets the run state that op leads to. [Driver.Break] and the other methods name this
+// call by op with a capital letter, for example "Pause".
 func (d *Driver) Control(ctx context.Context, id string, op vm.Op) error {
 	status := vm.StatusRunning
 	if op == vm.OpPause {
