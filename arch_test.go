@@ -140,7 +140,7 @@ func sources(t *testing.T) []source {
 	return all
 }
 
-func TestPackagesImportOnlyWhatTheStarAllows(t *testing.T) {
+func TestPackageImportsFollowTheTable(t *testing.T) {
 	for _, s := range sources(t) {
 		allowed, known := star[s.dir]
 		if !known {
@@ -246,7 +246,7 @@ var logKeys = []string{
 	"state", "state_dir", "status", "step", "subnet", "timeout", "took", "usual", "uuid", "version", "vm", "waiting", "was",
 }
 
-func TestLogKeysAreOneWordForOneThing(t *testing.T) {
+func TestLogKeysAreFromTheList(t *testing.T) {
 	found := 0
 	for _, s := range sources(t) {
 		if s.test || s.generated || strings.HasPrefix(s.dir, "test/") {

@@ -19,7 +19,7 @@ func (w *world) seeded(id string, c vm.CloudInit) vm.VM {
 	return v
 }
 
-func TestASeedIsMadeAtTheStart(t *testing.T) {
+func TestSeedIsBuiltAtStart(t *testing.T) {
 	w := newWorld(t)
 	v := w.seeded("a", vm.CloudInit{Hostname: "host", PasswordHash: somePassword})
 	if len(v.CDROMs) != 1 || v.CDROMs[0].ID != vm.SeedCDROM {
@@ -52,7 +52,7 @@ func TestASeedIsMadeAtTheStart(t *testing.T) {
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestBadCloudInitDataAreRefusedAtOnce(t *testing.T) {
+func TestInvalidCloudInitDataIsRefused(t *testing.T) {
 	w := newWorld(t)
 	bad := vm.CloudInit{UserData: "#cloud-config\na: [1\n"}
 	_, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", CloudInit: &bad})
@@ -64,7 +64,7 @@ func TestBadCloudInitDataAreRefusedAtOnce(t *testing.T) {
 	}
 }
 
-func TestCloudInitDataAreEdited(t *testing.T) {
+func TestCloudInitDataIsEdited(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	v := w.vm("a")
@@ -112,7 +112,7 @@ func TestCloudInitDataAreEdited(t *testing.T) {
 	}
 }
 
-func TestWhatCloudInitInTheGuestSaysIsNoted(t *testing.T) {
+func TestCloudInitStatusOfTheGuestIsRecorded(t *testing.T) {
 	w := newWorld(t)
 	says := "running\n{\"v1\": {\"stage\": \"modules-config\"}}"
 	w.driver.Run = func(string, vm.GuestCommand) vm.GuestResult {
@@ -153,7 +153,7 @@ func (w *world) noted(id string, holds func(vm.Boot) bool) {
 	}
 }
 
-func TestCloudInitIsAskedThoughNobodyWaits(t *testing.T) {
+func TestCloudInitStatusIsReadWithoutAWaitingClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		says := "running\n{\"v1\": {\"stage\": \"modules-config\"}}"

@@ -8,7 +8,7 @@ import (
 	"vmand/vm"
 )
 
-func TestContentThatIsAboutToBeUsedStays(t *testing.T) {
+func TestHeldContentIsNotRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.fetch("x", "c")
 	reached, release := w.blockOn("CreateVM")
@@ -24,7 +24,7 @@ func TestContentThatIsAboutToBeUsedStays(t *testing.T) {
 	wantCode(t, w.Images.Delete(t.Context(), "x", nil), vm.CodeInUse, "1 VM")
 }
 
-func TestContentOfWhatComesBackStays(t *testing.T) {
+func TestFailedEjectKeepsTheContent(t *testing.T) {
 	w := newWorld(t)
 	iso := w.fetch("iso", "iso")
 	w.create("a")

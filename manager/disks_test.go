@@ -8,7 +8,7 @@ import (
 	"vmand/vm"
 )
 
-func TestADiskFromCreationToDeletion(t *testing.T) {
+func TestDiskLifecycle(t *testing.T) {
 	for _, running := range []bool{true, false} {
 		name := map[bool]string{true: "on a running VM", false: "on a stopped VM"}[running]
 		t.Run(name, func(t *testing.T) {
@@ -44,7 +44,7 @@ func TestADiskFromCreationToDeletion(t *testing.T) {
 	}
 }
 
-func TestSlotsAreGivenOnce(t *testing.T) {
+func TestEachSlotIsAssignedOnce(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	attach := func(wish, asked string) (vm.Disk, error) {
@@ -73,7 +73,7 @@ func TestSlotsAreGivenOnce(t *testing.T) {
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestDeletingAVMGivesItsDisksFree(t *testing.T) {
+func TestDeletingAVMDetachesItsDisks(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -83,7 +83,7 @@ func TestDeletingAVMGivesItsDisksFree(t *testing.T) {
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
-func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
+func TestUnreleasedDiskStaysDetaching(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -122,7 +122,7 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
-func TestADiskWhoseFileIsLostSaysSo(t *testing.T) {
+func TestLostDiskFileIsReported(t *testing.T) {
 	w := newWorld(t)
 	d := w.disk("")
 	w.driver.LoseDisk(d.ID)
@@ -137,7 +137,7 @@ func TestADiskWhoseFileIsLostSaysSo(t *testing.T) {
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
-func TestAnAttachThatFailsGivesTheDiskBack(t *testing.T) {
+func TestFailedAttachDetachesTheDisk(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -153,7 +153,7 @@ func TestAnAttachThatFailsGivesTheDiskBack(t *testing.T) {
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
-func TestAVMDoesNotStartWithoutADiskItHas(t *testing.T) {
+func TestStartFailsWithoutAnAttachedDisk(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	d := w.disk("")
@@ -172,7 +172,7 @@ func TestAVMDoesNotStartWithoutADiskItHas(t *testing.T) {
 	w.do("a", vm.OpStart)
 }
 
-func TestAnAttachCutShortLeavesNothingInQEMU(t *testing.T) {
+func TestInterruptedAttachLeavesNothingInQEMU(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)

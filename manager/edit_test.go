@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-func TestWhatCanBeChangedOfAVM(t *testing.T) {
+func TestVMEdits(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	text, labels, policy, desired := "a web server\n", map[string]string{"team": "blau", "a/b.c": "x \"y\""}, vm.RestartOnFailure, vm.DesiredRunning
@@ -41,7 +41,7 @@ func TestWhatCanBeChangedOfAVM(t *testing.T) {
 	}
 }
 
-func TestEveryChangeIsAnEvent(t *testing.T) {
+func TestEveryChangeHasAnEvent(t *testing.T) {
 	w := newWorld(t)
 	next := w.NextEvent()
 	w.create("a")
@@ -76,7 +76,7 @@ func TestEveryChangeIsAnEvent(t *testing.T) {
 	}
 }
 
-func TestARequestIsCarriedOutOncePerKey(t *testing.T) {
+func TestIdempotencyKeyPreventsASecondEffect(t *testing.T) {
 	w := newWorld(t)
 	ctx := vm.WithCaller(t.Context(), vm.Caller{Name: "token:admin", Key: "k1", Fingerprint: "f1"})
 	d, err := w.Disks.Create(ctx, vm.NewDisk{SizeMiB: 1})
@@ -98,7 +98,7 @@ func TestARequestIsCarriedOutOncePerKey(t *testing.T) {
 	}
 }
 
-func TestOrphansAreTheOperatorsToDecide(t *testing.T) {
+func TestOrphansAreChangedOnlyOnRequest(t *testing.T) {
 	w := newWorld(t)
 	w.create("known")
 	w.driver.AddVMFiles("web")
@@ -142,7 +142,7 @@ func TestOrphansAreTheOperatorsToDecide(t *testing.T) {
 	}
 }
 
-func TestWhyAVMIsAsItIs(t *testing.T) {
+func TestWhyExplainsTheStateOfAVM(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)

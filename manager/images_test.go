@@ -42,7 +42,7 @@ func (w *world) image(name string) vm.Image {
 	return i
 }
 
-func TestAnImageFromAURL(t *testing.T) {
+func TestImageFromAURL(t *testing.T) {
 	w := newWorld(t)
 	i := w.fetch("debian", "the content")
 	want := vm.ImageContent{SHA256: sumOf("the content"), Layout: vm.FormatRaw, VirtualMiB: 16, Bytes: 11}
@@ -69,7 +69,7 @@ func TestAnImageFromAURL(t *testing.T) {
 	wantCode(t, w.Images.Delete(t.Context(), "debian", nil), vm.CodeNotFound)
 }
 
-func TestAnImageThatCannotBeHadIsGone(t *testing.T) {
+func TestFailedImportRemovesTheImage(t *testing.T) {
 	w := newWorld(t)
 	tests := map[string]struct {
 		content string
@@ -111,7 +111,7 @@ func TestAnImageThatCannotBeHadIsGone(t *testing.T) {
 	}
 }
 
-func TestBadImagesAreRefusedAtOnce(t *testing.T) {
+func TestInvalidImagesAreRefused(t *testing.T) {
 	w := newWorld(t)
 	for field, n := range map[string]vm.NewImage{
 		"/name":        {Name: "No", URL: somewhere},
@@ -131,7 +131,7 @@ func TestBadImagesAreRefusedAtOnce(t *testing.T) {
 	wantCode(t, err, vm.CodeInvalid)
 }
 
-func TestContentIsStoredOnceAndGoesWithItsLastName(t *testing.T) {
+func TestContentIsSharedAndRemovedWithItsLastImage(t *testing.T) {
 	w := newWorld(t)
 	sum := w.fetch("one", "same").SHA256
 	w.fetch("two", "same")
@@ -151,7 +151,7 @@ func TestContentIsStoredOnceAndGoesWithItsLastName(t *testing.T) {
 	}
 }
 
-func TestAnUploadInPieces(t *testing.T) {
+func TestUploadInParts(t *testing.T) {
 	w := newWorld(t)
 	i, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x", Sum: vm.ImageSum{SHA256: sumOf("abcdef")}}, strings.NewReader("ab"), true)
 	must(t)(err)
@@ -187,7 +187,7 @@ func TestAnUploadInPieces(t *testing.T) {
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestARefusedUploadIsGone(t *testing.T) {
+func TestRefusedUploadIsRemoved(t *testing.T) {
 	w := newWorld(t)
 	_, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("bad"), false)
 	wantCode(t, err, vm.CodeUnsafeImage)
@@ -204,7 +204,7 @@ func TestARefusedUploadIsGone(t *testing.T) {
 	}
 }
 
-func TestAnUploadThatTheRecordsHaveForgottenIsNotContinued(t *testing.T) {
+func TestUnrecordedUploadIsNotContinued(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.driver.UploadImage(t.Context(), "x", 0, strings.NewReader("of before")))
 	i, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("good"), false)
@@ -213,7 +213,7 @@ func TestAnUploadThatTheRecordsHaveForgottenIsNotContinued(t *testing.T) {
 	}
 }
 
-func TestWhatAKillLeavesOfAnImport(t *testing.T) {
+func TestSettleAfterAKilledImport(t *testing.T) {
 	content := vm.ImageContent{SHA256: sumOf("c"), Layout: vm.FormatRaw, VirtualMiB: 16, Bytes: 1}
 	tests := map[string]struct {
 		kind    vm.Kind
@@ -255,7 +255,7 @@ func TestWhatAKillLeavesOfAnImport(t *testing.T) {
 	}
 }
 
-func TestWhatAKillLeavesOfADeletion(t *testing.T) {
+func TestSettleAfterAKilledImageDeletion(t *testing.T) {
 	w := newWorld(t)
 	i := w.fetch("x", "c")
 	must(t)(w.store.Apply(t.Context(), vm.Change{DeleteImage: "x"}))
@@ -273,7 +273,7 @@ func TestWhatAKillLeavesOfADeletion(t *testing.T) {
 	}
 }
 
-func TestAnImageWhoseContentIsLost(t *testing.T) {
+func TestLostImageContentIsRecordedAsError(t *testing.T) {
 	w := newWorld(t)
 	i := w.fetch("x", "c")
 	w.driver.LoseImage(i.SHA256)
@@ -373,7 +373,7 @@ func TestCopiesOfDisks(t *testing.T) {
 	wantCode(t, err, vm.CodeInUse, "attached")
 }
 
-func TestACopyThatIsCancelledLeavesNothing(t *testing.T) {
+func TestCancelledCopyLeavesNoFiles(t *testing.T) {
 	w := newWorld(t)
 	src := w.disk("")
 	reached, release := w.blockOn("CreateDisk")
@@ -432,7 +432,7 @@ func TestCDROMDrives(t *testing.T) {
 	must(t)(w.Images.Delete(t.Context(), "iso", nil)) // nothing is held
 }
 
-func TestDrivesThatQEMUHasNotAreSettled(t *testing.T) {
+func TestMissingDrivesAreSettled(t *testing.T) {
 	w := newWorld(t)
 	w.fetch("iso", "iso")
 	w.create("a")

@@ -8,9 +8,9 @@ import (
 	"vmand/vm"
 )
 
-// TestAnAddressIsWhatTheAgentSaysElseWhatTheHostHasSeen has a VM on a bridge of
+// TestAddressesOfTheAgentPrecedeThoseOfTheHost has a VM on a bridge of
 // the host, whose network gives it its address.
-func TestAnAddressIsWhatTheAgentSaysElseWhatTheHostHasSeen(t *testing.T) {
+func TestAddressesOfTheAgentPrecedeThoseOfTheHost(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{Network: "lan"}}}))

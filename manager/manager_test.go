@@ -159,7 +159,7 @@ func (w *world) blockOn(method string) (reached <-chan struct{}, release func())
 	return in, func() { close(out) }
 }
 
-func TestAVMFromCreationToDeletion(t *testing.T) {
+func TestVMLifecycle(t *testing.T) {
 	w := newWorld(t)
 	w.create("web-1")
 	if v := w.wantVM("web-1", vm.Stopped, vm.ReasonCreated); v.Root.SizeMiB != vm.DefaultMiB || v.Template.RAMMiB != 128 || v.UUID == "" {
@@ -192,7 +192,7 @@ func TestAVMFromCreationToDeletion(t *testing.T) {
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestWhatAVMIsMadeOfIsChecked(t *testing.T) {
+func TestInvalidVMsAreRefused(t *testing.T) {
 	w := newWorld(t)
 	w.create("taken")
 	w.driver.AddVMFiles("orphan")
@@ -223,7 +223,7 @@ func TestWhatAVMIsMadeOfIsChecked(t *testing.T) {
 	}
 }
 
-func TestACreationThatFailsLeavesNothing(t *testing.T) {
+func TestFailedCreationLeavesNoFiles(t *testing.T) {
 	w := newWorld(t)
 	w.driver.Hook = func(_ context.Context, m, _ string) error {
 		if m == "CreateVM" {
@@ -251,7 +251,7 @@ func TestACreationThatFailsLeavesNothing(t *testing.T) {
 	w.create("a")
 }
 
-func TestRefusalsSayWhy(t *testing.T) {
+func TestRefusalsNameTheReason(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	refuse := func(op vm.Op, words string) {
@@ -275,7 +275,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 	}
 }
 
-func TestAVersionThatIsNotThePresentOneChangesNothing(t *testing.T) {
+func TestOutdatedVersionChangesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	old := w.wantVM("a", vm.Stopped, vm.ReasonCreated)
@@ -292,7 +292,7 @@ func TestAVersionThatIsNotThePresentOneChangesNothing(t *testing.T) {
 	must(t)(w.Disks.Delete(t.Context(), d.ID, vm.Match{{Seq: d.Seq, Revision: d.Revision}}))
 }
 
-func TestAStartThatFailsIsStoppedWithQEMUsLastWords(t *testing.T) {
+func TestFailedStartHasTheOutputOfQEMU(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.driver.Hook = func(_ context.Context, m, id string) error {
@@ -315,7 +315,7 @@ func TestAStartThatFailsIsStoppedWithQEMUsLastWords(t *testing.T) {
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 }
 
-func TestAPanicInAnOperationLeavesNoLock(t *testing.T) {
+func TestPanicInAnOperationReleasesTheLock(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.driver.Hook = func(_ context.Context, m, id string) error {
@@ -333,7 +333,7 @@ func TestAPanicInAnOperationLeavesNoLock(t *testing.T) {
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 }
 
-func TestTheSecondOperationIsTurnedAway(t *testing.T) {
+func TestSecondOperationFailsWithBusy(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	reached, release := w.blockOn("Start")
@@ -355,7 +355,7 @@ func TestTheSecondOperationIsTurnedAway(t *testing.T) {
 	}
 }
 
-func TestAForcedStopCancelsAStart(t *testing.T) {
+func TestForcedStopCancelsAStart(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	reached, _ := w.blockOn("Start")
@@ -426,7 +426,7 @@ func TestAnOperationCanBeCancelled(t *testing.T) {
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestAClientThatHangsUpCancelsNothing(t *testing.T) {
+func TestDisconnectedClientDoesNotCancelTheOperation(t *testing.T) {
 	w := newWorld(t)
 	reached, release := w.blockOn("CreateVM")
 	ctx, hangUp := context.WithCancel(t.Context())
@@ -451,7 +451,7 @@ func TestAClientThatHangsUpCancelsNothing(t *testing.T) {
 	w.wantVM("a", vm.Stopped, vm.ReasonCreated)
 }
 
-func TestClosingMakesOperationsGiveUpHonestly(t *testing.T) {
+func TestCloseInterruptsAndRecordsOperations(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)

@@ -21,7 +21,7 @@ func (w *world) vm(id string) vm.VM {
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
-func TestAVMHasItsAddressFromTheMomentItIsMade(t *testing.T) {
+func TestAddressIsAssignedAtCreation(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.create("b")
@@ -42,7 +42,7 @@ func TestAVMHasItsAddressFromTheMomentItIsMade(t *testing.T) {
 	}
 }
 
-func TestManyVMsAtOnceGetAnAddressEach(t *testing.T) {
+func TestConcurrentCreationsGetDistinctAddresses(t *testing.T) {
 	w := newWorld(t)
 	var wg sync.WaitGroup
 	for i := range 40 {
@@ -63,7 +63,7 @@ func TestManyVMsAtOnceGetAnAddressEach(t *testing.T) {
 	}
 }
 
-func TestAddressesAndNICsThatCannotBe(t *testing.T) {
+func TestInvalidAddressesAndNICsAreRefused(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "tiny", Mode: vm.NetworkIsolated, Subnet: prefix("10.9.9.0/29")}))
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
@@ -105,7 +105,7 @@ func TestAddressesAndNICsThatCannotBe(t *testing.T) {
 	}
 }
 
-func TestNetworksThatCannotBe(t *testing.T) {
+func TestInvalidNetworksAreRefused(t *testing.T) {
 	w := newWorld(t)
 	tests := map[string]struct {
 		n    vm.Network
@@ -145,7 +145,7 @@ func TestNetworksThatCannotBe(t *testing.T) {
 	}
 }
 
-func TestANetworkFromCreationToDeletion(t *testing.T) {
+func TestNetworkLifecycle(t *testing.T) {
 	w := newWorld(t)
 	n, err := w.Networks.Create(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated, IPv6: prefix("fd00:1:2:3::/64")})
 	must(t)(err)
@@ -180,7 +180,7 @@ func TestANetworkFromCreationToDeletion(t *testing.T) {
 	}
 }
 
-func TestANetworkThatCannotBeMadeIsNotThere(t *testing.T) {
+func TestFailedCreationLeavesNoNetwork(t *testing.T) {
 	w := newWorld(t)
 	w.network.Hook = func(_ context.Context, method, name string) error {
 		if method == "Up" {
@@ -197,7 +197,7 @@ func TestANetworkThatCannotBeMadeIsNotThere(t *testing.T) {
 	}
 }
 
-func TestTheFirstStartMakesTheDefaultNetworkOnce(t *testing.T) {
+func TestDefaultNetworkIsCreatedOnce(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.Networks.Delete(t.Context(), vm.DefaultNetwork, nil))
 	must(t)(w.Networks.Prepare(t.Context()))
@@ -231,7 +231,7 @@ func TestWithoutPrivilegeTheDefaultNetworkIsOfModeUser(t *testing.T) {
 	}
 }
 
-func TestMarksOfABoot(t *testing.T) {
+func TestBootMarks(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -273,9 +273,9 @@ func TestMarksOfABoot(t *testing.T) {
 
 func ptr[T any](v T) *T { return &v }
 
-// TestAVMIsToldAsItIsRecorded compares what a start returns with the record while
+// TestStartReturnsTheRecordedVM compares what a start returns with the record while
 // it goes on: a client names that version in its next request.
-func TestAVMIsToldAsItIsRecorded(t *testing.T) {
+func TestStartReturnsTheRecordedVM(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	for range 2 { // the second start has a boot to forget

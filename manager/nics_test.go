@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-func TestANICFromPlugToUnplug(t *testing.T) {
+func TestNICLifecycle(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	for _, running := range []bool{false, true} {
@@ -41,7 +41,7 @@ func TestANICFromPlugToUnplug(t *testing.T) {
 	wantCode(t, err, vm.CodeLimitReached)
 }
 
-func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
+func TestUnreleasedNICStaysDetaching(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -78,7 +78,7 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 	}
 }
 
-func TestANICThatCannotBePluggedIsNotThere(t *testing.T) {
+func TestFailedAttachLeavesNoNIC(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -101,7 +101,7 @@ func TestANICThatCannotBePluggedIsNotThere(t *testing.T) {
 	}
 }
 
-func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
+func TestNICsAreSettledAfterAKill(t *testing.T) {
 	tests := map[string]struct {
 		kind    vm.Kind
 		state   vm.NICState
@@ -143,7 +143,7 @@ func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
 	}
 }
 
-func TestAPortForwardFromCreationToDeletion(t *testing.T) {
+func TestPortForwardLifecycle(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated}))
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "mine", Mode: vm.NetworkUser}))
@@ -187,7 +187,7 @@ func TestAPortForwardFromCreationToDeletion(t *testing.T) {
 	must(t)(w.Forwards.Add(t.Context(), "b", vm.PortForward{HostPort: 8080, GuestPort: 80}))
 }
 
-func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
+func TestRefusedForwardIsNotRecorded(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -227,9 +227,9 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 	}
 }
 
-// TestWhatIsRecordedWithTheIntentIsDone has the daemon killed after the intent of
+// TestChangeRecordedWithTheIntentIsComplete has the daemon killed after the intent of
 // a change that is recorded with it.
-func TestWhatIsRecordedWithTheIntentIsDone(t *testing.T) {
+func TestChangeRecordedWithTheIntentIsComplete(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	f, err := w.Forwards.Add(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})

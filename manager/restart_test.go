@@ -28,7 +28,7 @@ func (w *world) due(id string) {
 	must(w.t)(w.store.Apply(w.t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}))
 }
 
-func TestWhichEndsArePolicyFor(t *testing.T) {
+func TestRestartPolicyByReasonOfTheEnd(t *testing.T) {
 	tests := []struct {
 		policy vm.RestartPolicy
 		seen   vm.RunStatus
@@ -69,7 +69,7 @@ func TestWhichEndsArePolicyFor(t *testing.T) {
 	}
 }
 
-func TestRestartsWaitLongerEachTime(t *testing.T) {
+func TestRestartDelayGrows(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	policy := vm.RestartAlways
@@ -108,7 +108,7 @@ func TestRestartsWaitLongerEachTime(t *testing.T) {
 	}
 }
 
-func TestAnExplicitStopAlwaysWins(t *testing.T) {
+func TestExplicitStopPreventsRestarts(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	policy := vm.RestartAlways
@@ -154,7 +154,7 @@ func TestAutostartIsOncePerBoot(t *testing.T) {
 	w.wantVM("first", vm.Running, vm.ReasonRequested)
 }
 
-func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
+func TestNoPolicyRestartAfterAHostBoot(t *testing.T) {
 	w := newWorld(t)
 	policy := vm.RestartAlways
 	must(t)(w.VMs.Autostart(t.Context(), "boot-1"))
@@ -189,7 +189,7 @@ func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
 	w.due("ran")
 }
 
-func TestAGuestThatFoundTheDiskFullGoesOnWhenThereIsRoom(t *testing.T) {
+func TestGuestPausedByAFullDiskContinuesWithFreeSpace(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)

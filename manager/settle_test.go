@@ -22,7 +22,7 @@ func (w *world) open(kind vm.Kind, resource string, rest vm.Change) string {
 	return rest.Operation.ID
 }
 
-func TestWhatAKilledDaemonLeftIsSettled(t *testing.T) {
+func TestRecoverSettlesAfterAKill(t *testing.T) {
 	tests := map[string]struct {
 		kind   vm.Kind
 		intent vm.State
@@ -73,7 +73,7 @@ func TestWhatAKilledDaemonLeftIsSettled(t *testing.T) {
 	}
 }
 
-func TestARestartCutShortCanBeRepeated(t *testing.T) {
+func TestInterruptedRestartCanBeRepeated(t *testing.T) {
 	for _, recorded := range []vm.State{vm.Stopping, vm.Starting} {
 		t.Run(string(recorded), func(t *testing.T) {
 			w := newWorld(t)
@@ -93,7 +93,7 @@ func TestARestartCutShortCanBeRepeated(t *testing.T) {
 	}
 }
 
-func TestHalfMadeThingsAreRemoved(t *testing.T) {
+func TestUnfinishedResourcesAreRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.driver.AddVMFiles("half")
 	w.driver.AddVMFiles("gone")
@@ -122,7 +122,7 @@ func TestHalfMadeThingsAreRemoved(t *testing.T) {
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestAnOutcomeThatCannotBeRecordedIsSettledLater(t *testing.T) {
+func TestUnrecordedOutcomeIsSettledLater(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	full := true
@@ -150,7 +150,7 @@ func TestAnOutcomeThatCannotBeRecordedIsSettledLater(t *testing.T) {
 	}
 }
 
-func TestAnIntentNobodyActsOnIsResolvedBeforeTheNext(t *testing.T) {
+func TestAbandonedIntentIsSettledBeforeTheNextOperation(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	v := w.wantVM("a", vm.Stopped, vm.ReasonCreated)

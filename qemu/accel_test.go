@@ -17,7 +17,7 @@ read line <&3
 echo '{"return": {}, "id": 2}' >&3
 `
 
-func TestKVMThatDoesNotReallyWorkIsNotUsed(t *testing.T) {
+func TestBrokenKVMIsNotUsed(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat(kvmDevice); err != nil {
 		t.Logf("there is no %s: every case ends there", kvmDevice)

@@ -86,7 +86,7 @@ func (h *testHost) drives(id string) map[string]string {
 	return all
 }
 
-func TestDrivesComeAndGoWhileAVMRuns(t *testing.T) {
+func TestDrivesArePluggedAndUnpluggedWhileAVMRuns(t *testing.T) {
 	for name, c := range map[string]struct {
 		guest  string
 		before func(h *testHost)

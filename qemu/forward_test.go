@@ -91,7 +91,7 @@ func forwardAddress(port int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
-func TestForwardsOfANICThatIsNotQEMUsWaitForTheNextStart(t *testing.T) {
+func TestForwardsOfAStreamNICApplyAtTheNextStart(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	p, _ := streamPort(t, 1)

@@ -107,7 +107,7 @@ func TestAVMHasRoomForAllItsDisks(t *testing.T) {
 	}
 }
 
-func TestAnAttachThatQEMURefusesLeavesNothing(t *testing.T) {
+func TestRefusedAttachLeavesNothing(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	first, second := h.disk("first", "web", "/dev/sdb"), h.disk("second", "web", "/dev/sdb")
@@ -133,7 +133,7 @@ func TestAnAttachThatQEMURefusesLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestAnAttachCutShortIsFinishedByTheNext(t *testing.T) {
+func TestInterruptedAttachIsFinishedByTheNext(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	disk := h.disk("data", "web", "/dev/sdb")

@@ -138,7 +138,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
+func TestFailedCreationLeavesNothing(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		script string

@@ -19,7 +19,7 @@ func changedSince(t *testing.T, s *Store, mark vm.Mark) vm.Changes {
 	return c
 }
 
-func TestChangesNameWhatWasWrittenSinceAMark(t *testing.T) {
+func TestChangesNameTheRowsWrittenSinceAMark(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	start := changedSince(t, s, 0)

@@ -182,7 +182,7 @@ func TestReplaceWithoutADatabaseToReplace(t *testing.T) {
 	wantTemplate(t, path, "new")
 }
 
-func TestReplaceRefusesAnOpenDatabaseAndOneItCannotKeep(t *testing.T) {
+func TestReplaceRefusesAnOpenOrUnmovableDatabase(t *testing.T) {
 	dir, path, with := replaceable(t)
 	keep := filepath.Join(dir, "kept")
 	s, err := Open(t.Context(), Options{Path: path})

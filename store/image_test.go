@@ -61,7 +61,7 @@ func TestEveryFieldOfAnImageComesBack(t *testing.T) {
 	}
 }
 
-func TestAnImageIsUpdatedFromTheStateItWasIn(t *testing.T) {
+func TestImageUpdateComparesTheState(t *testing.T) {
 	s := open(t)
 	first := vm.Image{Name: "full", State: vm.ImageUploading, Source: "upload", CreatedAt: at}
 	apply(t, s, vm.Change{NewImage: &first})
