@@ -209,8 +209,8 @@ func parseCloudInitStatus(text []byte) vm.CloudInitStatus {
 }
 
 // done reports whether cloud-init in a guest is done, and marks that in the boot times. If
-// cloud-init has failed, that is marked and the error says how. A guest that does not answer
-// is not done.
+// cloud-init has failed, done marks that and returns its error. It returns false for a guest
+// that does not answer.
 func (s *CloudInits) done(ctx context.Context, id string) (bool, error) {
 	status, err := s.status(ctx, id)
 	if err != nil {

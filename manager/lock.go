@@ -28,7 +28,7 @@ type holder struct {
 	released    chan struct{}
 }
 
-// claim says what acquire does about a resource that is held.
+// claim determines how acquire treats a resource that is held.
 type claim struct {
 	preempt bool // cancel a preemptible holder and wait until it releases
 	patient bool // wait for a holder that cannot be preempted

@@ -160,8 +160,8 @@ func withOperation(err error, id string) error {
 	return &named
 }
 
-// withCause replaces the error of an operation by the reason why its context ended, if
-// that reason says more.
+// withCause replaces the error of an operation by the cause of the end of its context, if
+// the cause has more details.
 func withCause(err, cause error) error {
 	var p preempted
 	var f *vm.Fault

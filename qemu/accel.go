@@ -20,7 +20,7 @@ const (
 	accelTCG  = string(vm.TCG)
 )
 
-// accelVerdict says whether KVM works on a host.
+// accelVerdict records whether KVM works on a host.
 type accelVerdict struct {
 	Host    string   `json:"host"` // see hostIdentity
 	Accel   vm.Accel `json:"accel"`

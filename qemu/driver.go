@@ -69,7 +69,7 @@ var _ vm.Driver = (*Driver)(nil)
 
 // New prepares the directories and finds the running VMs. It succeeds without QEMU;
 // only methods that need QEMU fail then. It fails if the user that QEMU runs as
-// cannot reach the files of its VM, and says what to do.
+// cannot reach the files of its VM; the error has a hint.
 //
 // As a side effect vmand leaves no core dumps, which would hold secrets or the
 // memory of guests, and passes on no descriptor that it inherited ([host.Confine]).
