@@ -91,7 +91,7 @@ func TestFailedRenameRemovesTheTemporaryFile(t *testing.T) {
 		t.Error("WriteFile has replaced a directory")
 	}
 	if got := names(t, root, "."); len(got) != 1 {
-		t.Errorf("the directory holds %q; want only what was there", got)
+		t.Errorf("the directory holds %q; want only the old file", got)
 	}
 }
 

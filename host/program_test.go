@@ -38,7 +38,7 @@ func shell(script string) host.Program {
 	return host.Program{Argv: []string{"/bin/sh", "-c", script}, Account: someone()}
 }
 
-// output runs a script to its end and returns what it wrote.
+// output runs a script to its end and returns its output.
 func output(t *testing.T, p host.Program) string {
 	t.Helper()
 	out, err := p.Run(t.Context(), nil)
@@ -184,7 +184,7 @@ func TestRunShowsTheOutputWhileTheProgramRuns(t *testing.T) {
 // toolDir names the directory that the child of a test works in.
 const toolDir = "VMAN_TEST_HOST_DIR"
 
-// A test that is its own child, killed, shows what a kill of vmand does.
+// A test that is its own child, killed, shows the effect of a kill of vmand.
 func TestOnlyProcessesBoundToVmandEndWithIt(t *testing.T) {
 	if dir := os.Getenv(toolDir); dir != "" {
 		for _, name := range []string{"ends", "survives"} {

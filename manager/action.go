@@ -125,7 +125,7 @@ func (a *powerAction) intent(ctx context.Context, r *run) (vm.Change, error) {
 	switch {
 	case r.preempted && from == vm.Stopped: // the stop cancelled a start: nothing is left to do
 		via, to, ok = vm.Stopped, vm.Stopped, true
-	case a.op == vm.OpRestart && !ok && v.Desired == vm.DesiredRunning: // the repeat of a restart that was cut short
+	case a.op == vm.OpRestart && !ok && v.Desired == vm.DesiredRunning: // the repetition of an interrupted restart
 		via, to, ok = vm.Stopping, vm.Running, true
 	}
 	if !ok {

@@ -13,9 +13,9 @@ import (
 // begin is the one way to change a resource. It takes the locks, has the action ask
 // the state machine, and records the intent in one transaction; then, without waiting,
 // it acts and records the outcome in one transaction. It returns when the intent is
-// recorded. A client that hangs up cancels nothing.
+// recorded. A client that disconnects cancels nothing.
 //
-// If the act fails, or the daemon dies half-way, the intent stays recorded. The
+// If the act fails, or the daemon is killed, the intent stays recorded. The
 // action's truth (at once) or [Engine.Settle] (later) resolves it by looking at the
 // host.
 func (e *Engine) begin(ctx context.Context, q request) (*run, error) {
@@ -156,7 +156,7 @@ func (e *Engine) record(ctx context.Context, r *run, c vm.Change, err error) err
 	defer stop()
 	rerr := e.apply(ctx, c)
 	if rerr != nil && err != nil {
-		// The resource may have changed meanwhile; how the operation ended has not.
+		// The resource may have changed meanwhile, but not the outcome of the operation.
 		rerr = errors.Join(rerr, e.apply(ctx, vm.Change{Operation: &op, Events: ended}))
 	}
 	level := e.log.Info

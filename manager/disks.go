@@ -53,7 +53,7 @@ var diskResize = verb{
 }
 
 // removeUnrecordedDisk removes the file of a disk that is not recorded: its deletion had
-// already forgotten it.
+// already deleted its record.
 func removeUnrecordedDisk(ctx context.Context, e *Engine, op vm.Operation) error {
 	recorded, err := e.recorded(ctx, op.Resource)
 	if err != nil || recorded {

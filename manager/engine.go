@@ -4,7 +4,7 @@
 // the outcome. A failed step, a killed daemon and a change of the host are handled by the
 // same code, which lets package vm determine the true state.
 //
-// Each kind of resource has a service, and each kind of operation a verb beside its
+// Each kind of resource has a service, and each kind of operation has a verb in the file of its
 // use case: docs/adding.md says how to add one.
 package manager
 
@@ -60,7 +60,7 @@ type Engine struct {
 	feed    feed
 
 	mu      sync.Mutex
-	running map[string]*run // operations under way, by id
+	running map[string]*run // running operations, by id
 	closing bool
 	wg      sync.WaitGroup // of the operations and of the services' background work
 }
@@ -102,7 +102,7 @@ func New(s vm.Store, d vm.Driver, n vm.HostNetwork, o Options, log *slog.Logger)
 // Busy reports whether an operation holds the resource now.
 func (e *Engine) Busy(resource vm.Resource) bool { return e.locks.busy(resource) }
 
-// Prune forgets the operations that ended more than [Options].Keep ago and the events
+// Prune deletes the operations that ended more than [Options].Keep ago and the events
 // that are older or too many, and returns how many.
 func (e *Engine) Prune(ctx context.Context) (int, error) {
 	before := now().Add(-e.o.Keep)
@@ -122,7 +122,7 @@ func (e *Engine) background(f func()) {
 	}
 }
 
-// Close refuses new operations and waits for those under way until ctx is done; then
+// Close refuses new operations and waits for the running ones until ctx is done; then
 // it cancels them, and their records say so.
 func (e *Engine) Close(ctx context.Context) {
 	e.mu.Lock()

@@ -23,7 +23,7 @@ var forwardRemove = verb{
 	cleanup: reapplyRecord, reached: hasForward(false), answer: vm.AnswerNothing,
 }
 
-// removeHalfForward removes the forward of an add that was cut short: the repeated request
+// removeHalfForward removes the forward of an interrupted add: the repeated request
 // adds it again.
 func removeHalfForward(ctx context.Context, e *Engine, op vm.Operation) error {
 	v, err := e.store.VM(ctx, op.Resource.ID)

@@ -16,7 +16,7 @@ import (
 type Images struct {
 	*Engine
 	// contents is locked while what images name is changed, never for long. It guards held:
-	// how many operations under way need image content, by SHA-256.
+	// how many running operations need image content, by SHA-256.
 	contents sync.Mutex
 	held     map[string]int
 }
@@ -249,7 +249,7 @@ func (x *imageDeletion) intent(ctx context.Context, _ *run) (vm.Change, error) {
 	return vm.Change{}, err
 }
 
-// act forgets the image, then removes its content. The operation's target names the content,
+// act deletes the record of the image, then removes its content. The operation's target names the content,
 // so that a kill in between is settled.
 func (x *imageDeletion) act(ctx context.Context, r *run) (vm.Change, error) {
 	s := x.s
@@ -293,7 +293,7 @@ func (s *Images) dropContent(ctx context.Context, sha256 string) error {
 	return s.driver.DeleteImage(ctx, sha256)
 }
 
-// finishImageDelete removes the content of an image that its deletion has forgotten.
+// finishImageDelete removes the content of an image after its deletion has deleted the record.
 func finishImageDelete(ctx context.Context, e *Engine, op vm.Operation) error {
 	s, name := e.Images, op.Resource.ID
 	recorded, err := e.recorded(ctx, op.Resource)

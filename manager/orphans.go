@@ -314,7 +314,7 @@ func (s *Orphans) fileOf(ctx context.Context, r vm.Resource) (vm.DiskFile, error
 	return root, err
 }
 
-// finishOrphanDelete is the cleanup of a deletion that was cut short.
+// finishOrphanDelete is the cleanup of an interrupted deletion.
 func finishOrphanDelete(ctx context.Context, e *Engine, op vm.Operation) error {
 	return e.Orphans.remove(ctx, op.Resource)
 }

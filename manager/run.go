@@ -14,7 +14,7 @@ import (
 	"vmand/vm"
 )
 
-// A run is an operation under way.
+// A run is a running operation.
 type run struct {
 	request
 	holder    *holder
@@ -181,7 +181,7 @@ func withCause(err, cause error) error {
 const stepDelay = 200 * time.Millisecond
 
 // saveSteps records the steps of r in the background while r runs. The returned
-// function ends that and waits for a write under way.
+// function ends that and waits for an unfinished write.
 func (e *Engine) saveSteps(r *run) (stop func()) {
 	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -96,7 +96,7 @@ func (e *Engine) settle(ctx context.Context, resource vm.Resource) (vm.Repair, e
 // settleRecords makes the records of a resource true, and then its devices match them.
 func (e *Engine) settleRecords(ctx context.Context, resource vm.Resource) (r vm.Repair, err error) {
 	s := e.settles[resource.Kind]
-	if s == nil { // nothing of it is on the host
+	if s == nil { // it is not on the host
 		return vm.Repair{}, nil
 	}
 	if r.Was, err = s.stateName(ctx, resource.ID); err != nil {
@@ -122,7 +122,7 @@ func (e *Engine) settleRecords(ctx context.Context, resource vm.Resource) (r vm.
 	return r, err
 }
 
-// endInterrupted records how an operation ended that was cut short: it has succeeded if
+// endInterrupted records the outcome of an interrupted operation: it has succeeded if
 // its goal is met, and was interrupted otherwise.
 func (e *Engine) endInterrupted(ctx context.Context, op vm.Operation) error {
 	reached := false

@@ -40,7 +40,7 @@ func (s *Images) upload(ctx context.Context, u *uploading) (vm.Image, vm.Operati
 	if err != nil {
 		return vm.Image{}, vm.Operation{}, err
 	}
-	// The operation is waited for although the client hangs up: the body ends then, and it
+	// The operation is waited for even if the client disconnects: the body ends then, and it
 	// must not be read once the request is over.
 	op, err := r.wait(context.WithoutCancel(ctx))
 	if err != nil {

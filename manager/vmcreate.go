@@ -21,7 +21,7 @@ var vmCreate = verb{
 }
 
 // removeUnrecordedVM removes the files of a VM that is not recorded: its creation had not
-// finished, or its deletion had already forgotten it.
+// finished, or its deletion had already deleted its record.
 func removeUnrecordedVM(ctx context.Context, e *Engine, op vm.Operation) error {
 	recorded, err := e.recorded(ctx, op.Resource)
 	if err != nil || recorded {

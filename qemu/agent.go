@@ -32,7 +32,7 @@ const (
 type agent struct {
 	session *session
 	client  *qga.Client
-	wake    chan struct{} // holds one: run looks again
+	wake    chan struct{} // of capacity 1: run must check again
 
 	mu      sync.Mutex // guards everything that follows; never held while blocking
 	first   func()     // called at the first answer; nil if it is not wanted, or was called

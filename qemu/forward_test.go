@@ -79,7 +79,7 @@ func TestForwardsChangeWhileTheVMRuns(t *testing.T) {
 		t.Errorf("a port that is in use: %v", err)
 	}
 	l.Close()
-	check("all as it was", false, true, true, false)
+	check("all unchanged", false, true, true, false)
 	must(t, h.SetForwards(t.Context(), "web", 0, want, nil))
 	check("none", false, false, false, false)
 	bad := forwardTo(ports[0], 80)

@@ -126,7 +126,7 @@ func TestRefusedAttachLeavesNothing(t *testing.T) {
 	}
 	second.MountPoint = "/dev/sdc"
 	if err := h.AttachDisk(t.Context(), second); err != nil {
-		t.Errorf("in a slot of its own: %v", err)
+		t.Errorf("in its own slot: %v", err)
 	}
 	if err := h.AttachDisk(t.Context(), vm.Disk{ID: "gone", VMID: "web", MountPoint: "/dev/sdd"}); codeOf(err) != vm.CodeOperationFailed {
 		t.Errorf("a disk without a file: %v", err)

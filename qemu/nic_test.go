@@ -342,7 +342,7 @@ func TestTheGuestSeesItsLink(t *testing.T) {
 	for _, up := range []bool{true, true, false, false, true} {
 		must(t, h.SetLink(t.Context(), "web", 0, up))
 		// A card takes half a second to negotiate the link.
-		await(t, "the guest sees the link as it was set", func() bool { return h.linkUp("web") == up })
+		await(t, "the guest sees the new state of the link", func() bool { return h.linkUp("web") == up })
 	}
 	must(t, h.SetLink(t.Context(), "web", 0, false))
 	must(t, h.Reset(t.Context(), "web"))

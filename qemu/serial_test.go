@@ -281,7 +281,7 @@ func TestAGuestIsNeverBlockedByItsOutput(t *testing.T) {
 		begin := h.serialSize("web")
 		await(t, what, func() bool { return h.serialSize("web") > begin+by })
 	}
-	grown("the log grows beyond what a socket holds", 300_000)
+	grown("the log grows beyond a socket buffer", 300_000)
 	h.reopen()
 	grown("the log grows after a restart of vmand", 300_000)
 }

@@ -111,7 +111,7 @@ func (s *session) announce() {
 	s.changed = make(chan struct{})
 }
 
-// lose closes a broken connection and forgets it.
+// lose closes and drops a broken connection.
 func (s *session) lose(conn *qmp.Conn) {
 	conn.Close()
 	s.mu.Lock()

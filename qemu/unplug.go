@@ -55,7 +55,7 @@ func (d *Driver) unplug(ctx context.Context, vmID string, u unplugging) error {
 
 // unplug is the one protocol by which a device is unplugged: device_del, wait for
 // the DEVICE_DELETED with its id, remove the backend. Every step succeeds if it
-// was done before, so an attempt that was cut short is finished by the next.
+// was done before, so an interrupted attempt is finished by the next.
 func (s *session) unplug(ctx context.Context, u unplugging) error {
 	if err := s.checkBegun(ctx, u.name, "unplugged"); err != nil {
 		return err

@@ -76,6 +76,6 @@ func TestFailedBackupLeavesNoFile(t *testing.T) {
 		}
 	}
 	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
-		t.Errorf("%v, %v are left; want only what was there before", files, err)
+		t.Errorf("%v, %v are left; want only the earlier files", files, err)
 	}
 }

@@ -64,7 +64,7 @@ func (c *vmCache) page(keys []vmKey) (list []vm.VM, epoch int64, ok bool) {
 }
 
 // put keeps VMs that were read after get or page returned epoch, unless something
-// was forgotten meanwhile: they may be older than that.
+// was dropped meanwhile: they may be older than that.
 func (c *vmCache) put(epoch int64, list ...vm.VM) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -80,7 +80,7 @@ func (c *vmCache) put(epoch int64, list ...vm.VM) {
 	}
 }
 
-// evict forgets any one VM. It must be called with mu held.
+// evict drops any one VM. It must be called with mu held.
 func (c *vmCache) evict() {
 	for id := range c.vms {
 		delete(c.vms, id)
@@ -88,7 +88,7 @@ func (c *vmCache) evict() {
 	}
 }
 
-// forget forgets some VMs.
+// forget drops some VMs.
 func (c *vmCache) forget(ids ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -98,7 +98,7 @@ func (c *vmCache) forget(ids ...string) {
 	c.epoch++
 }
 
-// clear forgets all VMs.
+// clear drops all VMs.
 func (c *vmCache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -83,7 +83,7 @@ func (r *reserve) release() bool {
 		return false // used up
 	}
 	if err != nil {
-		r.log.Warn("reserve of the database not given back", "err", err)
+		r.log.Warn("cannot free space from the reserve of the database", "err", err)
 		return false
 	}
 	r.log.Warn("no space left for the database, using its reserve", "path", r.path, "bytes_left", left)

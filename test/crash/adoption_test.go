@@ -121,7 +121,7 @@ func TestChangesDuringADowntimeAreRecorded(t *testing.T) {
 		last.Milliseconds())
 	d.WaitVM("vm-0", "error", "crashed", 0)
 	if v := d.VM("vm-1"); v.State != "paused" {
-		t.Errorf("VM vm-1, whose QEMU hangs, is %s, want paused as before", v.State)
+		t.Errorf("VM vm-1 with a hanging QEMU is %s, want paused as before", v.State)
 	}
 	if err := syscall.Kill(pids["vm-1"], syscall.SIGCONT); err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 
 // failFlush makes a flush of a disk fail. QEMU then lets no flush of the disk succeed until
 // it is restarted, because it does not know which writes were lost. The guest must keep
-// what it has flushed before, and must not see the failed flush succeed.
+// the data that it has flushed before, and must not see the failed flush succeed.
 func failFlush(d *harness.Daemon, guest *harness.Shell, f *faults, file, block string) {
 	d.T.Helper()
 	sum := guest.Run("dd if=/dev/%s bs=1M count=8 2>/dev/null | md5sum", block)

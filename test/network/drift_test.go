@@ -294,7 +294,7 @@ func TestNetworkConflictsAreNamed(t *testing.T) {
 	}
 }
 
-// TestDaemonOfAnOrdinaryUser runs the daemon as the user nobody, who owns only a home directory.
+// TestDaemonOfAnOrdinaryUser runs the daemon as the user nobody, which owns only a home directory.
 func TestDaemonOfAnOrdinaryUser(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Fatal("this test runs vmand as another user: run the tests as root")

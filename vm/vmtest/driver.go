@@ -42,7 +42,7 @@ type Driver struct {
 	changed map[string]chan struct{} // closed at the next change of a console
 }
 
-// A process is the pretended QEMU process of a VM.
+// A process is the fake QEMU process of a VM.
 type process struct {
 	since   time.Time
 	pid     int
