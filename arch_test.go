@@ -19,10 +19,10 @@ import (
 var star = map[string][]string{
 	".": {"cli", "config", "vm", "manager", "host", "openapi", "server", "store", "qemu", "network", "observer"},
 	// The commands know the daemon only through its API, so that they can become a
-	// program of their own. Package main passes them what they need of the host.
+	// separate program. Package main passes them the functions of the host that they need.
 	"cli": {"openapi/client"},
 	// config holds the Options of these packages, so that an option is declared once,
-	// where it is used. It calls nothing of them, and only main imports it.
+	// where it is used. It calls none of their functions, and only main imports it.
 	"config":                 {"manager", "server", "qemu", "network", "observer"},
 	"failpoint":              {},
 	"host":                   {},
@@ -56,7 +56,7 @@ var star = map[string][]string{
 	"test/guest/vmt":         {},
 }
 
-// starOfTests says what the tests of a package may import beyond that.
+// starOfTests holds the further packages that the tests of a package may import.
 var starOfTests = map[string][]string{
 	".":                {"openapi/client", "vm/vmtest"},
 	"manager":          {"vm/vmtest", "store"},
@@ -94,7 +94,7 @@ func (s source) position(n ast.Node) token.Position {
 	return p
 }
 
-// walk calls visit for every file of the checkout, except what is built or not ours.
+// walk calls visit for every file of the checkout, except build results and foreign files.
 func walk(t *testing.T, visit func(name string)) {
 	t.Helper()
 	err := fs.WalkDir(os.DirFS("."), ".", func(name string, d fs.DirEntry, err error) error {
@@ -140,7 +140,7 @@ func sources(t *testing.T) []source {
 	return all
 }
 
-func TestPackagesImportOnlyWhatTheStarAllows(t *testing.T) {
+func TestPackageImportsFollowTheTable(t *testing.T) {
 	for _, s := range sources(t) {
 		allowed, known := star[s.dir]
 		if !known {
@@ -246,7 +246,7 @@ var logKeys = []string{
 	"state", "state_dir", "status", "step", "subnet", "timeout", "took", "usual", "uuid", "version", "vm", "waiting", "was",
 }
 
-func TestLogKeysAreOneWordForOneThing(t *testing.T) {
+func TestLogKeysAreFromTheList(t *testing.T) {
 	found := 0
 	for _, s := range sources(t) {
 		if s.test || s.generated || strings.HasPrefix(s.dir, "test/") {
@@ -351,7 +351,7 @@ func TestFilesAreNamedByNoun(t *testing.T) {
 	for _, s := range sources(t) {
 		name := strings.TrimSuffix(strings.TrimSuffix(path.Base(s.path), ".go"), "_test")
 		if slices.Contains(vague, name) || slices.Contains(vague, path.Base(s.dir)) {
-			t.Errorf("%s: the name says nothing about what is in it", s.path)
+			t.Errorf("%s: the name does not describe the content", s.path)
 		}
 	}
 }

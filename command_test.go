@@ -63,7 +63,7 @@ func TestHelpShowsCommandsFlagsAndSettings(t *testing.T) {
 	}
 }
 
-func TestATeardownOfADryRunChangesNothing(t *testing.T) {
+func TestTeardownOfADryRunIsANoOp(t *testing.T) {
 	if out, err := command(t, dryRun(t), "network", "teardown"); err != nil || out != "nothing to remove\n" {
 		t.Errorf("%q, %v; want nothing to remove", out, err)
 	}
@@ -124,7 +124,7 @@ func (r *running) makeDisk() string {
 	return disk.ID
 }
 
-func TestARestoreBringsBackOldVMsAndLeavesNewerOnesAlone(t *testing.T) {
+func TestRestoreRestoresOldVMsAndKeepsNewerOnes(t *testing.T) {
 	cfg := dryRun(t)
 	r := start(t, cfg)
 	r.want("POST", "/templates", `{"name":"small","cpu_count":1,"ram_amount":128}`, 201)
@@ -233,7 +233,7 @@ func apply(t *testing.T, s *store.Store, c vm.Change) {
 
 // A backup can be taken in the middle of an operation. The operation went on after
 // that, so its result must not be removed as after a crash.
-func TestOperationsOpenInABackupEndAtTheNextStartAndDestroyNothing(t *testing.T) {
+func TestRestoreSettlesOpenOperations(t *testing.T) {
 	cfg := dryRun(t)
 	s := database(t, cfg)
 	open := func(id string, kind vm.Kind, resource vm.Resource) {
@@ -338,7 +338,7 @@ func TestOperationsOpenInABackupEndAtTheNextStartAndDestroyNothing(t *testing.T)
 	}
 }
 
-func TestARestoreThatFailsDoesNotChangeTheDatabase(t *testing.T) {
+func TestFailedRestoreKeepsTheDatabase(t *testing.T) {
 	cfg := dryRun(t)
 	database(t, cfg).Close()
 	state, _ := cfg.Directories()
@@ -384,7 +384,7 @@ func TestARestoreThatFailsDoesNotChangeTheDatabase(t *testing.T) {
 	}
 }
 
-func TestARestoreOnANewHostAndOverADamagedDatabase(t *testing.T) {
+func TestRestoreOnANewHostAndOverADamagedDatabase(t *testing.T) {
 	cfg := dryRun(t)
 	database(t, cfg).Close()
 	file := filepath.Join(t.TempDir(), "backup")
@@ -413,7 +413,7 @@ func TestARestoreOnANewHostAndOverADamagedDatabase(t *testing.T) {
 	}
 }
 
-func TestARestoreThatIsInterruptedChangesNothing(t *testing.T) {
+func TestInterruptedRestoreKeepsTheDatabase(t *testing.T) {
 	cfg := dryRun(t)
 	s := database(t, cfg)
 	file := filepath.Join(t.TempDir(), "backup")

@@ -80,7 +80,7 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	return c.run(ctx)
 }
 
-// newContainer builds all parts and settles what the previous vmand left behind.
+// newContainer builds all parts and settles the operations of the previous vmand.
 // When it returns, the API's sockets accept connections, but requests are answered
 // only by [container.run].
 func newContainer(ctx context.Context, cfg config.Config, log *slog.Logger) (*container, error) {
@@ -226,7 +226,7 @@ func (c *container) openNetworks(context.Context) error {
 	return nil
 }
 
-// watch delivers what a part of the host notices to the observer and to the engine,
+// watch delivers the observations of a part of the host to the observer and to the engine,
 // until the container closes.
 func (c *container) watch(source func(context.Context, vm.Sink)) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -239,7 +239,7 @@ func (c *container) watch(source func(context.Context, vm.Sink)) {
 	})
 }
 
-// A sink receives what the driver and the networks notice.
+// A sink receives the observations of the driver and the networks.
 type sink struct{ c *container }
 
 // Nudge implements [vm.Sink].

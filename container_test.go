@@ -303,7 +303,7 @@ func TestTheObserverReportsAFileWithoutARecord(t *testing.T) {
 	}
 }
 
-func TestTheObserverRepairsAWrongRecordUnlessItOnlyReports(t *testing.T) {
+func TestObserverRepairsAWrongRecordInAutoMode(t *testing.T) {
 	for mode, want := range map[string][]string{
 		"auto":   {`"repair_mode":"auto"`, `"repaired_at":"2`, `"state":"running"`},
 		"report": {`"repair_mode":"report"`, `"repaired_at":null`, `"repair":null`, `"state":"stopped"`},
@@ -335,7 +335,7 @@ func TestTheObserverRepairsAWrongRecordUnlessItOnlyReports(t *testing.T) {
 	}
 }
 
-func TestTheErrorOfAFailedStartSaysWhatToDo(t *testing.T) {
+func TestErrorsOfAFailedStartHaveAHint(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

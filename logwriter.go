@@ -35,7 +35,7 @@ const (
 	logDelay = 50 * time.Millisecond
 )
 
-// A batchWriter buffers what is written and writes it to out when logBatch bytes
+// A batchWriter buffers its input and writes it to out when logBatch bytes
 // have come together or after logDelay. It is safe for concurrent use.
 type batchWriter struct {
 	mu    sync.Mutex

@@ -37,7 +37,7 @@ socket. Enter ~ . closes the console, Enter ~ ? lists the other escapes. If stan
 is not a terminal, it is passed on unchanged and the command ends when the VM stops.
 
   --read-only      console: only show the output of the guest
-  --take-over      console: take the keyboard from its present user, who then only reads
+  --take-over      console: take the keyboard from its current user, which becomes read-only
 `
 
 // Streams are the standard streams of the process.

@@ -80,7 +80,7 @@ func (h *fakeHost) host() Host {
 	}
 }
 
-func TestCommandsReportWhatTheyDid(t *testing.T) {
+func TestCommandsReportTheirResult(t *testing.T) {
 	full, err := filepath.Abs("f")
 	if err != nil {
 		t.Fatal(err)

@@ -247,7 +247,7 @@ func TestATerminalIsRawDuringTheConsoleAndRestoredAfterwards(t *testing.T) {
 	}
 }
 
-func TestTheErrorOfAConsoleSaysWhatToDo(t *testing.T) {
+func TestErrorsOfAConsoleHaveAHint(t *testing.T) {
 	f := newFakeConsole(t)
 	for _, c := range []struct{ socket, id, want string }{
 		{f.socket, "we/b", "there is no /vms/we%2Fb/console; look again"},

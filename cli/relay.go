@@ -30,9 +30,9 @@ func (r *relay) send() {
 	buf := make([]byte, 4096)
 	for {
 		n, err := r.std.In.Read(buf)
-		typed, leave := buf[:n], false
+		typed, closed := buf[:n], false
 		if r.keys != nil {
-			typed, leave = r.translate(typed)
+			typed, closed = r.translate(typed)
 		}
 		if len(typed) > 0 {
 			if _, err := r.toGuest.Write(typed); err != nil {
@@ -40,7 +40,7 @@ func (r *relay) send() {
 			}
 		}
 		switch {
-		case leave, err != nil && r.keys != nil:
+		case closed, err != nil && r.keys != nil:
 			r.over <- nil
 			return
 		case err == io.EOF:
@@ -53,7 +53,7 @@ func (r *relay) send() {
 }
 
 // translate executes the escapes in typed and returns the other bytes.
-func (r *relay) translate(typed []byte) (rest []byte, leave bool) {
+func (r *relay) translate(typed []byte) (rest []byte, closed bool) {
 	for _, key := range typed {
 		send, act := r.keys.next(key)
 		rest = append(rest, send...)

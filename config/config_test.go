@@ -640,14 +640,14 @@ func TestDirectoriesOfAnOrdinaryUser(t *testing.T) {
 	}
 }
 
-func TestTheFileThatIsNamedMustExist(t *testing.T) {
+func TestAConfigFileOnTheCommandLineMustExist(t *testing.T) {
 	_, err := Read(Sources{Flags: flagsOf(t), File: "/nonexistent/vman.yaml", Defaults: configYAML(t)})
 	if err == nil || !strings.Contains(err.Error(), "/nonexistent/vman.yaml") {
 		t.Errorf("error %v, want one that names the file", err)
 	}
 }
 
-func TestADryRunHasDirectoriesOfItsOwn(t *testing.T) {
+func TestADryRunHasItsOwnDirectories(t *testing.T) {
 	for dryRun, want := range map[string][2]string{"false": {"/s", "/r"}, "true": {"/s/dry-run", "/r/dry-run"}} {
 		c, err := configure(t, "", nil, "--state-dir=/s", "--runtime-dir=/r", "--dry-run="+dryRun)
 		if err != nil {

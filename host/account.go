@@ -42,7 +42,7 @@ func (a Account) Own(f *os.File) error {
 	return f.Chown(a.UID, a.GID)
 }
 
-// Lend makes a file readable for the account, and writable for no user.
+// Lend makes a file readable for the account and writable for no user.
 func (a Account) Lend(f *os.File) error {
 	if !a.other() {
 		return f.Chmod(0o400)

@@ -40,7 +40,7 @@ func text(s string) func(*os.File) error {
 	}
 }
 
-func TestAFileIsReplacedAsAWhole(t *testing.T) {
+func TestWriteFileReplacesAtomically(t *testing.T) {
 	root := openRoot(t)
 	if err := root.Mkdir("dir", 0o700); err != nil {
 		t.Fatal(err)
@@ -62,7 +62,7 @@ func TestAFileIsReplacedAsAWhole(t *testing.T) {
 	}
 }
 
-func TestAFailedWriteKeepsTheOldFileAndLeavesNoOther(t *testing.T) {
+func TestFailedWriteKeepsTheOldFile(t *testing.T) {
 	root := openRoot(t)
 	if err := host.WriteFile(root, "name", 0o600, text("old")); err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func TestAFailedWriteKeepsTheOldFileAndLeavesNoOther(t *testing.T) {
 	}
 }
 
-func TestAFileThatCannotGetItsNameIsRemoved(t *testing.T) {
+func TestFailedRenameRemovesTheTemporaryFile(t *testing.T) {
 	root := openRoot(t)
 	if err := root.MkdirAll("name/child", 0o700); err != nil { // no file can replace that
 		t.Fatal(err)
@@ -91,11 +91,11 @@ func TestAFileThatCannotGetItsNameIsRemoved(t *testing.T) {
 		t.Error("WriteFile has replaced a directory")
 	}
 	if got := names(t, root, "."); len(got) != 1 {
-		t.Errorf("the directory holds %q; want only what was there", got)
+		t.Errorf("the directory holds %q; want only the old file", got)
 	}
 }
 
-func TestWhatAnInterruptedWriteLeftIsReplaced(t *testing.T) {
+func TestLeftoverTemporaryFileIsReplaced(t *testing.T) {
 	root := openRoot(t)
 	if err := root.WriteFile(host.TempName("name"), []byte("a long rest of a killed vmand"), 0o400); err != nil {
 		t.Fatal(err)
@@ -108,7 +108,7 @@ func TestWhatAnInterruptedWriteLeftIsReplaced(t *testing.T) {
 	}
 }
 
-func TestATemporaryFileIsBesideTheFile(t *testing.T) {
+func TestTemporaryFileIsInTheSameDirectory(t *testing.T) {
 	for name, want := range map[string]string{"disks/a.qcow2": "disks/.a.qcow2.tmp", "qemu.json": ".qemu.json.tmp"} {
 		if got := host.TempName(name); got != want {
 			t.Errorf("TempName(%q) = %q; want %q", name, got, want)

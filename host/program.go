@@ -13,11 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Program describes a process to start. Whatever it says, the process has a
-// session of its own (no signal to vmand's session reaches it), the working
-// directory /, an environment of only PATH and LC_ALL=C, no capability of
-// vmand's, no way to gain privileges (PR_SET_NO_NEW_PRIVS) and no descriptors
-// but Files (after [Confine]).
+// A Program describes a process to start. The process always has its own session (no
+// signal to vmand's session reaches it), the working directory /, an environment of only
+// PATH and LC_ALL=C, no capability of vmand's, no way to gain privileges
+// (PR_SET_NO_NEW_PRIVS) and no descriptors but Files (after [Confine]).
 type Program struct {
 	Argv    []string   // Argv[0] is the absolute path of the program
 	Files   []*os.File // the descriptors 0, 1, 2, … of the process; nil is /dev/null. They stay the caller's

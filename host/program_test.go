@@ -38,7 +38,7 @@ func shell(script string) host.Program {
 	return host.Program{Argv: []string{"/bin/sh", "-c", script}, Account: someone()}
 }
 
-// output runs a script to its end and returns what it wrote.
+// output runs a script to its end and returns its output.
 func output(t *testing.T, p host.Program) string {
 	t.Helper()
 	out, err := p.Run(t.Context(), nil)
@@ -75,7 +75,7 @@ func await(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-func TestAProcessHasNothingOfVmands(t *testing.T) {
+func TestProcessInheritsNothingFromVmand(t *testing.T) {
 	t.Setenv("SECRET", "of vmand")
 	a := someone()
 	for script, want := range map[string]string{
@@ -103,7 +103,7 @@ func TestAProcessHasNothingOfVmands(t *testing.T) {
 	}
 }
 
-func TestAProcessGetsItsFiles(t *testing.T) {
+func TestProcessGetsItsFiles(t *testing.T) {
 	out, err := host.MemoryFile("out")
 	if err != nil {
 		t.Fatal(err)
@@ -184,8 +184,8 @@ func TestRunShowsTheOutputWhileTheProgramRuns(t *testing.T) {
 // toolDir names the directory that the child of a test works in.
 const toolDir = "VMAN_TEST_HOST_DIR"
 
-// A test that is its own child, killed, shows what a kill of vmand does.
-func TestOnlyAProcessThatEndsWithVmandIsKilledWithIt(t *testing.T) {
+// A test that is its own child, killed, shows the effect of a kill of vmand.
+func TestOnlyProcessesBoundToVmandEndWithIt(t *testing.T) {
 	if dir := os.Getenv(toolDir); dir != "" {
 		for _, name := range []string{"ends", "survives"} {
 			p := shell("echo $$ >" + dir + "/" + name + "; exec sleep 1000")
@@ -240,7 +240,7 @@ func TestOnlyAProcessThatEndsWithVmandIsKilledWithIt(t *testing.T) {
 	}
 }
 
-func TestTheEndOfAProcessIsSeen(t *testing.T) {
+func TestEndOfAProcessIsDetected(t *testing.T) {
 	process := start(t, shell("exit 7"))
 	<-process.Done()
 	if got := process.State(); got != "exit status 7" || !process.IsChild() {
@@ -265,7 +265,7 @@ func TestTheEndOfAProcessIsSeen(t *testing.T) {
 	}
 }
 
-func TestAProcessThatIsReleasedLives(t *testing.T) {
+func TestReleasedProcessKeepsRunning(t *testing.T) {
 	process, err := shell("exec sleep 1000").Start()
 	if err != nil {
 		t.Fatal(err)
@@ -289,7 +289,7 @@ func TestAProcessThatIsReleasedLives(t *testing.T) {
 	}
 }
 
-func TestAnAccountReadsWhatItMay(t *testing.T) {
+func TestAccountReadPermissions(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root acts as another user")
 	}
@@ -341,7 +341,7 @@ func TestAnAccountReadsWhatItMay(t *testing.T) {
 	}
 }
 
-func TestAProgramThatIsNotInstalledIsSaid(t *testing.T) {
+func TestErrorNamesAMissingProgram(t *testing.T) {
 	if path, err := host.LookPath("no-such-program-here"); err == nil || err.Error() != "it is not installed" {
 		t.Errorf("LookPath returns %q, %v", path, err)
 	}

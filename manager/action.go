@@ -72,7 +72,7 @@ var runVerbs = map[vm.Op]*verb{
 }
 
 // Do begins an operation on a VM (start, stop, restart, pause, resume, reset or nmi) and
-// returns the VM as it is recorded meanwhile. [Operations.Wait] returns how it ends. The
+// returns the VM with its transitional state. [Operations.Wait] returns the outcome. The
 // options are for stop and restart. A forced stop cancels any preemptible operation.
 func (s *VMs) Do(ctx context.Context, id string, op vm.Op, o vm.StopOptions) (vm.VM, vm.Operation, error) {
 	return s.do(ctx, &powerAction{s: s, id: id, op: op, stop: o})
@@ -121,7 +121,7 @@ func (a *powerAction) intent(ctx context.Context, r *run) (vm.Change, error) {
 	switch {
 	case r.preempted && from == vm.Stopped: // the stop cancelled a start: nothing is left to do
 		via, to, ok = vm.Stopped, vm.Stopped, true
-	case a.op == vm.OpRestart && !ok && v.Desired == vm.DesiredRunning: // the repeat of a restart that was cut short
+	case a.op == vm.OpRestart && !ok && v.Desired == vm.DesiredRunning: // the repetition of an interrupted restart
 		via, to, ok = vm.Stopping, vm.Running, true
 	}
 	if !ok {
@@ -146,7 +146,7 @@ func (a *powerAction) intent(ctx context.Context, r *run) (vm.Change, error) {
 	return c, nil
 }
 
-// recordDesired sets what the operation says about the VM's future.
+// recordDesired sets the desired state and the restart fields that the operation implies.
 func (a *powerAction) recordDesired(v *vm.VM) {
 	if a.auto {
 		v.Restarts++
@@ -247,7 +247,7 @@ func (a *powerAction) restart(ctx context.Context, r *run) (vm.Change, error) {
 	return a.start(ctx, r)
 }
 
-// control changes what a running or paused guest does.
+// control pauses, resumes, resets or interrupts a running guest.
 func (a *powerAction) control(ctx context.Context) (vm.Change, error) {
 	if err := a.s.driver.Control(ctx, a.id, a.op); err != nil {
 		return vm.Change{}, err

@@ -13,7 +13,7 @@ import (
 	"vmand/vm"
 )
 
-// reservations are addresses that operations under way have chosen and not recorded yet.
+// reservations are addresses that running operations have chosen but not recorded yet.
 type reservations struct {
 	mu    sync.Mutex
 	taken map[string][]netip.Addr // by network

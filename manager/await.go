@@ -68,7 +68,7 @@ func (s *VMs) CanAwait(ctx context.Context, id string, c vm.Condition) error {
 	return nil
 }
 
-// holds reports whether the condition holds now. What it finds out is recorded before it
+// holds reports whether the condition holds now. It records its observations before it
 // returns.
 func (s *VMs) holds(ctx context.Context, v vm.VM, c vm.Condition) (bool, error) {
 	switch {

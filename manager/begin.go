@@ -13,9 +13,9 @@ import (
 // begin is the one way to change a resource. It takes the locks, has the action ask
 // the state machine, and records the intent in one transaction; then, without waiting,
 // it acts and records the outcome in one transaction. It returns when the intent is
-// recorded. A client that hangs up cancels nothing.
+// recorded. A client that disconnects cancels nothing.
 //
-// If the act fails, or the daemon dies half-way, the intent stays recorded. The
+// If the act fails, or the daemon is killed, the intent stays recorded. The
 // action's truth (at once) or [Engine.Settle] (later) resolves it by looking at the
 // host.
 func (e *Engine) begin(ctx context.Context, q request) (*run, error) {
@@ -85,8 +85,8 @@ func (e *Engine) drop(r *run) {
 	e.wg.Done()
 }
 
-// finish ends a run whose outcome is recorded. It releases the lock before it wakes
-// those that wait for the run, so that they find the resource free.
+// finish ends a run after its outcome is recorded. It releases the lock before it wakes the
+// waiters, so that they find the resource free.
 func (e *Engine) finish(r *run) {
 	e.locks.release(r.holder)
 	e.drop(r)
@@ -117,11 +117,11 @@ func (e *Engine) perform(ctx context.Context, r *run, work performer) {
 	defer stop()
 	truth, terr := work.truth(settleCtx)
 	if terr != nil {
-		e.log.Warn("cannot find out what is true after a failed operation; the observer will",
+		e.log.Warn("cannot determine the state after a failed operation; the observer tries again",
 			"op", r.op.ID, "resource", r.op.Resource, "err", terr)
 	}
 	if rerr := e.record(ctx, r, truth, err); rerr != nil {
-		e.log.Error("cannot record how an operation ended; it is settled later",
+		e.log.Error("cannot record the outcome of an operation; the observer settles it",
 			"op", r.op.ID, "resource", r.op.Resource, "err", rerr)
 	}
 }
@@ -156,7 +156,7 @@ func (e *Engine) record(ctx context.Context, r *run, c vm.Change, err error) err
 	defer stop()
 	rerr := e.apply(ctx, c)
 	if rerr != nil && err != nil {
-		// The resource may have changed meanwhile; how the operation ended has not.
+		// The resource may have changed meanwhile, but not the outcome of the operation.
 		rerr = errors.Join(rerr, e.apply(ctx, vm.Change{Operation: &op, Events: ended}))
 	}
 	level := e.log.Info

@@ -25,8 +25,8 @@ var cloudInitSet = verb{
 	points: []string{"seed.written", "cdrom.node-added", "cdrom.device-added"},
 }
 
-// Get returns what is recorded of a VM's cloud-init data, and what the guest reports if it
-// can be asked. It fails with [vm.ErrNotFound] if nothing is recorded.
+// Get returns the cloud-init data of a VM, and the report of the guest if its agent answers.
+// It fails with [vm.ErrNotFound] if the VM has no cloud-init data.
 func (s *CloudInits) Get(ctx context.Context, id string) (vm.CloudInitView, error) {
 	v, err := s.store.VM(ctx, id)
 	if err != nil {
@@ -58,9 +58,9 @@ func (s *CloudInits) Get(ctx context.Context, id string) (vm.CloudInitView, erro
 	return view, nil
 }
 
-// Set replaces a VM's cloud-init data. The guest gets them at the VM's next start. With
-// reprovision it takes all of them; otherwise cloud-init does what it does at every boot. A
-// seed that was ejected is inserted again.
+// Set replaces the cloud-init data of a VM. The guest gets it at the next start of the VM.
+// With reprovision cloud-init applies all of it, as at the first boot; otherwise only the
+// parts for every boot. An ejected seed is inserted again.
 func (s *CloudInits) Set(
 	ctx context.Context, vmID string, c vm.CloudInit, reprovision bool, match vm.Match,
 ) (vm.CloudInitView, error) {
@@ -209,8 +209,8 @@ func parseCloudInitStatus(text []byte) vm.CloudInitStatus {
 }
 
 // done reports whether cloud-init in a guest is done, and marks that in the boot times. If
-// cloud-init has failed, that is marked and the error says how. A guest that does not answer
-// is not done.
+// cloud-init has failed, done marks that and returns its error. It returns false for a guest
+// that does not answer.
 func (s *CloudInits) done(ctx context.Context, id string) (bool, error) {
 	status, err := s.status(ctx, id)
 	if err != nil {
@@ -247,5 +247,5 @@ func (s *CloudInits) ask(vms []vm.VM) {
 			})
 		}
 	}
-	s.asked = asked // without the VMs that are gone
+	s.asked = asked // without deleted VMs
 }

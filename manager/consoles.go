@@ -19,8 +19,8 @@ func (s *Consoles) Open(ctx context.Context, id string, o vm.ConsoleOptions) (vm
 	return s.driver.Console(ctx, id, o)
 }
 
-// Log returns what the guest of a VM, running or not, wrote to its console, as far as it is
-// kept, from offset on, and the offset of its end. A negative offset counts from the end.
+// Log returns the kept console output of a VM, running or not, from offset, and the offset of
+// its end. A negative offset counts from the end.
 func (s *Consoles) Log(ctx context.Context, id string, offset int64) (log io.ReadCloser, end int64, err error) {
 	if _, err := s.store.VM(ctx, id); err != nil {
 		return nil, 0, err

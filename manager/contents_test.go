@@ -8,7 +8,7 @@ import (
 	"vmand/vm"
 )
 
-func TestContentThatIsAboutToBeUsedStays(t *testing.T) {
+func TestHeldContentIsNotRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.fetch("x", "c")
 	reached, release := w.blockOn("CreateVM")
@@ -24,7 +24,7 @@ func TestContentThatIsAboutToBeUsedStays(t *testing.T) {
 	wantCode(t, w.Images.Delete(t.Context(), "x", nil), vm.CodeInUse, "1 VM")
 }
 
-func TestContentOfWhatComesBackStays(t *testing.T) {
+func TestFailedEjectKeepsTheContent(t *testing.T) {
 	w := newWorld(t)
 	iso := w.fetch("iso", "iso")
 	w.create("a")
@@ -41,7 +41,7 @@ func TestContentOfWhatComesBackStays(t *testing.T) {
 	wantCode(t, w.CDROMs.Eject(t.Context(), "a", "cd-1", nil), vm.CodeQEMUUnresponsive)
 	wantCode(t, meanwhile, vm.CodeInUse)
 	if d := w.vm("a").CDROMs; len(d) != 1 || !slices.Contains(w.driver.Contents(), iso.SHA256) {
-		t.Errorf("the drives are %+v, the contents %q", d, w.driver.Contents())
+		t.Errorf("the VM has the drives %+v, the host the contents %q", d, w.driver.Contents())
 	}
 	w.driver.Hook = nil
 	must(t)(w.CDROMs.Eject(t.Context(), "a", "cd-1", nil))
@@ -53,7 +53,7 @@ func TestContentOfWhatComesBackStays(t *testing.T) {
 	must(t)(w.driver.CreateDisk(t.Context(), "data", base("x"), nil, nil))
 	must(t)(w.driver.CreateVM(t.Context(), "web", base("y"), nil, nil))
 	for resource, image := range map[string]string{"disks/data": "x", "vms/web": "y"} {
-		w.store.fail = func(c vm.Change) error { // just before it is recorded
+		w.store.fail = func(c vm.Change) error { // before the record is written
 			if c.NewDisk != nil || c.NewVM != nil {
 				meanwhile = w.Images.Delete(t.Context(), image, nil)
 			}
@@ -74,7 +74,7 @@ func TestOrphansOfImages(t *testing.T) {
 	must(t)(w.store.Apply(t.Context(), vm.Change{DeleteImage: "x"}))
 	_, err = w.Orphans.Adopt(t.Context(), resource, "")
 	wantCode(t, err, vm.CodeNotFound)
-	// What is based on it is not recorded either, and is nothing without it.
+	// The disks based on it are orphans, too, and would become unreadable.
 	base := vm.DiskFile{SizeMiB: 16, Base: vm.ContentBase(i.SHA256), BaseFormat: "raw"}
 	must(t)(w.driver.CreateDisk(t.Context(), "data", base, nil, nil))
 	_, err = w.Orphans.Delete(t.Context(), resource)
@@ -88,7 +88,7 @@ func TestOrphansOfImages(t *testing.T) {
 	must(t)(w.Orphans.Delete(t.Context(), vm.VMResource("web")))
 	must(t)(w.Orphans.Delete(t.Context(), resource))
 	if got := w.driver.Contents(); len(got) != 0 {
-		t.Errorf("the contents %q are left", got)
+		t.Errorf("the contents %q remain, want none", got)
 	}
 	_, err = w.Orphans.Delete(t.Context(), resource)
 	wantCode(t, err, vm.CodeNotFound)

@@ -16,7 +16,7 @@ type Disks struct{ *Engine }
 // Deadlines of operations on a disk.
 const (
 	fileTimeout = 5 * time.Minute // to make or remove a file
-	copyTimeout = 24 * time.Hour  // to copy a disk or bring in an image: a slow line, a large disk
+	copyTimeout = 24 * time.Hour  // to copy a disk or import an image: a slow line, a large disk
 	plugTimeout = 90 * time.Second
 )
 
@@ -53,7 +53,7 @@ var diskResize = verb{
 }
 
 // removeUnrecordedDisk removes the file of a disk that is not recorded: its deletion had
-// already forgotten it.
+// already deleted its record.
 func removeUnrecordedDisk(ctx context.Context, e *Engine, op vm.Operation) error {
 	recorded, err := e.recorded(ctx, op.Resource)
 	if err != nil || recorded {
@@ -83,9 +83,9 @@ func (s *Disks) Create(ctx context.Context, n vm.NewDisk) (vm.Disk, error) {
 	return s.store.Disk(ctx, c.d.ID)
 }
 
-// Copy begins to make a data disk that is a copy of another disk, n.FromDisk, and returns
-// it as it is recorded meanwhile. [Operations.Wait] returns how that ends: a disk that
-// could not be made is removed again.
+// Copy begins to create a data disk as a copy of another disk, n.FromDisk, and returns it in
+// its transitional state. [Operations.Wait] returns the outcome. If the copy fails, the disk
+// is removed again.
 func (s *Disks) Copy(ctx context.Context, n vm.NewDisk) (vm.Disk, vm.Operation, error) {
 	if err := n.Check(); err != nil {
 		return vm.Disk{}, vm.Operation{}, err
@@ -121,7 +121,7 @@ type diskCreation struct {
 	s      *Disks
 	n      vm.NewDisk
 	source vm.Resource // to copy; zero for none
-	d      vm.Disk     // as it is recorded with the intent
+	d      vm.Disk     // as recorded with the intent
 	from   *vm.CopySource
 	held   []vm.Image
 }
@@ -179,8 +179,8 @@ func (c *diskCreation) truth(ctx context.Context) (vm.Change, error) { return c.
 
 func (c *diskCreation) release() { c.s.Images.release(c.held) }
 
-// sourceOf returns the resource that a copy is made of, given its id: a data disk or, if
-// there is none of that id, a VM.
+// sourceOf returns the resource to copy, given its id: the data disk with that id or, if
+// there is none, the VM.
 func (s *Disks) sourceOf(ctx context.Context, id string) (vm.Resource, error) {
 	for _, r := range []vm.Resource{vm.DiskResource(id), vm.VMResource(id)} {
 		if recorded, err := s.recorded(ctx, r); recorded || err != nil {
@@ -279,14 +279,14 @@ func (s *Disks) truth(ctx context.Context, id string) (vm.Change, error) {
 	if verdict.Unplug && s.driver.DetachDisk(ctx, d) == nil {
 		verdict.Detach = true
 	} else if verdict.Detach && seen.Alive() {
-		// An attach or a detach was cut short: without the device QEMU may still hold the
-		// file, and no other VM could use it.
+		// An attach or a detach was interrupted. QEMU may have no device but still hold the
+		// file, so that no other VM could use it.
 		err := s.driver.DetachDisk(ctx, d)
-		if errors.Is(err, vm.ErrUnavailable) { // QEMU still has it: the detach goes on
+		if errors.Is(err, vm.ErrUnavailable) { // QEMU still has the disk: the detach continues
 			return detaching(d, err), nil
 		}
 		if err != nil {
-			return vm.Change{}, fmt.Errorf("take the file of disk %s back from VM %s: %w", id, d.VMID, err)
+			return vm.Change{}, fmt.Errorf("remove the file of disk %s from the QEMU of VM %s: %w", id, d.VMID, err)
 		}
 	}
 	if verdict.Detach {
@@ -306,7 +306,7 @@ func detaching(d vm.Disk, why error) vm.Change {
 	return vm.Change{Disks: []vm.DiskUpdate{{From: was.State, Disk: d}}}
 }
 
-// fileTruth compares what is recorded of a disk with its file.
+// fileTruth compares the record of a disk with its file.
 func (s *Disks) fileTruth(ctx context.Context, d vm.Disk, state vm.DiskState) (vm.Change, error) {
 	was := d
 	d.State = state
@@ -339,8 +339,8 @@ func (s *Disks) stateName(ctx context.Context, id string) (string, error) {
 	return string(d.State), err
 }
 
-// unplugged returns the updates of the disks that were being attached to or detached from a
-// VM that has no process any more.
+// unplugged returns the updates of the disks that were being attached or detached when the
+// process of their VM ended.
 func (s *Disks) unplugged(ctx context.Context, vmID string) ([]vm.DiskUpdate, error) {
 	disks, err := s.store.Disks(ctx, vm.DiskFilter{VMID: vmID}, vm.Page{})
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"vmand/vm"
 )
 
-func TestADiskFromCreationToDeletion(t *testing.T) {
+func TestDiskLifecycle(t *testing.T) {
 	for _, running := range []bool{true, false} {
 		name := map[bool]string{true: "on a running VM", false: "on a stopped VM"}[running]
 		t.Run(name, func(t *testing.T) {
@@ -44,15 +44,15 @@ func TestADiskFromCreationToDeletion(t *testing.T) {
 	}
 }
 
-func TestSlotsAreGivenOnce(t *testing.T) {
+func TestEachSlotIsAssignedOnce(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
-	attach := func(wish, asked string) (vm.Disk, error) {
-		d, _, err := w.Disks.Attach(t.Context(), w.disk(wish).ID, "a", asked)
+	attach := func(recorded, requested string) (vm.Disk, error) {
+		d, _, err := w.Disks.Attach(t.Context(), w.disk(recorded).ID, "a", requested)
 		return d, err
 	}
 	if d, err := attach("/dev/vdc", ""); err != nil || d.MountPoint != "/dev/vdc" {
-		t.Errorf("a wish from the creation: %+v, %v", d, err)
+		t.Errorf("attached at the mount point of its creation: %+v, %v", d, err)
 	}
 	_, err := attach("", "/dev/sdc")
 	wantCode(t, err, vm.CodeInUse, "/dev/sdc", "in use")
@@ -73,7 +73,7 @@ func TestSlotsAreGivenOnce(t *testing.T) {
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestDeletingAVMGivesItsDisksFree(t *testing.T) {
+func TestDeletingAVMDetachesItsDisks(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -83,7 +83,7 @@ func TestDeletingAVMGivesItsDisksFree(t *testing.T) {
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
-func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
+func TestUnreleasedDiskStaysDetaching(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -91,7 +91,7 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", "/dev/vdq"))
 	stuck := func(_ context.Context, m, _ string) error {
 		if m == "DetachDisk" {
-			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not let go"}
+			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not released the device"}
 		}
 		return nil
 	}
@@ -100,21 +100,21 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 	if err != nil || got.State != vm.DiskDetaching || op.State != vm.OpFailed {
 		t.Fatalf("detached as %+v, %+v, %v", got, op, err)
 	}
-	// Attaching it again takes the detach back.
+	// Attaching the disk again cancels the detach.
 	got, _, err = w.Disks.Attach(t.Context(), d.ID, "a", "")
 	if err != nil || got.State != vm.DiskAttached || got.MountPoint != "/dev/vdq" {
-		t.Fatalf("attached again as %+v, %v", got, err)
+		t.Fatalf("attached again: %+v, %v", got, err)
 	}
 	must(t)(w.Disks.Detach(t.Context(), d.ID))
 	if r, err := w.Settle(t.Context(), vm.DiskResource(d.ID)); err != nil || r.Changed {
-		t.Errorf("settled while stuck: %+v, %v", r, err)
+		t.Errorf("settled while the guest holds the disk: %+v, %v", r, err)
 	}
 	w.driver.Hook = nil
 	if r, err := w.Settle(t.Context(), vm.DiskResource(d.ID)); err != nil || !r.Changed || r.Is != "available" {
-		t.Errorf("settled when let go: %+v, %v", r, err)
+		t.Errorf("settled after the release: %+v, %v", r, err)
 	}
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
-	// Power-off finishes a detach as well.
+	// A power-off also finishes a detach.
 	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
 	w.driver.Hook = stuck
 	must(t)(w.Disks.Detach(t.Context(), d.ID))
@@ -122,7 +122,7 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
-func TestADiskWhoseFileIsLostSaysSo(t *testing.T) {
+func TestLostDiskFileIsReported(t *testing.T) {
 	w := newWorld(t)
 	d := w.disk("")
 	w.driver.LoseDisk(d.ID)
@@ -130,14 +130,14 @@ func TestADiskWhoseFileIsLostSaysSo(t *testing.T) {
 		t.Errorf("settled: %+v, %v", r, err)
 	}
 	if got := w.wantDisk(d.ID, vm.DiskError, "", ""); got.Reason == "" {
-		t.Error("the disk does not say why")
+		t.Error("the disk has no reason")
 	}
 	must(t)(w.driver.CreateDisk(t.Context(), d.ID, vm.DiskFile{SizeMiB: 512}, nil, nil))
 	must(t)(w.Settle(t.Context(), vm.DiskResource(d.ID)))
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
-func TestAnAttachThatFailsGivesTheDiskBack(t *testing.T) {
+func TestFailedAttachDetachesTheDisk(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -153,7 +153,7 @@ func TestAnAttachThatFailsGivesTheDiskBack(t *testing.T) {
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
-func TestAVMDoesNotStartWithoutADiskItHas(t *testing.T) {
+func TestStartFailsWithoutAnAttachedDisk(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	d := w.disk("")
@@ -172,12 +172,12 @@ func TestAVMDoesNotStartWithoutADiskItHas(t *testing.T) {
 	w.do("a", vm.OpStart)
 }
 
-func TestAnAttachCutShortLeavesNothingInQEMU(t *testing.T) {
+func TestInterruptedAttachLeavesNothingInQEMU(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
 	d := w.disk("")
-	d.State, d.VMID, d.MountPoint = vm.DiskAttaching, "a", "/dev/sdb" // the daemon was killed before the device was added
+	d.State, d.VMID, d.MountPoint = vm.DiskAttaching, "a", "/dev/sdb" // as after a kill before the device is added
 	id := w.open(vm.DiskAttach, vm.DiskResource(d.ID).String(), vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskAvailable, Disk: d}}})
 	refuse := true
 	w.driver.Hook = func(_ context.Context, method, _ string) error {
@@ -188,15 +188,15 @@ func TestAnAttachCutShortLeavesNothingInQEMU(t *testing.T) {
 	}
 	must(t)(w.Settle(t.Context(), vm.DiskResource(d.ID)))
 	if got := w.wantDisk(d.ID, vm.DiskDetaching, "a", "/dev/sdb"); got.Reason != "not yet" {
-		t.Errorf("the disk says %q; QEMU may hold its file", got.Reason)
+		t.Errorf("the reason of the disk is %q, want none while QEMU may hold its file", got.Reason)
 	}
 	if op, err := w.store.Operation(t.Context(), id); err != nil || op.State != vm.OpFailed {
-		t.Errorf("the operation nobody acts on is %s, %v", op.State, err)
+		t.Errorf("the interrupted operation is %s, %v", op.State, err)
 	}
 	refuse = false
 	must(t)(w.Settle(t.Context(), vm.DiskResource(d.ID)))
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 	if calls := w.driver.Calls(); !slices.Contains(calls, "DetachDisk "+d.ID) {
-		t.Errorf("the driver was only asked for %v", calls)
+		t.Errorf("calls of the driver %v, want also the detach", calls)
 	}
 }

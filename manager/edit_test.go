@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-func TestWhatCanBeChangedOfAVM(t *testing.T) {
+func TestVMEdits(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	text, labels, policy, desired := "a web server\n", map[string]string{"team": "blau", "a/b.c": "x \"y\""}, vm.RestartOnFailure, vm.DesiredRunning
@@ -41,7 +41,7 @@ func TestWhatCanBeChangedOfAVM(t *testing.T) {
 	}
 }
 
-func TestEveryChangeIsAnEvent(t *testing.T) {
+func TestEveryChangeHasAnEvent(t *testing.T) {
 	w := newWorld(t)
 	next := w.NextEvent()
 	w.create("a")
@@ -58,7 +58,7 @@ func TestEveryChangeIsAnEvent(t *testing.T) {
 	last := int64(0)
 	for _, e := range events {
 		if e.Seq <= last {
-			t.Errorf("event %d comes after %d", e.Seq, last)
+			t.Errorf("event %d follows event %d, want increasing numbers", e.Seq, last)
 		}
 		last = e.Seq
 		if !strings.HasPrefix(e.Type, "operation.") {
@@ -76,7 +76,7 @@ func TestEveryChangeIsAnEvent(t *testing.T) {
 	}
 }
 
-func TestARequestIsCarriedOutOncePerKey(t *testing.T) {
+func TestIdempotencyKeyPreventsASecondEffect(t *testing.T) {
 	w := newWorld(t)
 	ctx := vm.WithCaller(t.Context(), vm.Caller{Name: "token:admin", Key: "k1", Fingerprint: "f1"})
 	d, err := w.Disks.Create(ctx, vm.NewDisk{SizeMiB: 1})
@@ -85,20 +85,20 @@ func TestARequestIsCarriedOutOncePerKey(t *testing.T) {
 	wantCode(t, err, vm.CodeRepeated)
 	op, reply, err := w.store.OperationByKey(t.Context(), "token:admin", "k1")
 	if err != nil || reply != nil || op.Resource.String() != "disks/"+d.ID || op.Fingerprint != "f1" || op.State != vm.OpSucceeded {
-		t.Errorf("by key: %+v, %v, %v", op, reply, err)
+		t.Errorf("operation by key: %+v, %v, %v", op, reply, err)
 	}
 	must(t)(w.store.KeepReply(t.Context(), op.ID, vm.Reply{Status: 201, Body: []byte("{}")}))
 	if _, reply, err = w.store.OperationByKey(t.Context(), "token:admin", "k1"); err != nil || reply == nil || reply.Status != 201 {
-		t.Errorf("by key: %+v, %v", reply, err)
+		t.Errorf("reply by key: %+v, %v", reply, err)
 	}
 	other := vm.WithCaller(t.Context(), vm.Caller{Name: "uid:0", Key: "k1"})
 	must(t)(w.Disks.Create(other, vm.NewDisk{SizeMiB: 1}))
 	if s, _ := w.driver.Survey(t.Context()); len(s.DiskFiles) != 2 {
-		t.Errorf("%d files", len(s.DiskFiles))
+		t.Errorf("%d disk files", len(s.DiskFiles))
 	}
 }
 
-func TestOrphansAreTheOperatorsToDecide(t *testing.T) {
+func TestOrphansAreChangedOnlyOnRequest(t *testing.T) {
 	w := newWorld(t)
 	w.create("known")
 	w.driver.AddVMFiles("web")
@@ -128,21 +128,21 @@ func TestOrphansAreTheOperatorsToDecide(t *testing.T) {
 		_, err := w.Orphans.Delete(t.Context(), vm.ParseResource(resource))
 		wantCode(t, err, vm.CodeState, "recorded")
 	}
-	for _, resource := range []string{"vms/nobody", "disks/nothing", "disks/junk", "networks/x", "vms/../x", "vms"} {
+	for _, resource := range []string{"vms/none", "disks/nothing", "disks/junk", "networks/x", "vms/../x", "vms"} {
 		_, err := w.Orphans.Delete(t.Context(), vm.ParseResource(resource))
 		wantCode(t, err, vm.CodeNotFound)
 	}
 	w.driver.Set("stray", vm.StatusRunning)
 	must(t)(w.Orphans.Terminate(t.Context(), vm.VMResource("stray")))
 	if n := w.driver.Processes(); n != 1 {
-		t.Errorf("%d processes", n)
+		t.Errorf("%d processes remain", n)
 	}
 	if calls := w.network.Calls(); !slices.Contains(calls, "Disconnect stray") {
-		t.Errorf("what the host had for the process stays: the network did %q", calls)
+		t.Errorf("calls of the network %q, want Disconnect", calls)
 	}
 }
 
-func TestWhyAVMIsAsItIs(t *testing.T) {
+func TestWhyExplainsTheStateOfAVM(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)

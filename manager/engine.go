@@ -1,10 +1,10 @@
 // Package manager carries out the use cases of vmand. Its [Engine] is the only
 // writer of the records: every change of a VM, a disk, an image or a network takes
 // the resource's lock, asks the state machine, records the intent, acts and records
-// the outcome. A failed step, a killed daemon and a host that changed by itself end
-// in the same code, which asks package vm what is true.
+// the outcome. A failed step, a killed daemon and a change of the host are handled by the
+// same code, which lets package vm determine the true state.
 //
-// Each kind of resource has a service, and each kind of operation a verb beside its
+// Each kind of resource has a service, and each kind of operation has a verb in the file of its
 // use case: docs/adding.md says how to add one.
 package manager
 
@@ -29,8 +29,8 @@ type Options struct {
 	KeepEvents int
 }
 
-// An Engine carries out every change of a resource: it locks, records the intent,
-// acts, records the outcome, and settles what a failure or a kill left behind. It
+// An Engine carries out every change of a resource: it locks the resource, records the
+// intent, acts, records the outcome, and settles the resource after a failure or a kill. It
 // is safe for concurrent use.
 //
 // The use cases are the methods of its services, one per kind of resource.
@@ -60,7 +60,7 @@ type Engine struct {
 	feed    feed
 
 	mu      sync.Mutex
-	running map[string]*run // operations under way, by id
+	running map[string]*run // running operations, by id
 	closing bool
 	wg      sync.WaitGroup // of the operations and of the services' background work
 }
@@ -102,7 +102,7 @@ func New(s vm.Store, d vm.Driver, n vm.HostNetwork, o Options, log *slog.Logger)
 // Busy reports whether an operation holds the resource now.
 func (e *Engine) Busy(resource vm.Resource) bool { return e.locks.busy(resource) }
 
-// Prune forgets the operations that ended more than [Options].Keep ago and the events
+// Prune deletes the operations that ended more than [Options].Keep ago and the events
 // that are older or too many, and returns how many.
 func (e *Engine) Prune(ctx context.Context) (int, error) {
 	before := now().Add(-e.o.Keep)
@@ -122,7 +122,7 @@ func (e *Engine) background(f func()) {
 	}
 }
 
-// Close refuses new operations and waits for those under way until ctx is done; then
+// Close refuses new operations and waits for the running ones until ctx is done; then
 // it cancels them, and their records say so.
 func (e *Engine) Close(ctx context.Context) {
 	e.mu.Lock()
@@ -154,7 +154,7 @@ const (
 	cancelPatience = 10 * time.Second
 	closePatience  = 10 * time.Second
 	recordPatience = 30 * time.Second // for one transaction that no request waits for
-	settlePatience = 20 * time.Second // to find out what is true and to end a process
+	settlePatience = 20 * time.Second // to determine the true state and to end a process
 )
 
 var errClosing = &vm.Fault{Code: vm.CodeInterrupted, Detail: "the daemon was stopped in the middle of the operation"}

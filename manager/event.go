@@ -13,7 +13,7 @@ func (e *Engine) apply(ctx context.Context, c vm.Change) error {
 	return err
 }
 
-// commit is apply. It also returns what was written.
+// commit is apply that also returns the written rows.
 func (e *Engine) commit(ctx context.Context, c vm.Change) (vm.Applied, error) {
 	c.Events = append(e.eventsOf(c), c.Events...)
 	at := now()
@@ -80,8 +80,8 @@ func deleted(what string, resource vm.Resource) vm.Event {
 	return vm.NewEvent(what+".deleted", resource, map[string]any{})
 }
 
-// vmEvents returns the event of the update of a VM: an edit of what it is, or a change of
-// its state.
+// vmEvents returns the event of the update of a VM: an edit of its configuration, or a change
+// of its state.
 func (e *Engine) vmEvents(c vm.Change) []vm.Event {
 	v, from := c.VM.VM, c.VM.From
 	if c.Operation != nil && e.isEdit(c.Operation.Kind) {
@@ -150,7 +150,8 @@ func diskEvents(c vm.Change) []vm.Event {
 	return events
 }
 
-// isEdit reports whether operations of a kind change what a VM is and not what it does.
+// isEdit reports whether operations of a kind change the configuration of a VM and not its
+// state.
 func (e *Engine) isEdit(kind vm.Kind) bool {
 	v := e.verbs[kind]
 	return v != nil && v.edit

@@ -22,7 +22,7 @@ var forwardRemove = verb{
 	cleanup: reapplyRecord, reached: hasForward(false), answer: vm.AnswerNothing,
 }
 
-// removeHalfForward removes the forward of an add that was cut short: the repeated request
+// removeHalfForward removes the forward of an interrupted add: the repeated request
 // adds it again.
 func removeHalfForward(ctx context.Context, e *Engine, op vm.Operation) error {
 	v, err := e.store.VM(ctx, op.Resource.ID)
@@ -49,7 +49,7 @@ func hasForward(want bool) func(context.Context, *Engine, vm.Operation) (bool, e
 }
 
 // Add forwards a port of the host to a port of a guest, at once if the VM runs, and returns
-// the forward as it is recorded.
+// the recorded forward.
 func (s *Forwards) Add(ctx context.Context, vmID string, f vm.PortForward) (vm.PortForward, error) {
 	f.ID = "pf-" + randomWord(8)
 	if f.Protocol == "" {

@@ -32,7 +32,7 @@ func (s *Guests) askForAddresses(vms []vm.VM) {
 			s.background(func() { s.learnFromAgent(v.ID) })
 		}
 	}
-	s.asked = asked // without the VMs that are gone
+	s.asked = asked // without deleted VMs
 }
 
 // learnFromAgent records the addresses that a guest reports.
@@ -46,7 +46,7 @@ func (s *Guests) learnFromAgent(id string) {
 	}
 	v, err := s.store.VM(ctx, id)
 	if err != nil {
-		return // the VM is gone
+		return // the VM was deleted
 	}
 	if err := s.recordAddresses(ctx, v, preferAgent(v.Learned, addressesOf(v, info))); err != nil {
 		s.log.Warn("cannot record the addresses of a guest", "vm", id, "err", err)
@@ -105,8 +105,8 @@ func (s *Guests) recordAddresses(ctx context.Context, v vm.VM, learned []vm.Lear
 	})
 }
 
-// sameAddresses reports whether two looks at a guest saw the same addresses. A look that
-// saw nothing is no news: a guest may be silent.
+// sameAddresses reports whether an observation has the known addresses. An empty observation
+// counts as the same, because a guest may be silent.
 func sameAddresses(seen, known []vm.LearnedAddress) bool {
 	return len(seen) == 0 || slices.EqualFunc(seen, known, func(a, b vm.LearnedAddress) bool {
 		return a.Slot == b.Slot && a.IP == b.IP && a.Source == b.Source

@@ -10,19 +10,19 @@ import (
 	"vmand/vm"
 )
 
-// Guests talks to the guests of running VMs through their agents. It takes no lock: that
-// the VM ends in the next moment is what every call to a guest is ready for.
+// Guests talks to the guests of running VMs through their agents. It takes no lock, since
+// every call to a guest handles the end of the VM.
 type Guests struct {
 	*Engine
 	saving sync.Mutex // held while marks are recorded; locked before mu
 
-	// mu of the engine guards what follows.
-	marks   map[string]vm.Boot   // noted and not recorded yet, by VM id
-	marking bool                 // a goroutine is about to record them
-	asked   map[string]time.Time // when an agent was last asked for addresses, by VM id
+	// mu of the engine guards the following fields.
+	marks   map[string]vm.Boot   // not recorded yet, by VM id
+	marking bool                 // a goroutine will record the marks
+	asked   map[string]time.Time // time of the last request for addresses, by VM id
 }
 
-// Agent returns what is known of a VM's guest agent, without asking it.
+// Agent returns the known state of a VM's guest agent, without a request to it.
 func (s *Guests) Agent(id string) vm.Agent { return s.driver.Agent(id) }
 
 // Info asks the guest of a VM about itself.
@@ -45,7 +45,7 @@ func (s *Guests) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.Gue
 }
 
 // ReadFile copies a file of a VM's guest to w. A file larger than [vm.MaxGuestFile] fails
-// with [vm.CodeInvalid] after that many bytes.
+// with [vm.CodeInvalid] after vm.MaxGuestFile bytes.
 func (s *Guests) ReadFile(ctx context.Context, id, path string, w io.Writer) error {
 	if err := s.check(ctx, id); err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 type Images struct {
 	*Engine
 	// contents is locked while what images name is changed, never for long. It guards held:
-	// how many operations under way need image content, by SHA-256.
+	// how many running operations need image content, by SHA-256.
 	contents sync.Mutex
 	held     map[string]int
 }
@@ -43,8 +43,8 @@ func imageAvailable(ctx context.Context, e *Engine, op vm.Operation) (bool, erro
 	return err == nil && i.State == vm.ImageAvailable, ignoreNotFound(err)
 }
 
-// hold returns an image whose content stays until [Images.release]. It fails if the image
-// cannot be used. field is where the request names the image.
+// hold returns an image and keeps its content from being removed until [Images.release]. It
+// fails if the image cannot be used. field is the field of the request that names the image.
 func (s *Images) hold(ctx context.Context, name, field string) (vm.Image, error) {
 	s.contents.Lock()
 	defer s.contents.Unlock()
@@ -89,9 +89,9 @@ func (s *Images) release(images []vm.Image) {
 	}
 }
 
-// Create begins to download an image, or to make one of a disk, and returns it as it is
-// recorded meanwhile. [Operations.Wait] returns how that ends: an image that could not be
-// brought in is removed again.
+// Create begins to download an image or to make one from a disk, and returns it in its
+// transitional state. [Operations.Wait] returns the outcome. If the import fails, the image
+// is removed again.
 func (s *Images) Create(ctx context.Context, n vm.NewImage) (vm.Image, vm.Operation, error) {
 	if (n.URL == "") == (n.FromDisk == "") {
 		return vm.Image{}, vm.Operation{}, vm.InvalidField("/url", "give either url or from_disk")
@@ -119,7 +119,7 @@ func (s *Images) Create(ctx context.Context, n vm.NewImage) (vm.Image, vm.Operat
 	return s.start(ctx, imageCreate.request(c, on...), c.i)
 }
 
-// sourceOf returns what is recorded of a URL: its query may contain a secret.
+// sourceOf returns the parts of a URL to record, without those that may contain a secret.
 func sourceOf(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -129,7 +129,7 @@ func sourceOf(address string) string {
 	return u.String()
 }
 
-// start begins to bring in the image i and returns it as it is recorded meanwhile.
+// start begins the import of image i and returns it in its transitional state.
 func (s *Images) start(ctx context.Context, q request, i vm.Image) (vm.Image, vm.Operation, error) {
 	r, err := s.begin(ctx, q)
 	if err != nil {
@@ -174,8 +174,8 @@ func (c *imageCreation) truth(ctx context.Context) (vm.Change, error) {
 	return c.s.truth(ctx, c.i.Name)
 }
 
-// importInto brings in the content of an image that is recorded as i, and returns the change
-// that records it as available.
+// importInto imports the content of the recorded image i and returns the change that records
+// it as available.
 func (s *Images) importInto(
 	ctx context.Context, r *run, i *vm.Image, step string, get func(vm.Import) (vm.ImageContent, error),
 ) (vm.Change, error) {
@@ -227,8 +227,8 @@ func (s *Images) Update(ctx context.Context, name string, e vm.ImageEdits, match
 	return *r.intended.Image, nil
 }
 
-// Delete forgets an image, and removes its content if no other image has it. It fails with
-// [vm.CodeInUse] while a disk is based on that content or a drive has it.
+// Delete deletes an image, and its content if no other image has the same content. It fails
+// with [vm.CodeInUse] while a disk is based on that content or a drive contains it.
 func (s *Images) Delete(ctx context.Context, name string, match vm.Match) error {
 	_, err := s.run(ctx, imageDelete.request(&imageDeletion{s: s, name: name, match: match}, vm.ImageResource(name)))
 	return err
@@ -249,7 +249,7 @@ func (x *imageDeletion) intent(ctx context.Context, _ *run) (vm.Change, error) {
 	return vm.Change{}, err
 }
 
-// act forgets the image, then removes its content. The operation's target names the content,
+// act deletes the record of the image, then removes its content. The operation's target names the content,
 // so that a kill in between is settled.
 func (x *imageDeletion) act(ctx context.Context, r *run) (vm.Change, error) {
 	s := x.s
@@ -293,7 +293,7 @@ func (s *Images) dropContent(ctx context.Context, sha256 string) error {
 	return s.driver.DeleteImage(ctx, sha256)
 }
 
-// finishImageDelete removes the content of an image that its deletion has forgotten.
+// finishImageDelete removes the content of an image after its deletion has deleted the record.
 func finishImageDelete(ctx context.Context, e *Engine, op vm.Operation) error {
 	s, name := e.Images, op.Resource.ID
 	recorded, err := e.recorded(ctx, op.Resource)
@@ -324,8 +324,8 @@ func (s *Images) Open(ctx context.Context, name string) (vm.Image, io.ReadSeekCl
 	return i, content, err
 }
 
-// truth implements [settler]: an import that was cut short has brought in either all of its
-// content or nothing.
+// truth implements [settler]: an interrupted import has stored either the whole content or
+// nothing.
 func (s *Images) truth(ctx context.Context, name string) (vm.Change, error) {
 	i, err := s.store.Image(ctx, name)
 	if err != nil {

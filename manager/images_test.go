@@ -21,7 +21,7 @@ func sumOf(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// fetch has an image made of bytes that are offered at a URL.
+// fetch imports an image from a URL with the given bytes.
 func (w *world) fetch(name, content string) vm.Image {
 	w.t.Helper()
 	w.driver.Offer(somewhere, []byte(content))
@@ -42,17 +42,17 @@ func (w *world) image(name string) vm.Image {
 	return i
 }
 
-func TestAnImageFromAURL(t *testing.T) {
+func TestImageFromAURL(t *testing.T) {
 	w := newWorld(t)
 	i := w.fetch("debian", "the content")
 	want := vm.ImageContent{SHA256: sumOf("the content"), Layout: vm.FormatRaw, VirtualMiB: 16, Bytes: 11}
 	if i.State != vm.ImageAvailable || i.ImageContent != want || i.Source != "https://example.org/debian.qcow2" {
-		t.Errorf("the image is %+v", i)
+		t.Errorf("image %+v", i)
 	}
 	_, content, err := w.Images.Open(t.Context(), "debian")
 	must(t)(err)
 	if got, err := io.ReadAll(content); string(got) != "the content" || err != nil {
-		t.Errorf("its content is %q, %v", got, err)
+		t.Errorf("content %q, %v", got, err)
 	}
 	must(t)(content.Close())
 	_, _, err = w.Images.Create(t.Context(), vm.NewImage{Name: "debian", URL: somewhere})
@@ -60,28 +60,28 @@ func TestAnImageFromAURL(t *testing.T) {
 	labels := map[string]string{"os": "debian"}
 	must(t)(w.Images.Update(t.Context(), "debian", vm.ImageEdits{Labels: &labels}, nil))
 	if got := w.image("debian"); got.Labels["os"] != "debian" || got.ImageContent != want {
-		t.Errorf("edited: %+v", got)
+		t.Errorf("edited image %+v", got)
 	}
 	must(t)(w.Images.Delete(t.Context(), "debian", nil))
 	if got := w.driver.Contents(); len(got) != 0 {
-		t.Errorf("the contents %q are left", got)
+		t.Errorf("the contents %q remain, want none", got)
 	}
 	wantCode(t, w.Images.Delete(t.Context(), "debian", nil), vm.CodeNotFound)
 }
 
-func TestAnImageThatCannotBeHadIsGone(t *testing.T) {
+func TestFailedImportRemovesTheImage(t *testing.T) {
 	w := newWorld(t)
 	tests := map[string]struct {
 		content string
 		image   vm.NewImage
 		want    vm.Code
 	}{
-		"nothing there":   {"", vm.NewImage{URL: "https://example.org/nothing"}, vm.CodeFetchFailed},
-		"unsafe":          {"bad", vm.NewImage{URL: somewhere}, vm.CodeUnsafeImage},
-		"another sum":     {"good", vm.NewImage{URL: somewhere, Sum: vm.ImageSum{SHA256: sumOf("else")}}, vm.CodeChecksumMismatch},
-		"another format":  {"good", vm.NewImage{URL: somewhere, Format: vm.FormatQcow2}, vm.CodeUnsafeImage},
-		"a full disk":     {"full", vm.NewImage{URL: somewhere}, vm.CodeInsufficientStorage},
-		"a panic of ours": {"panic", vm.NewImage{URL: somewhere}, vm.CodeInternal},
+		"missing URL":    {"", vm.NewImage{URL: "https://example.org/nothing"}, vm.CodeFetchFailed},
+		"unsafe":         {"bad", vm.NewImage{URL: somewhere}, vm.CodeUnsafeImage},
+		"another sum":    {"good", vm.NewImage{URL: somewhere, Sum: vm.ImageSum{SHA256: sumOf("else")}}, vm.CodeChecksumMismatch},
+		"another format": {"good", vm.NewImage{URL: somewhere, Format: vm.FormatQcow2}, vm.CodeUnsafeImage},
+		"a full disk":    {"full", vm.NewImage{URL: somewhere}, vm.CodeInsufficientStorage},
+		"a panic":        {"panic", vm.NewImage{URL: somewhere}, vm.CodeInternal},
 	}
 	for name, tt := range tests {
 		w.driver.Offer(somewhere, []byte(tt.content))
@@ -100,10 +100,10 @@ func TestAnImageThatCannotBeHadIsGone(t *testing.T) {
 		op, err = w.Operations.Wait(t.Context(), op.ID)
 		must(t)(err)
 		if op.State != vm.OpFailed || op.Problem.Code != tt.want {
-			t.Errorf("%s: ended as %s with %+v", name, op.State, op.Problem)
+			t.Errorf("%s: operation is %s with %+v", name, op.State, op.Problem)
 		}
 		if _, err := w.store.Image(t.Context(), "x"); !errors.Is(err, vm.ErrNotFound) {
-			t.Errorf("%s: there is an image, %v", name, err)
+			t.Errorf("%s: Image returns %v, want not found", name, err)
 		}
 		if got := w.driver.Contents(); len(got) != 0 {
 			t.Errorf("%s: the contents %q are left", name, got)
@@ -111,7 +111,7 @@ func TestAnImageThatCannotBeHadIsGone(t *testing.T) {
 	}
 }
 
-func TestBadImagesAreRefusedAtOnce(t *testing.T) {
+func TestInvalidImagesAreRefused(t *testing.T) {
 	w := newWorld(t)
 	for field, n := range map[string]vm.NewImage{
 		"/name":        {Name: "No", URL: somewhere},
@@ -124,62 +124,62 @@ func TestBadImagesAreRefusedAtOnce(t *testing.T) {
 	} {
 		_, _, err := w.Images.Create(t.Context(), n)
 		if f := wantCode(t, err, vm.CodeInvalid); f.Fields[0].Field != field {
-			t.Errorf("%s: %+v", field, f)
+			t.Errorf("field %s: fault %+v", field, f)
 		}
 	}
 	_, _, err := w.Images.Create(t.Context(), vm.NewImage{Name: "x", URL: "ftp://example.org/"})
 	wantCode(t, err, vm.CodeInvalid)
 }
 
-func TestContentIsStoredOnceAndGoesWithItsLastName(t *testing.T) {
+func TestContentIsSharedAndRemovedWithItsLastImage(t *testing.T) {
 	w := newWorld(t)
 	sum := w.fetch("one", "same").SHA256
 	w.fetch("two", "same")
 	if got := w.driver.Contents(); !slices.Equal(got, []string{sum}) {
-		t.Fatalf("the contents are %q", got)
+		t.Fatalf("contents %q", got)
 	}
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", Image: "one"}))
-	must(t)(w.Images.Delete(t.Context(), "one", nil)) // the other name has it still
+	must(t)(w.Images.Delete(t.Context(), "one", nil)) // the other image has the same content
 	wantCode(t, w.Images.Delete(t.Context(), "two", nil), vm.CodeInUse, "1 VM")
 	if got := w.driver.Contents(); !slices.Equal(got, []string{sum}) {
-		t.Fatalf("the contents are %q", got)
+		t.Fatalf("contents %q", got)
 	}
 	must(t)(w.VMs.Delete(t.Context(), "a", nil))
 	must(t)(w.Images.Delete(t.Context(), "two", nil))
 	if got := w.driver.Contents(); len(got) != 0 {
-		t.Fatalf("the contents are %q", got)
+		t.Fatalf("contents %q", got)
 	}
 }
 
-func TestAnUploadInPieces(t *testing.T) {
+func TestUploadInParts(t *testing.T) {
 	w := newWorld(t)
 	i, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x", Sum: vm.ImageSum{SHA256: sumOf("abcdef")}}, strings.NewReader("ab"), true)
 	must(t)(err)
 	if i.State != vm.ImageUploading || i.Uploaded != 2 {
-		t.Fatalf("after the first piece it is %+v", i)
+		t.Fatalf("after the first part: image %+v", i)
 	}
 	_, err = w.VMs.Create(t.Context(), vm.NewVM{Template: "small", Image: "x"})
 	wantCode(t, err, vm.CodeState, "uploading")
-	// The second breaks off; what has come of it counts.
+	// The second part is interrupted; its received bytes count.
 	broken := errors.New("the line is dead")
 	_, _, err = w.Images.ContinueUpload(t.Context(), "x", 2, io.MultiReader(strings.NewReader("cd"), iotest.ErrReader(broken)), false)
 	if !errors.Is(err, broken) {
-		t.Fatalf("the broken piece: %v", err)
+		t.Fatalf("the interrupted part: %v", err)
 	}
 	if i := w.image("x"); i.State != vm.ImageUploading || i.Uploaded != 4 {
-		t.Fatalf("after the broken piece it is %+v", i)
+		t.Fatalf("after the interrupted part: image %+v", i)
 	}
 	_, _, err = w.Images.ContinueUpload(t.Context(), "x", 2, strings.NewReader("cd"), false)
 	wantCode(t, err, vm.CodePrecondition, "offset 4")
-	// It begins anew, and breaks off again.
+	// The upload starts again and is interrupted again.
 	_, _, err = w.Images.Upload(t.Context(), vm.NewImage{Name: "x", Description: "new"}, io.MultiReader(strings.NewReader("abcd"), iotest.ErrReader(broken)), false)
 	if i := w.image("x"); !errors.Is(err, broken) || i.Uploaded != 4 || i.Description != "new" {
-		t.Fatalf("begun anew it is %+v, %v", i, err)
+		t.Fatalf("after the second start: image %+v, %v", i, err)
 	}
 	i, op, err := w.Images.ContinueUpload(t.Context(), "x", 4, strings.NewReader("ef"), false)
 	must(t)(err)
 	if i.State != vm.ImageAvailable || i.SHA256 != sumOf("abcdef") || i.Uploaded != 0 || op.State != vm.OpSucceeded {
-		t.Errorf("in the end it is %+v", i)
+		t.Errorf("after the last part: image %+v", i)
 	}
 	_, _, err = w.Images.ContinueUpload(t.Context(), "x", 6, strings.NewReader(""), false)
 	wantCode(t, err, vm.CodeState, "not being uploaded")
@@ -187,48 +187,48 @@ func TestAnUploadInPieces(t *testing.T) {
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestARefusedUploadIsGone(t *testing.T) {
+func TestRefusedUploadIsRemoved(t *testing.T) {
 	w := newWorld(t)
 	_, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("bad"), false)
 	wantCode(t, err, vm.CodeUnsafeImage)
 	if _, err := w.store.Image(t.Context(), "x"); !errors.Is(err, vm.ErrNotFound) {
-		t.Errorf("there is an image, %v", err)
+		t.Errorf("Image returns %v, want not found", err)
 	}
 	if n, _ := w.driver.Uploaded(t.Context(), "x"); n != 0 {
-		t.Errorf("%d bytes are left", n)
+		t.Errorf("%d uploaded bytes remain", n)
 	}
 	i, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("good"), false)
 	must(t)(err)
 	if i.State != vm.ImageAvailable {
-		t.Errorf("the next one is %+v", i)
+		t.Errorf("next upload: image %+v", i)
 	}
 }
 
-func TestAnUploadThatTheRecordsHaveForgottenIsNotContinued(t *testing.T) {
+func TestUnrecordedUploadIsNotContinued(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.driver.UploadImage(t.Context(), "x", 0, strings.NewReader("of before")))
 	i, _, err := w.Images.Upload(t.Context(), vm.NewImage{Name: "x"}, strings.NewReader("good"), false)
 	if err != nil || i.State != vm.ImageAvailable || i.SHA256 != sumOf("good") {
-		t.Errorf("it is %+v, %v", i, err)
+		t.Errorf("image %+v, %v", i, err)
 	}
 }
 
-func TestWhatAKillLeavesOfAnImport(t *testing.T) {
+func TestSettleAfterAKilledImport(t *testing.T) {
 	content := vm.ImageContent{SHA256: sumOf("c"), Layout: vm.FormatRaw, VirtualMiB: 16, Bytes: 1}
 	tests := map[string]struct {
 		kind    vm.Kind
 		image   vm.Image
-		there   bool // the content is
+		there   bool // the content exists
 		want    vm.ImageState
 		ended   vm.OpState
 		uploads string
 	}{
-		"before anything":          {vm.ImageCreate, vm.Image{State: vm.ImageImporting}, false, "", vm.OpFailed, ""},
-		"noted, not renamed":       {vm.ImageCreate, vm.Image{State: vm.ImageImporting, ImageContent: content}, false, "", vm.OpFailed, ""},
-		"renamed":                  {vm.ImageCreate, vm.Image{State: vm.ImageImporting, ImageContent: content}, true, vm.ImageAvailable, vm.OpSucceeded, ""},
-		"in the middle of a piece": {vm.ImageUpload, vm.Image{State: vm.ImageUploading}, false, vm.ImageUploading, vm.OpFailed, "abc"},
-		"an upload noted":          {vm.ImageUpload, vm.Image{State: vm.ImageUploading, ImageContent: content}, false, vm.ImageUploading, vm.OpFailed, "abc"},
-		"an upload renamed":        {vm.ImageUpload, vm.Image{State: vm.ImageUploading, ImageContent: content}, true, vm.ImageAvailable, vm.OpSucceeded, ""},
+		"before the import":       {vm.ImageCreate, vm.Image{State: vm.ImageImporting}, false, "", vm.OpFailed, ""},
+		"recorded, not renamed":   {vm.ImageCreate, vm.Image{State: vm.ImageImporting, ImageContent: content}, false, "", vm.OpFailed, ""},
+		"renamed":                 {vm.ImageCreate, vm.Image{State: vm.ImageImporting, ImageContent: content}, true, vm.ImageAvailable, vm.OpSucceeded, ""},
+		"in the middle of a part": {vm.ImageUpload, vm.Image{State: vm.ImageUploading}, false, vm.ImageUploading, vm.OpFailed, "abc"},
+		"an upload recorded":      {vm.ImageUpload, vm.Image{State: vm.ImageUploading, ImageContent: content}, false, vm.ImageUploading, vm.OpFailed, "abc"},
+		"an upload renamed":       {vm.ImageUpload, vm.Image{State: vm.ImageUploading, ImageContent: content}, true, vm.ImageAvailable, vm.OpSucceeded, ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -244,18 +244,18 @@ func TestWhatAKillLeavesOfAnImport(t *testing.T) {
 			must(t)(w.Recover(t.Context()))
 			i, err := w.store.Image(t.Context(), "x")
 			if tt.want == "" != errors.Is(err, vm.ErrNotFound) || i.State != tt.want || i.Uploaded != int64(len(tt.uploads)) {
-				t.Errorf("it is %+v, %v", i, err)
+				t.Errorf("image %+v, %v", i, err)
 			}
 			op, err := w.store.Operation(t.Context(), id)
 			must(t)(err)
 			if op.State != tt.ended {
-				t.Errorf("the operation is %+v", op)
+				t.Errorf("operation %+v", op)
 			}
 		})
 	}
 }
 
-func TestWhatAKillLeavesOfADeletion(t *testing.T) {
+func TestSettleAfterAKilledImageDeletion(t *testing.T) {
 	w := newWorld(t)
 	i := w.fetch("x", "c")
 	must(t)(w.store.Apply(t.Context(), vm.Change{DeleteImage: "x"}))
@@ -266,28 +266,28 @@ func TestWhatAKillLeavesOfADeletion(t *testing.T) {
 	must(t)(w.store.Apply(t.Context(), vm.Change{Operation: &op}))
 	must(t)(w.Recover(t.Context()))
 	if got := w.driver.Contents(); len(got) != 0 {
-		t.Errorf("the contents %q are left", got)
+		t.Errorf("the contents %q remain, want none", got)
 	}
 	if op, err = w.store.Operation(t.Context(), id); err != nil || op.State != vm.OpSucceeded {
 		t.Errorf("the operation is %+v, %v", op, err)
 	}
 }
 
-func TestAnImageWhoseContentIsLost(t *testing.T) {
+func TestLostImageContentIsRecordedAsError(t *testing.T) {
 	w := newWorld(t)
 	i := w.fetch("x", "c")
 	w.driver.LoseImage(i.SHA256)
 	r, err := w.Settle(t.Context(), vm.ImageResource("x"))
 	must(t)(err)
 	if got := w.image("x"); !r.Changed || got.State != vm.ImageError || got.Reason == "" {
-		t.Errorf("%+v: %+v", r, got)
+		t.Errorf("repair %+v: image %+v", r, got)
 	}
 	_, err = w.Disks.Create(t.Context(), vm.NewDisk{Image: "x"})
 	wantCode(t, err, vm.CodeState, "error")
 	w.fetch("again", "c")
 	must(t)(w.Settle(t.Context(), vm.ImageResource("x")))
 	if got := w.image("x"); got.State != vm.ImageAvailable {
-		t.Errorf("with its content back it is %+v", got)
+		t.Errorf("image with restored content: %+v", got)
 	}
 }
 
@@ -298,10 +298,10 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 	v, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", Image: "raw", RootSizeMiB: 32, CDROMs: []vm.NewCDROM{{Image: "iso", BootIndex: 1}}})
 	must(t)(err)
 	if want := (vm.DiskFile{SizeMiB: 32, Image: "raw", Base: base, BaseFormat: "raw"}); v.Root != want {
-		t.Errorf("its root disk is %+v", v.Root)
+		t.Errorf("root disk %+v", v.Root)
 	}
 	if want := (vm.CDROM{ID: "cd-1", Image: "iso", SHA256: iso.SHA256, BootIndex: 1}); len(v.CDROMs) != 1 || v.CDROMs[0] != want {
-		t.Errorf("its drives are %+v", v.CDROMs)
+		t.Errorf("CD-ROM drives %+v", v.CDROMs)
 	}
 	full, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "b", Template: "small", Image: "raw", FullClone: true})
 	must(t)(err)
@@ -311,7 +311,7 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 	d, err := w.Disks.Create(t.Context(), vm.NewDisk{Image: "raw"})
 	must(t)(err)
 	if want := (vm.DiskFile{SizeMiB: 16, Image: "raw", Base: base, BaseFormat: "raw"}); d.DiskFile != want || d.State != vm.DiskAvailable {
-		t.Errorf("the disk is %+v", d)
+		t.Errorf("disk %+v", d)
 	}
 	wantCode(t, w.Images.Delete(t.Context(), "raw", nil), vm.CodeInUse, "1 VM", "1 disk")
 	wantCode(t, w.Images.Delete(t.Context(), "iso", nil), vm.CodeInUse, "1 VM")
@@ -326,7 +326,7 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 		n.Template = "small"
 		_, err := w.VMs.Create(t.Context(), n)
 		if f := wantCode(t, err, vm.CodeInvalid); f.Fields[0].Field != field {
-			t.Errorf("%s: %+v", field, f)
+			t.Errorf("field %s: fault %+v", field, f)
 		}
 	}
 	_, err = w.VMs.Create(t.Context(), vm.NewVM{Template: "small", Image: "iso"})
@@ -335,7 +335,7 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 	}
 	_, err = w.Disks.Create(t.Context(), vm.NewDisk{Image: "raw", SizeMiB: 8})
 	wantCode(t, err, vm.CodeInvalid, "/size")
-	// Nothing is held any more.
+	// No image is held.
 	must(t)(w.VMs.Delete(t.Context(), "a", nil))
 	must(t)(w.VMs.Delete(t.Context(), "b", nil))
 	must(t)(w.Disks.Delete(t.Context(), d.ID, nil))
@@ -373,7 +373,7 @@ func TestCopiesOfDisks(t *testing.T) {
 	wantCode(t, err, vm.CodeInUse, "attached")
 }
 
-func TestACopyThatIsCancelledLeavesNothing(t *testing.T) {
+func TestCancelledCopyLeavesNoFiles(t *testing.T) {
 	w := newWorld(t)
 	src := w.disk("")
 	reached, release := w.blockOn("CreateDisk")
@@ -385,10 +385,10 @@ func TestACopyThatIsCancelledLeavesNothing(t *testing.T) {
 	op, err = w.Operations.Cancel(t.Context(), op.ID)
 	must(t)(err)
 	if op.State != vm.OpCancelled {
-		t.Errorf("it ended as %+v", op)
+		t.Errorf("operation %+v, want cancelled", op)
 	}
 	if _, err := w.store.Disk(t.Context(), d.ID); !errors.Is(err, vm.ErrNotFound) {
-		t.Errorf("there is a disk, %v", err)
+		t.Errorf("Disk returns %v, want not found", err)
 	}
 	must(t)(w.Disks.Delete(t.Context(), src.ID, nil))
 }
@@ -427,12 +427,12 @@ func TestCDROMDrives(t *testing.T) {
 	_, err := w.CDROMs.Attach(t.Context(), "a", vm.NewCDROM{Image: "iso"})
 	wantCode(t, err, vm.CodeQEMUUnresponsive)
 	if got := w.vm("a").CDROMs; len(got) != 0 {
-		t.Errorf("recorded are %+v", got)
+		t.Errorf("recorded drives %+v", got)
 	}
-	must(t)(w.Images.Delete(t.Context(), "iso", nil)) // nothing is held
+	must(t)(w.Images.Delete(t.Context(), "iso", nil)) // no drive holds the image
 }
 
-func TestDrivesThatQEMUHasNotAreSettled(t *testing.T) {
+func TestMissingDrivesAreSettled(t *testing.T) {
 	w := newWorld(t)
 	w.fetch("iso", "iso")
 	w.create("a")
@@ -442,9 +442,9 @@ func TestDrivesThatQEMUHasNotAreSettled(t *testing.T) {
 	r, err := w.Settle(t.Context(), vm.VMResource("a"))
 	must(t)(err)
 	if seen := w.driver.Observe(t.Context(), "a"); !r.Changed || !w.vm("a").SameCDROMs(seen) {
-		t.Errorf("%+v: QEMU has %q", r, seen.CDROMs)
+		t.Errorf("repair %+v: QEMU has the drives %q", r, seen.CDROMs)
 	}
 	if r, err = w.Settle(t.Context(), vm.VMResource("a")); err != nil || r.Changed {
-		t.Errorf("settled again: %+v, %v", r, err)
+		t.Errorf("settled again: repair %+v, %v", r, err)
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"vmand/vm"
 )
 
-// TestAnAddressIsWhatTheAgentSaysElseWhatTheHostHasSeen has a VM on a bridge of
-// the host, whose network gives it its address.
-func TestAnAddressIsWhatTheAgentSaysElseWhatTheHostHasSeen(t *testing.T) {
+// TestAddressesOfTheAgentPrecedeThoseOfTheHost uses a VM on a bridge of the host. vmand does
+// not assign the addresses on such a network.
+func TestAddressesOfTheAgentPrecedeThoseOfTheHost(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{Network: "lan"}}}))
@@ -46,14 +46,14 @@ func TestAnAddressIsWhatTheAgentSaysElseWhatTheHostHasSeen(t *testing.T) {
 	pass()
 	want("10.0.0.7", vm.SourceAgent)
 	revision := w.vm("a").Revision
-	pass() // the host still sees what it saw
+	pass() // the observation of the host is unchanged
 	want("10.0.0.7", vm.SourceAgent)
 	if now := w.vm("a").Revision; now != revision {
-		t.Errorf("nothing is new, and the revision went from %d to %d", revision, now)
+		t.Errorf("the revision went from %d to %d without a new observation", revision, now)
 	}
 	w.driver.SetAgent("a", silent)
 	pass()
 	want("10.0.0.9", vm.SourceNeighbour)
-	w.do("a", vm.OpRestart) // what it will have then is not known
+	w.do("a", vm.OpRestart) // the address after a restart is unknown
 	want("", "")
 }

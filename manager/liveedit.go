@@ -12,14 +12,14 @@ import (
 // deviceTimeout bounds a change of a device; the guest has less.
 const deviceTimeout = 30 * time.Second
 
-// A liveEdit changes something of a VM that takes effect at once if the VM runs: edit
-// changes the record, apply the running VM. If apply fails, the record is put back.
+// A liveEdit is an edit of a VM that takes effect at once if the VM runs: edit changes the
+// record, and apply the running VM. If apply fails, the record is restored.
 type liveEdit struct {
 	s     *VMs
 	id    string
 	match vm.Match
-	// late edits are recorded only once apply has succeeded: what is taken away stays
-	// recorded until it is gone.
+	// late edits are recorded after apply has succeeded, so that a removed device stays
+	// recorded until QEMU has released it.
 	late bool
 	change
 	was, v vm.VM // before and after edit

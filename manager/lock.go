@@ -28,7 +28,7 @@ type holder struct {
 	released    chan struct{}
 }
 
-// claim says what acquire does about a resource that is held.
+// claim determines how acquire treats a resource that is held.
 type claim struct {
 	preempt bool // cancel a preemptible holder and wait until it releases
 	patient bool // wait for a holder that cannot be preempted
@@ -107,7 +107,7 @@ func (l *locks) release(h *holder) {
 // busy reports whether an operation or a settling holds the resource.
 func (l *locks) busy(resource vm.Resource) bool { return l.holderOf(resource) != "" }
 
-// holderOf describes the holder of the resource; it is empty if there is none.
+// holderOf describes the holder of the resource; it returns "" if the resource is free.
 func (l *locks) holderOf(resource vm.Resource) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -16,7 +16,7 @@ import (
 	"vmand/vm/vmtest"
 )
 
-// A world is a manager over a real database and a pretended host.
+// A world is a manager with a real database and a fake host.
 type world struct {
 	*manager.Engine
 	t      *testing.T
@@ -26,7 +26,7 @@ type world struct {
 	network *vmtest.Network
 }
 
-// A faultyStore is the real store, but for what fail says.
+// A faultyStore is a real store that fails the changes for which fail returns an error.
 type faultyStore struct {
 	*store.Store
 	fail func(vm.Change) error
@@ -60,8 +60,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// must returns a function that fails the test if the last of what it is given
-// is an error.
+// must returns a function that fails the test if its last argument is an error.
 func must(t *testing.T) func(...any) {
 	return func(results ...any) {
 		t.Helper()
@@ -97,7 +96,7 @@ func (w *world) wantVM(id string, s vm.State, why vm.Reason) vm.VM {
 		w.t.Fatal(err)
 	}
 	if v.State != s || v.Reason != why {
-		w.t.Fatalf("vm %s is %s/%s (%s); want %s/%s", id, v.State, v.Reason, v.ReasonDetail, s, why)
+		w.t.Fatalf("VM %s is %s/%s (%s); want %s/%s", id, v.State, v.Reason, v.ReasonDetail, s, why)
 	}
 	return v
 }
@@ -131,14 +130,14 @@ func wantCode(t *testing.T, err error, code vm.Code, words ...string) *vm.Fault 
 	}
 	for _, word := range words {
 		if !strings.Contains(f.Error(), word) {
-			t.Fatalf("error %q does not say %q", f.Error(), word)
+			t.Fatalf("error %q does not contain %q", f.Error(), word)
 		}
 	}
 	return f
 }
 
-// blockOn makes the driver's method wait until the operation is cancelled or
-// release is called, and tells when it has been reached.
+// blockOn makes a method of the driver wait until the operation is cancelled or release is
+// called. It closes reached when the method is called.
 func (w *world) blockOn(method string) (reached <-chan struct{}, release func()) {
 	in, out := make(chan struct{}), make(chan struct{})
 	w.driver.Hook = func(ctx context.Context, m, id string) error {
@@ -159,18 +158,18 @@ func (w *world) blockOn(method string) (reached <-chan struct{}, release func())
 	return in, func() { close(out) }
 }
 
-func TestAVMFromCreationToDeletion(t *testing.T) {
+func TestVMLifecycle(t *testing.T) {
 	w := newWorld(t)
 	w.create("web-1")
 	if v := w.wantVM("web-1", vm.Stopped, vm.ReasonCreated); v.Root.SizeMiB != vm.DefaultMiB || v.Template.RAMMiB != 128 || v.UUID == "" {
-		t.Errorf("created as %+v", v)
+		t.Errorf("created VM %+v", v)
 	}
 	op := w.do("web-1", vm.OpStart)
 	if op.State != vm.OpSucceeded || op.Kind != vm.VMStart || len(op.Log) == 0 {
-		t.Errorf("start was recorded as %+v", op)
+		t.Errorf("recorded operation of the start %+v", op)
 	}
 	if v := w.wantVM("web-1", vm.Running, vm.ReasonRequested); v.Machine != "pc-q35-7.2" || v.Accel != vm.TCG || v.StartedAt.IsZero() || v.Desired != vm.DesiredRunning {
-		t.Errorf("runs as %+v", v)
+		t.Errorf("running VM %+v", v)
 	}
 	w.do("web-1", vm.OpPause)
 	w.wantVM("web-1", vm.Paused, vm.ReasonRequested)
@@ -180,19 +179,19 @@ func TestAVMFromCreationToDeletion(t *testing.T) {
 	w.wantVM("web-1", vm.Running, vm.ReasonRequested)
 	w.do("web-1", vm.OpStop)
 	if v := w.wantVM("web-1", vm.Stopped, vm.ReasonRequested); v.Desired != vm.DesiredStopped {
-		t.Errorf("stopped as %+v", v)
+		t.Errorf("stopped VM %+v", v)
 	}
 	must(t)(w.VMs.Delete(t.Context(), "web-1", nil))
 	want := []string{"CreateVM web-1", "Start web-1", "Pause web-1", "Resume web-1", "Reset web-1", "Shutdown web-1", "Start web-1",
 		"Shutdown web-1", "Destroy web-1", "DeleteVM web-1"}
 	if got := w.driver.Calls(); !slices.Equal(got, want) {
-		t.Errorf("the driver was told %q; want %q", got, want)
+		t.Errorf("calls of the driver %q; want %q", got, want)
 	}
 	_, err := w.store.VM(t.Context(), "web-1")
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestWhatAVMIsMadeOfIsChecked(t *testing.T) {
+func TestInvalidVMsAreRefused(t *testing.T) {
 	w := newWorld(t)
 	w.create("taken")
 	w.driver.AddVMFiles("orphan")
@@ -201,12 +200,12 @@ func TestWhatAVMIsMadeOfIsChecked(t *testing.T) {
 		code vm.Code
 		say  string
 	}{
-		"no such template":            {vm.NewVM{ID: "a", Template: "huge"}, vm.CodeInvalid, `template huge not found`},
-		"a name that is taken":        {vm.NewVM{ID: "taken", Template: "small"}, vm.CodeExists, "already exists"},
-		"files nobody has recorded":   {vm.NewVM{ID: "orphan", Template: "small"}, vm.CodeExists, "no record"},
-		"a name that climbs":          {vm.NewVM{ID: "../a", Template: "small"}, vm.CodeInvalid, "/name"},
-		"a root disk that is too big": {vm.NewVM{ID: "a", Template: "small", RootSizeMiB: vm.MaxDiskMiB + 1}, vm.CodeInvalid, "/root_disk_size"},
-		"a negative root disk":        {vm.NewVM{ID: "a", Template: "small", RootSizeMiB: -1}, vm.CodeInvalid, "/root_disk_size"},
+		"unknown template":       {vm.NewVM{ID: "a", Template: "huge"}, vm.CodeInvalid, `template huge not found`},
+		"existing name":          {vm.NewVM{ID: "taken", Template: "small"}, vm.CodeExists, "already exists"},
+		"files without a record": {vm.NewVM{ID: "orphan", Template: "small"}, vm.CodeExists, "not recorded"},
+		"a path as name":         {vm.NewVM{ID: "../a", Template: "small"}, vm.CodeInvalid, "/name"},
+		"oversized root disk":    {vm.NewVM{ID: "a", Template: "small", RootSizeMiB: vm.MaxDiskMiB + 1}, vm.CodeInvalid, "/root_disk_size"},
+		"a negative root disk":   {vm.NewVM{ID: "a", Template: "small", RootSizeMiB: -1}, vm.CodeInvalid, "/root_disk_size"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -219,11 +218,11 @@ func TestWhatAVMIsMadeOfIsChecked(t *testing.T) {
 		wantCode(t, err, vm.CodeInvalid)
 	}
 	if has, _ := w.driver.HasVM(t.Context(), "orphan"); !has {
-		t.Error("the files nobody has recorded are gone")
+		t.Error("the unrecorded files were removed")
 	}
 }
 
-func TestACreationThatFailsLeavesNothing(t *testing.T) {
+func TestFailedCreationLeavesNoFiles(t *testing.T) {
 	w := newWorld(t)
 	w.driver.Hook = func(_ context.Context, m, _ string) error {
 		if m == "CreateVM" {
@@ -245,13 +244,13 @@ func TestACreationThatFailsLeavesNothing(t *testing.T) {
 	_, err = w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small"})
 	wantCode(t, err, vm.CodeUnavailable)
 	if has, _ := w.driver.HasVM(t.Context(), "a"); has {
-		t.Error("files are left")
+		t.Error("files remain")
 	}
 	w.store.fail = nil
 	w.create("a")
 }
 
-func TestRefusalsSayWhy(t *testing.T) {
+func TestRefusalsNameTheReason(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	refuse := func(op vm.Op, words string) {
@@ -275,7 +274,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 	}
 }
 
-func TestAVersionThatIsNotThePresentOneChangesNothing(t *testing.T) {
+func TestOutdatedVersionChangesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	old := w.wantVM("a", vm.Stopped, vm.ReasonCreated)
@@ -292,7 +291,7 @@ func TestAVersionThatIsNotThePresentOneChangesNothing(t *testing.T) {
 	must(t)(w.Disks.Delete(t.Context(), d.ID, vm.Match{{Seq: d.Seq, Revision: d.Revision}}))
 }
 
-func TestAStartThatFailsIsStoppedWithQEMUsLastWords(t *testing.T) {
+func TestFailedStartHasTheOutputOfQEMU(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.driver.Hook = func(_ context.Context, m, id string) error {
@@ -304,18 +303,18 @@ func TestAStartThatFailsIsStoppedWithQEMUsLastWords(t *testing.T) {
 	}
 	op := w.do("a", vm.OpStart)
 	if op.State != vm.OpFailed || op.Problem.Code != vm.CodeOperationFailed {
-		t.Errorf("the operation is %+v", op)
+		t.Errorf("operation %+v", op)
 	}
 	w.wantVM("a", vm.Stopped, vm.ReasonStartFailed)
 	if n := w.driver.Processes(); n != 0 {
-		t.Errorf("%d processes are left", n)
+		t.Errorf("%d processes remain", n)
 	}
 	w.driver.Hook = nil
 	w.do("a", vm.OpStart)
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 }
 
-func TestAPanicInAnOperationLeavesNoLock(t *testing.T) {
+func TestPanicInAnOperationReleasesTheLock(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.driver.Hook = func(_ context.Context, m, id string) error {
@@ -326,14 +325,14 @@ func TestAPanicInAnOperationLeavesNoLock(t *testing.T) {
 	}
 	op := w.do("a", vm.OpStart)
 	if op.State != vm.OpFailed || op.Problem.Code != vm.CodeInternal || strings.Contains(op.Problem.Detail, "defect") {
-		t.Errorf("the operation is %+v, %+v", op, op.Problem)
+		t.Errorf("operation %+v, %+v", op, op.Problem)
 	}
 	w.driver.Hook = nil
 	w.do("a", vm.OpStart)
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 }
 
-func TestTheSecondOperationIsTurnedAway(t *testing.T) {
+func TestSecondOperationFailsWithBusy(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	reached, release := w.blockOn("Start")
@@ -343,7 +342,7 @@ func TestTheSecondOperationIsTurnedAway(t *testing.T) {
 	for _, op := range []vm.Op{vm.OpStart, vm.OpStop, vm.OpPause} {
 		_, _, err := w.VMs.Do(t.Context(), "a", op, vm.StopOptions{})
 		if f := wantCode(t, err, vm.CodeBusy, "vm.start"); f.OperationID != first.ID {
-			t.Errorf("%s was turned away for operation %q; want %q", op, f.OperationID, first.ID)
+			t.Errorf("%s was refused because of operation %q; want %q", op, f.OperationID, first.ID)
 		}
 	}
 	if _, err := w.Settle(t.Context(), vm.VMResource("a")); !errors.Is(err, vm.ErrBusy) {
@@ -351,11 +350,11 @@ func TestTheSecondOperationIsTurnedAway(t *testing.T) {
 	}
 	release()
 	if op, _ := w.Operations.Wait(t.Context(), first.ID); op.State != vm.OpSucceeded {
-		t.Errorf("the first operation is %+v", op)
+		t.Errorf("first operation %+v", op)
 	}
 }
 
-func TestAForcedStopCancelsAStart(t *testing.T) {
+func TestForcedStopCancelsAStart(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	reached, _ := w.blockOn("Start")
@@ -365,10 +364,10 @@ func TestAForcedStopCancelsAStart(t *testing.T) {
 	_, second, err := w.VMs.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{Force: true})
 	must(t)(err)
 	if op, _ := w.Operations.Wait(t.Context(), first.ID); op.State != vm.OpCancelled || !strings.Contains(op.Problem.Detail, second.ID) {
-		t.Errorf("the start is %+v, %+v", op, op.Problem)
+		t.Errorf("start operation %+v, %+v", op, op.Problem)
 	}
 	if op, _ := w.Operations.Wait(t.Context(), second.ID); op.State != vm.OpSucceeded {
-		t.Errorf("the stop is %+v, %+v", op, op.Problem)
+		t.Errorf("stop operation %+v, %+v", op, op.Problem)
 	}
 	w.wantVM("a", vm.Stopped, vm.ReasonRequested)
 }
@@ -388,10 +387,10 @@ func TestDeletionWorksInEveryState(t *testing.T) {
 			<-reached
 			must(t)(w.VMs.Delete(t.Context(), "a", nil))
 			if op, _ := w.Operations.Wait(t.Context(), first.ID); op.State != vm.OpCancelled {
-				t.Errorf("the first operation is %+v", op)
+				t.Errorf("first operation %+v", op)
 			}
 			if n := w.driver.Processes(); n != 0 {
-				t.Errorf("%d processes are left", n)
+				t.Errorf("%d processes remain", n)
 			}
 		})
 	}
@@ -417,7 +416,7 @@ func TestAnOperationCanBeCancelled(t *testing.T) {
 	<-reached
 	op, err := w.Operations.Cancel(vm.WithCaller(t.Context(), vm.Caller{Name: "token:admin"}), first.ID)
 	if err != nil || op.State != vm.OpCancelled || !strings.Contains(op.Problem.Detail, "token:admin") {
-		t.Errorf("cancelled: %+v, %+v, %v", op, op.Problem, err)
+		t.Errorf("cancelled operation %+v, %+v, %v", op, op.Problem, err)
 	}
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 	_, err = w.Operations.Cancel(t.Context(), first.ID)
@@ -426,7 +425,7 @@ func TestAnOperationCanBeCancelled(t *testing.T) {
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestAClientThatHangsUpCancelsNothing(t *testing.T) {
+func TestDisconnectedClientDoesNotCancelTheOperation(t *testing.T) {
 	w := newWorld(t)
 	reached, release := w.blockOn("CreateVM")
 	ctx, hangUp := context.WithCancel(t.Context())
@@ -438,7 +437,7 @@ func TestAClientThatHangsUpCancelsNothing(t *testing.T) {
 	<-reached
 	hangUp()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
-		t.Errorf("the client that hung up got %v", err)
+		t.Errorf("the disconnected client got %v", err)
 	}
 	ops, err := w.store.Operations(t.Context(), vm.OperationFilter{Kind: vm.VMCreate}, vm.Page{})
 	if err != nil || len(ops) != 1 {
@@ -446,12 +445,12 @@ func TestAClientThatHangsUpCancelsNothing(t *testing.T) {
 	}
 	release()
 	if op, _ := w.Operations.Wait(t.Context(), ops[0].ID); op.State != vm.OpSucceeded {
-		t.Errorf("the operation is %+v", op)
+		t.Errorf("operation %+v", op)
 	}
 	w.wantVM("a", vm.Stopped, vm.ReasonCreated)
 }
 
-func TestClosingMakesOperationsGiveUpHonestly(t *testing.T) {
+func TestCloseInterruptsAndRecordsOperations(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -464,7 +463,7 @@ func TestClosingMakesOperationsGiveUpHonestly(t *testing.T) {
 	w.Close(done)
 	op, err := w.store.Operation(t.Context(), first.ID)
 	if err != nil || op.State != vm.OpFailed || op.Problem.Code != vm.CodeInterrupted {
-		t.Errorf("the operation is %+v, %+v, %v", op, op.Problem, err)
+		t.Errorf("operation %+v, %+v, %v", op, op.Problem, err)
 	}
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 	_, _, err = w.VMs.Do(t.Context(), "a", vm.OpStop, vm.StopOptions{})

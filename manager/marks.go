@@ -41,7 +41,7 @@ func (s *Guests) saveMarks() {
 	for id, b := range marks {
 		v, err := s.store.VM(ctx, id)
 		if err != nil {
-			continue // the VM is gone
+			continue // the VM was deleted
 		}
 		fresh := map[string]any{}
 		for _, mark := range vm.BootMarks {

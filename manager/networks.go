@@ -43,7 +43,7 @@ func removeUnrecordedNetwork(ctx context.Context, e *Engine, op vm.Operation) er
 	return e.Networks.removeUnrecorded(ctx, op.Resource.ID)
 }
 
-// removeUnrecorded removes from the host what belongs to a network that is not recorded.
+// removeUnrecorded removes an unrecorded network from the host.
 func (s *Networks) removeUnrecorded(ctx context.Context, name string) error {
 	recorded, err := s.recorded(ctx, vm.NetworkResource(name))
 	if err != nil || recorded {
@@ -263,7 +263,7 @@ func (x *networkDeletion) act(ctx context.Context, _ *run) (vm.Change, error) {
 
 func (x *networkDeletion) truth(context.Context) (vm.Change, error) { return vm.Change{}, nil }
 
-// Status returns a network as it is recorded and as it is on the host.
+// Status returns the record of a network and its state on the host.
 func (s *Networks) Status(ctx context.Context, name string) (vm.NetworkReport, error) {
 	n, err := s.store.Network(ctx, name)
 	if err != nil {
@@ -300,8 +300,8 @@ func (s *Networks) of(ctx context.Context, v vm.VM) (map[string]vm.Network, erro
 	return networks, nil
 }
 
-// truth implements [settler]: what a network is like on the host, [Networks.Reconcile]
-// compares and repairs.
+// truth implements [settler]. It is empty: [Networks.Reconcile] compares and repairs the
+// networks on the host.
 func (s *Networks) truth(context.Context, string) (vm.Change, error) { return vm.Change{}, nil }
 
 // stateName implements [settler].
@@ -315,9 +315,8 @@ func (s *Networks) stateName(ctx context.Context, name string) (string, error) {
 
 // Reconcile compares the networks on the host with the records and returns the differences.
 // vms must contain every VM that is active ([vm.VMFilter]), as recorded; stopped VMs are
-// ignored. With repair it makes the host match the records.
-// The addresses of guests that it sees are recorded. It does not wait for what it asks
-// guests.
+// ignored. With repair it makes the host match the records. It records the addresses of
+// guests that it observes, and does not wait for the answers of guest agents.
 func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error) {
 	var want vm.Wanted
 	for _, v := range vms {
@@ -345,12 +344,12 @@ func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]v
 	return seen.Drift, err
 }
 
-// networksNote is the note that says that the default network was made, once.
+// networksNote names the note that is set once the default network has been created.
 const networksNote = "networks"
 
-// Prepare makes the default network if it was never made, and makes all networks on the
-// host match the records. It must be called before [Engine.Recover]. It fails only if the
-// records cannot be read; the observer tries again what the host cannot do now.
+// Prepare creates the default network once, and makes all networks on the host match the
+// records. It must be called before [Engine.Recover]. It fails only if the records cannot be
+// read; the observer retries changes that fail on the host.
 func (s *Networks) Prepare(ctx context.Context) error {
 	made, err := s.store.Note(ctx, networksNote)
 	if err == nil && made == "" {

@@ -21,28 +21,28 @@ func (w *world) vm(id string) vm.VM {
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
-func TestAVMHasItsAddressFromTheMomentItIsMade(t *testing.T) {
+func TestAddressIsAssignedAtCreation(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.create("b")
 	for id, want := range map[string]string{"a": "192.168.100.2", "b": "192.168.100.3"} {
 		v := w.vm(id)
 		if ip, source := v.LocalIP(); ip != addr(want) || source != vm.SourceAssigned || !v.ReachableFromHost() {
-			t.Errorf("vm %s has %s (%s), want %s", id, ip, source, want)
+			t.Errorf("VM %s has %s (%s), want %s", id, ip, source, want)
 		}
 		if v.NICs[0].MAC != vm.MACOf(v.UUID, 0) {
-			t.Errorf("mac %s", v.NICs[0].MAC)
+			t.Errorf("MAC %s", v.NICs[0].MAC)
 		}
 	}
 	must(t)(w.VMs.Delete(t.Context(), "a", nil))
 	w.create("c")
 	c := w.vm("c")
 	if ip, _ := c.LocalIP(); ip != addr("192.168.100.2") {
-		t.Errorf("the lowest free address is 192.168.100.2, not %s", ip)
+		t.Errorf("address %s, want the lowest free one, 192.168.100.2", ip)
 	}
 }
 
-func TestManyVMsAtOnceGetAnAddressEach(t *testing.T) {
+func TestConcurrentCreationsGetDistinctAddresses(t *testing.T) {
 	w := newWorld(t)
 	var wg sync.WaitGroup
 	for i := range 40 {
@@ -63,7 +63,7 @@ func TestManyVMsAtOnceGetAnAddressEach(t *testing.T) {
 	}
 }
 
-func TestAddressesAndNICsThatCannotBe(t *testing.T) {
+func TestInvalidAddressesAndNICsAreRefused(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "tiny", Mode: vm.NetworkIsolated, Subnet: prefix("10.9.9.0/29")}))
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0"}))
@@ -75,17 +75,17 @@ func TestAddressesAndNICsThatCannotBe(t *testing.T) {
 		code vm.Code
 		says string
 	}{
-		"exhausted":        {vm.NewNIC{Network: "tiny"}, vm.CodeAddressesExhausted, "tiny"},
-		"taken":            {vm.NewNIC{Network: "tiny", IP: addr("10.9.9.3")}, vm.CodeInUse, "10.9.9.3"},
-		"the gateway":      {vm.NewNIC{Network: "tiny", IP: addr("10.9.9.1")}, vm.CodeInvalid, "/nics/0/ip"},
-		"the broadcast":    {vm.NewNIC{Network: "tiny", IP: addr("10.9.9.7")}, vm.CodeInvalid, "/nics/0/ip"},
-		"elsewhere":        {vm.NewNIC{Network: "tiny", IP: addr("10.9.8.2")}, vm.CodeInvalid, "/nics/0/ip"},
-		"on a foreign one": {vm.NewNIC{Network: "lan", IP: addr("10.0.0.2")}, vm.CodeInvalid, "/nics/0/ip"},
-		"no such network":  {vm.NewNIC{Network: "none"}, vm.CodeInvalid, "/nics/0/network"},
-		"a group address":  {vm.NewNIC{MAC: "01:00:5e:00:00:01"}, vm.CodeInvalid, "/nics/0/mac"},
-		"no MAC":           {vm.NewNIC{MAC: "52:54"}, vm.CodeInvalid, "/nics/0/mac"},
-		"an unknown model": {vm.NewNIC{Model: "ne2k"}, vm.CodeInvalid, "/nics/0/model"},
-		"a negative rate":  {vm.NewNIC{RateOut: -1}, vm.CodeInvalid, "/nics/0/rate_out"},
+		"exhausted":         {vm.NewNIC{Network: "tiny"}, vm.CodeAddressesExhausted, "tiny"},
+		"taken":             {vm.NewNIC{Network: "tiny", IP: addr("10.9.9.3")}, vm.CodeInUse, "10.9.9.3"},
+		"the gateway":       {vm.NewNIC{Network: "tiny", IP: addr("10.9.9.1")}, vm.CodeInvalid, "/nics/0/ip"},
+		"the broadcast":     {vm.NewNIC{Network: "tiny", IP: addr("10.9.9.7")}, vm.CodeInvalid, "/nics/0/ip"},
+		"outside":           {vm.NewNIC{Network: "tiny", IP: addr("10.9.8.2")}, vm.CodeInvalid, "/nics/0/ip"},
+		"unmanaged network": {vm.NewNIC{Network: "lan", IP: addr("10.0.0.2")}, vm.CodeInvalid, "/nics/0/ip"},
+		"unknown network":   {vm.NewNIC{Network: "none"}, vm.CodeInvalid, "/nics/0/network"},
+		"a group address":   {vm.NewNIC{MAC: "01:00:5e:00:00:01"}, vm.CodeInvalid, "/nics/0/mac"},
+		"no MAC":            {vm.NewNIC{MAC: "52:54"}, vm.CodeInvalid, "/nics/0/mac"},
+		"an unknown model":  {vm.NewNIC{Model: "ne2k"}, vm.CodeInvalid, "/nics/0/model"},
+		"a negative rate":   {vm.NewNIC{RateOut: -1}, vm.CodeInvalid, "/nics/0/rate_out"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -95,7 +95,7 @@ func TestAddressesAndNICsThatCannotBe(t *testing.T) {
 	}
 	_, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{}, {}, {}, {}, {}, {}, {}, {}, {}}})
 	wantCode(t, err, vm.CodeInvalid, "/nics")
-	// What was refused has taken no address.
+	// Refused requests have reserved no address.
 	must(t)(w.VMs.Delete(t.Context(), "t3", nil))
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{Network: "tiny", IP: addr("10.9.9.5")}}}))
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "y", Template: "small", NICs: &[]vm.NewNIC{}}))
@@ -105,7 +105,7 @@ func TestAddressesAndNICsThatCannotBe(t *testing.T) {
 	}
 }
 
-func TestNetworksThatCannotBe(t *testing.T) {
+func TestInvalidNetworksAreRefused(t *testing.T) {
 	w := newWorld(t)
 	tests := map[string]struct {
 		n    vm.Network
@@ -113,26 +113,26 @@ func TestNetworksThatCannotBe(t *testing.T) {
 		says string
 	}{
 		"a long name":          {vm.Network{Name: "a234567890123456", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
-		"the kernel's all":     {vm.Network{Name: "all", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
-		"its default":          {vm.Network{Name: "default", Mode: vm.NetworkUser}, vm.CodeInvalid, "/name"},
+		"the kernel name all":  {vm.Network{Name: "all", Mode: vm.NetworkNAT}, vm.CodeInvalid, "/name"},
+		"kernel name default":  {vm.Network{Name: "default", Mode: vm.NetworkUser}, vm.CodeInvalid, "/name"},
 		"no mode":              {vm.Network{Name: "n"}, vm.CodeInvalid, "/mode"},
-		"again":                {vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}, vm.CodeExists, vm.DefaultNetwork},
-		"a subnet taken":       {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("192.168.0.0/16")}, vm.CodeInUse, "/subnet"},
+		"an existing name":     {vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}, vm.CodeExists, vm.DefaultNetwork},
+		"a used subnet":        {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("192.168.0.0/16")}, vm.CodeInUse, "/subnet"},
 		"a huge subnet":        {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/8")}, vm.CodeInvalid, "/subnet"},
 		"a tiny subnet":        {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/30")}, vm.CodeInvalid, "/subnet"},
-		"bits of a host":       {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.1/24")}, vm.CodeInvalid, "/subnet"},
+		"host bits":            {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.1/24")}, vm.CodeInvalid, "/subnet"},
 		"multicast":            {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("224.0.1.0/24")}, vm.CodeInvalid, "/subnet"},
-		"a foreign gateway":    {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Gateway: addr("10.0.1.1")}, vm.CodeInvalid, "/gateway"},
+		"an outside gateway":   {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Gateway: addr("10.0.1.1")}, vm.CodeInvalid, "/gateway"},
 		"IPv6 of another size": {vm.Network{Name: "n", Mode: vm.NetworkNAT, IPv6: prefix("fd00::/48")}, vm.CodeInvalid, "/ipv6_subnet"},
 		"no bridge":            {vm.Network{Name: "n", Mode: vm.NetworkBridge}, vm.CodeInvalid, "/bridge"},
-		"a bridge of its own":  {vm.Network{Name: "n", Mode: vm.NetworkNAT, Bridge: "br0"}, vm.CodeInvalid, "/bridge"},
-		"a subnet of others":   {vm.Network{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", Subnet: prefix("10.0.0.0/24")}, vm.CodeInvalid, "/subnet"},
-		"a vlan of our own":    {vm.Network{Name: "n", Mode: vm.NetworkNAT, VLAN: 7}, vm.CodeInvalid, "/vlan_id"},
-		"a vlan too high":      {vm.Network{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", VLAN: 4095}, vm.CodeInvalid, "/vlan_id"},
+		"nat with a bridge":    {vm.Network{Name: "n", Mode: vm.NetworkNAT, Bridge: "br0"}, vm.CodeInvalid, "/bridge"},
+		"a bridge with subnet": {vm.Network{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", Subnet: prefix("10.0.0.0/24")}, vm.CodeInvalid, "/subnet"},
+		"nat with a VLAN":      {vm.Network{Name: "n", Mode: vm.NetworkNAT, VLAN: 7}, vm.CodeInvalid, "/vlan_id"},
+		"a VLAN too high":      {vm.Network{Name: "n", Mode: vm.NetworkBridge, Bridge: "br0", VLAN: 4095}, vm.CodeInvalid, "/vlan_id"},
 		"a small MTU":          {vm.Network{Name: "n", Mode: vm.NetworkNAT, MTU: 100}, vm.CodeInvalid, "/mtu"},
 		"no domain":            {vm.Network{Name: "n", Mode: vm.NetworkNAT, Domain: "not a domain"}, vm.CodeInvalid, "/domain"},
 		"no server":            {vm.Network{Name: "n", Mode: vm.NetworkNAT, DNS: []netip.Addr{addr("0.0.0.0")}}, vm.CodeInvalid, "/dns"},
-		"a route from afar":    {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Routes: []vm.Route{{Destination: prefix("10.1.0.0/16"), Gateway: addr("10.2.0.1")}}}, vm.CodeInvalid, "/routes"},
+		"an outside next hop":  {vm.Network{Name: "n", Mode: vm.NetworkNAT, Subnet: prefix("10.0.0.0/24"), Routes: []vm.Route{{Destination: prefix("10.1.0.0/16"), Gateway: addr("10.2.0.1")}}}, vm.CodeInvalid, "/routes"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -141,34 +141,34 @@ func TestNetworksThatCannotBe(t *testing.T) {
 		})
 	}
 	if calls := w.network.Calls(); !slices.Equal(calls, []string{"Admit vman0", "Up vman0"}) {
-		t.Errorf("the host was asked for %v", calls)
+		t.Errorf("calls of the host network %v", calls)
 	}
 }
 
-func TestANetworkFromCreationToDeletion(t *testing.T) {
+func TestNetworkLifecycle(t *testing.T) {
 	w := newWorld(t)
 	n, err := w.Networks.Create(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated, IPv6: prefix("fd00:1:2:3::/64")})
 	must(t)(err)
 	if n.Subnet != prefix("10.0.0.0/24") || n.Gateway != addr("10.0.0.1") || n.Domain != "lab.internal" || n.Bridge != "lab" {
-		t.Errorf("made as %+v", n)
+		t.Errorf("created network %+v", n)
 	}
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", NICs: &[]vm.NewNIC{{Network: "lab"}}}))
 	if got := w.vm("a").NICs[0]; got.IP != addr("10.0.0.2") || got.IPv6 != addr("fd00:1:2:3::2") {
-		t.Errorf("nic: %+v", got)
+		t.Errorf("NIC %+v", got)
 	}
 	_, err = w.Networks.Update(t.Context(), "lab", vm.NetworkEdits{Subnet: ptr(prefix("10.5.0.0/24"))}, nil)
 	wantCode(t, err, vm.CodeInUse, "VMs such as a")
 	n, err = w.Networks.Update(t.Context(), "lab", vm.NetworkEdits{Domain: ptr("lab.example.org"), MTU: ptr(1400)}, nil)
 	must(t)(err)
 	if n.Domain != "lab.example.org" || n.MTU != 1400 || n.Revision != 2 {
-		t.Errorf("updated to %+v", n)
+		t.Errorf("updated network %+v", n)
 	}
 	_, err = w.Networks.Update(t.Context(), "lab", vm.NetworkEdits{MTU: ptr(1400)}, vm.Match{{Seq: n.Seq, Revision: 1}})
 	wantCode(t, err, vm.CodePrecondition)
 	r, err := w.Networks.Status(t.Context(), "lab")
 	must(t)(err)
 	if r.Free != 252 || len(r.Leases) != 1 {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report %+v", r)
 	}
 	wantCode(t, w.Networks.Delete(t.Context(), "lab", nil), vm.CodeInUse, "in use by 1 VM")
 	must(t)(w.VMs.Delete(t.Context(), "a", nil))
@@ -176,11 +176,11 @@ func TestANetworkFromCreationToDeletion(t *testing.T) {
 	_, err = w.Networks.Status(t.Context(), "lab")
 	wantCode(t, err, vm.CodeNotFound)
 	if calls := w.network.Calls(); !slices.Contains(calls, "Down lab") {
-		t.Errorf("the host was asked for %v", calls)
+		t.Errorf("calls of the host network %v", calls)
 	}
 }
 
-func TestANetworkThatCannotBeMadeIsNotThere(t *testing.T) {
+func TestFailedCreationLeavesNoNetwork(t *testing.T) {
 	w := newWorld(t)
 	w.network.Hook = func(_ context.Context, method, name string) error {
 		if method == "Up" {
@@ -193,18 +193,18 @@ func TestANetworkThatCannotBeMadeIsNotThere(t *testing.T) {
 	_, err = w.Networks.Status(t.Context(), "lab")
 	wantCode(t, err, vm.CodeNotFound)
 	if calls := w.network.Calls(); calls[len(calls)-1] != "Down lab" {
-		t.Errorf("the host was asked for %v", calls)
+		t.Errorf("calls of the host network %v", calls)
 	}
 }
 
-func TestTheFirstStartMakesTheDefaultNetworkOnce(t *testing.T) {
+func TestDefaultNetworkIsCreatedOnce(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.Networks.Delete(t.Context(), vm.DefaultNetwork, nil))
 	must(t)(w.Networks.Prepare(t.Context()))
 	n, err := w.store.Network(t.Context(), vm.DefaultNetwork)
 	must(t)(err)
 	if n.Mode != vm.NetworkNAT || n.Subnet != prefix("192.168.100.0/24") {
-		t.Errorf("made as %+v", n)
+		t.Errorf("created network %+v", n)
 	}
 	must(t)(w.Networks.Delete(t.Context(), vm.DefaultNetwork, nil))
 	must(t)(w.Networks.Prepare(t.Context()))
@@ -231,13 +231,13 @@ func TestWithoutPrivilegeTheDefaultNetworkIsOfModeUser(t *testing.T) {
 	}
 }
 
-func TestMarksOfABoot(t *testing.T) {
+func TestBootMarks(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
 	v := w.vm("a")
 	if v.Boot.Spawned.IsZero() || !v.Boot.DHCP.IsZero() {
-		t.Errorf("after the start: %+v", v.Boot)
+		t.Errorf("boot marks after the start: %+v", v.Boot)
 	}
 	at := time.Now().UTC().Truncate(time.Millisecond)
 	got := make(chan error, 1)
@@ -247,23 +247,23 @@ func TestMarksOfABoot(t *testing.T) {
 	}()
 	w.Guests.Mark("a", vm.BootDHCP, at)
 	must(t)(<-got)
-	w.Guests.Mark("a", vm.BootDHCP, at.Add(time.Hour)) // a lease renewed
+	w.Guests.Mark("a", vm.BootDHCP, at.Add(time.Hour)) // a renewed lease
 	must(t)(w.VMs.Await(t.Context(), "a", vm.Condition{Port: 22}))
 	v = w.vm("a")
 	if !v.Boot.DHCP.Equal(at) || v.Boot.TCP.IsZero() {
-		t.Errorf("marked: %+v", v.Boot)
+		t.Errorf("boot marks %+v", v.Boot)
 	}
 	w.do("a", vm.OpStop)
 	_, err := w.VMs.Await(t.Context(), "a", vm.Condition{IP: true})
 	wantCode(t, err, vm.CodeState, "ended")
 	w.do("a", vm.OpStart)
 	if v = w.vm("a"); !v.Boot.DHCP.IsZero() || v.Boot.Spawned.IsZero() {
-		t.Errorf("a new run has the marks of the old one: %+v", v.Boot)
+		t.Errorf("a new run has boot marks of the old one: %+v", v.Boot)
 	}
 	ctx, stop := context.WithCancelCause(t.Context())
 	stop(context.DeadlineExceeded)
 	if _, err := w.VMs.Await(ctx, "a", vm.Condition{IP: true}); err != context.DeadlineExceeded {
-		t.Errorf("waited until %v", err)
+		t.Errorf("Await returns %v", err)
 	}
 	for _, s := range []string{"", "ip ", "port:", "port:0", "port:65536", "port:+1", "port:022", "agents", "cloud-init:1"} {
 		_, err := vm.ParseCondition(s)
@@ -273,18 +273,19 @@ func TestMarksOfABoot(t *testing.T) {
 
 func ptr[T any](v T) *T { return &v }
 
-// TestAVMIsToldAsItIsRecorded compares what a start returns with the record while
-// it goes on: a client names that version in its next request.
-func TestAVMIsToldAsItIsRecorded(t *testing.T) {
+// TestStartReturnsTheRecordedVM compares the VM that a start returns with the record while
+// the start runs: a client names that version in its next request.
+func TestStartReturnsTheRecordedVM(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
-	for range 2 { // the second start has a boot to forget
+	for range 2 { // the second start must reset the boot marks
 		reached, release := w.blockOn("Start")
-		told, op, err := w.VMs.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
+		returned, op, err := w.VMs.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
 		must(t)(err)
 		<-reached
-		if v := w.vm("a"); v.Revision != told.Revision || v.State != told.State || v.Boot != told.Boot {
-			t.Errorf("told %s, revision %d, %+v; recorded %s, revision %d, %+v", told.State, told.Revision, told.Boot, v.State, v.Revision, v.Boot)
+		if v := w.vm("a"); v.Revision != returned.Revision || v.State != returned.State || v.Boot != returned.Boot {
+			t.Errorf("returned %s, revision %d, %+v; recorded %s, revision %d, %+v",
+				returned.State, returned.Revision, returned.Boot, v.State, v.Revision, v.Boot)
 		}
 		release()
 		must(t)(w.Operations.Wait(t.Context(), op.ID))

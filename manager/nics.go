@@ -136,9 +136,9 @@ func (s *NICs) find(ctx context.Context, vmID string, slot int) (vm.VM, vm.NIC, 
 	return v, n, err
 }
 
-// Detach takes a NIC from a VM, unplugging it if the VM runs, which needs the guest. It
-// reports whether the NIC is gone. A NIC that the guest has not released is returned as
-// detaching: the observer asks again, and it is gone with the VM's QEMU at the latest.
+// Detach removes a NIC from a VM. If the VM runs, it unplugs the NIC, for which the guest
+// must cooperate, and reports in gone whether it is unplugged. A NIC that the guest has not
+// released is returned as detaching: the observer asks again, and the end of QEMU removes it.
 func (s *NICs) Detach(
 	ctx context.Context, vmID string, slot int, match vm.Match,
 ) (n vm.NIC, gone bool, op vm.Operation, err error) {
@@ -261,12 +261,12 @@ func (s *NICs) applyNetwork(ctx context.Context, v vm.VM) error {
 	return s.network.Update(ctx, v, networks)
 }
 
-// nicPatience is how long a settling waits for a guest to release a NIC: it holds the VM's
-// lock meanwhile. The next settling asks again.
+// nicPatience is the time that settling, which holds the VM's lock, waits for a guest to
+// release a NIC. The next settling asks again.
 const nicPatience = time.Second
 
-// truth returns the NICs that v really has. What QEMU still has of a NIC that is gone is
-// removed, and a detach is asked for again. It must be called with the VM locked.
+// truth returns the NICs that v really has. It removes leftovers of unplugged NICs from QEMU
+// and repeats unfinished unplug requests. It must be called with the VM locked.
 func (s *NICs) truth(ctx context.Context, v vm.VM, seen vm.Observation) ([]vm.NIC, error) {
 	have, unplug := vm.SettleNICs(v.NICs, seen)
 	if !seen.Alive() {
@@ -283,7 +283,7 @@ func (s *NICs) truth(ctx context.Context, v vm.VM, seen vm.Observation) ([]vm.NI
 		case err == nil:
 			have = slices.DeleteFunc(have, func(h vm.NIC) bool { return h.Slot == n.Slot })
 		case gone:
-			return nil, fmt.Errorf("take what is left of NIC %d back from VM %s: %w", n.Slot, v.ID, err)
+			return nil, fmt.Errorf("remove the leftovers of NIC %d from the QEMU of VM %s: %w", n.Slot, v.ID, err)
 		}
 	}
 	return have, nil
@@ -293,7 +293,7 @@ func hasSlot(nics []vm.NIC, slot int) bool {
 	return slices.ContainsFunc(nics, func(n vm.NIC) bool { return n.Slot == slot })
 }
 
-// settleOf makes v's NICs, and the host's side of them, what they really are, and reports
+// settleOf sets the NICs of v and their backends on the host to the true state, and reports
 // whether that changed v.
 func (s *NICs) settleOf(ctx context.Context, v *vm.VM, seen vm.Observation) (bool, error) {
 	have, err := s.truth(ctx, *v, seen)

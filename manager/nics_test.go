@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-func TestANICFromPlugToUnplug(t *testing.T) {
+func TestNICLifecycle(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	for _, running := range []bool{false, true} {
@@ -19,10 +19,10 @@ func TestANICFromPlugToUnplug(t *testing.T) {
 		n, op, err := w.NICs.Attach(t.Context(), "a", vm.NewNIC{})
 		must(t)(err)
 		if n.Slot != 1 || n.State != vm.NICAttached || n.IP != addr("192.168.100.3") || op.State != vm.OpSucceeded {
-			t.Errorf("running %t: attached %+v, %+v", running, n, op)
+			t.Errorf("running %t: attached NIC %+v, operation %+v", running, n, op)
 		}
 		if got := w.vm("a").NICs; len(got) != 2 || got[1] != n {
-			t.Errorf("recorded %+v", got)
+			t.Errorf("recorded NICs or forwards %+v", got)
 		}
 		_, gone, _, err := w.NICs.Detach(t.Context(), "a", 1, nil)
 		if err != nil || !gone || len(w.vm("a").NICs) != 1 {
@@ -41,13 +41,13 @@ func TestANICFromPlugToUnplug(t *testing.T) {
 	wantCode(t, err, vm.CodeLimitReached)
 }
 
-func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
+func TestUnreleasedNICStaysDetaching(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
 	w.driver.Hook = func(_ context.Context, m, _ string) error {
 		if m == "DetachNIC" {
-			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not let go"}
+			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not released the device"}
 		}
 		return nil
 	}
@@ -57,17 +57,17 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 	}
 	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	if got := w.vm("a").NICs; len(got) != 1 || got[0].State != vm.NICDetaching {
-		t.Errorf("settled while held: %+v", got)
+		t.Errorf("settled while the guest holds the NIC: %+v", got)
 	}
 	w.driver.Hook = nil
 	if r, err := w.Settle(t.Context(), vm.VMResource("a")); err != nil || !r.Changed || len(w.vm("a").NICs) != 0 {
-		t.Errorf("settled when let go: %+v, %v, %+v", r, err, w.vm("a").NICs)
+		t.Errorf("settled after the release: %+v, %v, %+v", r, err, w.vm("a").NICs)
 	}
-	// Power-off finishes a detach as well.
+	// A power-off also finishes a detach.
 	must(t)(w.NICs.Attach(t.Context(), "a", vm.NewNIC{}))
 	w.driver.Hook = func(_ context.Context, m, _ string) error {
 		if m == "DetachNIC" {
-			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not let go"}
+			return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "the guest has not released the device"}
 		}
 		return nil
 	}
@@ -78,7 +78,7 @@ func TestANICThatTheGuestHoldsStaysDetaching(t *testing.T) {
 	}
 }
 
-func TestANICThatCannotBePluggedIsNotThere(t *testing.T) {
+func TestFailedAttachLeavesNoNIC(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -91,17 +91,17 @@ func TestANICThatCannotBePluggedIsNotThere(t *testing.T) {
 	_, _, err := w.NICs.Attach(t.Context(), "a", vm.NewNIC{})
 	wantCode(t, err, vm.CodeOperationFailed, "said no")
 	if got := w.vm("a").NICs; len(got) != 1 {
-		t.Errorf("recorded %+v", got)
+		t.Errorf("recorded NICs or forwards %+v", got)
 	}
 	w.driver.Hook = nil
 	n, _, err := w.NICs.Attach(t.Context(), "a", vm.NewNIC{})
 	must(t)(err)
 	if n.IP != addr("192.168.100.3") {
-		t.Errorf("the failed one keeps its address: the next has %s", n.IP)
+		t.Errorf("the failed NIC keeps its address: the next NIC has %s", n.IP)
 	}
 }
 
-func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
+func TestNICsAreSettledAfterAKill(t *testing.T) {
 	tests := map[string]struct {
 		kind    vm.Kind
 		state   vm.NICState
@@ -109,9 +109,9 @@ func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
 		want    int // NICs
 		ended   vm.OpState
 	}{
-		"an attach that had worked":  {vm.NICAttach, vm.NICAttaching, true, 1, vm.OpSucceeded},
-		"an attach before anything":  {vm.NICAttach, vm.NICAttaching, false, 0, vm.OpFailed},
-		"a detach that had worked":   {vm.NICDetach, vm.NICDetaching, false, 0, vm.OpSucceeded},
+		"a finished attach":          {vm.NICAttach, vm.NICAttaching, true, 1, vm.OpSucceeded},
+		"an attach before the plug":  {vm.NICAttach, vm.NICAttaching, false, 0, vm.OpFailed},
+		"a finished detach":          {vm.NICDetach, vm.NICDetaching, false, 0, vm.OpSucceeded},
 		"a detach before its answer": {vm.NICDetach, vm.NICDetaching, true, 0, vm.OpSucceeded},
 	}
 	for name, tt := range tests {
@@ -134,7 +134,7 @@ func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
 			got := w.vm("a").NICs
 			ended, err := w.store.Operation(t.Context(), "op")
 			if err != nil || len(got) != tt.want || ended.State != tt.ended {
-				t.Errorf("nics %+v, operation %s, %v", got, ended.State, err)
+				t.Errorf("NICs %+v, operation %s, %v", got, ended.State, err)
 			}
 			if len(got) == 1 && got[0].State != vm.NICAttached {
 				t.Errorf("the NIC is %s", got[0].State)
@@ -143,7 +143,7 @@ func TestWhatAKilledDaemonLeftOfNICsIsSettled(t *testing.T) {
 	}
 }
 
-func TestAPortForwardFromCreationToDeletion(t *testing.T) {
+func TestPortForwardLifecycle(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "lab", Mode: vm.NetworkIsolated}))
 	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "mine", Mode: vm.NetworkUser}))
@@ -161,10 +161,10 @@ func TestAPortForwardFromCreationToDeletion(t *testing.T) {
 		code vm.Code
 		says string
 	}{
-		"taken":            {"b", vm.PortForward{HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
-		"taken in part":    {"b", vm.PortForward{HostAddress: addr("127.0.0.1"), HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
-		"no such nic":      {"b", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "/nic"},
-		"an isolated nic":  {"a", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "isolated"},
+		"port in use":      {"b", vm.PortForward{HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
+		"overlapping port": {"b", vm.PortForward{HostAddress: addr("127.0.0.1"), HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
+		"unknown NIC":      {"b", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "/nic"},
+		"an isolated NIC":  {"a", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "isolated"},
 		"no host port":     {"b", vm.PortForward{GuestPort: 80}, vm.CodeInvalid, "/host_port"},
 		"no guest port":    {"b", vm.PortForward{HostPort: 80}, vm.CodeInvalid, "/guest_port"},
 		"IPv6":             {"b", vm.PortForward{HostAddress: addr("::1"), HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "/host_address"},
@@ -172,7 +172,7 @@ func TestAPortForwardFromCreationToDeletion(t *testing.T) {
 	} {
 		_, err := w.Forwards.Add(t.Context(), tt.vm, tt.f)
 		if err == nil {
-			t.Errorf("%s: accepted", name)
+			t.Errorf("%s: the forward was accepted", name)
 			continue
 		}
 		wantCode(t, err, tt.code, tt.says)
@@ -180,14 +180,14 @@ func TestAPortForwardFromCreationToDeletion(t *testing.T) {
 	must(t)(w.Forwards.Add(t.Context(), "b", vm.PortForward{Protocol: vm.UDP, HostPort: 8080, GuestPort: 80}))
 	must(t)(w.Forwards.Add(t.Context(), "a", vm.PortForward{Slot: 2, HostPort: 8081, GuestPort: 80}))
 	if calls := strings.Join(w.driver.Calls(), ","); !strings.Contains(calls, "SetForwards a") {
-		t.Errorf("the driver was asked for %s", calls)
+		t.Errorf("calls of the driver %s", calls)
 	}
 	must(t)(w.Forwards.Remove(t.Context(), "a", f.ID, nil))
 	wantCode(t, w.Forwards.Remove(t.Context(), "a", f.ID, nil), vm.CodeNotFound)
 	must(t)(w.Forwards.Add(t.Context(), "b", vm.PortForward{HostPort: 8080, GuestPort: 80}))
 }
 
-func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
+func TestRefusedForwardIsNotRecorded(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
@@ -200,12 +200,12 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 	_, err := w.Forwards.Add(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
 	wantCode(t, err, vm.CodeNetworkUnavailable)
 	if got := w.vm("a").Forwards; len(got) != 0 {
-		t.Errorf("recorded %+v", got)
+		t.Errorf("recorded NICs or forwards %+v", got)
 	}
 	_, err = w.NICs.Update(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000)}, nil)
 	wantCode(t, err, vm.CodeNetworkUnavailable)
 	if got := w.vm("a").NICs[0]; got.RateIn != 0 {
-		t.Errorf("recorded %+v", got)
+		t.Errorf("recorded NICs or forwards %+v", got)
 	}
 	w.network.Hook = func(_ context.Context, method, mode string) error {
 		if method == "Check" && mode == string(vm.NetworkNAT) {
@@ -223,13 +223,13 @@ func TestAForwardThatTheHostRefusesIsNotThere(t *testing.T) {
 		t.Errorf("updated to %+v, %v", n, err)
 	}
 	if calls := w.driver.Calls(); !slices.Contains(calls, "SetLink a") {
-		t.Errorf("the driver was asked for %v", calls)
+		t.Errorf("calls of the driver %v", calls)
 	}
 }
 
-// TestWhatIsRecordedWithTheIntentIsDone has the daemon killed after the intent of
-// a change that is recorded with it.
-func TestWhatIsRecordedWithTheIntentIsDone(t *testing.T) {
+// TestChangeRecordedWithTheIntentIsComplete settles after a kill that follows the
+// intent of a change that is recorded with it.
+func TestChangeRecordedWithTheIntentIsComplete(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	f, err := w.Forwards.Add(t.Context(), "a", vm.PortForward{HostPort: 8080, GuestPort: 80})
@@ -246,7 +246,7 @@ func TestWhatIsRecordedWithTheIntentIsDone(t *testing.T) {
 		{vm.NICUpdate, "vms/a", "", vm.OpSucceeded, 1},
 		{vm.ForwardRemove, "vms/a", "pf-gone", vm.OpSucceeded, 1},
 		{vm.ForwardRemove, "vms/a", f.ID, vm.OpFailed, 1},
-		{vm.ForwardAdd, "vms/a", f.ID, vm.OpFailed, 0}, // the request repeated adds it again
+		{vm.ForwardAdd, "vms/a", f.ID, vm.OpFailed, 0}, // the repeated request adds it again
 	} {
 		op := vm.Operation{ID: string(tt.kind) + tt.forward, Kind: tt.kind, Resource: vm.ParseResource(tt.resource), State: vm.OpRunning, Target: vm.Target{Forward: tt.forward}, RequestedBy: "test",
 			CreatedAt: v.CreatedAt, StartedAt: v.CreatedAt, Log: []vm.LogLine{}}

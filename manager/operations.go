@@ -10,8 +10,8 @@ import (
 // Operations waits for operations and cancels them.
 type Operations struct{ *Engine }
 
-// Wait returns the operation once it is over. When ctx is done first it returns the
-// operation as it is then, without an error.
+// Wait waits until the operation has ended and returns it. If ctx is done first, it returns
+// the unfinished operation without an error.
 func (s *Operations) Wait(ctx context.Context, id string) (vm.Operation, error) {
 	r := s.underWay(id)
 	if r == nil {

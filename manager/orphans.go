@@ -11,9 +11,8 @@ import (
 	"vmand/vm"
 )
 
-// Orphans adopts, terminates and deletes what the host has and no record knows. An orphan may
-// be a VM that is newer than a database that was restored, so it is touched only when a
-// caller asks for exactly that.
+// Orphans adopts, terminates and deletes unrecorded processes and files. An orphan may be a VM
+// that is newer than a restored database, so vmand changes it only on an explicit request.
 type Orphans struct{ *Engine }
 
 const orphanTimeout = 2 * time.Minute
@@ -45,7 +44,7 @@ type orphanWork interface {
 	act(context.Context, *run) (vm.Change, error)
 }
 
-// An orphanAction runs an orphanWork on something that is on the host and not recorded.
+// An orphanAction runs an orphanWork on an orphan.
 type orphanAction struct {
 	orphanWork
 	s        *Orphans
@@ -132,8 +131,7 @@ func (a *diskAdoption) act(ctx context.Context, _ *run) (_ vm.Change, err error)
 
 func (a *diskAdoption) release() { a.s.Images.release(a.held) }
 
-// A vmAdoption is one [Orphans.Adopt] of a VM. The state that it records is what the host
-// shows.
+// A vmAdoption is one [Orphans.Adopt] of a VM. It records the observed state.
 type vmAdoption struct {
 	s            *Orphans
 	id, template string
@@ -182,9 +180,9 @@ func (a *vmAdoption) act(ctx context.Context, _ *run) (vm.Change, error) {
 
 func (a *vmAdoption) release() { a.s.Images.release(a.held) }
 
-// verifyBacking checks what the header of an adopted disk says it is based on, and completes
-// f. QEMU can write the header, so it may name any file of the host: only the operator's own
-// boot image and recorded images are accepted. It returns the image f is based on, held.
+// verifyBacking checks the base that the header of an adopted disk names, and completes f.
+// QEMU can write the header, so it may name any file of the host: only the configured boot
+// image and recorded images are accepted. It returns the image of the base, held.
 func (s *Images) verifyBacking(ctx context.Context, f *vm.DiskFile, resource vm.Resource) ([]vm.Image, error) {
 	if f.Base == "" || f.Base == s.o.Base.Base && f.BaseFormat == s.o.Base.BaseFormat {
 		return nil, nil
@@ -269,8 +267,8 @@ func (x *orphanDeletion) act(ctx context.Context, _ *run) (vm.Change, error) {
 	return vm.Change{}, x.s.remove(ctx, x.resource)
 }
 
-// checkUnneeded fails with [vm.CodeInUse] if another orphan is based on content: without it
-// that orphan could not be read any more.
+// checkUnneeded fails with [vm.CodeInUse] if another orphan is based on the content, because
+// that orphan would become unreadable.
 func (s *Orphans) checkUnneeded(ctx context.Context, sha256 string) error {
 	seen, err := s.driver.Survey(ctx)
 	if err != nil {
@@ -299,7 +297,7 @@ func (s *Orphans) checkUnneeded(ctx context.Context, sha256 string) error {
 		if base, _ := file.Content(); err == nil && base == sha256 {
 			return &vm.Fault{
 				Code:   vm.CodeInUse,
-				Detail: fmt.Sprintf("the disk of %s, which is not recorded either, is based on content %s", r, sha256),
+				Detail: fmt.Sprintf("the disk of %s, another orphan, is based on content %s", r, sha256),
 				Hint:   "delete that first, or bring the image in again and adopt it",
 			}
 		}
@@ -307,7 +305,7 @@ func (s *Orphans) checkUnneeded(ctx context.Context, sha256 string) error {
 	return nil
 }
 
-// fileOf returns what the header of an orphan's disk says.
+// fileOf returns the disk file of an orphan, as described by its header.
 func (s *Orphans) fileOf(ctx context.Context, r vm.Resource) (vm.DiskFile, error) {
 	if r.Kind == vm.DiskKind {
 		return s.driver.AdoptDisk(ctx, r.ID)
@@ -316,7 +314,7 @@ func (s *Orphans) fileOf(ctx context.Context, r vm.Resource) (vm.DiskFile, error
 	return root, err
 }
 
-// finishOrphanDelete is the cleanup of a deletion that was cut short.
+// finishOrphanDelete is the cleanup of an interrupted deletion.
 func finishOrphanDelete(ctx context.Context, e *Engine, op vm.Operation) error {
 	return e.Orphans.remove(ctx, op.Resource)
 }

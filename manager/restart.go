@@ -9,8 +9,8 @@ import (
 	"vmand/vm"
 )
 
-// RestartDue restarts a VM whose automatic restart is due; it fails with a [vm.Fault] of
-// class [vm.ErrState] if none is. It returns once the intent is recorded.
+// RestartDue begins the automatic restart of a VM; it fails with a [vm.Fault] of class
+// [vm.ErrState] if no restart is due. It returns once the intent is recorded.
 func (s *VMs) RestartDue(ctx context.Context, id string) (vm.Operation, error) {
 	v, err := s.store.VM(ctx, id)
 	if err != nil {

@@ -17,18 +17,18 @@ func (w *world) edit(id string, e vm.VMEdits) vm.VM {
 	return v
 }
 
-// due makes a VM's automatic restart due now.
+// due makes the automatic restart of a VM due now.
 func (w *world) due(id string) {
 	w.t.Helper()
 	v, err := w.store.VM(w.t.Context(), id)
 	if err != nil || v.RestartAt.IsZero() {
-		w.t.Fatalf("vm %s is to be restarted at %s, %v", id, v.RestartAt, err)
+		w.t.Fatalf("VM %s has its restart at %s, %v", id, v.RestartAt, err)
 	}
 	v.RestartAt = time.Now().Add(-time.Second)
 	must(w.t)(w.store.Apply(w.t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}))
 }
 
-func TestWhichEndsArePolicyFor(t *testing.T) {
+func TestRestartPolicyByReasonOfTheEnd(t *testing.T) {
 	tests := []struct {
 		policy vm.RestartPolicy
 		seen   vm.RunStatus
@@ -49,7 +49,7 @@ func TestWhichEndsArePolicyFor(t *testing.T) {
 			must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 			v, err := w.store.VM(t.Context(), "a")
 			if err != nil || v.RestartAt.IsZero() == tt.want {
-				t.Fatalf("the next restart is at %s, %v; wanted: %t", v.RestartAt, err, tt.want)
+				t.Fatalf("the next restart is at %s, %v; want one: %t", v.RestartAt, err, tt.want)
 			}
 			_, err = w.VMs.RestartDue(t.Context(), "a")
 			wantCode(t, err, vm.CodeState, "no restart")
@@ -69,7 +69,7 @@ func TestWhichEndsArePolicyFor(t *testing.T) {
 	}
 }
 
-func TestRestartsWaitLongerEachTime(t *testing.T) {
+func TestRestartDelayGrows(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	policy := vm.RestartAlways
@@ -90,25 +90,25 @@ func TestRestartsWaitLongerEachTime(t *testing.T) {
 	want := []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300}
 	for i := range want {
 		if waits[i] != want[i]*time.Second {
-			t.Fatalf("waits %v; want %v seconds", waits, want)
+			t.Fatalf("delays %v; want %v seconds", waits, want)
 		}
 	}
-	// After ten minutes up it begins anew, and so it does when somebody asks.
+	// Ten minutes of running and an explicit start both reset the delay.
 	v := w.wantVM("a", vm.Running, vm.ReasonRequested)
 	v.StartedAt = time.Now().Add(-10 * time.Minute)
 	must(t)(w.store.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: v.State, VM: v}}))
 	w.driver.Set("a", "gone")
 	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	if v := w.wantVM("a", vm.Errored, vm.ReasonCrashed); time.Until(v.RestartAt) > 2*time.Second || v.Restarts != 0 {
-		t.Errorf("after ten minutes: %+v", v)
+		t.Errorf("after ten minutes: VM %+v", v)
 	}
 	w.do("a", vm.OpStart)
 	if v := w.wantVM("a", vm.Running, vm.ReasonRequested); v.Restarts != 0 || !v.RestartAt.IsZero() {
-		t.Errorf("started by somebody: %+v", v)
+		t.Errorf("after an explicit start: VM %+v", v)
 	}
 }
 
-func TestAnExplicitStopAlwaysWins(t *testing.T) {
+func TestExplicitStopPreventsRestarts(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	policy := vm.RestartAlways
@@ -154,7 +154,7 @@ func TestAutostartIsOncePerBoot(t *testing.T) {
 	w.wantVM("first", vm.Running, vm.ReasonRequested)
 }
 
-func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
+func TestNoPolicyRestartAfterAHostBoot(t *testing.T) {
 	w := newWorld(t)
 	policy := vm.RestartAlways
 	must(t)(w.VMs.Autostart(t.Context(), "boot-1"))
@@ -166,7 +166,7 @@ func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
 	w.driver.Set("was-due", "gone")
 	must(t)(w.Settle(t.Context(), vm.VMResource("was-due")))
 	w.due("was-due")
-	must(t)(w.VMs.AfterBoot(t.Context(), "boot-1")) // the same: nothing changes
+	must(t)(w.VMs.AfterBoot(t.Context(), "boot-1")) // the same boot: a no-op
 	w.due("was-due")
 	w.driver.Set("ran", "gone")
 	must(t)(w.VMs.AfterBoot(t.Context(), "boot-2"))
@@ -181,22 +181,22 @@ func TestAfterABootNoPolicyRestartsWhatRanBefore(t *testing.T) {
 		t.Errorf("the detail is %q", v.ReasonDetail)
 	}
 	w.wantVM("runs", vm.Running, vm.ReasonRequested)
-	// What is started since is restarted as ever.
-	<-time.After(2 * time.Millisecond) // times have milliseconds
+	// A VM started after the boot is restarted by its policy.
+	<-time.After(2 * time.Millisecond) // recorded times have millisecond resolution
 	w.do("ran", vm.OpStart)
 	w.driver.Set("ran", "gone")
 	must(t)(w.Settle(t.Context(), vm.VMResource("ran")))
 	w.due("ran")
 }
 
-func TestAGuestThatFoundTheDiskFullGoesOnWhenThereIsRoom(t *testing.T) {
+func TestGuestPausedByAFullDiskContinuesWithFreeSpace(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	w.do("a", vm.OpStart)
 	w.driver.SetFull("a", 0)
 	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	if v := w.wantVM("a", vm.Paused, vm.ReasonDiskFull); v.ReasonDetail == "" {
-		t.Error("it does not say which disk")
+		t.Error("the error does not name the disk")
 	}
 	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	w.wantVM("a", vm.Paused, vm.ReasonDiskFull)

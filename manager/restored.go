@@ -59,7 +59,7 @@ func (e *Engine) endRestored(ctx context.Context, op vm.Operation) error {
 	return e.apply(ctx, vm.Change{Operation: &op, Events: []vm.Event{operationEvent("operation.ended", op)}})
 }
 
-// settleRestored forgets a disk that was being created and returns one that was
+// settleRestored deletes the record of a disk that was being created and returns one that was
 // being detached to its VM.
 func (e *Engine) settleRestored(ctx context.Context, d vm.Disk) error {
 	switch d.State {

@@ -14,18 +14,18 @@ import (
 	"vmand/vm"
 )
 
-// A run is an operation under way.
+// A run is a running operation.
 type run struct {
 	request
 	holder    *holder
-	preempted bool          // it cancelled another operation to get its resources
+	preempted bool          // the run cancelled another operation to get its resources
 	done      chan struct{} // closed when the outcome is recorded and the lock released
-	stepped   chan struct{} // holds one: there is a step to record
-	intended  vm.Applied    // what the intent wrote; read it after begin
+	stepped   chan struct{} // of capacity 1: a step must be recorded
+	intended  vm.Applied    // the rows written by the intent; valid after begin
 
 	mu  sync.Mutex
 	op  vm.Operation
-	err error // why it failed; read it after done
+	err error // the error of the operation; valid after done
 }
 
 // newRun registers a run of r and returns it with the context of its act, which
@@ -62,7 +62,7 @@ func (e *Engine) newRun(ctx context.Context, q request) (*run, context.Context, 
 	return r, actCtx, nil
 }
 
-// snapshot returns a copy of the operation as it is now.
+// snapshot returns a copy of the current operation.
 func (r *run) snapshot() vm.Operation {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -119,8 +119,8 @@ func (r *run) progress(done, total int64) {
 	}
 }
 
-// wait returns the operation and its error once it is over, or ctx's error. The
-// operation goes on when ctx ends.
+// wait returns the operation and its error once it has ended, or ctx's error. The operation
+// continues after ctx is done.
 func (r *run) wait(ctx context.Context) (vm.Operation, error) {
 	select {
 	case <-r.done:
@@ -160,8 +160,8 @@ func withOperation(err error, id string) error {
 	return &named
 }
 
-// withCause replaces the error of an operation by the reason why its context ended, if
-// that reason says more.
+// withCause replaces the error of an operation by the cause of the end of its context, if
+// the cause has more details.
 func withCause(err, cause error) error {
 	var p preempted
 	var f *vm.Fault
@@ -181,7 +181,7 @@ func withCause(err, cause error) error {
 const stepDelay = 200 * time.Millisecond
 
 // saveSteps records the steps of r in the background while r runs. The returned
-// function ends that and waits for a write under way.
+// function ends that and waits for an unfinished write.
 func (e *Engine) saveSteps(r *run) (stop func()) {
 	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -206,7 +206,7 @@ func (e *Engine) saveSteps(r *run) (stop func()) {
 	}
 }
 
-// saveStep records a step, best effort: the operation goes on without it.
+// saveStep records a step, best effort: an error does not stop the operation.
 func (e *Engine) saveStep(op vm.Operation) {
 	ctx, stop := context.WithTimeout(context.Background(), recordPatience)
 	defer stop()

@@ -9,29 +9,29 @@ import (
 	"vmand/vm"
 )
 
-// A settler knows how the resources of one kind are settled.
+// A settler settles the resources of one kind.
 type settler interface {
-	// truth looks at the host and returns the change that makes the records of the
-	// resource true; an empty one if they are, or if nothing is recorded. It finishes
-	// what can be finished safely. It must be called with the resource locked.
+	// truth observes the host and returns the change that makes the records of the
+	// resource true; an empty one if they are true or there is no record. It finishes
+	// safe steps of interrupted operations. It must be called with the resource locked.
 	truth(ctx context.Context, id string) (vm.Change, error)
-	// stateName names the recorded state of the resource for a person; it is "absent"
-	// if nothing is recorded.
+	// stateName returns the name of the recorded state of the resource, "absent" without
+	// a record.
 	stateName(ctx context.Context, id string) (string, error)
 }
 
-// A deviceSettler is a settler whose resources have devices to put right after the
-// records are true.
+// A deviceSettler is a settler for resources with devices. The devices are settled after the
+// records.
 type deviceSettler interface {
 	// settleDevices makes the devices of the resource match the record and reports
-	// whether they did not.
+	// whether it changed any.
 	settleDevices(ctx context.Context, id string) (bool, error)
 }
 
-// Settle makes what is recorded of a resource true: it looks at the host and records
-// what it finds, ends what is left of an operation that was cut short, and finishes
-// what can be finished safely. It fails with a [vm.Fault] of code [vm.CodeBusy] at once
-// if an operation holds the resource: that operation records the truth.
+// Settle makes the records of a resource true: it observes the host, records the observed
+// state, cleans up after an interrupted operation, and finishes its safe steps. It fails at
+// once with a [vm.Fault] of code [vm.CodeBusy] if an operation holds the resource, because
+// that operation records the state.
 func (e *Engine) Settle(ctx context.Context, resource vm.Resource) (vm.Repair, error) {
 	on, err := e.hostOf(ctx, resource)
 	if err != nil {
@@ -96,7 +96,7 @@ func (e *Engine) settle(ctx context.Context, resource vm.Resource) (vm.Repair, e
 // settleRecords makes the records of a resource true, and then its devices match them.
 func (e *Engine) settleRecords(ctx context.Context, resource vm.Resource) (r vm.Repair, err error) {
 	s := e.settles[resource.Kind]
-	if s == nil { // nothing of it is on the host
+	if s == nil { // it is not on the host
 		return vm.Repair{}, nil
 	}
 	if r.Was, err = s.stateName(ctx, resource.ID); err != nil {
@@ -122,7 +122,7 @@ func (e *Engine) settleRecords(ctx context.Context, resource vm.Resource) (r vm.
 	return r, err
 }
 
-// endInterrupted records how an operation ended that was cut short: it has succeeded if
+// endInterrupted records the outcome of an interrupted operation: it has succeeded if
 // its goal is met, and was interrupted otherwise.
 func (e *Engine) endInterrupted(ctx context.Context, op vm.Operation) error {
 	reached := false
@@ -184,10 +184,10 @@ func ignoreNotFound(err error) error {
 // does not answer costs its deadline.
 const recoverParallel = 64
 
-// Recover settles everything that was under way when the daemon last ended: the resource
-// of every open operation, every VM that is not stopped and every image without content.
-// It must be called before the engine is used. What cannot be settled now, the observer
-// settles later.
+// Recover settles the resources that may have changed since the daemon last ended: those of
+// all open operations, all VMs that are not stopped and all images without content. It must
+// be called before the engine is used. The observer retries the resources that cannot be
+// settled now.
 func (e *Engine) Recover(ctx context.Context) error {
 	todo, err := e.unsettled(ctx)
 	if err != nil {
@@ -200,7 +200,7 @@ func (e *Engine) Recover(ctx context.Context) error {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			if _, err := e.Settle(ctx, resource); err != nil {
-				e.log.Warn("cannot settle at start; the observer will", "resource", resource, "err", err)
+				e.log.Warn("cannot settle at start; the observer tries again", "resource", resource, "err", err)
 			}
 		})
 	}
@@ -208,7 +208,7 @@ func (e *Engine) Recover(ctx context.Context) error {
 	return nil
 }
 
-// unsettled returns the resources whose records may not be true after the daemon ended.
+// unsettled returns the resources that may have changed since the daemon last ended.
 func (e *Engine) unsettled(ctx context.Context) (map[vm.Resource]bool, error) {
 	todo := map[vm.Resource]bool{}
 	open, err := e.store.Operations(ctx, vm.OperationFilter{Open: true}, vm.Page{})

@@ -12,7 +12,7 @@ import (
 	"vmand/vm"
 )
 
-// open records an operation as a daemon leaves it that was killed half-way.
+// open records an operation as a killed daemon leaves it.
 func (w *world) open(kind vm.Kind, resource string, rest vm.Change) string {
 	w.t.Helper()
 	at := time.Now().UTC()
@@ -22,7 +22,7 @@ func (w *world) open(kind vm.Kind, resource string, rest vm.Change) string {
 	return rest.Operation.ID
 }
 
-func TestWhatAKilledDaemonLeftIsSettled(t *testing.T) {
+func TestRecoverSettlesAfterAKill(t *testing.T) {
 	tests := map[string]struct {
 		kind   vm.Kind
 		intent vm.State
@@ -31,18 +31,18 @@ func TestWhatAKilledDaemonLeftIsSettled(t *testing.T) {
 		why    vm.Reason
 		ended  vm.OpState
 	}{
-		"a start before its launch":          {vm.VMStart, vm.Starting, "gone", vm.Stopped, vm.ReasonStartFailed, vm.OpFailed},
-		"a start never let go":               {vm.VMStart, vm.Starting, "prelaunch", vm.Stopped, vm.ReasonStartFailed, vm.OpFailed},
-		"a start that had worked":            {vm.VMStart, vm.Starting, "running", vm.Running, vm.ReasonRequested, vm.OpSucceeded},
-		"a start that does not answer":       {vm.VMStart, vm.Starting, "", vm.Errored, vm.ReasonUnreachable, vm.OpFailed},
-		"a stop that the guest has not seen": {vm.VMStop, vm.Stopping, "running", vm.Running, vm.ReasonRequested, vm.OpFailed},
-		"a stop that had worked":             {vm.VMStop, vm.Stopping, "gone", vm.Stopped, vm.ReasonRequested, vm.OpSucceeded},
-		"a stop of a guest that is off":      {vm.VMStop, vm.Stopping, "shutdown", vm.Stopped, vm.ReasonRequested, vm.OpSucceeded},
-		"a pause that had worked":            {vm.VMPause, vm.Running, "paused", vm.Paused, vm.ReasonUnknown, vm.OpSucceeded},
-		"a deletion before anything":         {vm.VMDelete, vm.Stopping, "running", vm.Running, vm.ReasonRequested, vm.OpFailed},
-		"a restart in the middle":            {vm.VMRestart, vm.Starting, "gone", vm.Stopped, vm.ReasonStartFailed, vm.OpFailed},
-		"nothing, but it crashed meanwhile":  {"", vm.Running, "gone", vm.Errored, vm.ReasonCrashed, ""},
-		"nothing, but it powered itself off": {"", vm.Running, "shutdown", vm.Stopped, vm.ReasonGuestShutdown, ""},
+		"a start before its launch":         {vm.VMStart, vm.Starting, "gone", vm.Stopped, vm.ReasonStartFailed, vm.OpFailed},
+		"a start that never continued":      {vm.VMStart, vm.Starting, "prelaunch", vm.Stopped, vm.ReasonStartFailed, vm.OpFailed},
+		"a finished start":                  {vm.VMStart, vm.Starting, "running", vm.Running, vm.ReasonRequested, vm.OpSucceeded},
+		"a start without an answer":         {vm.VMStart, vm.Starting, "", vm.Errored, vm.ReasonUnreachable, vm.OpFailed},
+		"a stop that the guest ignored":     {vm.VMStop, vm.Stopping, "running", vm.Running, vm.ReasonRequested, vm.OpFailed},
+		"a finished stop":                   {vm.VMStop, vm.Stopping, "gone", vm.Stopped, vm.ReasonRequested, vm.OpSucceeded},
+		"a stop of a guest after power-off": {vm.VMStop, vm.Stopping, "shutdown", vm.Stopped, vm.ReasonRequested, vm.OpSucceeded},
+		"a finished pause":                  {vm.VMPause, vm.Running, "paused", vm.Paused, vm.ReasonUnknown, vm.OpSucceeded},
+		"a deletion before its first step":  {vm.VMDelete, vm.Stopping, "running", vm.Running, vm.ReasonRequested, vm.OpFailed},
+		"a restart in the middle":           {vm.VMRestart, vm.Starting, "gone", vm.Stopped, vm.ReasonStartFailed, vm.OpFailed},
+		"no operation, but a crash":         {"", vm.Running, "gone", vm.Errored, vm.ReasonCrashed, ""},
+		"no operation, but a power-off":     {"", vm.Running, "shutdown", vm.Stopped, vm.ReasonGuestShutdown, ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -63,17 +63,17 @@ func TestWhatAKilledDaemonLeftIsSettled(t *testing.T) {
 			if id != "" {
 				op, err := w.store.Operation(t.Context(), id)
 				if err != nil || op.State != tt.ended {
-					t.Errorf("the operation is %+v, %v; want %s", op, err, tt.ended)
+					t.Errorf("operation %+v, %v; want %s", op, err, tt.ended)
 				}
 			}
 			if tt.want == vm.Stopped && w.driver.Processes() != 0 {
-				t.Error("a process is left")
+				t.Error("a process remains")
 			}
 		})
 	}
 }
 
-func TestARestartCutShortCanBeRepeated(t *testing.T) {
+func TestInterruptedRestartCanBeRepeated(t *testing.T) {
 	for _, recorded := range []vm.State{vm.Stopping, vm.Starting} {
 		t.Run(string(recorded), func(t *testing.T) {
 			w := newWorld(t)
@@ -87,13 +87,13 @@ func TestARestartCutShortCanBeRepeated(t *testing.T) {
 			w.do("a", vm.OpRestart)
 			w.wantVM("a", vm.Running, vm.ReasonRequested)
 			if n := w.driver.Processes(); n != 1 {
-				t.Errorf("%d processes", n)
+				t.Errorf("%d processes remain", n)
 			}
 		})
 	}
 }
 
-func TestHalfMadeThingsAreRemoved(t *testing.T) {
+func TestUnfinishedResourcesAreRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.driver.AddVMFiles("half")
 	w.driver.AddVMFiles("gone")
@@ -116,13 +116,13 @@ func TestHalfMadeThingsAreRemoved(t *testing.T) {
 	must(t)(w.Recover(t.Context()))
 	s, err := w.driver.Survey(t.Context())
 	if err != nil || len(s.VMFiles) != 0 || len(s.DiskFiles) != 0 {
-		t.Errorf("left: %+v, %v", s, err)
+		t.Errorf("remaining: %+v, %v", s, err)
 	}
 	_, err = w.store.Disk(t.Context(), "half")
 	wantCode(t, err, vm.CodeNotFound)
 }
 
-func TestAnOutcomeThatCannotBeRecordedIsSettledLater(t *testing.T) {
+func TestUnrecordedOutcomeIsSettledLater(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	full := true
@@ -150,7 +150,7 @@ func TestAnOutcomeThatCannotBeRecordedIsSettledLater(t *testing.T) {
 	}
 }
 
-func TestAnIntentNobodyActsOnIsResolvedBeforeTheNext(t *testing.T) {
+func TestAbandonedIntentIsSettledBeforeTheNextOperation(t *testing.T) {
 	w := newWorld(t)
 	w.create("a")
 	v := w.wantVM("a", vm.Stopped, vm.ReasonCreated)
@@ -188,7 +188,7 @@ func TestManyClientsOnFewVMs(t *testing.T) {
 	for _, id := range ids {
 		v, err := w.store.VM(t.Context(), id)
 		if err != nil || v.State.Transitional() {
-			t.Errorf("vm %s ended as %s, %v", id, v.State, err)
+			t.Errorf("VM %s ended as %s, %v", id, v.State, err)
 		}
 	}
 	if open, err := w.store.Operations(t.Context(), vm.OperationFilter{Open: true}, vm.Page{}); err != nil || len(open) != 0 {
@@ -196,5 +196,5 @@ func TestManyClientsOnFewVMs(t *testing.T) {
 	}
 }
 
-// actions is what can be asked of a VM that exists.
+// actions are the operations on an existing VM.
 var actions = []vm.Op{vm.OpStart, vm.OpStop, vm.OpRestart, vm.OpPause, vm.OpResume, vm.OpReset, vm.OpNMI}

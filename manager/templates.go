@@ -42,7 +42,7 @@ func (s *Templates) Create(ctx context.Context, t vm.Template) (vm.Template, err
 	return *r.intended.Template, nil
 }
 
-// Delete forgets a template. It fails with [vm.CodeInUse] while VMs are made of it.
+// Delete deletes the record of a template. It fails with [vm.CodeInUse] while VMs use it.
 func (s *Templates) Delete(ctx context.Context, name string, match vm.Match) error {
 	record := recording(func(ctx context.Context) (vm.Change, error) {
 		t, err := s.store.Template(ctx, name)

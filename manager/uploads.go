@@ -40,7 +40,7 @@ func (s *Images) upload(ctx context.Context, u *uploading) (vm.Image, vm.Operati
 	if err != nil {
 		return vm.Image{}, vm.Operation{}, err
 	}
-	// The operation is waited for although the client hangs up: the body ends then, and it
+	// The operation is waited for even if the client disconnects: the body ends then, and it
 	// must not be read once the request is over.
 	op, err := r.wait(context.WithoutCancel(ctx))
 	if err != nil {
@@ -79,15 +79,15 @@ func (u *uploading) intent(ctx context.Context, _ *run) (vm.Change, error) {
 	if err == nil && have != u.offset {
 		err = &vm.Fault{
 			Code:   vm.CodePrecondition,
-			Detail: fmt.Sprintf("the upload of image %s goes on at offset %d, not at %d", u.i.Name, have, u.offset),
+			Detail: fmt.Sprintf("the upload of image %s continues at offset %d, not at %d", u.i.Name, have, u.offset),
 			Hint:   "read uploaded_bytes of the image",
 		}
 	}
 	return vm.Change{}, err
 }
 
-// beginUpload drops what is left of an upload of the same name, which the records may not
-// know after a restore.
+// beginUpload removes the leftovers of an upload of the same name, which may be unrecorded
+// after a restore.
 func (u *uploading) beginUpload(ctx context.Context, recorded vm.Image, err error) (vm.Change, error) {
 	i := u.i
 	switch {

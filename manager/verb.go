@@ -7,27 +7,27 @@ import (
 	"vmand/vm"
 )
 
-// A verb is everything the engine knows of one kind of operation. Each stands beside
-// its use case. TestEveryKindHasAVerb fails for a kind of operation without a verb and
-// for a verb that leaves something unsaid.
+// A verb holds the properties of one kind of operation. It is declared in the file of its
+// use case. TestEveryKindHasAVerb fails for a kind of operation without a verb and for a
+// verb without a required field.
 type verb struct {
 	kind    vm.Kind
 	timeout time.Duration // of the act
-	// claim says what happens to an operation that holds one of the resources.
+	// claim determines the treatment of an operation that holds one of the resources.
 	claim claim
 	// preemptible operations are cancelled by a forced stop, a delete and a request
 	// to cancel them.
 	preemptible bool
-	// edit is set if the operation changes what a VM is and not what it does: its
-	// event is vm.updated and not vm.state.
+	// edit is true if the operation changes the configuration of a VM and not its state:
+	// its event is then vm.updated and not vm.state.
 	edit bool
-	// cleanup removes or finishes what an operation that was cut short left behind. It
-	// is called with the resource locked, before the resource is settled.
+	// cleanup removes or finishes the partial results of an interrupted operation. It is
+	// called with the resource locked, before the resource is settled.
 	cleanup func(context.Context, *Engine, vm.Operation) error
-	// reached reports whether the goal of an operation that was cut short is met. It is
+	// reached reports whether an interrupted operation has reached its goal. It is
 	// called with the resource locked, after the resource is settled.
 	reached func(context.Context, *Engine, vm.Operation) (bool, error)
-	// answer says what the answer to the request shows.
+	// answer is the content of the answer to the request.
 	answer vm.Answer
 	// points are the fail points that the act can pass, in the manager and in the
 	// driver, in order. Those of the engine itself are the same for all verbs.
@@ -58,7 +58,7 @@ func FailPoints() map[vm.Kind][]string {
 	return points
 }
 
-// Answer returns what the answer to the request of an operation of a kind shows.
+// Answer returns the content of the answer to a request for an operation of a kind.
 func (s *Operations) Answer(kind vm.Kind) vm.Answer {
 	if v := s.verbs[kind]; v != nil {
 		return v.answer
@@ -69,7 +69,7 @@ func (s *Operations) Answer(kind vm.Kind) vm.Answer {
 // A request asks for one run of a verb.
 type request struct {
 	*verb
-	on     []vm.Resource // locked together; the first is the one the operation is of
+	on     []vm.Resource // locked together; the first is the resource of the operation
 	action action
 
 	timeout     time.Duration // these three are the verb's unless the use case changes them
@@ -82,42 +82,42 @@ func (v *verb) request(a action, on ...vm.Resource) request {
 	return request{verb: v, on: on, action: a, timeout: v.timeout, claim: v.claim, preemptible: v.preemptible}
 }
 
-// An action is one operation under way: the values its steps share. The engine calls
-// its methods in their order, each once at most, from one goroutine at a time.
+// An action is one running operation, with the values that its steps share. The engine
+// calls its methods in order, each at most once, from one goroutine at a time.
 //
-// An action that is not a [performer] is over when its intent is recorded.
+// An action that is not a [performer] ends when its intent is recorded.
 type action interface {
-	// intent looks at the resources, asks the state machine and returns the change to
-	// record before anything is done. The resources are locked.
+	// intent reads the resources, asks the state machine and returns the change to record
+	// before the action acts. It is called with the resources locked.
 	intent(context.Context, *run) (vm.Change, error)
 }
 
-// A performer is an action that does something besides recording its intent.
+// A performer is an action that does more than record its intent.
 type performer interface {
 	action
 	// act does the work and returns the change to record after it.
 	act(context.Context, *run) (vm.Change, error)
-	// truth looks at the host and returns the change to record when act, or the
-	// recording of its outcome, has failed.
+	// truth observes the host and returns the change to record after act, or the recording
+	// of its outcome, has failed.
 	truth(context.Context) (vm.Change, error)
 }
 
-// A releaser is an action that reserves something: release is called once nothing more
-// will be recorded, also after an error.
+// A releaser is an action with reservations. release is called after the last change is
+// recorded, also after an error.
 type releaser interface{ release() }
 
-// leavesNothing is the cleanup of verbs whose resources settle by themselves.
+// leavesNothing is the cleanup of verbs that need none: settling their resources is enough.
 func leavesNothing(context.Context, *Engine, vm.Operation) error { return nil }
 
-// neverKnown is the answer to reached of single-step kinds: nothing on the host shows
-// whether they finished.
+// neverKnown is reached for single-step kinds: nothing on the host shows whether they
+// finished.
 func neverKnown(context.Context, *Engine, vm.Operation) (bool, error) { return false, nil }
 
-// recordedWithIntent is the answer to reached of kinds whose goal is the record that
-// their intent wrote.
+// recordedWithIntent is reached for kinds that have the goal of changing a record, which the
+// intent has done.
 func recordedWithIntent(context.Context, *Engine, vm.Operation) (bool, error) { return true, nil }
 
-// vmReaches returns the reached of verbs that bring a VM to a state.
+// vmReaches returns reached for verbs that bring a VM to a state.
 func vmReaches(want vm.State) func(context.Context, *Engine, vm.Operation) (bool, error) {
 	return func(ctx context.Context, e *Engine, op vm.Operation) (bool, error) {
 		v, err := e.store.VM(ctx, op.Resource.ID)
@@ -125,7 +125,7 @@ func vmReaches(want vm.State) func(context.Context, *Engine, vm.Operation) (bool
 	}
 }
 
-// exists returns the reached of verbs that make (true) or delete (false) a resource.
+// exists returns reached for verbs that create (true) or delete (false) a resource.
 func exists(want bool) func(context.Context, *Engine, vm.Operation) (bool, error) {
 	return func(ctx context.Context, e *Engine, op vm.Operation) (bool, error) {
 		recorded, err := e.recorded(ctx, op.Resource)

@@ -24,10 +24,10 @@ func TestEveryKindHasAVerb(t *testing.T) {
 			continue
 		}
 		for what, missing := range map[string]bool{
-			"a timeout":                          v.timeout <= 0,
-			"a cleanup":                          v.cleanup == nil,
-			"when its goal is reached":           v.reached == nil,
-			"how a repeated request is answered": v.answer == "",
+			"a timeout": v.timeout <= 0,
+			"a cleanup": v.cleanup == nil,
+			"reached":   v.reached == nil,
+			"answer":    v.answer == "",
 		} {
 			if missing {
 				t.Errorf("the verb of kind %s lacks %s", kind, what)

@@ -21,7 +21,7 @@ var vmCreate = verb{
 }
 
 // removeUnrecordedVM removes the files of a VM that is not recorded: its creation had not
-// finished, or its deletion had already forgotten it.
+// finished, or its deletion had already deleted its record.
 func removeUnrecordedVM(ctx context.Context, e *Engine, op vm.Operation) error {
 	recorded, err := e.recorded(ctx, op.Resource)
 	if err != nil || recorded {
@@ -62,8 +62,8 @@ func (s *VMs) Create(ctx context.Context, n vm.NewVM) (vm.VM, error) {
 type creation struct {
 	s    *VMs
 	n    vm.NewVM
-	v    vm.VM          // as it will be recorded
-	held []vm.Image     // whose content must stay until the VM is recorded
+	v    vm.VM          // the record
+	held []vm.Image     // held until the VM is recorded
 	from *vm.CopySource // of the root disk, with full_clone
 	made bool           // its files exist
 }
@@ -95,7 +95,7 @@ func (c *creation) act(ctx context.Context, r *run) (vm.Change, error) {
 }
 
 func (c *creation) truth(ctx context.Context) (vm.Change, error) {
-	if !c.made { // the driver has removed what it made
+	if !c.made { // the driver has removed its files
 		return vm.Change{}, nil
 	}
 	// The row may exist although recording it failed: a commit can succeed and its answer
@@ -164,8 +164,8 @@ func (c *creation) checkNew(ctx context.Context) error {
 	if err == nil && left {
 		err = &vm.Fault{
 			Code:   vm.CodeExists,
-			Detail: fmt.Sprintf("files of a VM %s already exist on this host, although no record has it", c.n.ID),
-			Hint:   "take another name, or look at GET /observer/status and move the files away",
+			Detail: fmt.Sprintf("files of VM %s exist on this host, although it is not recorded", c.n.ID),
+			Hint:   "choose another name, or adopt or delete the orphan that GET /observer/status shows",
 		}
 	}
 	return err

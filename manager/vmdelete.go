@@ -48,7 +48,7 @@ func (d *deletion) intent(ctx context.Context, _ *run) (vm.Change, error) {
 	return vm.Change{VM: &vm.VMUpdate{From: from, VM: v}}, nil
 }
 
-// act forgets the VM before it removes its files: a kill in between leaves files that the
+// act deletes the record of the VM before it removes its files: a kill in between leaves files that the
 // open operation accounts for, never a VM without its disk.
 func (d *deletion) act(ctx context.Context, r *run) (vm.Change, error) {
 	s := d.s

@@ -12,7 +12,7 @@ var vmEdit = verb{
 	cleanup: leavesNothing, reached: recordedWithIntent, answer: vm.AnswerResource,
 }
 
-// Update changes what is recorded of a VM, in any state, and returns it.
+// Update edits the record of a VM, in any state, and returns the VM.
 func (s *VMs) Update(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error) {
 	record := recording(func(ctx context.Context) (vm.Change, error) {
 		v, err := s.store.VM(ctx, id)

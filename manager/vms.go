@@ -18,8 +18,9 @@ type VMs struct {
 	before map[string]time.Time
 }
 
-// settled returns a VM in a settled state: an intent whose outcome could not be recorded
-// is resolved first. It must be called with the VM locked.
+// settled returns a VM in a settled state. If its state is transitional, because the outcome
+// of an operation could not be recorded, settled settles it first. It must be called with the
+// VM locked.
 func (s *VMs) settled(ctx context.Context, id string) (vm.VM, error) {
 	v, err := s.store.VM(ctx, id)
 	if err != nil || !v.State.Transitional() {
@@ -35,8 +36,8 @@ func (s *VMs) settled(ctx context.Context, id string) (vm.VM, error) {
 	return s.store.VM(ctx, id)
 }
 
-// truth implements [settler]: it also ends a QEMU that has done its work and lets a guest
-// go on that was paused for lack of room.
+// truth implements [settler]: it also ends a finished QEMU, and continues a guest that was
+// paused by a full file system and has room again.
 func (s *VMs) truth(ctx context.Context, id string) (vm.Change, error) {
 	v, err := s.store.VM(ctx, id)
 	if err != nil {
@@ -112,7 +113,7 @@ func (s *VMs) lostWithBoot(v vm.VM) bool {
 	return known && at.Equal(v.StartedAt)
 }
 
-// admit completes v with what it will run on and checks that it can start.
+// admit sets the machine type and the accelerator of v and checks that it can start.
 func (s *VMs) admit(ctx context.Context, v *vm.VM) error {
 	p, err := s.driver.Platform(ctx)
 	if err != nil {
@@ -134,7 +135,7 @@ func (s *VMs) admit(ctx context.Context, v *vm.VM) error {
 	return s.driver.Admit(ctx, spec)
 }
 
-// spec returns what the driver needs to start v, without its ports.
+// spec returns the driver's description of v, without its ports.
 func (s *VMs) spec(ctx context.Context, v vm.VM) (vm.Spec, error) {
 	disks, err := s.store.Disks(ctx, vm.DiskFilter{VMID: v.ID}, vm.Page{})
 	if err != nil {

@@ -12,8 +12,8 @@ const (
 	whyBack       = 20_000 // events of all resources; older ones are not read
 )
 
-// Why returns what the records, the host and QEMU say of a VM. It changes nothing and takes
-// no lock.
+// Why returns the state of a VM in the records, on the host and in QEMU. It is read-only and
+// takes no lock.
 func (s *VMs) Why(ctx context.Context, id string) (vm.Why, error) {
 	v, err := s.store.VM(ctx, id)
 	if err != nil {

@@ -54,7 +54,7 @@ func (n *Networks) Connect(
 	return ports, nil
 }
 
-// setVMRules makes the firewall pass exactly what the record of v allows. It must be
+// setVMRules makes the firewall pass exactly the traffic that the record of v allows. It must be
 // called without mu held.
 func (n *Networks) setVMRules(v vm.VM) error {
 	defer n.endRemovedFlows()

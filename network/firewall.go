@@ -221,9 +221,9 @@ func (f *firewall) write(fill func(*batch)) error {
 	return nil
 }
 
-// check returns how the tables differ from what was written, in words, or nil if they do
-// not. It reads the tables only if the generation of the host's rule set has changed
-// since they were verified.
+// check describes the differences between the tables and the written ones; it returns nil if
+// there are none. It reads the tables only if the generation of the host's rule set has
+// changed since they were verified.
 func (f *firewall) check() ([]string, error) {
 	before, err := f.readGeneration()
 	if err != nil {

@@ -208,7 +208,7 @@ func (c pathCheck) run() string {
 	return source
 }
 
-func TestPacketsGoWhereTheNetworksAllow(t *testing.T) {
+func TestAllowedAndForbiddenPaths(t *testing.T) {
 	t.Parallel()
 	n := newHost(t)
 	outside := newOutside(t)

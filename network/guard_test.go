@@ -337,7 +337,7 @@ func hostNetwork(t testing.TB) vm.Network {
 	return vm.Network{Name: "lan", Mode: vm.NetworkBridge, Bridge: "br0", Revision: 1}
 }
 
-func TestGuestsOnTheHostsBridgesHaveAnyIPAddressButOneMAC(t *testing.T) {
+func TestGuestsOnHostBridgesMayUseAnyIPAddressAndOneMAC(t *testing.T) {
 	t.Parallel()
 	n := newHost(t)
 	nw := hostNetwork(t)
@@ -370,7 +370,7 @@ func TestGuestsOnTheHostsBridgesHaveAnyIPAddressButOneMAC(t *testing.T) {
 
 // Frames to the reserved group addresses go to the host and pass no rule of the bridge. The
 // bridge must not learn from them.
-func TestNoGuestTakesTheMACOfAnother(t *testing.T) {
+func TestGuestsCannotUseTheMACOfAnother(t *testing.T) {
 	t.Parallel()
 	n := newHost(t)
 	nw := natNetwork()
@@ -448,7 +448,7 @@ func TestAGuestCannotSendFasterThanItsRate(t *testing.T) {
 	}
 }
 
-func TestAFloodOfOneGuestLeavesRoomForTheOthers(t *testing.T) {
+func TestFloodOfOneGuestDoesNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	for name, newRecord := range map[string]func(testing.TB) vm.Network{
 		"assigned": func(testing.TB) vm.Network { return natNetwork() },

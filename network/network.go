@@ -1,8 +1,7 @@
-// Package network connects virtual machines to the world: [Networks] is the host's
-// side of the networks of package vm.
+// Package network implements the networks of package vm on the host: see [Networks].
 //
 // As root, a network of mode nat or isolated is a bridge of its own and a NIC is a tap; QEMU
-// inherits the tap's file. nftables limits what a guest may send: rules.go holds the rules,
+// inherits the tap's file. nftables limits the traffic of a guest: rules.go holds the rules,
 // elements.go the entries for each network and VM. The packages below this one serve DHCP,
 // DNS and router advertisements. Without privileges only networks of mode user work; there
 // each NIC has a process of its own: passt, or QEMU's libslirp.
@@ -10,7 +9,7 @@
 // The daemon finds everything on the host again by name and mark: a bridge has the
 // name of its network and the alias "vmand", the name of a tap derives from the UUID
 // of its VM, and the nftables tables are called "vman". After a kill between any two
-// steps, the next daemon sees what is there and repairs it. Everything but the servers
+// steps, the next daemon observes the host and repairs it. Everything but the servers
 // keeps working while no daemon runs.
 //
 // The word network has three meanings. In this package nw is a record (vm.Network), n

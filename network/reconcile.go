@@ -335,7 +335,7 @@ func (p *pass) removeLeftovers(w vm.Wanted) {
 	for _, v := range w.VMs {
 		recorded[vmOwner(v.ID)] = true
 	}
-	remove := map[string]func() error{} // by name: what is there without a record
+	remove := map[string]func() error{} // by owner without a record
 	for owner := range p.firewall.owners {
 		if !recorded[owner] {
 			remove[owner] = func() error { return p.firewall.set(owner, nil) }

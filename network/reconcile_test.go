@@ -71,9 +71,9 @@ func TestDriftIsReportedAndRepaired(t *testing.T) {
 	}
 }
 
-// TestAPassWithOldRecordsDoesNotReconnectAVM runs a pass with records from before the VM
+// TestPassWithOldRecordsDoesNotReconnectAVM runs a pass with records from before the VM
 // was disconnected.
-func TestAPassWithOldRecordsDoesNotReconnectAVM(t *testing.T) {
+func TestPassWithOldRecordsDoesNotReconnectAVM(t *testing.T) {
 	t.Parallel()
 	n := newHost(t)
 	nw := natNetwork()

@@ -30,7 +30,7 @@ const (
 	setMACs     = "macs"     // interface . MAC address of the guest
 	setIPs      = "ips"      // interface . IPv4 address of the guest
 	setIPs6     = "ips6"     // interface . IPv6 address of the guest
-	setRates    = "rates"    // interface: the chain that limits what a guest sends
+	setRates    = "rates"    // interface: the chain that limits the sending rate of a guest
 	setHairpins = "hairpins" // interface . interface: a tap in hairpin mode and itself
 	setStorms   = "storms"   // interface: filled by the kernel; recent broadcasts and multicasts of each tap
 )

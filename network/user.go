@@ -150,11 +150,11 @@ func (n *Networks) startPasst(
 	if err != nil {
 		return nil, err
 	}
-	here, there := os.NewFile(uintptr(fds[0]), "passt"), os.NewFile(uintptr(fds[1]), "qemu")
-	defer there.Close()
+	vmandEnd, qemuEnd := os.NewFile(uintptr(fds[0]), "passt"), os.NewFile(uintptr(fds[1]), "qemu")
+	defer qemuEnd.Close()
 	defer func() {
 		if err != nil {
-			here.Close() // which ends a passt that runs
+			vmandEnd.Close() // which ends a passt that runs
 		}
 	}()
 	log, err := n.passtLog(id, p.Slot)
@@ -174,7 +174,7 @@ func (n *Networks) startPasst(
 	}
 	passt := host.Program{
 		Argv:    append([]string{program}, passtArgs(p, nw)...),
-		Files:   []*os.File{nil, stdout, log, there},
+		Files:   []*os.File{nil, stdout, log, qemuEnd},
 		Account: account,
 		Nice:    n.o.Nice,
 	}
@@ -183,9 +183,9 @@ func (n *Networks) startPasst(
 	}
 	stdout.Close() // so that the end of passt ends the pipe
 	if err := serves(ctx, pid); err != nil {
-		return nil, errors.Join(err, said(log))
+		return nil, errors.Join(err, lastError(log))
 	}
-	return here, nil
+	return vmandEnd, nil
 }
 
 // passtAccount returns the account that passt runs as.
@@ -231,8 +231,8 @@ func serves(ctx context.Context, pid *os.File) error {
 	return err
 }
 
-// said returns the last line that passt wrote to its log, as an error.
-func said(log *os.File) error {
+// lastError returns the last line that passt wrote to its log, as an error.
+func lastError(log *os.File) error {
 	if line := host.LastLines(host.Tail(log, maxPasstOutput), 1); line != "" {
 		return errors.New(line)
 	}

@@ -228,7 +228,7 @@ func failingPasst(t *testing.T, message string) string {
 	return passt
 }
 
-func TestTheErrorOfAPasstThatEndsAtOnceIsReported(t *testing.T) {
+func TestErrorOfAFailedPasstIsReported(t *testing.T) {
 	n := userNetworks(t, failingPasst(t, "no room for me"))
 	v, nw := userGuest(), userNetwork()
 	_, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})
@@ -276,7 +276,7 @@ func TestAHostPortInUseIsReported(t *testing.T) {
 	}
 }
 
-func TestAConnectionThatIsClosedAtOnceIsNoAnswer(t *testing.T) {
+func TestProbeIgnoresAConnectionClosedAtOnce(t *testing.T) {
 	t.Parallel()
 	n := userNetworks(t, "")
 	l, err := net.Listen("tcp4", "127.0.0.1:0")

@@ -58,7 +58,7 @@ func TestWatchDeliversConfirmationsFromBeforeAndAfterItsCall(t *testing.T) {
 	})
 }
 
-func TestConfirmationsThatNobodyWatchesAreBounded(t *testing.T) {
+func TestUnwatchedConfirmationsAreBounded(t *testing.T) {
 	a := newAcks()
 	for i := range maxAcks + 10 {
 		a.note(vm.Lease{VMID: "vm-" + strconv.Itoa(i)})

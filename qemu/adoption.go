@@ -41,7 +41,7 @@ func (d *Driver) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
 	return d.ownFile(dataDisk(id), "disk "+id)
 }
 
-// rootDisk returns what the header of a VM's root disk says.
+// rootDisk returns the root disk of a VM, as described by its header.
 func (d *Driver) rootDisk(id string) (vm.DiskFile, error) {
 	if !vm.ValidName(id) {
 		return vm.DiskFile{}, vm.NotFound("VM", id)
@@ -49,7 +49,7 @@ func (d *Driver) rootDisk(id string) (vm.DiskFile, error) {
 	return d.ownFile(vmRootDisk(id), "the root disk of VM "+id)
 }
 
-// ownFile returns what the header of a disk's file says. what names the disk in
+// ownFile returns a disk's file as described by its header. what names the disk in
 // messages.
 func (d *Driver) ownFile(name, what string) (vm.DiskFile, error) {
 	f, err := d.state.Open(name)

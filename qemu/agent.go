@@ -20,7 +20,7 @@ const (
 	firstPing    = time.Second
 
 	// freezeLease is how long a guest's file systems stay frozen without a thaw.
-	// Windows allows no more either.
+	// Windows has the same limit.
 	freezeLease = 10 * time.Second
 	// lastThaw is how long vmand waits for a frozen guest to thaw when it stops.
 	lastThaw = 2 * time.Second
@@ -32,7 +32,7 @@ const (
 type agent struct {
 	session *session
 	client  *qga.Client
-	wake    chan struct{} // holds one: run looks again
+	wake    chan struct{} // of capacity 1: run must check again
 
 	mu      sync.Mutex // guards everything that follows; never held while blocking
 	first   func()     // called at the first answer; nil if it is not wanted, or was called
@@ -96,7 +96,7 @@ func (a *agent) lose(ours bool) {
 // isLost reports whether an error means that the agent does not answer.
 func isLost(err error) bool { return errors.Is(err, qga.ErrSilent) || errors.Is(err, qga.ErrGarbage) }
 
-// poke makes run look again.
+// poke makes run check again.
 func (a *agent) poke() {
 	select {
 	case a.wake <- struct{}{}:
@@ -196,7 +196,7 @@ func (a *agent) run(ctx context.Context) {
 			a.thawAtEnd()
 			return
 		}
-		if again := a.tend(ctx); again > 0 {
+		if again := a.runDue(ctx); again > 0 {
 			timer.Reset(again)
 		} else {
 			timer.Stop()
@@ -204,9 +204,9 @@ func (a *agent) run(ctx context.Context) {
 	}
 }
 
-// tend does what is due. It returns the time until the next task, or 0 if there is
+// runDue runs the tasks that are due. It returns the time until the next task, or 0 if there is
 // none until a poke.
-func (a *agent) tend(ctx context.Context) time.Duration {
+func (a *agent) runDue(ctx context.Context) time.Duration {
 	a.mu.Lock()
 	open, thaw, ask := a.open, due(a.thawAt), due(a.askAt)
 	a.mu.Unlock()

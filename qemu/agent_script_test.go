@@ -50,7 +50,7 @@ func scriptedAgent(t *testing.T, serve func(net.Conn)) *agent {
 	return a
 }
 
-func TestAGuestThatTalksNonsenseForEverIsSilentAndAskedSeldom(t *testing.T) {
+func TestGuestSendingGarbageIsSilentAndPolledRarely(t *testing.T) {
 	t.Parallel()
 	var connections, sent atomic.Int64
 	noise := make([]byte, 64<<10)

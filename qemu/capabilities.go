@@ -111,7 +111,7 @@ func (d *Driver) saveProbes(p probes) {
 		})
 	}
 	if err != nil {
-		d.log.Warn("cannot save what was learned about QEMU: the next vmand probes it again", "err", err)
+		d.log.Warn("cannot save the capabilities of QEMU: the next vmand probes it again", "err", err)
 	}
 }
 

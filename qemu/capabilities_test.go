@@ -56,7 +56,7 @@ func newDriver(t *testing.T, o Options) *Driver {
 	return d
 }
 
-func TestWithoutQEMUTheDriverSaysWhatToInstall(t *testing.T) {
+func TestErrorNamesTheMissingQEMUPackage(t *testing.T) {
 	d := newDriver(t, Options{Binary: "no-such-qemu", ImgBinary: "/no/such/qemu-img"})
 	_, err := d.Platform(t.Context())
 	mustName := func(err error, pkg string) {

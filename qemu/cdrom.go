@@ -89,7 +89,7 @@ func (d *Driver) SetCDROMs(ctx context.Context, vmID string, want []vm.CDROM) er
 	return nil
 }
 
-// drive is a CD-ROM drive in QEMU. An attempt that was cut short leaves a block
+// drive is a CD-ROM drive in QEMU. An interrupted attempt leaves a block
 // node without a device.
 type drive struct {
 	device bool

@@ -86,7 +86,7 @@ func (h *testHost) drives(id string) map[string]string {
 	return all
 }
 
-func TestDrivesComeAndGoWhileAVMRuns(t *testing.T) {
+func TestDrivesArePluggedAndUnpluggedWhileAVMRuns(t *testing.T) {
 	for name, c := range map[string]struct {
 		guest  string
 		before func(h *testHost)
@@ -148,7 +148,7 @@ func TestAHalfPluggedDriveIsCompletedOrRemoved(t *testing.T) {
 	if got := h.drives("web"); len(got) != 1 || got["cd-2"] != h.layout.content(content) {
 		t.Errorf("the drives are %v", got)
 	}
-	// A drive whose content was deleted stays, and the other drives can change.
+	// A drive with deleted content stays, and the other drives can change.
 	lost := h.content(rawImage("lost"))
 	three := vm.CDROM{ID: "cd-3", SHA256: lost}
 	must(t, h.SetCDROMs(ctx, "web", []vm.CDROM{two, three}))
@@ -178,7 +178,7 @@ func TestInvalidDrivesAreRefused(t *testing.T) {
 	mustFail(t, h.SetCDROMs(ctx, "web", nil), vm.CodeUnavailable)
 	must(t, h.SetCDROMs(ctx, "web", s.CDROMs))
 	for what, d := range map[string]vm.CDROM{
-		"content that is gone":       {ID: "cd-2", Image: "gone", SHA256: strings.Repeat("00", 32)},
+		"missing content":            {ID: "cd-2", Image: "gone", SHA256: strings.Repeat("00", 32)},
 		"a seed that does not exist": {ID: vm.SeedCDROM},
 	} {
 		if err := h.SetCDROMs(ctx, "web", append(s.CDROMs, d)); codeOf(err) != vm.CodeOperationFailed {

@@ -35,7 +35,7 @@ func userPort(slot int) vm.Port {
 	return p
 }
 
-func TestTheCommandLineIsTheGoldenOne(t *testing.T) {
+func TestCommandLineMatchesTheGoldenFile(t *testing.T) {
 	l := layout{state: "/var/lib/vman", run: "/run/vman"}
 	caps := capabilities{Version: "7.2.22", Machine: "pc-q35-7.2"}
 	fds := bootFDs{qmp: 3, operator: 4, agent: 10, serialLog: 10}

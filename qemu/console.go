@@ -71,7 +71,7 @@ func openConsoleLog(state *os.Root, id string, hub *serialHub, offset int64) (io
 	r := &logReader{file: f, hub: hub}
 	var begin int64
 	if hub != nil {
-		hub.look()
+		hub.update()
 		begin, r.end = hub.bounds()
 	} else {
 		begin = firstData(f)

@@ -10,7 +10,7 @@ import (
 )
 
 // pretendedGreeting is the first output of a guest of a dry run.
-const pretendedGreeting = "\r\ndry run: no guest runs here; what you type comes back\r\n"
+const pretendedGreeting = "\r\ndry run: no guest runs here; the input is echoed\r\n"
 
 // Console implements [vm.Consoles]. The guest prints a greeting and echoes its input.
 func (d *DryRun) Console(_ context.Context, id string, o vm.ConsoleOptions) (vm.Console, error) {

@@ -109,7 +109,7 @@ func (h *serialHub) sizeNow(t testing.TB) int64 {
 	return st.Size()
 }
 
-func TestAReaderThatIsTooSlowIsCutOff(t *testing.T) {
+func TestSlowReaderIsDisconnected(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, _ := f.connect(smallLimits)
 	slow, err := h.join(vm.ConsoleOptions{})

@@ -161,7 +161,7 @@ func (c *contents) UploadImage(ctx context.Context, name string, offset int64, r
 // Uploaded implements [vm.Images].
 func (c *contents) Uploaded(_ context.Context, name string) (int64, error) {
 	at, err := c.importer.Uploaded(name)
-	return at, imageFault(err, "look at the upload of image %s", name)
+	return at, imageFault(err, "inspect the upload of image %s", name)
 }
 
 // FinishUpload implements [vm.Images].

@@ -166,14 +166,14 @@ func TestInvalidCopySourcesAreRefused(t *testing.T) {
 		from vm.CopySource
 		want vm.Code
 	}{
-		"a file of the host":            {vm.CopySource{File: vm.DiskFile{Base: "/etc/passwd", BaseFormat: "raw"}}, vm.CodeInvalid},
-		"content that is gone":          {vm.CopySource{File: vm.DiskFile{Base: vm.ContentBase(strings.Repeat("0", 64))}}, vm.CodeOperationFailed},
-		"no disk":                       {vm.CopySource{Resource: vm.DiskResource("none"), File: plain}, vm.CodeNotFound},
-		"no VM":                         {vm.CopySource{Resource: vm.VMResource("none"), File: plain}, vm.CodeNotFound},
-		"no name":                       {vm.CopySource{Resource: vm.DiskResource("../data"), File: plain}, vm.CodeInvalid},
-		"a disk that names another":     {vm.CopySource{Resource: vm.DiskResource("forged"), File: plain}, vm.CodeOperationFailed},
-		"a disk that should name one":   {vm.CopySource{Resource: vm.DiskResource("data"), File: vm.DiskFile{SizeMiB: 8, Base: "/x", BaseFormat: "raw"}}, vm.CodeOperationFailed},
-		"a disk that somebody has open": {vm.CopySource{Resource: vm.DiskResource("held"), File: plain}, vm.CodeState},
+		"a file of the host":          {vm.CopySource{File: vm.DiskFile{Base: "/etc/passwd", BaseFormat: "raw"}}, vm.CodeInvalid},
+		"missing content":             {vm.CopySource{File: vm.DiskFile{Base: vm.ContentBase(strings.Repeat("0", 64))}}, vm.CodeOperationFailed},
+		"no disk":                     {vm.CopySource{Resource: vm.DiskResource("none"), File: plain}, vm.CodeNotFound},
+		"no VM":                       {vm.CopySource{Resource: vm.VMResource("none"), File: plain}, vm.CodeNotFound},
+		"no name":                     {vm.CopySource{Resource: vm.DiskResource("../data"), File: plain}, vm.CodeInvalid},
+		"a disk that names another":   {vm.CopySource{Resource: vm.DiskResource("forged"), File: plain}, vm.CodeOperationFailed},
+		"a disk that should name one": {vm.CopySource{Resource: vm.DiskResource("data"), File: vm.DiskFile{SizeMiB: 8, Base: "/x", BaseFormat: "raw"}}, vm.CodeOperationFailed},
+		"a disk in use":               {vm.CopySource{Resource: vm.DiskResource("held"), File: plain}, vm.CodeState},
 	} {
 		if err := d.CreateDisk(ctx, "copy", vm.DiskFile{SizeMiB: 64}, &c.from, nil); codeOf(err) != c.want {
 			t.Errorf("%s: %v, want code %s", name, err, c.want)

@@ -1,7 +1,7 @@
 // Package qemu runs virtual machines with QEMU: it implements [vm.Driver].
 //
 // Every VM is one QEMU process in a session of its own, which survives the end and
-// the upgrade of vmand. Any vmand can ask the process itself what it is and does:
+// the upgrade of vmand. Any vmand can query the identity and state of the process:
 // it lives while it holds a lock on its pidfile (pidfile.go), it is the right one
 // if its monitor names the VM's UUID, and its run state is QEMU's. There is no
 // other record that could be wrong.
@@ -71,7 +71,7 @@ var _ vm.Driver = (*Driver)(nil)
 
 // New prepares the directories and finds the running VMs. It succeeds without QEMU;
 // only methods that need QEMU fail then. It fails if the user that QEMU runs as
-// cannot reach the files of its VM, and says what to do.
+// cannot reach the files of its VM; the error has a hint.
 //
 // As a side effect vmand leaves no core dumps, which would hold secrets or the
 // memory of guests, and passes on no descriptor that it inherited ([host.Confine]).
@@ -210,7 +210,7 @@ type Tool struct {
 	Err     error  // why it cannot be used; of class [vm.ErrUnavailable]
 }
 
-// CheckTools looks at the installed programs. It runs a program only if that has
+// CheckTools checks the installed programs. It runs a program only if that has
 // changed since the last check.
 func (d *Driver) CheckTools(ctx context.Context) Tools {
 	var t Tools

@@ -137,7 +137,7 @@ func TestADryRunMakesAnEmptyImageOfADisk(t *testing.T) {
 	}
 }
 
-func TestADryRunSaysThatItIsOne(t *testing.T) {
+func TestDryRunIsReported(t *testing.T) {
 	d := newDryRun(t, tempDir(t))
 	if p, err := d.Platform(t.Context()); err != nil || p.Warning == "" || d.CheckTools(t.Context()).QEMU.Err != nil {
 		t.Errorf("it is %+v, %v", p, err)

@@ -112,7 +112,7 @@ func TestARequestedEndIsNoCrash(t *testing.T) {
 	}
 }
 
-func TestAnEndThatAnEarlierVmandRequestedIsNoCrash(t *testing.T) {
+func TestEndRequestedByAnEarlierVmandIsNoCrash(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	h.suspend("web") // so that it does not end while this vmand runs
@@ -128,7 +128,7 @@ func TestAnEndThatAnEarlierVmandRequestedIsNoCrash(t *testing.T) {
 	}
 }
 
-func TestAQEMUThatIgnoredAnEarlierRequestCanCrash(t *testing.T) {
+func TestCrashAfterAnIgnoredRequestIsRecorded(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	must(t, os.WriteFile(h.layout.inRun("web", quitSuffix), nil, 0o600)) // after that, vmand was killed
@@ -151,7 +151,7 @@ func TestTheCrashOfAnAdoptedProcessIsRecorded(t *testing.T) {
 	}
 }
 
-func TestAQEMUThatEndsAtItsStartIsRecorded(t *testing.T) {
+func TestCrashAtStartIsRecorded(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	s.Machine = "pc-q35-99.9"
@@ -162,7 +162,7 @@ func TestAQEMUThatEndsAtItsStartIsRecorded(t *testing.T) {
 	}
 }
 
-func TestADamagedRecordingHidesNoOther(t *testing.T) {
+func TestDamagedRecordingDoesNotHideOthers(t *testing.T) {
 	d := newDriver(t, Options{})
 	must(t, d.state.Mkdir(vmDir("web"), 0o700))
 	at := time.UnixMilli(1700000000000).UTC()

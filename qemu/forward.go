@@ -11,7 +11,7 @@ import (
 )
 
 // SetForwards implements [vm.Plugger]. It compares with the present forwards of
-// QEMU, so a repetition finishes an attempt that was cut short. If one forward is
+// QEMU, so a repetition finishes an interrupted attempt. If one forward is
 // refused, all are as before.
 func (d *Driver) SetForwards(ctx context.Context, vmID string, slot int, had, want []vm.PortForward) error {
 	for _, f := range slices.Concat(had, want) {

@@ -79,7 +79,7 @@ func TestForwardsChangeWhileTheVMRuns(t *testing.T) {
 		t.Errorf("a port that is in use: %v", err)
 	}
 	l.Close()
-	check("all as it was", false, true, true, false)
+	check("all unchanged", false, true, true, false)
 	must(t, h.SetForwards(t.Context(), "web", 0, want, nil))
 	check("none", false, false, false, false)
 	bad := forwardTo(ports[0], 80)
@@ -91,7 +91,7 @@ func forwardAddress(port int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
-func TestForwardsOfANICThatIsNotQEMUsWaitForTheNextStart(t *testing.T) {
+func TestForwardsOfAStreamNICApplyAtTheNextStart(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	p, _ := streamPort(t, 1)

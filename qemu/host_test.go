@@ -25,7 +25,7 @@ func needQEMU(t testing.TB) {
 	need.Programs(t, "qemu-system-x86_64", "qemu-img")
 }
 
-// testHost is a driver with real QEMU and directories of its own.
+// testHost is a driver with real QEMU and its own directories.
 type testHost struct {
 	*Driver
 	t   testing.TB

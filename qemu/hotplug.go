@@ -25,7 +25,7 @@ func (d *Driver) AttachDisk(ctx context.Context, disk vm.Disk) error {
 	if slices.Contains(plugged, disk.ID) {
 		return nil
 	}
-	// An attempt that was cut short may have left a node without a device. QEMU
+	// An interrupted attempt may have left a node without a device. QEMU
 	// answers GenericError both when there is none and when it is in use; if it is
 	// in use, adding it fails too.
 	if err := s.blockdevDel(ctx, diskNode(disk.ID)); err != nil && !isRefused(err) {

@@ -107,7 +107,7 @@ func TestAVMHasRoomForAllItsDisks(t *testing.T) {
 	}
 }
 
-func TestAnAttachThatQEMURefusesLeavesNothing(t *testing.T) {
+func TestRefusedAttachLeavesNothing(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	first, second := h.disk("first", "web", "/dev/sdb"), h.disk("second", "web", "/dev/sdb")
@@ -126,14 +126,14 @@ func TestAnAttachThatQEMURefusesLeavesNothing(t *testing.T) {
 	}
 	second.MountPoint = "/dev/sdc"
 	if err := h.AttachDisk(t.Context(), second); err != nil {
-		t.Errorf("in a slot of its own: %v", err)
+		t.Errorf("in its own slot: %v", err)
 	}
 	if err := h.AttachDisk(t.Context(), vm.Disk{ID: "gone", VMID: "web", MountPoint: "/dev/sdd"}); codeOf(err) != vm.CodeOperationFailed {
 		t.Errorf("a disk without a file: %v", err)
 	}
 }
 
-func TestAnAttachCutShortIsFinishedByTheNext(t *testing.T) {
+func TestInterruptedAttachIsFinishedByTheNext(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	disk := h.disk("data", "web", "/dev/sdb")

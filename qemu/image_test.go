@@ -127,7 +127,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 	}{
 		"smaller than its image": {vm.DiskFile{SizeMiB: 0, Base: base, BaseFormat: formatRaw}, vm.CodeInvalid},
 		"an image that changed":  {vm.DiskFile{SizeMiB: 32, Base: base, BaseFormat: formatQcow2}, vm.CodeOperationFailed},
-		"an image that is gone":  {vm.DiskFile{SizeMiB: 32, Base: base + ".gone", BaseFormat: formatRaw}, vm.CodeOperationFailed},
+		"a missing image":        {vm.DiskFile{SizeMiB: 32, Base: base + ".gone", BaseFormat: formatRaw}, vm.CodeOperationFailed},
 	} {
 		if err := d.CreateVM(t.Context(), "other", c.root, nil, nil); codeOf(err) != c.want {
 			t.Errorf("%s: %v, want code %s", what, err, c.want)
@@ -138,7 +138,7 @@ func TestARootDiskIsAnOverlayOfTheBootImage(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
+func TestFailedCreationLeavesNothing(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		script string

@@ -16,7 +16,7 @@ import (
 	"vmand/vm"
 )
 
-// imgJob is a run of qemu-img, and what it may use.
+// imgJob is a run of qemu-img, with its limits.
 type imgJob struct {
 	args     []string
 	timeout  time.Duration
@@ -72,7 +72,7 @@ func (d *Driver) runImg(ctx context.Context, job imgJob) error {
 	return fmt.Errorf("qemu-img %s: %w", job.args[0], err)
 }
 
-// imgFault gives a failure of qemu-img its class, by what it wrote.
+// imgFault classifies a failure of qemu-img by its output.
 func imgFault(verb, output string) error {
 	lower := strings.ToLower(output)
 	switch {

@@ -17,7 +17,7 @@ func lockFile(t testing.TB, f *os.File) {
 	must(t, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock))
 }
 
-// A process whose pidfile is lost is not found, but its files are not removed.
+// A process with a lost pidfile is not found, but its files are not removed.
 func TestFilesThatAProcessUsesAreNotRemoved(t *testing.T) {
 	needQEMU(t)
 	d := newDriver(t, Options{})

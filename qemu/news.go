@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-// news keeps what the driver noticed until Watch delivers it. It holds at most one
+// news keeps the observations of the driver until Watch delivers them. It holds at most one
 // nudge of each VM and one mark of each kind of each VM, so it is bounded even
 // without a Watch.
 type news struct {

@@ -26,7 +26,7 @@ func (h *heardNews) take() []string {
 	return all
 }
 
-func TestWatchDeliversWhatWasNoticedBeforeAndDuringIt(t *testing.T) {
+func TestWatchDeliversEarlierAndCurrentObservations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		noon := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 		n := newNews()

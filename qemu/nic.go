@@ -31,7 +31,7 @@ func (d *Driver) AttachNIC(ctx context.Context, vmID string, p vm.Port) error {
 	if slices.Contains(has.nics, p.Slot) {
 		return nil
 	}
-	// An attempt that was cut short may have left a netdev or files without a device.
+	// An interrupted attempt may have left a netdev or files without a device.
 	if err := s.removeNICBackend(ctx, p.Slot); err != nil {
 		return err
 	}
@@ -80,8 +80,8 @@ func passedAs(p vm.Port) (fds portFDs) {
 	return fds
 }
 
-// passFiles gives QEMU copies of a port's files. They replace those that an attempt
-// that was cut short left.
+// passFiles gives QEMU copies of a port's files. They replace those of an interrupted
+// attempt.
 func (s *session) passFiles(ctx context.Context, p vm.Port) error {
 	pass := func(name string, f *os.File) error {
 		return s.execute(ctx, queryTimeout, "getfd", map[string]string{"fdname": name}, nil, f)

@@ -51,7 +51,7 @@ func (c *conversation) answer(command string, args qmptest.Args) (any, error) {
 	return nil, nil
 }
 
-// newConversation returns the host of VM web, whose monitor is c.
+// newConversation returns the host of VM web with the monitor c.
 func newConversation(t *testing.T, c *conversation) *fakeHost {
 	answers := map[string]qmptest.Handler{
 		"query-status": func(string, qmptest.Args) (any, error) { return map[string]vm.RunStatus{"status": c.status}, nil },
@@ -174,7 +174,7 @@ func TestANICIsUnpluggedStepByStep(t *testing.T) {
 			conversation: conversation{plugged: true, deleted: 2},
 			sent:         slices.Concat([]string{"device_del nic-1", "device_del nic-1"}, remove),
 		},
-		"the card is gone": {sent: slices.Concat([]string{"device_del nic-1"}, remove)},
+		"the NIC is missing": {sent: slices.Concat([]string{"device_del nic-1"}, remove)},
 		"the guest has not begun to run": {
 			conversation: conversation{plugged: true, status: vm.StatusPrelaunch},
 			want:         vm.CodeUnavailable,

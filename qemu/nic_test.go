@@ -77,7 +77,7 @@ func mustBeRead(t *testing.T, far *os.File) {
 	})
 }
 
-func TestANICIsPluggedAndUnpluggedByAGuestThatHelps(t *testing.T) {
+func TestNICIsPluggedAndUnplugged(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestEjects)
 	for range 2 {
@@ -131,7 +131,7 @@ func TestAVMHasRoomForAllItsNICs(t *testing.T) {
 	})
 }
 
-func TestAGuestThatDoesNotHelpKeepsItsNICUntilAReset(t *testing.T) {
+func TestUncooperativeGuestKeepsItsNICUntilAReset(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	p, far := streamPort(t, 1)
@@ -180,7 +180,7 @@ func TestANICOfAVMThatDoesNotRunIsNotPlugged(t *testing.T) {
 	must(t, h.DetachNIC(t.Context(), "web", 1))
 }
 
-func TestANICThatQEMURefusesLeavesNothing(t *testing.T) {
+func TestRefusedNICLeavesNothing(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	before := h.human("web", "info network")
@@ -293,7 +293,7 @@ func (ns netns) has(t *testing.T, name string) bool {
 	return found
 }
 
-func TestATapIsQEMUsUntilTheNICIsUnplugged(t *testing.T) {
+func TestTapStaysOpenUntilTheNICIsUnplugged(t *testing.T) {
 	h, ns := newHost(t), newNetns(t)
 	s := h.create("web", guestEjects)
 	s.Ports = []vm.Port{ns.tapPort(t, 0, "first")}
@@ -342,7 +342,7 @@ func TestTheGuestSeesItsLink(t *testing.T) {
 	for _, up := range []bool{true, true, false, false, true} {
 		must(t, h.SetLink(t.Context(), "web", 0, up))
 		// A card takes half a second to negotiate the link.
-		await(t, "the guest sees the link as it was set", func() bool { return h.linkUp("web") == up })
+		await(t, "the guest sees the new state of the link", func() bool { return h.linkUp("web") == up })
 	}
 	must(t, h.SetLink(t.Context(), "web", 0, false))
 	must(t, h.Reset(t.Context(), "web"))

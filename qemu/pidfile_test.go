@@ -29,7 +29,7 @@ func (h *testHost) launch(s vm.Spec, binary string) (pid int) {
 	return sess.proc.PID
 }
 
-func TestAProcessIsSeenBeforeItIsQEMU(t *testing.T) {
+func TestProcessIsSeenBeforeItExecutesQEMU(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	qemu, err := host.LookPath("qemu-system-x86_64")
@@ -53,7 +53,7 @@ func TestAProcessIsSeenBeforeItIsQEMU(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestAProcessThatWasJustForkedIsSeen(t *testing.T) {
+func TestForkedProcessIsSeen(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	for range 5 {

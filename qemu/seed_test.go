@@ -131,7 +131,7 @@ func TestASeedIsReadableByQEMUOnly(t *testing.T) {
 	for _, name := range []string{"", "..", "a/b", "zz"} {
 		mustFail(t, d.WriteSeed(t.Context(), "web", map[string][]byte{name: nil}), vm.CodeOperationFailed)
 	}
-	// The next vmand removes what a killed one left.
+	// The next vmand removes the leftovers of a killed one.
 	must(t, d.state.MkdirAll(host.TempName(vmSeed("web"))+"/files", 0o700))
 	must(t, d.removeVMTemps(t.Context(), time.Now().Add(time.Second)))
 	if entries, err = os.ReadDir(d.layout.inState(vmDir("web"))); err != nil || len(entries) != 2 {

@@ -166,8 +166,8 @@ func (h *serialHub) unfollow() {
 	}
 }
 
-// look updates the hub after the log has grown.
-func (h *serialHub) look() {
+// update reads the log after it has grown.
+func (h *serialHub) update() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.lookHere()

@@ -114,7 +114,7 @@ func TestASerialLogIsBoundedAndItsOffsetsStay(t *testing.T) {
 	for range 100 {
 		f.print(letters(printed, 5000))
 		printed += 5000
-		h.look()
+		h.update()
 		if begin, _ := h.bounds(); printed-begin > 64<<10 || printed > 64<<10 && printed-begin < 32<<10 {
 			t.Fatalf("after %d bytes the log begins at %d", printed, begin)
 		}
@@ -160,7 +160,7 @@ func TestAReaderOfACutLogGetsAnErrorInsteadOfZeros(t *testing.T) {
 	must(t, err)
 	defer log.Close()
 	f.print(letters(1000, 100_000))
-	h.look()
+	h.update()
 	_, err = log.Read(make([]byte, 10))
 	mustFail(t, err, vm.CodeUnavailable)
 }
@@ -185,7 +185,7 @@ func TestATruncatedLogContinues(t *testing.T) {
 	f := newFakeSerial(t, tempDir(t))
 	h, _ := f.connect(smallLimits)
 	f.print(letters(0, 1000))
-	h.look()
+	h.update()
 	c, err := h.join(vm.ConsoleOptions{})
 	must(t, err)
 	defer c.Close()
@@ -205,7 +205,7 @@ func TestOnAFullDiskALogReusesItsOwnSpace(t *testing.T) {
 	print := func() {
 		f.print(letters(printed, 1000))
 		printed += 1000
-		h.look()
+		h.update()
 	}
 	for range 40 {
 		print()
@@ -281,7 +281,7 @@ func TestAGuestIsNeverBlockedByItsOutput(t *testing.T) {
 		begin := h.serialSize("web")
 		await(t, what, func() bool { return h.serialSize("web") > begin+by })
 	}
-	grown("the log grows beyond what a socket holds", 300_000)
+	grown("the log grows beyond a socket buffer", 300_000)
 	h.reopen()
 	grown("the log grows after a restart of vmand", 300_000)
 }

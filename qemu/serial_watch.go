@@ -22,7 +22,7 @@ const (
 	blindInterval = 50 * time.Millisecond
 )
 
-// serialWatch makes hubs look at their logs when those have grown. There is one
+// serialWatch makes hubs read their logs when those have grown. There is one
 // inotify instance for all of them, because a user has 128 by default (inotify(7)),
 // and it watches only the logs that have followers.
 type serialWatch struct {
@@ -53,7 +53,7 @@ func newSerialWatch(log *slog.Logger) *serialWatch {
 	return w
 }
 
-// run makes hubs look at their logs until ctx is done.
+// run makes hubs read their logs until ctx is done.
 func (w *serialWatch) run(ctx context.Context) {
 	var reading sync.WaitGroup
 	if w.inotify != nil {
@@ -67,7 +67,7 @@ func (w *serialWatch) run(ctx context.Context) {
 	for {
 		select {
 		case <-t.C:
-			w.lookAtAll()
+			w.updateAll()
 		case <-w.blind:
 			interval = blindInterval
 			t.Reset(interval)
@@ -95,31 +95,31 @@ func (w *serialWatch) read() {
 	}
 }
 
-// handle makes the hub of a watch, or all hubs if events were lost, look at its log.
+// handle makes the hub of a watch, or all hubs if events were lost, read its log.
 func (w *serialWatch) handle(wd int32, mask uint32) {
 	if mask&unix.IN_Q_OVERFLOW != 0 {
-		w.lookAtAll()
+		w.updateAll()
 		return
 	}
 	w.mu.Lock()
 	h := w.of[wd]
 	w.mu.Unlock()
 	if h != nil {
-		h.look()
+		h.update()
 	}
 }
 
-// lookAtAll makes every hub look at its log.
-func (w *serialWatch) lookAtAll() {
+// updateAll makes every hub read its log.
+func (w *serialWatch) updateAll() {
 	w.mu.Lock()
 	hubs := slices.Collect(maps.Keys(w.hubs))
 	w.mu.Unlock()
 	for _, h := range hubs {
-		h.look()
+		h.update()
 	}
 }
 
-// add makes a hub look at its log now and then, until remove.
+// add makes a hub read its log periodically, until remove.
 func (w *serialWatch) add(h *serialHub) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -136,7 +136,7 @@ func (w *serialWatch) remove(h *serialHub) {
 	delete(w.hubs, h)
 }
 
-// follow makes a hub look at its log whenever that grows, until unfollow.
+// follow makes a hub read its log whenever it grows, until unfollow.
 func (w *serialWatch) follow(h *serialHub, log *os.File) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

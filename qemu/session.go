@@ -26,7 +26,7 @@ type session struct {
 	proc   *host.Process
 	layout layout
 	log    *slog.Logger
-	notify func()        // asks for a look at the VM soon
+	notify func()        // requests that the VM is settled soon
 	ended  chan struct{} // closed when the goroutines are done
 
 	agent   *agent
@@ -111,7 +111,7 @@ func (s *session) announce() {
 	s.changed = make(chan struct{})
 }
 
-// lose closes a broken connection and forgets it.
+// lose closes and drops a broken connection.
 func (s *session) lose(conn *qmp.Conn) {
 	conn.Close()
 	s.mu.Lock()
@@ -123,7 +123,7 @@ func (s *session) lose(conn *qmp.Conn) {
 }
 
 // newsworthy are the events after which the state of a VM or its disks may differ.
-// They only cause a look at the VM, so a lost event costs time and nothing else.
+// They only cause an observation of the VM, so a lost event delays it and has no other effect.
 var newsworthy = map[string]bool{
 	"STOP":                  true,
 	"RESUME":                true,
@@ -151,11 +151,11 @@ var loud = map[string]bool{
 func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 	events := conn.Subscribe(32)
 	defer events.Close()
-	look := time.NewTimer(damageDelay)
-	defer look.Stop()
+	timer := time.NewTimer(damageDelay)
+	defer timer.Stop()
 	for lost := uint64(0); ; {
 		select {
-		case <-look.C:
+		case <-timer.C:
 			s.lookForAgent(ctx, conn)
 			if s.lookForDamage(ctx, conn) {
 				s.notify()

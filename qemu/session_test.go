@@ -152,7 +152,7 @@ func TestEventsWakeTheObserver(t *testing.T) {
 	}
 }
 
-func TestADeviceThatIsNotReleasedIsUnavailable(t *testing.T) {
+func TestUnreleasedDeviceIsUnavailable(t *testing.T) {
 	f := newFakeHost(t, fakeQEMU(nil)) // accepts device_del and sends no event
 	f.awaitStatus("web", vm.StatusRunning)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -163,7 +163,7 @@ func TestADeviceThatIsNotReleasedIsUnavailable(t *testing.T) {
 	}
 }
 
-func TestADeviceThatQEMUHasLostIsNotWaitedForForLong(t *testing.T) {
+func TestDetachOfALostDeviceEndsSoon(t *testing.T) {
 	t.Parallel()
 	gone := false
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{
@@ -194,7 +194,7 @@ func TestADeviceThatQEMUHasLostIsNotWaitedForForLong(t *testing.T) {
 	}
 }
 
-func TestOnlyTheEventThatNamesTheDeviceEndsADetach(t *testing.T) {
+func TestDetachEndsOnlyWithTheEventOfItsDevice(t *testing.T) {
 	deleted := make(chan struct{})
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"device_del": func(string, qmptest.Args) (any, error) {
 		close(deleted)
@@ -235,7 +235,7 @@ func TestDetachingAnUnpluggedDiskSucceeds(t *testing.T) {
 	}
 }
 
-func TestADeviceWithoutAnAnswerKeepsItsNode(t *testing.T) {
+func TestUnansweredDetachKeepsTheNode(t *testing.T) {
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"device_add": silent}))
 	f.awaitStatus("web", vm.StatusRunning)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -248,7 +248,7 @@ func TestADeviceWithoutAnAnswerKeepsItsNode(t *testing.T) {
 	}
 }
 
-func TestAnUnansweredQuitGoesOnToSignals(t *testing.T) {
+func TestUnansweredQuitIsFollowedBySignals(t *testing.T) {
 	t.Parallel()
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"quit": func(string, qmptest.Args) (any, error) { return nil, qmptest.ErrSilent }}))
 	f.awaitStatus("web", vm.StatusRunning)
@@ -261,7 +261,7 @@ func TestAnUnansweredQuitGoesOnToSignals(t *testing.T) {
 	}
 }
 
-func TestARunningVMIsAdoptedAndObeys(t *testing.T) {
+func TestAdoptedVMIsControlled(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestObeys)
 	s.Disks = []vm.Disk{h.disk("data", "web", "/dev/sdb")}
@@ -337,7 +337,7 @@ func TestAnInterruptedStartIsSeen(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestAPidfileWithoutItsQEMUNamesNobody(t *testing.T) {
+func TestPidfileWithoutQEMUNamesNoProcess(t *testing.T) {
 	h := newHost(t)
 	// The file names this process, which holds no lock on it.
 	if err := os.WriteFile(h.layout.pidfile("web"), []byte("1\n"), 0o600); err != nil {

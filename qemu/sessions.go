@@ -9,8 +9,8 @@ import (
 	"vmand/vm"
 )
 
-// openSession opens the session of a live process. ours says that this vmand made the
-// socket of its monitor. d.mu must be held.
+// openSession opens the session of a live process. ours is true if this vmand made the
+// socket of its monitor. It must be called with d.mu held.
 func (d *Driver) openSession(id string, p *host.Process, ours bool) *session {
 	s := &session{
 		id:      id,
@@ -34,12 +34,12 @@ func (d *Driver) openSession(id string, p *host.Process, ours bool) *session {
 	s.console = d.openHub(id, s.log, printed)
 	d.sessions[id] = s
 	d.known.Store(id, s)
-	d.tendSession(s)
+	d.startSession(s)
 	return s
 }
 
-// tendSession starts the goroutines of a session.
-func (d *Driver) tendSession(s *session) {
+// startSession starts the goroutines of a session.
+func (d *Driver) startSession(s *session) {
 	ctx, cancel := context.WithCancel(d.ctx)
 	d.wg.Go(func() {
 		defer cancel()
@@ -124,7 +124,7 @@ func (d *Driver) adoptAll() error {
 	}
 	for _, id := range ids {
 		if _, err := d.session(id); err != nil {
-			d.log.Warn("cannot look at a pidfile", "vm", id, "err", err)
+			d.log.Warn("cannot inspect a pidfile", "vm", id, "err", err)
 		}
 	}
 	return nil

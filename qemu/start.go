@@ -84,7 +84,7 @@ func (b *boot) add(f *os.File) int {
 	return b.lend(f)
 }
 
-// lend is add for a file that stays the caller's.
+// lend passes a file to QEMU that the caller closes, and returns its number there.
 func (b *boot) lend(f *os.File) int {
 	b.files = append(b.files, f)
 	return len(b.files) - 1

@@ -124,7 +124,7 @@ func sessionOf(t *testing.T, pid int) int {
 	return session
 }
 
-func TestAStartThatQEMURefusesSaysWhyAtOnce(t *testing.T) {
+func TestRefusedStartReportsTheErrorOfQEMU(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
 	s.Machine = "pc-q35-99.9"

@@ -110,7 +110,7 @@ func (s *session) press(ctx context.Context, n int, report vm.Report) (off bool,
 	failpoint.Hit("stop.pressed")
 	ctx, cancel := context.WithTimeout(ctx, pressInterval)
 	defer cancel()
-	shutdown.Wait(ctx) // the next look at the run state decides
+	shutdown.Wait(ctx) // the next query of the run state decides
 	return false, nil
 }
 
@@ -197,7 +197,7 @@ func (d *Driver) Control(ctx context.Context, id string, op vm.Op) error {
 	case vm.OpNMI:
 		return d.NMI(ctx, id)
 	}
-	return fault(vm.CodeInvalid, nil, "a guest cannot be told to %s", op)
+	return fault(vm.CodeInvalid, nil, "a guest cannot %s", op)
 }
 
 // NMI sends a non-maskable interrupt to the vCPUs of a running VM.

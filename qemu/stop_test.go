@@ -42,7 +42,7 @@ func (h *testHost) mustBeGone(id string) {
 	}
 }
 
-func TestAGuestThatPowersItselfOffCanBeSeen(t *testing.T) {
+func TestGuestPowerOffIsDetected(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestPowersOff)
 	h.awaitStatus("web", vm.StatusShutdown)
@@ -59,7 +59,7 @@ func TestAGuestThatPowersItselfOffCanBeSeen(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestAGuestThatObeysIsShutDown(t *testing.T) {
+func TestCooperativeGuestIsShutDown(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestObeys)
 	var told steps
@@ -75,7 +75,7 @@ func TestAGuestThatObeysIsShutDown(t *testing.T) {
 	}
 }
 
-func TestADeafGuestIsForcedAfterTheTimeout(t *testing.T) {
+func TestUncooperativeGuestIsForcedAfterTheTimeout(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	var told steps
@@ -89,7 +89,7 @@ func TestADeafGuestIsForcedAfterTheTimeout(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestWithoutATimeoutTheGuestIsNotAsked(t *testing.T) {
+func TestShutdownWithoutATimeoutIsForced(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestObeys)
 	var told steps
@@ -102,7 +102,7 @@ func TestWithoutATimeoutTheGuestIsNotAsked(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestAPausedGuestIsNotWaitedFor(t *testing.T) {
+func TestShutdownDoesNotWaitForAPausedGuest(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestObeys)
 	if err := h.Pause(t.Context(), "web"); err != nil {
@@ -119,7 +119,7 @@ func TestAPausedGuestIsNotWaitedFor(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestAForcedStopAsksNoGuest(t *testing.T) {
+func TestForcedStopDoesNotAskTheGuest(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestObeys)
 	var told steps
@@ -207,7 +207,7 @@ func TestAVMThatDoesNotRunCannotBePaused(t *testing.T) {
 	}
 }
 
-func TestAGuestThatResetsItselfKeepsItsProcess(t *testing.T) {
+func TestGuestResetKeepsTheProcess(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestResetsOnce)
 	before := h.Observe(t.Context(), "web").PID
@@ -217,7 +217,7 @@ func TestAGuestThatResetsItselfKeepsItsProcess(t *testing.T) {
 	}
 }
 
-func TestAGuestThatPanicsIsPausedAndCanBeReset(t *testing.T) {
+func TestPanickedGuestIsPausedAndReset(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestPanics)
 	h.awaitStatus("web", "guest-panicked")
@@ -231,7 +231,7 @@ func TestAGuestThatPanicsIsPausedAndCanBeReset(t *testing.T) {
 	h.mustBeGone("web")
 }
 
-func TestAQEMUKilledFromOutsideIsSeenAtOnce(t *testing.T) {
+func TestKilledQEMUIsDetectedAtOnce(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestDeaf)
 	o := h.Observe(t.Context(), "web")

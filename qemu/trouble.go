@@ -165,7 +165,7 @@ func (s *session) noteDamage(alias, message string, fatal bool) {
 	}
 }
 
-// forgetDamage forgets the damage of a disk that was unplugged.
+// forgetDamage drops the damage of a disk that was unplugged.
 func (s *session) forgetDamage(alias string) {
 	name, _ := s.nameDisk(alias)
 	s.mu.Lock()

@@ -34,7 +34,7 @@ func smallDisk(t *testing.T, dir string, bytes int) (grow func(bytes int)) {
 	}
 }
 
-func TestAGuestThatFindsItsDiskFullWaitsAndGoesOn(t *testing.T) {
+func TestGuestWithAFullDiskWaitsAndContinues(t *testing.T) {
 	h := newHost(t)
 	grow := smallDisk(t, h.layout.inState(vmsDir), 1*mib)
 	h.start("web", guestWrites)
@@ -183,7 +183,7 @@ func TestADamagedDiskOfARealGuestIsSeen(t *testing.T) {
 	}
 }
 
-func TestDamageThatWasFoundBeforeIsAskedFor(t *testing.T) {
+func TestEarlierDamageIsQueried(t *testing.T) {
 	t.Parallel()
 	f := newFakeHost(t, fakeQEMU(map[string]qmptest.Handler{"query-block": func(string, qmptest.Args) (any, error) {
 		corrupt := map[string]any{"image": map[string]any{"format-specific": map[string]any{"type": "qcow2", "data": map[string]any{"corrupt": true}}}}
@@ -223,7 +223,7 @@ func damage(t *testing.T, path string) {
 	}
 }
 
-func TestAGuestThatStarvesItsWatchdogIsPaused(t *testing.T) {
+func TestWatchdogPausesTheGuest(t *testing.T) {
 	h := newHost(t)
 	h.start("web", guestStarvesWatchdog)
 	h.awaitStatus("web", vm.RunStatus(vm.ReasonWatchdog))

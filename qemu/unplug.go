@@ -36,7 +36,7 @@ type unplugging struct {
 }
 
 // unplug removes a device and its backend from a VM. It succeeds if the VM has no
-// process, or none any more: with the process, every device is unplugged. An
+// process, or no process: the end of the process unplugs every device. An
 // error of class [vm.ErrUnavailable] means that the guest or QEMU still has the
 // device.
 func (d *Driver) unplug(ctx context.Context, vmID string, u unplugging) error {
@@ -55,7 +55,7 @@ func (d *Driver) unplug(ctx context.Context, vmID string, u unplugging) error {
 
 // unplug is the one protocol by which a device is unplugged: device_del, wait for
 // the DEVICE_DELETED with its id, remove the backend. Every step succeeds if it
-// was done before, so an attempt that was cut short is finished by the next.
+// was done before, so an interrupted attempt is finished by the next.
 func (s *session) unplug(ctx context.Context, u unplugging) error {
 	if err := s.checkBegun(ctx, u.name, "unplugged"); err != nil {
 		return err
@@ -112,7 +112,7 @@ func (s *session) removeFromQEMU(ctx context.Context, u unplugging, deleted *qmp
 	case refusedWith(err, qmp.DeviceNotFound):
 		return nil
 	case isRefused(err):
-		// QEMU also refuses what it is removing already: only the event tells.
+		// QEMU also refuses a device that it is removing: only the event shows the end.
 		if s.awaitDeleted(ctx, deleted, queryTimeout) == nil {
 			return nil
 		}

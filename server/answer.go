@@ -37,7 +37,7 @@ const maxKept = 256 << 10
 // getEncoder returns an empty encoder. The caller must free it.
 func getEncoder() *encoder { return encoders.Get().(*encoder) }
 
-// free returns e to the pool. The caller must not use e or its buffer any more.
+// free returns e to the pool. The caller must not use e or its buffer after that.
 func (e *encoder) free() {
 	if e.buf.Cap() <= maxKept {
 		e.buf.Reset()

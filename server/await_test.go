@@ -60,7 +60,7 @@ func TestAStartIsHeldUntilAPortAnswers(t *testing.T) {
 	}
 }
 
-func TestWhatDoesNotComeInTimeIsAccepted(t *testing.T) {
+func TestUnfinishedWaitIsAccepted(t *testing.T) {
 	t.Parallel()
 	records := &forgetful{}
 	a := newAPI(t, func(f *fixture) { records.Records = f.d.Reader; f.d.Reader = records }).withVM(t)

@@ -38,7 +38,7 @@ func (o oneToken) Tokens(context.Context) ([]vm.Token, error) {
 	return []vm.Token{{Name: "admin", Role: vm.RoleAdmin, Hash: o.hash}}, nil
 }
 
-// agents are guests whose agents all answer.
+// agents are guests with agents that answer.
 type agents struct{ Guests }
 
 func (agents) Agent(string) vm.Agent { return someAgent }

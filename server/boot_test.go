@@ -30,7 +30,7 @@ func TestAStartIsHeldUntilTheAgentAnswers(t *testing.T) {
 	}
 }
 
-func TestAVMWithoutAnAgentHoldsNobodyLonger(t *testing.T) {
+func TestWaitWithoutAnAgentEndsInTime(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t).withVM(t)
 	for _, condition := range []string{"agent", "cloud-init"} {

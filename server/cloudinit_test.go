@@ -17,7 +17,7 @@ const (
 	someHash = "$6$saltsalt$qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"
 )
 
-func TestCloudInitDataAreReadInFullByOperatorsAndSummarizedForViewers(t *testing.T) {
+func TestCloudInitDataIsRedactedForViewers(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	operator, viewer := a.as(t, vm.RoleOperator), a.as(t, vm.RoleViewer)
 	const path = "/vms/web-1/cloud_init"

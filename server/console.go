@@ -200,7 +200,7 @@ func (l *consoleLog) Respond(w http.ResponseWriter) error {
 		v, err := l.s.reader.VM(l.ctx, l.id)
 		over := err != nil || v.State == vm.Stopped || v.State == vm.Errored
 		if err := l.more(out); err != nil {
-			return nil // the client has disconnected or the log is gone; the answer has begun
+			return nil // the client has disconnected or the log was deleted; the answer has begun
 		}
 		if err := rc.Flush(); err != nil || over {
 			return nil

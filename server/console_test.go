@@ -281,7 +281,7 @@ func TestATicketOpensOneConsoleOnce(t *testing.T) {
 	if _, resp, err := a.watch(t, "?ticket=short"); err == nil || resp.StatusCode != 401 {
 		t.Errorf("%v %v", resp, err)
 	}
-	// A ticket for reading does not allow writing, whatever the role of its creator.
+	// A ticket for reading does not allow writing, regardless of the role of its creator.
 	k = into[openapi.ConsoleTicket](t, a.want(t, 201, "POST", "/vms/web-1/console/tickets", `{}`))
 	if _, resp, err := a.watch(t, "?write=true&take_over=true&ticket="+k.Ticket); err == nil || resp.StatusCode != 403 {
 		t.Errorf("%v %v", resp, err)

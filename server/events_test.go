@@ -283,7 +283,7 @@ func (n narrow) Accept() (net.Conn, error) {
 	return c, err
 }
 
-func TestASlowClientIsDisconnectedAndCanGoOn(t *testing.T) {
+func TestSlowClientIsDisconnectedAndCanContinue(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, func(f *fixture) { f.tune = func(s *Server) { s.eventTimeout = 200 * time.Millisecond } })
 	l, err := ListenTCP("127.0.0.1:0")
@@ -466,7 +466,7 @@ func (s *sink) take() string {
 	return s.got.String()
 }
 
-func TestAnIdleStreamSendsACommentEvery15Seconds(t *testing.T) {
+func TestIdleStreamSendsComments(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, err := New(t.Context(), Options{}, Deps{Services: Services{Events: quiet{}}, Reader: blind{}, Tokens: oneToken{}})

@@ -52,7 +52,7 @@ func TestIfMatchIsParsed(t *testing.T) {
 		`"3-7"`:                    {vm.Match{{Seq: 3, Revision: 7}}, false},
 		`"3-7", "4-0"`:             {vm.Match{{Seq: 3, Revision: 7}, {Seq: 4}}, false},
 		`W/"3-7"`:                  {vm.Match{}, false},
-		`"somebody else's"`:        {vm.Match{}, false},
+		`"of another VM"`:          {vm.Match{}, false},
 		`"03-7"`:                   {vm.Match{}, false},
 		`"+3-7"`:                   {vm.Match{}, false},
 		`"3--7"`:                   {vm.Match{{Seq: 3, Revision: -7}}, false},

@@ -119,7 +119,7 @@ func TestAListWhoseFirstPageFailsIsAProblem(t *testing.T) {
 	a.want(t, 503, "GET", "/vms?limit=3", "")
 }
 
-// failing is a reader whose reads fail.
+// failing is a reader with failing reads.
 type failing struct{ Records }
 
 func (failing) VMs(context.Context, vm.VMFilter, vm.Page) ([]vm.VM, error) {

@@ -190,7 +190,7 @@ func TestInvalidNetworksAreRejected(t *testing.T) {
 	}
 }
 
-// lookedAt changes what is seen of a network on the host.
+// lookedAt changes the observed state of a network on the host.
 type lookedAt struct {
 	Networks
 	see func(*vm.NetworkReport)

@@ -188,7 +188,7 @@ func (s slow) Attach(ctx context.Context, id string, n vm.NewNIC) (vm.NIC, vm.Op
 	return nic, o, err
 }
 
-func TestANICOnItsWayIsAccepted(t *testing.T) {
+func TestUnfinishedAttachOfANICIsAccepted(t *testing.T) {
 	a := newAPI(t, func(f *fixture) { f.d.NICs = slow{f.d.NICs} }).withVM(t)
 	r := a.want(t, 202, "POST", "/vms/web-1/nics", `{}`)
 	if into[openapi.NIC](t, r).State != "attaching" {

@@ -8,8 +8,8 @@ import (
 	"vmand/vm"
 )
 
-// shown returns the answer to a request whose operation succeeded. The verb of the
-// operation says what the answer shows.
+// shown returns the answer to a request after its operation succeeded. The verb of the
+// operation determines the content of the answer.
 func (s *Server) shown(ctx context.Context, o vm.Operation) (answer, error) {
 	switch s.Operations.Answer(o.Kind) {
 	case vm.AnswerNothing:
@@ -43,7 +43,7 @@ func rendererOf[T any](read func(context.Context, string) (T, error), show func(
 	}
 }
 
-// render returns the answer that shows a resource as it is now, as the handlers show it.
+// render returns the answer that shows the current state of a resource, as the handlers do.
 func (s *Server) render(ctx context.Context, r vm.Resource) (answer, error) {
 	render := map[vm.ResourceKind]renderer{
 		vm.TemplateKind: rendererOf(s.reader.Template, templateAnswer),
@@ -58,8 +58,8 @@ func (s *Server) render(ctx context.Context, r vm.Resource) (answer, error) {
 	return render(ctx, r.ID)
 }
 
-// renderTarget returns the answer that shows the target of an operation on a VM as it is
-// now, as the handlers show it, with its path as the location.
+// renderTarget returns the answer that shows the current state of the target of an operation
+// on a VM, as the handlers do, with its path as the location.
 func (s *Server) renderTarget(ctx context.Context, vmID string, t vm.Target) (answer, error) {
 	switch {
 	case t.NIC != nil:

@@ -12,9 +12,9 @@ import (
 	"vmand/vm"
 )
 
-// answerOf returns the answer to a repeated request whose own answer was not kept, because
-// the client or the daemon was gone before it was sent. o is the operation that the first
-// request began; c is of the repeated request. The answer shows the resource as it is now.
+// answerOf returns the answer to a repeated request if the first answer was not stored, because
+// the client disconnected or the daemon ended before it was sent. o is the operation that the
+// first request began; c is of the repeated request. The answer shows the current resource.
 func (s *Server) answerOf(ctx context.Context, o vm.Operation, c echo.Context) (answer, error) {
 	a, err := s.replay(ctx, o, c)
 	var f *vm.Fault

@@ -74,9 +74,9 @@ func (s *Store) lease(ctx context.Context, wanted, query string, args ...any) (v
 
 // lowestFree finds the lowest address from ?2 to ?3 that no row has on the network
 // ?1. With n rows, one of the lowest n+1 addresses is free. The number of rows in
-// the lower half of these tells whether it is in that half, and so on: in all, 2n
-// entries of an index are counted. A lookup of the next address of each row would
-// cost several times as much.
+// the lower half of these shows whether it is in that half. The search halves the range
+// until one address is left, and counts 2n entries of an index in all. A lookup of the
+// next address of each row would cost several times as much.
 //
 // The free address is one of the size addresses from low on. The first step counts
 // the rows in their lower half, the second keeps the half with a free address.
@@ -94,9 +94,9 @@ const lowestFree = `
 		FROM search WHERE size > 1)
 	SELECT low FROM search WHERE size = 1`
 
-// FreeIP returns the lowest address from first to last, both IPv4, that no NIC on
-// the network has and that is not in except. It does not reserve it: by the time
-// the caller records the address, another VM may have it.
+// FreeIP returns the lowest address from first to last, both IPv4, that is neither
+// recorded for a NIC on the network nor in except. It does not reserve the address:
+// another VM may take it before the caller records it.
 func (s *Store) FreeIP(
 	ctx context.Context, network string, first, last netip.Addr, except []netip.Addr,
 ) (netip.Addr, error) {

@@ -29,8 +29,8 @@ func (s *Store) Apply(ctx context.Context, c vm.Change) (vm.Applied, error) {
 	return done, nil
 }
 
-// applyIn is [Store.Apply] inside a transaction. What a row may refer to is written
-// before it and deleted after it.
+// applyIn is [Store.Apply] inside a transaction. It writes a row after the rows that it
+// refers to, and deletes it before them.
 func applyIn(ctx context.Context, tx *transaction, c vm.Change, now time.Time) (done vm.Applied, err error) {
 	if c.Operation != nil {
 		if err := putOperation(ctx, tx, *c.Operation, now); err != nil {

@@ -280,7 +280,7 @@ func TestApplyReturnsTheRowsItWrote(t *testing.T) {
 	done := apply(t, s, vm.Change{NewTemplate: &big, NewVM: &v, NewDisk: &d, NewImage: &i, NewNetwork: &n})
 	wantApplied(done, vm.Applied{Template: &big, VM: &vm.VM{ID: v.ID}, Disks: []vm.Disk{d}, Image: &i, Network: &n})
 	if done.VM.Seq != 1 || done.VM.Revision != 1 || done.VM.UpdatedAt.IsZero() {
-		t.Errorf("applied %+v; want what the store sets in it", done.VM)
+		t.Errorf("applied %+v; want the fields that the store sets", done.VM)
 	}
 	done.VM.NICs[0].Network = "changed"
 	if v.NICs[0].Network != "lan" || s.mustVM(t, v.ID).NICs[0].Network != "lan" {
@@ -301,7 +301,7 @@ func TestApplyReturnsTheRowsItWrote(t *testing.T) {
 	})
 	wantApplied(done, vm.Applied{VM: &vm.VM{ID: v.ID}, Disks: []vm.Disk{e, d}, Image: &i, Network: &n, Learned: []vm.VM{{ID: v.ID}}})
 	if done.VM.UUID != v.UUID || done.VM.Revision != 3 || len(done.VM.Learned) != 1 {
-		t.Errorf("applied %+v; want UUID %s, revision 3 and what was learned", done.VM, v.UUID)
+		t.Errorf("applied %+v; want UUID %s, revision 3 and the learned facts", done.VM, v.UUID)
 	}
 
 	// A row that the change deletes is not returned, nor is a VM of which nothing new

@@ -12,8 +12,8 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// Backup writes a consistent copy of the database to path and replaces any file
-// there: whole and durable, or not at all. It does not block readers or writers.
+// Backup writes a consistent, durable copy of the database to path and replaces any file
+// there. After an error path is unchanged. It does not block readers or writers.
 func (s *Store) Backup(ctx context.Context, path string) error {
 	return backup(ctx, s.path, path)
 }

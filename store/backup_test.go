@@ -11,7 +11,7 @@ import (
 	"vmand/vm"
 )
 
-func TestABackupOfABusyDatabaseIsWhole(t *testing.T) {
+func TestBackupOfABusyDatabaseIsConsistent(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	ctx, stop := context.WithCancel(t.Context())
@@ -55,7 +55,7 @@ func TestABackupOfABusyDatabaseIsWhole(t *testing.T) {
 	}
 }
 
-func TestABackupThatFailsLeavesNothing(t *testing.T) {
+func TestFailedBackupLeavesNoFile(t *testing.T) {
 	s := open(t)
 	dir := t.TempDir()
 	occupied := filepath.Join(dir, "occupied")
@@ -76,6 +76,6 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 		}
 	}
 	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
-		t.Errorf("%v, %v are left; want only what was there before", files, err)
+		t.Errorf("%v, %v are left; want only the earlier files", files, err)
 	}
 }

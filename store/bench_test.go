@@ -288,7 +288,7 @@ func BenchmarkVMs100BesideAWriter(b *testing.B) {
 	}
 }
 
-// BenchmarkIncrementalPass reads what an observer needs of many VMs of which 50 run,
+// BenchmarkIncrementalPass reads the data for an observer of many VMs, of which 50 run,
 // when one VM has changed since its last pass.
 func BenchmarkIncrementalPass(b *testing.B) {
 	s := seeded(b, many)

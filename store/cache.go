@@ -11,13 +11,13 @@ import (
 // answers at 0.29 of the rate of a bare echo server, with it at 0.51: reading a row
 // costs three times the rest of the request.
 //
-// It is never older than what this process has acknowledged: Apply forgets a VM it
-// wrote before it returns, and a row read before that is not kept. A write by
-// another process clears it, see foreignWrites. It is safe for concurrent use.
+// It never returns a VM older than an acknowledged write of this process: Apply drops the
+// VMs it wrote before it returns, and put ignores a row that was read before that. A write
+// by another process clears it, see foreignWrites. It is safe for concurrent use.
 type vmCache struct {
 	mu    sync.RWMutex
 	vms   map[string]*vm.VM // never modified
-	epoch int64             // raised whenever something is forgotten
+	epoch int64             // incremented whenever an entry is dropped
 }
 
 // maxCached bounds the cache. A VM with one NIC takes 1.2 KB (measured), so a full
@@ -30,7 +30,7 @@ type vmKey struct {
 	seq, revision int64
 }
 
-// get returns a VM. epoch is for put, in case there is none.
+// get returns a VM, if it is cached. epoch is the argument for put otherwise.
 func (c *vmCache) get(id string) (v vm.VM, epoch int64, ok bool) {
 	c.mu.RLock()
 	kept, ok := c.vms[id]
@@ -64,7 +64,7 @@ func (c *vmCache) page(keys []vmKey) (list []vm.VM, epoch int64, ok bool) {
 }
 
 // put keeps VMs that were read after get or page returned epoch, unless something
-// was forgotten meanwhile: they may be older than that.
+// was dropped meanwhile: they may be older than that.
 func (c *vmCache) put(epoch int64, list ...vm.VM) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -80,7 +80,7 @@ func (c *vmCache) put(epoch int64, list ...vm.VM) {
 	}
 }
 
-// evict forgets any one VM. It must be called with mu held.
+// evict drops any one VM. It must be called with mu held.
 func (c *vmCache) evict() {
 	for id := range c.vms {
 		delete(c.vms, id)
@@ -88,7 +88,7 @@ func (c *vmCache) evict() {
 	}
 }
 
-// forget forgets some VMs.
+// forget drops some VMs.
 func (c *vmCache) forget(ids ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -98,7 +98,7 @@ func (c *vmCache) forget(ids ...string) {
 	c.epoch++
 }
 
-// clear forgets all VMs.
+// clear drops all VMs.
 func (c *vmCache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -106,8 +106,8 @@ func (c *vmCache) clear() {
 	c.epoch++
 }
 
-// cloneVM returns a copy of v with lists of its own, so that a caller may modify
-// them. Labels are shared.
+// cloneVM returns a copy of v that shares only Labels, so that a caller may modify the
+// lists.
 func cloneVM(v *vm.VM) vm.VM {
 	c := *v
 	c.NICs, c.Forwards = slices.Clone(v.NICs), slices.Clone(v.Forwards)

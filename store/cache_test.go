@@ -145,7 +145,7 @@ func TestACachedPageIsUsedOnlyIfEachRevisionIsCurrent(t *testing.T) {
 	_, err := s.writer.Exec(`UPDATE vms SET reason_detail = 'behind the cache'`) // to detect a read of the row
 	must(t, err)
 	if again := page(); len(again) != 2 || again[0].ReasonDetail != "" || again[0].CDROMs[0].ID != vm.SeedCDROM {
-		t.Errorf("read %+v; want the cached page, with lists of its own", again)
+		t.Errorf("read %+v; want the cached page, with separate lists", again)
 	}
 	_, err = s.writer.Exec(`UPDATE vms SET revision = revision + 1 WHERE seq = 3`)
 	must(t, err)

@@ -53,7 +53,7 @@ func (l *changeLog) reset() {
 	l.oldest = l.last
 }
 
-// since returns what was written after a mark.
+// since returns the names of the rows written after a mark.
 func (l *changeLog) since(mark vm.Mark) vm.Changes {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -83,8 +83,8 @@ func (l *changeLog) since(mark vm.Mark) vm.Changes {
 	return c
 }
 
-// Changes returns the names of what was written since a mark, at most changeLogSize
-// of them. It costs one pragma and what was written.
+// Changes returns the names of the rows written since a mark, at most changeLogSize. It
+// executes one pragma and reads no rows.
 func (s *Store) Changes(ctx context.Context, since vm.Mark) (vm.Changes, error) {
 	if err := s.look(ctx, s.writer); err != nil {
 		return vm.Changes{}, s.fault(ctx, err)

@@ -8,7 +8,7 @@ import (
 	"vmand/vm"
 )
 
-// changedSince returns what was written since a mark, with sorted names.
+// changedSince returns the changes since a mark, with sorted names.
 func changedSince(t *testing.T, s *Store, mark vm.Mark) vm.Changes {
 	t.Helper()
 	c, err := s.Changes(t.Context(), mark)
@@ -19,7 +19,7 @@ func changedSince(t *testing.T, s *Store, mark vm.Mark) vm.Changes {
 	return c
 }
 
-func TestChangesNameWhatWasWrittenSinceAMark(t *testing.T) {
+func TestChangesNameTheRowsWrittenSinceAMark(t *testing.T) {
 	s := open(t)
 	makeTemplate(t, s, "small")
 	start := changedSince(t, s, 0)
@@ -42,7 +42,7 @@ func TestChangesNameWhatWasWrittenSinceAMark(t *testing.T) {
 			Image:   &vm.ImageUpdate{From: i.State, Image: i},
 			Network: &n,
 		}, vm.Changes{VMs: []string{v.ID}, Disks: []string{"d", "e"}, Images: []string{"i"}, Networks: []string{"full"}}},
-		{"what was learned of one", vm.Change{Learned: []vm.Learned{{VMID: v.ID}, {VMID: w.ID, Boot: vm.Boot{DHCP: at}}}},
+		{"learned facts of one VM", vm.Change{Learned: []vm.Learned{{VMID: v.ID}, {VMID: w.ID, Boot: vm.Boot{DHCP: at}}}},
 			vm.Changes{VMs: []string{w.ID}}},
 		{"deletions", vm.Change{DeleteVM: v.ID, DeleteDisk: "d", DeleteImage: "i", DeleteNetwork: "full"},
 			vm.Changes{VMs: []string{v.ID}, Disks: []string{"d"}, Images: []string{"i"}, Networks: []string{"full"}}},
@@ -110,7 +110,7 @@ func TestAForeignWriteChangesAll(t *testing.T) {
 		t.Errorf("since that mark: %+v; want nothing", got)
 	}
 	if got := s.mustVM(t, makeVM(0).ID); got.ReasonDetail != "by hand" {
-		t.Errorf("read %q; want what was written", got.ReasonDetail)
+		t.Errorf("read %q; want the written value", got.ReasonDetail)
 	}
 }
 

@@ -41,8 +41,8 @@ func Check(ctx context.Context, path string) error {
 	return nil
 }
 
-// Copy writes a consistent copy of the database at from to the new file to: whole,
-// checked and durable, or not at all. It fails if to exists. A running vmand may
+// Copy writes a consistent, checked and durable copy of the database at from to the new
+// file to. After an error to does not exist. It fails if to exists. A running vmand may
 // have the database open; it is not blocked.
 func Copy(ctx context.Context, from, to string) error {
 	if _, err := os.Stat(from); err != nil {

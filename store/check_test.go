@@ -162,7 +162,7 @@ func TestReplaceKeepsADamagedDatabaseUnchanged(t *testing.T) {
 	must(t, Replace(t.Context(), path, with, keep))
 	for _, suffix := range []string{"", "-wal"} {
 		if got, err := os.ReadFile(keep + suffix); err != nil || !bytes.Equal(got, rubbish) {
-			t.Errorf("kept%s has %d bytes, %v; want what was there", suffix, len(got), err)
+			t.Errorf("kept%s has %d bytes, %v; want the old content", suffix, len(got), err)
 		}
 	}
 	if got := names(t, dir); !slices.Equal(got, []string{"kept", "kept-wal", "vman.db"}) {
@@ -174,7 +174,7 @@ func TestReplaceKeepsADamagedDatabaseUnchanged(t *testing.T) {
 func TestReplaceWithoutADatabaseToReplace(t *testing.T) {
 	dir, path, with := replaceable(t)
 	must(t, os.Remove(path))
-	must(t, os.WriteFile(path+"-wal", []byte("of one that is gone"), 0o600))
+	must(t, os.WriteFile(path+"-wal", []byte("of an ended process"), 0o600))
 	must(t, Replace(t.Context(), path, with, filepath.Join(dir, "kept")))
 	if got := names(t, dir); !slices.Equal(got, []string{"vman.db"}) {
 		t.Errorf("there are %q, want only the database", got)
@@ -182,7 +182,7 @@ func TestReplaceWithoutADatabaseToReplace(t *testing.T) {
 	wantTemplate(t, path, "new")
 }
 
-func TestReplaceRefusesAnOpenDatabaseAndOneItCannotKeep(t *testing.T) {
+func TestReplaceRefusesAnOpenOrUnmovableDatabase(t *testing.T) {
 	dir, path, with := replaceable(t)
 	keep := filepath.Join(dir, "kept")
 	s, err := Open(t.Context(), Options{Path: path})

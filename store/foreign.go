@@ -8,11 +8,11 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// foreignWrites notices that another process, such as sqlite3, has written to the
-// database: what this process knows of it from its own writes is void then.
+// foreignWrites detects writes of other processes, such as sqlite3, to the database. They
+// invalidate the caches of this process.
 //
-// SQLite changes data_version of a connection when another connection has written.
-// Only the writer's connection writes here, so asking it shows foreign writes alone.
+// SQLite changes data_version of a connection when another connection has written. In this
+// process only the writer's connection writes, so its data_version shows only foreign writes.
 type foreignWrites struct {
 	looked  atomic.Int64 // when, as time.Since(born)
 	version atomic.Int64 // data_version then

@@ -12,7 +12,7 @@ import (
 )
 
 // The first content columns are NULL until the content is stored; sum_sha256,
-// sum_sha512 and format are what the request demands.
+// sum_sha512 and format are the requirements of the request.
 var imageTable = newTable("images",
 	column[vm.Image]{"seq", readOnly, func(i *vm.Image) any { return (*integer64)(&i.Seq) }},
 	column[vm.Image]{"name", fixed, func(i *vm.Image) any { return &i.Name }},
@@ -92,8 +92,8 @@ func updateImage(ctx context.Context, tx *transaction, u vm.ImageUpdate, now tim
 }
 
 // contentUsers counts the VMs and the disks that use the content of image ?1 and
-// that no other available image names. An image that is not imported yet has no
-// content that anything could use, even if others have the same.
+// that no other available image names. For an image that is not imported yet it counts
+// none, even if other images have the same content.
 const contentUsers = `
 	SELECT (SELECT count(*) FROM vm_contents WHERE sha256 = i.sha256),
 		(SELECT count(*) FROM disks WHERE base = ?2 || i.sha256)

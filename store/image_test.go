@@ -61,7 +61,7 @@ func TestEveryFieldOfAnImageComesBack(t *testing.T) {
 	}
 }
 
-func TestAnImageIsUpdatedFromTheStateItWasIn(t *testing.T) {
+func TestImageUpdateComparesTheState(t *testing.T) {
 	s := open(t)
 	first := vm.Image{Name: "full", State: vm.ImageUploading, Source: "upload", CreatedAt: at}
 	apply(t, s, vm.Change{NewImage: &first})
@@ -199,7 +199,7 @@ func TestAnImageIsKeptWhileItsContentIsInUse(t *testing.T) {
 	wantUse("and that again", 1, 1)
 	making.DiskFile, making.State = vm.DiskFile{SizeMiB: 1024}, vm.DiskAvailable
 	apply(t, s, vm.Change{Disks: []vm.DiskUpdate{{From: vm.DiskCreating, Disk: making}}})
-	wantUse("the disk has no base any more", 1, 0)
+	wantUse("the disk has no base", 1, 0)
 
 	apply(t, s, vm.Change{DeleteVM: root.ID, DeleteImage: "debian"}) // in one change
 	_, err := s.Image(t.Context(), "debian")
@@ -232,7 +232,7 @@ func TestAnImageIsDeletedIfAnotherImageHasItsContent(t *testing.T) {
 		{vm.ImageAvailable, vm.ImageImporting, someSum, true},
 		{vm.ImageError, "", "", true},
 		{vm.ImageError, vm.ImageAvailable, someSum, false},
-		// An image that was never available can always be deleted, whatever its content
+		// An image that was never available can always be deleted, regardless of its content
 		// would be: a restored backup may have such an image.
 		{vm.ImageImporting, "", "", false},
 		{vm.ImageImporting, vm.ImageError, someSum, false},

@@ -54,7 +54,7 @@ func writeUntilKilled(path string) error {
 	return <-failed
 }
 
-func TestWhatWasAcknowledgedSurvivesAKill(t *testing.T) {
+func TestAcknowledgedWritesSurviveAKill(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "vman.db")
 	s, err := Open(t.Context(), Options{Path: path})

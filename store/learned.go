@@ -9,7 +9,7 @@ import (
 	"vmand/vm"
 )
 
-// learn records what was seen of a guest. It returns the new row of the VM, nil if
+// learn records an observation of a guest. It returns the new row of the VM, nil if
 // nothing changed or the VM does not exist.
 func learn(ctx context.Context, tx *transaction, l vm.Learned, now time.Time) (*vm.VM, error) {
 	before, err := vmTable.row(ctx, tx, "id = ?", l.VMID)

@@ -78,7 +78,7 @@ func TestAnOlderDatabaseIsBackedUpAndMigrated(t *testing.T) {
 	}
 }
 
-func TestAMigrationThatFailsChangesNothing(t *testing.T) {
+func TestFailedMigrationChangesNothing(t *testing.T) {
 	for name, sql := range map[string]string{
 		"in its middle":             `CREATE TABLE extra (a TEXT) STRICT; CREATE TABLE vms (a TEXT) STRICT;`,
 		"with references to no row": `DELETE FROM templates;`,

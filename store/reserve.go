@@ -18,10 +18,10 @@ import (
 const (
 	// reserveSuffix follows the path of the database in that of its reserve.
 	reserveSuffix = ".reserve"
-	// reserveSlice is how many bytes a reserve frees at a time: enough for any one
-	// change. Other programs on the file system may take them first, but no more.
+	// reserveSlice is the number of bytes that a reserve frees at a time: enough for any
+	// one change. Other programs on the file system may use them, but not the rest.
 	reserveSlice = 1 << 20
-	// reserveRoom is how many times its size must be free before a reserve is
+	// reserveRoom is the factor of its size that must be free before a reserve is
 	// allocated, so that the reserve itself never fills the file system.
 	reserveRoom = 4
 	// reserveInterval is the time between two checks for that space.
@@ -83,7 +83,7 @@ func (r *reserve) release() bool {
 		return false // used up
 	}
 	if err != nil {
-		r.log.Warn("reserve of the database not given back", "err", err)
+		r.log.Warn("cannot free space from the reserve of the database", "err", err)
 		return false
 	}
 	r.log.Warn("no space left for the database, using its reserve", "path", r.path, "bytes_left", left)

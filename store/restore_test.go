@@ -94,7 +94,7 @@ func TestRestoreWithoutAPreviousDatabase(t *testing.T) {
 	wantTemplate(t, path, "old")
 }
 
-func TestARestoreThatFailsChangesNothing(t *testing.T) {
+func TestFailedRestoreChangesNothing(t *testing.T) {
 	dir, path, file := restorable(t)
 	text := filepath.Join(t.TempDir(), "text")
 	must(t, os.WriteFile(text, []byte("hello"), 0o600))

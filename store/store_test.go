@@ -72,7 +72,7 @@ func apply(t testing.TB, s *Store, c vm.Change) vm.Applied {
 	return done
 }
 
-// applyErr is [Store.Apply] without what it wrote.
+// applyErr is [Store.Apply] that returns only the error.
 func (s *Store) applyErr(ctx context.Context, c vm.Change) error {
 	_, err := s.Apply(ctx, c)
 	return err

@@ -17,8 +17,8 @@ type transaction struct {
 	statements *statements
 }
 
-// statements are the prepared statements of the writer. A transaction has the one
-// connection of the writer, so what it misses can only be prepared after it.
+// statements are the prepared statements of the writer. A transaction holds the only
+// connection of the writer, so missing statements are prepared after it.
 type statements struct {
 	mu       sync.Mutex
 	prepared map[string]*sqlx.Stmt // by their SQL; nil if it is missing

@@ -46,8 +46,7 @@ func contentsOf(v vm.VM) []string {
 	return all
 }
 
-// replaceContents records which image content a VM uses in place of what it used
-// before.
+// replaceContents replaces the recorded set of image content that a VM uses.
 func replaceContents(ctx context.Context, tx *transaction, v vm.VM) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM vm_contents WHERE vm_id = ?`, v.ID); err != nil {
 		return err

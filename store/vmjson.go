@@ -186,8 +186,8 @@ func timeOf(ms int64) time.Time {
 	return time.UnixMilli(ms).UTC()
 }
 
-// checkVM reports what is wrong with the lists of v. A CHECK of the schema cannot
-// look into JSON. A finding is a defect of the caller.
+// checkVM returns an error if the lists of v are invalid, which is a defect of the caller. A
+// CHECK of the schema cannot check values inside JSON.
 func checkVM(v vm.VM) error {
 	for _, n := range v.NICs {
 		if !validNIC(n) {

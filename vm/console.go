@@ -7,8 +7,8 @@ type ConsoleOptions struct {
 	// Scrollback is the number of bytes of earlier output that Read returns first. The log
 	// may hold fewer.
 	Scrollback int64
-	// Write requests the write side, which one connection has at a time. TakeOver takes it
-	// from the connection that has it; that connection becomes read-only.
+	// Write requests the write side, which one connection holds at a time. TakeOver takes it
+	// from its holder, which becomes read-only.
 	Write, TakeOver bool
 }
 

@@ -135,8 +135,7 @@ type NewDisk struct {
 	FromDisk   string // the disk to copy: the id of a detached data disk or of a stopped VM; empty for none
 }
 
-// Check returns a [Fault] of code [CodeInvalid] if n is invalid regardless of what is
-// recorded.
+// Check returns a [Fault] of code [CodeInvalid] if n is invalid regardless of the records.
 func (n NewDisk) Check() error {
 	if n.Image != "" && n.FromDisk != "" {
 		return InvalidField("/from_disk", "image and from_disk exclude each other")

@@ -33,15 +33,15 @@ type Machines interface {
 	// with another code if a file of the VM is missing.
 	Admit(ctx context.Context, s Spec) error
 
-	// Start launches QEMU for s and runs the guest. It returns when QEMU was spawned and when
-	// its monitor answered. After an error a process may be left; the
-	// caller must observe and settle the VM.
+	// Start launches QEMU for s and runs the guest. It returns the times at which QEMU was
+	// spawned and its monitor answered. After an error a process may be left; the caller must
+	// observe and settle the VM.
 	Start(ctx context.Context, s Spec, report Report) (Boot, error)
 	// Shutdown asks the guest to power off and ends the process with increasing force after
 	// o.Timeout, or at once with o.Force. It returns nil when no process is left.
 	Shutdown(ctx context.Context, id string, o StopOptions, report Report) error
-	// Control changes what the guest of a VM does: op is [OpPause], [OpResume], [OpReset],
-	// which also lets the guest run, or [OpNMI].
+	// Control pauses, resumes, resets or interrupts the guest of a VM: op is [OpPause],
+	// [OpResume], [OpReset], which also resumes the guest, or [OpNMI].
 	Control(ctx context.Context, id string, op Op) error
 }
 
@@ -138,8 +138,8 @@ type Host interface {
 	// Flight returns the flight recordings of a VM, of the current or last run and of its last
 	// crashes.
 	Flight(ctx context.Context, id string) (Flight, error)
-	// Watch delivers what the driver notices about VMs to sink until ctx is done, beginning
-	// with what it noticed before the call. It must not be called concurrently.
+	// Watch delivers the driver's observations of VMs to sink until ctx is done, beginning
+	// with those from before the call. It must not be called concurrently.
 	Watch(ctx context.Context, sink Sink)
 }
 

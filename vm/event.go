@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// An Event says that something has happened. Events are recorded in the same
-// transaction as what they tell of and numbered in that order.
+// An Event describes a change or an observation. Events are recorded in the same transaction
+// as the change that they describe, and numbered in that order.
 type Event struct {
-	Seq      int64 // unique, never used twice; set by the store
+	Seq      int64 // unique, never reused; set by the store
 	At       time.Time
 	Type     string // such as "vm.state"; see [EventTypes]
 	Resource Resource
@@ -33,7 +33,7 @@ var EventTypes = []string{
 // it is recorded.
 func NewEvent(kind string, resource Resource, data any) Event {
 	text, err := json.Marshal(data)
-	if err != nil { // what is told is made of strings and numbers
+	if err != nil { // a defect: data consists of strings and numbers
 		text, _ = json.Marshal(map[string]string{"error": fmt.Sprint(err)})
 	}
 	return Event{Type: kind, Resource: resource, Data: text}

@@ -22,7 +22,7 @@ type HostNetwork interface {
 	// mode bridge, no interface has its name with another mode, and no route of the host leads
 	// into its subnet.
 	Admit(ctx context.Context, n Network) error
-	// Up creates n or repairs what is missing or different, and serves DHCP, DNS and router
+	// Up creates n or repairs its missing or different parts, and serves DHCP, DNS and router
 	// advertisements by the settings of n. It is idempotent.
 	Up(ctx context.Context, n Network) error
 	// Down removes everything that Up created. It is idempotent.
@@ -50,7 +50,7 @@ type HostNetwork interface {
 
 	// Reconcile compares the host with w. If repair is true it also repairs the differences.
 	Reconcile(ctx context.Context, w Wanted, repair bool) (NetworkSurvey, error)
-	// Status returns the state of n on the host. What cannot be observed is left empty.
+	// Status returns the state of n on the host. Fields that it cannot observe are empty.
 	Status(ctx context.Context, n Network) NetworkStatus
 }
 

@@ -359,7 +359,7 @@ type NetworkReport struct {
 	Status  NetworkStatus
 }
 
-// CheckName reports what is wrong with the name of a new network.
+// CheckName returns a [Fault] of code [CodeInvalid] if a new network cannot have the name of n.
 func (n Network) CheckName() error {
 	if !ValidName(n.Name) || len(n.Name) > MaxNetworkName {
 		return InvalidField("/name",

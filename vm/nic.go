@@ -168,7 +168,7 @@ type AddressSource string
 const (
 	SourceAssigned  AddressSource = "assigned"  // vmand assigned the address; the guest cannot use another one
 	SourceAgent     AddressSource = "agent"     // the guest agent reported it
-	SourceNeighbour AddressSource = "neighbour" // the neighbour table of the host has it
+	SourceNeighbour AddressSource = "neighbour" // the neighbour table of the host contains it
 )
 
 // A LearnedAddress is an observed address of a guest that vmand did not assign.

@@ -14,11 +14,11 @@ const (
 	OpCancelled OpState = "cancelled"
 )
 
-// Ended reports whether the operation is over.
+// Ended reports whether the operation has ended.
 func (s OpState) Ended() bool { return s == OpSucceeded || s == OpFailed || s == OpCancelled }
 
-// Kind says what an operation does: the kind of resource, a dot, and an [Op] or
-// one of the disk's verbs.
+// Kind is the kind of an operation: the kind of resource, a dot and a verb, for example
+// "vm.start".
 type Kind string
 
 // The kinds of operations.
@@ -73,43 +73,43 @@ var Kinds = []Kind{
 	NetworkDelete, NICAttach, NICDetach, NICUpdate, ForwardAdd, ForwardRemove,
 }
 
-// An Operation is the record of one change: asked for, on its way, or over. It
-// survives a kill of the daemon.
+// An Operation is the record of one change that is requested, running or ended. It survives a
+// kill of the daemon.
 type Operation struct {
 	Seq         int64  // order of creation, unique; set by the store
 	ID          string // a UUID of version 7
 	Kind        Kind
 	Resource    Resource
-	Target      Target // what it works on within Resource
+	Target      Target // the part of Resource that it changes
 	State       OpState
-	Step        string   // what it does now, or did last
+	Step        string   // the current or last step
 	Progress    *int     // percent, nil when unknown
-	Problem     *Problem // why it failed or was cancelled
+	Problem     *Problem // the reason of a failure or a cancellation
 	RequestedBy string
 	RequestID   string
 	CreatedAt   time.Time
 	StartedAt   time.Time // zero while pending
-	FinishedAt  time.Time // zero until it is over
+	FinishedAt  time.Time // zero until it has ended
 	Log         []LogLine
 
-	// Key is the Idempotency-Key of the request it was begun by, empty for
-	// none; with RequestedBy it is unique. Fingerprint tells whether another
-	// request under the same key is the same request.
+	// Key is the Idempotency-Key of the request that began the operation, empty for
+	// none; with RequestedBy it is unique. Requests with the same key are the same
+	// request if their Fingerprint is equal.
 	Key         string
 	Fingerprint string
 }
 
-// A Target is what an operation works on within its resource, for those that
-// need more than the resource. Its zero value means the whole resource.
+// A Target names the part of the resource that an operation changes. Its zero value means the
+// whole resource.
 type Target struct {
 	NIC      *int   `json:"nic,omitempty"`      // slot of a NIC of the VM
 	Forward  string `json:"forward,omitempty"`  // id of a port forward of the VM
 	CDROM    string `json:"cdrom,omitempty"`    // id of a CD-ROM drive of the VM
 	Content  string `json:"content,omitempty"`  // SHA-256 of image content that is removed
-	Recorded bool   `json:"recorded,omitempty"` // the intent's record is all there was to do
+	Recorded bool   `json:"recorded,omitempty"` // recording the intent is the whole operation
 }
 
-// A Reply is what a client was answered, kept for a repetition of its request.
+// A Reply is the stored answer to a request, for its repetition.
 type Reply struct {
 	Status   int
 	Location string
@@ -117,14 +117,14 @@ type Reply struct {
 	Body     []byte
 }
 
-// A LogLine is one step an operation took.
+// A LogLine is one step of an operation.
 type LogLine struct {
 	At      time.Time `json:"at"`
 	Step    string    `json:"step"`
 	Message string    `json:"message"`
 }
 
-// A Problem is why an operation did not succeed.
+// A Problem is the reason why an operation failed or was cancelled.
 type Problem struct {
 	Code   Code   `json:"code"`
 	Detail string `json:"detail"`

@@ -15,7 +15,7 @@ const (
 	PortUser   PortKind = "user"   // the user-mode network inside QEMU (libslirp)
 )
 
-// A Port is a NIC with its backend on the host, as it is passed to QEMU.
+// A Port is a NIC with its backend on the host, in the form that QEMU needs.
 type Port struct {
 	NIC
 	Kind  PortKind

@@ -2,8 +2,7 @@ package vm
 
 import "strings"
 
-// A ResourceKind is the first part of a resource's name: the collection of the API
-// that has it.
+// A ResourceKind is the first part of a resource's name: its collection in the API.
 type ResourceKind string
 
 // The kinds of resources. Only the first five have operations. There is one daemon and one
@@ -20,8 +19,8 @@ const (
 	ObserverKind  ResourceKind = "observer"
 )
 
-// A Resource names one thing that can be changed: "vms/web-1". Operations, locks,
-// events and the observer name things so.
+// A Resource is the name of a resource, for example "vms/web-1", in operations, locks, events
+// and findings of the observer.
 type Resource struct {
 	Kind ResourceKind
 	ID   string // unique in its kind; empty for the whole collection or the only one
@@ -35,8 +34,8 @@ func (r Resource) String() string {
 	return string(r.Kind) + "/" + r.ID
 }
 
-// ParseResource returns the resource of a name as [Resource.String] makes it. It is
-// the inverse of String for any string: what has no slash is a kind.
+// ParseResource is the inverse of [Resource.String]. It accepts any string: a name without a
+// slash is a kind.
 func ParseResource(name string) Resource {
 	kind, id, _ := strings.Cut(name, "/")
 	return Resource{Kind: ResourceKind(kind), ID: id}

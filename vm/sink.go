@@ -2,11 +2,11 @@ package vm
 
 import "time"
 
-// A Sink receives what the driver and the networks notice between two looks at the
-// host. Its methods do not block and are safe for concurrent use.
+// A Sink receives observations of the driver and the networks between the passes of the
+// observer. Its methods do not block and are safe for concurrent use.
 type Sink interface {
-	// Nudge asks for a look at a VM soon: something about it may have changed.
+	// Nudge requests that a VM is settled soon, because its state may have changed.
 	Nudge(vmID string)
-	// Mark notes when something was first seen in the present run of a VM.
+	// Mark notes the time of the first observation of mark in the current run of a VM.
 	Mark(vmID string, mark BootMark, at time.Time)
 }

@@ -31,7 +31,7 @@ const (
 	ReasonRequested     Reason = "requested"
 	ReasonGuestShutdown Reason = "guest-shutdown" // the guest powered itself off
 	ReasonStartFailed   Reason = "start-failed"
-	ReasonCrashed       Reason = "crashed" // the QEMU process is gone
+	ReasonCrashed       Reason = "crashed" // the QEMU process has vanished
 	ReasonIOError       Reason = "io-error"
 	ReasonDiskFull      Reason = "disk-full"
 	ReasonPanicked      Reason = "guest-panicked"
@@ -136,7 +136,7 @@ type Verdict struct {
 // the start of the daemon all use it.
 //
 // QEMU runs with -no-shutdown. A guest that powered itself off is therefore visible as a run
-// state and cannot be missed like an event, and a process that is gone has crashed.
+// state and cannot be missed like an event, and a process that has vanished has crashed.
 func Settle(recorded State, why Reason, seen Observation) Verdict {
 	if !seen.Alive() {
 		return settleGone(recorded, why)

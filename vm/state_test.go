@@ -58,7 +58,7 @@ func TestEveryOperationInEveryState(t *testing.T) {
 	}
 }
 
-func TestSettleNeverLeavesAnIntent(t *testing.T) {
+func TestSettleLeavesNoTransitionalState(t *testing.T) {
 	statuses := []vm.RunStatus{
 		vm.StatusMute,
 		vm.StatusRunning,

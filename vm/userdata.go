@@ -65,9 +65,9 @@ func firstLine(data string) string {
 	return strings.TrimRightFunc(line, unicode.IsSpace)
 }
 
-// saysMIME reports whether cloud-init treats data as a MIME message: it searches the first 4096
+// isMIME reports whether cloud-init treats data as a MIME message: it searches the first 4096
 // bytes for the header.
-func saysMIME(data string) bool {
+func isMIME(data string) bool {
 	return strings.Contains(strings.ToLower(data[:min(len(data), 4096)]), "mime-version:")
 }
 
@@ -99,7 +99,7 @@ func checkUserData(field, data string) error {
 			"begins with %q, which cloud-init does not recognize: the first line must begin with %s or %s",
 			string(line[:min(len(line), 40)]), strings.Join(dataMarks, ", "), markMIME)
 	case markMIME:
-		if !saysMIME(data) {
+		if !isMIME(data) {
 			return InvalidField(field,
 				"must have the header MIME-Version: in the first 4096 bytes, by which cloud-init recognizes a MIME message")
 		}
@@ -249,7 +249,7 @@ func parseFault(err error) (line int, detail string) {
 }
 
 // grammarLine returns the number of the line at which the parser finds the violation with the
-// given detail: the shortest beginning of text that has it. Since the search parses the text
+// given detail: the last line of the shortest prefix of text with that violation. Since the search parses the text
 // several times, it returns the reported line plus 1, where the faulty block begins, for a text
 // of more than 64 KiB.
 func grammarLine(text string, line int, detail string) int {

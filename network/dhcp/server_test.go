@@ -182,7 +182,7 @@ func eventually(t testing.TB, condition string, holds func() bool) {
 	}
 }
 
-func TestThereIsNoOfferWithoutARecordOrWhenTheDirectoryFails(t *testing.T) {
+func TestNoOfferWithoutARecordOrWithAFailingDirectory(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, testNetwork)
 	ask := func(o ...nclient4.ClientOpt) error {
@@ -356,7 +356,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-func TestErrReportsThatTheInterfaceIsGone(t *testing.T) {
+func TestErrReportsAMissingInterface(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, testNetwork)
 	if err := b.Err(); err != nil {

@@ -459,8 +459,8 @@ type CloudInit struct {
 	// NICs of the VM.
 	NetworkConfig *string `json:"network_config,omitempty"`
 
-	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
-	// event and no answer to a viewer contains it.
+	// PasswordHash The hash of a password in the format of crypt(5): `openssl passwd -6` makes one. Without a hash there is no
+	// password. No log, no event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
 	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
@@ -491,7 +491,7 @@ type CloudInitDetails struct {
 	// InstanceId The instance id. cloud-init applies all data again when it changes.
 	InstanceID string `json:"instance_id"`
 
-	// NetworkConfig The network configuration as it was set. Null when there is none, or if `redacted`.
+	// NetworkConfig The network configuration. Null if there is none, or if `redacted`.
 	NetworkConfig *string `json:"network_config"`
 
 	// PasswordHash The hash of the default user's password, `***` if `redacted`. Null when there is no password.
@@ -511,13 +511,13 @@ type CloudInitDetails struct {
 	// Summaries Summaries of the data as they were set, and of the files that the guest gets at its next start.
 	Summaries CloudInitSummaries `json:"summaries"`
 
-	// UserData The user data as they were set. Null when there are none, or if `redacted`.
+	// UserData The user data. Null if there is none, or if `redacted`.
 	UserData *string `json:"user_data"`
 
 	// Users The users in addition to the default user.
 	Users []CloudInitUserDetails `json:"users"`
 
-	// VendorData The vendor data as they were set. Null when there are none, or if `redacted`.
+	// VendorData The vendor data. Null if there is none, or if `redacted`.
 	VendorData *string `json:"vendor_data"`
 }
 
@@ -601,8 +601,8 @@ type CloudInitUser struct {
 	// Name The name of the user.
 	Name string `json:"name"`
 
-	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
-	// event and no answer to a viewer contains it.
+	// PasswordHash The hash of a password in the format of crypt(5): `openssl passwd -6` makes one. Without a hash there is no
+	// password. No log, no event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
 	// Shell The absolute path of the user's shell. The default is the default shell of the guest.
@@ -768,7 +768,7 @@ type CreateNetwork struct {
 	// Ipv6Subnet An IPv6 /64. By default the network has no IPv6. Only for modes `nat` and `isolated`.
 	IPv6Subnet *string `json:"ipv6_subnet,omitempty"`
 
-	// IsolateVms Whether guests cannot reach one another. Not allowed for mode `user`, whose guests never can.
+	// IsolateVms Whether guests cannot reach one another. Not allowed for mode `user`, in which guests never can.
 	IsolateVMs *bool `json:"isolate_vms,omitempty"`
 
 	// Mode The mode of a network. It is immutable.
@@ -1691,8 +1691,8 @@ type OrphanId = string
 // OrphanVMId The id of a VM that exists on the host but has no record, prefixed by its kind and a colon.
 type OrphanVMId = string
 
-// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
-// event and no answer to a viewer contains it.
+// PasswordHash The hash of a password in the format of crypt(5): `openssl passwd -6` makes one. Without a hash there is no
+// password. No log, no event and no answer to a viewer contains it.
 type PasswordHash = string
 
 // PortForward A port of the host that is forwarded to a guest.
@@ -1933,8 +1933,8 @@ type SetCloudInit struct {
 	// NICs of the VM.
 	NetworkConfig *string `json:"network_config,omitempty"`
 
-	// PasswordHash The hash of a password, as crypt(5) has it: `openssl passwd -6` makes one. Without one there is no password. No log, no
-	// event and no answer to a viewer contains it.
+	// PasswordHash The hash of a password in the format of crypt(5): `openssl passwd -6` makes one. Without a hash there is no
+	// password. No log, no event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
 	// Reprovision Whether the guest applies all of the data, as at its first boot, even if it has applied cloud-init data
@@ -2777,7 +2777,7 @@ type CreateVMParams struct {
 	// - `cloud-init`: cloud-init reports through the agent that it is done or disabled, or it is not installed. If
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
-	// It requires `Prefer: wait`, whose time covers both the operation and the condition. When the time is over, the
+	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
 	// answer is 202 and the VM continues.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
@@ -2835,7 +2835,7 @@ type RestartVMParams struct {
 	// - `cloud-init`: cloud-init reports through the agent that it is done or disabled, or it is not installed. If
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
-	// It requires `Prefer: wait`, whose time covers both the operation and the condition. When the time is over, the
+	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
 	// answer is 202 and the VM continues.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
@@ -2861,7 +2861,7 @@ type StartVMParams struct {
 	// - `cloud-init`: cloud-init reports through the agent that it is done or disabled, or it is not installed. If
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
-	// It requires `Prefer: wait`, whose time covers both the operation and the condition. When the time is over, the
+	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
 	// answer is 202 and the VM continues.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 

@@ -23,7 +23,7 @@ const (
 	progressBytes  = mib // a connection that brings fewer bytes counts as failed
 )
 
-// FetchOptions says which addresses a [Fetcher] may connect to, and when it gives up.
+// FetchOptions limits the addresses and the attempts of a [Fetcher].
 type FetchOptions struct {
 	AllowPrivate []netip.Prefix // besides the public Internet; 0.0.0.0/0 and ::/0 for all addresses
 	Stall        time.Duration  // a connection without a byte for so long is closed; 0 for 30 s

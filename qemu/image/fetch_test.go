@@ -125,7 +125,7 @@ func TestABrokenDownloadIsResumed(t *testing.T) {
 	}
 }
 
-func TestADownloadThatCannotBeResumedStartsAgain(t *testing.T) {
+func TestUnresumableDownloadStartsAgain(t *testing.T) {
 	t.Parallel()
 	b := noise(4 * mib)
 	for name, c := range map[string]struct {

@@ -26,7 +26,7 @@ const (
 	defaultBytes = 1 << 40
 )
 
-// Options limits what an [Importer] accepts.
+// Options limits the images that an [Importer] accepts.
 type Options struct {
 	MaxBytes        int64 // of the transferred bytes, and of the stored file; 0 for 1 TiB
 	MaxVirtualBytes int64 // of the disk in the image; 0 for 16 TiB
@@ -40,7 +40,7 @@ type Options struct {
 // expanded, in hex. An empty string accepts any content.
 type Sum struct{ SHA256, SHA512 string }
 
-// Want says what an imported image must be, and has the callbacks of the import.
+// Want holds the requirements for an imported image and the callbacks of the import.
 type Want struct {
 	Sum
 	Format Format // required format; empty for any

@@ -49,7 +49,7 @@ func img(t testing.TB, args ...string) {
 	}
 }
 
-func TestWriteQcow2MakesTheImageOfQEMUImg(t *testing.T) {
+func TestWriteQcow2MatchesQEMUImg(t *testing.T) {
 	t.Parallel()
 	need.Programs(t, "qemu-img")
 	dir := t.TempDir()

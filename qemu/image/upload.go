@@ -317,7 +317,7 @@ func (i *Importer) Drop(name string) error {
 }
 
 // acquire returns the state of an upload, which the caller has to itself until it
-// calls release. It returns ErrBusy if another caller has it.
+// calls release. It returns ErrBusy if another caller holds it.
 func (i *Importer) acquire(name string) (*upload, error) {
 	if err := checkUploadName(name); err != nil {
 		return nil, err

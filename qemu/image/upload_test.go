@@ -174,7 +174,7 @@ func diskUse(t *testing.T, dir string) (n int64) {
 	return n
 }
 
-func TestACompressedUploadIsNotOnTheDiskTwice(t *testing.T) {
+func TestCompressedUploadIsStoredOnce(t *testing.T) {
 	t.Parallel()
 	i, dir := testImporter(t, Options{})
 	b := noise(96 * mib)

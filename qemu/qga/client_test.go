@@ -123,7 +123,7 @@ func TestAConnectionClosedByTheAgentIsErrSilent(t *testing.T) {
 	mustBe(t, s.Ping(t.Context()), ErrSilent)
 }
 
-func TestALateReplyIsNotTakenForAnother(t *testing.T) {
+func TestLateReplyIsNotMatchedToAnotherCommand(t *testing.T) {
 	t.Parallel()
 	// The guest has one port for all connections: the second connection first gets the
 	// rest of the replies to the first.
@@ -164,7 +164,7 @@ func TestAnUnrequestedReplyIsIgnored(t *testing.T) {
 }
 
 // This test is not parallel: it measures the allocations of the process.
-func TestAFloodCostsLittle(t *testing.T) {
+func TestFloodUsesBoundedMemory(t *testing.T) {
 	flood := func(text string) player {
 		return func(n int, r request, w io.Writer) {
 			for {

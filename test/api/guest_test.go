@@ -16,8 +16,8 @@ import (
 	"vmand/test/harness"
 )
 
-// TestTheMainJob follows the README, and checks that nothing is left at the end.
-func TestTheMainJob(t *testing.T) {
+// TestMainScenario follows the README, and checks that nothing is left at the end.
+func TestMainScenario(t *testing.T) {
 	d := harness.StartDaemon(t, harness.BootDisk("normal"))
 	d.CreateTemplate()
 	v := d.CreateVM("web-1")
@@ -79,7 +79,7 @@ func TestTheMainJob(t *testing.T) {
 	d.AssertEmpty()
 }
 
-func TestADeafGuestIsForcedAfterItsTime(t *testing.T) {
+func TestDeafGuestIsForcedAfterTheTimeout(t *testing.T) {
 	d := harness.StartDaemon(t, harness.BootDisk("deaf"))
 	d.CreateTemplate()
 	d.CreateVM("deaf")
@@ -104,7 +104,7 @@ func TestADeafGuestIsForcedAfterItsTime(t *testing.T) {
 	}
 }
 
-func TestAGuestThatPowersItselfOffIsStopped(t *testing.T) {
+func TestGuestPowerOffIsRecorded(t *testing.T) {
 	d := harness.StartDaemon(t, harness.BootDisk("poweroff"))
 	d.CreateTemplate()
 	d.CreateVM("tired")
@@ -122,7 +122,7 @@ func TestAGuestThatPowersItselfOffIsStopped(t *testing.T) {
 	d.Action("tired", "start")
 }
 
-func TestAGuestThatRebootsItselfGoesOnRunning(t *testing.T) {
+func TestGuestRebootKeepsTheVMRunning(t *testing.T) {
 	d := harness.StartDaemon(t, harness.BootDisk("reboot"))
 	d.CreateTemplate()
 	d.CreateVM("restless")
@@ -137,7 +137,7 @@ func TestAGuestThatRebootsItselfGoesOnRunning(t *testing.T) {
 	}
 }
 
-func TestAPanickedGuestIsPausedAndCanBeReset(t *testing.T) {
+func TestPanickedGuestIsPausedAndCanBeReset(t *testing.T) {
 	d := harness.StartDaemon(t, harness.BootDisk("panic"))
 	d.CreateTemplate()
 	d.CreateVM("sick")
@@ -159,7 +159,7 @@ func TestAPanickedGuestIsPausedAndCanBeReset(t *testing.T) {
 	d.ForceStop("sick")
 }
 
-func TestADiskComesAndGoesWithoutTheGuest(t *testing.T) {
+func TestDiskHotplugWithoutTheGuest(t *testing.T) {
 	d := harness.StartDaemon(t, harness.BootDisk("normal"))
 	d.CreateTemplate()
 	d.CreateVM("a")
@@ -192,7 +192,7 @@ func TestADiskComesAndGoesWithoutTheGuest(t *testing.T) {
 	g.Expect("VMT: disk-remove")
 }
 
-func TestAKilledQEMUIsACrashWithItsLastWords(t *testing.T) {
+func TestKilledQEMUIsRecordedAsACrash(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
 	d.CreateVM("a")
@@ -215,7 +215,7 @@ func TestAKilledQEMUIsACrashWithItsLastWords(t *testing.T) {
 	d.ForceStop("a")
 }
 
-func TestAHungQEMUCanBeStoppedAndDeleted(t *testing.T) {
+func TestHungQEMUCanBeStoppedAndDeleted(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
 	for _, id := range []string{"a", "b"} {
@@ -270,8 +270,8 @@ func TestARebootedHostShowsNoVMRunning(t *testing.T) {
 	d.Action("a", "start")
 }
 
-// TestWhoQEMURunsAs checks the user, the capabilities and the open files of QEMU.
-func TestWhoQEMURunsAs(t *testing.T) {
+// TestUserOfQEMU checks the user, the capabilities and the open files of QEMU.
+func TestUserOfQEMU(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs a vmand of root: run the tests as root")
 	}

@@ -18,9 +18,9 @@ import (
 	"vmand/test/harness"
 )
 
-// TestFromAnImageToAGuestThatAnswers boots a VM of an uploaded image, with a CD-ROM and
+// TestBootFromAnImage boots a VM of an uploaded image, with a CD-ROM and
 // cloud-init data.
-func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
+func TestBootFromAnImage(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
 	content := harness.GuestImage(t, "agent")
@@ -100,8 +100,8 @@ func TestFromAnImageToAGuestThatAnswers(t *testing.T) {
 	}
 }
 
-// TestAnImageIsDownloaded downloads from a server that is slow and breaks off once.
-func TestAnImageIsDownloaded(t *testing.T) {
+// TestImageIsDownloaded downloads from a server that is slow and breaks off once.
+func TestImageIsDownloaded(t *testing.T) {
 	content := harness.RawImage(7)
 	gate := make(chan struct{})
 	broken := false
@@ -170,8 +170,8 @@ func TestAnImageIsDownloaded(t *testing.T) {
 	}
 }
 
-// TestAnUploadGoesOnAfterAKill uploads an image in two parts, with a kill between them.
-func TestAnUploadGoesOnAfterAKill(t *testing.T) {
+// TestUploadContinuesAfterAKill uploads an image in two parts, with a kill between them.
+func TestUploadContinuesAfterAKill(t *testing.T) {
 	d := harness.StartDaemon(t)
 	content := harness.RawImage(3)
 	half := len(content) / 2
@@ -196,8 +196,8 @@ func TestAnUploadGoesOnAfterAKill(t *testing.T) {
 	d.Call("GET", "/images/b", nil).Want(404)
 }
 
-// TestAnImageThatIsLostIsSaid moves the content of an image away and back.
-func TestAnImageThatIsLostIsSaid(t *testing.T) {
+// TestLostImageIsReported moves the content of an image away and back.
+func TestLostImageIsReported(t *testing.T) {
 	d := harness.StartDaemon(t, "VMAN_OBSERVER_INTERVAL=250ms")
 	d.CreateTemplate()
 	i := d.UploadImage("a", harness.RawImage(1))

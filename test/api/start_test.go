@@ -27,7 +27,7 @@ func TestASecondDaemonIsRefused(t *testing.T) {
 	d.CreateTemplate()
 }
 
-func TestADatabaseItCannotUseIsLeftAlone(t *testing.T) {
+func TestUnusableDatabaseIsRefusedAndUnchanged(t *testing.T) {
 	tests := map[string]struct {
 		spoil func(d *harness.Daemon, file string)
 		say   []string
@@ -75,7 +75,7 @@ func TestADatabaseItCannotUseIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestAStateDirectoryThatCannotBeWrittenIsNamed(t *testing.T) {
+func TestReadOnlyStateDirectoryIsReported(t *testing.T) {
 	d := harness.NewDaemon(t)
 	if err := os.MkdirAll(d.StateDir, 0o700); err != nil {
 		t.Fatal(err)
@@ -93,8 +93,8 @@ func TestAStateDirectoryThatCannotBeWrittenIsNamed(t *testing.T) {
 	}
 }
 
-// TestNoRoom fills the daemon's file system.
-func TestNoRoom(t *testing.T) {
+// TestFullFileSystem fills the daemon's file system.
+func TestFullFileSystem(t *testing.T) {
 	d := harness.NewDaemon(t)
 	if err := os.MkdirAll(d.StateDir, 0o711); err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func TestWithoutQEMUTheDaemonRuns(t *testing.T) {
 	}
 }
 
-func TestMoreMemoryThanTheHostHas(t *testing.T) {
+func TestStartWithTooMuchMemoryIsRefused(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.Call("POST", "/templates", map[string]any{"name": "huge", "cpu_count": 1, "ram_amount": 4194304}).Want(201)
 	d.Call("POST", "/vms", map[string]any{"template_name": "huge", "name": "a"}).Want(201)
@@ -204,8 +204,8 @@ func TestADryRunStartsNothing(t *testing.T) {
 	d.DeleteAll()
 }
 
-// TestTheTCPDoor sends requests over TCP, where only a token authenticates the client.
-func TestTheTCPDoor(t *testing.T) {
+// TestAPIOverTCP sends requests over TCP, where only a token authenticates the client.
+func TestAPIOverTCP(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -249,7 +249,7 @@ func TestTheTCPDoor(t *testing.T) {
 	}
 }
 
-func TestWhatTheCommandLineAnswers(t *testing.T) {
+func TestCommandLineOutput(t *testing.T) {
 	tests := map[string]struct {
 		args []string
 		env  []string

@@ -106,9 +106,9 @@ func TestFiftyVMsAreControllableAfterAKill(t *testing.T) {
 	}
 }
 
-// TestWhatHappenedWhileTheDaemonWasAway kills one QEMU and stops another while no daemon
+// TestChangesDuringADowntimeAreRecorded kills one QEMU and stops another while no daemon
 // runs.
-func TestWhatHappenedWhileTheDaemonWasAway(t *testing.T) {
+func TestChangesDuringADowntimeAreRecorded(t *testing.T) {
 	d, pids := startMany(t, 8)
 	d.Kill()
 	for id, s := range map[string]syscall.Signal{"vm-0": syscall.SIGKILL, "vm-1": syscall.SIGSTOP} {
@@ -121,7 +121,7 @@ func TestWhatHappenedWhileTheDaemonWasAway(t *testing.T) {
 		last.Milliseconds())
 	d.WaitVM("vm-0", "error", "crashed", 0)
 	if v := d.VM("vm-1"); v.State != "paused" {
-		t.Errorf("VM vm-1, whose QEMU hangs, is %s, want paused as before", v.State)
+		t.Errorf("VM vm-1 with a hanging QEMU is %s, want paused as before", v.State)
 	}
 	if err := syscall.Kill(pids["vm-1"], syscall.SIGCONT); err != nil {
 		t.Fatal(err)
@@ -135,9 +135,9 @@ func TestWhatHappenedWhileTheDaemonWasAway(t *testing.T) {
 	assertConsistent(d)
 }
 
-// TestAGuestThatPowersOffWhileNobodyLooks kills the daemon after it has asked the guest to
+// TestGuestPowerOffWithoutADaemon kills the daemon after it has asked the guest to
 // power off.
-func TestAGuestThatPowersOffWhileNobodyLooks(t *testing.T) {
+func TestGuestPowerOffWithoutADaemon(t *testing.T) {
 	d := harness.NewDaemon(t, harness.BootDisk("normal"))
 	var err error
 	if d.Binary, err = failBinary(); err != nil {

@@ -15,7 +15,7 @@ import (
 
 // failFlush makes a flush of a disk fail. QEMU then lets no flush of the disk succeed until
 // it is restarted, because it does not know which writes were lost. The guest must keep
-// what it has flushed before, and must not see the failed flush succeed.
+// the data that it has flushed before, and must not see the failed flush succeed.
 func failFlush(d *harness.Daemon, guest *harness.Shell, f *faults, file, block string) {
 	d.T.Helper()
 	sum := guest.Run("dd if=/dev/%s bs=1M count=8 2>/dev/null | md5sum", block)
@@ -84,9 +84,9 @@ func newFaultyDaemon(t *testing.T, env ...string) (*harness.Daemon, *faults) {
 	return d, f
 }
 
-// TestAGuestWhoseDiskFailsIsPausedAndLosesNothing makes the files of disks fail with EIO
+// TestDiskErrorPausesTheGuestWithoutLoss makes the files of disks fail with EIO
 // while a Linux guest reads and writes them.
-func TestAGuestWhoseDiskFailsIsPausedAndLosesNothing(t *testing.T) {
+func TestDiskErrorPausesTheGuestWithoutLoss(t *testing.T) {
 	d, f := newFaultyDaemon(t, harness.BootDisk("net"))
 	d.CreateVM("a")
 	disk := d.CreateDisk(0.25)
@@ -169,9 +169,9 @@ func TestAGuestWhoseDiskFailsIsPausedAndLosesNothing(t *testing.T) {
 	}
 }
 
-// TestADatabaseThatCannotBeWrittenOrFlushed sends requests of each kind while the files of
+// TestDatabaseWriteAndFlushErrors sends requests of each kind while the files of
 // the database fail with EIO.
-func TestADatabaseThatCannotBeWrittenOrFlushed(t *testing.T) {
+func TestDatabaseWriteAndFlushErrors(t *testing.T) {
 	flushes := 0
 	for name, c := range map[string]struct {
 		fails  func(op, path string) bool
@@ -287,9 +287,9 @@ func records(d *harness.Daemon) string {
 	return strings.Join(words, "\n")
 }
 
-// TestAnImageThatCannotBeMadeIsNotListed creates disks and VMs while one step of it fails
+// TestFailedImageCreationIsNotListed creates disks and VMs while one step of it fails
 // with EIO.
-func TestAnImageThatCannotBeMadeIsNotListed(t *testing.T) {
+func TestFailedImageCreationIsNotListed(t *testing.T) {
 	d, f := newFaultyDaemon(t)
 	for _, c := range []struct {
 		op   string

@@ -13,7 +13,7 @@ import (
 	"vmand/test/harness"
 )
 
-func TestVMsOutliveTheDaemon(t *testing.T) {
+func TestVMsSurviveTheDaemon(t *testing.T) {
 	ends := map[string]func(*harness.Daemon){"killed": (*harness.Daemon).Kill, "stopped": (*harness.Daemon).Stop}
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
@@ -45,9 +45,9 @@ func TestVMsOutliveTheDaemon(t *testing.T) {
 	}
 }
 
-// TestAKillInTheMiddle kills the daemon at different times after the begin of four
+// TestKillDuringOperations kills the daemon at different times after the begin of four
 // operations. The next daemon must settle them.
-func TestAKillInTheMiddle(t *testing.T) {
+func TestKillDuringOperations(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
 	for i := range 12 {
@@ -170,7 +170,7 @@ func TestManyClientsOnEightVMs(t *testing.T) {
 	d.AssertEmpty()
 }
 
-func TestAStateChangedByHandIsMadeTrueAgain(t *testing.T) {
+func TestManualStateChangeIsRepaired(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
 	d.CreateVM("a")

@@ -12,11 +12,11 @@ import (
 // seams are the fail points of every operation, outside of its act.
 var seams = []string{".before-intent", ".after-intent", ".before-outcome", ".after-outcome"}
 
-// A target is the resource that an operation changes, and what belongs to it.
+// A target is the resource that an operation changes, and its dependent resources.
 type target struct {
 	vm, disk string // ids
 	pid      int    // of the VM's QEMU
-	n        int    // a number of its own, from 1
+	n        int    // a unique number, from 1
 	forward  string // the id of a port forward
 	image    string // the name of an image
 }

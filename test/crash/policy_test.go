@@ -14,7 +14,7 @@ import (
 	"vmand/test/harness"
 )
 
-func TestACrashedVMIsRestartedByItsPolicyAndAStopWins(t *testing.T) {
+func TestCrashedVMIsRestartedUntilStopped(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
 	d.CreateVMWith("a", map[string]any{"restart_policy": "on-failure"})
@@ -58,7 +58,7 @@ func TestACrashedVMIsRestartedByItsPolicyAndAStopWins(t *testing.T) {
 	}
 }
 
-func TestEventsAreHeardAcrossAKillAndNoneIsMissed(t *testing.T) {
+func TestNoEventIsMissedAcrossAKill(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
 	received := map[int64]bool{}
@@ -104,7 +104,7 @@ func TestEventsAreHeardAcrossAKillAndNoneIsMissed(t *testing.T) {
 	}
 }
 
-func TestARequestRepeatedAfterAKillHasOneEffect(t *testing.T) {
+func TestRepeatedRequestAfterAKillHasOneEffect(t *testing.T) {
 	d := harness.StartDaemon(t)
 	for i := range 8 {
 		key := fmt.Sprintf("Idempotency-Key: disk-%d", i)
@@ -130,7 +130,7 @@ func TestARequestRepeatedAfterAKillHasOneEffect(t *testing.T) {
 	d.WaitSettled()
 }
 
-func TestARestoredDatabaseLosesNoNewerVM(t *testing.T) {
+func TestRestoredDatabaseKeepsNewerVMs(t *testing.T) {
 	d := harness.StartDaemon(t)
 	d.CreateTemplate()
 	d.CreateVM("old")

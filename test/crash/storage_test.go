@@ -160,8 +160,8 @@ func TestEveryRequestOnAFullFileSystem(t *testing.T) {
 	d.AssertEmpty()
 }
 
-// TestAnOutcomeThatFindsNoRoom fills the file system while a VM is stopping.
-func TestAnOutcomeThatFindsNoRoom(t *testing.T) {
+// TestOutcomeOnAFullFileSystem fills the file system while a VM is stopping.
+func TestOutcomeOnAFullFileSystem(t *testing.T) {
 	d := harness.NewDaemon(t)
 	mountState(d, tmpfs(24))
 	d.Start()
@@ -230,7 +230,7 @@ func writtenBytes(d *harness.Daemon, id string) int64 {
 	return info.Sys().(*syscall.Stat_t).Blocks * 512
 }
 
-func TestAGuestThatFindsTheFileSystemFullGoesOnWhenThereIsRoom(t *testing.T) {
+func TestGuestPausedByAFullFileSystemContinues(t *testing.T) {
 	d := harness.NewDaemon(t, writerDisk(t))
 	mountState(d, tmpfs(160))
 	d.Start()
@@ -295,9 +295,9 @@ func ext4(t *testing.T) (mount func(dir string) error) {
 	}
 }
 
-// TestAFileSystemThatBreaks breaks the file system below a daemon with VMs. It turns
+// TestBrokenFileSystem breaks the file system below a daemon with VMs. It turns
 // read-only, as ext4 does after an error, or fails with EIO, as without its disk.
-func TestAFileSystemThatBreaks(t *testing.T) {
+func TestBrokenFileSystem(t *testing.T) {
 	breaks := map[string]func(dir string) error{"read-only": turnReadOnly, "i-o errors": shutDown}
 	for name, ruin := range breaks {
 		t.Run(name, func(t *testing.T) {

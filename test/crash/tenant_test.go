@@ -31,7 +31,7 @@ func (b *belief[T]) learn(end outcome, after T) {
 	}
 }
 
-// An outcome is what a client knows about the end of its request.
+// An outcome is a client's knowledge of the end of its request.
 type outcome int
 
 const (
@@ -40,7 +40,7 @@ const (
 	unknown                     // it had its whole effect or none
 )
 
-// A tenant is a client with a VM and disks of its own, which no other client uses.
+// A tenant is a client with a VM and disks that no other client uses.
 type tenant struct {
 	*torture
 	r  *rand.Rand
@@ -51,7 +51,7 @@ type tenant struct {
 	state       string // empty: unknown
 	mark        int64  // the VM's mark when state was acknowledged
 	disks       map[string]*modelDisk
-	creating    *modelDisk // a disk whose creation had no answer
+	creating    *modelDisk // a disk without an answer to its creation
 	accepted    []string   // the operations that must end
 
 	number    int          // of the tenant
@@ -62,7 +62,7 @@ type tenant struct {
 	image     belief[bool] // whether the tenant's image is available
 }
 
-// A modelDisk is what a client knows about a disk.
+// A modelDisk is a client's knowledge of a disk.
 type modelDisk struct {
 	key   string // the Idempotency-Key of its creation
 	asked float64
@@ -323,7 +323,7 @@ func (c *tenant) changeDisk() {
 	}
 }
 
-// send sends a request and returns what is known about its end.
+// send sends a request and returns its outcome.
 func (c *tenant) send(method, path string, body any, headers ...string) (outcome, harness.Answer) {
 	if c.r.IntN(3) > 0 {
 		headers = append(headers, "Prefer: wait=30")
@@ -354,7 +354,7 @@ func (c *tenant) send(method, path string, body any, headers ...string) (outcome
 	return refused, a
 }
 
-// compare reports differences between a census and what the client knows. Afterwards the
+// compare reports differences between a census and the knowledge of the client. Afterwards the
 // client knows the census.
 func (c *tenant) compare(seen harness.Census) {
 	for _, at := range c.accepted {

@@ -10,7 +10,7 @@ import (
 	"vmand/test/need"
 )
 
-func TestANamespaceKeepsNoFileSystemOfADaemon(t *testing.T) {
+func TestNamespaceReleasesTheFileSystemsOfADaemon(t *testing.T) {
 	need.Namespaces(t)
 	dir, err := os.MkdirTemp("", dirPrefix)
 	if err != nil {

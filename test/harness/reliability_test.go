@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestWhatTheReliabilityPageNamesExists looks for every test that the page calls
+// TestReliabilityPageNamesExistingTests looks for every test that the page calls
 // a proof.
-func TestWhatTheReliabilityPageNamesExists(t *testing.T) {
+func TestReliabilityPageNamesExistingTests(t *testing.T) {
 	page, err := os.ReadFile(File("docs", "reliability.md"))
 	if err != nil {
 		t.Fatal(err)

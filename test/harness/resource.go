@@ -95,7 +95,7 @@ func (d *Daemon) Exec(id, command string) string {
 	return strings.TrimSpace(Deref(r.Stdout))
 }
 
-// DeleteAll deletes every VM, disk, template and network, but for the default network.
+// DeleteAll deletes every VM, disk, template and network, except the default network.
 func (d *Daemon) DeleteAll() {
 	d.T.Helper()
 	c := d.Census()

@@ -33,8 +33,8 @@ func waitNetworkRepair(d *harness.Daemon) openapi.Issue {
 	return found
 }
 
-// TestConnectionsOutliveTheDaemon kills the daemon during traffic in both directions.
-func TestConnectionsOutliveTheDaemon(t *testing.T) {
+// TestConnectionsSurviveTheDaemon kills the daemon during traffic in both directions.
+func TestConnectionsSurviveTheDaemon(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
 	d.CreateVM("a")
@@ -80,8 +80,8 @@ func TestConnectionsOutliveTheDaemon(t *testing.T) {
 	}
 }
 
-// TestWhatSomebodyBreaksIsRepaired breaks the host's side of a network as an operator may.
-func TestWhatSomebodyBreaksIsRepaired(t *testing.T) {
+// TestNetworkDriftIsRepaired breaks the host's side of a network as an operator may.
+func TestNetworkDriftIsRepaired(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
 	d.CreateVM("a")
@@ -219,9 +219,9 @@ func TestTeardownLeavesNothing(t *testing.T) {
 	d.StartAll("a")
 }
 
-// TestABridgeThatTheHostHas connects a guest to a bridge of the host, where vmand assigns no
+// TestExistingHostBridge connects a guest to a bridge of the host, where vmand assigns no
 // addresses.
-func TestABridgeThatTheHostHas(t *testing.T) {
+func TestExistingHostBridge(t *testing.T) {
 	l := harness.NewLab(t)
 	l.Host.AddBridge("br-lan")
 	l.Host.Must("put up0 into the bridge", func() error {
@@ -270,8 +270,8 @@ func TestABridgeThatTheHostHas(t *testing.T) {
 	}
 }
 
-// TestWhatIsInTheWayIsNamed drops forwarded packets on the host, as some firewalls do.
-func TestWhatIsInTheWayIsNamed(t *testing.T) {
+// TestNetworkConflictsAreNamed drops forwarded packets on the host, as some firewalls do.
+func TestNetworkConflictsAreNamed(t *testing.T) {
 	l := harness.NewLab(t)
 	drop := nftables.ChainPolicyDrop
 	c := l.Host.Firewall()
@@ -294,8 +294,8 @@ func TestWhatIsInTheWayIsNamed(t *testing.T) {
 	}
 }
 
-// TestAnOrdinaryUser runs the daemon as the user nobody, who owns only a home directory.
-func TestAnOrdinaryUser(t *testing.T) {
+// TestDaemonOfAnOrdinaryUser runs the daemon as the user nobody, which owns only a home directory.
+func TestDaemonOfAnOrdinaryUser(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Fatal("this test runs vmand as another user: run the tests as root")
 	}

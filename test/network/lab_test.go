@@ -11,8 +11,8 @@ import (
 	"vmand/test/harness"
 )
 
-// TestTheLabIsASmallWorld checks the lab itself: routes, names, captures.
-func TestTheLabIsASmallWorld(t *testing.T) {
+// TestLabConnectivity checks the lab itself: routes, names, captures.
+func TestLabConnectivity(t *testing.T) {
 	l := harness.NewLab(t)
 	for _, n := range []*harness.Namespace{l.Host, l.Other, l.Outside} {
 		if got, err := n.HTTPGet(harness.FarAddress + ":80"); err != nil {

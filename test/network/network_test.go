@@ -238,9 +238,9 @@ func echoUDP(t *testing.T, n *harness.Namespace, address string) string {
 	return got
 }
 
-// TestGuestsThatSayTheyAreTheSameHaveTwoAddresses boots two copies of an image, which send
+// TestGuestsWithEqualClientIDsHaveTwoAddresses boots two copies of an image, which send
 // the same DHCP client id, because it is derived from /etc/machine-id.
-func TestGuestsThatSayTheyAreTheSameHaveTwoAddresses(t *testing.T) {
+func TestGuestsWithEqualClientIDsHaveTwoAddresses(t *testing.T) {
 	d := harness.NewLab(t).StartDaemon(t, harness.BootDisk("clones"))
 	d.CreateVM("a")
 	d.CreateVM("b")
@@ -284,7 +284,7 @@ func TestFiftyVMsHaveFiftyAddresses(t *testing.T) {
 	}
 }
 
-func TestANetworkRunsOutOfAddresses(t *testing.T) {
+func TestAddressExhaustion(t *testing.T) {
 	d := harness.NewLab(t).StartDaemon(t)
 	d.Call("POST", "/networks", map[string]any{"name": "tiny", "mode": "nat", "subnet": "10.77.0.0/29"}).Want(201)
 	on := map[string]any{"nics": []any{map[string]any{"network": "tiny"}}}

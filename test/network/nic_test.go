@@ -11,7 +11,7 @@ import (
 	"vmand/test/harness"
 )
 
-func TestNICsComeAndGoWhileTheGuestRuns(t *testing.T) {
+func TestNICHotplug(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
 	d.CreateNetwork("blue", "nat", "10.50.0.0/24", nil)
@@ -152,7 +152,7 @@ func TestNetworksDoNotReachOneAnother(t *testing.T) {
 	d.Call("POST", "/vms/d/port_forwards", map[string]any{"host_port": 8080, "guest_port": 80}).Want(400)
 }
 
-func TestGuestsThatAreIsolatedReachOnlyOut(t *testing.T) {
+func TestIsolatedGuestsReachOnlyOtherNetworks(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
 	d.CreateNetwork("flats", "nat", "10.9.0.0/24", map[string]any{"isolate_vms": true})

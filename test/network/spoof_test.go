@@ -270,8 +270,8 @@ func garbage(me station) [][]byte {
 	return frames
 }
 
-// TestAGuestThatFloodsHurtsNobody makes one guest send garbage as fast as it can.
-func TestAGuestThatFloodsHurtsNobody(t *testing.T) {
+// TestFloodingGuestDoesNotAffectOthers makes one guest send garbage as fast as it can.
+func TestFloodingGuestDoesNotAffectOthers(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
 	v := d.CreateVM("a")

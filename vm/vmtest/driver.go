@@ -42,7 +42,7 @@ type Driver struct {
 	changed map[string]chan struct{} // closed at the next change of a console
 }
 
-// A process is the pretended QEMU process of a VM.
+// A process is the fake QEMU process of a VM.
 type process struct {
 	since   time.Time
 	pid     int
@@ -219,8 +219,8 @@ func (d *Driver) guest(ctx context.Context, method, id string, to vm.RunStatus) 
 	})
 }
 
-// Control sets the run state that op leads to. [Driver.Break] and the like know it by the
-// name of op with a capital letter: "Pause".
+// Control sets the run state that op leads to. [Driver.Break] and the other methods name this
+// call by op with a capital letter, for example "Pause".
 func (d *Driver) Control(ctx context.Context, id string, op vm.Op) error {
 	status := vm.StatusRunning
 	if op == vm.OpPause {

@@ -75,7 +75,7 @@ func (d *Driver) Console(ctx context.Context, id string, o vm.ConsoleOptions) (v
 	return c, nil
 }
 
-// A console is a [vm.Console] of a pretended guest.
+// A console is a [vm.Console] of a fake guest.
 type console struct {
 	d      *Driver
 	id     string

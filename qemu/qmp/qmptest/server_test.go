@@ -217,7 +217,7 @@ func TestAFailedScriptFailsTheTest(t *testing.T) {
 	}
 }
 
-func TestFilesBelongToTheLineTheyCameWith(t *testing.T) {
+func TestFilesBelongToTheirLine(t *testing.T) {
 	t.Parallel()
 	f, err := os.Open("/dev/null")
 	if err != nil {
