@@ -10,7 +10,7 @@ VACUUM := $(GO) tool -modfile=tools/lint/go.mod vacuum
 E2E = VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest $(GO) test -count=1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build run test unit cover bench torture check lint-openapi generate guest debian test-debian clean
+.PHONY: help deps build run test unit cover bench torture check lint-openapi generate guest debian test-debian test-kvm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ check: ## check format, generated code, API contract and packaging, vet, and run
 	$(MAKE) --no-print-directory generate lint-openapi
 	git diff --exit-code -- openapi
 	$(GO) vet ./...
-	$(GO) vet -tags debian,failpoints . ./failpoint ./qemu ./test/debian
+	$(GO) vet -tags debian,failpoints,kvm . ./failpoint ./qemu ./test/debian ./test/kvm
 	$(STATICCHECK) ./...
 	scripts/check-unit.sh packaging/vmand.service
 
@@ -67,6 +67,12 @@ debian: ## build a Debian cloud image in build/debian, unless it is up to date
 test-debian: deps build debian guest ## boot the Debian cloud image and log in to it; takes minutes without KVM
 	VMAN_TEST_DEBIAN=$(CURDIR)/build/debian/debian-12.qcow2 \
 		$(E2E) -v -timeout=60m -tags debian -run '^TestDebian$$' ./test/debian
+
+test-kvm: ## run tests under KVM, in an emulated guest on a host without KVM; takes ten minutes
+	@scripts/deps.sh kvm
+	@test/guest/build.sh build/guest
+	@test/kvm/build.sh build/kvm
+	@scripts/test-kvm.sh
 
 clean: ## remove everything that was built
 	rm -rf vmand build

@@ -52,6 +52,7 @@ var star = map[string][]string{
 	"test/bench":             {},
 	"test/crash":             {},
 	"test/debian":            {},
+	"test/kvm":               {},
 	"test/network":           {},
 	"test/guest/vmt":         {},
 }
@@ -71,10 +72,11 @@ var starOfTests = map[string][]string{
 	"network/ndp":      {"network/guard/linktest"},
 	"network/guard":    {"network/guard/linktest"},
 	"qemu/qmp":         {"qemu/qmp/qmptest", "test/need"},
-	"test/api":         {"test/harness", "openapi"},
+	"test/api":         {"test/harness", "test/need", "openapi"},
 	"test/bench":       {"test/harness", "openapi", "qemu/qmp", "store", "vm"},
-	"test/crash":       {"test/harness", "openapi", "qemu/qmp", "manager", "vm"}, // the verbs, for their fail points
+	"test/crash":       {"test/harness", "test/need", "openapi", "qemu/qmp", "manager", "vm"}, // the verbs, for their fail points
 	"test/debian":      {"test/harness", "openapi"},
+	"test/kvm":         {"test/harness", "openapi"},
 	"test/network":     {"test/harness", "openapi"},
 }
 
@@ -165,7 +167,7 @@ func TestPackageImportsFollowTheTable(t *testing.T) {
 }
 
 // onlyTests are the packages that have nothing but tests.
-var onlyTests = map[string]bool{"test/api": true, "test/bench": true, "test/crash": true, "test/debian": true, "test/network": true}
+var onlyTests = map[string]bool{"test/api": true, "test/bench": true, "test/crash": true, "test/debian": true, "test/kvm": true, "test/network": true}
 
 func TestEveryPackageHasOnePackageComment(t *testing.T) {
 	comments := map[string][]string{}

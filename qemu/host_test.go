@@ -75,7 +75,7 @@ func newHost(t testing.TB) *testHost {
 func (h *testHost) open() {
 	h.t.Helper()
 	d, err := New(h.t.Context(), Options{
-		StateDir: filepath.Join(h.dir, "state"), RuntimeDir: filepath.Join(h.dir, "run"), Accel: "tcg",
+		StateDir: filepath.Join(h.dir, "state"), RuntimeDir: filepath.Join(h.dir, "run"), Accel: need.Accel(),
 	}, testLog(h.t))
 	if err != nil {
 		h.t.Fatal(err)

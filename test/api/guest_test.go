@@ -14,6 +14,7 @@ import (
 
 	"vmand/openapi"
 	"vmand/test/harness"
+	"vmand/test/need"
 )
 
 // TestMainScenario follows the README, and checks that nothing is left at the end.
@@ -36,7 +37,7 @@ func TestMainScenario(t *testing.T) {
 	}
 	v = d.WaitVM("web-1", "running", "requested", 30*time.Second)
 	machine := harness.Deref(v.MachineType)
-	if harness.Deref(v.Accel) != "tcg" || !strings.HasPrefix(machine, "pc-q35-") || v.StartedAt == nil {
+	if string(harness.Deref(v.Accel)) != need.Accel() || !strings.HasPrefix(machine, "pc-q35-") || v.StartedAt == nil {
 		t.Errorf("the running VM is %+v, want a q35 machine with TCG", v)
 	}
 	op := d.Operation(a)
@@ -311,6 +312,9 @@ func TestUserOfQEMU(t *testing.T) {
 		filepath.Join(d.StateDir, "disks", disk.ID+".qcow2"),
 		filepath.Join(d.RuntimeDir, "a."),
 		harness.GuestFile("disk-normal.qcow2"),
+	}
+	if need.Accel() == "kvm" {
+		allowed = append(allowed, "/dev/kvm")
 	}
 	for _, fd := range fds {
 		to, err := os.Readlink(filepath.Join(dir, fd.Name()))

@@ -22,7 +22,7 @@ func startMany(t *testing.T, n int) (d *harness.Daemon, pids map[string]int) {
 	d.Call("POST", "/templates", map[string]any{"name": "small", "cpu_count": 1, "ram_amount": 96}).Want(201)
 	pids = map[string]int{}
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, parallelDaemons)
+	slots := make(chan struct{}, lanes())
 	for i := range n {
 		id := fmt.Sprintf("vm-%d", i)
 		d.CreateVM(id)

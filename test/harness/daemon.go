@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vmand/test/need"
 )
 
 // A Daemon is a vmand with directories of its own. It and its VMs end with the test. The
@@ -58,7 +60,7 @@ func NewDaemon(t testing.TB, env ...string) *Daemon {
 		"VMAN_STATE_DIR=" + d.StateDir,
 		"VMAN_RUNTIME_DIR=" + d.RuntimeDir,
 		"VMAN_LISTEN=",
-		"VMAN_QEMU_ACCEL=tcg",
+		"VMAN_QEMU_ACCEL=" + need.Accel(),
 		"VMAN_OBSERVER_INTERVAL=1s",
 		"VMAN_NETWORK_MODE=user",
 	}, env...)

@@ -5,6 +5,7 @@
 package need
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"os/exec"
@@ -13,6 +14,10 @@ import (
 )
 
 var mode = os.Getenv("VMAN_TEST_QEMU")
+
+// Accel returns the accelerator of the VMs of tests: VMAN_TEST_ACCEL, by default tcg, which
+// every host has.
+func Accel() string { return cmp.Or(os.Getenv("VMAN_TEST_ACCEL"), "tcg") }
 
 // Off reports whether tests with QEMU and with network namespaces are left out.
 func Off() bool { return mode == "off" }
