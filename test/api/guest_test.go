@@ -45,7 +45,7 @@ func TestMainScenario(t *testing.T) {
 		t.Errorf("the operation is %+v, want a vm.start that succeeded, with steps", op)
 	}
 	g := d.Serial("web-1")
-	ready := g.Expect(`VMT: ready boots=1 cpus=1 mem_kb=(\d+) uuid=(\S*)`)
+	ready := g.Expect(`VMT: ready boots=1 cpus=1 mem_kb=(\d+) uuid=(\S+)\s`)
 	if ready[2] != v.UUID {
 		t.Errorf("the UUID in the guest is %s, want %s", ready[2], v.UUID)
 	}
