@@ -113,7 +113,7 @@ func reapplyRecord(ctx context.Context, e *Engine, op vm.Operation) error {
 }
 
 // reapply sets everything of a running VM's NICs and drives that a live edit can change.
-// Which forwards its QEMU has is not known: all in had are removed first. It is best
+// QEMU may have any of the forwards in had, so it removes all of them first. It is best
 // effort: the next start of the VM does the same.
 func (e *Engine) reapply(ctx context.Context, v vm.VM, had []vm.PortForward) {
 	if !e.driver.Observe(ctx, v.ID).Alive() {
