@@ -2,12 +2,13 @@
 # test-kvm.sh [FILE] — runs tests under KVM, in the guest that test/kvm/build.sh makes, and
 # fails if one fails or is skipped. Each line of FILE, by default test/kvm/tests, runs in a
 # guest of its own (see test/kvm/job.sh). The emulated SVM sometimes ends that guest, so a line
-# whose guest did not finish runs once more. The outputs are in build/kvm/out.
+# whose guest did not finish runs once more. The outputs are in build/kvm/out. TestTorture runs
+# for VMAN_TEST_TORTURE seconds, 60 by default; LIMIT is the longest time of a line.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 cd "$(dirname "$0")/.."
 kvm=$PWD/build/kvm out=$PWD/build/kvm/out job=$PWD/build/kvm/job
-LIMIT=${LIMIT:-500} # seconds for a line
+LIMIT=${LIMIT:-500} # seconds
 rm -rf "$job" "$out"
 mkdir -p "$job/src" "$out/coverage"
 grep -v '^#' "${1:-test/kvm/tests}" >"$job/tests"
@@ -35,7 +36,7 @@ boot() {
 	timeout "$LIMIT" qemu-system-x86_64 -machine q35 -accel tcg,thread=multi,tb-size=512 -cpu qemu64,+svm,+npt \
 		-smp 2 -m 4G -nodefaults -no-user-config -display none -no-reboot \
 		-kernel "$kvm/vmlinuz" -initrd "$kvm/initrd.img" -append "console=ttyS0 quiet loglevel=4 apparmor=0 audit=0 \
-mitigations=off nokaslr edd=off tsc=reliable no_timer_check random.trust_cpu=on net.ifnames=0 panic=-1 job=$1" \
+mitigations=off nokaslr edd=off tsc=reliable no_timer_check random.trust_cpu=on net.ifnames=0 panic=-1 job=$1 torture=${VMAN_TEST_TORTURE:-60}" \
 		-drive "file=$kvm/root.raw,format=raw,if=none,id=root,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
 		-drive "file=$kvm/job.raw,format=raw,if=none,id=job,cache=unsafe" -device virtio-blk-pci,drive=job \
 		-netdev user,id=net,restrict=on -device virtio-net-pci,netdev=net,romfile= \

@@ -22,7 +22,6 @@ import (
 )
 
 const (
-	tortureClients = 8
 	tortureDefault = 120 * time.Second
 	// requestTimeout is longer than any request may take.
 	requestTimeout = 90 * time.Second
@@ -96,11 +95,15 @@ func newTorture(t *testing.T, seed uint64) *torture {
 	x.HTTP.Timeout = requestTimeout
 	x.Start()
 	x.CreateTemplate()
+	clients := 2 * parallelDaemons
+	if lanes() == 1 {
+		clients = 1
+	}
 	for _, id := range sharedVMs {
 		x.CreateVM(id)
 		x.marks[id] = new(atomic.Int64)
 	}
-	for i := range tortureClients {
+	for i := range clients {
 		c := newTenant(x, i, rand.New(rand.NewPCG(seed, uint64(i))))
 		x.tenants = append(x.tenants, c)
 		x.marks[c.vm] = new(atomic.Int64)
