@@ -45,16 +45,21 @@ func (a *diskAction) truth(ctx context.Context) (vm.Change, error) { return a.s.
 // guest has not plugged or unplugged yet is returned in its transitional state, without an
 // error.
 func (s *Disks) work(ctx context.Context, v *verb, id string, w diskWork) (vm.Disk, vm.Operation, error) {
+	return s.workOn(ctx, v.request(nil), id, w)
+}
+
+// workOn is work for the request q, which lacks its action and its resources.
+func (s *Disks) workOn(ctx context.Context, q request, id string, w diskWork) (vm.Disk, vm.Operation, error) {
 	d, err := s.store.Disk(ctx, id)
 	if err != nil {
 		return vm.Disk{}, vm.Operation{}, err
 	}
 	a := &diskAction{diskWork: w, s: s, id: id, vmID: w.vmOf(d)}
-	on := []vm.Resource{vm.DiskResource(id)}
+	q.action, q.on = a, []vm.Resource{vm.DiskResource(id)}
 	if a.vmID != "" {
-		on = append(on, vm.VMResource(a.vmID))
+		q.on = append(q.on, vm.VMResource(a.vmID))
 	}
-	r, err := s.begin(ctx, v.request(a, on...))
+	r, err := s.begin(ctx, q)
 	if err != nil {
 		return vm.Disk{}, vm.Operation{}, err
 	}
@@ -192,12 +197,15 @@ func (x *detachment) act(ctx context.Context, _ *run) (vm.Change, error) {
 	return vm.Change{Disks: []vm.DiskUpdate{x.d.Released()}}, nil
 }
 
-// Resize grows a disk, attached or not, and returns it.
-func (s *Disks) Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error) {
+// Resize grows a disk, attached or not, and returns it. It fails with [vm.CodeBusy] while an
+// operation copies the disk, unless force cancels that operation.
+func (s *Disks) Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match, force bool) (vm.Disk, error) {
 	if err := vm.CheckDiskSize(sizeMiB, "/size"); err != nil {
 		return vm.Disk{}, err
 	}
-	d, _, err := s.work(ctx, &diskResize, id, &resizing{s: s, id: id, sizeMiB: sizeMiB, match: match})
+	q := diskResize.request(nil)
+	q.claim.force = force
+	d, _, err := s.workOn(ctx, q, id, &resizing{s: s, id: id, sizeMiB: sizeMiB, match: match})
 	return d, err
 }
 

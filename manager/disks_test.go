@@ -27,19 +27,19 @@ func TestADiskFromCreationToDeletion(t *testing.T) {
 			}
 			_, _, err = w.Disks.Attach(t.Context(), d.ID, "a", "")
 			wantCode(t, err, vm.CodeState, "already attached")
-			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil), vm.CodeInUse, "attached")
-			if got, err = w.Disks.Resize(t.Context(), d.ID, 2048, nil); err != nil || got.SizeMiB != 2048 {
+			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil, false), vm.CodeInUse, "attached")
+			if got, err = w.Disks.Resize(t.Context(), d.ID, 2048, nil, false); err != nil || got.SizeMiB != 2048 {
 				t.Errorf("resized to %+v, %v", got, err)
 			}
-			_, err = w.Disks.Resize(t.Context(), d.ID, 1024, nil)
+			_, err = w.Disks.Resize(t.Context(), d.ID, 1024, nil, false)
 			wantCode(t, err, vm.CodeInvalid, "shrink")
 			if got, _, err = w.Disks.Detach(t.Context(), d.ID); err != nil || got.State != vm.DiskAvailable || got.MountPoint != "" || got.VMID != "" {
 				t.Errorf("detached as %+v, %v", got, err)
 			}
 			_, _, err = w.Disks.Detach(t.Context(), d.ID)
 			wantCode(t, err, vm.CodeState, "not attached")
-			must(t)(w.Disks.Delete(t.Context(), d.ID, nil))
-			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil), vm.CodeNotFound)
+			must(t)(w.Disks.Delete(t.Context(), d.ID, nil, false))
+			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil, false), vm.CodeNotFound)
 		})
 	}
 }
@@ -79,7 +79,7 @@ func TestDeletingAVMGivesItsDisksFree(t *testing.T) {
 	w.do("a", vm.OpStart)
 	d := w.disk("")
 	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
-	must(t)(w.VMs.Delete(t.Context(), "a", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 

@@ -62,11 +62,11 @@ func TestAnImageFromAURL(t *testing.T) {
 	if got := w.image("debian"); got.Labels["os"] != "debian" || got.ImageContent != want {
 		t.Errorf("edited: %+v", got)
 	}
-	must(t)(w.Images.Delete(t.Context(), "debian", nil))
+	must(t)(w.Images.Delete(t.Context(), "debian", nil, false))
 	if got := w.driver.Contents(); len(got) != 0 {
 		t.Errorf("the contents %q are left", got)
 	}
-	wantCode(t, w.Images.Delete(t.Context(), "debian", nil), vm.CodeNotFound)
+	wantCode(t, w.Images.Delete(t.Context(), "debian", nil, false), vm.CodeNotFound)
 }
 
 func TestAnImageThatCannotBeHadIsGone(t *testing.T) {
@@ -139,13 +139,13 @@ func TestContentIsStoredOnceAndGoesWithItsLastName(t *testing.T) {
 		t.Fatalf("the contents are %q", got)
 	}
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", Image: "one"}))
-	must(t)(w.Images.Delete(t.Context(), "one", nil)) // the other name has it still
-	wantCode(t, w.Images.Delete(t.Context(), "two", nil), vm.CodeInUse, "1 VM")
+	must(t)(w.Images.Delete(t.Context(), "one", nil, false)) // the other name has it still
+	wantCode(t, w.Images.Delete(t.Context(), "two", nil, false), vm.CodeInUse, "1 VM")
 	if got := w.driver.Contents(); !slices.Equal(got, []string{sum}) {
 		t.Fatalf("the contents are %q", got)
 	}
-	must(t)(w.VMs.Delete(t.Context(), "a", nil))
-	must(t)(w.Images.Delete(t.Context(), "two", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
+	must(t)(w.Images.Delete(t.Context(), "two", nil, false))
 	if got := w.driver.Contents(); len(got) != 0 {
 		t.Fatalf("the contents are %q", got)
 	}
@@ -313,8 +313,8 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 	if want := (vm.DiskFile{SizeMiB: 16, Image: "raw", Base: base, BaseFormat: "raw"}); d.DiskFile != want || d.State != vm.DiskAvailable {
 		t.Errorf("the disk is %+v", d)
 	}
-	wantCode(t, w.Images.Delete(t.Context(), "raw", nil), vm.CodeInUse, "1 VM", "1 disk")
-	wantCode(t, w.Images.Delete(t.Context(), "iso", nil), vm.CodeInUse, "1 VM")
+	wantCode(t, w.Images.Delete(t.Context(), "raw", nil, false), vm.CodeInUse, "1 VM", "1 disk")
+	wantCode(t, w.Images.Delete(t.Context(), "iso", nil, false), vm.CodeInUse, "1 VM")
 	for field, n := range map[string]vm.NewVM{
 		"/image":               {Image: "nothing"},
 		"/root_disk_size":      {Image: "raw", RootSizeMiB: 8},
@@ -336,11 +336,11 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 	_, err = w.Disks.Create(t.Context(), vm.NewDisk{Image: "raw", SizeMiB: 8})
 	wantCode(t, err, vm.CodeInvalid, "/size")
 	// Nothing is held any more.
-	must(t)(w.VMs.Delete(t.Context(), "a", nil))
-	must(t)(w.VMs.Delete(t.Context(), "b", nil))
-	must(t)(w.Disks.Delete(t.Context(), d.ID, nil))
-	must(t)(w.Images.Delete(t.Context(), "raw", nil))
-	must(t)(w.Images.Delete(t.Context(), "iso", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
+	must(t)(w.VMs.Delete(t.Context(), "b", nil, false))
+	must(t)(w.Disks.Delete(t.Context(), d.ID, nil, false))
+	must(t)(w.Images.Delete(t.Context(), "raw", nil, false))
+	must(t)(w.Images.Delete(t.Context(), "iso", nil, false))
 }
 
 func TestCopiesOfDisks(t *testing.T) {
@@ -381,7 +381,7 @@ func TestACopyThatIsCancelledLeavesNothing(t *testing.T) {
 	d, op, err := w.Disks.Copy(t.Context(), vm.NewDisk{FromDisk: src.ID})
 	must(t)(err)
 	<-reached
-	wantCode(t, w.Disks.Delete(t.Context(), src.ID, nil), vm.CodeBusy)
+	wantCode(t, w.Disks.Delete(t.Context(), src.ID, nil, false), vm.CodeBusy)
 	op, err = w.Operations.Cancel(t.Context(), op.ID)
 	must(t)(err)
 	if op.State != vm.OpCancelled {
@@ -390,7 +390,7 @@ func TestACopyThatIsCancelledLeavesNothing(t *testing.T) {
 	if _, err := w.store.Disk(t.Context(), d.ID); !errors.Is(err, vm.ErrNotFound) {
 		t.Errorf("there is a disk, %v", err)
 	}
-	must(t)(w.Disks.Delete(t.Context(), src.ID, nil))
+	must(t)(w.Disks.Delete(t.Context(), src.ID, nil, false))
 }
 
 func TestCDROMDrives(t *testing.T) {
@@ -429,7 +429,7 @@ func TestCDROMDrives(t *testing.T) {
 	if got := w.vm("a").CDROMs; len(got) != 0 {
 		t.Errorf("recorded are %+v", got)
 	}
-	must(t)(w.Images.Delete(t.Context(), "iso", nil)) // nothing is held
+	must(t)(w.Images.Delete(t.Context(), "iso", nil, false)) // nothing is held
 }
 
 func TestDrivesThatQEMUHasNotAreSettled(t *testing.T) {

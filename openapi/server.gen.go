@@ -1994,6 +1994,9 @@ type TemplateName = string
 
 // UpdateDisk The properties of a data disk to change.
 type UpdateDisk struct {
+	// Force Cancels an operation that copies the disk.
+	Force *bool `json:"force,omitempty"`
+
 	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
 }
@@ -2387,6 +2390,9 @@ type Cursor = string
 // of its guest.
 type ID = ResourceId
 
+// Force defines model for Force.
+type Force = bool
+
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
 
@@ -2526,6 +2532,10 @@ type CreateDiskParams struct {
 
 // DeleteDiskParams defines parameters for DeleteDisk.
 type DeleteDiskParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2623,6 +2633,10 @@ type CreateImageParams struct {
 
 // DeleteImageParams defines parameters for DeleteImage.
 type DeleteImageParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2778,6 +2792,10 @@ type CreateVMParams struct {
 
 // DeleteVMParams defines parameters for DeleteVM.
 type DeleteVMParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -3344,6 +3362,12 @@ func (w *ServerInterfaceWrapper) DeleteDisk(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteDiskParams
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "force", ctx.QueryParams(), &params.Force)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter force: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "If-Match" -------------
@@ -3705,6 +3729,12 @@ func (w *ServerInterfaceWrapper) DeleteImage(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteImageParams
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "force", ctx.QueryParams(), &params.Force)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter force: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "If-Match" -------------
@@ -4402,6 +4432,12 @@ func (w *ServerInterfaceWrapper) DeleteVM(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteVMParams
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "force", ctx.QueryParams(), &params.Force)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter force: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "If-Match" -------------

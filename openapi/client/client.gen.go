@@ -1997,6 +1997,9 @@ type TemplateName = string
 
 // UpdateDisk The properties of a data disk to change.
 type UpdateDisk struct {
+	// Force Cancels an operation that copies the disk.
+	Force *bool `json:"force,omitempty"`
+
 	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
 }
@@ -2390,6 +2393,9 @@ type Cursor = string
 // of its guest.
 type ID = ResourceId
 
+// Force defines model for Force.
+type Force = bool
+
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
 
@@ -2529,6 +2535,10 @@ type CreateDiskParams struct {
 
 // DeleteDiskParams defines parameters for DeleteDisk.
 type DeleteDiskParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2626,6 +2636,10 @@ type CreateImageParams struct {
 
 // DeleteImageParams defines parameters for DeleteImage.
 type DeleteImageParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2781,6 +2795,10 @@ type CreateVMParams struct {
 
 // DeleteVMParams defines parameters for DeleteVM.
 type DeleteVMParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -4771,6 +4789,28 @@ func NewDeleteDiskRequest(server string, iD ID, params *DeleteDiskParams) (*http
 		return nil, err
 	}
 
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Force != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "force", runtime.ParamLocationQuery, *params.Force); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
 	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
@@ -5462,6 +5502,28 @@ func NewDeleteImageRequest(server string, name ImageName, params *DeleteImagePar
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Force != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "force", runtime.ParamLocationQuery, *params.Force); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
 	}
 
 	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
@@ -6814,6 +6876,28 @@ func NewDeleteVMRequest(server string, iD ID, params *DeleteVMParams) (*http.Req
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Force != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "force", runtime.ParamLocationQuery, *params.Force); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
 	}
 
 	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
