@@ -293,7 +293,7 @@ func (s *Disks) truth(ctx context.Context, id string) (vm.Change, error) {
 		}
 	}
 	if verdict.Detach {
-		return vm.Change{Disks: []vm.DiskUpdate{d.Released()}}, nil
+		return vm.Change{Disks: []vm.DiskUpdate{d.Released("")}}, nil
 	}
 	return s.fileTruth(ctx, d, verdict.State)
 }
@@ -352,7 +352,7 @@ func (s *Disks) unplugged(ctx context.Context, vmID string) ([]vm.DiskUpdate, er
 	var updates []vm.DiskUpdate
 	for _, d := range disks {
 		if vm.SettleDisk(d, vm.Observation{}).Detach {
-			updates = append(updates, d.Released())
+			updates = append(updates, d.Released(""))
 		}
 	}
 	return updates, nil

@@ -33,10 +33,10 @@ func TestADiskFromCreationToDeletion(t *testing.T) {
 			}
 			_, err = w.Disks.Resize(t.Context(), d.ID, 1024, nil, false)
 			wantCode(t, err, vm.CodeInvalid, "shrink")
-			if got, _, err = w.Disks.Detach(t.Context(), d.ID); err != nil || got.State != vm.DiskAvailable || got.MountPoint != "" || got.VMID != "" {
+			if got, _, err = w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{}); err != nil || got.State != vm.DiskAvailable || got.MountPoint != "" || got.VMID != "" {
 				t.Errorf("detached as %+v, %v", got, err)
 			}
-			_, _, err = w.Disks.Detach(t.Context(), d.ID)
+			_, _, err = w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{})
 			wantCode(t, err, vm.CodeState, "not attached")
 			must(t)(w.Disks.Delete(t.Context(), d.ID, nil, false))
 			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil, false), vm.CodeNotFound)
@@ -96,7 +96,7 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 		return nil
 	}
 	w.driver.Hook = stuck
-	got, op, err := w.Disks.Detach(t.Context(), d.ID)
+	got, op, err := w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{})
 	if err != nil || got.State != vm.DiskDetaching || op.State != vm.OpFailed {
 		t.Fatalf("detached as %+v, %+v, %v", got, op, err)
 	}
@@ -105,7 +105,7 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 	if err != nil || got.State != vm.DiskAttached || got.MountPoint != "/dev/vdq" {
 		t.Fatalf("attached again as %+v, %v", got, err)
 	}
-	must(t)(w.Disks.Detach(t.Context(), d.ID))
+	must(t)(w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{}))
 	if r, err := w.Settle(t.Context(), vm.DiskResource(d.ID)); err != nil || r.Changed {
 		t.Errorf("settled while stuck: %+v, %v", r, err)
 	}
@@ -117,7 +117,7 @@ func TestADiskThatIsNotLetGoStaysDetaching(t *testing.T) {
 	// Power-off finishes a detach as well.
 	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
 	w.driver.Hook = stuck
-	must(t)(w.Disks.Detach(t.Context(), d.ID))
+	must(t)(w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{}))
 	w.do("a", vm.OpStop)
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
@@ -166,7 +166,7 @@ func TestAVMDoesNotStartWithoutADiskItHas(t *testing.T) {
 	w.wantDisk(d.ID, vm.DiskError, "a", "/dev/sdb")
 	_, _, err = w.VMs.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
 	wantCode(t, err, vm.CodeState, d.ID, "missing")
-	if _, _, err = w.Disks.Detach(t.Context(), d.ID); err != nil {
+	if _, _, err = w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	w.do("a", vm.OpStart)

@@ -67,7 +67,7 @@ func (d *deletion) act(ctx context.Context, r *run) (vm.Change, error) {
 	}
 	gone := vm.Change{DeleteVM: d.id}
 	for _, disk := range disks {
-		gone.Disks = append(gone.Disks, disk.Released())
+		gone.Disks = append(gone.Disks, disk.Released(""))
 	}
 	r.report("remove-files", "")
 	op := r.snapshot()

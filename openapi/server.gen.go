@@ -900,6 +900,17 @@ type CreateVM struct {
 // Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 type Description = string
 
+// DetachDisk How to detach a data disk from a running VM.
+type DetachDisk struct {
+	// Force Detaches the disk although the guest has it mounted or cannot be asked. What the guest has not written is
+	// lost, unless `sync` succeeds.
+	Force *bool `json:"force,omitempty"`
+
+	// Sync Has the guest agent flush and freeze the file systems of the disk before it is removed. With a file system
+	// that cannot be frozen, the guest runs `sync` instead.
+	Sync *bool `json:"sync,omitempty"`
+}
+
 // Disk A data disk.
 type Disk struct {
 	// CreatedAt When the disk was created.
@@ -931,7 +942,8 @@ type Disk struct {
 	// - `error`: it cannot be used; `state_reason` says why.
 	State DiskState `json:"state"`
 
-	// StateReason Why the disk is in its state, for people. Null without a reason.
+	// StateReason Why the disk is in its state, for people. For an available disk: why its content may not be complete, such
+	// as a detach without an agent that could tell whether it was mounted. Null without a reason.
 	StateReason *string `json:"state_reason"`
 
 	// UpdatedAt When the disk was last changed.
@@ -2982,7 +2994,7 @@ type UpdateDiskJSONRequestBody = UpdateDisk
 type AttachDiskJSONRequestBody = AttachDisk
 
 // DetachDiskJSONRequestBody defines body for DetachDisk for application/json ContentType.
-type DetachDiskJSONRequestBody = EmptyRequest
+type DetachDiskJSONRequestBody = DetachDisk
 
 // CreateImageJSONRequestBody defines body for CreateImage for application/json ContentType.
 type CreateImageJSONRequestBody = CreateImage

@@ -15,7 +15,7 @@ type Disks interface {
 	Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match, force bool) (vm.Disk, error)
 	Delete(ctx context.Context, id string, match vm.Match, force bool) error
 	Attach(ctx context.Context, id, vmID, mountPoint string) (vm.Disk, vm.Operation, error)
-	Detach(ctx context.Context, id string) (vm.Disk, vm.Operation, error)
+	Detach(ctx context.Context, id string, o vm.DetachOptions) (vm.Disk, vm.Operation, error)
 }
 
 // CreateDisk implements [openapi.StrictServerInterface].
@@ -115,7 +115,11 @@ func (s *Server) DetachDisk(ctx context.Context, r openapi.DetachDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	d, o, err := s.Disks.Detach(ctx, r.ID)
+	options := vm.DetachOptions{}
+	if r.Body != nil {
+		options = vm.DetachOptions{Sync: value(r.Body.Sync), Force: value(r.Body.Force)}
+	}
+	d, o, err := s.Disks.Detach(ctx, r.ID, options)
 	return moved(d, o, wait > 0, err)
 }
 
