@@ -88,6 +88,9 @@ func (s *VMs) do(ctx context.Context, a *powerAction) (vm.VM, vm.Operation, erro
 		q.timeout += a.stop.Timeout
 	}
 	if a.op == vm.OpStop && a.stop.Force {
+		if _, err := s.store.VM(ctx, a.id); err != nil { // before anything is cancelled for it
+			return vm.VM{}, vm.Operation{}, err
+		}
 		q.claim.preempt, q.preemptible = true, false
 	}
 	r, err := s.begin(ctx, q)

@@ -85,11 +85,11 @@ func (e *Engine) drop(r *run) {
 	e.wg.Done()
 }
 
-// finish ends a run after its outcome is recorded. It releases the lock before it wakes the
-// waiters, so that they find the resource free.
+// finish ends a run whose outcome is recorded. It releases what the run holds before it
+// wakes those that wait for it, so that they find the resource free.
 func (e *Engine) finish(r *run) {
-	e.locks.release(r.holder)
 	e.drop(r)
+	e.locks.release(r.holder)
 	close(r.done)
 }
 

@@ -25,25 +25,26 @@ var cdromEject = verb{
 
 // insert gives v another drive and returns it with its image, which is held unless it is
 // zero, also after an error: [Images.release]. field is where the request names the drive.
-func (s *CDROMs) insert(ctx context.Context, v *vm.VM, want vm.NewCDROM, field string) (vm.CDROM, vm.Image, error) {
+func (s *CDROMs) insert(
+	ctx context.Context, r *run, v *vm.VM, want vm.NewCDROM, field string,
+) (vm.CDROM, heldImage, error) {
 	c := vm.CDROM{Image: want.Image, BootIndex: want.BootIndex}
 	if want.BootIndex < 0 || want.BootIndex > vm.MaxBootIndex {
-		return c, vm.Image{}, vm.InvalidField(field+"/boot_index", "must be 1 to %d", vm.MaxBootIndex)
+		return c, heldImage{}, vm.InvalidField(field+"/boot_index", "must be 1 to %d", vm.MaxBootIndex)
 	}
 	if want.BootIndex == vm.RootBootIndex {
-		return c, vm.Image{}, vm.InvalidField(field+"/boot_index",
-			"%d is the root disk's: take a lower one to boot from the CD-ROM first", vm.RootBootIndex)
+		return c, heldImage{}, vm.InvalidField(field+"/boot_index", "%d is the root disk's: take a lower one to boot from the CD-ROM first", vm.RootBootIndex)
 	}
 	taken := map[string]bool{}
 	for _, other := range v.CDROMs {
 		taken[other.ID] = true
 		if want.BootIndex != 0 && other.BootIndex == want.BootIndex {
-			return c, vm.Image{}, vm.InvalidField(field+"/boot_index", "%d is that of drive %s", want.BootIndex, other.ID)
+			return c, heldImage{}, vm.InvalidField(field+"/boot_index", "%d is that of drive %s", want.BootIndex, other.ID)
 		}
 	}
 	for n := 1; c.ID == ""; n++ {
 		if n > vm.MaxCDROMs {
-			return c, vm.Image{}, &vm.Fault{
+			return c, heldImage{}, &vm.Fault{
 				Code:   vm.CodeLimitReached,
 				Detail: fmt.Sprintf("VM %s already has %d CD-ROM drives, the limit", v.ID, vm.MaxCDROMs),
 				Hint:   "eject one first",
@@ -53,9 +54,9 @@ func (s *CDROMs) insert(ctx context.Context, v *vm.VM, want vm.NewCDROM, field s
 			c.ID = vm.CDROMID(n)
 		}
 	}
-	image, err := s.Images.hold(ctx, want.Image, field+"/image")
+	image, err := s.Images.hold(ctx, r, want.Image, field+"/image")
 	if err != nil {
-		return c, vm.Image{}, err
+		return c, heldImage{}, err
 	}
 	if image.Layout != vm.FormatISO {
 		return c, image, vm.InvalidField(field+"/image", "image %s is %s and not an ISO image", image.Name, image.Layout)
@@ -79,11 +80,11 @@ type cdromInsertion struct {
 	s     *CDROMs
 	want  vm.NewCDROM
 	c     vm.CDROM
-	image vm.Image // held; zero for none
+	image heldImage // zero for none
 }
 
-func (a *cdromInsertion) edit(ctx context.Context, v *vm.VM) (_ vm.Target, err error) {
-	a.c, a.image, err = a.s.insert(ctx, v, a.want, "")
+func (a *cdromInsertion) edit(ctx context.Context, r *run, v *vm.VM) (_ vm.Target, err error) {
+	a.c, a.image, err = a.s.insert(ctx, r, v, a.want, "")
 	return vm.Target{CDROM: a.c.ID}, err
 }
 
@@ -91,7 +92,7 @@ func (a *cdromInsertion) apply(ctx context.Context, v vm.VM) error { return a.s.
 
 func (a *cdromInsertion) release() {
 	if a.image.SHA256 != "" {
-		a.s.Images.release([]vm.Image{a.image})
+		a.s.Images.release(a.image)
 	}
 }
 
@@ -105,22 +106,22 @@ func (s *CDROMs) Eject(ctx context.Context, vmID, id string, match vm.Match) err
 type cdromEjection struct {
 	s    *CDROMs
 	id   string
-	held []vm.Image
+	held []heldImage
 }
 
-func (x *cdromEjection) edit(_ context.Context, v *vm.VM) (vm.Target, error) {
+func (x *cdromEjection) edit(_ context.Context, r *run, v *vm.VM) (vm.Target, error) {
 	c, err := v.CDROM(x.id)
 	if err != nil {
 		return vm.Target{}, err
 	}
-	x.held = append(x.held, x.s.Images.holdContent(c.SHA256))
+	x.held = append(x.held, x.s.Images.holdContent(r, c.SHA256))
 	v.CDROMs = slices.DeleteFunc(slices.Clone(v.CDROMs), func(c vm.CDROM) bool { return c.ID == x.id })
 	return vm.Target{CDROM: x.id}, nil
 }
 
 func (x *cdromEjection) apply(ctx context.Context, v vm.VM) error { return x.s.plug(ctx, v) }
 
-func (x *cdromEjection) release() { x.s.Images.release(x.held) }
+func (x *cdromEjection) release() { x.s.Images.release(x.held...) }
 
 // plug makes the drives of a running VM match its record.
 func (s *CDROMs) plug(ctx context.Context, v vm.VM) error {

@@ -84,7 +84,7 @@ type seedReplacement struct {
 
 func (x *seedReplacement) seed() *vm.Seed { return &x.next }
 
-func (x *seedReplacement) edit(ctx context.Context, v *vm.VM) (vm.Target, error) {
+func (x *seedReplacement) edit(ctx context.Context, _ *run, v *vm.VM) (vm.Target, error) {
 	had, err := x.s.store.Seed(ctx, v.ID)
 	switch {
 	case errors.Is(err, vm.ErrNotFound):

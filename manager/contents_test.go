@@ -18,10 +18,10 @@ func TestHeldContentIsNotRemoved(t *testing.T) {
 		made <- err
 	}()
 	<-reached
-	wantCode(t, w.Images.Delete(t.Context(), "x", nil), vm.CodeInUse, "an operation uses")
+	wantCode(t, w.Images.Delete(t.Context(), "x", nil, false), vm.CodeBusy, "vm.create")
 	release()
 	must(t)(<-made)
-	wantCode(t, w.Images.Delete(t.Context(), "x", nil), vm.CodeInUse, "1 VM")
+	wantCode(t, w.Images.Delete(t.Context(), "x", nil, false), vm.CodeInUse, "1 VM")
 }
 
 func TestFailedEjectKeepsTheContent(t *testing.T) {
@@ -35,17 +35,17 @@ func TestFailedEjectKeepsTheContent(t *testing.T) {
 		if m != "SetCDROMs" {
 			return nil
 		}
-		meanwhile = w.Images.Delete(t.Context(), "iso", nil)
+		meanwhile = w.Images.Delete(t.Context(), "iso", nil, false)
 		return &vm.Fault{Code: vm.CodeQEMUUnresponsive, Detail: "QEMU is mute"}
 	}
 	wantCode(t, w.CDROMs.Eject(t.Context(), "a", "cd-1", nil), vm.CodeQEMUUnresponsive)
-	wantCode(t, meanwhile, vm.CodeInUse)
+	wantCode(t, meanwhile, vm.CodeBusy)
 	if d := w.vm("a").CDROMs; len(d) != 1 || !slices.Contains(w.driver.Contents(), iso.SHA256) {
 		t.Errorf("the VM has the drives %+v, the host the contents %q", d, w.driver.Contents())
 	}
 	w.driver.Hook = nil
 	must(t)(w.CDROMs.Eject(t.Context(), "a", "cd-1", nil))
-	must(t)(w.Images.Delete(t.Context(), "iso", nil))
+	must(t)(w.Images.Delete(t.Context(), "iso", nil, false))
 
 	base := func(image string) vm.DiskFile {
 		return vm.DiskFile{SizeMiB: 16, Base: vm.ContentBase(w.fetch(image, image).SHA256), BaseFormat: "raw"}
@@ -55,13 +55,13 @@ func TestFailedEjectKeepsTheContent(t *testing.T) {
 	for resource, image := range map[string]string{"disks/data": "x", "vms/web": "y"} {
 		w.store.fail = func(c vm.Change) error { // before the record is written
 			if c.NewDisk != nil || c.NewVM != nil {
-				meanwhile = w.Images.Delete(t.Context(), image, nil)
+				meanwhile = w.Images.Delete(t.Context(), image, nil, false)
 			}
 			return nil
 		}
 		meanwhile = nil
 		must(t)(w.Orphans.Adopt(t.Context(), vm.ParseResource(resource), "small"))
-		wantCode(t, meanwhile, vm.CodeInUse)
+		wantCode(t, meanwhile, vm.CodeBusy)
 	}
 }
 

@@ -45,16 +45,21 @@ func (a *diskAction) truth(ctx context.Context) (vm.Change, error) { return a.s.
 // guest has not plugged or unplugged yet is returned in its transitional state, without an
 // error.
 func (s *Disks) work(ctx context.Context, v *verb, id string, w diskWork) (vm.Disk, vm.Operation, error) {
+	return s.workOn(ctx, v.request(nil), id, w)
+}
+
+// workOn is work for the request q, which lacks its action and its resources.
+func (s *Disks) workOn(ctx context.Context, q request, id string, w diskWork) (vm.Disk, vm.Operation, error) {
 	d, err := s.store.Disk(ctx, id)
 	if err != nil {
 		return vm.Disk{}, vm.Operation{}, err
 	}
 	a := &diskAction{diskWork: w, s: s, id: id, vmID: w.vmOf(d)}
-	on := []vm.Resource{vm.DiskResource(id)}
+	q.action, q.on = a, []vm.Resource{vm.DiskResource(id)}
 	if a.vmID != "" {
-		on = append(on, vm.VMResource(a.vmID))
+		q.on = append(q.on, vm.VMResource(a.vmID))
 	}
-	r, err := s.begin(ctx, v.request(a, on...))
+	r, err := s.begin(ctx, q)
 	if err != nil {
 		return vm.Disk{}, vm.Operation{}, err
 	}
@@ -132,7 +137,7 @@ func (a *attachment) place(ctx context.Context, v vm.VM) (from vm.DiskState, err
 	if a.mountPoint == "" {
 		a.mountPoint = d.MountPoint
 	}
-	d.VMID = v.ID
+	d.VMID, d.Reason = v.ID, ""
 	d.MountPoint, err = v.PlaceDisk(a.mountPoint, taken)
 	return d.State, err
 }
@@ -149,16 +154,29 @@ func (a *attachment) act(ctx context.Context, _ *run) (vm.Change, error) {
 }
 
 // Detach detaches a disk from its VM, unplugging it if the VM runs. If the guest or QEMU
-// has not released it, the disk it returns is still detaching.
-func (s *Disks) Detach(ctx context.Context, id string) (vm.Disk, vm.Operation, error) {
-	return s.work(ctx, &diskDetach, id, &detachment{s: s, id: id})
+// has not released it, the disk it returns is still detaching. It fails with [vm.CodeInUse]
+// if a guest agent reports that the disk is mounted, unless the options say otherwise.
+func (s *Disks) Detach(ctx context.Context, id string, o vm.DetachOptions) (vm.Disk, vm.Operation, error) {
+	d, err := s.store.Disk(ctx, id)
+	if err != nil {
+		return vm.Disk{}, vm.Operation{}, err
+	}
+	x := &detachment{s: s, id: id, guest: release{s: s, o: o, d: d}}
+	if d.VMID != "" {
+		if err := x.guest.prepare(ctx); err != nil {
+			return vm.Disk{}, vm.Operation{}, err
+		}
+		defer x.guest.end()
+	}
+	return s.work(ctx, &diskDetach, id, x)
 }
 
 // A detachment is one [Disks.Detach].
 type detachment struct {
-	s  *Disks
-	id string
-	d  vm.Disk
+	s     *Disks
+	id    string
+	guest release
+	d     vm.Disk
 }
 
 func (x *detachment) vmOf(d vm.Disk) string { return d.VMID }
@@ -175,29 +193,35 @@ func (x *detachment) intent(ctx context.Context, _ *run) (_ vm.Change, err error
 		return vm.Change{}, err
 	}
 	if !v.Live() && v.State != vm.Errored {
-		return vm.Change{Disks: []vm.DiskUpdate{x.d.Released()}}, nil
+		return vm.Change{Disks: []vm.DiskUpdate{x.d.Released("")}}, nil
 	}
 	from := x.d.State
 	x.d.State = vm.DiskDetaching
 	return vm.Change{Disks: []vm.DiskUpdate{{From: from, Disk: x.d}}}, nil
 }
 
-func (x *detachment) act(ctx context.Context, _ *run) (vm.Change, error) {
+func (x *detachment) act(ctx context.Context, r *run) (vm.Change, error) {
 	if x.d.State != vm.DiskDetaching { // the VM does not run: the record is all
 		return vm.Change{}, nil
+	}
+	if x.guest.done != "" {
+		r.report("guest", x.guest.done)
 	}
 	if err := x.s.driver.DetachDisk(ctx, x.d); err != nil {
 		return vm.Change{}, err
 	}
-	return vm.Change{Disks: []vm.DiskUpdate{x.d.Released()}}, nil
+	return vm.Change{Disks: []vm.DiskUpdate{x.d.Released(x.guest.doubt)}}, nil
 }
 
-// Resize grows a disk, attached or not, and returns it.
-func (s *Disks) Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error) {
+// Resize grows a disk, attached or not, and returns it. It fails with [vm.CodeBusy] while an
+// operation copies the disk, unless force cancels that operation.
+func (s *Disks) Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match, force bool) (vm.Disk, error) {
 	if err := vm.CheckDiskSize(sizeMiB, "/size"); err != nil {
 		return vm.Disk{}, err
 	}
-	d, _, err := s.work(ctx, &diskResize, id, &resizing{s: s, id: id, sizeMiB: sizeMiB, match: match})
+	q := diskResize.request(nil)
+	q.claim.force = force
+	d, _, err := s.workOn(ctx, q, id, &resizing{s: s, id: id, sizeMiB: sizeMiB, match: match})
 	return d, err
 }
 

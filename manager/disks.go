@@ -97,6 +97,7 @@ func (s *Disks) Copy(ctx context.Context, n vm.NewDisk) (vm.Disk, vm.Operation, 
 	c := s.newDisk(n)
 	c.source = source
 	q := diskCreate.request(c, vm.DiskResource(c.d.ID), source)
+	q.reads = []vm.Resource{source}
 	q.timeout, q.preemptible = copyTimeout, true
 	r, err := s.begin(ctx, q)
 	if err != nil {
@@ -123,23 +124,23 @@ type diskCreation struct {
 	source vm.Resource // to copy; zero for none
 	d      vm.Disk     // as recorded with the intent
 	from   *vm.CopySource
-	held   []vm.Image
+	held   []heldImage
 }
 
-func (c *diskCreation) intent(ctx context.Context, _ *run) (vm.Change, error) {
+func (c *diskCreation) intent(ctx context.Context, r *run) (vm.Change, error) {
 	var err error
 	switch {
 	case c.source != vm.Resource{}:
 		err = c.copyOf(ctx)
 	case c.n.Image != "":
-		err = c.overlay(ctx)
+		err = c.overlay(ctx, r)
 	}
 	recorded := c.d
 	return vm.Change{NewDisk: &recorded}, err
 }
 
-func (c *diskCreation) overlay(ctx context.Context) error {
-	i, err := c.s.Images.hold(ctx, c.n.Image, "/image")
+func (c *diskCreation) overlay(ctx context.Context, r *run) error {
+	i, err := c.s.Images.hold(ctx, r, c.n.Image, "/image")
 	if err != nil {
 		return err
 	}
@@ -177,7 +178,7 @@ func (c *diskCreation) act(ctx context.Context, r *run) (vm.Change, error) {
 
 func (c *diskCreation) truth(ctx context.Context) (vm.Change, error) { return c.s.truth(ctx, c.d.ID) }
 
-func (c *diskCreation) release() { c.s.Images.release(c.held) }
+func (c *diskCreation) release() { c.s.Images.release(c.held...) }
 
 // sourceOf returns the resource to copy, given its id: the data disk with that id or, if
 // there is none, the VM.
@@ -223,9 +224,12 @@ func attachedFault(d vm.Disk) *vm.Fault {
 	}
 }
 
-// Delete removes a disk. It fails with [vm.CodeInUse] while the disk is attached.
-func (s *Disks) Delete(ctx context.Context, id string, match vm.Match) error {
-	_, err := s.run(ctx, diskDelete.request(&diskDeletion{s: s, id: id, match: match}, vm.DiskResource(id)))
+// Delete removes a disk. It fails with [vm.CodeInUse] while the disk is attached, and with
+// [vm.CodeBusy] while an operation copies it, unless force cancels that operation.
+func (s *Disks) Delete(ctx context.Context, id string, match vm.Match, force bool) error {
+	q := diskDelete.request(&diskDeletion{s: s, id: id, match: match}, vm.DiskResource(id))
+	q.claim.force = force
+	_, err := s.run(ctx, q)
 	return err
 }
 
@@ -290,7 +294,7 @@ func (s *Disks) truth(ctx context.Context, id string) (vm.Change, error) {
 		}
 	}
 	if verdict.Detach {
-		return vm.Change{Disks: []vm.DiskUpdate{d.Released()}}, nil
+		return vm.Change{Disks: []vm.DiskUpdate{d.Released("")}}, nil
 	}
 	return s.fileTruth(ctx, d, verdict.State)
 }
@@ -349,7 +353,7 @@ func (s *Disks) unplugged(ctx context.Context, vmID string) ([]vm.DiskUpdate, er
 	var updates []vm.DiskUpdate
 	for _, d := range disks {
 		if vm.SettleDisk(d, vm.Observation{}).Detach {
-			updates = append(updates, d.Released())
+			updates = append(updates, d.Released(""))
 		}
 	}
 	return updates, nil

@@ -27,19 +27,19 @@ func TestDiskLifecycle(t *testing.T) {
 			}
 			_, _, err = w.Disks.Attach(t.Context(), d.ID, "a", "")
 			wantCode(t, err, vm.CodeState, "already attached")
-			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil), vm.CodeInUse, "attached")
-			if got, err = w.Disks.Resize(t.Context(), d.ID, 2048, nil); err != nil || got.SizeMiB != 2048 {
+			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil, false), vm.CodeInUse, "attached")
+			if got, err = w.Disks.Resize(t.Context(), d.ID, 2048, nil, false); err != nil || got.SizeMiB != 2048 {
 				t.Errorf("resized to %+v, %v", got, err)
 			}
-			_, err = w.Disks.Resize(t.Context(), d.ID, 1024, nil)
+			_, err = w.Disks.Resize(t.Context(), d.ID, 1024, nil, false)
 			wantCode(t, err, vm.CodeInvalid, "shrink")
-			if got, _, err = w.Disks.Detach(t.Context(), d.ID); err != nil || got.State != vm.DiskAvailable || got.MountPoint != "" || got.VMID != "" {
+			if got, _, err = w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{}); err != nil || got.State != vm.DiskAvailable || got.MountPoint != "" || got.VMID != "" {
 				t.Errorf("detached as %+v, %v", got, err)
 			}
-			_, _, err = w.Disks.Detach(t.Context(), d.ID)
+			_, _, err = w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{})
 			wantCode(t, err, vm.CodeState, "not attached")
-			must(t)(w.Disks.Delete(t.Context(), d.ID, nil))
-			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil), vm.CodeNotFound)
+			must(t)(w.Disks.Delete(t.Context(), d.ID, nil, false))
+			wantCode(t, w.Disks.Delete(t.Context(), d.ID, nil, false), vm.CodeNotFound)
 		})
 	}
 }
@@ -79,7 +79,7 @@ func TestDeletingAVMDetachesItsDisks(t *testing.T) {
 	w.do("a", vm.OpStart)
 	d := w.disk("")
 	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
-	must(t)(w.VMs.Delete(t.Context(), "a", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
 
@@ -96,7 +96,7 @@ func TestUnreleasedDiskStaysDetaching(t *testing.T) {
 		return nil
 	}
 	w.driver.Hook = stuck
-	got, op, err := w.Disks.Detach(t.Context(), d.ID)
+	got, op, err := w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{})
 	if err != nil || got.State != vm.DiskDetaching || op.State != vm.OpFailed {
 		t.Fatalf("detached as %+v, %+v, %v", got, op, err)
 	}
@@ -105,7 +105,7 @@ func TestUnreleasedDiskStaysDetaching(t *testing.T) {
 	if err != nil || got.State != vm.DiskAttached || got.MountPoint != "/dev/vdq" {
 		t.Fatalf("attached again: %+v, %v", got, err)
 	}
-	must(t)(w.Disks.Detach(t.Context(), d.ID))
+	must(t)(w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{}))
 	if r, err := w.Settle(t.Context(), vm.DiskResource(d.ID)); err != nil || r.Changed {
 		t.Errorf("settled while the guest holds the disk: %+v, %v", r, err)
 	}
@@ -117,7 +117,7 @@ func TestUnreleasedDiskStaysDetaching(t *testing.T) {
 	// A power-off also finishes a detach.
 	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
 	w.driver.Hook = stuck
-	must(t)(w.Disks.Detach(t.Context(), d.ID))
+	must(t)(w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{}))
 	w.do("a", vm.OpStop)
 	w.wantDisk(d.ID, vm.DiskAvailable, "", "")
 }
@@ -166,7 +166,7 @@ func TestStartFailsWithoutAnAttachedDisk(t *testing.T) {
 	w.wantDisk(d.ID, vm.DiskError, "a", "/dev/sdb")
 	_, _, err = w.VMs.Do(t.Context(), "a", vm.OpStart, vm.StopOptions{})
 	wantCode(t, err, vm.CodeState, d.ID, "missing")
-	if _, _, err = w.Disks.Detach(t.Context(), d.ID); err != nil {
+	if _, _, err = w.Disks.Detach(t.Context(), d.ID, vm.DetachOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	w.do("a", vm.OpStart)

@@ -51,7 +51,7 @@ func TestEveryChangeHasAnEvent(t *testing.T) {
 	must(t)(w.Disks.Attach(t.Context(), d.ID, "a", ""))
 	w.driver.Set("a", "shutdown")
 	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
-	must(t)(w.VMs.Delete(t.Context(), "a", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
 	events, err := w.store.Events(t.Context(), vm.EventFilter{}, vm.Page{})
 	must(t)(err)
 	var got []string

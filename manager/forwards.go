@@ -71,7 +71,7 @@ type forwardAddition struct {
 	had []vm.PortForward
 }
 
-func (a *forwardAddition) edit(ctx context.Context, v *vm.VM) (vm.Target, error) {
+func (a *forwardAddition) edit(ctx context.Context, _ *run, v *vm.VM) (vm.Target, error) {
 	target := vm.Target{Forward: a.f.ID}
 	n, err := v.NIC(a.f.Slot)
 	if err != nil {
@@ -113,7 +113,7 @@ type forwardRemoval struct {
 	slot int
 }
 
-func (x *forwardRemoval) edit(_ context.Context, v *vm.VM) (vm.Target, error) {
+func (x *forwardRemoval) edit(_ context.Context, _ *run, v *vm.VM) (vm.Target, error) {
 	i := forwardIndex(*v, x.id)
 	if i < 0 {
 		return vm.Target{}, vm.NotFound("port forward", x.id+" of VM "+v.ID)

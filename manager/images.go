@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"sync"
 
 	"vmand/failpoint"
@@ -16,9 +17,15 @@ import (
 type Images struct {
 	*Engine
 	// contents is locked while what images name is changed, never for long. It guards held:
-	// how many running operations need image content, by SHA-256.
+	// the operations under way that need image content, by SHA-256.
 	contents sync.Mutex
-	held     map[string]int
+	held     map[string][]*holder
+}
+
+// A heldImage is an image whose content stays until [Images.release].
+type heldImage struct {
+	vm.Image
+	by *holder
 }
 
 var imageCreate = verb{
@@ -43,47 +50,49 @@ func imageAvailable(ctx context.Context, e *Engine, op vm.Operation) (bool, erro
 	return err == nil && i.State == vm.ImageAvailable, ignoreNotFound(err)
 }
 
-// hold returns an image and keeps its content from being removed until [Images.release]. It
-// fails if the image cannot be used. field is the field of the request that names the image.
-func (s *Images) hold(ctx context.Context, name, field string) (vm.Image, error) {
+// hold returns an image whose content stays, for the run, until [Images.release]. It fails
+// if the image cannot be used. field is where the request names the image.
+func (s *Images) hold(ctx context.Context, r *run, name, field string) (heldImage, error) {
 	s.contents.Lock()
 	defer s.contents.Unlock()
 	i, err := s.store.Image(ctx, name)
 	if errors.Is(err, vm.ErrNotFound) {
-		return vm.Image{}, vm.InvalidField(field, "image %s not found", name)
+		return heldImage{}, vm.InvalidField(field, "image %s not found", name)
 	}
 	if err == nil {
 		err = i.CheckAvailable()
 	}
 	if err != nil {
-		return vm.Image{}, err
+		return heldImage{}, err
 	}
-	s.holdLocked(i.SHA256)
-	return i, nil
+	return s.holdLocked(r, i), nil
 }
 
 // holdContent holds content and returns it as an image to release.
-func (s *Images) holdContent(sha256 string) vm.Image {
+func (s *Images) holdContent(r *run, sha256 string) heldImage {
 	s.contents.Lock()
 	defer s.contents.Unlock()
-	s.holdLocked(sha256)
-	return vm.Image{ImageContent: vm.ImageContent{SHA256: sha256}}
+	return s.holdLocked(r, vm.Image{ImageContent: vm.ImageContent{SHA256: sha256}})
 }
 
 // holdLocked must be called with contents held.
-func (s *Images) holdLocked(sha256 string) {
+func (s *Images) holdLocked(r *run, i vm.Image) heldImage {
 	if s.held == nil {
-		s.held = map[string]int{}
+		s.held = map[string][]*holder{}
 	}
-	s.held[sha256]++
+	s.held[i.SHA256] = append(s.held[i.SHA256], r.holder)
+	return heldImage{Image: i, by: r.holder}
 }
 
 // release ends the hold on each of the images.
-func (s *Images) release(images []vm.Image) {
+func (s *Images) release(images ...heldImage) {
 	s.contents.Lock()
 	defer s.contents.Unlock()
 	for _, i := range images {
-		if s.held[i.SHA256]--; s.held[i.SHA256] == 0 {
+		if n := slices.Index(s.held[i.SHA256], i.by); n >= 0 {
+			s.held[i.SHA256] = slices.Delete(s.held[i.SHA256], n, n+1)
+		}
+		if len(s.held[i.SHA256]) == 0 {
 			delete(s.held, i.SHA256)
 		}
 	}
@@ -116,7 +125,9 @@ func (s *Images) Create(ctx context.Context, n vm.NewImage) (vm.Image, vm.Operat
 		c.i.Source = c.disk.String()
 		on = append(on, c.disk)
 	}
-	return s.start(ctx, imageCreate.request(c, on...), c.i)
+	q := imageCreate.request(c, on...)
+	q.reads = on[1:]
+	return s.start(ctx, q, c.i)
 }
 
 // sourceOf returns the parts of a URL to record, without those that may contain a secret.
@@ -227,10 +238,12 @@ func (s *Images) Update(ctx context.Context, name string, e vm.ImageEdits, match
 	return *r.intended.Image, nil
 }
 
-// Delete deletes an image, and its content if no other image has the same content. It fails
-// with [vm.CodeInUse] while a disk is based on that content or a drive contains it.
-func (s *Images) Delete(ctx context.Context, name string, match vm.Match) error {
-	_, err := s.run(ctx, imageDelete.request(&imageDeletion{s: s, name: name, match: match}, vm.ImageResource(name)))
+// Delete forgets an image, and removes its content if no other image has it. It fails with
+// [vm.CodeInUse] while a disk is based on that content or a drive has it, and with
+// [vm.CodeBusy] while an operation reads the content, unless force cancels that operation.
+func (s *Images) Delete(ctx context.Context, name string, match vm.Match, force bool) error {
+	x := &imageDeletion{s: s, name: name, match: match, force: force}
+	_, err := s.run(ctx, imageDelete.request(x, vm.ImageResource(name)))
 	return err
 }
 
@@ -239,12 +252,19 @@ type imageDeletion struct {
 	s     *Images
 	name  string
 	match vm.Match
+	force bool
 }
 
-func (x *imageDeletion) intent(ctx context.Context, _ *run) (vm.Change, error) {
+func (x *imageDeletion) intent(ctx context.Context, r *run) (vm.Change, error) {
 	i, err := x.s.store.Image(ctx, x.name)
 	if err == nil {
 		err = x.match.Check("image "+x.name, i.Version())
+	}
+	if err != nil {
+		return vm.Change{}, err
+	}
+	if _, err = x.claim(ctx, r); err == nil {
+		x.s.contents.Unlock() // act claims it again, with what it changes
 	}
 	return vm.Change{}, err
 }
@@ -253,19 +273,11 @@ func (x *imageDeletion) intent(ctx context.Context, _ *run) (vm.Change, error) {
 // so that a kill in between is settled.
 func (x *imageDeletion) act(ctx context.Context, r *run) (vm.Change, error) {
 	s := x.s
-	s.contents.Lock()
-	defer s.contents.Unlock()
-	i, err := s.store.Image(ctx, x.name)
+	i, err := x.claim(ctx, r)
 	if err != nil {
 		return vm.Change{}, err
 	}
-	if i.SHA256 != "" && s.held[i.SHA256] > 0 {
-		return vm.Change{}, &vm.Fault{
-			Code:   vm.CodeInUse,
-			Detail: fmt.Sprintf("an operation uses the content of image %s", x.name),
-			Hint:   "try again when that operation is over",
-		}
-	}
+	defer s.contents.Unlock()
 	r.aim(vm.Target{Content: i.SHA256})
 	r.report("remove-content", i.SHA256)
 	op := r.snapshot()
@@ -277,6 +289,36 @@ func (x *imageDeletion) act(ctx context.Context, r *run) (vm.Change, error) {
 		return vm.Change{}, err
 	}
 	return vm.Change{}, s.dropContent(ctx, i.SHA256)
+}
+
+// claim returns the image once no operation under way needs its content, with contents
+// locked: the caller must unlock it unless claim fails.
+func (x *imageDeletion) claim(ctx context.Context, r *run) (vm.Image, error) {
+	s := x.s
+	for {
+		s.contents.Lock()
+		i, err := s.store.Image(ctx, x.name)
+		if err == nil && len(s.held[i.SHA256]) == 0 {
+			return i, nil
+		}
+		var reader *holder
+		if err == nil {
+			reader = s.held[i.SHA256][0]
+		}
+		s.contents.Unlock()
+		switch {
+		case err != nil:
+			return i, err
+		case !x.force || !reader.preemptible:
+			return i, readFault("image "+x.name, reader)
+		}
+		reader.cancel(preempted{by: r.holder.what})
+		select {
+		case <-reader.released:
+		case <-ctx.Done():
+			return i, fmt.Errorf("wait for image %s: %w", x.name, context.Cause(ctx))
+		}
+	}
 }
 
 func (x *imageDeletion) truth(ctx context.Context) (vm.Change, error) { return x.s.truth(ctx, x.name) }

@@ -62,11 +62,11 @@ func TestImageFromAURL(t *testing.T) {
 	if got := w.image("debian"); got.Labels["os"] != "debian" || got.ImageContent != want {
 		t.Errorf("edited image %+v", got)
 	}
-	must(t)(w.Images.Delete(t.Context(), "debian", nil))
+	must(t)(w.Images.Delete(t.Context(), "debian", nil, false))
 	if got := w.driver.Contents(); len(got) != 0 {
 		t.Errorf("the contents %q remain, want none", got)
 	}
-	wantCode(t, w.Images.Delete(t.Context(), "debian", nil), vm.CodeNotFound)
+	wantCode(t, w.Images.Delete(t.Context(), "debian", nil, false), vm.CodeNotFound)
 }
 
 func TestFailedImportRemovesTheImage(t *testing.T) {
@@ -139,13 +139,13 @@ func TestContentIsSharedAndRemovedWithItsLastImage(t *testing.T) {
 		t.Fatalf("contents %q", got)
 	}
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", Image: "one"}))
-	must(t)(w.Images.Delete(t.Context(), "one", nil)) // the other image has the same content
-	wantCode(t, w.Images.Delete(t.Context(), "two", nil), vm.CodeInUse, "1 VM")
+	must(t)(w.Images.Delete(t.Context(), "one", nil, false)) // the other name has it still
+	wantCode(t, w.Images.Delete(t.Context(), "two", nil, false), vm.CodeInUse, "1 VM")
 	if got := w.driver.Contents(); !slices.Equal(got, []string{sum}) {
 		t.Fatalf("contents %q", got)
 	}
-	must(t)(w.VMs.Delete(t.Context(), "a", nil))
-	must(t)(w.Images.Delete(t.Context(), "two", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
+	must(t)(w.Images.Delete(t.Context(), "two", nil, false))
 	if got := w.driver.Contents(); len(got) != 0 {
 		t.Fatalf("contents %q", got)
 	}
@@ -313,8 +313,8 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 	if want := (vm.DiskFile{SizeMiB: 16, Image: "raw", Base: base, BaseFormat: "raw"}); d.DiskFile != want || d.State != vm.DiskAvailable {
 		t.Errorf("disk %+v", d)
 	}
-	wantCode(t, w.Images.Delete(t.Context(), "raw", nil), vm.CodeInUse, "1 VM", "1 disk")
-	wantCode(t, w.Images.Delete(t.Context(), "iso", nil), vm.CodeInUse, "1 VM")
+	wantCode(t, w.Images.Delete(t.Context(), "raw", nil, false), vm.CodeInUse, "1 VM", "1 disk")
+	wantCode(t, w.Images.Delete(t.Context(), "iso", nil, false), vm.CodeInUse, "1 VM")
 	for field, n := range map[string]vm.NewVM{
 		"/image":               {Image: "nothing"},
 		"/root_disk_size":      {Image: "raw", RootSizeMiB: 8},
@@ -335,12 +335,12 @@ func TestDisksAndVMsOfImages(t *testing.T) {
 	}
 	_, err = w.Disks.Create(t.Context(), vm.NewDisk{Image: "raw", SizeMiB: 8})
 	wantCode(t, err, vm.CodeInvalid, "/size")
-	// No image is held.
-	must(t)(w.VMs.Delete(t.Context(), "a", nil))
-	must(t)(w.VMs.Delete(t.Context(), "b", nil))
-	must(t)(w.Disks.Delete(t.Context(), d.ID, nil))
-	must(t)(w.Images.Delete(t.Context(), "raw", nil))
-	must(t)(w.Images.Delete(t.Context(), "iso", nil))
+	// Nothing is held any more.
+	must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
+	must(t)(w.VMs.Delete(t.Context(), "b", nil, false))
+	must(t)(w.Disks.Delete(t.Context(), d.ID, nil, false))
+	must(t)(w.Images.Delete(t.Context(), "raw", nil, false))
+	must(t)(w.Images.Delete(t.Context(), "iso", nil, false))
 }
 
 func TestCopiesOfDisks(t *testing.T) {
@@ -381,7 +381,7 @@ func TestCancelledCopyLeavesNoFiles(t *testing.T) {
 	d, op, err := w.Disks.Copy(t.Context(), vm.NewDisk{FromDisk: src.ID})
 	must(t)(err)
 	<-reached
-	wantCode(t, w.Disks.Delete(t.Context(), src.ID, nil), vm.CodeBusy)
+	wantCode(t, w.Disks.Delete(t.Context(), src.ID, nil, false), vm.CodeBusy)
 	op, err = w.Operations.Cancel(t.Context(), op.ID)
 	must(t)(err)
 	if op.State != vm.OpCancelled {
@@ -390,7 +390,7 @@ func TestCancelledCopyLeavesNoFiles(t *testing.T) {
 	if _, err := w.store.Disk(t.Context(), d.ID); !errors.Is(err, vm.ErrNotFound) {
 		t.Errorf("Disk returns %v, want not found", err)
 	}
-	must(t)(w.Disks.Delete(t.Context(), src.ID, nil))
+	must(t)(w.Disks.Delete(t.Context(), src.ID, nil, false))
 }
 
 func TestCDROMDrives(t *testing.T) {
@@ -429,7 +429,7 @@ func TestCDROMDrives(t *testing.T) {
 	if got := w.vm("a").CDROMs; len(got) != 0 {
 		t.Errorf("recorded drives %+v", got)
 	}
-	must(t)(w.Images.Delete(t.Context(), "iso", nil)) // no drive holds the image
+	must(t)(w.Images.Delete(t.Context(), "iso", nil, false)) // nothing is held
 }
 
 func TestMissingDrivesAreSettled(t *testing.T) {

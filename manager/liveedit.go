@@ -28,7 +28,7 @@ type liveEdit struct {
 // A change is what differs from one live edit to another.
 type change interface {
 	// edit changes v, which is in a settled state, and returns the operation's target.
-	edit(ctx context.Context, v *vm.VM) (vm.Target, error)
+	edit(ctx context.Context, r *run, v *vm.VM) (vm.Target, error)
 	// apply makes the running VM match v.
 	apply(ctx context.Context, v vm.VM) error
 }
@@ -47,7 +47,7 @@ func (l *liveEdit) intent(ctx context.Context, r *run) (_ vm.Change, err error) 
 		return vm.Change{}, err
 	}
 	l.was = l.v
-	target, err := l.edit(ctx, &l.v)
+	target, err := l.edit(ctx, r, &l.v)
 	if err != nil {
 		return vm.Change{}, err
 	}

@@ -2,8 +2,8 @@ package manager
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"vmand/vm"
@@ -24,8 +24,11 @@ type holder struct {
 	what string // for a person: "operation vm.start of vms/web-1 (<id>)"
 	// preemptible holders are cancelled by a forced stop and by a delete.
 	preemptible bool
-	cancel      context.CancelCauseFunc
-	released    chan struct{}
+	// reads are the resources it holds only because it copies their data. A claim cancels
+	// a reader only if it says so: the copy may be the only one.
+	reads    []vm.Resource
+	cancel   context.CancelCauseFunc
+	released chan struct{}
 }
 
 // claim determines how acquire treats a resource that is held.
@@ -33,14 +36,15 @@ type claim struct {
 	preempt bool // cancel a preemptible holder and wait until it releases
 	patient bool // wait for a holder that cannot be preempted
 	try     bool // do not even wait for a settling
+	// force cancels a preemptible holder that reads one of the resources. Without it the
+	// claim is refused, whatever the other fields say.
+	force bool
 }
 
 // preempted is the cause with which an operation is cancelled by another.
 type preempted struct{ by string }
 
 func (p preempted) Error() string { return "preempted by " + p.by }
-
-var errHeld = errors.New("held")
 
 // acquire takes all resources for h, or none, and reports whether it cancelled another
 // operation for that. It fails with a [vm.Fault] of code [vm.CodeBusy] that names the
@@ -49,39 +53,56 @@ func (l *locks) acquire(
 	ctx context.Context, h *holder, c claim, resources ...vm.Resource,
 ) (didPreempt bool, err error) {
 	for {
-		other := l.tryAcquire(h, resources)
+		other, on := l.tryAcquire(h, resources)
 		if other == nil {
 			return didPreempt, nil
 		}
+		reading := slices.Contains(other.reads, on)
 		switch {
 		case other.opID == "" && !c.try:
-		case c.preempt && other.preemptible:
+		case reading && !(c.force && other.preemptible):
+			return false, readFault(on.String(), other)
+		case reading, c.preempt && other.preemptible:
 			other.cancel(preempted{by: h.what})
 			didPreempt = true
 		case c.patient:
 		default:
 			return false, &vm.Fault{
-				Code: vm.CodeBusy, OperationID: other.opID, Err: errHeld,
-				Detail: fmt.Sprintf("%s is busy with the %s", resources[0], other.what),
+				Code: vm.CodeBusy, OperationID: other.opID,
+				Detail: fmt.Sprintf("%s is busy with the %s", on, other.what),
 				Hint:   "wait for that operation to end and try again",
 			}
 		}
 		select {
 		case <-other.released:
 		case <-ctx.Done():
-			return false, fmt.Errorf("wait for %s: %w", resources[0], context.Cause(ctx))
+			return false, fmt.Errorf("wait for %s: %w", on, context.Cause(ctx))
 		}
 	}
 }
 
+// readFault is the fault of a request that would take the source of a copy from its
+// reader.
+func readFault(source string, reader *holder) *vm.Fault {
+	f := &vm.Fault{
+		Code: vm.CodeBusy, OperationID: reader.opID,
+		Detail: fmt.Sprintf("%s is busy: the %s needs it", source, reader.what),
+		Hint:   "wait for that operation to end and try again",
+	}
+	if reader.preemptible {
+		f.Hint = "wait for that operation to end, or cancel it, and try again"
+	}
+	return f
+}
+
 // tryAcquire takes all resources for h and returns nil, or takes none and returns the
-// holder of one of them.
-func (l *locks) tryAcquire(h *holder, resources []vm.Resource) (other *holder) {
+// holder of one of them with that resource.
+func (l *locks) tryAcquire(h *holder, resources []vm.Resource) (other *holder, on vm.Resource) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range resources {
 		if other := l.held[r]; other != nil {
-			return other
+			return other, r
 		}
 	}
 	if l.held == nil {
@@ -90,7 +111,7 @@ func (l *locks) tryAcquire(h *holder, resources []vm.Resource) (other *holder) {
 	for _, r := range resources {
 		l.held[r] = h
 	}
-	return nil
+	return nil, vm.Resource{}
 }
 
 func (l *locks) release(h *holder) {

@@ -181,7 +181,7 @@ func TestVMLifecycle(t *testing.T) {
 	if v := w.wantVM("web-1", vm.Stopped, vm.ReasonRequested); v.Desired != vm.DesiredStopped {
 		t.Errorf("stopped VM %+v", v)
 	}
-	must(t)(w.VMs.Delete(t.Context(), "web-1", nil))
+	must(t)(w.VMs.Delete(t.Context(), "web-1", nil, false))
 	want := []string{"CreateVM web-1", "Start web-1", "Pause web-1", "Resume web-1", "Reset web-1", "Shutdown web-1", "Start web-1",
 		"Shutdown web-1", "Destroy web-1", "DeleteVM web-1"}
 	if got := w.driver.Calls(); !slices.Equal(got, want) {
@@ -280,15 +280,15 @@ func TestOutdatedVersionChangesNothing(t *testing.T) {
 	old := w.wantVM("a", vm.Stopped, vm.ReasonCreated)
 	w.do("a", vm.OpStart)
 	stale := vm.Match{{Seq: old.Seq, Revision: old.Revision}}
-	wantCode(t, w.VMs.Delete(t.Context(), "a", stale), vm.CodePrecondition)
+	wantCode(t, w.VMs.Delete(t.Context(), "a", stale, false), vm.CodePrecondition)
 	d := w.disk("")
-	wantCode(t, w.Disks.Delete(t.Context(), d.ID, stale), vm.CodePrecondition)
-	_, err := w.Disks.Resize(t.Context(), d.ID, 1024, stale)
+	wantCode(t, w.Disks.Delete(t.Context(), d.ID, stale, false), vm.CodePrecondition)
+	_, err := w.Disks.Resize(t.Context(), d.ID, 1024, stale, false)
 	wantCode(t, err, vm.CodePrecondition)
 	wantCode(t, w.Templates.Delete(t.Context(), "small", vm.Match{{Seq: 99}}), vm.CodePrecondition)
 	v := w.wantVM("a", vm.Running, vm.ReasonRequested)
-	must(t)(w.VMs.Delete(t.Context(), "a", vm.Match{{Seq: v.Seq, Revision: v.Revision}}))
-	must(t)(w.Disks.Delete(t.Context(), d.ID, vm.Match{{Seq: d.Seq, Revision: d.Revision}}))
+	must(t)(w.VMs.Delete(t.Context(), "a", vm.Match{{Seq: v.Seq, Revision: v.Revision}}, false))
+	must(t)(w.Disks.Delete(t.Context(), d.ID, vm.Match{{Seq: d.Seq, Revision: d.Revision}}, false))
 }
 
 func TestFailedStartHasTheOutputOfQEMU(t *testing.T) {
@@ -385,7 +385,7 @@ func TestDeletionWorksInEveryState(t *testing.T) {
 			_, first, err := w.VMs.Do(t.Context(), "a", op, vm.StopOptions{Timeout: time.Hour})
 			must(t)(err)
 			<-reached
-			must(t)(w.VMs.Delete(t.Context(), "a", nil))
+			must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
 			if op, _ := w.Operations.Wait(t.Context(), first.ID); op.State != vm.OpCancelled {
 				t.Errorf("first operation %+v", op)
 			}
@@ -401,7 +401,7 @@ func TestDeletionWorksInEveryState(t *testing.T) {
 			v := w.wantVM("a", vm.Stopped, vm.ReasonCreated)
 			v.State = s
 			must(t)(w.store.Apply(t.Context(), vm.Change{VM: &vm.VMUpdate{From: vm.Stopped, VM: v}}))
-			must(t)(w.VMs.Delete(t.Context(), "a", nil))
+			must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
 		})
 	}
 }

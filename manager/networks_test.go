@@ -34,7 +34,7 @@ func TestAddressIsAssignedAtCreation(t *testing.T) {
 			t.Errorf("MAC %s", v.NICs[0].MAC)
 		}
 	}
-	must(t)(w.VMs.Delete(t.Context(), "a", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
 	w.create("c")
 	c := w.vm("c")
 	if ip, _ := c.LocalIP(); ip != addr("192.168.100.2") {
@@ -95,8 +95,8 @@ func TestInvalidAddressesAndNICsAreRefused(t *testing.T) {
 	}
 	_, err := w.VMs.Create(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{}, {}, {}, {}, {}, {}, {}, {}, {}}})
 	wantCode(t, err, vm.CodeInvalid, "/nics")
-	// Refused requests have reserved no address.
-	must(t)(w.VMs.Delete(t.Context(), "t3", nil))
+	// What was refused has taken no address.
+	must(t)(w.VMs.Delete(t.Context(), "t3", nil, false))
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "x", Template: "small", NICs: &[]vm.NewNIC{{Network: "tiny", IP: addr("10.9.9.5")}}}))
 	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "y", Template: "small", NICs: &[]vm.NewNIC{}}))
 	y := w.vm("y")
@@ -171,7 +171,7 @@ func TestNetworkLifecycle(t *testing.T) {
 		t.Errorf("report %+v", r)
 	}
 	wantCode(t, w.Networks.Delete(t.Context(), "lab", nil), vm.CodeInUse, "in use by 1 VM")
-	must(t)(w.VMs.Delete(t.Context(), "a", nil))
+	must(t)(w.VMs.Delete(t.Context(), "a", nil, false))
 	must(t)(w.Networks.Delete(t.Context(), "lab", nil))
 	_, err = w.Networks.Status(t.Context(), "lab")
 	wantCode(t, err, vm.CodeNotFound)

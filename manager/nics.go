@@ -226,7 +226,7 @@ type nicChange struct {
 	n, was vm.NIC
 }
 
-func (u *nicChange) edit(_ context.Context, v *vm.VM) (_ vm.Target, err error) {
+func (u *nicChange) edit(_ context.Context, _ *run, v *vm.VM) (_ vm.Target, err error) {
 	target := vm.Target{NIC: &u.slot}
 	if u.n, err = v.NIC(u.slot); err != nil {
 		return target, err

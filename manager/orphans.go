@@ -117,28 +117,28 @@ func (s *Orphans) Adopt(ctx context.Context, resource vm.Resource, template stri
 type diskAdoption struct {
 	s    *Orphans
 	id   string
-	held []vm.Image
+	held []heldImage
 }
 
-func (a *diskAdoption) act(ctx context.Context, _ *run) (_ vm.Change, err error) {
+func (a *diskAdoption) act(ctx context.Context, r *run) (_ vm.Change, err error) {
 	d := vm.Disk{ID: a.id, State: vm.DiskAvailable, CreatedAt: now()}
 	if d.DiskFile, err = a.s.driver.AdoptDisk(ctx, a.id); err != nil {
 		return vm.Change{}, err
 	}
-	a.held, err = a.s.Images.verifyBacking(ctx, &d.DiskFile, vm.DiskResource(a.id))
+	a.held, err = a.s.Images.verifyBacking(ctx, r, &d.DiskFile, vm.DiskResource(a.id))
 	return vm.Change{NewDisk: &d}, err
 }
 
-func (a *diskAdoption) release() { a.s.Images.release(a.held) }
+func (a *diskAdoption) release() { a.s.Images.release(a.held...) }
 
 // A vmAdoption is one [Orphans.Adopt] of a VM. It records the observed state.
 type vmAdoption struct {
 	s            *Orphans
 	id, template string
-	held         []vm.Image
+	held         []heldImage
 }
 
-func (a *vmAdoption) act(ctx context.Context, _ *run) (vm.Change, error) {
+func (a *vmAdoption) act(ctx context.Context, r *run) (vm.Change, error) {
 	t, err := a.s.VMs.template(ctx, a.template)
 	if err != nil {
 		return vm.Change{}, err
@@ -147,7 +147,7 @@ func (a *vmAdoption) act(ctx context.Context, _ *run) (vm.Change, error) {
 	if err != nil {
 		return vm.Change{}, err
 	}
-	if a.held, err = a.s.Images.verifyBacking(ctx, &root, vm.VMResource(a.id)); err != nil {
+	if a.held, err = a.s.Images.verifyBacking(ctx, r, &root, vm.VMResource(a.id)); err != nil {
 		return vm.Change{}, err
 	}
 	seen := a.s.driver.Observe(ctx, a.id)
@@ -178,12 +178,14 @@ func (a *vmAdoption) act(ctx context.Context, _ *run) (vm.Change, error) {
 	return vm.Change{NewVM: &v}, nil
 }
 
-func (a *vmAdoption) release() { a.s.Images.release(a.held) }
+func (a *vmAdoption) release() { a.s.Images.release(a.held...) }
 
-// verifyBacking checks the base that the header of an adopted disk names, and completes f.
-// QEMU can write the header, so it may name any file of the host: only the configured boot
-// image and recorded images are accepted. It returns the image of the base, held.
-func (s *Images) verifyBacking(ctx context.Context, f *vm.DiskFile, resource vm.Resource) ([]vm.Image, error) {
+// verifyBacking checks what the header of an adopted disk says it is based on, and completes
+// f. QEMU can write the header, so it may name any file of the host: only the operator's own
+// boot image and recorded images are accepted. It returns the image f is based on, held.
+func (s *Images) verifyBacking(
+	ctx context.Context, r *run, f *vm.DiskFile, resource vm.Resource,
+) ([]heldImage, error) {
 	if f.Base == "" || f.Base == s.o.Base.Base && f.BaseFormat == s.o.Base.BaseFormat {
 		return nil, nil
 	}
@@ -211,8 +213,7 @@ func (s *Images) verifyBacking(ctx context.Context, f *vm.DiskFile, resource vm.
 		}
 	}
 	f.Image = images[0].Name
-	s.holdLocked(sum)
-	return images, nil
+	return []heldImage{s.holdLocked(r, images[0])}, nil
 }
 
 // Terminate ends a process that no record knows; its files stay.

@@ -48,6 +48,7 @@ func (e *Engine) newRun(ctx context.Context, q request) (*run, context.Context, 
 		opID:        r.op.ID,
 		what:        fmt.Sprintf("operation %s of %s (%s)", q.kind, q.on[0], r.op.ID),
 		preemptible: q.preemptible,
+		reads:       q.reads,
 		cancel:      cancel,
 		released:    make(chan struct{}),
 	}

@@ -69,7 +69,8 @@ func (s *Operations) Answer(kind vm.Kind) vm.Answer {
 // A request asks for one run of a verb.
 type request struct {
 	*verb
-	on     []vm.Resource // locked together; the first is the resource of the operation
+	on     []vm.Resource // locked together; the first is the one the operation is of
+	reads  []vm.Resource // those of on that it only copies; see [holder]
 	action action
 
 	timeout     time.Duration // these three are the verb's unless the use case changes them

@@ -52,7 +52,9 @@ func (s *VMs) Create(ctx context.Context, n vm.NewVM) (vm.VM, error) {
 			return vm.VM{}, err
 		}
 	}
-	if _, err := s.run(ctx, vmCreate.request(c, vm.VMResource(n.ID))); err != nil {
+	q := vmCreate.request(c, vm.VMResource(n.ID))
+	q.preemptible = n.FullClone // it copies the image, which takes long
+	if _, err := s.run(ctx, q); err != nil {
 		return vm.VM{}, err
 	}
 	return s.store.VM(ctx, n.ID)
@@ -62,20 +64,20 @@ func (s *VMs) Create(ctx context.Context, n vm.NewVM) (vm.VM, error) {
 type creation struct {
 	s    *VMs
 	n    vm.NewVM
-	v    vm.VM          // the record
-	held []vm.Image     // held until the VM is recorded
+	v    vm.VM          // as it will be recorded
+	held []heldImage    // whose content must stay until the VM is recorded
 	from *vm.CopySource // of the root disk, with full_clone
 	made bool           // its files exist
 }
 
-func (c *creation) intent(ctx context.Context, _ *run) (_ vm.Change, err error) {
+func (c *creation) intent(ctx context.Context, r *run) (_ vm.Change, err error) {
 	if c.v.Template, err = c.s.template(ctx, c.n.Template); err != nil {
 		return vm.Change{}, err
 	}
 	if err := c.checkNew(ctx); err != nil {
 		return vm.Change{}, err
 	}
-	if err := c.placeMedia(ctx); err != nil {
+	if err := c.placeMedia(ctx, r); err != nil {
 		return vm.Change{}, err
 	}
 	return vm.Change{}, c.s.NICs.placeAll(ctx, &c.v, c.n.NICs)
@@ -108,17 +110,17 @@ func (c *creation) truth(ctx context.Context) (vm.Change, error) {
 
 func (c *creation) release() {
 	c.s.NICs.release(c.v.NICs)
-	c.s.Images.release(c.held)
+	c.s.Images.release(c.held...)
 }
 
 // placeMedia gives the VM its root disk and its CD-ROM drives. The images in c.held are
 // held also after an error.
-func (c *creation) placeMedia(ctx context.Context) (err error) {
+func (c *creation) placeMedia(ctx context.Context, r *run) (err error) {
 	if c.n.CloudInit != nil {
 		c.v.CDROMs = append(c.v.CDROMs, vm.CDROM{ID: vm.SeedCDROM})
 	}
 	for i, want := range c.n.CDROMs {
-		_, image, err := c.s.CDROMs.insert(ctx, &c.v, want, fmt.Sprintf("/cdroms/%d", i))
+		_, image, err := c.s.CDROMs.insert(ctx, r, &c.v, want, fmt.Sprintf("/cdroms/%d", i))
 		c.hold(image)
 		if err != nil {
 			return err
@@ -131,7 +133,7 @@ func (c *creation) placeMedia(ctx context.Context) (err error) {
 		c.v.Root, err = c.s.bootDisk(c.n.RootSizeMiB)
 		return err
 	}
-	image, err := c.s.Images.hold(ctx, c.n.Image, "/image")
+	image, err := c.s.Images.hold(ctx, r, c.n.Image, "/image")
 	c.hold(image)
 	if err != nil {
 		return err
@@ -145,7 +147,7 @@ func (c *creation) placeMedia(ctx context.Context) (err error) {
 }
 
 // hold notes an image that is held; the zero value is none.
-func (c *creation) hold(image vm.Image) {
+func (c *creation) hold(image heldImage) {
 	if image.SHA256 != "" {
 		c.held = append(c.held, image)
 	}

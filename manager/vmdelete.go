@@ -15,8 +15,9 @@ var vmDelete = verb{
 }
 
 // Delete ends the VM in any state, detaches its data disks and removes it with its root
-// disk. It cancels the operation that holds the VM.
-func (s *VMs) Delete(ctx context.Context, id string, match vm.Match) error {
+// disk. It cancels the operation that holds the VM. While an operation copies the root
+// disk, Delete fails with [vm.CodeBusy], unless force cancels that one too.
+func (s *VMs) Delete(ctx context.Context, id string, match vm.Match, force bool) error {
 	v, err := s.store.VM(ctx, id) // before anything is cancelled for it
 	if err != nil {
 		return err
@@ -24,7 +25,9 @@ func (s *VMs) Delete(ctx context.Context, id string, match vm.Match) error {
 	if err := match.Check("VM "+id, v.Version()); err != nil {
 		return err
 	}
-	_, err = s.run(ctx, vmDelete.request(&deletion{s: s, id: id}, vm.VMResource(id)))
+	q := vmDelete.request(&deletion{s: s, id: id}, vm.VMResource(id))
+	q.claim.force = force
+	_, err = s.run(ctx, q)
 	return err
 }
 
@@ -64,7 +67,7 @@ func (d *deletion) act(ctx context.Context, r *run) (vm.Change, error) {
 	}
 	gone := vm.Change{DeleteVM: d.id}
 	for _, disk := range disks {
-		gone.Disks = append(gone.Disks, disk.Released())
+		gone.Disks = append(gone.Disks, disk.Released(""))
 	}
 	r.report("remove-files", "")
 	op := r.snapshot()

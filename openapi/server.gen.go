@@ -901,6 +901,17 @@ type CreateVM struct {
 // Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 type Description = string
 
+// DetachDisk How to detach a data disk from a running VM.
+type DetachDisk struct {
+	// Force Detaches the disk although the guest has it mounted or cannot be asked. What the guest has not written is
+	// lost, unless `sync` succeeds.
+	Force *bool `json:"force,omitempty"`
+
+	// Sync Has the guest agent flush and freeze the file systems of the disk before it is removed. With a file system
+	// that cannot be frozen, the guest runs `sync` instead.
+	Sync *bool `json:"sync,omitempty"`
+}
+
 // Disk A data disk.
 type Disk struct {
 	// CreatedAt When the disk was created.
@@ -932,7 +943,8 @@ type Disk struct {
 	// - `error`: it cannot be used; `state_reason` says why.
 	State DiskState `json:"state"`
 
-	// StateReason Why the disk is in its state, for people. Null without a reason.
+	// StateReason Why the disk is in its state, for people. For an available disk: why its content may not be complete, such
+	// as a detach without an agent that could tell whether it was mounted. Null without a reason.
 	StateReason *string `json:"state_reason"`
 
 	// UpdatedAt When the disk was last changed.
@@ -1997,6 +2009,9 @@ type TemplateName = string
 
 // UpdateDisk The properties of a data disk to change.
 type UpdateDisk struct {
+	// Force Cancels an operation that copies the disk.
+	Force *bool `json:"force,omitempty"`
+
 	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
 }
@@ -2394,6 +2409,9 @@ type Cursor = string
 // of its guest.
 type ID = ResourceId
 
+// Force defines model for Force.
+type Force = bool
+
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
 
@@ -2533,6 +2551,10 @@ type CreateDiskParams struct {
 
 // DeleteDiskParams defines parameters for DeleteDisk.
 type DeleteDiskParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2630,6 +2652,10 @@ type CreateImageParams struct {
 
 // DeleteImageParams defines parameters for DeleteImage.
 type DeleteImageParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2785,6 +2811,10 @@ type CreateVMParams struct {
 
 // DeleteVMParams defines parameters for DeleteVM.
 type DeleteVMParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2971,7 +3001,7 @@ type UpdateDiskJSONRequestBody = UpdateDisk
 type AttachDiskJSONRequestBody = AttachDisk
 
 // DetachDiskJSONRequestBody defines body for DetachDisk for application/json ContentType.
-type DetachDiskJSONRequestBody = EmptyRequest
+type DetachDiskJSONRequestBody = DetachDisk
 
 // CreateImageJSONRequestBody defines body for CreateImage for application/json ContentType.
 type CreateImageJSONRequestBody = CreateImage
@@ -3351,6 +3381,12 @@ func (w *ServerInterfaceWrapper) DeleteDisk(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteDiskParams
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "force", ctx.QueryParams(), &params.Force)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter force: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "If-Match" -------------
@@ -3712,6 +3748,12 @@ func (w *ServerInterfaceWrapper) DeleteImage(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteImageParams
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "force", ctx.QueryParams(), &params.Force)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter force: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "If-Match" -------------
@@ -4409,6 +4451,12 @@ func (w *ServerInterfaceWrapper) DeleteVM(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteVMParams
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "force", ctx.QueryParams(), &params.Force)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter force: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "If-Match" -------------

@@ -42,8 +42,15 @@ func (d *DryRun) SetPassword(ctx context.Context, id, user, password string) err
 // Trim implements [vm.Guests].
 func (d *DryRun) Trim(ctx context.Context, id string) error { return noGuest(id) }
 
+// Mounts implements [vm.Guests].
+func (d *DryRun) Mounts(ctx context.Context, disk vm.Disk) ([]vm.GuestMount, error) {
+	return nil, noGuest(disk.VMID)
+}
+
 // Freeze implements [vm.Guests].
-func (d *DryRun) Freeze(ctx context.Context, id string) (int, error) { return 0, noGuest(id) }
+func (d *DryRun) Freeze(ctx context.Context, id string, mountPoints ...string) (int, error) {
+	return 0, noGuest(id)
+}
 
 // Thaw implements [vm.Guests].
 func (d *DryRun) Thaw(ctx context.Context, id string) error { return noGuest(id) }

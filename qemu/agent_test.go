@@ -97,6 +97,7 @@ func TestAGuestAgentAnswersEveryCall(t *testing.T) {
 		"mkdir /data && mount -t ext4 /dev/sda /data && hostname web")
 
 	t.Run("info", h.testInfo)
+	t.Run("mounts", h.testMounts)
 	t.Run("exec", h.testExec)
 	t.Run("files", h.testFiles)
 	t.Run("refusals", h.testRefusals)
@@ -159,6 +160,26 @@ func (h *testHost) testInfo(t *testing.T) {
 	if data < 0 || g.Filesystems[data].Type != "ext4" || g.Filesystems[data].TotalBytes < 8<<20 {
 		t.Errorf("its file systems are %+v", g.Filesystems)
 	}
+}
+
+func (h *testHost) testMounts(t *testing.T) {
+	disk := vm.Disk{ID: "data", VMID: "web", MountPoint: "/dev/sdb"}
+	h.sh("web", "mkdir -p /more && mount -o bind /data /more")
+	got, err := h.Mounts(t.Context(), disk)
+	want := []vm.GuestMount{{MountPoint: "/data", Device: "sda"}, {MountPoint: "/more", Device: "sda"}}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("the mounts are %+v, %v; want %+v", got, err, want)
+	}
+	h.sh("web", "umount /more")
+	disk.ID, disk.MountPoint = "other", "/dev/sdc"
+	if got, err := h.Mounts(t.Context(), disk); err != nil || len(got) != 0 {
+		t.Errorf("the mounts of another disk are %+v, %v", got, err)
+	}
+	n, err := h.Freeze(t.Context(), "web", "/data")
+	if err != nil || n != 1 {
+		t.Errorf("froze %d: %v", n, err)
+	}
+	must(t, h.Thaw(t.Context(), "web"))
 }
 
 func (h *testHost) testExec(t *testing.T) {

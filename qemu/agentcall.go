@@ -117,7 +117,7 @@ func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error)
 		func() error {
 			all, err := a.client.Filesystems(ctx)
 			for _, f := range all {
-				g.Filesystems = append(g.Filesystems, vm.GuestFilesystem(f))
+				g.Filesystems = append(g.Filesystems, filesystem(f))
 			}
 			return err
 		},
@@ -216,7 +216,7 @@ func (d *Driver) Trim(ctx context.Context, id string) error {
 // Freeze implements [vm.Guests]. The file systems thaw by themselves after
 // [freezeLease] and when vmand stops. If vmand is killed, the next vmand thaws
 // them as soon as it finds the VM.
-func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
+func (d *Driver) Freeze(ctx context.Context, id string, mountPoints ...string) (int, error) {
 	a, err := d.reachable(id)
 	if err != nil {
 		return 0, err
@@ -230,7 +230,7 @@ func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
 	a.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
-	n, err := a.client.Freeze(ctx)
+	n, err := a.client.Freeze(ctx, mountPoints...)
 	a.mu.Lock()
 	a.thawAt = time.Now()
 	if err == nil {

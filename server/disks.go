@@ -12,10 +12,10 @@ import (
 type Disks interface {
 	Create(ctx context.Context, n vm.NewDisk) (vm.Disk, error)
 	Copy(ctx context.Context, n vm.NewDisk) (vm.Disk, vm.Operation, error)
-	Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match) (vm.Disk, error)
-	Delete(ctx context.Context, id string, match vm.Match) error
+	Resize(ctx context.Context, id string, sizeMiB int64, match vm.Match, force bool) (vm.Disk, error)
+	Delete(ctx context.Context, id string, match vm.Match, force bool) error
 	Attach(ctx context.Context, id, vmID, mountPoint string) (vm.Disk, vm.Operation, error)
-	Detach(ctx context.Context, id string) (vm.Disk, vm.Operation, error)
+	Detach(ctx context.Context, id string, o vm.DetachOptions) (vm.Disk, vm.Operation, error)
 }
 
 // CreateDisk implements [openapi.StrictServerInterface].
@@ -75,7 +75,7 @@ func (s *Server) UpdateDisk(ctx context.Context, r openapi.UpdateDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.Disks.Resize(ctx, r.ID, mib(r.Body.Size), match)
+	d, err := s.Disks.Resize(ctx, r.ID, mib(r.Body.Size), match, value(r.Body.Force))
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func (s *Server) DeleteDisk(ctx context.Context, r openapi.DeleteDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Disks.Delete(ctx, r.ID, match); err != nil {
+	if err := s.Disks.Delete(ctx, r.ID, match, value(r.Params.Force)); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil
@@ -115,7 +115,11 @@ func (s *Server) DetachDisk(ctx context.Context, r openapi.DetachDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	d, o, err := s.Disks.Detach(ctx, r.ID)
+	options := vm.DetachOptions{}
+	if r.Body != nil {
+		options = vm.DetachOptions{Sync: value(r.Body.Sync), Force: value(r.Body.Force)}
+	}
+	d, o, err := s.Disks.Detach(ctx, r.ID, options)
 	return moved(d, o, wait > 0, err)
 }
 

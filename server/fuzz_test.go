@@ -286,7 +286,7 @@ func (a *api) clear(t *testing.T) {
 	images, err := a.store.Images(t.Context(), vm.ImageFilter{}, vm.Page{})
 	for _, i := range images {
 		if err == nil {
-			err = a.manager.Images.Delete(t.Context(), i.Name, nil)
+			err = a.manager.Images.Delete(t.Context(), i.Name, nil, false)
 		}
 	}
 	if err != nil {

@@ -21,7 +21,7 @@ type Images interface {
 	Upload(ctx context.Context, n vm.NewImage, r io.Reader, more bool) (vm.Image, vm.Operation, error)
 	ContinueUpload(ctx context.Context, name string, offset int64, r io.Reader, more bool) (vm.Image, vm.Operation, error)
 	Update(ctx context.Context, name string, e vm.ImageEdits, match vm.Match) (vm.Image, error)
-	Delete(ctx context.Context, name string, match vm.Match) error
+	Delete(ctx context.Context, name string, match vm.Match, force bool) error
 	Open(ctx context.Context, name string) (vm.Image, io.ReadSeekCloser, error)
 }
 
@@ -191,7 +191,7 @@ func (s *Server) DeleteImage(ctx context.Context, r openapi.DeleteImageRequestOb
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Images.Delete(ctx, r.Name, match); err != nil {
+	if err := s.Images.Delete(ctx, r.Name, match, value(r.Params.Force)); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil

@@ -17,7 +17,7 @@ import (
 type VMs interface {
 	Create(ctx context.Context, n vm.NewVM) (vm.VM, error)
 	Update(ctx context.Context, id string, e vm.VMEdits, match vm.Match) (vm.VM, error)
-	Delete(ctx context.Context, id string, match vm.Match) error
+	Delete(ctx context.Context, id string, match vm.Match, force bool) error
 	Do(ctx context.Context, id string, op vm.Op, o vm.StopOptions) (vm.VM, vm.Operation, error)
 	Await(ctx context.Context, id string, c vm.Condition) (vm.VM, error)
 	CanAwait(ctx context.Context, id string, c vm.Condition) error
@@ -234,7 +234,7 @@ func (s *Server) DeleteVM(ctx context.Context, r openapi.DeleteVMRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	if err := s.VMs.Delete(ctx, r.ID, match); err != nil {
+	if err := s.VMs.Delete(ctx, r.ID, match, value(r.Params.Force)); err != nil {
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil

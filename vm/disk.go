@@ -51,11 +51,13 @@ type Disk struct {
 	DiskFile
 	MountPoint string // the slot, such as /dev/sdb; while the disk is available, the requested one; may be empty
 	State      DiskState
-	Reason     string // free text, set when State is error or detaching; may be empty
-	VMID       string // the VM that the disk is attached to; empty when available
-	CreatedAt  time.Time
-	UpdatedAt  time.Time
-	Revision   int64 // increases with every change; set by the store
+	// Reason is free text, set when State is error or detaching, and when it is available
+	// and its content may not be complete; may be empty.
+	Reason    string
+	VMID      string // the VM that the disk is attached to; empty when available
+	CreatedAt time.Time
+	UpdatedAt time.Time
+	Revision  int64 // increases with every change; set by the store
 }
 
 // Version returns the recorded version of d.
@@ -80,10 +82,17 @@ func (d Disk) NotAvailable() *Fault {
 	}
 }
 
-// Released returns the update that detaches d from its VM and makes it available.
-func (d Disk) Released() DiskUpdate {
+// DetachOptions are the options of a detach from a running VM.
+type DetachOptions struct {
+	Sync  bool // have the guest flush the file systems of the disk first
+	Force bool // detach the disk although it is mounted or the guest cannot be asked
+}
+
+// Released returns the update that detaches d from its VM and makes it available. doubt says
+// why the content of d may not be complete; empty if it is.
+func (d Disk) Released(doubt string) DiskUpdate {
 	from := d.State
-	d.State, d.VMID, d.MountPoint, d.Reason = DiskAvailable, "", "", ""
+	d.State, d.VMID, d.MountPoint, d.Reason = DiskAvailable, "", "", doubt
 	return DiskUpdate{From: from, Disk: d}
 }
 

@@ -135,7 +135,7 @@ func TestNewDiskCheck(t *testing.T) {
 func TestReleasedDisk(t *testing.T) {
 	d := vm.Disk{ID: "disk-x", State: vm.DiskDetaching, VMID: "web-1", MountPoint: "/dev/sdb", Reason: "the guest is busy"}
 	want := vm.DiskUpdate{From: vm.DiskDetaching, Disk: vm.Disk{ID: "disk-x", State: vm.DiskAvailable}}
-	if got := d.Released(); got != want {
+	if got := d.Released(""); got != want {
 		t.Errorf("Released = %+v; want %+v", got, want)
 	}
 }

@@ -53,6 +53,12 @@ type GuestFilesystem struct {
 	Disks                 []string // the serial numbers of its disks
 }
 
+// A GuestMount is a place where a guest has a file system of a disk mounted.
+type GuestMount struct {
+	MountPoint string
+	Device     string // the block device in the guest; equal for mounts of one file system
+}
+
 // maxGuestTimeout is the maximum of [GuestCommand].Timeout.
 const maxGuestTimeout = 5 * time.Minute
 
@@ -120,10 +126,15 @@ type Guests interface {
 	SetPassword(ctx context.Context, id, user, password string) error
 	// Trim discards the unused blocks of all file systems of the guest.
 	Trim(ctx context.Context, id string) error
-	// Freeze flushes the file systems of the guest, blocks writes to them and returns their
-	// number. The freeze ends with Thaw, after a time limit of the driver, or when the
-	// connection to the agent breaks. It fails with [CodeBusy] while a freeze is in effect.
-	Freeze(ctx context.Context, id string) (int, error)
+	// Mounts returns where the guest of d.VMID has file systems of d mounted, also those on
+	// partitions and logical volumes. It does not see a disk that is used without a mount,
+	// such as for swap.
+	Mounts(ctx context.Context, d Disk) ([]GuestMount, error)
+	// Freeze flushes the file systems of the guest at the mount points, or all without mount
+	// points, blocks writes to them and returns their number. The freeze ends with Thaw,
+	// after a time limit of the driver, or when the connection to the agent breaks. It fails
+	// with [CodeBusy] while a freeze is in effect.
+	Freeze(ctx context.Context, id string, mountPoints ...string) (int, error)
 	// Thaw ends a freeze.
 	Thaw(ctx context.Context, id string) error
 }

@@ -904,6 +904,17 @@ type CreateVM struct {
 // Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 type Description = string
 
+// DetachDisk How to detach a data disk from a running VM.
+type DetachDisk struct {
+	// Force Detaches the disk although the guest has it mounted or cannot be asked. What the guest has not written is
+	// lost, unless `sync` succeeds.
+	Force *bool `json:"force,omitempty"`
+
+	// Sync Has the guest agent flush and freeze the file systems of the disk before it is removed. With a file system
+	// that cannot be frozen, the guest runs `sync` instead.
+	Sync *bool `json:"sync,omitempty"`
+}
+
 // Disk A data disk.
 type Disk struct {
 	// CreatedAt When the disk was created.
@@ -935,7 +946,8 @@ type Disk struct {
 	// - `error`: it cannot be used; `state_reason` says why.
 	State DiskState `json:"state"`
 
-	// StateReason Why the disk is in its state, for people. Null without a reason.
+	// StateReason Why the disk is in its state, for people. For an available disk: why its content may not be complete, such
+	// as a detach without an agent that could tell whether it was mounted. Null without a reason.
 	StateReason *string `json:"state_reason"`
 
 	// UpdatedAt When the disk was last changed.
@@ -2000,6 +2012,9 @@ type TemplateName = string
 
 // UpdateDisk The properties of a data disk to change.
 type UpdateDisk struct {
+	// Force Cancels an operation that copies the disk.
+	Force *bool `json:"force,omitempty"`
+
 	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
 	Size DiskSize `json:"size"`
 }
@@ -2397,6 +2412,9 @@ type Cursor = string
 // of its guest.
 type ID = ResourceId
 
+// Force defines model for Force.
+type Force = bool
+
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
 
@@ -2536,6 +2554,10 @@ type CreateDiskParams struct {
 
 // DeleteDiskParams defines parameters for DeleteDisk.
 type DeleteDiskParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2633,6 +2655,10 @@ type CreateImageParams struct {
 
 // DeleteImageParams defines parameters for DeleteImage.
 type DeleteImageParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2788,6 +2814,10 @@ type CreateVMParams struct {
 
 // DeleteVMParams defines parameters for DeleteVM.
 type DeleteVMParams struct {
+	// Force Cancels an operation that reads the resource, such as a copy of a disk. Without it the request fails with 409
+	// `busy`, and the problem has the `operation_id`.
+	Force *Force `form:"force,omitempty" json:"force,omitempty"`
+
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2974,7 +3004,7 @@ type UpdateDiskJSONRequestBody = UpdateDisk
 type AttachDiskJSONRequestBody = AttachDisk
 
 // DetachDiskJSONRequestBody defines body for DetachDisk for application/json ContentType.
-type DetachDiskJSONRequestBody = EmptyRequest
+type DetachDiskJSONRequestBody = DetachDisk
 
 // CreateImageJSONRequestBody defines body for CreateImage for application/json ContentType.
 type CreateImageJSONRequestBody = CreateImage
@@ -4778,6 +4808,28 @@ func NewDeleteDiskRequest(server string, iD ID, params *DeleteDiskParams) (*http
 		return nil, err
 	}
 
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Force != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "force", runtime.ParamLocationQuery, *params.Force); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
 	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
@@ -5469,6 +5521,28 @@ func NewDeleteImageRequest(server string, name ImageName, params *DeleteImagePar
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Force != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "force", runtime.ParamLocationQuery, *params.Force); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
 	}
 
 	req, err := http.NewRequest("DELETE", queryURL.String(), nil)
@@ -6821,6 +6895,28 @@ func NewDeleteVMRequest(server string, iD ID, params *DeleteVMParams) (*http.Req
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.Force != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "force", runtime.ParamLocationQuery, *params.Force); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
 	}
 
 	req, err := http.NewRequest("DELETE", queryURL.String(), nil)

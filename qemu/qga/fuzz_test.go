@@ -143,7 +143,10 @@ func askAll(t *testing.T, ask func(func(*Client) error)) {
 		all, err := c.Filesystems(ctx)
 		for _, f := range all {
 			mustBeClean(t, maxPath, f.MountPoint, f.Type)
-			mustBeClean(t, maxText, f.Disks...)
+			mustBeClean(t, maxText, f.Device)
+			for _, d := range f.Disks {
+				mustBeClean(t, maxText, d.Serial, d.BusType)
+			}
 			if f.UsedBytes < 0 || f.TotalBytes < 0 {
 				t.Errorf("sizes %d, %d", f.UsedBytes, f.TotalBytes)
 			}

@@ -47,8 +47,26 @@ type Interface struct {
 // Filesystem is a mounted file system of a guest.
 type Filesystem struct {
 	MountPoint, Type      string
-	UsedBytes, TotalBytes int64    // 0 if not known
-	Disks                 []string // serial numbers
+	Device                string // its block device in the guest, such as sda1
+	UsedBytes, TotalBytes int64  // 0 if not known
+	Disks                 []Disk // that it is on, through partitions and volumes
+}
+
+// Disk is a disk of a guest with its address. A part that the agent does not know is 0 or
+// empty.
+type Disk struct {
+	Serial            string
+	BusType           string  // such as scsi
+	PCI               Address // of the controller
+	Bus, Target, Unit int     // of the disk at the controller
+}
+
+// Address is the address of a PCI function.
+type Address struct {
+	Domain   int `json:"domain"`
+	Bus      int `json:"bus"`
+	Slot     int `json:"slot"`
+	Function int `json:"function"`
 }
 
 // Ping returns nil if the agent answers.
@@ -150,12 +168,18 @@ func (c *Client) Interfaces(ctx context.Context) ([]Interface, error) {
 // Filesystems returns the mounted file systems of the guest.
 func (c *Client) Filesystems(ctx context.Context) ([]Filesystem, error) {
 	var r []struct {
+		Name       string `json:"name"`
 		MountPoint string `json:"mountpoint"`
 		Type       string `json:"type"`
 		Used       size   `json:"used-bytes"`
 		Total      size   `json:"total-bytes"`
 		Disks      []struct {
-			Serial string `json:"serial"`
+			Serial  string  `json:"serial"`
+			BusType string  `json:"bus-type"`
+			PCI     Address `json:"pci-controller"`
+			Bus     int     `json:"bus"`
+			Target  int     `json:"target"`
+			Unit    int     `json:"unit"`
 		} `json:"disk"`
 	}
 	if err := c.call(ctx, queryTimeout, maxLine, "guest-get-fsinfo", nil, &r); err != nil {
@@ -166,13 +190,19 @@ func (c *Client) Filesystems(ctx context.Context) ([]Filesystem, error) {
 		n := Filesystem{
 			MountPoint: clean(f.MountPoint, maxPath),
 			Type:       clean(f.Type, maxText),
+			Device:     clean(f.Name, maxText),
 			UsedBytes:  int64(f.Used),
 			TotalBytes: int64(f.Total),
 		}
 		for _, d := range f.Disks[:min(len(f.Disks), maxDisks)] {
-			if serial := clean(d.Serial, maxText); serial != "" {
-				n.Disks = append(n.Disks, serial)
-			}
+			n.Disks = append(n.Disks, Disk{
+				Serial:  clean(d.Serial, maxText),
+				BusType: clean(d.BusType, maxText),
+				PCI:     d.PCI,
+				Bus:     d.Bus,
+				Target:  d.Target,
+				Unit:    d.Unit,
+			})
 		}
 		all = append(all, n)
 	}
@@ -216,20 +246,25 @@ func (c *Client) Trim(ctx context.Context) error {
 	return &Error{Command: command, Class: "GenericError", Desc: desc}
 }
 
-// Freeze freezes the file systems of the guest and returns their number.
-func (c *Client) Freeze(ctx context.Context) (int, error) {
-	return c.count(ctx, "guest-fsfreeze-freeze")
+// Freeze freezes the file systems of the guest at the mount points, or all without mount
+// points, and returns their number.
+func (c *Client) Freeze(ctx context.Context, mountPoints ...string) (int, error) {
+	if len(mountPoints) == 0 {
+		return c.count(ctx, "guest-fsfreeze-freeze", nil)
+	}
+	args := map[string][]string{"mountpoints": mountPoints}
+	return c.count(ctx, "guest-fsfreeze-freeze-list", args)
 }
 
 // Thaw thaws the file systems of the guest and returns their number.
 func (c *Client) Thaw(ctx context.Context) (int, error) {
-	return c.count(ctx, "guest-fsfreeze-thaw")
+	return c.count(ctx, "guest-fsfreeze-thaw", nil)
 }
 
 // count runs a command that returns a number of file systems.
-func (c *Client) count(ctx context.Context, command string) (int, error) {
+func (c *Client) count(ctx context.Context, command string, args any) (int, error) {
 	var n int
-	err := c.call(ctx, freezeTimeout, maxLine, command, nil, &n)
+	err := c.call(ctx, freezeTimeout, maxLine, command, args, &n)
 	if err == nil && (n < 0 || n > 1<<20) {
 		n, err = 0, fmt.Errorf("%w: %s of %d file systems", ErrGarbage, command, n)
 	}

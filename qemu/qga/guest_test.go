@@ -47,7 +47,8 @@ func TestRepliesAreCleanedAndParsed(t *testing.T) {
 		"guest-get-fsinfo": `{"return": [
 			{"name": "vda1", "mountpoint": "/", "type": "ext4",
 				"used-bytes": 18446744073709551615, "total-bytes": 1e400,
-				"disk": [{"serial": "data-1"}, {}]},
+				"disk": [{"serial": "data-1"}, {"bus-type": "scsi", "bus": 0, "target": 0, "unit": 3,
+					"pci-controller": {"domain": 0, "bus": 0, "slot": 3, "function": 0}}]},
 			{"mountpoint": "/b", "type": "vfat", "used-bytes": 5, "total-bytes": 7},
 			{"mountpoint": "/c", "used-bytes": "five"}]}`,
 	}))
@@ -85,7 +86,10 @@ func TestRepliesAreCleanedAndParsed(t *testing.T) {
 		"Filesystems": {
 			func() (any, error) { return s.Filesystems(ctx) },
 			[]Filesystem{
-				{MountPoint: "/", Type: "ext4", Disks: []string{"data-1"}},
+				{MountPoint: "/", Type: "ext4", Device: "vda1", Disks: []Disk{
+					{Serial: "data-1"},
+					{BusType: "scsi", PCI: Address{Slot: 3}, Unit: 3},
+				}},
 				{MountPoint: "/b", Type: "vfat", UsedBytes: 5, TotalBytes: 7},
 				{MountPoint: "/c"},
 			},

@@ -114,3 +114,14 @@ func (d *Daemon) DeleteAll() {
 		}
 	}
 }
+
+// WaitAgent waits until the guest agent of a VM is in a state.
+func (d *Daemon) WaitAgent(id, state string) {
+	d.T.Helper()
+	Eventually(d.T, time.Minute, fmt.Sprintf("the agent of VM %s to be %s", id, state), func() error {
+		if now := d.VM(id).Agent.State; string(now) != state {
+			return fmt.Errorf("it is %s", now)
+		}
+		return nil
+	})
+}

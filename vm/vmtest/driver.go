@@ -35,11 +35,12 @@ type Driver struct {
 
 	interfaces []vm.GuestInterface // of every guest, in addition to lo
 
-	agents  map[string]vm.Agent      // set by SetAgent
-	wrote   map[string][]byte        // files of guests, by id and path
-	logs    map[string][]byte        // output to the consoles
-	writers map[string]*console      // the connections that have the write side
-	changed map[string]chan struct{} // closed at the next change of a console
+	agents  map[string]vm.Agent        // set by SetAgent
+	mounts  map[string][]vm.GuestMount // set by SetMounts, by disk id
+	wrote   map[string][]byte          // files of guests, by id and path
+	logs    map[string][]byte          // output to the consoles
+	writers map[string]*console        // the connections that have the write side
+	changed map[string]chan struct{}   // closed at the next change of a console
 }
 
 // A process is the fake QEMU process of a VM.

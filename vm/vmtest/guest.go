@@ -181,11 +181,14 @@ func (d *Driver) Agent(id string) vm.Agent {
 // agent is [Driver.Agent]. It must be called with d.mu held.
 func (d *Driver) agent(id string) vm.Agent {
 	p := d.procs[id]
-	if p == nil || p.status != vm.StatusRunning {
+	if p == nil {
 		return vm.Agent{State: vm.AgentAbsent}
 	}
 	if a, ok := d.agents[id]; ok {
 		return a
+	}
+	if p.status != vm.StatusRunning {
+		return vm.Agent{State: vm.AgentAbsent}
 	}
 	return vm.Agent{State: vm.AgentConnected, Version: "7.2.0", LastSeenAt: p.since}
 }
@@ -285,9 +288,25 @@ func (d *Driver) Trim(ctx context.Context, id string) error {
 	return d.ask(ctx, "Trim", id, func() {})
 }
 
-// Freeze only records the call.
-func (d *Driver) Freeze(ctx context.Context, id string) (int, error) {
-	return 1, d.ask(ctx, "Freeze", id, func() {})
+// SetMounts sets where the guest of a VM has a disk mounted.
+func (d *Driver) SetMounts(diskID string, mounts ...vm.GuestMount) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mounts == nil {
+		d.mounts = map[string][]vm.GuestMount{}
+	}
+	d.mounts[diskID] = mounts
+}
+
+// Mounts returns the mounts that SetMounts set.
+func (d *Driver) Mounts(ctx context.Context, disk vm.Disk) (mounts []vm.GuestMount, err error) {
+	err = d.ask(ctx, "Mounts", disk.VMID, func() { mounts = d.mounts[disk.ID] })
+	return mounts, err
+}
+
+// Freeze only records the call. It returns the number of mount points, 1 without any.
+func (d *Driver) Freeze(ctx context.Context, id string, mountPoints ...string) (int, error) {
+	return max(1, len(mountPoints)), d.ask(ctx, "Freeze", id, func() {})
 }
 
 // Thaw only records the call.
