@@ -79,7 +79,7 @@ func TestAnImageThatCannotBeHadIsGone(t *testing.T) {
 		"nothing there":   {"", vm.NewImage{URL: "https://example.org/nothing"}, vm.CodeFetchFailed},
 		"unsafe":          {"bad", vm.NewImage{URL: somewhere}, vm.CodeUnsafeImage},
 		"another sum":     {"good", vm.NewImage{URL: somewhere, Sum: vm.ImageSum{SHA256: sumOf("else")}}, vm.CodeChecksumMismatch},
-		"another format":  {"good", vm.NewImage{URL: somewhere, Format: vm.FormatQcow2}, vm.CodeUnsafeImage},
+		"another format":  {"good", vm.NewImage{URL: somewhere, Format: vm.FormatQcow2}, vm.CodeUnsupportedImage},
 		"a full disk":     {"full", vm.NewImage{URL: somewhere}, vm.CodeInsufficientStorage},
 		"a panic of ours": {"panic", vm.NewImage{URL: somewhere}, vm.CodeInternal},
 	}

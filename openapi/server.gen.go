@@ -237,6 +237,7 @@ const (
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
 	ProblemCodeChecksumMismatch     ProblemCode = "checksum-mismatch"
+	ProblemCodeDamagedImage         ProblemCode = "damaged-image"
 	ProblemCodeFetchFailed          ProblemCode = "fetch-failed"
 	ProblemCodeForbidden            ProblemCode = "forbidden"
 	ProblemCodeGuestRefused         ProblemCode = "guest-refused"
@@ -265,6 +266,7 @@ const (
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
 	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
+	ProblemCodeUnsupportedImage     ProblemCode = "unsupported-image"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
 	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
 )
@@ -459,7 +461,7 @@ type CloudInit struct {
 	// event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
-	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
+	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`, with or without options. A newline at the end is ignored.
 	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
 
 	// UserData User data for cloud-init, in any format that cloud-init detects, such as `#cloud-config` or a script. It
@@ -604,7 +606,7 @@ type CloudInitUser struct {
 	// Shell The absolute path of the user's shell. The default is the default shell of the guest.
 	Shell *string `json:"shell,omitempty"`
 
-	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
+	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`, with or without options. A newline at the end is ignored.
 	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
 
 	// Sudo The sudo rule of the user, as in sudoers(5). By default the user may not use sudo.
@@ -1717,7 +1719,9 @@ type Problem struct {
 	//
 	// - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 	// - `malformed-body` (400): the body is not JSON.
-	// - `unsafe-image` (400): the content is not an image, or the image is unsafe.
+	// - `unsafe-image` (400): the image could do harm, such as one that names a file of the host.
+	// - `damaged-image` (400): the image or its archive is cut off or malformed.
+	// - `unsupported-image` (400): the content is of a format, or has a feature, that is not accepted.
 	// - `checksum-mismatch` (400): the checksum of the content differs from the expected one.
 	// - `unauthorized` (401): the request has no token, or an invalid one.
 	// - `forbidden` (403): the caller may not do this.
@@ -1788,7 +1792,9 @@ type Problem struct {
 //
 //   - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 //   - `malformed-body` (400): the body is not JSON.
-//   - `unsafe-image` (400): the content is not an image, or the image is unsafe.
+//   - `unsafe-image` (400): the image could do harm, such as one that names a file of the host.
+//   - `damaged-image` (400): the image or its archive is cut off or malformed.
+//   - `unsupported-image` (400): the content is of a format, or has a feature, that is not accepted.
 //   - `checksum-mismatch` (400): the checksum of the content differs from the expected one.
 //   - `unauthorized` (401): the request has no token, or an invalid one.
 //   - `forbidden` (403): the caller may not do this.
@@ -1915,7 +1921,7 @@ type SHA256 = string
 // SHA512 A SHA-512 in hexadecimal digits.
 type SHA512 = string
 
-// SSHAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
+// SSHAuthorizedKeys SSH public keys, each as a line of `authorized_keys`, with or without options. A newline at the end is ignored.
 type SSHAuthorizedKeys = []string
 
 // SetCloudInit The cloud-init data that replaces the current data.
@@ -1935,7 +1941,7 @@ type SetCloudInit struct {
 	// before.
 	Reprovision *bool `json:"reprovision,omitempty"`
 
-	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
+	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`, with or without options. A newline at the end is ignored.
 	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
 
 	// UserData User data for cloud-init, in any format that cloud-init detects, such as `#cloud-config` or a script. It

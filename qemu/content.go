@@ -204,10 +204,17 @@ func (c *contents) DeleteImage(_ context.Context, sha256 string) error {
 	return fileFault(c.importer.Delete(sha256), "delete content %s", sha256)
 }
 
+// flawCodes has the code of each flaw of an image.
+var flawCodes = map[image.Flaw]vm.Code{
+	image.Hostile:     vm.CodeUnsafeImage,
+	image.Damaged:     vm.CodeDamagedImage,
+	image.Unsupported: vm.CodeUnsupportedImage,
+}
+
 // imageFault gives an error of package image its class.
 func imageFault(err error, format string, args ...any) error {
 	var ready *readyError
-	var unsafe *image.Unsafe
+	var rejected *image.Rejected
 	var large *image.TooLarge
 	var mismatch *image.Mismatch
 	var offset *image.OffsetError
@@ -216,8 +223,8 @@ func imageFault(err error, format string, args ...any) error {
 		return nil
 	case errors.As(err, &ready):
 		return ready.error
-	case errors.As(err, &unsafe):
-		return fault(vm.CodeUnsafeImage, nil, "%v", unsafe)
+	case errors.As(err, &rejected):
+		return fault(flawCodes[rejected.Flaw], nil, "%v", rejected)
 	case errors.As(err, &large):
 		f := fault(vm.CodeTooLarge, nil, "%v", large)
 		if !large.Virtual {
@@ -255,7 +262,7 @@ func fetchFault(ctx context.Context, err error) error {
 // instead of the network.
 func isLocal(err error) bool {
 	return errors.As(err, new(*readyError)) ||
-		errors.As(err, new(*image.Unsafe)) ||
+		errors.As(err, new(*image.Rejected)) ||
 		errors.As(err, new(*image.TooLarge)) ||
 		errors.As(err, new(*image.Mismatch)) ||
 		errors.As(err, new(*fs.PathError)) ||

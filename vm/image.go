@@ -211,7 +211,7 @@ type Import struct {
 // Images stores the content of images.
 //
 // A method with an [Import] checks the content before any other program opens it. It fails with
-// [CodeUnsafeImage] if the content is not a valid image or could harm the host, and with
+// [CodeUnsafeImage], [CodeDamagedImage] or [CodeUnsupportedImage] if the content is rejected, and with
 // [CodeChecksumMismatch], [CodeTooLarge] or [CodeInsufficientStorage]. After an error nothing
 // of the import is left, except an upload, which can be continued.
 //
