@@ -101,12 +101,9 @@ type readyError struct{ error }
 
 // contentOf translates the content of an image for package vm.
 func contentOf(c image.Content) vm.ImageContent {
-	return vm.ImageContent{
-		SHA256:     c.SHA256,
-		Layout:     vm.ImageFormat(c.Format),
-		VirtualMiB: ceilMiB(c.VirtualBytes),
-		Bytes:      c.Bytes,
-	}
+	content := vm.ImageContent{SHA256: c.SHA256, Layout: vm.ImageFormat(c.Format), Bytes: c.Bytes}
+	content.SetVirtualBytes(c.VirtualBytes)
+	return content
 }
 
 // ceilMiB returns a size in MiB, rounded up.

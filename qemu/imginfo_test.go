@@ -36,7 +36,7 @@ func img(t testing.TB, args ...string) {
 func TestProbeBaseRoundsUpToMiB(t *testing.T) {
 	path := t.TempDir() + "/raw"
 	must(t, os.WriteFile(path, make([]byte, mib+512), 0o600))
-	if format, size, err := ProbeBase(path); format != formatRaw || size != 2 || err != nil {
+	if format, size, err := ProbeBase(path); format != formatRaw || size != 2*mib || err != nil {
 		t.Errorf("got %s, %d MiB, %v; want raw, 2 MiB", format, size, err)
 	}
 }

@@ -685,8 +685,11 @@ type CreateDisk struct {
 	// name; `guest_device` is always valid.
 	MountPoint *MountPoint `json:"mount_point,omitempty"`
 
-	// Size The size in GiB, a whole number of MiB. The default is the size of the source; it must not be smaller.
+	// Size The size in GiB, a whole number of MiB. The default is the exact size of the source; it must not be smaller.
 	Size *float64 `json:"size,omitempty"`
+
+	// SizeBytes The size in bytes, instead of `size`: a whole number of MiB.
+	SizeBytes *int64 `json:"size_bytes,omitempty"`
 }
 
 // CreateImage The image to create. It requires exactly one of `url` and `from_disk`.
@@ -890,10 +893,13 @@ type CreateVM struct {
 	// - `always`: also if the guest powered itself off.
 	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
 
-	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. The default is the size of the `image`; without
-	// an image, the size of the daemon's `default_boot_disk` or 10 GiB, whichever is larger. It must not be
-	// below the size of the source.
+	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. The default is the exact size of the `image`;
+	// without an image, the size of the daemon's `default_boot_disk`, or 10 GiB without one. It must not be below
+	// the size of the source.
 	RootDiskSize *float64 `json:"root_disk_size,omitempty"`
+
+	// RootDiskSizeBytes The size of the root disk in bytes, instead of `root_disk_size`: a whole number of MiB.
+	RootDiskSizeBytes *int64 `json:"root_disk_size_bytes,omitempty"`
 
 	// Start Whether to start the VM after it is created.
 	Start *bool `json:"start,omitempty"`
@@ -923,8 +929,12 @@ type Disk struct {
 	// MountPoint The slot of the disk on its current VM, or the requested slot on the next VM. Null for the next free slot.
 	MountPoint *string `json:"mount_point"`
 
-	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
+	// Size The size of a disk in GiB, as the guest sees it. It is a whole number of MiB, unless the disk has the exact size
+	// of its image.
 	Size DiskSize `json:"size"`
+
+	// SizeBytes The size of a disk in bytes, as the guest sees it.
+	SizeBytes DiskSizeBytes `json:"size_bytes"`
 
 	// State The state of a data disk.
 	//
@@ -946,8 +956,12 @@ type Disk struct {
 	VMID *string `json:"vm_id"`
 }
 
-// DiskSize The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
+// DiskSize The size of a disk in GiB, as the guest sees it. It is a whole number of MiB, unless the disk has the exact size
+// of its image.
 type DiskSize = float64
+
+// DiskSizeBytes The size of a disk in bytes, as the guest sees it.
+type DiskSizeBytes = int64
 
 // DiskState The state of a data disk.
 //
@@ -1242,8 +1256,11 @@ type Image struct {
 	// UploadedBytes The number of bytes of the upload that are stored durably. Null if the image is not being uploaded.
 	UploadedBytes *int64 `json:"uploaded_bytes"`
 
-	// VirtualSize The size of the disk in the image, in GiB, a whole number of MiB. Null before it is known.
+	// VirtualSize The exact size of the disk in the image, in GiB. Null before it is known.
 	VirtualSize *float64 `json:"virtual_size"`
+
+	// VirtualSizeBytes The exact size of the disk in the image, in bytes. Null before it is known.
+	VirtualSizeBytes *int64 `json:"virtual_size_bytes"`
 }
 
 // ImageFormat The format of the content. Null before there is content.
@@ -2001,10 +2018,13 @@ type Template struct {
 // TemplateName The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 type TemplateName = string
 
-// UpdateDisk The properties of a data disk to change.
+// UpdateDisk The properties of a data disk to change. Either `size` or `size_bytes` is required.
 type UpdateDisk struct {
-	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
-	Size DiskSize `json:"size"`
+	// Size The new size in GiB, a whole number of MiB. It must not be smaller than the present one.
+	Size *float64 `json:"size,omitempty"`
+
+	// SizeBytes The new size in bytes, instead of `size`: a whole number of MiB.
+	SizeBytes *int64 `json:"size_bytes,omitempty"`
 }
 
 // UpdateImage The properties of an image to change. Omitted properties keep their values.
@@ -2189,8 +2209,12 @@ type VM struct {
 	// - `always`: also if the guest powered itself off.
 	RestartPolicy RestartPolicy `json:"restart_policy"`
 
-	// RootDiskSize The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
+	// RootDiskSize The size of a disk in GiB, as the guest sees it. It is a whole number of MiB, unless the disk has the exact size
+	// of its image.
 	RootDiskSize DiskSize `json:"root_disk_size"`
+
+	// RootDiskSizeBytes The size of a disk in bytes, as the guest sees it.
+	RootDiskSizeBytes DiskSizeBytes `json:"root_disk_size_bytes"`
 
 	// StartedAt When the current or the last run started. Null before the first start.
 	StartedAt *time.Time `json:"started_at"`
