@@ -264,7 +264,9 @@ func (c *container) probeBase() (vm.DiskFile, error) {
 	if err != nil {
 		return vm.DiskFile{}, fmt.Errorf("default_boot_disk: %w", err)
 	}
-	return vm.DiskFile{SizeMiB: size, Base: path, BaseFormat: format}, nil
+	base := vm.DiskFile{Base: path, BaseFormat: format}
+	base.SetBytes(size)
+	return base, nil
 }
 
 func (c *container) openManager(ctx context.Context) error {

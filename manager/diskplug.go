@@ -259,6 +259,6 @@ func (x *resizing) act(ctx context.Context, _ *run) (vm.Change, error) {
 	if err := x.s.driver.ResizeDisk(ctx, x.d, x.sizeMiB); err != nil {
 		return vm.Change{}, err
 	}
-	x.d.SizeMiB = x.sizeMiB
+	x.d.SizeMiB, x.d.ShortBytes = x.sizeMiB, 0
 	return vm.Change{Disks: []vm.DiskUpdate{{From: x.d.State, Disk: x.d}}}, nil
 }

@@ -1,7 +1,6 @@
 package manager
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -155,7 +154,10 @@ func (c *diskCreation) copyOf(ctx context.Context) error {
 		return err
 	}
 	c.from = &from
-	c.d.SizeMiB = cmp.Or(c.n.SizeMiB, from.File.SizeMiB)
+	c.d.SizeMiB = c.n.SizeMiB
+	if c.n.SizeMiB == 0 {
+		c.d.SizeMiB, c.d.ShortBytes = from.File.SizeMiB, from.File.ShortBytes
+	}
 	if c.d.SizeMiB < from.File.SizeMiB {
 		return vm.InvalidField("/size", "must be at least %g GiB, the size of the disk to copy",
 			float64(from.File.SizeMiB)/vm.MiBPerGiB)
@@ -320,7 +322,9 @@ func (s *Disks) fileTruth(ctx context.Context, d vm.Disk, state vm.DiskState) (v
 	case err != nil:
 		return vm.Change{}, err
 	default:
-		d.SizeMiB = size
+		if d.SizeMiB != size {
+			d.SizeMiB, d.ShortBytes = size, 0
+		}
 		if d.State == vm.DiskError {
 			d.State, d.Reason = vm.DiskAvailable, ""
 			if d.VMID != "" {

@@ -76,12 +76,12 @@ func TestFailedImportRemovesTheImage(t *testing.T) {
 		image   vm.NewImage
 		want    vm.Code
 	}{
-		"missing URL":    {"", vm.NewImage{URL: "https://example.org/nothing"}, vm.CodeFetchFailed},
-		"unsafe":         {"bad", vm.NewImage{URL: somewhere}, vm.CodeUnsafeImage},
-		"another sum":    {"good", vm.NewImage{URL: somewhere, Sum: vm.ImageSum{SHA256: sumOf("else")}}, vm.CodeChecksumMismatch},
-		"another format": {"good", vm.NewImage{URL: somewhere, Format: vm.FormatQcow2}, vm.CodeUnsafeImage},
-		"a full disk":    {"full", vm.NewImage{URL: somewhere}, vm.CodeInsufficientStorage},
-		"a panic":        {"panic", vm.NewImage{URL: somewhere}, vm.CodeInternal},
+		"nothing there":   {"", vm.NewImage{URL: "https://example.org/nothing"}, vm.CodeFetchFailed},
+		"unsafe":          {"bad", vm.NewImage{URL: somewhere}, vm.CodeUnsafeImage},
+		"another sum":     {"good", vm.NewImage{URL: somewhere, Sum: vm.ImageSum{SHA256: sumOf("else")}}, vm.CodeChecksumMismatch},
+		"another format":  {"good", vm.NewImage{URL: somewhere, Format: vm.FormatQcow2}, vm.CodeUnsupportedImage},
+		"a full disk":     {"full", vm.NewImage{URL: somewhere}, vm.CodeInsufficientStorage},
+		"a panic of ours": {"panic", vm.NewImage{URL: somewhere}, vm.CodeInternal},
 	}
 	for name, tt := range tests {
 		w.driver.Offer(somewhere, []byte(tt.content))

@@ -187,7 +187,7 @@ func (s *VMs) bootDisk(sizeMiB int64) (vm.DiskFile, error) {
 		return root, vm.InvalidField("/root_disk_size", "must be at least %g GiB, the size of the default boot disk",
 			float64(root.SizeMiB)/vm.MiBPerGiB)
 	}
-	root.SizeMiB = sizeMiB
+	root.SizeMiB, root.ShortBytes = sizeMiB, 0
 	return root, nil
 }
 

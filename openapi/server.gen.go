@@ -238,6 +238,7 @@ const (
 	ProblemCodeBusy                 ProblemCode = "busy"
 	ProblemCodeCancelled            ProblemCode = "cancelled"
 	ProblemCodeChecksumMismatch     ProblemCode = "checksum-mismatch"
+	ProblemCodeDamagedImage         ProblemCode = "damaged-image"
 	ProblemCodeFetchFailed          ProblemCode = "fetch-failed"
 	ProblemCodeForbidden            ProblemCode = "forbidden"
 	ProblemCodeGuestRefused         ProblemCode = "guest-refused"
@@ -266,6 +267,7 @@ const (
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
 	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
+	ProblemCodeUnsupportedImage     ProblemCode = "unsupported-image"
 	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
 	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
 )
@@ -460,7 +462,7 @@ type CloudInit struct {
 	// password. No log, no event and no answer to a viewer contains it.
 	PasswordHash *PasswordHash `json:"password_hash,omitempty"`
 
-	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
+	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`, with or without options. A newline at the end is ignored.
 	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
 
 	// UserData User data for cloud-init, in any format that cloud-init detects, such as `#cloud-config` or a script. It
@@ -605,7 +607,7 @@ type CloudInitUser struct {
 	// Shell The absolute path of the user's shell. The default is the default shell of the guest.
 	Shell *string `json:"shell,omitempty"`
 
-	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
+	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`, with or without options. A newline at the end is ignored.
 	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
 
 	// Sudo The sudo rule of the user, as in sudoers(5). By default the user may not use sudo.
@@ -681,8 +683,11 @@ type CreateDisk struct {
 	// name; `guest_device` is always valid.
 	MountPoint *MountPoint `json:"mount_point,omitempty"`
 
-	// Size The size in GiB, a whole number of MiB. The default is the size of the source; it must not be smaller.
+	// Size The size in GiB, a whole number of MiB. The default is the exact size of the source; it must not be smaller.
 	Size *float64 `json:"size,omitempty"`
+
+	// SizeBytes The size in bytes, instead of `size`: a whole number of MiB.
+	SizeBytes *int64 `json:"size_bytes,omitempty"`
 }
 
 // CreateImage The image to create. It requires exactly one of `url` and `from_disk`.
@@ -886,10 +891,13 @@ type CreateVM struct {
 	// - `always`: also if the guest powered itself off.
 	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
 
-	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. The default is the size of the `image`; without
-	// an image, the size of the daemon's `default_boot_disk` or 10 GiB, whichever is larger. It must not be
-	// below the size of the source.
+	// RootDiskSize The size of the root disk in GiB, a whole number of MiB. The default is the exact size of the `image`;
+	// without an image, the size of the daemon's `default_boot_disk`, or 10 GiB without one. It must not be below
+	// the size of the source.
 	RootDiskSize *float64 `json:"root_disk_size,omitempty"`
+
+	// RootDiskSizeBytes The size of the root disk in bytes, instead of `root_disk_size`: a whole number of MiB.
+	RootDiskSizeBytes *int64 `json:"root_disk_size_bytes,omitempty"`
 
 	// Start Whether to start the VM after it is created.
 	Start *bool `json:"start,omitempty"`
@@ -930,8 +938,12 @@ type Disk struct {
 	// MountPoint The slot of the disk on its current VM, or the requested slot on the next VM. Null for the next free slot.
 	MountPoint *string `json:"mount_point"`
 
-	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
+	// Size The size of a disk in GiB, as the guest sees it. It is a whole number of MiB, unless the disk has the exact size
+	// of its image.
 	Size DiskSize `json:"size"`
+
+	// SizeBytes The size of a disk in bytes, as the guest sees it.
+	SizeBytes DiskSizeBytes `json:"size_bytes"`
 
 	// State The state of a data disk.
 	//
@@ -954,8 +966,12 @@ type Disk struct {
 	VMID *string `json:"vm_id"`
 }
 
-// DiskSize The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
+// DiskSize The size of a disk in GiB, as the guest sees it. It is a whole number of MiB, unless the disk has the exact size
+// of its image.
 type DiskSize = float64
+
+// DiskSizeBytes The size of a disk in bytes, as the guest sees it.
+type DiskSizeBytes = int64
 
 // DiskState The state of a data disk.
 //
@@ -1250,8 +1266,11 @@ type Image struct {
 	// UploadedBytes The number of bytes of the upload that are stored durably. Null if the image is not being uploaded.
 	UploadedBytes *int64 `json:"uploaded_bytes"`
 
-	// VirtualSize The size of the disk in the image, in GiB, a whole number of MiB. Null before it is known.
+	// VirtualSize The exact size of the disk in the image, in GiB. Null before it is known.
 	VirtualSize *float64 `json:"virtual_size"`
+
+	// VirtualSizeBytes The exact size of the disk in the image, in bytes. Null before it is known.
+	VirtualSizeBytes *int64 `json:"virtual_size_bytes"`
 }
 
 // ImageFormat The format of the content. Null before there is content.
@@ -1732,7 +1751,9 @@ type Problem struct {
 	//
 	// - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 	// - `malformed-body` (400): the body is not JSON.
-	// - `unsafe-image` (400): the content is not an image, or the image is unsafe.
+	// - `unsafe-image` (400): the image could do harm, such as one that names a file of the host.
+	// - `damaged-image` (400): the image or its archive is cut off or malformed.
+	// - `unsupported-image` (400): the content is of a format, or has a feature, that is not accepted.
 	// - `checksum-mismatch` (400): the checksum of the content differs from the expected one.
 	// - `unauthorized` (401): the request has no token, or an invalid one.
 	// - `forbidden` (403): the caller may not do this.
@@ -1803,7 +1824,9 @@ type Problem struct {
 //
 //   - `invalid-request` (400): a field or a parameter is unknown, missing, of the wrong type or out of range.
 //   - `malformed-body` (400): the body is not JSON.
-//   - `unsafe-image` (400): the content is not an image, or the image is unsafe.
+//   - `unsafe-image` (400): the image could do harm, such as one that names a file of the host.
+//   - `damaged-image` (400): the image or its archive is cut off or malformed.
+//   - `unsupported-image` (400): the content is of a format, or has a feature, that is not accepted.
 //   - `checksum-mismatch` (400): the checksum of the content differs from the expected one.
 //   - `unauthorized` (401): the request has no token, or an invalid one.
 //   - `forbidden` (403): the caller may not do this.
@@ -1930,7 +1953,7 @@ type SHA256 = string
 // SHA512 A SHA-512 in hexadecimal digits.
 type SHA512 = string
 
-// SSHAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
+// SSHAuthorizedKeys SSH public keys, each as a line of `authorized_keys`, with or without options. A newline at the end is ignored.
 type SSHAuthorizedKeys = []string
 
 // SetCloudInit The cloud-init data that replaces the current data.
@@ -1950,7 +1973,7 @@ type SetCloudInit struct {
 	// before.
 	Reprovision *bool `json:"reprovision,omitempty"`
 
-	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`.
+	// SshAuthorizedKeys SSH public keys, each as a line of `authorized_keys`, with or without options. A newline at the end is ignored.
 	SSHAuthorizedKeys *SSHAuthorizedKeys `json:"ssh_authorized_keys,omitempty"`
 
 	// UserData User data for cloud-init, in any format that cloud-init detects, such as `#cloud-config` or a script. It
@@ -2007,13 +2030,16 @@ type Template struct {
 // TemplateName The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 type TemplateName = string
 
-// UpdateDisk The properties of a data disk to change.
+// UpdateDisk The properties of a data disk to change. Either `size` or `size_bytes` is required.
 type UpdateDisk struct {
 	// Force Cancels an operation that copies the disk.
 	Force *bool `json:"force,omitempty"`
 
-	// Size The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
-	Size DiskSize `json:"size"`
+	// Size The new size in GiB, a whole number of MiB. It must not be smaller than the present one.
+	Size *float64 `json:"size,omitempty"`
+
+	// SizeBytes The new size in bytes, instead of `size`: a whole number of MiB.
+	SizeBytes *int64 `json:"size_bytes,omitempty"`
 }
 
 // UpdateImage The properties of an image to change. Omitted properties keep their values.
@@ -2202,8 +2228,12 @@ type VM struct {
 	// - `always`: also if the guest powered itself off.
 	RestartPolicy RestartPolicy `json:"restart_policy"`
 
-	// RootDiskSize The size of a disk in GiB, as the guest sees it. It must be a whole number of MiB: 0.5 is 512 MiB.
+	// RootDiskSize The size of a disk in GiB, as the guest sees it. It is a whole number of MiB, unless the disk has the exact size
+	// of its image.
 	RootDiskSize DiskSize `json:"root_disk_size"`
+
+	// RootDiskSizeBytes The size of a disk in bytes, as the guest sees it.
+	RootDiskSizeBytes DiskSizeBytes `json:"root_disk_size_bytes"`
 
 	// StartedAt When the current or the last run started. Null before the first start.
 	StartedAt *Time `json:"started_at"`

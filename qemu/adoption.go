@@ -64,7 +64,8 @@ func (d *Driver) ownFile(name, what string) (vm.DiskFile, error) {
 	if h.ExternalData || h.Encrypted {
 		return vm.DiskFile{}, fault(vm.CodeOperationFailed, nil, "%s is none that vmand has made", what)
 	}
-	r := vm.DiskFile{SizeMiB: ceilMiB(h.VirtualBytes)}
+	var r vm.DiskFile
+	r.SetBytes(h.VirtualBytes)
 	if h.Backing == "" {
 		return r, nil
 	}

@@ -35,14 +35,14 @@ func (s *session) hasNode(ctx context.Context, name string) (bool, error) {
 
 // ResizeDisk implements [vm.Files]. The new size is durable when it returns.
 func (d *Driver) ResizeDisk(ctx context.Context, disk vm.Disk, sizeMiB int64) error {
-	now, err := d.DiskSize(ctx, disk.ID)
+	now, err := d.diskBytes(disk.ID)
 	if err != nil {
 		return err
 	}
-	if sizeMiB < now {
-		return fault(vm.CodeInvalid, nil, "disk %s has %d MiB and cannot shrink to %d MiB", disk.ID, now, sizeMiB)
+	if sizeMiB*mib < now {
+		return fault(vm.CodeInvalid, nil, "disk %s has %d MiB and cannot shrink to %d MiB", disk.ID, ceilMiB(now), sizeMiB)
 	}
-	if sizeMiB > now {
+	if sizeMiB*mib > now {
 		if err := d.grow(ctx, disk, sizeMiB*mib); err != nil {
 			return err
 		}

@@ -101,12 +101,9 @@ type readyError struct{ error }
 
 // contentOf translates the content of an image for package vm.
 func contentOf(c image.Content) vm.ImageContent {
-	return vm.ImageContent{
-		SHA256:     c.SHA256,
-		Layout:     vm.ImageFormat(c.Format),
-		VirtualMiB: ceilMiB(c.VirtualBytes),
-		Bytes:      c.Bytes,
-	}
+	content := vm.ImageContent{SHA256: c.SHA256, Layout: vm.ImageFormat(c.Format), Bytes: c.Bytes}
+	content.SetVirtualBytes(c.VirtualBytes)
+	return content
 }
 
 // ceilMiB returns a size in MiB, rounded up.
@@ -204,10 +201,17 @@ func (c *contents) DeleteImage(_ context.Context, sha256 string) error {
 	return fileFault(c.importer.Delete(sha256), "delete content %s", sha256)
 }
 
+// flawCodes has the code of each flaw of an image.
+var flawCodes = map[image.Flaw]vm.Code{
+	image.Hostile:     vm.CodeUnsafeImage,
+	image.Damaged:     vm.CodeDamagedImage,
+	image.Unsupported: vm.CodeUnsupportedImage,
+}
+
 // imageFault gives an error of package image its class.
 func imageFault(err error, format string, args ...any) error {
 	var ready *readyError
-	var unsafe *image.Unsafe
+	var rejected *image.Rejected
 	var large *image.TooLarge
 	var mismatch *image.Mismatch
 	var offset *image.OffsetError
@@ -216,8 +220,8 @@ func imageFault(err error, format string, args ...any) error {
 		return nil
 	case errors.As(err, &ready):
 		return ready.error
-	case errors.As(err, &unsafe):
-		return fault(vm.CodeUnsafeImage, nil, "%v", unsafe)
+	case errors.As(err, &rejected):
+		return fault(flawCodes[rejected.Flaw], nil, "%v", rejected)
 	case errors.As(err, &large):
 		f := fault(vm.CodeTooLarge, nil, "%v", large)
 		if !large.Virtual {
@@ -255,7 +259,7 @@ func fetchFault(ctx context.Context, err error) error {
 // instead of the network.
 func isLocal(err error) bool {
 	return errors.As(err, new(*readyError)) ||
-		errors.As(err, new(*image.Unsafe)) ||
+		errors.As(err, new(*image.Rejected)) ||
 		errors.As(err, new(*image.TooLarge)) ||
 		errors.As(err, new(*image.Mismatch)) ||
 		errors.As(err, new(*fs.PathError)) ||

@@ -193,8 +193,8 @@ func TestEveryImageErrorHasACode(t *testing.T) {
 			i    vm.Import
 			want vm.Code
 		}{
-			"no image":          {url + "/none?secret", vm.Import{}, vm.CodeUnsafeImage},
-			"another format":    {url + "/image?secret", vm.Import{Format: vm.FormatQcow2}, vm.CodeUnsafeImage},
+			"no image":          {url + "/none?secret", vm.Import{}, vm.CodeUnsupportedImage},
+			"another format":    {url + "/image?secret", vm.Import{Format: vm.FormatQcow2}, vm.CodeUnsupportedImage},
 			"another sum":       {url + "/image?secret", vm.Import{Sum: vm.ImageSum{SHA512: strings.Repeat("0", 128)}}, vm.CodeChecksumMismatch},
 			"too large":         {url + "/large?secret", vm.Import{}, vm.CodeTooLarge},
 			"not found":         {url + "/lost?secret", vm.Import{}, vm.CodeFetchFailed},

@@ -35,21 +35,21 @@ type copySource struct {
 	name  string
 }
 
-// copier returns a filler that makes an empty file of sizeMiB a copy of a disk,
+// copier returns a filler that makes an empty file of a size in bytes a copy of a disk,
 // including its base.
 func (d *Driver) copier(
-	ctx context.Context, from vm.CopySource, sizeMiB int64, progress func(done, total int64),
+	ctx context.Context, from vm.CopySource, bytes int64, progress func(done, total int64),
 ) (filler, error) {
 	source, err := d.copySource(ctx, from)
 	if err != nil {
 		return nil, err
 	}
-	if ceilMiB(source.bytes) > sizeMiB {
-		return nil, fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than its source: %s has %d MiB",
-			sizeMiB, source.name, ceilMiB(source.bytes))
+	if source.bytes > bytes {
+		return nil, fault(vm.CodeInvalid, nil, "a disk of %d bytes is smaller than its source: %s has %d bytes",
+			bytes, source.name, source.bytes)
 	}
 	return func(f *os.File, path string) error {
-		if err := image.WriteQcow2(f, sizeMiB*mib, "", ""); err != nil {
+		if err := image.WriteQcow2(f, bytes, "", ""); err != nil {
 			return err
 		}
 		return d.convert(ctx, source, path, 0, progress)

@@ -46,6 +46,7 @@ type pretended struct {
 type placeholder struct {
 	Note       string `json:"note"`
 	SizeMiB    int64  `json:"size_mib"`
+	ShortBytes int64  `json:"short_bytes,omitempty"`
 	Base       string `json:"base,omitempty"`
 	BaseFormat string `json:"base_format,omitempty"`
 }
@@ -267,7 +268,7 @@ func (d *DryRun) CreateVM(
 		}
 		return fileFault(err, "make the directory of VM %s", id)
 	}
-	return d.write(vmRootDisk(id), placeholder{SizeMiB: root.SizeMiB, Base: root.Base, BaseFormat: root.BaseFormat})
+	return d.write(vmRootDisk(id), placeholder{SizeMiB: root.SizeMiB, ShortBytes: root.ShortBytes, Base: root.Base, BaseFormat: root.BaseFormat})
 }
 
 // DeleteVM implements [vm.Files].
@@ -288,7 +289,7 @@ func (d *DryRun) CreateDisk(
 	if _, err := d.state.Lstat(dataDisk(id)); err == nil {
 		return fault(vm.CodeExists, nil, "the file of a disk %s already exists", id)
 	}
-	return d.write(dataDisk(id), placeholder{SizeMiB: file.SizeMiB, Base: file.Base, BaseFormat: file.BaseFormat})
+	return d.write(dataDisk(id), placeholder{SizeMiB: file.SizeMiB, ShortBytes: file.ShortBytes, Base: file.Base, BaseFormat: file.BaseFormat})
 }
 
 // WriteSeed implements [vm.Files].
@@ -306,7 +307,7 @@ func (d *DryRun) ImageOfDisk(ctx context.Context, from vm.CopySource, i vm.Impor
 	if err != nil {
 		return vm.ImageContent{}, fileFault(err, "make an image of %s", from.Resource)
 	}
-	if err := errors.Join(image.WriteQcow2(f, from.File.SizeMiB*mib, "", ""), f.Close()); err != nil {
+	if err := errors.Join(image.WriteQcow2(f, from.File.Bytes(), "", ""), f.Close()); err != nil {
 		return vm.ImageContent{}, imageFault(errors.Join(err, d.contents.discard(temp)), "make an image of %s", from.Resource)
 	}
 	got, err := d.importer.Adopt(ctx, temp, want(i))
@@ -357,7 +358,7 @@ func (d *DryRun) DiskSize(_ context.Context, id string) (int64, error) {
 // AdoptDisk implements [vm.Files].
 func (d *DryRun) AdoptDisk(_ context.Context, id string) (vm.DiskFile, error) {
 	p, err := d.read(dataDisk(id))
-	return vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, err
+	return vm.DiskFile{SizeMiB: p.SizeMiB, ShortBytes: p.ShortBytes, Base: p.Base, BaseFormat: p.BaseFormat}, err
 }
 
 // AdoptVM implements [vm.Files]. A VM of a dry run has no process that knows a UUID.
@@ -366,7 +367,7 @@ func (d *DryRun) AdoptVM(_ context.Context, id string) (string, vm.DiskFile, err
 	if err != nil {
 		return "", vm.DiskFile{}, err
 	}
-	return "", vm.DiskFile{SizeMiB: p.SizeMiB, Base: p.Base, BaseFormat: p.BaseFormat}, nil
+	return "", vm.DiskFile{SizeMiB: p.SizeMiB, ShortBytes: p.ShortBytes, Base: p.Base, BaseFormat: p.BaseFormat}, nil
 }
 
 // Flight implements [vm.Host]. There is no monitor that messages could be of.

@@ -64,7 +64,7 @@ func (d *Driver) checkBase(file vm.DiskFile) (string, error) {
 		if err != nil {
 			return "", fault(vm.CodeOperationFailed, err, "image %s (content %s) cannot be used", file.Image, content)
 		}
-		path, format, size = d.layout.content(content), string(info.Format), ceilMiB(info.VirtualBytes)
+		path, format, size = d.layout.content(content), string(info.Format), info.VirtualBytes
 	} else {
 		var err error
 		if format, size, err = ProbeBase(file.Base); err != nil {
@@ -74,9 +74,9 @@ func (d *Driver) checkBase(file vm.DiskFile) (string, error) {
 	switch {
 	case format != file.BaseFormat:
 		return "", fault(vm.CodeOperationFailed, nil, "the image %s is %s and not %s", path, format, file.BaseFormat)
-	case size > file.SizeMiB:
-		return "", fault(vm.CodeInvalid, nil, "a disk of %d MiB is smaller than its image, which has %d MiB",
-			file.SizeMiB, size)
+	case size > file.Bytes():
+		return "", fault(vm.CodeInvalid, nil, "a disk of %d bytes is smaller than its image, which has %d bytes",
+			file.Bytes(), size)
 	}
 	return path, nil
 }
@@ -128,7 +128,7 @@ func (d *Driver) filler(
 	ctx context.Context, file vm.DiskFile, from *vm.CopySource, progress func(done, total int64),
 ) (filler, error) {
 	if from != nil {
-		return d.copier(ctx, *from, file.SizeMiB, progress)
+		return d.copier(ctx, *from, file.Bytes(), progress)
 	}
 	backing := ""
 	if file.Base != "" {
@@ -138,7 +138,7 @@ func (d *Driver) filler(
 		}
 	}
 	return func(f *os.File, _ string) error {
-		return image.WriteQcow2(f, file.SizeMiB*mib, backing, file.BaseFormat)
+		return image.WriteQcow2(f, file.Bytes(), backing, file.BaseFormat)
 	}, nil
 }
 
@@ -161,6 +161,12 @@ func (d *Driver) DeleteDisk(_ context.Context, id string) error {
 // DiskSize implements [vm.Files]. It reads the header of the file, which QEMU may
 // have open.
 func (d *Driver) DiskSize(_ context.Context, id string) (int64, error) {
+	bytes, err := d.diskBytes(id)
+	return ceilMiB(bytes), err
+}
+
+// diskBytes returns the virtual size in the header of the file of a disk.
+func (d *Driver) diskBytes(id string) (int64, error) {
 	f, err := d.state.Open(dataDisk(id))
 	if err != nil {
 		return 0, fileFault(err, "the file of disk %s", id)
@@ -170,7 +176,7 @@ func (d *Driver) DiskSize(_ context.Context, id string) (int64, error) {
 	if err != nil {
 		return 0, fault(vm.CodeOperationFailed, err, "read the file of disk %s", id)
 	}
-	return ceilMiB(h.VirtualBytes), nil
+	return h.VirtualBytes, nil
 }
 
 // createImage creates the file name, which belongs to QEMU's account, and lets

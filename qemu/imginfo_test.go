@@ -33,10 +33,10 @@ func img(t testing.TB, args ...string) {
 	}
 }
 
-func TestProbeBaseRoundsUpToMiB(t *testing.T) {
+func TestProbeBaseReturnsTheExactSize(t *testing.T) {
 	path := t.TempDir() + "/raw"
 	must(t, os.WriteFile(path, make([]byte, mib+512), 0o600))
-	if format, size, err := ProbeBase(path); format != formatRaw || size != 2 || err != nil {
-		t.Errorf("got %s, %d MiB, %v; want raw, 2 MiB", format, size, err)
+	if format, size, err := ProbeBase(path); format != formatRaw || size != mib+512 || err != nil {
+		t.Errorf("got %s, %d bytes, %v; want raw, %d bytes", format, size, err, mib+512)
 	}
 }

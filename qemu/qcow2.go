@@ -13,15 +13,15 @@ const (
 	formatVMDK  = "vmdk"
 )
 
-// ProbeBase returns the format, "qcow2" or "raw", and the disk size in MiB, rounded
-// up, of the image at path that root disks are to be overlays of. See
+// ProbeBase returns the format, "qcow2" or "raw", and the disk size in bytes, of
+// the image at path that root disks are to be overlays of. See
 // [image.ProbeBase].
-func ProbeBase(path string) (format string, sizeMiB int64, err error) {
+func ProbeBase(path string) (format string, bytes int64, err error) {
 	info, err := image.ProbeBase(path)
 	if err != nil {
 		return "", 0, err
 	}
-	return string(info.Format), ceilMiB(info.VirtualBytes), nil
+	return string(info.Format), info.VirtualBytes, nil
 }
 
 // readHeader reads the qcow2 header of a disk file, also while QEMU has it open.

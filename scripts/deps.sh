@@ -11,6 +11,7 @@ case ${1:-} in
 run) ;;
 test)
 	needed+=(passt:passt) # user-mode networks
+	needed+=(xz:xz-utils zstd:zstd bzip2:bzip2) # compressed images
 	needed+=(gcc:gcc /usr/include/stdlib.h:libc6-dev) # the race detector
 	needed+=(/sbin/mkfs.ext4:e2fsprogs findmnt:util-linux mount:mount) # file systems that break
 	;;

@@ -3,10 +3,12 @@ package server
 import (
 	"encoding/json"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"vmand/openapi"
 	"vmand/vm"
 )
 
@@ -55,13 +57,15 @@ func TestInvalidBodiesAreRejectedWithEachField(t *testing.T) {
 		"an enormous exponent": {"/disks", `{"size":1e308}`, vm.CodeInvalid,
 			[]string{"/size: must be at most 16384"}},
 		"half a MiB": {"/disks", `{"size":0.00048828125}`, vm.CodeInvalid,
-			[]string{"/size: must be a whole number of MiB, 1/1024 GiB", "/size: must be at least 0.0009765625"}},
+			[]string{"/size: must be a whole number of MiB, 1/1024 GiB: the nearest allowed value is 0.0009765625 (1 MiB)",
+				"/size: must be at least 0.0009765625 (1 MiB)"}},
 		"no whole number of MiB": {"/disks", `{"size":0.1}`, vm.CodeInvalid,
-			[]string{"/size: must be a whole number of MiB, 1/1024 GiB"}},
+			[]string{"/size: must be a whole number of MiB, 1/1024 GiB: " +
+				"the nearest allowed values are 0.099609375 (102 MiB) and 0.1005859375 (103 MiB)"}},
 		"an invalid mount point": {"/disks", `{"size":1,"mount_point":"/dev/sda"}`, vm.CodeInvalid,
-			[]string{"/mount_point: must match ^/dev/(xvd|vd|sd)[b-z]$"}},
+			[]string{"/mount_point: must be " + patternWords[`^/dev/(xvd|vd|sd)[b-z]$`]}},
 		"an empty mount point": {"/disks", `{"size":1,"mount_point":""}`, vm.CodeInvalid,
-			[]string{"/mount_point: must match ^/dev/(xvd|vd|sd)[b-z]$"}},
+			[]string{"/mount_point: must be " + patternWords[`^/dev/(xvd|vd|sd)[b-z]$`]}},
 		"a size as text": {"/disks", `{"size":"1"}`, vm.CodeInvalid, []string{"/size: must be a number"}},
 		"a timeout out of range": {"/vms/web-1/actions/stop", `{"timeout_seconds":3601}`, vm.CodeInvalid,
 			[]string{"/timeout_seconds: must be at most 3600"}},
@@ -102,11 +106,11 @@ func TestInvalidBodiesForNetworksAreRejectedWithEachField(t *testing.T) {
 		"strings of a network": {"/networks",
 			`{"name":"a-name-of-more-than-15","mode":"bridged","bridge":"","domain":"-","subnet":1,"gateway":null}`,
 			vm.CodeInvalid,
-			[]string{"/bridge: must have at least 1 characters", "/bridge: must match ^[^\\x00-\\x20\\x7f/:]+$",
-				"/domain: must match ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$",
+			[]string{"/bridge: must be " + patternWords[`^[^\x00-\x20\x7f/:]+$`], "/bridge: must have at least 1 characters",
+				"/domain: must be " + patternWords[`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`],
 				"/gateway: must be a string", "/mode: must be one of nat, isolated, bridge, user",
-				"/name: must have at most 15 characters",
-				"/name: must match ^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$", "/subnet: must be a string"}},
+				"/name: must be " + patternWords[`^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$`],
+				"/name: must have at most 15 characters", "/subnet: must be a string"}},
 		"other types of a network": {"/networks",
 			`{"name":"lab","mode":"nat","mtu":575,"vlan_id":4095,"isolate_vms":1,
 			"restrict":"no","dns":"9.9.9.9","ntp":[1],"routes":[{}]}`,
@@ -131,8 +135,8 @@ func TestInvalidBodiesForNetworksAreRejectedWithEachField(t *testing.T) {
 			"rate_in":-1,"rate_out":100000001,"link":true,"slot":1}`,
 			vm.CodeInvalid,
 			[]string{"/ip: must be a string", "/link: must be one of up, down",
-				"/mac: must match ^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$", "/model: must be one of virtio, e1000e",
-				"/network: must match ^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$", "/rate_in: must be at least 0",
+				"/mac: must be " + patternWords[`^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$`], "/model: must be one of virtio, e1000e",
+				"/network: must be " + patternWords[`^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$`], "/rate_in: must be at least 0",
 				"/rate_out: must be at most 100000000", "/slot: is not a known property"}},
 		"the address of a NIC": {"/vms/web-1/nics", `{"ip":"fe80::1%eth0"}`, vm.CodeInvalid,
 			[]string{"/ip: must be an IPv4 address such as 192.168.100.1"}},
@@ -322,6 +326,16 @@ func TestEveryOperationOfTheContractIsServed(t *testing.T) {
 			if p.Required {
 				t.Errorf("%v: the validation does not support required headers such as %s", key, p.Name)
 			}
+		}
+	}
+}
+
+func TestEveryPatternOfTheContractIsSaidInWords(t *testing.T) {
+	t.Parallel()
+	pattern := regexp.MustCompile(`(?m)^ *pattern: '(.*)'$`)
+	for _, m := range pattern.FindAllStringSubmatch(string(openapi.YAML()), -1) {
+		if patternWords[m[1]] == "" {
+			t.Errorf("the pattern %s has no words in patternWords", m[1])
 		}
 	}
 }

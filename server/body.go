@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -47,9 +48,15 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	}
 	// The deadline is for the body only: the answer may be held for longer.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-	r.Body = io.NopCloser(bytes.NewReader(data))
+	r.Body = bufferedBody{bytes.NewReader(data)}
 	return data, nil
 }
+
+// A bufferedBody is a body that was read completely.
+type bufferedBody struct{ *bytes.Reader }
+
+// Close implements [io.Closer].
+func (bufferedBody) Close() error { return nil }
 
 // stream replaces the body of a request by a streamedBody of at most limit bytes (0:
 // no limit). Each read has a deadline of BodyTimeout.
@@ -75,11 +82,13 @@ type streamedBody struct {
 	timeout  time.Duration // of each read
 	tooLarge *vm.Fault
 	fault    *vm.Fault // why it ended early
+	begun    bool      // the handler has begun to read it
 	ended    bool      // it was read completely
 }
 
 func (b *streamedBody) Read(p []byte) (int, error) {
 	_ = b.control.SetReadDeadline(time.Now().Add(b.timeout)) // fails only for writers of tests
+	b.begun = true
 	n, err := b.ReadCloser.Read(p)
 	var big *http.MaxBytesError
 	switch {
@@ -97,6 +106,42 @@ func (b *streamedBody) Read(p []byte) (int, error) {
 		b.fault = &vm.Fault{Code: codeMalformed, Detail: "the body ended early", Err: err}
 	}
 	return n, b.fault
+}
+
+// Limits of drainBody.
+const (
+	drainBytes   = 64 << 20
+	drainTimeout = 10 * time.Second
+)
+
+// drainBody reads the rest of the body of a request before it is refused, and discards it. Many
+// clients read no answer before they have sent the whole body, and fail if the connection is
+// closed meanwhile. It reports whether the body has ended. A body that is larger than
+// drainBytes, or takes longer than drainTimeout, is not read to its end, and one that the
+// client only sends after an answer of status 100 is not asked for.
+func drainBody(c echo.Context) bool {
+	r := c.Request()
+	_, buffered := r.Body.(bufferedBody)
+	body, streamed := r.Body.(*streamedBody)
+	from := io.Reader(r.Body)
+	if streamed {
+		from = body.ReadCloser
+	}
+	switch {
+	case r.Body == nil || r.Body == http.NoBody || buffered || streamed && body.ended:
+		return true
+	case r.ContentLength > drainBytes, streamed && body.fault != nil,
+		strings.EqualFold(r.Header.Get("Expect"), "100-continue") && !(streamed && body.begun):
+		return false
+	}
+	control := http.NewResponseController(c.Response().Writer)
+	_ = control.SetReadDeadline(time.Now().Add(drainTimeout)) // fails only for writers of tests
+	n, err := io.Copy(io.Discard, io.LimitReader(from, drainBytes))
+	if err != nil || n == drainBytes {
+		return false
+	}
+	_ = control.SetReadDeadline(time.Time{}) // see readBody
+	return true
 }
 
 // expectNoBody returns a fault if r has a body. It reads at most one byte: some

@@ -58,7 +58,7 @@ func newCloudInit(b *openapi.CloudInit) *vm.CloudInit {
 	}
 	c := &vm.CloudInit{
 		Hostname:          value(b.Hostname),
-		SSHAuthorizedKeys: value(b.SSHAuthorizedKeys),
+		SSHAuthorizedKeys: trimKeys(value(b.SSHAuthorizedKeys)),
 		PasswordHash:      value(b.PasswordHash),
 		UserData:          value(b.UserData),
 		VendorData:        value(b.VendorData),
@@ -67,7 +67,7 @@ func newCloudInit(b *openapi.CloudInit) *vm.CloudInit {
 	for _, u := range value(b.Users) {
 		c.Users = append(c.Users, vm.CloudUser{
 			Name:              u.Name,
-			SSHAuthorizedKeys: value(u.SSHAuthorizedKeys),
+			SSHAuthorizedKeys: trimKeys(value(u.SSHAuthorizedKeys)),
 			PasswordHash:      value(u.PasswordHash),
 			Sudo:              value(u.Sudo),
 			Groups:            value(u.Groups),
@@ -75,6 +75,15 @@ func newCloudInit(b *openapi.CloudInit) *vm.CloudInit {
 		})
 	}
 	return c
+}
+
+// trimKeys returns keys without the newline that ends a .pub file.
+func trimKeys(keys []string) []string {
+	trimmed := make([]string, len(keys))
+	for i, key := range keys {
+		trimmed[i] = strings.TrimRight(key, "\r\n")
+	}
+	return trimmed
 }
 
 // cloudInitAnswer answers with the cloud-init data of a VM, redacted for callers whose

@@ -97,6 +97,10 @@ func TestCloudInitDataIsRedactedForViewers(t *testing.T) {
 		again.PasswordHash != nil || len(again.Users) != 0 || again.Files.VendorData == nil {
 		t.Errorf("%+v", again)
 	}
+	withNewline := a.want(t, 200, "PUT", path, `{"ssh_authorized_keys":["`+someKey+`\r\n"],"users":[{"name":"ops","ssh_authorized_keys":["no-pty `+someKey+`\n"]}]}`)
+	if k := into[openapi.CloudInitDetails](t, withNewline); k.SSHAuthorizedKeys[0] != someKey || k.Users[0].SSHAuthorizedKeys[0] != "no-pty "+someKey {
+		t.Errorf("the keys are %q and %q", k.SSHAuthorizedKeys, k.Users[0].SSHAuthorizedKeys)
+	}
 	a.want(t, 404, "GET", "/vms/none/cloud_init", "")
 	a.want(t, 404, "PUT", "/vms/none/cloud_init", `{}`)
 	for body, field := range map[string]string{

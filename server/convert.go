@@ -12,8 +12,25 @@ import (
 
 const mibPerGiB = 1024
 
-// gib converts MiB to GiB. The result is exact.
-func gib(mib int64) float64 { return float64(mib) / mibPerGiB }
+const (
+	bytesPerMiB = 1 << 20
+	bytesPerGiB = 1 << 30
+)
+
+// gib converts bytes to GiB. The result is exact for a whole number of MiB.
+func gib(bytes int64) float64 { return float64(bytes) / bytesPerGiB }
+
+// mibOf returns the size in a request, which has it in GiB or in bytes, in MiB, 0 if it has
+// neither. It fails if it has both. field is the JSON pointer of the size in GiB.
+func mibOf(gib *float64, bytes *int64, field string) (int64, error) {
+	switch {
+	case gib != nil && bytes != nil:
+		return 0, invalid(vm.FieldFault{Field: field + "_bytes", Detail: "must not be given together with " + field[1:]})
+	case bytes != nil:
+		return *bytes / bytesPerMiB, nil
+	}
+	return mib(value(gib)), nil
+}
 
 // mib converts GiB to MiB. The contract allows only whole numbers of MiB.
 func mib(gib float64) int64 { return int64(gib * mibPerGiB) }
@@ -47,7 +64,8 @@ func apiDisk(d *vm.Disk) *openapi.Disk {
 	device := d.GuestDevice()
 	return &openapi.Disk{
 		ID:          d.ID,
-		Size:        gib(d.SizeMiB),
+		Size:        gib(d.Bytes()),
+		SizeBytes:   d.Bytes(),
 		Image:       optional(&d.Image),
 		MountPoint:  optional(&d.MountPoint),
 		State:       openapi.DiskState(d.State),

@@ -25,14 +25,18 @@ func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObje
 		return nil, err
 	}
 	b := r.Body
-	if b.Size == nil && b.Image == nil && b.FromDisk == nil {
+	size, err := mibOf(b.Size, b.SizeBytes, "/size")
+	if err != nil {
+		return nil, err
+	}
+	if size == 0 && b.Image == nil && b.FromDisk == nil {
 		return nil, invalid(vm.FieldFault{
 			Field:  "/size",
 			Detail: "is missing: it is required without image and from_disk",
 		})
 	}
 	n := vm.NewDisk{
-		SizeMiB:    mib(value(b.Size)),
+		SizeMiB:    size,
 		MountPoint: value(b.MountPoint),
 		Image:      value(b.Image),
 		FromDisk:   value(b.FromDisk),
@@ -75,7 +79,14 @@ func (s *Server) UpdateDisk(ctx context.Context, r openapi.UpdateDiskRequestObje
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.Disks.Resize(ctx, r.ID, mib(r.Body.Size), match, value(r.Body.Force))
+	size, err := mibOf(r.Body.Size, r.Body.SizeBytes, "/size")
+	if err == nil && size == 0 {
+		err = invalid(vm.FieldFault{Field: "/size", Detail: "is missing: size or size_bytes is required"})
+	}
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.Disks.Resize(ctx, r.ID, size, match, value(r.Body.Force))
 	if err != nil {
 		return nil, err
 	}

@@ -220,10 +220,11 @@ func apiImage(i *vm.Image) *openapi.Image {
 		out.UploadedBytes = &i.Uploaded
 	}
 	if i.SHA256 != "" {
-		size := gib(i.VirtualMiB)
+		bytes := i.VirtualBytes()
+		size := gib(bytes)
 		out.Format = (*openapi.ImageFormat)(&i.Layout)
 		out.SHA256 = &i.SHA256
-		out.VirtualSize = &size
+		out.VirtualSize, out.VirtualSizeBytes = &size, &bytes
 		out.SizeBytes = &i.Bytes
 	}
 	return out

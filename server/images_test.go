@@ -146,7 +146,7 @@ func TestAnImageIsDownloadedOrCopied(t *testing.T) {
 	}{
 		`{"name":"d","url":"https://images.example/none"}`:                   {503, "fetch-failed"},
 		`{"name":"d","url":"` + url + `","sha256":"` + sumOf("other") + `"}`: {400, "checksum-mismatch"},
-		`{"name":"d","url":"` + url + `","format":"iso"}`:                    {400, "unsafe-image"},
+		`{"name":"d","url":"` + url + `","format":"iso"}`:                    {400, "unsupported-image"},
 		`{"name":"c","url":"` + url + `"}`:                                   {409, "already-exists"},
 		`{"name":"d","from_disk":"none"}`:                                    {400, "invalid-request"},
 	} {

@@ -185,7 +185,7 @@ func (s *Server) fail(x *exchange) {
 	if x.c.Response().Committed {
 		return
 	}
-	if b, ok := x.c.Request().Body.(*streamedBody); ok && !b.ended {
+	if x.caller.Role != "" && !drainBody(x.c) {
 		x.c.Response().Header().Set("Connection", "close") // the rest of the body is not read
 	}
 	x.fault = faultOf(x.err)

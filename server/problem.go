@@ -40,6 +40,8 @@ var kinds = map[vm.Code]kind{
 	vm.CodeInvalid:             {http.StatusBadRequest, "Invalid request", 0},
 	codeMalformed:              {http.StatusBadRequest, "Malformed body", 0},
 	vm.CodeUnsafeImage:         {http.StatusBadRequest, "Unsafe image", 0},
+	vm.CodeDamagedImage:        {http.StatusBadRequest, "Damaged image", 0},
+	vm.CodeUnsupportedImage:    {http.StatusBadRequest, "Unsupported image", 0},
 	vm.CodeChecksumMismatch:    {http.StatusBadRequest, "Checksum mismatch", 0},
 	codeUnauthorized:           {http.StatusUnauthorized, "Not authenticated", 0},
 	codeForbidden:              {http.StatusForbidden, "Not allowed", 0},

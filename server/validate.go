@@ -268,7 +268,7 @@ func parameterFaults(p *openapi3.Parameter, err error) []vm.FieldFault {
 }
 
 // schemaFaults appends a fault for each schema violation in err. The details name the
-// limit and never contain the value.
+// limit and never contain the value, except the nearest allowed number.
 func schemaFaults(faults []vm.FieldFault, err error) []vm.FieldFault {
 	var many openapi3.MultiError
 	var one *openapi3.SchemaError
@@ -310,24 +310,21 @@ func limitOf(e *openapi3.SchemaError) string {
 	case "type", "nullable":
 		return "must be " + article(strings.Join(s.Type.Slice(), " or "))
 	case "minimum":
-		return "must be at least " + number(s.Min)
+		return "must be at least " + limit(s, s.Min)
 	case "maximum":
-		return "must be at most " + number(s.Max)
+		return "must be at most " + limit(s, s.Max)
 	case "exclusiveMinimum":
-		return "must be more than " + number(s.Min)
+		return "must be more than " + limit(s, s.Min)
 	case "exclusiveMaximum":
-		return "must be less than " + number(s.Max)
+		return "must be less than " + limit(s, s.Max)
 	case "multipleOf":
-		if *s.MultipleOf == 1.0/mibPerGiB {
-			return "must be a whole number of MiB, 1/1024 GiB"
-		}
-		return "must be a multiple of " + number(s.MultipleOf)
+		return multipleOf(s, e.Value)
 	case "minLength":
 		return fmt.Sprintf("must have at least %d characters", s.MinLength)
 	case "maxLength":
 		return fmt.Sprintf("must have at most %d characters", *s.MaxLength)
 	case "pattern":
-		return "must match " + s.Pattern
+		return patternOf(s)
 	case "format":
 		return "must be a valid " + s.Format
 	case "minProperties":
@@ -347,8 +344,6 @@ func limitOf(e *openapi3.SchemaError) string {
 	}
 	return "is not valid"
 }
-
-func number(f *float64) string { return strconv.FormatFloat(*f, 'f', -1, 64) }
 
 // article returns noun with the indefinite article.
 func article(noun string) string {

@@ -50,10 +50,14 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 	if err := p.err(); err != nil {
 		return nil, err
 	}
+	rootMiB, err := mibOf(b.RootDiskSize, b.RootDiskSizeBytes, "/root_disk_size")
+	if err != nil {
+		return nil, err
+	}
 	n := vm.NewVM{
 		ID:          value(b.Name),
 		Template:    b.TemplateName,
-		RootSizeMiB: mib(value(b.RootDiskSize)),
+		RootSizeMiB: rootMiB,
 		VMEdits:     edits,
 		NICs:        nics,
 		Image:       value(b.Image),

@@ -190,7 +190,7 @@ func TestARefusedDatabaseIsNotChanged(t *testing.T) {
 		}, []string{"is damaged", "vman.db.before-v7"}},
 		"a word": {func(t *testing.T, path string) { must(t, os.WriteFile(path, []byte("hello"), 0o600)) }, []string{"is damaged"}},
 		"of the future": {func(t *testing.T, path string) { run(t, path, "PRAGMA user_version = 99") },
-			[]string{"version 99", "up to 1", "install the newer vmand", "restore the backup"}},
+			[]string{"version 99", fmt.Sprint("up to ", version(t, 1)), "install the newer vmand", "restore the backup"}},
 		"of another program": {func(t *testing.T, path string) {
 			must(t, os.Remove(path))
 			run(t, path, "PRAGMA user_version = 1; CREATE TABLE bookmarks (url)")

@@ -173,6 +173,59 @@ func checkSSHKeys(field string, keys []string) error {
 	return nil
 }
 
+// cutKeyOptions splits a line of an authorized_keys file into the options, which end at the first
+// white space outside of quotes, and the rest. options is empty if the line begins with the key.
+func cutKeyOptions(line string) (options, rest string) {
+	line = strings.TrimLeft(line, " ")
+	quoted := false
+	for i := range len(line) {
+		switch c := line[i]; {
+		case c == '"' && (i == 0 || line[i-1] != '\\'):
+			quoted = !quoted
+		case c == ' ' && !quoted:
+			if slices.Contains(sshKeyTypes, line[:i]) {
+				return "", line
+			}
+			return line[:i], line[i:]
+		}
+	}
+	return "", line
+}
+
+// keyOption matches an option of a key and the comma or the end after it.
+var keyOption = regexp.MustCompile(`^([A-Za-z0-9-]+)(="((?:[^"\\]|\\.)*)")?(,|$)`)
+
+// keyOptions are the options of keys that sshd(8) knows. The value says whether an option has one.
+var keyOptions = map[string]bool{
+	"agent-forwarding": false, "cert-authority": false, "no-agent-forwarding": false, "no-port-forwarding": false,
+	"no-pty": false, "no-touch-required": false, "no-user-rc": false, "no-x11-forwarding": false,
+	"port-forwarding": false, "pty": false, "restrict": false, "user-rc": false, "verify-required": false,
+	"x11-forwarding": false,
+	"command":        true, "environment": true, "expiry-time": true, "from": true, "permitlisten": true,
+	"permitopen": true, "principals": true, "tunnel": true,
+}
+
+// keyOptionFault returns why the options of a key are invalid, or "". sshd ignores a key with an
+// option that it does not know.
+func keyOptionFault(options string) string {
+	for options != "" {
+		m := keyOption.FindStringSubmatch(options)
+		if m == nil {
+			return `the options before the key must be separated by commas, and values must be in double quotes, ` +
+				`as in from="192.0.2.0/24",no-pty`
+		}
+		hasValue, known := keyOptions[strings.ToLower(m[1])]
+		switch {
+		case !known:
+			return "sshd does not know the option " + m[1] + ": use one of " + strings.Join(sortedKeys(keyOptions), ", ")
+		case hasValue != (m[2] != ""):
+			return fmt.Sprintf("the option %s must be written %s", m[1], map[bool]string{true: m[1] + `="value"`, false: m[1]}[hasValue])
+		}
+		options = options[len(m[0]):]
+	}
+	return ""
+}
+
 // sshKeyFault returns the reason why key is not a line of a public key file, or "" if it is
 // one. The reason does not contain the value, since it may be a private key.
 func sshKeyFault(key string) string {
@@ -180,10 +233,14 @@ func sshKeyFault(key string) string {
 		return fmt.Sprintf("must be one line of at most %d KiB without control characters, the content of a .pub file",
 			maxSSHKeyBytes>>10)
 	}
-	words := strings.Fields(key)
+	options, bare := cutKeyOptions(key)
+	words := strings.Fields(bare)
 	if len(words) < 2 || !slices.Contains(sshKeyTypes, words[0]) {
-		return "must be a public key without options: one of " + strings.Join(sshKeyTypes, ", ") +
+		return "must be a public key: optional options as in sshd(8), then one of " + strings.Join(sshKeyTypes, ", ") +
 			", then the key in base64, then an optional comment"
+	}
+	if problem := keyOptionFault(options); problem != "" {
+		return problem
 	}
 	blob, err := base64.StdEncoding.DecodeString(words[1])
 	if err != nil {

@@ -98,7 +98,11 @@ func (d Disk) Released(doubt string) DiskUpdate {
 
 // A DiskFile describes the file of a data disk or of the root disk of a VM.
 type DiskFile struct {
-	SizeMiB int64
+	SizeMiB int64 // rounded up
+	// ShortBytes is how many bytes the disk is smaller than SizeMiB, less than 1 MiB. A disk
+	// has the exact size of its image, unless the request gives one: another size would move
+	// the end of the disk away from the second copy of its partition table.
+	ShortBytes int64
 	// Image is the name of the image that the file was created from, empty for none. It is
 	// informative: the image may have been deleted or replaced since.
 	Image string
@@ -107,6 +111,29 @@ type DiskFile struct {
 	// the file is not an overlay.
 	Base       string
 	BaseFormat string // the format of Base, one of [ImageFormats] except iso; empty without a base
+}
+
+// Bytes returns the size of the disk in bytes.
+func (f DiskFile) Bytes() int64 { return f.SizeMiB*bytesPerMiB - f.ShortBytes }
+
+// SetBytes sets the size of the disk in bytes.
+func (f *DiskFile) SetBytes(n int64) { f.SizeMiB, f.ShortBytes = splitMiB(n) }
+
+// bytesPerMiB is the number of bytes in a MiB.
+const bytesPerMiB = 1 << 20
+
+// splitMiB returns n bytes in MiB, rounded up, and how many bytes less they are.
+func splitMiB(n int64) (mib, short int64) {
+	mib = (n + bytesPerMiB - 1) / bytesPerMiB
+	return mib, mib*bytesPerMiB - n
+}
+
+// formatSize returns a size in bytes for an error: in GiB if it is a whole number of MiB.
+func formatSize(bytes int64) string {
+	if bytes%bytesPerMiB != 0 {
+		return fmt.Sprintf("%d bytes", bytes)
+	}
+	return fmt.Sprintf("%g GiB", float64(bytes/bytesPerMiB)/MiBPerGiB)
 }
 
 const contentPrefix = "sha256:"

@@ -44,7 +44,9 @@ const (
 	CodeNetworkUnavailable  Code = "network-unavailable" // the host does not support or has lost the network
 	CodeAgentUnavailable    Code = "agent-unavailable"   // the guest agent does not answer
 	CodeGuestRefused        Code = "guest-refused"       // the guest refused or failed
-	CodeUnsafeImage         Code = "unsafe-image"        // not a valid image, or a harmful one
+	CodeUnsafeImage         Code = "unsafe-image"        // the image could do harm
+	CodeDamagedImage        Code = "damaged-image"       // cut off or malformed
+	CodeUnsupportedImage    Code = "unsupported-image"   // of a format, or with a feature, that is not accepted
 	CodeChecksumMismatch    Code = "checksum-mismatch"   // the transferred bytes do not have the given checksum
 	CodeTooLarge            Code = "image-too-large"     // above the configured limit
 	CodeFetchFailed         Code = "fetch-failed"        // the download failed
@@ -76,6 +78,8 @@ var classes = map[Code]error{
 	CodeAgentUnavailable:    ErrUnavailable,
 	CodeGuestRefused:        ErrUnavailable,
 	CodeUnsafeImage:         ErrInvalid,
+	CodeDamagedImage:        ErrInvalid,
+	CodeUnsupportedImage:    ErrInvalid,
 	CodeChecksumMismatch:    ErrInvalid,
 	CodeTooLarge:            ErrInvalid,
 	CodeFetchFailed:         ErrUnavailable,

@@ -73,7 +73,7 @@ func (i Image) CheckAvailable() error {
 }
 
 // Overlay returns the file of a disk that is a copy-on-write overlay of i. sizeMiB is the
-// requested size, 0 for the size of i. It fails with [CodeInvalid] for sizeField if the size
+// requested size, 0 for the exact size of i. It fails with [CodeInvalid] for sizeField if the size
 // is too small or too large, and for imageField if i is an ISO image.
 func (i Image) Overlay(sizeMiB int64, sizeField, imageField string) (DiskFile, error) {
 	f := DiskFile{
@@ -88,10 +88,10 @@ func (i Image) Overlay(sizeMiB int64, sizeField, imageField string) (DiskFile, e
 		bad.Hint = "attach it to a VM as a CD-ROM: use cdroms"
 		return f, bad
 	case sizeMiB == 0:
-		f.SizeMiB = i.VirtualMiB
+		f.SizeMiB, f.ShortBytes = i.VirtualMiB, i.VirtualShort
 	case sizeMiB < i.VirtualMiB:
-		return f, InvalidField(sizeField, "must be at least %g GiB, the size of image %s",
-			float64(i.VirtualMiB)/MiBPerGiB, i.Name)
+		return f, InvalidField(sizeField, "must be at least %s, the size of image %s",
+			formatSize(i.VirtualBytes()), i.Name)
 	}
 	return f, CheckDiskSize(f.SizeMiB, sizeField)
 }
@@ -101,8 +101,16 @@ type ImageContent struct {
 	SHA256     string // of the stored bytes, in lower-case hex; computed by the driver
 	Layout     ImageFormat
 	VirtualMiB int64 // the virtual size of the disk, rounded up
-	Bytes      int64 // the size of the stored file
+	// VirtualShort is how many bytes the disk is smaller than VirtualMiB, less than 1 MiB.
+	VirtualShort int64
+	Bytes        int64 // the size of the stored file
 }
+
+// VirtualBytes returns the virtual size of the disk in bytes.
+func (c ImageContent) VirtualBytes() int64 { return c.VirtualMiB*bytesPerMiB - c.VirtualShort }
+
+// SetVirtualBytes sets the virtual size of the disk in bytes.
+func (c *ImageContent) SetVirtualBytes(n int64) { c.VirtualMiB, c.VirtualShort = splitMiB(n) }
 
 // An ImageSum holds the checksums, in hex, that the transferred bytes of an image must have
 // before they are decompressed. An empty one is not checked.
@@ -211,7 +219,7 @@ type Import struct {
 // Images stores the content of images.
 //
 // A method with an [Import] checks the content before any other program opens it. It fails with
-// [CodeUnsafeImage] if the content is not a valid image or could harm the host, and with
+// [CodeUnsafeImage], [CodeDamagedImage] or [CodeUnsupportedImage] if the content is rejected, and with
 // [CodeChecksumMismatch], [CodeTooLarge] or [CodeInsufficientStorage]. After an error nothing
 // of the import is left, except an upload, which can be continued.
 //

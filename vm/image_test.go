@@ -48,6 +48,24 @@ func TestImageOverlay(t *testing.T) {
 	}
 }
 
+func TestADiskOfAnImageHasExactlyItsSizeUnlessAnotherIsGiven(t *testing.T) {
+	for _, bytes := range []int64{512, 1 << 20, 1<<20 + 512, 3<<30 - 512} {
+		i := Image{Name: "debian-12", ImageContent: ImageContent{Layout: FormatRaw, SHA256: strings.Repeat("0a", 32)}}
+		i.SetVirtualBytes(bytes)
+		if got, err := i.Overlay(0, "/size", "/image"); err != nil || got.Bytes() != bytes || i.VirtualBytes() != bytes {
+			t.Errorf("%d bytes: got %+v, %v", bytes, got, err)
+		}
+		got, err := i.Overlay(4096, "/size", "/image")
+		if err != nil || got.Bytes() != 4<<30 {
+			t.Errorf("%d bytes, 4 GiB asked for: got %+v, %v", bytes, got, err)
+		}
+	}
+	i := Image{Name: "debian-12"}
+	i.SetVirtualBytes(1<<30 + 512)
+	_, err := i.Overlay(1024, "/size", "/image")
+	wantField(t, "a smaller size", err, "", "/size", "must be at least 1073742336 bytes, the size of image debian-12")
+}
+
 func TestNewImageRecord(t *testing.T) {
 	at := time.Unix(1700000000, 0).UTC()
 	n := NewImage{

@@ -186,7 +186,7 @@ func TestNetworkConfigOfNICs(t *testing.T) {
 		want  string
 	}{
 		{nil, "", "version: 2\nethernets: {}\n"},
-		{v.NICs, "version: 1 # mine\n", "version: 1 # mine\n"},
+		{v.NICs, "version: 2 # mine\n", "version: 2 # mine\n"},
 		{v.NICs, "", `version: 2
 ethernets:
     nic0:

@@ -1,11 +1,12 @@
 package vm
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"net/url"
 	"regexp"
-	"sort"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -40,6 +41,9 @@ var dataMarks = []string{
 // mimeStart matches the first line of a MIME message.
 var mimeStart = regexp.MustCompile(`(?i)^(mime-version:|content-type:\s*multipart/)`)
 
+// headerLine matches a line with a header.
+var headerLine = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*:`)
+
 // markOf returns the mark that data begins with, or "" for none. Like cloud-init it skips white
 // space before the mark. Unlike cloud-init it requires white space or the end of the line after
 // the mark, so that a typo such as "#cloud-configuration" is an error.
@@ -53,7 +57,7 @@ func markOf(data string) string {
 			return mark
 		}
 	}
-	if mimeStart.MatchString(line) {
+	if mimeStart.MatchString(line) || headerLine.MatchString(line) && isMIME(data) {
 		return markMIME
 	}
 	return ""
@@ -83,7 +87,7 @@ func checkText(field, text string, limit int) error {
 }
 
 // checkUserData returns a [Fault] of code [CodeInvalid] if data is not valid user data or vendor
-// data. Empty data is valid.
+// data: if cloud-init would drop it or a part of it. Empty data is valid.
 func checkUserData(field, data string) error {
 	if data == "" {
 		return nil
@@ -91,203 +95,238 @@ func checkUserData(field, data string) error {
 	if err := checkText(field, data, maxUserData); err != nil {
 		return err
 	}
-	root, kind := "", yaml.Kind(0) // the required root of a YAML document
-	switch markOf(data) {
-	case "":
+	mark := markOf(data)
+	if mark == "" {
 		line := []rune(firstLine(data))
 		return InvalidField(field,
 			"begins with %q, which cloud-init does not recognize: the first line must begin with %s or %s",
 			string(line[:min(len(line), 40)]), strings.Join(dataMarks, ", "), markMIME)
-	case markMIME:
-		if !isMIME(data) {
-			return InvalidField(field,
-				"must have the header MIME-Version: in the first 4096 bytes, by which cloud-init recognizes a MIME message")
-		}
-	case markConfig:
-		root, kind = "a mapping", yaml.MappingNode
-	case markArchive:
-		root, kind = "a list", yaml.SequenceNode
 	}
-	if kind == 0 {
-		return nil
-	}
-	n, err := parseYAML(data)
+	err := checkMarked(mark, data)
 	if err != nil {
 		return InvalidField(field, "%v", err)
 	}
-	if n.Kind != kind {
-		return InvalidField(field, "line %d: the document must be %s", n.Line, root)
-	}
 	return nil
 }
 
-// checkNetworkConfig returns a [Fault] of code [CodeInvalid] if config is not a network config of
-// version 1 or 2. An empty config is valid.
-func checkNetworkConfig(field, config string) error {
-	if config == "" {
-		return nil
+// checkMarked checks data that begins with a mark.
+func checkMarked(mark, data string) error {
+	switch {
+	case mark == markMIME:
+		return checkMessage(data)
+	case isMIME(data) && !isASCII(data):
+		return errors.New("has MIME-Version: in the first 4096 bytes, so that cloud-init takes it for a MIME message " +
+			"and changes characters that are not ASCII: move that text further down, or encode it")
 	}
-	if err := checkText(field, config, maxNetworkConfig); err != nil {
-		return err
-	}
-	n, err := parseYAML(config)
-	if err != nil {
-		return InvalidField(field, "%v", err)
-	}
-	if inner := valueOf(n, "network"); inner != nil {
-		n = inner
-	}
-	if n.Kind != yaml.MappingNode {
-		return InvalidField(field, "line %d: the document must be a mapping", n.Line)
-	}
-	version := valueOf(n, "version")
-	if version == nil {
-		return InvalidField(field,
-			"line %d: version: 1 or version: 2 must be here or under the key network", n.Line)
-	}
-	if version.ShortTag() != "!!int" || (version.Value != "1" && version.Value != "2") {
-		return InvalidField(field, "line %d: version must be 1 or 2", version.Line)
-	}
-	return nil
+	return checkTyped(typeOfMark[mark], data)
 }
 
-// valueOf returns the value of a key of the mapping n, or nil if n is not a mapping or does not
-// have the key.
-func valueOf(n *yaml.Node, key string) *yaml.Node {
-	if n.Kind != yaml.MappingNode {
-		return nil
-	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if n.Content[i].Value == key {
-			return resolve(n.Content[i+1])
-		}
-	}
-	return nil
-}
-
-// resolve returns the node that the alias n refers to, or n if it is not an alias.
-func resolve(n *yaml.Node) *yaml.Node {
-	if n.Kind == yaml.AliasNode {
-		return n.Alias
-	}
-	return n
-}
-
-// parseYAML returns the root of the only document in text. Its errors begin with a line number.
-// It does not expand aliases, so its cost is proportional to the length of text.
-func parseYAML(text string) (*yaml.Node, error) {
-	isForbidden := func(r rune) bool { return unicode.IsControl(r) && !strings.ContainsRune("\t\n\r\u0085", r) }
-	if i := strings.IndexFunc(text, isForbidden); i >= 0 {
-		r, _ := utf8.DecodeRuneInString(text[i:])
-		return nil, fmt.Errorf("line %d: the control character %U is not allowed", 1+strings.Count(text[:i], "\n"), r)
-	}
-	d := yaml.NewDecoder(strings.NewReader(text))
-	var doc, next yaml.Node
-	err := d.Decode(&doc)
-	if errors.Is(err, io.EOF) || err == nil && len(doc.Content) == 0 {
-		return nil, errors.New("line 1: the document is missing: write {} for an empty one")
-	}
-	if err != nil {
-		return nil, yamlFault(err, text)
-	}
-	switch err := d.Decode(&next); {
-	case err == nil:
-		return nil, fmt.Errorf("line %d: a second document begins, but only one is allowed", next.Line)
-	case !errors.Is(err, io.EOF):
-		return nil, yamlFault(err, text)
-	}
-	if countNodes(doc.Content[0]) > maxYAMLNodes {
-		return nil, fmt.Errorf("line 1: the document has more than %d values", maxYAMLNodes)
-	}
-	return doc.Content[0], uniqueKeys(doc.Content[0])
-}
-
-// maxYAMLNodes bounds the cost of a document that consists of separators only. Real documents
-// have some hundred nodes.
-const maxYAMLNodes = 50_000
-
-// countNodes returns the number of nodes of the tree n. It does not follow aliases.
-func countNodes(n *yaml.Node) int {
-	count := 1
-	for _, c := range n.Content {
-		count += countNodes(c)
-	}
-	return count
-}
-
-var (
-	yamlLine   = regexp.MustCompile(`^line (\d+): (.*)$`)
-	yamlAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced$`)
+// The content types of user data. cloud-init drops a part of another type, unless a part
+// handler before it handles that type.
+const (
+	typeConfig   = "text/cloud-config"
+	typeArchive  = "text/cloud-config-archive"
+	typePatch    = "text/cloud-config-jsonp"
+	typeScript   = "text/x-shellscript"
+	typeBoothook = "text/cloud-boothook"
+	typeHandler  = "text/part-handler"
+	typeInclude  = "text/x-include-url"
+	typeOnce     = "text/x-include-once-url"
+	typeTemplate = "text/jinja2"
+	typePlain    = "text/plain"
 )
 
-// yamlFault returns an error of the YAML parser with the number of the faulty line in front. The
-// parser omits the number of line 1 and of an alias without an anchor, and reports a wrong number
-// for a violation of the grammar.
-func yamlFault(err error, text string) error {
-	line, detail := parseFault(err)
-	if strings.HasPrefix(detail, grammarFault) {
-		line = grammarLine(text, line, detail)
-	}
-	if m := yamlAnchor.FindStringSubmatch(detail); m != nil {
-		before, _, _ := strings.Cut(text, "*"+m[1])
-		line = 1 + strings.Count(before, "\n")
-	}
-	return fmt.Errorf("line %d: %s", line, detail)
+// contentTypes are the types that cloud-init handles itself.
+var contentTypes = []string{
+	typeConfig,
+	typeArchive,
+	typePatch,
+	typeScript,
+	typeScript + "-per-boot",
+	typeScript + "-per-instance",
+	typeScript + "-per-once",
+	typeBoothook,
+	typeHandler,
+	typeInclude,
+	typeOnce,
+	typeTemplate,
 }
 
-// grammarFault is the beginning of the parser's errors about a violation of the grammar.
-const grammarFault = "did not find expected"
-
-// parseFault splits an error of the parser into the line number, 1 if it has none, and the text.
-func parseFault(err error) (line int, detail string) {
-	line, detail = 1, strings.TrimPrefix(err.Error(), "yaml: ")
-	if m := yamlLine.FindStringSubmatch(detail); m != nil {
-		fmt.Sscan(m[1], &line)
-		detail = m[2]
-	}
-	return line, detail
+// typeOfMark has the content type of data that begins with a mark.
+var typeOfMark = map[string]string{
+	markArchive:       typeArchive,
+	markPatch:         typePatch,
+	markConfig:        typeConfig,
+	markScript:        typeScript,
+	"#include-once":   typeOnce,
+	"#include":        typeInclude,
+	"#cloud-boothook": typeBoothook,
+	"#part-handler":   typeHandler,
+	markTemplate:      typeTemplate,
 }
 
-// grammarLine returns the number of the line at which the parser finds the violation with the
-// given detail: the last line of the shortest prefix of text with that violation. Since the search parses the text
-// several times, it returns the reported line plus 1, where the faulty block begins, for a text
-// of more than 64 KiB.
-func grammarLine(text string, line int, detail string) int {
-	if len(text) > maxNetworkConfig {
-		return line + 1
+// checkTyped returns an error if cloud-init would drop text, a part of the given content type.
+func checkTyped(contentType, text string) error {
+	switch contentType {
+	case typeConfig:
+		return checkConfig(text)
+	case typeArchive:
+		return checkArchive(text)
+	case typePatch:
+		return checkPatch(text)
+	case typeInclude, typeOnce:
+		return checkInclude(text)
+	case typeTemplate:
+		return checkTemplate(text)
 	}
-	lines := strings.SplitAfter(text, "\n")
-	return 1 + sort.Search(len(lines)-1, func(i int) bool {
-		var doc yaml.Node
-		err := yaml.Unmarshal([]byte(strings.Join(lines[:i+1], "")), &doc)
-		if err == nil {
-			return false
+	if slices.Contains(contentTypes, contentType) {
+		return nil
+	}
+	return fmt.Errorf("cloud-init does not know the content type %.60q: it must be one of %s",
+		contentType, strings.Join(contentTypes, ", "))
+}
+
+// checkConfig checks a #cloud-config document.
+func checkConfig(text string) error {
+	n, err := parseYAML(text)
+	if err != nil {
+		return err
+	}
+	if n.Kind != yaml.MappingNode || yamlTag(n) != "map" {
+		return lineFaultf(n.Line, "the document must be a mapping")
+	}
+	for _, key := range []string{"merge_how", "merge_type"} {
+		if how := valueOf(n, key); how != nil {
+			return checkMerging(how)
 		}
-		_, found := parseFault(err)
-		return found == detail
-	})
+	}
+	return nil
 }
 
-// uniqueKeys returns an error if a mapping in n has a key twice. cloud-init would use the last
-// one silently.
-func uniqueKeys(n *yaml.Node) error {
+// mergerSyntax matches the way of merging in a text.
+var mergerSyntax = regexp.MustCompile(`^\s*(dict|list|str)\([^)]*\)\s*(\+\s*(dict|list|str)\([^)]*\)\s*)*$`)
+
+// checkMerging checks the way in which a #cloud-config document is merged with others.
+func checkMerging(n *yaml.Node) error {
+	ok := false
+	switch n.Kind {
+	case yaml.ScalarNode:
+		ok = yamlTag(n) == "null" || yamlTag(n) == "str" && mergerSyntax.MatchString(n.Value)
+	case yaml.SequenceNode:
+		ok = !slices.ContainsFunc(n.Content, func(e *yaml.Node) bool {
+			name, settings := valueOf(resolve(e), "name"), valueOf(resolve(e), "settings")
+			return name == nil || settings == nil || settings.Kind != yaml.SequenceNode ||
+				!slices.Contains([]string{"dict", "list", "str"}, name.Value)
+		})
+	}
+	if ok {
+		return nil
+	}
+	return lineFaultf(n.Line, "the way of merging must be such as list(append)+dict(recurse_array)+str(), "+
+		"or a list of mappings with the keys name and settings")
+}
+
+// checkArchive checks a #cloud-config-archive document, a list of parts.
+func checkArchive(text string) error {
+	n, err := parseYAML(text)
+	if err != nil {
+		return err
+	}
+	if n.Kind != yaml.SequenceNode {
+		return lineFaultf(n.Line, "the document must be a list")
+	}
+	if len(n.Content) == 0 {
+		return lineFaultf(n.Line, "the list must have an entry")
+	}
+	handled := false
+	for i, e := range n.Content {
+		if e = resolve(e); !handled {
+			if handled, err = checkEntry(e); err != nil {
+				return fmt.Errorf("entry %d, at line %d: %w", i+1, e.Line, err)
+			}
+		}
+	}
+	return nil
+}
+
+// checkEntry checks an entry of an archive. It reports whether the entry is a part handler.
+func checkEntry(n *yaml.Node) (isHandler bool, err error) {
+	content, contentType := n, ""
 	if n.Kind == yaml.MappingNode {
-		first := map[string]int{}
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			key := resolve(n.Content[i])
-			if key.Kind != yaml.ScalarNode {
-				continue
-			}
-			id := key.ShortTag() + " " + key.Value
-			if line, ok := first[id]; ok {
-				return fmt.Errorf("line %d: the key %q is already on line %d", n.Content[i].Line, key.Value, line)
-			}
-			first[id] = n.Content[i].Line
+		content = valueOf(n, "content")
+		if t := valueOf(n, "type"); t != nil {
+			contentType = t.Value
 		}
 	}
-	for _, c := range n.Content {
-		if err := uniqueKeys(c); err != nil {
-			return err
+	if content == nil || content.Kind != yaml.ScalarNode || yamlTag(content) != "str" {
+		return false, errors.New("must be text, or a mapping with the key content, which is text")
+	}
+	for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i].Value, resolve(n.Content[i+1])
+		if yamlTag(value) != "str" && key != "launch-index" {
+			return false, lineFaultf(value.Line, "the value of %.40s must be text", key)
+		}
+	}
+	if contentType == "" {
+		if contentType = typeOfMark[markOf(content.Value)]; contentType == "" {
+			contentType = typeConfig
+		}
+	}
+	if contentType == typeArchive || contentType == typeInclude || contentType == typeOnce {
+		return false, fmt.Errorf("an archive cannot contain a part of type %s", contentType)
+	}
+	return contentType == typeHandler, checkTyped(contentType, content.Value)
+}
+
+// checkPatch checks a #cloud-config-jsonp document, a JSON patch (RFC 6902).
+func checkPatch(text string) error {
+	text = strings.TrimLeftFunc(text, unicode.IsSpace)
+	if len(text) >= len(markPatch) && strings.EqualFold(text[:len(markPatch)], markPatch) {
+		text = text[len(markPatch):]
+	}
+	var ops []map[string]any
+	if err := json.Unmarshal([]byte(text), &ops); err != nil {
+		return fmt.Errorf("must be a JSON patch, a list of objects, after the first line: %v", err)
+	}
+	for i, op := range ops {
+		needs := map[string][]string{
+			"add": {"value"}, "replace": {"value"}, "test": {"value"},
+			"move": {"from"}, "copy": {"from"}, "remove": nil,
+		}
+		kind, _ := op["op"].(string)
+		members, known := needs[kind]
+		if !known {
+			return fmt.Errorf("operation %d: op must be add, remove, replace, move, copy or test", i+1)
+		}
+		for _, member := range append([]string{"path"}, members...) {
+			v, ok := op[member]
+			at, isText := v.(string)
+			if !ok || member != "value" && (!isText || at != "" && at[0] != '/') {
+				return fmt.Errorf("operation %d: %s must be given, and paths begin with /", i+1, member)
+			}
+		}
+	}
+	if len(ops) > 0 && ops[0]["op"] != "add" {
+		return errors.New("operation 1 must be add: the configuration is empty before it")
+	}
+	return nil
+}
+
+// includeMark matches the mark on a line of a list of addresses.
+var includeMark = regexp.MustCompile(`(?i)^#include(-once)?`)
+
+// checkInclude checks a list of addresses.
+func checkInclude(text string) error {
+	number := 0
+	for line := range strings.Lines(text) {
+		number++
+		address := strings.TrimSpace(includeMark.ReplaceAllString(line, ""))
+		if address == "" || address[0] == '#' {
+			continue
+		}
+		u, err := url.Parse(address)
+		if err != nil || !slices.Contains([]string{"http", "https", "ftp", "file"}, strings.ToLower(u.Scheme)) {
+			return lineFaultf(number, "%.60q must be an address that begins with http:// or https://", address)
 		}
 	}
 	return nil

@@ -2,20 +2,26 @@ package image
 
 import (
 	"bufio"
+	"compress/bzip2"
 	"compress/gzip"
 	"errors"
 	"io"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/therootcompany/xz"
 )
 
 const (
 	gzipMagic = "\x1f\x8b\x08"
 	zstdMagic = "\x28\xb5\x2f\xfd"
+	xzMagic   = "\xfd7zXZ\x00"
+	bzipMagic = "BZh"
 
 	// maxZstdWindow is the largest window that the zstd program accepts by default.
 	maxZstdWindow = 128 << 20
+	// maxXZDict is the dictionary size of xz -9.
+	maxXZDict = 64 << 20
 
 	// maxRatio is how many bytes that are not zero one transferred byte may expand to,
 	// after the first bombAllowance bytes. Blocks of zeros take no room on the disk, so
@@ -36,6 +42,7 @@ var compressions = []compression{
 	{"gzip", gzipMagic, openGzip},
 	{"xz", xzMagic, openXZ},
 	{"zstd", zstdMagic, openZstd},
+	{"bzip2", bzipMagic, openBzip2},
 }
 
 func openGzip(in *bufio.Reader) (io.Reader, func(), error) {
@@ -44,7 +51,13 @@ func openGzip(in *bufio.Reader) (io.Reader, func(), error) {
 }
 
 func openXZ(in *bufio.Reader) (io.Reader, func(), error) {
-	return newXZReader(in), func() {}, nil
+	r, err := xz.NewReader(in, maxXZDict)
+	return r, func() {}, err
+}
+
+// openBzip2 returns a reader that needs at most 6 MiB.
+func openBzip2(in *bufio.Reader) (io.Reader, func(), error) {
+	return bzip2.NewReader(in), func() {}, nil
 }
 
 func openZstd(in *bufio.Reader) (io.Reader, func(), error) {
@@ -99,11 +112,16 @@ func (c compression) wrap(err error) error {
 	case errors.As(err, &input):
 		return input
 	case errors.Is(err, zstd.ErrWindowSizeExceeded):
-		return unsafef("the zstd stream needs a window of more than %d MiB", maxZstdWindow/mib)
+		return unsupportedf("the zstd stream needs a window of more than %d MiB", maxZstdWindow/mib)
+	case errors.Is(err, xz.ErrMemlimit):
+		return unsupportedf("the xz stream needs a dictionary of more than %d MiB", maxXZDict/mib)
+	case errors.Is(err, xz.ErrOptions), errors.Is(err, xz.ErrUnsupportedCheck):
+		return unsupportedf("the xz stream has a filter or a checksum that is not supported: " +
+			"compress the image again with \"xz\" and no other options")
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
-	return unsafef("the %s stream is broken: %v", c.name, err)
+	return damagedf("the %s stream is broken: %v", c.name, err)
 }
 
 // expander reads an expanded stream and wraps the errors of the decoder.

@@ -122,7 +122,7 @@ func (c *copier) checkRatio() error {
 		return nil
 	}
 	if in := c.inputBytes(); (c.filled-bombAllowance)/maxRatio > in {
-		return unsafef("%d transferred bytes expand to more than %d", in, c.filled)
+		return hostilef("%d transferred bytes expand to more than %d", in, c.filled)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"encoding/binary"
 	"strings"
 )
 
@@ -34,7 +35,7 @@ var signatures = []signature{
 	{name: "gzip", magic: gzipMagic},
 	{name: "xz", magic: xzMagic},
 	{name: "zstd", magic: zstdMagic},
-	{name: "bzip2", magic: "BZh"},
+	{name: "bzip2", magic: bzipMagic},
 	{name: "lz4", magic: "\x04\x22\x4d\x18"},
 	{name: "zip", magic: "PK\x03\x04"},
 	{name: "7z", magic: "7z\xbc\xaf\x27\x1c"},
@@ -67,6 +68,8 @@ var trailers = []struct{ format, magic string }{
 const (
 	isoStart = 16 * isoSector
 	isoMagic = "CD001"
+	udfBegin = "BEA01" // of the extended area that names the file systems after ISO 9660
+	udfEnd   = "TEA01"
 )
 
 // detect returns the format of an image by its first bytes. It refuses a file that
@@ -89,7 +92,7 @@ func detect(s *source) (Format, error) {
 	}
 	switch {
 	case len(found) > 1:
-		return "", unsafef("the file is %s at the same time", strings.Join(found, " and "))
+		return "", hostilef("the file is %s at the same time", strings.Join(found, " and "))
 	case len(found) == 0:
 		return Raw, checkRaw(s, head)
 	}
@@ -97,14 +100,31 @@ func detect(s *source) (Format, error) {
 	case Qcow2, VMDK, VHDX, VDI, ISO:
 		return f, nil
 	}
-	return "", unsafef("the file is %s, which is not accepted", found[0])
+	return "", unsupportedf("the file is %s, which is not accepted", found[0])
 }
 
-// isISO reports whether the file has the magic of an ISO 9660 volume.
+// isISO reports whether the file is a disc: it has the magic of an ISO 9660 volume, or it has
+// a UDF volume only, as discs for Windows do.
 func isISO(s *source) (bool, error) {
 	id := make([]byte, len(isoMagic))
 	err := s.fill(id, isoStart+1)
-	return string(id) == isoMagic, err
+	switch {
+	case err != nil || string(id) == isoMagic:
+		return err == nil, err
+	case string(id) != udfBegin:
+		return false, nil
+	}
+	return hasUDFAnchor(s)
+}
+
+// hasUDFAnchor reports whether a file has an anchor of UDF (ECMA-167, 3/10.2) where a disc has
+// it. A disk with sectors of 512 bytes has it elsewhere.
+func hasUDFAnchor(s *source) (bool, error) {
+	const anchorAt, anchorTag = 256, 2
+	tag := make([]byte, 16)
+	err := s.fill(tag, anchorAt*isoSector)
+	le := binary.LittleEndian
+	return err == nil && le.Uint16(tag) == anchorTag && le.Uint32(tag[12:]) == anchorAt, err
 }
 
 // checkRaw refuses a file without a signature that QEMU would not take as raw.
@@ -116,7 +136,7 @@ func checkRaw(s *source, head []byte) error {
 		}
 		for _, t := range trailers {
 			if bytes.HasPrefix(tail, []byte(t.magic)) {
-				return unsafef("the file is %s, which is not accepted", t.format)
+				return unsupportedf("the file is %s, which is not accepted", t.format)
 			}
 		}
 	}
@@ -128,16 +148,28 @@ func checkRaw(s *source, head []byte) error {
 		text = rest
 	}
 	if bytes.HasPrefix(text, []byte("version=")) {
-		return unsafef("the file is a vmdk descriptor, which is not accepted")
+		return unsupportedf("the file is a vmdk descriptor, which is not accepted")
 	}
 	return nil
 }
 
-// inspectRaw returns the size of a raw disk in bytes.
+// inspectRaw returns the size of a raw disk in bytes. The importer pads the last sector with
+// zeros, as QEMU does when it reads it. A text that is no whole number of sectors is refused:
+// it is an error page or a list of checksums, not a disk.
 func inspectRaw(s *source) (uint64, error) {
-	if s.size%sectorBytes != 0 {
-		return 0, unsafef("the file is of no known format, and its %d bytes are not a multiple of %d as on a raw disk",
-			s.size, sectorBytes)
+	head := make([]byte, min(s.size, sectorBytes))
+	if err := s.fill(head, 0); err != nil {
+		return 0, err
 	}
-	return uint64(s.size), nil
+	if s.size%sectorBytes != 0 && isText(head) {
+		return 0, unsupportedf("the file is text, not a disk")
+	}
+	return alignUp(uint64(s.size), sectorBytes), nil
+}
+
+// isText reports whether b has only printable ASCII characters and white space.
+func isText(b []byte) bool {
+	return !bytes.ContainsFunc(b, func(r rune) bool {
+		return r > '~' || r < ' ' && r != '\t' && r != '\n' && r != '\r'
+	})
 }

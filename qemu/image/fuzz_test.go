@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -146,26 +145,6 @@ func FuzzImport(f *testing.F) {
 			}
 		} else {
 			wantFiles(t, dir)
-		}
-	})
-}
-
-// FuzzXZ compares xzReader with package xz.
-func FuzzXZ(f *testing.F) {
-	for _, b := range [][]byte{nil, goodRaw(), bytes.Repeat([]byte{1, 2, 3}, 100000)} {
-		f.Add(xzed(f, b))
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := io.ReadAll(io.LimitReader(newXZReader(bufio.NewReader(bytes.NewReader(b))), mib))
-		if err != nil || len(got) == mib {
-			return
-		}
-		r, err := xz.NewReader(bytes.NewReader(b))
-		if err != nil {
-			t.Fatalf("package xz: %v; xzReader: %d bytes", err, len(got))
-		}
-		if want, err := io.ReadAll(r); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("package xz: %d bytes, %v; xzReader: %d bytes", len(want), err, len(got))
 		}
 	})
 }

@@ -128,7 +128,7 @@ func TestQEMUAcceptsTheGoodImages(t *testing.T) {
 
 func TestImagesCompressedByTheToolsAreImported(t *testing.T) {
 	t.Parallel()
-	need.Programs(t, "qemu-img", "xz", "zstd", "gzip")
+	need.Programs(t, "qemu-img", "xz", "zstd", "gzip", "bzip2")
 	dir := t.TempDir()
 	run(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "image", "10G")
 	i, store := testImporter(t, Options{})
@@ -137,6 +137,8 @@ func TestImagesCompressedByTheToolsAreImported(t *testing.T) {
 		"",
 		"gzip -9",
 		"xz", "xz -9 -C sha256", "xz -0 -C crc32", "xz -C none", "xz -T2 --block-size=64KiB",
+		"xz --x86 --lzma2=preset=9", "xz --arm --delta=dist=4 --lzma2=preset=0", "xz --powerpc --lzma2",
+		"bzip2", "bzip2 -1",
 		"zstd", "zstd -19", "zstd --ultra -22 --long=27",
 	} {
 		b, err := os.ReadFile(filepath.Join(dir, "image"))

@@ -603,7 +603,7 @@ func otherFiles() []hostileImage {
 		{"web page", text("<!DOCTYPE html>"), "web page"},
 	})
 	return append(all,
-		hostileImage{"text", []byte("404 not found\n"), "no known format"},
+		hostileImage{"text", []byte("404 not found\n"), "is text"},
 		hostileImage{"an empty file", nil, "empty"},
 	)
 }

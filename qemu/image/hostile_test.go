@@ -54,7 +54,7 @@ func TestHostileImagesAreRefused(t *testing.T) {
 	for _, h := range all {
 		c := &counter{ReaderAt: bytes.NewReader(h.content)}
 		info, err := Inspect(c, int64(len(h.content)))
-		var unsafe *Unsafe
+		var unsafe *Rejected
 		if !errors.As(err, &unsafe) || !strings.Contains(unsafe.Reason, h.reason) {
 			t.Errorf("%s: got %+v, %v; want a refusal with %q", h.name, info, err, h.reason)
 		}
@@ -81,7 +81,7 @@ func TestImportOfHostileImagesOpensNoFileAndLeavesNone(t *testing.T) {
 	}
 	i, dir := testImporter(t, Options{})
 	for _, h := range hostileImages(secret) {
-		var unsafe *Unsafe
+		var unsafe *Rejected
 		if c, err := i.Import(t.Context(), bytes.NewReader(h.content), Want{}); !errors.As(err, &unsafe) {
 			t.Errorf("%s: imported as %+v, %v", h.name, c, err)
 		}
@@ -107,7 +107,7 @@ func TestExpect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var unsafe *Unsafe
+	var unsafe *Rejected
 	if err := info.Expect(Raw); !errors.As(err, &unsafe) {
 		t.Errorf("a qcow2 image is accepted as raw: %v", err)
 	}

@@ -42,33 +42,56 @@ type Info struct {
 	VirtualBytes int64 // as a guest sees it; Inspect returns a multiple of 512
 }
 
-// Expect returns an [*Unsafe] error if the image is not of the claimed format.
+// Expect returns an [*Rejected] error if the image is not of the claimed format.
 func (i Info) Expect(claimed Format) error {
 	if i.Format != claimed {
-		return unsafef("the format is %s, not %s", i.Format, claimed)
+		return unsupportedf("the format is %s, not %s", i.Format, claimed)
 	}
 	return nil
 }
 
-// Unsafe is the error for an image that is refused: it is malformed, of a format that
-// is not accepted, or opening it could do harm.
-type Unsafe struct {
+// A Flaw is the kind of fault for which an image is rejected.
+type Flaw int
+
+// The flaws.
+const (
+	Hostile     Flaw = iota // opening the image could do harm: it names other files, expands without end or contradicts itself
+	Damaged                 // the image is cut off or malformed
+	Unsupported             // the format, or a feature of it, is not accepted
+)
+
+// String returns the flaw as an adjective.
+func (f Flaw) String() string { return [...]string{"hostile", "damaged", "unsupported"}[f] }
+
+// Rejected is the error for an image that is not accepted.
+type Rejected struct {
+	Flaw   Flaw
 	Reason string // for people; may quote the image
 }
 
-func (e *Unsafe) Error() string { return "unsafe image: " + e.Reason }
+func (e *Rejected) Error() string { return e.Flaw.String() + " image: " + e.Reason }
 
-func unsafef(format string, args ...any) error { return &Unsafe{fmt.Sprintf(format, args...)} }
+func hostilef(format string, args ...any) error {
+	return &Rejected{Hostile, fmt.Sprintf(format, args...)}
+}
 
-// Inspect checks an image of size bytes. It returns an [*Unsafe] error if the image is
+func damagedf(format string, args ...any) error {
+	return &Rejected{Damaged, fmt.Sprintf(format, args...)}
+}
+
+func unsupportedf(format string, args ...any) error {
+	return &Rejected{Unsupported, fmt.Sprintf(format, args...)}
+}
+
+// Inspect checks an image of size bytes. It returns an [*Rejected] error if the image is
 // refused, and an error of r unchanged. For any image it makes at most 4096 reads of
 // at most 64 KiB and allocates at most 8 MiB.
 func Inspect(r io.ReaderAt, size int64) (Info, error) {
 	switch {
 	case size <= 0:
-		return Info{}, unsafef("the file is empty")
+		return Info{}, damagedf("the file is empty")
 	case size > maxFile:
-		return Info{}, unsafef("the file has %d bytes, at most %d are allowed", size, int64(maxFile))
+		return Info{}, unsupportedf("the file has %d bytes, at most %d are allowed", size, int64(maxFile))
 	}
 	s := newSource(r, size)
 	format, err := detect(s)
@@ -80,7 +103,7 @@ func Inspect(r io.ReaderAt, size int64) (Info, error) {
 		return Info{}, err
 	}
 	if virtual == 0 || virtual > maxVirtual || virtual%sectorBytes != 0 {
-		return Info{}, unsafef("the %s disk has %d bytes: it must be a multiple of %d, above 0 and at most %d",
+		return Info{}, damagedf("the %s disk has %d bytes: it must be a multiple of %d, above 0 and at most %d",
 			format, virtual, sectorBytes, int64(maxVirtual))
 	}
 	return Info{Format: format, VirtualBytes: int64(virtual)}, nil

@@ -147,8 +147,8 @@ func (i *Importer) names() ([]string, error) {
 // [Importer.Adopt]. If Adopt is never called, the next NewImporter removes the file.
 func (i *Importer) TempName() string { return tempPrefix + rand.Text() + tempSuffix }
 
-// Import stores the content of r, expanded if it is compressed with gzip, xz or zstd.
-// It fails with [*Unsafe], [*TooLarge] or [*Mismatch], with the error of r, or with the
+// Import stores the content of r, expanded if it is compressed with gzip, xz, zstd or bzip2.
+// It fails with [*Rejected], [*TooLarge] or [*Mismatch], with the error of r, or with the
 // error of the file system (errors.Is syscall.ENOSPC). If it fails, no file remains.
 func (i *Importer) Import(ctx context.Context, r io.Reader, w Want) (Content, error) {
 	return i.importFrom(ctx, r, 0, w)
@@ -234,7 +234,7 @@ func (i *Importer) Adopt(ctx context.Context, temp string, w Want) (c Content, e
 }
 
 // store inspects a complete file, makes it durable and names it by sum, the hash of
-// all its bytes.
+// all its bytes. It pads a raw image, so after an error sum may be that of more bytes.
 func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Content, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -255,7 +255,13 @@ func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Conten
 			return Content{}, err
 		}
 	}
-	c := Content{SHA256: hex.EncodeToString(sum.Sum(nil)), Bytes: st.Size(), Info: info}
+	bytes := st.Size()
+	if info.Format == Raw && bytes%sectorBytes != 0 {
+		if bytes, err = pad(f, bytes, sum); err != nil {
+			return Content{}, err
+		}
+	}
+	c := Content{SHA256: hex.EncodeToString(sum.Sum(nil)), Bytes: bytes, Info: info}
 	if err := f.Sync(); err != nil {
 		return Content{}, fmt.Errorf("sync the image: %w", err)
 	}
@@ -268,6 +274,17 @@ func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Conten
 		return Content{}, err
 	}
 	return c, nil
+}
+
+// pad appends zeros to a file of size bytes, and to the hash of its content, up to a whole
+// number of sectors. It returns the new size.
+func pad(f *os.File, size int64, sum hash.Hash) (int64, error) {
+	whole := int64(alignUp(uint64(size), sectorBytes))
+	if err := f.Truncate(whole); err != nil {
+		return 0, fmt.Errorf("pad the image: %w", err)
+	}
+	_, err := sum.Write(make([]byte, whole-size))
+	return whole, err
 }
 
 // publish seals a file and renames it to its final name. If the content exists

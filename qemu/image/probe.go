@@ -59,7 +59,7 @@ func probeBase(s *source) (Info, error) {
 		return Info{}, fmt.Errorf("it has %d bytes: an image must have at least 1 and at most %d",
 			s.size, int64(maxVirtual))
 	}
-	return Info{Format: Raw, VirtualBytes: s.size}, nil
+	return Info{Format: Raw, VirtualBytes: int64(alignUp(uint64(s.size), sectorBytes))}, nil
 }
 
 func probeQcow2(s *source) (Info, error) {

@@ -67,7 +67,7 @@ type extension struct {
 // ReadQcow2Header reads the header of a qcow2 image of size bytes, which need not be
 // trusted. It checks that the header is well formed and follows no name in it. Unlike
 // [Inspect], it does not read the tables of the image and accepts all known features.
-// It returns an [*Unsafe] error if the image is not qcow2 or its header is malformed,
+// It returns an [*Rejected] error if the image is not qcow2 or its header is malformed,
 // and an error of r unchanged.
 func ReadQcow2Header(r io.ReaderAt, size int64) (Qcow2Header, error) {
 	return readQcow2Header(newSource(r, size))
@@ -79,7 +79,7 @@ func readQcow2Header(s *source) (Qcow2Header, error) {
 		return Qcow2Header{}, err
 	}
 	if string(b[:len(qcow2Magic)]) != qcow2Magic {
-		return Qcow2Header{}, unsafef("the file is not a qcow2 image")
+		return Qcow2Header{}, damagedf("the file is not a qcow2 image")
 	}
 	var h Qcow2Header
 	if err := h.parseV2(b); err != nil {
@@ -110,11 +110,11 @@ func (h *Qcow2Header) parseV2(b []byte) error {
 	size := be.Uint64(b[24:])
 	switch {
 	case h.version != 2 && h.version != 3:
-		return unsafef("qcow2 version %d is not supported", h.version)
+		return unsupportedf("qcow2 version %d is not supported", h.version)
 	case clusterBits < minClusterBits || clusterBits > maxClusterBits:
-		return unsafef("qcow2 clusters of 2^%d bytes are not supported", clusterBits)
+		return unsupportedf("qcow2 clusters of 2^%d bytes are not supported", clusterBits)
 	case size == 0 || size > maxVirtual:
-		return unsafef("a qcow2 disk of %d bytes is not supported: it must have at least 1 and at most %d",
+		return unsupportedf("a qcow2 disk of %d bytes is not supported: it must have at least 1 and at most %d",
 			size, int64(maxVirtual))
 	}
 	h.VirtualBytes = int64(size)
@@ -141,9 +141,9 @@ func (h *Qcow2Header) parseV3(b []byte) error {
 	h.bytes = uint64(be.Uint32(b[100:]))
 	switch {
 	case h.bytes < v3HeaderBytes || h.bytes > h.cluster:
-		return unsafef("a qcow2 header of %d bytes is not allowed", h.bytes)
+		return damagedf("a qcow2 header of %d bytes is not allowed", h.bytes)
 	case h.features&^uint64(incompatKnown) != 0:
-		return unsafef("unknown qcow2 features %#x", h.features)
+		return unsupportedf("unknown qcow2 features %#x", h.features)
 	}
 	h.ExternalData = h.features&incompatData != 0
 	if h.bytes >= v3HeaderBytes+8 {
@@ -160,7 +160,7 @@ func (h *Qcow2Header) readBacking(s *source) error {
 	}
 	if h.backingBytes == 0 || h.backingBytes > maxNameBytes ||
 		h.backingOffset > h.cluster || uint64(h.backingBytes) > h.cluster-h.backingOffset {
-		return unsafef("the name of a qcow2 backing file cannot have %d bytes at %#x",
+		return hostilef("the name of a qcow2 backing file cannot have %d bytes at %#x",
 			h.backingBytes, h.backingOffset)
 	}
 	name, err := s.read("the name of the backing file", h.backingOffset, int(h.backingBytes))
@@ -190,7 +190,7 @@ func (h *Qcow2Header) readExtensions(s *source) error {
 			return nil
 		}
 		if ext.length > h.cluster-off {
-			return unsafef("a qcow2 header extension of %d bytes is not allowed", ext.length)
+			return damagedf("a qcow2 header extension of %d bytes is not allowed", ext.length)
 		}
 		switch ext.kind {
 		case extData:

@@ -104,7 +104,7 @@ func TestMalformedQcow2HeadersAreRefused(t *testing.T) {
 		"backing file outside": both(put64be(8, 1024), put32be(16, 4)),
 		"backing file name":    both(put64be(8, 256), put32be(16, 1024)),
 	} {
-		var unsafe *Unsafe
+		var unsafe *Rejected
 		if got, err := readHeader(header(change)); !errors.As(err, &unsafe) {
 			t.Errorf("%s: got %+v, %v; want a refusal", name, got, err)
 		}

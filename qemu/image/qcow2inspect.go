@@ -55,24 +55,24 @@ func (h *Qcow2Header) check() error {
 	compressed := h.features&incompatComp != 0
 	switch {
 	case h.backingOffset != 0 || h.backingBytes != 0:
-		return unsafef("the image has a backing file")
+		return hostilef("the image has a backing file")
 	case h.Encrypted:
-		return unsafef("the image is encrypted")
+		return unsupportedf("the image is encrypted")
 	case h.VirtualBytes%sectorBytes != 0:
-		return unsafef("a qcow2 disk of %d bytes is not supported: it must be a multiple of %d",
+		return unsupportedf("a qcow2 disk of %d bytes is not supported: it must be a multiple of %d",
 			h.VirtualBytes, sectorBytes)
 	case h.bytes%8 != 0:
-		return unsafef("a qcow2 header of %d bytes is not allowed", h.bytes)
+		return damagedf("a qcow2 header of %d bytes is not allowed", h.bytes)
 	case h.ExternalData || h.autoclear&autoclearRaw != 0:
-		return unsafef("the data of the image is in another file")
+		return hostilef("the data of the image is in another file")
 	case h.features&incompatCorrupt != 0:
-		return unsafef("the image is marked as corrupt")
+		return damagedf("the image is marked as corrupt")
 	case h.features&incompatL2Ext != 0 && h.cluster < minL2ExtCluster:
-		return unsafef("qcow2 subclusters in clusters of %d bytes are not allowed", h.cluster)
+		return unsupportedf("qcow2 subclusters in clusters of %d bytes are not allowed", h.cluster)
 	case h.refcountOrder > maxRefcountBits:
-		return unsafef("qcow2 reference counts of 2^%d bits are not supported", h.refcountOrder)
+		return unsupportedf("qcow2 reference counts of 2^%d bits are not supported", h.refcountOrder)
 	case compressed && (!long || h.compression != 1), !compressed && h.compression != 0:
-		return unsafef("the qcow2 compression is not known")
+		return unsupportedf("the qcow2 compression is not known")
 	}
 	return nil
 }
@@ -95,7 +95,7 @@ func (q *qcow2) addBitmaps(off, length uint64) error {
 	const entryBytes = 24
 	const extensionBytes = 24
 	if length != extensionBytes {
-		return unsafef("a qcow2 bitmaps extension of %d bytes is not allowed", length)
+		return damagedf("a qcow2 bitmaps extension of %d bytes is not allowed", length)
 	}
 	h, err := q.read("the bitmaps extension", off, extensionBytes)
 	if err != nil {
@@ -106,7 +106,7 @@ func (q *qcow2) addBitmaps(off, length uint64) error {
 	bytes, dir := be.Uint64(h[8:]), be.Uint64(h[16:])
 	if count == 0 || count > maxBitmaps || reserved != 0 ||
 		bytes > maxBitmapDir || bytes < uint64(count)*entryBytes || dir == 0 || dir%q.cluster != 0 {
-		return unsafef("%d qcow2 bitmaps in a directory of %d bytes at %#x are not allowed", count, bytes, dir)
+		return damagedf("%d qcow2 bitmaps in a directory of %d bytes at %#x are not allowed", count, bytes, dir)
 	}
 	if err := q.claim("the bitmap directory", dir, bytes); err != nil {
 		return err
@@ -114,7 +114,7 @@ func (q *qcow2) addBitmaps(off, length uint64) error {
 	end := dir + bytes
 	for at := dir; count > 0; count-- {
 		if at+entryBytes > end {
-			return unsafef("the qcow2 bitmap directory is cut off")
+			return damagedf("the qcow2 bitmap directory is cut off")
 		}
 		e, err := q.read("a bitmap", at, entryBytes)
 		if err != nil {
@@ -123,7 +123,7 @@ func (q *qcow2) addBitmaps(off, length uint64) error {
 		table, entries := be.Uint64(e), uint64(be.Uint32(e[8:]))
 		name, extra := uint64(be.Uint16(e[18:])), uint64(be.Uint32(e[20:]))
 		if name > maxNameBytes || extra > maxNameBytes || entries*8 > maxTableBytes || table%q.cluster != 0 {
-			return unsafef("a qcow2 bitmap of %d clusters at %#x with a name of %d bytes is not allowed",
+			return damagedf("a qcow2 bitmap of %d clusters at %#x with a name of %d bytes is not allowed",
 				entries, table, name)
 		}
 		if entries > 0 {
@@ -144,7 +144,7 @@ func (q *qcow2) addSnapshots() error {
 		return nil
 	}
 	if count > maxSnapshots || off%q.cluster != 0 {
-		return unsafef("%d qcow2 snapshots at %#x are not allowed", count, off)
+		return damagedf("%d qcow2 snapshots at %#x are not allowed", count, off)
 	}
 	be := binary.BigEndian
 	at := off
@@ -158,7 +158,7 @@ func (q *qcow2) addSnapshots() error {
 		extra := uint64(be.Uint32(e[36:]))
 		if id > maxNameBytes || name > maxNameBytes || extra > maxNameBytes ||
 			entries*8 > maxTableBytes || table%q.cluster != 0 {
-			return unsafef("a qcow2 snapshot with a table of %d entries at %#x and a name of %d bytes is not allowed",
+			return damagedf("a qcow2 snapshot with a table of %d entries at %#x and a name of %d bytes is not allowed",
 				entries, table, name)
 		}
 		if entries > 0 {
@@ -176,7 +176,7 @@ func (q *qcow2) addSnapshots() error {
 func (q *qcow2) claim(name string, off, length uint64) error {
 	end := alignUp(uint64(q.source.size), q.cluster)
 	if off == 0 || off >= uint64(q.source.size) || length > end-off {
-		return unsafef("%s is outside the file: %d bytes at %#x", name, length, off)
+		return damagedf("%s is outside the file: %d bytes at %#x", name, length, off)
 	}
 	q.used.add(name, off, length)
 	return nil
@@ -195,11 +195,11 @@ func (q *qcow2) checkTables() error {
 	}
 	switch {
 	case entries*8 > maxTableBytes || l1%q.cluster != 0:
-		return unsafef("a qcow2 L1 table of %d entries at %#x is not allowed", entries, l1)
+		return damagedf("a qcow2 L1 table of %d entries at %#x is not allowed", entries, l1)
 	case entries < ceilDiv(size, q.cluster*perL2):
-		return unsafef("a qcow2 L1 table of %d entries is too small for %d bytes", entries, size)
+		return damagedf("a qcow2 L1 table of %d entries is too small for %d bytes", entries, size)
 	case countBytes == 0 || countBytes > maxTableBytes || counts%q.cluster != 0:
-		return unsafef("a qcow2 refcount table of %d bytes at %#x is not allowed", countBytes, counts)
+		return damagedf("a qcow2 refcount table of %d bytes at %#x is not allowed", countBytes, counts)
 	}
 	if err := q.claim("the L1 table", l1, entries*8); err != nil {
 		return err
@@ -232,12 +232,12 @@ func (q *qcow2) addBlock(what string, off uint64) error {
 	case off == 0:
 		return nil
 	case off >= uint64(q.source.size):
-		return unsafef("%s is outside the file: %#x", what, off)
+		return damagedf("%s is outside the file: %#x", what, off)
 	case off%q.cluster != 0:
-		return unsafef("%s does not begin at a cluster: %#x", what, off)
+		return damagedf("%s does not begin at a cluster: %#x", what, off)
 	}
 	if name := q.used.at(off, q.cluster); name != "" {
-		return unsafef("%s overlaps %s", what, name)
+		return hostilef("%s overlaps %s", what, name)
 	}
 	q.blocks = append(q.blocks, off)
 	return nil

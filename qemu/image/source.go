@@ -29,7 +29,7 @@ func (s *source) fill(p []byte, off uint64) error {
 		return nil
 	}
 	if s.reads++; s.reads > maxReads {
-		return unsafef("the tables of the image are too large to inspect")
+		return hostilef("the tables of the image are too large to inspect")
 	}
 	want := int(min(uint64(len(p)), uint64(s.size)-off))
 	n, err := s.r.ReadAt(p[:want], int64(off))
@@ -47,7 +47,7 @@ func (s *source) fill(p []byte, off uint64) error {
 // names them in the error.
 func (s *source) read(what string, off uint64, n int) ([]byte, error) {
 	if !s.contains(off, uint64(n)) {
-		return nil, unsafef("%s is outside the file", what)
+		return nil, damagedf("%s is outside the file", what)
 	}
 	p := make([]byte, n)
 	return p, s.fill(p, off)
@@ -100,7 +100,7 @@ func (r regions) check() error {
 	slices.SortFunc(r, func(a, b region) int { return cmp.Compare(a.start, b.start) })
 	for i := 1; i < len(r); i++ {
 		if r[i].start < r[i-1].end {
-			return unsafef("%s overlaps %s", r[i].name, r[i-1].name)
+			return hostilef("%s overlaps %s", r[i].name, r[i-1].name)
 		}
 	}
 	return nil
@@ -126,7 +126,7 @@ func unique(what string, offsets []uint64) error {
 	slices.Sort(offsets)
 	for i := 1; i < len(offsets); i++ {
 		if offsets[i] == offsets[i-1] {
-			return unsafef("two %s are in the same place: %#x", what, offsets[i])
+			return hostilef("two %s are in the same place: %#x", what, offsets[i])
 		}
 	}
 	return nil

@@ -238,6 +238,7 @@ func (i *Importer) Finish(ctx context.Context, name string, w Want) (Content, er
 	} else {
 		c, err = i.store(f, partName(name), u.sum, w)
 		if err != nil {
+			u.forget()
 			return Content{}, err
 		}
 	}

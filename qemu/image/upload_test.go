@@ -106,9 +106,9 @@ func TestAPieceAtAnotherOffsetIsRefused(t *testing.T) {
 func TestARefusedUploadCanBeContinued(t *testing.T) {
 	t.Parallel()
 	i, dir := testImporter(t, Options{MaxBytes: 4 * mib})
-	b := noise(mib)
+	b := append(goodVHDX()[:mib-7:mib-7], noise(7)...)
 	sendPieces(t, i, "disk", b[:mib-7], 1)
-	if _, err := i.Finish(t.Context(), "disk", Want{}); !errors.As(err, new(*Unsafe)) {
+	if _, err := i.Finish(t.Context(), "disk", Want{}); !errors.As(err, new(*Rejected)) {
 		t.Errorf("an incomplete upload: %v", err)
 	}
 	sendPieces(t, i, "disk", b, 1)

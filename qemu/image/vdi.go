@@ -65,21 +65,21 @@ func inspectVDI(s *source) (uint64, error) {
 func (h vdi) check() error {
 	switch {
 	case h.version != vdiVersion || h.header < vdiMinHeader || h.header > sectorBytes:
-		return unsafef("vdi version %#x with a header of %d bytes is not supported", h.version, h.header)
+		return unsupportedf("vdi version %#x with a header of %d bytes is not supported", h.version, h.header)
 	case h.kind != vdiDynamic && h.kind != vdiStatic:
-		return unsafef("vdi type %d depends on another image or is not known", h.kind)
+		return hostilef("vdi type %d depends on another image or is not known", h.kind)
 	case !bytes.Equal(h.links, make([]byte, len(h.links))):
-		return unsafef("the vdi has a parent")
+		return hostilef("the vdi has a parent")
 	case h.sector != sectorBytes || h.block != vdiBlockBytes || h.blockExtra != 0:
-		return unsafef("vdi sectors of %d bytes and blocks of %d and %d bytes are not supported",
+		return unsupportedf("vdi sectors of %d bytes and blocks of %d and %d bytes are not supported",
 			h.sector, h.block, h.blockExtra)
 	case h.size == 0 || h.size > maxVirtual,
 		h.blocks < ceilDiv(h.size, vdiBlockBytes) || h.blocks > maxVirtual/vdiBlockBytes,
 		h.allocated > h.blocks:
-		return unsafef("a vdi disk of %d bytes cannot have %d blocks, %d of them allocated",
+		return damagedf("a vdi disk of %d bytes cannot have %d blocks, %d of them allocated",
 			h.size, h.blocks, h.allocated)
 	case h.mapAt < sectorBytes || h.mapAt%sectorBytes != 0 || h.dataAt%sectorBytes != 0:
-		return unsafef("a vdi block map at %#x with data at %#x is not allowed", h.mapAt, h.dataAt)
+		return damagedf("a vdi block map at %#x with data at %#x is not allowed", h.mapAt, h.dataAt)
 	}
 	return nil
 }
@@ -90,11 +90,11 @@ func (h vdi) checkMap(s *source) error {
 	length := h.blocks * 4
 	switch {
 	case !s.contains(h.mapAt, length):
-		return unsafef("the vdi block map is outside the file")
+		return damagedf("the vdi block map is outside the file")
 	case h.mapAt+length > h.dataAt:
-		return unsafef("the vdi block map and the data overlap")
+		return hostilef("the vdi block map and the data overlap")
 	case h.allocated > 0 && !s.contains(h.dataAt, (h.allocated-1)*vdiBlockBytes+1):
-		return unsafef("the vdi data is outside the file")
+		return damagedf("the vdi data is outside the file")
 	}
 	seen := newBitset(h.allocated)
 	return s.table(h.mapAt, length, 4, func(b []byte) error {
@@ -103,10 +103,10 @@ func (h vdi) checkMap(s *source) error {
 			return nil
 		}
 		if block >= h.allocated {
-			return unsafef("vdi block %d is outside the file", block)
+			return damagedf("vdi block %d is outside the file", block)
 		}
 		if seen.testAndSet(block) {
-			return unsafef("vdi block %d is used twice", block)
+			return hostilef("vdi block %d is used twice", block)
 		}
 		return nil
 	})

@@ -100,13 +100,13 @@ func (v *vhdx) readHeader() error {
 		}
 	}
 	if current == nil {
-		return unsafef("the vhdx has no valid header")
+		return damagedf("the vhdx has no valid header")
 	}
 	if le.Uint16(current[64:]) != 0 || le.Uint16(current[66:]) != 1 {
-		return unsafef("vhdx version %d is not supported", le.Uint16(current[66:]))
+		return unsupportedf("vhdx version %d is not supported", le.Uint16(current[66:]))
 	}
 	if !bytes.Equal(current[48:64], make([]byte, 16)) {
-		return unsafef("the vhdx was not closed: its log must be replayed")
+		return unsupportedf("the vhdx was not closed: its log must be replayed")
 	}
 	return v.claim("the log", le.Uint64(current[72:]), uint64(le.Uint32(current[68:])))
 }
@@ -114,7 +114,7 @@ func (v *vhdx) readHeader() error {
 // claim adds a region. Its offset and length must be a multiple of 1 MiB.
 func (v *vhdx) claim(name string, off, length uint64) error {
 	if off < vhdxFirstRegion || off%mib != 0 || length == 0 || length%mib != 0 || !v.contains(off, length) {
-		return unsafef("%s of the vhdx is outside the file or not aligned: %d bytes at %#x", name, length, off)
+		return damagedf("%s of the vhdx is outside the file or not aligned: %d bytes at %#x", name, length, off)
 	}
 	v.used.add(name, off, length)
 	return nil
@@ -136,7 +136,7 @@ func (v *vhdx) readRegions() error {
 		}
 	}
 	if table == nil || le.Uint32(table[8:]) > vhdxMaxEntries {
-		return unsafef("the vhdx has no valid region table")
+		return damagedf("the vhdx has no valid region table")
 	}
 	for i := range int(le.Uint32(table[8:])) {
 		if err := v.readRegion(table[16+i*vhdxEntryBytes:]); err != nil {
@@ -144,10 +144,10 @@ func (v *vhdx) readRegions() error {
 		}
 	}
 	if v.bat.end == 0 || v.metadata.end == 0 {
-		return unsafef("the vhdx has no block table or no metadata")
+		return damagedf("the vhdx has no block table or no metadata")
 	}
 	if n := v.metadata.length(); n < vhdxMinItem || n > vhdxMaxMetadata {
-		return unsafef("vhdx metadata of %d bytes is not allowed", n)
+		return damagedf("vhdx metadata of %d bytes is not allowed", n)
 	}
 	return v.used.check()
 }
@@ -164,7 +164,7 @@ func (v *vhdx) readRegion(e []byte) error {
 		name, to = "the metadata", &v.metadata
 	default:
 		if le.Uint32(e[28:])&vhdxRequired != 0 {
-			return unsafef("the vhdx needs a region that is not known: %x", e[:16])
+			return unsupportedf("the vhdx needs a region that is not known: %x", e[:16])
 		}
 	}
 	if err := v.claim(name, off, length); err != nil {
@@ -174,7 +174,7 @@ func (v *vhdx) readRegion(e []byte) error {
 		return nil
 	}
 	if to.end != 0 {
-		return unsafef("the vhdx has %s twice", name)
+		return damagedf("the vhdx has %s twice", name)
 	}
 	*to = region{name, off, off + length}
 	return nil
@@ -189,13 +189,13 @@ func (v *vhdx) readMetadata() error {
 	}
 	count := int(le.Uint16(b[10:]))
 	if string(b[:8]) != "metadata" || count > vhdxMaxEntries {
-		return unsafef("the vhdx has no valid metadata")
+		return damagedf("the vhdx has no valid metadata")
 	}
 	for i := range count {
 		e := b[32+i*vhdxEntryBytes:][:vhdxEntryBytes]
 		off, length := uint64(le.Uint32(e[16:])), uint64(le.Uint32(e[20:]))
 		if length > 0 && off < vhdxMinItem || off+length > v.metadata.length() {
-			return unsafef("a vhdx metadata item is outside its region: %d bytes at %#x", length, off)
+			return damagedf("a vhdx metadata item is outside its region: %d bytes at %#x", length, off)
 		}
 		if err := v.readItem([16]byte(e[:16]), le.Uint32(e[24:]), v.metadata.start+off, length); err != nil {
 			return err
@@ -205,9 +205,9 @@ func (v *vhdx) readMetadata() error {
 	case v.size == 0 || v.size > maxVirtual,
 		v.sector != 512 && v.sector != 4096,
 		v.size%v.sector != 0:
-		return unsafef("a vhdx disk of %d bytes with sectors of %d bytes is not supported", v.size, v.sector)
+		return unsupportedf("a vhdx disk of %d bytes with sectors of %d bytes is not supported", v.size, v.sector)
 	case bits.OnesCount64(v.blockBytes) != 1 || v.blockBytes < vhdxMinBlock || v.blockBytes > vhdxMaxBlock:
-		return unsafef("vhdx blocks of %d bytes are not supported", v.blockBytes)
+		return unsupportedf("vhdx blocks of %d bytes are not supported", v.blockBytes)
 	}
 	return nil
 }
@@ -218,7 +218,7 @@ func (v *vhdx) readItem(id [16]byte, flags uint32, off, length uint64) error {
 	var want int
 	switch id {
 	case guidParent:
-		return unsafef("the vhdx has a parent")
+		return hostilef("the vhdx has a parent")
 	case guidParameters, guidSize:
 		want = 8
 	case guidSector:
@@ -227,12 +227,12 @@ func (v *vhdx) readItem(id [16]byte, flags uint32, off, length uint64) error {
 		return nil
 	default:
 		if flags&vhdxItemRequired != 0 {
-			return unsafef("the vhdx needs a metadata item that is not known: %x", id)
+			return unsupportedf("the vhdx needs a metadata item that is not known: %x", id)
 		}
 		return nil
 	}
 	if length < uint64(want) {
-		return unsafef("a vhdx metadata item of %d bytes is too short", length)
+		return damagedf("a vhdx metadata item of %d bytes is too short", length)
 	}
 	b, err := v.read("a vhdx metadata item", off, want)
 	if err != nil {
@@ -242,7 +242,7 @@ func (v *vhdx) readItem(id [16]byte, flags uint32, off, length uint64) error {
 	case guidParameters:
 		v.blockBytes = uint64(le.Uint32(b))
 		if le.Uint32(b[4:])&vhdxHasParent != 0 {
-			return unsafef("the vhdx has a parent")
+			return hostilef("the vhdx has a parent")
 		}
 	case guidSize:
 		v.size = le.Uint64(b)
@@ -259,7 +259,7 @@ func (v *vhdx) checkBAT() error {
 	ratio := (1 << 23) * v.sector / v.blockBytes
 	length := (blocks + (blocks-1)/ratio) * 8
 	if length > vhdxMaxBAT || length > v.bat.length() {
-		return unsafef("a vhdx block table of %d bytes for %d blocks is not allowed", v.bat.length(), blocks)
+		return damagedf("a vhdx block table of %d bytes for %d blocks is not allowed", v.bat.length(), blocks)
 	}
 	seen := newBitset(ceilDiv(uint64(v.source.size), mib))
 	var i uint64
@@ -271,15 +271,15 @@ func (v *vhdx) checkBAT() error {
 		case i%(ratio+1) == 0 || state != vhdxPresent && state != vhdxPartial:
 			return nil
 		case state == vhdxPartial:
-			return unsafef("a vhdx block is in a parent image")
+			return hostilef("a vhdx block is in a parent image")
 		case off < vhdxFirstRegion || off >= uint64(v.source.size):
-			return unsafef("a vhdx block is outside the file: %#x", off)
+			return damagedf("a vhdx block is outside the file: %#x", off)
 		}
 		if name := v.used.at(off, v.blockBytes); name != "" {
-			return unsafef("a vhdx block overlaps %s", name)
+			return hostilef("a vhdx block overlaps %s", name)
 		}
 		if seen.testAndSet(off / mib) {
-			return unsafef("two vhdx blocks are in the same place: %#x", off)
+			return hostilef("two vhdx blocks are in the same place: %#x", off)
 		}
 		return nil
 	})

@@ -84,21 +84,21 @@ func inspectVMDK(s *source) (uint64, error) {
 func (h vmdk) check() error {
 	switch {
 	case h.version < 1 || h.version > 3 || h.flags&^uint32(vmdkFlags) != 0:
-		return unsafef("vmdk version %d with flags %#x is not supported", h.version, h.flags)
+		return unsupportedf("vmdk version %d with flags %#x is not supported", h.version, h.flags)
 	case !h.newlines:
-		return unsafef("the vmdk was transferred as text, which damaged it")
+		return damagedf("the vmdk was transferred as text, which damaged it")
 	case h.capacity == 0:
-		return unsafef("the vmdk has no data of its own") // QEMU would open the files that its descriptor names
+		return hostilef("the vmdk has no data of its own") // QEMU would open the files that its descriptor names
 	case h.capacity > maxVirtual/sectorBytes:
-		return unsafef("a vmdk disk of %d sectors is too large", h.capacity)
+		return unsupportedf("a vmdk disk of %d sectors is too large", h.capacity)
 	case bits.OnesCount64(h.grain) != 1 || h.grain < minGrain || h.grain > maxGrain:
-		return unsafef("vmdk grains of %d sectors are not supported", h.grain)
+		return unsupportedf("vmdk grains of %d sectors are not supported", h.grain)
 	case h.entries != tableEntries:
-		return unsafef("vmdk grain tables of %d entries are not supported", h.entries)
+		return unsupportedf("vmdk grain tables of %d entries are not supported", h.entries)
 	case h.flags&vmdkHasCompressed != 0 && !h.compress:
-		return unsafef("the vmdk compression is not known")
+		return unsupportedf("the vmdk compression is not known")
 	case h.descriptor != descriptorSector || h.descriptorSize == 0 || h.descriptorSize > maxDescriptor:
-		return unsafef("a vmdk descriptor of %d sectors at sector %d is not supported", h.descriptorSize, h.descriptor)
+		return unsupportedf("a vmdk descriptor of %d sectors at sector %d is not supported", h.descriptorSize, h.descriptor)
 	}
 	return nil
 }
@@ -107,7 +107,7 @@ func (h vmdk) check() error {
 // the last sector but one.
 func (h vmdk) footer(s *source) (vmdk, error) {
 	if s.size < footerFromEnd+vmdkHeaderBytes || s.size%sectorBytes != 0 {
-		return vmdk{}, unsafef("the vmdk footer is outside the file")
+		return vmdk{}, damagedf("the vmdk footer is outside the file")
 	}
 	b, err := s.read("the vmdk footer", uint64(s.size)-footerFromEnd, footerFromEnd)
 	if err != nil {
@@ -118,9 +118,9 @@ func (h vmdk) footer(s *source) (vmdk, error) {
 	switch {
 	case le.Uint32(b[8:]) != 0 || le.Uint32(b[12:]) != footerMarker,
 		string(b[sectorBytes:sectorBytes+len(vmdkMagic)]) != vmdkMagic:
-		return vmdk{}, unsafef("the vmdk has no footer")
+		return vmdk{}, damagedf("the vmdk has no footer")
 	case f.tables == tablesAtEnd, f.capacity != h.capacity, f.grain != h.grain:
-		return vmdk{}, unsafef("the vmdk footer contradicts the header")
+		return vmdk{}, damagedf("the vmdk footer contradicts the header")
 	}
 	return f, f.check()
 }
@@ -130,7 +130,7 @@ func (h vmdk) checkTables(s *source) error {
 	entries := ceilDiv(h.capacity, h.grain*tableEntries)
 	length := entries * 4
 	if length > maxGrainDirBytes {
-		return unsafef("a vmdk grain directory of %d entries is too large", entries)
+		return unsupportedf("a vmdk grain directory of %d entries is too large", entries)
 	}
 	var used regions
 	used.add("the header", 0, (descriptorSector+h.descriptorSize)*sectorBytes)
@@ -140,7 +140,7 @@ func (h vmdk) checkTables(s *source) error {
 	}
 	for _, sector := range directories {
 		if sector > maxFile/sectorBytes || !s.contains(sector*sectorBytes, length) {
-			return unsafef("the vmdk grain directory is outside the file: sector %d", sector)
+			return damagedf("the vmdk grain directory is outside the file: sector %d", sector)
 		}
 		used.add("a grain directory", sector*sectorBytes, length)
 	}
@@ -166,10 +166,10 @@ func checkGrainTable(s *source, used regions, sector uint32) error {
 	}
 	at := uint64(sector) * sectorBytes
 	if !s.contains(at, grainTableBytes) {
-		return unsafef("a vmdk grain table is outside the file: %#x", at)
+		return damagedf("a vmdk grain table is outside the file: %#x", at)
 	}
 	if name := used.at(at, grainTableBytes); name != "" {
-		return unsafef("a vmdk grain table overlaps %s", name)
+		return hostilef("a vmdk grain table overlaps %s", name)
 	}
 	return nil
 }
@@ -185,11 +185,11 @@ func (h vmdk) checkDescriptor(s *source) error {
 		return err
 	}
 	if bytes.Contains(bytes.ToLower(text), []byte("parentfilenamehint")) {
-		return unsafef("the vmdk has a parent")
+		return hostilef("the vmdk has a parent")
 	}
 	text, _, _ = bytes.Cut(text[:h.descriptorSize*sectorBytes], []byte{0})
 	if !bytes.HasPrefix(text, []byte("# Disk DescriptorFile")) {
-		return unsafef("the vmdk has no descriptor")
+		return damagedf("the vmdk has no descriptor")
 	}
 	var d vmdkDescriptor
 	for line := range strings.Lines(string(text)) {
@@ -198,7 +198,7 @@ func (h vmdk) checkDescriptor(s *source) error {
 		}
 	}
 	if d.extents != 1 || d.createType != "monolithicSparse" && d.createType != "streamOptimized" {
-		return unsafef("a vmdk of type %.40q with %d extents is not supported: "+
+		return unsupportedf("a vmdk of type %.40q with %d extents is not supported: "+
 			"it must be monolithicSparse or streamOptimized with 1 extent", d.createType, d.extents)
 	}
 	return nil
@@ -216,7 +216,7 @@ func (d *vmdkDescriptor) parseLine(line string) error {
 	}
 	if kind := extentKind(line); kind != "" {
 		if d.extents++; kind != "SPARSE" {
-			return unsafef("a vmdk extent is not in the file: %.100q", line)
+			return hostilef("a vmdk extent is not in the file: %.100q", line)
 		}
 		return nil
 	}
@@ -225,9 +225,9 @@ func (d *vmdkDescriptor) parseLine(line string) error {
 	value = strings.Trim(strings.TrimSpace(value), `"`)
 	switch {
 	case !isSetting || strings.HasPrefix(line, "RW") || strings.HasPrefix(line, "RDONLY"):
-		return unsafef("the vmdk descriptor has an invalid line: %.100q", line)
+		return damagedf("the vmdk descriptor has an invalid line: %.100q", line)
 	case key == "parentcid" && !strings.EqualFold(value, "ffffffff"), key == "changetrackpath":
-		return unsafef("the vmdk needs another file: %.100q", line)
+		return hostilef("the vmdk needs another file: %.100q", line)
 	case key == "createtype":
 		d.createType = value
 	}

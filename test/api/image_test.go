@@ -192,7 +192,7 @@ func TestUploadContinuesAfterAKill(t *testing.T) {
 	if !bytes.Equal(part.Body, content[16:32]) {
 		t.Errorf("bytes 16 to 31 are %q, want %q", part.Body, content[16:32])
 	}
-	d.Call("POST", "/images?name=b", []byte("\x1f\x8bgarbage")).Problem(400, "unsafe-image")
+	d.Call("POST", "/images?name=b", []byte("\x1f\x8bgarbage")).Problem(400, "damaged-image")
 	d.Call("GET", "/images/b", nil).Want(404)
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -85,6 +86,36 @@ func stage(t *testing.T, what string, f func()) {
 	fmt.Printf("debian: %s: %.1f s\n", what, time.Since(begin).Seconds())
 }
 
+// judge has cloud-init in a guest process the table of texts that the tests of package vm use,
+// and compares its verdicts with those in the table.
+func judge(t *testing.T, d *harness.Daemon, id string) {
+	const table = "../../vm/testdata/cloudinit.json"
+	for from, to := range map[string]string{"judge.py": "/root/judge.py", table: "/root/table.json"} {
+		content, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Call("PUT", "/vms/"+id+"/files?path="+to, content).Want(204)
+	}
+	var texts []struct{ Name, Verdict string }
+	content, err := os.ReadFile(table)
+	if err == nil {
+		err = json.Unmarshal(content, &texts)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var verdicts map[string]string
+	if err := json.Unmarshal([]byte(d.Exec(id, "python3 /root/judge.py /root/table.json")), &verdicts); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range texts {
+		if got := verdicts[text.Name]; (got == "used") != (text.Verdict == "used") {
+			t.Errorf("%s: cloud-init of the guest says %q, and the table %q", text.Name, got, text.Verdict)
+		}
+	}
+}
+
 // TestDebian boots a cloud image, makes an image of the VM and boots a second VM of it.
 func TestDebian(t *testing.T) {
 	file := os.Getenv("VMAN_TEST_DEBIAN")
@@ -151,6 +182,7 @@ func TestDebian(t *testing.T) {
 	if got := d.Exec("one", "id -un debian; cloud-init status"); got != "debian\nstatus: done" {
 		t.Errorf("the agent returned %q", got)
 	}
+	stage(t, "cloud-init's own verdict on the table of user data", func() { judge(t, d, "one") })
 	stage(t, "a disk plugged in, mounted and written", func() {
 		disk := d.CreateDisk(1)
 		disk = d.AttachDisk(disk.ID, "one")

@@ -95,7 +95,7 @@ func (d *Driver) check(content []byte, i vm.Import) (vm.ImageContent, error) {
 		return c, &vm.Fault{Code: vm.CodeChecksumMismatch, Detail: "the SHA-256 is " + c.SHA256 + ", want " + want}
 	}
 	if i.Format != "" && i.Format != c.Layout {
-		return c, &vm.Fault{Code: vm.CodeUnsafeImage, Detail: "unsafe image: its format is " + string(c.Layout)}
+		return c, &vm.Fault{Code: vm.CodeUnsupportedImage, Detail: "unsupported image: its format is " + string(c.Layout)}
 	}
 	if i.Progress != nil {
 		i.Progress(c.Bytes, c.Bytes)
