@@ -309,12 +309,13 @@ func (s *Networks) stateName(ctx context.Context, name string) (string, error) {
 	return "absent", err
 }
 
-// Reconcile compares the networks on the host with the records and returns the differences.
+// Reconcile compares the networks on the host with the records and returns the differences,
+// and the problems that it does not repair.
 // vms must contain every VM that is active ([vm.VMFilter]), as recorded; stopped VMs are
 // ignored. With repair it makes the host match the records.
 // The addresses of guests that it sees are recorded. It does not wait for what it asks
 // guests.
-func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error) {
+func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) (vm.NetworkSurvey, error) {
 	var want vm.Wanted
 	for _, v := range vms {
 		if v.State != vm.Stopped && len(v.NICs) > 0 {
@@ -323,13 +324,13 @@ func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]v
 	}
 	var err error
 	if want.Networks, err = s.store.Networks(ctx, vm.Page{}); err != nil {
-		return nil, err
+		return vm.NetworkSurvey{}, err
 	}
 	// A network that an operation changes is left to that operation.
 	want.Networks = slices.DeleteFunc(want.Networks, func(n vm.Network) bool { return s.Busy(vm.NetworkResource(n.Name)) })
 	seen, err := s.network.Reconcile(ctx, want, repair)
 	if err != nil {
-		return nil, err
+		return vm.NetworkSurvey{}, err
 	}
 	for _, v := range want.VMs {
 		if found := seen.Learned[v.ID]; len(found) > 0 {
@@ -338,7 +339,7 @@ func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]v
 	}
 	s.Guests.askForAddresses(want.VMs)
 	s.CloudInits.ask(vms)
-	return seen.Drift, err
+	return seen, err
 }
 
 // networksNote is the note that says that the default network was made, once.
@@ -359,11 +360,11 @@ func (s *Networks) Prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	drift, err := s.Reconcile(ctx, vms, true)
+	seen, err := s.Reconcile(ctx, vms, true)
 	if err != nil {
 		s.log.Warn("cannot prepare the networks; the observer tries again", "err", err)
 	}
-	for _, d := range drift {
+	for _, d := range seen.Drift {
 		if d.Err != nil {
 			s.log.Warn("cannot prepare a network; the observer tries again", "resource", d.Resource, "reason", d.Details, "err", d.Err)
 		}

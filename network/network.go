@@ -79,6 +79,7 @@ type Networks struct {
 	missingTaps map[string]bool      // by tap name: missing in the previous pass
 	leftovers   map[string]time.Time // since when something on the host has had no record
 	vmRevisions map[string]int64     // by VM id: the revision of the record that its rules follow
+	foreign     rulesetCache         // the firewall rules of other programs
 }
 
 var _ vm.HostNetwork = (*Networks)(nil)

@@ -233,43 +233,6 @@ func TestTeardownRemovesEverythingOfVmandAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestAFirewallThatDropsForwardedPacketsIsReported(t *testing.T) {
-	t.Parallel()
-	n := newHost(t)
-	nw := natNetwork()
-	up(t, n, nw)
-	c, err := nftables.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	drop := nftables.ChainPolicyDrop
-	filter := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
-	forward := c.AddChain(&nftables.Chain{
-		Table:    filter,
-		Name:     "FORWARD",
-		Type:     nftables.ChainTypeFilter,
-		Hooknum:  nftables.ChainHookForward,
-		Priority: nftables.ChainPriorityFilter,
-		Policy:   &drop,
-	})
-	c.AddChain(&nftables.Chain{Table: filter, Name: "DOCKER-USER"})
-	if err := c.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	s := n.Status(t.Context(), nw)
-	if len(s.Problems) != 1 || !strings.Contains(s.Problems[0].Fix, "DOCKER-USER -i vman0 -j ACCEPT") {
-		t.Fatalf("problems: %+v", s.Problems)
-	}
-	acceptOurs := all(iifname(), equal(ifname("vman0")...), accept())
-	c.AddRule(&nftables.Rule{Table: filter, Chain: forward, Exprs: acceptOurs})
-	if err := c.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	if s := n.Status(t.Context(), nw); len(s.Problems) != 0 || !slices.Equal(s.Interfaces, []string{"vman0"}) {
-		t.Errorf("status: %+v", s)
-	}
-}
-
 func TestRatesAndForwardsChangeLive(t *testing.T) {
 	t.Parallel()
 	n := newHost(t)

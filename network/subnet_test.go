@@ -83,6 +83,9 @@ func TestElementsFollowTheRecords(t *testing.T) {
 	bridge := string(ifname("vman0"))
 	wantNetwork := []element{
 		{set: setBridges, key: bridge},
+		{set: setServed, key: bridge + "\xc0\xa8\x64\x01" + "\x00\x35\x00\x00"},
+		{set: setServed, key: bridge + "\xc0\xa8\x64\x01" + "\x00\x43\x00\x00"},
+		{set: setServed6, key: bridge + string(addr("fd00:64::1").AsSlice()) + "\x00\x35\x00\x00"},
 		{set: setWithin, key: bridge + bridge},
 		{set: setNAT, key: bridge},
 		{set: setSubnets, key: "\xc0\xa8\x64\x00"},
@@ -94,7 +97,7 @@ func TestElementsFollowTheRecords(t *testing.T) {
 		t.Errorf("elements\n%+v\nwant\n%+v", got, wantNetwork)
 	}
 	nw.Mode, nw.IsolateVMs = vm.NetworkIsolated, true
-	if got := networkElements(nw); !slices.Equal(got, wantNetwork[:1]) {
+	if got := networkElements(nw); !slices.Equal(got, wantNetwork[:4]) {
 		t.Errorf("elements of an isolated network with isolated guests: %+v", got)
 	}
 }

@@ -79,7 +79,7 @@ type Restarter interface {
 type Networks interface {
 	// Reconcile compares the networks on the host with the records, given the active VMs
 	// as recorded. With repair it makes the host match the records.
-	Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error)
+	Reconcile(ctx context.Context, vms []vm.VM, repair bool) (vm.NetworkSurvey, error)
 }
 
 // Deps are the parts of vmand an [Observer] works with. All are needed.

@@ -45,6 +45,7 @@ type world struct {
 	tellErr  error
 	news     chan struct{}
 	drift    []vm.Drift
+	problems []vm.NetworkProblem
 	driftErr error
 	foreign  int64            // raised by every change of a test
 	light    int              // light passes among surveys
@@ -106,7 +107,7 @@ func (w *world) recorded(id string) vm.VM {
 }
 
 // ReconcileNetworks finds what the test has said, and repairs what has no error.
-func (w *world) Reconcile(_ context.Context, _ []vm.VM, repair bool) ([]vm.Drift, error) {
+func (w *world) Reconcile(_ context.Context, _ []vm.VM, repair bool) (vm.NetworkSurvey, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.repairs = append(w.repairs, repair)
@@ -114,7 +115,7 @@ func (w *world) Reconcile(_ context.Context, _ []vm.VM, repair bool) ([]vm.Drift
 	for i := range drift {
 		drift[i].Repaired = repair && drift[i].Err == nil
 	}
-	return drift, w.driftErr
+	return vm.NetworkSurvey{Drift: drift, Problems: w.problems}, w.driftErr
 }
 
 // did returns how often the observer has looked at the host, what it asked to

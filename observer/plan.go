@@ -28,7 +28,7 @@ const (
 	OrphanImage           IssueType = "orphan_image"    // there is content that no image has
 )
 
-// IssueTypes lists every type.
+// IssueTypes lists every type but those of networks, which are [vm.ProblemKinds].
 var IssueTypes = []IssueType{VMStateMismatch, OrphanProcess, MissingDisk, OrphanDisk, DiskStateInconsistent,
 	DiskSizeMismatch, QMPUnreachable, RuntimeDrift, StorageLow, NetworkDrift, MissingImage, OrphanImage}
 

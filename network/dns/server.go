@@ -26,6 +26,7 @@ const (
 	queriesBurst      = 400
 	maxClients        = 4096 // clients with a limit of their own
 	workers           = 4    // of each socket
+	maxQueue          = 1024 // queries of one socket that wait for a worker
 	maxForwards       = 128  // at once
 	maxForwardsClient = 32   // at once, of one client
 	maxQuery          = 4096 // bytes
@@ -124,18 +125,56 @@ func (s *Server) Update(nw vm.Network) {
 	}
 }
 
-// A listener holds the sockets of one address.
+// A listener holds the sockets of one address. Queries of guests by UDP are read from frames,
+// before the host's firewall judges them: many firewalls drop everything that they do not
+// know. The UDP socket sends the replies, and receives the queries of the host itself.
 type listener struct {
-	ctx   context.Context // done after close
-	end   context.CancelFunc
-	udp   *net.UDPConn
-	tcp   *net.TCPListener
-	index int // of the interface
+	ctx     context.Context // done after close
+	end     context.CancelFunc
+	address netip.Addr
+	frames  *guard.Frames
+	udp     *net.UDPConn
+	tcp     *net.TCPListener
+	index   int // of the interface
 }
 
 func (l *listener) close() error {
 	l.end()
-	return errors.Join(l.udp.Close(), l.tcp.Close())
+	err := errors.Join(l.udp.Close(), l.tcp.Close())
+	if l.frames != nil {
+		err = errors.Join(err, l.frames.Close())
+	}
+	return err
+}
+
+// openFrames opens the frames of the listener, and makes its UDP socket ignore guests.
+func (l *listener) openFrames() (err error) {
+	protocol, filter := uint16(unix.ETH_P_IP), guard.Filter4(53)
+	if l.address.Is6() {
+		protocol, filter = unix.ETH_P_IPV6, guard.Filter6(53)
+	}
+	if err := guard.Attach(l.udp, guard.FilterOthers(l.index)); err != nil {
+		return err
+	}
+	l.frames, err = guard.OpenFrames(l.index, protocol, filter)
+	return err
+}
+
+// readFrame reads one query of a guest. It blocks until one arrives.
+func (l *listener) readFrame(b []byte) (int, netip.AddrPort, error) {
+	for {
+		n, _, err := l.frames.Read(b)
+		if err != nil {
+			return 0, netip.AddrPort{}, err
+		}
+		parse := guard.ParseUDP4
+		if l.address.Is6() {
+			parse = guard.ParseUDP6
+		}
+		if u, ok := parse(b[:n]); ok && u.To == l.address {
+			return copy(b, u.Payload), u.From, nil
+		}
+	}
 }
 
 // listen starts to serve on an address. It must be called with mu held.
@@ -150,19 +189,25 @@ func (s *Server) listen(a netip.Addr) (*listener, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for DNS on %s: %w", s.name, err), udp.Close())
 	}
-	l := &listener{udp: udp.(*net.UDPConn), tcp: tcp.(*net.TCPListener)}
+	l := &listener{address: a, udp: udp.(*net.UDPConn), tcp: tcp.(*net.TCPListener)}
 	l.ctx, l.end = context.WithCancel(s.ctx)
-	if l.index, err = guard.InterfaceIndex(l.udp, s.name); err != nil {
-		return nil, errors.Join(err, l.close())
+	if l.index, err = guard.InterfaceIndex(l.udp, s.name); err == nil {
+		err = l.openFrames()
 	}
-	queries := guard.Datagrams[netip.AddrPort]{
-		Read:    l.udp.ReadFromUDPAddrPort,
-		Handle:  func(b []byte, from netip.AddrPort) { s.handle(l.udp, b, from) },
-		Size:    maxQuery,
-		Workers: workers,
-		Log:     s.log,
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for DNS on %s: %w", s.name, err), l.close())
 	}
-	s.work.Go(func() { s.failure.Set(queries.Serve(l.ctx)) })
+	for _, read := range []func([]byte) (int, netip.AddrPort, error){l.readFrame, l.udp.ReadFromUDPAddrPort} {
+		queries := guard.Datagrams[netip.AddrPort]{
+			Read:    read,
+			Handle:  func(b []byte, from netip.AddrPort) { s.handle(l.udp, b, from) },
+			Size:    guard.MaxPacket,
+			Workers: workers,
+			Queue:   maxQueue,
+			Log:     s.log,
+		}
+		s.work.Go(func() { s.failure.Set(queries.Serve(l.ctx)) })
+	}
 	s.work.Go(func() { s.failure.Set(s.accept(l)) })
 	return l, nil
 }

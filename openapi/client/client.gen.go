@@ -129,11 +129,16 @@ const (
 
 // Defines values for IssueType.
 const (
+	IssueTypeAddressConflict       IssueType = "address_conflict"
 	IssueTypeDiskSizeMismatch      IssueType = "disk_size_mismatch"
 	IssueTypeDiskStateInconsistent IssueType = "disk_state_inconsistent"
+	IssueTypeDnsLimited            IssueType = "dns_limited"
+	IssueTypeForwardBlocked        IssueType = "forward_blocked"
 	IssueTypeMissingDisk           IssueType = "missing_disk"
 	IssueTypeMissingImage          IssueType = "missing_image"
+	IssueTypeNetworkBlocked        IssueType = "network_blocked"
 	IssueTypeNetworkDrift          IssueType = "network_drift"
+	IssueTypeNetworkOverlap        IssueType = "network_overlap"
 	IssueTypeOrphanDisk            IssueType = "orphan_disk"
 	IssueTypeOrphanImage           IssueType = "orphan_image"
 	IssueTypeOrphanProcess         IssueType = "orphan_process"
@@ -1280,6 +1285,11 @@ type Issue struct {
 	// - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
 	// - `orphan_image`: image content belongs to no recorded image.
 	// - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
+	// - `network_blocked`: the firewall of the host drops packets that the guests of a network need.
+	// - `network_overlap`: a route of the host leads into the subnet of a network.
+	// - `forward_blocked`: a port forward takes the connections of a program of the host, or gets none.
+	// - `dns_limited`: DNS queries of a guest are not answered, because of a limit.
+	// - `address_conflict`: another machine uses the address of a guest.
 	IssueType IssueType `json:"issue_type"`
 
 	// Repair The repair that was made. Null if the issue was only reported.
@@ -1307,6 +1317,11 @@ type Issue struct {
 // - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
 // - `orphan_image`: image content belongs to no recorded image.
 // - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
+// - `network_blocked`: the firewall of the host drops packets that the guests of a network need.
+// - `network_overlap`: a route of the host leads into the subnet of a network.
+// - `forward_blocked`: a port forward takes the connections of a program of the host, or gets none.
+// - `dns_limited`: DNS queries of a guest are not answered, because of a limit.
+// - `address_conflict`: another machine uses the address of a guest.
 type IssueType string
 
 // Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
