@@ -53,7 +53,7 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 		}
 		return p.survey, ctx.Err()
 	}
-	defer n.endRemovedFlows()
+	defer n.endFlows()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	w.Networks = slices.Clone(w.Networks)

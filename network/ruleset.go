@@ -224,7 +224,7 @@ func (w *walk) rule(r *nftables.Rule) (*expr.Verdict, truth) {
 		case *expr.Reject:
 			return &expr.Verdict{Kind: expr.VerdictDrop}, match
 		case *expr.Target:
-			return target(e), match
+			return targetVerdict(e), match
 		case *expr.Counter, *expr.Log:
 		case *expr.Lookup:
 			v, found := w.lookUp(r.Table, e)
@@ -243,8 +243,8 @@ func (w *walk) rule(r *nftables.Rule) (*expr.Verdict, truth) {
 	return nil, match
 }
 
-// target returns the verdict of an iptables target. It is nil if the packet goes on.
-func target(t *expr.Target) *expr.Verdict {
+// targetVerdict returns the verdict of an iptables target. It is nil if the packet goes on.
+func targetVerdict(t *expr.Target) *expr.Verdict {
 	if t.Name == "REJECT" || t.Name == "DROP" {
 		return &expr.Verdict{Kind: expr.VerdictDrop}
 	}
