@@ -415,6 +415,16 @@ func TestDatagramsFollowTheRulesAfterARepair(t *testing.T) {
 	outside := newOutside(t)
 	nw := natNetwork()
 	up(t, n, nw)
+	f := newForeignTable(t, nftables.TableFamilyIPv4, "nat") // another program translates addresses, too
+	for _, hook := range []*nftables.ChainHook{nftables.ChainHookPrerouting, nftables.ChainHookPostrouting} {
+		f.conn.AddChain(&nftables.Chain{
+			Table: f.Table, Name: fmt.Sprint("hook-", *hook), Type: nftables.ChainTypeNAT,
+			Hooknum: hook, Priority: nftables.ChainPriorityNATSource,
+		})
+	}
+	// The kernel forgets all connections when no rule needs them.
+	f.rule(f.base("INPUT", nftables.ChainHookInput, nftables.ChainPolicyAccept), established(), accept())
+	f.flush()
 	v := guest("a", nw, 10)
 	v.Forwards = []vm.PortForward{
 		{Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: 5000, GuestPort: 7},
