@@ -241,6 +241,13 @@ func (d leaseOf) LeaseByMAC(_ context.Context, _, mac string) (vm.Lease, error) 
 	return d.lease, nil
 }
 
+func (d leaseOf) LeaseByIP(_ context.Context, _ string, ip netip.Addr) (vm.Lease, error) {
+	if ip != d.lease.IP {
+		return vm.Lease{}, vm.NotFound("lease", ip.String())
+	}
+	return d.lease, nil
+}
+
 // inPlace runs f on a thread in the namespace of a place.
 func (p place) inPlace(f func() error) error {
 	done := make(chan error)

@@ -7,9 +7,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
@@ -324,4 +326,40 @@ func TestOneDaemonOwnsTheNetworksOfANamespace(t *testing.T) {
 		t.Fatalf("a claim after the first one was closed: %v", err)
 	}
 	owner.Close()
+}
+
+func TestAGuestThatMeetsTheLimitsOfDNSIsNamed(t *testing.T) {
+	enterNamespace(t)
+	o := options(t)
+	nw := natNetwork()
+	v := guest("web", nw, 10)
+	o.Directory = leaseOf{lease: vm.Lease{Network: nw.Name, VMID: v.ID, IP: v.NICs[0].IP, MAC: v.NICs[0].MAC}}
+	n := newNetworks(t, o)
+	up(t, n, nw)
+	a := newGuest(t, n, v, nw)
+	err := a.inPlace(func() error {
+		c, err := net.Dial("udp4", "192.168.100.1:53")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		deadline := time.Now().Add(20 * time.Second)
+		for sent := 0; time.Now().Before(deadline); sent++ {
+			if _, err := c.Write(make([]byte, 12)); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+				return err
+			}
+			if _, total := n.serving[nw.Name].dns.LimitedSince(time.Time{}); sent%1000 == 0 && total > 0 {
+				break
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := n.Status(t.Context(), nw)
+	if s.DNSLimited == 0 || len(s.Problems) != 1 || s.Problems[0].Kind != vm.ProblemDNS ||
+		!strings.Contains(s.Problems[0].Detail, "VM web (192.168.100.10)") {
+		t.Errorf("%d queries met a limit, problems %+v", s.DNSLimited, s.Problems)
+	}
 }

@@ -90,7 +90,7 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 	p.removeLeftovers(w)
 	p.learnAddresses(w)
 	for _, nw := range w.Networks {
-		p.survey.Problems = append(p.survey.Problems, p.problems(nw)...)
+		p.survey.Problems = append(p.survey.Problems, p.problems(ctx, nw)...)
 	}
 	return p.survey, ctx.Err()
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/exec"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -48,6 +49,9 @@ func (n *Networks) Status(ctx context.Context, nw vm.Network) vm.NetworkStatus {
 	if serving := n.serving[nw.Name]; serving != nil && serving.dhcp != nil {
 		s.Leases = serving.dhcp.Leases()
 	}
+	if serving := n.serving[nw.Name]; serving != nil && serving.dns != nil {
+		_, s.DNSLimited = serving.dns.LimitedSince(time.Now())
+	}
 	if err := n.unserved(nw, bridge); err != nil {
 		problem("find the program that has the ports: ss -lnp 'sport = 53 or sport = 67'", "%v", err)
 	}
@@ -55,7 +59,7 @@ func (n *Networks) Status(ctx context.Context, nw vm.Network) vm.NetworkStatus {
 		problem("sysctl -w net.ipv4.ip_forward=1",
 			"the host does not forward packets: net.ipv4.ip_forward is %s", on)
 	}
-	s.Problems = append(s.Problems, n.problems(nw)...)
+	s.Problems = append(s.Problems, n.problems(ctx, nw)...)
 	return s
 }
 
@@ -79,13 +83,37 @@ func problemOf(kind vm.ProblemKind, nw vm.Network, fix, format string, args ...a
 
 // problems returns the states of the host that keep a network from working and that a pass
 // does not repair. It must be called with mu held.
-func (n *Networks) problems(nw vm.Network) []vm.NetworkProblem {
+func (n *Networks) problems(ctx context.Context, nw vm.Network) []vm.NetworkProblem {
 	if nw.Mode == vm.NetworkUser {
 		return nil
 	}
 	found, err := n.firewallProblems(nw)
 	if err != nil {
 		found = append(found, problemOf(vm.ProblemBlocked, nw, "", "the host's firewall cannot be read: %v", err))
+	}
+	return append(found, n.dnsProblems(ctx, nw)...)
+}
+
+// limitedFor is how long a query that met a limit is a problem.
+const limitedFor = 5 * time.Minute
+
+// dnsProblems returns a problem for each of the guests that met a limit of the DNS server
+// most often. It must be called with mu held.
+func (n *Networks) dnsProblems(ctx context.Context, nw vm.Network) (found []vm.NetworkProblem) {
+	const most = 3
+	s := n.serving[nw.Name]
+	if s == nil || s.dns == nil {
+		return nil
+	}
+	clients, _ := s.dns.LimitedSince(time.Now().Add(-limitedFor))
+	for _, c := range clients[:min(len(clients), most)] {
+		who := "the client " + c.Client.String()
+		if l, err := n.o.Directory.LeaseByIP(ctx, nw.Name, c.Client); err == nil {
+			who = fmt.Sprintf("VM %s (%s)", l.VMID, c.Client)
+		}
+		found = append(found, problemOf(vm.ProblemDNS, nw,
+			"reduce its queries, or give the guests other servers with dns of the network",
+			"%d DNS queries of %s were not answered: it sends more at once than vmand forwards", c.Count, who))
 	}
 	return found
 }

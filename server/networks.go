@@ -186,6 +186,7 @@ func apiNetworkDetails(r *vm.NetworkReport) *openapi.NetworkDetails {
 		UpdatedAt:  n.UpdatedAt,
 		Interfaces: append([]string{}, r.Status.Interfaces...),
 		Leases:     make([]openapi.Lease, len(r.Leases)),
+		DNSLimited: r.Status.DNSLimited,
 		Problems:   make([]openapi.NetworkProblem, len(r.Status.Problems)),
 	}
 	if r.Free >= 0 {

@@ -80,8 +80,11 @@ type NetworkStatus struct {
 	Interfaces []string // on the host: the bridge first, then the taps of the VMs
 	// Leases holds, by MAC, the leases that DHCP acknowledged since the start of the daemon.
 	// Only Acked and Expires are set.
-	Leases   map[string]Lease
-	Problems []NetworkProblem
+	Leases map[string]Lease
+	// DNSLimited is the number of DNS queries that were not answered because of a limit, since
+	// the start of the daemon.
+	DNSLimited int64
+	Problems   []NetworkProblem
 }
 
 // A ProblemKind is the stable name of a kind of problem. It is the type of the issue that the

@@ -20,17 +20,22 @@ import (
 	"vmand/vm"
 )
 
-// Limits of the work that guests can cause.
+// Limits of the work that guests can cause. An ordinary guest does not meet them: a mail
+// server or a crawler looks up hundreds of names at once.
 const (
-	queriesPerSecond  = 200 // of one client
-	queriesBurst      = 400
-	maxClients        = 4096 // clients with a limit of their own
-	workers           = 4    // of each socket
-	maxQueue          = 1024 // queries of one socket that wait for a worker
-	maxForwards       = 128  // at once
-	maxForwardsClient = 32   // at once, of one client
-	maxQuery          = 4096 // bytes
-	lookupTime        = 2 * time.Second
+	queriesPerSecond = 1000 // of one client
+	queriesBurst     = 2000
+	maxClients       = 4096 // clients with a limit of their own
+	workers          = 4    // of each socket
+	maxQueue         = 1024 // queries of one socket that wait for a worker
+	maxQuery         = 4096 // bytes
+	receiveBuffer    = 2 << 20
+	lookupTime       = 2 * time.Second
+
+	maxForwards        = 256 // at once; each has a socket
+	maxForwardsClient  = 64  // at once, of one client
+	maxForwardsWaiting = 2048
+	maxWaitingClient   = 1024
 )
 
 // A Directory finds the recorded lease of a name or an address. It returns an error of class
@@ -63,8 +68,9 @@ type Server struct {
 	work    sync.WaitGroup
 	failure guard.Failure
 
-	forwards *quota // forwarded queries
+	forwards *gate  // forwarded queries
 	streams  *quota // TCP connections
+	limited  limited
 
 	mu        sync.Mutex // guards the fields below
 	zone      zone
@@ -81,7 +87,12 @@ func New(o Options) (*Server, error) {
 		clients:   guard.NewClients[netip.Addr](queriesPerSecond, queriesBurst, maxClients),
 		upstreams: &upstreams{fixed: o.Upstreams, file: resolvConf},
 		cache:     newCache(),
-		forwards:  newQuota(maxForwards, maxForwardsClient),
+		forwards: &gate{
+			inTotal: maxForwards, perClient: maxForwardsClient,
+			waitingInTotal: maxForwardsWaiting, waitingPerClient: maxWaitingClient,
+			clients: map[netip.Addr]*queue{},
+		},
+		limited:   limited{clients: map[netip.Addr]Limited{}},
 		streams:   newQuota(maxStreams, maxStreamsClient),
 		listeners: map[netip.Addr]*listener{},
 	}
@@ -156,7 +167,9 @@ func (l *listener) openFrames() (err error) {
 	if err := guard.Attach(l.udp, guard.FilterOthers(l.index)); err != nil {
 		return err
 	}
-	l.frames, err = guard.OpenFrames(l.index, protocol, filter)
+	if l.frames, err = guard.OpenFrames(l.index, protocol, filter); err == nil {
+		l.frames.SetReadBuffer(receiveBuffer)
+	}
 	return err
 }
 
@@ -269,6 +282,7 @@ func (s *Server) currentZone() zone {
 func (s *Server) handle(udp *net.UDPConn, b []byte, from netip.AddrPort) {
 	client := from.Addr().Unmap().WithZone("")
 	if !s.clients.Allow(limitKey(client)) {
+		s.noteLimited(client)
 		return
 	}
 	q := new(dns.Msg)
@@ -287,18 +301,49 @@ func (s *Server) handle(udp *net.UDPConn, b []byte, from netip.AddrPort) {
 		s.reply(udp, r, q, from)
 		return
 	}
-	if !s.forwards.take(limitKey(client)) {
+	ticket, ok := s.forwards.join(limitKey(client))
+	if !ok {
+		s.noteLimited(client)
 		r.Rcode = dns.RcodeServerFailure
 		s.reply(udp, r, q, from)
 		return
 	}
 	s.work.Go(func() {
 		defer s.log.Recover()
-		defer s.forwards.release(limitKey(client))
-		s.answerRemotely(s.ctx, z, q, r)
+		s.forward(ticket, z, q, r, client)
 		s.reply(udp, r, q, from)
 	})
 }
+
+// forward fills in r, the reply to q, from an upstream server. It waits until the limits of
+// forwarded queries have room for q, but not longer than clients wait for the reply.
+func (s *Server) forward(place *ticket, z zone, q, r *dns.Msg, client netip.Addr) {
+	defer place.leave()
+	ctx, cancel := context.WithTimeout(s.ctx, forwardTime)
+	defer cancel()
+	if !place.wait(ctx) {
+		if s.ctx.Err() == nil {
+			s.noteLimited(client)
+		}
+		r.Rcode = dns.RcodeServerFailure
+		return
+	}
+	s.answerRemotely(ctx, z, q, r)
+}
+
+// noteLimited counts a query that is not answered because of a limit. Clients outside of the
+// network are not counted.
+func (s *Server) noteLimited(client netip.Addr) {
+	if !s.currentZone().allows(client) {
+		return
+	}
+	s.limited.note(client, time.Now())
+	s.log.Warn("a DNS query is not answered: its client sends too many", "ip", client)
+}
+
+// LimitedSince returns the clients with queries that were not answered after a time because
+// of a limit, and the number of such queries since the server started.
+func (s *Server) LimitedSince(t time.Time) ([]Limited, int64) { return s.limited.since(t) }
 
 // limitKey returns the address that the limits of a client apply to. All link-local
 // addresses count as one client: a guest can have any number of them.

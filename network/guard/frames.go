@@ -98,6 +98,18 @@ func OpenFrames(index int, protocol uint16, filter []bpf.Instruction) (*Frames, 
 	return f, nil
 }
 
+// SetReadBuffer sets how many bytes the kernel keeps for the reader, best effort. It is not
+// limited by the sysctl net.core.rmem_max.
+func (f *Frames) SetReadBuffer(size int) {
+	raw, err := f.file.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size)
+	})
+}
+
 // Attach attaches a filter to a socket.
 func Attach(socket syscall.Conn, filter []bpf.Instruction) error {
 	raw, err := socket.SyscallConn()

@@ -1505,6 +1505,10 @@ type NetworkDetails struct {
 	// Dns The name servers that DHCP announces to guests. An empty list announces the gateway.
 	DNS []IPv4Address `json:"dns"`
 
+	// DnsLimited The number of DNS queries that were not answered because their client sent too many, since the start of
+	// the daemon. See the issue `dns_limited` for the client.
+	DNSLimited int64 `json:"dns_limited"`
+
 	// Domain The DNS domain of the VMs on the network. Null for mode `bridge`.
 	Domain *string `json:"domain"`
 
