@@ -372,6 +372,12 @@ func (s *Networks) Prepare(ctx context.Context) error {
 	return nil
 }
 
+// DefaultMissing reports whether the default network could not be made when vmand started.
+func (s *Networks) DefaultMissing(ctx context.Context) (bool, error) {
+	made, err := s.store.Note(ctx, networksNote)
+	return err == nil && made == "", err
+}
+
 // makeDefault makes the default network, once.
 func (s *Networks) makeDefault(ctx context.Context) error {
 	n := vm.Network{Name: vm.DefaultNetwork, Mode: vm.NetworkNAT}

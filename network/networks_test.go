@@ -363,3 +363,34 @@ func TestAGuestThatMeetsTheLimitsOfDNSIsNamed(t *testing.T) {
 		t.Errorf("%d queries met a limit, problems %+v", s.DNSLimited, s.Problems)
 	}
 }
+
+func TestServedNamesTheServerThatDoesNotServe(t *testing.T) {
+	for _, c := range []struct {
+		port, says string
+	}{
+		{":53", "DNS of network vman0 is not served: find the program that has the port"},
+		{":67", "DHCP of network vman0 is not served"},
+	} {
+		n := newHost(t)
+		nw := natNetwork()
+		if err := n.Served(nw); codeOf(err) != vm.CodeNetworkUnavailable {
+			t.Errorf("Served without a bridge: %v", err)
+		}
+		other, err := net.ListenPacket("udp4", c.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Up(t.Context(), nw); err == nil {
+			t.Fatalf("a network comes up although a program has the port %s", c.port)
+		}
+		if err := n.Served(nw); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("Served with the port %s in use: %v", c.port, err)
+		}
+		other.Close()
+		settledPass(t, n, vm.Wanted{Networks: []vm.Network{nw}})
+		if err := n.Served(nw); err != nil {
+			t.Errorf("Served after the port became free: %v", err)
+		}
+		n.Close()
+	}
+}

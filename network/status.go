@@ -63,6 +63,21 @@ func (n *Networks) Status(ctx context.Context, nw vm.Network) vm.NetworkStatus {
 	return s
 }
 
+// Served returns nil if DHCP, DNS and router advertisements of a network are served, or need
+// not be. Otherwise it returns the reason.
+func (n *Networks) Served(nw vm.Network) error {
+	if n.mode == ModeUser || !nw.Mode.Managed() {
+		return nil
+	}
+	bridge, err := n.activeBridge(nw)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.unserved(nw, bridge)
+}
+
 // unserved returns why one of the servers of a network does not serve, or nil if all
 // serve. bridge may be nil. It must be called with mu held.
 func (n *Networks) unserved(nw vm.Network, bridge netlink.Link) error {
