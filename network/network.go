@@ -80,6 +80,7 @@ type Networks struct {
 	leftovers   map[string]time.Time // since when something on the host has had no record
 	vmRevisions map[string]int64     // by VM id: the revision of the record that its rules follow
 	foreign     rulesetCache         // the firewall rules of other programs
+	used        subnetCache          // the subnets of the host's routes
 }
 
 var _ vm.HostNetwork = (*Networks)(nil)

@@ -89,9 +89,7 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 	}
 	p.removeLeftovers(w)
 	p.learnAddresses(w)
-	for _, nw := range w.Networks {
-		p.survey.Problems = append(p.survey.Problems, p.problems(ctx, nw)...)
-	}
+	p.survey.Problems = p.problems(ctx, w.Networks...)
 	return p.survey, ctx.Err()
 }
 

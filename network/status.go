@@ -96,17 +96,24 @@ func problemOf(kind vm.ProblemKind, nw vm.Network, fix, format string, args ...a
 	}
 }
 
-// problems returns the states of the host that keep a network from working and that a pass
-// does not repair. It must be called with mu held.
-func (n *Networks) problems(ctx context.Context, nw vm.Network) []vm.NetworkProblem {
-	if nw.Mode == vm.NetworkUser {
-		return nil
+// problems returns the states of the host that keep networks from working and that a pass does
+// not repair. It must be called with mu held.
+func (n *Networks) problems(ctx context.Context, networks ...vm.Network) (found []vm.NetworkProblem) {
+	unread := n.readUsed()
+	for _, nw := range networks {
+		if nw.Mode == vm.NetworkUser {
+			continue
+		}
+		blocked, err := n.firewallProblems(nw)
+		if err != nil {
+			found = append(found, problemOf(vm.ProblemBlocked, nw, "", "the host's firewall cannot be read: %v", err))
+		}
+		if unread != nil {
+			found = append(found, problemOf(vm.ProblemOverlap, nw, "", "the host's routes cannot be read: %v", unread))
+		}
+		found = slices.Concat(found, blocked, n.overlaps(nw), n.dnsProblems(ctx, nw))
 	}
-	found, err := n.firewallProblems(nw)
-	if err != nil {
-		found = append(found, problemOf(vm.ProblemBlocked, nw, "", "the host's firewall cannot be read: %v", err))
-	}
-	return append(found, n.dnsProblems(ctx, nw)...)
+	return found
 }
 
 // limitedFor is how long a query that met a limit is a problem.
