@@ -197,6 +197,7 @@ func (u *networkChange) intent(ctx context.Context, _ *run) (_ vm.Change, err er
 	if err := u.match.Check("network "+u.name, u.n.Version()); err != nil {
 		return vm.Change{}, err
 	}
+	recorded := u.n
 	if u.edits.Apply(&u.n) {
 		if err := u.s.checkUnused(ctx, u.name); err != nil {
 			return vm.Change{}, err
@@ -208,7 +209,36 @@ func (u *networkChange) intent(ctx context.Context, _ *run) (_ vm.Change, err er
 	if err := u.n.Check(); err != nil {
 		return vm.Change{}, err
 	}
+	if !u.edits.Force {
+		if err := u.s.checkFollowed(ctx, recorded, u.n); err != nil {
+			return vm.Change{}, err
+		}
+	}
 	return vm.Change{Network: &u.n}, nil
+}
+
+// checkFollowed fails with [vm.CodeInUse] if VMs run on a network and do not follow a change
+// of it.
+func (s *Networks) checkFollowed(ctx context.Context, recorded, changed vm.Network) error {
+	field, effect := recorded.NotFollowed(changed)
+	if field == "" {
+		return nil
+	}
+	vms, err := s.store.VMs(ctx, vm.VMFilter{Network: changed.Name, Active: true}, vm.Page{})
+	if err != nil {
+		return err
+	}
+	vms = slices.DeleteFunc(vms, func(v vm.VM) bool { return v.State == vm.Stopped || v.State == vm.Errored })
+	if len(vms) == 0 {
+		return nil
+	}
+	return &vm.Fault{
+		Code: vm.CodeInUse,
+		Detail: fmt.Sprintf("%s of network %s cannot change while %d VMs such as %s run on it: %s",
+			field, changed.Name, len(vms), vms[0].ID, effect),
+		Fields: []vm.FieldFault{{Field: field, Detail: "cannot change while VMs run on the network"}},
+		Hint:   "stop the VMs, or repeat the request with \"force\": true and restart them",
+	}
 }
 
 func (u *networkChange) act(ctx context.Context, _ *run) (vm.Change, error) {

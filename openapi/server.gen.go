@@ -2048,6 +2048,11 @@ type UpdateNetwork struct {
 	// Domain A DNS domain in lower case. The DNS name of a VM on the network is its id in this domain.
 	Domain *Domain `json:"domain,omitempty"`
 
+	// Force Whether `mtu`, `vlan_id` and `restrict` may change while VMs run on the network. A new `mtu` takes effect
+	// on the host at once, and packets of the old size are lost until the guest has learned it: at its next
+	// start, or when it renews its lease.
+	Force *bool `json:"force,omitempty"`
+
 	// Gateway An IPv4 address.
 	Gateway *IPv4Address `json:"gateway,omitempty"`
 

@@ -95,6 +95,7 @@ func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkReque
 		VLAN:       b.VLANID,
 		IsolateVMs: b.IsolateVMs,
 		Restrict:   b.Restrict,
+		Force:      value(b.Force),
 	}
 	if v6 := b.IPv6Subnet; v6 != nil && *v6 == "" {
 		e.IPv6 = &netip.Prefix{}
