@@ -27,7 +27,9 @@ import (
 	"syscall"
 	"time"
 
+	diag "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
@@ -81,6 +83,8 @@ type Networks struct {
 	vmRevisions map[string]int64     // by VM id: the revision of the record that its rules follow
 	foreign     rulesetCache         // the firewall rules of other programs
 	used        subnetCache          // the subnets of the host's routes
+	sockets     *diag.Conn           // for the listening sockets of the host; nil if the kernel lacks sock_diag
+	programs    programs
 }
 
 var _ vm.HostNetwork = (*Networks)(nil)
@@ -110,6 +114,9 @@ func New(o Options, log *slog.Logger) (*Networks, error) {
 		if err := links.SetSocketTimeout(netlinkTimeout); err != nil {
 			return nil, fmt.Errorf("set the timeout of netlink: %w", err)
 		}
+	}
+	if conn, err := diag.Dial(unix.NETLINK_INET_DIAG, nil); err == nil {
+		n.sockets = conn
 	}
 	switch o.Mode {
 	case ModeUser:
@@ -173,6 +180,10 @@ func (n *Networks) Close() error {
 	}
 	if n.links != nil {
 		n.links.Close()
+	}
+	if n.sockets != nil {
+		n.sockets.Close()
+		n.sockets = nil
 	}
 	if n.owner != nil {
 		return n.owner.Close()

@@ -89,7 +89,7 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 	}
 	p.removeLeftovers(w)
 	p.learnAddresses(w)
-	p.survey.Problems = p.problems(ctx, w.Networks...)
+	p.survey.Problems = append(p.problems(ctx, w.Networks...), p.forwardProblems(w.VMs)...)
 	return p.survey, ctx.Err()
 }
 
