@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -10,6 +11,7 @@ import (
 	"vmand/observer"
 	"vmand/qemu"
 	"vmand/server"
+	"vmand/vm"
 )
 
 const (
@@ -29,13 +31,10 @@ func (c *container) health(ctx context.Context) server.Health {
 		Storage:  checkStorage(c.cfg.StateDir),
 		Observer: checkObserver(c.observer.Status()),
 	}
-	mode, reason := c.networks.Mode()
-	if h.Network.Detail = mode; reason != "" {
-		h.Network.Detail += ": " + reason
-	}
 	if err := c.store.Ping(ctx); err != nil {
 		h.Database = server.Check{Degraded: true, Detail: err.Error()}
 	}
+	h.Network = c.checkNetworks(ctx)
 	t := c.tools(ctx)
 	h.QEMU, h.QEMUImg = checkTool(t.QEMU), checkTool(t.Img)
 	switch {
@@ -47,6 +46,33 @@ func (c *container) health(ctx context.Context) server.Health {
 		h.Accel = server.Check{Detail: string(t.Accel)}
 	}
 	return h
+}
+
+// checkNetworks returns the mode of networking, or the networks that are not served.
+func (c *container) checkNetworks(ctx context.Context) server.Check {
+	mode, reason := c.networks.Mode()
+	check := server.Check{Detail: mode}
+	if reason != "" {
+		check.Detail += ": " + reason
+	}
+	networks, err := c.store.Networks(ctx, vm.Page{})
+	if err != nil {
+		return check // the check of the database says so
+	}
+	var unserved []string
+	if missing, err := c.engine.Networks.DefaultMissing(ctx); err == nil && missing {
+		unserved = append(unserved, fmt.Sprintf("network %s could not be made: see the log, and restart vmand",
+			vm.DefaultNetwork))
+	}
+	for _, nw := range networks {
+		if err := c.networks.Served(nw); err != nil {
+			unserved = append(unserved, fmt.Sprintf("network %s: %v", nw.Name, err))
+		}
+	}
+	if len(unserved) > 0 {
+		check = server.Check{Degraded: true, Detail: strings.Join(unserved, "; ")}
+	}
+	return check
 }
 
 func checkTool(t qemu.Tool) server.Check {

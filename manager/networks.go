@@ -201,6 +201,7 @@ func (u *networkChange) intent(ctx context.Context, _ *run) (_ vm.Change, err er
 	if err := u.match.Check("network "+u.name, u.n.Version()); err != nil {
 		return vm.Change{}, err
 	}
+	recorded := u.n
 	if u.edits.Apply(&u.n) {
 		if err := u.s.checkUnused(ctx, u.name); err != nil {
 			return vm.Change{}, err
@@ -212,7 +213,36 @@ func (u *networkChange) intent(ctx context.Context, _ *run) (_ vm.Change, err er
 	if err := u.n.Check(); err != nil {
 		return vm.Change{}, err
 	}
+	if !u.edits.Force {
+		if err := u.s.checkFollowed(ctx, recorded, u.n); err != nil {
+			return vm.Change{}, err
+		}
+	}
 	return vm.Change{Network: &u.n}, nil
+}
+
+// checkFollowed fails with [vm.CodeInUse] if VMs run on a network and do not follow a change
+// of it.
+func (s *Networks) checkFollowed(ctx context.Context, recorded, changed vm.Network) error {
+	field, effect := recorded.NotFollowed(changed)
+	if field == "" {
+		return nil
+	}
+	vms, err := s.store.VMs(ctx, vm.VMFilter{Network: changed.Name, Active: true}, vm.Page{})
+	if err != nil {
+		return err
+	}
+	vms = slices.DeleteFunc(vms, func(v vm.VM) bool { return v.State == vm.Stopped || v.State == vm.Errored })
+	if len(vms) == 0 {
+		return nil
+	}
+	return &vm.Fault{
+		Code: vm.CodeInUse,
+		Detail: fmt.Sprintf("%s of network %s cannot change while %d VMs such as %s run on it: %s",
+			field, changed.Name, len(vms), vms[0].ID, effect),
+		Fields: []vm.FieldFault{{Field: field, Detail: "cannot change while VMs run on the network"}},
+		Hint:   "stop the VMs, or repeat the request with \"force\": true and restart them",
+	}
 }
 
 func (u *networkChange) act(ctx context.Context, _ *run) (vm.Change, error) {
@@ -313,11 +343,12 @@ func (s *Networks) stateName(ctx context.Context, name string) (string, error) {
 	return "absent", err
 }
 
-// Reconcile compares the networks on the host with the records and returns the differences.
+// Reconcile compares the networks on the host with the records and returns the differences,
+// and the problems that it does not repair.
 // vms must contain every VM that is active ([vm.VMFilter]), as recorded; stopped VMs are
 // ignored. With repair it makes the host match the records. It records the addresses of
 // guests that it observes, and does not wait for the answers of guest agents.
-func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error) {
+func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) (vm.NetworkSurvey, error) {
 	var want vm.Wanted
 	for _, v := range vms {
 		if v.State != vm.Stopped && len(v.NICs) > 0 {
@@ -326,13 +357,13 @@ func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]v
 	}
 	var err error
 	if want.Networks, err = s.store.Networks(ctx, vm.Page{}); err != nil {
-		return nil, err
+		return vm.NetworkSurvey{}, err
 	}
 	// A network that an operation changes is left to that operation.
 	want.Networks = slices.DeleteFunc(want.Networks, func(n vm.Network) bool { return s.Busy(vm.NetworkResource(n.Name)) })
 	seen, err := s.network.Reconcile(ctx, want, repair)
 	if err != nil {
-		return nil, err
+		return vm.NetworkSurvey{}, err
 	}
 	for _, v := range want.VMs {
 		if found := seen.Learned[v.ID]; len(found) > 0 {
@@ -341,7 +372,7 @@ func (s *Networks) Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]v
 	}
 	s.Guests.askForAddresses(want.VMs)
 	s.CloudInits.ask(vms)
-	return seen.Drift, err
+	return seen, err
 }
 
 // networksNote names the note that is set once the default network has been created.
@@ -362,17 +393,23 @@ func (s *Networks) Prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	drift, err := s.Reconcile(ctx, vms, true)
+	seen, err := s.Reconcile(ctx, vms, true)
 	if err != nil {
 		s.log.Warn("cannot prepare the networks; the observer tries again", "err", err)
 	}
-	for _, d := range drift {
+	for _, d := range seen.Drift {
 		if d.Err != nil {
 			s.log.Warn("cannot prepare a network; the observer tries again",
 				"resource", d.Resource, "reason", d.Details, "err", d.Err)
 		}
 	}
 	return nil
+}
+
+// DefaultMissing reports whether the default network could not be made when vmand started.
+func (s *Networks) DefaultMissing(ctx context.Context) (bool, error) {
+	made, err := s.store.Note(ctx, networksNote)
+	return err == nil && made == "", err
 }
 
 // makeDefault makes the default network, once.

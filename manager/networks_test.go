@@ -197,6 +197,32 @@ func TestFailedCreationLeavesNoNetwork(t *testing.T) {
 	}
 }
 
+func TestASettingThatRunningVMsDoNotFollowNeedsForce(t *testing.T) {
+	w := newWorld(t)
+	w.create("a")
+	update := func(e vm.NetworkEdits) error {
+		_, err := w.Networks.Update(t.Context(), vm.DefaultNetwork, e, nil)
+		return err
+	}
+	must(t)(update(vm.NetworkEdits{MTU: ptr(9000)})) // the VM does not run
+	w.do("a", vm.OpStart)
+	before := len(w.network.Calls())
+	err := update(vm.NetworkEdits{MTU: ptr(1400)})
+	wantCode(t, err, vm.CodeInUse, "/mtu of network vman0 cannot change while 1 VMs such as a run on it")
+	if calls := w.network.Calls(); len(calls) != before {
+		t.Errorf("the host was asked for %v", calls[before:])
+	}
+	if n, err := w.store.Network(t.Context(), vm.DefaultNetwork); err != nil || n.MTU != 9000 {
+		t.Errorf("the network has the MTU %d, %v; want 9000", n.MTU, err)
+	}
+	must(t)(update(vm.NetworkEdits{MTU: ptr(9000), Domain: ptr("other.internal")}))
+	w.do("a", vm.OpPause)
+	wantCode(t, update(vm.NetworkEdits{MTU: ptr(1500)}), vm.CodeInUse)
+	must(t)(update(vm.NetworkEdits{MTU: ptr(1500), Force: true}))
+	w.do("a", vm.OpStop)
+	must(t)(update(vm.NetworkEdits{MTU: ptr(1400)}))
+}
+
 func TestDefaultNetworkIsCreatedOnce(t *testing.T) {
 	w := newWorld(t)
 	must(t)(w.Networks.Delete(t.Context(), vm.DefaultNetwork, nil))

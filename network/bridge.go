@@ -110,6 +110,7 @@ func (n *Networks) Up(ctx context.Context, nw vm.Network) error {
 	if err := n.Check(nw.Mode); err != nil || nw.Mode == vm.NetworkUser {
 		return err
 	}
+	defer n.endFlows()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err := n.up(nw); err != nil {

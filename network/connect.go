@@ -57,7 +57,7 @@ func (n *Networks) Connect(
 // setVMRules makes the firewall pass exactly the traffic that the record of v allows. It must be
 // called without mu held.
 func (n *Networks) setVMRules(v vm.VM) error {
-	defer n.endRemovedFlows()
+	defer n.endFlows()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.vmRevisions[v.ID] = v.Revision
@@ -106,7 +106,7 @@ func (n *Networks) Disconnect(ctx context.Context, id string) error {
 	if n.mode == ModeUser {
 		return nil
 	}
-	defer n.endRemovedFlows()
+	defer n.endFlows()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.vmRevisions[id] = disconnected

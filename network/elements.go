@@ -34,7 +34,14 @@ func networkElements(nw vm.Network) []element {
 		return nil
 	}
 	bridge := string(ifname(nw.Bridge))
-	all := []element{{set: setBridges, key: bridge}}
+	all := []element{
+		{set: setBridges, key: bridge},
+		servedElement(setServed, nw, nw.Gateway, 53),
+		servedElement(setServed, nw, nw.Gateway, 67),
+	}
+	if nw.IPv6.IsValid() {
+		all = append(all, servedElement(setServed6, nw, nw.GatewayIPv6(), 53))
+	}
 	if !nw.IsolateVMs {
 		all = append(all, element{set: setWithin, key: bridge + bridge})
 	}
@@ -47,6 +54,10 @@ func networkElements(nw vm.Network) []element {
 		all = append(all, rangeElements(setSubnets6, nw.IPv6)...)
 	}
 	return all
+}
+
+func servedElement(set string, nw vm.Network, address netip.Addr, port int) element {
+	return element{set: set, key: string(ifname(nw.Bridge)) + string(address.AsSlice()) + string(portPart(port))}
 }
 
 // rangeElements returns the two elements of a subnet: its first address, and the first

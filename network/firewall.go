@@ -178,7 +178,7 @@ func (f *firewall) set(owner string, elements []element) error {
 		}
 	}
 	f.assign(owner, elements)
-	f.flows.noteRemoved(remove)
+	f.flows.noteChange(add, remove)
 	err := f.write(func(b *batch) { b.change(add, remove) })
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) {
 		return f.rebuild() // another program has changed the tables
@@ -195,7 +195,9 @@ func (f *firewall) otherValue(e element) (element, bool) {
 
 // rebuild replaces both tables in one batch.
 func (f *firewall) rebuild() error {
-	return f.write(func(b *batch) { b.build(slices.Collect(maps.Keys(f.holder))) })
+	elements := slices.Collect(maps.Keys(f.holder))
+	f.flows.noteRebuild(elements)
+	return f.write(func(b *batch) { b.build(elements) })
 }
 
 // write sends one batch and follows the generation of the rule set.

@@ -3,21 +3,25 @@ package network
 import (
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
-// flows ends connections that the rules no longer allow. Connection tracking would keep
-// them alive: a client of a removed forward would still reach the guest, or the next VM
-// with its address. It is safe for concurrent use.
+// flows ends connections that do not follow the rules. Connection tracking keeps a
+// connection as it began: a client of a removed forward would still reach the guest, or the
+// next VM with its address, and a client that sent before a forward existed would never reach
+// the guest. It is safe for concurrent use.
 type flows struct {
 	kernel *netlink.Handle
 
 	mu      sync.Mutex
-	removed []flowMatch // connections to end
+	pending []flowMatch // connections to end
 
 	dump sync.Mutex // held across a dump of all connections
 }
@@ -34,87 +38,167 @@ func newFlows() (*flows, error) {
 	return &flows{kernel: h}, nil
 }
 
-// A flowMatch matches all connections of a guest or, with a host port, those through one
-// port forward.
-type flowMatch struct {
-	guest               netip.Addr
+// A flowMatch reports whether it matches a connection, given the addresses of the host.
+type flowMatch func(f *netlink.ConntrackFlow, local map[netip.Addr]bool) bool
+
+// A forwardedPort is a port forward in the words of the firewall's elements.
+type forwardedPort struct {
+	address             netip.Addr // of the host; zero for all
 	proto               byte
 	hostPort, guestPort uint16
+	guest               netip.Addr
 }
 
-// MatchConntrackFlow implements [netlink.CustomConntrackFilter].
-func (m flowMatch) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	source, _ := netip.AddrFromSlice(f.Forward.SrcIP)
-	replier, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
-	if m.hostPort == 0 {
-		return source.Unmap() == m.guest || replier.Unmap() == m.guest
-	}
-	return replier.Unmap() == m.guest && f.Forward.Protocol == m.proto &&
-		f.Forward.DstPort == m.hostPort && f.Reverse.SrcPort == m.guestPort
-}
-
-// flowMatchOf returns a match for the connections that e allows. It is not ok if e is of
-// a set that allows none.
-func flowMatchOf(e element) (m flowMatch, ok bool) {
-	key := []byte(e.key)
+// forwardOf returns the port forward that e is. It is not ok if e is of another set.
+func forwardOf(e element) (p forwardedPort, ok bool) {
+	key, data := []byte(e.key), []byte(e.data)
 	switch e.set {
-	case setIPs, setIPs6:
-		m.guest, ok = netip.AddrFromSlice(key[len(ifname("")):])
-		return m, ok
 	case setForwards:
+		p.address, _ = netip.AddrFromSlice(key[:4])
 		key = key[4:]
 	case setAnywhere:
 	default:
-		return m, false
+		return p, false
 	}
-	data := []byte(e.data)
-	m.guest, ok = netip.AddrFromSlice(data[:4])
-	m.proto = key[0]
-	m.hostPort, m.guestPort = binary.BigEndian.Uint16(key[4:]), binary.BigEndian.Uint16(data[4:])
-	return m, ok
+	p.proto, p.hostPort = key[0], binary.BigEndian.Uint16(key[4:])
+	p.guest, ok = netip.AddrFromSlice(data[:4])
+	p.guestPort = binary.BigEndian.Uint16(data[4:])
+	return p, ok
 }
 
-// noteRemoved records removed elements; the next endRemoved ends their connections.
-func (f *flows) noteRemoved(elements []element) {
+func source(t netlink.IPTuple) netip.Addr { return addrOf(t.SrcIP) }
+func target(t netlink.IPTuple) netip.Addr { return addrOf(t.DstIP) }
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+// through matches the connections through p.
+func (p forwardedPort) through(f *netlink.ConntrackFlow, _ map[netip.Addr]bool) bool {
+	return source(f.Reverse) == p.guest && f.Forward.Protocol == p.proto &&
+		f.Forward.DstPort == p.hostPort && f.Reverse.SrcPort == p.guestPort
+}
+
+// around matches the datagrams to the host port of p that do not go to its guest. A
+// connection by TCP ends by itself: the next attempt begins a new one.
+func (p forwardedPort) around(f *netlink.ConntrackFlow, local map[netip.Addr]bool) bool {
+	to := target(f.Forward)
+	return f.Forward.Protocol == p.proto && f.Forward.DstPort == p.hostPort &&
+		(p.address == to || !p.address.IsValid() && (local[to] || to.IsLoopback())) &&
+		(source(f.Reverse) != p.guest || f.Reverse.SrcPort != p.guestPort)
+}
+
+// ofGuest returns a match for all connections of a guest.
+func ofGuest(guest netip.Addr) flowMatch {
+	return func(f *netlink.ConntrackFlow, _ map[netip.Addr]bool) bool {
+		return source(f.Forward) == guest || source(f.Reverse) == guest
+	}
+}
+
+// noteChange records the elements that a change adds and removes; the next end ends the
+// connections that do not follow them.
+func (f *flows) noteChange(add, remove []element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, e := range elements {
-		if m, ok := flowMatchOf(e); ok {
-			f.removed = append(f.removed, m)
+	for _, e := range remove {
+		if p, ok := forwardOf(e); ok {
+			f.pending = append(f.pending, p.through)
+		}
+		if e.set == setIPs || e.set == setIPs6 {
+			if guest, ok := netip.AddrFromSlice([]byte(e.key)[len(ifname("")):]); ok {
+				f.pending = append(f.pending, ofGuest(guest))
+			}
+		}
+	}
+	for _, e := range add {
+		if p, ok := forwardOf(e); ok && p.proto == unix.IPPROTO_UDP {
+			f.pending = append(f.pending, p.around)
 		}
 	}
 }
 
-// endRemoved ends the connections of the noted elements. One dump of all connections
-// serves every caller that waits for it.
-func (f *flows) endRemoved() error {
+// noteRebuild records that the tables were missing or wrong: datagrams that began meanwhile
+// pass by the forwards, and those of guests leave the host with the address of the guest.
+func (f *flows) noteRebuild(elements []element) {
+	f.noteChange(elements, nil)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pending = append(f.pending, unmasqueraded(elements))
+}
+
+// unmasqueraded returns a match for the datagrams that leave a network of mode nat with the
+// address of a guest.
+func unmasqueraded(elements []element) flowMatch {
+	var bounds []element
+	for _, e := range elements {
+		if e.set == setSubnets || e.set == setSubnets6 {
+			bounds = append(bounds, e)
+		}
+	}
+	inSubnet := func(a netip.Addr) bool {
+		key := string(a.AsSlice())
+		var last element // the greatest bound that is not above the address
+		for _, e := range bounds {
+			if len(e.key) == len(key) && e.key <= key && e.key >= last.key {
+				last = e
+			}
+		}
+		return last.key != "" && !last.end
+	}
+	return func(f *netlink.ConntrackFlow, local map[netip.Addr]bool) bool {
+		from, to := source(f.Forward), target(f.Forward)
+		return f.Forward.Protocol == unix.IPPROTO_UDP && target(f.Reverse) == from &&
+			inSubnet(from) && !inSubnet(to) && !local[to] && !to.IsMulticast()
+	}
+}
+
+// A flowFilter applies the matches to one dump.
+type flowFilter struct {
+	matches []flowMatch
+	local   map[netip.Addr]bool
+}
+
+// MatchConntrackFlow implements [netlink.CustomConntrackFilter].
+func (x flowFilter) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	return slices.ContainsFunc(x.matches, func(m flowMatch) bool { return m(f, x.local) })
+}
+
+// end ends the connections of the noted changes. One dump of all connections serves every
+// caller that waits for it. local returns the addresses of the host.
+func (f *flows) end(local func() (map[netip.Addr]bool, error)) error {
 	f.dump.Lock()
 	defer f.dump.Unlock()
 	f.mu.Lock()
-	removed := f.removed
-	f.removed = nil
+	filter := flowFilter{matches: f.pending}
+	f.pending = nil
 	f.mu.Unlock()
-	byFamily := map[netlink.InetFamily][]netlink.CustomConntrackFilter{}
-	for _, m := range removed {
-		family := netlink.InetFamily(netlink.FAMILY_V4)
-		if m.guest.Is6() {
-			family = netlink.FAMILY_V6
-		}
-		byFamily[family] = append(byFamily[family], m)
+	if len(filter.matches) == 0 {
+		return nil
 	}
 	var failed error
-	for family, matches := range byFamily {
-		_, err := f.kernel.ConntrackDeleteFilters(netlink.ConntrackTable, family, matches...)
+	filter.local, failed = local()
+	for _, family := range []netlink.InetFamily{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		_, err := f.kernel.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter)
 		failed = errors.Join(failed, err)
 	}
 	return failed
 }
 
-// endRemovedFlows ends the connections that a change of the rules has removed, best
-// effort. It must be called without mu held.
-func (n *Networks) endRemovedFlows() {
-	if err := n.firewall.flows.endRemoved(); err != nil {
-		n.log.Warn("connections that are no longer allowed may continue",
-			"err", unavailable(err, "end connections"))
+// endFlows ends the connections that do not follow a change of the rules, best effort. It
+// must be called without mu held.
+func (n *Networks) endFlows() {
+	if err := n.firewall.flows.end(n.localAddresses); err != nil {
+		n.log.Warn("connections may not follow the changed rules", "err", unavailable(err, "end connections"))
 	}
+}
+
+// localAddresses returns the addresses of the host.
+func (n *Networks) localAddresses() (map[netip.Addr]bool, error) {
+	addrs, err := n.links.AddrList(nil, netlink.FAMILY_ALL)
+	local := make(map[netip.Addr]bool, len(addrs))
+	for _, a := range addrs {
+		local[addressOf(a).Addr()] = true
+	}
+	return local, err
 }

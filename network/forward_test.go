@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
@@ -318,66 +319,163 @@ func TestGuestsDoNotReachTheHostsLoopback(t *testing.T) {
 	}
 }
 
-func TestAFlowEndsWithItsForward(t *testing.T) {
-	t.Parallel()
+// A stream is a client outside that sends datagrams from one port to one forward, and the
+// server in a guest.
+type stream struct {
+	t      testing.TB
+	client net.PacketConn
+	server net.PacketConn
+	to     netip.AddrPort
+}
+
+// newStream listens on UDP port 7 of a guest, and sends from outside.
+func newStream(t testing.TB, from, to place, forward string) stream {
+	t.Helper()
+	s := stream{t: t, to: netip.MustParseAddrPort(forward)}
+	var err error
+	to.do(func() { s.server, err = net.ListenPacket("udp4", "0.0.0.0:7") })
+	if err == nil {
+		from.do(func() { s.client, err = net.ListenPacket("udp4", ":4000") })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.server.Close(); s.client.Close() })
+	return s
+}
+
+// arrives sends a datagram and reports whether it arrives.
+func (s stream) arrives(within time.Duration) bool {
+	s.t.Helper()
+	if _, err := s.client.WriteTo([]byte("hello"), net.UDPAddrFromAddrPort(s.to)); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.server.SetReadDeadline(time.Now().Add(within)); err != nil {
+		s.t.Fatal(err)
+	}
+	_, _, err := s.server.ReadFrom(make([]byte, 16))
+	return err == nil
+}
+
+func TestDatagramsOfOneClientFollowTheForwards(t *testing.T) {
+	for _, hostAddress := range []string{"0.0.0.0", "203.0.113.1"} {
+		t.Run(hostAddress, func(t *testing.T) {
+			n := newHost(t)
+			outside := newOutside(t)
+			nw := natNetwork()
+			up(t, n, nw)
+			v := guest("a", nw, 10)
+			forwards := []vm.PortForward{
+				{Protocol: vm.UDP, HostAddress: addr(hostAddress), HostPort: 5000, GuestPort: 7},
+			}
+			networks := map[string]vm.Network{nw.Name: nw}
+			s := newStream(t, outside, newGuest(t, n, v, nw), "203.0.113.1:5000")
+			update := func(f []vm.PortForward) {
+				t.Helper()
+				v.Forwards, v.Revision = f, v.Revision+1
+				if err := n.Update(t.Context(), v, networks); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if s.arrives(200 * time.Millisecond) {
+				t.Fatal("a datagram arrives without a forward")
+			}
+			update(forwards)
+			if !s.arrives(5 * time.Second) {
+				t.Fatal("a client that sent before the forward existed does not reach the guest")
+			}
+			update(nil)
+			if s.arrives(200 * time.Millisecond) {
+				t.Error("a flow continues after the removal of its forward")
+			}
+			update(forwards)
+			if !s.arrives(5 * time.Second) {
+				t.Error("the same client does not reach the guest through the forward that was added again")
+			}
+			if err := n.Disconnect(t.Context(), v.ID); err != nil {
+				t.Fatal(err)
+			}
+			if s.arrives(200 * time.Millisecond) {
+				t.Error("a flow continues after the VM was disconnected")
+			}
+			if err := n.setVMRules(v); err != nil { // as the next start does
+				t.Fatal(err)
+			}
+			if !s.arrives(5 * time.Second) {
+				t.Error("the same client does not reach the guest after its next start")
+			}
+		})
+	}
+}
+
+// TestDatagramsFollowTheRulesAfterARepair deletes the tables, as some firewalls do when they
+// start, while datagrams flow in both directions.
+func TestDatagramsFollowTheRulesAfterARepair(t *testing.T) {
 	n := newHost(t)
 	outside := newOutside(t)
 	nw := natNetwork()
 	up(t, n, nw)
+	f := newForeignTable(t, nftables.TableFamilyIPv4, "nat") // another program translates addresses, too
+	for _, hook := range []*nftables.ChainHook{nftables.ChainHookPrerouting, nftables.ChainHookPostrouting} {
+		f.conn.AddChain(&nftables.Chain{
+			Table: f.Table, Name: fmt.Sprint("hook-", *hook), Type: nftables.ChainTypeNAT,
+			Hooknum: hook, Priority: nftables.ChainPriorityNATSource,
+		})
+	}
+	// The kernel forgets all connections when no rule needs them.
+	f.rule(f.base("INPUT", nftables.ChainHookInput, nftables.ChainPolicyAccept), established(), accept())
+	f.flush()
 	v := guest("a", nw, 10)
 	v.Forwards = []vm.PortForward{
 		{Protocol: vm.UDP, HostAddress: netip.IPv4Unspecified(), HostPort: 5000, GuestPort: 7},
 	}
-	networks := map[string]vm.Network{nw.Name: nw}
-	var server, client net.PacketConn
+	a := newGuest(t, n, v, nw)
+	w := vm.Wanted{Networks: []vm.Network{nw}, VMs: []vm.VM{v}}
+	settledPass(t, n, w)
+	s := newStream(t, outside, a, "203.0.113.1:5000")
+	var outward, far net.PacketConn
 	var err error
-	newGuest(t, n, v, nw).do(func() { server, err = net.ListenPacket("udp4", "0.0.0.0:7") })
+	a.do(func() { outward, err = net.ListenPacket("udp4", ":5001") })
+	if err == nil {
+		outside.do(func() { far, err = net.ListenPacket("udp4", "203.0.113.2:9000") })
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer server.Close()
-	outside.do(func() { client, err = net.ListenPacket("udp4", "203.0.113.2:4000") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { client.Close() }()
-	arrives := func(within time.Duration) bool {
+	defer outward.Close()
+	defer far.Close()
+	sent := func() (from string) {
 		t.Helper()
-		forward := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("203.0.113.1:5000"))
-		if _, err := client.WriteTo([]byte("hello"), forward); err != nil {
+		to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("203.0.113.2:9000"))
+		if _, err := outward.WriteTo([]byte("hello"), to); err != nil {
 			t.Fatal(err)
 		}
-		if err := server.SetReadDeadline(time.Now().Add(within)); err != nil {
+		if err := far.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err := server.ReadFrom(make([]byte, 16))
-		return err == nil
+		_, source, err := far.ReadFrom(make([]byte, 16))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return source.(*net.UDPAddr).IP.String()
 	}
-	if !arrives(5 * time.Second) {
-		t.Fatal("nothing arrives through the forward")
-	}
-	forwards := v.Forwards
-	v.Forwards, v.Revision = nil, 2
-	if err := n.Update(t.Context(), v, networks); err != nil {
+	c, err := nftables.New()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if arrives(300 * time.Millisecond) {
-		t.Error("a flow continues after the removal of its forward")
-	}
-	v.Forwards, v.Revision = forwards, 3
-	if err := n.Update(t.Context(), v, networks); err != nil {
+	c.DelTable(inetTable)
+	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	client.Close() // its last packet has begun a flow to the host itself
-	outside.do(func() { client, err = net.ListenPacket("udp4", "203.0.113.2:4001") })
-	if err != nil || !arrives(5*time.Second) {
-		t.Fatalf("nothing arrives through the forward that was added again: %v", err)
+	if s.arrives(200*time.Millisecond) || sent() != v.NICs[0].IP.String() {
+		t.Fatal("the rules have an effect although they were deleted")
 	}
-	if err := n.Disconnect(t.Context(), v.ID); err != nil {
-		t.Fatal(err)
+	reconcile(t, n, w, true)
+	if !s.arrives(5 * time.Second) {
+		t.Error("after the repair, the client does not reach the guest")
 	}
-	if arrives(300 * time.Millisecond) {
-		t.Error("a flow continues after the VM was disconnected")
+	if from := sent(); from != "203.0.113.1" {
+		t.Errorf("after the repair, the guest's datagrams leave the host from %s", from)
 	}
 }
 

@@ -26,7 +26,9 @@ import (
 	"syscall"
 	"time"
 
+	diag "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
@@ -78,6 +80,10 @@ type Networks struct {
 	missingTaps map[string]bool      // by tap name: missing in the previous pass
 	leftovers   map[string]time.Time // since when something on the host has had no record
 	vmRevisions map[string]int64     // by VM id: the revision of the record that its rules follow
+	foreign     rulesetCache         // the firewall rules of other programs
+	used        subnetCache          // the subnets of the host's routes
+	sockets     *diag.Conn           // for the listening sockets of the host; nil if the kernel lacks sock_diag
+	programs    programs
 }
 
 var _ vm.HostNetwork = (*Networks)(nil)
@@ -107,6 +113,9 @@ func New(o Options, log *slog.Logger) (*Networks, error) {
 		if err := links.SetSocketTimeout(netlinkTimeout); err != nil {
 			return nil, fmt.Errorf("set the timeout of netlink: %w", err)
 		}
+	}
+	if conn, err := diag.Dial(unix.NETLINK_INET_DIAG, nil); err == nil {
+		n.sockets = conn
 	}
 	switch o.Mode {
 	case ModeUser:
@@ -170,6 +179,10 @@ func (n *Networks) Close() error {
 	}
 	if n.links != nil {
 		n.links.Close()
+	}
+	if n.sockets != nil {
+		n.sockets.Close()
+		n.sockets = nil
 	}
 	if n.owner != nil {
 		return n.owner.Close()

@@ -7,9 +7,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
@@ -233,43 +235,6 @@ func TestTeardownRemovesEverythingOfVmandAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestAFirewallThatDropsForwardedPacketsIsReported(t *testing.T) {
-	t.Parallel()
-	n := newHost(t)
-	nw := natNetwork()
-	up(t, n, nw)
-	c, err := nftables.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	drop := nftables.ChainPolicyDrop
-	filter := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
-	forward := c.AddChain(&nftables.Chain{
-		Table:    filter,
-		Name:     "FORWARD",
-		Type:     nftables.ChainTypeFilter,
-		Hooknum:  nftables.ChainHookForward,
-		Priority: nftables.ChainPriorityFilter,
-		Policy:   &drop,
-	})
-	c.AddChain(&nftables.Chain{Table: filter, Name: "DOCKER-USER"})
-	if err := c.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	s := n.Status(t.Context(), nw)
-	if len(s.Problems) != 1 || !strings.Contains(s.Problems[0].Fix, "DOCKER-USER -i vman0 -j ACCEPT") {
-		t.Fatalf("problems: %+v", s.Problems)
-	}
-	acceptOurs := all(iifname(), equal(ifname("vman0")...), accept())
-	c.AddRule(&nftables.Rule{Table: filter, Chain: forward, Exprs: acceptOurs})
-	if err := c.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	if s := n.Status(t.Context(), nw); len(s.Problems) != 0 || !slices.Equal(s.Interfaces, []string{"vman0"}) {
-		t.Errorf("status: %+v", s)
-	}
-}
-
 func TestRatesAndForwardsChangeLive(t *testing.T) {
 	t.Parallel()
 	n := newHost(t)
@@ -361,4 +326,71 @@ func TestOneDaemonOwnsTheNetworksOfANamespace(t *testing.T) {
 		t.Fatalf("a claim after the first one was closed: %v", err)
 	}
 	owner.Close()
+}
+
+func TestAGuestThatMeetsTheLimitsOfDNSIsNamed(t *testing.T) {
+	enterNamespace(t)
+	o := options(t)
+	nw := natNetwork()
+	v := guest("web", nw, 10)
+	o.Directory = leaseOf{lease: vm.Lease{Network: nw.Name, VMID: v.ID, IP: v.NICs[0].IP, MAC: v.NICs[0].MAC}}
+	n := newNetworks(t, o)
+	up(t, n, nw)
+	a := newGuest(t, n, v, nw)
+	err := a.inPlace(func() error {
+		c, err := net.Dial("udp4", "192.168.100.1:53")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		deadline := time.Now().Add(20 * time.Second)
+		for sent := 0; time.Now().Before(deadline); sent++ {
+			if _, err := c.Write(make([]byte, 12)); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+				return err
+			}
+			if _, total := n.serving[nw.Name].dns.LimitedSince(time.Time{}); sent%1000 == 0 && total > 0 {
+				break
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := n.Status(t.Context(), nw)
+	if s.DNSLimited == 0 || len(s.Problems) != 1 || s.Problems[0].Kind != vm.ProblemDNS ||
+		!strings.Contains(s.Problems[0].Detail, "VM web (192.168.100.10)") {
+		t.Errorf("%d queries met a limit, problems %+v", s.DNSLimited, s.Problems)
+	}
+}
+
+func TestServedNamesTheServerThatDoesNotServe(t *testing.T) {
+	for _, c := range []struct {
+		port, says string
+	}{
+		{":53", "DNS of network vman0 is not served: find the program that has the port"},
+		{":67", "DHCP of network vman0 is not served"},
+	} {
+		n := newHost(t)
+		nw := natNetwork()
+		if err := n.Served(nw); codeOf(err) != vm.CodeNetworkUnavailable {
+			t.Errorf("Served without a bridge: %v", err)
+		}
+		other, err := net.ListenPacket("udp4", c.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Up(t.Context(), nw); err == nil {
+			t.Fatalf("a network comes up although a program has the port %s", c.port)
+		}
+		if err := n.Served(nw); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("Served with the port %s in use: %v", c.port, err)
+		}
+		other.Close()
+		settledPass(t, n, vm.Wanted{Networks: []vm.Network{nw}})
+		if err := n.Served(nw); err != nil {
+			t.Errorf("Served after the port became free: %v", err)
+		}
+		n.Close()
+	}
 }

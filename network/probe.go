@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"vmand/vm"
@@ -27,28 +28,18 @@ const (
 // CheckHostPort implements [vm.HostNetwork]. A forward of a network of mode nat does not
 // listen: it conflicts with no listener, but takes the packets to its port.
 func (n *Networks) CheckHostPort(ctx context.Context, f vm.PortForward) error {
+	if err := n.checkHostAddress(f.HostAddress); err != nil {
+		return err
+	}
 	address := netip.AddrPortFrom(f.HostAddress, uint16(f.HostPort)).String()
 	err := tryListen(ctx, f.Protocol, address)
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EADDRINUSE):
-		return &vm.Fault{
-			Code:   vm.CodeInUse,
-			Detail: fmt.Sprintf("%s port %d is in use by a program of the host", f.Protocol, f.HostPort),
-			Hint:   "choose another host port",
-			Err:    err,
-		}
+		return n.portInUse(f, err)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return &vm.Fault{
-			Code:   vm.CodeInvalid,
-			Detail: fmt.Sprintf("the host has no address %s", f.HostAddress),
-			Err:    err,
-			Fields: []vm.FieldFault{{
-				Field:  "/host_address",
-				Detail: "must be an address of the host, or 0.0.0.0",
-			}},
-		}
+		return notOfHost(f.HostAddress, err)
 	case errors.Is(err, os.ErrPermission):
 		return &vm.Fault{
 			Code:   vm.CodeInvalid,
@@ -59,6 +50,58 @@ func (n *Networks) CheckHostPort(ctx context.Context, f vm.PortForward) error {
 		}
 	}
 	return unavailable(err, "listen on %s", address)
+}
+
+// checkHostAddress returns a fault if a port cannot be forwarded on an address: the kernel lets
+// programs listen on broadcast addresses, too.
+func (n *Networks) checkHostAddress(a netip.Addr) error {
+	if a.IsUnspecified() || a.IsLoopback() || n.links == nil {
+		return nil
+	}
+	addrs, err := n.links.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return unavailable(err, "list the host's addresses")
+	}
+	broadcast := false
+	for _, has := range addrs {
+		p := addressOf(has)
+		if p.Addr() == a {
+			return nil
+		}
+		broadcast = broadcast || has.Broadcast.Equal(a.AsSlice()) || p.Bits() < 31 && p.Masked().Addr() == a
+	}
+	if other, err := getSysctl("ipv4/ip_nonlocal_bind"); err == nil && other == "1" && !broadcast {
+		return nil // an address that moves between hosts
+	}
+	return notOfHost(a, nil)
+}
+
+func notOfHost(a netip.Addr, err error) error {
+	return &vm.Fault{
+		Code:   vm.CodeInvalid,
+		Detail: fmt.Sprintf("the host has no address %s", a),
+		Err:    err,
+		Fields: []vm.FieldFault{{Field: "/host_address", Detail: "must be an address of the host, or 0.0.0.0"}},
+	}
+}
+
+// portInUse returns the fault of a port that a program listens on.
+func (n *Networks) portInUse(f vm.PortForward, err error) error {
+	n.mu.Lock()
+	l, program, found := n.listener(f)
+	n.mu.Unlock()
+	fault := &vm.Fault{Code: vm.CodeInUse, Hint: "choose another host port", Err: err}
+	switch {
+	case !found || program == "":
+		program = "a program of the host"
+	case program == "vmand itself" && l.bound != 0:
+		program = "vmand itself, which serves DHCP and DNS to guests"
+		if l.port == 53 {
+			fault.Hint = "forward the port on one address of the host with host_address, or choose another host port"
+		}
+	}
+	fault.Detail = fmt.Sprintf("%s port %d is in use by %s", f.Protocol, f.HostPort, program)
+	return fault
 }
 
 // tryListen listens on an address and stops at once.

@@ -53,7 +53,7 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 		}
 		return p.survey, ctx.Err()
 	}
-	defer n.endRemovedFlows()
+	defer n.endFlows()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	w.Networks = slices.Clone(w.Networks)
@@ -89,6 +89,7 @@ func (n *Networks) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.
 	}
 	p.removeLeftovers(w)
 	p.learnAddresses(w)
+	p.survey.Problems = append(p.problems(ctx, w.Networks...), p.forwardProblems(w.VMs)...)
 	return p.survey, ctx.Err()
 }
 

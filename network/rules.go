@@ -20,6 +20,8 @@ var (
 const (
 	setBridges  = "bridges"  // interface: vmand's bridges
 	setNAT      = "nat"      // interface: bridges with guests that reach the outside
+	setServed   = "served"   // interface . IPv4 address . UDP port: servers that read requests from frames
+	setServed6  = "served6"  // interface . IPv6 address . UDP port
 	setWithin   = "within"   // interface . interface: a bridge and itself, if its guests reach one another
 	setSubnets  = "subnets"  // IPv4 ranges that are masqueraded
 	setSubnets6 = "subnets6" // IPv6 ranges that are masqueraded
@@ -52,6 +54,8 @@ func setSpecs() []setSpec {
 	return []setSpec{
 		{table: inetTable, name: setBridges, key: of{ifn}},
 		{table: inetTable, name: setNAT, key: of{ifn}},
+		{table: inetTable, name: setServed, key: of{ifn, ip, port}},
+		{table: inetTable, name: setServed6, key: of{ifn, ip6, port}},
 		{table: inetTable, name: setWithin, key: of{ifn, ifn}},
 		{table: inetTable, name: setSubnets, key: of{ip}, interval: true},
 		{table: inetTable, name: setSubnets6, key: of{ip6}, interval: true},
@@ -117,11 +121,24 @@ func inetChains() []chainSpec {
 	raw := []ruleSpec{
 		{"guests do not reach the host's loopback", all(iifname(), in(setBridges), v4, loopback, drop())},
 	}
+	// The servers have read these already, and a firewall that rejects them would tell the
+	// guest. With br_netfilter the hook prerouting would be too early.
+	input := []ruleSpec{
+		{"requests to vmand's servers", all(
+			v4, protocol(unix.IPPROTO_UDP), iifname(), netField(16, 4, regAfter), transportField(2, 2, regAfter+1),
+			in(setServed), drop(),
+		)},
+		{"IPv6 requests to vmand's servers", all(
+			family(unix.NFPROTO_IPV6), protocol(unix.IPPROTO_UDP), iifname(), netField(24, 16, regAfter),
+			transportField(2, 2, regAfter+4), in(setServed6), drop(),
+		)},
+	}
 	pre, out := nftables.ChainHookPrerouting, nftables.ChainHookOutput
 	post, forward := nftables.ChainHookPostrouting, nftables.ChainHookForward
 	filter, nat := nftables.ChainTypeFilter, nftables.ChainTypeNAT
 	return []chainSpec{
 		{inetTable, "raw", filter, pre, priorityRaw, raw},
+		{inetTable, "input", filter, nftables.ChainHookInput, priorityRaw, input},
 		{inetTable, "prerouting", nat, pre, priorityDNAT, dnat},
 		{inetTable, "output", nat, out, priorityDNAT, dnat},
 		{inetTable, "postrouting", nat, post, prioritySNAT, postroutingRules()},

@@ -21,6 +21,7 @@ type server interface {
 // servers holds the servers of one network. A nil server does not run.
 type servers struct {
 	record      vm.Network // the servers follow it
+	failed      error      // why a server does not run
 	bridgeIndex int        // servers do not survive the replacement of their bridge
 	dhcp        *dhcp.Server
 	dns         *dns.Server
@@ -53,8 +54,11 @@ func (s *servers) close(log *slog.Logger) {
 // fault returns why a server does not serve on the bridge, or nil if all serve. The
 // receiver may be nil.
 func (s *servers) fault(bridgeIndex int) error {
-	if s == nil || s.dhcp == nil || s.dns == nil || s.record.IPv6.IsValid() && s.ndp == nil {
-		return errors.New("not all of DHCP, DNS and router advertisements are served")
+	if s == nil {
+		return errors.New("DHCP and DNS are not served")
+	}
+	if s.failed != nil {
+		return s.failed
 	}
 	if s.bridgeIndex != bridgeIndex {
 		return errors.New("DHCP and DNS are served on a bridge that was replaced")
@@ -104,9 +108,8 @@ func (s *servers) start(n *Networks) error {
 	log := n.log.With("network", nw.Name)
 	var faults []error
 	fail := func(protocol, find string, err error) {
-		f := unavailable(err, "serve %s on network %s", protocol, nw.Name)
-		f.Hint = "find the program that has the port and keep it off " + nw.Bridge + ": " + find
-		faults = append(faults, f)
+		faults = append(faults, unavailable(err, "%s of network %s is not served: find the program that has "+
+			"the port and keep it off %s: %s", protocol, nw.Name, nw.Bridge, find))
 	}
 	dnsmasq := " (dnsmasq: except-interface=" + nw.Bridge + ", bind-dynamic)"
 	var err error
@@ -133,5 +136,6 @@ func (s *servers) start(n *Networks) error {
 			fail("router advertisements", "ip -6 address show dev "+nw.Bridge, err)
 		}
 	}
-	return errors.Join(faults...)
+	s.failed = errors.Join(faults...)
+	return s.failed
 }

@@ -1,15 +1,12 @@
 package network
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os/exec"
 	"slices"
-	"strings"
+	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 
 	"vmand/vm"
@@ -18,11 +15,11 @@ import (
 // Status implements [vm.HostNetwork].
 func (n *Networks) Status(ctx context.Context, nw vm.Network) vm.NetworkStatus {
 	var s vm.NetworkStatus
-	problem := func(fix, format string, args ...any) {
-		s.Problems = append(s.Problems, vm.NetworkProblem{Detail: fmt.Sprintf(format, args...), Fix: fix})
-	}
 	if ctx.Err() != nil {
 		return s
+	}
+	problem := func(fix, format string, args ...any) {
+		s.Problems = append(s.Problems, problemOf(vm.ProblemBlocked, nw, fix, format, args...))
 	}
 	if nw.Mode == vm.NetworkUser {
 		if _, err := exec.LookPath(n.o.Passt); err != nil && !nw.Restrict {
@@ -47,23 +44,100 @@ func (n *Networks) Status(ctx context.Context, nw vm.Network) vm.NetworkStatus {
 	} else {
 		s.Interfaces = interfacesOf(bridge, links)
 	}
-	leases, fault := n.served(nw, bridge)
-	s.Leases = leases
-	if fault != nil {
-		problem("find the program that has the ports: ss -lnp 'sport = 53 or sport = 67'", "%v", fault)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if serving := n.serving[nw.Name]; serving != nil && serving.dhcp != nil {
+		s.Leases = serving.dhcp.Leases()
+	}
+	if serving := n.serving[nw.Name]; serving != nil && serving.dns != nil {
+		_, s.DNSLimited = serving.dns.LimitedSince(time.Now())
+	}
+	if err := n.unserved(nw, bridge); err != nil {
+		problem("find the program that has the ports: ss -lnp 'sport = 53 or sport = 67'", "%v", err)
 	}
 	if on, err := getSysctl(forward4); nw.Mode == vm.NetworkNAT && err == nil && on != "1" {
 		problem("sysctl -w net.ipv4.ip_forward=1",
 			"the host does not forward packets: net.ipv4.ip_forward is %s", on)
 	}
-	if nw.Mode == vm.NetworkNAT || bridgedFramesFiltered() {
-		found, err := forwardDrops(nw.Bridge)
-		if err != nil {
-			problem("", "the host's firewall cannot be read: %v", err)
-		}
-		s.Problems = append(s.Problems, found...)
-	}
+	s.Problems = append(s.Problems, n.problems(ctx, nw)...)
 	return s
+}
+
+// Served returns nil if DHCP, DNS and router advertisements of a network are served, or need
+// not be. Otherwise it returns the reason.
+func (n *Networks) Served(nw vm.Network) error {
+	if n.mode == ModeUser || !nw.Mode.Managed() {
+		return nil
+	}
+	bridge, err := n.activeBridge(nw)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.unserved(nw, bridge)
+}
+
+// unserved returns why one of the servers of a network does not serve, or nil if all
+// serve. bridge may be nil. It must be called with mu held.
+func (n *Networks) unserved(nw vm.Network, bridge netlink.Link) error {
+	if !nw.Mode.Managed() || bridge == nil {
+		return nil
+	}
+	return n.serving[nw.Name].fault(bridge.Attrs().Index)
+}
+
+func problemOf(kind vm.ProblemKind, nw vm.Network, fix, format string, args ...any) vm.NetworkProblem {
+	return vm.NetworkProblem{
+		Kind:     kind,
+		Resource: vm.NetworkResource(nw.Name),
+		Detail:   fmt.Sprintf(format, args...),
+		Fix:      fix,
+	}
+}
+
+// problems returns the states of the host that keep networks from working and that a pass does
+// not repair. It must be called with mu held.
+func (n *Networks) problems(ctx context.Context, networks ...vm.Network) (found []vm.NetworkProblem) {
+	unread := n.readUsed()
+	for _, nw := range networks {
+		if nw.Mode == vm.NetworkUser {
+			continue
+		}
+		blocked, err := n.firewallProblems(nw)
+		if err != nil {
+			found = append(found, problemOf(vm.ProblemBlocked, nw, "", "the host's firewall cannot be read: %v", err))
+		}
+		if unread != nil {
+			found = append(found, problemOf(vm.ProblemOverlap, nw, "", "the host's routes cannot be read: %v", unread))
+		}
+		found = slices.Concat(found, blocked, n.overlaps(nw), n.dnsProblems(ctx, nw))
+	}
+	return found
+}
+
+// limitedFor is how long a query that met a limit is a problem.
+const limitedFor = 5 * time.Minute
+
+// dnsProblems returns a problem for each of the guests that met a limit of the DNS server
+// most often. It must be called with mu held.
+func (n *Networks) dnsProblems(ctx context.Context, nw vm.Network) (found []vm.NetworkProblem) {
+	const most = 3
+	s := n.serving[nw.Name]
+	if s == nil || s.dns == nil {
+		return nil
+	}
+	clients, _ := s.dns.LimitedSince(time.Now().Add(-limitedFor))
+	for _, c := range clients[:min(len(clients), most)] {
+		who := "the client " + c.Client.String()
+		if l, err := n.o.Directory.LeaseByIP(ctx, nw.Name, c.Client); err == nil {
+			who = fmt.Sprintf("VM %s (%s)", l.VMID, c.Client)
+		}
+		found = append(found, problemOf(vm.ProblemDNS, nw,
+			"reduce its queries, or give the guests other servers with dns of the network",
+			"%d DNS queries of %s were not answered: it sends more at once than vmand forwards", c.Count, who))
+	}
+	return found
 }
 
 // interfacesOf returns the names of a bridge and, in order, of the taps on it.
@@ -78,119 +152,9 @@ func interfacesOf(bridge netlink.Link, links []netlink.Link) []string {
 	return names
 }
 
-// served returns the leases that DHCP has confirmed on a network, and why one of its
-// servers does not serve. bridge may be nil.
-func (n *Networks) served(nw vm.Network, bridge netlink.Link) (leases map[string]vm.Lease, fault error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	serving := n.serving[nw.Name]
-	if serving != nil && serving.dhcp != nil {
-		leases = serving.dhcp.Leases()
-	}
-	if nw.Mode.Managed() && bridge != nil {
-		fault = serving.fault(bridge.Attrs().Index)
-	}
-	return leases, fault
-}
-
 // bridgedFramesFiltered reports whether br_netfilter passes the frames within a bridge to
 // the firewall.
 func bridgedFramesFiltered() bool {
 	on, err := getSysctl("bridge/bridge-nf-call-iptables")
 	return err == nil && on == "1"
-}
-
-// forwardDrops returns a problem for each foreign chain that drops forwarded packets and
-// has no rule for the bridge. An accept in vmand's tables does not override such a drop.
-func forwardDrops(bridgeName string) ([]vm.NetworkProblem, error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, err
-	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return nil, err
-	}
-	var found []vm.NetworkProblem
-	for _, c := range chains {
-		if !dropsForwarded(c) {
-			continue
-		}
-		known, err := hasRuleFor(conn, chains, c.Table, bridgeName)
-		if err != nil {
-			return nil, err
-		}
-		if known {
-			continue
-		}
-		program, fix := advice(c, chains, bridgeName)
-		found = append(found, vm.NetworkProblem{
-			Detail: fmt.Sprintf("%s drops forwarded packets of guests on %s (chain %s of the nftables table %s)",
-				program, bridgeName, c.Name, c.Table.Name),
-			Fix: fix,
-		})
-	}
-	return found, nil
-}
-
-// dropsForwarded reports whether a chain of another program drops forwarded packets by
-// default.
-func dropsForwarded(c *nftables.Chain) bool {
-	family := c.Table.Family
-	return c.Table.Name != tableName && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
-		(family == nftables.TableFamilyIPv4 || family == nftables.TableFamilyINet) &&
-		(c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop || c.Table.Name == "firewalld")
-}
-
-// hasRuleFor reports whether a rule of a table compares with the name of an interface.
-func hasRuleFor(conn *nftables.Conn, chains []*nftables.Chain, t *nftables.Table, name string) (bool, error) {
-	for _, c := range chains {
-		if c.Table.Name != t.Name || c.Table.Family != t.Family {
-			continue
-		}
-		rules, err := conn.GetRules(t, c)
-		if err != nil {
-			return false, err
-		}
-		for _, r := range rules {
-			for _, e := range r.Exprs {
-				if cmp, ok := e.(*expr.Cmp); ok && string(bytes.TrimRight(cmp.Data, "\x00")) == name {
-					return true, nil
-				}
-			}
-		}
-	}
-	return false, nil
-}
-
-// advice returns the program that a chain belongs to, and the command that makes it
-// accept the packets of a bridge.
-func advice(c *nftables.Chain, chains []*nftables.Chain, bridgeName string) (program, fix string) {
-	hasChain := func(prefix string) bool {
-		return slices.ContainsFunc(chains, func(other *nftables.Chain) bool {
-			return other.Table.Name == c.Table.Name && other.Table.Family == c.Table.Family &&
-				strings.HasPrefix(other.Name, prefix)
-		})
-	}
-	bothWays := func(format string) string {
-		return fmt.Sprintf(format, "-i", bridgeName) + " && " + fmt.Sprintf(format, "-o", bridgeName)
-	}
-	switch {
-	case c.Table.Name == "firewalld":
-		const command = "firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload"
-		return "firewalld", fmt.Sprintf(command, bridgeName)
-	case hasChain("DOCKER-USER"):
-		return "Docker", bothWays("iptables -I DOCKER-USER %s %s -j ACCEPT")
-	case hasChain("ufw-"):
-		return "ufw", fmt.Sprintf("ufw route allow in on %s && ufw route allow out on %s", bridgeName, bridgeName)
-	case c.Table.Name == "filter" && c.Name == "FORWARD":
-		return "iptables", bothWays("iptables -I FORWARD %s %s -j ACCEPT")
-	}
-	family := "ip"
-	if c.Table.Family == nftables.TableFamilyINet {
-		family = "inet"
-	}
-	rule := fmt.Sprintf("nft insert rule %s %s %s", family, c.Table.Name, c.Name)
-	return "the host's firewall",
-		fmt.Sprintf("%s iifname %s accept && %s oifname %s accept", rule, bridgeName, rule, bridgeName)
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
@@ -19,12 +21,12 @@ func (n *Networks) FreeSubnet(
 	if err := ctx.Err(); err != nil {
 		return netip.Prefix{}, "", err
 	}
-	used, err := n.usedSubnets("")
+	used, err := n.usedSubnets()
 	if err != nil {
 		return netip.Prefix{}, "", err
 	}
 	for _, p := range taken {
-		used = append(used, usedSubnet{p.Masked(), "another network has " + p.String()})
+		used = append(used, usedSubnet{p.Masked(), "", "another network has " + p.String()})
 	}
 	free, why, ok := freeSubnet(wanted, used)
 	if !ok {
@@ -33,34 +35,47 @@ func (n *Networks) FreeSubnet(
 	return free, why, nil
 }
 
-// A usedSubnet is a subnet in use, and its user in words.
+// A usedSubnet is a subnet in use.
 type usedSubnet struct {
 	netip.Prefix
-	by string
+	link string // the interface; empty if there is none, or several
+	by   string // the user in words
 }
 
-// usedSubnets returns the subnets of the host's routes and addresses. It leaves out the
-// default routes, and those of the interface exceptLink if that is not empty.
-func (n *Networks) usedSubnets(exceptLink string) ([]usedSubnet, error) {
+// usedSubnets returns the subnets of the host's routes, in all routing tables, and of its
+// addresses. It leaves out default routes, and the tables of VRFs: those are networks of
+// their own.
+func (n *Networks) usedSubnets() ([]usedSubnet, error) {
 	if n.links == nil {
 		return nil, nil
 	}
-	names, err := n.linkNames()
+	names, tablesOfVRFs, err := n.linkNames()
 	if err != nil {
 		return nil, err
 	}
-	routes, err := n.links.RouteList(nil, netlink.FAMILY_ALL)
+	var used []usedSubnet
+	every := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+	err = n.links.RouteListFilteredIter(netlink.FAMILY_ALL, every, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+		p, ok := prefixOf(r.Dst)
+		if ok && !isDefault(p) && r.Table != unix.RT_TABLE_LOCAL && !tablesOfVRFs[r.Table] {
+			link := names[r.LinkIndex]
+			used = append(used, usedSubnet{p, link, "the host has a route to " + p.String() + ofRoute(r, link)})
+		}
+		return true
+	})
 	if err != nil {
 		return nil, unavailable(err, "list the host's routes")
 	}
-	excepted := func(index int) bool { return exceptLink != "" && names[index] == exceptLink }
-	var used []usedSubnet
-	for _, r := range routes {
+	rules, err := n.links.RuleList(netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, unavailable(err, "list the host's routing rules")
+	}
+	for _, r := range rules {
 		p, ok := prefixOf(r.Dst)
-		if !ok || p.Bits() == 0 || excepted(r.LinkIndex) {
-			continue
+		if ok && !isDefault(p) && !r.Invert && r.Table != unix.RT_TABLE_MAIN && r.Table != unix.RT_TABLE_LOCAL {
+			by := fmt.Sprintf("the host has a rule that looks up %s in the routing table %d", p, r.Table)
+			used = append(used, usedSubnet{p, "", by})
 		}
-		used = append(used, usedSubnet{p, fmt.Sprintf("the host has a route to %s on %s", p, names[r.LinkIndex])})
 	}
 	addrs, err := n.links.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -68,26 +83,49 @@ func (n *Networks) usedSubnets(exceptLink string) ([]usedSubnet, error) {
 	}
 	for _, a := range addrs {
 		p, ok := prefixOf(a.IPNet)
-		if !ok || excepted(a.LinkIndex) {
+		if !ok {
 			continue
 		}
-		by := fmt.Sprintf("the host has the address %s on %s", a.IPNet, names[a.LinkIndex])
-		used = append(used, usedSubnet{p, by})
+		link := names[a.LinkIndex]
+		used = append(used, usedSubnet{p, link, fmt.Sprintf("the host has the address %s on %s", a.IPNet, link)})
 	}
 	return used, nil
 }
 
-// linkNames returns the names of the host's interfaces by index.
-func (n *Networks) linkNames() (map[int]string, error) {
+// isDefault reports whether a route to p is a default route. Some VPNs have one in halves:
+// 0.0.0.0/1 and 128.0.0.0/1, or 2000::/3.
+func isDefault(p netip.Prefix) bool {
+	return p.Bits() <= 1 || p.Addr().Is6() && p.Bits() <= 3
+}
+
+// ofRoute returns the interface of a route and, unless it is the main one, its table, in
+// words.
+func ofRoute(r netlink.Route, link string) string {
+	where := ""
+	if link != "" {
+		where = " on " + link
+	}
+	if r.Table != unix.RT_TABLE_MAIN {
+		where += fmt.Sprintf(" in the routing table %d", r.Table)
+	}
+	return where
+}
+
+// linkNames returns the names of the host's interfaces by index, and the routing tables of
+// VRFs.
+func (n *Networks) linkNames() (names map[int]string, tablesOfVRFs map[int]bool, err error) {
 	links, err := n.links.LinkList()
 	if err != nil {
-		return nil, unavailable(err, "list the host's interfaces")
+		return nil, nil, unavailable(err, "list the host's interfaces")
 	}
-	names := make(map[int]string, len(links))
+	names, tablesOfVRFs = make(map[int]string, len(links)), map[int]bool{}
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
+		if vrf, ok := l.(*netlink.Vrf); ok {
+			tablesOfVRFs[int(vrf.Table)] = true
+		}
 	}
-	return names, nil
+	return names, tablesOfVRFs, nil
 }
 
 // prefixOf returns the subnet of n. It is not ok for link-local and multicast addresses.
@@ -106,22 +144,23 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 // freeSubnet returns wanted, or the first private /24 that overlaps none of used and the
 // reason why it is not wanted. It is not ok if there is none.
 func freeSubnet(wanted netip.Prefix, used []usedSubnet) (free netip.Prefix, why string, ok bool) {
-	by, collides := collision(wanted, used)
+	by, collides := collision(wanted, used, "")
 	if !collides {
 		return wanted, "", true
 	}
 	for candidate := range privateSubnets {
-		if _, collides := collision(candidate, used); !collides {
+		if _, collides := collision(candidate, used, ""); !collides {
 			return candidate, fmt.Sprintf("%s is in use: %s", wanted, by), true
 		}
 	}
 	return netip.Prefix{}, "", false
 }
 
-// collision returns the user of a subnet that p overlaps, in words.
-func collision(p netip.Prefix, used []usedSubnet) (by string, collides bool) {
+// collision returns the user of a subnet that p overlaps, in words. It leaves out the subnets
+// of the interface exceptLink if that is not empty.
+func collision(p netip.Prefix, used []usedSubnet, exceptLink string) (by string, collides bool) {
 	for _, u := range used {
-		if u.Overlaps(p) {
+		if u.Overlaps(p) && (exceptLink == "" || u.link != exceptLink) {
 			return u.by, true
 		}
 	}
@@ -173,7 +212,7 @@ func (n *Networks) Admit(ctx context.Context, nw vm.Network) error {
 		}
 		exceptLink = nw.Bridge // left by an interrupted creation or deletion of the network
 	}
-	used, err := n.usedSubnets(exceptLink)
+	used, err := n.usedSubnets()
 	if err != nil {
 		return err
 	}
@@ -181,13 +220,58 @@ func (n *Networks) Admit(ctx context.Context, nw vm.Network) error {
 		if !p.IsValid() {
 			continue
 		}
-		if by, collides := collision(p, used); collides {
+		if by, collides := collision(p, used, exceptLink); collides {
 			return &vm.Fault{
 				Code:   vm.CodeInUse,
 				Detail: fmt.Sprintf("the subnet %s cannot be used: %s", p, by),
 				Hint:   "choose another subnet",
 			}
 		}
+	}
+	return nil
+}
+
+// A subnetCache holds the used subnets of the host for the problems of networks. A host with
+// a million routes would keep vmand reading: if a read took longer than slowRead, the next one
+// waits for rereadFactor times as long.
+type subnetCache struct {
+	used []usedSubnet
+	next time.Time // when they may be read again
+}
+
+// overlaps returns a problem if a route or an address of the host overlaps the subnets of a
+// network. It must be called with mu held.
+func (n *Networks) overlaps(nw vm.Network) []vm.NetworkProblem {
+	if !nw.Mode.Managed() {
+		return nil
+	}
+	for _, p := range []netip.Prefix{nw.Subnet, nw.IPv6} {
+		if !p.IsValid() {
+			continue
+		}
+		if by, collides := collision(p, n.used.used, nw.Bridge); collides {
+			return []vm.NetworkProblem{problemOf(vm.ProblemOverlap, nw,
+				"remove the route, or move the VMs to a network with another subnet",
+				"%s, which overlaps the subnet %s of network %s: packets to and from guests may go there", by, p, nw.Name)}
+		}
+	}
+	return nil
+}
+
+// readUsed reads the used subnets of the host, unless that takes too long to do it again. It
+// must be called with mu held.
+func (n *Networks) readUsed() error {
+	began := time.Now()
+	if began.Before(n.used.next) {
+		return nil
+	}
+	used, err := n.usedSubnets()
+	if err != nil {
+		return err
+	}
+	n.used = subnetCache{used: used}
+	if took := time.Since(began); took > slowRead {
+		n.used.next = time.Now().Add(took * rereadFactor)
 	}
 	return nil
 }

@@ -1,10 +1,13 @@
 package network
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netlink"
 
 	"vmand/vm"
 )
@@ -12,7 +15,7 @@ import (
 func TestAFreeSubnetOverlapsNothing(t *testing.T) {
 	used := func(prefixes ...string) (all []usedSubnet) {
 		for _, p := range prefixes {
-			all = append(all, usedSubnet{netip.MustParsePrefix(p), "the host has a route to " + p})
+			all = append(all, usedSubnet{netip.MustParsePrefix(p), "", "the host has a route to " + p})
 		}
 		return all
 	}
@@ -55,6 +58,92 @@ func TestSubnetsOfTheHostsRoutesAreNotFree(t *testing.T) {
 	}
 }
 
+// addRoute adds a route on an interface, in a routing table.
+func addRoute(t testing.TB, to, name string, table int) *netlink.Route {
+	t.Helper()
+	_, dst, err := net.ParseCIDR(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &netlink.Route{Dst: dst, LinkIndex: link(t, name).Attrs().Index, Table: table, Scope: netlink.SCOPE_LINK}
+	if err := netlink.RouteAdd(r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestRoutesOfAllTablesAreLookedAtWhenANetworkIsMade(t *testing.T) {
+	n := newHost(t)
+	newOutside(t)
+	nw := natNetwork()
+	addRoute(t, "0.0.0.0/1", "up0", 0) // a VPN that takes all traffic
+	addRoute(t, "128.0.0.0/1", "up0", 100)
+	if err := n.Admit(t.Context(), nw); err != nil {
+		t.Fatalf("Admit with halves of a default route: %v", err)
+	}
+	addRoute(t, "192.168.0.0/16", "up0", 100)
+	err := n.Admit(t.Context(), nw)
+	if codeOf(err) != vm.CodeInUse || !strings.Contains(err.Error(), "on up0 in the routing table 100") {
+		t.Errorf("Admit with a route in another table: %v", err)
+	}
+	rule := netlink.NewRule()
+	rule.Table, rule.Priority = 200, 50
+	if _, rule.Dst, err = net.ParseCIDR("10.9.0.0/16"); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.RuleAdd(rule); err != nil {
+		t.Fatal(err)
+	}
+	ruled := nw
+	ruled.Subnet, ruled.Gateway = netip.MustParsePrefix("10.9.1.0/24"), addr("10.9.1.1")
+	if err := n.Admit(t.Context(), ruled); err == nil || !strings.Contains(err.Error(), "looks up 10.9.0.0/16") {
+		t.Errorf("Admit with a routing rule for the subnet: %v", err)
+	}
+	free, why, err := n.FreeSubnet(t.Context(), nw.Subnet, nil)
+	if err != nil || free.Overlaps(netip.MustParsePrefix("192.168.0.0/16")) || !strings.Contains(why, "table 100") {
+		t.Errorf("FreeSubnet = %s, %q, %v", free, why, err)
+	}
+}
+
+func TestARouteOverASubnetThatAppearsLaterIsReported(t *testing.T) {
+	for _, c := range []struct {
+		name, to string
+		table    int
+	}{
+		{"the whole subnet", "192.168.100.0/24", 100},
+		{"a part of the subnet", "192.168.100.128/25", 0},
+		{"a larger network", "192.168.0.0/16", 0},
+		{"the IPv6 subnet", "fd00:64::/48", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newHost(t)
+			newOutside(t)
+			nw := natNetwork()
+			up(t, n, nw)
+			w := vm.Wanted{Networks: []vm.Network{nw}}
+			settledPass(t, n, w)
+			if s := n.Status(t.Context(), nw); len(s.Problems) != 0 {
+				t.Fatalf("problems before: %+v", s.Problems)
+			}
+			r := addRoute(t, c.to, "up0", c.table)
+			survey, err := n.Reconcile(t.Context(), w, true)
+			if err != nil || len(survey.Problems) != 1 || survey.Problems[0].Kind != vm.ProblemOverlap ||
+				!strings.Contains(survey.Problems[0].Detail, c.to+" on up0") {
+				t.Errorf("problems %+v, %v", survey.Problems, err)
+			}
+			if s := n.Status(t.Context(), nw); !slices.Equal(s.Problems, survey.Problems) {
+				t.Errorf("the status has the problems %+v", s.Problems)
+			}
+			if err := netlink.RouteDel(r); err != nil {
+				t.Fatal(err)
+			}
+			if s := n.Status(t.Context(), nw); len(s.Problems) != 0 {
+				t.Errorf("problems without the route: %+v", s.Problems)
+			}
+		})
+	}
+}
+
 func TestElementsFollowTheRecords(t *testing.T) {
 	nw := natNetwork()
 	v := guest("web", nw, 10)
@@ -83,6 +172,9 @@ func TestElementsFollowTheRecords(t *testing.T) {
 	bridge := string(ifname("vman0"))
 	wantNetwork := []element{
 		{set: setBridges, key: bridge},
+		{set: setServed, key: bridge + "\xc0\xa8\x64\x01" + "\x00\x35\x00\x00"},
+		{set: setServed, key: bridge + "\xc0\xa8\x64\x01" + "\x00\x43\x00\x00"},
+		{set: setServed6, key: bridge + string(addr("fd00:64::1").AsSlice()) + "\x00\x35\x00\x00"},
 		{set: setWithin, key: bridge + bridge},
 		{set: setNAT, key: bridge},
 		{set: setSubnets, key: "\xc0\xa8\x64\x00"},
@@ -94,7 +186,7 @@ func TestElementsFollowTheRecords(t *testing.T) {
 		t.Errorf("elements\n%+v\nwant\n%+v", got, wantNetwork)
 	}
 	nw.Mode, nw.IsolateVMs = vm.NetworkIsolated, true
-	if got := networkElements(nw); !slices.Equal(got, wantNetwork[:1]) {
+	if got := networkElements(nw); !slices.Equal(got, wantNetwork[:4]) {
 		t.Errorf("elements of an isolated network with isolated guests: %+v", got)
 	}
 }

@@ -180,7 +180,7 @@ func (n *Networks) configureTap(nw vm.Network, tap, bridge netlink.Link) error {
 			return fmt.Errorf("set its hairpin mode: %w", err)
 		}
 	}
-	if nw.VLAN != 0 {
+	if joins && nw.VLAN != 0 { // a change of the VLAN takes effect at the next start
 		if err := n.joinVLAN(tap, nw.VLAN); err != nil {
 			return err
 		}

@@ -7,19 +7,19 @@ import (
 	"vmand/vm"
 )
 
-// networks compares the networks on the host with the records, repairs the differences in
-// mode [RepairAuto], and returns the differences with the result of each repair.
+// networks compares the networks on the host with the records and repairs them. It returns
+// the differences and problems, each with its result.
 func (o *Observer) networks(ctx context.Context, vms []vm.VM) (plan []Action, results []result) {
 	repair := o.o.Repair == RepairAuto
-	drift, err := guard(o.log, func() ([]vm.Drift, error) { return o.nets.Reconcile(ctx, vms, repair) })
+	seen, err := guard(o.log, func() (vm.NetworkSurvey, error) { return o.nets.Reconcile(ctx, vms, repair) })
 	if err != nil {
-		drift = append(drift, vm.Drift{
+		seen.Drift = append(seen.Drift, vm.Drift{
 			Resource: vm.Resource{Kind: vm.NetworkKind},
 			Details:  "vmand cannot inspect the networks of the host",
 			Err:      err,
 		})
 	}
-	for _, d := range drift {
+	for _, d := range seen.Drift {
 		r := result{}
 		switch {
 		case d.Err != nil:
@@ -30,7 +30,27 @@ func (o *Observer) networks(ctx context.Context, vms []vm.VM) (plan []Action, re
 		plan = append(plan, Action{Type: NetworkDrift, Resource: d.Resource, Details: d.Details, Passes: 1})
 		results = append(results, r)
 	}
-	return plan, results
+	problems := problemActions(seen.Problems)
+	return append(plan, problems...), append(results, make([]result, len(problems))...)
+}
+
+// problemActions returns one action for the problems of each kind of a resource.
+func problemActions(problems []vm.NetworkProblem) (actions []Action) {
+	index := map[finding]int{}
+	for _, p := range problems {
+		details := p.Detail
+		if p.Fix != "" {
+			details += ": " + p.Fix
+		}
+		key := finding{IssueType(p.Kind), p.Resource}
+		if i, found := index[key]; found {
+			actions[i].Details += "; " + details
+			continue
+		}
+		index[key] = len(actions)
+		actions = append(actions, Action{Type: key.issue, Resource: p.Resource, Details: details, Passes: 1})
+	}
+	return actions
 }
 
 // nics plans for a VM with a NIC in a transitional state, or with NICs in QEMU that differ

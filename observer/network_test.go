@@ -50,6 +50,37 @@ func TestNetworkDriftIsReportedWithItsRepair(t *testing.T) {
 	}
 }
 
+func TestProblemsOfNetworksAreIssuesOnceForEachKind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.problems = []vm.NetworkProblem{
+			{Kind: vm.ProblemBlocked, Resource: vm.NetworkResource("vman0"), Detail: "INPUT drops", Fix: "iptables -I INPUT"},
+			{Kind: vm.ProblemBlocked, Resource: vm.NetworkResource("vman0"), Detail: "OUTPUT drops"},
+			{Kind: vm.ProblemConflict, Resource: vm.VMResource("a"), Detail: "another machine uses 192.0.2.1"},
+		}
+		o := New(Options{Interval: interval}, Deps{w, w, w, w, w, discard})
+		for range 2 {
+			o.pass(t.Context())
+		}
+		var got []string
+		for _, i := range o.Status().Issues {
+			got = append(got, string(i.Type)+" "+i.Resource.String()+" "+i.Details)
+		}
+		want := []string{
+			"network_blocked networks/vman0 INPUT drops: iptables -I INPUT; OUTPUT drops",
+			"address_conflict vms/a another machine uses 192.0.2.1",
+		}
+		if !slices.Equal(got, want) || len(w.events) != 2 {
+			t.Errorf("issues %q and %d events, want %q and one event for each", got, len(w.events), want)
+		}
+		w.problems = nil
+		o.pass(t.Context())
+		if issues := o.Status().Issues; len(issues) != 0 {
+			t.Errorf("issues of problems that are solved: %+v", issues)
+		}
+	})
+}
+
 func TestPlanNICs(t *testing.T) {
 	nic := func(slot int, s vm.NICState) vm.NIC { return vm.NIC{Slot: slot, Network: "vman0", State: s} }
 	tests := map[string]struct {

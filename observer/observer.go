@@ -76,9 +76,9 @@ type Restarter interface {
 
 // Networks compares the networks on the host with the records.
 type Networks interface {
-	// Reconcile compares the networks on the host with the records. vms are the active
-	// VMs. With repair it makes the host match the records.
-	Reconcile(ctx context.Context, vms []vm.VM, repair bool) ([]vm.Drift, error)
+	// Reconcile compares the networks on the host with the records, given the active VMs
+	// as recorded. With repair it makes the host match the records.
+	Reconcile(ctx context.Context, vms []vm.VM, repair bool) (vm.NetworkSurvey, error)
 }
 
 // Deps are the parts of vmand that an [Observer] uses. All are required.

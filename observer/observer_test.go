@@ -45,6 +45,7 @@ type world struct {
 	tellErr  error
 	news     chan struct{}
 	drift    []vm.Drift
+	problems []vm.NetworkProblem
 	driftErr error
 	foreign  int64            // incremented by change
 	light    int              // light passes among surveys
@@ -117,8 +118,8 @@ func (w *world) recorded(id string) vm.VM {
 	return w.vms[id]
 }
 
-// Reconcile returns the drift of the test, repaired if it has no error.
-func (w *world) Reconcile(_ context.Context, _ []vm.VM, repair bool) ([]vm.Drift, error) {
+// ReconcileNetworks finds what the test has said, and repairs what has no error.
+func (w *world) Reconcile(_ context.Context, _ []vm.VM, repair bool) (vm.NetworkSurvey, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.repairs = append(w.repairs, repair)
@@ -126,7 +127,7 @@ func (w *world) Reconcile(_ context.Context, _ []vm.VM, repair bool) ([]vm.Drift
 	for i := range drift {
 		drift[i].Repaired = repair && drift[i].Err == nil
 	}
-	return drift, w.driftErr
+	return vm.NetworkSurvey{Drift: drift, Problems: w.problems}, w.driftErr
 }
 
 // did returns the number of surveys, the settled resources, and the number of prunings.

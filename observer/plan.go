@@ -29,7 +29,7 @@ const (
 	OrphanImage           IssueType = "orphan_image"     // content belongs to no recorded image
 )
 
-// IssueTypes lists every type.
+// IssueTypes lists every type but those of networks, which are [vm.ProblemKinds].
 var IssueTypes = []IssueType{
 	VMStateMismatch,
 	OrphanProcess,

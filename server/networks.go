@@ -95,6 +95,7 @@ func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkReque
 		VLAN:       b.VLANID,
 		IsolateVMs: b.IsolateVMs,
 		Restrict:   b.Restrict,
+		Force:      value(b.Force),
 	}
 	if v6 := b.IPv6Subnet; v6 != nil && *v6 == "" {
 		e.IPv6 = &netip.Prefix{}
@@ -186,6 +187,7 @@ func apiNetworkDetails(r *vm.NetworkReport) *openapi.NetworkDetails {
 		UpdatedAt:  n.UpdatedAt,
 		Interfaces: append([]string{}, r.Status.Interfaces...),
 		Leases:     make([]openapi.Lease, len(r.Leases)),
+		DNSLimited: r.Status.DNSLimited,
 		Problems:   make([]openapi.NetworkProblem, len(r.Status.Problems)),
 	}
 	if r.Free >= 0 {

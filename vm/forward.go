@@ -34,7 +34,7 @@ func (f PortForward) Check() error {
 	if f.Protocol != TCP && f.Protocol != UDP {
 		return InvalidField("/protocol", "must be tcp or udp")
 	}
-	if a := f.HostAddress; !a.Is4() || a.IsMulticast() {
+	if a := f.HostAddress; !a.Is4() || a.IsMulticast() || a.As4()[0] >= 240 || a.As4()[0] == 0 && !a.IsUnspecified() {
 		return InvalidField("/host_address", "must be an IPv4 address of the host, or 0.0.0.0 for all of its addresses")
 	}
 	if f.HostPort < 1 || f.HostPort > 65535 {

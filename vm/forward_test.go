@@ -17,6 +17,8 @@ func TestPortForwardCheck(t *testing.T) {
 		{"another protocol", func(f *PortForward) { f.Protocol = "sctp" }, "/protocol"},
 		{"IPv6", func(f *PortForward) { f.HostAddress = netip.MustParseAddr("::1") }, "/host_address"},
 		{"multicast", func(f *PortForward) { f.HostAddress = netip.MustParseAddr("224.0.0.1") }, "/host_address"},
+		{"all hosts", func(f *PortForward) { f.HostAddress = netip.MustParseAddr("255.255.255.255") }, "/host_address"},
+		{"this network", func(f *PortForward) { f.HostAddress = netip.MustParseAddr("0.0.0.1") }, "/host_address"},
 		{"no host port", func(f *PortForward) { f.HostPort = 0 }, "/host_port"},
 		{"a large guest port", func(f *PortForward) { f.GuestPort = 65536 }, "/guest_port"},
 	} {

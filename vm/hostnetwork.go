@@ -62,8 +62,9 @@ type Wanted struct {
 
 // A NetworkSurvey is the result of [HostNetwork.Reconcile].
 type NetworkSurvey struct {
-	Drift   []Drift
-	Learned map[string][]LearnedAddress // by VM id: addresses that the host observed and vmand did not assign
+	Drift    []Drift
+	Problems []NetworkProblem
+	Learned  map[string][]LearnedAddress // by VM id: addresses that the host observed and vmand did not assign
 }
 
 // A Drift is a difference between the records and the host.
@@ -79,12 +80,34 @@ type NetworkStatus struct {
 	Interfaces []string // on the host: the bridge first, then the taps of the VMs
 	// Leases holds, by MAC, the leases that DHCP acknowledged since the start of the daemon.
 	// Only Acked and Expires are set.
-	Leases   map[string]Lease
-	Problems []NetworkProblem
+	Leases map[string]Lease
+	// DNSLimited is the number of DNS queries that were not answered because of a limit, since
+	// the start of the daemon.
+	DNSLimited int64
+	Problems   []NetworkProblem
 }
 
-// A NetworkProblem is a state of the host that prevents a network from working.
+// A ProblemKind is the stable name of a kind of problem. It is the type of the issue that the
+// observer reports.
+type ProblemKind string
+
+// The kinds of problems.
+const (
+	ProblemBlocked  ProblemKind = "network_blocked"  // packets of guests do not reach their destination
+	ProblemOverlap  ProblemKind = "network_overlap"  // a route of the host leads into the subnet of a network
+	ProblemForward  ProblemKind = "forward_blocked"  // a port forward takes connections from a program, or gets none
+	ProblemDNS      ProblemKind = "dns_limited"      // DNS queries of a guest are not answered, because of a limit
+	ProblemConflict ProblemKind = "address_conflict" // another machine uses the address of a guest
+)
+
+// ProblemKinds lists every kind.
+var ProblemKinds = []ProblemKind{ProblemBlocked, ProblemOverlap, ProblemForward, ProblemDNS, ProblemConflict}
+
+// A NetworkProblem is a state of the host or of a guest that prevents a network from working.
+// vmand does not repair it: the operator does.
 type NetworkProblem struct {
-	Detail string
-	Fix    string // the solution, as a command if possible
+	Kind     ProblemKind
+	Resource Resource // a network or a VM
+	Detail   string
+	Fix      string // the solution, as a command if possible
 }

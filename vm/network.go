@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"net/netip"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ const (
 	minMTU     = 576  // bytes: every IPv4 host accepts it (RFC 791)
 	minMTUIPv6 = 1280 // bytes (RFC 8200)
 	maxMTU     = 9216 // bytes
+	usualMTU   = 1500 // bytes: of a network without a setting
 	maxServers = 8
 	maxRoutes  = 32
 	maxDomain  = 200 // characters; leaves room for the id of a VM
@@ -305,14 +307,17 @@ type NetworkEdits struct {
 	// Subnet, Gateway and IPv6 can change only while no NIC is on the network. A new Subnet
 	// without a Gateway sets the gateway to [Network.DefaultGateway]. A zero IPv6 removes the
 	// IPv6 subnet.
-	Subnet               *netip.Prefix
-	Gateway              *netip.Addr
-	IPv6                 *netip.Prefix
-	DNS, NTP             *[]netip.Addr
-	Routes               *[]Route
-	Domain               *string
-	MTU, VLAN            *int // running VMs apply them at their next start
+	Subnet   *netip.Prefix
+	Gateway  *netip.Addr
+	IPv6     *netip.Prefix
+	DNS, NTP *[]netip.Addr
+	Routes   *[]Route
+	Domain   *string
+	// Running VMs do not follow a change of MTU, VLAN and Restrict before their next start. Such
+	// a change requires Force while VMs run on the network.
+	MTU, VLAN            *int
 	IsolateVMs, Restrict *bool
+	Force                bool
 }
 
 // Apply copies the fields of e to n without checking them; see [Network.Check]. It reports
@@ -336,6 +341,21 @@ func (e NetworkEdits) Apply(n *Network) (addressesChanged bool) {
 	set(&n.IsolateVMs, e.IsolateVMs)
 	set(&n.Restrict, e.Restrict)
 	return n.Subnet != old.Subnet || n.Gateway != old.Gateway || n.IPv6 != old.IPv6
+}
+
+// NotFollowed returns the JSON pointer of a setting that differs between n and changed and that
+// running VMs do not follow, and its effect on them in words. The field is empty if there is
+// none.
+func (n Network) NotFollowed(changed Network) (field, effect string) {
+	switch {
+	case cmp.Or(n.MTU, usualMTU) != cmp.Or(changed.MTU, usualMTU):
+		return "/mtu", "their packets of the old size would be lost"
+	case n.VLAN != changed.VLAN:
+		return "/vlan_id", "they stay in the old VLAN until their next start"
+	case n.Restrict != changed.Restrict:
+		return "/restrict", "they keep the old setting until their next start"
+	}
+	return "", ""
 }
 
 // A Lease maps a NIC to its addresses on a network.

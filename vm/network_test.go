@@ -196,3 +196,23 @@ func TestAddressesOfANetwork(t *testing.T) {
 		t.Errorf("DefaultGateway = %s", got)
 	}
 }
+
+func TestRunningVMsDoNotFollowThreeSettings(t *testing.T) {
+	for _, c := range []struct {
+		change func(*Network)
+		want   string
+	}{
+		{func(n *Network) {}, ""},
+		{func(n *Network) { n.MTU = 1500 }, ""}, // 0 is 1500
+		{func(n *Network) { n.MTU = 1400 }, "/mtu"},
+		{func(n *Network) { n.VLAN = 7 }, "/vlan_id"},
+		{func(n *Network) { n.Restrict = true }, "/restrict"},
+		{func(n *Network) { n.IsolateVMs, n.Domain = true, "x" }, ""},
+	} {
+		changed := natNetwork()
+		c.change(&changed)
+		if field, _ := natNetwork().NotFollowed(changed); field != c.want {
+			t.Errorf("NotFollowed = %q, want %q", field, c.want)
+		}
+	}
+}

@@ -124,9 +124,9 @@ func (s *Server) Update(nw vm.Network) {
 // serve starts to read requests from sockets.
 func (s *Server) serve(ctx context.Context, from *sockets, handle func([]byte, [6]byte)) {
 	requests := guard.Datagrams[[6]byte]{
-		Read:    from.read,
+		Read:    from.frames.Read,
 		Handle:  handle,
-		Size:    maxPacket,
+		Size:    guard.MaxPacket,
 		Workers: workers,
 		Log:     s.log,
 	}
@@ -200,11 +200,11 @@ func (s *Server) lookup(nw vm.Network, mac [6]byte) (vm.Lease, bool) {
 
 // handle4 handles an IPv4 packet with a DHCPv4 message from a MAC.
 func (s *Server) handle4(packet []byte, mac [6]byte) {
-	payload, ok := payload4(packet)
+	u, ok := guard.ParseUDP4(packet)
 	if !ok {
 		return
 	}
-	m, err := dhcpv4.FromBytes(payload)
+	m, err := dhcpv4.FromBytes(u.Payload)
 	if err != nil || !acceptable4(m) || [6]byte(m.ClientHWAddr) != mac {
 		return // a request for another MAC is an attack
 	}
@@ -234,11 +234,12 @@ func (s *Server) handle4(packet []byte, mac [6]byte) {
 
 // handle6 handles an IPv6 packet with a DHCPv6 message from a MAC.
 func (s *Server) handle6(v6 *sockets, packet []byte, mac [6]byte) {
-	payload, source, ok := payload6(packet)
+	u, ok := guard.ParseUDP6(packet)
+	source := u.From.Addr()
 	if !ok || !source.IsLinkLocalUnicast() {
 		return // clients send from a link-local address (RFC 8415, section 13.1)
 	}
-	m, err := dhcpv6.MessageFromBytes(payload) // fails for the message of a relay
+	m, err := dhcpv6.MessageFromBytes(u.Payload) // fails for the message of a relay
 	if err != nil {
 		return
 	}

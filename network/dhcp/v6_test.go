@@ -7,6 +7,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/iana"
 
+	"vmand/network/guard"
 	"vmand/vm"
 )
 
@@ -148,8 +149,8 @@ func TestADHCPv6ReplyConfiguresTheClientAndRevokesOtherAddresses(t *testing.T) {
 
 func FuzzDHCPv6(f *testing.F) {
 	us := dhcpv6.WithServerID(serverDUID(testNetwork))
-	header := make([]byte, headerIPv6+headerUDP)
-	header[0], header[ipv6NextHeader] = 0x60, 17
+	header := make([]byte, 48)
+	header[0], header[6] = 0x60, 17
 	for _, m := range []*dhcpv6.Message{
 		message6(f, dhcpv6.MessageTypeSolicit, asks6(), dhcpv6.WithRapidCommit),
 		message6(f, dhcpv6.MessageTypeRequest, asks6("fd00:77::9"), us, dhcpv6.WithIAPD([4]byte{1})),
@@ -158,16 +159,16 @@ func FuzzDHCPv6(f *testing.F) {
 	} {
 		b := m.ToBytes()
 		packet := append(append([]byte(nil), header...), b...)
-		length := len(b) + headerUDP
-		packet[headerIPv6+udpLength], packet[headerIPv6+udpLength+1] = byte(length>>8), byte(length)
+		length := len(b) + 8
+		packet[44], packet[45] = byte(length>>8), byte(length)
 		f.Add(packet)
 	}
 	f.Fuzz(func(t *testing.T, packet []byte) {
-		payload, _, ok := payload6(packet)
+		u, ok := guard.ParseUDP6(packet)
 		if !ok {
 			return
 		}
-		m, err := dhcpv6.MessageFromBytes(payload)
+		m, err := dhcpv6.MessageFromBytes(u.Payload)
 		if err != nil {
 			return
 		}

@@ -20,16 +20,22 @@ import (
 	"vmand/vm"
 )
 
-// Limits of the work that guests can cause.
+// Limits of the work that guests can cause. An ordinary guest does not meet them: a mail
+// server or a crawler looks up hundreds of names at once.
 const (
-	queriesPerSecond  = 200 // of one client
-	queriesBurst      = 400
-	maxClients        = 4096 // clients with a limit of their own
-	workers           = 4    // of each socket
-	maxForwards       = 128  // at once
-	maxForwardsClient = 32   // at once, of one client
-	maxQuery          = 4096 // bytes
-	lookupTime        = 2 * time.Second
+	queriesPerSecond = 1000 // of one client
+	queriesBurst     = 2000
+	maxClients       = 4096 // clients with a limit of their own
+	workers          = 4    // of each socket
+	maxQueue         = 1024 // queries of one socket that wait for a worker
+	maxQuery         = 4096 // bytes
+	receiveBuffer    = 2 << 20
+	lookupTime       = 2 * time.Second
+
+	maxForwards        = 256 // at once; each has a socket
+	maxForwardsClient  = 64  // at once, of one client
+	maxForwardsWaiting = 2048
+	maxWaitingClient   = 1024
 )
 
 // A Directory finds the recorded lease of a name or an address. It returns an error of class
@@ -62,8 +68,9 @@ type Server struct {
 	work    sync.WaitGroup
 	failure guard.Failure
 
-	forwards *quota // forwarded queries
+	forwards *gate  // forwarded queries
 	streams  *quota // TCP connections
+	limited  limited
 
 	mu        sync.Mutex // guards the fields below
 	zone      zone
@@ -80,7 +87,12 @@ func New(o Options) (*Server, error) {
 		clients:   guard.NewClients[netip.Addr](queriesPerSecond, queriesBurst, maxClients),
 		upstreams: &upstreams{fixed: o.Upstreams, file: resolvConf},
 		cache:     newCache(),
-		forwards:  newQuota(maxForwards, maxForwardsClient),
+		forwards: &gate{
+			inTotal: maxForwards, perClient: maxForwardsClient,
+			waitingInTotal: maxForwardsWaiting, waitingPerClient: maxWaitingClient,
+			clients: map[netip.Addr]*queue{},
+		},
+		limited:   limited{clients: map[netip.Addr]Limited{}},
 		streams:   newQuota(maxStreams, maxStreamsClient),
 		listeners: map[netip.Addr]*listener{},
 	}
@@ -124,18 +136,58 @@ func (s *Server) Update(nw vm.Network) {
 	}
 }
 
-// A listener holds the sockets of one address.
+// A listener holds the sockets of one address. Queries of guests by UDP are read from frames,
+// before the host's firewall judges them: many firewalls drop everything that they do not
+// know. The UDP socket sends the replies, and receives the queries of the host itself.
 type listener struct {
-	ctx   context.Context // done after close
-	end   context.CancelFunc
-	udp   *net.UDPConn
-	tcp   *net.TCPListener
-	index int // of the interface
+	ctx     context.Context // done after close
+	end     context.CancelFunc
+	address netip.Addr
+	frames  *guard.Frames
+	udp     *net.UDPConn
+	tcp     *net.TCPListener
+	index   int // of the interface
 }
 
 func (l *listener) close() error {
 	l.end()
-	return errors.Join(l.udp.Close(), l.tcp.Close())
+	err := errors.Join(l.udp.Close(), l.tcp.Close())
+	if l.frames != nil {
+		err = errors.Join(err, l.frames.Close())
+	}
+	return err
+}
+
+// openFrames opens the frames of the listener, and makes its UDP socket ignore guests.
+func (l *listener) openFrames() (err error) {
+	protocol, filter := uint16(unix.ETH_P_IP), guard.Filter4(53)
+	if l.address.Is6() {
+		protocol, filter = unix.ETH_P_IPV6, guard.Filter6(53)
+	}
+	if err := guard.Attach(l.udp, guard.FilterOthers(l.index)); err != nil {
+		return err
+	}
+	if l.frames, err = guard.OpenFrames(l.index, protocol, filter); err == nil {
+		l.frames.SetReadBuffer(receiveBuffer)
+	}
+	return err
+}
+
+// readFrame reads one query of a guest. It blocks until one arrives.
+func (l *listener) readFrame(b []byte) (int, netip.AddrPort, error) {
+	for {
+		n, _, err := l.frames.Read(b)
+		if err != nil {
+			return 0, netip.AddrPort{}, err
+		}
+		parse := guard.ParseUDP4
+		if l.address.Is6() {
+			parse = guard.ParseUDP6
+		}
+		if u, ok := parse(b[:n]); ok && u.To == l.address {
+			return copy(b, u.Payload), u.From, nil
+		}
+	}
 }
 
 // listen starts to serve on an address. It must be called with mu held.
@@ -150,19 +202,25 @@ func (s *Server) listen(a netip.Addr) (*listener, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for DNS on %s: %w", s.name, err), udp.Close())
 	}
-	l := &listener{udp: udp.(*net.UDPConn), tcp: tcp.(*net.TCPListener)}
+	l := &listener{address: a, udp: udp.(*net.UDPConn), tcp: tcp.(*net.TCPListener)}
 	l.ctx, l.end = context.WithCancel(s.ctx)
-	if l.index, err = guard.InterfaceIndex(l.udp, s.name); err != nil {
-		return nil, errors.Join(err, l.close())
+	if l.index, err = guard.InterfaceIndex(l.udp, s.name); err == nil {
+		err = l.openFrames()
 	}
-	queries := guard.Datagrams[netip.AddrPort]{
-		Read:    l.udp.ReadFromUDPAddrPort,
-		Handle:  func(b []byte, from netip.AddrPort) { s.handle(l.udp, b, from) },
-		Size:    maxQuery,
-		Workers: workers,
-		Log:     s.log,
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for DNS on %s: %w", s.name, err), l.close())
 	}
-	s.work.Go(func() { s.failure.Set(queries.Serve(l.ctx)) })
+	for _, read := range []func([]byte) (int, netip.AddrPort, error){l.readFrame, l.udp.ReadFromUDPAddrPort} {
+		queries := guard.Datagrams[netip.AddrPort]{
+			Read:    read,
+			Handle:  func(b []byte, from netip.AddrPort) { s.handle(l.udp, b, from) },
+			Size:    guard.MaxPacket,
+			Workers: workers,
+			Queue:   maxQueue,
+			Log:     s.log,
+		}
+		s.work.Go(func() { s.failure.Set(queries.Serve(l.ctx)) })
+	}
 	s.work.Go(func() { s.failure.Set(s.accept(l)) })
 	return l, nil
 }
@@ -224,6 +282,7 @@ func (s *Server) currentZone() zone {
 func (s *Server) handle(udp *net.UDPConn, b []byte, from netip.AddrPort) {
 	client := from.Addr().Unmap().WithZone("")
 	if !s.clients.Allow(limitKey(client)) {
+		s.noteLimited(client)
 		return
 	}
 	q := new(dns.Msg)
@@ -242,18 +301,49 @@ func (s *Server) handle(udp *net.UDPConn, b []byte, from netip.AddrPort) {
 		s.reply(udp, r, q, from)
 		return
 	}
-	if !s.forwards.take(limitKey(client)) {
+	ticket, ok := s.forwards.join(limitKey(client))
+	if !ok {
+		s.noteLimited(client)
 		r.Rcode = dns.RcodeServerFailure
 		s.reply(udp, r, q, from)
 		return
 	}
 	s.work.Go(func() {
 		defer s.log.Recover()
-		defer s.forwards.release(limitKey(client))
-		s.answerRemotely(s.ctx, z, q, r)
+		s.forward(ticket, z, q, r, client)
 		s.reply(udp, r, q, from)
 	})
 }
+
+// forward fills in r, the reply to q, from an upstream server. It waits until the limits of
+// forwarded queries have room for q, but not longer than clients wait for the reply.
+func (s *Server) forward(place *ticket, z zone, q, r *dns.Msg, client netip.Addr) {
+	defer place.leave()
+	ctx, cancel := context.WithTimeout(s.ctx, forwardTime)
+	defer cancel()
+	if !place.wait(ctx) {
+		if s.ctx.Err() == nil {
+			s.noteLimited(client)
+		}
+		r.Rcode = dns.RcodeServerFailure
+		return
+	}
+	s.answerRemotely(ctx, z, q, r)
+}
+
+// noteLimited counts a query that is not answered because of a limit. Clients outside of the
+// network are not counted.
+func (s *Server) noteLimited(client netip.Addr) {
+	if !s.currentZone().allows(client) {
+		return
+	}
+	s.limited.note(client, time.Now())
+	s.log.Warn("a DNS query is not answered: its client sends too many", "ip", client)
+}
+
+// LimitedSince returns the clients with queries that were not answered after a time because
+// of a limit, and the number of such queries since the server started.
+func (s *Server) LimitedSince(t time.Time) ([]Limited, int64) { return s.limited.since(t) }
 
 // limitKey returns the address that the limits of a client apply to. All link-local
 // addresses count as one client: a guest can have any number of them.

@@ -27,6 +27,7 @@ type upstream struct {
 	address netip.AddrPort
 	queries atomic.Int64
 	streams atomic.Int64 // the queries by TCP
+	delay   atomic.Int64 // of each answer
 }
 
 // newUpstream starts a resolver that answers 203.0.113.5 to every query. Exceptions are names
@@ -48,6 +49,9 @@ func newUpstream(t testing.TB) *upstream {
 			u.queries.Add(1)
 			if stream {
 				u.streams.Add(1)
+			}
+			if d := u.delay.Load(); d > 0 {
+				<-time.After(time.Duration(d))
 			}
 			w.WriteMsg(u.answer(w, q, stream))
 		}

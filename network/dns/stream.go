@@ -75,7 +75,11 @@ func (s *Server) serveStream(conn net.Conn, client netip.Addr) {
 	for range maxStreamQueries {
 		conn.SetDeadline(time.Now().Add(streamIdle))
 		b, err := readMessage(conn)
-		if err != nil || !s.clients.Allow(limitKey(client)) {
+		if err != nil {
+			return
+		}
+		if !s.clients.Allow(limitKey(client)) {
+			s.noteLimited(client)
 			return
 		}
 		answer := s.resolve(b, client)
@@ -118,7 +122,12 @@ func (s *Server) resolve(b []byte, client netip.Addr) []byte {
 	z := s.currentZone()
 	r, final := screen(q, client, z)
 	if !final && !s.answerLocally(s.ctx, z, q, r) {
-		s.forward(z, q, r, client)
+		if ticket, ok := s.forwards.join(limitKey(client)); ok {
+			s.forward(ticket, z, q, r, client)
+		} else {
+			s.noteLimited(client)
+			r.Rcode = dns.RcodeServerFailure
+		}
 	}
 	answer, err := pack(r, q, true)
 	if err != nil {
@@ -126,17 +135,6 @@ func (s *Server) resolve(b []byte, client netip.Addr) []byte {
 		return nil
 	}
 	return answer
-}
-
-// forward fills in r, the reply to q, from an upstream server, if the client has not reached
-// its limit of forwarded queries.
-func (s *Server) forward(z zone, q, r *dns.Msg, client netip.Addr) {
-	if !s.forwards.take(limitKey(client)) {
-		r.Rcode = dns.RcodeServerFailure
-		return
-	}
-	defer s.forwards.release(limitKey(client))
-	s.answerRemotely(s.ctx, z, q, r)
 }
 
 // A quota limits the number of things in use at once, in total and per client. It is safe

@@ -56,7 +56,7 @@ func (z zone) answer(ctx context.Context, d Directory, r *dns.Msg) (ours bool, e
 			}
 		}
 	}
-	return false, nil
+	return answerPrivate(z, r, q, name), nil
 }
 
 // answerName answers for a name in the domain.

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ type Datagrams[A any] struct {
 	Handle  func([]byte, A) // must not keep the bytes; safe for concurrent use
 	Size    int             // longer datagrams are truncated
 	Workers int
+	Queue   int // datagrams that wait for a worker; 0: 16 for each worker
 	Log     *Log
 }
 
@@ -36,18 +38,12 @@ type datagram[A any] struct {
 // returns nil in the first case. The caller that cancels ctx must then close the socket, which
 // unblocks the reader.
 func (d Datagrams[A]) Serve(ctx context.Context) error {
-	queue := 16 * d.Workers
-	work := make(chan datagram[A], queue)
-	free := make(chan []byte, queue+d.Workers)
-	for range cap(free) {
-		free <- make([]byte, 0, d.Size)
-	}
+	work := make(chan datagram[A], cmp.Or(d.Queue, 16*d.Workers))
 	var workers sync.WaitGroup
 	for range d.Workers {
 		workers.Go(func() {
 			for g := range work {
 				d.handle(g)
-				free <- g.bytes[:0]
 			}
 		})
 	}
@@ -66,8 +62,7 @@ func (d Datagrams[A]) Serve(ctx context.Context) error {
 			continue
 		}
 		select {
-		case b := <-free: // there are as many as the queue has room for, so the send does not block
-			work <- datagram[A]{append(b, buffer[:n]...), from}
+		case work <- datagram[A]{append([]byte(nil), buffer[:n]...), from}:
 		default:
 		}
 	}

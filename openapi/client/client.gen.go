@@ -129,11 +129,16 @@ const (
 
 // Defines values for IssueType.
 const (
+	IssueTypeAddressConflict       IssueType = "address_conflict"
 	IssueTypeDiskSizeMismatch      IssueType = "disk_size_mismatch"
 	IssueTypeDiskStateInconsistent IssueType = "disk_state_inconsistent"
+	IssueTypeDnsLimited            IssueType = "dns_limited"
+	IssueTypeForwardBlocked        IssueType = "forward_blocked"
 	IssueTypeMissingDisk           IssueType = "missing_disk"
 	IssueTypeMissingImage          IssueType = "missing_image"
+	IssueTypeNetworkBlocked        IssueType = "network_blocked"
 	IssueTypeNetworkDrift          IssueType = "network_drift"
+	IssueTypeNetworkOverlap        IssueType = "network_overlap"
 	IssueTypeOrphanDisk            IssueType = "orphan_disk"
 	IssueTypeOrphanImage           IssueType = "orphan_image"
 	IssueTypeOrphanProcess         IssueType = "orphan_process"
@@ -1313,6 +1318,11 @@ type Issue struct {
 	// - `orphan_image`: image content belongs to no recorded image.
 	// - `slow_accelerator`: a VM runs in emulation although KVM works now. A stop and a start, or a restart, moves it.
 	// - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
+	// - `network_blocked`: the firewall of the host drops packets that the guests of a network need.
+	// - `network_overlap`: a route of the host leads into the subnet of a network.
+	// - `forward_blocked`: a port forward takes the connections of a program of the host, or gets none.
+	// - `dns_limited`: DNS queries of a guest are not answered, because of a limit.
+	// - `address_conflict`: another machine uses the address of a guest.
 	IssueType IssueType `json:"issue_type"`
 
 	// Repair The repair that was made, or the error of a failed one. Null if the issue was only reported.
@@ -1341,6 +1351,11 @@ type Issue struct {
 // - `orphan_image`: image content belongs to no recorded image.
 // - `slow_accelerator`: a VM runs in emulation although KVM works now. A stop and a start, or a restart, moves it.
 // - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
+// - `network_blocked`: the firewall of the host drops packets that the guests of a network need.
+// - `network_overlap`: a route of the host leads into the subnet of a network.
+// - `forward_blocked`: a port forward takes the connections of a program of the host, or gets none.
+// - `dns_limited`: DNS queries of a guest are not answered, because of a limit.
+// - `address_conflict`: another machine uses the address of a guest.
 type IssueType string
 
 // Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
@@ -1523,6 +1538,10 @@ type NetworkDetails struct {
 
 	// Dns The name servers that DHCP announces to guests. An empty list announces the gateway.
 	DNS []IPv4Address `json:"dns"`
+
+	// DnsLimited The number of DNS queries that were not answered because their client sent too many, since the start of
+	// the daemon. See the issue `dns_limited` for the client.
+	DNSLimited int64 `json:"dns_limited"`
 
 	// Domain The DNS domain of the VMs on the network. Null for mode `bridge`.
 	Domain *string `json:"domain"`
@@ -2075,6 +2094,11 @@ type UpdateNetwork struct {
 
 	// Domain A DNS domain in lower case. The DNS name of a VM on the network is its id in this domain.
 	Domain *Domain `json:"domain,omitempty"`
+
+	// Force Whether `mtu`, `vlan_id` and `restrict` may change while VMs run on the network. A new `mtu` takes effect
+	// on the host at once, and packets of the old size are lost until the guest has learned it: at its next
+	// start, or when it renews its lease.
+	Force *bool `json:"force,omitempty"`
 
 	// Gateway An IPv4 address.
 	Gateway *IPv4Address `json:"gateway,omitempty"`

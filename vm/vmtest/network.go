@@ -19,6 +19,7 @@ type Network struct {
 	mu    sync.Mutex
 	calls []string
 	drift []vm.Drift
+	probs []vm.NetworkProblem
 	found map[string][]vm.LearnedAddress
 }
 
@@ -49,6 +50,13 @@ func (n *Network) SetDrift(drift ...vm.Drift) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.drift = drift
+}
+
+// SetProblems sets the problems that Reconcile finds.
+func (n *Network) SetProblems(problems ...vm.NetworkProblem) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.probs = problems
 }
 
 // SetLearned sets the addresses of a guest that Reconcile observes.
@@ -135,7 +143,7 @@ func (n *Network) Reconcile(ctx context.Context, w vm.Wanted, repair bool) (vm.N
 	err := n.do(ctx, "Reconcile", "")
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	s := vm.NetworkSurvey{Drift: slices.Clone(n.drift), Learned: n.found}
+	s := vm.NetworkSurvey{Drift: slices.Clone(n.drift), Problems: n.probs, Learned: n.found}
 	for i := range s.Drift {
 		s.Drift[i].Repaired = repair
 	}
