@@ -249,6 +249,7 @@ const (
 	ProblemCodeInterrupted          ProblemCode = "interrupted"
 	ProblemCodeInvalidRequest       ProblemCode = "invalid-request"
 	ProblemCodeInvalidState         ProblemCode = "invalid-state"
+	ProblemCodeLengthRequired       ProblemCode = "length-required"
 	ProblemCodeLimitReached         ProblemCode = "limit-reached"
 	ProblemCodeMalformedBody        ProblemCode = "malformed-body"
 	ProblemCodeMethodNotAllowed     ProblemCode = "method-not-allowed"
@@ -262,6 +263,7 @@ const (
 	ProblemCodeQemuUnresponsive     ProblemCode = "qemu-unresponsive"
 	ProblemCodeRangeNotSatisfiable  ProblemCode = "range-not-satisfiable"
 	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
+	ProblemCodeTooManyRequests      ProblemCode = "too-many-requests"
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
 	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
@@ -1736,6 +1738,7 @@ type Problem struct {
 	//   `detail` has its message.
 	// - `cancelled` (409): the operation was cancelled.
 	// - `interrupted` (503): the daemon ended during the operation.
+	// - `length-required` (411): a JSON body has no `Content-Length`.
 	// - `precondition-failed` (412): the resource does not match `If-Match`, or `offset` is not the position of the
 	//   upload.
 	// - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
@@ -1743,6 +1746,7 @@ type Problem struct {
 	// - `unsupported-media-type` (415): the request does not accept the media type of the body.
 	// - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 	// - `range-not-satisfiable` (416): the range is outside of the content.
+	// - `too-many-requests` (429): the caller has too many event streams or held requests.
 	// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 	// - `insufficient-memory` (503): the host has not enough free memory.
 	// - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1807,6 +1811,7 @@ type Problem struct {
 //     `detail` has its message.
 //   - `cancelled` (409): the operation was cancelled.
 //   - `interrupted` (503): the daemon ended during the operation.
+//   - `length-required` (411): a JSON body has no `Content-Length`.
 //   - `precondition-failed` (412): the resource does not match `If-Match`, or `offset` is not the position of the
 //     upload.
 //   - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
@@ -1814,6 +1819,7 @@ type Problem struct {
 //   - `unsupported-media-type` (415): the request does not accept the media type of the body.
 //   - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 //   - `range-not-satisfiable` (416): the range is outside of the content.
+//   - `too-many-requests` (429): the caller has too many event streams or held requests.
 //   - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 //   - `insufficient-memory` (503): the host has not enough free memory.
 //   - `insufficient-storage` (507): the host has not enough free disk space.
