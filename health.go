@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ func (c *container) health(ctx context.Context) server.Health {
 	h := server.Health{
 		Storage:  checkStorage(c.cfg.StateDir),
 		Observer: checkObserver(c.observer.Status()),
+		API:      c.checkListeners(),
 	}
 	mode, reason := c.networks.Mode()
 	if h.Network.Detail = mode; reason != "" {
@@ -47,6 +49,22 @@ func (c *container) health(ctx context.Context) server.Health {
 		h.Accel = server.Check{Detail: string(t.Accel)}
 	}
 	return h
+}
+
+// checkListeners reports the addresses of the API that are not open.
+func (c *container) checkListeners() server.Check {
+	var problems, open []string
+	for _, l := range c.listeners {
+		if p := l.Problem(); p != "" {
+			problems = append(problems, p)
+		} else {
+			open = append(open, l.Addr().String())
+		}
+	}
+	if len(problems) > 0 {
+		return server.Check{Degraded: true, Detail: strings.Join(problems, "; ")}
+	}
+	return server.Check{Detail: strings.Join(open, ", ")}
 }
 
 func checkTool(t qemu.Tool) server.Check {

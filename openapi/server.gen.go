@@ -1168,6 +1168,9 @@ type HealthChecks struct {
 	// Accel The result of one check of the daemon.
 	Accel HealthCheck `json:"accel"`
 
+	// Api The result of one check of the daemon.
+	Api HealthCheck `json:"api"`
+
 	// Database The result of one check of the daemon.
 	Database HealthCheck `json:"database"`
 
