@@ -68,6 +68,8 @@ type driver interface {
 
 // serve runs the daemon until ctx is done.
 func serve(ctx context.Context, cfg config.Config) (err error) {
+	signals, release := catchHarmless()
+	defer release()
 	log, flush := newLogger(cfg, os.Stderr)
 	defer flush()
 	c, err := newContainer(ctx, cfg, log)
@@ -78,6 +80,11 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
+	serving, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { c.serveSignals(serving, signals) })
+	defer wg.Wait() // before the store closes
+	defer stop()
 	return c.run(ctx)
 }
 
