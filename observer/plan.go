@@ -21,7 +21,7 @@ const (
 	DiskStateInconsistent IssueType = "disk_state_inconsistent"
 	DiskSizeMismatch      IssueType = "disk_size_mismatch"
 	QMPUnreachable        IssueType = "qmp_unreachable" // the process lives, its monitor is mute
-	RuntimeDrift          IssueType = "runtime_drift"   // QEMU has a disk that the records do not give its VM
+	RuntimeDrift          IssueType = "runtime_drift"   // a QEMU is not what the records and the runtime directory say
 	StorageLow            IssueType = "storage_low"     // the file system of the disks is nearly full
 	NetworkDrift          IssueType = "network_drift"   // a network on the host is not as it is recorded
 	MissingImage          IssueType = "missing_image"   // an image is recorded without its content, or not as it is
@@ -275,6 +275,12 @@ func (p *planner) inconsistency(d vm.Disk) string {
 // it. To unplug a disk that a guest may write to could lose data, so this is only reported.
 func (p *planner) drift() {
 	for id, o := range p.seen.VMs {
+		if o.Lost != "" && p.vms[id] {
+			p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(id), Passes: 2,
+				Details: fmt.Sprintf("%s of QEMU process %d is missing: the next vmand cannot ask this QEMU; "+
+					"stop the VM and start it again, with force if its monitor does not answer", o.Lost, o.PID)})
+			continue
+		}
 		if !p.vms[id] {
 			continue // reported as an orphan
 		}

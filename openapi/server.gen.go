@@ -1277,7 +1277,8 @@ type Issue struct {
 	// - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
 	// - `disk_size_mismatch`: the size of a disk file differs from the record.
 	// - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
-	// - `runtime_drift`: the disks that are plugged into QEMU differ from the record.
+	// - `runtime_drift`: the disks that are plugged into QEMU differ from the record, or the files of a running QEMU
+	//   are missing in the runtime directory.
 	// - `storage_low`: the file system of the disks is nearly full.
 	// - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
 	// - `orphan_image`: image content belongs to no recorded image.
@@ -1297,18 +1298,19 @@ type Issue struct {
 
 // IssueType The type of a disagreement between the records and the host.
 //
-// - `vm_state_mismatch`: the state of a VM differs from the record.
-// - `orphan_process`: a QEMU process belongs to no recorded VM.
-// - `missing_disk`: the file of a recorded disk does not exist.
-// - `orphan_disk`: a disk file belongs to no recorded resource.
-// - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
-// - `disk_size_mismatch`: the size of a disk file differs from the record.
-// - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
-// - `runtime_drift`: the disks that are plugged into QEMU differ from the record.
-// - `storage_low`: the file system of the disks is nearly full.
-// - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
-// - `orphan_image`: image content belongs to no recorded image.
-// - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
+//   - `vm_state_mismatch`: the state of a VM differs from the record.
+//   - `orphan_process`: a QEMU process belongs to no recorded VM.
+//   - `missing_disk`: the file of a recorded disk does not exist.
+//   - `orphan_disk`: a disk file belongs to no recorded resource.
+//   - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
+//   - `disk_size_mismatch`: the size of a disk file differs from the record.
+//   - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
+//   - `runtime_drift`: the disks that are plugged into QEMU differ from the record, or the files of a running QEMU
+//     are missing in the runtime directory.
+//   - `storage_low`: the file system of the disks is nearly full.
+//   - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
+//   - `orphan_image`: image content belongs to no recorded image.
+//   - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
 type IssueType string
 
 // Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
