@@ -89,6 +89,9 @@ type Server struct {
 	keys       keyLock // of requests with an Idempotency-Key
 	tickets    tickets
 	consoles   consoles
+	tail       tail
+	streams    *quota // of event streams
+	waiting    *quota // of held requests
 	echo       *echo.Echo
 	name       string // value of the Server header
 
@@ -132,6 +135,9 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 		heartbeat:     heartbeat,
 		eventTimeout:  eventTimeout,
 		limits:        defaultLimits(),
+		tail:          tail{reader: d.Reader, events: d.Events},
+		streams:       newQuota("event streams", maxStreams, maxCallerStreams),
+		waiting:       newQuota("held requests", maxHeld, maxCallerHeld),
 	}
 	if _, err := s.auth.reload(ctx); err != nil {
 		return nil, err
