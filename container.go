@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"vmand/config"
@@ -50,7 +50,7 @@ type container struct {
 	engine    *manager.Engine
 	observer  *observer.Observer
 	server    *server.Server
-	listeners []net.Listener
+	listeners []*server.Listener
 	tools     func(context.Context) qemu.Tools // checks the installed QEMU programs
 	networks  *network.Networks
 
@@ -63,10 +63,13 @@ type driver interface {
 	observer.Host
 	Close() error
 	CheckTools(context.Context) qemu.Tools
+	GuestUID() int
 }
 
 // serve runs the daemon until ctx is done.
 func serve(ctx context.Context, cfg config.Config) (err error) {
+	signals, release := catchHarmless()
+	defer release()
 	log, flush := newLogger(cfg, os.Stderr)
 	defer flush()
 	c, err := newContainer(ctx, cfg, log)
@@ -77,6 +80,11 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
+	serving, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { c.serveSignals(serving, signals) })
+	defer wg.Wait() // before the store closes
+	defer stop()
 	return c.run(ctx)
 }
 
@@ -340,7 +348,7 @@ func (c *container) event(ctx context.Context, kind string, data map[string]any)
 // buildServer builds the API server.
 func (c *container) buildServer(ctx context.Context) error {
 	o := c.cfg.Server
-	o.Version, o.DryRun = version, c.cfg.DryRun
+	o.Version, o.DryRun, o.Guest = version, c.cfg.DryRun, c.fromGuest
 	var err error
 	c.server, err = server.New(ctx, o, server.Deps{
 		Services: services(c.engine),
@@ -353,20 +361,18 @@ func (c *container) buildServer(ctx context.Context) error {
 	return err
 }
 
-// openListeners opens the API's unix socket and TCP address.
+// openListeners opens the API's unix socket and TCP address. A TCP address that cannot
+// be opened yet does not fail the start: the socket works meanwhile.
 func (c *container) openListeners(context.Context) error {
 	if c.cfg.Socket != "" {
-		l, err := server.ListenUnix(c.cfg.Socket, c.cfg.Server.Group)
+		l, err := server.KeepUnix(c.cfg.Socket, c.cfg.Server.Group, c.log)
 		if err != nil {
 			return fmt.Errorf("socket: %w", err)
 		}
 		c.addListener(l)
 	}
 	if c.cfg.Listen != "" {
-		l, err := server.ListenTCP(c.cfg.Listen)
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("listen: %w: another program uses the address: stop it, or set another listen address", err)
-		}
+		l, err := server.KeepTCP(c.cfg.Listen, c.log)
 		if err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
@@ -375,7 +381,7 @@ func (c *container) openListeners(context.Context) error {
 	return nil
 }
 
-func (c *container) addListener(l net.Listener) {
+func (c *container) addListener(l *server.Listener) {
 	c.listeners = append(c.listeners, l)
 	c.closers = append(c.closers, func() error {
 		if err := l.Close(); !errors.Is(err, net.ErrClosed) { // a server that ran has closed it
@@ -383,6 +389,34 @@ func (c *container) addListener(l net.Listener) {
 		}
 		return nil
 	})
+}
+
+// fromGuest reports whether a TCP connection to the API comes from the user-mode
+// network of a guest: from QEMU, or from passt.
+func (c *container) fromGuest(peer, local netip.AddrPort) bool {
+	s, err := host.FindSocket(peer, local)
+	if err != nil { // from another host; without the right to look, credentials must suffice
+		return false
+	}
+	guests := c.driver.GuestUID()
+	switch {
+	case s.UID == guests && guests != os.Geteuid():
+		return true
+	case s.UID == guests, s.UID == network.PasstUID():
+		return s.MayBeOf(c.guestPrograms()...)
+	}
+	return false
+}
+
+// guestPrograms returns the paths of the programs that open connections for guests.
+func (c *container) guestPrograms() []string {
+	var paths []string
+	for _, name := range []string{c.cfg.QEMU.Binary, c.cfg.Network.Passt} {
+		if path, err := host.LookPath(name); err == nil {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 // run serves the API and observes the host until ctx is done. It never stops VMs.
@@ -397,7 +431,11 @@ func (c *container) run(ctx context.Context) error {
 	wg.Go(func() { c.announceStop(observing) })
 	c.notify(notifyReady)
 	context.AfterFunc(ctx, func() { c.notify(notifyStopping) })
-	err := c.server.Serve(ctx, c.listeners...)
+	listeners := make([]net.Listener, len(c.listeners))
+	for i, l := range c.listeners {
+		listeners[i] = l
+	}
+	err := c.server.Serve(ctx, listeners...)
 	c.log.Info("vmand stopped; VMs keep running")
 	return err
 }

@@ -23,6 +23,7 @@ import (
 
 	"vmand/cli"
 	"vmand/config"
+	"vmand/host"
 	"vmand/observer"
 	"vmand/server"
 	"vmand/store"
@@ -336,11 +337,6 @@ func TestObserverRepairsAWrongRecordInAutoMode(t *testing.T) {
 }
 
 func TestErrorsOfAFailedStartHaveAHint(t *testing.T) {
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, []byte("KDMV is the magic of VMDK"), 0o600); err != nil {
 		t.Fatal(err)
@@ -364,14 +360,6 @@ func TestErrorsOfAFailedStartHaveAHint(t *testing.T) {
 		"a file for runtime_dir": {
 			[]string{"--runtime-dir", file},
 			[]string{"runtime_dir", file},
-		},
-		"an address in use": {
-			[]string{"--listen", taken.Addr().String()},
-			[]string{"listen", taken.Addr().String(), "another"},
-		},
-		"an address of another host": {
-			[]string{"--listen", "192.0.2.1:1", "--listen-insecure"},
-			[]string{"listen", "192.0.2.1"},
 		},
 		"a socket without a directory": {
 			[]string{"--socket", "/nonexistent/s.sock"},
@@ -398,6 +386,55 @@ func TestErrorsOfAFailedStartHaveAHint(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestATCPAddressThatIsTakenDelaysOnlyThatAddress(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	r := start(t, dryRun(t, "--listen", taken.Addr().String()))
+	_, _, answer := r.call("GET", "/health", "", "")
+	if !strings.Contains(answer, "degraded") || !strings.Contains(answer, taken.Addr().String()) {
+		t.Errorf("/health over the socket: %s", answer)
+	}
+	if !strings.Contains(r.log.String(), "an address of the API is not open") {
+		t.Errorf("log: %s", r.log)
+	}
+	taken.Close()
+	token, err := os.ReadFile(filepath.Join(r.cfg.StateDir, adminTokenFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); r.listeners[1].Problem() != ""; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the address is not opened")
+		}
+	}
+	if status, _, _ := r.call("GET", "/vms", "", strings.TrimSpace(string(token))); status != http.StatusOK {
+		t.Errorf("status %d over TCP", status)
+	}
+}
+
+func TestAProgramOfTheUserOfQEMUCannotUseTheTCPAddress(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can run programs as another user")
+	}
+	r := start(t, dryRun(t, "--dry-run=false"))
+	port := r.listeners[1].Addr().(*net.TCPAddr).Port
+	get := fmt.Sprintf(`exec 3<>/dev/tcp/127.0.0.1/%d; printf 'GET /openapi.yaml HTTP/1.1\r\nHost: localhost\r\n\r\n' >&3; `+
+		`head -c 12 <&3`, port)
+	for uid, want := range map[int]string{r.driver.GuestUID(): "", r.driver.GuestUID() + 1: "HTTP/1.1 200"} {
+		p := host.Program{Argv: []string{"/bin/bash", "-c", get}, Account: host.Account{UID: uid, GID: uid}}
+		out, _ := p.Run(t.Context(), nil)
+		if strings.Contains(out, "HTTP/1.1 200") != (want != "") {
+			t.Errorf("uid %d: %q; want %q", uid, out, want)
+		}
+	}
+	if !strings.Contains(r.log.String(), "a guest may not use the API of its host") {
+		t.Errorf("log: %s", r.log)
 	}
 }
 

@@ -30,6 +30,7 @@ func (c *container) health(ctx context.Context) server.Health {
 	h := server.Health{
 		Storage:  checkStorage(c.cfg.StateDir),
 		Observer: checkObserver(c.observer.Status()),
+		API:      c.checkListeners(),
 	}
 	if err := c.store.Ping(ctx); err != nil {
 		h.Database = server.Check{Degraded: true, Detail: err.Error()}
@@ -73,6 +74,22 @@ func (c *container) checkNetworks(ctx context.Context) server.Check {
 		check = server.Check{Degraded: true, Detail: strings.Join(unserved, "; ")}
 	}
 	return check
+}
+
+// checkListeners reports the addresses of the API that are not open.
+func (c *container) checkListeners() server.Check {
+	var problems, open []string
+	for _, l := range c.listeners {
+		if p := l.Problem(); p != "" {
+			problems = append(problems, p)
+		} else {
+			open = append(open, l.Addr().String())
+		}
+	}
+	if len(problems) > 0 {
+		return server.Check{Degraded: true, Detail: strings.Join(problems, "; ")}
+	}
+	return server.Check{Detail: strings.Join(open, ", ")}
 }
 
 func checkTool(t qemu.Tool) server.Check {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,8 +21,23 @@ var version = "unknown"
 func main() {
 	if err := run(os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}); err != nil {
 		fmt.Fprintln(os.Stderr, "vmand:", err)
-		os.Exit(1)
+		os.Exit(statusOf(err))
 	}
+}
+
+// exitConfig is the exit status for an invalid configuration (sysexits.h, EX_CONFIG),
+// after which a service manager must not start vmand again.
+const exitConfig = 78
+
+// errConfig marks an invalid configuration.
+type errConfig struct{ error }
+
+// statusOf returns the exit status for an error.
+func statusOf(err error) int {
+	if errors.As(err, new(errConfig)) {
+		return exitConfig
+	}
+	return 1
 }
 
 // run executes the command line. It returns when the command is done, or, for the
@@ -38,7 +54,7 @@ func run(args []string, std cli.Streams) error {
 	}
 	cfg, err := config.Read(line.sources())
 	if err != nil {
-		return err
+		return errConfig{err}
 	}
 	if line.checkConfig {
 		_, err = fmt.Fprintln(std.Out, "the configuration is valid")

@@ -33,8 +33,8 @@ const maxPasstOutput = 16 << 10
 // uses the latter: passt cannot restrict guests to their forwards.
 //
 // With QEMU's own, a guest reaches every service on the host's 127.0.0.1 at the gateway's
-// address. So loopback does not protect a service, and every listener there, including the
-// API of vmand, must ask for credentials.
+// address. So loopback does not protect a service, and every listener there must ask for
+// credentials. The API of vmand closes connections that come from QEMU or passt.
 func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.Network) (vm.Port, error) {
 	p := vm.Port{
 		NIC:      nic,
@@ -187,6 +187,9 @@ func (n *Networks) startPasst(
 	}
 	return vmandEnd, nil
 }
+
+// PasstUID returns the user that passt runs as.
+func PasstUID() int { return passtAccount().UID }
 
 // passtAccount returns the account that passt runs as.
 func passtAccount() host.Account {

@@ -21,7 +21,7 @@ const (
 	DiskStateInconsistent IssueType = "disk_state_inconsistent"
 	DiskSizeMismatch      IssueType = "disk_size_mismatch"
 	QMPUnreachable        IssueType = "qmp_unreachable"  // the process is alive, but its monitor does not answer
-	RuntimeDrift          IssueType = "runtime_drift"    // the devices in QEMU differ from the records of its VM
+	RuntimeDrift          IssueType = "runtime_drift"    // the devices or the files of a QEMU differ from the records
 	StorageLow            IssueType = "storage_low"      // the file system of the disks is nearly full
 	NetworkDrift          IssueType = "network_drift"    // a network on the host differs from its record
 	SlowAccelerator       IssueType = "slow_accelerator" // a VM runs in emulation although KVM works now
@@ -324,6 +324,12 @@ func (p *planner) inconsistency(d vm.Disk) string {
 // only reports them.
 func (p *planner) drift() {
 	for id, o := range p.seen.VMs {
+		if o.Lost != "" && p.vms[id] {
+			p.plan = append(p.plan, Action{Type: RuntimeDrift, Resource: vm.VMResource(id), Passes: 2,
+				Details: fmt.Sprintf("%s of QEMU process %d is missing: the next vmand cannot ask this QEMU; "+
+					"stop the VM and start it again, with force if its monitor does not answer", o.Lost, o.PID)})
+			continue
+		}
 		if !p.vms[id] {
 			continue // reported as an orphan
 		}

@@ -272,6 +272,17 @@ func TestPlanDiskSize(t *testing.T) {
 	}
 }
 
+func TestPlanReportsTheLostFilesOfARunningQEMU(t *testing.T) {
+	seen := surveyOf("a", vm.Observation{PID: 42, Status: vm.StatusRunning, Lost: "/run/vman/a.pid"})
+	plan := Plan(Recorded{VMs: []vm.VM{{ID: "a", State: vm.Running}}}, seen, 0, neverBusy)
+	if got := names(plan); !slices.Equal(got, []string{"runtime_drift vms/a"}) {
+		t.Fatalf("Plan = %q", got)
+	}
+	if a := plan[0]; a.Settle || a.Passes != 2 || !strings.Contains(a.Details, "/run/vman/a.pid") {
+		t.Errorf("%+v", a)
+	}
+}
+
 func TestPlanReportsUnexpectedDisksOfQEMUOnce(t *testing.T) {
 	seen := surveyOf("a", vm.Observation{PID: 42, Status: vm.StatusRunning, Plugged: []string{"z", "mine", "free", "b-s"}})
 	seen.VMFiles["b"] = true

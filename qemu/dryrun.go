@@ -89,6 +89,9 @@ func (d *DryRun) Platform(context.Context) (vm.Platform, error) {
 	}, nil
 }
 
+// GuestUID returns -1: no process runs a guest.
+func (d *DryRun) GuestUID() int { return -1 }
+
 // CheckTools reports that no program is missing, because none is needed.
 func (d *DryRun) CheckTools(ctx context.Context) Tools {
 	p, _ := d.Platform(ctx)

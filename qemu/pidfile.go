@@ -1,13 +1,10 @@
 package qemu
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -98,14 +95,19 @@ func holder(pidfile string, uid int) (int, error) {
 	defer tick.Stop()
 	for deadline := time.Now().Add(forkPatience); ; <-tick.C {
 		pid, locked, err := lockOwner(pidfile)
-		if pid != 0 || !locked || err != nil {
-			return pid, err
+		if !locked || err != nil {
+			return 0, err
 		}
-		if pid = processOf(pidfile, uid); pid != 0 {
+		// QEMU's user can write the pidfile, so any process of it can hold the lock.
+		if pid != 0 && isQEMU(pid, pidfile, uid) {
 			return pid, nil
 		}
+		if found := processOf(pidfile, uid); found != 0 {
+			return found, nil
+		}
 		if time.Now().After(deadline) {
-			return 0, fmt.Errorf("%s is locked by a process that cannot be found", pidfile)
+			return 0, fmt.Errorf("%s is locked by a process that is not the QEMU of the VM (pid %d; 0: unknown): "+
+				"find it with lsof and end it", pidfile, pid)
 		}
 	}
 }
@@ -140,23 +142,16 @@ func lockOwner(path string) (pid int, locked bool, err error) {
 // pidfile, 0 if there is none. It ignores processes of other users, because their
 // command lines could claim anything.
 func processOf(pidfile string, uid int) int {
-	option := []byte("\x00-pidfile\x00" + pidfile + "\x00")
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return 0
-	}
-	for _, dir := range dirs {
-		st, err := os.Stat(dir)
-		if err != nil || int(st.Sys().(*syscall.Stat_t).Uid) != uid {
-			continue
-		}
-		args, err := os.ReadFile(dir + "/cmdline")
-		if err != nil || !bytes.Contains(args, option) {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+	for _, pid := range processesOf(uid) {
+		if after(arguments(pid), "-pidfile") == pidfile {
 			return pid
 		}
 	}
 	return 0
+}
+
+// isQEMU reports whether a process runs as uid and was started with a pidfile.
+func isQEMU(pid int, pidfile string, uid int) bool {
+	st, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+	return err == nil && int(st.Sys().(*syscall.Stat_t).Uid) == uid && after(arguments(pid), "-pidfile") == pidfile
 }

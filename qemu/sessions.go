@@ -2,6 +2,9 @@ package qemu
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -12,11 +15,16 @@ import (
 // openSession opens the session of a live process. ours is true if this vmand made the
 // socket of its monitor. It must be called with d.mu held.
 func (d *Driver) openSession(id string, p *host.Process, ours bool) *session {
+	return d.openSessionIn(d.layout, id, p, ours)
+}
+
+// openSessionIn is openSession for a process whose runtime files are those of a layout.
+func (d *Driver) openSessionIn(l layout, id string, p *host.Process, ours bool) *session {
 	s := &session{
 		id:      id,
 		proc:    p,
 		ours:    ours,
-		layout:  d.layout,
+		layout:  l,
 		log:     d.log.With("vm", id),
 		notify:  func() { d.nudge(id) },
 		changed: make(chan struct{}),
@@ -27,7 +35,7 @@ func (d *Driver) openSession(id string, p *host.Process, ours bool) *session {
 		printed = func() { d.mark(id, vm.BootSerial, time.Now()) }
 		answered = func() { d.mark(id, vm.BootAgent, time.Now()) }
 	} else {
-		_, err := os.Stat(d.layout.inRun(id, quitSuffix))
+		_, err := os.Stat(l.inRun(id, quitSuffix))
 		s.wasAsked.Store(err == nil)
 	}
 	s.agent = newAgent(s, answered)
@@ -70,7 +78,7 @@ func (d *Driver) endSession(s *session) {
 		if !s.asked.Load() && !s.wasAsked.Load() {
 			d.recordCrash(s)
 		}
-		d.layout.removeRun(s.id, runSuffixes...) // before s.ended, which a start waits for
+		s.layout.removeRun(s.id, runSuffixes...) // before s.ended, which a start waits for
 	}
 	s.proc.Release()
 	d.mu.Lock()
@@ -100,6 +108,12 @@ func (d *Driver) session(id string) (*session, error) {
 	if p == nil || err != nil {
 		return nil, err
 	}
+	for other, s := range d.sessions {
+		if other != id && s.proc.PID == p.PID && !s.proc.Exited() {
+			p.Release()
+			return nil, fmt.Errorf("the pidfile of VM %s is locked by the QEMU of VM %s (pid %d)", id, other, s.proc.PID)
+		}
+	}
 	d.log.Info("QEMU process found", "vm", id, "pid", p.PID)
 	return d.openSession(id, p, false), nil
 }
@@ -116,9 +130,14 @@ func (d *Driver) live(id string) (*session, error) {
 	return s, nil
 }
 
-// adoptAll opens a session for every process that has none.
+// adoptAll opens a session for every process that has none. It makes the runtime
+// directory again if that was removed.
 func (d *Driver) adoptAll() error {
 	ids, err := d.layout.vmIDs(pidSuffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		d.log.Warn("the runtime directory is lost and is made again", "path", d.layout.run)
+		err = d.layout.create(d.account)
+	}
 	if err != nil {
 		return err
 	}
@@ -127,6 +146,7 @@ func (d *Driver) adoptAll() error {
 			d.log.Warn("cannot inspect a pidfile", "vm", id, "err", err)
 		}
 	}
+	d.adoptStrays()
 	return nil
 }
 

@@ -159,6 +159,7 @@ func (d *Driver) survey(ctx context.Context, files func(*vm.Survey) error) (vm.S
 		if s.proc.Exited() {
 			continue
 		}
+		observations[i].Lost = s.lost()
 		seen.VMs[s.id] = observations[i]
 		if err := d.boundLog(s.id); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			d.log.Warn("cannot bound the log of QEMU", "vm", s.id, "err", err)

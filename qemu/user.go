@@ -27,6 +27,9 @@ const fallbackID = 61074
 
 const kvmDevice = "/dev/kvm"
 
+// GuestUID returns the user that QEMU runs as.
+func (d *Driver) GuestUID() int { return d.account.UID }
+
 // newAccount returns the account that QEMU and qemu-img run as; name is the
 // setting qemu.user. A vmand that is not root runs them as its own user.
 func newAccount(name string) (host.Account, error) {

@@ -70,6 +70,7 @@ func (a *auth) reload(ctx context.Context) (gone map[string]bool, err error) {
 
 // A door holds the credentials of the peer of a connection.
 type door struct {
+	conn   *gated      // nil in tests
 	peer   *unix.Ucred // nil for TCP
 	groups []uint32    // supplementary groups of the peer; nil if not known
 	err    error       // why peer is not known
@@ -84,6 +85,9 @@ type doorKey struct{}
 // its context. It runs in the accept loop, so it must not block.
 func enter(ctx context.Context, c net.Conn) context.Context {
 	d := &door{}
+	if g, ok := c.(*gated); ok {
+		d.conn, c = g, g.Conn
+	}
 	if u, ok := c.(*net.UnixConn); ok {
 		d.peer, d.groups, d.err = peerOf(u)
 	}

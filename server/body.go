@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,9 +11,9 @@ import (
 	"os"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/labstack/echo/v4"
+	"golang.org/x/sync/semaphore"
 
 	"vmand/vm"
 )
@@ -20,26 +21,48 @@ import (
 // maxBody is the maximum size in bytes of a JSON body.
 const maxBody = 1 << 20
 
-// maxDepth is the maximum nesting of JSON: far above every schema, far below a depth
-// that needs much stack.
-const maxDepth = 32
+// maxBodies is the maximum size in bytes of all bodies that are read and validated at
+// the same time.
+const maxBodies = 32 * maxBody
 
-// readBody reads the body of r and replaces it by a reader of the same bytes. It
-// rejects a body above maxBody; if the length was announced, without reading it.
+// A bodyBudget bounds the memory of the bodies that are read and validated at the same
+// time. It is safe for concurrent use.
+type bodyBudget struct{ left *semaphore.Weighted }
+
+func newBodyBudget() *bodyBudget { return &bodyBudget{semaphore.NewWeighted(maxBodies)} }
+
+// bodyPatience is how long a request waits for room for its body.
+const bodyPatience = 5 * time.Second
+
+// reserve blocks until there is room for a body of size bytes. The caller must call
+// release when the body is validated.
+func (b *bodyBudget) reserve(ctx context.Context, size int64) (release func(), err error) {
+	size = min(size, maxBody)
+	ctx, cancel := context.WithTimeout(ctx, bodyPatience)
+	defer cancel()
+	if b.left.Acquire(ctx, size) != nil {
+		return nil, &vm.Fault{
+			Code:   vm.CodeUnavailable,
+			Detail: fmt.Sprintf("other requests send bodies of %d bytes in all, the maximum", maxBodies),
+			Hint:   "send fewer requests with large bodies at the same time",
+		}
+	}
+	return func() { b.left.Release(size) }, nil
+}
+
+// readBody reads the body of r, whose length must be known, and replaces it by a reader
+// of the same bytes. It rejects a body above maxBody without reading it.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil, nil
 	}
-	tooLarge := &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", maxBody)}
 	if r.ContentLength > maxBody {
 		w.Header().Set("Connection", "close") // the rest of the body is not read
-		return nil, tooLarge
+		return nil, &vm.Fault{Code: codeTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", maxBody)}
 	}
-	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	var big *http.MaxBytesError
+	data := make([]byte, r.ContentLength)
+	_, err := io.ReadFull(r.Body, data)
 	switch {
-	case errors.As(err, &big):
-		return nil, tooLarge
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		w.Header().Set("Connection", "close")
 		return nil, &vm.Fault{Code: codeTimeout, Detail: "the body did not arrive in time"}
@@ -162,92 +185,6 @@ func expectNoBody(w http.ResponseWriter, r *http.Request) ([]vm.FieldFault, erro
 	}
 	w.Header().Set("Connection", "close") // the rest of the body is not read
 	return []vm.FieldFault{{Detail: "this request must not have a body"}}, nil
-}
-
-// parseJSON decodes the JSON value in data into maps, slices, strings, booleans, nil
-// and [json.Number]. It is stricter than encoding/json: it rejects duplicate member
-// names, invalid UTF-8 and data after the value, since parsers interpret them
-// differently (RFC 8259, 4 and 8.1).
-func parseJSON(data []byte) (any, error) {
-	if !utf8.Valid(data) {
-		return nil, malformed("the body is not valid UTF-8")
-	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.UseNumber()
-	v, err := parseValue(d, 0)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, malformed("the body has data after the JSON value, at byte %d", d.InputOffset())
-	}
-	return v, nil
-}
-
-func malformed(format string, args ...any) error {
-	return &vm.Fault{Code: codeMalformed, Detail: fmt.Sprintf(format, args...)}
-}
-
-func parseValue(d *json.Decoder, depth int) (any, error) {
-	if depth > maxDepth {
-		return nil, malformed("the body is nested deeper than %d levels", maxDepth)
-	}
-	t, err := d.Token()
-	if err != nil {
-		return nil, badToken(d, err)
-	}
-	switch t {
-	case json.Delim('{'):
-		return parseObject(d, depth)
-	case json.Delim('['):
-		return parseArray(d, depth)
-	}
-	return t, nil
-}
-
-func parseObject(d *json.Decoder, depth int) (any, error) {
-	object := map[string]any{}
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return nil, badToken(d, err)
-		}
-		name, _ := t.(string) // the decoder accepts only strings as names
-		if _, twice := object[name]; twice {
-			return nil, malformed("an object has a duplicate member name, at byte %d", d.InputOffset())
-		}
-		if object[name], err = parseValue(d, depth+1); err != nil {
-			return nil, err
-		}
-	}
-	return object, end(d)
-}
-
-func parseArray(d *json.Decoder, depth int) (any, error) {
-	array := []any{}
-	for d.More() {
-		v, err := parseValue(d, depth+1)
-		if err != nil {
-			return nil, err
-		}
-		array = append(array, v)
-	}
-	return array, end(d)
-}
-
-// end reads the closing bracket.
-func end(d *json.Decoder) error {
-	if _, err := d.Token(); err != nil {
-		return badToken(d, err)
-	}
-	return nil
-}
-
-func badToken(d *json.Decoder, err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return malformed("the body is not JSON: unexpected end")
-	}
-	return malformed("the body is not JSON, at byte %d", d.InputOffset())
 }
 
 // binder decodes the body, which is in memory and validated, into the generated

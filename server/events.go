@@ -92,12 +92,13 @@ func (s *Server) knownEvent(ctx context.Context, seq int64) (int64, error) {
 }
 
 // A stream is the answer with a stream of Server-Sent Events. It reads the events from
-// the store and buffers none, so a slow client misses no event.
+// the tail or the store and buffers none, so a slow client misses no event.
 type stream struct {
 	s      *Server
 	ctx    context.Context // of the request
 	filter vm.EventFilter
 	after  int64 // number of the last event that was sent
+	leave  func()
 
 	rc  *http.ResponseController
 	w   http.ResponseWriter
@@ -112,13 +113,21 @@ func (s *Server) newStream(ctx context.Context, f vm.EventFilter, p openapi.List
 	if since == nil {
 		since = p.Since
 	}
-	var err error
+	leave, err := s.streams.enter(vm.CallerOf(ctx).Name)
+	if err != nil {
+		return nil, err
+	}
+	st.leave = leave
 	if since == nil {
 		st.after, err = s.reader.LastEvent(ctx)
 	} else {
 		st.after, err = s.knownEvent(ctx, *since)
 	}
-	return st, err
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return st, nil
 }
 
 // Respond implements [openapi.Response]. It blocks until the client disconnects or
@@ -126,6 +135,7 @@ func (s *Server) newStream(ctx context.Context, f vm.EventFilter, p openapi.List
 func (st *stream) Respond(w http.ResponseWriter) error {
 	st.w, st.rc, st.enc = w, http.NewResponseController(w), getEncoder()
 	defer st.enc.free()
+	defer st.leave()
 	w.Header().Set("Content-Type", streamMedia)
 	w.WriteHeader(http.StatusOK)
 	defer context.AfterFunc(st.s.stopping, func() { _ = st.rc.SetWriteDeadline(time.Now().Add(stopPatience)) })()
@@ -152,7 +162,7 @@ func (st *stream) Respond(w http.ResponseWriter) error {
 // can continue.
 func (st *stream) catchUp() (bool, error) {
 	for {
-		events, err := st.s.reader.Events(st.ctx, st.filter, vm.Page{After: st.after, Limit: wholePage})
+		events, last, err := st.next()
 		if st.ctx.Err() != nil || st.s.stopping.Err() != nil {
 			return false, nil
 		}
@@ -160,13 +170,8 @@ func (st *stream) catchUp() (bool, error) {
 			return false, err
 		}
 		for i := range events {
-			e := &events[i]
-			fmt.Fprintf(&st.enc.buf, "id: %d\nevent: %s\ndata: ", e.Seq, e.Type)
-			if err := st.enc.encode(apiEvent(e)); err != nil {
-				return false, err
-			}
-			st.enc.buf.WriteByte('\n')
-			st.after = e.Seq
+			st.enc.buf.Write(events[i].frame)
+			st.after = events[i].Seq
 			if st.enc.buf.Len() >= flushAt && !st.send() {
 				return false, nil
 			}
@@ -174,10 +179,42 @@ func (st *stream) catchUp() (bool, error) {
 		if !st.send() {
 			return false, nil
 		}
-		if len(events) < wholePage {
+		if last {
 			return true, nil
 		}
 	}
+}
+
+// next returns the next events of the stream: from the tail, or, if the client is too
+// far behind, from the database. last reports whether there are no more.
+func (st *stream) next() (events []sentEvent, last bool, err error) {
+	newest, ok, err := st.s.tail.since(st.ctx, st.after)
+	if err != nil {
+		return nil, false, err
+	}
+	if ok {
+		for _, e := range newest {
+			if passes(st.filter, &e.Event) {
+				events = append(events, e)
+			}
+		}
+		if len(newest) > 0 && len(events) == 0 { // none for this stream
+			st.after = newest[len(newest)-1].Seq
+		}
+		return events, true, nil
+	}
+	read, err := st.s.reader.Events(st.ctx, st.filter, vm.Page{After: st.after, Limit: wholePage})
+	if err != nil {
+		return nil, false, err
+	}
+	for i := range read {
+		frame, err := frameOf(&read[i])
+		if err != nil {
+			return nil, false, err
+		}
+		events = append(events, sentEvent{read[i], frame})
+	}
+	return events, len(read) < wholePage, nil
 }
 
 // send sends the buffered bytes, and at the first call the header of the answer. It

@@ -83,7 +83,10 @@ func (s *Server) ExecCommand(ctx context.Context, r openapi.ExecCommandRequestOb
 	if err != nil {
 		return nil, err
 	}
-	held, release := s.hold(ctx, c.Timeout+execSlack)
+	held, release, err := s.hold(ctx, c.Timeout+execSlack)
+	if err != nil {
+		return nil, err
+	}
 	defer release()
 	result, err := s.Guests.Exec(held, r.ID, c)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 
 // A Health is the result of the health checks.
 type Health struct {
-	Database, Storage, QEMU, QEMUImg, Accel, Network, Observer Check
+	Database, Storage, QEMU, QEMUImg, Accel, Network, Observer, API Check
 }
 
 // A Check is the result of one health check.
@@ -37,6 +37,7 @@ func (s *Server) GetHealth(ctx context.Context, _ openapi.GetHealthRequestObject
 		Accel:    check(h.Accel),
 		Network:  check(h.Network),
 		Observer: check(h.Observer),
+		Api:      check(h.API),
 	}
 	return answer{
 		status: status,

@@ -72,7 +72,7 @@ func TestABodyWithALargeContentLengthIsNotRead(t *testing.T) {
 // It measures the memory of the process, so it must not run in parallel.
 func TestAnEndlessBodyIsRejectedWithoutUsingMemory(t *testing.T) {
 	a := newAPI(t)
-	for name, status := range map[string]int{"with a token": 413, "without": 401} {
+	for name, status := range map[string]int{"with a token": 411, "without": 401} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		c := a.dial(t)

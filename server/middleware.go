@@ -165,6 +165,7 @@ func (s *Server) enter(x *exchange, op *operation, by *approach) error {
 			if err != nil {
 				return err
 			}
+			known(r.Context())
 			by.ticket, x.caller.Name, x.caller.Role = k, k.caller.Name, k.caller.Role
 			return nil
 		}
@@ -173,11 +174,19 @@ func (s *Server) enter(x *exchange, op *operation, by *approach) error {
 	if err != nil {
 		return err
 	}
+	known(r.Context())
 	x.caller.Name, x.caller.Role = caller.Name, caller.Role
 	if op == nil {
 		return nil
 	}
 	return permit(x.caller, op.role)
+}
+
+// known records that the connection of a request has sent valid credentials.
+func known(ctx context.Context) {
+	if d, _ := ctx.Value(doorKey{}).(*door); d != nil && d.conn != nil {
+		d.conn.gate.know(d.conn)
+	}
 }
 
 // fail answers with the problem for x.err, unless the answer has begun.

@@ -24,8 +24,10 @@ const (
 	codeTimeout          vm.Code = "request-timeout"
 	codeTooLarge         vm.Code = "payload-too-large"
 	codeMediaType        vm.Code = "unsupported-media-type"
+	codeLength           vm.Code = "length-required"
 	codeUpgradeRequired  vm.Code = "upgrade-required"
 	codeRange            vm.Code = "range-not-satisfiable"
+	codeTooMany          vm.Code = "too-many-requests"
 )
 
 // A kind is the common part of all problems with one code.
@@ -57,12 +59,14 @@ var kinds = map[vm.Code]kind{
 	vm.CodeNotCancellable:      {http.StatusConflict, "Not cancellable", 0},
 	vm.CodeGuestRefused:        {http.StatusConflict, "Refused by the guest", 0},
 	vm.CodeCancelled:           {http.StatusConflict, "Cancelled", 0},
+	codeLength:                 {http.StatusLengthRequired, "Length required", 0},
 	vm.CodePrecondition:        {http.StatusPreconditionFailed, "Precondition failed", 0},
 	codeTooLarge:               {http.StatusRequestEntityTooLarge, "Body too large", 0},
 	vm.CodeTooLarge:            {http.StatusRequestEntityTooLarge, "Image too large", 0},
 	codeMediaType:              {http.StatusUnsupportedMediaType, "Unsupported media type", 0},
 	codeRange:                  {http.StatusRequestedRangeNotSatisfiable, "No such range", 0},
 	codeUpgradeRequired:        {http.StatusUpgradeRequired, "Upgrade required", 0},
+	codeTooMany:                {http.StatusTooManyRequests, "Too many requests", 5},
 	vm.CodeRepeated:            {http.StatusUnprocessableEntity, "Idempotency key used before", 0},
 	vm.CodeInternal:            {http.StatusInternalServerError, "Internal error", 0},
 	vm.CodeInterrupted:         {http.StatusServiceUnavailable, "Interrupted", 1},
@@ -182,7 +186,7 @@ func writeProblem(c echo.Context, fault *vm.Fault) error {
 	p.Instance = c.Request().URL.EscapedPath()
 	p.RequestID = h.Get(headerRequestID)
 	p.OperationID = fault.OperationID
-	for _, f := range fault.Fields {
+	for _, f := range firstFaults(fault.Fields) {
 		p.Errors = append(p.Errors, openapi.FieldError{Field: f.Field, Detail: f.Detail})
 	}
 	if s := kinds[fault.Code].retryAfter; s > 0 {

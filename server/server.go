@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -34,6 +35,9 @@ type Options struct {
 	// StopTimeout is how long requests may take to end when the server stops. The
 	// default is 10 s.
 	StopTimeout time.Duration
+	// Guest reports whether the connection from peer to local, both TCP, comes from the
+	// user-mode network of a guest; such a connection is closed. If it is nil, none does.
+	Guest func(peer, local netip.AddrPort) bool
 }
 
 // Services are the use cases that the handlers call, one service per kind of resource. The
@@ -85,12 +89,16 @@ type Server struct {
 	keys       keyLock // of requests with an Idempotency-Key
 	tickets    tickets
 	consoles   consoles
+	tail       tail
+	streams    *quota // of event streams
+	waiting    *quota // of held requests
 	echo       *echo.Echo
 	name       string // value of the Server header
 
 	headerTimeout time.Duration // constant, but shorter in tests
 	heartbeat     time.Duration
 	eventTimeout  time.Duration
+	limits        connectionLimits // of each listener
 
 	stopping context.Context // done when the server starts to stop
 	stop     context.CancelFunc
@@ -126,6 +134,10 @@ func New(ctx context.Context, o Options, d Deps) (*Server, error) {
 		headerTimeout: readHeaderTimeout,
 		heartbeat:     heartbeat,
 		eventTimeout:  eventTimeout,
+		limits:        defaultLimits(),
+		tail:          tail{reader: d.Reader, events: d.Events},
+		streams:       newQuota("event streams", maxStreams, maxCallerStreams),
+		waiting:       newQuota("held requests", maxHeld, maxCallerHeld),
 	}
 	if _, err := s.auth.reload(ctx); err != nil {
 		return nil, err
@@ -189,6 +201,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	ended := make(chan error, len(listeners))
 	for _, l := range listeners {
+		l = newGate(l, s.limits, s.o.Guest, s.log)
 		go func() { ended <- web.Serve(l) }()
 	}
 	var failed error

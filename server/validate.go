@@ -35,6 +35,7 @@ type operation struct {
 	must     []string // required query parameters
 	header   []parameter
 	body     *openapi3.RequestBody // nil if it has no body
+	bodies   *bodyBudget           // of all operations
 }
 
 // A parameter is a parameter of an operation.
@@ -49,11 +50,13 @@ var filterOptions = &openapi3filter.Options{MultiError: true, SkipSettingDefault
 // compile returns the operations of the contract.
 func compile(doc *openapi3.T) map[routeKey]*operation {
 	ops := map[routeKey]*operation{}
+	bodies := newBodyBudget()
 	for path, item := range doc.Paths.Map() {
 		for method, o := range item.Operations() {
 			op := &operation{
-				route: &routers.Route{Spec: doc, Path: path, PathItem: item, Method: method, Operation: o},
-				query: map[string]parameter{},
+				route:  &routers.Route{Spec: doc, Path: path, PathItem: item, Method: method, Operation: o},
+				query:  map[string]parameter{},
+				bodies: bodies,
 			}
 			security := doc.Security
 			if o.Security != nil {
@@ -151,10 +154,14 @@ func (op *operation) parameters(c echo.Context) ([]vm.FieldFault, error) {
 			faults = append(faults, vm.FieldFault{Field: name, Detail: "is missing"})
 		}
 	}
+	unknown := 0
 	for _, name := range sortedNames(values) {
 		p, known := op.query[name]
 		switch {
+		case !known && unknown == maxFaults:
+			continue
 		case !known:
+			unknown++
 			faults = append(faults, vm.FieldFault{
 				Field:  short(name),
 				Detail: "is not a query parameter of this request",
@@ -203,6 +210,18 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 	if _, ok := op.streamed(r); ok {
 		return nil, nil // the handler reads it
 	}
+	if r.ContentLength < 0 {
+		return nil, &vm.Fault{
+			Code:   codeLength,
+			Detail: "the body has no Content-Length",
+			Hint:   "send Content-Length instead of Transfer-Encoding: chunked; only uploads of files are streamed",
+		}
+	}
+	release, err := op.bodies.reserve(r.Context(), r.ContentLength)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	data, err := readBody(c.Response(), r)
 	switch {
 	case err != nil:
@@ -212,12 +231,12 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 	case len(data) == 0:
 		return nil, malformed("the body is empty, but must be a JSON object")
 	}
-	value, err := parseJSON(data)
-	if err != nil {
-		return nil, err
-	}
 	media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	schema := op.body.Content[media].Schema.Value
+	value, faults, err := parseJSON(data, schema)
+	if err != nil || len(faults) > 0 {
+		return faults, err
+	}
 	err = schema.VisitJSON(value, openapi3.VisitAsRequest(), openapi3.MultiErrors())
 	return schemaFaults(nil, err), nil
 }
@@ -377,13 +396,29 @@ func short(name string) string {
 	return strings.ToValidUTF8(name[:most], "") + "…"
 }
 
-// invalid returns the fault of a request with these invalid fields.
+// maxFaults is how many faults of one request are answered.
+const maxFaults = 100
+
+// invalid returns the fault of a request with these invalid fields. It names the first
+// maxFaults of them and the number of the others.
 func invalid(faults ...vm.FieldFault) error {
 	detail := faults[0].Field + " " + faults[0].Detail
 	if n := len(faults); n > 1 {
 		detail = fmt.Sprintf("%d fields are not valid; the first one: %s", n, detail)
 	}
+	faults = firstFaults(faults)
 	return &vm.Fault{Code: vm.CodeInvalid, Detail: strings.TrimSpace(detail), Fields: faults}
+}
+
+// firstFaults returns the first maxFaults faults and, if there are more, their number as
+// one more fault.
+func firstFaults(faults []vm.FieldFault) []vm.FieldFault {
+	more := len(faults) - maxFaults
+	if more <= 0 {
+		return faults
+	}
+	rest := vm.FieldFault{Detail: fmt.Sprintf("and %d more", more)}
+	return append(slices.Clone(faults[:maxFaults]), rest)
 }
 
 func sortedNames[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -316,15 +316,18 @@ func (s *Server) vmAnswer(v *vm.VM) answer {
 
 // held answers a request whose operation goes on after the answer. It waits for the end of
 // the operation, and then for h.until, for as long as the client prefers, and answers with
-// meanwhile if that takes longer.
+// meanwhile if that takes longer, or if too many requests wait.
 func (s *Server) held(ctx context.Context, meanwhile answer, o vm.Operation, h hold) (answer, error) {
 	accepted := answer{status: http.StatusAccepted, body: meanwhile.body, location: "/operations/" + o.ID}
 	if h.wait == 0 {
 		return accepted, nil
 	}
-	held, release := s.hold(ctx, h.wait)
+	held, release, err := s.hold(ctx, h.wait)
+	if err != nil { // waiting is a preference (RFC 7240)
+		return accepted, nil
+	}
 	defer release()
-	o, err := s.Operations.Wait(held, o.ID)
+	o, err = s.Operations.Wait(held, o.ID)
 	switch {
 	case err != nil:
 		return answer{}, err
@@ -355,17 +358,25 @@ func (s *Server) held(ctx context.Context, meanwhile answer, o vm.Operation, h h
 
 // wait waits for the end of an operation, until timeout, or until the server stops.
 func (s *Server) wait(ctx context.Context, id string, timeout time.Duration) (vm.Operation, error) {
-	held, release := s.hold(ctx, timeout)
+	held, release, err := s.hold(ctx, timeout)
+	if err != nil {
+		return vm.Operation{}, err
+	}
 	defer release()
 	return s.Operations.Wait(held, id)
 }
 
 // hold returns a context for work that an answer waits for. It is done after timeout
-// and when the server stops. The caller must call release.
-func (s *Server) hold(ctx context.Context, timeout time.Duration) (held context.Context, release func()) {
+// and when the server stops. The caller must call release. It fails if too many requests
+// are held.
+func (s *Server) hold(ctx context.Context, timeout time.Duration) (held context.Context, release func(), err error) {
+	leave, err := s.waiting.enter(vm.CallerOf(ctx).Name)
+	if err != nil {
+		return nil, nil, err
+	}
 	held, cancel := context.WithTimeout(ctx, timeout)
 	stop := context.AfterFunc(s.stopping, cancel)
-	return held, func() { stop(); cancel() }
+	return held, func() { stop(); cancel(); leave() }, nil
 }
 
 // faultOfOperation returns the problem of a failed or cancelled operation as a fault.

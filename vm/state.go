@@ -119,6 +119,9 @@ type Observation struct {
 	// free space.
 	NoSpace bool
 	FreeMiB int64
+	// Lost names the files of the process that are missing in the runtime directory; set only
+	// by a survey.
+	Lost string
 }
 
 // Alive reports whether the VM has a QEMU process.

@@ -259,6 +259,7 @@ const (
 	ProblemCodeInterrupted          ProblemCode = "interrupted"
 	ProblemCodeInvalidRequest       ProblemCode = "invalid-request"
 	ProblemCodeInvalidState         ProblemCode = "invalid-state"
+	ProblemCodeLengthRequired       ProblemCode = "length-required"
 	ProblemCodeLimitReached         ProblemCode = "limit-reached"
 	ProblemCodeMalformedBody        ProblemCode = "malformed-body"
 	ProblemCodeMethodNotAllowed     ProblemCode = "method-not-allowed"
@@ -272,6 +273,7 @@ const (
 	ProblemCodeQemuUnresponsive     ProblemCode = "qemu-unresponsive"
 	ProblemCodeRangeNotSatisfiable  ProblemCode = "range-not-satisfiable"
 	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
+	ProblemCodeTooManyRequests      ProblemCode = "too-many-requests"
 	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
 	ProblemCodeUnavailable          ProblemCode = "unavailable"
 	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
@@ -1203,6 +1205,9 @@ type HealthChecks struct {
 	// Accel The result of one check of the daemon.
 	Accel HealthCheck `json:"accel"`
 
+	// Api The result of one check of the daemon.
+	Api HealthCheck `json:"api"`
+
 	// Database The result of one check of the daemon.
 	Database HealthCheck `json:"database"`
 
@@ -1312,7 +1317,8 @@ type Issue struct {
 	// - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
 	// - `disk_size_mismatch`: the size of a disk file differs from the record.
 	// - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
-	// - `runtime_drift`: the disks, NICs or CD-ROM drives in QEMU differ from the record.
+	// - `runtime_drift`: the disks, NICs or CD-ROM drives in QEMU differ from the record, or the files of a running QEMU
+	//   are missing in the runtime directory.
 	// - `storage_low`: the file system of the disks is nearly full.
 	// - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
 	// - `orphan_image`: image content belongs to no recorded image.
@@ -1338,24 +1344,25 @@ type Issue struct {
 
 // IssueType The type of a disagreement between the records and the host.
 //
-// - `vm_state_mismatch`: the state of a VM differs from the record.
-// - `orphan_process`: a QEMU process belongs to no recorded VM.
-// - `missing_disk`: the file of a recorded disk does not exist.
-// - `orphan_disk`: a disk file belongs to no recorded resource.
-// - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
-// - `disk_size_mismatch`: the size of a disk file differs from the record.
-// - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
-// - `runtime_drift`: the disks, NICs or CD-ROM drives in QEMU differ from the record.
-// - `storage_low`: the file system of the disks is nearly full.
-// - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
-// - `orphan_image`: image content belongs to no recorded image.
-// - `slow_accelerator`: a VM runs in emulation although KVM works now. A stop and a start, or a restart, moves it.
-// - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
-// - `network_blocked`: the firewall of the host drops packets that the guests of a network need.
-// - `network_overlap`: a route of the host leads into the subnet of a network.
-// - `forward_blocked`: a port forward takes the connections of a program of the host, or gets none.
-// - `dns_limited`: DNS queries of a guest are not answered, because of a limit.
-// - `address_conflict`: another machine uses the address of a guest.
+//   - `vm_state_mismatch`: the state of a VM differs from the record.
+//   - `orphan_process`: a QEMU process belongs to no recorded VM.
+//   - `missing_disk`: the file of a recorded disk does not exist.
+//   - `orphan_disk`: a disk file belongs to no recorded resource.
+//   - `disk_state_inconsistent`: a disk is recorded as attached but is not, or the reverse.
+//   - `disk_size_mismatch`: the size of a disk file differs from the record.
+//   - `qmp_unreachable`: the QEMU process of a VM has not answered on its monitor for three passes.
+//   - `runtime_drift`: the disks, NICs or CD-ROM drives in QEMU differ from the record, or the files of a running QEMU
+//     are missing in the runtime directory.
+//   - `storage_low`: the file system of the disks is nearly full.
+//   - `missing_image`: the content of a recorded image does not exist, or its size differs from the record.
+//   - `orphan_image`: image content belongs to no recorded image.
+//   - `slow_accelerator`: a VM runs in emulation although KVM works now. A stop and a start, or a restart, moves it.
+//   - `network_drift`: a bridge, a tap or a firewall rule is missing or differs from the record.
+//   - `network_blocked`: the firewall of the host drops packets that the guests of a network need.
+//   - `network_overlap`: a route of the host leads into the subnet of a network.
+//   - `forward_blocked`: a port forward takes the connections of a program of the host, or gets none.
+//   - `dns_limited`: DNS queries of a guest are not answered, because of a limit.
+//   - `address_conflict`: another machine uses the address of a guest.
 type IssueType string
 
 // Labels Free key-value pairs to tell VMs or images apart: at most 64. A key has 1 to 63 characters of a-z, 0-9, `-`,
@@ -1794,6 +1801,7 @@ type Problem struct {
 	//   `detail` has its message.
 	// - `cancelled` (409): the operation was cancelled.
 	// - `interrupted` (503): the daemon ended during the operation.
+	// - `length-required` (411): a JSON body has no `Content-Length`.
 	// - `precondition-failed` (412): the resource does not match `If-Match`, or `offset` is not the position of the
 	//   upload.
 	// - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
@@ -1801,6 +1809,7 @@ type Problem struct {
 	// - `unsupported-media-type` (415): the request does not accept the media type of the body.
 	// - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 	// - `range-not-satisfiable` (416): the range is outside of the content.
+	// - `too-many-requests` (429): the caller has too many event streams or held requests.
 	// - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 	// - `insufficient-memory` (503): the host has not enough free memory.
 	// - `insufficient-storage` (507): the host has not enough free disk space.
@@ -1867,6 +1876,7 @@ type Problem struct {
 //     `detail` has its message.
 //   - `cancelled` (409): the operation was cancelled.
 //   - `interrupted` (503): the daemon ended during the operation.
+//   - `length-required` (411): a JSON body has no `Content-Length`.
 //   - `precondition-failed` (412): the resource does not match `If-Match`, or `offset` is not the position of the
 //     upload.
 //   - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
@@ -1874,6 +1884,7 @@ type Problem struct {
 //   - `unsupported-media-type` (415): the request does not accept the media type of the body.
 //   - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 //   - `range-not-satisfiable` (416): the range is outside of the content.
+//   - `too-many-requests` (429): the caller has too many event streams or held requests.
 //   - `idempotency-mismatch` (422): the `Idempotency-Key` was used for another request.
 //   - `insufficient-memory` (503): the host has not enough free memory.
 //   - `insufficient-storage` (507): the host has not enough free disk space.
