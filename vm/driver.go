@@ -41,7 +41,8 @@ type Machines interface {
 	// o.Timeout, or at once with o.Force. It returns nil when no process is left.
 	Shutdown(ctx context.Context, id string, o StopOptions, report Report) error
 	// Control pauses, resumes, resets or interrupts the guest of a VM: op is [OpPause],
-	// [OpResume], [OpReset], which also resumes the guest, or [OpNMI].
+	// [OpResume], which also wakes a guest that suspended itself, [OpReset], which also
+	// resumes the guest, or [OpNMI].
 	Control(ctx context.Context, id string, op Op) error
 }
 
