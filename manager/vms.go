@@ -49,6 +49,10 @@ func (s *VMs) truth(ctx context.Context, id string) (vm.Change, error) {
 		detail = seen.Log
 	case vm.ReasonIOError, vm.ReasonDiskFull:
 		detail = seen.Trouble
+	case vm.ReasonUnknown:
+		if seen.Status != vm.StatusMute {
+			detail = fmt.Sprintf("QEMU reports the run state %s", seen.Status)
+		}
 	}
 	if v.HasRoomAgain(seen) {
 		if err := s.driver.Control(ctx, id, vm.OpResume); err != nil {

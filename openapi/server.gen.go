@@ -318,14 +318,18 @@ const (
 const (
 	VMStateReasonCrashed       VMStateReason = "crashed"
 	VMStateReasonCreated       VMStateReason = "created"
+	VMStateReasonDebug         VMStateReason = "debug"
 	VMStateReasonDiskFull      VMStateReason = "disk-full"
 	VMStateReasonGuestPanicked VMStateReason = "guest-panicked"
 	VMStateReasonGuestShutdown VMStateReason = "guest-shutdown"
 	VMStateReasonInternalError VMStateReason = "internal-error"
 	VMStateReasonInterrupted   VMStateReason = "interrupted"
 	VMStateReasonIoError       VMStateReason = "io-error"
+	VMStateReasonMigration     VMStateReason = "migration"
+	VMStateReasonMonitor       VMStateReason = "monitor"
 	VMStateReasonRequested     VMStateReason = "requested"
 	VMStateReasonStartFailed   VMStateReason = "start-failed"
+	VMStateReasonSuspended     VMStateReason = "suspended"
 	VMStateReasonUnknown       VMStateReason = "unknown"
 	VMStateReasonUnreachable   VMStateReason = "unreachable"
 	VMStateReasonWatchdog      VMStateReason = "watchdog"
@@ -2223,6 +2227,11 @@ type VM struct {
 	// - `guest-panicked`: the kernel of the guest panicked.
 	// - `internal-error`: QEMU stopped because of an internal error.
 	// - `watchdog`: the watchdog of the guest expired.
+	// - `suspended`: the guest suspended itself (ACPI S3). Resuming wakes it, a stop wakes it before it presses the
+	//   power button, and a reset boots it.
+	// - `monitor`: a command on QEMU's monitor paused the guest without a request.
+	// - `migration`: QEMU saves, loads or moves the state of the machine.
+	// - `debug`: a debugger stopped the guest.
 	// - `unreachable`: the QEMU process exists and does not answer.
 	// - `interrupted`: the daemon ended during an operation.
 	// - `unknown`: the state changed without the daemon.
@@ -2257,19 +2266,24 @@ type VMLocalIpSource string
 
 // VMStateReason Why the VM is in its state.
 //
-// - `created`: the VM was never started.
-// - `requested`: a request changed the state.
-// - `guest-shutdown`: the guest powered itself off.
-// - `start-failed`: the last start failed.
-// - `crashed`: the QEMU process ended without a request.
-// - `io-error`: the host could not read or write a disk, so the guest was paused.
-// - `disk-full`: the host has no space for the data that the guest writes, so the guest was paused.
-// - `guest-panicked`: the kernel of the guest panicked.
-// - `internal-error`: QEMU stopped because of an internal error.
-// - `watchdog`: the watchdog of the guest expired.
-// - `unreachable`: the QEMU process exists and does not answer.
-// - `interrupted`: the daemon ended during an operation.
-// - `unknown`: the state changed without the daemon.
+//   - `created`: the VM was never started.
+//   - `requested`: a request changed the state.
+//   - `guest-shutdown`: the guest powered itself off.
+//   - `start-failed`: the last start failed.
+//   - `crashed`: the QEMU process ended without a request.
+//   - `io-error`: the host could not read or write a disk, so the guest was paused.
+//   - `disk-full`: the host has no space for the data that the guest writes, so the guest was paused.
+//   - `guest-panicked`: the kernel of the guest panicked.
+//   - `internal-error`: QEMU stopped because of an internal error.
+//   - `watchdog`: the watchdog of the guest expired.
+//   - `suspended`: the guest suspended itself (ACPI S3). Resuming wakes it, a stop wakes it before it presses the
+//     power button, and a reset boots it.
+//   - `monitor`: a command on QEMU's monitor paused the guest without a request.
+//   - `migration`: QEMU saves, loads or moves the state of the machine.
+//   - `debug`: a debugger stopped the guest.
+//   - `unreachable`: the QEMU process exists and does not answer.
+//   - `interrupted`: the daemon ended during an operation.
+//   - `unknown`: the state changed without the daemon.
 type VMStateReason string
 
 // VMState The state of a VM. In `starting` and `stopping` an operation is running.

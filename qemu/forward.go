@@ -87,7 +87,7 @@ func contains(all []vm.PortForward, f vm.PortForward) bool {
 	return slices.ContainsFunc(all, func(g vm.PortForward) bool { return sameForward(f, g) })
 }
 
-// human runs a command of QEMU's human monitor, because QMP has none for forwards.
+// human runs a command of QEMU's human monitor, for what QMP has no command.
 // It returns the output, which is empty after most commands that succeeded. All
 // parts of the command must be validated.
 func (s *session) human(ctx context.Context, command string) (string, error) {

@@ -108,6 +108,59 @@ func (s *session) cont(ctx context.Context) error {
 	return s.execute(ctx, deviceTimeout, "cont", nil, nil)
 }
 
+// resume lets the guest run again, and fails if it does not. A guest that was suspended
+// is woken. A guest that runs into another I/O error did run: its events tell.
+func (s *session) resume(ctx context.Context) error {
+	if err := s.cont(ctx); err != nil {
+		return err
+	}
+	status, err := s.queryStatus(ctx)
+	if err == nil && status == statusSuspended {
+		if err = s.wakeup(ctx); err == nil {
+			status, err = s.queryStatus(ctx)
+		}
+	}
+	if err == nil && (status == statusSuspended || status == vm.StatusPaused || status == vm.StatusPrelaunch) {
+		return fault(vm.CodeOperationFailed, nil, "the guest of VM %s does not run: QEMU still reports it as %s", s.id, status)
+	}
+	return err
+}
+
+// wakeup wakes a suspended guest and waits until QEMU has done so, which resets the
+// machine: the firmware then continues the guest. It is a no-op if the guest is awake.
+func (s *session) wakeup(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	const command = "system_wakeup"
+	conn, err := s.monitor(ctx)
+	if err != nil {
+		return monitorFault(s.id, command, err)
+	}
+	pm, err := s.savePM(ctx)
+	if err != nil {
+		return err
+	}
+	awake := conn.Expect(func(e qmp.Event) bool { return e.Event == "WAKEUP" })
+	defer awake.Cancel()
+	if err := s.execute(ctx, queryTimeout, command, nil, nil); err != nil {
+		if status, serr := s.queryStatus(ctx); serr == nil && status == vm.StatusRunning {
+			return nil // it woke by itself
+		}
+		return err
+	}
+	if _, err := awake.Wait(ctx); err != nil {
+		return monitorFault(s.id, command, err)
+	}
+	return s.restorePM(ctx, pm)
+}
+
+// clearWakeFlag makes the next reset of the machine a boot. A guest that suspends itself
+// leaves a flag in the CMOS (register 0xf, the shutdown status of the PC), and as long as
+// it is set, the firmware wakes the guest after a reset instead of booting it.
+func (s *session) clearWakeFlag(ctx context.Context) error {
+	return s.writePorts(ctx, portWrite{0x70, 1, 0xf}, portWrite{0x71, 1, 0})
+}
+
 // stop pauses the guest.
 func (s *session) stop(ctx context.Context) error {
 	return s.execute(ctx, deviceTimeout, "stop", nil, nil)

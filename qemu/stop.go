@@ -97,7 +97,12 @@ func (s *session) press(ctx context.Context, n int, report vm.Report) (off bool,
 	case status == vm.StatusShutdown:
 		say(report, "acpi", "the guest has powered off")
 		return true, nil
-	case status != vm.StatusRunning && status != statusSuspended:
+	case status == statusSuspended: // it does not see the power button
+		say(report, "acpi", "waking the guest, which is suspended")
+		if err := s.wakeup(ctx); err != nil {
+			return false, err
+		}
+	case status != vm.StatusRunning:
 		say(report, "acpi", "the guest is %s and cannot answer", status)
 		return false, errNotListening
 	}
@@ -114,7 +119,9 @@ func (s *session) press(ctx context.Context, n int, report vm.Report) (off bool,
 	return false, nil
 }
 
-// statusSuspended is the run state of a guest that sleeps (ACPI S3).
+// statusSuspended is the run state of a guest that suspended itself (ACPI S3). Its vCPUs
+// are halted. Only a wake-up ends it: QEMU 7.2 accepts cont and does nothing, and the power
+// button is only noted.
 const statusSuspended = vm.RunStatus("suspended")
 
 // destroy ends the process by harder and harder means: quit, SIGTERM, SIGKILL. It
@@ -215,27 +222,39 @@ func (d *Driver) Pause(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return s.stop(ctx)
+	if err := s.stop(ctx); err != nil {
+		return err
+	}
+	status, err := s.queryStatus(ctx)
+	if err == nil && status == statusSuspended {
+		f := fault(vm.CodeState, nil, "VM %s is not running: its guest suspended itself", id)
+		f.Hint = "resume it first"
+		return f
+	}
+	return err
 }
 
-// Resume lets the vCPUs of a VM run.
+// Resume lets the vCPUs of a VM run, and wakes a guest that suspended itself.
 func (d *Driver) Resume(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {
 		return err
 	}
-	return s.cont(ctx)
+	return s.resume(ctx)
 }
 
-// Reset resets a VM and lets its vCPUs run.
+// Reset resets a VM and lets its vCPUs run. The guest boots, also if it was suspended.
 func (d *Driver) Reset(ctx context.Context, id string) error {
 	s, err := d.live(id)
 	if err != nil {
+		return err
+	}
+	if err := s.clearWakeFlag(ctx); err != nil {
 		return err
 	}
 	if err := s.systemReset(ctx); err != nil {
 		return err
 	}
 	failpoint.Hit("guest.reset")
-	return s.cont(ctx)
+	return s.resume(ctx)
 }

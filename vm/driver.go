@@ -39,8 +39,9 @@ type Machines interface {
 	// Shutdown asks the guest to power off and ends the process with increasing force after
 	// o.Timeout, or at once with o.Force. It returns nil when no process is left.
 	Shutdown(ctx context.Context, id string, o StopOptions, report Report) error
-	// Control changes what the guest of a VM does: op is [OpPause], [OpResume], [OpReset],
-	// which also lets the guest run, or [OpNMI].
+	// Control changes what the guest of a VM does: op is [OpPause], [OpResume], which also
+	// wakes a guest that suspended itself, [OpReset], which also lets the guest run, or
+	// [OpNMI].
 	Control(ctx context.Context, id string, op Op) error
 }
 

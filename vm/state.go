@@ -37,6 +37,10 @@ const (
 	ReasonPanicked      Reason = "guest-panicked"
 	ReasonInternalError Reason = "internal-error"
 	ReasonWatchdog      Reason = "watchdog"
+	ReasonSuspended     Reason = "suspended"   // the guest sleeps (ACPI S3)
+	ReasonMonitor       Reason = "monitor"     // a command on QEMU's monitor paused it, no record says which
+	ReasonMigration     Reason = "migration"   // QEMU saves, loads or moves the state of the machine
+	ReasonDebug         Reason = "debug"       // a debugger stopped the guest
 	ReasonUnreachable   Reason = "unreachable" // the QEMU process is alive, but its monitor does not answer
 	ReasonInterrupted   Reason = "interrupted" // the daemon ended during an operation
 	ReasonUnknown       Reason = "unknown"
@@ -157,7 +161,10 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 	case StatusRunning:
 		return keep(Running, ReasonRequested)
 	case StatusPaused:
-		return keep(Paused, ReasonUnknown)
+		if why == ReasonUnknown {
+			why = ReasonMonitor
+		}
+		return keep(Paused, ReasonMonitor)
 	case StatusShutdown:
 		if recorded == Stopping {
 			return Verdict{State: Stopped, Reason: ReasonRequested, End: true}
@@ -169,7 +176,10 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 		}
 		return Verdict{State: Stopped, Reason: ReasonStartFailed, End: true}
 	default:
-		why := pausedReason(seen.Status)
+		why, known := pausedReasons[seen.Status]
+		if !known {
+			why = ReasonUnknown
+		}
 		if why == ReasonIOError && seen.NoSpace {
 			why = ReasonDiskFull
 		}
@@ -191,13 +201,21 @@ func settleGone(recorded State, why Reason) Verdict {
 	}
 }
 
-// pausedReason returns the reason of a pause that QEMU itself made.
-func pausedReason(s RunStatus) Reason {
-	switch r := Reason(s); r {
-	case ReasonIOError, ReasonPanicked, ReasonInternalError, ReasonWatchdog:
-		return r
-	}
-	return ReasonUnknown
+// pausedReasons are the reasons of the run states in which QEMU runs no vCPU without a
+// request: all of QEMU 7.2 that [Settle] does not handle itself.
+var pausedReasons = map[RunStatus]Reason{
+	"io-error":       ReasonIOError,
+	"guest-panicked": ReasonPanicked,
+	"internal-error": ReasonInternalError,
+	"watchdog":       ReasonWatchdog,
+	"suspended":      ReasonSuspended,
+	"debug":          ReasonDebug,
+	"inmigrate":      ReasonMigration,
+	"finish-migrate": ReasonMigration,
+	"postmigrate":    ReasonMigration,
+	"save-vm":        ReasonMigration,
+	"restore-vm":     ReasonMigration,
+	"colo":           ReasonMigration,
 }
 
 // A Repair is the result of settling one resource.

@@ -95,6 +95,23 @@ func TestSettleNeverLeavesAnIntent(t *testing.T) {
 	}
 }
 
+// The run states of QEMU 7.2 (qapi/run-state.json) in which the guest does not run.
+func TestAPauseHasAReasonWheneverQEMUKnowsOne(t *testing.T) {
+	for _, status := range []vm.RunStatus{
+		"debug", "inmigrate", "internal-error", "io-error", "paused", "postmigrate", "prelaunch",
+		"finish-migrate", "restore-vm", "save-vm", "suspended", "watchdog", "guest-panicked", "colo",
+	} {
+		for _, recorded := range []vm.State{vm.Running, vm.Paused} {
+			for _, why := range []vm.Reason{vm.ReasonRequested, vm.ReasonUnknown} {
+				got := vm.Settle(recorded, why, vm.Observation{PID: 1, Status: status})
+				if got.State != vm.Paused || got.Reason == vm.ReasonUnknown || got.Reason == "" {
+					t.Errorf("Settle(%s, %s, %s) = %+v, want paused with a reason", recorded, why, status, got)
+				}
+			}
+		}
+	}
+}
+
 func TestSettle(t *testing.T) {
 	gone := vm.Observation{}
 	at := func(s vm.RunStatus) vm.Observation { return vm.Observation{PID: 7, Status: s} }
@@ -118,7 +135,10 @@ func TestSettle(t *testing.T) {
 		{"running and gone is a crash", vm.Running, vm.ReasonRequested, gone, is(vm.Errored, vm.ReasonCrashed)},
 		{"paused and gone is a crash", vm.Paused, vm.ReasonIOError, gone, is(vm.Errored, vm.ReasonCrashed)},
 		{"the guest powered itself off", vm.Running, vm.ReasonRequested, at("shutdown"), ends(vm.Stopped, vm.ReasonGuestShutdown)},
-		{"paused by another client", vm.Running, vm.ReasonRequested, at("paused"), is(vm.Paused, vm.ReasonUnknown)},
+		{"paused by another client", vm.Running, vm.ReasonRequested, at("paused"), is(vm.Paused, vm.ReasonMonitor)},
+		{"a guest that suspends itself is paused", vm.Running, vm.ReasonRequested, at("suspended"), is(vm.Paused, vm.ReasonSuspended)},
+		{"a guest that woke up runs", vm.Paused, vm.ReasonSuspended, at("running"), is(vm.Running, vm.ReasonRequested)},
+		{"a stop of a guest that suspended itself", vm.Stopping, vm.ReasonRequested, at("suspended"), is(vm.Paused, vm.ReasonSuspended)},
 		{"paused on request stays so", vm.Paused, vm.ReasonRequested, at("paused"), is(vm.Paused, vm.ReasonRequested)},
 		{"a panicked guest is paused", vm.Running, vm.ReasonRequested, at("guest-panicked"), is(vm.Paused, vm.ReasonPanicked)},
 		{"an I/O error pauses", vm.Running, vm.ReasonRequested, at("io-error"), is(vm.Paused, vm.ReasonIOError)},

@@ -91,6 +91,10 @@ func reasonWords(r Reason) string {
 		ReasonPanicked:      "the kernel of the guest panicked",
 		ReasonInternalError: "QEMU had an internal error",
 		ReasonWatchdog:      "the guest did not feed its watchdog",
+		ReasonSuspended:     "the guest suspended itself",
+		ReasonMonitor:       "a command on QEMU's monitor paused it",
+		ReasonMigration:     "QEMU saves, loads or moves its state",
+		ReasonDebug:         "a debugger stopped it",
 		ReasonUnreachable:   "its QEMU does not answer",
 		ReasonInterrupted:   "the daemon ended during an operation",
 	}[r]
