@@ -19,6 +19,10 @@ const (
 	pingInterval = 30 * time.Second
 	firstPing    = time.Second
 
+	// contactTimeout is how long a call waits for the first contact with a QEMU that an
+	// earlier vmand started.
+	contactTimeout = 5 * time.Second
+
 	// freezeLease is how long a guest's file systems stay frozen without a thaw.
 	// Windows has the same limit.
 	freezeLease = 10 * time.Second
@@ -34,12 +38,13 @@ type agent struct {
 	client  *qga.Client
 	wake    chan struct{} // of capacity 1: run must check again
 
-	mu      sync.Mutex // guards everything that follows; never held while blocking
-	first   func()     // called at the first answer; nil if it is not wanted, or was called
-	hasPort bool       // QEMU has a port for an agent
-	open    bool       // a program in the guest has the port open
-	opened  bool       // open is or was true
-	answers bool       // the last question was answered
+	mu      sync.Mutex    // guards everything that follows; never held while blocking
+	first   func()        // called at the first answer; nil if it is not wanted, or was called
+	hasPort bool          // QEMU has a port for an agent
+	asked   chan struct{} // closed when QEMU has said whether the port exists and is open
+	open    bool          // a program in the guest has the port open
+	opened  bool          // open is or was true
+	answers bool          // the last question was answered
 	version string
 	seen    time.Time     // when the last answer came
 	askAt   time.Time     // when to ping
@@ -51,7 +56,7 @@ type agent struct {
 // newAgent returns the agent of a new session. It does not connect. first, if not
 // nil, is called at the first answer.
 func newAgent(s *session, first func()) *agent {
-	a := &agent{session: s, wake: make(chan struct{}, 1), first: first}
+	a := &agent{session: s, wake: make(chan struct{}, 1), first: first, asked: make(chan struct{})}
 	if !s.proc.IsChild() {
 		a.thawAt = time.Now() // an earlier vmand may have frozen it and been killed
 	}
@@ -166,6 +171,31 @@ func (s *session) lookForAgent(ctx context.Context, conn *qmp.Conn) {
 		if c.Label == agentChardev {
 			s.agent.setPort(c.Open)
 		}
+	}
+	s.agent.noteAsked()
+}
+
+// noteAsked wakes the callers of awaitContact. It is idempotent.
+func (a *agent) noteAsked() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	select {
+	case <-a.asked:
+	default:
+		close(a.asked)
+	}
+}
+
+// awaitContact waits until QEMU has said whether the agent's port is open, at most for
+// contactTimeout and until ctx is done.
+func (a *agent) awaitContact(ctx context.Context) {
+	timer := time.NewTimer(contactTimeout)
+	defer timer.Stop()
+	select {
+	case <-a.asked:
+	case <-a.session.proc.Done():
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 

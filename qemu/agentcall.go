@@ -33,13 +33,16 @@ func (d *Driver) Agent(id string) vm.Agent {
 }
 
 // reachable returns the agent of a VM. It fails if no program in the guest has the
-// agent's port open.
-func (d *Driver) reachable(id string) (*agent, error) {
+// agent's port open. It waits for the first contact with a QEMU that was just found.
+func (d *Driver) reachable(ctx context.Context, id string) (*agent, error) {
 	s, err := d.live(id)
 	if err != nil {
 		return nil, err
 	}
 	a := s.agent
+	if !s.proc.IsChild() {
+		a.awaitContact(ctx)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.open {
@@ -92,7 +95,7 @@ func (a *agent) done(err error) error {
 // GuestInfo implements [vm.Guests]. Parts that the agent refuses to report stay
 // empty; it fails if the agent refuses all.
 func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error) {
-	a, err := d.reachable(id)
+	a, err := d.reachable(ctx, id)
 	if err != nil {
 		return vm.GuestInfo{}, err
 	}
@@ -148,7 +151,7 @@ func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.Gue
 		return vm.GuestResult{}, fault(vm.CodeInvalid, nil, "the standard input has %d bytes, the limit is %d",
 			len(c.Stdin), vm.MaxGuestStdin)
 	}
-	a, err := d.reachable(id)
+	a, err := d.reachable(ctx, id)
 	if err != nil {
 		return vm.GuestResult{}, err
 	}
@@ -167,7 +170,7 @@ func (d *Driver) Exec(ctx context.Context, id string, c vm.GuestCommand) (vm.Gue
 
 // ReadFile implements [vm.Guests].
 func (d *Driver) ReadFile(ctx context.Context, id, path string, w io.Writer, limit int64) error {
-	a, err := d.reachable(id)
+	a, err := d.reachable(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -178,7 +181,7 @@ func (d *Driver) ReadFile(ctx context.Context, id, path string, w io.Writer, lim
 
 // WriteFile implements [vm.Guests]. When it fails, the file may hold a part of r.
 func (d *Driver) WriteFile(ctx context.Context, id, path string, r io.Reader) error {
-	a, err := d.reachable(id)
+	a, err := d.reachable(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -197,7 +200,7 @@ func (a *agent) copied(id, path string, limit int64, err error) error {
 
 // SetPassword implements [vm.Guests].
 func (d *Driver) SetPassword(ctx context.Context, id, user, password string) error {
-	a, err := d.reachable(id)
+	a, err := d.reachable(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -206,7 +209,7 @@ func (d *Driver) SetPassword(ctx context.Context, id, user, password string) err
 
 // Trim implements [vm.Guests].
 func (d *Driver) Trim(ctx context.Context, id string) error {
-	a, err := d.reachable(id)
+	a, err := d.reachable(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -217,7 +220,7 @@ func (d *Driver) Trim(ctx context.Context, id string) error {
 // [freezeLease] and when vmand stops. If vmand is killed, the next vmand thaws
 // them as soon as it finds the VM.
 func (d *Driver) Freeze(ctx context.Context, id string, mountPoints ...string) (int, error) {
-	a, err := d.reachable(id)
+	a, err := d.reachable(ctx, id)
 	if err != nil {
 		return 0, err
 	}
@@ -244,7 +247,7 @@ func (d *Driver) Freeze(ctx context.Context, id string, mountPoints ...string) (
 // Thaw implements [vm.Guests]. It fails with [vm.CodeState] if the guest had thawed
 // before: the caller's work was not done while the file systems were frozen.
 func (d *Driver) Thaw(ctx context.Context, id string) error {
-	a, err := d.reachable(id)
+	a, err := d.reachable(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -136,6 +136,10 @@ func (s *session) wakeup(ctx context.Context) error {
 	if err != nil {
 		return monitorFault(s.id, command, err)
 	}
+	pm, err := s.savePM(ctx)
+	if err != nil {
+		return err
+	}
 	awake := conn.Expect(func(e qmp.Event) bool { return e.Event == "WAKEUP" })
 	defer awake.Cancel()
 	if err := s.execute(ctx, queryTimeout, command, nil, nil); err != nil {
@@ -144,25 +148,17 @@ func (s *session) wakeup(ctx context.Context) error {
 		}
 		return err
 	}
-	_, err = awake.Wait(ctx)
-	return monitorFault(s.id, command, err)
+	if _, err := awake.Wait(ctx); err != nil {
+		return monitorFault(s.id, command, err)
+	}
+	return s.restorePM(ctx, pm)
 }
 
 // clearWakeFlag makes the next reset of the machine a boot. A guest that suspends itself
 // leaves a flag in the CMOS (register 0xf, the shutdown status of the PC), and as long as
-// it is set, the firmware wakes the guest after a reset instead of booting it. QEMU has no
-// QMP command for I/O ports.
+// it is set, the firmware wakes the guest after a reset instead of booting it.
 func (s *session) clearWakeFlag(ctx context.Context) error {
-	for _, line := range []string{"o /b 0x70 0xf", "o /b 0x71 0"} {
-		output, err := s.human(ctx, line)
-		if err != nil {
-			return err
-		}
-		if output != "" {
-			return fault(vm.CodeOperationFailed, nil, "QEMU of VM %s cannot write its CMOS: %s", s.id, output)
-		}
-	}
-	return nil
+	return s.writePorts(ctx, portWrite{0x70, 1, 0xf}, portWrite{0x71, 1, 0})
 }
 
 // stop pauses the guest.

@@ -27,7 +27,7 @@ func filesystem(f qga.Filesystem) vm.GuestFilesystem {
 
 // Mounts implements [vm.Guests].
 func (d *Driver) Mounts(ctx context.Context, disk vm.Disk) ([]vm.GuestMount, error) {
-	a, err := d.reachable(disk.VMID)
+	a, err := d.reachable(ctx, disk.VMID)
 	if err != nil {
 		return nil, err
 	}

@@ -153,6 +153,9 @@ func (s *session) pump(ctx context.Context, conn *qmp.Conn) {
 	defer events.Close()
 	timer := time.NewTimer(damageDelay)
 	defer timer.Stop()
+	if !s.proc.IsChild() { // its guest may have had an agent for long
+		s.lookForAgent(ctx, conn)
+	}
 	for lost := uint64(0); ; {
 		select {
 		case <-timer.C:

@@ -164,8 +164,8 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 	case StatusRunning:
 		return keep(Running, ReasonRequested)
 	case StatusPaused:
-		if _, ofQEMU := pausedReasons[RunStatus(why)]; ofQEMU || why == ReasonUnknown {
-			return Verdict{State: Paused, Reason: ReasonMonitor} // that reason has passed
+		if why == ReasonUnknown {
+			why = ReasonMonitor
 		}
 		return keep(Paused, ReasonMonitor)
 	case StatusShutdown:

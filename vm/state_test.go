@@ -136,7 +136,6 @@ func TestSettle(t *testing.T) {
 		{"paused and gone is a crash", vm.Paused, vm.ReasonIOError, gone, is(vm.Errored, vm.ReasonCrashed)},
 		{"the guest powered itself off", vm.Running, vm.ReasonRequested, at("shutdown"), ends(vm.Stopped, vm.ReasonGuestShutdown)},
 		{"paused by another client", vm.Running, vm.ReasonRequested, at("paused"), is(vm.Paused, vm.ReasonMonitor)},
-		{"paused by another client after an error", vm.Paused, vm.ReasonIOError, at("paused"), is(vm.Paused, vm.ReasonMonitor)},
 		{"a guest that suspends itself is paused", vm.Running, vm.ReasonRequested, at("suspended"), is(vm.Paused, vm.ReasonSuspended)},
 		{"a guest that woke up runs", vm.Paused, vm.ReasonSuspended, at("running"), is(vm.Running, vm.ReasonRequested)},
 		{"a stop of a guest that suspended itself", vm.Stopping, vm.ReasonRequested, at("suspended"), is(vm.Paused, vm.ReasonSuspended)},

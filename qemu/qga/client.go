@@ -107,10 +107,23 @@ type conn struct {
 	in *lines
 }
 
+// A timeLimit bounds a command.
+type timeLimit struct {
+	begin time.Duration // until the reply begins
+	whole time.Duration // until the reply is complete
+}
+
 // call runs one command, for at most limit, and decodes its reply, of at most maxBytes,
 // into out unless out is nil.
 func (c *Client) call(
 	ctx context.Context, limit time.Duration, maxBytes int, command string, args, out any,
+) error {
+	return c.callWithin(ctx, timeLimit{begin: limit, whole: limit}, maxBytes, command, args, out)
+}
+
+// callWithin is call with a time limit for the begin of the reply.
+func (c *Client) callWithin(
+	ctx context.Context, limit timeLimit, maxBytes int, command string, args, out any,
 ) error {
 	request, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
@@ -123,20 +136,22 @@ func (c *Client) call(
 		return wrap(ctx, command, ctx.Err()) // the connection stays usable
 	}
 	caller := ctx
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, limit.whole)
 	defer cancel()
+	begin, cancelBegin := context.WithTimeout(ctx, min(limit.begin, limit.whole))
+	defer cancelBegin()
 	select {
 	case c.turn <- struct{}{}:
-	case <-ctx.Done():
+	case <-begin.Done():
 		return wrap(caller, command, ErrBusy)
 	}
 	defer func() { <-c.turn }()
-	conn, err := c.connected(ctx)
+	conn, err := c.connected(begin)
 	if err != nil {
 		return wrap(caller, command, err)
 	}
 	defer conn.in.unlock()
-	line, err := conn.exchange(ctx, append(request, '\n'), maxBytes)
+	line, err := conn.exchange(begin, ctx, append(request, '\n'), maxBytes)
 	if err == nil {
 		err = decode(command, line, out)
 	}
@@ -239,14 +254,25 @@ func (c *conn) sync(ctx context.Context) error {
 	return fmt.Errorf("%w: no reply to guest-sync-delimited", ErrGarbage)
 }
 
-// exchange sends a request and returns the next line, of at most maxBytes.
-func (c *conn) exchange(ctx context.Context, request []byte, maxBytes int) ([]byte, error) {
+// exchange sends a request and returns the next line, of at most maxBytes. The reply must
+// begin before begin is done.
+func (c *conn) exchange(begin, ctx context.Context, request []byte, maxBytes int) ([]byte, error) {
+	if err := c.send(begin, request); err != nil {
+		return nil, err
+	}
+	stop := c.interruptOn(ctx)
+	defer stop()
+	return c.in.next(ctx, maxBytes)
+}
+
+// send sends a request and waits for the first bytes of its reply.
+func (c *conn) send(ctx context.Context, request []byte) error {
 	stop := c.interruptOn(ctx)
 	defer stop()
 	if _, err := c.Write(request); err != nil {
-		return nil, err
+		return err
 	}
-	return c.in.next(ctx, maxBytes)
+	return c.in.more(ctx)
 }
 
 // interruptOn makes reads and writes fail when ctx is done, until stop is called.

@@ -12,8 +12,13 @@ const (
 	lastPoll  = time.Second
 )
 
-// longTimeout limits a command with a program's output in its reply.
-const longTimeout = 30 * time.Second
+const (
+	// longTimeout limits a command with a program's output in its reply.
+	longTimeout = 30 * time.Second
+	// execGrace is how long after the time limit of a program the agent may take to begin
+	// the reply to the last query of its status.
+	execGrace = time.Second
+)
 
 // A Program is a program to run in a guest.
 type Program struct {
@@ -34,8 +39,10 @@ type Result struct {
 
 // Exec runs a program and blocks until it has ended or limit has passed. A program that
 // still runs then is not ended: the result has Exited false. If ctx is done, Exec fails
-// and the program keeps running.
+// and the program keeps running. An agent that does not answer makes Exec fail within
+// execGrace of limit.
 func (c *Client) Exec(ctx context.Context, p Program, limit time.Duration) (Result, error) {
+	end := time.Now().Add(limit)
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	args := struct {
@@ -48,7 +55,8 @@ func (c *Client) Exec(ctx context.Context, p Program, limit time.Duration) (Resu
 	var started struct {
 		PID *int64 `json:"pid"`
 	}
-	if err := c.call(ctx, queryTimeout, maxLine, "guest-exec", args, &started); err != nil {
+	patience := min(queryTimeout, limit+execGrace)
+	if err := c.call(ctx, patience, maxLine, "guest-exec", args, &started); err != nil {
 		return Result{}, err
 	}
 	if started.PID == nil {
@@ -64,15 +72,16 @@ func (c *Client) Exec(ctx context.Context, p Program, limit time.Duration) (Resu
 		case <-ctx.Done():
 		}
 		pause.Stop()
-		r, err := c.execStatus(ctx, *started.PID)
+		r, err := c.execStatus(ctx, *started.PID, time.Until(end)+execGrace)
 		if err != nil || r.Exited || late {
 			return r, err
 		}
 	}
 }
 
-// execStatus returns the state of a program that guest-exec started.
-func (c *Client) execStatus(ctx context.Context, pid int64) (Result, error) {
+// execStatus returns the state of a program that guest-exec started. The reply must begin
+// within patience, and may then take longTimeout: it has the output.
+func (c *Client) execStatus(ctx context.Context, pid int64, patience time.Duration) (Result, error) {
 	var r struct {
 		Exited          bool   `json:"exited"`
 		ExitCode        int32  `json:"exitcode"`
@@ -83,7 +92,8 @@ func (c *Client) execStatus(ctx context.Context, pid int64) (Result, error) {
 		StderrTruncated bool   `json:"err-truncated"`
 	}
 	args := map[string]int64{"pid": pid}
-	if err := c.call(ctx, longTimeout, maxLong, "guest-exec-status", args, &r); err != nil {
+	t := timeLimit{begin: patience, whole: longTimeout}
+	if err := c.callWithin(ctx, t, maxLong, "guest-exec-status", args, &r); err != nil {
 		return Result{}, err
 	}
 	return Result{

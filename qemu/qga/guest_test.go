@@ -375,3 +375,22 @@ func TestInvalidRepliesOfFileCommandsAreGarbage(t *testing.T) {
 		}
 	}
 }
+
+func TestExecFailsSoonAfterItsTimeLimitIfTheAgentFallsSilent(t *testing.T) {
+	t.Parallel()
+	for name, silentAt := range map[string]string{
+		"at the start":      "guest-exec",
+		"while it is asked": "guest-exec-status",
+	} {
+		s := play(t, func(n int, r request, w io.Writer) {
+			if r.Execute != silentAt {
+				io.WriteString(w, `{"return": {"pid": 7}}`+"\n")
+			}
+		})
+		begin := time.Now()
+		_, err := s.Exec(t.Context(), Program{}, 50*time.Millisecond)
+		if took := time.Since(begin); !errors.Is(err, ErrSilent) || took > 5*time.Second {
+			t.Errorf("%s: got %v after %v, want ErrSilent after about a second", name, err, took)
+		}
+	}
+}

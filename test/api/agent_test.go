@@ -3,6 +3,7 @@ package api
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"vmand/openapi"
 	"vmand/test/harness"
@@ -74,5 +75,35 @@ func TestADiskThatTheGuestHasMountedLosesNothing(t *testing.T) {
 	d.Call("POST", "/disks/"+disk+"/detach", nil).Problem(503, "agent-unavailable")
 	d.Call("POST", "/disks/"+disk+"/detach", map[string]any{"force": true}).Want(200)
 	d.Call("POST", "/disks/"+disk+"/detach", map[string]any{"sync": "yes"}).Problem(400, "invalid-request")
+	d.ForceStop("web")
+}
+
+func TestAgentCallsKeepTheirDeadlinesAndOutliveTheDaemon(t *testing.T) {
+	d := startAgent(t, "web")
+	exec := func(seconds int, command string) harness.Answer {
+		body := map[string]any{"command": []string{"/bin/sh", "-c", command}, "timeout_seconds": seconds}
+		return d.Call("POST", "/vms/web/exec", body)
+	}
+	r := harness.As[openapi.ExecResult](exec(30, "kill -9 $$").Want(200))
+	if !r.Exited || r.ExitCode != nil || r.Signal == nil || *r.Signal != 9 {
+		t.Errorf("the result of a killed program is %+v, want signal 9", r)
+	}
+
+	d.Kill()
+	d.Start()
+	if got := d.Exec("web", "echo here"); got != "here" { // without waiting for anything
+		t.Errorf("after a restart of the daemon, the guest answers %q", got)
+	}
+
+	d.Exec("web", "(sleep 1; kill -STOP $(cat /run/qemu-ga.pid); sleep 20; kill -CONT $(cat /run/qemu-ga.pid)) "+
+		"</dev/null >/dev/null 2>&1 &")
+	for exec(1, "true").Status == 200 { // until the agent has stopped
+	}
+	begin := time.Now()
+	exec(3, "true").Problem(503, "agent-unavailable")
+	if took := time.Since(begin); took > 8*time.Second {
+		t.Errorf("an exec of 3 s took %s with a silent agent", took)
+	}
+	d.WaitAgent("web", "connected")
 	d.ForceStop("web")
 }

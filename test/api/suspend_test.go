@@ -9,16 +9,14 @@ import (
 	"vmand/test/harness"
 )
 
-// suspend has the guest of a VM suspend itself, and waits until the VM shows that. With
-// QEMU 7.2 a guest can do that once after each boot: after a wake-up its next attempt
-// returns at once.
+// suspend has the guest of a VM suspend itself, and waits until the VM shows that.
 func suspend(d *harness.Daemon, id string) {
 	d.T.Helper()
 	d.Exec(id, "(sleep 0.3; echo mem >/sys/power/state) </dev/null >/dev/null 2>&1 &")
 	d.WaitVM(id, "paused", "suspended", 30*time.Second)
 }
 
-func TestSuspendedGuestIsWokenAndReset(t *testing.T) {
+func TestSuspendedGuestIsWokenStoppedAndReset(t *testing.T) {
 	d := startAgent(t, "web")
 	g := d.Serial("web")
 	g.Expect("VMT: ready boots=1")
@@ -38,12 +36,21 @@ func TestSuspendedGuestIsWokenAndReset(t *testing.T) {
 	if got := d.Exec("web", "cat /run/mark"); got != "here" {
 		t.Errorf("after resume, the guest has %q, want what it had before", got)
 	}
-	d.Action("web", "reset")
-	g.Expect("VMT: ready boots=2")
-	d.WaitAgent("web", "connected")
 
 	suspend(d, "web")
 	d.Action("web", "reset")
+	g.Expect("VMT: boot n=2")
+	d.Call("GET", "/vms/web", nil).Want(200)
+	d.WaitAgent("web", "connected")
+	g.Expect("VMT: ready boots=2")
+
+	suspend(d, "web")
+	a := d.Call("POST", "/vms/web/actions/restart", map[string]any{"timeout_seconds": 100}, harness.Wait).Want(200)
+	if v := harness.As[openapi.VM](a); v.State != "running" {
+		t.Errorf("after restart, the VM is %s, want running", v.State)
+	}
+	g.Expect("VMT: power-button")
+	g.Expect("VMT: poweroff")
 	g.Expect("VMT: ready boots=3")
 	d.WaitAgent("web", "connected")
 
@@ -51,8 +58,22 @@ func TestSuspendedGuestIsWokenAndReset(t *testing.T) {
 	d.Kill()
 	d.Start() // the next daemon sees it, too
 	d.WaitVM("web", "paused", "suspended", 10*time.Second)
-	d.ForceStop("web")
-	if v := d.VM("web"); v.State != "stopped" || harness.Deref(v.StateReason) != "requested" {
+	a = d.Call("POST", "/vms/web/actions/stop", map[string]any{"timeout_seconds": 100}, harness.Wait).Want(200)
+	if v := harness.As[openapi.VM](a); v.State != "stopped" || harness.Deref(v.StateReason) != "requested" {
 		t.Errorf("after stop, the VM is %s (%s), want stopped", v.State, harness.Deref(v.StateReason))
+	}
+	g.Expect("VMT: power-button")
+	g.Expect("VMT: poweroff")
+	all := harness.Get[[]openapi.Operation](d, "/operations?kind=vm.stop")
+	op := all[len(all)-1]
+	woken := false
+	for _, line := range op.Log {
+		woken = woken || strings.Contains(line.Message, "waking the guest")
+		if strings.Contains(line.Message, "within") {
+			t.Errorf("the stop has cut the power: %s", line.Message)
+		}
+	}
+	if !woken {
+		t.Errorf("the log of the stop does not say that the guest was woken: %+v", op.Log)
 	}
 }
