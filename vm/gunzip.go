@@ -7,9 +7,6 @@ import (
 	"io"
 )
 
-// isGzip reports whether data begins as a gzip file does.
-func isGzip(data []byte) bool { return bytes.HasPrefix(data, []byte("\x1f\x8b\x08")) }
-
 // gunzip returns data decompressed. It fails if that is more than limit bytes, and never keeps
 // more than that in memory.
 func gunzip(data []byte, limit int) ([]byte, error) {
