@@ -167,24 +167,6 @@ func sameDir(a, b string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
-// makeDir creates a directory and its parents. An existing directory is not changed.
-func makeDir(dir string, mode os.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, mode); err == nil {
-		return os.Chmod(dir, mode) // independent of the umask
-	} else if !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	if info, err := os.Stat(dir); err != nil {
-		return err
-	} else if !info.IsDir() {
-		return fmt.Errorf("%s is not a directory", dir)
-	}
-	return nil
-}
-
 // checkWritable creates a file in dir. Mode bits would not show a read-only file
 // system, and do not limit root.
 func checkWritable(dir string) error {

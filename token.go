@@ -5,12 +5,15 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vmand/host"
 	"vmand/server"
@@ -21,6 +24,7 @@ const (
 	adminToken      = "admin"       // name of the token that always exists
 	adminTokenFile  = "admin.token" // in the state directory
 	minSecretLength = 32            // bytes
+	maxSecretFile   = 4 << 10       // bytes
 )
 
 // ensureAdminToken makes the secret in the file admin.token of dir the admin token
@@ -58,7 +62,12 @@ func ensureAdminToken(ctx context.Context, tokens vm.TokenStore, dir string, log
 // readSecret returns the hash of the secret in a file. It sets the mode of the file
 // to 0600.
 func readSecret(path string) (hash [32]byte, err error) {
-	text, err := os.ReadFile(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return hash, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxSecretFile))
 	if err != nil {
 		return hash, err
 	}
@@ -67,7 +76,7 @@ func readSecret(path string) (hash [32]byte, err error) {
 		return hash, fmt.Errorf("%s must contain one word of at least %d bytes: remove the file to get a new token",
 			path, minSecretLength)
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err := f.Chmod(0o600); err != nil {
 		return hash, err
 	}
 	return sha256.Sum256([]byte(secret)), nil

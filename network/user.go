@@ -203,7 +203,7 @@ func passtAccount() host.Account {
 // ends, and passt would end with it.
 func (n *Networks) passtLog(id string, slot int) (*os.File, error) {
 	name := filepath.Join(n.o.RuntimeDir, fmt.Sprintf("passt-%s-%d.log", id, slot))
-	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 }
 
 func (n *Networks) removePasstLogs(id string) error {

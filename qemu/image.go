@@ -41,7 +41,7 @@ func (d *Driver) CreateVM(
 		return fileFault(err, "make the directory of VM %s", id)
 	}
 	failpoint.Hit("dir.made")
-	err = admit(d.account, d.layout.inState(dir))
+	err = admit(d.account, d.state, dir)
 	if err == nil {
 		err = d.createImage(vmRootDisk(id), fill)
 	}

@@ -1,7 +1,9 @@
 package qemu
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -115,22 +117,35 @@ func (l layout) removeRun(id string, suffix ...string) {
 // create creates the directories, private to vmand. The account that QEMU runs as
 // can pass through them but not list them.
 func (l layout) create(a host.Account) error {
-	for _, dir := range []string{
-		l.state,
-		l.inState(disksDir),
-		l.inState(vmsDir),
-		l.inState(imagesDir),
-		l.run,
-	} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("create directory: %w", err)
-		}
-		if err := admit(a, dir); err != nil {
-			return err
-		}
+	if err := makeDirs(a, l.state, ".", disksDir, vmsDir, imagesDir); err != nil {
+		return err
+	}
+	if err := makeDirs(a, l.run, "."); err != nil {
+		return err
 	}
 	for _, dir := range []string{l.inState(disksDir), l.inState(imagesDir), l.run} {
 		if err := checkPath(a, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeDirs creates a directory, and directories in it, and lets an account pass.
+func makeDirs(a host.Account, dir string, names ...string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("create directory: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("open directory: %w", err)
+	}
+	defer root.Close()
+	for _, name := range names {
+		if err := root.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("create directory: %w", err)
+		}
+		if err := admit(a, root, name); err != nil {
 			return err
 		}
 	}

@@ -26,7 +26,7 @@ var errLocked = errors.New("its pidfile is locked")
 // directory, and returns it with the lock that QEMU inherits. It fails with
 // errLocked if a process holds the lock.
 func lockPidfile(path string, a host.Account) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func holder(pidfile string, uid int) (int, error) {
 // there is no such process or file. locked reports whether any process holds a lock
 // of either kind.
 func lockOwner(path string) (pid int, locked bool, err error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, false, nil
 	}

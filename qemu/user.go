@@ -75,24 +75,30 @@ func lookUp(name string) (host.Account, error) {
 	return host.Account{UID: uid, GID: gid}, nil
 }
 
-// admit lets an account pass through a directory of vmand's, by its group, unless
-// it can already. A directory of another user stays unchanged: checkPath reports
-// it.
-func admit(a host.Account, dir string) error {
-	if a.CanTraverse(dir) == nil {
-		return nil
-	}
-	st, err := os.Stat(dir)
+// admit lets an account pass through a directory of vmand's under root, by its group,
+// unless it can already. A directory of another user stays unchanged: checkPath reports
+// it. It fails for a symbolic link, so that the directory behind it stays unchanged.
+func admit(a host.Account, root *os.Root, name string) error {
+	st, err := root.Lstat(name)
 	if err != nil {
 		return fmt.Errorf("open directory: %w", err)
 	}
-	if st.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
+	path := filepath.Join(root.Name(), name)
+	if !st.IsDir() {
+		return fmt.Errorf("%s is not a directory: remove it, or move it to where it belongs", path)
+	}
+	if a.CanTraverse(path) == nil || st.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
 		return nil
 	}
-	if err := os.Chown(dir, -1, a.GID); err != nil {
+	dir, err := root.Open(name)
+	if err != nil {
+		return fmt.Errorf("open directory: %w", err)
+	}
+	defer dir.Close()
+	if err := dir.Chown(-1, a.GID); err != nil {
 		return fmt.Errorf("let QEMU pass: %w", err)
 	}
-	if err := os.Chmod(dir, st.Mode().Perm()&0o707|0o010); err != nil {
+	if err := dir.Chmod(st.Mode().Perm()&0o707 | 0o010); err != nil {
 		return fmt.Errorf("let QEMU pass: %w", err)
 	}
 	return nil

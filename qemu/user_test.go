@@ -3,6 +3,7 @@ package qemu
 import (
 	"os"
 	"os/user"
+	"path/filepath"
 	"testing"
 )
 
@@ -37,5 +38,23 @@ func TestAUserByNameIsFound(t *testing.T) {
 	a, err := newAccount(name)
 	if err != nil || a.UID == 0 {
 		t.Errorf("got %+v, %v", a, err)
+	}
+}
+
+func TestALinkInThePlaceOfADirectoryIsNotFollowed(t *testing.T) {
+	for _, name := range []string{imagesDir, disksDir, vmsDir} {
+		dir := tempDir(t)
+		state, elsewhere := filepath.Join(dir, "state"), filepath.Join(dir, "elsewhere")
+		must(t, os.Mkdir(state, 0o700))
+		must(t, os.Mkdir(elsewhere, 0o700))
+		must(t, os.Symlink(elsewhere, filepath.Join(state, name)))
+		d, err := New(t.Context(), Options{StateDir: state, RuntimeDir: filepath.Join(dir, "run")}, testLog(t))
+		if err == nil {
+			d.Close()
+			t.Errorf("%s: the link is followed", name)
+		}
+		if info, err := os.Stat(elsewhere); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: the directory behind the link: %v, %v", name, info, err)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -50,16 +51,22 @@ func ListenUnix(path, group string) (net.Listener, error) {
 // openTo allows the members of group to connect. authenticate checks the credentials
 // of each connection as well.
 func openTo(path, group string) error {
+	dir, err := os.OpenRoot(filepath.Dir(path)) // a link in the place of the socket must not lead elsewhere
+	if err != nil {
+		return fmt.Errorf("open the directory of %s: %w", path, err)
+	}
+	defer dir.Close()
+	name := filepath.Base(path)
 	if group != "" {
 		gid, err := groupID(group)
 		if err != nil {
 			return fmt.Errorf("give %s to the group %s: %w", path, group, err)
 		}
-		if err := os.Chown(path, -1, gid); err != nil {
+		if err := dir.Lchown(name, -1, gid); err != nil {
 			return fmt.Errorf("give %s to the group %s: %w", path, group, err)
 		}
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
+	if err := dir.Chmod(name, 0o660); err != nil {
 		return fmt.Errorf("set the mode of %s: %w", path, err)
 	}
 	return nil
