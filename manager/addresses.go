@@ -19,13 +19,13 @@ type reservations struct {
 	taken map[string][]netip.Addr // by network
 }
 
-// reserve returns the lowest free address from first to last on a network. No other
-// operation gets it until it is released.
-func (s *NICs) reserve(ctx context.Context, network string, first, last, except netip.Addr) (netip.Addr, error) {
+// reserve returns the lowest free address from first to last on a network that is not one of
+// except. No other operation gets it until it is released.
+func (s *NICs) reserve(ctx context.Context, network string, first, last netip.Addr, except ...netip.Addr) (netip.Addr, error) {
 	r := &s.reserved
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	a, err := s.store.FreeIP(ctx, network, first, last, append(slices.Clone(r.taken[network]), except))
+	a, err := s.store.FreeIP(ctx, network, first, last, append(slices.Clone(r.taken[network]), except...))
 	if err != nil {
 		return a, err
 	}
@@ -101,6 +101,10 @@ func (s *NICs) placeIP(ctx context.Context, n *vm.NIC, network vm.Network, want 
 		return nil
 	}
 	first, last := network.HostRange()
+	except := []netip.Addr{network.Gateway}
+	if !want.IsValid() { // addresses that guests have declined are in use by other machines
+		except = append(except, s.network.Declined(network.Name)...)
+	}
 	if want.IsValid() {
 		if !network.CanAssign(want) {
 			return vm.InvalidField(field, "%s is not an address for a guest in %s of network %s",
@@ -108,7 +112,7 @@ func (s *NICs) placeIP(ctx context.Context, n *vm.NIC, network vm.Network, want 
 		}
 		first, last = want, want
 	}
-	n.IP, err = s.reserve(ctx, network.Name, first, last, network.Gateway)
+	n.IP, err = s.reserve(ctx, network.Name, first, last, except...)
 	var f *vm.Fault
 	if want.IsValid() && errors.As(err, &f) && f.Code == vm.CodeAddressesExhausted {
 		return &vm.Fault{

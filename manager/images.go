@@ -382,6 +382,11 @@ func (s *Images) truth(ctx context.Context, name string) (vm.Change, error) {
 	switch {
 	case arrived:
 		i.State, i.Reason, i.Uploaded = vm.ImageAvailable, "", 0
+		if was.State == vm.ImageUploading { // the content may be that of another image
+			if err := s.driver.DropUpload(ctx, name); err != nil {
+				return vm.Change{}, err
+			}
+		}
 	case i.State == vm.ImageImporting:
 		return vm.Change{DeleteImage: name}, nil
 	case i.State == vm.ImageUploading:

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"vmand/vm"
 )
@@ -288,6 +289,23 @@ func TestLostImageContentIsRecordedAsError(t *testing.T) {
 	must(t)(w.Settle(t.Context(), vm.ImageResource("x")))
 	if got := w.image("x"); got.State != vm.ImageAvailable {
 		t.Errorf("image with restored content: %+v", got)
+	}
+}
+
+// An upload that is interrupted after its checksum was noted is available if another image
+// has the same content. Nothing of the upload remains.
+func TestSettledUploadOfKnownContentLeavesNoFiles(t *testing.T) {
+	w := newWorld(t)
+	same := w.fetch("one", "same")
+	must(t)(w.driver.UploadImage(t.Context(), "two", 0, strings.NewReader("same")))
+	i := vm.Image{Name: "two", State: vm.ImageUploading, ImageContent: same.ImageContent, CreatedAt: time.Now()}
+	must(t)(w.store.Apply(t.Context(), vm.Change{NewImage: &i}))
+	must(t)(w.Settle(t.Context(), vm.ImageResource("two")))
+	if got := w.image("two"); got.State != vm.ImageAvailable {
+		t.Errorf("the image is %s, want available", got.State)
+	}
+	if n, err := w.driver.Uploaded(t.Context(), "two"); n != 0 || err != nil {
+		t.Errorf("%d bytes of the upload remain, %v; want none", n, err)
 	}
 }
 

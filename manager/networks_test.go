@@ -42,6 +42,16 @@ func TestAddressIsAssignedAtCreation(t *testing.T) {
 	}
 }
 
+func TestDeclinedAddressIsNotAssigned(t *testing.T) {
+	w := newWorld(t)
+	w.network.SetDeclined(addr("192.168.100.2"))
+	w.create("a")
+	v := w.vm("a")
+	if ip, _ := v.LocalIP(); ip != addr("192.168.100.3") {
+		t.Errorf("address %s, want 192.168.100.3, because another machine uses 192.168.100.2", ip)
+	}
+}
+
 func TestConcurrentCreationsGetDistinctAddresses(t *testing.T) {
 	w := newWorld(t)
 	var wg sync.WaitGroup
