@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"net/netip"
 
 	"vmand/failpoint"
 	"vmand/vm"
@@ -47,6 +48,7 @@ func (n *Networks) Connect(
 	if !taps {
 		return ports, nil
 	}
+	n.forgetConflicts(nics)
 	if err := n.setVMRules(v); err != nil {
 		return ports, err
 	}
@@ -65,6 +67,30 @@ func (n *Networks) setVMRules(v vm.VM) error {
 		return unavailable(err, "set the firewall of VM %s", v.ID)
 	}
 	return nil
+}
+
+// forgetConflicts makes DHCP offer the addresses of NICs again: the operator has probably
+// solved the conflict before the start. It must be called without mu held.
+func (n *Networks) forgetConflicts(nics []vm.NIC) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, nic := range nics {
+		if s := n.serving[nic.Network]; s != nil && s.dhcp != nil {
+			s.dhcp.ForgetConflicts(nic.MAC)
+		}
+	}
+}
+
+// Declined implements [vm.HostNetwork].
+func (n *Networks) Declined(networkName string) (addresses []netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s := n.serving[networkName]; s != nil && s.dhcp != nil {
+		for _, c := range s.dhcp.Conflicts() {
+			addresses = append(addresses, c.IP)
+		}
+	}
+	return addresses
 }
 
 // Update implements [vm.HostNetwork].

@@ -111,7 +111,28 @@ func (n *Networks) problems(ctx context.Context, networks ...vm.Network) (found 
 		if unread != nil {
 			found = append(found, problemOf(vm.ProblemOverlap, nw, "", "the host's routes cannot be read: %v", unread))
 		}
-		found = slices.Concat(found, blocked, n.overlaps(nw), n.dnsProblems(ctx, nw))
+		found = slices.Concat(found, blocked, n.overlaps(nw), n.dnsProblems(ctx, nw), n.conflicts(nw))
+	}
+	return found
+}
+
+// conflicts returns a problem for each guest that has declined its address. It must be called
+// with mu held.
+func (n *Networks) conflicts(nw vm.Network) (found []vm.NetworkProblem) {
+	s := n.serving[nw.Name]
+	if s == nil || s.dhcp == nil {
+		return nil
+	}
+	for _, c := range s.dhcp.Conflicts() {
+		const clock = time.TimeOnly
+		found = append(found, vm.NetworkProblem{
+			Kind:     vm.ProblemConflict,
+			Resource: vm.VMResource(c.Lease.VMID),
+			Detail: fmt.Sprintf("another machine uses the address %s of NIC %d of VM %s on network %s: "+
+				"the guest declined it at %s UTC, and it is not offered before %s",
+				c.IP, c.Lease.Slot, c.Lease.VMID, nw.Name, c.At.UTC().Format(clock), c.Until.UTC().Format(clock)),
+			Fix: fmt.Sprintf("find the machine (ip neighbour show %s dev %s), then restart the VM", c.IP, nw.Bridge),
+		})
 	}
 	return found
 }

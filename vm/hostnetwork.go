@@ -40,6 +40,9 @@ type HostNetwork interface {
 	// Disconnect removes everything that Connect and Update created for a VM. It is idempotent.
 	Disconnect(ctx context.Context, id string) error
 
+	// Declined returns the addresses of a network that guests have declined a short time ago,
+	// because another machine uses them.
+	Declined(networkName string) []netip.Addr
 	// CheckHostPort returns nil if f can listen on its host port. It fails with [CodeInUse] if
 	// a program of the host uses the port, and with [CodeInvalid] if the host does not have the
 	// address.

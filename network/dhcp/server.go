@@ -53,6 +53,7 @@ type Server struct {
 	log       *guard.Log
 	clients   *guard.Clients[[6]byte]
 	leases    *leases
+	conflicts *conflicts
 	acked     func(vm.Lease)
 	v4        *sockets
 
@@ -85,6 +86,7 @@ func New(o Options) (*Server, error) {
 		log:       guard.NewLog(o.Log.With("network", o.Network.Name)),
 		clients:   guard.NewClients[[6]byte](requestsPerSecond, requestsBurst, maxClients),
 		leases:    newLeases(),
+		conflicts: newConflicts(),
 		acked:     o.Acked,
 		v4:        v4,
 		record:    o.Network,
@@ -210,7 +212,7 @@ func (s *Server) handle4(packet []byte, mac [6]byte) {
 	}
 	nw := s.network()
 	lease, ok := s.lookup(nw, mac)
-	if !ok || !lease.IP.Is4() {
+	if !ok || !s.conflicts.without(lease, time.Now()).IP.Is4() {
 		return
 	}
 	r, result := reply4(m, nw, lease)
@@ -229,7 +231,7 @@ func (s *Server) handle4(packet []byte, mac [6]byte) {
 		}
 		return
 	}
-	s.noteResult(lease, result)
+	s.noteResult(lease, lease.IP, result)
 }
 
 // handle6 handles an IPv6 packet with a DHCPv6 message from a MAC.
@@ -251,7 +253,7 @@ func (s *Server) handle6(v6 *sockets, packet []byte, mac [6]byte) {
 	if !ok {
 		return
 	}
-	r, result := reply6(m, nw, lease)
+	r, result := reply6(m, nw, s.conflicts.without(lease, time.Now()))
 	if r == nil {
 		return
 	}
@@ -266,18 +268,19 @@ func (s *Server) handle6(v6 *sockets, packet []byte, mac [6]byte) {
 		s.leases.confirm(lease, time.Now())
 	case released: // the listed lease is that of both families
 	default:
-		s.noteResult(lease, result)
+		s.noteResult(lease, lease.IPv6, result)
 	}
 }
 
-// noteResult removes a released or declined lease from the list.
-func (s *Server) noteResult(l vm.Lease, result outcome) {
+// noteResult removes a released or declined lease from the list. A declined address is not
+// offered for a while.
+func (s *Server) noteResult(l vm.Lease, ip netip.Addr, result outcome) {
 	switch result {
 	case released:
 		s.leases.forget(l.MAC)
 	case declined:
 		s.leases.forget(l.MAC)
-		s.log.Warn("a guest declined its address: another machine uses it",
-			"vm", l.VMID, "mac", l.MAC, "ip", l.IP)
+		s.conflicts.note(l, ip, time.Now())
+		s.log.Warn("a guest declined its address: another machine uses it", "vm", l.VMID, "mac", l.MAC, "ip", ip)
 	}
 }

@@ -167,6 +167,60 @@ func TestAGuestGetsRenewsAndReleasesItsAddress(t *testing.T) {
 	eventually(t, "the released lease is not listed", func() bool { return len(b.Leases()) == 0 })
 }
 
+func TestDeclinedAddressIsNotOffered(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, testNetwork)
+	b.exchange(t)
+	<-b.acked
+	ip := testLease.IP.String()
+	b.link.GiveGuest(t, netip.PrefixFrom(testLease.IP, 24))
+	err := b.link.Guest(func() error {
+		udp, err := net.ListenPacket("udp4", ip+":68")
+		if err != nil {
+			return err
+		}
+		defer udp.Close()
+		decline := message4(t, dhcpv4.MessageTypeDecline, asks(ip), to(testNetwork.Gateway.String()))
+		_, err = udp.WriteTo(decline.ToBytes(), &net.UDPAddr{IP: testNetwork.Gateway.AsSlice(), Port: 67})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the conflict is listed", func() bool { return len(b.Conflicts()) == 1 })
+	c := b.Conflicts()
+	if c[0].IP != testLease.IP || c[0].Lease.VMID != "web" || c[0].Until.Sub(c[0].At) != conflictTime {
+		t.Fatalf("the conflicts are %+v, want one of %s", c, ip)
+	}
+	if len(b.Leases()) != 0 {
+		t.Errorf("the leases are %+v, want none", b.Leases())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if l, err := b.client(t).Request(ctx); err == nil {
+		t.Errorf("the declined address was offered again: %v", l.ACK.Summary())
+	}
+	b.ForgetConflicts(testLease.MAC)
+	if c := b.Conflicts(); len(c) != 0 {
+		t.Errorf("after ForgetConflicts, the conflicts are %+v, want none", c)
+	}
+	b.exchange(t)
+}
+
+func TestConflictsEnd(t *testing.T) {
+	c, now := newConflicts(), time.Now()
+	c.note(testLease, testLease.IP, now)
+	if l := c.without(testLease, now.Add(conflictTime-1)); l.IP.IsValid() || l.IPv6 != testLease.IPv6 {
+		t.Errorf("before the end, the lease is %+v, want it without %s", l, testLease.IP)
+	}
+	if l := c.without(testLease, now.Add(conflictTime)); l != testLease {
+		t.Errorf("after the end, the lease is %+v, want %+v", l, testLease)
+	}
+	if all := c.all(now.Add(conflictTime)); len(all) != 0 {
+		t.Errorf("after the end, the conflicts are %+v, want none", all)
+	}
+}
+
 // eventually waits for a condition, for at most 10 s.
 func eventually(t testing.TB, condition string, holds func() bool) {
 	t.Helper()

@@ -69,7 +69,9 @@ func reply4(m *dhcpv4.DHCPv4, nw vm.Network, lease vm.Lease) (*dhcpv4.DHCPv4, ou
 		}
 		return answer4(m, nw, lease, dhcpv4.MessageTypeAck), unchanged
 	case dhcpv4.MessageTypeDecline:
-		return nil, declined
+		if wanted, _ := addressOf(m.RequestedIPAddress()); wanted == lease.IP {
+			return nil, declined
+		}
 	case dhcpv4.MessageTypeRelease:
 		if ciaddr == lease.IP {
 			return nil, released

@@ -79,6 +79,7 @@ func TestAClientGetsTheRecordedAddressOrNone(t *testing.T) {
 		"inform":                            {message4(t, inform, has(ours)), ack, unchanged, ours},
 		"inform with another address":       {message4(t, inform, has(other)), none, unchanged, ""},
 		"decline":                           {message4(t, decline, asks(ours), to(gateway)), none, declined, ""},
+		"decline another address":           {message4(t, decline, asks(other), to(gateway)), none, unchanged, ""},
 		"release":                           {message4(t, release, has(ours), to(gateway)), none, released, ""},
 		"release another address":           {message4(t, release, has(other), to(gateway)), none, unchanged, ""},
 		"an offer, which only servers send": {message4(t, offer), none, unchanged, ""},

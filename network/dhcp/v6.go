@@ -74,7 +74,10 @@ func reply6(m *dhcpv6.Message, nw vm.Network, lease vm.Lease) (*dhcpv6.Message, 
 		return r, released
 	case dhcpv6.MessageTypeDecline:
 		r.AddOption(&dhcpv6.OptStatusCode{StatusCode: iana.StatusSuccess})
-		return r, declined
+		if has6(m, lease.IPv6) {
+			return r, declined
+		}
+		return r, unchanged
 	}
 	configure6(r, nw)
 	return r, unchanged
@@ -127,6 +130,18 @@ func revoke6(ia *dhcpv6.OptIANA, addresses []*dhcpv6.OptIAAddress, lease vm.Leas
 			ia.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: a.IPv6Addr})
 		}
 	}
+}
+
+// has6 reports whether a client names an address as one of its own.
+func has6(m *dhcpv6.Message, address netip.Addr) bool {
+	for _, ia := range m.Options.IANA() {
+		for _, a := range ia.Options.Addresses() {
+			if ip, ok := netip.AddrFromSlice(a.IPv6Addr); ok && ip == address {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // confirmation6 returns whether the addresses of a client are correct, as a status. It is

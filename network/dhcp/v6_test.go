@@ -78,6 +78,7 @@ func TestADHCPv6ClientGetsTheRecordedAddressOrNone(t *testing.T) {
 		"confirm nothing":                     {message6(t, confirm, asks6()), none, unchanged, false, 0},
 		"release":                             {message6(t, release, asks6(ours), us), reply, released, false, success},
 		"decline":                             {message6(t, decline, asks6(ours), us), reply, declined, false, success},
+		"decline another address":             {message6(t, decline, asks6(other), us), reply, unchanged, false, success},
 		"information":                         {message6(t, information, anonymous), reply, unchanged, false, 0},
 		"information from another server":     {message6(t, information, them), none, unchanged, false, 0},
 		"a reply, which only servers send":    {message6(t, reply, asks6(), us), none, unchanged, false, 0},

@@ -20,6 +20,7 @@ type Network struct {
 	calls []string
 	drift []vm.Drift
 	probs []vm.NetworkProblem
+	taken []netip.Addr
 	found map[string][]vm.LearnedAddress
 }
 
@@ -50,6 +51,20 @@ func (n *Network) SetDrift(drift ...vm.Drift) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.drift = drift
+}
+
+// SetDeclined sets the addresses that guests have declined.
+func (n *Network) SetDeclined(addresses ...netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.taken = addresses
+}
+
+// Declined returns the addresses that the test has set.
+func (n *Network) Declined(string) []netip.Addr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.taken
 }
 
 // SetProblems sets the problems that Reconcile finds.
