@@ -20,7 +20,7 @@ func sectorsOf(b []byte) []byte {
 func TestARawImageIsPaddedToWholeSectors(t *testing.T) {
 	t.Parallel()
 	i, dir := testImporter(t, Options{})
-	for _, size := range []int{100, 511, 513, 3*mib + 7} {
+	for _, size := range []int{513, 1023, 3*mib + 7} {
 		b := noise(size)
 		sum := sha256.Sum256(sectorsOf(b))
 		given := sha256.Sum256(b)
@@ -48,6 +48,15 @@ func TestARawImageIsPaddedToWholeSectors(t *testing.T) {
 				t.Errorf("%d bytes %s: stored %d bytes, %v", size, name, len(stored), err)
 			}
 		}
+	}
+}
+
+func TestAFileSmallerThanASectorIsNoDisk(t *testing.T) {
+	t.Parallel()
+	b := []byte("\x1f\x8bgarbage")
+	var rejected *Rejected
+	if info, err := Inspect(bytes.NewReader(b), int64(len(b))); !errors.As(err, &rejected) || rejected.Flaw != Damaged {
+		t.Errorf("got %+v, %v; want a damaged image", info, err)
 	}
 }
 

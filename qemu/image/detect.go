@@ -164,6 +164,9 @@ func inspectRaw(s *source) (uint64, error) {
 	if s.size%sectorBytes != 0 && isText(head) {
 		return 0, unsupportedf("the file is text, not a disk")
 	}
+	if s.size < sectorBytes {
+		return 0, damagedf("the file has %d bytes, and no disk is smaller than a sector of %d", s.size, sectorBytes)
+	}
 	return alignUp(uint64(s.size), sectorBytes), nil
 }
 

@@ -11,7 +11,8 @@ import (
 
 // ProbeBase returns the format, [Qcow2] or [Raw], and the disk size of the image at
 // path. It is for an image that the operator chose as the base of root disks: unlike
-// [Inspect] it does not read the tables, and a raw image may have any size above 0.
+// [Inspect] it does not read the tables, and a raw image may have any size above 0: the
+// disk then has whole sectors.
 //
 // ProbeBase reads the header itself and starts no program: QEMU's probing, and every
 // QEMU tool that opens an image, follows the names of other files in it. ProbeBase

@@ -49,7 +49,7 @@ func TestProbeBase(t *testing.T) {
 		{"old", Info{Qcow2, 10 * mib}, ""},
 		{"modern", Info{Qcow2, 10 * mib}, ""},
 		{"raw", Info{Raw, 1500 << 10}, ""},
-		{"odd", Info{Raw, 1001}, ""},
+		{"odd", Info{Raw, 1024}, ""},
 		{"iso", Info{Raw, 20 * isoSector}, ""},
 		{"backed", Info{}, "backing file"},
 		{"external", Info{}, "another file"},
