@@ -263,7 +263,7 @@ func TestFixOfAKVMThatCannotBeUsed(t *testing.T) {
 
 func TestAutoChoosesAnAcceleratorThatWorks(t *testing.T) {
 	needQEMU(t)
-	d := newDriver(t, Options{})
+	d := newDriver(t, Options{Accel: accelAuto})
 	p, err := d.Platform(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -43,9 +44,11 @@ func fakeTool(t *testing.T, script string) string {
 	return path
 }
 
-// newDriver returns a driver for a test that starts no guest.
+// newDriver returns a driver for a test that starts no guest. Unless the options name an
+// accelerator, it does not probe KVM, which writes to the state directory.
 func newDriver(t *testing.T, o Options) *Driver {
 	t.Helper()
+	o.Accel = cmp.Or(o.Accel, accelTCG)
 	dir := tempDir(t)
 	o.StateDir, o.RuntimeDir = filepath.Join(dir, "state"), filepath.Join(dir, "run")
 	d, err := New(t.Context(), o, slog.New(slog.DiscardHandler))
