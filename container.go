@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,9 +34,6 @@ const (
 	// databaseReserve is how many bytes are reserved for the database, so that it
 	// can record stops and deletions when the file system is full.
 	databaseReserve = 8 << 20
-
-	// bootIDFile contains a UUID that changes at each boot of the host (random(4)).
-	bootIDFile = "/proc/sys/kernel/random/boot_id"
 )
 
 // container holds every part of vmand. Each is built once, in the order of their
@@ -424,11 +420,11 @@ func (c *container) run(ctx context.Context) error {
 
 // boot returns the identifier of the host's current boot.
 func (c *container) boot() string {
-	id, err := os.ReadFile(bootIDFile)
+	id, err := host.BootID()
 	if err != nil { // "" for every boot: reboots go unnoticed
 		c.log.Warn("cannot detect reboots of the host", "err", err)
 	}
-	return strings.TrimSpace(string(id))
+	return id
 }
 
 // autostart starts the VMs with autostart, if the host has booted since the last

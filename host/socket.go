@@ -1,18 +1,12 @@
 package host
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
-	"syscall"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -27,16 +21,34 @@ type Socket struct {
 	inode uint32
 }
 
-// Layout of struct inet_diag_req_v2 and struct inet_diag_msg (linux/inet_diag.h).
+// Offsets in struct inet_diag_req_v2, and the size of that (linux/inet_diag.h).
 const (
-	sockDiagByFamily = 20
-	diagRequestSize  = 56
-	diagPorts        = 8 // source and destination port, then the addresses
-	diagInterface    = 44
-	diagMessageSize  = 72
-	diagUID          = 64
-	diagInode        = 68
+	requestStates    = 4
+	requestPorts     = 8 // source and destination port, then the addresses
+	requestInterface = 44
+	requestSize      = 56
 )
+
+// Offsets in struct inet_diag_msg, and the size of that.
+const (
+	diagPort    = 4
+	diagAddress = 8
+	diagBound   = 40
+	diagUID     = 64
+	diagInode   = 68
+	diagSize    = 72
+
+	attrV6Only = 11 // INET_DIAG_SKV6ONLY
+)
+
+// diagRequest returns a request of sock_diag(7) for the sockets of a family and a protocol
+// in some states, as bits.
+func diagRequest(family, protocol byte, states uint32) []byte {
+	r := make([]byte, requestSize)
+	r[0], r[1] = family, protocol
+	binary.NativeEndian.PutUint32(r[requestStates:], states)
+	return r
+}
 
 // FindSocket returns the TCP socket of this host that is bound to local and connected
 // to peer. It fails with [ErrNoSocket] if there is none, as for a connection from
@@ -47,20 +59,18 @@ func FindSocket(local, peer netip.AddrPort) (Socket, error) {
 		return Socket{}, fmt.Errorf("find a socket: %w", err)
 	}
 	defer c.Close()
-	family := unix.AF_INET6
+	family := byte(unix.AF_INET6)
 	if local.Addr().Is4() {
 		family = unix.AF_INET
 	}
-	r := make([]byte, diagRequestSize)
-	r[0], r[1] = byte(family), unix.IPPROTO_TCP
-	binary.NativeEndian.PutUint32(r[4:], ^uint32(0)) // every state
-	binary.BigEndian.PutUint16(r[diagPorts:], local.Port())
-	binary.BigEndian.PutUint16(r[diagPorts+2:], peer.Port())
-	copy(r[diagPorts+4:], local.Addr().AsSlice())
-	copy(r[diagPorts+20:], peer.Addr().AsSlice())
-	binary.NativeEndian.PutUint64(r[diagInterface+4:], ^uint64(0)) // no cookie
+	r := diagRequest(family, unix.IPPROTO_TCP, ^uint32(0)) // in every state
+	binary.BigEndian.PutUint16(r[requestPorts:], local.Port())
+	binary.BigEndian.PutUint16(r[requestPorts+2:], peer.Port())
+	copy(r[requestPorts+4:], local.Addr().AsSlice())
+	copy(r[requestPorts+20:], peer.Addr().AsSlice())
+	binary.NativeEndian.PutUint64(r[requestInterface+4:], ^uint64(0)) // no cookie
 	answers, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request},
+		Header: netlink.Header{Type: unix.SOCK_DIAG_BY_FAMILY, Flags: netlink.Request},
 		Data:   r,
 	})
 	switch {
@@ -68,7 +78,7 @@ func FindSocket(local, peer netip.AddrPort) (Socket, error) {
 		return Socket{}, ErrNoSocket
 	case err != nil:
 		return Socket{}, fmt.Errorf("find a socket: %w", err)
-	case len(answers) == 0 || len(answers[0].Data) < diagMessageSize:
+	case len(answers) == 0 || len(answers[0].Data) < diagSize:
 		return Socket{}, ErrNoSocket
 	}
 	m := answers[0].Data
@@ -82,19 +92,13 @@ func FindSocket(local, peer netip.AddrPort) (Socket, error) {
 // these programs, given by absolute path. If its process may not be examined, MayBeOf
 // reports whether any process of the same user is one of the programs.
 func (s Socket) MayBeOf(programs ...string) bool {
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return true
-	}
 	hidden := false
-	for _, dir := range dirs {
-		if uidOf(dir) != s.UID {
-			continue
-		}
-		ours := slices.Contains(programs, programOf(dir))
-		holds, err := s.heldBy(dir)
+	for _, pid := range ProcessesOf(s.UID) {
+		arguments := Arguments(pid)
+		ours := len(arguments) > 0 && slices.Contains(programs, arguments[0])
+		files, err := OpenFiles(pid)
 		switch {
-		case holds:
+		case slices.ContainsFunc(files, s.is):
 			return ours
 		case errors.Is(err, fs.ErrPermission):
 			hidden = hidden || ours
@@ -103,45 +107,87 @@ func (s Socket) MayBeOf(programs ...string) bool {
 	return hidden
 }
 
-// heldBy reports whether a process, given by its directory in /proc, has a descriptor
-// of the socket.
-func (s Socket) heldBy(dir string) (bool, error) {
-	fds, err := os.ReadDir(dir + "/fd")
-	if err != nil {
-		return false, err
-	}
-	name := "socket:[" + strconv.FormatUint(uint64(s.inode), 10) + "]"
-	for _, fd := range fds {
-		if link, err := os.Readlink(dir + "/fd/" + fd.Name()); err == nil && link == name {
-			return true, nil
+// is reports whether a file of [OpenFiles] is the socket.
+func (s Socket) is(target string) bool {
+	inode, ok := SocketInode(target)
+	return ok && inode == s.inode
+}
+
+// A Listening is a socket of the host that waits for IPv4 connections or datagrams.
+type Listening struct {
+	Address   netip.Addr // IPv4; unspecified for all addresses
+	Port      int
+	Interface int    // index of the interface that the socket is bound to; 0 for all
+	Inode     uint32 // see [SocketInode]
+}
+
+// States of sockets (include/net/tcp_states.h), as bits: TCP sockets that listen, and UDP
+// sockets without a peer.
+const (
+	stateUnconnected = 1 << 7
+	stateListen      = 1 << 10
+)
+
+// OpenSocketDiag opens a connection for [ListeningTCP] and [ListeningUDP], in the network
+// namespace of the calling thread. The caller must close it.
+func OpenSocketDiag() (*netlink.Conn, error) { return netlink.Dial(unix.NETLINK_SOCK_DIAG, nil) }
+
+// ListeningTCP returns the TCP sockets of the host that listen. The kernel leaves out
+// connections, of which there may be many.
+func ListeningTCP(c *netlink.Conn) ([]Listening, error) {
+	return listening(c, unix.IPPROTO_TCP, stateListen)
+}
+
+// ListeningUDP returns the UDP sockets of the host without a peer.
+func ListeningUDP(c *netlink.Conn) ([]Listening, error) {
+	return listening(c, unix.IPPROTO_UDP, stateUnconnected)
+}
+
+func listening(c *netlink.Conn, protocol byte, states uint32) ([]Listening, error) {
+	var all []Listening
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		replies, err := c.Execute(netlink.Message{
+			Header: netlink.Header{Type: unix.SOCK_DIAG_BY_FAMILY, Flags: netlink.Request | netlink.Dump},
+			Data:   diagRequest(family, protocol, states),
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list the listening sockets: %w", err)
+		}
+		for _, r := range replies {
+			if l, ok := parseListening(r.Data); ok {
+				all = append(all, l)
+			}
 		}
 	}
-	return false, nil
+	return all, nil
 }
 
-// uidOf returns the user of a process, given by its directory in /proc, or -1. root
-// owns the directory of a process that may not be examined (PR_SET_DUMPABLE).
-func uidOf(dir string) int {
-	st, err := os.Stat(dir)
-	if err != nil {
-		return -1
+// parseListening returns the socket of a reply. It is not ok if the socket receives no IPv4.
+func parseListening(b []byte) (l Listening, ok bool) {
+	if len(b) < diagSize {
+		return l, false
 	}
-	if uid := int(st.Sys().(*syscall.Stat_t).Uid); uid != 0 {
-		return uid
+	l.Port = int(binary.BigEndian.Uint16(b[diagPort:]))
+	l.Interface = int(binary.NativeEndian.Uint32(b[diagBound:]))
+	l.Inode = binary.NativeEndian.Uint32(b[diagInode:])
+	if b[0] == unix.AF_INET {
+		l.Address = netip.AddrFrom4([4]byte(b[diagAddress:]))
+		return l, true
 	}
-	status, _ := os.ReadFile(dir + "/status")
-	_, rest, _ := strings.Cut(string(status), "\nUid:\t")
-	first, _, _ := strings.Cut(rest, "\t")
-	uid, err := strconv.Atoi(first)
-	if err != nil {
-		return -1
+	six := netip.AddrFrom16([16]byte(b[diagAddress:]))
+	switch {
+	case six.Is4In6():
+		l.Address = six.Unmap()
+		return l, true
+	case !six.IsUnspecified():
+		return l, false
 	}
-	return uid
-}
-
-// programOf returns the first argument of a process, given by its directory in /proc.
-func programOf(dir string) string {
-	args, _ := os.ReadFile(dir + "/cmdline") // none of a process that has ended
-	program, _, _ := bytes.Cut(args, []byte{0})
-	return string(program)
+	l.Address = netip.IPv4Unspecified()
+	attrs, err := netlink.UnmarshalAttributes(b[diagSize:])
+	for _, at := range attrs {
+		if at.Type == attrV6Only && len(at.Data) == 1 && at.Data[0] == 1 {
+			return l, false
+		}
+	}
+	return l, err == nil
 }

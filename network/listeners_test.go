@@ -148,10 +148,10 @@ func TestTheProgramOfAPortIsNamed(t *testing.T) {
 			t.Errorf("%+v: %v, want %s, %s", c.forward, err, c.code, c.says)
 		}
 	}
-	if got := programOf("/proc/1"); !strings.Contains(got, "(process 1)") {
+	if got := programOf(1); !strings.Contains(got, "(process 1)") {
 		t.Errorf("process 1 is %q", got)
 	}
-	if got := programOf(fmt.Sprint("/proc/", os.Getpid())); got != "vmand itself" {
+	if got := programOf(os.Getpid()); got != "vmand itself" {
 		t.Errorf("this process is %q", got)
 	}
 }

@@ -28,8 +28,8 @@ import (
 
 	diag "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
+	"vmand/host"
 	"vmand/vm"
 )
 
@@ -114,7 +114,7 @@ func New(o Options, log *slog.Logger) (*Networks, error) {
 			return nil, fmt.Errorf("set the timeout of netlink: %w", err)
 		}
 	}
-	if conn, err := diag.Dial(unix.NETLINK_INET_DIAG, nil); err == nil {
+	if conn, err := host.OpenSocketDiag(); err == nil {
 		n.sockets = conn
 	}
 	switch o.Mode {

@@ -94,9 +94,9 @@ func (n *Networks) portInUse(f vm.PortForward, err error) error {
 	switch {
 	case !found || program == "":
 		program = "a program of the host"
-	case program == "vmand itself" && l.bound != 0:
+	case program == "vmand itself" && l.Interface != 0:
 		program = "vmand itself, which serves DHCP and DNS to guests"
-		if l.port == 53 {
+		if l.Port == 53 {
 			fault.Hint = "forward the port on one address of the host with host_address, or choose another host port"
 		}
 	}

@@ -165,7 +165,7 @@ func refused(host string, why error, fix string) accelVerdict {
 // boot, the device, the kernel modules, the account that QEMU runs as, its cgroup and the
 // binary.
 func (d *Driver) hostIdentity() string {
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, _ := host.BootID()
 	cgroup, _ := os.ReadFile("/proc/self/cgroup")
 	device := "none"
 	var st unix.Stat_t
@@ -180,7 +180,7 @@ func (d *Driver) hostIdentity() string {
 	}
 	a := d.runAs()
 	return fmt.Sprintf("boot %s, %s %s, modules %s, uid %d, groups %v, cgroup %s, binary %s",
-		strings.TrimSpace(string(boot)), kvmDevice, device, strings.Join(kvmModules(), " "), a.UID, a.Groups,
+		boot, kvmDevice, device, strings.Join(kvmModules(), " "), a.UID, a.Groups,
 		strings.TrimSpace(string(cgroup)), binary)
 }
 

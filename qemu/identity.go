@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"vmand/host"
 )
 
 // errImpostor means that the monitor is another VM's.
@@ -41,16 +43,13 @@ func (s *session) uuid() (string, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	args, rerr := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.proc.PID))
-	if rerr != nil || s.proc.Exited() { // its pid may be another process's by now
-		return "", errors.Join(err, rerr)
-	}
-	words := strings.Split(string(args), "\x00")
-	at := slices.Index(words, "-uuid") + 1
-	if at == 0 || at == len(words) || !slices.Contains(words, s.layout.pidfile(s.id)) {
+	words := host.Arguments(s.proc.PID)
+	uuid := host.ArgumentAfter(words, "-uuid")
+	// The pid of a process that has ended may be another process's by now.
+	if uuid == "" || s.proc.Exited() || !slices.Contains(words, s.layout.pidfile(s.id)) {
 		return "", err
 	}
 	s.log.Warn("the file with the UUID of the VM is lost and is restored from its process",
-		"pid", s.proc.PID, "uuid", words[at])
-	return words[at], os.WriteFile(file, []byte(words[at]+"\n"), 0o600)
+		"pid", s.proc.PID, "uuid", uuid)
+	return uuid, os.WriteFile(file, []byte(uuid+"\n"), 0o600)
 }

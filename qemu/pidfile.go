@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -142,8 +141,8 @@ func lockOwner(path string) (pid int, locked bool, err error) {
 // pidfile, 0 if there is none. It ignores processes of other users, because their
 // command lines could claim anything.
 func processOf(pidfile string, uid int) int {
-	for _, pid := range processesOf(uid) {
-		if after(arguments(pid), "-pidfile") == pidfile {
+	for _, pid := range host.ProcessesOf(uid) {
+		if host.ArgumentAfter(host.Arguments(pid), "-pidfile") == pidfile {
 			return pid
 		}
 	}
@@ -152,6 +151,5 @@ func processOf(pidfile string, uid int) int {
 
 // isQEMU reports whether a process runs as uid and was started with a pidfile.
 func isQEMU(pid int, pidfile string, uid int) bool {
-	st, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
-	return err == nil && int(st.Sys().(*syscall.Stat_t).Uid) == uid && after(arguments(pid), "-pidfile") == pidfile
+	return host.OwnerOf(pid) == uid && host.ArgumentAfter(host.Arguments(pid), "-pidfile") == pidfile
 }

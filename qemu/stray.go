@@ -3,14 +3,11 @@ package qemu
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 
 	"vmand/host"
 	"vmand/vm"
@@ -29,7 +26,7 @@ type stray struct {
 // root disk open, because a process can change its own command line.
 func (d *Driver) strays(known map[int]bool) []stray {
 	byVM := map[string][]stray{}
-	for _, pid := range processesOf(d.account.UID) {
+	for _, pid := range host.ProcessesOf(d.account.UID) {
 		if known[pid] {
 			continue
 		}
@@ -50,10 +47,10 @@ func (d *Driver) strays(known map[int]bool) []stray {
 
 // strayOf returns the stray that a process is.
 func (d *Driver) strayOf(pid int) (stray, bool) {
-	words := arguments(pid)
-	id, ok := strings.CutPrefix(after(words, "-name"), "guest=")
+	words := host.Arguments(pid)
+	id, ok := strings.CutPrefix(host.ArgumentAfter(words, "-name"), "guest=")
 	id, _, _ = strings.Cut(id, ",")
-	pidfile := after(words, "-pidfile")
+	pidfile := host.ArgumentAfter(words, "-pidfile")
 	if !ok || !vm.ValidName(id) || filepath.Base(pidfile) != id+pidSuffix {
 		return stray{}, false
 	}
@@ -69,18 +66,11 @@ func (d *Driver) strayOf(pid int) (stray, bool) {
 // hasOpen reports whether a process has the root disk of a VM open. If the process may
 // not be examined, it reports whether any process uses the disk.
 func (d *Driver) hasOpen(pid int, id, disk string) bool {
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	fds, err := os.ReadDir(dir)
+	files, err := host.OpenFiles(pid)
 	if errors.Is(err, fs.ErrPermission) {
 		return d.checkUnused(vmRootDisk(id)) != nil
 	}
-	for _, fd := range fds {
-		link, err := os.Readlink(filepath.Join(dir, fd.Name()))
-		if err == nil && strings.TrimSuffix(link, " (deleted)") == disk {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(files, disk) || slices.Contains(files, disk+" (deleted)")
 }
 
 // adoptStrays opens a session for every stray. d.mu must not be held.
@@ -131,38 +121,4 @@ func (s *session) lost() string {
 		return ""
 	}
 	return strings.Join(missing, " and ")
-}
-
-// processesOf returns the pids of the processes of a user.
-func processesOf(uid int) []int {
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return nil
-	}
-	var pids []int
-	for _, dir := range dirs {
-		st, err := os.Stat(dir)
-		if err != nil || int(st.Sys().(*syscall.Stat_t).Uid) != uid {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// arguments returns the command line of a process, nil if it has ended.
-func arguments(pid int) []string {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
-}
-
-// after returns the word that follows an option, or "".
-func after(words []string, option string) string {
-	at := slices.Index(words, option) + 1
-	if at == 0 || at == len(words) {
-		return ""
-	}
-	return words[at]
 }
