@@ -98,7 +98,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 	d.wg.Go(func() { d.watch.run(d.ctx) })
 	d.startProber()
 	started := time.Now().Add(-fileTimeStep)
-	if err := errors.Join(d.removeTemps(), d.adoptAll(), d.removeStale()); err != nil {
+	if err := errors.Join(d.removeTemps(), d.adoptWithStrays(), d.removeStale()); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}

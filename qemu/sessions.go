@@ -130,7 +130,7 @@ func (d *Driver) live(id string) (*session, error) {
 	return s, nil
 }
 
-// adoptAll opens a session for every process that has none. It makes the runtime
+// adoptAll opens a session for every process with a pidfile that has none. It makes the runtime
 // directory again if that was removed.
 func (d *Driver) adoptAll() error {
 	ids, err := d.layout.vmIDs(pidSuffix)
@@ -145,6 +145,15 @@ func (d *Driver) adoptAll() error {
 		if _, err := d.session(id); err != nil {
 			d.log.Warn("cannot inspect a pidfile", "vm", id, "err", err)
 		}
+	}
+	return nil
+}
+
+// adoptWithStrays is [Driver.adoptAll] that also opens a session for every process without
+// runtime files.
+func (d *Driver) adoptWithStrays() error {
+	if err := d.adoptAll(); err != nil {
+		return err
 	}
 	d.adoptStrays()
 	return nil

@@ -111,9 +111,10 @@ func (d *Driver) boundLog(id string) error {
 	return f.Close()
 }
 
-// Survey implements [vm.Host].
+// Survey implements [vm.Host]. It also adopts processes without runtime files, which
+// costs a search of /proc.
 func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
-	return d.survey(ctx, func(seen *vm.Survey) (err error) {
+	return d.survey(ctx, d.adoptWithStrays, func(seen *vm.Survey) (err error) {
 		if err = d.files.survey(seen); err == nil {
 			seen.Images, err = d.importer.Contents()
 		}
@@ -123,7 +124,7 @@ func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
 
 // SurveyProcesses implements [vm.Host].
 func (d *Driver) SurveyProcesses(ctx context.Context) (vm.Survey, error) {
-	seen, err := d.survey(ctx, d.files.surveyStorage)
+	seen, err := d.survey(ctx, d.adoptAll, d.files.surveyStorage)
 	if err == nil {
 		d.files.rootDisksOf(&seen)
 	}
@@ -133,9 +134,11 @@ func (d *Driver) SurveyProcesses(ctx context.Context) (vm.Survey, error) {
 // FilesVersion implements [vm.Host].
 func (d *Driver) FilesVersion(context.Context) (string, error) { return d.files.version() }
 
-// survey observes all processes, and meanwhile calls files.
-func (d *Driver) survey(ctx context.Context, files func(*vm.Survey) error) (vm.Survey, error) {
-	if err := d.adoptAll(); err != nil {
+// survey observes all processes after adopt, and meanwhile calls files.
+func (d *Driver) survey(
+	ctx context.Context, adopt func() error, files func(*vm.Survey) error,
+) (vm.Survey, error) {
+	if err := adopt(); err != nil {
 		return vm.Survey{}, fault(vm.CodeOperationFailed, err, "survey the host")
 	}
 	seen := vm.Survey{VMs: make(map[string]vm.Observation), Accel: d.wouldUse()}
