@@ -52,6 +52,8 @@ type Driver struct {
 	probing chan struct{} // held while a binary is probed; guards probed
 	probed  probes
 	accel   *accelProber // nil if guests never run under KVM
+	started time.Time    // no later than the driver's first change of a file
+	tidied  sync.Once    // has called tidyVMs
 
 	ctx    context.Context // done when the driver closes
 	cancel context.CancelFunc
@@ -97,16 +99,11 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 	d.watch = newSerialWatch(d.log)
 	d.wg.Go(func() { d.watch.run(d.ctx) })
 	d.startProber()
-	started := time.Now().Add(-fileTimeStep)
+	d.started = time.Now().Add(-fileTimeStep)
 	if err := errors.Join(d.removeTemps(), d.adoptWithStrays(), d.removeStale()); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	d.wg.Go(func() {
-		if err := d.removeVMTemps(d.ctx, started); err != nil {
-			d.log.Warn("cannot remove the unfinished files of VMs", "err", err)
-		}
-	})
 	return d, nil
 }
 

@@ -407,7 +407,7 @@ func (d *DryRun) Observe(_ context.Context, id string) vm.Observation {
 func (d *DryRun) Survey(ctx context.Context) (vm.Survey, error) {
 	seen, err := d.surveyProcesses(ctx)
 	if err == nil {
-		err = d.files.survey(&seen)
+		err = d.files.survey(ctx, &seen)
 	}
 	if err == nil {
 		seen.Images, err = d.importer.Contents()

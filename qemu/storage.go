@@ -1,8 +1,10 @@
 package qemu
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,12 +41,9 @@ func newFileSurvey(state *os.Root, read func(string) (int64, error)) *fileSurvey
 }
 
 // survey fills in the VMs and the data disks that have files, and the free storage.
-func (s *fileSurvey) survey(seen *vm.Survey) error {
-	dirs, err := readDir(s.state, vmsDir)
-	if err != nil {
-		return err
-	}
-	if seen.VMFiles, err = s.rootDisks(dirs); err != nil {
+func (s *fileSurvey) survey(ctx context.Context, seen *vm.Survey) error {
+	var err error
+	if seen.VMFiles, err = s.rootDisks(ctx); err != nil {
 		return err
 	}
 	if seen.DiskFiles, err = s.disks(); err != nil {
@@ -85,28 +84,54 @@ func (s *fileSurvey) version() (string, error) {
 	return all.String(), nil
 }
 
-// rootDisks returns the VMs that have a directory, and whether there is a root disk in
-// it. It makes one system call for each, where [os.Root] makes five. It may follow a
-// directory that is a link, but only checks whether the file exists.
-func (s *fileSurvey) rootDisks(dirs []os.DirEntry) (map[string]bool, error) {
-	all := make(map[string]bool, len(dirs))
-	if len(dirs) == 0 {
-		return all, nil // vms/ may not exist yet
+// rootDisks returns the VMs that have a directory, and whether there is a root disk in it.
+func (s *fileSurvey) rootDisks(ctx context.Context) (map[string]bool, error) {
+	all := make(map[string]bool)
+	err := eachVMDir(ctx, s.state, func(id string, lstat statInVMs) error {
+		_, err := lstat(vmRootDisk(id))
+		all[id] = err == nil
+		return nil
+	})
+	return all, err
+}
+
+// statInVMs returns the state of a file below the directories of VMs. It makes one system
+// call where [os.Root] makes five. It may follow a directory that is a link, so it must
+// only tell whether a file exists and how old it is.
+type statInVMs func(name string) (unix.Stat_t, error)
+
+// eachVMDir calls visit for each VM that has a directory, until it fails or ctx is done. It does not read
+// the types of the entries, for which [os.Root] makes a system call for each.
+func eachVMDir(ctx context.Context, state *os.Root, visit func(id string, lstat statInVMs) error) error {
+	vms, err := state.Open(vmsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	vms, err := s.state.Open(vmsDir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer vms.Close()
+	names, err := vms.Readdirnames(-1)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", vmsDir, err)
+	}
 	fd := int(vms.Fd())
-	for _, e := range dirs {
-		if vm.ValidName(e.Name()) {
-			var st unix.Stat_t
-			name := strings.TrimPrefix(vmRootDisk(e.Name()), vmsDir+"/")
-			all[e.Name()] = unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+	lstat := func(name string) (st unix.Stat_t, err error) {
+		err = unix.Fstatat(fd, strings.TrimPrefix(name, vmsDir+"/"), &st, unix.AT_SYMLINK_NOFOLLOW)
+		return st, err
+	}
+	for _, id := range names {
+		if !vm.ValidName(id) {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := visit(id, lstat); err != nil {
+			return err
 		}
 	}
-	return all, nil
+	return nil
 }
 
 // disks returns the sizes in MiB of the data disks that have a file.

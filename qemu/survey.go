@@ -112,13 +112,29 @@ func (d *Driver) boundLog(id string) error {
 }
 
 // Survey implements [vm.Host]. It also adopts processes without runtime files, which
-// costs a search of /proc.
+// costs a search of /proc. The first one starts the removal of the unfinished files that a
+// killed vmand left with VMs: that visits every VM, so it does not compete with the start.
 func (d *Driver) Survey(ctx context.Context) (vm.Survey, error) {
+	defer d.tidied.Do(d.tidyVMs)
 	return d.survey(ctx, d.adoptWithStrays, func(seen *vm.Survey) (err error) {
-		if err = d.files.survey(seen); err == nil {
+		if err = d.files.survey(ctx, seen); err == nil {
 			seen.Images, err = d.importer.Contents()
 		}
 		return err
+	})
+}
+
+// tidyVMs calls removeVMTemps in the background.
+func (d *Driver) tidyVMs() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx.Err() != nil {
+		return
+	}
+	d.wg.Go(func() {
+		if err := d.removeVMTemps(d.ctx, d.started); err != nil {
+			d.log.Warn("cannot remove the unfinished files of VMs", "err", err)
+		}
 	})
 }
 
