@@ -21,6 +21,7 @@
 #   1   sector 4096  ext4, label debian-root; the last partition, so that it can grow
 set -euo pipefail
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
+. "$(dirname "$0")/../../scripts/debian-tree.sh"
 
 PACKAGES='linux-image-cloud-amd64 lz4 grub-pc-bin systemd-sysv systemd-resolved
 	libnss-myhostname dbus udev cloud-init cloud-guest-utils qemu-guest-agent
@@ -37,7 +38,7 @@ main() {
 	mkdir -p "${1:?usage: build.sh OUTDIR}/.cache"
 	out=$(cd "$1" && pwd)
 	local stamp
-	stamp=$(cd "$src" && find . -type f | sort | xargs sha256sum | sha256sum)
+	stamp=$(cd "$src" && find . ../../scripts/debian-tree.sh -type f | sort | xargs sha256sum | sha256sum)
 	[ "$(cat "$out/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
 	[ "$(id -u)" = 0 ] || { echo "build.sh: building the Debian image needs root" >&2; return 1; }
 	rm -f "$out/.stamp"
@@ -45,7 +46,7 @@ main() {
 	root=$out/.cache/root # not local: the trap runs outside of main
 	trap 'rm -rf "$root" "$root.raw"' EXIT
 	rm -rf "$root"
-	install_packages "$out/.cache"
+	debian_tree "$root" "$out/.cache" "$PACKAGES"
 	configure "$src/root"
 	disk
 	# A rename: a running QEMU keeps the old image open.
@@ -53,29 +54,6 @@ main() {
 	mv "$root.qcow2" "$out/debian-12.qcow2"
 	echo "$stamp" >"$out/.stamp"
 	echo "debian: $(du -sh "$out/debian-12.qcow2" | cut -f1) in $out/debian-12.qcow2"
-}
-
-# install_packages CACHE makes the tree of the packages. It keeps an archive of the tree,
-# which takes minutes to make, under a name that depends on the packages.
-install_packages() {
-	local base
-	base=$1/base-$({ declare -f mmdebstrap_base; echo "$PACKAGES"; } | sha256sum | cut -c1-16).tar
-	if [ ! -e "$base" ]; then
-		rm -f "$1"/base-*
-		mmdebstrap_base "$1/base-new.tar"
-		mv "$1/base-new.tar" "$base"
-	fi
-	mkdir "$root"
-	tar -C "$root" --numeric-owner --xattrs --xattrs-include='*' -xpf "$base"
-}
-
-mmdebstrap_base() {
-	# configure makes the initrd, once, with its final list of modules.
-	INITRD=No mmdebstrap --quiet --mode=root --variant=apt --format=tar --skip=check/signed-by \
-		--include="$(echo $PACKAGES | tr ' ' ',')" \
-		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
-		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/i18n/*' \
-		bookworm "$1"
 }
 
 # configure FILES prepares the tree for the first boot.

@@ -16,6 +16,7 @@
 # It keeps the installed packages in OUTDIR/.cache.
 set -euo pipefail
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
+. "$(dirname "$0")/../../scripts/debian-tree.sh"
 
 PACKAGES='linux-image-cloud-amd64 busybox-static qemu-system-x86 qemu-utils seabios passt
 	iproute2 nftables conntrack kmod procps udev util-linux mount e2fsprogs cpio'
@@ -25,7 +26,7 @@ main() {
 	src=$(cd "$(dirname "$0")" && pwd)
 	mkdir -p "${1:?usage: build.sh OUTDIR}/.cache"
 	out=$(cd "$1" && pwd)
-	stamp=$(cd "$src" && find build.sh root -type f | sort | xargs sha256sum | sha256sum)
+	stamp=$(cd "$src" && find build.sh root ../../scripts/debian-tree.sh -type f | sort | xargs sha256sum | sha256sum)
 	[ "$(cat "$out/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
 	[ "$(id -u)" = 0 ] || { echo "build.sh: building the KVM guest needs root" >&2; return 1; }
 	rm -f "$out/.stamp"
@@ -33,7 +34,7 @@ main() {
 	root=$out/.cache/root # not local: the trap runs outside of main
 	trap 'rm -rf "$root"' EXIT
 	rm -rf "$root"
-	install_packages "$out/.cache"
+	debian_tree "$root" "$out/.cache" "$PACKAGES" --aptopt='APT::Install-Recommends "false"'
 	install -m 755 "$src/root/init" "$root/init"
 	echo kvm-guest >"$root/etc/hostname"
 	echo 5f0a1b2c3d4e4f528a0f3c1e6a3d4f52 >"$root/etc/machine-id"
@@ -46,29 +47,6 @@ main() {
 	mv "$out/root.raw.new" "$out/root.raw"
 	echo "$stamp" >"$out/.stamp"
 	echo "kvm guest: Linux $version in $out"
-}
-
-# install_packages CACHE makes the tree of the packages. It keeps an archive of the tree,
-# which takes a minute to make, under a name that depends on the packages.
-install_packages() {
-	local base
-	base=$1/base-$({ declare -f mmdebstrap_base; echo "$PACKAGES"; } | sha256sum | cut -c1-16).tar
-	if [ ! -e "$base" ]; then
-		rm -f "$1"/base-*
-		mmdebstrap_base "$1/base-new.tar"
-		mv "$1/base-new.tar" "$base"
-	fi
-	mkdir "$root"
-	tar -C "$root" --numeric-owner --xattrs --xattrs-include='*' -xpf "$base"
-}
-
-mmdebstrap_base() {
-	INITRD=No mmdebstrap --quiet --mode=root --variant=apt --format=tar --skip=check/signed-by \
-		--aptopt='APT::Install-Recommends "false"' \
-		--include="$(echo $PACKAGES | tr ' ' ',')" \
-		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
-		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/i18n/*' \
-		bookworm "$1"
 }
 
 # initrd VERSION prints an initrd with busybox and the modules of a virtio disk. ext4 is
