@@ -58,6 +58,7 @@ func (s *Forwards) Add(ctx context.Context, vmID string, f vm.PortForward) (vm.P
 	if !f.HostAddress.IsValid() {
 		f.HostAddress = netip.IPv4Unspecified()
 	}
+	f.Ports = f.Count()
 	if err := f.Check(); err != nil {
 		return f, err
 	}
@@ -90,9 +91,33 @@ func (a *forwardAddition) edit(ctx context.Context, _ *run, v *vm.VM) (vm.Target
 			Detail: fmt.Sprintf("VM %s already has %d port forwards, the limit", v.ID, vm.MaxForwards),
 		}
 	}
+	if err := checkFamily(a.f, n); err != nil {
+		return target, err
+	}
+	if used := v.CountPorts(vm.NetworkUser); n.Mode == vm.NetworkUser && used+a.f.Count() > vm.MaxUserPorts {
+		return target, &vm.Fault{
+			Code: vm.CodeLimitReached,
+			Detail: fmt.Sprintf("VM %s has %d forwarded ports on networks of mode user, and with %d more it would "+
+				"have more than %d, the limit", v.ID, used, a.f.Count(), vm.MaxUserPorts),
+			Hint: "forward fewer ports, or use a network of mode nat",
+		}
+	}
 	a.had = v.Forwards
 	v.Forwards = append(slices.Clone(v.Forwards), a.f)
-	return target, a.s.network.CheckHostPort(ctx, a.f)
+	return target, a.s.network.CheckHostPorts(ctx, a.f)
+}
+
+// checkFamily returns a fault if a NIC has no address of the family of a forward.
+func checkFamily(f vm.PortForward, n vm.NIC) error {
+	switch {
+	case !f.HostAddress.Is6() || n.IPv6.IsValid():
+		return nil
+	case n.Mode == vm.NetworkUser:
+		return vm.InvalidField("/host_address",
+			"NIC %d is on a network of mode user, which forwards IPv4 only: use an IPv4 address", n.Slot)
+	}
+	return vm.InvalidField("/host_address",
+		"NIC %d has no IPv6 address, since network %s has no ipv6_subnet: use an IPv4 address", n.Slot, n.Network)
 }
 
 func (a *forwardAddition) apply(ctx context.Context, v vm.VM) error {

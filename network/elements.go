@@ -50,7 +50,11 @@ func networkElements(nw vm.Network) []element {
 	}
 	all = append(all, element{set: setNAT, key: bridge})
 	all = append(all, rangeElements(setSubnets, nw.Subnet)...)
-	if nw.IPv6.IsValid() && nw.IPv6.Addr().IsPrivate() { // a public prefix is routed, not masqueraded
+	if !nw.IPv6.IsValid() {
+		return all
+	}
+	all = append(all, rangeElements(setGuests6, nw.IPv6)...)
+	if nw.IPv6.Addr().IsPrivate() { // a public prefix is routed, not masqueraded
 		all = append(all, rangeElements(setSubnets6, nw.IPv6)...)
 	}
 	return all
@@ -90,10 +94,10 @@ func vmElements(v vm.VM) []element {
 	}
 	for _, f := range v.Forwards {
 		nic, err := v.NIC(f.Slot)
-		if err != nil || nic.Mode != vm.NetworkNAT || !nic.IP.Is4() {
+		if err != nil || nic.Mode != vm.NetworkNAT {
 			continue
 		}
-		all = append(all, forwardElement(f, nic.IP))
+		all = append(all, forwardElements(f, nic)...)
 	}
 	return all
 }
@@ -124,18 +128,31 @@ func nicElements(nic vm.NIC, tapName string) []element {
 	return all
 }
 
-func forwardElement(f vm.PortForward, guest netip.Addr) element {
+// forwardElements returns an element for each port of a forward: the kernel cannot translate a
+// range of ports to another one with the offset kept, except by a map.
+func forwardElements(f vm.PortForward, nic vm.NIC) []element {
+	guest, one, every := nic.IP, setForwards, setAnywhere
+	if f.HostAddress.Is6() {
+		guest, one, every = nic.IPv6, setForwards6, setAnywhere6
+	}
+	if !guest.IsValid() {
+		return nil
+	}
 	proto := byte(unix.IPPROTO_TCP)
 	if f.Protocol == vm.UDP {
 		proto = unix.IPPROTO_UDP
 	}
-	e := element{
-		set:  setAnywhere,
-		key:  string(portKey(proto, f.HostPort)),
-		data: string(guest.AsSlice()) + string(portPart(f.GuestPort)),
+	set, prefix := every, ""
+	if f.HostAddress.IsValid() && !f.HostAddress.IsUnspecified() {
+		set, prefix = one, string(f.HostAddress.AsSlice())
 	}
-	if f.HostAddress.Is4() && !f.HostAddress.IsUnspecified() {
-		e.set, e.key = setForwards, string(f.HostAddress.AsSlice())+e.key
+	all := make([]element, 0, f.Count())
+	for p := range f.Each() {
+		all = append(all, element{
+			set:  set,
+			key:  prefix + string(portKey(proto, p.HostPort)),
+			data: string(guest.AsSlice()) + string(portPart(p.GuestPort)),
+		})
 	}
-	return e
+	return all
 }

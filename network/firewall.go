@@ -153,17 +153,18 @@ func (f *firewall) assign(owner string, elements []element) {
 func (f *firewall) set(owner string, elements []element) error {
 	want := make(map[element]bool, len(elements))
 	var add, remove []element
+	replaced := map[element]bool{}
 	for _, e := range elements {
 		if _, held := f.holder[e]; !held && !want[e] {
 			add = append(add, e)
 		}
 		want[e] = true
 		if old, held := f.otherValue(e); held && !want[old] {
-			remove = append(remove, old) // a map has one value for a key
+			remove, replaced[old] = append(remove, old), true // a map has one value for a key
 		}
 	}
 	for e := range f.owners[owner] {
-		if !want[e] && !slices.Contains(remove, e) {
+		if !want[e] && !replaced[e] {
 			remove = append(remove, e)
 		}
 	}

@@ -142,7 +142,7 @@ func TestTheProgramOfAPortIsNamed(t *testing.T) {
 		{forward(vm.UDP, "203.0.113.9", 80), vm.CodeInvalid, "the host has no address 203.0.113.9", ""},
 		{forward(vm.UDP, "127.0.0.1", 80), "", "", ""},
 	} {
-		err := n.CheckHostPort(t.Context(), c.forward)
+		err := n.CheckHostPorts(t.Context(), c.forward)
 		f, _ := err.(*vm.Fault)
 		if codeOf(err) != c.code || f != nil && (!strings.Contains(f.Detail, c.says) || !strings.Contains(f.Hint, c.hint)) {
 			t.Errorf("%+v: %v, want %s, %s", c.forward, err, c.code, c.says)

@@ -1,6 +1,8 @@
 package network
 
 import (
+	"net/netip"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -18,23 +20,26 @@ var (
 
 // The sets and maps. The rules are constant; what depends on networks and VMs is here.
 const (
-	setBridges  = "bridges"  // interface: vmand's bridges
-	setNAT      = "nat"      // interface: bridges with guests that reach the outside
-	setServed   = "served"   // interface . IPv4 address . UDP port: servers that read requests from frames
-	setServed6  = "served6"  // interface . IPv6 address . UDP port
-	setWithin   = "within"   // interface . interface: a bridge and itself, if its guests reach one another
-	setSubnets  = "subnets"  // IPv4 ranges that are masqueraded
-	setSubnets6 = "subnets6" // IPv6 ranges that are masqueraded
-	setForwards = "forwards" // host address . protocol . host port: guest address . guest port
-	setAnywhere = "anywhere" // protocol . host port, on all host addresses: guest address . guest port
-	setAssigned = "assigned" // interface: taps of guests with assigned addresses
-	setLearned  = "learned"  // interface: taps on the host's own bridges
-	setMACs     = "macs"     // interface . MAC address of the guest
-	setIPs      = "ips"      // interface . IPv4 address of the guest
-	setIPs6     = "ips6"     // interface . IPv6 address of the guest
-	setRates    = "rates"    // interface: the chain that limits the sending rate of a guest
-	setHairpins = "hairpins" // interface . interface: a tap in hairpin mode and itself
-	setStorms   = "storms"   // interface: filled by the kernel; recent broadcasts and multicasts of each tap
+	setBridges   = "bridges"   // interface: vmand's bridges
+	setNAT       = "nat"       // interface: bridges with guests that reach the outside
+	setServed    = "served"    // interface . IPv4 address . UDP port: servers that read requests from frames
+	setServed6   = "served6"   // interface . IPv6 address . UDP port
+	setWithin    = "within"    // interface . interface: a bridge and itself, if its guests reach one another
+	setSubnets   = "subnets"   // IPv4 ranges that are masqueraded
+	setSubnets6  = "subnets6"  // IPv6 ranges that are masqueraded
+	setForwards  = "forwards"  // host address . protocol . host port: guest address . guest port
+	setAnywhere  = "anywhere"  // protocol . host port, on all host addresses: guest address . guest port
+	setForwards6 = "forwards6" // the same as forwards for IPv6
+	setAnywhere6 = "anywhere6" // the same as anywhere for IPv6
+	setGuests6   = "guests6"   // IPv6 ranges of networks with port forwards
+	setAssigned  = "assigned"  // interface: taps of guests with assigned addresses
+	setLearned   = "learned"   // interface: taps on the host's own bridges
+	setMACs      = "macs"      // interface . MAC address of the guest
+	setIPs       = "ips"       // interface . IPv4 address of the guest
+	setIPs6      = "ips6"      // interface . IPv6 address of the guest
+	setRates     = "rates"     // interface: the chain that limits the sending rate of a guest
+	setHairpins  = "hairpins"  // interface . interface: a tap in hairpin mode and itself
+	setStorms    = "storms"    // interface: filled by the kernel; recent broadcasts and multicasts of each tap
 )
 
 // A setSpec describes a set or a map.
@@ -61,6 +66,9 @@ func setSpecs() []setSpec {
 		{table: inetTable, name: setSubnets6, key: of{ip6}, interval: true},
 		{table: inetTable, name: setForwards, key: of{ip, proto, port}, data: of{ip, port}},
 		{table: inetTable, name: setAnywhere, key: of{proto, port}, data: of{ip, port}},
+		{table: inetTable, name: setForwards6, key: of{ip6, proto, port}, data: of{ip6, port}},
+		{table: inetTable, name: setAnywhere6, key: of{proto, port}, data: of{ip6, port}},
+		{table: inetTable, name: setGuests6, key: of{ip6}, interval: true},
 		{table: bridgeTable, name: setAssigned, key: of{ifn}},
 		{table: bridgeTable, name: setLearned, key: of{ifn}},
 		{table: bridgeTable, name: setMACs, key: of{ifn, mac}},
@@ -107,15 +115,24 @@ func chainSpecs() []chainSpec { return append(inetChains(), bridgeChains()...) }
 
 // inetChains returns the chains of the host's IP stack.
 func inetChains() []chainSpec {
-	v4 := family(unix.NFPROTO_IPV4)
-	destination := netField(16, 4, reg)
+	v4, v6 := family(unix.NFPROTO_IPV4), family(unix.NFPROTO_IPV6)
+	destination, destination6 := netField(16, 4, reg), netField(24, 16, reg)
 	loopback := all(netField(16, 1, reg), equal(127))
+	// A connection from ::1 cannot be forwarded: the kernel drops every packet to ::1 that arrives on
+	// another interface, as the replies would. IPv4 has the sysctl route_localnet for this.
 	dnat := []ruleSpec{
 		{"port forwards of one host address", all(
 			v4, destination, portTo(regSecond, regThird), mapped(setForwards), toGuest(),
 		)},
 		{"port forwards of all host addresses", all(
 			v4, toHost(), portTo(reg, regSecond), mapped(setAnywhere), toGuest(),
+		)},
+		{"IPv6 port forwards of one host address", all(
+			v6, destination6, portTo(regAfter, regAfter+1), mapped(setForwards6), toGuest6(),
+		)},
+		{"IPv6 port forwards of all host addresses", all(
+			v6, destination6, differs(bytesOf(netip.IPv6Loopback())...), toHost(),
+			portTo(reg, regSecond), mapped(setAnywhere6), toGuest6(),
 		)},
 	}
 	raw := []ruleSpec{
@@ -129,7 +146,7 @@ func inetChains() []chainSpec {
 			in(setServed), drop(),
 		)},
 		{"IPv6 requests to vmand's servers", all(
-			family(unix.NFPROTO_IPV6), protocol(unix.IPPROTO_UDP), iifname(), netField(24, 16, regAfter),
+			v6, protocol(unix.IPPROTO_UDP), iifname(), netField(24, 16, regAfter),
 			transportField(2, 2, regAfter+4), in(setServed6), drop(),
 		)},
 	}
@@ -223,6 +240,7 @@ func postroutingRules() []ruleSpec {
 		{"from the host to itself", all(oifname(), equal(ifname("lo")...), leaveChain())},
 		{"port forwards from loopback", to(setNAT, all(fromLoopback, masquerade()))},
 		{"port forwards from guests", to(setNAT, all(forwarded(), v4, source4, in(setSubnets), masquerade()))},
+		{"IPv6 port forwards from guests", to(setNAT, all(forwarded(), v6, source6, in(setGuests6), masquerade()))},
 		{"between vmand's networks", to(setBridges, leaveChain())},
 		{"out of an IPv4 network", all(v4, source4, in(setSubnets), masquerade())},
 		{"out of an IPv6 network", all(v6, source6, in(setSubnets6), masquerade())},

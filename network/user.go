@@ -128,6 +128,9 @@ func passtArgs(p vm.Port, nw vm.Network) []string {
 	for _, f := range p.Forwards {
 		unused[f.Protocol] = false
 		ports := fmt.Sprintf("%d:%d", f.HostPort, f.GuestPort)
+		if more := f.Count() - 1; more > 0 {
+			ports = fmt.Sprintf("%d-%d:%d-%d", f.HostPort, f.HostPort+more, f.GuestPort, f.GuestPort+more)
+		}
 		if f.HostAddress.IsValid() && !f.HostAddress.IsUnspecified() {
 			ports = f.HostAddress.String() + "/" + ports
 		}

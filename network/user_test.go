@@ -157,7 +157,7 @@ func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 	if ports[0].Kind != vm.PortStream {
 		t.Fatalf("port %+v", ports[0])
 	}
-	if err := n.CheckHostPort(t.Context(), v.Forwards[0]); codeOf(err) != vm.CodeInUse {
+	if err := n.CheckHostPorts(t.Context(), v.Forwards[0]); codeOf(err) != vm.CodeInUse {
 		t.Errorf("passt does not listen on the forwarded port: %v", err)
 	}
 	// passt asks the guest for its MAC address before it forwards anything.
@@ -174,7 +174,7 @@ func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 	}
 	vm.ClosePorts(ports)
 	until(t, "passt still listens after the end of its guest", func() bool {
-		return n.CheckHostPort(t.Context(), v.Forwards[0]) == nil
+		return n.CheckHostPorts(t.Context(), v.Forwards[0]) == nil
 	})
 	if err := n.Disconnect(t.Context(), v.ID); err != nil {
 		t.Fatal(err)
@@ -269,7 +269,7 @@ func TestAHostPortInUseIsReported(t *testing.T) {
 		{"127.0.0.1", freePort(t), ""},
 	} {
 		f := vm.PortForward{Protocol: vm.TCP, HostAddress: addr(c.address), HostPort: c.port}
-		err := n.CheckHostPort(t.Context(), f)
+		err := n.CheckHostPorts(t.Context(), f)
 		if codeOf(err) != c.want || c.want == "" && err != nil {
 			t.Errorf("%s port %d: %v, want %q", c.address, c.port, err, c.want)
 		}

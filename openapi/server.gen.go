@@ -822,17 +822,22 @@ type CreateNetwork struct {
 
 // CreatePortForward The port forward to create.
 type CreatePortForward struct {
-	// GuestPort The port in the guest.
+	// GuestPort The port in the guest, or the first one.
 	GuestPort int `json:"guest_port"`
 
-	// HostAddress The IPv4 address of the host to listen on. `0.0.0.0` is every address.
+	// HostAddress The address of the host to listen on. `0.0.0.0` is every IPv4 address, `::` every IPv6 address. A forward of
+	// an IPv6 address goes to the IPv6 address of the guest, so it needs a network with an `ipv6_subnet`.
 	HostAddress *string `json:"host_address,omitempty"`
 
-	// HostPort The port on the host.
+	// HostPort The port on the host, or the first one.
 	HostPort int `json:"host_port"`
 
 	// Nic The slot of the NIC to forward to.
 	NIC *int `json:"nic,omitempty"`
+
+	// Ports The number of consecutive ports: `host_port` is forwarded to `guest_port`, the next port to the next one,
+	// and so on.
+	Ports *int `json:"ports,omitempty"`
 
 	// Protocol The transport protocol.
 	Protocol *CreatePortForwardProtocol `json:"protocol,omitempty"`
@@ -1755,13 +1760,14 @@ type PasswordHash = string
 
 // PortForward A port of the host that is forwarded to a guest.
 type PortForward struct {
-	// GuestPort The port in the guest.
+	// GuestPort The port in the guest, or the first one.
 	GuestPort int `json:"guest_port"`
 
-	// HostAddress The IPv4 address of the host that the forward listens on. `0.0.0.0` is every address.
+	// HostAddress The address of the host that the forward listens on. `0.0.0.0` is every IPv4 address, `::` every IPv6
+	// address.
 	HostAddress string `json:"host_address"`
 
-	// HostPort The port on the host.
+	// HostPort The port on the host, or the first one.
 	HostPort int `json:"host_port"`
 
 	// Id The id of the port forward. It is immutable and never reused.
@@ -1769,6 +1775,9 @@ type PortForward struct {
 
 	// Nic The slot of the NIC to forward to.
 	NIC int `json:"nic"`
+
+	// Ports The number of consecutive ports, from `host_port` and `guest_port` on.
+	Ports int `json:"ports"`
 
 	// Protocol The transport protocol.
 	Protocol Protocol `json:"protocol"`

@@ -25,6 +25,7 @@ func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardReq
 		HostAddress: value(p.addr("/host_address", b.HostAddress)),
 		HostPort:    b.HostPort,
 		GuestPort:   b.GuestPort,
+		Ports:       value(b.Ports),
 	}
 	if err := p.err(); err != nil {
 		return nil, err

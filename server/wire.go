@@ -132,6 +132,7 @@ func appendForward(b jsonBuffer, f *vm.PortForward) jsonBuffer {
 	b = b.int("host_port", f.HostPort)
 	b = b.string("id", f.ID)
 	b = b.int("nic", f.Slot)
+	b = b.int("ports", f.Count())
 	b = b.string("protocol", string(f.Protocol))
 	return b.end()
 }

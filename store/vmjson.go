@@ -35,6 +35,7 @@ type (
 		HostAddress netip.Addr  `json:"host_address"`
 		HostPort    int         `json:"host_port"`
 		GuestPort   int         `json:"guest_port"`
+		Ports       int         `json:"ports,omitzero"`
 	}
 	cdromJSON struct {
 		ID        string `json:"id"`
@@ -217,7 +218,8 @@ func validNIC(n vm.NIC) bool {
 
 func validForward(f vm.PortForward) bool {
 	return f.ID != "" && validSlot(f.Slot) && (f.Protocol == vm.TCP || f.Protocol == vm.UDP) &&
-		f.HostAddress.Is4() && validPort(f.HostPort) && validPort(f.GuestPort)
+		f.HostAddress.IsValid() && validPort(f.HostPort) && validPort(f.GuestPort) && 0 <= f.Ports && f.Ports <= vm.MaxPorts &&
+		validPort(f.HostPort+f.Count()-1) && validPort(f.GuestPort+f.Count()-1)
 }
 
 func validLearned(a vm.LearnedAddress) bool {
