@@ -2,7 +2,6 @@ package manager
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -85,25 +84,14 @@ func (a *forwardAddition) edit(ctx context.Context, _ *run, v *vm.VM) (vm.Target
 	if err := a.s.network.Check(n.Mode); err != nil {
 		return target, err
 	}
-	if len(v.Forwards) >= vm.MaxForwards {
-		return target, &vm.Fault{
-			Code:   vm.CodeLimitReached,
-			Detail: fmt.Sprintf("VM %s already has %d port forwards, the limit", v.ID, vm.MaxForwards),
-		}
-	}
 	if err := checkFamily(a.f, n); err != nil {
 		return target, err
 	}
-	if used := v.CountPorts(vm.NetworkUser); n.Mode == vm.NetworkUser && used+a.f.Count() > vm.MaxUserPorts {
-		return target, &vm.Fault{
-			Code: vm.CodeLimitReached,
-			Detail: fmt.Sprintf("VM %s has %d forwarded ports on networks of mode user, and with %d more it would "+
-				"have more than %d, the limit", v.ID, used, a.f.Count(), vm.MaxUserPorts),
-			Hint: "forward fewer ports, or use a network of mode nat",
-		}
-	}
 	a.had = v.Forwards
 	v.Forwards = append(slices.Clone(v.Forwards), a.f)
+	if err := v.CheckForwards(); err != nil {
+		return target, err
+	}
 	return target, a.s.network.CheckHostPorts(ctx, a.f)
 }
 

@@ -154,6 +154,8 @@ func (e element) kernel() nftables.SetElement {
 		k.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: rateChain(e)}
 	case e.data != "":
 		k.Val = []byte(e.data)
+	case e.last != "":
+		k.KeyEnd = []byte(e.last)
 	}
 	return k
 }

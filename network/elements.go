@@ -17,6 +17,7 @@ type element struct {
 	key  string // as the kernel encodes it
 	data string // the value in a map, as the kernel encodes it; in setRates bytes per second
 	end  bool   // key is the first one after a range
+	last string // the last key of a range, of which key is the first; empty for one key
 }
 
 // A mapKey identifies the entry of a map, which has one value.
@@ -121,11 +122,40 @@ func nicElements(nic vm.NIC, tapName string) []element {
 	if nic.Mode.Managed() && nic.IPv6.Is6() {
 		all = append(all, element{set: setIPs6, key: tap + string(nic.IPv6.AsSlice())})
 	}
+	if nic.Mode.Managed() {
+		for _, p := range nic.Extra {
+			all = append(all, extraElement(tap, p))
+		}
+	}
 	if nic.RateOut > 0 {
 		rate := binary.BigEndian.AppendUint64(nil, uint64(nic.RateOut)*1000/8)
 		all = append(all, element{set: setRates, key: tap, data: string(rate)})
 	}
 	return all
+}
+
+// extraElement returns the element of an extra address of the guest behind a tap.
+func extraElement(tap string, p netip.Prefix) element {
+	set := setExtras
+	if p.Addr().Is6() {
+		set = setExtras6
+	}
+	last := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(last); i++ {
+		last[i/8] |= 0x80 >> (i % 8)
+	}
+	return element{set: set, key: tap + string(p.Masked().Addr().AsSlice()), last: tap + string(last)}
+}
+
+// addressRange returns the range of extra addresses that e is. It is not ok if e is of another
+// set.
+func (e element) addressRange() (first, last netip.Addr, ok bool) {
+	if e.set != setExtras && e.set != setExtras6 {
+		return first, last, false
+	}
+	first, _ = netip.AddrFromSlice([]byte(e.key)[unix.IFNAMSIZ:])
+	last, ok = netip.AddrFromSlice([]byte(e.last)[unix.IFNAMSIZ:])
+	return first, last, ok
 }
 
 // forwardElements returns an element for each port of a forward: the kernel cannot translate a

@@ -101,6 +101,14 @@ func (p forwardedPort) around(f *netlink.ConntrackFlow, local map[netip.Addr]boo
 		(source(f.Reverse) != p.guest || f.Reverse.SrcPort != p.guestPort)
 }
 
+// ofRange returns a match for all connections of guests with an address from first to last.
+func ofRange(first, last netip.Addr) flowMatch {
+	has := func(a netip.Addr) bool { return first.Compare(a) <= 0 && a.Compare(last) <= 0 }
+	return func(f *netlink.ConntrackFlow, _ map[netip.Addr]bool) bool {
+		return has(source(f.Forward)) || has(source(f.Reverse))
+	}
+}
+
 // noteChange records the elements that a change adds and removes; the next end ends the
 // connections that do not follow them.
 func (f *flows) noteChange(add, remove []element) {
@@ -114,6 +122,9 @@ func (f *flows) noteChange(add, remove []element) {
 			if guest, ok := netip.AddrFromSlice([]byte(e.key)[len(ifname("")):]); ok {
 				f.pending.addGuest(guest)
 			}
+		}
+		if first, last, ok := e.addressRange(); ok {
+			f.pending.other = append(f.pending.other, ofRange(first, last))
 		}
 	}
 	for _, e := range add {

@@ -122,13 +122,13 @@ func deleteTables(t testing.TB) {
 	}
 }
 
-// TestMostForwardsOfOneVM measures the largest set of forwards that a VM can have.
+// TestMostForwardsOfOneVM sets and compares the largest set of forwards that a VM can have.
 func TestMostForwardsOfOneVM(t *testing.T) {
 	n := newHost(t)
 	nw := natNetwork()
 	up(t, n, nw)
 	v := guest("a", nw, 10)
-	for i := range vm.MaxForwards {
+	for i := range vm.MaxVMPorts / vm.MaxPorts {
 		v.Forwards = append(v.Forwards, vm.PortForward{
 			Protocol: vm.TCP, HostAddress: netip.IPv6Unspecified(),
 			HostPort: 1 + i*vm.MaxPorts, GuestPort: 1 + i*vm.MaxPorts, Ports: vm.MaxPorts,

@@ -37,6 +37,8 @@ const (
 	setMACs      = "macs"      // interface . MAC address of the guest
 	setIPs       = "ips"       // interface . IPv4 address of the guest
 	setIPs6      = "ips6"      // interface . IPv6 address of the guest
+	setExtras    = "extras"    // interface . range of further IPv4 addresses of the guest
+	setExtras6   = "extras6"   // interface . range of further IPv6 addresses of the guest
 	setRates     = "rates"     // interface: the chain that limits the sending rate of a guest
 	setHairpins  = "hairpins"  // interface . interface: a tap in hairpin mode and itself
 	setStorms    = "storms"    // interface: filled by the kernel; recent broadcasts and multicasts of each tap
@@ -48,8 +50,8 @@ type setSpec struct {
 	name     string
 	key      []nftables.SetDatatype
 	data     []nftables.SetDatatype // of the values of a map; nil for a set
-	interval bool
-	meter    bool // filled by the rules
+	interval bool                   // with a key of several parts, an element has the first and the last key of its range
+	meter    bool                   // filled by the rules
 }
 
 func setSpecs() []setSpec {
@@ -74,6 +76,8 @@ func setSpecs() []setSpec {
 		{table: bridgeTable, name: setMACs, key: of{ifn, mac}},
 		{table: bridgeTable, name: setIPs, key: of{ifn, ip}},
 		{table: bridgeTable, name: setIPs6, key: of{ifn, ip6}},
+		{table: bridgeTable, name: setExtras, key: of{ifn, ip}, interval: true},
+		{table: bridgeTable, name: setExtras6, key: of{ifn, ip6}, interval: true},
 		{table: bridgeTable, name: setRates, key: of{ifn}, data: of{nftables.TypeVerdict}},
 		{table: bridgeTable, name: setHairpins, key: of{ifn, ifn}},
 		{table: bridgeTable, name: setStorms, key: of{ifn}, meter: true},
@@ -325,6 +329,7 @@ func arpChain() chainSpec {
 	probe := all(netField(6, 2, reg), equal(0, 1), netField(14, 4, reg), equal(0, 0, 0, 0))
 	return guardChain("arp",
 		ruleSpec{"the guest's address", all(own, iifname(), netField(14, 4, regAfter), in(setIPs), accept())},
+		ruleSpec{"the guest's extra addresses", all(own, iifname(), netField(14, 4, regAfter), in(setExtras), accept())},
 		ruleSpec{"address probes", all(own, probe, accept())},
 		ruleSpec{"everything else", drop()},
 	)
@@ -337,6 +342,7 @@ func ipv4Chain() chainSpec {
 		ruleSpec{"DHCP servers", all(udpFrom(dhcpPort), drop())},
 		ruleSpec{"redirects", all(icmpType(icmpRedirect), drop())},
 		ruleSpec{"the guest's address", all(iifname(), netField(12, 4, regAfter), in(setIPs), accept())},
+		ruleSpec{"the guest's extra addresses", all(iifname(), netField(12, 4, regAfter), in(setExtras), accept())},
 		ruleSpec{"DHCP requests", all(unspecifiedToAll, dhcpPorts, accept())},
 		ruleSpec{"everything else", drop()},
 	)
@@ -358,6 +364,7 @@ func ipv6Chain() chainSpec {
 		ruleSpec{"multicast reports", all(unspecified, icmpv6Type(icmpv6MLDReport), accept())},
 		ruleSpec{"link-local addresses", all(linkLocal, goTo("whole"))},
 		ruleSpec{"the guest's address", all(iifname(), netField(8, 16, regAfter), in(setIPs6), goTo("whole"))},
+		ruleSpec{"the guest's extra addresses", all(iifname(), netField(8, 16, regAfter), in(setExtras6), goTo("whole"))},
 		ruleSpec{"everything else", drop()},
 	)
 }
@@ -367,11 +374,12 @@ func ipv6Chain() chainSpec {
 func targetChain() chainSpec {
 	gateway := all(transportField(8, 16, reg), equal(bytesOf(gatewayLinkLocal.Addr())...))
 	linkLocal := all(transportField(8, 2, reg), masked(0xff, 0xc0), equal(0xfe, 0x80))
-	own := all(iifname(), transportField(8, 16, regAfter), in(setIPs6))
+	target := all(iifname(), transportField(8, 16, regAfter))
 	return guardChain("target",
 		ruleSpec{"the gateway's address", all(gateway, drop())},
 		ruleSpec{"link-local addresses", all(linkLocal, leaveChain())},
-		ruleSpec{"the guest's address", all(own, leaveChain())},
+		ruleSpec{"the guest's address", all(target, in(setIPs6), leaveChain())},
+		ruleSpec{"the guest's extra addresses", all(target, in(setExtras6), leaveChain())},
 		ruleSpec{"everything else", drop()},
 	)
 }

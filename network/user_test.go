@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"vmand/test/need"
 	"vmand/vm"
 )
@@ -93,13 +95,14 @@ func TestPasstArgumentsFollowTheRecord(t *testing.T) {
 		Forwards: []vm.PortForward{
 			{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: 2222, GuestPort: 22},
 			{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80},
+			{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: 9000, GuestPort: 90, Ports: 10},
 		},
 	}
 	got := strings.Join(passtArgs(p, nw), " ")
 	want := "--foreground --quiet --fd 3 --pid /proc/self/fd/1 --no-map-gw --ipv4-only" +
 		" --address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 --mtu 1500" +
 		" --dns 9.9.9.9 --search vm.internal" +
-		" --tcp-ports 127.0.0.1/2222:22 --tcp-ports 8080:80 --udp-ports none"
+		" --tcp-ports 127.0.0.1/2222:22 --tcp-ports 8080:80 --tcp-ports 127.0.0.1/9000-9009:90-99 --udp-ports none"
 	if got != want {
 		t.Errorf("arguments\n%s\nwant\n%s", got, want)
 	}
@@ -144,9 +147,39 @@ func freePort(t *testing.T) int {
 
 func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 	need.Programs(t, "passt")
+	passtServesAndEnds(t, userNetworks(t, ""))
+}
+
+// TestPasstStartsWithoutADefaultRoute is in a namespace that has loopback only, and then an
+// interface without a default route.
+func TestPasstStartsWithoutADefaultRoute(t *testing.T) {
+	need.Programs(t, "passt")
+	enterNamespace(t)
 	n := userNetworks(t, "")
+	if n.hasDefaultRoute() {
+		t.Fatal("a new namespace has a default route")
+	}
+	passtServesAndEnds(t, n)
+	newOutside(t)
+	if n.hasDefaultRoute() {
+		t.Fatal("an interface is taken for a default route")
+	}
+	passtServesAndEnds(t, n)
+	if err := netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP("203.0.113.2")}); err != nil {
+		t.Fatal(err)
+	}
+	if !n.hasDefaultRoute() {
+		t.Fatal("the default route is not found")
+	}
+	passtServesAndEnds(t, n)
+}
+
+func passtServesAndEnds(t *testing.T, n *Networks) {
+	t.Helper()
 	port := freePort(t)
-	forward := vm.PortForward{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80}
+	forward := vm.PortForward{
+		Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80, Ports: min(10, 65536-port),
+	}
 	v := userGuest(forward)
 	nw := userNetwork()
 	ports, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})

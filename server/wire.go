@@ -1,6 +1,7 @@
 package server
 
 import (
+	"net/netip"
 	"time"
 
 	"vmand/openapi"
@@ -110,6 +111,9 @@ func appendNIC(b jsonBuffer, n *vm.NIC) jsonBuffer {
 		link = openapi.NICLinkDown
 	}
 	b = append(b, '{')
+	b = appendArray(b, "extra_addresses", n.Extra, func(b jsonBuffer, p *netip.Prefix) jsonBuffer {
+		return append(p.AppendTo(append(b, '"')), '"')
+	})
 	b = b.nullableAddr("ip", n.IP)
 	b = b.nullableAddr("ipv6", n.IPv6)
 	b = b.string("link", string(link))

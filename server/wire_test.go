@@ -114,6 +114,7 @@ func apiForwards(forwards []vm.PortForward) []openapi.PortForward {
 			HostAddress: f.HostAddress.String(),
 			HostPort:    f.HostPort,
 			GuestPort:   f.GuestPort,
+			Ports:       f.Count(),
 		}
 	}
 	return out

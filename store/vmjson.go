@@ -22,6 +22,7 @@ type (
 		Model    vm.NICModel    `json:"model"`
 		IP       netip.Addr     `json:"ip,omitzero"`
 		IPv6     netip.Addr     `json:"ipv6,omitzero"`
+		Extra    []netip.Prefix `json:"extra,omitzero"`
 		RateIn   int            `json:"rate_in_kbit,omitzero"`
 		RateOut  int            `json:"rate_out_kbit,omitzero"`
 		LinkDown bool           `json:"link_down,omitzero"`

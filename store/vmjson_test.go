@@ -42,6 +42,7 @@ func TestEveryFieldOfANICAndAForwardComesBack(t *testing.T) {
 	v.Forwards = []vm.PortForward{
 		{ID: "pf-b", Slot: 7, Protocol: vm.UDP, HostAddress: netip.MustParseAddr("0.0.0.0"), HostPort: 65535, GuestPort: 1},
 		{ID: "pf-a", Slot: 0, Protocol: vm.TCP, HostAddress: netip.MustParseAddr("192.0.2.1"), HostPort: 1, GuestPort: 65535},
+		{ID: "pf-c", Slot: 0, Protocol: vm.TCP, HostAddress: netip.MustParseAddr("2001:db8::1"), HostPort: 1, GuestPort: 9, Ports: 1000},
 	}
 	apply(t, s, vm.Change{NewVM: &v})
 	for _, reason := range []string{"", "the guest is mute", "a,b;c:d", "5:", "0:;0,lan", "new\nline", "a\x00b", "\xff not UTF-8", "名前 😀", strings.Repeat(";", 100_000)} {
@@ -119,6 +120,8 @@ func TestListsWithInvalidValuesAreNotRecorded(t *testing.T) {
 		"a forward of no protocol":     func(_ *vm.NIC, f *vm.PortForward) { f.Protocol = "" },
 		"a forward of no host port":    func(_ *vm.NIC, f *vm.PortForward) { f.HostPort = 0 },
 		"a forward to an invalid port": func(_ *vm.NIC, f *vm.PortForward) { f.GuestPort = 65536 },
+		"a range past the last port":   func(_ *vm.NIC, f *vm.PortForward) { f.GuestPort, f.Ports = 65535, 2 },
+		"a range that is too long":     func(_ *vm.NIC, f *vm.PortForward) { f.Ports = vm.MaxPorts + 1 },
 		"a forward of no host address": func(_ *vm.NIC, f *vm.PortForward) { f.HostAddress = netip.Addr{} },
 	} {
 		bad := s.mustVM(t, good.ID)

@@ -11,6 +11,9 @@ import (
 const (
 	MaxForwards = 64   // per VM
 	MaxPorts    = 1000 // per forward
+	// MaxVMPorts is the maximum number of forwarded ports of a VM. nftables has an entry for each,
+	// and the kernel needs 25 ms to list 10,000 entries, with a square law (TestMostForwardsOfOneVM).
+	MaxVMPorts = 10_000
 	// MaxUserPorts is the maximum number of ports of a VM that are forwarded on networks of mode
 	// user, where each port is a socket of passt or QEMU.
 	MaxUserPorts = 256
@@ -61,16 +64,34 @@ func (f PortForward) Listens() string {
 	return fmt.Sprintf("%s ports %d to %d on %s", f.Protocol, f.HostPort, f.HostPort+f.Count()-1, f.HostAddress)
 }
 
-// CountPorts returns the number of ports that forwards to the NICs of v on networks of mode m
-// have.
-func (v *VM) CountPorts(m NetworkMode) int {
-	count := 0
-	for _, f := range v.Forwards {
-		if n, err := v.NIC(f.Slot); err == nil && n.Mode == m {
-			count += f.Count()
+// CheckForwards returns a [Fault] of code [CodeLimitReached] if v has more forwards, or more
+// forwarded ports, than a VM may have.
+func (v *VM) CheckForwards() error {
+	limit := func(hint, format string, args ...any) error {
+		return &Fault{
+			Code:   CodeLimitReached,
+			Detail: fmt.Sprintf("VM %s would have ", v.ID) + fmt.Sprintf(format, args...) + ", the limit",
+			Hint:   hint,
 		}
 	}
-	return count
+	if len(v.Forwards) > MaxForwards {
+		return limit("remove a port forward first, or use a range of ports", "more than %d port forwards", MaxForwards)
+	}
+	every, user := 0, 0
+	for _, f := range v.Forwards {
+		every += f.Count()
+		if n, err := v.NIC(f.Slot); err == nil && n.Mode == NetworkUser {
+			user += f.Count()
+		}
+	}
+	if every > MaxVMPorts {
+		return limit("forward fewer ports", "%d forwarded ports, more than %d", every, MaxVMPorts)
+	}
+	if user > MaxUserPorts {
+		return limit("forward fewer ports, or use a network of mode nat",
+			"%d forwarded ports on networks of mode user, more than %d", user, MaxUserPorts)
+	}
+	return nil
 }
 
 // Check returns a [Fault] of code [CodeInvalid] if a field of f is invalid. It does not check

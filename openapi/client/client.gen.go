@@ -736,6 +736,11 @@ type CreateImage struct {
 
 // CreateNIC The NIC to add to a VM. It gets the lowest free slot.
 type CreateNIC struct {
+	// ExtraAddresses Addresses that the guest may use besides the assigned ones. They are in the subnets of the network, without
+	// the gateway. No other NIC is assigned one of them, but several NICs may have the same one, as for VRRP. Only
+	// for networks of mode `nat` or `isolated`.
+	ExtraAddresses *[]ExtraAddress `json:"extra_addresses,omitempty"`
+
 	// Ip The IPv4 address, from the subnet of the network. The default is the lowest free address. Only networks of
 	// mode `nat` or `isolated` assign addresses.
 	IP *string `json:"ip,omitempty"`
@@ -1107,6 +1112,9 @@ type ExecResult struct {
 	Truncated bool `json:"truncated"`
 }
 
+// ExtraAddress An IPv4 or IPv6 address, or a prefix of addresses. An address is shown with its prefix length, 32 or 128.
+type ExtraAddress = string
+
 // FieldError An invalid field of a request.
 type FieldError struct {
 	// Detail Why the field is invalid, for people.
@@ -1417,6 +1425,9 @@ type MountPoint = string
 
 // NIC A network interface card of a VM.
 type NIC struct {
+	// ExtraAddresses The addresses that the guest may use besides the assigned ones.
+	ExtraAddresses []ExtraAddress `json:"extra_addresses"`
+
 	// Ip The IPv4 address that is assigned to the guest. Null on a network of mode `bridge`.
 	IP *string `json:"ip"`
 
@@ -2101,6 +2112,10 @@ type UpdateImage struct {
 
 // UpdateNIC The properties of a NIC to change. Omitted properties keep their values.
 type UpdateNIC struct {
+	// ExtraAddresses The addresses that the guest may use besides the assigned ones. The list replaces the present one; an empty
+	// list removes them.
+	ExtraAddresses *[]ExtraAddress `json:"extra_addresses,omitempty"`
+
 	// Link The link state: `down` is like an unplugged cable.
 	Link *NICLink `json:"link,omitempty"`
 
