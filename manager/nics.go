@@ -233,7 +233,7 @@ func (u *nicChange) edit(ctx context.Context, _ *run, v *vm.VM) (_ vm.Target, er
 	}
 	u.was = u.n
 	u.edits.Apply(&u.n)
-	if u.n.RateIn != u.was.RateIn || u.n.RateOut != u.was.RateOut {
+	if u.n.RateIn != u.was.RateIn || u.n.RateOut != u.was.RateOut || u.edits.Extra != nil {
 		if err := u.s.network.Check(u.n.Mode); err != nil {
 			return target, err
 		}

@@ -273,3 +273,40 @@ func TestChangeRecordedWithTheIntentIsComplete(t *testing.T) {
 		}
 	}
 }
+
+func TestExtraAddressesOfNICs(t *testing.T) {
+	w := newWorld(t)
+	w.create("a") // 192.168.100.2
+	w.create("b")
+	w.do("a", vm.OpStart)
+	list := []netip.Prefix{prefix("192.168.100.4/30"), prefix("192.168.100.200/32")}
+	n, err := w.NICs.Update(t.Context(), "a", 0, vm.NICEdits{Extra: &list}, nil)
+	if err != nil || !slices.Equal(n.Extra, list) || !w.vm("a").NICs[0].Equal(n) {
+		t.Errorf("updated to %+v, %v", n, err)
+	}
+	if calls := w.network.Calls(); !slices.Contains(calls, "Update a") {
+		t.Errorf("calls of the network %v", calls)
+	}
+	// Another NIC may have the same ones, and is assigned none of them.
+	n, _, err = w.NICs.Attach(t.Context(), "b", vm.NewNIC{Extra: list})
+	if err != nil || n.IP != addr("192.168.100.8") || !slices.Equal(n.Extra, list) {
+		t.Errorf("attached %+v, %v", n, err)
+	}
+	if r, err := w.Networks.Status(t.Context(), vm.DefaultNetwork); err != nil || r.Free != 256-3-3-5 {
+		t.Errorf("%d free addresses, %v", r.Free, err)
+	}
+	_, _, err = w.NICs.Attach(t.Context(), "b", vm.NewNIC{IP: addr("192.168.100.5")})
+	wantCode(t, err, vm.CodeInUse, "192.168.100.5")
+	_, err = w.NICs.Update(t.Context(), "b", 0, vm.NICEdits{Extra: &[]netip.Prefix{prefix("192.168.100.2/32")}}, nil)
+	wantCode(t, err, vm.CodeInUse, "assigned to NIC 0 of VM a")
+	_, err = w.NICs.Update(t.Context(), "b", 0, vm.NICEdits{Extra: &[]netip.Prefix{prefix("192.168.101.2/32")}}, nil)
+	wantCode(t, err, vm.CodeInvalid, "/extra_addresses/0")
+	if got := w.vm("b").NICs[0].Extra; len(got) != 0 {
+		t.Errorf("recorded %v", got)
+	}
+	must(t)(w.NICs.Update(t.Context(), "a", 0, vm.NICEdits{Extra: &[]netip.Prefix{}}, nil))
+	must(t)(w.NICs.Update(t.Context(), "b", 1, vm.NICEdits{Extra: &[]netip.Prefix{}}, nil))
+	if n, _, err = w.NICs.Attach(t.Context(), "b", vm.NewNIC{}); err != nil || n.IP != addr("192.168.100.4") {
+		t.Errorf("attached %+v, %v, want the address 192.168.100.4, which is free again", n, err)
+	}
+}
