@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vmand/test/need"
 	"vmand/vm"
@@ -145,40 +146,42 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-func TestPasstServesAndEndsWithQEMU(t *testing.T) {
-	need.Programs(t, "passt")
-	passtServesAndEnds(t, userNetworks(t, ""))
-}
-
-// TestPasstStartsWithoutADefaultRoute is in a namespace that has loopback only, and then an
-// interface without a default route.
-func TestPasstStartsWithoutADefaultRoute(t *testing.T) {
-	need.Programs(t, "passt")
+// TestDefaultRouteIsFound tests what decides the arguments of passt. That passt starts with them is
+// tested in test/network, with a daemon in a namespace.
+func TestDefaultRouteIsFound(t *testing.T) {
 	enterNamespace(t)
 	n := userNetworks(t, "")
 	if n.hasDefaultRoute() {
-		t.Fatal("a new namespace has a default route")
+		t.Error("a new namespace has a default route")
 	}
-	passtServesAndEnds(t, n)
 	newOutside(t)
 	if n.hasDefaultRoute() {
-		t.Fatal("an interface is taken for a default route")
+		t.Error("an interface is taken for a default route")
 	}
-	passtServesAndEnds(t, n)
-	if err := netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP("203.0.113.2")}); err != nil {
+	_, far, err := net.ParseCIDR("0.0.0.0/0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.RouteAdd(&netlink.Route{Dst: far, Type: unix.RTN_BLACKHOLE}); err != nil {
+		t.Fatal(err)
+	}
+	if n.hasDefaultRoute() {
+		t.Error("a blackhole is taken for a default route")
+	}
+	if err := netlink.RouteReplace(&netlink.Route{Dst: far, Gw: net.ParseIP("203.0.113.2")}); err != nil {
 		t.Fatal(err)
 	}
 	if !n.hasDefaultRoute() {
-		t.Fatal("the default route is not found")
+		t.Error("the default route is not found")
 	}
-	passtServesAndEnds(t, n)
 }
 
-func passtServesAndEnds(t *testing.T, n *Networks) {
-	t.Helper()
+func TestPasstServesAndEndsWithQEMU(t *testing.T) {
+	need.Programs(t, "passt")
+	n := userNetworks(t, "")
 	port := freePort(t)
 	forward := vm.PortForward{
-		Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80, Ports: min(10, 65536-port),
+		Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80,
 	}
 	v := userGuest(forward)
 	nw := userNetwork()

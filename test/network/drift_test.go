@@ -363,10 +363,10 @@ func TestUserModeStartsWithoutADefaultRoute(t *testing.T) {
 	body := map[string]any{"host_port": 8080, "guest_port": 80, "ports": 10}
 	d.Call("POST", "/vms/a/port_forwards", body).Want(201)
 	d.Action("a", "start")
-	if got := l.Other.WaitHTTP(harness.HostAddress + ":8080"); !strings.HasPrefix(got, "a sees ") {
-		t.Errorf("guest a answers another host with %q", got)
-	}
 	a := d.Shell("a")
+	if got := l.Other.WaitHTTP(harness.HostAddress + ":8080"); !strings.HasSuffix(got, " sees "+harness.OtherAddress) {
+		t.Errorf("the guest answers another host with %q", got)
+	}
 	a.Reaches(harness.OutsideAddress)
 	a.StartUnreachable(harness.FarAddress)()
 	l.Host.AddRoute("", harness.OutsideAddress)
