@@ -113,9 +113,10 @@ func (s Socket) is(target string) bool {
 	return ok && inode == s.inode
 }
 
-// A Listening is a socket of the host that waits for IPv4 connections or datagrams.
+// A Listening is a socket of the host that waits for connections or datagrams.
 type Listening struct {
-	Address   netip.Addr // IPv4; unspecified for all addresses
+	Address   netip.Addr // unspecified for all addresses
+	Both      bool       // Address is IPv6, and the socket receives IPv4 too
 	Port      int
 	Interface int    // index of the interface that the socket is bound to; 0 for all
 	Inode     uint32 // see [SocketInode]
@@ -162,7 +163,7 @@ func listening(c *netlink.Conn, protocol byte, states uint32) ([]Listening, erro
 	return all, nil
 }
 
-// parseListening returns the socket of a reply. It is not ok if the socket receives no IPv4.
+// parseListening returns the socket of a reply.
 func parseListening(b []byte) (l Listening, ok bool) {
 	if len(b) < diagSize {
 		return l, false
@@ -174,19 +175,12 @@ func parseListening(b []byte) (l Listening, ok bool) {
 		l.Address = netip.AddrFrom4([4]byte(b[diagAddress:]))
 		return l, true
 	}
-	six := netip.AddrFrom16([16]byte(b[diagAddress:]))
-	switch {
-	case six.Is4In6():
-		l.Address = six.Unmap()
-		return l, true
-	case !six.IsUnspecified():
-		return l, false
-	}
-	l.Address = netip.IPv4Unspecified()
+	l.Address = netip.AddrFrom16([16]byte(b[diagAddress:])).Unmap()
+	l.Both = l.Address.Is6() && l.Address.IsUnspecified()
 	attrs, err := netlink.UnmarshalAttributes(b[diagSize:])
 	for _, at := range attrs {
 		if at.Type == attrV6Only && len(at.Data) == 1 && at.Data[0] == 1 {
-			return l, false
+			l.Both = false
 		}
 	}
 	return l, err == nil

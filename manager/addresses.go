@@ -69,7 +69,7 @@ func (s *NICs) place(ctx context.Context, v vm.VM, slot int, want vm.NewNIC, fie
 	}
 	n := vm.NIC{
 		Slot: slot, Network: name, Mode: network.Mode, Model: cmp.Or(want.Model, vm.NICVirtio), MAC: vm.MACOf(v.UUID, slot),
-		RateIn: want.RateIn, RateOut: want.RateOut, LinkDown: want.LinkDown, State: vm.NICAttached,
+		RateIn: want.RateIn, RateOut: want.RateOut, LinkDown: want.LinkDown, Extra: want.Extra, State: vm.NICAttached,
 	}
 	if want.MAC != "" {
 		mac, err := net.ParseMAC(want.MAC)
@@ -82,6 +82,9 @@ func (s *NICs) place(ctx context.Context, v vm.VM, slot int, want vm.NewNIC, fie
 		return n, vm.InvalidField(field+"/model", "must be virtio or e1000e")
 	}
 	if err := n.CheckRates(field); err != nil {
+		return n, err
+	}
+	if err := network.CheckExtraAddresses(field+"/extra_addresses", n.Extra); err != nil {
 		return n, err
 	}
 	err = s.placeIP(ctx, &n, network, want.IP, field+"/ip")

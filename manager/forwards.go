@@ -2,7 +2,6 @@ package manager
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -58,6 +57,7 @@ func (s *Forwards) Add(ctx context.Context, vmID string, f vm.PortForward) (vm.P
 	if !f.HostAddress.IsValid() {
 		f.HostAddress = netip.IPv4Unspecified()
 	}
+	f.Ports = f.Count()
 	if err := f.Check(); err != nil {
 		return f, err
 	}
@@ -84,15 +84,28 @@ func (a *forwardAddition) edit(ctx context.Context, _ *run, v *vm.VM) (vm.Target
 	if err := a.s.network.Check(n.Mode); err != nil {
 		return target, err
 	}
-	if len(v.Forwards) >= vm.MaxForwards {
-		return target, &vm.Fault{
-			Code:   vm.CodeLimitReached,
-			Detail: fmt.Sprintf("VM %s already has %d port forwards, the limit", v.ID, vm.MaxForwards),
-		}
+	if err := checkFamily(a.f, n); err != nil {
+		return target, err
 	}
 	a.had = v.Forwards
 	v.Forwards = append(slices.Clone(v.Forwards), a.f)
-	return target, a.s.network.CheckHostPort(ctx, a.f)
+	if err := v.CheckForwards(); err != nil {
+		return target, err
+	}
+	return target, a.s.network.CheckHostPorts(ctx, a.f)
+}
+
+// checkFamily returns a fault if a NIC has no address of the family of a forward.
+func checkFamily(f vm.PortForward, n vm.NIC) error {
+	switch {
+	case !f.HostAddress.Is6() || n.IPv6.IsValid():
+		return nil
+	case n.Mode == vm.NetworkUser:
+		return vm.InvalidField("/host_address",
+			"NIC %d is on a network of mode user, which forwards IPv4 only: use an IPv4 address", n.Slot)
+	}
+	return vm.InvalidField("/host_address",
+		"NIC %d has no IPv6 address, since network %s has no ipv6_subnet: use an IPv4 address", n.Slot, n.Network)
 }
 
 func (a *forwardAddition) apply(ctx context.Context, v vm.VM) error {

@@ -309,7 +309,13 @@ func (s *Networks) Status(ctx context.Context, name string) (vm.NetworkReport, e
 		}
 	}
 	if n.Mode.Managed() {
-		r.Free = 1<<(32-n.Subnet.Bits()) - 3 - len(r.Leases) // without the gateway, the first and the last address
+		first, last := n.HostRange()
+		reserved, err := s.store.ReservedIPs(ctx, name, first, last)
+		if err != nil {
+			return vm.NetworkReport{}, err
+		}
+		// Without the gateway, the first and the last address.
+		r.Free = 1<<(32-n.Subnet.Bits()) - 3 - len(r.Leases) - reserved
 	}
 	return r, nil
 }

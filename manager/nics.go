@@ -226,15 +226,24 @@ type nicChange struct {
 	n, was vm.NIC
 }
 
-func (u *nicChange) edit(_ context.Context, _ *run, v *vm.VM) (_ vm.Target, err error) {
+func (u *nicChange) edit(ctx context.Context, _ *run, v *vm.VM) (_ vm.Target, err error) {
 	target := vm.Target{NIC: &u.slot}
 	if u.n, err = v.NIC(u.slot); err != nil {
 		return target, err
 	}
 	u.was = u.n
 	u.edits.Apply(&u.n)
-	if u.n.RateIn != u.was.RateIn || u.n.RateOut != u.was.RateOut {
+	if u.n.RateIn != u.was.RateIn || u.n.RateOut != u.was.RateOut || u.edits.Extra != nil {
 		if err := u.s.network.Check(u.n.Mode); err != nil {
+			return target, err
+		}
+	}
+	if u.edits.Extra != nil {
+		network, err := u.s.store.Network(ctx, u.n.Network)
+		if err != nil {
+			return target, err
+		}
+		if err := network.CheckExtraAddresses("/extra_addresses", u.n.Extra); err != nil {
 			return target, err
 		}
 	}
@@ -297,7 +306,7 @@ func hasSlot(nics []vm.NIC, slot int) bool {
 // whether that changed v.
 func (s *NICs) settleOf(ctx context.Context, v *vm.VM, seen vm.Observation) (bool, error) {
 	have, err := s.truth(ctx, *v, seen)
-	if err != nil || slices.Equal(have, v.NICs) {
+	if err != nil || slices.EqualFunc(have, v.NICs, vm.NIC.Equal) {
 		return false, err
 	}
 	for _, n := range v.NICs {

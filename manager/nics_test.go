@@ -2,6 +2,7 @@ package manager_test
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -21,7 +22,7 @@ func TestNICLifecycle(t *testing.T) {
 		if n.Slot != 1 || n.State != vm.NICAttached || n.IP != addr("192.168.100.3") || op.State != vm.OpSucceeded {
 			t.Errorf("running %t: attached NIC %+v, operation %+v", running, n, op)
 		}
-		if got := w.vm("a").NICs; len(got) != 2 || got[1] != n {
+		if got := w.vm("a").NICs; len(got) != 2 || !got[1].Equal(n) {
 			t.Errorf("recorded NICs or forwards %+v", got)
 		}
 		_, gone, _, err := w.NICs.Detach(t.Context(), "a", 1, nil)
@@ -161,14 +162,20 @@ func TestPortForwardLifecycle(t *testing.T) {
 		code vm.Code
 		says string
 	}{
-		"port in use":      {"b", vm.PortForward{HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
-		"overlapping port": {"b", vm.PortForward{HostAddress: addr("127.0.0.1"), HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
-		"unknown NIC":      {"b", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "/nic"},
-		"an isolated NIC":  {"a", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "isolated"},
-		"no host port":     {"b", vm.PortForward{GuestPort: 80}, vm.CodeInvalid, "/host_port"},
-		"no guest port":    {"b", vm.PortForward{HostPort: 80}, vm.CodeInvalid, "/guest_port"},
-		"IPv6":             {"b", vm.PortForward{HostAddress: addr("::1"), HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "/host_address"},
-		"another protocol": {"b", vm.PortForward{Protocol: "sctp", HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "/protocol"},
+		"port in use":       {"b", vm.PortForward{HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
+		"overlapping port":  {"b", vm.PortForward{HostAddress: addr("127.0.0.1"), HostPort: 8080, GuestPort: 80}, vm.CodeInUse, "8080"},
+		"unknown NIC":       {"b", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "/nic"},
+		"an isolated NIC":   {"a", vm.PortForward{Slot: 1, HostPort: 1, GuestPort: 80}, vm.CodeInvalid, "isolated"},
+		"no host port":      {"b", vm.PortForward{GuestPort: 80}, vm.CodeInvalid, "/host_port"},
+		"no guest port":     {"b", vm.PortForward{HostPort: 80}, vm.CodeInvalid, "/guest_port"},
+		"IPv6":              {"b", vm.PortForward{HostAddress: addr("::1"), HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "/host_address"},
+		"no IPv6 address":   {"b", vm.PortForward{HostAddress: addr("::"), HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "ipv6_subnet"},
+		"IPv6, mode user":   {"a", vm.PortForward{Slot: 2, HostAddress: addr("::"), HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "IPv4 only"},
+		"a long range":      {"b", vm.PortForward{HostPort: 80, GuestPort: 80, Ports: 1001}, vm.CodeInvalid, "/ports"},
+		"a late range":      {"b", vm.PortForward{HostPort: 65530, GuestPort: 80, Ports: 10}, vm.CodeInvalid, "/ports"},
+		"a port in a range": {"b", vm.PortForward{HostPort: 8000, GuestPort: 80, Ports: 100}, vm.CodeInUse, "8080"},
+		"many of mode user": {"a", vm.PortForward{Slot: 2, HostPort: 80, GuestPort: 80, Ports: 257}, vm.CodeLimitReached, "257 forwarded ports"},
+		"another protocol":  {"b", vm.PortForward{Protocol: "sctp", HostPort: 80, GuestPort: 80}, vm.CodeInvalid, "/protocol"},
 	} {
 		_, err := w.Forwards.Add(t.Context(), tt.vm, tt.f)
 		if err == nil {
@@ -179,6 +186,14 @@ func TestPortForwardLifecycle(t *testing.T) {
 	}
 	must(t)(w.Forwards.Add(t.Context(), "b", vm.PortForward{Protocol: vm.UDP, HostPort: 8080, GuestPort: 80}))
 	must(t)(w.Forwards.Add(t.Context(), "a", vm.PortForward{Slot: 2, HostPort: 8081, GuestPort: 80}))
+	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "six", Mode: vm.NetworkNAT, Subnet: netip.MustParsePrefix("10.6.0.0/24"),
+		IPv6: netip.MustParsePrefix("fd00:6::/64")}))
+	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "c", Template: "small", NICs: &[]vm.NewNIC{{Network: "six"}}}))
+	f6, err := w.Forwards.Add(t.Context(), "c", vm.PortForward{HostAddress: addr("::"), HostPort: 8000, GuestPort: 80, Ports: 100})
+	must(t)(err)
+	if f6.Ports != 100 {
+		t.Errorf("added %+v", f6)
+	}
 	if calls := strings.Join(w.driver.Calls(), ","); !strings.Contains(calls, "SetForwards a") {
 		t.Errorf("calls of the driver %s", calls)
 	}
@@ -219,7 +234,7 @@ func TestRefusedForwardIsNotRecorded(t *testing.T) {
 	wantCode(t, err, vm.CodeNetworkUnavailable, "was started")
 	w.network.Hook = nil
 	n, err := w.NICs.Update(t.Context(), "a", 0, vm.NICEdits{RateIn: ptr(1000), LinkDown: ptr(true)}, nil)
-	if err != nil || n.RateIn != 1000 || !n.LinkDown || w.vm("a").NICs[0] != n {
+	if err != nil || n.RateIn != 1000 || !n.LinkDown || !w.vm("a").NICs[0].Equal(n) {
 		t.Errorf("updated to %+v, %v", n, err)
 	}
 	if calls := w.driver.Calls(); !slices.Contains(calls, "SetLink a") {
@@ -256,5 +271,42 @@ func TestChangeRecordedWithTheIntentIsComplete(t *testing.T) {
 		if err != nil || ended.State != tt.ended || len(w.vm("a").Forwards) != tt.forwards {
 			t.Errorf("%s: %s, %v, forwards %v", op.ID, ended.State, err, w.vm("a").Forwards)
 		}
+	}
+}
+
+func TestExtraAddressesOfNICs(t *testing.T) {
+	w := newWorld(t)
+	w.create("a") // 192.168.100.2
+	w.create("b")
+	w.do("a", vm.OpStart)
+	list := []netip.Prefix{prefix("192.168.100.4/30"), prefix("192.168.100.200/32")}
+	n, err := w.NICs.Update(t.Context(), "a", 0, vm.NICEdits{Extra: &list}, nil)
+	if err != nil || !slices.Equal(n.Extra, list) || !w.vm("a").NICs[0].Equal(n) {
+		t.Errorf("updated to %+v, %v", n, err)
+	}
+	if calls := w.network.Calls(); !slices.Contains(calls, "Update a") {
+		t.Errorf("calls of the network %v", calls)
+	}
+	// Another NIC may have the same ones, and is assigned none of them.
+	n, _, err = w.NICs.Attach(t.Context(), "b", vm.NewNIC{Extra: list})
+	if err != nil || n.IP != addr("192.168.100.8") || !slices.Equal(n.Extra, list) {
+		t.Errorf("attached %+v, %v", n, err)
+	}
+	if r, err := w.Networks.Status(t.Context(), vm.DefaultNetwork); err != nil || r.Free != 256-3-3-5 {
+		t.Errorf("%d free addresses, %v", r.Free, err)
+	}
+	_, _, err = w.NICs.Attach(t.Context(), "b", vm.NewNIC{IP: addr("192.168.100.5")})
+	wantCode(t, err, vm.CodeInUse, "192.168.100.5")
+	_, err = w.NICs.Update(t.Context(), "b", 0, vm.NICEdits{Extra: &[]netip.Prefix{prefix("192.168.100.2/32")}}, nil)
+	wantCode(t, err, vm.CodeInUse, "assigned to NIC 0 of VM a")
+	_, err = w.NICs.Update(t.Context(), "b", 0, vm.NICEdits{Extra: &[]netip.Prefix{prefix("192.168.101.2/32")}}, nil)
+	wantCode(t, err, vm.CodeInvalid, "/extra_addresses/0")
+	if got := w.vm("b").NICs[0].Extra; len(got) != 0 {
+		t.Errorf("recorded %v", got)
+	}
+	must(t)(w.NICs.Update(t.Context(), "a", 0, vm.NICEdits{Extra: &[]netip.Prefix{}}, nil))
+	must(t)(w.NICs.Update(t.Context(), "b", 1, vm.NICEdits{Extra: &[]netip.Prefix{}}, nil))
+	if n, _, err = w.NICs.Attach(t.Context(), "b", vm.NewNIC{}); err != nil || n.IP != addr("192.168.100.4") {
+		t.Errorf("attached %+v, %v, want the address 192.168.100.4, which is free again", n, err)
 	}
 }

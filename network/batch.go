@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -132,7 +133,7 @@ func (b *batch) change(add, remove []element) {
 // elementsPerMessage.
 func (b *batch) eachSet(elements []element, f func(*nftables.Set, []nftables.SetElement)) {
 	slices.SortFunc(elements, func(x, y element) int {
-		return strings.Compare(x.set+"\x00"+x.key, y.set+"\x00"+y.key)
+		return cmp.Or(strings.Compare(x.set, y.set), strings.Compare(x.key, y.key))
 	})
 	bySet := map[string][]nftables.SetElement{}
 	for _, e := range elements {
@@ -153,6 +154,8 @@ func (e element) kernel() nftables.SetElement {
 		k.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: rateChain(e)}
 	case e.data != "":
 		k.Val = []byte(e.data)
+	case e.last != "":
+		k.KeyEnd = []byte(e.last)
 	}
 	return k
 }

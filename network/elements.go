@@ -17,6 +17,7 @@ type element struct {
 	key  string // as the kernel encodes it
 	data string // the value in a map, as the kernel encodes it; in setRates bytes per second
 	end  bool   // key is the first one after a range
+	last string // the last key of a range, of which key is the first; empty for one key
 }
 
 // A mapKey identifies the entry of a map, which has one value.
@@ -50,7 +51,11 @@ func networkElements(nw vm.Network) []element {
 	}
 	all = append(all, element{set: setNAT, key: bridge})
 	all = append(all, rangeElements(setSubnets, nw.Subnet)...)
-	if nw.IPv6.IsValid() && nw.IPv6.Addr().IsPrivate() { // a public prefix is routed, not masqueraded
+	if !nw.IPv6.IsValid() {
+		return all
+	}
+	all = append(all, rangeElements(setGuests6, nw.IPv6)...)
+	if nw.IPv6.Addr().IsPrivate() { // a public prefix is routed, not masqueraded
 		all = append(all, rangeElements(setSubnets6, nw.IPv6)...)
 	}
 	return all
@@ -90,10 +95,10 @@ func vmElements(v vm.VM) []element {
 	}
 	for _, f := range v.Forwards {
 		nic, err := v.NIC(f.Slot)
-		if err != nil || nic.Mode != vm.NetworkNAT || !nic.IP.Is4() {
+		if err != nil || nic.Mode != vm.NetworkNAT {
 			continue
 		}
-		all = append(all, forwardElement(f, nic.IP))
+		all = append(all, forwardElements(f, nic)...)
 	}
 	return all
 }
@@ -117,6 +122,11 @@ func nicElements(nic vm.NIC, tapName string) []element {
 	if nic.Mode.Managed() && nic.IPv6.Is6() {
 		all = append(all, element{set: setIPs6, key: tap + string(nic.IPv6.AsSlice())})
 	}
+	if nic.Mode.Managed() {
+		for _, p := range nic.Extra {
+			all = append(all, extraElement(tap, p))
+		}
+	}
 	if nic.RateOut > 0 {
 		rate := binary.BigEndian.AppendUint64(nil, uint64(nic.RateOut)*1000/8)
 		all = append(all, element{set: setRates, key: tap, data: string(rate)})
@@ -124,18 +134,55 @@ func nicElements(nic vm.NIC, tapName string) []element {
 	return all
 }
 
-func forwardElement(f vm.PortForward, guest netip.Addr) element {
+// extraElement returns the element of an extra address of the guest behind a tap.
+func extraElement(tap string, p netip.Prefix) element {
+	set := setExtras
+	if p.Addr().Is6() {
+		set = setExtras6
+	}
+	last := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(last); i++ {
+		last[i/8] |= 0x80 >> (i % 8)
+	}
+	return element{set: set, key: tap + string(p.Masked().Addr().AsSlice()), last: tap + string(last)}
+}
+
+// addressRange returns the range of extra addresses that e is. It is not ok if e is of another
+// set.
+func (e element) addressRange() (first, last netip.Addr, ok bool) {
+	if e.set != setExtras && e.set != setExtras6 {
+		return first, last, false
+	}
+	first, _ = netip.AddrFromSlice([]byte(e.key)[unix.IFNAMSIZ:])
+	last, ok = netip.AddrFromSlice([]byte(e.last)[unix.IFNAMSIZ:])
+	return first, last, ok
+}
+
+// forwardElements returns an element for each port of a forward: the kernel cannot translate a
+// range of ports to another one with the offset kept, except by a map.
+func forwardElements(f vm.PortForward, nic vm.NIC) []element {
+	guest, one, every := nic.IP, setForwards, setAnywhere
+	if f.HostAddress.Is6() {
+		guest, one, every = nic.IPv6, setForwards6, setAnywhere6
+	}
+	if !guest.IsValid() {
+		return nil
+	}
 	proto := byte(unix.IPPROTO_TCP)
 	if f.Protocol == vm.UDP {
 		proto = unix.IPPROTO_UDP
 	}
-	e := element{
-		set:  setAnywhere,
-		key:  string(portKey(proto, f.HostPort)),
-		data: string(guest.AsSlice()) + string(portPart(f.GuestPort)),
+	set, prefix := every, ""
+	if f.HostAddress.IsValid() && !f.HostAddress.IsUnspecified() {
+		set, prefix = one, string(f.HostAddress.AsSlice())
 	}
-	if f.HostAddress.Is4() && !f.HostAddress.IsUnspecified() {
-		e.set, e.key = setForwards, string(f.HostAddress.AsSlice())+e.key
+	all := make([]element, 0, f.Count())
+	for p := range f.Each() {
+		all = append(all, element{
+			set:  set,
+			key:  prefix + string(portKey(proto, p.HostPort)),
+			data: string(guest.AsSlice()) + string(portPart(p.GuestPort)),
+		})
 	}
-	return e
+	return all
 }

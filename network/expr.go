@@ -175,6 +175,17 @@ func toGuest() match {
 	})
 }
 
+// toGuest6 translates the destination to the address in bytes 0 to 15 of the registers and the
+// port in bytes 16 to 19.
+func toGuest6() match {
+	return load(&expr.NAT{
+		Type:        expr.NATTypeDestNAT,
+		Family:      unix.NFPROTO_IPV6,
+		RegAddrMin:  reg,
+		RegProtoMin: regAfter,
+	})
+}
+
 // ifname returns the name of an interface as the kernel compares it.
 func ifname(name string) []byte {
 	b := make([]byte, unix.IFNAMSIZ)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -153,17 +154,18 @@ func (f *firewall) assign(owner string, elements []element) {
 func (f *firewall) set(owner string, elements []element) error {
 	want := make(map[element]bool, len(elements))
 	var add, remove []element
+	replaced := map[element]bool{}
 	for _, e := range elements {
 		if _, held := f.holder[e]; !held && !want[e] {
 			add = append(add, e)
 		}
 		want[e] = true
 		if old, held := f.otherValue(e); held && !want[old] {
-			remove = append(remove, old) // a map has one value for a key
+			remove, replaced[old] = append(remove, old), true // a map has one value for a key
 		}
 	}
 	for e := range f.owners[owner] {
-		if !want[e] && !slices.Contains(remove, e) {
+		if !want[e] && !replaced[e] {
 			remove = append(remove, e)
 		}
 	}
@@ -178,12 +180,30 @@ func (f *firewall) set(owner string, elements []element) error {
 		}
 	}
 	f.assign(owner, elements)
-	f.flows.noteChange(add, remove)
+	f.flows.noteChange(add, f.unshared(remove))
 	err := f.write(func(b *batch) { b.change(add, remove) })
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) {
 		return f.rebuild() // another program has changed the tables
 	}
 	return err
+}
+
+// unshared returns elements without the extra addresses that another NIC still has: the
+// connections of a shared address outlive its removal from one of the NICs.
+func (f *firewall) unshared(elements []element) []element {
+	type addresses struct{ first, last netip.Addr }
+	shared := map[addresses]bool{}
+	if slices.ContainsFunc(elements, func(e element) bool { return e.last != "" }) {
+		for e := range f.holder {
+			if first, last, ok := e.addressRange(); ok {
+				shared[addresses{first, last}] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(elements), func(e element) bool {
+		first, last, ok := e.addressRange()
+		return ok && shared[addresses{first, last}]
+	})
 }
 
 // otherValue returns the held element with the map key of e and a different value. It

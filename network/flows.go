@@ -21,7 +21,7 @@ type flows struct {
 	kernel *netlink.Handle
 
 	mu      sync.Mutex
-	pending []flowMatch // connections to end
+	pending flowFilter // of the connections to end
 
 	dump sync.Mutex // held across a dump of all connections
 }
@@ -52,19 +52,32 @@ type forwardedPort struct {
 // forwardOf returns the port forward that e is. It is not ok if e is of another set.
 func forwardOf(e element) (p forwardedPort, ok bool) {
 	key, data := []byte(e.key), []byte(e.data)
+	length := 4 // of an address
 	switch e.set {
-	case setForwards:
-		p.address, _ = netip.AddrFromSlice(key[:4])
-		key = key[4:]
-	case setAnywhere:
+	case setForwards, setAnywhere:
+	case setForwards6, setAnywhere6:
+		length = 16
 	default:
 		return p, false
 	}
+	if e.set == setForwards || e.set == setForwards6 {
+		p.address, _ = netip.AddrFromSlice(key[:length])
+		key = key[length:]
+	}
 	p.proto, p.hostPort = key[0], binary.BigEndian.Uint16(key[4:])
-	p.guest, ok = netip.AddrFromSlice(data[:4])
-	p.guestPort = binary.BigEndian.Uint16(data[4:])
+	p.guest, ok = netip.AddrFromSlice(data[:length])
+	p.guestPort = binary.BigEndian.Uint16(data[length:])
 	return p, ok
 }
+
+// A flowPort is the protocol and the host port of a forward. The matches of forwards are kept by
+// it, since a range of forwarded ports has a match for each.
+type flowPort struct {
+	proto    byte
+	hostPort uint16
+}
+
+func (p forwardedPort) flowPort() flowPort { return flowPort{p.proto, p.hostPort} }
 
 func source(t netlink.IPTuple) netip.Addr { return addrOf(t.SrcIP) }
 func target(t netlink.IPTuple) netip.Addr { return addrOf(t.DstIP) }
@@ -74,25 +87,25 @@ func addrOf(ip net.IP) netip.Addr {
 	return a.Unmap()
 }
 
-// through matches the connections through p.
+// through matches the connections through p, of those to its host port.
 func (p forwardedPort) through(f *netlink.ConntrackFlow, _ map[netip.Addr]bool) bool {
-	return source(f.Reverse) == p.guest && f.Forward.Protocol == p.proto &&
-		f.Forward.DstPort == p.hostPort && f.Reverse.SrcPort == p.guestPort
+	return source(f.Reverse) == p.guest && f.Reverse.SrcPort == p.guestPort
 }
 
 // around matches the datagrams to the host port of p that do not go to its guest. A
 // connection by TCP ends by itself: the next attempt begins a new one.
 func (p forwardedPort) around(f *netlink.ConntrackFlow, local map[netip.Addr]bool) bool {
 	to := target(f.Forward)
-	return f.Forward.Protocol == p.proto && f.Forward.DstPort == p.hostPort &&
+	return to.Is4() == p.guest.Is4() &&
 		(p.address == to || !p.address.IsValid() && (local[to] || to.IsLoopback())) &&
 		(source(f.Reverse) != p.guest || f.Reverse.SrcPort != p.guestPort)
 }
 
-// ofGuest returns a match for all connections of a guest.
-func ofGuest(guest netip.Addr) flowMatch {
+// ofRange returns a match for all connections of guests with an address from first to last.
+func ofRange(first, last netip.Addr) flowMatch {
+	has := func(a netip.Addr) bool { return first.Compare(a) <= 0 && a.Compare(last) <= 0 }
 	return func(f *netlink.ConntrackFlow, _ map[netip.Addr]bool) bool {
-		return source(f.Forward) == guest || source(f.Reverse) == guest
+		return has(source(f.Forward)) || has(source(f.Reverse))
 	}
 }
 
@@ -103,17 +116,20 @@ func (f *flows) noteChange(add, remove []element) {
 	defer f.mu.Unlock()
 	for _, e := range remove {
 		if p, ok := forwardOf(e); ok {
-			f.pending = append(f.pending, p.through)
+			f.pending.addPort(p, p.through)
 		}
 		if e.set == setIPs || e.set == setIPs6 {
 			if guest, ok := netip.AddrFromSlice([]byte(e.key)[len(ifname("")):]); ok {
-				f.pending = append(f.pending, ofGuest(guest))
+				f.pending.addGuest(guest)
 			}
+		}
+		if first, last, ok := e.addressRange(); ok {
+			f.pending.other = append(f.pending.other, ofRange(first, last))
 		}
 	}
 	for _, e := range add {
 		if p, ok := forwardOf(e); ok && p.proto == unix.IPPROTO_UDP {
-			f.pending = append(f.pending, p.around)
+			f.pending.addPort(p, p.around)
 		}
 	}
 }
@@ -124,7 +140,7 @@ func (f *flows) noteRebuild(elements []element) {
 	f.noteChange(elements, nil)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.pending = append(f.pending, unmasqueraded(elements))
+	f.pending.other = append(f.pending.other, unmasqueraded(elements))
 }
 
 // unmasqueraded returns a match for the datagrams that leave a network of mode nat with the
@@ -153,15 +169,36 @@ func unmasqueraded(elements []element) flowMatch {
 	}
 }
 
-// A flowFilter applies the matches to one dump.
+// A flowFilter selects connections of one dump.
 type flowFilter struct {
-	matches []flowMatch
-	local   map[netip.Addr]bool
+	ports  map[flowPort][]flowMatch // for connections to a host port
+	guests map[netip.Addr]bool      // of which all connections are selected
+	other  []flowMatch
+	local  map[netip.Addr]bool
 }
+
+func (x *flowFilter) addPort(p forwardedPort, m flowMatch) {
+	if x.ports == nil {
+		x.ports = map[flowPort][]flowMatch{}
+	}
+	x.ports[p.flowPort()] = append(x.ports[p.flowPort()], m)
+}
+
+func (x *flowFilter) addGuest(guest netip.Addr) {
+	if x.guests == nil {
+		x.guests = map[netip.Addr]bool{}
+	}
+	x.guests[guest] = true
+}
+
+func (x *flowFilter) isEmpty() bool { return len(x.ports)+len(x.guests)+len(x.other) == 0 }
 
 // MatchConntrackFlow implements [netlink.CustomConntrackFilter].
 func (x flowFilter) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	return slices.ContainsFunc(x.matches, func(m flowMatch) bool { return m(f, x.local) })
+	matches := func(m flowMatch) bool { return m(f, x.local) }
+	return x.guests[source(f.Forward)] || x.guests[source(f.Reverse)] ||
+		slices.ContainsFunc(x.ports[flowPort{f.Forward.Protocol, f.Forward.DstPort}], matches) ||
+		slices.ContainsFunc(x.other, matches)
 }
 
 // end ends the connections of the noted changes. One dump of all connections serves every
@@ -170,10 +207,10 @@ func (f *flows) end(local func() (map[netip.Addr]bool, error)) error {
 	f.dump.Lock()
 	defer f.dump.Unlock()
 	f.mu.Lock()
-	filter := flowFilter{matches: f.pending}
-	f.pending = nil
+	filter := f.pending
+	f.pending = flowFilter{}
 	f.mu.Unlock()
-	if len(filter.matches) == 0 {
+	if filter.isEmpty() {
 		return nil
 	}
 	var failed error

@@ -15,6 +15,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"vmand/vm"
 )
@@ -72,13 +73,16 @@ func (p place) configure(name, address, gateway string) {
 		l := link(p.t, name)
 		a, err := netlink.ParseAddr(address)
 		if err == nil {
+			if a.IP.To4() == nil {
+				a.Flags = unix.IFA_F_NODAD
+			}
 			err = netlink.AddrAdd(l, a)
 		}
 		if err == nil {
 			err = netlink.LinkSetUp(l)
 		}
 		if err == nil && gateway != "" {
-			err = netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(gateway)})
+			err = netlink.RouteReplace(&netlink.Route{Gw: net.ParseIP(gateway)})
 		}
 		if err != nil {
 			p.t.Fatal(err)
@@ -90,7 +94,7 @@ func (p place) configure(name, address, gateway string) {
 func (p place) serve(address string) {
 	p.t.Helper()
 	p.do(func() {
-		l, err := net.Listen("tcp4", address)
+		l, err := net.Listen("tcp", address)
 		if err != nil {
 			p.t.Fatal(err)
 		}
@@ -119,7 +123,7 @@ func (p place) reach(address string) (source string) {
 			p.t.Error(err)
 			return
 		}
-		c, err := net.DialTimeout("tcp4", address, 700*time.Millisecond)
+		c, err := net.DialTimeout("tcp", address, 700*time.Millisecond)
 		if err != nil {
 			return
 		}
@@ -159,6 +163,9 @@ func newGuest(t testing.TB, n *Networks, v vm.VM, nw vm.Network) place {
 		go pump(outer, inner)
 	})
 	p.configure("eth0", v.NICs[0].IP.String()+"/24", nw.Gateway.String())
+	if nw.IPv6.IsValid() {
+		p.configure("eth0", v.NICs[0].IPv6.String()+"/64", nw.GatewayIPv6().String())
+	}
 	return p
 }
 
@@ -187,7 +194,9 @@ func newOutside(t testing.TB) place {
 	}
 	host := place{t, p.home, p.home}
 	host.configure("up0", "203.0.113.1/24", "")
+	host.configure("up0", "2001:db8:1::1/64", "")
 	p.configure("out0", "203.0.113.2/24", "203.0.113.1")
+	p.configure("out0", "2001:db8:1::2/64", "2001:db8:1::1")
 	return p
 }
 
@@ -333,9 +342,13 @@ func newStream(t testing.TB, from, to place, forward string) stream {
 	t.Helper()
 	s := stream{t: t, to: netip.MustParseAddrPort(forward)}
 	var err error
-	to.do(func() { s.server, err = net.ListenPacket("udp4", "0.0.0.0:7") })
+	family := "udp4"
+	if s.to.Addr().Is6() {
+		family = "udp6"
+	}
+	to.do(func() { s.server, err = net.ListenPacket(family, ":7") })
 	if err == nil {
-		from.do(func() { s.client, err = net.ListenPacket("udp4", ":4000") })
+		from.do(func() { s.client, err = net.ListenPacket(family, ":4000") })
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -358,18 +371,31 @@ func (s stream) arrives(within time.Duration) bool {
 }
 
 func TestDatagramsOfOneClientFollowTheForwards(t *testing.T) {
-	for _, hostAddress := range []string{"0.0.0.0", "203.0.113.1"} {
-		t.Run(hostAddress, func(t *testing.T) {
+	for _, c := range []struct {
+		hostAddress, to string
+		first, ports    int // of the guest
+	}{
+		{"0.0.0.0", "203.0.113.1", 7, 1},
+		{"203.0.113.1", "203.0.113.1", 7, 1},
+		{"::", "2001:db8:1::1", 7, 1},
+		{"2001:db8:1::1", "2001:db8:1::1", 7, 1},
+		{"0.0.0.0", "203.0.113.1", 5, 5},
+		{"2001:db8:1::1", "2001:db8:1::1", 1, 1000},
+	} {
+		t.Run(fmt.Sprint(c.hostAddress, " ", c.ports), func(t *testing.T) {
 			n := newHost(t)
 			outside := newOutside(t)
 			nw := natNetwork()
 			up(t, n, nw)
 			v := guest("a", nw, 10)
 			forwards := []vm.PortForward{
-				{Protocol: vm.UDP, HostAddress: addr(hostAddress), HostPort: 5000, GuestPort: 7},
+				{
+					Protocol: vm.UDP, HostAddress: addr(c.hostAddress),
+					HostPort: 5000 + c.first - 7, GuestPort: c.first, Ports: c.ports,
+				},
 			}
 			networks := map[string]vm.Network{nw.Name: nw}
-			s := newStream(t, outside, newGuest(t, n, v, nw), "203.0.113.1:5000")
+			s := newStream(t, outside, newGuest(t, n, v, nw), netip.AddrPortFrom(addr(c.to), 5000).String())
 			update := func(f []vm.PortForward) {
 				t.Helper()
 				v.Forwards, v.Revision = f, v.Revision+1

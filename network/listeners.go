@@ -21,7 +21,8 @@ type listener struct {
 
 // takes reports whether a port forward takes connections that the listener would get.
 func (l listener) takes(f vm.PortForward) bool {
-	return l.protocol == f.Protocol && f.HostPort == l.Port &&
+	return l.protocol == f.Protocol && f.HostPort <= l.Port && l.Port < f.HostPort+f.Count() &&
+		(l.Both || l.Address.Is4() == f.HostAddress.Is4()) &&
 		(f.HostAddress.IsUnspecified() || l.Address.IsUnspecified() || l.Address == f.HostAddress)
 }
 
@@ -128,7 +129,7 @@ func (n *Networks) forwardProblems(vms []vm.VM) (found []vm.NetworkProblem) {
 		return nil // the pass has reported it
 	}
 	problem := func(t taken, fix, format string, args ...any) {
-		detail := fmt.Sprintf("the forward of %s port %d on %s to VM %s ", t.f.Protocol, t.f.HostPort, t.f.HostAddress, t.v.ID)
+		detail := fmt.Sprintf("the forward of %s to VM %s ", t.f.Listens(), t.v.ID)
 		found = append(found, vm.NetworkProblem{
 			Kind:     vm.ProblemForward,
 			Resource: vm.VMResource(t.v.ID),
@@ -148,7 +149,7 @@ func (n *Networks) forwardProblems(vms []vm.VM) (found []vm.NetworkProblem) {
 				"gets nothing: the host has no address %s", a)
 		}
 		for _, l := range sockets {
-			if l.takes(t.f) && l.Interface == 0 {
+			if l.takes(t.f) && l.Interface == 0 && l.Address != netip.IPv6Loopback() {
 				shadowed, by = append(shadowed, l), append(by, t)
 				break
 			}

@@ -58,6 +58,7 @@ func TestAProgramThatStartsAfterAForwardIsReported(t *testing.T) {
 	v.Forwards = []vm.PortForward{
 		{ID: "pf-1", Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80},
 		{ID: "pf-2", Protocol: vm.UDP, HostAddress: addr("203.0.113.1"), HostPort: 5000, GuestPort: 7},
+		{ID: "pf-3", Protocol: vm.TCP, HostAddress: netip.IPv6Unspecified(), HostPort: 9000, GuestPort: 90, Ports: 10},
 	}
 	connect(t, n, v, nw)
 	w := vm.Wanted{Networks: []vm.Network{nw}, VMs: []vm.VM{v}}
@@ -87,6 +88,11 @@ func TestAProgramThatStartsAfterAForwardIsReported(t *testing.T) {
 		{"udp4", "0.0.0.0:5000", false, "pf-2"},
 		{"udp4", "203.0.113.1:5000", false, "pf-2"},
 		{"udp4", "127.0.0.1:5000", false, ""},
+		{"tcp6", "[2001:db8:1::1]:9009", false, "pf-3"},
+		{"tcp6", "[::]:9000", true, "pf-3"},
+		{"tcp6", "[::]:9010", false, ""},
+		{"tcp6", "[::1]:9005", false, ""},
+		{"tcp4", "0.0.0.0:9005", false, ""},
 	} {
 		end := listenOn(t, c.network, c.address, c.v6only)
 		got := problems()
@@ -128,6 +134,10 @@ func TestTheProgramOfAPortIsNamed(t *testing.T) {
 	forward := func(protocol vm.Protocol, address string, port int) vm.PortForward {
 		return vm.PortForward{Protocol: protocol, HostAddress: addr(address), HostPort: port, GuestPort: 1}
 	}
+	ranged := func(f vm.PortForward, ports int) vm.PortForward {
+		f.Ports = ports
+		return f
+	}
 	for _, c := range []struct {
 		forward    vm.PortForward
 		code       vm.Code
@@ -136,13 +146,18 @@ func TestTheProgramOfAPortIsNamed(t *testing.T) {
 		{forward(vm.UDP, "0.0.0.0", 53), vm.CodeInUse, "vmand itself, which serves DHCP and DNS to guests", "host_address"},
 		{forward(vm.TCP, "0.0.0.0", 53), vm.CodeInUse, "vmand itself, which serves DHCP and DNS to guests", "host_address"},
 		{forward(vm.UDP, "0.0.0.0", 67), vm.CodeInUse, "vmand itself, which serves DHCP and DNS to guests", "another host port"},
+		{forward(vm.UDP, "::", 53), vm.CodeInUse, "vmand itself, which serves DHCP and DNS to guests", "host_address"},
+		{ranged(forward(vm.UDP, "0.0.0.0", 60), 10), vm.CodeInUse, "udp port 67 is in use by vmand itself", ""},
+		{ranged(forward(vm.TCP, "0.0.0.0", 60), 10), "", "", ""},
+		{forward(vm.TCP, "2001:db8:1::1", 80), "", "", ""},
+		{forward(vm.TCP, "2001:db8:1::9", 80), vm.CodeInvalid, "the host has no address 2001:db8:1::9", ""},
 		{forward(vm.UDP, "203.0.113.1", 53), "", "", ""},
 		{forward(vm.TCP, "203.0.113.255", 80), vm.CodeInvalid, "the host has no address 203.0.113.255", ""},
 		{forward(vm.UDP, "203.0.113.0", 80), vm.CodeInvalid, "the host has no address 203.0.113.0", ""},
 		{forward(vm.UDP, "203.0.113.9", 80), vm.CodeInvalid, "the host has no address 203.0.113.9", ""},
 		{forward(vm.UDP, "127.0.0.1", 80), "", "", ""},
 	} {
-		err := n.CheckHostPort(t.Context(), c.forward)
+		err := n.CheckHostPorts(t.Context(), c.forward)
 		f, _ := err.(*vm.Fault)
 		if codeOf(err) != c.code || f != nil && (!strings.Contains(f.Detail, c.says) || !strings.Contains(f.Hint, c.hint)) {
 			t.Errorf("%+v: %v, want %s, %s", c.forward, err, c.code, c.says)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -25,12 +26,22 @@ const (
 	forwardPatience = 300 * time.Millisecond
 )
 
-// CheckHostPort implements [vm.HostNetwork]. A forward of a network of mode nat does not
-// listen: it conflicts with no listener, but takes the packets to its port.
-func (n *Networks) CheckHostPort(ctx context.Context, f vm.PortForward) error {
+// CheckHostPorts implements [vm.HostNetwork]. A forward of a network of mode nat does not
+// listen: it conflicts with no listener, but takes the packets to its ports.
+func (n *Networks) CheckHostPorts(ctx context.Context, f vm.PortForward) error {
 	if err := n.checkHostAddress(f.HostAddress); err != nil {
 		return err
 	}
+	for one := range f.Each() {
+		if err := n.checkHostPort(ctx, one); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkHostPort returns a fault if f, which is for one port, cannot listen.
+func (n *Networks) checkHostPort(ctx context.Context, f vm.PortForward) error {
 	address := netip.AddrPortFrom(f.HostAddress, uint16(f.HostPort)).String()
 	err := tryListen(ctx, f.Protocol, address)
 	switch {
@@ -68,9 +79,14 @@ func (n *Networks) checkHostAddress(a netip.Addr) error {
 		if p.Addr() == a {
 			return nil
 		}
-		broadcast = broadcast || has.Broadcast.Equal(a.AsSlice()) || p.Bits() < 31 && p.Masked().Addr() == a
+		broadcast = broadcast || has.Broadcast.Equal(a.AsSlice()) ||
+			a.Is4() && p.Bits() < 31 && p.Masked().Addr() == a
 	}
-	if other, err := getSysctl("ipv4/ip_nonlocal_bind"); err == nil && other == "1" && !broadcast {
+	nonlocal := "ipv4/ip_nonlocal_bind"
+	if a.Is6() {
+		nonlocal = "ipv6/ip_nonlocal_bind"
+	}
+	if other, err := getSysctl(nonlocal); err == nil && other == "1" && !broadcast {
 		return nil // an address that moves between hosts
 	}
 	return notOfHost(a, nil)
@@ -81,7 +97,7 @@ func notOfHost(a netip.Addr, err error) error {
 		Code:   vm.CodeInvalid,
 		Detail: fmt.Sprintf("the host has no address %s", a),
 		Err:    err,
-		Fields: []vm.FieldFault{{Field: "/host_address", Detail: "must be an address of the host, or 0.0.0.0"}},
+		Fields: []vm.FieldFault{{Field: "/host_address", Detail: "must be an address of the host, 0.0.0.0 or ::"}},
 	}
 }
 
@@ -104,17 +120,22 @@ func (n *Networks) portInUse(f vm.PortForward, err error) error {
 	return fault
 }
 
-// tryListen listens on an address and stops at once.
+// tryListen listens on an address and stops at once. It listens for the family of the address
+// only.
 func tryListen(ctx context.Context, protocol vm.Protocol, address string) error {
 	var c net.ListenConfig
+	family := "4"
+	if strings.HasPrefix(address, "[") {
+		family = "6"
+	}
 	if protocol == vm.UDP {
-		l, err := c.ListenPacket(ctx, "udp4", address)
+		l, err := c.ListenPacket(ctx, "udp"+family, address)
 		if err == nil {
 			l.Close()
 		}
 		return err
 	}
-	l, err := c.Listen(ctx, "tcp4", address)
+	l, err := c.Listen(ctx, "tcp"+family, address)
 	if err == nil {
 		l.Close()
 	}
@@ -130,8 +151,8 @@ func (n *Networks) Probe(ctx context.Context, v vm.VM, port int) error {
 			continue
 		}
 		for _, f := range v.Forwards {
-			if f.Slot == nic.Slot && f.Protocol == vm.TCP && f.GuestPort == port {
-				return probeForward(ctx, f)
+			if i := port - f.GuestPort; f.Slot == nic.Slot && f.Protocol == vm.TCP && 0 <= i && i < f.Count() {
+				return probeForward(ctx, f.HostAddress, f.HostPort+i, port)
 			}
 		}
 	}
@@ -161,13 +182,12 @@ func dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	return c, nil
 }
 
-// probeForward probes a guest through a forward of a user-mode network.
-func probeForward(ctx context.Context, f vm.PortForward) error {
-	host := f.HostAddress
+// probeForward probes a port of a guest through a forward of a user-mode network.
+func probeForward(ctx context.Context, host netip.Addr, hostPort, port int) error {
 	if !host.IsValid() || host.IsUnspecified() {
 		host = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
-	c, err := dial(ctx, netip.AddrPortFrom(host, uint16(f.HostPort)))
+	c, err := dial(ctx, netip.AddrPortFrom(host, uint16(hostPort)))
 	if err != nil {
 		return err
 	}
@@ -176,7 +196,7 @@ func probeForward(ctx context.Context, f vm.PortForward) error {
 		return err
 	}
 	if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		return unavailable(err, "nothing answers on port %d of the guest", f.GuestPort)
+		return unavailable(err, "nothing answers on port %d of the guest", port)
 	}
 	return nil
 }

@@ -1,6 +1,8 @@
 package network
 
 import (
+	"net/netip"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -18,23 +20,28 @@ var (
 
 // The sets and maps. The rules are constant; what depends on networks and VMs is here.
 const (
-	setBridges  = "bridges"  // interface: vmand's bridges
-	setNAT      = "nat"      // interface: bridges with guests that reach the outside
-	setServed   = "served"   // interface . IPv4 address . UDP port: servers that read requests from frames
-	setServed6  = "served6"  // interface . IPv6 address . UDP port
-	setWithin   = "within"   // interface . interface: a bridge and itself, if its guests reach one another
-	setSubnets  = "subnets"  // IPv4 ranges that are masqueraded
-	setSubnets6 = "subnets6" // IPv6 ranges that are masqueraded
-	setForwards = "forwards" // host address . protocol . host port: guest address . guest port
-	setAnywhere = "anywhere" // protocol . host port, on all host addresses: guest address . guest port
-	setAssigned = "assigned" // interface: taps of guests with assigned addresses
-	setLearned  = "learned"  // interface: taps on the host's own bridges
-	setMACs     = "macs"     // interface . MAC address of the guest
-	setIPs      = "ips"      // interface . IPv4 address of the guest
-	setIPs6     = "ips6"     // interface . IPv6 address of the guest
-	setRates    = "rates"    // interface: the chain that limits the sending rate of a guest
-	setHairpins = "hairpins" // interface . interface: a tap in hairpin mode and itself
-	setStorms   = "storms"   // interface: filled by the kernel; recent broadcasts and multicasts of each tap
+	setBridges   = "bridges"   // interface: vmand's bridges
+	setNAT       = "nat"       // interface: bridges with guests that reach the outside
+	setServed    = "served"    // interface . IPv4 address . UDP port: servers that read requests from frames
+	setServed6   = "served6"   // interface . IPv6 address . UDP port
+	setWithin    = "within"    // interface . interface: a bridge and itself, if its guests reach one another
+	setSubnets   = "subnets"   // IPv4 ranges that are masqueraded
+	setSubnets6  = "subnets6"  // IPv6 ranges that are masqueraded
+	setForwards  = "forwards"  // host address . protocol . host port: guest address . guest port
+	setAnywhere  = "anywhere"  // protocol . host port, on all host addresses: guest address . guest port
+	setForwards6 = "forwards6" // the same as forwards for IPv6
+	setAnywhere6 = "anywhere6" // the same as anywhere for IPv6
+	setGuests6   = "guests6"   // IPv6 ranges of networks with port forwards
+	setAssigned  = "assigned"  // interface: taps of guests with assigned addresses
+	setLearned   = "learned"   // interface: taps on the host's own bridges
+	setMACs      = "macs"      // interface . MAC address of the guest
+	setIPs       = "ips"       // interface . IPv4 address of the guest
+	setIPs6      = "ips6"      // interface . IPv6 address of the guest
+	setExtras    = "extras"    // interface . range of further IPv4 addresses of the guest
+	setExtras6   = "extras6"   // interface . range of further IPv6 addresses of the guest
+	setRates     = "rates"     // interface: the chain that limits the sending rate of a guest
+	setHairpins  = "hairpins"  // interface . interface: a tap in hairpin mode and itself
+	setStorms    = "storms"    // interface: filled by the kernel; recent broadcasts and multicasts of each tap
 )
 
 // A setSpec describes a set or a map.
@@ -43,8 +50,8 @@ type setSpec struct {
 	name     string
 	key      []nftables.SetDatatype
 	data     []nftables.SetDatatype // of the values of a map; nil for a set
-	interval bool
-	meter    bool // filled by the rules
+	interval bool                   // with a key of several parts, an element has the first and the last key of its range
+	meter    bool                   // filled by the rules
 }
 
 func setSpecs() []setSpec {
@@ -61,11 +68,16 @@ func setSpecs() []setSpec {
 		{table: inetTable, name: setSubnets6, key: of{ip6}, interval: true},
 		{table: inetTable, name: setForwards, key: of{ip, proto, port}, data: of{ip, port}},
 		{table: inetTable, name: setAnywhere, key: of{proto, port}, data: of{ip, port}},
+		{table: inetTable, name: setForwards6, key: of{ip6, proto, port}, data: of{ip6, port}},
+		{table: inetTable, name: setAnywhere6, key: of{proto, port}, data: of{ip6, port}},
+		{table: inetTable, name: setGuests6, key: of{ip6}, interval: true},
 		{table: bridgeTable, name: setAssigned, key: of{ifn}},
 		{table: bridgeTable, name: setLearned, key: of{ifn}},
 		{table: bridgeTable, name: setMACs, key: of{ifn, mac}},
 		{table: bridgeTable, name: setIPs, key: of{ifn, ip}},
 		{table: bridgeTable, name: setIPs6, key: of{ifn, ip6}},
+		{table: bridgeTable, name: setExtras, key: of{ifn, ip}, interval: true},
+		{table: bridgeTable, name: setExtras6, key: of{ifn, ip6}, interval: true},
 		{table: bridgeTable, name: setRates, key: of{ifn}, data: of{nftables.TypeVerdict}},
 		{table: bridgeTable, name: setHairpins, key: of{ifn, ifn}},
 		{table: bridgeTable, name: setStorms, key: of{ifn}, meter: true},
@@ -107,15 +119,24 @@ func chainSpecs() []chainSpec { return append(inetChains(), bridgeChains()...) }
 
 // inetChains returns the chains of the host's IP stack.
 func inetChains() []chainSpec {
-	v4 := family(unix.NFPROTO_IPV4)
-	destination := netField(16, 4, reg)
+	v4, v6 := family(unix.NFPROTO_IPV4), family(unix.NFPROTO_IPV6)
+	destination, destination6 := netField(16, 4, reg), netField(24, 16, reg)
 	loopback := all(netField(16, 1, reg), equal(127))
+	// A connection from ::1 cannot be forwarded: the kernel drops every packet to ::1 that arrives on
+	// another interface, as the replies would. IPv4 has the sysctl route_localnet for this.
 	dnat := []ruleSpec{
 		{"port forwards of one host address", all(
 			v4, destination, portTo(regSecond, regThird), mapped(setForwards), toGuest(),
 		)},
 		{"port forwards of all host addresses", all(
 			v4, toHost(), portTo(reg, regSecond), mapped(setAnywhere), toGuest(),
+		)},
+		{"IPv6 port forwards of one host address", all(
+			v6, destination6, portTo(regAfter, regAfter+1), mapped(setForwards6), toGuest6(),
+		)},
+		{"IPv6 port forwards of all host addresses", all(
+			v6, destination6, differs(bytesOf(netip.IPv6Loopback())...), toHost(),
+			portTo(reg, regSecond), mapped(setAnywhere6), toGuest6(),
 		)},
 	}
 	raw := []ruleSpec{
@@ -129,7 +150,7 @@ func inetChains() []chainSpec {
 			in(setServed), drop(),
 		)},
 		{"IPv6 requests to vmand's servers", all(
-			family(unix.NFPROTO_IPV6), protocol(unix.IPPROTO_UDP), iifname(), netField(24, 16, regAfter),
+			v6, protocol(unix.IPPROTO_UDP), iifname(), netField(24, 16, regAfter),
 			transportField(2, 2, regAfter+4), in(setServed6), drop(),
 		)},
 	}
@@ -223,6 +244,7 @@ func postroutingRules() []ruleSpec {
 		{"from the host to itself", all(oifname(), equal(ifname("lo")...), leaveChain())},
 		{"port forwards from loopback", to(setNAT, all(fromLoopback, masquerade()))},
 		{"port forwards from guests", to(setNAT, all(forwarded(), v4, source4, in(setSubnets), masquerade()))},
+		{"IPv6 port forwards from guests", to(setNAT, all(forwarded(), v6, source6, in(setGuests6), masquerade()))},
 		{"between vmand's networks", to(setBridges, leaveChain())},
 		{"out of an IPv4 network", all(v4, source4, in(setSubnets), masquerade())},
 		{"out of an IPv6 network", all(v6, source6, in(setSubnets6), masquerade())},
@@ -307,6 +329,7 @@ func arpChain() chainSpec {
 	probe := all(netField(6, 2, reg), equal(0, 1), netField(14, 4, reg), equal(0, 0, 0, 0))
 	return guardChain("arp",
 		ruleSpec{"the guest's address", all(own, iifname(), netField(14, 4, regAfter), in(setIPs), accept())},
+		ruleSpec{"the guest's extra addresses", all(own, iifname(), netField(14, 4, regAfter), in(setExtras), accept())},
 		ruleSpec{"address probes", all(own, probe, accept())},
 		ruleSpec{"everything else", drop()},
 	)
@@ -319,6 +342,7 @@ func ipv4Chain() chainSpec {
 		ruleSpec{"DHCP servers", all(udpFrom(dhcpPort), drop())},
 		ruleSpec{"redirects", all(icmpType(icmpRedirect), drop())},
 		ruleSpec{"the guest's address", all(iifname(), netField(12, 4, regAfter), in(setIPs), accept())},
+		ruleSpec{"the guest's extra addresses", all(iifname(), netField(12, 4, regAfter), in(setExtras), accept())},
 		ruleSpec{"DHCP requests", all(unspecifiedToAll, dhcpPorts, accept())},
 		ruleSpec{"everything else", drop()},
 	)
@@ -340,6 +364,7 @@ func ipv6Chain() chainSpec {
 		ruleSpec{"multicast reports", all(unspecified, icmpv6Type(icmpv6MLDReport), accept())},
 		ruleSpec{"link-local addresses", all(linkLocal, goTo("whole"))},
 		ruleSpec{"the guest's address", all(iifname(), netField(8, 16, regAfter), in(setIPs6), goTo("whole"))},
+		ruleSpec{"the guest's extra addresses", all(iifname(), netField(8, 16, regAfter), in(setExtras6), goTo("whole"))},
 		ruleSpec{"everything else", drop()},
 	)
 }
@@ -349,11 +374,12 @@ func ipv6Chain() chainSpec {
 func targetChain() chainSpec {
 	gateway := all(transportField(8, 16, reg), equal(bytesOf(gatewayLinkLocal.Addr())...))
 	linkLocal := all(transportField(8, 2, reg), masked(0xff, 0xc0), equal(0xfe, 0x80))
-	own := all(iifname(), transportField(8, 16, regAfter), in(setIPs6))
+	target := all(iifname(), transportField(8, 16, regAfter))
 	return guardChain("target",
 		ruleSpec{"the gateway's address", all(gateway, drop())},
 		ruleSpec{"link-local addresses", all(linkLocal, leaveChain())},
-		ruleSpec{"the guest's address", all(own, leaveChain())},
+		ruleSpec{"the guest's address", all(target, in(setIPs6), leaveChain())},
+		ruleSpec{"the guest's extra addresses", all(target, in(setExtras6), leaveChain())},
 		ruleSpec{"everything else", drop()},
 	)
 }

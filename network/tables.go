@@ -108,7 +108,7 @@ func (seen *seenTables) readSets(conn *nftables.Conn, rates map[string]string) e
 			return fmt.Errorf("read the set %s: %w", spec.name, err)
 		}
 		for _, k := range elements {
-			e := element{set: spec.name, key: string(k.Key), end: k.IntervalEnd}
+			e := element{set: spec.name, key: string(k.Key), end: k.IntervalEnd, last: string(k.KeyEnd)}
 			switch {
 			case spec.interval && k.IntervalEnd && strings.Trim(e.key, "\x00") == "":
 				continue // added by the kernel, before the first range

@@ -9,10 +9,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"vmand/host"
@@ -56,7 +58,11 @@ func (n *Networks) connectUser(ctx context.Context, v vm.VM, nic vm.NIC, nw vm.N
 	if len(nw.DNS) == 0 {
 		nw.DNS = resolvers(resolvConf, resolvedConf)
 	}
-	f, err := n.startPasst(ctx, program, v.ID, p, nw)
+	args := passtArgs(p, nw)
+	if !n.hasDefaultRoute() {
+		args = append(args, passtOffline...)
+	}
+	f, err := n.startPasst(ctx, append([]string{program}, args...), v.ID, nic.Slot)
 	if err != nil {
 		return vm.Port{}, unavailable(err, "start passt for NIC %d of VM %s", nic.Slot, v.ID)
 	}
@@ -128,6 +134,9 @@ func passtArgs(p vm.Port, nw vm.Network) []string {
 	for _, f := range p.Forwards {
 		unused[f.Protocol] = false
 		ports := fmt.Sprintf("%d:%d", f.HostPort, f.GuestPort)
+		if more := f.Count() - 1; more > 0 {
+			ports = fmt.Sprintf("%d-%d:%d-%d", f.HostPort, f.HostPort+more, f.GuestPort, f.GuestPort+more)
+		}
 		if f.HostAddress.IsValid() && !f.HostAddress.IsUnspecified() {
 			ports = f.HostAddress.String() + "/" + ports
 		}
@@ -141,11 +150,28 @@ func passtArgs(p vm.Port, nw vm.Network) []string {
 	return args
 }
 
+// passtOffline are the arguments that make passt start on a host without an IPv4 default route.
+// By default it takes the guest's address, gateway and MAC address of the gateway from the
+// interface of that route, and ends if there is none. vmand gives the first two in any case, and
+// loopback, which every host has, lacks the third. passt binds no socket to the interface, so a
+// route that the host gets later serves the guest. The MAC address is that of passt's local mode.
+var passtOffline = []string{"--interface", "lo", "--mac-addr", "9a:55:9a:55:9a:55"}
+
+// hasDefaultRoute reports whether the main routing table of the host has an IPv4 default route
+// through an interface, or cannot be read.
+func (n *Networks) hasDefaultRoute() bool {
+	if n.links == nil {
+		return true
+	}
+	routes, err := n.links.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_DST)
+	return err != nil || slices.ContainsFunc(routes, func(r netlink.Route) bool {
+		return r.Type == unix.RTN_UNICAST && (r.LinkIndex > 0 || len(r.MultiPath) > 0)
+	})
+}
+
 // startPasst starts a passt and returns vmand's end of its connection once passt
 // serves. passt survives vmand and ends with QEMU.
-func (n *Networks) startPasst(
-	ctx context.Context, program, id string, p vm.Port, nw vm.Network,
-) (_ *os.File, err error) {
+func (n *Networks) startPasst(ctx context.Context, argv []string, id string, slot int) (_ *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -157,7 +183,7 @@ func (n *Networks) startPasst(
 			vmandEnd.Close() // which ends a passt that runs
 		}
 	}()
-	log, err := n.passtLog(id, p.Slot)
+	log, err := n.passtLog(id, slot)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +199,7 @@ func (n *Networks) startPasst(
 		return nil, err
 	}
 	passt := host.Program{
-		Argv:    append([]string{program}, passtArgs(p, nw)...),
+		Argv:    argv,
 		Files:   []*os.File{nil, stdout, log, qemuEnd},
 		Account: account,
 		Nice:    n.o.Nice,

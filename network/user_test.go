@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"vmand/test/need"
 	"vmand/vm"
 )
@@ -93,13 +96,14 @@ func TestPasstArgumentsFollowTheRecord(t *testing.T) {
 		Forwards: []vm.PortForward{
 			{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: 2222, GuestPort: 22},
 			{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80},
+			{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: 9000, GuestPort: 90, Ports: 10},
 		},
 	}
 	got := strings.Join(passtArgs(p, nw), " ")
 	want := "--foreground --quiet --fd 3 --pid /proc/self/fd/1 --no-map-gw --ipv4-only" +
 		" --address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 --mtu 1500" +
 		" --dns 9.9.9.9 --search vm.internal" +
-		" --tcp-ports 127.0.0.1/2222:22 --tcp-ports 8080:80 --udp-ports none"
+		" --tcp-ports 127.0.0.1/2222:22 --tcp-ports 8080:80 --tcp-ports 127.0.0.1/9000-9009:90-99 --udp-ports none"
 	if got != want {
 		t.Errorf("arguments\n%s\nwant\n%s", got, want)
 	}
@@ -142,11 +146,43 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
+// TestDefaultRouteIsFound tests what decides the arguments of passt. That passt starts with them is
+// tested in test/network, with a daemon in a namespace.
+func TestDefaultRouteIsFound(t *testing.T) {
+	enterNamespace(t)
+	n := userNetworks(t, "")
+	if n.hasDefaultRoute() {
+		t.Error("a new namespace has a default route")
+	}
+	newOutside(t)
+	if n.hasDefaultRoute() {
+		t.Error("an interface is taken for a default route")
+	}
+	_, far, err := net.ParseCIDR("0.0.0.0/0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.RouteAdd(&netlink.Route{Dst: far, Type: unix.RTN_BLACKHOLE}); err != nil {
+		t.Fatal(err)
+	}
+	if n.hasDefaultRoute() {
+		t.Error("a blackhole is taken for a default route")
+	}
+	if err := netlink.RouteReplace(&netlink.Route{Dst: far, Gw: net.ParseIP("203.0.113.2")}); err != nil {
+		t.Fatal(err)
+	}
+	if !n.hasDefaultRoute() {
+		t.Error("the default route is not found")
+	}
+}
+
 func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 	need.Programs(t, "passt")
 	n := userNetworks(t, "")
 	port := freePort(t)
-	forward := vm.PortForward{Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80}
+	forward := vm.PortForward{
+		Protocol: vm.TCP, HostAddress: addr("127.0.0.1"), HostPort: port, GuestPort: 80,
+	}
 	v := userGuest(forward)
 	nw := userNetwork()
 	ports, err := n.Connect(t.Context(), v, v.NICs, map[string]vm.Network{nw.Name: nw})
@@ -157,7 +193,7 @@ func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 	if ports[0].Kind != vm.PortStream {
 		t.Fatalf("port %+v", ports[0])
 	}
-	if err := n.CheckHostPort(t.Context(), v.Forwards[0]); codeOf(err) != vm.CodeInUse {
+	if err := n.CheckHostPorts(t.Context(), v.Forwards[0]); codeOf(err) != vm.CodeInUse {
 		t.Errorf("passt does not listen on the forwarded port: %v", err)
 	}
 	// passt asks the guest for its MAC address before it forwards anything.
@@ -174,7 +210,7 @@ func TestPasstServesAndEndsWithQEMU(t *testing.T) {
 	}
 	vm.ClosePorts(ports)
 	until(t, "passt still listens after the end of its guest", func() bool {
-		return n.CheckHostPort(t.Context(), v.Forwards[0]) == nil
+		return n.CheckHostPorts(t.Context(), v.Forwards[0]) == nil
 	})
 	if err := n.Disconnect(t.Context(), v.ID); err != nil {
 		t.Fatal(err)
@@ -269,7 +305,7 @@ func TestAHostPortInUseIsReported(t *testing.T) {
 		{"127.0.0.1", freePort(t), ""},
 	} {
 		f := vm.PortForward{Protocol: vm.TCP, HostAddress: addr(c.address), HostPort: c.port}
-		err := n.CheckHostPort(t.Context(), f)
+		err := n.CheckHostPorts(t.Context(), f)
 		if codeOf(err) != c.want || c.want == "" && err != nil {
 			t.Errorf("%s port %d: %v, want %q", c.address, c.port, err, c.want)
 		}

@@ -733,6 +733,11 @@ type CreateImage struct {
 
 // CreateNIC The NIC to add to a VM. It gets the lowest free slot.
 type CreateNIC struct {
+	// ExtraAddresses Addresses that the guest may use besides the assigned ones. They are in the subnets of the network, without
+	// the gateway. No other NIC is assigned one of them, but several NICs may have the same one, as for VRRP. Only
+	// for networks of mode `nat` or `isolated`.
+	ExtraAddresses *[]ExtraAddress `json:"extra_addresses,omitempty"`
+
 	// Ip The IPv4 address, from the subnet of the network. The default is the lowest free address. Only networks of
 	// mode `nat` or `isolated` assign addresses.
 	IP *string `json:"ip,omitempty"`
@@ -822,17 +827,22 @@ type CreateNetwork struct {
 
 // CreatePortForward The port forward to create.
 type CreatePortForward struct {
-	// GuestPort The port in the guest.
+	// GuestPort The port in the guest, or the first one.
 	GuestPort int `json:"guest_port"`
 
-	// HostAddress The IPv4 address of the host to listen on. `0.0.0.0` is every address.
+	// HostAddress The address of the host to listen on. `0.0.0.0` is every IPv4 address, `::` every IPv6 address. A forward of
+	// an IPv6 address goes to the IPv6 address of the guest, so it needs a network with an `ipv6_subnet`.
 	HostAddress *string `json:"host_address,omitempty"`
 
-	// HostPort The port on the host.
+	// HostPort The port on the host, or the first one.
 	HostPort int `json:"host_port"`
 
 	// Nic The slot of the NIC to forward to.
 	NIC *int `json:"nic,omitempty"`
+
+	// Ports The number of consecutive ports: `host_port` is forwarded to `guest_port`, the next port to the next one,
+	// and so on.
+	Ports *int `json:"ports,omitempty"`
 
 	// Protocol The transport protocol.
 	Protocol *CreatePortForwardProtocol `json:"protocol,omitempty"`
@@ -1098,6 +1108,9 @@ type ExecResult struct {
 	// Truncated Whether output was discarded. The first 16 MiB of each stream are kept.
 	Truncated bool `json:"truncated"`
 }
+
+// ExtraAddress An IPv4 or IPv6 address, or a prefix of addresses. An address is shown with its prefix length, 32 or 128.
+type ExtraAddress = string
 
 // FieldError An invalid field of a request.
 type FieldError struct {
@@ -1409,6 +1422,9 @@ type MountPoint = string
 
 // NIC A network interface card of a VM.
 type NIC struct {
+	// ExtraAddresses The addresses that the guest may use besides the assigned ones.
+	ExtraAddresses []ExtraAddress `json:"extra_addresses"`
+
 	// Ip The IPv4 address that is assigned to the guest. Null on a network of mode `bridge`.
 	IP *string `json:"ip"`
 
@@ -1755,13 +1771,14 @@ type PasswordHash = string
 
 // PortForward A port of the host that is forwarded to a guest.
 type PortForward struct {
-	// GuestPort The port in the guest.
+	// GuestPort The port in the guest, or the first one.
 	GuestPort int `json:"guest_port"`
 
-	// HostAddress The IPv4 address of the host that the forward listens on. `0.0.0.0` is every address.
+	// HostAddress The address of the host that the forward listens on. `0.0.0.0` is every IPv4 address, `::` every IPv6
+	// address.
 	HostAddress string `json:"host_address"`
 
-	// HostPort The port on the host.
+	// HostPort The port on the host, or the first one.
 	HostPort int `json:"host_port"`
 
 	// Id The id of the port forward. It is immutable and never reused.
@@ -1769,6 +1786,9 @@ type PortForward struct {
 
 	// Nic The slot of the NIC to forward to.
 	NIC int `json:"nic"`
+
+	// Ports The number of consecutive ports, from `host_port` and `guest_port` on.
+	Ports int `json:"ports"`
 
 	// Protocol The transport protocol.
 	Protocol Protocol `json:"protocol"`
@@ -2089,6 +2109,10 @@ type UpdateImage struct {
 
 // UpdateNIC The properties of a NIC to change. Omitted properties keep their values.
 type UpdateNIC struct {
+	// ExtraAddresses The addresses that the guest may use besides the assigned ones. The list replaces the present one; an empty
+	// list removes them.
+	ExtraAddresses *[]ExtraAddress `json:"extra_addresses,omitempty"`
+
 	// Link The link state: `down` is like an unplugged cable.
 	Link *NICLink `json:"link,omitempty"`
 

@@ -14,6 +14,7 @@ import (
 // QEMU, so a repetition finishes an interrupted attempt. If one forward is
 // refused, all are as before.
 func (d *Driver) SetForwards(ctx context.Context, vmID string, slot int, had, want []vm.PortForward) error {
+	had, want = onePortEach(had), onePortEach(want)
 	for _, f := range slices.Concat(had, want) {
 		if _, err := forwardRule(f); err != nil {
 			return err
@@ -39,6 +40,15 @@ func (d *Driver) SetForwards(ctx context.Context, vmID string, slot int, had, wa
 		}
 	}
 	return s.changeForwards(ctx, slot, drop, add)
+}
+
+// onePortEach returns the same forwards as forwards of one port: QEMU knows no other ones.
+func onePortEach(all []vm.PortForward) []vm.PortForward {
+	var ones []vm.PortForward
+	for _, f := range all {
+		ones = slices.AppendSeq(ones, f.Each())
+	}
+	return ones
 }
 
 // changeForwards removes forwards and then adds others, which may use a port that

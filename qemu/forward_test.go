@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -37,6 +38,34 @@ func listens(port int) bool {
 	}
 	c.Close()
 	return true
+}
+
+func TestPortRangesAreForwardedPortByPort(t *testing.T) {
+	h := newHost(t)
+	s := h.create("web", guestDeaf)
+	first := freePorts(t, 1)[0]%30000 + 20000
+	one := forwardTo(first, 80)
+	one.Ports = 3
+	s.Ports[0].Forwards = []vm.PortForward{one}
+	h.startSpec(s)
+	check := func(when string, want ...int) {
+		t.Helper()
+		present, ok := parseForwards(h.human("web", "info usernet"), nicNetdev(0))
+		var got []int
+		for _, f := range present {
+			got = append(got, f.HostPort-first, f.GuestPort)
+		}
+		if slices.Sort(got); !ok || !slices.Equal(got, want) {
+			t.Errorf("%s: QEMU forwards %v, want %v", when, got, want)
+		}
+	}
+	check("at the start", 0, 1, 2, 80, 81, 82)
+	longer := one
+	longer.Ports = 5
+	must(t, h.SetForwards(t.Context(), "web", 0, s.Ports[0].Forwards, []vm.PortForward{longer}))
+	check("longer", 0, 1, 2, 3, 4, 80, 81, 82, 83, 84)
+	must(t, h.SetForwards(t.Context(), "web", 0, []vm.PortForward{longer}, nil))
+	check("removed")
 }
 
 func TestForwardsChangeWhileTheVMRuns(t *testing.T) {

@@ -107,7 +107,7 @@ func userNetdev(n netdev, p vm.Port) (netdev, error) {
 	n.DomainName = p.Domain
 	n.Restrict = p.Restrict
 	n.IPv6 = new(bool)
-	for _, f := range p.Forwards {
+	for _, f := range onePortEach(p.Forwards) {
 		rule, err := forwardRule(f)
 		if err != nil {
 			return netdev{}, err

@@ -156,7 +156,13 @@ func TestInvalidBodiesForNetworksAreRejectedWithEachField(t *testing.T) {
 			[]string{"/guest_port: is missing", "/host_port: is missing"}},
 		"the address of a port forward": {"/vms/web-1/port_forwards",
 			`{"host_port":1,"guest_port":1,"host_address":"localhost"}`, vm.CodeInvalid,
-			[]string{"/host_address: must be an IPv4 address such as 192.168.100.1"}},
+			[]string{"/host_address: must be an IPv4 or IPv6 address, such as 192.0.2.1 or 2001:db8::1"}},
+		"the addresses of a NIC": {"/vms/web-1/nics", `{"extra_addresses":["10.0.0.0/33","fe80::1%eth0","x"]}`, vm.CodeInvalid,
+			[]string{
+				"/extra_addresses/0: must be an address or a prefix, such as 10.0.0.200, 10.0.0.240/28 or fd00::5",
+				"/extra_addresses/1: must be an address or a prefix, such as 10.0.0.200, 10.0.0.240/28 or fd00::5",
+				"/extra_addresses/2: must be an address or a prefix, such as 10.0.0.200, 10.0.0.240/28 or fd00::5",
+			}},
 	})
 }
 

@@ -22,9 +22,10 @@ func (s *Server) AddPortForward(ctx context.Context, r openapi.AddPortForwardReq
 	f := vm.PortForward{
 		Slot:        value(b.NIC),
 		Protocol:    vm.Protocol(value(b.Protocol)),
-		HostAddress: value(p.addr("/host_address", b.HostAddress)),
+		HostAddress: value(p.either("/host_address", b.HostAddress)),
 		HostPort:    b.HostPort,
 		GuestPort:   b.GuestPort,
+		Ports:       value(b.Ports),
 	}
 	if err := p.err(); err != nil {
 		return nil, err

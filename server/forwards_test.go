@@ -14,7 +14,7 @@ func TestPortsAreForwarded(t *testing.T) {
 	a.want(t, 201, "POST", "/vms/web-1/nics", `{"network":"inside"}`)
 	r := a.want(t, 201, "POST", "/vms/web-1/port_forwards", `{"host_port":2222,"guest_port":22}`)
 	f := into[openapi.PortForward](t, r)
-	if f.NIC != 0 || f.Protocol != "tcp" || f.HostAddress != "0.0.0.0" || f.HostPort != 2222 || f.GuestPort != 22 ||
+	if f.NIC != 0 || f.Protocol != "tcp" || f.HostAddress != "0.0.0.0" || f.HostPort != 2222 || f.GuestPort != 22 || f.Ports != 1 ||
 		r.Header.Get("Location") != "/vms/web-1/port_forwards/"+f.ID {
 		t.Errorf("%v %s", r.Header, r.body)
 	}
@@ -36,11 +36,28 @@ func TestPortsAreForwarded(t *testing.T) {
 		`{"host_port":1,"guest_port":1,"nic":7}`:                    "/nic",
 		`{"host_port":1,"guest_port":1,"nic":1}`:                    "/nic",
 		`{"host_port":1,"guest_port":1,"host_address":"224.0.0.1"}`: "/host_address",
+		`{"host_port":1,"guest_port":1,"host_address":"::1"}`:       "/host_address",
+		`{"host_port":1,"guest_port":1,"host_address":"::"}`:        "/host_address",
+		`{"host_port":1,"guest_port":1,"host_address":"::%eth0"}`:   "/host_address",
+		`{"host_port":1,"guest_port":1,"ports":0}`:                  "/ports",
+		`{"host_port":1,"guest_port":1,"ports":1001}`:               "/ports",
+		`{"host_port":65530,"guest_port":1,"ports":7}`:              "/ports",
 	} {
 		if p := a.want(t, 400, "POST", "/vms/web-1/port_forwards", body).problem(t); len(p.Errors) != 1 ||
 			p.Errors[0].Field != field {
 			t.Errorf("%s: %+v", body, p)
 		}
+	}
+	many := into[openapi.PortForward](t, a.want(t, 201, "POST", "/vms/web-1/port_forwards",
+		`{"host_port":3000,"guest_port":4000,"ports":1000}`))
+	if many.Ports != 1000 {
+		t.Errorf("%+v", many)
+	}
+	for body, code := range map[string]string{
+		`{"host_port":3999,"guest_port":1}`:             "in-use",
+		`{"host_port":2900,"guest_port":1,"ports":101}`: "in-use",
+	} {
+		a.wantCode(t, 409, code, "POST", "/vms/web-1/port_forwards", body)
 	}
 	a.want(t, 412, "DELETE", "/vms/web-1/port_forwards/"+f.ID, "", "If-Match", `"0-0"`)
 	a.want(t, 204, "DELETE", "/vms/web-1/port_forwards/"+f.ID, "")

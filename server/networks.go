@@ -262,6 +262,37 @@ func (p *addressParser) addr(field string, s *string) *netip.Addr {
 	return &a
 }
 
+// either is addr for an address of any family.
+func (p *addressParser) either(field string, s *string) *netip.Addr {
+	if s == nil {
+		return nil
+	}
+	a, err := netip.ParseAddr(*s)
+	if err != nil || a.Zone() != "" {
+		p.fault(field, "must be an IPv4 or IPv6 address, such as 192.0.2.1 or 2001:db8::1")
+	}
+	return &a
+}
+
+// prefixes parses a list of prefixes. An address is the prefix of that address alone.
+func (p *addressParser) prefixes(field string, list *[]openapi.ExtraAddress) *[]netip.Prefix {
+	if list == nil {
+		return nil
+	}
+	out := make([]netip.Prefix, len(*list))
+	for i, s := range *list {
+		prefix, err := netip.ParsePrefix(s)
+		if a, e := netip.ParseAddr(s); err != nil && e == nil && a.Zone() == "" {
+			prefix, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil {
+			p.fault(fmt.Sprintf("%s/%d", field, i), "must be an address or a prefix, such as 10.0.0.200, 10.0.0.240/28 or fd00::5")
+		}
+		out[i] = prefix
+	}
+	return &out
+}
+
 func (p *addressParser) addrs(field string, list *[]openapi.IPv4Address) *[]netip.Addr {
 	if list == nil {
 		return nil

@@ -44,6 +44,7 @@ func newNIC(p *addressParser, field string, b *openapi.CreateNIC) vm.NewNIC {
 		RateIn:   value(b.RateIn),
 		RateOut:  value(b.RateOut),
 		LinkDown: value(b.Link) == openapi.CreateNICLinkDown,
+		Extra:    value(p.prefixes(field+"/extra_addresses", b.ExtraAddresses)),
 	}
 }
 
@@ -83,7 +84,15 @@ func (s *Server) UpdateNIC(ctx context.Context, r openapi.UpdateNICRequestObject
 	if err != nil {
 		return nil, err
 	}
-	e := vm.NICEdits{RateIn: r.Body.RateIn, RateOut: r.Body.RateOut}
+	var p addressParser
+	e := vm.NICEdits{
+		RateIn:  r.Body.RateIn,
+		RateOut: r.Body.RateOut,
+		Extra:   p.prefixes("/extra_addresses", r.Body.ExtraAddresses),
+	}
+	if err := p.err(); err != nil {
+		return nil, err
+	}
 	if link := r.Body.Link; link != nil {
 		down := *link == openapi.NICLinkDown
 		e.LinkDown = &down

@@ -92,6 +92,15 @@ func TestANICIsAttachedChangedAndDetached(t *testing.T) {
 			if n.RateIn != 0 || n.RateOut != 7 || n.Link != "up" {
 				t.Errorf("%+v", n)
 			}
+			n = into[openapi.NIC](t, a.want(t, 200, "PATCH", "/vms/web-1/nics/1",
+				`{"extra_addresses":["192.168.100.200","192.168.100.240/28"]}`))
+			if got := strings.Join(n.ExtraAddresses, " "); got != "192.168.100.200/32 192.168.100.240/28" || n.RateOut != 7 {
+				t.Errorf("%+v", n)
+			}
+			n = into[openapi.NIC](t, a.want(t, 200, "PATCH", "/vms/web-1/nics/1", `{"extra_addresses":[]}`))
+			if n.ExtraAddresses == nil || len(n.ExtraAddresses) != 0 {
+				t.Errorf("%+v", n)
+			}
 			a.want(t, 412, "PATCH", "/vms/web-1/nics/1", `{"rate_in":1}`, "If-Match", old)
 			a.want(t, 412, "DELETE", "/vms/web-1/nics/1", "", "If-Match", old)
 			a.want(t, 400, "DELETE", "/vms/web-1/nics/1", "", "If-Match", "x")
@@ -114,10 +123,12 @@ func TestInvalidNICsAreRejected(t *testing.T) {
 	a := newAPI(t).withVM(t)
 	a.want(t, 201, "POST", "/networks", `{"name":"alone","mode":"user"}`)
 	for body, want := range map[string][2]string{
-		`{"ip":"192.168.100.2"}`:               {"in-use", "/ip"},
-		`{"network":"none"}`:                   {"invalid-request", "/network"},
-		`{"mac":"01:00:5e:00:00:01"}`:          {"invalid-request", "/mac"},
-		`{"network":"alone","ip":"10.0.2.99"}`: {"invalid-request", "/ip"},
+		`{"ip":"192.168.100.2"}`:                              {"in-use", "/ip"},
+		`{"network":"none"}`:                                  {"invalid-request", "/network"},
+		`{"mac":"01:00:5e:00:00:01"}`:                         {"invalid-request", "/mac"},
+		`{"network":"alone","ip":"10.0.2.99"}`:                {"invalid-request", "/ip"},
+		`{"network":"alone","extra_addresses":["10.0.2.99"]}`: {"invalid-request", "/extra_addresses"},
+		`{"extra_addresses":["192.168.100.1"]}`:               {"invalid-request", "/extra_addresses/0"},
 	} {
 		status := 400
 		if want[0] == "in-use" {
@@ -129,12 +140,19 @@ func TestInvalidNICsAreRejected(t *testing.T) {
 		}
 	}
 	for body, field := range map[string]string{
-		`{}`:                     "",
-		`{"rate_in":-1}`:         "/rate_in",
-		`{"rate_out":1.5}`:       "/rate_out",
-		`{"link":"sideways"}`:    "/link",
-		`{"ip":"192.168.100.3"}`: "/ip",
-		`{"link":null}`:          "/link",
+		`{}`:                                    "",
+		`{"rate_in":-1}`:                        "/rate_in",
+		`{"rate_out":1.5}`:                      "/rate_out",
+		`{"link":"sideways"}`:                   "/link",
+		`{"ip":"192.168.100.3"}`:                "/ip",
+		`{"link":null}`:                         "/link",
+		`{"extra_addresses":["192.168.100.1"]}`: "/extra_addresses/0",
+		`{"extra_addresses":["192.168.100.9","10.0.0.1"]}`:                                    "/extra_addresses/1",
+		`{"extra_addresses":["192.168.100.8/29","192.168.100.9"]}`:                            "/extra_addresses/1",
+		`{"extra_addresses":["192.168.100.9/29"]}`:                                            "/extra_addresses/0",
+		`{"extra_addresses":["fd00::1"]}`:                                                     "/extra_addresses/0",
+		`{"extra_addresses":[` + strings.Repeat(`"192.168.100.9",`, 16) + `"192.168.100.9"]}`: "/extra_addresses",
+		`{"extra_addresses":null}`:                                                            "/extra_addresses",
 	} {
 		p := a.want(t, 400, "PATCH", "/vms/web-1/nics/0", body).problem(t)
 		if len(p.Errors) != 1 || p.Errors[0].Field != field {

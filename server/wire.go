@@ -1,6 +1,7 @@
 package server
 
 import (
+	"net/netip"
 	"time"
 
 	"vmand/openapi"
@@ -110,6 +111,9 @@ func appendNIC(b jsonBuffer, n *vm.NIC) jsonBuffer {
 		link = openapi.NICLinkDown
 	}
 	b = append(b, '{')
+	b = appendArray(b, "extra_addresses", n.Extra, func(b jsonBuffer, p *netip.Prefix) jsonBuffer {
+		return append(p.AppendTo(append(b, '"')), '"')
+	})
 	b = b.nullableAddr("ip", n.IP)
 	b = b.nullableAddr("ipv6", n.IPv6)
 	b = b.string("link", string(link))
@@ -132,6 +136,7 @@ func appendForward(b jsonBuffer, f *vm.PortForward) jsonBuffer {
 	b = b.int("host_port", f.HostPort)
 	b = b.string("id", f.ID)
 	b = b.int("nic", f.Slot)
+	b = b.int("ports", f.Count())
 	b = b.string("protocol", string(f.Protocol))
 	return b.end()
 }

@@ -96,6 +96,11 @@ func apiNICs(nics []vm.NIC) []openapi.NIC {
 			Link:    openapi.NICLinkUp,
 			State:   openapi.NICState(n.State),
 			Reason:  optional(&n.Reason),
+
+			ExtraAddresses: []openapi.ExtraAddress{},
+		}
+		for _, p := range n.Extra {
+			out[i].ExtraAddresses = append(out[i].ExtraAddresses, p.String())
 		}
 		if n.LinkDown {
 			out[i].Link = openapi.NICLinkDown
@@ -114,6 +119,7 @@ func apiForwards(forwards []vm.PortForward) []openapi.PortForward {
 			HostAddress: f.HostAddress.String(),
 			HostPort:    f.HostPort,
 			GuestPort:   f.GuestPort,
+			Ports:       f.Count(),
 		}
 	}
 	return out

@@ -95,13 +95,17 @@ const lowestFree = `
 	SELECT low FROM search WHERE size = 1`
 
 // FreeIP returns the lowest address from first to last, both IPv4, that is neither
-// recorded for a NIC on the network nor in except. It does not reserve the address:
+// recorded for a NIC on the network, as its address or an extra one, nor in except. It does not reserve the address:
 // another VM may take it before the caller records it.
 func (s *Store) FreeIP(
 	ctx context.Context, network string, first, last netip.Addr, except []netip.Addr,
 ) (netip.Addr, error) {
 	if !first.Is4() || !last.Is4() {
 		return netip.Addr{}, fmt.Errorf("not a range of IPv4 addresses: %s to %s", first, last)
+	}
+	extra, err := s.extraRanges(ctx, network)
+	if err != nil {
+		return netip.Addr{}, err
 	}
 	for next := number(first); next <= number(last); {
 		var free int64
@@ -111,6 +115,13 @@ func (s *Store) FreeIP(
 		}
 		if free > number(last) {
 			break
+		}
+		for len(extra) > 0 && extra[0].last < free {
+			extra = extra[1:]
+		}
+		if len(extra) > 0 && extra[0].first <= free {
+			next = extra[0].last + 1
+			continue
 		}
 		if ip := addressOf(free); !slices.Contains(except, ip) {
 			return ip, nil
@@ -161,7 +172,7 @@ func replaceAddresses(ctx context.Context, tx *transaction, v vm.VM) error {
 			return err
 		}
 	}
-	return nil
+	return replaceExtraAddresses(ctx, tx, v)
 }
 
 // addressTaken returns the fault of a NIC with an address or a MAC address that

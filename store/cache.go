@@ -111,6 +111,9 @@ func (c *vmCache) clear() {
 func cloneVM(v *vm.VM) vm.VM {
 	c := *v
 	c.NICs, c.Forwards = slices.Clone(v.NICs), slices.Clone(v.Forwards)
+	for i := range c.NICs {
+		c.NICs[i].Extra = slices.Clone(c.NICs[i].Extra)
+	}
 	c.CDROMs, c.Learned = slices.Clone(v.CDROMs), slices.Clone(v.Learned)
 	return c
 }

@@ -16,7 +16,7 @@ func replaceIndexes(ctx context.Context, tx *transaction, before, v vm.VM) error
 			return err
 		}
 	}
-	if !slices.Equal(before.NICs, v.NICs) {
+	if !slices.EqualFunc(before.NICs, v.NICs, vm.NIC.Equal) {
 		if err := replaceAddresses(ctx, tx, v); err != nil {
 			return err
 		}

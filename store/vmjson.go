@@ -22,6 +22,7 @@ type (
 		Model    vm.NICModel    `json:"model"`
 		IP       netip.Addr     `json:"ip,omitzero"`
 		IPv6     netip.Addr     `json:"ipv6,omitzero"`
+		Extra    []netip.Prefix `json:"extra,omitzero"`
 		RateIn   int            `json:"rate_in_kbit,omitzero"`
 		RateOut  int            `json:"rate_out_kbit,omitzero"`
 		LinkDown bool           `json:"link_down,omitzero"`
@@ -35,6 +36,7 @@ type (
 		HostAddress netip.Addr  `json:"host_address"`
 		HostPort    int         `json:"host_port"`
 		GuestPort   int         `json:"guest_port"`
+		Ports       int         `json:"ports,omitzero"`
 	}
 	cdromJSON struct {
 		ID        string `json:"id"`
@@ -217,7 +219,8 @@ func validNIC(n vm.NIC) bool {
 
 func validForward(f vm.PortForward) bool {
 	return f.ID != "" && validSlot(f.Slot) && (f.Protocol == vm.TCP || f.Protocol == vm.UDP) &&
-		f.HostAddress.Is4() && validPort(f.HostPort) && validPort(f.GuestPort)
+		f.HostAddress.IsValid() && validPort(f.HostPort) && validPort(f.GuestPort) && 0 <= f.Ports && f.Ports <= vm.MaxPorts &&
+		validPort(f.HostPort+f.Count()-1) && validPort(f.GuestPort+f.Count()-1)
 }
 
 func validLearned(a vm.LearnedAddress) bool {

@@ -36,12 +36,13 @@ func TestEveryFieldOfANICAndAForwardComesBack(t *testing.T) {
 	makeTemplate(t, s, "small")
 	makeNetwork(t, s, "lan")
 	full := vm.NIC{Slot: 7, Network: "lan", Mode: vm.NetworkIsolated, MAC: "52:00:00:00:00:01", Model: vm.NICE1000e, IP: netip.MustParseAddr("10.0.0.7"),
-		IPv6: netip.MustParseAddr("fd00::7"), RateIn: 1, RateOut: vm.MaxRateKbit, LinkDown: true, State: vm.NICDetaching}
+		IPv6: netip.MustParseAddr("fd00::7"), Extra: []netip.Prefix{netip.MustParsePrefix("10.0.0.32/28"), netip.MustParsePrefix("fd00::5/128")}, RateIn: 1, RateOut: vm.MaxRateKbit, LinkDown: true, State: vm.NICDetaching}
 	bare := vm.NIC{Network: "lan", Mode: vm.NetworkBridge, MAC: "52:00:00:00:00:02", Model: vm.NICVirtio, State: vm.NICAttaching}
 	v := withNICs(0, bare, full)
 	v.Forwards = []vm.PortForward{
 		{ID: "pf-b", Slot: 7, Protocol: vm.UDP, HostAddress: netip.MustParseAddr("0.0.0.0"), HostPort: 65535, GuestPort: 1},
 		{ID: "pf-a", Slot: 0, Protocol: vm.TCP, HostAddress: netip.MustParseAddr("192.0.2.1"), HostPort: 1, GuestPort: 65535},
+		{ID: "pf-c", Slot: 0, Protocol: vm.TCP, HostAddress: netip.MustParseAddr("2001:db8::1"), HostPort: 1, GuestPort: 9, Ports: 1000},
 	}
 	apply(t, s, vm.Change{NewVM: &v})
 	for _, reason := range []string{"", "the guest is mute", "a,b;c:d", "5:", "0:;0,lan", "new\nline", "a\x00b", "\xff not UTF-8", "名前 😀", strings.Repeat(";", 100_000)} {
@@ -59,7 +60,7 @@ func TestEveryFieldOfANICAndAForwardComesBack(t *testing.T) {
 		t.Errorf("read %+v, %+v; want none", got.NICs, got.Forwards)
 	}
 	var left int
-	must(t, s.reader.Get(&left, `SELECT (SELECT count(*) FROM vm_addresses) + (SELECT count(*) FROM vm_host_ports) + count(nics) + count(forwards) FROM vms`))
+	must(t, s.reader.Get(&left, `SELECT (SELECT count(*) FROM vm_addresses) + (SELECT count(*) FROM vm_host_ports) + (SELECT count(*) FROM vm_extra_addresses) + count(nics) + count(forwards) FROM vms`))
 	if left != 0 {
 		t.Errorf("%d values are left of the NICs and the forwards", left)
 	}
@@ -73,6 +74,7 @@ func TestReadVMsDoNotShareLists(t *testing.T) {
 		v := makeVM(i)
 		for slot := range i {
 			v.NICs = append(v.NICs, makeNIC(slot, "lan", fmt.Sprintf("10.0.%d.%d", i, slot)))
+			v.NICs[slot].Extra = []netip.Prefix{netip.MustParsePrefix("10.0.9.9/32")}
 			v.Forwards = append(v.Forwards, makeForward(fmt.Sprint("pf-", slot), vm.TCP, fmt.Sprintf("127.0.0.1:%d", 100*i+slot+1)))
 		}
 		apply(t, s, vm.Change{NewVM: &v, Learned: []vm.Learned{{VMID: v.ID, Boot: vm.Boot{DHCP: at.Add(time.Duration(i) * time.Second)}}}})
@@ -91,8 +93,8 @@ func TestReadVMsDoNotShareLists(t *testing.T) {
 	}
 	for range 2 { // first from the database, then from the cache
 		v := s.mustVM(t, makeVM(3).ID)
-		v.NICs[0].Network, v.Forwards[0].ID = "changed", "changed"
-		if again := s.mustVM(t, v.ID); again.NICs[0].Network != "lan" || again.Forwards[0].ID != "pf-0" {
+		v.NICs[0].Network, v.Forwards[0].ID, v.NICs[0].Extra[0] = "changed", "changed", netip.Prefix{}
+		if again := s.mustVM(t, v.ID); again.NICs[0].Network != "lan" || again.Forwards[0].ID != "pf-0" || !again.NICs[0].Extra[0].IsValid() {
 			t.Fatalf("a change by one reader is visible to another: %+v, %+v", again.NICs[0], again.Forwards[0])
 		}
 	}
@@ -119,6 +121,8 @@ func TestListsWithInvalidValuesAreNotRecorded(t *testing.T) {
 		"a forward of no protocol":     func(_ *vm.NIC, f *vm.PortForward) { f.Protocol = "" },
 		"a forward of no host port":    func(_ *vm.NIC, f *vm.PortForward) { f.HostPort = 0 },
 		"a forward to an invalid port": func(_ *vm.NIC, f *vm.PortForward) { f.GuestPort = 65536 },
+		"a range past the last port":   func(_ *vm.NIC, f *vm.PortForward) { f.GuestPort, f.Ports = 65535, 2 },
+		"a range that is too long":     func(_ *vm.NIC, f *vm.PortForward) { f.Ports = vm.MaxPorts + 1 },
 		"a forward of no host address": func(_ *vm.NIC, f *vm.PortForward) { f.HostAddress = netip.Addr{} },
 	} {
 		bad := s.mustVM(t, good.ID)

@@ -43,10 +43,10 @@ type HostNetwork interface {
 	// Declined returns the addresses of a network that guests have declined a short time ago,
 	// because another machine uses them.
 	Declined(networkName string) []netip.Addr
-	// CheckHostPort returns nil if f can listen on its host port. It fails with [CodeInUse] if
-	// a program of the host uses the port, and with [CodeInvalid] if the host does not have the
-	// address.
-	CheckHostPort(ctx context.Context, f PortForward) error
+	// CheckHostPorts returns nil if f can listen on its host ports. It fails with [CodeInUse] if
+	// a program of the host uses one of them, and with [CodeInvalid] if the host does not have
+	// the address.
+	CheckHostPorts(ctx context.Context, f PortForward) error
 	// Probe returns nil if a TCP port of the guest of v accepts a connection. It fails with
 	// [CodeInvalid] if the host can never reach the port.
 	Probe(ctx context.Context, v VM, port int) error

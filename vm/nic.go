@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"time"
@@ -37,18 +38,29 @@ const (
 
 // A NIC is the record of one network card. It is a part of the record of its VM.
 type NIC struct {
-	Slot     int // 0 to MaxNICs-1; determines the PCI address and never changes
-	Network  string
-	Mode     NetworkMode // the mode of the network, which never changes
-	MAC      string      // six octets with colons, in lower case
-	Model    NICModel
-	IP       netip.Addr // assigned address; zero with mode bridge
-	IPv6     netip.Addr // assigned address; zero without IPv6
-	RateIn   int        // limit of traffic to the guest, in kbit/s; 0: no limit
-	RateOut  int        // limit of traffic from the guest, in kbit/s; 0: no limit
-	LinkDown bool       // the guest sees no carrier
+	Slot    int // 0 to MaxNICs-1; determines the PCI address and never changes
+	Network string
+	Mode    NetworkMode // the mode of the network, which never changes
+	MAC     string      // six octets with colons, in lower case
+	Model   NICModel
+	IP      netip.Addr // assigned address; zero with mode bridge
+	IPv6    netip.Addr // assigned address; zero without IPv6
+	// Extra holds addresses that the guest may use besides the assigned ones, on networks that
+	// vmand assigns addresses on. Several NICs may have the same one: it moves between their guests
+	// (VRRP). No other NIC is assigned one of them.
+	Extra    []netip.Prefix
+	RateIn   int  // limit of traffic to the guest, in kbit/s; 0: no limit
+	RateOut  int  // limit of traffic from the guest, in kbit/s; 0: no limit
+	LinkDown bool // the guest sees no carrier
 	State    NICState
 	Reason   string // free text, set while State is detaching; may be empty
+}
+
+// Equal reports whether n and o are the same record.
+func (n NIC) Equal(o NIC) bool {
+	same := slices.Equal(n.Extra, o.Extra)
+	n.Extra, o.Extra = nil, nil
+	return same && reflect.DeepEqual(n, o)
 }
 
 // MACOf returns the default MAC address of the NIC in a slot of the VM with the given UUID: the
@@ -124,6 +136,7 @@ type NewNIC struct {
 	Model           NICModel   // empty: virtio
 	RateIn, RateOut int        // kbit/s, 0: no limit
 	LinkDown        bool
+	Extra           []netip.Prefix
 }
 
 // NICEdits are the settings of a NIC that can change in any state. A nil field keeps the
@@ -131,13 +144,16 @@ type NewNIC struct {
 type NICEdits struct {
 	RateIn, RateOut *int // kbit/s, 0: no limit
 	LinkDown        *bool
+	Extra           *[]netip.Prefix
 }
 
-// Apply copies the fields of e to n without checking them; see [NIC.CheckRates].
+// Apply copies the fields of e to n without checking them; see [NIC.CheckRates] and
+// [Network.CheckExtraAddresses].
 func (e NICEdits) Apply(n *NIC) {
 	set(&n.RateIn, e.RateIn)
 	set(&n.RateOut, e.RateOut)
 	set(&n.LinkDown, e.LinkDown)
+	set(&n.Extra, e.Extra)
 }
 
 // SettleNICs returns the NICs that a VM really has, given its recorded NICs and an observation

@@ -36,6 +36,9 @@ type Reader interface {
 	Networks(ctx context.Context, p Page) ([]Network, error)
 	// Leases returns the addresses on a network and their holders, in order of address.
 	Leases(ctx context.Context, network string) ([]Lease, error)
+	// ReservedIPs returns the number of addresses from first to last that no NIC on the network has,
+	// and that belong to the extra addresses of a NIC.
+	ReservedIPs(ctx context.Context, network string, first, last netip.Addr) (int, error)
 	// FreeIP returns the lowest address from first to last that is neither recorded for a
 	// NIC on the network nor in except, or a [Fault] of code [CodeAddressesExhausted].
 	FreeIP(ctx context.Context, network string, first, last netip.Addr, except []netip.Addr) (netip.Addr, error)

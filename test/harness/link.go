@@ -61,6 +61,18 @@ func (n *Namespace) AddRoute(destination, gateway string) {
 	})
 }
 
+// DeleteRoute deletes a route.
+func (n *Namespace) DeleteRoute(destination, gateway string) {
+	n.T.Helper()
+	n.Must("delete a route", func() error {
+		_, dst, err := net.ParseCIDR(destination)
+		if err != nil {
+			return err
+		}
+		return netlink.RouteDel(&netlink.Route{Dst: dst, Gw: net.ParseIP(gateway)})
+	})
+}
+
 // AddBridge creates a bridge and brings it up.
 func (n *Namespace) AddBridge(name string) {
 	n.T.Helper()

@@ -353,6 +353,26 @@ func TestDaemonOfAnOrdinaryUser(t *testing.T) {
 	}
 }
 
+// TestUserModeStartsWithoutADefaultRoute starts a VM on a host that has no default route, and gets
+// one later.
+func TestUserModeStartsWithoutADefaultRoute(t *testing.T) {
+	l := harness.NewLab(t)
+	l.Host.DeleteRoute("0.0.0.0/0", harness.OutsideAddress)
+	d := l.StartDaemon(t, "VMAN_NETWORK_MODE=user")
+	d.CreateVM("a")
+	body := map[string]any{"host_port": 8080, "guest_port": 80, "ports": 10}
+	d.Call("POST", "/vms/a/port_forwards", body).Want(201)
+	d.Action("a", "start")
+	a := d.Shell("a")
+	if got := l.Other.WaitHTTP(harness.HostAddress + ":8080"); !strings.HasSuffix(got, " sees "+harness.OtherAddress) {
+		t.Errorf("the guest answers another host with %q", got)
+	}
+	a.Reaches(harness.OutsideAddress)
+	a.StartUnreachable(harness.FarAddress)()
+	l.Host.AddRoute("", harness.OutsideAddress)
+	a.Reaches(harness.FarAddress)
+}
+
 // assertUserNetworkWorks fails the test unless VM a, which has just been started on a
 // user-mode network, can be reached through its port forward and can reach other hosts.
 func assertUserNetworkWorks(l *harness.Lab, d *harness.Daemon) {

@@ -211,4 +211,96 @@ func TestIPv6(t *testing.T) {
 	if got := shells[0].Run("nslookup %s", ipB); !strings.Contains(got, "b.six.internal") {
 		t.Errorf("the PTR record of %s is %q, want b.six.internal", ipB, got)
 	}
+	forwardsOfARangeLead(t, l, d, shells[0], shells[1])
+}
+
+// forwardsOfARangeLead forwards three ports of both families to guest a, the second of which to its
+// port 80.
+func forwardsOfARangeLead(t *testing.T, l *harness.Lab, d *harness.Daemon, a, b *harness.Shell) {
+	t.Helper()
+	var ids []string
+	for _, address := range []string{"0.0.0.0", "::"} {
+		body := map[string]any{"host_address": address, "host_port": 8000, "guest_port": 79, "ports": 3}
+		f := harness.As[openapi.PortForward](d.Call("POST", "/vms/a/port_forwards", body).Want(201))
+		if f.Ports != 3 || f.HostAddress != address {
+			t.Errorf("the port forward is %+v", f)
+		}
+		ids = append(ids, f.ID)
+	}
+	const host6 = "[2001:db8::1]"
+	for host, source := range map[string]string{harness.HostAddress: harness.OtherAddress, host6: "2001:db8::3"} {
+		if got := l.Other.WaitHTTP(host + ":8001"); got != "a sees "+source {
+			t.Errorf("guest a answers another host at %s with %q", host, got)
+		}
+		if got := l.Host.WaitHTTP(host + ":8001"); !strings.HasPrefix(got, "a sees ") {
+			t.Errorf("the host connects to %s and gets %q", host, got)
+		}
+		for _, s := range []*harness.Shell{a, b} { // hairpin
+			if got := s.Reaches(host + ":8001"); !strings.HasPrefix(got, "a sees ") {
+				t.Errorf("guest %s gets %q through %s", s.VM, got, host)
+			}
+		}
+		if conn, err := l.Other.Dial(host + ":8000"); err == nil {
+			conn.Close()
+			t.Errorf("port 8000 of %s leads to a port of the guest without a server", host)
+		}
+	}
+	for _, id := range ids {
+		d.Call("DELETE", "/vms/a/port_forwards/"+id, nil).Want(204)
+	}
+	for _, host := range []string{harness.HostAddress, host6} {
+		if conn, err := l.Other.Dial(host + ":8001"); err == nil {
+			conn.Close()
+			t.Errorf("a deleted port forward of %s is open", host)
+		}
+	}
+}
+
+// TestExtraAddressMovesBetweenGuests gives two guests the same extra address, as VRRP does.
+func TestExtraAddressMovesBetweenGuests(t *testing.T) {
+	l := harness.NewLab(t)
+	d := l.StartDaemon(t)
+	const extra = "192.168.100.200"
+	d.CreateVM("a")
+	d.CreateVMWith("b", map[string]any{"nics": []any{map[string]any{"extra_addresses": []string{extra}}}})
+	shells := d.StartAll("a", "b")
+	a, b := shells[0], shells[1]
+	get := func(s *harness.Shell) string {
+		out, _, _ := s.Try("", "timeout 2 wget -q -O - http://"+extra+"/ 2>&1")
+		return strings.TrimSpace(out)
+	}
+	a.Run("ip addr add %s/32 dev eth0", extra)
+	if got := get(b); strings.Contains(got, "sees") {
+		t.Errorf("guest a uses the address without a permission: b gets %q", got)
+	}
+	n := harness.As[openapi.NIC](d.Call("PATCH", "/vms/a/nics/0", map[string]any{"extra_addresses": []string{extra}}).Want(200))
+	if !slices.Equal(n.ExtraAddresses, []string{extra + "/32"}) {
+		t.Errorf("the NIC is %+v", n)
+	}
+	reaches := func(s *harness.Shell, want string) {
+		t.Helper()
+		harness.Eventually(t, 20*time.Second, "guest "+want+" to answer guest "+s.VM+" at "+extra, func() error {
+			if got := get(s); !strings.HasPrefix(got, want+" sees ") {
+				return fmt.Errorf("got %q", got)
+			}
+			return nil
+		})
+	}
+	reaches(b, "a")
+	if got := l.Host.WaitHTTP(extra + ":80"); !strings.HasPrefix(got, "a sees ") {
+		t.Errorf("the host gets %q", got)
+	}
+	// The address moves, and keeps working without the daemon.
+	a.Run("ip addr del %s/32 dev eth0", extra)
+	b.Run("ip addr add %s/32 dev eth0", extra)
+	d.Kill()
+	reaches(a, "b")
+	d.Start()
+	d.Call("PATCH", "/vms/b/nics/0", map[string]any{"extra_addresses": []string{*d.VM("a").LocalIP}}).Problem(409, "in-use")
+	d.Call("POST", "/vms/b/nics", map[string]any{"ip": extra}).Problem(409, "in-use")
+	d.Call("PATCH", "/vms/b/nics/0", map[string]any{"extra_addresses": []string{}}).Want(200)
+	a.Run("ip neigh flush dev eth0")
+	if got := get(a); strings.Contains(got, "sees") {
+		t.Errorf("guest b uses the address after its removal: a gets %q", got)
+	}
 }

@@ -143,9 +143,9 @@ func (n *Network) Disconnect(ctx context.Context, id string) error {
 	return n.do(ctx, "Disconnect", id)
 }
 
-// CheckHostPort only records the call.
-func (n *Network) CheckHostPort(ctx context.Context, f vm.PortForward) error {
-	return n.do(ctx, "CheckHostPort", f.HostAddress.String())
+// CheckHostPorts only records the call.
+func (n *Network) CheckHostPorts(ctx context.Context, f vm.PortForward) error {
+	return n.do(ctx, "CheckHostPorts", f.HostAddress.String())
 }
 
 // Probe only records the call.

@@ -1,0 +1,17 @@
+-- How many consecutive host ports a forward has, from host_port on. An index cannot express
+-- that two ranges overlap: the store checks that before it writes a row.
+ALTER TABLE vm_host_ports ADD COLUMN ports INTEGER NOT NULL DEFAULT 1 CHECK (ports BETWEEN 1 AND 1000);
+
+-- The IPv4 addresses that belong to the extra addresses of a NIC: with one of them, another NIC
+-- would have an IPv4 or IPv6 address among the extra ones. The store checks that none is
+-- assigned to another NIC. Ranges of several NICs may overlap.
+CREATE TABLE vm_extra_addresses (
+	vm_id    TEXT    NOT NULL REFERENCES vms (id) ON DELETE CASCADE,
+	slot     INTEGER NOT NULL,
+	network  TEXT    NOT NULL REFERENCES networks (name) ON DELETE RESTRICT,
+	first_ip INTEGER NOT NULL,
+	last_ip  INTEGER NOT NULL CHECK (last_ip >= first_ip),
+	PRIMARY KEY (vm_id, slot, first_ip, last_ip)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX vm_extra_addresses_ip ON vm_extra_addresses (network, first_ip, last_ip);
