@@ -42,6 +42,7 @@ func (s *VMs) Why(ctx context.Context, id string) (vm.Why, error) {
 	if w.Flight, err = s.driver.Flight(ctx, id); err != nil {
 		return vm.Why{}, err
 	}
+	w.Blocked = s.network.Blocked(ctx, v)
 	w.Words = w.Explain()
 	return w, nil
 }

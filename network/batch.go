@@ -18,7 +18,8 @@ import (
 const (
 	// elementsPerMessage keeps a message below the 64 KiB limit of its attributes.
 	elementsPerMessage = 256
-	// meterTimeout is how long a meter remembers a tap that sends nothing.
+	// meterTimeout is how long a meter remembers a tap that sends nothing, and how long a stray
+	// address is known.
 	meterTimeout = time.Minute
 	// meterSize is the capacity of a meter: 16 bridges with 1024 ports each. A tap
 	// beyond it is not limited.

@@ -101,7 +101,18 @@ func TestGuestsSendFromExtraAddresses(t *testing.T) {
 		}
 	}
 	sendAll(t, a, b, extraFrames(false), accepted(a))
+	blocked := n.Blocked(t.Context(), va)
+	if len(blocked) != 2 || !slices.Contains(blocked, vm.BlockedAddress{IP: addr("192.168.100.200")}) ||
+		!slices.Contains(blocked, vm.BlockedAddress{IP: addr("fd00:64::5:5")}) {
+		t.Errorf("blocked addresses %v", blocked)
+	}
+	if got := n.Blocked(t.Context(), vb); len(got) != 0 {
+		t.Errorf("blocked addresses of the other VM %v", got)
+	}
 	update(withExtras(va))
+	if got := n.Blocked(t.Context(), withExtras(va)); len(got) != 0 {
+		t.Errorf("blocked addresses that are permitted now: %v", got)
+	}
 	sendAll(t, a, b, extraFrames(true), accepted(a))
 	sendAll(t, a, b, assignedFrames, accepted(a))
 	sendAll(t, b, a, extraFrames(false), accepted(b))

@@ -42,6 +42,8 @@ const (
 	setRates     = "rates"     // interface: the chain that limits the sending rate of a guest
 	setHairpins  = "hairpins"  // interface . interface: a tap in hairpin mode and itself
 	setStorms    = "storms"    // interface: filled by the kernel; recent broadcasts and multicasts of each tap
+	setStrays    = "strays"    // interface: filled by the kernel; an IPv4 address that a guest used without a permission
+	setStrays6   = "strays6"   // the same as strays for IPv6
 )
 
 // A setSpec describes a set or a map.
@@ -81,6 +83,8 @@ func setSpecs() []setSpec {
 		{table: bridgeTable, name: setRates, key: of{ifn}, data: of{nftables.TypeVerdict}},
 		{table: bridgeTable, name: setHairpins, key: of{ifn, ifn}},
 		{table: bridgeTable, name: setStorms, key: of{ifn}, meter: true},
+		{table: bridgeTable, name: setStrays, key: of{ifn}, data: of{ip}, meter: true},
+		{table: bridgeTable, name: setStrays6, key: of{ifn}, data: of{ip6}, meter: true},
 	}
 }
 
@@ -227,6 +231,17 @@ func stormRule() ruleSpec {
 	return ruleSpec{"broadcast storms", all(toGroup, iifname(), load(meter), drop())}
 }
 
+// note records the address after the interface name in the registers for that interface, unless
+// the map has one that is younger than meterTimeout. It is for [Networks.Blocked].
+func note(strays string) match {
+	return load(&expr.Dynset{
+		SrcRegKey:  reg,
+		SrcRegData: regAfter,
+		SetName:    strays,
+		Operation:  unix.NFT_DYNSET_OP_ADD,
+	})
+}
+
 // portTo loads the protocol and the destination port into registers.
 func portTo(proto, port uint32) match {
 	return all(load(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: proto}), transportField(2, 2, port))
@@ -331,6 +346,7 @@ func arpChain() chainSpec {
 		ruleSpec{"the guest's address", all(own, iifname(), netField(14, 4, regAfter), in(setIPs), accept())},
 		ruleSpec{"the guest's extra addresses", all(own, iifname(), netField(14, 4, regAfter), in(setExtras), accept())},
 		ruleSpec{"address probes", all(own, probe, accept())},
+		ruleSpec{"an address that is not the guest's", all(own, iifname(), netField(14, 4, regAfter), note(setStrays))},
 		ruleSpec{"everything else", drop()},
 	)
 }
@@ -344,6 +360,9 @@ func ipv4Chain() chainSpec {
 		ruleSpec{"the guest's address", all(iifname(), netField(12, 4, regAfter), in(setIPs), accept())},
 		ruleSpec{"the guest's extra addresses", all(iifname(), netField(12, 4, regAfter), in(setExtras), accept())},
 		ruleSpec{"DHCP requests", all(unspecifiedToAll, dhcpPorts, accept())},
+		ruleSpec{"an address that is not the guest's", all(
+			netField(12, 4, reg), differs(0, 0, 0, 0), iifname(), netField(12, 4, regAfter), note(setStrays),
+		)},
 		ruleSpec{"everything else", drop()},
 	)
 }
@@ -365,6 +384,9 @@ func ipv6Chain() chainSpec {
 		ruleSpec{"link-local addresses", all(linkLocal, goTo("whole"))},
 		ruleSpec{"the guest's address", all(iifname(), netField(8, 16, regAfter), in(setIPs6), goTo("whole"))},
 		ruleSpec{"the guest's extra addresses", all(iifname(), netField(8, 16, regAfter), in(setExtras6), goTo("whole"))},
+		ruleSpec{"an address that is not the guest's", all(
+			source, differs(make([]byte, 16)...), iifname(), netField(8, 16, regAfter), note(setStrays6),
+		)},
 		ruleSpec{"everything else", drop()},
 	)
 }
@@ -380,6 +402,7 @@ func targetChain() chainSpec {
 		ruleSpec{"link-local addresses", all(linkLocal, leaveChain())},
 		ruleSpec{"the guest's address", all(target, in(setIPs6), leaveChain())},
 		ruleSpec{"the guest's extra addresses", all(target, in(setExtras6), leaveChain())},
+		ruleSpec{"an address that is not the guest's", all(target, note(setStrays6))},
 		ruleSpec{"everything else", drop()},
 	)
 }

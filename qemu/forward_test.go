@@ -30,6 +30,26 @@ func freePorts(t *testing.T, n int) []int {
 	return ports
 }
 
+// freeRange returns the first of n consecutive TCP ports on which no program listens. They are below
+// those that the kernel chooses for clients.
+func freeRange(t *testing.T, n int) int {
+	t.Helper()
+	for first := 20000; first < 32000; first += n {
+		free := true
+		for port := first; free && port < first+n; port++ {
+			l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+			if free = err == nil; free {
+				l.Close()
+			}
+		}
+		if free {
+			return first
+		}
+	}
+	t.Fatalf("no %d consecutive ports are free", n)
+	return 0
+}
+
 // listens reports whether a program listens on a port.
 func listens(port int) bool {
 	c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
@@ -43,7 +63,7 @@ func listens(port int) bool {
 func TestPortRangesAreForwardedPortByPort(t *testing.T) {
 	h := newHost(t)
 	s := h.create("web", guestDeaf)
-	first := freePorts(t, 1)[0]%30000 + 20000
+	first := freeRange(t, 5)
 	one := forwardTo(first, 80)
 	one.Ports = 3
 	s.Ports[0].Forwards = []vm.PortForward{one}
@@ -66,6 +86,12 @@ func TestPortRangesAreForwardedPortByPort(t *testing.T) {
 	check("longer", 0, 1, 2, 3, 4, 80, 81, 82, 83, 84)
 	must(t, h.SetForwards(t.Context(), "web", 0, []vm.PortForward{longer}, nil))
 	check("removed")
+	most := forwardTo(freeRange(t, vm.MaxUserPorts), 80)
+	most.Ports = vm.MaxUserPorts
+	must(t, h.SetForwards(t.Context(), "web", 0, nil, []vm.PortForward{most}))
+	if present, _ := parseForwards(h.human("web", "info usernet"), nicNetdev(0)); len(present) != vm.MaxUserPorts {
+		t.Errorf("QEMU forwards %d ports, want %d", len(present), vm.MaxUserPorts)
+	}
 }
 
 func TestForwardsChangeWhileTheVMRuns(t *testing.T) {

@@ -47,6 +47,9 @@ type HostNetwork interface {
 	// a program of the host uses one of them, and with [CodeInvalid] if the host does not have
 	// the address.
 	CheckHostPorts(ctx context.Context, f PortForward) error
+	// Blocked returns addresses that the guest of v used without a permission within about the last
+	// minute, at most one of each NIC and family.
+	Blocked(ctx context.Context, v VM) []BlockedAddress
 	// Probe returns nil if a TCP port of the guest of v accepts a connection. It fails with
 	// [CodeInvalid] if the host can never reach the port.
 	Probe(ctx context.Context, v VM, port int) error
@@ -55,6 +58,12 @@ type HostNetwork interface {
 	Reconcile(ctx context.Context, w Wanted, repair bool) (NetworkSurvey, error)
 	// Status returns the state of n on the host. Fields that it cannot observe are empty.
 	Status(ctx context.Context, n Network) NetworkStatus
+}
+
+// A BlockedAddress is an address that the guest of a NIC may not use. Packets from it are dropped.
+type BlockedAddress struct {
+	Slot int
+	IP   netip.Addr
 }
 
 // Wanted is the recorded state that the networks of the host must match.

@@ -16,6 +16,7 @@ type Why struct {
 	Operations []Operation // the last ten
 	Events     []Event     // the last twenty of the VM, without very old ones
 	Flight     Flight
+	Blocked    []BlockedAddress
 	Words      []string // the result of [Why.Explain]
 }
 
@@ -74,6 +75,10 @@ func (w Why) explainDevices() []string {
 		case n.LinkDown:
 			add("The link of its NIC %d is down.", n.Slot)
 		}
+	}
+	for _, b := range w.Blocked {
+		add("The guest uses %s on its NIC %d, which is none of the NIC's addresses, so its packets are dropped. "+
+			"If it may use the address, add it to the extra_addresses of the NIC.", b.IP, b.Slot)
 	}
 	return words
 }

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -53,6 +54,7 @@ func TestExplain(t *testing.T) {
 			"devices", Why{
 				Recorded: paused,
 				Agrees:   true,
+				Blocked:  []BlockedAddress{{Slot: 2, IP: netip.MustParseAddr("10.0.0.9")}},
 				Seen: Observation{
 					PID: 7, Status: "io-error", Trouble: "no space left",
 					Plugged: []string{}, NICs: []int{0, 2},
@@ -69,6 +71,8 @@ func TestExplain(t *testing.T) {
 				"Its NIC 0 is detaching.",
 				"Its NIC 1 is recorded, but QEMU does not have it.",
 				"The link of its NIC 2 is down.",
+				"The guest uses 10.0.0.9 on its NIC 2, which is none of the NIC's addresses, so its packets are dropped. " +
+					"If it may use the address, add it to the extra_addresses of the NIC.",
 				"Its desired state is running, its restart policy is always, and it has had 2 consecutive automatic restarts.",
 				"The next automatic restart is due at 2023-11-14T22:13:20.000Z.",
 			},

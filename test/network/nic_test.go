@@ -273,6 +273,9 @@ func TestExtraAddressMovesBetweenGuests(t *testing.T) {
 	if got := get(b); strings.Contains(got, "sees") {
 		t.Errorf("guest a uses the address without a permission: b gets %q", got)
 	}
+	if why := d.Call("GET", "/vms/a/why", nil).Want(200); !strings.Contains(string(why.Body), "uses "+extra+" on its NIC 0") {
+		t.Errorf("the reason is not explained: %s", why.Body)
+	}
 	n := harness.As[openapi.NIC](d.Call("PATCH", "/vms/a/nics/0", map[string]any{"extra_addresses": []string{extra}}).Want(200))
 	if !slices.Equal(n.ExtraAddresses, []string{extra + "/32"}) {
 		t.Errorf("the NIC is %+v", n)

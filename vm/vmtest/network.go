@@ -148,6 +148,9 @@ func (n *Network) CheckHostPorts(ctx context.Context, f vm.PortForward) error {
 	return n.do(ctx, "CheckHostPorts", f.HostAddress.String())
 }
 
+// Blocked returns nothing.
+func (n *Network) Blocked(context.Context, vm.VM) []vm.BlockedAddress { return nil }
+
 // Probe only records the call.
 func (n *Network) Probe(ctx context.Context, v vm.VM, port int) error {
 	return n.do(ctx, "Probe", v.ID)
