@@ -41,6 +41,12 @@ func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkReque
 		VLAN:       value(b.VLANID),
 		IsolateVMs: value(b.IsolateVMs),
 		Restrict:   value(b.Restrict),
+
+		SearchDomains: value(b.SearchDomains),
+		DHCPOptions:   value(p.dhcpOptions("/dhcp_options", b.DHCPOptions)),
+		PXE:           value(p.pxe("/pxe", b.PXE)),
+		DNSRecords:    value(dnsRecords(b.DNSRecords)),
+		DNSForwarders: value(p.forwarders("/dns_forwarders", b.DNSForwarders)),
 	}
 	if err := p.err(); err != nil {
 		return nil, err
@@ -96,6 +102,12 @@ func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkReque
 		IsolateVMs: b.IsolateVMs,
 		Restrict:   b.Restrict,
 		Force:      value(b.Force),
+
+		SearchDomains: b.SearchDomains,
+		DHCPOptions:   p.dhcpOptions("/dhcp_options", b.DHCPOptions),
+		PXE:           p.pxe("/pxe", b.PXE),
+		DNSRecords:    dnsRecords(b.DNSRecords),
+		DNSForwarders: p.forwarders("/dns_forwarders", b.DNSForwarders),
 	}
 	if v6 := b.IPv6Subnet; v6 != nil && *v6 == "" {
 		e.IPv6 = &netip.Prefix{}
@@ -153,6 +165,12 @@ func apiNetwork(n *vm.Network) *openapi.Network {
 		UpdatedAt:  openapi.Time{Time: n.UpdatedAt},
 		Subnet:     optionalPrefix(n.Subnet),
 		IPv6Subnet: optionalPrefix(n.IPv6),
+
+		SearchDomains: append([]string{}, n.SearchDomains...),
+		DHCPOptions:   apiDHCPOptions(n.DHCPOptions),
+		PXE:           apiPXE(n.PXE),
+		DNSRecords:    apiDNSRecords(n.DNSRecords),
+		DNSForwarders: apiForwarders(n.DNSForwarders),
 	}
 	if n.MTU == 0 {
 		out.MTU = usualMTU
@@ -189,6 +207,12 @@ func apiNetworkDetails(r *vm.NetworkReport) *openapi.NetworkDetails {
 		Leases:     make([]openapi.Lease, len(r.Leases)),
 		DNSLimited: r.Status.DNSLimited,
 		Problems:   make([]openapi.NetworkProblem, len(r.Status.Problems)),
+
+		SearchDomains: n.SearchDomains,
+		DHCPOptions:   n.DHCPOptions,
+		PXE:           n.PXE,
+		DNSRecords:    n.DNSRecords,
+		DNSForwarders: n.DNSForwarders,
 	}
 	if r.Free >= 0 {
 		out.FreeAddresses = &r.Free
