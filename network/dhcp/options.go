@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 
@@ -32,16 +33,20 @@ func searchList4(domains []string, size int) []byte {
 // addFree adds the options of a network that m requests, or that are always sent. Those that
 // vmand has set stay.
 func addFree(r, m *dhcpv4.DHCPv4, nw vm.Network) {
-	requested := m.ParameterRequestList()
 	for _, o := range nw.DHCPOptions {
 		code := dhcpv4.GenericOptionCode(o.Code)
-		if !o.Always && !requested.Has(code) || r.Options.Has(code) {
+		if !o.Always && !isRequested(m, code) || r.Options.Has(code) {
 			continue
 		}
 		if value, err := o.Encode(); err == nil {
 			r.UpdateOption(dhcpv4.OptGeneric(code, value))
 		}
 	}
+}
+
+// isRequested reports whether m requests an option.
+func isRequested(m *dhcpv4.DHCPv4, code dhcpv4.OptionCode) bool {
+	return bytes.IndexByte(m.Options.Get(dhcpv4.OptionParameterRequestList), code.Code()) >= 0
 }
 
 // The classes of clients that boot from the network (option 60).
@@ -57,7 +62,7 @@ func addBoot(r, m *dhcpv4.DHCPv4, nw vm.Network) {
 		types = append(types, uint16(t))
 	}
 	file := nw.PXE.For(types...)
-	class, requested := m.ClassIdentifier(), m.ParameterRequestList()
+	class := m.ClassIdentifier()
 	switch {
 	case strings.HasPrefix(class, httpClient):
 		if file.HTTPBootURL != "" {
@@ -66,8 +71,8 @@ func addBoot(r, m *dhcpv4.DHCPv4, nw vm.Network) {
 		}
 	case file.Filename == "":
 	case strings.HasPrefix(class, pxeClient),
-		requested.Has(dhcpv4.OptionBootfileName),
-		requested.Has(dhcpv4.OptionTFTPServerName):
+		isRequested(m, dhcpv4.OptionBootfileName),
+		isRequested(m, dhcpv4.OptionTFTPServerName):
 		if file.NextServer.IsValid() {
 			r.ServerIPAddr = file.NextServer.AsSlice()
 			r.UpdateOption(dhcpv4.OptTFTPServerName(file.NextServer.String()))
