@@ -15,12 +15,17 @@ const maxText = 255
 
 // records are the explicit records of a network. They never change.
 type records struct {
-	sets  map[string][]dns.RR // by owner, in lower case and with a final dot; "*" is a label of wildcards
+	sets  map[string][]dns.RR // by owner, in lower case and with a final dot
+	below map[string][]dns.RR // the sets of wildcards, by the name below which they stand for all names
 	nodes map[string]bool     // the domain, the owners without wildcards, and the names above all owners
 }
 
 func newRecords(nw vm.Network) records {
-	t := records{sets: map[string][]dns.RR{}, nodes: map[string]bool{dns.CanonicalName(nw.Domain): true}}
+	t := records{
+		sets:  map[string][]dns.RR{},
+		below: map[string][]dns.RR{},
+		nodes: map[string]bool{dns.CanonicalName(nw.Domain): true},
+	}
 	for _, r := range nw.DNSRecords {
 		rr := recordOf(nw, r)
 		if rr == nil {
@@ -28,7 +33,11 @@ func newRecords(nw vm.Network) records {
 		}
 		owner := rr.Header().Name
 		t.sets[owner] = append(t.sets[owner], rr)
-		for name := strings.TrimPrefix(owner, "*."); name != "" && name != "."; {
+		name, isWildcard := strings.CutPrefix(owner, "*.")
+		if isWildcard {
+			t.below[name] = t.sets[owner]
+		}
+		for name != "" {
 			t.nodes[name] = true
 			_, name, _ = strings.Cut(name, ".")
 		}
@@ -75,15 +84,14 @@ func recordOf(nw vm.Network, r vm.DNSRecord) dns.RR {
 // itself (RFC 4592, section 3.3.1): that of the closest name above which exists. It is nil if
 // there is none.
 func (t records) wildcard(name string) []dns.RR {
-	for name != "" {
-		_, parent, _ := strings.Cut(name, ".")
-		if set := t.sets["*."+parent]; set != nil {
+	for name != "" && len(t.below) > 0 {
+		_, name, _ = strings.Cut(name, ".")
+		if set := t.below[name]; set != nil {
 			return set
 		}
-		if t.nodes[parent] {
+		if t.nodes[name] {
 			return nil
 		}
-		name = parent
 	}
 	return nil
 }
