@@ -14,7 +14,7 @@ type fileServer struct {
 	files map[string][]byte
 
 	mu       sync.Mutex
-	requests map[string]int // by path
+	requests map[string]int // by path and query
 }
 
 // serveFiles starts an HTTP server at an address of a namespace. It ends with the test.
@@ -35,7 +35,7 @@ func serveFiles(t *testing.T, n *harness.Namespace, address string, files map[st
 func (s *fileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	if r.Method == http.MethodGet {
-		s.requests[r.URL.Path]++
+		s.requests[r.URL.RequestURI()]++
 	}
 	s.mu.Unlock()
 	content, ok := s.files[r.URL.Path]
@@ -46,7 +46,7 @@ func (s *fileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Write(content)
 }
 
-// count returns the number of requests for a path so far.
+// count returns the number of requests for a path with its query so far.
 func (s *fileServer) count(path string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
