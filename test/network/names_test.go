@@ -27,19 +27,21 @@ const bootProgram = "\xfa\xfc\x31\xc0\x8e\xd8\xbe\x17\x7c\xba\xf8\x03" + // mov 
 func TestNetworkBoot(t *testing.T) {
 	l := harness.NewLab(t)
 	d := l.StartDaemon(t)
-	files := serveFiles(t, l.Host, "192.168.100.1:8080", map[string][]byte{
-		"/boot.ipxe":  []byte("#!ipxe\nchain http://192.168.100.1:8080/program?guest=${net0/ip}\n"),
+	// iPXE tries IPv6 too before it loads a file, for 13 s if no router answers (measured).
+	d.CreateNetwork("boot", "nat", "192.168.101.0/24", map[string]any{"ipv6_subnet": "fd00:101::/64"})
+	files := serveFiles(t, l.Host, "192.168.101.1:8080", map[string][]byte{
+		"/boot.ipxe":  []byte("#!ipxe\nchain http://192.168.101.1:8080/program?guest=${net0/ip}\n"),
 		"/program":    []byte(bootProgram),
-		"/other.ipxe": []byte("#!ipxe\nimgfetch http://192.168.100.1:8080/program?guest=other\nexit\n"),
+		"/other.ipxe": []byte("#!ipxe\nimgfetch http://192.168.101.1:8080/program?guest=other\nexit\n"),
 	})
 	pxe := func(filename string) {
 		t.Helper()
-		d.Call("PATCH", "/networks/vman0", map[string]any{
-			"pxe": map[string]any{"filename": "http://192.168.100.1:8080" + filename},
+		d.Call("PATCH", "/networks/boot", map[string]any{
+			"pxe": map[string]any{"filename": "http://192.168.101.1:8080" + filename},
 		}).Want(200)
 	}
 	pxe("/boot.ipxe")
-	v := d.CreateVMWith("a", map[string]any{"boot_device": "network"})
+	v := d.CreateVMWith("a", map[string]any{"boot_device": "network", "nics": harness.OnNetworks("boot")["nics"]})
 	if v.BootDevice != openapi.BootDeviceNetwork {
 		t.Fatalf("the boot device is %q, want network", v.BootDevice)
 	}
