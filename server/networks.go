@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -50,6 +51,11 @@ func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkReque
 	}
 	if err := p.err(); err != nil {
 		return nil, err
+	}
+	if len(n.DNSForwarders) > 0 {
+		if err := permitForwarders(ctx); err != nil {
+			return nil, err
+		}
 	}
 	n, err := s.Networks.Create(ctx, n)
 	if err != nil {
@@ -117,6 +123,11 @@ func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkReque
 	if err := p.err(); err != nil {
 		return nil, err
 	}
+	if e.DNSForwarders != nil {
+		if err := permitForwarders(ctx); err != nil {
+			return nil, err
+		}
+	}
 	n, err := s.Networks.Update(ctx, r.Name, e, match)
 	if err != nil {
 		return nil, err
@@ -134,6 +145,17 @@ func (s *Server) DeleteNetwork(ctx context.Context, r openapi.DeleteNetworkReque
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil
+}
+
+// permitForwarders returns a fault if the caller must not set the forwarders of a network. The
+// host sends queries to any address in them, also to servers that only the host reaches.
+func permitForwarders(ctx context.Context) error {
+	err := permit(vm.CallerOf(ctx), vm.RoleAdmin)
+	var f *vm.Fault
+	if errors.As(err, &f) {
+		f.Detail = "dns_forwarders needs the role " + string(vm.RoleAdmin)
+	}
+	return err
 }
 
 // networkAnswer returns the answer 200 with the configuration of a network.

@@ -144,6 +144,41 @@ func TestNamesOfANetwork(t *testing.T) {
 	same("after refused changes", a.want(t, 200, "GET", "/networks/lab", ""), none)
 }
 
+// TestForwardersNeedTheRoleAdmin checks that an operator cannot make the host send queries to a
+// server of the operator's choice.
+func TestForwardersNeedTheRoleAdmin(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	const forwarders = `"dns_forwarders":[{"domain":"corp","servers":["127.0.0.1"]}]`
+	a.want(t, 201, "POST", "/networks", `{"name":"lab","mode":"nat",`+forwarders+`}`)
+	secret, hash := NewToken()
+	if err := a.store.PutToken(t.Context(), vm.Token{Name: "op", Role: vm.RoleOperator, Hash: hash}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.ReloadTokens(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	admin := a.token
+	a.token = secret
+	for _, r := range [][2]string{
+		{"POST", `{"name":"lab2","mode":"nat",` + forwarders + `}`},
+		{"PATCH", `{` + forwarders + `}`},
+		{"PATCH", `{"dns_forwarders":[]}`},
+	} {
+		path := map[string]string{"POST": "/networks", "PATCH": "/networks/lab"}[r[0]]
+		p := a.want(t, 403, r[0], path, r[1]).problem(t)
+		if p.Detail != "dns_forwarders needs the role admin" {
+			t.Errorf("%s %s: %+v", r[0], r[1], p)
+		}
+	}
+	a.want(t, 201, "POST", "/networks", `{"name":"lab2","mode":"nat","dns_forwarders":[]}`)
+	a.want(t, 200, "PATCH", "/networks/lab", `{"search_domains":["a"]}`)
+	a.token = admin
+	if n := into[openapi.Network](t, a.want(t, 200, "GET", "/networks/lab", "")); len(n.DNSForwarders) != 1 {
+		t.Errorf("the network is %+v, want the forwarder", n)
+	}
+}
+
 // TestTheLargestNetworkIsBounded measures the longest answer about a network.
 func TestTheLargestNetworkIsBounded(t *testing.T) {
 	t.Parallel()

@@ -835,7 +835,8 @@ type CreateNetwork struct {
 
 	// DnsForwarders The DNS servers for domains. Queries of guests for a name in one of the domains go to its servers, and to no
 	// other server; the longest domain counts. They are sent by the host, with its address. All other queries go to
-	// the name servers of the host. Only for modes `nat` and `isolated`.
+	// the name servers of the host. Only for modes `nat` and `isolated`, and only for the role `admin`, because the
+	// host may reach servers that others must not.
 	DNSForwarders *DNSForwarders `json:"dns_forwarders,omitempty"`
 
 	// DnsRecords Records that the DNS server of the network answers with. The records of a name replace everything else that is
@@ -1050,7 +1051,8 @@ type DNSForwarder struct {
 
 // DNSForwarders The DNS servers for domains. Queries of guests for a name in one of the domains go to its servers, and to no
 // other server; the longest domain counts. They are sent by the host, with its address. All other queries go to
-// the name servers of the host. Only for modes `nat` and `isolated`.
+// the name servers of the host. Only for modes `nat` and `isolated`, and only for the role `admin`, because the
+// host may reach servers that others must not.
 type DNSForwarders = []DNSForwarder
 
 // DNSRecord A record that the DNS server of the network answers with.
@@ -2335,7 +2337,8 @@ type UpdateNetwork struct {
 
 	// DnsForwarders The DNS servers for domains. Queries of guests for a name in one of the domains go to its servers, and to no
 	// other server; the longest domain counts. They are sent by the host, with its address. All other queries go to
-	// the name servers of the host. Only for modes `nat` and `isolated`.
+	// the name servers of the host. Only for modes `nat` and `isolated`, and only for the role `admin`, because the
+	// host may reach servers that others must not.
 	DNSForwarders *DNSForwarders `json:"dns_forwarders,omitempty"`
 
 	// DnsRecords Records that the DNS server of the network answers with. The records of a name replace everything else that is
