@@ -124,10 +124,32 @@ func (s *Networks) plan(ctx context.Context, n vm.Network) (vm.Network, error) {
 	if n.Subnet.IsValid() && !n.Gateway.IsValid() {
 		n.Gateway = n.DefaultGateway()
 	}
-	if err := n.Check(); err != nil {
+	if err := s.check(ctx, n); err != nil {
 		return n, err
 	}
 	return n, s.network.Admit(ctx, n)
+}
+
+// check checks n on its own and against the other networks.
+func (s *Networks) check(ctx context.Context, n vm.Network) error {
+	if err := n.Check(); err != nil || len(n.DNSForwarders) == 0 {
+		return err
+	}
+	others, err := s.store.Networks(ctx, vm.Page{})
+	if err != nil {
+		return err
+	}
+	// The DNS server of a network may forward the query in turn, also back to this one.
+	for _, o := range others {
+		for i, f := range n.DNSForwarders {
+			if j := slices.IndexFunc(f.Servers, o.ServesDNS); j >= 0 && o.Name != n.Name {
+				return vm.InvalidField(fmt.Sprintf("/dns_forwarders/%d/servers/%d", i, j),
+					"%s is the DNS server of network %s: queries of guests must not go from network to network",
+					vm.DNSServerText(f.Servers[j]), o.Name)
+			}
+		}
+	}
+	return nil
 }
 
 var (
@@ -210,7 +232,7 @@ func (u *networkChange) intent(ctx context.Context, _ *run) (_ vm.Change, err er
 			return vm.Change{}, err
 		}
 	}
-	if err := u.n.Check(); err != nil {
+	if err := u.s.check(ctx, u.n); err != nil {
 		return vm.Change{}, err
 	}
 	if !u.edits.Force {

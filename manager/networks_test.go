@@ -329,3 +329,38 @@ func TestStartReturnsTheRecordedVM(t *testing.T) {
 		w.do("a", vm.OpStop)
 	}
 }
+
+// TestForwardersMustNotFormALoop checks that no network forwards DNS queries to another one.
+func TestForwardersMustNotFormALoop(t *testing.T) {
+	w := newWorld(t)
+	to := func(server string) []vm.DNSForwarder {
+		return []vm.DNSForwarder{{Domain: "corp", Servers: []netip.AddrPort{addrPort("10.9.9.9:53"), addrPort(server)}}}
+	}
+	lab := vm.Network{Name: "lab", Mode: vm.NetworkNAT, Subnet: prefix("10.9.8.0/24"), DNSForwarders: to("192.168.100.1:53")}
+	_, err := w.Networks.Create(t.Context(), lab)
+	wantCode(t, err, vm.CodeInvalid, "/dns_forwarders/0/servers/1: 192.168.100.1 is the DNS server of network vman0")
+	lab.DNSForwarders = to("192.168.100.1:5353")
+	must(t)(w.Networks.Create(t.Context(), lab))
+	_, err = w.Networks.Update(t.Context(), vm.DefaultNetwork, vm.NetworkEdits{DNSForwarders: ptr(to("10.9.8.1:53"))}, nil)
+	wantCode(t, err, vm.CodeInvalid, "/dns_forwarders/0/servers/1: 10.9.8.1 is the DNS server of network lab")
+	must(t)(w.Networks.Update(t.Context(), vm.DefaultNetwork, vm.NetworkEdits{DNSForwarders: ptr(to("10.9.8.2:53"))}, nil))
+	// A later change of the gateway is checked too, against the forwarders of the network itself.
+	_, err = w.Networks.Update(t.Context(), "lab", vm.NetworkEdits{DNSForwarders: ptr(to("10.9.8.1:53"))}, nil)
+	wantCode(t, err, vm.CodeInvalid, "is the DNS server of network lab itself")
+}
+
+func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+func TestBootDeviceIsPassedToTheNextStart(t *testing.T) {
+	w := newWorld(t)
+	must(t)(w.VMs.Create(t.Context(), vm.NewVM{ID: "a", Template: "small", VMEdits: vm.VMEdits{BootDevice: ptr(vm.BootNetwork)}}))
+	if got := w.vm("a").BootDevice; got != vm.BootNetwork {
+		t.Fatalf("the boot device is %q", got)
+	}
+	_, err := w.VMs.Update(t.Context(), "a", vm.VMEdits{BootDevice: ptr(vm.BootDevice("floppy"))}, nil)
+	wantCode(t, err, vm.CodeInvalid, "/boot_device")
+	w.do("a", vm.OpStart)
+	if v, err := w.VMs.Update(t.Context(), "a", vm.VMEdits{BootDevice: ptr(vm.BootDisk)}, nil); err != nil || v.BootDevice != vm.BootDisk {
+		t.Errorf("changed to %q, %v", v.BootDevice, err)
+	}
+}

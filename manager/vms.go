@@ -163,7 +163,7 @@ func (s *VMs) spec(ctx context.Context, v vm.VM) (vm.Spec, error) {
 	return vm.Spec{
 		ID: v.ID, UUID: v.UUID,
 		CPUCount: v.Template.CPUCount, RAMMiB: v.Template.RAMMiB,
-		Machine: v.Machine, Accel: v.Accel,
+		Machine: v.Machine, Accel: v.Accel, Boot: v.BootDevice,
 		Root: v.Root, Disks: disks, CDROMs: v.CDROMs,
 	}, nil
 }

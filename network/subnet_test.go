@@ -179,6 +179,8 @@ func TestElementsFollowTheRecords(t *testing.T) {
 		{set: setNAT, key: bridge},
 		{set: setSubnets, key: "\xc0\xa8\x64\x00"},
 		{set: setSubnets, key: "\xc0\xa8\x65\x00", end: true},
+		{set: setGuests6, key: string(addr("fd00:64::").AsSlice())},
+		{set: setGuests6, key: string(addr("fd00:64:0:1::").AsSlice()), end: true},
 		{set: setSubnets6, key: string(addr("fd00:64::").AsSlice())},
 		{set: setSubnets6, key: string(addr("fd00:64:0:1::").AsSlice()), end: true},
 	}

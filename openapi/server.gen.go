@@ -20,10 +20,24 @@ const (
 	AgentStateSilent    AgentState = "silent"
 )
 
+// Defines values for ArchitectureBootArchitecture.
+const (
+	ArchitectureBootArchitectureBios      ArchitectureBootArchitecture = "bios"
+	ArchitectureBootArchitectureUefiArm64 ArchitectureBootArchitecture = "uefi-arm64"
+	ArchitectureBootArchitectureUefiX64   ArchitectureBootArchitecture = "uefi-x64"
+	ArchitectureBootArchitectureUefiX86   ArchitectureBootArchitecture = "uefi-x86"
+)
+
 // Defines values for BootCloudInitResult.
 const (
 	BootCloudInitResultDone  BootCloudInitResult = "done"
 	BootCloudInitResultError BootCloudInitResult = "error"
+)
+
+// Defines values for BootDevice.
+const (
+	BootDeviceDisk    BootDevice = "disk"
+	BootDeviceNetwork BootDevice = "network"
 )
 
 // Defines values for ContentFormat.
@@ -52,6 +66,16 @@ const (
 const (
 	CreatePortForwardProtocolTcp CreatePortForwardProtocol = "tcp"
 	CreatePortForwardProtocolUdp CreatePortForwardProtocol = "udp"
+)
+
+// Defines values for DNSRecordType.
+const (
+	DNSRecordTypeA     DNSRecordType = "A"
+	DNSRecordTypeAAAA  DNSRecordType = "AAAA"
+	DNSRecordTypeCNAME DNSRecordType = "CNAME"
+	DNSRecordTypePTR   DNSRecordType = "PTR"
+	DNSRecordTypeSRV   DNSRecordType = "SRV"
+	DNSRecordTypeTXT   DNSRecordType = "TXT"
 )
 
 // Defines values for DiskState.
@@ -391,6 +415,27 @@ type Agent struct {
 // - `absent`: the VM is not running, or no process in the guest has ever listened on its port.
 type AgentState string
 
+// ArchitectureBoot What guests of one architecture load. Omitted properties are those of `pxe`.
+type ArchitectureBoot struct {
+	// Architecture The architecture of the firmware (DHCP option 93): `bios` is 0 and 20, `uefi-x86` is 6 and 15, `uefi-x64`
+	// is 7, 9 and 16, `uefi-arm64` is 11 and 19.
+	Architecture ArchitectureBootArchitecture `json:"architecture"`
+
+	// Filename What the guest loads from the TFTP server, or a URL. iPXE, which is the network boot of every VM with BIOS,
+	// loads `http://` and `tftp://` URLs.
+	Filename *BootFilename `json:"filename,omitempty"`
+
+	// HttpBootUrl What UEFI firmware loads by HTTP boot.
+	HTTPBootURL *HTTPBootURL `json:"http_boot_url,omitempty"`
+
+	// NextServer The IPv4 address of the TFTP server that has `filename`. Not needed if `filename` is a URL.
+	NextServer *NextServer `json:"next_server,omitempty"`
+}
+
+// ArchitectureBootArchitecture The architecture of the firmware (DHCP option 93): `bios` is 0 and 20, `uefi-x86` is 6 and 15, `uefi-x64`
+// is 7, 9 and 16, `uefi-arm64` is 11 and 19.
+type ArchitectureBootArchitecture string
+
 // AttachDisk The VM to attach a data disk to.
 type AttachDisk struct {
 	// MountPoint The slot of the disk in the guest. The default is the slot that the disk was created with, else the next
@@ -441,6 +486,15 @@ type Boot struct {
 
 // BootCloudInitResult The result of cloud-init: `done`, also if it had nothing to do, or `error`.
 type BootCloudInitResult string
+
+// BootDevice What the firmware tries first. `disk`: the drives by their `boot_index`; the root disk has 10. `network`: the
+// NIC in the lowest slot, which loads what `pxe` of its network says, and then the drives. A change takes effect
+// at the next start.
+type BootDevice string
+
+// BootFilename What the guest loads from the TFTP server, or a URL. iPXE, which is the network boot of every VM with BIOS,
+// loads `http://` and `tftp://` URLs.
+type BootFilename = string
 
 // CDROM A CD-ROM drive of a VM. It always contains an image or the cloud-init data.
 type CDROM struct {
@@ -772,9 +826,26 @@ type CreateNetwork struct {
 	// Bridge The bridge of the host. Required for mode `bridge`, not allowed for other modes.
 	Bridge *string `json:"bridge,omitempty"`
 
+	// DhcpOptions Further options of DHCPv4. A guest gets those that it requests, as far as they fit into the longest message that
+	// it accepts; the first ones have priority. They take at most 512 bytes in all. Only for modes `nat` and
+	// `isolated`.
+	DHCPOptions *DHCPOptions `json:"dhcp_options,omitempty"`
+
 	// Dns The name servers that DHCP announces to guests. The default is the gateway, which answers for `domain` and
 	// forwards other queries to the name servers of the host. Only for modes `nat` and `isolated`.
 	DNS *[]IPv4Address `json:"dns,omitempty"`
+
+	// DnsForwarders The DNS servers for domains. Queries of guests for a name in one of the domains go to its servers, and to no
+	// other server; the longest domain counts. They are sent by the host, with its address. All other queries go to
+	// the name servers of the host. Only for modes `nat` and `isolated`, and only for the role `admin`, because the
+	// host may reach servers that others must not.
+	DNSForwarders *DNSForwarders `json:"dns_forwarders,omitempty"`
+
+	// DnsRecords Records that the DNS server of the network answers with. The records of a name replace everything else that is
+	// known of it: the addresses of a VM of that name, or a name outside of the network. A `CNAME` to a name
+	// outside of the network is followed. Names and values take at most 65536 bytes in all. Only for modes `nat`
+	// and `isolated`.
+	DNSRecords *DNSRecords `json:"dns_records,omitempty"`
 
 	// Domain The DNS domain of the VMs on the network. The default is the name of the network followed by `.internal`.
 	// Not allowed for mode `bridge`.
@@ -810,12 +881,21 @@ type CreateNetwork struct {
 	// Ntp The time servers that DHCP announces to guests. Only for modes `nat` and `isolated`.
 	NTP *[]IPv4Address `json:"ntp,omitempty"`
 
+	// Pxe What guests that boot from the network load; see `boot_device` of a VM. The daemon has no TFTP or HTTP server
+	// for it. An empty object is no network boot. Only for modes `nat` and `isolated`.
+	PXE *PXE `json:"pxe,omitempty"`
+
 	// Restrict Whether guests can reach neither the host nor other networks. Only for mode `user`.
 	Restrict *bool `json:"restrict,omitempty"`
 
 	// Routes The routes that DHCP announces to guests, in addition to the default route. Only for modes `nat` and
 	// `isolated`.
 	Routes *[]NetworkRoute `json:"routes,omitempty"`
+
+	// SearchDomains The domains in which guests look up names, in order. `domain` comes first unless the list has it elsewhere.
+	// Guests learn the list from DHCP (option 119), DHCPv6 and router advertisements. All domains must fit into
+	// 255 bytes in the format of option 119. Only for modes `nat` and `isolated`.
+	SearchDomains *SearchDomains `json:"search_domains,omitempty"`
 
 	// Subnet The IPv4 subnet with a prefix length of /16 to /29. The default is `192.168.100.0/24`, or the next private
 	// /24 that neither the host nor another network uses. Not allowed for mode `bridge`.
@@ -875,6 +955,11 @@ type CreateVM struct {
 	// started in the order of their creation.
 	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
 
+	// BootDevice What the firmware tries first. `disk`: the drives by their `boot_index`; the root disk has 10. `network`: the
+	// NIC in the lowest slot, which loads what `pxe` of its network says, and then the drives. A change takes effect
+	// at the next start.
+	BootDevice *BootDevice `json:"boot_device,omitempty"`
+
 	// Cdroms The CD-ROM drives, in addition to the one of `cloud_init`.
 	CDROMs *[]CreateCDROM `json:"cdroms,omitempty"`
 
@@ -926,6 +1011,83 @@ type CreateVM struct {
 	// TemplateName The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	TemplateName TemplateName `json:"template_name"`
 }
+
+// DHCPOption An option that DHCPv4 sends to guests. Exactly one of `addresses`, `text`, `hex`, `uint8`, `uint16` and
+// `uint32` is the value.
+type DHCPOption struct {
+	// Addresses A value of IPv4 addresses.
+	Addresses *[]IPv4Address `json:"addresses,omitempty"`
+
+	// Always Whether guests get the option without requesting it.
+	Always *bool `json:"always,omitempty"`
+
+	// Code The code. Options that the daemon sets itself are refused: 1, 3, 6, 12, 15, 26, 50 to 61, 66, 67, 80 to
+	// 82, 90, 93, 119, 121, and 42 with `ntp`.
+	Code int `json:"code"`
+
+	// Hex A value of bytes, two hexadecimal digits each.
+	Hex *string `json:"hex,omitempty"`
+
+	// Text A value of text, at most 255 bytes.
+	Text *string `json:"text,omitempty"`
+
+	// Uint16 A number of 16 bits.
+	UInt16 *int `json:"uint16,omitempty"`
+
+	// Uint32 A number of 32 bits.
+	UInt32 *int64 `json:"uint32,omitempty"`
+
+	// Uint8 A number of 8 bits.
+	UInt8 *int `json:"uint8,omitempty"`
+}
+
+// DHCPOptions Further options of DHCPv4. A guest gets those that it requests, as far as they fit into the longest message that
+// it accepts; the first ones have priority. They take at most 512 bytes in all. Only for modes `nat` and
+// `isolated`.
+type DHCPOptions = []DHCPOption
+
+// DNSForwarder The DNS servers for a domain.
+type DNSForwarder struct {
+	// Domain The domain, such as `corp.example`, or `10.in-addr.arpa` for the names of addresses.
+	Domain string `json:"domain"`
+
+	// Servers The servers, in the order in which they are tried: IP addresses with or without a port, such as `10.1.1.1`,
+	// `10.1.1.2:5353` or `[fd00::1]:5353`.
+	Servers []string `json:"servers"`
+}
+
+// DNSForwarders The DNS servers for domains. Queries of guests for a name in one of the domains go to its servers, and to no
+// other server; the longest domain counts. They are sent by the host, with its address. All other queries go to
+// the name servers of the host. Only for modes `nat` and `isolated`, and only for the role `admin`, because the
+// host may reach servers that others must not.
+type DNSForwarders = []DNSForwarder
+
+// DNSRecord A record that the DNS server of the network answers with.
+type DNSRecord struct {
+	// Name The name, relative to `domain`, or absolute with a final dot. `@` is `domain` itself. A first label `*`
+	// stands for every name below the rest that does not exist.
+	Name string `json:"name"`
+
+	// Ttl How long guests may keep the record, in seconds.
+	TTL *int `json:"ttl,omitempty"`
+
+	// Type The type.
+	Type DNSRecordType `json:"type"`
+
+	// Value The value: an address for `A` and `AAAA`, a name for `CNAME` and `PTR`, text for `TXT`, and for `SRV` the
+	// priority, the weight, the port and the name of the target, such as `10 5 389 ldap`. A name without dots is
+	// in `domain`; other names need a final dot.
+	Value string `json:"value"`
+}
+
+// DNSRecordType The type.
+type DNSRecordType string
+
+// DNSRecords Records that the DNS server of the network answers with. The records of a name replace everything else that is
+// known of it: the addresses of a VM of that name, or a name outside of the network. A `CNAME` to a name
+// outside of the network is followed. Names and values take at most 65536 bytes in all. Only for modes `nat`
+// and `isolated`.
+type DNSRecords = []DNSRecord
 
 // Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 type Description = string
@@ -1183,6 +1345,9 @@ type GuestOS struct {
 	// Version The version of the operating system, such as `12 (bookworm)`.
 	Version *string `json:"version"`
 }
+
+// HTTPBootURL What UEFI firmware loads by HTTP boot.
+type HTTPBootURL = string
 
 // Health The health of the daemon.
 type Health struct {
@@ -1500,8 +1665,17 @@ type Network struct {
 	// CreatedAt When the network was created.
 	CreatedAt Time `json:"created_at"`
 
+	// DhcpOptions Further options of DHCPv4.
+	DHCPOptions []DHCPOption `json:"dhcp_options"`
+
 	// Dns The name servers that DHCP announces to guests. An empty list announces the gateway.
 	DNS []IPv4Address `json:"dns"`
+
+	// DnsForwarders The DNS servers for domains.
+	DNSForwarders []DNSForwarder `json:"dns_forwarders"`
+
+	// DnsRecords Records that the DNS server of the network answers with.
+	DNSRecords []DNSRecord `json:"dns_records"`
 
 	// Domain The DNS domain of the VMs on the network. Null for mode `bridge`.
 	Domain *string `json:"domain"`
@@ -1536,11 +1710,17 @@ type Network struct {
 	// Ntp The time servers that DHCP announces to guests.
 	NTP []IPv4Address `json:"ntp"`
 
+	// Pxe What guests that boot from the network load. Null for nothing.
+	PXE *PXE `json:"pxe"`
+
 	// Restrict Whether guests can reach neither the host nor other networks.
 	Restrict bool `json:"restrict"`
 
 	// Routes The routes that DHCP announces to guests, in addition to the default route.
 	Routes []NetworkRoute `json:"routes"`
+
+	// SearchDomains The domains in which guests look up names, in order. `domain` comes first unless the list has it elsewhere.
+	SearchDomains []SearchDomain `json:"search_domains"`
 
 	// Subnet The IPv4 subnet with its prefix length. Null for mode `bridge`.
 	Subnet *string `json:"subnet"`
@@ -1560,12 +1740,21 @@ type NetworkDetails struct {
 	// CreatedAt When the network was created.
 	CreatedAt Time `json:"created_at"`
 
+	// DhcpOptions Further options of DHCPv4.
+	DHCPOptions []DHCPOption `json:"dhcp_options"`
+
 	// Dns The name servers that DHCP announces to guests. An empty list announces the gateway.
 	DNS []IPv4Address `json:"dns"`
+
+	// DnsForwarders The DNS servers for domains.
+	DNSForwarders []DNSForwarder `json:"dns_forwarders"`
 
 	// DnsLimited The number of DNS queries that were not answered because their client sent too many, since the start of
 	// the daemon. See the issue `dns_limited` for the client.
 	DNSLimited int64 `json:"dns_limited"`
+
+	// DnsRecords Records that the DNS server of the network answers with.
+	DNSRecords []DNSRecord `json:"dns_records"`
 
 	// Domain The DNS domain of the VMs on the network. Null for mode `bridge`.
 	Domain *string `json:"domain"`
@@ -1612,11 +1801,17 @@ type NetworkDetails struct {
 	// Problems The problems on the host that prevent the network from working. Empty if there are none.
 	Problems []NetworkProblem `json:"problems"`
 
+	// Pxe What guests that boot from the network load. Null for nothing.
+	PXE *PXE `json:"pxe"`
+
 	// Restrict Whether guests can reach neither the host nor other networks.
 	Restrict bool `json:"restrict"`
 
 	// Routes The routes that DHCP announces to guests, in addition to the default route.
 	Routes []NetworkRoute `json:"routes"`
+
+	// SearchDomains The domains in which guests look up names, in order. `domain` comes first unless the list has it elsewhere.
+	SearchDomains []SearchDomain `json:"search_domains"`
 
 	// Subnet The IPv4 subnet with its prefix length. Null for mode `bridge`.
 	Subnet *string `json:"subnet"`
@@ -1660,6 +1855,9 @@ type NetworkRoute struct {
 	// Gateway The IPv4 address of the router, in the subnet of the network.
 	Gateway string `json:"gateway"`
 }
+
+// NextServer The IPv4 address of the TFTP server that has `filename`. Not needed if `filename` is a URL.
+type NextServer = string
 
 // ObserverStatus The status and the findings of the observer.
 type ObserverStatus struct {
@@ -1764,6 +1962,23 @@ type OrphanId = string
 
 // OrphanVMId The id of a VM that exists on the host but has no record, prefixed by its kind and a colon.
 type OrphanVMId = string
+
+// PXE What guests that boot from the network load; see `boot_device` of a VM. The daemon has no TFTP or HTTP server
+// for it. An empty object is no network boot. Only for modes `nat` and `isolated`.
+type PXE struct {
+	// Architectures What differs for guests of an architecture.
+	Architectures *[]ArchitectureBoot `json:"architectures,omitempty"`
+
+	// Filename What the guest loads from the TFTP server, or a URL. iPXE, which is the network boot of every VM with BIOS,
+	// loads `http://` and `tftp://` URLs.
+	Filename *BootFilename `json:"filename,omitempty"`
+
+	// HttpBootUrl What UEFI firmware loads by HTTP boot.
+	HTTPBootURL *HTTPBootURL `json:"http_boot_url,omitempty"`
+
+	// NextServer The IPv4 address of the TFTP server that has `filename`. Not needed if `filename` is a URL.
+	NextServer *NextServer `json:"next_server,omitempty"`
+}
 
 // PasswordHash The hash of a password in the format of crypt(5): `openssl passwd -6` makes one. Without a hash there is no
 // password. No log, no event and no answer to a viewer contains it.
@@ -2010,6 +2225,14 @@ type SHA512 = string
 // SSHAuthorizedKeys SSH public keys, each as a line of `authorized_keys`, with or without options. A newline at the end is ignored.
 type SSHAuthorizedKeys = []string
 
+// SearchDomain A domain in which guests look up names.
+type SearchDomain = string
+
+// SearchDomains The domains in which guests look up names, in order. `domain` comes first unless the list has it elsewhere.
+// Guests learn the list from DHCP (option 119), DHCPv6 and router advertisements. All domains must fit into
+// 255 bytes in the format of option 119. Only for modes `nat` and `isolated`.
+type SearchDomains = []SearchDomain
+
 // SetCloudInit The cloud-init data that replaces the current data.
 type SetCloudInit struct {
 	// Hostname The host name of the guest in lower case, with or without a domain. The default is the id of the VM.
@@ -2125,8 +2348,25 @@ type UpdateNIC struct {
 
 // UpdateNetwork The properties of a network to change. Omitted properties keep their values.
 type UpdateNetwork struct {
+	// DhcpOptions Further options of DHCPv4. A guest gets those that it requests, as far as they fit into the longest message that
+	// it accepts; the first ones have priority. They take at most 512 bytes in all. Only for modes `nat` and
+	// `isolated`.
+	DHCPOptions *DHCPOptions `json:"dhcp_options,omitempty"`
+
 	// Dns The name servers that DHCP announces to guests. An empty list announces the gateway.
 	DNS *[]IPv4Address `json:"dns,omitempty"`
+
+	// DnsForwarders The DNS servers for domains. Queries of guests for a name in one of the domains go to its servers, and to no
+	// other server; the longest domain counts. They are sent by the host, with its address. All other queries go to
+	// the name servers of the host. Only for modes `nat` and `isolated`, and only for the role `admin`, because the
+	// host may reach servers that others must not.
+	DNSForwarders *DNSForwarders `json:"dns_forwarders,omitempty"`
+
+	// DnsRecords Records that the DNS server of the network answers with. The records of a name replace everything else that is
+	// known of it: the addresses of a VM of that name, or a name outside of the network. A `CNAME` to a name
+	// outside of the network is followed. Names and values take at most 65536 bytes in all. Only for modes `nat`
+	// and `isolated`.
+	DNSRecords *DNSRecords `json:"dns_records,omitempty"`
 
 	// Domain A DNS domain in lower case. The DNS name of a VM on the network is its id in this domain.
 	Domain *Domain `json:"domain,omitempty"`
@@ -2151,11 +2391,20 @@ type UpdateNetwork struct {
 	// Ntp The time servers that DHCP announces to guests.
 	NTP *[]IPv4Address `json:"ntp,omitempty"`
 
+	// Pxe What guests that boot from the network load; see `boot_device` of a VM. The daemon has no TFTP or HTTP server
+	// for it. An empty object is no network boot. Only for modes `nat` and `isolated`.
+	PXE *PXE `json:"pxe,omitempty"`
+
 	// Restrict Whether guests can reach neither the host nor other networks.
 	Restrict *bool `json:"restrict,omitempty"`
 
 	// Routes The routes that DHCP announces to guests, in addition to the default route.
 	Routes *Routes `json:"routes,omitempty"`
+
+	// SearchDomains The domains in which guests look up names, in order. `domain` comes first unless the list has it elsewhere.
+	// Guests learn the list from DHCP (option 119), DHCPv6 and router advertisements. All domains must fit into
+	// 255 bytes in the format of option 119. Only for modes `nat` and `isolated`.
+	SearchDomains *SearchDomains `json:"search_domains,omitempty"`
 
 	// Subnet An IPv4 subnet with its prefix length, /16 to /29.
 	Subnet *Subnet `json:"subnet,omitempty"`
@@ -2175,6 +2424,11 @@ type UpdateVM struct {
 	// AutostartOrder The start order at boot of the host. VMs with a lower number are started first; VMs with the same number are
 	// started in the order of their creation.
 	AutostartOrder *AutostartOrder `json:"autostart_order,omitempty"`
+
+	// BootDevice What the firmware tries first. `disk`: the drives by their `boot_index`; the root disk has 10. `network`: the
+	// NIC in the lowest slot, which loads what `pxe` of its network says, and then the drives. A change takes effect
+	// at the next start.
+	BootDevice *BootDevice `json:"boot_device,omitempty"`
 
 	// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 	Description *Description `json:"description,omitempty"`
@@ -2227,6 +2481,11 @@ type VM struct {
 	// Boot The times of the steps of the current or the last boot of a VM. Null for a step that has not happened or was
 	// not seen.
 	Boot Boot `json:"boot"`
+
+	// BootDevice What the firmware tries first. `disk`: the drives by their `boot_index`; the root disk has 10. `network`: the
+	// NIC in the lowest slot, which loads what `pxe` of its network says, and then the drives. A change takes effect
+	// at the next start.
+	BootDevice BootDevice `json:"boot_device"`
 
 	// Cdroms The CD-ROM drives; the drive `seed` with the cloud-init data comes first.
 	CDROMs []CDROM `json:"cdroms"`

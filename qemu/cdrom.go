@@ -40,16 +40,19 @@ func cdromSCSI(c vm.CDROM) (device, error) {
 			return device{}, fault(vm.CodeInvalid, nil, "CD-ROM drive %s has no content: %q", c.ID, c.SHA256)
 		}
 	}
-	return device{
-		Driver:    "scsi-cd",
-		ID:        cdromAlias(c.ID),
-		Bus:       scsiBus,
-		Channel:   &channel,
-		SCSIID:    &target,
-		LUN:       &lun,
-		Drive:     cdromAlias(c.ID),
-		BootIndex: c.BootIndex,
-	}, nil
+	drive := device{
+		Driver:  "scsi-cd",
+		ID:      cdromAlias(c.ID),
+		Bus:     scsiBus,
+		Channel: &channel,
+		SCSIID:  &target,
+		LUN:     &lun,
+		Drive:   cdromAlias(c.ID),
+	}
+	if c.BootIndex != 0 {
+		drive.BootIndex = bootIndex(c.BootIndex)
+	}
+	return drive, nil
 }
 
 // SetCDROMs implements [vm.Plugger].

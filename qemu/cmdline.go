@@ -39,6 +39,11 @@ const (
 	serialLogFDSet = 2
 )
 
+// nicBootIndex is the boot index of the NIC that a VM boots from. No drive has it.
+const nicBootIndex = 0
+
+func bootIndex(n int) *int { return &n }
+
 // device is the argument of -device and device_add. The type is the same for both,
 // so a device of the start and a hot-plugged one cannot differ.
 type device struct {
@@ -54,7 +59,7 @@ type device struct {
 	LUN           *int    `json:"lun,omitempty"`
 	Serial        string  `json:"serial,omitempty"`
 	DeviceID      string  `json:"device_id,omitempty"`
-	BootIndex     int     `json:"bootindex,omitempty"`
+	BootIndex     *int    `json:"bootindex,omitempty"` // nil: not a boot device
 	WriteError    string  `json:"werror,omitempty"`
 	ReadError     string  `json:"rerror,omitempty"`
 	Netdev        string  `json:"netdev,omitempty"`
@@ -158,6 +163,9 @@ func deviceArgs(s vm.Spec, l layout, fds bootFDs) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
+		if i == 0 && s.Boot == vm.BootNetwork {
+			card.BootIndex, card.ROMFile = bootIndex(nicBootIndex), nil
+		}
 		all = append(all, argument{"-netdev", netdev}, argument{"-device", card})
 	}
 	var args []string
@@ -193,7 +201,7 @@ func machineDevices(s vm.Spec, l layout) []argument {
 			Bus:        pciBus,
 			Addr:       pciAddr(rootSlot, 0),
 			Drive:      rootNode,
-			BootIndex:  vm.RootBootIndex,
+			BootIndex:  bootIndex(vm.RootBootIndex),
 			WriteError: "stop",
 			ReadError:  "stop",
 		}},

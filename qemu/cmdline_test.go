@@ -82,6 +82,11 @@ func TestCommandLineMatchesTheGoldenFile(t *testing.T) {
 			s.Ports[0].MTU = 9000
 			s.Ports[2].Model, s.Ports[2].MTU = vm.NICE1000e, 9000
 		}},
+		"boot-network": {taps, func(s *vm.Spec) {
+			s.Boot = vm.BootNetwork
+			s.Ports = []vm.Port{testPort(1, vm.PortTap), testPort(2, vm.PortTap)}
+			s.CDROMs = []vm.CDROM{{ID: "cd-1", SHA256: strings.Repeat("0c", 32), BootIndex: 1}}
+		}},
 		"nics-stream": {taps, func(s *vm.Spec) {
 			s.Ports = []vm.Port{testPort(1, vm.PortStream)}
 		}},

@@ -40,8 +40,8 @@ type strItem struct {
 }
 
 // nicPair returns both halves of a NIC. The card is alone on its root port, always
-// at 0x0: a guest does not see a device elsewhere on a port. Without an option ROM a
-// guest cannot boot from the network.
+// at 0x0: a guest does not see a device elsewhere on a port. The card has no option ROM,
+// so a guest cannot boot from it; see deviceArgs for the one that it boots from.
 func nicPair(p vm.Port, fds portFDs) (netdev, device, error) {
 	if p.Slot < 0 || p.Slot >= vm.MaxNICs {
 		return netdev{}, device{}, fault(vm.CodeInvalid, nil, "a VM has no NIC slot %d", p.Slot)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -41,9 +42,20 @@ func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkReque
 		VLAN:       value(b.VLANID),
 		IsolateVMs: value(b.IsolateVMs),
 		Restrict:   value(b.Restrict),
+
+		SearchDomains: value(b.SearchDomains),
+		DHCPOptions:   value(p.dhcpOptions("/dhcp_options", b.DHCPOptions)),
+		PXE:           value(p.pxe("/pxe", b.PXE)),
+		DNSRecords:    value(dnsRecords(b.DNSRecords)),
+		DNSForwarders: value(p.forwarders("/dns_forwarders", b.DNSForwarders)),
 	}
 	if err := p.err(); err != nil {
 		return nil, err
+	}
+	if len(n.DNSForwarders) > 0 {
+		if err := permitForwarders(ctx); err != nil {
+			return nil, err
+		}
 	}
 	n, err := s.Networks.Create(ctx, n)
 	if err != nil {
@@ -96,6 +108,12 @@ func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkReque
 		IsolateVMs: b.IsolateVMs,
 		Restrict:   b.Restrict,
 		Force:      value(b.Force),
+
+		SearchDomains: b.SearchDomains,
+		DHCPOptions:   p.dhcpOptions("/dhcp_options", b.DHCPOptions),
+		PXE:           p.pxe("/pxe", b.PXE),
+		DNSRecords:    dnsRecords(b.DNSRecords),
+		DNSForwarders: p.forwarders("/dns_forwarders", b.DNSForwarders),
 	}
 	if v6 := b.IPv6Subnet; v6 != nil && *v6 == "" {
 		e.IPv6 = &netip.Prefix{}
@@ -104,6 +122,11 @@ func (s *Server) UpdateNetwork(ctx context.Context, r openapi.UpdateNetworkReque
 	}
 	if err := p.err(); err != nil {
 		return nil, err
+	}
+	if e.DNSForwarders != nil {
+		if err := permitForwarders(ctx); err != nil {
+			return nil, err
+		}
 	}
 	n, err := s.Networks.Update(ctx, r.Name, e, match)
 	if err != nil {
@@ -122,6 +145,17 @@ func (s *Server) DeleteNetwork(ctx context.Context, r openapi.DeleteNetworkReque
 		return nil, err
 	}
 	return answer{status: http.StatusNoContent}, nil
+}
+
+// permitForwarders returns a fault if the caller must not set the forwarders of a network. The
+// host sends queries to any address in them, also to servers that only the host reaches.
+func permitForwarders(ctx context.Context) error {
+	err := permit(vm.CallerOf(ctx), vm.RoleAdmin)
+	var f *vm.Fault
+	if errors.As(err, &f) {
+		f.Detail = "dns_forwarders needs the role " + string(vm.RoleAdmin)
+	}
+	return err
 }
 
 // networkAnswer returns the answer 200 with the configuration of a network.
@@ -153,6 +187,12 @@ func apiNetwork(n *vm.Network) *openapi.Network {
 		UpdatedAt:  openapi.Time{Time: n.UpdatedAt},
 		Subnet:     optionalPrefix(n.Subnet),
 		IPv6Subnet: optionalPrefix(n.IPv6),
+
+		SearchDomains: append([]string{}, n.SearchDomains...),
+		DHCPOptions:   apiDHCPOptions(n.DHCPOptions),
+		PXE:           apiPXE(n.PXE),
+		DNSRecords:    apiDNSRecords(n.DNSRecords),
+		DNSForwarders: apiForwarders(n.DNSForwarders),
 	}
 	if n.MTU == 0 {
 		out.MTU = usualMTU
@@ -189,6 +229,12 @@ func apiNetworkDetails(r *vm.NetworkReport) *openapi.NetworkDetails {
 		Leases:     make([]openapi.Lease, len(r.Leases)),
 		DNSLimited: r.Status.DNSLimited,
 		Problems:   make([]openapi.NetworkProblem, len(r.Status.Problems)),
+
+		SearchDomains: n.SearchDomains,
+		DHCPOptions:   n.DHCPOptions,
+		PXE:           n.PXE,
+		DNSRecords:    n.DNSRecords,
+		DNSForwarders: n.DNSForwarders,
 	}
 	if r.Free >= 0 {
 		out.FreeAddresses = &r.Free

@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -69,6 +71,129 @@ func TestANetworkIsCreatedChangedAndDeleted(t *testing.T) {
 	if len(events) < 3 || events[0].Type != "network.created" || events[len(events)-1].Type != "network.deleted" {
 		t.Errorf("events %+v", events)
 	}
+}
+
+// TestNamesOfANetwork checks search domains, DHCP options, network boot, DNS records and
+// forwarders from the request to the answers.
+func TestNamesOfANetwork(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	const all = `"search_domains":["corp.example"],` +
+		`"dhcp_options":[{"code":42,"addresses":["10.0.0.1","10.0.0.2"]},{"code":252,"text":"http://a/wpad.dat","always":true},` +
+		`{"code":43,"hex":"0aFF"},{"code":23,"uint8":0},{"code":22,"uint16":576},{"code":24,"uint32":4294967295}],` +
+		`"pxe":{"filename":"pxelinux.0","next_server":"10.0.0.3","http_boot_url":"http://10.0.0.3/a.efi",` +
+		`"architectures":[{"architecture":"uefi-x64","filename":"x64.efi"}]},` +
+		`"dns_records":[{"name":"db","type":"A","value":"10.0.0.4"},{"name":"www","type":"CNAME","value":"db","ttl":0}],` +
+		`"dns_forwarders":[{"domain":"corp.example","servers":["10.0.0.5","10.0.0.6:5353","fd00::1","[fd00::1]:5353"]}]`
+	type names struct {
+		SearchDomains []string               `json:"search_domains"`
+		DHCPOptions   []openapi.DHCPOption   `json:"dhcp_options"`
+		PXE           *openapi.PXE           `json:"pxe"`
+		DNSRecords    []openapi.DNSRecord    `json:"dns_records"`
+		DNSForwarders []openapi.DNSForwarder `json:"dns_forwarders"`
+	}
+	want := names{}
+	if err := json.Unmarshal([]byte("{"+all+"}"), &want); err != nil {
+		t.Fatal(err)
+	}
+	ttl, always, not := 30, true, false
+	want.DNSRecords[0].TTL = &ttl
+	for i := range want.DHCPOptions {
+		want.DHCPOptions[i].Always = &not
+	}
+	want.DHCPOptions[1].Always = &always
+	same := func(what string, r reply, want names) {
+		t.Helper()
+		got := into[names](t, r)
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %s, want %+v", what, r.body, want)
+		}
+	}
+	same("created", a.want(t, 201, "POST", "/networks", `{"name":"lab","mode":"nat",`+all+`}`), want)
+	same("read", a.want(t, 200, "GET", "/networks/lab", ""), want)
+	// Other settings stay, and a list replaces the whole list.
+	want.DNSRecords = want.DNSRecords[:1]
+	same("changed", a.want(t, 200, "PATCH", "/networks/lab",
+		`{"dns_records":[{"name":"db","type":"A","value":"10.0.0.4"}]}`), want)
+	none := names{[]string{}, []openapi.DHCPOption{}, nil, []openapi.DNSRecord{}, []openapi.DNSForwarder{}}
+	same("removed", a.want(t, 200, "PATCH", "/networks/lab",
+		`{"search_domains":[],"dhcp_options":[],"pxe":{},"dns_records":[],"dns_forwarders":[]}`), none)
+	same("read", a.want(t, 200, "GET", "/networks/lab", ""), none)
+	same("created without", a.want(t, 201, "POST", "/networks", `{"name":"lab2","mode":"isolated"}`), none)
+	a.want(t, 400, "POST", "/networks", `{"name":"alone","mode":"user","search_domains":["a"]}`)
+	a.want(t, 400, "POST", "/networks", `{"name":"lan","mode":"bridge","bridge":"br0","dns_records":[{"name":"a.","type":"A","value":"10.0.0.1"}]}`)
+
+	for body, fault := range map[string]string{
+		`{"search_domains":["lab.internal","lab.internal"]}`:                          "/search_domains/1: lab.internal is in the list twice",
+		`{"dhcp_options":[{"code":42}]}`:                                              "/dhcp_options/0: option 42: must have exactly one of",
+		`{"dhcp_options":[{"code":82,"text":"a"}]}`:                                   "/dhcp_options/0/code: vmand sets option 82 itself",
+		`{"dhcp_options":[{"code":42,"addresses":["one"]}]}`:                          "/dhcp_options/0/addresses/0: must be an IPv4 address",
+		`{"pxe":{"next_server":"::1"}}`:                                               "/pxe/next_server: must be an IPv4 address",
+		`{"pxe":{"filename":"a"}}`:                                                    "/pxe/next_server: must be the address of the TFTP server",
+		`{"pxe":{"architectures":[{"architecture":"bios","next_server":"x"}]}}`:       "/pxe/architectures/0/next_server: must be an IPv4",
+		`{"dns_records":[{"name":"db","type":"A","value":"fd00::1"}]}`:                "/dns_records/0/value: ",
+		`{"dns_records":[{"name":"db","type":"CNAME","value":"www.example.org"}]}`:    "/dns_records/0/value: the target",
+		`{"dns_forwarders":[{"domain":"corp","servers":["10.0.0.1","dns.corp"]}]}`:    "/dns_forwarders/0/servers/1: must be an IP address",
+		`{"dns_forwarders":[{"domain":"corp","servers":["127.0.0.1","10.0.0.1:0"]}]}`: "/dns_forwarders/0/servers/1: ",
+	} {
+		p := a.want(t, 400, "PATCH", "/networks/lab", body).problem(t)
+		if len(p.Errors) != 1 || !strings.HasPrefix(p.Errors[0].Field+": "+p.Errors[0].Detail, fault) {
+			t.Errorf("%s: %+v, want %s", body, p, fault)
+		}
+	}
+	same("after refused changes", a.want(t, 200, "GET", "/networks/lab", ""), none)
+}
+
+// TestForwardersNeedTheRoleAdmin checks that an operator cannot make the host send queries to a
+// server of the operator's choice.
+func TestForwardersNeedTheRoleAdmin(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	const forwarders = `"dns_forwarders":[{"domain":"corp","servers":["127.0.0.1"]}]`
+	a.want(t, 201, "POST", "/networks", `{"name":"lab","mode":"nat",`+forwarders+`}`)
+	secret, hash := NewToken()
+	if err := a.store.PutToken(t.Context(), vm.Token{Name: "op", Role: vm.RoleOperator, Hash: hash}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.ReloadTokens(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	admin := a.token
+	a.token = secret
+	for _, r := range [][2]string{
+		{"POST", `{"name":"lab2","mode":"nat",` + forwarders + `}`},
+		{"PATCH", `{` + forwarders + `}`},
+		{"PATCH", `{"dns_forwarders":[]}`},
+	} {
+		path := map[string]string{"POST": "/networks", "PATCH": "/networks/lab"}[r[0]]
+		p := a.want(t, 403, r[0], path, r[1]).problem(t)
+		if p.Detail != "dns_forwarders needs the role admin" {
+			t.Errorf("%s %s: %+v", r[0], r[1], p)
+		}
+	}
+	a.want(t, 201, "POST", "/networks", `{"name":"lab2","mode":"nat","dns_forwarders":[]}`)
+	a.want(t, 200, "PATCH", "/networks/lab", `{"search_domains":["a"]}`)
+	a.token = admin
+	if n := into[openapi.Network](t, a.want(t, 200, "GET", "/networks/lab", "")); len(n.DNSForwarders) != 1 {
+		t.Errorf("the network is %+v, want the forwarder", n)
+	}
+}
+
+// TestTheLargestNetworkIsBounded measures the longest answer about a network.
+func TestTheLargestNetworkIsBounded(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	var records []string
+	for i := range vm.MaxDNSRecords {
+		records = append(records, fmt.Sprintf(`{"name":"r%d","type":"TXT","value":"%s"}`, i, strings.Repeat("<", 235)))
+	}
+	body := `{"dns_records":[` + strings.Join(records, ",") + `]}`
+	a.want(t, 201, "POST", "/networks", `{"name":"lab","mode":"nat"}`)
+	a.want(t, 200, "PATCH", "/networks/lab", body)
+	if n := len(a.want(t, 200, "GET", "/networks/lab", "").body); n > 512<<10 {
+		t.Errorf("the answer has %d bytes, want at most 512 KiB", n)
+	}
+	a.want(t, 400, "PATCH", "/networks/lab", strings.ReplaceAll(body, "<<<", "<<<<"))
 }
 
 func TestANetworkOfEveryModeCanBeCreated(t *testing.T) {

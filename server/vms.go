@@ -41,6 +41,7 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 		Description: b.Description,
 		Labels:      (*map[string]string)(b.Labels),
 		Restart:     (*vm.RestartPolicy)(b.RestartPolicy),
+		BootDevice:  bootDevice(b.BootDevice),
 	}
 	if start, some := mergeAutostart(vm.Autostart{}, b.Autostart, b.AutostartOrder, b.AutostartDelay); some {
 		edits.Autostart = &start
@@ -172,6 +173,7 @@ func (s *Server) UpdateVM(ctx context.Context, r openapi.UpdateVMRequestObject) 
 		Description: b.Description,
 		Labels:      (*map[string]string)(b.Labels),
 		Restart:     (*vm.RestartPolicy)(b.RestartPolicy),
+		BootDevice:  bootDevice(b.BootDevice),
 		Desired:     (*vm.Desired)(b.DesiredState),
 	}
 	v, err := s.updateVM(ctx, r.ID, edits, match, func(a vm.Autostart) (vm.Autostart, bool) {

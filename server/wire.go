@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 
@@ -33,6 +34,7 @@ func (v *wireVM) appendJSON(b jsonBuffer) jsonBuffer {
 	b = b.int("autostart_delay", int(v.Autostart.Delay/time.Second))
 	b = b.int("autostart_order", v.Autostart.Order)
 	b = appendBoot(b, &v.Boot)
+	b = b.string("boot_device", cmp.Or(string(v.BootDevice), bootDeviceDisk))
 	b = appendArray(b, "cdroms", v.CDROMs, appendCDROM)
 	b = b.time("created_at", v.CreatedAt)
 	b = b.string("description", v.Description)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/netip"
 	"strings"
@@ -70,6 +71,7 @@ func apiVM(v *vm.VM) *openapi.VM {
 		StartedAt:         optionalTime(v.StartedAt),
 		Description:       v.Description,
 		Labels:            labelsOf(v),
+		BootDevice:        openapi.BootDevice(cmp.Or(string(v.BootDevice), "disk")),
 		RestartPolicy:     openapi.RestartPolicy(v.Restart),
 		RestartCount:      v.Restarts,
 		NextRestartAt:     optionalTime(v.RestartAt),

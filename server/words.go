@@ -23,6 +23,8 @@ var patternWords = map[string]string{
 	`^/[^\x00-\x1f\x7f:]*$`:                "an absolute path without ':' and control characters",
 	`^/[^\x00-\x1f\x7f]*$`:                 "an absolute path without control characters",
 	`^/dev/(xvd|vd|sd)[b-z]$`:              "a device of a disk other than the first: /dev/vdb to /dev/vdz, or the same with sd or xvd",
+	`^(@|[a-z0-9_*.-]+)$`:                  "@, or a DNS name in lower case: labels of a-z, 0-9, '-' and '_', separated by dots, the first one may be *",
+	`^([0-9a-fA-F]{2})+$`:                  "an even number of hexadecimal digits",
 	`^[!-~]+$`:                             "visible ASCII characters without spaces",
 	`^[0-9a-fA-F]{128}$`:                   "128 hexadecimal digits",
 	`^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$`: "a hardware address such as 52:54:00:12:34:56",

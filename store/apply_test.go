@@ -25,7 +25,7 @@ func TestAnUpdateReplacesAllMutableFields(t *testing.T) {
 
 	u := vm.VM{ID: v.ID, UUID: "other", Template: vm.Template{Name: "other", CPUCount: 9, RAMMiB: 9}, State: vm.Paused, Reason: vm.ReasonIOError,
 		ReasonDetail: "disk", Desired: vm.DesiredStopped, Root: vm.DiskFile{SizeMiB: 77}, CreatedAt: at.AddDate(1, 0, 0), Revision: 99, Seq: 99,
-		Description: "d", Labels: map[string]string{"a": "b"}, Restart: vm.RestartAlways, Restarts: 1, RestartAt: at, Autostart: vm.Autostart{Order: 1}}
+		Description: "d", Labels: map[string]string{"a": "b"}, Restart: vm.RestartAlways, Restarts: 1, RestartAt: at, Autostart: vm.Autostart{Order: 1}, BootDevice: vm.BootNetwork}
 	apply(t, s, vm.Change{VM: &vm.VMUpdate{From: vm.Running, VM: u}})
 	got, err := s.VM(t.Context(), v.ID)
 	must(t, err)

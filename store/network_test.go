@@ -21,7 +21,19 @@ func fullNetwork() vm.Network {
 		Gateway: netip.MustParseAddr("192.168.7.1"), IPv6: netip.MustParsePrefix("fd00:7::/64"),
 		DNS: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}, NTP: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
 		Routes: []vm.Route{{Destination: netip.MustParsePrefix("172.16.0.0/12"), Gateway: netip.MustParseAddr("192.168.7.9")}},
-		Domain: "full.test", MTU: 1400, VLAN: 7, IsolateVMs: true, Restrict: true, CreatedAt: at}
+		Domain: "full.test", MTU: 1400, VLAN: 7, IsolateVMs: true, Restrict: true,
+		SearchDomains: []string{"a.test", "b.test"},
+		DHCPOptions: []vm.DHCPOption{
+			{Code: 42, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}, {Code: 252, Text: "x", Always: true},
+			{Code: 43, Hex: "0a"}, {Code: 44, UInt8: new(int64)}, {Code: 45, UInt16: new(int64)}, {Code: 46, UInt32: new(int64)},
+		},
+		PXE: &vm.PXE{
+			BootFile:      vm.BootFile{NextServer: netip.MustParseAddr("192.0.2.3"), Filename: "a", HTTPBootURL: "http://a/"},
+			Architectures: []vm.ArchitectureBoot{{Architecture: vm.BootBIOS, BootFile: vm.BootFile{Filename: "b"}}},
+		},
+		DNSRecords:    []vm.DNSRecord{{Name: "db", Type: vm.RecordA, Value: "192.0.2.4", TTL: 30}},
+		DNSForwarders: []vm.DNSForwarder{{Domain: "corp", Servers: []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:5353")}}},
+		CreatedAt:     at}
 }
 
 func TestEveryFieldOfANetworkComesBack(t *testing.T) {
@@ -62,8 +74,9 @@ func TestANetworkIsReplacedUnderItsName(t *testing.T) {
 		t.Errorf("read %+v; want %+v", got, n)
 	}
 	n.DNS, n.NTP, n.Routes, n.IPv6, n.Domain = []netip.Addr{}, nil, nil, netip.Prefix{}, ""
+	n.SearchDomains, n.DHCPOptions, n.PXE, n.DNSRecords, n.DNSForwarders = nil, []vm.DHCPOption{}, nil, nil, nil
 	apply(t, s, vm.Change{Network: &n})
-	if got, err := s.Network(t.Context(), "full"); err != nil || got.DNS != nil || got.Routes != nil || got.IPv6.IsValid() || got.Revision != 3 {
+	if got, err := s.Network(t.Context(), "full"); err != nil || got.DNS != nil || got.Routes != nil || got.PXE != nil || got.DHCPOptions != nil || got.IPv6.IsValid() || got.Revision != 3 {
 		t.Errorf("read %+v, %v; want it without the removed values", got, err)
 	}
 }

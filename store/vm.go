@@ -40,6 +40,7 @@ var vmTable = newTable("vms",
 	column[vm.VM]{"nics", mutable, func(v *vm.VM) any { return (*nics)(&v.NICs) }},
 	column[vm.VM]{"forwards", mutable, func(v *vm.VM) any { return (*forwards)(&v.Forwards) }},
 	column[vm.VM]{"cdroms", mutable, func(v *vm.VM) any { return (*cdroms)(&v.CDROMs) }},
+	column[vm.VM]{"boot_device", mutable, func(v *vm.VM) any { return (*text)(&v.BootDevice) }},
 	column[vm.VM]{"boot", readOnly, func(v *vm.VM) any { return (*boot)(&v.Boot) }},
 	column[vm.VM]{"learned", readOnly, func(v *vm.VM) any { return (*learnedAddresses)(&v.Learned) }},
 )

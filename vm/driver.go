@@ -152,6 +152,7 @@ type Spec struct {
 	RAMMiB   int
 	Machine  string
 	Accel    Accel
+	Boot     BootDevice
 	Root     DiskFile
 	Disks    []Disk // in order of their slots
 	CDROMs   []CDROM

@@ -54,8 +54,8 @@ const (
 // different one to each.
 func (m NetworkMode) Managed() bool { return m == NetworkNAT || m == NetworkIsolated }
 
-// A Network is the record of a virtual network. DNS, NTP and Routes are announced to guests by
-// DHCP.
+// A Network is the record of a virtual network. DNS, NTP, Routes, SearchDomains, DHCPOptions and
+// PXE are announced to guests by DHCP.
 type Network struct {
 	Seq  int64  // order of creation, unique; set by the store
 	Name string // a DNS label of at most [MaxNetworkName] characters, unique
@@ -76,9 +76,15 @@ type Network struct {
 	VLAN       int          // 802.1Q tag of frames on the bridge, 1 to 4094; 0: none; mode bridge only
 	IsolateVMs bool         // guests cannot reach one another
 	Restrict   bool         // guests can reach neither other networks nor the host; mode user only
-	CreatedAt  time.Time
-	UpdatedAt  time.Time
-	Revision   int64 // increases with every change; set by the store
+	// SearchDomains are announced to guests in addition to Domain; see [Network.SearchList].
+	SearchDomains []string
+	DHCPOptions   []DHCPOption
+	PXE           *PXE // nil: guests that boot from the network get no boot file
+	DNSRecords    []DNSRecord
+	DNSForwarders []DNSForwarder
+	CreatedAt     time.Time
+	UpdatedAt     time.Time
+	Revision      int64 // increases with every change; set by the store
 }
 
 // A Route is a static route that DHCP announces to guests (RFC 3442).
@@ -179,6 +185,11 @@ func (n Network) CheckMode() error {
 		{"/vlan_id", n.VLAN != 0, n.Mode == NetworkBridge},
 		{"/isolate_vms", n.IsolateVMs, n.Mode != NetworkUser},
 		{"/restrict", n.Restrict, n.Mode == NetworkUser},
+		{"/search_domains", len(n.SearchDomains) > 0, managed},
+		{"/dhcp_options", len(n.DHCPOptions) > 0, managed},
+		{"/pxe", n.PXE != nil, managed},
+		{"/dns_records", len(n.DNSRecords) > 0, managed},
+		{"/dns_forwarders", len(n.DNSForwarders) > 0, managed},
 	}
 	for _, s := range settings {
 		if s.given && !s.supported {
@@ -220,7 +231,17 @@ func (n Network) Check() error {
 	if err := checkServers("/ntp", n.NTP); err != nil {
 		return err
 	}
-	return n.checkRoutes()
+	if err := n.checkRoutes(); err != nil {
+		return err
+	}
+	for _, check := range []func() error{
+		n.checkSearchDomains, n.checkDHCPOptions, n.checkPXE, n.checkDNSRecords, n.checkDNSForwarders,
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkAddresses checks the subnets and the gateway of n.
@@ -318,6 +339,12 @@ type NetworkEdits struct {
 	MTU, VLAN            *int
 	IsolateVMs, Restrict *bool
 	Force                bool
+
+	SearchDomains *[]string
+	DHCPOptions   *[]DHCPOption
+	PXE           **PXE // a pointer to nil removes it
+	DNSRecords    *[]DNSRecord
+	DNSForwarders *[]DNSForwarder
 }
 
 // Apply copies the fields of e to n without checking them; see [Network.Check]. It reports
@@ -340,6 +367,11 @@ func (e NetworkEdits) Apply(n *Network) (addressesChanged bool) {
 	set(&n.VLAN, e.VLAN)
 	set(&n.IsolateVMs, e.IsolateVMs)
 	set(&n.Restrict, e.Restrict)
+	set(&n.SearchDomains, e.SearchDomains)
+	set(&n.DHCPOptions, e.DHCPOptions)
+	set(&n.PXE, e.PXE)
+	set(&n.DNSRecords, e.DNSRecords)
+	set(&n.DNSForwarders, e.DNSForwarders)
 	return n.Subnet != old.Subnet || n.Gateway != old.Gateway || n.IPv6 != old.IPv6
 }
 

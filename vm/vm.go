@@ -35,6 +35,7 @@ type VM struct {
 	Restarts    int       // consecutive automatic restarts, see [VM.PlanRestart]
 	RestartAt   time.Time // when the next automatic restart is due, zero for none
 	Autostart   Autostart
+	BootDevice  BootDevice // takes effect at the next start
 
 	NICs     []NIC         // in order of their slots; nil for none
 	Forwards []PortForward // in order of creation; nil for none
@@ -65,6 +66,15 @@ type Accel string
 const (
 	KVM Accel = "kvm"
 	TCG Accel = "tcg"
+)
+
+// A BootDevice is what the firmware of a VM tries first.
+type BootDevice string
+
+// The boot devices.
+const (
+	BootDisk    BootDevice = ""        // the drives by their boot index, see [RootBootIndex]
+	BootNetwork BootDevice = "network" // the NIC in the lowest slot, and then the drives
 )
 
 // Desired is the state that a client last requested for a VM.
@@ -102,6 +112,7 @@ type VMEdits struct {
 	Labels      *map[string]string // replaces all labels
 	Restart     *RestartPolicy
 	Autostart   *Autostart
+	BootDevice  *BootDevice
 	// Desired enables or disables automatic restarts and the start at boot. It does not
 	// start or stop the VM.
 	Desired *Desired
@@ -142,6 +153,14 @@ func (e VMEdits) Apply(v *VM) error {
 			return InvalidField("/autostart_delay", "must be 0 to %d seconds", int(MaxDelay/time.Second))
 		}
 		v.Autostart = a
+	}
+	if e.BootDevice != nil {
+		switch *e.BootDevice {
+		case BootDisk, BootNetwork:
+		default:
+			return InvalidField("/boot_device", "must be disk or network")
+		}
+		v.BootDevice = *e.BootDevice
 	}
 	if e.Desired != nil {
 		switch *e.Desired {

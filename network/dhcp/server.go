@@ -217,6 +217,10 @@ func (s *Server) handle4(packet []byte, mac [6]byte) {
 	}
 	r, result := reply4(m, nw, lease)
 	if r != nil {
+		if left := fit4(r, m, nw); len(left) > 0 {
+			s.log.Warn("a DHCP reply leaves out options: the client does not accept a longer message",
+				"mac", lease.MAC, "options", left)
+		}
 		if err := s.v4.send(r.ToBytes(), destination4(r)); err != nil {
 			if s.ctx.Err() == nil {
 				s.log.Warn("cannot send a DHCP reply", "mac", lease.MAC, "err", err)

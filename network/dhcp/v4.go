@@ -104,7 +104,9 @@ func answer4(m *dhcpv4.DHCPv4, nw vm.Network, lease vm.Lease, kind dhcpv4.Messag
 	}
 	if nw.Domain != "" {
 		r.UpdateOption(dhcpv4.OptDomainName(nw.Domain))
-		dhcpv4.WithDomainSearchList(nw.Domain)(r)
+	}
+	if list := searchList4(nw.SearchList(), maxOption); list != nil {
+		r.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionDNSDomainSearchList, list))
 	}
 	if lease.Hostname != "" {
 		r.UpdateOption(dhcpv4.OptHostName(lease.Hostname))
@@ -118,6 +120,8 @@ func answer4(m *dhcpv4.DHCPv4, nw vm.Network, lease vm.Lease, kind dhcpv4.Messag
 	if routes := routes4(nw); len(routes) > 0 {
 		r.UpdateOption(dhcpv4.OptClasslessStaticRoute(routes...))
 	}
+	addFree(r, m, nw)
+	addBoot(r, m, nw)
 	return r
 }
 

@@ -169,8 +169,8 @@ func configure6(r *dhcpv6.Message, nw vm.Network) {
 	if len(servers) > 0 {
 		r.AddOption(dhcpv6.OptDNS(servers...))
 	}
-	if nw.Domain != "" {
-		r.AddOption(dhcpv6.OptDomainSearchList(&rfc1035label.Labels{Labels: []string{nw.Domain}}))
+	if list := nw.SearchList(); len(list) > 0 {
+		r.AddOption(dhcpv6.OptDomainSearchList(&rfc1035label.Labels{Labels: list}))
 	}
 	for _, ip := range v6(nw.NTP) {
 		address := dhcpv6.NTPSuboptionSrvAddr(ip)

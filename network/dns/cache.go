@@ -24,10 +24,11 @@ type key struct {
 	name         string // in lower case
 	qtype        uint16
 	do, checking bool // the bits DO and CD of the query
+	view         int  // see [zone]
 }
 
-func keyOf(q *dns.Msg) key {
-	k := key{name: strings.ToLower(q.Question[0].Name), qtype: q.Question[0].Qtype, checking: q.CheckingDisabled}
+func keyOf(q *dns.Msg, view int) key {
+	k := key{view: view, name: strings.ToLower(q.Question[0].Name), qtype: q.Question[0].Qtype, checking: q.CheckingDisabled}
 	if o := q.IsEdns0(); o != nil {
 		k.do = o.Do()
 	}

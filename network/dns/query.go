@@ -33,56 +33,94 @@ func screen(q *dns.Msg, client netip.Addr, z zone) (r *dns.Msg, final bool) {
 	return r, true
 }
 
-// answerLocally fills in r, the reply to q, from the zone or the cache. It is not done if the
-// query must be forwarded.
-func (s *Server) answerLocally(ctx context.Context, z zone, q, r *dns.Msg) (done bool) {
+// maxAliases is the maximum number of aliases that lead from a name to its records.
+const maxAliases = 8
+
+// answerLocally fills in r, the reply to q, from the zone or the cache. If that is not enough, it
+// returns the query that must be forwarded: q, or a query for the name that the aliases of q
+// lead to. It returns nil if r is complete.
+func (s *Server) answerLocally(ctx context.Context, z zone, q, r *dns.Msg) (forward *dns.Msg) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTime)
 	defer cancel()
-	ours, err := z.answer(ctx, s.directory, r)
-	switch {
-	case err != nil:
-		if s.ctx.Err() == nil {
-			s.log.Warn("cannot look up a name", "err", err)
+	question := q.Question[0]
+	for range maxAliases + 1 {
+		ours, target, err := z.answer(ctx, s.directory, r, question)
+		switch {
+		case err != nil:
+			if s.ctx.Err() == nil {
+				s.log.Warn("cannot look up a name", "err", err)
+			}
+			fail(r)
+			return nil
+		case ours && target == "":
+			return nil
+		case ours:
+			question.Name = target
+			continue
+		case !q.RecursionDesired:
+			if len(r.Answer) == 0 {
+				r.Rcode = dns.RcodeRefused
+			}
+			return nil
 		}
-		r.Answer, r.Ns, r.Rcode = nil, nil, dns.RcodeServerFailure
-		return true
-	case ours:
-		return true
-	case !q.RecursionDesired:
-		r.Rcode = dns.RcodeRefused
-		return true
+		forward := queryOf(q, question)
+		if m := s.cache.get(keyOf(forward, z.view), time.Now()); m != nil {
+			addAnswer(r, m)
+			return nil
+		}
+		return forward
 	}
-	if m := s.cache.get(keyOf(q), time.Now()); m != nil {
-		copyAnswer(r, m)
-		return true
-	}
-	return false
+	fail(r) // the aliases form a loop
+	return nil
 }
 
-// answerRemotely fills in r, the reply to q, from an upstream server.
+// fail makes r a reply to a query that the server could not answer.
+func fail(r *dns.Msg) {
+	r.Answer, r.Ns, r.Rcode = nil, nil, dns.RcodeServerFailure
+}
+
+// queryOf returns q with another question.
+func queryOf(q *dns.Msg, question dns.Question) *dns.Msg {
+	if q.Question[0] == question {
+		return q
+	}
+	other := *q
+	other.Question = []dns.Question{question}
+	return &other
+}
+
+// answerRemotely adds the answer to q to r, from a server of the forwarder for its name or from
+// a resolver of the host.
 func (s *Server) answerRemotely(ctx context.Context, z zone, q, r *dns.Msg) {
-	servers, changed := s.upstreams.list(time.Now(), z.record.Gateway, z.record.GatewayIPv6())
+	var servers []netip.AddrPort
+	upstreams, whose := s.upstreams, "the resolvers of the host do not answer"
+	if f := z.forwarder(dns.CanonicalName(q.Question[0].Name)); f != nil {
+		upstreams, whose = f.servers, "the DNS servers of a forwarder do not answer"
+	}
+	servers, changed := upstreams.list(time.Now(), z.record.Gateway, z.record.GatewayIPv6())
 	if changed {
 		s.cache.clear()
 	}
-	m, err := s.upstreams.query(ctx, q, servers)
+	m, err := upstreams.query(ctx, q, servers)
 	if err != nil {
 		if s.ctx.Err() == nil {
-			s.log.Warn("the resolvers of the host do not answer", "err", err)
+			s.log.Warn(whose, "err", err)
 		}
-		r.Rcode = dns.RcodeServerFailure
+		fail(r)
 		return
 	}
 	m.Extra = withoutOPT(m.Extra)
-	s.cache.put(keyOf(q), m, time.Now())
-	copyAnswer(r, m)
+	s.cache.put(keyOf(q, z.view), m, time.Now())
+	addAnswer(r, m)
 }
 
-// copyAnswer copies result and records of m into r.
-func copyAnswer(r, m *dns.Msg) {
+// addAnswer adds the records of m to r, which may have aliases that lead to the question of m,
+// and gives r the result of m.
+func addAnswer(r, m *dns.Msg) {
 	r.Rcode = m.Rcode
-	r.AuthenticatedData = m.AuthenticatedData
-	r.Answer, r.Ns, r.Extra = m.Answer, m.Ns, m.Extra
+	r.AuthenticatedData = m.AuthenticatedData && len(r.Answer) == 0
+	r.Answer = append(r.Answer, m.Answer...)
+	r.Ns, r.Extra = m.Ns, m.Extra
 }
 
 func withoutOPT(records []dns.RR) []dns.RR {

@@ -109,7 +109,7 @@ func New(o Options) (*Server, error) {
 func (s *Server) Update(nw vm.Network) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.zone = newZone(nw)
+	s.zone = newZone(nw, s.zone)
 	if s.ctx.Err() != nil {
 		return
 	}
@@ -297,25 +297,29 @@ func (s *Server) handle(udp *net.UDPConn, b []byte, from netip.AddrPort) {
 	}
 	z := s.currentZone()
 	r, final := screen(q, client, z)
-	if final || s.answerLocally(s.ctx, z, q, r) {
+	var forward *dns.Msg
+	if !final {
+		forward = s.answerLocally(s.ctx, z, q, r)
+	}
+	if forward == nil {
 		s.reply(udp, r, q, from)
 		return
 	}
 	ticket, ok := s.forwards.join(limitKey(client))
 	if !ok {
 		s.noteLimited(client)
-		r.Rcode = dns.RcodeServerFailure
+		fail(r)
 		s.reply(udp, r, q, from)
 		return
 	}
 	s.work.Go(func() {
 		defer s.log.Recover()
-		s.forward(ticket, z, q, r, client)
+		s.forward(ticket, z, forward, r, client)
 		s.reply(udp, r, q, from)
 	})
 }
 
-// forward fills in r, the reply to q, from an upstream server. It waits until the limits of
+// forward completes the reply r with the answer to q from an upstream server. It waits until the limits of
 // forwarded queries have room for q, but not longer than clients wait for the reply.
 func (s *Server) forward(place *ticket, z zone, q, r *dns.Msg, client netip.Addr) {
 	defer place.leave()
@@ -325,7 +329,7 @@ func (s *Server) forward(place *ticket, z zone, q, r *dns.Msg, client netip.Addr
 		if s.ctx.Err() == nil {
 			s.noteLimited(client)
 		}
-		r.Rcode = dns.RcodeServerFailure
+		fail(r)
 		return
 	}
 	s.answerRemotely(ctx, z, q, r)

@@ -121,12 +121,16 @@ func (s *Server) resolve(b []byte, client netip.Addr) []byte {
 	}
 	z := s.currentZone()
 	r, final := screen(q, client, z)
-	if !final && !s.answerLocally(s.ctx, z, q, r) {
+	var forward *dns.Msg
+	if !final {
+		forward = s.answerLocally(s.ctx, z, q, r)
+	}
+	if forward != nil {
 		if ticket, ok := s.forwards.join(limitKey(client)); ok {
-			s.forward(ticket, z, q, r, client)
+			s.forward(ticket, z, forward, r, client)
 		} else {
 			s.noteLimited(client)
-			r.Rcode = dns.RcodeServerFailure
+			fail(r)
 		}
 	}
 	answer, err := pack(r, q, true)

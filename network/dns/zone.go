@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,14 +23,27 @@ const (
 
 // A zone answers for the names and addresses of a network.
 type zone struct {
-	record vm.Network
-	domain string // in lower case, with a final dot; empty for none
+	record     vm.Network
+	domain     string // in lower case, with a final dot; empty for none
+	records    records
+	forwarders []forwarder
+	// view counts the changes of the forwarders. Answers of servers in the cache belong to one
+	// view: other servers may answer differently.
+	view int
 }
 
-func newZone(nw vm.Network) zone {
-	z := zone{record: nw}
+// newZone returns the zone of a network. old is the zone before the change of the record: its
+// forwarders, which know the servers that answer, stay if they are the same.
+func newZone(nw vm.Network, old zone) zone {
+	z := zone{record: nw, records: newRecords(nw), forwarders: old.forwarders, view: old.view}
 	if nw.Domain != "" {
 		z.domain = dns.CanonicalName(nw.Domain)
+	}
+	same := slices.EqualFunc(nw.DNSForwarders, old.record.DNSForwarders, func(a, b vm.DNSForwarder) bool {
+		return a.Domain == b.Domain && slices.Equal(a.Servers, b.Servers)
+	})
+	if !same {
+		z.forwarders, z.view = newForwarders(nw), old.view+1
 	}
 	return z
 }
@@ -41,26 +55,57 @@ func (z zone) allows(client netip.Addr) bool {
 		(client.Is6() && client.IsLinkLocalUnicast())
 }
 
-// answer fills in r, the reply to a question of class IN. It is not ours if the zone is not
-// responsible for the name.
-func (z zone) answer(ctx context.Context, d Directory, r *dns.Msg) (ours bool, err error) {
-	q := r.Question[0]
+// answer adds the answer to q, a question of class IN, to r. It is not ours if the zone is not
+// responsible for the name. If the name is an alias, answer returns the name that it leads to,
+// for which the same question must be answered.
+//
+// The records of the network come first, then the longest of the domains that the network and
+// its forwarders have, and then names with a meaning on this network only.
+func (z zone) answer(ctx context.Context, d Directory, r *dns.Msg, q dns.Question) (ours bool, target string, err error) {
 	name := dns.CanonicalName(q.Name)
-	if z.domain != "" && dns.IsSubDomain(z.domain, name) {
-		return true, z.answerName(ctx, d, r, q, name)
+	inDomain := z.domain != "" && dns.IsSubDomain(z.domain, name)
+	if set := z.records.sets[name]; set != nil && (name != z.domain || !ofApex(q.Qtype)) {
+		return true, answerRecords(r, q, set, z.soaFor(name)), nil
+	}
+	f := z.forwarder(name)
+	if inDomain && (f == nil || len(f.domain) < len(z.domain)) {
+		target, err := z.answerName(ctx, d, r, q, name)
+		return true, target, err
+	}
+	if !inDomain {
+		if set := z.records.wildcard(name); set != nil {
+			return true, answerRecords(r, q, set, z.soaFor(name)), nil
+		}
 	}
 	if ip, prefix, ok := parseReverse(name); ok {
 		for _, p := range []netip.Prefix{z.record.Subnet, z.record.IPv6} {
-			if p.IsValid() && prefix.Bits() >= p.Bits() && p.Overlaps(prefix) {
-				return true, z.answerReverse(ctx, d, r, q, reverseQuery{ip, prefix, p})
+			if p.IsValid() && prefix.Bits() >= p.Bits() && p.Overlaps(prefix) && (f == nil || !f.isWithin(p)) {
+				return true, "", z.answerReverse(ctx, d, r, q, reverseQuery{ip, prefix, p})
 			}
 		}
 	}
-	return answerPrivate(z, r, q, name), nil
+	if f != nil {
+		return false, "", nil
+	}
+	return answerPrivate(z, r, q, name), "", nil
 }
 
-// answerName answers for a name in the domain.
-func (z zone) answerName(ctx context.Context, d Directory, r *dns.Msg, q dns.Question, name string) error {
+// ofApex reports whether the zone itself has the records of a type for its domain.
+func ofApex(qtype uint16) bool { return qtype == dns.TypeSOA || qtype == dns.TypeNS }
+
+// soaFor returns the SOA record for negative answers about a name with records.
+func (z zone) soaFor(name string) *dns.SOA {
+	if z.domain != "" && dns.IsSubDomain(z.domain, name) {
+		return z.soa(z.domain)
+	}
+	return z.soa(name)
+}
+
+// answerName answers for a name in the domain that has no records of its own. It returns the
+// name that an alias leads to.
+func (z zone) answerName(
+	ctx context.Context, d Directory, r *dns.Msg, q dns.Question, name string,
+) (target string, err error) {
 	r.Authoritative = true
 	soa := z.soa(z.domain)
 	if name == z.domain {
@@ -72,28 +117,22 @@ func (z zone) answerName(ctx context.Context, d Directory, r *dns.Msg, q dns.Que
 		default:
 			r.Ns = append(r.Ns, soa)
 		}
-		return nil
+		return "", nil
 	}
 	label := strings.TrimSuffix(name, "."+z.domain)
-	var ip4, ip6 netip.Addr
+	ip4, ip6, err := z.addressesOf(ctx, d, label)
 	switch {
-	case label == gatewayName:
-		ip4, ip6 = z.record.Gateway, z.record.GatewayIPv6()
-	case strings.ContainsAny(label, `.\`): // the name of a VM is one label without escapes
-		noSuchName(r, soa)
-		return nil
-	default:
-		l, err := d.LeaseByName(ctx, z.record.Name, label)
-		if errors.Is(err, vm.ErrNotFound) {
+	case errors.Is(err, vm.ErrNotFound):
+		if z.records.nodes[name] { // there are names below it
+			r.Ns = append(r.Ns, soa)
+		} else if set := z.records.wildcard(name); set != nil {
+			return answerRecords(r, q, set, soa), nil
+		} else {
 			noSuchName(r, soa)
-			return nil
 		}
-		if err != nil {
-			return err
-		}
-		ip4, ip6 = l.IP, l.IPv6
-	}
-	switch {
+		return "", nil
+	case err != nil:
+		return "", err
 	case q.Qtype == dns.TypeA && ip4.Is4():
 		r.Answer = append(r.Answer, &dns.A{Hdr: header(q.Name, dns.TypeA, positiveTTL), A: ip4.AsSlice()})
 	case q.Qtype == dns.TypeAAAA && ip6.Is6():
@@ -101,7 +140,20 @@ func (z zone) answerName(ctx context.Context, d Directory, r *dns.Msg, q dns.Que
 	default:
 		r.Ns = append(r.Ns, soa)
 	}
-	return nil
+	return "", nil
+}
+
+// addressesOf returns the addresses of the host or the VM with a name in the domain, or an
+// error of class [vm.ErrNotFound].
+func (z zone) addressesOf(ctx context.Context, d Directory, label string) (ip4, ip6 netip.Addr, err error) {
+	switch {
+	case label == gatewayName:
+		return z.record.Gateway, z.record.GatewayIPv6(), nil
+	case strings.ContainsAny(label, `.\`): // the name of a VM is one label without escapes
+		return ip4, ip6, vm.ErrNotFound
+	}
+	l, err := d.LeaseByName(ctx, z.record.Name, label)
+	return l.IP, l.IPv6, err
 }
 
 // A reverseQuery is a name in the reverse tree of one of the network's prefixes.

@@ -105,7 +105,7 @@ func TestAZoneAnswersForItsNamesOnly(t *testing.T) {
 		{half6[2:], dns.TypeSOA, true, dns.RcodeSuccess, ""},
 	} {
 		r := new(dns.Msg).SetReply(question(c.name, c.qtype))
-		ours, err := newZone(testNetwork).answer(t.Context(), directory{}, r)
+		ours, _, err := newZone(testNetwork, zone{}).answer(t.Context(), directory{}, r, r.Question[0])
 		if err != nil || ours != c.ours || r.Rcode != c.rcode {
 			t.Errorf("%s %s: ours %v, rcode %d, error %v; want %v, %d",
 				c.name, dns.TypeToString[c.qtype], ours, r.Rcode, err, c.ours, c.rcode)
@@ -142,7 +142,7 @@ func TestReverseNamesOfEveryPrefixLength(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := new(dns.Msg).SetReply(question(name, dns.TypePTR))
-	_, err = newZone(testNetwork).answer(t.Context(), directory{}, r)
+	_, _, err = newZone(testNetwork, zone{}).answer(t.Context(), directory{}, r, r.Question[0])
 	if err != nil || len(r.Answer) != 1 || !strings.HasSuffix(r.Answer[0].String(), "web.vm.internal.") {
 		t.Errorf("%s: %v, %v", name, r, err)
 	}
@@ -183,7 +183,7 @@ func TestScreenRejectsInvalidAndForeignQueries(t *testing.T) {
 		if c.client != "" {
 			client = netip.MustParseAddr(c.client)
 		}
-		r, final := screen(c.q, client, newZone(testNetwork))
+		r, final := screen(c.q, client, newZone(testNetwork, zone{}))
 		if final != (c.want >= 0) || (final && r.Rcode != c.want) {
 			t.Errorf("%s: final %v, rcode %s", name, final, dns.RcodeToString[r.Rcode])
 		}
@@ -236,7 +236,7 @@ func TestTheCacheKeepsAnswersForTheirTTL(t *testing.T) {
 	c := newCache()
 	m := question("x.", dns.TypeA)
 	m.Answer = []dns.RR{record(t, "x. 300 IN A 1.2.3.4")}
-	k := keyOf(m)
+	k := keyOf(m, 0)
 	c.put(k, m, now)
 	if got := c.get(k, now.Add(100*time.Second)); got == nil || got.Answer[0].Header().Ttl != 200 {
 		t.Errorf("after 100 s: %v", got)
@@ -259,7 +259,7 @@ func TestTheCacheIsBounded(t *testing.T) {
 				Hdr: header("x.", dns.TypeTXT, 300),
 				Txt: []string{text, text, text, text, text, text, text, text},
 			}}
-			c.put(keyOf(m), m, now)
+			c.put(keyOf(m, 0), m, now)
 		}
 		return c
 	}
@@ -289,7 +289,7 @@ func FuzzDNS(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	z := newZone(testNetwork)
+	z := newZone(testNetwork, zone{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		q := new(dns.Msg)
 		if err := q.Unpack(b); err != nil {
@@ -300,12 +300,12 @@ func FuzzDNS(f *testing.F) {
 		}
 		r, final := screen(q, testLease.IP, z)
 		if !final {
-			ours, err := z.answer(t.Context(), directory{}, r)
+			ours, _, err := z.answer(t.Context(), directory{}, r, r.Question[0])
 			if err != nil {
 				return // the lookup of one name fails
 			}
 			if !ours {
-				if k := keyOf(q); k.qtype != q.Question[0].Qtype {
+				if k := keyOf(q, 0); k.qtype != q.Question[0].Qtype {
 					t.Fatal("the key has another type")
 				}
 				if _, err := queryFor(q).Pack(); err != nil {

@@ -49,6 +49,12 @@ func TestAnAdvertisementFollowsTheRFCs(t *testing.T) {
 	if r, p, s := lifetimes(advertisement(nw, link, false)); r != 0 || p != 86400 || s != 86400 {
 		t.Errorf("isolated: lifetimes %d, %d, %d", r, p, s)
 	}
+	search := testNetwork
+	search.SearchDomains = []string{"corp.example", "x"}
+	const list = "\x1f\x05\x00\x00\x00\x01\x51\x80\x02vm\x08internal\x00\x04corp\x07example\x00\x01x\x00\x00\x00"
+	if got := advertisement(search, link, false); !bytes.HasSuffix(got, []byte(list)) || len(got)%8 != 0 {
+		t.Errorf("with search domains: got %x, want it to end with %x", got, list)
+	}
 	nw.DNS = []netip.Addr{netip.MustParseAddr("9.9.9.9")}
 	b := advertisement(nw, link, false)
 	if len(b) != len(want)-24 || bytes.Contains(b, []byte{optionDNSServers, 3}) {

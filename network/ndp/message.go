@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
-	"strings"
 	"time"
 
 	"vmand/vm"
@@ -64,7 +63,7 @@ func advertisement(nw vm.Network, link net.HardwareAddr, withdrawn bool) []byte 
 	b = append(b, 0, 0, 0, 0)
 	b = append(b, nw.IPv6.Addr().AsSlice()...)
 	b = appendServers(b, nw, server)
-	return appendSearchList(b, nw.Domain, server)
+	return appendSearchList(b, nw.SearchList(), server)
 }
 
 func appendSeconds(b []byte, d time.Duration) []byte {
@@ -93,28 +92,23 @@ func appendServers(b []byte, nw vm.Network, lifetime time.Duration) []byte {
 	return b
 }
 
-// appendSearchList adds the search domain (RFC 8106, section 5.2): labels as in DNS (RFC
-// 1035, section 3.1), padded with zeros to a multiple of 8 octets.
-func appendSearchList(b []byte, domain string, lifetime time.Duration) []byte {
-	domain = strings.TrimSuffix(domain, ".")
-	if domain == "" || len(domain) > 253 {
+// maxSearchList is the maximum length in bytes of the names in the search list: the limit of the
+// length field.
+const maxSearchList = 254 * 8
+
+// appendSearchList adds the search domains (RFC 8106, section 5.2): labels as in DNS (RFC 1035,
+// section 3.1) without compression, padded with zeros to a multiple of 8 octets.
+func appendSearchList(b []byte, domains []string, lifetime time.Duration) []byte {
+	names := vm.PackDomains(domains, false)
+	if len(names) == 0 || len(names) > maxSearchList {
 		return b
 	}
-	var name []byte
-	for label := range strings.SplitSeq(domain, ".") {
-		if label == "" || len(label) > 63 {
-			return b
-		}
-		name = append(name, byte(len(label)))
-		name = append(name, label...)
+	for len(names)%8 != 0 {
+		names = append(names, 0)
 	}
-	name = append(name, 0)
-	for len(name)%8 != 0 {
-		name = append(name, 0)
-	}
-	b = append(b, optionSearchList, byte(1+len(name)/8), 0, 0)
+	b = append(b, optionSearchList, byte(1+len(names)/8), 0, 0)
 	b = appendSeconds(b, lifetime)
-	return append(b, name...)
+	return append(b, names...)
 }
 
 // validSolicitation reports whether a message from an address, received with a hop limit, is
