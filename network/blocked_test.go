@@ -290,7 +290,6 @@ func TestGuestsAreServedBehindAFirewallThatDropsInput(t *testing.T) {
 					t.Fatal(err)
 				}
 			})
-			a.configure("eth0", v.NICs[0].IPv6.String()+"/64", "")
 			for _, server := range []netip.Addr{nw.Gateway, nw.GatewayIPv6()} {
 				ask := func() error {
 					q := new(dns.Msg).SetQuestion("_gateway.vm.internal.", dns.TypeA)

@@ -148,13 +148,16 @@ func TestElementsFollowTheRecords(t *testing.T) {
 	nw := natNetwork()
 	v := guest("web", nw, 10)
 	v.NICs[0].RateOut = 8
+	v.NICs[0].Extra = prefixes("192.168.100.240/28", "fd00:64::5/128")
 	v.Forwards = []vm.PortForward{
 		{Protocol: vm.TCP, HostAddress: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80},
 		{Protocol: vm.UDP, HostAddress: addr("203.0.113.1"), HostPort: 53, GuestPort: 5353},
 		{Slot: 4, Protocol: vm.TCP, HostPort: 1, GuestPort: 1}, // of a NIC that was detached
+		{Protocol: vm.TCP, HostAddress: netip.IPv6Unspecified(), HostPort: 8080, GuestPort: 80, Ports: 2},
+		{Protocol: vm.UDP, HostAddress: addr("2001:db8::1"), HostPort: 53, GuestPort: 5353},
 	}
 	tap := string(ifname(tapName("web", 0)))
-	mac, v4 := v.NICs[0].MAC, "\xc0\xa8\x64\x0a"
+	mac, v4, v6 := v.NICs[0].MAC, "\xc0\xa8\x64\x0a", string(addr("fd00:64::a").AsSlice())
 	got := vmElements(v)
 	want := []element{
 		{set: setAssigned, key: tap},
@@ -162,9 +165,17 @@ func TestElementsFollowTheRecords(t *testing.T) {
 		{set: setMACs, key: tap + string(bytesOfMAC(t, mac)) + "\x00\x00"},
 		{set: setIPs, key: tap + v4},
 		{set: setIPs6, key: tap + string(addr("fd00:64::a").AsSlice())},
+		{set: setExtras, key: tap + "\xc0\xa8\x64\xf0", last: tap + "\xc0\xa8\x64\xff"},
+		{set: setExtras6, key: tap + string(addr("fd00:64::5").AsSlice()), last: tap + string(addr("fd00:64::5").AsSlice())},
 		{set: setRates, key: tap, data: "\x00\x00\x00\x00\x00\x00\x03\xe8"},
 		{set: setAnywhere, key: "\x06\x00\x00\x00\x1f\x90\x00\x00", data: v4 + "\x00\x50\x00\x00"},
 		{set: setForwards, key: "\xcb\x00\x71\x01\x11\x00\x00\x00\x00\x35\x00\x00", data: v4 + "\x14\xe9\x00\x00"},
+		{set: setAnywhere6, key: "\x06\x00\x00\x00\x1f\x90\x00\x00", data: v6 + "\x00\x50\x00\x00"},
+		{set: setAnywhere6, key: "\x06\x00\x00\x00\x1f\x91\x00\x00", data: v6 + "\x00\x51\x00\x00"},
+		{
+			set: setForwards6, key: string(addr("2001:db8::1").AsSlice()) + "\x11\x00\x00\x00\x00\x35\x00\x00",
+			data: v6 + "\x14\xe9\x00\x00",
+		},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("elements\n%+v\nwant\n%+v", got, want)
