@@ -109,7 +109,7 @@ func TestDNSRecordsCheck(t *testing.T) {
 		"every type": {[]DNSRecord{
 			{"db", RecordA, "10.0.0.1", 0}, {"db", RecordA, "10.0.0.2", 604800}, {"db", RecordAAAA, "fd00::1", 30},
 			{"@", RecordTXT, "v=spf1 -all", 30}, {"*.apps", RecordA, "10.0.0.1", 30}, {"www", RecordCNAME, "db", 30},
-			{"mirror", RecordCNAME, "packages.example.org.", 30}, {"_ldap._tcp", RecordSRV, "10 5 389 db", 30},
+			{"mirror", RecordCNAME, "mirror.example.org.", 30}, {"_ldap._tcp", RecordSRV, "10 5 389 db", 30},
 			{"_x._tcp", RecordSRV, "0 0 0 .", 30}, {"1.0.0.10.in-addr.arpa.", RecordPTR, "db", 30},
 			{"other.example.", RecordA, "10.0.0.3", 30},
 		}, ""},

@@ -219,7 +219,7 @@ func (s *Server) handle4(packet []byte, mac [6]byte) {
 	if r != nil {
 		if left := fit4(r, m, nw); len(left) > 0 {
 			s.log.Warn("a DHCP reply leaves out options: the client does not accept a longer message",
-				"mac", lease.MAC, "options", left)
+				"vm", lease.VMID, "mac", lease.MAC, "details", left)
 		}
 		if err := s.v4.send(r.ToBytes(), destination4(r)); err != nil {
 			if s.ctx.Err() == nil {

@@ -248,21 +248,26 @@ func bridgeNotReady(err error) bool {
 	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENETDOWN)
 }
 
-// send sends the advertisement of a network to an address. It reads the address of the
-// interface each time: that of a bridge may change with its ports.
+// send sends the advertisement of a network to an address.
 func (a *Advertiser) send(nw vm.Network, withdrawn bool, to netip.Addr) error {
+	return a.write(to, func(link net.HardwareAddr) []byte { return advertisement(nw, link, withdrawn) })
+}
+
+// write sends the message that a function returns for the address of the interface. It reads
+// that address each time: that of a bridge may change with its ports.
+func (a *Advertiser) write(to netip.Addr, message func(link net.HardwareAddr) []byte) error {
 	link, err := guard.LinkAddress(a.raw, a.name)
 	if err != nil {
 		return err
 	}
 	control := &ipv6.ControlMessage{HopLimit: hopLimit, Src: routerAddress.AsSlice(), IfIndex: a.index}
-	_, err = a.conn.WriteTo(advertisement(nw, link, withdrawn), control, &net.IPAddr{IP: to.AsSlice()})
+	_, err = a.conn.WriteTo(message(link), control, &net.IPAddr{IP: to.AsSlice()})
 	return err
 }
 
-// Update makes the advertiser follow a changed record. If the IPv6 prefix was removed or
-// replaced, it withdraws the old one at once. It is a no-op if the advertisement stays the
-// same.
+// Update makes the advertiser follow a changed record. If the IPv6 prefix or a search domain was
+// removed or replaced, it withdraws the old one at once. It is a no-op if the advertisement stays
+// the same.
 func (a *Advertiser) Update(nw vm.Network) {
 	a.mu.Lock()
 	old := a.record
@@ -271,6 +276,12 @@ func (a *Advertiser) Update(nw vm.Network) {
 	if old.IPv6.IsValid() && old.IPv6 != nw.IPv6 {
 		if err := a.send(old, true, allNodes); err != nil && a.ctx.Err() == nil {
 			a.log.Warn("cannot withdraw a router advertisement", "err", err)
+		}
+	}
+	if removed := removedDomains(old, nw); len(removed) > 0 && old.IPv6 == nw.IPv6 && nw.IPv6.IsValid() {
+		end := func(link net.HardwareAddr) []byte { return withdrawal(nw, link, removed) }
+		if err := a.write(allNodes, end); err != nil && !bridgeNotReady(err) && a.ctx.Err() == nil {
+			a.log.Warn("cannot withdraw search domains", "err", err)
 		}
 	}
 	same := old.IPv6.IsValid() && nw.IPv6.IsValid() &&

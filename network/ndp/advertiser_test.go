@@ -194,6 +194,22 @@ func TestAdvertisementsFollowSolicitationsAndChangesAtOnce(t *testing.T) {
 		t.Errorf("received %x\nwant     %x", b, want)
 	}
 	a.Update(testNetwork) // changes nothing
+	search := testNetwork
+	search.SearchDomains = []string{"corp.example"}
+	a.Update(search)
+	list := func(lifetime, domains string) []byte { return []byte(lifetime + domains) }
+	const day, ended, both = "\x00\x01\x51\x80", "\x00\x00\x00\x00", "\x02vm\x08internal\x00\x04corp\x07example\x00"
+	if b, _ := g.receive(t); !bytes.Contains(b, list(day, both)) {
+		t.Errorf("after a new search domain: %x", b)
+	}
+	a.Update(testNetwork)
+	if b, to := g.receive(t); !bytes.HasSuffix(b, list(ended, "\x04corp\x07example\x00\x00\x00")) || bytes.Equal(b[6:8], []byte{0, 0}) ||
+		!to.Equal(allNodes.AsSlice()) {
+		t.Errorf("after the removal of a search domain: %x to %v", b, to)
+	}
+	if b, _ := g.receive(t); !bytes.HasSuffix(b, list(day, "\x02vm\x08internal\x00\x00\x00\x00")) {
+		t.Errorf("after the withdrawal: %x", b)
+	}
 	none := testNetwork
 	none.IPv6 = netip.Prefix{}
 	a.Update(none)

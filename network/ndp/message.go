@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"vmand/vm"
@@ -64,6 +65,20 @@ func advertisement(nw vm.Network, link net.HardwareAddr, withdrawn bool) []byte 
 	b = append(b, nw.IPv6.Addr().AsSlice()...)
 	b = appendServers(b, nw, server)
 	return appendSearchList(b, nw.SearchList(), server)
+}
+
+// removedDomains returns the search domains of old that nw does not have.
+func removedDomains(old, nw vm.Network) []string {
+	now := nw.SearchList()
+	return slices.DeleteFunc(slices.Clone(old.SearchList()), func(d string) bool { return slices.Contains(now, d) })
+}
+
+// withdrawal returns an advertisement of a network that ends the use of search domains: their
+// lifetime is 0 (RFC 8106, section 5.2). It leaves out the search list of the network, with which
+// it might be too long.
+func withdrawal(nw vm.Network, link net.HardwareAddr, domains []string) []byte {
+	nw.Domain, nw.SearchDomains = "", nil
+	return appendSearchList(advertisement(nw, link, false), domains, 0)
 }
 
 func appendSeconds(b []byte, d time.Duration) []byte {
