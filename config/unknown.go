@@ -5,6 +5,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/agnivade/levenshtein"
 )
 
 // otherVariables are variables with vmand's prefix that are not settings: in a
@@ -30,40 +32,18 @@ func unknownVariables() (wrong []string) {
 	return wrong
 }
 
-// nearest returns the setting with the name that has the smallest [distance] to
-// word. The names of a setting are its key, each part of the key, and its variable.
+// nearest returns the setting with the name that has the smallest Levenshtein distance
+// to word. The names of a setting are its key, each part of the key, and its variable.
 func nearest(word string) setting {
 	plain := func(name string) string { return strings.ToLower(strings.ReplaceAll(name, ".", "_")) }
 	word = plain(word)
 	far := func(s setting) int {
 		names := append(strings.Split(s.key, "."), plain(s.key), plain(strings.TrimPrefix(s.variable(), envPrefix)))
-		least := distance(word, names[0])
+		least := levenshtein.ComputeDistance(word, names[0])
 		for _, name := range names[1:] {
-			least = min(least, distance(word, name))
+			least = min(least, levenshtein.ComputeDistance(word, name))
 		}
 		return least
 	}
 	return slices.MinFunc(settings, func(a, b setting) int { return far(a) - far(b) })
-}
-
-// distance returns how many letters must be inserted, removed or replaced to turn
-// a into b (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replaced := diagonal
-			if a[i] != b[j] {
-				replaced++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(replaced, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
