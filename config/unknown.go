@@ -13,23 +13,35 @@ import (
 // build with fail points, the one that names a fail point (package failpoint).
 var otherVariables []string
 
-// unknownVariables returns a complaint about each environment variable that has
-// vmand's prefix and is not a setting: it may be misspelled.
-func unknownVariables() (wrong []string) {
+// unknownVariables returns a warning about each environment variable that has vmand's
+// prefix and no effect: it may be misspelled, or be meant for another program. A variable
+// of VMAN that has no successor among the settings is wrong if it has a value: vmand would
+// not do what VMAN did.
+func unknownVariables() (warnings, wrong []string) {
 	for _, entry := range os.Environ() {
-		name, _, _ := strings.Cut(entry, "=")
+		name, value, _ := strings.Cut(entry, "=")
 		if !strings.HasPrefix(name, envPrefix) || strings.HasPrefix(name, testEnvPrefix) {
 			continue
 		}
-		isSetting := slices.ContainsFunc(settings, func(s setting) bool { return s.variable() == name })
+		isSetting := slices.ContainsFunc(settings, func(s setting) bool { return s.variable() == name || s.alias == name })
 		if isSetting || slices.Contains(otherVariables, name) {
 			continue
 		}
-		meant := nearest(strings.TrimPrefix(name, envPrefix)).variable()
-		wrong = append(wrong, fmt.Sprintf("%s (environment): is unknown; did you mean %s?", name, meant))
+		successor, isVMAN := successors[name]
+		switch {
+		case isVMAN && value != "":
+			wrong = append(wrong, fmt.Sprintf("%s (environment): is a setting of VMAN that vmand does not have: "+
+				"unset it; %s", name, successor))
+		case isVMAN:
+			warnings = append(warnings, fmt.Sprintf("%s (environment): is ignored; %s", name, successor))
+		default:
+			meant := nearest(strings.TrimPrefix(name, envPrefix)).variable()
+			warnings = append(warnings, fmt.Sprintf("%s (environment): is unknown and ignored; did you mean %s?", name, meant))
+		}
 	}
+	slices.Sort(warnings)
 	slices.Sort(wrong)
-	return wrong
+	return warnings, wrong
 }
 
 // nearest returns the setting with the name that has the smallest Levenshtein distance

@@ -852,7 +852,7 @@ type CreateTemplate struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -1905,7 +1905,7 @@ type ProblemCode string
 // Protocol The transport protocol.
 type Protocol string
 
-// RAMAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+// RAMAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 type RAMAmount = int
 
 // RecordedMessage A message on the monitor of a VM.
@@ -2060,7 +2060,7 @@ type Template struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -2379,7 +2379,7 @@ type VMTemplate struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
