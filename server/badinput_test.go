@@ -26,7 +26,7 @@ func TestInvalidBodiesAreRejectedWithEachField(t *testing.T) {
 			codeMalformed, nil},
 		"not UTF-8":            {"/templates", "{\"name\":\"\xff\"}", codeMalformed, nil},
 		"too deeply nested":    {"/templates", strings.Repeat("[", 100000), codeMalformed, nil},
-		"a byte order mark":    {"/templates", "\ufeff" + smallTemplate, codeMalformed, nil},
+		"two byte order marks": {"/templates", "\ufeff\ufeff" + smallTemplate, codeMalformed, nil},
 		"a mismatched bracket": {"/templates", `{"name":["a"}`, codeMalformed, nil},
 		"an array":             {"/templates", `[]`, vm.CodeInvalid, []string{": must be an object"}},
 		"null":                 {"/templates", `null`, vm.CodeInvalid, []string{": must be an object"}},

@@ -240,46 +240,50 @@ const (
 
 // Defines values for ProblemCode.
 const (
-	ProblemCodeAddressesExhausted   ProblemCode = "addresses-exhausted"
-	ProblemCodeAgentUnavailable     ProblemCode = "agent-unavailable"
-	ProblemCodeAlreadyExists        ProblemCode = "already-exists"
-	ProblemCodeBusy                 ProblemCode = "busy"
-	ProblemCodeCancelled            ProblemCode = "cancelled"
-	ProblemCodeChecksumMismatch     ProblemCode = "checksum-mismatch"
-	ProblemCodeDamagedImage         ProblemCode = "damaged-image"
-	ProblemCodeFetchFailed          ProblemCode = "fetch-failed"
-	ProblemCodeForbidden            ProblemCode = "forbidden"
-	ProblemCodeGuestRefused         ProblemCode = "guest-refused"
-	ProblemCodeIdempotencyMismatch  ProblemCode = "idempotency-mismatch"
-	ProblemCodeImageTooLarge        ProblemCode = "image-too-large"
-	ProblemCodeInUse                ProblemCode = "in-use"
-	ProblemCodeInsufficientMemory   ProblemCode = "insufficient-memory"
-	ProblemCodeInsufficientStorage  ProblemCode = "insufficient-storage"
-	ProblemCodeInternal             ProblemCode = "internal"
-	ProblemCodeInterrupted          ProblemCode = "interrupted"
-	ProblemCodeInvalidRequest       ProblemCode = "invalid-request"
-	ProblemCodeInvalidState         ProblemCode = "invalid-state"
-	ProblemCodeLengthRequired       ProblemCode = "length-required"
-	ProblemCodeLimitReached         ProblemCode = "limit-reached"
-	ProblemCodeMalformedBody        ProblemCode = "malformed-body"
-	ProblemCodeMethodNotAllowed     ProblemCode = "method-not-allowed"
-	ProblemCodeNetworkUnavailable   ProblemCode = "network-unavailable"
-	ProblemCodeNotCancellable       ProblemCode = "not-cancellable"
-	ProblemCodeNotFound             ProblemCode = "not-found"
-	ProblemCodeOperationFailed      ProblemCode = "operation-failed"
-	ProblemCodePayloadTooLarge      ProblemCode = "payload-too-large"
-	ProblemCodePreconditionFailed   ProblemCode = "precondition-failed"
-	ProblemCodeQemuUnavailable      ProblemCode = "qemu-unavailable"
-	ProblemCodeQemuUnresponsive     ProblemCode = "qemu-unresponsive"
-	ProblemCodeRangeNotSatisfiable  ProblemCode = "range-not-satisfiable"
-	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
-	ProblemCodeTooManyRequests      ProblemCode = "too-many-requests"
-	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
-	ProblemCodeUnavailable          ProblemCode = "unavailable"
-	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
-	ProblemCodeUnsupportedImage     ProblemCode = "unsupported-image"
-	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
-	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
+	ProblemCodeAddressesExhausted      ProblemCode = "addresses-exhausted"
+	ProblemCodeAgentUnavailable        ProblemCode = "agent-unavailable"
+	ProblemCodeAlreadyExists           ProblemCode = "already-exists"
+	ProblemCodeBusy                    ProblemCode = "busy"
+	ProblemCodeCancelled               ProblemCode = "cancelled"
+	ProblemCodeChecksumMismatch        ProblemCode = "checksum-mismatch"
+	ProblemCodeDamagedImage            ProblemCode = "damaged-image"
+	ProblemCodeExpectationFailed       ProblemCode = "expectation-failed"
+	ProblemCodeFetchFailed             ProblemCode = "fetch-failed"
+	ProblemCodeForbidden               ProblemCode = "forbidden"
+	ProblemCodeGuestRefused            ProblemCode = "guest-refused"
+	ProblemCodeHeadersTooLarge         ProblemCode = "headers-too-large"
+	ProblemCodeHttpVersionNotSupported ProblemCode = "http-version-not-supported"
+	ProblemCodeIdempotencyMismatch     ProblemCode = "idempotency-mismatch"
+	ProblemCodeImageTooLarge           ProblemCode = "image-too-large"
+	ProblemCodeInUse                   ProblemCode = "in-use"
+	ProblemCodeInsufficientMemory      ProblemCode = "insufficient-memory"
+	ProblemCodeInsufficientStorage     ProblemCode = "insufficient-storage"
+	ProblemCodeInternal                ProblemCode = "internal"
+	ProblemCodeInterrupted             ProblemCode = "interrupted"
+	ProblemCodeInvalidRequest          ProblemCode = "invalid-request"
+	ProblemCodeInvalidState            ProblemCode = "invalid-state"
+	ProblemCodeLengthRequired          ProblemCode = "length-required"
+	ProblemCodeLimitReached            ProblemCode = "limit-reached"
+	ProblemCodeMalformedBody           ProblemCode = "malformed-body"
+	ProblemCodeMethodNotAllowed        ProblemCode = "method-not-allowed"
+	ProblemCodeNetworkUnavailable      ProblemCode = "network-unavailable"
+	ProblemCodeNotCancellable          ProblemCode = "not-cancellable"
+	ProblemCodeNotFound                ProblemCode = "not-found"
+	ProblemCodeNotImplemented          ProblemCode = "not-implemented"
+	ProblemCodeOperationFailed         ProblemCode = "operation-failed"
+	ProblemCodePayloadTooLarge         ProblemCode = "payload-too-large"
+	ProblemCodePreconditionFailed      ProblemCode = "precondition-failed"
+	ProblemCodeQemuUnavailable         ProblemCode = "qemu-unavailable"
+	ProblemCodeQemuUnresponsive        ProblemCode = "qemu-unresponsive"
+	ProblemCodeRangeNotSatisfiable     ProblemCode = "range-not-satisfiable"
+	ProblemCodeRequestTimeout          ProblemCode = "request-timeout"
+	ProblemCodeTooManyRequests         ProblemCode = "too-many-requests"
+	ProblemCodeUnauthorized            ProblemCode = "unauthorized"
+	ProblemCodeUnavailable             ProblemCode = "unavailable"
+	ProblemCodeUnsafeImage             ProblemCode = "unsafe-image"
+	ProblemCodeUnsupportedImage        ProblemCode = "unsupported-image"
+	ProblemCodeUnsupportedMediaType    ProblemCode = "unsupported-media-type"
+	ProblemCodeUpgradeRequired         ProblemCode = "upgrade-required"
 )
 
 // Defines values for Protocol.
@@ -1810,7 +1814,12 @@ type Problem struct {
 	//   upload.
 	// - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
 	// - `image-too-large` (413): the image exceeds the configured size.
-	// - `unsupported-media-type` (415): the request does not accept the media type of the body.
+	// - `unsupported-media-type` (415): the request does not accept the media type of the body, or the body has a
+	//   `Content-Encoding` such as `gzip`.
+	// - `expectation-failed` (417): the header `Expect` asks for something other than `100-continue`.
+	// - `headers-too-large` (431): the request line and the headers exceed 32 KiB.
+	// - `not-implemented` (501): the `Transfer-Encoding` is not `chunked`.
+	// - `http-version-not-supported` (505): the request is not HTTP/1.0 or HTTP/1.1.
 	// - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 	// - `range-not-satisfiable` (416): the range is outside of the content.
 	// - `too-many-requests` (429): the caller has too many event streams or held requests.
@@ -1885,7 +1894,12 @@ type Problem struct {
 //     upload.
 //   - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
 //   - `image-too-large` (413): the image exceeds the configured size.
-//   - `unsupported-media-type` (415): the request does not accept the media type of the body.
+//   - `unsupported-media-type` (415): the request does not accept the media type of the body, or the body has a
+//     `Content-Encoding` such as `gzip`.
+//   - `expectation-failed` (417): the header `Expect` asks for something other than `100-continue`.
+//   - `headers-too-large` (431): the request line and the headers exceed 32 KiB.
+//   - `not-implemented` (501): the `Transfer-Encoding` is not `chunked`.
+//   - `http-version-not-supported` (505): the request is not HTTP/1.0 or HTTP/1.1.
 //   - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 //   - `range-not-satisfiable` (416): the range is outside of the content.
 //   - `too-many-requests` (429): the caller has too many event streams or held requests.
@@ -2622,6 +2636,9 @@ type ListDisksParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateDiskParams defines parameters for CreateDisk.
@@ -2685,6 +2702,9 @@ type ListEventsParams struct {
 	// LastEventID The number of the last event that the client received. It takes precedence over `since`. Only with
 	// `Accept: text/event-stream`.
 	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListImagesParams defines parameters for ListImages.
@@ -2704,6 +2724,9 @@ type ListImagesParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateImageParams defines parameters for CreateImage.
@@ -2783,6 +2806,9 @@ type ListNetworksParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DeleteNetworkParams defines parameters for DeleteNetwork.
@@ -2820,6 +2846,9 @@ type ListOperationsParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // GetOperationParams defines parameters for GetOperation.
@@ -2836,6 +2865,9 @@ type ListTemplatesParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DeleteTemplateParams defines parameters for DeleteTemplate.
@@ -2870,6 +2902,9 @@ type ListVMsParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateVMParams defines parameters for CreateVM.
@@ -2986,6 +3021,12 @@ type StopVMParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// ListCDROMsParams defines parameters for ListCDROMs.
+type ListCDROMsParams struct {
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // EjectCDROMParams defines parameters for EjectCDROM.
 type EjectCDROMParams struct {
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
@@ -3043,6 +3084,12 @@ type WriteFileParams struct {
 	Path string `form:"path" json:"path"`
 }
 
+// ListNICsParams defines parameters for ListNICs.
+type ListNICsParams struct {
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // DetachNICParams defines parameters for DetachNIC.
 type DetachNICParams struct {
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
@@ -3059,6 +3106,12 @@ type GetNICParams struct {
 type UpdateNICParams struct {
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListPortForwardsParams defines parameters for ListPortForwards.
+type ListPortForwardsParams struct {
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // RemovePortForwardParams defines parameters for RemovePortForward.
@@ -3426,7 +3479,7 @@ type ClientInterface interface {
 	TrimVM(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListCDROMs request
-	ListCDROMs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListCDROMs(ctx context.Context, iD ID, params *ListCDROMsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AttachCDROMWithBody request with any body
 	AttachCDROMWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -3473,7 +3526,7 @@ type ClientInterface interface {
 	GetGuest(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListNICs request
-	ListNICs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListNICs(ctx context.Context, iD ID, params *ListNICsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AttachNICWithBody request with any body
 	AttachNICWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -3492,7 +3545,7 @@ type ClientInterface interface {
 	UpdateNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, body UpdateNICJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListPortForwards request
-	ListPortForwards(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListPortForwards(ctx context.Context, iD ID, params *ListPortForwardsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AddPortForwardWithBody request with any body
 	AddPortForwardWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -4349,8 +4402,8 @@ func (c *Client) TrimVM(ctx context.Context, iD ID, body TrimVMJSONRequestBody, 
 	return c.Client.Do(req)
 }
 
-func (c *Client) ListCDROMs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListCDROMsRequest(c.Server, iD)
+func (c *Client) ListCDROMs(ctx context.Context, iD ID, params *ListCDROMsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListCDROMsRequest(c.Server, iD, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4553,8 +4606,8 @@ func (c *Client) GetGuest(ctx context.Context, iD ID, reqEditors ...RequestEdito
 	return c.Client.Do(req)
 }
 
-func (c *Client) ListNICs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListNICsRequest(c.Server, iD)
+func (c *Client) ListNICs(ctx context.Context, iD ID, params *ListNICsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListNICsRequest(c.Server, iD, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4637,8 +4690,8 @@ func (c *Client) UpdateNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *
 	return c.Client.Do(req)
 }
 
-func (c *Client) ListPortForwards(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListPortForwardsRequest(c.Server, iD)
+func (c *Client) ListPortForwards(ctx context.Context, iD ID, params *ListPortForwardsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListPortForwardsRequest(c.Server, iD, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4801,6 +4854,21 @@ func NewListDisksRequest(server string, params *ListDisksParams) (*http.Request,
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -5274,6 +5342,17 @@ func NewListEventsRequest(server string, params *ListEventsParams) (*http.Reques
 			req.Header.Set("Last-Event-ID", headerParam0)
 		}
 
+		if params.IfNoneMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam1)
+		}
+
 	}
 
 	return req, nil
@@ -5414,6 +5493,21 @@ func NewListImagesRequest(server string, params *ListImagesParams) (*http.Reques
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -5961,6 +6055,21 @@ func NewListNetworksRequest(server string, params *ListNetworksParams) (*http.Re
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -6442,6 +6551,21 @@ func NewListOperationsRequest(server string, params *ListOperationsParams) (*htt
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -6601,6 +6725,21 @@ func NewListTemplatesRequest(server string, params *ListTemplatesParams) (*http.
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -6868,6 +7007,21 @@ func NewListVMsRequest(server string, params *ListVMsParams) (*http.Request, err
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -7705,7 +7859,7 @@ func NewTrimVMRequestWithBody(server string, iD ID, contentType string, body io.
 }
 
 // NewListCDROMsRequest generates requests for ListCDROMs
-func NewListCDROMsRequest(server string, iD ID) (*http.Request, error) {
+func NewListCDROMsRequest(server string, iD ID, params *ListCDROMsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -7733,6 +7887,21 @@ func NewListCDROMsRequest(server string, iD ID) (*http.Request, error) {
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -8420,7 +8589,7 @@ func NewGetGuestRequest(server string, iD ID) (*http.Request, error) {
 }
 
 // NewListNICsRequest generates requests for ListNICs
-func NewListNICsRequest(server string, iD ID) (*http.Request, error) {
+func NewListNICsRequest(server string, iD ID, params *ListNICsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -8448,6 +8617,21 @@ func NewListNICsRequest(server string, iD ID) (*http.Request, error) {
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -8682,7 +8866,7 @@ func NewUpdateNICRequestWithBody(server string, iD ID, nICSlot NICSlot, params *
 }
 
 // NewListPortForwardsRequest generates requests for ListPortForwards
-func NewListPortForwardsRequest(server string, iD ID) (*http.Request, error) {
+func NewListPortForwardsRequest(server string, iD ID, params *ListPortForwardsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -8710,6 +8894,21 @@ func NewListPortForwardsRequest(server string, iD ID) (*http.Request, error) {
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -9138,7 +9337,7 @@ type ClientWithResponsesInterface interface {
 	TrimVMWithResponse(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*TrimVMResponse, error)
 
 	// ListCDROMsWithResponse request
-	ListCDROMsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error)
+	ListCDROMsWithResponse(ctx context.Context, iD ID, params *ListCDROMsParams, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error)
 
 	// AttachCDROMWithBodyWithResponse request with any body
 	AttachCDROMWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AttachCDROMResponse, error)
@@ -9185,7 +9384,7 @@ type ClientWithResponsesInterface interface {
 	GetGuestWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*GetGuestResponse, error)
 
 	// ListNICsWithResponse request
-	ListNICsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListNICsResponse, error)
+	ListNICsWithResponse(ctx context.Context, iD ID, params *ListNICsParams, reqEditors ...RequestEditorFn) (*ListNICsResponse, error)
 
 	// AttachNICWithBodyWithResponse request with any body
 	AttachNICWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AttachNICResponse, error)
@@ -9204,7 +9403,7 @@ type ClientWithResponsesInterface interface {
 	UpdateNICWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, body UpdateNICJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateNICResponse, error)
 
 	// ListPortForwardsWithResponse request
-	ListPortForwardsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error)
+	ListPortForwardsWithResponse(ctx context.Context, iD ID, params *ListPortForwardsParams, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error)
 
 	// AddPortForwardWithBodyWithResponse request with any body
 	AddPortForwardWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddPortForwardResponse, error)
@@ -11888,8 +12087,8 @@ func (c *ClientWithResponses) TrimVMWithResponse(ctx context.Context, iD ID, bod
 }
 
 // ListCDROMsWithResponse request returning *ListCDROMsResponse
-func (c *ClientWithResponses) ListCDROMsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error) {
-	rsp, err := c.ListCDROMs(ctx, iD, reqEditors...)
+func (c *ClientWithResponses) ListCDROMsWithResponse(ctx context.Context, iD ID, params *ListCDROMsParams, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error) {
+	rsp, err := c.ListCDROMs(ctx, iD, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -12037,8 +12236,8 @@ func (c *ClientWithResponses) GetGuestWithResponse(ctx context.Context, iD ID, r
 }
 
 // ListNICsWithResponse request returning *ListNICsResponse
-func (c *ClientWithResponses) ListNICsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListNICsResponse, error) {
-	rsp, err := c.ListNICs(ctx, iD, reqEditors...)
+func (c *ClientWithResponses) ListNICsWithResponse(ctx context.Context, iD ID, params *ListNICsParams, reqEditors ...RequestEditorFn) (*ListNICsResponse, error) {
+	rsp, err := c.ListNICs(ctx, iD, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -12098,8 +12297,8 @@ func (c *ClientWithResponses) UpdateNICWithResponse(ctx context.Context, iD ID, 
 }
 
 // ListPortForwardsWithResponse request returning *ListPortForwardsResponse
-func (c *ClientWithResponses) ListPortForwardsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error) {
-	rsp, err := c.ListPortForwards(ctx, iD, reqEditors...)
+func (c *ClientWithResponses) ListPortForwardsWithResponse(ctx context.Context, iD ID, params *ListPortForwardsParams, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error) {
+	rsp, err := c.ListPortForwards(ctx, iD, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
