@@ -193,7 +193,7 @@ func TestADownloadGivesUp(t *testing.T) {
 		"forbidden":         {status(403), Sum{}, 1, "403"},
 		"not implemented":   {status(501), Sum{}, 1, "501"},
 		"too many requests": {status(429), Sum{}, 4, "429"},
-		"a redirect to ftp": {http.RedirectHandler("ftp://example.com/a", 302), Sum{}, 1, "ftp"},
+		"a redirect to ftp": {http.RedirectHandler("ftp://example.com/a", http.StatusFound), Sum{}, 1, "ftp"},
 		"a web page":        {http.HandlerFunc(webPage), Sum{}, 1, "web page"},
 		"unrequested range": {status(206), Sum{}, 1, "206"},
 	} {
