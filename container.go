@@ -68,6 +68,9 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	defer release()
 	log, flush := newLogger(cfg, os.Stderr)
 	defer flush()
+	for _, warning := range cfg.Warnings {
+		log.Warn("a setting needs attention", "details", warning)
+	}
 	c, err := newContainer(ctx, cfg, log)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil // stopped before the start was complete

@@ -57,6 +57,9 @@ func run(args []string, std cli.Streams) error {
 		return errConfig{err}
 	}
 	if line.checkConfig {
+		for _, warning := range cfg.Warnings {
+			fmt.Fprintln(std.Err, "warning:", warning)
+		}
 		_, err = fmt.Fprintln(std.Out, "the configuration is valid")
 		return err
 	}

@@ -34,7 +34,8 @@ const dryRunDir = "dry-run"
 // each package under the package's name, and the settings of the daemon itself.
 // Options that are not settings, such as callbacks, are left zero.
 type Config struct {
-	File string // the configuration file that was read; empty for none
+	File     string   // the configuration file that was read; empty for none
+	Warnings []string // about environment variables; the daemon logs them
 
 	Listen         string // TCP address; empty for none
 	ListenInsecure bool
@@ -89,7 +90,8 @@ func Read(s Sources) (Config, error) {
 	}
 	c.File = name
 	given, wrong := parseFile(content, name)
-	wrong = append(wrong, unknownVariables()...)
+	warnings, more := unknownVariables()
+	wrong = append(wrong, more...)
 	in := input{viper: viper.New(), flags: s.Flags, given: given, file: name}
 	if err := in.merge(s.Defaults); err != nil {
 		return c, fmt.Errorf("read the configuration: %w", err)
@@ -97,8 +99,13 @@ func Read(s Sources) (Config, error) {
 
 	fixes := map[string]string{} // by key
 	for _, s := range settings {
-		fixes[s.key] = assign(s.field(&c), in.viper.Get(s.key))
+		value, warning := in.value(s)
+		if warning != "" {
+			warnings = append(warnings, warning)
+		}
+		fixes[s.key] = assign(s.field(&c), value)
 	}
+	c.Warnings = warnings
 	for key, fix := range c.complete() {
 		fixes[key] = fix
 	}

@@ -288,8 +288,8 @@ func TestInvalidConfigurationIsRefused(t *testing.T) {
 			want: words{`observer.interval: "7.9"`, "7.9s"},
 		},
 		"a duration in a variable": {
-			env:  env{"VMAN_OBSERVER_INTERVAL": "3"},
-			want: words{"observer.interval", "VMAN_OBSERVER_INTERVAL", "3s"},
+			env:  env{"VMAN_OBSERVER_INTERVAL": "soon"},
+			want: words{"observer.interval", "VMAN_OBSERVER_INTERVAL", "soon"},
 		},
 		"a duration in a flag": {
 			args: []string{"--observer-interval", "soon"},
@@ -411,13 +411,27 @@ func TestInvalidConfigurationIsRefused(t *testing.T) {
 			file: "listen: \"\"\n---\nlisten: \"\"",
 			want: words{"one document"},
 		},
-		"an unknown variable": {
-			env:  env{"VMAN_LISSTEN": "x"},
-			want: words{"VMAN_LISSTEN", "did you mean VMAN_LISTEN?"},
+		"an interval of VMAN that is too long": {
+			env:  env{"VMAN_OBSERVER_INTERVAL": "30"},
+			want: words{"observer.interval", "observer.allow_slow"},
 		},
-		"a variable derived from the key dry_run": {
-			env:  env{"VMAN_DRY_RUN": "1"},
-			want: words{"VMAN_DRY_RUN", "did you mean VMAN_OPERATOR_DRY_RUN?"},
+		"a log level that VMAN does not have either": {
+			env:  env{"VMAN_LOG_LEVEL": "LOUD"},
+			want: words{"log.level", `"LOUD"`, "VMAN_LOG_LEVEL", "debug, info, warn, error"},
+		},
+		"a dry run of VMAN that is neither true nor false": {
+			env:  env{"VMAN_DRY_RUN": "maybe"},
+			want: words{"dry_run", "VMAN_DRY_RUN", "true or false"},
+		},
+		"settings of VMAN that vmand does not have": {
+			env: env{
+				"VMAN_LOG_FILE": "/var/log/vman.log", "VMAN_LOG_DIR": "/var/log", "VMAN_BRIDGE_NAME": "br0", "VMAN_VLAN_ID": "20",
+				"VMAN_SUBNET": "10.0.0.0/24", "VMAN_GATEWAY": "10.0.0.1", "VMAN_DNS": "9.9.9.9",
+			},
+			want: words{
+				"VMAN_LOG_FILE (environment)", "VMAN_LOG_DIR", "journal", "VMAN_BRIDGE_NAME", "VMAN_VLAN_ID", "VMAN_SUBNET",
+				"VMAN_GATEWAY", "VMAN_DNS", "POST /networks", "unset it",
+			},
 		},
 		"a number for text": {
 			file: "listen: 8000",
@@ -692,16 +706,52 @@ func TestNearest(t *testing.T) {
 			t.Errorf("nearest to %q is %q, want %q", word, got, want)
 		}
 	}
-	for pair, want := range map[[2]string]int{
-		{"", "abc"}:           3,
-		{"abc", ""}:           3,
-		{"kitten", "sitting"}: 3,
-		{"abc", "abc"}:        0,
-		{"ab", "ba"}:          2,
+}
+
+func TestTheEnvironmentOfVMANIsAcceptedWithWarnings(t *testing.T) {
+	dir := t.TempDir()
+	type env = map[string]string
+	for name, tt := range map[string]struct {
+		env  env
+		args []string
+		ok   func(c Config) bool
+		warn []string // one word of each warning
+	}{
+		"upper-case level": {env{"VMAN_LOG_LEVEL": "INFO"}, nil,
+			func(c Config) bool { return c.LogLevel == slog.LevelInfo }, []string{"write VMAN_LOG_LEVEL=info"}},
+		"WARNING": {env{"VMAN_LOG_LEVEL": "WARNING"}, nil,
+			func(c Config) bool { return c.LogLevel == slog.LevelWarn }, []string{"write VMAN_LOG_LEVEL=warn"}},
+		"level of vmand": {env{"VMAN_LOG_LEVEL": "debug"}, nil,
+			func(c Config) bool { return c.LogLevel == slog.LevelDebug }, nil},
+		"seconds": {env{"VMAN_OBSERVER_INTERVAL": "5"}, nil,
+			func(c Config) bool { return c.Observer.Interval == 5*time.Second }, []string{"write VMAN_OBSERVER_INTERVAL=5s"}},
+		"storage path": {env{"VMAN_STORAGE_PATH": dir}, nil,
+			func(c Config) bool { return c.StateDir == dir }, []string{"write VMAN_STATE_DIR=" + dir}},
+		"storage path and state_dir": {env{"VMAN_STORAGE_PATH": "/elsewhere", "VMAN_STATE_DIR": dir}, nil,
+			func(c Config) bool { return c.StateDir == dir }, nil},
+		"storage path and flag": {env{"VMAN_STORAGE_PATH": "/elsewhere"}, []string{"--state-dir", dir},
+			func(c Config) bool { return c.StateDir == dir }, nil},
+		"dry run": {env{"VMAN_DRY_RUN": "True"}, nil,
+			func(c Config) bool { return c.DryRun }, []string{"write VMAN_OPERATOR_DRY_RUN=true"}},
+		"unknown": {env{"VMAN_LISSTEN": "x", "VMAN_SUBNET": ""}, nil,
+			func(c Config) bool { return c.Listen == "127.0.0.1:8000" },
+			[]string{"VMAN_LISSTEN (environment): is unknown and ignored; did you mean VMAN_LISTEN?", "VMAN_SUBNET"}},
 	} {
-		if got := distance(pair[0], pair[1]); got != want {
-			t.Errorf("distance%v = %d, want %d", pair, got, want)
-		}
+		t.Run(name, func(t *testing.T) {
+			c, err := configure(t, "", tt.env, tt.args...)
+			if err != nil || !tt.ok(c) || len(c.Warnings) != len(tt.warn) {
+				t.Fatalf("%+v, %v; warnings %q", c, err, c.Warnings)
+			}
+			for i, word := range tt.warn {
+				if !strings.Contains(c.Warnings[i], word) {
+					t.Errorf("the warning %q does not have %q", c.Warnings[i], word)
+				}
+			}
+		})
+	}
+	// The spelling of VMAN is only accepted where VMAN had it.
+	if _, err := configure(t, "log: {level: INFO}", nil); err == nil {
+		t.Error("log.level INFO in the file is accepted")
 	}
 }
 

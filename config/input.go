@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
@@ -26,7 +25,7 @@ func (in input) merge(defaultFile []byte) error {
 	}
 	for _, s := range settings {
 		err := errors.Join(
-			in.viper.BindEnv(s.key, s.variable()),
+			in.viper.BindEnv(append([]string{s.key}, s.variables()...)...),
 			in.viper.BindPFlag(s.key, in.flags.Lookup(s.flag())),
 		)
 		if err != nil {
@@ -38,15 +37,5 @@ func (in input) merge(defaultFile []byte) error {
 
 // complaint names a setting, its value, the source of the value, and the fix.
 func (in input) complaint(s setting, fix string) string {
-	source := "default"
-	if holds(in.given, s.key) {
-		source = in.file
-	}
-	if _, ok := os.LookupEnv(s.variable()); ok {
-		source = s.variable()
-	}
-	if in.flags.Changed(s.flag()) {
-		source = "--" + s.flag()
-	}
-	return fmt.Sprintf("%s: %q (%s): %s", s.key, fmt.Sprint(in.viper.Get(s.key)), source, fix)
+	return fmt.Sprintf("%s: %q (%s): %s", s.key, fmt.Sprint(in.viper.Get(s.key)), in.source(s), fix)
 }

@@ -24,6 +24,9 @@ type setting struct {
 	// how to fix the value, or "" if it is valid. It is nil if every value of the
 	// type is valid.
 	check func(c *Config) (fix string)
+
+	alias    string                    // variable of VMAN with the same meaning, or empty
+	spelling func(value string) string // translates the value of a variable from VMAN; may be nil
 }
 
 func (s setting) flag() string {
@@ -35,6 +38,14 @@ func (s setting) variable() string {
 		return s.env
 	}
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(s.key, ".", "_"))
+}
+
+// variables returns the variables of the setting; the first that is set counts.
+func (s setting) variables() []string {
+	if s.alias == "" {
+		return []string{s.variable()}
+	}
+	return []string{s.variable(), s.alias}
 }
 
 // isSwitch reports whether the setting is a boolean: its flag needs no value.
@@ -71,6 +82,7 @@ var settings = []setting{
 	{
 		key:   "state_dir",
 		field: func(c *Config) any { return &c.StateDir },
+		alias: "VMAN_STORAGE_PATH",
 	},
 	{
 		key:   "runtime_dir",
@@ -81,9 +93,11 @@ var settings = []setting{
 		field: func(c *Config) any { return &c.BootDisk },
 	},
 	{
-		key:   "dry_run",
-		env:   "VMAN_OPERATOR_DRY_RUN",
-		field: func(c *Config) any { return &c.DryRun },
+		key:      "dry_run",
+		env:      "VMAN_OPERATOR_DRY_RUN",
+		field:    func(c *Config) any { return &c.DryRun },
+		alias:    "VMAN_DRY_RUN",
+		spelling: lowerWord,
 	},
 	{
 		key:   "qemu.binary",
@@ -120,6 +134,8 @@ var settings = []setting{
 		key:   "observer.interval",
 		field: func(c *Config) any { return &c.Observer.Interval },
 		check: checkInterval,
+
+		spelling: secondsWord,
 	},
 	{
 		key:   "observer.repair",
@@ -158,8 +174,9 @@ var settings = []setting{
 		check: func(c *Config) string { return atLeast(c.Manager.KeepEvents, minEvents) },
 	},
 	{
-		key:   "log.level",
-		field: func(c *Config) any { return &c.LogLevel },
+		key:      "log.level",
+		field:    func(c *Config) any { return &c.LogLevel },
+		spelling: levelWord,
 	},
 	{
 		key:   "log.format",

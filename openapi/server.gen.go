@@ -261,46 +261,50 @@ const (
 
 // Defines values for ProblemCode.
 const (
-	ProblemCodeAddressesExhausted   ProblemCode = "addresses-exhausted"
-	ProblemCodeAgentUnavailable     ProblemCode = "agent-unavailable"
-	ProblemCodeAlreadyExists        ProblemCode = "already-exists"
-	ProblemCodeBusy                 ProblemCode = "busy"
-	ProblemCodeCancelled            ProblemCode = "cancelled"
-	ProblemCodeChecksumMismatch     ProblemCode = "checksum-mismatch"
-	ProblemCodeDamagedImage         ProblemCode = "damaged-image"
-	ProblemCodeFetchFailed          ProblemCode = "fetch-failed"
-	ProblemCodeForbidden            ProblemCode = "forbidden"
-	ProblemCodeGuestRefused         ProblemCode = "guest-refused"
-	ProblemCodeIdempotencyMismatch  ProblemCode = "idempotency-mismatch"
-	ProblemCodeImageTooLarge        ProblemCode = "image-too-large"
-	ProblemCodeInUse                ProblemCode = "in-use"
-	ProblemCodeInsufficientMemory   ProblemCode = "insufficient-memory"
-	ProblemCodeInsufficientStorage  ProblemCode = "insufficient-storage"
-	ProblemCodeInternal             ProblemCode = "internal"
-	ProblemCodeInterrupted          ProblemCode = "interrupted"
-	ProblemCodeInvalidRequest       ProblemCode = "invalid-request"
-	ProblemCodeInvalidState         ProblemCode = "invalid-state"
-	ProblemCodeLengthRequired       ProblemCode = "length-required"
-	ProblemCodeLimitReached         ProblemCode = "limit-reached"
-	ProblemCodeMalformedBody        ProblemCode = "malformed-body"
-	ProblemCodeMethodNotAllowed     ProblemCode = "method-not-allowed"
-	ProblemCodeNetworkUnavailable   ProblemCode = "network-unavailable"
-	ProblemCodeNotCancellable       ProblemCode = "not-cancellable"
-	ProblemCodeNotFound             ProblemCode = "not-found"
-	ProblemCodeOperationFailed      ProblemCode = "operation-failed"
-	ProblemCodePayloadTooLarge      ProblemCode = "payload-too-large"
-	ProblemCodePreconditionFailed   ProblemCode = "precondition-failed"
-	ProblemCodeQemuUnavailable      ProblemCode = "qemu-unavailable"
-	ProblemCodeQemuUnresponsive     ProblemCode = "qemu-unresponsive"
-	ProblemCodeRangeNotSatisfiable  ProblemCode = "range-not-satisfiable"
-	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
-	ProblemCodeTooManyRequests      ProblemCode = "too-many-requests"
-	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
-	ProblemCodeUnavailable          ProblemCode = "unavailable"
-	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
-	ProblemCodeUnsupportedImage     ProblemCode = "unsupported-image"
-	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
-	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
+	ProblemCodeAddressesExhausted      ProblemCode = "addresses-exhausted"
+	ProblemCodeAgentUnavailable        ProblemCode = "agent-unavailable"
+	ProblemCodeAlreadyExists           ProblemCode = "already-exists"
+	ProblemCodeBusy                    ProblemCode = "busy"
+	ProblemCodeCancelled               ProblemCode = "cancelled"
+	ProblemCodeChecksumMismatch        ProblemCode = "checksum-mismatch"
+	ProblemCodeDamagedImage            ProblemCode = "damaged-image"
+	ProblemCodeExpectationFailed       ProblemCode = "expectation-failed"
+	ProblemCodeFetchFailed             ProblemCode = "fetch-failed"
+	ProblemCodeForbidden               ProblemCode = "forbidden"
+	ProblemCodeGuestRefused            ProblemCode = "guest-refused"
+	ProblemCodeHeadersTooLarge         ProblemCode = "headers-too-large"
+	ProblemCodeHttpVersionNotSupported ProblemCode = "http-version-not-supported"
+	ProblemCodeIdempotencyMismatch     ProblemCode = "idempotency-mismatch"
+	ProblemCodeImageTooLarge           ProblemCode = "image-too-large"
+	ProblemCodeInUse                   ProblemCode = "in-use"
+	ProblemCodeInsufficientMemory      ProblemCode = "insufficient-memory"
+	ProblemCodeInsufficientStorage     ProblemCode = "insufficient-storage"
+	ProblemCodeInternal                ProblemCode = "internal"
+	ProblemCodeInterrupted             ProblemCode = "interrupted"
+	ProblemCodeInvalidRequest          ProblemCode = "invalid-request"
+	ProblemCodeInvalidState            ProblemCode = "invalid-state"
+	ProblemCodeLengthRequired          ProblemCode = "length-required"
+	ProblemCodeLimitReached            ProblemCode = "limit-reached"
+	ProblemCodeMalformedBody           ProblemCode = "malformed-body"
+	ProblemCodeMethodNotAllowed        ProblemCode = "method-not-allowed"
+	ProblemCodeNetworkUnavailable      ProblemCode = "network-unavailable"
+	ProblemCodeNotCancellable          ProblemCode = "not-cancellable"
+	ProblemCodeNotFound                ProblemCode = "not-found"
+	ProblemCodeNotImplemented          ProblemCode = "not-implemented"
+	ProblemCodeOperationFailed         ProblemCode = "operation-failed"
+	ProblemCodePayloadTooLarge         ProblemCode = "payload-too-large"
+	ProblemCodePreconditionFailed      ProblemCode = "precondition-failed"
+	ProblemCodeQemuUnavailable         ProblemCode = "qemu-unavailable"
+	ProblemCodeQemuUnresponsive        ProblemCode = "qemu-unresponsive"
+	ProblemCodeRangeNotSatisfiable     ProblemCode = "range-not-satisfiable"
+	ProblemCodeRequestTimeout          ProblemCode = "request-timeout"
+	ProblemCodeTooManyRequests         ProblemCode = "too-many-requests"
+	ProblemCodeUnauthorized            ProblemCode = "unauthorized"
+	ProblemCodeUnavailable             ProblemCode = "unavailable"
+	ProblemCodeUnsafeImage             ProblemCode = "unsafe-image"
+	ProblemCodeUnsupportedImage        ProblemCode = "unsupported-image"
+	ProblemCodeUnsupportedMediaType    ProblemCode = "unsupported-media-type"
+	ProblemCodeUpgradeRequired         ProblemCode = "upgrade-required"
 )
 
 // Defines values for Protocol.
@@ -939,7 +943,7 @@ type CreateTemplate struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -2042,7 +2046,12 @@ type Problem struct {
 	//   upload.
 	// - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
 	// - `image-too-large` (413): the image exceeds the configured size.
-	// - `unsupported-media-type` (415): the request does not accept the media type of the body.
+	// - `unsupported-media-type` (415): the request does not accept the media type of the body, or the body has a
+	//   `Content-Encoding` such as `gzip`.
+	// - `expectation-failed` (417): the header `Expect` asks for something other than `100-continue`.
+	// - `headers-too-large` (431): the request line and the headers exceed 32 KiB.
+	// - `not-implemented` (501): the `Transfer-Encoding` is not `chunked`.
+	// - `http-version-not-supported` (505): the request is not HTTP/1.0 or HTTP/1.1.
 	// - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 	// - `range-not-satisfiable` (416): the range is outside of the content.
 	// - `too-many-requests` (429): the caller has too many event streams or held requests.
@@ -2117,7 +2126,12 @@ type Problem struct {
 //     upload.
 //   - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
 //   - `image-too-large` (413): the image exceeds the configured size.
-//   - `unsupported-media-type` (415): the request does not accept the media type of the body.
+//   - `unsupported-media-type` (415): the request does not accept the media type of the body, or the body has a
+//     `Content-Encoding` such as `gzip`.
+//   - `expectation-failed` (417): the header `Expect` asks for something other than `100-continue`.
+//   - `headers-too-large` (431): the request line and the headers exceed 32 KiB.
+//   - `not-implemented` (501): the `Transfer-Encoding` is not `chunked`.
+//   - `http-version-not-supported` (505): the request is not HTTP/1.0 or HTTP/1.1.
 //   - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 //   - `range-not-satisfiable` (416): the range is outside of the content.
 //   - `too-many-requests` (429): the caller has too many event streams or held requests.
@@ -2137,7 +2151,7 @@ type ProblemCode string
 // Protocol The transport protocol.
 type Protocol string
 
-// RAMAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+// RAMAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 type RAMAmount = int
 
 // RecordedMessage A message on the monitor of a VM.
@@ -2300,7 +2314,7 @@ type Template struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -2659,7 +2673,7 @@ type VMTemplate struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -2902,6 +2916,9 @@ type ListDisksParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateDiskParams defines parameters for CreateDisk.
@@ -2965,6 +2982,9 @@ type ListEventsParams struct {
 	// LastEventID The number of the last event that the client received. It takes precedence over `since`. Only with
 	// `Accept: text/event-stream`.
 	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListImagesParams defines parameters for ListImages.
@@ -2984,6 +3004,9 @@ type ListImagesParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateImageParams defines parameters for CreateImage.
@@ -3063,6 +3086,9 @@ type ListNetworksParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DeleteNetworkParams defines parameters for DeleteNetwork.
@@ -3100,6 +3126,9 @@ type ListOperationsParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // GetOperationParams defines parameters for GetOperation.
@@ -3116,6 +3145,9 @@ type ListTemplatesParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DeleteTemplateParams defines parameters for DeleteTemplate.
@@ -3150,6 +3182,9 @@ type ListVMsParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateVMParams defines parameters for CreateVM.
@@ -3266,6 +3301,12 @@ type StopVMParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// ListCDROMsParams defines parameters for ListCDROMs.
+type ListCDROMsParams struct {
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // EjectCDROMParams defines parameters for EjectCDROM.
 type EjectCDROMParams struct {
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
@@ -3323,6 +3364,12 @@ type WriteFileParams struct {
 	Path string `form:"path" json:"path"`
 }
 
+// ListNICsParams defines parameters for ListNICs.
+type ListNICsParams struct {
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // DetachNICParams defines parameters for DetachNIC.
 type DetachNICParams struct {
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
@@ -3339,6 +3386,12 @@ type GetNICParams struct {
 type UpdateNICParams struct {
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListPortForwardsParams defines parameters for ListPortForwards.
+type ListPortForwardsParams struct {
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // RemovePortForwardParams defines parameters for RemovePortForward.
@@ -3588,7 +3641,7 @@ type ServerInterface interface {
 	TrimVM(ctx echo.Context, iD ID) error
 	// List the CD-ROM drives of a VM
 	// (GET /vms/{id}/cdroms)
-	ListCDROMs(ctx echo.Context, iD ID) error
+	ListCDROMs(ctx echo.Context, iD ID, params ListCDROMsParams) error
 	// Attach a CD-ROM drive
 	// (POST /vms/{id}/cdroms)
 	AttachCDROM(ctx echo.Context, iD ID) error
@@ -3627,7 +3680,7 @@ type ServerInterface interface {
 	GetGuest(ctx echo.Context, iD ID) error
 	// List the NICs of a VM
 	// (GET /vms/{id}/nics)
-	ListNICs(ctx echo.Context, iD ID) error
+	ListNICs(ctx echo.Context, iD ID, params ListNICsParams) error
 	// Attach a NIC
 	// (POST /vms/{id}/nics)
 	AttachNIC(ctx echo.Context, iD ID) error
@@ -3642,7 +3695,7 @@ type ServerInterface interface {
 	UpdateNIC(ctx echo.Context, iD ID, nICSlot NICSlot, params UpdateNICParams) error
 	// List the port forwards of a VM
 	// (GET /vms/{id}/port_forwards)
-	ListPortForwards(ctx echo.Context, iD ID) error
+	ListPortForwards(ctx echo.Context, iD ID, params ListPortForwardsParams) error
 	// Forward a port to a VM
 	// (POST /vms/{id}/port_forwards)
 	AddPortForward(ctx echo.Context, iD ID) error
@@ -3694,6 +3747,23 @@ func (w *ServerInterfaceWrapper) ListDisks(ctx echo.Context) error {
 	err = runtime.BindQueryParameter("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor)
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
@@ -3966,6 +4036,21 @@ func (w *ServerInterfaceWrapper) ListEvents(ctx echo.Context) error {
 
 		params.LastEventID = &LastEventID
 	}
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ListEvents(ctx, params)
@@ -4020,6 +4105,23 @@ func (w *ServerInterfaceWrapper) ListImages(ctx echo.Context) error {
 	err = runtime.BindQueryParameter("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor)
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
@@ -4329,6 +4431,23 @@ func (w *ServerInterfaceWrapper) ListNetworks(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
 	}
 
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ListNetworks(ctx, params)
 	return err
@@ -4549,6 +4668,23 @@ func (w *ServerInterfaceWrapper) ListOperations(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
 	}
 
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ListOperations(ctx, params)
 	return err
@@ -4624,6 +4760,23 @@ func (w *ServerInterfaceWrapper) ListTemplates(ctx echo.Context) error {
 	err = runtime.BindQueryParameter("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor)
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
@@ -4758,6 +4911,23 @@ func (w *ServerInterfaceWrapper) ListVMs(ctx echo.Context) error {
 	err = runtime.BindQueryParameter("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor)
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
@@ -5221,8 +5391,28 @@ func (w *ServerInterfaceWrapper) ListCDROMs(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListCDROMsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ListCDROMs(ctx, iD)
+	err = w.Handler.ListCDROMs(ctx, iD, params)
 	return err
 }
 
@@ -5576,8 +5766,28 @@ func (w *ServerInterfaceWrapper) ListNICs(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListNICsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ListNICs(ctx, iD)
+	err = w.Handler.ListNICs(ctx, iD, params)
 	return err
 }
 
@@ -5740,8 +5950,28 @@ func (w *ServerInterfaceWrapper) ListPortForwards(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListPortForwardsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ListPortForwards(ctx, iD)
+	err = w.Handler.ListPortForwards(ctx, iD, params)
 	return err
 }
 
@@ -6333,7 +6563,8 @@ type TrimVMRequestObject struct {
 
 // ListCDROMsRequestObject is a request for ListCDROMs.
 type ListCDROMsRequestObject struct {
-	ID ID `json:"id"`
+	ID     ID `json:"id"`
+	Params ListCDROMsParams
 }
 
 // AttachCDROMRequestObject is a request for AttachCDROM.
@@ -6412,7 +6643,8 @@ type GetGuestRequestObject struct {
 
 // ListNICsRequestObject is a request for ListNICs.
 type ListNICsRequestObject struct {
-	ID ID `json:"id"`
+	ID     ID `json:"id"`
+	Params ListNICsParams
 }
 
 // AttachNICRequestObject is a request for AttachNIC.
@@ -6445,7 +6677,8 @@ type UpdateNICRequestObject struct {
 
 // ListPortForwardsRequestObject is a request for ListPortForwards.
 type ListPortForwardsRequestObject struct {
-	ID ID `json:"id"`
+	ID     ID `json:"id"`
+	Params ListPortForwardsParams
 }
 
 // AddPortForwardRequestObject is a request for AddPortForward.
@@ -7396,9 +7629,10 @@ func (sh *strictHandler) TrimVM(ctx echo.Context, iD ID) error {
 }
 
 // ListCDROMs decodes a request for ListCDROMs and writes the response.
-func (sh *strictHandler) ListCDROMs(ctx echo.Context, iD ID) error {
+func (sh *strictHandler) ListCDROMs(ctx echo.Context, iD ID, params ListCDROMsParams) error {
 	var request ListCDROMsRequestObject
 	request.ID = iD
+	request.Params = params
 	response, err := sh.ssi.ListCDROMs(ctx.Request().Context(), request)
 	if err != nil {
 		return err
@@ -7579,9 +7813,10 @@ func (sh *strictHandler) GetGuest(ctx echo.Context, iD ID) error {
 }
 
 // ListNICs decodes a request for ListNICs and writes the response.
-func (sh *strictHandler) ListNICs(ctx echo.Context, iD ID) error {
+func (sh *strictHandler) ListNICs(ctx echo.Context, iD ID, params ListNICsParams) error {
 	var request ListNICsRequestObject
 	request.ID = iD
+	request.Params = params
 	response, err := sh.ssi.ListNICs(ctx.Request().Context(), request)
 	if err != nil {
 		return err
@@ -7654,9 +7889,10 @@ func (sh *strictHandler) UpdateNIC(ctx echo.Context, iD ID, nICSlot NICSlot, par
 }
 
 // ListPortForwards decodes a request for ListPortForwards and writes the response.
-func (sh *strictHandler) ListPortForwards(ctx echo.Context, iD ID) error {
+func (sh *strictHandler) ListPortForwards(ctx echo.Context, iD ID, params ListPortForwardsParams) error {
 	var request ListPortForwardsRequestObject
 	request.ID = iD
+	request.Params = params
 	response, err := sh.ssi.ListPortForwards(ctx.Request().Context(), request)
 	if err != nil {
 		return err

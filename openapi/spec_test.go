@@ -261,16 +261,17 @@ func checkRead(t *testing.T, name string, op *openapi3.Operation) {
 	if paged != (r.Headers["Link"] != nil) {
 		t.Errorf("%s: paged is %v, which the header Link contradicts", name, paged)
 	}
-	isOne := strings.HasSuffix(name, "}") || strings.HasSuffix(name, "/cloud_init")
-	if isOne != (r.Headers["ETag"] != nil) {
-		t.Errorf("%s: one resource is %v, which the header ETag contradicts", name, isOne)
+	isTagged := m.Schema.Value.Type.Is("array") || strings.HasSuffix(name, "}") || strings.HasSuffix(name, "/cloud_init")
+	if isTagged != (r.Headers["ETag"] != nil) {
+		t.Errorf("%s: one resource or a list is %v, which the header ETag contradicts", name, isTagged)
 	}
 }
 
-// readsOne matches the operations that read one resource, or the content of an image.
-var readsOne = regexp.MustCompile(`^GET /(` +
-	`(templates|vms|disks|networks|operations|vms/\{id\}/(nics|port_forwards|cdroms))/\{\w+\}|` +
-	`images/\{name\}(/content)?)$`)
+// readsTagged matches the operations that read one resource, the content of an image or a
+// list.
+var readsTagged = regexp.MustCompile(`^GET /(` +
+	`(templates|vms|disks|networks|operations|vms/\{id\}/(nics|port_forwards|cdroms))(/\{\w+\})?|events|` +
+	`images(/\{name\}(/content)?)?)$`)
 
 // TestSecurityAndPreconditions checks which operations are public, conditional,
 // idempotent by key, and can be waited for.
@@ -310,12 +311,12 @@ func checkConditions(t *testing.T, name string, op *openapi3.Operation) {
 	if got := op.Responses.Value("412") != nil; got != changes && !isUpload(name) {
 		t.Errorf("%s has a response 412: %v, want %v", name, got, changes)
 	}
-	one := readsOne.MatchString(name)
-	if got := hasHeader(op, "If-None-Match"); got != one {
-		t.Errorf("%s has If-None-Match: %v, want %v", name, got, one)
+	tagged := readsTagged.MatchString(name)
+	if got := hasHeader(op, "If-None-Match"); got != tagged {
+		t.Errorf("%s has If-None-Match: %v, want %v", name, got, tagged)
 	}
-	if got := op.Responses.Value("304") != nil; got != one {
-		t.Errorf("%s has a response 304: %v, want %v", name, got, one)
+	if got := op.Responses.Value("304") != nil; got != tagged {
+		t.Errorf("%s has a response 304: %v, want %v", name, got, tagged)
 	}
 }
 

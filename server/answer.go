@@ -32,7 +32,7 @@ var encoders = sync.Pool{New: func() any {
 }}
 
 // maxKept is the capacity in bytes above which free discards an encoder.
-const maxKept = 256 << 10
+const maxKept = 2 * taggedBytes
 
 // getEncoder returns an empty encoder. The caller must free it.
 func getEncoder() *encoder { return encoders.Get().(*encoder) }

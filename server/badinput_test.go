@@ -26,7 +26,7 @@ func TestInvalidBodiesAreRejectedWithEachField(t *testing.T) {
 			codeMalformed, nil},
 		"not UTF-8":            {"/templates", "{\"name\":\"\xff\"}", codeMalformed, nil},
 		"too deeply nested":    {"/templates", strings.Repeat("[", 100000), codeMalformed, nil},
-		"a byte order mark":    {"/templates", "\ufeff" + smallTemplate, codeMalformed, nil},
+		"two byte order marks": {"/templates", "\ufeff\ufeff" + smallTemplate, codeMalformed, nil},
 		"a mismatched bracket": {"/templates", `{"name":["a"}`, codeMalformed, nil},
 		"an array":             {"/templates", `[]`, vm.CodeInvalid, []string{": must be an object"}},
 		"null":                 {"/templates", `null`, vm.CodeInvalid, []string{": must be an object"}},
@@ -357,4 +357,17 @@ func TestEveryPatternOfTheContractIsSaidInWords(t *testing.T) {
 			t.Errorf("the pattern %s has no words in patternWords", m[1])
 		}
 	}
+}
+
+func TestMemoryInGiBIsRefusedWithTheUnit(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	for amount, hint := range map[string]string{"4": "for 4 GiB send 4096", "15": "for 15 GiB send 15360"} {
+		p := a.want(t, 400, "POST", "/templates", `{"name":"a","cpu_count":1,"ram_amount":`+amount+`}`).problem(t)
+		if len(p.Errors) != 1 || p.Errors[0].Field != "/ram_amount" || !strings.Contains(p.Errors[0].Detail, "16 to 4194304 MiB") ||
+			!strings.Contains(p.Hint, "ram_amount is in MiB") || !strings.Contains(p.Hint, hint) {
+			t.Errorf("%s: %+v", amount, p)
+		}
+	}
+	a.want(t, 201, "POST", "/templates", `{"name":"a","cpu_count":1,"ram_amount":16}`)
 }

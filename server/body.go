@@ -71,8 +71,31 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	}
 	// The deadline is for the body only: the answer may be held for longer.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	data = bytes.TrimPrefix(data, []byte(byteOrderMark))
 	r.Body = bufferedBody{bytes.NewReader(data)}
 	return data, nil
+}
+
+// byteOrderMark is what some editors and PowerShell put before JSON. A parser may ignore
+// it (RFC 8259, 8.1).
+const byteOrderMark = "\ufeff"
+
+// checkCoding refuses a body with a content coding, such as gzip: its length says nothing
+// about the length of the content, and no request needs it. A compressed image has a media
+// type of its own and no coding.
+func checkCoding(r *http.Request) error {
+	for _, line := range r.Header["Content-Encoding"] {
+		for coding := range strings.SplitSeq(line, ",") {
+			if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
+				return &vm.Fault{
+					Code:   codeMediaType,
+					Detail: fmt.Sprintf("the Content-Encoding %.40q of the body is not accepted", coding),
+					Hint:   "send the body plain, without Content-Encoding; an image that is a compressed file needs none",
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // A bufferedBody is a body that was read completely.

@@ -42,7 +42,7 @@ func (s *Server) ListCDROMs(ctx context.Context, r openapi.ListCDROMsRequestObje
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: jsonArrayOf(v.CDROMs, appendCDROM)}, nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return jsonArrayOf(v.CDROMs, appendCDROM) }), nil
 }
 
 // GetCDROM implements [openapi.StrictServerInterface].

@@ -58,7 +58,7 @@ func (s *Server) CreateDisk(ctx context.Context, r openapi.CreateDiskRequestObje
 // ListDisks implements [openapi.StrictServerInterface].
 func (s *Server) ListDisks(ctx context.Context, r openapi.ListDisksRequestObject) (openapi.Response, error) {
 	f := vm.DiskFilter{State: vm.DiskState(value(r.Params.State)), VMID: value(r.Params.VMID)}
-	return newList(ctx, "/disks", query("state", string(f.State), "vm_id", f.VMID), r.Params.Limit, r.Params.Cursor,
+	return newList(ctx, "/disks", query("state", string(f.State), "vm_id", f.VMID), r.Params.Limit, r.Params.Cursor, r.Params.IfNoneMatch,
 		func(ctx context.Context, p vm.Page) ([]vm.Disk, error) { return s.reader.Disks(ctx, f, p) },
 		func(d *vm.Disk) int64 { return d.Seq },
 		func(d *vm.Disk) any { return apiDisk(d) })

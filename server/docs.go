@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/labstack/echo/v4"
 
@@ -39,12 +40,17 @@ func (s *Server) registerDocs() {
 // document returns a handler that answers with the content that read returns. policy
 // is the Content-Security-Policy, or empty.
 func document(mediaType, policy string, read func() []byte) echo.HandlerFunc {
+	packed := sync.OnceValue(func() []byte { return compressed(read()) }) // once, since anyone may ask for it
 	return func(c echo.Context) error {
 		content := read()
 		if content == nil {
 			return errors.New("cannot convert the contract to JSON")
 		}
 		h := c.Response().Header()
+		if wantsGzip(c.Request().Header) {
+			content = packed()
+			h.Set("Content-Encoding", "gzip")
+		}
 		h.Set("Content-Type", mediaType)
 		h.Set("Content-Length", strconv.Itoa(len(content)))
 		if policy != "" {

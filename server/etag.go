@@ -1,8 +1,10 @@
 package server
 
 import (
+	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"hash/maphash"
 	"io"
 	"regexp"
 	"strconv"
@@ -34,6 +36,19 @@ func (v *wireVM) etag() string {
 	return fmt.Sprintf(`%s.%016x"`, tag[:len(tag)-1], hash.Sum64())
 }
 
+// addTag implements [listTagger]: like etag, it ignores when the agent was last seen.
+func (v *wireVM) addTag(h *maphash.Hash) {
+	b := make([]byte, 0, 32)
+	b = binary.AppendVarint(b, v.Seq)
+	b = binary.AppendVarint(b, int64(v.Revision))
+	_, _ = h.Write(b) // never fails for a hash, as the other writes
+	if v.agent.State != vm.AgentAbsent {
+		_, _ = h.WriteString(string(v.agent.State))
+		_, _ = h.WriteString(v.agent.Version)
+	}
+	_ = h.WriteByte(0)
+}
+
 // parseMatch returns the precondition of an If-Match header (RFC 9110, 13.1.1). It
 // returns nil for an empty header and for "*", which every existing resource meets.
 // Weak tags and unknown tags never match: a header with only such tags becomes an
@@ -58,24 +73,44 @@ func parseMatch(header string) (vm.Match, error) {
 	return match, nil
 }
 
-// matchesNone reports whether an If-None-Match header contains etag (RFC 9110,
-// 13.1.2, weak comparison), so that the answer is 304.
-func matchesNone(header, etag string) bool {
+// matching returns the tag of an If-None-Match header that matches etag (RFC 9110, 13.1.2,
+// weak comparison), so that the answer is 304 with that tag, or "" if there is none. The tag
+// of a compressed answer matches, too.
+func matching(header, etag string) string {
 	header = strings.TrimSpace(header)
 	if header == "*" {
-		return true
+		return etag
 	}
+	plain, isWeak := strings.CutPrefix(etag, "W/")
 	for header != "" {
 		tag, _, rest, ok := nextTag(header)
 		if !ok {
-			return false // an invalid condition is ignored
+			return "" // an invalid condition is ignored
 		}
-		if tag == etag {
-			return true
+		if withoutCoding(tag) == plain {
+			if isWeak {
+				return "W/" + tag
+			}
+			return tag
 		}
 		header = rest
 	}
-	return false
+	return ""
+}
+
+// codingSuffix ends the entity tag of a compressed answer, which must differ from that of
+// the plain one (RFC 9110, 8.8.3).
+const codingSuffix = `-gzip"`
+
+// withCoding returns the entity tag of the compressed answer.
+func withCoding(etag string) string { return strings.TrimSuffix(etag, `"`) + codingSuffix }
+
+// withoutCoding returns the entity tag of the plain answer.
+func withoutCoding(etag string) string {
+	if plain, ok := strings.CutSuffix(etag, codingSuffix); ok {
+		return plain + `"`
+	}
+	return etag
 }
 
 // nextTag cuts the first entity tag, including its quotes, from a list.
@@ -103,7 +138,7 @@ var seenPart = regexp.MustCompile(`\.[0-9a-f]{16}"$`)
 // parseTag returns the version in an entity tag. It reports false for a tag that
 // etagOf does not produce.
 func parseTag(tag string) (vm.Version, bool) {
-	tag = seenPart.ReplaceAllString(tag, `"`)
+	tag = seenPart.ReplaceAllString(withoutCoding(tag), `"`)
 	seq, rev, ok := strings.Cut(strings.Trim(tag, `"`), "-")
 	if !ok {
 		return vm.Version{}, false

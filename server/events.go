@@ -62,7 +62,9 @@ func (s *Server) ListEvents(ctx context.Context, r openapi.ListEventsRequestObje
 		return nil, err
 	}
 	l := list[vm.Event]{
-		ctx: ctx,
+		ctx:       ctx,
+		noneMatch: r.Params.IfNoneMatch,
+
 		seq: func(e *vm.Event) int64 { return e.Seq },
 		api: func(e *vm.Event) any { return apiEvent(e) },
 	}

@@ -44,7 +44,7 @@ func (s *Server) ListPortForwards(ctx context.Context,
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: jsonArrayOf(v.Forwards, appendForward)}, nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return jsonArrayOf(v.Forwards, appendForward) }), nil
 }
 
 // GetPortForward implements [openapi.StrictServerInterface].

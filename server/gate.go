@@ -58,6 +58,8 @@ type gate struct {
 	limits connectionLimits
 	guest  func(peer, local netip.AddrPort) bool // reports whether a connection is a guest's; may be nil
 	log    *slog.Logger
+	// replace returns what to send instead of an answer of net/http itself; may be nil.
+	replace func(answer []byte) []byte
 
 	mu        sync.Mutex
 	peers     map[netip.Addr]int
@@ -217,6 +219,8 @@ type gated struct {
 	stranger *queue.Element // in gate.strangers
 	unknown  atomic.Bool    // it is a stranger
 	closed   atomic.Bool
+	handling atomic.Bool // a handler has a request of it, or its answer is being sent
+	replaced atomic.Bool // an answer of net/http was replaced; the connection ends
 }
 
 // Close implements [net.Conn].

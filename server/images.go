@@ -154,7 +154,7 @@ func (s *Server) ListImages(ctx context.Context, r openapi.ListImagesRequestObje
 	f := vm.ImageFilter{State: vm.ImageState(value(r.Params.State)), SHA256: strings.ToLower(value(r.Params.SHA256))}
 	f.Label, f.LabelValue, _ = strings.Cut(label, "=")
 	return newList(ctx, "/images", query("state", string(f.State), "label", label, "sha256", f.SHA256),
-		r.Params.Limit, r.Params.Cursor,
+		r.Params.Limit, r.Params.Cursor, r.Params.IfNoneMatch,
 		func(ctx context.Context, p vm.Page) ([]vm.Image, error) { return s.reader.Images(ctx, f, p) },
 		func(i *vm.Image) int64 { return i.Seq },
 		func(i *vm.Image) any { return apiImage(i) })

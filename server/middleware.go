@@ -58,6 +58,18 @@ func (s *Server) setHeaders(c echo.Context) string {
 	if ids := c.Request().Header[headerRequestID]; len(ids) == 1 && validRequestID(ids[0]) {
 		id = ids[0]
 	}
+	s.setCommonHeaders(h, id)
+	h.Set("Vary", "Accept-Encoding")
+	if len(c.Request().TransferEncoding) > 0 {
+		// net/http accepts Content-Length beside Transfer-Encoding, and does not show it to
+		// the handler. What follows such a body may be meant for another request (RFC 9112, 6.3).
+		h.Set("Connection", "close")
+	}
+	return id
+}
+
+// setCommonHeaders sets the headers of every answer with this request id.
+func (s *Server) setCommonHeaders(h http.Header, id string) {
 	h.Set(headerRequestID, id)
 	h.Set("Server", s.name)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -65,7 +77,6 @@ func (s *Server) setHeaders(c echo.Context) string {
 	if s.o.DryRun {
 		h.Set("X-Vman-Dry-Run", "true")
 	}
-	return id
 }
 
 func validRequestID(id string) bool {
@@ -103,13 +114,34 @@ func (s *Server) guarded(x *exchange, next echo.HandlerFunc) (err error) {
 	if x.caller.Key != "" {
 		return s.once(x, next)
 	}
+	if x.c.Request().Method == http.MethodOptions {
+		if methods, ok := allowed(x.c); ok {
+			x.c.Response().Header().Set("Allow", methods)
+			return x.c.NoContent(http.StatusNoContent)
+		}
+	}
 	return next(x.c)
+}
+
+// allowed returns the methods that the path of a request supports. It reports false if the
+// path supports the method of the request, or none.
+func allowed(c echo.Context) (methods string, ok bool) {
+	if isServerWide(c.Request()) {
+		return serverMethods, true
+	}
+	methods, ok = c.Get(echo.ContextKeyHeaderAllow).(string) // set by the router
+	return withHead(methods), ok
 }
 
 // admit checks the origin, the caller and the content of a request. It reads the body
 // only of an authenticated request.
 func (s *Server) admit(x *exchange) error {
 	r := x.c.Request()
+	if r.ProtoMajor != 1 { // net/http passes the preface of HTTP/2 on
+		x.c.Response().Header().Set("Connection", "close")
+		fault, _ := protocolFault(http.StatusHTTPVersionNotSupported, "")
+		return fault
+	}
 	if r.ContentLength != 0 {
 		// The deadline also applies if no handler reads the body: net/http then
 		// reads some of it to be able to reuse the connection.
@@ -133,6 +165,9 @@ func (s *Server) admit(x *exchange) error {
 		ctx = context.WithValue(ctx, streamKey{}, true)
 	}
 	x.c.SetRequest(r.WithContext(ctx))
+	if err := checkPath(x.c); err != nil {
+		return err
+	}
 	if op == nil {
 		return nil // 404 and 405 of the router
 	}

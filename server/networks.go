@@ -66,7 +66,7 @@ func (s *Server) CreateNetwork(ctx context.Context, r openapi.CreateNetworkReque
 
 // ListNetworks implements [openapi.StrictServerInterface].
 func (s *Server) ListNetworks(ctx context.Context, r openapi.ListNetworksRequestObject) (openapi.Response, error) {
-	return newList(ctx, "/networks", query(), r.Params.Limit, r.Params.Cursor, s.reader.Networks,
+	return newList(ctx, "/networks", query(), r.Params.Limit, r.Params.Cursor, r.Params.IfNoneMatch, s.reader.Networks,
 		func(n *vm.Network) int64 { return n.Seq },
 		func(n *vm.Network) any { return apiNetwork(n) })
 }

@@ -66,7 +66,7 @@ func (s *Server) ListNICs(ctx context.Context, r openapi.ListNICsRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	return answer{status: http.StatusOK, body: jsonArrayOf(v.NICs, appendNIC)}, nil
+	return resource(etagOf(vmVersion(&v)), r.Params.IfNoneMatch, func() any { return jsonArrayOf(v.NICs, appendNIC) }), nil
 }
 
 // GetNIC implements [openapi.StrictServerInterface].

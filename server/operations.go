@@ -27,7 +27,7 @@ func (s *Server) ListOperations(ctx context.Context, r openapi.ListOperationsReq
 	}
 	return newList(ctx, "/operations",
 		query("resource", f.Resource.String(), "kind", string(f.Kind), "state", string(f.State)), r.Params.Limit,
-		r.Params.Cursor,
+		r.Params.Cursor, r.Params.IfNoneMatch,
 		func(ctx context.Context, p vm.Page) ([]vm.Operation, error) { return s.reader.Operations(ctx, f, p) },
 		func(o *vm.Operation) int64 { return o.Seq },
 		func(o *vm.Operation) any { return apiOperation(o) })

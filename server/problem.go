@@ -28,6 +28,10 @@ const (
 	codeUpgradeRequired  vm.Code = "upgrade-required"
 	codeRange            vm.Code = "range-not-satisfiable"
 	codeTooMany          vm.Code = "too-many-requests"
+	codeExpectation      vm.Code = "expectation-failed"
+	codeHeaders          vm.Code = "headers-too-large"
+	codeNotImplemented   vm.Code = "not-implemented"
+	codeVersion          vm.Code = "http-version-not-supported"
 )
 
 // A kind is the common part of all problems with one code.
@@ -65,10 +69,14 @@ var kinds = map[vm.Code]kind{
 	vm.CodeTooLarge:            {http.StatusRequestEntityTooLarge, "Image too large", 0},
 	codeMediaType:              {http.StatusUnsupportedMediaType, "Unsupported media type", 0},
 	codeRange:                  {http.StatusRequestedRangeNotSatisfiable, "No such range", 0},
+	codeExpectation:            {http.StatusExpectationFailed, "Expectation failed", 0},
 	codeUpgradeRequired:        {http.StatusUpgradeRequired, "Upgrade required", 0},
 	codeTooMany:                {http.StatusTooManyRequests, "Too many requests", 5},
+	codeHeaders:                {http.StatusRequestHeaderFieldsTooLarge, "Headers too large", 0},
 	vm.CodeRepeated:            {http.StatusUnprocessableEntity, "Idempotency key used before", 0},
 	vm.CodeInternal:            {http.StatusInternalServerError, "Internal error", 0},
+	codeNotImplemented:         {http.StatusNotImplemented, "Not implemented", 0},
+	codeVersion:                {http.StatusHTTPVersionNotSupported, "HTTP version not supported", 0},
 	vm.CodeInterrupted:         {http.StatusServiceUnavailable, "Interrupted", 1},
 	vm.CodeInsufficientMemory:  {http.StatusServiceUnavailable, "Not enough memory", 30},
 	vm.CodeQEMUUnavailable:     {http.StatusServiceUnavailable, "QEMU is not usable", 0},
@@ -183,6 +191,9 @@ func webFault(e *echo.HTTPError) *vm.Fault {
 func writeProblem(c echo.Context, fault *vm.Fault) error {
 	p := problem(fault.Code, fault.Detail, fault.Hint)
 	h := c.Response().Header()
+	if fault.Code == codeMediaType && c.Request().Header.Get("Content-Encoding") != "" {
+		h.Set("Accept-Encoding", "identity") // RFC 9110, 15.5.16
+	}
 	p.Instance = c.Request().URL.EscapedPath()
 	p.RequestID = h.Get(headerRequestID)
 	p.OperationID = fault.OperationID
@@ -196,12 +207,12 @@ func writeProblem(c echo.Context, fault *vm.Fault) error {
 	case http.StatusUnauthorized:
 		h.Set("Www-Authenticate", `Bearer realm="vmand"`)
 	case http.StatusUpgradeRequired:
-		h.Set("Connection", "Upgrade") // RFC 9110, 7.8 and 15.5.22
+		h.Add("Connection", "Upgrade") // RFC 9110, 7.8 and 15.5.22; after a close
 		h["Upgrade"] = protocols
 		h.Set("Sec-Websocket-Version", "13")
 	case http.StatusMethodNotAllowed:
-		if allow, ok := c.Get(echo.ContextKeyHeaderAllow).(string); ok {
-			h.Set("Allow", strings.Replace(allow, http.MethodGet, "GET, HEAD", 1))
+		if methods, ok := allowed(c); ok {
+			h.Set("Allow", methods)
 		}
 	}
 	return answer{status: p.Status, mediaType: problemType, body: &p}.Respond(c.Response())

@@ -165,6 +165,10 @@ type headKey struct{}
 // ServeHTTP implements [http.Handler]. A HEAD is handled as a GET without an Accept
 // header; net/http discards the body.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if d, _ := r.Context().Value(doorKey{}).(*door); d != nil && d.conn != nil {
+		d.conn.handling.Store(true)
+	}
+	r = canonical(r)
 	if r.Method == http.MethodHead {
 		get := *r
 		get.Method, get.Header = http.MethodGet, r.Header.Clone()
@@ -172,7 +176,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		get.Header.Del("Upgrade")
 		r = get.WithContext(context.WithValue(r.Context(), headKey{}, true))
 	}
-	s.echo.ServeHTTP(w, r)
+	if !wantsGzip(r.Header) {
+		s.echo.ServeHTTP(w, r)
+		return
+	}
+	c := &compressor{ResponseWriter: w}
+	s.echo.ServeHTTP(c, r)
+	_ = c.close() // fails if the client has disconnected; not reached if the answer broke off
 }
 
 // Limits of a connection. A whole request has no time limit, since it may be held for
@@ -197,12 +207,16 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ConnContext:       enter,
+		ConnState:         trackIdle,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+
+		DisableGeneralOptionsHandler: true, // for OPTIONS *; allowed answers it
 	}
 	ended := make(chan error, len(listeners))
 	for _, l := range listeners {
-		l = newGate(l, s.limits, s.o.Guest, s.log)
-		go func() { ended <- web.Serve(l) }()
+		g := newGate(l, s.limits, s.o.Guest, s.log)
+		g.replace = s.protocolProblem
+		go func() { ended <- web.Serve(g) }()
 	}
 	var failed error
 	left := len(listeners)

@@ -34,7 +34,7 @@ func templateAnswer(t *vm.Template) answer {
 
 // ListTemplates implements [openapi.StrictServerInterface].
 func (s *Server) ListTemplates(ctx context.Context, r openapi.ListTemplatesRequestObject) (openapi.Response, error) {
-	return newList(ctx, "/templates", query(), r.Params.Limit, r.Params.Cursor, s.reader.Templates,
+	return newList(ctx, "/templates", query(), r.Params.Limit, r.Params.Cursor, r.Params.IfNoneMatch, s.reader.Templates,
 		func(t *vm.Template) int64 { return t.Seq },
 		func(t *vm.Template) any { return apiTemplate(t) })
 }
@@ -62,8 +62,10 @@ func (s *Server) DeleteTemplate(ctx context.Context, r openapi.DeleteTemplateReq
 
 // resource returns the answer 304 if ifNoneMatch contains etag, else 200 with body().
 func resource(etag string, ifNoneMatch *string, body func() any) answer {
-	if ifNoneMatch != nil && matchesNone(*ifNoneMatch, etag) {
-		return answer{status: http.StatusNotModified, etag: etag}
+	if ifNoneMatch != nil {
+		if known := matching(*ifNoneMatch, etag); known != "" {
+			return answer{status: http.StatusNotModified, etag: known}
+		}
 	}
 	return answer{status: http.StatusOK, etag: etag, body: body()}
 }

@@ -192,6 +192,9 @@ func (op *operation) validateBody(c echo.Context) ([]vm.FieldFault, error) {
 		return nil, nil
 	}
 	if op.body != nil && r.ContentLength != 0 {
+		if err := checkCoding(r); err != nil {
+			return nil, err
+		}
 		media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		if err != nil || op.body.Content[media] == nil {
 			return nil, &vm.Fault{

@@ -146,7 +146,7 @@ func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (o
 	f.Label, f.LabelValue, _ = strings.Cut(label, "=")
 	return newList(ctx, "/vms",
 		query("state", string(f.State), "template_name", f.Template, "network", f.Network, "label", label),
-		r.Params.Limit, r.Params.Cursor,
+		r.Params.Limit, r.Params.Cursor, r.Params.IfNoneMatch,
 		func(ctx context.Context, p vm.Page) ([]vm.VM, error) { return s.reader.VMs(ctx, f, p) },
 		func(v *vm.VM) int64 { return v.Seq },
 		func(v *vm.VM) any { one = wireVM{v, s.Guests.Agent(v.ID)}; return &one })

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/agnivade/levenshtein"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -131,33 +132,11 @@ func knownKey(key *yaml.Node, known []string, what string) error {
 func nearestWord(word string, known []string) string {
 	best, distance := "", min(len(word), 60)/3+1
 	for _, k := range known {
-		if d := editDistance(word[:min(len(word), 60)], k); d < distance {
+		if d := levenshtein.ComputeDistance(word[:min(len(word), 60)], k); d < distance {
 			best, distance = k, d
 		}
 	}
 	return best
-}
-
-// editDistance returns how many bytes must be added, removed or replaced to make b of a.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		last := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			next := min(row[j], row[j+1]) + 1
-			if a[i] == b[j] {
-				next = min(next, last)
-			} else {
-				next = min(next, last+1)
-			}
-			last, row[j+1] = row[j+1], next
-		}
-	}
-	return row[len(b)]
 }
 
 // checkNetworkV2 checks a network config of version 2.

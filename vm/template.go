@@ -1,6 +1,9 @@
 package vm
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // A Template is a named VM size. It never changes after its creation.
 type Template struct {
@@ -14,6 +17,7 @@ type Template struct {
 // Limits of a template.
 const (
 	MaxCPUs   = 256
+	MinRAMMiB = 16      // no guest needs less; a smaller number is probably one of GiB
 	MaxRAMMiB = 4 << 20 // 4 TiB in MiB
 )
 
@@ -29,8 +33,12 @@ func (t Template) Check() error {
 	if t.CPUCount < 1 || t.CPUCount > MaxCPUs {
 		return InvalidField("/cpu_count", "must be 1 to %d", MaxCPUs)
 	}
-	if t.RAMMiB < 1 || t.RAMMiB > MaxRAMMiB {
-		return InvalidField("/ram_amount", "must be 1 to %d MiB", MaxRAMMiB)
+	if t.RAMMiB < MinRAMMiB || t.RAMMiB > MaxRAMMiB {
+		f := InvalidField("/ram_amount", "must be %d to %d MiB", MinRAMMiB, MaxRAMMiB)
+		if t.RAMMiB > 0 && t.RAMMiB < MinRAMMiB {
+			f.Hint = fmt.Sprintf("ram_amount is in MiB: for %d GiB send %d", t.RAMMiB, t.RAMMiB<<10)
+		}
+		return f
 	}
 	return nil
 }

@@ -264,46 +264,50 @@ const (
 
 // Defines values for ProblemCode.
 const (
-	ProblemCodeAddressesExhausted   ProblemCode = "addresses-exhausted"
-	ProblemCodeAgentUnavailable     ProblemCode = "agent-unavailable"
-	ProblemCodeAlreadyExists        ProblemCode = "already-exists"
-	ProblemCodeBusy                 ProblemCode = "busy"
-	ProblemCodeCancelled            ProblemCode = "cancelled"
-	ProblemCodeChecksumMismatch     ProblemCode = "checksum-mismatch"
-	ProblemCodeDamagedImage         ProblemCode = "damaged-image"
-	ProblemCodeFetchFailed          ProblemCode = "fetch-failed"
-	ProblemCodeForbidden            ProblemCode = "forbidden"
-	ProblemCodeGuestRefused         ProblemCode = "guest-refused"
-	ProblemCodeIdempotencyMismatch  ProblemCode = "idempotency-mismatch"
-	ProblemCodeImageTooLarge        ProblemCode = "image-too-large"
-	ProblemCodeInUse                ProblemCode = "in-use"
-	ProblemCodeInsufficientMemory   ProblemCode = "insufficient-memory"
-	ProblemCodeInsufficientStorage  ProblemCode = "insufficient-storage"
-	ProblemCodeInternal             ProblemCode = "internal"
-	ProblemCodeInterrupted          ProblemCode = "interrupted"
-	ProblemCodeInvalidRequest       ProblemCode = "invalid-request"
-	ProblemCodeInvalidState         ProblemCode = "invalid-state"
-	ProblemCodeLengthRequired       ProblemCode = "length-required"
-	ProblemCodeLimitReached         ProblemCode = "limit-reached"
-	ProblemCodeMalformedBody        ProblemCode = "malformed-body"
-	ProblemCodeMethodNotAllowed     ProblemCode = "method-not-allowed"
-	ProblemCodeNetworkUnavailable   ProblemCode = "network-unavailable"
-	ProblemCodeNotCancellable       ProblemCode = "not-cancellable"
-	ProblemCodeNotFound             ProblemCode = "not-found"
-	ProblemCodeOperationFailed      ProblemCode = "operation-failed"
-	ProblemCodePayloadTooLarge      ProblemCode = "payload-too-large"
-	ProblemCodePreconditionFailed   ProblemCode = "precondition-failed"
-	ProblemCodeQemuUnavailable      ProblemCode = "qemu-unavailable"
-	ProblemCodeQemuUnresponsive     ProblemCode = "qemu-unresponsive"
-	ProblemCodeRangeNotSatisfiable  ProblemCode = "range-not-satisfiable"
-	ProblemCodeRequestTimeout       ProblemCode = "request-timeout"
-	ProblemCodeTooManyRequests      ProblemCode = "too-many-requests"
-	ProblemCodeUnauthorized         ProblemCode = "unauthorized"
-	ProblemCodeUnavailable          ProblemCode = "unavailable"
-	ProblemCodeUnsafeImage          ProblemCode = "unsafe-image"
-	ProblemCodeUnsupportedImage     ProblemCode = "unsupported-image"
-	ProblemCodeUnsupportedMediaType ProblemCode = "unsupported-media-type"
-	ProblemCodeUpgradeRequired      ProblemCode = "upgrade-required"
+	ProblemCodeAddressesExhausted      ProblemCode = "addresses-exhausted"
+	ProblemCodeAgentUnavailable        ProblemCode = "agent-unavailable"
+	ProblemCodeAlreadyExists           ProblemCode = "already-exists"
+	ProblemCodeBusy                    ProblemCode = "busy"
+	ProblemCodeCancelled               ProblemCode = "cancelled"
+	ProblemCodeChecksumMismatch        ProblemCode = "checksum-mismatch"
+	ProblemCodeDamagedImage            ProblemCode = "damaged-image"
+	ProblemCodeExpectationFailed       ProblemCode = "expectation-failed"
+	ProblemCodeFetchFailed             ProblemCode = "fetch-failed"
+	ProblemCodeForbidden               ProblemCode = "forbidden"
+	ProblemCodeGuestRefused            ProblemCode = "guest-refused"
+	ProblemCodeHeadersTooLarge         ProblemCode = "headers-too-large"
+	ProblemCodeHttpVersionNotSupported ProblemCode = "http-version-not-supported"
+	ProblemCodeIdempotencyMismatch     ProblemCode = "idempotency-mismatch"
+	ProblemCodeImageTooLarge           ProblemCode = "image-too-large"
+	ProblemCodeInUse                   ProblemCode = "in-use"
+	ProblemCodeInsufficientMemory      ProblemCode = "insufficient-memory"
+	ProblemCodeInsufficientStorage     ProblemCode = "insufficient-storage"
+	ProblemCodeInternal                ProblemCode = "internal"
+	ProblemCodeInterrupted             ProblemCode = "interrupted"
+	ProblemCodeInvalidRequest          ProblemCode = "invalid-request"
+	ProblemCodeInvalidState            ProblemCode = "invalid-state"
+	ProblemCodeLengthRequired          ProblemCode = "length-required"
+	ProblemCodeLimitReached            ProblemCode = "limit-reached"
+	ProblemCodeMalformedBody           ProblemCode = "malformed-body"
+	ProblemCodeMethodNotAllowed        ProblemCode = "method-not-allowed"
+	ProblemCodeNetworkUnavailable      ProblemCode = "network-unavailable"
+	ProblemCodeNotCancellable          ProblemCode = "not-cancellable"
+	ProblemCodeNotFound                ProblemCode = "not-found"
+	ProblemCodeNotImplemented          ProblemCode = "not-implemented"
+	ProblemCodeOperationFailed         ProblemCode = "operation-failed"
+	ProblemCodePayloadTooLarge         ProblemCode = "payload-too-large"
+	ProblemCodePreconditionFailed      ProblemCode = "precondition-failed"
+	ProblemCodeQemuUnavailable         ProblemCode = "qemu-unavailable"
+	ProblemCodeQemuUnresponsive        ProblemCode = "qemu-unresponsive"
+	ProblemCodeRangeNotSatisfiable     ProblemCode = "range-not-satisfiable"
+	ProblemCodeRequestTimeout          ProblemCode = "request-timeout"
+	ProblemCodeTooManyRequests         ProblemCode = "too-many-requests"
+	ProblemCodeUnauthorized            ProblemCode = "unauthorized"
+	ProblemCodeUnavailable             ProblemCode = "unavailable"
+	ProblemCodeUnsafeImage             ProblemCode = "unsafe-image"
+	ProblemCodeUnsupportedImage        ProblemCode = "unsupported-image"
+	ProblemCodeUnsupportedMediaType    ProblemCode = "unsupported-media-type"
+	ProblemCodeUpgradeRequired         ProblemCode = "upgrade-required"
 )
 
 // Defines values for Protocol.
@@ -942,7 +946,7 @@ type CreateTemplate struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -2045,7 +2049,12 @@ type Problem struct {
 	//   upload.
 	// - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
 	// - `image-too-large` (413): the image exceeds the configured size.
-	// - `unsupported-media-type` (415): the request does not accept the media type of the body.
+	// - `unsupported-media-type` (415): the request does not accept the media type of the body, or the body has a
+	//   `Content-Encoding` such as `gzip`.
+	// - `expectation-failed` (417): the header `Expect` asks for something other than `100-continue`.
+	// - `headers-too-large` (431): the request line and the headers exceed 32 KiB.
+	// - `not-implemented` (501): the `Transfer-Encoding` is not `chunked`.
+	// - `http-version-not-supported` (505): the request is not HTTP/1.0 or HTTP/1.1.
 	// - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 	// - `range-not-satisfiable` (416): the range is outside of the content.
 	// - `too-many-requests` (429): the caller has too many event streams or held requests.
@@ -2120,7 +2129,12 @@ type Problem struct {
 //     upload.
 //   - `payload-too-large` (413): the body exceeds the limit of the request: 1 MiB for JSON.
 //   - `image-too-large` (413): the image exceeds the configured size.
-//   - `unsupported-media-type` (415): the request does not accept the media type of the body.
+//   - `unsupported-media-type` (415): the request does not accept the media type of the body, or the body has a
+//     `Content-Encoding` such as `gzip`.
+//   - `expectation-failed` (417): the header `Expect` asks for something other than `100-continue`.
+//   - `headers-too-large` (431): the request line and the headers exceed 32 KiB.
+//   - `not-implemented` (501): the `Transfer-Encoding` is not `chunked`.
+//   - `http-version-not-supported` (505): the request is not HTTP/1.0 or HTTP/1.1.
 //   - `upgrade-required` (426): the path needs a protocol upgrade: use a WebSocket.
 //   - `range-not-satisfiable` (416): the range is outside of the content.
 //   - `too-many-requests` (429): the caller has too many event streams or held requests.
@@ -2140,7 +2154,7 @@ type ProblemCode string
 // Protocol The transport protocol.
 type Protocol string
 
-// RAMAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+// RAMAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 type RAMAmount = int
 
 // RecordedMessage A message on the monitor of a VM.
@@ -2303,7 +2317,7 @@ type Template struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -2662,7 +2676,7 @@ type VMTemplate struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -2905,6 +2919,9 @@ type ListDisksParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateDiskParams defines parameters for CreateDisk.
@@ -2968,6 +2985,9 @@ type ListEventsParams struct {
 	// LastEventID The number of the last event that the client received. It takes precedence over `since`. Only with
 	// `Accept: text/event-stream`.
 	LastEventID *EventNumber `json:"Last-Event-ID,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListImagesParams defines parameters for ListImages.
@@ -2987,6 +3007,9 @@ type ListImagesParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateImageParams defines parameters for CreateImage.
@@ -3066,6 +3089,9 @@ type ListNetworksParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DeleteNetworkParams defines parameters for DeleteNetwork.
@@ -3103,6 +3129,9 @@ type ListOperationsParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // GetOperationParams defines parameters for GetOperation.
@@ -3119,6 +3148,9 @@ type ListTemplatesParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DeleteTemplateParams defines parameters for DeleteTemplate.
@@ -3153,6 +3185,9 @@ type ListVMsParams struct {
 
 	// Cursor The position of the page. Use the unchanged value from the `Link` header of the previous page.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // CreateVMParams defines parameters for CreateVM.
@@ -3269,6 +3304,12 @@ type StopVMParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// ListCDROMsParams defines parameters for ListCDROMs.
+type ListCDROMsParams struct {
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // EjectCDROMParams defines parameters for EjectCDROM.
 type EjectCDROMParams struct {
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
@@ -3326,6 +3367,12 @@ type WriteFileParams struct {
 	Path string `form:"path" json:"path"`
 }
 
+// ListNICsParams defines parameters for ListNICs.
+type ListNICsParams struct {
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // DetachNICParams defines parameters for DetachNIC.
 type DetachNICParams struct {
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
@@ -3342,6 +3389,12 @@ type GetNICParams struct {
 type UpdateNICParams struct {
 	// IfMatch Entity tags from an `ETag` header, or `*`. The request fails with 412 if the resource has changed.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListPortForwardsParams defines parameters for ListPortForwards.
+type ListPortForwardsParams struct {
+	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // RemovePortForwardParams defines parameters for RemovePortForward.
@@ -3709,7 +3762,7 @@ type ClientInterface interface {
 	TrimVM(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListCDROMs request
-	ListCDROMs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListCDROMs(ctx context.Context, iD ID, params *ListCDROMsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AttachCDROMWithBody request with any body
 	AttachCDROMWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -3756,7 +3809,7 @@ type ClientInterface interface {
 	GetGuest(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListNICs request
-	ListNICs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListNICs(ctx context.Context, iD ID, params *ListNICsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AttachNICWithBody request with any body
 	AttachNICWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -3775,7 +3828,7 @@ type ClientInterface interface {
 	UpdateNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, body UpdateNICJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListPortForwards request
-	ListPortForwards(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListPortForwards(ctx context.Context, iD ID, params *ListPortForwardsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AddPortForwardWithBody request with any body
 	AddPortForwardWithBody(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -4632,8 +4685,8 @@ func (c *Client) TrimVM(ctx context.Context, iD ID, body TrimVMJSONRequestBody, 
 	return c.Client.Do(req)
 }
 
-func (c *Client) ListCDROMs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListCDROMsRequest(c.Server, iD)
+func (c *Client) ListCDROMs(ctx context.Context, iD ID, params *ListCDROMsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListCDROMsRequest(c.Server, iD, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4836,8 +4889,8 @@ func (c *Client) GetGuest(ctx context.Context, iD ID, reqEditors ...RequestEdito
 	return c.Client.Do(req)
 }
 
-func (c *Client) ListNICs(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListNICsRequest(c.Server, iD)
+func (c *Client) ListNICs(ctx context.Context, iD ID, params *ListNICsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListNICsRequest(c.Server, iD, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4920,8 +4973,8 @@ func (c *Client) UpdateNIC(ctx context.Context, iD ID, nICSlot NICSlot, params *
 	return c.Client.Do(req)
 }
 
-func (c *Client) ListPortForwards(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListPortForwardsRequest(c.Server, iD)
+func (c *Client) ListPortForwards(ctx context.Context, iD ID, params *ListPortForwardsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListPortForwardsRequest(c.Server, iD, params)
 	if err != nil {
 		return nil, err
 	}
@@ -5084,6 +5137,21 @@ func NewListDisksRequest(server string, params *ListDisksParams) (*http.Request,
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -5557,6 +5625,17 @@ func NewListEventsRequest(server string, params *ListEventsParams) (*http.Reques
 			req.Header.Set("Last-Event-ID", headerParam0)
 		}
 
+		if params.IfNoneMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam1)
+		}
+
 	}
 
 	return req, nil
@@ -5697,6 +5776,21 @@ func NewListImagesRequest(server string, params *ListImagesParams) (*http.Reques
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -6244,6 +6338,21 @@ func NewListNetworksRequest(server string, params *ListNetworksParams) (*http.Re
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -6725,6 +6834,21 @@ func NewListOperationsRequest(server string, params *ListOperationsParams) (*htt
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -6884,6 +7008,21 @@ func NewListTemplatesRequest(server string, params *ListTemplatesParams) (*http.
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -7151,6 +7290,21 @@ func NewListVMsRequest(server string, params *ListVMsParams) (*http.Request, err
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -7988,7 +8142,7 @@ func NewTrimVMRequestWithBody(server string, iD ID, contentType string, body io.
 }
 
 // NewListCDROMsRequest generates requests for ListCDROMs
-func NewListCDROMsRequest(server string, iD ID) (*http.Request, error) {
+func NewListCDROMsRequest(server string, iD ID, params *ListCDROMsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -8016,6 +8170,21 @@ func NewListCDROMsRequest(server string, iD ID) (*http.Request, error) {
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -8703,7 +8872,7 @@ func NewGetGuestRequest(server string, iD ID) (*http.Request, error) {
 }
 
 // NewListNICsRequest generates requests for ListNICs
-func NewListNICsRequest(server string, iD ID) (*http.Request, error) {
+func NewListNICsRequest(server string, iD ID, params *ListNICsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -8731,6 +8900,21 @@ func NewListNICsRequest(server string, iD ID) (*http.Request, error) {
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -8965,7 +9149,7 @@ func NewUpdateNICRequestWithBody(server string, iD ID, nICSlot NICSlot, params *
 }
 
 // NewListPortForwardsRequest generates requests for ListPortForwards
-func NewListPortForwardsRequest(server string, iD ID) (*http.Request, error) {
+func NewListPortForwardsRequest(server string, iD ID, params *ListPortForwardsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -8993,6 +9177,21 @@ func NewListPortForwardsRequest(server string, iD ID) (*http.Request, error) {
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithLocation("simple", false, "If-None-Match", runtime.ParamLocationHeader, *params.IfNoneMatch)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -9421,7 +9620,7 @@ type ClientWithResponsesInterface interface {
 	TrimVMWithResponse(ctx context.Context, iD ID, body TrimVMJSONRequestBody, reqEditors ...RequestEditorFn) (*TrimVMResponse, error)
 
 	// ListCDROMsWithResponse request
-	ListCDROMsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error)
+	ListCDROMsWithResponse(ctx context.Context, iD ID, params *ListCDROMsParams, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error)
 
 	// AttachCDROMWithBodyWithResponse request with any body
 	AttachCDROMWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AttachCDROMResponse, error)
@@ -9468,7 +9667,7 @@ type ClientWithResponsesInterface interface {
 	GetGuestWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*GetGuestResponse, error)
 
 	// ListNICsWithResponse request
-	ListNICsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListNICsResponse, error)
+	ListNICsWithResponse(ctx context.Context, iD ID, params *ListNICsParams, reqEditors ...RequestEditorFn) (*ListNICsResponse, error)
 
 	// AttachNICWithBodyWithResponse request with any body
 	AttachNICWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AttachNICResponse, error)
@@ -9487,7 +9686,7 @@ type ClientWithResponsesInterface interface {
 	UpdateNICWithResponse(ctx context.Context, iD ID, nICSlot NICSlot, params *UpdateNICParams, body UpdateNICJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateNICResponse, error)
 
 	// ListPortForwardsWithResponse request
-	ListPortForwardsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error)
+	ListPortForwardsWithResponse(ctx context.Context, iD ID, params *ListPortForwardsParams, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error)
 
 	// AddPortForwardWithBodyWithResponse request with any body
 	AddPortForwardWithBodyWithResponse(ctx context.Context, iD ID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddPortForwardResponse, error)
@@ -12171,8 +12370,8 @@ func (c *ClientWithResponses) TrimVMWithResponse(ctx context.Context, iD ID, bod
 }
 
 // ListCDROMsWithResponse request returning *ListCDROMsResponse
-func (c *ClientWithResponses) ListCDROMsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error) {
-	rsp, err := c.ListCDROMs(ctx, iD, reqEditors...)
+func (c *ClientWithResponses) ListCDROMsWithResponse(ctx context.Context, iD ID, params *ListCDROMsParams, reqEditors ...RequestEditorFn) (*ListCDROMsResponse, error) {
+	rsp, err := c.ListCDROMs(ctx, iD, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -12320,8 +12519,8 @@ func (c *ClientWithResponses) GetGuestWithResponse(ctx context.Context, iD ID, r
 }
 
 // ListNICsWithResponse request returning *ListNICsResponse
-func (c *ClientWithResponses) ListNICsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListNICsResponse, error) {
-	rsp, err := c.ListNICs(ctx, iD, reqEditors...)
+func (c *ClientWithResponses) ListNICsWithResponse(ctx context.Context, iD ID, params *ListNICsParams, reqEditors ...RequestEditorFn) (*ListNICsResponse, error) {
+	rsp, err := c.ListNICs(ctx, iD, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -12381,8 +12580,8 @@ func (c *ClientWithResponses) UpdateNICWithResponse(ctx context.Context, iD ID, 
 }
 
 // ListPortForwardsWithResponse request returning *ListPortForwardsResponse
-func (c *ClientWithResponses) ListPortForwardsWithResponse(ctx context.Context, iD ID, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error) {
-	rsp, err := c.ListPortForwards(ctx, iD, reqEditors...)
+func (c *ClientWithResponses) ListPortForwardsWithResponse(ctx context.Context, iD ID, params *ListPortForwardsParams, reqEditors ...RequestEditorFn) (*ListPortForwardsResponse, error) {
+	rsp, err := c.ListPortForwards(ctx, iD, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}

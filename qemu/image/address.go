@@ -78,11 +78,12 @@ func dialControl(allowed []netip.Prefix) func(network, address string, _ syscall
 	return func(network, address string, _ syscall.RawConn) error {
 		to, err := netip.ParseAddrPort(address)
 		if err != nil || network != "tcp4" && network != "tcp6" {
-			return refusef("%s address %s", network, address)
+			return refusef("an address of the kind %s", network)
 		}
 		if !isPublic(to.Addr(), allowed) {
+			// Without the address: a name of an internal zone may lead to it.
 			return &Refused{
-				Reason:  fmt.Sprintf("%s is not a public Internet address and is not allowed", to.Addr()),
+				Reason:  "the URL leads to an address that is not on the public Internet and is not allowed",
 				Private: true,
 			}
 		}

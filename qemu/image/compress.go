@@ -24,9 +24,13 @@ const (
 	maxXZDict = 64 << 20
 
 	// maxRatio is how many bytes that are not zero one transferred byte may expand to,
-	// after the first bombAllowance bytes. Blocks of zeros take no room on the disk, so
-	// only Options.MaxBytes limits them: an empty disk is an honest image.
+	// after the first bombAllowance bytes. Blocks of zeros take no room on the disk, and an
+	// empty disk is an honest image: xz makes 1/6,800 of it and zstd up to 1/32,768. But
+	// zeros take CPU time, about 1 ns each, to be expanded and hashed, and bzip2 makes
+	// 1/900,000 of them. So maxZeroRatio, for all bytes, is that of zstd: 1 MB cannot take
+	// more than half a minute of one processor. [turns] bounds how many.
 	maxRatio      = 256
+	maxZeroRatio  = 32 << 10
 	bombAllowance = 64 << 20
 )
 

@@ -28,6 +28,7 @@ type copier struct {
 	syncEvery  int64     // bytes between two calls of sync
 	sync       func(at int64) error
 	inputBytes func() int64 // transferred bytes, to limit the ratio; nil for no limit
+	turn       *turn        // to expand and write; nil for a stream that is not compressed
 	filled     int64        // bytes written that are not in holes
 	pushed     int64        // offset up to which writeback has been started
 }
@@ -54,9 +55,13 @@ func (c *copier) run(r io.Reader) (int64, error) {
 		close(full)
 		<-done
 	}()
+	defer c.turn.leave()
 	c.pushed = c.at
 	for synced := c.at; ; {
 		b := <-free
+		if err := c.turn.take(); err != nil {
+			return c.at, err
+		}
 		n, err := io.ReadFull(r, b)
 		if b = b[:n]; n > 0 {
 			// Write before hashing: the sum must not include bytes that the file lacks.
@@ -64,6 +69,7 @@ func (c *copier) run(r io.Reader) (int64, error) {
 				return c.at, err
 			}
 			c.at += int64(n)
+			c.turn.leave()
 			full <- b
 		}
 		switch {
@@ -105,10 +111,11 @@ func (c *copier) write(b []byte) error {
 		c.filled += int64(to - from)
 		from = to
 	}
-	if err := c.checkRatio(); err != nil {
+	end := c.at + int64(len(b))
+	if err := c.checkRatio(end); err != nil {
 		return err
 	}
-	if end := c.at + int64(len(b)); end-c.pushed >= writebackBytes {
+	if end-c.pushed >= writebackBytes {
 		// Best effort: start writing now, so that the final fsync has less to do.
 		_ = unix.SyncFileRange(int(c.f.Fd()), c.pushed, end-c.pushed, unix.SYNC_FILE_RANGE_WRITE)
 		c.pushed = end
@@ -117,12 +124,17 @@ func (c *copier) write(b []byte) error {
 }
 
 // checkRatio refuses a compression bomb.
-func (c *copier) checkRatio() error {
-	if c.inputBytes == nil || c.filled <= bombAllowance {
+func (c *copier) checkRatio(end int64) error {
+	if c.inputBytes == nil || end <= bombAllowance {
 		return nil
 	}
-	if in := c.inputBytes(); (c.filled-bombAllowance)/maxRatio > in {
+	in := c.inputBytes()
+	switch {
+	case (c.filled-bombAllowance)/maxRatio > in:
 		return hostilef("%d transferred bytes expand to more than %d", in, c.filled)
+	case (end-bombAllowance)/maxZeroRatio > in:
+		return hostilef("%d transferred bytes expand to more than %d, nearly all of them zeros: "+
+			"compress the image with zstd, xz or gzip, or convert it to qcow2", in, end)
 	}
 	return nil
 }
@@ -150,6 +162,7 @@ type input struct {
 	r        io.Reader
 	n, max   int64
 	progress func(done int64)
+	turn     *turn // given back while it waits for r; may be nil
 }
 
 // Read implements [io.Reader]. Every error except io.EOF is an [inputError].
@@ -157,7 +170,13 @@ func (in *input) Read(p []byte) (int, error) {
 	if err := in.ctx.Err(); err != nil {
 		return 0, &inputError{context.Cause(in.ctx)}
 	}
+	held := in.turn.leave()
 	n, err := in.r.Read(p)
+	if held {
+		if err := in.turn.take(); err != nil {
+			return 0, err
+		}
+	}
 	in.n += int64(n)
 	if in.n > in.max {
 		return 0, &inputError{&TooLarge{Max: in.max}}

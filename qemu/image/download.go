@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -59,7 +60,7 @@ func (d *download) Read(p []byte) (int, error) {
 		case errors.Is(err, io.EOF) && (d.total < 0 || d.at == d.total):
 			return n, io.EOF
 		}
-		if d.broken = err; n > 0 {
+		if d.broken = bare(err); n > 0 {
 			return n, nil
 		}
 	}
@@ -93,21 +94,66 @@ func (d *download) retry(err error) error {
 }
 
 // isTemporary reports whether a download that failed with err may succeed when it is
-// retried.
+// retried: a connection that was refused or broke, a server that is busy. What the server
+// or the URL will answer again, such as 404, a name that does not exist, an address that
+// is refused or an answer that is not HTTP, is final.
 func isTemporary(err error) bool {
 	var status *StatusError
+	var name *net.DNSError
+	var network net.Error // timeouts, too
 	switch {
 	case errors.As(err, new(*Refused)),
 		errors.As(err, new(*TooLarge)),
 		errors.As(err, new(*tls.CertificateVerificationError)),
+		errors.As(err, new(tls.AlertError)),
+		errors.As(err, new(tls.RecordHeaderError)),
 		errors.Is(err, errChanged):
 		return false
 	case errors.As(err, &status):
-		return status.Status >= 500 ||
-			status.Status == http.StatusTooManyRequests ||
-			status.Status == http.StatusRequestTimeout
+		return status.temporary()
+	case errors.As(err, &name):
+		return !name.IsNotFound
 	}
-	return true
+	return errors.As(err, &network) || errors.Is(err, errStalled) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// temporary reports whether the server may answer otherwise later.
+func (e *StatusError) temporary() bool {
+	switch e.Status {
+	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
+		return false
+	case http.StatusTooManyRequests, http.StatusRequestTimeout:
+		return true
+	}
+	return e.Status >= http.StatusInternalServerError
+}
+
+// A bareError is an error of the network without the addresses that package net adds to
+// it: those of this host, of its name server, and those that a name leads to. They would
+// show a client of the API the inside of a network.
+type bareError struct {
+	text string
+	err  error
+}
+
+func (e *bareError) Error() string { return e.text }
+func (e *bareError) Unwrap() error { return e.err }
+
+// bare returns err without addresses. Its class is that of err.
+func bare(err error) error {
+	var refused *Refused
+	var name *net.DNSError
+	var op *net.OpError
+	switch {
+	case errors.As(err, &refused):
+		return refused
+	case errors.As(err, &name):
+		return &bareError{"the name of the server cannot be resolved: " + name.Err, err}
+	case errors.As(err, &op):
+		return &bareError{op.Op + ": " + op.Err.Error(), err}
+	}
+	return err
 }
 
 func (d *download) close() {
@@ -142,7 +188,7 @@ func (d *download) connect() (err error) {
 			// The error of net/http quotes the header, which may hold a secret.
 			err = refusef("a redirect to an invalid URL")
 		}
-		return err
+		return bare(err)
 	}
 	if err := d.accept(resp); err != nil {
 		cancel(nil)

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/x509"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -15,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -186,7 +189,11 @@ func TestADownloadGivesUp(t *testing.T) {
 		"always busy":       {status(503), Sum{}, 4, "503"},
 		"another sum":       {&origin{content: b}, Sum{SHA256: sumOf(nil)}, 1, "should be"},
 		"too large":         {&origin{content: make([]byte, 65*mib)}, Sum{}, 1, "larger than"},
-		"endless headers":   {http.HandlerFunc(longHeader), Sum{}, 4, "header"},
+		"endless headers":   {http.HandlerFunc(longHeader), Sum{}, 1, "header"},
+		"forbidden":         {status(403), Sum{}, 1, "403"},
+		"not implemented":   {status(501), Sum{}, 1, "501"},
+		"too many requests": {status(429), Sum{}, 4, "429"},
+		"a redirect to ftp": {http.RedirectHandler("ftp://example.com/a", http.StatusFound), Sum{}, 1, "ftp"},
 		"a web page":        {http.HandlerFunc(webPage), Sum{}, 1, "web page"},
 		"unrequested range": {status(206), Sum{}, 1, "206"},
 	} {
@@ -295,7 +302,7 @@ func TestNamesOfTheHostItselfAreRefusedByAddress(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "localhost", "127.1", "0"} {
 		u := strings.Replace(url, "127.0.0.1", host, 1)
 		_, err := f.Fetch(t.Context(), u, Want{})
-		if err == nil || !errors.As(err, new(*Refused)) && !strings.Contains(err.Error(), "lookup") {
+		if err == nil || !errors.As(err, new(*Refused)) && !strings.Contains(err.Error(), "resolved") {
 			t.Errorf("%s: %v", u, err)
 		}
 	}
@@ -407,4 +414,77 @@ func TestNoErrorHasTheSecretsOfAURL(t *testing.T) {
 		}
 	}
 	wantFiles(t, dir)
+}
+
+// Each of these fails at once, and no error names an address that a name leads to.
+func TestDownloadsThatCannotSucceedAreNotRetried(t *testing.T) {
+	t.Parallel()
+	plain := serve(t, &origin{content: goodRaw()})
+	odd, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { odd.Close() })
+	go func() {
+		for {
+			c, err := odd.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, _ = bufio.NewReader(c).ReadString('\n')
+				_, _ = io.WriteString(c, "SSH-2.0-OpenSSH_9.2\r\n")
+			}()
+		}
+	}()
+	for name, c := range map[string]struct {
+		url     string
+		allowed []netip.Prefix
+	}{
+		"a private address":      {plain, nil},
+		"a name of one":          {strings.Replace(plain, "127.0.0.1", "localhost", 1), nil},
+		"https of an http port":  {strings.Replace(plain, "http:", "https:", 1), loopback},
+		"no HTTP":                {"http://" + odd.Addr().String() + "/a", loopback},
+		"a name that is invalid": {"http://a..invalid/a", loopback},
+	} {
+		f, dir := testFetcher(t, FetchOptions{AllowPrivate: c.allowed, Backoff: time.Hour}) // a retry would not end
+		_, err := f.Fetch(t.Context(), c.url, Want{})
+		if err == nil || strings.Contains(err.Error(), "attempts") {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		reason := strings.TrimPrefix(err.Error(), "fetch "+c.url) // the client knows the URL
+		if strings.Contains(reason, "127.0.0.1") || strings.Contains(reason, "::1") {
+			t.Errorf("%s: the error names an address: %v", name, err)
+		}
+		wantFiles(t, dir)
+	}
+}
+
+func TestErrorsOfTheNetworkNameNoAddress(t *testing.T) {
+	t.Parallel()
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := closed.Addr().String()
+	closed.Close()
+	f, _ := testFetcher(t, FetchOptions{AllowPrivate: loopback, Attempts: 2})
+	_, err = f.Fetch(t.Context(), "http://"+address+"/a", Want{})
+	if err == nil || !strings.Contains(err.Error(), "gave up after 2 attempts: dial: connect: connection refused") ||
+		!errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("%v", err)
+	}
+	for _, err := range []error{
+		&net.OpError{Op: "read", Net: "tcp", Source: closed.Addr(), Addr: closed.Addr(), Err: syscall.ECONNRESET},
+		&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "server misbehaving", Name: "a.example", Server: "127.0.0.1:53"}},
+	} {
+		if got := bare(err); strings.Contains(got.Error(), "127.0.0.1") || !isTemporary(got) {
+			t.Errorf("%v is shown as %v", err, got)
+		}
+	}
+	if isTemporary(bare(&net.DNSError{Err: "no such host", IsNotFound: true})) {
+		t.Error("a name that does not exist is looked up again")
+	}
 }

@@ -99,8 +99,9 @@ func (e *Mismatch) Error() string {
 // pieces is stored as transferred until [Importer.Finish]: if it is not compressed, it
 // becomes content by a rename; if it is, each part is freed after it was expanded.
 type Importer struct {
-	dir  *os.Root
-	opts Options
+	dir   *os.Root
+	opts  Options
+	turns turns
 
 	mu      sync.Mutex         // guards uploads
 	uploads map[string]*upload // by name; nil while a caller works on the upload
@@ -119,7 +120,7 @@ func NewImporter(dir *os.Root, o Options) (*Importer, error) {
 	if o.Seal == nil {
 		o.Seal = func(f *os.File) error { return f.Chmod(contentMode) }
 	}
-	i := &Importer{dir: dir, opts: o, uploads: map[string]*upload{}}
+	i := &Importer{dir: dir, opts: o, turns: newTurns(), uploads: map[string]*upload{}}
 	names, err := i.names()
 	if err != nil {
 		return nil, fmt.Errorf("read the directory of images: %w", err)
@@ -189,6 +190,8 @@ func (i *Importer) receive(
 	dst := &copier{f: f, sum: content, max: i.opts.MaxBytes}
 	if packed.used() {
 		dst.inputBytes = func() int64 { return in.n }
+		in.turn = &turn{ctx: ctx, of: i.turns}
+		dst.turn = in.turn
 	} else {
 		sums.same256 = content
 	}

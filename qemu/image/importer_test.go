@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/sha512"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -147,6 +148,7 @@ func TestBrokenAndOversizedStreamsAreRefused(t *testing.T) {
 		reason string
 	}{
 		"a bomb":                    {repeated(t, 'x', 100*mib), "expand to more"},
+		"a bomb of zeros":           {bytes.Repeat(bzip2Zeros(t), 5), "nearly all of them zeros"},
 		"more than is allowed":      {repeated(t, 0, 257*mib), "larger than"},
 		"a larger disk":             {goodQcow2(), "the disk in the image is larger"},
 		"two layers":                {gzipped(t, gzipped(t, goodRaw())), "the file is gzip"},
@@ -383,3 +385,95 @@ func TestExistingContentIsSealedAgain(t *testing.T) {
 		}
 	}
 }
+
+// bzip2Zeros returns 45 MB of zeros, compressed to 50 bytes.
+func bzip2Zeros(t *testing.T) []byte {
+	t.Helper()
+	b, err := hex.DecodeString("425a6839314159265359c901b6c80158ab4020c00010000008200030cc0529a65248526c5492149e2ee48a70a12192036d90")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// An empty disk is an honest image in each format that does not exceed the ratio.
+func TestMostlyEmptyDisksAreAccepted(t *testing.T) {
+	t.Parallel()
+	i, _ := testImporter(t, Options{MaxBytes: 1 << 30})
+	raw := make([]byte, 128*mib)
+	copy(raw, goodRaw())
+	for name, in := range map[string][]byte{"gzip": gzipped(t, raw), "zstd": zstded(t, raw)} {
+		c, err := i.Import(t.Context(), bytes.NewReader(in), Want{})
+		if err != nil || c.Bytes != int64(len(raw)) {
+			t.Errorf("%s, 1/%d: %+v, %v", name, len(raw)/len(in), c, err)
+		}
+	}
+	for in, end := range map[int64]int64{30 << 20: 10 << 30, 1 << 20: 32 << 30, 2 << 10: 128 << 20} {
+		c := copier{inputBytes: func() int64 { return in }}
+		if err := c.checkRatio(end); err != nil {
+			t.Errorf("%d bytes that expand to %d: %v", in, end, err)
+		}
+		if err := c.checkRatio((in+1)*maxZeroRatio + bombAllowance); err == nil {
+			t.Errorf("%d bytes that expand to %d times as much are accepted", in, maxZeroRatio)
+		}
+	}
+}
+
+func TestStreamThatWaitsForTheNetworkTakesNoTurn(t *testing.T) {
+	t.Parallel()
+	i, _ := testImporter(t, Options{})
+	i.turns = make(turns, 1)
+	b := gzipped(t, noise(2*mib))
+	r, w := io.Pipe()
+	slow := make(chan error)
+	go func() {
+		_, err := i.Import(t.Context(), r, Want{})
+		slow <- err
+	}()
+	if _, err := w.Write(b[:mib]); err != nil { // all of it has been read, most of it expanded
+		t.Fatal(err)
+	}
+	if _, err := i.Import(t.Context(), bytes.NewReader(gzipped(t, goodRaw())), Want{}); err != nil {
+		t.Error(err)
+	}
+	go func() {
+		_, _ = w.Write(b[mib:])
+		w.Close()
+	}()
+	if err := <-slow; err != nil && !errors.As(err, new(*Rejected)) { // noise is no image
+		t.Error(err)
+	}
+	if len(i.turns) != 0 {
+		t.Error("a turn is not given back")
+	}
+}
+
+func TestExpandedStreamsWaitForTheirTurn(t *testing.T) {
+	t.Parallel()
+	i, dir := testImporter(t, Options{})
+	i.turns = make(turns, 1)
+	i.turns <- struct{}{} // another stream
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("gone")
+	packed := bytes.NewReader(gzipped(t, goodRaw()))
+	in := readerFunc(func(p []byte) (int, error) {
+		n, err := packed.Read(p)
+		cancel(gone) // it has what it needs to wait for its turn
+		return n, err
+	})
+	if _, err := i.Import(ctx, in, Want{}); !errors.Is(err, gone) {
+		t.Errorf("while another stream is expanded: %v", err)
+	}
+	wantFiles(t, dir)
+	if _, err := i.Import(t.Context(), bytes.NewReader(goodRaw()), Want{}); err != nil {
+		t.Errorf("a stream that is not compressed: %v", err)
+	}
+	<-i.turns
+	if _, err := i.Import(t.Context(), bytes.NewReader(gzipped(t, goodRaw())), Want{}); err != nil {
+		t.Error(err)
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
