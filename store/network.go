@@ -27,7 +27,9 @@ var networkTable = newTable("networks",
 	column[vm.Network]{"isolate_vms", mutable, func(n *vm.Network) any { return &n.IsolateVMs }},
 	column[vm.Network]{"restricted", mutable, func(n *vm.Network) any { return &n.Restrict }},
 	column[vm.Network]{"search_domains", mutable, func(n *vm.Network) any { return (*jsonList[string])(&n.SearchDomains) }},
-	column[vm.Network]{"dhcp_options", mutable, func(n *vm.Network) any { return (*jsonList[vm.DHCPOption])(&n.DHCPOptions) }},
+	column[vm.Network]{"dhcp_options", mutable, func(n *vm.Network) any {
+		return (*jsonList[vm.DHCPOption])(&n.DHCPOptions)
+	}},
 	column[vm.Network]{"pxe", mutable, func(n *vm.Network) any { return &jsonPointer[vm.PXE]{&n.PXE} }},
 	column[vm.Network]{"dns_records", mutable, func(n *vm.Network) any { return (*jsonList[vm.DNSRecord])(&n.DNSRecords) }},
 	column[vm.Network]{"dns_forwarders", mutable, func(n *vm.Network) any {

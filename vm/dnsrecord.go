@@ -180,8 +180,8 @@ func (n Network) checkRecordName(field, name string, wildcard bool) error {
 	}
 	for _, label := range labels {
 		if !recordLabel.MatchString(label) {
-			return InvalidField(field, "%.64q is not a DNS name in lower case, such as db, or db.example.org. with a final dot",
-				name)
+			return InvalidField(field,
+				"%.64q is not a DNS name in lower case, such as db, or db.example.org. with a final dot", name)
 		}
 	}
 	return nil
@@ -264,7 +264,8 @@ func (n Network) checkRecordValue(field string, r DNSRecord) error {
 	case RecordSRV:
 		s, ok := ParseSRV(r.Value)
 		if !ok {
-			return InvalidField(field, "%.64q must be a priority, a weight, a port and a target, such as 10 5 389 ldap", r.Value)
+			return InvalidField(field,
+				"%.64q must be a priority, a weight, a port and a target, such as 10 5 389 ldap", r.Value)
 		}
 		if s.Target == "." {
 			return nil

@@ -28,7 +28,12 @@ type key struct {
 }
 
 func keyOf(q *dns.Msg, view int) key {
-	k := key{view: view, name: strings.ToLower(q.Question[0].Name), qtype: q.Question[0].Qtype, checking: q.CheckingDisabled}
+	k := key{
+		name:     strings.ToLower(q.Question[0].Name),
+		qtype:    q.Question[0].Qtype,
+		checking: q.CheckingDisabled,
+		view:     view,
+	}
 	if o := q.IsEdns0(); o != nil {
 		k.do = o.Do()
 	}
