@@ -145,7 +145,7 @@ func TestImageIsDownloaded(t *testing.T) {
 			t.Errorf("the query of the URL is shown in %s", where)
 		}
 	}
-	for path, detail := range map[string]string{"/away": "192.0.2.1", "/nothing": "404"} {
+	for path, detail := range map[string]string{"/away": "not on the public Internet", "/nothing": "404"} {
 		body = map[string]any{"name": "b", "url": s.URL + path}
 		d.Call("POST", "/images", body, harness.Wait).Problem(503, "fetch-failed", detail)
 	}

@@ -277,12 +277,19 @@ func TestCommandLineOutput(t *testing.T) {
 		"an unknown variable": {
 			args: []string{"--check-config"},
 			env:  []string{"VMAN_LISSTEN=x"},
+			ok:   true,
 			say:  []string{"VMAN_LISSTEN", "VMAN_LISTEN"},
 		},
-		"an interval without units": {
+		"a variable of VMAN without a successor": {
+			args: []string{"--check-config"},
+			env:  []string{"VMAN_SUBNET=10.0.0.0/24"},
+			say:  []string{"VMAN_SUBNET", "POST /networks"},
+		},
+		"an interval in the spelling of VMAN": {
 			args: []string{"--check-config"},
 			env:  []string{"VMAN_OBSERVER_INTERVAL=3"},
-			say:  []string{"observer.interval", "3s"},
+			ok:   true,
+			say:  []string{"warning", "VMAN_OBSERVER_INTERVAL=3s"},
 		},
 		"an interval that is long": {
 			args: []string{"--check-config"},
