@@ -202,7 +202,7 @@ func (s *Server) updateVM(ctx context.Context, id string, edits vm.VMEdits, matc
 			now = vm.Match{vmVersion(&read)}
 		}
 		v, err := s.VMs.Update(ctx, id, edits, now)
-		if match != nil || !hasCode(err, vm.CodePrecondition) {
+		if match != nil || !vm.HasCode(err, vm.CodePrecondition) {
 			return v, err
 		}
 		if try == updateTries {
