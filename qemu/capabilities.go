@@ -65,9 +65,6 @@ func (d *Driver) probe(ctx context.Context) (probes, error) {
 		return probes{}, monitorFault("", "probe", ctx.Err())
 	}
 	known := d.probed
-	if known.Binary == (fileIdentity{}) {
-		known = d.loadProbes()
-	}
 	if known.Binary != id {
 		caps, err := d.askCapabilities(ctx, path)
 		if err != nil {
@@ -84,9 +81,6 @@ func (d *Driver) probe(ctx context.Context) (probes, error) {
 func (d *Driver) saveAccel(v accelVerdict) {
 	d.probing <- struct{}{}
 	defer func() { <-d.probing }()
-	if d.probed.Binary == (fileIdentity{}) {
-		d.probed = d.loadProbes()
-	}
 	d.probed.Accel = &v
 	d.saveProbes(d.probed)
 }
