@@ -126,6 +126,13 @@ func (s *VMs) admit(ctx context.Context, v *vm.VM) error {
 	if v.Machine == "" {
 		v.Machine = p.Machine
 	}
+	if field, clause := s.driver.Limits(ctx).Exceeded(v.Template); field != "" {
+		return &vm.Fault{
+			Code:   vm.CodeState,
+			Detail: fmt.Sprintf("VM %s cannot start here: its %s %s", v.ID, field[1:], clause),
+			Hint:   "create a VM from a smaller template",
+		}
+	}
 	v.Accel, v.AccelReason = p.Accel, p.Warning
 	for _, n := range v.NICs {
 		if err := s.network.Check(n.Mode); err != nil {

@@ -1,6 +1,9 @@
 package vm
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // A Template is a named VM size. It never changes after its creation.
 type Template struct {
@@ -11,7 +14,7 @@ type Template struct {
 	CreatedAt time.Time
 }
 
-// Limits of a template.
+// Limits of a template, on any host.
 const (
 	MaxCPUs   = 256
 	MaxRAMMiB = 4 << 20 // 4 TiB in MiB
@@ -33,4 +36,22 @@ func (t Template) Check() error {
 		return InvalidField("/ram_amount", "must be 1 to %d MiB", MaxRAMMiB)
 	}
 	return nil
+}
+
+// Limits are the largest values that a host can give to a VM. Zero values are unknown.
+type Limits struct {
+	CPUs   int // vCPUs
+	RAMMiB int
+}
+
+// Exceeded returns the first field of t that is above its limit, as a JSON pointer, and the
+// limit as a clause. The field is empty if there is none.
+func (l Limits) Exceeded(t Template) (field, clause string) {
+	switch {
+	case l.CPUs != 0 && t.CPUCount > l.CPUs:
+		return "/cpu_count", fmt.Sprintf("must be at most %d on this host, the limit of its QEMU", l.CPUs)
+	case l.RAMMiB != 0 && t.RAMMiB > l.RAMMiB:
+		return "/ram_amount", fmt.Sprintf("must be at most %d MiB on this host, the limit of a guest's address space", l.RAMMiB)
+	}
+	return "", ""
 }

@@ -460,7 +460,7 @@ type CDROM struct {
 // CDROMId The id of a CD-ROM drive of a VM.
 type CDROMId = string
 
-// CPUCount The number of vCPUs.
+// CPUCount The number of vCPUs. The limit of the host may be lower: QEMU gives a VM at most 255.
 type CPUCount = int
 
 // CloudInit The cloud-init data of a guest. The guest reads it from the CD-ROM drive `seed`.
@@ -846,13 +846,14 @@ type CreatePortForwardProtocol string
 
 // CreateTemplate The template to create.
 type CreateTemplate struct {
-	// CpuCount The number of vCPUs.
+	// CpuCount The number of vCPUs. The limit of the host may be lower: QEMU gives a VM at most 255.
 	CPUCount CPUCount `json:"cpu_count"`
 
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB. The limit of the host may
+	// be lower: without KVM, QEMU gives a VM at most 1013760 MiB (990 GiB).
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -1905,7 +1906,8 @@ type ProblemCode string
 // Protocol The transport protocol.
 type Protocol string
 
-// RAMAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+// RAMAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB. The limit of the host may
+// be lower: without KVM, QEMU gives a VM at most 1013760 MiB (990 GiB).
 type RAMAmount = int
 
 // RecordedMessage A message on the monitor of a VM.
@@ -2051,7 +2053,7 @@ type Subnet = string
 
 // Template A named VM size.
 type Template struct {
-	// CpuCount The number of vCPUs.
+	// CpuCount The number of vCPUs. The limit of the host may be lower: QEMU gives a VM at most 255.
 	CPUCount CPUCount `json:"cpu_count"`
 
 	// CreatedAt When the template was created.
@@ -2060,7 +2062,8 @@ type Template struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB. The limit of the host may
+	// be lower: without KVM, QEMU gives a VM at most 1013760 MiB (990 GiB).
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -2373,13 +2376,14 @@ type VMState string
 
 // VMTemplate The template that the VM was made from, with the values at that time.
 type VMTemplate struct {
-	// CpuCount The number of vCPUs.
+	// CpuCount The number of vCPUs. The limit of the host may be lower: QEMU gives a VM at most 255.
 	CPUCount CPUCount `json:"cpu_count"`
 
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB. The minimum depends on the guest; few guests boot with less than 64 MiB. The limit of the host may
+	// be lower: without KVM, QEMU gives a VM at most 1013760 MiB (990 GiB).
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
