@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 )
@@ -45,6 +46,9 @@ func (w Why) Explain() []string {
 		add("The record is wrong: the state is %s (%s). The next pass of the observer will correct the record.",
 			w.Verdict.State, reasonWords(w.Verdict.Reason))
 	}
+	if problem := w.clockProblem(); problem != nil {
+		add("After the last pause the clock of its guest could not be set: %s.", problem.Detail)
+	}
 	words = append(words, w.explainDevices()...)
 	add("Its desired state is %s, its restart policy is %s, and it has had %d consecutive automatic restarts.",
 		v.Desired, v.Restart, v.Restarts)
@@ -52,6 +56,21 @@ func (w Why) Explain() []string {
 		add("The next automatic restart is due at %s.", v.RestartAt.UTC().Format("2006-01-02T15:04:05.000Z"))
 	}
 	return words
+}
+
+// clockProblem returns why the clock of the guest could not be set after the last pause, nil if
+// it could.
+func (w Why) clockProblem() *Problem {
+	for _, e := range slices.Backward(w.Events) {
+		if e.Type == "vm.state" { // the VM was paused or started since
+			return nil
+		}
+		var check struct{ Problem *Problem }
+		if e.Type == "vm.clock" && json.Unmarshal(e.Data, &check) == nil {
+			return check.Problem
+		}
+	}
+	return nil
 }
 
 // explainDevices returns a sentence for each disk and NIC that the guest cannot use.

@@ -91,6 +91,7 @@ const (
 	EventTypeTemplateDeleted  EventType = "template.deleted"
 	EventTypeVmAddress        EventType = "vm.address"
 	EventTypeVmBoot           EventType = "vm.boot"
+	EventTypeVmClock          EventType = "vm.clock"
 	EventTypeVmCreated        EventType = "vm.created"
 	EventTypeVmDeleted        EventType = "vm.deleted"
 	EventTypeVmGuest          EventType = "vm.guest"
@@ -1030,6 +1031,8 @@ type Event struct {
 	// - `vm.boot`: a VM reached another step of its boot; see `boot` of the VM.
 	// - `vm.address`: a new address of a guest was seen that the daemon did not assign.
 	// - `vm.guest`: a request ran a program, wrote a file, set a password or trimmed file systems in a guest.
+	// - `vm.clock`: the clock of a guest was compared with the host's after a pause: `offset_ms`, negative if it was
+	//   behind, `set`, and the `problem` if it cannot be set.
 	// - `operation.started`, `operation.step`, `operation.ended`: an operation.
 	// - `observer.issue`, `observer.repaired`: the records and the host disagree, or a disagreement was repaired.
 	// - `daemon.started`, `daemon.stopping`: the daemon.
@@ -1044,18 +1047,20 @@ type EventNumber = int64
 
 // EventType The type of an event.
 //
-// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of its configuration.
-// - `vm.state`: the state or the state reason of a VM changed.
-// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
-// - `template.created`, `template.deleted`: a template.
-// - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
-// - `network.created`, `network.updated`, `network.deleted`: a network.
-// - `vm.boot`: a VM reached another step of its boot; see `boot` of the VM.
-// - `vm.address`: a new address of a guest was seen that the daemon did not assign.
-// - `vm.guest`: a request ran a program, wrote a file, set a password or trimmed file systems in a guest.
-// - `operation.started`, `operation.step`, `operation.ended`: an operation.
-// - `observer.issue`, `observer.repaired`: the records and the host disagree, or a disagreement was repaired.
-// - `daemon.started`, `daemon.stopping`: the daemon.
+//   - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of its configuration.
+//   - `vm.state`: the state or the state reason of a VM changed.
+//   - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
+//   - `template.created`, `template.deleted`: a template.
+//   - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
+//   - `network.created`, `network.updated`, `network.deleted`: a network.
+//   - `vm.boot`: a VM reached another step of its boot; see `boot` of the VM.
+//   - `vm.address`: a new address of a guest was seen that the daemon did not assign.
+//   - `vm.guest`: a request ran a program, wrote a file, set a password or trimmed file systems in a guest.
+//   - `vm.clock`: the clock of a guest was compared with the host's after a pause: `offset_ms`, negative if it was
+//     behind, `set`, and the `problem` if it cannot be set.
+//   - `operation.started`, `operation.step`, `operation.ended`: an operation.
+//   - `observer.issue`, `observer.repaired`: the records and the host disagree, or a disagreement was repaired.
+//   - `daemon.started`, `daemon.stopping`: the daemon.
 type EventType string
 
 // ExecRequest The program to run in a guest.
