@@ -2880,7 +2880,7 @@ type ListVMsParams struct {
 
 // CreateVMParams defines parameters for CreateVM.
 type CreateVMParams struct {
-	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
 	//
 	// - `ip`: the guest has confirmed its address by DHCP.
 	// - `port:N`: the guest accepts connections on TCP port N.
@@ -2889,7 +2889,7 @@ type CreateVMParams struct {
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
 	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
-	// answer is 202 and the VM continues.
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
@@ -2909,8 +2909,24 @@ type DeleteVMParams struct {
 
 // GetVMParams defines parameters for GetVM.
 type GetVMParams struct {
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
+	//
+	// - `ip`: the guest has confirmed its address by DHCP.
+	// - `port:N`: the guest accepts connections on TCP port N.
+	// - `agent`: the guest agent answers.
+	// - `cloud-init`: cloud-init reports through the agent that it is done or disabled, or it is not installed. If
+	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
+	//
+	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
+	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
+
 	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // UpdateVMParams defines parameters for UpdateVM.
@@ -2942,7 +2958,7 @@ type ResetVMParams struct {
 
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
-	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
 	//
 	// - `ip`: the guest has confirmed its address by DHCP.
 	// - `port:N`: the guest accepts connections on TCP port N.
@@ -2951,7 +2967,7 @@ type RestartVMParams struct {
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
 	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
-	// answer is 202 and the VM continues.
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
@@ -2968,7 +2984,7 @@ type ResumeVMParams struct {
 
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
-	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
 	//
 	// - `ip`: the guest has confirmed its address by DHCP.
 	// - `port:N`: the guest accepts connections on TCP port N.
@@ -2977,7 +2993,7 @@ type StartVMParams struct {
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
 	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
-	// answer is 202 and the VM continues.
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
@@ -4581,6 +4597,12 @@ func (w *ServerInterfaceWrapper) GetVM(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetVMParams
+	// ------------- Optional query parameter "wait_for" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "wait_for", ctx.QueryParams(), &params.WaitFor)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter wait_for: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "If-None-Match" -------------
@@ -4597,6 +4619,21 @@ func (w *ServerInterfaceWrapper) GetVM(ctx echo.Context) error {
 		}
 
 		params.IfNoneMatch = &IfNoneMatch
+	}
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Prefer, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Prefer: %s", err))
+		}
+
+		params.Prefer = &Prefer
 	}
 
 	// Invoke the callback with all the unmarshaled arguments

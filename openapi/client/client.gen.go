@@ -2883,7 +2883,7 @@ type ListVMsParams struct {
 
 // CreateVMParams defines parameters for CreateVM.
 type CreateVMParams struct {
-	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
 	//
 	// - `ip`: the guest has confirmed its address by DHCP.
 	// - `port:N`: the guest accepts connections on TCP port N.
@@ -2892,7 +2892,7 @@ type CreateVMParams struct {
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
 	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
-	// answer is 202 and the VM continues.
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
@@ -2912,8 +2912,24 @@ type DeleteVMParams struct {
 
 // GetVMParams defines parameters for GetVM.
 type GetVMParams struct {
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
+	//
+	// - `ip`: the guest has confirmed its address by DHCP.
+	// - `port:N`: the guest accepts connections on TCP port N.
+	// - `agent`: the guest agent answers.
+	// - `cloud-init`: cloud-init reports through the agent that it is done or disabled, or it is not installed. If
+	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
+	//
+	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
+	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
+
 	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // UpdateVMParams defines parameters for UpdateVM.
@@ -2945,7 +2961,7 @@ type ResetVMParams struct {
 
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
-	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
 	//
 	// - `ip`: the guest has confirmed its address by DHCP.
 	// - `port:N`: the guest accepts connections on TCP port N.
@@ -2954,7 +2970,7 @@ type RestartVMParams struct {
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
 	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
-	// answer is 202 and the VM continues.
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
@@ -2971,7 +2987,7 @@ type ResumeVMParams struct {
 
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
-	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
 	//
 	// - `ip`: the guest has confirmed its address by DHCP.
 	// - `port:N`: the guest accepts connections on TCP port N.
@@ -2980,7 +2996,7 @@ type StartVMParams struct {
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
 	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
-	// answer is 202 and the VM continues.
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
@@ -7056,6 +7072,28 @@ func NewGetVMRequest(server string, iD ID, params *GetVMParams) (*http.Request, 
 		return nil, err
 	}
 
+	if params != nil {
+		queryValues := queryURL.Query()
+
+		if params.WaitFor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "wait_for", runtime.ParamLocationQuery, *params.WaitFor); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		queryURL.RawQuery = queryValues.Encode()
+	}
+
 	req, err := http.NewRequest("GET", queryURL.String(), nil)
 	if err != nil {
 		return nil, err
@@ -7072,6 +7110,17 @@ func NewGetVMRequest(server string, iD ID, params *GetVMParams) (*http.Request, 
 			}
 
 			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithLocation("simple", false, "Prefer", runtime.ParamLocationHeader, *params.Prefer)
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
 		}
 
 	}
@@ -10267,10 +10316,12 @@ type GetVMResponse struct {
 	Body                          []byte
 	HTTPResponse                  *http.Response
 	JSON200                       *VM
+	JSON202                       *VM
 	ApplicationproblemJSON400     *BadRequest
 	ApplicationproblemJSON401     *Unauthorized
 	ApplicationproblemJSON403     *Forbidden
 	ApplicationproblemJSON404     *NotFound
+	ApplicationproblemJSON409     *Conflict
 	ApplicationproblemJSONDefault *OtherProblem
 }
 
@@ -14934,6 +14985,13 @@ func ParseGetVMResponse(rsp *http.Response) (*GetVMResponse, error) {
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest VM
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest BadRequest
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -14961,6 +15019,13 @@ func ParseGetVMResponse(rsp *http.Response) (*GetVMResponse, error) {
 			return nil, err
 		}
 		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest OtherProblem
