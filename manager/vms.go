@@ -48,7 +48,7 @@ func (s *VMs) truth(ctx context.Context, id string) (vm.Change, error) {
 	switch verdict.Reason {
 	case vm.ReasonCrashed, vm.ReasonStartFailed:
 		detail = seen.Log
-	case vm.ReasonIOError, vm.ReasonDiskFull:
+	case vm.ReasonIOError, vm.ReasonDiskFull, vm.ReasonInternalError:
 		detail = seen.Trouble
 	case vm.ReasonUnknown:
 		if seen.Status != vm.StatusMute {
