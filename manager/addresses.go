@@ -116,8 +116,7 @@ func (s *NICs) placeIP(ctx context.Context, n *vm.NIC, network vm.Network, want 
 		first, last = want, want
 	}
 	n.IP, err = s.reserve(ctx, network.Name, first, last, except...)
-	var f *vm.Fault
-	if want.IsValid() && errors.As(err, &f) && f.Code == vm.CodeAddressesExhausted {
+	if want.IsValid() && vm.HasCode(err, vm.CodeAddressesExhausted) {
 		return &vm.Fault{
 			Code:   vm.CodeInUse,
 			Detail: fmt.Sprintf("address %s of network %s is taken", want, network.Name),

@@ -13,28 +13,32 @@ import (
 // probeTimeout bounds one attempt to connect to a port of a guest.
 const probeTimeout = time.Second
 
-// Await waits until the condition holds for a VM that was started and returns the VM. It
-// fails with ctx's error when that ends first, with [vm.CodeState] when the VM ends first,
-// with [vm.CodeInvalid] when the condition can never be known, and with
-// [vm.CodeGuestRefused] when cloud-init has failed or cannot be asked.
+// Await waits until the condition holds for a VM that runs, starts or restarts, and returns
+// the VM. It fails with ctx's error when that ends first, with [vm.CodeState] when the VM does
+// not run or ends first, with [vm.CodeNotFound] when it is deleted, with [vm.CodeInvalid] when
+// the condition can never be known, and with [vm.CodeGuestRefused] when cloud-init has failed
+// or cannot be asked.
 func (s *VMs) Await(ctx context.Context, id string, c vm.Condition) (vm.VM, error) {
 	read := context.WithoutCancel(ctx)
-	for {
+	for waited := false; ; waited = true {
 		news := s.NextEvent()
 		v, err := s.store.VM(read, id)
-		if err != nil {
+		switch {
+		case waited && errors.Is(err, vm.ErrNotFound):
+			detail := fmt.Sprintf("VM %s was deleted while a request waited for it", id)
+			return v, &vm.Fault{Code: vm.CodeNotFound, Detail: detail}
+		case err != nil:
 			return v, err
-		}
-		if v.State != vm.Running && v.State != vm.Starting && v.State != vm.Paused {
-			return v, &vm.Fault{
-				Code:   vm.CodeState,
-				Detail: fmt.Sprintf("VM %s ended while a request waited for it: it is %s (%s)", id, v.State, v.Reason),
-			}
+		case !v.RunsOrWill():
+			return v, endedFault(v, waited)
 		}
 		if err := s.CanAwait(read, id, c); err != nil {
 			return v, err
 		}
-		holds, err := s.holds(ctx, v, c)
+		holds := false
+		if v.Live() { // the guest of the last run does not count
+			holds, err = s.holds(ctx, v, c)
+		}
 		if err != nil {
 			return v, err
 		}
@@ -52,6 +56,25 @@ func (s *VMs) Await(ctx context.Context, id string, c vm.Condition) (vm.VM, erro
 			return v, context.Cause(ctx)
 		}
 	}
+}
+
+// endedFault is the fault of a request that waits for v, which does not run. waited reports
+// whether it ran before.
+func endedFault(v vm.VM, waited bool) *vm.Fault {
+	if waited {
+		return &vm.Fault{
+			Code:   vm.CodeState,
+			Detail: fmt.Sprintf("VM %s ended while a request waited for it: it is %s (%s)", v.ID, v.State, v.Reason),
+		}
+	}
+	f := &vm.Fault{
+		Code:   vm.CodeState,
+		Detail: fmt.Sprintf("VM %s is not running: it is %s (%s)", v.ID, v.State, v.Reason),
+	}
+	if v.State != vm.Stopping {
+		f.Hint = "start it first"
+	}
+	return f
 }
 
 // CanAwait fails with [vm.CodeInvalid] if it can never be known whether the condition

@@ -166,9 +166,8 @@ func (s *CloudInits) status(ctx context.Context, id string) (vm.CloudInitStatus,
 	r, err := s.driver.Exec(ctx, id, vm.GuestCommand{
 		Path: "/bin/sh", Args: []string{"-c", cloudInitScript}, Timeout: cloudInitTimeout,
 	})
-	var f *vm.Fault
 	switch {
-	case errors.As(err, &f) && f.Code == vm.CodeGuestRefused:
+	case vm.HasCode(err, vm.CodeGuestRefused):
 		return vm.CloudInitStatus{}, err // a rule of the guest's, which does not change
 	case err != nil, !r.Exited, r.ExitCode != 0:
 		return vm.CloudInitStatus{}, nil

@@ -139,7 +139,7 @@ func (x *release) flush(ctx context.Context, mounts []vm.GuestMount) error {
 		x.done = "the guest has flushed and frozen the file systems of the disk"
 		return nil
 	}
-	if err != nil && !hasCode(err, vm.CodeGuestRefused) {
+	if err != nil && !vm.HasCode(err, vm.CodeGuestRefused) {
 		return err
 	}
 	x.end() // a frozen guest runs no programs
@@ -194,10 +194,4 @@ func mountNames(mounts []vm.GuestMount) string {
 		names = append(names, fmt.Sprintf("%d more", more))
 	}
 	return strings.Join(names, ", ")
-}
-
-// hasCode reports whether err is a [vm.Fault] of a code.
-func hasCode(err error, code vm.Code) bool {
-	var f *vm.Fault
-	return errors.As(err, &f) && f.Code == code
 }

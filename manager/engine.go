@@ -59,6 +59,9 @@ type Engine struct {
 	locks   locks
 	feed    feed
 
+	ctx  context.Context // done when the engine closes: for work that the next daemon repeats
+	stop context.CancelFunc
+
 	mu      sync.Mutex
 	running map[string]*run // running operations, by id
 	closing bool
@@ -74,6 +77,7 @@ func New(s vm.Store, d vm.Driver, n vm.HostNetwork, o Options, log *slog.Logger)
 		o.KeepEvents = 100_000
 	}
 	e := &Engine{store: s, driver: d, network: n, o: o, log: log, running: map[string]*run{}, verbs: map[vm.Kind]*verb{}}
+	e.ctx, e.stop = context.WithCancel(context.Background())
 	for _, v := range allVerbs() {
 		e.verbs[v.kind] = v
 	}
@@ -128,6 +132,7 @@ func (e *Engine) Close(ctx context.Context) {
 	e.mu.Lock()
 	e.closing = true
 	e.mu.Unlock()
+	e.stop()
 	idle := make(chan struct{})
 	go func() {
 		e.wg.Wait()

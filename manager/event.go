@@ -13,7 +13,8 @@ func (e *Engine) apply(ctx context.Context, c vm.Change) error {
 	return err
 }
 
-// commit is apply that also returns the written rows.
+// commit is apply that also returns the written rows. It has the clock of a guest checked
+// that continues after a pause, of whatever cause.
 func (e *Engine) commit(ctx context.Context, c vm.Change) (vm.Applied, error) {
 	c.Events = append(e.eventsOf(c), c.Events...)
 	at := now()
@@ -23,6 +24,9 @@ func (e *Engine) commit(ctx context.Context, c vm.Change) (vm.Applied, error) {
 	written, err := e.store.Apply(ctx, c)
 	if err == nil && len(c.Events) > 0 {
 		e.feed.wake()
+	}
+	if err == nil && c.VM != nil && stoppedTime(c.VM.From, c.VM.VM.State) {
+		e.Guests.CheckClock(c.VM.VM.ID)
 	}
 	return written, err
 }

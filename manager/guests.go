@@ -20,6 +20,7 @@ type Guests struct {
 	marks   map[string]vm.Boot   // not recorded yet, by VM id
 	marking bool                 // a goroutine will record the marks
 	asked   map[string]time.Time // time of the last request for addresses, by VM id
+	clocks  map[string]int       // requests to check the clock, by VM id; none while nobody checks it
 }
 
 // Agent returns the known state of a VM's guest agent, without a request to it.

@@ -291,7 +291,7 @@ func TestBootMarks(t *testing.T) {
 	}
 	w.do("a", vm.OpStop)
 	_, err := w.VMs.Await(t.Context(), "a", vm.Condition{IP: true})
-	wantCode(t, err, vm.CodeState, "ended")
+	wantCode(t, err, vm.CodeState, "VM a is not running")
 	w.do("a", vm.OpStart)
 	if v = w.vm("a"); !v.Boot.DHCP.IsZero() || v.Boot.Spawned.IsZero() {
 		t.Errorf("a new run has boot marks of the old one: %+v", v.Boot)

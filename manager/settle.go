@@ -205,7 +205,7 @@ func (e *Engine) Recover(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	return nil
+	return e.Guests.recoverClocks(ctx)
 }
 
 // unsettled returns the resources that may have changed since the daemon last ended.

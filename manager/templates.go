@@ -28,10 +28,14 @@ type recording func(context.Context) (vm.Change, error)
 
 func (f recording) intent(ctx context.Context, _ *run) (vm.Change, error) { return f(ctx) }
 
-// Create records a new template.
+// Create records a new template. It fails with [vm.CodeInvalid] if this host cannot give its
+// vCPUs or RAM to a VM.
 func (s *Templates) Create(ctx context.Context, t vm.Template) (vm.Template, error) {
 	if err := t.Check(); err != nil {
 		return vm.Template{}, err
+	}
+	if field, clause := s.driver.Limits(ctx).Exceeded(t); field != "" {
+		return vm.Template{}, vm.InvalidField(field, "%s", clause)
 	}
 	t.CreatedAt = now()
 	record := recording(func(context.Context) (vm.Change, error) { return vm.Change{NewTemplate: &t}, nil })

@@ -198,7 +198,14 @@ func (s *VMs) template(ctx context.Context, name string) (vm.Template, error) {
 	if errors.Is(err, vm.ErrNotFound) {
 		return t, vm.InvalidField("/template_name", "template %s not found", name)
 	}
-	return t, err
+	if err != nil {
+		return t, err
+	}
+	// The template may be older than the limit, or come from another host.
+	if field, clause := s.driver.Limits(ctx).Exceeded(t); field != "" {
+		return t, vm.InvalidField("/template_name", "the %s of template %s %s", field[1:], name, clause)
+	}
+	return t, nil
 }
 
 // randomWord returns n random characters that a person can read out.

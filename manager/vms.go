@@ -48,7 +48,7 @@ func (s *VMs) truth(ctx context.Context, id string) (vm.Change, error) {
 	switch verdict.Reason {
 	case vm.ReasonCrashed, vm.ReasonStartFailed:
 		detail = seen.Log
-	case vm.ReasonIOError, vm.ReasonDiskFull:
+	case vm.ReasonIOError, vm.ReasonDiskFull, vm.ReasonInternalError:
 		detail = seen.Trouble
 	case vm.ReasonUnknown:
 		if seen.Status != vm.StatusMute {
@@ -125,6 +125,13 @@ func (s *VMs) admit(ctx context.Context, v *vm.VM) error {
 	}
 	if v.Machine == "" {
 		v.Machine = p.Machine
+	}
+	if field, clause := s.driver.Limits(ctx).Exceeded(v.Template); field != "" {
+		return &vm.Fault{
+			Code:   vm.CodeState,
+			Detail: fmt.Sprintf("VM %s cannot start here: its %s %s", v.ID, field[1:], clause),
+			Hint:   "create a VM from a smaller template",
+		}
 	}
 	v.Accel, v.AccelReason = p.Accel, p.Warning
 	for _, n := range v.NICs {

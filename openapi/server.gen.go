@@ -112,6 +112,7 @@ const (
 	EventTypeTemplateDeleted  EventType = "template.deleted"
 	EventTypeVmAddress        EventType = "vm.address"
 	EventTypeVmBoot           EventType = "vm.boot"
+	EventTypeVmClock          EventType = "vm.clock"
 	EventTypeVmCreated        EventType = "vm.created"
 	EventTypeVmDeleted        EventType = "vm.deleted"
 	EventTypeVmGuest          EventType = "vm.guest"
@@ -515,7 +516,7 @@ type CDROM struct {
 // CDROMId The id of a CD-ROM drive of a VM.
 type CDROMId = string
 
-// CPUCount The number of vCPUs.
+// CPUCount The number of vCPUs. The limit of the host may be lower: QEMU gives a VM at most 255.
 type CPUCount = int
 
 // CloudInit The cloud-init data of a guest. The guest reads it from the CD-ROM drive `seed`.
@@ -937,13 +938,14 @@ type CreatePortForwardProtocol string
 
 // CreateTemplate The template to create.
 type CreateTemplate struct {
-	// CpuCount The number of vCPUs.
+	// CpuCount The number of vCPUs. The limit of the host may be lower: QEMU gives a VM at most 255.
 	CPUCount CPUCount `json:"cpu_count"`
 
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB. The
+	// limit of the host may be lower than the maximum: without KVM, QEMU gives a VM at most 1013760 MiB (990 GiB).
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -1202,6 +1204,8 @@ type Event struct {
 	// - `vm.boot`: a VM reached another step of its boot; see `boot` of the VM.
 	// - `vm.address`: a new address of a guest was seen that the daemon did not assign.
 	// - `vm.guest`: a request ran a program, wrote a file, set a password or trimmed file systems in a guest.
+	// - `vm.clock`: the clock of a guest was compared with the host's after a pause: `offset_ms`, negative if it was
+	//   behind, `set`, and the `problem` if it cannot be set.
 	// - `operation.started`, `operation.step`, `operation.ended`: an operation.
 	// - `observer.issue`, `observer.repaired`: the records and the host disagree, or a disagreement was repaired.
 	// - `daemon.started`, `daemon.stopping`: the daemon.
@@ -1216,18 +1220,20 @@ type EventNumber = int64
 
 // EventType The type of an event.
 //
-// - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of its configuration.
-// - `vm.state`: the state or the state reason of a VM changed.
-// - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
-// - `template.created`, `template.deleted`: a template.
-// - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
-// - `network.created`, `network.updated`, `network.deleted`: a network.
-// - `vm.boot`: a VM reached another step of its boot; see `boot` of the VM.
-// - `vm.address`: a new address of a guest was seen that the daemon did not assign.
-// - `vm.guest`: a request ran a program, wrote a file, set a password or trimmed file systems in a guest.
-// - `operation.started`, `operation.step`, `operation.ended`: an operation.
-// - `observer.issue`, `observer.repaired`: the records and the host disagree, or a disagreement was repaired.
-// - `daemon.started`, `daemon.stopping`: the daemon.
+//   - `vm.created`, `vm.updated`, `vm.deleted`: a VM; `updated` is a change of its configuration.
+//   - `vm.state`: the state or the state reason of a VM changed.
+//   - `disk.created`, `disk.updated`, `disk.state`, `disk.deleted`: a data disk.
+//   - `template.created`, `template.deleted`: a template.
+//   - `image.created`, `image.updated`, `image.state`, `image.deleted`: an image.
+//   - `network.created`, `network.updated`, `network.deleted`: a network.
+//   - `vm.boot`: a VM reached another step of its boot; see `boot` of the VM.
+//   - `vm.address`: a new address of a guest was seen that the daemon did not assign.
+//   - `vm.guest`: a request ran a program, wrote a file, set a password or trimmed file systems in a guest.
+//   - `vm.clock`: the clock of a guest was compared with the host's after a pause: `offset_ms`, negative if it was
+//     behind, `set`, and the `problem` if it cannot be set.
+//   - `operation.started`, `operation.step`, `operation.ended`: an operation.
+//   - `observer.issue`, `observer.repaired`: the records and the host disagree, or a disagreement was repaired.
+//   - `daemon.started`, `daemon.stopping`: the daemon.
 type EventType string
 
 // ExecRequest The program to run in a guest.
@@ -2151,7 +2157,8 @@ type ProblemCode string
 // Protocol The transport protocol.
 type Protocol string
 
-// RAMAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
+// RAMAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB. The
+// limit of the host may be lower than the maximum: without KVM, QEMU gives a VM at most 1013760 MiB (990 GiB).
 type RAMAmount = int
 
 // RecordedMessage A message on the monitor of a VM.
@@ -2305,7 +2312,7 @@ type Subnet = string
 
 // Template A named VM size.
 type Template struct {
-	// CpuCount The number of vCPUs.
+	// CpuCount The number of vCPUs. The limit of the host may be lower: QEMU gives a VM at most 255.
 	CPUCount CPUCount `json:"cpu_count"`
 
 	// CreatedAt When the template was created.
@@ -2314,7 +2321,8 @@ type Template struct {
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB. The
+	// limit of the host may be lower than the maximum: without KVM, QEMU gives a VM at most 1013760 MiB (990 GiB).
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -2667,13 +2675,14 @@ type VMState string
 
 // VMTemplate The template that the VM was made from, with the values at that time.
 type VMTemplate struct {
-	// CpuCount The number of vCPUs.
+	// CpuCount The number of vCPUs. The limit of the host may be lower: QEMU gives a VM at most 255.
 	CPUCount CPUCount `json:"cpu_count"`
 
 	// Name The name of a template: lower case letters, digits, and inside also `-`, `.` and `_`.
 	Name TemplateName `json:"name"`
 
-	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB.
+	// RamAmount Memory in MiB, not GiB: 4096 is 4 GiB. A new template has at least 16. Few guests boot with less than 64 MiB. The
+	// limit of the host may be lower than the maximum: without KVM, QEMU gives a VM at most 1013760 MiB (990 GiB).
 	RAMAmount RAMAmount `json:"ram_amount"`
 }
 
@@ -3189,7 +3198,7 @@ type ListVMsParams struct {
 
 // CreateVMParams defines parameters for CreateVM.
 type CreateVMParams struct {
-	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
 	//
 	// - `ip`: the guest has confirmed its address by DHCP.
 	// - `port:N`: the guest accepts connections on TCP port N.
@@ -3198,7 +3207,7 @@ type CreateVMParams struct {
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
 	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
-	// answer is 202 and the VM continues.
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
@@ -3218,8 +3227,24 @@ type DeleteVMParams struct {
 
 // GetVMParams defines parameters for GetVM.
 type GetVMParams struct {
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
+	//
+	// - `ip`: the guest has confirmed its address by DHCP.
+	// - `port:N`: the guest accepts connections on TCP port N.
+	// - `agent`: the guest agent answers.
+	// - `cloud-init`: cloud-init reports through the agent that it is done or disabled, or it is not installed. If
+	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
+	//
+	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
+	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
+
 	// IfNoneMatch Entity tags from an `ETag` header, or `*`. The answer is 304 if one of them is current.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+
+	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
+	// treated as 300. A value that is not a whole number is a 400. Other preferences are ignored (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // UpdateVMParams defines parameters for UpdateVM.
@@ -3251,7 +3276,7 @@ type ResetVMParams struct {
 
 // RestartVMParams defines parameters for RestartVM.
 type RestartVMParams struct {
-	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
 	//
 	// - `ip`: the guest has confirmed its address by DHCP.
 	// - `port:N`: the guest accepts connections on TCP port N.
@@ -3260,7 +3285,7 @@ type RestartVMParams struct {
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
 	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
-	// answer is 202 and the VM continues.
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
@@ -3277,7 +3302,7 @@ type ResumeVMParams struct {
 
 // StartVMParams defines parameters for StartVM.
 type StartVMParams struct {
-	// WaitFor The condition that must be met before the answer is sent, after the operation has ended:
+	// WaitFor The condition that must be met before the answer is sent, after the operation of the request, if any, has ended:
 	//
 	// - `ip`: the guest has confirmed its address by DHCP.
 	// - `port:N`: the guest accepts connections on TCP port N.
@@ -3286,7 +3311,7 @@ type StartVMParams struct {
 	//   cloud-init has failed, the answer is 409 `guest-refused` with its message.
 	//
 	// It requires `Prefer: wait`; that time covers both the operation and the condition. When the time is over, the
-	// answer is 202 and the VM continues.
+	// answer is 202 and the VM continues. If the VM ends while the request waits, the answer is 409 `invalid-state`.
 	WaitFor *WaitFor `form:"wait_for,omitempty" json:"wait_for,omitempty"`
 
 	// Prefer `wait=N` holds the answer until the operation has ended or N seconds have passed. N is 0 to 300; a larger N is
@@ -5025,6 +5050,12 @@ func (w *ServerInterfaceWrapper) GetVM(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params GetVMParams
+	// ------------- Optional query parameter "wait_for" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "wait_for", ctx.QueryParams(), &params.WaitFor)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter wait_for: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "If-None-Match" -------------
@@ -5041,6 +5072,21 @@ func (w *ServerInterfaceWrapper) GetVM(ctx echo.Context) error {
 		}
 
 		params.IfNoneMatch = &IfNoneMatch
+	}
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Prefer, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Prefer: %s", err))
+		}
+
+		params.Prefer = &Prefer
 	}
 
 	// Invoke the callback with all the unmarshaled arguments

@@ -244,14 +244,15 @@ func (d *Driver) wouldUse() vm.Accel {
 	return v.Accel
 }
 
-// startProber starts the prober of a driver that may use KVM.
+// startProber starts the prober of a driver that may use KVM. It must be called before
+// anything probes.
 func (d *Driver) startProber() {
 	if d.opts.Accel == accelTCG {
 		return
 	}
 	var saved accelVerdict
-	if p := d.loadProbes(); p.Accel != nil {
-		saved = *p.Accel
+	if d.probed.Accel != nil {
+		saved = *d.probed.Accel
 	}
 	d.accel = newAccelProber(saved)
 	d.accel.identity = d.hostIdentity

@@ -42,6 +42,11 @@ func (d *DryRun) SetPassword(ctx context.Context, id, user, password string) err
 // Trim implements [vm.Guests].
 func (d *DryRun) Trim(ctx context.Context, id string) error { return noGuest(id) }
 
+// SetClock implements [vm.Guests].
+func (d *DryRun) SetClock(ctx context.Context, id string) (vm.ClockCheck, error) {
+	return vm.ClockCheck{}, noGuest(id)
+}
+
 // Mounts implements [vm.Guests].
 func (d *DryRun) Mounts(ctx context.Context, disk vm.Disk) ([]vm.GuestMount, error) {
 	return nil, noGuest(disk.VMID)

@@ -18,6 +18,7 @@ import (
 type capabilities struct {
 	Version string `json:"version"`
 	Machine string `json:"machine"` // the newest versioned q35
+	MaxCPUs int    `json:"max_cpus"`
 }
 
 // fileIdentity tells one version of a file from another.
@@ -65,10 +66,7 @@ func (d *Driver) probe(ctx context.Context) (probes, error) {
 		return probes{}, monitorFault("", "probe", ctx.Err())
 	}
 	known := d.probed
-	if known.Binary == (fileIdentity{}) {
-		known = d.loadProbes()
-	}
-	if known.Binary != id {
+	if known.Binary != id || known.Capabilities.MaxCPUs == 0 { // 0: saved by an older vmand
 		caps, err := d.askCapabilities(ctx, path)
 		if err != nil {
 			return probes{}, unavailable(err, path, "qemu-system-x86")
@@ -84,9 +82,6 @@ func (d *Driver) probe(ctx context.Context) (probes, error) {
 func (d *Driver) saveAccel(v accelVerdict) {
 	d.probing <- struct{}{}
 	defer func() { <-d.probing }()
-	if d.probed.Binary == (fileIdentity{}) {
-		d.probed = d.loadProbes()
-	}
 	d.probed.Accel = &v
 	d.saveProbes(d.probed)
 }
@@ -137,7 +132,8 @@ func (d *Driver) askCapabilities(ctx context.Context, binary string) (capabiliti
 	}
 	defer x.end()
 	var machines []struct {
-		Name string `json:"name"`
+		Name    string `json:"name"`
+		MaxCPUs int    `json:"cpu-max"`
 	}
 	if err := x.conn.Execute(ctx, "query-machines", nil, &machines); err != nil {
 		return capabilities{}, x.explain(err)
@@ -145,12 +141,14 @@ func (d *Driver) askCapabilities(ctx context.Context, binary string) (capabiliti
 	v := x.conn.Version().QEMU
 	caps := capabilities{Version: fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro)}
 	names := make([]string, len(machines))
+	cpus := make(map[string]int, len(machines))
 	for i, m := range machines {
-		names[i] = m.Name
+		names[i], cpus[m.Name] = m.Name, m.MaxCPUs
 	}
 	if caps.Machine = newestQ35(names); caps.Machine == "" {
 		return capabilities{}, fmt.Errorf("%s has no versioned q35 machine type", binary)
 	}
+	caps.MaxCPUs = max(cpus[caps.Machine], 1)
 	return caps, nil
 }
 

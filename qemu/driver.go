@@ -89,6 +89,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*Driver, error) {
 		d.state.Close()
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
+	d.probed = d.loadProbes()
 	d.files = newFileSurvey(d.state, func(id string) (int64, error) { return d.DiskSize(context.Background(), id) })
 	if err := host.Confine(); err != nil {
 		d.contents.close()

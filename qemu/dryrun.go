@@ -89,6 +89,11 @@ func (d *DryRun) Platform(context.Context) (vm.Platform, error) {
 	}, nil
 }
 
+// Limits implements [vm.Machines] with the limits of QEMU under TCG.
+func (d *DryRun) Limits(context.Context) vm.Limits {
+	return vm.Limits{CPUs: maxCPUs, RAMMiB: maxRAMMiB(tcgPhysBits)}
+}
+
 // GuestUID returns -1: no process runs a guest.
 func (d *DryRun) GuestUID() int { return -1 }
 

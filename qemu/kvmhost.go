@@ -57,25 +57,11 @@ type hostCPU struct {
 // lookAtHost reads the CPU's flags, the modules and the kernel log below a root directory.
 func lookAtHost(root string) hostCPU {
 	var h hostCPU
-	f, err := os.Open(filepath.Join(root, "proc/cpuinfo"))
-	if err != nil {
-		return h
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		key, value, _ := strings.Cut(lines.Text(), ":")
-		if strings.TrimSpace(key) != "flags" {
-			continue
-		}
-		switch flags := strings.Fields(value); {
-		case slices.Contains(flags, "vmx"):
-			h.module = "kvm_intel"
-		case slices.Contains(flags, "svm"):
-			h.module = "kvm_amd"
-		}
-		break // all CPUs are alike
+	switch flags := strings.Fields(cpuInfo(root)["flags"]); {
+	case slices.Contains(flags, "vmx"):
+		h.module = "kvm_intel"
+	case slices.Contains(flags, "svm"):
+		h.module = "kvm_amd"
 	}
 	if h.module != "" {
 		_, err := os.Stat(filepath.Join(root, "sys/module", h.module))
@@ -83,6 +69,24 @@ func lookAtHost(root string) hostCPU {
 	}
 	h.off = firmwareDisabled(filepath.Join(root, "dev/kmsg"))
 	return h
+}
+
+// cpuInfo returns what the kernel below a root directory says about its first CPU. All
+// CPUs are alike. It is empty if that cannot be read.
+func cpuInfo(root string) map[string]string {
+	info := map[string]string{}
+	f, err := os.Open(filepath.Join(root, "proc/cpuinfo"))
+	if err != nil {
+		return info
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() && lines.Text() != "" {
+		key, value, _ := strings.Cut(lines.Text(), ":")
+		info[strings.TrimSpace(key)] = strings.TrimSpace(value)
+	}
+	return info
 }
 
 // firmwareDisabled reports whether the kernel log says that the firmware disabled

@@ -112,7 +112,7 @@ func (s *session) cont(ctx context.Context) error {
 // is woken. A guest that runs into another I/O error did run: its events tell.
 func (s *session) resume(ctx context.Context) error {
 	if err := s.cont(ctx); err != nil {
-		return err
+		return s.explainCont(ctx, err)
 	}
 	status, err := s.queryStatus(ctx)
 	if err == nil && status == statusSuspended {
@@ -124,6 +124,23 @@ func (s *session) resume(ctx context.Context) error {
 		return fault(vm.CodeOperationFailed, nil, "the guest of VM %s does not run: QEMU still reports it as %s", s.id, status)
 	}
 	return err
+}
+
+// statusInternalError is the run state of a guest that QEMU or KVM cannot continue, for
+// example after an instruction that KVM cannot emulate. QEMU refuses cont until a reset.
+const statusInternalError = vm.RunStatus("internal-error")
+
+// explainCont returns the error of a cont that QEMU refuses because of the guest's state.
+func (s *session) explainCont(ctx context.Context, err error) error {
+	if !isRefused(err) {
+		return err
+	}
+	if status, serr := s.queryStatus(ctx); serr != nil || status != statusInternalError {
+		return err
+	}
+	f := fault(vm.CodeState, err, "VM %s cannot be resumed: QEMU had an internal error", s.id)
+	f.Hint = "reset or restart it"
+	return f
 }
 
 // wakeup wakes a suspended guest and waits until QEMU has done so, which resets the

@@ -23,6 +23,9 @@ func (d *Driver) Observe(ctx context.Context, id string) vm.Observation {
 	}
 	if s != nil {
 		o := s.observe(ctx, observeTimeout)
+		if o.Status == statusInternalError { // KVM says there which instruction failed
+			o.Trouble = join(o.Trouble, d.lastWords(id))
+		}
 		if !s.proc.Exited() {
 			return o
 		}

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"errors"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -126,4 +128,153 @@ func TestInvalidWaitForIsRejected(t *testing.T) {
 	if v := into[openapi.VM](t, a.want(t, 200, "GET", "/vms/web-1", "")); v.State != "stopped" {
 		t.Errorf("the VM was started: %s", v.State)
 	}
+}
+
+func TestGetWaitsForARunningVM(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t).withVM(t)
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+	probed := make(chan struct{}, 100)
+	var open atomic.Bool
+	a.network.Hook = func(_ context.Context, method, _ string) error {
+		if method == "Probe" {
+			probed <- struct{}{}
+		}
+		if method == "Probe" && !open.Load() {
+			return errors.New("refused")
+		}
+		return nil
+	}
+	for _, request := range [][2]string{
+		{"GET", "/vms/web-1?wait_for=port:22"}, {"POST", "/vms/web-1/actions/start?wait_for=port:22"},
+	} {
+		open.Store(false)
+		done := make(chan reply, 1)
+		go func() { done <- a.ask(t, request[0], request[1], "", "Prefer", "wait=30") }()
+		<-probed
+		open.Store(true)
+		r := <-done
+		if v := into[openapi.VM](t, r); r.StatusCode != 200 || v.Boot.FirstTCPAt == nil ||
+			r.Header.Get("Preference-Applied") != "wait" || (r.Header.Get("Etag") == "") != (request[0] == "POST") {
+			t.Errorf("%s: status %d, %v, %s", request[1], r.StatusCode, r.Header, r.body)
+		}
+		open.Store(false)
+		r = a.want(t, 202, request[0], request[1], "", "Prefer", "wait=1")
+		if v := into[openapi.VM](t, r); v.State != "running" || r.Header.Get("Preference-Applied") != "" {
+			t.Errorf("%s: %v, %s", request[1], r.Header, r.body)
+		}
+	}
+	// A repeated request with a key waits again: it has no operation.
+	open.Store(true)
+	for range 2 {
+		a.want(t, 200, "POST", "/vms/web-1/actions/start?wait_for=port:22", "", "Prefer", "wait=30", headerKey, "k")
+	}
+	etag := a.want(t, 200, "GET", "/vms/web-1", "").Header.Get("Etag")
+	a.want(t, 304, "GET", "/vms/web-1?wait_for=port:22", "", "Prefer", "wait=1", "If-None-Match", etag)
+}
+
+func TestWaitGoesOnOverARestart(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t).withVM(t)
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+	stopping, stop := make(chan struct{}), make(chan struct{})
+	var probes atomic.Int32
+	a.driver.Hook = hook("Shutdown", func(context.Context) error { close(stopping); <-stop; return nil })
+	a.network.Hook = func(_ context.Context, method, _ string) error {
+		if method == "Probe" {
+			probes.Add(1)
+		}
+		return nil
+	}
+	restart := a.want(t, 202, "POST", "/vms/web-1/actions/restart", "")
+	<-stopping
+	for _, request := range [][2]string{ // the guest of the last run would answer
+		{"GET", "/vms/web-1?wait_for=port:22"}, {"POST", "/vms/web-1/actions/start?wait_for=port:22"},
+	} {
+		r := a.want(t, 202, request[0], request[1], "", "Prefer", "wait=1")
+		if request[0] == "POST" && r.Header.Get("Location") != restart.Header.Get("Location") {
+			t.Errorf("location is %s", r.Header.Get("Location"))
+		}
+	}
+	if n := probes.Load(); n != 0 {
+		t.Errorf("%d probes while the VM stops", n)
+	}
+	done := make(chan reply, 2)
+	go func() { done <- a.ask(t, "GET", "/vms/web-1?wait_for=port:22", "", "Prefer", "wait=30") }()
+	go func() { done <- a.ask(t, "POST", "/vms/web-1/actions/start?wait_for=port:22", "", "Prefer", "wait=30") }()
+	close(stop)
+	for range 2 {
+		r := <-done
+		if v := into[openapi.VM](t, r); r.StatusCode != 200 || v.State != "running" {
+			t.Errorf("status %d, %s", r.StatusCode, r.body)
+		}
+	}
+}
+
+func TestWaitEndsWithTheVM(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		end    func(a *api)
+		status int
+		code   string
+		detail string
+	}{
+		"stop": {func(a *api) {
+			a.want(t, 200, "POST", "/vms/web-1/actions/stop", `{"force":true}`, "Prefer", "wait=30")
+		}, 409, "invalid-state", "ended while a request waited"},
+		"crash": {func(a *api) {
+			a.driver.Set("web-1", "gone")
+			if _, err := a.manager.Settle(context.Background(), vm.VMResource("web-1")); err != nil {
+				t.Error(err)
+			}
+		}, 409, "invalid-state", "error (crashed)"},
+		"power-off": {func(a *api) {
+			a.driver.Set("web-1", vm.StatusShutdown)
+			if _, err := a.manager.Settle(context.Background(), vm.VMResource("web-1")); err != nil {
+				t.Error(err)
+			}
+		}, 409, "invalid-state", "stopped (guest-shutdown)"},
+		"delete": {func(a *api) { a.want(t, 204, "DELETE", "/vms/web-1", "") }, 0, "", "while a request waited"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newAPI(t).withVM(t)
+			a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+			waits := make(chan struct{})
+			once := sync.OnceFunc(func() { close(waits) })
+			a.network.Hook = func(_ context.Context, method, _ string) error {
+				if method != "Probe" {
+					return nil
+				}
+				once()
+				return errors.New("refused")
+			}
+			done := make(chan reply, 1)
+			go func() { done <- a.ask(t, "GET", "/vms/web-1?wait_for=port:22", "", "Prefer", "wait=300") }()
+			<-waits
+			test.end(a)
+			r := <-done
+			p := r.problem(t)
+			if test.status != 0 && (r.StatusCode != test.status || p.Code != openapi.ProblemCode(test.code)) ||
+				!strings.Contains(p.Detail, test.detail) {
+				t.Errorf("status %d, %+v", r.StatusCode, p)
+			}
+		})
+	}
+}
+
+func TestWaitForAVMThatDoesNotRunIsRefused(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t).withVM(t)
+	p := a.want(t, 409, "GET", "/vms/web-1?wait_for=agent", "", "Prefer", "wait=30").problem(t)
+	if p.Hint != "start it first" || !strings.Contains(p.Detail, "VM web-1 is not running: it is stopped") {
+		t.Errorf("%+v", p)
+	}
+	a.wantCode(t, 404, "not-found", "GET", "/vms/none?wait_for=agent", "", "Prefer", "wait=30")
+	a.wantCode(t, 400, "invalid-request", "GET", "/vms/web-1?wait_for=agent", "")
+	a.wantCode(t, 400, "invalid-request", "GET", "/vms/web-1?wait_for=dns", "", "Prefer", "wait=30")
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+	a.want(t, 200, "POST", "/vms/web-1/actions/pause", "", "Prefer", "wait=30")
+	a.wantCode(t, 409, "invalid-state", "POST", "/vms/web-1/actions/start?wait_for=agent", "", "Prefer", "wait=30")
+	a.wantCode(t, 409, "invalid-state", "POST", "/vms/web-1/actions/start", "")
 }

@@ -311,7 +311,7 @@ func TestTicketsExpireAndAreLimited(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Nanosecond)
-		if _, err := k.redeem(old, "web-1"); !hasCode(err, codeUnauthorized) {
+		if _, err := k.redeem(old, "web-1"); !vm.HasCode(err, codeUnauthorized) {
 			t.Errorf("an expired ticket is accepted: %v", err)
 		}
 		got, err := k.redeem(young, "web-1")
@@ -323,7 +323,7 @@ func TestTicketsExpireAndAreLimited(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if _, _, err := k.issue(admin, "web-1", false); !hasCode(err, vm.CodeLimitReached) {
+		if _, _, err := k.issue(admin, "web-1", false); !vm.HasCode(err, vm.CodeLimitReached) {
 			t.Errorf("one ticket above the limit: %v", err)
 		}
 		last, _, err := k.issue(viewer, "web-1", false)
@@ -353,7 +353,7 @@ func TestConsolesAreBounded(t *testing.T) {
 		}
 		seats = append(seats, s)
 	}
-	if _, err := c.enter("web-1", "x", end); !hasCode(err, vm.CodeLimitReached) {
+	if _, err := c.enter("web-1", "x", end); !vm.HasCode(err, vm.CodeLimitReached) {
 		t.Errorf("%v", err)
 	}
 	for i := range maxConsoles - maxConsolesPerVM {
@@ -363,7 +363,7 @@ func TestConsolesAreBounded(t *testing.T) {
 		}
 		seats = append(seats, s)
 	}
-	if _, err := c.enter("web-2", "x", end); !hasCode(err, vm.CodeLimitReached) {
+	if _, err := c.enter("web-2", "x", end); !vm.HasCode(err, vm.CodeLimitReached) {
 		t.Errorf("%v", err)
 	}
 	waited := make(chan struct{})

@@ -62,7 +62,7 @@ func (s *Server) once(x *exchange, next echo.HandlerFunc) error {
 	defer s.keys.unlock(key)
 	o, reply, err := s.reader.OperationByKey(ctx, x.caller.Name, x.caller.Key)
 	if errors.Is(err, vm.ErrNotFound) {
-		if err = s.answerAndKeep(x, next); !hasCode(err, vm.CodeRepeated) {
+		if err = s.answerAndKeep(x, next); !vm.HasCode(err, vm.CodeRepeated) {
 			return err
 		}
 		// A request with the same key over another listener was faster.
@@ -100,7 +100,7 @@ func (s *Server) answerAndKeep(x *exchange, next echo.HandlerFunc) error {
 	x.c.Response().Writer = held
 	defer func() { x.c.Response().Writer = w }()
 	x.err = next(x.c)
-	if hasCode(x.err, vm.CodeRepeated) {
+	if vm.HasCode(x.err, vm.CodeRepeated) {
 		return x.err
 	}
 	if x.err != nil {

@@ -105,12 +105,6 @@ func problem(code vm.Code, detail, hint string) openapi.Problem {
 	}
 }
 
-// hasCode reports whether err is a fault with this code.
-func hasCode(err error, code vm.Code) bool {
-	var fault *vm.Fault
-	return errors.As(err, &fault) && fault.Code == code
-}
-
 // faultOf returns the fault to answer for err. An error of no known class is a defect
 // of vmand: the client receives no details, only the log does.
 func faultOf(err error) *vm.Fault {

@@ -130,4 +130,6 @@ func TestARequestAboveTheLimitIsNotHeld(t *testing.T) {
 		t.Errorf("it was held for %v", took)
 	}
 	a.wantCode(t, 429, "too-many-requests", "POST", "/vms/web-1/exec", `{"command":["true"]}`)
+	a.wantCode(t, 429, "too-many-requests", "GET", "/vms/web-1?wait_for=agent", "", "Prefer", "wait=100")
+	a.want(t, 202, "POST", "/vms/web-1/actions/start?wait_for=agent", "", "Prefer", "wait=100")
 }

@@ -154,12 +154,51 @@ func (s *Server) ListVMs(ctx context.Context, r openapi.ListVMsRequestObject) (o
 
 // GetVM implements [openapi.StrictServerInterface].
 func (s *Server) GetVM(ctx context.Context, r openapi.GetVMRequestObject) (openapi.Response, error) {
+	h, err := parseHold(value(r.Params.Prefer), value(r.Params.WaitFor))
+	if err != nil {
+		return nil, err
+	}
+	met := true
+	if h.until != (vm.Condition{}) {
+		if met, err = s.awaitVM(ctx, r.ID, h); err != nil {
+			return nil, err
+		}
+	}
 	v, err := s.reader.VM(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
+	if !met {
+		return s.vmAccepted(&v, ""), nil
+	}
 	w := s.wire(&v)
-	return resource(w.etag(), r.Params.IfNoneMatch, func() any { return w }), nil
+	a := resource(w.etag(), r.Params.IfNoneMatch, func() any { return w })
+	a.applied = h.until != (vm.Condition{})
+	return a, nil
+}
+
+// awaitVM waits for the condition of h and reports whether it was met in time. It fails if
+// too many requests are held, and as [VMs].Await.
+func (s *Server) awaitVM(ctx context.Context, id string, h hold) (met bool, err error) {
+	if err := s.VMs.CanAwait(ctx, id, h.until); err != nil {
+		return false, err
+	}
+	held, release, err := s.hold(ctx, h.wait)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	_, err = s.VMs.Await(held, id, h.until)
+	if err != nil && held.Err() != nil {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// vmAccepted answers 202 with a VM, for the time being. location is that of an operation,
+// empty for none.
+func (s *Server) vmAccepted(v *vm.VM, location string) answer {
+	return answer{status: http.StatusAccepted, body: s.wire(v), location: location}
 }
 
 // UpdateVM implements [openapi.StrictServerInterface].
@@ -204,7 +243,7 @@ func (s *Server) updateVM(ctx context.Context, id string, edits vm.VMEdits, matc
 			now = vm.Match{vmVersion(&read)}
 		}
 		v, err := s.VMs.Update(ctx, id, edits, now)
-		if match != nil || !hasCode(err, vm.CodePrecondition) {
+		if match != nil || !vm.HasCode(err, vm.CodePrecondition) {
 			return v, err
 		}
 		if try == updateTries {
@@ -248,7 +287,43 @@ func (s *Server) DeleteVM(ctx context.Context, r openapi.DeleteVMRequestObject) 
 
 // StartVM implements [openapi.StrictServerInterface].
 func (s *Server) StartVM(ctx context.Context, r openapi.StartVMRequestObject) (openapi.Response, error) {
-	return s.act(ctx, r.ID, vm.OpStart, vm.StopOptions{}, r.Params.Prefer, r.Params.WaitFor)
+	a, err := s.act(ctx, r.ID, vm.OpStart, vm.StopOptions{}, r.Params.Prefer, r.Params.WaitFor)
+	if r.Params.WaitFor == nil || !vm.HasCode(err, vm.CodeState) && !vm.HasCode(err, vm.CodeBusy) {
+		return a, err
+	}
+	return s.awaitStarted(ctx, r.ID, value(r.Params.Prefer), *r.Params.WaitFor, err)
+}
+
+// awaitStarted answers a request that starts a VM and waits for its guest, if the start was
+// refused because the VM runs already, starts or restarts. In other states it fails with
+// refusal.
+func (s *Server) awaitStarted(ctx context.Context, id, prefer, waitFor string, refusal error) (answer, error) {
+	h, err := parseHold(prefer, waitFor)
+	if err != nil {
+		return answer{}, err
+	}
+	v, err := s.reader.VM(ctx, id)
+	if err != nil {
+		return answer{}, err
+	}
+	if v.State == vm.Paused || !v.RunsOrWill() {
+		return answer{}, refusal
+	}
+	location := ""
+	if f := (*vm.Fault)(nil); errors.As(refusal, &f) && f.OperationID != "" {
+		location = "/operations/" + f.OperationID
+	}
+	met, err := s.awaitVM(ctx, id, h)
+	if err != nil && !vm.HasCode(err, codeTooMany) { // waiting is a preference (RFC 7240)
+		return answer{}, err
+	}
+	if v, err = s.reader.VM(ctx, id); err != nil {
+		return answer{}, err
+	}
+	if !met {
+		return s.vmAccepted(&v, location), nil
+	}
+	return answer{status: http.StatusOK, body: s.wire(&v), applied: true}, nil
 }
 
 // StopVM implements [openapi.StrictServerInterface].

@@ -65,10 +65,7 @@ func (r *reserve) retry(f func() error) error {
 }
 
 // noSpace reports whether err means that the file system is full.
-func noSpace(err error) bool {
-	var f *vm.Fault
-	return errors.As(err, &f) && f.Code == vm.CodeInsufficientStorage
-}
+func noSpace(err error) bool { return vm.HasCode(err, vm.CodeInsufficientStorage) }
 
 // release frees a slice of the reserve and reports whether there was one.
 func (r *reserve) release() bool {

@@ -28,6 +28,9 @@ type Machines interface {
 	// boot of the host it waits for the first answer about KVM, at most 15 s. It fails with
 	// [CodeQEMUUnavailable] and a hint that names the package to install.
 	Platform(ctx context.Context) (Platform, error)
+	// Limits returns the limits of a VM on this host. It asks QEMU once and does not wait
+	// for an answer about KVM. Limits that it cannot find out are zero.
+	Limits(ctx context.Context) Limits
 	// Admit returns nil if the host can start s now. It fails with [CodeState] if a process of
 	// the VM is left, with [CodeInsufficientMemory] if the host has too little free memory, and
 	// with another code if a file of the VM is missing.

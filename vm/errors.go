@@ -118,6 +118,12 @@ func (f *Fault) Unwrap() error { return f.Err }
 // Is reports whether target is the class of f's code.
 func (f *Fault) Is(target error) bool { return target != nil && classes[f.Code] == target }
 
+// HasCode reports whether err is or wraps a [Fault] of this code.
+func HasCode(err error, code Code) bool {
+	var f *Fault
+	return errors.As(err, &f) && f.Code == code
+}
+
 // InvalidField returns a [Fault] of code [CodeInvalid] for one field of a request.
 func InvalidField(field, format string, args ...any) *Fault {
 	detail := fmt.Sprintf(format, args...)

@@ -30,3 +30,21 @@ func TestProblemDetailIsBounded(t *testing.T) {
 		t.Errorf("short detail is %q", p.Detail)
 	}
 }
+
+func TestHasCode(t *testing.T) {
+	busy := &vm.Fault{Code: vm.CodeBusy, Detail: "busy"}
+	for name, tt := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"a fault":                   {busy, true},
+		"a wrapped fault":           {fmt.Errorf("start: %w", busy), true},
+		"a fault of another code":   {&vm.Fault{Code: vm.CodeState, Err: vm.ErrBusy}, false},
+		"an error that is no fault": {vm.ErrBusy, false},
+		"no error":                  {nil, false},
+	} {
+		if got := vm.HasCode(tt.err, vm.CodeBusy); got != tt.want {
+			t.Errorf("%s: HasCode is %v, want %v", name, got, tt.want)
+		}
+	}
+}

@@ -23,7 +23,7 @@ var EventTypes = []string{
 	"template.created", "template.deleted",
 	"image.created", "image.updated", "image.state", "image.deleted",
 	"network.created", "network.updated", "network.deleted",
-	"vm.boot", "vm.address", "vm.guest",
+	"vm.boot", "vm.address", "vm.guest", "vm.clock",
 	"operation.started", "operation.step", "operation.ended",
 	"observer.issue", "observer.repaired",
 	"daemon.started", "daemon.stopping",

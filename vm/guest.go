@@ -106,6 +106,14 @@ type GuestResult struct {
 	Truncated      bool // the agent or vmand dropped a part of the output
 }
 
+// A ClockCheck is the result of comparing the clock of a guest with that of the host.
+type ClockCheck struct {
+	// Offset is how far the guest was ahead of the host, negative if it was behind. It is known
+	// to the duration of a question to the guest.
+	Offset time.Duration
+	Set    bool // the clock was set
+}
+
 // Guests talks to the agents in guests. A guest may lie, flood its answers or not answer: every
 // method returns before its context ends, and none takes a lock of the manager. Methods other
 // than Agent fail with [CodeAgentUnavailable] if no agent answers, and with [CodeGuestRefused]
@@ -137,6 +145,9 @@ type Guests interface {
 	Freeze(ctx context.Context, id string, mountPoints ...string) (int, error)
 	// Thaw ends a freeze.
 	Thaw(ctx context.Context, id string) error
+	// SetClock sets the clock of the guest to that of the host, unless they agree already. It
+	// returns only after the guest has reported a time that agrees.
+	SetClock(ctx context.Context, id string) (ClockCheck, error)
 }
 
 // maxGuestText is the maximum number of characters that Printable returns.

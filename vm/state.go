@@ -116,8 +116,9 @@ type Observation struct {
 	NICs    []int     // slots of the NICs that QEMU has
 	CDROMs  []string  // ids of the CD-ROM drives that QEMU has
 	Log     string    // the last lines of QEMU's stderr; set only without a process
-	// Trouble describes the problem of a guest that QEMU paused with Status io-error: the file
-	// and the free space of its file system, as far as known.
+	// Trouble describes the problem of a guest that QEMU paused with Status io-error, the file
+	// and the free space of its file system as far as known, or with Status internal-error, the
+	// last lines of QEMU's stderr.
 	Trouble string
 	// NoSpace is set with Status io-error if a file system was full. FreeMiB is its current
 	// free space.

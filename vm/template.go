@@ -14,7 +14,7 @@ type Template struct {
 	CreatedAt time.Time
 }
 
-// Limits of a template.
+// Limits of a template, on any host.
 const (
 	MaxCPUs   = 256
 	MinRAMMiB = 16      // no guest needs less; a smaller number is probably one of GiB
@@ -41,4 +41,22 @@ func (t Template) Check() error {
 		return f
 	}
 	return nil
+}
+
+// Limits are the largest values that a host can give to a VM. Zero values are unknown.
+type Limits struct {
+	CPUs   int // vCPUs
+	RAMMiB int
+}
+
+// Exceeded returns the first field of t that is above its limit, as a JSON pointer, and the
+// limit as a clause. The field is empty if there is none.
+func (l Limits) Exceeded(t Template) (field, clause string) {
+	switch {
+	case l.CPUs != 0 && t.CPUCount > l.CPUs:
+		return "/cpu_count", fmt.Sprintf("must be at most %d on this host, the limit of its QEMU", l.CPUs)
+	case l.RAMMiB != 0 && t.RAMMiB > l.RAMMiB:
+		return "/ram_amount", fmt.Sprintf("must be at most %d MiB on this host, the limit of a guest's address space", l.RAMMiB)
+	}
+	return "", ""
 }

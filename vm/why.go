@@ -1,8 +1,10 @@
 package vm
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // A Why shows the record of a VM next to an observation of it, and explains its state.
@@ -37,7 +39,7 @@ func (w Why) Explain() []string {
 		add("Its QEMU process %d is alive and reports the guest as %s.", w.Seen.PID, w.Seen.Status)
 	}
 	if w.Seen.Trouble != "" {
-		add("QEMU reports a problem: %s.", w.Seen.Trouble)
+		add("QEMU reports a problem: %s.", strings.TrimSuffix(w.Seen.Trouble, "."))
 	}
 	switch {
 	case w.Busy != "":
@@ -46,6 +48,12 @@ func (w Why) Explain() []string {
 		add("The record is wrong: the state is %s (%s). The next pass of the observer will correct the record.",
 			w.Verdict.State, reasonWords(w.Verdict.Reason))
 	}
+	if remedy := w.remedy(); remedy != "" {
+		words = append(words, remedy)
+	}
+	if problem := w.clockProblem(); problem != nil {
+		add("After the last pause the clock of its guest could not be set: %s.", problem.Detail)
+	}
 	words = append(words, w.explainDevices()...)
 	add("Its desired state is %s, its restart policy is %s, and it has had %d consecutive automatic restarts.",
 		v.Desired, v.Restart, v.Restarts)
@@ -53,6 +61,52 @@ func (w Why) Explain() []string {
 		add("The next automatic restart is due at %s.", v.RestartAt.UTC().Format("2006-01-02T15:04:05.000Z"))
 	}
 	return words
+}
+
+// remedy returns a sentence that says which action helps, empty if none is needed.
+func (w Why) remedy() string {
+	switch {
+	case w.Busy != "":
+		return ""
+	case w.Seen.Alive() && w.Seen.Status == StatusMute:
+		return "Only a stop with \"force\": true and a deletion work, which end the process; then start it again. " +
+			"If it hangs, it may continue by itself. If the observer reports runtime_drift, its monitor is lost for good."
+	case w.Agrees:
+		return remedies[w.Recorded.Reason]
+	}
+	return remedies[w.Verdict.Reason]
+}
+
+// remedies are the actions that help against a state with a reason.
+var remedies = map[Reason]string{
+	ReasonStartFailed:   "Start it again when the cause is removed.",
+	ReasonCrashed:       "Start it again; the flight recorder has the last messages of QEMU.",
+	ReasonIOError:       "Repair the disk, then resume it: the guest repeats the request.",
+	ReasonDiskFull:      "Free space: the guest continues by itself.",
+	ReasonPanicked:      "Reset or restart it; its memory can be inspected until then.",
+	ReasonInternalError: "Reset or restart it: QEMU does not resume it. The flight recorder has the last output of QEMU.",
+	ReasonWatchdog:      "Reset or restart it; resume lets the guest continue where it hung.",
+	ReasonSuspended:     "Resume wakes it, reset boots it.",
+	ReasonMonitor:       "Resume continues it.",
+	ReasonMigration:     "If nothing saves or moves it, resume continues it; otherwise restart it.",
+	ReasonDebug:         "Continue it in the debugger, or resume it.",
+	ReasonInterrupted:   "Repeat the operation, or resume it.",
+	ReasonUnreachable:   "A stop with \"force\": true or a deletion ends the process; then start it again.",
+}
+
+// clockProblem returns why the clock of the guest could not be set after the last pause, nil if
+// it could.
+func (w Why) clockProblem() *Problem {
+	for _, e := range slices.Backward(w.Events) {
+		if e.Type == "vm.state" { // the VM was paused or started since
+			return nil
+		}
+		var check struct{ Problem *Problem }
+		if e.Type == "vm.clock" && json.Unmarshal(e.Data, &check) == nil {
+			return check.Problem
+		}
+	}
+	return nil
 }
 
 // explainDevices returns a sentence for each disk and NIC that the guest cannot use.

@@ -3,9 +3,35 @@ package vm
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
+
+func TestWhyHasARemedyForEveryPauseAndFailure(t *testing.T) {
+	explain := func(s State, r Reason, status RunStatus) string {
+		seen := Observation{PID: 7, Status: status}
+		v := VM{ID: "web-1", State: s, Reason: r, Desired: DesiredRunning}
+		words := Why{Recorded: v, Seen: seen, Verdict: Settle(s, r, seen), Agrees: true}.Explain()
+		return strings.Join(words, " ")
+	}
+	for status, reason := range pausedReasons {
+		if got := explain(Paused, reason, status); remedies[reason] == "" || !strings.Contains(got, remedies[reason]) {
+			t.Errorf("%s: %s", status, got)
+		}
+	}
+	for _, reason := range []Reason{ReasonMonitor, ReasonInterrupted, ReasonDiskFull, ReasonPanicked} {
+		if got := explain(Paused, reason, StatusPaused); !strings.Contains(got, remedies[reason]) {
+			t.Errorf("%s: %s", reason, got)
+		}
+	}
+	if got := explain(Running, ReasonRequested, StatusMute); !strings.Contains(got, `"force": true`) {
+		t.Errorf("a mute monitor: %s", got)
+	}
+	if got := explain(Running, ReasonRequested, StatusRunning); strings.Contains(got, "start") && strings.Contains(got, "Reset") {
+		t.Errorf("a running VM: %s", got)
+	}
+}
 
 func TestExplain(t *testing.T) {
 	running := VM{ID: "web-1", State: Running, Reason: ReasonRequested, Desired: DesiredRunning, Restart: RestartNever}
@@ -37,6 +63,7 @@ func TestExplain(t *testing.T) {
 				"VM web-1 is recorded as running: a request asked for it.",
 				"It has no QEMU process.",
 				"The record is wrong: the state is error (its QEMU process vanished). The next pass of the observer will correct the record.",
+				"Start it again; the flight recorder has the last messages of QEMU.",
 				ending,
 			},
 		},
@@ -66,6 +93,7 @@ func TestExplain(t *testing.T) {
 				"Recorded detail: /disks/root is full",
 				"Its QEMU process 7 is alive and reports the guest as io-error.",
 				"QEMU reports a problem: no space left.",
+				"Free space: the guest continues by itself.",
 				"Its disk disk-a is recorded as attached, but QEMU does not have it.",
 				"Its disk disk-b is detaching.",
 				"Its NIC 0 is detaching.",

@@ -165,6 +165,23 @@ func (c *Client) Interfaces(ctx context.Context) ([]Interface, error) {
 	return all, nil
 }
 
+// Time returns the time of the guest's clock.
+func (c *Client) Time(ctx context.Context) (time.Time, error) {
+	var ns int64
+	if err := c.call(ctx, queryTimeout, maxLine, "guest-get-time", nil, &ns); err != nil {
+		return time.Time{}, err
+	}
+	return time.Unix(0, ns).UTC(), nil
+}
+
+// SetTime sets the guest's clock, and then its hardware clock. An agent of QEMU 7.2 does
+// nothing if the guest has no program hwclock, and reports an error after it has set the
+// clock if that program fails.
+func (c *Client) SetTime(ctx context.Context, t time.Time) error {
+	args := map[string]int64{"time": t.UnixNano()}
+	return c.call(ctx, queryTimeout, maxLine, "guest-set-time", args, nil)
+}
+
 // Filesystems returns the mounted file systems of the guest.
 func (c *Client) Filesystems(ctx context.Context) ([]Filesystem, error) {
 	var r []struct {

@@ -9,20 +9,13 @@ import (
 	"vmand/test/harness"
 )
 
-// suspend has the guest of a VM suspend itself, and waits until the VM shows that.
-func suspend(d *harness.Daemon, id string) {
-	d.T.Helper()
-	d.Exec(id, "(sleep 0.3; echo mem >/sys/power/state) </dev/null >/dev/null 2>&1 &")
-	d.WaitVM(id, "paused", "suspended", 30*time.Second)
-}
-
 func TestSuspendedGuestIsWokenStoppedAndReset(t *testing.T) {
 	d := startAgent(t, "web")
 	g := d.Serial("web")
 	g.Expect("VMT: ready boots=1")
 	d.Exec("web", "echo here >/run/mark")
 
-	suspend(d, "web")
+	d.Suspend("web")
 	events := harness.Get[[]openapi.Event](d, "/events?type=vm.state&resource=vms/web")
 	if last := string(events[len(events)-1].Data); !strings.Contains(last, "suspended") {
 		t.Errorf("the last event is %s, want one that says suspended", last)
@@ -37,14 +30,14 @@ func TestSuspendedGuestIsWokenStoppedAndReset(t *testing.T) {
 		t.Errorf("after resume, the guest has %q, want what it had before", got)
 	}
 
-	suspend(d, "web")
+	d.Suspend("web")
 	d.Action("web", "reset")
 	g.Expect("VMT: boot n=2")
 	d.Call("GET", "/vms/web", nil).Want(200)
 	d.WaitAgent("web", "connected")
 	g.Expect("VMT: ready boots=2")
 
-	suspend(d, "web")
+	d.Suspend("web")
 	a := d.Call("POST", "/vms/web/actions/restart", map[string]any{"timeout_seconds": 100}, harness.Wait).Want(200)
 	if v := harness.As[openapi.VM](a); v.State != "running" {
 		t.Errorf("after restart, the VM is %s, want running", v.State)
@@ -54,7 +47,7 @@ func TestSuspendedGuestIsWokenStoppedAndReset(t *testing.T) {
 	g.Expect("VMT: ready boots=3")
 	d.WaitAgent("web", "connected")
 
-	suspend(d, "web")
+	d.Suspend("web")
 	d.Kill()
 	d.Start() // the next daemon sees it, too
 	d.WaitVM("web", "paused", "suspended", 10*time.Second)

@@ -93,6 +93,47 @@ var operations = []operation{
 		vague:   true,
 	},
 	{
+		name:    "vm.stop, suspended",
+		guest:   "agent",
+		inner:   stopSeams,
+		prepare: suspended,
+		request: vmAction("stop", map[string]any{"timeout_seconds": 100}),
+		status:  200,
+		done:    is("stopped"),
+		refused: 409,
+		refusal: "not running",
+	},
+	{
+		name:    "vm.restart, suspended",
+		guest:   "agent",
+		inner:   slices.Concat(stopSeams, []string{"vm.restart.between"}, startSeams),
+		prepare: suspended,
+		request: vmAction("restart", map[string]any{"timeout_seconds": 100}),
+		status:  200,
+		done:    runsOnNewQEMU,
+		vague:   true,
+	},
+	{
+		name:    "vm.resume, suspended",
+		guest:   "agent",
+		prepare: suspended,
+		request: vmAction("resume", nil),
+		status:  200,
+		done:    is("running"),
+		refused: 409,
+		refusal: "already running",
+	},
+	{
+		name:    "vm.reset, suspended",
+		guest:   "agent",
+		inner:   []string{"guest.reset"},
+		prepare: suspended,
+		request: vmAction("reset", nil),
+		status:  200,
+		done:    is("running"),
+		vague:   true,
+	},
+	{
 		name:    "vm.nmi",
 		prepare: running,
 		request: vmAction("nmi", nil),
@@ -346,6 +387,15 @@ func started(d *harness.Daemon, x *target) {
 func paused(d *harness.Daemon, x *target) {
 	running(d, x)
 	d.Action(x.vm, "pause")
+}
+
+// suspended creates and starts a VM with a guest agent, and has the guest suspend itself.
+func suspended(d *harness.Daemon, x *target) {
+	d.Call("POST", "/templates", map[string]any{"name": "agent", "cpu_count": 1, "ram_amount": 192}).Want(201)
+	d.CreateVMWith(x.vm, map[string]any{"template_name": "agent"})
+	d.Call("POST", "/vms/"+x.vm+"/actions/start?wait_for=agent", nil, harness.Wait).Want(200)
+	x.pid = d.VMPID(x.vm)
+	d.Suspend(x.vm)
 }
 
 // disk creates a data disk.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +65,10 @@ func TestARunningVMSurvivesACleanedRuntimeDirectory(t *testing.T) {
 		if !hasIssue(d, "runtime_drift", id) {
 			t.Errorf("the next daemon does not report the lost files of VM %s", id)
 		}
+	}
+	why := harness.Get[openapi.Why](d, "/vms/a/why")
+	if !strings.Contains(strings.Join(why.Words, " "), `stop with "force": true`) {
+		t.Errorf("why does not say what works: %q", why.Words)
 	}
 	if !hasIssue(d, "orphan_process", "ghost") {
 		t.Error("the process without a record is not reported")

@@ -24,6 +24,9 @@ type Driver struct {
 	// echoes its input and all others do nothing.
 	Run func(id string, c vm.GuestCommand) vm.GuestResult
 
+	// Max are the limits of the host; it must not change while the driver is used.
+	Max vm.Limits
+
 	mu    sync.Mutex
 	procs map[string]*process
 	vms   map[string]bool
@@ -153,6 +156,9 @@ func (d *Driver) do(ctx context.Context, method, id string, act func() error) er
 func (d *Driver) Platform(ctx context.Context) (vm.Platform, error) {
 	return vm.Platform{Version: "7.2.0", Machine: "pc-q35-7.2", Accel: vm.TCG}, nil
 }
+
+// Limits returns d.Max.
+func (d *Driver) Limits(ctx context.Context) vm.Limits { return d.Max }
 
 // Admit fails if the VM has a process.
 func (d *Driver) Admit(ctx context.Context, s vm.Spec) error {

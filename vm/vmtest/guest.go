@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"time"
 
 	"vmand/vm"
 )
@@ -312,4 +313,12 @@ func (d *Driver) Freeze(ctx context.Context, id string, mountPoints ...string) (
 // Thaw only records the call.
 func (d *Driver) Thaw(ctx context.Context, id string) error {
 	return d.ask(ctx, "Thaw", id, func() {})
+}
+
+// SetClock records the call and reports that the clock was a minute behind.
+func (d *Driver) SetClock(ctx context.Context, id string) (vm.ClockCheck, error) {
+	if err := d.ask(ctx, "SetClock", id, func() {}); err != nil {
+		return vm.ClockCheck{}, err
+	}
+	return vm.ClockCheck{Offset: -time.Minute, Set: true}, nil
 }
