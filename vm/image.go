@@ -28,11 +28,12 @@ const (
 	FormatVMDK  ImageFormat = "vmdk"
 	FormatVHDX  ImageFormat = "vhdx"
 	FormatVDI   ImageFormat = "vdi"
+	FormatVPC   ImageFormat = "vpc" // VHD
 	FormatISO   ImageFormat = "iso"
 )
 
 // ImageFormats lists every image format.
-var ImageFormats = []ImageFormat{FormatQcow2, FormatRaw, FormatVMDK, FormatVHDX, FormatVDI, FormatISO}
+var ImageFormats = []ImageFormat{FormatQcow2, FormatRaw, FormatVMDK, FormatVHDX, FormatVDI, FormatVPC, FormatISO}
 
 // An Image names content that disks are created from. Images with equal content share one
 // stored copy, which never changes.

@@ -37,6 +37,7 @@ const (
 	ContentFormatVdi   ContentFormat = "vdi"
 	ContentFormatVhdx  ContentFormat = "vhdx"
 	ContentFormatVmdk  ContentFormat = "vmdk"
+	ContentFormatVpc   ContentFormat = "vpc"
 )
 
 // Defines values for CreateNICLink.
@@ -117,6 +118,7 @@ const (
 	ImageFormatVdi   ImageFormat = "vdi"
 	ImageFormatVhdx  ImageFormat = "vhdx"
 	ImageFormatVmdk  ImageFormat = "vmdk"
+	ImageFormatVpc   ImageFormat = "vpc"
 )
 
 // Defines values for ImageState.
@@ -663,7 +665,7 @@ type ConsoleTicket struct {
 }
 
 // ContentFormat The format of the content of an image. In a request it is the expected format of the download or the upload;
-// without it, every format is accepted.
+// without it, every format is accepted. `vpc` is VHD.
 type ContentFormat string
 
 // CreateCDROM The CD-ROM drive to attach.
@@ -710,7 +712,7 @@ type CreateImage struct {
 	Description *Description `json:"description,omitempty"`
 
 	// Format The format of the content of an image. In a request it is the expected format of the download or the upload;
-	// without it, every format is accepted.
+	// without it, every format is accepted. `vpc` is VHD.
 	Format *ContentFormat `json:"format,omitempty"`
 
 	// FromDisk The id of the source to copy: a data disk that is not attached, or a stopped VM for its root disk.

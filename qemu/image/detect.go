@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"strings"
 )
 
@@ -21,10 +22,10 @@ var signatures = []signature{
 	{name: string(VMDK), magic: vmdkMagic, driver: "vmdk"},
 	{name: string(VHDX), magic: vhdxMagic, driver: "vhdx"},
 	{name: string(VDI), offset: 0x40, magic: vdiMagic, driver: "vdi"},
+	{name: string(VPC), magic: vpcMagic, driver: "vpc"},
 
 	{name: "an old vmdk (COWD)", magic: "COWD", driver: "vmdk"},
 	{name: "a vmdk descriptor", magic: "# Disk DescriptorFile", driver: "vmdk"},
-	{name: "vpc (VHD)", magic: vpcMagic, driver: "vpc"},
 	{name: "qed", magic: "QED\x00", driver: "qed"},
 	{name: "luks", magic: "LUKS\xba\xbe", driver: "luks"},
 	{name: "parallels", magic: "WithoutFreeSpace", driver: "parallels"},
@@ -61,7 +62,7 @@ const vpcMagic = "conectix"
 
 // trailers are the formats without a header, by the beginning of the last sector.
 var trailers = []struct{ format, magic string }{
-	{"vpc (VHD)", vpcMagic},
+	{string(VPC), vpcMagic},
 	{"dmg", "koly"},
 }
 
@@ -90,14 +91,21 @@ func detect(s *source) (Format, error) {
 	if iso {
 		found = append(found, string(ISO))
 	}
+	trailer, err := trailerOf(s)
+	if err != nil {
+		return "", err
+	}
+	if trailer != "" && !slices.Contains(found, trailer) {
+		found = append(found, trailer)
+	}
 	switch {
 	case len(found) > 1:
 		return "", hostilef("the file is %s at the same time", strings.Join(found, " and "))
 	case len(found) == 0:
-		return Raw, checkRaw(s, head)
+		return Raw, checkRaw(head)
 	}
 	switch f := Format(found[0]); f {
-	case Qcow2, VMDK, VHDX, VDI, ISO:
+	case Qcow2, VMDK, VHDX, VDI, VPC, ISO:
 		return f, nil
 	}
 	return "", unsupportedf("the file is %s, which is not accepted", found[0])
@@ -127,19 +135,25 @@ func hasUDFAnchor(s *source) (bool, error) {
 	return err == nil && le.Uint16(tag) == anchorTag && le.Uint32(tag[12:]) == anchorAt, err
 }
 
-// checkRaw refuses a file without a signature that QEMU would not take as raw.
-func checkRaw(s *source, head []byte) error {
-	if s.size >= sectorBytes {
-		tail := make([]byte, sectorBytes)
-		if err := s.fill(tail, uint64(s.size)-sectorBytes); err != nil {
-			return err
-		}
-		for _, t := range trailers {
-			if bytes.HasPrefix(tail, []byte(t.magic)) {
-				return unsupportedf("the file is %s, which is not accepted", t.format)
-			}
+// trailerOf returns the format of the last sector of a file, or "".
+func trailerOf(s *source) (string, error) {
+	if s.size < sectorBytes {
+		return "", nil
+	}
+	tail := make([]byte, sectorBytes)
+	if err := s.fill(tail, uint64(s.size)-sectorBytes); err != nil {
+		return "", err
+	}
+	for _, t := range trailers {
+		if bytes.HasPrefix(tail, []byte(t.magic)) {
+			return t.format, nil
 		}
 	}
+	return "", nil
+}
+
+// checkRaw refuses a file without a signature that QEMU would not take as raw.
+func checkRaw(head []byte) error {
 	// QEMU takes a text file as a vmdk descriptor if its first line that is not a
 	// comment is a version (vmdk_probe in its block/vmdk.c).
 	text := head

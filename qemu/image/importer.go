@@ -234,7 +234,8 @@ func (i *Importer) Adopt(ctx context.Context, temp string, w Want) (c Content, e
 }
 
 // store inspects a complete file, makes it durable and names it by sum, the hash of
-// all its bytes. It pads a raw image, so after an error sum may be that of more bytes.
+// all its bytes. It pads a raw image and may change the header of a VHD, so after an error sum
+// may be that of other bytes.
 func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Content, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -255,11 +256,17 @@ func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Conten
 			return Content{}, err
 		}
 	}
-	bytes := st.Size()
-	if info.Format == Raw && bytes%sectorBytes != 0 {
-		if bytes, err = pad(f, bytes, sum); err != nil {
-			return Content{}, err
+	bytes, changed := st.Size(), false
+	switch {
+	case info.Format == Raw && bytes%sectorBytes != 0:
+		bytes, err = pad(f, bytes, sum)
+	case info.Format == VPC:
+		if changed, err = exactVPC(f, bytes); changed && err == nil {
+			err = rehash(f, bytes, sum)
 		}
+	}
+	if err != nil {
+		return Content{}, err
 	}
 	c := Content{SHA256: hex.EncodeToString(sum.Sum(nil)), Bytes: bytes, Info: info}
 	if err := f.Sync(); err != nil {
