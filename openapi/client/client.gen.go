@@ -396,6 +396,10 @@ type Agent struct {
 // - `absent`: the VM is not running, or no process in the guest has ever listened on its port.
 type AgentState string
 
+// ArchiveFile The name of the file in an OVA or a tar archive that is the disk of the image. It is required if an OVA has several
+// disks.
+type ArchiveFile = string
+
 // AttachDisk The VM to attach a data disk to.
 type AttachDisk struct {
 	// MountPoint The slot of the disk in the guest. The default is the slot that the disk was created with, else the next
@@ -710,6 +714,10 @@ type CreateDisk struct {
 type CreateImage struct {
 	// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 	Description *Description `json:"description,omitempty"`
+
+	// Disk The name of the file in an OVA or a tar archive that is the disk of the image. It is required if an OVA has several
+	// disks.
+	Disk *ArchiveFile `json:"disk,omitempty"`
 
 	// Format The format of the content of an image. In a request it is the expected format of the download or the upload;
 	// without it, every format is accepted. `vpc` is VHD.
@@ -2722,6 +2730,9 @@ type CreateImageParams struct {
 
 	// Format The expected format of the image. Without it, every format is accepted.
 	Format *ContentFormat `form:"format,omitempty" json:"format,omitempty"`
+
+	// Disk The file of the disk, if the image is an archive with several.
+	Disk *ArchiveFile `form:"disk,omitempty" json:"disk,omitempty"`
 
 	// Description The purpose of the image.
 	Description *Description `form:"description,omitempty" json:"description,omitempty"`
@@ -5505,6 +5516,22 @@ func NewCreateImageRequestWithBody(server string, params *CreateImageParams, con
 		if params.Format != nil {
 
 			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "format", runtime.ParamLocationQuery, *params.Format); err != nil {
+				return nil, err
+			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
+				return nil, err
+			} else {
+				for k, v := range parsed {
+					for _, v2 := range v {
+						queryValues.Add(k, v2)
+					}
+				}
+			}
+
+		}
+
+		if params.Disk != nil {
+
+			if queryFrag, err := runtime.StyleParamWithLocation("form", true, "disk", runtime.ParamLocationQuery, *params.Disk); err != nil {
 				return nil, err
 			} else if parsed, err := url.ParseQuery(queryFrag); err != nil {
 				return nil, err

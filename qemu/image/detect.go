@@ -40,7 +40,7 @@ var signatures = []signature{
 	{name: "lz4", magic: "\x04\x22\x4d\x18"},
 	{name: "zip", magic: "PK\x03\x04"},
 	{name: "7z", magic: "7z\xbc\xaf\x27\x1c"},
-	{name: "a tar archive (an OVA?)", offset: 257, magic: "ustar"},
+	{name: tarName, offset: tarMagicAt, magic: tarMagic},
 	{name: "a web page", magic: "<!DOCTYPE"},
 	{name: "a web page", magic: "<!doctype"},
 	{name: "a web page", magic: "<html"},

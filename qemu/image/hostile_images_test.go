@@ -687,7 +687,7 @@ func otherFiles() []hostileImage {
 		{"qed", text("QED\x00"), "qed"},
 		{"luks", text("LUKS\xba\xbe"), "luks"},
 		{"parallels", text("WithoutFreeSpace"), "parallels"},
-		{"ova", func(b []byte) { copy(b[257:], "ustar") }, "tar"},
+		{"tar archive", func(b []byte) { copy(b[257:], "ustar") }, "tar"},
 		{"zip", text("PK\x03\x04"), "zip"},
 		{"bzip2", text("BZh91AY"), "bzip2"},
 		{"web page", text("<!DOCTYPE html>"), "web page"},

@@ -44,6 +44,7 @@ type Sum struct{ SHA256, SHA512 string }
 type Want struct {
 	Sum
 	Format Format // required format; empty for any
+	Disk   string // the file of an archive that is the image; empty for the only disk
 
 	// Progress, if set, is called often with the number of transferred bytes; total
 	// is 0 if it is not known.
@@ -147,7 +148,8 @@ func (i *Importer) names() ([]string, error) {
 // [Importer.Adopt]. If Adopt is never called, the next NewImporter removes the file.
 func (i *Importer) TempName() string { return tempPrefix + rand.Text() + tempSuffix }
 
-// Import stores the content of r, expanded if it is compressed with gzip, xz, zstd or bzip2.
+// Import stores the content of r, expanded if it is compressed with gzip, xz, zstd or bzip2, and
+// taken out of a tar archive or an OVA.
 // It fails with [*Rejected], [*TooLarge] or [*Mismatch], with the error of r, or with the
 // error of the file system (errors.Is syscall.ENOSPC). If it fails, no file remains.
 func (i *Importer) Import(ctx context.Context, r io.Reader, w Want) (Content, error) {
@@ -185,9 +187,15 @@ func (i *Importer) receive(
 	if err != nil {
 		return unwrapInput(err)
 	}
+	archived := false
+	if !packed.used() {
+		if archived, err = isTar(first); err != nil {
+			return unwrapInput(err)
+		}
+	}
 	sums := &checksums{want: w.Sum}
 	dst := &copier{f: f, sum: content, max: i.opts.MaxBytes}
-	if packed.used() {
+	if packed.used() || archived {
 		dst.inputBytes = func() int64 { return in.n }
 	} else {
 		sums.same256 = content
@@ -199,8 +207,19 @@ func (i *Importer) receive(
 		return unwrapInput(err)
 	}
 	defer closeBody()
-	if _, err := dst.run(body); err != nil {
-		return fmt.Errorf("import the image: %w", unwrapInput(err))
+	expanded := bufio.NewReaderSize(body, bufferBytes)
+	if packed.used() {
+		if archived, err = isTar(expanded); err != nil {
+			return fmt.Errorf("import the image: %w", unwrapInput(err))
+		}
+	}
+	if archived {
+		err = i.unpack(expanded, packed.used(), w, dst)
+	} else if _, err = dst.run(expanded); err != nil {
+		err = fmt.Errorf("import the image: %w", unwrapInput(err))
+	}
+	if err != nil {
+		return err
 	}
 	return sums.check()
 }
