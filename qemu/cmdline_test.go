@@ -61,6 +61,7 @@ func TestCommandLineMatchesTheGoldenFile(t *testing.T) {
 				s.Disks = append(s.Disks, vm.Disk{ID: format, MountPoint: fmt.Sprintf("/dev/sd%c", 'b'+i), DiskFile: f})
 			}
 		}},
+		"ignition": {fds, func(s *vm.Spec) { s.Ignition = true }},
 		"cdroms": {fds, func(s *vm.Spec) {
 			s.CDROMs = []vm.CDROM{
 				{ID: vm.SeedCDROM},

@@ -250,7 +250,9 @@ func (d *Driver) removeVMTemps(ctx context.Context, before time.Time) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		for _, temp := range []string{vmCrashTemp(e.Name()), host.TempName(vmSeed(e.Name()))} {
+		for _, temp := range []string{
+			vmCrashTemp(e.Name()), host.TempName(vmSeed(e.Name())), host.TempName(vmIgnition(e.Name())),
+		} {
 			info, err := d.state.Lstat(temp)
 			if err == nil && info.ModTime().Before(before) {
 				err = d.state.RemoveAll(temp)

@@ -310,6 +310,13 @@ const (
 	UpdateVMDesiredStateStopped UpdateVMDesiredState = "stopped"
 )
 
+// Defines values for UserDataFormat.
+const (
+	UserDataFormatCloudInit UserDataFormat = "cloud-init"
+	UserDataFormatIgnition  UserDataFormat = "ignition"
+	UserDataFormatRaw       UserDataFormat = "raw"
+)
+
 // Defines values for VMAccel.
 const (
 	VMAccelKvm VMAccel = "kvm"
@@ -471,6 +478,15 @@ type CPUCount = int
 
 // CloudInit The cloud-init data of a guest. The guest reads it from the CD-ROM drive `seed`.
 type CloudInit struct {
+	// Format The program in the guest that reads the user data.
+	//
+	// - `cloud-init`, the default: data that cloud-init would ignore is rejected.
+	// - `raw`: any program that reads a NoCloud seed, such as Talos, or cloudbase-init with `#ps1_sysnative`. The data is
+	//   passed unchanged and without a check. `ssh_authorized_keys`, `users` and `password_hash` are not allowed.
+	// - `ignition`: Ignition of Fedora CoreOS and Flatcar, which reads it from the firmware configuration
+	//   (`opt/com.coreos/config` and `opt/org.flatcar-linux/config`). The other properties are not allowed.
+	Format *UserDataFormat `json:"format,omitempty"`
+
 	// Hostname The host name of the guest in lower case, with or without a domain. The default is the id of the VM.
 	Hostname *string `json:"hostname,omitempty"`
 
@@ -489,6 +505,10 @@ type CloudInit struct {
 	// takes precedence over the other properties.
 	UserData *string `json:"user_data,omitempty"`
 
+	// UserDataBase64 The user data in base64 (RFC 4648, section 4), instead of `user_data`. It may be compressed with gzip, and is
+	// decompressed unless `format` is `raw`. Only with `raw` it may be binary.
+	UserDataBase64 *string `json:"user_data_base64,omitempty"`
+
 	// Users The users to create, in addition to the default user of the image.
 	Users *[]CloudInitUser `json:"users,omitempty"`
 
@@ -503,6 +523,15 @@ type CloudInitDetails struct {
 
 	// Files The files of the cloud-init data as the guest gets them at its next start. All are null if `redacted`.
 	Files CloudInitFiles `json:"files"`
+
+	// Format The program in the guest that reads the user data.
+	//
+	// - `cloud-init`, the default: data that cloud-init would ignore is rejected.
+	// - `raw`: any program that reads a NoCloud seed, such as Talos, or cloudbase-init with `#ps1_sysnative`. The data is
+	//   passed unchanged and without a check. `ssh_authorized_keys`, `users` and `password_hash` are not allowed.
+	// - `ignition`: Ignition of Fedora CoreOS and Flatcar, which reads it from the firmware configuration
+	//   (`opt/com.coreos/config` and `opt/org.flatcar-linux/config`). The other properties are not allowed.
+	Format UserDataFormat `json:"format"`
 
 	// Hostname The host name of the guest.
 	Hostname string `json:"hostname"`
@@ -530,8 +559,11 @@ type CloudInitDetails struct {
 	// Summaries Summaries of the data as they were set, and of the files that the guest gets at its next start.
 	Summaries CloudInitSummaries `json:"summaries"`
 
-	// UserData The user data. Null if there is none, or if `redacted`.
+	// UserData The user data. Null if there is none, if it is not text, or if `redacted`.
 	UserData *string `json:"user_data"`
+
+	// UserDataBase64 The user data in base64. Null unless it is not text, or if `redacted`.
+	UserDataBase64 *string `json:"user_data_base64"`
 
 	// Users The users in addition to the default user.
 	Users []CloudInitUserDetails `json:"users"`
@@ -563,7 +595,7 @@ type CloudInitFiles struct {
 	// NetworkConfig The network configuration. Null if there is none.
 	NetworkConfig *string `json:"network-config"`
 
-	// UserData The user data.
+	// UserData The user data. Also null if it is not text.
 	UserData *string `json:"user-data"`
 
 	// VendorData The vendor data. Null if there is none.
@@ -2005,6 +2037,15 @@ type SSHAuthorizedKeys = []string
 
 // SetCloudInit The cloud-init data that replaces the current data.
 type SetCloudInit struct {
+	// Format The program in the guest that reads the user data.
+	//
+	// - `cloud-init`, the default: data that cloud-init would ignore is rejected.
+	// - `raw`: any program that reads a NoCloud seed, such as Talos, or cloudbase-init with `#ps1_sysnative`. The data is
+	//   passed unchanged and without a check. `ssh_authorized_keys`, `users` and `password_hash` are not allowed.
+	// - `ignition`: Ignition of Fedora CoreOS and Flatcar, which reads it from the firmware configuration
+	//   (`opt/com.coreos/config` and `opt/org.flatcar-linux/config`). The other properties are not allowed.
+	Format *UserDataFormat `json:"format,omitempty"`
+
 	// Hostname The host name of the guest in lower case, with or without a domain. The default is the id of the VM.
 	Hostname *string `json:"hostname,omitempty"`
 
@@ -2026,6 +2067,10 @@ type SetCloudInit struct {
 	// UserData User data for cloud-init, in any format that cloud-init detects, such as `#cloud-config` or a script. It
 	// takes precedence over the other properties.
 	UserData *string `json:"user_data,omitempty"`
+
+	// UserDataBase64 The user data in base64 (RFC 4648, section 4), instead of `user_data`. It may be compressed with gzip, and is
+	// decompressed unless `format` is `raw`. Only with `raw` it may be binary.
+	UserDataBase64 *string `json:"user_data_base64,omitempty"`
 
 	// Users The users to create, in addition to the default user of the image.
 	Users *[]CloudInitUser `json:"users,omitempty"`
@@ -2188,6 +2233,15 @@ type UpdateVM struct {
 
 // UpdateVMDesiredState The state that automatic restarts and the start at boot of the host aim for.
 type UpdateVMDesiredState string
+
+// UserDataFormat The program in the guest that reads the user data.
+//
+//   - `cloud-init`, the default: data that cloud-init would ignore is rejected.
+//   - `raw`: any program that reads a NoCloud seed, such as Talos, or cloudbase-init with `#ps1_sysnative`. The data is
+//     passed unchanged and without a check. `ssh_authorized_keys`, `users` and `password_hash` are not allowed.
+//   - `ignition`: Ignition of Fedora CoreOS and Flatcar, which reads it from the firmware configuration
+//     (`opt/com.coreos/config` and `opt/org.flatcar-linux/config`). The other properties are not allowed.
+type UserDataFormat string
 
 // VM A virtual machine.
 type VM struct {
