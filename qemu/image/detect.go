@@ -91,11 +91,13 @@ func detect(s *source) (Format, error) {
 	if iso {
 		found = append(found, string(ISO))
 	}
-	trailer, err := trailerOf(s)
-	if err != nil {
+	tail := make([]byte, sectorBytes)
+	if err := s.fill(tail, uint64(max(s.size-sectorBytes, 0))); err != nil {
 		return "", err
 	}
-	if trailer != "" && !slices.Contains(found, trailer) {
+	trailer := trailerOf(tail)
+	// The last sector of another format may be a part of its data.
+	if trailer != "" && (len(found) == 0 || trailer == string(VPC) && !slices.Contains(found, trailer) && isFixedVPC(tail, s.size)) {
 		found = append(found, trailer)
 	}
 	switch {
@@ -135,21 +137,14 @@ func hasUDFAnchor(s *source) (bool, error) {
 	return err == nil && le.Uint16(tag) == anchorTag && le.Uint32(tag[12:]) == anchorAt, err
 }
 
-// trailerOf returns the format of the last sector of a file, or "".
-func trailerOf(s *source) (string, error) {
-	if s.size < sectorBytes {
-		return "", nil
-	}
-	tail := make([]byte, sectorBytes)
-	if err := s.fill(tail, uint64(s.size)-sectorBytes); err != nil {
-		return "", err
-	}
+// trailerOf returns the format of a file by its last sector, or "".
+func trailerOf(tail []byte) string {
 	for _, t := range trailers {
 		if bytes.HasPrefix(tail, []byte(t.magic)) {
-			return t.format, nil
+			return t.format
 		}
 	}
-	return "", nil
+	return ""
 }
 
 // checkRaw refuses a file without a signature that QEMU would not take as raw.

@@ -97,6 +97,13 @@ func inspectVPC(s *source) (uint64, error) {
 	return f.size, f.checkTable(s)
 }
 
+// isFixedVPC reports whether the last sector of a file of size bytes is the footer of a VHD of
+// fixed size.
+func isFixedVPC(tail []byte, size int64) bool {
+	f := parseVPC(tail)
+	return f.sum && f.kind == vpcFixed && f.size == uint64(size)-sectorBytes
+}
+
 func (f vpc) check() error {
 	switch {
 	case !f.sum:

@@ -79,6 +79,17 @@ func TestVPCDiskHasItsRecordedSize(t *testing.T) {
 	}
 }
 
+// The last sector of an image may be the footer of a VHD that a guest has on its disk.
+func TestVPCFooterInDataOfAnImageIsNoSecondFormat(t *testing.T) {
+	t.Parallel()
+	b := goodQcow2()
+	fixed := goodFixedVPC()
+	copy(b[len(b)-512:], fixed[mib:])
+	if info, err := Inspect(bytes.NewReader(b), int64(len(b))); err != nil || info.Format != Qcow2 {
+		t.Errorf("got %+v, %v; want a qcow2", info, err)
+	}
+}
+
 func TestDifferencingVPCIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]Flaw{
