@@ -193,7 +193,7 @@ func (s *Images) importInto(
 	r.report(step, "from "+i.Source)
 	from := i.State
 	_, err := get(vm.Import{
-		Sum: i.Sum, Format: i.Format, Progress: r.progress,
+		Sum: i.Sum, Format: i.Format, Disk: i.Disk, Progress: r.progress,
 		Ready: func(c vm.ImageContent) error { return s.noteContent(ctx, i, c) },
 	})
 	if err != nil {

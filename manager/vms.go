@@ -167,10 +167,18 @@ func (s *VMs) spec(ctx context.Context, v vm.VM) (vm.Spec, error) {
 		j, _ := vm.Slot(b.MountPoint)
 		return i - j
 	})
+	ignition := false
+	if v.HasSeed() {
+		seed, err := s.store.Seed(ctx, v.ID)
+		if err != nil && !errors.Is(err, vm.ErrNotFound) {
+			return vm.Spec{}, err
+		}
+		ignition = seed.Format == vm.DataIgnition
+	}
 	return vm.Spec{
 		ID: v.ID, UUID: v.UUID,
 		CPUCount: v.Template.CPUCount, RAMMiB: v.Template.RAMMiB,
 		Machine: v.Machine, Accel: v.Accel, Boot: v.BootDevice,
-		Root: v.Root, Disks: disks, CDROMs: v.CDROMs,
+		Root: v.Root, Disks: disks, CDROMs: v.CDROMs, Ignition: ignition,
 	}, nil
 }

@@ -289,6 +289,7 @@ func emptyResources() map[string]any {
 		},
 		"CDROM": CDROM{ID: "seed"},
 		"CloudInitDetails": CloudInitDetails{
+			Format:            UserDataFormatCloudInit,
 			SSHAuthorizedKeys: []string{},
 			Users: []CloudInitUserDetails{
 				{Name: "ops", SSHAuthorizedKeys: []string{}, Groups: []string{}},

@@ -48,6 +48,7 @@ const (
 	ContentFormatVdi   ContentFormat = "vdi"
 	ContentFormatVhdx  ContentFormat = "vhdx"
 	ContentFormatVmdk  ContentFormat = "vmdk"
+	ContentFormatVpc   ContentFormat = "vpc"
 )
 
 // Defines values for CreateNICLink.
@@ -139,6 +140,7 @@ const (
 	ImageFormatVdi   ImageFormat = "vdi"
 	ImageFormatVhdx  ImageFormat = "vhdx"
 	ImageFormatVmdk  ImageFormat = "vmdk"
+	ImageFormatVpc   ImageFormat = "vpc"
 )
 
 // Defines values for ImageState.
@@ -334,6 +336,13 @@ const (
 	UpdateVMDesiredStateStopped UpdateVMDesiredState = "stopped"
 )
 
+// Defines values for UserDataFormat.
+const (
+	UserDataFormatCloudInit UserDataFormat = "cloud-init"
+	UserDataFormatIgnition  UserDataFormat = "ignition"
+	UserDataFormatRaw       UserDataFormat = "raw"
+)
+
 // Defines values for VMAccel.
 const (
 	VMAccelKvm VMAccel = "kvm"
@@ -441,6 +450,10 @@ type ArchitectureBoot struct {
 // is 7, 9 and 16, `uefi-arm64` is 11 and 19.
 type ArchitectureBootArchitecture string
 
+// ArchiveFile The name of the file in an OVA or a tar archive that is the disk of the image. It is required if an OVA has several
+// disks.
+type ArchiveFile = string
+
 // AttachDisk The VM to attach a data disk to.
 type AttachDisk struct {
 	// MountPoint The slot of the disk in the guest. The default is the slot that the disk was created with, else the next
@@ -521,6 +534,15 @@ type CPUCount = int
 
 // CloudInit The cloud-init data of a guest. The guest reads it from the CD-ROM drive `seed`.
 type CloudInit struct {
+	// Format The program in the guest that reads the user data.
+	//
+	// - `cloud-init`, the default: data that cloud-init would ignore is rejected.
+	// - `raw`: any program that reads a NoCloud seed, such as Talos, or cloudbase-init with `#ps1_sysnative`. The data is
+	//   passed unchanged and without a check. `ssh_authorized_keys`, `users` and `password_hash` are not allowed.
+	// - `ignition`: Ignition of Fedora CoreOS and Flatcar, which reads it from the firmware configuration
+	//   (`opt/com.coreos/config` and `opt/org.flatcar-linux/config`). The other properties are not allowed.
+	Format *UserDataFormat `json:"format,omitempty"`
+
 	// Hostname The host name of the guest in lower case, with or without a domain. The default is the id of the VM.
 	Hostname *string `json:"hostname,omitempty"`
 
@@ -539,6 +561,10 @@ type CloudInit struct {
 	// takes precedence over the other properties.
 	UserData *string `json:"user_data,omitempty"`
 
+	// UserDataBase64 The user data in base64 (RFC 4648, section 4), instead of `user_data`. It may be compressed with gzip, and is
+	// decompressed unless `format` is `raw`. Only with `raw` it may be binary.
+	UserDataBase64 *string `json:"user_data_base64,omitempty"`
+
 	// Users The users to create, in addition to the default user of the image.
 	Users *[]CloudInitUser `json:"users,omitempty"`
 
@@ -553,6 +579,15 @@ type CloudInitDetails struct {
 
 	// Files The files of the cloud-init data as the guest gets them at its next start. All are null if `redacted`.
 	Files CloudInitFiles `json:"files"`
+
+	// Format The program in the guest that reads the user data.
+	//
+	// - `cloud-init`, the default: data that cloud-init would ignore is rejected.
+	// - `raw`: any program that reads a NoCloud seed, such as Talos, or cloudbase-init with `#ps1_sysnative`. The data is
+	//   passed unchanged and without a check. `ssh_authorized_keys`, `users` and `password_hash` are not allowed.
+	// - `ignition`: Ignition of Fedora CoreOS and Flatcar, which reads it from the firmware configuration
+	//   (`opt/com.coreos/config` and `opt/org.flatcar-linux/config`). The other properties are not allowed.
+	Format UserDataFormat `json:"format"`
 
 	// Hostname The host name of the guest.
 	Hostname string `json:"hostname"`
@@ -580,8 +615,11 @@ type CloudInitDetails struct {
 	// Summaries Summaries of the data as they were set, and of the files that the guest gets at its next start.
 	Summaries CloudInitSummaries `json:"summaries"`
 
-	// UserData The user data. Null if there is none, or if `redacted`.
+	// UserData The user data. Null if there is none, if it is not text, or if `redacted`.
 	UserData *string `json:"user_data"`
+
+	// UserDataBase64 The user data in base64. Null unless it is not text, or if `redacted`.
+	UserDataBase64 *string `json:"user_data_base64"`
 
 	// Users The users in addition to the default user.
 	Users []CloudInitUserDetails `json:"users"`
@@ -613,7 +651,7 @@ type CloudInitFiles struct {
 	// NetworkConfig The network configuration. Null if there is none.
 	NetworkConfig *string `json:"network-config"`
 
-	// UserData The user data.
+	// UserData The user data. Also null if it is not text.
 	UserData *string `json:"user-data"`
 
 	// VendorData The vendor data. Null if there is none.
@@ -719,7 +757,7 @@ type ConsoleTicket struct {
 }
 
 // ContentFormat The format of the content of an image. In a request it is the expected format of the download or the upload;
-// without it, every format is accepted.
+// without it, every format is accepted. `vpc` is VHD.
 type ContentFormat string
 
 // CreateCDROM The CD-ROM drive to attach.
@@ -765,8 +803,12 @@ type CreateImage struct {
 	// Description The purpose of the VM or the image, in free text without control characters other than newline and tab.
 	Description *Description `json:"description,omitempty"`
 
+	// Disk The name of the file in an OVA or a tar archive that is the disk of the image. It is required if an OVA has several
+	// disks.
+	Disk *ArchiveFile `json:"disk,omitempty"`
+
 	// Format The format of the content of an image. In a request it is the expected format of the download or the upload;
-	// without it, every format is accepted.
+	// without it, every format is accepted. `vpc` is VHD.
 	Format *ContentFormat `json:"format,omitempty"`
 
 	// FromDisk The id of the source to copy: a data disk that is not attached, or a stopped VM for its root disk.
@@ -2256,6 +2298,15 @@ type SearchDomains = []SearchDomain
 
 // SetCloudInit The cloud-init data that replaces the current data.
 type SetCloudInit struct {
+	// Format The program in the guest that reads the user data.
+	//
+	// - `cloud-init`, the default: data that cloud-init would ignore is rejected.
+	// - `raw`: any program that reads a NoCloud seed, such as Talos, or cloudbase-init with `#ps1_sysnative`. The data is
+	//   passed unchanged and without a check. `ssh_authorized_keys`, `users` and `password_hash` are not allowed.
+	// - `ignition`: Ignition of Fedora CoreOS and Flatcar, which reads it from the firmware configuration
+	//   (`opt/com.coreos/config` and `opt/org.flatcar-linux/config`). The other properties are not allowed.
+	Format *UserDataFormat `json:"format,omitempty"`
+
 	// Hostname The host name of the guest in lower case, with or without a domain. The default is the id of the VM.
 	Hostname *string `json:"hostname,omitempty"`
 
@@ -2277,6 +2328,10 @@ type SetCloudInit struct {
 	// UserData User data for cloud-init, in any format that cloud-init detects, such as `#cloud-config` or a script. It
 	// takes precedence over the other properties.
 	UserData *string `json:"user_data,omitempty"`
+
+	// UserDataBase64 The user data in base64 (RFC 4648, section 4), instead of `user_data`. It may be compressed with gzip, and is
+	// decompressed unless `format` is `raw`. Only with `raw` it may be binary.
+	UserDataBase64 *string `json:"user_data_base64,omitempty"`
 
 	// Users The users to create, in addition to the default user of the image.
 	Users *[]CloudInitUser `json:"users,omitempty"`
@@ -2475,6 +2530,15 @@ type UpdateVM struct {
 
 // UpdateVMDesiredState The state that automatic restarts and the start at boot of the host aim for.
 type UpdateVMDesiredState string
+
+// UserDataFormat The program in the guest that reads the user data.
+//
+//   - `cloud-init`, the default: data that cloud-init would ignore is rejected.
+//   - `raw`: any program that reads a NoCloud seed, such as Talos, or cloudbase-init with `#ps1_sysnative`. The data is
+//     passed unchanged and without a check. `ssh_authorized_keys`, `users` and `password_hash` are not allowed.
+//   - `ignition`: Ignition of Fedora CoreOS and Flatcar, which reads it from the firmware configuration
+//     (`opt/com.coreos/config` and `opt/org.flatcar-linux/config`). The other properties are not allowed.
+type UserDataFormat string
 
 // VM A virtual machine.
 type VM struct {
@@ -3032,6 +3096,9 @@ type CreateImageParams struct {
 
 	// Format The expected format of the image. Without it, every format is accepted.
 	Format *ContentFormat `form:"format,omitempty" json:"format,omitempty"`
+
+	// Disk The file of the disk, if the image is an archive with several.
+	Disk *ArchiveFile `form:"disk,omitempty" json:"disk,omitempty"`
 
 	// Description The purpose of the image.
 	Description *Description `form:"description,omitempty" json:"description,omitempty"`
@@ -4186,6 +4253,13 @@ func (w *ServerInterfaceWrapper) CreateImage(ctx echo.Context) error {
 	err = runtime.BindQueryParameter("form", true, false, "format", ctx.QueryParams(), &params.Format)
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter format: %s", err))
+	}
+
+	// ------------- Optional query parameter "disk" -------------
+
+	err = runtime.BindQueryParameter("form", true, false, "disk", ctx.QueryParams(), &params.Disk)
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter disk: %s", err))
 	}
 
 	// ------------- Optional query parameter "description" -------------

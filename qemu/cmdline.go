@@ -110,12 +110,28 @@ func commandLine(caps capabilities, s vm.Spec, l layout, fds bootFDs) ([]string,
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-pidfile", l.pidfile(s.ID),
 	}
+	if s.Ignition {
+		args = append(args, ignitionArgs(l.inState(vmIgnition(s.ID)))...)
+	}
 	args = append(args, chardevArgs(fds, l.inRun(s.ID, consoleSuffix))...)
 	devices, err := deviceArgs(s, l, fds)
 	if err != nil {
 		return nil, err
 	}
 	return append(args, devices...), nil
+}
+
+// ignitionNames are the names under which Ignition looks for its configuration in fw_cfg: in
+// Fedora CoreOS and in Flatcar.
+var ignitionNames = []string{"opt/com.coreos/config", "opt/org.flatcar-linux/config"}
+
+// ignitionArgs returns the entries of fw_cfg with the content of a file.
+func ignitionArgs(file string) []string {
+	var args []string
+	for _, name := range ignitionNames {
+		args = append(args, "-fw_cfg", "name="+name+",file="+strings.ReplaceAll(file, ",", ",,"))
+	}
+	return args
 }
 
 // chardevArgs returns the monitors of vmand and the operator, the serial console and

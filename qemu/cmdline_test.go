@@ -56,11 +56,12 @@ func TestCommandLineMatchesTheGoldenFile(t *testing.T) {
 		}},
 		"contents": {fds, func(s *vm.Spec) {
 			s.Root.Base, s.Root.BaseFormat = vm.ContentBase(strings.Repeat("0a", 32)), "vmdk"
-			for i, format := range []string{"qcow2", "raw", "vhdx", "vdi"} {
+			for i, format := range []string{"qcow2", "raw", "vhdx", "vdi", "vpc"} {
 				f := vm.DiskFile{Base: vm.ContentBase(strings.Repeat("0b", 32)), BaseFormat: format}
 				s.Disks = append(s.Disks, vm.Disk{ID: format, MountPoint: fmt.Sprintf("/dev/sd%c", 'b'+i), DiskFile: f})
 			}
 		}},
+		"ignition": {fds, func(s *vm.Spec) { s.Ignition = true }},
 		"cdroms": {fds, func(s *vm.Spec) {
 			s.CDROMs = []vm.CDROM{
 				{ID: vm.SeedCDROM},

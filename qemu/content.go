@@ -84,7 +84,7 @@ func (c *contents) info(sha256 string) (image.Info, error) {
 
 // want translates an import for package image.
 func want(i vm.Import) image.Want {
-	w := image.Want{Sum: image.Sum(i.Sum), Format: image.Format(i.Format), Progress: i.Progress}
+	w := image.Want{Sum: image.Sum(i.Sum), Format: image.Format(i.Format), Disk: i.Disk, Progress: i.Progress}
 	if i.Ready != nil {
 		w.Ready = func(c image.Content) error {
 			if err := i.Ready(contentOf(c)); err != nil {

@@ -243,7 +243,7 @@ const fileTimeStep = 20 * time.Millisecond
 // directory of its VM.
 func (d *Driver) removeVMTemps(ctx context.Context, before time.Time) error {
 	err := eachVMDir(ctx, d.state, func(id string, lstat statInVMs) error {
-		for _, temp := range []string{vmCrashTemp(id), host.TempName(vmSeed(id))} {
+		for _, temp := range []string{vmCrashTemp(id), host.TempName(vmSeed(id)), host.TempName(vmIgnition(id))} {
 			st, err := lstat(temp)
 			if err == nil && time.Unix(st.Mtim.Unix()).Before(before) {
 				err = d.state.RemoveAll(temp)

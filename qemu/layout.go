@@ -32,6 +32,7 @@ func dataDisk(diskID string) string { return disksDir + "/" + diskID + qcow2Suff
 func vmDir(id string) string        { return vmsDir + "/" + id }
 func vmRootDisk(id string) string   { return vmDir(id) + "/root" + qcow2Suffix }
 func vmSeed(id string) string       { return vmDir(id) + "/seed.iso" }   // for cloud-init
+func vmIgnition(id string) string   { return vmDir(id) + "/ignition" }   // for Ignition, in fw_cfg
 func vmSerialLog(id string) string  { return vmDir(id) + "/serial.log" } // the guest's console output
 func vmQEMULog(id string) string    { return vmDir(id) + "/qemu.log" }   // QEMU's stdout and stderr in this run
 func vmQEMULogOld(id string) string { return vmDir(id) + "/qemu.log.1" } // in the run before

@@ -37,13 +37,13 @@ func (h *testHost) createOn(id string, root vm.DiskFile) vm.Spec {
 func TestAVMBootsFromAnOverlayOfAnImageOfAnyFormat(t *testing.T) {
 	h := newHost(t)
 	raw := writeGuest(t, h.dir, guestSaysHi)
-	for _, format := range []string{"qcow2", "raw", "vmdk", "vhdx", "vdi"} {
+	for _, format := range []string{"qcow2", "raw", "vmdk", "vhdx", "vdi", "vpc"} {
 		path := raw
 		if format != "raw" {
 			path = converted(t, raw, format)
 		}
 		c := h.bringFile(path)
-		if string(c.Layout) != format || c.VirtualMiB != 1 && format != "vhdx" {
+		if string(c.Layout) != format || c.VirtualMiB != 1 && format != "vhdx" && format != "vpc" {
 			t.Fatalf("%s: the content is %+v", format, c)
 		}
 		root := overlay(c, 16)

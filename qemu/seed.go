@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path"
 
 	"vmand/host"
+	"vmand/vm"
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/iso9660"
@@ -22,7 +24,30 @@ const (
 
 // WriteSeed implements [vm.Files].
 func (d *Driver) WriteSeed(_ context.Context, vmID string, files map[string][]byte) error {
-	return fileFault(writeSeed(d.state, d.account, vmID, files), "write the cloud-init seed of VM %s", vmID)
+	files = maps.Clone(files)
+	config, ignition := files[vm.SeedIgnition]
+	delete(files, vm.SeedIgnition)
+	err := writeSeed(d.state, d.account, vmID, files)
+	switch {
+	case err != nil:
+	case ignition:
+		err = writeIgnition(d.state, d.account, vmID, config)
+	default:
+		if err = d.state.Remove(vmIgnition(vmID)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	return fileFault(err, "write the cloud-init seed of VM %s", vmID)
+}
+
+// writeIgnition writes the file that the guest of a VM gets in fw_cfg.
+func writeIgnition(state *os.Root, a host.Account, vmID string, config []byte) error {
+	return host.WriteFile(state, vmIgnition(vmID), 0o600, func(f *os.File) error {
+		if _, err := f.Write(config); err != nil {
+			return err
+		}
+		return a.Lend(f)
+	})
 }
 
 // writeSeed makes the seed of a VM in a temporary directory. If vmand is killed

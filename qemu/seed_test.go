@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -109,6 +110,32 @@ func TestASeedHasItsFilesUnderTheirNames(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestIgnitionConfigurationIsInFirmware(t *testing.T) {
+	h := newHost(t)
+	spec := h.createOn("web", overlay(h.bringFile(writeGuest(t, h.dir, guestSaysHi)), 16))
+	files := map[string][]byte{"user-data": []byte("{}"), vm.SeedIgnition: []byte(`{"ignition":{"version":"3.4.0"}}`)}
+	must(t, h.WriteSeed(t.Context(), "web", files))
+	if len(files) != 2 {
+		t.Errorf("WriteSeed has changed the files of its caller: %q", files)
+	}
+	path := h.layout.inState(vmIgnition("web"))
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, files[vm.SeedIgnition]) {
+		t.Errorf("the file for the firmware is %q, %v", got, err)
+	}
+	if b, err := os.ReadFile(h.layout.inState(vmSeed("web"))); err != nil || bytes.Contains(b, files[vm.SeedIgnition]) {
+		t.Errorf("the configuration is in the ISO image too: %v", err)
+	}
+	spec.Ignition = true
+	h.startSpec(spec) // QEMU has read the file: it ends if it cannot
+	h.awaitSerial("web", "hi\n")
+	delete(files, vm.SeedIgnition)
+	must(t, h.WriteSeed(t.Context(), "web", files))
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file for the firmware is left: %v", err)
+	}
+	must(t, h.WriteSeed(t.Context(), "web", files))
 }
 
 func TestASeedIsReadableByQEMUOnly(t *testing.T) {

@@ -35,15 +35,20 @@ func (s *Server) SetCloudInit(ctx context.Context, r openapi.SetCloudInitRequest
 		return nil, err
 	}
 	b := r.Body
-	c := newCloudInit(&openapi.CloudInit{
+	c, err := newCloudInit(&openapi.CloudInit{
 		Hostname:          b.Hostname,
 		SSHAuthorizedKeys: b.SSHAuthorizedKeys,
 		Users:             b.Users,
 		PasswordHash:      b.PasswordHash,
+		Format:            b.Format,
 		UserData:          b.UserData,
+		UserDataBase64:    b.UserDataBase64,
 		VendorData:        b.VendorData,
 		NetworkConfig:     b.NetworkConfig,
-	})
+	}, "")
+	if err != nil {
+		return nil, err
+	}
 	view, err := s.CloudInits.Set(ctx, r.ID, *c, value(b.Reprovision), match)
 	if err != nil {
 		return nil, err
@@ -51,16 +56,19 @@ func (s *Server) SetCloudInit(ctx context.Context, r openapi.SetCloudInitRequest
 	return cloudInitAnswer(ctx, r.ID, &view)
 }
 
-// newCloudInit returns the cloud-init data of a request. It returns nil if b is nil.
-func newCloudInit(b *openapi.CloudInit) *vm.CloudInit {
+// newCloudInit returns the cloud-init data of a request. It returns nil if b is nil. prefix is
+// the JSON pointer of b.
+func newCloudInit(b *openapi.CloudInit, prefix string) (*vm.CloudInit, error) {
 	if b == nil {
-		return nil
+		return nil, nil
 	}
 	c := &vm.CloudInit{
 		Hostname:          value(b.Hostname),
 		SSHAuthorizedKeys: trimKeys(value(b.SSHAuthorizedKeys)),
 		PasswordHash:      value(b.PasswordHash),
+		Format:            vm.DataFormat(value(b.Format)),
 		UserData:          value(b.UserData),
+		UserDataBase64:    value(b.UserDataBase64),
 		VendorData:        value(b.VendorData),
 		NetworkConfig:     value(b.NetworkConfig),
 	}
@@ -74,7 +82,7 @@ func newCloudInit(b *openapi.CloudInit) *vm.CloudInit {
 			Shell:             value(u.Shell),
 		})
 	}
-	return c
+	return c, c.Normalize(prefix)
 }
 
 // trimKeys returns keys without the newline that ends a .pub file.
@@ -109,7 +117,7 @@ const hiddenHash = "***"
 // redact removes from b everything that only callers that may change the VM can read.
 func redact(b *openapi.CloudInitDetails) {
 	b.Redacted = true
-	b.UserData, b.VendorData, b.NetworkConfig = nil, nil, nil
+	b.UserData, b.UserDataBase64, b.VendorData, b.NetworkConfig = nil, nil, nil, nil
 	b.Files = openapi.CloudInitFiles{}
 	b.PasswordHash = hideHash(b.PasswordHash)
 	for i := range b.Users {
@@ -129,6 +137,10 @@ func apiCloudInit(vmID string, view *vm.CloudInitView) *openapi.CloudInitDetails
 	c := &view.Spec
 	meta, user := view.Files["meta-data"], view.Files["user-data"]
 	vendor, network := view.Files["vendor-data"], view.Files["network-config"]
+	userText := user
+	if c.UserDataBase64 != "" {
+		userText = ""
+	}
 	out := &openapi.CloudInitDetails{
 		InstanceID:        view.InstanceID,
 		Attached:          view.Attached,
@@ -136,17 +148,19 @@ func apiCloudInit(vmID string, view *vm.CloudInitView) *openapi.CloudInitDetails
 		SSHAuthorizedKeys: append([]string{}, c.SSHAuthorizedKeys...),
 		Users:             make([]openapi.CloudInitUserDetails, len(c.Users)),
 		PasswordHash:      optional(&c.PasswordHash),
+		Format:            openapi.UserDataFormat(cmp.Or(c.Format, vm.DataCloudInit)),
 		UserData:          optional(&c.UserData),
+		UserDataBase64:    optional(&c.UserDataBase64),
 		VendorData:        optional(&c.VendorData),
 		NetworkConfig:     optional(&c.NetworkConfig),
 		Files: openapi.CloudInitFiles{
 			MetaData:      optional(&meta),
-			UserData:      optional(&user),
+			UserData:      optional(&userText),
 			VendorData:    optional(&vendor),
 			NetworkConfig: optional(&network),
 		},
 		Summaries: openapi.CloudInitSummaries{
-			UserData:      apiSummary(c.UserData),
+			UserData:      apiSummary(c.Data()),
 			VendorData:    apiSummary(c.VendorData),
 			NetworkConfig: apiSummary(c.NetworkConfig),
 			Files: openapi.CloudInitFileSummaries{

@@ -44,6 +44,7 @@ func (s *Server) CreateImage(ctx context.Context, r openapi.CreateImageRequestOb
 		FromDisk:    value(b.FromDisk),
 		Sum:         vm.ImageSum{SHA256: value(b.SHA256), SHA512: value(b.SHA512)},
 		Format:      vm.ImageFormat(value(b.Format)),
+		Disk:        value(b.Disk),
 		Description: value(b.Description),
 		Labels:      value(b.Labels),
 	})
@@ -61,6 +62,7 @@ func checkImport(b *openapi.CreateImage, p *openapi.CreateImageParams) error {
 		name  string
 		given bool
 	}{{"name", p.Name != nil}, {"sha256", p.SHA256 != nil}, {"sha512", p.SHA512 != nil}, {"format", p.Format != nil},
+		{"disk", p.Disk != nil},
 		{"description", p.Description != nil}, {"more", p.More != nil}} {
 		if parameter.given {
 			faults = append(faults, vm.FieldFault{
@@ -77,10 +79,10 @@ func checkImport(b *openapi.CreateImage, p *openapi.CreateImageParams) error {
 		})
 	case b.URL != nil && b.FromDisk != nil:
 		faults = append(faults, vm.FieldFault{Field: "/from_disk", Detail: "must not be given together with url"})
-	case b.FromDisk != nil && (b.SHA256 != nil || b.SHA512 != nil || b.Format != nil):
+	case b.FromDisk != nil && (b.SHA256 != nil || b.SHA512 != nil || b.Format != nil || b.Disk != nil):
 		faults = append(faults, vm.FieldFault{
 			Field:  "/from_disk",
-			Detail: "must not be given together with sha256, sha512 or format",
+			Detail: "must not be given together with sha256, sha512, format or disk",
 		})
 	}
 	if len(faults) > 0 {
@@ -99,6 +101,7 @@ func (s *Server) uploadImage(ctx context.Context, r openapi.CreateImageRequestOb
 		Name:        *p.Name,
 		Sum:         vm.ImageSum{SHA256: value(p.SHA256), SHA512: value(p.SHA512)},
 		Format:      vm.ImageFormat(value(p.Format)),
+		Disk:        value(p.Disk),
 		Description: value(p.Description),
 	}, r.Body, value(p.More))
 	if a, more, err := uploaded(&i, o, r.Body, err); more || err != nil {

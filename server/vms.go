@@ -55,6 +55,10 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 	if err != nil {
 		return nil, err
 	}
+	cloudInit, err := newCloudInit(b.CloudInit, "/cloud_init")
+	if err != nil {
+		return nil, err
+	}
 	n := vm.NewVM{
 		ID:          value(b.Name),
 		Template:    b.TemplateName,
@@ -63,7 +67,7 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 		NICs:        nics,
 		Image:       value(b.Image),
 		FullClone:   value(b.FullClone),
-		CloudInit:   newCloudInit(b.CloudInit),
+		CloudInit:   cloudInit,
 	}
 	for _, c := range value(b.CDROMs) {
 		n.CDROMs = append(n.CDROMs, newCDROM(&c))

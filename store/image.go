@@ -12,7 +12,7 @@ import (
 )
 
 // The first content columns are NULL until the content is stored; sum_sha256,
-// sum_sha512 and format are the requirements of the request.
+// sum_sha512, format and disk are the requirements of the request.
 var imageTable = newTable("images",
 	column[vm.Image]{"seq", readOnly, func(i *vm.Image) any { return (*integer64)(&i.Seq) }},
 	column[vm.Image]{"name", fixed, func(i *vm.Image) any { return &i.Name }},
@@ -26,6 +26,7 @@ var imageTable = newTable("images",
 	column[vm.Image]{"sum_sha256", mutable, func(i *vm.Image) any { return (*text)(&i.Sum.SHA256) }},
 	column[vm.Image]{"sum_sha512", mutable, func(i *vm.Image) any { return (*text)(&i.Sum.SHA512) }},
 	column[vm.Image]{"format", mutable, func(i *vm.Image) any { return (*text)(&i.Format) }},
+	column[vm.Image]{"disk", mutable, func(i *vm.Image) any { return (*text)(&i.Disk) }},
 	column[vm.Image]{"uploaded", mutable, func(i *vm.Image) any { return (*integer64)(&i.Uploaded) }},
 	column[vm.Image]{"source", fixed, func(i *vm.Image) any { return &i.Source }},
 	column[vm.Image]{"description", mutable, func(i *vm.Image) any { return (*text)(&i.Description) }},

@@ -28,7 +28,9 @@ type CloudInit struct {
 	SSHAuthorizedKeys []string    `json:"ssh_authorized_keys,omitempty"`
 	Users             []CloudUser `json:"users,omitempty"`
 	PasswordHash      string      `json:"password_hash,omitempty"` // of the default user of the image, as in crypt(5)
+	Format            DataFormat  `json:"format,omitempty"`        // of the user data
 	UserData          string      `json:"user_data,omitempty"`
+	UserDataBase64    string      `json:"user_data_base64,omitempty"` // instead, for user data that is not text
 	VendorData        string      `json:"vendor_data,omitempty"`
 	NetworkConfig     string      `json:"network_config,omitempty"` // empty: generated from the NICs of the VM
 }
@@ -91,7 +93,7 @@ func (c CloudInit) Check(prefix string) error {
 	if err := checkHash(prefix+"/password_hash", c.PasswordHash); err != nil {
 		return err
 	}
-	if err := checkUserData(prefix+"/user_data", c.UserData); err != nil {
+	if err := c.checkData(prefix); err != nil {
 		return err
 	}
 	if err := checkUserData(prefix+"/vendor_data", c.VendorData); err != nil {

@@ -101,7 +101,8 @@ type Files interface {
 	ResizeDisk(ctx context.Context, d Disk, sizeMiB int64) error
 
 	// WriteSeed creates or replaces the seed of a VM, an ISO image of the given files by name,
-	// durably. A running QEMU process keeps the seed that it has open.
+	// durably. A running QEMU process keeps the seed that it has open. The file [SeedIgnition] is
+	// not in the ISO image: a guest gets it in fw_cfg.
 	WriteSeed(ctx context.Context, vmID string, files map[string][]byte) error
 
 	// AdoptDisk describes the file of a data disk by its header. It fails with a [Fault] of
@@ -159,6 +160,7 @@ type Spec struct {
 	Root     DiskFile
 	Disks    []Disk // in order of their slots
 	CDROMs   []CDROM
+	Ignition bool   // the seed has the file SeedIgnition, which the guest gets in fw_cfg
 	Ports    []Port // in order of their slots; QEMU gets duplicates of their files
 }
 

@@ -28,11 +28,12 @@ const (
 	FormatVMDK  ImageFormat = "vmdk"
 	FormatVHDX  ImageFormat = "vhdx"
 	FormatVDI   ImageFormat = "vdi"
+	FormatVPC   ImageFormat = "vpc" // VHD
 	FormatISO   ImageFormat = "iso"
 )
 
 // ImageFormats lists every image format.
-var ImageFormats = []ImageFormat{FormatQcow2, FormatRaw, FormatVMDK, FormatVHDX, FormatVDI, FormatISO}
+var ImageFormats = []ImageFormat{FormatQcow2, FormatRaw, FormatVMDK, FormatVHDX, FormatVDI, FormatVPC, FormatISO}
 
 // An Image names content that disks are created from. Images with equal content share one
 // stored copy, which never changes.
@@ -44,6 +45,7 @@ type Image struct {
 	ImageContent             // zero until the content is complete and checked
 	Sum          ImageSum    // the checksums given in the request
 	Format       ImageFormat // the format given in the request; empty for any
+	Disk         string      // the file of an archive given in the request; empty for the only disk
 	Uploaded     int64       // bytes received, while State is uploading
 	Source       string      // "upload", a URL, "disks/<id>" or "vms/<id>"
 	Description  string
@@ -144,6 +146,9 @@ func isHex(s string) bool {
 	return true
 }
 
+// maxArchiveName is the length of the longest name of a file in an archive.
+const maxArchiveName = 255
+
 // A NewImage is a request to create an image.
 type NewImage struct {
 	Name        string
@@ -151,6 +156,7 @@ type NewImage struct {
 	FromDisk    string // the disk to copy: the id of a detached data disk or of a stopped VM; empty for none
 	Sum         ImageSum
 	Format      ImageFormat // the required format; empty for any
+	Disk        string      // the file of an archive that is the image; empty for the only disk
 	Description string
 	Labels      map[string]string
 }
@@ -165,11 +171,15 @@ func (n NewImage) Record(state ImageState, source string, at time.Time) (Image, 
 	if err := n.Sum.check("/"); err != nil {
 		return Image{}, err
 	}
+	if !plainText(n.Disk, maxArchiveName, "") {
+		return Image{}, InvalidField("/disk", "must have at most %d characters and no control characters", maxArchiveName)
+	}
 	i := Image{
 		Name:      n.Name,
 		State:     state,
 		Sum:       n.Sum,
 		Format:    n.Format,
+		Disk:      n.Disk,
 		Source:    source,
 		CreatedAt: at,
 	}
@@ -209,6 +219,7 @@ func (e ImageEdits) Apply(i *Image) error {
 type Import struct {
 	Sum    ImageSum
 	Format ImageFormat // the required format; empty for any
+	Disk   string      // the file of an archive that is the image; empty for the only disk
 	// Progress reports bytes; total is 0 if unknown. It may be called often and may be nil.
 	Progress func(done, total int64)
 	// Ready is called once, when the content is complete, checked and durable, before it is

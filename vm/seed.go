@@ -31,7 +31,8 @@ func (s Seed) InstanceID(v VM) string {
 	return fmt.Sprintf("%s-%d", v.UUID, s.Instance)
 }
 
-// SeedFiles returns the files of the NoCloud data source for v by name. networks holds the
+// SeedFiles returns the files of the NoCloud data source for v by name, and the file SeedIgnition
+// if the user data is for Ignition. networks holds the
 // networks of the NICs of v by name. The result depends on the arguments only.
 //
 // The structured fields become one #cloud-config document. It is the user data if s has none.
@@ -48,7 +49,7 @@ func SeedFiles(v VM, s Seed, networks map[string]Network) map[string][]byte {
 	if s.NetworkConfig == "" {
 		files["network-config"] = networkConfig(v.NICs, networks)
 	}
-	user, inVendor := s.UserData, s.document()
+	user, inVendor := s.Data(), s.document()
 	if user == "" {
 		doc := inVendor
 		inVendor, doc.User = seedConfig{User: doc.User}, nil
@@ -56,6 +57,9 @@ func SeedFiles(v VM, s Seed, networks map[string]Network) map[string][]byte {
 		user = cmp.Or(doc.String(), markConfig+"\n{}\n")
 	}
 	files["user-data"] = []byte(user)
+	if s.Format == DataIgnition {
+		files[SeedIgnition] = []byte(user)
+	}
 	isEmpty := func(d string) bool { return d == "" }
 	vendor := slices.DeleteFunc([]string{inVendor.String(), s.VendorData}, isEmpty)
 	switch len(vendor) {

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -80,7 +79,7 @@ func checkText(field, text string, limit int) error {
 	if len(text) > limit {
 		return InvalidField(field, "must be at most %d KiB", limit>>10)
 	}
-	if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
+	if !isText(text) {
 		return InvalidField(field, "must be UTF-8 text without NUL, not compressed and not base64-encoded")
 	}
 	return nil

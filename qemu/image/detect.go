@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"strings"
 )
 
@@ -21,10 +22,10 @@ var signatures = []signature{
 	{name: string(VMDK), magic: vmdkMagic, driver: "vmdk"},
 	{name: string(VHDX), magic: vhdxMagic, driver: "vhdx"},
 	{name: string(VDI), offset: 0x40, magic: vdiMagic, driver: "vdi"},
+	{name: string(VPC), magic: vpcMagic, driver: "vpc"},
 
 	{name: "an old vmdk (COWD)", magic: "COWD", driver: "vmdk"},
 	{name: "a vmdk descriptor", magic: "# Disk DescriptorFile", driver: "vmdk"},
-	{name: "vpc (VHD)", magic: vpcMagic, driver: "vpc"},
 	{name: "qed", magic: "QED\x00", driver: "qed"},
 	{name: "luks", magic: "LUKS\xba\xbe", driver: "luks"},
 	{name: "parallels", magic: "WithoutFreeSpace", driver: "parallels"},
@@ -39,7 +40,7 @@ var signatures = []signature{
 	{name: "lz4", magic: "\x04\x22\x4d\x18"},
 	{name: "zip", magic: "PK\x03\x04"},
 	{name: "7z", magic: "7z\xbc\xaf\x27\x1c"},
-	{name: "a tar archive (an OVA?)", offset: 257, magic: "ustar"},
+	{name: tarName, offset: tarMagicAt, magic: tarMagic},
 	{name: "a web page", magic: "<!DOCTYPE"},
 	{name: "a web page", magic: "<!doctype"},
 	{name: "a web page", magic: "<html"},
@@ -61,7 +62,7 @@ const vpcMagic = "conectix"
 
 // trailers are the formats without a header, by the beginning of the last sector.
 var trailers = []struct{ format, magic string }{
-	{"vpc (VHD)", vpcMagic},
+	{string(VPC), vpcMagic},
 	{"dmg", "koly"},
 }
 
@@ -90,14 +91,23 @@ func detect(s *source) (Format, error) {
 	if iso {
 		found = append(found, string(ISO))
 	}
+	tail := make([]byte, sectorBytes)
+	if err := s.fill(tail, uint64(max(s.size-sectorBytes, 0))); err != nil {
+		return "", err
+	}
+	trailer := trailerOf(tail)
+	// The last sector of another format may be a part of its data.
+	if trailer != "" && (len(found) == 0 || trailer == string(VPC) && !slices.Contains(found, trailer) && isFixedVPC(tail, s.size)) {
+		found = append(found, trailer)
+	}
 	switch {
 	case len(found) > 1:
 		return "", hostilef("the file is %s at the same time", strings.Join(found, " and "))
 	case len(found) == 0:
-		return Raw, checkRaw(s, head)
+		return Raw, checkRaw(head)
 	}
 	switch f := Format(found[0]); f {
-	case Qcow2, VMDK, VHDX, VDI, ISO:
+	case Qcow2, VMDK, VHDX, VDI, VPC, ISO:
 		return f, nil
 	}
 	return "", unsupportedf("the file is %s, which is not accepted", found[0])
@@ -127,19 +137,18 @@ func hasUDFAnchor(s *source) (bool, error) {
 	return err == nil && le.Uint16(tag) == anchorTag && le.Uint32(tag[12:]) == anchorAt, err
 }
 
-// checkRaw refuses a file without a signature that QEMU would not take as raw.
-func checkRaw(s *source, head []byte) error {
-	if s.size >= sectorBytes {
-		tail := make([]byte, sectorBytes)
-		if err := s.fill(tail, uint64(s.size)-sectorBytes); err != nil {
-			return err
-		}
-		for _, t := range trailers {
-			if bytes.HasPrefix(tail, []byte(t.magic)) {
-				return unsupportedf("the file is %s, which is not accepted", t.format)
-			}
+// trailerOf returns the format of a file by its last sector, or "".
+func trailerOf(tail []byte) string {
+	for _, t := range trailers {
+		if bytes.HasPrefix(tail, []byte(t.magic)) {
+			return t.format
 		}
 	}
+	return ""
+}
+
+// checkRaw refuses a file without a signature that QEMU would not take as raw.
+func checkRaw(head []byte) error {
 	// QEMU takes a text file as a vmdk descriptor if its first line that is not a
 	// comment is a version (vmdk_probe in its block/vmdk.c).
 	text := head

@@ -16,7 +16,7 @@ import (
 // FuzzInspect inspects files of zeros with arbitrary bytes at the beginning and at
 // another offset.
 func FuzzInspect(f *testing.F) {
-	for _, good := range []func() []byte{goodQcow2, goodVMDK, goodVDI, goodVHDX, goodISO, goodRaw} {
+	for _, good := range []func() []byte{goodQcow2, goodVMDK, goodVDI, goodVHDX, goodVPC, goodFixedVPC, goodISO, goodRaw} {
 		b := good()
 		f.Add(b[:min(len(b), 64<<10)], uint64(len(b)), []byte(nil), uint32(0))
 	}

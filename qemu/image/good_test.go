@@ -47,6 +47,7 @@ func goodImages(t testing.TB, dir string) map[string]Info {
 		VMDK: {"", "subformat=streamOptimized", "compat6", "zeroed_grain=on"},
 		VDI:  {"", "static=on"},
 		VHDX: {"", "subformat=fixed", "block_size=1M", "block_size=256M"},
+		VPC:  {"force_size=on", "subformat=fixed,force_size=on"},
 	} {
 		for _, o := range options {
 			name := string(format) + "-" + strings.NewReplacer("=", "-", ",", "-").Replace(o)
@@ -62,7 +63,7 @@ func goodImages(t testing.TB, dir string) map[string]Info {
 			}
 		}
 	}
-	for _, f := range []Format{Qcow2, VMDK, VDI, VHDX, Raw} {
+	for _, f := range []Format{Qcow2, VMDK, VDI, VHDX, VPC, Raw} {
 		gib := 2040
 		if f == VDI {
 			gib = 100
@@ -114,6 +115,7 @@ func TestQEMUAcceptsTheGoodImages(t *testing.T) {
 		VMDK:  goodVMDK,
 		VDI:   goodVDI,
 		VHDX:  goodVHDX,
+		VPC:   goodVPC,
 	} {
 		name := filepath.Join(dir, string(format))
 		if err := os.WriteFile(name, good(), 0o600); err != nil {

@@ -120,6 +120,52 @@ func sealVHDX(b []byte, at, length int) {
 	le.PutUint32(b[at+4:], crc32.Checksum(b[at:at+length], castagnoli))
 }
 
+// goodVPC returns a disk of 4 MiB in blocks of 2 MiB, one of them allocated: footer, header,
+// block table, a block, footer.
+func goodVPC() []byte {
+	const block = 512 + 2*mib
+	b := make([]byte, 2048+block+512)
+	footer := b[len(b)-512:]
+	copy(footer, vpcMagic)
+	be.PutUint32(footer[8:], 2)
+	be.PutUint32(footer[12:], vpcVersion)
+	be.PutUint64(footer[16:], 512)
+	copy(footer[28:], "win ")
+	be.PutUint64(footer[40:], 4*mib)
+	be.PutUint64(footer[48:], 4*mib)
+	be.PutUint32(footer[60:], vpcDynamic)
+	copy(b[512:], vpcHeaderMagic)
+	be.PutUint64(b[512+8:], 1<<64-1)
+	be.PutUint64(b[512+16:], 1536)
+	be.PutUint32(b[512+24:], vpcVersion)
+	be.PutUint32(b[512+28:], 2)
+	be.PutUint32(b[512+32:], 2*mib)
+	be.PutUint32(b[1536:], 4)
+	be.PutUint32(b[1540:], vpcNoBlock)
+	sealVPC(b)
+	return b
+}
+
+// sealVPC sets the checksums of a dynamic VHD and the copy of its footer.
+func sealVPC(b []byte) {
+	footer := b[len(b)-512:]
+	be.PutUint32(footer[vpcChecksumAt:], vpcSum(footer, vpcChecksumAt))
+	copy(b, footer)
+	be.PutUint32(b[512+vpcHeaderSumAt:], vpcSum(b[512:1536], vpcHeaderSumAt))
+}
+
+// goodFixedVPC returns a disk of 1 MiB, of fixed size.
+func goodFixedVPC() []byte {
+	b := goodVPC()
+	b = append(make([]byte, mib), b[len(b)-512:]...)
+	footer := b[mib:]
+	be.PutUint64(footer[16:], 1<<64-1)
+	be.PutUint64(footer[48:], mib)
+	be.PutUint32(footer[60:], vpcFixed)
+	be.PutUint32(footer[vpcChecksumAt:], vpcSum(footer, vpcChecksumAt))
+	return b
+}
+
 // goodVHDX returns a disk of 4 MiB in blocks of 1 MiB: log, metadata, block table, one
 // block.
 func goodVHDX() []byte {
@@ -265,6 +311,7 @@ func hostileImages(secret string) []hostileImage {
 		hostileVDI(),
 		hostileVHDX(),
 		hostileISO(),
+		hostileVPC(),
 		otherFiles(),
 	)
 }
@@ -560,6 +607,51 @@ func hostileVHDX() []hostileImage {
 	return append(all, hostileImage{"vhdx that is cut off", goodVHDX()[:100<<10], "outside"})
 }
 
+func hostileVPC() []hostileImage {
+	const footer = 2048 + 512 + 2*mib
+	sealed := func(change func([]byte)) func([]byte) {
+		return func(b []byte) {
+			change(b)
+			sealVPC(b)
+		}
+	}
+	put32 := func(at int, v uint32) func([]byte) { return sealed(func(b []byte) { be.PutUint32(b[at:], v) }) }
+	put64 := func(at int, v uint64) func([]byte) { return sealed(func(b []byte) { be.PutUint64(b[at:], v) }) }
+	all := variants(goodVPC, []variant{
+		{"vpc with a parent", put32(footer+60, vpcDiffering), "parent"},
+		{"vpc with the id of a parent", put32(512+40, 7), "parent"},
+		{"vpc of type 9", put32(footer+60, 9), "type 9"},
+		{"vpc of version 2", put32(footer+12, 2<<16), "version"},
+		{"vpc of fixed size with a header", put32(footer+60, vpcFixed), "vpc"},
+		{"vpc of 0 bytes", put64(footer+48, 0), "disk of 0"},
+		{"vpc of half a sector", put64(footer+48, 256), "disk of 256"},
+		{"vpc of 8 EiB", put64(footer+48, 1<<63), "disk of"},
+		{"vpc without a checksum", func(b []byte) { be.PutUint32(b[64:], 7) }, "checksum"},
+		{"vpc with the header outside", put64(footer+16, 1<<40), "outside"},
+		{"vpc with the header at the end of 64 bits", put64(footer+16, 1<<64-512), "outside"},
+		{"vpc with the header in the footer", put64(footer+16, 0), "signature"},
+		{"vpc with a header of version 2", put32(512+24, 2<<16), "header version"},
+		{"vpc with blocks of 0 bytes", put32(512+32, 0), "blocks of 0"},
+		{"vpc with blocks of a sector", put32(512+32, 512), "blocks of 512"},
+		{"vpc with too few blocks", put32(512+28, 1), "1 blocks"},
+		{"vpc with 4 billion blocks", put32(512+28, 1<<32-1), "blocks"},
+		{"vpc with the block table outside", put64(512+16, 1<<40), "outside"},
+		{"vpc with the block table in the header", put64(512+16, 600), "overlaps"},
+		{"vpc with a block outside", put32(1540, 1<<31), "outside"},
+		{"vpc with a block in the header", put32(1540, 1), "overlaps"},
+		{"vpc with a block twice", put32(1540, 4), "in the same place"},
+	})
+	all = append(all, variants(goodFixedVPC, []variant{
+		{"vpc of fixed size that is a qcow2 too", text(qcow2Magic), "at the same time"},
+		{"vpc of fixed size without a checksum", func(b []byte) { be.PutUint32(b[mib+64:], 7) }, "checksum"},
+	})...)
+	return append(all,
+		hostileImage{"vpc that is cut off", goodVPC()[:mib], "outside"},
+		hostileImage{"vpc of fixed size that is cut off", goodFixedVPC()[512:], "cut off"},
+		hostileImage{"vpc without its beginning", goodVPC()[512:], "begin"},
+	)
+}
+
 func hostileISO() []hostileImage {
 	all := variants(goodISO, []variant{
 		{
@@ -591,13 +683,11 @@ func hostileISO() []hostileImage {
 // otherFiles returns files of formats that are not accepted.
 func otherFiles() []hostileImage {
 	all := variants(goodRaw, []variant{
-		{"vhd", text("conectix"), "VHD"},
-		{"vhd of fixed size", func(b []byte) { copy(b[512:], "conectix") }, "VHD"},
 		{"dmg", func(b []byte) { copy(b[512:], "koly") }, "dmg"},
 		{"qed", text("QED\x00"), "qed"},
 		{"luks", text("LUKS\xba\xbe"), "luks"},
 		{"parallels", text("WithoutFreeSpace"), "parallels"},
-		{"ova", func(b []byte) { copy(b[257:], "ustar") }, "tar"},
+		{"tar archive", func(b []byte) { copy(b[257:], "ustar") }, "tar"},
 		{"zip", text("PK\x03\x04"), "zip"},
 		{"bzip2", text("BZh91AY"), "bzip2"},
 		{"web page", text("<!DOCTYPE html>"), "web page"},

@@ -34,6 +34,8 @@ func TestTheGoodImagesAreAccepted(t *testing.T) {
 		{goodVMDK, Info{VMDK, mib}},
 		{goodVDI, Info{VDI, 2 * mib}},
 		{goodVHDX, Info{VHDX, 4 * mib}},
+		{goodVPC, Info{VPC, 4 * mib}},
+		{goodFixedVPC, Info{VPC, mib}},
 		{goodISO, Info{ISO, 20 * isoSector}},
 		{goodRaw, Info{Raw, 1024}},
 	} {

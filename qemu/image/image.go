@@ -23,6 +23,7 @@ const (
 	VMDK  Format = "vmdk"
 	VHDX  Format = "vhdx"
 	VDI   Format = "vdi"
+	VPC   Format = "vpc" // VHD
 	ISO   Format = "iso"
 )
 
@@ -120,6 +121,8 @@ func inspectAs(format Format, s *source) (uint64, error) {
 		return inspectVHDX(s)
 	case VDI:
 		return inspectVDI(s)
+	case VPC:
+		return inspectVPC(s)
 	case ISO:
 		return inspectISO(s)
 	default:

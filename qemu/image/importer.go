@@ -44,6 +44,7 @@ type Sum struct{ SHA256, SHA512 string }
 type Want struct {
 	Sum
 	Format Format // required format; empty for any
+	Disk   string // the file of an archive that is the image; empty for the only disk
 
 	// Progress, if set, is called often with the number of transferred bytes; total
 	// is 0 if it is not known.
@@ -148,7 +149,8 @@ func (i *Importer) names() ([]string, error) {
 // [Importer.Adopt]. If Adopt is never called, the next NewImporter removes the file.
 func (i *Importer) TempName() string { return tempPrefix + rand.Text() + tempSuffix }
 
-// Import stores the content of r, expanded if it is compressed with gzip, xz, zstd or bzip2.
+// Import stores the content of r, expanded if it is compressed with gzip, xz, zstd or bzip2, and
+// taken out of a tar archive or an OVA.
 // It fails with [*Rejected], [*TooLarge] or [*Mismatch], with the error of r, or with the
 // error of the file system (errors.Is syscall.ENOSPC). If it fails, no file remains.
 func (i *Importer) Import(ctx context.Context, r io.Reader, w Want) (Content, error) {
@@ -186,9 +188,15 @@ func (i *Importer) receive(
 	if err != nil {
 		return unwrapInput(err)
 	}
+	archived := false
+	if !packed.used() {
+		if archived, err = isTar(first); err != nil {
+			return unwrapInput(err)
+		}
+	}
 	sums := &checksums{want: w.Sum}
 	dst := &copier{f: f, sum: content, max: i.opts.MaxBytes}
-	if packed.used() {
+	if packed.used() || archived {
 		dst.inputBytes = func() int64 { return in.n }
 		in.turn = &turn{ctx: ctx, of: i.turns}
 		dst.turn = in.turn
@@ -202,8 +210,19 @@ func (i *Importer) receive(
 		return unwrapInput(err)
 	}
 	defer closeBody()
-	if _, err := dst.run(body); err != nil {
-		return fmt.Errorf("import the image: %w", unwrapInput(err))
+	expanded := bufio.NewReaderSize(body, bufferBytes)
+	if packed.used() {
+		if archived, err = isTar(expanded); err != nil {
+			return fmt.Errorf("import the image: %w", unwrapInput(err))
+		}
+	}
+	if archived {
+		err = i.unpack(expanded, packed.used(), w, dst)
+	} else if _, err = dst.run(expanded); err != nil {
+		err = fmt.Errorf("import the image: %w", unwrapInput(err))
+	}
+	if err != nil {
+		return err
 	}
 	return sums.check()
 }
@@ -237,7 +256,8 @@ func (i *Importer) Adopt(ctx context.Context, temp string, w Want) (c Content, e
 }
 
 // store inspects a complete file, makes it durable and names it by sum, the hash of
-// all its bytes. It pads a raw image, so after an error sum may be that of more bytes.
+// all its bytes. It pads a raw image and may change the header of a VHD, so after an error sum
+// may be that of other bytes.
 func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Content, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -258,11 +278,17 @@ func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Conten
 			return Content{}, err
 		}
 	}
-	bytes := st.Size()
-	if info.Format == Raw && bytes%sectorBytes != 0 {
-		if bytes, err = pad(f, bytes, sum); err != nil {
-			return Content{}, err
+	bytes, changed := st.Size(), false
+	switch {
+	case info.Format == Raw && bytes%sectorBytes != 0:
+		bytes, err = pad(f, bytes, sum)
+	case info.Format == VPC:
+		if changed, err = exactVPC(f, bytes); changed && err == nil {
+			err = rehash(f, bytes, sum)
 		}
+	}
+	if err != nil {
+		return Content{}, err
 	}
 	c := Content{SHA256: hex.EncodeToString(sum.Sum(nil)), Bytes: bytes, Info: info}
 	if err := f.Sync(); err != nil {

@@ -56,7 +56,7 @@ func TestProbeBase(t *testing.T) {
 		{"vmdk", Info{}, "vmdk: convert it"},
 		{"vdi", Info{}, "vdi: convert it"},
 		{"vhdx", Info{}, "vhdx: convert it"},
-		{"vpc", Info{}, "vpc (VHD): convert it"},
+		{"vpc", Info{}, "vpc: convert it"},
 		{"empty", Info{}, "0 bytes"},
 		{"fifo", Info{}, "neither a file nor"},
 		{".", Info{}, "neither a file nor"},

@@ -201,8 +201,8 @@ func (i *Importer) durable(name string) (int64, error) {
 }
 
 // Finish makes content of an upload. It fails as [Importer.Import] does, but the upload
-// then remains and can be continued. A compressed upload that failed while it was
-// expanded does not remain: its first bytes were freed.
+// then remains and can be continued. A compressed upload or an archive that failed while it
+// was expanded does not remain: its first bytes were freed.
 func (i *Importer) Finish(ctx context.Context, name string, w Want) (Content, error) {
 	u, err := i.acquire(name)
 	if err != nil {
@@ -224,16 +224,16 @@ func (i *Importer) Finish(ctx context.Context, name string, w Want) (Content, er
 	if err := f.Truncate(size); err != nil {
 		return Content{}, err
 	}
-	packed, err := detectCompression(bufio.NewReader(io.NewSectionReader(f, 0, size)))
+	packed, err := isPacked(io.NewSectionReader(f, 0, size))
 	if err != nil {
 		return Content{}, err
 	}
-	needSHA256 := !packed.used() || w.Sum.SHA256 != ""
+	needSHA256 := !packed || w.Sum.SHA256 != ""
 	if err := u.verify(ctx, f, size, w.Sum, needSHA256); err != nil {
 		return Content{}, err
 	}
 	var c Content
-	if packed.used() {
+	if packed {
 		c, err = i.expandUpload(ctx, f, partName(name), size, w)
 	} else {
 		c, err = i.store(f, partName(name), u.sum, w)
@@ -244,6 +244,16 @@ func (i *Importer) Finish(ctx context.Context, name string, w Want) (Content, er
 	}
 	u.forget()
 	return c, errors.Join(err, i.remove(offsetName(name)), i.syncDir())
+}
+
+// isPacked reports whether a stream is compressed or an archive.
+func isPacked(r io.Reader) (bool, error) {
+	in := bufio.NewReader(r)
+	c, err := detectCompression(in)
+	if err != nil || c.used() {
+		return c.used(), err
+	}
+	return isTar(in)
 }
 
 // verify checks the checksums of an upload. If needSHA256 is set, u.sum is the hash of
@@ -271,7 +281,7 @@ func (u *upload) verify(ctx context.Context, f *os.File, size int64, want Sum, n
 	return compare("sha512", want.SHA512, h)
 }
 
-// expandUpload imports a compressed upload from its file and frees the file part by
+// expandUpload imports a compressed upload or an archive from its file and frees the file part by
 // part. It renames the file first, so that after a kill the rest of it is not taken
 // for an upload.
 func (i *Importer) expandUpload(

@@ -100,6 +100,55 @@ func TestBootFromAnImage(t *testing.T) {
 	}
 }
 
+// TestBootFromAnOVA boots a VM of the second of two disks of an uploaded OVA.
+func TestBootFromAnOVA(t *testing.T) {
+	d := harness.StartDaemon(t)
+	d.CreateTemplate()
+	dir := t.TempDir()
+	write := func(name string, content []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(name string, args ...string) {
+		t.Helper()
+		c := exec.Command(name, args...)
+		c.Dir = dir
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%s %q: %v: %s", name, args, err, out)
+		}
+	}
+	write("guest.qcow2", harness.GuestImage(t, "agent"))
+	run("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", "guest.qcow2", "guest-disk1.vmdk")
+	write("guest-disk2.img", harness.RawImage(1))
+	disk, err := os.ReadFile(filepath.Join(dir, "guest-disk1.vmdk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("guest.ovf", []byte(`<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"
+ xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"><References>
+<File ovf:id="f1" ovf:href="guest-disk2.img"/><File ovf:id="f2" ovf:href="guest-disk1.vmdk"/></References>
+<DiskSection><Disk ovf:diskId="d1" ovf:fileRef="f1"/><Disk ovf:diskId="d2" ovf:fileRef="f2"/></DiskSection></Envelope>`))
+	write("guest.mf", fmt.Appendf(nil, "SHA256(guest-disk1.vmdk)= %x\n", sha256.Sum256(disk)))
+	run("tar", "--format=ustar", "-cf", "guest.ova", "guest.ovf", "guest.mf", "guest-disk2.img", "guest-disk1.vmdk")
+	ova, err := os.ReadFile(filepath.Join(dir, "guest.ova"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Call("POST", "/images?name=guest", ova).Problem(400, "unsupported-image", "guest-disk2.img, guest-disk1.vmdk")
+	d.Call("POST", "/images?name=guest&disk=guest-disk3.vmdk", ova).Problem(400, "unsupported-image", "guest-disk3.vmdk")
+	i := harness.As[openapi.Image](d.Call("POST", "/images?name=guest&disk=guest-disk1.vmdk", ova).Want(201))
+	if sum := sha256.Sum256(disk); string(*i.Format) != "vmdk" || *i.SHA256 != hex.EncodeToString(sum[:]) {
+		t.Fatalf("the image is %+v, want the vmdk", i)
+	}
+	body := map[string]any{"template_name": "small", "name": "a", "image": "guest", "start": true}
+	v := harness.As[openapi.VM](d.Call("POST", "/vms?wait_for=agent", body, "Prefer: wait=240").Want(201))
+	if v.State != "running" || v.Boot.AgentAt == nil {
+		t.Errorf("the VM is %+v, want running with an agent", v)
+	}
+}
+
 // TestImageIsDownloaded downloads from a server that is slow and breaks off once.
 func TestImageIsDownloaded(t *testing.T) {
 	content := harness.RawImage(7)

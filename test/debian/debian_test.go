@@ -106,7 +106,8 @@ func judge(t *testing.T, d *harness.Daemon, id string) {
 		t.Fatal(err)
 	}
 	var verdicts map[string]string
-	if err := json.Unmarshal([]byte(d.Exec(id, "python3 /root/judge.py /root/table.json")), &verdicts); err != nil {
+	const seconds = 300 // it takes more than a minute under TCG
+	if err := json.Unmarshal([]byte(d.ExecWithin(id, "python3 /root/judge.py /root/table.json", seconds)), &verdicts); err != nil {
 		t.Fatal(err)
 	}
 	for _, text := range texts {

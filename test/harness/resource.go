@@ -87,7 +87,13 @@ func (d *Daemon) Operation(a Answer) openapi.Operation {
 // returns its output.
 func (d *Daemon) Exec(id, command string) string {
 	d.T.Helper()
-	body := map[string]any{"command": []string{"/bin/sh", "-c", command}, "timeout_seconds": 60}
+	return d.ExecWithin(id, command, 60)
+}
+
+// ExecWithin is Exec with a limit on the seconds that the command may take.
+func (d *Daemon) ExecWithin(id, command string, seconds int) string {
+	d.T.Helper()
+	body := map[string]any{"command": []string{"/bin/sh", "-c", command}, "timeout_seconds": seconds}
 	r := As[openapi.ExecResult](d.Call("POST", "/vms/"+id+"/exec", body).Want(200))
 	if r.ExitCode == nil || *r.ExitCode != 0 {
 		d.T.Fatalf("VM %s: %q ended with %+v", id, command, r)

@@ -1,0 +1,2 @@
+-- The file of an archive that the request of an image names.
+ALTER TABLE images ADD COLUMN disk TEXT;
