@@ -173,9 +173,9 @@ func TestWithoutQEMUTheDaemonRuns(t *testing.T) {
 
 func TestStartWithTooMuchMemoryIsRefused(t *testing.T) {
 	d := harness.StartDaemon(t)
-	d.Call("POST", "/templates", map[string]any{"name": "huge", "cpu_count": 1, "ram_amount": 4194304}).Want(201)
+	d.Call("POST", "/templates", map[string]any{"name": "huge", "cpu_count": 1, "ram_amount": 1000000}).Want(201)
 	d.Call("POST", "/vms", map[string]any{"template_name": "huge", "name": "a"}).Want(201)
-	d.Call("POST", "/vms/a/actions/start", nil).Problem(503, "insufficient-memory", "4194304")
+	d.Call("POST", "/vms/a/actions/start", nil).Problem(503, "insufficient-memory", "1000000")
 	if v := d.VM("a"); v.State != "stopped" || v.DesiredState != "stopped" {
 		t.Errorf("the VM is %+v, want stopped", v)
 	}
