@@ -7,9 +7,10 @@ import (
 	"strings"
 )
 
-// otherVariables are variables with vmand's prefix that are not settings: in a
-// build with fail points, the one that names a fail point (package failpoint).
-var otherVariables []string
+// otherVariables are variables with vmand's prefix that are not settings: those of the
+// client vman, and in a build with fail points the one that names a fail point (package
+// failpoint).
+var otherVariables = []string{"VMAN_CONTEXT", "VMAN_TOKEN", "VMAN_TOKEN_FILE", "VMAN_URL"}
 
 // unknownVariables returns a complaint about each environment variable that has
 // vmand's prefix and is not a setting: it may be misspelled.
