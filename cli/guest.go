@@ -358,22 +358,40 @@ func (a *app) passwordCommand() *cobra.Command {
 
 // readPassword asks for a password without showing it.
 func (a *app) readPassword(prompt string) (string, error) {
-	var text []byte
-	var err error
+	password, err := "", error(nil)
 	if isTerminal(a.std.In) {
-		fmt.Fprint(a.std.Err, printable(prompt))
-		text, err = term.ReadPassword(int(a.std.In.Fd()))
-		fmt.Fprintln(a.std.Err)
+		password, err = a.askPassword(prompt)
 	} else {
+		var text []byte
 		text, err = io.ReadAll(io.LimitReader(a.std.In, maxPassword+2))
 		text, _, _ = bytes.Cut(text, []byte("\n"))
+		password = strings.TrimSuffix(string(text), "\r")
 	}
 	if err != nil {
 		return "", err
 	}
-	password := strings.TrimSuffix(string(text), "\r")
 	if password == "" || len(password) > maxPassword {
 		return "", usagef("a password has 1 to %d bytes", maxPassword)
 	}
 	return password, nil
+}
+
+// askPassword reads a password from the terminal. The terminal stops showing what is typed
+// before the question appears.
+func (a *app) askPassword(prompt string) (string, error) {
+	fd := int(a.std.In.Fd())
+	was, err := term.MakeRaw(fd)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = term.Restore(fd, was) }()
+	t := term.NewTerminal(struct {
+		io.Reader
+		io.Writer
+	}{a.std.In, a.std.Err}, "")
+	password, err := t.ReadPassword(printable(prompt))
+	if errors.Is(err, io.EOF) { // Ctrl-C or Ctrl-D, which are no signals here
+		return "", failf(exitInterrupted, "interrupted; no password was set")
+	}
+	return password, err
 }

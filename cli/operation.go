@@ -57,10 +57,7 @@ func (a *app) follow(ctx context.Context, subject, id string) (client.Operation,
 	op, err := watch(ctx, a, client.ListEventsParams{Resource: new("operations/" + id)},
 		func() (*http.Request, error) { return client.NewGetOperationRequest(server, id, nil) },
 		func(op client.Operation) (bool, error) {
-			for _, line := range op.Log[min(shown, len(op.Log)):] {
-				a.progress.step(subject, line.Message)
-			}
-			shown = max(shown, len(op.Log))
+			shown = a.showLog(subject, op, shown)
 			if op.Progress != nil && !hasEnded(op) && a.progress.terminal {
 				a.progress.step(subject, fmt.Sprintf("%s %d %%", value(op.Step), *op.Progress))
 			}
@@ -70,6 +67,15 @@ func (a *app) follow(ctx context.Context, subject, id string) (client.Operation,
 		return op.value, stillRunning(ctx, err, id)
 	}
 	return op.value, operationError(op.value)
+}
+
+// showLog shows the steps in the log of an operation after the first shown ones, and returns
+// their number.
+func (a *app) showLog(subject string, op client.Operation, shown int) int {
+	for _, line := range op.Log[min(shown, len(op.Log)):] {
+		a.progress.step(subject, line.Message)
+	}
+	return max(shown, len(op.Log))
 }
 
 func hasEnded(op client.Operation) bool {

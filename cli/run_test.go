@@ -8,8 +8,10 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -62,6 +64,13 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body)
+}
+
+// sentKeys returns the Idempotency-Keys of the requests, empty for none.
+func (f *fakeDaemon) sentKeys() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.keys)
 }
 
 func (f *fakeDaemon) seen() string {
@@ -280,27 +289,27 @@ func TestListsThatAreCutOff(t *testing.T) {
 
 func TestRequestIsRepeatedOnceWithTheSameKey(t *testing.T) {
 	f := newFakeDaemon(t)
-	broken := 1
+	var broken atomic.Int32 // the number of connections to cut
+	broken.Store(1)
 	f.mux.HandleFunc("POST /vms/web/actions/pause", func(w http.ResponseWriter, _ *http.Request) {
-		if broken > 0 {
-			broken--
+		if broken.Add(-1) >= 0 {
 			panic(http.ErrAbortHandler) // cuts the connection
 		}
 		writeJSON(w, 200, apiVM("web", "paused"))
 	})
 	vman(t, "pause", "web").want(t, 0, "VM web is paused")
-	if len(f.keys) != 2 || f.keys[0] == "" || f.keys[0] != f.keys[1] {
-		t.Errorf("the keys of the requests are %q, want one key twice", f.keys)
+	if keys := f.sentKeys(); len(keys) != 2 || keys[0] == "" || keys[0] != keys[1] {
+		t.Errorf("the keys of the requests are %q, want one key twice", keys)
 	}
-	broken = 5
+	broken.Store(5)
 	vman(t, "pause", "web").want(t, exitFailed, "closed the connection")
-	if len(f.keys) != 4 {
-		t.Errorf("the client sent %d requests, want 4", len(f.keys))
+	if n := len(f.sentKeys()); n != 4 {
+		t.Errorf("the client sent %d requests, want 4", n)
 	}
 	f.mux.HandleFunc("POST /vms/web/exec", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 	vman(t, "exec", "web", "--", "reboot").want(t, exitFailed)
-	if n := len(f.keys); n != 5 || f.keys[4] != "" {
-		t.Errorf("a program was run %d times", n-4)
+	if keys := f.sentKeys(); len(keys) != 5 || keys[4] != "" {
+		t.Errorf("a program was run %d times", len(keys)-4)
 	}
 }
 
@@ -310,9 +319,9 @@ func TestWaitingShowsTheSteps(t *testing.T) {
 		w.Header().Set("Location", "/operations/op-1")
 		writeJSON(w, 202, apiVM("web", "starting"))
 	})
-	reads := 0
+	var reads atomic.Int32
 	f.mux.HandleFunc("GET /operations/op-1", func(w http.ResponseWriter, _ *http.Request) {
-		if reads++; reads == 1 {
+		if reads.Add(1) == 1 {
 			writeJSON(w, 200, apiOperation("op-1", "running", "created files"))
 			return
 		}

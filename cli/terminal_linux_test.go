@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -66,8 +68,8 @@ func (r *terminalRun) ends(status int) {
 
 func TestDeletionIsConfirmedOnATerminal(t *testing.T) {
 	f := newFakeDaemon(t)
-	deleted := 0
-	f.mux.HandleFunc("DELETE /vms/{id}", func(w http.ResponseWriter, _ *http.Request) { deleted++; w.WriteHeader(204) })
+	var deleted atomic.Int32
+	f.mux.HandleFunc("DELETE /vms/{id}", func(w http.ResponseWriter, _ *http.Request) { deleted.Add(1); w.WriteHeader(204) })
 	for _, answer := range []string{"n", "", "nonsense"} {
 		r := onTerminal(t, "rm", "web", "db")
 		r.shows("Delete VM db, web? [y/N] ")
@@ -75,16 +77,16 @@ func TestDeletionIsConfirmedOnATerminal(t *testing.T) {
 		r.ends(exitFailed)
 		r.shows("nothing was changed")
 	}
-	if deleted != 0 {
-		t.Fatalf("%d VMs were deleted", deleted)
+	if deleted.Load() != 0 {
+		t.Fatalf("%d VMs were deleted", deleted.Load())
 	}
 	r := onTerminal(t, "rm", "web", "db")
 	r.shows("[y/N] ")
 	r.types("y\n")
 	r.ends(0)
 	r.shows("VM web deleted")
-	if deleted != 2 {
-		t.Errorf("%d VMs were deleted, want 2", deleted)
+	if deleted.Load() != 2 {
+		t.Errorf("%d VMs were deleted, want 2", deleted.Load())
 	}
 }
 
@@ -188,6 +190,7 @@ func TestUploadContinues(t *testing.T) {
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	var mu sync.Mutex // of stored and parts
 	var stored strings.Builder
 	image := func(state string) map[string]any {
 		return map[string]any{"name": "golden", "state": state, "uploaded_bytes": stored.Len(), "labels": map[string]string{},
@@ -197,10 +200,20 @@ func TestUploadContinues(t *testing.T) {
 		_, _ = io.CopyN(&stored, r.Body, bytes)
 		panic(http.ErrAbortHandler)
 	}
-	f.mux.HandleFunc("POST /images", func(_ http.ResponseWriter, r *http.Request) { cut(r, 100_000) })
-	f.mux.HandleFunc("GET /images/golden", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 200, image("uploading")) })
+	f.mux.HandleFunc("POST /images", func(_ http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		cut(r, 100_000)
+	})
+	f.mux.HandleFunc("GET /images/golden", func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		writeJSON(w, 200, image("uploading"))
+	})
 	parts := 0
 	f.mux.HandleFunc("PATCH /images/golden/content", func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
 		if want := fmt.Sprint(stored.Len()); r.URL.Query().Get("offset") != want {
 			t.Errorf("offset %s, want %s", r.URL.Query().Get("offset"), want)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"strconv"
@@ -41,13 +40,17 @@ func (a *app) hold(ctx context.Context, subject, id, condition string, request f
 		seconds = max(1, min(maxHold, int(time.Until(deadline).Seconds())))
 	}
 	r.Header.Set("Prefer", "wait="+strconv.Itoa(seconds))
+	n := narrator{a: a, subject: subject, id: id, told: map[string]bool{}}
 	narrating, end := context.WithCancel(ctx)
-	var narrator sync.WaitGroup
-	op := ""
-	narrator.Go(func() { a.narrate(narrating, subject, id, &op) })
+	var listener sync.WaitGroup
+	listener.Go(func() { n.listen(narrating) })
 	v, err := change[client.VM](ctx, a)(r, nil)
 	end()
-	narrator.Wait()
+	listener.Wait()
+	op := n.operation
+	if err == nil {
+		n.rest(v.value.Boot)
+	}
 	if err != nil && op != "" {
 		return v, stillRunning(ctx, err, op)
 	}
@@ -63,38 +66,65 @@ func (a *app) hold(ctx context.Context, subject, id, condition string, request f
 	return a.await(ctx, id, condition)
 }
 
-// bootSteps describes the steps of a boot, by the property of the event vm.boot.
-var bootSteps = []struct{ key, text string }{
-	{"spawned_at", "QEMU runs"},
-	{"qmp_ready_at", "the processors run"},
-	{"first_serial_at", "the guest writes to its console"},
-	{"dhcp_ack_at", "the guest has its address"},
-	{"agent_at", "the guest agent answers"},
-	{"first_tcp_at", "the guest accepts connections"},
-	{"cloud_init_at", "cloud-init is done"},
+// bootSteps describes the steps of a boot: their keys in the event vm.boot, and when they
+// happened.
+var bootSteps = []struct {
+	key, text string
+	at        func(client.Boot) *time.Time
+}{
+	{"spawned", "QEMU runs", func(b client.Boot) *time.Time { return b.SpawnedAt }},
+	{"serial", "the guest writes to its console", func(b client.Boot) *time.Time { return b.FirstSerialAt }},
+	{"dhcp", "the guest has its address", func(b client.Boot) *time.Time { return b.DHCPAckAt }},
+	{"agent", "the guest agent answers", func(b client.Boot) *time.Time { return b.AgentAt }},
+	{"tcp", "the guest accepts connections", func(b client.Boot) *time.Time { return b.FirstTCPAt }},
+	{"cloud-init", "cloud-init is done", func(b client.Boot) *time.Time { return b.CloudInitAt }},
 }
 
-// narrate shows the steps of a VM's boot until ctx is done. It stores the operation that
-// starts the VM in op.
-func (a *app) narrate(ctx context.Context, subject, id string, op *string) {
-	_ = a.listen(ctx, client.ListEventsParams{}, func(e client.Event, _ json.RawMessage) error {
+// A narrator shows the steps of a VM's start and boot as they happen.
+type narrator struct {
+	a           *app
+	subject, id string
+	operation   string          // the operation that starts the VM
+	lines       int             // of its log that were shown
+	told        map[string]bool // the steps of the boot that were shown
+}
+
+// listen shows the steps until ctx is done.
+func (n *narrator) listen(ctx context.Context) {
+	_ = n.a.listen(ctx, client.ListEventsParams{}, func(e client.Event, _ json.RawMessage) error {
+		id, isOperation := strings.CutPrefix(e.Resource, "operations/")
 		switch {
-		case e.Resource == "vms/"+id && e.Type == client.EventTypeVmBoot:
+		case e.Resource == "vms/"+n.id && e.Type == client.EventTypeVmBoot:
 			for _, step := range bootSteps {
 				if _, ok := e.Data[step.key]; ok {
-					a.progress.step(subject, step.text)
+					n.tell(step.key, step.text)
 				}
 			}
-		case e.Resource == "vms/"+id && e.Type == client.EventTypeVmState:
-			a.progress.step(subject, fmt.Sprint(e.Data["to"]))
-		case strings.HasPrefix(e.Resource, "operations/") && e.Data["resource"] == "vms/"+id:
-			*op = strings.TrimPrefix(e.Resource, "operations/")
-			if step, ok := e.Data["step"].(string); ok {
-				a.progress.step(subject, step)
+		case isOperation && e.Data["resource"] == "vms/"+n.id:
+			n.operation = id
+			op, err := call[client.Operation](ctx, n.a)(client.NewGetOperationRequest(server, id, nil))
+			if err == nil {
+				n.lines = n.a.showLog(n.subject, op.value, n.lines)
 			}
 		}
 		return nil
 	})
+}
+
+func (n *narrator) tell(key, text string) {
+	if !n.told[key] {
+		n.told[key] = true
+		n.a.progress.step(n.subject, text)
+	}
+}
+
+// rest shows the steps that happened right before the answer.
+func (n *narrator) rest(b client.Boot) {
+	for _, step := range bootSteps {
+		if step.at(b) != nil {
+			n.tell(step.key, step.text)
+		}
+	}
 }
 
 // await waits until a condition holds for a VM: state=S, ip, agent, cloud-init or port:N.
