@@ -21,10 +21,14 @@ import (
 )
 
 // Usage is the part of the --help text that describes the commands.
-const Usage = `  vmand backup FILE [flags]
+const Usage = `  vmand vman COMMAND [flags]
+  vmand backup FILE [flags]
   vmand restore FILE [flags]
   vmand network teardown [flags]
   vmand console VM [flags]
+
+vman is the client that manages VMs; a link vman to this program does the same. See
+vmand vman --help.
 
 backup copies the database to a new FILE. The database holds the records of VMs, disks
 and networks, not the content of disks. The daemon may be running.

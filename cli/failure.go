@@ -176,6 +176,9 @@ func flagError(c *cobra.Command, err error) error {
 			f.hint("did you mean --%s?", near)
 		}
 	}
+	if c.Name() == "exec" {
+		f.hint("write -- before the program and its arguments")
+	}
 	return f.hint("see %s --help", c.CommandPath())
 }
 

@@ -63,16 +63,6 @@ func (p *progress) show(line string) {
 	}
 }
 
-// keep makes the shown line permanent, so that the next one does not replace it.
-func (p *progress) keep() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.shown {
-		fmt.Fprintln(p.w)
-		p.shown = false
-	}
-}
-
 // clear removes the shown line, before other output.
 func (p *progress) clear() {
 	p.mu.Lock()

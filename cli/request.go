@@ -21,6 +21,9 @@ const (
 	// restartPatience is how long a request whose connection broke waits for the daemon
 	// to accept connections again.
 	restartPatience = 10 * time.Second
+	// readPatience is how long the daemon may take to begin its answer to a request that only
+	// reads.
+	readPatience = 30 * time.Second
 	// dialPause is the time between two attempts to connect.
 	dialPause = 200 * time.Millisecond
 )
@@ -139,17 +142,44 @@ func (a *app) roundTrip(ctx context.Context, r *http.Request) (*http.Response, e
 	if err != nil {
 		return nil, err
 	}
+	patience := a.timeout
+	if r.Method == http.MethodGet && (patience == 0 || patience > readPatience) {
+		patience = readPatience
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	if patience > 0 {
+		silent := failf(exitTimedOut, "vmand at %s does not answer for %s", e, patience).
+			hint("the request may still be carried out: vman op ls shows the operations")
+		defer time.AfterFunc(patience, func() { cancel(silent) }).Stop()
+	}
 	r = r.Clone(ctx)
 	e.address(r, a.version)
 	resp, err := c.Do(r)
 	if err != nil {
+		cause := context.Cause(ctx)
+		cancel(nil)
+		if errors.As(cause, new(*failure)) {
+			return nil, cause
+		}
 		return nil, err
 	}
+	resp.Body = &cancelBody{resp.Body, cancel}
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		return resp, nil
 	}
 	defer resp.Body.Close()
 	return nil, problemOf(resp)
+}
+
+// A cancelBody releases the context of its request when it is closed.
+type cancelBody struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+}
+
+func (b *cancelBody) Close() error {
+	defer b.cancel(nil)
+	return b.ReadCloser.Close()
 }
 
 // problemOf returns the problem in an answer as an error.

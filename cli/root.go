@@ -176,7 +176,11 @@ A second Ctrl-C ends vman at once.
 
 If the connection breaks, a request is repeated once with the same Idempotency-Key, so nothing is done twice.`},
 	}
-	var all []*cobra.Command
+	list := "vman help TOPIC shows one of these:\n"
+	for _, t := range text {
+		list += fmt.Sprintf("\n%-12s %s", t.name, t.short)
+	}
+	all := []*cobra.Command{{Use: "topics", Short: "The help topics", Long: "The help topics\n\n" + list}}
 	for _, t := range text {
 		all = append(all, &cobra.Command{Use: t.name, Short: t.short, Long: t.short + "\n\n" + t.long})
 	}

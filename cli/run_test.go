@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -446,4 +447,140 @@ func TestSizes(t *testing.T) {
 			t.Errorf("%d is %s, want %s", bytes, got, want)
 		}
 	}
+}
+
+func TestDaemonThatIsSlow(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.mux.HandleFunc("GET /disks", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	f.mux.HandleFunc("DELETE /disks/d", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	vman(t, "disk", "ls", "--timeout", "50ms").want(t, exitTimedOut, "does not answer for 50ms")
+	vman(t, "disk", "rm", "d", "--yes", "--timeout", "50ms").want(t, exitTimedOut, "may still be carried out")
+}
+
+// A daemon of another version may know more or fewer properties and states.
+func TestOtherVersionsOfTheDaemon(t *testing.T) {
+	f := newFakeDaemon(t)
+	newer := apiVM("new", "migrating")
+	newer["region"] = map[string]any{"name": "x"}
+	f.answer("GET /vms", 200, []any{newer, map[string]any{"id": "old", "state": "running"}})
+	vman(t, "ls", "-o", "wide").want(t, 0, "migrating", "old")
+	vman(t, "ls", "-o", "json").want(t, 0, `"region"`)
+	f.answer("GET /health", 200, map[string]any{"status": "ok", "service": "vmand", "version": "9.0.0"})
+	vman(t, "version").want(t, 0, "vman  1.2.3", "vmand 9.0.0")
+}
+
+// The daemon holds the answer to a start until the guest is ready. Then the steps of the boot
+// that no event has shown are shown.
+func TestStartWaitsForTheGuest(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.mux.HandleFunc("POST /vms/web/actions/start", func(w http.ResponseWriter, r *http.Request) {
+		if got := r.URL.Query().Get("wait_for") + " " + r.Header.Get("Prefer"); got != "agent wait=119" && got != "agent wait=120" {
+			t.Errorf("the request has %q", got)
+		}
+		v := apiVM("web", "running")
+		v["boot"] = map[string]any{"spawned_at": "2026-01-02T03:04:05Z", "agent_at": "2026-01-02T03:04:09Z"}
+		writeJSON(w, 200, v)
+	})
+	f.mux.HandleFunc("GET /events", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	r := vman(t, "start", "web", "--for", "agent", "--timeout", "2m").want(t, 0, "VM web is running")
+	if want := "VM web: QEMU runs\nVM web: the guest agent answers\n"; r.err != want {
+		t.Errorf("progress %q, want %q", r.err, want)
+	}
+}
+
+func TestPrivateKeysAreNotSent(t *testing.T) {
+	f := newFakeDaemon(t)
+	key := filepath.Join(t.TempDir(), "id_ed25519")
+	if err := os.WriteFile(key, []byte("-----BEGIN OPENSSH PRIVATE KEY-----\nx\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	vman(t, "create", "web", "--ssh-key", key).want(t, exitUsage, "private key", "id_ed25519.pub")
+	if got := f.seen(); strings.Contains(got, "POST") {
+		t.Errorf("the client sent %s", got)
+	}
+}
+
+func TestCatalogPassesTheChecksumOn(t *testing.T) {
+	f := newFakeDaemon(t)
+	sum := strings.Repeat("ab", 64)
+	f.mux.HandleFunc("GET /SUMS", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, "%s  other.qcow2\n%s  tiny.qcow2\n", strings.Repeat("0", 128), sum)
+	})
+	f.mux.HandleFunc("POST /images", func(w http.ResponseWriter, r *http.Request) {
+		var body map[string]any
+		_ = json.NewDecoder(r.Body).Decode(&body)
+		if body["sha512"] != sum || body["url"] != f.URL+"/tiny.qcow2" {
+			t.Errorf("the request is %v", body)
+		}
+		writeJSON(w, 201, map[string]any{"name": "tiny", "state": "available"})
+	})
+	dir := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "vman")
+	entry := fmt.Sprintf("tiny: {url: %[1]s/tiny.qcow2, checksums: %[1]s/SUMS, user: root}\nlost: {url: %[1]s/lost.qcow2, checksums: %[1]s/SUMS}\n", f.URL)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "catalog.yaml"), []byte(entry), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	vman(t, "image", "import", "tiny").want(t, 0, "image tiny is available")
+	vman(t, "image", "import", "lost").want(t, exitFailed, "no checksum for lost.qcow2")
+	vman(t, "image", "catalog", "-q").want(t, 0, "debian-12", "tiny")
+	for line, want := range map[string]string{
+		sum[:64] + " *x.img":           sum[:64],
+		"SHA256 (x.img) = " + sum[:64]: sum[:64],
+		"SHA512 (x.img) = " + sum:      sum,
+		sum[:64] + "  xx.img":          "",
+		"# x.img: 3 bytes":             "",
+	} {
+		if got := findSum([]byte("first\n"+line+"\n"), "x.img"); got != want {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+	}
+}
+
+// A large answer, and a list without an end, are not kept in memory.
+func TestListsAreStreamed(t *testing.T) {
+	f := newFakeDaemon(t)
+	const items = 5_000
+	f.mux.HandleFunc("GET /vms", func(w http.ResponseWriter, _ *http.Request) {
+		text, _ := json.Marshal(apiVM("web", "running"))
+		fmt.Fprint(w, "[")
+		for i := range items {
+			if i > 0 {
+				fmt.Fprint(w, ",")
+			}
+			_, _ = w.Write(text)
+		}
+		fmt.Fprint(w, "]")
+	})
+	var peak memory
+	isolatedRun := func() int {
+		return Run(t.Context(), []string{"ls", "-o", "json"}, Streams{Out: &peak, Err: &peak}, "1.2.3")
+	}
+	if status := isolatedRun(); status != 0 {
+		t.Fatalf("status %d", status)
+	}
+	if peak.lines < items || peak.most > 10<<20 {
+		t.Errorf("%d lines, %s of heap", peak.lines, formatSize(int64(peak.most)))
+	}
+}
+
+// A memory measures the live heap while it is written to.
+type memory struct {
+	lines, writes int
+	begin, most   uint64
+}
+
+func (m *memory) Write(b []byte) (int, error) {
+	m.lines += bytes.Count(b, []byte("\n"))
+	if m.writes++; m.writes%5000 == 1 {
+		runtime.GC()
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		if m.begin == 0 {
+			m.begin = s.HeapAlloc
+		}
+		m.most = max(m.most, s.HeapAlloc-min(s.HeapAlloc, m.begin))
+	}
+	return len(b), nil
 }

@@ -51,8 +51,13 @@ func (a *app) hold(ctx context.Context, subject, id, condition string, request f
 	if err == nil {
 		n.rest(v.value.Boot)
 	}
-	if err != nil && op != "" {
-		return v, stillRunning(ctx, err, op)
+	if err != nil && ctx.Err() != nil {
+		if op == "" {
+			op = a.runningOperation(ctx, id)
+		}
+		if op != "" {
+			return v, stillRunning(ctx, err, op)
+		}
 	}
 	if err != nil || v.status != http.StatusAccepted {
 		return v, err
@@ -64,6 +69,20 @@ func (a *app) hold(ctx context.Context, subject, id, condition string, request f
 		}
 	}
 	return a.await(ctx, id, condition)
+}
+
+// runningOperation returns the operation that changes a VM at the moment; empty if that is not
+// known.
+func (a *app) runningOperation(ctx context.Context, id string) string {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), completionPatience)
+	defer stop()
+	running, resource := client.OperationStateRunning, "vms/"+id
+	ops, err := all[client.Operation](ctx, a)(client.NewListOperationsRequest(server,
+		&client.ListOperationsParams{Resource: &resource, State: &running}))
+	if err != nil || len(ops) == 0 {
+		return ""
+	}
+	return ops[len(ops)-1].ID
 }
 
 // bootSteps describes the steps of a boot: their keys in the event vm.boot, and when they

@@ -133,3 +133,22 @@ func TestClientIsInterrupted(t *testing.T) {
 	v.run(0, "state=running", "wait", "web")
 	v.run(0, "VM web is stopped", "stop", "web", "--force")
 }
+
+// A reader of the output that ends early ends the client without a message.
+func TestClientWritesToAClosedPipe(t *testing.T) {
+	v := newVman(t, harness.StartDaemon(t))
+	v.run(0, "", "template", "create", "small", "--memory", "64M")
+	cmd, said := v.command("template", "ls", "-o", "json")
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
+	cmd.Stdout = writer
+	err = cmd.Run()
+	writer.Close()
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok || !status.Signaled() || status.Signal() != syscall.SIGPIPE || said.Len() > 0 {
+		t.Errorf("the client ended with %v and said %q, want SIGPIPE and nothing", err, said)
+	}
+}
