@@ -10,7 +10,7 @@ VACUUM := $(GO) tool -modfile=tools/lint/go.mod vacuum
 E2E = VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest $(GO) test -count=1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build run test unit cover bench torture check lint-openapi generate guest debian test-debian test-kvm clean
+.PHONY: help deps build install run test unit cover bench torture check lint-openapi generate guest debian test-debian test-kvm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ deps: ## install the programs that vmand runs (QEMU)
 
 build: ## build ./vmand, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o vmand .
+
+PREFIX ?= /usr/local
+install: build ## install vmand and its client vman in PREFIX=/usr/local, below DESTDIR
+	install -D -m 0755 vmand $(DESTDIR)$(PREFIX)/bin/vmand
+	ln -sf vmand $(DESTDIR)$(PREFIX)/bin/vman
 
 run: deps build ## start vmand with the default configuration
 	@exec ./vmand
@@ -45,8 +50,11 @@ torture: deps build guest ## kill vmand and QEMUs for SECONDS=120 while clients 
 check: ## check format, generated code, API contract and packaging, vet, and run static analysis
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	$(MAKE) --no-print-directory generate lint-openapi
-	git diff --exit-code -- openapi
+	git diff --exit-code -- openapi docs/cli.md
 	$(GO) vet ./...
+	for os in linux darwin windows; do \
+		GOOS=$$os $(GO) vet ./cli ./cmd/vman && \
+		GOOS=$$os CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/vman || exit 1; done
 	$(GO) vet -tags debian,failpoints,kvm . ./failpoint ./qemu ./test/debian ./test/kvm
 	$(STATICCHECK) ./...
 	scripts/check-unit.sh packaging/vmand.service
@@ -54,8 +62,9 @@ check: ## check format, generated code, API contract and packaging, vet, and run
 lint-openapi: ## lint the API contract; warnings count as errors
 	$(VACUUM) lint --ruleset tools/lint/ruleset.yaml --details --no-banner --no-style --fail-severity warn openapi/vman.yaml
 
-generate: ## generate the code in openapi/ from vman.yaml
+generate: ## generate the code in openapi/ from vman.yaml, and the reference of the client
 	$(GO) generate ./openapi/...
+	$(GO) test -run '^TestReferenceIsCurrent$$' ./cli -update
 
 guest: deps ## build the Linux guest of the tests in build/guest, unless it is up to date
 	@test/guest/build.sh build/guest

@@ -20,7 +20,8 @@ var star = map[string][]string{
 	".": {"cli", "config", "vm", "manager", "host", "openapi", "server", "store", "qemu", "network", "observer"},
 	// The commands know the daemon only through its API, so that they can become a
 	// separate program. Package main passes them the functions of the host that they need.
-	"cli": {"openapi/client"},
+	"cli":      {"openapi/client"},
+	"cmd/vman": {"cli"},
 	// config holds the Options of these packages, so that an option is declared once,
 	// where it is used. It calls none of their functions, and only main imports it.
 	"config":                 {"manager", "server", "qemu", "network", "observer"},

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"vmand/cli"
@@ -19,10 +20,26 @@ import (
 var version = "unknown"
 
 func main() {
-	if err := run(os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}); err != nil {
+	std := cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
+	if args, ok := clientArgs(os.Args); ok {
+		os.Exit(cli.Main(args, std, version))
+	}
+	if err := run(os.Args[1:], std); err != nil {
 		fmt.Fprintln(os.Stderr, "vmand:", err)
 		os.Exit(statusOf(err))
 	}
+}
+
+// clientArgs returns the arguments of the client, and whether it is called: as vman, or as
+// vmand vman.
+func clientArgs(args []string) ([]string, bool) {
+	if len(args) > 0 && filepath.Base(args[0]) == "vman" {
+		return args[1:], true
+	}
+	if len(args) > 1 && args[1] == "vman" {
+		return args[2:], true
+	}
+	return nil, false
 }
 
 // exitConfig is the exit status for an invalid configuration (sysexits.h, EX_CONFIG),

@@ -1,7 +1,12 @@
-// Package cli implements the client commands of vmand: console, backup, restore
-// and network teardown.
+// Package cli implements vman, the client of vmand, and the operator commands of vmand
+// itself: console, backup, restore and network teardown.
 //
-// It knows the daemon only through its API (package openapi/client). What a command
+// Run executes the tree of commands of vman; root.go has it. A command makes a request with
+// a generated builder of package openapi/client, sends it with call or change, waits for its
+// operation with settle, and prints the result with an output. resource.go has the commands
+// that all kinds of resources share.
+//
+// The package knows the daemon only through its API (package openapi/client). What a command
 // does without the API, such as copying the database, is a function that package
 // main passes in a [Host].
 package cli
@@ -12,13 +17,18 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 )
 
 // Usage is the part of the --help text that describes the commands.
-const Usage = `  vmand backup FILE [flags]
+const Usage = `  vmand vman COMMAND [flags]
+  vmand backup FILE [flags]
   vmand restore FILE [flags]
   vmand network teardown [flags]
   vmand console VM [flags]
+
+vman is the client that manages VMs; a link vman to this program does the same. See
+vmand vman --help.
 
 backup copies the database to a new FILE. The database holds the records of VMs, disks
 and networks, not the content of disks. The daemon may be running.
@@ -120,10 +130,25 @@ func (c *Command) Run(ctx context.Context, h Host, std Streams) error {
 		err = teardown(ctx, h, std.Out)
 	case "console":
 		name = "console of VM " + c.operand
-		err = console(ctx, h.Socket, c.operand, c.console, std)
+		err = console(ctx, consoleOfSocket(h.Socket), c.operand, c.console, std)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", name, withHint(err))
 	}
 	return nil
+}
+
+// withHint returns an error with its hint in the same line.
+func withHint(err error) error {
+	text := err.Error()
+	var f *failure
+	if !errors.As(err, &f) {
+		return err
+	}
+	for _, line := range f.more {
+		if hint, ok := strings.CutPrefix(line, "hint: "); ok {
+			text += "; " + hint
+		}
+	}
+	return errors.New(text)
 }

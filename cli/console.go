@@ -2,13 +2,10 @@ package cli
 
 import (
 	"bufio"
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -35,10 +32,10 @@ const (
 // console connects the standard streams to the serial console of a VM. It returns
 // when the console ends, when the user closes it, or when ctx is done. If standard
 // input is a terminal, it is in raw mode meanwhile and restored afterwards.
-func console(ctx context.Context, socket, id string, f ConsoleFlags, std Streams) error {
+func console(ctx context.Context, d consoleDialer, id string, f ConsoleFlags, std Streams) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
-	conn, fromGuest, err := dialConsole(ctx, socket, id, f)
+	conn, fromGuest, err := dialConsole(ctx, d, id, f)
 	if err != nil {
 		return err
 	}
@@ -73,15 +70,45 @@ func console(ctx context.Context, socket, id string, f ConsoleFlags, std Streams
 	return err
 }
 
-// dialConsole connects to the console of a VM through the daemon at socket. The
-// output of the guest must be read from the reader, not from the connection.
-func dialConsole(ctx context.Context, socket, id string, f ConsoleFlags) (net.Conn, io.Reader, error) {
-	conn, err := dialSocket(ctx, socket)
+// A consoleDialer connects to a daemon and prepares requests for it.
+type consoleDialer struct {
+	dial    func(context.Context) (net.Conn, error)
+	prepare func(*http.Request)
+}
+
+// consoleOf connects to the daemon of an endpoint.
+func consoleOf(e *endpoint, version string) consoleDialer {
+	dial := func(ctx context.Context) (net.Conn, error) {
+		conn, err := e.open(ctx)
+		return conn, explain(ctx, err)
+	}
+	return consoleDialer{dial: dial, prepare: func(r *http.Request) { e.address(r, version) }}
+}
+
+// consoleOfSocket connects to the daemon of this host, for the command vmand console.
+func consoleOfSocket(socket string) consoleDialer {
+	dial := func(ctx context.Context) (net.Conn, error) {
+		if socket == "" {
+			return nil, errors.New("the daemon has no unix socket in this configuration: set --socket")
+		}
+		conn, err := dialUnix(ctx, socket, os.Geteuid() != 0)
+		if err != nil {
+			return nil, fmt.Errorf("%w; is vmand running, and is this its socket (--socket)?", err)
+		}
+		return conn, nil
+	}
+	return consoleDialer{dial: dial, prepare: func(*http.Request) {}}
+}
+
+// dialConsole connects to the console of a VM. The output of the guest must be read from
+// the reader, not from the connection.
+func dialConsole(ctx context.Context, d consoleDialer, id string, f ConsoleFlags) (net.Conn, io.Reader, error) {
+	conn, err := d.dial(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	watch := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	r, err := upgrade(conn, id, f)
+	r, err := d.upgrade(conn, id, f)
 	if !watch() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -92,25 +119,8 @@ func dialConsole(ctx context.Context, socket, id string, f ConsoleFlags) (net.Co
 	return conn, r, nil
 }
 
-func dialSocket(ctx context.Context, socket string) (net.Conn, error) {
-	if socket == "" {
-		return nil, errors.New("the daemon has no unix socket in this configuration: set --socket")
-	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
-	if errors.Is(err, fs.ErrNotExist) && os.Geteuid() != 0 {
-		if other, err := d.DialContext(ctx, "unix", systemSocket); err == nil {
-			return other, nil
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w; is vmand running, and is this its socket (--socket)?", err)
-	}
-	return conn, nil
-}
-
 // upgrade turns a connection to the daemon into a connection to a console.
-func upgrade(conn net.Conn, id string, f ConsoleFlags) (io.Reader, error) {
+func (d consoleDialer) upgrade(conn net.Conn, id string, f ConsoleFlags) (io.Reader, error) {
 	params := client.OpenConsoleParams{}
 	if !f.ReadOnly {
 		params.Write = new(true)
@@ -122,6 +132,7 @@ func upgrade(conn net.Conn, id string, f ConsoleFlags) (io.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.prepare(request)
 	request.Header.Set("Connection", "Upgrade")
 	request.Header.Set("Upgrade", "vman-console")
 	if err := conn.SetDeadline(time.Now().Add(upgradeTimeout)); err != nil {
@@ -144,17 +155,11 @@ func upgrade(conn net.Conn, id string, f ConsoleFlags) (io.Reader, error) {
 
 // refusal returns the problem in an answer of the daemon as an error.
 func refusal(answer *http.Response) error {
-	var p client.Problem
-	if err := json.NewDecoder(io.LimitReader(answer.Body, maxProblem)).Decode(&p); err != nil {
-		return fmt.Errorf("vmand answers %s", answer.Status)
+	err := problemOf(answer)
+	var f *failure
+	if errors.As(err, &f) && f.code == client.ProblemCodeBusy {
+		f.more = nil
+		f.hint("use --take-over or --read-only")
 	}
-	hint := p.Hint
-	if p.Code == client.ProblemCodeBusy {
-		hint = "use --take-over or --read-only"
-	}
-	text := cmp.Or(p.Detail, p.Title, answer.Status)
-	if hint != "" {
-		text += "; " + hint
-	}
-	return errors.New(text)
+	return err
 }

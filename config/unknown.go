@@ -9,9 +9,10 @@ import (
 	"github.com/agnivade/levenshtein"
 )
 
-// otherVariables are variables with vmand's prefix that are not settings: in a
-// build with fail points, the one that names a fail point (package failpoint).
-var otherVariables []string
+// otherVariables are variables with vmand's prefix that are not settings: those of the
+// client vman, and in a build with fail points the one that names a fail point (package
+// failpoint).
+var otherVariables = []string{"VMAN_CONTEXT", "VMAN_TOKEN", "VMAN_TOKEN_FILE", "VMAN_URL"}
 
 // unknownVariables returns a warning about each environment variable that has vmand's
 // prefix and no effect: it may be misspelled, or be meant for another program. A variable

@@ -117,7 +117,7 @@ func (f *fakeConsole) start(flags ConsoleFlags, terminal, ours *os.File) *sessio
 	std.Err = &c.stderr
 	var ctx context.Context
 	ctx, c.cancel = context.WithCancel(f.t.Context())
-	go func() { c.ended <- console(ctx, f.socket, "web", flags, std) }()
+	go func() { c.ended <- console(ctx, consoleOfSocket(f.socket), "web", flags, std) }()
 	return c
 }
 
@@ -254,8 +254,8 @@ func TestErrorsOfAConsoleHaveAHint(t *testing.T) {
 		{f.socket + "x", "web", "is vmand running"},
 		{"", "web", "--socket"},
 	} {
-		err := console(t.Context(), c.socket, c.id, ConsoleFlags{}, Streams{})
-		if err == nil || !strings.Contains(err.Error(), c.want) {
+		err := console(t.Context(), consoleOfSocket(c.socket), c.id, ConsoleFlags{}, Streams{})
+		if err == nil || !strings.Contains(withHint(err).Error(), c.want) {
 			t.Errorf("got %v, want %q", err, c.want)
 		}
 	}
