@@ -33,6 +33,7 @@ func BenchmarkDaemon(b *testing.B) {
 		{"Start", benchStart},
 		{"HTTP", benchHTTP},
 		{"Growth", benchGrowth},
+		{"Client", benchClient},
 		{"Observer", benchObserver},
 		{"Paused", benchPaused},
 		{"CreateDisk", benchCreateDisk},
