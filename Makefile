@@ -49,7 +49,7 @@ check: ## check format, generated code, API contract and packaging, vet, and run
 	$(GO) vet ./...
 	$(GO) vet -tags debian,failpoints,kvm . ./failpoint ./qemu ./test/debian ./test/kvm
 	$(STATICCHECK) ./...
-	scripts/check-unit.sh packaging/vmand.service
+	scripts/check-unit.sh packaging/*.service packaging/*.socket packaging/*.slice
 
 lint-openapi: ## lint the API contract; warnings count as errors
 	$(VACUUM) lint --ruleset tools/lint/ruleset.yaml --details --no-banner --no-style --fail-severity warn openapi/vman.yaml

@@ -401,7 +401,7 @@ func TestRestoreOnANewHostAndOverADamagedDatabase(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(state, databaseFile), bytes.Repeat([]byte("rubbish "), 1000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newContainer(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := newContainer(t.Context(), cfg, passed{}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Fatal("started with a damaged database")
 	}
 	if _, err := command(t, cfg, "restore", file); err != nil {

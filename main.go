@@ -13,6 +13,7 @@ import (
 
 	"vmand/cli"
 	"vmand/config"
+	"vmand/store"
 )
 
 // version is set by the linker.
@@ -29,13 +30,20 @@ func main() {
 // after which a service manager must not start vmand again.
 const exitConfig = 78
 
+// exitNewer is the exit status for a database of a newer vmand (EX_DATAERR), after
+// which a service manager must not start vmand again, either.
+const exitNewer = 65
+
 // errConfig marks an invalid configuration.
 type errConfig struct{ error }
 
 // statusOf returns the exit status for an error.
 func statusOf(err error) int {
-	if errors.As(err, new(errConfig)) {
+	switch {
+	case errors.As(err, new(errConfig)):
 		return exitConfig
+	case errors.Is(err, store.ErrNewer):
+		return exitNewer
 	}
 	return 1
 }
@@ -52,7 +60,8 @@ func run(args []string, std cli.Streams) error {
 		_, err = io.WriteString(std.Out, text)
 		return err
 	}
-	cfg, err := config.Read(line.sources())
+	read := func() (config.Config, error) { return config.Read(line.sources()) }
+	cfg, err := read()
 	if err != nil {
 		return errConfig{err}
 	}
@@ -68,5 +77,5 @@ func run(args []string, std cli.Streams) error {
 	if line.command != nil {
 		return line.command.Run(ctx, hostOf(cfg), std)
 	}
-	return serve(ctx, cfg)
+	return serve(ctx, read)
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -114,4 +115,16 @@ func Read(s Sources) (Config, error) {
 		return c, errors.New("the configuration is not valid:\n  " + strings.Join(wrong, "\n  "))
 	}
 	return c, nil
+}
+
+// Changed returns the keys of the settings that differ between two configurations, in the
+// order of config.yaml.
+func Changed(a, b Config) []string {
+	var keys []string
+	for _, s := range settings {
+		if !reflect.DeepEqual(s.field(&a), s.field(&b)) { // of the values: both are pointers
+			keys = append(keys, s.key)
+		}
+	}
+	return keys
 }
