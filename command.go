@@ -91,6 +91,7 @@ func hostOf(cfg config.Config) cli.Host {
 	database := filepath.Join(state, databaseFile)
 	return cli.Host{
 		Socket: cfg.Socket,
+		Guests: cli.GuestsOptions{Parallel: cfg.GuestsParallel, Limit: cfg.GuestsStopLimit},
 		Backup: func(ctx context.Context, file string) (string, error) {
 			return database, store.Copy(ctx, database, file)
 		},

@@ -49,7 +49,7 @@ func TestHelpShowsCommandsFlagsAndSettings(t *testing.T) {
 	text := line.answer()
 	for _, word := range []string{
 		"--config", "--check-config", "--version", "--help", "--read-only", "--take-over",
-		"vmand backup FILE", "vmand restore FILE", "vmand network teardown", "vmand console VM",
+		"vmand backup FILE", "vmand restore FILE", "vmand network teardown", "vmand guests stop|start", "vmand console VM",
 		"VMAN_LISTEN", "(default 5s)",
 	} {
 		if !strings.Contains(text, word) {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
@@ -53,6 +54,9 @@ type Config struct {
 
 	ImagesMaxGiB       int
 	ImagesAllowPrivate []string // addresses and prefixes
+
+	GuestsParallel  int
+	GuestsStopLimit time.Duration
 
 	ObserverAllowSlow bool
 	LogLevel          slog.Level

@@ -35,6 +35,7 @@ type VM struct {
 	Restarts    int       // consecutive automatic restarts, see [VM.PlanRestart]
 	RestartAt   time.Time // when the next automatic restart is due, zero for none
 	Autostart   Autostart
+	Shutdown    Shutdown
 
 	NICs     []NIC         // in order of their slots; nil for none
 	Forwards []PortForward // in order of creation; nil for none
@@ -102,6 +103,9 @@ type VMEdits struct {
 	Labels      *map[string]string // replaces all labels
 	Restart     *RestartPolicy
 	Autostart   *Autostart
+	// ShutdownTimeout and ShutdownAction are the parts of the [Shutdown].
+	ShutdownTimeout *time.Duration
+	ShutdownAction  *ShutdownAction
 	// Desired enables or disables automatic restarts and the start at boot. It does not
 	// start or stop the VM.
 	Desired *Desired
@@ -142,6 +146,9 @@ func (e VMEdits) Apply(v *VM) error {
 			return InvalidField("/autostart_delay", "must be 0 to %d seconds", int(MaxDelay/time.Second))
 		}
 		v.Autostart = a
+	}
+	if err := e.applyShutdown(v); err != nil {
+		return err
 	}
 	if e.Desired != nil {
 		switch *e.Desired {
