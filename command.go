@@ -63,7 +63,7 @@ func (c commandLine) answer() string {
 	case c.help:
 		return usage + cli.Usage + usageFlags + config.Help(configYAML)
 	case c.version:
-		return "vmand " + version + "\n"
+		return fmt.Sprintf("vmand %s (commit %s, %s)\n", version, commit, date)
 	}
 	return ""
 }

@@ -63,6 +63,16 @@ func TestHelpShowsCommandsFlagsAndSettings(t *testing.T) {
 	}
 }
 
+func TestVersionHasCommitAndDate(t *testing.T) {
+	line, err := parseArgs([]string{"--version"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := line.answer(), "vmand unknown (commit unknown, unknown)\n"; got != want {
+		t.Errorf("--version prints %q, want %q", got, want)
+	}
+}
+
 func TestTeardownOfADryRunIsANoOp(t *testing.T) {
 	if out, err := command(t, dryRun(t), "network", "teardown"); err != nil || out != "nothing to remove\n" {
 		t.Errorf("%q, %v; want nothing to remove", out, err)

@@ -16,8 +16,12 @@ import (
 	"vmand/store"
 )
 
-// version is set by the linker.
-var version = "unknown"
+// These are set by the linker, from scripts/version.sh.
+var (
+	version = "unknown"
+	commit  = "unknown"
+	date    = "unknown" // of the commit
+)
 
 func main() {
 	if err := run(os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}); err != nil {
