@@ -2,7 +2,6 @@
 # that they need (scripts/deps.sh): Debian packages and Go modules.
 
 GO ?= go
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 STATICCHECK := $(GO) tool -modfile=tools/staticcheck/go.mod staticcheck
 VACUUM := $(GO) tool -modfile=tools/lint/go.mod vacuum
 
@@ -10,7 +9,7 @@ VACUUM := $(GO) tool -modfile=tools/lint/go.mod vacuum
 E2E = VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest $(GO) test -count=1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build install run test unit cover bench torture check lint-openapi generate guest debian test-debian test-kvm clean
+.PHONY: help deps build deb rpm packages install run test unit cover bench torture check lint-openapi generate guest debian test-debian test-packages test-kvm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +18,16 @@ deps: ## install the programs that vmand runs (QEMU)
 	@scripts/deps.sh run
 
 build: ## build ./vmand, static
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o vmand .
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$$(scripts/version.sh ldflags)" -o vmand .
+
+deb: ## build a Debian package in build/packages
+	scripts/package.sh build/packages deb
+
+rpm: ## build an RPM package in build/packages
+	scripts/package.sh build/packages rpm
+
+packages: ## build all packages in build/packages
+	scripts/package.sh build/packages deb rpm
 
 PREFIX ?= /usr/local
 install: build ## install vmand and its client vman in PREFIX=/usr/local, below DESTDIR
@@ -57,7 +65,7 @@ check: ## check format, generated code, API contract and packaging, vet, and run
 		GOOS=$$os CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/vman || exit 1; done
 	$(GO) vet -tags debian,failpoints,kvm . ./failpoint ./qemu ./test/debian ./test/kvm
 	$(STATICCHECK) ./...
-	scripts/check-unit.sh packaging/vmand.service
+	scripts/check-unit.sh packaging/*.service packaging/*.socket packaging/*.slice
 
 lint-openapi: ## lint the API contract; warnings count as errors
 	$(VACUUM) lint --ruleset tools/lint/ruleset.yaml --details --no-banner --no-style --fail-severity warn openapi/vman.yaml
@@ -76,6 +84,10 @@ debian: ## build a Debian cloud image in build/debian, unless it is up to date
 test-debian: deps build debian guest ## boot the Debian cloud image and log in to it; takes minutes without KVM
 	VMAN_TEST_DEBIAN=$(CURDIR)/build/debian/debian-12.qcow2 \
 		$(E2E) -v -timeout=60m -tags debian -run '^TestDebian$$' ./test/debian
+
+test-packages: ## build the packages twice, compare them, and check them with lintian
+	@scripts/deps.sh packages
+	scripts/test-packages.sh
 
 test-kvm: ## run tests under KVM, in an emulated guest on a host without KVM; takes ten minutes
 	@scripts/deps.sh kvm

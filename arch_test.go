@@ -245,9 +245,9 @@ func startsWith(doc *ast.CommentGroup, name string) bool {
 var logKeys = []string{
 	"backup", "bytes_left", "caller", "config", "count", "data", "details", "disk", "dry_run", "err", "event", "file", "image",
 	"ip", "is", "kind", "listen", "mac", "method", "migration", "mode", "network", "nic", "node", "offset", "op", "op_count",
-	"options",
-	"panic", "path", "pid", "port_forward", "program", "reason", "request_id", "resource", "restored_at", "server", "stack",
-	"state", "state_dir", "status", "step", "subnet", "timeout", "took", "usual", "uuid", "version", "vm", "waiting", "was",
+	"options", "panic", "path", "pid", "port_forward", "program", "reason", "request_id", "resource", "restored_at", "server",
+	"settings", "stack", "state", "state_dir", "status", "step", "subnet", "timeout", "took", "usual", "uuid", "version", "vm",
+	"waiting", "was",
 }
 
 func TestLogKeysAreFromTheList(t *testing.T) {

@@ -63,7 +63,7 @@ func (c commandLine) answer() string {
 	case c.help:
 		return usage + cli.Usage + usageFlags + config.Help(configYAML)
 	case c.version:
-		return "vmand " + version + "\n"
+		return fmt.Sprintf("vmand %s (commit %s, %s)\n", version, commit, date)
 	}
 	return ""
 }
@@ -91,6 +91,7 @@ func hostOf(cfg config.Config) cli.Host {
 	database := filepath.Join(state, databaseFile)
 	return cli.Host{
 		Socket: cfg.Socket,
+		Guests: cli.GuestsOptions{Parallel: cfg.GuestsParallel, Limit: cfg.GuestsStopLimit},
 		Backup: func(ctx context.Context, file string) (string, error) {
 			return database, store.Copy(ctx, database, file)
 		},

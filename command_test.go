@@ -49,7 +49,7 @@ func TestHelpShowsCommandsFlagsAndSettings(t *testing.T) {
 	text := line.answer()
 	for _, word := range []string{
 		"--config", "--check-config", "--version", "--help", "--read-only", "--take-over",
-		"vmand backup FILE", "vmand restore FILE", "vmand network teardown", "vmand console VM",
+		"vmand backup FILE", "vmand restore FILE", "vmand network teardown", "vmand guests stop|start", "vmand console VM",
 		"VMAN_LISTEN", "(default 5s)",
 	} {
 		if !strings.Contains(text, word) {
@@ -60,6 +60,16 @@ func TestHelpShowsCommandsFlagsAndSettings(t *testing.T) {
 		if len(line) > 101 {
 			t.Errorf("a line of --help has %d characters: %s", len(line), line)
 		}
+	}
+}
+
+func TestVersionHasCommitAndDate(t *testing.T) {
+	line, err := parseArgs([]string{"--version"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := line.answer(), "vmand unknown (commit unknown, unknown)\n"; got != want {
+		t.Errorf("--version prints %q, want %q", got, want)
 	}
 }
 
@@ -401,7 +411,7 @@ func TestRestoreOnANewHostAndOverADamagedDatabase(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(state, databaseFile), bytes.Repeat([]byte("rubbish "), 1000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newContainer(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := newContainer(t.Context(), cfg, passed{}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Fatal("started with a damaged database")
 	}
 	if _, err := command(t, cfg, "restore", file); err != nil {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
+
 	"vmand/config"
 	"vmand/host"
 	"vmand/manager"
@@ -47,6 +49,8 @@ type container struct {
 	observer  *observer.Observer
 	server    *server.Server
 	listeners []*server.Listener
+	passed    passed                           // by systemd
+	settings  settings                         // reread after SIGHUP
 	tools     func(context.Context) qemu.Tools // checks the installed QEMU programs
 	networks  *network.Networks
 
@@ -62,16 +66,25 @@ type driver interface {
 	GuestUID() int
 }
 
-// serve runs the daemon until ctx is done.
-func serve(ctx context.Context, cfg config.Config) (err error) {
+// serve runs the daemon with the settings of read until ctx is done.
+func serve(ctx context.Context, read func() (config.Config, error)) (err error) {
 	signals, release := catchHarmless()
 	defer release()
-	log, flush := newLogger(cfg, os.Stderr)
+	cfg, err := read()
+	if err != nil {
+		return errConfig{err}
+	}
+	passed, err := takePassed(cfg.ListenInsecure)
+	if err != nil {
+		return err
+	}
+	defer passed.close()
+	log, level, flush := newLogger(cfg, os.Stderr)
 	defer flush()
 	for _, warning := range cfg.Warnings {
 		log.Warn("a setting needs attention", "details", warning)
 	}
-	c, err := newContainer(ctx, cfg, log)
+	c, err := newContainer(ctx, cfg, passed, log)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil // stopped before the start was complete
 	}
@@ -79,6 +92,7 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
+	c.settings = settings{read: read, current: cfg, level: level}
 	serving, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { c.serveSignals(serving, signals) })
@@ -90,8 +104,8 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 // newContainer builds all parts and settles the operations of the previous vmand.
 // When it returns, the API's sockets accept connections, but requests are answered
 // only by [container.run].
-func newContainer(ctx context.Context, cfg config.Config, log *slog.Logger) (*container, error) {
-	c := &container{cfg: cfg, log: log}
+func newContainer(ctx context.Context, cfg config.Config, passed passed, log *slog.Logger) (*container, error) {
+	c := &container{cfg: cfg, passed: passed, log: log}
 	tuneMemory()
 	c.cfg.QEMU.Nice = host.RaisePriority()
 	c.cfg.Network.Nice = c.cfg.QEMU.Nice
@@ -345,14 +359,20 @@ func (c *container) buildServer(ctx context.Context) error {
 // openListeners opens the API's unix socket and TCP address. A TCP address that cannot
 // be opened yet does not fail the start: the socket works meanwhile.
 func (c *container) openListeners(context.Context) error {
-	if c.cfg.Socket != "" {
+	switch {
+	case c.passed.unix != nil:
+		c.addListener(server.Passed("socket", c.passed.unix, c.log))
+	case c.cfg.Socket != "":
 		l, err := server.KeepUnix(c.cfg.Socket, c.cfg.Server.Group, c.log)
 		if err != nil {
 			return fmt.Errorf("socket: %w", err)
 		}
 		c.addListener(l)
 	}
-	if c.cfg.Listen != "" {
+	switch {
+	case c.passed.tcp != nil:
+		c.addListener(server.Passed("listen", c.passed.tcp, c.log))
+	case c.cfg.Listen != "":
 		l, err := server.KeepTCP(c.cfg.Listen, c.log)
 		if err != nil {
 			return fmt.Errorf("listen: %w", err)
@@ -410,8 +430,9 @@ func (c *container) run(ctx context.Context) error {
 	wg.Go(func() { c.logStart(observing) })
 	wg.Go(func() { c.autostart(observing) })
 	wg.Go(func() { c.announceStop(observing) })
-	c.notify(notifyReady)
-	context.AfterFunc(ctx, func() { c.notify(notifyStopping) })
+	wg.Go(func() { c.watchdog(observing) })
+	c.notify(daemon.SdNotifyReady)
+	context.AfterFunc(ctx, func() { c.notify(daemon.SdNotifyStopping) })
 	listeners := make([]net.Listener, len(c.listeners))
 	for i, l := range c.listeners {
 		listeners[i] = l
@@ -445,12 +466,6 @@ func (c *container) announceStop(ctx context.Context) {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer stop()
 	c.event(ctx, "daemon.stopping", map[string]any{"version": version, "pid": os.Getpid()})
-}
-
-func (c *container) notify(state string) {
-	if err := notify(state); err != nil {
-		c.log.Warn("cannot notify systemd", "state", state, "err", err)
-	}
 }
 
 // logStart logs the version, the main settings and problems with the host. It runs

@@ -125,9 +125,15 @@ func (l *lines) String() string {
 // start builds a container and runs it until the end of the test.
 func start(t *testing.T, cfg config.Config) *running {
 	t.Helper()
+	return startPassed(t, cfg, passed{})
+}
+
+// startPassed is start with listeners that systemd passed.
+func startPassed(t *testing.T, cfg config.Config, passed passed) *running {
+	t.Helper()
 	log := &lines{}
 	ctx, cancel := context.WithCancel(t.Context())
-	c, err := newContainer(ctx, cfg, slog.New(slog.NewJSONHandler(log, nil)))
+	c, err := newContainer(ctx, cfg, passed, slog.New(slog.NewJSONHandler(log, nil)))
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -250,7 +256,7 @@ func TestAVMSurvivesARestartOfTheDaemon(t *testing.T) {
 func TestASecondVmandFailsAndNamesTheFirst(t *testing.T) {
 	cfg := dryRun(t)
 	r := start(t, cfg)
-	_, err := newContainer(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	_, err := newContainer(t.Context(), cfg, passed{}, slog.New(slog.DiscardHandler))
 	for _, want := range []string{fmt.Sprintf("pid %d", os.Getpid()), r.cfg.StateDir} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q in it", err, want)
@@ -265,7 +271,7 @@ func TestTwoVmandsCannotShareARuntimeDirectory(t *testing.T) {
 	r := start(t, dryRun(t))
 	other := dryRun(t)
 	other.RuntimeDir, other.Socket = filepath.Dir(r.cfg.RuntimeDir), "" // so that the socket is not the conflict
-	_, err := newContainer(t.Context(), other, slog.New(slog.DiscardHandler))
+	_, err := newContainer(t.Context(), other, passed{}, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "another vmand") || !strings.Contains(err.Error(), r.cfg.RuntimeDir) {
 		t.Errorf("error %v, want one with the directory %s", err, r.cfg.RuntimeDir)
 	}
@@ -376,7 +382,7 @@ func TestErrorsOfAFailedStartHaveAHint(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			c, err := newContainer(t.Context(), dryRun(t, tt.args...), slog.New(slog.DiscardHandler))
+			c, err := newContainer(t.Context(), dryRun(t, tt.args...), passed{}, slog.New(slog.DiscardHandler))
 			if err == nil {
 				t.Fatal(c.close())
 			}
@@ -450,7 +456,7 @@ func TestADamagedDatabaseFailsTheStartAndReleasesTheDirectory(t *testing.T) {
 	if err := os.WriteFile(db, bytes.Repeat([]byte("rubbish "), 1000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err = newContainer(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	_, err = newContainer(t.Context(), cfg, passed{}, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), db) {
 		t.Errorf("error %v, want one that names the database", err)
 	}

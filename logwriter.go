@@ -15,16 +15,18 @@ import (
 )
 
 // newLogger returns the logger that the configuration defines, which writes to
-// stderr, and a function that writes the buffered lines. Call flush before the
-// process ends.
-func newLogger(cfg config.Config, stderr *os.File) (log *slog.Logger, flush func()) {
-	o := &slog.HandlerOptions{Level: cfg.LogLevel}
+// stderr, its level, which may be changed at any time, and a function that writes the
+// buffered lines. Call flush before the process ends.
+func newLogger(cfg config.Config, stderr *os.File) (log *slog.Logger, level *slog.LevelVar, flush func()) {
+	level = &slog.LevelVar{}
+	level.Set(cfg.LogLevel)
+	o := &slog.HandlerOptions{Level: level}
 	w := newBatchWriter(stderr)
 	var h slog.Handler = slog.NewJSONHandler(w, o)
 	if cfg.LogFormat == "text" || cfg.LogFormat == "auto" && term.IsTerminal(int(stderr.Fd())) {
 		h = slog.NewTextHandler(w, o)
 	}
-	return slog.New(promptHandler{h, w}), w.flush
+	return slog.New(promptHandler{h, w}), level, w.flush
 }
 
 // The limits of the buffer. It is worth its code where the log is a pipe, as under

@@ -21,7 +21,7 @@ func TestTheLogOfAFileIsJSONUnlessTheFormatIsText(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer out.Close()
-		log, flush := newLogger(config.Config{LogFormat: format, LogLevel: slog.LevelWarn}, out)
+		log, _, flush := newLogger(config.Config{LogFormat: format, LogLevel: slog.LevelWarn}, out)
 		defer flush()
 		log.Info("below the level")
 		log.Warn("above the level", "key", "value")

@@ -14,10 +14,15 @@ import (
 
 	"vmand/cli"
 	"vmand/config"
+	"vmand/store"
 )
 
-// version is set by the linker.
-var version = "unknown"
+// These are set by the linker, from scripts/version.sh.
+var (
+	version = "unknown"
+	commit  = "unknown"
+	date    = "unknown" // of the commit
+)
 
 func main() {
 	std := cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
@@ -46,13 +51,20 @@ func clientArgs(args []string) ([]string, bool) {
 // after which a service manager must not start vmand again.
 const exitConfig = 78
 
+// exitNewer is the exit status for a database of a newer vmand (EX_DATAERR), after
+// which a service manager must not start vmand again, either.
+const exitNewer = 65
+
 // errConfig marks an invalid configuration.
 type errConfig struct{ error }
 
 // statusOf returns the exit status for an error.
 func statusOf(err error) int {
-	if errors.As(err, new(errConfig)) {
+	switch {
+	case errors.As(err, new(errConfig)):
 		return exitConfig
+	case errors.Is(err, store.ErrNewer):
+		return exitNewer
 	}
 	return 1
 }
@@ -69,7 +81,8 @@ func run(args []string, std cli.Streams) error {
 		_, err = io.WriteString(std.Out, text)
 		return err
 	}
-	cfg, err := config.Read(line.sources())
+	read := func() (config.Config, error) { return config.Read(line.sources()) }
+	cfg, err := read()
 	if err != nil {
 		return errConfig{err}
 	}
@@ -88,5 +101,5 @@ func run(args []string, std cli.Streams) error {
 	if line.command != nil {
 		return line.command.Run(ctx, hostOf(cfg), std)
 	}
-	return serve(ctx, cfg)
+	return serve(ctx, read)
 }

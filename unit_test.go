@@ -2,12 +2,14 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"vmand/cli"
+	"vmand/store"
 )
 
 // unitSettings returns the lines of the service file.
@@ -23,7 +25,9 @@ func unitSettings(t *testing.T) []string {
 func TestTheServiceIsStartedAgainHoweverOftenItIsKilled(t *testing.T) {
 	lines := unitSettings(t)
 	for _, want := range []string{
-		"Restart=on-failure", "StartLimitIntervalSec=0", "RestartPreventExitStatus=78", "ExecReload=/bin/kill -HUP $MAINPID",
+		"Restart=on-failure", "StartLimitIntervalSec=0", "ExecReload=/bin/kill -HUP $MAINPID",
+		fmt.Sprintf("RestartPreventExitStatus=%d %d", exitNewer, exitConfig),
+		"RestartForceExitStatus=SIGHUP SIGINT SIGPIPE SIGTERM", // clean ends for systemd (systemd.service(5))
 	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("the service file has no line %s", want)
@@ -35,6 +39,9 @@ func TestAnInvalidConfigurationHasItsOwnExitStatus(t *testing.T) {
 	err := run([]string{"--log-level=loud"}, cli.Streams{})
 	if err == nil || statusOf(err) != exitConfig {
 		t.Errorf("%v has the exit status %d", err, statusOf(err))
+	}
+	if got := statusOf(fmt.Errorf("open: %w", store.ErrNewer)); got != exitNewer {
+		t.Errorf("a database of a newer version has the exit status %d", got)
 	}
 	if got := statusOf(errors.New("other")); got != 1 {
 		t.Errorf("another error has the exit status %d", got)

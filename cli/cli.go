@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -25,6 +26,7 @@ const Usage = `  vmand vman COMMAND [flags]
   vmand backup FILE [flags]
   vmand restore FILE [flags]
   vmand network teardown [flags]
+  vmand guests stop|start [flags]
   vmand console VM [flags]
 
 vman is the client that manages VMs; a link vman to this program does the same. See
@@ -41,6 +43,12 @@ are reported as orphans in GET /observer/status and are not changed.
 network teardown removes everything that vmand has set up for networks on this host:
 bridges, taps and firewall rules. Running VMs lose their connections until the next start
 of the daemon, which sets up the networks again.
+
+guests stop is for a shutdown of the host: it asks the guests of all VMs to power off,
+several at a time, those with autostart last and in the reverse order of their start. After
+shutdown_timeout of a VM its process is ended; guests.stop_limit is the limit for all. The VMs
+keep their desired state. guests start starts the VMs with autostart that are wanted running,
+as the daemon does by itself after the host has booted.
 
 console connects the terminal to the serial console of a VM through the daemon's unix
 socket. Enter ~ . closes the console, Enter ~ ? lists the other escapes. If standard input
@@ -70,6 +78,8 @@ type Host struct {
 	// Teardown removes what vmand has set up for networks. It returns the names of
 	// what it removed, also when it fails.
 	Teardown func(ctx context.Context) (removed []string, err error)
+	// Guests are the settings of the guests commands.
+	Guests GuestsOptions
 }
 
 // ConsoleFlags are the flags of the console command.
@@ -85,12 +95,21 @@ type Command struct {
 	console ConsoleFlags
 }
 
-// operands names the operand of each command.
+// operands names the operand of each command, or the words that it can be.
 var operands = map[string]string{
 	"backup":  "FILE",
 	"restore": "FILE",
 	"network": "teardown",
+	"guests":  "stop|start",
 	"console": "VM",
+}
+
+// fits reports whether an argument can be the operand of a command.
+func fits(argument, operand string) bool {
+	if operand == strings.ToLower(operand) {
+		return slices.Contains(strings.Split(operand, "|"), argument)
+	}
+	return argument != ""
 }
 
 // Parse returns the command that the arguments of vmand name, or nil if there are
@@ -110,7 +129,7 @@ func Parse(args []string, f ConsoleFlags) (*Command, error) {
 	if !ok {
 		return nil, fmt.Errorf("unknown command %q; see vmand --help", name)
 	}
-	if len(args) != 2 || args[1] == "" || name == "network" && args[1] != operand {
+	if len(args) != 2 || !fits(args[1], operand) {
 		return nil, fmt.Errorf("usage: vmand %s %s; see vmand --help", name, operand)
 	}
 	return &Command{name: name, operand: args[1], console: f}, nil
@@ -128,6 +147,9 @@ func (c *Command) Run(ctx context.Context, h Host, std Streams) error {
 	case "network":
 		name = "network teardown"
 		err = teardown(ctx, h, std.Out)
+	case "guests":
+		name += " " + c.operand
+		err = guests(ctx, h, c.operand, std.Out)
 	case "console":
 		name = "console of VM " + c.operand
 		err = console(ctx, consoleOfSocket(h.Socket), c.operand, c.console, std)

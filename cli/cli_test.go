@@ -39,6 +39,8 @@ func TestParseRefusesUnknownCommandsAndMissingOperands(t *testing.T) {
 		{"console"},
 		{"network"},
 		{"network", "setup"},
+		{"guests"},
+		{"guests", "stop|start"},
 	} {
 		if _, err := Parse(args, ConsoleFlags{}); err == nil || !strings.Contains(err.Error(), "--help") {
 			t.Errorf("%q: error %v, want one that names --help", args, err)

@@ -18,6 +18,10 @@ const (
 	maxInterval     = 5 * time.Second
 	maxSlowInterval = time.Hour
 
+	maxParallel  = 1000
+	minStopLimit = 10 * time.Second
+	maxStopLimit = 25 * time.Minute
+
 	minKeep     = time.Hour
 	minEvents   = 1000
 	maxImageGiB = 16 << 10 // the largest disk
@@ -105,6 +109,20 @@ func checkPrivate(c *Config) string {
 			return "must be a list of addresses and subnets, such as [10.0.0.0/8, 127.0.0.1]"
 		}
 		c.QEMU.Images.AllowPrivate = append(c.QEMU.Images.AllowPrivate, prefix.Masked())
+	}
+	return ""
+}
+
+func checkGuestsParallel(c *Config) string {
+	if c.GuestsParallel < 1 || c.GuestsParallel > maxParallel {
+		return fmt.Sprintf("must be 1 to %d", maxParallel)
+	}
+	return ""
+}
+
+func checkGuestsStopLimit(c *Config) string {
+	if c.GuestsStopLimit < minStopLimit || c.GuestsStopLimit > maxStopLimit {
+		return "must be 10s to 25m: systemd powers a host off by force after 30m"
 	}
 	return ""
 }

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"reflect"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
@@ -53,6 +55,9 @@ type Config struct {
 
 	ImagesMaxGiB       int
 	ImagesAllowPrivate []string // addresses and prefixes
+
+	GuestsParallel  int
+	GuestsStopLimit time.Duration
 
 	ObserverAllowSlow bool
 	LogLevel          slog.Level
@@ -121,4 +126,16 @@ func Read(s Sources) (Config, error) {
 		return c, errors.New("the configuration is not valid:\n  " + strings.Join(wrong, "\n  "))
 	}
 	return c, nil
+}
+
+// Changed returns the keys of the settings that differ between two configurations, in the
+// order of config.yaml.
+func Changed(a, b Config) []string {
+	var keys []string
+	for _, s := range settings {
+		if !reflect.DeepEqual(s.field(&a), s.field(&b)) { // of the values: both are pointers
+			keys = append(keys, s.key)
+		}
+	}
+	return keys
 }

@@ -170,6 +170,8 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 		"storage.low_mib":      "77",
 		"images.max_gib":       "9",
 		"images.allow_private": "10.0.0.7",
+		"guests.parallel":      "3",
+		"guests.stop_limit":    "3m",
 		"operations.keep":      "2h",
 		"events.keep":          "5000",
 		"log.level":            "debug",
@@ -185,7 +187,7 @@ func TestEverySettingIsAFlagAVariableAndAKey(t *testing.T) {
 		byFlag = append(byFlag, "--"+s.flag()+"="+value)
 	}
 	for _, section := range []string{
-		"", "qemu", "network", "observer", "storage", "images", "operations", "events", "log",
+		"", "qemu", "network", "observer", "storage", "images", "guests", "operations", "events", "log",
 	} {
 		if section != "" {
 			file += section + ":\n"
@@ -338,6 +340,14 @@ func TestInvalidConfigurationIsRefused(t *testing.T) {
 		"an empty storage limit": {
 			env:  env{"VMAN_STORAGE_LOW_MIB": ""},
 			want: words{"storage.low_mib", "whole number"},
+		},
+		"no guest at a time": {
+			file: "guests: {parallel: 0}",
+			want: words{"guests.parallel", "1 to 1000"},
+		},
+		"a stop limit above that of systemd": {
+			file: "guests: {stop_limit: 30m}",
+			want: words{"guests.stop_limit", "10s to 25m"},
 		},
 		"an image size of zero": {
 			file: "images: {max_gib: 0}",

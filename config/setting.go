@@ -164,6 +164,16 @@ var settings = []setting{
 		check: checkPrivate,
 	},
 	{
+		key:   "guests.parallel",
+		field: func(c *Config) any { return &c.GuestsParallel },
+		check: checkGuestsParallel,
+	},
+	{
+		key:   "guests.stop_limit",
+		field: func(c *Config) any { return &c.GuestsStopLimit },
+		check: checkGuestsStopLimit,
+	},
+	{
 		key:   "operations.keep",
 		field: func(c *Config) any { return &c.Manager.Keep },
 		check: checkKeep,

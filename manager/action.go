@@ -85,12 +85,14 @@ func (s *VMs) do(ctx context.Context, a *powerAction) (vm.VM, vm.Operation, erro
 	}
 	q := v.request(a, vm.VMResource(a.id))
 	if a.op == vm.OpStop || a.op == vm.OpRestart {
+		v, err := s.store.VM(ctx, a.id) // also before anything is cancelled for it
+		if err != nil {
+			return vm.VM{}, vm.Operation{}, err
+		}
+		a.stop = v.Resolve(a.stop)
 		q.timeout += a.stop.Timeout
 	}
 	if a.op == vm.OpStop && a.stop.Force {
-		if _, err := s.store.VM(ctx, a.id); err != nil { // before anything is cancelled for it
-			return vm.VM{}, vm.Operation{}, err
-		}
 		q.claim.preempt, q.preemptible = true, false
 	}
 	r, err := s.begin(ctx, q)
@@ -138,7 +140,7 @@ func (a *powerAction) intent(ctx context.Context, r *run) (vm.Change, error) {
 	a.to = to
 	v.State = via
 	if via != from {
-		v.Reason, v.ReasonDetail = vm.ReasonRequested, ""
+		v.Reason, v.ReasonDetail = a.reason(), ""
 	}
 	a.recordDesired(&v)
 	a.v = v
@@ -149,10 +151,22 @@ func (a *powerAction) intent(ctx context.Context, r *run) (vm.Change, error) {
 	return c, nil
 }
 
+// reason returns the reason of the states that the operation brings about.
+func (a *powerAction) reason() vm.Reason {
+	if a.stop.HostShutdown {
+		return vm.ReasonHostShutdown
+	}
+	return vm.ReasonRequested
+}
+
 // recordDesired sets the desired state and the restart fields that the operation implies.
 func (a *powerAction) recordDesired(v *vm.VM) {
 	if a.auto {
 		v.Restarts++
+		v.RestartAt = time.Time{}
+		return
+	}
+	if a.stop.HostShutdown { // it is wanted after the next boot as it is now
 		v.RestartAt = time.Time{}
 		return
 	}
@@ -184,7 +198,7 @@ func (a *powerAction) truth(ctx context.Context) (vm.Change, error) { return a.s
 // outcome returns the change that records a.v in the state it was to reach.
 func (a *powerAction) outcome() vm.Change {
 	from := a.v.State
-	a.v.State, a.v.Reason, a.v.ReasonDetail = a.to, vm.ReasonRequested, ""
+	a.v.State, a.v.Reason, a.v.ReasonDetail = a.to, a.reason(), ""
 	return vm.Change{VM: &vm.VMUpdate{From: from, VM: a.v}}
 }
 

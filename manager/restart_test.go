@@ -204,3 +204,31 @@ func TestGuestPausedByAFullDiskContinuesWithFreeSpace(t *testing.T) {
 	must(t)(w.Settle(t.Context(), vm.VMResource("a")))
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 }
+
+func TestHostShutdownKeepsTheDesiredState(t *testing.T) {
+	w := newWorld(t)
+	policy := vm.RestartAlways
+	for _, id := range []string{"a", "killed", "stopped"} {
+		w.create(id)
+		w.edit(id, vm.VMEdits{Restart: &policy, Autostart: &vm.Autostart{Enabled: true}})
+		w.do(id, vm.OpStart)
+	}
+	w.edit("killed", vm.VMEdits{ShutdownAction: new(vm.ShutdownKill)})
+	w.do("stopped", vm.OpStop)
+	for _, id := range []string{"a", "killed"} {
+		_, o, err := w.VMs.Do(t.Context(), id, vm.OpStop, vm.StopOptions{OwnTimeout: true, HostShutdown: true})
+		must(t)(o, err)
+		must(t)(w.Operations.Wait(t.Context(), o.ID))
+		if v := w.wantVM(id, vm.Stopped, vm.ReasonHostShutdown); v.Desired != vm.DesiredRunning || !v.RestartAt.IsZero() {
+			t.Errorf("VM %s is %+v; want desired running and no restart", id, v)
+		}
+	}
+	calls := strings.Join(w.driver.Calls(), ",")
+	if !strings.Contains(calls, "Shutdown a") || !strings.Contains(calls, "Destroy killed") {
+		t.Errorf("the calls of the driver are %s; want a shutdown of a, and the end of killed", calls)
+	}
+	must(t)(w.VMs.Autostart(t.Context(), "next boot"))
+	w.wantVM("a", vm.Running, vm.ReasonRequested)
+	w.wantVM("killed", vm.Running, vm.ReasonRequested)
+	w.wantVM("stopped", vm.Stopped, vm.ReasonRequested)
+}

@@ -21,6 +21,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vmand/vm"
@@ -140,6 +141,8 @@ type Observer struct {
 	telling sync.Mutex
 	untold  []vm.Event // not recorded yet
 
+	progress atomic.Pointer[time.Time] // of the loop, the last; nil before Run
+
 	mu       sync.Mutex
 	nudged   map[string]bool // ids of VMs to settle soon
 	settling map[string]bool // ids of VMs being settled because of a nudge
@@ -177,15 +180,31 @@ func (o *Observer) Run(ctx context.Context) {
 	o.wg.Go(func() { o.serveRestarts(ctx) })
 	ticker := time.NewTicker(o.o.Interval)
 	defer ticker.Stop()
+	o.noteProgress()
 	for {
 		o.pass(ctx)
 		o.prune(ctx)
+		o.noteProgress()
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
 	}
+}
+
+// noteProgress records that the loop has made a step: it is called after each part of a pass
+// that has a time limit.
+func (o *Observer) noteProgress() {
+	now := time.Now()
+	o.progress.Store(&now)
+}
+
+// Works reports whether the loop makes progress: no step takes longer than its timeouts
+// allow. A pass that fails is progress, too. It is true before [Observer.Run].
+func (o *Observer) Works() bool {
+	last := o.progress.Load()
+	return last == nil || time.Since(*last) < overdue(o.o.Interval)
 }
 
 func (o *Observer) serveNudges(ctx context.Context) {

@@ -684,7 +684,13 @@ func TestHangingPassIsOverdue(t *testing.T) {
 	observe(t, w, func(o *Observer) {
 		stuck := make(chan struct{})
 		w.change(func() { w.stuck = stuck })
+		if !o.Works() {
+			t.Error("an observer whose pass has begun does not work")
+		}
 		after(overdue(interval))
+		if o.Works() {
+			t.Error("an observer works although its pass is stuck")
+		}
 		if s := o.Status(); s.Status != StatusOK {
 			t.Errorf("status %q, %q within the time limit of a pass, want ok", s.Status, s.Error)
 		}

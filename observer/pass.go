@@ -93,6 +93,7 @@ func (o *Observer) act(ctx context.Context, plan []Action) []result {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			results[i] = o.settle(ctx, a)
+			o.noteProgress() // the number of repairs is not limited
 		})
 	}
 	wg.Wait()

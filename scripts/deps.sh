@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# deps.sh run|test|debian|kvm — installs the missing programs that vmand (run), its tests
-# (test), their Debian image (debian) or the tests under KVM (kvm) need besides git, make
-# and Go. It installs them with apt if it runs as root, and otherwise prints what to install. `run` succeeds even
-# so: vmand works without QEMU, but no VM can start.
+# deps.sh run|test|debian|kvm|packages|systemd — installs the missing programs that vmand
+# (run), its tests (test), their Debian image (debian), the tests under KVM (kvm), of the
+# packages or with systemd need besides git, make and Go. It installs them with apt if it
+# runs as root, and otherwise prints what to install. `run` succeeds even so: vmand works
+# without QEMU, but no VM can start.
 set -euo pipefail
 
 # program : Debian package
@@ -15,10 +16,12 @@ test)
 	needed+=(gcc:gcc /usr/include/stdlib.h:libc6-dev) # the race detector
 	needed+=(/sbin/mkfs.ext4:e2fsprogs findmnt:util-linux mount:mount) # file systems that break
 	;;
+packages) needed=(lintian:lintian dpkg-deb:dpkg) ;;
+systemd) needed=(mmdebstrap:mmdebstrap systemd-nspawn:systemd-container unshare:util-linux mount:mount) ;;
 kvm) needed+=(mmdebstrap:mmdebstrap mount:mount /sbin/mke2fs:e2fsprogs cpio:cpio) ;;
 debian) needed+=(mmdebstrap:mmdebstrap mount:mount /sbin/mke2fs:e2fsprogs) ;;
 *)
-	echo "usage: deps.sh run|test|debian|kvm" >&2
+	echo "usage: deps.sh run|test|debian|kvm|packages|systemd" >&2
 	exit 2
 	;;
 esac

@@ -61,6 +61,15 @@ func KeepUnix(path, group string, log *slog.Logger) (*Listener, error) {
 	return l, nil
 }
 
+// Passed returns a listener for an address that another process, such as systemd, has opened
+// and owns. It is never opened again, and Close leaves its socket file. name is that of the
+// setting that it replaces.
+func Passed(name string, current net.Listener, log *slog.Logger) *Listener {
+	l := newListener(name, current.Addr(), log, nil)
+	l.current = current
+	return l
+}
+
 func newListener(name string, addr net.Addr, log *slog.Logger, open func() (net.Listener, error)) *Listener {
 	l := &Listener{name: name, addr: addr, open: open, log: log}
 	l.closing, l.close = context.WithCancel(context.Background())

@@ -42,6 +42,9 @@ func (s *Server) CreateVM(ctx context.Context, r openapi.CreateVMRequestObject) 
 		Labels:      (*map[string]string)(b.Labels),
 		Restart:     (*vm.RestartPolicy)(b.RestartPolicy),
 		BootDevice:  bootDevice(b.BootDevice),
+
+		ShutdownTimeout: seconds(b.ShutdownTimeout),
+		ShutdownAction:  (*vm.ShutdownAction)(b.ShutdownAction),
 	}
 	if start, some := mergeAutostart(vm.Autostart{}, b.Autostart, b.AutostartOrder, b.AutostartDelay); some {
 		edits.Autostart = &start
@@ -218,6 +221,9 @@ func (s *Server) UpdateVM(ctx context.Context, r openapi.UpdateVMRequestObject) 
 		Restart:     (*vm.RestartPolicy)(b.RestartPolicy),
 		BootDevice:  bootDevice(b.BootDevice),
 		Desired:     (*vm.Desired)(b.DesiredState),
+
+		ShutdownTimeout: seconds(b.ShutdownTimeout),
+		ShutdownAction:  (*vm.ShutdownAction)(b.ShutdownAction),
 	}
 	v, err := s.updateVM(ctx, r.ID, edits, match, func(a vm.Autostart) (vm.Autostart, bool) {
 		return mergeAutostart(a, b.Autostart, b.AutostartOrder, b.AutostartDelay)
@@ -332,7 +338,9 @@ func (s *Server) awaitStarted(ctx context.Context, id, prefer, waitFor string, r
 
 // StopVM implements [openapi.StrictServerInterface].
 func (s *Server) StopVM(ctx context.Context, r openapi.StopVMRequestObject) (openapi.Response, error) {
-	return s.act(ctx, r.ID, vm.OpStop, stopOptions(r.Body.Force, r.Body.TimeoutSeconds), r.Params.Prefer, nil)
+	o := stopOptions(r.Body.Force, r.Body.TimeoutSeconds)
+	o.HostShutdown = value(r.Body.Reason) == openapi.StopRequestReasonHostShutdown
+	return s.act(ctx, r.ID, vm.OpStop, o, r.Params.Prefer, nil)
 }
 
 // RestartVM implements [openapi.StrictServerInterface].
@@ -362,11 +370,19 @@ func (s *Server) SendNMI(ctx context.Context, r openapi.SendNMIRequestObject) (o
 }
 
 func stopOptions(force *bool, seconds *int) vm.StopOptions {
-	o := vm.StopOptions{Force: value(force), Timeout: vm.DefaultStopTimeout}
+	o := vm.StopOptions{Force: value(force), OwnTimeout: seconds == nil}
 	if seconds != nil {
 		o.Timeout = time.Duration(*seconds) * time.Second
 	}
 	return o
+}
+
+// seconds returns a number of seconds as a duration, nil for nil.
+func seconds(n *int) *time.Duration {
+	if n == nil {
+		return nil
+	}
+	return new(time.Duration(*n) * time.Second)
 }
 
 // act starts an operation on a VM, and waits for its end and for the condition in

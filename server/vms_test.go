@@ -256,6 +256,20 @@ func TestTheConfigurationOfAVMCanBeChanged(t *testing.T) {
 	if len(ops) != 2 || ops[0].State != "succeeded" {
 		t.Errorf("operations %+v", ops)
 	}
+	if v.ShutdownTimeout != 60 || v.ShutdownAction != "stop" {
+		t.Errorf("shutdown %d s, %s", v.ShutdownTimeout, v.ShutdownAction)
+	}
+	v = into[openapi.VM](t, a.want(t, 200, "PATCH", "/vms/web-1", `{"shutdown_timeout":7,"shutdown_action":"kill"}`))
+	if v.ShutdownTimeout != 7 || v.ShutdownAction != "kill" {
+		t.Errorf("shutdown %d s, %s", v.ShutdownTimeout, v.ShutdownAction)
+	}
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+	v = into[openapi.VM](t, a.want(t, 200, "POST", "/vms/web-1/actions/stop", `{"reason":"host-shutdown"}`, "Prefer", "wait=30"))
+	if v.StateReason == nil || *v.StateReason != "host-shutdown" || v.DesiredState != "running" {
+		t.Errorf("stopped %+v", v)
+	}
+	a.want(t, 400, "POST", "/vms/web-1/actions/stop", `{"reason":"weather"}`)
+	a.want(t, 400, "PATCH", "/vms/web-1", `{"shutdown_timeout":0}`)
 	a.want(t, 400, "PATCH", "/vms/web-1", `{}`)
 	a.want(t, 404, "PATCH", "/vms/web-2", `{"autostart":true}`)
 	a.want(t, 404, "PATCH", "/vms/web-2", `{"description":"x"}`)

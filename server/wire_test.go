@@ -78,6 +78,8 @@ func apiVM(v *vm.VM) *openapi.VM {
 		Autostart:         v.Autostart.Enabled,
 		AutostartOrder:    v.Autostart.Order,
 		AutostartDelay:    int(v.Autostart.Delay / time.Second),
+		ShutdownTimeout:   int(v.Shutdown.OrDefault().Timeout / time.Second),
+		ShutdownAction:    openapi.ShutdownAction(v.Shutdown.OrDefault().Action),
 	}
 }
 
@@ -208,6 +210,7 @@ func TestAWireVMIsEncodedLikeTheGeneratedType(t *testing.T) {
 		"m.n_o-p": "1",
 	}
 	large.Restart, large.Restarts, large.RestartAt = vm.RestartAlways, 17, large.StartedAt
+	large.Shutdown = vm.Shutdown{Timeout: vm.MaxStopTimeout, Action: vm.ShutdownKill}
 	large.Autostart = vm.Autostart{Enabled: true, Order: vm.MaxOrder, Delay: vm.MaxDelay}
 	for _, v := range []vm.VM{{}, some, odd, large} {
 		var want strings.Builder

@@ -25,6 +25,9 @@ var embedded, _ = fs.Sub(embeddedFiles, "migrations")
 // applicationID marks a database of vmand: "vman" in ASCII.
 const applicationID = 0x766d616e
 
+// ErrNewer is in the chain of the error for a database that a newer vmand has written.
+var ErrNewer = errors.New("the database is of a newer version")
+
 // A migration brings a database from the version below to its own.
 type migration struct {
 	version int
@@ -97,7 +100,7 @@ func migrate(ctx context.Context, o Options) error {
 		return &vm.Fault{Code: vm.CodeUnavailable, Detail: fmt.Sprintf(
 			"database %s has version %d, this vmand supports only versions up to %d; it was not changed: "+
 				"install the newer vmand that wrote it, or restore the backup from before (%s)",
-			o.Path, version, len(all), recovery(o.Path))}
+			o.Path, version, len(all), recovery(o.Path)), Err: ErrNewer}
 	}
 	if version == len(all) {
 		return nil

@@ -7,7 +7,7 @@ import (
 	"vmand/vm"
 )
 
-// policy is the restart policy and autostart of a VM, stored as a JSON object, NULL for
+// policy is the restart policy, autostart and shutdown of a VM, stored as a JSON object, NULL for
 // the defaults. A column for each of its members would make a list of VMs a tenth
 // slower to read.
 type policy struct{ vm *vm.VM }
@@ -19,13 +19,17 @@ type policyJSON struct {
 	Autostart    bool             `json:"autostart,omitempty"`
 	Order        int              `json:"autostart_order,omitempty"`
 	DelaySeconds int64            `json:"autostart_delay_s,omitempty"`
+
+	ShutdownSeconds int64             `json:"shutdown_timeout_s,omitempty"`
+	ShutdownAction  vm.ShutdownAction `json:"shutdown_action,omitempty"`
 }
 
 // Value implements [driver.Valuer].
 func (p policy) Value() (driver.Value, error) {
 	a := p.vm.Autostart
 	j := policyJSON{Restart: p.vm.Restart, Restarts: p.vm.Restarts,
-		Autostart: a.Enabled, Order: a.Order, DelaySeconds: int64(a.Delay / time.Second)}
+		Autostart: a.Enabled, Order: a.Order, DelaySeconds: int64(a.Delay / time.Second),
+		ShutdownSeconds: int64(p.vm.Shutdown.Timeout / time.Second), ShutdownAction: p.vm.Shutdown.Action}
 	if j.Restart == vm.RestartNever {
 		j.Restart = ""
 	}
@@ -42,6 +46,7 @@ func (p policy) Value() (driver.Value, error) {
 func (p *policy) Scan(src any) error {
 	v := p.vm
 	v.Restart, v.Restarts, v.RestartAt, v.Autostart = vm.RestartNever, 0, time.Time{}, vm.Autostart{}
+	v.Shutdown = vm.Shutdown{}
 	if src == nil {
 		return nil
 	}
@@ -57,5 +62,6 @@ func (p *policy) Scan(src any) error {
 		v.RestartAt = time.UnixMilli(j.RestartAt).UTC()
 	}
 	v.Autostart = vm.Autostart{Enabled: j.Autostart, Order: j.Order, Delay: time.Duration(j.DelaySeconds) * time.Second}
+	v.Shutdown = vm.Shutdown{Timeout: time.Duration(j.ShutdownSeconds) * time.Second, Action: j.ShutdownAction}
 	return nil
 }

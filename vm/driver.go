@@ -220,7 +220,9 @@ type Report func(step, message string)
 type StopOptions struct {
 	Force   bool          // end the process without asking the guest
 	Timeout time.Duration // time for the guest to power off before the process is ended
-}
 
-// DefaultStopTimeout is the value of [StopOptions].Timeout if a request gives none.
-const DefaultStopTimeout = 60 * time.Second
+	// OwnTimeout replaces Timeout by that of the VM. HostShutdown follows the VM's
+	// [Shutdown].Action and keeps its desired state. [VM.Resolve] does both.
+	OwnTimeout   bool
+	HostShutdown bool
+}

@@ -47,6 +47,7 @@ func TestWantsRestart(t *testing.T) {
 		{Paused, ReasonRequested},
 		{Paused, ReasonDiskFull},
 		{Stopped, ReasonRequested},
+		{Stopped, ReasonHostShutdown},
 		{Errored, ReasonUnreachable},
 	}
 	check := func(e end, policy RestartPolicy, want bool) {

@@ -30,6 +30,7 @@ const (
 	ReasonCreated       Reason = "created"
 	ReasonRequested     Reason = "requested"
 	ReasonGuestShutdown Reason = "guest-shutdown" // the guest powered itself off
+	ReasonHostShutdown  Reason = "host-shutdown"  // stopped because the host shuts down
 	ReasonStartFailed   Reason = "start-failed"
 	ReasonCrashed       Reason = "crashed" // the QEMU process has vanished
 	ReasonIOError       Reason = "io-error"
@@ -171,7 +172,7 @@ func Settle(recorded State, why Reason, seen Observation) Verdict {
 		return keep(Paused, ReasonMonitor)
 	case StatusShutdown:
 		if recorded == Stopping {
-			return Verdict{State: Stopped, Reason: ReasonRequested, End: true}
+			return Verdict{State: Stopped, Reason: stopReason(why), End: true}
 		}
 		return Verdict{State: Stopped, Reason: ReasonGuestShutdown, End: true}
 	case StatusPrelaunch: // launched with -S and never continued, or reset while it was paused
@@ -197,12 +198,20 @@ func settleGone(recorded State, why Reason) Verdict {
 	case recorded == Starting:
 		return Verdict{State: Stopped, Reason: ReasonStartFailed}
 	case recorded == Stopping:
-		return Verdict{State: Stopped, Reason: ReasonRequested}
+		return Verdict{State: Stopped, Reason: stopReason(why)}
 	case recorded == Stopped, recorded == Errored && why != ReasonUnreachable:
 		return Verdict{State: recorded, Reason: why}
 	default:
 		return Verdict{State: Errored, Reason: ReasonCrashed}
 	}
+}
+
+// stopReason returns the reason of a VM that is stopped after its stop was recorded with reason why.
+func stopReason(why Reason) Reason {
+	if why == ReasonHostShutdown {
+		return why
+	}
+	return ReasonRequested
 }
 
 // pausedReasons are the reasons of the run states in which QEMU runs no vCPU without a

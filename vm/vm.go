@@ -36,6 +36,7 @@ type VM struct {
 	RestartAt   time.Time // when the next automatic restart is due, zero for none
 	Autostart   Autostart
 	BootDevice  BootDevice // takes effect at the next start
+	Shutdown    Shutdown
 
 	NICs     []NIC         // in order of their slots; nil for none
 	Forwards []PortForward // in order of creation; nil for none
@@ -118,6 +119,9 @@ type VMEdits struct {
 	Restart     *RestartPolicy
 	Autostart   *Autostart
 	BootDevice  *BootDevice
+	// ShutdownTimeout and ShutdownAction are the parts of the [Shutdown].
+	ShutdownTimeout *time.Duration
+	ShutdownAction  *ShutdownAction
 	// Desired enables or disables automatic restarts and the start at boot. It does not
 	// start or stop the VM.
 	Desired *Desired
@@ -166,6 +170,9 @@ func (e VMEdits) Apply(v *VM) error {
 			return InvalidField("/boot_device", "must be disk or network")
 		}
 		v.BootDevice = *e.BootDevice
+	}
+	if err := e.applyShutdown(v); err != nil {
+		return err
 	}
 	if e.Desired != nil {
 		switch *e.Desired {

@@ -143,6 +143,7 @@ func reasonWords(r Reason) string {
 		ReasonCreated:       "it was never started",
 		ReasonRequested:     "a request asked for it",
 		ReasonGuestShutdown: "the guest powered itself off",
+		ReasonHostShutdown:  "the host shut down",
 		ReasonStartFailed:   "its start failed",
 		ReasonCrashed:       "its QEMU process vanished",
 		ReasonIOError:       "a disk had an I/O error",

@@ -333,6 +333,18 @@ const (
 	RestartPolicyOnFailure RestartPolicy = "on-failure"
 )
 
+// Defines values for ShutdownAction.
+const (
+	ShutdownActionKill ShutdownAction = "kill"
+	ShutdownActionStop ShutdownAction = "stop"
+)
+
+// Defines values for StopRequestReason.
+const (
+	StopRequestReasonHostShutdown StopRequestReason = "host-shutdown"
+	StopRequestReasonRequested    StopRequestReason = "requested"
+)
+
 // Defines values for UpdateVMDesiredState.
 const (
 	UpdateVMDesiredStateRunning UpdateVMDesiredState = "running"
@@ -373,6 +385,7 @@ const (
 	VMStateReasonDiskFull      VMStateReason = "disk-full"
 	VMStateReasonGuestPanicked VMStateReason = "guest-panicked"
 	VMStateReasonGuestShutdown VMStateReason = "guest-shutdown"
+	VMStateReasonHostShutdown  VMStateReason = "host-shutdown"
 	VMStateReasonInternalError VMStateReason = "internal-error"
 	VMStateReasonInterrupted   VMStateReason = "interrupted"
 	VMStateReasonIoError       VMStateReason = "io-error"
@@ -1055,6 +1068,16 @@ type CreateVM struct {
 
 	// RootDiskSizeBytes The size of the root disk in bytes, instead of `root_disk_size`: a whole number of MiB.
 	RootDiskSizeBytes *int64 `json:"root_disk_size_bytes,omitempty"`
+
+	// ShutdownAction What a shutdown of the host does to the VM.
+	//
+	// - `stop`: asks the guest to power off, and ends its process after `shutdown_timeout`.
+	// - `kill`: ends its process at once, like a power cut.
+	ShutdownAction *ShutdownAction `json:"shutdown_action,omitempty"`
+
+	// ShutdownTimeout The number of seconds that the guest has to power off when the VM is stopped, also when the host shuts down.
+	// Then its process is ended.
+	ShutdownTimeout *ShutdownTimeout `json:"shutdown_timeout,omitempty"`
 
 	// Start Whether to start the VM after it is created.
 	Start *bool `json:"start,omitempty"`
@@ -2275,7 +2298,7 @@ type RestartRequest struct {
 	Force *bool `json:"force,omitempty"`
 
 	// TimeoutSeconds The number of seconds after which the process is ended if the guest has not shut down, before the new
-	// start.
+	// start. The default is the VM's `shutdown_timeout`.
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
 
@@ -2352,6 +2375,16 @@ type SetPassword struct {
 	User string `json:"user"`
 }
 
+// ShutdownAction What a shutdown of the host does to the VM.
+//
+// - `stop`: asks the guest to power off, and ends its process after `shutdown_timeout`.
+// - `kill`: ends its process at once, like a power cut.
+type ShutdownAction string
+
+// ShutdownTimeout The number of seconds that the guest has to power off when the VM is stopped, also when the host shuts down.
+// Then its process is ended.
+type ShutdownTimeout = int
+
 // Slot The position of a NIC in its VM. It determines the PCI address of the NIC, and so its name in the guest. It is
 // immutable.
 type Slot = int
@@ -2361,9 +2394,18 @@ type StopRequest struct {
 	// Force Ends the process of the VM at once, without asking the guest. Data that the guest has not written is lost.
 	Force *bool `json:"force,omitempty"`
 
-	// TimeoutSeconds The number of seconds after which the process is ended if the guest has not shut down.
+	// Reason Why the VM is stopped: `host-shutdown` keeps its `desired_state`, so that it starts with the host if it
+	// has `autostart`, and follows its `shutdown_action`. It is the `state_reason` of the stopped VM.
+	Reason *StopRequestReason `json:"reason,omitempty"`
+
+	// TimeoutSeconds The number of seconds after which the process is ended if the guest has not shut down. The default is
+	// the VM's `shutdown_timeout`.
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
 }
+
+// StopRequestReason Why the VM is stopped: `host-shutdown` keeps its `desired_state`, so that it starts with the host if it
+// has `autostart`, and follows its `shutdown_action`. It is the `state_reason` of the stopped VM.
+type StopRequestReason string
 
 // Subnet An IPv4 subnet with its prefix length, /16 to /29.
 type Subnet = string
@@ -2529,6 +2571,16 @@ type UpdateVM struct {
 	// - `on-failure`: if the VM crashed, could not be started, or its guest panicked.
 	// - `always`: also if the guest powered itself off.
 	RestartPolicy *RestartPolicy `json:"restart_policy,omitempty"`
+
+	// ShutdownAction What a shutdown of the host does to the VM.
+	//
+	// - `stop`: asks the guest to power off, and ends its process after `shutdown_timeout`.
+	// - `kill`: ends its process at once, like a power cut.
+	ShutdownAction *ShutdownAction `json:"shutdown_action,omitempty"`
+
+	// ShutdownTimeout The number of seconds that the guest has to power off when the VM is stopped, also when the host shuts down.
+	// Then its process is ended.
+	ShutdownTimeout *ShutdownTimeout `json:"shutdown_timeout,omitempty"`
 }
 
 // UpdateVMDesiredState The state that automatic restarts and the start at boot of the host aim for.
@@ -2646,6 +2698,16 @@ type VM struct {
 	// RootDiskSizeBytes The size of a disk in bytes, as the guest sees it.
 	RootDiskSizeBytes DiskSizeBytes `json:"root_disk_size_bytes"`
 
+	// ShutdownAction What a shutdown of the host does to the VM.
+	//
+	// - `stop`: asks the guest to power off, and ends its process after `shutdown_timeout`.
+	// - `kill`: ends its process at once, like a power cut.
+	ShutdownAction ShutdownAction `json:"shutdown_action"`
+
+	// ShutdownTimeout The number of seconds that the guest has to power off when the VM is stopped, also when the host shuts down.
+	// Then its process is ended.
+	ShutdownTimeout ShutdownTimeout `json:"shutdown_timeout"`
+
 	// StartedAt When the current or the last run started. Null before the first start.
 	StartedAt *time.Time `json:"started_at"`
 
@@ -2664,6 +2726,7 @@ type VM struct {
 	// - `created`: the VM was never started.
 	// - `requested`: a request changed the state.
 	// - `guest-shutdown`: the guest powered itself off.
+	// - `host-shutdown`: it was stopped because the host shuts down. `desired_state` is that from before.
 	// - `start-failed`: the last start failed.
 	// - `crashed`: the QEMU process ended without a request.
 	// - `io-error`: the host could not read or write a disk, so the guest was paused.
@@ -2713,6 +2776,7 @@ type VMLocalIpSource string
 //   - `created`: the VM was never started.
 //   - `requested`: a request changed the state.
 //   - `guest-shutdown`: the guest powered itself off.
+//   - `host-shutdown`: it was stopped because the host shuts down. `desired_state` is that from before.
 //   - `start-failed`: the last start failed.
 //   - `crashed`: the QEMU process ended without a request.
 //   - `io-error`: the host could not read or write a disk, so the guest was paused.
