@@ -87,6 +87,14 @@ func Run(ctx context.Context, args []string, std Streams, version string) int {
 	return statusOf(err)
 }
 
+// newAppOf returns an app for the requests to one daemon, without the command line of the
+// client.
+func newAppOf(e *endpoint, transport http.RoundTripper) *app {
+	a := &app{endpoint: e, http: &http.Client{Transport: transport}}
+	a.once.Do(func() {}) // connected
+	return a
+}
+
 // asUsage gives the errors that cobra makes itself their exit status.
 func asUsage(err error) error {
 	var f *failure

@@ -85,11 +85,13 @@ func consoleOf(e *endpoint, version string) consoleDialer {
 	return consoleDialer{dial: dial, prepare: func(r *http.Request) { e.address(r, version) }}
 }
 
+var errNoSocket = errors.New("the daemon has no unix socket in this configuration: set --socket")
+
 // consoleOfSocket connects to the daemon of this host, for the command vmand console.
 func consoleOfSocket(socket string) consoleDialer {
 	dial := func(ctx context.Context) (net.Conn, error) {
 		if socket == "" {
-			return nil, errors.New("the daemon has no unix socket in this configuration: set --socket")
+			return nil, errNoSocket
 		}
 		conn, err := dialUnix(ctx, socket, os.Geteuid() != 0)
 		if err != nil {

@@ -35,6 +35,8 @@ type endpoint struct {
 	system      bool     // try the socket of the system's daemon too
 	token       string
 	fingerprint string // hexadecimal SHA-256 of the certificate; empty for the usual checks
+
+	patience time.Duration // how long a connection waits for a daemon that is away
 }
 
 // String returns the endpoint as the user writes it.
@@ -135,22 +137,27 @@ func readToken(file string) (string, error) {
 	return token, nil
 }
 
-// dial connects to the daemon, without TLS.
+// dial connects to the daemon, without TLS. It waits up to e.patience for a daemon that is away.
 func (e *endpoint) dial(ctx context.Context) (net.Conn, error) {
+	for began := time.Now(); ; {
+		conn, err := e.dialOnce(ctx)
+		if err == nil {
+			return conn, nil
+		}
+		if time.Since(began) >= e.patience || !pause(ctx, dialPause) {
+			return nil, &dialError{e, err}
+		}
+	}
+}
+
+func (e *endpoint) dialOnce(ctx context.Context) (net.Conn, error) {
 	ctx, stop := context.WithTimeout(ctx, dialTimeout)
 	defer stop()
-	var conn net.Conn
-	var err error
 	if e.socket != "" {
-		conn, err = dialUnix(ctx, e.socket, e.system)
-	} else {
-		port := cmp.Or(e.url.Port(), map[string]string{"http": "80", "https": "443"}[e.url.Scheme])
-		conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(e.url.Hostname(), port))
+		return dialUnix(ctx, e.socket, e.system)
 	}
-	if err != nil {
-		return nil, &dialError{e, err}
-	}
-	return conn, nil
+	port := cmp.Or(e.url.Port(), map[string]string{"http": "80", "https": "443"}[e.url.Scheme])
+	return (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(e.url.Hostname(), port))
 }
 
 // dialUnix connects to a socket. If it does not exist and system is true, the socket of

@@ -3,14 +3,10 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,8 +20,6 @@ type GuestsOptions struct {
 }
 
 const (
-	// api is the host of requests, which go to the unix socket.
-	api = "http://localhost"
 	// killTime is the part of the limit that is kept to end the processes of guests
 	// that do not power off in time.
 	killTime = 10 * time.Second
@@ -39,11 +33,17 @@ const (
 
 // guests runs `guests start` or `guests stop` through the daemon's unix socket.
 func guests(ctx context.Context, h Host, action string, out io.Writer) error {
-	socket := consoleOfSocket(h.Socket)
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return socket.dial(ctx) }
-	transport := &http.Transport{DialContext: dial}
-	defer transport.CloseIdleConnections()
-	g := &guestsRun{http: &http.Client{Transport: transport}, o: h.Guests, out: out, told: map[string]bool{}}
+	if h.Socket == "" {
+		return errNoSocket
+	}
+	e, err := parseEndpoint("unix:" + h.Socket)
+	if err != nil {
+		return err
+	}
+	e.patience = dialTime
+	a := newAppOf(e, e.transport())
+	defer a.http.CloseIdleConnections()
+	g := &guestsRun{app: a, o: h.Guests, out: out, told: map[string]bool{}}
 	if action == "start" {
 		return g.start(ctx)
 	}
@@ -52,8 +52,8 @@ func guests(ctx context.Context, h Host, action string, out io.Writer) error {
 
 // A guestsRun is one run of a guests command.
 type guestsRun struct {
-	http *http.Client
-	o    GuestsOptions
+	app *app
+	o   GuestsOptions
 
 	mu   sync.Mutex
 	out  io.Writer
@@ -81,7 +81,7 @@ func (g *guestsRun) sayOf(id, format string, args ...any) {
 // start starts the VMs with autostart that were last asked to run, as the daemon does after
 // a boot of the host.
 func (g *guestsRun) start(ctx context.Context) error {
-	vms, err := g.list(ctx)
+	vms, err := all[client.VM](ctx, g.app)(client.NewListVMsRequest(server, &client.ListVMsParams{Limit: new(100)}))
 	if err != nil {
 		return err
 	}
@@ -96,11 +96,8 @@ func (g *guestsRun) start(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		g.sayOf(v.ID, "starting")
-		request, err := client.NewStartVMRequest(api, v.ID, &client.StartVMParams{Prefer: new("wait=120")},
-			client.StartVMJSONRequestBody{})
-		if err == nil {
-			err = g.do(ctx, request, nil)
-		}
+		params := client.StartVMParams{Prefer: new("wait=120")}
+		_, err := change[client.VM](ctx, g.app)(client.NewStartVMRequest(server, v.ID, &params, client.StartVMJSONRequestBody{}))
 		if err != nil {
 			errs = append(errs, fmt.Errorf("VM %s: %w", v.ID, err))
 		}
@@ -121,7 +118,7 @@ func (g *guestsRun) stop(ctx context.Context) error {
 	polite := began.Add(max(g.o.Limit-killTime, 0))
 	count := 0
 	for {
-		vms, err := g.list(ctx)
+		vms, err := all[client.VM](ctx, g.app)(client.NewListVMsRequest(server, &client.ListVMsParams{Limit: new(100)}))
 		if err != nil {
 			return err
 		}
@@ -230,73 +227,9 @@ func (g *guestsRun) stopOne(ctx context.Context, v client.VM, polite time.Time) 
 // stopAndWait begins the stop of a VM and returns the VM at its end.
 func (g *guestsRun) stopAndWait(ctx context.Context, id string, body client.StopVMJSONRequestBody, patience time.Duration) (v client.VM, err error) {
 	hold := fmt.Sprintf("wait=%d", int(min(patience+killTime, holdTime)/time.Second))
-	request, err := client.NewStopVMRequest(api, id, &client.StopVMParams{Prefer: &hold}, body)
-	if err != nil {
-		return v, err
+	r, err := change[client.VM](ctx, g.app)(client.NewStopVMRequest(server, id, &client.StopVMParams{Prefer: &hold}, body))
+	for err == nil && r.value.State == client.VMStateStopping && pause(ctx, retryTime) { // longer than a request is held
+		r, err = call[client.VM](ctx, g.app)(client.NewGetVMRequest(server, id, nil))
 	}
-	err = g.do(ctx, request, &v)
-	for err == nil && v.State == client.VMStateStopping && pause(ctx, retryTime) { // longer than a request is held
-		if request, err = client.NewGetVMRequest(api, id, nil); err == nil {
-			err = g.do(ctx, request, &v)
-		}
-	}
-	return v, err
-}
-
-// list returns all VMs, the oldest first.
-func (g *guestsRun) list(ctx context.Context) (all []client.VM, err error) {
-	request, err := client.NewListVMsRequest(api, &client.ListVMsParams{Limit: new(100)})
-	for err == nil {
-		var page []client.VM
-		var header http.Header
-		if header, err = g.send(ctx, request, &page); err != nil {
-			break
-		}
-		all = append(all, page...)
-		next, _, more := strings.Cut(header.Get("Link"), ">")
-		if !more {
-			return all, nil
-		}
-		request, err = http.NewRequest(http.MethodGet, api+strings.TrimPrefix(next, "<"), nil)
-	}
-	return nil, err
-}
-
-// do sends a request and decodes the answer, unless into is nil.
-func (g *guestsRun) do(ctx context.Context, request *http.Request, into any) error {
-	_, err := g.send(ctx, request, into)
-	return err
-}
-
-// send is do that returns the header of the answer. While the daemon is away, as during its
-// restart, it tries again.
-func (g *guestsRun) send(ctx context.Context, request *http.Request, into any) (header http.Header, err error) {
-	var answer *http.Response
-	for began := time.Now(); ; {
-		again := request.Clone(ctx)
-		if request.GetBody != nil {
-			if again.Body, err = request.GetBody(); err != nil {
-				return nil, err
-			}
-		}
-		answer, err = g.http.Do(again)
-		var dial *net.OpError
-		if err == nil || !errors.As(err, &dial) || dial.Op != "dial" || time.Since(began) > dialTime || !pause(ctx, retryTime) {
-			break
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer answer.Body.Close()
-	body := io.LimitReader(answer.Body, maxAnswer)
-	if answer.StatusCode >= 300 {
-		return nil, refusal(answer)
-	}
-	if into == nil {
-		_, err = io.Copy(io.Discard, body)
-	} else {
-		err = json.NewDecoder(body).Decode(into)
-	}
-	return answer.Header, err
+	return r.value, err
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -120,7 +121,7 @@ func guestVM(id string, order int) client.VM {
 func (f *guestsDaemon) run(t *testing.T, o GuestsOptions, command func(*guestsRun, context.Context) error) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
-	g := &guestsRun{http: &http.Client{Transport: f}, o: o, out: &out, told: map[string]bool{}}
+	g := &guestsRun{app: newAppOf(&endpoint{url: &url.URL{Scheme: "http", Host: "vmand"}}, f), o: o, out: &out, told: map[string]bool{}}
 	err := command(g, t.Context())
 	return out.String(), err
 }
@@ -208,8 +209,10 @@ func TestGuestsStopGivesUpAfterTheLimit(t *testing.T) {
 			return f.RoundTrip(r)
 		})
 		var out bytes.Buffer
-		g := &guestsRun{http: &http.Client{Transport: refuse}, o: GuestsOptions{Parallel: 1, Limit: 20 * time.Second}, out: &out,
-			told: map[string]bool{}}
+		g := &guestsRun{
+			app: newAppOf(&endpoint{url: &url.URL{Scheme: "http", Host: "vmand"}}, refuse),
+			o:   GuestsOptions{Parallel: 1, Limit: 20 * time.Second}, out: &out, told: map[string]bool{},
+		}
 		err := g.stop(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "did not stop within 20s") {
 			t.Errorf("error %v", err)
