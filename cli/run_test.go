@@ -2,8 +2,10 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -469,23 +471,55 @@ func TestOtherVersionsOfTheDaemon(t *testing.T) {
 	vman(t, "version").want(t, 0, "vman  1.2.3", "vmand 9.0.0")
 }
 
-// The daemon holds the answer to a start until the guest is ready. Then the steps of the boot
-// that no event has shown are shown.
+// The daemon holds the answer to a start until the guest is ready. The steps are shown as they
+// happen; those that no event has shown are shown at the end.
 func TestStartWaitsForTheGuest(t *testing.T) {
 	f := newFakeDaemon(t)
+	narrated, once := make(chan struct{}), sync.Once{}
 	f.mux.HandleFunc("POST /vms/web/actions/start", func(w http.ResponseWriter, r *http.Request) {
 		if got := r.URL.Query().Get("wait_for") + " " + r.Header.Get("Prefer"); got != "agent wait=119" && got != "agent wait=120" {
 			t.Errorf("the request has %q", got)
 		}
+		<-narrated
 		v := apiVM("web", "running")
-		v["boot"] = map[string]any{"spawned_at": "2026-01-02T03:04:05Z", "agent_at": "2026-01-02T03:04:09Z"}
+		v["boot"] = map[string]any{"first_serial_at": "2026-01-02T03:04:05Z", "agent_at": "2026-01-02T03:04:09Z"}
 		writeJSON(w, 200, v)
 	})
-	f.mux.HandleFunc("GET /events", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	f.mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		for i, event := range []string{
+			`"type":"vm.boot","resource":"vms/other","data":{"agent":"2026-01-02T03:04:05Z"}`,
+			`"type":"operation.step","resource":"operations/op-0","data":{"resource":"vms/other"}`,
+			`"type":"vm.boot","resource":"vms/web","data":{"serial":"2026-01-02T03:04:05Z"}`,
+			`"type":"operation.step","resource":"operations/op-1","data":{"resource":"vms/web","step":"cont"}`,
+		} {
+			fmt.Fprintf(w, "data: {\"seq\":%d,\"at\":\"2026-01-02T03:04:05Z\",%s}\n\n", i, event)
+		}
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	f.mux.HandleFunc("GET /operations/op-1", func(w http.ResponseWriter, r *http.Request) {
+		defer once.Do(func() { close(narrated) })
+		writeJSON(w, 200, apiOperation("op-1", "running", "starting QEMU"))
+	})
 	r := vman(t, "start", "web", "--for", "agent", "--timeout", "2m").want(t, 0, "VM web is running")
-	if want := "VM web: QEMU runs\nVM web: the guest agent answers\n"; r.err != want {
+	want := "VM web: the guest writes to its console\nVM web: starting QEMU\nVM web: the guest agent answers\n"
+	if r.err != want {
 		t.Errorf("progress %q, want %q", r.err, want)
 	}
+}
+
+// A start that is interrupted while the daemon holds its answer names the operation.
+func TestInterruptedStartNamesItsOperation(t *testing.T) {
+	f := newFakeDaemon(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	f.mux.HandleFunc("POST /vms/web/actions/start", func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		cancel(errInterrupted)
+		<-r.Context().Done()
+	})
+	f.mux.HandleFunc("GET /events", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	f.answer("GET /operations", 200, []any{apiOperation("op-7", "running")})
+	vmanWith(ctx, t, "", "start", "web", "--for", "agent").want(t, exitInterrupted, "operation op-7 continues")
 }
 
 func TestPrivateKeysAreNotSent(t *testing.T) {
