@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // A fakeDaemon answers requests like vmand.
@@ -457,6 +458,18 @@ func TestDaemonThatIsSlow(t *testing.T) {
 	f.mux.HandleFunc("DELETE /disks/d", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	vman(t, "disk", "ls", "--timeout", "50ms").want(t, exitTimedOut, "does not answer for 50ms")
 	vman(t, "disk", "rm", "d", "--yes", "--timeout", "50ms").want(t, exitTimedOut, "may still be carried out")
+	for request, want := range map[string]time.Duration{
+		"GET application/json":          readPatience,
+		"POST application/json":         time.Hour,
+		"POST application/octet-stream": 0, // an upload takes as long as it takes
+	} {
+		method, media, _ := strings.Cut(request, " ")
+		r := httptest.NewRequest(method, "/", nil)
+		r.Header.Set("Content-Type", media)
+		if got := (&app{timeout: time.Hour}).patience(r); got != want {
+			t.Errorf("%s may take %s, want %s", request, got, want)
+		}
+	}
 }
 
 // A daemon of another version may know more or fewer properties and states.
@@ -617,4 +630,18 @@ func (m *memory) Write(b []byte) (int, error) {
 		m.most = max(m.most, s.HeapAlloc-min(s.HeapAlloc, m.begin))
 	}
 	return len(b), nil
+}
+
+func TestStopGivesTheGuestTime(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.mux.HandleFunc("POST /vms/{id}/actions/stop", func(w http.ResponseWriter, r *http.Request) {
+		var body map[string]any
+		_ = json.NewDecoder(r.Body).Decode(&body)
+		if body["timeout_seconds"] != 91.0 || body["force"] != false {
+			t.Errorf("the request is %v", body)
+		}
+		writeJSON(w, 200, apiVM(r.PathValue("id"), "stopped"))
+	})
+	vman(t, "stop", "a", "b", "c", "--timeout", "90.5s").want(t, 0, "VM a is stopped", "VM b is stopped", "VM c is stopped")
+	vman(t, "stop", "a", "--timeout", "2h").want(t, exitUsage, "0s to 1h")
 }
