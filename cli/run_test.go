@@ -572,6 +572,9 @@ func TestCatalogPassesTheChecksumOn(t *testing.T) {
 	vman(t, "image", "import", "tiny").want(t, 0, "image tiny is available")
 	vman(t, "image", "import", "lost").want(t, exitFailed, "no checksum for lost.qcow2")
 	vman(t, "image", "catalog", "-q").want(t, 0, "debian-12", "tiny")
+	if got := findSum([]byte(strings.ToUpper(sum)+"\n"), "x.img"); got != sum {
+		t.Errorf("a file with one sum: %q", got)
+	}
 	for line, want := range map[string]string{
 		sum[:64] + " *x.img":           sum[:64],
 		"SHA256 (x.img) = " + sum[:64]: sum[:64],
