@@ -648,3 +648,30 @@ func TestStopGivesTheGuestTime(t *testing.T) {
 	vman(t, "stop", "a", "b", "c", "--timeout", "90.5s").want(t, 0, "VM a is stopped", "VM b is stopped", "VM c is stopped")
 	vman(t, "stop", "a", "--timeout", "2h").want(t, exitUsage, "0s to 1h")
 }
+
+// What the daemon sends is limited: one answer, one item of a list, one event.
+func TestAnswersAreLimited(t *testing.T) {
+	f := newFakeDaemon(t)
+	endless := func(begin string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, begin)
+			for text := []byte(strings.Repeat("x", 1<<20)); r.Context().Err() == nil; {
+				if _, err := w.Write(text); err != nil {
+					return
+				}
+			}
+		}
+	}
+	f.mux.HandleFunc("GET /vms", endless(`[{"id":"`))
+	f.mux.HandleFunc("GET /vms/web", endless(`{"id":"`))
+	f.mux.HandleFunc("GET /events", endless("data: "))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	vman(t, "ls").want(t, exitFailed, "an item of the list is larger than 16M")
+	vman(t, "show", "web").want(t, exitFailed, "larger than 64M")
+	vman(t, "event", "-f").want(t, exitFailed, "an event is larger than 4M")
+	runtime.ReadMemStats(&after)
+	if got := after.TotalAlloc - before.TotalAlloc; got > 1<<30 {
+		t.Errorf("the client has allocated %s", formatSize(int64(got)))
+	}
+}
