@@ -128,13 +128,17 @@ func (a *app) fromCatalog(ctx context.Context, body *client.CreateImage) error {
 }
 
 var (
+	sumOnly  = regexp.MustCompile(`^(?:[0-9a-fA-F]{64}|[0-9a-fA-F]{128})$`)
 	sumFirst = regexp.MustCompile(`^([0-9a-fA-F]{64}|[0-9a-fA-F]{128}) [ *]?(.+)$`)
 	sumLast  = regexp.MustCompile(`^SHA(?:256|512) \((.+)\) = ([0-9a-fA-F]{64}|[0-9a-fA-F]{128})$`)
 )
 
 // findSum returns the checksum of a file in the output of sha256sum or sha512sum, with or
-// without --tag; empty if there is none.
+// without --tag, or the only word of a file for one image; empty if there is none.
 func findSum(text []byte, file string) string {
+	if only := strings.TrimSpace(string(text)); sumOnly.MatchString(only) {
+		return strings.ToLower(only)
+	}
 	for line := range bytes.Lines(text) {
 		line := strings.TrimSpace(string(line))
 		if m := sumFirst.FindStringSubmatch(line); m != nil && path.Base(m[2]) == file {

@@ -47,13 +47,20 @@ func (a *app) listen(ctx context.Context, filter client.ListEventsParams, visit 
 			resp.Body.Close()
 		}
 		var f *failure
-		refused := errors.As(err, &f) && f.status != exitNoDaemon && f.status != exitFailed
+		refused := errors.As(err, &f) && (f.final || f.status != exitNoDaemon && f.status != exitFailed)
 		if failed != nil || err != nil && (!connected || refused) {
 			return err
 		}
 		pause(ctx, reconnectPause)
 	}
 	return context.Cause(ctx)
+}
+
+// notEvents returns the error for a stream that no vmand sends. Connecting again is no use.
+func notEvents(format string, args ...any) error {
+	f := failf(exitFailed, format, args...).hint("is this the address of a vmand?")
+	f.final = true
+	return f
 }
 
 // eachEvent reads a stream of Server-Sent Events until its end.
@@ -67,11 +74,14 @@ func eachEvent(stream io.Reader, visit func(client.Event, json.RawMessage) error
 		}
 		var e client.Event
 		if err := json.Unmarshal(data, &e); err != nil {
-			return err
+			return notEvents("what the server sends is not an event: %v", err)
 		}
 		if err := visit(e, json.RawMessage(slices.Clone(bytes.TrimSpace(data)))); err != nil {
 			return err
 		}
+	}
+	if errors.Is(lines.Err(), bufio.ErrTooLong) {
+		return notEvents("an event is larger than %s", formatSize(maxEvent))
 	}
 	return lines.Err()
 }

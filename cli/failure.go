@@ -37,6 +37,7 @@ type failure struct {
 	status int
 	text   string
 	code   client.ProblemCode // of the daemon's problem; empty for other failures
+	final  bool               // repeating the request is no use
 	more   []string           // further lines: invalid fields, the hint, the request id
 }
 

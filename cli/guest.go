@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -229,7 +230,8 @@ func (a *app) save(ctx context.Context, name string, content io.Reader) error {
 		_, err := io.Copy(struct{ io.Writer }{a.std.Out}, content)
 		return explain(ctx, err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	partial := filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+"."+uuid.NewString())
+	f, err := os.OpenFile(partial, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
 	if err != nil {
 		return usagef("%v", err)
 	}

@@ -1,9 +1,9 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -12,6 +12,23 @@ import (
 
 // pageSize is the number of items in a page, the maximum of the API.
 const pageSize = 1000
+
+// maxItem is the maximum size of one item of a list in bytes.
+const maxItem = 16 << 20
+
+// An itemReader limits the bytes that are read for one item.
+type itemReader struct {
+	r    io.Reader
+	left int
+}
+
+func (i *itemReader) Read(b []byte) (int, error) {
+	n, err := i.r.Read(b)
+	if i.left -= n; i.left < 0 {
+		return 0, failf(exitFailed, "an item of the list is larger than %s", formatSize(maxItem))
+	}
+	return n, err
+}
 
 var nextLink = regexp.MustCompile(`<([^>]*)>; *rel="?next"?`)
 
@@ -37,11 +54,13 @@ func eachOfPage[T any](ctx context.Context, a *app, r *http.Request, visit func(
 		return nil, err
 	}
 	defer resp.Body.Close()
-	d := json.NewDecoder(bufio.NewReader(resp.Body))
+	body := &itemReader{r: resp.Body, left: maxItem}
+	d := json.NewDecoder(body)
 	if token, err := d.Token(); err != nil || token != json.Delim('[') {
 		return nil, cutOff(ctx, r, err)
 	}
 	for d.More() {
+		body.left = maxItem
 		var raw json.RawMessage
 		if err := d.Decode(&raw); err != nil {
 			return nil, cutOff(ctx, r, err)
@@ -62,6 +81,10 @@ func eachOfPage[T any](ctx context.Context, a *app, r *http.Request, visit func(
 
 // cutOff returns the error for a list that ends early or is not one.
 func cutOff(ctx context.Context, r *http.Request, err error) error {
+	var f *failure
+	if errors.As(err, &f) {
+		return err
+	}
 	if err == nil || ctx.Err() == nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return failf(exitFailed, "the answer to %s %s is not the list that vmand sends", r.Method, r.URL.Path).
 			hint("is this the address of a vmand?")

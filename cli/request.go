@@ -142,10 +142,7 @@ func (a *app) roundTrip(ctx context.Context, r *http.Request) (*http.Response, e
 	if err != nil {
 		return nil, err
 	}
-	patience := a.timeout
-	if r.Method == http.MethodGet && (patience == 0 || patience > readPatience) {
-		patience = readPatience
-	}
+	patience := a.patience(r)
 	ctx, cancel := context.WithCancelCause(ctx)
 	if patience > 0 {
 		silent := failf(exitTimedOut, "vmand at %s does not answer for %s", e, patience).
@@ -169,6 +166,18 @@ func (a *app) roundTrip(ctx context.Context, r *http.Request) (*http.Response, e
 	}
 	defer resp.Body.Close()
 	return nil, problemOf(resp)
+}
+
+// patience returns how long the daemon may take to begin its answer; 0 is without limit. The
+// answer to an upload begins when all of it has been sent.
+func (a *app) patience(r *http.Request) time.Duration {
+	switch {
+	case r.Header.Get("Content-Type") == "application/octet-stream":
+		return 0
+	case r.Method == http.MethodGet && (a.timeout == 0 || a.timeout > readPatience):
+		return readPatience
+	}
+	return a.timeout
 }
 
 // A cancelBody releases the context of its request when it is closed.

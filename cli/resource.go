@@ -192,7 +192,7 @@ func (a *app) confirm(yes bool, format string, args ...any) error {
 	case yes:
 		return nil
 	case !isTerminal(a.std.In):
-		return usagef("%s There is no terminal to ask", question).hint("--yes answers yes")
+		return usagef("there is no terminal to ask: %s", question).hint("--yes answers yes")
 	}
 	fmt.Fprint(a.std.Err, question+" [y/N] ")
 	line, err := bufio.NewReader(io.LimitReader(a.std.In, 1000)).ReadString('\n')

@@ -2,8 +2,10 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // A fakeDaemon answers requests like vmand.
@@ -455,6 +458,18 @@ func TestDaemonThatIsSlow(t *testing.T) {
 	f.mux.HandleFunc("DELETE /disks/d", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	vman(t, "disk", "ls", "--timeout", "50ms").want(t, exitTimedOut, "does not answer for 50ms")
 	vman(t, "disk", "rm", "d", "--yes", "--timeout", "50ms").want(t, exitTimedOut, "may still be carried out")
+	for request, want := range map[string]time.Duration{
+		"GET application/json":          readPatience,
+		"POST application/json":         time.Hour,
+		"POST application/octet-stream": 0, // an upload takes as long as it takes
+	} {
+		method, media, _ := strings.Cut(request, " ")
+		r := httptest.NewRequest(method, "/", nil)
+		r.Header.Set("Content-Type", media)
+		if got := (&app{timeout: time.Hour}).patience(r); got != want {
+			t.Errorf("%s may take %s, want %s", request, got, want)
+		}
+	}
 }
 
 // A daemon of another version may know more or fewer properties and states.
@@ -469,23 +484,55 @@ func TestOtherVersionsOfTheDaemon(t *testing.T) {
 	vman(t, "version").want(t, 0, "vman  1.2.3", "vmand 9.0.0")
 }
 
-// The daemon holds the answer to a start until the guest is ready. Then the steps of the boot
-// that no event has shown are shown.
+// The daemon holds the answer to a start until the guest is ready. The steps are shown as they
+// happen; those that no event has shown are shown at the end.
 func TestStartWaitsForTheGuest(t *testing.T) {
 	f := newFakeDaemon(t)
+	narrated, once := make(chan struct{}), sync.Once{}
 	f.mux.HandleFunc("POST /vms/web/actions/start", func(w http.ResponseWriter, r *http.Request) {
 		if got := r.URL.Query().Get("wait_for") + " " + r.Header.Get("Prefer"); got != "agent wait=119" && got != "agent wait=120" {
 			t.Errorf("the request has %q", got)
 		}
+		<-narrated
 		v := apiVM("web", "running")
-		v["boot"] = map[string]any{"spawned_at": "2026-01-02T03:04:05Z", "agent_at": "2026-01-02T03:04:09Z"}
+		v["boot"] = map[string]any{"first_serial_at": "2026-01-02T03:04:05Z", "agent_at": "2026-01-02T03:04:09Z"}
 		writeJSON(w, 200, v)
 	})
-	f.mux.HandleFunc("GET /events", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	f.mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		for i, event := range []string{
+			`"type":"vm.boot","resource":"vms/other","data":{"agent":"2026-01-02T03:04:05Z"}`,
+			`"type":"operation.step","resource":"operations/op-0","data":{"resource":"vms/other"}`,
+			`"type":"vm.boot","resource":"vms/web","data":{"serial":"2026-01-02T03:04:05Z"}`,
+			`"type":"operation.step","resource":"operations/op-1","data":{"resource":"vms/web","step":"cont"}`,
+		} {
+			fmt.Fprintf(w, "data: {\"seq\":%d,\"at\":\"2026-01-02T03:04:05Z\",%s}\n\n", i, event)
+		}
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	f.mux.HandleFunc("GET /operations/op-1", func(w http.ResponseWriter, r *http.Request) {
+		defer once.Do(func() { close(narrated) })
+		writeJSON(w, 200, apiOperation("op-1", "running", "starting QEMU"))
+	})
 	r := vman(t, "start", "web", "--for", "agent", "--timeout", "2m").want(t, 0, "VM web is running")
-	if want := "VM web: QEMU runs\nVM web: the guest agent answers\n"; r.err != want {
+	want := "VM web: the guest writes to its console\nVM web: starting QEMU\nVM web: the guest agent answers\n"
+	if r.err != want {
 		t.Errorf("progress %q, want %q", r.err, want)
 	}
+}
+
+// A start that is interrupted while the daemon holds its answer names the operation.
+func TestInterruptedStartNamesItsOperation(t *testing.T) {
+	f := newFakeDaemon(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	f.mux.HandleFunc("POST /vms/web/actions/start", func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		cancel(errInterrupted)
+		<-r.Context().Done()
+	})
+	f.mux.HandleFunc("GET /events", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	f.answer("GET /operations", 200, []any{apiOperation("op-7", "running")})
+	vmanWith(ctx, t, "", "start", "web", "--for", "agent").want(t, exitInterrupted, "operation op-7 continues")
 }
 
 func TestPrivateKeysAreNotSent(t *testing.T) {
@@ -525,6 +572,9 @@ func TestCatalogPassesTheChecksumOn(t *testing.T) {
 	vman(t, "image", "import", "tiny").want(t, 0, "image tiny is available")
 	vman(t, "image", "import", "lost").want(t, exitFailed, "no checksum for lost.qcow2")
 	vman(t, "image", "catalog", "-q").want(t, 0, "debian-12", "tiny")
+	if got := findSum([]byte(strings.ToUpper(sum)+"\n"), "x.img"); got != sum {
+		t.Errorf("a file with one sum: %q", got)
+	}
 	for line, want := range map[string]string{
 		sum[:64] + " *x.img":           sum[:64],
 		"SHA256 (x.img) = " + sum[:64]: sum[:64],
@@ -583,4 +633,45 @@ func (m *memory) Write(b []byte) (int, error) {
 		m.most = max(m.most, s.HeapAlloc-min(s.HeapAlloc, m.begin))
 	}
 	return len(b), nil
+}
+
+func TestStopGivesTheGuestTime(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.mux.HandleFunc("POST /vms/{id}/actions/stop", func(w http.ResponseWriter, r *http.Request) {
+		var body map[string]any
+		_ = json.NewDecoder(r.Body).Decode(&body)
+		if body["timeout_seconds"] != 91.0 || body["force"] != false {
+			t.Errorf("the request is %v", body)
+		}
+		writeJSON(w, 200, apiVM(r.PathValue("id"), "stopped"))
+	})
+	vman(t, "stop", "a", "b", "c", "--timeout", "90.5s").want(t, 0, "VM a is stopped", "VM b is stopped", "VM c is stopped")
+	vman(t, "stop", "a", "--timeout", "2h").want(t, exitUsage, "0s to 1h")
+}
+
+// What the daemon sends is limited: one answer, one item of a list, one event.
+func TestAnswersAreLimited(t *testing.T) {
+	f := newFakeDaemon(t)
+	endless := func(begin string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, begin)
+			for text := []byte(strings.Repeat("x", 1<<20)); r.Context().Err() == nil; {
+				if _, err := w.Write(text); err != nil {
+					return
+				}
+			}
+		}
+	}
+	f.mux.HandleFunc("GET /vms", endless(`[{"id":"`))
+	f.mux.HandleFunc("GET /vms/web", endless(`{"id":"`))
+	f.mux.HandleFunc("GET /events", endless("data: "))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	vman(t, "ls").want(t, exitFailed, "an item of the list is larger than 16M")
+	vman(t, "show", "web").want(t, exitFailed, "larger than 64M")
+	vman(t, "event", "-f").want(t, exitFailed, "an event is larger than 4M")
+	runtime.ReadMemStats(&after)
+	if got := after.TotalAlloc - before.TotalAlloc; got > 1<<30 {
+		t.Errorf("the client has allocated %s", formatSize(int64(got)))
+	}
 }

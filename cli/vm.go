@@ -214,7 +214,8 @@ type action struct {
 	request    func(id string) (*http.Request, error)
 	done       string // what the VM then is, "" for its state
 	flags      func(*cobra.Command)
-	condition  *string // what to wait for; nil if the action takes none
+	condition  *string      // what to wait for; nil if the action takes none
+	prepare    func() error // reads the flags, once for all VMs; may be nil
 }
 
 func (a *app) actions() []*cobra.Command {
@@ -250,6 +251,11 @@ func (a *app) actionCommand(act action) *cobra.Command {
 		act.flags(c)
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if act.prepare != nil {
+			if err := act.prepare(); err != nil {
+				return err
+			}
+		}
 		ids, err := s.names(c.Context(), a, args)
 		if err != nil {
 			return err
@@ -311,27 +317,27 @@ func (a *app) stopFlags(c *cobra.Command, force *bool, grace *time.Duration) {
 	c.Flags().DurationVar(grace, "timeout", time.Minute, "how long the guest may take to shut down before it is forced")
 }
 
-// graceSeconds returns the grace in whole seconds and extends the time to wait accordingly.
-func (a *app) graceSeconds(grace time.Duration) (int, error) {
+// allow extends the time to wait by the time that the guest has.
+func (a *app) allow(grace time.Duration) error {
 	if grace < 0 || grace > time.Hour {
-		return 0, usagef("--timeout %s: use 0s to 1h", grace)
+		return usagef("--timeout %s: use 0s to 1h", grace)
 	}
 	a.timeout = grace + defaultTimeout
-	return int((grace + time.Second - 1) / time.Second), nil
+	return nil
 }
+
+// seconds rounds a duration up to whole seconds.
+func seconds(d time.Duration) *int { return new(int((d + time.Second - 1) / time.Second)) }
 
 func (a *app) stopCommand() *cobra.Command {
 	var force bool
 	var grace time.Duration
 	return a.actionCommand(action{
 		use: "stop", short: "Shut VMs down", from: []string{"running", "paused", "starting"},
-		flags: func(c *cobra.Command) { a.stopFlags(c, &force, &grace) },
+		flags:   func(c *cobra.Command) { a.stopFlags(c, &force, &grace) },
+		prepare: func() error { return a.allow(grace) },
 		request: func(id string) (*http.Request, error) {
-			seconds, err := a.graceSeconds(grace)
-			if err != nil {
-				return nil, err
-			}
-			return client.NewStopVMRequest(server, id, nil, client.StopRequest{Force: &force, TimeoutSeconds: &seconds})
+			return client.NewStopVMRequest(server, id, nil, client.StopRequest{Force: &force, TimeoutSeconds: seconds(grace)})
 		},
 	})
 }
@@ -346,13 +352,10 @@ func (a *app) restartCommand() *cobra.Command {
 			a.stopFlags(c, &force, &grace)
 			a.conditionFlag(c, &condition)
 		},
+		prepare: func() error { return a.allow(grace) },
 		request: func(id string) (*http.Request, error) {
-			seconds, err := a.graceSeconds(grace)
-			if err != nil {
-				return nil, err
-			}
 			return client.NewRestartVMRequest(server, id, &client.RestartVMParams{WaitFor: nonEmpty(condition)},
-				client.RestartRequest{Force: &force, TimeoutSeconds: &seconds})
+				client.RestartRequest{Force: &force, TimeoutSeconds: seconds(grace)})
 		},
 	})
 }

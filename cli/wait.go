@@ -49,7 +49,7 @@ func (a *app) hold(ctx context.Context, subject, id, condition string, request f
 	listener.Wait()
 	op := n.operation
 	if err == nil {
-		n.rest(v.value.Boot)
+		n.rest(ctx, v.value.Boot)
 	}
 	if err != nil && ctx.Err() != nil {
 		if op == "" {
@@ -85,13 +85,12 @@ func (a *app) runningOperation(ctx context.Context, id string) string {
 	return ops[len(ops)-1].ID
 }
 
-// bootSteps describes the steps of a boot: their keys in the event vm.boot, and when they
-// happened.
+// bootSteps describes the steps of a boot, after those in the log of the start: their keys in
+// the event vm.boot, and when they happened.
 var bootSteps = []struct {
 	key, text string
 	at        func(client.Boot) *time.Time
 }{
-	{"spawned", "QEMU runs", func(b client.Boot) *time.Time { return b.SpawnedAt }},
 	{"serial", "the guest writes to its console", func(b client.Boot) *time.Time { return b.FirstSerialAt }},
 	{"dhcp", "the guest has its address", func(b client.Boot) *time.Time { return b.DHCPAckAt }},
 	{"agent", "the guest agent answers", func(b client.Boot) *time.Time { return b.AgentAt }},
@@ -121,10 +120,7 @@ func (n *narrator) listen(ctx context.Context) {
 			}
 		case isOperation && e.Data["resource"] == "vms/"+n.id:
 			n.operation = id
-			op, err := call[client.Operation](ctx, n.a)(client.NewGetOperationRequest(server, id, nil))
-			if err == nil {
-				n.lines = n.a.showLog(n.subject, op.value, n.lines)
-			}
+			n.log(ctx)
 		}
 		return nil
 	})
@@ -137,8 +133,20 @@ func (n *narrator) tell(key, text string) {
 	}
 }
 
+// log shows the new steps of the operation.
+func (n *narrator) log(ctx context.Context) {
+	if n.operation == "" {
+		return
+	}
+	op, err := call[client.Operation](ctx, n.a)(client.NewGetOperationRequest(server, n.operation, nil))
+	if err == nil {
+		n.lines = n.a.showLog(n.subject, op.value, n.lines)
+	}
+}
+
 // rest shows the steps that happened right before the answer.
-func (n *narrator) rest(b client.Boot) {
+func (n *narrator) rest(ctx context.Context, b client.Boot) {
+	n.log(ctx)
 	for _, step := range bootSteps {
 		if step.at(b) != nil {
 			n.tell(step.key, step.text)

@@ -62,7 +62,7 @@ func (v vman) run(status int, words string, args ...string) string {
 func TestClientFromLaunchToRemoval(t *testing.T) {
 	v := newVman(t, harness.StartDaemon(t, harness.BootDisk("agent")))
 	said := v.run(0, "VM web is running", "launch", "web", "--memory", "192M", "--for", "agent")
-	for _, step := range []string{"VM web: QEMU runs", "VM web: the guest agent answers"} {
+	for _, step := range []string{"VM web: QEMU is ready", "VM web: the guest agent answers"} {
 		if !strings.Contains(said, step) {
 			t.Errorf("launch does not show %q:\n%s", step, said)
 		}
@@ -105,6 +105,17 @@ func TestClientFromLaunchToRemoval(t *testing.T) {
 	v.run(4, "not running", "exec", "web", "--", "true")
 	v.run(0, "VM web deleted", "rm", "web", "--yes")
 	v.run(0, "disk "+disk+" deleted", "disk", "rm", disk, "--yes")
+}
+
+// TestClientLaunchesAnImage goes from an empty host to a program in a guest of an own image in two
+// commands.
+func TestClientLaunchesAnImage(t *testing.T) {
+	v := newVman(t, harness.StartDaemon(t))
+	v.run(0, "image tiny is available", "image", "upload", harness.GuestFile("disk-agent.qcow2"), "--name", "tiny")
+	v.run(0, "the guest agent answers", "launch", "tiny", "--name", "web", "--memory", "192M", "--for", "agent")
+	v.run(0, "Linux", "exec", "web", "uname")
+	v.run(0, "", "rm", "web", "--yes")
+	v.run(0, "", "image", "rm", "tiny", "--yes")
 }
 
 // An interrupted client leaves its operation running.
