@@ -24,7 +24,6 @@ main() {
 	trap 'rm -rf "$root"' EXIT
 	rm -rf "$root" "$out/archives"
 	debian_tree "$root" "$out/.cache" "$PACKAGES" --aptopt='APT::Install-Recommends "false"' --skip=cleanup/apt/lists
-	# The proxy and the sources of apt on this host, for the download only.
 	mkdir "$out/archives"
 	mount --bind /proc "$root/proc" 2>/dev/null || true
 	chroot "$root" apt-get -qq -y --no-install-recommends --download-only install $DEPENDS >/dev/null

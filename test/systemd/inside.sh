@@ -14,7 +14,7 @@ fail() {
 }
 step() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 api() { # METHOD PATH [BODY]
-	curl -sS --max-time 90 --unix-socket $socket -X "$1" "http://localhost$2" ${3:+-H 'Content-Type: application/json' -d "$3"}
+	curl -sS --max-time 90 --unix-socket $socket -X "$1" "http://localhost$2" -H 'Prefer: wait=60' ${3:+-H 'Content-Type: application/json' -d "$3"}
 }
 # field VM NAME prints a member of a VM, without those of its parts.
 field() { api GET "/vms/$1" | sed 's/^{//; s/}$//; :a; s/{[^{}]*}//; ta' | grep -o "\"$2\":[^,}]*" | head -n 1 | cut -d: -f2- | tr -d '"'; }
@@ -86,6 +86,29 @@ part_install() {
 	pid=$(qemu web-1)
 	[ "$(stat -c %U /proc/$pid)" = vman-qemu ] || fail "QEMU runs as $(stat -c %U /proc/$pid)"
 	step "VM web-1 boots as process $pid; $(api GET /health | grep -o '"network":{[^}]*}')"
+
+	# What the hardening of the unit could break: DHCP, agent, hot-plug, forwards, cloud-init, clones.
+	upload agent disk-agent.qcow2
+	api POST /templates '{"name":"net","cpu_count":1,"ram_amount":256}' >/dev/null
+	api POST /vms '{"template_name":"net","name":"net-1","image":"agent","start":true,"cloud_init":{"hostname":"net-1"}}' >/dev/null
+	eventually 240 "the agent of VM net-1 answers" sh -c "curl -sS --unix-socket $socket http://localhost/vms/net-1/guest | grep -q interfaces"
+	api GET /vms/net-1 | grep -q '"dhcp_ack_at":"' || fail "VM net-1 has no lease: $(api GET /vms/net-1)"
+	api POST /vms/net-1/exec '{"command":["/bin/uname","-a"]}' | grep -q Linux || fail "exec in VM net-1"
+	ip=$(field net-1 local_ip)
+	curl -sS --max-time 20 "http://$ip/" >curl.log 2>&1 || fail "VM net-1 does not answer at $ip: $? $(cat curl.log)"
+	api POST /vms/net-1/port_forwards '{"host_port":8080,"guest_port":80}' | grep -q '"id"' || fail "port forward"
+	curl -sS --max-time 20 http://127.0.0.1:8080/ >curl.log 2>&1 || fail "the port forward does not work: $? $(cat curl.log)"
+	disk=$(api POST /disks '{"size":0.5}' | grep -o '"id":"disk-[a-z0-9]*"' | cut -d'"' -f4)
+	api POST "/disks/$disk/attach" '{"vm_id":"net-1"}' | grep -q '"state":"attached"' || fail "attach of $disk"
+	api POST "/disks/$disk/detach" '{}' | grep -q '"state":"available"' || fail "detach of $disk"
+	api POST "/vms/net-1/nics" '{"network":"vman0"}' | grep -q '"slot":1' || fail "a second NIC"
+	api POST /vms '{"template_name":"small","name":"clone","image":"normal","full_clone":true}' | grep -q '"id":"clone"' || fail "a full clone"
+	api POST /vms/net-1/actions/stop '{"force":true}' >/dev/null
+	for vm in net-1 clone; do
+		eventually 60 "VM $vm is stopped" is $vm state stopped
+		curl -sS --unix-socket $socket -X DELETE "http://localhost/vms/$vm"
+	done
+	step "network, agent, hot-plug and clones work in the hardened unit"
 
 	# The configuration, edited; then what may happen to a service.
 	sed -i 's/^  interval: 5s/  interval: 2s/' /etc/vman/config.yaml

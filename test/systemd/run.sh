@@ -20,7 +20,7 @@ mount --bind "$root" "$root" # nspawn refuses a root on which nothing is mounted
 tar -C "$root" --numeric-owner --xattrs --xattrs-include='*' -xpf "$dir/tree.tar"
 cp "$dir"/archives/*.deb "$root/var/cache/apt/archives/"
 mkdir -p "$root/test" "$root/var/log/journal"
-cp "$src/inside.sh" "$dir/packages"/*.deb "$guests"/disk-normal.qcow2 "$guests"/disk-deaf.qcow2 "$root/test/"
+cp "$src/inside.sh" "$dir/packages"/*.deb "$guests"/disk-normal.qcow2 "$guests"/disk-deaf.qcow2 "$guests"/disk-agent.qcow2 "$root/test/"
 mkdir "$work/dev"
 mount -t tmpfs -o mode=755 tmpfs "$work/dev" # a file system that may have device nodes
 mknod -m 666 "$work/dev/tun" c 10 200
