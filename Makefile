@@ -9,7 +9,7 @@ VACUUM := $(GO) tool -modfile=tools/lint/go.mod vacuum
 E2E = VMAN_TEST_QEMU=required VMAN_TEST_BINARY=$(CURDIR)/vmand VMAN_TEST_GUEST=$(CURDIR)/build/guest $(GO) test -count=1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build deb rpm packages install run test unit cover bench torture check lint-openapi generate guest debian test-debian test-packages test-kvm clean
+.PHONY: help deps build deb rpm packages install run test unit cover bench torture check lint-openapi generate guest debian test-debian test-packages test-systemd test-kvm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,14 @@ test-debian: deps build debian guest ## boot the Debian cloud image and log in t
 test-packages: ## build the packages twice, compare them, and check them with lintian
 	@scripts/deps.sh packages
 	scripts/test-packages.sh
+
+test-systemd: guest ## install the package on a bare Debian 12 with systemd, in a container; takes some minutes
+	@scripts/deps.sh systemd
+	@test/systemd/build.sh build/systemd
+	@rm -rf build/systemd/packages
+	@VERSION=1.0.0 scripts/package.sh build/systemd/packages deb
+	@VERSION=1.1.0 scripts/package.sh build/systemd/packages deb
+	@test/systemd/run.sh build/systemd build/guest
 
 test-kvm: ## run tests under KVM, in an emulated guest on a host without KVM; takes ten minutes
 	@scripts/deps.sh kvm

@@ -45,7 +45,7 @@ bridges, taps and firewall rules. Running VMs lose their connections until the n
 of the daemon, which sets up the networks again.
 
 guests stop is for a shutdown of the host: it asks the guests of all VMs to power off,
-several at a time, those with autostart last and in the reverse order of their start. After
+those with autostart last and in the reverse order of their start, several at a time. After
 shutdown_timeout of a VM its process is ended; guests.stop_limit is the limit for all. The VMs
 keep their desired state. guests start starts the VMs with autostart that are wanted running,
 as the daemon does by itself after the host has booted.

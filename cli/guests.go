@@ -108,15 +108,17 @@ func (g *guestsRun) start(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// stop stops every VM for a shutdown of the host, until none runs. VMs without autostart are
-// stopped first, then the others in the reverse order of their start. When the limit is
-// near, the processes of the guests that are left are ended at once.
+// stop stops every VM for a shutdown of the host, until none runs, in waves: first the VMs
+// without autostart, then the others in the reverse order of their start, those with the same
+// autostart_order together. A wave begins when the one before it has stopped. When the limit
+// is near, the processes of all guests that are left are ended at once.
 func (g *guestsRun) stop(ctx context.Context) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, g.o.Limit+killTime, fmt.Errorf("the VMs did not stop within %s", g.o.Limit))
 	defer cancel()
 	polite := began.Add(max(g.o.Limit-killTime, 0))
 	count := 0
+	first := map[string]time.Time{} // when each VM was first tried
 	for {
 		vms, err := all[client.VM](ctx, g.app)(client.NewListVMsRequest(server, &client.ListVMsParams{Limit: new(100)}))
 		if err != nil {
@@ -128,11 +130,42 @@ func (g *guestsRun) stop(ctx context.Context) error {
 			return nil
 		}
 		slices.SortStableFunc(vms, stopsBefore)
-		count += g.stopAll(ctx, vms, polite)
-		if !pause(ctx, retryTime) { // for the VMs that another operation holds
+		now := wave(vms, first, polite)
+		n := g.stopAll(ctx, now, polite)
+		count += n
+		if n < len(now) && !pause(ctx, retryTime) { // for the VMs that another operation holds
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// wave returns the VMs to try now: the first of those that are left and all with the same place
+// in the order. A VM that could not be stopped within its own time, such as one that another
+// operation holds, is tried again without holding up the next waves. After polite, wave returns
+// all. It records new VMs in first.
+func wave(vms []client.VM, first map[string]time.Time, polite time.Time) (all []client.VM) {
+	if !time.Now().Before(polite) {
+		return vms
+	}
+	var head *client.VM
+	for i := range vms {
+		v := &vms[i]
+		if at, tried := first[v.ID]; tried && time.Since(at) > time.Duration(v.ShutdownTimeout)*time.Second {
+			all = append(all, *v)
+			continue
+		}
+		if head == nil {
+			head = v
+		}
+		if v.Autostart != head.Autostart || v.Autostart && v.AutostartOrder != head.AutostartOrder {
+			continue
+		}
+		if _, tried := first[v.ID]; !tried {
+			first[v.ID] = time.Now()
+		}
+		all = append(all, *v)
+	}
+	return all
 }
 
 // mustStop reports whether v has, or may have, a process.

@@ -147,7 +147,7 @@ func TestGuestsStopInReverseOrderWithALimitAtATime(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := strings.Join(f.stopped, " "), "new old third first second"; got != want {
+		if got, want := strings.Join(f.stopped, " "), "new old third second first"; got != want {
 			t.Errorf("stopped %s, want %s (second was busy twice)", got, want)
 		}
 		if f.most != 1 {
@@ -194,6 +194,26 @@ func TestGuestsStopInParallelWithinTheLimit(t *testing.T) {
 			if !got[want] {
 				t.Errorf("no stop of %s among %q", want, slices.Sorted(maps.Keys(got)))
 			}
+		}
+	})
+}
+
+func TestGuestsStopInWavesOfEqualOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &guestsDaemon{takes: map[string]time.Duration{"app-1": 20 * time.Second}, busy: map[string]int{"held": 100}}
+		for id, order := range map[string]int{"db": 1, "app-1": 2, "app-2": 2, "held": 3} {
+			f.vms = append(f.vms, guestVM(id, order))
+		}
+		f.find("held").ShutdownTimeout = 10
+		out, err := f.run(t, GuestsOptions{Parallel: 8, Limit: 5 * time.Minute}, (*guestsRun).stop)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i, j := strings.Index(out, "VM app-1: stopped after 20s"), strings.Index(out, "VM db: asking"); i < 0 || j < i {
+			t.Errorf("VM db was asked before the VMs that start after it had stopped:\n%s", out)
+		}
+		if f.stopped[len(f.stopped)-1] != "held" {
+			t.Errorf("stopped %q; want the VM that was busy last", f.stopped)
 		}
 	})
 }

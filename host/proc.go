@@ -9,10 +9,39 @@ import (
 	"syscall"
 )
 
-// BootID returns a UUID that changes at each boot of the host (random(4)).
+// BootID returns a text that changes at each boot of the host: the UUID of the kernel
+// (random(4)). If the host is a container, the kernel has booted long before it, and the start
+// of its first process is added. A container may show a UUID of its own, but a service with a
+// mount of /proc of its own (ProtectProc=) does not see it.
 func BootID() (string, error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(id)), err
+	if err != nil {
+		return "", err
+	}
+	stat, err := os.ReadFile("/proc/1/stat")
+	if err != nil {
+		return "", err
+	}
+	return bootID(string(id), string(stat)), nil
+}
+
+// initTicks is the time of a kernel until its first process, in clock ticks of 10 ms (proc(5),
+// starttime), above which the process is that of a container. The kernel makes its own before
+// it looks for devices: after 0.25 s in a virtual machine (measured).
+const initTicks = 1000
+
+// bootID returns the [BootID] given the contents of boot_id and of /proc/1/stat.
+func bootID(id, stat string) string {
+	id = strings.TrimSpace(id)
+	_, rest, _ := strings.Cut(stat[strings.LastIndexByte(stat, ')')+1:], " ") // the name may contain anything
+	fields := strings.Fields(rest)
+	if len(fields) < 20 { // the first is the third of proc(5), starttime is the 22nd
+		return id
+	}
+	if ticks, err := strconv.ParseUint(fields[19], 10, 64); err == nil && ticks > initTicks {
+		id += "+" + fields[19]
+	}
+	return id
 }
 
 // procDir returns the directory of a process in /proc.

@@ -48,6 +48,16 @@ var operations = []operation{
 		refusal: "not running",
 	},
 	{
+		name:    "vm.stop, with the host",
+		inner:   stopSeams,
+		prepare: running,
+		request: vmAction("stop", map[string]any{"timeout_seconds": 1, "reason": "host-shutdown"}),
+		status:  200,
+		done:    stoppedWithHost,
+		refused: 409,
+		refusal: "not running",
+	},
+	{
 		name:    "vm.stop, by force",
 		inner:   endSeams,
 		prepare: running,
@@ -467,6 +477,12 @@ func isGone(path func(target) string) condition {
 // is returns a condition: the VM has a state.
 func is(state string) condition {
 	return func(d *harness.Daemon, x target) bool { return string(d.VM(x.vm).State) == state }
+}
+
+// stoppedWithHost reports whether the VM is stopped and still wanted running.
+func stoppedWithHost(d *harness.Daemon, x target) bool {
+	v := d.VM(x.vm)
+	return v.State == "stopped" && v.StateReason != nil && *v.StateReason == "host-shutdown" && v.DesiredState == "running"
 }
 
 // runsOnNewQEMU reports whether the VM runs with another process than before the request.
