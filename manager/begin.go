@@ -68,6 +68,7 @@ func (e *Engine) recordIntent(ctx context.Context, r *run, performs bool) (err e
 		intent.Events = append(intent.Events, operationEvent("operation.ended", op))
 	}
 	failpoint.Hit(string(r.kind) + ".before-intent")
+	r.holder.ending.Store(!performs)
 	r.intended, err = e.commit(ctx, intent)
 	failpoint.Hit(string(r.kind) + ".after-intent")
 	return err
@@ -154,11 +155,13 @@ func (e *Engine) record(ctx context.Context, r *run, c vm.Change, err error) err
 	c.Events = append(c.Events, ended...)
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), recordPatience)
 	defer stop()
+	r.holder.ending.Store(true)
 	rerr := e.apply(ctx, c)
 	if rerr != nil && err != nil {
 		// The resource may have changed meanwhile, but not the outcome of the operation.
 		rerr = errors.Join(rerr, e.apply(ctx, vm.Change{Operation: &op, Events: ended}))
 	}
+	r.holder.ending.Store(rerr == nil)
 	level := e.log.Info
 	if err != nil {
 		level = e.log.Warn

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"vmand/vm"
 )
@@ -26,7 +27,10 @@ type holder struct {
 	preemptible bool
 	// reads are the resources it holds only because it copies their data. A claim cancels
 	// a reader only if it says so: the copy may be the only one.
-	reads    []vm.Resource
+	reads []vm.Resource
+	// ending is set while the outcome is recorded. A client may learn of the end before the
+	// release, so an acquire waits for it as for a settling.
+	ending   atomic.Bool
 	cancel   context.CancelCauseFunc
 	released chan struct{}
 }
@@ -59,7 +63,7 @@ func (l *locks) acquire(
 		}
 		reading := slices.Contains(other.reads, on)
 		switch {
-		case other.opID == "" && !c.try:
+		case (other.opID == "" || other.ending.Load()) && !c.try:
 		case reading && !(c.force && other.preemptible):
 			return false, readFault(on.String(), other)
 		case reading, c.preempt && other.preemptible:
