@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -100,6 +102,18 @@ func TestCopies(t *testing.T) {
 	vman(t, "cp", "web:/cut", filepath.Join(dir, "cut")).want(t, exitFailed, "closed the connection")
 	if left, _ := filepath.Glob(filepath.Join(dir, "*cut*")); len(left) > 0 {
 		t.Errorf("a copy that was cut off left %q", left)
+	}
+	if err := os.Symlink(filepath.Join(dir, "script"), filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "script"), []byte("old"), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	vman(t, "cp", "web:/etc/motd", filepath.Join(dir, "link")).want(t, 0)
+	link, err1 := os.Lstat(filepath.Join(dir, "link"))
+	script, err2 := os.Stat(filepath.Join(dir, "script"))
+	if err := errors.Join(err1, err2); err != nil || link.Mode()&fs.ModeSymlink == 0 || script.Mode() != 0o750 || script.Size() != 14 {
+		t.Errorf("the copy over a link: %v and %v, %v", link, script, err)
 	}
 	large := filepath.Join(dir, "large")
 	if err := os.Truncate(file, maxCopy+1); err != nil {

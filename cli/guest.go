@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -225,22 +226,51 @@ func (a *app) copyFrom(ctx context.Context, from guestFile, to string) error {
 }
 
 // save writes a local file, or standard output for -. A file that is not complete is removed.
+// An existing file keeps its mode, and what is not a regular file is written to.
 func (a *app) save(ctx context.Context, name string, content io.Reader) error {
 	if name == "-" {
 		_, err := io.Copy(struct{ io.Writer }{a.std.Out}, content)
 		return explain(ctx, err)
 	}
-	partial := filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+"."+uuid.NewString())
+	if target, err := filepath.EvalSymlinks(name); err == nil {
+		name = target
+	}
+	was, err := os.Stat(name)
+	if err == nil && !was.Mode().IsRegular() {
+		return writeThrough(ctx, name, content)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return usagef("%v", err)
+	}
+	if link, err := os.Lstat(name); err == nil && link.Mode()&fs.ModeSymlink != 0 {
+		return usagef("%s is a symbolic link to a file that does not exist", name)
+	}
+	partial := filepath.Join(filepath.Dir(name), "."+uuid.NewString()+".partial")
 	f, err := os.OpenFile(partial, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
 	if err != nil {
 		return usagef("%v", err)
 	}
-	defer os.Remove(f.Name())
-	_, err = io.Copy(f, content)
+	defer os.Remove(partial)
+	if was != nil {
+		err = f.Chmod(was.Mode().Perm())
+	}
+	if err == nil {
+		_, err = io.Copy(f, content)
+	}
 	if err := errors.Join(explain(ctx, err), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), name)
+	return os.Rename(partial, name)
+}
+
+// writeThrough writes to a device or a FIFO.
+func writeThrough(ctx context.Context, name string, content io.Reader) error {
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return usagef("%v", err)
+	}
+	_, err = io.Copy(f, content)
+	return errors.Join(explain(ctx, err), f.Close())
 }
 
 func (a *app) logsCommand() *cobra.Command {

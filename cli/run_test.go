@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -458,18 +460,63 @@ func TestDaemonThatIsSlow(t *testing.T) {
 	f.mux.HandleFunc("DELETE /disks/d", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	vman(t, "disk", "ls", "--timeout", "50ms").want(t, exitTimedOut, "does not answer for 50ms")
 	vman(t, "disk", "rm", "d", "--yes", "--timeout", "50ms").want(t, exitTimedOut, "may still be carried out")
+	f.mux.HandleFunc("GET /disks/stalls", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, `{"id":`)
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	vman(t, "disk", "show", "stalls", "--timeout", "50ms").want(t, exitTimedOut, "does not answer for 50ms")
 	for request, want := range map[string]time.Duration{
-		"GET application/json":          readPatience,
-		"POST application/json":         time.Hour,
-		"POST application/octet-stream": 0, // an upload takes as long as it takes
+		"GET":         readPatience,
+		"GET wait=20": readPatience + 20*time.Second,
+		"POST":        time.Hour,
 	} {
-		method, media, _ := strings.Cut(request, " ")
+		method, prefer, _ := strings.Cut(request, " ")
 		r := httptest.NewRequest(method, "/", nil)
-		r.Header.Set("Content-Type", media)
+		r.Header.Set("Prefer", prefer)
 		if got := (&app{timeout: time.Hour}).patience(r); got != want {
 			t.Errorf("%s may take %s, want %s", request, got, want)
 		}
 	}
+}
+
+// The time in which a body is sent is no silence of the daemon, but a body that is not read is.
+func TestSendingIsNotSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &endpoint{url: &url.URL{Scheme: "http", Host: "daemon"}}
+		slow, writer := io.Pipe()
+		go func() {
+			defer writer.Close()
+			for range 5 {
+				time.Sleep(time.Minute)
+				_, _ = writer.Write([]byte("x"))
+			}
+		}()
+		stalled := false
+		a := newAppOf(e, roundTripper(func(r *http.Request) (*http.Response, error) {
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				return nil, err
+			}
+			if stalled {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("{}")), Header: http.Header{}}, nil
+		}))
+		a.timeout = 2 * time.Minute
+		send := func(body io.Reader) error {
+			r, err := http.NewRequest(http.MethodPut, "http://daemon/", body)
+			_, err = call[struct{}](t.Context(), a)(r, err)
+			return err
+		}
+		if err := send(slow); err != nil {
+			t.Errorf("a body that takes 5 min: %v", err)
+		}
+		stalled = true
+		if err := send(strings.NewReader("x")); statusOf(err) != exitTimedOut {
+			t.Errorf("a daemon that does not answer: %v", err)
+		}
+	})
 }
 
 // A daemon of another version may know more or fewer properties and states.
