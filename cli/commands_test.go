@@ -47,6 +47,8 @@ func TestExecPassesStreamsAndStatusOn(t *testing.T) {
 			answer["exit_code"], answer["stdout"], answer["stdout_base64"], answer["stderr"] = 42, nil, "/wA=", "oops\n"
 		case "dies":
 			answer["exit_code"], answer["signal"], answer["truncated"] = nil, 15, true
+		case "huge": // a status of Windows
+			answer["exit_code"] = 3221225477
 		case "stays":
 			answer["exited"], answer["exit_code"] = false, nil
 		}
@@ -63,8 +65,18 @@ func TestExecPassesStreamsAndStatusOn(t *testing.T) {
 	}
 	vman(t, "exec", "web", "dies").want(t, 128+15, "its end is missing")
 	vman(t, "exec", "web", "stays").want(t, exitTimedOut, "continues in the guest")
-	vman(t, "exec", "web", "fails", "-o", "json").want(t, 0, `"exit_code": 42`)
-	vman(t, "exec", "web", "ls", "-l").want(t, exitUsage, "write -- before the program")
+	vman(t, "exec", "web", "-o", "json", "--", "fails").want(t, 0, `"exit_code": 42`)
+	if got := vman(t, "exec", "web", "--", "ls", "--", "-i").want(t, 0).out; !strings.HasPrefix(got, "[ls -- -i]|") {
+		t.Errorf("the daemon received %s", got)
+	}
+	// Flags after the program are its own.
+	if got := vman(t, "exec", "web", "-e", "A=b", "grep", "-i", "-q", "-o", "x", "--help").want(t, 0).out; got != "[grep -i -q -o x --help]|map[A:b]|<nil>|<nil>|30" {
+		t.Errorf("the daemon received %s", got)
+	}
+	vman(t, "exec", "web", "--what", "ls").want(t, exitUsage, "write -- before the program")
+	vman(t, "exec", "web", "-i").want(t, exitUsage, "usage:")
+	vman(t, "exec", "web", "--help").want(t, 0, "Usage:")
+	vman(t, "exec", "web", "--", "huge").want(t, 255)
 }
 
 func TestCopies(t *testing.T) {
@@ -204,7 +216,9 @@ func TestEditSendsTheVersionThatWasRead(t *testing.T) {
 		t.Errorf("the kept text is %q, %v", text, err)
 	}
 	t.Setenv("EDITOR", "false")
-	vman(t, "edit", "web").want(t, exitFailed, "the editor false")
+	vman(t, "edit", "web").want(t, exitFailed, "the editor false", "your text is kept in")
+	t.Setenv("EDITOR", "sed -i /^autostart/d")
+	vman(t, "edit", "web").want(t, 0, "VM web not changed")
 	t.Setenv("EDITOR", `sed -i s/^description:.*/[/`)
 	vman(t, "edit", "web").want(t, exitUsage, "not YAML")
 }

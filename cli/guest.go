@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"vmand/openapi/client"
@@ -33,13 +34,15 @@ const (
 
 func (a *app) execCommand() *cobra.Command {
 	var env []string
+	var program []string // and its arguments
 	var input bool
 	var timeout time.Duration
 	c := &cobra.Command{
-		Use:   "exec VM [flags] [--] COMMAND [ARG...]",
+		Use:   "exec VM [flags] -- COMMAND [ARG...]",
 		Short: "Run a program in a guest",
 		Long: "Run a program in a guest through its guest agent, without a shell. The exit status is that of the\n" +
-			"program, 128 + N if signal N has ended it. The output appears when the program has ended.",
+			"program, 128 + N if signal N has ended it, 255 if it is not 0 to 255. The output appears when the\n" +
+			"program has ended.",
 		Example:           "  vman exec web-1 -- uname -a\n  vman exec web-1 -i -- sh -c 'cat > /etc/motd' < motd",
 		GroupID:           groupGuest,
 		Args:              names(2, -1),
@@ -49,14 +52,27 @@ func (a *app) execCommand() *cobra.Command {
 		if len(args) < 2 {
 			return names(2, -1)(c, args)
 		}
-		return names(1, 1)(c, args[:1])
+		if err := names(1, 1)(c, args[:1]); err != nil {
+			return err
+		}
+		// Flags end at the program: what follows is for it.
+		if err := c.Flags().Parse(args[1:]); err != nil {
+			return flagError(c, err)
+		}
+		if help, _ := c.Flags().GetBool("help"); help {
+			return pflag.ErrHelp
+		}
+		if program = c.Flags().Args(); len(program) == 0 {
+			return names(2, -1)(c, args[:1])
+		}
+		return nil
 	}
 	c.Flags().StringArrayVarP(&env, "env", "e", nil, "an environment variable KEY=VALUE of the program")
 	c.Flags().BoolVarP(&input, "stdin", "i", false, "pass standard input to the program, at most 1M")
 	c.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for the program, at most 5m")
-	c.Flags().SetInterspersed(true)
+	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		body := client.ExecRequest{Command: args[1:], TimeoutSeconds: new(int(timeout.Seconds()))}
+		body := client.ExecRequest{Command: program, TimeoutSeconds: new(int(timeout.Seconds()))}
 		if len(env) > 0 {
 			vars, err := parseLabels(env)
 			if err != nil {
@@ -109,7 +125,10 @@ func (a *app) exec(ctx context.Context, id string, body client.ExecRequest) erro
 	case r.value.Signal != nil:
 		return exitCode(128 + *r.value.Signal)
 	case value(r.value.ExitCode) != 0:
-		return exitCode(*r.value.ExitCode)
+		if code := *r.value.ExitCode; code > 0 && code <= 255 {
+			return exitCode(code)
+		}
+		return exitCode(255) // such as a status of Windows, of which the last 8 bits can be 0
 	}
 	return nil
 }
