@@ -282,15 +282,10 @@ func (v *vmFlags) create(ctx context.Context, a *app, c *cobra.Command, name str
 // startVM starts a VM and waits for the condition; empty for none.
 func (a *app) startVM(ctx context.Context, id, condition string) (reply[client.VM], error) {
 	request := func(id string) (*http.Request, error) {
-		return client.NewStartVMRequest(server, id, &client.StartVMParams{WaitFor: nonEmpty(condition)}, client.EmptyRequest{})
+		return client.NewStartVMRequest(server, id, &client.StartVMParams{WaitFor: a.waitFor(condition)}, client.EmptyRequest{})
 	}
 	if condition != "" && !a.noWait {
 		return a.hold(ctx, "VM "+id, id, condition, request)
-	}
-	if a.noWait {
-		request = func(id string) (*http.Request, error) {
-			return client.NewStartVMRequest(server, id, nil, client.EmptyRequest{})
-		}
 	}
 	v, err := change[client.VM](ctx, a)(request(id))
 	return settle(ctx, a, "VM "+id, v, err, func() (*http.Request, error) { return getVM(id) })

@@ -37,6 +37,7 @@ type failure struct {
 	status int
 	text   string
 	code   client.ProblemCode // of the daemon's problem; empty for other failures
+	http   int                // the status of the daemon's answer; 0 for other failures
 	final  bool               // repeating the request is no use
 	more   []string           // further lines: invalid fields, the hint, the request id
 }
@@ -147,7 +148,7 @@ func statusOfProblem(status int) int {
 // failureOf returns a problem of the daemon as an error.
 func failureOf(p client.Problem, status int, request string) *failure {
 	f := failf(statusOfProblem(status), "%s", cmp.Or(p.Detail, p.Title, "vmand answers "+http.StatusText(status)))
-	f.code = p.Code
+	f.code, f.http = p.Code, status
 	for _, e := range p.Errors {
 		if detail := e.Field + ": " + e.Detail; !strings.Contains(f.text, e.Detail) {
 			f.more = append(f.more, detail)

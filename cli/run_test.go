@@ -182,6 +182,9 @@ func TestOutputForms(t *testing.T) {
 		t.Errorf("template: %q", got)
 	}
 	vman(t, "show", "web", "-o", "yaml").want(t, 0, "\nstate: running\n", "labels:\n  team: a\n", "nics: []\n")
+	if got := vman(t, "show", "web", "web", "web", "-o", "yaml").want(t, 0).out; strings.Count(got, "\n---\n") != 2 || strings.HasPrefix(got, "---") {
+		t.Errorf("three documents: %s", got)
+	}
 	vman(t, "ls", "-o", "wide").want(t, 0, "team=a", "LABELS")
 	vman(t, "ls", "-o", "xml").want(t, exitUsage, "json, yaml, name, wide")
 	vman(t, "ls", "-o", "go-template={{").want(t, exitUsage, "template")
@@ -346,6 +349,10 @@ func TestWaitingShowsTheSteps(t *testing.T) {
 	}
 	if r := vman(t, "start", "web", "--no-wait").want(t, 0); r.out != "op-1\n" {
 		t.Errorf("--no-wait printed %q", r.out)
+	}
+	vman(t, "start", "web", "--no-wait", "--for", "agent").want(t, 0, "op-1")
+	if got := f.seen(); strings.Contains(got, "wait_for") {
+		t.Errorf("the daemon received %s", got)
 	}
 	if r := vman(t, "start", "web", "-q").want(t, 0); r.out != "web\n" || r.err != "" {
 		t.Errorf("-q printed %q and %q", r.out, r.err)

@@ -208,6 +208,10 @@ func TestUploadContinues(t *testing.T) {
 	f.mux.HandleFunc("GET /images/golden", func(w http.ResponseWriter, _ *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
+		if stored.Len() == 0 {
+			writeJSON(w, 404, apiProblem(404, "not-found", "there is no image golden"))
+			return
+		}
 		writeJSON(w, 200, image("uploading"))
 	})
 	parts := 0
@@ -217,8 +221,15 @@ func TestUploadContinues(t *testing.T) {
 		if want := fmt.Sprint(stored.Len()); r.URL.Query().Get("offset") != want {
 			t.Errorf("offset %s, want %s", r.URL.Query().Get("offset"), want)
 		}
-		if parts++; parts == 1 {
+		switch parts++; parts {
+		case 1:
 			cut(r, 200_000)
+		case 2:
+			writeJSON(w, 409, apiProblem(409, "busy", "another request uploads the image"))
+			return
+		case 3:
+			writeJSON(w, 503, apiProblem(503, "unavailable", "vmand is ending"))
+			return
 		}
 		_, _ = io.Copy(&stored, r.Body)
 		writeJSON(w, 200, image("available"))
@@ -229,5 +240,30 @@ func TestUploadContinues(t *testing.T) {
 	r.shows("image golden is available")
 	if stored.String() != content {
 		t.Errorf("the daemon has stored %d bytes, not the %d of the file", stored.Len(), len(content))
+	}
+}
+
+// A new upload does not continue the interrupted one of another file.
+func TestNewUploadLeavesAnInterruptedOne(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.answer("GET /images/golden", 200, map[string]any{"name": "golden", "state": "uploading", "uploaded_bytes": 3})
+	file := filepath.Join(t.TempDir(), "golden.qcow2")
+	if err := os.WriteFile(file, []byte("12"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	vman(t, "image", "upload", file).want(t, exitConflict, "more than the file has", "vman image rm golden")
+	if err := os.WriteFile(file, []byte("12345"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	vman(t, "image", "upload", file).want(t, exitConflict, "interrupted after 3B", "--continue", "vman image rm golden")
+	f.mux.HandleFunc("PATCH /images/golden/content", func(w http.ResponseWriter, r *http.Request) {
+		if text, _ := io.ReadAll(r.Body); string(text) != "45" {
+			t.Errorf("the daemon received %q", text)
+		}
+		writeJSON(w, 200, map[string]any{"name": "golden", "state": "available"})
+	})
+	vman(t, "image", "upload", file, "--continue").want(t, 0, "image golden is available")
+	if strings.Contains(f.seen(), "POST") {
+		t.Errorf("the daemon received %s", f.seen())
 	}
 }
