@@ -220,10 +220,12 @@ func (a *app) healthCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if !a.out.people() {
-				return a.out.item("vmand", h.raw)
+			if a.out.people() {
+				err = a.out.pairs(healthPairs(h.value))
+			} else {
+				err = a.out.item("vmand", h.raw)
 			}
-			if err := a.out.pairs(healthPairs(h.value)); err != nil {
+			if err != nil {
 				return err
 			}
 			if h.value.Status != client.HealthStatusOk {
@@ -258,17 +260,11 @@ func healthPairs(h client.Health) [][2]string {
 // health returns the health of the daemon. A daemon that is degraded answers 503 with it.
 func (a *app) health(ctx context.Context) (reply[client.Health], error) {
 	var h reply[client.Health]
-	hc, e, err := a.connect()
-	if err != nil {
-		return h, err
-	}
 	r, err := client.NewGetHealthRequest(server)
 	if err != nil {
 		return h, err
 	}
-	r = r.WithContext(ctx)
-	e.address(r, a.version)
-	resp, err := hc.Do(r)
+	resp, err := a.send(ctx, r)
 	if err != nil {
 		return h, explain(ctx, err)
 	}
@@ -277,7 +273,7 @@ func (a *app) health(ctx context.Context) (reply[client.Health], error) {
 		return h, explain(ctx, err)
 	}
 	if err := json.Unmarshal(h.raw, &h.value); err != nil || h.value.Service != client.HealthServiceVmand {
-		return h, failf(exitFailed, "what answers at %s is not vmand (%s)", e, resp.Status)
+		return h, failf(exitFailed, "what answers at %s is not vmand (%s)", a.endpoint, resp.Status)
 	}
 	return h, nil
 }
@@ -378,16 +374,12 @@ func (a *app) openBody(data string) (io.ReadCloser, int64, error) {
 
 // raw sends a request and copies the answer to the output. A problem is printed too.
 func (a *app) raw(ctx context.Context, r *http.Request, show bool) error {
-	hc, e, err := a.connect()
-	if err != nil {
-		return err
-	}
-	e.address(r, a.version)
-	resp, err := hc.Do(r)
+	resp, err := a.send(ctx, r)
 	if err != nil {
 		return explain(ctx, err)
 	}
 	defer resp.Body.Close()
+	unlimited(resp)
 	if show {
 		var b bytes.Buffer
 		fmt.Fprintf(&b, "%s %s\n", resp.Proto, resp.Status)

@@ -138,15 +138,30 @@ func (a *app) stream(ctx context.Context, r *http.Request, err error) (*http.Res
 	if err != nil {
 		return nil, explain(ctx, err)
 	}
-	if body, ok := resp.Body.(*answerBody); ok {
-		body.silence.end()
-	}
+	unlimited(resp)
 	return resp, nil
 }
 
-// roundTrip sends a request. It returns the problem in the answer as an error. The daemon must
-// not be silent for longer than its patience until the body of the answer is read.
+// unlimited lets the body of an answer take any time.
+func unlimited(resp *http.Response) {
+	if body, ok := resp.Body.(*answerBody); ok {
+		body.silence.end()
+	}
+}
+
+// roundTrip is send that returns the problem in the answer as an error.
 func (a *app) roundTrip(ctx context.Context, r *http.Request) (*http.Response, error) {
+	resp, err := a.send(ctx, r)
+	if err != nil || resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	return nil, problemOf(resp)
+}
+
+// send sends a request. The daemon must not be silent for longer than its patience until the
+// body of the answer is read.
+func (a *app) send(ctx context.Context, r *http.Request) (*http.Response, error) {
 	c, e, err := a.connect()
 	if err != nil {
 		return nil, err
@@ -171,11 +186,7 @@ func (a *app) roundTrip(ctx context.Context, r *http.Request) (*http.Response, e
 		return nil, err
 	}
 	resp.Body = &answerBody{resp.Body, ctx, cancel, silent}
-	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
-		return resp, nil
-	}
-	defer resp.Body.Close()
-	return nil, problemOf(resp)
+	return resp, nil
 }
 
 // patience returns how long the daemon may be silent; 0 is without limit.
