@@ -193,7 +193,7 @@ func (a *app) orphanAction(word, short, done string, request func(string) (*http
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if word != "adopt" {
-			if err := a.confirm(yes, "%s orphan %s?", strings.ToUpper(word[:1])+word[1:], args[0]); err != nil {
+			if err := a.confirm(c.Context(), yes, "%s orphan %s?", strings.ToUpper(word[:1])+word[1:], args[0]); err != nil {
 				return err
 			}
 		}
@@ -321,7 +321,7 @@ func (a *app) apiCommand() *cobra.Command {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
-		body, size, err := a.openBody(data)
+		body, size, err := a.openBody(c.Context(), data)
 		if err != nil {
 			return err
 		}
@@ -347,12 +347,12 @@ func (a *app) apiCommand() *cobra.Command {
 }
 
 // openBody returns the body that -d names and its size; nil for none.
-func (a *app) openBody(data string) (io.ReadCloser, int64, error) {
+func (a *app) openBody(ctx context.Context, data string) (io.ReadCloser, int64, error) {
 	switch {
 	case data == "":
 		return nil, 0, nil
 	case data == "@-":
-		text, err := a.readText("-", maxAnswer)
+		text, err := a.readText(ctx, "-", maxAnswer)
 		if err != nil {
 			return nil, 0, err
 		}

@@ -39,10 +39,12 @@ type failure struct {
 	code   client.ProblemCode // of the daemon's problem; empty for other failures
 	http   int                // the status of the daemon's answer; 0 for other failures
 	final  bool               // repeating the request is no use
+	cause  error              // may be nil
 	more   []string           // further lines: invalid fields, the hint, the request id
 }
 
 func (f *failure) Error() string { return f.text }
+func (f *failure) Unwrap() error { return f.cause }
 
 func failf(status int, format string, args ...any) *failure {
 	return &failure{status: status, text: fmt.Sprintf(format, args...)}

@@ -81,7 +81,7 @@ func (a *app) execCommand() *cobra.Command {
 			body.Env = &vars
 		}
 		if input {
-			text, err := io.ReadAll(io.LimitReader(a.std.In, maxStdin+1))
+			text, err := io.ReadAll(io.LimitReader(a.input(c.Context()), maxStdin+1))
 			if err != nil {
 				return err
 			}
@@ -186,7 +186,7 @@ func (a *app) copyTo(ctx context.Context, from string, to guestFile) error {
 		}
 		to.path = path.Join(to.path, filepath.Base(from))
 	}
-	in, size := a.std.In, int64(-1)
+	in, size := a.input(ctx), int64(-1)
 	if from != "-" {
 		f, err := os.Open(from)
 		if err != nil {
@@ -240,8 +240,15 @@ func (a *app) copyFrom(ctx context.Context, from guestFile, to string) error {
 	if info, err := os.Stat(to); err == nil && info.IsDir() {
 		to = filepath.Join(to, path.Base(from.path))
 	}
-	m := a.progress.meter(from.vm+":"+from.path, 0, resp.ContentLength)
-	return a.save(ctx, to, io.TeeReader(resp.Body, m))
+	return a.save(ctx, to, io.TeeReader(resp.Body, a.meterTo(to, from.vm+":"+from.path, resp.ContentLength)))
+}
+
+// meterTo returns the meter of a download; none if the content appears on the terminal itself.
+func (a *app) meterTo(target, subject string, total int64) io.Writer {
+	if target == "-" && isTerminal(a.std.Out) {
+		return io.Discard
+	}
+	return a.progress.meter(subject, 0, total)
 }
 
 // save writes a local file, or standard output for -. A file that is not complete is removed.
@@ -394,7 +401,7 @@ func (a *app) passwordCommand() *cobra.Command {
 		Args:              names(2, 2),
 		ValidArgsFunction: a.vms().complete(a, "running"),
 		RunE: func(c *cobra.Command, args []string) error {
-			password, err := a.readPassword(fmt.Sprintf("New password of user %s of VM %s: ", args[1], args[0]))
+			password, err := a.readPassword(c.Context(), fmt.Sprintf("New password of user %s of VM %s: ", args[1], args[0]))
 			if err != nil {
 				return err
 			}
@@ -408,13 +415,13 @@ func (a *app) passwordCommand() *cobra.Command {
 }
 
 // readPassword asks for a password without showing it.
-func (a *app) readPassword(prompt string) (string, error) {
+func (a *app) readPassword(ctx context.Context, prompt string) (string, error) {
 	password, err := "", error(nil)
 	if isTerminal(a.std.In) {
-		password, err = a.askPassword(prompt)
+		password, err = a.askPassword(ctx, prompt)
 	} else {
 		var text []byte
-		text, err = io.ReadAll(io.LimitReader(a.std.In, maxPassword+2))
+		text, err = io.ReadAll(io.LimitReader(a.input(ctx), maxPassword+2))
 		text, _, _ = bytes.Cut(text, []byte("\n"))
 		password = strings.TrimSuffix(string(text), "\r")
 	}
@@ -429,7 +436,7 @@ func (a *app) readPassword(prompt string) (string, error) {
 
 // askPassword reads a password from the terminal. The terminal stops showing what is typed
 // before the question appears.
-func (a *app) askPassword(prompt string) (string, error) {
+func (a *app) askPassword(ctx context.Context, prompt string) (string, error) {
 	fd := int(a.std.In.Fd())
 	was, err := term.MakeRaw(fd)
 	if err != nil {
@@ -439,7 +446,7 @@ func (a *app) askPassword(prompt string) (string, error) {
 	t := term.NewTerminal(struct {
 		io.Reader
 		io.Writer
-	}{a.std.In, a.std.Err}, "")
+	}{a.input(ctx), a.std.Err}, "")
 	password, err := t.ReadPassword(printable(prompt))
 	if errors.Is(err, io.EOF) { // Ctrl-C or Ctrl-D, which are no signals here
 		return "", failf(exitInterrupted, "interrupted; no password was set")

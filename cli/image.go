@@ -197,7 +197,7 @@ func (a *app) upload(ctx context.Context, file string, params client.CreateImage
 	var none reply[client.Image]
 	if file == "-" {
 		m := a.progress.meter("image "+*params.Name, 0, -1)
-		r, err := client.NewCreateImageRequestWithBody(server, &params, "application/octet-stream", io.TeeReader(a.std.In, m))
+		r, err := client.NewCreateImageRequestWithBody(server, &params, "application/octet-stream", io.TeeReader(a.input(ctx), m))
 		return exchange[client.Image](ctx, a, r, err, false)
 	}
 	f, err := os.Open(file)
@@ -352,7 +352,7 @@ func (a *app) download(ctx context.Context, name, file string) error {
 			return err
 		}
 		defer resp.Body.Close()
-		return a.save(ctx, "-", io.TeeReader(resp.Body, a.progress.meter("image "+name, 0, resp.ContentLength)))
+		return a.save(ctx, "-", io.TeeReader(resp.Body, a.meterTo("-", "image "+name, resp.ContentLength)))
 	}
 	if _, err := os.Stat(file); err == nil {
 		return failf(exitConflict, "%s exists", file).hint("remove it, or name another file with --file")

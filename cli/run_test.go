@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -292,6 +293,18 @@ func TestListsThatAreCutOff(t *testing.T) {
 		writeJSON(w, 200, []any{})
 	})
 	vman(t, "ls", "-q").want(t, exitFailed, "closed the connection before its answer was complete")
+	f.mux.HandleFunc("GET /templates", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "[")
+		w.(http.Flusher).Flush()
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = conn.(*net.TCPConn).SetLinger(0)
+		_ = conn.Close() // resets the connection
+	})
+	vman(t, "template", "ls").want(t, exitFailed, "connection")
 	vman(t, "disk", "ls").want(t, exitFailed, "is not the list that vmand sends", "address of a vmand")
 	vman(t, "image", "ls").want(t, exitFailed, "link to the next page")
 }
@@ -372,6 +385,8 @@ func TestFailedOperationAndTimeout(t *testing.T) {
 	f.mux.HandleFunc("GET /events", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	vman(t, "start", "bad").want(t, exitFailed, "vman: VM web needs 1 GiB", "hint: do something else", "operation: op-1")
 	vman(t, "start", "slow", "--timeout", "50ms").want(t, exitTimedOut, "operation op-slow continues", "vman op wait op-slow")
+	f.answer("GET /images/debian-12", 200, map[string]any{"name": "debian-12", "state": "importing"})
+	vman(t, "launch", "debian-12", "--timeout", "50ms").want(t, exitTimedOut, "gave up waiting after 50ms")
 	vman(t, "start", "bad", "slow", "--timeout", "50ms").want(t, exitFailed, "VM web needs 1 GiB", "op-slow continues")
 }
 

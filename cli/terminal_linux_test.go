@@ -8,11 +8,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/term"
 )
 
 // A terminalRun is a run of the client on a terminal.
@@ -265,5 +269,75 @@ func TestNewUploadLeavesAnInterruptedOne(t *testing.T) {
 	vman(t, "image", "upload", file, "--continue").want(t, 0, "image golden is available")
 	if strings.Contains(f.seen(), "POST") {
 		t.Errorf("the daemon received %s", f.seen())
+	}
+}
+
+// Ctrl-C ends a question, and a read of standard input.
+func TestInterruptEndsReadsOfInput(t *testing.T) {
+	f := newFakeDaemon(t)
+	for _, args := range [][]string{
+		{"rm", "web"},
+		{"password", "web", "root"},
+	} {
+		r := onTerminal(t, args...)
+		r.shows("web")
+		r.cancel(errInterrupted)
+		r.ends(exitInterrupted)
+	}
+	_, terminal := openPTY(t)
+	for _, args := range [][]string{
+		{"exec", "web", "-i", "--", "cat"},
+		{"cp", "-", "web:/x"},
+		{"api", "POST", "/x", "-d", "@-"},
+	} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		status := make(chan int, 1)
+		go func() { status <- Run(ctx, args, Streams{In: terminal, Out: io.Discard, Err: io.Discard}, "1.2.3") }()
+		cancel(errInterrupted)
+		select {
+		case got := <-status:
+			if got != exitInterrupted {
+				t.Errorf("%q: status %d", args, got)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%q does not end", args)
+		}
+	}
+	if got := f.seen(); got != "" {
+		t.Errorf("the daemon received %s", got)
+	}
+}
+
+// A meter does not mix with content on the same terminal.
+func TestContentOnATerminalHasNoMeter(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.answer("GET /vms/web/files", 200, "text")
+	r := onTerminal(t, "cp", "web:/x", "-")
+	r.ends(0)
+	r.shows("text")
+	if strings.Contains(r.output.String(), "web:/x") {
+		t.Errorf("the terminal shows %q", r.output.String())
+	}
+}
+
+// SIGTERM restores the terminal, which a question for a password has changed.
+func TestTerminationRestoresTheTerminal(t *testing.T) {
+	newFakeDaemon(t)
+	ours, terminal := openPTY(t)
+	before, err := term.GetState(int(terminal.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &terminalRun{t: t, ours: ours, status: make(chan int, 1)}
+	go func() {
+		r.status <- Main([]string{"password", "web", "root"}, Streams{In: terminal, Out: terminal, Err: terminal}, "1.2.3")
+	}()
+	r.shows("New password")
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	r.ends(exitInterrupted)
+	if after, err := term.GetState(int(terminal.Fd())); err != nil || !reflect.DeepEqual(before, after) {
+		t.Errorf("the terminal is %+v, %v; want %+v", after, err, before)
 	}
 }
