@@ -287,11 +287,12 @@ func TestWaitOutlastsARestart(t *testing.T) {
 		away := 20 // requests that find no daemon
 		e := &endpoint{url: &url.URL{Scheme: "http", Host: "daemon"}}
 		a := newAppOf(e, roundTripper(func(r *http.Request) (*http.Response, error) {
-			state := "running"
-			switch reads++; {
-			case r.URL.Path == "/events":
+			if r.URL.Path == "/events" {
 				<-r.Context().Done()
 				return nil, r.Context().Err()
+			}
+			state := "running"
+			switch reads++; {
 			case reads > 2 && away > 0:
 				away--
 				return nil, &dialError{e, syscall.ECONNREFUSED}
