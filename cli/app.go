@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -46,13 +47,17 @@ type app struct {
 const defaultTimeout = 10 * time.Minute
 
 // Main runs the client vman with the arguments after the name of the program, and returns
-// its exit status. The first Ctrl-C ends the command; what the daemon is doing continues.
-// The second one ends the process at once.
+// its exit status. The first Ctrl-C, SIGTERM or SIGHUP ends the command and restores the
+// terminal; what the daemon is doing continues. The second one ends the process at once.
 func Main(args []string, std Streams, version string) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt)
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) { // as nohup does
+			signal.Notify(signals, s)
+		}
+	}
 	defer signal.Stop(signals)
 	go func() {
 		select {
@@ -135,7 +140,10 @@ func (a *app) limited(ctx context.Context) (context.Context, context.CancelFunc)
 	if a.timeout == 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeout(ctx, a.timeout)
+	gaveUp := failf(exitTimedOut, "gave up waiting after %s", a.timeout).
+		hint("vman op ls shows what continues; --timeout waits longer")
+	gaveUp.cause = context.DeadlineExceeded
+	return context.WithTimeoutCause(ctx, a.timeout, gaveUp)
 }
 
 // forEach calls do for every name, several at a time. An error does not keep it from the

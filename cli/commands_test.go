@@ -4,16 +4,22 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net"
+	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"vmand/openapi/client"
 )
 
 // vmanWith is vman with standard input, and a context that can end the command.
@@ -45,6 +51,8 @@ func TestExecPassesStreamsAndStatusOn(t *testing.T) {
 			answer["exit_code"], answer["stdout"], answer["stdout_base64"], answer["stderr"] = 42, nil, "/wA=", "oops\n"
 		case "dies":
 			answer["exit_code"], answer["signal"], answer["truncated"] = nil, 15, true
+		case "huge": // a status of Windows
+			answer["exit_code"] = 3221225477
 		case "stays":
 			answer["exited"], answer["exit_code"] = false, nil
 		}
@@ -61,8 +69,18 @@ func TestExecPassesStreamsAndStatusOn(t *testing.T) {
 	}
 	vman(t, "exec", "web", "dies").want(t, 128+15, "its end is missing")
 	vman(t, "exec", "web", "stays").want(t, exitTimedOut, "continues in the guest")
-	vman(t, "exec", "web", "fails", "-o", "json").want(t, 0, `"exit_code": 42`)
-	vman(t, "exec", "web", "ls", "-l").want(t, exitUsage, "write -- before the program")
+	vman(t, "exec", "web", "-o", "json", "--", "fails").want(t, 0, `"exit_code": 42`)
+	if got := vman(t, "exec", "web", "--", "ls", "--", "-i").want(t, 0).out; !strings.HasPrefix(got, "[ls -- -i]|") {
+		t.Errorf("the daemon received %s", got)
+	}
+	// Flags after the program are its own.
+	if got := vman(t, "exec", "web", "-e", "A=b", "grep", "-i", "-q", "-o", "x", "--help").want(t, 0).out; got != "[grep -i -q -o x --help]|map[A:b]|<nil>|<nil>|30" {
+		t.Errorf("the daemon received %s", got)
+	}
+	vman(t, "exec", "web", "--what", "ls").want(t, exitUsage, "write -- before the program")
+	vman(t, "exec", "web", "-i").want(t, exitUsage, "usage:")
+	vman(t, "exec", "web", "--help").want(t, 0, "Usage:")
+	vman(t, "exec", "web", "--", "huge").want(t, 255)
 }
 
 func TestCopies(t *testing.T) {
@@ -100,6 +118,18 @@ func TestCopies(t *testing.T) {
 	vman(t, "cp", "web:/cut", filepath.Join(dir, "cut")).want(t, exitFailed, "closed the connection")
 	if left, _ := filepath.Glob(filepath.Join(dir, "*cut*")); len(left) > 0 {
 		t.Errorf("a copy that was cut off left %q", left)
+	}
+	if err := os.Symlink(filepath.Join(dir, "script"), filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "script"), []byte("old"), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	vman(t, "cp", "web:/etc/motd", filepath.Join(dir, "link")).want(t, 0)
+	link, err1 := os.Lstat(filepath.Join(dir, "link"))
+	script, err2 := os.Stat(filepath.Join(dir, "script"))
+	if err := errors.Join(err1, err2); err != nil || link.Mode()&fs.ModeSymlink == 0 || script.Mode() != 0o750 || script.Size() != 14 {
+		t.Errorf("the copy over a link: %v and %v, %v", link, script, err)
 	}
 	large := filepath.Join(dir, "large")
 	if err := os.Truncate(file, maxCopy+1); err != nil {
@@ -190,46 +220,98 @@ func TestEditSendsTheVersionThatWasRead(t *testing.T) {
 		t.Errorf("the kept text is %q, %v", text, err)
 	}
 	t.Setenv("EDITOR", "false")
-	vman(t, "edit", "web").want(t, exitFailed, "the editor false")
+	vman(t, "edit", "web").want(t, exitFailed, "the editor false", "your text is kept in")
+	t.Setenv("EDITOR", "sed -i /^autostart/d")
+	vman(t, "edit", "web").want(t, 0, "VM web not changed")
 	t.Setenv("EDITOR", `sed -i s/^description:.*/[/`)
 	vman(t, "edit", "web").want(t, exitUsage, "not YAML")
 }
 
 func TestConditions(t *testing.T) {
 	f := newFakeDaemon(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() { // holds the connections open, as sshd does
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			fmt.Fprint(c, "SSH-2.0\r\n")
-			c.Close()
+	var held atomic.Int32
+	f.mux.HandleFunc("GET /vms/web", func(w http.ResponseWriter, r *http.Request) {
+		condition, prefer := r.URL.Query().Get("wait_for"), r.Header.Get("Prefer")
+		switch {
+		case condition == "" && prefer == "": // for state=running
+			writeJSON(w, 200, apiVM("web", "running"))
+		case prefer != "wait=59" && prefer != "wait=60":
+			t.Errorf("the request has %q and %q", condition, prefer)
+		case condition == "port:22" && held.Add(1) == 1: // the time is over
+			writeJSON(w, 202, apiVM("web", "running"))
+		default:
+			writeJSON(w, 200, apiVM("web", "running"))
 		}
-	}()
-	t.Cleanup(func() { l.Close() })
-	v := apiVM("web", "running")
-	v["boot"] = map[string]any{"dhcp_ack_at": "2026-01-02T03:04:05Z"}
-	v["port_forwards"] = []any{map[string]any{"id": "pf", "nic": 0, "protocol": "tcp", "host_address": "0.0.0.0",
-		"host_port": l.Addr().(*net.TCPAddr).Port, "guest_port": 22}}
-	f.answer("GET /vms/web", 200, v)
-	f.answer("GET /vms/off", 200, apiVM("off", "stopped"))
-	f.answer("GET /vms/bad", 200, apiVM("bad", "running"))
-	f.answer("GET /vms/web/cloud_init", 200, map[string]any{"status": map[string]any{"status": "done", "errors": []any{}}})
-	f.answer("GET /vms/bad/cloud_init", 200, map[string]any{"status": map[string]any{"status": "error", "detail": "bad module", "errors": []any{}}})
+	})
+	f.answer("GET /vms/off", 409, apiProblem(409, "invalid-state", "VM off is stopped"))
+	f.answer("GET /vms/bad", 409, apiProblem(409, "guest-refused", "cloud-init has failed: bad module"))
 	for _, condition := range []string{"ip", "agent", "cloud-init", "state=running", "port:22"} {
-		vman(t, "wait", "web", "--for", condition).want(t, 0, "VM web: "+condition)
+		vman(t, "wait", "web", "--for", condition, "--timeout", "1m").want(t, 0, "VM web: "+condition)
+	}
+	if held.Load() != 2 {
+		t.Errorf("the client asked %d times for the port, want 2", held.Load())
 	}
 	vman(t, "wait", "off", "--for", "agent").want(t, exitConflict, "VM off is stopped", "vman start off --for agent")
 	vman(t, "wait", "bad", "--for", "cloud-init").want(t, exitConflict, "bad module")
-	vman(t, "wait", "web", "--for", "port:23").want(t, exitFailed, "vman forward add web PORT:23")
 	for _, condition := range []string{"port:0", "port:x", "state=odd", "nonsense", ""} {
 		vman(t, "wait", "web", "--for", condition).want(t, exitUsage, "port:N")
 	}
+}
+
+func TestWaitGivesUp(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.mux.HandleFunc("GET /vms/web", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	vman(t, "wait", "web", "--for", "port:23", "--timeout", "50ms").want(t, exitTimedOut, "gave up waiting for port:23", "vman why web")
+}
+
+func TestDegradedHealth(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.answer("GET /health", 503, map[string]any{"status": "degraded", "service": "vmand", "version": "9.0.0"})
+	vman(t, "health").want(t, exitFailed, "the daemon is degraded")
+	vman(t, "health", "-o", "json").want(t, exitFailed, `"status": "degraded"`)
+}
+
+// Every request has a limit.
+func TestSilentDaemon(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.mux.HandleFunc("/", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	for _, args := range [][]string{{"health"}, {"version"}, {"api", "GET", "/vms"}} {
+		vman(t, append(args, "--timeout", "50ms")...).want(t, exitTimedOut, "does not answer for 50ms")
+	}
+}
+
+// A wait outlasts a restart of the daemon.
+func TestWaitOutlastsARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reads := 0
+		away := 20 // requests that find no daemon
+		e := &endpoint{url: &url.URL{Scheme: "http", Host: "daemon"}}
+		a := newAppOf(e, roundTripper(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Path == "/events" {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			state := "running"
+			switch reads++; {
+			case reads > 2 && away > 0:
+				away--
+				return nil, &dialError{e, syscall.ECONNREFUSED}
+			case away == 0:
+				state = "succeeded"
+			}
+			text, err := json.Marshal(apiOperation("op-1", state))
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(bytes.NewReader(text)), Header: http.Header{}}, err
+		}))
+		a.progress = newProgress(io.Discard, true)
+		if op, err := a.follow(t.Context(), "x", "op-1"); err != nil || op.State != client.OperationStateSucceeded {
+			t.Errorf("operation %v, %v", op.State, err)
+		}
+		reads, away = 0, 1000
+		_, err := a.follow(t.Context(), "x", "op-1")
+		if f := new(failure); !errors.As(err, &f) || f.status != exitNoDaemon || !strings.Contains(f.more[1], "vman op wait op-1") {
+			t.Errorf("without a daemon: %v", err)
+		}
+	})
 }
 
 func TestConsoleOverTCPSendsTheToken(t *testing.T) {

@@ -98,7 +98,7 @@ func (v *vmFlags) body(ctx context.Context, a *app, c *cobra.Command, name strin
 	if len(cdroms) > 0 {
 		body.CDROMs = &cdroms
 	}
-	if body.CloudInit, err = v.cloudInit(a); err != nil {
+	if body.CloudInit, err = v.cloudInit(ctx, a); err != nil {
 		return body, err
 	}
 	body.TemplateName, err = v.templateName(ctx, a)
@@ -106,7 +106,7 @@ func (v *vmFlags) body(ctx context.Context, a *app, c *cobra.Command, name strin
 }
 
 // cloudInit returns the cloud-init data; nil for none.
-func (v *vmFlags) cloudInit(a *app) (*client.CloudInit, error) {
+func (v *vmFlags) cloudInit(ctx context.Context, a *app) (*client.CloudInit, error) {
 	var data client.CloudInit
 	keys, err := readKeys(v.keys)
 	if err != nil {
@@ -117,12 +117,12 @@ func (v *vmFlags) cloudInit(a *app) (*client.CloudInit, error) {
 	}
 	data.Hostname = nonEmpty(v.hostname)
 	if v.userData != "" {
-		if data.UserData, err = a.readText(v.userData, maxUserData); err != nil {
+		if data.UserData, err = a.readText(ctx, v.userData, maxUserData); err != nil {
 			return nil, err
 		}
 	}
 	if v.networkConfig != "" {
-		if data.NetworkConfig, err = a.readText(v.networkConfig, maxKeys); err != nil {
+		if data.NetworkConfig, err = a.readText(ctx, v.networkConfig, maxKeys); err != nil {
 			return nil, err
 		}
 	}
@@ -133,8 +133,8 @@ func (v *vmFlags) cloudInit(a *app) (*client.CloudInit, error) {
 }
 
 // readText returns the content of a file, of standard input for -.
-func (a *app) readText(name string, limit int64) (*string, error) {
-	in := a.std.In
+func (a *app) readText(ctx context.Context, name string, limit int64) (*string, error) {
+	in := a.input(ctx)
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {
@@ -144,6 +144,9 @@ func (a *app) readText(name string, limit int64) (*string, error) {
 		in = f
 	}
 	text, err := io.ReadAll(io.LimitReader(in, limit+1))
+	if err != nil && ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, usagef("%v", err)
 	}
@@ -157,7 +160,7 @@ func (a *app) readText(name string, limit int64) (*string, error) {
 func readKeys(files []string) ([]string, error) {
 	var keys []string
 	for _, file := range files {
-		text, err := new(app).readText(file, maxKeys)
+		text, err := new(app).readText(context.Background(), file, maxKeys)
 		if err != nil {
 			return nil, err
 		}
@@ -282,15 +285,10 @@ func (v *vmFlags) create(ctx context.Context, a *app, c *cobra.Command, name str
 // startVM starts a VM and waits for the condition; empty for none.
 func (a *app) startVM(ctx context.Context, id, condition string) (reply[client.VM], error) {
 	request := func(id string) (*http.Request, error) {
-		return client.NewStartVMRequest(server, id, &client.StartVMParams{WaitFor: nonEmpty(condition)}, client.EmptyRequest{})
+		return client.NewStartVMRequest(server, id, &client.StartVMParams{WaitFor: a.waitFor(condition)}, client.EmptyRequest{})
 	}
 	if condition != "" && !a.noWait {
 		return a.hold(ctx, "VM "+id, id, condition, request)
-	}
-	if a.noWait {
-		request = func(id string) (*http.Request, error) {
-			return client.NewStartVMRequest(server, id, nil, client.EmptyRequest{})
-		}
 	}
 	v, err := change[client.VM](ctx, a)(request(id))
 	return settle(ctx, a, "VM "+id, v, err, func() (*http.Request, error) { return getVM(id) })

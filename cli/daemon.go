@@ -193,7 +193,7 @@ func (a *app) orphanAction(word, short, done string, request func(string) (*http
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if word != "adopt" {
-			if err := a.confirm(yes, "%s orphan %s?", strings.ToUpper(word[:1])+word[1:], args[0]); err != nil {
+			if err := a.confirm(c.Context(), yes, "%s orphan %s?", strings.ToUpper(word[:1])+word[1:], args[0]); err != nil {
 				return err
 			}
 		}
@@ -220,10 +220,12 @@ func (a *app) healthCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if !a.out.people() {
-				return a.out.item("vmand", h.raw)
+			if a.out.people() {
+				err = a.out.pairs(healthPairs(h.value))
+			} else {
+				err = a.out.item("vmand", h.raw)
 			}
-			if err := a.out.pairs(healthPairs(h.value)); err != nil {
+			if err != nil {
 				return err
 			}
 			if h.value.Status != client.HealthStatusOk {
@@ -258,17 +260,11 @@ func healthPairs(h client.Health) [][2]string {
 // health returns the health of the daemon. A daemon that is degraded answers 503 with it.
 func (a *app) health(ctx context.Context) (reply[client.Health], error) {
 	var h reply[client.Health]
-	hc, e, err := a.connect()
-	if err != nil {
-		return h, err
-	}
 	r, err := client.NewGetHealthRequest(server)
 	if err != nil {
 		return h, err
 	}
-	r = r.WithContext(ctx)
-	e.address(r, a.version)
-	resp, err := hc.Do(r)
+	resp, err := a.send(ctx, r)
 	if err != nil {
 		return h, explain(ctx, err)
 	}
@@ -277,7 +273,7 @@ func (a *app) health(ctx context.Context) (reply[client.Health], error) {
 		return h, explain(ctx, err)
 	}
 	if err := json.Unmarshal(h.raw, &h.value); err != nil || h.value.Service != client.HealthServiceVmand {
-		return h, failf(exitFailed, "what answers at %s is not vmand (%s)", e, resp.Status)
+		return h, failf(exitFailed, "what answers at %s is not vmand (%s)", a.endpoint, resp.Status)
 	}
 	return h, nil
 }
@@ -325,7 +321,7 @@ func (a *app) apiCommand() *cobra.Command {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
-		body, size, err := a.openBody(data)
+		body, size, err := a.openBody(c.Context(), data)
 		if err != nil {
 			return err
 		}
@@ -351,12 +347,12 @@ func (a *app) apiCommand() *cobra.Command {
 }
 
 // openBody returns the body that -d names and its size; nil for none.
-func (a *app) openBody(data string) (io.ReadCloser, int64, error) {
+func (a *app) openBody(ctx context.Context, data string) (io.ReadCloser, int64, error) {
 	switch {
 	case data == "":
 		return nil, 0, nil
 	case data == "@-":
-		text, err := a.readText("-", maxAnswer)
+		text, err := a.readText(ctx, "-", maxAnswer)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -378,16 +374,12 @@ func (a *app) openBody(data string) (io.ReadCloser, int64, error) {
 
 // raw sends a request and copies the answer to the output. A problem is printed too.
 func (a *app) raw(ctx context.Context, r *http.Request, show bool) error {
-	hc, e, err := a.connect()
-	if err != nil {
-		return err
-	}
-	e.address(r, a.version)
-	resp, err := hc.Do(r)
+	resp, err := a.send(ctx, r)
 	if err != nil {
 		return explain(ctx, err)
 	}
 	defer resp.Body.Close()
+	unlimited(resp)
 	if show {
 		var b bytes.Buffer
 		fmt.Fprintf(&b, "%s %s\n", resp.Proto, resp.Status)

@@ -430,7 +430,7 @@ func (a *app) cloudInitCommand() *cobra.Command {
 	set.Flags().StringVar(&flags.networkConfig, "network-config", "", "a file with the network configuration")
 	set.Flags().BoolVar(&reprovision, "reprovision", false, "let cloud-init run again at the next boot")
 	set.RunE = func(c *cobra.Command, args []string) error {
-		data, err := flags.cloudInit(a)
+		data, err := flags.cloudInit(c.Context(), a)
 		if err != nil {
 			return err
 		}

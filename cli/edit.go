@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -180,17 +181,24 @@ func (e editable[T, U]) editCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			head := fmt.Sprintf("# %s: the properties that can be changed. Lines that start with # are ignored.\n", e.subject(args[0]))
-			after, file, err := a.editText(c.Context(), head+string(before))
-			if err != nil {
-				return err
+			head := fmt.Sprintf("# %s: the properties that can be changed. Lines that start with # are ignored.\n"+
+				"# A property that is missing is not changed.\n", e.subject(args[0]))
+			// The text is kept until it has been sent.
+			after, file, err := a.editText(head + string(before))
+			if err == nil {
+				ctx := c.Context()
+				if ctx.Err() != nil { // by a Ctrl-C that was for the editor
+					ctx = context.WithoutCancel(ctx)
+				}
+				err = e.sendEdited(ctx, a, args[0], read, values, after)
 			}
-			err = e.sendEdited(c.Context(), a, args[0], read, values, after)
-			if err != nil {
+			switch {
+			case err == nil:
+				return os.RemoveAll(filepath.Dir(file))
+			case file != "":
 				fmt.Fprintln(a.std.Err, "vman: your text is kept in", file)
-				return err
 			}
-			return os.RemoveAll(filepath.Dir(file))
+			return err
 		},
 	}
 }
@@ -215,8 +223,9 @@ func (e editable[T, U]) sendEdited(ctx context.Context, a *app, name string, rea
 	return e.send(ctx, a, name, read, changed)
 }
 
-// editText lets the user edit text. It returns the result and the file that has it.
-func (a *app) editText(ctx context.Context, text string) (edited []byte, file string, err error) {
+// editText lets the user edit text. It returns the result and the file that has it. Ctrl-C
+// belongs to the editor meanwhile.
+func (a *app) editText(text string) (edited []byte, file string, err error) {
 	dir, err := os.MkdirTemp("", "vman-edit") // its mode is 0700
 	if err != nil {
 		return nil, "", err
@@ -229,11 +238,13 @@ func (a *app) editText(ctx context.Context, text string) (edited []byte, file st
 	if len(words) == 0 {
 		words = []string{"vi"}
 	}
-	editor := exec.CommandContext(ctx, words[0], append(words[1:], file)...)
+	editor := exec.Command(words[0], append(words[1:], file)...)
 	editor.Stdin, editor.Stdout, editor.Stderr = a.std.In, a.std.Out, a.std.Err
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, os.Interrupt) // also a second one does not end the process
+	defer signal.Stop(interrupts)
 	if err := editor.Run(); err != nil {
-		_ = os.RemoveAll(dir)
-		return nil, "", failf(exitFailed, "the editor %s: %v", words[0], err).hint("set EDITOR")
+		return nil, file, failf(exitFailed, "the editor %s: %v", words[0], err).hint("set EDITOR")
 	}
 	info, err := os.Stat(file)
 	if err == nil && info.Size() > maxEdit {

@@ -172,11 +172,6 @@ func (a *app) followEvents(ctx context.Context, filter client.ListEventsParams) 
 			_, err := fmt.Fprintf(a.out.w, "%s\n", raw)
 			return err
 		}
-		if a.out.form == "yaml" {
-			if _, err := fmt.Fprintln(a.out.w, "---"); err != nil {
-				return err
-			}
-		}
 		if !a.out.people() {
 			return a.out.item(eventName(e), raw)
 		}

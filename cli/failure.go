@@ -37,11 +37,14 @@ type failure struct {
 	status int
 	text   string
 	code   client.ProblemCode // of the daemon's problem; empty for other failures
+	http   int                // the status of the daemon's answer; 0 for other failures
 	final  bool               // repeating the request is no use
+	cause  error              // may be nil
 	more   []string           // further lines: invalid fields, the hint, the request id
 }
 
 func (f *failure) Error() string { return f.text }
+func (f *failure) Unwrap() error { return f.cause }
 
 func failf(status int, format string, args ...any) *failure {
 	return &failure{status: status, text: fmt.Sprintf(format, args...)}
@@ -147,7 +150,7 @@ func statusOfProblem(status int) int {
 // failureOf returns a problem of the daemon as an error.
 func failureOf(p client.Problem, status int, request string) *failure {
 	f := failf(statusOfProblem(status), "%s", cmp.Or(p.Detail, p.Title, "vmand answers "+http.StatusText(status)))
-	f.code = p.Code
+	f.code, f.http = p.Code, status
 	for _, e := range p.Errors {
 		if detail := e.Field + ": " + e.Detail; !strings.Contains(f.text, e.Detail) {
 			f.more = append(f.more, detail)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"vmand/openapi/client"
@@ -32,13 +34,15 @@ const (
 
 func (a *app) execCommand() *cobra.Command {
 	var env []string
+	var program []string // and its arguments
 	var input bool
 	var timeout time.Duration
 	c := &cobra.Command{
-		Use:   "exec VM [flags] [--] COMMAND [ARG...]",
+		Use:   "exec VM [flags] -- COMMAND [ARG...]",
 		Short: "Run a program in a guest",
 		Long: "Run a program in a guest through its guest agent, without a shell. The exit status is that of the\n" +
-			"program, 128 + N if signal N has ended it. The output appears when the program has ended.",
+			"program, 128 + N if signal N has ended it, 255 if it is not 0 to 255. The output appears when the\n" +
+			"program has ended.",
 		Example:           "  vman exec web-1 -- uname -a\n  vman exec web-1 -i -- sh -c 'cat > /etc/motd' < motd",
 		GroupID:           groupGuest,
 		Args:              names(2, -1),
@@ -48,14 +52,27 @@ func (a *app) execCommand() *cobra.Command {
 		if len(args) < 2 {
 			return names(2, -1)(c, args)
 		}
-		return names(1, 1)(c, args[:1])
+		if err := names(1, 1)(c, args[:1]); err != nil {
+			return err
+		}
+		// Flags end at the program: what follows is for it.
+		if err := c.Flags().Parse(args[1:]); err != nil {
+			return flagError(c, err)
+		}
+		if help, _ := c.Flags().GetBool("help"); help {
+			return pflag.ErrHelp
+		}
+		if program = c.Flags().Args(); len(program) == 0 {
+			return names(2, -1)(c, args[:1])
+		}
+		return nil
 	}
 	c.Flags().StringArrayVarP(&env, "env", "e", nil, "an environment variable KEY=VALUE of the program")
 	c.Flags().BoolVarP(&input, "stdin", "i", false, "pass standard input to the program, at most 1M")
 	c.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for the program, at most 5m")
-	c.Flags().SetInterspersed(true)
+	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		body := client.ExecRequest{Command: args[1:], TimeoutSeconds: new(int(timeout.Seconds()))}
+		body := client.ExecRequest{Command: program, TimeoutSeconds: new(int(timeout.Seconds()))}
 		if len(env) > 0 {
 			vars, err := parseLabels(env)
 			if err != nil {
@@ -64,7 +81,7 @@ func (a *app) execCommand() *cobra.Command {
 			body.Env = &vars
 		}
 		if input {
-			text, err := io.ReadAll(io.LimitReader(a.std.In, maxStdin+1))
+			text, err := io.ReadAll(io.LimitReader(a.input(c.Context()), maxStdin+1))
 			if err != nil {
 				return err
 			}
@@ -108,7 +125,10 @@ func (a *app) exec(ctx context.Context, id string, body client.ExecRequest) erro
 	case r.value.Signal != nil:
 		return exitCode(128 + *r.value.Signal)
 	case value(r.value.ExitCode) != 0:
-		return exitCode(*r.value.ExitCode)
+		if code := *r.value.ExitCode; code > 0 && code <= 255 {
+			return exitCode(code)
+		}
+		return exitCode(255) // such as a status of Windows, of which the last 8 bits can be 0
 	}
 	return nil
 }
@@ -166,7 +186,7 @@ func (a *app) copyTo(ctx context.Context, from string, to guestFile) error {
 		}
 		to.path = path.Join(to.path, filepath.Base(from))
 	}
-	in, size := a.std.In, int64(-1)
+	in, size := a.input(ctx), int64(-1)
 	if from != "-" {
 		f, err := os.Open(from)
 		if err != nil {
@@ -220,27 +240,63 @@ func (a *app) copyFrom(ctx context.Context, from guestFile, to string) error {
 	if info, err := os.Stat(to); err == nil && info.IsDir() {
 		to = filepath.Join(to, path.Base(from.path))
 	}
-	m := a.progress.meter(from.vm+":"+from.path, 0, resp.ContentLength)
-	return a.save(ctx, to, io.TeeReader(resp.Body, m))
+	return a.save(ctx, to, io.TeeReader(resp.Body, a.meterTo(to, from.vm+":"+from.path, resp.ContentLength)))
+}
+
+// meterTo returns the meter of a download; none if the content appears on the terminal itself.
+func (a *app) meterTo(target, subject string, total int64) io.Writer {
+	if target == "-" && isTerminal(a.std.Out) {
+		return io.Discard
+	}
+	return a.progress.meter(subject, 0, total)
 }
 
 // save writes a local file, or standard output for -. A file that is not complete is removed.
+// An existing file keeps its mode, and what is not a regular file is written to.
 func (a *app) save(ctx context.Context, name string, content io.Reader) error {
 	if name == "-" {
 		_, err := io.Copy(struct{ io.Writer }{a.std.Out}, content)
 		return explain(ctx, err)
 	}
-	partial := filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+"."+uuid.NewString())
+	if target, err := filepath.EvalSymlinks(name); err == nil {
+		name = target
+	}
+	was, err := os.Stat(name)
+	if err == nil && !was.Mode().IsRegular() {
+		return writeThrough(ctx, name, content)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return usagef("%v", err)
+	}
+	if link, err := os.Lstat(name); err == nil && link.Mode()&fs.ModeSymlink != 0 {
+		return usagef("%s is a symbolic link to a file that does not exist", name)
+	}
+	partial := filepath.Join(filepath.Dir(name), "."+uuid.NewString()+".partial")
 	f, err := os.OpenFile(partial, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
 	if err != nil {
 		return usagef("%v", err)
 	}
-	defer os.Remove(f.Name())
-	_, err = io.Copy(f, content)
+	defer os.Remove(partial)
+	if was != nil {
+		err = f.Chmod(was.Mode().Perm())
+	}
+	if err == nil {
+		_, err = io.Copy(f, content)
+	}
 	if err := errors.Join(explain(ctx, err), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), name)
+	return os.Rename(partial, name)
+}
+
+// writeThrough writes to a device or a FIFO.
+func writeThrough(ctx context.Context, name string, content io.Reader) error {
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return usagef("%v", err)
+	}
+	_, err = io.Copy(f, content)
+	return errors.Join(explain(ctx, err), f.Close())
 }
 
 func (a *app) logsCommand() *cobra.Command {
@@ -345,7 +401,7 @@ func (a *app) passwordCommand() *cobra.Command {
 		Args:              names(2, 2),
 		ValidArgsFunction: a.vms().complete(a, "running"),
 		RunE: func(c *cobra.Command, args []string) error {
-			password, err := a.readPassword(fmt.Sprintf("New password of user %s of VM %s: ", args[1], args[0]))
+			password, err := a.readPassword(c.Context(), fmt.Sprintf("New password of user %s of VM %s: ", args[1], args[0]))
 			if err != nil {
 				return err
 			}
@@ -359,13 +415,13 @@ func (a *app) passwordCommand() *cobra.Command {
 }
 
 // readPassword asks for a password without showing it.
-func (a *app) readPassword(prompt string) (string, error) {
+func (a *app) readPassword(ctx context.Context, prompt string) (string, error) {
 	password, err := "", error(nil)
 	if isTerminal(a.std.In) {
-		password, err = a.askPassword(prompt)
+		password, err = a.askPassword(ctx, prompt)
 	} else {
 		var text []byte
-		text, err = io.ReadAll(io.LimitReader(a.std.In, maxPassword+2))
+		text, err = io.ReadAll(io.LimitReader(a.input(ctx), maxPassword+2))
 		text, _, _ = bytes.Cut(text, []byte("\n"))
 		password = strings.TrimSuffix(string(text), "\r")
 	}
@@ -380,7 +436,7 @@ func (a *app) readPassword(prompt string) (string, error) {
 
 // askPassword reads a password from the terminal. The terminal stops showing what is typed
 // before the question appears.
-func (a *app) askPassword(prompt string) (string, error) {
+func (a *app) askPassword(ctx context.Context, prompt string) (string, error) {
 	fd := int(a.std.In.Fd())
 	was, err := term.MakeRaw(fd)
 	if err != nil {
@@ -390,7 +446,7 @@ func (a *app) askPassword(prompt string) (string, error) {
 	t := term.NewTerminal(struct {
 		io.Reader
 		io.Writer
-	}{a.std.In, a.std.Err}, "")
+	}{a.input(ctx), a.std.Err}, "")
 	password, err := t.ReadPassword(printable(prompt))
 	if errors.Is(err, io.EOF) { // Ctrl-C or Ctrl-D, which are no signals here
 		return "", failf(exitInterrupted, "interrupted; no password was set")

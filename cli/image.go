@@ -197,7 +197,7 @@ func (a *app) upload(ctx context.Context, file string, params client.CreateImage
 	var none reply[client.Image]
 	if file == "-" {
 		m := a.progress.meter("image "+*params.Name, 0, -1)
-		r, err := client.NewCreateImageRequestWithBody(server, &params, "application/octet-stream", io.TeeReader(a.std.In, m))
+		r, err := client.NewCreateImageRequestWithBody(server, &params, "application/octet-stream", io.TeeReader(a.input(ctx), m))
 		return exchange[client.Image](ctx, a, r, err, false)
 	}
 	f, err := os.Open(file)
@@ -210,26 +210,49 @@ func (a *app) upload(ctx context.Context, file string, params client.CreateImage
 		return none, usagef("%s is not a file", file)
 	}
 	u := upload{a: a, file: f, size: info.Size(), params: params}
-	if again {
-		u.stored(ctx)
+	// Without --continue an upload of that name may be one of another file.
+	switch found, err := u.stored(ctx); {
+	case err != nil:
+		return none, u.interrupted(ctx, err)
+	case found && !again:
+		return none, failf(exitConflict, "an upload of image %s was interrupted after %s", *params.Name, formatSize(u.offset)).
+			hint("--continue sends the rest of the same file, vman image rm %s gives it up", *params.Name)
 	}
-	stuck := 0
-	for {
-		begin := u.offset
+	for stuck := 0; ; stuck++ {
+		begin, resumable := u.offset, u.resumable
 		i, err := u.attempt(ctx)
-		if err == nil || !broken(err) || ctx.Err() != nil {
-			return i, u.interrupted(ctx, err)
+		for err != nil {
+			if ctx.Err() != nil || !temporary(err) || stuck >= uploadRetries || !pause(ctx, reconnectPause) {
+				return i, u.interrupted(ctx, err)
+			}
+			found, failed := u.stored(ctx)
+			if failed != nil {
+				err = failed
+				stuck++
+				continue
+			}
+			if resumable && !found {
+				return i, u.interrupted(ctx, err)
+			}
+			break
 		}
-		if !u.stored(ctx) {
-			return i, explain(ctx, err)
+		if err == nil {
+			return i, nil
 		}
-		if stuck++; u.offset > begin {
+		if u.offset > begin {
 			stuck = 0
 		}
-		if stuck > uploadRetries || !pause(ctx, reconnectPause) {
-			return i, u.interrupted(ctx, explain(ctx, err))
-		}
 	}
+}
+
+// temporary reports whether an upload may succeed when it is continued: the connection broke,
+// the daemon is away or overloaded, or still has the request that broke.
+func temporary(err error) bool {
+	var f *failure
+	if errors.As(err, &f) {
+		return f.http == http.StatusServiceUnavailable || f.code == client.ProblemCodeBusy || f.code == client.ProblemCodePreconditionFailed
+	}
+	return broken(err) || errors.As(err, new(*dialError))
 }
 
 // An upload is the transfer of one file.
@@ -266,13 +289,26 @@ func (u *upload) attempt(ctx context.Context) (reply[client.Image], error) {
 
 // stored asks the daemon how many bytes of the upload it has, and reports whether there is
 // an upload to continue.
-func (u *upload) stored(ctx context.Context) bool {
-	i, err := call[client.Image](ctx, u.a)(u.a.images().get(*u.params.Name))
-	if err != nil || i.value.State != client.ImageStateUploading || value(i.value.UploadedBytes) > u.size {
-		return false
+func (u *upload) stored(ctx context.Context) (bool, error) {
+	r, err := u.a.images().get(*u.params.Name)
+	if err != nil {
+		return false, err
+	}
+	i, err := attempt[client.Image](ctx, u.a, r)
+	var f *failure
+	switch {
+	case errors.As(err, &f) && f.status == exitNotFound:
+		return false, nil
+	case err != nil:
+		return false, err
+	case i.value.State != client.ImageStateUploading:
+		return false, failf(exitConflict, "image %s exists and is %s", *u.params.Name, i.value.State)
+	case value(i.value.UploadedBytes) > u.size:
+		return false, failf(exitConflict, "an upload of image %s has %s, which is more than the file has", *u.params.Name,
+			formatSize(value(i.value.UploadedBytes))).hint("vman image rm %s gives it up", *u.params.Name)
 	}
 	u.offset, u.resumable = value(i.value.UploadedBytes), true
-	return true
+	return true, nil
 }
 
 // interrupted says how to continue an upload.
@@ -281,7 +317,12 @@ func (u *upload) interrupted(ctx context.Context, err error) error {
 		return failf(exitInterrupted, "interrupted; the upload of image %s is not complete", *u.params.Name).
 			hint("the same command with --continue continues it, vman image rm %s gives it up", *u.params.Name)
 	}
-	return explain(ctx, err)
+	err = explain(ctx, err)
+	var f *failure
+	if errors.As(err, &f) && u.resumable && (f.status == exitTimedOut || f.status == exitNoDaemon) {
+		f.hint("the same command with --continue continues the upload")
+	}
+	return err
 }
 
 func (a *app) downloadImage() *cobra.Command {
@@ -311,7 +352,7 @@ func (a *app) download(ctx context.Context, name, file string) error {
 			return err
 		}
 		defer resp.Body.Close()
-		return a.save(ctx, "-", io.TeeReader(resp.Body, a.progress.meter("image "+name, 0, resp.ContentLength)))
+		return a.save(ctx, "-", io.TeeReader(resp.Body, a.meterTo("-", "image "+name, resp.ContentLength)))
 	}
 	if _, err := os.Stat(file); err == nil {
 		return failf(exitConflict, "%s exists", file).hint("remove it, or name another file with --file")

@@ -98,6 +98,9 @@ func operationError(op client.Operation) error {
 // stillRunning says how to follow an operation that the command no longer waits for.
 func stillRunning(ctx context.Context, err error, id string) error {
 	status, why := exitTimedOut, "gave up waiting"
+	if f := new(failure); errors.As(err, &f) && f.status == exitNoDaemon {
+		return f.hint("operation %s may continue: vman op wait %s follows it", id, id)
+	}
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errInterrupted):
 		status, why = exitInterrupted, "interrupted"
@@ -106,6 +109,20 @@ func stillRunning(ctx context.Context, err error, id string) error {
 	}
 	return failf(status, "%s; operation %s continues", why, id).
 		hint("vman op wait %s follows it, vman op cancel %s cancels it", id, id)
+}
+
+// whileAway repeats a request during a wait while no daemon answers, for [restartPatience].
+func whileAway[T any](ctx context.Context, send func() (reply[T], error)) (reply[T], error) {
+	for began := time.Now(); ; {
+		r, err := send()
+		var f *failure
+		if !errors.As(err, &f) || f.status != exitNoDaemon || time.Since(began) >= restartPatience {
+			return r, err
+		}
+		if !pause(ctx, dialPause) {
+			return r, context.Cause(ctx)
+		}
+	}
 }
 
 // watch reads a resource until ended reports true for it. It reads it again after each event
@@ -140,9 +157,11 @@ func watch[T any](ctx context.Context, a *app, filter client.ListEventsParams, r
 		case <-ctx.Done():
 			return r, context.Cause(ctx)
 		}
-		if r, err = call[T](ctx, a)(read()); err != nil {
+		next, err := whileAway(ctx, func() (reply[T], error) { return call[T](ctx, a)(read()) })
+		if err != nil {
 			return r, err
 		}
+		r = next
 		if done, err := ended(r.value); done || err != nil {
 			return r, err
 		}

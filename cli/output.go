@@ -32,6 +32,7 @@ type output struct {
 	quiet    bool
 	colour   bool
 	now      func() time.Time
+	written  int // YAML documents
 }
 
 // outputForms are the values of -o.
@@ -100,11 +101,16 @@ func (o *output) item(name string, raw json.RawMessage) error {
 	return o.yaml(raw)
 }
 
-// yaml writes JSON as YAML. The keys keep their order.
+// yaml writes JSON as a YAML document. The keys keep their order.
 func (o *output) yaml(raw json.RawMessage) error {
 	node, err := yamlOf(raw)
 	if err != nil {
 		return err
+	}
+	if o.written++; o.written > 1 {
+		if _, err := fmt.Fprintln(o.w, "---"); err != nil {
+			return err
+		}
 	}
 	e := yaml.NewEncoder(o.w)
 	e.SetIndent(2)

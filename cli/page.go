@@ -67,7 +67,7 @@ func eachOfPage[T any](ctx context.Context, a *app, r *http.Request, visit func(
 		}
 		var item T
 		if err := json.Unmarshal(raw, &item); err != nil {
-			return nil, cutOff(ctx, r, err)
+			return nil, notAList(r)
 		}
 		if err := visit(item, raw); err != nil {
 			return nil, err
@@ -81,15 +81,15 @@ func eachOfPage[T any](ctx context.Context, a *app, r *http.Request, visit func(
 
 // cutOff returns the error for a list that ends early or is not one.
 func cutOff(ctx context.Context, r *http.Request, err error) error {
-	var f *failure
-	if errors.As(err, &f) {
-		return err
-	}
-	if err == nil || ctx.Err() == nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-		return failf(exitFailed, "the answer to %s %s is not the list that vmand sends", r.Method, r.URL.Path).
-			hint("is this the address of a vmand?")
+	if err == nil || errors.As(err, new(*json.SyntaxError)) {
+		return notAList(r)
 	}
 	return explain(ctx, err)
+}
+
+func notAList(r *http.Request) error {
+	return failf(exitFailed, "the answer to %s %s is not the list that vmand sends", r.Method, r.URL.Path).
+		hint("is this the address of a vmand?")
 }
 
 // nextPage returns the request for the page that a Link header names.

@@ -63,10 +63,18 @@ func writeCommand(b *strings.Builder, c *cobra.Command) {
 func first(texts ...string) string {
 	for _, text := range texts {
 		if text != "" {
-			return strings.TrimSuffix(text, ".") + "."
+			return sentence(text)
 		}
 	}
 	return ""
+}
+
+// sentence ends a text with a full stop, unless its last line is a command.
+func sentence(text string) string {
+	if last := text[strings.LastIndexByte(text, '\n')+1:]; strings.HasPrefix(last, "  ") {
+		return text
+	}
+	return strings.TrimSuffix(text, ".") + "."
 }
 
 func writeFlags(b *strings.Builder, flags *pflag.FlagSet) {

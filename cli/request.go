@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,8 +23,7 @@ const (
 	// restartPatience is how long a request whose connection broke waits for the daemon
 	// to accept connections again.
 	restartPatience = 10 * time.Second
-	// readPatience is how long the daemon may take to begin its answer to a request that only
-	// reads.
+	// readPatience is how long the daemon may take to answer a request that only reads.
 	readPatience = 30 * time.Second
 	// dialPause is the time between two attempts to connect.
 	dialPause = 200 * time.Millisecond
@@ -127,32 +128,56 @@ func attempt[T any](ctx context.Context, a *app, r *http.Request) (reply[T], err
 	return out, nil
 }
 
-// stream sends a request and returns the answer unread. The caller closes its body.
+// stream sends a request and returns the answer unread, which may take any time. The caller
+// closes its body.
 func (a *app) stream(ctx context.Context, r *http.Request, err error) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
 	resp, err := a.roundTrip(ctx, r)
-	return resp, explain(ctx, err)
+	if err != nil {
+		return nil, explain(ctx, err)
+	}
+	unlimited(resp)
+	return resp, nil
 }
 
-// roundTrip sends a request. It returns the problem in the answer as an error.
+// unlimited lets the body of an answer take any time.
+func unlimited(resp *http.Response) {
+	if body, ok := resp.Body.(*answerBody); ok {
+		body.silence.end()
+	}
+}
+
+// roundTrip is send that returns the problem in the answer as an error.
 func (a *app) roundTrip(ctx context.Context, r *http.Request) (*http.Response, error) {
+	resp, err := a.send(ctx, r)
+	if err != nil || resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	return nil, problemOf(resp)
+}
+
+// send sends a request. The daemon must not be silent for longer than its patience until the
+// body of the answer is read.
+func (a *app) send(ctx context.Context, r *http.Request) (*http.Response, error) {
 	c, e, err := a.connect()
 	if err != nil {
 		return nil, err
 	}
 	patience := a.patience(r)
 	ctx, cancel := context.WithCancelCause(ctx)
-	if patience > 0 {
-		silent := failf(exitTimedOut, "vmand at %s does not answer for %s", e, patience).
-			hint("the request may still be carried out: vman op ls shows the operations")
-		defer time.AfterFunc(patience, func() { cancel(silent) }).Stop()
-	}
+	silent := newSilence(patience, func() {
+		cancel(failf(exitTimedOut, "vmand at %s does not answer for %s", e, patience).
+			hint("the request may still be carried out: vman op ls shows the operations"))
+	})
 	r = r.Clone(ctx)
 	e.address(r, a.version)
+	watchBody(r, silent)
 	resp, err := c.Do(r)
 	if err != nil {
+		silent.end()
 		cause := context.Cause(ctx)
 		cancel(nil)
 		if errors.As(cause, new(*failure)) {
@@ -160,35 +185,23 @@ func (a *app) roundTrip(ctx context.Context, r *http.Request) (*http.Response, e
 		}
 		return nil, err
 	}
-	resp.Body = &cancelBody{resp.Body, cancel}
-	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
-		return resp, nil
-	}
-	defer resp.Body.Close()
-	return nil, problemOf(resp)
+	resp.Body = &answerBody{resp.Body, ctx, cancel, silent}
+	return resp, nil
 }
 
-// patience returns how long the daemon may take to begin its answer; 0 is without limit. The
-// answer to an upload begins when all of it has been sent.
+// patience returns how long the daemon may be silent; 0 is without limit.
 func (a *app) patience(r *http.Request) time.Duration {
-	switch {
-	case r.Header.Get("Content-Type") == "application/octet-stream":
-		return 0
-	case r.Method == http.MethodGet && (a.timeout == 0 || a.timeout > readPatience):
-		return readPatience
+	limit := a.timeout
+	if r.Method == http.MethodGet && (limit == 0 || limit > readPatience) {
+		limit = readPatience
 	}
-	return a.timeout
-}
-
-// A cancelBody releases the context of its request when it is closed.
-type cancelBody struct {
-	io.ReadCloser
-	cancel context.CancelCauseFunc
-}
-
-func (b *cancelBody) Close() error {
-	defer b.cancel(nil)
-	return b.ReadCloser.Close()
+	if limit == 0 {
+		return 0
+	}
+	// The daemon holds the answer for the time that the request prefers.
+	text, _ := strings.CutPrefix(r.Header.Get("Prefer"), "wait=")
+	seconds, _ := strconv.Atoi(text)
+	return limit + time.Duration(min(max(seconds, 0), maxHold))*time.Second
 }
 
 // problemOf returns the problem in an answer as an error.

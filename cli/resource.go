@@ -108,7 +108,7 @@ func (r resource[T]) removeCommand(a *app, force *bool) *cobra.Command {
 }
 
 func (r resource[T]) removeAll(ctx context.Context, a *app, names []string, yes bool) error {
-	if err := a.confirm(yes, "Delete %s %s?", r.noun, strings.Join(names, ", ")); err != nil {
+	if err := a.confirm(ctx, yes, "Delete %s %s?", r.noun, strings.Join(names, ", ")); err != nil {
 		return err
 	}
 	return a.forEach(ctx, names, func(ctx context.Context, name string) error {
@@ -186,7 +186,7 @@ func count(least, most int) string {
 }
 
 // confirm asks the user. It fails unless the answer is yes.
-func (a *app) confirm(yes bool, format string, args ...any) error {
+func (a *app) confirm(ctx context.Context, yes bool, format string, args ...any) error {
 	question := printable(fmt.Sprintf(format, args...))
 	switch {
 	case yes:
@@ -195,8 +195,9 @@ func (a *app) confirm(yes bool, format string, args ...any) error {
 		return usagef("there is no terminal to ask: %s", question).hint("--yes answers yes")
 	}
 	fmt.Fprint(a.std.Err, question+" [y/N] ")
-	line, err := bufio.NewReader(io.LimitReader(a.std.In, 1000)).ReadString('\n')
+	line, err := bufio.NewReader(io.LimitReader(a.input(ctx), 1000)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
+		fmt.Fprintln(a.std.Err)
 		return err
 	}
 	switch strings.ToLower(strings.TrimSpace(line)) {

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -16,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -180,6 +183,9 @@ func TestOutputForms(t *testing.T) {
 		t.Errorf("template: %q", got)
 	}
 	vman(t, "show", "web", "-o", "yaml").want(t, 0, "\nstate: running\n", "labels:\n  team: a\n", "nics: []\n")
+	if got := vman(t, "show", "web", "web", "web", "-o", "yaml").want(t, 0).out; strings.Count(got, "\n---\n") != 2 || strings.HasPrefix(got, "---") {
+		t.Errorf("three documents: %s", got)
+	}
 	vman(t, "ls", "-o", "wide").want(t, 0, "team=a", "LABELS")
 	vman(t, "ls", "-o", "xml").want(t, exitUsage, "json, yaml, name, wide")
 	vman(t, "ls", "-o", "go-template={{").want(t, exitUsage, "template")
@@ -287,6 +293,18 @@ func TestListsThatAreCutOff(t *testing.T) {
 		writeJSON(w, 200, []any{})
 	})
 	vman(t, "ls", "-q").want(t, exitFailed, "closed the connection before its answer was complete")
+	f.mux.HandleFunc("GET /templates", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "[")
+		w.(http.Flusher).Flush()
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = conn.(*net.TCPConn).SetLinger(0)
+		_ = conn.Close() // resets the connection
+	})
+	vman(t, "template", "ls").want(t, exitFailed, "connection")
 	vman(t, "disk", "ls").want(t, exitFailed, "is not the list that vmand sends", "address of a vmand")
 	vman(t, "image", "ls").want(t, exitFailed, "link to the next page")
 }
@@ -345,6 +363,10 @@ func TestWaitingShowsTheSteps(t *testing.T) {
 	if r := vman(t, "start", "web", "--no-wait").want(t, 0); r.out != "op-1\n" {
 		t.Errorf("--no-wait printed %q", r.out)
 	}
+	vman(t, "start", "web", "--no-wait", "--for", "agent").want(t, 0, "op-1")
+	if got := f.seen(); strings.Contains(got, "wait_for") {
+		t.Errorf("the daemon received %s", got)
+	}
 	if r := vman(t, "start", "web", "-q").want(t, 0); r.out != "web\n" || r.err != "" {
 		t.Errorf("-q printed %q and %q", r.out, r.err)
 	}
@@ -363,6 +385,8 @@ func TestFailedOperationAndTimeout(t *testing.T) {
 	f.mux.HandleFunc("GET /events", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	vman(t, "start", "bad").want(t, exitFailed, "vman: VM web needs 1 GiB", "hint: do something else", "operation: op-1")
 	vman(t, "start", "slow", "--timeout", "50ms").want(t, exitTimedOut, "operation op-slow continues", "vman op wait op-slow")
+	f.answer("GET /images/debian-12", 200, map[string]any{"name": "debian-12", "state": "importing"})
+	vman(t, "launch", "debian-12", "--timeout", "50ms").want(t, exitTimedOut, "gave up waiting after 50ms")
 	vman(t, "start", "bad", "slow", "--timeout", "50ms").want(t, exitFailed, "VM web needs 1 GiB", "op-slow continues")
 }
 
@@ -458,18 +482,63 @@ func TestDaemonThatIsSlow(t *testing.T) {
 	f.mux.HandleFunc("DELETE /disks/d", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	vman(t, "disk", "ls", "--timeout", "50ms").want(t, exitTimedOut, "does not answer for 50ms")
 	vman(t, "disk", "rm", "d", "--yes", "--timeout", "50ms").want(t, exitTimedOut, "may still be carried out")
+	f.mux.HandleFunc("GET /disks/stalls", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, `{"id":`)
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	vman(t, "disk", "show", "stalls", "--timeout", "50ms").want(t, exitTimedOut, "does not answer for 50ms")
 	for request, want := range map[string]time.Duration{
-		"GET application/json":          readPatience,
-		"POST application/json":         time.Hour,
-		"POST application/octet-stream": 0, // an upload takes as long as it takes
+		"GET":         readPatience,
+		"GET wait=20": readPatience + 20*time.Second,
+		"POST":        time.Hour,
 	} {
-		method, media, _ := strings.Cut(request, " ")
+		method, prefer, _ := strings.Cut(request, " ")
 		r := httptest.NewRequest(method, "/", nil)
-		r.Header.Set("Content-Type", media)
+		r.Header.Set("Prefer", prefer)
 		if got := (&app{timeout: time.Hour}).patience(r); got != want {
 			t.Errorf("%s may take %s, want %s", request, got, want)
 		}
 	}
+}
+
+// The time in which a body is sent is no silence of the daemon, but a body that is not read is.
+func TestSendingIsNotSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &endpoint{url: &url.URL{Scheme: "http", Host: "daemon"}}
+		slow, writer := io.Pipe()
+		go func() {
+			defer writer.Close()
+			for range 5 {
+				time.Sleep(time.Minute)
+				_, _ = writer.Write([]byte("x"))
+			}
+		}()
+		stalled := false
+		a := newAppOf(e, roundTripper(func(r *http.Request) (*http.Response, error) {
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				return nil, err
+			}
+			if stalled {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("{}")), Header: http.Header{}}, nil
+		}))
+		a.timeout = 2 * time.Minute
+		send := func(body io.Reader) error {
+			r, err := http.NewRequest(http.MethodPut, "http://daemon/", body)
+			_, err = call[struct{}](t.Context(), a)(r, err)
+			return err
+		}
+		if err := send(slow); err != nil {
+			t.Errorf("a body that takes 5 min: %v", err)
+		}
+		stalled = true
+		if err := send(strings.NewReader("x")); statusOf(err) != exitTimedOut {
+			t.Errorf("a daemon that does not answer: %v", err)
+		}
+	})
 }
 
 // A daemon of another version may know more or fewer properties and states.

@@ -8,11 +8,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/term"
 )
 
 // A terminalRun is a run of the client on a terminal.
@@ -208,6 +212,10 @@ func TestUploadContinues(t *testing.T) {
 	f.mux.HandleFunc("GET /images/golden", func(w http.ResponseWriter, _ *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
+		if stored.Len() == 0 {
+			writeJSON(w, 404, apiProblem(404, "not-found", "there is no image golden"))
+			return
+		}
 		writeJSON(w, 200, image("uploading"))
 	})
 	parts := 0
@@ -217,8 +225,15 @@ func TestUploadContinues(t *testing.T) {
 		if want := fmt.Sprint(stored.Len()); r.URL.Query().Get("offset") != want {
 			t.Errorf("offset %s, want %s", r.URL.Query().Get("offset"), want)
 		}
-		if parts++; parts == 1 {
+		switch parts++; parts {
+		case 1:
 			cut(r, 200_000)
+		case 2:
+			writeJSON(w, 409, apiProblem(409, "busy", "another request uploads the image"))
+			return
+		case 3:
+			writeJSON(w, 503, apiProblem(503, "unavailable", "vmand is ending"))
+			return
 		}
 		_, _ = io.Copy(&stored, r.Body)
 		writeJSON(w, 200, image("available"))
@@ -229,5 +244,100 @@ func TestUploadContinues(t *testing.T) {
 	r.shows("image golden is available")
 	if stored.String() != content {
 		t.Errorf("the daemon has stored %d bytes, not the %d of the file", stored.Len(), len(content))
+	}
+}
+
+// A new upload does not continue the interrupted one of another file.
+func TestNewUploadLeavesAnInterruptedOne(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.answer("GET /images/golden", 200, map[string]any{"name": "golden", "state": "uploading", "uploaded_bytes": 3})
+	file := filepath.Join(t.TempDir(), "golden.qcow2")
+	if err := os.WriteFile(file, []byte("12"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	vman(t, "image", "upload", file).want(t, exitConflict, "more than the file has", "vman image rm golden")
+	if err := os.WriteFile(file, []byte("12345"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	vman(t, "image", "upload", file).want(t, exitConflict, "interrupted after 3B", "--continue", "vman image rm golden")
+	f.mux.HandleFunc("PATCH /images/golden/content", func(w http.ResponseWriter, r *http.Request) {
+		if text, _ := io.ReadAll(r.Body); string(text) != "45" {
+			t.Errorf("the daemon received %q", text)
+		}
+		writeJSON(w, 200, map[string]any{"name": "golden", "state": "available"})
+	})
+	vman(t, "image", "upload", file, "--continue").want(t, 0, "image golden is available")
+	if strings.Contains(f.seen(), "POST") {
+		t.Errorf("the daemon received %s", f.seen())
+	}
+}
+
+// Ctrl-C ends a question, and a read of standard input.
+func TestInterruptEndsReadsOfInput(t *testing.T) {
+	f := newFakeDaemon(t)
+	for _, args := range [][]string{
+		{"rm", "web"},
+		{"password", "web", "root"},
+	} {
+		r := onTerminal(t, args...)
+		r.shows("web")
+		r.cancel(errInterrupted)
+		r.ends(exitInterrupted)
+	}
+	_, terminal := openPTY(t)
+	for _, args := range [][]string{
+		{"exec", "web", "-i", "--", "cat"},
+		{"cp", "-", "web:/x"},
+		{"api", "POST", "/x", "-d", "@-"},
+	} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		status := make(chan int, 1)
+		go func() { status <- Run(ctx, args, Streams{In: terminal, Out: io.Discard, Err: io.Discard}, "1.2.3") }()
+		cancel(errInterrupted)
+		select {
+		case got := <-status:
+			if got != exitInterrupted {
+				t.Errorf("%q: status %d", args, got)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%q does not end", args)
+		}
+	}
+	if got := f.seen(); got != "" {
+		t.Errorf("the daemon received %s", got)
+	}
+}
+
+// A meter does not mix with content on the same terminal.
+func TestContentOnATerminalHasNoMeter(t *testing.T) {
+	f := newFakeDaemon(t)
+	f.answer("GET /vms/web/files", 200, "text")
+	r := onTerminal(t, "cp", "web:/x", "-")
+	r.ends(0)
+	r.shows("text")
+	if strings.Contains(r.output.String(), "web:/x") {
+		t.Errorf("the terminal shows %q", r.output.String())
+	}
+}
+
+// SIGTERM restores the terminal, which a question for a password has changed.
+func TestTerminationRestoresTheTerminal(t *testing.T) {
+	newFakeDaemon(t)
+	ours, terminal := openPTY(t)
+	before, err := term.GetState(int(terminal.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &terminalRun{t: t, ours: ours, status: make(chan int, 1)}
+	go func() {
+		r.status <- Main([]string{"password", "web", "root"}, Streams{In: terminal, Out: terminal, Err: terminal}, "1.2.3")
+	}()
+	r.shows("New password")
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	r.ends(exitInterrupted)
+	if after, err := term.GetState(int(terminal.Fd())); err != nil || !reflect.DeepEqual(before, after) {
+		t.Errorf("the terminal is %+v, %v; want %+v", after, err, before)
 	}
 }

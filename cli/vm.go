@@ -292,7 +292,7 @@ func (a *app) startCommand() *cobra.Command {
 		use: "start", short: "Start VMs", from: []string{"stopped", "error"}, condition: &condition,
 		flags: func(c *cobra.Command) { a.conditionFlag(c, &condition) },
 		request: func(id string) (*http.Request, error) {
-			return client.NewStartVMRequest(server, id, &client.StartVMParams{WaitFor: nonEmpty(condition)}, client.EmptyRequest{})
+			return client.NewStartVMRequest(server, id, &client.StartVMParams{WaitFor: a.waitFor(condition)}, client.EmptyRequest{})
 		},
 	})
 }
@@ -301,6 +301,15 @@ func (a *app) startCommand() *cobra.Command {
 func (a *app) conditionFlag(c *cobra.Command, condition *string) {
 	c.Flags().StringVar(condition, "for", "", "also wait for the guest: ip, agent, cloud-init or port:N")
 	a.completeFlag(c, "for", fixed("ip", "agent", "cloud-init", "port:22"))
+}
+
+// waitFor returns the condition of a request that starts a VM; nil with --no-wait, because the
+// daemon refuses a condition that is not waited for.
+func (a *app) waitFor(condition string) *string {
+	if a.noWait {
+		return nil
+	}
+	return nonEmpty(condition)
 }
 
 func nonEmpty(s string) *string {
@@ -354,7 +363,7 @@ func (a *app) restartCommand() *cobra.Command {
 		},
 		prepare: func() error { return a.allow(grace) },
 		request: func(id string) (*http.Request, error) {
-			return client.NewRestartVMRequest(server, id, &client.RestartVMParams{WaitFor: nonEmpty(condition)},
+			return client.NewRestartVMRequest(server, id, &client.RestartVMParams{WaitFor: a.waitFor(condition)},
 				client.RestartRequest{Force: &force, TimeoutSeconds: seconds(grace)})
 		},
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -16,15 +15,8 @@ import (
 	"vmand/openapi/client"
 )
 
-const (
-	// maxHold is how long the daemon holds an answer at most, in seconds.
-	maxHold = 300
-	// probePatience limits one attempt to reach a port of a guest.
-	probePatience = time.Second
-	// probeSilence is how long a connection must stay open to count: the proxy of a
-	// user-mode network accepts connections before it knows whether the guest does.
-	probeSilence = 200 * time.Millisecond
-)
+// maxHold is how long the daemon holds an answer at most, in seconds.
+const maxHold = 300
 
 // hold sends a request that starts a VM and waits until the condition in it is met. It
 // shows the steps of the boot as they happen.
@@ -35,11 +27,7 @@ func (a *app) hold(ctx context.Context, subject, id, condition string, request f
 	if err != nil {
 		return reply[client.VM]{}, err
 	}
-	seconds := maxHold
-	if deadline, ok := ctx.Deadline(); ok {
-		seconds = max(1, min(maxHold, int(time.Until(deadline).Seconds())))
-	}
-	r.Header.Set("Prefer", "wait="+strconv.Itoa(seconds))
+	r.Header.Set("Prefer", preferWait(ctx))
 	n := narrator{a: a, subject: subject, id: id, told: map[string]bool{}}
 	narrating, end := context.WithCancel(ctx)
 	var listener sync.WaitGroup
@@ -69,6 +57,15 @@ func (a *app) hold(ctx context.Context, subject, id, condition string, request f
 		}
 	}
 	return a.await(ctx, id, condition)
+}
+
+// preferWait returns the preference to hold an answer as long as the daemon does, and ctx lives.
+func preferWait(ctx context.Context) string {
+	seconds := maxHold
+	if deadline, ok := ctx.Deadline(); ok {
+		seconds = max(1, min(maxHold, int(time.Until(deadline).Seconds())))
+	}
+	return "wait=" + strconv.Itoa(seconds)
 }
 
 // runningOperation returns the operation that changes a VM at the moment; empty if that is not
@@ -158,107 +155,57 @@ func (n *narrator) rest(ctx context.Context, b client.Boot) {
 func (a *app) await(ctx context.Context, id, condition string) (reply[client.VM], error) {
 	ctx, stop := a.limited(ctx)
 	defer stop()
-	holds, err := a.condition(ctx, condition)
-	if err != nil {
+	if err := checkCondition(condition); err != nil {
 		return reply[client.VM]{}, err
 	}
 	a.progress.step("VM "+id, "waiting for "+condition)
-	v, err := watch(ctx, a, client.ListEventsParams{Resource: new("vms/" + id)},
-		func() (*http.Request, error) { return getVM(id) }, holds)
+	var v reply[client.VM]
+	var err error
+	if state, isState := strings.CutPrefix(condition, "state="); isState {
+		v, err = watch(ctx, a, client.ListEventsParams{Resource: new("vms/" + id)},
+			func() (*http.Request, error) { return getVM(id) },
+			func(v client.VM) (bool, error) { return string(v.State) == state, nil })
+	} else {
+		v, err = a.awaitGuest(ctx, id, condition)
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = failf(exitTimedOut, "VM %s: gave up waiting for %s; the VM is %s", id, condition, v.value.State).
-			hint("vman why %s says more", id)
+		err = failf(exitTimedOut, "VM %s: gave up waiting for %s", id, condition).hint("vman why %s says more", id)
 	}
 	return v, err
 }
 
-// condition returns the function that reports whether a condition holds.
-func (a *app) condition(ctx context.Context, condition string) (func(client.VM) (bool, error), error) {
+// awaitGuest lets the daemon wait for a condition of a guest.
+func (a *app) awaitGuest(ctx context.Context, id, condition string) (reply[client.VM], error) {
+	for {
+		v, err := whileAway(ctx, func() (reply[client.VM], error) {
+			return call[client.VM](ctx, a)(client.NewGetVMRequest(server, id,
+				&client.GetVMParams{WaitFor: &condition, Prefer: new(preferWait(ctx))}))
+		})
+		var f *failure
+		if errors.As(err, &f) && f.code == client.ProblemCodeInvalidState {
+			f.hint("vman start %s --for %s", id, condition)
+		}
+		if err != nil || v.status != http.StatusAccepted {
+			return v, err
+		}
+		if !pause(ctx, dialPause) {
+			return v, context.Cause(ctx)
+		}
+	}
+}
+
+// checkCondition refuses conditions that do not exist.
+func checkCondition(condition string) error {
 	state, isState := strings.CutPrefix(condition, "state=")
 	port, isPort := strings.CutPrefix(condition, "port:")
 	number, err := strconv.ParseUint(port, 10, 16)
-	var holds func(client.VM) (bool, error)
 	switch {
-	case isState && contains(vmStates, state):
-		return func(v client.VM) (bool, error) { return string(v.State) == state, nil }, nil
-	case isPort && err == nil && number > 0:
-		holds = func(v client.VM) (bool, error) { return a.probe(ctx, v, int(number)) }
-	case condition == "ip":
-		holds = func(v client.VM) (bool, error) { return v.Boot.DHCPAckAt != nil, nil }
-	case condition == "agent":
-		holds = func(v client.VM) (bool, error) { return v.Agent.State == client.AgentStateConnected, nil }
-	case condition == "cloud-init":
-		holds = func(v client.VM) (bool, error) { return a.cloudInitDone(ctx, v) }
-	default:
-		return nil, usagef("--for %s: use state=STATE, ip, agent, cloud-init or port:N", condition)
+	case isState && contains(vmStates, state),
+		isPort && err == nil && number > 0,
+		contains([]string{"ip", "agent", "cloud-init"}, condition):
+		return nil
 	}
-	return func(v client.VM) (bool, error) {
-		if v.State == client.VMStateStopped || v.State == client.VMStateError {
-			return false, failf(exitConflict, "VM %s is %s (%s), so %s cannot be waited for", v.ID, v.State,
-				value(v.StateReason), condition).hint("vman start %s --for %s", v.ID, condition)
-		}
-		return holds(v)
-	}, nil
-}
-
-// cloudInitDone reports whether cloud-init in a guest has ended.
-func (a *app) cloudInitDone(ctx context.Context, v client.VM) (bool, error) {
-	if v.Agent.State != client.AgentStateConnected {
-		return false, nil
-	}
-	c, err := call[client.CloudInitDetails](ctx, a)(client.NewGetCloudInitRequest(server, v.ID))
-	if err != nil {
-		return false, err
-	}
-	status := value(c.value.Status)
-	switch status.Status {
-	case "done", "disabled":
-		return true, nil
-	case "error":
-		return false, failf(exitConflict, "cloud-init of VM %s has failed: %s", v.ID, value(status.Detail))
-	}
-	return false, nil
-}
-
-// probe reports whether a guest accepts connections on a TCP port, by its address or by a
-// port forward.
-func (a *app) probe(ctx context.Context, v client.VM, port int) (bool, error) {
-	_, e, err := a.connect()
-	if err != nil {
-		return false, err
-	}
-	address := ""
-	if v.LocalIP != nil && v.ReachableFromHost && e.socket != "" {
-		address = net.JoinHostPort(*v.LocalIP, strconv.Itoa(port))
-	}
-	for _, f := range v.PortForwards {
-		if f.GuestPort != port || f.Protocol != client.ProtocolTcp {
-			continue
-		}
-		host := f.HostAddress
-		if host == "0.0.0.0" {
-			host = "127.0.0.1"
-			if e.socket == "" {
-				host = e.url.Hostname()
-			}
-		}
-		address = net.JoinHostPort(host, strconv.Itoa(f.HostPort))
-	}
-	if address == "" {
-		return false, failf(exitFailed, "port %d of VM %s cannot be reached from here", port, v.ID).
-			hint("forward it: vman forward add %s PORT:%d", v.ID, port)
-	}
-	ctx, stop := context.WithTimeout(ctx, probePatience)
-	defer stop()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
-	if err != nil {
-		return false, nil
-	}
-	defer conn.Close()
-	_ = conn.SetReadDeadline(time.Now().Add(probeSilence))
-	_, err = conn.Read(make([]byte, 1))
-	var timeout net.Error
-	return err == nil || errors.As(err, &timeout) && timeout.Timeout(), nil
+	return usagef("--for %s: use state=STATE, ip, agent, cloud-init or port:N", condition)
 }
 
 func (a *app) waitCommand() *cobra.Command {
