@@ -211,6 +211,25 @@ func TestWaitGoesOnOverARestart(t *testing.T) {
 	}
 }
 
+// A VM that stops because the host shuts down is to run after the next boot. It does not restart.
+func TestWaitForAVMThatStopsIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, body := range map[string]string{"host shutdown": `{"reason":"host-shutdown"}`, "requested": `{}`} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newAPI(t).withVM(t)
+			a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+			stopping, stop := make(chan struct{}), make(chan struct{})
+			defer close(stop)
+			a.driver.Hook = hook("Shutdown", func(context.Context) error { close(stopping); <-stop; return nil })
+			a.want(t, 202, "POST", "/vms/web-1/actions/stop", body)
+			<-stopping
+			a.want(t, 409, "POST", "/vms/web-1/actions/start?wait_for=port:22", "", "Prefer", "wait=30")
+			a.wantCode(t, 409, "invalid-state", "GET", "/vms/web-1?wait_for=port:22", "", "Prefer", "wait=30")
+		})
+	}
+}
+
 func TestWaitEndsWithTheVM(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

@@ -21,6 +21,7 @@ type VMs interface {
 	Do(ctx context.Context, id string, op vm.Op, o vm.StopOptions) (vm.VM, vm.Operation, error)
 	Await(ctx context.Context, id string, c vm.Condition) (vm.VM, error)
 	CanAwait(ctx context.Context, id string, c vm.Condition) error
+	RunsOrWill(ctx context.Context, id string) (vm.VM, bool, error)
 	Why(ctx context.Context, id string) (vm.Why, error)
 }
 
@@ -312,11 +313,11 @@ func (s *Server) awaitStarted(ctx context.Context, id, prefer, waitFor string, r
 	if err != nil {
 		return answer{}, err
 	}
-	v, err := s.reader.VM(ctx, id)
+	v, runs, err := s.VMs.RunsOrWill(ctx, id)
 	if err != nil {
 		return answer{}, err
 	}
-	if v.State == vm.Paused || !v.RunsOrWill() {
+	if v.State == vm.Paused || !runs {
 		return answer{}, refusal
 	}
 	location := ""
