@@ -345,6 +345,27 @@ func TestArchivesAreBounded(t *testing.T) {
 	wantFiles(t, dir)
 }
 
+func TestDiskOfFileThatIsNoArchiveIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, b := range map[string][]byte{"raw": goodRaw(), "compressed": gzipped(t, goodRaw())} {
+		i, dir := testImporter(t, Options{})
+		want := Want{Disk: "a.vmdk"}
+		var r *Rejected
+		_, err := i.Import(t.Context(), bytes.NewReader(b), want)
+		if !errors.As(err, &r) || r.Flaw != Unsupported || !strings.Contains(r.Reason, "no archive") {
+			t.Errorf("%s: %v", name, err)
+		}
+		sendPieces(t, i, "upload", b, 1)
+		if _, err := i.Finish(t.Context(), "upload", want); !errors.As(err, &r) || !strings.Contains(r.Reason, "no archive") {
+			t.Errorf("%s, uploaded: %v", name, err)
+		}
+		if err := i.Drop("upload"); err != nil {
+			t.Error(err)
+		}
+		wantFiles(t, dir)
+	}
+}
+
 // A file of an OVA that is not the disk is hashed for the manifest. Its bytes count, as those of
 // the disk do, and a request that ends does not wait for it.
 func TestOtherFilesOfArchiveAreBounded(t *testing.T) {

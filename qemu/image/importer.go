@@ -61,6 +61,14 @@ func (w Want) progress(total int64) func(done int64) {
 	return func(done int64) { w.Progress(done, total) }
 }
 
+// checkDisk refuses the name of a disk for a file that is no archive.
+func (w Want) checkDisk(archived bool) error {
+	if w.Disk != "" && !archived {
+		return unsupportedf("the file is no archive, so it has no disk %.100q: leave disk out", w.Disk)
+	}
+	return nil
+}
+
 // Content is an imported image.
 type Content struct {
 	SHA256 string // of the stored bytes, in lower-case hex: the name of the file
@@ -215,6 +223,9 @@ func (i *Importer) receive(
 		if archived, err = isTar(expanded); err != nil {
 			return fmt.Errorf("import the image: %w", unwrapInput(err))
 		}
+	}
+	if err := w.checkDisk(archived); err != nil {
+		return err
 	}
 	if archived {
 		err = i.unpack(expanded, packed.used(), w, dst)

@@ -229,6 +229,11 @@ func (i *Importer) Finish(ctx context.Context, name string, w Want) (Content, er
 	if err != nil {
 		return Content{}, err
 	}
+	if !packed { // of a compressed file it is not known yet
+		if err := w.checkDisk(false); err != nil {
+			return Content{}, err
+		}
+	}
 	needSHA256 := !packed || w.Sum.SHA256 != ""
 	if err := u.verify(ctx, f, size, w.Sum, needSHA256); err != nil {
 		return Content{}, err
