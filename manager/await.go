@@ -22,14 +22,14 @@ func (s *VMs) Await(ctx context.Context, id string, c vm.Condition) (vm.VM, erro
 	read := context.WithoutCancel(ctx)
 	for waited := false; ; waited = true {
 		news := s.NextEvent()
-		v, err := s.store.VM(read, id)
+		v, runs, err := s.RunsOrWill(read, id)
 		switch {
 		case waited && errors.Is(err, vm.ErrNotFound):
 			detail := fmt.Sprintf("VM %s was deleted while a request waited for it", id)
 			return v, &vm.Fault{Code: vm.CodeNotFound, Detail: detail}
 		case err != nil:
 			return v, err
-		case !v.RunsOrWill():
+		case !runs:
 			return v, endedFault(v, waited)
 		}
 		if err := s.CanAwait(read, id, c); err != nil {
@@ -54,6 +54,28 @@ func (s *VMs) Await(ctx context.Context, id string, c vm.Condition) (vm.VM, erro
 		case <-again:
 		case <-ctx.Done():
 			return v, context.Cause(ctx)
+		}
+	}
+}
+
+// RunsOrWill returns a VM and reports whether it runs, is paused, starts or restarts. Of a VM that
+// stops only its operation says whether it starts again: a shutdown of the host does not change the
+// desired state.
+func (s *VMs) RunsOrWill(ctx context.Context, id string) (vm.VM, bool, error) {
+	for {
+		v, err := s.store.VM(ctx, id)
+		if err != nil || v.State != vm.Stopping {
+			return v, err == nil && (v.Live() || v.State == vm.Starting), err
+		}
+		f := vm.OperationFilter{Resource: vm.VMResource(id), Kind: vm.VMRestart, Open: true}
+		restarts, err := s.store.Operations(ctx, f, vm.Page{Limit: 1})
+		if err != nil || len(restarts) > 0 {
+			return v, err == nil, err
+		}
+		// A restart that ended since the first read has changed the VM.
+		again, err := s.store.VM(ctx, id)
+		if err != nil || again.Version() == v.Version() {
+			return v, false, err
 		}
 	}
 }

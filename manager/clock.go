@@ -42,7 +42,7 @@ func (s *Guests) CheckClock(id string) {
 	}
 }
 
-// checkClocks checks the clock of a guest until no check is requested any more.
+// checkClocks checks the clock of a guest until no further check was requested.
 func (s *Guests) checkClocks(id string) {
 	for {
 		s.mu.Lock()

@@ -132,7 +132,7 @@ func (s *Networks) plan(ctx context.Context, n vm.Network) (vm.Network, error) {
 
 // check checks n on its own and against the other networks.
 func (s *Networks) check(ctx context.Context, n vm.Network) error {
-	if err := n.Check(); err != nil || len(n.DNSForwarders) == 0 {
+	if err := n.Check(); err != nil {
 		return err
 	}
 	others, err := s.store.Networks(ctx, vm.Page{})
@@ -141,8 +141,15 @@ func (s *Networks) check(ctx context.Context, n vm.Network) error {
 	}
 	// The DNS server of a network may forward the query in turn, also back to this one.
 	for _, o := range others {
+		if o.Name == n.Name {
+			continue
+		}
+		if field, server := serverOf(o.DNSForwarders, n); field != "" {
+			return vm.InvalidField(field, "network %s forwards DNS queries to %s, which would be the DNS server of network %s: "+
+				"queries of guests must not go from network to network", o.Name, vm.DNSServerText(server), n.Name)
+		}
 		for i, f := range n.DNSForwarders {
-			if j := slices.IndexFunc(f.Servers, o.ServesDNS); j >= 0 && o.Name != n.Name {
+			if j := slices.IndexFunc(f.Servers, o.ServesDNS); j >= 0 {
 				return vm.InvalidField(fmt.Sprintf("/dns_forwarders/%d/servers/%d", i, j),
 					"%s is the DNS server of network %s: queries of guests must not go from network to network",
 					vm.DNSServerText(f.Servers[j]), o.Name)
@@ -150,6 +157,22 @@ func (s *Networks) check(ctx context.Context, n vm.Network) error {
 		}
 	}
 	return nil
+}
+
+// serverOf returns the first server of forwarders that n is, and the field of n with its address.
+// The field is empty if n is none of them.
+func serverOf(forwarders []vm.DNSForwarder, n vm.Network) (field string, server netip.AddrPort) {
+	for _, f := range forwarders {
+		i := slices.IndexFunc(f.Servers, n.ServesDNS)
+		switch {
+		case i < 0:
+		case f.Servers[i].Addr().Is6():
+			return "/ipv6_subnet", f.Servers[i]
+		default:
+			return "/gateway", f.Servers[i]
+		}
+	}
+	return "", netip.AddrPort{}
 }
 
 var (

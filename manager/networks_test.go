@@ -344,6 +344,13 @@ func TestForwardersMustNotFormALoop(t *testing.T) {
 	_, err = w.Networks.Update(t.Context(), vm.DefaultNetwork, vm.NetworkEdits{DNSForwarders: ptr(to("10.9.8.1:53"))}, nil)
 	wantCode(t, err, vm.CodeInvalid, "/dns_forwarders/0/servers/1: 10.9.8.1 is the DNS server of network lab")
 	must(t)(w.Networks.Update(t.Context(), vm.DefaultNetwork, vm.NetworkEdits{DNSForwarders: ptr(to("10.9.8.2:53"))}, nil))
+	// So is a network that would get the address of a server of another network.
+	_, err = w.Networks.Create(t.Context(), vm.Network{Name: "late", Mode: vm.NetworkNAT, Subnet: prefix("10.9.9.0/24"),
+		Gateway: netip.MustParseAddr("10.9.9.9")})
+	wantCode(t, err, vm.CodeInvalid, "/gateway: network vman0 forwards DNS queries to 10.9.9.9")
+	must(t)(w.Networks.Create(t.Context(), vm.Network{Name: "late", Mode: vm.NetworkNAT, Subnet: prefix("10.9.9.0/24")}))
+	_, err = w.Networks.Update(t.Context(), "late", vm.NetworkEdits{Gateway: ptr(netip.MustParseAddr("10.9.9.9"))}, nil)
+	wantCode(t, err, vm.CodeInvalid, "/gateway: network vman0 forwards DNS queries to 10.9.9.9")
 	// A later change of the gateway is checked too, against the forwarders of the network itself.
 	_, err = w.Networks.Update(t.Context(), "lab", vm.NetworkEdits{DNSForwarders: ptr(to("10.9.8.1:53"))}, nil)
 	wantCode(t, err, vm.CodeInvalid, "is the DNS server of network lab itself")

@@ -211,6 +211,61 @@ func TestWaitGoesOnOverARestart(t *testing.T) {
 	}
 }
 
+// A VM that stops because the host shuts down is to run after the next boot. It does not restart.
+func TestWaitForAVMThatStopsIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, body := range map[string]string{"host shutdown": `{"reason":"host-shutdown"}`, "requested": `{}`} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newAPI(t).withVM(t)
+			a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+			stopping, stop := make(chan struct{}), make(chan struct{})
+			defer close(stop)
+			a.driver.Hook = hook("Shutdown", func(context.Context) error { close(stopping); <-stop; return nil })
+			a.want(t, 202, "POST", "/vms/web-1/actions/stop", body)
+			<-stopping
+			a.want(t, 409, "POST", "/vms/web-1/actions/start?wait_for=port:22", "", "Prefer", "wait=30")
+			a.wantCode(t, 409, "invalid-state", "GET", "/vms/web-1?wait_for=port:22", "", "Prefer", "wait=30")
+		})
+	}
+}
+
+// A viewer must not make the host connect to a guest, or run a program in it.
+func TestConditionsThatReachTheGuestNeedTheRoleOperator(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t).withVM(t)
+	a.want(t, 200, "POST", "/vms/web-1/actions/start", "", "Prefer", "wait=30")
+	var reached atomic.Int32
+	a.network.Hook = func(_ context.Context, method, _ string) error {
+		if method == "Probe" {
+			reached.Add(1)
+		}
+		return nil
+	}
+	a.driver.Run = func(string, vm.GuestCommand) vm.GuestResult {
+		reached.Add(1)
+		return vm.GuestResult{Exited: true, Stdout: []byte("absent")}
+	}
+	secret, hash := NewToken()
+	if err := a.store.PutToken(t.Context(), vm.Token{Name: "v", Role: vm.RoleViewer, Hash: hash}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.ReloadTokens(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	admin := a.token
+	for _, condition := range []string{"port:22", "cloud-init"} {
+		a.token = secret
+		p := a.want(t, 403, "GET", "/vms/web-1?wait_for="+condition, "", "Prefer", "wait=1").problem(t)
+		if p.Detail != "wait_for=port:N and wait_for=cloud-init need the role operator" || reached.Load() != 0 {
+			t.Errorf("%s: the guest was reached %d times; %+v", condition, reached.Load(), p)
+		}
+	}
+	a.want(t, 202, "GET", "/vms/web-1?wait_for=ip", "", "Prefer", "wait=1")
+	a.token = admin
+	a.want(t, 200, "GET", "/vms/web-1?wait_for=port:22", "", "Prefer", "wait=30")
+}
+
 func TestWaitEndsWithTheVM(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

@@ -172,9 +172,9 @@ func TestInvalidBodiesForNetworksAreRejectedWithEachField(t *testing.T) {
 			[]string{"/host_address: must be an IPv4 or IPv6 address, such as 192.0.2.1 or 2001:db8::1"}},
 		"the addresses of a NIC": {"/vms/web-1/nics", `{"extra_addresses":["10.0.0.0/33","fe80::1%eth0","x"]}`, vm.CodeInvalid,
 			[]string{
-				"/extra_addresses/0: must be an address or a prefix, such as 10.0.0.200, 10.0.0.240/28 or fd00::5",
-				"/extra_addresses/1: must be an address or a prefix, such as 10.0.0.200, 10.0.0.240/28 or fd00::5",
-				"/extra_addresses/2: must be an address or a prefix, such as 10.0.0.200, 10.0.0.240/28 or fd00::5",
+				"/extra_addresses/0: must be an address or a prefix, such as 10.0.0.200, 10.0.0.224/28 or fd00::5",
+				"/extra_addresses/1: must be an address or a prefix, such as 10.0.0.200, 10.0.0.224/28 or fd00::5",
+				"/extra_addresses/2: must be an address or a prefix, such as 10.0.0.200, 10.0.0.224/28 or fd00::5",
 			}},
 	})
 }

@@ -44,8 +44,9 @@ func wantsGzip(h http.Header) bool {
 	return accepted
 }
 
-// compressible reports whether to compress an answer with these headers. Only JSON is: events and logs must arrive at once, images are large and often compressed, and the
-// contract is compressed once (document).
+// compressible reports whether to compress an answer with these headers. Only JSON is: events and
+// logs must arrive at once, images are large and often compressed, and the contract is compressed
+// once (document).
 func compressible(status int, h http.Header) bool {
 	if status < http.StatusOK || status == http.StatusNoContent || status == http.StatusNotModified {
 		return false

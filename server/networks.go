@@ -332,7 +332,7 @@ func (p *addressParser) prefixes(field string, list *[]openapi.ExtraAddress) *[]
 			prefix, err = netip.PrefixFrom(a, a.BitLen()), nil
 		}
 		if err != nil {
-			p.fault(fmt.Sprintf("%s/%d", field, i), "must be an address or a prefix, such as 10.0.0.200, 10.0.0.240/28 or fd00::5")
+			p.fault(fmt.Sprintf("%s/%d", field, i), "must be an address or a prefix, such as 10.0.0.200, 10.0.0.224/28 or fd00::5")
 		}
 		out[i] = prefix
 	}

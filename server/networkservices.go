@@ -32,7 +32,7 @@ func (p *addressParser) dhcpOptions(field string, list *openapi.DHCPOptions) *[]
 	return &out
 }
 
-// wide returns nil for nil.
+// optionalInt64 returns nil for nil.
 func optionalInt64(n *int) *int64 {
 	if n == nil {
 		return nil

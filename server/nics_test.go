@@ -93,8 +93,8 @@ func TestANICIsAttachedChangedAndDetached(t *testing.T) {
 				t.Errorf("%+v", n)
 			}
 			n = into[openapi.NIC](t, a.want(t, 200, "PATCH", "/vms/web-1/nics/1",
-				`{"extra_addresses":["192.168.100.200","192.168.100.240/28"]}`))
-			if got := strings.Join(n.ExtraAddresses, " "); got != "192.168.100.200/32 192.168.100.240/28" || n.RateOut != 7 {
+				`{"extra_addresses":["192.168.100.200","192.168.100.224/28"]}`))
+			if got := strings.Join(n.ExtraAddresses, " "); got != "192.168.100.200/32 192.168.100.224/28" || n.RateOut != 7 {
 				t.Errorf("%+v", n)
 			}
 			n = into[openapi.NIC](t, a.want(t, 200, "PATCH", "/vms/web-1/nics/1", `{"extra_addresses":[]}`))

@@ -21,6 +21,7 @@ type VMs interface {
 	Do(ctx context.Context, id string, op vm.Op, o vm.StopOptions) (vm.VM, vm.Operation, error)
 	Await(ctx context.Context, id string, c vm.Condition) (vm.VM, error)
 	CanAwait(ctx context.Context, id string, c vm.Condition) error
+	RunsOrWill(ctx context.Context, id string) (vm.VM, bool, error)
 	Why(ctx context.Context, id string) (vm.Why, error)
 }
 
@@ -165,6 +166,9 @@ func (s *Server) GetVM(ctx context.Context, r openapi.GetVMRequestObject) (opena
 	if err != nil {
 		return nil, err
 	}
+	if err := permitCondition(ctx, h.until); err != nil {
+		return nil, err
+	}
 	met := true
 	if h.until != (vm.Condition{}) {
 		if met, err = s.awaitVM(ctx, r.ID, h); err != nil {
@@ -182,6 +186,19 @@ func (s *Server) GetVM(ctx context.Context, r openapi.GetVMRequestObject) (opena
 	a := resource(w.etag(), r.Params.IfNoneMatch, func() any { return w })
 	a.applied = h.until != (vm.Condition{})
 	return a, nil
+}
+
+// permitCondition returns a fault if the caller must not wait for c: a check of it runs a program
+// in the guest, or connects to a port of the guest.
+func permitCondition(ctx context.Context, c vm.Condition) error {
+	if c.Port == 0 && !c.CloudInit {
+		return nil
+	}
+	err := permit(vm.CallerOf(ctx), vm.RoleOperator)
+	if f := (*vm.Fault)(nil); errors.As(err, &f) {
+		f.Detail = "wait_for=port:N and wait_for=cloud-init need the role " + string(vm.RoleOperator)
+	}
+	return err
 }
 
 // awaitVM waits for the condition of h and reports whether it was met in time. It fails if
@@ -312,11 +329,11 @@ func (s *Server) awaitStarted(ctx context.Context, id, prefer, waitFor string, r
 	if err != nil {
 		return answer{}, err
 	}
-	v, err := s.reader.VM(ctx, id)
+	v, runs, err := s.VMs.RunsOrWill(ctx, id)
 	if err != nil {
 		return answer{}, err
 	}
-	if v.State == vm.Paused || !v.RunsOrWill() {
+	if v.State == vm.Paused || !runs {
 		return answer{}, refusal
 	}
 	location := ""

@@ -55,8 +55,12 @@ func (n Network) checkExtraAddress(field string, p netip.Prefix) error {
 		return InvalidField(field, "%s is not in the subnet %s of network %s", p, subnet, n.Name)
 	case p.Contains(gateway):
 		return InvalidField(field, "%s contains %s, the gateway of network %s", p, gateway, n.Name)
-	case p.IsSingleIP() && p.Addr().Is4() && !isHostAddr(subnet, p.Addr()):
+	case p.Addr().Is4() && p.IsSingleIP() && !isHostAddr(subnet, p.Addr()):
 		return InvalidField(field, "%s is not a host address in %s", p, subnet)
+	case p.Addr().Is4() && !isHostAddr(subnet, p.Addr()):
+		return InvalidField(field, "%s contains %s, the network address of %s", p, p.Addr(), subnet)
+	case p.Addr().Is4() && !isHostAddr(subnet, lastAddr(p)):
+		return InvalidField(field, "%s contains %s, the broadcast address of %s", p, lastAddr(p), subnet)
 	}
 	return nil
 }

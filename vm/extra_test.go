@@ -26,7 +26,8 @@ func TestCheckExtraAddresses(t *testing.T) {
 	for i := range MaxExtraAddresses {
 		most = append(most, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(10 + i)}), 32))
 	}
-	bridge, four := extraNetwork(), extraNetwork()
+	bridge, four, last := extraNetwork(), extraNetwork(), extraNetwork()
+	last.Gateway = netip.MustParseAddr("10.0.0.254")
 	bridge.Mode, four.IPv6 = NetworkBridge, netip.Prefix{}
 	for _, c := range []struct {
 		name    string
@@ -37,7 +38,7 @@ func TestCheckExtraAddresses(t *testing.T) {
 	}{
 		{"none", extraNetwork(), nil, "", ""},
 		{"none on a bridge", bridge, nil, "", ""},
-		{"addresses", extraNetwork(), prefixes("10.0.0.200/32", "10.0.0.240/28", "fd00:1::5/128", "fd00:1:0:0:1::/80"), "", ""},
+		{"addresses", extraNetwork(), prefixes("10.0.0.200/32", "10.0.0.224/28", "fd00:1::5/128", "fd00:1:0:0:1::/80"), "", ""},
 		{"the most", extraNetwork(), most, "", ""},
 		{"too many", extraNetwork(), append(slices.Clone(most), prefixes("10.0.0.99/32")...), "/x", "at most 16"},
 		{"a bridge", bridge, prefixes("10.0.0.200/32"), "/x", "mode bridge"},
@@ -52,8 +53,10 @@ func TestCheckExtraAddresses(t *testing.T) {
 		{"the IPv6 gateway", extraNetwork(), prefixes("fd00:1::/80"), "/x/0", "contains fd00:1::1, the gateway"},
 		{"the network address", extraNetwork(), prefixes("10.0.0.0/32"), "/x/0", "not a host address"},
 		{"the broadcast address", extraNetwork(), prefixes("10.0.0.255/32"), "/x/0", "not a host address"},
+		{"around the broadcast address", extraNetwork(), prefixes("10.0.0.240/28"), "/x/0", "contains 10.0.0.255, the broadcast"},
+		{"around the network address", last, prefixes("10.0.0.0/31"), "/x/0", "contains 10.0.0.0, the network"},
 		{"host bits", extraNetwork(), prefixes("10.0.0.244/28"), "/x/0", "use 10.0.0.240/28 or 10.0.0.244/32"},
-		{"an overlap", extraNetwork(), prefixes("10.0.0.240/28", "10.0.0.244/32"), "/x/1", "overlaps the entry 10.0.0.240/28"},
+		{"an overlap", extraNetwork(), prefixes("10.0.0.224/28", "10.0.0.230/32"), "/x/1", "overlaps the entry 10.0.0.224/28"},
 		{"twice", extraNetwork(), prefixes("10.0.0.9/32", "10.0.0.9/32"), "/x/1", "overlaps"},
 	} {
 		wantField(t, c.name, c.network.CheckExtraAddresses("/x", c.list), "", c.field, c.says)

@@ -90,11 +90,6 @@ const (
 // Live reports whether v has a QEMU process that can plug and unplug devices.
 func (v VM) Live() bool { return v.State == Running || v.State == Paused }
 
-// RunsOrWill reports whether v runs, is paused, starts or restarts.
-func (v VM) RunsOrWill() bool {
-	return v.Live() || v.State == Starting || v.State == Stopping && v.Desired == DesiredRunning
-}
-
 // Version returns the recorded version of v.
 func (v VM) Version() Version { return Version{v.Seq, v.Revision} }
 

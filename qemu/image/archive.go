@@ -45,6 +45,8 @@ type archive struct {
 	disk string // the requested name of a disk; empty for the only one
 	// extract stores a member as the image. It is called at most once.
 	extract func(io.Reader) error
+	// bound bounds what is read of a member. nil for no bound.
+	bound func(io.Reader) io.Reader
 
 	members  map[string]bool
 	ovf      string                 // name of the descriptor; empty before it is read
@@ -128,8 +130,15 @@ func (a *archive) member(h *tar.Header, r io.Reader) error {
 	default:
 		return hostilef("the tar archive has a link or a device: %.100q", name)
 	}
-	if h.Size > a.max {
+	switch {
+	case h.Size > a.max:
 		return &TooLarge{Max: a.max}
+	case a.ovf != "" && isSparse(h):
+		// No program writes one, and each expands to zeros that no byte was transferred for.
+		return unsupportedf("the OVA has a sparse file: %.100q", name)
+	}
+	if a.bound != nil {
+		r = a.bound(r)
 	}
 	switch strings.ToLower(path.Ext(name)) {
 	case ".ovf":
@@ -140,6 +149,19 @@ func (a *archive) member(h *tar.Header, r io.Reader) error {
 		}
 	}
 	return a.file(name, r)
+}
+
+// isSparse reports whether a member has holes, which the reader fills with zeros.
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // readSmall reads a member of at most limit bytes.
@@ -278,8 +300,15 @@ func (a *archive) check() error {
 // unpack takes the image out of a tar archive and writes it to dst. It expands an image that is
 // compressed in the archive, unless packed is set: the archive was compressed itself.
 func (i *Importer) unpack(body io.Reader, packed bool, w Want, dst *copier) error {
+	defer dst.turn.leave()
 	max := i.opts.MaxBytes
-	a := &archive{max: max, disk: w.Disk, extract: func(r io.Reader) error {
+	bounded := func(r io.Reader, left int64) io.Reader {
+		return &limited{r: r, left: left, max: max, turn: dst.turn, check: dst.checkZeroRatio}
+	}
+	a := &archive{max: max, disk: w.Disk}
+	// The holes of a sparse member are not in the body.
+	a.bound = func(r io.Reader) io.Reader { return bounded(r, max) }
+	a.extract = func(r io.Reader) error {
 		if packed {
 			_, err := dst.run(r)
 			return err
@@ -299,25 +328,38 @@ func (i *Importer) unpack(body io.Reader, packed bool, w Want, dst *copier) erro
 		}
 		_, err = io.Copy(io.Discard, in) // what the decoder left, for the manifest
 		return err
-	}}
+	}
 	// The limit is that of an image, and a MiB for the headers.
-	if err := a.read(&limited{r: body, left: max + mib, max: max}); err != nil {
+	if err := a.read(bounded(body, max+mib)); err != nil {
 		return fmt.Errorf("import the image: %w", unwrapInput(err))
 	}
 	return nil
 }
 
-// limited fails with [*TooLarge] after a number of bytes.
+// limited fails with [*TooLarge] after a number of bytes, and when check refuses the number of
+// bytes read. It holds the turn for what the caller does with the bytes of one Read: members
+// other than the image are hashed, too.
 type limited struct {
 	r         io.Reader
+	n         int64 // bytes read
 	left, max int64
+	turn      *turn
+	check     func(n int64) error
 }
 
 // Read implements [io.Reader].
 func (l *limited) Read(p []byte) (int, error) {
+	l.turn.leave() // others may be waiting
+	if err := l.turn.take(); err != nil {
+		return 0, err
+	}
 	n, err := l.r.Read(p)
+	l.n += int64(n)
 	if l.left -= int64(n); l.left < 0 {
 		return 0, &TooLarge{Max: l.max}
+	}
+	if err := l.check(l.n); err != nil {
+		return 0, err
 	}
 	return n, err
 }

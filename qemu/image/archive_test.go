@@ -171,6 +171,22 @@ func patched(b []byte, change func(header []byte)) []byte {
 	return b
 }
 
+// sparseMember returns an archive with one file, which is a hole of 1 MiB in the format of tar.
+func sparseMember(t testing.TB, pax bool) []byte {
+	if !pax {
+		return patched(tarOf(t, member{"b.img", "", 0}), func(h []byte) {
+			h[156] = tar.TypeGNUSparse
+			copy(h[483:], "00004000000\x00")
+		})
+	}
+	var records strings.Builder
+	for _, r := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=b.img", "GNU.sparse.realsize=1048576"} {
+		fmt.Fprintf(&records, "%d %s\n", len(r)+4, r)
+	}
+	b := tarOf(t, member{"PaxHeaders/b.img", records.String(), 0}, member{"b.img", "0\n" + strings.Repeat("\x00", 510), 0})
+	return patched(b, func(h []byte) { h[156] = tar.TypeXHeader })
+}
+
 // hostileArchives returns archives that must be refused, by what is wrong with them.
 func hostileArchives(t testing.TB) map[string]struct {
 	archive []byte
@@ -181,6 +197,11 @@ func hostileArchives(t testing.TB) map[string]struct {
 	ovf, two := ovfOf("a.vmdk"), ovfOf("a.vmdk", "b.vmdk")
 	ova := func(ovf string, more ...member) []byte {
 		return tarOf(t, append([]member{{"a.ovf", ovf, 0}}, more...)...)
+	}
+	// withSparse appends a sparse file to an OVA that ends with two sectors of zeros.
+	withSparse := func(pax bool) []byte {
+		b := ova(ovf, member{"a.vmdk", vmdk, 0})
+		return append(b[:len(b)-2*sectorBytes:len(b)-2*sectorBytes], sparseMember(t, pax)...)
 	}
 	plain := tarOf(t, member{"disk.raw", disk, 0})
 	many := make([]member, 0, maxMembers+1)
@@ -238,6 +259,8 @@ func hostileArchives(t testing.TB) map[string]struct {
 		},
 		"manifest with MD5":          {ova(ovf, member{"a.mf", "MD5(a.vmdk)= 00\n", 0}), Damaged, "line 1"},
 		"manifest with a name twice": {ova(ovf, member{"a.mf", "SHA1(a)= 00\nSHA1(./a)= 00\n", 0}), Damaged, "line 2"},
+		"OVA with a sparse file":     {withSparse(false), Unsupported, "sparse"},
+		"OVA with a PAX sparse file": {withSparse(true), Unsupported, "sparse"},
 		"two manifests":              {ova(ovf, member{"a.mf", "", 0}, member{"b.mf", "", 0}), Unsupported, "two manifests"},
 	}
 }
@@ -322,6 +345,65 @@ func TestArchivesAreBounded(t *testing.T) {
 	wantFiles(t, dir)
 }
 
+func TestDiskOfFileThatIsNoArchiveIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, b := range map[string][]byte{"raw": goodRaw(), "compressed": gzipped(t, goodRaw())} {
+		i, dir := testImporter(t, Options{})
+		want := Want{Disk: "a.vmdk"}
+		var r *Rejected
+		_, err := i.Import(t.Context(), bytes.NewReader(b), want)
+		if !errors.As(err, &r) || r.Flaw != Unsupported || !strings.Contains(r.Reason, "no archive") {
+			t.Errorf("%s: %v", name, err)
+		}
+		sendPieces(t, i, "upload", b, 1)
+		if _, err := i.Finish(t.Context(), "upload", want); !errors.As(err, &r) || !strings.Contains(r.Reason, "no archive") {
+			t.Errorf("%s, uploaded: %v", name, err)
+		}
+		if err := i.Drop("upload"); err != nil {
+			t.Error(err)
+		}
+		wantFiles(t, dir)
+	}
+}
+
+// A file of an OVA that is not the disk is hashed for the manifest. Its bytes count, as those of
+// the disk do, and a request that ends does not wait for it.
+func TestOtherFilesOfArchiveAreBounded(t *testing.T) {
+	t.Parallel()
+	need.Programs(t, "bzip2")
+	i, dir := testImporter(t, Options{})
+	head := tarOf(t, member{"a.ovf", ovfOf("a.vmdk"), 0}, member{"x.iso", "", 0})
+	head = head[:len(head)-2*sectorBytes]
+	copy(head[len(head)-sectorBytes:], patched(head[len(head)-sectorBytes:], func(h []byte) {
+		copy(h[124:], "77777777777\x00") // 8 GiB
+	}))
+	path := filepath.Join(t.TempDir(), "head")
+	if err := os.WriteFile(path, head, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bomb := append(run(t, ".", "bzip2", "-c", path), bytes.Repeat(bzip2Zeros(t), 4)...)
+	var r *Rejected
+	if _, err := i.Import(t.Context(), bytes.NewReader(bomb), Want{}); !errors.As(err, &r) || r.Flaw != Hostile ||
+		!strings.Contains(r.Reason, "expand to") {
+		t.Errorf("%d bytes that expand to 180 MB: %v", len(bomb), err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("gone")
+	rest := bytes.NewReader(bomb)
+	in := readerFunc(func(p []byte) (int, error) {
+		n, err := rest.Read(p)
+		cancel(gone) // all bytes are in a buffer
+		return n, err
+	})
+	if _, err := i.Import(ctx, in, Want{}); !errors.Is(err, gone) {
+		t.Errorf("after the request ended: %v", err)
+	}
+	if len(i.turns) != 0 {
+		t.Error("a turn is not given back")
+	}
+	wantFiles(t, dir)
+}
+
 func FuzzArchive(f *testing.F) {
 	f.Add(tarOf(f, member{"a.ovf", ovfOf("a.vmdk"), 0}, member{"a.mf", "SHA1(a.ovf)= 00\n", 0}, member{"a.vmdk", string(goodVMDK()), 0}))
 	f.Add(tarOf(f, member{"disk.raw", strings.Repeat("x", 1024), 0}))
@@ -332,7 +414,7 @@ func FuzzArchive(f *testing.F) {
 			stored = true
 			return nil
 		}}
-		if err := a.read(&limited{r: bytes.NewReader(b), left: mib, max: mib}); err == nil && !stored {
+		if err := a.read(&limited{r: bytes.NewReader(b), left: mib, max: mib, check: func(int64) error { return nil }}); err == nil && !stored {
 			t.Error("an archive without a disk is accepted")
 		}
 		if names, err := parseOVF(b); err == nil {

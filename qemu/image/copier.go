@@ -128,13 +128,21 @@ func (c *copier) checkRatio(end int64) error {
 	if c.inputBytes == nil || end <= bombAllowance {
 		return nil
 	}
-	in := c.inputBytes()
-	switch {
-	case (c.filled-bombAllowance)/maxRatio > in:
+	if in := c.inputBytes(); (c.filled-bombAllowance)/maxRatio > in {
 		return hostilef("%d transferred bytes expand to more than %d", in, c.filled)
-	case (end-bombAllowance)/maxZeroRatio > in:
+	}
+	return c.checkZeroRatio(end)
+}
+
+// checkZeroRatio refuses n expanded bytes, written or not, that so few bytes were transferred for
+// that nearly all must be zeros.
+func (c *copier) checkZeroRatio(n int64) error {
+	if c.inputBytes == nil || n <= bombAllowance {
+		return nil
+	}
+	if in := c.inputBytes(); (n-bombAllowance)/maxZeroRatio > in {
 		return hostilef("%d transferred bytes expand to more than %d, nearly all of them zeros: "+
-			"compress the image with zstd, xz or gzip, or convert it to qcow2", in, end)
+			"compress the image with zstd, xz or gzip, or convert it to qcow2", in, n)
 	}
 	return nil
 }

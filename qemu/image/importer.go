@@ -61,6 +61,14 @@ func (w Want) progress(total int64) func(done int64) {
 	return func(done int64) { w.Progress(done, total) }
 }
 
+// checkDisk refuses the name of a disk for a file that is no archive.
+func (w Want) checkDisk(archived bool) error {
+	if w.Disk != "" && !archived {
+		return unsupportedf("the file is no archive, so it has no disk %.100q: leave disk out", w.Disk)
+	}
+	return nil
+}
+
 // Content is an imported image.
 type Content struct {
 	SHA256 string // of the stored bytes, in lower-case hex: the name of the file
@@ -216,6 +224,9 @@ func (i *Importer) receive(
 			return fmt.Errorf("import the image: %w", unwrapInput(err))
 		}
 	}
+	if err := w.checkDisk(archived); err != nil {
+		return err
+	}
 	if archived {
 		err = i.unpack(expanded, packed.used(), w, dst)
 	} else if _, err = dst.run(expanded); err != nil {
@@ -257,7 +268,8 @@ func (i *Importer) Adopt(ctx context.Context, temp string, w Want) (c Content, e
 
 // store inspects a complete file, makes it durable and names it by sum, the hash of
 // all its bytes. It pads a raw image and may change the header of a VHD, so after an error sum
-// may be that of other bytes.
+// may be that of other bytes. It does not change bytes of an upload: a repetition checks their
+// checksum.
 func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Content, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -278,13 +290,13 @@ func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Conten
 			return Content{}, err
 		}
 	}
-	bytes, changed := st.Size(), false
+	bytes, patches := st.Size(), []patch(nil)
 	switch {
 	case info.Format == Raw && bytes%sectorBytes != 0:
 		bytes, err = pad(f, bytes, sum)
 	case info.Format == VPC:
-		if changed, err = exactVPC(f, bytes); changed && err == nil {
-			err = rehash(f, bytes, sum)
+		if patches, err = exactVPC(f, bytes); len(patches) > 0 && err == nil {
+			err = rehash(f, bytes, patches, sum)
 		}
 	}
 	if err != nil {
@@ -299,7 +311,7 @@ func (i *Importer) store(f *os.File, temp string, sum hash.Hash, w Want) (Conten
 			return Content{}, err
 		}
 	}
-	if err := i.publish(f, temp, c); err != nil {
+	if err := i.publish(f, temp, c, patches); err != nil {
 		return Content{}, err
 	}
 	return c, nil
@@ -316,10 +328,10 @@ func pad(f *os.File, size int64, sum hash.Hash) (int64, error) {
 	return whole, err
 }
 
-// publish seals a file and renames it to its final name. If the content exists
+// publish patches and seals a file and renames it to its final name. If the content exists
 // already, publish keeps the existing file, so that all its readers share its pages in
 // the page cache, and removes temp.
-func (i *Importer) publish(f *os.File, temp string, c Content) error {
+func (i *Importer) publish(f *os.File, temp string, c Content, patches []patch) (err error) {
 	if old, err := i.dir.Lstat(c.SHA256); err == nil && old.Mode().IsRegular() && old.Size() == c.Bytes {
 		f, err := i.dir.Open(c.SHA256)
 		if err != nil {
@@ -329,6 +341,18 @@ func (i *Importer) publish(f *os.File, temp string, c Content) error {
 		// Seal again: the account that must read it may have changed.
 		return errors.Join(i.opts.Seal(f), i.remove(temp))
 	}
+	if len(patches) > 0 {
+		patched := i.TempName()
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, i.remove(patched))
+			}
+		}()
+		if err := i.patch(f, temp, patched, patches); err != nil {
+			return fmt.Errorf("write the header of the image: %w", err)
+		}
+		temp = patched
+	}
 	if err := errors.Join(i.opts.Seal(f), f.Sync()); err != nil {
 		return fmt.Errorf("seal the image: %w", err)
 	}
@@ -337,6 +361,19 @@ func (i *Importer) publish(f *os.File, temp string, c Content) error {
 	}
 	if err := i.syncDir(); err != nil {
 		return errors.Join(err, i.remove(c.SHA256))
+	}
+	return nil
+}
+
+// patch renames a file and then changes it, so that after a kill it is not taken for an upload.
+func (i *Importer) patch(f *os.File, from, to string, patches []patch) error {
+	if err := errors.Join(i.dir.Rename(from, to), i.syncDir()); err != nil {
+		return err
+	}
+	for _, p := range patches {
+		if _, err := f.WriteAt(p.bytes, p.at); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -27,6 +27,9 @@ func (t *turn) take() error {
 	if t == nil || t.held {
 		return nil
 	}
+	if t.ctx.Err() != nil { // select may choose the turn
+		return &inputError{context.Cause(t.ctx)}
+	}
 	select {
 	case t.of <- struct{}{}:
 		t.held = true

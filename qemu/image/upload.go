@@ -202,7 +202,8 @@ func (i *Importer) durable(name string) (int64, error) {
 
 // Finish makes content of an upload. It fails as [Importer.Import] does, but the upload
 // then remains and can be continued. A compressed upload or an archive that failed while it
-// was expanded does not remain: its first bytes were freed.
+// was expanded does not remain: its first bytes were freed. Neither does a VHD that failed after
+// its header was changed.
 func (i *Importer) Finish(ctx context.Context, name string, w Want) (Content, error) {
 	u, err := i.acquire(name)
 	if err != nil {
@@ -227,6 +228,11 @@ func (i *Importer) Finish(ctx context.Context, name string, w Want) (Content, er
 	packed, err := isPacked(io.NewSectionReader(f, 0, size))
 	if err != nil {
 		return Content{}, err
+	}
+	if !packed { // of a compressed file it is not known yet
+		if err := w.checkDisk(false); err != nil {
+			return Content{}, err
+		}
 	}
 	needSHA256 := !packed || w.Sum.SHA256 != ""
 	if err := u.verify(ctx, f, size, w.Sum, needSHA256); err != nil {

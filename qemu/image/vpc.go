@@ -3,7 +3,6 @@ package image
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"hash"
 	"io"
 	"math/bits"
@@ -174,13 +173,19 @@ func (f vpc) checkTable(s *source) error {
 	})
 }
 
-// exactVPC makes QEMU give the disk in a VHD its recorded size, by the name of the program that
-// made it. It reports whether it changed the file, which has size bytes and was inspected.
-func exactVPC(f *os.File, size int64) (changed bool, err error) {
+// A patch replaces bytes of a file.
+type patch struct {
+	at    int64
+	bytes []byte
+}
+
+// exactVPC returns what to change in a VHD to make QEMU give the disk in it its recorded size: the
+// name of the program that made it. The file has size bytes and was inspected.
+func exactVPC(f *os.File, size int64) (patches []patch, err error) {
 	for _, at := range []int64{0, size - sectorBytes} {
 		b := make([]byte, sectorBytes)
 		if _, err := f.ReadAt(b, at); err != nil {
-			return changed, err
+			return nil, err
 		}
 		v := parseVPC(b)
 		if !bytes.HasPrefix(b, []byte(vpcMagic)) || v.geometry == v.size || slices.Contains(vpcCreators, v.creator) {
@@ -188,17 +193,22 @@ func exactVPC(f *os.File, size int64) (changed bool, err error) {
 		}
 		copy(b[vpcCreatorAt:], vpcCreators[0])
 		binary.BigEndian.PutUint32(b[vpcChecksumAt:], vpcSum(b, vpcChecksumAt))
-		if _, err := f.WriteAt(b, at); err != nil {
-			return changed, fmt.Errorf("write the vpc footer: %w", err)
-		}
-		changed = true
+		patches = append(patches, patch{at, b})
 	}
-	return changed, nil
+	return patches, nil
 }
 
-// rehash resets a hash to that of the first size bytes of a file.
-func rehash(f *os.File, size int64, sum hash.Hash) error {
+// rehash resets a hash to that of the first size bytes of a file with patches, which are in the
+// order of their offsets.
+func rehash(f *os.File, size int64, patches []patch, sum hash.Hash) error {
 	sum.Reset()
-	_, err := io.CopyBuffer(sum, io.NewSectionReader(f, 0, size), make([]byte, copyBufferBytes))
+	var parts []io.Reader
+	at := int64(0)
+	for _, p := range patches {
+		parts = append(parts, io.NewSectionReader(f, at, p.at-at), bytes.NewReader(p.bytes))
+		at = p.at + int64(len(p.bytes))
+	}
+	parts = append(parts, io.NewSectionReader(f, at, size-at))
+	_, err := io.CopyBuffer(sum, io.MultiReader(parts...), make([]byte, copyBufferBytes))
 	return err
 }

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -76,6 +77,76 @@ func TestVPCDiskHasItsRecordedSize(t *testing.T) {
 			}
 			run(t, dir, "qemu-img", "compare", "-f", "raw", "-F", "vpc", "data", stored)
 		}
+	}
+}
+
+// The checksum of an upload is that of its own bytes, also when vmand is killed between two steps of
+// Finish.
+func TestUploadedVPCIsFinishedAfterKill(t *testing.T) {
+	t.Parallel()
+	b := goodFixedVPC()
+	footer := b[len(b)-sectorBytes:]
+	copy(footer[vpcCreatorAt:], "vbox")
+	copy(footer[56:], []byte{1, 14, 4, 17})
+	be.PutUint32(footer[vpcChecksumAt:], vpcSum(footer, vpcChecksumAt))
+	want := Want{Sum: Sum{SHA256: sumOf(b)}, Format: VPC}
+	// dir is what a kill in a step left.
+	finishes := func(step, dir string) {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		i, err := NewImporter(root, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, err := i.Uploaded("vhd")
+		if err != nil || at != 0 && at != int64(len(b)) {
+			t.Fatalf("%s: %d bytes uploaded, %v", step, at, err)
+		}
+		if at == 0 {
+			sendPieces(t, i, "vhd", b, 1)
+		}
+		c, err := i.Finish(t.Context(), "vhd", want)
+		if err != nil || c.SHA256 == sumOf(b) {
+			t.Errorf("killed at %s: %+v, %v", step, c, err)
+			return
+		}
+		wantFiles(t, dir, c.SHA256)
+	}
+	killed := map[string]string{}
+	kill := func(step, dir string) {
+		killed[step] = filepath.Join(t.TempDir(), "copy")
+		if err := os.CopyFS(killed[step], os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var dir string
+	var i *Importer
+	i, dir = testImporter(t, Options{Seal: func(*os.File) error {
+		kill("seal", dir)
+		return nil
+	}})
+	sendPieces(t, i, "vhd", b, 1)
+	failed := errors.New("failed")
+	w := want
+	w.Ready = func(Content) error { return failed }
+	if _, err := i.Finish(t.Context(), "vhd", w); !errors.Is(err, failed) {
+		t.Error(err)
+	}
+	w.Ready = func(Content) error {
+		kill("ready", dir)
+		return nil
+	}
+	if _, err := i.Finish(t.Context(), "vhd", w); err != nil {
+		t.Errorf("after a failure: %v", err)
+	}
+	if len(killed) != 2 {
+		t.Errorf("killed at %v, want two steps", killed)
+	}
+	for step, dir := range killed {
+		finishes(step, dir)
 	}
 }
 
