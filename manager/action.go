@@ -95,7 +95,7 @@ func (s *VMs) do(ctx context.Context, a *powerAction) (vm.VM, vm.Operation, erro
 	if a.op == vm.OpStop && a.stop.Force {
 		q.claim.preempt, q.preemptible = true, false
 	}
-	r, err := s.begin(ctx, q)
+	r, err := s.unasked.begin(a, func() (*run, error) { return s.begin(ctx, q) })
 	if err != nil {
 		return vm.VM{}, vm.Operation{}, err
 	}
@@ -109,6 +109,7 @@ type powerAction struct {
 	op   vm.Op
 	stop vm.StopOptions
 	auto bool  // a restart by policy
+	boot bool  // a start with the host
 	v    vm.VM // as it will be recorded
 	to   vm.State
 }

@@ -1,10 +1,12 @@
 package manager_test
 
 import (
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
+	"vmand/manager"
 	"vmand/vm"
 )
 
@@ -205,6 +207,49 @@ func TestGuestPausedByAFullDiskContinuesWithFreeSpace(t *testing.T) {
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 }
 
+// nextDaemon replaces the engine.
+func (w *world) nextDaemon() {
+	w.Engine.Close(w.t.Context())
+	w.Engine = manager.New(w.store, w.driver, w.network, manager.Options{}, slog.New(slog.DiscardHandler))
+}
+
+// After the first stop for a shutdown of the host, no VM starts that nobody asked for.
+func TestHostShutdownEndsAutomaticStarts(t *testing.T) {
+	w := newWorld(t)
+	policy := vm.RestartAlways
+	for i, id := range []string{"crashed", "first", "second"} {
+		w.create(id)
+		w.edit(id, vm.VMEdits{Restart: &policy, Desired: new(vm.DesiredRunning), Autostart: &vm.Autostart{Enabled: id != "crashed", Order: i}})
+	}
+	w.do("crashed", vm.OpStart)
+	w.driver.Set("crashed", "gone")
+	must(t)(w.Settle(t.Context(), vm.VMResource("crashed")))
+	w.due("crashed")
+	starts, release := w.blockOn("Start")
+	walk := make(chan error)
+	go func() { walk <- w.VMs.Autostart(t.Context(), "boot") }()
+	<-starts
+	// "first" is being started: a stop by force ends that.
+	_, op, err := w.VMs.Do(t.Context(), "first", vm.OpStop, vm.StopOptions{Force: true, HostShutdown: true})
+	must(t)(op, err)
+	must(t)(w.Operations.Wait(t.Context(), op.ID))
+	release()
+	must(t)(<-walk)
+	w.driver.Hook = nil
+	w.wantVM("second", vm.Stopped, vm.ReasonCreated)
+	_, err = w.VMs.RestartDue(t.Context(), "crashed")
+	wantCode(t, err, vm.CodeState, "while the host shuts down")
+	must(t)(w.VMs.Autostart(t.Context(), "boot"))
+	w.wantVM("second", vm.Stopped, vm.ReasonCreated)
+	// The shutdown was cancelled: a request starts a VM, and the policies hold again.
+	w.do("first", vm.OpStart)
+	must(t)(w.VMs.RestartDue(t.Context(), "crashed"))
+	// The next daemon does the rest of the walk.
+	w.nextDaemon()
+	must(t)(w.VMs.Autostart(t.Context(), "boot"))
+	w.wantVM("second", vm.Running, vm.ReasonRequested)
+}
+
 func TestHostShutdownKeepsTheDesiredState(t *testing.T) {
 	w := newWorld(t)
 	policy := vm.RestartAlways
@@ -227,6 +272,7 @@ func TestHostShutdownKeepsTheDesiredState(t *testing.T) {
 	if !strings.Contains(calls, "Shutdown a") || !strings.Contains(calls, "Destroy killed") {
 		t.Errorf("the calls of the driver are %s; want a shutdown of a, and the end of killed", calls)
 	}
+	w.nextDaemon()
 	must(t)(w.VMs.Autostart(t.Context(), "next boot"))
 	w.wantVM("a", vm.Running, vm.ReasonRequested)
 	w.wantVM("killed", vm.Running, vm.ReasonRequested)

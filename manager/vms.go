@@ -16,6 +16,8 @@ type VMs struct {
 	// before holds when each active VM was last started, if that was before the host
 	// was booted. AfterBoot sets it, before the engine is used.
 	before map[string]time.Time
+	// unasked says whether vmand may start VMs without a request.
+	unasked unasked
 }
 
 // settled returns a VM in a settled state. If its state is transitional, because the outcome
