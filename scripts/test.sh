@@ -63,12 +63,12 @@ compile() { # DIRECTORY PACKAGE...
 
 # daemon builds the vmand under test. A wrapper sets the directory of its coverage, because
 # a test binary sets another one, and the file of its races, because no test reads the
-# standard error of every daemon.
+# standard error of every daemon. It passes its name on: vmand is the client if that is vman.
 daemon() {
 	go build "${flags[@]}" -o build/vmand-cover . &&
 		cat >"$VMAN_TEST_BINARY" <<-EOF &&
-			#!/bin/sh
-			GOCOVERDIR='$coverage/data' GORACE='log_path=$races/race atexit_sleep_ms=0' exec '$root/build/vmand-cover' "\$@"
+			#!/bin/bash
+			GOCOVERDIR='$coverage/data' GORACE='log_path=$races/race atexit_sleep_ms=0' exec -a "\$0" '$root/build/vmand-cover' "\$@"
 		EOF
 		chmod +x "$VMAN_TEST_BINARY"
 }

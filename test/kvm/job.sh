@@ -10,8 +10,8 @@ export VMAN_TEST_QEMU=required VMAN_TEST_ACCEL=kvm VMAN_TEST_GUEST=/job/guest
 export VMAN_TEST_TORTURE=$(option torture)
 export VMAN_TEST_BINARY=/job/vmand-test VMAN_TEST_FAILPOINT_BINARY=/job/vmand-failpoints
 cat >vmand-test <<'END'
-#!/bin/sh
-GOCOVERDIR=/job/coverage exec /job/vmand-cover "$@"
+#!/bin/bash
+GOCOVERDIR=/job/coverage exec -a "$0" /job/vmand-cover "$@"
 END
 chmod 755 . vmand-test
 # One test at a time: guests that boot at the same time break the emulated SVM.
