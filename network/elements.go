@@ -140,11 +140,8 @@ func extraElement(tap string, p netip.Prefix) element {
 	if p.Addr().Is6() {
 		set = setExtras6
 	}
-	last := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < 8*len(last); i++ {
-		last[i/8] |= 0x80 >> (i % 8)
-	}
-	return element{set: set, key: tap + string(p.Masked().Addr().AsSlice()), last: tap + string(last)}
+	first, last := p.Masked().Addr(), vm.LastAddr(p)
+	return element{set: set, key: tap + string(first.AsSlice()), last: tap + string(last.AsSlice())}
 }
 
 // addressRange returns the range of extra addresses that e is. It is not ok if e is of another

@@ -59,8 +59,8 @@ func (n Network) checkExtraAddress(field string, p netip.Prefix) error {
 		return InvalidField(field, "%s is not a host address in %s", p, subnet)
 	case p.Addr().Is4() && !isHostAddr(subnet, p.Addr()):
 		return InvalidField(field, "%s contains %s, the network address of %s", p, p.Addr(), subnet)
-	case p.Addr().Is4() && !isHostAddr(subnet, lastAddr(p)):
-		return InvalidField(field, "%s contains %s, the broadcast address of %s", p, lastAddr(p), subnet)
+	case p.Addr().Is4() && !isHostAddr(subnet, LastAddr(p)):
+		return InvalidField(field, "%s contains %s, the broadcast address of %s", p, LastAddr(p), subnet)
 	}
 	return nil
 }
@@ -72,12 +72,9 @@ func (n Network) AssignedIn(p netip.Prefix) (first, last netip.Addr, ok bool) {
 		return first, last, false
 	}
 	if p.Addr().Is4() {
-		return p.Addr(), lastAddr(p), n.Subnet.Contains(p.Addr())
+		return p.Addr(), LastAddr(p), n.Subnet.Contains(p.Addr())
 	}
-	from, to := p.Masked().Addr().As16(), p.Masked().Addr().As16()
-	for i := p.Bits(); i < 128; i++ {
-		to[i/8] |= 0x80 >> (i % 8)
-	}
+	from, to := p.Masked().Addr().As16(), LastAddr(p).As16()
 	// The offset of an assigned address has at most 32 bits.
 	high := func(a [16]byte) uint32 { return binary.BigEndian.Uint32(a[8:]) }
 	low := func(a [16]byte) uint32 { return binary.BigEndian.Uint32(a[12:]) }

@@ -138,7 +138,7 @@ func (n Network) UserGuest() netip.Addr {
 
 // HostRange returns the first and the last host address of the IPv4 subnet of n.
 func (n Network) HostRange() (first, last netip.Addr) {
-	return n.Subnet.Addr().Next(), lastAddr(n.Subnet).Prev()
+	return n.Subnet.Addr().Next(), LastAddr(n.Subnet).Prev()
 }
 
 // CanAssign reports whether a is a host address of the IPv4 subnet of n other than the gateway.
@@ -149,16 +149,17 @@ func (n Network) CanAssign(a netip.Addr) bool {
 // isHostAddr reports whether a is a host address of the IPv4 subnet s: not its first address
 // and not its broadcast address.
 func isHostAddr(s netip.Prefix, a netip.Addr) bool {
-	return a.Is4() && s.Contains(a) && a != s.Addr() && a != lastAddr(s)
+	return a.Is4() && s.Contains(a) && a != s.Addr() && a != LastAddr(s)
 }
 
-// lastAddr returns the broadcast address of the IPv4 subnet s.
-func lastAddr(s netip.Prefix) netip.Addr {
-	a := s.Masked().Addr().As4()
-	for i := s.Bits(); i < 32; i++ {
+// LastAddr returns the last address of s: of an IPv4 subnet the broadcast address.
+func LastAddr(s netip.Prefix) netip.Addr {
+	a := s.Masked().Addr().AsSlice()
+	for i := s.Bits(); i < 8*len(a); i++ {
 		a[i/8] |= 0x80 >> (i % 8)
 	}
-	return netip.AddrFrom4(a)
+	last, _ := netip.AddrFromSlice(a) // of an address, so it has the right length
+	return last
 }
 
 // CheckMode returns a [Fault] of code [CodeInvalid] if the mode of n is unknown, or if n has a
