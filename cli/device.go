@@ -109,7 +109,6 @@ func parseSlot(s string) (int, error) {
 
 func (a *app) nicCommand() *cobra.Command {
 	d := a.nics()
-	var body client.CreateNIC
 	var network, ip, mac, model string
 	add := &cobra.Command{
 		Use:     "add VM",
@@ -125,7 +124,7 @@ func (a *app) nicCommand() *cobra.Command {
 	a.completeFlag(add, "network", a.networks().complete(a))
 	a.completeFlag(add, "model", fixed("virtio", "e1000e"))
 	add.RunE = func(c *cobra.Command, args []string) error {
-		body = client.CreateNIC{Network: nonEmpty(network), IP: nonEmpty(ip), MAC: nonEmpty(mac),
+		body := client.CreateNIC{Network: nonEmpty(network), IP: nonEmpty(ip), MAC: nonEmpty(mac),
 			RateIn: given(c, "rate-in", *rateIn), RateOut: given(c, "rate-out", *rateOut)}
 		if model != "" {
 			body.Model = new(client.CreateNICModel(model))

@@ -78,10 +78,15 @@ func (g *guestsRun) sayOf(id, format string, args ...any) {
 	}
 }
 
+// list returns all VMs, the oldest first.
+func (g *guestsRun) list(ctx context.Context) ([]client.VM, error) {
+	return all[client.VM](ctx, g.app)(client.NewListVMsRequest(server, &client.ListVMsParams{Limit: new(pageSize)}))
+}
+
 // start starts the VMs with autostart that were last asked to run, as the daemon does after
 // a boot of the host.
 func (g *guestsRun) start(ctx context.Context) error {
-	vms, err := all[client.VM](ctx, g.app)(client.NewListVMsRequest(server, &client.ListVMsParams{Limit: new(100)}))
+	vms, err := g.list(ctx)
 	if err != nil {
 		return err
 	}
@@ -120,7 +125,7 @@ func (g *guestsRun) stop(ctx context.Context) error {
 	count := 0
 	first := map[string]time.Time{} // when each VM was first tried
 	for {
-		vms, err := all[client.VM](ctx, g.app)(client.NewListVMsRequest(server, &client.ListVMsParams{Limit: new(100)}))
+		vms, err := g.list(ctx)
 		if err != nil {
 			return err
 		}
