@@ -48,7 +48,7 @@ func (v *vman) run(status int, args ...string) string {
 	return strings.TrimSpace(out.String())
 }
 
-// has runs a command line that succeeds and whose output contains the words.
+// has runs a command line, which must succeed, and checks that its output contains the words.
 func (v *vman) has(words string, args ...string) {
 	v.t.Helper()
 	if out := v.run(0, args...); !strings.Contains(out, words) {

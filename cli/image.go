@@ -16,7 +16,8 @@ import (
 	"vmand/openapi/client"
 )
 
-// uploadRetries is how often an upload whose connection broke is continued without progress.
+// uploadRetries is the number of times that an upload is continued after its connection broke,
+// without progress in between.
 const uploadRetries = 5
 
 func (a *app) images() resource[client.Image] {

@@ -258,7 +258,7 @@ func plain(v any) any {
 	return v
 }
 
-// yamlOf returns JSON as a YAML document whose keys have the same order.
+// yamlOf returns JSON as a YAML document with the keys in the same order.
 func yamlOf(raw []byte) (*yaml.Node, error) {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()

@@ -20,7 +20,7 @@ import (
 const (
 	// maxAnswer is the maximum size of an answer that is kept in memory, in bytes.
 	maxAnswer = 64 << 20
-	// restartPatience is how long a request whose connection broke waits for the daemon
+	// restartPatience is how long a request waits, after its connection broke, for the daemon
 	// to accept connections again.
 	restartPatience = 10 * time.Second
 	// readPatience is how long the daemon may take to answer a request that only reads.

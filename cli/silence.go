@@ -52,7 +52,7 @@ func (s *silence) end() {
 	}
 }
 
-// A sentBody is the body of a request whose time to be sent is not silence.
+// A sentBody is the body of a request. The time that it takes to be sent is not silence.
 type sentBody struct {
 	io.ReadCloser
 	silence *silence

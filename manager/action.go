@@ -167,7 +167,7 @@ func (a *powerAction) recordDesired(v *vm.VM) {
 		v.RestartAt = time.Time{}
 		return
 	}
-	if a.stop.HostShutdown { // it is wanted after the next boot as it is now
+	if a.stop.HostShutdown { // the desired state is the one for the next boot
 		v.RestartAt = time.Time{}
 		return
 	}

@@ -22,7 +22,7 @@ const (
 	// lastClockPause.
 	firstClockPause = time.Second
 	lastClockPause  = 8 * time.Second
-	// clockBack is how many events Recover reads to find guests whose clocks were not checked.
+	// clockBack is the number of events that Recover reads to find the clocks that were not checked.
 	clockBack = 20_000
 )
 

@@ -685,7 +685,7 @@ func TestHangingPassIsOverdue(t *testing.T) {
 		stuck := make(chan struct{})
 		w.change(func() { w.stuck = stuck })
 		if !o.Works() {
-			t.Error("an observer whose pass has begun does not work")
+			t.Error("an observer that has begun a pass does not work")
 		}
 		after(overdue(interval))
 		if o.Works() {

@@ -12,7 +12,7 @@ import (
 	"vmand/vm"
 )
 
-// TestInternalErrorNeedsAReset plays a QEMU whose guest cannot continue: it refuses cont until
+// TestInternalErrorNeedsAReset plays a QEMU with a guest that cannot continue: it refuses cont until
 // a reset, as runstate_needs_reset of QEMU 7.2 does.
 func TestInternalErrorNeedsAReset(t *testing.T) {
 	var status atomic.Value

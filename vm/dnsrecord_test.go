@@ -47,7 +47,7 @@ func TestSearchList(t *testing.T) {
 	}
 }
 
-// checkFault fails the test unless n has a fault whose text has want, or none if want is "".
+// checkFault fails the test unless the fault of n has want in its text, or n has none if want is "".
 func checkFault(t *testing.T, name string, n Network, want string) {
 	t.Helper()
 	err := n.Check()

@@ -93,9 +93,9 @@ func queryOf(q *dns.Msg, question dns.Question) *dns.Msg {
 // a resolver of the host.
 func (s *Server) answerRemotely(ctx context.Context, z zone, q, r *dns.Msg) {
 	var servers []netip.AddrPort
-	upstreams, whose := s.upstreams, "the resolvers of the host do not answer"
+	upstreams, silence := s.upstreams, "the resolvers of the host do not answer"
 	if f := z.forwarder(dns.CanonicalName(q.Question[0].Name)); f != nil {
-		upstreams, whose = f.servers, "the DNS servers of a forwarder do not answer"
+		upstreams, silence = f.servers, "the DNS servers of a forwarder do not answer"
 	}
 	servers, changed := upstreams.list(time.Now(), z.record.Gateway, z.record.GatewayIPv6())
 	if changed {
@@ -104,7 +104,7 @@ func (s *Server) answerRemotely(ctx context.Context, z zone, q, r *dns.Msg) {
 	m, err := upstreams.query(ctx, q, servers)
 	if err != nil {
 		if s.ctx.Err() == nil {
-			s.log.Warn(whose, "err", err)
+			s.log.Warn(silence, "err", err)
 		}
 		fail(r)
 		return

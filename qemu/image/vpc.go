@@ -29,8 +29,8 @@ const (
 	vpcNoBlock     = 0xffffffff
 )
 
-// vpcCreators are the programs whose disks QEMU gives their recorded size. To other disks
-// it gives the size that follows from the geometry, which is a little smaller.
+// vpcCreators are the creators of disks to which QEMU gives the recorded size. Other disks get
+// the size that follows from the geometry, which is a little smaller.
 var vpcCreators = []string{"win ", "qem2", "d2v ", "CTXS", "tap\x00"}
 
 // vpc is a footer.
