@@ -296,14 +296,13 @@ func (a *agent) thaw(ctx context.Context) error {
 			a.session.log.Warn("the guest's file systems were frozen for too long and are thawed")
 		}
 	}
-	var refused *qga.Error
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
-	case frozen && errors.As(err, &refused):
+	case frozen && isRefusal(err):
 		a.session.log.Warn("the guest stays frozen", "err", err)
 		a.thawAt = time.Now().Add(pingInterval)
-	case err == nil, errors.As(err, &refused): // an agent that cannot report the state cannot freeze either
+	case err == nil, isRefusal(err): // an agent that cannot report the state cannot freeze either
 		a.frozen, a.thawAt = false, time.Time{}
 	}
 	return err

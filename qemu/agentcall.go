@@ -57,6 +57,12 @@ func (d *Driver) reachable(ctx context.Context, id string) (*agent, error) {
 	return nil, f
 }
 
+// isRefusal reports whether err is an error that the agent, or a program, reported.
+func isRefusal(err error) bool {
+	var refused *qga.Error
+	return errors.As(err, &refused)
+}
+
 // done records the outcome of a question to the agent, and gives an error its
 // class.
 func (a *agent) done(err error) error {
@@ -128,12 +134,11 @@ func (d *Driver) GuestInfo(ctx context.Context, id string) (vm.GuestInfo, error)
 	var refusal error
 	answered := false
 	for _, question := range questions {
-		var refused *qga.Error
 		err := question()
 		switch {
 		case err == nil:
 			answered = true
-		case errors.As(err, &refused):
+		case isRefusal(err):
 			refusal = err
 		default:
 			return vm.GuestInfo{}, a.done(err)

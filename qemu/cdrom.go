@@ -50,7 +50,7 @@ func cdromSCSI(c vm.CDROM) (device, error) {
 		Drive:   cdromAlias(c.ID),
 	}
 	if c.BootIndex != 0 {
-		drive.BootIndex = bootIndex(c.BootIndex)
+		drive.BootIndex = new(c.BootIndex)
 	}
 	return drive, nil
 }

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -100,12 +99,6 @@ func (a *agent) clockOffset(ctx context.Context) (time.Duration, error) {
 		return guest.Sub(after), nil
 	}
 	return 0, nil
-}
-
-// isRefusal reports whether err is an error that the agent, or a program, reported.
-func isRefusal(err error) bool {
-	var refused *qga.Error
-	return errors.As(err, &refused)
 }
 
 // offsetWords returns an offset as text.

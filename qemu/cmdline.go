@@ -42,8 +42,6 @@ const (
 // nicBootIndex is the boot index of the NIC that a VM boots from. No drive has it.
 const nicBootIndex = 0
 
-func bootIndex(n int) *int { return &n }
-
 // device is the argument of -device and device_add. The type is the same for both,
 // so a device of the start and a hot-plugged one cannot differ.
 type device struct {
@@ -180,7 +178,7 @@ func deviceArgs(s vm.Spec, l layout, fds bootFDs) ([]string, error) {
 			return nil, err
 		}
 		if i == 0 && s.Boot == vm.BootNetwork {
-			card.BootIndex, card.ROMFile = bootIndex(nicBootIndex), nil
+			card.BootIndex, card.ROMFile = new(nicBootIndex), nil
 		}
 		all = append(all, argument{"-netdev", netdev}, argument{"-device", card})
 	}
@@ -217,7 +215,7 @@ func machineDevices(s vm.Spec, l layout) []argument {
 			Bus:        pciBus,
 			Addr:       pciAddr(rootSlot, 0),
 			Drive:      rootNode,
-			BootIndex:  bootIndex(vm.RootBootIndex),
+			BootIndex:  new(vm.RootBootIndex),
 			WriteError: "stop",
 			ReadError:  "stop",
 		}},

@@ -100,8 +100,8 @@ func (s *fileSurvey) rootDisks(ctx context.Context) (map[string]bool, error) {
 // only tell whether a file exists and how old it is.
 type statInVMs func(name string) (unix.Stat_t, error)
 
-// eachVMDir calls visit for each VM that has a directory, until it fails or ctx is done. It does not read
-// the types of the entries, for which [os.Root] makes a system call for each.
+// eachVMDir calls visit for each VM that has a directory, until it fails or ctx is done. It does
+// not read the types of the entries, for which [os.Root] makes a system call for each.
 func eachVMDir(ctx context.Context, state *os.Root, visit func(id string, lstat statInVMs) error) error {
 	vms, err := state.Open(vmsDir)
 	if errors.Is(err, fs.ErrNotExist) {
